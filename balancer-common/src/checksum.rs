@@ -1,0 +1,123 @@
+//! Incremental Internet checksums: RFC 1624, equation 3, `HC' = ~(~HC + ~m + m')`.
+//!
+//! All 16-bit words are in memory order (as loaded from the packet); one's complement sums do not depend on byte
+//! order as long as every word and the checksum are loaded the same way.
+
+/// Folds a sum of 16-bit words into 16 bits with end-around carry.
+#[inline(always)]
+#[must_use]
+pub const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// What replacing the word `old` by `new` adds to the complemented checksum, unfolded.
+#[inline(always)]
+#[must_use]
+pub const fn replace_u16(old: u16, new: u16) -> u64 {
+    (!old) as u64 + new as u64
+}
+
+/// What replacing the 32-bit field `old` by `new` adds to the complemented checksum, unfolded.
+///
+/// Both are in memory order; the field must start at an even offset of the checksummed data.
+#[inline(always)]
+#[must_use]
+pub const fn replace_u32(old: u32, new: u32) -> u64 {
+    replace_u16(old as u16, new as u16) + replace_u16((old >> 16) as u16, (new >> 16) as u16)
+}
+
+/// What replacing a 16-byte address (or the four words that hold an IPv4 one) adds to the complemented checksum.
+#[inline(always)]
+#[must_use]
+pub const fn replace_address(old: &[u32; 4], new: &[u32; 4]) -> u64 {
+    replace_u32(old[0], new[0])
+        + replace_u32(old[1], new[1])
+        + replace_u32(old[2], new[2])
+        + replace_u32(old[3], new[3])
+}
+
+/// The checksum field after a change worth `delta` (a sum of `replace_*` values).
+#[inline(always)]
+#[must_use]
+pub const fn apply(check: u16, delta: u64) -> u16 {
+    !fold((!check) as u64 + delta)
+}
+
+/// [`apply`] for a UDP checksum field: 0 (no checksum) stays 0, and a computed 0 is sent as all ones (RFC 768).
+#[inline(always)]
+#[must_use]
+pub const fn apply_udp(check: u16, delta: u64) -> u16 {
+    if check == 0 {
+        return 0;
+    }
+    match apply(check, delta) {
+        0 => 0xffff,
+        check => check,
+    }
+}
+
+/// The unfolded sum of `data` as 16-bit words in memory order, an odd last byte padded with zero.
+#[must_use]
+pub fn sum(data: &[u8]) -> u64 {
+    let mut chunks = data.chunks_exact(2);
+    let mut total = 0;
+    for chunk in &mut chunks {
+        total += u16::from_ne_bytes([chunk[0], chunk[1]]) as u64;
+    }
+    if let [last] = chunks.remainder() {
+        total += u16::from_ne_bytes([*last, 0]) as u64;
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn full(data: &[u8]) -> u16 {
+        !fold(sum(data))
+    }
+
+    #[test]
+    fn rfc_1624_worked_example() {
+        // RFC 1624 section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285 gives 0x0000, where RFC 1141 gave 0xFFFF.
+        assert_eq!(apply(0xdd2f, replace_u16(0x5555, 0x3285)), 0x0000);
+    }
+
+    #[test]
+    fn udp_without_checksum_stays_without() {
+        assert_eq!(apply_udp(0, replace_u32(1, 2)), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn update_equals_recomputation(
+            mut data in prop::collection::vec(any::<u8>(), 8..128).prop_map(|mut d| { d.truncate(d.len() & !1); d }),
+            at in any::<prop::sample::Index>(),
+            new in any::<u32>(),
+        ) {
+            prop_assume!(data.iter().any(|&b| b != 0));
+            let at = at.index((data.len() - 4) / 2 + 1) * 2;
+            let check = full(&data);
+            let old = u32::from_ne_bytes(data[at..at + 4].try_into().expect("four bytes"));
+            data[at..at + 4].copy_from_slice(&new.to_ne_bytes());
+            prop_assume!(data.iter().any(|&b| b != 0));
+            prop_assert_eq!(apply(check, replace_u32(old, new)), full(&data));
+        }
+
+        #[test]
+        fn udp_never_becomes_no_checksum(check in 1u16.., old in any::<u32>(), new in any::<u32>()) {
+            prop_assert_ne!(apply_udp(check, replace_u32(old, new)), 0);
+        }
+
+        #[test]
+        fn fold_is_the_sum_modulo_ffff(sum in any::<u64>()) {
+            prop_assert_eq!(fold(sum) as u64 % 0xffff, sum % 0xffff);
+        }
+    }
+}

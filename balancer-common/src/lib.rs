@@ -1,0 +1,11 @@
+//! What the kernel program and the controller share: map layouts, client hashing, checksum arithmetic, verdicts.
+//!
+//! Everything that both sides must agree on exists here once, is free of I/O and is tested on the host.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod client;
+pub mod map_types;
+pub mod service_table;
+pub mod verdict;

@@ -1,0 +1,248 @@
+//! Keys and values of the kernel maps. Every layout exists here once.
+//!
+//! Addresses, ports and masks are in memory (network) order; everything else is native. An IPv4 address occupies the
+//! first word of its four, the rest is zero.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    client::HashKey,
+    verdict::{Decision, DropReason, Verdict},
+};
+
+/// Version of every layout in this module. A pinned map of another version is not adopted.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// A table entry that names no backend: the service has none configured.
+pub const NO_BACKEND: u16 = 0;
+/// A table entry that names no backend: all of them are down and the service drops.
+pub const ALL_DOWN: u16 = u16::MAX;
+/// Rows of the backend map: ids 1 to `MAX_BACKENDS` − 1 may be given to backends. A power of two.
+pub const MAX_BACKENDS: u32 = 16_384;
+
+/// Rows of the interface map. A power of two.
+pub const MAX_INTERFACES: u32 = 64;
+
+/// Ethernet address.
+pub type Mac = [u8; 6];
+
+/// `ServiceKey::family` of IPv4.
+pub const FAMILY_V4: u8 = 4;
+/// `ServiceKey::family` of IPv6.
+pub const FAMILY_V6: u8 = 6;
+
+/// What a packet is looked up by: address, port, protocol.
+///
+/// In the service table, port 0 stands for every port, and port 0 with protocol 0 marks the address as a VIP. In the
+/// return table it is the source of a backend's reply.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ServiceKey {
+    /// IPv4 in the first word, or IPv6; network order.
+    pub address: [u32; 4],
+    /// Network order.
+    pub port: u16,
+    /// IANA protocol number: 6, 17, or 0 for a VIP marker.
+    pub protocol: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]; 0 in an empty row.
+    pub family: u8,
+}
+
+/// How packets reach the backends of a service.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Destination MAC rewritten; the reply goes straight to the client.
+    Dsr = 1,
+    /// Destination address and port rewritten; the reply passes the balancer.
+    Nat = 2,
+}
+
+/// One row of the service table: a cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct ServiceRow {
+    /// What it is found by.
+    pub key: ServiceKey,
+    /// First slot of the live table in the map of slots. Swapped with one store.
+    pub table: u32,
+    /// Number of slots, M.
+    pub table_size: u32,
+    /// Index of the service, below the number of services.
+    pub id: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// The key of this service's client hash.
+    pub hash_key: HashKey,
+    /// The client prefix as a mask; for IPv4 in the low or first four bytes.
+    pub client_mask: [u64; 2],
+}
+
+/// One slot of a live table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct TableSlot {
+    /// Backend id, [`NO_BACKEND`] or [`ALL_DOWN`].
+    pub backend: u16,
+    /// Zero.
+    pub flags: u16,
+}
+
+/// Slots in one element of the map of slots (a cache line); a power of two.
+pub const SLOTS_PER_LINE: u32 = 16;
+
+/// One element of the map of slots.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct SlotLine {
+    /// Consecutive slots.
+    pub slots: [TableSlot; SLOTS_PER_LINE as usize],
+}
+
+/// `BackendRow::flags`: the row may be used; without it packets are dropped as [`DropReason::NoNextHop`].
+pub const BACKEND_REACHABLE: u8 = 1;
+/// `BackendRow::flags`: the destination port is rewritten (`nat`).
+pub const BACKEND_PORT_CHANGES: u8 = 2;
+
+/// Everything forwarding needs of one backend: a cache line, found by backend id.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BackendRow {
+    /// The next hop's MAC.
+    pub destination_mac: Mac,
+    /// The egress interface's MAC.
+    pub source_mac: Mac,
+    /// The egress interface.
+    pub ifindex: u32,
+    /// The backend's address, network order.
+    pub address: [u32; 4],
+    /// `nat`: what replacing the VIP by the backend's address adds to a complemented checksum, folded.
+    pub address_delta: u16,
+    /// `nat`: the same for address and port together, for the layer-4 checksum.
+    pub l4_delta: u16,
+    /// `nat`: the backend's port, network order.
+    pub port: u16,
+    /// A [`Forwarding`].
+    pub forwarding: u8,
+    /// `BACKEND_*` bits.
+    pub flags: u8,
+    /// MTU of the egress interface, in bytes.
+    pub mtu: u32,
+    /// Zero.
+    pub reserved: [u32; 5],
+}
+
+/// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct ReturnRow {
+    /// The backend's address, port (0: every port, unchanged) and protocol.
+    pub key: ServiceKey,
+    /// The VIP, network order.
+    pub vip: [u32; 4],
+    /// The service's port, network order; 0 leaves the port alone.
+    pub vip_port: u16,
+    /// The backend's id.
+    pub backend: u16,
+    /// What replacing the backend's address by the VIP adds to a complemented checksum, folded.
+    pub address_delta: u16,
+    /// The same for address and port together.
+    pub l4_delta: u16,
+    /// Zero.
+    pub reserved: [u32; 5],
+}
+
+/// Words that the controller publishes and the kernel program reads on every packet.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Control {
+    /// The active service table, a [`crate::service_table::TableView`].
+    pub services: u64,
+    /// The active return table, a [`crate::service_table::TableView`].
+    pub returns: u64,
+    /// `CONTROL_*` bits.
+    pub flags: u32,
+    /// [`LAYOUT_VERSION`].
+    pub layout_version: u32,
+    /// Zero.
+    pub reserved: [u64; 5],
+}
+
+/// `Control::flags`: some service has port 0, so a miss is looked up a second time.
+pub const CONTROL_PORT_WILDCARD: u32 = 1;
+/// `Control::flags`: some service is `nat`, so a miss is looked up in the return table.
+pub const CONTROL_RETURNS: u32 = 2;
+/// `Control::flags`: some `nat` service has port 0.
+pub const CONTROL_RETURN_WILDCARD: u32 = 4;
+
+/// Per-CPU counters of one interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct InterfaceStats {
+    /// Packets by [`Verdict`].
+    pub verdicts: [u64; Verdict::COUNT],
+}
+
+/// Per-CPU counters of one backend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct BackendStats {
+    /// Packets forwarded to the backend.
+    pub packets: u64,
+    /// Bytes of those packets, from the Ethernet header on.
+    pub bytes: u64,
+    /// New connections (TCP SYN).
+    pub connections: u64,
+    /// New connections by [`Decision`].
+    pub decisions: [u64; Decision::COUNT],
+}
+
+/// Per-CPU counters of dropped packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DropStats {
+    /// Packets by [`DropReason`].
+    pub reasons: [u64; DropReason::COUNT],
+}
+
+/// A neighbour that a `nat` reply needs and the kernel has not resolved: sent to the controller.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct NeighbourWanted {
+    /// Network order.
+    pub address: [u32; 4],
+    /// The interface it is a neighbour on.
+    pub ifindex: u32,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+}
+
+/// The row of an interface in the interface map: a perfect hash, whose multiplier the controller chooses at load.
+#[inline(always)]
+#[must_use]
+pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
+    ifindex.wrapping_mul(multiplier) >> (32 - MAX_INTERFACES.trailing_zeros())
+}
+
+const _: () = {
+    assert!(size_of::<ServiceRow>() == 64);
+    assert!(size_of::<BackendRow>() == 64);
+    assert!(size_of::<ReturnRow>() == 64);
+    assert!(size_of::<SlotLine>() == 64);
+    assert!(size_of::<Control>() == 64);
+    assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),+ $(,)?) => {$(
+            // SAFETY: `bytemuck::Pod` is derived: no padding, every bit pattern valid.
+            unsafe impl aya::Pod for $type {}
+        )+};
+    }
+
+    pod!(ServiceRow, SlotLine, BackendRow, ReturnRow, Control, InterfaceStats, BackendStats, DropStats);
+}

@@ -1,0 +1,88 @@
+//! What can become of a packet, and the counters that say so: index and metric label in one enum each.
+
+/// Declares a field-less enum with its counter index and its metric label.
+macro_rules! labelled {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $label:literal,)+ }) => {
+        $(#[$outer])*
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$inner])* $variant,)+ }
+
+        impl $name {
+            /// Every variant, in the order of the counter index.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The number of variants, which is the number of counters.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The label in metrics and JSON.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// The position in an array of counters.
+            #[inline(always)]
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+labelled! {
+    /// The XDP action taken, as counted in `balancer_packets_seen_total`.
+    Verdict {
+        /// Sent back out of the interface it came in by.
+        Tx = "tx",
+        /// Sent out of another interface.
+        Redirect = "redirect",
+        /// Handed to the kernel unchanged.
+        Pass = "pass",
+        /// Dropped; [`DropReason`] says why.
+        Drop = "drop",
+        /// The program failed. Never counted on purpose.
+        Aborted = "aborted",
+    }
+}
+
+labelled! {
+    /// Why a packet was dropped, as counted in `balancer_drops_total`.
+    DropReason {
+        /// Shorter than its headers say, or headers that contradict themselves.
+        Malformed = "malformed",
+        /// The service has no backend configured.
+        NoBackend = "no_backend",
+        /// Every backend is down and the service says `when_all_down = "drop"`, or every backend is in maintenance.
+        AllDown = "all_down",
+        /// A later fragment whose service cannot be told.
+        FragmentUnknown = "fragment_unknown",
+        /// TTL or hop limit used up in a routed mode.
+        TtlExceeded = "ttl_exceeded",
+        /// The backend's link-layer address or egress interface is not known.
+        NoNextHop = "no_next_hop",
+        /// A reply of a `nat` backend whose client has no route.
+        NoRoute = "no_route",
+        /// A reply of a `nat` backend whose client's neighbour entry is not resolved yet.
+        NoNeighbour = "no_neighbour",
+        /// Larger than the MTU of the interface it would leave by.
+        TooBig = "too_big",
+    }
+}
+
+labelled! {
+    /// How the backend of a new connection was chosen, as counted in `balancer_decisions_total`.
+    Decision {
+        /// A known client stayed where it was.
+        Kept = "kept",
+        /// A known client was steered elsewhere.
+        Moved = "moved",
+        /// A client not known before.
+        New = "new",
+        /// A rule named the backend.
+        Pinned = "pinned",
+        /// The lookup table alone decided: the service remembers nothing.
+        Stateless = "stateless",
+    }
+}

@@ -1,0 +1,9 @@
+#!/bin/sh
+# rustc always passes the CPU of its target specification, `--cpu generic`. Instruction set v3 (32-bit arithmetic and
+# jumps, Linux 5.1) makes the program shorter, and the linker accepts the option only once.
+for argument; do
+    shift
+    [ "$argument" = generic ] && argument=v3
+    set -- "$@" "$argument"
+done
+exec bpf-linker "$@"

@@ -1,0 +1,3 @@
+//! The JSON that the control socket speaks, for both ends.
+
+pub mod model;

@@ -1,0 +1,3 @@
+//! The configuration: valid by type once it exists.
+
+pub mod model;

@@ -1,0 +1,263 @@
+//! The valid configuration. Only `config::load` makes one, from a file that passed every check.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use balancer_common::{client::HashKey, map_types::Forwarding};
+use serde::{Deserialize, Serialize};
+
+/// A whole configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Interfaces to attach to, without duplicates. May be empty where the command line names them.
+    pub interfaces: Vec<String>,
+    /// How to attach.
+    pub xdp_mode: XdpMode,
+    /// What a clean exit leaves behind.
+    pub on_exit: OnExit,
+    /// Where runtime changes are kept.
+    pub state_file: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Where `/metrics` is served; `None` when switched off.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Known clients over all services.
+    pub client_table_capacity: u32,
+    /// The fleet's hash key; `None`: the controller makes one.
+    pub hash_key: Option<HashKey>,
+    /// Services in file order; names and (address, protocol) pairs are unique.
+    pub services: Vec<ServiceConfig>,
+}
+
+/// Which XDP modes may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum XdpMode {
+    /// Native, or generic where the driver has no native mode.
+    Auto,
+    /// Native or nothing.
+    Native,
+    /// Generic.
+    Generic,
+}
+
+/// What a clean exit leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExit {
+    /// Nothing.
+    Detach,
+    /// The pinned data path, which goes on forwarding.
+    Keep,
+}
+
+/// One `[[service]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceConfig {
+    /// Unique name, 1–63 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// VIP and port; port 0 is every port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// Slots of the lookup table: a prime, above the number of backends.
+    pub table_size: u32,
+    /// What of a source address makes a client.
+    pub client_prefix: ClientPrefix,
+    /// How long a client is remembered; zero: the table alone decides.
+    pub remember: Duration,
+    /// Where moved clients go when their home returns.
+    pub failback: Failback,
+    /// What happens when no backend is eligible.
+    pub when_all_down: WhenAllDown,
+    /// How long a returning backend takes to reach its full share of new clients.
+    pub slow_start: Duration,
+    /// How long a draining backend keeps its known clients.
+    pub drain_timeout: Duration,
+    /// What a failed health check does.
+    pub on_failure: OnFailure,
+    /// Whether a backend counts as down until its first verdict.
+    pub start_down: bool,
+    /// The health check of backends without one of their own.
+    pub check: CheckConfig,
+    /// Backends in file order; names are unique in the service.
+    pub backends: Vec<BackendConfig>,
+}
+
+/// One `[[service.backend]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendConfig {
+    /// Unique in its service, 1–63 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// Address and port. Without a port in the file: the service's.
+    pub address: SocketAddr,
+    /// Share of new clients; 0 takes none.
+    pub weight: u16,
+    /// Used only when no primary backend is eligible.
+    pub backup: bool,
+    /// Overrides the service's check.
+    pub check: Option<CheckConfig>,
+}
+
+/// Layer-4 protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The IANA number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Prefix lengths that make a client of a source address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientPrefix {
+    /// 0–32.
+    pub v4: u8,
+    /// 0–128.
+    pub v6: u8,
+}
+
+/// Where moved clients go when their home backend returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failback {
+    /// They stay where they are.
+    Stay,
+    /// They go home.
+    Return,
+}
+
+/// What happens when no backend is eligible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenAllDown {
+    /// Steer as if every backend that is not in maintenance were up.
+    Open,
+    /// Drop, counted.
+    Drop,
+}
+
+/// What a failed health check does with known clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnFailure {
+    /// Nobody answers.
+    pub hard: FailureAction,
+    /// It answers, and the answer says no.
+    pub soft: FailureAction,
+}
+
+/// What becomes of the known clients of a failed backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureAction {
+    /// Moved at once.
+    Move,
+    /// Kept until the drain deadline.
+    Drain,
+}
+
+/// A health check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckConfig {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Time from the start of one check to the start of the next, before jitter; at least 100 ms.
+    pub interval: Duration,
+    /// How long an answer may take; at least 100 ms, at most `interval`.
+    pub timeout: Duration,
+    /// Consecutive failures that make a backend down; at least 1.
+    pub fall: u32,
+    /// Consecutive successes that make a backend up; at least 1.
+    pub rise: u32,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CheckKind {
+    /// No check: health stays `unknown`, which counts as up.
+    None,
+    /// A TCP connection is accepted.
+    Tcp {
+        /// Instead of the backend's port.
+        port: Option<u16>,
+    },
+    /// An HTTP/1.1 request is answered with an expected status.
+    Http(HttpCheck),
+}
+
+/// An HTTP health check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpCheck {
+    /// Instead of the backend's port.
+    pub port: Option<u16>,
+    /// `GET`, `HEAD`, `OPTIONS`, …
+    pub method: String,
+    /// Path and query, starting with a slash.
+    pub path: String,
+    /// The `Host` header; `None`: the backend's address.
+    pub host: Option<String>,
+    /// Accepted statuses.
+    pub expect_status: StatusRanges,
+    /// What the body must contain (its first 64 KiB are searched).
+    pub expect_body: Option<String>,
+}
+
+/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. Not empty, each within 100–599.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusRanges(pub Vec<(u16, u16)>);
+
+impl StatusRanges {
+    /// Whether `status` lies in a range.
+    #[must_use]
+    pub fn contains(&self, status: u16) -> bool {
+        self.0.iter().any(|&(low, high)| (low..=high).contains(&status))
+    }
+}
+
+impl BackendConfig {
+    /// Where `check` (the backend's own or its service's) connects to.
+    #[must_use]
+    pub fn check_target(&self, check: &CheckConfig) -> SocketAddr {
+        let port = match &check.kind {
+            CheckKind::None => None,
+            CheckKind::Tcp { port } => *port,
+            CheckKind::Http(http) => http.port,
+        };
+        SocketAddr::new(self.address.ip(), port.unwrap_or(self.address.port()))
+    }
+}
+
+impl ServiceConfig {
+    /// The VIP without the port.
+    #[must_use]
+    pub fn vip(&self) -> IpAddr {
+        self.address.ip()
+    }
+}

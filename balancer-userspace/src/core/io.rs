@@ -1,0 +1,245 @@
+//! What goes into the core and what comes out of it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use balancer_common::{
+    client::HashKey,
+    map_types::{Forwarding, Mac},
+};
+
+use crate::config::model::{CheckConfig, Config, Protocol};
+
+/// Index of a service in the kernel's maps; stable while the service exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceId(pub u16);
+
+/// Row of a backend in the kernel's maps, unique over all services: 1 to `MAX_BACKENDS` − 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(pub u16);
+
+/// A backend by the names users give it, `service/backend`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendName {
+    /// The service's name.
+    pub service: String,
+    /// The backend's name in it.
+    pub backend: String,
+}
+
+impl std::fmt::Display for BackendName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.service, self.backend)
+    }
+}
+
+/// Something that happened outside of the core.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A health check ended. Ignored if the backend is gone.
+    Checked {
+        /// Whose.
+        backend: BackendId,
+        /// How.
+        outcome: CheckOutcome,
+        /// How long it took.
+        took: Duration,
+    },
+    /// The way to an address was resolved, changed or was lost.
+    NextHop {
+        /// The backends' address.
+        address: IpAddr,
+        /// The next hop, or why there is none.
+        next_hop: Result<NextHop, String>,
+    },
+    /// A deadline given by `next_deadline` has come.
+    Tick,
+}
+
+/// How a health check ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// As expected.
+    Passed,
+    /// It answered, and the answer says no (`status 503`, `body without "ok"`).
+    Soft(String),
+    /// Nobody answered (`connect: refused`, `timeout after 1s`).
+    Hard(String),
+}
+
+/// How frames reach a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Egress interface.
+    pub ifindex: u32,
+    /// The egress interface's MAC.
+    pub source_mac: Mac,
+    /// The next hop's MAC.
+    pub destination_mac: Mac,
+    /// MTU of the egress interface.
+    pub mtu: u32,
+}
+
+/// A change that a user asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Add a backend; refused if the name is taken.
+    Add {
+        /// Its name.
+        name: BackendName,
+        /// Its address; `None` as port: the service's.
+        address: IpAddr,
+        /// Its port; `None`: the service's.
+        port: Option<u16>,
+        /// Its weight; `None`: 100.
+        weight: Option<u16>,
+        /// Whether it is a backup.
+        backup: bool,
+    },
+    /// Remove a backend.
+    Remove {
+        /// Which.
+        name: BackendName,
+        /// Without draining it first.
+        force: bool,
+    },
+    /// Set the administrative state.
+    SetAdmin {
+        /// Which.
+        name: BackendName,
+        /// To what.
+        admin: Admin,
+        /// With [`Admin::Drain`]: instead of the service's drain timeout.
+        timeout: Option<Duration>,
+    },
+    /// Set the weight.
+    SetWeight {
+        /// Which.
+        name: BackendName,
+        /// To what.
+        weight: u16,
+    },
+    /// Take over a new configuration.
+    Reload(Box<Config>),
+}
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Admin {
+    /// In use.
+    Ready,
+    /// No new clients.
+    Drain,
+    /// No clients at all, and no checks.
+    Maint,
+}
+
+/// Why a change was refused; nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The change names something that does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The change contradicts what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// The change makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Something for the shell to do, in the order given.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Write a backend's row. Comes before a table names it.
+    WriteBackend(BackendSpec),
+    /// Forget a backend's row. Comes after the last table that names it is gone.
+    RetireBackend(BackendId),
+    /// Replace a service's live table, whole.
+    SwapTable {
+        /// Which service. It may be one that is published only afterwards.
+        service: ServiceId,
+        /// `table_size` entries: a backend id, `NO_BACKEND` or `ALL_DOWN`.
+        table: Arc<[u16]>,
+    },
+    /// Replace the directory of services (and the way back of `nat` replies), whole. Each has had a `SwapTable`.
+    /// Services that are no longer listed are gone, and their tables with them.
+    PublishServices(Vec<ServiceSpec>),
+    /// Keep the next hop of an address known: an `Event::NextHop` now and at each change.
+    WatchNextHop(IpAddr),
+    /// The address is of no more interest.
+    UnwatchNextHop(IpAddr),
+    /// Check a backend from now on (replacing an earlier check of it).
+    StartChecks {
+        /// Whose.
+        backend: BackendId,
+        /// For logs and metrics.
+        name: BackendName,
+        /// Where the check connects to.
+        target: SocketAddr,
+        /// How; never `CheckKind::None`.
+        check: CheckConfig,
+    },
+    /// Check it no more.
+    StopChecks(BackendId),
+    /// Tell the operator.
+    Report(Report),
+}
+
+/// What the kernel must know of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Its row.
+    pub id: BackendId,
+    /// How it is reached.
+    pub forwarding: Forwarding,
+    /// The service's address; port 0: every port.
+    pub vip: SocketAddr,
+    /// The backend's address; port 0: the client's destination port.
+    pub address: SocketAddr,
+    /// `None`: unreachable, packets are dropped as `no_next_hop`.
+    pub next_hop: Option<NextHop>,
+}
+
+/// What the kernel must know of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Its index.
+    pub id: ServiceId,
+    /// The key of its client hash, derived from the fleet's key and the service's name.
+    pub hash_key: HashKey,
+    /// VIP and port; port 0: every port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Client prefix length for the VIP's family.
+    pub client_prefix: u8,
+    /// How packets reach its backends.
+    pub forwarding: Forwarding,
+    /// Its backends' ids and addresses: where `nat` replies come from.
+    pub backends: Vec<(BackendId, SocketAddr)>,
+}
+
+/// A line for the log and the list of events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How serious.
+    pub level: ReportLevel,
+    /// About whom, where it is about a backend or (with an empty backend name) a service.
+    pub about: Option<BackendName>,
+    /// One line, e.g. `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
+    pub message: String,
+}
+
+/// How serious a report is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportLevel {
+    /// As intended.
+    Info,
+    /// Somebody should look.
+    Warn,
+}

@@ -1,0 +1,3 @@
+//! What the controller decides. No I/O, no clock, no tokio: events in, commands out.
+
+pub mod io;

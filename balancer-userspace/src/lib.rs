@@ -1,0 +1,10 @@
+//! The controller and command line of the balancer.
+//!
+//! `config` turns a file into valid types, `core` decides without I/O, `shell` does what the core says, `api` is the
+//! JSON both ends of the control socket speak, `cli` is the command line.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod core;
+pub mod shell;

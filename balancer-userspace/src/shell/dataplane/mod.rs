@@ -1,0 +1,53 @@
+//! The kernel's side of the controller: the only place in user space that names maps.
+
+use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats};
+
+use crate::core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
+
+/// The compiled kernel program.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer"));
+
+/// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
+pub trait Dataplane {
+    /// Writes a backend's row.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write; the row is then unchanged.
+    fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()>;
+
+    /// Clears a backend's row, which no table names any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()>;
+
+    /// Replaces a service's live table, whole: a packet sees the old one or the new one.
+    ///
+    /// # Errors
+    /// When there is no room for the table; the old one then stays.
+    fn swap_table(&mut self, service: ServiceId, table: &[u16]) -> anyhow::Result<()>;
+
+    /// Replaces the directory of services, whole. Tables of services not listed are given up.
+    ///
+    /// # Errors
+    /// When a service has no table, or there is no room; the old directory then stays.
+    fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
+
+    /// A backend's counters, summed over the CPUs. They start at zero with each use of an id.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats>;
+
+    /// An interface's counters, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats>;
+
+    /// Counters of dropped packets, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn drop_stats(&self) -> anyhow::Result<DropStats>;
+}

@@ -1,0 +1,5 @@
+//! The tokio shell round the core: sockets, netlink, maps.
+
+pub mod call;
+pub mod dataplane;
+pub mod snapshot;

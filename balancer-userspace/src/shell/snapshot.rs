@@ -1,0 +1,177 @@
+//! Everything there is to see of a running balancer, copied out so that rendering never holds up the controller.
+
+use std::{net::SocketAddr, time::Duration};
+
+use balancer_common::{
+    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats},
+    verdict::Verdict,
+};
+
+use crate::{
+    api::model::{BackendView, InterfaceView, ServiceView, StatusView, Verdicts},
+    config::model::Protocol,
+    core::io::Admin,
+};
+
+/// A moment's state.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Attached interfaces.
+    pub interfaces: Vec<InterfaceSnapshot>,
+    /// Services in configuration order.
+    pub services: Vec<ServiceSnapshot>,
+    /// Dropped packets.
+    pub drops: DropStats,
+}
+
+/// An attached interface.
+#[derive(Clone, Debug)]
+pub struct InterfaceSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub xdp_mode: &'static str,
+    /// Packets by verdict, all CPUs.
+    pub stats: InterfaceStats,
+}
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct ServiceSnapshot {
+    /// Its name.
+    pub name: String,
+    /// VIP and port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// M.
+    pub table_size: u32,
+    /// How often the live table was replaced.
+    pub table_generation: u64,
+    /// Slots moved because their backend may not keep them, since start.
+    pub slots_moved_required: u64,
+    /// Other slots moved, since start.
+    pub slots_moved_needless: u64,
+    /// How long the last table build took.
+    pub table_build: Duration,
+    /// Its backends.
+    pub backends: Vec<BackendSnapshot>,
+}
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct BackendSnapshot {
+    /// Its name in the service.
+    pub name: String,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// 0–65535.
+    pub weight: u16,
+    /// Whether it is a backup.
+    pub backup: bool,
+    /// What the operator wants.
+    pub admin: Admin,
+    /// `unknown`, `up` or `down`.
+    pub health: &'static str,
+    /// What follows, one of [`BackendSnapshot::STATES`].
+    pub state: &'static str,
+    /// Why; may be empty.
+    pub reason: String,
+    /// Slots of the live table.
+    pub slots: u32,
+    /// Whether it takes new clients.
+    pub eligible: bool,
+    /// Counters, all CPUs.
+    pub stats: BackendStats,
+    /// Health checks passed, failed softly, failed hard.
+    pub checks: [u64; 3],
+    /// How long the last health check took.
+    pub last_check: Option<Duration>,
+    /// How often it entered each of [`BackendSnapshot::STATES`].
+    pub transitions: [u64; BackendSnapshot::STATES.len()],
+}
+
+impl BackendSnapshot {
+    /// Every state a backend can be shown in.
+    pub const STATES: [&'static str; 7] =
+        ["up", "checking", "draining (health)", "draining", "drained", "down", "maint"];
+}
+
+/// The configuration's word for a forwarding mode.
+#[must_use]
+pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::Dsr => "dsr",
+        Forwarding::Nat => "nat",
+    }
+}
+
+impl From<Snapshot> for StatusView {
+    fn from(snapshot: Snapshot) -> Self {
+        Self {
+            interfaces: snapshot.interfaces.into_iter().map(Into::into).collect(),
+            services: snapshot.services.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<InterfaceSnapshot> for InterfaceView {
+    fn from(interface: InterfaceSnapshot) -> Self {
+        let count = |verdict: Verdict| interface.stats.verdicts[verdict.index()];
+        Self {
+            packets_seen: Verdicts {
+                tx: count(Verdict::Tx),
+                redirect: count(Verdict::Redirect),
+                pass: count(Verdict::Pass),
+                drop: count(Verdict::Drop),
+                aborted: count(Verdict::Aborted),
+            },
+            name: interface.name,
+            ifindex: interface.ifindex,
+            xdp_mode: interface.xdp_mode.to_owned(),
+        }
+    }
+}
+
+impl From<ServiceSnapshot> for ServiceView {
+    fn from(service: ServiceSnapshot) -> Self {
+        Self {
+            name: service.name,
+            address: service.address.to_string(),
+            protocol: service.protocol.to_string(),
+            forwarding: forwarding_word(service.forwarding).to_owned(),
+            table_size: service.table_size,
+            table_generation: service.table_generation,
+            backends: service.backends.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<BackendSnapshot> for BackendView {
+    fn from(backend: BackendSnapshot) -> Self {
+        Self {
+            name: backend.name,
+            address: backend.address.to_string(),
+            weight: backend.weight,
+            backup: backend.backup,
+            admin: match backend.admin {
+                Admin::Ready => "ready",
+                Admin::Drain => "drain",
+                Admin::Maint => "maint",
+            }
+            .to_owned(),
+            health: backend.health.to_owned(),
+            state: backend.state.to_owned(),
+            reason: backend.reason,
+            slots: backend.slots,
+            known_clients: 0,
+            connections: backend.stats.connections,
+            packets: backend.stats.packets,
+            bytes: backend.stats.bytes,
+        }
+    }
+}
