@@ -6,4 +6,5 @@ for argument; do
     [ "$argument" = generic ] && argument=v3
     set -- "$@" "$argument"
 done
-exec bpf-linker "$@"
+# Packet fields lie at any alignment; one load instead of one for each byte (the kernel allows it where the CPU does).
+exec bpf-linker --cpu-features=+allows-misaligned-mem-access "$@"

@@ -66,8 +66,6 @@ labelled! {
         NoRoute = "no_route",
         /// A reply of a `nat` backend whose client's neighbour entry is not resolved yet.
         NoNeighbour = "no_neighbour",
-        /// Larger than the MTU of the interface it would leave by.
-        TooBig = "too_big",
     }
 }
 

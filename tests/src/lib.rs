@@ -1,1 +1,3 @@
-//! x
+//! Network namespaces, demo servers and the tools of the privileged tests.
+
+pub mod prog_run;

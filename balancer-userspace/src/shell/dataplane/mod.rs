@@ -1,5 +1,15 @@
 //! The kernel's side of the controller: the only place in user space that names maps.
 
+mod attach;
+mod kernel;
+mod mapped;
+mod placement;
+mod regions;
+mod rows;
+
+pub use attach::Attached;
+pub use kernel::{Capacity, KernelDataplane};
+
 use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats};
 
 use crate::core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};

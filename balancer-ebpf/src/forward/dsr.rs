@@ -1,0 +1,10 @@
+//! Direct server return: only the link-layer addresses change.
+
+use balancer_common::{map_types::BackendRow, verdict::DropReason};
+
+use crate::{forward::rewrite, packet::Packet};
+
+#[inline(always)]
+pub(crate) fn to_backend(frame: Packet<'_>, row: &BackendRow) -> Result<(), DropReason> {
+    rewrite::macs(frame, row.destination_mac, row.source_mac).ok_or(DropReason::Malformed)
+}

@@ -1,0 +1,88 @@
+//! The way to a client, asked of the kernel's routes and neighbours.
+
+use core::mem;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+    },
+    helpers::bpf_fib_lookup,
+    macros::map,
+    maps::RingBuf,
+};
+use balancer_common::{
+    map_types::{FAMILY_V4, FAMILY_V6, Mac, NeighbourWanted},
+    verdict::DropReason,
+};
+
+use crate::{parse::Ip, path::Ingress};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Neighbours that replies had to be dropped for; the controller has them resolved. Losing some when it is full does
+/// no harm: the next packet asks again.
+#[map]
+static NEIGHBOURS_WANTED: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+pub(crate) struct Hop {
+    pub(crate) ifindex: u32,
+    pub(crate) source_mac: Mac,
+    pub(crate) destination_mac: Mac,
+}
+
+pub(crate) enum Route {
+    Hop(Hop),
+    Local,
+    None(DropReason),
+}
+
+/// The kernel wants double words on a program's stack aligned, which the compiler only knows from the type.
+#[repr(align(8))]
+struct Query(FibLookup);
+
+/// The next hop of a packet from `source` to `ip`'s destination.
+#[inline(always)]
+pub(crate) fn route(ingress: &impl Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
+    // SAFETY: a plain C structure without invalid bit patterns.
+    let mut query: Query = unsafe { mem::zeroed() };
+    let query = &mut query.0;
+    query.l4_protocol = ip.protocol;
+    query.ifindex = ingress.ifindex();
+    if ip.family == FAMILY_V4 {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = source[0];
+        query.__bindgen_anon_4.ipv4_dst = ip.destination[0];
+    } else {
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = *source;
+        query.__bindgen_anon_4.ipv6_dst = ip.destination;
+    }
+    // SAFETY: the context is the driver's, the structure lives on this stack and its size is given.
+    let answer =
+        unsafe { bpf_fib_lookup(ingress.context(), &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) } as u32;
+    match answer {
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            Route::Hop(Hop { ifindex: query.ifindex, source_mac: query.smac, destination_mac: query.dmac })
+        }
+        BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            // The lookup has replaced the destination by the neighbour that is missing, and perhaps the family.
+            let wanted = if query.family == AF_INET {
+                // SAFETY: the family says which member was written.
+                let address = unsafe { query.__bindgen_anon_4.ipv4_dst };
+                NeighbourWanted { address: [address, 0, 0, 0], ifindex: query.ifindex, family: u32::from(FAMILY_V4) }
+            } else {
+                // SAFETY: as above.
+                let address = unsafe { query.__bindgen_anon_4.ipv6_dst };
+                NeighbourWanted { address, ifindex: query.ifindex, family: u32::from(FAMILY_V6) }
+            };
+            if let Some(mut entry) = NEIGHBOURS_WANTED.reserve::<NeighbourWanted>(0) {
+                entry.write(wanted);
+                entry.submit(0);
+            }
+            Route::None(DropReason::NoNeighbour)
+        }
+        _ => Route::None(DropReason::NoRoute),
+    }
+}

@@ -1,0 +1,98 @@
+//! A bounds-checked view of a frame. All unsafe code that touches packet memory is here.
+
+use core::marker::PhantomData;
+
+use bytemuck::Pod;
+
+/// The bytes from `start` to `end`. Every access is checked against `end` right before it is made, in the form that
+/// the kernel's verifier recognises.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    start: usize,
+    end: usize,
+    bytes: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Packet<'a> {
+    /// A view of the memory from `start` to `end`.
+    ///
+    /// # Safety
+    /// The memory must be readable and writable for `'a`, and nothing but views made from this one may touch it.
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(start: usize, end: usize) -> Self {
+        Self { start, end, bytes: PhantomData }
+    }
+
+    /// A view of a slice.
+    #[must_use]
+    pub fn from_slice(bytes: &'a mut [u8]) -> Self {
+        let range = bytes.as_mut_ptr_range();
+        Self { start: range.start as usize, end: range.end as usize, bytes: PhantomData }
+    }
+
+    /// The number of bytes; 0 if a [`Packet::skip`] went beyond the end.
+    #[inline(always)]
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether no byte is left.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The view without its first `by` bytes. Going beyond the end is no error until something is loaded there.
+    #[inline(always)]
+    #[must_use]
+    pub fn skip(self, by: usize) -> Self {
+        Self { start: self.start + by, ..self }
+    }
+
+    #[inline(always)]
+    fn pointer<T>(self, at: usize) -> Option<*mut T> {
+        let start = self.start + at;
+        if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
+    }
+
+    /// The value at byte `at`, in memory order, at any alignment; `None` beyond the end.
+    #[inline(always)]
+    #[must_use]
+    pub fn load<T: Pod>(self, at: usize) -> Option<T> {
+        let pointer = self.pointer::<T>(at)?;
+        // SAFETY: checked to lie within the view, which `new` requires to be readable; any bit pattern is a `T`.
+        Some(unsafe { pointer.read_unaligned() })
+    }
+
+    /// Writes `value` at byte `at`, in memory order, at any alignment; `None` beyond the end, nothing written.
+    #[inline(always)]
+    #[must_use]
+    pub fn store<T: Pod>(self, at: usize, value: T) -> Option<()> {
+        let pointer = self.pointer::<T>(at)?;
+        // SAFETY: checked to lie within the view, which `new` requires to be writable.
+        unsafe { pointer.write_unaligned(value) };
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_and_stores_stop_at_the_end() {
+        let mut bytes = [1u8, 2, 3, 4, 5];
+        let packet = Packet::from_slice(&mut bytes);
+        assert_eq!(packet.load::<[u8; 2]>(3), Some([4, 5]));
+        assert_eq!(packet.load::<[u8; 2]>(4), None);
+        assert_eq!(packet.skip(4).load::<u8>(0), Some(5));
+        assert_eq!(packet.skip(6).load::<u8>(0), None);
+        assert_eq!(packet.skip(6).len(), 0);
+        assert_eq!(packet.store(1, [9u8, 8]), Some(()));
+        assert_eq!(packet.store(4, [7u8, 7]), None);
+        assert_eq!(bytes, [1, 9, 8, 4, 5]);
+    }
+}

@@ -1,0 +1,37 @@
+//! Looking up a key in the active half of an open-addressed array.
+
+use aya_ebpf::maps::Array;
+use balancer_common::{
+    map_types::{ReturnRow, ServiceKey, ServiceRow},
+    service_table::{PROBES, TableView},
+};
+
+pub(crate) trait Keyed {
+    fn key(&self) -> &ServiceKey;
+}
+
+impl Keyed for ServiceRow {
+    #[inline(always)]
+    fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+}
+
+impl Keyed for ReturnRow {
+    #[inline(always)]
+    fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+}
+
+#[inline(always)]
+pub(crate) fn find<Row: Keyed>(rows: &'static Array<Row>, view: TableView, key: &ServiceKey) -> Option<&'static Row> {
+    let home = view.home_row(key);
+    for probe in 0..PROBES {
+        let row = rows.get(home + probe)?;
+        if row.key() == key {
+            return Some(row);
+        }
+    }
+    None
+}

@@ -1,0 +1,38 @@
+//! Which service owns a packet.
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
+use balancer_common::{
+    map_types::{CONTROL_PORT_WILDCARD, Control, ServiceKey, ServiceRow},
+    service_table::TableView,
+};
+
+use crate::{parse::Ip, probe::find};
+
+/// Two halves, one of them active. The controller sets the real size when it loads the program.
+#[map]
+static SERVICES: Array<ServiceRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The service of `ip`'s destination and `port`, an exact one before one for every port.
+#[inline(always)]
+pub(crate) fn of_port(
+    control: &'static Control,
+    view: TableView,
+    ip: &Ip<'_>,
+    port: u16,
+) -> Option<&'static ServiceRow> {
+    let key = ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family };
+    if let Some(row) = find(&SERVICES, view, &key) {
+        return Some(row);
+    }
+    if control.flags & CONTROL_PORT_WILDCARD == 0 {
+        return None;
+    }
+    find(&SERVICES, view, &ServiceKey { port: 0, ..key })
+}
+
+/// Whether `ip`'s destination is the address of a service.
+#[inline(always)]
+pub(crate) fn is_vip(view: TableView, ip: &Ip<'_>) -> bool {
+    let key = ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family };
+    find(&SERVICES, view, &key).is_some()
+}

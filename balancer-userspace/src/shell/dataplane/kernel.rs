@@ -1,0 +1,432 @@
+//! The data path in the kernel: loads the program, attaches it, and writes its maps.
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem::offset_of,
+    ops::Range,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
+    programs::Xdp,
+};
+use balancer_common::{
+    map_types::{
+        BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
+        Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, MAX_INTERFACES, ReturnRow, SLOTS_PER_LINE,
+        ServiceKey, ServiceRow, SlotLine, TableSlot, interface_row,
+    },
+    service_table::TableView,
+};
+use bytemuck::Zeroable as _;
+
+use super::{
+    Dataplane, OBJECT,
+    attach::{self, Attached},
+    mapped::MappedArray,
+    placement,
+    regions::Regions,
+    rows,
+};
+use crate::{
+    config::model::{Config, XdpMode},
+    core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
+};
+
+/// How large the maps are made. They cannot grow while the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Slots of all live tables, old ones on their way out included.
+    pub slots: u32,
+    /// Services and VIP addresses.
+    pub services: u32,
+    /// Backends of `nat` services.
+    pub returns: u32,
+}
+
+impl Capacity {
+    /// Room for what `config` holds and for as much again.
+    #[must_use]
+    pub fn for_config(config: &Config) -> Self {
+        let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
+        let tables = config.services.iter().map(|service| lines(service.table_size));
+        let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+        let total: u32 = tables.clone().fold(0, u32::saturating_add);
+        let largest = tables.max().unwrap_or(0);
+        let at_least =
+            |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
+        Self {
+            slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
+            services: at_least(2 * config.services.len(), 256),
+            returns: at_least(backends, 512),
+        }
+    }
+}
+
+/// The live table of a service.
+struct Table {
+    lines: Range<u32>,
+    size: u32,
+    /// Row of the active half of the service map, once published.
+    row: Option<u32>,
+}
+
+/// One of the two-halved maps.
+struct Halves<T> {
+    rows: MappedArray<T>,
+    half: u32,
+    second_active: bool,
+}
+
+impl<T: bytemuck::Pod> Halves<T> {
+    fn new(map: MapData) -> anyhow::Result<Self> {
+        let rows = MappedArray::new(map)?;
+        let half = u32::try_from(rows.len() / 2)?;
+        Ok(Self { rows, half, second_active: false })
+    }
+
+    fn inactive_base(&self) -> u32 {
+        if self.second_active { 0 } else { self.half }
+    }
+
+    /// Writes `rows` into the inactive half, which no packet reads, and says where they lie.
+    fn fill(&mut self, rows: &[T], keys: &[ServiceKey]) -> anyhow::Result<placement::Placement> {
+        let base = self.inactive_base();
+        let placement = placement::place(keys, base, self.half)?;
+        for row in base..base + self.half {
+            self.rows.store(row as usize, T::zeroed());
+        }
+        for (row, value) in placement.rows.iter().zip(rows) {
+            self.rows.store(*row as usize, *value);
+        }
+        Ok(placement)
+    }
+}
+
+/// The kernel's data path.
+pub struct KernelDataplane {
+    control: MappedArray<Control>,
+    services: Halves<ServiceRow>,
+    returns: Halves<ReturnRow>,
+    slots: MappedArray<SlotLine>,
+    backends: MappedArray<BackendRow>,
+    interface_stats: PerCpuArray<MapData, InterfaceStats>,
+    backend_stats: PerCpuArray<MapData, BackendStats>,
+    drop_stats: PerCpuArray<MapData, DropStats>,
+    regions: Regions,
+    tables: HashMap<ServiceId, Table>,
+    /// Tables that published rows name until the next publication.
+    superseded: Vec<Range<u32>>,
+    counted: HashSet<BackendId>,
+    interface_multiplier: u32,
+    attached: Vec<Attached>,
+    ebpf: Ebpf,
+}
+
+impl KernelDataplane {
+    /// Loads the program and makes its maps. Nothing is attached yet, and no packet is touched.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
+        let interface_multiplier = interface_multiplier(ifindexes)?;
+        let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
+            .map_max_entries("SLOTS", lines)
+            .map_max_entries("SERVICES", 2 * placement::rows_for(capacity.services as usize))
+            .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
+            .load(OBJECT)
+            .context("loading the kernel program")?;
+        let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
+        control.store(0, Control { layout_version: LAYOUT_VERSION, ..empty_control() });
+        let mut this = Self {
+            control,
+            services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
+            returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
+            slots: MappedArray::new(take(&mut ebpf, "SLOTS")?)?,
+            backends: MappedArray::new(take(&mut ebpf, "BACKENDS")?)?,
+            interface_stats: per_cpu(&mut ebpf, "INTERFACE_STATS")?,
+            backend_stats: per_cpu(&mut ebpf, "BACKEND_STATS")?,
+            drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
+            regions: Regions::new(lines),
+            tables: HashMap::new(),
+            superseded: Vec::new(),
+            counted: HashSet::new(),
+            interface_multiplier,
+            attached: Vec::new(),
+            ebpf,
+        };
+        this.program()?.load().map_err(explain_load)?;
+        Ok(this)
+    }
+
+    /// The loaded program.
+    ///
+    /// # Errors
+    /// When the object holds none, which would be a broken build.
+    pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
+        let program = self.ebpf.program_mut("balancer").context("the kernel object holds no program")?;
+        Ok(program.try_into()?)
+    }
+
+    /// Attaches the program to an interface that was named at load.
+    ///
+    /// # Errors
+    /// See [`attach::attach`].
+    pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
+        let attached = attach::attach(self.program()?, name, ifindex, mode)?;
+        self.attached.push(attached);
+        self.attached.last().context("just attached")
+    }
+
+    /// The interfaces the program is attached to.
+    #[must_use]
+    pub fn attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    /// Takes the program off every interface.
+    ///
+    /// # Errors
+    /// The first failure, after all were tried.
+    pub fn detach(&mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        for attached in std::mem::take(&mut self.attached) {
+            let detached = attach::detach(self.program()?, attached);
+            result = result.and(detached);
+        }
+        result
+    }
+
+    /// The neighbours that `nat` replies were dropped for. Can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let map = self.ebpf.take_map("NEIGHBOURS_WANTED").context("the ring buffer was taken before")?;
+        Ok(map.try_into()?)
+    }
+
+    /// Makes `view` and `flags` what packets see.
+    fn publish(&mut self, services: TableView, returns: TableView, flags: u32) {
+        // Between these stores a packet may see new services with old returns. Every order is safe for a connection
+        // that exists in both; a new service's replies are only sent after its first packet.
+        self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
+        self.control.word32(0, offset_of!(Control, flags)).store(flags, Ordering::Release);
+        self.control.word64(0, offset_of!(Control, services)).store(services.to_word(), Ordering::Release);
+        self.services.second_active = services.base != 0;
+        self.returns.second_active = returns.base != 0;
+    }
+
+    fn allocate(&mut self, lines: u32) -> anyhow::Result<Range<u32>> {
+        if let Some(range) = self.regions.allocate(lines) {
+            return Ok(range);
+        }
+        if self.regions.has_retired() {
+            wait_for_packets();
+            self.regions.grace_period_over();
+        }
+        self.regions.allocate(lines).with_context(|| {
+            format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
+        })
+    }
+}
+
+impl Dataplane for KernelDataplane {
+    fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
+        let id = backend.id;
+        check_backend(id)?;
+        if self.counted.insert(id) {
+            let zero = PerCpuValues::try_from(vec![BackendStats::default(); aya::util::nr_cpus().map_err(cpus)?])?;
+            self.backend_stats.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
+        }
+        let row = rows::backend(backend);
+        let index = usize::from(id.0);
+        // A row is not replaced in one piece. Unreachable in between: a packet is dropped rather than sent astray.
+        let unreachable = BackendRow { flags: row.flags & !BACKEND_REACHABLE, ..self.backends.load(index) };
+        self.backends.store(index, unreachable);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        self.backends.store(index, BackendRow { flags: row.flags & !BACKEND_REACHABLE, ..row });
+        std::sync::atomic::fence(Ordering::SeqCst);
+        self.backends.store(index, row);
+        Ok(())
+    }
+
+    fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
+        check_backend(id)?;
+        self.backends.store(usize::from(id.0), BackendRow::zeroed());
+        self.counted.remove(&id);
+        Ok(())
+    }
+
+    fn swap_table(&mut self, service: ServiceId, table: &[u16]) -> anyhow::Result<()> {
+        let size = u32::try_from(table.len())?;
+        anyhow::ensure!(size > 0, "a lookup table needs slots");
+        let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
+        for (line, slots) in lines.clone().zip(table.chunks(SLOTS_PER_LINE as usize)) {
+            let mut value = SlotLine::zeroed();
+            for (slot, &backend) in value.slots.iter_mut().zip(slots) {
+                *slot = TableSlot { backend, flags: 0 };
+            }
+            self.slots.store(line as usize, value);
+        }
+        // A published row of the same size takes the new table with one store; a table of another size waits for
+        // `publish_services`, which replaces rows whole.
+        let row = self.tables.get(&service).filter(|old| old.size == size).and_then(|old| old.row);
+        if let Some(row) = row {
+            self.services
+                .rows
+                .word32(row as usize, offset_of!(ServiceRow, table))
+                .store(lines.start * SLOTS_PER_LINE, Ordering::Release);
+        }
+        if let Some(old) = self.tables.insert(service, Table { lines, size, row }) {
+            if row.is_some() || old.row.is_none() {
+                self.regions.retire(old.lines);
+            } else {
+                self.superseded.push(old.lines);
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
+        let mut service_rows = Vec::with_capacity(2 * services.len());
+        for spec in services {
+            let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
+            service_rows.push(rows::service(spec, table.lines.start * SLOTS_PER_LINE, table.size));
+        }
+        let vips: HashSet<_> = services.iter().map(|spec| spec.address.ip()).collect();
+        service_rows.extend(vips.into_iter().map(rows::vip_marker));
+        let return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
+
+        // Both halves that are about to be written were active until the last change.
+        wait_for_packets();
+        let keys: Vec<_> = service_rows.iter().map(|row| row.key).collect();
+        let placed_services = self.services.fill(&service_rows, &keys)?;
+        let keys: Vec<_> = return_rows.iter().map(|row| row.key).collect();
+        let placed_returns = self.returns.fill(&return_rows, &keys)?;
+
+        let mut flags = 0;
+        if services.iter().any(|spec| spec.address.port() == 0) {
+            flags |= CONTROL_PORT_WILDCARD;
+        }
+        if !return_rows.is_empty() {
+            flags |= CONTROL_RETURNS;
+        }
+        if return_rows.iter().any(|row| row.key.port == 0) {
+            flags |= CONTROL_RETURN_WILDCARD;
+        }
+        self.publish(placed_services.view, placed_returns.view, flags);
+
+        let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
+        for (id, mut table) in std::mem::take(&mut self.tables) {
+            match listed.get(&id) {
+                Some(&row) => {
+                    table.row = Some(row);
+                    self.tables.insert(id, table);
+                }
+                None => self.regions.retire(table.lines),
+            }
+        }
+        self.superseded.drain(..).for_each(|lines| self.regions.retire(lines));
+        Ok(())
+    }
+
+    fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
+        let cpus = self.backend_stats.get(&u32::from(id.0), 0).context("reading a backend's counters")?;
+        Ok(cpus.iter().fold(BackendStats::default(), |mut sum, cpu| {
+            sum.packets += cpu.packets;
+            sum.bytes += cpu.bytes;
+            sum.connections += cpu.connections;
+            add(&mut sum.decisions, &cpu.decisions);
+            sum
+        }))
+    }
+
+    fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
+        let row = interface_row(ifindex, self.interface_multiplier);
+        let cpus = self.interface_stats.get(&row, 0).context("reading an interface's counters")?;
+        Ok(cpus.iter().fold(InterfaceStats::default(), |mut sum, cpu| {
+            add(&mut sum.verdicts, &cpu.verdicts);
+            sum
+        }))
+    }
+
+    fn drop_stats(&self) -> anyhow::Result<DropStats> {
+        let cpus = self.drop_stats.get(&0, 0).context("reading the counters of dropped packets")?;
+        Ok(cpus.iter().fold(DropStats::default(), |mut sum, cpu| {
+            add(&mut sum.reasons, &cpu.reasons);
+            sum
+        }))
+    }
+}
+
+fn add<const N: usize>(sum: &mut [u64; N], values: &[u64; N]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
+    }
+}
+
+/// Views of two empty tables: valid before anything is published.
+fn empty_control() -> Control {
+    let view = TableView { base: 0, bits: 1, seed: 0 }.to_word();
+    Control { services: view, returns: view, ..Control::zeroed() }
+}
+
+fn check_backend(id: BackendId) -> anyhow::Result<()> {
+    anyhow::ensure!(id.0 > 0 && u32::from(id.0) < MAX_BACKENDS, "backend id {} is out of range", id.0);
+    Ok(())
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
+    match ebpf.take_map(name) {
+        Some(aya::maps::Map::Array(map)) => Ok(map),
+        _ => bail!("the kernel object holds no array {name}"),
+    }
+}
+
+fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
+    let map = ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))?;
+    Ok(map.try_into()?)
+}
+
+fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
+    anyhow!("counting the CPUs ({what}): {error}")
+}
+
+fn explain_load(error: aya::programs::ProgramError) -> anyhow::Error {
+    match error {
+        aya::programs::ProgramError::LoadError { io_error, verifier_log } => {
+            anyhow!("the kernel refused the program: {io_error}\n{verifier_log}")
+        }
+        error => anyhow!("the kernel refused the program: {error}"),
+    }
+}
+
+/// A multiplier for [`interface_row`] that gives every interface a row of its own.
+fn interface_multiplier(ifindexes: &[u32]) -> anyhow::Result<u32> {
+    // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
+    (0..10_000u32)
+        .map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1))
+        .find(|&multiplier| {
+            let mut rows = HashSet::new();
+            ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))
+        })
+        .with_context(|| format!("more than {} interfaces, or too many to tell apart", MAX_INTERFACES / 4))
+}
+
+/// Waits until every packet that may be reading a table given up by now has left the program.
+fn wait_for_packets() {
+    // SAFETY: no memory is involved. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs run inside
+    // RCU read-side critical sections.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Not offered on this kernel (`nohz_full`). A program run takes microseconds.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

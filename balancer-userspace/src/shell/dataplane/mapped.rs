@@ -1,0 +1,112 @@
+//! Arrays that the kernel program and the controller share by memory mapping (`BPF_F_MMAPABLE`): no system call for a
+//! write, and a single word is replaced in one piece.
+
+use std::{
+    io,
+    marker::PhantomData,
+    num::NonZeroUsize,
+    os::fd::{AsFd as _, BorrowedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64},
+};
+
+use anyhow::Context as _;
+use aya::maps::MapData;
+use bytemuck::Pod;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// A mapped array of `T`, whose size is a multiple of eight bytes, so that kernel and user space agree on the stride.
+pub(super) struct MappedArray<T> {
+    memory: NonNull<T>,
+    entries: usize,
+    bytes: NonZeroUsize,
+    // Keeps the map alive for as long as it is mapped, and its descriptor for pinning.
+    _map: MapData,
+    owns: PhantomData<T>,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and all access goes through `&self` or `&mut self`.
+unsafe impl<T: Send> Send for MappedArray<T> {}
+
+impl<T: Pod> MappedArray<T> {
+    /// Maps the whole array.
+    ///
+    /// # Errors
+    /// When the map is of another value size, or the kernel refuses to map it.
+    pub(super) fn new(map: MapData) -> anyhow::Result<Self> {
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 4096) };
+        let info = map.info().context("reading the map's description")?;
+        let (entries, value) = (info.max_entries() as usize, info.value_size() as usize);
+        anyhow::ensure!(value == size_of::<T>(), "map of {value}-byte values where {} are expected", size_of::<T>());
+        let bytes = (entries * value).next_multiple_of(page_size()?);
+        let bytes = NonZeroUsize::new(bytes).context("empty map")?;
+        let memory = map_shared(map.fd().as_fd(), bytes).context("mapping a map into memory")?.cast::<T>();
+        Ok(Self { memory, entries, bytes, _map: map, owns: PhantomData })
+    }
+
+    /// The number of entries.
+    #[must_use]
+    pub(super) fn len(&self) -> usize {
+        self.entries
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    fn pointer(&self, index: usize) -> *mut T {
+        assert!(index < self.entries, "entry {index} of {}", self.entries);
+        // SAFETY: the mapping holds `entries` values and the index is below that.
+        unsafe { self.memory.as_ptr().add(index) }
+    }
+
+    /// The entry at `index`. The kernel may be reading it, never writing.
+    #[must_use]
+    pub(super) fn load(&self, index: usize) -> T {
+        // SAFETY: within the mapping; only this process writes these maps, through `&mut self`.
+        unsafe { self.pointer(index).read_volatile() }
+    }
+
+    /// Replaces the entry at `index`, not in one piece: a reader in the kernel may see half of it.
+    pub(super) fn store(&mut self, index: usize, value: T) {
+        // SAFETY: within the mapping; any bit pattern is valid to the reader.
+        unsafe { self.pointer(index).write_volatile(value) };
+    }
+
+    /// The 32-bit word at `offset` of the entry at `index`, to be replaced in one piece.
+    #[must_use]
+    pub(super) fn word32(&self, index: usize, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= size_of::<T>());
+        // SAFETY: within the mapping and aligned; lives as long as `self`.
+        unsafe { AtomicU32::from_ptr(self.pointer(index).byte_add(offset).cast()) }
+    }
+
+    /// The 64-bit word at `offset` of the entry at `index`, to be replaced in one piece.
+    #[must_use]
+    pub(super) fn word64(&self, index: usize, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
+        // SAFETY: within the mapping and aligned; lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.pointer(index).byte_add(offset).cast()) }
+    }
+}
+
+impl<T> Drop for MappedArray<T> {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this size, and nothing borrows from it any more.
+        let _unmapped = unsafe { munmap(self.memory.cast(), self.bytes.get()) };
+    }
+}
+
+fn map_shared(fd: BorrowedFd<'_>, bytes: NonZeroUsize) -> io::Result<NonNull<std::ffi::c_void>> {
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    unsafe { mmap(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) }
+        .map_err(io::Error::from)
+}
+
+fn page_size() -> anyhow::Result<usize> {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?
+        .and_then(|size| usize::try_from(size).ok())
+        .context("the page size is unknown")
+}
