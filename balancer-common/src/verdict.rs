@@ -62,7 +62,7 @@ labelled! {
         TtlExceeded = "ttl_exceeded",
         /// The backend's link-layer address or egress interface is not known.
         NoNextHop = "no_next_hop",
-        /// A reply of a `nat` backend whose client has no route.
+        /// A reply of a `nat` backend whose client's route forbids it, or forwarding is off on the interface.
         NoRoute = "no_route",
         /// A reply of a `nat` backend whose client's neighbour entry is not resolved yet.
         NoNeighbour = "no_neighbour",

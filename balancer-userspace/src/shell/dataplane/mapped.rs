@@ -50,12 +50,6 @@ impl<T: Pod> MappedArray<T> {
         self.entries
     }
 
-    /// Whether there is no entry.
-    #[must_use]
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries == 0
-    }
-
     fn pointer(&self, index: usize) -> *mut T {
         assert!(index < self.entries, "entry {index} of {}", self.entries);
         // SAFETY: the mapping holds `entries` values and the index is below that.

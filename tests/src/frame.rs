@@ -1,0 +1,233 @@
+//! Frames from a description, every checksum computed from scratch: what the program's incremental ones are held against.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel, Ipv6Header,
+    SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
+};
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// A TCP or UDP packet in an Ethernet frame.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Destination MAC.
+    pub destination_mac: Mac,
+    /// Source MAC.
+    pub source_mac: Mac,
+    /// VLAN ids, outermost first.
+    pub vlans: Vec<u16>,
+    /// Source address and port.
+    pub source: SocketAddr,
+    /// Destination address and port.
+    pub destination: SocketAddr,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// IPv4 identification.
+    pub id: u16,
+    /// IPv4 options, a multiple of four bytes.
+    pub options: Vec<u8>,
+    /// IPv4: more fragments follow.
+    pub more_fragments: bool,
+    /// IPv4: fragment offset in units of eight bytes; other than 0, `payload` follows the IP header directly.
+    pub fragment_offset: u16,
+    /// What is carried.
+    pub transport: Transport,
+    /// What the transport carries.
+    pub payload: Vec<u8>,
+}
+
+/// The layer-4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP with these flag bits (FIN 1, SYN 2, RST 4, PSH 8, ACK 16).
+    Tcp(u8),
+    /// UDP with a checksum.
+    Udp,
+    /// UDP with checksum 0: none.
+    UdpWithoutChecksum,
+}
+
+/// TCP flag bits.
+pub const SYN: u8 = 2;
+/// TCP flag bits.
+pub const ACK: u8 = 16;
+
+impl Frame {
+    /// A TCP segment with `flags` and a short payload.
+    #[must_use]
+    pub fn tcp(source: &str, destination: &str, flags: u8) -> Self {
+        Self::new(source, destination, Transport::Tcp(flags))
+    }
+
+    /// A UDP datagram with a short payload.
+    #[must_use]
+    pub fn udp(source: &str, destination: &str) -> Self {
+        Self::new(source, destination, Transport::Udp)
+    }
+
+    /// # Panics
+    /// When an address does not parse.
+    #[must_use]
+    pub fn new(source: &str, destination: &str, transport: Transport) -> Self {
+        let address = |text: &str| -> SocketAddr {
+            match text.parse() {
+                Ok(address) => address,
+                #[expect(clippy::panic, reason = "a test's own description is wrong")]
+                Err(error) => panic!("{text}: {error}"),
+            }
+        };
+        Self {
+            destination_mac: [2, 0, 0, 0, 0, 1],
+            source_mac: [2, 0, 0, 0, 0, 9],
+            vlans: Vec::new(),
+            source: address(source),
+            destination: address(destination),
+            ttl: 64,
+            tos: 0,
+            id: 0x1234,
+            options: Vec::new(),
+            more_fragments: false,
+            fragment_offset: 0,
+            transport,
+            payload: b"sixteen bytes 16".to_vec(),
+        }
+    }
+
+    /// The frame's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let segment = if self.fragment_offset == 0 { self.segment() } else { self.payload.clone() };
+        let mut out = Vec::new();
+        out.extend(self.link_layer());
+        out.extend(self.ip(segment.len()));
+        out.extend(segment);
+        out
+    }
+
+    fn protocol(&self) -> IpNumber {
+        match self.transport {
+            Transport::Tcp(_) => IpNumber::TCP,
+            Transport::Udp | Transport::UdpWithoutChecksum => IpNumber::UDP,
+        }
+    }
+
+    fn link_layer(&self) -> Vec<u8> {
+        let ip = if self.source.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+        let mut types: Vec<EtherType> = self.vlans.iter().map(|_| EtherType::VLAN_TAGGED_FRAME).collect();
+        if types.len() > 1 {
+            types[0] = EtherType::PROVIDER_BRIDGING;
+        }
+        types.push(ip);
+        let ethernet =
+            Ethernet2Header { source: self.source_mac, destination: self.destination_mac, ether_type: types[0] };
+        let mut out = ethernet.to_bytes().to_vec();
+        for (&vlan, &ether_type) in self.vlans.iter().zip(&types[1..]) {
+            let header = SingleVlanHeader {
+                vlan_id: VlanId::try_new(vlan).unwrap_or_default(),
+                ether_type,
+                ..Default::default()
+            };
+            out.extend(header.to_bytes());
+        }
+        out
+    }
+
+    fn ip(&self, segment: usize) -> Vec<u8> {
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let mut header = Ipv4Header {
+                    identification: self.id,
+                    more_fragments: self.more_fragments,
+                    fragment_offset: IpFragOffset::try_new(self.fragment_offset).unwrap_or_default(),
+                    time_to_live: self.ttl,
+                    protocol: self.protocol(),
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    options: Ipv4Options::try_from(self.options.as_slice()).unwrap_or_default(),
+                    ..Ipv4Header::default()
+                };
+                header.total_len = (header.header_len() + segment) as u16;
+                let mut bytes = header.to_bytes().to_vec();
+                bytes[1] = self.tos;
+                bytes[10..12].fill(0);
+                let check = internet_checksum(&[&bytes]);
+                bytes[10..12].copy_from_slice(&check.to_be_bytes());
+                bytes
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6Header {
+                traffic_class: self.tos,
+                flow_label: Ipv6FlowLabel::ZERO,
+                payload_length: segment as u16,
+                next_header: self.protocol(),
+                hop_limit: self.ttl,
+                source: source.octets(),
+                destination: destination.octets(),
+            }
+            .to_bytes()
+            .to_vec(),
+            #[expect(clippy::panic, reason = "a test's own description is wrong")]
+            _ => panic!("one family to a frame"),
+        }
+    }
+
+    fn segment(&self) -> Vec<u8> {
+        let (mut header, check_at) = match self.transport {
+            Transport::Tcp(flags) => {
+                let header = TcpHeader::new(self.source.port(), self.destination.port(), 0x0102_0304, 64_000);
+                let mut bytes = header.to_bytes().to_vec();
+                bytes[13] = flags;
+                (bytes, 16)
+            }
+            Transport::Udp | Transport::UdpWithoutChecksum => {
+                let header = UdpHeader {
+                    source_port: self.source.port(),
+                    destination_port: self.destination.port(),
+                    length: (8 + self.payload.len()) as u16,
+                    checksum: 0,
+                };
+                (header.to_bytes().to_vec(), 6)
+            }
+        };
+        header.extend(&self.payload);
+        if self.transport != Transport::UdpWithoutChecksum {
+            let mut check = transport_checksum(self.source.ip(), self.destination.ip(), self.protocol().0, &header);
+            if check == 0 && self.transport == Transport::Udp {
+                check = 0xffff;
+            }
+            header[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+        }
+        header
+    }
+}
+
+/// The Internet checksum (RFC 1071) over the concatenation of `parts`, all but the last of even length.
+#[must_use]
+pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
+    let mut sum: u32 = 0;
+    for part in parts {
+        for chunk in part.chunks(2) {
+            sum += u32::from(u16::from_be_bytes([chunk[0], chunk.get(1).copied().unwrap_or(0)]));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+    }
+    !(sum as u16)
+}
+
+/// The checksum of a TCP or UDP segment (its checksum field zero) with its pseudo-header.
+#[must_use]
+pub fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
+    let octets = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let mut pseudo = octets(source);
+    pseudo.extend(octets(destination));
+    pseudo.extend((segment.len() as u32).to_be_bytes());
+    pseudo.extend([0, 0, 0, protocol]);
+    internet_checksum(&[&pseudo, segment])
+}

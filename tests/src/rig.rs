@@ -1,0 +1,213 @@
+//! A loaded program in a network namespace of its own, with services and backends, for frames given to it one at a time.
+//!
+//! The calling thread moves into a fresh namespace, which goes when the thread ends.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+use balancer::{
+    config::model::Protocol,
+    core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+};
+use balancer_common::{
+    client::HashKey,
+    map_types::Forwarding,
+    verdict::{DropReason, Verdict},
+};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::prog_run::{self, Ran};
+
+/// Slots of every table: small, and prime like real ones.
+pub const TABLE_SIZE: usize = 251;
+/// The MAC of the balancer on the interface that packets come in by.
+pub const IN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The MAC of the balancer on the other interface.
+pub const OUT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The MAC of the clients' router, on the interface that packets come in by.
+pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+/// A service of the rig.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// VIP and port.
+    pub address: &'static str,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// How packets reach the backend.
+    pub forwarding: Forwarding,
+    /// What all slots name.
+    pub target: Target,
+}
+
+/// What all slots of a service name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A backend with its address, beyond the interface that packets come in by.
+    SameInterface(&'static str),
+    /// A backend beyond the other interface.
+    OtherInterface(&'static str),
+    /// A backend whose next hop is not known.
+    Unreachable(&'static str),
+    /// No backend is configured.
+    NoBackend,
+    /// Every backend is down.
+    AllDown,
+}
+
+/// The MAC of the backend of the service at `index`.
+#[must_use]
+pub const fn backend_mac(index: usize) -> [u8; 6] {
+    [2, 0, 0, 0, 1, index as u8]
+}
+
+/// The loaded program and its counters.
+pub struct Rig {
+    dataplane: KernelDataplane,
+    program: OwnedFd,
+    services: Vec<Service>,
+    /// Index of the interface that packets come in by.
+    pub in_ifindex: u32,
+    /// Index of the other interface.
+    pub out_ifindex: u32,
+}
+
+impl Rig {
+    /// Moves the thread into a fresh namespace, loads the program and configures `services`, each with one backend.
+    /// Clients are `203.0.113.0/24`, `10.0.0.0/8` and `2001:db8:c::/48`, beyond a router whose MAC is [`ROUTER_MAC`];
+    /// the machine itself is `10.0.0.1` and `fd00::1`. `203.0.113.66` and `2001:db8:c::66` are neighbours that do not
+    /// answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one.
+    ///
+    /// # Errors
+    /// Without root, and where the kernel refuses.
+    pub fn new(services: &[Service]) -> anyhow::Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("this test needs root: it loads the program into the kernel");
+        }
+        unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+        for line in SETUP.trim().lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let status = Command::new(words[0]).args(&words[1..]).status().with_context(|| line.to_owned())?;
+            anyhow::ensure!(status.success(), "{line}: {status}");
+        }
+        for family in ["ipv4", "ipv6"] {
+            // What a thread sees here is its own namespace's.
+            let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
+            std::fs::write(&path, "1").with_context(|| path.clone())?;
+        }
+        let in_ifindex = nix::net::if_::if_nametoindex("in0")?;
+        let out_ifindex = nix::net::if_::if_nametoindex("out0")?;
+        let mut dataplane =
+            KernelDataplane::load(Capacity { slots: 1 << 16, services: 64, returns: 64 }, &[in_ifindex, out_ifindex])?;
+        let mut specs = Vec::new();
+        for (index, service) in services.iter().enumerate() {
+            specs.push(configure(&mut dataplane, index, service, in_ifindex, out_ifindex)?);
+        }
+        dataplane.publish_services(&specs)?;
+        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(Self { dataplane, program, services: services.to_vec(), in_ifindex, out_ifindex })
+    }
+
+    /// Index of the service at `address`, from 0; its backend's MAC is [`backend_mac`] of it.
+    #[must_use]
+    pub fn service(&self, address: &str) -> Option<usize> {
+        self.services.iter().position(|service| service.address == address)
+    }
+
+    /// The program on one frame that comes in by the first interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run it.
+    pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
+        Ok(prog_run::run(self.program.as_fd(), frame, self.in_ifindex, 1)?)
+    }
+
+    /// Packets counted with a verdict on the first interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn verdicts(&self, verdict: Verdict) -> anyhow::Result<u64> {
+        Ok(self.dataplane.interface_stats(self.in_ifindex)?.verdicts[verdict.index()])
+    }
+
+    /// Packets counted as dropped for a reason.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn drops(&self, reason: DropReason) -> anyhow::Result<u64> {
+        Ok(self.dataplane.drop_stats()?.reasons[reason.index()])
+    }
+
+    /// Counters of the backend of the service at `index`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn backend_stats(&self, index: usize) -> anyhow::Result<balancer_common::map_types::BackendStats> {
+        self.dataplane.backend_stats(BackendId(index as u16 + 1))
+    }
+}
+
+const SETUP: &str = "
+ip link set lo up
+ip link add in0 address 02:00:00:00:00:01 type veth peer name in1 address 02:00:00:00:00:09
+ip link add out0 address 02:00:00:00:00:02 type veth peer name out1
+ip link set in0 up
+ip link set in1 up
+ip link set out0 up
+ip link set out1 up
+ip addr add 10.0.0.1/24 dev in0
+ip addr add fd00::1/64 dev in0 nodad
+ip addr add 203.0.113.1/24 dev in0
+ip neigh add 10.0.0.254 lladdr 02:00:00:00:00:09 dev in0 nud permanent
+ip neigh add fd00::fe lladdr 02:00:00:00:00:09 dev in0 nud permanent
+ip neigh add 203.0.113.7 lladdr 02:00:00:00:00:09 dev in0 nud permanent
+ip route add 10.0.0.0/8 via 10.0.0.254
+ip route add unreachable 192.0.2.128/25
+ip -6 route add 2001:db8:c::/48 via fd00::fe
+ip -6 route add 2001:db8:c::66/128 dev in0
+";
+
+fn configure(
+    dataplane: &mut KernelDataplane,
+    index: usize,
+    service: &Service,
+    in_ifindex: u32,
+    out_ifindex: u32,
+) -> anyhow::Result<ServiceSpec> {
+    let vip: SocketAddr = service.address.parse()?;
+    let id = BackendId(index as u16 + 1);
+    let hop = |ifindex, source_mac| NextHop { ifindex, source_mac, destination_mac: backend_mac(index), mtu: 1500 };
+    let (address, next_hop) = match service.target {
+        Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC))),
+        Target::OtherInterface(address) => (Some(address), Some(hop(out_ifindex, OUT_MAC))),
+        Target::Unreachable(address) => (Some(address), None),
+        Target::NoBackend | Target::AllDown => (None, None),
+    };
+    let mut backends = Vec::new();
+    let entry = match (address, service.target) {
+        (Some(address), _) => {
+            let address = address.parse()?;
+            dataplane.write_backend(&BackendSpec { id, forwarding: service.forwarding, vip, address, next_hop })?;
+            backends.push((id, address));
+            id.0
+        }
+        (None, Target::AllDown) => balancer_common::map_types::ALL_DOWN,
+        (None, _) => balancer_common::map_types::NO_BACKEND,
+    };
+    let id = ServiceId(index as u16);
+    dataplane.swap_table(id, &[entry; TABLE_SIZE])?;
+    Ok(ServiceSpec {
+        id,
+        hash_key: HashKey { k0: 1, k1: 2 },
+        address: vip,
+        protocol: service.protocol,
+        client_prefix: if vip.is_ipv4() { 32 } else { 64 },
+        forwarding: service.forwarding,
+        backends,
+    })
+}

@@ -1,0 +1,140 @@
+//! Running a table of cases.
+
+use balancer::config::model::Protocol;
+use balancer_common::{
+    map_types::Forwarding,
+    verdict::{DropReason, Verdict},
+};
+use balancer_tests::{
+    frame::Frame,
+    rig::{IN_MAC, OUT_MAC, Rig, Service, Target, backend_mac},
+};
+
+/// One row.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) then: Then,
+}
+
+/// What must become of the frame.
+pub(crate) enum Then {
+    /// To the kernel, bytes unchanged.
+    Pass,
+    /// Out of the same interface, as these bytes.
+    Tx(Vec<u8>),
+    /// Out of another interface, as these bytes.
+    Redirect(Vec<u8>),
+    /// Dropped, counted under this reason alone.
+    Drop(DropReason),
+}
+
+impl Case {
+    pub(crate) fn new(name: impl Into<String>, frame: &Frame, then: Then) -> Self {
+        Self { name: name.into(), frame: frame.bytes(), then }
+    }
+}
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+/// The services every table of cases finds.
+pub(crate) fn services() -> Vec<Service> {
+    use Forwarding::{Dsr, Nat};
+    use Protocol::{Tcp, Udp};
+    use Target::{AllDown, NoBackend, OtherInterface, SameInterface, Unreachable};
+    let service = |address, protocol, forwarding, target| Service { address, protocol, forwarding, target };
+    vec![
+        service("198.51.100.10:80", Tcp, Dsr, SameInterface("10.0.0.11:80")),
+        service("198.51.100.10:53", Udp, Dsr, SameInterface("10.0.0.12:53")),
+        service("198.51.100.10:81", Tcp, Dsr, OtherInterface("10.0.1.11:81")),
+        service("[2001:db8::10]:80", Tcp, Dsr, SameInterface("[fd00::11]:80")),
+        service("[2001:db8::10]:53", Udp, Dsr, SameInterface("[fd00::12]:53")),
+        service("[2001:db8::10]:81", Tcp, Dsr, OtherInterface("[fd01::11]:81")),
+        service("198.51.100.20:80", Tcp, Nat, SameInterface("10.0.0.21:8080")),
+        service("198.51.100.20:53", Udp, Nat, SameInterface("10.0.0.22:5353")),
+        service("198.51.100.20:81", Tcp, Nat, OtherInterface("10.0.1.21:8081")),
+        service("[2001:db8::20]:80", Tcp, Nat, SameInterface("[fd00::21]:8080")),
+        service("[2001:db8::20]:53", Udp, Nat, SameInterface("[fd00::22]:5353")),
+        service("[2001:db8::20]:81", Tcp, Nat, OtherInterface("[fd01::21]:8081")),
+        service("198.51.100.30:0", Tcp, Dsr, SameInterface("10.0.0.31:0")),
+        service("198.51.100.31:0", Tcp, Nat, SameInterface("10.0.0.32:0")),
+        service("198.51.100.30:443", Tcp, Nat, SameInterface("10.0.0.33:8443")),
+        service("198.51.100.40:80", Tcp, Dsr, NoBackend),
+        service("198.51.100.41:80", Tcp, Nat, AllDown),
+        service("198.51.100.42:80", Tcp, Dsr, Unreachable("10.0.0.42:80")),
+        service("[2001:db8::40]:80", Tcp, Dsr, NoBackend),
+        service("[2001:db8::41]:80", Tcp, Nat, AllDown),
+        service("[2001:db8::42]:80", Tcp, Nat, Unreachable("[fd00::42]:8080")),
+    ]
+}
+
+/// Runs `cases` in a namespace of their own and reports every one that fails.
+pub(crate) fn run(cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static) {
+    // A thread of its own: it moves into another namespace.
+    let failures = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
+        let rig = Rig::new(&services())?;
+        let cases = cases(&rig);
+        assert!(!cases.is_empty());
+        Ok(cases
+            .iter()
+            .filter_map(|case| check(&rig, case).err().map(|error| format!("{}: {error}", case.name)))
+            .collect())
+    })
+    .join()
+    .expect("the thread of the cases panicked")
+    .expect("the rig could not be built");
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// What a run may count: the verdicts, then the drop reasons.
+fn counters(rig: &Rig) -> anyhow::Result<Vec<(String, u64)>> {
+    let verdicts = Verdict::ALL.iter().map(|&verdict| Ok((verdict.label().to_owned(), rig.verdicts(verdict)?)));
+    let drops = DropReason::ALL.iter().map(|&reason| Ok((reason.label().to_owned(), rig.drops(reason)?)));
+    verdicts.chain(drops).collect()
+}
+
+fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
+    let before = counters(rig)?;
+    let ran = rig.run(&case.frame)?;
+    let after = counters(rig)?;
+    let counted: Vec<&str> = before
+        .iter()
+        .zip(&after)
+        .flat_map(|((label, before), (_, after))| std::iter::repeat_n(label.as_str(), (after - before) as usize))
+        .collect();
+    let (action, frame, count): (_, Option<&[u8]>, Vec<&str>) = match &case.then {
+        Then::Pass => (XDP_PASS, Some(&case.frame), vec!["pass"]),
+        Then::Tx(frame) => (XDP_TX, Some(frame), vec!["tx"]),
+        Then::Redirect(frame) => (XDP_REDIRECT, Some(frame), vec!["redirect"]),
+        Then::Drop(reason) => (XDP_DROP, None, vec!["drop", reason.label()]),
+    };
+    anyhow::ensure!(ran.action == action, "action {} instead of {action}, counted {counted:?}", ran.action);
+    anyhow::ensure!(counted == count, "counted {counted:?} instead of {count:?}");
+    if let Some(frame) = frame {
+        anyhow::ensure!(ran.frame == frame, "frame\n  {:02x?}\ninstead of\n  {frame:02x?}", ran.frame);
+    }
+    Ok(())
+}
+
+/// What `frame` to a `dsr` service looks like on its way to the backend.
+pub(crate) fn dsr(rig: &Rig, frame: &Frame) -> Frame {
+    let index = rig.service(&frame.destination.to_string()).expect("a service of the rig");
+    let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };
+    Frame { destination_mac: backend_mac(index), source_mac, ..frame.clone() }
+}
+
+/// What `frame` to a `nat` service looks like on its way to the backend at `address`.
+pub(crate) fn nat(rig: &Rig, frame: &Frame, service: &str, address: &str) -> Frame {
+    let index = rig.service(service).expect("a service of the rig");
+    let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };
+    Frame {
+        destination_mac: backend_mac(index),
+        source_mac,
+        destination: address.parse().expect("an address"),
+        ttl: frame.ttl - 1,
+        ..frame.clone()
+    }
+}

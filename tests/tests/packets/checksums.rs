@@ -1,0 +1,56 @@
+//! Values at which one's complement sums wrap around: the incremental update must equal a sum from scratch.
+
+use balancer_tests::frame::{ACK, Frame, Transport};
+
+use crate::cases::{Case, Then, nat, run};
+
+#[test]
+fn wrap_around_values() {
+    run(|rig| {
+        let mut cases = Vec::new();
+        for (client, vip, tcp_backend, udp_backend) in [
+            ("203.0.113.7:40000", "198.51.100.20", "10.0.0.21:8080", "10.0.0.22:5353"),
+            ("[2001:db8:c::7]:40000", "[2001:db8::20]", "[fd00::21]:8080", "[fd00::22]:5353"),
+        ] {
+            let (tcp, udp) = (format!("{vip}:80"), format!("{vip}:53"));
+            // A payload word that makes the transport checksum take each of these values, before or after.
+            for wanted in [0x0000u16, 0x0001, 0x7fff, 0x8000, 0xfffe, 0xffff] {
+                for (transport, service, backend) in
+                    [(Transport::Tcp(ACK), &tcp, tcp_backend), (Transport::Udp, &udp, udp_backend)]
+                {
+                    let plain = Frame { payload: vec![0; 8], ..Frame::new(client, service, transport) };
+                    for (when, target) in [("before", &plain), ("after", &nat(rig, &plain, service, backend))] {
+                        let payload = payload_for(target, wanted);
+                        let frame = Frame { payload, ..plain.clone() };
+                        let out = nat(rig, &frame, service, backend);
+                        let name = format!("{vip} {transport:?} checksum {wanted:#06x} {when}");
+                        cases.push(Case::new(name, &frame, Then::Tx(out.bytes())));
+                    }
+                }
+            }
+        }
+        // The IPv4 header checksum runs through all of its wrap-arounds with the identification.
+        for id in (0..=u16::MAX).step_by(257).chain([0, 1, 0xfffe, 0xffff]) {
+            let frame = Frame { id, ..Frame::tcp("203.0.113.7:40000", "198.51.100.20:80", ACK) };
+            let out = nat(rig, &frame, "198.51.100.20:80", "10.0.0.21:8080");
+            cases.push(Case::new(format!("identification {id:#06x}"), &frame, Then::Tx(out.bytes())));
+        }
+        cases
+    });
+}
+
+/// An eight-byte payload with which `frame`'s transport checksum is `wanted` (or its other name: 0 for 0xffff).
+fn payload_for(frame: &Frame, wanted: u16) -> Vec<u8> {
+    let (at, header) = match frame.transport {
+        Transport::Tcp(_) => (16, 20),
+        Transport::Udp | Transport::UdpWithoutChecksum => (6, 8),
+    };
+    let bytes = Frame { payload: vec![0; 8], ..frame.clone() }.bytes();
+    let segment = bytes.len() - header - 8;
+    let check = u16::from_be_bytes([bytes[segment + at], bytes[segment + at + 1]]);
+    // One's complement: the checksum is the complement of the sum, so adding `check - wanted` to the sum gives it.
+    let difference = (u32::from(check) + u32::from(!wanted)) % 0xffff;
+    let mut payload = vec![0; 8];
+    payload[2..4].copy_from_slice(&(difference as u16).to_be_bytes());
+    payload
+}

@@ -1,0 +1,101 @@
+//! Replies of `nat` backends: the VIP is put back, and the client is found by the kernel's routes.
+
+use balancer_common::verdict::DropReason;
+use balancer_tests::{
+    frame::{ACK, Frame, SYN, Transport},
+    rig::{IN_MAC, ROUTER_MAC, Rig},
+};
+
+use crate::cases::{Case, Then, run};
+
+/// What a backend's reply looks like on its way to the client.
+fn restored(frame: &Frame, vip: &str) -> Frame {
+    Frame {
+        destination_mac: ROUTER_MAC,
+        source_mac: IN_MAC,
+        source: vip.parse().expect("an address"),
+        ttl: frame.ttl - 1,
+        ..frame.clone()
+    }
+}
+
+#[test]
+fn source_is_restored() {
+    run(|_: &Rig| {
+        let mut cases = Vec::new();
+        for (backend, vip, clients) in [
+            ("10.0.0.21:8080", "198.51.100.20:80", ["203.0.113.7:40000", "10.9.8.7:40000"]),
+            ("[fd00::21]:8080", "[2001:db8::20]:80", ["[2001:db8:c::7]:40000", "[2001:db8:c:1::7]:1"]),
+        ] {
+            for client in clients {
+                for flags in [SYN | ACK, ACK, ACK | 1, 4] {
+                    let reply = Frame::tcp(backend, client, flags);
+                    let name = format!("{backend} to {client}, flags {flags}");
+                    cases.push(Case::new(name, &reply, Then::Tx(restored(&reply, vip).bytes())));
+                }
+            }
+        }
+        for (backend, vip, client) in [
+            ("10.0.0.22:5353", "198.51.100.20:53", "203.0.113.7:40000"),
+            ("[fd00::22]:5353", "[2001:db8::20]:53", "[2001:db8:c::7]:40000"),
+        ] {
+            let reply = Frame::udp(backend, client);
+            cases.push(Case::new(format!("{backend} udp"), &reply, Then::Tx(restored(&reply, vip).bytes())));
+            let reply = Frame::new(backend, client, Transport::UdpWithoutChecksum);
+            cases.push(Case::new(
+                format!("{backend} udp without checksum"),
+                &reply,
+                Then::Tx(restored(&reply, vip).bytes()),
+            ));
+        }
+        let reply = Frame::tcp("10.0.0.32:12345", "203.0.113.7:40000", SYN | ACK);
+        cases.push(Case::new("every port", &reply, Then::Tx(restored(&reply, "198.51.100.31:12345").bytes())));
+        cases
+    });
+}
+
+#[test]
+fn what_cannot_be_sent_on_is_passed_or_counted() {
+    run(|_: &Rig| {
+        vec![
+            Case::new(
+                "the answer to the balancer's own health check",
+                &Frame::tcp("10.0.0.21:8080", "10.0.0.1:50000", SYN | ACK),
+                Then::Pass,
+            ),
+            Case::new(
+                "the answer to the balancer's own health check, IPv6",
+                &Frame::tcp("[fd00::21]:8080", "[fd00::1]:50000", SYN | ACK),
+                Then::Pass,
+            ),
+            Case::new("another port of a backend", &Frame::tcp("10.0.0.21:22", "203.0.113.7:40000", ACK), Then::Pass),
+            Case::new("another protocol", &Frame::udp("10.0.0.21:8080", "203.0.113.7:40000"), Then::Pass),
+            Case::new("a dsr backend", &Frame::tcp("10.0.0.11:80", "203.0.113.7:40000", ACK), Then::Pass),
+            Case::new(
+                "no route to the client: the kernel tells the backend",
+                &Frame::tcp("10.0.0.21:8080", "192.0.2.1:40000", ACK),
+                Then::Pass,
+            ),
+            Case::new(
+                "the route to the client says unreachable",
+                &Frame::tcp("10.0.0.21:8080", "192.0.2.200:40000", ACK),
+                Then::Drop(DropReason::NoRoute),
+            ),
+            Case::new(
+                "the client's neighbour entry is missing",
+                &Frame::tcp("10.0.0.21:8080", "203.0.113.66:40000", ACK),
+                Then::Drop(DropReason::NoNeighbour),
+            ),
+            Case::new(
+                "the client's neighbour entry is missing, IPv6",
+                &Frame::tcp("[fd00::21]:8080", "[2001:db8:c::66]:40000", ACK),
+                Then::Drop(DropReason::NoNeighbour),
+            ),
+            Case::new(
+                "TTL used up",
+                &Frame { ttl: 1, ..Frame::tcp("10.0.0.21:8080", "203.0.113.7:40000", ACK) },
+                Then::Drop(DropReason::TtlExceeded),
+            ),
+        ]
+    });
+}
