@@ -6,6 +6,7 @@
 
 pub mod checksum;
 pub mod client;
+pub mod client_table;
 pub mod map_types;
 pub mod service_table;
 pub mod verdict;

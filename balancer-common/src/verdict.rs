@@ -84,3 +84,23 @@ labelled! {
         Stateless = "stateless",
     }
 }
+
+labelled! {
+    /// Why a known client was moved, as counted in `balancer_moves_total`.
+    MoveCause {
+        /// Its backend failed.
+        Down = "down",
+        /// Its backend's drain deadline passed.
+        Drain = "drain",
+        /// Its backend went into maintenance.
+        Maint = "maint",
+        /// Its backend was removed.
+        Removed = "removed",
+        /// Its home backend came back.
+        Failback = "failback",
+        /// A rule sends it elsewhere.
+        Rule = "rule",
+        /// It was forgotten on request.
+        Forgotten = "forgotten",
+    }
+}

@@ -1,0 +1,421 @@
+//! The client table: which backend a client was last steered to.
+//!
+//! One array of 64-byte buckets, eight entries of one 64-bit word each, so that no reader ever sees half an entry:
+//!
+//! ```text
+//! bits  63…32 tag | 31…16 backend id | 15 away | 14 established | 13…0 last seen, in ticks        0 = empty
+//! ```
+//!
+//! The tag is the high half of the client's hash. It names the client within its bucket (the low bits of the hash) and,
+//! scaled to the table size, its slot. Backend ids are unique over all services, so an entry names its service as well.
+//!
+//! *Who goes when a bucket is full*: an empty or expired entry, else the oldest that is not yet *established*, which a
+//! client becomes when it is seen again in a later tick. A newcomer never pushes out an established client, so a flood
+//! of sources that are each seen once churns among itself (scan resistance, as the A1 queue of 2Q: Johnson, Shasha 1994).
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::verdict::{Decision, MoveCause};
+
+/// Entries of a bucket.
+pub const BUCKET_ENTRIES: usize = 8;
+
+/// Ticks are counted modulo 2^14.
+pub const TICK_MASK: u16 = 0x3fff;
+
+/// Ticks that `remember` is divided into, so that an entry's age stays far below the wrap-around.
+pub const TICKS_PER_REMEMBER: u32 = 4096;
+
+const ESTABLISHED: u64 = 1 << 14;
+const AWAY: u64 = 1 << 15;
+
+/// A bucket: a cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Bucket {
+    /// Entries in no order; 0 is empty.
+    pub entries: [u64; BUCKET_ENTRIES],
+}
+
+/// One client's entry.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(pub u64);
+
+impl Entry {
+    /// An entry of a client seen for the first time, at `tick`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(tag: u32, backend: u16, tick: u16) -> Self {
+        Self((tag as u64) << 32 | (backend as u64) << 16 | (tick & TICK_MASK) as u64)
+    }
+
+    /// Whether there is no client.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The high half of the client's hash.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The backend's id.
+    #[inline(always)]
+    #[must_use]
+    pub const fn backend(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Whether the client was moved here because its home failed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn away(self) -> bool {
+        self.0 & AWAY != 0
+    }
+
+    /// Whether the client was seen in more than one tick.
+    #[inline(always)]
+    #[must_use]
+    pub const fn established(self) -> bool {
+        self.0 & ESTABLISHED != 0
+    }
+
+    /// The tick of the last recorded packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn last_seen(self) -> u16 {
+        self.0 as u16 & TICK_MASK
+    }
+
+    /// Ticks since the last recorded packet. A clock read just before the entry was written by another CPU gives the
+    /// largest ages; they are taken as 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn age(self, now: u16) -> u16 {
+        let age = now.wrapping_sub(self.last_seen()) & TICK_MASK;
+        if age > TICK_MASK - 8 { 0 } else { age }
+    }
+
+    /// The entry after a packet in tick `now`: a client seen in a later tick than before is established.
+    #[inline(always)]
+    #[must_use]
+    pub const fn touched(self, now: u16) -> Self {
+        if self.age(now) == 0 {
+            return self;
+        }
+        Self(self.0 & !(TICK_MASK as u64) | ESTABLISHED | (now & TICK_MASK) as u64)
+    }
+
+    /// The entry after its client was moved to `backend`; `away`: because its home failed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn moved(self, backend: u16, away: bool, now: u16) -> Self {
+        let kept = self.touched(now).0 & !(0xffff_0000 | AWAY);
+        Self(kept | (backend as u64) << 16 | if away { AWAY } else { 0 })
+    }
+}
+
+/// Position of `tag`'s entry.
+#[inline(always)]
+#[must_use]
+pub fn find(bucket: &Bucket, tag: u32) -> Option<usize> {
+    let mut index = 0;
+    while index < BUCKET_ENTRIES {
+        let entry = Entry(bucket.entries[index]);
+        if entry.tag() == tag && !entry.is_empty() {
+            return Some(index);
+        }
+        index += 1;
+    }
+    None
+}
+
+/// Position of the entry that a newcomer replaces: the maximum of one packed score. `None`: every entry is established.
+#[inline(always)]
+#[must_use]
+pub fn victim(bucket: &Bucket, now: u16, remember: u16) -> Option<usize> {
+    const EXPENDABLE: u32 = 1 << 17;
+    const EXPIRED: u32 = 2 << 17;
+    const EMPTY: u32 = 3 << 17;
+    let mut best = 0;
+    let mut index = 0;
+    while index < BUCKET_ENTRIES {
+        let entry = Entry(bucket.entries[index]);
+        let age = entry.age(now);
+        let class = if entry.is_empty() {
+            EMPTY
+        } else if age > remember {
+            EXPIRED
+        } else if !entry.established() {
+            EXPENDABLE
+        } else {
+            0
+        };
+        let score = class | (age as u32) << 3 | index as u32;
+        if score > best {
+            best = score;
+        }
+        index += 1;
+    }
+    if best < EXPENDABLE { None } else { Some((best & 7) as usize) }
+}
+
+/// What is known when a packet is steered by memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steering {
+    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
+    pub live: Option<u16>,
+    /// Whether the live table's backend is also the base table's.
+    pub live_is_home: bool,
+    /// The client's entry, unless it is expired or names another service's backend.
+    pub entry: Option<Entry>,
+    /// Whether the entry's backend still keeps known clients.
+    pub keeps_known: bool,
+    /// Why the entry's backend would not.
+    pub cause: MoveCause,
+    /// Whether the packet opens a connection.
+    pub opens: bool,
+    /// `failback = "return"`.
+    pub failback: bool,
+    /// The service's tick.
+    pub now: u16,
+}
+
+/// Where a packet goes and what is remembered of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steered {
+    /// The backend; `None`: nobody takes the client.
+    pub backend: Option<u16>,
+    /// How it was chosen, were this a new connection.
+    pub decision: Decision,
+    /// A known client that is moved with this packet, and why.
+    pub moved: Option<MoveCause>,
+    /// What to write to the entry found, if it differs; with no entry, a newcomer is to be recorded.
+    pub entry: Option<Entry>,
+}
+
+/// The rule of memory: a known client whose backend keeps known clients stays; everybody else follows the live table.
+#[inline(always)]
+#[must_use]
+pub const fn steer(packet: &Steering) -> Steered {
+    let Some(entry) = packet.entry else {
+        return Steered { backend: packet.live, decision: Decision::New, moved: None, entry: None };
+    };
+    let home = match packet.live {
+        Some(live) => packet.failback && packet.opens && packet.live_is_home && entry.away() && live != entry.backend(),
+        None => false,
+    };
+    if packet.keeps_known && !home {
+        let kept = Some(entry.touched(packet.now));
+        return Steered { backend: Some(entry.backend()), decision: Decision::Kept, moved: None, entry: kept };
+    }
+    let cause = if packet.keeps_known { MoveCause::Failback } else { packet.cause };
+    match packet.live {
+        None => Steered { backend: None, decision: Decision::Kept, moved: None, entry: None },
+        // The table is "open": nobody else takes clients, so nobody is moved.
+        Some(live) if live == entry.backend() => {
+            let kept = Some(entry.touched(packet.now));
+            Steered { backend: packet.live, decision: Decision::Kept, moved: None, entry: kept }
+        }
+        Some(live) => {
+            let away = packet.keeps_known as u8 == 0 && !packet.live_is_home;
+            let moved = Some(entry.moved(live, away, packet.now));
+            Steered { backend: packet.live, decision: Decision::Moved, moved: Some(cause), entry: moved }
+        }
+    }
+}
+
+/// Whether a packet of an unflagged slot is to be recorded although it opens nothing: each client is due in one tick of
+/// every `mask` + 1, so that long connections stay known at the cost of a table access for few packets.
+#[inline(always)]
+#[must_use]
+pub const fn due(hash: u64, now: u16, mask: u16) -> bool {
+    (hash >> 32) as u16 & mask == now & mask
+}
+
+/// Ticks and masks of a service that remembers for `seconds` (at least 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Seconds in a tick.
+    pub tick_seconds: u32,
+    /// Ticks after which an entry is expired.
+    pub remember: u16,
+    /// See [`due`].
+    pub due_mask: u16,
+}
+
+impl Clock {
+    /// The coarsest clock that divides the time well: ticks of `seconds` / 4096, at least one second, and every client
+    /// due at least eight times (once a tick if there are fewer than eight) before it would be forgotten.
+    #[must_use]
+    pub const fn new(seconds: u32) -> Self {
+        let tick_seconds = seconds.div_ceil(TICKS_PER_REMEMBER);
+        let remember = seconds.div_ceil(tick_seconds);
+        let period = match remember / 8 {
+            0 => 1,
+            ticks if ticks > 64 => 64,
+            ticks => 1 << (31 - ticks.leading_zeros()),
+        };
+        Self { tick_seconds, remember: remember as u16, due_mask: period as u16 - 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EMPTY: Bucket = Bucket { entries: [0; BUCKET_ENTRIES] };
+
+    fn steering(entry: Option<Entry>) -> Steering {
+        Steering {
+            live: Some(5),
+            live_is_home: true,
+            entry,
+            keeps_known: true,
+            cause: MoveCause::Down,
+            opens: true,
+            failback: false,
+            now: 100,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_entry_keeps_its_fields(tag: u32, backend in 1u16.., tick in 0..=TICK_MASK, to in 1u16.., away: bool) {
+            let entry = Entry::new(tag, backend, tick);
+            prop_assert_eq!((entry.tag(), entry.backend(), entry.last_seen()), (tag, backend, tick));
+            prop_assert!(!entry.is_empty() && !entry.established() && !entry.away());
+            prop_assert_eq!(entry.touched(tick), entry);
+            let later = (tick + 3) & TICK_MASK;
+            let moved = entry.moved(to, away, later);
+            prop_assert_eq!((moved.tag(), moved.backend(), moved.last_seen()), (tag, to, later));
+            prop_assert_eq!((moved.away(), moved.established()), (away, true));
+        }
+
+        #[test]
+        fn age_survives_the_wrap_around(tick in 0..=TICK_MASK, age in 0..TICK_MASK - 8) {
+            prop_assert_eq!(Entry::new(1, 1, tick).age((tick + age) & TICK_MASK), age);
+        }
+
+        #[test]
+        fn a_newcomer_never_pushes_out_an_established_client(
+            entries in prop::array::uniform8((any::<u32>(), 1u16.., 0u16..4096, any::<bool>())),
+        ) {
+            let now = 5000;
+            let mut bucket = EMPTY;
+            for (slot, (tag, backend, age, established)) in bucket.entries.iter_mut().zip(entries) {
+                *slot = Entry::new(tag, backend, now - age).0 | if established { ESTABLISHED } else { 0 };
+            }
+            match victim(&bucket, now, 4096) {
+                Some(index) => {
+                    let chosen = Entry(bucket.entries[index]);
+                    prop_assert!(!chosen.established());
+                    let oldest = bucket.entries.iter().map(|&e| Entry(e)).filter(|e| !e.established());
+                    prop_assert_eq!(Some(chosen.age(now)), oldest.map(|e| e.age(now)).max());
+                }
+                None => prop_assert!(bucket.entries.iter().all(|&entry| Entry(entry).established())),
+            }
+        }
+
+        #[test]
+        fn an_expired_entry_goes_before_a_live_one_and_an_empty_one_first(at in 0usize..8, empty in 0usize..8) {
+            let mut bucket = EMPTY;
+            for slot in &mut bucket.entries {
+                *slot = Entry::new(7, 1, 1000).0;
+            }
+            bucket.entries[at] = Entry::new(9, 1, 10).0 | ESTABLISHED;
+            prop_assert_eq!(victim(&bucket, 1000, 500), Some(at));
+            bucket.entries[empty] = 0;
+            prop_assert_eq!(victim(&bucket, 1000, 500), Some(empty));
+        }
+
+        #[test]
+        fn every_client_is_due_once_in_a_period(hash: u64, bits in 0u32..7, start in 0..=TICK_MASK) {
+            let mask = (1u16 << bits) - 1;
+            let ticks = (0..=mask).filter(|tick| due(hash, (start + tick) & TICK_MASK, mask)).count();
+            prop_assert_eq!(ticks, 1);
+        }
+
+        #[test]
+        fn a_clock_covers_its_time(seconds in 1u32..=100 * 86_400) {
+            let clock = Clock::new(seconds);
+            let covered = clock.tick_seconds * u32::from(clock.remember);
+            prop_assert!(covered >= seconds && covered < seconds + clock.tick_seconds);
+            prop_assert!(u32::from(clock.remember) <= TICKS_PER_REMEMBER);
+            prop_assert!(u32::from(clock.due_mask) < u32::from(clock.remember / 8).max(1));
+        }
+    }
+
+    #[test]
+    fn tag_zero_is_a_client_like_any_other() {
+        let mut bucket = EMPTY;
+        assert_eq!(find(&bucket, 0), None);
+        bucket.entries[3] = Entry::new(0, 1, 0).0;
+        assert_eq!(find(&bucket, 0), Some(3));
+    }
+
+    #[test]
+    fn a_known_client_stays_wherever_the_table_points() {
+        let entry = Entry::new(1, 9, 90);
+        let steered = steer(&steering(Some(entry)));
+        assert_eq!((steered.backend, steered.decision, steered.moved), (Some(9), Decision::Kept, None));
+        assert_eq!(steered.entry, Some(entry.touched(100)));
+        let nobody = Steering { live: None, ..steering(Some(entry)) };
+        assert_eq!(steer(&nobody).backend, Some(9));
+    }
+
+    #[test]
+    fn a_client_moves_with_its_cause_when_its_backend_lets_go() {
+        for cause in [MoveCause::Down, MoveCause::Drain, MoveCause::Maint, MoveCause::Removed] {
+            let packet = Steering {
+                keeps_known: false,
+                live_is_home: false,
+                cause,
+                opens: false,
+                ..steering(Some(Entry::new(1, 9, 90)))
+            };
+            let steered = steer(&packet);
+            assert_eq!((steered.backend, steered.decision, steered.moved), (Some(5), Decision::Moved, Some(cause)));
+            let entry = steered.entry.expect("an entry");
+            assert_eq!((entry.backend(), entry.away()), (5, true));
+            // Once moved it is known at the new place.
+            let again = steer(&Steering { keeps_known: true, entry: Some(entry), ..packet });
+            assert_eq!((again.backend, again.decision, again.moved), (Some(5), Decision::Kept, None));
+        }
+    }
+
+    #[test]
+    fn only_a_client_that_is_away_goes_home_and_only_with_a_new_connection() {
+        let away = Entry::new(1, 9, 90).moved(9, true, 95);
+        let back = Steering { failback: true, ..steering(Some(away)) };
+        let steered = steer(&back);
+        assert_eq!((steered.backend, steered.moved), (Some(5), Some(MoveCause::Failback)));
+        assert_eq!(steered.entry.map(Entry::away), Some(false));
+        for stays in [
+            Steering { failback: false, ..back },
+            Steering { opens: false, ..back },
+            Steering { live_is_home: false, ..back },
+            Steering { entry: Some(Entry::new(1, 9, 90)), ..back },
+        ] {
+            assert_eq!((steer(&stays).backend, steer(&stays).moved), (Some(9), None), "{stays:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_moved_to_where_they_are() {
+        let packet = Steering { keeps_known: false, live: Some(9), ..steering(Some(Entry::new(1, 9, 90))) };
+        assert_eq!((steer(&packet).backend, steer(&packet).moved), (Some(9), None));
+    }
+
+    #[test]
+    fn a_newcomer_follows_the_table() {
+        let steered = steer(&steering(None));
+        assert_eq!((steered.backend, steered.decision, steered.entry), (Some(5), Decision::New, None));
+    }
+}
