@@ -120,32 +120,41 @@ impl Entry {
     }
 }
 
-/// Position of `tag`'s entry.
+/// A bucket that others may be writing: every access is one whole word.
+pub trait Entries {
+    /// The entry at `index`, below [`BUCKET_ENTRIES`].
+    fn load(&self, index: usize) -> Entry;
+    /// Replaces it.
+    fn store(&self, index: usize, entry: Entry);
+}
+
+/// Position of `tag`'s entry, and the entry.
 #[inline(always)]
 #[must_use]
-pub fn find(bucket: &Bucket, tag: u32) -> Option<usize> {
+pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
     let mut index = 0;
     while index < BUCKET_ENTRIES {
-        let entry = Entry(bucket.entries[index]);
+        let entry = bucket.load(index);
         if entry.tag() == tag && !entry.is_empty() {
-            return Some(index);
+            return Some((index, entry));
         }
         index += 1;
     }
     None
 }
 
-/// Position of the entry that a newcomer replaces: the maximum of one packed score. `None`: every entry is established.
+/// Position of the entry that a newcomer replaces, and whether that forgets a client: the maximum of one packed score.
+/// `None`: every entry is established.
 #[inline(always)]
 #[must_use]
-pub fn victim(bucket: &Bucket, now: u16, remember: u16) -> Option<usize> {
+pub fn victim(bucket: &impl Entries, now: u16, remember: u16) -> Option<(usize, bool)> {
     const EXPENDABLE: u32 = 1 << 17;
     const EXPIRED: u32 = 2 << 17;
     const EMPTY: u32 = 3 << 17;
     let mut best = 0;
     let mut index = 0;
     while index < BUCKET_ENTRIES {
-        let entry = Entry(bucket.entries[index]);
+        let entry = bucket.load(index);
         let age = entry.age(now);
         let class = if entry.is_empty() {
             EMPTY
@@ -162,7 +171,7 @@ pub fn victim(bucket: &Bucket, now: u16, remember: u16) -> Option<usize> {
         }
         index += 1;
     }
-    if best < EXPENDABLE { None } else { Some((best & 7) as usize) }
+    if best < EXPENDABLE { None } else { Some(((best & 7) as usize, best < EXPIRED)) }
 }
 
 /// What is known when a packet is steered by memory.
@@ -230,6 +239,140 @@ pub const fn steer(packet: &Steering) -> Steered {
     }
 }
 
+/// A packet that consults the client table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The high half of the client's hash.
+    pub tag: u32,
+    /// The service.
+    pub service: u16,
+    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
+    pub live: Option<u16>,
+    /// Whether the live table's backend is also the base table's.
+    pub live_is_home: bool,
+    /// A TCP segment that opens a connection.
+    pub opens: bool,
+    /// A datagram: the first one, or the first after `idle` ticks, counts as a new connection.
+    pub datagram: bool,
+    /// `failback = "return"`.
+    pub failback: bool,
+    /// The service's tick.
+    pub now: u16,
+    /// Ticks after which an entry is expired.
+    pub remember: u16,
+    /// Ticks after which a datagram opens a connection; at least 1.
+    pub idle: u16,
+}
+
+/// What the rule of memory needs to know of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendFacts {
+    /// Its service.
+    pub service: u16,
+    /// Whether it keeps known clients.
+    pub keeps_known: bool,
+    /// Why it would not.
+    pub cause: MoveCause,
+}
+
+/// What became of a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It was no newcomer.
+    Known,
+    /// It has an entry.
+    Inserted,
+    /// It has an entry, and another client lost its own.
+    Evicted,
+    /// It has none: its bucket is full of established clients.
+    Full,
+    /// It has none: too many newcomers at once.
+    Limited,
+}
+
+/// The answer to a [`Query`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The backend; `None`: nobody takes the client.
+    pub backend: Option<u16>,
+    /// How it was chosen, if the packet opens a connection.
+    pub decision: Option<Decision>,
+    /// The backend that a known client is moved from with this packet, and why.
+    pub moved: Option<(u16, MoveCause)>,
+    /// What became of a newcomer.
+    pub recorded: Recorded,
+}
+
+/// Steers one packet by memory and updates the memory.
+///
+/// `backend` looks a backend up, `may_record` says whether another newcomer may be recorded now.
+#[inline(always)]
+pub fn consult(
+    bucket: &impl Entries,
+    query: &Query,
+    backend: impl Fn(u16) -> Option<BackendFacts>,
+    may_record: impl FnOnce() -> bool,
+) -> Answer {
+    let found = find(bucket, query.tag);
+    let mut entry = None;
+    let mut facts = BackendFacts { service: 0, keeps_known: false, cause: MoveCause::Removed };
+    if let Some((_, candidate)) = found
+        && candidate.age(query.now) <= query.remember
+        && let Some(of) = backend(candidate.backend())
+        && of.service == query.service
+    {
+        facts = of;
+        entry = Some(candidate);
+    }
+    let opens = query.opens
+        || query.datagram
+            && match entry {
+                Some(entry) => entry.age(query.now) >= query.idle,
+                None => true,
+            };
+    let steered = steer(&Steering {
+        live: query.live,
+        live_is_home: query.live_is_home,
+        entry,
+        keeps_known: facts.keeps_known,
+        cause: facts.cause,
+        opens,
+        failback: query.failback,
+        now: query.now,
+    });
+    let mut moved = None;
+    let recorded = if let (Some((index, old)), Some(new)) = (found, steered.entry) {
+        if new != old {
+            bucket.store(index, new);
+        }
+        if let Some(cause) = steered.moved {
+            moved = Some((old.backend(), cause));
+        }
+        Recorded::Known
+    } else if let (None, Some(live)) = (entry, steered.backend) {
+        let newcomer = Entry::new(query.tag, live, query.now);
+        match found {
+            // Its own entry, expired.
+            Some((index, _)) => {
+                bucket.store(index, newcomer);
+                Recorded::Inserted
+            }
+            None if !may_record() => Recorded::Limited,
+            None => match victim(bucket, query.now, query.remember) {
+                None => Recorded::Full,
+                Some((index, forgets)) => {
+                    bucket.store(index, newcomer);
+                    if forgets { Recorded::Evicted } else { Recorded::Inserted }
+                }
+            },
+        }
+    } else {
+        Recorded::Known
+    };
+    let decision = if opens { Some(steered.decision) } else { None };
+    Answer { backend: steered.backend, decision, moved, recorded }
+}
+
 /// Whether a packet of an unflagged slot is to be recorded although it opens nothing: each client is due in one tick of
 /// every `mask` + 1, so that long connections stay known at the cost of a table access for few packets.
 #[inline(always)]
@@ -270,7 +413,26 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EMPTY: Bucket = Bucket { entries: [0; BUCKET_ENTRIES] };
+    use core::cell::Cell;
+
+    /// A bucket on the host.
+    struct Cells([Cell<u64>; BUCKET_ENTRIES]);
+
+    impl Cells {
+        fn of(entries: [u64; BUCKET_ENTRIES]) -> Self {
+            Self(entries.map(Cell::new))
+        }
+    }
+
+    impl Entries for Cells {
+        fn load(&self, index: usize) -> Entry {
+            Entry(self.0[index].get())
+        }
+
+        fn store(&self, index: usize, entry: Entry) {
+            self.0[index].set(entry.0);
+        }
+    }
 
     fn steering(entry: Option<Entry>) -> Steering {
         Steering {
@@ -308,31 +470,27 @@ mod tests {
             entries in prop::array::uniform8((any::<u32>(), 1u16.., 0u16..4096, any::<bool>())),
         ) {
             let now = 5000;
-            let mut bucket = EMPTY;
-            for (slot, (tag, backend, age, established)) in bucket.entries.iter_mut().zip(entries) {
-                *slot = Entry::new(tag, backend, now - age).0 | if established { ESTABLISHED } else { 0 };
-            }
-            match victim(&bucket, now, 4096) {
-                Some(index) => {
-                    let chosen = Entry(bucket.entries[index]);
-                    prop_assert!(!chosen.established());
-                    let oldest = bucket.entries.iter().map(|&e| Entry(e)).filter(|e| !e.established());
+            let entries = entries.map(|(tag, backend, age, established)| {
+                Entry::new(tag, backend, now - age).0 | if established { ESTABLISHED } else { 0 }
+            });
+            match victim(&Cells::of(entries), now, 4096) {
+                Some((index, forgets)) => {
+                    let chosen = Entry(entries[index]);
+                    prop_assert!(!chosen.established() && forgets);
+                    let oldest = entries.iter().map(|&e| Entry(e)).filter(|e| !e.established());
                     prop_assert_eq!(Some(chosen.age(now)), oldest.map(|e| e.age(now)).max());
                 }
-                None => prop_assert!(bucket.entries.iter().all(|&entry| Entry(entry).established())),
+                None => prop_assert!(entries.iter().all(|&entry| Entry(entry).established())),
             }
         }
 
         #[test]
         fn an_expired_entry_goes_before_a_live_one_and_an_empty_one_first(at in 0usize..8, empty in 0usize..8) {
-            let mut bucket = EMPTY;
-            for slot in &mut bucket.entries {
-                *slot = Entry::new(7, 1, 1000).0;
-            }
-            bucket.entries[at] = Entry::new(9, 1, 10).0 | ESTABLISHED;
-            prop_assert_eq!(victim(&bucket, 1000, 500), Some(at));
-            bucket.entries[empty] = 0;
-            prop_assert_eq!(victim(&bucket, 1000, 500), Some(empty));
+            let mut entries = [Entry::new(7, 1, 1000).0; BUCKET_ENTRIES];
+            entries[at] = Entry::new(9, 1, 10).0 | ESTABLISHED;
+            prop_assert_eq!(victim(&Cells::of(entries), 1000, 500), Some((at, false)));
+            entries[empty] = 0;
+            prop_assert_eq!(victim(&Cells::of(entries), 1000, 500), Some((empty, false)));
         }
 
         #[test]
@@ -354,10 +512,10 @@ mod tests {
 
     #[test]
     fn tag_zero_is_a_client_like_any_other() {
-        let mut bucket = EMPTY;
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
         assert_eq!(find(&bucket, 0), None);
-        bucket.entries[3] = Entry::new(0, 1, 0).0;
-        assert_eq!(find(&bucket, 0), Some(3));
+        bucket.store(3, Entry::new(0, 1, 0));
+        assert_eq!(find(&bucket, 0), Some((3, Entry::new(0, 1, 0))));
     }
 
     #[test]
@@ -417,5 +575,83 @@ mod tests {
     fn a_newcomer_follows_the_table() {
         let steered = steer(&steering(None));
         assert_eq!((steered.backend, steered.decision, steered.entry), (Some(5), Decision::New, None));
+    }
+
+    const QUERY: Query = Query {
+        tag: 77,
+        service: 1,
+        live: Some(5),
+        live_is_home: true,
+        opens: true,
+        datagram: false,
+        failback: false,
+        now: 1000,
+        remember: 500,
+        idle: 30,
+    };
+
+    fn serving(_: u16) -> Option<BackendFacts> {
+        Some(BackendFacts { service: 1, keeps_known: true, cause: MoveCause::Down })
+    }
+
+    #[test]
+    fn a_newcomer_is_recorded_and_then_kept() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        let first = consult(&bucket, &QUERY, serving, || true);
+        assert_eq!((first.backend, first.decision), (Some(5), Some(Decision::New)));
+        assert_eq!(first.recorded, Recorded::Inserted);
+        let moved_table = Query { live: Some(6), now: 1100, ..QUERY };
+        let second = consult(&bucket, &moved_table, serving, || panic!("known already"));
+        assert_eq!(
+            (second.backend, second.decision, second.recorded),
+            (Some(5), Some(Decision::Kept), Recorded::Known)
+        );
+        assert!(find(&bucket, 77).expect("an entry").1.established());
+        let later = Query { now: 1601, ..moved_table };
+        let third = consult(&bucket, &later, serving, || panic!("it has its own entry"));
+        assert_eq!((third.backend, third.decision), (Some(6), Some(Decision::New)), "forgotten after 500 ticks");
+    }
+
+    #[test]
+    fn an_entry_of_another_service_is_nobody() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        bucket.store(0, Entry::new(77, 9, 1000));
+        let other = |_| Some(BackendFacts { service: 2, keeps_known: true, cause: MoveCause::Down });
+        assert_eq!(consult(&bucket, &QUERY, other, || true).decision, Some(Decision::New));
+    }
+
+    #[test]
+    fn a_flood_leaves_established_clients_alone() {
+        let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(950).0));
+        let before: Vec<_> = (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect();
+        for tag in 1000..2000 {
+            let answer = consult(&bucket, &Query { tag, ..QUERY }, serving, || true);
+            assert_eq!((answer.backend, answer.recorded), (Some(5), Recorded::Full));
+        }
+        assert_eq!(before, (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect::<Vec<_>>());
+        let limited = consult(&bucket, &Query { tag: 5000, ..QUERY }, serving, || false);
+        assert_eq!((limited.backend, limited.recorded), (Some(5), Recorded::Limited));
+    }
+
+    #[test]
+    fn datagrams_decide_once_until_they_pause() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        let decisions = [1000, 1001, 1020, 1049, 1079, 1080].map(|now| {
+            consult(&bucket, &Query { opens: false, datagram: true, now, ..QUERY }, serving, || true).decision
+        });
+        let kept = Some(Decision::Kept);
+        assert_eq!(decisions, [Some(Decision::New), None, None, None, kept, None]);
+    }
+
+    #[test]
+    fn a_move_is_counted_once_whatever_packet_brings_it() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        bucket.store(0, Entry::new(77, 9, 1000));
+        let gone = |id| Some(BackendFacts { service: 1, keeps_known: id != 9, cause: MoveCause::Drain });
+        let segment = Query { opens: false, ..QUERY };
+        let first = consult(&bucket, &segment, gone, || true);
+        assert_eq!((first.backend, first.decision, first.moved), (Some(5), None, Some((9, MoveCause::Drain))));
+        let second = consult(&bucket, &QUERY, gone, || true);
+        assert_eq!((second.backend, second.decision, second.moved), (Some(5), Some(Decision::Kept), None));
     }
 }
