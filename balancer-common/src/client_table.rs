@@ -15,7 +15,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::verdict::{Decision, MoveCause};
+use crate::verdict::{CauseIndex, Decision, MoveCause};
 
 /// Entries of a bucket.
 pub const BUCKET_ENTRIES: usize = 8;
@@ -26,6 +26,7 @@ pub const TICK_MASK: u16 = 0x3fff;
 /// Ticks that `remember` is divided into, so that an entry's age stays far below the wrap-around.
 pub const TICKS_PER_REMEMBER: u32 = 4096;
 
+const FAILBACK: CauseIndex = CauseIndex(MoveCause::Failback as u8);
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
 
@@ -186,7 +187,7 @@ pub struct Steering {
     /// Whether the entry's backend still keeps known clients.
     pub keeps_known: bool,
     /// Why the entry's backend would not.
-    pub cause: MoveCause,
+    pub cause: CauseIndex,
     /// Whether the packet opens a connection.
     pub opens: bool,
     /// `failback = "return"`.
@@ -203,7 +204,7 @@ pub struct Steered {
     /// How it was chosen, were this a new connection.
     pub decision: Decision,
     /// A known client that is moved with this packet, and why.
-    pub moved: Option<MoveCause>,
+    pub moved: Option<CauseIndex>,
     /// What to write to the entry found, if it differs; with no entry, a newcomer is to be recorded.
     pub entry: Option<Entry>,
 }
@@ -223,7 +224,7 @@ pub const fn steer(packet: &Steering) -> Steered {
         let kept = Some(entry.touched(packet.now));
         return Steered { backend: Some(entry.backend()), decision: Decision::Kept, moved: None, entry: kept };
     }
-    let cause = if packet.keeps_known { MoveCause::Failback } else { packet.cause };
+    let cause = if packet.keeps_known { FAILBACK } else { packet.cause };
     match packet.live {
         None => Steered { backend: None, decision: Decision::Kept, moved: None, entry: None },
         // The table is "open": nobody else takes clients, so nobody is moved.
@@ -272,7 +273,7 @@ pub struct BackendFacts {
     /// Whether it keeps known clients.
     pub keeps_known: bool,
     /// Why it would not.
-    pub cause: MoveCause,
+    pub cause: CauseIndex,
 }
 
 /// What became of a newcomer.
@@ -298,7 +299,7 @@ pub struct Answer {
     /// How it was chosen, if the packet opens a connection.
     pub decision: Option<Decision>,
     /// The backend that a known client is moved from with this packet, and why.
-    pub moved: Option<(u16, MoveCause)>,
+    pub moved: Option<(u16, CauseIndex)>,
     /// What became of a newcomer.
     pub recorded: Recorded,
 }
@@ -315,7 +316,7 @@ pub fn consult(
 ) -> Answer {
     let found = find(bucket, query.tag);
     let mut entry = None;
-    let mut facts = BackendFacts { service: 0, keeps_known: false, cause: MoveCause::Removed };
+    let mut facts = BackendFacts { service: 0, keeps_known: false, cause: CauseIndex(0) };
     if let Some((_, candidate)) = found
         && candidate.age(query.now) <= query.remember
         && let Some(of) = backend(candidate.backend())
@@ -440,7 +441,7 @@ mod tests {
             live_is_home: true,
             entry,
             keeps_known: true,
-            cause: MoveCause::Down,
+            cause: MoveCause::Down.into(),
             opens: true,
             failback: false,
             now: 100,
@@ -534,12 +535,15 @@ mod tests {
             let packet = Steering {
                 keeps_known: false,
                 live_is_home: false,
-                cause,
+                cause: cause.into(),
                 opens: false,
                 ..steering(Some(Entry::new(1, 9, 90)))
             };
             let steered = steer(&packet);
-            assert_eq!((steered.backend, steered.decision, steered.moved), (Some(5), Decision::Moved, Some(cause)));
+            assert_eq!(
+                (steered.backend, steered.decision, steered.moved),
+                (Some(5), Decision::Moved, Some(cause.into()))
+            );
             let entry = steered.entry.expect("an entry");
             assert_eq!((entry.backend(), entry.away()), (5, true));
             // Once moved it is known at the new place.
@@ -553,7 +557,7 @@ mod tests {
         let away = Entry::new(1, 9, 90).moved(9, true, 95);
         let back = Steering { failback: true, ..steering(Some(away)) };
         let steered = steer(&back);
-        assert_eq!((steered.backend, steered.moved), (Some(5), Some(MoveCause::Failback)));
+        assert_eq!((steered.backend, steered.moved), (Some(5), Some(FAILBACK)));
         assert_eq!(steered.entry.map(Entry::away), Some(false));
         for stays in [
             Steering { failback: false, ..back },
@@ -591,7 +595,7 @@ mod tests {
     };
 
     fn serving(_: u16) -> Option<BackendFacts> {
-        Some(BackendFacts { service: 1, keeps_known: true, cause: MoveCause::Down })
+        Some(BackendFacts { service: 1, keeps_known: true, cause: MoveCause::Down.into() })
     }
 
     #[test]
@@ -616,7 +620,7 @@ mod tests {
     fn an_entry_of_another_service_is_nobody() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         bucket.store(0, Entry::new(77, 9, 1000));
-        let other = |_| Some(BackendFacts { service: 2, keeps_known: true, cause: MoveCause::Down });
+        let other = |_| Some(BackendFacts { service: 2, keeps_known: true, cause: MoveCause::Down.into() });
         assert_eq!(consult(&bucket, &QUERY, other, || true).decision, Some(Decision::New));
     }
 
@@ -647,10 +651,10 @@ mod tests {
     fn a_move_is_counted_once_whatever_packet_brings_it() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         bucket.store(0, Entry::new(77, 9, 1000));
-        let gone = |id| Some(BackendFacts { service: 1, keeps_known: id != 9, cause: MoveCause::Drain });
+        let gone = |id| Some(BackendFacts { service: 1, keeps_known: id != 9, cause: MoveCause::Drain.into() });
         let segment = Query { opens: false, ..QUERY };
         let first = consult(&bucket, &segment, gone, || true);
-        assert_eq!((first.backend, first.decision, first.moved), (Some(5), None, Some((9, MoveCause::Drain))));
+        assert_eq!((first.backend, first.decision, first.moved), (Some(5), None, Some((9, MoveCause::Drain.into()))));
         let second = consult(&bucket, &QUERY, gone, || true);
         assert_eq!((second.backend, second.decision, second.moved), (Some(5), Some(Decision::Kept), None));
     }

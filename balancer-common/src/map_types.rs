@@ -7,11 +7,11 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     client::HashKey,
-    verdict::{Decision, DropReason, Verdict},
+    verdict::{Decision, DropReason, MOVE_COUNTERS, Verdict},
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -58,7 +58,7 @@ pub enum Forwarding {
     Nat = 2,
 }
 
-/// One row of the service table: a cache line.
+/// One row of the service table: a cache line for every packet, and one for services with memory.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct ServiceRow {
@@ -70,13 +70,28 @@ pub struct ServiceRow {
     pub table_size: u32,
     /// Index of the service, below the number of services.
     pub id: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// `SERVICE_*` bits.
+    pub flags: u16,
     /// The key of this service's client hash.
     pub hash_key: HashKey,
     /// The client prefix as a mask; for IPv4 in the low or first four bytes.
     pub client_mask: [u64; 2],
+    /// The service's clock, in ticks modulo 2^14. Advanced with one store.
+    pub tick: u32,
+    /// Ticks after which a client is forgotten.
+    pub remember: u16,
+    /// In which ticks a client's packets are recorded whatever they are, see `client_table::due`.
+    pub due_mask: u16,
+    /// Ticks after which a datagram counts as a new connection.
+    pub idle: u16,
+    /// Zero.
+    pub reserved: [u16; 27],
 }
+
+/// `ServiceRow::flags`: clients are remembered.
+pub const SERVICE_REMEMBERS: u16 = 1;
+/// `ServiceRow::flags`: clients that were moved away go home with a new connection.
+pub const SERVICE_FAILBACK: u16 = 2;
 
 /// One slot of a live table.
 #[repr(C)]
@@ -84,9 +99,14 @@ pub struct ServiceRow {
 pub struct TableSlot {
     /// Backend id, [`NO_BACKEND`] or [`ALL_DOWN`].
     pub backend: u16,
-    /// Zero.
+    /// `SLOT_*` bits.
     pub flags: u16,
 }
+
+/// `TableSlot::flags`: some known client of this slot may be at another backend, so its entry must be read.
+pub const SLOT_EXCEPTIONS: u16 = 1;
+/// `TableSlot::flags`: the slot's backend is not the one of the base table.
+pub const SLOT_REFILLED: u16 = 2;
 
 /// Slots in one element of the map of slots (a cache line); a power of two.
 pub const SLOTS_PER_LINE: u32 = 16;
@@ -103,6 +123,8 @@ pub struct SlotLine {
 pub const BACKEND_REACHABLE: u8 = 1;
 /// `BackendRow::flags`: the destination port is rewritten (`nat`).
 pub const BACKEND_PORT_CHANGES: u8 = 2;
+/// `BackendRow::flags`: known clients stay here.
+pub const BACKEND_KEEPS_KNOWN: u8 = 4;
 
 /// Everything forwarding needs of one backend: a cache line, found by backend id.
 #[repr(C, align(64))]
@@ -128,8 +150,12 @@ pub struct BackendRow {
     pub flags: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
+    /// Index of the service it belongs to.
+    pub service: u16,
+    /// A [`crate::verdict::MoveCause`] index: why known clients are moved, where they are not kept.
+    pub cause: u8,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u8; 17],
 }
 
 /// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
@@ -164,8 +190,12 @@ pub struct Control {
     pub flags: u32,
     /// [`LAYOUT_VERSION`].
     pub layout_version: u32,
+    /// Counts up while the controller runs; each CPU may record `newcomers` clients in each epoch.
+    pub epoch: u32,
+    /// See `epoch`.
+    pub newcomers: u32,
     /// Zero.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
 }
 
 /// `Control::flags`: some service has port 0, so a miss is looked up a second time.
@@ -195,6 +225,26 @@ pub struct BackendStats {
     pub connections: u64,
     /// New connections by [`Decision`].
     pub decisions: [u64; Decision::COUNT],
+    /// Known clients moved from here, by [`crate::verdict::MoveCause`].
+    pub moves: [u64; MOVE_COUNTERS],
+}
+
+/// Per-CPU counters of the client table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct MemoryStats {
+    /// Clients recorded.
+    pub inserted: u64,
+    /// Clients forgotten to make room for others.
+    pub evicted: u64,
+    /// Newcomers not recorded because their bucket was full of established clients.
+    pub full: u64,
+    /// Newcomers not recorded because there were too many at once.
+    pub limited: u64,
+    /// The epoch that `used` counts in.
+    pub epoch: u32,
+    /// Newcomers recorded in that epoch.
+    pub used: u32,
 }
 
 /// Per-CPU counters of dropped packets.
@@ -225,7 +275,7 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<ServiceRow>() == 64);
+    assert!(size_of::<ServiceRow>() == 128);
     assert!(size_of::<BackendRow>() == 64);
     assert!(size_of::<ReturnRow>() == 64);
     assert!(size_of::<SlotLine>() == 64);
@@ -244,5 +294,5 @@ mod user {
         )+};
     }
 
-    pod!(ServiceRow, SlotLine, BackendRow, ReturnRow, Control, InterfaceStats, BackendStats, DropStats);
+    pod!(ServiceRow, SlotLine, BackendRow, ReturnRow, Control, InterfaceStats, BackendStats, DropStats, MemoryStats);
 }

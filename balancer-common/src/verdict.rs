@@ -104,3 +104,27 @@ labelled! {
         Forgotten = "forgotten",
     }
 }
+
+/// Room for counters by [`MoveCause`]: a power of two.
+pub const MOVE_COUNTERS: usize = 8;
+
+/// A [`MoveCause`] as the kernel program carries it: the bare index, which it masks right before it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CauseIndex(pub u8);
+
+impl CauseIndex {
+    /// A position below [`MOVE_COUNTERS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self) -> usize {
+        self.0 as usize & (MOVE_COUNTERS - 1)
+    }
+}
+
+impl From<MoveCause> for CauseIndex {
+    fn from(cause: MoveCause) -> Self {
+        Self(cause as u8)
+    }
+}
+
+const _: () = assert!(MoveCause::COUNT <= MOVE_COUNTERS && MOVE_COUNTERS.is_power_of_two());

@@ -6,6 +6,7 @@
 
 mod control;
 pub mod forward;
+mod memory;
 pub mod outcome;
 pub mod packet;
 pub mod parse;

@@ -49,13 +49,13 @@ pub fn process(ingress: &impl Ingress, frame: Packet<'_>) -> Outcome {
     let Some(service) = service::of_port(control, view, &ip, ports.destination) else {
         return not_for_a_service(ingress, frame, control, &ip, ports.source);
     };
-    let choice = match steer::choose(service, &ip) {
+    let choice = match steer::choose(control, service, &ip, ports) {
         Ok(choice) => choice,
         Err(reason) => return Outcome::Drop(reason),
     };
     let outcome = forward::to_backend(ingress, frame, &ip, choice.backend);
     if let Outcome::Tx | Outcome::Redirect { .. } = outcome {
-        stats::count_forwarded(choice.backend, ip.l3_offset + ip.length, ports.opens, choice.decision);
+        stats::count_forwarded(choice.backend, ip.l3_offset + ip.length, choice.decision);
     }
     outcome
 }

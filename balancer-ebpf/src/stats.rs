@@ -2,8 +2,11 @@
 
 use aya_ebpf::{Global, macros::map, maps::PerCpuArray};
 use balancer_common::{
-    map_types::{BackendStats, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, interface_row},
-    verdict::{Decision, DropReason, Verdict},
+    client_table::Recorded,
+    map_types::{
+        BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats, interface_row,
+    },
+    verdict::{CauseIndex, Decision, DropReason, Verdict},
 };
 
 #[map]
@@ -14,6 +17,9 @@ static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(
 
 #[map]
 static DROP_STATS: PerCpuArray<DropStats> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static MEMORY_STATS: PerCpuArray<MemoryStats> = PerCpuArray::with_max_entries(1, 0);
 
 /// Chosen at load so that no two attached interfaces share a row.
 #[unsafe(no_mangle)]
@@ -37,17 +43,68 @@ pub fn count_drop(reason: DropReason) {
     }
 }
 
-/// Counts a packet of `bytes` forwarded to a backend; `opens`: the first of a connection, decided by `decision`.
+/// Counts a packet of `bytes` forwarded to a backend; `decision`: how, if it opens a connection.
 #[inline(always)]
-pub(crate) fn count_forwarded(backend: u16, bytes: usize, opens: bool, decision: Decision) {
+pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: Option<Decision>) {
     if let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) {
         // SAFETY: as in `count_verdict`.
         let stats = unsafe { &mut *stats };
         stats.packets += 1;
         stats.bytes += bytes as u64;
-        if opens {
+        if let Some(decision) = decision {
             stats.connections += 1;
             stats.decisions[decision.index()] += 1;
+        }
+    }
+}
+
+/// Counts a known client moved from a backend.
+#[inline(always)]
+pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(from)) {
+        // SAFETY: as in `count_verdict`.
+        unsafe { (*stats).moves[cause.counter()] += 1 };
+    }
+}
+
+/// Whether this CPU may record another newcomer in this epoch.
+#[inline(always)]
+pub(crate) fn may_record(control: &'static Control) -> bool {
+    let Some(stats) = MEMORY_STATS.get_ptr_mut(0) else { return false };
+    // SAFETY: as in `count_verdict`; the words of `control` are read whole.
+    let (stats, epoch, limit) = unsafe {
+        let epoch = (&raw const control.epoch).read_volatile();
+        (&mut *stats, epoch, (&raw const control.newcomers).read_volatile())
+    };
+    if stats.epoch != epoch {
+        stats.epoch = epoch;
+        stats.used = 0;
+    }
+    let may = stats.used < limit;
+    if may {
+        stats.used += 1;
+    }
+    may
+}
+
+/// Counts what became of a newcomer.
+#[inline(always)]
+pub(crate) fn count_recorded(recorded: Recorded) {
+    if recorded == Recorded::Known {
+        return;
+    }
+    if let Some(stats) = MEMORY_STATS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        let stats = unsafe { &mut *stats };
+        match recorded {
+            Recorded::Known => {}
+            Recorded::Inserted => stats.inserted += 1,
+            Recorded::Evicted => {
+                stats.inserted += 1;
+                stats.evicted += 1;
+            }
+            Recorded::Full => stats.full += 1,
+            Recorded::Limited => stats.limited += 1,
         }
     }
 }

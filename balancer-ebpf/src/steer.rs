@@ -1,40 +1,85 @@
-//! Which backend a client is steered to.
+//! Which backend a client is steered to: the gate over the client table.
+//!
+//! A slot without exceptions is steered from the live table alone, whoever the client is; nothing per client is read.
 
 use core::ptr;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client,
-    map_types::{ALL_DOWN, FAMILY_V4, NO_BACKEND, SLOTS_PER_LINE, ServiceRow, SlotLine},
+    client_table::{Query, due},
+    map_types::{
+        ALL_DOWN, Control, FAMILY_V4, NO_BACKEND, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED,
+        SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
+    },
     verdict::{Decision, DropReason},
 };
 
-use crate::parse::Ip;
+use crate::{
+    memory,
+    parse::{Ip, Ports, UDP},
+};
 
 /// The live tables of all services, each a run of whole lines.
 #[map]
 static SLOTS: Array<SlotLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A backend and how it was chosen.
+/// A backend and how it was chosen, if the packet opens a connection.
 #[derive(Clone, Copy)]
 pub(crate) struct Choice {
     pub(crate) backend: u16,
-    pub(crate) decision: Decision,
+    pub(crate) decision: Option<Decision>,
 }
 
 /// The backend of the client that sent `ip`.
 #[inline(always)]
-pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>) -> Result<Choice, DropReason> {
+pub(crate) fn choose(
+    control: &'static Control,
+    service: &'static ServiceRow,
+    ip: &Ip<'_>,
+    ports: Ports,
+) -> Result<Choice, DropReason> {
+    let hash = client_hash(service, ip);
+    let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
+    let live = match slot.backend {
+        NO_BACKEND | ALL_DOWN => None,
+        backend => Some(backend),
+    };
+    let nobody = if slot.backend == NO_BACKEND { DropReason::NoBackend } else { DropReason::AllDown };
+    if service.flags & SERVICE_REMEMBERS == 0 {
+        let decision = ports.opens.then_some(Decision::Stateless);
+        return live.map(|backend| Choice { backend, decision }).ok_or(nobody);
+    }
+    // SAFETY: a reference is valid for reads; the controller advances the clock with one store.
+    let now = unsafe { ptr::read_volatile(&raw const service.tick) } as u16;
+    let datagram = ip.protocol == UDP;
+    if slot.flags & SLOT_EXCEPTIONS == 0 && !ports.opens && !datagram && !due(hash, now, service.due_mask) {
+        return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
+    }
+    let query = Query {
+        tag: (hash >> 32) as u32,
+        service: service.id,
+        live,
+        live_is_home: slot.flags & SLOT_REFILLED == 0,
+        opens: ports.opens,
+        datagram,
+        failback: service.flags & SERVICE_FAILBACK != 0,
+        now,
+        remember: service.remember,
+        idle: service.idle,
+    };
+    memory::consult(control, hash, &query).ok_or(nobody)
+}
+
+#[inline(always)]
+fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     // Read once: the controller swaps the table with one store to this word.
     // SAFETY: a reference is valid for reads.
     let table = unsafe { ptr::read_volatile(&raw const service.table) };
-    let slot = table.wrapping_add(client::slot(client_hash(service, ip), service.table_size));
-    let line = SLOTS.get(slot / SLOTS_PER_LINE).ok_or(DropReason::NoBackend)?;
-    match line.slots[(slot % SLOTS_PER_LINE) as usize].backend {
-        NO_BACKEND => Err(DropReason::NoBackend),
-        ALL_DOWN => Err(DropReason::AllDown),
-        backend => Ok(Choice { backend, decision: Decision::Stateless }),
-    }
+    let slot = table.wrapping_add(client::slot(hash, service.table_size));
+    let line = SLOTS.get(slot / SLOTS_PER_LINE)?;
+    // SAFETY: as above. Backend and flags are read together: the controller changes a flag with one store.
+    Some(unsafe { ptr::read_volatile(&raw const line.slots[(slot % SLOTS_PER_LINE) as usize]) })
 }
 
 #[inline(always)]

@@ -7,8 +7,9 @@ pub mod rewrite;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
-    map_types::{BACKEND_REACHABLE, BackendRow, Forwarding, MAX_BACKENDS},
-    verdict::DropReason,
+    client_table::BackendFacts,
+    map_types::{BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BackendRow, Forwarding, MAX_BACKENDS},
+    verdict::{CauseIndex, DropReason},
 };
 
 use crate::{outcome::Outcome, packet::Packet, parse::Ip, path::Ingress};
@@ -34,4 +35,15 @@ pub(crate) fn to_backend(ingress: &impl Ingress, frame: Packet<'_>, ip: &Ip<'_>,
         Ok(()) => Outcome::send(ingress.ifindex(), row.ifindex),
         Err(reason) => Outcome::Drop(reason),
     }
+}
+
+/// What the rule of memory needs to know of a backend.
+#[inline(always)]
+pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
+    let row = BACKENDS.get(u32::from(backend))?;
+    Some(BackendFacts {
+        service: row.service,
+        keeps_known: row.flags & BACKEND_KEEPS_KNOWN != 0,
+        cause: CauseIndex(row.cause),
+    })
 }

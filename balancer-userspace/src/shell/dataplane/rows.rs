@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use balancer_common::{
     checksum,
-    client::{HashKey, mask_v4, mask_v6},
+    client::{mask_v4, mask_v6},
     map_types::{
         BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding, ReturnRow, ServiceKey,
         ServiceRow,
@@ -80,27 +80,19 @@ pub(super) fn service(spec: &ServiceSpec, table: u32, table_size: u32) -> Servic
         table,
         table_size,
         id: spec.id.0,
-        reserved: 0,
         hash_key: spec.hash_key,
         client_mask: match spec.address.ip() {
             IpAddr::V4(_) => [u64::from(mask_v4(spec.client_prefix)), 0],
             IpAddr::V6(_) => mask_v6(spec.client_prefix),
         },
+        ..ServiceRow::zeroed()
     }
 }
 
 /// The row that marks an address as a VIP.
 #[must_use]
 pub(super) fn vip_marker(address: IpAddr) -> ServiceRow {
-    ServiceRow {
-        key: key(SocketAddr::new(address, 0), 0),
-        table: 0,
-        table_size: 0,
-        id: u16::MAX,
-        reserved: 0,
-        hash_key: HashKey::zeroed(),
-        client_mask: [0; 2],
-    }
+    ServiceRow { key: key(SocketAddr::new(address, 0), 0), id: u16::MAX, ..ServiceRow::zeroed() }
 }
 
 /// The ways back of a service's backends: none unless it is `nat`.
