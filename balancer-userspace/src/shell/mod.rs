@@ -2,4 +2,6 @@
 
 pub mod call;
 pub mod dataplane;
+pub mod interfaces;
+pub mod neighbours;
 pub mod snapshot;
