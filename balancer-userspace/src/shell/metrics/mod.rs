@@ -17,7 +17,7 @@ use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 use super::call::{Call, Calls};
 pub use render::render;
 
-/// What [`render`] writes. Prometheus has understood it since version 2.5 and asks for it first.
+/// What [`render()`] writes. Prometheus has understood it since version 2.5 and asks for it first.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
