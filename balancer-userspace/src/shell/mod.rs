@@ -2,4 +2,11 @@
 
 pub mod call;
 pub mod dataplane;
+pub mod forwarding;
+pub mod interfaces;
+pub mod metrics;
+pub mod neighbours;
+pub mod privileges;
+pub mod prober;
+pub mod shutdown;
 pub mod snapshot;
