@@ -1,5 +1,6 @@
 //! The tokio shell round the core: sockets, netlink, maps.
 
+pub mod api_server;
 pub mod call;
 pub mod dataplane;
 pub mod forwarding;
@@ -8,5 +9,6 @@ pub mod metrics;
 pub mod neighbours;
 pub mod privileges;
 pub mod prober;
+pub mod run;
 pub mod shutdown;
 pub mod snapshot;
