@@ -18,7 +18,7 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::{
         prctl::set_pdeathsig,
-        signal::{Signal, kill},
+        signal::{SigSet, Signal, kill},
     },
     unistd::{Pid, geteuid},
 };
@@ -94,16 +94,17 @@ impl Namespace {
             .with_context(|| format!("{} in namespace {}", path.display(), self.name))
     }
 
-    /// A command that will run in this namespace, in a process group of its own, and be killed when the thread that
-    /// spawned it ends. Unlike `ip netns exec` it keeps the mounts.
+    /// A command that will run in this namespace, in a process group of its own, with no signal blocked, and be killed
+    /// when the thread that spawned it ends. Unlike `ip netns exec` it keeps the mounts.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let file = Arc::clone(&self.file);
         command.process_group(0);
-        // SAFETY: between fork and exec only two system calls are made; nothing is allocated or locked.
+        // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
         unsafe {
             command.pre_exec(move || {
                 set_pdeathsig(Signal::SIGKILL)?;
+                SigSet::empty().thread_set_mask()?;
                 setns(&*file, CloneFlags::CLONE_NEWNET)?;
                 Ok(())
             });

@@ -16,7 +16,7 @@ use nix::{
 pub(crate) struct Interrupt(SignalFd);
 
 impl Interrupt {
-    /// Takes the signals over for the calling thread and the threads it makes; children get them back.
+    /// Takes the signals over for the calling thread and the threads it makes.
     pub(crate) fn new() -> Result<Self> {
         let mut signals = SigSet::empty();
         signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
