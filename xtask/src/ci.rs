@@ -14,7 +14,7 @@ pub(crate) fn ci() -> Result<()> {
     setup(true)?;
     let checks: [&[&str]; 4] = [
         &["fmt", "--all", "--check"],
-        &["deny", "--all-features", "check", "bans", "licenses", "sources"],
+        &["deny", "--locked", "check", "bans", "licenses", "sources"],
         &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
         &["doc", "--workspace", "--no-deps", "--locked"],
     ];
