@@ -161,8 +161,11 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
         b.0.name(),
     ]))?;
     for (namespace, interface) in [a, b] {
-        run(namespace.command("ethtool").args(["-K", interface, "tx", "off", "rx", "off", "gro", "on"]))?;
         namespace.ip(&format!("link set {interface} up"))?;
+    }
+    // Only now: the driver makes an interface a target for redirects when its peer starts to poll, not before it is up.
+    for (namespace, interface) in [a, b] {
+        run(namespace.command("ethtool").args(["-K", interface, "tx", "off", "rx", "off", "gro", "on"]))?;
     }
     Ok(())
 }
