@@ -153,6 +153,16 @@ impl Topology {
         SEGMENT.host(family, FIRST_BACKEND + index)
     }
 
+    /// Makes the balancer's host a plain router, or not.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forward(&self, forward: bool) -> Result<()> {
+        let value = if forward { "1" } else { "0" };
+        self.balancer.sysctl("net/ipv4/conf/all/forwarding", value)?;
+        self.balancer.sysctl("net/ipv6/conf/all/forwarding", value)
+    }
+
     /// One more backend's host, `web` and its number counted from 1.
     ///
     /// # Errors
@@ -193,8 +203,8 @@ impl Topology {
         };
         join((&self.balancer, segment_interface), (&self.switch, "balancer"))?;
         self.switch.ip("link set balancer master br0")?;
-        self.balancer.sysctl("net/ipv4/conf/all/forwarding", "1")?;
-        self.balancer.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        // The controller's to switch on.
+        self.forward(false)?;
         for interface in self.interfaces() {
             run(self.balancer.command("ethtool").args(["-K", interface, "gro", "off"]))?;
         }

@@ -27,6 +27,7 @@ fn any_port(address: IpAddr) -> SocketAddr {
 fn clients_reach_backends(shape: Shape, forwarding: Forwarding) {
     let logs = tempfile::tempdir().unwrap();
     let topology = Topology::new(shape, forwarding, 2).unwrap();
+    topology.forward(true).unwrap();
     let listen = ["0.0.0.0:8080".parse().unwrap(), "[::]:8080".parse().unwrap()];
     let _backends: Vec<Backend> = (topology.backends().iter().zip(["web1", "web2"]))
         .map(|(namespace, name)| Backend::start(namespace, name, &listen, logs.path()).unwrap())
