@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -51,10 +52,10 @@ impl Running {
     pub(crate) fn wait_ready(&mut self, limit: Duration, interrupt: &Interrupt) -> Result<Option<StatusView>> {
         let deadline = Instant::now() + limit;
         loop {
-            match self.status() {
+            self.controller.ensure_running()?;
+            match self.controller.status() {
                 Ok(status) => return Ok(Some(status)),
                 Err(error) => {
-                    self.controller.ensure_running()?;
                     if Instant::now() > deadline {
                         let log = self.controller.process().tail(20)?;
                         bail!("no status within {limit:?}: {error:#}; the last lines of the balancer's log:\n{log}");
@@ -72,8 +73,15 @@ impl Running {
         for backend in &mut self.backends {
             backend.process().exited()?;
         }
-        self.controller.ensure_running()?;
-        self.controller.status()
+        let status = self.controller.status();
+        if status.is_err() {
+            // Perhaps because it is about to end; then its log says why.
+            for _ in 0..10 {
+                self.controller.ensure_running()?;
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        status
     }
 }
 

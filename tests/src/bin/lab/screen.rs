@@ -31,11 +31,16 @@ impl Screen {
     pub(crate) fn show(&mut self, status: &StatusView, seen: &Seen) -> Result<()> {
         let text = render(status, seen);
         let mut out = io::stdout().lock();
-        if self.terminal && self.drawn > 0 {
-            // To the first column of the old table's first line, then clear what follows.
-            write!(out, "\x1b[{}F\x1b[J", self.drawn)?;
+        if self.terminal {
+            if self.drawn > 0 {
+                // To the first column of the old table's first line, then clear what follows.
+                write!(out, "\x1b[{}F\x1b[J", self.drawn)?;
+            }
+            // Long lines are cut rather than wrapped, so that they can be counted.
+            write!(out, "\x1b[?7l{text}\x1b[?7h")?;
+        } else {
+            out.write_all(text.as_bytes())?;
         }
-        out.write_all(text.as_bytes())?;
         out.flush()?;
         self.drawn = text.lines().count();
         Ok(())
@@ -83,11 +88,14 @@ fn render(status: &StatusView, seen: &Seen) -> String {
     }
     let moves: u64 = seen.backends.values().map(|backend| backend.moved_in).sum();
     let mut text = format!(
-        "{table}\n {clients} clients, {} requests answered, {} failed; {moves} moves, {} sessions begun again\n",
-        seen.answered, seen.failed, seen.sessions_lost
+        "{}\n {clients} clients, {} requests answered, {} failed; {moves} moves, {} sessions begun again\n",
+        table.trim_fmt(),
+        seen.answered,
+        seen.failed,
+        seen.sessions_lost
     );
     if let Some(failure) = &seen.last_failure {
-        text += &format!(" last failure: {failure}\n");
+        text += &format!(" latest failure: {failure}\n");
     }
     text + "\n"
 }
