@@ -5,7 +5,7 @@ use core::ptr;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client,
-    map_types::{ALL_DOWN, FAMILY_V4, NO_BACKEND, SLOTS_PER_LINE, ServiceRow, SlotLine},
+    map_types::{ALL_DOWN, FAMILY_V4, LiveTable, NO_BACKEND, SLOTS_PER_LINE, ServiceRow, SlotLine},
     verdict::{Decision, DropReason},
 };
 
@@ -27,8 +27,8 @@ pub(crate) struct Choice {
 pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>) -> Result<Choice, DropReason> {
     // Read once: the controller swaps the table with one store to this word.
     // SAFETY: a reference is valid for reads.
-    let table = unsafe { ptr::read_volatile(&raw const service.table) };
-    let slot = table.wrapping_add(client::slot(client_hash(service, ip), service.table_size));
+    let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
+    let slot = table.first.wrapping_add(client::slot(client_hash(service, ip), table.size));
     let line = SLOTS.get(slot / SLOTS_PER_LINE).ok_or(DropReason::NoBackend)?;
     match line.slots[(slot % SLOTS_PER_LINE) as usize].backend {
         NO_BACKEND => Err(DropReason::NoBackend),

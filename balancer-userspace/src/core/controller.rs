@@ -40,7 +40,7 @@ use crate::{
 const DEFAULT_WEIGHT: u16 = 100;
 
 /// Decides what the data path does. See the [module](self).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Controller {
     key: HashKey,
     /// Until [`Controller::start`].
@@ -157,6 +157,18 @@ impl Controller {
             Change::SetAdmin { name, admin, timeout: _ } => self.set_admin(&name, admin, now),
             Change::Reload(config) => self.reload(config.services, now),
         }
+    }
+
+    /// Everything that the data path should hold, for one that may have lost some of it.
+    #[must_use]
+    pub fn resync(&self) -> Vec<Command> {
+        let rows = self.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.clone());
+        let swaps = self
+            .services
+            .iter()
+            .map(|service| Command::SwapTable { service: service.id(), table: service.shared_table() });
+        let directory = self.published.clone().map(Command::PublishServices);
+        rows.map(Command::WriteBackend).chain(swaps).chain(directory).collect()
     }
 
     /// When to send [`Event::Tick`] at the latest. Deadlines come with the memory of clients (drains) and with slow

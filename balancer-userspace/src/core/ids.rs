@@ -8,7 +8,7 @@ use crate::core::io::BackendId;
 
 /// The free backend ids. One that is given back is the last to be given out again, so that whatever still holds it has
 /// the longest possible time to let go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ids(VecDeque<u16>);
 
 impl Ids {

@@ -1,8 +1,8 @@
 //! What the controller decides. No I/O, no clock, no tokio: events in, commands out.
 //!
 //! Time comes in as the `now` of [`controller::Controller::handle`]. So that nobody reads a clock here by accident,
-//! `clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now` in the whole workspace; the shell
-//! uses `tokio::time::Instant::now().into_std()`.
+//! this crate's `clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now`; the shell uses
+//! `tokio::time::Instant::now().into_std()`.
 
 pub mod backend;
 pub mod controller;

@@ -15,14 +15,14 @@ pub(crate) enum Hop {
     Failed(String),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Watch {
     hop: Hop,
     users: usize,
 }
 
 /// Every watched address.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct NextHops(BTreeMap<IpAddr, Watch>);
 
 impl NextHops {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A service.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Service {
     id: ServiceId,
     /// Its configuration; `backends` is empty, they are below.
@@ -41,7 +41,7 @@ pub struct Service {
 }
 
 /// A backend.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Backend {
     id: BackendId,
     config: BackendConfig,
@@ -60,7 +60,7 @@ pub struct Backend {
 }
 
 /// What the shell was last told about a backend.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
     pub(crate) row: Option<BackendSpec>,
     pub(crate) watched: Option<IpAddr>,
@@ -156,6 +156,10 @@ impl Service {
     #[must_use]
     pub fn live_table(&self) -> &[u16] {
         &self.live
+    }
+
+    pub(crate) fn shared_table(&self) -> Arc<[u16]> {
+        Arc::clone(&self.live)
     }
 
     /// How often the live table was replaced. Counts from 1, the first table.

@@ -64,7 +64,7 @@ pub struct Live {
 }
 
 /// Builds the live tables of one service. Keeps the base tables, which change only when the configuration does.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Builder {
     primaries: Base,
     backups: Base,
@@ -112,13 +112,13 @@ impl Builder {
 }
 
 /// A base table and what it was made of.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Base {
     of: Option<Ingredients>,
     slots: Vec<u16>,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Ingredients {
     /// Id, weight and name.
     members: Vec<(u16, u16, String)>,

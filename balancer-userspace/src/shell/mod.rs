@@ -7,6 +7,7 @@ pub mod forwarding;
 pub mod interfaces;
 pub mod metrics;
 pub mod neighbours;
+pub mod owner;
 pub mod privileges;
 pub mod prober;
 pub mod run;

@@ -5,11 +5,11 @@ use std::{
     future,
     net::IpAddr,
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Wishes,
@@ -85,7 +85,7 @@ impl Task {
                     Err(_) => return,
                 },
                 () = events.closed() => return,
-                () = tokio::time::sleep_until(wake.into()) => {}
+                () = tokio::time::sleep_until(wake) => {}
             }
         }
     }

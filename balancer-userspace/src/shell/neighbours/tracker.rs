@@ -12,11 +12,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ipnet::IpNet;
 use netlink_packet_route::neighbour::NeighbourState;
+use tokio::time::Instant;
 
 use super::resolve::{Neighbour, NeighbourKey, NoRoute, Resolution, Route, Tables, resolve};
 use crate::{
