@@ -64,14 +64,12 @@ pub enum Forwarding {
 pub struct ServiceRow {
     /// What it is found by.
     pub key: ServiceKey,
-    /// First slot of the live table in the map of slots. Swapped with one store.
-    pub table: u32,
-    /// Number of slots, M.
-    pub table_size: u32,
     /// Index of the service, below the number of services.
     pub id: u16,
     /// `SERVICE_*` bits.
     pub flags: u16,
+    /// The live table, a [`LiveTable`]. Swapped with one store.
+    pub table: u64,
     /// The key of this service's client hash.
     pub hash_key: HashKey,
     /// The client prefix as a mask; for IPv4 in the low or first four bytes.
@@ -92,6 +90,30 @@ pub struct ServiceRow {
 pub const SERVICE_REMEMBERS: u16 = 1;
 /// `ServiceRow::flags`: clients that were moved away go home with a new connection.
 pub const SERVICE_FAILBACK: u16 = 2;
+
+/// Where a live table lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveTable {
+    /// Its first slot in the map of slots.
+    pub first: u32,
+    /// Number of slots, M.
+    pub size: u32,
+}
+
+impl LiveTable {
+    /// Packs it into the word of [`ServiceRow::table`].
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        (self.size as u64) << 32 | self.first as u64
+    }
+
+    /// Unpacks the word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        Self { first: word as u32, size: (word >> 32) as u32 }
+    }
+}
 
 /// One slot of a live table.
 #[repr(C)]

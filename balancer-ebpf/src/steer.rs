@@ -9,7 +9,7 @@ use balancer_common::{
     client,
     client_table::{Query, due},
     map_types::{
-        ALL_DOWN, Control, FAMILY_V4, NO_BACKEND, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED,
+        ALL_DOWN, Control, FAMILY_V4, NO_BACKEND, LiveTable, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED,
         SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
     verdict::{Decision, DropReason},
@@ -75,11 +75,12 @@ pub(crate) fn choose(
 fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     // Read once: the controller swaps the table with one store to this word.
     // SAFETY: a reference is valid for reads.
-    let table = unsafe { ptr::read_volatile(&raw const service.table) };
-    let slot = table.wrapping_add(client::slot(hash, service.table_size));
+    let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
+    let slot = table.first.wrapping_add(client::slot(hash, table.size));
     let line = SLOTS.get(slot / SLOTS_PER_LINE)?;
-    // SAFETY: as above. Backend and flags are read together: the controller changes a flag with one store.
-    Some(unsafe { ptr::read_volatile(&raw const line.slots[(slot % SLOTS_PER_LINE) as usize]) })
+    // SAFETY: as above. Backend and flags are one word, which the controller replaces in one piece.
+    let word = unsafe { (&raw const line.slots[(slot % SLOTS_PER_LINE) as usize]).cast::<u32>().read_volatile() };
+    Some(bytemuck::cast(word))
 }
 
 #[inline(always)]

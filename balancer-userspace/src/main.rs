@@ -1,3 +1,7 @@
 //! The `balancer` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    balancer::cli::main()
+}

@@ -1,5 +1,14 @@
-//! Network namespaces, demo servers and the tools of the privileged tests.
+//! Hosts on one machine: network namespaces joined by veth pairs and a bridge, with clients, demo backends and a
+//! controller in them, which the lab shows and the privileged tests measure; and packets for the kernel program alone.
 
+pub mod backend;
+pub mod binaries;
+pub mod controller;
+pub mod demo;
 pub mod frame;
+pub mod http_client;
+pub mod namespace;
+pub mod process;
 pub mod prog_run;
 pub mod rig;
+pub mod topology;

@@ -1,1 +1,66 @@
-fn main() {}
+//! The project's chores: set-up, build, lab, tests, benchmarks, CI.
+
+mod bench;
+mod build;
+mod ci;
+mod command;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's chores")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what is missing to build, run and test; says what it installs.
+    Setup {
+        /// Also what only `ci` needs.
+        #[arg(long)]
+        ci: bool,
+    },
+    /// Set up, then build the balancer and the lab.
+    Build {
+        /// With optimizations.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Set up, build, and show the balancer at work: in a lab of its own, or on real interfaces with --config.
+    Run(run::Options),
+    /// Set up, then run every test, from unit tests to network namespaces; needs root.
+    Test,
+    /// Set up, then run the benchmarks.
+    Bench,
+    /// Everything a change must pass: format, lints, docs, licences and dependencies, tests.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().chore) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(chore: Chore) -> Result<()> {
+    match chore {
+        Chore::Setup { ci } => setup::setup(ci),
+        Chore::Build { release } => build::build(release),
+        Chore::Run(options) => run::run(&options),
+        Chore::Test => test::test(),
+        Chore::Bench => bench::bench(),
+        Chore::Ci => ci::ci(),
+    }
+}

@@ -91,6 +91,16 @@ pub struct BackendView {
     pub bytes: u64,
 }
 
+/// `GET /v1/backends`, one for each backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendEntry {
+    /// The service's name.
+    pub service: String,
+    /// The backend.
+    #[serde(flatten)]
+    pub backend: BackendView,
+}
+
 /// `GET /v1/clients/{ip}`, one for each service that matches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientView {

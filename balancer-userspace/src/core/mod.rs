@@ -1,3 +1,27 @@
 //! What the controller decides. No I/O, no clock, no tokio: events in, commands out.
+//!
+//! Time comes in as the `now` of [`controller::Controller::handle`]. So that nobody reads a clock here by accident,
+//! this crate's `clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now`; the shell uses
+//! `tokio::time::Instant::now().into_std()`.
 
+pub mod backend;
+pub mod controller;
+pub mod health;
 pub mod io;
+pub mod keys;
+pub mod locate;
+pub mod maglev;
+pub mod service;
+pub mod table;
+pub mod validate;
+
+mod ids;
+mod next_hops;
+mod report;
+
+#[cfg(test)]
+mod controller_test;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod model_test;

@@ -1,5 +1,15 @@
 //! The tokio shell round the core: sockets, netlink, maps.
 
+pub mod api_server;
 pub mod call;
 pub mod dataplane;
+pub mod forwarding;
+pub mod interfaces;
+pub mod metrics;
+pub mod neighbours;
+pub mod owner;
+pub mod privileges;
+pub mod prober;
+pub mod run;
+pub mod shutdown;
 pub mod snapshot;

@@ -75,11 +75,12 @@ fn in_use(error: &anyhow::Error) -> bool {
 }
 
 fn explain(name: &str, error: &ProgramError, native: bool) -> anyhow::Error {
-    let code = match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        error => std::error::Error::source(error)
+    let code = if let ProgramError::SyscallError(error) = error {
+        error.io_error.raw_os_error()
+    } else {
+        std::error::Error::source(error)
             .and_then(|source| source.downcast_ref::<io::Error>())
-            .and_then(io::Error::raw_os_error),
+            .and_then(io::Error::raw_os_error)
     };
     match code {
         Some(libc::EBUSY | libc::EEXIST) => InUse(name.to_owned()).into(),

@@ -17,8 +17,8 @@ use aya::{
 use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
-        Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, MAX_INTERFACES, ReturnRow, SLOTS_PER_LINE,
-        ServiceKey, ServiceRow, SlotLine, TableSlot, interface_row,
+        Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES, ReturnRow,
+        SLOTS_PER_LINE, ServiceKey, ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -75,6 +75,12 @@ struct Table {
     row: Option<u32>,
 }
 
+impl Table {
+    fn location(&self) -> LiveTable {
+        LiveTable { first: self.lines.start * SLOTS_PER_LINE, size: self.size }
+    }
+}
+
 /// One of the two-halved maps.
 struct Halves<T> {
     rows: MappedArray<T>,
@@ -119,8 +125,6 @@ pub struct KernelDataplane {
     drop_stats: PerCpuArray<MapData, DropStats>,
     regions: Regions,
     tables: HashMap<ServiceId, Table>,
-    /// Tables that published rows name until the next publication.
-    superseded: Vec<Range<u32>>,
     counted: HashSet<BackendId>,
     interface_multiplier: u32,
     attached: Vec<Attached>,
@@ -155,7 +159,6 @@ impl KernelDataplane {
             drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
             regions: Regions::new(lines),
             tables: HashMap::new(),
-            superseded: Vec::new(),
             counted: HashSet::new(),
             interface_multiplier,
             attached: Vec::new(),
@@ -177,17 +180,11 @@ impl KernelDataplane {
     /// Attaches the program to an interface that was named at load.
     ///
     /// # Errors
-    /// See [`attach::attach`].
+    /// When another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
         let attached = attach::attach(self.program()?, name, ifindex, mode)?;
         self.attached.push(attached);
         self.attached.last().context("just attached")
-    }
-
-    /// The interfaces the program is attached to.
-    #[must_use]
-    pub fn attached(&self) -> &[Attached] {
-        &self.attached
     }
 
     /// Takes the program off every interface.
@@ -275,21 +272,15 @@ impl Dataplane for KernelDataplane {
             }
             self.slots.store(line as usize, value);
         }
-        // A published row of the same size takes the new table with one store; a table of another size waits for
-        // `publish_services`, which replaces rows whole.
-        let row = self.tables.get(&service).filter(|old| old.size == size).and_then(|old| old.row);
-        if let Some(row) = row {
-            self.services
-                .rows
-                .word32(row as usize, offset_of!(ServiceRow, table))
-                .store(lines.start * SLOTS_PER_LINE, Ordering::Release);
+        let old = self.tables.remove(&service);
+        let table = Table { lines, size, row: old.as_ref().and_then(|old| old.row) };
+        if let Some(row) = table.row {
+            let word = self.services.rows.word64(row as usize, offset_of!(ServiceRow, table));
+            word.store(table.location().to_word(), Ordering::Release);
         }
-        if let Some(old) = self.tables.insert(service, Table { lines, size, row }) {
-            if row.is_some() || old.row.is_none() {
-                self.regions.retire(old.lines);
-            } else {
-                self.superseded.push(old.lines);
-            }
+        self.tables.insert(service, table);
+        if let Some(old) = old {
+            self.regions.retire(old.lines);
         }
         Ok(())
     }
@@ -298,7 +289,7 @@ impl Dataplane for KernelDataplane {
         let mut service_rows = Vec::with_capacity(2 * services.len());
         for spec in services {
             let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
-            service_rows.push(rows::service(spec, table.lines.start * SLOTS_PER_LINE, table.size));
+            service_rows.push(rows::service(spec, table.location()));
         }
         let vips: HashSet<_> = services.iter().map(|spec| spec.address.ip()).collect();
         service_rows.extend(vips.into_iter().map(rows::vip_marker));
@@ -333,7 +324,6 @@ impl Dataplane for KernelDataplane {
                 None => self.regions.retire(table.lines),
             }
         }
-        self.superseded.drain(..).for_each(|lines| self.regions.retire(lines));
         Ok(())
     }
 
@@ -346,6 +336,10 @@ impl Dataplane for KernelDataplane {
             add(&mut sum.decisions, &cpu.decisions);
             sum
         }))
+    }
+
+    fn attached(&self) -> &[Attached] {
+        &self.attached
     }
 
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
@@ -384,10 +378,10 @@ fn check_backend(id: BackendId) -> anyhow::Result<()> {
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
-    match ebpf.take_map(name) {
-        Some(aya::maps::Map::Array(map)) => Ok(map),
-        _ => bail!("the kernel object holds no array {name}"),
-    }
+    let Some(aya::maps::Map::Array(map)) = ebpf.take_map(name) else {
+        bail!("the kernel object holds no array {name}")
+    };
+    Ok(map)
 }
 
 fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
@@ -400,12 +394,10 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
 }
 
 fn explain_load(error: aya::programs::ProgramError) -> anyhow::Error {
-    match error {
-        aya::programs::ProgramError::LoadError { io_error, verifier_log } => {
-            anyhow!("the kernel refused the program: {io_error}\n{verifier_log}")
-        }
-        error => anyhow!("the kernel refused the program: {error}"),
+    if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = &error {
+        return anyhow!("the kernel refused the program: {io_error}\n{verifier_log}");
     }
+    anyhow!("the kernel refused the program: {error}")
 }
 
 /// A multiplier for [`interface_row`] that gives every interface a row of its own.

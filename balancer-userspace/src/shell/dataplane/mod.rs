@@ -15,7 +15,7 @@ use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats};
 use crate::core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
 
 /// The compiled kernel program.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
 
 /// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
 pub trait Dataplane {
@@ -48,6 +48,9 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats>;
+
+    /// The interfaces the program is attached to.
+    fn attached(&self) -> &[Attached];
 
     /// An interface's counters, summed over the CPUs.
     ///

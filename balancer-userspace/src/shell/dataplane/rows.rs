@@ -6,8 +6,8 @@ use balancer_common::{
     checksum,
     client::{mask_v4, mask_v6},
     map_types::{
-        BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding, ReturnRow, ServiceKey,
-        ServiceRow,
+        BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, ReturnRow,
+        ServiceKey, ServiceRow,
     },
 };
 use bytemuck::Zeroable as _;
@@ -72,14 +72,13 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
     row
 }
 
-/// The row of a service whose live table begins at `table`.
+/// The row of a service with its live table.
 #[must_use]
-pub(super) fn service(spec: &ServiceSpec, table: u32, table_size: u32) -> ServiceRow {
+pub(super) fn service(spec: &ServiceSpec, table: LiveTable) -> ServiceRow {
     ServiceRow {
         key: key(spec.address, spec.protocol.number()),
-        table,
-        table_size,
         id: spec.id.0,
+        table: table.to_word(),
         hash_key: spec.hash_key,
         client_mask: match spec.address.ip() {
             IpAddr::V4(_) => [u64::from(mask_v4(spec.client_prefix)), 0],

@@ -1,0 +1,176 @@
+//! `balancer backend …`.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::anyhow;
+use clap::Subcommand;
+use hyper::StatusCode;
+use tokio::time::{sleep, timeout};
+
+use super::{Failure, output};
+use crate::{
+    api::{
+        client::{Client, ClientError},
+        model::{AddBackend, Changed, SetAdmin},
+    },
+    config::value,
+    core::io::{Admin, BackendName},
+};
+
+/// How often a draining backend is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// List the backends of a service, or of all
+    List {
+        /// The service's name
+        #[arg(value_name = "SVC", value_parser = value::name)]
+        service: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a backend
+    Add {
+        #[command(flatten)]
+        backend: Backend,
+        /// Its address; without a port, the service's
+        #[arg(value_name = "ADDR[:PORT]", value_parser = address)]
+        address: String,
+        /// Share of new clients, 0 to 65535 [default: 100]
+        #[arg(long, value_name = "N")]
+        weight: Option<u16>,
+        /// Use it only when no other backend is eligible
+        #[arg(long)]
+        backup: bool,
+    },
+    /// Remove a backend, draining it first
+    Remove {
+        #[command(flatten)]
+        backend: Backend,
+        /// Do not drain it first
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a backend no new clients
+    Drain {
+        #[command(flatten)]
+        backend: Backend,
+        /// How long it keeps the clients it has, such as 5m [default: the service's drain timeout]
+        #[arg(long, value_name = "D", value_parser = value::duration)]
+        timeout: Option<Duration>,
+        /// Wait until it is drained
+        #[arg(long)]
+        wait: bool,
+        /// With --wait: give up after this long, with exit code 4 [default: never]
+        #[arg(long, value_name = "D", value_parser = value::duration, requires = "wait")]
+        wait_timeout: Option<Duration>,
+    },
+    /// Put a backend into use
+    Ready(Backend),
+    /// Take a backend out of use at once, and do not check it
+    Maint(Backend),
+    /// Set a backend's share of new clients
+    Weight {
+        #[command(flatten)]
+        backend: Backend,
+        /// 0 to 65535; 0 takes no new clients
+        #[arg(value_name = "N")]
+        weight: u16,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Backend {
+    /// Service and backend, such as web/web1
+    #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
+    name: BackendName,
+}
+
+/// An address as the API takes it, checked.
+fn address(text: &str) -> Result<String, String> {
+    value::address(text).map(|address| match address {
+        (ip, Some(port)) => SocketAddr::new(ip, port).to_string(),
+        (ip, None) => ip.to_string(),
+    })
+}
+
+pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::List { service, json } => list(client, service.as_deref(), json).await,
+        Verb::Add { backend: Backend { name }, address, weight, backup } => {
+            let backend = AddBackend { name: name.backend, address, weight, backup };
+            done(client.add_backend(&name.service, &backend).await?)
+        }
+        Verb::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
+        Verb::Drain { backend: Backend { name }, timeout, wait, wait_timeout } => {
+            let timeout = timeout.map(|timeout| humantime::format_duration(timeout).to_string());
+            done(client.set_admin(&name, &SetAdmin { admin: Admin::Drain, timeout }).await?)?;
+            if wait { drained(client, &name, wait_timeout).await } else { Ok(()) }
+        }
+        Verb::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
+        Verb::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
+        Verb::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
+    }
+}
+
+fn done(Changed { message }: Changed) -> Result<(), Failure> {
+    Ok(output::print(&format!("{message}\n"))?)
+}
+
+async fn set(client: &Client, name: &BackendName, admin: Admin) -> Result<(), Failure> {
+    done(client.set_admin(name, &SetAdmin { admin, timeout: None }).await?)
+}
+
+async fn list(client: &Client, service: Option<&str>, json: bool) -> Result<(), Failure> {
+    if json {
+        return Ok(output::print_json(&client.backends(service).await?)?);
+    }
+    let services = match service {
+        Some(service) => vec![client.service(service).await?],
+        None => client.services().await?,
+    };
+    let mut table = output::backend_table("BACKEND");
+    for service in &services {
+        for backend in &service.backends {
+            let name = format!("{}/{}", service.name, backend.name);
+            output::add_backend(&mut table, name, backend, service.table_size);
+        }
+    }
+    Ok(output::print(&table.render())?)
+}
+
+/// Waits until the backend has no clients left, at most `limit`.
+async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -> Result<(), Failure> {
+    let drained = async {
+        while is_draining(client, name).await? {
+            sleep(POLL).await;
+        }
+        Ok(())
+    };
+    match limit {
+        None => drained.await,
+        Some(limit) => timeout(limit, drained).await.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(limit);
+            Err(Failure::WaitTimedOut(format!("backend {name} is not drained after {limit}; it goes on draining")))
+        }),
+    }?;
+    Ok(output::print(&format!("backend {name} drained\n"))?)
+}
+
+/// Whether the backend still keeps clients, which somebody who made it ready again would have it do for ever.
+async fn is_draining(client: &Client, name: &BackendName) -> Result<bool, Failure> {
+    let service = match client.service(&name.service).await {
+        Ok(service) => service,
+        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    match service.backends.iter().find(|backend| backend.name == name.backend) {
+        None => Ok(false),
+        Some(backend) if backend.admin == "ready" => {
+            Err(anyhow!("backend {name} was made ready while it was draining; drain it again to go on").into())
+        }
+        Some(backend) => Ok(backend.state == "draining"),
+    }
+}

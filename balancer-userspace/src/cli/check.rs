@@ -1,0 +1,31 @@
+//! `balancer check`.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use super::{Failure, output};
+use crate::config;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file
+    file: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let (config, warnings) = config::load(&args.file)?;
+    for mut warning in warnings {
+        warning.text.insert_str(0, "warning: ");
+        writeln!(io::stderr(), "{warning}")?;
+    }
+    let backends = config.services.iter().map(|service| service.backends.len()).sum();
+    let (services, backends) = (count(config.services.len(), "service"), count(backends, "backend"));
+    Ok(output::print(&format!("{}: ok: {services}, {backends}\n", args.file.display()))?)
+}
+
+fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", output::grouped(number as u64))
+}

@@ -1,0 +1,61 @@
+//! `balancer client …`.
+
+use std::net::IpAddr;
+
+use anyhow::anyhow;
+use clap::Subcommand;
+
+use super::{
+    Failure,
+    output::{self, Table, grouped},
+};
+use crate::{
+    api::{client::Client, model::ClientQuery},
+    config::value,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Show which backend a client is steered to, and why
+    Where {
+        /// The client's source address
+        #[arg(value_name = "IP")]
+        address: IpAddr,
+        /// Only this service
+        #[arg(long, value_name = "SVC", value_parser = value::name)]
+        service: Option<String>,
+        /// Print JSON: an object, or a list where several services match
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) async fn run(client: &Client, Verb::Where { address, service, json }: Verb) -> Result<(), Failure> {
+    let clients = client.client(&ClientQuery { address, service }).await?;
+    match clients.as_slice() {
+        [] => {
+            return Err(anyhow!(
+                "no service takes clients with an address like {address}; see \"balancer service list\""
+            )
+            .into());
+        }
+        [client] if json => return Ok(output::print_json(client)?),
+        clients if json => return Ok(output::print_json(&clients)?),
+        _ => {}
+    }
+    let mut table = Table::new(&["SERVICE", "CLIENT", ">SLOT", "BACKEND", "WHY", "KNOWN", "LAST SEEN"]);
+    for client in clients {
+        table.row([
+            client.service,
+            client.client,
+            grouped(client.slot),
+            client.backend.unwrap_or_else(|| "- (dropped)".to_owned()),
+            client.why,
+            if client.known { "yes" } else { "no" }.to_owned(),
+            client
+                .last_seen_seconds_ago
+                .map_or_else(|| "-".to_owned(), |seconds| format!("{} s ago", grouped(seconds))),
+        ]);
+    }
+    Ok(output::print(&table.render())?)
+}

@@ -1,0 +1,97 @@
+//! `balancer run`.
+
+use std::{io, path::PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+
+use super::Failure;
+use crate::{
+    config::{self, value},
+    shell,
+};
+
+/// The packet path is the kernel's; what is left is one task and its sockets.
+const WORKER_THREADS: usize = 2;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Interface to attach to, instead of the configuration's; may be repeated
+    #[arg(long = "interface", value_name = "IF", value_parser = value::interface)]
+    interfaces: Vec<String>,
+    /// Form of the log on standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Least serious lines to log
+    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
+    log_level: LogLevel,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// One line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
+    let (mut config, warnings) = config::load(&args.config)?;
+    if !args.interfaces.is_empty() {
+        config.interfaces.clear();
+        for interface in args.interfaces {
+            if !config.interfaces.contains(&interface) {
+                config.interfaces.push(interface);
+            }
+        }
+    }
+    if config.interfaces.is_empty() {
+        return Err(anyhow!(
+            "no interface to attach to; give --interface IF, or interfaces = [\"IF\"] in {}",
+            args.config.display()
+        )
+        .into());
+    }
+    if let Some(socket) = socket {
+        config.socket = std::path::absolute(&socket).with_context(|| format!("cannot resolve {}", socket.display()))?;
+    }
+    start_log(args.log_format, args.log_level)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start tokio")?;
+    Ok(runtime.block_on(shell::run::run(config))?)
+}
+
+fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {
+    let filter = match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "warn,balancer=info",
+        LogLevel::Debug => "info,balancer=debug",
+        LogLevel::Trace => "trace",
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.with_target(false).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    }
+    .map_err(|error| anyhow!("cannot start the log: {error}"))
+}

@@ -1,0 +1,118 @@
+//! What is wrong, or doubtful, in a configuration file, and on which line.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+/// Errors told of one file; a count stands for the others.
+const MAX_ERRORS: usize = 100;
+
+/// One line for the user: `FILE:LINE: what is wrong; what would be right`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The file as it was named.
+    pub file: PathBuf,
+    /// Counted from 1; `None` when it is about the file as a whole.
+    pub line: Option<usize>,
+    /// What is wrong and what would be right.
+    pub text: String,
+}
+
+/// Something that is allowed and probably not meant.
+pub type Warning = Finding;
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file.display(), self.text),
+            None => write!(f, "{}: {}", self.file.display(), self.text),
+        }
+    }
+}
+
+/// Why a file is not a configuration: at least one finding, in the order of the lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<Finding>);
+
+impl ConfigErrors {
+    pub(super) fn whole_file(file: &Path, text: String) -> Self {
+        Self(vec![Finding { file: file.to_owned(), line: None, text }])
+    }
+
+    /// The findings.
+    #[must_use]
+    pub fn findings(&self) -> &[Finding] {
+        &self.0
+    }
+}
+
+/// One finding a line.
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            finding.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Collects findings while a text is validated. Places are byte offsets into the text.
+#[derive(Debug)]
+pub(super) struct Findings<'i> {
+    file: &'i Path,
+    line_starts: Vec<usize>,
+    errors: Vec<(usize, String)>,
+    warnings: Vec<(usize, String)>,
+}
+
+impl<'i> Findings<'i> {
+    pub(super) fn new(file: &'i Path, text: &str) -> Self {
+        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { file, line_starts, errors: Vec::new(), warnings: Vec::new() }
+    }
+
+    pub(super) fn line(&self, at: usize) -> usize {
+        self.line_starts.partition_point(|&start| start <= at)
+    }
+
+    pub(super) fn error(&mut self, at: usize, text: String) {
+        self.error_on_line(self.line(at), text);
+    }
+
+    pub(super) fn error_on_line(&mut self, line: usize, text: String) {
+        self.errors.push((line, text));
+    }
+
+    pub(super) fn warn(&mut self, at: usize, text: String) {
+        self.warnings.push((self.line(at), text));
+    }
+
+    pub(super) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    pub(super) fn into_errors(self) -> ConfigErrors {
+        let mut errors = in_order(self.file, self.errors);
+        if errors.len() > MAX_ERRORS {
+            let more = errors.len() - MAX_ERRORS;
+            errors.truncate(MAX_ERRORS);
+            errors.push(Finding { file: self.file.to_owned(), line: None, text: format!("and {more} more errors") });
+        }
+        ConfigErrors(errors)
+    }
+
+    pub(super) fn into_warnings(self) -> Vec<Warning> {
+        in_order(self.file, self.warnings)
+    }
+}
+
+fn in_order(file: &Path, mut found: Vec<(usize, String)>) -> Vec<Finding> {
+    found.sort_by_key(|&(line, _)| line);
+    found.into_iter().map(|(line, text)| Finding { file: file.to_owned(), line: Some(line), text }).collect()
+}

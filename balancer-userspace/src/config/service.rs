@@ -1,0 +1,289 @@
+//! `[[service]]` and `[[service.backend]]`.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use balancer_common::map_types::Forwarding;
+
+use super::{
+    check::{check, default_check},
+    findings::Findings,
+    model::{
+        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
+        ServiceConfig, WhenAllDown,
+    },
+    primes::{MAX_TABLE_SIZE, is_prime, next_prime},
+    section::{Located, Section},
+    value,
+};
+use crate::shell::snapshot::forwarding_word;
+
+const DEFAULT_TABLE_SIZE: u32 = 65_537;
+const DEFAULT_WEIGHT: u16 = 100;
+const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
+/// Below this many slots a backend, shares become uneven.
+const SLOTS_PER_BACKEND: usize = 100;
+
+/// A service with the places its relations to other services are reported at.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) service: ServiceConfig,
+    pub(super) name_at: usize,
+    pub(super) address_at: usize,
+    /// Of the backends' addresses.
+    pub(super) backends_at: Vec<usize>,
+}
+
+/// What of its service a backend's address depends on.
+#[derive(Clone, Copy)]
+struct Front {
+    address: SocketAddr,
+    forwarding: Forwarding,
+}
+
+/// Reads one service; `None` when it is invalid, which has been reported.
+pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Placed> {
+    let at = section.at;
+    section.require("name", "name = \"…\"", findings);
+    section.require("address", "address = \"ADDR:PORT\", the virtual IP and port", findings);
+    section.require("forwarding", "forwarding = \"dsr\" or \"nat\"", findings);
+    let name = section.text("name", findings, value::name);
+    let address = section.text("address", findings, value::service_address);
+    let protocol = section.text("protocol", findings, |text| {
+        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[])
+    });
+    let forwarding = section.text("forwarding", findings, |text| {
+        value::word("forwarding", text, &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat)], &["ipip", "gue"])
+    });
+    let table_size = section.integer("table_size", findings, (2, i64::from(MAX_TABLE_SIZE)));
+    let client_prefix = section
+        .table("client_prefix", "client_prefix", "{ v4 = 32, v6 = 64 }", findings)
+        .map(|section| client_prefix(section, findings));
+    let remember = section.text("remember", findings, remember);
+    let failback = section.text("failback", findings, |text| {
+        value::word("failback", text, &[("stay", Failback::Stay), ("return", Failback::Return)], &[])
+    });
+    let when_all_down = section.text("when_all_down", findings, |text| {
+        value::word("when_all_down", text, &[("open", WhenAllDown::Open), ("drop", WhenAllDown::Drop)], &[])
+    });
+    let slow_start = section.text("slow_start", findings, |text| match value::duration(text)? {
+        Duration::ZERO => Ok(Duration::ZERO),
+        _ => Err(format!("slow_start = {} is not available yet; only \"0s\" works", value::quoted(text))),
+    });
+    let drain_timeout = section
+        .table("drain", "drain", "{ timeout = \"5m\" }", findings)
+        .and_then(|section| drain_timeout(section, findings));
+    let on_failure = section
+        .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
+        .map(|section| on_failure(section, findings));
+    let start_down = section.boolean("start_down", findings).unwrap_or(false);
+    let check =
+        section.table("check", "check", "{ type = \"tcp\" }", findings).and_then(|section| check(section, findings));
+    let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
+    section.finish(findings);
+
+    if let Some(failback) = &failback
+        && failback.value == Failback::Stay
+    {
+        let text = "failback = \"stay\" has no effect without memory (remember = \"0s\"): clients always return";
+        findings.warn(failback.at, text.to_owned());
+    }
+
+    let front = address
+        .zip(forwarding)
+        .map(|(address, forwarding)| Front { address: address.value, forwarding: forwarding.value });
+    let protocol = protocol.map_or(Protocol::Tcp, |protocol| protocol.value);
+    if let (Some(check), Some(front)) = (&check, front) {
+        needs_port(check, front.address.port(), findings);
+    }
+    let backend_count = backends.len();
+    let backends: Vec<_> = backends.into_iter().filter_map(|section| backend(section, front, findings)).collect();
+    duplicate_names(&backends, findings);
+    if backend_count == 0 {
+        findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
+    }
+    let table_size = table_size.unwrap_or(Located { at, value: DEFAULT_TABLE_SIZE });
+    check_table_size(table_size, backend_count, findings);
+
+    let (name, address, forwarding) = (name?, address?, forwarding?);
+    let (backends, backends_at) = backends.into_iter().map(|backend| (backend.config, backend.address_at)).unzip();
+    let default_kind = match (protocol, address.value.port()) {
+        (Protocol::Tcp, 1..) => CheckKind::Tcp { port: None },
+        (Protocol::Tcp, 0) | (Protocol::Udp, _) => CheckKind::None,
+    };
+    Some(Placed {
+        name_at: name.at,
+        address_at: address.at,
+        backends_at,
+        service: ServiceConfig {
+            name: name.value,
+            address: address.value,
+            protocol,
+            forwarding: forwarding.value,
+            table_size: table_size.value,
+            client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
+            remember: remember.map_or(Duration::ZERO, |remember| remember.value),
+            failback: failback.map_or(Failback::Stay, |failback| failback.value),
+            when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
+            slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
+            drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
+            on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
+            start_down,
+            check: check.map_or_else(|| default_check(default_kind), |check| check.value),
+            backends,
+        },
+    })
+}
+
+fn client_prefix(mut section: Section<'_>, findings: &mut Findings<'_>) -> ClientPrefix {
+    let v4 = section.integer("v4", findings, (0, 32)).map_or(32, |v4| v4.value);
+    let v6 = section.integer("v6", findings, (0, 128)).map_or(64, |v6| v6.value);
+    section.finish(findings);
+    ClientPrefix { v4, v6 }
+}
+
+fn remember(text: &str) -> Result<Duration, String> {
+    let remember = value::duration(text)?;
+    if remember.subsec_nanos() != 0 {
+        return Err(format!("remember = {} is not in whole seconds; only \"0s\" works", value::quoted(text)));
+    }
+    if !remember.is_zero() {
+        return Err(format!("remember = {} is not available yet; only \"0s\" works", value::quoted(text)));
+    }
+    Ok(remember)
+}
+
+fn drain_timeout(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Duration> {
+    let timeout = section.text("timeout", findings, value::duration).map(|timeout| timeout.value);
+    section.finish(findings);
+    timeout
+}
+
+fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailure {
+    let words = [("move", FailureAction::Move), ("drain", FailureAction::Drain)];
+    let mut action = |key: &'static str, default| {
+        section.text(key, findings, |text| value::word(key, text, &words, &[])).map_or(default, |action| action.value)
+    };
+    let (hard, soft) = (action("hard", FailureAction::Move), action("soft", FailureAction::Drain));
+    section.finish(findings);
+    OnFailure { hard, soft }
+}
+
+fn check_table_size(size: Located<u32>, backends: usize, findings: &mut Findings<'_>) {
+    let Located { at, value: size } = size;
+    let slots = size as usize;
+    let enough = u32::try_from(backends.saturating_mul(SLOTS_PER_BACKEND)).map_or(MAX_TABLE_SIZE, next_prime);
+    if !is_prime(size) {
+        findings.error(at, format!("table_size = {size} is not prime; the next prime is {}", next_prime(size)));
+    } else if slots <= backends {
+        findings.error(at, format!("table_size = {size} is too small for {backends} backends; give at least {enough}"));
+    } else if slots < backends.saturating_mul(SLOTS_PER_BACKEND) && size < enough {
+        findings.warn(
+            at,
+            format!(
+                "table_size = {size} is below {SLOTS_PER_BACKEND} slots for each of {backends} backends, so their shares \
+                 become uneven; give at least {enough}"
+            ),
+        );
+    }
+}
+
+/// Reports a check that would connect to port 0.
+fn needs_port(check: &Located<CheckConfig>, backend_port: u16, findings: &mut Findings<'_>) {
+    let port = match &check.value.kind {
+        CheckKind::None => return,
+        CheckKind::Tcp { port } => *port,
+        CheckKind::Http(http) => http.port,
+    };
+    if port.is_none() && backend_port == 0 {
+        findings.error(check.at, "the check has no port, and the service has every port; add port = …".to_owned());
+    }
+}
+
+struct PlacedBackend {
+    config: BackendConfig,
+    name_at: usize,
+    address_at: usize,
+}
+
+fn backend(mut section: Section<'_>, front: Option<Front>, findings: &mut Findings<'_>) -> Option<PlacedBackend> {
+    section.require("name", "name = \"…\"", findings);
+    section.require("address", "address = \"ADDR\" or \"ADDR:PORT\"", findings);
+    let name = section.text("name", findings, value::name);
+    let address = section.text("address", findings, value::address);
+    let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
+    let backup = section.boolean("backup", findings).unwrap_or(false);
+    let check =
+        section.table("check", "check", "{ type = \"tcp\" }", findings).and_then(|section| check(section, findings));
+    section.finish(findings);
+
+    let (name, address) = (name?, address?);
+    let (ip, port) = address.value;
+    let front = front?;
+    let socket = SocketAddr::new(ip, port.unwrap_or(front.address.port()));
+    if let Err(error) = fits(front, &name.value, socket) {
+        findings.error(address.at, error);
+    }
+    if let Some(check) = &check {
+        needs_port(check, socket.port(), findings);
+    }
+    Some(PlacedBackend {
+        name_at: name.at,
+        address_at: address.at,
+        config: BackendConfig {
+            name: name.value,
+            address: socket,
+            weight,
+            backup,
+            check: check.map(|check| check.value),
+        },
+    })
+}
+
+/// Whether the service's packets can be forwarded to `backend`.
+fn fits(front: Front, name: &str, backend: SocketAddr) -> Result<(), String> {
+    let (vip, mode) = (front.address, forwarding_word(front.forwarding));
+    if backend.ip() == vip.ip() {
+        return Err(format!(
+            "the address of backend {name:?} is the service's own {}; give the server's own",
+            vip.ip()
+        ));
+    }
+    if backend.is_ipv4() != vip.is_ipv4() {
+        let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
+        return Err(format!(
+            "backend {name:?} has the address {}, which {mode} cannot reach from {}; give an {family} address",
+            backend.ip(),
+            vip.ip()
+        ));
+    }
+    match (front.forwarding, vip.port(), backend.port()) {
+        (_, front_port, port) if front_port == port => Ok(()),
+        (Forwarding::Dsr, 0, port) => Err(format!(
+            "backend {name:?} has port {port}, and dsr cannot change the client's port; leave the port out"
+        )),
+        (Forwarding::Dsr, front_port, port) => Err(format!(
+            "backend {name:?} has port {port}, and dsr cannot change the service's {front_port}; leave the port out, or use \
+             forwarding = \"nat\""
+        )),
+        (Forwarding::Nat, 0, port) => Err(format!(
+            "backend {name:?} has port {port}, and a service with every port cannot change it; leave the port out"
+        )),
+        (Forwarding::Nat, _, 0) => Err(format!(
+            "backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535"
+        )),
+        (Forwarding::Nat, _, _) => Ok(()),
+    }
+}
+
+fn duplicate_names(backends: &[PlacedBackend], findings: &mut Findings<'_>) {
+    let mut seen = HashMap::new();
+    for backend in backends {
+        if let Some(first) = seen.insert(backend.config.name.as_str(), backend.name_at) {
+            let line = findings.line(first);
+            findings.error(
+                backend.name_at,
+                format!("the backend name {:?} is taken on line {line}; choose another", backend.config.name),
+            );
+        }
+    }
+}

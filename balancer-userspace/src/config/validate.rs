@@ -1,0 +1,207 @@
+//! A whole file, and what holds between its services.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use balancer_common::map_types::{Forwarding, MAX_BACKENDS, MAX_INTERFACES};
+use toml::de::DeTable;
+
+use super::{
+    findings::Findings,
+    model::{Config, OnExit, Protocol, XdpMode},
+    section::Section,
+    service::{Placed, service},
+    value,
+};
+
+const STATE_FILE: &str = "/var/lib/balancer/state.json";
+/// Where the control socket is unless somebody says otherwise.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
+const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9660);
+const CLIENT_TABLE_CAPACITY: u32 = 262_144;
+const MAX_CLIENT_TABLE_CAPACITY: i64 = 1 << 26;
+const MAX_SERVICES: usize = u16::MAX as usize;
+
+/// Makes a configuration of a text. What is wrong with it goes to `findings`; `None` only if something is.
+pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut lines = HashSet::new();
+    for error in &errors {
+        let at = error.span().map_or(0, |span| span.start);
+        // What follows on the same line is mostly a consequence.
+        if lines.insert(findings.line(at)) {
+            let hint = if error.message() == "duplicate key" { "; remove one" } else { "" };
+            findings.error(at, format!("not TOML: {}{hint}", error.message().replace('\n', " ")));
+        }
+    }
+    if !errors.is_empty() {
+        return None;
+    }
+
+    let mut root = Section::new("the file", 0, document.into_inner());
+    let interfaces = interfaces(&mut root, findings);
+    let xdp_mode = root.text("xdp_mode", findings, |text| {
+        let words = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
+        value::word("xdp_mode", text, &words, &[])
+    });
+    let on_exit =
+        root.text("on_exit", findings, |text| value::word("on_exit", text, &[("detach", OnExit::Detach)], &["keep"]));
+    let state_file = root.text("state_file", findings, value::absolute_path);
+    let socket = root.table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings).and_then(
+        |mut section| {
+            let socket = section.text("socket", findings, value::socket_path);
+            section.finish(findings);
+            socket
+        },
+    );
+    let metrics =
+        root.table("metrics", "[metrics]", "{ listen = \"127.0.0.1:9660\" }", findings).and_then(|mut section| {
+            let listen = section.text("listen", findings, value::listen_address);
+            section.finish(findings);
+            listen
+        });
+    let capacity =
+        root.table("client_table", "[client_table]", "{ capacity = 262144 }", findings).and_then(|mut section| {
+            let capacity = section.integer("capacity", findings, (1, MAX_CLIENT_TABLE_CAPACITY));
+            section.finish(findings);
+            capacity
+        });
+    let hash_key = root.table("hash", "[hash]", "{ key = \"hex:…\" }", findings).and_then(|mut section| {
+        let key = section.text("key", findings, value::hash_key);
+        section.finish(findings);
+        key
+    });
+    let services = root.tables("service", "[[service]]", findings);
+    root.finish(findings);
+
+    let services = services.unwrap_or_default();
+    if services.is_empty() && !findings.has_errors() {
+        findings.error(0, "no [[service]] in the file; add at least one".to_owned());
+    }
+    let services: Vec<_> = services.into_iter().filter_map(|section| service(section, findings)).collect();
+    relations(&services, findings);
+
+    Some(Config {
+        interfaces,
+        xdp_mode: xdp_mode.map_or(XdpMode::Auto, |mode| mode.value),
+        on_exit: on_exit.map_or(OnExit::Detach, |on_exit| on_exit.value),
+        state_file: state_file.map_or_else(|| PathBuf::from(STATE_FILE), |path| path.value),
+        socket: socket.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |path| path.value),
+        metrics_listen: metrics.map_or(Some(METRICS_LISTEN), |listen| listen.value),
+        client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
+        hash_key: hash_key.map(|key| key.value),
+        services: services.into_iter().map(|placed| placed.service).collect(),
+    })
+}
+
+fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String> {
+    let wanted = "a list of names such as [\"eth0\"]";
+    let located = root.texts("interfaces", wanted, findings, value::interface).unwrap_or_default();
+    let mut names: Vec<String> = Vec::with_capacity(located.len());
+    for interface in located {
+        if names.contains(&interface.value) {
+            findings.error(interface.at, format!("the interface {:?} is listed twice; remove one", interface.value));
+        } else if names.len() == MAX_INTERFACES as usize {
+            findings.error(interface.at, format!("more than {MAX_INTERFACES} interfaces; remove some"));
+            break;
+        } else {
+            names.push(interface.value);
+        }
+    }
+    names
+}
+
+fn relations(services: &[Placed], findings: &mut Findings<'_>) {
+    let mut names = HashMap::new();
+    let mut addresses = HashMap::new();
+    for Placed { service, name_at, address_at, .. } in services {
+        if let Some(first) = names.insert(service.name.as_str(), *name_at) {
+            let line = findings.line(first);
+            findings.error(
+                *name_at,
+                format!("the service name {:?} is taken on line {line}; choose another", service.name),
+            );
+        }
+        if let Some(first) = addresses.insert((service.address, service.protocol), *address_at) {
+            let line = findings.line(first);
+            let text = format!(
+                "{} {} is the service on line {line} already; give another address, port or protocol",
+                service.protocol, service.address
+            );
+            findings.error(*address_at, text);
+        }
+    }
+    limits(services, findings);
+    returns(services, findings);
+}
+
+fn limits(services: &[Placed], findings: &mut Findings<'_>) {
+    if let Some(excess) = services.get(MAX_SERVICES) {
+        findings.error(excess.name_at, format!("more than {MAX_SERVICES} services; remove some"));
+    }
+    let room = MAX_BACKENDS as usize - 1;
+    if let Some(&excess) = services.iter().flat_map(|placed| &placed.backends_at).nth(room) {
+        findings.error(excess, format!("more than {room} backends over all services; remove some"));
+    }
+}
+
+/// Reports `nat` backends whose replies the return path could not tell apart.
+fn returns(services: &[Placed], findings: &mut Findings<'_>) {
+    struct Source<'a> {
+        service: &'a str,
+        vip: SocketAddr,
+        protocol: Protocol,
+        backend: &'a str,
+        address: SocketAddr,
+        at: usize,
+    }
+    let sources: Vec<_> = services
+        .iter()
+        .filter(|placed| placed.service.forwarding == Forwarding::Nat)
+        .flat_map(|Placed { service, backends_at, .. }| {
+            service.backends.iter().zip(backends_at).map(|(backend, &at)| Source {
+                service: &service.name,
+                vip: service.address,
+                protocol: service.protocol,
+                backend: &backend.name,
+                address: backend.address,
+                at,
+            })
+        })
+        .collect();
+    let mut clash = |source: &Source<'_>, other: &Source<'_>| {
+        let line = findings.line(other.at);
+        let text = format!(
+            "nat could not tell the {} replies of {}/{} ({}) and {}/{} ({}, line {line}) apart; give one of them another \
+             address or port",
+            source.protocol,
+            source.service,
+            source.backend,
+            source.address,
+            other.service,
+            other.backend,
+            other.address
+        );
+        findings.error(source.at, text);
+    };
+
+    let mut exact: HashMap<(SocketAddr, Protocol), &Source<'_>> = HashMap::new();
+    for source in &sources {
+        if let Some(other) = exact.insert((source.address, source.protocol), source) {
+            clash(source, other);
+        }
+    }
+    // A backend with every port also answers from the ports of others. That is the same only if the address behind
+    // them is the same and no port changes.
+    for source in sources.iter().filter(|source| source.address.port() != 0) {
+        let every_port = SocketAddr::new(source.address.ip(), 0);
+        if let Some(other) = exact.get(&(every_port, source.protocol))
+            && !(other.vip.ip() == source.vip.ip() && source.vip.port() == source.address.port())
+        {
+            clash(source, other);
+        }
+    }
+}

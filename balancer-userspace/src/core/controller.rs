@@ -1,0 +1,510 @@
+//! The controller: events and changes in, commands out.
+//!
+//! Every configuration, the first one, a changed one and a single added backend, goes the same way: what should be is
+//! compared with what the shell was told, and the difference becomes commands in an order that is safe at every step:
+//!
+//! 1. next hops to watch, rows of backends,
+//! 2. tables of services that are not published yet,
+//! 3. the directory of services, if something came to it: the way back of replies is there before the way to it,
+//! 4. tables of the other services,
+//! 5. the directory of services, if something only left it,
+//! 6. checks and rows of removed backends, next hops that nobody needs,
+//! 7. health checks of the others, reports.
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use balancer_common::client::HashKey;
+
+use crate::{
+    config::model::{BackendConfig, Config, ServiceConfig},
+    core::{
+        ids::Ids,
+        io::{
+            Admin, BackendId, BackendName, Change, CheckOutcome, Command, Event, NextHop, Refused, Report, ReportLevel,
+            ServiceId, ServiceSpec,
+        },
+        next_hops::NextHops,
+        report::{self, counted, grouped},
+        service::{Backend, Service},
+        table::{Footing, Moves},
+        validate,
+    },
+};
+
+/// Weight of a backend that is added without one.
+const DEFAULT_WEIGHT: u16 = 100;
+
+/// Decides what the data path does. See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Controller {
+    key: HashKey,
+    /// Until [`Controller::start`].
+    first: Vec<ServiceConfig>,
+    services: Vec<Service>,
+    owners: HashMap<BackendId, ServiceId>,
+    ids: Ids,
+    hops: NextHops,
+    /// The directory of services as last published.
+    published: Option<Vec<ServiceSpec>>,
+}
+
+/// What became different.
+struct Settled {
+    commands: Vec<Command>,
+    /// What moved, by service.
+    moves: HashMap<ServiceId, Moves>,
+}
+
+/// How one configuration differs from the one before.
+#[derive(Default)]
+struct Difference {
+    services: [usize; 3],
+    backends: [usize; 3],
+}
+
+impl Controller {
+    /// A controller of the services of `config`, which is valid, under the fleet's key `key`. Nothing is served before
+    /// [`start`](Self::start).
+    #[must_use]
+    pub fn new(config: Config, key: HashKey) -> Self {
+        Self {
+            key,
+            first: config.services,
+            services: Vec::new(),
+            owners: HashMap::new(),
+            ids: Ids::new(),
+            hops: NextHops::default(),
+            published: None,
+        }
+    }
+
+    /// Starts to serve. Comes once, before anything else.
+    pub fn start(&mut self, now: Instant) -> Vec<Command> {
+        let services = mem::take(&mut self.first);
+        match self.configure(services, None, now) {
+            Ok((_, settled)) => settled.commands,
+            Err(refused) => {
+                let message = format!("nothing is served: {refused}");
+                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message })]
+            }
+        }
+    }
+
+    /// Takes note of an event.
+    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Command> {
+        match event {
+            Event::Checked { backend, outcome, took } => self.checked(backend, &outcome, took, now),
+            Event::NextHop { address, next_hop } => self.next_hop(address, next_hop, now),
+            Event::Tick => Vec::new(),
+        }
+    }
+
+    /// Makes a change, whole or not at all. Gives one line that says what was done, and the commands; what the change
+    /// brings about beyond the backend it names is among them as reports.
+    ///
+    /// # Errors
+    /// [`Refused`] says why nothing was changed.
+    pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        match change {
+            Change::Add { name, address, port, weight, backup } => {
+                let (mut services, index) = self.edit(&name.service)?;
+                let Some(service) = services.get_mut(index) else { return Err(self.no_service(&name.service)) };
+                if service.backends.iter().any(|backend| backend.name == name.backend) {
+                    return Err(Refused::Conflict(format!(
+                        "backend {name} exists already: choose another name, or remove it first"
+                    )));
+                }
+                let address = (address, port.unwrap_or(service.address.port())).into();
+                let weight = weight.unwrap_or(DEFAULT_WEIGHT);
+                service.backends.push(BackendConfig {
+                    name: name.backend.clone(),
+                    address,
+                    weight,
+                    backup,
+                    check: None,
+                });
+                self.reconfigure(services, &name, "added", now)
+            }
+            // Without memory a backend has nobody to drain.
+            Change::Remove { name, force: _ } => {
+                let (mut services, index) = self.edit(&name.service)?;
+                self.backend(&name)?;
+                if let Some(service) = services.get_mut(index) {
+                    service.backends.retain(|backend| backend.name != name.backend);
+                }
+                self.reconfigure(services, &name, "removed", now)
+            }
+            Change::SetWeight { name, weight } => {
+                let (mut services, index) = self.edit(&name.service)?;
+                let old = self.backend(&name)?.weight();
+                if old == weight {
+                    return Ok((format!("backend {name} has weight {weight} already: nothing changed"), Vec::new()));
+                }
+                let service = services.get_mut(index);
+                for backend in service.into_iter().flat_map(|service| &mut service.backends) {
+                    if backend.name == name.backend {
+                        backend.weight = weight;
+                    }
+                }
+                self.reconfigure(services, &name, &format!("weight {old} → {weight}"), now)
+            }
+            // Without memory a backend is drained at once, long before any timeout.
+            Change::SetAdmin { name, admin, timeout: _ } => self.set_admin(&name, admin, now),
+            Change::Reload(config) => self.reload(config.services, now),
+        }
+    }
+
+    /// Everything that the data path should hold, for one that may have lost some of it.
+    #[must_use]
+    pub fn resync(&self) -> Vec<Command> {
+        let rows = self.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.clone());
+        let swaps = self
+            .services
+            .iter()
+            .map(|service| Command::SwapTable { service: service.id(), table: service.shared_table() });
+        let directory = self.published.clone().map(Command::PublishServices);
+        rows.map(Command::WriteBackend).chain(swaps).chain(directory).collect()
+    }
+
+    /// When to send [`Event::Tick`] at the latest. Deadlines come with the memory of clients (drains) and with slow
+    /// start; services that have neither wait for nothing.
+    #[must_use]
+    pub const fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The services, in configuration order.
+    #[must_use]
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// The service called `name`.
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`] with the most similar name.
+    pub fn service(&self, name: &str) -> Result<&Service, Refused> {
+        self.services.iter().find(|service| service.name() == name).ok_or_else(|| self.no_service(name))
+    }
+
+    /// The backend called `name`.
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`] with the most similar name.
+    pub fn backend(&self, name: &BackendName) -> Result<&Backend, Refused> {
+        let backends = self.service(&name.service)?.backends();
+        backends.iter().find(|backend| backend.name() == name.backend).ok_or_else(|| {
+            let known = backends.iter().map(Backend::name);
+            validate::not_found(&format!("backend in service {}:", name.service), &name.backend, known)
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn free_ids(&self) -> usize {
+        self.ids.free()
+    }
+
+    fn no_service(&self, name: &str) -> Refused {
+        validate::not_found("service", name, self.services.iter().map(Service::name))
+    }
+
+    fn checked(&mut self, backend: BackendId, outcome: &CheckOutcome, took: Duration, now: Instant) -> Vec<Command> {
+        let Some(&id) = self.owners.get(&backend) else { return Vec::new() };
+        let Some(service) = self.services.iter_mut().find(|service| service.id() == id) else { return Vec::new() };
+        let Some(index) = service.backends().iter().position(|candidate| candidate.id() == backend) else {
+            return Vec::new();
+        };
+        if !service.record(index, outcome, took, &self.hops) {
+            return Vec::new();
+        }
+        self.settle(|service| service.id() == id, Vec::new(), None, now).commands
+    }
+
+    fn next_hop(&mut self, address: IpAddr, next_hop: Result<NextHop, String>, now: Instant) -> Vec<Command> {
+        if !self.hops.set(address, next_hop) {
+            return Vec::new();
+        }
+        let concerned = |service: &Service| service.backends().iter().any(|backend| backend.address().ip() == address);
+        self.settle(concerned, Vec::new(), None, now).commands
+    }
+
+    fn set_admin(&mut self, name: &BackendName, admin: Admin, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        let word = match admin {
+            Admin::Ready => "ready",
+            Admin::Drain => "drained",
+            Admin::Maint => "in maintenance",
+        };
+        if self.backend(name)?.admin() == admin {
+            return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
+        }
+        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
+            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
+                backend.set_admin(admin);
+            }
+        }
+        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        Ok((self.done(name, word, &settled), settled.commands))
+    }
+
+    /// A copy of the present configuration to make a change in, and the index of the service called `name`.
+    fn edit(&self, name: &str) -> Result<(Vec<ServiceConfig>, usize), Refused> {
+        let index = self.services.iter().position(|service| service.name() == name);
+        let index = index.ok_or_else(|| self.no_service(name))?;
+        Ok((self.services.iter().map(Service::config).collect(), index))
+    }
+
+    fn reconfigure(
+        &mut self,
+        services: Vec<ServiceConfig>,
+        subject: &BackendName,
+        what: &str,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let (_, settled) = self.configure(services, Some(subject), now)?;
+        Ok((self.done(subject, what, &settled), settled.commands))
+    }
+
+    /// `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and what is now unusual about the service.
+    fn done(&self, name: &BackendName, what: &str, settled: &Settled) -> String {
+        let mut message = format!("backend {name} {what}");
+        if let Ok(service) = self.service(&name.service) {
+            let none = Moves::default();
+            let moves = settled.moves.get(&service.id()).unwrap_or(&none);
+            message += &format!(": {}", report::moved(moves, service.table_size()));
+            if service.footing() != Footing::Primaries {
+                message += &format!("; service {} {}", service.name(), report::footing(service.footing()));
+            }
+        }
+        message
+    }
+
+    fn reload(&mut self, services: Vec<ServiceConfig>, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        let (difference, settled) = self.configure(services, None, now)?;
+        if difference.services == [0; 3] && difference.backends == [0; 3] {
+            return Ok(("configuration applied: nothing changed".to_owned(), settled.commands));
+        }
+        let mut message = "configuration applied".to_owned();
+        for (what, counts) in [("service", difference.services), ("backend", difference.backends)] {
+            for (count, done) in counts.into_iter().zip(["added", "removed", "changed"]) {
+                if count > 0 {
+                    message += &format!(", {} {done}", counted(count, what));
+                }
+            }
+        }
+        let slots: u64 = self.services.iter().map(|service| u64::from(service.table_size())).sum();
+        let moved: u64 = settled.moves.values().map(|moves| u64::from(moves.total())).sum();
+        let needless: u64 = settled.moves.values().map(|moves| u64::from(moves.needless())).sum();
+        message += &format!(": {} of {} slots moved, {} needless", grouped(moved), grouped(slots), grouped(needless));
+        Ok((message, settled.commands))
+    }
+
+    /// Makes `configs` the services that there are, keeping what is known of those that stay.
+    fn configure(
+        &mut self,
+        configs: Vec<ServiceConfig>,
+        subject: Option<&BackendName>,
+        now: Instant,
+    ) -> Result<(Difference, Settled), Refused> {
+        validate::services(&configs)?;
+        let difference = self.difference(&configs);
+        let added = difference.backends[0];
+        if added > self.ids.free() {
+            return Err(Refused::Conflict(format!(
+                "{} to add and {} of {} left: remove some first",
+                counted(added, "backend"),
+                grouped(self.ids.free() as u64),
+                grouped(Ids::TOTAL as u64)
+            )));
+        }
+        if difference.services[0] + self.services.len() > usize::from(u16::MAX) {
+            return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
+        }
+        let used: HashSet<ServiceId> = self.services.iter().map(Service::id).collect();
+        let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
+        let mut old_services: HashMap<String, Service> =
+            mem::take(&mut self.services).into_iter().map(|service| (service.name().to_owned(), service)).collect();
+        let mut removed = Vec::new();
+        for mut config in configs {
+            let backends = mem::take(&mut config.backends);
+            let mut service = match old_services.remove(&config.name) {
+                Some(mut service) => {
+                    service.set_settings(config);
+                    service
+                }
+                None => match service_ids.next() {
+                    Some(id) => Service::new(id, config, self.key),
+                    None => continue,
+                },
+            };
+            let mut old: HashMap<String, Backend> =
+                service.backends_mut().drain(..).map(|backend| (backend.name().to_owned(), backend)).collect();
+            for config in backends {
+                let backend = match old.remove(&config.name) {
+                    Some(mut backend) => {
+                        backend.configure(config);
+                        backend
+                    }
+                    None => match self.ids.take() {
+                        Some(id) => Backend::new(id, config, now),
+                        None => continue,
+                    },
+                };
+                self.owners.insert(backend.id(), service.id());
+                service.backends_mut().push(backend);
+            }
+            removed.extend(old.into_values());
+            self.services.push(service);
+        }
+        removed.extend(old_services.into_values().flat_map(|mut service| mem::take(service.backends_mut())));
+        removed.sort_unstable_by_key(Backend::id);
+        Ok((difference, self.settle(|_| true, removed, subject, now)))
+    }
+
+    fn difference(&self, configs: &[ServiceConfig]) -> Difference {
+        let mut difference = Difference::default();
+        let [added, removed, changed] = &mut difference.services;
+        let [backends_added, backends_removed, backends_changed] = &mut difference.backends;
+        let mut old: HashMap<String, ServiceConfig> =
+            self.services.iter().map(|service| (service.name().to_owned(), service.config())).collect();
+        for config in configs {
+            let Some(before) = old.remove(&config.name) else {
+                *added += 1;
+                *backends_added += config.backends.len();
+                continue;
+            };
+            let settings = |config: &ServiceConfig| ServiceConfig { backends: Vec::new(), ..config.clone() };
+            *changed += usize::from(settings(&before) != settings(config));
+            let mut old: HashMap<&str, &BackendConfig> =
+                before.backends.iter().map(|backend| (backend.name.as_str(), backend)).collect();
+            for backend in &config.backends {
+                match old.remove(backend.name.as_str()) {
+                    None => *backends_added += 1,
+                    Some(before) => *backends_changed += usize::from(before != backend),
+                }
+            }
+            *backends_removed += old.len();
+        }
+        *removed = old.len();
+        *backends_removed += old.values().map(|service| service.backends.len()).sum::<usize>();
+        difference
+    }
+
+    /// Turns the difference between what should be and what the shell was told into commands, for the services that
+    /// are `concerned`; `removed` are backends that are no longer in any service. The state of `subject` needs no report.
+    fn settle(
+        &mut self,
+        concerned: impl Fn(&Service) -> bool,
+        mut removed: Vec<Backend>,
+        subject: Option<&BackendName>,
+        now: Instant,
+    ) -> Settled {
+        let Self { services, hops, owners, ids, published, .. } = self;
+        let mut commands = Vec::new();
+        let mut checks = Vec::new();
+        let mut released = Vec::new();
+
+        for service in services.iter_mut().filter(|service| concerned(service)) {
+            for backend in service.backends_mut() {
+                let address = backend.address().ip();
+                if backend.told.watched != Some(address) {
+                    if hops.watch(address) {
+                        commands.push(Command::WatchNextHop(address));
+                    }
+                    released.extend(backend.told.watched.replace(address));
+                }
+            }
+        }
+
+        let (mut first_swaps, mut swaps) = (Vec::new(), Vec::new());
+        let mut reports = Vec::new();
+        let mut all_moves = HashMap::new();
+        let is_published = |id: ServiceId| published.iter().flatten().any(|spec: &ServiceSpec| spec.id == id);
+        for service in services.iter_mut().filter(|service| concerned(service)) {
+            tell_backends(service, hops, &mut commands, &mut checks);
+            let refreshed = service.refresh(hops, now);
+            if let Some(table) = refreshed.table {
+                let swaps = if is_published(service.id()) { &mut swaps } else { &mut first_swaps };
+                swaps.push(Command::SwapTable { service: service.id(), table });
+            }
+            let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
+            reports.extend(told.map(|transition| transition.report(&refreshed.moves, service.table_size())));
+            reports.extend(refreshed.footing.map(|footing| report::footing_report(service.name(), footing)));
+            all_moves.insert(service.id(), refreshed.moves);
+        }
+
+        let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
+        let publish = published.as_ref() != Some(&specs);
+        let grows = publish && grows(published.as_deref().unwrap_or_default(), &specs);
+        commands.extend(first_swaps);
+        if grows {
+            commands.push(Command::PublishServices(specs.clone()));
+        }
+        commands.extend(swaps);
+        if publish && !grows {
+            commands.push(Command::PublishServices(specs.clone()));
+        }
+        *published = Some(specs);
+
+        for backend in &mut removed {
+            let id = backend.id();
+            if backend.told.check.take().is_some() {
+                commands.push(Command::StopChecks(id));
+            }
+            if backend.told.row.take().is_some() {
+                commands.push(Command::RetireBackend(id));
+            }
+            released.extend(backend.told.watched.take());
+            owners.remove(&id);
+            ids.give_back(id);
+        }
+        for address in released {
+            if hops.release(address) {
+                commands.push(Command::UnwatchNextHop(address));
+            }
+        }
+        commands.extend(checks);
+        commands.extend(reports.into_iter().map(Command::Report));
+        Settled { commands, moves: all_moves }
+    }
+}
+
+/// The rows and the checks of a service's backends that differ from what the shell was told.
+fn tell_backends(service: &mut Service, hops: &NextHops, commands: &mut Vec<Command>, checks: &mut Vec<Command>) {
+    for index in 0..service.backends().len() {
+        let Some(backend) = service.backends().get(index) else { continue };
+        let (id, name) = (backend.id(), service.name_of(backend));
+        let (row, check) = (service.row(backend, hops), service.check(backend));
+        let Some(backend) = service.backends_mut().get_mut(index) else { continue };
+        if backend.told.row.as_ref() != Some(&row) {
+            backend.told.row = Some(row.clone());
+            commands.push(Command::WriteBackend(row));
+        }
+        if backend.told.check == check {
+            continue;
+        }
+        if backend.told.check.is_some() != check.is_some() {
+            backend.forget_verdict();
+        }
+        checks.push(match check.clone() {
+            Some((target, check)) => Command::StartChecks { backend: id, name, target, check },
+            None => Command::StopChecks(id),
+        });
+        backend.told.check = check;
+    }
+}
+
+/// Whether a service or a backend is in `new` that is not, or not at that address, in `old`.
+fn grows(old: &[ServiceSpec], new: &[ServiceSpec]) -> bool {
+    let old: HashMap<ServiceId, &ServiceSpec> = old.iter().map(|spec| (spec.id, spec)).collect();
+    new.iter().any(|spec| {
+        old.get(&spec.id).is_none_or(|old| {
+            let known: HashSet<_> = old.backends.iter().collect();
+            spec.backends.iter().any(|backend| !known.contains(backend))
+        })
+    })
+}

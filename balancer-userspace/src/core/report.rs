@@ -1,0 +1,103 @@
+//! The lines that operators read.
+
+use std::time::Duration;
+
+use crate::core::{
+    backend::State,
+    io::{BackendName, Report, ReportLevel},
+    table::{Footing, Moves},
+};
+
+/// `number` with commas between groups of three digits.
+pub(crate) fn grouped(number: impl Into<u64>) -> String {
+    let digits = number.into().to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// `1 backend`, `2 backends`.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    format!("{} {what}{}", grouped(number as u64), if number == 1 { "" } else { "s" })
+}
+
+/// What a change moved: `13,107 of 65,537 slots moved, 215 needless`.
+pub(crate) fn moved(moves: &Moves, table_size: u32) -> String {
+    let (total, needless) = (moves.total(), moves.needless());
+    format!("{} of {} slots moved, {} needless", grouped(total), grouped(table_size), grouped(needless))
+}
+
+/// A backend that is in another state than before.
+pub(crate) struct Transition {
+    pub(crate) name: BackendName,
+    pub(crate) id: u16,
+    pub(crate) before: State,
+    pub(crate) after: State,
+    /// How long the state before lasted.
+    pub(crate) lasted: Duration,
+    /// Why it is in its new state; may be empty.
+    pub(crate) reason: String,
+}
+
+impl Transition {
+    /// `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
+    pub(crate) fn report(&self, moves: &Moves, table_size: u32) -> Report {
+        let mut message = format!("backend {} {}", self.name, self.after.word());
+        if !self.reason.is_empty() {
+            message += &format!(" ({})", self.reason);
+        }
+        let (lost, heirs) = moves.from(self.id);
+        let (gained, givers) = moves.to(self.id);
+        let size = grouped(table_size);
+        message += &match (lost, gained) {
+            (0, 0) => ", no slots moved".to_owned(),
+            (0, _) if givers == 0 => format!(", has {} of {size} slots", grouped(gained)),
+            (0, _) => format!(", {} of {size} slots moved from {}", grouped(gained), counted(givers, "backend")),
+            (_, _) if heirs == 0 => format!(", {} of {size} slots without a backend", grouped(lost)),
+            (_, _) => format!(", {} of {size} slots moved to {}", grouped(lost), counted(heirs, "backend")),
+        };
+        if self.before.is_failure() && !self.after.is_failure() {
+            let lasted = Duration::from_secs(self.lasted.as_secs());
+            message += &format!(", was {} for {}", self.before.word(), humantime::format_duration(lasted));
+        }
+        let level = if self.after.is_failure() { ReportLevel::Warn } else { ReportLevel::Info };
+        Report { level, about: Some(self.name.clone()), message }
+    }
+}
+
+/// What a service does with its clients, as the end of a sentence about it.
+pub(crate) fn footing(footing: Footing) -> &'static str {
+    match footing {
+        Footing::Primaries => "steers to its backends",
+        Footing::Backups => "has no primary backend that takes clients: steers to its backups",
+        Footing::AsIfUp => {
+            "has no backend that takes clients: steers as if all outside of maintenance were up (when_all_down = \"open\")"
+        }
+        Footing::AllDown => "has no backend that takes clients: drops",
+        Footing::NoBackend => "has no backends: drops",
+    }
+}
+
+/// A service that stands on another ground than before.
+pub(crate) fn footing_report(service: &str, now: Footing) -> Report {
+    let level = if now == Footing::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
+    let about = Some(BackendName { service: service.to_owned(), backend: String::new() });
+    Report { level, about, message: format!("service {service} {}", footing(now)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (65_537, "65,537"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number as u64), text);
+        }
+    }
+}

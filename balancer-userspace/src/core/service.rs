@@ -1,0 +1,489 @@
+//! Services and their backends at run time.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use balancer_common::{client::HashKey, map_types::Forwarding};
+
+use crate::{
+    config::model::{BackendConfig, CheckConfig, CheckKind, Protocol, ServiceConfig},
+    core::{
+        backend::{HealthFact, Situation, Standing, State},
+        health::{FailureKind, Health, Verdict},
+        io::{Admin, BackendId, BackendName, BackendSpec, CheckOutcome, ServiceId, ServiceSpec},
+        keys,
+        maglev::Member,
+        next_hops::{Hop, NextHops},
+        report::Transition,
+        table::{Builder, Candidate, Footing, Moves, Shares},
+    },
+};
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    id: ServiceId,
+    /// Its configuration; `backends` is empty, they are below.
+    settings: ServiceConfig,
+    client_key: HashKey,
+    table_key: HashKey,
+    backends: Vec<Backend>,
+    builder: Builder,
+    live: Arc<[u16]>,
+    shares: Shares,
+    footing: Option<Footing>,
+    generation: u64,
+    required: u64,
+    needless: u64,
+}
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    id: BackendId,
+    config: BackendConfig,
+    admin: Admin,
+    health: Health,
+    assessment: Option<Assessment>,
+    /// When the state shown began.
+    since: Instant,
+    slots: u32,
+    steered: bool,
+    checks: [u64; 3],
+    last_check: Option<Duration>,
+    transitions: [u64; State::ALL.len()],
+    /// What the shell was last told.
+    pub(crate) told: Told,
+}
+
+/// What the shell was last told about a backend.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) row: Option<BackendSpec>,
+    pub(crate) watched: Option<IpAddr>,
+    pub(crate) check: Option<(SocketAddr, CheckConfig)>,
+}
+
+/// What follows from all there is to know about a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Assessment {
+    health: HealthFact,
+    standing: Standing,
+    reason: String,
+}
+
+/// What a look at a service found changed.
+pub(crate) struct Refreshed {
+    /// The live table, if it is another one than before.
+    pub(crate) table: Option<Arc<[u16]>>,
+    pub(crate) moves: Moves,
+    pub(crate) transitions: Vec<Transition>,
+    /// The ground it stands on, if it is another one than before (at first: than primary backends).
+    pub(crate) footing: Option<Footing>,
+}
+
+impl Service {
+    pub(crate) fn new(id: ServiceId, settings: ServiceConfig, fleet: HashKey) -> Self {
+        Self {
+            id,
+            client_key: keys::client_key(fleet, &settings.name),
+            table_key: keys::table_key(fleet, &settings.name),
+            settings,
+            backends: Vec::new(),
+            builder: Builder::default(),
+            live: Arc::default(),
+            shares: Shares::new(),
+            footing: None,
+            generation: 0,
+            required: 0,
+            needless: 0,
+        }
+    }
+
+    /// Its index in the kernel's maps.
+    #[must_use]
+    pub const fn id(&self) -> ServiceId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// VIP and port.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.settings.address
+    }
+
+    /// TCP or UDP.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        self.settings.protocol
+    }
+
+    /// How packets reach its backends.
+    #[must_use]
+    pub const fn forwarding(&self) -> Forwarding {
+        self.settings.forwarding
+    }
+
+    /// M.
+    #[must_use]
+    pub const fn table_size(&self) -> u32 {
+        self.settings.table_size
+    }
+
+    /// Its configuration as it is now, with the backends added at run time and without those removed.
+    #[must_use]
+    pub fn config(&self) -> ServiceConfig {
+        let backends = self.backends.iter().map(|backend| backend.config.clone()).collect();
+        ServiceConfig { backends, ..self.settings.clone() }
+    }
+
+    /// Its backends in configuration order, those added at run time last.
+    #[must_use]
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// The live table: M backend ids, or `NO_BACKEND` or `ALL_DOWN`.
+    #[must_use]
+    pub fn live_table(&self) -> &[u16] {
+        &self.live
+    }
+
+    pub(crate) fn shared_table(&self) -> Arc<[u16]> {
+        Arc::clone(&self.live)
+    }
+
+    /// How often the live table was replaced. Counts from 1, the first table.
+    #[must_use]
+    pub const fn table_generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Slots moved since start, required and needless (see [`Moves`]).
+    #[must_use]
+    pub const fn slots_moved(&self) -> (u64, u64) {
+        (self.required, self.needless)
+    }
+
+    /// On what ground the live table stands.
+    #[must_use]
+    pub fn footing(&self) -> Footing {
+        self.footing.unwrap_or(Footing::NoBackend)
+    }
+
+    /// The client prefix length for the VIP's family.
+    #[must_use]
+    pub const fn client_prefix(&self) -> u8 {
+        if self.settings.address.is_ipv4() { self.settings.client_prefix.v4 } else { self.settings.client_prefix.v6 }
+    }
+
+    /// The key of its client hash.
+    #[must_use]
+    pub const fn client_key(&self) -> HashKey {
+        self.client_key
+    }
+
+    /// A backend's full name.
+    #[must_use]
+    pub fn name_of(&self, backend: &Backend) -> BackendName {
+        BackendName { service: self.settings.name.clone(), backend: backend.config.name.clone() }
+    }
+
+    pub(crate) fn spec(&self) -> ServiceSpec {
+        ServiceSpec {
+            id: self.id,
+            hash_key: self.client_key,
+            address: self.settings.address,
+            protocol: self.settings.protocol,
+            client_prefix: self.client_prefix(),
+            forwarding: self.settings.forwarding,
+            backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
+        }
+    }
+
+    pub(crate) fn backends_mut(&mut self) -> &mut Vec<Backend> {
+        &mut self.backends
+    }
+
+    pub(crate) fn set_settings(&mut self, settings: ServiceConfig) {
+        self.settings = settings;
+    }
+
+    /// The row that backend should have.
+    pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
+        BackendSpec {
+            id: backend.id,
+            forwarding: self.settings.forwarding,
+            vip: self.settings.address,
+            address: backend.config.address,
+            next_hop: match hops.get(backend.config.address.ip()) {
+                Hop::Resolved(next_hop) => Some(next_hop),
+                Hop::Pending | Hop::Failed(_) => None,
+            },
+        }
+    }
+
+    /// The check that should run on a backend, and where to.
+    pub(crate) fn check(&self, backend: &Backend) -> Option<(SocketAddr, CheckConfig)> {
+        let check = self.check_config(backend);
+        let wanted = backend.admin != Admin::Maint && check.kind != CheckKind::None;
+        wanted.then(|| (backend.config.check_target(check), check.clone()))
+    }
+
+    fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
+        backend.config.check.as_ref().unwrap_or(&self.settings.check)
+    }
+
+    /// Counts a check of the backend at `index`; true if the service should be looked at again.
+    pub(crate) fn record(&mut self, index: usize, outcome: &CheckOutcome, took: Duration, hops: &NextHops) -> bool {
+        let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.told.check.is_some()) else {
+            return false;
+        };
+        let check = backend.config.check.as_ref().unwrap_or(&self.settings.check);
+        backend.health.record(outcome, check);
+        backend.last_check = Some(took);
+        let [passed, soft, hard] = &mut backend.checks;
+        *match outcome {
+            CheckOutcome::Passed => passed,
+            CheckOutcome::Soft(_) => soft,
+            CheckOutcome::Hard(_) => hard,
+        } += 1;
+        let Some(backend) = self.backends.get(index) else { return false };
+        let assessment = self.assess(backend, hops);
+        let news = backend.assessment.as_ref().map(|old| old.standing) != Some(assessment.standing);
+        if !news && let Some(backend) = self.backends.get_mut(index) {
+            backend.assessment = Some(assessment);
+        }
+        news
+    }
+
+    fn assess(&self, backend: &Backend, hops: &NextHops) -> Assessment {
+        let check = self.check_config(backend);
+        let (health, mut reason) = match (hops.get(backend.config.address.ip()), backend.health.verdict()) {
+            (Hop::Failed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
+            (Hop::Pending | Hop::Resolved(_), _) if check.kind == CheckKind::None => {
+                (HealthFact::Unchecked, String::new())
+            }
+            (Hop::Pending | Hop::Resolved(_), Verdict::Unknown) => (HealthFact::Unknown, String::new()),
+            (Hop::Pending | Hop::Resolved(_), Verdict::Up) => (HealthFact::Up, String::new()),
+            (Hop::Pending | Hop::Resolved(_), Verdict::Down { kind, reason }) => {
+                (HealthFact::Down(*kind), reason.clone())
+            }
+        };
+        let standing = Situation {
+            admin: backend.admin,
+            health,
+            start_down: self.settings.start_down,
+            on_failure: self.settings.on_failure,
+            remembers: !self.settings.remember.is_zero(),
+        }
+        .standing();
+        if backend.admin == Admin::Maint {
+            reason.clear();
+        } else if reason.is_empty() {
+            if let Some((failures, why)) = backend.health.failing() {
+                reason = format!("{why}, {failures} of {} failures", check.fall);
+            } else if standing.state == State::Checking && !standing.takes_new {
+                reason = "no verdict yet, start_down = true".to_owned();
+            } else if standing.takes_new && backend.config.weight == 0 {
+                reason = "weight 0".to_owned();
+            }
+        }
+        Assessment { health, standing, reason }
+    }
+
+    /// Assesses every backend anew and brings the live table in line.
+    pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant) -> Refreshed {
+        let assessments: Vec<Assessment> = self.backends.iter().map(|backend| self.assess(backend, hops)).collect();
+        let candidates: Vec<Candidate<'_>> = self
+            .backends
+            .iter()
+            .zip(&assessments)
+            .map(|(backend, assessment)| Candidate {
+                member: Member { id: backend.id.0, name: &backend.config.name, weight: backend.config.weight },
+                backup: backend.config.backup,
+                maint: backend.admin == Admin::Maint,
+                takes_new: assessment.standing.takes_new,
+            })
+            .collect();
+        let live =
+            self.builder.live(&candidates, self.settings.when_all_down, self.settings.table_size, self.table_key);
+
+        let moves = Moves::between(&self.live, &self.shares, &live.slots, &live.shares);
+        self.required += u64::from(moves.total() - moves.needless());
+        self.needless += u64::from(moves.needless());
+        let changed = *self.live != *live.slots;
+        if changed {
+            self.live = live.slots.into();
+            self.generation += 1;
+        }
+        self.shares = live.shares;
+        let before = self.footing.replace(live.footing).unwrap_or(Footing::Primaries);
+        let footing = (before != live.footing).then_some(live.footing);
+
+        let mut counts = vec![0u32; usize::from(u16::MAX) + 1];
+        for &entry in &*self.live {
+            if let Some(count) = counts.get_mut(usize::from(entry)) {
+                *count += 1;
+            }
+        }
+        let mut transitions = Vec::new();
+        for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
+            backend.slots = counts.get(usize::from(backend.id.0)).copied().unwrap_or(0);
+            backend.steered = self.shares.contains_key(&backend.id.0);
+            transitions.extend(backend.enter(&self.settings.name, assessment, now));
+        }
+        Refreshed { table: changed.then(|| Arc::clone(&self.live)), moves, transitions, footing }
+    }
+}
+
+impl Backend {
+    pub(crate) fn new(id: BackendId, config: BackendConfig, now: Instant) -> Self {
+        Self {
+            id,
+            config,
+            admin: Admin::Ready,
+            health: Health::default(),
+            assessment: None,
+            since: now,
+            slots: 0,
+            steered: false,
+            checks: [0; 3],
+            last_check: None,
+            transitions: [0; State::ALL.len()],
+            told: Told::default(),
+        }
+    }
+
+    /// Its row in the kernel's maps.
+    #[must_use]
+    pub const fn id(&self) -> BackendId {
+        self.id
+    }
+
+    /// Its name in the service.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub const fn config(&self) -> &BackendConfig {
+        &self.config
+    }
+
+    /// Address and port.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.config.address
+    }
+
+    /// 0–65535.
+    #[must_use]
+    pub const fn weight(&self) -> u16 {
+        self.config.weight
+    }
+
+    /// Whether it is a backup.
+    #[must_use]
+    pub const fn is_backup(&self) -> bool {
+        self.config.backup
+    }
+
+    /// What the operator wants.
+    #[must_use]
+    pub const fn admin(&self) -> Admin {
+        self.admin
+    }
+
+    /// `unknown`, `up` or `down`.
+    #[must_use]
+    pub fn health_word(&self) -> &'static str {
+        self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
+    }
+
+    /// What it is shown as.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.assessment.as_ref().map_or(State::Checking, |assessment| assessment.standing.state)
+    }
+
+    /// Why, in a few words; empty when there is nothing to explain.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
+    }
+
+    /// Its slots of the live table.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Whether new clients are steered to it now. A backup that is not needed gets none.
+    #[must_use]
+    pub const fn takes_new_clients(&self) -> bool {
+        self.steered
+    }
+
+    /// Health checks that passed, failed softly, failed hard.
+    #[must_use]
+    pub const fn checks(&self) -> [u64; 3] {
+        self.checks
+    }
+
+    /// How long the last health check took.
+    #[must_use]
+    pub const fn last_check(&self) -> Option<Duration> {
+        self.last_check
+    }
+
+    /// How often it entered each of [`State::ALL`]. The state it was first in is not counted.
+    #[must_use]
+    pub const fn transitions(&self) -> [u64; State::ALL.len()] {
+        self.transitions
+    }
+
+    /// Takes over another configuration. Another address is another server, of which nothing is known.
+    pub(crate) fn configure(&mut self, config: BackendConfig) {
+        if self.config.address != config.address {
+            self.forget_verdict();
+        }
+        self.config = config;
+    }
+
+    /// Sets what the operator wants.
+    pub(crate) fn set_admin(&mut self, admin: Admin) {
+        self.admin = admin;
+    }
+
+    /// Back to unknown: nobody has been checking.
+    pub(crate) fn forget_verdict(&mut self) {
+        self.health = Health::default();
+    }
+
+    fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {
+        let after = assessment.standing.state;
+        let reason = assessment.reason.clone();
+        let before = self.assessment.replace(assessment).map(|old| old.standing.state)?;
+        if before == after {
+            return None;
+        }
+        if let Some(count) = self.transitions.get_mut(after as usize) {
+            *count += 1;
+        }
+        let lasted = now.saturating_duration_since(std::mem::replace(&mut self.since, now));
+        let name = BackendName { service: service.to_owned(), backend: self.config.name.clone() };
+        Some(Transition { name, id: self.id.0, before, after, lasted, reason })
+    }
+}

@@ -1,0 +1,96 @@
+//! The socket's file: made, taken over from the dead, removed.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tracing::warn;
+
+/// Connections that wait for one of those.
+const BACKLOG: u32 = 128;
+
+/// A bound control socket. The file is removed when this is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    pub(super) listener: UnixListener,
+    _file: SocketFile,
+}
+
+impl ControlSocket {
+    /// Binds `path` with mode 0660, making its directory where that is missing. A file left by a controller that is no
+    /// more is replaced.
+    ///
+    /// # Errors
+    /// When another controller serves the socket, when `path` is something else than a socket, and what the kernel
+    /// refuses.
+    pub async fn bind(path: &Path) -> anyhow::Result<Self> {
+        clear(path).await?;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {} for the control socket", directory.display()))?;
+        }
+        let cannot = || format!("cannot bind the control socket {}", path.display());
+        let socket = UnixSocket::new_stream().with_context(cannot)?;
+        socket.bind(path).with_context(cannot)?;
+        let file = SocketFile::new(path).with_context(cannot)?;
+        // Before listening: until then nobody can connect, whatever the umask.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(cannot)?;
+        let listener = socket.listen(BACKLOG).with_context(cannot)?;
+        Ok(Self { listener, _file: file })
+    }
+}
+
+/// Removes what a dead controller left at `path`.
+async fn clear(path: &Path) -> anyhow::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("{} is not a socket; remove it, or choose another path for the control socket", path.display());
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {}", path.display()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(error).with_context(|| format!("cannot tell whether a controller serves {}", path.display()))
+        }
+        Ok(_) | Err(_) => bail!(
+            "another controller serves {}; stop it first, or give this one another socket and other interfaces",
+            path.display()
+        ),
+    }
+}
+
+/// Removes the file it was made for, and no other that took its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), id: file_id(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if file_id(&self.path).is_ok_and(|id| id == self.id)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            warn!("cannot remove the control socket {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}

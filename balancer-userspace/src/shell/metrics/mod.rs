@@ -1,0 +1,172 @@
+//! `/metrics` for Prometheus.
+
+mod render;
+
+use std::{future::Future, io, net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+
+use super::call::{Call, Calls};
+pub use render::render;
+
+/// What [`render()`] writes. Prometheus has understood it since version 2.5 and asks for it first.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long scrapes under way may hold up the end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Listens on `listen`.
+///
+/// # Errors
+/// When the address is not this machine's, is taken, or needs privileges.
+pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let advice = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => "another program listens there",
+            Some(libc::EADDRNOTAVAIL) => "this machine does not have that address",
+            _ => "it cannot be used",
+        };
+        anyhow!("metrics on {listen}: {advice} ({error}); set [metrics] listen to a free address and port")
+    })
+}
+
+/// Answers scrapes until `shutdown` ends.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: TcpListener,
+    calls: Calls,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let routes = Router::new()
+        .route("/", get(async || "balancer: metrics are at /metrics\n"))
+        .route("/metrics", get(metrics))
+        .with_state(calls);
+    let (ending, ended) = oneshot::channel::<()>();
+    let graceful = axum::serve(listener, routes).with_graceful_shutdown(async move {
+        shutdown.await;
+        drop(ending);
+    });
+    let farewell = async {
+        // An error is how the sender tells: it is dropped, not used.
+        let _ = ended.await;
+        tokio::time::sleep(FAREWELL).await;
+    };
+    let served: io::Result<()> = tokio::select! {
+        served = graceful.into_future() => served,
+        () = farewell => Ok(()),
+    };
+    served.context("serving metrics")
+}
+
+async fn metrics(State(calls): State<Calls>) -> Response {
+    let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    let snapshot = async {
+        let (reply, snapshot) = oneshot::channel();
+        calls.send(Call::Snapshot { reply }).await.ok()?;
+        snapshot.await.ok()
+    };
+    match timeout(PATIENCE, snapshot).await {
+        Ok(Some(Ok(snapshot))) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], render(&snapshot)).into_response(),
+        Ok(Some(Err(error))) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+        Ok(None) => unavailable("the balancer is shutting down\n"),
+        Err(_) => unavailable("the balancer is too busy to answer\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        sync::mpsc,
+    };
+
+    use super::{render::tests::snapshot, *};
+
+    /// A listener whose controller answers with `answer` until it is to shut down.
+    async fn serving(
+        answer: fn() -> anyhow::Result<super::super::snapshot::Snapshot>,
+    ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<anyhow::Result<()>>) {
+        let (calls, mut asked) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(call) = asked.recv().await {
+                if let Call::Snapshot { reply } = call {
+                    let _ = reply.send(answer());
+                }
+            }
+        });
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(serve(listener, calls, async {
+            let _ = stopped.await;
+        }));
+        (address, stop, server)
+    }
+
+    async fn http(address: SocketAddr, method: &str, path: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn answers_scrapes() {
+        let (address, stop, server) = serving(|| Ok(snapshot())).await;
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert!(head.contains(&format!("content-type: {CONTENT_TYPE}")), "{head}");
+        assert_eq!(body, render(&snapshot()));
+
+        let (head, body) = http(address, "GET", "/").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && body.contains("/metrics"), "{head} {body}");
+        assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
+        assert!(http(address, "POST", "/metrics").await.0.starts_with("HTTP/1.1 405 "));
+
+        // A connection that never asks does not hold up the end.
+        let _idle = TcpStream::connect(address).await.unwrap();
+        stop.send(()).unwrap();
+        server.await.unwrap().unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn says_when_there_is_nothing_to_show() {
+        let (address, _stop, _server) = serving(|| Err(anyhow!("reading map backends: gone"))).await;
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 500 ") && body.contains("reading map backends"), "{head} {body}");
+
+        let (calls, asked) = mpsc::channel(1);
+        drop(asked);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, calls, std::future::pending()));
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("shutting down"), "{head} {body}");
+    }
+
+    #[tokio::test]
+    async fn a_taken_or_foreign_address_is_an_error_with_advice() {
+        let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind(address).await.unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("[metrics] listen"), "{error}");
+        let error = bind("192.0.2.1:9660".parse().unwrap()).await.unwrap_err().to_string();
+        assert!(error.contains("does not have that address"), "{error}");
+    }
+}

@@ -1,0 +1,390 @@
+//! A snapshot as OpenMetrics text. Label values are names from the configuration, never a client's address.
+
+use std::fmt;
+
+use balancer_common::verdict::{Decision, DropReason, Verdict};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
+    registry::Registry,
+};
+
+use crate::shell::snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
+
+/// The text of `snapshot`, every name prefixed with `balancer_`.
+#[must_use]
+pub fn render(snapshot: &Snapshot) -> String {
+    let mut registry = Registry::with_prefix("balancer");
+    registry.register_collector(Box::new(Collected(snapshot.clone())));
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = text::encode(&mut text, &registry);
+    text
+}
+
+#[derive(Debug)]
+struct Collected(Snapshot);
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let snapshot = &self.0;
+        build(encoder)?;
+        interfaces(encoder, snapshot)?;
+        services(encoder, &snapshot.services)?;
+        traffic(encoder, &snapshot.services)?;
+        health(encoder, &snapshot.services)
+    }
+}
+
+type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+
+fn counters<'a, const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (Labels<'a, N>, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in samples {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauges<'a, const N: usize, V: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (Labels<'a, N>, V)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in samples {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn build(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    info.encode(encoder.encode_descriptor("build", "The running program.", None, MetricType::Info)?)
+}
+
+fn interfaces(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+    gauges(
+        encoder,
+        "xdp_mode",
+        "The XDP mode that the program is attached in.",
+        snapshot.interfaces.iter().map(|i| ([("interface", i.name.as_str()), ("mode", i.xdp_mode)], 1u32)),
+    )?;
+    counters(
+        encoder,
+        "packets_seen",
+        "Packets by what became of them.",
+        snapshot.interfaces.iter().flat_map(|i| {
+            Verdict::ALL.iter().map(|&verdict| {
+                let labels = [("interface", i.name.as_str()), ("verdict", verdict.label())];
+                (labels, i.stats.verdicts[verdict.index()])
+            })
+        }),
+    )?;
+    counters(
+        encoder,
+        "drops",
+        "Packets dropped, by reason.",
+        DropReason::ALL.iter().map(|&reason| ([("reason", reason.label())], snapshot.drops.reasons[reason.index()])),
+    )
+}
+
+fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> fmt::Result {
+    fn service(service: &ServiceSnapshot) -> Labels<'_, 1> {
+        [("service", &service.name)]
+    }
+    counters(
+        encoder,
+        "decisions",
+        "New connections, by how their backend was chosen.",
+        services.iter().flat_map(|service| {
+            Decision::ALL.iter().map(|&decision| {
+                let of_all = service.backends.iter().map(|backend| backend.stats.decisions[decision.index()]).sum();
+                ([("service", service.name.as_str()), ("result", decision.label())], of_all)
+            })
+        }),
+    )?;
+    gauges(
+        encoder,
+        "table_generation",
+        "How often the lookup table was replaced.",
+        services.iter().map(|s| (service(s), s.table_generation)),
+    )?;
+    counters(
+        encoder,
+        "table_slots_moved",
+        "Slots of the lookup table that changed backend, by whether the old one could have kept them.",
+        services.iter().flat_map(|service| {
+            [("required", service.slots_moved_required), ("needless", service.slots_moved_needless)]
+                .map(|(kind, slots)| ([("service", service.name.as_str()), ("kind", kind)], slots))
+        }),
+    )?;
+    gauges(
+        encoder,
+        "table_build_seconds",
+        "How long the last build of the lookup table took.",
+        services.iter().map(|s| (service(s), s.table_build.as_secs_f64())),
+    )?;
+    gauges(
+        encoder,
+        "imbalance_ratio",
+        "The largest share of connections over expected share among the backends.",
+        services.iter().filter_map(|s| imbalance(s).map(|ratio| (service(s), ratio))),
+    )
+}
+
+/// Every backend, with its labels.
+fn backends(services: &[ServiceSnapshot]) -> impl Iterator<Item = (Labels<'_, 2>, &BackendSnapshot)> {
+    services.iter().flat_map(|service| {
+        service.backends.iter().map(|backend| {
+            let labels: Labels<'_, 2> = [("service", &service.name), ("backend", &backend.name)];
+            (labels, backend)
+        })
+    })
+}
+
+fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> fmt::Result {
+    let counted = |count: fn(&BackendSnapshot) -> u64| backends(services).map(move |(labels, b)| (labels, count(b)));
+    counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections))?;
+    counters(encoder, "packets", "Packets forwarded.", counted(|b| b.stats.packets))?;
+    counters(encoder, "bytes", "Bytes forwarded, from the Ethernet header on.", counted(|b| b.stats.bytes))?;
+    gauges(
+        encoder,
+        "table_slots",
+        "Slots of the lookup table.",
+        backends(services).map(|(labels, backend)| (labels, backend.slots)),
+    )?;
+    let shares = |share: fn(&ServiceSnapshot, &BackendSnapshot) -> Option<f64>| {
+        services.iter().flat_map(move |service| {
+            service.backends.iter().filter_map(move |backend| {
+                let labels: Labels<'_, 2> = [("service", &service.name), ("backend", &backend.name)];
+                Some((labels, share(service, backend)?))
+            })
+        })
+    };
+    gauges(encoder, "backend_share_ratio", "Share of the service's connections.", shares(share))?;
+    gauges(
+        encoder,
+        "backend_expected_share_ratio",
+        "Weight over the weight of all backends that take new clients.",
+        shares(expected_share),
+    )
+}
+
+/// `backend`'s part of the connections of `service`; `None` before the first connection.
+fn share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
+    let all: u64 = service.backends.iter().map(|backend| backend.stats.connections).sum();
+    (all > 0).then(|| backend.stats.connections as f64 / all as f64)
+}
+
+/// What [`share`] would be if connections followed the weights; `None` while nobody takes new clients.
+fn expected_share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
+    let weight = |backend: &BackendSnapshot| if backend.eligible { u64::from(backend.weight) } else { 0 };
+    let all: u64 = service.backends.iter().map(weight).sum();
+    (all > 0).then(|| weight(backend) as f64 / all as f64)
+}
+
+fn imbalance(service: &ServiceSnapshot) -> Option<f64> {
+    let ratios = service.backends.iter().filter_map(|backend| {
+        let expected = expected_share(service, backend).filter(|&expected| expected > 0.0)?;
+        Some(share(service, backend)? / expected)
+    });
+    ratios.max_by(f64::total_cmp)
+}
+
+fn health(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> fmt::Result {
+    gauges(
+        encoder,
+        "backend_state",
+        "1 for the state that the backend is in, 0 for the others.",
+        backends(services).flat_map(|([service, name], backend)| {
+            BackendSnapshot::STATES.map(|state| ([service, name, ("state", state)], u32::from(backend.state == state)))
+        }),
+    )?;
+    counters(
+        encoder,
+        "backend_transitions",
+        "How often the backend entered a state.",
+        backends(services).flat_map(|([service, name], backend)| {
+            BackendSnapshot::STATES
+                .into_iter()
+                .zip(backend.transitions)
+                .map(move |(state, times)| ([service, name, ("to", state)], times))
+        }),
+    )?;
+    counters(
+        encoder,
+        "health_checks",
+        "Health checks, by result.",
+        backends(services).flat_map(|([service, name], backend)| {
+            ["passed", "soft", "hard"]
+                .into_iter()
+                .zip(backend.checks)
+                .map(move |(result, checks)| ([service, name, ("result", result)], checks))
+        }),
+    )?;
+    gauges(
+        encoder,
+        "health_check_duration_seconds",
+        "How long the last health check took.",
+        backends(services).filter_map(|(labels, backend)| Some((labels, backend.last_check?.as_secs_f64()))),
+    )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{collections::HashSet, time::Duration};
+
+    use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
+
+    use super::*;
+    use crate::{config::model::Protocol, core::io::Admin, shell::snapshot::InterfaceSnapshot};
+
+    fn backend(name: &str, weight: u16, state: &'static str, connections: u64) -> BackendSnapshot {
+        let mut decisions = [0; Decision::COUNT];
+        decisions[Decision::Stateless.index()] = connections;
+        BackendSnapshot {
+            name: name.to_owned(),
+            address: "10.0.0.11:8080".parse().unwrap(),
+            weight,
+            backup: false,
+            admin: Admin::Ready,
+            health: "up",
+            state,
+            reason: String::new(),
+            slots: 20_000,
+            eligible: state == "up",
+            stats: BackendStats { packets: connections * 10, bytes: connections * 1000, connections, decisions },
+            checks: [5, 2, 1],
+            last_check: (state == "up").then_some(Duration::from_micros(1500)),
+            transitions: [1, 1, 0, 0, 0, 0, 0],
+        }
+    }
+
+    /// A service `web`: web1 and web2 up with weights 100 and 300, web3 down, 100 connections.
+    pub(in crate::shell::metrics) fn snapshot() -> Snapshot {
+        let mut verdicts = [0; Verdict::COUNT];
+        verdicts[Verdict::Tx.index()] = 1000;
+        verdicts[Verdict::Pass.index()] = 7;
+        let mut reasons = [0; DropReason::COUNT];
+        reasons[DropReason::Malformed.index()] = 3;
+        let interface = InterfaceSnapshot {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            xdp_mode: "native",
+            stats: InterfaceStats { verdicts },
+        };
+        let service = ServiceSnapshot {
+            name: "web".to_owned(),
+            address: "198.51.100.10:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            forwarding: Forwarding::Nat,
+            table_size: 60_000,
+            table_generation: 4,
+            slots_moved_required: 20_000,
+            slots_moved_needless: 12,
+            table_build: Duration::from_micros(1800),
+            backends: vec![
+                backend("web1", 100, "up", 30),
+                backend("web2", 300, "up", 60),
+                backend("web3", 100, "down", 10),
+            ],
+        };
+        Snapshot { interfaces: vec![interface], services: vec![service], drops: DropStats { reasons } }
+    }
+
+    fn samples(text: &str) -> impl Iterator<Item = &str> {
+        text.lines().filter(|line| !line.starts_with('#'))
+    }
+
+    fn sum(text: &str, name: &str) -> u64 {
+        let prefix = format!("{name}{{");
+        samples(text)
+            .filter(|line| line.starts_with(&prefix))
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum()
+    }
+
+    #[test]
+    fn lines_are_exact() {
+        let text = render(&snapshot());
+        let lines: HashSet<&str> = text.lines().collect();
+        let version = format!("balancer_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        for expected in [
+            version.as_str(),
+            "# TYPE balancer_decisions counter",
+            "balancer_decisions_total{service=\"web\",result=\"stateless\"} 100",
+            "balancer_decisions_total{service=\"web\",result=\"kept\"} 0",
+            "balancer_connections_total{service=\"web\",backend=\"web2\"} 60",
+            "balancer_packets_total{service=\"web\",backend=\"web2\"} 600",
+            "balancer_bytes_total{service=\"web\",backend=\"web2\"} 60000",
+            "balancer_backend_share_ratio{service=\"web\",backend=\"web1\"} 0.3",
+            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web1\"} 0.25",
+            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web2\"} 0.75",
+            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web3\"} 0.0",
+            "balancer_imbalance_ratio{service=\"web\"} 1.2",
+            "# TYPE balancer_table_slots gauge",
+            "balancer_table_slots{service=\"web\",backend=\"web3\"} 20000",
+            "balancer_table_generation{service=\"web\"} 4",
+            "balancer_table_slots_moved_total{service=\"web\",kind=\"required\"} 20000",
+            "balancer_table_slots_moved_total{service=\"web\",kind=\"needless\"} 12",
+            "balancer_table_build_seconds{service=\"web\"} 0.0018",
+            "balancer_backend_state{service=\"web\",backend=\"web3\",state=\"down\"} 1",
+            "balancer_backend_state{service=\"web\",backend=\"web3\",state=\"up\"} 0",
+            "balancer_backend_transitions_total{service=\"web\",backend=\"web1\",to=\"checking\"} 1",
+            "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"passed\"} 5",
+            "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"soft\"} 2",
+            "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"hard\"} 1",
+            "balancer_health_check_duration_seconds{service=\"web\",backend=\"web1\"} 0.0015",
+            "balancer_drops_total{reason=\"malformed\"} 3",
+            "balancer_drops_total{reason=\"no_backend\"} 0",
+            "balancer_packets_seen_total{interface=\"eth0\",verdict=\"tx\"} 1000",
+            "balancer_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
+        ] {
+            assert!(lines.contains(expected), "{expected} is not in\n{text}");
+        }
+        assert!(!text.contains("health_check_duration_seconds{service=\"web\",backend=\"web3\"}"));
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn sums_are_exact() {
+        let text = render(&snapshot());
+        assert_eq!(sum(&text, "balancer_decisions_total"), sum(&text, "balancer_connections_total"));
+        assert_eq!(sum(&text, "balancer_table_slots"), 60_000);
+        assert_eq!(sum(&text, "balancer_packets_seen_total"), 1007);
+        assert_eq!(sum(&text, "balancer_backend_state"), 3);
+    }
+
+    #[test]
+    fn every_series_occurs_once_and_names_no_client() {
+        let text = render(&snapshot());
+        let mut seen = HashSet::new();
+        for line in samples(&text) {
+            let series = line.rsplit_once(' ').unwrap().0;
+            assert!(seen.insert(series), "{series} twice");
+            assert!(series.starts_with("balancer_"), "{series}");
+        }
+        assert!(!text.contains("client="));
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_left_out() {
+        let mut snapshot = snapshot();
+        for backend in &mut snapshot.services[0].backends {
+            backend.stats = BackendStats::default();
+            backend.eligible = false;
+        }
+        let text = render(&snapshot);
+        assert!(!samples(&text).any(|line| line.contains("_ratio{")), "{text}");
+        assert!(!text.contains("NaN"), "{text}");
+    }
+}

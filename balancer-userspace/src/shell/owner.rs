@@ -1,0 +1,202 @@
+//! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::Context as _;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::{
+    api::model::{Changed, ClientQuery, ClientView},
+    core::{
+        controller::Controller,
+        io::{Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+    },
+    shell::{
+        dataplane::Dataplane,
+        neighbours::Neighbours,
+        prober::Prober,
+        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+    },
+};
+
+/// The core with everything that its commands act on.
+pub struct Owner<D> {
+    controller: Controller,
+    dataplane: D,
+    neighbours: Neighbours,
+    prober: Prober,
+    /// How long the last table of each service took, from event to swap.
+    builds: HashMap<ServiceId, Duration>,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// Takes over a controller that has not started.
+    pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober) -> Self {
+        Self { controller, dataplane, neighbours, prober, builds: HashMap::new() }
+    }
+
+    /// Brings the data path to where the controller's configuration wants it.
+    ///
+    /// # Errors
+    /// When the data path refuses.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let commands = self.controller.start(started.into_std());
+        self.execute(commands, started)
+    }
+
+    /// The data path.
+    pub fn dataplane(&mut self) -> &mut D {
+        &mut self.dataplane
+    }
+
+    /// The neighbours watched.
+    pub fn neighbours(&self) -> &Neighbours {
+        &self.neighbours
+    }
+
+    /// When the controller next wants an [`Event::Tick`].
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.controller.next_deadline().map(Instant::from_std)
+    }
+
+    /// Lets the controller act on an event. A data path that refuses is brought back in step and reported.
+    pub fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        let commands = self.controller.handle(event, now.into_std());
+        if let Err(error) = self.execute(commands, now) {
+            error!("{error:#}; writing the whole state again");
+            self.resync();
+        }
+    }
+
+    /// Makes a change whole or not at all.
+    ///
+    /// # Errors
+    /// When it is refused, by the controller or by the data path; nothing has changed then.
+    pub fn change(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
+        let now = Instant::now();
+        let before = self.controller.clone();
+        let (message, commands) = self.controller.change(change, now.into_std())?;
+        if let Err(error) = self.execute(commands, now) {
+            self.controller = before;
+            self.resync();
+            return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
+        }
+        info!(uid, "{message}");
+        Ok(Changed { message })
+    }
+
+    /// Which backend a client is steered to.
+    ///
+    /// # Errors
+    /// When the service asked for does not exist.
+    pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
+        self.controller.locate(query)
+    }
+
+    fn resync(&mut self) {
+        let now = Instant::now();
+        let commands = self.controller.resync();
+        if let Err(error) = self.execute(commands, now) {
+            error!("the data path is out of step: {error:#}");
+        }
+    }
+
+    fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
+        for command in commands {
+            match command {
+                Command::WriteBackend(backend) => {
+                    self.dataplane.write_backend(&backend).with_context(|| format!("backend {}", backend.address))?;
+                }
+                Command::RetireBackend(id) => self.dataplane.retire_backend(id).context("retiring a backend")?,
+                Command::SwapTable { service, table } => {
+                    self.dataplane.swap_table(service, &table).context("swapping a lookup table")?;
+                    self.builds.insert(service, since.elapsed());
+                }
+                Command::PublishServices(services) => {
+                    self.dataplane.publish_services(&services).context("publishing the services")?;
+                }
+                Command::WatchNextHop(address) => self.neighbours.watch(address),
+                Command::UnwatchNextHop(address) => self.neighbours.unwatch(address),
+                Command::StartChecks { backend, name, target, check } => {
+                    self.prober.start(backend, name, target, check);
+                }
+                Command::StopChecks(backend) => self.prober.stop(backend),
+                Command::Report(report) => log(&report),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything there is to see.
+    ///
+    /// # Errors
+    /// When a counter cannot be read.
+    pub fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        let interfaces = self
+            .dataplane
+            .attached()
+            .iter()
+            .map(|interface| {
+                Ok(InterfaceSnapshot {
+                    name: interface.name.clone(),
+                    ifindex: interface.ifindex,
+                    xdp_mode: interface.mode(),
+                    stats: self.dataplane.interface_stats(interface.ifindex)?,
+                })
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let services = self
+            .controller
+            .services()
+            .iter()
+            .map(|service| {
+                let backends = service
+                    .backends()
+                    .iter()
+                    .map(|backend| {
+                        Ok(BackendSnapshot {
+                            name: backend.name().to_owned(),
+                            address: backend.address(),
+                            weight: backend.weight(),
+                            backup: backend.is_backup(),
+                            admin: backend.admin(),
+                            health: backend.health_word(),
+                            state: backend.state().word(),
+                            reason: backend.reason().to_owned(),
+                            slots: backend.slots(),
+                            eligible: backend.takes_new_clients(),
+                            stats: self.dataplane.backend_stats(backend.id())?,
+                            checks: backend.checks(),
+                            last_check: backend.last_check(),
+                            transitions: backend.transitions(),
+                        })
+                    })
+                    .collect::<anyhow::Result<_>>()?;
+                let (slots_moved_required, slots_moved_needless) = service.slots_moved();
+                Ok(ServiceSnapshot {
+                    name: service.name().to_owned(),
+                    address: service.address(),
+                    protocol: service.protocol(),
+                    forwarding: service.forwarding(),
+                    table_size: service.table_size(),
+                    table_generation: service.table_generation(),
+                    slots_moved_required,
+                    slots_moved_needless,
+                    table_build: self.builds.get(&service.id()).copied().unwrap_or_default(),
+                    backends,
+                })
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()? })
+    }
+}
+
+fn log(report: &Report) {
+    match report.level {
+        ReportLevel::Info => info!("{}", report.message),
+        ReportLevel::Warn => warn!("{}", report.message),
+    }
+}

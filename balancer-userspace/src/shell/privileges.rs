@@ -1,0 +1,106 @@
+//! Whether this process and this kernel can carry the data path.
+
+use std::fs;
+
+use anyhow::{Context as _, bail};
+
+/// A capability that is needed, and those that include it. Numbers as in `linux/capability.h`.
+struct Needed {
+    name: &'static str,
+    number: u8,
+    included_in: Option<u8>,
+}
+
+const CAP_SYS_ADMIN: u8 = 21;
+
+/// In alphabetical order.
+const NEEDED: [Needed; 3] = [
+    Needed { name: "CAP_BPF", number: 39, included_in: Some(CAP_SYS_ADMIN) },
+    Needed { name: "CAP_NET_ADMIN", number: 12, included_in: None },
+    Needed { name: "CAP_PERFMON", number: 38, included_in: Some(CAP_SYS_ADMIN) },
+];
+
+/// The first kernel with multi-buffer XDP ("frags").
+const KERNEL: (u32, u32) = (5, 18);
+
+/// Checks that the kernel is new enough and the process may load programs and attach them to interfaces.
+///
+/// # Errors
+/// Says which capability is missing, or which kernel is needed.
+pub fn check() -> anyhow::Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's version")?;
+    check_kernel(release.trim())?;
+    let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
+    check_capabilities(&status)
+}
+
+fn check_kernel(release: &str) -> anyhow::Result<()> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("kernel version {release:?} is not of the form MAJOR.MINOR");
+    };
+    if (major, minor) < KERNEL {
+        bail!("kernel {release} is too old: Linux {}.{} or newer is needed (XDP with frags)", KERNEL.0, KERNEL.1);
+    }
+    Ok(())
+}
+
+fn check_capabilities(status: &str) -> anyhow::Result<()> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|value| u64::from_str_radix(value.trim(), 16).ok())
+        .context("/proc/self/status has no CapEff line: is /proc mounted?")?;
+    let has = |number: u8| effective >> number & 1 == 1;
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|needed| !has(needed.number) && !needed.included_in.is_some_and(has))
+        .map(|needed| needed.name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "missing capability {}: run as root or grant them (setcap {}+ep on the program, or AmbientCapabilities= in its unit)",
+        missing.join(", "),
+        missing.join(",").to_lowercase(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capabilities(effective: &str) -> Result<(), String> {
+        check_capabilities(&format!("Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t{effective}\n"))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn says_which_capability_is_missing() {
+        assert_eq!(capabilities("000001ffffffffff"), Ok(()));
+        assert_eq!(
+            capabilities("0000004000000000"),
+            Err("missing capability CAP_BPF, CAP_NET_ADMIN: run as root or grant them (setcap cap_bpf,cap_net_admin+ep \
+                 on the program, or AmbientCapabilities= in its unit)"
+                .to_owned())
+        );
+        let nothing = capabilities("0000000000000000").unwrap_err();
+        assert!(nothing.starts_with("missing capability CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON: "), "{nothing}");
+        // CAP_SYS_ADMIN and CAP_NET_ADMIN.
+        assert_eq!(capabilities("0000000000201000"), Ok(()));
+        assert!(check_capabilities("Name:\tx\n").is_err());
+    }
+
+    #[test]
+    fn says_which_kernel_is_needed() {
+        for good in ["5.18.0", "6.1.0-13-amd64", "6.18", "10.0-rc1"] {
+            assert!(check_kernel(good).is_ok(), "{good}");
+        }
+        for bad in ["5.17.15", "4.19.0-26-cloud-amd64"] {
+            let error = check_kernel(bad).unwrap_err().to_string();
+            assert!(error.contains(bad) && error.contains("5.18 or newer"), "{error}");
+        }
+        assert!(check_kernel("unknown").is_err());
+    }
+}

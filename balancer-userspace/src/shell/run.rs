@@ -1,0 +1,179 @@
+//! `balancer run`: start-up, the loop of the one task that owns the controller, and a clean end.
+
+use std::{future::pending, net::IpAddr, time::Duration};
+
+use anyhow::Context as _;
+use aya::maps::{MapData, RingBuf};
+use balancer_common::{
+    client::HashKey,
+    map_types::{Forwarding, NeighbourWanted},
+};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+use tracing::{info, warn};
+
+use crate::{
+    config::model::Config,
+    core::{controller::Controller, io::Event},
+    shell::{
+        api_server::{self, ControlSocket},
+        call::Call,
+        dataplane::{Capacity, KernelDataplane},
+        forwarding::IpForwarding,
+        interfaces, metrics,
+        neighbours::Neighbours,
+        owner::Owner,
+        privileges,
+        prober::Prober,
+        shutdown,
+    },
+};
+
+/// Events that may wait for the controller; whoever has more to say waits.
+const EVENTS: usize = 1024;
+/// Requests that may wait for the controller.
+const CALLS: usize = 64;
+/// How long start-up waits for the first answers about next hops, so that the first packet finds its way.
+const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
+
+/// Attaches and serves until SIGTERM or SIGINT. Whatever it set up is gone when it returns, also on an error.
+///
+/// # Errors
+/// One line that says what stands in the way.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    privileges::check()?;
+    let shutdown = shutdown::listen().context("catching signals")?;
+    let interfaces = interfaces::resolve(&config.interfaces).await?;
+    let socket = ControlSocket::bind(&config.socket).await?;
+    let metrics_listener = match config.metrics_listen {
+        Some(listen) => Some(metrics::bind(listen).await?),
+        None => None,
+    };
+    let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
+    let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &ifindexes)?;
+    let neighbours_wanted = dataplane.take_neighbours_wanted()?;
+    let translates = |v4: bool| {
+        config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
+    };
+    let _forwarding = IpForwarding::ensure(&interfaces, translates(true), translates(false))?;
+
+    let (events_in, mut events) = mpsc::channel(EVENTS);
+    let (calls_in, mut calls) = mpsc::channel(CALLS);
+    let key = config.hash_key.map_or_else(random_key, Ok)?;
+    let controller = Controller::new(config.clone(), key);
+    let mut owner = Owner::new(controller, dataplane, Neighbours::spawn(events_in.clone())?, Prober::new(events_in));
+    owner.start()?;
+    await_next_hops(&mut owner, &mut events, &config).await;
+    for interface in &interfaces {
+        let attached = owner.dataplane().attach(&interface.name, interface.ifindex, config.xdp_mode)?;
+        info!("attached to {} in {} mode", attached.name, attached.mode());
+    }
+    let mut wanted = Wanted::new(neighbours_wanted)?;
+
+    let (stop, stopped) = watch::channel(());
+    let ended = |mut stopped: watch::Receiver<()>| async move {
+        // An error says that the sender is gone, which is the end as well.
+        let _ = stopped.changed().await;
+    };
+    let api = tokio::spawn(api_server::serve(socket, calls_in.clone(), ended(stopped.clone())));
+    let scrapes = metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, calls_in, ended(stopped))));
+    info!("serving {} services, control socket {}", config.services.len(), config.socket.display());
+
+    tokio::pin!(shutdown);
+    loop {
+        let deadline = owner.next_deadline();
+        tokio::select! {
+            biased;
+            signal = &mut shutdown => {
+                info!("{signal}: detaching");
+                break;
+            }
+            Some(event) = events.recv() => owner.handle(event),
+            () = until(deadline) => owner.handle(Event::Tick),
+            Some(call) = calls.recv() => answer(&mut owner, call),
+            neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
+        }
+    }
+
+    let detached = owner.dataplane().detach();
+    drop(stop);
+    drop(calls);
+    let _ = api.await;
+    if let Some(scrapes) = scrapes {
+        let _ = scrapes.await;
+    }
+    detached
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// A caller that has gone away does not want its answer.
+fn answer(owner: &mut Owner<KernelDataplane>, call: Call) {
+    match call {
+        Call::Snapshot { reply } => {
+            let _ = reply.send(owner.snapshot());
+        }
+        Call::Clients { query, reply } => {
+            let _ = reply.send(owner.locate(&query));
+        }
+        Call::Change { change, uid, reply } => {
+            let _ = reply.send(owner.change(change, uid));
+        }
+    }
+}
+
+/// Handles events until each backend's address has had an answer, or it takes too long.
+async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>, config: &Config) {
+    let mut missing: std::collections::HashSet<IpAddr> =
+        config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip()).collect();
+    let deadline = Instant::now() + FIRST_NEXT_HOPS;
+    while !missing.is_empty() {
+        match timeout_at(deadline, events.recv()).await {
+            Ok(Some(event)) => {
+                if let Event::NextHop { address, .. } = &event {
+                    missing.remove(address);
+                }
+                owner.handle(event);
+            }
+            Ok(None) | Err(_) => {
+                warn!("{} next hops are not resolved yet", missing.len());
+                break;
+            }
+        }
+    }
+}
+
+fn random_key() -> anyhow::Result<HashKey> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random numbers for the hash key: {error}"))?;
+    Ok(HashKey::from_bytes(bytes))
+}
+
+/// The neighbours that the kernel program asks for.
+struct Wanted(AsyncFd<RingBuf<MapData>>);
+
+impl Wanted {
+    fn new(ring: RingBuf<MapData>) -> anyhow::Result<Self> {
+        // SAFETY: the ring buffer owns its descriptor, which stays the same and open for as long as it lives.
+        Ok(Self(unsafe { AsyncFd::register(ring) }.context("watching the ring buffer")?))
+    }
+
+    async fn next(&mut self) -> Vec<NeighbourWanted> {
+        let Ok(mut ready) = self.0.readable_mut().await else { return pending().await };
+        let ring = ready.get_inner_mut();
+        let mut wanted = Vec::new();
+        while let Some(item) = ring.next() {
+            wanted.extend(bytemuck::try_pod_read_unaligned::<NeighbourWanted>(&item).ok());
+        }
+        ready.clear_ready();
+        wanted
+    }
+}

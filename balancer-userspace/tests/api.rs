@@ -1,0 +1,310 @@
+//! The control socket: real server, real client, real sockets.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::Path,
+    time::Duration,
+};
+
+use balancer::{
+    api::{
+        client::{Client, ClientError},
+        model::{AddBackend, ApiError, ClientQuery, SetAdmin, StatusView},
+    },
+    core::io::{Admin, BackendName, Change},
+    shell::api_server::{ControlSocket, serve},
+};
+use hyper::StatusCode;
+use support::{Fake, snapshot};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    sync::mpsc,
+};
+
+fn name(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+/// Whether anything is left of a socket.
+fn exists(socket: &Path) -> bool {
+    socket.symlink_metadata().is_ok()
+}
+
+/// Sends bytes as they are; gives the status and the error of the answer.
+async fn raw(socket: &Path, request: impl AsRef<[u8]>) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(request.as_ref()).await.unwrap();
+    answer(stream).await
+}
+
+async fn answer(mut stream: UnixStream) -> (u16, String) {
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str::<ApiError>(body).unwrap_or_else(|error| panic!("{error}: {answer}")).error)
+}
+
+fn request(method: &str, path: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let mut request =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len())
+            .into_bytes();
+    request.extend_from_slice(body);
+    request
+}
+
+#[tokio::test]
+async fn reads_answer_what_the_controller_shows() {
+    let fake = Fake::start().await;
+    let client = Client::new(&fake.socket());
+    let expected = StatusView::from(snapshot(Admin::Ready, "up"));
+
+    assert_eq!(client.status().await.unwrap(), expected);
+    assert_eq!(client.services().await.unwrap(), expected.services);
+    assert_eq!(client.service("web").await.unwrap(), expected.services[0]);
+    let backends = client.backends(None).await.unwrap();
+    assert_eq!(backends, client.backends(Some("web")).await.unwrap());
+    assert_eq!(backends[1].service, "web");
+    assert_eq!(backends[1].backend, expected.services[0].backends[1]);
+
+    let query = ClientQuery { address: "192.0.2.7".parse().unwrap(), service: None };
+    assert_eq!(client.client(&query).await.unwrap().len(), 2);
+    let query = ClientQuery { service: Some("web".to_owned()), ..query };
+    assert_eq!(client.client(&query).await.unwrap()[0].backend.as_deref(), Some("web1"));
+    assert_eq!(fake.changes(), []);
+}
+
+#[tokio::test]
+async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
+    let fake = Fake::start().await;
+    let client = Client::new(&fake.socket());
+    let add =
+        AddBackend { name: "web4".to_owned(), address: "[2001:db8::4]:8080".to_owned(), weight: Some(7), backup: true };
+    client.add_backend("web", &add).await.unwrap();
+    client.remove_backend(&name("web2"), true).await.unwrap();
+    client.remove_backend(&name("web2"), false).await.unwrap();
+    let drain = SetAdmin { admin: Admin::Drain, timeout: Some("1m 30s".to_owned()) };
+    client.set_admin(&name("web1"), &drain).await.unwrap();
+    client.set_weight(&name("web1"), 65_535).await.unwrap();
+
+    assert_eq!(
+        fake.changes(),
+        [
+            Change::Add {
+                name: name("web4"),
+                address: "2001:db8::4".parse().unwrap(),
+                port: Some(8080),
+                weight: Some(7),
+                backup: true
+            },
+            Change::Remove { name: name("web2"), force: true },
+            Change::Remove { name: name("web2"), force: false },
+            Change::SetAdmin { name: name("web1"), admin: Admin::Drain, timeout: Some(Duration::from_secs(90)) },
+            Change::SetWeight { name: name("web1"), weight: 65_535 },
+        ]
+    );
+    let uid = nix::unistd::getuid().as_raw();
+    assert!(fake.seen.lock().unwrap().iter().all(|&(_, peer)| peer == Some(uid)));
+}
+
+#[tokio::test]
+async fn refusals_keep_their_kind_and_words() {
+    let fake = Fake::start().await;
+    let client = Client::new(&fake.socket());
+    let add = AddBackend { name: "web1".to_owned(), address: "10.0.0.1".to_owned(), weight: None, backup: false };
+    for (answer, expected, words) in [
+        (client.add_backend("web", &add).await, StatusCode::CONFLICT, "exists already"),
+        (client.set_weight(&name("web9"), 1).await, StatusCode::NOT_FOUND, "did you mean"),
+        (client.set_weight(&name("web1"), 13).await, StatusCode::BAD_REQUEST, "unlucky"),
+    ] {
+        let Err(ClientError::Refused { status, message }) = answer else { panic!("{answer:?}") };
+        assert_eq!(status, expected);
+        assert!(message.contains(words), "{message}");
+    }
+    let error = client.service("wbe").await.unwrap_err();
+    assert_eq!(error.to_string(), "there is no service \"wbe\"; did you mean \"web\"?");
+}
+
+#[tokio::test]
+async fn bad_requests_change_nothing() {
+    let fake = Fake::start().await;
+    let (add, admin, weight) = (
+        ("POST", "/v1/services/web/backends"),
+        ("PUT", "/v1/services/web/backends/web1/admin"),
+        ("PUT", "/v1/services/web/backends/web1/weight"),
+    );
+    let cases: &[((&str, &str), &[u8], u16)] = &[
+        (weight, b"", 400),
+        (weight, b"{", 400),
+        (weight, b"null", 400),
+        (weight, b"[5]", 400),
+        (weight, b"\"5\"", 400),
+        (weight, b"{}", 400),
+        (weight, b"{\"weight\": -1}", 400),
+        (weight, b"{\"weight\": 65536}", 400),
+        (weight, b"{\"weight\": 1.5}", 400),
+        (weight, b"{\"weight\": \"5\"}", 400),
+        (weight, b"{\"weight\": 5, \"wieght\": 5}", 400),
+        (weight, b"{\"weight\": 5, \"weight\": 6}", 400),
+        (weight, b"{\"weight\": 5} {\"weight\": 6}", 400),
+        (weight, b"\xff\xfe{\"weight\": 5}", 400),
+        (admin, b"{\"admin\": \"gone\"}", 400),
+        (admin, b"{\"admin\": \"drain\", \"timeout\": \"soon\"}", 400),
+        (admin, b"{\"admin\": \"drain\", \"timeout\": 5}", 400),
+        (admin, b"{\"admin\": \"ready\", \"timeout\": \"5s\"}", 400),
+        (add, b"{\"name\": \"web4\"}", 400),
+        (add, b"{\"name\": \"\", \"address\": \"10.0.0.4\"}", 400),
+        (add, b"{\"name\": \"a/b\", \"address\": \"10.0.0.4\"}", 400),
+        (add, b"{\"name\": \"w\xc3\x28\", \"address\": \"10.0.0.4\"}", 400),
+        (add, b"{\"name\": \"web4\", \"address\": \"0.0.0.0\"}", 400),
+        (add, b"{\"name\": \"web4\", \"address\": \"web4.example.com\"}", 400),
+        (add, b"{\"name\": \"web4\", \"address\": \"10.0.0.4\", \"port\": 80}", 400),
+        (("PUT", "/v1/services/web/backends/web1/wieght"), b"{\"weight\": 5}", 404),
+        (("PUT", "/v1/services/%ff/backends/web1/weight"), b"{\"weight\": 5}", 400),
+        (("POST", weight.1), b"{\"weight\": 5}", 405),
+        (("DELETE", "/v1/services/web/backends/web1?force=perhaps"), b"", 400),
+        (("DELETE", "/v1/services/web/backends/web1?froce=true"), b"", 400),
+        (("DELETE", "/v1/services/web"), b"", 405),
+        (("GET", "/v1/backends?servce=web"), b"", 400),
+        (("GET", "/v1/clients/not-an-address"), b"", 400),
+        (("GET", "/"), b"", 404),
+    ];
+    for &((method, path), body, expected) in cases {
+        let shown = String::from_utf8_lossy(body).into_owned();
+        let (status, error) = raw(&fake.socket(), request(method, path, body)).await;
+        assert_eq!(status, expected, "{method} {path} {shown}: {error}");
+        assert!(!error.is_empty() && !error.contains('\n'), "{method} {path} {shown}: {error}");
+    }
+    assert_eq!(fake.changes(), []);
+}
+
+#[tokio::test]
+async fn bodies_over_64_kib_are_refused_and_thrown_away() {
+    let fake = Fake::start().await;
+    let path = "/v1/services/web/backends/web1/weight";
+    let padded = |length: usize| {
+        let body = "{\"weight\": 5}";
+        format!("{body}{}", " ".repeat(length - body.len()))
+    };
+    let (status, error) = raw(&fake.socket(), request("PUT", path, padded(65_537))).await;
+    assert_eq!((status, error.as_str()), (413, "the body is larger than 64 KiB; nothing was changed"));
+    assert_eq!(raw(&fake.socket(), request("PUT", path, padded(10 << 20))).await.0, 413);
+
+    let mut chunked =
+        format!("PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .into_bytes();
+    for _ in 0..160 {
+        chunked.extend_from_slice(b"10000\r\n");
+        chunked.extend_from_slice(&[b' '; 65_536]);
+        chunked.extend_from_slice(b"\r\n");
+    }
+    chunked.extend_from_slice(b"0\r\n\r\n");
+    assert_eq!(raw(&fake.socket(), chunked).await.0, 413);
+
+    // One that asks first need not send it.
+    let head = format!(
+        "PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 10485760\r\n\r\n"
+    );
+    assert_eq!(raw(&fake.socket(), head).await.0, 413);
+    assert_eq!(fake.changes(), []);
+
+    Client::new(&fake.socket()).set_weight(&name("web1"), 5).await.unwrap();
+    let mut stream = UnixStream::connect(fake.socket()).await.unwrap();
+    stream.write_all(&request("PUT", path, padded(65_536))).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(fake.changes().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let fake = Fake::start().await;
+    let head = "PUT /v1/services/web/backends/web1/weight HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Content-Length: 13\r\n\r\n{\"weight\"";
+    let mut stream = UnixStream::connect(fake.socket()).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(answer(stream).await.0, 408);
+    assert_eq!(fake.changes(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_do_not_keep_others_out() {
+    let fake = Fake::start().await;
+    let mut idle = Vec::new();
+    for _ in 0..80 {
+        idle.push(UnixStream::connect(fake.socket()).await.unwrap());
+    }
+    Client::new(&fake.socket()).status().await.unwrap();
+    let mut end = [0; 1];
+    assert_eq!(idle[0].read(&mut end).await.unwrap(), 0, "the first idle connection was closed");
+}
+
+#[tokio::test]
+async fn nobody_at_the_socket_is_told_apart_from_a_refusal() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("balancer.sock");
+    let missing = Client::new(&path).status().await.unwrap_err();
+    assert!(matches!(missing, ClientError::Unreachable { .. }), "{missing:?}");
+
+    // A file left by a process that is no more.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let stale = Client::new(&path).status().await.unwrap_err();
+    assert!(matches!(stale, ClientError::Unreachable { .. }), "{stale:?}");
+    assert!(stale.to_string().contains("nobody listens on it"), "{stale}");
+}
+
+#[tokio::test]
+async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
+    let fake = Fake::start().await;
+    let path = fake.socket();
+    let metadata = fs::metadata(&path).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+
+    let refused = ControlSocket::bind(&path).await.unwrap_err();
+    assert!(refused.to_string().starts_with("another controller serves "), "{refused}");
+    assert!(Client::new(&path).status().await.is_ok(), "the refused one left the socket alone");
+
+    let _directory = fake.stop().await;
+    assert!(!exists(&path));
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_another_file_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("balancer.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let socket = ControlSocket::bind(&path).await.unwrap();
+    UnixStream::connect(&path).await.unwrap();
+    drop(socket);
+    assert!(!exists(&path));
+
+    fs::write(&path, "precious").unwrap();
+    let refused = ControlSocket::bind(&path).await.unwrap_err();
+    assert!(refused.to_string().contains("is not a socket"), "{refused}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[tokio::test]
+async fn a_controller_that_is_gone_is_a_503() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("balancer.sock");
+    let socket = ControlSocket::bind(&path).await.unwrap();
+    let (calls, inbox) = mpsc::channel(1);
+    drop(inbox);
+    let server = tokio::spawn(serve(socket, calls, std::future::pending::<()>()));
+    let answer = Client::new(&path).set_weight(&name("web1"), 5).await;
+    let Err(ClientError::Refused { status, message }) = answer else { panic!("{answer:?}") };
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(message.contains("shutting down"), "{message}");
+    server.abort();
+}

@@ -1,0 +1,158 @@
+//! `balancer check` on files that are right and files that are wrong.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn check(file: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_balancer")).arg("check").arg(file).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn configs(directory: &str) -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(directory);
+    let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension() == Some(OsStr::new("toml")));
+    files.sort();
+    files
+}
+
+/// Writes `contents` into a directory that goes away with the first value.
+fn written(contents: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("balancer.toml");
+    fs::write(&file, contents).unwrap();
+    (directory, file)
+}
+
+const GOOD: &str = r#"
+[[service]]
+name = "web"
+address = "198.51.100.10:80"
+forwarding = "nat"
+"#;
+
+#[test]
+fn every_bad_config_is_refused_with_its_line_and_a_hint() {
+    let files = configs("bad_configs");
+    assert!(files.len() >= 25, "{} files", files.len());
+    for file in files {
+        let contents = fs::read(&file).unwrap();
+        let first = String::from_utf8_lossy(contents.split(|&byte| byte == b'\n').next().unwrap()).into_owned();
+        let expected = first.strip_prefix("# expect: ").unwrap_or_else(|| panic!("{}: {first}", file.display()));
+        let output = check(&file);
+        assert_eq!(stderr(&output), format!("{}:{expected}\n", file.display()));
+        assert_eq!(output.status.code(), Some(1), "{}", file.display());
+        assert!(output.stdout.is_empty(), "{}", file.display());
+        assert!(["; ", "expected"].iter().any(|hint| expected.contains(hint)), "{} gives no hint", file.display());
+    }
+}
+
+#[test]
+fn every_good_config_is_accepted() {
+    let files = configs("good_configs");
+    assert!(!files.is_empty());
+    for file in files {
+        let output = check(&file);
+        assert_eq!(stderr(&output), "");
+        assert_eq!(output.status.code(), Some(0), "{}", file.display());
+        let line = String::from_utf8(output.stdout).unwrap();
+        assert!(line.starts_with(&format!("{}: ok: ", file.display())), "{line}");
+    }
+}
+
+#[test]
+fn services_and_backends_are_counted() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/minimal.toml");
+    let output = check(&file);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{}: ok: 1 service, 1 backend\n", file.display()));
+}
+
+#[test]
+fn all_errors_are_told_at_once_in_the_order_of_lines() {
+    let (_directory, file) = written(
+        "interfaces = [\"\"]\nxdp_mode = \"fast\"\n[[service]]\nname = \"a b\"\nadress = \"x\"\n\
+         [[service.backend]]\nweight = 65536\n",
+    );
+    let output = check(&file);
+    let text = stderr(&output);
+    let prefix = format!("{}:", file.display());
+    let lines: Vec<&str> =
+        text.lines().map(|line| line.strip_prefix(&prefix).unwrap().split(':').next().unwrap()).collect();
+    assert_eq!(lines, ["1", "2", "3", "3", "4", "5", "6", "6", "7"], "{text}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing.toml");
+    let output = check(&missing);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        format!("{}: cannot be read: No such file or directory (os error 2)\n", missing.display())
+    );
+
+    let output = check(directory.path());
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        format!("{}: cannot be read: Is a directory (os error 21)\n", directory.path().display())
+    );
+}
+
+#[test]
+fn four_mebibytes_are_read_and_no_more() {
+    let padding = "#".repeat((4 << 20) - GOOD.len());
+    let (_directory, file) = written(format!("{GOOD}{padding}"));
+    assert_eq!(check(&file).status.code(), Some(0));
+
+    let (_directory, file) = written(format!("{GOOD}{padding}#"));
+    let output = check(&file);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("is larger than 4 MiB"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_kernel_map_bounds_the_backends() {
+    let backends = |count: u32| {
+        let mut text = format!("{}table_size = 1638431\n", GOOD.replace("nat", "dsr"));
+        for backend in 0..count {
+            let address = std::net::Ipv4Addr::from(0x0a00_0001 + backend);
+            text.push_str(&format!("[[service.backend]]\nname = \"b{backend}\"\naddress = \"{address}\"\n"));
+        }
+        text
+    };
+    let (_directory, file) = written(backends(16_383));
+    assert_eq!(stderr(&check(&file)), "");
+
+    let (_directory, file) = written(backends(16_384));
+    let text = stderr(&check(&file));
+    assert!(text.ends_with(": more than 16383 backends over all services; remove some\n"), "{text}");
+}
+
+#[test]
+fn doubtful_settings_are_warned_of_and_accepted() {
+    let backend = "[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\n";
+    for (settings, warning) in [
+        ("table_size = 97\n", ":6: warning: table_size = 97 is below 100 slots for each of 1 backends"),
+        ("failback = \"stay\"\n", ":6: warning: failback = \"stay\" has no effect without memory"),
+    ] {
+        let (_directory, file) = written(format!("{GOOD}{settings}{backend}"));
+        let output = check(&file);
+        assert_eq!(output.status.code(), Some(0));
+        let text = stderr(&output);
+        assert!(text.starts_with(&format!("{}{warning}", file.display())), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    let (_directory, file) = written(GOOD);
+    assert!(stderr(&check(&file)).contains(":2: warning: [[service]] has no [[service.backend]]"));
+}

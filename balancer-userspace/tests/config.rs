@@ -1,0 +1,160 @@
+//! What a file says is what the configuration holds.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, net::SocketAddr, path::Path, time::Duration};
+
+use balancer::config::{
+    self,
+    model::{
+        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, HttpCheck, OnExit,
+        OnFailure, Protocol, ServiceConfig, StatusRanges, WhenAllDown, XdpMode,
+    },
+};
+use balancer_common::{client::HashKey, map_types::Forwarding};
+use proptest::prelude::*;
+
+fn good(name: &str) -> Config {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs").join(name);
+    let (config, warnings) = config::load(&file).unwrap();
+    assert_eq!(warnings, []);
+    config
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn defaults() {
+    let tcp = CheckConfig {
+        kind: CheckKind::Tcp { port: None },
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(1),
+        fall: 3,
+        rise: 2,
+    };
+    let expected = Config {
+        interfaces: vec![],
+        xdp_mode: XdpMode::Auto,
+        on_exit: OnExit::Detach,
+        state_file: "/var/lib/balancer/state.json".into(),
+        socket: "/run/balancer/balancer.sock".into(),
+        metrics_listen: Some(address("127.0.0.1:9660")),
+        client_table_capacity: 262_144,
+        hash_key: None,
+        services: vec![ServiceConfig {
+            name: "web".to_owned(),
+            address: address("198.51.100.10:80"),
+            protocol: Protocol::Tcp,
+            forwarding: Forwarding::Nat,
+            table_size: 65_537,
+            client_prefix: ClientPrefix { v4: 32, v6: 64 },
+            remember: Duration::ZERO,
+            failback: Failback::Stay,
+            when_all_down: WhenAllDown::Open,
+            slow_start: Duration::ZERO,
+            drain_timeout: Duration::from_secs(300),
+            on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
+            start_down: false,
+            check: tcp,
+            backends: vec![BackendConfig {
+                name: "web1".to_owned(),
+                address: address("10.0.0.11:8080"),
+                weight: 100,
+                backup: false,
+                check: None,
+            }],
+        }],
+    };
+    assert_eq!(good("minimal.toml"), expected);
+}
+
+#[test]
+fn every_key() {
+    let config = good("everything.toml");
+    assert_eq!(config.interfaces, ["eth0", "eth1"]);
+    assert_eq!(config.xdp_mode, XdpMode::Native);
+    assert_eq!(config.hash_key, Some(HashKey::from_bytes(std::array::from_fn(|index| index as u8))));
+    let [web, dns] = config.services.as_slice() else { panic!("{:?}", config.services) };
+
+    assert_eq!(web.client_prefix, ClientPrefix { v4: 24, v6: 56 });
+    assert_eq!((web.failback, web.when_all_down, web.start_down), (Failback::Return, WhenAllDown::Drop, true));
+    assert_eq!(web.drain_timeout, Duration::from_secs(600));
+    assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });
+    let http = HttpCheck {
+        port: Some(8081),
+        method: "POST".to_owned(),
+        path: "/healthz?deep=1".to_owned(),
+        host: Some("www.example.com".to_owned()),
+        expect_status: StatusRanges(vec![(200, 200), (204, 204), (301, 302)]),
+        expect_body: Some("ok".to_owned()),
+    };
+    let check = CheckConfig {
+        kind: CheckKind::Http(http),
+        interval: Duration::from_millis(500),
+        timeout: Duration::from_millis(250),
+        fall: 5,
+        rise: 1,
+    };
+    assert_eq!(web.check, check);
+    let [web1, web2] = web.backends.as_slice() else { panic!("{:?}", web.backends) };
+    assert_eq!((web1.weight, web1.backup, &web1.check), (0, false, &None));
+    // Without a port: the service's.
+    assert_eq!((web2.address, web2.weight, web2.backup), (address("10.0.0.12:80"), 65_535, true));
+    assert_eq!(web2.check.as_ref().map(|check| &check.kind), Some(&CheckKind::None));
+
+    assert_eq!((dns.protocol, dns.forwarding), (Protocol::Udp, Forwarding::Dsr));
+    assert_eq!(dns.check.kind, CheckKind::None, "nothing on UDP answers without being asked its own question");
+    assert_eq!(dns.backends[0].address, address("[2001:db8::11]:53"));
+}
+
+#[test]
+fn every_port() {
+    let config = good("every-port.toml");
+    assert_eq!(config.metrics_listen, None);
+    assert_eq!(config.services[0].address, address("198.51.100.10:0"));
+    assert_eq!(config.services[0].backends[0].address, address("10.0.0.11:0"));
+}
+
+#[test]
+fn a_short_interval_shortens_the_timeout_nobody_gave() {
+    let text = "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"dsr\"\n\
+                check = { type = \"tcp\", interval = \"200ms\" }\n";
+    let (config, _) = config::parse(Path::new("web.toml"), text.as_bytes()).unwrap();
+    assert_eq!(config.services[0].check.timeout, Duration::from_millis(200));
+}
+
+#[test]
+fn a_hundred_errors_are_told_and_the_others_counted() {
+    let text: String = (0..250).map(|key| format!("k{key} = 1\n")).collect();
+    let errors = config::parse(Path::new("web.toml"), text.as_bytes()).unwrap_err();
+    let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), 101);
+    assert!(lines[99].starts_with("web.toml:100: unknown key \"k99\""), "{}", lines[99]);
+    assert_eq!(lines[100], "web.toml: and 150 more errors");
+}
+
+proptest! {
+    #[test]
+    fn noise_is_refused_and_every_error_is_one_line_of_the_file(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+        let errors = config::parse(Path::new("noise.toml"), &noise).unwrap_err();
+        let lines = 1 + noise.iter().filter(|&&byte| byte == b'\n').count();
+        prop_assert!(!errors.findings().is_empty());
+        for finding in errors.findings().iter().take(100) {
+            prop_assert!(finding.line.is_some_and(|line| (1..=lines).contains(&line)), "{}", finding);
+            prop_assert!(!finding.to_string().contains('\n'), "{:?}", finding);
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/everything.toml");
+        let mut bytes = fs::read(&file).unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Err(errors) = config::parse(&file, &bytes) {
+            prop_assert!(errors.findings().iter().all(|finding| finding.line.is_some()));
+        }
+    }
+}

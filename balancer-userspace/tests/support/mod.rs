@@ -1,0 +1,172 @@
+//! A controller without a data path behind a real control socket.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use balancer::{
+    api::model::{Changed, ClientView},
+    config::model::Protocol,
+    core::io::{Admin, Change, Refused},
+    shell::{
+        api_server::{ControlSocket, serve},
+        call::Call,
+        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+    },
+};
+use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
+use tempfile::TempDir;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+/// Every change that arrived, with the uid it came from.
+pub(crate) type Seen = Arc<Mutex<Vec<(Change, Option<u32>)>>>;
+
+pub(crate) struct Fake {
+    pub(crate) seen: Seen,
+    directory: TempDir,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+}
+
+impl Fake {
+    pub(crate) async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock")).await.unwrap();
+        let (calls, inbox) = mpsc::channel(8);
+        let seen = Seen::default();
+        tokio::spawn(controller(inbox, Arc::clone(&seen)));
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(serve(socket, calls, async {
+            let _ = stopped.await;
+        }));
+        Self { seen, directory, stop, server }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/balancer.sock")
+    }
+
+    pub(crate) fn changes(&self) -> Vec<Change> {
+        self.seen.lock().unwrap().iter().map(|(change, _)| change.clone()).collect()
+    }
+
+    /// Stops the server and gives the directory its socket was in.
+    pub(crate) async fn stop(self) -> TempDir {
+        self.stop.send(()).unwrap();
+        self.server.await.unwrap();
+        self.directory
+    }
+}
+
+/// Two services: `web` with `web1` and `web2`, `dns` without a backend. A drained backend shows `draining` twice.
+async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
+    let mut admin = Admin::Ready;
+    let mut looked = 0;
+    while let Some(call) = inbox.recv().await {
+        match call {
+            Call::Snapshot { reply } => {
+                looked += 1;
+                let state = match admin {
+                    Admin::Ready => "up",
+                    Admin::Drain if looked < 2 => "draining",
+                    Admin::Drain => "drained",
+                    Admin::Maint => "maint",
+                };
+                let _ = reply.send(Ok(snapshot(admin, state)));
+            }
+            Call::Clients { query, reply } => {
+                let view = |service: &str| ClientView {
+                    service: service.to_owned(),
+                    client: format!("{}/32", query.address),
+                    slot: 12_345,
+                    backend: (service == "web").then(|| "web1".to_owned()),
+                    why: "table".to_owned(),
+                    known: false,
+                    last_seen_seconds_ago: None,
+                };
+                let _ = reply.send(match (&query.service, query.address.is_ipv4()) {
+                    (Some(service), _) if service != "web" => {
+                        Err(Refused::NotFound(format!("there is no service {service:?}")))
+                    }
+                    (_, false) => Ok(vec![]),
+                    (Some(service), true) => Ok(vec![view(service)]),
+                    (None, true) => Ok(vec![view("web"), view("dns")]),
+                });
+            }
+            Call::Change { change, uid, reply } => {
+                seen.lock().unwrap().push((change.clone(), uid));
+                let answer = match change {
+                    Change::Add { name, .. } if name.backend == "web1" => {
+                        Err(Refused::Conflict(format!("backend {name} exists already; remove it first")))
+                    }
+                    Change::SetWeight { name, .. } if name.backend == "web9" => {
+                        Err(Refused::NotFound(format!("there is no backend {name}; did you mean \"web1\"?")))
+                    }
+                    Change::SetWeight { weight: 13, .. } => Err(Refused::Invalid("13 is unlucky; give 14".to_owned())),
+                    Change::SetAdmin { admin: wanted, .. } => {
+                        (admin, looked) = (wanted, 0);
+                        Ok(())
+                    }
+                    Change::Add { .. } | Change::Remove { .. } | Change::SetWeight { .. } | Change::Reload(_) => Ok(()),
+                };
+                let _ = reply.send(answer.map(|()| Changed { message: "done".to_owned() }));
+            }
+        }
+    }
+}
+
+/// What the controller shows, with this state of `web1`.
+pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
+    let backend = |name: &str, admin, state, slots| BackendSnapshot {
+        name: name.to_owned(),
+        address: "10.0.0.11:8080".parse().unwrap(),
+        weight: 100,
+        backup: false,
+        admin,
+        health: "up",
+        state,
+        reason: String::new(),
+        slots,
+        eligible: true,
+        stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
+        checks: [10, 0, 1],
+        last_check: Some(Duration::from_millis(3)),
+        transitions: [1, 1, 0, 0, 0, 0, 0],
+    };
+    let service = |name: &str, protocol, backends| ServiceSnapshot {
+        name: name.to_owned(),
+        address: "198.51.100.10:80".parse().unwrap(),
+        protocol,
+        forwarding: Forwarding::Nat,
+        table_size: 65_537,
+        table_generation: 7,
+        slots_moved_required: 0,
+        slots_moved_needless: 0,
+        table_build: Duration::from_millis(1),
+        backends,
+    };
+    Snapshot {
+        interfaces: vec![InterfaceSnapshot {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            xdp_mode: "native",
+            stats: InterfaceStats::default(),
+        }],
+        services: vec![
+            service(
+                "web",
+                Protocol::Tcp,
+                vec![backend("web1", admin, state, 32_769), backend("web2", Admin::Ready, "up", 32_768)],
+            ),
+            service("dns", Protocol::Udp, vec![]),
+        ],
+        drops: DropStats::default(),
+    }
+}

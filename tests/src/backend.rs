@@ -1,0 +1,90 @@
+//! A running demo backend.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    binaries,
+    http_client::{Reply, Request},
+    namespace::Namespace,
+    process::Process,
+};
+
+/// How long a backend may take until it answers.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// A demo backend in a namespace. Dropping it ends it.
+#[derive(Debug)]
+pub struct Backend {
+    process: Process,
+    listen: Vec<SocketAddr>,
+}
+
+impl Backend {
+    /// Starts a backend and waits until it answers. Its output is appended to `NAME.log` in `logs`.
+    ///
+    /// # Errors
+    /// When it cannot be started, ends, or does not answer within ten seconds.
+    pub fn start(namespace: &Namespace, name: &str, listen: &[SocketAddr], logs: &Path) -> Result<Self> {
+        let mut command = namespace.command(binaries::demo_backend()?);
+        command.args(arguments(name, listen));
+        let process = Process::spawn(name, &mut command, &logs.join(format!("{name}.log")))?;
+        let mut backend = Self { process, listen: listen.to_vec() };
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let reply = backend.ask(namespace, "GET", "/healthz");
+            if reply.as_ref().is_ok_and(|reply| reply.backend == name) {
+                return Ok(backend);
+            }
+            if let Some(status) = backend.process.exited()? {
+                bail!("{name} has ended ({status}): {}", backend.process.tail(5)?);
+            }
+            if Instant::now() > deadline {
+                bail!("{name} does not answer: {reply:?}");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Makes its health check answer as `mode` says: `503`, `hang` or `ok`.
+    ///
+    /// # Errors
+    /// When it does not answer or does not know the mode.
+    pub fn fail(&self, namespace: &Namespace, mode: &str) -> Result<()> {
+        let reply = self.ask(namespace, "POST", &format!("/fail?mode={mode}"))?;
+        ensure!(reply.status == 204, "{} answered {}", self.process.what(), reply.status);
+        Ok(())
+    }
+
+    /// The process itself.
+    pub const fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Asks it from its own host.
+    fn ask(&self, namespace: &Namespace, method: &'static str, path: &str) -> Result<Reply> {
+        let mut target = *self.listen.first().context("a backend needs an address to listen on")?;
+        let unspecified: IpAddr = match target {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        if target.ip() == unspecified {
+            target.set_ip(if target.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        let request = Request { method, ..Request::new(SocketAddr::new(unspecified, 0), target).path(path) };
+        Ok(namespace.run_in_thread(|| request.send())??)
+    }
+}
+
+/// The arguments that start a demo backend.
+#[must_use]
+pub fn arguments(name: &str, listen: &[SocketAddr]) -> Vec<String> {
+    let named = ["--name".to_owned(), name.to_owned()];
+    named.into_iter().chain(listen.iter().flat_map(|address| ["--listen".to_owned(), address.to_string()])).collect()
+}

@@ -1,0 +1,260 @@
+//! A small web application that keeps its users' sessions in memory, as many do: a client that is sent to another
+//! backend starts over. It can be made to fail its health check.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Query, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{Html, IntoResponse as _, Response},
+    routing::{get, post},
+};
+use balancer_tests::demo::{Answer, BACKEND_HEADER, SESSION_COOKIE};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+
+/// How long a hanging health check is held before its connection is given up.
+const HANG: Duration = Duration::from_secs(60);
+
+/// A demo backend: `GET /` answers with its name and the session's request count, `GET /healthz` with 200,
+/// and `POST /fail?mode=503|hang|ok` changes what `/healthz` does.
+#[derive(Parser)]
+struct Options {
+    /// What it calls itself.
+    #[arg(long)]
+    name: String,
+    /// Where it listens; may be given several times.
+    #[arg(long, required = true)]
+    listen: Vec<SocketAddr>,
+    /// How many sessions it keeps; the oldest are forgotten first.
+    #[arg(long, default_value_t = 100_000)]
+    max_sessions: usize,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match serve(&Options::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until it is asked to end.
+async fn serve(options: &Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listeners = options.listen.iter().map(|&address| listen(address)).collect::<Result<Vec<_>>>()?;
+    let app = app(options)?;
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        let service = app.clone().into_make_service_with_connect_info::<SocketAddr>();
+        servers.spawn(async move { axum::serve(listener, service).await });
+    }
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(ended) = servers.join_next() => Ok(ended??),
+    }
+}
+
+fn app(options: &Options) -> Result<Router> {
+    let shared = Arc::new(Shared {
+        name: options.name.clone(),
+        header: HeaderValue::from_str(&options.name)
+            .with_context(|| format!("{:?} cannot be sent in a header", options.name))?,
+        sessions: Mutex::new(Sessions::new(options.max_sessions)),
+        mode: Mutex::new(Mode::Ok),
+    });
+    Ok(Router::new()
+        .route("/", get(answer))
+        .route("/healthz", get(health))
+        .route("/fail", post(fail))
+        .with_state(shared))
+}
+
+/// IPv6 sockets take IPv6 alone, so that `0.0.0.0` and `[::]` can both be listened on.
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let bound = || -> std::io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1024)?;
+        TcpListener::from_std(socket.into())
+    };
+    bound().with_context(|| format!("cannot listen on {address}"))
+}
+
+struct Shared {
+    name: String,
+    header: HeaderValue,
+    sessions: Mutex<Sessions>,
+    mode: Mutex<Mode>,
+}
+
+/// What `/healthz` does.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+enum Mode {
+    #[serde(rename = "ok")]
+    Ok,
+    #[serde(rename = "503")]
+    Unavailable,
+    #[serde(rename = "hang")]
+    Hang,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fail {
+    mode: Mode,
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    let mode = *shared.mode.lock().unwrap_or_else(PoisonError::into_inner);
+    let named = [(BACKEND_HEADER, shared.header.clone())];
+    match mode {
+        Mode::Ok => (named, "ok\n").into_response(),
+        Mode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, named, "told to fail\n").into_response(),
+        Mode::Hang => {
+            tokio::time::sleep(HANG).await;
+            (StatusCode::GATEWAY_TIMEOUT, named, "told to hang\n").into_response()
+        }
+    }
+}
+
+async fn fail(State(shared): State<Arc<Shared>>, Query(fail): Query<Fail>) -> StatusCode {
+    *shared.mode.lock().unwrap_or_else(PoisonError::into_inner) = fail.mode;
+    StatusCode::NO_CONTENT
+}
+
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
+    let (session, requests) =
+        shared.sessions.lock().unwrap_or_else(PoisonError::into_inner).count(session_cookie(&headers));
+    let answer = Answer {
+        backend: shared.name.clone(),
+        session: format!("{session:016x}"),
+        requests,
+        client: client.ip().to_string(),
+    };
+    let cookie = format!("{SESSION_COOKIE}={}; Path=/; HttpOnly; SameSite=Lax", answer.session);
+    let wants_html = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/html"));
+    let head = [(BACKEND_HEADER, shared.name.clone()), (header::SET_COOKIE.as_str(), cookie)];
+    if wants_html { (head, Html(page(&answer))).into_response() } else { (head, Json(answer)).into_response() }
+}
+
+fn page(answer: &Answer) -> String {
+    // The name is the only text that is not made here.
+    let name = answer.backend.replace('&', "&amp;").replace('<', "&lt;");
+    format!(
+        "<!doctype html><title>{name}</title><h1>{name}</h1><p>Request {} of session {}, from {}.</p>\n",
+        answer.requests, answer.session, answer.client
+    )
+}
+
+fn session_cookie(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(name, value)| (name == SESSION_COOKIE).then(|| u64::from_str_radix(value, 16).ok())?)
+}
+
+/// Request counts by session.
+struct Sessions {
+    counts: HashMap<u64, u64>,
+    /// In the order in which they began.
+    order: VecDeque<u64>,
+    limit: usize,
+    names: RandomState,
+    begun: u64,
+}
+
+impl Sessions {
+    fn new(limit: usize) -> Self {
+        Self {
+            counts: HashMap::new(),
+            order: VecDeque::new(),
+            limit: limit.max(1),
+            names: RandomState::new(),
+            begun: 0,
+        }
+    }
+
+    /// Counts a request; a session that is not known begins with it.
+    fn count(&mut self, session: Option<u64>) -> (u64, u64) {
+        let session = session.unwrap_or_else(|| self.names.hash_one(self.begun));
+        if !self.counts.contains_key(&session) {
+            if self.order.len() >= self.limit
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.counts.remove(&oldest);
+            }
+            self.begun += 1;
+            self.order.push_back(session);
+        }
+        let count = self.counts.entry(session).or_insert(0);
+        *count += 1;
+        (session, *count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderMap, HeaderValue, header::COOKIE};
+
+    use super::{Sessions, session_cookie};
+
+    #[test]
+    fn sessions_count_and_the_oldest_goes_first() {
+        let mut sessions = Sessions::new(2);
+        let (first, one) = sessions.count(None);
+        assert_eq!(one, 1);
+        assert_eq!(sessions.count(Some(first)), (first, 2));
+        let (second, _) = sessions.count(None);
+        assert_ne!(first, second);
+        assert_eq!(sessions.count(Some(77)), (77, 1), "a session of another backend begins again");
+        assert_eq!(sessions.count(Some(second)), (second, 2));
+        assert_eq!(sessions.count(Some(first)), (first, 1), "forgotten");
+        assert_eq!(sessions.counts.len(), 2);
+    }
+
+    #[test]
+    fn the_cookie_is_found_among_others() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(session_cookie(&headers), None);
+        headers.append(COOKIE, HeaderValue::from_static("a=b; demo_session=00000000000000ff; c=d"));
+        assert_eq!(session_cookie(&headers), Some(255));
+        headers.insert(COOKIE, HeaderValue::from_static("demo_session=nonsense"));
+        assert_eq!(session_cookie(&headers), None);
+    }
+}

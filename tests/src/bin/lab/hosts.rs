@@ -1,0 +1,237 @@
+//! The balancer and its backends, running.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use balancer::api::model::StatusView;
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    backend::{self, Backend},
+    binaries,
+    controller::Controller,
+    topology::{Family, Shape, Topology},
+};
+use tempfile::TempDir;
+
+use crate::interrupt::Interrupt;
+
+/// Backends that are started.
+const STARTED: u16 = 3;
+
+/// Where the command line looks unless told otherwise.
+const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
+
+/// The service's port.
+pub(crate) const PORT: u16 = 80;
+
+/// Everything there is. The order of the fields is the order in which it ends.
+pub(crate) struct Hosts {
+    pub(crate) running: Running,
+    pub(crate) topology: Topology,
+    forwarding: Forwarding,
+    balancer: PathBuf,
+    socket: Socket,
+    files: TempDir,
+}
+
+/// The processes.
+pub(crate) struct Running {
+    controller: Controller,
+    pub(crate) backends: Vec<Backend>,
+}
+
+impl Running {
+    /// Waits for the first status; `None` when interrupted.
+    pub(crate) fn wait_ready(&mut self, limit: Duration, interrupt: &Interrupt) -> Result<Option<StatusView>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            self.controller.ensure_running()?;
+            match self.controller.status() {
+                Ok(status) => return Ok(Some(status)),
+                Err(error) => {
+                    if Instant::now() > deadline {
+                        let log = self.controller.process().tail(20)?;
+                        bail!("no status within {limit:?}: {error:#}; the last lines of the balancer's log:\n{log}");
+                    }
+                }
+            }
+            if interrupt.wait(Duration::from_millis(100))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// What the balancer says of itself. Also takes note of backends that have ended.
+    pub(crate) fn status(&mut self) -> Result<StatusView> {
+        for backend in &mut self.backends {
+            backend.process().exited()?;
+        }
+        let status = self.controller.status();
+        if status.is_err() {
+            // Perhaps because it is about to end; then its log says why.
+            for _ in 0..10 {
+                self.controller.ensure_running()?;
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        status
+    }
+}
+
+impl Hosts {
+    /// Starts everything; whatever was started is ended again if something goes wrong.
+    pub(crate) fn start(forwarding: Forwarding) -> Result<Self> {
+        let balancer = binaries::balancer()?;
+        let files = tempfile::Builder::new().prefix("balancer-lab-").tempdir().context("no temporary directory")?;
+        let socket = Socket::choose(files.path())?;
+        let topology = Topology::new(Shape::OneLegged, forwarding, usize::from(STARTED) + 1)?;
+        let backends = (0..STARTED)
+            .map(|index| {
+                let namespace = &topology.backends()[usize::from(index)];
+                Backend::start(namespace, &name(index), &listen(&topology, forwarding, index), files.path())
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let config = files.path().join("balancer.toml");
+        fs::write(&config, config_text(&topology, forwarding, socket.path(), files.path()))
+            .with_context(|| config.display().to_string())?;
+        let log = files.path().join("balancer.log");
+        let controller = Controller::start(topology.balancer(), &balancer, &config, socket.path(), &log)?;
+        Ok(Self { running: Running { controller, backends }, topology, forwarding, balancer, socket, files })
+    }
+
+    /// The address of backend `index` as the balancer knows it.
+    pub(crate) fn backend_address(&self, index: u16) -> SocketAddr {
+        SocketAddr::new(self.topology.backend_address(Family::V4, index), backend_port(self.forwarding))
+    }
+
+    /// A shell command that starts backend `index` on its host.
+    pub(crate) fn start_command(&self, index: u16) -> Result<String> {
+        let program = binaries::demo_backend()?;
+        let arguments = backend::arguments(&name(index), &listen(&self.topology, self.forwarding, index)).join(" ");
+        let namespace = self.topology.backends()[usize::from(index)].name();
+        Ok(format!("ip netns exec {namespace} {} {arguments} &", program.display()))
+    }
+
+    /// The beginning of a command line for the running balancer.
+    pub(crate) fn balancer_command(&self) -> String {
+        let program = self.balancer.display();
+        match &self.socket {
+            Socket::Default { .. } => program.to_string(),
+            Socket::Own(path) => format!("BALANCER_SOCKET={} {program}", path.display()),
+        }
+    }
+
+    /// Where the balancer writes its log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.files.path().join("balancer.log")
+    }
+}
+
+/// Where the control socket is.
+enum Socket {
+    /// Where the command line looks by itself. The directory goes with its owner if its owner made it.
+    Default { made_directory: bool },
+    /// Elsewhere, because another balancer runs here.
+    Own(PathBuf),
+}
+
+impl Socket {
+    fn choose(files: &Path) -> Result<Self> {
+        if UnixStream::connect(DEFAULT_SOCKET).is_ok() {
+            return Ok(Self::Own(files.join("balancer.sock")));
+        }
+        let directory = Self::default_directory();
+        let made_directory = !directory.exists();
+        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+        Ok(Self::Default { made_directory })
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Default { .. } => Path::new(DEFAULT_SOCKET),
+            Self::Own(path) => path,
+        }
+    }
+
+    fn default_directory() -> &'static Path {
+        Path::new(DEFAULT_SOCKET).parent().unwrap_or(Path::new("/run"))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // The controller removes its socket; what a killed one left must not stay either.
+        let left = UnixStream::connect(self.path()).is_err();
+        if left && self.path().exists() && fs::remove_file(self.path()).is_err() {
+            eprintln!("{} is left behind", self.path().display());
+        }
+        if let Self::Default { made_directory: true } = self
+            && let Err(error) = fs::remove_dir(Self::default_directory())
+        {
+            eprintln!("{} is left behind: {error}", Self::default_directory().display());
+        }
+    }
+}
+
+/// `web1` for index 0.
+pub(crate) fn name(index: u16) -> String {
+    format!("web{}", index + 1)
+}
+
+/// With `nat` the port changes on the way.
+const fn backend_port(forwarding: Forwarding) -> u16 {
+    match forwarding {
+        Forwarding::Dsr => PORT,
+        Forwarding::Nat => 8080,
+    }
+}
+
+fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<SocketAddr> {
+    let port = backend_port(forwarding);
+    let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, index), port));
+    let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
+    match forwarding {
+        Forwarding::Dsr => own.into_iter().chain(vip).collect(),
+        Forwarding::Nat => own.to_vec(),
+    }
+}
+
+fn config_text(topology: &Topology, forwarding: Forwarding, socket: &Path, files: &Path) -> String {
+    let interfaces = topology.interfaces();
+    let word = match forwarding {
+        Forwarding::Dsr => "dsr",
+        Forwarding::Nat => "nat",
+    };
+    let mut text = format!(
+        r#"interfaces = {interfaces:?}
+xdp_mode   = "native"
+state_file = "{files}/state.json"
+
+[control]
+socket = "{socket}"
+
+[[service]]
+name       = "web"
+address    = "{vip}"
+protocol   = "tcp"
+forwarding = "{word}"
+remember   = "0s"
+check      = {{ type = "http", path = "/healthz", interval = "1s", timeout = "500ms", fall = 2, rise = 2 }}
+"#,
+        files = files.display(),
+        socket = socket.display(),
+        vip = SocketAddr::new(topology.vip(Family::V4), PORT),
+    );
+    for index in 0..STARTED {
+        let address = SocketAddr::new(topology.backend_address(Family::V4, index), backend_port(forwarding));
+        text += &format!("\n  [[service.backend]]\n  name    = \"{}\"\n  address = \"{address}\"\n", name(index));
+    }
+    text
+}

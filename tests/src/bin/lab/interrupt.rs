@@ -1,0 +1,36 @@
+//! Ctrl-C, SIGTERM and SIGHUP as something to wait for, so that whatever was begun is also undone.
+
+use std::{os::fd::AsFd as _, time::Duration};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::SignalFd,
+    },
+};
+
+/// The signals that ask for an end.
+pub(crate) struct Interrupt(SignalFd);
+
+impl Interrupt {
+    /// Takes the signals over for the calling thread and the threads it makes.
+    pub(crate) fn new() -> Result<Self> {
+        let mut signals = SigSet::empty();
+        signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        signals.thread_block().context("blocking signals")?;
+        Ok(Self(SignalFd::new(&signals).context("signalfd")?))
+    }
+
+    /// Waits for `time`; true as soon as one of the signals has come. It stays true.
+    pub(crate) fn wait(&self, time: Duration) -> Result<bool> {
+        let timeout = PollTimeout::try_from(time).context("too long a wait")?;
+        match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error).context("poll"),
+        }
+    }
+}

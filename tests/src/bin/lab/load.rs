@@ -1,0 +1,196 @@
+//! Clients that keep asking, and what they see.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use balancer_tests::{
+    http_client::{Reply, Request},
+    namespace::Namespace,
+    topology::{Family, Topology},
+};
+
+use crate::hosts::PORT;
+
+/// Requests per second, all clients together.
+const RATE: f64 = 300.0;
+
+/// Requests under way at once. Each worker speaks for clients of its own, so that one client's requests have an order.
+const WORKERS: usize = 16;
+
+/// The clients and their service.
+pub(crate) struct Load {
+    target: SocketAddr,
+    sources: Vec<SocketAddr>,
+    seen: Mutex<Seen>,
+}
+
+/// What the clients saw so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// Answered requests.
+    pub(crate) answered: u64,
+    /// Requests without an answer.
+    pub(crate) failed: u64,
+    /// Why the latest of them failed.
+    pub(crate) last_failure: Option<String>,
+    /// Sessions that had to begin again.
+    pub(crate) sessions_lost: u64,
+    /// By backend.
+    pub(crate) backends: BTreeMap<String, SeenBackend>,
+}
+
+/// What the clients saw of one backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SeenBackend {
+    /// Clients whose latest answer came from it.
+    pub(crate) clients: u64,
+    /// Sessions that began on it.
+    pub(crate) sessions: u64,
+    /// Clients that came to it from another backend.
+    pub(crate) moved_in: u64,
+    /// Clients that went to another backend.
+    pub(crate) moved_out: u64,
+}
+
+/// Ends the workers.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One client's memory.
+#[derive(Clone, Debug, Default)]
+struct Client {
+    backend: Option<String>,
+    session: Option<String>,
+}
+
+impl Load {
+    pub(crate) fn new(topology: &Topology, clients: u16) -> Self {
+        Self {
+            target: SocketAddr::new(topology.vip(Family::V4), PORT),
+            sources: (1..=clients)
+                .map(|client| SocketAddr::new(topology.client_address(Family::V4, client), 0))
+                .collect(),
+            seen: Mutex::new(Seen::default()),
+        }
+    }
+
+    /// Keeps the clients asking, from inside `namespace`, for as long as `meanwhile` runs.
+    pub(crate) fn run(&self, namespace: &Namespace, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        let stop = AtomicBool::new(false);
+        let workers = self.sources.len().clamp(1, WORKERS);
+        let chunks: Vec<_> = self.sources.chunks(self.sources.len().div_ceil(workers).max(1)).collect();
+        let period = Duration::from_secs(1).mul_f64(chunks.len() as f64 / RATE);
+        thread::scope(|scope| {
+            // Also when `meanwhile` panics: the scope waits for its threads.
+            let _stop = StopOnDrop(&stop);
+            for sources in chunks {
+                scope.spawn(|| {
+                    if let Err(error) = self.work(namespace, sources, period, &stop) {
+                        self.lock().last_failure = Some(format!("{error:#}"));
+                    }
+                });
+            }
+            meanwhile()
+        })
+    }
+
+    /// A copy of what was seen so far.
+    pub(crate) fn seen(&self) -> Seen {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self, namespace: &Namespace, sources: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Result<()> {
+        namespace.enter()?;
+        let mut clients = vec![Client::default(); sources.len()];
+        let mut next = Instant::now();
+        loop {
+            for (&source, client) in sources.iter().zip(&mut clients) {
+                // After a slow answer the pace goes on from now: what was missed is not made up for.
+                next = (next + period).max(Instant::now());
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let reply = Request::new(source, self.target).session(client.session.clone()).send();
+                self.lock().note(client, reply);
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn note(&mut self, client: &mut Client, reply: io::Result<Reply>) {
+        let answer = match reply.and_then(|reply| reply.answer()) {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.failed += 1;
+                self.last_failure = Some(error.to_string());
+                return;
+            }
+        };
+        self.answered += 1;
+        if answer.requests == 1 {
+            self.backends.entry(answer.backend.clone()).or_default().sessions += 1;
+            self.sessions_lost += u64::from(client.session.is_some());
+        }
+        if client.backend.as_ref() != Some(&answer.backend) {
+            let now = self.backends.entry(answer.backend.clone()).or_default();
+            now.clients += 1;
+            now.moved_in += u64::from(client.backend.is_some());
+            if let Some(before) = client.backend.replace(answer.backend).and_then(|name| self.backends.get_mut(&name)) {
+                before.clients -= 1;
+                before.moved_out += 1;
+            }
+        }
+        client.session = Some(answer.session);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use balancer_tests::{demo::Answer, http_client::Reply};
+
+    use super::{Client, Seen};
+
+    fn reply(backend: &str, requests: u64) -> io::Result<Reply> {
+        let answer =
+            Answer { backend: backend.to_owned(), session: "1f".to_owned(), requests, client: "10.1.0.7".to_owned() };
+        Ok(Reply { status: 200, backend: backend.to_owned(), body: serde_json::to_vec(&answer).unwrap() })
+    }
+
+    #[test]
+    fn a_move_is_counted_once_and_on_both_sides() {
+        let (mut seen, mut client) = (Seen::default(), Client::default());
+        seen.note(&mut client, reply("web1", 1));
+        seen.note(&mut client, reply("web1", 2));
+        seen.note(&mut client, Err(io::ErrorKind::ConnectionRefused.into()));
+        seen.note(&mut client, reply("web2", 1));
+        seen.note(&mut client, reply("web2", 2));
+        let (one, two) = (seen.backends["web1"], seen.backends["web2"]);
+        assert_eq!((one.clients, one.sessions, one.moved_in, one.moved_out), (0, 1, 0, 1));
+        assert_eq!((two.clients, two.sessions, two.moved_in, two.moved_out), (1, 1, 1, 0));
+        assert_eq!((seen.answered, seen.failed, seen.sessions_lost), (4, 1, 1));
+        assert!(seen.last_failure.unwrap().contains("refused"));
+    }
+}

@@ -1,0 +1,154 @@
+//! The live table.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use anyhow::Result;
+use balancer::api::model::StatusView;
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::load::{Seen, SeenBackend};
+
+/// Standard output, redrawn in place where it is a terminal.
+pub(crate) struct Screen {
+    terminal: bool,
+    /// Lines of the table that stands there.
+    drawn: usize,
+}
+
+impl Screen {
+    pub(crate) fn new() -> Self {
+        Self { terminal: io::stdout().is_terminal(), drawn: 0 }
+    }
+
+    /// Time between two tables.
+    pub(crate) const fn interval(&self) -> Duration {
+        Duration::from_secs(if self.terminal { 1 } else { 3 })
+    }
+
+    pub(crate) fn show(&mut self, status: &StatusView, seen: &Seen) -> Result<()> {
+        let text = render(status, seen);
+        let mut out = io::stdout().lock();
+        if self.terminal {
+            if self.drawn > 0 {
+                // To the first column of the old table's first line, then clear what follows.
+                write!(out, "\x1b[{}F\x1b[J", self.drawn)?;
+            }
+            // Long lines are cut rather than wrapped, so that they can be counted.
+            write!(out, "\x1b[?7l{text}\x1b[?7h")?;
+        } else {
+            out.write_all(text.as_bytes())?;
+        }
+        out.flush()?;
+        self.drawn = text.lines().count();
+        Ok(())
+    }
+}
+
+fn render(status: &StatusView, seen: &Seen) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "BACKEND",
+        "ADDRESS",
+        "STATE",
+        "SLOTS",
+        "CLIENTS",
+        "SHARE",
+        "CONNECTIONS",
+        "SESSIONS",
+        "MOVED IN",
+        "MOVED OUT",
+        "REASON",
+    ]);
+    for column in table.column_iter_mut().skip(3).take(7) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let clients: u64 = seen.backends.values().map(|backend| backend.clients).sum();
+    for service in &status.services {
+        for backend in &service.backends {
+            let SeenBackend { clients: here, sessions, moved_in, moved_out } =
+                seen.backends.get(&backend.name).copied().unwrap_or_default();
+            table.add_row([
+                format!("{}/{}", service.name, backend.name),
+                backend.address.clone(),
+                backend.state.clone(),
+                backend.slots.to_string(),
+                here.to_string(),
+                share(here, clients),
+                backend.connections.to_string(),
+                sessions.to_string(),
+                moved_in.to_string(),
+                moved_out.to_string(),
+                backend.reason.clone(),
+            ]);
+        }
+    }
+    let moves: u64 = seen.backends.values().map(|backend| backend.moved_in).sum();
+    let mut text = format!(
+        "{}\n {clients} clients, {} requests answered, {} failed; {moves} moves, {} sessions begun again\n",
+        table.trim_fmt(),
+        seen.answered,
+        seen.failed,
+        seen.sessions_lost
+    );
+    if let Some(failure) = &seen.last_failure {
+        text += &format!(" latest failure: {failure}\n");
+    }
+    text + "\n"
+}
+
+fn share(part: u64, whole: u64) -> String {
+    match (part * 1000).checked_div(whole) {
+        Some(permille) => format!("{}.{} %", permille / 10, permille % 10),
+        None => "-".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer::api::model::{BackendView, ServiceView, StatusView};
+
+    use super::{Seen, SeenBackend, render};
+
+    #[test]
+    fn every_backend_has_a_line_with_its_share() {
+        let backend = |name: &str, state: &str| BackendView {
+            name: name.to_owned(),
+            address: "10.0.0.11:8080".to_owned(),
+            weight: 100,
+            backup: false,
+            admin: "ready".to_owned(),
+            health: "up".to_owned(),
+            state: state.to_owned(),
+            reason: String::new(),
+            slots: 32_768,
+            known_clients: 0,
+            connections: 5,
+            packets: 0,
+            bytes: 0,
+        };
+        let status = StatusView {
+            interfaces: Vec::new(),
+            services: vec![ServiceView {
+                name: "web".to_owned(),
+                address: "10.2.0.10:80".to_owned(),
+                protocol: "tcp".to_owned(),
+                forwarding: "nat".to_owned(),
+                table_size: 65_537,
+                table_generation: 1,
+                backends: vec![backend("web1", "up"), backend("web2", "down")],
+            }],
+        };
+        let mut seen = Seen::default();
+        assert!(render(&status, &seen).contains('-'), "no share without clients");
+        seen.backends.insert("web1".to_owned(), SeenBackend { clients: 2, ..SeenBackend::default() });
+        seen.backends.insert("web9".to_owned(), SeenBackend { clients: 1, ..SeenBackend::default() });
+        let text = render(&status, &seen);
+        let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        assert!(line("web/web1").contains("66.6 %"), "{text}");
+        assert!(line("web/web2").contains("down") && line("web/web2").contains(" 0.0 %"), "{text}");
+    }
+}

@@ -1,0 +1,40 @@
+//! The programs that were built beside the one that is running.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The balancer: `BALANCER_BINARY` from the environment, or the one that was built beside the running program.
+///
+/// # Errors
+/// When there is none.
+pub fn balancer() -> Result<PathBuf> {
+    match env::var_os("BALANCER_BINARY") {
+        Some(path) => existing(PathBuf::from(path)),
+        None => existing(beside("balancer")?),
+    }
+}
+
+/// The demo backend that was built beside the running program.
+///
+/// # Errors
+/// When there is none.
+pub fn demo_backend() -> Result<PathBuf> {
+    existing(beside("demo-backend")?)
+}
+
+/// Test programs lie one directory below the others.
+fn beside(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe().context("the running program's path is unknown")?;
+    let directory = own.parent().unwrap_or(Path::new("/"));
+    let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    Ok(directory.join(name))
+}
+
+fn existing(path: PathBuf) -> Result<PathBuf> {
+    ensure!(path.is_file(), "{} does not exist: `cargo xtask build` makes it", path.display());
+    Ok(path)
+}

@@ -1,0 +1,116 @@
+//! A running `balancer`, reached the way its users reach it.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use balancer::api::model::StatusView;
+
+use crate::{namespace::Namespace, process::Process};
+
+/// A `balancer run` in a namespace. Dropping it ends it cleanly.
+#[derive(Debug)]
+pub struct Controller {
+    process: Process,
+    binary: PathBuf,
+    socket: PathBuf,
+}
+
+impl Controller {
+    /// Starts it; `config` must name `socket` as its control socket.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start(namespace: &Namespace, binary: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
+        let mut command = namespace.command(binary);
+        command.arg("run").arg("--config").arg(config);
+        let process = Process::spawn("balancer", &mut command, log)?;
+        Ok(Self { process, binary: binary.to_owned(), socket: socket.to_owned() })
+    }
+
+    /// The process itself.
+    pub const fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// A command line such as `["backend", "drain", "web/web2"]`, as any user would type it.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        Command::new(&self.binary)
+            .args(arguments)
+            .env("BALANCER_SOCKET", &self.socket)
+            .output()
+            .with_context(|| format!("cannot start {}", self.binary.display()))
+    }
+
+    /// What `balancer status --json` says.
+    ///
+    /// # Errors
+    /// When it refuses, or says something else than a status.
+    pub fn status(&self) -> Result<StatusView> {
+        let output = self.cli(&["status", "--json"])?;
+        ensure!(
+            output.status.success(),
+            "`balancer status --json` failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        serde_json::from_slice(&output.stdout).context("`balancer status --json` printed something else")
+    }
+
+    /// Waits until a status is there.
+    ///
+    /// # Errors
+    /// When the controller has ended, with the last lines of its log, or `limit` is over.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<StatusView> {
+        self.wait_for(limit, "a status", |_| true)
+    }
+
+    /// Waits until the status is as `expected`.
+    ///
+    /// # Errors
+    /// When the controller has ended, with the last lines of its log, or `limit` is over.
+    pub fn wait_for(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        expected: impl Fn(&StatusView) -> bool,
+    ) -> Result<StatusView> {
+        let deadline = Instant::now() + limit;
+        loop {
+            self.ensure_running()?;
+            let status = self.status();
+            if let Ok(status) = &status
+                && expected(status)
+            {
+                return Ok(status.clone());
+            }
+            if Instant::now() > deadline {
+                let last = status.map_or_else(|error| format!("{error:#}"), |status| format!("{status:?}"));
+                bail!("waited {limit:?} for {what}; last: {last}\n{}", self.process.tail(20)?);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Complains if the controller has ended.
+    ///
+    /// # Errors
+    /// When it has, with the last lines of its log.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        if let Some(status) = self.process.exited()? {
+            bail!(
+                "the balancer has ended ({status}); the last lines of {}:\n{}",
+                self.process.log().display(),
+                self.process.tail(20)?
+            );
+        }
+        Ok(())
+    }
+}

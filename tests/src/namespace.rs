@@ -1,0 +1,254 @@
+//! Network namespaces that go away with their owner, and with everything that runs in them.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{self, Command},
+    sync::{
+        Arc, Once,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{SigSet, Signal, kill},
+    },
+    unistd::{Pid, geteuid},
+};
+
+/// Where `ip netns` keeps its names.
+const NAMES: &str = "/run/netns";
+
+/// First part of every name, before the owner's process id.
+const PREFIX: &str = "bal";
+
+/// A network namespace, known to `ip netns` as `bal-PID-N-ROLE`. Dropping it kills the processes in it and deletes it.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    file: Arc<File>,
+}
+
+impl Namespace {
+    /// Makes a namespace with a loopback interface that is up and IPv6 addresses that need no duplicate detection.
+    /// The first call of a process also removes what processes that are gone have left.
+    ///
+    /// # Errors
+    /// Without root, without `ip`, or when the kernel refuses.
+    pub fn new(role: &str) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEEP: Once = Once::new();
+
+        ensure!(geteuid().is_root(), "network namespaces need root (CAP_SYS_ADMIN, CAP_NET_ADMIN): run this with sudo");
+        SWEEP.call_once(remove_leftovers);
+        let name = format!("{PREFIX}-{}-{}-{role}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        run(tool("ip").args(["netns", "add", &name]))?;
+        let path = Path::new(NAMES).join(&name);
+        let file = match File::open(&path) {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                delete(&name);
+                return Err(error).with_context(|| path.display().to_string());
+            }
+        };
+        let namespace = Self { name, file };
+        for scope in ["all", "default"] {
+            namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
+            namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_redirects"), "0")?;
+            namespace.sysctl(&format!("net/ipv4/conf/{scope}/accept_redirects"), "0")?;
+            namespace.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
+            namespace.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+        }
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// The name that `ip netns exec` takes.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` on this namespace; `arguments` are separated by white space.
+    ///
+    /// # Errors
+    /// When `ip` fails; the error has its words.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        run(tool("ip").args(["-n", &self.name]).args(arguments.split_whitespace()))
+    }
+
+    /// Sets a value under `/proc/sys` as this namespace sees it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key);
+        self.run_in_thread(|| fs::write(&path, value))?
+            .with_context(|| format!("{} in namespace {}", path.display(), self.name))
+    }
+
+    /// A command that will run in this namespace, in a process group of its own, with no signal blocked, and be killed
+    /// when the thread that spawned it ends. Unlike `ip netns exec` it keeps the mounts.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let file = Arc::clone(&self.file);
+        command.process_group(0);
+        // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+        unsafe {
+            command.pre_exec(move || {
+                set_pdeathsig(Signal::SIGKILL)?;
+                SigSet::empty().thread_set_mask()?;
+                setns(&*file, CloneFlags::CLONE_NEWNET)?;
+                Ok(())
+            });
+        }
+        command
+    }
+
+    /// Moves the calling thread into this namespace: sockets that it makes from then on belong to it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self) -> Result<()> {
+        setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter namespace {}", self.name))
+    }
+
+    /// Runs `work` in a thread of its own inside this namespace and waits for it.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered. A panic of `work` goes on in the caller.
+    pub fn run_in_thread<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let outcome = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    self.enter()?;
+                    Ok(work())
+                })
+                .join()
+        });
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        kill_inside(&self.file);
+        delete(&self.name);
+    }
+}
+
+/// Joins two namespaces by a veth pair; each end is `(namespace, interface name)`, up, with an MTU of 1,500.
+///
+/// Checksums are complete on the wire, because XDP drops the note that one is still to be computed, and verified on
+/// arrival. Receive offload (GRO) makes an end poll, without which frames from the peer's native `XDP_TX` or redirect
+/// are lost; an end that runs an XDP program polls anyway and should see frames as they were sent.
+///
+/// # Errors
+/// When `ip` or `ethtool` fail.
+pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
+    run(tool("ip").args(["link", "add", a.1, "netns", a.0.name(), "type", "veth"]).args([
+        "peer",
+        "name",
+        b.1,
+        "netns",
+        b.0.name(),
+    ]))?;
+    for (namespace, interface) in [a, b] {
+        namespace.ip(&format!("link set {interface} up"))?;
+    }
+    // Only now: the driver makes an interface a target for redirects when its peer starts to poll, not before it is up.
+    for (namespace, interface) in [a, b] {
+        run(namespace.command("ethtool").args(["-K", interface, "tx", "off", "rx", "off", "gro", "on"]))?;
+    }
+    Ok(())
+}
+
+/// Runs a command to its end and gives what it printed.
+///
+/// # Errors
+/// When it cannot be started or fails; the error has the command and what it wrote to its error output.
+pub fn run(command: &mut Command) -> Result<String> {
+    let shown = || {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+    };
+    let shown = shown();
+    let output = command.output().with_context(|| format!("cannot start `{shown}`"))?;
+    if !output.status.success() {
+        bail!("`{shown}` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A tool of the system, out of reach of the terminal's Ctrl-C, so that clean-up is not cut short.
+fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.process_group(0);
+    command
+}
+
+/// Removes the namespaces that processes which no longer exist have left, and kills what runs in them.
+pub fn remove_leftovers() {
+    let Ok(entries) = fs::read_dir(NAMES) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if owner(name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            if let Ok(file) = File::open(entry.path()) {
+                kill_inside(&file);
+            }
+            delete(name);
+        }
+    }
+}
+
+/// The process id in a name made by [`Namespace::new`].
+fn owner(name: &str) -> Option<u32> {
+    let mut parts = name.splitn(4, '-');
+    (parts.next()? == PREFIX).then_some(())?;
+    let pid = parts.next()?.parse().ok()?;
+    let _counter: u32 = parts.next()?.parse().ok()?;
+    parts.next().map(|_role| pid)
+}
+
+fn delete(name: &str) {
+    if let Err(error) = run(tool("ip").args(["netns", "delete", name])) {
+        eprintln!("namespace {name} is left behind: {error:#}");
+    }
+}
+
+/// Kills every process whose network namespace is the open one.
+fn kill_inside(namespace: &File) {
+    let Ok(wanted) = namespace.metadata() else { return };
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let inside = fs::metadata(PathBuf::from(format!("/proc/{pid}/ns/net")))
+            .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()));
+        if inside && pid.cast_unsigned() != process::id() {
+            // One that is gone already is as good as killed.
+            let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::owner;
+
+    #[test]
+    fn only_own_names_have_an_owner() {
+        assert_eq!(owner("bal-123-0-client"), Some(123));
+        assert_eq!(owner("bal-123-7-two-words"), Some(123));
+        for other in ["bal-123-0", "bal-x-0-client", "bal-1-x-client", "ball-1-0-client", "blue", "bal--1-0-a"] {
+            assert_eq!(owner(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Child processes that end with their owner.
+
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// How long a process may take to end after SIGTERM before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A running program, stopped when dropped: SIGTERM, and after five seconds SIGKILL.
+#[derive(Debug)]
+pub struct Process {
+    what: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`, without input, with its output appended to the file `log`.
+    ///
+    /// # Errors
+    /// When the log cannot be made or the program not be started.
+    pub fn spawn(what: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        let out = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
+        let err = out.try_clone().with_context(|| log.display().to_string())?;
+        let program = command.get_program().to_owned();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .with_context(|| format!("cannot start {what} ({})", program.display()))?;
+        Ok(Self { what: what.to_owned(), child, log: log.to_owned() })
+    }
+
+    /// What it is, for messages.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its output goes.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// When the kernel does not know the process.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("waiting for {}", self.what))
+    }
+
+    /// Sends a signal, if it is still running.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        if self.exited()?.is_none() {
+            kill(Pid::from_raw(self.child.id().cast_signed()), signal)
+                .with_context(|| format!("{signal} to {}", self.what))?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Errors
+    /// When the kernel refuses to signal it or to wait for it.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        let deadline = Instant::now() + GRACE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.exited()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.kill()
+    }
+
+    /// Kills it and waits until it is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses to signal it or to wait for it.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.child.kill().with_context(|| format!("killing {}", self.what))?;
+        self.child.wait().with_context(|| format!("waiting for {}", self.what))
+    }
+
+    /// The last `lines` lines of its output.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn tail(&self, lines: usize) -> Result<String> {
+        tail(&self.log, lines).with_context(|| self.log.display().to_string())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("{} is left running: {error:#}", self.what);
+        }
+    }
+}
+
+fn tail(path: &Path, lines: usize) -> std::io::Result<String> {
+    /// Enough for any tail a person reads.
+    const WINDOW: u64 = 64 << 10;
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(WINDOW)))?;
+    let mut bytes = Vec::new();
+    file.take(WINDOW).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<&str> = text.lines().collect();
+    Ok(all[all.len().saturating_sub(lines)..].join("\n"))
+}

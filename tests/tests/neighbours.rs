@@ -1,0 +1,275 @@
+//! Next hops, as the kernel of a real network namespace resolves them. Needs root.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    fs::File,
+    net::IpAddr,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use balancer::{
+    core::io::{Event, NextHop},
+    shell::neighbours::Neighbours,
+};
+use balancer_common::map_types::{FAMILY_V4, Mac, NeighbourWanted};
+use nix::sched::{CloneFlags, setns};
+use tokio::sync::mpsc;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+const OTHER_MAC: &str = "02:00:00:00:00:77";
+
+/// A namespace `near` with two links, `east` and `west`, to a namespace `far`. Near ends have the first address of
+/// 10.77.0.0/24 and 10.78.0.0/24 (and 2001:db8:77::/64 on `east`), far ends the ninth.
+struct Links {
+    near: String,
+    far: String,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        for name in [&self.near, &self.far] {
+            let _ = Command::new("ip").args(["netns", "delete", name]).output();
+        }
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {} (is this root?)", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Links {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("nb-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let links = Self { near: format!("{id}-near"), far: format!("{id}-far") };
+        ip(&format!("netns add {}", links.near));
+        ip(&format!("netns add {}", links.far));
+        for (link, net) in [("east", "10.77.0"), ("west", "10.78.0")] {
+            ip(&format!("-n {} link add {link} type veth peer name {link} netns {}", links.near, links.far));
+            links.near(&format!("address add {net}.1/24 dev {link}"));
+            links.far(&format!("address add {net}.9/24 dev {link}"));
+        }
+        links.near("address add 2001:db8:77::1/64 dev east nodad");
+        links.far("address add 2001:db8:77::9/64 dev east nodad");
+        for link in ["lo", "east", "west"] {
+            links.near(&format!("link set {link} up"));
+            links.far(&format!("link set {link} up"));
+        }
+        links
+    }
+
+    fn near(&self, arguments: &str) -> String {
+        ip(&format!("-n {} {arguments}", self.near))
+    }
+
+    fn far(&self, arguments: &str) -> String {
+        ip(&format!("-n {} {arguments}", self.far))
+    }
+
+    fn near_hop(&self, link: &str, destination_mac: Mac) -> NextHop {
+        let (ifindex, source_mac) = show(&self.near, link);
+        NextHop { ifindex, source_mac, destination_mac, mtu: 1500 }
+    }
+
+    /// The next hop to the far end of `link`.
+    fn hop(&self, link: &str) -> NextHop {
+        self.near_hop(link, show(&self.far, link).1)
+    }
+
+    /// Runs `test` in the near namespace.
+    fn run<F: Future<Output = ()>>(&self, test: impl FnOnce(Watcher) -> F + Send) {
+        thread::scope(|scope| {
+            let in_namespace = scope.spawn(|| {
+                setns(File::open(format!("/run/netns/{}", self.near)).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let (sender, events) = mpsc::channel(4);
+                    test(Watcher { neighbours: Neighbours::spawn(sender).unwrap(), events }).await;
+                });
+            });
+            if let Err(panic) = in_namespace.join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
+}
+
+fn mac(text: &str) -> Mac {
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes.try_into().unwrap()
+}
+
+fn show(namespace: &str, link: &str) -> (u32, Mac) {
+    let shown: serde_json::Value = serde_json::from_str(&ip(&format!("-n {namespace} -j link show {link}"))).unwrap();
+    let ifindex = shown[0]["ifindex"].as_u64().unwrap();
+    (u32::try_from(ifindex).unwrap(), mac(shown[0]["address"].as_str().unwrap()))
+}
+
+struct Watcher {
+    neighbours: Neighbours,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Watcher {
+    fn watch(&self, address: &str) {
+        self.neighbours.watch(address.parse().unwrap());
+    }
+
+    async fn next(&mut self) -> (IpAddr, Result<NextHop, String>) {
+        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event").unwrap();
+        let Event::NextHop { address, next_hop } = event else { panic!("{event:?}") };
+        (address, next_hop)
+    }
+
+    /// Waits until `address` is said to be reached by `wanted`.
+    async fn until(&mut self, address: &str, wanted: Result<NextHop, &str>) {
+        let address: IpAddr = address.parse().unwrap();
+        let wanted = wanted.map_err(str::to_owned);
+        let mut seen = Vec::new();
+        let found = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let news = self.next().await;
+                if news == (address, wanted.clone()) {
+                    return;
+                }
+                seen.push(news);
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("{address}: waiting for {wanted:?}, saw {seen:?}"));
+    }
+}
+
+#[test]
+fn resolves_both_families_and_says_why_not() {
+    let links = Links::new();
+    links.near("route add blackhole 192.0.2.0/24");
+    links.near("route add 10.99.0.0/24 via inet6 2001:db8:77::9 dev east");
+    links.near("route add 10.98.0.0/24 via 10.78.0.9");
+    let (east, west) = (links.hop("east"), links.hop("west"));
+    links.run(async |mut watcher| {
+        for (address, wanted) in [
+            ("10.77.0.9", Ok(east)),
+            ("2001:db8:77::9", Ok(east)),
+            ("10.98.0.5", Ok(west)),
+            ("10.99.0.5", Ok(east)),
+            ("10.77.0.50", Err("no neighbour: 10.77.0.50 does not answer on east")),
+            ("2001:db8:77::50", Err("no neighbour: 2001:db8:77::50 does not answer on east")),
+            ("198.51.100.1", Err("no route to 198.51.100.1")),
+            ("2001:db8:1::1", Err("no route to 2001:db8:1::1")),
+            ("192.0.2.1", Err("no route to 192.0.2.1 (blackhole route)")),
+            ("10.77.0.1", Err("10.77.0.1 is this machine's own address")),
+            ("2001:db8:77::1", Err("2001:db8:77::1 is this machine's own address")),
+            ("10.77.0.255", Err("10.77.0.255 is a broadcast address")),
+        ] {
+            watcher.watch(address);
+            let (about, next_hop) = watcher.next().await;
+            assert_eq!((about, next_hop), (address.parse().unwrap(), wanted.map_err(str::to_owned)));
+            watcher.neighbours.unwatch(about);
+        }
+    });
+}
+
+#[test]
+fn follows_neighbour_interface_and_route() {
+    let links = Links::new();
+    links.near("route add 10.98.0.0/24 via 10.77.0.9");
+    let (east, west) = (links.hop("east"), links.hop("west"));
+    links.run(async |mut watcher| {
+        watcher.watch("10.98.0.5");
+        watcher.until("10.98.0.5", Ok(east)).await;
+
+        links.near(&format!("neigh replace 10.77.0.9 lladdr {OTHER_MAC} dev east nud reachable"));
+        watcher.until("10.98.0.5", Ok(links.near_hop("east", mac(OTHER_MAC)))).await;
+
+        links.near("route replace 10.98.0.0/24 via 10.78.0.9");
+        watcher.until("10.98.0.5", Ok(west)).await;
+
+        links.near("link set west mtu 1400");
+        watcher.until("10.98.0.5", Ok(NextHop { mtu: 1400, ..west })).await;
+
+        links.far("link set west down");
+        watcher.until("10.98.0.5", Err("interface west has no carrier")).await;
+        links.far("link set west up");
+        watcher.until("10.98.0.5", Ok(NextHop { mtu: 1400, ..west })).await;
+
+        links.near("link set west down");
+        watcher.until("10.98.0.5", Err("interface west is down")).await;
+        // The route went away with the interface.
+        links.near("link set west up");
+        links.near("route add 10.98.0.0/24 via 10.78.0.9");
+        watcher.until("10.98.0.5", Ok(NextHop { mtu: 1400, ..west })).await;
+
+        links.near("link delete west");
+        watcher.until("10.98.0.5", Err("no route to 10.98.0.5")).await;
+    });
+}
+
+#[test]
+fn a_backend_that_comes_up_later_is_found_and_a_dead_one_is_lost() {
+    let links = Links::new();
+    let east = links.hop("east");
+    links.run(async |mut watcher| {
+        links.far("address del 10.77.0.9/24 dev east");
+        watcher.watch("10.77.0.9");
+        watcher.until("10.77.0.9", Err("no neighbour: 10.77.0.9 does not answer on east")).await;
+
+        links.far("address add 10.77.0.9/24 dev east");
+        watcher.until("10.77.0.9", Ok(east)).await;
+
+        links.far("address del 10.77.0.9/24 dev east");
+        links.near("neigh replace 10.77.0.9 dev east nud failed");
+        watcher.until("10.77.0.9", Err("no neighbour: 10.77.0.9 does not answer on east")).await;
+    });
+}
+
+#[test]
+fn hundreds_of_addresses_arrive_through_a_short_channel() {
+    let links = Links::new();
+    let addresses: Vec<String> = (10..210).map(|last| format!("10.77.0.{last}")).collect();
+    for address in &addresses {
+        links.far(&format!("address add {address}/24 dev east"));
+    }
+    let east = links.hop("east");
+    links.run(async |mut watcher| {
+        addresses.iter().for_each(|address| watcher.watch(address));
+        let mut missing: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        while !missing.is_empty() {
+            let (address, next_hop) = watcher.next().await;
+            if next_hop == Ok(east) {
+                missing.retain(|other| *other != address);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_clients_neighbour_is_resolved_and_a_permanent_one_stays() {
+    let links = Links::new();
+    links.near(&format!("neigh add 10.77.0.60 lladdr {OTHER_MAC} dev east nud permanent"));
+    let (ifindex, _) = show(&links.near, "east");
+    let wanted = |last: u8| {
+        let address = [u32::from_ne_bytes([10, 77, 0, last]), 0, 0, 0];
+        NeighbourWanted { address, ifindex, family: u32::from(FAMILY_V4) }
+    };
+    links.run(async |mut watcher| {
+        // Once this has been told, the tables have been read.
+        watcher.watch("10.77.0.1");
+        assert_eq!(watcher.next().await.0, IpAddr::from([10, 77, 0, 1]));
+        watcher.neighbours.want(&wanted(60));
+        watcher.neighbours.want(&wanted(9));
+        tokio::time::timeout(PATIENCE, async {
+            while !links.near("neigh show 10.77.0.9 dev east").contains("lladdr") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("the neighbour is resolved");
+        assert!(links.near("neigh show 10.77.0.60 dev east").contains("PERMANENT"));
+    });
+}

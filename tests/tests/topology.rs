@@ -1,0 +1,136 @@
+//! The hosts that the other tests build on: who reaches whom, and that nothing stays behind.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    backend::Backend,
+    http_client::{Request, send_all},
+    namespace::{Namespace, remove_leftovers, run},
+    topology::{Family, Shape, Topology},
+};
+
+fn exists(namespace: &str) -> bool {
+    Path::new("/run/netns").join(namespace).exists()
+}
+
+fn any_port(address: IpAddr) -> SocketAddr {
+    SocketAddr::new(address, 0)
+}
+
+/// Every client address reaches every backend's own address, and the backend sees who asks.
+fn clients_reach_backends(shape: Shape, forwarding: Forwarding) {
+    let logs = tempfile::tempdir().unwrap();
+    let topology = Topology::new(shape, forwarding, 2).unwrap();
+    topology.forward(true).unwrap();
+    let listen = ["0.0.0.0:8080".parse().unwrap(), "[::]:8080".parse().unwrap()];
+    let _backends: Vec<Backend> = (topology.backends().iter().zip(["web1", "web2"]))
+        .map(|(namespace, name)| Backend::start(namespace, name, &listen, logs.path()).unwrap())
+        .collect();
+    for family in Family::BOTH {
+        let clients: Vec<u16> = (1..=100).chain(20_000..20_100).collect();
+        for (index, name) in [(0, "web1"), (1, "web2")] {
+            let target = SocketAddr::new(topology.backend_address(family, index), 8080);
+            let requests: Vec<Request> = (clients.iter())
+                .map(|&client| Request::new(any_port(topology.client_address(family, client)), target))
+                .collect();
+            for (request, reply) in requests.iter().zip(send_all(topology.client(), &requests, 16).unwrap()) {
+                let reply = reply.unwrap_or_else(|error| panic!("{shape:?} {forwarding:?} {request:?}: {error}"));
+                assert_eq!((reply.status, reply.backend.as_str()), (200, name));
+                assert_eq!(reply.answer().unwrap().client, request.source.ip().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn one_legged_dsr_clients_reach_backends() {
+    clients_reach_backends(Shape::OneLegged, Forwarding::Dsr);
+}
+
+#[test]
+fn one_legged_nat_clients_reach_backends() {
+    clients_reach_backends(Shape::OneLegged, Forwarding::Nat);
+}
+
+#[test]
+fn two_legged_dsr_clients_reach_backends() {
+    clients_reach_backends(Shape::TwoLegged, Forwarding::Dsr);
+}
+
+#[test]
+fn two_legged_nat_clients_reach_backends() {
+    clients_reach_backends(Shape::TwoLegged, Forwarding::Nat);
+}
+
+/// Also where backends have the service's address too.
+#[test]
+fn the_service_address_leads_to_the_balancer() {
+    let logs = tempfile::tempdir().unwrap();
+    for shape in [Shape::OneLegged, Shape::TwoLegged] {
+        for forwarding in [Forwarding::Dsr, Forwarding::Nat] {
+            let topology = Topology::new(shape, forwarding, 2).unwrap();
+            let listen = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), 80));
+            let _servers = [topology.balancer(), &topology.backends()[0]].map(|namespace| {
+                let listen = if namespace.name() == topology.balancer().name() || forwarding == Forwarding::Dsr {
+                    listen.to_vec()
+                } else {
+                    vec!["0.0.0.0:80".parse().unwrap()]
+                };
+                Backend::start(namespace, namespace.name(), &listen, logs.path()).unwrap()
+            });
+            for (family, target) in Family::BOTH.into_iter().zip(listen) {
+                let request = Request::new(any_port(topology.client_address(family, 7)), target);
+                let reply = topology.client().run_in_thread(|| request.send()).unwrap().unwrap();
+                assert_eq!(reply.backend, topology.balancer().name(), "{shape:?} {forwarding:?} {family:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_namespace_has_its_own_sockets() {
+    let (one, other) = (Namespace::new("one").unwrap(), Namespace::new("other").unwrap());
+    let listener = one.run_in_thread(|| TcpListener::bind("127.0.0.1:0")).unwrap().unwrap();
+    let address = listener.local_addr().unwrap();
+    assert!(one.run_in_thread(|| TcpStream::connect(address)).unwrap().is_ok());
+    assert!(other.run_in_thread(|| TcpStream::connect(address)).unwrap().is_err());
+}
+
+#[test]
+fn nothing_stays_behind() {
+    let logs = tempfile::tempdir().unwrap();
+    let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
+    let names = [topology.client(), topology.balancer(), topology.switch(), &topology.backends()[0]]
+        .map(|namespace| namespace.name().to_owned());
+    let listen = ["127.0.0.1:80".parse().unwrap()];
+    let mut backend = Backend::start(&topology.backends()[0], "web1", &listen, logs.path()).unwrap();
+    // One that its starter has lost sight of, as a user at another terminal would start it.
+    let mut stray = Command::new("ip").args(["netns", "exec", &names[0], "sleep", "1000"]).spawn().unwrap();
+    while run(Command::new("ip").args(["netns", "pids", &names[0]])).unwrap().is_empty() {}
+
+    assert!(names.iter().all(|name| exists(name)));
+    drop(topology);
+    assert!(!names.iter().any(|name| exists(name)), "{names:?}");
+    assert!(!backend.process().kill().unwrap().success());
+    assert!(!stray.wait().unwrap().success());
+}
+
+#[test]
+fn only_leftovers_of_the_dead_are_removed() {
+    let mut dead = Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    let leftover = format!("bal-{}-0-web1", dead.id());
+    run(Command::new("ip").args(["netns", "add", &leftover])).unwrap();
+    let live = Namespace::new("live").unwrap();
+    assert!(exists(live.name()));
+    remove_leftovers();
+    assert!(!exists(&leftover));
+    assert!(exists(live.name()));
+    live.ip("link show lo").unwrap();
+}

@@ -1,0 +1,104 @@
+//! Running other programs, in the project's root directory.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// Where system tools lie that a user's `PATH` may leave out.
+const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// The project's root directory.
+pub(crate) fn root() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}
+
+/// Where cargo puts what it builds for `profile`, `debug` or `release`: this program lies there, too.
+pub(crate) fn built(profile: &str) -> Result<PathBuf> {
+    let own = env::current_exe().context("the running program's path is unknown")?;
+    let target =
+        own.parent().and_then(Path::parent).context("the running program lies outside of a target directory")?;
+    Ok(target.join(profile))
+}
+
+/// The cargo that started this program.
+pub(crate) fn cargo() -> Command {
+    program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// A program, to be run in the root directory and without input.
+pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    command.current_dir(root()).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end, its output going where this program's goes.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
+    ensure!(status.success(), "`{}` failed ({status})", shown(command));
+    Ok(())
+}
+
+/// Like [`run`], but kills the command when `limit` is over.
+pub(crate) fn run_within(limit: Duration, command: &mut Command) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let mut child = command.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "`{}` failed ({status})", shown(command));
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("`{}` took longer than {} s", shown(command), limit.as_secs());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What a command prints; `None` if it fails or does not exist.
+pub(crate) fn output(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// A command as it would be typed.
+pub(crate) fn shown(command: &Command) -> String {
+    let variables = command.get_envs().filter_map(|(name, value)| {
+        value.map(|value| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
+    });
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy().into_owned());
+    variables.chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a program is installed.
+pub(crate) fn installed(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let executable = |file: PathBuf| fs::metadata(file).is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
+    env::split_paths(&path).chain(SYSTEM.map(PathBuf::from)).any(|directory| executable(directory.join(name)))
+}
+
+/// Complains unless this is root.
+pub(crate) fn ensure_root(what: &str, chore: &str) -> Result<()> {
+    ensure!(
+        is_root(),
+        "{what} needs root, for network namespaces and XDP: try `sudo -E env \"PATH=$PATH\" cargo xtask {chore}`"
+    );
+    Ok(())
+}
+
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}

@@ -1,0 +1,211 @@
+//! A compiler and a linker for the kernel program, by one of two ways:
+//!
+//! 1. rustup's nightly, which compiles `core` for BPF from the `rust-src` component;
+//! 2. Debian's compiler with its prebuilt `core` for BPF, linked into rustup as `bpf-core`.
+//!
+//! `balancer-userspace/build.rs` takes the linked toolchain if there is one, otherwise nightly.
+
+use std::{fmt, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use super::install::Installer;
+use crate::command::{installed, output, program};
+
+const LINKER: &str = "bpf-linker";
+const LINKER_VERSION: &str = "0.13.0";
+
+/// Downloads programs that are already built.
+const BINSTALL: &str = "cargo-binstall";
+
+/// LLVM versions that this version of the linker can be built with.
+const LINKER_LLVM: [u32; 3] = [21, 22, 23];
+
+/// Where Debian's compiler is installed.
+const DEBIAN_SYSROOT: &str = "/usr";
+
+/// Debian's compiler with `core` for BPF.
+const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+
+/// What the linker is linked with, besides LLVM.
+const LINKER_PACKAGES: [&str; 3] = ["libzstd-dev", "zlib1g-dev", "g++"];
+
+/// Rustup has retries of its own; past this there is no hope.
+const COMPONENT_LIMIT: Duration = Duration::from_secs(60);
+const TOOLCHAIN_LIMIT: Duration = Duration::from_secs(300);
+
+/// A compiler for BPF, by its rustup name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compiler {
+    Nightly,
+    Linked,
+}
+
+impl Compiler {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Nightly => "nightly",
+            Self::Linked => "bpf-core",
+        }
+    }
+
+    fn rustc(self) -> Command {
+        let mut command = program("rustup");
+        command.args(["run", self.name(), "rustc"]);
+        command
+    }
+
+    /// Whether rustup knows it.
+    fn exists(self) -> bool {
+        output(self.rustc().arg("--version")).is_some()
+    }
+
+    /// Whether it has what `core` for BPF takes.
+    fn has_core(self) -> bool {
+        output(self.rustc().args(["--print", "sysroot"])).is_some_and(|sysroot| match self {
+            Self::Nightly => Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir(),
+            Self::Linked => has_prebuilt_core(&sysroot),
+        })
+    }
+
+    fn llvm(self) -> Result<u32> {
+        let version = output(self.rustc().arg("--version").arg("--verbose")).context("no answer from rustc")?;
+        llvm_major(&version).with_context(|| format!("`rustc --version --verbose` names no LLVM version: {version}"))
+    }
+}
+
+impl fmt::Display for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the rustup toolchain {}", self.name())
+    }
+}
+
+/// Finds a compiler with a linker, or installs what is missing of one.
+pub(super) fn ensure(installer: &mut Installer) -> Result<Compiler> {
+    ensure!(
+        installed("rustup"),
+        "rustup is missing: install Rust with rustup, the build asks it for a second compiler"
+    );
+    let preferred = if Compiler::Linked.exists() { Compiler::Linked } else { Compiler::Nightly };
+    if installed(LINKER) && preferred.has_core() {
+        return Ok(preferred);
+    }
+    let no_nightly = match preferred {
+        Compiler::Nightly => install_nightly(installer),
+        Compiler::Linked => Err(anyhow!("the build prefers the toolchain {}, which is there", preferred.name())),
+    };
+    let Err(no_nightly) = no_nightly else { return Ok(Compiler::Nightly) };
+    println!("No compiler for BPF by way of rustup: {no_nightly:#}");
+    let Err(no_debian) = install_debian(installer) else { return Ok(Compiler::Linked) };
+    println!("No compiler for BPF by way of Debian's packages: {no_debian:#}");
+    // Minutes of compiling, and worth it only where prebuilt programs can be downloaded.
+    if preferred.has_core() && !installed(BINSTALL) && install_binstall(installer).is_ok() && installed(LINKER) {
+        return Ok(preferred);
+    }
+    bail!("no compiler for BPF could be installed\n{}", by_hand())
+}
+
+fn install_nightly(installer: &mut Installer) -> Result<()> {
+    let name = Compiler::Nightly.name();
+    if !Compiler::Nightly.exists() {
+        let mut command = program("rustup");
+        command.args(["toolchain", "install", name, "--profile", "minimal", "--component", "rust-src"]);
+        installer.step("Rust nightly with its sources", Some(TOOLCHAIN_LIMIT), &mut command)?;
+    } else if !Compiler::Nightly.has_core() {
+        let mut command = program("rustup");
+        command.args(["component", "add", "rust-src", "--toolchain", name]);
+        installer.step("the sources of Rust nightly", Some(COMPONENT_LIMIT), &mut command)?;
+    }
+    install_linker(installer, Compiler::Nightly.llvm()?)
+}
+
+fn install_debian(installer: &mut Installer) -> Result<()> {
+    if !has_prebuilt_core(DEBIAN_SYSROOT) {
+        ensure!(installer.package_exists(DEBIAN_PACKAGES[1])?, "there is no package {}", DEBIAN_PACKAGES[1]);
+        installer.packages(&DEBIAN_PACKAGES)?;
+    }
+    let version = output(program("/usr/bin/rustc").arg("--version").arg("--verbose")).context("no /usr/bin/rustc")?;
+    install_linker(installer, llvm_major(&version).context("/usr/bin/rustc names no LLVM version")?)?;
+    // Last, because it hides nightly from the build.
+    if !Compiler::Linked.exists() {
+        let mut command = program("rustup");
+        command.args(["toolchain", "link", Compiler::Linked.name(), DEBIAN_SYSROOT]);
+        installer.step("a name for Debian's compiler", None, &mut command)?;
+    }
+    ensure!(Compiler::Linked.has_core(), "the toolchain {} has no core for BPF", Compiler::Linked.name());
+    Ok(())
+}
+
+/// Installs the linker for compilers with LLVM `llvm`.
+fn install_linker(installer: &mut Installer, llvm: u32) -> Result<()> {
+    if installed(LINKER) {
+        return Ok(());
+    }
+    if installed(BINSTALL) && download_linker(installer).is_ok() && installed(LINKER) {
+        return Ok(());
+    }
+    build_linker(installer, llvm)
+}
+
+fn install_binstall(installer: &mut Installer) -> Result<()> {
+    installer.step(BINSTALL, None, program("cargo").args(["install", "--locked", BINSTALL]))?;
+    download_linker(installer)
+}
+
+/// A prebuilt linker brings its own LLVM, newer than any compiler's at its release.
+fn download_linker(installer: &mut Installer) -> Result<()> {
+    let version = format!("{LINKER}@{LINKER_VERSION}");
+    installer.step(&version, None, program("cargo").args(["binstall", "--no-confirm", &version]))
+}
+
+fn build_linker(installer: &mut Installer, llvm: u32) -> Result<()> {
+    ensure!(LINKER_LLVM.contains(&llvm), "{LINKER} {LINKER_VERSION} knows no LLVM {llvm}");
+    let prefix = format!("/usr/lib/llvm-{llvm}");
+    let package = format!("llvm-{llvm}-dev");
+    if !Path::new(&prefix).join("include/llvm-c").exists() {
+        ensure!(installer.package_exists(&package)?, "there is no package {package}");
+    }
+    let packages: Vec<&str> = LINKER_PACKAGES.into_iter().chain([package.as_str()]).collect();
+    installer.packages(&packages)?;
+    let feature = format!("llvm-{llvm}");
+    let variables = [(format!("LLVM_SYS_{llvm}1_PREFIX"), prefix.clone()), ("LLVM_PREFIX".to_owned(), prefix)];
+    installer.cargo(LINKER, LINKER_VERSION, &["--no-default-features", "--features", &feature], &variables)
+}
+
+fn has_prebuilt_core(sysroot: &str) -> bool {
+    let library = Path::new(sysroot).join("lib/rustlib/bpfel-unknown-none/lib");
+    library.read_dir().is_ok_and(|files| {
+        files.flatten().any(|file| file.file_name().to_str().is_some_and(|name| name.starts_with("libcore-")))
+    })
+}
+
+fn llvm_major(version: &str) -> Option<u32> {
+    version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
+}
+
+fn by_hand() -> String {
+    format!(
+        "Install one by hand, either\n\
+         \x20   rustup toolchain install nightly --profile minimal --component rust-src\n\
+         \x20   cargo install --locked {BINSTALL} && cargo binstall {LINKER}@{LINKER_VERSION}\n\
+         or, on Debian, as root\n\
+         \x20   apt-get update && apt-get install {} {} llvm-22-dev\n\
+         \x20   LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 LLVM_PREFIX=/usr/lib/llvm-22 cargo install --locked {LINKER} --version {LINKER_VERSION} --no-default-features --features llvm-22\n\
+         \x20   rustup toolchain link {} {DEBIAN_SYSROOT}",
+        DEBIAN_PACKAGES.join(" "),
+        LINKER_PACKAGES.join(" "),
+        Compiler::Linked.name(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::llvm_major;
+
+    #[test]
+    fn the_version_of_llvm_is_found() {
+        let version = "rustc 1.96.0 (ac68faa20 2026-05-25)\nbinary: rustc\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
+        assert_eq!(llvm_major(version), Some(22));
+        assert_eq!(llvm_major("rustc 1.96.0\n"), None);
+    }
+}

@@ -1,0 +1,33 @@
+//! `cargo xtask setup`: finds what building, running and testing need, and installs what is missing.
+
+mod bpf;
+mod install;
+
+use anyhow::{Context as _, Result};
+
+use crate::command::installed;
+use install::Installer;
+
+/// Programs from the system's packages: program, package.
+const SYSTEM_TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("ethtool", "ethtool")];
+
+/// Installs what is missing. Quick and quiet when nothing is.
+pub(crate) fn setup(ci: bool) -> Result<()> {
+    let mut installer = Installer::default();
+    let missing: Vec<&str> =
+        SYSTEM_TOOLS.iter().filter(|(program, _)| !installed(program)).map(|&(_, package)| package).collect();
+    if !missing.is_empty() {
+        installer.packages(&missing).with_context(|| {
+            format!("install by hand, as root: apt-get update && apt-get install {}", missing.join(" "))
+        })?;
+    }
+    let compiler = bpf::ensure(&mut installer)?;
+    if !installed("cargo-nextest") {
+        installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;
+    }
+    if ci && !installed("cargo-deny") {
+        installer.cargo("cargo-deny", "0.20.2", &[], &[])?;
+    }
+    println!("Set up: the kernel program is compiled with {compiler}");
+    Ok(())
+}
