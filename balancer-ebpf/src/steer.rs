@@ -9,8 +9,8 @@ use balancer_common::{
     client,
     client_table::{Query, due},
     map_types::{
-        ALL_DOWN, Control, FAMILY_V4, NO_BACKEND, LiveTable, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED,
-        SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
+        ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS,
+        SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
     verdict::{Decision, DropReason},
 };

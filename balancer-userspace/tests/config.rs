@@ -50,7 +50,7 @@ fn defaults() {
             forwarding: Forwarding::Nat,
             table_size: 65_537,
             client_prefix: ClientPrefix { v4: 32, v6: 64 },
-            remember: Duration::ZERO,
+            remember: Duration::from_secs(3 * 3600),
             failback: Failback::Stay,
             when_all_down: WhenAllDown::Open,
             slow_start: Duration::ZERO,

@@ -6,18 +6,19 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use balancer::{
-    config::model::Protocol,
+    config::model::{Failback, Protocol},
     core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
     shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
 };
 use balancer_common::{
     client::HashKey,
     map_types::Forwarding,
-    verdict::{DropReason, Verdict},
+    verdict::{DropReason, MoveCause, Verdict},
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -102,8 +103,10 @@ impl Rig {
         }
         let in_ifindex = nix::net::if_::if_nametoindex("in0")?;
         let out_ifindex = nix::net::if_::if_nametoindex("out0")?;
-        let mut dataplane =
-            KernelDataplane::load(Capacity { slots: 1 << 16, services: 64, returns: 64 }, &[in_ifindex, out_ifindex])?;
+        let mut dataplane = KernelDataplane::load(
+            Capacity { slots: 1 << 16, services: 64, returns: 64, clients: 1 << 10 },
+            &[in_ifindex, out_ifindex],
+        )?;
         let mut specs = Vec::new();
         for (index, service) in services.iter().enumerate() {
             specs.push(configure(&mut dataplane, index, service, in_ifindex, out_ifindex)?);
@@ -192,7 +195,16 @@ fn configure(
     let entry = match (address, service.target) {
         (Some(address), _) => {
             let address = address.parse()?;
-            dataplane.write_backend(&BackendSpec { id, forwarding: service.forwarding, vip, address, next_hop })?;
+            dataplane.write_backend(&BackendSpec {
+                id,
+                forwarding: service.forwarding,
+                vip,
+                address,
+                next_hop,
+                service: ServiceId(index as u16),
+                keeps_known: true,
+                cause: MoveCause::Down,
+            })?;
             backends.push((id, address));
             id.0
         }
@@ -200,7 +212,7 @@ fn configure(
         (None, _) => balancer_common::map_types::NO_BACKEND,
     };
     let id = ServiceId(index as u16);
-    dataplane.swap_table(id, &[entry; TABLE_SIZE])?;
+    dataplane.swap_table(id, vec![entry; TABLE_SIZE].into(), None)?;
     Ok(ServiceSpec {
         id,
         hash_key: HashKey { k0: 1, k1: 2 },
@@ -208,6 +220,8 @@ fn configure(
         protocol: service.protocol,
         client_prefix: if vip.is_ipv4() { 32 } else { 64 },
         forwarding: service.forwarding,
+        remember: Duration::ZERO,
+        failback: Failback::Stay,
         backends,
     })
 }

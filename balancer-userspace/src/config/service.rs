@@ -19,6 +19,7 @@ use crate::shell::snapshot::forwarding_word;
 
 const DEFAULT_TABLE_SIZE: u32 = 65_537;
 const DEFAULT_WEIGHT: u16 = 100;
+const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
 /// Below this many slots a backend, shares become uneven.
 const SLOTS_PER_BACKEND: usize = 100;
@@ -83,6 +84,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
 
     if let Some(failback) = &failback
         && failback.value == Failback::Stay
+        && remember.as_ref().is_some_and(|remember| remember.value.is_zero())
     {
         let text = "failback = \"stay\" has no effect without memory (remember = \"0s\"): clients always return";
         findings.warn(failback.at, text.to_owned());
@@ -121,7 +123,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
             forwarding: forwarding.value,
             table_size: table_size.value,
             client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
-            remember: remember.map_or(Duration::ZERO, |remember| remember.value),
+            remember: remember.map_or(DEFAULT_REMEMBER, |remember| remember.value),
             failback: failback.map_or(Failback::Stay, |failback| failback.value),
             when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
             slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
@@ -144,10 +146,7 @@ fn client_prefix(mut section: Section<'_>, findings: &mut Findings<'_>) -> Clien
 fn remember(text: &str) -> Result<Duration, String> {
     let remember = value::duration(text)?;
     if remember.subsec_nanos() != 0 {
-        return Err(format!("remember = {} is not in whole seconds; only \"0s\" works", value::quoted(text)));
-    }
-    if !remember.is_zero() {
-        return Err(format!("remember = {} is not available yet; only \"0s\" works", value::quoted(text)));
+        return Err(format!("remember = {} is not in whole seconds", value::quoted(text)));
     }
     Ok(remember)
 }

@@ -15,10 +15,13 @@
 //!                                            │ down │ ◄── a drained one that fails with on_failure = "move"
 //!                                            └──────┘
 //!   from every state, and back by `ready` (to what the health says):
-//!   `drain` ► ┌──────────┐  (nobody left, or  ► ┌─────────┐     `maint` ► ┌───────┐
-//!             │ draining │   no memory at all)  │ drained │               │ maint │  not checked
+//!   `drain` ► ┌──────────┐  (deadline, nobody ► ┌─────────┐     `maint` ► ┌───────┐
+//!             │ draining │   left, no memory)   │ drained │               │ maint │  not checked
 //!             └──────────┘                      └─────────┘               └───────┘
+//!   A drain for health ends the same ways, in `down`.
 //! ```
+
+use balancer_common::verdict::MoveCause;
 
 use crate::{
     config::model::{FailureAction, OnFailure},
@@ -111,6 +114,8 @@ pub struct Situation {
     pub on_failure: OnFailure,
     /// Whether the service remembers clients. Without memory there is nobody to keep.
     pub remembers: bool,
+    /// Whether a drain has come to its end: its deadline passed, or no known client is left.
+    pub drained: bool,
 }
 
 /// What becomes of a backend's clients.
@@ -120,6 +125,8 @@ pub struct Standing {
     pub takes_new: bool,
     /// Whether known clients stay with it. Never without memory.
     pub keeps_known: bool,
+    /// Why known clients are moved, where they do not stay.
+    pub cause: MoveCause,
     /// What it is shown as.
     pub state: State,
 }
@@ -133,21 +140,34 @@ impl Situation {
             HealthFact::Down(FailureKind::Soft) => Some(self.on_failure.soft),
             HealthFact::Down(FailureKind::Hard) => Some(self.on_failure.hard),
         };
-        let (takes_new, keeps_known, state) = match (self.admin, failure) {
-            (Admin::Maint, _) => (false, false, State::Maint),
-            (Admin::Ready | Admin::Drain, Some(FailureAction::Move)) => (false, false, State::Down),
+        let drains = self.remembers && !self.drained;
+        let (takes_new, keeps_known, cause, state) = match (self.admin, failure) {
+            (Admin::Maint, _) => (false, false, MoveCause::Maint, State::Maint),
+            (Admin::Ready | Admin::Drain, Some(FailureAction::Move)) => (false, false, MoveCause::Down, State::Down),
             (Admin::Ready, Some(FailureAction::Drain)) => {
-                (false, true, if self.remembers { State::DrainingHealth } else { State::Down })
+                (false, drains, MoveCause::Drain, if drains { State::DrainingHealth } else { State::Down })
             }
             (Admin::Drain, Some(FailureAction::Drain) | None) => {
-                (false, true, if self.remembers { State::Draining } else { State::Drained })
+                (false, drains, MoveCause::Drain, if drains { State::Draining } else { State::Drained })
             }
             (Admin::Ready, None) => match self.health {
-                HealthFact::Unknown => (!self.start_down, true, State::Checking),
-                HealthFact::Unchecked | HealthFact::Up | HealthFact::Down(_) => (true, true, State::Up),
+                HealthFact::Unknown => (!self.start_down, true, MoveCause::Down, State::Checking),
+                HealthFact::Unchecked | HealthFact::Up | HealthFact::Down(_) => {
+                    (true, true, MoveCause::Down, State::Up)
+                }
             },
         };
-        Standing { takes_new, keeps_known: keeps_known && self.remembers, state }
+        Standing { takes_new, keeps_known: keeps_known && self.remembers, cause, state }
+    }
+
+    /// Whether known clients are kept only for a while, were the drain not over.
+    #[must_use]
+    pub const fn drains(self) -> bool {
+        let beginning = Self { drained: false, ..self };
+        match beginning.standing().state {
+            State::Draining | State::DrainingHealth => true,
+            State::Up | State::Checking | State::Drained | State::Down | State::Maint => false,
+        }
     }
 }
 
@@ -203,9 +223,9 @@ mod tests {
             for health in healths {
                 for (hard, soft) in [(MOVE, DRAIN), (MOVE, MOVE), (DRAIN, DRAIN), (DRAIN, MOVE)] {
                     for start_down in [false, true] {
-                        for remembers in [false, true] {
+                        for (remembers, drained) in [(false, false), (false, true), (true, false), (true, true)] {
                             let on_failure = OnFailure { hard, soft };
-                            let situation = Situation { admin, health, start_down, on_failure, remembers };
+                            let situation = Situation { admin, health, start_down, on_failure, remembers, drained };
                             let rows: Vec<_> = TABLE
                                 .iter()
                                 .filter(|row| row.0 == admin && row.1.contains(&health))
@@ -215,14 +235,23 @@ mod tests {
                                 panic!("{situation:?} is in rows {rows:?}")
                             };
                             let word = match word {
-                                "draining" if !remembers => "drained",
-                                "draining (health)" if !remembers => "down",
+                                "draining" if !remembers || drained => "drained",
+                                "draining (health)" if !remembers || drained => "down",
                                 word => word,
                             };
                             let waits = start_down && word == "checking";
                             let standing = situation.standing();
                             assert_eq!(standing.takes_new, takes_new && !waits, "{situation:?}");
-                            assert_eq!(standing.keeps_known, keeps_known && remembers, "{situation:?}");
+                            let over = matches!(word, "drained" | "down");
+                            assert_eq!(standing.keeps_known, keeps_known && remembers && !over, "{situation:?}");
+                            let cause = match (word, admin, action(health, on_failure)) {
+                                ("maint", ..) => MoveCause::Maint,
+                                ("drained", ..) | ("down", _, Some(DRAIN)) => MoveCause::Drain,
+                                _ => MoveCause::Down,
+                            };
+                            if !standing.keeps_known && remembers {
+                                assert_eq!(standing.cause, cause, "{situation:?}");
+                            }
                             assert_eq!(standing.state.word(), word, "{situation:?}");
                             seen.insert(standing.state);
                         }

@@ -18,15 +18,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::client::HashKey;
+use balancer_common::{client::HashKey, verdict::MoveCause};
 
 use crate::{
     config::model::{BackendConfig, Config, ServiceConfig},
     core::{
         ids::Ids,
         io::{
-            Admin, BackendId, BackendName, Change, CheckOutcome, Command, Event, NextHop, Refused, Report, ReportLevel,
-            ServiceId, ServiceSpec,
+            Admin, BackendId, BackendName, BackendSpec, Change, CheckOutcome, Command, Event, NextHop, Refused, Report,
+            ReportLevel, ServiceId, ServiceSpec,
         },
         next_hops::NextHops,
         report::{self, counted, grouped},
@@ -51,6 +51,25 @@ pub struct Controller {
     hops: NextHops,
     /// The directory of services as last published.
     published: Option<Vec<ServiceSpec>>,
+    /// Removed backends that clients may still be known at.
+    gone: Vec<Gone>,
+}
+
+/// A removed backend whose row and id are still needed: its known clients have not all come back.
+#[derive(Clone, Debug)]
+pub struct Gone {
+    /// Its name in the service it was in.
+    pub name: String,
+    /// Its row, which keeps nobody.
+    pub row: BackendSpec,
+    /// Known clients at the last sweep.
+    pub known: u64,
+    empty_sweeps: u32,
+}
+
+impl Gone {
+    /// The sweep that is under way when it is removed may have passed a client by; the second cannot.
+    const ENOUGH_SWEEPS: u32 = 2;
 }
 
 /// What became different.
@@ -80,7 +99,14 @@ impl Controller {
             ids: Ids::new(),
             hops: NextHops::default(),
             published: None,
+            gone: Vec::new(),
         }
+    }
+
+    /// Removed backends that clients may still be known at.
+    #[must_use]
+    pub fn gone(&self) -> &[Gone] {
+        &self.gone
     }
 
     /// Starts to serve. Comes once, before anything else.
@@ -100,7 +126,8 @@ impl Controller {
         match event {
             Event::Checked { backend, outcome, took } => self.checked(backend, &outcome, took, now),
             Event::NextHop { address, next_hop } => self.next_hop(address, next_hop, now),
-            Event::Tick => Vec::new(),
+            Event::Swept { known } => self.swept(&known, now),
+            Event::Tick => self.overdue(now),
         }
     }
 
@@ -130,10 +157,12 @@ impl Controller {
                 });
                 self.reconfigure(services, &name, "added", now)
             }
-            // Without memory a backend has nobody to drain.
-            Change::Remove { name, force: _ } => {
+            Change::Remove { name, force } => {
+                let known = self.backend(&name)?.known_clients();
+                if self.service(&name.service)?.remembers() && !force {
+                    return Ok(self.leave(&name, known, now));
+                }
                 let (mut services, index) = self.edit(&name.service)?;
-                self.backend(&name)?;
                 if let Some(service) = services.get_mut(index) {
                     service.backends.retain(|backend| backend.name != name.backend);
                 }
@@ -153,8 +182,7 @@ impl Controller {
                 }
                 self.reconfigure(services, &name, &format!("weight {old} → {weight}"), now)
             }
-            // Without memory a backend is drained at once, long before any timeout.
-            Change::SetAdmin { name, admin, timeout: _ } => self.set_admin(&name, admin, now),
+            Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
             Change::Reload(config) => self.reload(config.services, now),
         }
     }
@@ -163,19 +191,19 @@ impl Controller {
     #[must_use]
     pub fn resync(&self) -> Vec<Command> {
         let rows = self.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.clone());
-        let swaps = self
-            .services
-            .iter()
-            .map(|service| Command::SwapTable { service: service.id(), table: service.shared_table() });
+        let rows = rows.chain(self.gone.iter().map(|gone| gone.row.clone()));
+        let swaps = self.services.iter().map(|service| {
+            let (table, home) = service.tables();
+            Command::SwapTable { service: service.id(), table, home }
+        });
         let directory = self.published.clone().map(Command::PublishServices);
         rows.map(Command::WriteBackend).chain(swaps).chain(directory).collect()
     }
 
-    /// When to send [`Event::Tick`] at the latest. Deadlines come with the memory of clients (drains) and with slow
-    /// start; services that have neither wait for nothing.
+    /// When to send [`Event::Tick`] at the latest: the end of the next drain.
     #[must_use]
-    pub const fn next_deadline(&self) -> Option<Instant> {
-        None
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.services.iter().flat_map(Service::backends).filter_map(Backend::drain_deadline).min()
     }
 
     /// The services, in configuration order.
@@ -219,7 +247,7 @@ impl Controller {
         let Some(index) = service.backends().iter().position(|candidate| candidate.id() == backend) else {
             return Vec::new();
         };
-        if !service.record(index, outcome, took, &self.hops) {
+        if !service.record(index, outcome, took, &self.hops, now) {
             return Vec::new();
         }
         self.settle(|service| service.id() == id, Vec::new(), None, now).commands
@@ -233,18 +261,108 @@ impl Controller {
         self.settle(concerned, Vec::new(), None, now).commands
     }
 
-    fn set_admin(&mut self, name: &BackendName, admin: Admin, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+    /// Ends drains whose deadline has passed.
+    fn overdue(&mut self, now: Instant) -> Vec<Command> {
+        let due = |service: &Service| {
+            service.backends().iter().any(|backend| backend.drain_deadline().is_some_and(|deadline| deadline <= now))
+        };
+        let mut commands = self.settle(due, Vec::new(), None, now).commands;
+        commands.extend(self.remove_those_that_left(now));
+        commands
+    }
+
+    /// Takes note of how many clients each backend has: who has none left is drained, and the row of a removed backend
+    /// that has none left is given up.
+    fn swept(&mut self, known: &[(BackendId, u64)], now: Instant) -> Vec<Command> {
+        let known: HashMap<BackendId, u64> = known.iter().copied().collect();
+        let of = |id: BackendId| known.get(&id).copied().unwrap_or(0);
+        let mut concerned = HashSet::new();
+        for service in &mut self.services {
+            let id = service.id();
+            for backend in service.backends_mut() {
+                if backend.swept(of(backend.id())) {
+                    concerned.insert(id);
+                }
+            }
+        }
+        let mut commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+        commands.extend(self.remove_those_that_left(now));
+        let ids = &mut self.ids;
+        self.gone.retain_mut(|gone| {
+            gone.known = of(gone.row.id);
+            gone.empty_sweeps = if gone.known == 0 { gone.empty_sweeps + 1 } else { 0 };
+            let stays = gone.empty_sweeps < Gone::ENOUGH_SWEEPS;
+            if !stays {
+                commands.push(Command::RetireBackend(gone.row.id));
+                ids.give_back(gone.row.id);
+            }
+            stays
+        });
+        commands
+    }
+
+    /// Begins to drain a backend that is to be removed.
+    fn leave(&mut self, name: &BackendName, known: u64, now: Instant) -> (String, Vec<Command>) {
+        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
+            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
+                backend.leave();
+            }
+        }
+        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let message = self.done(name, "drains before it is removed", &settled);
+        let mut commands = settled.commands;
+        commands.extend(self.remove_those_that_left(now));
+        (format!("{message}; {} (--force does not wait for them)", counted(known as usize, "known client")), commands)
+    }
+
+    fn remove_those_that_left(&mut self, now: Instant) -> Vec<Command> {
+        let left = |service: &Service| service.backends().iter().any(Backend::has_left);
+        if !self.services.iter().any(left) {
+            return Vec::new();
+        }
+        let mut names = Vec::new();
+        let mut services: Vec<ServiceConfig> = self.services.iter().map(Service::config).collect();
+        for (config, service) in services.iter_mut().zip(&self.services) {
+            for backend in service.backends().iter().filter(|backend| backend.has_left()) {
+                config.backends.retain(|other| other.name != backend.name());
+                names.push(service.name_of(backend));
+            }
+        }
+        match self.configure(services, None, now) {
+            Ok((_, settled)) => {
+                let removed = names.into_iter().map(|name| {
+                    let message = format!("backend {name} removed, it is drained");
+                    Command::Report(Report { level: ReportLevel::Info, about: Some(name), message })
+                });
+                settled.commands.into_iter().chain(removed).collect()
+            }
+            Err(refused) => {
+                let message = format!("drained backends are not removed: {refused}");
+                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message })]
+            }
+        }
+    }
+
+    fn set_admin(
+        &mut self,
+        name: &BackendName,
+        admin: Admin,
+        timeout: Option<Duration>,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let remembers = self.service(&name.service)?.remembers();
         let word = match admin {
             Admin::Ready => "ready",
+            Admin::Drain if remembers => "draining",
             Admin::Drain => "drained",
             Admin::Maint => "in maintenance",
         };
-        if self.backend(name)?.admin() == admin {
+        if self.backend(name)?.admin() == admin && timeout.is_none() {
             return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
         }
         for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
             for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
-                backend.set_admin(admin);
+                backend.set_admin(admin, timeout);
             }
         }
         let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
@@ -403,7 +521,9 @@ impl Controller {
         subject: Option<&BackendName>,
         now: Instant,
     ) -> Settled {
-        let Self { services, hops, owners, ids, published, .. } = self;
+        let Self { services, hops, owners, ids, published, gone, .. } = self;
+        let remembering: HashSet<ServiceId> =
+            services.iter().filter(|service| service.remembers()).map(Service::id).collect();
         let mut commands = Vec::new();
         let mut checks = Vec::new();
         let mut released = Vec::new();
@@ -425,11 +545,13 @@ impl Controller {
         let mut all_moves = HashMap::new();
         let is_published = |id: ServiceId| published.iter().flatten().any(|spec: &ServiceSpec| spec.id == id);
         for service in services.iter_mut().filter(|service| concerned(service)) {
-            tell_backends(service, hops, &mut commands, &mut checks);
+            tell_checks(service, &mut checks);
             let refreshed = service.refresh(hops, now);
-            if let Some(table) = refreshed.table {
+            tell_rows(service, hops, &mut commands);
+            if refreshed.swap {
                 let swaps = if is_published(service.id()) { &mut swaps } else { &mut first_swaps };
-                swaps.push(Command::SwapTable { service: service.id(), table });
+                let (table, home) = service.tables();
+                swaps.push(Command::SwapTable { service: service.id(), table, home });
             }
             let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
             reports.extend(told.map(|transition| transition.report(&refreshed.moves, service.table_size())));
@@ -455,12 +577,28 @@ impl Controller {
             if backend.told.check.take().is_some() {
                 commands.push(Command::StopChecks(id));
             }
-            if backend.told.row.take().is_some() {
-                commands.push(Command::RetireBackend(id));
-            }
+            let row = backend.told.row.take();
             released.extend(backend.told.watched.take());
             owners.remove(&id);
-            ids.give_back(id);
+            match row.filter(|row| row.keeps_known || backend.known_clients() > 0 || remembering.contains(&row.service))
+            {
+                // Its known clients are told apart by its id until the last of them has moved or is forgotten.
+                Some(row) => {
+                    let cause = if backend.is_leaving() { MoveCause::Drain } else { MoveCause::Removed };
+                    let row = BackendSpec { next_hop: None, keeps_known: false, cause, ..row };
+                    commands.push(Command::WriteBackend(row.clone()));
+                    gone.push(Gone {
+                        name: backend.name().to_owned(),
+                        row,
+                        known: backend.known_clients(),
+                        empty_sweeps: 0,
+                    });
+                }
+                None => {
+                    commands.push(Command::RetireBackend(id));
+                    ids.give_back(id);
+                }
+            }
         }
         for address in released {
             if hops.release(address) {
@@ -473,17 +611,26 @@ impl Controller {
     }
 }
 
-/// The rows and the checks of a service's backends that differ from what the shell was told.
-fn tell_backends(service: &mut Service, hops: &NextHops, commands: &mut Vec<Command>, checks: &mut Vec<Command>) {
+/// The rows of a service's backends that differ from what the shell was told.
+fn tell_rows(service: &mut Service, hops: &NextHops, commands: &mut Vec<Command>) {
     for index in 0..service.backends().len() {
         let Some(backend) = service.backends().get(index) else { continue };
-        let (id, name) = (backend.id(), service.name_of(backend));
-        let (row, check) = (service.row(backend, hops), service.check(backend));
+        let row = service.row(backend, hops);
         let Some(backend) = service.backends_mut().get_mut(index) else { continue };
         if backend.told.row.as_ref() != Some(&row) {
             backend.told.row = Some(row.clone());
             commands.push(Command::WriteBackend(row));
         }
+    }
+}
+
+/// The checks of a service's backends that differ from what the shell was told.
+fn tell_checks(service: &mut Service, checks: &mut Vec<Command>) {
+    for index in 0..service.backends().len() {
+        let Some(backend) = service.backends().get(index) else { continue };
+        let (id, name) = (backend.id(), service.name_of(backend));
+        let check = service.check(backend);
+        let Some(backend) = service.backends_mut().get_mut(index) else { continue };
         if backend.told.check == check {
             continue;
         }

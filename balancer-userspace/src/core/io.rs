@@ -9,9 +9,10 @@ use std::{
 use balancer_common::{
     client::HashKey,
     map_types::{Forwarding, Mac},
+    verdict::MoveCause,
 };
 
-use crate::config::model::{CheckConfig, Config, Protocol};
+use crate::config::model::{CheckConfig, Config, Failback, Protocol};
 
 /// Index of a service in the kernel's maps; stable while the service exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +55,11 @@ pub enum Event {
         address: IpAddr,
         /// The next hop, or why there is none.
         next_hop: Result<NextHop, String>,
+    },
+    /// A sweep of the client table is complete.
+    Swept {
+        /// Known clients by backend, in rising order of ids; a backend that is not listed has none.
+        known: Vec<(BackendId, u64)>,
     },
     /// A deadline given by `next_deadline` has come.
     Tick,
@@ -165,6 +171,8 @@ pub enum Command {
         service: ServiceId,
         /// `table_size` entries: a backend id, `NO_BACKEND` or `ALL_DOWN`.
         table: Arc<[u16]>,
+        /// The base table, where every client is at home. `None`: nobody is, all are steered to backups or to nobody.
+        home: Option<Arc<[u16]>>,
     },
     /// Replace the directory of services (and the way back of `nat` replies), whole. Each has had a `SwapTable`.
     /// Services that are no longer listed are gone, and their tables with them.
@@ -203,6 +211,12 @@ pub struct BackendSpec {
     pub address: SocketAddr,
     /// `None`: unreachable, packets are dropped as `no_next_hop`.
     pub next_hop: Option<NextHop>,
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// Whether known clients stay with it.
+    pub keeps_known: bool,
+    /// Why they are moved, where they do not.
+    pub cause: MoveCause,
 }
 
 /// What the kernel must know of a service.
@@ -220,6 +234,10 @@ pub struct ServiceSpec {
     pub client_prefix: u8,
     /// How packets reach its backends.
     pub forwarding: Forwarding,
+    /// How long clients are remembered; zero: not at all.
+    pub remember: Duration,
+    /// Where moved clients go when their home returns.
+    pub failback: Failback,
     /// Its backends' ids and addresses: where `nat` replies come from.
     pub backends: Vec<(BackendId, SocketAddr)>,
 }

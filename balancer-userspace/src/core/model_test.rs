@@ -59,7 +59,7 @@ impl DataPlane {
                 self.rows.remove(&id).expect("a retired backend had a row");
                 self.retired.insert(id);
             }
-            Command::SwapTable { service, table } => {
+            Command::SwapTable { service, table, home: _ } => {
                 let named: BTreeSet<u16> = table.iter().copied().collect();
                 for id in named {
                     let known = self.rows.contains_key(&BackendId(id));

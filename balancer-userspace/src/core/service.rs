@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::{client::HashKey, map_types::Forwarding};
+use balancer_common::{client::HashKey, map_types::Forwarding, verdict::MoveCause};
 
 use crate::{
     config::model::{BackendConfig, CheckConfig, CheckKind, Protocol, ServiceConfig},
@@ -33,6 +33,7 @@ pub struct Service {
     backends: Vec<Backend>,
     builder: Builder,
     live: Arc<[u16]>,
+    home: Option<Arc<[u16]>>,
     shares: Shares,
     footing: Option<Footing>,
     generation: u64,
@@ -52,6 +53,11 @@ pub struct Backend {
     since: Instant,
     slots: u32,
     steered: bool,
+    /// Known clients at the last sweep.
+    known: u64,
+    drain: Drain,
+    /// Whether it is removed once it is drained.
+    leaving: bool,
     checks: [u64; 3],
     last_check: Option<Duration>,
     transitions: [u64; State::ALL.len()],
@@ -67,18 +73,39 @@ pub(crate) struct Told {
     pub(crate) check: Option<(SocketAddr, CheckConfig)>,
 }
 
+/// How far a drain has come.
+#[derive(Clone, Debug, Default)]
+struct Drain {
+    /// Instead of the service's drain timeout.
+    timeout: Option<Duration>,
+    /// When it ends at the latest, while it lasts.
+    until: Option<Instant>,
+    /// Complete sweeps in a row that found no known client, of those that ended during it.
+    empty_sweeps: u32,
+}
+
+impl Drain {
+    /// The sweep that is under way when a drain begins may have passed a client by; the second cannot.
+    const ENOUGH_SWEEPS: u32 = 2;
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now >= until) || self.empty_sweeps >= Self::ENOUGH_SWEEPS
+    }
+}
+
 /// What follows from all there is to know about a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Assessment {
     health: HealthFact,
     standing: Standing,
+    drains: bool,
     reason: String,
 }
 
 /// What a look at a service found changed.
 pub(crate) struct Refreshed {
-    /// The live table, if it is another one than before.
-    pub(crate) table: Option<Arc<[u16]>>,
+    /// Whether the live table (or the base table below it) is another one than before.
+    pub(crate) swap: bool,
     pub(crate) moves: Moves,
     pub(crate) transitions: Vec<Transition>,
     /// The ground it stands on, if it is another one than before (at first: than primary backends).
@@ -95,6 +122,7 @@ impl Service {
             backends: Vec::new(),
             builder: Builder::default(),
             live: Arc::default(),
+            home: None,
             shares: Shares::new(),
             footing: None,
             generation: 0,
@@ -158,8 +186,15 @@ impl Service {
         &self.live
     }
 
-    pub(crate) fn shared_table(&self) -> Arc<[u16]> {
-        Arc::clone(&self.live)
+    /// The live table and the base table, for the data path.
+    pub(crate) fn tables(&self) -> (Arc<[u16]>, Option<Arc<[u16]>>) {
+        (Arc::clone(&self.live), self.home.clone())
+    }
+
+    /// Whether clients are remembered.
+    #[must_use]
+    pub const fn remembers(&self) -> bool {
+        !self.settings.remember.is_zero()
     }
 
     /// How often the live table was replaced. Counts from 1, the first table.
@@ -206,6 +241,8 @@ impl Service {
             protocol: self.settings.protocol,
             client_prefix: self.client_prefix(),
             forwarding: self.settings.forwarding,
+            remember: self.settings.remember,
+            failback: self.settings.failback,
             backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
         }
     }
@@ -218,9 +255,16 @@ impl Service {
         self.settings = settings;
     }
 
-    /// The row that backend should have.
+    /// The row that backend should have, after a [`refresh`](Self::refresh).
     pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
+        let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
+        // Steered to as if it were up, it keeps its clients as if it were up.
+        let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.steered && self.remembers();
         BackendSpec {
+            service: self.id,
+            keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
+            // Without memory nobody is moved, and nothing is written anew for the sake of a cause.
+            cause: standing.filter(|_| self.remembers()).map_or(MoveCause::Down, |standing| standing.cause),
             id: backend.id,
             forwarding: self.settings.forwarding,
             vip: self.settings.address,
@@ -244,7 +288,14 @@ impl Service {
     }
 
     /// Counts a check of the backend at `index`; true if the service should be looked at again.
-    pub(crate) fn record(&mut self, index: usize, outcome: &CheckOutcome, took: Duration, hops: &NextHops) -> bool {
+    pub(crate) fn record(
+        &mut self,
+        index: usize,
+        outcome: &CheckOutcome,
+        took: Duration,
+        hops: &NextHops,
+        now: Instant,
+    ) -> bool {
         let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.told.check.is_some()) else {
             return false;
         };
@@ -258,7 +309,7 @@ impl Service {
             CheckOutcome::Hard(_) => hard,
         } += 1;
         let Some(backend) = self.backends.get(index) else { return false };
-        let assessment = self.assess(backend, hops);
+        let assessment = self.assess(backend, hops, now);
         let news = backend.assessment.as_ref().map(|old| old.standing) != Some(assessment.standing);
         if !news && let Some(backend) = self.backends.get_mut(index) {
             backend.assessment = Some(assessment);
@@ -266,7 +317,7 @@ impl Service {
         news
     }
 
-    fn assess(&self, backend: &Backend, hops: &NextHops) -> Assessment {
+    fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
         let (health, mut reason) = match (hops.get(backend.config.address.ip()), backend.health.verdict()) {
             (Hop::Failed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
@@ -279,14 +330,15 @@ impl Service {
                 (HealthFact::Down(*kind), reason.clone())
             }
         };
-        let standing = Situation {
+        let situation = Situation {
             admin: backend.admin,
             health,
             start_down: self.settings.start_down,
             on_failure: self.settings.on_failure,
-            remembers: !self.settings.remember.is_zero(),
-        }
-        .standing();
+            remembers: self.remembers(),
+            drained: backend.drain.is_over(now),
+        };
+        let standing = situation.standing();
         if backend.admin == Admin::Maint {
             reason.clear();
         } else if reason.is_empty() {
@@ -298,12 +350,24 @@ impl Service {
                 reason = "weight 0".to_owned();
             }
         }
-        Assessment { health, standing, reason }
+        Assessment { health, standing, drains: situation.drains(), reason }
     }
 
     /// Assesses every backend anew and brings the live table in line.
     pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant) -> Refreshed {
-        let assessments: Vec<Assessment> = self.backends.iter().map(|backend| self.assess(backend, hops)).collect();
+        for index in 0..self.backends.len() {
+            let Some(backend) = self.backends.get(index) else { continue };
+            let drains = self.assess(backend, hops, now).drains;
+            let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
+            let Some(backend) = self.backends.get_mut(index) else { continue };
+            if drains {
+                backend.drain.until.get_or_insert(now + timeout);
+            } else {
+                backend.drain = Drain { timeout: backend.drain.timeout, ..Drain::default() };
+            }
+        }
+        let assessments: Vec<Assessment> =
+            self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
         let candidates: Vec<Candidate<'_>> = self
             .backends
             .iter()
@@ -322,6 +386,8 @@ impl Service {
         self.required += u64::from(moves.total() - moves.needless());
         self.needless += u64::from(moves.needless());
         let changed = *self.live != *live.slots;
+        let swap = changed || self.remembers() && self.home != live.home;
+        self.home = live.home;
         if changed {
             self.live = live.slots.into();
             self.generation += 1;
@@ -342,7 +408,7 @@ impl Service {
             backend.steered = self.shares.contains_key(&backend.id.0);
             transitions.extend(backend.enter(&self.settings.name, assessment, now));
         }
-        Refreshed { table: changed.then(|| Arc::clone(&self.live)), moves, transitions, footing }
+        Refreshed { swap, moves, transitions, footing }
     }
 }
 
@@ -357,6 +423,9 @@ impl Backend {
             since: now,
             slots: 0,
             steered: false,
+            known: 0,
+            drain: Drain::default(),
+            leaving: false,
             checks: [0; 3],
             last_check: None,
             transitions: [0; State::ALL.len()],
@@ -462,9 +531,59 @@ impl Backend {
         self.config = config;
     }
 
-    /// Sets what the operator wants.
-    pub(crate) fn set_admin(&mut self, admin: Admin) {
+    /// Sets what the operator wants; a drain takes `timeout` instead of the service's.
+    pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
         self.admin = admin;
+        self.drain = Drain { timeout, ..Drain::default() };
+        self.leaving = false;
+    }
+
+    /// Has it removed once it is drained.
+    pub(crate) fn leave(&mut self) {
+        if self.admin != Admin::Drain {
+            self.set_admin(Admin::Drain, None);
+        }
+        self.leaving = true;
+    }
+
+    /// Whether it is to be removed and has nobody to keep any more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.leaving && !self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
+    }
+
+    /// Whether it was to be removed once drained.
+    pub(crate) const fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Takes note of a complete sweep. True if it ends a drain.
+    pub(crate) fn swept(&mut self, known: u64) -> bool {
+        self.known = known;
+        if self.drain.until.is_none() || known > 0 {
+            self.drain.empty_sweeps = 0;
+            return false;
+        }
+        self.drain.empty_sweeps += 1;
+        self.drain.empty_sweeps == Drain::ENOUGH_SWEEPS
+    }
+
+    /// When a drain under way ends at the latest.
+    #[must_use]
+    pub fn drain_deadline(&self) -> Option<Instant> {
+        let keeps = self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known);
+        self.drain.until.filter(|_| keeps)
+    }
+
+    /// Whether known clients stay with it.
+    #[must_use]
+    pub fn keeps_known(&self) -> bool {
+        self.told.row.as_ref().is_some_and(|row| row.keeps_known)
+    }
+
+    /// Known clients at the last sweep.
+    #[must_use]
+    pub const fn known_clients(&self) -> u64 {
+        self.known
     }
 
     /// Back to unknown: nobody has been checking.

@@ -9,7 +9,10 @@
 //! the same view agree, a failure or a drain moves no slot that a healthy backend has in the base table, and a return
 //! restores the table exactly. Backups have a base table of their own, used when no primary takes new clients.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use balancer_common::{
     client::HashKey,
@@ -61,6 +64,8 @@ pub struct Live {
     pub shares: Shares,
     /// M entries: ids out of `shares`, or else `ALL_DOWN` or `NO_BACKEND` throughout.
     pub slots: Vec<u16>,
+    /// The base table of the primaries. `None`: nobody is steered to one of them.
+    pub home: Option<Arc<[u16]>>,
 }
 
 /// Builds the live tables of one service. Keeps the base tables, which change only when the configuration does.
@@ -82,17 +87,18 @@ impl Builder {
         let (footing, steered) = choose(candidates, when_all_down);
         let Some(first) = steered.first() else {
             let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
-            return Live { footing, shares: Shares::new(), slots: vec![entry; table_size as usize] };
+            return Live { footing, shares: Shares::new(), slots: vec![entry; table_size as usize], home: None };
         };
         let configured =
             candidates.iter().filter(|candidate| candidate.backup == first.backup && candidate.has_weight());
         let configured: Vec<Member<'_>> = configured.map(|candidate| candidate.member).collect();
         let base = if first.backup { &mut self.backups } else { &mut self.primaries };
         base.update(&configured, table_size, key);
+        let home = (!first.backup).then(|| Arc::clone(&base.slots));
 
         let steered: Vec<Member<'_>> = steered.into_iter().map(|candidate| candidate.member).collect();
         let shares: Shares = steered.iter().map(|member| (member.id, member.weight)).collect();
-        let mut slots = base.slots.clone();
+        let mut slots = base.slots.to_vec();
         if steered.len() < configured.len() {
             let refill = maglev::table(&steered, table_size, key).unwrap_or_default();
             let mut stays = vec![false; usize::from(u16::MAX) + 1];
@@ -107,7 +113,7 @@ impl Builder {
                 }
             }
         }
-        Live { footing, shares, slots }
+        Live { footing, shares, slots, home }
     }
 }
 
@@ -115,7 +121,7 @@ impl Builder {
 #[derive(Clone, Debug, Default)]
 struct Base {
     of: Option<Ingredients>,
-    slots: Vec<u16>,
+    slots: Arc<[u16]>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -131,7 +137,7 @@ impl Base {
         let members_owned = members.iter().map(|member| (member.id, member.weight, member.name.to_owned())).collect();
         let of = Some(Ingredients { members: members_owned, table_size, key });
         if self.of != of {
-            self.slots = maglev::table(members, table_size, key).unwrap_or_default();
+            self.slots = maglev::table(members, table_size, key).unwrap_or_default().into();
             self.of = of;
         }
     }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::Context as _;
+use balancer_common::map_types::BackendStats;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -10,7 +11,7 @@ use crate::{
     api::model::{Changed, ClientQuery, ClientView},
     core::{
         controller::Controller,
-        io::{Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+        io::{BackendId, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
     },
     shell::{
         dataplane::Dataplane,
@@ -28,12 +29,27 @@ pub struct Owner<D> {
     prober: Prober,
     /// How long the last table of each service took, from event to swap.
     builds: HashMap<ServiceId, Duration>,
+    /// Which service each backend's counters belong to.
+    owners: HashMap<BackendId, ServiceId>,
+    /// What the backends that are gone have counted.
+    departed: HashMap<ServiceId, BackendStats>,
+    /// Where the clocks of client memory began.
+    started: Instant,
 }
 
 impl<D: Dataplane> Owner<D> {
     /// Takes over a controller that has not started.
     pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober) -> Self {
-        Self { controller, dataplane, neighbours, prober, builds: HashMap::new() }
+        Self {
+            controller,
+            dataplane,
+            neighbours,
+            prober,
+            builds: HashMap::new(),
+            owners: HashMap::new(),
+            departed: HashMap::new(),
+            started: Instant::now(),
+        }
     }
 
     /// Brings the data path to where the controller's configuration wants it.
@@ -93,7 +109,27 @@ impl<D: Dataplane> Owner<D> {
     /// # Errors
     /// When the service asked for does not exist.
     pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
-        self.controller.locate(query)
+        let mut views = self.controller.locate(query)?;
+        for view in &mut views {
+            let Ok(service) = self.controller.service(&view.service) else { continue };
+            let Some(known) = self.dataplane.client(service.id(), query.address) else { continue };
+            view.known = true;
+            view.last_seen_seconds_ago = Some(known.last_seen.as_secs());
+            let keeps =
+                service.backends().iter().find(|backend| backend.id() == known.backend && backend.keeps_known());
+            if let Some(backend) = keeps {
+                view.backend = Some(backend.name().to_owned());
+                view.why = "known".to_owned();
+            }
+        }
+        Ok(views)
+    }
+
+    /// Advances the clocks of client memory and looks at the next part of the client table.
+    pub fn sweep(&mut self) {
+        if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
+            self.handle(Event::Swept { known });
+        }
     }
 
     fn resync(&mut self) {
@@ -109,10 +145,16 @@ impl<D: Dataplane> Owner<D> {
             match command {
                 Command::WriteBackend(backend) => {
                     self.dataplane.write_backend(&backend).with_context(|| format!("backend {}", backend.address))?;
+                    self.owners.insert(backend.id, backend.service);
                 }
-                Command::RetireBackend(id) => self.dataplane.retire_backend(id).context("retiring a backend")?,
-                Command::SwapTable { service, table } => {
-                    self.dataplane.swap_table(service, &table).context("swapping a lookup table")?;
+                Command::RetireBackend(id) => {
+                    if let Some(service) = self.owners.remove(&id) {
+                        add(self.departed.entry(service).or_default(), &self.dataplane.backend_stats(id)?);
+                    }
+                    self.dataplane.retire_backend(id).context("retiring a backend")?;
+                }
+                Command::SwapTable { service, table, home } => {
+                    self.dataplane.swap_table(service, table, home).context("swapping a lookup table")?;
                     self.builds.insert(service, since.elapsed());
                 }
                 Command::PublishServices(services) => {
@@ -135,6 +177,7 @@ impl<D: Dataplane> Owner<D> {
     /// # Errors
     /// When a counter cannot be read.
     pub fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        let now = Instant::now().into_std();
         let interfaces = self
             .dataplane
             .attached()
@@ -167,6 +210,8 @@ impl<D: Dataplane> Owner<D> {
                             state: backend.state().word(),
                             reason: backend.reason().to_owned(),
                             slots: backend.slots(),
+                            known_clients: backend.known_clients(),
+                            drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
                             eligible: backend.takes_new_clients(),
                             stats: self.dataplane.backend_stats(backend.id())?,
                             checks: backend.checks(),
@@ -185,12 +230,31 @@ impl<D: Dataplane> Owner<D> {
                     table_generation: service.table_generation(),
                     slots_moved_required,
                     slots_moved_needless,
+                    remembers: service.remembers(),
+                    departed: self.departed.get(&service.id()).copied().unwrap_or_default(),
+                    gone: self
+                        .controller
+                        .gone()
+                        .iter()
+                        .filter(|gone| gone.row.service == service.id())
+                        .map(|gone| Ok((gone.name.clone(), gone.known, self.dataplane.backend_stats(gone.row.id)?)))
+                        .collect::<anyhow::Result<_>>()?,
                     table_build: self.builds.get(&service.id()).copied().unwrap_or_default(),
                     backends,
                 })
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()? })
+        Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()?, memory: self.dataplane.memory()? })
+    }
+}
+
+fn add(sum: &mut BackendStats, stats: &BackendStats) {
+    sum.packets += stats.packets;
+    sum.bytes += stats.bytes;
+    sum.connections += stats.connections;
+    let counters = stats.decisions.iter().chain(&stats.moves);
+    for (sum, value) in sum.decisions.iter_mut().chain(&mut sum.moves).zip(counters) {
+        *sum += value;
     }
 }
 

@@ -11,7 +11,7 @@ use balancer_common::{
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -36,6 +36,8 @@ use crate::{
 const EVENTS: usize = 1024;
 /// Requests that may wait for the controller.
 const CALLS: usize = 64;
+/// How often a part of the client table is swept.
+const SWEEP: Duration = Duration::from_millis(250);
 /// How long start-up waits for the first answers about next hops, so that the first packet finds its way.
 const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 
@@ -53,7 +55,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
-    let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &ifindexes)?;
+    let capacity = Capacity::for_config(&config);
+    let mut dataplane = KernelDataplane::load(capacity, &ifindexes)?;
+    if config.services.iter().any(|service| !service.remember.is_zero()) {
+        let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
+        info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
+    }
     let neighbours_wanted = dataplane.take_neighbours_wanted()?;
     let translates = |v4: bool| {
         config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
@@ -83,6 +90,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!("serving {} services, control socket {}", config.services.len(), config.socket.display());
 
     tokio::pin!(shutdown);
+    let mut sweep = interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let deadline = owner.next_deadline();
         tokio::select! {
@@ -94,6 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Some(event) = events.recv() => owner.handle(event),
             () = until(deadline) => owner.handle(Event::Tick),
             Some(call) = calls.recv() => answer(&mut owner, call),
+            _ = sweep.tick() => owner.sweep(),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
     }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use balancer_common::{
-    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats},
+    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats},
     verdict::Verdict,
 };
 
@@ -22,6 +22,19 @@ pub struct Snapshot {
     pub services: Vec<ServiceSnapshot>,
     /// Dropped packets.
     pub drops: DropStats,
+    /// The client table.
+    pub memory: MemorySnapshot,
+}
+
+/// The client table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemorySnapshot {
+    /// Known clients that it is made for.
+    pub capacity: u64,
+    /// Known clients at the last sweep.
+    pub entries: u64,
+    /// Counters, all CPUs.
+    pub stats: MemoryStats,
 }
 
 /// An attached interface.
@@ -58,8 +71,24 @@ pub struct ServiceSnapshot {
     pub slots_moved_needless: u64,
     /// How long the last table build took.
     pub table_build: Duration,
+    /// Whether clients are remembered.
+    pub remembers: bool,
+    /// What backends that are gone for good have counted, in sum.
+    pub departed: BackendStats,
+    /// Removed backends that clients are still known at: name, known clients at the last sweep, counters.
+    pub gone: Vec<(String, u64, BackendStats)>,
     /// Its backends.
     pub backends: Vec<BackendSnapshot>,
+}
+
+impl ServiceSnapshot {
+    /// A counter of all backends there are and there were.
+    #[must_use]
+    pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
+        let present = self.backends.iter().map(|backend| &backend.stats);
+        let gone = self.gone.iter().map(|gone| &gone.2);
+        present.chain(gone).chain([&self.departed]).map(counter).sum()
+    }
 }
 
 /// A backend.
@@ -83,6 +112,10 @@ pub struct BackendSnapshot {
     pub reason: String,
     /// Slots of the live table.
     pub slots: u32,
+    /// Known clients at the last sweep.
+    pub known_clients: u64,
+    /// Time left to a drain under way.
+    pub drain_deadline: Option<Duration>,
     /// Whether it takes new clients.
     pub eligible: bool,
     /// Counters, all CPUs.
@@ -168,7 +201,7 @@ impl From<BackendSnapshot> for BackendView {
             state: backend.state.to_owned(),
             reason: backend.reason,
             slots: backend.slots,
-            known_clients: 0,
+            known_clients: backend.known_clients,
             connections: backend.stats.connections,
             packets: backend.stats.packets,
             bytes: backend.stats.bytes,

@@ -134,6 +134,8 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         state,
         reason: String::new(),
         slots,
+        known_clients: 0,
+        drain_deadline: None,
         eligible: true,
         stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
         checks: [10, 0, 1],
@@ -150,9 +152,13 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         slots_moved_required: 0,
         slots_moved_needless: 0,
         table_build: Duration::from_millis(1),
+        remembers: false,
+        departed: BackendStats::default(),
+        gone: Vec::new(),
         backends,
     };
     Snapshot {
+        memory: balancer::shell::snapshot::MemorySnapshot::default(),
         interfaces: vec![InterfaceSnapshot {
             name: "eth0".to_owned(),
             ifindex: 2,

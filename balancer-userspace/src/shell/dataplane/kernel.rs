@@ -3,8 +3,9 @@
 use std::{
     collections::{HashMap, HashSet},
     mem::offset_of,
+    net::IpAddr,
     ops::Range,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -15,18 +16,21 @@ use aya::{
     programs::Xdp,
 };
 use balancer_common::{
+    client_table::{BUCKET_ENTRIES, Bucket, Clock, TICK_MASK},
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
-        Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES, ReturnRow,
-        SLOTS_PER_LINE, ServiceKey, ServiceRow, SlotLine, TableSlot, interface_row,
+        Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES, MemoryStats,
+        ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceKey, ServiceRow, SlotLine, TableSlot,
+        interface_row,
     },
     service_table::TableView,
 };
 use bytemuck::Zeroable as _;
 
 use super::{
-    Dataplane, OBJECT,
+    Dataplane, KnownClient, OBJECT,
     attach::{self, Attached},
+    clients::{ClientTable, Memory},
     mapped::MappedArray,
     placement,
     regions::Regions,
@@ -35,6 +39,7 @@ use super::{
 use crate::{
     config::model::{Config, XdpMode},
     core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
+    shell::snapshot::MemorySnapshot,
 };
 
 /// How large the maps are made. They cannot grow while the program runs.
@@ -46,9 +51,28 @@ pub struct Capacity {
     pub services: u32,
     /// Backends of `nat` services.
     pub returns: u32,
+    /// Known clients.
+    pub clients: u32,
 }
 
+/// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
+const ENTRIES_PER_CLIENT: u32 = 4;
+/// Entries looked at in one part of a sweep: about a millisecond's work.
+const SWEEP_PART: usize = 1 << 18;
+
 impl Capacity {
+    fn buckets(&self) -> u32 {
+        let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
+        let buckets = entries.div_ceil(BUCKET_ENTRIES as u64).next_power_of_two();
+        u32::try_from(buckets).unwrap_or(1 << 31)
+    }
+
+    /// Bytes of the client table.
+    #[must_use]
+    pub fn client_table_bytes(&self) -> u64 {
+        u64::from(self.buckets()) * size_of::<Bucket>() as u64
+    }
+
     /// Room for what `config` holds and for as much again.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
@@ -63,6 +87,12 @@ impl Capacity {
             slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
             services: at_least(2 * config.services.len(), 256),
             returns: at_least(backends, 512),
+            clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
+                config.client_table_capacity
+            } else {
+                // Nobody remembers: the smallest table there is.
+                1
+            },
         }
     }
 }
@@ -71,6 +101,10 @@ impl Capacity {
 struct Table {
     lines: Range<u32>,
     size: u32,
+    /// The backends of its slots.
+    slots: Arc<[u16]>,
+    /// The flags of its slots.
+    flags: Vec<u16>,
     /// Row of the active half of the service map, once published.
     row: Option<u32>,
 }
@@ -123,6 +157,14 @@ pub struct KernelDataplane {
     interface_stats: PerCpuArray<MapData, InterfaceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
     drop_stats: PerCpuArray<MapData, DropStats>,
+    memory_stats: PerCpuArray<MapData, MemoryStats>,
+    clients: ClientTable,
+    capacity: Capacity,
+    /// What is remembered by whom, of every service that has a table.
+    memories: HashMap<ServiceId, Memory>,
+    directory: Vec<ServiceSpec>,
+    elapsed: Duration,
+    swapped_since_pass: bool,
     regions: Regions,
     tables: HashMap<ServiceId, Table>,
     counted: HashSet<BackendId>,
@@ -139,15 +181,20 @@ impl KernelDataplane {
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
         let interface_multiplier = interface_multiplier(ifindexes)?;
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
+        let buckets = capacity.buckets();
+        let mask = buckets - 1;
         let mut ebpf = EbpfLoader::new()
             .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
+            .override_global("CLIENT_BUCKET_MASK", &mask, true)
+            .map_max_entries("CLIENTS", buckets)
             .map_max_entries("SLOTS", lines)
             .map_max_entries("SERVICES", 2 * placement::rows_for(capacity.services as usize))
             .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
             .load(OBJECT)
             .context("loading the kernel program")?;
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
-        control.store(0, Control { layout_version: LAYOUT_VERSION, ..empty_control() });
+        let newcomers = (capacity.clients / 16).max(1024);
+        control.store(0, Control { layout_version: LAYOUT_VERSION, newcomers, ..empty_control() });
         let mut this = Self {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
@@ -157,6 +204,13 @@ impl KernelDataplane {
             interface_stats: per_cpu(&mut ebpf, "INTERFACE_STATS")?,
             backend_stats: per_cpu(&mut ebpf, "BACKEND_STATS")?,
             drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
+            memory_stats: per_cpu(&mut ebpf, "MEMORY_STATS")?,
+            clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
+            capacity,
+            memories: HashMap::new(),
+            directory: Vec::new(),
+            elapsed: Duration::ZERO,
+            swapped_since_pass: false,
             regions: Regions::new(lines),
             tables: HashMap::new(),
             counted: HashSet::new(),
@@ -220,6 +274,41 @@ impl KernelDataplane {
         self.returns.second_active = returns.base != 0;
     }
 
+    /// Sets every service's clock, and lets each CPU record newcomers again.
+    fn advance(&mut self, elapsed: Duration) {
+        if elapsed.as_secs() == self.elapsed.as_secs() {
+            return;
+        }
+        self.elapsed = elapsed;
+        self.control.word32(0, offset_of!(Control, epoch)).fetch_add(1, Ordering::Release);
+        for (id, memory) in &mut self.memories {
+            memory.tick = tick_of(memory.clock, elapsed);
+            if let Some(row) = self.tables.get(id).and_then(|table| table.row) {
+                let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, tick));
+                word.store(u32::from(memory.tick), Ordering::Release);
+            }
+        }
+    }
+
+    fn take_back_exceptions(&mut self, service: ServiceId, slots: &[u32]) {
+        let Some(table) = self.tables.get_mut(&service) else { return };
+        let first = table.location().first;
+        for &slot in slots {
+            let (Some(flags), Some(&backend)) = (table.flags.get_mut(slot as usize), table.slots.get(slot as usize))
+            else {
+                continue;
+            };
+            if *flags & SLOT_EXCEPTIONS == 0 {
+                continue;
+            }
+            *flags &= !SLOT_EXCEPTIONS;
+            let place = first + slot;
+            let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
+            let word = self.slots.word32((place / SLOTS_PER_LINE) as usize, offset);
+            word.store(bytemuck::cast(TableSlot { backend, flags: *flags }), Ordering::Release);
+        }
+    }
+
     fn allocate(&mut self, lines: u32) -> anyhow::Result<Range<u32>> {
         if let Some(range) = self.regions.allocate(lines) {
             return Ok(range);
@@ -242,6 +331,7 @@ impl Dataplane for KernelDataplane {
             let zero = PerCpuValues::try_from(vec![BackendStats::default(); aya::util::nr_cpus().map_err(cpus)?])?;
             self.backend_stats.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
         }
+        self.clients.belongs(id, Some(backend.service));
         let row = rows::backend(backend);
         let index = usize::from(id.0);
         // A row is not replaced in one piece. Unreachable in between: a packet is dropped rather than sent astray.
@@ -258,30 +348,59 @@ impl Dataplane for KernelDataplane {
         check_backend(id)?;
         self.backends.store(usize::from(id.0), BackendRow::zeroed());
         self.counted.remove(&id);
+        self.clients.belongs(id, None);
         Ok(())
     }
 
-    fn swap_table(&mut self, service: ServiceId, table: &[u16]) -> anyhow::Result<()> {
+    fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
         let size = u32::try_from(table.len())?;
         anyhow::ensure!(size > 0, "a lookup table needs slots");
         let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
-        for (line, slots) in lines.clone().zip(table.chunks(SLOTS_PER_LINE as usize)) {
+        let old = self.tables.get(&service);
+        let flags: Vec<u16> = (0..table.len())
+            .map(|slot| {
+                let refilled = home.as_ref().is_none_or(|home| home.get(slot) != table.get(slot));
+                // Set before the swap is visible: the clients of a slot that changes stay where they are known, and
+                // those of a flagged slot may be anywhere.
+                let exceptions = match old {
+                    Some(old) if old.size == size => {
+                        old.flags.get(slot).is_none_or(|flags| flags & SLOT_EXCEPTIONS != 0)
+                            || old.slots.get(slot) != table.get(slot)
+                    }
+                    Some(_) => true,
+                    None => false,
+                };
+                u16::from(refilled) * SLOT_REFILLED | u16::from(exceptions) * SLOT_EXCEPTIONS
+            })
+            .collect();
+        let mut slots = table.iter().zip(&flags).map(|(&backend, &flags)| TableSlot { backend, flags });
+        for line in lines.clone() {
             let mut value = SlotLine::zeroed();
-            for (slot, &backend) in value.slots.iter_mut().zip(slots) {
-                *slot = TableSlot { backend, flags: 0 };
+            for (place, slot) in value.slots.iter_mut().zip(&mut slots) {
+                *place = slot;
             }
             self.slots.store(line as usize, value);
         }
         let old = self.tables.remove(&service);
-        let table = Table { lines, size, row: old.as_ref().and_then(|old| old.row) };
-        if let Some(row) = table.row {
+        let row = old.as_ref().and_then(|old| old.row);
+        let new = Table { lines, size, slots: Arc::clone(&table), flags, row };
+        if let Some(row) = row {
             let word = self.services.rows.word64(row as usize, offset_of!(ServiceRow, table));
-            word.store(table.location().to_word(), Ordering::Release);
+            word.store(new.location().to_word(), Ordering::Release);
         }
-        self.tables.insert(service, table);
+        self.tables.insert(service, new);
         if let Some(old) = old {
             self.regions.retire(old.lines);
         }
+        self.swapped_since_pass = true;
+        let memory = self.memories.entry(service).or_insert_with(|| Memory {
+            table: Arc::default(),
+            clock: None,
+            tick: 0,
+            swaps: 0,
+        });
+        memory.table = table;
+        memory.swaps += 1;
         Ok(())
     }
 
@@ -289,7 +408,8 @@ impl Dataplane for KernelDataplane {
         let mut service_rows = Vec::with_capacity(2 * services.len());
         for spec in services {
             let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
-            service_rows.push(rows::service(spec, table.location()));
+            let clock = clock_of(spec);
+            service_rows.push(rows::service(spec, table.location(), clock, tick_of(clock, self.elapsed)));
         }
         let vips: HashSet<_> = services.iter().map(|spec| spec.address.ip()).collect();
         service_rows.extend(vips.into_iter().map(rows::vip_marker));
@@ -314,6 +434,13 @@ impl Dataplane for KernelDataplane {
         }
         self.publish(placed_services.view, placed_returns.view, flags);
 
+        self.directory = services.to_vec();
+        for spec in services {
+            if let Some(memory) = self.memories.get_mut(&spec.id) {
+                memory.clock = clock_of(spec);
+                memory.tick = tick_of(memory.clock, self.elapsed);
+            }
+        }
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
         for (id, mut table) in std::mem::take(&mut self.tables) {
             match listed.get(&id) {
@@ -321,7 +448,10 @@ impl Dataplane for KernelDataplane {
                     table.row = Some(row);
                     self.tables.insert(id, table);
                 }
-                None => self.regions.retire(table.lines),
+                None => {
+                    self.memories.remove(&id);
+                    self.regions.retire(table.lines);
+                }
             }
         }
         Ok(())
@@ -334,6 +464,7 @@ impl Dataplane for KernelDataplane {
             sum.bytes += cpu.bytes;
             sum.connections += cpu.connections;
             add(&mut sum.decisions, &cpu.decisions);
+            add(&mut sum.moves, &cpu.moves);
             sum
         }))
     }
@@ -351,6 +482,40 @@ impl Dataplane for KernelDataplane {
         }))
     }
 
+    fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
+        self.advance(elapsed);
+        if self.clients.at_start_of_pass() && std::mem::take(&mut self.swapped_since_pass) {
+            wait_for_packets();
+        }
+        let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
+        for (service, slots) in pass.settled {
+            self.take_back_exceptions(service, &slots);
+        }
+        Some(pass.known)
+    }
+
+    fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
+        let spec = self.directory.iter().find(|spec| spec.id == service)?;
+        let clock = clock_of(spec)?;
+        let entry = self.clients.find(rows::client_hash(spec, address)?)?;
+        let age = entry.age(tick_of(Some(clock), self.elapsed));
+        let seconds = u64::from(age) * u64::from(clock.tick_seconds);
+        (age <= clock.remember)
+            .then(|| KnownClient { backend: BackendId(entry.backend()), last_seen: Duration::from_secs(seconds) })
+    }
+
+    fn memory(&self) -> anyhow::Result<MemorySnapshot> {
+        let cpus = self.memory_stats.get(&0, 0).context("reading the counters of the client table")?;
+        let stats = cpus.iter().fold(MemoryStats::default(), |mut sum, cpu| {
+            sum.inserted += cpu.inserted;
+            sum.evicted += cpu.evicted;
+            sum.full += cpu.full;
+            sum.limited += cpu.limited;
+            sum
+        });
+        Ok(MemorySnapshot { capacity: u64::from(self.capacity.clients), entries: self.clients.entries(), stats })
+    }
+
     fn drop_stats(&self) -> anyhow::Result<DropStats> {
         let cpus = self.drop_stats.get(&0, 0).context("reading the counters of dropped packets")?;
         Ok(cpus.iter().fold(DropStats::default(), |mut sum, cpu| {
@@ -358,6 +523,16 @@ impl Dataplane for KernelDataplane {
             sum
         }))
     }
+}
+
+/// The clock of a service's memory. `None`: it has none.
+fn clock_of(spec: &ServiceSpec) -> Option<Clock> {
+    let seconds = u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX);
+    (seconds > 0).then(|| Clock::new(seconds))
+}
+
+fn tick_of(clock: Option<Clock>, elapsed: Duration) -> u16 {
+    clock.map_or(0, |clock| (elapsed.as_secs() / u64::from(clock.tick_seconds)) as u16 & TICK_MASK)
 }
 
 fn add<const N: usize>(sum: &mut [u64; N], values: &[u64; N]) {

@@ -69,6 +69,13 @@ impl<T: Pod> MappedArray<T> {
         unsafe { self.pointer(index).write_volatile(value) };
     }
 
+    /// The whole array as 64-bit words, which the kernel program writes as well, each in one piece.
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        let words = self.entries * (size_of::<T>() / 8);
+        // SAFETY: the mapping holds that many aligned words and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<AtomicU64>(), words) }
+    }
+
     /// The 32-bit word at `offset` of the entry at `index`, to be replaced in one piece.
     #[must_use]
     pub(super) fn word32(&self, index: usize, offset: usize) -> &AtomicU32 {

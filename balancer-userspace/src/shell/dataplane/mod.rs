@@ -1,6 +1,7 @@
 //! The kernel's side of the controller: the only place in user space that names maps.
 
 mod attach;
+mod clients;
 mod kernel;
 mod mapped;
 mod placement;
@@ -10,12 +11,26 @@ mod rows;
 pub use attach::Attached;
 pub use kernel::{Capacity, KernelDataplane};
 
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
 use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats};
 
-use crate::core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
+use crate::{
+    core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
+    shell::snapshot::MemorySnapshot,
+};
 
 /// The compiled kernel program.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
+
+/// What is remembered of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownClient {
+    /// Where it was last steered to.
+    pub backend: BackendId,
+    /// How long ago its last recorded packet was, to a tick.
+    pub last_seen: Duration,
+}
 
 /// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
 pub trait Dataplane {
@@ -35,7 +50,7 @@ pub trait Dataplane {
     ///
     /// # Errors
     /// When there is no room for the table; the old one then stays.
-    fn swap_table(&mut self, service: ServiceId, table: &[u16]) -> anyhow::Result<()>;
+    fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()>;
 
     /// Replaces the directory of services, whole. Tables of services not listed are given up.
     ///
@@ -57,6 +72,20 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats>;
+
+    /// Sets the clocks of client memory to `elapsed` since the data path was made, and looks at the next part of the
+    /// client table: forgets expired clients, takes back exceptions that are none any more. With the last part: how many
+    /// known clients each backend has, in rising order of ids.
+    fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>>;
+
+    /// What is remembered of a client.
+    fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient>;
+
+    /// The client table.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn memory(&self) -> anyhow::Result<MemorySnapshot>;
 
     /// Counters of dropped packets, summed over the CPUs.
     ///

@@ -4,15 +4,22 @@ use std::net::{IpAddr, SocketAddr};
 
 use balancer_common::{
     checksum,
-    client::{mask_v4, mask_v6},
+    client::{self, mask_v4, mask_v6},
+    client_table::Clock,
     map_types::{
-        BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, ReturnRow,
-        ServiceKey, ServiceRow,
+        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding,
+        LiveTable, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS, ServiceKey, ServiceRow,
     },
 };
 use bytemuck::Zeroable as _;
 
-use crate::core::io::{BackendSpec, ServiceSpec};
+use crate::{
+    config::model::Failback,
+    core::io::{BackendSpec, ServiceSpec},
+};
+
+/// Seconds of silence after which a client's next datagram counts as a new connection.
+const IDLE_SECONDS: u32 = 30;
 
 /// An address as the maps hold it: network order, IPv4 in the first word.
 #[must_use]
@@ -59,7 +66,9 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
         l4_delta,
         port: spec.address.port().to_be(),
         forwarding: spec.forwarding as u8,
-        flags: if port_changes { BACKEND_PORT_CHANGES } else { 0 },
+        flags: u8::from(port_changes) * BACKEND_PORT_CHANGES | u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN,
+        service: spec.service.0,
+        cause: spec.cause as u8,
         ..BackendRow::zeroed()
     };
     if let Some(hop) = spec.next_hop {
@@ -72,12 +81,25 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
     row
 }
 
-/// The row of a service with its live table.
+/// The row of a service with its live table, at `tick` of its clock.
 #[must_use]
-pub(super) fn service(spec: &ServiceSpec, table: LiveTable) -> ServiceRow {
+pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>, tick: u16) -> ServiceRow {
+    let clock = clock.unwrap_or(Clock { tick_seconds: 1, remember: 0, due_mask: 0 });
+    let mut flags = 0;
+    if !spec.remember.is_zero() {
+        flags |= SERVICE_REMEMBERS;
+    }
+    if spec.failback == Failback::Return {
+        flags |= SERVICE_FAILBACK;
+    }
     ServiceRow {
         key: key(spec.address, spec.protocol.number()),
         id: spec.id.0,
+        flags,
+        tick: u32::from(tick),
+        remember: clock.remember,
+        due_mask: clock.due_mask,
+        idle: IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16,
         table: table.to_word(),
         hash_key: spec.hash_key,
         client_mask: match spec.address.ip() {
@@ -85,6 +107,23 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable) -> ServiceRow {
             IpAddr::V6(_) => mask_v6(spec.client_prefix),
         },
         ..ServiceRow::zeroed()
+    }
+}
+
+/// The hash of a client of a service, which names its slot and its bucket. `None`: not of the service's family.
+#[must_use]
+pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
+    match (spec.address.ip(), address) {
+        (IpAddr::V4(_), IpAddr::V4(address)) => {
+            let address = u32::from_ne_bytes(address.octets()) & mask_v4(spec.client_prefix);
+            Some(client::hash_v4(spec.hash_key, address))
+        }
+        (IpAddr::V6(_), IpAddr::V6(address)) => {
+            let [high, low]: [u64; 2] = bytemuck::cast(address.octets());
+            let [high_mask, low_mask] = mask_v6(spec.client_prefix);
+            Some(client::hash_v6(spec.hash_key, [high & high_mask, low & low_mask]))
+        }
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use balancer_common::verdict::{Decision, DropReason, Verdict};
+use balancer_common::verdict::{CauseIndex, Decision, DropReason, MoveCause, Verdict};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, text},
@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::shell::snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
+use crate::shell::snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot};
 
 /// The text of `snapshot`, every name prefixed with `balancer_`.
 #[must_use]
@@ -32,6 +32,7 @@ impl Collector for Collected {
         let snapshot = &self.0;
         build(encoder)?;
         interfaces(encoder, snapshot)?;
+        client_table(encoder, &snapshot.memory)?;
         services(encoder, &snapshot.services)?;
         traffic(encoder, &snapshot.services)?;
         health(encoder, &snapshot.services)
@@ -97,6 +98,27 @@ fn interfaces(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::
     )
 }
 
+fn client_table(encoder: &mut DescriptorEncoder<'_>, memory: &MemorySnapshot) -> fmt::Result {
+    let one = |value: u64| std::iter::once(([], value));
+    gauges(encoder, "client_table_entries", "Known clients at the last sweep.", one(memory.entries))?;
+    gauges(encoder, "client_table_capacity", "Known clients the table is made for.", one(memory.capacity))?;
+    counters(encoder, "client_table_inserts", "Clients recorded.", one(memory.stats.inserted))?;
+    counters(
+        encoder,
+        "client_table_evictions",
+        "Clients forgotten to make room for others.",
+        one(memory.stats.evicted),
+    )?;
+    counters(
+        encoder,
+        "client_table_unrecorded",
+        "Newcomers steered without being recorded, by why.",
+        [("full", memory.stats.full), ("limited", memory.stats.limited)]
+            .into_iter()
+            .map(|(reason, count)| ([("reason", reason)], count)),
+    )
+}
+
 fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> fmt::Result {
     fn service(service: &ServiceSnapshot) -> Labels<'_, 1> {
         [("service", &service.name)]
@@ -107,9 +129,34 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
         "New connections, by how their backend was chosen.",
         services.iter().flat_map(|service| {
             Decision::ALL.iter().map(|&decision| {
-                let of_all = service.backends.iter().map(|backend| backend.stats.decisions[decision.index()]).sum();
+                let of_all = service.total(|stats| stats.decisions[decision.index()]);
                 ([("service", service.name.as_str()), ("result", decision.label())], of_all)
             })
+        }),
+    )?;
+    counters(
+        encoder,
+        "moves",
+        "Known clients moved, by the backend they left and why.",
+        services.iter().flat_map(|service| {
+            let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
+            let gone = service.gone.iter().map(|(name, _, stats)| (name.as_str(), stats));
+            present.chain(gone).flat_map(move |(from, stats)| {
+                MoveCause::ALL.iter().map(move |&cause| {
+                    let labels = [("service", service.name.as_str()), ("from", from), ("cause", cause.label())];
+                    (labels, stats.moves[CauseIndex::from(cause).counter()])
+                })
+            })
+        }),
+    )?;
+    gauges(
+        encoder,
+        "stickiness_ratio",
+        "Kept over kept and moved among the new connections of known clients, since start.",
+        services.iter().filter_map(|s| {
+            let count = |decision: Decision| s.total(|stats| stats.decisions[decision.index()]) as f64;
+            let (kept, moved) = (count(Decision::Kept), count(Decision::Moved));
+            (kept + moved > 0.0).then(|| (service(s), kept / (kept + moved)))
         }),
     )?;
     gauges(
@@ -136,7 +183,7 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
     gauges(
         encoder,
         "imbalance_ratio",
-        "The largest share of connections over expected share among the backends.",
+        "The largest share (of known clients, or of connections without memory) over expected share among the backends.",
         services.iter().filter_map(|s| imbalance(s).map(|ratio| (service(s), ratio))),
     )
 }
@@ -162,6 +209,29 @@ fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) ->
         "Slots of the lookup table.",
         backends(services).map(|(labels, backend)| (labels, backend.slots)),
     )?;
+    gauges(
+        encoder,
+        "known_clients",
+        "Entries in the client table.",
+        backends(services).map(|(labels, backend)| (labels, backend.known_clients)),
+    )?;
+    let draining = || {
+        backends(services)
+            .filter_map(|(labels, backend)| Some((labels, backend.known_clients, backend.drain_deadline?)))
+    };
+    gauges(
+        encoder,
+        "backend_drain_remaining_clients",
+        "Known clients of a backend that is being drained.",
+        draining().map(|(labels, clients, _)| (labels, clients)),
+    )?;
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    gauges(
+        encoder,
+        "backend_drain_deadline_timestamp_seconds",
+        "When a drain under way ends at the latest.",
+        draining().map(|(labels, _, left)| (labels, (now + left).as_secs_f64())),
+    )?;
     let shares = |share: fn(&ServiceSnapshot, &BackendSnapshot) -> Option<f64>| {
         services.iter().flat_map(move |service| {
             service.backends.iter().filter_map(move |backend| {
@@ -170,7 +240,12 @@ fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) ->
             })
         })
     };
-    gauges(encoder, "backend_share_ratio", "Share of the service's connections.", shares(share))?;
+    gauges(
+        encoder,
+        "backend_share_ratio",
+        "Share of the service's known clients, or of its connections without memory.",
+        shares(share),
+    )?;
     gauges(
         encoder,
         "backend_expected_share_ratio",
@@ -179,13 +254,16 @@ fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) ->
     )
 }
 
-/// `backend`'s part of the connections of `service`; `None` before the first connection.
+/// `backend`'s part of the known clients (without memory, the connections) of `service`; `None` before the first.
 fn share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
-    let all: u64 = service.backends.iter().map(|backend| backend.stats.connections).sum();
-    (all > 0).then(|| backend.stats.connections as f64 / all as f64)
+    let load = |backend: &BackendSnapshot| {
+        if service.remembers { backend.known_clients } else { backend.stats.connections }
+    };
+    let all: u64 = service.backends.iter().map(load).sum();
+    (all > 0).then(|| load(backend) as f64 / all as f64)
 }
 
-/// What [`share`] would be if connections followed the weights; `None` while nobody takes new clients.
+/// What [`share`] would be if clients followed the weights; `None` while nobody takes new clients.
 fn expected_share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
     let weight = |backend: &BackendSnapshot| if backend.eligible { u64::from(backend.weight) } else { 0 };
     let all: u64 = service.backends.iter().map(weight).sum();
@@ -261,8 +339,16 @@ pub(super) mod tests {
             state,
             reason: String::new(),
             slots: 20_000,
+            known_clients: 0,
+            drain_deadline: None,
             eligible: state == "up",
-            stats: BackendStats { packets: connections * 10, bytes: connections * 1000, connections, decisions },
+            stats: BackendStats {
+                packets: connections * 10,
+                bytes: connections * 1000,
+                connections,
+                decisions,
+                ..BackendStats::default()
+            },
             checks: [5, 2, 1],
             last_check: (state == "up").then_some(Duration::from_micros(1500)),
             transitions: [1, 1, 0, 0, 0, 0, 0],
@@ -292,13 +378,21 @@ pub(super) mod tests {
             slots_moved_required: 20_000,
             slots_moved_needless: 12,
             table_build: Duration::from_micros(1800),
+            remembers: false,
+            departed: BackendStats::default(),
+            gone: Vec::new(),
             backends: vec![
                 backend("web1", 100, "up", 30),
                 backend("web2", 300, "up", 60),
                 backend("web3", 100, "down", 10),
             ],
         };
-        Snapshot { interfaces: vec![interface], services: vec![service], drops: DropStats { reasons } }
+        Snapshot {
+            interfaces: vec![interface],
+            services: vec![service],
+            drops: DropStats { reasons },
+            memory: MemorySnapshot::default(),
+        }
     }
 
     fn samples(text: &str) -> impl Iterator<Item = &str> {

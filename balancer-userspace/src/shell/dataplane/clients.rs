@@ -1,0 +1,185 @@
+//! The controller's side of the client table: counting, ageing, and taking back exceptions, a part at a time.
+//!
+//! A slot's exception flag may be taken back when no client of the slot is at another backend than the table's. One
+//! look is not enough: a packet on its way may have read the table before a swap and write its entry after the sweep has
+//! passed. So it takes two complete passes in a row without a swap in between, the first of them begun after every packet
+//! that saw the old table had left.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use balancer_common::{
+    client::slot,
+    client_table::{BUCKET_ENTRIES, Bucket, Clock, Entry, find},
+    map_types::MAX_BACKENDS,
+};
+
+use super::mapped::MappedArray;
+use crate::core::io::{BackendId, ServiceId};
+
+/// What the sweep must know of a service.
+#[derive(Clone, Debug)]
+pub(super) struct Memory {
+    pub(super) table: Arc<[u16]>,
+    /// `None`: the service remembers nothing any more.
+    pub(super) clock: Option<Clock>,
+    pub(super) tick: u16,
+    /// Rises with each swap.
+    pub(super) swaps: u64,
+}
+
+/// The slots of one service in which some client is elsewhere.
+#[derive(Clone, Debug)]
+struct Elsewhere {
+    swaps: u64,
+    slots: Vec<bool>,
+}
+
+/// The mapped client table and how far the sweep has come.
+pub(super) struct ClientTable {
+    buckets: MappedArray<Bucket>,
+    /// By backend id: the service it belongs to.
+    services: Vec<Option<ServiceId>>,
+    next: usize,
+    known: Vec<u64>,
+    this_pass: HashMap<ServiceId, Elsewhere>,
+    last_pass: HashMap<ServiceId, Elsewhere>,
+    entries: u64,
+}
+
+/// What a complete pass found.
+pub(super) struct Pass {
+    /// Known clients, in rising order of ids.
+    pub(super) known: Vec<(BackendId, u64)>,
+    /// Slots without exceptions, by service.
+    pub(super) settled: Vec<(ServiceId, Vec<u32>)>,
+}
+
+/// One bucket for a look from user space.
+struct Look<'a>(&'a [std::sync::atomic::AtomicU64]);
+
+impl balancer_common::client_table::Entries for Look<'_> {
+    fn load(&self, index: usize) -> Entry {
+        Entry(self.0.get(index).map_or(0, |word| word.load(Ordering::Relaxed)))
+    }
+
+    fn store(&self, index: usize, entry: Entry) {
+        if let Some(word) = self.0.get(index) {
+            word.store(entry.0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl ClientTable {
+    pub(super) fn new(buckets: MappedArray<Bucket>) -> Self {
+        Self {
+            buckets,
+            services: vec![None; MAX_BACKENDS as usize],
+            next: 0,
+            known: vec![0; MAX_BACKENDS as usize],
+            this_pass: HashMap::new(),
+            last_pass: HashMap::new(),
+            entries: 0,
+        }
+    }
+
+    /// Known clients at the last complete pass.
+    pub(super) const fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    pub(super) const fn at_start_of_pass(&self) -> bool {
+        self.next == 0
+    }
+
+    pub(super) fn belongs(&mut self, backend: BackendId, service: Option<ServiceId>) {
+        if let Some(of) = self.services.get_mut(usize::from(backend.0)) {
+            *of = service;
+        }
+    }
+
+    pub(super) fn find(&self, hash: u64) -> Option<Entry> {
+        let bucket = hash as usize & (self.buckets.len() - 1);
+        let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
+        find(&Look(words), (hash >> 32) as u32).map(|(_, entry)| entry)
+    }
+
+    /// Looks at up to `words` entries. `Some` with the last of a pass.
+    pub(super) fn sweep(&mut self, words: usize, services: &HashMap<ServiceId, Memory>) -> Option<Pass> {
+        if self.next == 0 {
+            self.begin(services);
+        }
+        let all = self.buckets.words();
+        let end = (self.next + words).min(all.len());
+        // By number, so that the inner loop needs no hashing.
+        let highest = services.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0);
+        let mut by_number: Vec<Option<(&Memory, Clock, Option<&mut Elsewhere>)>> = Vec::new();
+        by_number.resize_with(highest, || None);
+        let mut elsewhere: HashMap<ServiceId, &mut Elsewhere> =
+            self.this_pass.iter_mut().map(|(&id, elsewhere)| (id, elsewhere)).collect();
+        for (id, memory) in services {
+            if let (Some(clock), Some(place)) = (memory.clock, by_number.get_mut(usize::from(id.0))) {
+                *place = Some((memory, clock, elsewhere.remove(id)));
+            }
+        }
+        for word in all.get(self.next..end).unwrap_or_default() {
+            let raw = word.load(Ordering::Relaxed);
+            let entry = Entry(raw);
+            if entry.is_empty() {
+                continue;
+            }
+            let id = usize::from(entry.backend());
+            let service = self.services.get(id).copied().flatten();
+            let of = service.and_then(|service| by_number.get_mut(usize::from(service.0))).and_then(Option::as_mut);
+            let Some((memory, _, elsewhere)) = of.filter(|of| entry.age(of.0.tick) <= of.1.remember) else {
+                // Only if nobody has touched it since.
+                let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
+                continue;
+            };
+            if let Some(known) = self.known.get_mut(id) {
+                *known += 1;
+            }
+            let place = slot(raw, memory.table.len() as u32) as usize;
+            if memory.table.get(place) != Some(&entry.backend())
+                && let Some(is) = elsewhere.as_mut().and_then(|elsewhere| elsewhere.slots.get_mut(place))
+            {
+                *is = true;
+            }
+        }
+        self.next = end;
+        (end == all.len()).then(|| self.end(services))
+    }
+
+    fn begin(&mut self, services: &HashMap<ServiceId, Memory>) {
+        self.known.fill(0);
+        self.this_pass = services
+            .iter()
+            .filter(|(_, memory)| memory.clock.is_some())
+            .map(|(&id, memory)| (id, Elsewhere { swaps: memory.swaps, slots: vec![false; memory.table.len()] }))
+            .collect();
+    }
+
+    fn end(&mut self, services: &HashMap<ServiceId, Memory>) -> Pass {
+        self.next = 0;
+        let this = std::mem::take(&mut self.this_pass);
+        let mut settled = Vec::new();
+        for (&id, now) in &this {
+            let unchanged = services.get(&id).is_some_and(|memory| memory.swaps == now.swaps);
+            let Some(before) = self.last_pass.get(&id).filter(|before| unchanged && before.swaps == now.swaps) else {
+                continue;
+            };
+            let slots = (0u32..).zip(before.slots.iter().zip(&now.slots));
+            settled.push((id, slots.filter(|(_, (before, now))| !**before && !**now).map(|(slot, _)| slot).collect()));
+        }
+        self.last_pass = this;
+        let known: Vec<_> = (0u16..)
+            .zip(&self.known)
+            .filter(|&(_, &count)| count > 0)
+            .map(|(id, &count)| (BackendId(id), count))
+            .collect();
+        self.entries = known.iter().map(|&(_, count)| count).sum();
+        Pass { known, settled }
+    }
+}
