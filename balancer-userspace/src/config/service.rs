@@ -146,7 +146,7 @@ fn client_prefix(mut section: Section<'_>, findings: &mut Findings<'_>) -> Clien
 fn remember(text: &str) -> Result<Duration, String> {
     let remember = value::duration(text)?;
     if remember.subsec_nanos() != 0 {
-        return Err(format!("remember = {} is not in whole seconds", value::quoted(text)));
+        return Err(format!("remember = {} is not in whole seconds; give some, such as \"90s\"", value::quoted(text)));
     }
     Ok(remember)
 }
