@@ -101,6 +101,8 @@ impl Rig {
             let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
             std::fs::write(&path, "1").with_context(|| path.clone())?;
         }
+        await_carrier("in0")?;
+        await_carrier("out0")?;
         let in_ifindex = nix::net::if_::if_nametoindex("in0")?;
         let out_ifindex = nix::net::if_::if_nametoindex("out0")?;
         let mut dataplane = KernelDataplane::load(
@@ -174,6 +176,18 @@ ip route add unreachable 192.0.2.128/25
 ip -6 route add 2001:db8:c::/48 via fd00::fe
 ip -6 route add 2001:db8:c::66/128 dev in0
 ";
+
+/// Routes over an interface are not used before its carrier is noticed, which the kernel does a moment later.
+fn await_carrier(interface: &str) -> anyhow::Result<()> {
+    for _ in 0..500 {
+        let shown = Command::new("ip").args(["-oneline", "link", "show", interface]).output()?;
+        if String::from_utf8_lossy(&shown.stdout).contains("state UP") {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("{interface} has no carrier after five seconds")
+}
 
 fn configure(
     dataplane: &mut KernelDataplane,
