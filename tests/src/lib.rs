@@ -12,3 +12,4 @@ pub mod process;
 pub mod prog_run;
 pub mod rig;
 pub mod topology;
+pub mod world;

@@ -33,6 +33,8 @@ pub struct MemorySnapshot {
     pub capacity: u64,
     /// Known clients at the last sweep.
     pub entries: u64,
+    /// Slots whose clients' entries must be read, over all services.
+    pub exceptions: u64,
     /// Counters, all CPUs.
     pub stats: MemoryStats,
 }

@@ -57,6 +57,9 @@ pub struct Capacity {
 
 /// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
 const ENTRIES_PER_CLIENT: u32 = 4;
+/// Each CPU records at most this part of the table's capacity in newcomers a second: a flood takes long to fill it, and
+/// whoever comes back is established by then.
+const NEWCOMERS_PART: u32 = 8;
 /// Entries looked at in one part of a sweep: about a millisecond's work.
 const SWEEP_PART: usize = 1 << 18;
 
@@ -193,7 +196,7 @@ impl KernelDataplane {
             .load(OBJECT)
             .context("loading the kernel program")?;
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
-        let newcomers = (capacity.clients / 16).max(1024);
+        let newcomers = (capacity.clients / NEWCOMERS_PART).max(4096);
         control.store(0, Control { layout_version: LAYOUT_VERSION, newcomers, ..empty_control() });
         let mut this = Self {
             control,
@@ -513,7 +516,13 @@ impl Dataplane for KernelDataplane {
             sum.limited += cpu.limited;
             sum
         });
-        Ok(MemorySnapshot { capacity: u64::from(self.capacity.clients), entries: self.clients.entries(), stats })
+        let flagged = |table: &Table| table.flags.iter().filter(|&&flags| flags & SLOT_EXCEPTIONS != 0).count();
+        Ok(MemorySnapshot {
+            capacity: u64::from(self.capacity.clients),
+            entries: self.clients.entries(),
+            exceptions: self.tables.values().map(flagged).sum::<usize>() as u64,
+            stats,
+        })
     }
 
     fn drop_stats(&self) -> anyhow::Result<DropStats> {

@@ -102,6 +102,12 @@ fn client_table(encoder: &mut DescriptorEncoder<'_>, memory: &MemorySnapshot) ->
     let one = |value: u64| std::iter::once(([], value));
     gauges(encoder, "client_table_entries", "Known clients at the last sweep.", one(memory.entries))?;
     gauges(encoder, "client_table_capacity", "Known clients the table is made for.", one(memory.capacity))?;
+    gauges(
+        encoder,
+        "table_exception_slots",
+        "Slots of lookup tables with known clients elsewhere, whose entries are read for every packet.",
+        one(memory.exceptions),
+    )?;
     counters(encoder, "client_table_inserts", "Clients recorded.", one(memory.stats.inserted))?;
     counters(
         encoder,

@@ -1,0 +1,303 @@
+//! The controller's core and the loaded kernel program in one process: changes and failures on one side, packets on the
+//! other, time under the test's control. Next hops and health are told to the core; no packet leaves the kernel's test run.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use balancer::{
+    config,
+    core::{
+        controller::Controller,
+        io::{Admin, BackendName, Change, CheckOutcome, Command, Event, NextHop},
+    },
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+};
+use balancer_common::{
+    client::HashKey,
+    verdict::{CauseIndex, Decision, MoveCause},
+};
+
+use crate::{
+    frame::{Frame, SYN, Transport},
+    prog_run,
+};
+
+const XDP_TX: u32 = 3;
+
+/// A controller and a data path.
+pub struct World {
+    controller: Controller,
+    dataplane: KernelDataplane,
+    program: OwnedFd,
+    start: Instant,
+    elapsed: Duration,
+    /// Who is behind the last two bytes of a next hop's MAC.
+    backends: HashMap<[u8; 2], String>,
+    /// What backends that are gone have counted.
+    departed: Counters,
+}
+
+/// Counters of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// New connections by decision.
+    pub decisions: [u64; Decision::COUNT],
+    /// Moved clients by cause.
+    pub moves: [u64; MoveCause::COUNT],
+    /// New connections.
+    pub connections: u64,
+}
+
+impl Counters {
+    /// New connections decided so.
+    #[must_use]
+    pub fn decided(&self, decision: Decision) -> u64 {
+        self.decisions[decision.index()]
+    }
+
+    /// Clients moved for this cause.
+    #[must_use]
+    pub fn moved(&self, cause: MoveCause) -> u64 {
+        self.moves[cause.index()]
+    }
+}
+
+impl World {
+    /// A world with one service `web` of `settings` (lines of its `[[service]]`) and backends `web1` to `webN` at
+    /// `10.0.0.11:80` and on, made for `clients` known clients.
+    ///
+    /// # Errors
+    /// Without root, for a bad configuration, and where the kernel refuses.
+    pub fn new(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("this test needs root: it loads the program into the kernel");
+        }
+        let mut text = format!(
+            "[client_table]\ncapacity = {clients}\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\n\
+             forwarding = \"dsr\"\n{settings}\n"
+        );
+        for number in 1..=backends {
+            text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"10.0.0.{}\"\n", 10 + number);
+        }
+        let (config, _) = config::parse(Path::new("world.toml"), text.as_bytes())?;
+        // The loopback's index: where test runs come in by.
+        let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
+        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        let controller = Controller::new(config, HashKey { k0: 11, k1: 12 });
+        #[expect(clippy::disallowed_methods, reason = "the beginning of a time that only the test advances")]
+        let start = Instant::now();
+        let mut world = Self {
+            controller,
+            dataplane,
+            program,
+            start,
+            elapsed: Duration::ZERO,
+            backends: HashMap::new(),
+            departed: Counters::default(),
+        };
+        let commands = world.controller.start(start);
+        world.execute(commands)?;
+        Ok(world)
+    }
+
+    fn now(&self) -> Instant {
+        self.start + self.elapsed
+    }
+
+    fn execute(&mut self, commands: Vec<Command>) -> anyhow::Result<()> {
+        let mut watched = Vec::new();
+        for command in commands {
+            match command {
+                Command::WriteBackend(backend) => self.dataplane.write_backend(&backend)?,
+                Command::RetireBackend(id) => {
+                    let stats = self.dataplane.backend_stats(id)?;
+                    self.departed.add(&stats);
+                    self.dataplane.retire_backend(id)?;
+                }
+                Command::SwapTable { service, table, home } => self.dataplane.swap_table(service, table, home)?,
+                Command::PublishServices(services) => self.dataplane.publish_services(&services)?,
+                Command::WatchNextHop(address) => watched.push(address),
+                Command::UnwatchNextHop(_)
+                | Command::StartChecks { .. }
+                | Command::StopChecks(_)
+                | Command::Report(_) => {}
+            }
+        }
+        // What comes of a command comes after all of them.
+        watched.into_iter().try_for_each(|address| self.resolve(address))
+    }
+
+    fn resolve(&mut self, address: IpAddr) -> anyhow::Result<()> {
+        let IpAddr::V4(v4) = address else { bail!("only IPv4 backends here") };
+        let [_, _, high, low] = v4.octets();
+        let next_hop =
+            NextHop { ifindex: 1, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, high, low], mtu: 1500 };
+        let commands = self.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, self.now());
+        self.execute(commands)
+    }
+
+    fn name_backends(&mut self) {
+        for backend in self.controller.services().iter().flat_map(|service| service.backends()) {
+            if let IpAddr::V4(address) = backend.address().ip() {
+                let [_, _, high, low] = address.octets();
+                self.backends.insert([high, low], backend.name().to_owned());
+            }
+        }
+    }
+
+    /// Makes a change.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn change(&mut self, change: Change) -> anyhow::Result<String> {
+        let (message, commands) = self.controller.change(change, self.now())?;
+        self.execute(commands)?;
+        Ok(message)
+    }
+
+    /// Adds backend `name` at `10.0.1.HOST`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn add(&mut self, name: &str, host: u8) -> anyhow::Result<String> {
+        let address = Ipv4Addr::new(10, 0, 1, host).into();
+        self.change(Change::Add { name: named(name), address, port: None, weight: None, backup: false })
+    }
+
+    /// Sets a backend's administrative state.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn admin(&mut self, name: &str, admin: Admin, timeout: Option<Duration>) -> anyhow::Result<String> {
+        self.change(Change::SetAdmin { name: named(name), admin, timeout })
+    }
+
+    /// Tells `times` results of health checks.
+    ///
+    /// # Errors
+    /// For an unknown backend.
+    pub fn checked(&mut self, name: &str, outcome: &CheckOutcome, times: u32) -> anyhow::Result<()> {
+        let backend = self.controller.backend(&named(name))?.id();
+        for _ in 0..times {
+            let event = Event::Checked { backend, outcome: outcome.clone(), took: Duration::from_millis(1) };
+            let commands = self.controller.handle(event, self.now());
+            self.execute(commands)?;
+        }
+        Ok(())
+    }
+
+    /// Lets `seconds` pass, one by one, with a complete sweep of the client table in each, and the ends of drains.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn pass(&mut self, seconds: u64) -> anyhow::Result<()> {
+        for _ in 0..seconds {
+            self.elapsed += Duration::from_secs(1);
+            if self.controller.next_deadline().is_some_and(|deadline| deadline <= self.now()) {
+                let commands = self.controller.handle(Event::Tick, self.now());
+                self.execute(commands)?;
+            }
+            let known = loop {
+                if let Some(known) = self.dataplane.sweep(self.elapsed) {
+                    break known;
+                }
+            };
+            let commands = self.controller.handle(Event::Swept { known }, self.now());
+            self.execute(commands)?;
+        }
+        Ok(())
+    }
+
+    /// Sends one TCP segment of `client`'s; the name of the backend it went to, or `None` if it was dropped.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run the program, or the frame went to nobody's MAC.
+    pub fn send(&mut self, client: Ipv4Addr, flags: u8) -> anyhow::Result<Option<String>> {
+        self.send_transport(client, Transport::Tcp(flags))
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// As [`World::send`]; when nobody takes it.
+    pub fn connect(&mut self, client: Ipv4Addr) -> anyhow::Result<String> {
+        self.send(client, SYN)?.with_context(|| format!("nobody takes {client}"))
+    }
+
+    fn send_transport(&mut self, client: Ipv4Addr, transport: Transport) -> anyhow::Result<Option<String>> {
+        let mut frame = Frame::new("192.0.2.1:40000", "198.51.100.10:80", transport);
+        frame.source = SocketAddr::new(client.into(), 40_000);
+        frame.payload.clear();
+        let ran = prog_run::run(self.program.as_fd(), &frame.bytes(), 0, 1)?;
+        if ran.action != XDP_TX {
+            return Ok(None);
+        }
+        let mac = [ran.frame[4], ran.frame[5]];
+        if !self.backends.contains_key(&mac) {
+            self.name_backends();
+        }
+        self.backends.get(&mac).cloned().map(Some).with_context(|| format!("sent to {:02x?}", &ran.frame[..6]))
+    }
+
+    /// The service's counters, those of removed backends included.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn counters(&self) -> anyhow::Result<Counters> {
+        let mut sum = self.departed;
+        let present = self.controller.services().iter().flat_map(|service| service.backends()).map(|b| b.id());
+        for id in present.chain(self.controller.gone().iter().map(|gone| gone.row.id)) {
+            sum.add(&self.dataplane.backend_stats(id)?);
+        }
+        Ok(sum)
+    }
+
+    /// What is shown of a backend: its state and its known clients.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn shown(&self, name: &str) -> anyhow::Result<(&'static str, u64)> {
+        let backend = self.controller.backend(&named(name))?;
+        Ok((backend.state().word(), backend.known_clients()))
+    }
+
+    /// The controller.
+    #[must_use]
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// The data path.
+    #[must_use]
+    pub fn dataplane(&self) -> &KernelDataplane {
+        &self.dataplane
+    }
+}
+
+impl Counters {
+    fn add(&mut self, stats: &balancer_common::map_types::BackendStats) {
+        self.connections += stats.connections;
+        for (sum, value) in self.decisions.iter_mut().zip(stats.decisions) {
+            *sum += value;
+        }
+        for &cause in MoveCause::ALL {
+            self.moves[cause.index()] += stats.moves[CauseIndex::from(cause).counter()];
+        }
+    }
+}
+
+fn named(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+/// The client with this number: `172.16.0.0` and on.
+#[must_use]
+pub fn client(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0xac10_0000 + number)
+}

@@ -1,0 +1,279 @@
+//! Client memory: who stays, who moves, why, and that it is counted. The kernel program and the controller's core in one
+//! process, ten thousand clients.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::Result;
+use balancer::core::io::{Admin, BackendName, Change, CheckOutcome};
+use balancer::shell::dataplane::Dataplane as _;
+use balancer_common::verdict::{Decision, MoveCause};
+use balancer_tests::{
+    frame::{ACK, SYN},
+    world::{World, client},
+};
+
+const CLIENTS: u32 = 10_000;
+const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";
+
+fn refused() -> CheckOutcome {
+    CheckOutcome::Hard("connect: refused".to_owned())
+}
+
+fn named(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+/// Connects every client once; where each went.
+fn connect_all(world: &mut World) -> Result<HashMap<u32, String>> {
+    (0..CLIENTS).map(|number| Ok((number, world.connect(client(number))?))).collect()
+}
+
+/// Clients that are elsewhere than before: none of them.
+#[track_caller]
+fn assert_nobody_moved(before: &HashMap<u32, String>, after: &HashMap<u32, String>, when: &str) {
+    let moved = moved(before, after);
+    assert!(moved.is_empty(), "{} of {} clients moved {when}, one is {}", moved.len(), before.len(), moved[0]);
+}
+
+/// Clients that are elsewhere than before.
+fn moved(before: &HashMap<u32, String>, after: &HashMap<u32, String>) -> Vec<u32> {
+    before.iter().filter(|(number, backend)| after.get(number) != Some(backend)).map(|(&number, _)| number).collect()
+}
+
+fn at(homes: &HashMap<u32, String>, backend: &str) -> usize {
+    homes.values().filter(|name| *name == backend).count()
+}
+
+#[test]
+fn known_clients_stay_when_backends_are_added_weighed_drained_and_return() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    let counters = world.counters()?;
+    assert_eq!((counters.connections, counters.decided(Decision::New)), (u64::from(CLIENTS), u64::from(CLIENTS)));
+    world.pass(2)?;
+
+    world.add("web5", 5)?;
+    for (weight, backend) in [(10, "web1"), (300, "web2"), (7, "web3"), (1, "web4"), (500, "web5")] {
+        world.change(Change::SetWeight { name: named(backend), weight })?;
+    }
+    world.admin("web2", Admin::Drain, None)?;
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "while web2 drains");
+    assert_eq!(world.shown("web2")?.0, "draining");
+    assert!((0..2000).all(|number| world.connect(client(1_000_000 + number)).is_ok_and(|to| to != "web2")));
+    world.pass(2)?;
+    assert_eq!(world.shown("web2")?.1, at(&homes, "web2") as u64, "known clients of web2");
+    world.admin("web2", Admin::Ready, None)?;
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "after web2 has returned");
+
+    let counters = world.counters()?;
+    assert_eq!(counters.decided(Decision::Kept), 2 * u64::from(CLIENTS));
+    assert_eq!(counters.decided(Decision::New), u64::from(CLIENTS) + 2000);
+    assert_eq!(counters.moves, [0; MoveCause::COUNT]);
+    assert_eq!(counters.decisions.iter().sum::<u64>(), counters.connections);
+    Ok(())
+}
+
+#[test]
+fn a_hard_failure_moves_exactly_the_dead_backends_clients_once_each() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    world.pass(1)?;
+    world.checked("web3", &refused(), 3)?;
+    assert_eq!(world.shown("web3")?.0, "down");
+    let after = connect_all(&mut world)?;
+    let gone = moved(&homes, &after);
+    assert!(gone.iter().all(|number| homes[number] == "web3"));
+    assert_eq!(gone.len(), at(&homes, "web3"));
+    assert_eq!(world.counters()?.moved(MoveCause::Down), gone.len() as u64);
+    for backend in ["web1", "web2", "web4"] {
+        let more = at(&after, backend) - at(&homes, backend);
+        assert!(more.abs_diff(gone.len() / 3) < gone.len() / 30, "{backend} took over {more} of {}", gone.len());
+    }
+
+    world.pass(1)?;
+    world.checked("web3", &CheckOutcome::Passed, 2)?;
+    assert_eq!(world.shown("web3")?.0, "up");
+    assert_nobody_moved(&after, &connect_all(&mut world)?, "failback = \"stay\"");
+    let counters = world.counters()?;
+    assert_eq!(counters.moves.iter().sum::<u64>(), gone.len() as u64, "nobody was moved twice");
+    assert_eq!(counters.decided(Decision::Moved), gone.len() as u64);
+    Ok(())
+}
+
+#[test]
+fn failback_return_sends_home_those_who_were_moved_and_nobody_else() -> Result<()> {
+    let mut world = World::new(&format!("{REMEMBER}\nfailback = \"return\""), 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    world.checked("web3", &refused(), 3)?;
+    let after = connect_all(&mut world)?;
+    let away = moved(&homes, &after).len() as u64;
+    world.checked("web3", &CheckOutcome::Passed, 2)?;
+    for number in 0..CLIENTS {
+        assert_eq!(world.send(client(number), ACK)?.as_ref(), after.get(&number), "in the middle of a connection");
+    }
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "all at home");
+    assert_eq!(world.counters()?.moved(MoveCause::Failback), away);
+
+    world.add("web5", 5)?;
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "a new backend takes nobody who was not away");
+    Ok(())
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline_or_with_its_last_client() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    world.admin("web1", Admin::Drain, Some(Duration::from_secs(5)))?;
+    world.pass(4)?;
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "before the deadline");
+    world.pass(1)?;
+    assert_eq!(world.shown("web1")?.0, "drained");
+    let after = connect_all(&mut world)?;
+    assert_eq!(moved(&homes, &after).len(), at(&homes, "web1"));
+    assert_eq!(world.counters()?.moved(MoveCause::Drain), at(&homes, "web1") as u64);
+
+    // Everybody is forgotten after a minute of silence; a drain then has nobody to wait for.
+    world.pass(62)?;
+    world.admin("web2", Admin::Drain, Some(Duration::from_secs(3600)))?;
+    world.pass(3)?;
+    assert_eq!(world.shown("web2")?, ("drained", 0));
+    Ok(())
+}
+
+#[test]
+fn maintenance_and_removal_move_at_once_each_with_its_cause() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    world.admin("web1", Admin::Maint, None)?;
+    let after = connect_all(&mut world)?;
+    assert!(moved(&homes, &after).iter().all(|number| homes[number] == "web1"));
+    assert_eq!(world.counters()?.moved(MoveCause::Maint), at(&homes, "web1") as u64);
+
+    world.change(Change::Remove { name: named("web2"), force: true })?;
+    // Ids are not reused before the entries are gone: clients known at web2 are not taken for clients of web9.
+    world.add("web9", 9)?;
+    let last = connect_all(&mut world)?;
+    assert!(moved(&after, &last).iter().all(|number| after[number] == "web2"));
+    assert_eq!(at(&last, "web2"), 0);
+    assert_eq!(world.counters()?.moved(MoveCause::Removed), at(&after, "web2") as u64);
+    assert_eq!(world.controller().gone().len(), 1);
+    world.pass(3)?;
+    assert_eq!(world.controller().gone().len(), 0, "nobody is known at web2 any more");
+    assert_eq!(world.counters()?.moved(MoveCause::Removed), at(&after, "web2") as u64, "and it stays counted");
+    Ok(())
+}
+
+#[test]
+fn removal_without_force_drains_first() -> Result<()> {
+    let mut world = World::new(REMEMBER, 3, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    world.pass(1)?;
+    let message = world.change(Change::Remove { name: named("web2"), force: false })?;
+    assert!(message.contains("drains before it is removed"), "{message}");
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "");
+    world.pass(20)?;
+    assert!(world.shown("web2").is_err(), "removed at the deadline");
+    let after = connect_all(&mut world)?;
+    assert_eq!(moved(&homes, &after).len(), at(&homes, "web2"));
+    assert_eq!(world.counters()?.moved(MoveCause::Drain), at(&homes, "web2") as u64);
+    Ok(())
+}
+
+#[test]
+fn clients_are_forgotten_after_their_time_and_not_before() -> Result<()> {
+    let mut world = World::new("remember = \"10s\"", 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    // A connection that goes on, and one with a packet a second, both without another SYN.
+    for _ in 0..30 {
+        world.pass(1)?;
+        world.send(client(1), ACK)?;
+        (0..50).try_for_each(|_| world.send(client(2), ACK).map(drop))?;
+    }
+    let known: u64 = ["web1", "web2", "web3", "web4"].iter().map(|name| world.shown(name).map_or(0, |s| s.1)).sum();
+    assert_eq!(known, 2, "all others were silent for 30 s");
+    world.add("web5", 5)?;
+    world.add("web6", 6)?;
+    for number in [1, 2] {
+        assert_eq!(world.connect(client(number))?, homes[&number]);
+    }
+    assert_eq!(world.counters()?.decided(Decision::Kept), 2);
+    assert!(!moved(&homes, &connect_all(&mut world)?).is_empty(), "the forgotten follow the new table");
+    assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT], "and are not moved clients, but new ones");
+    Ok(())
+}
+
+#[test]
+fn exceptions_are_taken_back_once_nobody_is_elsewhere() -> Result<()> {
+    let mut world = World::new("remember = \"10s\"", 4, 262_144)?;
+    connect_all(&mut world)?;
+    assert_eq!(world.dataplane().memory()?.exceptions, 0, "the first table has none");
+    world.add("web5", 5)?;
+    let flagged = world.dataplane().memory()?.exceptions;
+    assert!((12_000..15_000).contains(&flagged), "{flagged} slots changed");
+    world.pass(4)?;
+    let left = world.dataplane().memory()?.exceptions;
+    assert!((1..=2200).contains(&left), "{left} slots with some of the 10,000 clients elsewhere");
+    world.pass(12)?;
+    assert_eq!(world.dataplane().memory()?.exceptions, 0, "everybody is forgotten");
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
+    let mut world = World::new("remember = \"3h\"", 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    world.pass(4)?;
+    // Half of them become exceptions.
+    world.add("web5", 5)?;
+    world.add("web6", 6)?;
+    world.add("web7", 7)?;
+    world.add("web8", 8)?;
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "");
+    for burst in 0..20 {
+        for number in 0..50_000 {
+            world.send(std::net::Ipv4Addr::from(0x2000_0000 + burst * 50_000 + number), SYN)?;
+        }
+        world.pass(1)?;
+        let number = burst * 499;
+        assert_eq!(world.connect(client(number))?, homes[&number]);
+    }
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "");
+    let memory = world.dataplane().memory()?;
+    assert!(memory.stats.limited > 0, "the rate of newcomers is bounded: {memory:?}");
+    assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
+    Ok(())
+}
+
+#[test]
+fn all_down_open_keeps_clients_where_they_are() -> Result<()> {
+    let mut world = World::new(REMEMBER, 3, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    for backend in ["web1", "web2", "web3"] {
+        world.checked(backend, &refused(), 3)?;
+    }
+    assert_nobody_moved(&homes, &connect_all(&mut world)?, "");
+    Ok(())
+}
+
+#[test]
+fn a_thousand_swaps_send_nobody_where_no_table_ever_pointed() -> Result<()> {
+    let mut world = World::new("remember = \"0s\"", 4, 1)?;
+    for round in 0..1000u32 {
+        let backend = format!("web{}", round % 4 + 1);
+        let admin = if round / 4 % 2 == 0 { Admin::Drain } else { Admin::Ready };
+        world.admin(&backend, admin, None)?;
+        let serving: Vec<_> = world.controller().services()[0]
+            .backends()
+            .iter()
+            .filter(|backend| backend.takes_new_clients())
+            .map(|backend| backend.name().to_owned())
+            .collect();
+        for number in 0..5 {
+            let to = world.connect(client(round * 5 + number))?;
+            assert!(serving.contains(&to), "{to} in round {round}, serving: {serving:?}");
+        }
+    }
+    let counters = world.counters()?;
+    assert_eq!((counters.connections, counters.decided(Decision::Stateless)), (5000, 5000));
+    Ok(())
+}
