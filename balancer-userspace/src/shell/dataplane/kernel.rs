@@ -373,7 +373,7 @@ impl Dataplane for KernelDataplane {
                     Some(_) => true,
                     None => false,
                 };
-                u16::from(refilled) * SLOT_REFILLED | u16::from(exceptions) * SLOT_EXCEPTIONS
+                (u16::from(refilled) * SLOT_REFILLED) | (u16::from(exceptions) * SLOT_EXCEPTIONS)
             })
             .collect();
         let mut slots = table.iter().zip(&flags).map(|(&backend, &flags)| TableSlot { backend, flags });

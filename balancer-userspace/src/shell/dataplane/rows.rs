@@ -66,7 +66,7 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
         l4_delta,
         port: spec.address.port().to_be(),
         forwarding: spec.forwarding as u8,
-        flags: u8::from(port_changes) * BACKEND_PORT_CHANGES | u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN,
+        flags: (u8::from(port_changes) * BACKEND_PORT_CHANGES) | (u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN),
         service: spec.service.0,
         cause: spec.cause as u8,
         ..BackendRow::zeroed()
