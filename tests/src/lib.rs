@@ -13,3 +13,4 @@ pub mod prog_run;
 pub mod rig;
 pub mod topology;
 pub mod world;
+pub mod xdp;

@@ -147,8 +147,9 @@ impl Drop for Namespace {
 /// Joins two namespaces by a veth pair; each end is `(namespace, interface name)`, up, with an MTU of 1,500.
 ///
 /// Checksums are complete on the wire, because XDP drops the note that one is still to be computed, and verified on
-/// arrival. Receive offload (GRO) makes an end poll, without which frames from the peer's native `XDP_TX` or redirect
-/// are lost; an end that runs an XDP program polls anyway and should see frames as they were sent.
+/// arrival. Receive offload (GRO) makes an end poll, without which frames redirected to its peer are lost; an end that
+/// runs an XDP program polls anyway and should see frames as they were sent. Frames that the peer sends by native
+/// `XDP_TX` wake an end only if that runs a program of its own, such as a [`Passer`](crate::xdp::Passer).
 ///
 /// # Errors
 /// When `ip` or `ethtool` fail.

@@ -20,7 +20,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 use balancer_common::map_types::Forwarding;
 
-use crate::namespace::{Namespace, join, run};
+use crate::{
+    namespace::{Namespace, join, run},
+    xdp::{Hook, Passer},
+};
 
 /// Hosts on the backends' segment: the balancer is 1, the clients' host 2, backends count from 11.
 const SEGMENT: Net = Net(0);
@@ -75,6 +78,8 @@ pub struct Topology {
     balancer: Namespace,
     switch: Namespace,
     backends: Vec<Namespace>,
+    /// What native `XDP_TX` wakes: the driver asks for a program at the other end, polling alone does not do.
+    receivers: Vec<Passer>,
 }
 
 impl Topology {
@@ -91,10 +96,15 @@ impl Topology {
             balancer: Namespace::new("balancer")?,
             switch: Namespace::new("switch")?,
             backends: Vec::new(),
+            receivers: Vec::new(),
         };
         topology.switch.ip("link add br0 type bridge mcast_snooping 0")?;
         topology.switch.ip("link set br0 up")?;
         topology.make_balancer()?;
+        topology.receivers.push(Passer::attach(&topology.switch, "balancer", Hook::Native)?);
+        if shape == Shape::TwoLegged {
+            topology.receivers.push(Passer::attach(&topology.client, "eth0", Hook::Native)?);
+        }
         topology.make_client()?;
         for _ in 0..backends {
             topology.add_backend()?;
