@@ -1,0 +1,56 @@
+//! What `/metrics` says, as numbers.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The samples of one scrape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    /// Reads the text; comments are left out.
+    ///
+    /// # Errors
+    /// When a line is not a sample, or a sample comes twice.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut samples = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.rsplit_once(' ').with_context(|| format!("not a sample: {line:?}"))?;
+            let value = value.parse().with_context(|| format!("not a number: {line:?}"))?;
+            ensure!(samples.insert(name.to_owned(), value).is_none(), "{name} comes twice");
+        }
+        Ok(Self(samples))
+    }
+
+    /// The sum of the samples called `name` (after `balancer_`) that have all `labels`, each written `label="value"`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let mut values = self.0.iter().filter_map(|(sample, &value)| {
+            let rest = sample.strip_prefix("balancer_")?.strip_prefix(name)?;
+            let has = rest.strip_prefix('{')?.strip_suffix('}')?;
+            labels.iter().all(|&label| has.split(',').any(|part| part == label)).then_some(value)
+        });
+        let first = values.next().with_context(|| format!("no balancer_{name} with {labels:?}"))?;
+        Ok(values.fold(first, |sum, value| sum + value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Metrics;
+
+    #[test]
+    fn samples_are_summed_by_label() {
+        let text = "# TYPE balancer_x counter\nbalancer_x_total{a=\"1\",b=\"1\"} 2\nbalancer_x_total{a=\"1\",b=\"2\"} 3\n\
+                    balancer_x_total_more{a=\"1\"} 9\n# EOF\n";
+        let metrics = Metrics::parse(text).unwrap();
+        assert_eq!(metrics.sum("x_total", &["a=\"1\""]).unwrap(), 5.0);
+        assert_eq!(metrics.sum("x_total", &["b=\"2\"", "a=\"1\""]).unwrap(), 3.0);
+        assert!(metrics.sum("x_total", &["b=\"3\""]).is_err());
+        assert!(Metrics::parse("x{} 1\nx{} 1").is_err());
+        assert!(Metrics::parse("x").is_err());
+    }
+}

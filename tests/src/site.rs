@@ -1,0 +1,449 @@
+//! A whole site: hosts, demo backends, and the real balancer between them and the clients.
+//!
+//! Backends are `web1`, `web2`, … on the hosts of the same number. A service for IPv4 is called `web`, one for IPv6
+//! `web6`; each client address is a client of its own.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use balancer::{
+    api::{
+        client::{Answer, Client},
+        model::{ClientQuery, StatusView},
+    },
+    config,
+    core::controller::Controller as Core,
+};
+use balancer_common::map_types::Forwarding;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::{
+    backend::Backend,
+    binaries,
+    controller::Controller,
+    http_client::{Reply, Request, send_all},
+    metrics::Metrics,
+    topology::{Family, Shape, Topology},
+};
+
+/// The services' port.
+const PORT: u16 = 80;
+/// How long a start, a change of state or a slow answer may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Connections under way at once.
+const WORKERS: usize = 8;
+
+/// What the configuration file says.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// Where to attach.
+    pub interfaces: Vec<String>,
+    /// `auto`, `native` or `generic`.
+    pub xdp_mode: &'static str,
+    /// A service for each.
+    pub families: Vec<Family>,
+    /// Numbers of the backends, from 1, and their weights, in the order of the file.
+    pub backends: Vec<(u16, u16)>,
+    /// The health check, an inline table.
+    pub check: String,
+    /// More lines for each service.
+    pub service_lines: String,
+    /// More lines for the whole, tables among them.
+    pub lines: String,
+}
+
+impl Settings {
+    /// An IPv4 service of equal backends `1..=backends`, on all interfaces of the balancer's host, without checks.
+    #[must_use]
+    pub fn new(topology: &Topology, forwarding: Forwarding, backends: u16) -> Self {
+        Self {
+            forwarding,
+            interfaces: topology.interfaces().iter().map(|&name| name.to_owned()).collect(),
+            xdp_mode: "native",
+            families: vec![Family::V4],
+            backends: (1..=backends).map(|number| (number, 100)).collect(),
+            check: r#"{ type = "none" }"#.to_owned(),
+            service_lines: String::new(),
+            lines: String::new(),
+        }
+    }
+
+    fn text(&self, topology: &Topology, files: &Path) -> String {
+        let Self { interfaces, xdp_mode, check, service_lines, lines, .. } = self;
+        let (forwarding, port) = match self.forwarding {
+            Forwarding::Dsr => ("dsr", PORT),
+            Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
+        };
+        let mut text = format!(
+            "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\nstate_file = \"{files}/state.json\"\n\
+             [control]\nsocket = \"{files}/balancer.sock\"\n\
+             [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{lines}\n",
+            files = files.display()
+        );
+        for &family in &self.families {
+            let (name, vip) = (service(family), SocketAddr::new(topology.vip(family), PORT));
+            // Writing to a string cannot fail.
+            let _ = write!(
+                text,
+                "[[service]]\nname = \"{name}\"\naddress = \"{vip}\"\nforwarding = \"{forwarding}\"\n\
+                 remember = \"0s\"\nclient_prefix = {{ v4 = 32, v6 = 128 }}\ncheck = {check}\n{service_lines}\n"
+            );
+            for &(number, weight) in &self.backends {
+                let address = SocketAddr::new(topology.backend_address(family, number - 1), port);
+                let _ = write!(
+                    text,
+                    "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = {weight}\n"
+                );
+            }
+        }
+        text
+    }
+}
+
+/// Everything, running. Dropping it ends it all, the balancer first.
+#[derive(Debug)]
+pub struct Site {
+    controller: Controller,
+    backends: Vec<Option<Backend>>,
+    topology: Topology,
+    settings: Settings,
+    client: Client,
+    runtime: Runtime,
+    files: TempDir,
+}
+
+impl Site {
+    /// Makes `hosts` backends and starts them, and a balancer with the settings that `adapt` makes of
+    /// [`Settings::new`] with all of them; waits until it serves.
+    ///
+    /// # Errors
+    /// When something cannot be started, or the balancer ends.
+    pub fn start(
+        shape: Shape,
+        forwarding: Forwarding,
+        hosts: u16,
+        adapt: impl FnOnce(&mut Settings, &Topology) -> Result<()>,
+    ) -> Result<Self> {
+        let topology = Topology::new(shape, forwarding, usize::from(hosts))?;
+        let mut settings = Settings::new(&topology, forwarding, hosts);
+        adapt(&mut settings, &topology)?;
+        let files = tempfile::tempdir()?;
+        let backends = (1..=hosts)
+            .map(|number| start_backend(&topology, forwarding, number, files.path()).map(Some))
+            .collect::<Result<_>>()?;
+        let controller = start_controller(&topology, &settings, files.path())?;
+        let mut site = Self {
+            controller,
+            backends,
+            client: Client::new(&files.path().join("balancer.sock")),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+            topology,
+            settings,
+            files,
+        };
+        site.controller.wait_ready(PATIENCE)?;
+        Ok(site)
+    }
+
+    /// Ends the balancer cleanly, waits until it is gone and starts it with other settings.
+    ///
+    /// # Errors
+    /// When it does not end well, or does not come back.
+    pub fn restart(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
+        let status = self.controller.process().stop()?;
+        ensure!(status.success(), "the balancer ended with {status}: {}", self.controller.process().tail(20)?);
+        adapt(&mut self.settings);
+        self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
+        self.controller.wait_ready(PATIENCE)?;
+        Ok(())
+    }
+
+    /// The hosts.
+    #[must_use]
+    pub const fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The balancer.
+    pub const fn controller(&mut self) -> &mut Controller {
+        &mut self.controller
+    }
+
+    /// The directory of its files: `balancer.toml`, `balancer.sock`, `balancer.log`.
+    #[must_use]
+    pub fn files(&self) -> &Path {
+        self.files.path()
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        config_path(self.files.path())
+    }
+
+    /// The running demo backend `web{number}`.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn backend(&mut self, number: u16) -> Result<&mut Backend> {
+        let slot = self.backends.get_mut(usize::from(number) - 1).and_then(Option::as_mut);
+        slot.with_context(|| format!("web{number} is not running"))
+    }
+
+    /// Kills `web{number}` without a farewell.
+    ///
+    /// # Errors
+    /// When it is not running or cannot be killed.
+    pub fn kill_backend(&mut self, number: u16) -> Result<()> {
+        self.backend(number)?.process().kill()?;
+        self.backends[usize::from(number) - 1] = None;
+        Ok(())
+    }
+
+    /// Starts `web{number}` again.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_backend(&mut self, number: u16) -> Result<()> {
+        let backend = start_backend(&self.topology, self.settings.forwarding, number, self.files.path())?;
+        self.backends[usize::from(number) - 1] = Some(backend);
+        Ok(())
+    }
+
+    /// Makes the health check of `web{number}` answer as `mode` says: `503`, `hang` or `ok`.
+    ///
+    /// # Errors
+    /// When it is not running or does not answer.
+    pub fn fail_backend(&self, number: u16, mode: &str) -> Result<()> {
+        let index = usize::from(number) - 1;
+        let backend = self.backends.get(index).and_then(Option::as_ref).context("not running")?;
+        backend.fail(&self.topology.backends()[index], mode)
+    }
+
+    /// The address and port of `web{number}` as a configuration gives it.
+    #[must_use]
+    pub fn backend_address(&self, family: Family, number: u16) -> SocketAddr {
+        SocketAddr::new(self.topology.backend_address(family, number - 1), backend_port(self.settings.forwarding))
+    }
+
+    /// `GET /` of a client, from a fresh source port.
+    #[must_use]
+    pub fn request(&self, family: Family, client: u16) -> Request {
+        let source = SocketAddr::new(self.topology.client_address(family, client), 0);
+        Request::new(source, SocketAddr::new(self.topology.vip(family), PORT))
+    }
+
+    /// One request from each client.
+    ///
+    /// # Errors
+    /// When the clients' namespace cannot be entered.
+    pub fn ask(
+        &self,
+        family: Family,
+        clients: impl IntoIterator<Item = u16>,
+        limit: Duration,
+    ) -> Result<Vec<io::Result<Reply>>> {
+        let requests: Vec<Request> =
+            clients.into_iter().map(|client| Request { timeout: limit, ..self.request(family, client) }).collect();
+        send_all(self.topology.client(), &requests, WORKERS)
+    }
+
+    /// The backend that answers each client. Checks that the backend saw the client's own address.
+    ///
+    /// # Errors
+    /// When a connection fails.
+    pub fn homes(
+        &self,
+        family: Family,
+        clients: impl IntoIterator<Item = u16> + Clone,
+    ) -> Result<BTreeMap<u16, String>> {
+        let replies = self.ask(family, clients.clone(), PATIENCE)?;
+        let mut homes = BTreeMap::new();
+        for (client, reply) in clients.into_iter().zip(replies) {
+            let answer = reply.and_then(|reply| reply.answer()).with_context(|| format!("client {client}"))?;
+            let address = self.topology.client_address(family, client);
+            ensure!(answer.client == address.to_string(), "{address} was seen as {}", answer.client);
+            homes.insert(client, answer.backend);
+        }
+        Ok(homes)
+    }
+
+    /// Where the controller says that a client is steered.
+    ///
+    /// # Errors
+    /// When it refuses, or says nothing but a drop.
+    pub fn locate(&self, family: Family, client: u16) -> Result<(u32, String)> {
+        let query = ClientQuery {
+            address: self.topology.client_address(family, client),
+            service: Some(service(family).to_owned()),
+        };
+        let views = self.api(|api| async move { api.client(&query).await })?;
+        let [view] = views.as_slice() else { bail!("{} views of one client", views.len()) };
+        Ok((view.slot, view.backend.clone().context("dropped")?))
+    }
+
+    /// A request to the running controller's socket.
+    ///
+    /// # Errors
+    /// What the controller says.
+    pub fn api<T, F: Future<Output = Answer<T>>>(&self, ask: impl FnOnce(Client) -> F) -> Result<T> {
+        Ok(self.runtime.block_on(ask(self.client.clone()))?)
+    }
+
+    /// What a command line such as `["backend", "drain", "web/web2"]` prints.
+    ///
+    /// # Errors
+    /// When it fails; the error has its words.
+    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.controller.cli(arguments)?;
+        if !output.status.success() {
+            bail!("{arguments:?} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// `balancer status --json`.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status(&self) -> Result<StatusView> {
+        self.controller.status()
+    }
+
+    /// Waits until `web{number}` of every service is shown as one of `states`.
+    ///
+    /// # Errors
+    /// When it takes too long.
+    pub fn wait_state(&mut self, number: u16, states: &[&str]) -> Result<()> {
+        let name = format!("web{number}");
+        self.controller.wait_for(PATIENCE, &format!("{name} to be one of {states:?}"), |status| {
+            status.services.iter().all(|service| {
+                let found = service.backends.iter().find(|backend| backend.name == name);
+                found.is_some_and(|backend| states.contains(&backend.state.as_str()))
+            })
+        })?;
+        Ok(())
+    }
+
+    /// What `/metrics` says.
+    ///
+    /// # Errors
+    /// When it does not answer, or not in numbers.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
+        let request = Request { timeout: PATIENCE, ..request };
+        let reply = self.topology.balancer().run_in_thread(|| request.send())??;
+        ensure!(reply.status == 200, "/metrics answered {}", reply.status);
+        Metrics::parse(&String::from_utf8(reply.body)?)
+    }
+
+    /// The controller's core on the configuration file, in this process: what another balancer of the fleet, or this
+    /// one after a restart, would do.
+    ///
+    /// # Errors
+    /// When the file is not valid.
+    pub fn core(&self) -> Result<Core> {
+        core(&self.config())
+    }
+}
+
+/// The controller's core on a configuration file.
+///
+/// # Errors
+/// When the file is not valid, or has no hash key.
+pub fn core(config: &Path) -> Result<Core> {
+    let (config, _) = config::load(config).map_err(|errors| anyhow!("{errors}"))?;
+    let key = config.hash_key.context("the configuration has no hash key")?;
+    let mut core = Core::new(config, key);
+    core.start(Instant::now());
+    Ok(core)
+}
+
+/// The backend of `client` in the first service of its family; `None`: dropped.
+///
+/// # Errors
+/// When there is no such service.
+pub fn home(core: &Core, client: IpAddr) -> Result<Option<String>> {
+    let views = core.locate(&ClientQuery { address: client, service: None })?;
+    Ok(views.into_iter().next().context("no service")?.backend)
+}
+
+/// How many clients each backend has.
+pub fn counts<'a>(homes: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for home in homes {
+        *counts.entry(home.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// How far the counts of `backends` backends are from equal: the largest deviation, as a share of the mean.
+#[must_use]
+pub fn deviation(counts: &BTreeMap<String, usize>, backends: usize) -> f64 {
+    let mean = counts.values().sum::<usize>() as f64 / backends as f64;
+    let missing = if counts.len() < backends { 1.0 } else { 0.0 };
+    counts.values().map(|&count| (count as f64 / mean - 1.0).abs()).fold(missing, f64::max)
+}
+
+/// The name of the service of a family.
+#[must_use]
+pub const fn service(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "web",
+        Family::V6 => "web6",
+    }
+}
+
+/// Writes the configuration of `settings` into `files`, and gives its path.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_config(topology: &Topology, settings: &Settings, files: &Path) -> Result<PathBuf> {
+    let config = config_path(files);
+    fs::write(&config, settings.text(topology, files)).with_context(|| config.display().to_string())?;
+    Ok(config)
+}
+
+/// Starts a balancer with `settings`, its files in `files`; does not wait for it.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn start_controller(topology: &Topology, settings: &Settings, files: &Path) -> Result<Controller> {
+    let config = write_config(topology, settings, files)?;
+    let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
+    Controller::start(topology.balancer(), &binaries::balancer()?, &config, &socket, &log)
+}
+
+fn config_path(files: &Path) -> PathBuf {
+    files.join("balancer.toml")
+}
+
+/// With `nat` the port changes on the way.
+const fn backend_port(forwarding: Forwarding) -> u16 {
+    match forwarding {
+        Forwarding::Dsr => PORT,
+        Forwarding::Nat => 8080,
+    }
+}
+
+fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs: &Path) -> Result<Backend> {
+    let port = backend_port(forwarding);
+    let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, number - 1), port));
+    let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
+    let listen = match forwarding {
+        Forwarding::Dsr => own.into_iter().chain(vip).collect(),
+        Forwarding::Nat => own.to_vec(),
+    };
+    Backend::start(&topology.backends()[usize::from(number) - 1], &format!("web{number}"), &listen, logs)
+}

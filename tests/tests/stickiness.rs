@@ -1,0 +1,77 @@
+//! A client comes to the same backend every time, whatever port it comes from, and clients are spread evenly.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    site::{Site, counts, deviation, home, service},
+    topology::{Family, Shape},
+};
+
+const CLIENTS: std::ops::RangeInclusive<u16> = 1..=600;
+const MANY: std::ops::RangeInclusive<u16> = 1..=20_000;
+const BACKENDS: u16 = 4;
+
+/// 600 clients of each family, three connections each; and what the controller says of them.
+fn clients_stay(shape: Shape, forwarding: Forwarding) {
+    let site = Site::start(shape, forwarding, BACKENDS, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        Ok(())
+    })
+    .unwrap();
+    let model = site.core().unwrap();
+    for family in Family::BOTH {
+        let homes = site.homes(family, CLIENTS).unwrap();
+        for _ in 0..2 {
+            assert_eq!(site.homes(family, CLIENTS).unwrap(), homes, "{shape:?} {forwarding:?} {family:?}");
+        }
+        let shares = counts(homes.values());
+        let off = deviation(&shares, usize::from(BACKENDS));
+        println!("{shape:?} {forwarding:?} {family:?}: {shares:?}, within {:.1}% of equal", off * 100.0);
+        assert!(off <= 0.25, "{shares:?}");
+
+        let located: BTreeMap<u16, String> =
+            CLIENTS.map(|client| (client, site.locate(family, client).unwrap().1)).collect();
+        assert_eq!(located, homes, "the controller says otherwise than the packets");
+        for client in CLIENTS.step_by(60) {
+            let address = site.topology().client_address(family, client).to_string();
+            let text = site.cli(&["client", "where", &address, "--json"]).unwrap();
+            let view: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(view["backend"], homes[&client]);
+            assert_eq!((&view["service"], &view["why"]), (&service(family).into(), &"table".into()));
+        }
+
+        // 20,000 clients by the same core in this process, checked against the running one by a sample.
+        let many: BTreeMap<u16, String> = MANY
+            .map(|client| (client, home(&model, site.topology().client_address(family, client)).unwrap().unwrap()))
+            .collect();
+        for (client, expected) in many.iter().step_by(40) {
+            assert_eq!(&site.locate(family, *client).unwrap().1, expected, "client {client}");
+        }
+        let shares = counts(many.values());
+        let off = deviation(&shares, usize::from(BACKENDS));
+        println!("{shape:?} {forwarding:?} {family:?}: {shares:?}, within {:.1}% of equal", off * 100.0);
+        assert!(off <= 0.05, "{shares:?}");
+    }
+}
+
+#[test]
+fn clients_stay_with_dsr_on_one_leg() {
+    clients_stay(Shape::OneLegged, Forwarding::Dsr);
+}
+
+#[test]
+fn clients_stay_with_nat_on_one_leg() {
+    clients_stay(Shape::OneLegged, Forwarding::Nat);
+}
+
+#[test]
+fn clients_stay_with_dsr_on_two_legs() {
+    clients_stay(Shape::TwoLegged, Forwarding::Dsr);
+}
+
+#[test]
+fn clients_stay_with_nat_on_two_legs() {
+    clients_stay(Shape::TwoLegged, Forwarding::Nat);
+}
