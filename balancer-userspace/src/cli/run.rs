@@ -1,6 +1,9 @@
 //! `balancer run`.
 
-use std::{io, path::PathBuf};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
@@ -88,7 +91,10 @@ fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {
         LogLevel::Debug => "info,balancer=debug",
         LogLevel::Trace => "trace",
     };
-    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+    let mut log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+    if !io::stderr().is_terminal() {
+        log = log.with_ansi(false);
+    }
     match format {
         LogFormat::Text => log.with_target(false).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
