@@ -1,0 +1,353 @@
+//! Starting, being refused, and ending: clear words, and nothing left behind.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    path::Path,
+    process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    binaries,
+    controller::Controller,
+    process::Process,
+    site::{PATIENCE, Settings, Site, start_controller, write_config},
+    topology::{Family, Shape, Topology},
+    xdp::{Hook, Passer},
+};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+const FAMILY: Family = Family::V4;
+
+/// Everything that a balancer could leave on its host: interfaces with their programs and addresses, switches, pinned objects.
+fn traces(topology: &Topology) -> BTreeSet<String> {
+    let host = topology.balancer();
+    let interfaces = [host.ip("-details link show").unwrap(), host.ip("addr show").unwrap()].concat();
+    // Without the timers that run in a bridge.
+    let lines = interfaces.lines().filter(|line| !line.trim_start().starts_with("bridge"));
+    let mut traces: BTreeSet<String> = lines.map(str::to_owned).collect();
+    let switches = host.run_in_thread(|| {
+        let mut switches = Vec::new();
+        for (family, switch) in [("ipv4", "forwarding"), ("ipv6", "forwarding"), ("ipv6", "accept_ra")] {
+            for interface in fs::read_dir(format!("/proc/sys/net/{family}/conf")).unwrap() {
+                let path = interface.unwrap().path().join(switch);
+                switches.push(format!("{} {}", path.display(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+        switches
+    });
+    traces.extend(switches.unwrap());
+    if let Ok(pinned) = fs::read_dir("/sys/fs/bpf") {
+        traces.extend(pinned.map(|entry| entry.unwrap().path().display().to_string()));
+    }
+    traces
+}
+
+fn has_program(topology: &Topology, interface: &str) -> bool {
+    topology.balancer().ip(&format!("-details link show dev {interface}")).unwrap().contains("prog/xdp")
+}
+
+/// How a process has ended.
+fn end(process: &mut Process) -> std::process::ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = process.exited().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "it goes on running: {}", process.tail(20).unwrap());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Starts a balancer that must be refused with exit code 1, leave nothing, and say why in one last line.
+fn refused(topology: &Topology, settings: &Settings, files: &Path) -> String {
+    let before = traces(topology);
+    let mut controller = start_controller(topology, settings, files).unwrap();
+    let status = end(controller.process());
+    let words = controller.process().tail(1).unwrap();
+    assert_eq!(status.code(), Some(1), "{words}");
+    assert_eq!(traces(topology), before, "{words}");
+    assert!(words.starts_with("balancer: "), "{words}");
+    println!("{words}");
+    words
+}
+
+fn one_leg() -> (Topology, Settings, TempDir) {
+    let topology = Topology::new(Shape::OneLegged, Forwarding::Nat, 1).unwrap();
+    let settings = Settings::new(&topology, Forwarding::Nat, 1);
+    (topology, settings, tempfile::tempdir().unwrap())
+}
+
+fn one_line(output: &Output) -> String {
+    let words = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(words.lines().count(), 1, "{words}");
+    println!("{}", words.trim_end());
+    words
+}
+
+#[test]
+fn without_a_controller_the_command_line_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let (missing, stale) = (directory.path().join("missing.sock"), directory.path().join("stale.sock"));
+    drop(UnixListener::bind(&stale).unwrap());
+    for socket in [&missing, &stale] {
+        for verb in [
+            "status --json",
+            "service list",
+            "service show web",
+            "backend list",
+            "backend add web/web1 192.0.2.1",
+            "backend drain web/web1",
+            "client where 192.0.2.1",
+        ] {
+            let mut command = Command::new(binaries::balancer().unwrap());
+            let output = command.args(verb.split(' ')).env("BALANCER_SOCKET", socket).output().unwrap();
+            assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 0), "{verb}");
+            let words = one_line(&output);
+            assert!(words.contains(socket.to_str().unwrap()) && words.contains("balancer run"), "{words}");
+        }
+    }
+}
+
+#[test]
+fn without_privileges_the_missing_ones_are_named() {
+    let (topology, settings, files) = one_leg();
+    let config = write_config(&topology, &settings, files.path()).unwrap();
+    // Where anybody may read and start it.
+    let program = files.path().join("balancer");
+    fs::copy(binaries::balancer().unwrap(), &program).unwrap();
+    for path in [files.path(), &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let before = traces(&topology);
+    for (privileges, missing) in [
+        ("--reuid=65534 --regid=65534 --clear-groups", "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON"),
+        ("--bounding-set=-net_admin", "CAP_NET_ADMIN"),
+        ("--bounding-set=-bpf,-sys_admin", "CAP_BPF"),
+        ("--bounding-set=-all", "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON"),
+    ] {
+        let mut command = topology.balancer().command("setpriv");
+        command.args(privileges.split(' ')).arg(&program).arg("run").arg("--config").arg(&config);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let words = one_line(&output);
+        assert!(words.starts_with(&format!("balancer: missing capability {missing}: ")), "{words}");
+        assert_eq!(traces(&topology), before);
+    }
+}
+
+#[test]
+fn a_missing_interface_is_refused_with_the_nearest_name() {
+    let (topology, mut settings, files) = one_leg();
+    settings.interfaces = vec!["eht0".to_owned()];
+    let words = refused(&topology, &settings, files.path());
+    assert!(words.contains("interface eht0 does not exist: did you mean eth0?"), "{words}");
+    settings.interfaces = vec!["lo".to_owned()];
+    assert!(refused(&topology, &settings, files.path()).contains("loopback"));
+}
+
+#[test]
+fn a_second_balancer_is_refused_and_the_first_goes_on() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |_, _| Ok(())).unwrap();
+    let homes = site.homes(FAMILY, 1..=20).unwrap();
+    let mut second = Settings::new(site.topology(), Forwarding::Nat, 1);
+    second.lines = "[metrics]\nlisten = \"127.0.0.1:9661\"".to_owned();
+    let files = tempfile::tempdir().unwrap();
+    for mode in ["auto", "native", "generic"] {
+        second.xdp_mode = mode;
+        let words = refused(site.topology(), &second, files.path());
+        assert!(words.contains("interface eth0 already has an XDP program"), "{words}");
+        assert_eq!(site.homes(FAMILY, 1..=20).unwrap(), homes);
+    }
+    assert_eq!(site.status().unwrap().interfaces[0].xdp_mode, "native");
+}
+
+#[test]
+fn a_foreign_program_is_left_in_place() {
+    let (topology, mut settings, files) = one_leg();
+    for hook in [Hook::Native, Hook::Generic] {
+        let foreign = Passer::attach(topology.balancer(), "eth0", hook).unwrap();
+        for mode in ["auto", "native", "generic"] {
+            settings.xdp_mode = mode;
+            let words = refused(&topology, &settings, files.path());
+            assert!(words.contains("interface eth0 already has an XDP program"), "{hook:?} {mode}: {words}");
+        }
+        drop(foreign);
+    }
+    assert!(!has_program(&topology, "eth0"));
+}
+
+/// Puts the balancer's interface into a bridge, whose driver has no native XDP, and moves its IPv4 configuration there.
+fn onto_a_bridge(topology: &Topology) {
+    for command in [
+        "link add br0 type bridge mcast_snooping 0",
+        "link set eth0 master br0",
+        "link set br0 up",
+        "addr flush dev eth0",
+        "addr add 10.0.0.1/16 dev br0",
+        "route add 10.1.0.0/16 via 10.0.0.2",
+    ] {
+        topology.balancer().ip(command).unwrap();
+    }
+}
+
+#[test]
+fn native_mode_insists() {
+    let (topology, mut settings, files) = one_leg();
+    onto_a_bridge(&topology);
+    settings.interfaces = vec!["br0".to_owned()];
+    let words = refused(&topology, &settings, files.path());
+    assert!(words.contains("interface br0 takes no native XDP"), "{words}");
+}
+
+#[test]
+fn auto_mode_falls_back_and_says_so() {
+    for forwarding in [Forwarding::Dsr, Forwarding::Nat] {
+        let mut site = Site::start(Shape::OneLegged, forwarding, 2, |settings, topology| {
+            onto_a_bridge(topology);
+            settings.interfaces = vec!["br0".to_owned()];
+            settings.xdp_mode = "auto";
+            Ok(())
+        })
+        .unwrap();
+        let status = site.status().unwrap();
+        assert_eq!((status.interfaces[0].name.as_str(), status.interfaces[0].xdp_mode.as_str()), ("br0", "generic"));
+        let log = site.controller().process().tail(20).unwrap();
+        assert!(!log.contains('\u{1b}'), "colours in a file: {log:?}");
+        let warning = log.lines().find(|line| line.contains("WARN") && line.contains("generic mode")).unwrap();
+        assert!(warning.contains("interface br0 takes no native XDP"), "{warning}");
+        println!("{warning}");
+
+        let homes = site.homes(FAMILY, 1..=100).unwrap();
+        assert_eq!(site.homes(FAMILY, 1..=100).unwrap(), homes);
+        assert!(["web1", "web2"].iter().all(|name| homes.values().any(|home| home == name)), "{homes:?}");
+        let seen = site.status().unwrap().interfaces[0].packets_seen;
+        assert!(seen.tx >= 1_000, "{seen:?}");
+    }
+}
+
+/// Until it serves and its program is attached.
+fn started(topology: &Topology, settings: &Settings, files: &Path) -> Controller {
+    let mut controller = start_controller(topology, settings, files).unwrap();
+    controller.wait_ready(PATIENCE).unwrap();
+    assert!(has_program(topology, "eth0"));
+    controller
+}
+
+#[test]
+fn a_signal_ends_it_cleanly() {
+    let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
+    let mut settings = Settings::new(&topology, Forwarding::Nat, 1);
+    settings.families = Family::BOTH.to_vec();
+    let files = tempfile::tempdir().unwrap();
+    let before = traces(&topology);
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut controller = started(&topology, &settings, files.path());
+        assert!(has_program(&topology, "eth1"));
+        assert_ne!(traces(&topology), before);
+        assert!(files.path().join("balancer.sock").exists());
+        controller.process().signal(signal).unwrap();
+        let status = end(controller.process());
+        assert_eq!(status.code(), Some(0), "{}", controller.process().tail(5).unwrap());
+        assert_eq!(traces(&topology), before, "{signal}");
+        assert!(!files.path().join("balancer.sock").exists());
+    }
+}
+
+/// Whenever it is told.
+#[test]
+fn a_signal_during_the_start_leaves_nothing() {
+    let (topology, settings, files) = one_leg();
+    let before = traces(&topology);
+    for delay in [0, 5, 10, 20, 30, 40, 60, 80, 120, 160] {
+        let mut controller = start_controller(&topology, &settings, files.path()).unwrap();
+        thread::sleep(Duration::from_millis(delay));
+        controller.process().signal(Signal::SIGTERM).unwrap();
+        let _ = end(controller.process());
+        assert_eq!(traces(&topology), before, "after {delay} ms: {}", controller.process().tail(5).unwrap());
+        assert!(!files.path().join("balancer.sock").exists(), "after {delay} ms");
+    }
+}
+
+#[test]
+fn the_next_start_follows_a_crash() {
+    let (topology, settings, files) = one_leg();
+    let mut controller = started(&topology, &settings, files.path());
+    controller.process().kill().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while has_program(&topology, "eth0") {
+        assert!(Instant::now() < deadline, "the program has outlived its controller");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(files.path().join("balancer.sock").exists());
+    started(&topology, &settings, files.path());
+}
+
+#[test]
+fn a_failed_start_leaves_nothing() {
+    let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
+    let settings = Settings::new(&topology, Forwarding::Nat, 1);
+    let files = tempfile::tempdir().unwrap();
+    let socket = files.path().join("balancer.sock");
+    let says = |what: &str| {
+        let words = refused(&topology, &settings, files.path());
+        assert!(words.contains(what), "{words}");
+    };
+
+    let busy = Passer::attach(topology.balancer(), "eth1", Hook::Native).unwrap();
+    says("interface eth1 already has an XDP program");
+    assert!(!has_program(&topology, "eth0") && !socket.exists());
+    drop(busy);
+
+    let taken = topology.balancer().run_in_thread(|| TcpListener::bind("127.0.0.1:9660")).unwrap().unwrap();
+    says("metrics on 127.0.0.1:9660: another program listens there");
+    assert!(!socket.exists());
+    drop(taken);
+
+    let served = UnixListener::bind(&socket).unwrap();
+    says("another controller serves");
+    assert!(socket.exists(), "the other's socket is the other's");
+    drop(served);
+    fs::remove_file(&socket).unwrap();
+
+    fs::write(&socket, "something else").unwrap();
+    says("is not a socket");
+    assert_eq!(fs::read_to_string(&socket).unwrap(), "something else");
+    fs::remove_file(&socket).unwrap();
+
+    // Nothing of all this is in the way of a good start.
+    started(&topology, &settings, files.path());
+}
+
+#[test]
+fn a_broken_configuration_starts_nothing() {
+    let (topology, settings, files) = one_leg();
+    let config = write_config(&topology, &settings, files.path()).unwrap();
+    let good = fs::read_to_string(&config).unwrap();
+    let before = traces(&topology);
+    for (bad, what) in [
+        (good.replace("table_size", "table_sizes").replace("forwarding =", "forwardng ="), "did you mean"),
+        (good.replace("\"0s\"", "\"3h\""), "only \"0s\" works"),
+        (good.replace("weight = 100", "weight = 65536"), "65535"),
+        ("[[service]\n".to_owned(), ":1"),
+    ] {
+        assert_ne!(bad, good);
+        fs::write(&config, &bad).unwrap();
+        let mut command = topology.balancer().command(binaries::balancer().unwrap());
+        let output = command.arg("run").arg("--config").arg(&config).output().unwrap();
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        let place = format!("{}:", config.display());
+        assert!(words.lines().all(|line| line.starts_with(&place)) && words.contains(what), "{words}");
+        if traces(&topology) != before {
+            panic!("something is left after {words}");
+        }
+    }
+}
