@@ -1,0 +1,166 @@
+//! The numbers add up, and agree with what the kernel and the clients have counted.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    metrics::Metrics,
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+};
+
+const TABLE_SIZE: f64 = 65_537.0;
+
+/// Frames that the balancer's interfaces have received, by their own count.
+fn received(site: &Site) -> Vec<u64> {
+    let interfaces = site.topology().interfaces().iter();
+    interfaces
+        .map(|interface| {
+            let shown = site.topology().balancer().ip(&format!("-s -j link show dev {interface}")).unwrap();
+            let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+            shown[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+        })
+        .collect()
+}
+
+/// Both counts at a moment when nothing comes in: the frames did not change while the metrics were read.
+fn at_rest(site: &Site) -> (Vec<u64>, Metrics) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = received(site);
+        thread::sleep(Duration::from_millis(100));
+        let metrics = site.metrics().unwrap();
+        if received(site) == before {
+            return (before, metrics);
+        }
+        assert!(Instant::now() < deadline, "no silence on the balancer's interfaces");
+    }
+}
+
+fn seen(metrics: &Metrics, interface: &str, verdict: Option<&str>) -> f64 {
+    let interface = format!("interface=\"{interface}\"");
+    let verdict = verdict.map(|verdict| format!("verdict=\"{verdict}\""));
+    let labels: Vec<&str> = [Some(interface.as_str()), verdict.as_deref()].into_iter().flatten().collect();
+    metrics.sum("packets_seen_total", &labels).unwrap()
+}
+
+fn the_sums_are_exact(shape: Shape, forwarding: Forwarding) {
+    let site = Site::start(shape, forwarding, 3, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        Ok(())
+    })
+    .unwrap();
+    // Routes and neighbours are found first, so that no connection needs a second SYN.
+    for family in Family::BOTH {
+        site.homes(family, 1..=20).unwrap();
+    }
+    let (frames_before, before) = at_rest(&site);
+    let mut answered = BTreeMap::new();
+    for family in Family::BOTH {
+        for home in site.homes(family, 1..=150).unwrap().into_values() {
+            *answered.entry((family == Family::V4, home)).or_insert(0.0) += 1.0;
+        }
+    }
+    // Another port is no service: passed.
+    let other = SocketAddr::new(site.topology().vip(Family::V4), 81);
+    let client = SocketAddr::new(site.topology().client_address(Family::V4, 1), 0);
+    let strays = site.topology().client().run_in_thread(|| {
+        let socket = UdpSocket::bind(client).unwrap();
+        (0..50).map(|_| socket.send_to(b"hello", other).unwrap()).count()
+    });
+    let strays = strays.unwrap() as f64;
+    let (frames_after, after) = at_rest(&site);
+
+    for (index, interface) in site.topology().interfaces().iter().enumerate() {
+        let counted = seen(&after, interface, None) - seen(&before, interface, None);
+        let frames = frames_after[index] - frames_before[index];
+        println!("{shape:?} {forwarding:?} {interface}: {frames} frames, {counted} verdicts");
+        assert_eq!(counted, frames as f64, "{interface}");
+        let verdicts: f64 = ["tx", "redirect", "pass", "drop", "aborted"]
+            .iter()
+            .map(|verdict| seen(&after, interface, Some(verdict)))
+            .sum();
+        assert_eq!(verdicts, seen(&after, interface, None));
+        assert_eq!(seen(&after, interface, Some("aborted")), 0.0);
+    }
+    let first = site.topology().interfaces()[0];
+    assert!(seen(&after, first, Some("pass")) >= seen(&before, first, Some("pass")) + strays);
+    let sum = |name: &str, labels: &[&str]| after.sum(name, labels).unwrap() - before.sum(name, labels).unwrap();
+    let dropped: f64 = site.topology().interfaces().iter().map(|interface| seen(&after, interface, Some("drop"))).sum();
+    assert_eq!(after.sum("drops_total", &[]).unwrap(), dropped);
+    for service in ["service=\"web\"", "service=\"web6\""] {
+        assert_eq!(after.sum("table_slots", &[service]).unwrap(), TABLE_SIZE);
+        assert_eq!(sum("connections_total", &[service]), 150.0, "{service}");
+        assert_eq!(sum("decisions_total", &[service, "result=\"stateless\""]), 150.0, "{service}");
+        assert_eq!(sum("decisions_total", &[service]), 150.0, "{service}");
+        for number in 1..=3 {
+            let backend = format!("backend=\"web{number}\"");
+            let served = answered[&(service == "service=\"web\"", format!("web{number}"))];
+            assert_eq!(sum("connections_total", &[service, &backend]), served, "{service} {backend}");
+            assert_eq!(after.sum("backend_state", &[service, &backend]).unwrap(), 1.0);
+        }
+    }
+    let forwarded: f64 =
+        ["service=\"web\"", "service=\"web6\""].iter().map(|service| sum("packets_total", &[service])).sum();
+    let steered: f64 = (site.topology().interfaces().iter())
+        .flat_map(|interface| ["tx", "redirect"].map(|verdict| (interface, verdict)))
+        .map(|(interface, verdict)| seen(&after, interface, Some(verdict)) - seen(&before, interface, Some(verdict)))
+        .sum();
+    println!("{forwarded} packets to backends, {steered} sent");
+    match forwarding {
+        Forwarding::Dsr => assert_eq!(forwarded, steered),
+        // The way back counts as sent.
+        Forwarding::Nat => assert!(forwarded < steered && forwarded > 0.0),
+    }
+}
+
+#[test]
+fn the_sums_are_exact_with_dsr_on_one_leg() {
+    the_sums_are_exact(Shape::OneLegged, Forwarding::Dsr);
+}
+
+#[test]
+fn the_sums_are_exact_with_nat_on_two_legs() {
+    the_sums_are_exact(Shape::TwoLegged, Forwarding::Nat);
+}
+
+/// Health checks, states and transitions as a scrape shows them.
+#[test]
+fn states_and_checks_are_counted() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.check =
+            r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "200ms", fall = 2, rise = 2 }"#
+                .to_owned();
+        Ok(())
+    })
+    .unwrap();
+    let of = |metrics: &Metrics, name: &str, label: &str| {
+        metrics.sum(name, &["service=\"web\"", "backend=\"web1\"", label]).unwrap()
+    };
+    site.wait_state(1, &["up"]).unwrap();
+    site.wait_state(2, &["up"]).unwrap();
+    let before = site.metrics().unwrap();
+    assert_eq!(of(&before, "backend_state", "state=\"up\""), 1.0);
+    assert_eq!(of(&before, "health_checks_total", "result=\"hard\""), 0.0);
+    assert!(of(&before, "health_checks_total", "result=\"passed\"") >= 1.0);
+    site.kill_backend(1).unwrap();
+    site.wait_state(1, &["down"]).unwrap();
+    let down = site.metrics().unwrap();
+    assert_eq!(of(&down, "backend_state", "state=\"down\""), 1.0);
+    assert_eq!(of(&down, "backend_state", "state=\"up\""), 0.0);
+    assert_eq!(of(&down, "backend_transitions_total", "to=\"down\""), 1.0);
+    assert!(of(&down, "health_checks_total", "result=\"hard\"") >= 2.0);
+    let generation = |metrics: &Metrics| metrics.sum("table_generation", &["service=\"web\""]).unwrap();
+    assert_eq!(generation(&down), generation(&before) + 1.0);
+    assert_eq!(down.sum("table_slots", &["service=\"web\"", "backend=\"web2\""]).unwrap(), TABLE_SIZE);
+    let required = |metrics: &Metrics| metrics.sum("table_slots_moved_total", &["kind=\"required\""]).unwrap();
+    let slots = before.sum("table_slots", &["backend=\"web1\""]).unwrap();
+    assert_eq!(required(&down) - required(&before), slots);
+    assert_eq!(down.sum("table_slots_moved_total", &["kind=\"needless\""]).unwrap(), 0.0);
+}
