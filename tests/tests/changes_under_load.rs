@@ -1,0 +1,210 @@
+//! A hundred changes while clients keep connecting.
+//!
+//! Without memory a client follows its slot of the table, so a change cuts the connections that are under way of
+//! exactly the clients that it moves. Nobody else may notice anything.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer::{
+    api::model::{AddBackend, SetAdmin},
+    core::{
+        controller::Controller as Core,
+        io::{Admin, BackendName, Change},
+    },
+};
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    http_client::Request,
+    site::{PATIENCE, Site, home},
+    topology::{Family, Shape},
+};
+
+const CLIENTS: RangeInclusive<u16> = 1..=240;
+const WORKERS: usize = 6;
+const CHANGES: usize = 100;
+/// Between changes, so that connections come and go under each table.
+const PAUSE: Duration = Duration::from_millis(25);
+const FAMILY: Family = Family::V4;
+
+/// One connection.
+struct Attempt {
+    client: u16,
+    start: Instant,
+    end: Instant,
+    outcome: Result<String, String>,
+}
+
+/// A table, and when packets may have been steered by it.
+struct Reign {
+    what: &'static str,
+    begun: Instant,
+    gone: Option<Instant>,
+    homes: BTreeMap<u16, String>,
+}
+
+/// Ends the workers, also when something panics.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn name(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+/// What is done in turns.
+fn changes(fifth: SocketAddr) -> Vec<(&'static str, Change)> {
+    let admin = |backend, admin| Change::SetAdmin { name: name(backend), admin, timeout: None };
+    let weight = |backend, weight| Change::SetWeight { name: name(backend), weight };
+    let (address, port) = (fifth.ip(), Some(fifth.port()));
+    vec![
+        ("add web5", Change::Add { name: name("web5"), address, port, weight: Some(100), backup: false }),
+        ("drain web1", admin("web1", Admin::Drain)),
+        ("weight web5 50", weight("web5", 50)),
+        ("ready web1", admin("web1", Admin::Ready)),
+        ("weight web3 200", weight("web3", 200)),
+        ("drain web2", admin("web2", Admin::Drain)),
+        ("remove web5", Change::Remove { name: name("web5"), force: true }),
+        ("ready web2", admin("web2", Admin::Ready)),
+        ("maint web4", admin("web4", Admin::Maint)),
+        ("weight web3 100", weight("web3", 100)),
+        ("ready web4", admin("web4", Admin::Ready)),
+    ]
+}
+
+fn apply(site: &Site, change: &Change) {
+    let change = change.clone();
+    let changed = site.api(|api| async move {
+        match change {
+            Change::Add { name, address, port, weight, backup } => {
+                let address = SocketAddr::new(address, port.unwrap()).to_string();
+                let backend = AddBackend { name: name.backend, address, weight, backup };
+                api.add_backend(&name.service, &backend).await
+            }
+            Change::Remove { name, force } => api.remove_backend(&name, force).await,
+            Change::SetAdmin { name, admin, .. } => api.set_admin(&name, &SetAdmin { admin, timeout: None }).await,
+            Change::SetWeight { name, weight } => api.set_weight(&name, weight).await,
+            Change::Reload(_) => unreachable!("not among the changes"),
+        }
+    });
+    changed.unwrap();
+}
+
+fn homes(core: &Core, site: &Site) -> BTreeMap<u16, String> {
+    CLIENTS
+        .map(|client| (client, home(core, site.topology().client_address(FAMILY, client)).unwrap().unwrap()))
+        .collect()
+}
+
+/// Clients that keep connecting until they are stopped.
+fn load(site: &Site, clients: &[u16], stop: &AtomicBool) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let requests: Vec<_> = clients.iter().map(|&client| (client, site.request(FAMILY, client))).collect();
+    site.topology().client().enter().unwrap();
+    for (client, request) in requests.into_iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let request = Request { timeout: PATIENCE, ..request };
+        let start = Instant::now();
+        let outcome = request.send().map(|reply| reply.backend).map_err(|error| error.to_string());
+        attempts.push(Attempt { client, start, end: Instant::now(), outcome });
+    }
+    attempts
+}
+
+fn nobody_else_notices(forwarding: Forwarding) {
+    let mut site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
+        settings.backends.pop();
+        Ok(())
+    })
+    .unwrap();
+    let fifth = site.backend_address(FAMILY, 5);
+    let mut core = site.core().unwrap();
+    let mut reigns = vec![Reign { what: "start", begun: Instant::now(), gone: None, homes: homes(&core, &site) }];
+    site.homes(FAMILY, CLIENTS).unwrap();
+
+    let stop = AtomicBool::new(false);
+    let clients: Vec<u16> = CLIENTS.collect();
+    let attempts: Vec<Attempt> = thread::scope(|scope| {
+        let (site, stop) = (&site, &stop);
+        let _stop = StopOnDrop(stop);
+        let workers: Vec<_> =
+            clients.chunks(clients.len() / WORKERS).map(|part| scope.spawn(move || load(site, part, stop))).collect();
+        for (what, change) in changes(fifth).iter().cycle().take(CHANGES) {
+            thread::sleep(PAUSE);
+            core.change(change.clone(), Instant::now()).unwrap();
+            let next = homes(&core, site);
+            let begun = Instant::now();
+            apply(site, change);
+            reigns.last_mut().unwrap().gone = Some(Instant::now());
+            reigns.push(Reign { what, begun, gone: None, homes: next });
+        }
+        thread::sleep(PAUSE);
+        stop.store(true, Ordering::Relaxed);
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+
+    let mut cut = BTreeMap::<String, usize>::new();
+    for attempt in &attempts {
+        let live: Vec<&Reign> = reigns
+            .iter()
+            .filter(|reign| reign.begun <= attempt.end && reign.gone.is_none_or(|gone| gone >= attempt.start))
+            .collect();
+        let possible: BTreeSet<&str> = live.iter().map(|reign| reign.homes[&attempt.client].as_str()).collect();
+        let took = attempt.end - attempt.start;
+        match &attempt.outcome {
+            Ok(home) => assert!(possible.contains(home.as_str()), "{home} answered, not one of {possible:?}"),
+            Err(error) => {
+                let changes: Vec<&str> = live.iter().skip(1).map(|reign| reign.what).collect();
+                assert!(
+                    possible.len() > 1,
+                    "client of {possible:?} lost its connection ({error}, {took:?}) at {changes:?}"
+                );
+                *cut.entry(changes.join(", ")).or_default() += 1;
+            }
+        }
+    }
+    let slowest = attempts.iter().map(|attempt| attempt.end - attempt.start).max().unwrap();
+    let lost: usize = cut.values().sum();
+    println!(
+        "{forwarding:?}: {} connections during {CHANGES} changes, the slowest took {slowest:?}; {lost} were cut, all of clients \
+         that were being moved: {cut:?}",
+        attempts.len()
+    );
+    assert!(attempts.len() >= 10 * CHANGES, "no load: {}", attempts.len());
+    let moved =
+        clients.iter().filter(|client| reigns.iter().any(|reign| reign.homes[client] != reigns[0].homes[client]));
+    assert!(moved.count() > clients.len() / 2, "the changes have moved hardly anybody");
+
+    // In the end the two agree.
+    for client in CLIENTS.step_by(10) {
+        assert_eq!(site.locate(FAMILY, client).unwrap().1, reigns.last().unwrap().homes[&client]);
+    }
+    let status = site.status().unwrap();
+    assert_eq!(status.services[0].table_generation, 1 + CHANGES as u64);
+    let unreachable = site.metrics().unwrap().sum("drops_total", &["reason=\"no_next_hop\""]).unwrap();
+    println!("{unreachable} packets dropped for want of a next hop");
+    site.controller().ensure_running().unwrap();
+}
+
+#[test]
+fn nobody_else_notices_with_dsr() {
+    nobody_else_notices(Forwarding::Dsr);
+}
+
+#[test]
+fn nobody_else_notices_with_nat() {
+    nobody_else_notices(Forwarding::Nat);
+}
