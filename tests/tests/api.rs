@@ -18,6 +18,9 @@ const BACKENDS: &str = "/v1/services/web/backends";
 const ADMIN: &str = "/v1/services/web/backends/web1/admin";
 const WEIGHT: &str = "/v1/services/web/backends/web1/weight";
 
+/// Method and path.
+type Target = (&'static str, &'static str);
+
 /// Without what packets and time change.
 fn settled(mut status: StatusView) -> StatusView {
     for interface in &mut status.interfaces {
@@ -54,7 +57,7 @@ fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// The request is refused with `code` and one line that contains `words`; the status is as it was.
-fn refused(site: &Site, before: &StatusView, (method, path): (&str, &str), body: &[u8], code: u16, words: &str) {
+fn refused(site: &Site, before: &StatusView, (method, path): Target, body: &[u8], code: u16, words: &str) {
     let (answered, text) = exchange(site, &request(method, path, body));
     let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
     let error = serde_json::from_str::<ApiError>(&text).unwrap().error;
@@ -71,7 +74,7 @@ fn nonsense_is_refused_and_changes_nothing() {
     let before = settled(site.status().unwrap());
     let (add, admin, weight) = (("POST", BACKENDS), ("PUT", ADMIN), ("PUT", WEIGHT));
 
-    let table: &[((&str, &str), &[u8], u16, &str)] = &[
+    let table: &[(Target, &[u8], u16, &str)] = &[
         // Unknown, missing and doubled fields.
         (add, br#"{"name":"web9","address":"10.0.0.99:8080","wieght":1}"#, 400, "wieght"),
         (add, br#"{"name":"web9"}"#, 400, "address"),
