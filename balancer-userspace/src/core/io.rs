@@ -203,6 +203,9 @@ pub struct BackendSpec {
     pub address: SocketAddr,
     /// `None`: unreachable, packets are dropped as `no_next_hop`.
     pub next_hop: Option<NextHop>,
+    /// `ipip` and `gue`: this machine's address on the way to the backend, of the backend's family. A backend that needs
+    /// one and has none is unreachable.
+    pub tunnel_source: Option<IpAddr>,
 }
 
 /// What the kernel must know of a service.

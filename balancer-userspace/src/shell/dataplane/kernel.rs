@@ -17,8 +17,8 @@ use aya::{
 use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
-        Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, MAX_INTERFACES, ReturnRow, SLOTS_PER_LINE,
-        ServiceKey, ServiceRow, SlotLine, TableSlot, interface_row,
+        Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, MAX_INTERFACES, ReplyStats, ReturnRow,
+        SLOTS_PER_LINE, ServiceKey, ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -44,7 +44,7 @@ pub struct Capacity {
     pub slots: u32,
     /// Services and VIP addresses.
     pub services: u32,
-    /// Backends of `nat` services.
+    /// Backends of `nat` services and their addresses.
     pub returns: u32,
 }
 
@@ -62,7 +62,7 @@ impl Capacity {
         Self {
             slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
             services: at_least(2 * config.services.len(), 256),
-            returns: at_least(backends, 512),
+            returns: at_least(2 * backends, 512),
         }
     }
 }
@@ -117,6 +117,7 @@ pub struct KernelDataplane {
     interface_stats: PerCpuArray<MapData, InterfaceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
     drop_stats: PerCpuArray<MapData, DropStats>,
+    reply_stats: PerCpuArray<MapData, ReplyStats>,
     regions: Regions,
     tables: HashMap<ServiceId, Table>,
     /// Tables that published rows name until the next publication.
@@ -153,6 +154,7 @@ impl KernelDataplane {
             interface_stats: per_cpu(&mut ebpf, "INTERFACE_STATS")?,
             backend_stats: per_cpu(&mut ebpf, "BACKEND_STATS")?,
             drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
+            reply_stats: per_cpu(&mut ebpf, "REPLY_STATS")?,
             regions: Regions::new(lines),
             tables: HashMap::new(),
             superseded: Vec::new(),
@@ -210,6 +212,19 @@ impl KernelDataplane {
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self.ebpf.take_map("NEIGHBOURS_WANTED").context("the ring buffer was taken before")?;
         Ok(map.try_into()?)
+    }
+
+    /// Counters of the packets that the program answered itself, summed over the CPUs; `period` and `used` mean nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
+        let cpus = self.reply_stats.get(&0, 0).context("reading the counters of answered packets")?;
+        Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
+            echo: sum.echo + cpu.echo,
+            too_big: sum.too_big + cpu.too_big,
+            ..sum
+        }))
     }
 
     /// Makes `view` and `flags` what packets see.
@@ -300,9 +315,10 @@ impl Dataplane for KernelDataplane {
             let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
             service_rows.push(rows::service(spec, table.lines.start * SLOTS_PER_LINE, table.size));
         }
-        let vips: HashSet<_> = services.iter().map(|spec| spec.address.ip()).collect();
-        service_rows.extend(vips.into_iter().map(rows::vip_marker));
-        let return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
+        service_rows.extend(rows::vip_markers(services));
+        let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
+        let return_wildcard = return_rows.iter().any(|row| row.key.port == 0);
+        return_rows.extend(rows::return_markers(&return_rows));
 
         // Both halves that are about to be written were active until the last change.
         wait_for_packets();
@@ -318,7 +334,7 @@ impl Dataplane for KernelDataplane {
         if !return_rows.is_empty() {
             flags |= CONTROL_RETURNS;
         }
-        if return_rows.iter().any(|row| row.key.port == 0) {
+        if return_wildcard {
             flags |= CONTROL_RETURN_WILDCARD;
         }
         self.publish(placed_services.view, placed_returns.view, flags);
