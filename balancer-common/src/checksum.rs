@@ -60,6 +60,20 @@ pub const fn apply_udp(check: u16, delta: u64) -> u16 {
     }
 }
 
+/// The unfolded sum of a 32-bit field in memory order.
+#[inline(always)]
+#[must_use]
+pub const fn sum_u32(field: u32) -> u64 {
+    (field & 0xffff) as u64 + (field >> 16) as u64
+}
+
+/// The unfolded sum of a 16-byte address, or of the four words that hold an IPv4 one.
+#[inline(always)]
+#[must_use]
+pub const fn sum_address(address: &[u32; 4]) -> u64 {
+    sum_u32(address[0]) + sum_u32(address[1]) + sum_u32(address[2]) + sum_u32(address[3])
+}
+
 /// The unfolded sum of `data` as 16-bit words in memory order, an odd last byte padded with zero.
 #[must_use]
 pub fn sum(data: &[u8]) -> u64 {
@@ -113,6 +127,12 @@ mod tests {
         #[test]
         fn udp_never_becomes_no_checksum(check in 1u16.., old in any::<u32>(), new in any::<u32>()) {
             prop_assert_ne!(apply_udp(check, replace_u32(old, new)), 0);
+        }
+
+        #[test]
+        fn an_address_sums_like_its_bytes(address in any::<[u32; 4]>()) {
+            let bytes: [u8; 16] = bytemuck::cast(address);
+            prop_assert_eq!(sum_address(&address), sum(&bytes));
         }
 
         #[test]

@@ -102,6 +102,20 @@ pub const fn slot(hash: u64, table_size: u32) -> u32 {
     (((hash >> 32) * table_size as u64) >> 32) as u32
 }
 
+/// What tells clients apart on the way to a backend, so that routers and receive queues spread them: 14 bits of a hash of
+/// the source address (network order, IPv4 in the first word), the two highest bits set as in an ephemeral port.
+///
+/// The port is left out, so that a datagram's fragments, which have none, take the same way as the rest.
+#[inline(always)]
+#[must_use]
+pub const fn entropy(source: &[u32; 4]) -> u16 {
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let low = (source[0] as u64 | (source[1] as u64) << 32).wrapping_mul(MULTIPLIER);
+    let high = source[2] as u64 | (source[3] as u64) << 32;
+    let state = (low ^ low >> 29 ^ high).wrapping_mul(MULTIPLIER);
+    0xc000 | (state >> 50) as u16
+}
+
 /// The mask of an IPv4 client prefix, in memory order. `prefix` is clamped to 32.
 #[must_use]
 pub const fn mask_v4(prefix: u8) -> u32 {
@@ -131,7 +145,10 @@ mod tests {
     use core::hash::Hasher as _;
     use proptest::prelude::*;
     use siphasher::sip::SipHasher13;
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::{
+        collections::HashSet,
+        net::{Ipv4Addr, Ipv6Addr},
+    };
 
     fn reference(key: [u8; 16], message: &[u8]) -> u64 {
         let mut hasher = SipHasher13::new_with_key(&key);
@@ -163,6 +180,15 @@ mod tests {
             let v6 = Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(mask_v6(prefix6)));
             prop_assert_eq!(u128::from(v6), u128::MAX.checked_shl(128 - u32::from(prefix6)).unwrap_or(0));
         }
+    }
+
+    #[test]
+    fn entropy_spreads_and_is_an_ephemeral_port() {
+        let v4: HashSet<u16> = (0..4096u32).map(|host| entropy(&[(0xcb00_0000 + host).to_be(), 0, 0, 0])).collect();
+        let v6: HashSet<u16> = (0..4096u32).map(|host| entropy(&[0xb80d_0120, host, 0, 0x0100_0000])).collect();
+        // 4096 values in 16384 places: 3624 different ones are expected.
+        assert!(v4.len() > 3500 && v6.len() > 3500, "{} {}", v4.len(), v6.len());
+        assert!(v4.iter().chain(&v6).all(|&port| port >= 0xc000));
     }
 
     #[test]

@@ -7,11 +7,11 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     client::HashKey,
-    verdict::{Decision, DropReason, MOVE_COUNTERS, Verdict},
+    verdict::{DROP_COUNTERS, Decision, MOVE_COUNTERS, Verdict},
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -56,7 +56,14 @@ pub enum Forwarding {
     Dsr = 1,
     /// Destination address and port rewritten; the reply passes the balancer.
     Nat = 2,
+    /// The packet in an IP packet of the backend's family (RFC 2003, RFC 2473, RFC 4213).
+    Ipip = 3,
+    /// The packet behind UDP to port [`GUE_PORT`]: Generic UDP Encapsulation, variant 1.
+    Gue = 4,
 }
+
+/// The UDP port of Generic UDP Encapsulation (IANA), in host order.
+pub const GUE_PORT: u16 = 6080;
 
 /// One row of the service table: a cache line for every packet, and one for services with memory.
 #[repr(C, align(64))]
@@ -82,8 +89,64 @@ pub struct ServiceRow {
     pub due_mask: u16,
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,
+    /// In a VIP marker: what a fragment without ports may belong to.
+    pub portless: Portless,
     /// Zero.
-    pub reserved: [u16; 27],
+    pub reserved: [u16; 23],
+}
+
+/// How many services an address has, and the port of the only one, by protocol: see [`Portless::index`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Portless {
+    /// The number of services (or of `nat` backends' ports), at most `u16::MAX`.
+    pub services: [u16; 2],
+    /// The port of the only one, network order; 0: every port.
+    pub port: [u16; 2],
+}
+
+/// What a fragment without ports belongs to, going by its address and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortlessMatch {
+    /// Nothing: there is no service with this protocol.
+    None,
+    /// The only one there is, at this port (network order).
+    Only(u16),
+    /// One of several.
+    Ambiguous,
+}
+
+impl Portless {
+    /// Position of TCP and UDP in the arrays; `None` for another protocol.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(protocol: u8) -> Option<usize> {
+        match protocol {
+            6 => Some(0),
+            17 => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Adds a service at `port` (network order).
+    pub const fn add(&mut self, protocol: u8, port: u16) {
+        if let Some(index) = Self::index(protocol) {
+            self.services[index] = self.services[index].saturating_add(1);
+            self.port[index] = port;
+        }
+    }
+
+    /// What a fragment of `protocol` belongs to.
+    #[inline(always)]
+    #[must_use]
+    pub const fn find(&self, protocol: u8) -> PortlessMatch {
+        let Some(index) = Self::index(protocol) else { return PortlessMatch::None };
+        match self.services[index] {
+            0 => PortlessMatch::None,
+            1 => PortlessMatch::Only(self.port[index]),
+            _ => PortlessMatch::Ambiguous,
+        }
+    }
 }
 
 /// `ServiceRow::flags`: clients are remembered.
@@ -147,6 +210,8 @@ pub const BACKEND_REACHABLE: u8 = 1;
 pub const BACKEND_PORT_CHANGES: u8 = 2;
 /// `BackendRow::flags`: known clients stay here.
 pub const BACKEND_KEEPS_KNOWN: u8 = 4;
+/// `BackendRow::flags`: the backend's address is IPv6.
+pub const BACKEND_V6: u8 = 8;
 
 /// Everything forwarding needs of one backend: a cache line, found by backend id.
 #[repr(C, align(64))]
@@ -177,7 +242,9 @@ pub struct BackendRow {
     /// A [`crate::verdict::MoveCause`] index: why known clients are moved, where they are not kept.
     pub cause: u8,
     /// Zero.
-    pub reserved: [u8; 17],
+    pub reserved: u8,
+    /// `ipip` and `gue`: the source of the outer header, of the backend's family, network order.
+    pub tunnel_source: [u32; 4],
 }
 
 /// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
@@ -196,8 +263,10 @@ pub struct ReturnRow {
     pub address_delta: u16,
     /// The same for address and port together.
     pub l4_delta: u16,
+    /// In a marker of a backend's address (port and protocol 0): what a reply's fragment without ports may belong to.
+    pub portless: Portless,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 3],
 }
 
 /// Words that the controller publishes and the kernel program reads on every packet.
@@ -273,8 +342,95 @@ pub struct MemoryStats {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct DropStats {
-    /// Packets by [`DropReason`].
-    pub reasons: [u64; DropReason::COUNT],
+    /// Packets by [`crate::verdict::DropReason`].
+    pub reasons: [u64; DROP_COUNTERS],
+}
+
+/// Per-CPU counters of packets that the program answers itself. Their verdict is `tx`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ReplyStats {
+    /// Echo requests to a VIP that were answered.
+    pub echo: u64,
+    /// Packets too big for their way that were answered with fragmentation-needed or packet-too-big.
+    pub too_big: u64,
+    /// The period that `used` counts in.
+    pub period: u64,
+    /// Errors sent in that period.
+    pub used: u64,
+}
+
+/// What a datagram's fragments have in common: all but IPv6 (RFC 8200) names the protocol.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FragmentKey {
+    /// Network order.
+    pub source: [u32; 4],
+    /// Network order.
+    pub destination: [u32; 4],
+    /// The identification, as it is in the packet.
+    pub id: u32,
+    /// IANA protocol number; 0 for IPv6.
+    pub protocol: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// Where a datagram's first fragment went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentRow {
+    /// Nanoseconds on the kernel's monotonic clock.
+    pub seen: u64,
+    /// `FRAGMENT_*`.
+    pub way: u16,
+    /// What that needs: a backend's id, or a port.
+    pub value: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// `FragmentRow::way`: to the kernel.
+pub const FRAGMENT_PASSED: u16 = 1;
+/// `FragmentRow::way`: to the backend with this id.
+pub const FRAGMENT_TO_BACKEND: u16 = 2;
+/// `FragmentRow::way`: to the client of the `nat` backend that the return table has under this port (network order).
+pub const FRAGMENT_TO_CLIENT: u16 = 3;
+/// Datagrams whose fragments are remembered; the oldest make room.
+pub const MAX_FRAGMENTS: u32 = 8192;
+/// How long, in nanoseconds: as long as receivers wait for the rest (60 s, RFC 8200 section 4.5).
+pub const FRAGMENT_LIFETIME: u64 = 60_000_000_000;
+
+/// A local VIP of a machine that strips tunnel headers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct DecapKey {
+    /// Network order; IPv4 in the first word.
+    pub address: [u32; 4],
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Local VIPs of a machine that strips tunnel headers, at most.
+pub const MAX_DECAP_VIPS: u32 = 4096;
+
+/// Per-CPU counters of the program that strips tunnel headers. Their sum is the packets seen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DecapStats {
+    /// Stripped and handed to the kernel.
+    pub stripped: u64,
+    /// Dropped: the inner destination is no local VIP, or the outer header says congestion and the inner sender does
+    /// not understand that (RFC 6040).
+    pub refused: u64,
+    /// Dropped: a tunnel packet that contradicts itself.
+    pub malformed: u64,
+    /// No tunnel packet: handed to the kernel unchanged.
+    pub passed: u64,
 }
 
 /// A neighbour that a `nat` reply needs and the kernel has not resolved: sent to the controller.
@@ -300,6 +456,8 @@ const _: () = {
     assert!(size_of::<ServiceRow>() == 128);
     assert!(size_of::<BackendRow>() == 64);
     assert!(size_of::<ReturnRow>() == 64);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<FragmentRow>() == 16);
     assert!(size_of::<SlotLine>() == 64);
     assert!(size_of::<Control>() == 64);
     assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
@@ -316,5 +474,18 @@ mod user {
         )+};
     }
 
-    pod!(ServiceRow, SlotLine, BackendRow, ReturnRow, Control, InterfaceStats, BackendStats, DropStats, MemoryStats);
+    pod!(
+        ServiceRow,
+        SlotLine,
+        BackendRow,
+        ReturnRow,
+        Control,
+        InterfaceStats,
+        BackendStats,
+        DropStats,
+        MemoryStats,
+        ReplyStats,
+        DecapKey,
+        DecapStats
+    );
 }

@@ -66,6 +66,11 @@ labelled! {
         NoRoute = "no_route",
         /// A reply of a `nat` backend whose client's neighbour entry is not resolved yet.
         NoNeighbour = "no_neighbour",
+        /// Too big for its way, and its sender cannot be told: it allows fragmentation, is an ICMP error itself, has no
+        /// single sender, or too many are told at once.
+        TooBig = "too_big",
+        /// The driver leaves no room in front of the frame for an outer header.
+        NoHeadroom = "no_headroom",
     }
 }
 
@@ -127,4 +132,54 @@ impl From<MoveCause> for CauseIndex {
     }
 }
 
+/// Room for counters by [`DropReason`]: a power of two.
+pub const DROP_COUNTERS: usize = 16;
+
+/// A [`DropReason`] as the kernel program carries it: the bare index, which it masks right before it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropIndex(pub u8);
+
+impl DropIndex {
+    /// A position below [`DROP_COUNTERS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self) -> usize {
+        self.0 as usize & (DROP_COUNTERS - 1)
+    }
+}
+
+impl From<DropReason> for DropIndex {
+    fn from(reason: DropReason) -> Self {
+        Self(reason as u8)
+    }
+}
+
+/// A [`Decision`] that may not have been made, as the kernel program carries it: the index counted from 1, or 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecisionIndex(pub u8);
+
+impl DecisionIndex {
+    /// The packet opens no connection.
+    pub const NONE: Self = Self(0);
+
+    /// The position in an array of counters by [`Decision`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self) -> Option<usize> {
+        let counter = (self.0 as usize).wrapping_sub(1);
+        if counter < Decision::COUNT { Some(counter) } else { None }
+    }
+}
+
+impl From<Option<Decision>> for DecisionIndex {
+    #[inline(always)]
+    fn from(decision: Option<Decision>) -> Self {
+        match decision {
+            Some(decision) => Self(decision as u8 + 1),
+            None => Self::NONE,
+        }
+    }
+}
+
+const _: () = assert!(DropReason::COUNT <= DROP_COUNTERS && DROP_COUNTERS.is_power_of_two());
 const _: () = assert!(MoveCause::COUNT <= MOVE_COUNTERS && MOVE_COUNTERS.is_power_of_two());

@@ -5,16 +5,24 @@
 #![cfg_attr(not(test), no_std)]
 
 mod control;
+pub mod decap;
 pub mod forward;
+mod fragments;
+mod icmp;
+mod ingress;
+mod link;
 mod memory;
+mod opaque;
 pub mod outcome;
 pub mod packet;
 pub mod parse;
 mod path;
 mod probe;
+mod rare;
 mod returns;
 mod service;
 pub mod stats;
 mod steer;
 
-pub use path::{Ingress, process};
+pub use ingress::Ingress;
+pub use path::process;

@@ -1,46 +1,29 @@
-//! The entry point, and the one exhaustive table that turns an outcome into an XDP action and its counters.
+//! The entry points, and the exhaustive tables that turn an outcome into an XDP action and its counters.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
 mod entry {
     use aya_ebpf::{
-        EbpfContext as _,
-        bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
-        helpers::{bpf_redirect, bpf_xdp_get_buff_len},
+        bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+        helpers::bpf_redirect,
         macros::xdp,
         programs::XdpContext,
     };
     use balancer_common::verdict::Verdict;
-    use balancer_ebpf::{Ingress, outcome::Outcome, packet::Packet, process, stats};
-
-    struct Driver(XdpContext);
-
-    impl Ingress for Driver {
-        #[inline(always)]
-        fn ifindex(&self) -> u32 {
-            self.0.ingress_ifindex() as u32
-        }
-
-        #[inline(always)]
-        fn frame_length(&self) -> usize {
-            // SAFETY: the context is the driver's.
-            unsafe { bpf_xdp_get_buff_len(self.0.ctx) as usize }
-        }
-
-        #[inline(always)]
-        fn context(&self) -> *mut core::ffi::c_void {
-            self.0.as_ptr()
-        }
-    }
+    use balancer_ebpf::{
+        Ingress,
+        decap::{self, Decapsulated},
+        outcome::Outcome,
+        process, stats,
+    };
 
     /// Steers one frame.
     #[xdp(frags)]
     fn balancer(context: XdpContext) -> u32 {
-        let driver = Driver(context);
-        // SAFETY: the driver hands the frame to this program alone, from `data` to `data_end`.
-        let frame = unsafe { Packet::new(driver.0.data(), driver.0.data_end()) };
-        let (action, verdict) = match process(&driver, frame) {
+        // SAFETY: the kernel's context.
+        let ingress = unsafe { Ingress::new(context.ctx) };
+        let (action, verdict) = match process(ingress) {
             Outcome::Pass => (XDP_PASS, Verdict::Pass),
             Outcome::Tx => (XDP_TX, Verdict::Tx),
             Outcome::Redirect { ifindex } => {
@@ -54,9 +37,20 @@ mod entry {
                 stats::count_drop(reason);
                 (XDP_DROP, Verdict::Drop)
             }
+            Outcome::Abort => (XDP_ABORTED, Verdict::Aborted),
         };
-        stats::count_verdict(driver.ifindex(), verdict);
+        stats::count_verdict(ingress.ifindex(), verdict);
         action
+    }
+
+    /// Strips the tunnel headers of one frame.
+    #[xdp(frags)]
+    fn decap(context: XdpContext) -> u32 {
+        // SAFETY: the kernel's context.
+        match decap::process(unsafe { Ingress::new(context.ctx) }) {
+            Decapsulated::Stripped | Decapsulated::Passed => XDP_PASS,
+            Decapsulated::Refused | Decapsulated::Malformed => XDP_DROP,
+        }
     }
 
     #[panic_handler]

@@ -1,28 +1,234 @@
-//! What becomes of a packet.
+//! What becomes of a packet, and what is to be done next with it.
 
-use balancer_common::verdict::DropReason;
+use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
+
+use crate::steer::Choice;
 
 /// The decision about one packet; `main.rs` turns it into an XDP action and its counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// To the kernel, unchanged.
     Pass,
-    /// Out of the interface it came in by.
+    /// Out of the interface it came in by: forwarded, or turned into an answer to its sender.
     Tx,
-    /// Out of another interface.
+    /// Forwarded, out of another interface.
     Redirect {
         /// Which.
         ifindex: u32,
     },
     /// Dropped.
-    Drop(DropReason),
+    Drop(DropIndex),
+    /// The program failed.
+    Abort,
 }
 
-impl Outcome {
+/// What follows the IP header of a packet on its way to a backend or back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// A TCP or UDP header.
+    Header,
+    /// A later fragment's bytes.
+    Nothing,
+}
+
+/// Whether a packet's sender may be told about it: not if it is an ICMP error itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answerable {
+    Yes,
+    No,
+}
+
+/// What is to be done next with a packet: nothing more, or another step. Everything that few packets need is a step of its
+/// own, a global function: the verifier looks at it once, and its stack does not add to the others'.
+///
+/// A number, as that is all a global function can return: kind in bits 0–7, a flag in bit 8, a [`DecisionIndex`] in bits
+/// 16–23, a value in bits 32–63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step(pub(crate) u64);
+
+/// What a [`Step`] does; up to [`Kind::Drop`], nothing comes after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Pass = 1,
+    Tx,
+    Redirect,
+    Drop,
+    Rare,
+    Icmp,
+    Consult,
+    ToBackend,
+    ErrorToBackend,
+    ToClient,
+    ErrorToClient,
+    Encapsulate,
+    TooBig,
+}
+
+const FLAG: u64 = 1 << 8;
+
+impl Step {
+    /// To the kernel, unchanged.
+    pub(crate) const PASS: Self = Self(Kind::Pass as u64);
+    /// Out of the interface it came in by.
+    pub(crate) const TX: Self = Self(Kind::Tx as u64);
+    /// See [`crate::rare`].
+    pub(crate) const RARE: Self = Self(Kind::Rare as u64);
+    /// See [`crate::icmp`].
+    pub(crate) const ICMP: Self = Self(Kind::Icmp as u64);
+
+    /// To the backend that the memory says: see [`crate::memory`].
+    pub(crate) const CONSULT: Self = Self(Kind::Consult as u64);
+
+    #[inline(always)]
+    const fn with_value(kind: Kind, value: u32) -> Self {
+        Self(kind as u64 | (value as u64) << 32)
+    }
+
+    /// Dropped.
+    #[inline(always)]
+    pub(crate) const fn drop(reason: DropReason) -> Self {
+        Self::with_value(Kind::Drop, reason as u32)
+    }
+
     /// Out of `egress`, for a packet that came in by `ingress`.
     #[inline(always)]
-    #[must_use]
-    pub const fn send(ingress: u32, egress: u32) -> Self {
-        if ingress == egress { Self::Tx } else { Self::Redirect { ifindex: egress } }
+    pub(crate) const fn send(ingress: u32, egress: u32) -> Self {
+        if ingress == egress { Self::TX } else { Self::with_value(Kind::Redirect, egress) }
+    }
+
+    /// To a backend that is still to be chosen: see [`Step::with_choice`].
+    #[inline(always)]
+    pub(crate) const fn to_backend(carries: Carries) -> Self {
+        match carries {
+            Carries::Header => Self(Kind::ToBackend as u64),
+            Carries::Nothing => Self(Kind::ToBackend as u64 | FLAG),
+        }
+    }
+
+    /// An ICMP error, to a backend that is still to be chosen.
+    pub(crate) const ERROR_TO_BACKEND: Self = Self(Kind::ErrorToBackend as u64);
+
+    /// The step with the backend that was chosen.
+    #[inline(always)]
+    pub(crate) const fn with_choice(self, choice: Choice) -> Self {
+        Self(self.0 | (choice.decision.0 as u64) << 16 | (choice.backend as u64) << 32)
+    }
+
+    /// An ICMP error about a packet to a `nat` backend, to the client; `port` is the one that the return table has that
+    /// under.
+    #[inline(always)]
+    pub(crate) const fn error_to_client(port: u16) -> Self {
+        Self::with_value(Kind::ErrorToClient, port as u32)
+    }
+
+    /// To the client of the `nat` backend that it comes from; `port` is the one that the return table has that under.
+    #[inline(always)]
+    pub(crate) const fn to_client(port: u16, carries: Carries) -> Self {
+        let step = Self::with_value(Kind::ToClient, port as u32);
+        match carries {
+            Carries::Header => step,
+            Carries::Nothing => Self(step.0 | FLAG),
+        }
+    }
+
+    /// To a backend in an outer packet.
+    #[inline(always)]
+    pub(crate) const fn encapsulate(choice: Choice, answerable: Answerable) -> Self {
+        let flag = match answerable {
+            Answerable::Yes => 0,
+            Answerable::No => FLAG,
+        };
+        Self(Kind::Encapsulate as u64 | flag).with_choice(choice)
+    }
+
+    /// Back to its sender, who is told that nothing longer than `mtu` fits.
+    #[inline(always)]
+    pub(crate) const fn too_big(mtu: u32) -> Self {
+        Self::with_value(Kind::TooBig, mtu)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is(self, kind: Kind) -> bool {
+        self.0 & 0xff == kind as u64
+    }
+
+    /// Whether no step is left.
+    #[inline(always)]
+    pub(crate) const fn is_last(self) -> bool {
+        self.0 & 0xff <= Kind::Drop as u64
+    }
+
+    /// The port of [`Step::to_client`], the MTU of [`Step::too_big`].
+    #[inline(always)]
+    pub(crate) const fn value(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// What a packet of [`Step::to_backend`] or [`Step::to_client`] carries.
+    #[inline(always)]
+    pub(crate) const fn carries(self) -> Carries {
+        if self.0 & FLAG == 0 { Carries::Header } else { Carries::Nothing }
+    }
+
+    /// Whose sender the packet of [`Step::encapsulate`] has.
+    #[inline(always)]
+    pub(crate) const fn answerable(self) -> Answerable {
+        if self.0 & FLAG == 0 { Answerable::Yes } else { Answerable::No }
+    }
+
+    /// The backend of a step that has one.
+    #[inline(always)]
+    pub(crate) const fn choice(self) -> Choice {
+        Choice { backend: self.value() as u16, decision: DecisionIndex((self.0 >> 16) as u8) }
+    }
+
+    /// What has become of the packet, when no step is left.
+    #[inline(always)]
+    pub(crate) const fn outcome(self) -> Outcome {
+        if self.is(Kind::Tx) {
+            Outcome::Tx
+        } else if self.is(Kind::Pass) {
+            Outcome::Pass
+        } else if self.is(Kind::Redirect) {
+            Outcome::Redirect { ifindex: self.value() }
+        } else if self.is(Kind::Drop) {
+            Outcome::Drop(DropIndex(self.value() as u8))
+        } else {
+            Outcome::Abort
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_survive_their_word() {
+        assert_eq!(Step::PASS.outcome(), Outcome::Pass);
+        assert_eq!(Step::send(3, 3).outcome(), Outcome::Tx);
+        assert_eq!(Step::send(3, u32::MAX).outcome(), Outcome::Redirect { ifindex: u32::MAX });
+        assert!(Step::TX.is_last() && Step::drop(DropReason::Malformed).is_last() && !Step::RARE.is_last());
+        assert_eq!(Step::RARE.outcome(), Outcome::Abort);
+        for &reason in DropReason::ALL {
+            assert_eq!(Step::drop(reason).outcome(), Outcome::Drop(DropIndex::from(reason)));
+        }
+    }
+
+    #[test]
+    fn steps_survive_their_word() {
+        for carries in [Carries::Header, Carries::Nothing] {
+            let step = Step::to_client(u16::MAX, carries);
+            assert!(step.is(Kind::ToClient));
+            assert_eq!((step.value(), step.carries()), (u32::from(u16::MAX), carries));
+        }
+        for answerable in [Answerable::Yes, Answerable::No] {
+            let choice = Choice { backend: 16_383, decision: DecisionIndex(5) };
+            let step = Step::encapsulate(choice, answerable);
+            assert!(step.is(Kind::Encapsulate));
+            assert_eq!((step.choice(), step.answerable()), (choice, answerable));
+        }
+        assert_eq!(Step::too_big(u32::MAX).value(), u32::MAX);
     }
 }

@@ -1,6 +1,7 @@
-//! Frame → headers: Ethernet with up to two VLAN tags, IPv4 with options, IPv6, TCP and UDP.
+//! Frame → headers: Ethernet with up to two VLAN tags, IPv4 with options, IPv6 with extension headers, TCP and UDP.
 //!
 //! Nothing is judged before the destination is known: a frame that is not for a VIP passes, however broken it is.
+//! [`ip`] reads what every packet has; [`follow`] reads the rest, which few packets have.
 
 use core::mem::offset_of;
 
@@ -21,6 +22,61 @@ const MAX_VLAN_TAGS: usize = 2;
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// The IANA number of UDP.
 pub const UDP: u8 = IpProto::Udp as u8;
+/// The IANA number of ICMP.
+pub const ICMP: u8 = IpProto::Icmp as u8;
+/// The IANA number of ICMPv6.
+pub const ICMP_V6: u8 = IpProto::Ipv6Icmp as u8;
+/// The IANA number of IPv6 destination options.
+pub const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
+const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+const ROUTING: u8 = IpProto::Ipv6Route as u8;
+const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+
+/// IPv6 extension headers that are followed; a packet with more is malformed.
+const MAX_EXTENSION_HEADERS: usize = 8;
+/// Bytes of the headers before layer 4 are below this; a packet with more is malformed.
+const MAX_HEADERS_LENGTH: usize = 2048;
+
+const HEADERS_LENGTH_MASK: u64 = MAX_HEADERS_LENGTH as u64 - 1;
+/// The packet that an ICMP error quotes begins within the first 4096 bytes of the frame.
+const L3_OFFSET_MASK: u64 = 4095;
+const FRAGMENT_OFFSET_MASK: u64 = 0x1fff;
+
+/// What the header of a packet says of fragmentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Offset in units of eight bytes.
+    pub offset: u16,
+    /// Whether more fragments follow.
+    pub more: bool,
+    /// The identification, as it is in the packet. [`ip`] leaves it 0.
+    pub id: u32,
+}
+
+impl Fragment {
+    const NONE: Self = Self { offset: 0, more: false, id: 0 };
+
+    /// Whether this is not a whole packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_part(self) -> bool {
+        self.offset != 0 || self.more
+    }
+
+    /// Whether this is a fragment other than the first, so that no layer-4 header follows.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_later(self) -> bool {
+        self.offset != 0
+    }
+
+    /// Whether this is the first of several.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_first(self) -> bool {
+        self.offset == 0 && self.more
+    }
+}
 
 /// An IP header whose addresses could be read.
 #[derive(Clone, Copy, Debug)]
@@ -37,20 +93,75 @@ pub struct Ip<'a> {
     pub protocol: u8,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Whether this is a fragment other than the first, so that no layer-4 header follows.
-    pub later_fragment: bool,
-    /// Whether more fragments follow.
-    pub first_fragment: bool,
+    /// Whether it is a whole packet.
+    pub fragment: Fragment,
     /// Whether the header agrees with itself and with the bytes that are there.
     pub well_formed: bool,
     /// Length of the IP packet in bytes, as the header says.
     pub length: usize,
-    /// Length of its layer-4 part in bytes, as the header says.
-    pub l4_length: usize,
+    /// Bytes of the headers before layer 4.
+    pub headers_length: usize,
     /// Network order; IPv4 in the first word.
     pub source: [u32; 4],
     /// Network order; IPv4 in the first word.
     pub destination: [u32; 4],
+}
+
+impl<'a> Ip<'a> {
+    /// Whether routers may fragment the packet: IPv4 without "don't fragment".
+    #[inline(always)]
+    #[must_use]
+    pub fn may_be_fragmented(&self) -> bool {
+        const DONT_FRAGMENT: u16 = 0x4000;
+        let flags = self.header.load::<u16>(offset_of!(Ipv4Hdr, frags)).unwrap_or_default();
+        self.family == FAMILY_V4 && u16::from_be(flags) & DONT_FRAGMENT == 0
+    }
+
+    /// TOS or traffic class: DSCP and congestion bits.
+    #[inline(always)]
+    #[must_use]
+    pub fn traffic_class(&self) -> Option<u8> {
+        let [first, second]: [u8; 2] = self.header.load(0)?;
+        Some(if self.family == FAMILY_V4 { second } else { first << 4 | second >> 4 })
+    }
+
+    /// Where the headers lie and what [`follow`] found, as a number for [`Ip::put`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(&self) -> u64 {
+        self.l3_offset as u64 & L3_OFFSET_MASK
+            | (self.headers_length as u64 & HEADERS_LENGTH_MASK) << 16
+            | (self.protocol as u64) << 32
+            | (self.fragment.offset as u64 & FRAGMENT_OFFSET_MASK) << 40
+            | (self.fragment.more as u64) << 56
+    }
+
+    /// Takes over what [`Ip::place`] said of this packet, which lies in `frame`.
+    #[inline(always)]
+    pub fn put(&mut self, frame: Packet<'a>, place: u64) {
+        let headers_length = (place >> 16 & HEADERS_LENGTH_MASK) as usize;
+        self.l3_offset = (place & L3_OFFSET_MASK) as usize;
+        self.header = frame.skip(self.l3_offset);
+        self.l4 = self.header.skip(headers_length);
+        self.headers_length = headers_length;
+        self.protocol = (place >> 32) as u8;
+        self.fragment.offset = (place >> 40 & FRAGMENT_OFFSET_MASK) as u16;
+        self.fragment.more = place >> 56 & 1 != 0;
+    }
+
+    /// Where layer 4 begins in the frame.
+    #[inline(always)]
+    #[must_use]
+    pub const fn l4_offset(&self) -> usize {
+        self.l3_offset + self.headers_length
+    }
+
+    /// Length of the layer-4 part in bytes, as the headers say.
+    #[inline(always)]
+    #[must_use]
+    pub const fn l4_length(&self) -> usize {
+        self.length.wrapping_sub(self.headers_length)
+    }
 }
 
 /// The ports of a TCP or UDP header, and what else of it decides.
@@ -102,7 +213,6 @@ fn ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let fragment = u16::from_be(header.load(offset_of!(Ipv4Hdr, frags))?);
     let [ttl, protocol]: [u8; 2] = header.load(offset_of!(Ipv4Hdr, ttl))?;
     let header_length = ((version_ihl & 0xf) as usize) * 4;
-    let offset = fragment & 0x1fff;
     Some(Ip {
         header,
         l4: header.skip(header_length),
@@ -110,11 +220,10 @@ fn ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
         family: FAMILY_V4,
         protocol,
         ttl,
-        later_fragment: offset != 0,
-        first_fragment: offset == 0 && fragment & 0x2000 != 0,
+        fragment: Fragment { offset: fragment & 0x1fff, more: fragment & 0x2000 != 0, id: 0 },
         well_formed: version_ihl >> 4 == 4 && header_length >= Ipv4Hdr::LEN && length >= header_length,
         length,
-        l4_length: length.wrapping_sub(header_length),
+        headers_length: header_length,
         source: [source, 0, 0, 0],
         destination: [destination, 0, 0, 0],
     })
@@ -124,7 +233,7 @@ fn ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
 fn ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let [source, destination]: [[u32; 4]; 2] = header.load(offset_of!(Ipv6Hdr, src_addr))?;
     let [version, _flow]: [u8; 2] = header.load(0)?;
-    let l4_length = u16::from_be(header.load(offset_of!(Ipv6Hdr, payload_len))?) as usize;
+    let payload_length = u16::from_be(header.load(offset_of!(Ipv6Hdr, payload_len))?) as usize;
     let [protocol, ttl]: [u8; 2] = header.load(offset_of!(Ipv6Hdr, next_hdr))?;
     Some(Ip {
         header,
@@ -133,30 +242,93 @@ fn ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
         family: FAMILY_V6,
         protocol,
         ttl,
-        later_fragment: false,
-        first_fragment: false,
+        fragment: Fragment::NONE,
         well_formed: version >> 4 == 6,
-        length: Ipv6Hdr::LEN + l4_length,
-        l4_length,
+        length: Ipv6Hdr::LEN + payload_length,
+        headers_length: Ipv6Hdr::LEN,
         source,
         destination,
     })
+}
+
+/// Why [`follow`] came to no layer-4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// The extension headers are longer than the packet, more than eight, or longer than 2047 bytes.
+    Malformed,
+    /// A routing header has segments left: the destination address is not where the packet ends.
+    Waypoint,
+}
+
+/// Finds the layer-4 header of a packet within `frame`, behind IPv6 extension headers, and the identification of a
+/// fragment. A later fragment's protocol may still be that of an extension header.
+///
+/// `forget` gives its argument back: in the kernel, as a number that the verifier knows nothing of.
+///
+/// # Errors
+/// See [`Stopped`].
+#[inline(always)]
+pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Option<u64>) -> Result<(), Stopped> {
+    if ip.family == FAMILY_V4 {
+        let id: u16 = ip.header.load(offset_of!(Ipv4Hdr, id)).ok_or(Stopped::Malformed)?;
+        ip.fragment.id = u32::from(id);
+        ip.put(frame, forget(ip.place()).ok_or(Stopped::Malformed)?);
+        return Ok(());
+    }
+    for index in 0..=MAX_EXTENSION_HEADERS {
+        ip.put(frame, forget(ip.place()).ok_or(Stopped::Malformed)?);
+        let protocol = ip.protocol;
+        let options = protocol == ROUTING || protocol == DESTINATION_OPTIONS || index == 0 && protocol == HOP_BY_HOP;
+        if !options && protocol != FRAGMENT || ip.fragment.is_later() {
+            return if ip.headers_length <= ip.length { Ok(()) } else { Err(Stopped::Malformed) };
+        }
+        let [next, length]: [u8; 2] = ip.l4.load(0).ok_or(Stopped::Malformed)?;
+        let mut header_length = 8;
+        if options {
+            let segments_left: u8 = ip.l4.load(3).ok_or(Stopped::Malformed)?;
+            if protocol == ROUTING && segments_left != 0 {
+                return Err(Stopped::Waypoint);
+            }
+            header_length += length as usize * 8;
+        } else {
+            let field = u16::from_be(ip.l4.load(2).ok_or(Stopped::Malformed)?);
+            let id: u32 = ip.l4.load(4).ok_or(Stopped::Malformed)?;
+            ip.fragment = Fragment { offset: field >> 3, more: field & 1 != 0, id };
+        }
+        ip.protocol = next;
+        ip.headers_length += header_length;
+        if ip.headers_length >= MAX_HEADERS_LENGTH {
+            return Err(Stopped::Malformed);
+        }
+    }
+    Err(Stopped::Malformed)
+}
+
+/// The IP header at byte `l3_offset` of `frame`, of a packet within another or quoted in an ICMP error. Its lengths are
+/// what it says, which may be more than is there. `None`: too short, or not of that family.
+#[inline(always)]
+#[must_use]
+pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> {
+    let bytes = frame.skip(l3_offset);
+    let ip = if family == FAMILY_V4 { ipv4(bytes, l3_offset) } else { ipv6(bytes, l3_offset) }?;
+    ip.well_formed.then_some(ip)
 }
 
 /// The ports of a TCP or UDP packet. `None`: the header is not there or contradicts itself.
 #[inline(always)]
 #[must_use]
 pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
+    let first_fragment = ip.fragment.is_first();
     let [source, destination]: [u16; 2] = ip.l4.load(0)?;
     if ip.protocol == TCP {
         let [offset, flags]: [u8; 2] = ip.l4.load(12)?;
         // The rest of the fixed header must be there as well: the checksum may have to be rewritten.
         let _: u32 = ip.l4.load(TcpHdr::LEN - 4)?;
         let header_length = (offset >> 4) as usize * 4;
-        let fits = header_length >= TcpHdr::LEN && (header_length <= ip.l4_length || ip.first_fragment);
+        let fits = header_length >= TcpHdr::LEN && (header_length <= ip.l4_length() || first_fragment);
         const SYN: u8 = 0x02;
         const ACK: u8 = 0x10;
-        (fits && ip.l4_length >= TcpHdr::LEN).then_some(Ports {
+        (fits && ip.l4_length() >= TcpHdr::LEN).then_some(Ports {
             source,
             destination,
             opens: flags & (SYN | ACK) == SYN,
@@ -164,7 +336,7 @@ pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
     } else {
         let length = u16::from_be(ip.l4.load(offset_of!(UdpHdr, len))?) as usize;
         let _: u16 = ip.l4.load(offset_of!(UdpHdr, check))?;
-        let fits = length >= UdpHdr::LEN && (length <= ip.l4_length || ip.first_fragment);
-        (fits && ip.l4_length >= UdpHdr::LEN).then_some(Ports { source, destination, opens: false })
+        let fits = length >= UdpHdr::LEN && (length <= ip.l4_length() || first_fragment);
+        (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { source, destination, opens: false })
     }
 }

@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
-    map_types::{CONTROL_RETURN_WILDCARD, Control, ReturnRow, ServiceKey},
+    map_types::{CONTROL_RETURN_WILDCARD, Control, PortlessMatch, ReturnRow, ServiceKey},
     service_table::TableView,
 };
 
@@ -17,14 +17,32 @@ static RETURNS: Array<ReturnRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// The way back of a packet from `ip`'s source and `port`, if that is a `nat` backend.
 #[inline(always)]
 pub(crate) fn find(control: &'static Control, ip: &Ip<'_>, port: u16) -> Option<&'static ReturnRow> {
-    // SAFETY: a reference is valid for reads. Read once: the controller makes the other half active with one store.
-    let view = TableView::from_word(unsafe { ptr::read_volatile(&raw const control.returns) });
-    let key = ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family };
-    if let Some(row) = probe::find(&RETURNS, view, &key) {
+    of_key(control, &ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family })
+}
+
+/// The row of `key`, an exact one before one for every port.
+#[inline(always)]
+pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
+    if let Some(row) = exact(control, key) {
         return Some(row);
     }
     if control.flags & CONTROL_RETURN_WILDCARD == 0 {
         return None;
     }
-    probe::find(&RETURNS, view, &ServiceKey { port: 0, ..key })
+    exact(control, &ServiceKey { port: 0, ..*key })
+}
+
+/// The row of `key`, whose port may be 0 for every port.
+#[inline(always)]
+pub(crate) fn exact(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
+    // SAFETY: a reference is valid for reads. Read once: the controller makes the other half active with one store.
+    let view = TableView::from_word(unsafe { ptr::read_volatile(&raw const control.returns) });
+    probe::find(&RETURNS, view, key)
+}
+
+/// What a fragment without ports from a backend's `address` may be a reply of.
+#[inline(always)]
+pub(crate) fn portless(control: &'static Control, address: &[u32; 4], family: u8, protocol: u8) -> PortlessMatch {
+    let marker = ServiceKey { address: *address, port: 0, protocol: 0, family };
+    exact(control, &marker).map_or(PortlessMatch::None, |row| row.portless.find(protocol))
 }

@@ -20,19 +20,24 @@ pub(crate) fn of_port(
     ip: &Ip<'_>,
     port: u16,
 ) -> Option<&'static ServiceRow> {
-    let key = ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family };
-    if let Some(row) = find(&SERVICES, view, &key) {
+    of_key(control, view, &ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family })
+}
+
+/// The service of `key`, an exact one before one for every port.
+#[inline(always)]
+pub(crate) fn of_key(control: &'static Control, view: TableView, key: &ServiceKey) -> Option<&'static ServiceRow> {
+    if let Some(row) = find(&SERVICES, view, key) {
         return Some(row);
     }
     if control.flags & CONTROL_PORT_WILDCARD == 0 {
         return None;
     }
-    find(&SERVICES, view, &ServiceKey { port: 0, ..key })
+    find(&SERVICES, view, &ServiceKey { port: 0, ..*key })
 }
 
-/// Whether `ip`'s destination is the address of a service.
+/// The marker of `ip`'s destination, if that is the address of a service.
 #[inline(always)]
-pub(crate) fn is_vip(view: TableView, ip: &Ip<'_>) -> bool {
+pub(crate) fn vip(view: TableView, ip: &Ip<'_>) -> Option<&'static ServiceRow> {
     let key = ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family };
-    find(&SERVICES, view, &key).is_some()
+    find(&SERVICES, view, &key)
 }

@@ -1,12 +1,13 @@
 //! Per-CPU counters.
 
-use aya_ebpf::{Global, macros::map, maps::PerCpuArray};
+use aya_ebpf::{Global, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
 use balancer_common::{
     client_table::Recorded,
     map_types::{
-        BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats, interface_row,
+        BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats,
+        interface_row,
     },
-    verdict::{CauseIndex, Decision, DropReason, Verdict},
+    verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
 };
 
 #[map]
@@ -20,6 +21,13 @@ static DROP_STATS: PerCpuArray<DropStats> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static MEMORY_STATS: PerCpuArray<MemoryStats> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static REPLY_STATS: PerCpuArray<ReplyStats> = PerCpuArray::with_max_entries(1, 0);
+
+/// ICMP errors that a CPU sends in a period of 2^30 ns: 1000 a second, as many as Linux sends on all.
+const ERRORS_PER_PERIOD: u64 = 1000;
+const ERROR_PERIOD_BITS: u32 = 30;
 
 /// Chosen at load so that no two attached interfaces share a row.
 #[unsafe(no_mangle)]
@@ -36,24 +44,63 @@ pub fn count_verdict(ifindex: u32, verdict: Verdict) {
 
 /// Counts a drop.
 #[inline(always)]
-pub fn count_drop(reason: DropReason) {
+pub fn count_drop(reason: DropIndex) {
     if let Some(stats) = DROP_STATS.get_ptr_mut(0) {
         // SAFETY: as in `count_verdict`.
-        unsafe { (*stats).reasons[reason.index()] += 1 };
+        unsafe { (*stats).reasons[reason.counter()] += 1 };
     }
+}
+
+#[inline(always)]
+fn replies() -> Option<&'static mut ReplyStats> {
+    // SAFETY: as in `count_verdict`; the reference does not outlive its caller's statement.
+    REPLY_STATS.get_ptr_mut(0).map(|stats| unsafe { &mut *stats })
+}
+
+/// Counts an echo request answered.
+#[inline(always)]
+pub(crate) fn count_echo() {
+    if let Some(replies) = replies() {
+        replies.echo += 1;
+    }
+}
+
+/// Counts a packet that was too big and whose sender was told.
+#[inline(always)]
+pub(crate) fn count_too_big() {
+    if let Some(replies) = replies() {
+        replies.too_big += 1;
+    }
+}
+
+/// Whether this CPU may send another ICMP error in this period.
+#[inline(always)]
+pub(crate) fn may_send_error() -> bool {
+    let Some(replies) = replies() else { return false };
+    // SAFETY: a plain helper call.
+    let period = unsafe { bpf_ktime_get_coarse_ns() } >> ERROR_PERIOD_BITS;
+    if replies.period != period {
+        replies.period = period;
+        replies.used = 0;
+    }
+    let may = replies.used < ERRORS_PER_PERIOD;
+    if may {
+        replies.used += 1;
+    }
+    may
 }
 
 /// Counts a packet of `bytes` forwarded to a backend; `decision`: how, if it opens a connection.
 #[inline(always)]
-pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: Option<Decision>) {
+pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) {
     if let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) {
         // SAFETY: as in `count_verdict`.
         let stats = unsafe { &mut *stats };
         stats.packets += 1;
         stats.bytes += bytes as u64;
-        if let Some(decision) = decision {
+        if let Some(counter) = decision.counter() {
             stats.connections += 1;
-            stats.decisions[decision.index()] += 1;
+            stats.decisions[counter] += 1;
         }
     }
 }

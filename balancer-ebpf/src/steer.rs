@@ -9,14 +9,15 @@ use balancer_common::{
     client,
     client_table::{Query, due},
     map_types::{
-        ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS,
+        ALL_DOWN, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS,
         SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
-    verdict::{Decision, DropReason},
+    verdict::{Decision, DecisionIndex, DropReason},
 };
 
 use crate::{
     memory,
+    outcome::Step,
     parse::{Ip, Ports, UDP},
 };
 
@@ -25,50 +26,130 @@ use crate::{
 static SLOTS: Array<SlotLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// A backend and how it was chosen, if the packet opens a connection.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) backend: u16,
-    pub(crate) decision: Option<Decision>,
+    pub(crate) decision: DecisionIndex,
 }
 
 /// The backend of the client that sent `ip`.
 #[inline(always)]
-pub(crate) fn choose(
-    control: &'static Control,
-    service: &'static ServiceRow,
-    ip: &Ip<'_>,
-    ports: Ports,
-) -> Result<Choice, DropReason> {
-    let hash = client_hash(service, ip);
-    let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
-    let live = match slot.backend {
-        NO_BACKEND | ALL_DOWN => None,
-        backend => Some(backend),
-    };
-    let nobody = if slot.backend == NO_BACKEND { DropReason::NoBackend } else { DropReason::AllDown };
-    if service.flags & SERVICE_REMEMBERS == 0 {
-        let decision = ports.opens.then_some(Decision::Stateless);
-        return live.map(|backend| Choice { backend, decision }).ok_or(nobody);
+pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Result<Choice, DropReason> {
+    let packet = Opening { opens: ports.opens, datagram: ip.protocol == UDP, peeks: false };
+    steer(
+        service,
+        ip.family,
+        &ip.source,
+        packet,
+        |choice| choice,
+        |question| memory::consult(question).ok_or(question.nobody),
+    )
+}
+
+/// `step` with the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked.
+#[inline(always)]
+pub(crate) fn choose_later(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports, step: Step) -> Step {
+    let packet = Opening { opens: ports.opens, datagram: ip.protocol == UDP, peeks: false };
+    later(service, ip.family, &ip.source, packet, step)
+}
+
+/// `step` with the backend that a packet of `client` would be steered to that opens nothing. Nothing is recorded or
+/// counted.
+#[inline(always)]
+pub(crate) fn peek_later(service: &'static ServiceRow, family: u8, client: &[u32; 4], step: Step) -> Step {
+    later(service, family, client, Opening { opens: false, datagram: false, peeks: true }, step)
+}
+
+#[inline(always)]
+fn later(service: &'static ServiceRow, family: u8, client: &[u32; 4], packet: Opening, step: Step) -> Step {
+    let steered = steer(
+        service,
+        family,
+        client,
+        packet,
+        |choice| step.with_choice(choice),
+        |question| memory::consult_later(question, step).ok_or(question.nobody),
+    );
+    match steered {
+        Ok(step) => step,
+        Err(reason) => Step::drop(reason),
     }
-    // SAFETY: a reference is valid for reads; the controller advances the clock with one store.
-    let now = unsafe { ptr::read_volatile(&raw const service.tick) } as u16;
-    let datagram = ip.protocol == UDP;
-    if slot.flags & SLOT_EXCEPTIONS == 0 && !ports.opens && !datagram && !due(hash, now, service.due_mask) {
-        return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
+}
+
+/// What a packet says of connections.
+#[derive(Clone, Copy)]
+struct Opening {
+    /// It opens one.
+    opens: bool,
+    /// It may.
+    datagram: bool,
+    /// It is none of the client's: nothing is recorded of it.
+    peeks: bool,
+}
+
+/// What the memory is asked.
+pub(crate) struct Question {
+    pub(crate) hash: u64,
+    pub(crate) query: Query,
+    pub(crate) peeks: bool,
+    /// Why nobody takes the client, if so.
+    pub(crate) nobody: DropReason,
+}
+
+#[inline(always)]
+fn steer<Answer>(
+    service: &'static ServiceRow,
+    family: u8,
+    client: &[u32; 4],
+    packet: Opening,
+    chosen: impl Fn(Choice) -> Answer,
+    ask: impl FnOnce(&Question) -> Result<Answer, DropReason>,
+) -> Result<Answer, DropReason> {
+    let hash = client_hash(service, family, client);
+    let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
+    let (live, nobody) = candidate(slot);
+    if service.flags & SERVICE_REMEMBERS == 0 {
+        let decision = DecisionIndex::from(packet.opens.then_some(Decision::Stateless));
+        return live.map(|backend| chosen(Choice { backend, decision })).ok_or(nobody);
+    }
+    let now = now(service);
+    let read = slot.flags & SLOT_EXCEPTIONS != 0
+        || packet.opens
+        || packet.datagram
+        || packet.peeks
+        || due(hash, now, service.due_mask);
+    if !read {
+        return live.map(|backend| chosen(Choice { backend, decision: DecisionIndex::NONE })).ok_or(nobody);
     }
     let query = Query {
         tag: (hash >> 32) as u32,
         service: service.id,
         live,
         live_is_home: slot.flags & SLOT_REFILLED == 0,
-        opens: ports.opens,
-        datagram,
+        opens: packet.opens,
+        datagram: packet.datagram,
         failback: service.flags & SERVICE_FAILBACK != 0,
         now,
         remember: service.remember,
         idle: service.idle,
     };
-    memory::consult(control, hash, &query).ok_or(nobody)
+    ask(&Question { hash, query, peeks: packet.peeks, nobody })
+}
+
+/// The backend of a slot, and what it means if there is none.
+#[inline(always)]
+const fn candidate(slot: TableSlot) -> (Option<u16>, DropReason) {
+    match slot.backend {
+        NO_BACKEND => (None, DropReason::NoBackend),
+        ALL_DOWN => (None, DropReason::AllDown),
+        backend => (Some(backend), DropReason::AllDown),
+    }
+}
+
+#[inline(always)]
+fn now(service: &'static ServiceRow) -> u16 {
+    // SAFETY: a reference is valid for reads; the controller advances the clock with one store.
+    unsafe { ptr::read_volatile(&raw const service.tick) as u16 }
 }
 
 #[inline(always)]
@@ -84,12 +165,12 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
 }
 
 #[inline(always)]
-fn client_hash(service: &ServiceRow, ip: &Ip<'_>) -> u64 {
-    if ip.family == FAMILY_V4 {
-        client::hash_v4(service.hash_key, ip.source[0] & service.client_mask[0] as u32)
+fn client_hash(service: &ServiceRow, family: u8, client: &[u32; 4]) -> u64 {
+    if family == FAMILY_V4 {
+        client::hash_v4(service.hash_key, client[0] & service.client_mask[0] as u32)
     } else {
-        let low = ip.source[0] as u64 | (ip.source[1] as u64) << 32;
-        let high = ip.source[2] as u64 | (ip.source[3] as u64) << 32;
+        let low = client[0] as u64 | (client[1] as u64) << 32;
+        let high = client[2] as u64 | (client[3] as u64) << 32;
         client::hash_v6(service.hash_key, [low & service.client_mask[0], high & service.client_mask[1]])
     }
 }

@@ -3,8 +3,8 @@
 //! The calling thread moves into a fresh namespace, which goes when the thread ends.
 
 use std::{
-    net::SocketAddr,
-    os::fd::{AsFd as _, OwnedFd},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     process::Command,
     time::Duration,
 };
@@ -32,6 +32,10 @@ pub const IN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const OUT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// The MAC of the clients' router, on the interface that packets come in by.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// Where tunnels to IPv4 backends start.
+pub const TUNNEL_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// Where tunnels to IPv6 backends start.
+pub const TUNNEL_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
 /// A service of the rig.
 #[derive(Clone, Debug)]
@@ -118,6 +122,12 @@ impl Rig {
         Ok(Self { dataplane, program, services: services.to_vec(), in_ifindex, out_ifindex })
     }
 
+    /// The loaded program.
+    #[must_use]
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
     /// Index of the service at `address`, from 0; its backend's MAC is [`backend_mac`] of it.
     #[must_use]
     pub fn service(&self, address: &str) -> Option<usize> {
@@ -198,7 +208,13 @@ fn configure(
 ) -> anyhow::Result<ServiceSpec> {
     let vip: SocketAddr = service.address.parse()?;
     let id = BackendId(index as u16 + 1);
-    let hop = |ifindex, source_mac| NextHop { ifindex, source_mac, destination_mac: backend_mac(index), mtu: 1500 };
+    let hop = |ifindex, source_mac| NextHop {
+        ifindex,
+        source_mac,
+        destination_mac: backend_mac(index),
+        mtu: 1500,
+        source: None,
+    };
     let (address, next_hop) = match service.target {
         Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC))),
         Target::OtherInterface(address) => (Some(address), Some(hop(out_ifindex, OUT_MAC))),
@@ -208,7 +224,8 @@ fn configure(
     let mut backends = Vec::new();
     let entry = match (address, service.target) {
         (Some(address), _) => {
-            let address = address.parse()?;
+            let address: SocketAddr = address.parse()?;
+            let tunnel_source = Some(if address.is_ipv4() { TUNNEL_SOURCE_V4.into() } else { TUNNEL_SOURCE_V6.into() });
             dataplane.write_backend(&BackendSpec {
                 id,
                 forwarding: service.forwarding,
@@ -218,6 +235,7 @@ fn configure(
                 service: ServiceId(index as u16),
                 keeps_known: true,
                 cause: MoveCause::Down,
+                tunnel_source,
             })?;
             backends.push((id, address));
             id.0

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use balancer::shell::snapshot::forwarding_word;
 use balancer::{
     api::{
         client::{Answer, Client},
@@ -81,7 +82,7 @@ impl Settings {
     fn text(&self, topology: &Topology, files: &Path) -> String {
         let Self { interfaces, xdp_mode, check, service_lines, lines, .. } = self;
         let (forwarding, port) = match self.forwarding {
-            Forwarding::Dsr => ("dsr", PORT),
+            mode @ (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => (forwarding_word(mode), PORT),
             Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
         };
         let mut text = format!(
@@ -432,7 +433,7 @@ fn config_path(files: &Path) -> PathBuf {
 /// With `nat` the port changes on the way.
 const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
-        Forwarding::Dsr => PORT,
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
         Forwarding::Nat => 8080,
     }
 }
@@ -442,7 +443,7 @@ fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs:
     let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, number - 1), port));
     let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
     let listen = match forwarding {
-        Forwarding::Dsr => own.into_iter().chain(vip).collect(),
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => own.into_iter().chain(vip).collect(),
         Forwarding::Nat => own.to_vec(),
     };
     Backend::start(&topology.backends()[usize::from(number) - 1], &format!("web{number}"), &listen, logs)

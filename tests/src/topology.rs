@@ -183,7 +183,7 @@ impl Topology {
         let backend = Namespace::new(&format!("web{number}"))?;
         join((&backend, "eth0"), (&self.switch, &format!("web{number}")))?;
         self.switch.ip(&format!("link set web{number} master br0"))?;
-        if self.forwarding == Forwarding::Dsr {
+        if self.forwarding != Forwarding::Nat {
             // The address is the balancer's to answer for.
             backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
             backend.sysctl("net/ipv4/conf/all/arp_announce", "2")?;
@@ -191,11 +191,11 @@ impl Topology {
         for family in Family::BOTH {
             address(&backend, "eth0", SEGMENT, family, host)?;
             let gateway = match self.forwarding {
-                Forwarding::Dsr => CLIENT,
+                Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => CLIENT,
                 Forwarding::Nat => BALANCER,
             };
             route(&backend, CLIENTS, SEGMENT, family, gateway)?;
-            if self.forwarding == Forwarding::Dsr {
+            if self.forwarding != Forwarding::Nat {
                 own_vip(&backend, family)?;
             }
         }
@@ -240,7 +240,7 @@ impl Topology {
 
         let segment_interface = match (self.shape, self.forwarding) {
             (Shape::OneLegged, _) => Some("eth0"),
-            (Shape::TwoLegged, Forwarding::Dsr) => Some("eth1"),
+            (Shape::TwoLegged, Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => Some("eth1"),
             (Shape::TwoLegged, Forwarding::Nat) => None,
         };
         if let Some(interface) = segment_interface {

@@ -135,8 +135,13 @@ impl World {
     fn resolve(&mut self, address: IpAddr) -> anyhow::Result<()> {
         let IpAddr::V4(v4) = address else { bail!("only IPv4 backends here") };
         let [_, _, high, low] = v4.octets();
-        let next_hop =
-            NextHop { ifindex: 1, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, high, low], mtu: 1500 };
+        let next_hop = NextHop {
+            ifindex: 1,
+            source_mac: [2, 0, 0, 0, 0, 1],
+            destination_mac: [2, 0, 0, 0, high, low],
+            mtu: 1500,
+            source: None,
+        };
         let commands = self.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, self.now());
         self.execute(commands)
     }

@@ -334,7 +334,7 @@ fn a_broken_configuration_starts_nothing() {
     let before = traces(&topology);
     for (bad, what) in [
         (good.replace("table_size", "table_sizes").replace("forwarding =", "forwardng ="), "did you mean"),
-        (good.replace("\"0s\"", "\"3h\""), "only \"0s\" works"),
+        (good.replace("\"0s\"", "\"90ms\""), "whole seconds"),
         (good.replace("weight = 100", "weight = 65536"), "65535"),
         ("[[service]\n".to_owned(), ":1"),
     ] {

@@ -4,36 +4,122 @@ mod dsr;
 mod nat;
 mod neighbour;
 pub mod rewrite;
+mod tunnel;
 
-use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, xdp_md},
+    macros::map,
+    maps::Array,
+};
 use balancer_common::{
     client_table::BackendFacts,
     map_types::{BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BackendRow, Forwarding, MAX_BACKENDS},
     verdict::{CauseIndex, DropReason},
 };
 
-use crate::{outcome::Outcome, packet::Packet, parse::Ip, path::Ingress};
+use crate::{
+    fragments::{self, Way},
+    icmp::errors,
+    ingress::Ingress,
+    opaque,
+    outcome::{Answerable, Carries, Step},
+    packet::Packet,
+    parse::{self, Ip},
+    stats,
+    steer::Choice,
+};
 
-pub(crate) use nat::to_client;
+pub(crate) use nat::{step_error_to_client, step_to_client};
+pub(crate) use tunnel::step_encapsulate;
 
 #[map]
 static BACKENDS: Array<BackendRow> = Array::with_max_entries(MAX_BACKENDS, BPF_F_MMAPABLE);
 
 /// Rewrites a packet for its backend and sends it there.
 #[inline(always)]
-pub(crate) fn to_backend(ingress: &impl Ingress, frame: Packet<'_>, ip: &Ip<'_>, backend: u16) -> Outcome {
-    let Some(row) = BACKENDS.get(u32::from(backend)) else { return Outcome::Drop(DropReason::NoNextHop) };
-    if row.flags & BACKEND_REACHABLE == 0 {
-        return Outcome::Drop(DropReason::NoNextHop);
+pub(crate) fn to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Step {
+    let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    if !fits(ingress, ip, row) {
+        return Step::too_big(row.mtu);
     }
-    let sent = if row.forwarding == Forwarding::Nat as u8 {
-        nat::to_backend(frame, ip, row)
-    } else {
+    let sent = if row.forwarding == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
+    } else if row.forwarding == Forwarding::Nat as u8 {
+        nat::to_backend(frame, ip, carries, row)
+    } else {
+        return Step::encapsulate(choice, Answerable::Yes);
     };
+    finish(ingress, ip, row, choice, sent)
+}
+
+/// A step: [`to_backend`] for a packet with its layer-4 header anywhere. A first fragment's way is remembered.
+#[inline(always)]
+pub(crate) fn step_to_backend(ingress: Ingress, step: Step) -> Step {
+    Step(balancer_to_backend(ingress.context(), step.0))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_to_backend(context: *mut xdp_md, step: u64) -> u64 {
+    // SAFETY: `step_to_backend` passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let step = Step(step);
+    let frame = ingress.frame();
+    let Some(mut ip) = parse::ip(frame) else { return Step::PASS.0 };
+    if opaque::follow(frame, &mut ip).is_err() {
+        return Step::PASS.0;
+    }
+    if ip.fragment.is_first() {
+        fragments::remember(&ip, Way::Backend(step.choice().backend));
+    }
+    to_backend(ingress, frame, &ip, step.carries(), step.choice()).0
+}
+
+/// A step: sends an ICMP error about a packet from a VIP to the backend that the packet came from.
+#[inline(always)]
+pub(crate) fn step_error_to_backend(ingress: Ingress, step: Step) -> Step {
+    Step(balancer_error_to_backend(ingress.context(), step.0))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_error_to_backend(context: *mut xdp_md, step: u64) -> u64 {
+    // SAFETY: `step_error_to_backend` passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let choice = Step(step).choice();
+    let frame = ingress.frame();
+    let Some(mut ip) = parse::ip(frame) else { return Step::PASS.0 };
+    if opaque::follow(frame, &mut ip).is_err() {
+        return Step::PASS.0;
+    }
+    let Some(inner) = errors::quoted(frame, &ip) else { return Step::PASS.0 };
+    error_to_backend(ingress, frame, &ip, &inner, choice).0
+}
+
+#[inline(always)]
+fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, choice: Choice) -> Step {
+    let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    if !fits(ingress, ip, row) {
+        return Step::drop(DropReason::TooBig);
+    }
+    let sent = if row.forwarding == Forwarding::Dsr as u8 {
+        dsr::to_backend(frame, row)
+    } else if row.forwarding == Forwarding::Nat as u8 {
+        nat::error_to_backend(frame, ip, inner, row)
+    } else {
+        return Step::encapsulate(choice, Answerable::No);
+    };
+    finish(ingress, ip, row, choice, sent)
+}
+
+#[inline(always)]
+fn finish(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, choice: Choice, sent: Result<(), DropReason>) -> Step {
     match sent {
-        Ok(()) => Outcome::send(ingress.ifindex(), row.ifindex),
-        Err(reason) => Outcome::Drop(reason),
+        Ok(()) => {
+            stats::count_forwarded(choice.backend, ip.l3_offset + ip.length, choice.decision);
+            Step::send(ingress.ifindex(), row.ifindex)
+        }
+        Err(reason) => Step::drop(reason),
     }
 }
 
@@ -46,4 +132,16 @@ pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
         keeps_known: row.flags & BACKEND_KEEPS_KNOWN != 0,
         cause: CauseIndex(row.cause),
     })
+}
+
+#[inline(always)]
+fn reachable(backend: u16) -> Option<&'static BackendRow> {
+    BACKENDS.get(u32::from(backend)).filter(|row| row.flags & BACKEND_REACHABLE != 0)
+}
+
+/// Whether a packet that keeps its length fits the interface it leaves by. By the one it came in by it always does (it
+/// may be longer only where the kernel has merged segments).
+#[inline(always)]
+fn fits(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
+    row.ifindex == ingress.ifindex() || ip.length <= row.mtu as usize
 }

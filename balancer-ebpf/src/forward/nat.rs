@@ -1,60 +1,161 @@
 //! Network address translation without state: the way there by the backend's row, the way back by the return table.
 
+use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
-    map_types::{BACKEND_PORT_CHANGES, BackendRow, ReturnRow},
+    checksum,
+    map_types::{BACKEND_PORT_CHANGES, BackendRow, ReturnRow, ServiceKey},
     verdict::DropReason,
 };
 
 use crate::{
+    control,
     forward::{
-        neighbour::{self, Route},
+        neighbour::{self, Hop, Route},
         rewrite::{self, End, Translation},
     },
-    outcome::Outcome,
+    icmp::errors,
+    ingress::Ingress,
+    opaque,
+    outcome::{Carries, Step},
     packet::Packet,
-    parse::Ip,
-    path::Ingress,
+    parse::{self, Ip},
+    returns,
 };
 
 #[inline(always)]
-pub(crate) fn to_backend(frame: Packet<'_>, ip: &Ip<'_>, row: &BackendRow) -> Result<(), DropReason> {
-    if ip.ttl <= 1 {
-        return Err(DropReason::TtlExceeded);
-    }
-    let new = Translation {
-        end: End::Destination,
+fn there(row: &BackendRow, end: End) -> Translation {
+    Translation {
+        end,
         address: row.address,
         port: (row.flags & BACKEND_PORT_CHANGES != 0).then_some(row.port),
         address_delta: row.address_delta,
         l4_delta: row.l4_delta,
-    };
-    rewrite::translate(ip, &new)
-        .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
-        .ok_or(DropReason::Malformed)
+    }
 }
 
-/// Turns a backend's reply into the VIP's and sends it to the client, where the kernel's routes say. A packet for this
-/// machine itself (the answer to a health check) passes unchanged, so the way is looked up before anything is written.
 #[inline(always)]
-pub(crate) fn to_client(ingress: &impl Ingress, frame: Packet<'_>, ip: &Ip<'_>, row: &ReturnRow) -> Outcome {
-    let hop = match neighbour::route(ingress, ip, &row.vip) {
-        Route::Hop(hop) => hop,
-        Route::Local => return Outcome::Pass,
-        Route::None(reason) => return Outcome::Drop(reason),
-    };
-    if ip.ttl <= 1 {
-        return Outcome::Drop(DropReason::TtlExceeded);
-    }
-    let new = Translation {
-        end: End::Source,
+fn back(row: &ReturnRow, end: End) -> Translation {
+    Translation {
+        end,
         address: row.vip,
         port: (row.vip_port != 0).then_some(row.vip_port),
         address_delta: row.address_delta,
         l4_delta: row.l4_delta,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn to_backend(frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, row: &BackendRow) -> Result<(), DropReason> {
+    if ip.ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    rewrite::translate(ip, carries, &there(row, End::Destination))
+        .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
+        .ok_or(DropReason::Malformed)
+}
+
+/// A step: turns a backend's reply into the VIP's and sends it to the client, where the kernel's routes say.
+#[inline(always)]
+pub(crate) fn step_to_client(ingress: Ingress, step: Step) -> Step {
+    Step(balancer_to_client(ingress.context(), step.0))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_to_client(context: *mut xdp_md, step: u64) -> u64 {
+    // SAFETY: `step_to_client` passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let step = Step(step);
+    reply(ingress, step.value() as u16, step.carries()).0
+}
+
+#[inline(always)]
+fn reply(ingress: Ingress, port: u16, carries: Carries) -> Step {
+    let frame = ingress.frame();
+    let Some(mut ip) = parse::ip(frame) else { return Step::PASS };
+    let Some(control) = control::words() else { return Step::PASS };
+    if opaque::follow(frame, &mut ip).is_err() {
+        return Step::PASS;
+    }
+    let key = ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family };
+    let Some(row) = returns::exact(control, &key) else { return Step::PASS };
+    let hop = match way_back(ingress, &ip, row) {
+        Ok(hop) => hop,
+        Err(outcome) => return outcome,
     };
-    let written = rewrite::translate(ip, &new).and_then(|()| rewrite::macs(frame, hop.destination_mac, hop.source_mac));
-    match written {
-        Some(()) => Outcome::send(ingress.ifindex(), hop.ifindex),
-        None => Outcome::Drop(DropReason::Malformed),
+    let written = rewrite::translate(&ip, carries, &back(row, End::Source));
+    send(ingress, frame, &hop, written)
+}
+
+/// Sends an ICMP error about a packet from the VIP to the backend that the packet came from.
+#[inline(always)]
+pub(super) fn error_to_backend(
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    inner: &Ip<'_>,
+    row: &BackendRow,
+) -> Result<(), DropReason> {
+    if ip.ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    rewrite::translate_ip(ip, End::Destination, &row.address, row.address_delta)
+        .and_then(|()| rewrite::translate_quoted(ip, inner, row.address_delta, &there(row, End::Source)))
+        .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
+        .ok_or(DropReason::Malformed)
+}
+
+/// A step: sends an ICMP error about a translated packet to the client, as if the VIP had been its destination. Whoever
+/// on the backends' side sent the error, to the client it comes from the VIP (RFC 5508, REQ-5): it may have no route
+/// there.
+#[inline(always)]
+pub(crate) fn step_error_to_client(ingress: Ingress, step: Step) -> Step {
+    Step(balancer_error_to_client(ingress.context(), step.value()))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_error_to_client(context: *mut xdp_md, port: u32) -> u64 {
+    // SAFETY: `step_error_to_client` passes the program's context on.
+    error_to_client(unsafe { Ingress::new(context) }, port as u16).0
+}
+
+#[inline(always)]
+fn error_to_client(ingress: Ingress, port: u16) -> Step {
+    let frame = ingress.frame();
+    let Some(mut ip) = parse::ip(frame) else { return Step::PASS };
+    let Some(control) = control::words() else { return Step::PASS };
+    if opaque::follow(frame, &mut ip).is_err() {
+        return Step::PASS;
+    }
+    let Some(inner) = errors::quoted(frame, &ip) else { return Step::PASS };
+    let key = ServiceKey { address: inner.destination, port, protocol: inner.protocol, family: inner.family };
+    let Some(row) = returns::exact(control, &key) else { return Step::PASS };
+    let hop = match way_back(ingress, &ip, row) {
+        Ok(hop) => hop,
+        Err(outcome) => return outcome,
+    };
+    let source_delta = checksum::fold(checksum::replace_address(&ip.source, &row.vip));
+    let written = rewrite::translate_ip(&ip, End::Source, &row.vip, source_delta)
+        .and_then(|()| rewrite::translate_quoted(&ip, &inner, source_delta, &back(row, End::Destination)));
+    send(ingress, frame, &hop, written)
+}
+
+/// The next hop to the client. A packet for this machine itself (the answer to a health check) passes unchanged, and so
+/// does one that the kernel has to tell its sender about, so the way is looked up before anything is written.
+#[inline(always)]
+fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Result<Hop, Step> {
+    match neighbour::route(ingress, ip, &row.vip) {
+        Route::Hop(_) if ip.ttl <= 1 => Err(Step::drop(DropReason::TtlExceeded)),
+        Route::Hop(hop) => Ok(hop),
+        Route::Kernel => Err(Step::PASS),
+        Route::None(reason) => Err(Step::drop(reason)),
+    }
+}
+
+#[inline(always)]
+fn send(ingress: Ingress, frame: Packet<'_>, hop: &Hop, written: Option<()>) -> Step {
+    match written.and_then(|()| rewrite::macs(frame, hop.destination_mac, hop.source_mac)) {
+        Some(()) => Step::send(ingress.ifindex(), hop.ifindex),
+        None => Step::drop(DropReason::Malformed),
     }
 }

@@ -8,14 +8,14 @@ use aya_ebpf::{
     },
     helpers::bpf_fib_lookup,
     macros::map,
-    maps::RingBuf,
+    maps::{PerCpuArray, RingBuf},
 };
 use balancer_common::{
     map_types::{FAMILY_V4, FAMILY_V6, Mac, NeighbourWanted},
     verdict::DropReason,
 };
 
-use crate::{parse::Ip, path::Ingress};
+use crate::{ingress::Ingress, parse::Ip};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -33,20 +33,26 @@ pub(crate) struct Hop {
 
 pub(crate) enum Route {
     Hop(Hop),
-    Local,
+    /// The kernel takes it: this machine's own, or too big for the way and its sender can be told.
+    Kernel,
     None(DropReason),
 }
 
-/// The kernel wants double words on a program's stack aligned, which the compiler only knows from the type.
-#[repr(align(8))]
-struct Query(FibLookup);
+/// The lookup under way. Not on the stack, of which it would take an eighth, and where the kernel does not allow words of
+/// a MAC address to be read at any alignment.
+#[map]
+static QUERY: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 
 /// The next hop of a packet from `source` to `ip`'s destination.
 #[inline(always)]
-pub(crate) fn route(ingress: &impl Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
-    // SAFETY: a plain C structure without invalid bit patterns.
-    let mut query: Query = unsafe { mem::zeroed() };
-    let query = &mut query.0;
+pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
+    let Some(place) = QUERY.get_ptr_mut(0) else { return Route::None(DropReason::NoRoute) };
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. It is a plain C
+    // structure without invalid bit patterns.
+    let query = unsafe {
+        place.write(mem::zeroed());
+        &mut *place
+    };
     query.l4_protocol = ip.protocol;
     query.ifindex = ingress.ifindex();
     if ip.family == FAMILY_V4 {
@@ -58,14 +64,19 @@ pub(crate) fn route(ingress: &impl Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> R
         query.__bindgen_anon_3.ipv6_src = *source;
         query.__bindgen_anon_4.ipv6_dst = ip.destination;
     }
-    // SAFETY: the context is the driver's, the structure lives on this stack and its size is given.
+    // SAFETY: the context is the driver's, the structure a map value and its size is given.
     let answer =
-        unsafe { bpf_fib_lookup(ingress.context(), &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) } as u32;
+        unsafe { bpf_fib_lookup(ingress.untyped(), &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) } as u32;
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS => {
+            // SAFETY: a lookup that succeeds leaves the way's MTU here, or 0 (kernels before 5.12).
+            let mtu = usize::from(unsafe { query.__bindgen_anon_1.mtu_result });
+            if mtu != 0 && ip.length > mtu && query.ifindex != ingress.ifindex() {
+                return if ip.may_be_fragmented() { Route::None(DropReason::TooBig) } else { Route::Kernel };
+            }
             Route::Hop(Hop { ifindex: query.ifindex, source_mac: query.smac, destination_mac: query.dmac })
         }
-        BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
+        BPF_FIB_LKUP_RET_NOT_FWDED => Route::Kernel,
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             // The lookup has replaced the destination by the neighbour that is missing, and perhaps the family.
             let wanted = if query.family == AF_INET {

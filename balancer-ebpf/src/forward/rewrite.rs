@@ -13,8 +13,10 @@ use network_types::{
 };
 
 use crate::{
+    icmp::{ICMP_CHECK, ICMP_HEADER_LEN},
+    outcome::Carries,
     packet::Packet,
-    parse::{Ip, TCP},
+    parse::{Ip, TCP, UDP},
 };
 
 /// Which end of a packet is replaced.
@@ -54,40 +56,131 @@ pub fn macs(frame: Packet<'_>, destination: Mac, source: Mac) -> Option<()> {
 /// then be half written and must be dropped. The caller has made sure that the TTL is above 1.
 #[inline(always)]
 #[must_use]
-pub fn translate(ip: &Ip<'_>, new: &Translation) -> Option<()> {
-    if ip.family == FAMILY_V4 {
-        let address = match new.end {
-            End::Source => offset_of!(Ipv4Hdr, src_addr),
-            End::Destination => offset_of!(Ipv4Hdr, dst_addr),
-        };
-        let ttl_protocol: u16 = ip.header.load(offset_of!(Ipv4Hdr, ttl))?;
-        let hop_less = u16::from_ne_bytes([ip.ttl.wrapping_sub(1), ip.protocol]);
-        let delta = u64::from(new.address_delta) + checksum::replace_u16(ttl_protocol, hop_less);
-        let check: u16 = ip.header.load(offset_of!(Ipv4Hdr, check))?;
-        ip.header.store(offset_of!(Ipv4Hdr, ttl), hop_less)?;
-        ip.header.store(offset_of!(Ipv4Hdr, check), checksum::apply(check, delta))?;
-        ip.header.store(address, new.address[0])?;
-    } else {
-        let address = match new.end {
-            End::Source => offset_of!(Ipv6Hdr, src_addr),
-            End::Destination => offset_of!(Ipv6Hdr, dst_addr),
-        };
-        ip.header.store(offset_of!(Ipv6Hdr, hop_limit), ip.ttl.wrapping_sub(1))?;
-        ip.header.store(address, new.address)?;
+pub(crate) fn translate(ip: &Ip<'_>, carries: Carries, new: &Translation) -> Option<()> {
+    translate_ip(ip, new.end, &new.address, new.address_delta)?;
+    match carries {
+        Carries::Nothing => Some(()),
+        Carries::Header => translate_l4(ip, new),
     }
-    if let Some(port) = new.port {
-        let at = match new.end {
-            End::Source => 0,
-            End::Destination => 2,
-        };
-        ip.l4.store(at, port)?;
+}
+
+/// Replaces one address of the IP header and takes one hop off its TTL.
+#[inline(always)]
+#[must_use]
+pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_delta: u16) -> Option<()> {
+    if ip.family == FAMILY_V4 {
+        v4_one_hop_less(ip, address_delta)?;
+        ip.header.store(v4_address(end), address[0])
+    } else {
+        v6_one_hop_less(ip)?;
+        ip.header.store(v6_address(end), *address)
+    }
+}
+
+/// Takes one hop off the TTL.
+#[inline(always)]
+#[must_use]
+pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
+    if ip.family == FAMILY_V4 { v4_one_hop_less(ip, 0) } else { v6_one_hop_less(ip) }
+}
+
+#[inline(always)]
+fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u16) -> Option<()> {
+    const TTL: usize = offset_of!(Ipv4Hdr, ttl);
+    const CHECK: usize = offset_of!(Ipv4Hdr, check);
+    let ttl_protocol: u16 = ip.header.load(TTL)?;
+    let hop_less = u16::from_ne_bytes([ip.ttl.wrapping_sub(1), ip.protocol]);
+    let delta = u64::from(address_delta) + checksum::replace_u16(ttl_protocol, hop_less);
+    let check: u16 = ip.header.load(CHECK)?;
+    ip.header.store(TTL, hop_less)?;
+    ip.header.store(CHECK, checksum::apply(check, delta))
+}
+
+#[inline(always)]
+fn v6_one_hop_less(ip: &Ip<'_>) -> Option<()> {
+    ip.header.store(offset_of!(Ipv6Hdr, hop_limit), ip.ttl.wrapping_sub(1))
+}
+
+#[inline(always)]
+const fn v4_address(end: End) -> usize {
+    match end {
+        End::Source => offset_of!(Ipv4Hdr, src_addr),
+        End::Destination => offset_of!(Ipv4Hdr, dst_addr),
+    }
+}
+
+#[inline(always)]
+const fn v6_address(end: End) -> usize {
+    match end {
+        End::Source => offset_of!(Ipv6Hdr, src_addr),
+        End::Destination => offset_of!(Ipv6Hdr, dst_addr),
+    }
+}
+
+#[inline(always)]
+const fn port(end: End) -> usize {
+    match end {
+        End::Source => 0,
+        End::Destination => 2,
+    }
+}
+
+const TCP_CHECK: usize = offset_of!(TcpHdr, check);
+const UDP_CHECK: usize = offset_of!(UdpHdr, check);
+
+#[inline(always)]
+fn translate_l4(ip: &Ip<'_>, new: &Translation) -> Option<()> {
+    if let Some(number) = new.port {
+        ip.l4.store(port(new.end), number)?;
     }
     let delta = u64::from(new.l4_delta);
     if ip.protocol == TCP {
-        const CHECK: usize = offset_of!(TcpHdr, check);
-        ip.l4.store(CHECK, checksum::apply(ip.l4.load(CHECK)?, delta))
+        ip.l4.store(TCP_CHECK, checksum::apply(ip.l4.load(TCP_CHECK)?, delta))
     } else {
-        const CHECK: usize = offset_of!(UdpHdr, check);
-        ip.l4.store(CHECK, checksum::apply_udp(ip.l4.load(CHECK)?, delta))
+        ip.l4.store(UDP_CHECK, checksum::apply_udp(ip.l4.load(UDP_CHECK)?, delta))
     }
+}
+
+/// Replaces one end of the packet `inner` that the ICMP error `ip` quotes: its address, its port and its checksums as far
+/// as they are quoted; and updates the error's own checksum. `outer_delta` is what the change of the error's own
+/// addresses adds to a checksum that covers them (ICMPv6).
+#[inline(always)]
+#[must_use]
+pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u16, new: &Translation) -> Option<()> {
+    let mut delta = u64::from(new.address_delta);
+    if ip.family == FAMILY_V4 {
+        const CHECK: usize = offset_of!(Ipv4Hdr, check);
+        let old: u16 = inner.header.load(CHECK)?;
+        let check = checksum::apply(old, delta);
+        delta += checksum::replace_u16(old, check);
+        inner.header.store(CHECK, check)?;
+        inner.header.store(v4_address(new.end), new.address[0])?;
+    } else {
+        delta += u64::from(outer_delta);
+        inner.header.store(v6_address(new.end), new.address)?;
+    }
+    if !inner.fragment.is_later() {
+        // The quote ends with the error, whatever the link adds behind it.
+        let quoted = ip.l4_length().wrapping_sub(ICMP_HEADER_LEN).wrapping_sub(inner.headers_length);
+        if let Some(number) = new.port {
+            let old: u16 = inner.l4.load(port(new.end))?;
+            delta += checksum::replace_u16(old, number);
+            inner.l4.store(port(new.end), number)?;
+        }
+        let l4_delta = u64::from(new.l4_delta);
+        if inner.protocol == UDP && quoted >= UDP_CHECK + 2 {
+            let old: u16 = inner.l4.load(UDP_CHECK)?;
+            let check = checksum::apply_udp(old, l4_delta);
+            delta += checksum::replace_u16(old, check);
+            inner.l4.store(UDP_CHECK, check)?;
+        }
+        if inner.protocol == TCP && quoted >= TCP_CHECK + 2 {
+            let old: u16 = inner.l4.load(TCP_CHECK)?;
+            let check = checksum::apply(old, l4_delta);
+            delta += checksum::replace_u16(old, check);
+            inner.l4.store(TCP_CHECK, check)?;
+        }
+    }
+    let check: u16 = ip.l4.load(ICMP_CHECK)?;
+    ip.l4.store(ICMP_CHECK, checksum::apply(check, delta))
 }

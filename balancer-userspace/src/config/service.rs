@@ -17,6 +17,8 @@ use super::{
 };
 use crate::shell::snapshot::forwarding_word;
 
+const FORWARDING: &[(&str, Forwarding)] =
+    &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat), ("ipip", Forwarding::Ipip), ("gue", Forwarding::Gue)];
 const DEFAULT_TABLE_SIZE: u32 = 65_537;
 const DEFAULT_WEIGHT: u16 = 100;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
@@ -52,9 +54,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let protocol = section.text("protocol", findings, |text| {
         value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[])
     });
-    let forwarding = section.text("forwarding", findings, |text| {
-        value::word("forwarding", text, &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat)], &["ipip", "gue"])
-    });
+    let forwarding = section.text("forwarding", findings, |text| value::word("forwarding", text, FORWARDING, &[]));
     let table_size = section.integer("table_size", findings, (2, i64::from(MAX_TABLE_SIZE)));
     let client_prefix = section
         .table("client_prefix", "client_prefix", "{ v4 = 32, v6 = 64 }", findings)
@@ -247,7 +247,8 @@ fn fits(front: Front, name: &str, backend: SocketAddr) -> Result<(), String> {
             vip.ip()
         ));
     }
-    if backend.is_ipv4() != vip.is_ipv4() {
+    let tunnel = matches!(front.forwarding, Forwarding::Ipip | Forwarding::Gue);
+    if backend.is_ipv4() != vip.is_ipv4() && !tunnel {
         let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
         return Err(format!(
             "backend {name:?} has the address {}, which {mode} cannot reach from {}; give an {family} address",
@@ -257,11 +258,11 @@ fn fits(front: Front, name: &str, backend: SocketAddr) -> Result<(), String> {
     }
     match (front.forwarding, vip.port(), backend.port()) {
         (_, front_port, port) if front_port == port => Ok(()),
-        (Forwarding::Dsr, 0, port) => Err(format!(
-            "backend {name:?} has port {port}, and dsr cannot change the client's port; leave the port out"
+        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, 0, port) => Err(format!(
+            "backend {name:?} has port {port}, and {mode} cannot change the client's port; leave the port out"
         )),
-        (Forwarding::Dsr, front_port, port) => Err(format!(
-            "backend {name:?} has port {port}, and dsr cannot change the service's {front_port}; leave the port out, or use \
+        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, front_port, port) => Err(format!(
+            "backend {name:?} has port {port}, and {mode} cannot change the service's {front_port}; leave the port out, or use \
              forwarding = \"nat\""
         )),
         (Forwarding::Nat, 0, port) => Err(format!(

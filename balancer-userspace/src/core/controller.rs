@@ -187,6 +187,33 @@ impl Controller {
         }
     }
 
+    /// Whether a backend that was added still waits for its next hop, and takes no clients before.
+    #[must_use]
+    pub fn waits_for_next_hop(&self, name: &BackendName) -> bool {
+        self.backend(name).is_ok_and(|backend| backend.waits_for_next_hop(&self.hops))
+    }
+
+    /// What adding a backend has come to, where `before` slots of its service had moved by then (required, needless).
+    #[must_use]
+    pub fn added(&self, name: &BackendName, before: (u64, u64)) -> String {
+        let (Ok(service), Ok(backend)) = (self.service(&name.service), self.backend(name)) else {
+            return format!("backend {name} added");
+        };
+        let (required, needless) = service.slots_moved();
+        let needless = needless - before.1;
+        let moved = required - before.0 + needless;
+        let size = grouped(service.table_size());
+        let reason = match backend.reason() {
+            "" => String::new(),
+            reason => format!(" ({reason})"),
+        };
+        format!(
+            "backend {name} added{reason}: {} of {size} slots moved, {} needless",
+            grouped(moved),
+            grouped(needless)
+        )
+    }
+
     /// Everything that the data path should hold, for one that may have lost some of it.
     #[must_use]
     pub fn resync(&self) -> Vec<Command> {
@@ -461,6 +488,7 @@ impl Controller {
             };
             let mut old: HashMap<String, Backend> =
                 service.backends_mut().drain(..).map(|backend| (backend.name().to_owned(), backend)).collect();
+            let in_use = !old.is_empty();
             for config in backends {
                 let backend = match old.remove(&config.name) {
                     Some(mut backend) => {
@@ -468,7 +496,7 @@ impl Controller {
                         backend
                     }
                     None => match self.ids.take() {
-                        Some(id) => Backend::new(id, config, now),
+                        Some(id) => Backend::new(id, config, in_use, now),
                         None => continue,
                     },
                 };

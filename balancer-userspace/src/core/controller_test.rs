@@ -232,8 +232,17 @@ fn an_added_backend_finds_its_way_back_before_its_clients() {
     let mut bench = Bench::web();
     let (message, commands) = bench.add("web/web5", "10.0.0.15").unwrap();
     assert_eq!(kinds(&commands), ["watch", "write", "publish", "swap", "check"]);
+    assert!(message.starts_with("backend web/web5 added: ") && !message.contains("13,"), "{message}");
+    assert!(!entries(bench.service()).contains(&bench.id("web/web5").0), "no client before its next hop is known");
+    assert_eq!(bench.shown("web/web5"), (State::Checking, "its next hop is not known yet".to_owned()));
+    assert!(bench.controller.waits_for_next_hop(&name("web/web5")));
+    let found = Event::NextHop { address: address("10.0.0.15:0").ip(), next_hop: Ok(next_hop(15)) };
+    let commands = bench.controller.handle(found, bench.now);
+    assert_eq!(kinds(&commands), ["write", "swap"]);
+    assert!(!bench.controller.waits_for_next_hop(&name("web/web5")));
     let (required, needless) = bench.service().slots_moved();
     let total = crate::core::report::grouped(required + needless);
+    let message = bench.controller.added(&name("web/web5"), (0, 0));
     assert_eq!(message, format!("backend web/web5 added: {total} of 65,537 slots moved, {needless} needless"));
     assert!((required + needless).abs_diff(13_107) < 1_966 && needless <= 393, "{message}");
     let added = bench.controller.backend(&name("web/web5")).unwrap();

@@ -87,6 +87,8 @@ pub struct NextHop {
     pub destination_mac: Mac,
     /// MTU of the egress interface.
     pub mtu: u32,
+    /// This machine's own address on the way, where the route names one.
+    pub source: Option<IpAddr>,
 }
 
 /// A change that a user asks for.
@@ -217,6 +219,9 @@ pub struct BackendSpec {
     pub keeps_known: bool,
     /// Why they are moved, where they do not.
     pub cause: MoveCause,
+    /// `ipip` and `gue`: this machine's address on the way to the backend, of the backend's family. A backend that needs
+    /// one and has none is unreachable.
+    pub tunnel_source: Option<IpAddr>,
 }
 
 /// What the kernel must know of a service.

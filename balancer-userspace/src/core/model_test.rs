@@ -132,7 +132,10 @@ fn inspect(controller: &Controller, plane: &DataPlane) {
         // Who should be steered to, from the states that users see.
         let usable = |backup: bool, states: &[State]| -> BTreeSet<u16> {
             let of = backends.iter().filter(|backend| backend.is_backup() == backup && backend.weight() > 0);
-            of.filter(|backend| states.contains(&backend.state())).map(|backend| backend.id().0).collect()
+            of.filter(|backend| states.contains(&backend.state()))
+                .filter(|backend| backend.reason() != "its next hop is not known yet" || states.len() > 2)
+                .map(|backend| backend.id().0)
+                .collect()
         };
         let as_if_up = [State::Up, State::Checking, State::Drained, State::Down];
         let taking = if config.start_down { &as_if_up[..1] } else { &as_if_up[..2] };

@@ -58,6 +58,8 @@ pub struct Backend {
     drain: Drain,
     /// Whether it is removed once it is drained.
     leaving: bool,
+    /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
+    late: bool,
     checks: [u64; 3],
     last_check: Option<Duration>,
     transitions: [u64; State::ALL.len()],
@@ -260,6 +262,10 @@ impl Service {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
         // Steered to as if it were up, it keeps its clients as if it were up.
         let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.steered && self.remembers();
+        let next_hop = match hops.get(backend.config.address.ip()) {
+            Hop::Resolved(next_hop) => Some(next_hop),
+            Hop::Pending | Hop::Failed(_) => None,
+        };
         BackendSpec {
             service: self.id,
             keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
@@ -269,10 +275,8 @@ impl Service {
             forwarding: self.settings.forwarding,
             vip: self.settings.address,
             address: backend.config.address,
-            next_hop: match hops.get(backend.config.address.ip()) {
-                Hop::Resolved(next_hop) => Some(next_hop),
-                Hop::Pending | Hop::Failed(_) => None,
-            },
+            tunnel_source: next_hop.and_then(|next_hop| next_hop.source),
+            next_hop,
         }
     }
 
@@ -338,7 +342,11 @@ impl Service {
             remembers: self.remembers(),
             drained: backend.drain.is_over(now),
         };
-        let standing = situation.standing();
+        let mut standing = situation.standing();
+        if backend.waits_for_next_hop(hops) && standing.takes_new {
+            standing = Standing { takes_new: false, state: State::Checking, ..standing };
+            reason = "its next hop is not known yet".to_owned();
+        }
         if backend.admin == Admin::Maint {
             reason.clear();
         } else if reason.is_empty() {
@@ -413,7 +421,7 @@ impl Service {
 }
 
 impl Backend {
-    pub(crate) fn new(id: BackendId, config: BackendConfig, now: Instant) -> Self {
+    pub(crate) fn new(id: BackendId, config: BackendConfig, late: bool, now: Instant) -> Self {
         Self {
             id,
             config,
@@ -426,6 +434,7 @@ impl Backend {
             known: 0,
             drain: Drain::default(),
             leaving: false,
+            late,
             checks: [0; 3],
             last_check: None,
             transitions: [0; State::ALL.len()],
@@ -527,6 +536,7 @@ impl Backend {
     pub(crate) fn configure(&mut self, config: BackendConfig) {
         if self.config.address != config.address {
             self.forget_verdict();
+            self.late = true;
         }
         self.config = config;
     }
@@ -572,6 +582,11 @@ impl Backend {
     pub fn drain_deadline(&self) -> Option<Instant> {
         let keeps = self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known);
         self.drain.until.filter(|_| keeps)
+    }
+
+    /// Whether it came to a service in use and the way to it is not known yet.
+    pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
+        self.late && matches!(hops.get(self.config.address.ip()), Hop::Pending)
     }
 
     /// Whether known clients stay with it.

@@ -91,11 +91,14 @@ pub fn backend(service: &ServiceConfig, backend: &BackendConfig) -> Result<(), R
     let mode = match service.forwarding {
         Forwarding::Dsr => "dsr",
         Forwarding::Nat => "nat",
+        Forwarding::Ipip => "ipip",
+        Forwarding::Gue => "gue",
     };
+    let tunnel = matches!(service.forwarding, Forwarding::Ipip | Forwarding::Gue);
     if !is_name(&backend.name) {
         return Err(Refused::Invalid(bad_name("backend", &backend.name)));
     }
-    let wrong = if address.is_ipv4() != vip.is_ipv4() {
+    let wrong = if address.is_ipv4() != vip.is_ipv4() && !tunnel {
         let family = if vip.is_ipv4() { "an IPv4" } else { "an IPv6" };
         format!("{} is of another family than the service's {vip}: {mode} needs {family} address", address.ip())
     } else if address.ip().is_unspecified() || address.ip().is_multicast() || is_broadcast(address.ip()) {
@@ -104,9 +107,9 @@ pub fn backend(service: &ServiceConfig, backend: &BackendConfig) -> Result<(), R
         format!("{} is the service's own address: a backend needs one of its own", address.ip())
     } else if address.port() == vip.port() {
         return Ok(());
-    } else if service.forwarding == Forwarding::Dsr {
+    } else if service.forwarding != Forwarding::Nat {
         format!(
-            "dsr cannot change port {} to {}: leave the port out, or use forwarding = \"nat\"",
+            "{mode} cannot change port {} to {}: leave the port out, or use forwarding = \"nat\"",
             vip.port(),
             address.port()
         )

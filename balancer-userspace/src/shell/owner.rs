@@ -11,7 +11,8 @@ use crate::{
     api::model::{Changed, ClientQuery, ClientView},
     core::{
         controller::Controller,
-        io::{BackendId, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+        io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+        service::Service,
     },
     shell::{
         dataplane::Dataplane,
@@ -102,6 +103,21 @@ impl<D: Dataplane> Owner<D> {
         }
         info!(uid, "{message}");
         Ok(Changed { message })
+    }
+
+    /// Slots moved since start in a service (required, needless); none in one that does not exist.
+    pub fn slots_moved(&self, service: &str) -> (u64, u64) {
+        self.controller.service(service).map(Service::slots_moved).unwrap_or_default()
+    }
+
+    /// Whether an added backend still waits for its next hop.
+    pub fn waits_for_next_hop(&self, name: &BackendName) -> bool {
+        self.controller.waits_for_next_hop(name)
+    }
+
+    /// What adding a backend has come to, where `before` slots of its service had moved by then.
+    pub fn added(&self, name: &BackendName, before: (u64, u64)) -> Changed {
+        Changed { message: self.controller.added(name, before) }
     }
 
     /// Which backend a client is steered to.

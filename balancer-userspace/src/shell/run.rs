@@ -10,14 +10,18 @@ use balancer_common::{
 };
 use tokio::{
     io::unix::AsyncFd,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
 };
 use tracing::{info, warn};
 
 use crate::{
+    api::model::Changed,
     config::model::Config,
-    core::{controller::Controller, io::Event},
+    core::{
+        controller::Controller,
+        io::{BackendName, Change, Event, Refused},
+    },
     shell::{
         api_server::{self, ControlSocket},
         call::Call,
@@ -90,6 +94,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!("serving {} services, control socket {}", config.services.len(), config.socket.display());
 
     tokio::pin!(shutdown);
+    let mut joining = Joining::default();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -102,10 +107,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             Some(event) = events.recv() => owner.handle(event),
             () = until(deadline) => owner.handle(Event::Tick),
-            Some(call) = calls.recv() => answer(&mut owner, call),
+            () = until(joining.next_deadline()) => {}
+            Some(call) = calls.recv() => answer(&mut owner, &mut joining, call),
             _ = sweep.tick() => owner.sweep(),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
+        joining.answer(&owner);
     }
 
     let detached = owner.dataplane().detach();
@@ -126,7 +133,7 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A caller that has gone away does not want its answer.
-fn answer(owner: &mut Owner<KernelDataplane>, call: Call) {
+fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call) {
     match call {
         Call::Snapshot { reply } => {
             let _ = reply.send(owner.snapshot());
@@ -135,7 +142,17 @@ fn answer(owner: &mut Owner<KernelDataplane>, call: Call) {
             let _ = reply.send(owner.locate(&query));
         }
         Call::Change { change, uid, reply } => {
-            let _ = reply.send(owner.change(change, uid));
+            let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
+            let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
+            let changed = owner.change(change, uid);
+            match (name, before) {
+                (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
+                    joining.0.push(Join { name, before, until: Instant::now() + FIRST_NEXT_HOPS, reply });
+                }
+                _ => {
+                    let _ = reply.send(changed);
+                }
+            }
         }
     }
 }
@@ -156,6 +173,36 @@ async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::
             Ok(None) | Err(_) => {
                 warn!("{} next hops are not resolved yet", missing.len());
                 break;
+            }
+        }
+    }
+}
+
+/// Backends that were added and wait for their next hops. The answer to whoever added one waits with it, so that it says
+/// what has come of it.
+#[derive(Default)]
+struct Joining(Vec<Join>);
+
+struct Join {
+    name: BackendName,
+    before: (u64, u64),
+    until: Instant,
+    reply: oneshot::Sender<Result<Changed, Refused>>,
+}
+
+impl Joining {
+    fn next_deadline(&self) -> Option<Instant> {
+        self.0.iter().map(|join| join.until).min()
+    }
+
+    /// Answers those whose wait, or whose time, is over.
+    fn answer(&mut self, owner: &Owner<KernelDataplane>) {
+        let now = Instant::now();
+        for join in std::mem::take(&mut self.0) {
+            if owner.waits_for_next_hop(&join.name) && now < join.until {
+                self.0.push(join);
+            } else {
+                let _ = join.reply.send(Ok(owner.added(&join.name, join.before)));
             }
         }
     }

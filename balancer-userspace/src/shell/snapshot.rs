@@ -142,6 +142,8 @@ pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Dsr => "dsr",
         Forwarding::Nat => "nat",
+        Forwarding::Ipip => "ipip",
+        Forwarding::Gue => "gue",
     }
 }
 

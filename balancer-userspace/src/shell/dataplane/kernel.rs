@@ -20,8 +20,8 @@ use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
         Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES, MemoryStats,
-        ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceKey, ServiceRow, SlotLine, TableSlot,
-        interface_row,
+        ReplyStats, ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceKey, ServiceRow, SlotLine,
+        TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -49,7 +49,7 @@ pub struct Capacity {
     pub slots: u32,
     /// Services and VIP addresses.
     pub services: u32,
-    /// Backends of `nat` services.
+    /// Backends of `nat` services and their addresses.
     pub returns: u32,
     /// Known clients.
     pub clients: u32,
@@ -89,7 +89,7 @@ impl Capacity {
         Self {
             slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
             services: at_least(2 * config.services.len(), 256),
-            returns: at_least(backends, 512),
+            returns: at_least(2 * backends, 512),
             clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
                 config.client_table_capacity
             } else {
@@ -168,6 +168,7 @@ pub struct KernelDataplane {
     directory: Vec<ServiceSpec>,
     elapsed: Duration,
     swapped_since_pass: bool,
+    reply_stats: PerCpuArray<MapData, ReplyStats>,
     regions: Regions,
     tables: HashMap<ServiceId, Table>,
     counted: HashSet<BackendId>,
@@ -214,6 +215,7 @@ impl KernelDataplane {
             directory: Vec::new(),
             elapsed: Duration::ZERO,
             swapped_since_pass: false,
+            reply_stats: per_cpu(&mut ebpf, "REPLY_STATS")?,
             regions: Regions::new(lines),
             tables: HashMap::new(),
             counted: HashSet::new(),
@@ -264,6 +266,19 @@ impl KernelDataplane {
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self.ebpf.take_map("NEIGHBOURS_WANTED").context("the ring buffer was taken before")?;
         Ok(map.try_into()?)
+    }
+
+    /// Counters of the packets that the program answered itself, summed over the CPUs; `period` and `used` mean nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
+        let cpus = self.reply_stats.get(&0, 0).context("reading the counters of answered packets")?;
+        Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
+            echo: sum.echo + cpu.echo,
+            too_big: sum.too_big + cpu.too_big,
+            ..sum
+        }))
     }
 
     /// Makes `view` and `flags` what packets see.
@@ -414,9 +429,10 @@ impl Dataplane for KernelDataplane {
             let clock = clock_of(spec);
             service_rows.push(rows::service(spec, table.location(), clock, tick_of(clock, self.elapsed)));
         }
-        let vips: HashSet<_> = services.iter().map(|spec| spec.address.ip()).collect();
-        service_rows.extend(vips.into_iter().map(rows::vip_marker));
-        let return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
+        service_rows.extend(rows::vip_markers(services));
+        let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
+        let return_wildcard = return_rows.iter().any(|row| row.key.port == 0);
+        return_rows.extend(rows::return_markers(&return_rows));
 
         // Both halves that are about to be written were active until the last change.
         wait_for_packets();
@@ -432,7 +448,7 @@ impl Dataplane for KernelDataplane {
         if !return_rows.is_empty() {
             flags |= CONTROL_RETURNS;
         }
-        if return_rows.iter().any(|row| row.key.port == 0) {
+        if return_wildcard {
             flags |= CONTROL_RETURN_WILDCARD;
         }
         self.publish(placed_services.view, placed_returns.view, flags);

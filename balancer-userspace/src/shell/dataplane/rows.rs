@@ -1,14 +1,17 @@
 //! What the core says of services and backends, as the rows that the kernel program reads.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+};
 
 use balancer_common::{
     checksum,
     client::{self, mask_v4, mask_v6},
     client_table::Clock,
     map_types::{
-        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding,
-        LiveTable, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS, ServiceKey, ServiceRow,
+        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_V6, BackendRow, FAMILY_V4, FAMILY_V6,
+        Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS, ServiceKey, ServiceRow,
     },
 };
 use bytemuck::Zeroable as _;
@@ -60,15 +63,20 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
 pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
     let (address_delta, l4_delta) = deltas(spec.vip, spec.address);
     let port_changes = spec.vip.port() != 0 && spec.address.port() != 0;
+    let tunnelled = matches!(spec.forwarding, Forwarding::Ipip | Forwarding::Gue);
+    let tunnel_source = spec.tunnel_source.filter(|source| source.is_ipv4() == spec.address.is_ipv4());
     let mut row = BackendRow {
         address: address_words(spec.address.ip()),
         address_delta,
         l4_delta,
         port: spec.address.port().to_be(),
         forwarding: spec.forwarding as u8,
-        flags: (u8::from(port_changes) * BACKEND_PORT_CHANGES) | (u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN),
+        flags: (u8::from(port_changes) * BACKEND_PORT_CHANGES)
+            | (u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN)
+            | (u8::from(spec.address.is_ipv6()) * BACKEND_V6),
         service: spec.service.0,
         cause: spec.cause as u8,
+        tunnel_source: tunnel_source.map(address_words).unwrap_or_default(),
         ..BackendRow::zeroed()
     };
     if let Some(hop) = spec.next_hop {
@@ -76,7 +84,9 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
         row.source_mac = hop.source_mac;
         row.ifindex = hop.ifindex;
         row.mtu = hop.mtu;
-        row.flags |= BACKEND_REACHABLE;
+        if !tunnelled || tunnel_source.is_some() {
+            row.flags |= BACKEND_REACHABLE;
+        }
     }
     row
 }
@@ -127,10 +137,31 @@ pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
     }
 }
 
-/// The row that marks an address as a VIP.
+/// The rows that mark the addresses of `services` as VIPs.
 #[must_use]
-pub(super) fn vip_marker(address: IpAddr) -> ServiceRow {
-    ServiceRow { key: key(SocketAddr::new(address, 0), 0), id: u16::MAX, ..ServiceRow::zeroed() }
+pub(super) fn vip_markers(services: &[ServiceSpec]) -> Vec<ServiceRow> {
+    let mut vips: BTreeMap<IpAddr, Portless> = BTreeMap::new();
+    for spec in services {
+        vips.entry(spec.address.ip()).or_default().add(spec.protocol.number(), spec.address.port().to_be());
+    }
+    vips.into_iter()
+        .map(|(address, portless)| ServiceRow { key: marker(address), id: u16::MAX, portless, ..ServiceRow::zeroed() })
+        .collect()
+}
+
+/// The rows that mark the addresses that `returns` come from.
+#[must_use]
+pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
+    let mut backends: HashMap<ServiceKey, Portless> = HashMap::new();
+    for row in returns {
+        let address = ServiceKey { port: 0, protocol: 0, ..row.key };
+        backends.entry(address).or_default().add(row.key.protocol, row.key.port);
+    }
+    backends.into_iter().map(|(key, portless)| ReturnRow { key, portless, ..ReturnRow::zeroed() }).collect()
+}
+
+fn marker(address: IpAddr) -> ServiceKey {
+    key(SocketAddr::new(address, 0), 0)
 }
 
 /// The ways back of a service's backends: none unless it is `nat`.
@@ -152,7 +183,7 @@ pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
                 backend: id.0,
                 address_delta,
                 l4_delta,
-                reserved: [0; 5],
+                ..ReturnRow::zeroed()
             }
         })
         .collect()

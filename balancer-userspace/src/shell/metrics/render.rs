@@ -366,7 +366,7 @@ pub(super) mod tests {
         let mut verdicts = [0; Verdict::COUNT];
         verdicts[Verdict::Tx.index()] = 1000;
         verdicts[Verdict::Pass.index()] = 7;
-        let mut reasons = [0; DropReason::COUNT];
+        let mut reasons = DropStats::default().reasons;
         reasons[DropReason::Malformed.index()] = 3;
         let interface = InterfaceSnapshot {
             name: "eth0".to_owned(),

@@ -111,18 +111,21 @@ fn no_route(error: &io::Error) -> NoRoute {
 fn route(message: &RouteMessage) -> Option<Route> {
     let mut ifindex = None;
     let mut gateway = None;
+    let mut source = None;
     for attribute in &message.attributes {
         if let RouteAttribute::Oif(index) = attribute {
             ifindex = Some(*index);
         } else if let RouteAttribute::Gateway(address) = attribute {
             gateway = route_address(address);
+        } else if let RouteAttribute::PrefSource(address) = attribute {
+            source = route_address(address);
         } else if let RouteAttribute::Via(RouteVia::Inet6(address)) = attribute {
             gateway = Some(IpAddr::V6(*address));
         } else if let RouteAttribute::Via(RouteVia::Inet(address)) = attribute {
             gateway = Some(IpAddr::V4(*address));
         }
     }
-    Some(Route { kind: message.header.kind, ifindex: ifindex?, gateway })
+    Some(Route { kind: message.header.kind, ifindex: ifindex?, gateway, source })
 }
 
 fn route_address(address: &RouteAddress) -> Option<IpAddr> {

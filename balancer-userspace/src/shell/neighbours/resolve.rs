@@ -14,6 +14,8 @@ pub(super) struct Route {
     pub(super) ifindex: u32,
     /// May be of the other family than the address (IPv4 via an IPv6 gateway).
     pub(super) gateway: Option<IpAddr>,
+    /// This machine's address for it.
+    pub(super) source: Option<IpAddr>,
 }
 
 /// Why the kernel would not send packets for an address.
@@ -131,7 +133,13 @@ pub(super) fn resolve(
     let entry = tables.neighbours.get(&neighbour);
     match entry.and_then(Neighbour::usable_mac) {
         Some(destination_mac) => Resolution::Known {
-            next_hop: NextHop { ifindex: link.ifindex, source_mac, destination_mac, mtu: link.mtu },
+            next_hop: NextHop {
+                ifindex: link.ifindex,
+                source_mac,
+                destination_mac,
+                mtu: link.mtu,
+                source: route.source,
+            },
             neighbour,
         },
         None => {
@@ -165,7 +173,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::shell::neighbours) fn on_link(ifindex: u32) -> Result<Route, NoRoute> {
-        Ok(Route { kind: RouteType::Unicast, ifindex, gateway: None })
+        Ok(Route { kind: RouteType::Unicast, ifindex, gateway: None, source: None })
     }
 
     pub(in crate::shell::neighbours) fn key(ifindex: u32, address: &str) -> NeighbourKey {
@@ -197,7 +205,7 @@ pub(super) mod tests {
     fn usable_states_give_a_next_hop() {
         let address = "10.0.0.9".parse().unwrap();
         let neighbour = key(2, "10.0.0.9");
-        let next_hop = NextHop { ifindex: 2, source_mac: OWN_MAC, destination_mac: PEER_MAC, mtu: 1500 };
+        let next_hop = NextHop { ifindex: 2, source_mac: OWN_MAC, destination_mac: PEER_MAC, mtu: 1500, source: None };
         for state in ["reachable", "stale", "delay", "probe", "permanent", "noarp"] {
             let tables = tables(&[(neighbour, entry(state.parse().unwrap()))]);
             let resolution = resolve(address, &on_link(2), None, &tables);
@@ -214,7 +222,7 @@ pub(super) mod tests {
     #[test]
     fn an_ipv4_address_may_have_an_ipv6_gateway() {
         let gateway = key(2, "fe80::1");
-        let route = Ok(Route { kind: RouteType::Unicast, ifindex: 2, gateway: Some(gateway.address) });
+        let route = Ok(Route { kind: RouteType::Unicast, ifindex: 2, gateway: Some(gateway.address), source: None });
         let address = "10.0.0.9".parse().unwrap();
         let known = tables(&[(gateway, entry(NeighbourState::Reachable))]);
         let resolution = resolve(address, &route, None, &known);
@@ -228,7 +236,7 @@ pub(super) mod tests {
 
     #[test]
     fn reasons_name_the_cause() {
-        let kind = |kind| Ok(Route { kind, ifindex: 2, gateway: None });
+        let kind = |kind| Ok(Route { kind, ifindex: 2, gateway: None, source: None });
         assert_eq!(reason(Err(NoRoute::Missing)), "no route to 10.0.0.9");
         assert_eq!(reason(Err(NoRoute::Blackhole)), "no route to 10.0.0.9 (blackhole route)");
         assert_eq!(reason(kind(RouteType::Local)), "10.0.0.9 is this machine's own address");

@@ -343,7 +343,7 @@ mod tests {
     }
 
     fn hop(ifindex: u32, destination_mac: [u8; 6]) -> NextHop {
-        NextHop { ifindex, source_mac: OWN_MAC, destination_mac, mtu: 1500 }
+        NextHop { ifindex, source_mac: OWN_MAC, destination_mac, mtu: 1500, source: None }
     }
 
     fn silent() -> Option<Result<NextHop, String>> {

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use balancer::api::model::StatusView;
+use balancer::shell::snapshot::forwarding_word;
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     backend::{self, Backend},
@@ -188,7 +189,7 @@ pub(crate) fn name(index: u16) -> String {
 /// With `nat` the port changes on the way.
 const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
-        Forwarding::Dsr => PORT,
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
         Forwarding::Nat => 8080,
     }
 }
@@ -198,17 +199,14 @@ fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<Socket
     let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, index), port));
     let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
     match forwarding {
-        Forwarding::Dsr => own.into_iter().chain(vip).collect(),
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => own.into_iter().chain(vip).collect(),
         Forwarding::Nat => own.to_vec(),
     }
 }
 
 fn config_text(topology: &Topology, forwarding: Forwarding, socket: &Path, files: &Path) -> String {
     let interfaces = topology.interfaces();
-    let word = match forwarding {
-        Forwarding::Dsr => "dsr",
-        Forwarding::Nat => "nat",
-    };
+    let word = forwarding_word(forwarding);
     let mut text = format!(
         r#"interfaces = {interfaces:?}
 xdp_mode   = "native"

@@ -1,0 +1,187 @@
+//! On a backend: takes the outer headers of `ipip` and `gue` packets away and hands the rest to the kernel.
+//!
+//! Outer fragments pass to the kernel, which puts them together if it has a tunnel device of its own.
+
+use core::mem::offset_of;
+
+use aya_ebpf::{
+    macros::map,
+    maps::{HashMap, PerCpuArray},
+};
+use balancer_common::{
+    checksum,
+    map_types::{DecapKey, DecapStats, FAMILY_V4, FAMILY_V6, GUE_PORT, MAX_DECAP_VIPS},
+};
+use network_types::{
+    ip::{IpProto, Ipv4Hdr},
+    udp::UdpHdr,
+};
+
+use crate::{
+    ingress::Ingress,
+    link, opaque,
+    packet::Packet,
+    parse::{self, Ip, UDP},
+    path,
+};
+
+/// The local VIPs; the values mean nothing.
+#[map]
+static DECAP_VIPS: HashMap<DecapKey, u32> = HashMap::with_max_entries(MAX_DECAP_VIPS, 0);
+
+#[map]
+static DECAP_STATS: PerCpuArray<DecapStats> = PerCpuArray::with_max_entries(1, 0);
+
+const IP_IN_IP: u8 = IpProto::Ipv4 as u8;
+const IPV6_IN_IP: u8 = IpProto::Ipv6 as u8;
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decapsulated {
+    /// Stripped: to the kernel.
+    Stripped,
+    /// No tunnel packet: to the kernel, unchanged.
+    Passed,
+    /// Not for a local VIP, or a sign of congestion that the inner sender does not understand: dropped.
+    Refused,
+    /// A tunnel packet that contradicts itself: dropped.
+    Malformed,
+}
+
+/// Strips one frame.
+#[inline(always)]
+pub fn process(ingress: Ingress) -> Decapsulated {
+    let decapsulated = decapsulate(ingress);
+    if let Some(stats) = DECAP_STATS.get_ptr_mut(0) {
+        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        let stats = unsafe { &mut *stats };
+        match decapsulated {
+            Decapsulated::Stripped => stats.stripped += 1,
+            Decapsulated::Passed => stats.passed += 1,
+            Decapsulated::Refused => stats.refused += 1,
+            Decapsulated::Malformed => stats.malformed += 1,
+        }
+    }
+    decapsulated
+}
+
+#[inline(always)]
+fn decapsulate(ingress: Ingress) -> Decapsulated {
+    let frame = ingress.frame();
+    let Some(mut outer) = parse::ip(frame) else { return Decapsulated::Passed };
+    if !outer.well_formed || opaque::follow(frame, &mut outer).is_err() || outer.fragment.is_part() {
+        return Decapsulated::Passed;
+    }
+    let (tunnel_length, family) = match outer.protocol {
+        IP_IN_IP => (0, FAMILY_V4),
+        IPV6_IN_IP => (0, FAMILY_V6),
+        UDP if outer.l4.load(offset_of!(UdpHdr, dst)) == Some(GUE_PORT.to_be()) => match gue_family(&outer) {
+            Some(family) => (UdpHdr::LEN, family),
+            None => return Decapsulated::Malformed,
+        },
+        _ => return Decapsulated::Passed,
+    };
+    let Some(inner) = parse::inner(frame, outer.l4_offset() + tunnel_length, family) else {
+        return Decapsulated::Malformed;
+    };
+    let room = outer.l4_length().wrapping_sub(tunnel_length);
+    if !path::within_frame(ingress, frame, &outer) || inner.length > room || room > outer.length {
+        return Decapsulated::Malformed;
+    }
+    let key = DecapKey { address: inner.destination, family: u32::from(family), reserved: 0 };
+    if DECAP_VIPS.get_ptr(key).is_none() {
+        return Decapsulated::Refused;
+    }
+    let (Some(outer_class), Some(inner_class)) = (outer.traffic_class(), inner.traffic_class()) else {
+        return Decapsulated::Malformed;
+    };
+    match congestion(outer_class, inner_class) {
+        None => return Decapsulated::Refused,
+        Some(class) if class != inner_class => {
+            if set_traffic_class(&inner, class).is_none() {
+                return Decapsulated::Malformed;
+            }
+        }
+        Some(_) => {}
+    }
+    let by = outer.headers_length + tunnel_length;
+    match strip(ingress, frame, outer.l3_offset, by, family) {
+        Some(()) => Decapsulated::Stripped,
+        None => Decapsulated::Malformed,
+    }
+}
+
+/// The family of the IP packet directly behind the UDP header (GUE variant 1). `None`: another variant, or nothing.
+#[inline(always)]
+fn gue_family(outer: &Ip<'_>) -> Option<u8> {
+    let length = u16::from_be(outer.l4.load(offset_of!(UdpHdr, len))?) as usize;
+    if length != outer.l4_length() {
+        return None;
+    }
+    match outer.l4.load::<u8>(UdpHdr::LEN)? >> 4 {
+        4 => Some(FAMILY_V4),
+        6 => Some(FAMILY_V6),
+        _ => None,
+    }
+}
+
+const ECN: u8 = 3;
+const NOT_CAPABLE: u8 = 0;
+const CAPABLE_1: u8 = 1;
+const CAPABLE_0: u8 = 2;
+const CONGESTED: u8 = 3;
+
+/// The inner traffic class after the outer one is gone (RFC 6040, figure 4). `None`: the packet is to be dropped.
+#[inline(always)]
+#[must_use]
+pub const fn congestion(outer: u8, inner: u8) -> Option<u8> {
+    match (outer & ECN, inner & ECN) {
+        (CONGESTED, NOT_CAPABLE) => None,
+        (CONGESTED, _) => Some(inner | CONGESTED),
+        (CAPABLE_1, CAPABLE_0) => Some(inner & !ECN | CAPABLE_1),
+        _ => Some(inner),
+    }
+}
+
+#[inline(always)]
+fn set_traffic_class(ip: &Ip<'_>, class: u8) -> Option<()> {
+    let old: u16 = ip.header.load(0)?;
+    let [first, second] = old.to_ne_bytes();
+    if ip.family == FAMILY_V4 {
+        const CHECK: usize = offset_of!(Ipv4Hdr, check);
+        let new = u16::from_ne_bytes([first, class]);
+        let check: u16 = ip.header.load(CHECK)?;
+        ip.header.store(CHECK, checksum::apply(check, checksum::replace_u16(old, new)))?;
+        ip.header.store(0, new)
+    } else {
+        ip.header.store(0, [first & 0xf0 | class >> 4, class << 4 | second & 0x0f])
+    }
+}
+
+/// Takes `by` bytes behind the link-layer headers away.
+#[inline(always)]
+fn strip(ingress: Ingress, frame: Packet<'_>, l3_offset: usize, by: usize, family: u8) -> Option<()> {
+    link::relocate(frame, 0, by, l3_offset, family)?;
+    ingress.grow_head(-(by as i32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn congestion_follows_rfc_6040() {
+        let dscp = 0xb8;
+        // Rows: what arrives inside; columns: what arrives outside (Not-ECT, ECT(0), ECT(1), CE).
+        for (inner, expected) in [
+            (NOT_CAPABLE, [Some(0), Some(0), Some(0), None]),
+            (CAPABLE_0, [Some(2), Some(2), Some(1), Some(3)]),
+            (CAPABLE_1, [Some(1), Some(1), Some(1), Some(3)]),
+            (CONGESTED, [Some(3), Some(3), Some(3), Some(3)]),
+        ] {
+            for (outer, expected) in [NOT_CAPABLE, CAPABLE_0, CAPABLE_1, CONGESTED].into_iter().zip(expected) {
+                assert_eq!(congestion(0x20 | outer, dscp | inner), expected.map(|ecn| dscp | ecn), "{outer} {inner}");
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `ipip` and `gue`: the packet as it is, one hop less, behind an outer header to the backend.
+//!
+//! The outer header takes over the traffic class with its congestion bits (RFC 6040, normal mode) and "don't fragment"
+//! (RFC 2003; set for IPv6 inside, which routers never fragment). GUE is variant 1: the IP packet directly after UDP,
+//! without a checksum, over IPv6 as well (RFC 6935, RFC 6936: the inner packet has its own). The UDP source port, or the
+//! IPv6 flow label (RFC 6438), spreads clients.
+
+use aya_ebpf::{bindings::xdp_md, helpers::bpf_get_smp_processor_id, macros::map, maps::PerCpuArray};
+use balancer_common::{
+    client,
+    map_types::{BACKEND_V6, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding, GUE_PORT},
+    verdict::DropReason,
+};
+use network_types::{
+    ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
+    udp::UdpHdr,
+};
+
+use crate::{
+    forward::{finish, reachable, rewrite},
+    ingress::Ingress,
+    link::{self, V4, V6},
+    outcome::{Answerable, Step},
+    parse::{self, Ip, UDP},
+    steer::Choice,
+};
+
+const OUTER_TTL: u8 = 64;
+
+/// How many outer IPv4 packets that may be fragmented this CPU has sent.
+#[map]
+static IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// A step: sends a packet to its backend in an outer packet.
+#[inline(always)]
+pub(crate) fn step_encapsulate(ingress: Ingress, step: Step) -> Step {
+    Step(balancer_encapsulate(ingress.context(), step.0))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_encapsulate(context: *mut xdp_md, step: u64) -> u64 {
+    // SAFETY: `step_encapsulate` passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let step = Step(step);
+    to_backend(ingress, step.choice(), step.answerable()).0
+}
+
+#[inline(always)]
+fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Step {
+    let frame = ingress.frame();
+    let Some(ip) = parse::ip(frame) else { return Step::drop(DropReason::Malformed) };
+    let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    if ip.ttl <= 1 {
+        return Step::drop(DropReason::TtlExceeded);
+    }
+    let gue = row.forwarding == Forwarding::Gue as u8;
+    let v6 = row.flags & BACKEND_V6 != 0;
+    let udp_length = if gue { UdpHdr::LEN } else { 0 };
+    let overhead = udp_length + if v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
+    let mtu = row.mtu.min(u32::from(u16::MAX));
+    if ip.length + overhead > mtu as usize {
+        return match answerable {
+            Answerable::Yes => Step::too_big(mtu.saturating_sub(overhead as u32)),
+            Answerable::No => Step::drop(DropReason::TooBig),
+        };
+    }
+    let Some(inner) = Inner::of(&ip) else { return Step::drop(DropReason::Malformed) };
+    if rewrite::one_hop_less(&ip).is_none() {
+        return Step::drop(DropReason::Malformed);
+    }
+    if ingress.grow_head(overhead as i32).is_none() {
+        return Step::drop(DropReason::NoHeadroom);
+    }
+    let sent = wrap(ingress, &inner, row, gue, v6, overhead).ok_or(DropReason::Malformed);
+    finish(ingress, &ip, row, choice, sent)
+}
+
+/// What the outer headers need of the inner ones; views of the frame are void by then.
+struct Inner {
+    l3_offset: usize,
+    length: usize,
+    family: u8,
+    tos: u8,
+    may_be_fragmented: bool,
+    entropy: u16,
+}
+
+impl Inner {
+    #[inline(always)]
+    fn of(ip: &Ip<'_>) -> Option<Self> {
+        Some(Self {
+            l3_offset: ip.l3_offset,
+            length: ip.length,
+            family: ip.family,
+            tos: ip.traffic_class()?,
+            may_be_fragmented: ip.may_be_fragmented(),
+            entropy: client::entropy(&ip.source),
+        })
+    }
+}
+
+#[inline(always)]
+fn wrap(ingress: Ingress, inner: &Inner, row: &BackendRow, gue: bool, v6: bool, overhead: usize) -> Option<()> {
+    let frame = ingress.frame();
+    let family = if v6 { FAMILY_V6 } else { FAMILY_V4 };
+    link::relocate(frame, overhead, 0, inner.l3_offset, family)?;
+    rewrite::macs(frame, row.destination_mac, row.source_mac)?;
+    let protocol = match (gue, inner.family) {
+        (true, _) => UDP,
+        (false, FAMILY_V4) => IpProto::Ipv4 as u8,
+        (false, _) => IpProto::Ipv6 as u8,
+    };
+    let outer = frame.skip(inner.l3_offset);
+    let l4 = if v6 {
+        let header = V6 {
+            traffic_class: inner.tos,
+            flow_label: u32::from(inner.entropy),
+            payload_length: overhead - Ipv6Hdr::LEN + inner.length,
+            next_header: protocol,
+            hop_limit: OUTER_TTL,
+        };
+        link::store_v6(outer, &header, &row.tunnel_source, &row.address)?;
+        outer.skip(Ipv6Hdr::LEN)
+    } else {
+        let header = V4 {
+            tos: inner.tos,
+            length: overhead + inner.length,
+            id: inner.may_be_fragmented.then(next_id),
+            ttl: OUTER_TTL,
+            protocol,
+            source: row.tunnel_source[0],
+            destination: row.address[0],
+        };
+        link::store_v4(outer, &header)?;
+        outer.skip(Ipv4Hdr::LEN)
+    };
+    if !gue {
+        return Some(());
+    }
+    let length = (UdpHdr::LEN + inner.length) as u16;
+    l4.store(0, [inner.entropy.to_be(), GUE_PORT.to_be(), length.to_be(), 0u16])
+}
+
+/// The identification of the next outer packet that may be fragmented. Each CPU counts from a place of its own, so that
+/// two of them repeat each other as late as they can.
+#[inline(always)]
+fn next_id() -> u16 {
+    let Some(count) = IDS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    let (count, cpu) = unsafe {
+        *count += 1;
+        (*count, bpf_get_smp_processor_id())
+    };
+    (count as u16).wrapping_add((cpu as u16).reverse_bits())
+}

@@ -1,0 +1,144 @@
+//! What is not a whole TCP or UDP packet right behind its IP header: broken packets, IPv6 extension headers, fragments,
+//! ICMP.
+
+use aya_ebpf::bindings::xdp_md;
+use balancer_common::{
+    map_types::{CONTROL_RETURNS, Control, PortlessMatch},
+    service_table::TableView,
+    verdict::{DecisionIndex, DropReason},
+};
+
+use crate::{
+    control,
+    fragments::{self, Way},
+    ingress::Ingress,
+    opaque,
+    outcome::{Carries, Step},
+    parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Stopped, TCP, UDP},
+    path, returns, service,
+    steer::{self, Choice},
+};
+
+/// Decides about one frame that is not like most.
+#[inline(always)]
+pub(crate) fn step(ingress: Ingress) -> Step {
+    Step(balancer_rare(ingress.context()))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_rare(context: *mut xdp_md) -> u64 {
+    // SAFETY: `step` passes the program's context on.
+    decide(unsafe { Ingress::new(context) }).0
+}
+
+/// What every decision about a frame needs.
+struct Tables {
+    control: &'static Control,
+    services: TableView,
+}
+
+#[inline(always)]
+fn decide(ingress: Ingress) -> Step {
+    let bytes = ingress.frame();
+    let Some(mut ip) = parse::ip(bytes) else { return Step::PASS };
+    let Some(control) = control::words() else { return Step::PASS };
+    let services = path::services(control);
+    if !ip.well_formed || !path::within_frame(ingress, bytes, &ip) {
+        return malformed(services, &ip);
+    }
+    match opaque::follow(bytes, &mut ip) {
+        Ok(()) => {}
+        Err(Stopped::Malformed) => return malformed(services, &ip),
+        Err(Stopped::Waypoint) => return Step::PASS,
+    }
+    let tables = Tables { control, services };
+    match ip.protocol {
+        TCP | UDP | DESTINATION_OPTIONS if ip.fragment.is_later() => later_fragment(&tables, &ip),
+        TCP | UDP => steered(&tables, &ip),
+        ICMP | ICMP_V6 if !ip.fragment.is_part() => Step::ICMP,
+        _ => Step::PASS,
+    }
+}
+
+/// A broken packet: dropped if it is for a VIP.
+#[inline(always)]
+pub(crate) fn malformed(services: TableView, ip: &Ip<'_>) -> Step {
+    match service::vip(services, ip) {
+        Some(_) => Step::drop(DropReason::Malformed),
+        None => Step::PASS,
+    }
+}
+
+/// A packet with ports.
+#[inline(always)]
+fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
+    let Some(ports) = parse::ports(ip) else { return malformed(tables.services, ip) };
+    let Some(service) = service::of_port(tables.control, tables.services, ip, ports.destination) else {
+        return not_for_a_service(tables, ip, ports.source);
+    };
+    steer::choose_later(service, ip, ports, Step::to_backend(Carries::Header))
+}
+
+#[inline(always)]
+fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, source_port: u16) -> Step {
+    let replies = tables.control.flags & CONTROL_RETURNS != 0;
+    if replies && let Some(row) = returns::find(tables.control, ip, source_port) {
+        if ip.fragment.is_first() {
+            fragments::remember(ip, Way::Client(row.key.port));
+        }
+        return Step::to_client(row.key.port, Carries::Header);
+    }
+    // Its later fragments must not be taken for those of a service of the same address.
+    let mistakable = service::vip(tables.services, ip).is_some()
+        || replies && returns::portless(tables.control, &ip.source, ip.family, ip.protocol) != PortlessMatch::None;
+    if ip.fragment.is_first() && mistakable {
+        fragments::remember(ip, Way::Passed);
+    }
+    Step::PASS
+}
+
+/// A packet without ports: it follows the first fragment, or goes where all of its address and protocol goes.
+#[inline(always)]
+fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
+    match fragments::recall(ip) {
+        Some(Way::Passed) => Step::PASS,
+        Some(Way::Backend(backend)) => {
+            Step::to_backend(Carries::Nothing).with_choice(Choice { backend, decision: DecisionIndex::NONE })
+        }
+        Some(Way::Client(port)) => to_client(port),
+        None => first_not_seen(tables, ip),
+    }
+}
+
+#[inline(always)]
+fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
+    if let Some(marker) = service::vip(tables.services, ip) {
+        if ip.protocol == DESTINATION_OPTIONS {
+            return Step::drop(DropReason::FragmentUnknown);
+        }
+        return match marker.portless.find(ip.protocol) {
+            PortlessMatch::None => Step::PASS,
+            PortlessMatch::Ambiguous => Step::drop(DropReason::FragmentUnknown),
+            PortlessMatch::Only(port) => {
+                let Some(service) = service::of_port(tables.control, tables.services, ip, port) else {
+                    return Step::drop(DropReason::FragmentUnknown);
+                };
+                steer::peek_later(service, ip.family, &ip.source, Step::to_backend(Carries::Nothing))
+            }
+        };
+    }
+    if tables.control.flags & CONTROL_RETURNS == 0 {
+        return Step::PASS;
+    }
+    // A backend has packets of its own, so what cannot be told to be a reply is none.
+    match returns::portless(tables.control, &ip.source, ip.family, ip.protocol) {
+        PortlessMatch::Only(port) => to_client(port),
+        PortlessMatch::None | PortlessMatch::Ambiguous => Step::PASS,
+    }
+}
+
+#[inline(always)]
+const fn to_client(port: u16) -> Step {
+    Step::to_client(port, Carries::Nothing)
+}
