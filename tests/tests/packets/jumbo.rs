@@ -1,8 +1,13 @@
 //! Frames longer than their linear part: only headers are looked at.
 
-use balancer_tests::frame::{ACK, Frame};
+use balancer_common::verdict::{DropReason, Verdict};
+use balancer_tests::{
+    frame::{ACK, Frame},
+    prog_run::run_linear,
+    rig::Rig,
+};
 
-use crate::cases::{Case, Then, dsr, nat, run};
+use crate::cases::{Case, Then, dsr, nat, run, services};
 
 #[test]
 fn nine_thousand_bytes() {
@@ -24,10 +29,35 @@ fn nine_thousand_bytes() {
                 cases.push(Case {
                     name: format!("{at_nat} {length} bytes but one"),
                     frame: cut[..cut.len() - 1].to_vec(),
-                    then: Then::Drop(balancer_common::verdict::DropReason::Malformed),
+                    then: Then::Drop(DropReason::Malformed),
                 });
             }
         }
         cases
     });
+}
+
+/// Drivers that split headers from data leave little more than headers in the linear part.
+#[test]
+fn short_linear_parts() {
+    std::thread::spawn(|| {
+        let rig = Rig::new(&services()).expect("a rig");
+        for (client, vip, backend, headers) in [
+            ("203.0.113.7:40000", "198.51.100.20:80", "10.0.0.21:8080", 54),
+            ("[2001:db8:c::7]:40000", "[2001:db8::20]:80", "[fd00::21]:8080", 74),
+        ] {
+            let frame = Frame { payload: vec![9; 1400], ..Frame::tcp(client, vip, ACK) };
+            let out = nat(&rig, &frame, vip, backend).bytes();
+            for linear in [headers, headers + 1, 200] {
+                let ran = run_linear(rig.program(), &frame.bytes(), linear, rig.in_ifindex).expect("a run");
+                assert_eq!(ran.frame, out, "{vip}, {linear} bytes in the linear part");
+            }
+            run_linear(rig.program(), &frame.bytes(), headers - 1, rig.in_ifindex).expect("a run");
+        }
+        assert_eq!(rig.verdicts(Verdict::Tx).expect("counters"), 6);
+        // Headers that are not there cannot be read.
+        assert_eq!(rig.drops(DropReason::Malformed).expect("counters"), 2);
+    })
+    .join()
+    .expect("the thread panicked");
 }
