@@ -48,7 +48,7 @@ pub struct ServiceKey {
     pub family: u8,
 }
 
-/// How packets reach the backends of a service.
+/// How packets reach the backends of a service. What needs an outer header comes last.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {

@@ -10,7 +10,7 @@ use etherparse::{
 /// A MAC address.
 pub type Mac = [u8; 6];
 
-/// A TCP or UDP packet in an Ethernet frame.
+/// An IP packet in an Ethernet frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// Destination MAC.
@@ -31,6 +31,12 @@ pub struct Frame {
     pub id: u16,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
+    /// IPv6: flow label.
+    pub flow_label: u32,
+    /// IPv6 extension headers.
+    pub extensions: Vec<Extension>,
+    /// IPv4: not to be fragmented.
+    pub dont_fragment: bool,
     /// IPv4: more fragments follow.
     pub more_fragments: bool,
     /// IPv4: fragment offset in units of eight bytes; other than 0, `payload` follows the IP header directly.
@@ -50,12 +56,59 @@ pub enum Transport {
     Udp,
     /// UDP with checksum 0: none.
     UdpWithoutChecksum,
+    /// ICMP or ICMPv6: type, code and the rest of the header.
+    Icmp(u8, u8, [u8; 4]),
+    /// None: `payload` follows the IP header, which names this protocol.
+    Raw(u8),
 }
 
 /// TCP flag bits.
 pub const SYN: u8 = 2;
 /// TCP flag bits.
 pub const ACK: u8 = 16;
+
+/// Type of an IPv6 extension header.
+pub const HOP_BY_HOP: u8 = 0;
+/// Type of an IPv6 extension header.
+pub const ROUTING: u8 = 43;
+/// Type of an IPv6 extension header.
+pub const FRAGMENT: u8 = 44;
+/// Type of an IPv6 extension header.
+pub const DESTINATION_OPTIONS: u8 = 60;
+
+/// An IPv6 extension header: its type and its bytes, of which the first, the next header, is filled in.
+pub type Extension = (u8, Vec<u8>);
+
+/// An IPv6 extension header of `units` × 8 bytes that holds padding: for hop-by-hop and destination options.
+#[must_use]
+pub fn options(kind: u8, units: usize) -> Extension {
+    let mut bytes = vec![0; units * 8];
+    bytes[1] = (units - 1) as u8;
+    // One PadN option over everything, or several: it counts its bytes in one.
+    let mut at = 2;
+    while at < bytes.len() {
+        let length = (bytes.len() - at - 2).min(255);
+        bytes[at] = 1;
+        bytes[at + 1] = length as u8;
+        at += 2 + length;
+    }
+    (kind, bytes)
+}
+
+/// A routing header with these segments left.
+#[must_use]
+pub fn routing(segments_left: u8) -> Extension {
+    (ROUTING, vec![0, 0, 4, segments_left, 0, 0, 0, 0])
+}
+
+/// A fragment header; `offset` in units of eight bytes.
+#[must_use]
+pub fn fragment(offset: u16, more: bool, id: u32) -> Extension {
+    let mut bytes = vec![0, 0];
+    bytes.extend((offset << 3 | u16::from(more)).to_be_bytes());
+    bytes.extend(id.to_be_bytes());
+    (FRAGMENT, bytes)
+}
 
 impl Frame {
     /// A TCP segment with `flags` and a short payload.
@@ -91,6 +144,9 @@ impl Frame {
             tos: 0,
             id: 0x1234,
             options: Vec::new(),
+            flow_label: 0,
+            extensions: Vec::new(),
+            dont_fragment: true,
             more_fragments: false,
             fragment_offset: 0,
             transport,
@@ -98,21 +154,102 @@ impl Frame {
         }
     }
 
+    /// An ICMP or ICMPv6 message; the addresses' ports mean nothing.
+    #[must_use]
+    pub fn icmp(source: &str, destination: &str, kind: u8, code: u8, rest: [u8; 4]) -> Self {
+        Self::new(source, destination, Transport::Icmp(kind, code, rest))
+    }
+
     /// The frame's bytes.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
+        let mut out = self.link_layer();
+        out.extend(self.packet());
+        out
+    }
+
+    /// The IP packet's bytes.
+    #[must_use]
+    pub fn packet(&self) -> Vec<u8> {
         let segment = if self.fragment_offset == 0 { self.segment() } else { self.payload.clone() };
-        let mut out = Vec::new();
-        out.extend(self.link_layer());
-        out.extend(self.ip(segment.len()));
+        let extensions = self.extension_headers();
+        let mut out = self.ip(extensions.len() + segment.len());
+        out.extend(extensions);
         out.extend(segment);
         out
+    }
+
+    /// The packet in fragments that each carry `size` bytes, a multiple of eight.
+    #[must_use]
+    pub fn fragments(&self, size: usize, id: u32) -> Vec<Self> {
+        let segment = self.segment();
+        let parts = segment.len().div_ceil(size);
+        segment
+            .chunks(size)
+            .enumerate()
+            .map(|(index, part)| {
+                let (offset, more) = ((index * size / 8) as u16, index + 1 < parts);
+                let mut frame =
+                    Self { transport: Transport::Raw(self.protocol().0), payload: part.to_vec(), ..self.clone() };
+                if self.source.is_ipv4() {
+                    frame.id = id as u16;
+                    frame.dont_fragment = false;
+                    frame.more_fragments = more;
+                    frame.fragment_offset = offset;
+                } else {
+                    frame.extensions.push(fragment(offset, more, id));
+                }
+                frame
+            })
+            .collect()
+    }
+
+    /// The packet in another one, from `source` to `destination`: IP in IP, as a balancer sends it.
+    #[must_use]
+    pub fn in_ip(&self, source: IpAddr, destination: IpAddr, entropy: u16) -> Self {
+        let protocol = if self.source.is_ipv4() { 4 } else { 41 };
+        let flow_label = if source.is_ipv6() { u32::from(entropy) } else { 0 };
+        Self {
+            source: SocketAddr::new(source, 0),
+            destination: SocketAddr::new(destination, 0),
+            ttl: 64,
+            id: 0,
+            options: Vec::new(),
+            extensions: Vec::new(),
+            flow_label,
+            dont_fragment: self.source.is_ipv6() || self.dont_fragment,
+            more_fragments: false,
+            fragment_offset: 0,
+            transport: Transport::Raw(protocol),
+            payload: self.packet(),
+            ..self.clone()
+        }
+    }
+
+    /// The packet behind UDP, variant 1 of Generic UDP Encapsulation, as a balancer sends it.
+    #[must_use]
+    pub fn in_gue(&self, source: IpAddr, destination: IpAddr, entropy: u16) -> Self {
+        Self {
+            source: SocketAddr::new(source, entropy),
+            destination: SocketAddr::new(destination, 6080),
+            transport: Transport::UdpWithoutChecksum,
+            ..self.in_ip(source, destination, entropy)
+        }
+    }
+
+    fn extension_headers(&self) -> Vec<u8> {
+        let next = self.extensions.iter().map(|&(kind, _)| kind).skip(1).chain([self.protocol().0]);
+        let headers = self.extensions.iter().zip(next);
+        headers.flat_map(|((_, bytes), next)| [&[next], &bytes[1..]].concat()).collect()
     }
 
     fn protocol(&self) -> IpNumber {
         match self.transport {
             Transport::Tcp(_) => IpNumber::TCP,
             Transport::Udp | Transport::UdpWithoutChecksum => IpNumber::UDP,
+            Transport::Icmp(..) if self.source.is_ipv4() => IpNumber::ICMP,
+            Transport::Icmp(..) => IpNumber::IPV6_ICMP,
+            Transport::Raw(protocol) => IpNumber(protocol),
         }
     }
 
@@ -142,6 +279,7 @@ impl Frame {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut header = Ipv4Header {
                     identification: self.id,
+                    dont_fragment: self.dont_fragment,
                     more_fragments: self.more_fragments,
                     fragment_offset: IpFragOffset::try_new(self.fragment_offset).unwrap_or_default(),
                     time_to_live: self.ttl,
@@ -161,9 +299,9 @@ impl Frame {
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6Header {
                 traffic_class: self.tos,
-                flow_label: Ipv6FlowLabel::ZERO,
+                flow_label: Ipv6FlowLabel::try_new(self.flow_label).unwrap_or_default(),
                 payload_length: segment as u16,
-                next_header: self.protocol(),
+                next_header: self.extensions.first().map_or(self.protocol(), |&(kind, _)| IpNumber(kind)),
                 hop_limit: self.ttl,
                 source: source.octets(),
                 destination: destination.octets(),
@@ -192,10 +330,16 @@ impl Frame {
                 };
                 (header.to_bytes().to_vec(), 6)
             }
+            Transport::Icmp(kind, code, [a, b, c, d]) => (vec![kind, code, 0, 0, a, b, c, d], 2),
+            Transport::Raw(_) => return self.payload.clone(),
         };
         header.extend(&self.payload);
         if self.transport != Transport::UdpWithoutChecksum {
-            let mut check = transport_checksum(self.source.ip(), self.destination.ip(), self.protocol().0, &header);
+            let mut check = if self.protocol() == IpNumber::ICMP {
+                internet_checksum(&[&header])
+            } else {
+                transport_checksum(self.source.ip(), self.destination.ip(), self.protocol().0, &header)
+            };
             if check == 0 && self.transport == Transport::Udp {
                 check = 0xffff;
             }

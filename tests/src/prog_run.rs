@@ -54,15 +54,29 @@ pub struct Ran {
     pub duration: Duration,
 }
 
+/// Runs the program once on a `frame` of which only the first `linear` bytes, 14 or more, lie in its linear part (Linux
+/// 6.18).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn run_linear(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32) -> io::Result<Ran> {
+    test_run(program, frame, linear, ifindex, 1)
+}
+
 /// Runs the program on `frame` as if it came in by `ifindex` (0: the loopback of this namespace), `repeat` times, each
 /// time on what the run before left.
 ///
 /// # Errors
 /// When the kernel refuses; frames below 14 bytes always are.
 pub fn run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32, repeat: u32) -> io::Result<Ran> {
+    test_run(program, frame, frame.len(), ifindex, repeat)
+}
+
+fn test_run(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32, repeat: u32) -> io::Result<Ran> {
     let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
     let mut out = vec![0u8; MAX_FRAME.max(frame.len())];
-    let context = XdpMd { data_end: length, ingress_ifindex: ifindex, ..XdpMd::default() };
+    let data_end = u32::try_from(linear).map_err(io::Error::other)?;
+    let context = XdpMd { data_end, ingress_ifindex: ifindex, ..XdpMd::default() };
     let mut attributes = TestRun {
         prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
         data_size_in: length,

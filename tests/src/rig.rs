@@ -3,21 +3,26 @@
 //! The calling thread moves into a fresh namespace, which goes when the thread ends.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
+use aya::{
+    Ebpf,
+    maps::{HashMap, PerCpuArray},
+    programs::Xdp,
+};
 use balancer::{
     config::model::{Failback, Protocol},
     core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, OBJECT, load_program},
 };
 use balancer_common::{
     client::HashKey,
-    map_types::Forwarding,
+    map_types::{DecapKey, DecapStats, FAMILY_V4, FAMILY_V6, Forwarding, ReplyStats},
     verdict::{DropReason, MoveCause, Verdict},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -30,6 +35,8 @@ pub const TABLE_SIZE: usize = 251;
 pub const IN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The MAC of the balancer on the other interface.
 pub const OUT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The MTU of the other interface; the one that packets come in by has 1500.
+pub const OUT_MTU: u32 = 1300;
 /// The MAC of the clients' router, on the interface that packets come in by.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// Where tunnels to IPv4 backends start.
@@ -86,7 +93,8 @@ impl Rig {
     /// Moves the thread into a fresh namespace, loads the program and configures `services`, each with one backend.
     /// Clients are `203.0.113.0/24`, `10.0.0.0/8` and `2001:db8:c::/48`, beyond a router whose MAC is [`ROUTER_MAC`];
     /// the machine itself is `10.0.0.1` and `fd00::1`. `203.0.113.66` and `2001:db8:c::66` are neighbours that do not
-    /// answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one.
+    /// answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one. `203.0.114.0/24` and
+    /// `2001:db8:d::/48` are beyond the other interface.
     ///
     /// # Errors
     /// Without root, and where the kernel refuses.
@@ -158,6 +166,14 @@ impl Rig {
         Ok(self.dataplane.drop_stats()?.reasons[reason.index()])
     }
 
+    /// Packets that the program answered itself.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn replies(&self) -> anyhow::Result<ReplyStats> {
+        self.dataplane.reply_stats()
+    }
+
     /// Counters of the backend of the service at `index`.
     ///
     /// # Errors
@@ -173,6 +189,7 @@ ip link add in0 address 02:00:00:00:00:01 type veth peer name in1 address 02:00:
 ip link add out0 address 02:00:00:00:00:02 type veth peer name out1
 ip link set in0 up
 ip link set in1 up
+ip link set out0 mtu 1300
 ip link set out0 up
 ip link set out1 up
 ip addr add 10.0.0.1/24 dev in0
@@ -185,6 +202,12 @@ ip route add 10.0.0.0/8 via 10.0.0.254
 ip route add unreachable 192.0.2.128/25
 ip -6 route add 2001:db8:c::/48 via fd00::fe
 ip -6 route add 2001:db8:c::66/128 dev in0
+ip addr add 10.0.1.1/24 dev out0
+ip addr add fd01::1/64 dev out0 nodad
+ip neigh add 10.0.1.254 lladdr 02:00:00:00:00:08 dev out0 nud permanent
+ip neigh add fd01::fe lladdr 02:00:00:00:00:08 dev out0 nud permanent
+ip route add 203.0.114.0/24 via 10.0.1.254
+ip -6 route add 2001:db8:d::/48 via fd01::fe
 ";
 
 /// Routes over an interface are not used before its carrier is noticed, which the kernel does a moment later.
@@ -208,16 +231,16 @@ fn configure(
 ) -> anyhow::Result<ServiceSpec> {
     let vip: SocketAddr = service.address.parse()?;
     let id = BackendId(index as u16 + 1);
-    let hop = |ifindex, source_mac| NextHop {
+    let hop = |ifindex, source_mac, mtu| NextHop {
         ifindex,
         source_mac,
         destination_mac: backend_mac(index),
-        mtu: 1500,
+        mtu,
         source: None,
     };
     let (address, next_hop) = match service.target {
-        Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC))),
-        Target::OtherInterface(address) => (Some(address), Some(hop(out_ifindex, OUT_MAC))),
+        Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC, 1500))),
+        Target::OtherInterface(address) => (Some(address), Some(hop(out_ifindex, OUT_MAC, OUT_MTU))),
         Target::Unreachable(address) => (Some(address), None),
         Target::NoBackend | Target::AllDown => (None, None),
     };
@@ -256,4 +279,54 @@ fn configure(
         failback: Failback::Stay,
         backends,
     })
+}
+
+/// The loaded program of a backend that strips tunnel headers.
+pub struct Decap {
+    ebpf: Ebpf,
+    program: OwnedFd,
+}
+
+impl Decap {
+    /// Loads the program for the local VIPs `vips`.
+    ///
+    /// # Errors
+    /// Without root, and where the kernel refuses.
+    pub fn new(vips: &[IpAddr]) -> anyhow::Result<Self> {
+        let mut ebpf = Ebpf::load(OBJECT)?;
+        let mut map: HashMap<_, DecapKey, u32> =
+            ebpf.map_mut("DECAP_VIPS").context("the object holds no DECAP_VIPS")?.try_into()?;
+        for vip in vips {
+            let (address, family) = match vip {
+                IpAddr::V4(vip) => ([u32::from_ne_bytes(vip.octets()), 0, 0, 0], FAMILY_V4),
+                IpAddr::V6(vip) => (bytemuck::cast(vip.octets()), FAMILY_V6),
+            };
+            map.insert(DecapKey { address, family: family.into(), reserved: 0 }, 1, 0)?;
+        }
+        let program: &mut Xdp = ebpf.program_mut("decap").context("the object holds no decap")?.try_into()?;
+        load_program(program)?;
+        let program = program.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(Self { ebpf, program })
+    }
+
+    /// The program on one frame.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run it.
+    pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
+        Ok(prog_run::run(self.program.as_fd(), frame, 1, 1)?)
+    }
+
+    /// The counters: stripped, refused, malformed, passed.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn counters(&self) -> anyhow::Result<[u64; 4]> {
+        let map: PerCpuArray<_, DecapStats> =
+            self.ebpf.map("DECAP_STATS").context("the object holds no DECAP_STATS")?.try_into()?;
+        Ok(map
+            .get(&0, 0)?
+            .iter()
+            .fold([0; 4], |[a, b, c, d], cpu| [a + cpu.stripped, b + cpu.refused, c + cpu.malformed, d + cpu.passed]))
+    }
 }

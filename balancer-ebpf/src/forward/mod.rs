@@ -39,15 +39,16 @@ static BACKENDS: Array<BackendRow> = Array::with_max_entries(MAX_BACKENDS, BPF_F
 #[inline(always)]
 pub(crate) fn to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Step {
     let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    if row.forwarding > Forwarding::Nat as u8 {
+        return Step::encapsulate(choice, Answerable::Yes);
+    }
     if !fits(ingress, ip, row) {
         return Step::too_big(row.mtu);
     }
     let sent = if row.forwarding == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
-    } else if row.forwarding == Forwarding::Nat as u8 {
-        nat::to_backend(frame, ip, carries, row)
     } else {
-        return Step::encapsulate(choice, Answerable::Yes);
+        nat::to_backend(frame, ip, carries, row)
     };
     finish(ingress, ip, row, choice, sent)
 }
@@ -99,15 +100,16 @@ extern "C" fn balancer_error_to_backend(context: *mut xdp_md, step: u64) -> u64 
 #[inline(always)]
 fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, choice: Choice) -> Step {
     let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    if row.forwarding > Forwarding::Nat as u8 {
+        return Step::encapsulate(choice, Answerable::No);
+    }
     if !fits(ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
     let sent = if row.forwarding == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
-    } else if row.forwarding == Forwarding::Nat as u8 {
-        nat::error_to_backend(frame, ip, inner, row)
     } else {
-        return Step::encapsulate(choice, Answerable::No);
+        nat::error_to_backend(frame, ip, inner, row)
     };
     finish(ingress, ip, row, choice, sent)
 }

@@ -46,6 +46,11 @@ fn turn_round(frame: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
     let new = u16::from_ne_bytes([reply, code]);
     let check: u16 = ip.l4.load(ICMP_CHECK)?;
     ip.l4.store(0, new)?;
-    ip.l4.store(ICMP_CHECK, checksum::apply(check, checksum::replace_u16(old, new)))?;
+    let check = match checksum::apply(check, checksum::replace_u16(old, new)) {
+        // Both names of zero are right, unless the reply is nothing but zeros: then only this one is.
+        0 if ip.family == FAMILY_V4 => 0xffff,
+        check => check,
+    };
+    ip.l4.store(ICMP_CHECK, check)?;
     swap_macs(frame)
 }

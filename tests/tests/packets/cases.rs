@@ -42,7 +42,7 @@ const XDP_REDIRECT: u32 = 4;
 
 /// The services every table of cases finds.
 pub(crate) fn services() -> Vec<Service> {
-    use Forwarding::{Dsr, Nat};
+    use Forwarding::{Dsr, Gue, Ipip, Nat};
     use Protocol::{Tcp, Udp};
     use Target::{AllDown, NoBackend, OtherInterface, SameInterface, Unreachable};
     let service = |address, protocol, forwarding, target| Service { address, protocol, forwarding, target };
@@ -68,6 +68,26 @@ pub(crate) fn services() -> Vec<Service> {
         service("[2001:db8::40]:80", Tcp, Dsr, NoBackend),
         service("[2001:db8::41]:80", Tcp, Nat, AllDown),
         service("[2001:db8::42]:80", Tcp, Nat, Unreachable("[fd00::42]:8080")),
+        service("198.51.100.50:80", Tcp, Ipip, SameInterface("10.0.0.50:80")),
+        service("198.51.100.50:81", Tcp, Ipip, OtherInterface("10.0.1.50:81")),
+        service("198.51.100.50:53", Udp, Ipip, SameInterface("10.0.0.51:53")),
+        service("198.51.100.52:80", Tcp, Ipip, SameInterface("[fd00::52]:80")),
+        service("[2001:db8::50]:80", Tcp, Ipip, SameInterface("10.0.0.54:80")),
+        service("[2001:db8::52]:80", Tcp, Ipip, SameInterface("[fd00::56]:80")),
+        service("[2001:db8::52]:81", Tcp, Ipip, OtherInterface("[fd01::56]:81")),
+        service("[2001:db8::52]:53", Udp, Ipip, SameInterface("[fd00::57]:53")),
+        service("198.51.100.60:80", Tcp, Gue, SameInterface("10.0.0.60:80")),
+        service("198.51.100.60:81", Tcp, Gue, OtherInterface("10.0.1.60:81")),
+        service("198.51.100.60:53", Udp, Gue, SameInterface("10.0.0.61:53")),
+        service("198.51.100.62:80", Tcp, Gue, SameInterface("[fd00::62]:80")),
+        service("[2001:db8::60]:80", Tcp, Gue, SameInterface("10.0.0.64:80")),
+        service("[2001:db8::62]:80", Tcp, Gue, SameInterface("[fd00::66]:80")),
+        service("[2001:db8::62]:81", Tcp, Gue, OtherInterface("[fd01::66]:81")),
+        service("[2001:db8::62]:53", Udp, Gue, SameInterface("[fd00::67]:53")),
+        service("198.51.100.70:53", Udp, Dsr, SameInterface("10.0.0.70:53")),
+        service("[2001:db8::70]:53", Udp, Dsr, SameInterface("[fd00::70]:53")),
+        service("198.51.100.71:53", Udp, Nat, SameInterface("10.0.0.71:5353")),
+        service("[2001:db8::71]:53", Udp, Nat, SameInterface("[fd00::71]:5353")),
     ]
 }
 
@@ -124,6 +144,12 @@ pub(crate) fn dsr(rig: &Rig, frame: &Frame) -> Frame {
     let index = rig.service(&frame.destination.to_string()).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };
     Frame { destination_mac: backend_mac(index), source_mac, ..frame.clone() }
+}
+
+/// What `frame` looks like on its way out of the interface it came in by, to the backend of the service at `service`.
+pub(crate) fn to_backend_mac(rig: &Rig, frame: &Frame, service: &str) -> Frame {
+    let index = rig.service(service).expect("a service of the rig");
+    Frame { destination_mac: backend_mac(index), source_mac: IN_MAC, ..frame.clone() }
 }
 
 /// What `frame` to a `nat` service looks like on its way to the backend at `address`.

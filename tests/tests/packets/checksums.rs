@@ -44,6 +44,7 @@ fn payload_for(frame: &Frame, wanted: u16) -> Vec<u8> {
     let (at, header) = match frame.transport {
         Transport::Tcp(_) => (16, 20),
         Transport::Udp | Transport::UdpWithoutChecksum => (6, 8),
+        Transport::Icmp(..) | Transport::Raw(_) => unreachable!("only TCP and UDP are asked for"),
     };
     let bytes = Frame { payload: vec![0; 8], ..frame.clone() }.bytes();
     let segment = bytes.len() - header - 8;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::Xdp,
+    programs::{ProgramError, Xdp},
 };
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket, Clock, TICK_MASK},
@@ -223,7 +223,7 @@ impl KernelDataplane {
             attached: Vec::new(),
             ebpf,
         };
-        this.program()?.load().map_err(explain_load)?;
+        load_program(this.program()?)?;
         Ok(this)
     }
 
@@ -593,8 +593,27 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
     anyhow!("counting the CPUs ({what}): {error}")
 }
 
-fn explain_load(error: aya::programs::ProgramError) -> anyhow::Error {
-    if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = &error {
+/// Has the kernel verify and take the program.
+///
+/// # Errors
+/// With the verifier's log, when it refuses.
+pub fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
+    // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
+    const ATTEMPTS: u32 = 5;
+    let mut result = program.load();
+    for _ in 1..ATTEMPTS {
+        match &result {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {
+                result = program.load();
+            }
+            Ok(()) | Err(_) => break,
+        }
+    }
+    result.map_err(explain_load)
+}
+
+fn explain_load(error: ProgramError) -> anyhow::Error {
+    if let ProgramError::LoadError { io_error, verifier_log } = &error {
         return anyhow!("the kernel refused the program: {io_error}\n{verifier_log}");
     }
     anyhow!("the kernel refused the program: {error}")

@@ -9,7 +9,7 @@ mod regions;
 mod rows;
 
 pub use attach::Attached;
-pub use kernel::{Capacity, KernelDataplane};
+pub use kernel::{Capacity, KernelDataplane, load_program};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
