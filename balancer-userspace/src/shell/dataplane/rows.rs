@@ -188,3 +188,29 @@ pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::io::{BackendId, NextHop};
+
+    fn tunnelled(tunnel_source: Option<&str>) -> BackendRow {
+        backend(&BackendSpec {
+            id: BackendId(1),
+            forwarding: Forwarding::Ipip,
+            vip: "198.51.100.10:80".parse().unwrap(),
+            address: "[fd00::11]:80".parse().unwrap(),
+            next_hop: Some(NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500 }),
+            tunnel_source: tunnel_source.map(|source| source.parse().unwrap()),
+        })
+    }
+
+    #[test]
+    fn a_tunnel_needs_a_source_of_the_backends_family() {
+        for (source, flags) in
+            [(None, BACKEND_V6), (Some("10.0.0.1"), BACKEND_V6), (Some("fd00::1"), BACKEND_V6 | BACKEND_REACHABLE)]
+        {
+            assert_eq!(tunnelled(source).flags & (BACKEND_V6 | BACKEND_REACHABLE), flags, "{source:?}");
+        }
+    }
+}
