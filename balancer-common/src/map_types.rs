@@ -204,7 +204,7 @@ pub struct SlotLine {
     pub slots: [TableSlot; SLOTS_PER_LINE as usize],
 }
 
-/// `BackendRow::flags`: the row may be used; without it packets are dropped as [`DropReason::NoNextHop`].
+/// `BackendRow::flags`: the row may be used; without it packets are dropped as [`crate::verdict::DropReason::NoNextHop`].
 pub const BACKEND_REACHABLE: u8 = 1;
 /// `BackendRow::flags`: the destination port is rewritten (`nat`).
 pub const BACKEND_PORT_CHANGES: u8 = 2;

@@ -15,7 +15,7 @@ pub struct TableView {
     pub base: u32,
     /// Binary logarithm of the number of home rows, 1 to 24. The table has [`PROBES`] − 1 rows more.
     pub bits: u8,
-    /// Seed of [`home_row`].
+    /// Seed of the hash behind [`TableView::home_row`].
     pub seed: u32,
 }
 

@@ -43,7 +43,7 @@ impl Ingress {
         unsafe { (&raw const (*self.0).ingress_ifindex).read_volatile() }
     }
 
-    /// The linear part of the frame. Views taken before [`Ingress::grow_head`] or [`Ingress::cut_tail`] are void.
+    /// The linear part of the frame. Views taken before `grow_head` or `cut_tail` are void.
     #[inline(always)]
     #[must_use]
     pub fn frame(self) -> Packet<'static> {
