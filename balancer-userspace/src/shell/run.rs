@@ -91,7 +91,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let api = tokio::spawn(api_server::serve(socket, calls_in.clone(), ended(stopped.clone())));
     let scrapes = metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, calls_in, ended(stopped))));
-    info!("serving {} services, control socket {}", config.services.len(), config.socket.display());
+    let services = config.services.len();
+    let plural = if services == 1 { "" } else { "s" };
+    info!("serving {services} service{plural}, control socket {}", config.socket.display());
 
     tokio::pin!(shutdown);
     let mut joining = Joining::default();

@@ -65,8 +65,8 @@ pub(super) fn detach(program: &mut Xdp, attached: Attached) -> anyhow::Result<()
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "interface {0} already has an XDP program: another balancer, or another tool's; see `ip link show dev {0}`, and \
-     take a stale one off with `ip link set dev {0} xdp off`"
+    "interface {0} already has an XDP program: another balancer, or another tool's (`ip -details link show dev {0}`); \
+     stop that one, or, if nothing runs that owns it, take it off with `ip link set dev {0} xdp off`"
 )]
 struct InUse(String);
 

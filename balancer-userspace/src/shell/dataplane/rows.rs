@@ -191,8 +191,10 @@ pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
 
 #[cfg(test)]
 mod tests {
+    use balancer_common::verdict::MoveCause;
+
     use super::*;
-    use crate::core::io::{BackendId, NextHop};
+    use crate::core::io::{BackendId, NextHop, ServiceId};
 
     fn tunnelled(tunnel_source: Option<&str>) -> BackendRow {
         backend(&BackendSpec {
@@ -200,7 +202,16 @@ mod tests {
             forwarding: Forwarding::Ipip,
             vip: "198.51.100.10:80".parse().unwrap(),
             address: "[fd00::11]:80".parse().unwrap(),
-            next_hop: Some(NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500 }),
+            next_hop: Some(NextHop {
+                ifindex: 1,
+                source_mac: [2; 6],
+                destination_mac: [4; 6],
+                mtu: 1500,
+                source: None,
+            }),
+            service: ServiceId(0),
+            keeps_known: false,
+            cause: MoveCause::Down,
             tunnel_source: tunnel_source.map(|source| source.parse().unwrap()),
         })
     }
