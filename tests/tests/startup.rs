@@ -233,6 +233,22 @@ fn auto_mode_falls_back_and_says_so() {
     }
 }
 
+#[test]
+fn generic_mode_has_no_packets_merged_while_it_runs() {
+    let (topology, mut settings, files) = one_leg();
+    settings.xdp_mode = "generic";
+    let merges = || {
+        let output = topology.balancer().command("ethtool").args(["-k", "eth0"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains("generic-receive-offload: on")
+    };
+    assert!(merges());
+    let mut controller = started(&topology, &settings, files.path());
+    assert!(!merges());
+    controller.process().signal(Signal::SIGTERM).unwrap();
+    assert_eq!(end(controller.process()).code(), Some(0));
+    assert!(merges());
+}
+
 /// Until it serves and its program is attached.
 fn started(topology: &Topology, settings: &Settings, files: &Path) -> Controller {
     let mut controller = start_controller(topology, settings, files).unwrap();
@@ -251,6 +267,8 @@ fn a_signal_ends_it_cleanly() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut controller = started(&topology, &settings, files.path());
         assert!(has_program(&topology, "eth1"));
+        controller.process().signal(Signal::SIGHUP).unwrap();
+        assert!(controller.status().is_ok(), "a hang-up ends nothing");
         assert_ne!(traces(&topology), before);
         assert!(files.path().join("balancer.sock").exists());
         controller.process().signal(signal).unwrap();

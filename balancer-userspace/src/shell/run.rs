@@ -10,6 +10,7 @@ use balancer_common::{
 };
 use tokio::{
     io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
 };
@@ -52,6 +53,7 @@ const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 pub async fn run(config: Config) -> anyhow::Result<()> {
     privileges::check()?;
     let shutdown = shutdown::listen().context("catching signals")?;
+    let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let interfaces = interfaces::resolve(&config.interfaces).await?;
     let socket = ControlSocket::bind(&config.socket).await?;
     let metrics_listener = match config.metrics_listen {
@@ -103,6 +105,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
+            _ = hangup.recv() => {
+                warn!("SIGHUP ignored: the configuration cannot be reloaded yet; change backends with `balancer backend`");
+            }
             signal = &mut shutdown => {
                 info!("{signal}: detaching");
                 break;

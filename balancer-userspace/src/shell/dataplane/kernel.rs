@@ -32,6 +32,7 @@ use super::{
     attach::{self, Attached},
     clients::{ClientTable, Memory},
     mapped::MappedArray,
+    offload::ReceiveOffload,
     placement,
     regions::Regions,
     rows,
@@ -174,6 +175,7 @@ pub struct KernelDataplane {
     counted: HashSet<BackendId>,
     interface_multiplier: u32,
     attached: Vec<Attached>,
+    offloads: Vec<ReceiveOffload>,
     ebpf: Ebpf,
 }
 
@@ -221,6 +223,7 @@ impl KernelDataplane {
             counted: HashSet::new(),
             interface_multiplier,
             attached: Vec::new(),
+            offloads: Vec::new(),
             ebpf,
         };
         load_program(this.program()?)?;
@@ -242,6 +245,9 @@ impl KernelDataplane {
     /// When another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
         let attached = attach::attach(self.program()?, name, ifindex, mode)?;
+        if !attached.native {
+            self.offloads.extend(ReceiveOffload::off(name));
+        }
         self.attached.push(attached);
         self.attached.last().context("just attached")
     }
@@ -256,6 +262,7 @@ impl KernelDataplane {
             let detached = attach::detach(self.program()?, attached);
             result = result.and(detached);
         }
+        self.offloads.clear();
         result
     }
 

@@ -4,6 +4,7 @@ mod attach;
 mod clients;
 mod kernel;
 mod mapped;
+mod offload;
 mod placement;
 mod regions;
 mod rows;
