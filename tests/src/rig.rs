@@ -17,7 +17,7 @@ use aya::{
 use balancer::{
     config::model::Protocol,
     core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, OBJECT},
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, OBJECT, load_program},
 };
 use balancer_common::{
     client::HashKey,
@@ -276,7 +276,7 @@ impl Decap {
             map.insert(DecapKey { address, family: family.into(), reserved: 0 }, 1, 0)?;
         }
         let program: &mut Xdp = ebpf.program_mut("decap").context("the object holds no decap")?.try_into()?;
-        program.load()?;
+        load_program(program)?;
         let program = program.fd()?.as_fd().try_clone_to_owned()?;
         Ok(Self { ebpf, program })
     }

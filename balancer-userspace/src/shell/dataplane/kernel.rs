@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     mem::offset_of,
     ops::Range,
     sync::atomic::Ordering,
@@ -12,7 +13,7 @@ use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::Xdp,
+    programs::{ProgramError, Xdp},
 };
 use balancer_common::{
     map_types::{
@@ -163,7 +164,7 @@ impl KernelDataplane {
             attached: Vec::new(),
             ebpf,
         };
-        this.program()?.load().map_err(explain_load)?;
+        load_program(this.program()?)?;
         Ok(this)
     }
 
@@ -415,9 +416,26 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
     anyhow!("counting the CPUs ({what}): {error}")
 }
 
-fn explain_load(error: aya::programs::ProgramError) -> anyhow::Error {
+/// Attempts to have a program verified.
+const LOAD_ATTEMPTS: usize = 10;
+
+/// Has the kernel verify and load a program, again if a signal came in between: the verifier gives up on one then.
+///
+/// # Errors
+/// When the kernel refuses the program, with what its verifier says.
+pub fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            loaded => return loaded.map_err(explain_load),
+        }
+    }
+    program.load().map_err(explain_load)
+}
+
+fn explain_load(error: ProgramError) -> anyhow::Error {
     match error {
-        aya::programs::ProgramError::LoadError { io_error, verifier_log } => {
+        ProgramError::LoadError { io_error, verifier_log } => {
             anyhow!("the kernel refused the program: {io_error}\n{verifier_log}")
         }
         error => anyhow!("the kernel refused the program: {error}"),

@@ -8,7 +8,7 @@ mod regions;
 mod rows;
 
 pub use attach::Attached;
-pub use kernel::{Capacity, KernelDataplane};
+pub use kernel::{Capacity, KernelDataplane, load_program};
 
 use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats};
 
