@@ -13,14 +13,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use balancer::shell::snapshot::forwarding_word;
 use balancer::{
     api::{
         client::{Answer, Client},
         model::{ClientQuery, StatusView},
     },
     config,
-    core::controller::Controller as Core,
+    core::{
+        controller::Controller as Core,
+        io::{Change, Command, Event, NextHop},
+    },
+    shell::snapshot::forwarding_word,
 };
 use balancer_common::map_types::Forwarding;
 use tempfile::TempDir;
@@ -369,6 +372,21 @@ pub fn core(config: &Path) -> Result<Core> {
     let mut core = Core::new(config, key);
     core.start(Instant::now());
     Ok(core)
+}
+
+/// Makes a change in a core as the controller does, to the end: next hops that come to be watched are found.
+///
+/// # Errors
+/// When the change is refused.
+pub fn change(core: &mut Core, change: Change) -> Result<()> {
+    let (_, commands) = core.change(change, Instant::now())?;
+    for command in commands {
+        if let Command::WatchNextHop(address) = command {
+            let next_hop = NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500, source: None };
+            core.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, Instant::now());
+        }
+    }
+    Ok(())
 }
 
 /// The backend of `client` in the first service of its family; `None`: dropped.

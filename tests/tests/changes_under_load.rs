@@ -144,7 +144,7 @@ fn nobody_else_notices(forwarding: Forwarding) {
             clients.chunks(clients.len() / WORKERS).map(|part| scope.spawn(move || load(site, part, stop))).collect();
         for (what, change) in changes(fifth).iter().cycle().take(CHANGES) {
             thread::sleep(PAUSE);
-            core.change(change.clone(), Instant::now()).unwrap();
+            balancer_tests::site::change(&mut core, change.clone()).unwrap();
             let next = homes(&core, site);
             let begun = Instant::now();
             apply(site, change);

@@ -104,7 +104,7 @@ fn a_fifth_backend_takes_its_fifth() {
         weight: None,
         backup: false,
     };
-    core.change(change, std::time::Instant::now()).unwrap();
+    balancer_tests::site::change(&mut core, change).unwrap();
     let newcomer = core.backend(&name).unwrap().id().0;
     let changed: Vec<u16> =
         old.iter().zip(core.services()[0].live_table()).filter(|(old, new)| old != new).map(|(_, &new)| new).collect();

@@ -606,7 +606,7 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
 /// With the verifier's log, when it refuses.
 pub fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
     // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
-    const ATTEMPTS: u32 = 5;
+    const ATTEMPTS: u32 = 10;
     let mut result = program.load();
     for _ in 1..ATTEMPTS {
         match &result {
