@@ -22,7 +22,7 @@ use crate::{
             ServiceSpec,
         },
         maglev::{self, Member},
-        service::Service,
+        service::{Backend, Service},
         table::Footing,
     },
 };
@@ -130,10 +130,12 @@ fn inspect(controller: &Controller, plane: &DataPlane) {
         assert_eq!(with + without, config.table_size, "the slots do not add up");
 
         // Who should be steered to, from the states that users see.
+        let waits = |backend: &Backend| controller.waits_for_next_hop(&service.name_of(backend));
+        let all_wait = backends.iter().all(waits);
         let usable = |backup: bool, states: &[State]| -> BTreeSet<u16> {
             let of = backends.iter().filter(|backend| backend.is_backup() == backup && backend.weight() > 0);
             of.filter(|backend| states.contains(&backend.state()))
-                .filter(|backend| backend.reason() != "its next hop is not known yet" || states.len() > 2)
+                .filter(|backend| !waits(backend) || (all_wait && states.len() > 2))
                 .map(|backend| backend.id().0)
                 .collect()
         };
@@ -163,7 +165,7 @@ fn inspect(controller: &Controller, plane: &DataPlane) {
         let home = service.footing() == Footing::Backups;
         let members: Vec<Member<'_>> = backends
             .iter()
-            .filter(|backend| backend.is_backup() == home)
+            .filter(|backend| backend.is_backup() == home && (all_wait || !waits(backend)))
             .map(|backend| Member { id: backend.id().0, name: backend.name(), weight: backend.weight() })
             .collect();
         let key = crate::core::keys::table_key(KEY, service.name());

@@ -376,10 +376,13 @@ impl Service {
         }
         let assessments: Vec<Assessment> =
             self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
+        let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
         let candidates: Vec<Candidate<'_>> = self
             .backends
             .iter()
             .zip(&assessments)
+            // As if it were not configured yet, so that it moves slots once, when it can serve them.
+            .filter(|(backend, _)| all_wait || !backend.waits_for_next_hop(hops))
             .map(|(backend, assessment)| Candidate {
                 member: Member { id: backend.id.0, name: &backend.config.name, weight: backend.config.weight },
                 backup: backend.config.backup,
