@@ -584,7 +584,7 @@ fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
+pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
     let map = ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))?;
     Ok(map.try_into()?)
 }

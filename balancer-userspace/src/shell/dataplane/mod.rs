@@ -2,6 +2,7 @@
 
 mod attach;
 mod clients;
+mod decap;
 mod kernel;
 mod mapped;
 mod placement;
@@ -9,6 +10,7 @@ mod regions;
 mod rows;
 
 pub use attach::Attached;
+pub use decap::Decap;
 pub use kernel::{Capacity, KernelDataplane, load_program};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
