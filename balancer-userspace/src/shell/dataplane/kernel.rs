@@ -597,7 +597,7 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
 ///
 /// # Errors
 /// With the verifier's log, when it refuses.
-pub fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
+pub(super) fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
     // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
     const ATTEMPTS: u32 = 5;
     let mut result = program.load();

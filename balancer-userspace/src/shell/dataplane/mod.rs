@@ -11,7 +11,7 @@ mod rows;
 
 pub use attach::Attached;
 pub use decap::Decap;
-pub use kernel::{Capacity, KernelDataplane, load_program};
+pub use kernel::{Capacity, KernelDataplane};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The compiled kernel program.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
 
 /// What is remembered of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
