@@ -51,7 +51,7 @@ pub struct Settings {
     pub forwarding: Forwarding,
     /// Where to attach.
     pub interfaces: Vec<String>,
-    /// `auto`, `native` or `generic`.
+    /// `auto`, `native` or `generic`; for `balancer decap` on the backends as well.
     pub xdp_mode: &'static str,
     /// A service for each.
     pub families: Vec<Family>,
@@ -151,9 +151,9 @@ impl Site {
             .collect::<Result<_>>()?;
         let decaps = match forwarding {
             Forwarding::Dsr | Forwarding::Nat => Vec::new(),
-            Forwarding::Ipip | Forwarding::Gue => {
-                (1..=hosts).map(|number| start_decap(&topology, number, files.path())).collect::<Result<_>>()?
-            }
+            Forwarding::Ipip | Forwarding::Gue => (1..=hosts)
+                .map(|number| start_decap(&topology, number, settings.xdp_mode, files.path()))
+                .collect::<Result<_>>()?,
         };
         let controller = start_controller(&topology, &settings, files.path())?;
         let mut site = Self {
@@ -472,10 +472,10 @@ fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs:
 }
 
 /// Starts `balancer decap` on the host of `web{number}` and waits until it serves.
-fn start_decap(topology: &Topology, number: u16, logs: &Path) -> Result<Process> {
+fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path) -> Result<Process> {
     let name = format!("decap{number}");
     let mut command = topology.backends()[usize::from(number) - 1].command(binaries::balancer()?);
-    command.args(["decap", "--interface", "eth0", "--xdp-mode", "native"]);
+    command.args(["decap", "--interface", "eth0", "--xdp-mode", xdp_mode]);
     let mut decap = Process::spawn(&name, &mut command, &logs.join(format!("{name}.log")))?;
     wait_log(&mut decap, "that it strips tunnel headers", |line| line.contains("stripping tunnel headers"))?;
     Ok(decap)

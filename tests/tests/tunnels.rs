@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Output,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use balancer_common::map_types::Forwarding;
@@ -26,6 +26,15 @@ const BACKENDS: u16 = 3;
 const UPLOAD: usize = 5 << 20;
 const MTU: usize = 1500;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    Usual,
+    /// Backends of the other family.
+    Crossed,
+    /// Generic XDP, on the balancer and on the backends.
+    Generic,
+}
+
 /// Bytes of the outer headers.
 fn overhead(forwarding: Forwarding, outer: Family) -> usize {
     let ip = match outer {
@@ -35,10 +44,13 @@ fn overhead(forwarding: Forwarding, outer: Family) -> usize {
     ip + if forwarding == Forwarding::Gue { 8 } else { 0 }
 }
 
-fn site(shape: Shape, forwarding: Forwarding, backends: u16, crossed: bool) -> Site {
+fn site(shape: Shape, forwarding: Forwarding, backends: u16, variant: Variant) -> Site {
     Site::start(shape, forwarding, backends, |settings, _| {
         settings.families = Family::BOTH.to_vec();
-        settings.crossed = crossed;
+        settings.crossed = variant == Variant::Crossed;
+        if variant == Variant::Generic {
+            settings.xdp_mode = "generic";
+        }
         Ok(())
     })
     .unwrap()
@@ -114,8 +126,28 @@ fn large_uploads_arrive(site: &mut Site, family: Family, fits: usize) {
     site.start_backend(number).unwrap();
 }
 
-fn serves(shape: Shape, forwarding: Forwarding, crossed: bool) {
-    let mut site = site(shape, forwarding, BACKENDS, crossed);
+/// Packets that the balancer has sent to backends, once it sends no more.
+fn sent(site: &Site) -> f64 {
+    let count = || -> f64 {
+        let metrics = site.metrics().unwrap();
+        let of = |service| metrics.sum("packets_total", &[&format!("service=\"{service}\"")]).unwrap();
+        ["web", "web6"].map(of).iter().sum()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut before = count();
+    loop {
+        thread::sleep(Duration::from_millis(300));
+        let now = count();
+        if now == before {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "packets without end");
+        before = now;
+    }
+}
+
+fn serves(shape: Shape, forwarding: Forwarding, variant: Variant) {
+    let mut site = site(shape, forwarding, BACKENDS, variant);
     for family in Family::BOTH {
         let homes = site.homes(family, CLIENTS).unwrap();
         for _ in 0..2 {
@@ -125,51 +157,57 @@ fn serves(shape: Shape, forwarding: Forwarding, crossed: bool) {
             assert_eq!(&site.locate(family, client).unwrap().1, home, "client {client}");
         }
         let shares = counts(homes.values());
-        println!("{shape:?} {forwarding:?} {family:?}, crossed: {crossed}: {shares:?}");
+        println!("{shape:?} {forwarding:?} {family:?} {variant:?}: {shares:?}");
         assert_eq!(shares.len(), usize::from(BACKENDS));
 
-        let outer = if crossed { family.other() } else { family };
+        let outer = if variant == Variant::Crossed { family.other() } else { family };
         large_uploads_arrive(&mut site, family, MTU - overhead(forwarding, outer));
     }
-    let metrics = site.metrics().unwrap();
-    let sent: f64 = ["web", "web6"]
-        .iter()
-        .map(|service| metrics.sum("packets_total", &[&format!("service=\"{service}\"")]).unwrap())
-        .sum();
+    let sent = sent(&site);
     let counters: Vec<[u64; 4]> = (1..=BACKENDS).map(|number| end(&mut site, number)).collect();
-    println!("{shape:?} {forwarding:?}, crossed: {crossed}: {sent} packets sent, decap counted {counters:?}");
+    println!("{shape:?} {forwarding:?} {variant:?}: {sent} packets sent, decap counted {counters:?}");
     let total = |index: usize| counters.iter().map(|counters| counters[index]).sum::<u64>();
     assert_eq!((total(0) as f64, total(1), total(2)), (sent, 0, 0));
 }
 
 #[test]
 fn ipip_on_one_leg() {
-    serves(Shape::OneLegged, Forwarding::Ipip, false);
+    serves(Shape::OneLegged, Forwarding::Ipip, Variant::Usual);
 }
 
 #[test]
 fn ipip_on_two_legs() {
-    serves(Shape::TwoLegged, Forwarding::Ipip, false);
+    serves(Shape::TwoLegged, Forwarding::Ipip, Variant::Usual);
 }
 
 #[test]
 fn gue_on_one_leg() {
-    serves(Shape::OneLegged, Forwarding::Gue, false);
+    serves(Shape::OneLegged, Forwarding::Gue, Variant::Usual);
 }
 
 #[test]
 fn gue_on_two_legs() {
-    serves(Shape::TwoLegged, Forwarding::Gue, false);
+    serves(Shape::TwoLegged, Forwarding::Gue, Variant::Usual);
 }
 
 #[test]
 fn ipip_to_backends_of_the_other_family() {
-    serves(Shape::OneLegged, Forwarding::Ipip, true);
+    serves(Shape::OneLegged, Forwarding::Ipip, Variant::Crossed);
 }
 
 #[test]
 fn gue_to_backends_of_the_other_family() {
-    serves(Shape::TwoLegged, Forwarding::Gue, true);
+    serves(Shape::TwoLegged, Forwarding::Gue, Variant::Crossed);
+}
+
+#[test]
+fn ipip_in_generic_mode() {
+    serves(Shape::OneLegged, Forwarding::Ipip, Variant::Generic);
+}
+
+#[test]
+fn gue_in_generic_mode() {
+    serves(Shape::TwoLegged, Forwarding::Gue, Variant::Generic);
 }
 
 /// Tunnel packets from a stranger: only those for the VIP get through.
@@ -177,7 +215,7 @@ fn gue_to_backends_of_the_other_family() {
 fn tunnel_packets_for_others_are_refused_and_counted() {
     const EACH: u64 = 10;
     const SOURCE: &str = "10.1.0.5:4000";
-    let mut site = site(Shape::OneLegged, Forwarding::Gue, 1, false);
+    let mut site = site(Shape::OneLegged, Forwarding::Gue, 1, Variant::Usual);
     let vip = SocketAddr::new(site.topology().vip(Family::V4), 7777);
     let own = site.topology().backend_address(Family::V4, 0);
     let strangers = ["10.9.9.9:7777".to_owned(), format!("{own}:7777"), "127.0.0.1:7777".to_owned()];
@@ -220,7 +258,7 @@ fn tunnel_packets_for_others_are_refused_and_counted() {
 
 #[test]
 fn addresses_are_followed() {
-    let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, false);
+    let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, Variant::Usual);
     let vip = site.topology().vip(Family::V4);
     let other = site.topology().vip(Family::V6).to_string();
     let last = |site: &mut Site, expected: &[&str], unexpected: &str| {
@@ -249,7 +287,7 @@ fn addresses_are_followed() {
 
 #[test]
 fn what_stands_in_the_way_is_said_in_one_line() {
-    let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, false);
+    let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, Variant::Usual);
     let decap = |site: &Site, arguments: &[&str]| -> Output {
         let mut command = site.topology().backends()[0].command(binaries::balancer().unwrap());
         command.arg("decap").args(arguments).output().unwrap()
@@ -277,7 +315,7 @@ fn what_stands_in_the_way_is_said_in_one_line() {
 /// An address of the attached interface is served when it is named; also in generic mode.
 #[test]
 fn a_named_vip_is_served() {
-    let mut site = site(Shape::OneLegged, Forwarding::Gue, 1, false);
+    let mut site = site(Shape::OneLegged, Forwarding::Gue, 1, Variant::Usual);
     end(&mut site, 1);
     let host = &site.topology().backends()[0];
     let own = site.topology().backend_address(Family::V4, 0);
@@ -294,4 +332,8 @@ fn a_named_vip_is_served() {
     sender.send_to(&packet, (own, 6080)).unwrap();
     let (_, source) = received.recv_from(&mut [0; 64]).unwrap();
     assert_eq!(source.to_string(), "10.1.0.5:4000");
+
+    // Even one that cannot clean up leaves no program behind.
+    decap.kill().unwrap();
+    assert!(!host.ip("-details link show dev eth0").unwrap().contains("prog/xdp"));
 }
