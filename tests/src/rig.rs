@@ -10,19 +10,14 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use aya::{
-    Ebpf,
-    maps::{HashMap, PerCpuArray},
-    programs::Xdp,
-};
 use balancer::{
     config::model::{Failback, Protocol},
     core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, OBJECT, load_program},
+    shell::dataplane::{self, Capacity, Dataplane as _, KernelDataplane},
 };
 use balancer_common::{
     client::HashKey,
-    map_types::{DecapKey, DecapStats, FAMILY_V4, FAMILY_V6, Forwarding, ReplyStats},
+    map_types::{Forwarding, ReplyStats},
     verdict::{DropReason, MoveCause, Verdict},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -283,7 +278,7 @@ fn configure(
 
 /// The loaded program of a backend that strips tunnel headers.
 pub struct Decap {
-    ebpf: Ebpf,
+    dataplane: dataplane::Decap,
     program: OwnedFd,
 }
 
@@ -293,20 +288,10 @@ impl Decap {
     /// # Errors
     /// Without root, and where the kernel refuses.
     pub fn new(vips: &[IpAddr]) -> anyhow::Result<Self> {
-        let mut ebpf = Ebpf::load(OBJECT)?;
-        let mut map: HashMap<_, DecapKey, u32> =
-            ebpf.map_mut("DECAP_VIPS").context("the object holds no DECAP_VIPS")?.try_into()?;
-        for vip in vips {
-            let (address, family) = match vip {
-                IpAddr::V4(vip) => ([u32::from_ne_bytes(vip.octets()), 0, 0, 0], FAMILY_V4),
-                IpAddr::V6(vip) => (bytemuck::cast(vip.octets()), FAMILY_V6),
-            };
-            map.insert(DecapKey { address, family: family.into(), reserved: 0 }, 1, 0)?;
-        }
-        let program: &mut Xdp = ebpf.program_mut("decap").context("the object holds no decap")?.try_into()?;
-        load_program(program)?;
-        let program = program.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { ebpf, program })
+        let mut dataplane = dataplane::Decap::load()?;
+        dataplane.set_vips(&vips.iter().copied().collect())?;
+        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(Self { dataplane, program })
     }
 
     /// The program on one frame.
@@ -322,11 +307,7 @@ impl Decap {
     /// # Errors
     /// When the kernel refuses the read.
     pub fn counters(&self) -> anyhow::Result<[u64; 4]> {
-        let map: PerCpuArray<_, DecapStats> =
-            self.ebpf.map("DECAP_STATS").context("the object holds no DECAP_STATS")?.try_into()?;
-        Ok(map
-            .get(&0, 0)?
-            .iter()
-            .fold([0; 4], |[a, b, c, d], cpu| [a + cpu.stripped, b + cpu.refused, c + cpu.malformed, d + cpu.passed]))
+        let stats = self.dataplane.stats()?;
+        Ok([stats.stripped, stats.refused, stats.malformed, stats.passed])
     }
 }

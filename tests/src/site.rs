@@ -9,6 +9,7 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -35,6 +36,7 @@ use crate::{
     controller::Controller,
     http_client::{Reply, Request, send_all},
     metrics::Metrics,
+    process::Process,
     topology::{Family, Shape, Topology},
 };
 
@@ -52,10 +54,12 @@ pub struct Settings {
     pub forwarding: Forwarding,
     /// Where to attach.
     pub interfaces: Vec<String>,
-    /// `auto`, `native` or `generic`.
+    /// `auto`, `native` or `generic`; for `balancer decap` on the backends as well.
     pub xdp_mode: &'static str,
     /// A service for each.
     pub families: Vec<Family>,
+    /// Whether a service's backends have addresses of the other family, as tunnels allow.
+    pub crossed: bool,
     /// Numbers of the backends, from 1, and their weights, in the order of the file.
     pub backends: Vec<(u16, u16)>,
     /// The health check, an inline table.
@@ -75,6 +79,7 @@ impl Settings {
             interfaces: topology.interfaces().iter().map(|&name| name.to_owned()).collect(),
             xdp_mode: "native",
             families: vec![Family::V4],
+            crossed: false,
             backends: (1..=backends).map(|number| (number, 100)).collect(),
             check: r#"{ type = "none" }"#.to_owned(),
             service_lines: String::new(),
@@ -103,7 +108,8 @@ impl Settings {
                  remember = \"0s\"\nclient_prefix = {{ v4 = 32, v6 = 128 }}\ncheck = {check}\n{service_lines}\n"
             );
             for &(number, weight) in &self.backends {
-                let address = SocketAddr::new(topology.backend_address(family, number - 1), port);
+                let of = if self.crossed { family.other() } else { family };
+                let address = SocketAddr::new(topology.backend_address(of, number - 1), port);
                 let _ = write!(
                     text,
                     "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = {weight}\n"
@@ -118,6 +124,7 @@ impl Settings {
 #[derive(Debug)]
 pub struct Site {
     controller: Controller,
+    decaps: Vec<Process>,
     backends: Vec<Option<Backend>>,
     topology: Topology,
     settings: Settings,
@@ -145,9 +152,16 @@ impl Site {
         let backends = (1..=hosts)
             .map(|number| start_backend(&topology, forwarding, number, files.path()).map(Some))
             .collect::<Result<_>>()?;
+        let decaps = match forwarding {
+            Forwarding::Dsr | Forwarding::Nat => Vec::new(),
+            Forwarding::Ipip | Forwarding::Gue => (1..=hosts)
+                .map(|number| start_decap(&topology, number, settings.xdp_mode, files.path()))
+                .collect::<Result<_>>()?,
+        };
         let controller = start_controller(&topology, &settings, files.path())?;
         let mut site = Self {
             controller,
+            decaps,
             backends,
             client: Client::new(&files.path().join("balancer.sock")),
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
@@ -202,6 +216,14 @@ impl Site {
     pub fn backend(&mut self, number: u16) -> Result<&mut Backend> {
         let slot = self.backends.get_mut(usize::from(number) - 1).and_then(Option::as_mut);
         slot.with_context(|| format!("web{number} is not running"))
+    }
+
+    /// The `balancer decap` beside `web{number}`.
+    ///
+    /// # Errors
+    /// When the backends are not reached by a tunnel.
+    pub fn decap(&mut self, number: u16) -> Result<&mut Process> {
+        self.decaps.get_mut(usize::from(number) - 1).with_context(|| format!("no tunnel ends at web{number}"))
     }
 
     /// Kills `web{number}` without a farewell.
@@ -465,4 +487,33 @@ fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs:
         Forwarding::Nat => own.to_vec(),
     };
     Backend::start(&topology.backends()[usize::from(number) - 1], &format!("web{number}"), &listen, logs)
+}
+
+/// Starts `balancer decap` on the host of `web{number}` and waits until it serves.
+fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path) -> Result<Process> {
+    let name = format!("decap{number}");
+    let mut command = topology.backends()[usize::from(number) - 1].command(binaries::balancer()?);
+    command.args(["decap", "--interface", "eth0", "--xdp-mode", xdp_mode]);
+    let mut decap = Process::spawn(&name, &mut command, &logs.join(format!("{name}.log")))?;
+    wait_log(&mut decap, "that it strips tunnel headers", |line| line.contains("stripping tunnel headers"))?;
+    Ok(decap)
+}
+
+/// Waits until the last line of a process's log is as `expected`.
+///
+/// # Errors
+/// When the process has ended, or it takes too long.
+pub fn wait_log(process: &mut Process, what: &str, expected: impl Fn(&str) -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let line = process.tail(1)?;
+        if expected(&line) {
+            return Ok(());
+        }
+        if let Some(status) = process.exited()? {
+            bail!("{} has ended ({status}): {}", process.what(), process.tail(5)?);
+        }
+        ensure!(Instant::now() < deadline, "{} does not say {what}; last: {line}", process.what());
+        thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -6,6 +6,7 @@ mod backend;
 mod check;
 mod client;
 mod completions;
+mod decap;
 mod output;
 mod run;
 mod service;
@@ -57,6 +58,8 @@ enum Verb {
     /// Look at clients
     #[command(subcommand)]
     Client(client::Verb),
+    /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
+    Decap(decap::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -95,11 +98,12 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
+        Verb::Decap(args) => decap::run(args),
         Verb::Completions(args) => completions::run(&args),
     }
 }
 
-/// Runs a verb that talks to the controller.
+/// Runs a verb to its end, in this thread.
 fn wait_for(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(verb)

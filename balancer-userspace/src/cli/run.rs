@@ -35,7 +35,7 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
+pub(super) enum LogFormat {
     /// One line an event
     Text,
     /// One JSON object an event
@@ -43,7 +43,7 @@ enum LogFormat {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogLevel {
+pub(super) enum LogLevel {
     Error,
     Warn,
     Info,
@@ -83,7 +83,7 @@ pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
     Ok(runtime.block_on(shell::run::run(config))?)
 }
 
-fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {
+pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {
     let filter = match level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",

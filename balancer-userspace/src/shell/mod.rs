@@ -3,6 +3,7 @@
 pub mod api_server;
 pub mod call;
 pub mod dataplane;
+pub mod decap;
 pub mod forwarding;
 pub mod interfaces;
 pub mod metrics;

@@ -591,7 +591,7 @@ fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
+pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
     let map = ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))?;
     Ok(map.try_into()?)
 }
@@ -604,7 +604,7 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
 ///
 /// # Errors
 /// With the verifier's log, when it refuses.
-pub fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
+pub(super) fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
     // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
     const ATTEMPTS: u32 = 10;
     let mut result = program.load();

@@ -2,6 +2,7 @@
 
 mod attach;
 mod clients;
+mod decap;
 mod kernel;
 mod mapped;
 mod offload;
@@ -10,7 +11,8 @@ mod regions;
 mod rows;
 
 pub use attach::Attached;
-pub use kernel::{Capacity, KernelDataplane, load_program};
+pub use decap::Decap;
+pub use kernel::{Capacity, KernelDataplane};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -22,7 +24,7 @@ use crate::{
 };
 
 /// The compiled kernel program.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
 
 /// What is remembered of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

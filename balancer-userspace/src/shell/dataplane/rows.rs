@@ -33,7 +33,7 @@ pub(super) fn address_words(address: IpAddr) -> [u32; 4] {
     }
 }
 
-fn family(address: IpAddr) -> u8 {
+pub(super) fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 }
 }
 
