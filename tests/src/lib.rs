@@ -1,6 +1,7 @@
 //! Hosts on one machine: network namespaces joined by veth pairs and a bridge, with clients, demo backends and a
 //! controller in them, which the lab shows and the privileged tests measure; and packets for the kernel program alone.
 
+pub mod asm;
 pub mod backend;
 pub mod binaries;
 pub mod controller;

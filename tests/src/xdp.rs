@@ -2,18 +2,18 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
 
-use crate::namespace::Namespace;
+use crate::{
+    asm::{self, BPF_XDP, descriptor},
+    namespace::Namespace,
+};
 
-const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_PROG_TYPE_XDP: u32 = 6;
-const BPF_XDP: u32 = 37;
 const XDP_PASS: i32 = 2;
 
 /// Where the kernel runs a program.
@@ -43,33 +43,6 @@ impl Passer {
     }
 }
 
-/// `struct bpf_insn`.
-#[repr(C)]
-struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads here.
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-}
-
 /// The part of `union bpf_attr` that `BPF_LINK_CREATE` reads here.
 #[repr(C)]
 #[derive(Default)]
@@ -81,23 +54,7 @@ struct Link {
 }
 
 fn attach(interface: &str, hook: Hook) -> io::Result<OwnedFd> {
-    // r0 = XDP_PASS; exit
-    let code = [
-        Instruction { code: 0xb7, registers: 0, offset: 0, immediate: XDP_PASS },
-        Instruction { code: 0x95, registers: 0, offset: 0, immediate: 0 },
-    ];
-    let mut load = Load {
-        prog_type: BPF_PROG_TYPE_XDP,
-        insn_cnt: code.len() as u32,
-        insns: code.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        expected_attach_type: BPF_XDP,
-        ..Load::default()
-    };
-    // SAFETY: the attributes point to the instructions and a string, which live through the call.
-    let program = descriptor(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut load, size_of::<Load>() as libc::c_uint)
-    })?;
+    let program = asm::constant(XDP_PASS).load_xdp()?;
     let mut link = Link {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         target_ifindex: if_nametoindex(interface)?,
@@ -108,14 +65,4 @@ fn attach(interface: &str, hook: Hook) -> io::Result<OwnedFd> {
     descriptor(unsafe {
         libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw mut link, size_of::<Link>() as libc::c_uint)
     })
-}
-
-/// The descriptor that a system call has returned.
-fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
-    let descriptor = RawFd::try_from(result).map_err(io::Error::other)?;
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made it for this process, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

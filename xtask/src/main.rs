@@ -38,8 +38,11 @@ enum Chore {
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
     Test,
-    /// Set up, then run the benchmarks.
-    Bench,
+    /// Set up, then run the benchmarks: of lookup tables and of the kernel program, or only one of them.
+    Bench {
+        /// Only this one.
+        only: Option<bench::Benchmark>,
+    },
     /// Everything a change must pass: format, lints, docs, licences and dependencies, tests.
     Ci,
 }
@@ -60,7 +63,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
         Chore::Test => test::test(),
-        Chore::Bench => bench::bench(),
+        Chore::Bench { only } => bench::bench(only),
         Chore::Ci => ci::ci(),
     }
 }

@@ -1,0 +1,298 @@
+//! Small kernel programs, instruction by instruction (RFC 9669).
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+};
+
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
+const BPF_PSEUDO_MAP_FD: u8 = 1;
+const BPF_FUNC_TAIL_CALL: i32 = 12;
+const BPF_FUNC_XDP_ADJUST_HEAD: i32 = 44;
+/// The attach type of XDP programs.
+pub(crate) const BPF_XDP: u32 = 37;
+
+/// A register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Register {
+    /// Results, and the program's own.
+    R0,
+    /// The first argument; at entry, the context.
+    R1,
+    /// The second argument.
+    R2,
+    /// The third argument.
+    R3,
+    /// Kept by calls.
+    R6 = 6,
+    /// Kept by calls.
+    R7,
+    /// Kept by calls.
+    R8,
+}
+
+/// Bytes of a memory access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Size {
+    /// Two.
+    Half = 0x08,
+    /// Four.
+    Word = 0x00,
+    /// Eight.
+    Double = 0x18,
+}
+
+/// `struct bpf_insn`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const fn instruction(code: u8, to: Register, from: Register, offset: i16, immediate: i32) -> Instruction {
+    Instruction { code, registers: to as u8 | (from as u8) << 4, offset, immediate }
+}
+
+/// A program being written.
+#[derive(Clone, Debug, Default)]
+pub struct Program(Vec<Instruction>);
+
+impl Program {
+    fn with(mut self, instruction: Instruction) -> Self {
+        self.0.push(instruction);
+        self
+    }
+
+    /// `to = value`.
+    #[must_use]
+    pub fn set(self, to: Register, value: i32) -> Self {
+        self.with(instruction(0xb7, to, Register::R0, 0, value))
+    }
+
+    /// `to = value`.
+    #[must_use]
+    pub fn set_double(self, to: Register, value: u64) -> Self {
+        self.wide(to, 0, value)
+    }
+
+    fn wide(self, to: Register, kind: u8, value: u64) -> Self {
+        let [low, high] = bytemuck::cast::<u64, [i32; 2]>(value.to_le());
+        let first = Instruction { code: 0x18, registers: to as u8 | kind << 4, offset: 0, immediate: low };
+        self.with(first).with(Instruction { code: 0, registers: 0, offset: 0, immediate: high })
+    }
+
+    /// `to = from`.
+    #[must_use]
+    pub fn copy(self, to: Register, from: Register) -> Self {
+        self.with(instruction(0xbf, to, from, 0, 0))
+    }
+
+    /// `to += value`.
+    #[must_use]
+    pub fn add(self, to: Register, value: i32) -> Self {
+        self.with(instruction(0x07, to, Register::R0, 0, value))
+    }
+
+    /// `to |= from`.
+    #[must_use]
+    pub fn or(self, to: Register, from: Register) -> Self {
+        self.with(instruction(0x4f, to, from, 0, 0))
+    }
+
+    /// `to <<= bits`.
+    #[must_use]
+    pub fn shift_left(self, to: Register, bits: i32) -> Self {
+        self.with(instruction(0x67, to, Register::R0, 0, bits))
+    }
+
+    /// Turns the low four bytes of `to` between network and host order, and clears the others.
+    #[must_use]
+    pub fn swap_word(self, to: Register) -> Self {
+        self.with(instruction(0xdc, to, Register::R0, 0, 32))
+    }
+
+    /// `to = *(from + offset)`.
+    #[must_use]
+    pub fn load(self, size: Size, to: Register, from: Register, offset: i16) -> Self {
+        self.with(instruction(0x61 | size as u8, to, from, offset, 0))
+    }
+
+    /// `*(to + offset) = from`.
+    #[must_use]
+    pub fn store(self, size: Size, to: Register, offset: i16, from: Register) -> Self {
+        self.with(instruction(0x63 | size as u8, to, from, offset, 0))
+    }
+
+    /// Skips `count` instructions if `left` ≤ `right`.
+    #[must_use]
+    pub fn skip_if_at_most(self, left: Register, right: Register, count: i16) -> Self {
+        self.with(instruction(0xbd, left, right, count, 0))
+    }
+
+    /// Skips `count` instructions if the register is 0.
+    #[must_use]
+    pub fn skip_if_zero(self, register: Register, count: i16) -> Self {
+        self.with(instruction(0x15, register, Register::R0, count, 0))
+    }
+
+    /// Calls a helper function.
+    fn call(self, function: i32) -> Self {
+        self.with(instruction(0x85, Register::R0, Register::R0, 0, function))
+    }
+
+    /// Ends with what is in R0.
+    #[must_use]
+    pub fn exit(self) -> Self {
+        self.with(instruction(0x95, Register::R0, Register::R0, 0, 0))
+    }
+
+    /// Moves the start of the frame `by` bytes on; the context is in R6. Ends with 0, `XDP_ABORTED`, where that fails.
+    #[must_use]
+    pub fn adjust_head(self, by: i32) -> Self {
+        self.copy(Register::R1, Register::R6)
+            .set(Register::R2, by)
+            .call(BPF_FUNC_XDP_ADJUST_HEAD)
+            .skip_if_zero(Register::R0, 2)
+            .set(Register::R0, 0)
+            .exit()
+    }
+
+    /// Goes on with the first program of `array`; the context is in R6. Ends with 0, `XDP_ABORTED`, if there is none.
+    #[must_use]
+    pub fn continue_with(self, array: &ProgramArray) -> Self {
+        self.copy(Register::R1, Register::R6)
+            .wide(Register::R2, BPF_PSEUDO_MAP_FD, u64::from(array.0.as_raw_fd().cast_unsigned()))
+            .set(Register::R3, 0)
+            .call(BPF_FUNC_TAIL_CALL)
+            .set(Register::R0, 0)
+            .exit()
+    }
+
+    /// Has the kernel verify and take it as an XDP program that understands frames in several buffers.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn load_frags(&self) -> io::Result<OwnedFd> {
+        self.load_with(BPF_F_XDP_HAS_FRAGS)
+    }
+
+    /// Has the kernel verify and take it as an XDP program.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn load_xdp(&self) -> io::Result<OwnedFd> {
+        self.load_with(0)
+    }
+
+    fn load_with(&self, flags: u32) -> io::Result<OwnedFd> {
+        let mut attributes = Load {
+            prog_type: BPF_PROG_TYPE_XDP,
+            insn_cnt: u32::try_from(self.0.len()).map_err(io::Error::other)?,
+            insns: self.0.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+            prog_flags: flags,
+            expected_attach_type: BPF_XDP,
+            ..Load::default()
+        };
+        // SAFETY: the attributes point to the instructions and a string, which live through the call.
+        descriptor(unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut attributes, size_of::<Load>() as libc::c_uint)
+        })
+    }
+}
+
+/// A program that does nothing but answer `action`: two instructions.
+#[must_use]
+pub fn constant(action: i32) -> Program {
+    Program::default().set(Register::R0, action).exit()
+}
+
+/// A map of one program, to go on with; empty for every program once this is dropped.
+#[derive(Debug)]
+pub struct ProgramArray(OwnedFd);
+
+impl ProgramArray {
+    /// The map, with `program` in it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn new(program: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut create =
+            Create { map_type: BPF_MAP_TYPE_PROG_ARRAY, key_size: 4, value_size: 4, max_entries: 1, map_flags: 0 };
+        // SAFETY: the attributes hold no pointers.
+        let map = descriptor(unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw mut create, size_of::<Create>() as libc::c_uint)
+        })?;
+        let (key, value) = (0u32, program.as_raw_fd());
+        let mut update = Update {
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            padding: 0,
+            key: (&raw const key) as u64,
+            value: (&raw const value) as u64,
+            flags: 0,
+        };
+        // SAFETY: the attributes point to a key and a value of the map's sizes, which live through the call.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw mut update, size_of::<Update>() as libc::c_uint)
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(map)) }
+    }
+}
+
+/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads here.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// The part of `union bpf_attr` that `BPF_MAP_CREATE` reads here.
+#[repr(C)]
+struct Create {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+/// The part of `union bpf_attr` that `BPF_MAP_UPDATE_ELEM` reads.
+#[repr(C)]
+struct Update {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The descriptor that a system call has returned.
+pub(crate) fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    let descriptor = RawFd::try_from(result).map_err(io::Error::other)?;
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it for this process, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}

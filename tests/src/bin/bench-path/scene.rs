@@ -1,0 +1,177 @@
+//! Loaded programs with services, backends and known clients.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer::{
+    config::model::Failback,
+    core::{
+        io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
+        maglev::{self, Member},
+    },
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+};
+use balancer_common::{
+    client::HashKey,
+    verdict::{MoveCause, Verdict},
+};
+use balancer_tests::{asm::ProgramArray, prog_run};
+
+use crate::{
+    feeder::feeder,
+    paths::{self, Path, SERVICES, Service},
+};
+
+/// Where test runs come in by, and go out by.
+pub(crate) const LOOPBACK: u32 = 1;
+const TABLE_SIZE: u32 = 65_537;
+const BACKENDS: u16 = 8;
+const KEY: HashKey = HashKey { k0: 11, k1: 12 };
+/// Clients that a CPU may record in a second: an eighth of what the table is made for.
+const NEWCOMERS: u32 = 125_000;
+
+/// In which state a path is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A million clients are known where the table sends them.
+    Settled,
+    /// A million clients are known, and every slot of the table has changed since.
+    Exceptions,
+}
+
+/// A loaded program.
+pub(crate) struct Scene {
+    dataplane: KernelDataplane,
+    program: OwnedFd,
+}
+
+impl Scene {
+    /// One for every [`Place`], in its order.
+    pub(crate) fn all() -> Result<[Self; 2]> {
+        let settled = Self::new()?;
+        let mut exceptions = Self::new()?;
+        for index in 0..SERVICES.len() {
+            exceptions.dataplane.swap_table(ServiceId(index as u16), table(index, 1)?, None)?;
+        }
+        let flagged = exceptions.dataplane.memory()?.exceptions;
+        ensure!(flagged == u64::from(TABLE_SIZE) * SERVICES.len() as u64, "only {flagged} slots are flagged");
+        Ok([settled, exceptions])
+    }
+
+    fn new() -> Result<Self> {
+        let capacity = Capacity { slots: 1 << 21, services: 64, returns: 256, clients: 8 * NEWCOMERS };
+        let mut dataplane = KernelDataplane::load(capacity, &[LOOPBACK])?;
+        let mut specs = Vec::new();
+        for (index, service) in SERVICES.iter().enumerate() {
+            specs.push(configure(&mut dataplane, index, service)?);
+        }
+        dataplane.publish_services(&specs)?;
+        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        let mut scene = Self { dataplane, program };
+        scene.make_known()?;
+        Ok(scene)
+    }
+
+    /// Opens a connection of every client, an eighth of them in each second.
+    fn make_known(&mut self) -> Result<()> {
+        let path = paths::known();
+        let (mut frame, feed) = path.opening();
+        let array = ProgramArray::new(self.program.as_fd())?;
+        let program = feeder(&frame, &feed, 0, &array).load_frags().context("the feeder of known clients")?;
+        for second in 1..=u64::from(feed.clients.count.div_ceil(NEWCOMERS)) {
+            frame = prog_run::run(program.as_fd(), &frame, LOOPBACK, NEWCOMERS)?.frame;
+            while self.dataplane.sweep(Duration::from_secs(second)).is_none() {}
+        }
+        let memory = self.dataplane.memory()?;
+        // A hash may name two clients, and a bucket may be full.
+        ensure!(memory.entries >= 999_000, "only {} clients are known: {:?}", memory.entries, memory.stats);
+        Ok(())
+    }
+
+    /// The program.
+    pub(crate) fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
+    /// How many packets took this path so far.
+    pub(crate) fn counted(&self, path: &Path) -> Result<u64> {
+        let verdicts = self.dataplane.interface_stats(LOOPBACK)?.verdicts;
+        let Some(service) = path.service else { return Ok(verdicts[Verdict::Pass.index()]) };
+        let mut sum = 0;
+        for backend in backends(service) {
+            let stats = self.dataplane.backend_stats(backend)?;
+            ensure!(stats.moves.iter().sum::<u64>() == 0, "{}: clients were moved", path.name);
+            sum += stats.packets;
+        }
+        // Every packet to a backend leaves by the interface it came in by.
+        let sent = verdicts[Verdict::Tx.index()];
+        ensure!(sent >= sum, "{}: {sum} packets to backends, {sent} sent", path.name);
+        Ok(sum)
+    }
+}
+
+fn backends(service: usize) -> impl Iterator<Item = BackendId> {
+    (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
+}
+
+/// The service's table; each backend has the slots that `shift` backends before it would have otherwise.
+fn table(service: usize, shift: u16) -> Result<Arc<[u16]>> {
+    let names: Vec<String> = (0..BACKENDS).map(|number| format!("backend {number}")).collect();
+    let members: Vec<_> = names
+        .iter()
+        .zip(0..)
+        .map(|(name, number)| Member {
+            id: service as u16 * BACKENDS + (number + shift) % BACKENDS + 1,
+            name,
+            weight: 1,
+        })
+        .collect();
+    Ok(maglev::table(&members, TABLE_SIZE, KEY).context("no table")?.into())
+}
+
+fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -> Result<ServiceSpec> {
+    let vip: SocketAddr = service.address.parse()?;
+    let id = ServiceId(index as u16);
+    let mut addresses = Vec::new();
+    for backend in backends(index) {
+        let number = backend.0 as u8;
+        let address: SocketAddr =
+            if vip.is_ipv4() { format!("10.0.0.{number}:8080") } else { format!("[fd00::{number}]:8080") }.parse()?;
+        let next_hop = NextHop {
+            ifindex: LOOPBACK,
+            source_mac: [2, 0, 0, 0, 0, 1],
+            destination_mac: [2, 0, 0, 0, 1, number],
+            mtu: 1500,
+            source: None,
+        };
+        dataplane.write_backend(&BackendSpec {
+            id: backend,
+            forwarding: service.forwarding,
+            vip,
+            address,
+            next_hop: Some(next_hop),
+            service: id,
+            keeps_known: true,
+            cause: MoveCause::Down,
+            tunnel_source: Some("10.0.0.254".parse()?),
+        })?;
+        addresses.push((backend, address));
+    }
+    dataplane.swap_table(id, table(index, 0)?, None)?;
+    Ok(ServiceSpec {
+        id,
+        hash_key: KEY,
+        address: vip,
+        protocol: service.protocol,
+        client_prefix: if vip.is_ipv4() { 32 } else { 64 },
+        forwarding: service.forwarding,
+        remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },
+        failback: Failback::Stay,
+        backends: addresses,
+    })
+}
