@@ -381,7 +381,8 @@ impl Dataplane for KernelDataplane {
         let size = u32::try_from(table.len())?;
         anyhow::ensure!(size > 0, "a lookup table needs slots");
         let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
-        let old = self.tables.get(&service);
+        let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
+        let old = self.tables.get(&service).filter(|_| remembers);
         let flags: Vec<u16> = (0..table.len())
             .map(|slot| {
                 let refilled = home.as_ref().is_none_or(|home| home.get(slot) != table.get(slot));
