@@ -1,7 +1,7 @@
 //! A whole site: hosts, demo backends, and the real balancer between them and the clients.
 //!
 //! Backends are `web1`, `web2`, … on the hosts of the same number. A service for IPv4 is called `web`, one for IPv6
-//! `web6`; each client address is a client of its own.
+//! `web6`.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ const PORT: u16 = 80;
 /// How long a start, a change of state or a slow answer may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Connections under way at once.
-const WORKERS: usize = 8;
+pub const WORKERS: usize = 8;
 
 /// What the configuration file says.
 #[derive(Clone, Debug)]
@@ -64,6 +64,10 @@ pub struct Settings {
     pub backends: Vec<(u16, u16)>,
     /// The health check, an inline table.
     pub check: String,
+    /// How long clients are remembered.
+    pub remember: &'static str,
+    /// Bits of an IPv4 address that tell clients apart.
+    pub prefix_v4: u8,
     /// More lines for each service.
     pub service_lines: String,
     /// More lines for the whole, tables among them.
@@ -82,13 +86,15 @@ impl Settings {
             crossed: false,
             backends: (1..=backends).map(|number| (number, 100)).collect(),
             check: r#"{ type = "none" }"#.to_owned(),
+            remember: "0s",
+            prefix_v4: 32,
             service_lines: String::new(),
             lines: String::new(),
         }
     }
 
     fn text(&self, topology: &Topology, files: &Path) -> String {
-        let Self { interfaces, xdp_mode, check, service_lines, lines, .. } = self;
+        let Self { interfaces, xdp_mode, check, remember, prefix_v4, service_lines, lines, .. } = self;
         let (forwarding, port) = match self.forwarding {
             mode @ (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => (forwarding_word(mode), PORT),
             Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
@@ -105,7 +111,8 @@ impl Settings {
             let _ = write!(
                 text,
                 "[[service]]\nname = \"{name}\"\naddress = \"{vip}\"\nforwarding = \"{forwarding}\"\n\
-                 remember = \"0s\"\nclient_prefix = {{ v4 = 32, v6 = 128 }}\ncheck = {check}\n{service_lines}\n"
+                 remember = \"{remember}\"\nclient_prefix = {{ v4 = {prefix_v4}, v6 = 128 }}\ncheck = {check}\n\
+                 {service_lines}\n"
             );
             for &(number, weight) in &self.backends {
                 let of = if self.crossed { family.other() } else { family };

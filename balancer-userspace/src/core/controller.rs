@@ -158,8 +158,9 @@ impl Controller {
                 self.reconfigure(services, &name, "added", now)
             }
             Change::Remove { name, force } => {
-                let known = self.backend(&name)?.known_clients();
-                if self.service(&name.service)?.remembers() && !force {
+                let backend = self.backend(&name)?;
+                if backend.may_keep_known() && !force {
+                    let known = backend.known_clients();
                     return Ok(self.leave(&name, known, now));
                 }
                 let (mut services, index) = self.edit(&name.service)?;
@@ -257,6 +258,15 @@ impl Controller {
             let known = backends.iter().map(Backend::name);
             validate::not_found(&format!("backend in service {}:", name.service), &name.backend, known)
         })
+    }
+
+    /// The name of the backend with this id in its service, one removed whose clients have not all come back included.
+    #[must_use]
+    pub fn name_of(&self, id: BackendId) -> Option<&str> {
+        let backends = self.services.iter().flat_map(Service::backends);
+        let present = backends.map(|backend| (backend.id(), backend.name()));
+        let gone = self.gone.iter().map(|gone| (gone.row.id, gone.name.as_str()));
+        present.chain(gone).find(|&(other, _)| other == id).map(|(_, name)| name)
     }
 
     #[cfg(test)]
@@ -429,9 +439,23 @@ impl Controller {
     }
 
     fn reload(&mut self, services: Vec<ServiceConfig>, now: Instant) -> Result<(String, Vec<Command>), Refused> {
-        let (difference, settled) = self.configure(services, None, now)?;
+        let (mut difference, settled) = self.configure(services, None, now)?;
+        let Settled { mut commands, moves } = settled;
+        let mut all_moves: Vec<Moves> = moves.into_values().collect();
+        let mut returns = 0;
+        for backend in self.services.iter_mut().flat_map(Service::backends_mut).filter(|b| b.is_leaving()) {
+            // The file says that it is to be there.
+            backend.set_admin(Admin::Ready, None);
+            returns += 1;
+        }
+        if returns > 0 {
+            difference.backends[2] += returns;
+            let settled = self.settle(|_| true, Vec::new(), None, now);
+            commands.extend(settled.commands);
+            all_moves.extend(settled.moves.into_values());
+        }
         if difference.services == [0; 3] && difference.backends == [0; 3] {
-            return Ok(("configuration applied: nothing changed".to_owned(), settled.commands));
+            return Ok(("configuration applied: nothing changed".to_owned(), commands));
         }
         let mut message = "configuration applied".to_owned();
         for (what, counts) in [("service", difference.services), ("backend", difference.backends)] {
@@ -442,10 +466,10 @@ impl Controller {
             }
         }
         let slots: u64 = self.services.iter().map(|service| u64::from(service.table_size())).sum();
-        let moved: u64 = settled.moves.values().map(|moves| u64::from(moves.total())).sum();
-        let needless: u64 = settled.moves.values().map(|moves| u64::from(moves.needless())).sum();
+        let moved: u64 = all_moves.iter().map(|moves| u64::from(moves.total())).sum();
+        let needless: u64 = all_moves.iter().map(|moves| u64::from(moves.needless())).sum();
         message += &format!(": {} of {} slots moved, {} needless", grouped(moved), grouped(slots), grouped(needless));
-        Ok((message, settled.commands))
+        Ok((message, commands))
     }
 
     /// Makes `configs` the services that there are, keeping what is known of those that stay.
@@ -469,7 +493,9 @@ impl Controller {
         if difference.services[0] + self.services.len() > usize::from(u16::MAX) {
             return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
         }
-        let used: HashSet<ServiceId> = self.services.iter().map(Service::id).collect();
+        // The id of a service that is gone, with clients still known at its backends, is not another's yet.
+        let gone = self.gone.iter().map(|gone| gone.row.service);
+        let used: HashSet<ServiceId> = self.services.iter().map(Service::id).chain(gone).collect();
         let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
         let mut old_services: HashMap<String, Service> =
             mem::take(&mut self.services).into_iter().map(|service| (service.name().to_owned(), service)).collect();
@@ -612,7 +638,7 @@ impl Controller {
             {
                 // Its known clients are told apart by its id until the last of them has moved or is forgotten.
                 Some(row) => {
-                    let cause = if backend.is_leaving() { MoveCause::Drain } else { MoveCause::Removed };
+                    let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
                     let row = BackendSpec { next_hop: None, keeps_known: false, cause, ..row };
                     commands.push(Command::WriteBackend(row.clone()));
                     gone.push(Gone {

@@ -21,73 +21,73 @@ use crate::{
 };
 
 /// A controller with the clock and what it said last.
-struct Bench {
-    controller: Controller,
-    now: Instant,
+pub(super) struct Bench {
+    pub(super) controller: Controller,
+    pub(super) now: Instant,
 }
 
 impl Bench {
-    fn new(services: Vec<ServiceConfig>) -> (Self, Vec<Command>) {
+    pub(super) fn new(services: Vec<ServiceConfig>) -> (Self, Vec<Command>) {
         let mut controller = Controller::new(config(services), KEY);
         let now = now();
         let commands = controller.start(now);
         (Self { controller, now }, commands)
     }
 
-    fn web() -> Self {
+    pub(super) fn web() -> Self {
         Self::new(vec![web()]).0
     }
 
-    fn service(&self) -> &Service {
+    pub(super) fn service(&self) -> &Service {
         &self.controller.services()[0]
     }
 
-    fn id(&self, backend: &str) -> BackendId {
+    pub(super) fn id(&self, backend: &str) -> BackendId {
         self.controller.backend(&name(backend)).unwrap().id()
     }
 
-    fn shown(&self, backend: &str) -> (State, String) {
+    pub(super) fn shown(&self, backend: &str) -> (State, String) {
         let backend = self.controller.backend(&name(backend)).unwrap();
         (backend.state(), backend.reason().to_owned())
     }
 
-    fn check(&mut self, backend: &str, outcome: CheckOutcome) -> Vec<Command> {
+    pub(super) fn check(&mut self, backend: &str, outcome: CheckOutcome) -> Vec<Command> {
         self.now += Duration::from_secs(2);
         let event = Event::Checked { backend: self.id(backend), outcome, took: Duration::from_millis(1) };
         self.controller.handle(event, self.now)
     }
 
-    fn refuse(&mut self, backend: &str) -> Vec<Command> {
+    pub(super) fn refuse(&mut self, backend: &str) -> Vec<Command> {
         (0..3).flat_map(|_| self.check(backend, CheckOutcome::Hard("connect: refused".to_owned()))).collect()
     }
 
-    fn pass(&mut self, backend: &str) -> Vec<Command> {
+    pub(super) fn pass(&mut self, backend: &str) -> Vec<Command> {
         (0..2).flat_map(|_| self.check(backend, CheckOutcome::Passed)).collect()
     }
 
-    fn change(&mut self, change: Change) -> Result<(String, Vec<Command>), Refused> {
+    pub(super) fn change(&mut self, change: Change) -> Result<(String, Vec<Command>), Refused> {
         self.controller.change(change, self.now)
     }
 
-    fn admin(&mut self, backend: &str, admin: Admin) -> (String, Vec<Command>) {
+    pub(super) fn admin(&mut self, backend: &str, admin: Admin) -> (String, Vec<Command>) {
         self.change(Change::SetAdmin { name: name(backend), admin, timeout: None }).unwrap()
     }
 
-    fn add(&mut self, backend: &str, at: &str) -> Result<(String, Vec<Command>), Refused> {
+    pub(super) fn add(&mut self, backend: &str, at: &str) -> Result<(String, Vec<Command>), Refused> {
         let address = at.parse::<IpAddr>().unwrap();
         self.change(Change::Add { name: name(backend), address, port: Some(8080), weight: None, backup: false })
     }
 
-    fn remove(&mut self, backend: &str) -> (String, Vec<Command>) {
+    pub(super) fn remove(&mut self, backend: &str) -> (String, Vec<Command>) {
         self.change(Change::Remove { name: name(backend), force: false }).unwrap()
     }
 
-    fn reload(&mut self, services: Vec<ServiceConfig>) -> Result<(String, Vec<Command>), Refused> {
+    pub(super) fn reload(&mut self, services: Vec<ServiceConfig>) -> Result<(String, Vec<Command>), Refused> {
         self.change(Change::Reload(Box::new(config(services))))
     }
 }
 
-fn kinds(commands: &[Command]) -> Vec<&'static str> {
+pub(super) fn kinds(commands: &[Command]) -> Vec<&'static str> {
     let kind = |command: &Command| match command {
         Command::WriteBackend(_) => "write",
         Command::RetireBackend(_) => "retire",
@@ -104,14 +104,14 @@ fn kinds(commands: &[Command]) -> Vec<&'static str> {
     kinds
 }
 
-fn lines(commands: &[Command]) -> Vec<&str> {
+pub(super) fn lines(commands: &[Command]) -> Vec<&str> {
     commands
         .iter()
         .filter_map(|command| if let Command::Report(report) = command { Some(report.message.as_str()) } else { None })
         .collect()
 }
 
-fn entries(service: &Service) -> BTreeSet<u16> {
+pub(super) fn entries(service: &Service) -> BTreeSet<u16> {
     service.live_table().iter().copied().collect()
 }
 

@@ -22,6 +22,8 @@ mod report;
 #[cfg(test)]
 mod controller_test;
 #[cfg(test)]
+mod drain_test;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod model_test;

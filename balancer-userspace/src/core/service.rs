@@ -363,12 +363,14 @@ impl Service {
 
     /// Assesses every backend anew and brings the live table in line.
     pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant) -> Refreshed {
+        let remembers = self.remembers();
         for index in 0..self.backends.len() {
             let Some(backend) = self.backends.get(index) else { continue };
             let drains = self.assess(backend, hops, now).drains;
             let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
             let Some(backend) = self.backends.get_mut(index) else { continue };
-            if drains {
+            // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
+            if drains || backend.admin == Admin::Drain && remembers {
                 backend.drain.until.get_or_insert(now + timeout);
             } else {
                 backend.drain = Drain { timeout: backend.drain.timeout, ..Drain::default() };
@@ -548,7 +550,7 @@ impl Backend {
     pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
         self.admin = admin;
         self.drain = Drain { timeout, ..Drain::default() };
-        self.leaving = false;
+        self.leaving &= admin == Admin::Drain;
     }
 
     /// Has it removed once it is drained.
@@ -561,10 +563,21 @@ impl Backend {
 
     /// Whether it is to be removed and has nobody to keep any more.
     pub(crate) fn has_left(&self) -> bool {
-        self.leaving && !self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
+        self.leaving && !self.may_keep_known()
     }
 
-    /// Whether it was to be removed once drained.
+    /// Whether known clients stay with it, were there another one to go to.
+    pub(crate) fn may_keep_known(&self) -> bool {
+        self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
+    }
+
+    /// Why its known clients are moved; `None` while they stay.
+    pub(crate) fn cause_of_moves(&self) -> Option<MoveCause> {
+        let standing = self.assessment.as_ref()?.standing;
+        (!standing.keeps_known).then_some(standing.cause)
+    }
+
+    /// Whether it is to be removed once drained.
     pub(crate) const fn is_leaving(&self) -> bool {
         self.leaving
     }

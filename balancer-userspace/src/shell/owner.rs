@@ -1,6 +1,9 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use balancer_common::map_types::BackendStats;
@@ -30,10 +33,10 @@ pub struct Owner<D> {
     prober: Prober,
     /// How long the last table of each service took, from event to swap.
     builds: HashMap<ServiceId, Duration>,
-    /// Which service each backend's counters belong to.
-    owners: HashMap<BackendId, ServiceId>,
-    /// What the backends that are gone have counted.
-    departed: HashMap<ServiceId, BackendStats>,
+    /// Which service each backend's counters belong to, and the backend's name.
+    owners: HashMap<BackendId, (ServiceId, String)>,
+    /// What the backends that are gone have counted, by name.
+    departed: HashMap<ServiceId, BTreeMap<String, BackendStats>>,
     /// Where the clocks of client memory began.
     started: Instant,
 }
@@ -161,11 +164,14 @@ impl<D: Dataplane> Owner<D> {
             match command {
                 Command::WriteBackend(backend) => {
                     self.dataplane.write_backend(&backend).with_context(|| format!("backend {}", backend.address))?;
-                    self.owners.insert(backend.id, backend.service);
+                    if let Some(name) = self.controller.name_of(backend.id) {
+                        self.owners.insert(backend.id, (backend.service, name.to_owned()));
+                    }
                 }
                 Command::RetireBackend(id) => {
-                    if let Some(service) = self.owners.remove(&id) {
-                        add(self.departed.entry(service).or_default(), &self.dataplane.backend_stats(id)?);
+                    if let Some((service, name)) = self.owners.remove(&id) {
+                        let departed = self.departed.entry(service).or_default().entry(name).or_default();
+                        add(departed, &self.dataplane.backend_stats(id)?);
                     }
                     self.dataplane.retire_backend(id).context("retiring a backend")?;
                 }
@@ -175,6 +181,9 @@ impl<D: Dataplane> Owner<D> {
                 }
                 Command::PublishServices(services) => {
                     self.dataplane.publish_services(&services).context("publishing the services")?;
+                    let listed: HashSet<ServiceId> = services.iter().map(|service| service.id).collect();
+                    self.owners.retain(|_, (service, _)| listed.contains(service));
+                    self.departed.retain(|service, _| listed.contains(service));
                 }
                 Command::WatchNextHop(address) => self.neighbours.watch(address),
                 Command::UnwatchNextHop(address) => self.neighbours.unwatch(address),
@@ -247,7 +256,13 @@ impl<D: Dataplane> Owner<D> {
                     slots_moved_required,
                     slots_moved_needless,
                     remembers: service.remembers(),
-                    departed: self.departed.get(&service.id()).copied().unwrap_or_default(),
+                    departed: self
+                        .departed
+                        .get(&service.id())
+                        .into_iter()
+                        .flatten()
+                        .map(|(name, stats)| (name.clone(), *stats))
+                        .collect(),
                     gone: self
                         .controller
                         .gone()

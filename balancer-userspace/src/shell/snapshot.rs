@@ -75,8 +75,8 @@ pub struct ServiceSnapshot {
     pub table_build: Duration,
     /// Whether clients are remembered.
     pub remembers: bool,
-    /// What backends that are gone for good have counted, in sum.
-    pub departed: BackendStats,
+    /// What backends that are gone for good have counted, by name.
+    pub departed: Vec<(String, BackendStats)>,
     /// Removed backends that clients are still known at: name, known clients at the last sweep, counters.
     pub gone: Vec<(String, u64, BackendStats)>,
     /// Its backends.
@@ -89,7 +89,8 @@ impl ServiceSnapshot {
     pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
         let present = self.backends.iter().map(|backend| &backend.stats);
         let gone = self.gone.iter().map(|gone| &gone.2);
-        present.chain(gone).chain([&self.departed]).map(counter).sum()
+        let departed = self.departed.iter().map(|(_, stats)| stats);
+        present.chain(gone).chain(departed).map(counter).sum()
     }
 }
 

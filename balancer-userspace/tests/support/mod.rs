@@ -153,7 +153,7 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         slots_moved_needless: 0,
         table_build: Duration::from_millis(1),
         remembers: false,
-        departed: BackendStats::default(),
+        departed: Vec::new(),
         gone: Vec::new(),
         backends,
     };

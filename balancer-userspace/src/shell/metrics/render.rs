@@ -1,8 +1,8 @@
 //! A snapshot as OpenMetrics text. Label values are names from the configuration, never a client's address.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use balancer_common::verdict::{CauseIndex, Decision, DropReason, MoveCause, Verdict};
+use balancer_common::verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Verdict};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, text},
@@ -145,12 +145,10 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
         "moves",
         "Known clients moved, by the backend they left and why.",
         services.iter().flat_map(|service| {
-            let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
-            let gone = service.gone.iter().map(|(name, _, stats)| (name.as_str(), stats));
-            present.chain(gone).flat_map(move |(from, stats)| {
+            moves(service).into_iter().flat_map(move |(from, moves)| {
                 MoveCause::ALL.iter().map(move |&cause| {
                     let labels = [("service", service.name.as_str()), ("from", from), ("cause", cause.label())];
-                    (labels, stats.moves[CauseIndex::from(cause).counter()])
+                    (labels, moves[CauseIndex::from(cause).counter()])
                 })
             })
         }),
@@ -192,6 +190,19 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
         "The largest share (of known clients, or of connections without memory) over expected share among the backends.",
         services.iter().filter_map(|s| imbalance(s).map(|ratio| (service(s), ratio))),
     )
+}
+
+/// Clients moved, by the name of the backend they left: one that was removed is counted on, and by the next of its name.
+fn moves(service: &ServiceSnapshot) -> BTreeMap<&str, [u64; MOVE_COUNTERS]> {
+    let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
+    let gone = service.gone.iter().map(|(name, _, stats)| (name.as_str(), stats));
+    let departed = service.departed.iter().map(|(name, stats)| (name.as_str(), stats));
+    let mut by_name = BTreeMap::new();
+    for (name, stats) in present.chain(gone).chain(departed) {
+        let sums = by_name.entry(name).or_insert([0; MOVE_COUNTERS]);
+        sums.iter_mut().zip(stats.moves).for_each(|(sum, moves)| *sum += moves);
+    }
+    by_name
 }
 
 /// Every backend, with its labels.
@@ -385,7 +396,7 @@ pub(super) mod tests {
             slots_moved_needless: 12,
             table_build: Duration::from_micros(1800),
             remembers: false,
-            departed: BackendStats::default(),
+            departed: Vec::new(),
             gone: Vec::new(),
             backends: vec![
                 backend("web1", 100, "up", 30),
@@ -462,6 +473,25 @@ pub(super) mod tests {
         assert_eq!(sum(&text, "balancer_table_slots"), 60_000);
         assert_eq!(sum(&text, "balancer_packets_seen_total"), 1007);
         assert_eq!(sum(&text, "balancer_backend_state"), 3);
+    }
+
+    #[test]
+    fn moves_from_removed_backends_are_counted_on_under_their_name() {
+        let mut snapshot = snapshot();
+        let moved = |count| {
+            let mut moves = [0; MOVE_COUNTERS];
+            moves[CauseIndex::from(MoveCause::Removed).counter()] = count;
+            BackendStats { moves, ..BackendStats::default() }
+        };
+        // web2 was removed twice, of late with clients still known there, and added again each time.
+        snapshot.services[0].departed = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
+        snapshot.services[0].gone = vec![("web2".to_owned(), 7, moved(4))];
+        let text = render(&snapshot);
+        let of = |from: &str| {
+            let series = format!("balancer_moves_total{{service=\"web\",from=\"{from}\",cause=\"removed\"}} ");
+            samples(&text).filter_map(|line| line.strip_prefix(&series)).collect::<Vec<_>>()
+        };
+        assert_eq!([of("web0"), of("web1"), of("web2")], [["5"], ["0"], ["34"]]);
     }
 
     #[test]

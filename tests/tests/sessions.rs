@@ -1,0 +1,497 @@
+//! Sessions with client memory, as their users live through them: who keeps theirs, who loses it and why, and that it is
+//! counted.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    http_client::{Request, send_all},
+    site::{PATIENCE, Settings, Site, WORKERS, counts},
+    topology::{Family, Shape},
+};
+use serde_json::Value;
+
+const CLIENTS: std::ops::RangeInclusive<u16> = 1..=300;
+const NEWCOMERS: std::ops::RangeInclusive<u16> = 301..=500;
+const FAMILY: Family = Family::V4;
+const CAUSES: [&str; 7] = ["down", "drain", "maint", "removed", "failback", "rule", "forgotten"];
+
+/// A session as its client knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Session {
+    backend: String,
+    name: String,
+    requests: u64,
+}
+
+/// Has the balancer's host find its way to the clients: the first reply to a neighbour that it does not know is lost, and
+/// a connection that needs a second SYN is counted twice.
+fn find_the_way_to_the_clients(site: &Site) {
+    let discard = SocketAddr::new(site.topology().client_address(FAMILY, 1), 9);
+    let connect = || TcpStream::connect_timeout(&discard, PATIENCE).unwrap_err().kind();
+    assert_eq!(site.topology().balancer().run_in_thread(connect).unwrap(), io::ErrorKind::ConnectionRefused);
+}
+
+/// A site and the clients that have been there.
+struct Users {
+    site: Site,
+    sessions: BTreeMap<u16, Session>,
+    connections: u64,
+}
+
+impl Users {
+    /// Backends `web1` to `web4` of the configuration, and one more host, `web5`, that serves but is not in it.
+    fn new(forwarding: Forwarding, adapt: impl FnOnce(&mut Settings)) -> Self {
+        let mut site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
+            settings.backends.pop();
+            settings.remember = "60s";
+            settings.check =
+                r#"{ type = "http", path = "/healthz", interval = "300ms", timeout = "250ms", fall = 3, rise = 2 }"#
+                    .to_owned();
+            adapt(settings);
+            Ok(())
+        })
+        .unwrap();
+        for number in 1..=4 {
+            site.wait_state(number, &["up"]).unwrap();
+        }
+        find_the_way_to_the_clients(&site);
+        Self { site, sessions: BTreeMap::new(), connections: 0 }
+    }
+
+    /// One request from each of `clients`, with the session that it has. Gives those that lost their session, with the
+    /// backends that they had before.
+    fn visit(&mut self, clients: impl IntoIterator<Item = u16>) -> BTreeMap<u16, String> {
+        let clients: Vec<u16> = clients.into_iter().collect();
+        let requests: Vec<Request> = clients
+            .iter()
+            .map(|&client| {
+                let session = self.sessions.get(&client).map(|session| session.name.clone());
+                Request { timeout: PATIENCE, ..self.site.request(FAMILY, client).session(session) }
+            })
+            .collect();
+        self.connections += requests.len() as u64;
+        let mut moved = BTreeMap::new();
+        for (client, reply) in
+            clients.into_iter().zip(send_all(self.site.topology().client(), &requests, WORKERS).unwrap())
+        {
+            let answer =
+                reply.and_then(|reply| reply.answer()).unwrap_or_else(|error| panic!("client {client}: {error}"));
+            let now = Session { backend: answer.backend, name: answer.session, requests: answer.requests };
+            if let Some(before) = self.sessions.insert(client, now.clone()) {
+                if now.backend == before.backend {
+                    let next = Session { requests: before.requests + 1, ..before };
+                    assert_eq!(now, next, "client {client} is where it was, and its session is not");
+                } else {
+                    moved.insert(client, before.backend);
+                }
+            }
+        }
+        moved
+    }
+
+    #[track_caller]
+    fn nobody_moves(&mut self, when: &str) {
+        let known: Vec<u16> = self.sessions.keys().copied().collect();
+        let moved = self.visit(known);
+        assert!(moved.is_empty(), "{} of {} clients moved {when}: {moved:?}", moved.len(), self.sessions.len());
+    }
+
+    /// Everybody comes back: the clients of `backend` are moved, all of them, and nobody else. Says how many.
+    #[track_caller]
+    fn only_its_clients_move(&mut self, backend: &str) -> u64 {
+        let its = self.clients_of(backend);
+        assert!(its.len() >= 30, "{backend} has {} of {} clients", its.len(), self.sessions.len());
+        let known: Vec<u16> = self.sessions.keys().copied().collect();
+        let moved = self.visit(known);
+        assert!(moved.values().all(|from| from == backend), "moved from elsewhere as well: {moved:?}");
+        assert_eq!(moved.into_keys().collect::<Vec<_>>(), its, "the clients of {backend}");
+        assert!(self.clients_of(backend).is_empty());
+        self.nobody_moves("a second time");
+        its.len() as u64
+    }
+
+    fn clients_of(&self, backend: &str) -> Vec<u16> {
+        self.sessions.iter().filter(|(_, session)| session.backend == backend).map(|(&client, _)| client).collect()
+    }
+
+    fn homes(&self) -> BTreeMap<String, usize> {
+        counts(self.sessions.values().map(|session| &session.backend))
+    }
+
+    /// `moves_total` is this by cause, and nothing else; and every connection is one decision.
+    #[track_caller]
+    fn assert_moves(&self, expected: &[(&str, u64)]) {
+        let metrics = self.site.metrics().unwrap();
+        for cause in CAUSES {
+            let moves = expected.iter().filter(|(other, _)| *other == cause).map(|(_, moves)| moves).sum::<u64>();
+            let counted = metrics.sum("moves_total", &[&format!("cause=\"{cause}\"")]).unwrap_or(0.0);
+            assert_eq!(counted, moves as f64, "moved for {cause}");
+        }
+        let all = expected.iter().map(|(_, moves)| moves).sum::<u64>();
+        assert_eq!(self.decided("moved"), all as f64);
+        let decisions = metrics.sum("decisions_total", &["service=\"web\""]).unwrap();
+        assert_eq!(decisions, self.connections as f64, "decisions");
+    }
+
+    fn decided(&self, result: &str) -> f64 {
+        let result = format!("result=\"{result}\"");
+        self.site.metrics().unwrap().sum("decisions_total", &["service=\"web\"", &result]).unwrap()
+    }
+
+    /// Waits until the status tells as many known clients of each backend as have sessions there.
+    fn wait_counted(&mut self) {
+        let homes = self.homes();
+        let shown = |status: &balancer::api::model::StatusView| {
+            status.services[0]
+                .backends
+                .iter()
+                .filter(|backend| backend.known_clients > 0)
+                .map(|backend| (backend.name.clone(), backend.known_clients as usize))
+                .collect::<BTreeMap<_, _>>()
+        };
+        self.site
+            .controller()
+            .wait_for(PATIENCE, &format!("known clients {homes:?}"), |status| shown(status) == homes)
+            .unwrap();
+    }
+
+    /// State and reason of a backend.
+    fn shown(&self, number: u16) -> (String, String) {
+        let status = self.site.status().unwrap();
+        let name = format!("web{number}");
+        let backend = status.services[0].backends.iter().find(|backend| backend.name == name).unwrap();
+        (backend.state.clone(), backend.reason.clone())
+    }
+
+    fn add_web5(&mut self) {
+        let address = self.site.backend_address(FAMILY, 5).to_string();
+        println!("{}", self.site.cli(&["backend", "add", "web/web5", &address]).unwrap());
+        self.site.wait_state(5, &["up"]).unwrap();
+    }
+}
+
+fn known_clients_stay_through_every_change(forwarding: Forwarding) {
+    let mut users = Users::new(forwarding, |_| {});
+    users.visit(CLIENTS);
+    users.add_web5();
+    users.nobody_moves("when a backend was added");
+    for (backend, weight) in [("web/web1", "10"), ("web/web3", "300"), ("web/web5", "500"), ("web/web4", "0")] {
+        users.site.cli(&["backend", "weight", backend, weight]).unwrap();
+    }
+    users.nobody_moves("when weights were changed");
+    println!("{}", users.site.cli(&["backend", "drain", "web/web2"]).unwrap());
+    assert_eq!(users.shown(2).0, "draining");
+    users.nobody_moves("while web2 drained");
+    users.site.cli(&["backend", "ready", "web/web2"]).unwrap();
+    assert_eq!(users.shown(2).0, "up");
+    users.nobody_moves("when web2 was ready again");
+
+    users.assert_moves(&[]);
+    let clients = CLIENTS.count() as u64;
+    assert_eq!((users.decided("new"), users.decided("kept")), (clients as f64, (4 * clients) as f64));
+    let connections = users.site.metrics().unwrap().sum("connections_total", &["service=\"web\""]).unwrap();
+    assert_eq!(connections, (5 * clients) as f64);
+    println!("{forwarding:?}: {} clients, 5 connections each, 0 moved: {:?}", clients, users.homes());
+}
+
+#[test]
+fn known_clients_stay_through_every_change_with_nat() {
+    known_clients_stay_through_every_change(Forwarding::Nat);
+}
+
+#[test]
+fn known_clients_stay_through_every_change_with_dsr() {
+    known_clients_stay_through_every_change(Forwarding::Dsr);
+}
+
+#[test]
+fn a_drain_keeps_known_clients_until_its_deadline() {
+    let mut users = Users::new(Forwarding::Nat, |_| {});
+    users.visit(CLIENTS);
+    users.wait_counted();
+    users.site.cli(&["backend", "drain", "web/web2", "--timeout", "1h"]).unwrap();
+    assert_eq!(users.shown(2).0, "draining");
+    users.visit(NEWCOMERS);
+    let late = users.clients_of("web2").into_iter().filter(|client| NEWCOMERS.contains(client)).count();
+    assert_eq!(late, 0, "new clients of a draining backend");
+    users.nobody_moves("while web2 drained");
+    users.wait_counted();
+
+    // Exit code 0, or an error.
+    let said = users.site.cli(&["backend", "drain", "web/web2", "--timeout", "5s", "--wait"]).unwrap();
+    assert!(said.contains("backend web/web2 drained"), "{said}");
+    assert_eq!(users.shown(2).0, "drained");
+    let moved = users.only_its_clients_move("web2");
+    users.assert_moves(&[("drain", moved)]);
+    println!("{moved} clients of web2 moved at the deadline, once each");
+
+    // Nobody is known at web5: there is nothing to wait an hour for.
+    users.site.cli(&["backend", "weight", "web/web1", "0"]).unwrap();
+    users.add_web5();
+    let arguments = ["backend", "drain", "web/web5", "--timeout", "1h", "--wait", "--wait-timeout", "20s"];
+    let said = users.site.cli(&arguments).unwrap();
+    assert!(said.contains("backend web/web5 drained"), "{said}");
+    assert_eq!(users.shown(5).0, "drained");
+}
+
+#[test]
+fn the_clients_of_a_killed_backend_move_once_and_stay_where_they_went() {
+    let mut users = Users::new(Forwarding::Dsr, |_| {});
+    users.visit(CLIENTS);
+    users.site.kill_backend(3).unwrap();
+    users.site.wait_state(3, &["down"]).unwrap();
+    let moved = users.only_its_clients_move("web3");
+    println!("{moved} clients of web3 moved: {:?}", users.homes());
+    users.site.start_backend(3).unwrap();
+    users.site.wait_state(3, &["up"]).unwrap();
+    users.nobody_moves("when web3 was back");
+    users.visit(NEWCOMERS);
+    assert!(users.clients_of("web3").len() >= 20, "new clients of web3: {:?}", users.homes());
+    users.assert_moves(&[("down", moved)]);
+}
+
+#[test]
+fn with_failback_return_they_go_home() {
+    let mut users = Users::new(Forwarding::Nat, |settings| settings.service_lines += "failback = \"return\"\n");
+    users.visit(CLIENTS);
+    let home = users.clients_of("web3");
+    users.site.kill_backend(3).unwrap();
+    users.site.wait_state(3, &["down"]).unwrap();
+    let away = users.only_its_clients_move("web3");
+    users.visit(NEWCOMERS);
+    users.site.start_backend(3).unwrap();
+    users.site.wait_state(3, &["up"]).unwrap();
+    let returned = users.visit(CLIENTS.chain(NEWCOMERS));
+    assert_eq!(returned.into_keys().collect::<Vec<_>>(), home);
+    assert_eq!(users.clients_of("web3"), home);
+    users.nobody_moves("at home");
+    users.assert_moves(&[("down", away), ("failback", away)]);
+}
+
+#[test]
+fn a_soft_failure_drains() {
+    let mut users = Users::new(Forwarding::Nat, |_| {});
+    users.visit(CLIENTS);
+    users.site.fail_backend(2, "503").unwrap();
+    users.site.wait_state(2, &["draining (health)"]).unwrap();
+    assert!(users.shown(2).1.contains("status 503"), "{:?}", users.shown(2));
+    users.nobody_moves("when web2 said no");
+    users.visit(NEWCOMERS);
+    assert!(users.clients_of("web2").iter().all(|client| CLIENTS.contains(client)), "new clients at web2");
+    users.site.fail_backend(2, "ok").unwrap();
+    users.site.wait_state(2, &["up"]).unwrap();
+    users.nobody_moves("when web2 said yes");
+    users.visit(501..=700);
+    assert!(users.clients_of("web2").iter().any(|&client| client > 500), "no new clients at web2");
+    users.assert_moves(&[]);
+}
+
+#[test]
+fn maintenance_and_removal_move_each_with_its_cause() {
+    let mut users = Users::new(Forwarding::Nat, |settings| {
+        settings.service_lines += "drain = { timeout = \"5s\" }\n";
+    });
+    users.visit(CLIENTS);
+    users.site.cli(&["backend", "maint", "web/web1"]).unwrap();
+    assert_eq!(users.shown(1).0, "maint");
+    let maint = users.only_its_clients_move("web1");
+    users.assert_moves(&[("maint", maint)]);
+    users.site.cli(&["backend", "ready", "web/web1"]).unwrap();
+
+    users.wait_counted();
+    let said = users.site.cli(&["backend", "remove", "web/web2"]).unwrap();
+    assert!(said.contains("drains before it is removed"), "{said}");
+    assert_eq!(users.shown(2).0, "draining");
+    users.nobody_moves("while web2 drained");
+    let gone = |status: &balancer::api::model::StatusView| {
+        status.services[0].backends.iter().all(|backend| backend.name != "web2")
+    };
+    users.site.controller().wait_for(PATIENCE, "the removal of web2", gone).unwrap();
+    let drain = users.only_its_clients_move("web2");
+    users.assert_moves(&[("maint", maint), ("drain", drain)]);
+
+    users.site.cli(&["backend", "remove", "web/web3", "--force"]).unwrap();
+    assert_eq!(users.site.status().unwrap().services[0].backends.len(), 2);
+    let removed = users.only_its_clients_move("web3");
+    users.assert_moves(&[("maint", maint), ("drain", drain), ("removed", removed)]);
+    // What a removed backend has counted outlives its row.
+    users.wait_counted();
+    thread::sleep(Duration::from_secs(5));
+    users.assert_moves(&[("maint", maint), ("drain", drain), ("removed", removed)]);
+}
+
+fn client_where(site: &Site, client: u16) -> Value {
+    let address = site.topology().client_address(FAMILY, client).to_string();
+    let text = site.cli(&["client", "where", &address, "--service", "web", "--json"]).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_client_is_found_where_its_answers_come_from() {
+    let mut users = Users::new(Forwarding::Nat, |_| {});
+    let view = client_where(&users.site, 1);
+    assert_eq!(
+        (&view["known"], &view["why"], &view["last_seen_seconds_ago"]),
+        (&false.into(), &"table".into(), &Value::Null)
+    );
+    users.visit(CLIENTS);
+    // Half of the clients are no longer where the table says.
+    users.add_web5();
+    users.site.cli(&["backend", "weight", "web/web5", "400"]).unwrap();
+    users.site.cli(&["backend", "drain", "web/web1"]).unwrap();
+    let mut off_the_table = 0;
+    for client in CLIENTS.step_by(5) {
+        let view = client_where(&users.site, client);
+        assert_eq!(view["backend"], users.sessions[&client].backend, "{view}");
+        assert_eq!((&view["known"], &view["why"]), (&true.into(), &"known".into()), "{view}");
+        assert!(view["last_seen_seconds_ago"].as_u64().is_some_and(|seconds| seconds <= 60), "{view}");
+        let newcomer = client_where(&users.site, client + 1000);
+        assert_eq!((&newcomer["known"], &newcomer["why"]), (&false.into(), &"table".into()));
+        assert_ne!(newcomer["backend"], "web1");
+        off_the_table += u32::from(users.sessions[&client].backend == "web1");
+    }
+    assert!(off_the_table > 0);
+    users.wait_counted();
+    let known: u64 =
+        users.site.status().unwrap().services[0].backends.iter().map(|backend| backend.known_clients).sum();
+    assert_eq!(known, CLIENTS.count() as u64);
+}
+
+#[test]
+fn neighbours_behind_one_prefix_are_one_client() {
+    let mut users = Users::new(Forwarding::Nat, |settings| settings.prefix_v4 = 24);
+    // 10.1.N.1 and 10.1.N.200 for forty N.
+    let first = (0..40u16).map(|net| net << 8 | 1);
+    users.visit(first.clone());
+    users.add_web5();
+    users.visit(first.clone().map(|client| client + 199));
+    for client in first {
+        assert_eq!(users.sessions[&client].backend, users.sessions[&(client + 199)].backend, "client {client}");
+    }
+    assert!(users.homes().len() >= 3, "{:?}", users.homes());
+    assert_eq!((users.decided("new"), users.decided("kept")), (40.0, 40.0));
+    let view = client_where(&users.site, 1);
+    assert_eq!((&view["client"], &view["known"]), (&"10.1.0.0/24".into(), &true.into()));
+}
+
+/// Answers every datagram with `name` until `stop`.
+fn echo(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Result<()> {
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut buffer = [0; 64];
+    while !stop.load(Ordering::Relaxed) {
+        match socket.recv_from(&mut buffer) {
+            Ok((_, from)) => drop(socket.send_to(name.as_bytes(), from)?),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A datagram from each client, from a port of its own; who answered.
+fn ask_by_udp(site: &Site, clients: std::ops::RangeInclusive<u16>, vip: SocketAddr) -> BTreeMap<u16, String> {
+    let ask = || -> io::Result<BTreeMap<u16, String>> {
+        clients
+            .map(|client| {
+                let socket = UdpSocket::bind((site.topology().client_address(FAMILY, client), 0))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.send_to(b"?", vip)?;
+                let mut buffer = [0; 64];
+                let (length, from) = socket.recv_from(&mut buffer)?;
+                assert_eq!(from, vip);
+                Ok((client, String::from_utf8_lossy(&buffer[..length]).into_owned()))
+            })
+            .collect()
+    };
+    site.topology().client().run_in_thread(ask).unwrap().unwrap()
+}
+
+/// Three backends of `echo`; the fourth and fifth come later.
+fn datagrams_stick(forwarding: Forwarding) {
+    const PORT: u16 = 5300;
+    let site = Site::start(Shape::OneLegged, forwarding, 4, |settings, topology| {
+        let port = if forwarding == Forwarding::Nat { 5301 } else { PORT };
+        let vip = SocketAddr::new(topology.vip(FAMILY), PORT);
+        let mode = if forwarding == Forwarding::Nat { "nat" } else { "dsr" };
+        settings.lines = format!(
+            "[[service]]\nname = \"echo\"\naddress = \"{vip}\"\nprotocol = \"udp\"\nforwarding = \"{mode}\"\n\
+             remember = \"60s\"\ncheck = {{ type = \"none\" }}\n"
+        );
+        for number in 1..=3 {
+            let address = SocketAddr::new(topology.backend_address(FAMILY, number - 1), port);
+            settings.lines += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n");
+        }
+        Ok(())
+    })
+    .unwrap();
+    let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
+    find_the_way_to_the_clients(&site);
+    let stop = AtomicBool::new(false);
+    let sum = |name: &str| site.metrics().unwrap().sum(name, &["service=\"echo\""]).unwrap();
+    thread::scope(|scope| {
+        for number in 1..=4u16 {
+            let (site, stop) = (&site, &stop);
+            let own = match forwarding {
+                Forwarding::Nat => SocketAddr::new(site.topology().backend_address(FAMILY, number - 1), 5301),
+                Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => vip,
+            };
+            let host = &site.topology().backends()[usize::from(number) - 1];
+            let socket = host.run_in_thread(|| UdpSocket::bind(own)).unwrap().unwrap();
+            scope.spawn(move || echo(&socket, &format!("web{number}"), stop).unwrap());
+        }
+        let _stops = Stop(&stop);
+        let homes = ask_by_udp(&site, CLIENTS, vip);
+        assert_eq!(counts(homes.values()).len(), 3);
+        let address = SocketAddr::new(
+            site.topology().backend_address(FAMILY, 3),
+            if forwarding == Forwarding::Nat { 5301 } else { PORT },
+        );
+        site.cli(&["backend", "add", "echo/web4", &address.to_string()]).unwrap();
+        site.cli(&["backend", "drain", "echo/web1"]).unwrap();
+        for _ in 0..3 {
+            assert_eq!(ask_by_udp(&site, CLIENTS, vip), homes, "{forwarding:?}");
+        }
+        let clients = CLIENTS.count() as f64;
+        assert_eq!(
+            (sum("connections_total"), sum("decisions_total")),
+            (clients, clients),
+            "4 datagrams of each client"
+        );
+        let newcomers = ask_by_udp(&site, NEWCOMERS, vip);
+        assert!(newcomers.values().all(|home| home != "web1") && newcomers.values().any(|home| home == "web4"));
+
+        // Idle for half a minute: the next datagram is a new connection, of a client that is still known.
+        thread::sleep(Duration::from_secs(32));
+        assert_eq!(ask_by_udp(&site, CLIENTS, vip), homes, "{forwarding:?}");
+        let kept = site.metrics().unwrap().sum("decisions_total", &["service=\"echo\"", "result=\"kept\""]).unwrap();
+        assert_eq!((sum("connections_total"), kept), (2.0 * clients + NEWCOMERS.count() as f64, clients));
+    });
+}
+
+/// Ends the echoes whatever happens, so that a failed test ends too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn datagrams_stick_with_nat() {
+    datagrams_stick(Forwarding::Nat);
+}
+
+#[test]
+fn datagrams_stick_with_dsr() {
+    datagrams_stick(Forwarding::Dsr);
+}
