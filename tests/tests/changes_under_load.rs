@@ -1,7 +1,8 @@
 //! A hundred changes while clients keep connecting.
 //!
-//! Without memory a client follows its slot of the table, so a change cuts the connections that are under way of
-//! exactly the clients that it moves. Nobody else may notice anything.
+//! With memory known clients stay wherever the table points, so nobody notices anything. Without memory a client follows
+//! its slot of the table, so a change cuts the connections that are under way of exactly the clients that it moves, and
+//! of nobody else.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -195,7 +196,7 @@ fn nobody_else_notices(forwarding: Forwarding) {
     let status = site.status().unwrap();
     assert_eq!(status.services[0].table_generation, 1 + CHANGES as u64);
     let unreachable = site.metrics().unwrap().sum("drops_total", &["reason=\"no_next_hop\""]).unwrap();
-    println!("{unreachable} packets dropped for want of a next hop");
+    assert_eq!(unreachable, 0.0, "packets dropped for want of a next hop");
     site.controller().ensure_running().unwrap();
 }
 
@@ -207,4 +208,57 @@ fn nobody_else_notices_with_dsr() {
 #[test]
 fn nobody_else_notices_with_nat() {
     nobody_else_notices(Forwarding::Nat);
+}
+
+/// A hundred additions, weights, drains and returns, with memory.
+fn nobody_notices(forwarding: Forwarding) {
+    let site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
+        settings.remember = "60s";
+        settings.backends.pop();
+        Ok(())
+    })
+    .unwrap();
+    let fifth = site.backend_address(FAMILY, 5);
+    let known = site.homes(FAMILY, CLIENTS).unwrap();
+    let mut changes = changes(fifth);
+    // What moves known clients at once is left out.
+    changes.retain(|(what, _)| !what.starts_with("remove") && !what.contains("web4"));
+    let addition = changes.remove(0).1;
+
+    let stop = AtomicBool::new(false);
+    let clients: Vec<u16> = CLIENTS.collect();
+    let attempts: Vec<Attempt> = thread::scope(|scope| {
+        let (site, stop) = (&site, &stop);
+        let _stop = StopOnDrop(stop);
+        let workers: Vec<_> =
+            clients.chunks(clients.len() / WORKERS).map(|part| scope.spawn(move || load(site, part, stop))).collect();
+        apply(site, &addition);
+        for (_, change) in changes.iter().cycle().take(CHANGES - 1) {
+            thread::sleep(PAUSE);
+            apply(site, change);
+        }
+        thread::sleep(PAUSE);
+        stop.store(true, Ordering::Relaxed);
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+
+    for attempt in &attempts {
+        let took = attempt.end - attempt.start;
+        let home = known.get(&attempt.client).cloned();
+        assert_eq!(attempt.outcome.clone().map(Some), Ok(home), "client {} after {took:?}", attempt.client);
+    }
+    assert!(attempts.len() >= 10 * CHANGES, "no load: {}", attempts.len());
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("moves_total", &["service=\"web\""]).unwrap(), 0.0);
+    assert!(metrics.sum("table_generation", &["service=\"web\""]).unwrap() > 50.0, "the tables changed");
+}
+
+#[test]
+fn with_memory_nobody_notices_with_dsr() {
+    nobody_notices(Forwarding::Dsr);
+}
+
+#[test]
+fn with_memory_nobody_notices_with_nat() {
+    nobody_notices(Forwarding::Nat);
 }

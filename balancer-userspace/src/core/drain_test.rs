@@ -54,7 +54,14 @@ fn kept(commands: &[Command]) -> Vec<Result<(), MoveCause>> {
     let row = |command: &Command| match command {
         Command::WriteBackend(row) if row.keeps_known => Some(Ok(())),
         Command::WriteBackend(row) => Some(Err(row.cause)),
-        _ => None,
+        Command::RetireBackend(_)
+        | Command::SwapTable { .. }
+        | Command::PublishServices(_)
+        | Command::WatchNextHop(_)
+        | Command::UnwatchNextHop(_)
+        | Command::StartChecks { .. }
+        | Command::StopChecks(_)
+        | Command::Report(_) => None,
     };
     commands.iter().filter_map(row).collect()
 }
