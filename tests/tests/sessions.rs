@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     http_client::{Request, send_all},
@@ -83,8 +84,7 @@ impl Users {
         for (client, reply) in
             clients.into_iter().zip(send_all(self.site.topology().client(), &requests, WORKERS).unwrap())
         {
-            let answer =
-                reply.and_then(|reply| reply.answer()).unwrap_or_else(|error| panic!("client {client}: {error}"));
+            let answer = reply.and_then(|reply| reply.answer()).with_context(|| format!("client {client}")).unwrap();
             let now = Session { backend: answer.backend, name: answer.session, requests: answer.requests };
             if let Some(before) = self.sessions.insert(client, now.clone()) {
                 if now.backend == before.backend {
@@ -415,7 +415,7 @@ fn ask_by_udp(site: &Site, clients: std::ops::RangeInclusive<u16>, vip: SocketAd
     site.topology().client().run_in_thread(ask).unwrap().unwrap()
 }
 
-/// Three backends of `echo`; the fourth and fifth come later.
+/// Three backends of `echo`; the fourth comes later.
 fn datagrams_stick(forwarding: Forwarding) {
     const PORT: u16 = 5300;
     let site = Site::start(Shape::OneLegged, forwarding, 4, |settings, topology| {

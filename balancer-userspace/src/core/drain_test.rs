@@ -51,17 +51,9 @@ fn remove(bench: &mut Bench, force: bool) -> (String, Vec<Command>) {
 
 /// Whether known clients stay, as the data path is told; else why they go.
 fn kept(commands: &[Command]) -> Vec<Result<(), MoveCause>> {
-    let row = |command: &Command| match command {
-        Command::WriteBackend(row) if row.keeps_known => Some(Ok(())),
-        Command::WriteBackend(row) => Some(Err(row.cause)),
-        Command::RetireBackend(_)
-        | Command::SwapTable { .. }
-        | Command::PublishServices(_)
-        | Command::WatchNextHop(_)
-        | Command::UnwatchNextHop(_)
-        | Command::StartChecks { .. }
-        | Command::StopChecks(_)
-        | Command::Report(_) => None,
+    let row = |command: &Command| {
+        let Command::WriteBackend(row) = command else { return None };
+        Some(if row.keeps_known { Ok(()) } else { Err(row.cause) })
     };
     commands.iter().filter_map(row).collect()
 }
