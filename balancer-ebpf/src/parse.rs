@@ -179,12 +179,20 @@ pub struct Ports {
 #[inline(always)]
 #[must_use]
 pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
+    with_ip(frame, Some)
+}
+
+/// What `then` makes of the IP header of a frame: compiled once for each family, so that what is constant for one of them
+/// costs nothing. `None`: as [`ip`].
+#[inline(always)]
+#[must_use]
+pub fn with_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Option<Then>) -> Option<Then> {
     let (l3_offset, ether_type) = ethernet(frame)?;
     let header = frame.skip(l3_offset);
     if ether_type == EtherType::Ipv4 as u16 {
-        ipv4(header, l3_offset)
+        then(ipv4(header, l3_offset)?)
     } else if ether_type == EtherType::Ipv6 as u16 {
-        ipv6(header, l3_offset)
+        then(ipv6(header, l3_offset)?)
     } else {
         None
     }

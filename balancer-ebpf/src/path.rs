@@ -28,21 +28,32 @@ pub fn process(ingress: Ingress) -> Outcome {
 #[inline(always)]
 fn plain(ingress: Ingress) -> Step {
     let frame = ingress.frame();
-    let Some(ip) = parse::ip(frame) else { return Step::PASS };
+    match parse::with_ip(
+        frame,
+        #[inline(always)]
+        |ip| Some(packet(ingress, frame, &ip)),
+    ) {
+        Some(step) => step,
+        None => Step::PASS,
+    }
+}
+
+#[inline(always)]
+fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let plain = (ip.protocol == TCP || ip.protocol == UDP)
         && ip.well_formed
         && !ip.fragment.is_part()
-        && within_frame(ingress, frame, &ip);
+        && within_frame(ingress, frame, ip);
     if !plain {
         return Step::RARE;
     }
-    let Some(ports) = parse::ports(&ip) else { return Step::RARE };
+    let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
-    let Some(service) = service::of_port(control, services(control), &ip, ports.destination) else {
-        return not_for_a_service(control, &ip, ports.source);
+    let Some(service) = service::of_port(control, services(control), ip, ports.destination) else {
+        return not_for_a_service(control, ip, ports.source);
     };
-    match steer::choose(service, &ip, ports) {
-        Ok(choice) => forward::to_backend(ingress, frame, &ip, Carries::Header, choice),
+    match steer::choose(service, ip, ports) {
+        Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice),
         Err(reason) => Step::drop(reason),
     }
 }
