@@ -607,11 +607,13 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
 /// With the verifier's log, when it refuses.
 pub(super) fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
     // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
-    const ATTEMPTS: u32 = 10;
+    const ATTEMPTS: u32 = 50;
+    const PAUSE: Duration = Duration::from_millis(2);
     let mut result = program.load();
     for _ in 1..ATTEMPTS {
         match &result {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(PAUSE);
                 result = program.load();
             }
             Ok(()) | Err(_) => break,
