@@ -125,6 +125,22 @@ fn load(site: &Site, clients: &[u16], stop: &AtomicBool) -> Vec<Attempt> {
     attempts
 }
 
+/// What becomes of the connections that all clients open meanwhile.
+fn under_load(site: &Site, changes: impl FnOnce()) -> Vec<Attempt> {
+    let stop = AtomicBool::new(false);
+    let clients: Vec<u16> = CLIENTS.collect();
+    thread::scope(|scope| {
+        let stop = &stop;
+        let _stop = StopOnDrop(stop);
+        let workers: Vec<_> =
+            clients.chunks(clients.len() / WORKERS).map(|part| scope.spawn(move || load(site, part, stop))).collect();
+        changes();
+        thread::sleep(PAUSE);
+        stop.store(true, Ordering::Relaxed);
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    })
+}
+
 fn nobody_else_notices(forwarding: Forwarding) {
     let mut site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
         settings.backends.pop();
@@ -136,25 +152,16 @@ fn nobody_else_notices(forwarding: Forwarding) {
     let mut reigns = vec![Reign { what: "start", begun: Instant::now(), gone: None, homes: homes(&core, &site) }];
     site.homes(FAMILY, CLIENTS).unwrap();
 
-    let stop = AtomicBool::new(false);
-    let clients: Vec<u16> = CLIENTS.collect();
-    let attempts: Vec<Attempt> = thread::scope(|scope| {
-        let (site, stop) = (&site, &stop);
-        let _stop = StopOnDrop(stop);
-        let workers: Vec<_> =
-            clients.chunks(clients.len() / WORKERS).map(|part| scope.spawn(move || load(site, part, stop))).collect();
+    let attempts = under_load(&site, || {
         for (what, change) in changes(fifth).iter().cycle().take(CHANGES) {
             thread::sleep(PAUSE);
             balancer_tests::site::change(&mut core, change.clone()).unwrap();
-            let next = homes(&core, site);
+            let next = homes(&core, &site);
             let begun = Instant::now();
-            apply(site, change);
+            apply(&site, change);
             reigns.last_mut().unwrap().gone = Some(Instant::now());
             reigns.push(Reign { what, begun, gone: None, homes: next });
         }
-        thread::sleep(PAUSE);
-        stop.store(true, Ordering::Relaxed);
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     });
 
     let mut cut = BTreeMap::<String, usize>::new();
@@ -185,6 +192,7 @@ fn nobody_else_notices(forwarding: Forwarding) {
         attempts.len()
     );
     assert!(attempts.len() >= 10 * CHANGES, "no load: {}", attempts.len());
+    let clients: Vec<u16> = CLIENTS.collect();
     let moved =
         clients.iter().filter(|client| reigns.iter().any(|reign| reign.homes[client] != reigns[0].homes[client]));
     assert!(moved.count() > clients.len() / 2, "the changes have moved hardly anybody");
@@ -225,21 +233,12 @@ fn nobody_notices(forwarding: Forwarding) {
     changes.retain(|(what, _)| !what.starts_with("remove") && !what.contains("web4"));
     let addition = changes.remove(0).1;
 
-    let stop = AtomicBool::new(false);
-    let clients: Vec<u16> = CLIENTS.collect();
-    let attempts: Vec<Attempt> = thread::scope(|scope| {
-        let (site, stop) = (&site, &stop);
-        let _stop = StopOnDrop(stop);
-        let workers: Vec<_> =
-            clients.chunks(clients.len() / WORKERS).map(|part| scope.spawn(move || load(site, part, stop))).collect();
-        apply(site, &addition);
+    let attempts = under_load(&site, || {
+        apply(&site, &addition);
         for (_, change) in changes.iter().cycle().take(CHANGES - 1) {
             thread::sleep(PAUSE);
-            apply(site, change);
+            apply(&site, change);
         }
-        thread::sleep(PAUSE);
-        stop.store(true, Ordering::Relaxed);
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     });
 
     for attempt in &attempts {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Failure, output};
-use crate::config;
+use crate::{config, words::counted};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -21,11 +21,6 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         writeln!(io::stderr(), "{warning}")?;
     }
     let backends = config.services.iter().map(|service| service.backends.len()).sum();
-    let (services, backends) = (count(config.services.len(), "service"), count(backends, "backend"));
+    let (services, backends) = (counted(config.services.len(), "service"), counted(backends, "backend"));
     Ok(output::print(&format!("{}: ok: {services}, {backends}\n", args.file.display()))?)
-}
-
-fn count(number: usize, noun: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{} {noun}{plural}", output::grouped(number as u64))
 }

@@ -7,11 +7,12 @@ use clap::Subcommand;
 
 use super::{
     Failure,
-    output::{self, Table, grouped},
+    output::{self, Table},
 };
 use crate::{
     api::{client::Client, model::ClientQuery},
     config::value,
+    words::grouped,
 };
 
 #[derive(Debug, Subcommand)]

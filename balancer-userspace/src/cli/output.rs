@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
 
-use crate::api::model::ServiceView;
+use crate::{api::model::ServiceView, words::grouped};
 
 /// A table without borders, whose columns of numbers are flush right.
 #[derive(Debug)]
@@ -33,19 +33,6 @@ impl Table {
     pub(super) fn render(&self) -> String {
         self.0.lines().map(|line| format!("{}\n", line.trim_end())).collect()
     }
-}
-
-/// `number` with a comma between thousands.
-pub(super) fn grouped(number: impl Into<u64>) -> String {
-    let digits = number.into().to_string();
-    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 /// `part` of `whole` in percent.

@@ -4,9 +4,9 @@ use clap::Subcommand;
 
 use super::{
     Failure,
-    output::{self, Table, grouped},
+    output::{self, Table},
 };
-use crate::{api::client::Client, config::value};
+use crate::{api::client::Client, config::value, words::grouped};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {

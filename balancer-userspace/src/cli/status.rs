@@ -7,9 +7,12 @@ use std::{
 
 use super::{
     Failure,
-    output::{self, Table, grouped},
+    output::{self, Table},
 };
-use crate::api::{client::Client, model::StatusView};
+use crate::{
+    api::{client::Client, model::StatusView},
+    words::grouped,
+};
 
 const REDRAW: Duration = Duration::from_secs(1);
 /// ANSI: cursor home, erase the screen.

@@ -29,11 +29,12 @@ use crate::{
             ReportLevel, ServiceId, ServiceSpec,
         },
         next_hops::NextHops,
-        report::{self, counted, grouped},
+        report,
         service::{Backend, Service},
         table::{Footing, Moves},
         validate,
     },
+    words::{counted, grouped},
 };
 
 /// Weight of a backend that is added without one.

@@ -240,7 +240,7 @@ fn an_added_backend_finds_its_way_back_before_its_clients() {
     assert_eq!(kinds(&commands), ["write", "swap"]);
     assert!(!bench.controller.waits_for_next_hop(&name("web/web5")));
     let (required, needless) = bench.service().slots_moved();
-    let total = crate::core::report::grouped(required + needless);
+    let total = crate::words::grouped(required + needless);
     let message = bench.controller.added(&name("web/web5"), (0, 0));
     assert_eq!(message, format!("backend web/web5 added: {total} of 65,537 slots moved, {needless} needless"));
     assert!((required + needless).abs_diff(13_107) < 1_966 && needless <= 393, "{message}");

@@ -13,8 +13,8 @@ use crate::{
     core::{
         ids::Ids,
         io::{BackendName, Refused},
-        report::grouped,
     },
+    words::grouped,
 };
 
 /// Longest name of a service or a backend, in bytes.

@@ -35,6 +35,7 @@ use crate::{
         prober::Prober,
         shutdown,
     },
+    words::counted,
 };
 
 /// Events that may wait for the controller; whoever has more to say waits.
@@ -93,9 +94,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let api = tokio::spawn(api_server::serve(socket, calls_in.clone(), ended(stopped.clone())));
     let scrapes = metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, calls_in, ended(stopped))));
-    let services = config.services.len();
-    let plural = if services == 1 { "" } else { "s" };
-    info!("serving {services} service{plural}, control socket {}", config.socket.display());
+    let services = counted(config.services.len(), "service");
+    info!("serving {services}, control socket {}", config.socket.display());
 
     tokio::pin!(shutdown);
     let mut joining = Joining::default();
