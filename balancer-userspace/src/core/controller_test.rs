@@ -11,11 +11,11 @@ use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 use crate::{
     config::model::{CheckKind, ServiceConfig, WhenAllDown},
     core::{
-        backend::State,
         controller::Controller,
         fixture::{KEY, address, backend, config, name, next_hop, now, service, web},
         io::{Admin, BackendId, Change, CheckOutcome, Command, Event, Refused, ReportLevel},
         service::Service,
+        standing::State,
         table::Footing,
     },
 };

@@ -8,10 +8,10 @@ use balancer_common::verdict::MoveCause;
 use crate::{
     config::model::ServiceConfig,
     core::{
-        backend::State,
         controller_test::{Bench, kinds, lines},
         fixture::{name, web},
         io::{Admin, BackendId, Change, CheckOutcome, Command, Event},
+        standing::State,
     },
 };
 

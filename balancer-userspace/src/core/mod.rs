@@ -4,7 +4,6 @@
 //! this crate's `clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now`; the shell uses
 //! `tokio::time::Instant::now().into_std()`.
 
-pub mod backend;
 pub mod controller;
 pub mod health;
 pub mod io;
@@ -12,6 +11,7 @@ pub mod keys;
 pub mod locate;
 pub mod maglev;
 pub mod service;
+pub mod standing;
 pub mod table;
 pub mod validate;
 

@@ -14,7 +14,6 @@ use proptest::{prelude::*, sample::Index};
 use crate::{
     config::model::{CheckKind, ServiceConfig, WhenAllDown},
     core::{
-        backend::State,
         controller::Controller,
         fixture::{KEY, backend, check, config, next_hop, now, service},
         io::{
@@ -23,6 +22,7 @@ use crate::{
         },
         maglev::{self, Member},
         service::{Backend, Service},
+        standing::State,
         table::Footing,
     },
 };

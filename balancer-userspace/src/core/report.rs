@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     core::{
-        backend::State,
         io::{BackendName, Report, ReportLevel},
+        standing::State,
         table::{Footing, Moves},
     },
     words::{counted, grouped},

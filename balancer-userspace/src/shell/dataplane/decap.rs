@@ -13,7 +13,8 @@ use balancer_common::map_types::{DecapKey, DecapStats, MAX_DECAP_VIPS};
 use super::{
     OBJECT,
     attach::{self, Attached},
-    kernel::{load_program, per_cpu},
+    kernel::per_cpu,
+    load::load_program,
     rows::{address_words, family},
 };
 use crate::config::model::XdpMode;

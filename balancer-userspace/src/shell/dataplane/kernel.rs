@@ -13,15 +13,15 @@ use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::{ProgramError, Xdp},
+    programs::Xdp,
 };
 use balancer_common::{
-    client_table::{BUCKET_ENTRIES, Bucket, Clock, TICK_MASK},
+    client_table::{Clock, TICK_MASK},
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
         Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES, MemoryStats,
-        ReplyStats, ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceKey, ServiceRow, SlotLine,
-        TableSlot, interface_row,
+        ReplyStats, ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
+        interface_row,
     },
     service_table::TableView,
 };
@@ -30,7 +30,10 @@ use bytemuck::Zeroable as _;
 use super::{
     Dataplane, KnownClient, OBJECT,
     attach::{self, Attached},
+    capacity::Capacity,
     clients::{ClientTable, Memory},
+    halves::Halves,
+    load::load_program,
     mapped::MappedArray,
     offload::ReceiveOffload,
     placement,
@@ -38,68 +41,16 @@ use super::{
     rows,
 };
 use crate::{
-    config::model::{Config, XdpMode},
+    config::model::XdpMode,
     core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
     shell::snapshot::MemorySnapshot,
 };
 
-/// How large the maps are made. They cannot grow while the program runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Slots of all live tables, old ones on their way out included.
-    pub slots: u32,
-    /// Services and VIP addresses.
-    pub services: u32,
-    /// Backends of `nat` services and their addresses.
-    pub returns: u32,
-    /// Known clients.
-    pub clients: u32,
-}
-
-/// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
-const ENTRIES_PER_CLIENT: u32 = 4;
 /// Each CPU records at most this part of the table's capacity in newcomers a second: a flood takes long to fill it, and
 /// whoever comes back is established by then.
 const NEWCOMERS_PART: u32 = 8;
 /// Entries looked at in one part of a sweep: about a millisecond's work.
 const SWEEP_PART: usize = 1 << 18;
-
-impl Capacity {
-    fn buckets(&self) -> u32 {
-        let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
-        let buckets = entries.div_ceil(BUCKET_ENTRIES as u64).next_power_of_two();
-        u32::try_from(buckets).unwrap_or(1 << 31)
-    }
-
-    /// Bytes of the client table.
-    #[must_use]
-    pub fn client_table_bytes(&self) -> u64 {
-        u64::from(self.buckets()) * size_of::<Bucket>() as u64
-    }
-
-    /// Room for what `config` holds and for as much again.
-    #[must_use]
-    pub fn for_config(config: &Config) -> Self {
-        let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
-        let tables = config.services.iter().map(|service| lines(service.table_size));
-        let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
-        let total: u32 = tables.clone().fold(0, u32::saturating_add);
-        let largest = tables.max().unwrap_or(0);
-        let at_least =
-            |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
-        Self {
-            slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
-            services: at_least(2 * config.services.len(), 256),
-            returns: at_least(2 * backends, 512),
-            clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
-                config.client_table_capacity
-            } else {
-                // Nobody remembers: the smallest table there is.
-                1
-            },
-        }
-    }
-}
 
 /// The live table of a service.
 struct Table {
@@ -116,38 +67,6 @@ struct Table {
 impl Table {
     fn location(&self) -> LiveTable {
         LiveTable { first: self.lines.start * SLOTS_PER_LINE, size: self.size }
-    }
-}
-
-/// One of the two-halved maps.
-struct Halves<T> {
-    rows: MappedArray<T>,
-    half: u32,
-    second_active: bool,
-}
-
-impl<T: bytemuck::Pod> Halves<T> {
-    fn new(map: MapData) -> anyhow::Result<Self> {
-        let rows = MappedArray::new(map)?;
-        let half = u32::try_from(rows.len() / 2)?;
-        Ok(Self { rows, half, second_active: false })
-    }
-
-    fn inactive_base(&self) -> u32 {
-        if self.second_active { 0 } else { self.half }
-    }
-
-    /// Writes `rows` into the inactive half, which no packet reads, and says where they lie.
-    fn fill(&mut self, rows: &[T], keys: &[ServiceKey]) -> anyhow::Result<placement::Placement> {
-        let base = self.inactive_base();
-        let placement = placement::place(keys, base, self.half)?;
-        for row in base..base + self.half {
-            self.rows.store(row as usize, T::zeroed());
-        }
-        for (row, value) in placement.rows.iter().zip(rows) {
-            self.rows.store(*row as usize, *value);
-        }
-        Ok(placement)
     }
 }
 
@@ -599,34 +518,6 @@ pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<Per
 
 fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
     anyhow!("counting the CPUs ({what}): {error}")
-}
-
-/// Has the kernel verify and take the program.
-///
-/// # Errors
-/// With the verifier's log, when it refuses.
-pub(super) fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
-    // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
-    const ATTEMPTS: u32 = 50;
-    const PAUSE: Duration = Duration::from_millis(2);
-    let mut result = program.load();
-    for _ in 1..ATTEMPTS {
-        match &result {
-            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {
-                std::thread::sleep(PAUSE);
-                result = program.load();
-            }
-            Ok(()) | Err(_) => break,
-        }
-    }
-    result.map_err(explain_load)
-}
-
-fn explain_load(error: ProgramError) -> anyhow::Error {
-    if let ProgramError::LoadError { io_error, verifier_log } = &error {
-        return anyhow!("the kernel refused the program: {io_error}\n{verifier_log}");
-    }
-    anyhow!("the kernel refused the program: {error}")
 }
 
 /// A multiplier for [`interface_row`] that gives every interface a row of its own.

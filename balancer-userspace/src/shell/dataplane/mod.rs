@@ -1,9 +1,12 @@
 //! The kernel's side of the controller: the only place in user space that names maps.
 
 mod attach;
+mod capacity;
 mod clients;
 mod decap;
+mod halves;
 mod kernel;
+mod load;
 mod mapped;
 mod offload;
 mod placement;
@@ -11,8 +14,9 @@ mod regions;
 mod rows;
 
 pub use attach::Attached;
+pub use capacity::Capacity;
 pub use decap::Decap;
-pub use kernel::{Capacity, KernelDataplane};
+pub use kernel::KernelDataplane;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 

@@ -1,0 +1,161 @@
+//! From one configuration to the next.
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    time::Instant,
+};
+
+use super::{Controller, settle::Settled};
+use crate::{
+    config::model::{BackendConfig, ServiceConfig},
+    core::{
+        ids::Ids,
+        io::{Admin, BackendName, Command, Refused, ServiceId},
+        service::{Backend, Service},
+        table::Moves,
+        validate,
+    },
+    words::{counted, grouped},
+};
+
+/// How one configuration differs from the one before.
+#[derive(Default)]
+pub(super) struct Difference {
+    pub(super) services: [usize; 3],
+    pub(super) backends: [usize; 3],
+}
+
+impl Controller {
+    pub(super) fn reload(
+        &mut self,
+        services: Vec<ServiceConfig>,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let (mut difference, settled) = self.configure(services, None, now)?;
+        let Settled { mut commands, moves } = settled;
+        let mut all_moves: Vec<Moves> = moves.into_values().collect();
+        let mut returns = 0;
+        for backend in self.services.iter_mut().flat_map(Service::backends_mut).filter(|b| b.is_leaving()) {
+            // The file says that it is to be there.
+            backend.set_admin(Admin::Ready, None);
+            returns += 1;
+        }
+        if returns > 0 {
+            difference.backends[2] += returns;
+            let settled = self.settle(|_| true, Vec::new(), None, now);
+            commands.extend(settled.commands);
+            all_moves.extend(settled.moves.into_values());
+        }
+        if difference.services == [0; 3] && difference.backends == [0; 3] {
+            return Ok(("configuration applied: nothing changed".to_owned(), commands));
+        }
+        let mut message = "configuration applied".to_owned();
+        for (what, counts) in [("service", difference.services), ("backend", difference.backends)] {
+            for (count, done) in counts.into_iter().zip(["added", "removed", "changed"]) {
+                if count > 0 {
+                    message += &format!(", {} {done}", counted(count, what));
+                }
+            }
+        }
+        let slots: u64 = self.services.iter().map(|service| u64::from(service.table_size())).sum();
+        let moved: u64 = all_moves.iter().map(|moves| u64::from(moves.total())).sum();
+        let needless: u64 = all_moves.iter().map(|moves| u64::from(moves.needless())).sum();
+        message += &format!(": {} of {} slots moved, {} needless", grouped(moved), grouped(slots), grouped(needless));
+        Ok((message, commands))
+    }
+
+    /// Makes `configs` the services that there are, keeping what is known of those that stay.
+    pub(super) fn configure(
+        &mut self,
+        configs: Vec<ServiceConfig>,
+        subject: Option<&BackendName>,
+        now: Instant,
+    ) -> Result<(Difference, Settled), Refused> {
+        validate::services(&configs)?;
+        let difference = self.difference(&configs);
+        let added = difference.backends[0];
+        if added > self.ids.free() {
+            return Err(Refused::Conflict(format!(
+                "{} to add and {} of {} left: remove some first",
+                counted(added, "backend"),
+                grouped(self.ids.free() as u64),
+                grouped(Ids::TOTAL as u64)
+            )));
+        }
+        if difference.services[0] + self.services.len() > usize::from(u16::MAX) {
+            return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
+        }
+        // The id of a service that is gone, with clients still known at its backends, is not another's yet.
+        let gone = self.gone.iter().map(|gone| gone.row.service);
+        let used: HashSet<ServiceId> = self.services.iter().map(Service::id).chain(gone).collect();
+        let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
+        let mut old_services: HashMap<String, Service> =
+            mem::take(&mut self.services).into_iter().map(|service| (service.name().to_owned(), service)).collect();
+        let mut removed = Vec::new();
+        for mut config in configs {
+            let backends = mem::take(&mut config.backends);
+            let mut service = match old_services.remove(&config.name) {
+                Some(mut service) => {
+                    service.set_settings(config);
+                    service
+                }
+                None => match service_ids.next() {
+                    Some(id) => Service::new(id, config, self.key),
+                    None => continue,
+                },
+            };
+            let mut old: HashMap<String, Backend> =
+                service.backends_mut().drain(..).map(|backend| (backend.name().to_owned(), backend)).collect();
+            let in_use = !old.is_empty();
+            for config in backends {
+                let backend = match old.remove(&config.name) {
+                    Some(mut backend) => {
+                        backend.configure(config);
+                        backend
+                    }
+                    None => match self.ids.take() {
+                        Some(id) => Backend::new(id, config, in_use, now),
+                        None => continue,
+                    },
+                };
+                self.owners.insert(backend.id(), service.id());
+                service.backends_mut().push(backend);
+            }
+            removed.extend(old.into_values());
+            self.services.push(service);
+        }
+        removed.extend(old_services.into_values().flat_map(|mut service| mem::take(service.backends_mut())));
+        removed.sort_unstable_by_key(Backend::id);
+        Ok((difference, self.settle(|_| true, removed, subject, now)))
+    }
+
+    pub(super) fn difference(&self, configs: &[ServiceConfig]) -> Difference {
+        let mut difference = Difference::default();
+        let [added, removed, changed] = &mut difference.services;
+        let [backends_added, backends_removed, backends_changed] = &mut difference.backends;
+        let mut old: HashMap<String, ServiceConfig> =
+            self.services.iter().map(|service| (service.name().to_owned(), service.config())).collect();
+        for config in configs {
+            let Some(before) = old.remove(&config.name) else {
+                *added += 1;
+                *backends_added += config.backends.len();
+                continue;
+            };
+            let settings = |config: &ServiceConfig| ServiceConfig { backends: Vec::new(), ..config.clone() };
+            *changed += usize::from(settings(&before) != settings(config));
+            let mut old: HashMap<&str, &BackendConfig> =
+                before.backends.iter().map(|backend| (backend.name.as_str(), backend)).collect();
+            for backend in &config.backends {
+                match old.remove(backend.name.as_str()) {
+                    None => *backends_added += 1,
+                    Some(before) => *backends_changed += usize::from(before != backend),
+                }
+            }
+            *backends_removed += old.len();
+        }
+        *removed = old.len();
+        *backends_removed += old.values().map(|service| service.backends.len()).sum::<usize>();
+        difference
+    }
+}

@@ -1,0 +1,295 @@
+//! Backends at run time.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use balancer_common::verdict::MoveCause;
+
+use crate::{
+    config::model::{BackendConfig, CheckConfig},
+    core::{
+        health::Health,
+        io::{Admin, BackendId, BackendName, BackendSpec},
+        next_hops::{Hop, NextHops},
+        report::Transition,
+        standing::{HealthFact, Standing, State},
+    },
+};
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub(super) id: BackendId,
+    pub(super) config: BackendConfig,
+    pub(super) admin: Admin,
+    pub(super) health: Health,
+    pub(super) assessment: Option<Assessment>,
+    /// When the state shown began.
+    pub(super) since: Instant,
+    pub(super) slots: u32,
+    pub(super) steered: bool,
+    /// Known clients at the last sweep.
+    pub(super) known: u64,
+    pub(super) drain: Drain,
+    /// Whether it is removed once it is drained.
+    pub(super) leaving: bool,
+    /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
+    pub(super) late: bool,
+    pub(super) checks: [u64; 3],
+    pub(super) last_check: Option<Duration>,
+    pub(super) transitions: [u64; State::ALL.len()],
+    /// What the shell was last told.
+    pub(crate) told: Told,
+}
+
+/// What the shell was last told about a backend.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) row: Option<BackendSpec>,
+    pub(crate) watched: Option<IpAddr>,
+    pub(crate) check: Option<(SocketAddr, CheckConfig)>,
+}
+
+/// How far a drain has come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drain {
+    /// Instead of the service's drain timeout.
+    pub(super) timeout: Option<Duration>,
+    /// When it ends at the latest, while it lasts.
+    pub(super) until: Option<Instant>,
+    /// Complete sweeps in a row that found no known client, of those that ended during it.
+    pub(super) empty_sweeps: u32,
+}
+
+impl Drain {
+    /// The sweep that is under way when a drain begins may have passed a client by; the second cannot.
+    pub(super) const ENOUGH_SWEEPS: u32 = 2;
+
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now >= until) || self.empty_sweeps >= Self::ENOUGH_SWEEPS
+    }
+}
+
+/// What follows from all there is to know about a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assessment {
+    pub(super) health: HealthFact,
+    pub(super) standing: Standing,
+    pub(super) drains: bool,
+    pub(super) reason: String,
+}
+
+impl Backend {
+    pub(crate) fn new(id: BackendId, config: BackendConfig, late: bool, now: Instant) -> Self {
+        Self {
+            id,
+            config,
+            admin: Admin::Ready,
+            health: Health::default(),
+            assessment: None,
+            since: now,
+            slots: 0,
+            steered: false,
+            known: 0,
+            drain: Drain::default(),
+            leaving: false,
+            late,
+            checks: [0; 3],
+            last_check: None,
+            transitions: [0; State::ALL.len()],
+            told: Told::default(),
+        }
+    }
+
+    /// Its row in the kernel's maps.
+    #[must_use]
+    pub const fn id(&self) -> BackendId {
+        self.id
+    }
+
+    /// Its name in the service.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub const fn config(&self) -> &BackendConfig {
+        &self.config
+    }
+
+    /// Address and port.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.config.address
+    }
+
+    /// 0–65535.
+    #[must_use]
+    pub const fn weight(&self) -> u16 {
+        self.config.weight
+    }
+
+    /// Whether it is a backup.
+    #[must_use]
+    pub const fn is_backup(&self) -> bool {
+        self.config.backup
+    }
+
+    /// What the operator wants.
+    #[must_use]
+    pub const fn admin(&self) -> Admin {
+        self.admin
+    }
+
+    /// `unknown`, `up` or `down`.
+    #[must_use]
+    pub fn health_word(&self) -> &'static str {
+        self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
+    }
+
+    /// What it is shown as.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.assessment.as_ref().map_or(State::Checking, |assessment| assessment.standing.state)
+    }
+
+    /// Why, in a few words; empty when there is nothing to explain.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
+    }
+
+    /// Its slots of the live table.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Whether new clients are steered to it now. A backup that is not needed gets none.
+    #[must_use]
+    pub const fn takes_new_clients(&self) -> bool {
+        self.steered
+    }
+
+    /// Health checks that passed, failed softly, failed hard.
+    #[must_use]
+    pub const fn checks(&self) -> [u64; 3] {
+        self.checks
+    }
+
+    /// How long the last health check took.
+    #[must_use]
+    pub const fn last_check(&self) -> Option<Duration> {
+        self.last_check
+    }
+
+    /// How often it entered each of [`State::ALL`]. The state it was first in is not counted.
+    #[must_use]
+    pub const fn transitions(&self) -> [u64; State::ALL.len()] {
+        self.transitions
+    }
+
+    /// Takes over another configuration. Another address is another server, of which nothing is known.
+    pub(crate) fn configure(&mut self, config: BackendConfig) {
+        if self.config.address != config.address {
+            self.forget_verdict();
+            self.late = true;
+        }
+        self.config = config;
+    }
+
+    /// Sets what the operator wants; a drain takes `timeout` instead of the service's.
+    pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
+        self.admin = admin;
+        self.drain = Drain { timeout, ..Drain::default() };
+        self.leaving &= admin == Admin::Drain;
+    }
+
+    /// Has it removed once it is drained.
+    pub(crate) fn leave(&mut self) {
+        if self.admin != Admin::Drain {
+            self.set_admin(Admin::Drain, None);
+        }
+        self.leaving = true;
+    }
+
+    /// Whether it is to be removed and has nobody to keep any more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.leaving && !self.may_keep_known()
+    }
+
+    /// Whether known clients stay with it, were there another one to go to.
+    pub(crate) fn may_keep_known(&self) -> bool {
+        self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
+    }
+
+    /// Why its known clients are moved; `None` while they stay.
+    pub(crate) fn cause_of_moves(&self) -> Option<MoveCause> {
+        let standing = self.assessment.as_ref()?.standing;
+        (!standing.keeps_known).then_some(standing.cause)
+    }
+
+    /// Whether it is to be removed once drained.
+    pub(crate) const fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Takes note of a complete sweep. True if it ends a drain.
+    pub(crate) fn swept(&mut self, known: u64) -> bool {
+        self.known = known;
+        if self.drain.until.is_none() || known > 0 {
+            self.drain.empty_sweeps = 0;
+            return false;
+        }
+        self.drain.empty_sweeps += 1;
+        self.drain.empty_sweeps == Drain::ENOUGH_SWEEPS
+    }
+
+    /// When a drain under way ends at the latest.
+    #[must_use]
+    pub fn drain_deadline(&self) -> Option<Instant> {
+        let keeps = self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known);
+        self.drain.until.filter(|_| keeps)
+    }
+
+    /// Whether it came to a service in use and the way to it is not known yet.
+    pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
+        self.late && matches!(hops.get(self.config.address.ip()), Hop::Pending)
+    }
+
+    /// Whether known clients stay with it.
+    #[must_use]
+    pub fn keeps_known(&self) -> bool {
+        self.told.row.as_ref().is_some_and(|row| row.keeps_known)
+    }
+
+    /// Known clients at the last sweep.
+    #[must_use]
+    pub const fn known_clients(&self) -> u64 {
+        self.known
+    }
+
+    /// Back to unknown: nobody has been checking.
+    pub(crate) fn forget_verdict(&mut self) {
+        self.health = Health::default();
+    }
+
+    pub(super) fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {
+        let after = assessment.standing.state;
+        let reason = assessment.reason.clone();
+        let before = self.assessment.replace(assessment).map(|old| old.standing.state)?;
+        if before == after {
+            return None;
+        }
+        if let Some(count) = self.transitions.get_mut(after as usize) {
+            *count += 1;
+        }
+        let lasted = now.saturating_duration_since(std::mem::replace(&mut self.since, now));
+        let name = BackendName { service: service.to_owned(), backend: self.config.name.clone() };
+        Some(Transition { name, id: self.id.0, before, after, lasted, reason })
+    }
+}

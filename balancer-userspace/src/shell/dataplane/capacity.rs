@@ -1,0 +1,60 @@
+//! How large the maps are made.
+
+use balancer_common::{
+    client_table::{BUCKET_ENTRIES, Bucket},
+    map_types::SLOTS_PER_LINE,
+};
+
+use crate::config::model::Config;
+
+/// How large the maps are made. They cannot grow while the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Slots of all live tables, old ones on their way out included.
+    pub slots: u32,
+    /// Services and VIP addresses.
+    pub services: u32,
+    /// Backends of `nat` services and their addresses.
+    pub returns: u32,
+    /// Known clients.
+    pub clients: u32,
+}
+
+/// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
+const ENTRIES_PER_CLIENT: u32 = 4;
+impl Capacity {
+    pub(super) fn buckets(&self) -> u32 {
+        let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
+        let buckets = entries.div_ceil(BUCKET_ENTRIES as u64).next_power_of_two();
+        u32::try_from(buckets).unwrap_or(1 << 31)
+    }
+
+    /// Bytes of the client table.
+    #[must_use]
+    pub fn client_table_bytes(&self) -> u64 {
+        u64::from(self.buckets()) * size_of::<Bucket>() as u64
+    }
+
+    /// Room for what `config` holds and for as much again.
+    #[must_use]
+    pub fn for_config(config: &Config) -> Self {
+        let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
+        let tables = config.services.iter().map(|service| lines(service.table_size));
+        let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+        let total: u32 = tables.clone().fold(0, u32::saturating_add);
+        let largest = tables.max().unwrap_or(0);
+        let at_least =
+            |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
+        Self {
+            slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
+            services: at_least(2 * config.services.len(), 256),
+            returns: at_least(2 * backends, 512),
+            clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
+                config.client_table_capacity
+            } else {
+                // Nobody remembers: the smallest table there is.
+                1
+            },
+        }
+    }
+}

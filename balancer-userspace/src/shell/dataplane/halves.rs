@@ -1,0 +1,38 @@
+//! Maps of which one half is read by packets and the other written.
+
+use aya::maps::MapData;
+use balancer_common::map_types::ServiceKey;
+
+use super::{mapped::MappedArray, placement};
+
+/// One of the two-halved maps.
+pub(super) struct Halves<T> {
+    pub(super) rows: MappedArray<T>,
+    half: u32,
+    pub(super) second_active: bool,
+}
+
+impl<T: bytemuck::Pod> Halves<T> {
+    pub(super) fn new(map: MapData) -> anyhow::Result<Self> {
+        let rows = MappedArray::new(map)?;
+        let half = u32::try_from(rows.len() / 2)?;
+        Ok(Self { rows, half, second_active: false })
+    }
+
+    fn inactive_base(&self) -> u32 {
+        if self.second_active { 0 } else { self.half }
+    }
+
+    /// Writes `rows` into the inactive half, which no packet reads, and says where they lie.
+    pub(super) fn fill(&mut self, rows: &[T], keys: &[ServiceKey]) -> anyhow::Result<placement::Placement> {
+        let base = self.inactive_base();
+        let placement = placement::place(keys, base, self.half)?;
+        for row in base..base + self.half {
+            self.rows.store(row as usize, T::zeroed());
+        }
+        for (row, value) in placement.rows.iter().zip(rows) {
+            self.rows.store(*row as usize, *value);
+        }
+        Ok(placement)
+    }
+}
