@@ -10,6 +10,7 @@ pub mod forward;
 mod fragments;
 mod icmp;
 mod ingress;
+mod kept;
 mod link;
 mod memory;
 mod opaque;

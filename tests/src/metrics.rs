@@ -23,6 +23,19 @@ impl Metrics {
         Ok(Self(samples))
     }
 
+    /// Every sample of a counter: its name ends in `_total` before the labels.
+    pub fn counters(&self) -> impl Iterator<Item = (&str, f64)> {
+        let counters =
+            self.0.iter().filter(|(sample, _)| sample.split('{').next().is_some_and(|n| n.ends_with("_total")));
+        counters.map(|(sample, &value)| (sample.as_str(), value))
+    }
+
+    /// The value of a sample with exactly these labels, as the text has it.
+    #[must_use]
+    pub fn sample(&self, sample: &str) -> Option<f64> {
+        self.0.get(sample).copied()
+    }
+
     /// The sum of the samples called `name` (after `balancer_`) that have all `labels`, each written `label="value"`.
     ///
     /// # Errors

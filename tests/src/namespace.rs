@@ -36,6 +36,20 @@ pub struct Namespace {
     file: Arc<File>,
 }
 
+/// A way into a namespace.
+#[derive(Clone, Debug)]
+pub struct Entrance(Arc<File>);
+
+impl Entrance {
+    /// Moves the calling thread into the namespace, as [`Namespace::enter`] does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self) -> Result<()> {
+        setns(&*self.0, CloneFlags::CLONE_NEWNET).context("cannot enter a namespace")
+    }
+}
+
 impl Namespace {
     /// Makes a namespace with a loopback interface that is up and IPv6 addresses that need no duplicate detection.
     /// The first call of a process also removes what processes that are gone have left.
@@ -110,6 +124,12 @@ impl Namespace {
             });
         }
         command
+    }
+
+    /// A way into this namespace for threads that do not hold it.
+    #[must_use]
+    pub fn entrance(&self) -> Entrance {
+        Entrance(Arc::clone(&self.file))
     }
 
     /// Moves the calling thread into this namespace: sockets that it makes from then on belong to it.

@@ -9,6 +9,7 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    process::Output,
     thread,
     time::{Duration, Instant},
 };
@@ -68,6 +69,10 @@ pub struct Settings {
     pub remember: &'static str,
     /// Bits of an IPv4 address that tell clients apart.
     pub prefix_v4: u8,
+    /// `detach` or `keep`.
+    pub on_exit: &'static str,
+    /// The program, if it is not the one just built.
+    pub binary: Option<PathBuf>,
     /// More lines for each service.
     pub service_lines: String,
     /// More lines for the whole, tables among them.
@@ -88,19 +93,25 @@ impl Settings {
             check: r#"{ type = "none" }"#.to_owned(),
             remember: "0s",
             prefix_v4: 32,
+            on_exit: "detach",
+            binary: None,
             service_lines: String::new(),
             lines: String::new(),
         }
     }
 
+    fn binary(&self) -> Result<PathBuf> {
+        self.binary.clone().map_or_else(binaries::balancer, Ok)
+    }
+
     fn text(&self, topology: &Topology, files: &Path) -> String {
-        let Self { interfaces, xdp_mode, check, remember, prefix_v4, service_lines, lines, .. } = self;
+        let Self { interfaces, xdp_mode, check, remember, prefix_v4, on_exit, service_lines, lines, .. } = self;
         let (forwarding, port) = match self.forwarding {
             mode @ (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => (forwarding_word(mode), PORT),
             Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
         };
         let mut text = format!(
-            "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\nstate_file = \"{files}/state.json\"\n\
+            "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\non_exit = \"{on_exit}\"\nstate_file = \"{files}/state.json\"\n\
              [control]\nsocket = \"{files}/balancer.sock\"\n\
              [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{lines}\n",
             files = files.display()
@@ -191,6 +202,27 @@ impl Site {
         self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
         self.controller.wait_ready(PATIENCE)?;
         Ok(())
+    }
+
+    /// Kills the balancer without a farewell and starts it with other settings.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn kill_and_restart(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
+        self.controller.process().kill()?;
+        adapt(&mut self.settings);
+        self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
+        self.controller.wait_ready(PATIENCE)?;
+        Ok(())
+    }
+
+    /// `balancer detach` in the balancer's network namespace.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn detach(&self) -> Result<Output> {
+        let mut command = self.topology.balancer().command(self.settings.binary()?);
+        command.arg("detach").output().context("cannot start `balancer detach`")
     }
 
     /// The hosts.
@@ -391,6 +423,19 @@ impl Site {
     }
 }
 
+impl Drop for Site {
+    fn drop(&mut self) {
+        if self.settings.on_exit == "keep" {
+            let stopped = self.controller.process().stop().map(drop);
+            let detached = stopped.and_then(|()| self.detach());
+            match detached {
+                Ok(output) if output.status.success() => {}
+                other => eprintln!("pins may be left behind: {other:?}"),
+            }
+        }
+    }
+}
+
 /// The controller's core on a configuration file.
 ///
 /// # Errors
@@ -470,7 +515,7 @@ pub fn write_config(topology: &Topology, settings: &Settings, files: &Path) -> R
 pub fn start_controller(topology: &Topology, settings: &Settings, files: &Path) -> Result<Controller> {
     let config = write_config(topology, settings, files)?;
     let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
-    Controller::start(topology.balancer(), &binaries::balancer()?, &config, &socket, &log)
+    Controller::start(topology.balancer(), &settings.binary()?, &config, &socket, &log)
 }
 
 fn config_path(files: &Path) -> PathBuf {

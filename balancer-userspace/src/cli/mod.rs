@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod completions;
 mod decap;
+mod detach;
 mod output;
 mod run;
 mod service;
@@ -60,6 +61,8 @@ enum Verb {
     Client(client::Verb),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     Decap(decap::Args),
+    /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
+    Detach,
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -99,6 +102,7 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
         Verb::Decap(args) => decap::run(args),
+        Verb::Detach => detach::run(),
         Verb::Completions(args) => completions::run(&args),
     }
 }

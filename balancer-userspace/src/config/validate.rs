@@ -47,8 +47,9 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         let words = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
         value::word("xdp_mode", text, &words, &[])
     });
-    let on_exit =
-        root.text("on_exit", findings, |text| value::word("on_exit", text, &[("detach", OnExit::Detach)], &["keep"]));
+    let on_exit = root.text("on_exit", findings, |text| {
+        value::word("on_exit", text, &[("detach", OnExit::Detach), ("keep", OnExit::Keep)], &[])
+    });
     let state_file = root.text("state_file", findings, value::absolute_path);
     let socket = root.table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings).and_then(
         |mut section| {

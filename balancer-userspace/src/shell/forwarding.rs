@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 
+use serde::{Deserialize, Serialize};
+
 use super::interfaces::Interface;
 
 const PROC_SYS: &str = "/proc/sys";
@@ -21,12 +23,13 @@ pub struct IpForwarding {
     changes: Vec<Change>,
 }
 
-#[derive(Debug)]
-struct Change {
+/// A switch that was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
     /// Below the root, e.g. `net/ipv4/conf/eth0/forwarding`.
     key: String,
     before: String,
-    after: &'static str,
+    after: String,
 }
 
 impl IpForwarding {
@@ -38,6 +41,22 @@ impl IpForwarding {
     /// put back.
     pub fn ensure(interfaces: &[Interface], v4: bool, v6: bool) -> anyhow::Result<Self> {
         Self::ensure_in(PROC_SYS.into(), interfaces, v4, v6)
+    }
+
+    /// What was changed, in the order made.
+    #[must_use]
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// Leaves everything switched as it is.
+    pub fn leave(mut self) {
+        self.changes.clear();
+    }
+
+    /// Has the changes of an earlier process put back when this is dropped.
+    pub fn inherited(changes: Vec<Change>) -> Self {
+        Self { root: PROC_SYS.into(), changes }
     }
 
     fn ensure_in(root: PathBuf, interfaces: &[Interface], v4: bool, v6: bool) -> anyhow::Result<Self> {
@@ -110,7 +129,7 @@ impl IpForwarding {
         }
     }
 
-    fn write(&mut self, key: &str, before: &str, after: &'static str) -> anyhow::Result<()> {
+    fn write(&mut self, key: &str, before: &str, after: &str) -> anyhow::Result<()> {
         let path = self.root.join(key);
         fs::write(&path, after).map_err(|error| {
             anyhow!(
@@ -119,7 +138,7 @@ impl IpForwarding {
                 sysctl(key)
             )
         })?;
-        self.changes.push(Change { key: key.to_owned(), before: before.to_owned(), after });
+        self.changes.push(Change { key: key.to_owned(), before: before.to_owned(), after: after.to_owned() });
         Ok(())
     }
 

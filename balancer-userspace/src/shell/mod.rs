@@ -1,10 +1,12 @@
 //! The tokio shell round the core: sockets, netlink, maps.
 
 pub mod api_server;
+mod bpffs;
 pub mod call;
 pub mod dataplane;
 pub mod decap;
 pub mod forwarding;
+pub mod host;
 pub mod interfaces;
 pub mod metrics;
 pub mod neighbours;

@@ -63,6 +63,13 @@ impl<D: Dataplane> Owner<D> {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         let commands = self.controller.start(started.into_std());
+        let backends: Vec<_> = commands
+            .iter()
+            .filter_map(|command| {
+                if let Command::WriteBackend(backend) = command { Some((backend.id, backend.service)) } else { None }
+            })
+            .collect();
+        self.dataplane.adopt(&backends);
         self.execute(commands, started)
     }
 

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     api::model::Changed,
-    config::model::Config,
+    config::model::{Config, OnExit},
     core::{
         controller::Controller,
         io::{BackendName, Change, Event, Refused},
@@ -26,7 +26,7 @@ use crate::{
     shell::{
         api_server::{self, ControlSocket},
         call::Call,
-        dataplane::{Capacity, KernelDataplane},
+        dataplane::{Capacity, KernelDataplane, Pins},
         forwarding::IpForwarding,
         interfaces, metrics,
         neighbours::Neighbours,
@@ -63,7 +63,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
     let capacity = Capacity::for_config(&config);
-    let mut dataplane = KernelDataplane::load(capacity, &ifindexes)?;
+    let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins(&config)?)?;
+    let instance = match dataplane.kept().notes() {
+        Some(notes) => {
+            info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
+            notes.instance
+        }
+        None => random_number()?,
+    };
+    let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
     if config.services.iter().any(|service| !service.remember.is_zero()) {
         let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
         info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
@@ -72,7 +80,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let translates = |v4: bool| {
         config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
     };
-    let _forwarding = IpForwarding::ensure(&interfaces, translates(true), translates(false))?;
+    let forwarding = IpForwarding::ensure(&interfaces, translates(true), translates(false))?;
 
     let (events_in, mut events) = mpsc::channel(EVENTS);
     let (calls_in, mut calls) = mpsc::channel(CALLS);
@@ -83,8 +91,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     await_next_hops(&mut owner, &mut events, &config).await;
     for interface in &interfaces {
         let attached = owner.dataplane().attach(&interface.name, interface.ifindex, config.xdp_mode)?;
-        info!("attached to {} in {} mode", attached.name, attached.mode());
+        let how = if attached.adopted { "replaced the program on" } else { "attached to" };
+        info!("{how} {} in {} mode", attached.name, attached.mode());
     }
+    let host = inherited.clone().and(forwarding.changes(), owner.dataplane().receive_offload_off());
+    owner.dataplane().write_notes(instance, &config.state_file, host)?;
+    owner.dataplane().kept().finish(&ifindexes)?;
     let mut wanted = Wanted::new(neighbours_wanted)?;
 
     let (stop, stopped) = watch::channel(());
@@ -101,7 +113,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut joining = Joining::default();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let signal = loop {
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
@@ -109,8 +121,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 warn!("SIGHUP ignored: the configuration cannot be reloaded yet; change backends with `balancer backend`");
             }
             signal = &mut shutdown => {
-                info!("{signal}: detaching");
-                break;
+                break signal;
             }
             Some(event) = events.recv() => owner.handle(event),
             () = until(deadline) => owner.handle(Event::Tick),
@@ -120,9 +131,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
         joining.answer(&owner);
-    }
+    };
 
-    let detached = owner.dataplane().detach();
+    let detached = match config.on_exit {
+        OnExit::Detach => {
+            info!("{signal}: detaching");
+            let detached = owner.dataplane().detach();
+            drop(forwarding);
+            inherited.put_back();
+            detached
+        }
+        OnExit::Keep => {
+            info!("{signal}: leaving; the kernel goes on steering (on_exit = \"keep\")");
+            owner.dataplane().leave();
+            forwarding.leave();
+            Ok(())
+        }
+    };
     drop(stop);
     drop(calls);
     let _ = api.await;
@@ -130,6 +155,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let _ = scrapes.await;
     }
     detached
+}
+
+/// The pins to go on with or to make; none if nothing outlives, or has outlived, a process.
+fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
+    let left = Pins::find(&config.state_file)?;
+    match config.on_exit {
+        OnExit::Keep if left.is_none() => Pins::create(&config.state_file).map(Some),
+        OnExit::Keep | OnExit::Detach => Ok(left),
+    }
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -216,9 +250,11 @@ impl Joining {
 }
 
 fn random_key() -> anyhow::Result<HashKey> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random numbers for the hash key: {error}"))?;
-    Ok(HashKey::from_bytes(bytes))
+    Ok(HashKey { k0: random_number()?, k1: random_number()? })
+}
+
+fn random_number() -> anyhow::Result<u64> {
+    getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel has no random numbers: {error}"))
 }
 
 /// The neighbours that the kernel program asks for.

@@ -100,6 +100,23 @@ impl ClientTable {
         }
     }
 
+    /// The number of buckets.
+    pub(super) fn buckets(&self) -> u32 {
+        self.buckets.len() as u32
+    }
+
+    /// Forgets the clients of backends that belong to no service.
+    pub(super) fn forget_strangers(&self) {
+        for word in self.buckets.words() {
+            let raw = word.load(Ordering::Relaxed);
+            let entry = Entry(raw);
+            let belongs = self.services.get(usize::from(entry.backend())).is_some_and(Option::is_some);
+            if !entry.is_empty() && !belongs {
+                let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+
     pub(super) fn find(&self, hash: u64) -> Option<Entry> {
         let bucket = hash as usize & (self.buckets.len() - 1);
         let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;

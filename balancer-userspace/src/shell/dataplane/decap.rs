@@ -84,7 +84,7 @@ impl Decap {
     /// # Errors
     /// When another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
-        let attached = attach::attach(self.program()?, name, ifindex, mode)?;
+        let attached = attach::attach(self.program()?, name, ifindex, mode, None)?;
         self.attached.push(attached);
         self.attached.last().context("just attached")
     }
@@ -96,7 +96,7 @@ impl Decap {
     pub fn detach(&mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for attached in std::mem::take(&mut self.attached) {
-            let detached = attach::detach(self.program()?, attached);
+            let detached = attach::detach(attached);
             result = result.and(detached);
         }
         result

@@ -5,6 +5,7 @@ use std::{
     mem::offset_of,
     net::IpAddr,
     ops::Range,
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -18,10 +19,10 @@ use aya::{
 use balancer_common::{
     client_table::{Clock, TICK_MASK},
     map_types::{
-        BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
-        Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES, MemoryStats,
-        ReplyStats, ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
-        interface_row,
+        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
+        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
+        MemoryStats, ReplyStats, ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceHistory, ServiceRow,
+        SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -33,9 +34,11 @@ use super::{
     capacity::Capacity,
     clients::{ClientTable, Memory},
     halves::Halves,
+    kept::Kept,
     load::load_program,
     mapped::MappedArray,
     offload::ReceiveOffload,
+    pins::{self, Notes, Pins},
     placement,
     regions::Regions,
     rows,
@@ -43,7 +46,7 @@ use super::{
 use crate::{
     config::model::XdpMode,
     core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
-    shell::snapshot::MemorySnapshot,
+    shell::{host::HostChanges, snapshot::MemorySnapshot},
 };
 
 /// Each CPU records at most this part of the table's capacity in newcomers a second: a flood takes long to fill it, and
@@ -95,20 +98,39 @@ pub struct KernelDataplane {
     interface_multiplier: u32,
     attached: Vec<Attached>,
     offloads: Vec<ReceiveOffload>,
+    kept: Kept,
     ebpf: Ebpf,
 }
 
 impl KernelDataplane {
-    /// Loads the program and makes its maps. Nothing is attached yet, and no packet is touched.
+    /// Loads the program and makes its maps, which go with this process. Nothing is attached yet, and no packet is touched.
     ///
     /// # Errors
     /// When the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
-        let interface_multiplier = interface_multiplier(ifindexes)?;
+        Self::load_kept(capacity, ifindexes, None)
+    }
+
+    /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map, and when the pinned ones are of another version.
+    pub fn load_kept(mut capacity: Capacity, ifindexes: &[u32], pins: Option<Pins>) -> anyhow::Result<Self> {
+        let notes = pins.as_ref().map(Pins::adoptable).transpose()?.flatten();
+        let interface_multiplier = interface_multiplier(ifindexes, notes.as_ref().map(|n| n.interface_multiplier))?;
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
-        let buckets = capacity.buckets();
+        let mut buckets = capacity.buckets();
+        if let Some(notes) = &notes {
+            // The table cannot change its size without forgetting where its clients are.
+            buckets = notes.buckets;
+            capacity.clients = notes.clients;
+        }
         let mask = buckets - 1;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
+            loader.map_pin_path(name, path);
+        }
+        let mut ebpf = loader
             .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
             .override_global("CLIENT_BUCKET_MASK", &mask, true)
             .map_max_entries("CLIENTS", buckets)
@@ -120,6 +142,7 @@ impl KernelDataplane {
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let newcomers = (capacity.clients / NEWCOMERS_PART).max(4096);
         control.store(0, Control { layout_version: LAYOUT_VERSION, newcomers, ..empty_control() });
+        let kept = Kept::new(&mut ebpf, pins, notes)?;
         let mut this = Self {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
@@ -134,7 +157,7 @@ impl KernelDataplane {
             capacity,
             memories: HashMap::new(),
             directory: Vec::new(),
-            elapsed: Duration::ZERO,
+            elapsed: kept.elapsed_before(),
             swapped_since_pass: false,
             reply_stats: per_cpu(&mut ebpf, "REPLY_STATS")?,
             regions: Regions::new(lines),
@@ -143,10 +166,47 @@ impl KernelDataplane {
             interface_multiplier,
             attached: Vec::new(),
             offloads: Vec::new(),
+            kept,
             ebpf,
         };
+        if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
+            this.forget_interface_stats()?;
+        }
         load_program(this.program()?)?;
         Ok(this)
+    }
+
+    /// What outlives this process.
+    pub const fn kept(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+
+    /// Writes down what the next controller must know.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn write_notes(&mut self, instance: u64, state_file: &Path, host: HostChanges) -> anyhow::Result<()> {
+        let notes = Notes {
+            layout_version: LAYOUT_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance,
+            interface_multiplier: self.interface_multiplier,
+            buckets: self.clients.buckets(),
+            clients: self.capacity.clients,
+            process: std::process::id(),
+            state_file: state_file.to_owned(),
+            host,
+        };
+        self.kept.write_notes(&notes)
+    }
+
+    /// The interfaces are told apart in another way than before, so the counters are nobody's.
+    fn forget_interface_stats(&mut self) -> anyhow::Result<()> {
+        for row in 0..MAX_INTERFACES {
+            let zero = PerCpuValues::try_from(vec![InterfaceStats::default(); aya::util::nr_cpus().map_err(cpus)?])?;
+            self.interface_stats.set(row, zero, 0).context("clearing the interfaces' counters")?;
+        }
+        Ok(())
     }
 
     /// The loaded program.
@@ -154,8 +214,7 @@ impl KernelDataplane {
     /// # Errors
     /// When the object holds none, which would be a broken build.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
-        let program = self.ebpf.program_mut("balancer").context("the kernel object holds no program")?;
-        Ok(program.try_into()?)
+        program(&mut self.ebpf)
     }
 
     /// Attaches the program to an interface that was named at load.
@@ -163,7 +222,8 @@ impl KernelDataplane {
     /// # Errors
     /// When another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
-        let attached = attach::attach(self.program()?, name, ifindex, mode)?;
+        let Self { ebpf, kept, .. } = self;
+        let attached = attach::attach(program(ebpf)?, name, ifindex, mode, kept.pins())?;
         if !attached.native {
             self.offloads.extend(ReceiveOffload::off(name));
         }
@@ -171,18 +231,30 @@ impl KernelDataplane {
         self.attached.last().context("just attached")
     }
 
-    /// Takes the program off every interface.
+    /// Takes the program off every interface, and removes what was pinned.
     ///
     /// # Errors
     /// The first failure, after all were tried.
     pub fn detach(&mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for attached in std::mem::take(&mut self.attached) {
-            let detached = attach::detach(self.program()?, attached);
+            let detached = attach::detach(attached);
             result = result.and(detached);
         }
         self.offloads.clear();
-        result
+        let removed = self.kept.remove();
+        result.and(removed)
+    }
+
+    /// The interfaces whose receive offload this process switched off.
+    #[must_use]
+    pub fn receive_offload_off(&self) -> Vec<String> {
+        self.offloads.iter().map(|offload| offload.interface().to_owned()).collect()
+    }
+
+    /// Leaves everything as it is for the next controller: traffic goes on.
+    pub fn leave(&mut self) {
+        self.offloads.drain(..).for_each(ReceiveOffload::leave_off);
     }
 
     /// The neighbours that `nat` replies were dropped for. Can be taken once.
@@ -220,10 +292,12 @@ impl KernelDataplane {
 
     /// Sets every service's clock, and lets each CPU record newcomers again.
     fn advance(&mut self, elapsed: Duration) {
+        let elapsed = self.kept.elapsed_before() + elapsed;
         if elapsed.as_secs() == self.elapsed.as_secs() {
             return;
         }
         self.elapsed = elapsed;
+        self.kept.keep_elapsed(elapsed);
         self.control.word32(0, offset_of!(Control, epoch)).fetch_add(1, Ordering::Release);
         for (id, memory) in &mut self.memories {
             memory.tick = tick_of(memory.clock, elapsed);
@@ -313,7 +387,8 @@ impl Dataplane for KernelDataplane {
                             || old.slots.get(slot) != table.get(slot)
                     }
                     Some(_) => true,
-                    None => false,
+                    // The clients of an earlier controller may be anywhere.
+                    None => self.kept.adopted(),
                 };
                 (u16::from(refilled) * SLOT_REFILLED) | (u16::from(exceptions) * SLOT_EXCEPTIONS)
             })
@@ -401,6 +476,22 @@ impl Dataplane for KernelDataplane {
             }
         }
         Ok(())
+    }
+
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)]) {
+        for &(id, service) in backends {
+            self.counted.insert(id);
+            self.clients.belongs(id, Some(service));
+        }
+        self.clients.forget_strangers();
+    }
+
+    fn keep_backend_history(&self, id: BackendId, history: &BackendHistory) {
+        self.kept.keep_backend(id, history);
+    }
+
+    fn keep_service_history(&self, id: ServiceId, history: &ServiceHistory) {
+        self.kept.keep_service(id, history);
     }
 
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
@@ -504,7 +595,7 @@ fn check_backend(id: BackendId) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     let Some(aya::maps::Map::Array(map)) = ebpf.take_map(name) else {
         bail!("the kernel object holds no array {name}")
     };
@@ -520,11 +611,17 @@ fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
     anyhow!("counting the CPUs ({what}): {error}")
 }
 
-/// A multiplier for [`interface_row`] that gives every interface a row of its own.
-fn interface_multiplier(ifindexes: &[u32]) -> anyhow::Result<u32> {
+fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
+}
+
+/// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does.
+fn interface_multiplier(ifindexes: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
     // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
-    (0..10_000u32)
-        .map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1))
+    let candidates = (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
+    before
+        .into_iter()
+        .chain(candidates)
         .find(|&multiplier| {
             let mut rows = HashSet::new();
             ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))

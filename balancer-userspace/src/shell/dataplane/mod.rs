@@ -5,10 +5,12 @@ mod capacity;
 mod clients;
 mod decap;
 mod halves;
+mod kept;
 mod kernel;
 mod load;
 mod mapped;
-mod offload;
+pub(crate) mod offload;
+mod pins;
 mod placement;
 mod regions;
 mod rows;
@@ -16,11 +18,13 @@ mod rows;
 pub use attach::Attached;
 pub use capacity::Capacity;
 pub use decap::Decap;
+pub use kept::Kept;
 pub use kernel::KernelDataplane;
+pub use pins::{Notes, Pins};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats};
+use balancer_common::map_types::{BackendHistory, BackendStats, DropStats, InterfaceStats, ServiceHistory};
 
 use crate::{
     core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
@@ -64,6 +68,16 @@ pub trait Dataplane {
     /// # Errors
     /// When a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
+
+    /// Goes on with the clients and counters that an earlier controller left for these backends. What it left for others
+    /// is forgotten.
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)]);
+
+    /// Keeps counters of a backend for the next controller.
+    fn keep_backend_history(&self, id: BackendId, history: &BackendHistory);
+
+    /// Keeps counters of a service for the next controller.
+    fn keep_service_history(&self, id: ServiceId, history: &ServiceHistory);
 
     /// A backend's counters, summed over the CPUs. They start at zero with each use of an id.
     ///

@@ -51,8 +51,27 @@ impl ReceiveOffload {
     }
 }
 
+impl ReceiveOffload {
+    pub(super) fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Leaves it off.
+    pub(super) fn leave_off(mut self) {
+        self.interface.clear();
+    }
+}
+
+/// Switches the generic receive offload of an interface on again that an earlier process left off.
+pub(crate) fn switch_on(interface: String) {
+    drop(ReceiveOffload { interface });
+}
+
 impl Drop for ReceiveOffload {
     fn drop(&mut self) {
+        if self.interface.is_empty() {
+            return;
+        }
         if let Err(error) = ethtool(&self.interface, ETHTOOL_SGRO, 1) {
             warn!("generic receive offload of {} stays off: {error}", self.interface);
         }

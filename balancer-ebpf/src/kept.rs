@@ -1,0 +1,13 @@
+//! What a controller leaves to the next one. No packet touches these maps; they are here because the object makes all maps.
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
+use balancer_common::map_types::{BackendHistory, MAX_BACKENDS, MAX_SERVICE_HISTORIES, Notes, ServiceHistory};
+
+#[map]
+static NOTES: Array<Notes> = Array::with_max_entries(1, 0);
+
+#[map]
+static BACKEND_HISTORY: Array<BackendHistory> = Array::with_max_entries(MAX_BACKENDS, BPF_F_MMAPABLE);
+
+#[map]
+static SERVICE_HISTORY: Array<ServiceHistory> = Array::with_max_entries(MAX_SERVICE_HISTORIES, BPF_F_MMAPABLE);

@@ -1,0 +1,113 @@
+//! The BPF file system, in which maps and links outlive the process that made them.
+//!
+//! Below `ip netns exec`, `/sys` is a mount of that process's own, and whatever is mounted there goes with it. So if the
+//! process lives in a mount namespace of its own, the file system is looked for, and mounted, in the namespace that it
+//! came from; a descriptor of the directory leads there from anywhere.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use anyhow::{Context as _, anyhow};
+use nix::{
+    fcntl::{OFlag, open},
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        stat::Mode,
+        statfs::{FsType, statfs},
+    },
+};
+
+/// Where it is mounted by custom.
+const MOUNT_POINT: &str = "/sys/fs/bpf";
+/// `BPF_FS_MAGIC` of `linux/magic.h`.
+const MAGIC: FsType = FsType(0xcafe_4a11);
+
+/// The root of a mounted BPF file system.
+#[derive(Debug)]
+pub(crate) struct Bpffs {
+    root: OwnedFd,
+}
+
+impl Bpffs {
+    /// Finds it. `None`: it is mounted nowhere, so nothing was ever left in it.
+    pub(crate) fn find() -> Option<Self> {
+        look(false).ok().flatten()
+    }
+
+    /// Finds it, or mounts it.
+    ///
+    /// # Errors
+    /// When it is mounted nowhere and cannot be; the error gives the command.
+    pub(crate) fn find_or_mount() -> anyhow::Result<Self> {
+        look(true)?.context("no BPF file system")
+    }
+
+    /// A path to a file below the root, good in this process alone, in whatever namespace.
+    pub(crate) fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.root.as_raw_fd().to_string()).join(below)
+    }
+}
+
+fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
+    if let Some(here) = here() {
+        return Ok(Some(here));
+    }
+    match outer_mount_namespace() {
+        // A thread of its own: it cannot come back, and the others must not follow.
+        Some(outer) => thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS).context("leaving the shared working directory")?;
+            setns(outer.as_fd(), CloneFlags::CLONE_NEWNS).context("entering the outer mount namespace")?;
+            here().map_or_else(|| if may_mount { mounted().map(Some) } else { Ok(None) }, |here| Ok(Some(here)))
+        })
+        .join()
+        .map_err(|_| anyhow!("looking for the BPF file system failed"))?,
+        None if may_mount => mounted().map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The file system at its customary place in this thread's mount namespace.
+fn here() -> Option<Bpffs> {
+    if statfs(MOUNT_POINT).ok()?.filesystem_type() != MAGIC {
+        return None;
+    }
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Some(Bpffs { root: open(MOUNT_POINT, flags, Mode::empty()).ok()? })
+}
+
+fn mounted() -> anyhow::Result<Bpffs> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), MOUNT_POINT, Some("bpf"), flags, Some("mode=0700")).map_err(|error| {
+        anyhow!(
+            "on_exit = \"keep\" needs the BPF file system, and it cannot be mounted ({error}); run `mount -t bpf bpf \
+             {MOUNT_POINT}` before the start"
+        )
+    })?;
+    here().with_context(|| format!("{MOUNT_POINT} is no BPF file system"))
+}
+
+/// The mount namespace of the nearest ancestor that is in another one than this process.
+fn outer_mount_namespace() -> Option<File> {
+    let own = fs::read_link("/proc/self/ns/mnt").ok()?;
+    let mut process = parent("self").ok()?;
+    while process > 1 {
+        let path = format!("/proc/{process}/ns/mnt");
+        if fs::read_link(&path).ok()? != own {
+            return File::open(path).ok();
+        }
+        process = parent(&process.to_string()).ok()?;
+    }
+    None
+}
+
+fn parent(process: &str) -> io::Result<u32> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.and_then(|id| id.trim().parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}

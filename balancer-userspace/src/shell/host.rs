@@ -1,0 +1,33 @@
+//! What the balancer changed on its machine beyond its own maps and programs.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    dataplane::offload,
+    forwarding::{self, IpForwarding},
+};
+
+/// Changes to be put back when the balancer is taken off its interfaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostChanges {
+    /// Switches of the kernel's forwarding, in the order made.
+    pub forwarding: Vec<forwarding::Change>,
+    /// Interfaces whose generic receive offload was switched off.
+    pub receive_offload: Vec<String>,
+}
+
+impl HostChanges {
+    /// These and later ones.
+    #[must_use]
+    pub fn and(mut self, forwarding: &[forwarding::Change], receive_offload: Vec<String>) -> Self {
+        self.forwarding.extend_from_slice(forwarding);
+        self.receive_offload.extend(receive_offload);
+        self
+    }
+
+    /// Puts everything back. What somebody else has changed since stays.
+    pub fn put_back(self) {
+        drop(IpForwarding::inherited(self.forwarding));
+        self.receive_offload.into_iter().for_each(offload::switch_on);
+    }
+}

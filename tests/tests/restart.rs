@@ -1,0 +1,199 @@
+//! Restarts that nobody notices: `on_exit = "keep"`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    http_client::Request,
+    metrics::Metrics,
+    namespace::Entrance,
+    site::{PATIENCE, Settings, Site},
+    topology::{Family, Shape, Topology},
+};
+
+const CLIENTS: RangeInclusive<u16> = 1..=120;
+const WORKERS: usize = 4;
+const FAMILY: Family = Family::V4;
+
+fn keep(settings: &mut Settings, _: &Topology) -> anyhow::Result<()> {
+    settings.on_exit = "keep";
+    settings.remember = "60s";
+    Ok(())
+}
+
+/// Ends the workers, also when something panics.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Requests of all clients, again and again, until they are stopped: how many, and those that went wrong.
+fn load(clients: &Entrance, requests: &[(Request, String)], stop: &AtomicBool) -> (usize, Vec<String>) {
+    clients.enter().unwrap();
+    let (mut done, mut wrong) = (0, Vec::new());
+    for (request, home) in requests.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match request.send() {
+            Ok(reply) if reply.backend == *home => done += 1,
+            Ok(reply) => wrong.push(format!("{request:?} of {home} was answered by {}", reply.backend)),
+            Err(error) => wrong.push(format!("{request:?}: {error}")),
+        }
+    }
+    (done, wrong)
+}
+
+/// Runs `changes` while every client keeps connecting, and asserts that none of them notices anything.
+fn nobody_notices(site: &mut Site, homes: &BTreeMap<u16, String>, changes: impl FnOnce(&mut Site)) -> usize {
+    let requests: Vec<(Request, String)> = homes
+        .iter()
+        .map(|(&client, home)| (Request { timeout: PATIENCE, ..site.request(FAMILY, client) }, home.clone()))
+        .collect();
+    let stop = AtomicBool::new(false);
+    let clients = site.topology().client().entrance();
+    let (done, wrong) = thread::scope(|scope| {
+        let stop = &stop;
+        let _stop = StopOnDrop(stop);
+        let clients = &clients;
+        let workers: Vec<_> = requests
+            .chunks(requests.len().div_ceil(WORKERS))
+            .map(|part| scope.spawn(move || load(clients, part, stop)))
+            .collect();
+        changes(site);
+        stop.store(true, Ordering::Relaxed);
+        let results = workers.into_iter().map(|worker| worker.join().unwrap());
+        results.fold((0, Vec::new()), |(all, mut wrongs), (done, wrong)| {
+            wrongs.extend(wrong);
+            (all + done, wrongs)
+        })
+    });
+    assert!(wrong.is_empty(), "{} of {} requests went wrong: {:#?}", wrong.len(), done + wrong.len(), &wrong[..1]);
+    done
+}
+
+/// No counter of `after` is smaller than it was.
+fn never_backwards(before: &Metrics, after: &Metrics) {
+    let mut compared = 0;
+    for (sample, value) in before.counters() {
+        let now = after.sample(sample).unwrap_or(-1.0);
+        assert!(now >= value, "{sample} went from {value} to {now}");
+        compared += 1;
+    }
+    assert!(compared > 20, "only {compared} counters");
+}
+
+/// Ten controllers are killed, five are stopped and replaced by another program file.
+fn restarts(forwarding: Forwarding) {
+    let mut site = Site::start(Shape::OneLegged, forwarding, 3, keep).unwrap();
+    let homes = site.homes(FAMILY, CLIENTS).unwrap();
+    // Another file with another inode, as a new version is.
+    let upgrade = site.files().join("balancer-upgrade");
+    std::fs::copy(balancer_tests::binaries::balancer().unwrap(), &upgrade).unwrap();
+
+    let done = nobody_notices(&mut site, &homes, |site| {
+        for _ in 0..10 {
+            let before = site.metrics().unwrap();
+            site.kill_and_restart(|_| {}).unwrap();
+            never_backwards(&before, &site.metrics().unwrap());
+            // Long enough for a pass of the sweep, so that the gate closes and opens.
+            thread::sleep(Duration::from_millis(200));
+        }
+        for number in 0..5 {
+            let before = site.metrics().unwrap();
+            site.restart(|settings| settings.binary = (number % 2 == 0).then(|| upgrade.clone())).unwrap();
+            never_backwards(&before, &site.metrics().unwrap());
+        }
+    });
+    println!("{forwarding:?}: {done} requests during 15 restarts");
+    assert!(done > 1000, "no load: {done}");
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("moves_total", &["service=\"web\""]).unwrap(), 0.0);
+    let connections = metrics.sum("connections_total", &["service=\"web\""]).unwrap();
+    assert!(connections >= (done + homes.len()) as f64, "{connections} connections were counted");
+
+    let output = site.detach().unwrap();
+    assert!(!output.status.success(), "detached below a running controller");
+    let refusal = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(refusal.contains("is running"), "{refusal}");
+}
+
+#[test]
+fn nobody_notices_restarts_with_dsr() {
+    restarts(Forwarding::Dsr);
+}
+
+#[test]
+fn nobody_notices_restarts_with_nat() {
+    restarts(Forwarding::Nat);
+}
+
+#[test]
+fn traffic_goes_on_without_a_controller_until_it_is_detached() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 3, keep).unwrap();
+    let homes = site.homes(FAMILY, CLIENTS).unwrap();
+    let done = nobody_notices(&mut site, &homes, |site| {
+        let status = site.controller().process().stop().unwrap();
+        assert!(status.success(), "{status}");
+        thread::sleep(Duration::from_millis(500));
+    });
+    assert!(done > 50, "no load: {done}");
+
+    let output = site.detach().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("detached from 1 interface"), "{said}");
+    let replies = site.ask(FAMILY, 1..=3, Duration::from_millis(300)).unwrap();
+    assert!(replies.iter().all(Result::is_err), "steered after detaching");
+    let output = site.detach().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("nothing to detach"));
+
+    // A fresh start knows nobody.
+    site.restart(|_| {}).unwrap();
+    assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
+}
+
+/// `ip netns exec` gives its command mounts of its own, which go with it.
+#[test]
+fn pins_outlive_a_mount_namespace() {
+    let wrapper = tempfile::tempdir().unwrap();
+    let script = wrapper.path().join("balancer");
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |settings, topology| {
+        let binary = balancer_tests::binaries::balancer()?;
+        let text =
+            format!("#!/bin/sh\nexec ip netns exec {} {} \"$@\"\n", topology.balancer().name(), binary.display());
+        std::fs::write(&script, text)?;
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        settings.binary = Some(script.clone());
+        keep(settings, topology)
+    })
+    .unwrap();
+    let homes = site.homes(FAMILY, CLIENTS).unwrap();
+    nobody_notices(&mut site, &homes, |site| site.kill_and_restart(|_| {}).unwrap());
+    let log = std::fs::read_to_string(site.files().join("balancer.log")).unwrap();
+    assert!(log.contains("going on with the maps"), "{log}");
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("decisions_total", &["result=\"new\""]).unwrap(), homes.len() as f64, "they were known");
+}
+
+#[test]
+fn a_later_controller_with_detach_takes_everything_away_at_its_end() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, keep).unwrap();
+    let homes = site.homes(FAMILY, CLIENTS).unwrap();
+    site.restart(|settings| settings.on_exit = "detach").unwrap();
+    assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("decisions_total", &["result=\"new\""]).unwrap(), homes.len() as f64, "they were known");
+    site.controller().process().stop().unwrap();
+    assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
+}
