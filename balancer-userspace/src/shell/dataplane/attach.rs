@@ -13,7 +13,10 @@ use aya::programs::{
 };
 use tracing::{info, warn};
 
-use super::pins::{LinkPin, Pins};
+use super::{
+    offload::ReceiveOffload,
+    pins::{LinkPin, Pins},
+};
 use crate::config::model::XdpMode;
 
 /// An interface with the program on it.
@@ -30,6 +33,8 @@ pub struct Attached {
     /// Closed when this is dropped: the program is then off the interface, unless the link is pinned.
     _link: XdpLink,
     pin: Option<PathBuf>,
+    /// What generic mode must not have, until the program is off.
+    offload: Option<ReceiveOffload>,
 }
 
 impl Attached {
@@ -37,6 +42,18 @@ impl Attached {
     #[must_use]
     pub const fn mode(&self) -> &'static str {
         if self.native { "native" } else { "generic" }
+    }
+
+    /// Whether this process switched the interface's receive offload off.
+    pub(super) const fn receive_offload_off(&self) -> bool {
+        self.offload.is_some()
+    }
+
+    /// Leaves everything as it is for the next controller.
+    pub(super) fn leave(self) {
+        if let Some(offload) = self.offload {
+            offload.leave_off();
+        }
     }
 }
 
@@ -52,6 +69,7 @@ pub(super) fn attach(
     mode: XdpMode,
     pins: Option<&Pins>,
 ) -> anyhow::Result<Attached> {
+    let off = |native| if native { None } else { ReceiveOffload::off(name) };
     for pin in pins.into_iter().flat_map(Pins::links).filter(|pin| pin.ifindex == ifindex) {
         if mode == XdpMode::Native && !pin.native || mode == XdpMode::Generic && pin.native {
             info!("interface {name}: attaching anew, in the mode that xdp_mode now says");
@@ -65,6 +83,7 @@ pub(super) fn attach(
                 adopted: true,
                 _link: link,
                 pin: Some(path),
+                offload: off(native),
             });
         }
     }
@@ -77,7 +96,7 @@ pub(super) fn attach(
         }
         None => (link, None),
     };
-    Ok(Attached { name: name.to_owned(), ifindex, native, adopted: false, _link: link, pin })
+    Ok(Attached { name: name.to_owned(), ifindex, native, adopted: false, _link: link, pin, offload: off(native) })
 }
 
 fn attach_new(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<(bool, XdpLinkId)> {

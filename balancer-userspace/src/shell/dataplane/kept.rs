@@ -31,15 +31,9 @@ pub struct Kept {
 
 impl Kept {
     pub(super) fn new(ebpf: &mut Ebpf, pins: Option<Pins>, before: Option<Notes>) -> anyhow::Result<Self> {
-        let mut array =
-            |name: &str| ebpf.take_map(name).with_context(|| format!("the kernel object has no map {name}"));
-        let notes = array("NOTES")?.try_into()?;
-        let mut mapped = |name: &str| match array(name)? {
-            aya::maps::Map::Array(map) => Ok(map),
-            _ => anyhow::bail!("the kernel object holds no array {name}"),
-        };
-        let backends = MappedArray::<BackendHistory>::new(mapped("BACKEND_HISTORY")?)?;
-        let services = MappedArray::new(mapped("SERVICE_HISTORY")?)?;
+        let notes = ebpf.take_map("NOTES").context("the kernel object holds no map NOTES")?.try_into()?;
+        let backends = MappedArray::<BackendHistory>::new(take(ebpf, "BACKEND_HISTORY")?)?;
+        let services = MappedArray::new(take(ebpf, "SERVICE_HISTORY")?)?;
         let elapsed_before = Duration::from_secs(backends.word64(0, 0).load(Ordering::Relaxed));
         Ok(Self { pins, before, notes, backends, services, elapsed_before })
     }

@@ -37,7 +37,6 @@ use super::{
     kept::Kept,
     load::load_program,
     mapped::MappedArray,
-    offload::ReceiveOffload,
     pins::{self, Notes, Pins},
     placement,
     regions::Regions,
@@ -97,7 +96,6 @@ pub struct KernelDataplane {
     counted: HashSet<BackendId>,
     interface_multiplier: u32,
     attached: Vec<Attached>,
-    offloads: Vec<ReceiveOffload>,
     kept: Kept,
     ebpf: Ebpf,
 }
@@ -165,7 +163,6 @@ impl KernelDataplane {
             counted: HashSet::new(),
             interface_multiplier,
             attached: Vec::new(),
-            offloads: Vec::new(),
             kept,
             ebpf,
         };
@@ -224,9 +221,6 @@ impl KernelDataplane {
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
         let Self { ebpf, kept, .. } = self;
         let attached = attach::attach(program(ebpf)?, name, ifindex, mode, kept.pins())?;
-        if !attached.native {
-            self.offloads.extend(ReceiveOffload::off(name));
-        }
         self.attached.push(attached);
         self.attached.last().context("just attached")
     }
@@ -241,7 +235,6 @@ impl KernelDataplane {
             let detached = attach::detach(attached);
             result = result.and(detached);
         }
-        self.offloads.clear();
         let removed = self.kept.remove();
         result.and(removed)
     }
@@ -249,12 +242,13 @@ impl KernelDataplane {
     /// The interfaces whose receive offload this process switched off.
     #[must_use]
     pub fn receive_offload_off(&self) -> Vec<String> {
-        self.offloads.iter().map(|offload| offload.interface().to_owned()).collect()
+        let off = self.attached.iter().filter(|attached| attached.receive_offload_off());
+        off.map(|attached| attached.name.clone()).collect()
     }
 
     /// Leaves everything as it is for the next controller: traffic goes on.
     pub fn leave(&mut self) {
-        self.offloads.drain(..).for_each(ReceiveOffload::leave_off);
+        self.attached.drain(..).for_each(Attached::leave);
     }
 
     /// The neighbours that `nat` replies were dropped for. Can be taken once.
