@@ -57,6 +57,7 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
         &["backend", "maint", "web/web4"],
         &["backend", "weight", "web/web4", "0"],
         &["client", "where", "192.0.2.1"],
+        &["plan", "backend", "remove", "web/web4"],
     ] {
         let output = balancer(&[verb, &["--socket", socket]].concat());
         assert_eq!(output.status.code(), Some(3), "{verb:?}");
@@ -256,4 +257,25 @@ async fn drain_waits_until_drained_or_its_limit() {
     let output = at(&socket, &["backend", "drain", "web/web2", "--wait", "--wait-timeout", "1h"]).await;
     assert_eq!(output.status.code(), Some(1), "the fake leaves web2 ready");
     assert!(stderr(&output).contains("was made ready"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn a_plan_is_shown_and_nothing_is_changed() {
+    let fake = Fake::start().await;
+    let out = stdout(&at(&fake.socket(), &["plan", "backend", "remove", "web/web1", "--force"]).await);
+    assert_eq!(
+        out,
+        "service web: 16,384 of 65,537 slots would move, 3 needless; 1,204 known clients would move\n\
+         FROM         TO            SLOTS  CLIENTS\n\
+         web1         web2         16,384    1,204\n\
+         - (dropped)  - (dropped)       0        0\n"
+    );
+    let json = stdout(&at(&fake.socket(), &["plan", "backend", "remove", "web/web1", "--json"]).await);
+    let plan: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(plan["known_clients_moved"], 1204);
+    assert_eq!(plan["moves"][0]["from"], "web1");
+    let refused = at(&fake.socket(), &["plan", "backend", "weight", "web/web1", "7"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("is refused"), "{}", stderr(&refused));
+    assert_eq!(fake.changes(), []);
 }

@@ -14,7 +14,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight, StatusView,
+    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, PlanRequest, PlanView, ServiceView, SetAdmin,
+    SetWeight, StatusView,
 };
 use crate::core::io::BackendName;
 
@@ -141,6 +142,14 @@ impl Client {
     /// As [`Client::status`].
     pub async fn set_weight(&self, name: &BackendName, weight: u16) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/weight", backend_path(name)), Some(&SetWeight { weight })).await
+    }
+
+    /// What a change would move. Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn plan(&self, change: &PlanRequest) -> Answer<PlanView> {
+        self.send(Method::POST, "/v1/plan", Some(change)).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {

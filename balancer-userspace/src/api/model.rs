@@ -162,6 +162,79 @@ pub struct Changed {
     pub message: String,
 }
 
+/// `POST /v1/plan`: a change that is not to be made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PlanRequest {
+    /// Adding a backend.
+    Add {
+        /// The service's name.
+        service: String,
+        /// The backend.
+        backend: AddBackend,
+    },
+    /// Removing a backend.
+    Remove {
+        /// The service's name.
+        service: String,
+        /// The backend's.
+        name: String,
+        /// Without draining it first.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Setting a backend's administrative state.
+    Admin {
+        /// The service's name.
+        service: String,
+        /// The backend's.
+        name: String,
+        /// To what.
+        admin: SetAdmin,
+    },
+    /// Setting a backend's weight.
+    Weight {
+        /// The service's name.
+        service: String,
+        /// The backend's.
+        name: String,
+        /// 0–65535.
+        weight: u16,
+    },
+}
+
+/// The answer to it, for the service whose backend it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanView {
+    /// The service's name.
+    pub service: String,
+    /// M, after the change.
+    pub table_size: u32,
+    /// Slots of the live table that would have another backend.
+    pub slots_moved: u32,
+    /// Those among them that move between backends of which neither came to deserve more or less.
+    pub needless_slots_moved: u32,
+    /// Known clients that would be steered elsewhere at once. Each is counted as moved when it comes back.
+    pub known_clients_moved: u64,
+    /// Known clients that would stay with a backend that begins to drain, until its deadline.
+    pub known_clients_draining: u64,
+    /// From whom to whom.
+    pub moves: Vec<MoveView>,
+}
+
+/// Slots and clients that would go the same way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveView {
+    /// The backend that loses them; `None`: nobody had them.
+    pub from: Option<String>,
+    /// The backend that gets them; `None`: nobody, they would be dropped.
+    pub to: Option<String>,
+    /// Slots of the live table.
+    pub slots: u32,
+    /// Known clients.
+    pub clients: u64,
+}
+
 /// The answer to a request that was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApiError {

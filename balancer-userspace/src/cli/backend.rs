@@ -11,7 +11,7 @@ use super::{Failure, output};
 use crate::{
     api::{
         client::{Client, ClientError},
-        model::{AddBackend, Changed, SetAdmin},
+        model::{AddBackend, Changed, PlanRequest, SetAdmin},
     },
     config::value,
     core::io::{Admin, BackendName},
@@ -31,6 +31,13 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Change(Change),
+}
+
+/// What can be done to a backend, or only planned.
+#[derive(Debug, Subcommand)]
+pub(super) enum Change {
     /// Add a backend
     Add {
         #[command(flatten)]
@@ -99,20 +106,55 @@ fn address(text: &str) -> Result<String, String> {
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { service, json } => list(client, service.as_deref(), json).await,
-        Verb::Add { backend: Backend { name }, address, weight, backup } => {
+        Verb::Change(change) => make(client, change).await,
+    }
+}
+
+async fn make(client: &Client, change: Change) -> Result<(), Failure> {
+    match change {
+        Change::Add { backend: Backend { name }, address, weight, backup } => {
             let backend = AddBackend { name: name.backend, address, weight, backup };
             done(client.add_backend(&name.service, &backend).await?)
         }
-        Verb::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
-        Verb::Drain { backend: Backend { name }, timeout, wait, wait_timeout } => {
-            let timeout = timeout.map(|timeout| humantime::format_duration(timeout).to_string());
-            done(client.set_admin(&name, &SetAdmin { admin: Admin::Drain, timeout }).await?)?;
+        Change::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
+        Change::Drain { backend: Backend { name }, timeout, wait, wait_timeout } => {
+            done(client.set_admin(&name, &drain(timeout)).await?)?;
             if wait { drained(client, &name, wait_timeout).await } else { Ok(()) }
         }
-        Verb::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
-        Verb::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
-        Verb::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
+        Change::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
+        Change::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
+        Change::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
     }
+}
+
+impl Change {
+    /// What asks for a plan of it.
+    pub(super) fn plan(self) -> PlanRequest {
+        let admin = |backend: Backend, admin| PlanRequest::Admin {
+            service: backend.name.service,
+            name: backend.name.backend,
+            admin,
+        };
+        match self {
+            Self::Add { backend: Backend { name }, address, weight, backup } => PlanRequest::Add {
+                service: name.service,
+                backend: AddBackend { name: name.backend, address, weight, backup },
+            },
+            Self::Remove { backend: Backend { name }, force } => {
+                PlanRequest::Remove { service: name.service, name: name.backend, force }
+            }
+            Self::Drain { backend, timeout, .. } => admin(backend, drain(timeout)),
+            Self::Ready(backend) => admin(backend, SetAdmin { admin: Admin::Ready, timeout: None }),
+            Self::Maint(backend) => admin(backend, SetAdmin { admin: Admin::Maint, timeout: None }),
+            Self::Weight { backend: Backend { name }, weight } => {
+                PlanRequest::Weight { service: name.service, name: name.backend, weight }
+            }
+        }
+    }
+}
+
+fn drain(timeout: Option<Duration>) -> SetAdmin {
+    SetAdmin { admin: Admin::Drain, timeout: timeout.map(|timeout| humantime::format_duration(timeout).to_string()) }
 }
 
 fn done(Changed { message }: Changed) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ mod completions;
 mod decap;
 mod detach;
 mod output;
+mod plan;
 mod run;
 mod service;
 mod status;
@@ -56,6 +57,9 @@ enum Verb {
     /// Look at and change backends
     #[command(subcommand)]
     Backend(backend::Verb),
+    /// Show what a change would move, and change nothing
+    #[command(subcommand)]
+    Plan(plan::Verb),
     /// Look at clients
     #[command(subcommand)]
     Client(client::Verb),
@@ -100,6 +104,7 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
+        Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
         Verb::Decap(args) => decap::run(args),
         Verb::Detach => detach::run(),

@@ -184,6 +184,11 @@ pub struct Moves {
 }
 
 impl Moves {
+    /// From whom to whom, one for each slot moved.
+    pub fn pairs(&self) -> impl Iterator<Item = (u16, u16)> {
+        self.pairs.iter().copied()
+    }
+
     /// What replacing the live table `old` by `new` moves. `old` without slots: nothing, there were no clients yet.
     #[must_use]
     pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {

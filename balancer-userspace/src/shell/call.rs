@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView},
+    api::model::{Changed, ClientQuery, ClientView, PlanView},
     core::io::{Change, Refused},
     shell::snapshot::Snapshot,
 };
@@ -22,6 +22,15 @@ pub enum Call {
         query: ClientQuery,
         /// One view for each service of the address's family, or why there is none.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
+    },
+    /// What a change would move.
+    Plan {
+        /// The change.
+        change: Change,
+        /// The service whose backend it is about.
+        service: String,
+        /// The plan, or why the change would be refused.
+        reply: oneshot::Sender<Result<PlanView, Refused>>,
     },
     /// Change something.
     Change {

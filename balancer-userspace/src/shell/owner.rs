@@ -11,19 +11,38 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView},
+    api::model::{Changed, ClientQuery, ClientView, PlanView},
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+        plan::{Census, ServicePlan},
         service::Service,
     },
     shell::{
-        dataplane::Dataplane,
+        dataplane::{Dataplane, KnownClients},
         neighbours::Neighbours,
         prober::Prober,
         snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
+
+/// A plan for which the known clients have still to be counted.
+pub struct Planning {
+    plan: ServicePlan,
+    clients: Option<KnownClients>,
+}
+
+impl Planning {
+    /// Counts them: a look at the whole client table, in milliseconds.
+    #[must_use]
+    pub fn finish(self) -> PlanView {
+        let mut census = Census::default();
+        if let Some(clients) = self.clients {
+            clients.for_each(|entry| self.plan.count(entry, &mut census));
+        }
+        self.plan.view(&census)
+    }
+}
 
 /// The core with everything that its commands act on.
 pub struct Owner<D> {
@@ -113,6 +132,17 @@ impl<D: Dataplane> Owner<D> {
         }
         info!(uid, "{message}");
         Ok(Changed { message })
+    }
+
+    /// What a change would do to a service.
+    ///
+    /// # Errors
+    /// When the change would be refused.
+    pub fn plan(&self, change: Change, service: &str) -> Result<Planning, Refused> {
+        let (_, plans) = self.controller.plan(change, Instant::now().into_std())?;
+        let plan = plans.into_iter().find(|plan| plan.service == service);
+        let plan = plan.ok_or_else(|| Refused::NotFound(format!("no service {service:?}")))?;
+        Ok(Planning { plan, clients: self.dataplane.known_clients() })
     }
 
     /// Slots moved since start in a service (required, needless); none in one that does not exist.

@@ -182,6 +182,17 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call)
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }
+        Call::Plan { change, service, reply } => match owner.plan(change, &service) {
+            Ok(planning) => {
+                // The client table may be large, and nobody else has to wait for it.
+                tokio::task::spawn_blocking(move || {
+                    let _ = reply.send(Ok(planning.finish()));
+                });
+            }
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+            }
+        },
         Call::Change { change, uid, reply } => {
             let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
             let before = name.as_ref().map(|name| owner.slots_moved(&name.service));

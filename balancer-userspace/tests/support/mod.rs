@@ -9,7 +9,7 @@ use std::{
 };
 
 use balancer::{
-    api::model::{Changed, ClientView},
+    api::model::{Changed, ClientView, MoveView, PlanView},
     config::model::Protocol,
     core::io::{Admin, Change, Refused},
     shell::{
@@ -98,6 +98,28 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     (_, false) => Ok(vec![]),
                     (Some(service), true) => Ok(vec![view(service)]),
                     (None, true) => Ok(vec![view("web"), view("dns")]),
+                });
+            }
+            Call::Plan { change, service, reply } => {
+                let _ = reply.send(match change {
+                    Change::Remove { .. } => Ok(PlanView {
+                        service,
+                        table_size: 65_537,
+                        slots_moved: 16_384,
+                        needless_slots_moved: 3,
+                        known_clients_moved: 1_204,
+                        known_clients_draining: 0,
+                        moves: vec![
+                            MoveView {
+                                from: Some("web1".to_owned()),
+                                to: Some("web2".to_owned()),
+                                slots: 16_384,
+                                clients: 1_204,
+                            },
+                            MoveView { from: None, to: None, slots: 0, clients: 0 },
+                        ],
+                    }),
+                    change => Err(Refused::Conflict(format!("{change:?} is refused"))),
                 });
             }
             Call::Change { change, uid, reply } => {

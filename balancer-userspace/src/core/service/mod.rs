@@ -14,7 +14,7 @@ use std::{
 use balancer_common::{client::HashKey, map_types::Forwarding, verdict::MoveCause};
 
 use crate::{
-    config::model::{CheckConfig, CheckKind, Protocol, ServiceConfig},
+    config::model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
     core::{
         health::{FailureKind, Verdict},
         io::{Admin, BackendName, BackendSpec, CheckOutcome, ServiceId, ServiceSpec},
@@ -133,6 +133,16 @@ impl Service {
     /// The live table and the base table, for the data path.
     pub(crate) fn tables(&self) -> (Arc<[u16]>, Option<Arc<[u16]>>) {
         (Arc::clone(&self.live), self.home.clone())
+    }
+
+    /// What moves if the live table becomes `other`'s.
+    pub(crate) fn moves_to(&self, other: &Self) -> Moves {
+        Moves::between(&self.live, &self.shares, &other.live, &other.shares)
+    }
+
+    /// Where moved clients go when their home returns.
+    pub(crate) const fn failback(&self) -> Failback {
+        self.settings.failback
     }
 
     /// Whether clients are remembered.

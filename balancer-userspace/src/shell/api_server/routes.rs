@@ -15,7 +15,8 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{body::read, failure::Failure};
 use crate::{
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight, StatusView,
+        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, PlanRequest, PlanView, ServiceView, SetAdmin,
+        SetWeight, StatusView,
     },
     config::value,
     core::io::{Admin, BackendName, Change},
@@ -36,6 +37,7 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/services/{service}/backends/{backend}/weight", put(set_weight))
         .route("/v1/backends", get(backends))
         .route("/v1/clients/{ip}", get(clients))
+        .route("/v1/plan", post(plan))
         .fallback(async |parts: Parts| {
             let path = value::quoted(parts.uri.path());
             Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}; start from /v1/status"))
@@ -215,4 +217,30 @@ async fn set_weight(
 ) -> Outcome<Changed> {
     let SetWeight { weight } = read(&headers, body, r#"{"weight": 100}, 0 to 65535"#).await?;
     change(&calls, peer, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+}
+
+async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Outcome<PlanView> {
+    let shape = r#"{"change": "remove", "service": "web", "name": "web4", "force": false}; other changes are add \
+                   (with "backend"), admin (with "admin": {"admin": "drain"}) and weight (with "weight": 100)"#;
+    let request: PlanRequest = read(&headers, body, shape).await?;
+    let name = |service: String, backend: String| BackendName { service, backend };
+    let (service, change) = match request {
+        PlanRequest::Add { service, backend: AddBackend { name: backend, address, weight, backup } } => {
+            let backend = value::name(&backend).map_err(Failure::bad_request)?;
+            let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
+            (service.clone(), Change::Add { name: name(service, backend), address, port, weight, backup })
+        }
+        PlanRequest::Remove { service, name: backend, force } => {
+            (service.clone(), Change::Remove { name: name(service, backend), force })
+        }
+        PlanRequest::Admin { service, name: backend, admin } => {
+            let SetAdmin { admin, timeout } = admin;
+            let timeout = timeout.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
+            (service.clone(), Change::SetAdmin { name: name(service, backend), admin, timeout })
+        }
+        PlanRequest::Weight { service, name: backend, weight } => {
+            (service.clone(), Change::SetWeight { name: name(service, backend), weight })
+        }
+    };
+    Ok(Json(ask(&calls, |reply| Call::Plan { change, service, reply }).await??))
 }

@@ -39,7 +39,7 @@ struct Elsewhere {
 
 /// The mapped client table and how far the sweep has come.
 pub(super) struct ClientTable {
-    buckets: MappedArray<Bucket>,
+    buckets: Arc<MappedArray<Bucket>>,
     /// By backend id: the service it belongs to.
     services: Vec<Option<ServiceId>>,
     next: usize,
@@ -72,10 +72,33 @@ impl balancer_common::client_table::Entries for Look<'_> {
     }
 }
 
+/// The client table as another thread may look at it.
+pub struct KnownClients {
+    buckets: Arc<MappedArray<Bucket>>,
+    /// By backend id: when its service's clients are forgotten, and the present tick.
+    clocks: Vec<Option<(u16, u16)>>,
+}
+
+impl KnownClients {
+    /// Calls `each` with every entry that is not expired.
+    pub fn for_each(&self, mut each: impl FnMut(Entry)) {
+        for word in self.buckets.words() {
+            let entry = Entry(word.load(Ordering::Relaxed));
+            if entry.is_empty() {
+                continue;
+            }
+            let clock = self.clocks.get(usize::from(entry.backend())).copied().flatten();
+            if clock.is_some_and(|(remember, now)| entry.age(now) <= remember) {
+                each(entry);
+            }
+        }
+    }
+}
+
 impl ClientTable {
     pub(super) fn new(buckets: MappedArray<Bucket>) -> Self {
         Self {
-            buckets,
+            buckets: Arc::new(buckets),
             services: vec![None; MAX_BACKENDS as usize],
             next: 0,
             known: vec![0; MAX_BACKENDS as usize],
@@ -115,6 +138,14 @@ impl ClientTable {
                 let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
+    }
+
+    pub(super) fn known(&self, clocks: &HashMap<ServiceId, (Clock, u16)>) -> KnownClients {
+        let of = |service: &Option<ServiceId>| {
+            let (clock, tick) = clocks.get(&(*service)?)?;
+            Some((clock.remember, *tick))
+        };
+        KnownClients { buckets: Arc::clone(&self.buckets), clocks: self.services.iter().map(of).collect() }
     }
 
     pub(super) fn find(&self, hash: u64) -> Option<Entry> {

@@ -32,7 +32,7 @@ use super::{
     Dataplane, KnownClient, OBJECT,
     attach::{self, Attached},
     capacity::Capacity,
-    clients::{ClientTable, Memory},
+    clients::{ClientTable, KnownClients, Memory},
     halves::Halves,
     kept::Kept,
     load::load_program,
@@ -533,6 +533,12 @@ impl Dataplane for KernelDataplane {
         let seconds = u64::from(age) * u64::from(clock.tick_seconds);
         (age <= clock.remember)
             .then(|| KnownClient { backend: BackendId(entry.backend()), last_seen: Duration::from_secs(seconds) })
+    }
+
+    fn known_clients(&self) -> Option<KnownClients> {
+        let clocks: HashMap<ServiceId, (Clock, u16)> =
+            self.memories.iter().filter_map(|(&id, memory)| Some((id, (memory.clock?, memory.tick)))).collect();
+        (!clocks.is_empty()).then(|| self.clients.known(&clocks))
     }
 
     fn memory(&self) -> anyhow::Result<MemorySnapshot> {

@@ -27,6 +27,8 @@ pub(super) struct MappedArray<T> {
 
 // SAFETY: the mapping belongs to the process, not to a thread, and all access goes through `&self` or `&mut self`.
 unsafe impl<T: Send> Send for MappedArray<T> {}
+// SAFETY: as above; what a shared reference gives are words to be read and written atomically, and copies.
+unsafe impl<T: Sync> Sync for MappedArray<T> {}
 
 impl<T: Pod> MappedArray<T> {
     /// Maps the whole array.

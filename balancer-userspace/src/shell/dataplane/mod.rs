@@ -17,6 +17,7 @@ mod rows;
 
 pub use attach::Attached;
 pub use capacity::Capacity;
+pub use clients::KnownClients;
 pub use decap::Decap;
 pub use kept::Kept;
 pub use kernel::KernelDataplane;
@@ -101,6 +102,9 @@ pub trait Dataplane {
 
     /// What is remembered of a client.
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient>;
+
+    /// Every known client, to be looked at by another thread. `None`: no service remembers any.
+    fn known_clients(&self) -> Option<KnownClients>;
 
     /// The client table.
     ///

@@ -1,0 +1,180 @@
+//! What a change would move, found out by making it in a copy.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use balancer_common::{
+    client::slot,
+    client_table::{Entry, Steering, steer},
+    map_types::{ALL_DOWN, NO_BACKEND},
+    verdict::{CauseIndex, MoveCause},
+};
+
+use crate::{
+    api::model::{MoveView, PlanView},
+    config::model::Failback,
+    core::{
+        controller::Controller,
+        io::{Change, Command, Event, NextHop, Refused, ServiceId},
+        service::{Backend, Service},
+        table::Moves,
+    },
+};
+
+/// What a change would do to one service.
+#[derive(Clone, Debug)]
+pub struct ServicePlan {
+    /// The service's name.
+    pub service: String,
+    /// Its index.
+    pub id: ServiceId,
+    moves: Moves,
+    before: Side,
+    after: Side,
+    /// Names of its backends, before and after, by id.
+    names: HashMap<u16, String>,
+}
+
+/// A service before or after the change.
+#[derive(Clone, Debug)]
+struct Side {
+    table: Arc<[u16]>,
+    home: Option<Arc<[u16]>>,
+    failback: bool,
+    /// Backends that keep known clients.
+    keeps: HashSet<u16>,
+    /// Those among them that do so only until a deadline.
+    drains: HashSet<u16>,
+}
+
+/// Known clients by where they are and where they would be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    moved: BTreeMap<(u16, u16), u64>,
+    draining: u64,
+}
+
+impl Controller {
+    /// What `change` would do if it were made now, by service, and the line that would be answered. A backend that
+    /// comes is taken to be reachable.
+    ///
+    /// # Errors
+    /// [`Refused`] if the change would be.
+    pub fn plan(&self, change: Change, now: Instant) -> Result<(String, Vec<ServicePlan>), Refused> {
+        let mut copy = self.clone();
+        let (message, commands) = copy.change(change, now)?;
+        for command in commands {
+            if let Command::WatchNextHop(address) = command {
+                copy.handle(Event::NextHop { address, next_hop: Ok(SOME_NEXT_HOP) }, now);
+            }
+        }
+        let plans = self.services().iter().filter_map(|before| {
+            let after = copy.service(before.name()).ok()?;
+            let all = before.backends().iter().chain(after.backends());
+            Some(ServicePlan {
+                service: before.name().to_owned(),
+                id: before.id(),
+                moves: before.moves_to(after),
+                before: Side::of(before),
+                after: Side::of(after),
+                names: all.map(|backend| (backend.id().0, backend.name().to_owned())).collect(),
+            })
+        });
+        Ok((message, plans.collect()))
+    }
+}
+
+/// Where a next hop leads makes no difference to a plan.
+const SOME_NEXT_HOP: NextHop = NextHop {
+    ifindex: 1,
+    source_mac: [2, 0, 0, 0, 0, 1],
+    destination_mac: [2, 0, 0, 0, 0, 2],
+    mtu: 1500,
+    source: None,
+};
+
+impl Side {
+    fn of(service: &Service) -> Self {
+        let ids = |which: fn(&Backend) -> bool| -> HashSet<u16> {
+            service.backends().iter().filter(|backend| which(backend)).map(|backend| backend.id().0).collect()
+        };
+        let (table, home) = service.tables();
+        Self {
+            table,
+            home,
+            failback: service.failback() == Failback::Return,
+            keeps: ids(Backend::keeps_known),
+            drains: ids(|backend| backend.drain_deadline().is_some()),
+        }
+    }
+
+    /// Where a known client's next connection goes.
+    fn steer(&self, entry: Entry) -> Option<u16> {
+        let place = slot(entry.0, self.table.len() as u32) as usize;
+        let live = self.table.get(place).copied().filter(|&live| live != ALL_DOWN);
+        let home = self.home.as_ref().and_then(|home| home.get(place).copied());
+        let packet = Steering {
+            live,
+            live_is_home: live.is_some() && home == live,
+            entry: Some(entry),
+            keeps_known: self.keeps.contains(&entry.backend()),
+            cause: CauseIndex(MoveCause::Down as u8),
+            opens: true,
+            failback: self.failback,
+            now: entry.last_seen(),
+        };
+        steer(&packet).backend
+    }
+}
+
+impl ServicePlan {
+    /// Counts a known client by its entry, if it is a client of this service. One that is on its way to another backend
+    /// already is not moved by the change.
+    pub fn count(&self, entry: Entry, census: &mut Census) {
+        let at = entry.backend();
+        if !self.names.contains_key(&at) || self.before.steer(entry) != Some(at) {
+            return;
+        }
+        match self.after.steer(entry) {
+            Some(to) if to == at => {
+                let begins = self.after.drains.contains(&at) && !self.before.drains.contains(&at);
+                census.draining += u64::from(begins);
+            }
+            to => *census.moved.entry((at, to.unwrap_or(ALL_DOWN))).or_default() += 1,
+        }
+    }
+
+    /// The plan in words and numbers.
+    #[must_use]
+    pub fn view(&self, census: &Census) -> PlanView {
+        let name = |id: u16| match id {
+            NO_BACKEND | ALL_DOWN => None,
+            id => self.names.get(&id).cloned(),
+        };
+        let mut pairs: BTreeMap<(u16, u16), (u32, u64)> = BTreeMap::new();
+        for (from, to) in self.moves.pairs() {
+            pairs.entry((from, to)).or_default().0 += 1;
+        }
+        for (&pair, &clients) in &census.moved {
+            pairs.entry(pair).or_default().1 += clients;
+        }
+        let moves = pairs.into_iter().map(|((from, to), (slots, clients))| MoveView {
+            from: name(from),
+            to: name(to),
+            slots,
+            clients,
+        });
+        PlanView {
+            service: self.service.clone(),
+            table_size: self.after.table.len() as u32,
+            slots_moved: self.moves.total(),
+            needless_slots_moved: self.moves.needless(),
+            known_clients_moved: census.moved.values().sum(),
+            known_clients_draining: census.draining,
+            moves: moves.collect(),
+        }
+    }
+}

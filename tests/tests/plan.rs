@@ -1,0 +1,134 @@
+//! A plan is what happens: slots at once, clients when every known one has come back.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result};
+use balancer::{
+    api::model::PlanView,
+    core::{
+        io::{Admin, BackendName, Change, CheckOutcome},
+        plan::Census,
+    },
+    shell::dataplane::Dataplane as _,
+};
+use balancer_tests::{
+    frame::SYN,
+    world::{World, client},
+};
+use std::time::Instant;
+
+const CLIENTS: u32 = 5_000;
+
+fn named(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+fn admin(backend: &str, admin: Admin) -> Change {
+    Change::SetAdmin { name: named(backend), admin, timeout: None }
+}
+
+fn plan(world: &World, change: Change) -> Result<PlanView> {
+    let (_, plans) = world.controller().plan(change, Instant::now())?;
+    let plan = plans.into_iter().find(|plan| plan.service == "web").context("no plan")?;
+    let mut census = Census::default();
+    if let Some(clients) = world.dataplane().known_clients() {
+        clients.for_each(|entry| plan.count(entry, &mut census));
+    }
+    Ok(plan.view(&census))
+}
+
+/// Every client connects once; where each went.
+fn connect_all(world: &mut World) -> Result<Vec<Option<String>>> {
+    (0..CLIENTS).map(|number| world.send(client(number), SYN)).collect()
+}
+
+/// From whom to whom, and how many.
+type Flow = BTreeMap<(Option<String>, Option<String>), u64>;
+
+fn slots(world: &World) -> Result<Vec<Option<String>>> {
+    let service = world.controller().service("web")?;
+    let name = |id: u16| service.backends().iter().find(|b| b.id().0 == id).map(|b| b.name().to_owned());
+    Ok(service.live_table().iter().map(|&id| name(id)).collect())
+}
+
+fn flow(before: &[Option<String>], after: &[Option<String>]) -> Flow {
+    let mut flow = Flow::new();
+    for (from, to) in before.iter().zip(after).filter(|(from, to)| from != to) {
+        *flow.entry((from.clone(), to.clone())).or_default() += 1;
+    }
+    flow
+}
+
+/// Plans a change, makes it, and compares.
+#[track_caller]
+fn holds(world: &mut World, change: Change) -> Result<PlanView> {
+    let homes = connect_all(world)?;
+    let before = slots(world)?;
+    let generation = world.controller().service("web")?.table_generation();
+    let predicted = plan(world, change.clone())?;
+    assert_eq!(world.controller().service("web")?.table_generation(), generation, "a plan changes nothing");
+    assert_eq!(slots(world)?, before, "a plan changes nothing");
+    let what = format!("{change:?}");
+    world.change(change)?;
+    let after = slots(world)?;
+    let of = |count: fn(&balancer::api::model::MoveView) -> u64| -> Flow {
+        let moves = predicted.moves.iter().filter(|moved| count(moved) > 0);
+        moves.map(|moved| ((moved.from.clone(), moved.to.clone()), count(moved))).collect()
+    };
+    assert_eq!(of(|moved| moved.slots.into()), flow(&before, &after), "slots, {what}");
+    assert_eq!(u64::from(predicted.slots_moved), flow(&before, &after).values().sum::<u64>());
+    let moved = flow(&homes, &connect_all(world)?);
+    assert_eq!(of(|moved| moved.clients), moved, "clients, {what}");
+    assert_eq!(predicted.known_clients_moved, moved.values().sum::<u64>());
+    Ok(predicted)
+}
+
+fn sequence(settings: &str) -> Result<()> {
+    let mut world =
+        World::new(&format!("remember = \"600s\"\ndrain = {{ timeout = \"60s\" }}\n{settings}"), 4, 65_536)?;
+    let address = "10.0.0.15".parse()?;
+    let added =
+        holds(&mut world, Change::Add { name: named("web5"), address, port: None, weight: None, backup: false })?;
+    assert!(added.slots_moved > 12_000, "{added:?}");
+    assert_eq!(added.known_clients_moved, 0);
+    holds(&mut world, Change::SetWeight { name: named("web1"), weight: 10 })?;
+    world.pass(2)?;
+    let drained = holds(&mut world, admin("web2", Admin::Drain))?;
+    assert_eq!(drained.known_clients_moved, 0);
+    assert_eq!(drained.known_clients_draining, world.shown("web2")?.1);
+    assert!(drained.known_clients_draining > 500, "{drained:?}");
+    let maint = holds(&mut world, admin("web3", Admin::Maint))?;
+    assert!(maint.known_clients_moved > 500, "{maint:?}");
+    assert!(maint.moves.iter().all(|moved| moved.clients == 0 || moved.from.as_deref() == Some("web3")));
+    holds(&mut world, admin("web2", Admin::Ready))?;
+    holds(&mut world, admin("web3", Admin::Ready))?;
+    world.pass(2)?;
+    let removed = holds(&mut world, Change::Remove { name: named("web4"), force: true })?;
+    assert!(removed.known_clients_moved > 500, "{removed:?}");
+    // Who is on the way elsewhere anyway is not the change's.
+    connect_all(&mut world)?;
+    world.checked("web1", &CheckOutcome::Hard("refused".to_owned()), 3)?;
+    let planned = plan(&world, Change::SetWeight { name: named("web2"), weight: 200 })?;
+    assert_eq!(planned.known_clients_moved, 0);
+    // Nobody left: they would be dropped, or stay where they are.
+    for backend in ["web2", "web3"] {
+        holds(&mut world, admin(backend, Admin::Maint))?;
+    }
+    holds(&mut world, admin("web5", Admin::Maint))?;
+    world.pass(Duration::from_secs(2).as_secs())
+}
+
+#[test]
+fn what_is_planned_happens() -> Result<()> {
+    sequence("")
+}
+
+#[test]
+fn what_is_planned_happens_where_moved_clients_return() -> Result<()> {
+    sequence("failback = \"return\"")
+}
+
+#[test]
+fn what_is_planned_happens_where_nobody_left_means_dropping() -> Result<()> {
+    sequence("when_all_down = \"drop\"")
+}
