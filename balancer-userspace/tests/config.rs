@@ -57,6 +57,7 @@ fn defaults() {
             drain_timeout: Duration::from_secs(300),
             on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
             start_down: false,
+            assign_vip: false,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),

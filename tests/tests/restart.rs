@@ -1,5 +1,5 @@
 //! Restarts that nobody notices: `on_exit = "keep"`.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use balancer_common::map_types::Forwarding;
+use aya::maps::{Array, Map, MapData};
+use balancer_common::map_types::{Forwarding, LAYOUT_VERSION, Notes};
 use balancer_tests::{
     http_client::Request,
     metrics::Metrics,
@@ -196,4 +197,73 @@ fn a_later_controller_with_detach_takes_everything_away_at_its_end() {
     assert_eq!(metrics.sum("decisions_total", &["result=\"new\""]).unwrap(), homes.len() as f64, "they were known");
     site.controller().process().stop().unwrap();
     assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
+}
+
+/// The directory of the pins of a site.
+fn pins(site: &Site) -> std::path::PathBuf {
+    let mut stat = site.topology().balancer().command("stat");
+    let output = stat.args(["-L", "-c", "%i", "/proc/self/ns/net"]).output().unwrap();
+    let prefix = format!("{}-", String::from_utf8(output.stdout).unwrap().trim());
+    let entries = std::fs::read_dir("/sys/fs/bpf/balancer").unwrap().map(|entry| entry.unwrap());
+    let mut own = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    own.next().expect("no pins").path()
+}
+
+fn rewrite_notes(site: &Site, from: &str, to: &str) {
+    let map = MapData::from_pin(pins(site).join("NOTES")).unwrap();
+    let mut notes: Array<_, Notes> = Map::Array(map).try_into().unwrap();
+    let mut row = notes.get(&0, 0).unwrap();
+    let text = String::from_utf8(row.text.as_flattened().to_vec()).unwrap();
+    assert!(text.contains(from), "{text}");
+    let text = text.replacen(from, to, 1);
+    for (place, byte) in row.text.as_flattened_mut().iter_mut().zip(text.bytes()) {
+        *place = byte;
+    }
+    notes.set(0, row, 0).unwrap();
+}
+
+/// Starts the balancer, which must refuse; its words.
+fn refusal(site: &Site) -> String {
+    let mut command = site.topology().balancer().command(balancer_tests::binaries::balancer().unwrap());
+    let output = command.arg("run").arg("--config").arg(site.config()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn maps_of_another_version_are_refused_with_the_way_out() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, keep).unwrap();
+    let homes = site.homes(FAMILY, CLIENTS).unwrap();
+    site.controller().process().stop().unwrap();
+    let version = format!("\"layout_version\":{LAYOUT_VERSION}");
+    rewrite_notes(&site, &version, "\"layout_version\":9");
+    let words = refusal(&site);
+    assert!(words.contains("layout 9") && words.contains("`balancer detach`"), "{words}");
+    // Nothing has changed: traffic goes on, and the right version would go on with it.
+    assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
+    rewrite_notes(&site, "\"layout_version\":9", &version);
+    site.restart(|_| {}).unwrap();
+
+    site.controller().process().stop().unwrap();
+    rewrite_notes(&site, "{\"layout_version", "[\"layout_version");
+    let words = refusal(&site);
+    assert!(words.contains("another version") && words.contains("`balancer detach`"), "{words}");
+    let output = site.detach().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    site.restart(|_| {}).unwrap();
+}
+
+#[test]
+fn a_second_controller_is_refused() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, keep).unwrap();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let other = site.files().join("other.toml");
+    let config = config.replace("balancer.sock", "other.sock").replace("[hash]", "[metrics]\nlisten = \"off\"\n[hash]");
+    std::fs::write(&other, config).unwrap();
+    let mut command = site.topology().balancer().command(balancer_tests::binaries::balancer().unwrap());
+    let output = command.arg("run").arg("--config").arg(&other).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("running"), "{words}");
+    site.homes(FAMILY, CLIENTS).unwrap();
 }

@@ -84,6 +84,8 @@ pub struct ServiceConfig {
     pub on_failure: OnFailure,
     /// Whether a backend counts as down until its first verdict.
     pub start_down: bool,
+    /// Whether the VIP is added to the interface while it is served.
+    pub assign_vip: bool,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.

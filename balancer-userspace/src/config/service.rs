@@ -77,6 +77,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
         .map(|section| on_failure(section, findings));
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
+    let assign_vip = section.boolean("assign_vip", findings).unwrap_or(false);
     let check =
         section.table("check", "check", "{ type = \"tcp\" }", findings).and_then(|section| check(section, findings));
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -130,6 +131,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
             on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
             start_down,
+            assign_vip,
             check: check.map_or_else(|| default_check(default_kind), |check| check.value),
             backends,
         },

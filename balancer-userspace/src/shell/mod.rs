@@ -16,3 +16,4 @@ pub mod prober;
 pub mod run;
 pub mod shutdown;
 pub mod snapshot;
+pub mod vips;

@@ -1,7 +1,8 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -95,6 +96,11 @@ impl<D: Dataplane> Owner<D> {
     /// The data path.
     pub fn dataplane(&mut self) -> &mut D {
         &mut self.dataplane
+    }
+
+    /// The VIPs that the interface is to have.
+    pub fn assigned_vips(&self) -> BTreeSet<IpAddr> {
+        self.controller.assigned_vips().collect()
     }
 
     /// The neighbours watched.

@@ -1,6 +1,6 @@
 //! `balancer run`: start-up, the loop of the one task that owns the controller, and a clean end.
 
-use std::{future::pending, net::IpAddr, time::Duration};
+use std::{future::pending, mem, net::IpAddr, time::Duration};
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
@@ -34,6 +34,7 @@ use crate::{
         privileges,
         prober::Prober,
         shutdown,
+        vips::{self, Assigned, Vips},
     },
     words::counted,
 };
@@ -71,7 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         None => random_number()?,
     };
-    let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
+    let mut inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
     if config.services.iter().any(|service| !service.remember.is_zero()) {
         let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
         info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
@@ -80,6 +81,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let translates = |v4: bool| {
         config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
     };
+    let mut wanted = Wanted::new(neighbours_wanted)?;
     let forwarding = IpForwarding::ensure(&interfaces, translates(true), translates(false))?;
 
     let (events_in, mut events) = mpsc::channel(EVENTS);
@@ -94,11 +96,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let how = if attached.adopted { "replaced the program on" } else { "attached to" };
         info!("{how} {} in {} mode", attached.name, attached.mode());
     }
-    let host = inherited.clone().and(forwarding.changes(), owner.dataplane().receive_offload_off());
-    owner.dataplane().write_notes(instance, &config.state_file, host)?;
+    let first = interfaces.first().cloned().context("no interface")?;
+    let mut vips = Vips::new(first, &mem::take(&mut inherited.vips))?;
+    let wanted_vips = owner.assigned_vips();
+    let notes = |owner: &mut Owner<KernelDataplane>, vips: Vec<Assigned>| {
+        let host = inherited.clone().and(forwarding.changes(), owner.dataplane().receive_offload_off(), vips);
+        owner.dataplane().write_notes(instance, &config.state_file, host)
+    };
+    // Written down before it is done, so that whoever comes next can put it back.
+    let mut assigned = vips.to_be_assigned(&wanted_vips).await?;
+    notes(&mut owner, assigned.clone())?;
+    if let Err(error) = vips.set(&wanted_vips).await {
+        vips.remove_all().await;
+        return Err(error);
+    }
+    let vips = vips::Keeper::spawn(vips, wanted_vips);
     owner.dataplane().kept().finish(&ifindexes)?;
-    let mut wanted = Wanted::new(neighbours_wanted)?;
-
     let (stop, stopped) = watch::channel(());
     let ended = |mut stopped: watch::Receiver<()>| async move {
         // An error says that the sender is gone, which is the end as well.
@@ -131,11 +144,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
         joining.answer(&owner);
+        let new_vips = vips.follow(owner.assigned_vips());
+        if !new_vips.is_empty() {
+            assigned.extend(new_vips);
+            if let Err(error) = notes(&mut owner, assigned.clone()) {
+                warn!("{error:#}");
+            }
+        }
     };
 
     let detached = match config.on_exit {
         OnExit::Detach => {
             info!("{signal}: detaching");
+            vips.end(false).await;
             let detached = owner.dataplane().detach();
             drop(forwarding);
             inherited.put_back();
@@ -143,6 +164,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         OnExit::Keep => {
             info!("{signal}: leaving; the kernel goes on steering (on_exit = \"keep\")");
+            vips.end(true).await;
             owner.dataplane().leave();
             forwarding.leave();
             Ok(())

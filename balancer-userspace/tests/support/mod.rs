@@ -101,8 +101,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                 });
             }
             Call::Plan { change, service, reply } => {
-                let _ = reply.send(match change {
-                    Change::Remove { .. } => Ok(PlanView {
+                let _ = reply.send(if matches!(change, Change::Remove { .. }) {
+                    Ok(PlanView {
                         service,
                         table_size: 65_537,
                         slots_moved: 16_384,
@@ -118,8 +118,9 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                             },
                             MoveView { from: None, to: None, slots: 0, clients: 0 },
                         ],
-                    }),
-                    change => Err(Refused::Conflict(format!("{change:?} is refused"))),
+                    })
+                } else {
+                    Err(Refused::Conflict(format!("{change:?} is refused")))
                 });
             }
             Call::Change { change, uid, reply } => {

@@ -161,6 +161,11 @@ impl Controller {
         &self.services
     }
 
+    /// The VIPs that the balancer is to give its interface.
+    pub fn assigned_vips(&self) -> impl Iterator<Item = IpAddr> {
+        self.services.iter().filter(|service| service.assigns_vip()).map(|service| service.address().ip())
+    }
+
     /// The service called `name`.
     ///
     /// # Errors

@@ -145,6 +145,11 @@ impl Service {
         self.settings.failback
     }
 
+    /// Whether the balancer is to give its interface the VIP.
+    pub(crate) const fn assigns_vip(&self) -> bool {
+        self.settings.assign_vip
+    }
+
     /// Whether clients are remembered.
     #[must_use]
     pub const fn remembers(&self) -> bool {

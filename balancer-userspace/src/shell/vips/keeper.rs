@@ -1,0 +1,56 @@
+//! The task that keeps the interface's addresses as the services want them.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use tokio::{sync::watch, task::JoinHandle};
+use tracing::warn;
+
+use super::{Assigned, Vips};
+
+/// A running task. It ends with [`end`](Self::end).
+pub struct Keeper {
+    ifindex: u32,
+    wanted: watch::Sender<BTreeSet<IpAddr>>,
+    task: JoinHandle<Vips>,
+}
+
+impl Keeper {
+    /// Goes on from addresses that have been set to `wanted`.
+    #[must_use]
+    pub fn spawn(mut vips: Vips, wanted: BTreeSet<IpAddr>) -> Self {
+        let ifindex = vips.interface.ifindex;
+        let (sender, mut receiver) = watch::channel(wanted);
+        let task = tokio::spawn(async move {
+            while receiver.changed().await.is_ok() {
+                let wanted = receiver.borrow_and_update().clone();
+                if let Err(error) = vips.set(&wanted).await {
+                    warn!("{error:#}");
+                }
+            }
+            vips
+        });
+        Self { ifindex, wanted: sender, task }
+    }
+
+    /// Sets what is wanted, and gives what was not wanted before.
+    pub fn follow(&self, wanted: BTreeSet<IpAddr>) -> Vec<Assigned> {
+        let mut new = Vec::new();
+        self.wanted.send_if_modified(|present| {
+            let changes = *present != wanted;
+            let address = |&address| Assigned { ifindex: self.ifindex, address };
+            new.extend(wanted.difference(present).map(address));
+            *present = wanted;
+            changes
+        });
+        new
+    }
+
+    /// Ends the task, and removes the addresses unless they are to be left.
+    pub async fn end(self, leave: bool) {
+        drop(self.wanted);
+        match self.task.await {
+            Ok(mut vips) if !leave => vips.remove_all().await,
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
