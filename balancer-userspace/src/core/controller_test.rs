@@ -474,3 +474,27 @@ fn a_first_configuration_that_cannot_work_serves_nothing() {
     assert_eq!(lines(&commands), ["nothing is served: service web is there twice: names must differ"]);
     assert!(bench.controller.services().is_empty());
 }
+
+#[test]
+fn ten_failures_in_one_batch_are_one_swap() {
+    let backends: Vec<String> = (1..=20).map(|n| format!("web{n} 10.0.0.{n}:8080")).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let (mut bench, _) = Bench::new(vec![service("web", "198.51.100.10:80", Forwarding::Nat, &backends)]);
+    let fail = |bench: &Bench| -> Vec<Event> {
+        (1..=10)
+            .map(|n| Event::Checked {
+                backend: bench.id(&format!("web/web{n}")),
+                outcome: CheckOutcome::Hard("connect: refused".to_owned()),
+                took: Duration::from_millis(1),
+            })
+            .collect()
+    };
+    for _ in 0..2 {
+        assert_eq!(bench.controller.handle_all(fail(&bench), bench.now), []);
+    }
+    let commands = bench.controller.handle_all(fail(&bench), bench.now);
+    let swaps = commands.iter().filter(|command| matches!(command, Command::SwapTable { .. })).count();
+    assert_eq!((swaps, lines(&commands).len()), (1, 10), "{commands:?}");
+    assert_eq!((bench.service().table_generation(), bench.service().slots_moved().1), (2, 0));
+    assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == State::Down));
+}

@@ -83,8 +83,13 @@ impl<D: Dataplane> Owner<D> {
 
     /// Lets the controller act on an event. A data path that refuses is brought back in step and reported.
     pub fn handle(&mut self, event: Event) {
+        self.handle_all([event]);
+    }
+
+    /// The same for all events that wait, so that each service's table is replaced at most once.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
-        let commands = self.controller.handle(event, now.into_std());
+        let commands = self.controller.handle_all(events, now.into_std());
         if let Err(error) = self.execute(commands, now) {
             error!("{error:#}; writing the whole state again");
             self.resync();

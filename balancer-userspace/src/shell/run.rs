@@ -99,6 +99,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     tokio::pin!(shutdown);
     let mut joining = Joining::default();
+    let mut waiting = Vec::new();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -112,7 +113,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 info!("{signal}: detaching");
                 break;
             }
-            Some(event) = events.recv() => owner.handle(event),
+            1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
             Some(call) = calls.recv() => answer(&mut owner, &mut joining, call),

@@ -256,6 +256,11 @@ impl Backend {
         self.drain.until.filter(|_| keeps)
     }
 
+    /// When something about it is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.drain_deadline()
+    }
+
     /// Whether it came to a service in use and the way to it is not known yet.
     pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
         self.late && matches!(hops.get(self.config.address.ip()), Hop::Pending)
