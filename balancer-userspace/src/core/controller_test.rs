@@ -146,7 +146,7 @@ fn a_failure_and_the_return_are_told_with_their_numbers() {
     assert_eq!((bench.service().table_generation(), bench.service().slots_moved()), (3, (32_768, 0)));
     let backend = bench.controller.backend(&name("web/web2")).unwrap();
     assert_eq!(backend.checks(), [2, 0, 3]);
-    assert_eq!(backend.last_check(), Some(Duration::from_millis(1)));
+    assert_eq!(backend.last_check().unwrap().took, Duration::from_millis(1));
     assert_eq!(backend.transitions(), [1, 0, 0, 0, 0, 1, 0]);
     assert_eq!((backend.health_word(), backend.slots(), backend.takes_new_clients()), ("up", 16_384, true));
 }

@@ -24,6 +24,6 @@ mod controller_test;
 #[cfg(test)]
 mod drain_test;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod model_test;

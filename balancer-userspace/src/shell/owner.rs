@@ -245,7 +245,7 @@ impl<D: Dataplane> Owner<D> {
                             eligible: backend.takes_new_clients(),
                             stats: self.dataplane.backend_stats(backend.id())?,
                             checks: backend.checks(),
-                            last_check: backend.last_check(),
+                            last_check: backend.last_check().map(|check| check.took),
                             transitions: backend.transitions(),
                         })
                     })

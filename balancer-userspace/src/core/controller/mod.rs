@@ -10,7 +10,6 @@ mod settle;
 use std::{
     collections::{HashMap, HashSet},
     mem,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -21,8 +20,8 @@ use crate::{
     core::{
         ids::Ids,
         io::{
-            BackendId, BackendName, BackendSpec, CheckOutcome, Command, Event, NextHop, Refused, Report, ReportLevel,
-            ServiceId, ServiceSpec,
+            BackendId, BackendName, BackendSpec, CheckOutcome, Command, Event, Refused, Report, ReportLevel, ServiceId,
+            ServiceSpec,
         },
         next_hops::NextHops,
         service::{Backend, Service},

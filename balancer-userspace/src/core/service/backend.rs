@@ -11,7 +11,7 @@ use crate::{
     config::model::{BackendConfig, CheckConfig},
     core::{
         health::Health,
-        io::{Admin, BackendId, BackendName, BackendSpec},
+        io::{Admin, BackendId, BackendName, BackendSpec, CheckOutcome, Forced},
         next_hops::{Hop, NextHops},
         report::Transition,
         standing::{HealthFact, Standing, State},
@@ -38,7 +38,11 @@ pub struct Backend {
     /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
     pub(super) late: bool,
     pub(super) checks: [u64; 3],
-    pub(super) last_check: Option<Duration>,
+    pub(super) last_check: Option<LastCheck>,
+    /// When the verdict of the checks last changed.
+    pub(super) verdict_since: Instant,
+    /// What the operator says instead of the checks.
+    pub(super) forced: Option<Forced>,
     pub(super) transitions: [u64; State::ALL.len()],
     /// What the shell was last told.
     pub(crate) told: Told,
@@ -50,6 +54,17 @@ pub(crate) struct Told {
     pub(crate) row: Option<BackendSpec>,
     pub(crate) watched: Option<IpAddr>,
     pub(crate) check: Option<(SocketAddr, CheckConfig)>,
+}
+
+/// A health check that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastCheck {
+    /// How.
+    pub outcome: CheckOutcome,
+    /// How long it took.
+    pub took: Duration,
+    /// When.
+    pub ended: Instant,
 }
 
 /// How far a drain has come.
@@ -98,6 +113,8 @@ impl Backend {
             late,
             checks: [0; 3],
             last_check: None,
+            verdict_since: now,
+            forced: None,
             transitions: [0; State::ALL.len()],
             told: Told::default(),
         }
@@ -181,10 +198,51 @@ impl Backend {
         self.checks
     }
 
-    /// How long the last health check took.
+    /// The last health check.
     #[must_use]
-    pub const fn last_check(&self) -> Option<Duration> {
-        self.last_check
+    pub const fn last_check(&self) -> Option<&LastCheck> {
+        self.last_check.as_ref()
+    }
+
+    /// The verdict of its checks.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// When the verdict of its checks last changed.
+    #[must_use]
+    pub const fn verdict_since(&self) -> Instant {
+        self.verdict_since
+    }
+
+    /// What the operator says instead of its checks.
+    #[must_use]
+    pub const fn forced(&self) -> Option<Forced> {
+        self.forced
+    }
+
+    /// Overrides the checks, which go on.
+    pub(crate) const fn force(&mut self, forced: Option<Forced>) {
+        self.forced = forced;
+    }
+
+    /// Counts a check. `service_check` is the service's.
+    pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
+        let word = |health: &Health| std::mem::discriminant(health.verdict());
+        let before = word(&self.health);
+        self.health.record(outcome, self.config.check.as_ref().unwrap_or(service_check));
+        if word(&self.health) != before {
+            self.verdict_since = now;
+        }
+        self.last_check = Some(LastCheck { outcome: outcome.clone(), took, ended: now });
+        let [passed, soft, hard] = &mut self.checks;
+        match outcome {
+            CheckOutcome::Passed => *passed += 1,
+            CheckOutcome::Soft(_) => *soft += 1,
+            CheckOutcome::Hard(_) => *hard += 1,
+            CheckOutcome::Hindered(_) => {}
+        }
     }
 
     /// How often it entered each of [`State::ALL`]. The state it was first in is not counted.
@@ -281,6 +339,7 @@ impl Backend {
     /// Back to unknown: nobody has been checking.
     pub(crate) fn forget_verdict(&mut self) {
         self.health = Health::default();
+        self.last_check = None;
     }
 
     pub(super) fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {

@@ -17,7 +17,7 @@ use crate::{
     config::model::{CheckConfig, CheckKind, Protocol, ServiceConfig},
     core::{
         health::{FailureKind, Verdict},
-        io::{Admin, BackendName, BackendSpec, CheckOutcome, ServiceId, ServiceSpec},
+        io::{Admin, BackendName, BackendSpec, CheckOutcome, Forced, ServiceId, ServiceSpec},
         keys,
         maglev::Member,
         next_hops::{Hop, NextHops},
@@ -229,7 +229,8 @@ impl Service {
         wanted.then(|| (backend.config.check_target(check), check.clone()))
     }
 
-    fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
+    /// The check of a backend: its own, or else the service's.
+    pub(crate) fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
         backend.config.check.as_ref().unwrap_or(&self.settings.check)
     }
 
@@ -245,15 +246,7 @@ impl Service {
         let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.told.check.is_some()) else {
             return false;
         };
-        let check = backend.config.check.as_ref().unwrap_or(&self.settings.check);
-        backend.health.record(outcome, check);
-        backend.last_check = Some(took);
-        let [passed, soft, hard] = &mut backend.checks;
-        *match outcome {
-            CheckOutcome::Passed => passed,
-            CheckOutcome::Soft(_) => soft,
-            CheckOutcome::Hard(_) => hard,
-        } += 1;
+        backend.record(outcome, took, &self.settings.check, now);
         let Some(backend) = self.backends.get(index) else { return false };
         let assessment = self.assess(backend, hops, now);
         let news = backend.assessment.as_ref().map(|old| old.standing) != Some(assessment.standing);
@@ -265,16 +258,27 @@ impl Service {
 
     fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
-        let (health, mut reason) = match (hops.get(backend.config.address.ip()), backend.health.verdict()) {
+        let checked = match backend.health.verdict() {
+            _ if check.kind == CheckKind::None => (HealthFact::Unchecked, String::new()),
+            Verdict::Unknown => (HealthFact::Unknown, String::new()),
+            Verdict::Up => (HealthFact::Up, String::new()),
+            Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
+        };
+        let (health, mut reason) = match (hops.get(backend.config.address.ip()), backend.forced) {
             (Hop::Failed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
-            (Hop::Pending | Hop::Resolved(_), _) if check.kind == CheckKind::None => {
-                (HealthFact::Unchecked, String::new())
+            (Hop::Pending | Hop::Resolved(_), None) => checked,
+            (Hop::Pending | Hop::Resolved(_), Some(Forced::Down)) => {
+                (HealthFact::Down(FailureKind::Hard), "forced down by operator".to_owned())
             }
-            (Hop::Pending | Hop::Resolved(_), Verdict::Unknown) => (HealthFact::Unknown, String::new()),
-            (Hop::Pending | Hop::Resolved(_), Verdict::Up) => (HealthFact::Up, String::new()),
-            (Hop::Pending | Hop::Resolved(_), Verdict::Down { kind, reason }) => {
-                (HealthFact::Down(*kind), reason.clone())
-            }
+            (Hop::Pending | Hop::Resolved(_), Some(Forced::Up)) => (
+                HealthFact::Up,
+                match checked {
+                    (HealthFact::Down(_), reason) => format!("forced up by operator, checks: {reason}"),
+                    (HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up, _) => {
+                        "forced up by operator".to_owned()
+                    }
+                },
+            ),
         };
         let situation = Situation {
             admin: backend.admin,
