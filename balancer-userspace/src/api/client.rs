@@ -14,7 +14,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight, StatusView,
+    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, HealthView, ServiceView,
+    SetAdmin, SetWeight, StatusView,
 };
 use crate::core::io::BackendName;
 
@@ -141,6 +142,22 @@ impl Client {
     /// As [`Client::status`].
     pub async fn set_weight(&self, name: &BackendName, weight: u16) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/weight", backend_path(name)), Some(&SetWeight { weight })).await
+    }
+
+    /// How the backends of one service, or of all, are checked.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn health(&self, service: Option<&str>) -> Answer<Vec<HealthView>> {
+        self.get(&format!("/v1/health{}", service_query(service))).await
+    }
+
+    /// Overrides what a backend's checks find.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn force_health(&self, name: &BackendName, force: Force) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("{}/health", backend_path(name)), Some(&ForceHealth { force })).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {

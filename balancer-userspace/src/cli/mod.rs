@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod completions;
 mod decap;
+mod health;
 mod output;
 mod run;
 mod service;
@@ -58,6 +59,9 @@ enum Verb {
     /// Look at clients
     #[command(subcommand)]
     Client(client::Verb),
+    /// Look at health checks, and override them
+    #[command(subcommand)]
+    Health(health::Verb),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     Decap(decap::Args),
     /// Print a completion script for a shell
@@ -98,6 +102,7 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
+        Verb::Health(verb) => wait_for(health::run(&client(), verb)),
         Verb::Decap(args) => decap::run(args),
         Verb::Completions(args) => completions::run(&args),
     }

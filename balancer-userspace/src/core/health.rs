@@ -28,6 +28,18 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// The word that users see.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down { .. } => "down",
+        }
+    }
+}
+
 /// The verdict on one backend and the checks counted towards the next one.
 ///
 /// ```text

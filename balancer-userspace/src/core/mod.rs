@@ -27,3 +27,5 @@ mod drain_test;
 pub(crate) mod fixture;
 #[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod slow_start_test;

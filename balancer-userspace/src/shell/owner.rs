@@ -15,13 +15,13 @@ use crate::{
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
-        service::Service,
+        service::{Backend, Service},
     },
     shell::{
         dataplane::Dataplane,
         neighbours::Neighbours,
         prober::Prober,
-        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
 
@@ -246,6 +246,7 @@ impl<D: Dataplane> Owner<D> {
                             stats: self.dataplane.backend_stats(backend.id())?,
                             checks: backend.checks(),
                             last_check: backend.last_check().map(|check| check.took),
+                            check: check_snapshot(service, backend, now),
                             transitions: backend.transitions(),
                         })
                     })
@@ -281,6 +282,22 @@ impl<D: Dataplane> Owner<D> {
             })
             .collect::<anyhow::Result<_>>()?;
         Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()?, memory: self.dataplane.memory()? })
+    }
+}
+
+fn check_snapshot(service: &Service, backend: &Backend, now: std::time::Instant) -> CheckSnapshot {
+    let ago = |then| now.saturating_duration_since(then);
+    let config = service.check_config(backend);
+    let checked = service.check(backend).is_some();
+    CheckSnapshot {
+        target: backend.config().check_target(config),
+        words: config.to_string(),
+        verdict: backend.health().verdict().word(),
+        verdict_age: ago(backend.verdict_since()),
+        forced: backend.forced(),
+        last: backend.last_check().map(|last| (last.outcome.clone(), ago(last.ended))),
+        streak: backend.health().streak(),
+        next_verdict: if checked { backend.health().next_verdict(config) } else { String::new() },
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
         next_hops::{Hop, NextHops},
         report::Transition,
         standing::{HealthFact, Standing, State},
+        table::STEPS,
     },
 };
 
@@ -33,6 +34,7 @@ pub struct Backend {
     /// Known clients at the last sweep.
     pub(super) known: u64,
     pub(super) drain: Drain,
+    pub(super) slow_start: Option<SlowStart>,
     /// Whether it is removed once it is drained.
     pub(super) leaving: bool,
     /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
@@ -87,6 +89,33 @@ impl Drain {
     }
 }
 
+/// How far a slow start has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlowStart {
+    pub(super) since: Instant,
+    /// How long it takes.
+    pub(super) lasts: Duration,
+    /// The step that the live table knows, from 1.
+    pub(super) step: u8,
+}
+
+impl SlowStart {
+    /// The first step is taken at once, the last one at the end.
+    fn step_begins(self, step: u8) -> Instant {
+        self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
+    }
+
+    /// Takes the steps that are due.
+    pub(super) fn advance(self, now: Instant) -> Self {
+        let step = (1..=STEPS).rev().find(|&step| self.step_begins(step) <= now).unwrap_or(1);
+        Self { step, ..self }
+    }
+
+    fn next_step(self) -> Option<Instant> {
+        (self.step < STEPS).then(|| self.step_begins(self.step + 1))
+    }
+}
+
 /// What follows from all there is to know about a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Assessment {
@@ -109,6 +138,7 @@ impl Backend {
             steered: false,
             known: 0,
             drain: Drain::default(),
+            slow_start: None,
             leaving: false,
             late,
             checks: [0; 3],
@@ -316,7 +346,24 @@ impl Backend {
 
     /// When something about it is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.drain_deadline()
+        self.drain_deadline().into_iter().chain(self.slow_start.and_then(SlowStart::next_step)).min()
+    }
+
+    /// Whether it begins to take new clients where it did not before, `assessment` being the new one. At the
+    /// balancer's own start nobody begins, all are there at once.
+    pub(super) fn begins(&self, assessment: &Assessment) -> bool {
+        let before = self.assessment.as_ref().map(|before| before.standing);
+        let absent = match before {
+            Some(before) => !before.takes_new && (self.late || before.state != State::Checking),
+            None => self.late,
+        };
+        assessment.standing.takes_new && absent
+    }
+
+    /// `slow start, step 3 of 10`, if it is in one.
+    pub(super) fn slow_start_words(&self) -> Option<String> {
+        let step = self.slow_start.map(|slow_start| slow_start.step).filter(|&step| step < STEPS)?;
+        Some(format!("slow start, step {step} of {STEPS}"))
     }
 
     /// Whether it came to a service in use and the way to it is not known yet.

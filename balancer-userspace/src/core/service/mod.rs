@@ -3,7 +3,7 @@
 mod backend;
 
 pub use backend::Backend;
-use backend::{Assessment, Drain};
+use backend::{Assessment, Drain, SlowStart};
 
 use std::{
     net::SocketAddr,
@@ -23,7 +23,7 @@ use crate::{
         next_hops::{Hop, NextHops},
         report::Transition,
         standing::{HealthFact, Situation, Standing, State},
-        table::{Builder, Candidate, Footing, Moves, Shares},
+        table::{Builder, Candidate, Footing, Moves, STEPS, Shares},
     },
 };
 
@@ -302,9 +302,43 @@ impl Service {
                 reason = "no verdict yet, start_down = true".to_owned();
             } else if standing.takes_new && backend.config.weight == 0 {
                 reason = "weight 0".to_owned();
+            } else if let Some(words) = backend.slow_start_words() {
+                reason = words;
             }
         }
         Assessment { health, standing, drains: situation.drains(), reason }
+    }
+
+    /// Begins, advances and ends slow starts.
+    fn start_slowly(&mut self, assessments: &mut [Assessment], now: Instant) {
+        let lasts = self.settings.slow_start;
+        for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
+            let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
+            let begins = backend.begins(assessment).then_some(SlowStart { since: now, lasts, step: 1 });
+            let slow_start = backend.slow_start.or(begins).filter(|_| may);
+            backend.slow_start = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));
+        }
+        for backup in [false, true] {
+            let together = || {
+                let all = self.backends.iter().zip(&*assessments);
+                all.filter(|(backend, assessment)| {
+                    backend.config.backup == backup && backend.config.weight > 0 && assessment.standing.takes_new
+                })
+            };
+            // With nobody to take the other clients there is no slow start; and it is over for all of them at once.
+            let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
+            let through = together().all(|(backend, _)| backend.slow_start.is_none_or(|start| start.step == STEPS));
+            if all_start || through {
+                for backend in self.backends.iter_mut().filter(|backend| backend.config.backup == backup) {
+                    backend.slow_start = None;
+                }
+            }
+        }
+        for (backend, assessment) in self.backends.iter().zip(assessments) {
+            if assessment.reason.is_empty() || assessment.reason.starts_with("slow start") {
+                assessment.reason = backend.slow_start_words().unwrap_or_default();
+            }
+        }
     }
 
     /// Assesses every backend anew and brings the live table in line.
@@ -322,8 +356,9 @@ impl Service {
                 backend.drain = Drain { timeout: backend.drain.timeout, ..Drain::default() };
             }
         }
-        let assessments: Vec<Assessment> =
+        let mut assessments: Vec<Assessment> =
             self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
+        self.start_slowly(&mut assessments, now);
         let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
         let candidates: Vec<Candidate<'_>> = self
             .backends
@@ -336,6 +371,7 @@ impl Service {
                 backup: backend.config.backup,
                 maint: backend.admin == Admin::Maint,
                 takes_new: assessment.standing.takes_new,
+                step: backend.slow_start.map(|slow_start| slow_start.step),
             })
             .collect();
         let live =
