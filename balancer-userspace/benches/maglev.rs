@@ -45,14 +45,16 @@ fn failure(criterion: &mut Criterion) {
     for backends in BACKENDS {
         let names = names(backends);
         let without = |down: u16| -> Vec<Candidate<'_>> {
-            let candidate = |(n, name)| Candidate {
-                member: Member { id: n + 1, name, weight: 100 },
-                backup: false,
-                maint: false,
-                takes_new: n != down,
-                step: None,
-            };
-            (0..backends).zip(&names).map(candidate).collect()
+            (0..backends)
+                .zip(&names)
+                .map(|(n, name)| Candidate {
+                    member: Member { id: n + 1, name, weight: 100 },
+                    backup: false,
+                    maint: false,
+                    takes_new: n != down,
+                    step: None,
+                })
+                .collect()
         };
         // In turn, so that each failure is another one than the last.
         let failures = [without(0), without(1)];

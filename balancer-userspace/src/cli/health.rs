@@ -53,7 +53,10 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Show { service, json } => {
             let views = client.health(service.as_deref()).await?;
-            Ok(if json { output::print_json(&views)? } else { output::print(&render(&views))? })
+            if json {
+                return Ok(output::print_json(&views)?);
+            }
+            Ok(output::print(&render(&views))?)
         }
         Verb::Force { name, health } => {
             let force = match health {

@@ -286,10 +286,11 @@ fn command(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec
 
 fn pattern(text: &str) -> Result<Regex, String> {
     RegexBuilder::new(text).size_limit(MAX_PATTERN).build().map_err(|error| {
-        let why = match error {
-            regex::Error::CompiledTooBig(_) => "it is too large".to_owned(),
+        let why = if let regex::Error::CompiledTooBig(_) = error {
+            "it is too large".to_owned()
+        } else {
             // The last line says what is wrong; those before draw the place.
-            error => error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+            error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
         };
         format!("{} is not a regular expression ({why}); see the syntax of Rust's regex", value::quoted(text))
     })

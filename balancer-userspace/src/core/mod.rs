@@ -26,6 +26,8 @@ mod drain_test;
 #[cfg(test)]
 pub(crate) mod fixture;
 #[cfg(test)]
+mod forced_test;
+#[cfg(test)]
 mod model_test;
 #[cfg(test)]
 mod slow_start_test;

@@ -24,7 +24,7 @@ pub(super) struct Check {
 enum What {
     Connection,
     Answer(Box<Question>),
-    Program(Program),
+    Program(Box<Program>),
 }
 
 impl Check {
@@ -36,7 +36,7 @@ impl Check {
         let what = match &config.kind {
             CheckKind::None | CheckKind::Tcp { .. } => What::Connection,
             CheckKind::Http(http) => What::Answer(Box::new(Question::new(target, http)?)),
-            CheckKind::Exec(exec) => What::Program(Program::new(name, target, exec)),
+            CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, target, exec))),
         };
         Ok(Self { target, timeout: config.timeout, what })
     }

@@ -99,7 +99,7 @@ async fn whatever_it_started_ends_with_it() {
     let script = started("wait");
     let check = tokio::spawn(async move { sh(&script, LONG).await });
     tokio::time::timeout(LONG, async {
-        while fs::read_to_string(&file).is_ok_and(|pids| pids.ends_with('\n')) != true {
+        while !fs::read_to_string(&file).is_ok_and(|pids| pids.ends_with('\n')) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })

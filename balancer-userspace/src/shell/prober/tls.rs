@@ -38,7 +38,7 @@ fn careful() -> Result<TlsConnector, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        return Err("no root certificates for tls_verify = true, install ca-certificates;".to_owned());
+        return Err("tls_verify = true finds no root certificates (install ca-certificates)".to_owned());
     }
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
     settings(verifier.map_err(|error| error.to_string())?)
