@@ -67,6 +67,7 @@ async fn measure(check: &str, target: SocketAddr) -> Result<()> {
     let mut waiting = Vec::new();
     let mut begin = None;
     let (mut passed, mut failed) = (0u32, 0u32);
+    let mut why = String::new();
     let end = start + WARM_UP + MEASURED;
     while let Ok(1..) = timeout_at(end, events.recv_many(&mut waiting, 1024)).await {
         let now = Instant::now();
@@ -76,7 +77,12 @@ async fn measure(check: &str, target: SocketAddr) -> Result<()> {
         }
         for event in &waiting {
             if let Event::Checked { outcome, .. } = event {
-                *if *outcome == CheckOutcome::Passed { &mut passed } else { &mut failed } += 1;
+                if *outcome == CheckOutcome::Passed {
+                    passed += 1;
+                } else {
+                    failed += 1;
+                    why = format!(" (the last: {})", outcome.words().1);
+                }
             }
         }
         controller.handle_all(waiting.drain(..), now.into_std());
@@ -85,7 +91,7 @@ async fn measure(check: &str, target: SocketAddr) -> Result<()> {
     let (used, lasted) = (processor_time()? - before, began.elapsed());
     let percent = 100.0 * used.as_secs_f64() / lasted.as_secs_f64();
     let each = used / (passed + failed).max(1);
-    println!("{check:>6}: {percent:5.2} % of one core, {each:?} a check, {passed} passed, {failed} failed");
+    println!("{check:>6}: {percent:5.2} % of one core, {each:?} a check, {passed} passed, {failed} failed{why}");
     Ok(())
 }
 
