@@ -44,18 +44,26 @@ fn failure(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("failure");
     for backends in BACKENDS {
         let names = names(backends);
-        let candidates: Vec<Candidate<'_>> = (0..backends)
-            .zip(&names)
-            .map(|(n, name)| Candidate {
-                member: Member { id: n + 1, name, weight: 100 },
-                backup: false,
-                maint: false,
-                takes_new: n != 1,
-            })
-            .collect();
+        let without = |down: u16| -> Vec<Candidate<'_>> {
+            (0..backends)
+                .zip(&names)
+                .map(|(n, name)| Candidate {
+                    member: Member { id: n + 1, name, weight: 100 },
+                    backup: false,
+                    maint: false,
+                    takes_new: n != down,
+                    step: None,
+                })
+                .collect()
+        };
+        // In turn, so that each failure is another one than the last.
+        let failures = [without(0), without(1)];
         let mut builder = Builder::default();
-        group.bench_with_input(BenchmarkId::from_parameter(backends), &candidates, |bencher, candidates| {
-            bencher.iter(|| builder.live(black_box(candidates), WhenAllDown::Open, SLOTS, KEY));
+        group.bench_with_input(BenchmarkId::from_parameter(backends), &failures, |bencher, failures| {
+            let mut turn = failures.iter().cycle();
+            bencher.iter(|| {
+                turn.next().map(|candidates| builder.live(black_box(candidates), WhenAllDown::Open, SLOTS, KEY))
+            });
         });
     }
     group.finish();

@@ -14,9 +14,9 @@ use std::{
 use balancer::{
     api::{
         client::{Client, ClientError},
-        model::{AddBackend, ApiError, ClientQuery, SetAdmin, StatusView},
+        model::{AddBackend, ApiError, ClientQuery, Force, SetAdmin, StatusView},
     },
-    core::io::{Admin, BackendName, Change},
+    core::io::{Admin, BackendName, Change, Forced},
     shell::api_server::{ControlSocket, serve},
 };
 use hyper::StatusCode;
@@ -74,6 +74,10 @@ async fn reads_answer_what_the_controller_shows() {
     assert_eq!(backends, client.backends(Some("web")).await.unwrap());
     assert_eq!(backends[1].service, "web");
     assert_eq!(backends[1].backend, expected.services[0].backends[1]);
+    let health = client.health(Some("web")).await.unwrap();
+    assert_eq!(health, client.health(None).await.unwrap());
+    assert_eq!((health.len(), health[1].backend.as_str(), health[1].passes), (2, "web2", 10));
+    assert_eq!((health[0].last_result.as_deref(), health[0].last_reason.as_str()), (Some("passed"), ""));
 
     let query = ClientQuery { address: "192.0.2.7".parse().unwrap(), service: None };
     assert_eq!(client.client(&query).await.unwrap().len(), 2);
@@ -94,6 +98,8 @@ async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
     let drain = SetAdmin { admin: Admin::Drain, timeout: Some("1m 30s".to_owned()) };
     client.set_admin(&name("web1"), &drain).await.unwrap();
     client.set_weight(&name("web1"), 65_535).await.unwrap();
+    client.force_health(&name("web1"), Force::Down).await.unwrap();
+    client.force_health(&name("web1"), Force::Auto).await.unwrap();
 
     assert_eq!(
         fake.changes(),
@@ -109,6 +115,8 @@ async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
             Change::Remove { name: name("web2"), force: false },
             Change::SetAdmin { name: name("web1"), admin: Admin::Drain, timeout: Some(Duration::from_secs(90)) },
             Change::SetWeight { name: name("web1"), weight: 65_535 },
+            Change::ForceHealth { name: name("web1"), forced: Some(Forced::Down) },
+            Change::ForceHealth { name: name("web1"), forced: None },
         ]
     );
     let uid = nix::unistd::getuid().as_raw();

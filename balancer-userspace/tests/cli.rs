@@ -11,8 +11,8 @@ use std::{
 };
 
 use balancer::{
-    api::model::{BackendEntry, ClientView, ServiceView, StatusView},
-    core::io::{Admin, BackendName, Change},
+    api::model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
+    core::io::{Admin, BackendName, Change, Forced},
 };
 use support::{Fake, snapshot};
 
@@ -58,6 +58,8 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
         &["backend", "weight", "web/web4", "0"],
         &["client", "where", "192.0.2.1"],
         &["plan", "backend", "remove", "web/web4"],
+        &["health", "show"],
+        &["health", "force", "web/web1", "down"],
     ] {
         let output = balancer(&[verb, &["--socket", socket]].concat());
         assert_eq!(output.status.code(), Some(3), "{verb:?}");
@@ -89,6 +91,7 @@ fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
         (&["backend", "add", "web/we b", "10.0.0.4"], "use 1 to 63 of A-Z a-z 0-9 . _ -"),
         (&["backend", "add", "web/web4", "web4.example.com"], "host names are not looked up"),
         (&["client", "where", "localhost"], "<IP>"),
+        (&["health", "force", "web/web1", "dead"], "[possible values: up, down, auto]"),
         (&["completions", "tcsh"], "[possible values: bash, zsh, fish]"),
     ] {
         let output = balancer(args);
@@ -278,4 +281,28 @@ async fn a_plan_is_shown_and_nothing_is_changed() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("is refused"), "{}", stderr(&refused));
     assert_eq!(fake.changes(), []);
+}
+
+#[tokio::test]
+async fn health_is_shown_and_forced() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    let table = stdout(&at(&socket, &["health", "show", "web"]).await);
+    let line = table.lines().find(|line| line.starts_with("web/web1")).unwrap();
+    for cell in ["10.0.0.11:8080", "up", "1m", "passed", "3.0 ms", "down after 3 more failures", "tcp every 2s"] {
+        assert!(line.contains(cell), "{cell}: {table}");
+    }
+    let views: Vec<HealthView> =
+        serde_json::from_str(&stdout(&at(&socket, &["health", "show", "--json"]).await)).unwrap();
+    assert_eq!((views.len(), views[0].verdict.as_str(), views[0].verdict_seconds), (2, "up", 60.0));
+    let missing = at(&socket, &["health", "show", "wep"]).await;
+    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(stderr(&missing), "balancer: there is no service \"wep\"; did you mean \"web\"?\n");
+
+    for word in ["up", "down", "auto"] {
+        assert_eq!(stdout(&at(&socket, &["health", "force", "web/web1", word]).await), "done\n");
+    }
+    let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+    let expected = [Some(Forced::Up), Some(Forced::Down), None];
+    assert_eq!(fake.changes(), expected.map(|forced| Change::ForceHealth { name: name.clone(), forced }));
 }

@@ -7,8 +7,8 @@ use std::{fs, net::SocketAddr, path::Path, time::Duration};
 use balancer::config::{
     self,
     model::{
-        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, HttpCheck, OnExit,
-        OnFailure, Protocol, ServiceConfig, StatusRanges, WhenAllDown, XdpMode,
+        BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback, FailureAction,
+        HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatusRanges, Tls, WhenAllDown, XdpMode,
     },
 };
 use balancer_common::{client::HashKey, map_types::Forwarding};
@@ -31,6 +31,7 @@ fn defaults() {
         kind: CheckKind::Tcp { port: None },
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
+        fast_interval: Duration::from_millis(500),
         fall: 3,
         rise: 2,
     };
@@ -72,6 +73,46 @@ fn defaults() {
 }
 
 #[test]
+fn a_backends_check_takes_over_the_services_key_by_key() {
+    let config = good("checks.toml");
+    let [web, implied] = config.services.as_slice() else { panic!("{:?}", config.services) };
+    assert_eq!(web.slow_start, Duration::from_secs(30));
+    let secure = HttpCheck {
+        port: Some(8443),
+        tls: Some(Tls { verify: true }),
+        method: "GET".to_owned(),
+        path: "/healthz".to_owned(),
+        host: Some("www.example.com:8443".to_owned()),
+        expect_status: StatusRanges(vec![(200, 399)]),
+        expect_body: Some(BodyTest::Matches(regex::bytes::Regex::new("^ok").unwrap())),
+    };
+    let check = CheckConfig {
+        kind: CheckKind::Http(secure.clone()),
+        interval: Duration::from_secs(5),
+        timeout: Duration::from_secs(1),
+        fast_interval: Duration::from_millis(200),
+        fall: 2,
+        rise: 2,
+    };
+    assert_eq!(web.check, check);
+    let own: Vec<Option<&CheckConfig>> = web.backends.iter().map(|backend| backend.check.as_ref()).collect();
+    assert_eq!(own[0], None);
+    let body = Some(BodyTest::Contains("fine".to_owned()));
+    let keys = HttpCheck { path: "/".to_owned(), expect_body: body, ..secure.clone() };
+    assert_eq!(own[1], Some(&CheckConfig { kind: CheckKind::Http(keys), fall: 4, ..check.clone() }));
+    let plain = HttpCheck { tls: None, port: Some(8080), ..secure };
+    assert_eq!(own[2], Some(&CheckConfig { kind: CheckKind::Http(plain), ..check.clone() }));
+    let program = ExecCheck { port: None, command: vec!["/usr/lib/check".to_owned(), "--fast".to_owned()] };
+    assert_eq!(own[3], Some(&CheckConfig { kind: CheckKind::Exec(program), ..check }));
+    assert_eq!(own[4].map(|check| &check.kind), Some(&CheckKind::None));
+
+    let quick = implied.backends[0].check.as_ref().unwrap();
+    assert_eq!(quick.kind, CheckKind::Tcp { port: None });
+    let times = [quick.interval, quick.timeout, quick.fast_interval].map(|time| time.as_millis());
+    assert_eq!(times, [300, 300, 100]);
+}
+
+#[test]
 fn every_key() {
     let config = good("everything.toml");
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
@@ -85,16 +126,18 @@ fn every_key() {
     assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });
     let http = HttpCheck {
         port: Some(8081),
+        tls: None,
         method: "POST".to_owned(),
         path: "/healthz?deep=1".to_owned(),
         host: Some("www.example.com".to_owned()),
         expect_status: StatusRanges(vec![(200, 200), (204, 204), (301, 302)]),
-        expect_body: Some("ok".to_owned()),
+        expect_body: Some(BodyTest::Contains("ok".to_owned())),
     };
     let check = CheckConfig {
         kind: CheckKind::Http(http),
         interval: Duration::from_millis(500),
         timeout: Duration::from_millis(250),
+        fast_interval: Duration::from_millis(125),
         fall: 5,
         rise: 1,
     };

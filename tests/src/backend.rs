@@ -52,7 +52,7 @@ impl Backend {
         }
     }
 
-    /// Makes its health check answer as `mode` says: `503`, `hang` or `ok`.
+    /// Makes its health check answer as `mode` says: `503`, `hang`, `slow` (2 s), `reset` or `ok`.
     ///
     /// # Errors
     /// When it does not answer or does not know the mode.

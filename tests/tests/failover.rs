@@ -159,3 +159,13 @@ fn a_backend_that_says_no_gets_no_clients() {
 fn a_backend_that_hangs_is_down() {
     a_failed_check_moves_only_its_clients("hang", "timeout");
 }
+
+#[test]
+fn a_backend_that_answers_too_late_is_down() {
+    a_failed_check_moves_only_its_clients("slow", "timeout");
+}
+
+#[test]
+fn a_backend_that_resets_is_down() {
+    a_failed_check_moves_only_its_clients("reset", "reset");
+}

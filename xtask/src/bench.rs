@@ -13,6 +13,8 @@ use crate::{
 pub(crate) enum Benchmark {
     /// Building a lookup table, and a failure.
     Table,
+    /// A thousand health checks every 2 s.
+    Checks,
     /// The kernel program, path by path; needs root.
     Path,
 }
@@ -25,7 +27,10 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     }
     setup(false)?;
     if wanted(Benchmark::Table) {
-        run(cargo().args(["bench", "--package", "balancer-userspace", "--benches"]))?;
+        run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "maglev"]))?;
+    }
+    if wanted(Benchmark::Checks) {
+        run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "checks"]))?;
     }
     if wanted(Benchmark::Path) {
         run(cargo().args(["build", "--release", "--package", "balancer-tests", "--bin", "bench-path"]))?;

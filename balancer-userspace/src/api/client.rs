@@ -14,8 +14,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, PlanRequest, PlanView, ServiceView, SetAdmin,
-    SetWeight, StatusView,
+    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, HealthView, PlanRequest,
+    PlanView, ServiceView, SetAdmin, SetWeight, StatusView,
 };
 use crate::core::io::BackendName;
 
@@ -150,6 +150,22 @@ impl Client {
     /// As [`Client::status`].
     pub async fn plan(&self, change: &PlanRequest) -> Answer<PlanView> {
         self.send(Method::POST, "/v1/plan", Some(change)).await
+    }
+
+    /// How the backends of one service, or of all, are checked.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn health(&self, service: Option<&str>) -> Answer<Vec<HealthView>> {
+        self.get(&format!("/v1/health{}", service_query(service))).await
+    }
+
+    /// Overrides what a backend's checks find.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn force_health(&self, name: &BackendName, force: Force) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("{}/health", backend_path(name)), Some(&ForceHealth { force })).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {

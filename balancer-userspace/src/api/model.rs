@@ -147,6 +147,63 @@ pub struct SetAdmin {
     pub timeout: Option<String>,
 }
 
+/// `GET /v1/health`, one for each backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// The service's name.
+    pub service: String,
+    /// The backend's name in it.
+    pub backend: String,
+    /// What is checked, as address and port.
+    pub target: String,
+    /// The check in words: `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`, or `none`.
+    pub check: String,
+    /// What the checks found, whatever else makes the backend what it is: `unknown`, `up` or `down`.
+    pub verdict: String,
+    /// Since when, in seconds.
+    pub verdict_seconds: f64,
+    /// What the operator says instead.
+    pub forced: Option<crate::core::io::Forced>,
+    /// What the backend is shown as.
+    pub state: String,
+    /// Why.
+    pub reason: String,
+    /// The last check: `passed`, `soft`, `hard`, or `hindered` where this machine could not check. `None`: none yet.
+    pub last_result: Option<String>,
+    /// Why it ended so; empty when it passed.
+    pub last_reason: String,
+    /// How long it took.
+    pub last_duration_seconds: Option<f64>,
+    /// When it ended.
+    pub last_seconds_ago: Option<f64>,
+    /// Passes in a row.
+    pub passes: u32,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What has to come for another verdict: `down after 2 more failures`. Empty without checks.
+    pub next_verdict: String,
+}
+
+/// `PUT /v1/services/{service}/backends/{backend}/health`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForceHealth {
+    /// `up`, `down`, or `auto` to let the checks decide.
+    pub force: Force,
+}
+
+/// What an operator says of a backend's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Force {
+    /// It works.
+    Up,
+    /// It does not.
+    Down,
+    /// The checks decide.
+    Auto,
+}
+
 /// `PUT /v1/services/{service}/backends/{backend}/weight`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

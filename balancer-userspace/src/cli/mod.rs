@@ -8,6 +8,7 @@ mod client;
 mod completions;
 mod decap;
 mod detach;
+mod health;
 mod output;
 mod plan;
 mod run;
@@ -63,6 +64,9 @@ enum Verb {
     /// Look at clients
     #[command(subcommand)]
     Client(client::Verb),
+    /// Look at health checks, and override them
+    #[command(subcommand)]
+    Health(health::Verb),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     Decap(decap::Args),
     /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
@@ -106,6 +110,7 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
+        Verb::Health(verb) => wait_for(health::run(&client(), verb)),
         Verb::Decap(args) => decap::run(args),
         Verb::Detach => detach::run(),
         Verb::Completions(args) => completions::run(&args),

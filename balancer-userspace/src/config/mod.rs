@@ -3,7 +3,7 @@
 //! A file becomes a table of spans (`toml`), each table a `section::Section` that knows which keys were asked for, and
 //! `validate` makes a [`model::Config`] of them or says on which lines it cannot.
 
-mod check;
+pub(crate) mod check;
 mod findings;
 pub mod model;
 mod primes;

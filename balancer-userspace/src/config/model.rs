@@ -8,6 +8,7 @@ use std::{
 };
 
 use balancer_common::{client::HashKey, map_types::Forwarding};
+use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 
 /// A whole configuration.
@@ -194,6 +195,8 @@ pub struct CheckConfig {
     pub interval: Duration,
     /// How long an answer may take; at least 100 ms, at most `interval`.
     pub timeout: Duration,
+    /// Instead of `interval` while a verdict is pending; at least 100 ms, at most `interval`.
+    pub fast_interval: Duration,
     /// Consecutive failures that make a backend down; at least 1.
     pub fall: u32,
     /// Consecutive successes that make a backend up; at least 1.
@@ -212,6 +215,8 @@ pub enum CheckKind {
     },
     /// An HTTP/1.1 request is answered with an expected status.
     Http(HttpCheck),
+    /// A program ends with exit code 0.
+    Exec(ExecCheck),
 }
 
 /// An HTTP health check.
@@ -219,16 +224,53 @@ pub enum CheckKind {
 pub struct HttpCheck {
     /// Instead of the backend's port.
     pub port: Option<u16>,
+    /// Over TLS.
+    pub tls: Option<Tls>,
     /// `GET`, `HEAD`, `OPTIONS`, …
     pub method: String,
     /// Path and query, starting with a slash.
     pub path: String,
-    /// The `Host` header; `None`: the backend's address.
+    /// The `Host` header, and without its port the server name in TLS; `None`: the backend's address.
     pub host: Option<String>,
     /// Accepted statuses.
     pub expect_status: StatusRanges,
-    /// What the body must contain (its first 64 KiB are searched).
-    pub expect_body: Option<String>,
+    /// What the first 64 KiB of the body are tested for.
+    pub expect_body: Option<BodyTest>,
+}
+
+/// TLS under a health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Whether the certificate must be valid, by the system's roots.
+    pub verify: bool,
+}
+
+/// What is wanted of a body.
+#[derive(Clone, Debug)]
+pub enum BodyTest {
+    /// The text occurs in it.
+    Contains(String),
+    /// The expression matches somewhere in it.
+    Matches(Regex),
+}
+
+impl PartialEq for BodyTest {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Contains(one), Self::Contains(other)) => one == other,
+            (Self::Matches(one), Self::Matches(other)) => one.as_str() == other.as_str(),
+            (Self::Contains(_) | Self::Matches(_), _) => false,
+        }
+    }
+}
+
+/// A health check by a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecCheck {
+    /// What the program is told instead of the backend's port.
+    pub port: Option<u16>,
+    /// The program and its arguments; not empty.
+    pub command: Vec<String>,
 }
 
 /// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. Not empty, each within 100–599.
@@ -247,12 +289,47 @@ impl BackendConfig {
     /// Where `check` (the backend's own or its service's) connects to.
     #[must_use]
     pub fn check_target(&self, check: &CheckConfig) -> SocketAddr {
-        let port = match &check.kind {
-            CheckKind::None => None,
-            CheckKind::Tcp { port } => *port,
-            CheckKind::Http(http) => http.port,
-        };
-        SocketAddr::new(self.address.ip(), port.unwrap_or(self.address.port()))
+        SocketAddr::new(self.address.ip(), check.kind.port().unwrap_or(self.address.port()))
+    }
+}
+
+impl CheckKind {
+    /// The port checked instead of the backend's.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        match self {
+            Self::None => None,
+            Self::Tcp { port } => *port,
+            Self::Http(http) => http.port,
+            Self::Exec(exec) => exec.port,
+        }
+    }
+}
+
+/// `http GET /healthz`.
+impl fmt::Display for CheckKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Tcp { .. } => f.write_str("tcp"),
+            Self::Http(http) => {
+                let scheme = if http.tls.is_some() { "https" } else { "http" };
+                write!(f, "{scheme} {} {}", http.method, http.path)
+            }
+            Self::Exec(exec) => write!(f, "exec {}", exec.command.join(" ")),
+        }
+    }
+}
+
+/// `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`.
+impl fmt::Display for CheckConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        if self.kind == CheckKind::None {
+            return Ok(());
+        }
+        let [interval, timeout] = [self.interval, self.timeout].map(humantime::format_duration);
+        write!(f, " every {interval}, timeout {timeout}, fall {}, rise {}", self.fall, self.rise)
     }
 }
 

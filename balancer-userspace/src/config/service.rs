@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 use balancer_common::map_types::Forwarding;
 
 use super::{
-    check::{check, default_check},
+    check::{Keys, check},
     findings::Findings,
     model::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
@@ -23,6 +23,7 @@ const DEFAULT_TABLE_SIZE: u32 = 65_537;
 const DEFAULT_WEIGHT: u16 = 100;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
+const MIN_SLOW_START: Duration = Duration::from_secs(1);
 /// Below this many slots a backend, shares become uneven.
 const SLOTS_PER_BACKEND: usize = 100;
 
@@ -66,10 +67,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let when_all_down = section.text("when_all_down", findings, |text| {
         value::word("when_all_down", text, &[("open", WhenAllDown::Open), ("drop", WhenAllDown::Drop)], &[])
     });
-    let slow_start = section.text("slow_start", findings, |text| match value::duration(text)? {
-        Duration::ZERO => Ok(Duration::ZERO),
-        _ => Err(format!("slow_start = {} is not available yet; only \"0s\" works", value::quoted(text))),
-    });
+    let slow_start = section.text("slow_start", findings, slow_start);
     let drain_timeout = section
         .table("drain", "drain", "{ timeout = \"5m\" }", findings)
         .and_then(|section| drain_timeout(section, findings));
@@ -78,8 +76,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .map(|section| on_failure(section, findings));
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let assign_vip = section.boolean("assign_vip", findings).unwrap_or(false);
-    let check =
-        section.table("check", "check", "{ type = \"tcp\" }", findings).and_then(|section| check(section, findings));
+    let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
     section.finish(findings);
 
@@ -95,11 +92,21 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .zip(forwarding)
         .map(|(address, forwarding)| Front { address: address.value, forwarding: forwarding.value });
     let protocol = protocol.map_or(Protocol::Tcp, |protocol| protocol.value);
-    if let (Some(check), Some(front)) = (&check, front) {
-        needs_port(check, front.address.port(), findings);
-    }
+    // Nothing on UDP answers without being asked its own question, and there is no port 0 to connect to.
+    let connects = protocol == Protocol::Tcp && front.is_none_or(|front| front.address.port() != 0);
+    let implied = Keys::implied(connects);
+    let (keys, service_check) = match check_section.and_then(|section| check(section, None, findings)) {
+        Some((keys, check)) => {
+            if let Some(front) = front {
+                needs_port(&check, front.address.port(), findings);
+            }
+            (keys, check.value)
+        }
+        None => (implied.clone(), implied.config()),
+    };
     let backend_count = backends.len();
-    let backends: Vec<_> = backends.into_iter().filter_map(|section| backend(section, front, findings)).collect();
+    let backends: Vec<_> =
+        backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
     duplicate_names(&backends, findings);
     if backend_count == 0 {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
@@ -109,10 +116,6 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
 
     let (name, address, forwarding) = (name?, address?, forwarding?);
     let (backends, backends_at) = backends.into_iter().map(|backend| (backend.config, backend.address_at)).unzip();
-    let default_kind = match (protocol, address.value.port()) {
-        (Protocol::Tcp, 1..) => CheckKind::Tcp { port: None },
-        (Protocol::Tcp, 0) | (Protocol::Udp, _) => CheckKind::None,
-    };
     Some(Placed {
         name_at: name.at,
         address_at: address.at,
@@ -132,7 +135,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
             on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
             start_down,
             assign_vip,
-            check: check.map_or_else(|| default_check(default_kind), |check| check.value),
+            check: service_check,
             backends,
         },
     })
@@ -151,6 +154,14 @@ fn remember(text: &str) -> Result<Duration, String> {
         return Err(format!("remember = {} is not in whole seconds; give some, such as \"90s\"", value::quoted(text)));
     }
     Ok(remember)
+}
+
+fn slow_start(text: &str) -> Result<Duration, String> {
+    let slow_start = value::duration(text)?;
+    if !slow_start.is_zero() && slow_start < MIN_SLOW_START {
+        return Err(format!("slow_start = {} is too short; give \"0s\", or \"1s\" and more", value::quoted(text)));
+    }
+    Ok(slow_start)
 }
 
 fn drain_timeout(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Duration> {
@@ -190,12 +201,8 @@ fn check_table_size(size: Located<u32>, backends: usize, findings: &mut Findings
 
 /// Reports a check that would connect to port 0.
 fn needs_port(check: &Located<CheckConfig>, backend_port: u16, findings: &mut Findings<'_>) {
-    let port = match &check.value.kind {
-        CheckKind::None => return,
-        CheckKind::Tcp { port } => *port,
-        CheckKind::Http(http) => http.port,
-    };
-    if port.is_none() && backend_port == 0 {
+    let connects = matches!(check.value.kind, CheckKind::Tcp { .. } | CheckKind::Http(_));
+    if connects && check.value.kind.port().is_none() && backend_port == 0 {
         findings.error(check.at, "the check has no port, and the service has every port; add port = …".to_owned());
     }
 }
@@ -206,15 +213,22 @@ struct PlacedBackend {
     address_at: usize,
 }
 
-fn backend(mut section: Section<'_>, front: Option<Front>, findings: &mut Findings<'_>) -> Option<PlacedBackend> {
+fn backend(
+    mut section: Section<'_>,
+    front: Option<Front>,
+    service_check: &Keys,
+    findings: &mut Findings<'_>,
+) -> Option<PlacedBackend> {
     section.require("name", "name = \"…\"", findings);
     section.require("address", "address = \"ADDR\" or \"ADDR:PORT\"", findings);
     let name = section.text("name", findings, value::name);
     let address = section.text("address", findings, value::address);
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
-    let check =
-        section.table("check", "check", "{ type = \"tcp\" }", findings).and_then(|section| check(section, findings));
+    let check = section
+        .table("check", "check", "{ type = \"tcp\" }", findings)
+        .and_then(|section| check(section, Some(service_check), findings))
+        .map(|(_, check)| check);
     section.finish(findings);
 
     let (name, address) = (name?, address?);

@@ -13,7 +13,7 @@ use crate::{
     core::{
         controller::Controller,
         fixture::{KEY, address, backend, config, name, next_hop, now, service, web},
-        io::{Admin, BackendId, Change, CheckOutcome, Command, Event, Refused, ReportLevel},
+        io::{Admin, BackendId, Change, CheckOutcome, Command, Event, Forced, Refused, ReportLevel},
         service::Service,
         standing::State,
         table::Footing,
@@ -71,6 +71,10 @@ impl Bench {
 
     pub(super) fn admin(&mut self, backend: &str, admin: Admin) -> (String, Vec<Command>) {
         self.change(Change::SetAdmin { name: name(backend), admin, timeout: None }).unwrap()
+    }
+
+    pub(super) fn force(&mut self, backend: &str, forced: Option<Forced>) -> (String, Vec<Command>) {
+        self.change(Change::ForceHealth { name: name(backend), forced }).unwrap()
     }
 
     pub(super) fn add(&mut self, backend: &str, at: &str) -> Result<(String, Vec<Command>), Refused> {
@@ -146,7 +150,7 @@ fn a_failure_and_the_return_are_told_with_their_numbers() {
     assert_eq!((bench.service().table_generation(), bench.service().slots_moved()), (3, (32_768, 0)));
     let backend = bench.controller.backend(&name("web/web2")).unwrap();
     assert_eq!(backend.checks(), [2, 0, 3]);
-    assert_eq!(backend.last_check(), Some(Duration::from_millis(1)));
+    assert_eq!(backend.last_check().unwrap().took, Duration::from_millis(1));
     assert_eq!(backend.transitions(), [1, 0, 0, 0, 0, 1, 0]);
     assert_eq!((backend.health_word(), backend.slots(), backend.takes_new_clients()), ("up", 16_384, true));
 }
@@ -473,4 +477,28 @@ fn a_first_configuration_that_cannot_work_serves_nothing() {
     let (bench, commands) = Bench::new(vec![web(), web()]);
     assert_eq!(lines(&commands), ["nothing is served: service web is there twice: names must differ"]);
     assert!(bench.controller.services().is_empty());
+}
+
+#[test]
+fn ten_failures_in_one_batch_are_one_swap() {
+    let backends: Vec<String> = (1..=20).map(|n| format!("web{n} 10.0.0.{n}:8080")).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let (mut bench, _) = Bench::new(vec![service("web", "198.51.100.10:80", Forwarding::Nat, &backends)]);
+    let fail = |bench: &Bench| -> Vec<Event> {
+        (1..=10)
+            .map(|n| Event::Checked {
+                backend: bench.id(&format!("web/web{n}")),
+                outcome: CheckOutcome::Hard("connect: refused".to_owned()),
+                took: Duration::from_millis(1),
+            })
+            .collect()
+    };
+    for _ in 0..2 {
+        assert_eq!(bench.controller.handle_all(fail(&bench), bench.now), []);
+    }
+    let commands = bench.controller.handle_all(fail(&bench), bench.now);
+    let swaps = commands.iter().filter(|command| matches!(command, Command::SwapTable { .. })).count();
+    assert_eq!((swaps, lines(&commands).len()), (1, 10), "{commands:?}");
+    assert_eq!((bench.service().table_generation(), bench.service().slots_moved().1), (2, 0));
+    assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == State::Down));
 }

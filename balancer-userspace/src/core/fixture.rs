@@ -43,6 +43,7 @@ pub(crate) fn check() -> CheckConfig {
         kind: CheckKind::Tcp { port: None },
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
+        fast_interval: Duration::from_millis(500),
         fall: 3,
         rise: 2,
     }

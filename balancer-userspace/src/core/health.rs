@@ -28,6 +28,18 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// The word that users see.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down { .. } => "down",
+        }
+    }
+}
+
 /// The verdict on one backend and the checks counted towards the next one.
 ///
 /// ```text
@@ -70,6 +82,40 @@ impl Health {
             CheckOutcome::Passed => self.pass(check.rise),
             CheckOutcome::Soft(reason) => self.fail(FailureKind::Soft, reason, check.fall),
             CheckOutcome::Hard(reason) => self.fail(FailureKind::Hard, reason, check.fall),
+            CheckOutcome::Hindered(_) => {}
+        }
+    }
+
+    /// Passes and failures in a row; one of them is 0.
+    #[must_use]
+    pub const fn streak(&self) -> (u32, u32) {
+        (self.passes, self.failures)
+    }
+
+    /// Whether the last check speaks against the verdict, which more like it will change.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        match (&self.verdict, &self.last_failure) {
+            (Verdict::Unknown | Verdict::Up, _) => self.failures > 0,
+            (Verdict::Down { kind, .. }, Some((last, ..))) => kind != last,
+            (Verdict::Down { .. }, None) => true,
+        }
+    }
+
+    /// What has to come for another verdict: `down after 2 more failures`.
+    #[must_use]
+    pub fn next_verdict(&self, check: &CheckConfig) -> String {
+        let more = |count: u32, one: &str, many: &str| match count {
+            1 => format!("1 more {one}"),
+            count => format!("{count} more {many}"),
+        };
+        let failures = more(check.fall.saturating_sub(self.failures), "failure", "failures");
+        match self.verdict {
+            Verdict::Unknown => format!("up after 1 more pass, down after {failures}"),
+            Verdict::Up => format!("down after {failures}"),
+            Verdict::Down { .. } => {
+                format!("up after {}", more(check.rise.saturating_sub(self.passes), "pass", "passes"))
+            }
         }
     }
 
@@ -113,7 +159,14 @@ mod tests {
 
     fn check(fall: u32, rise: u32) -> CheckConfig {
         let interval = Duration::from_secs(2);
-        CheckConfig { kind: CheckKind::Tcp { port: None }, interval, timeout: interval, fall, rise }
+        CheckConfig {
+            kind: CheckKind::Tcp { port: None },
+            interval,
+            timeout: interval,
+            fast_interval: interval,
+            fall,
+            rise,
+        }
     }
 
     /// Verdicts after each of `outcomes` (`p`ass, `s`oft, `h`ard), as `?`, `+`, `s`, `h`.
@@ -162,6 +215,40 @@ mod tests {
         let down = Verdict::Down { kind: FailureKind::Hard, reason: "timeout after 1s".to_owned() };
         assert_eq!(health.verdict(), &down);
         assert_eq!(health.failing(), None);
+    }
+
+    /// Whether a verdict is pending after `outcomes`, and what comes next.
+    fn pending(outcomes: &str) -> (bool, String) {
+        let mut health = Health::default();
+        for outcome in outcomes.chars() {
+            let outcome = match outcome {
+                'p' => CheckOutcome::Passed,
+                's' => CheckOutcome::Soft("status 503".to_owned()),
+                'x' => CheckOutcome::Hindered("no sockets".to_owned()),
+                _ => CheckOutcome::Hard("connect: refused".to_owned()),
+            };
+            health.record(&outcome, &check(3, 2));
+        }
+        (health.is_pending(), health.next_verdict(&check(3, 2)))
+    }
+
+    #[test]
+    fn a_verdict_is_pending_while_checks_speak_against_it() {
+        for (outcomes, is_pending, next) in [
+            ("", false, "up after 1 more pass, down after 3 more failures"),
+            ("h", true, "up after 1 more pass, down after 2 more failures"),
+            ("hx", true, "up after 1 more pass, down after 2 more failures"),
+            ("px", false, "down after 3 more failures"),
+            ("pph", true, "down after 2 more failures"),
+            ("pphh", true, "down after 1 more failure"),
+            ("phhh", false, "up after 2 more passes"),
+            ("phhhs", true, "up after 2 more passes"),
+            ("phhhsss", false, "up after 2 more passes"),
+            ("phhhp", true, "up after 1 more pass"),
+            ("phhhpp", false, "down after 3 more failures"),
+        ] {
+            assert_eq!(pending(outcomes), (is_pending, next.to_owned()), "{outcomes}");
+        }
     }
 
     proptest! {

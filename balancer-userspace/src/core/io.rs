@@ -74,6 +74,21 @@ pub enum CheckOutcome {
     Soft(String),
     /// Nobody answered (`connect: refused`, `timeout after 1s`).
     Hard(String),
+    /// This machine could not check, which says nothing of the backend.
+    Hindered(String),
+}
+
+impl CheckOutcome {
+    /// `passed`, `soft`, `hard` or `hindered`, and why.
+    #[must_use]
+    pub fn words(&self) -> (&'static str, &str) {
+        match self {
+            Self::Passed => ("passed", ""),
+            Self::Soft(reason) => ("soft", reason),
+            Self::Hard(reason) => ("hard", reason),
+            Self::Hindered(reason) => ("hindered", reason),
+        }
+    }
 }
 
 /// How frames reach a backend.
@@ -130,6 +145,13 @@ pub enum Change {
         /// To what.
         weight: u16,
     },
+    /// Override what the checks find.
+    ForceHealth {
+        /// Which.
+        name: BackendName,
+        /// `None`: the checks decide again.
+        forced: Option<Forced>,
+    },
     /// Take over a new configuration.
     Reload(Box<Config>),
 }
@@ -144,6 +166,16 @@ pub enum Admin {
     Drain,
     /// No clients at all, and no checks.
     Maint,
+}
+
+/// The health that the operator says a backend has, whatever its checks find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forced {
+    /// It works.
+    Up,
+    /// Nobody answers: a hard failure.
+    Down,
 }
 
 /// Why a change was refused; nothing has changed then.

@@ -25,6 +25,10 @@ mod controller_test;
 #[cfg(test)]
 mod drain_test;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+#[cfg(test)]
+mod forced_test;
 #[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod slow_start_test;

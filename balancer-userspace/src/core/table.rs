@@ -5,6 +5,9 @@
 //! live = base, with the slots of backends that are not steered to refilled from Maglev(those that are), same slot
 //! ```
 //!
+//! A backend that starts slowly has only so many of every [`STEPS`] slots of its own; the others are refilled from those
+//! that do not start slowly. So each step moves slots to it, and none between others or back.
+//!
 //! So a live table is a function of (configured backends, steered-to backends, M, key), without history: balancers with
 //! the same view agree, a failure or a drain moves no slot that a healthy backend has in the base table, and a return
 //! restores the table exactly. Backups have a base table of their own, used when no primary takes new clients.
@@ -24,6 +27,9 @@ use crate::{
     core::maglev::{self, Member},
 };
 
+/// How many steps a slow start has; with the last one it is over.
+pub const STEPS: u8 = 10;
+
 /// A configured backend as far as the table depends on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
@@ -35,6 +41,8 @@ pub struct Candidate<'a> {
     pub maint: bool,
     /// Whether its standing lets it take new clients (the weight not considered).
     pub takes_new: bool,
+    /// Which step of a slow start it is in, from 1. One that is through stays at [`STEPS`] until all of its service are.
+    pub step: Option<u8>,
 }
 
 /// On what ground a live table stands.
@@ -52,8 +60,8 @@ pub enum Footing {
     NoBackend,
 }
 
-/// The weights of the backends that are steered to, by id.
-pub type Shares = BTreeMap<u16, u16>;
+/// The weights of the backends that are steered to, times the steps they have taken, by id.
+pub type Shares = BTreeMap<u16, u32>;
 
 /// A live table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,11 +76,13 @@ pub struct Live {
     pub home: Option<Arc<[u16]>>,
 }
 
-/// Builds the live tables of one service. Keeps the base tables, which change only when the configuration does.
+/// Builds the live tables of one service. Keeps the base tables, which change only when the configuration does, and the
+/// last table that slots were refilled from.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     primaries: Base,
     backups: Base,
+    refill: Base,
 }
 
 impl Builder {
@@ -96,21 +106,32 @@ impl Builder {
         base.update(&configured, table_size, key);
         let home = (!first.backup).then(|| Arc::clone(&base.slots));
 
-        let steered: Vec<Member<'_>> = steered.into_iter().map(|candidate| candidate.member).collect();
-        let shares: Shares = steered.iter().map(|member| (member.id, member.weight)).collect();
+        let settled = steered.iter().any(|candidate| candidate.step.is_none());
+        // Where everybody starts slowly, nobody does.
+        let step = |candidate: &Candidate<'_>| candidate.step.filter(|_| settled).unwrap_or(STEPS);
+        let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
+        let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
         let mut slots = base.slots.to_vec();
-        if steered.len() < configured.len() {
-            let refill = maglev::table(&steered, table_size, key).unwrap_or_default();
-            let mut stays = vec![false; usize::from(u16::MAX) + 1];
-            for member in &steered {
-                if let Some(stays) = stays.get_mut(usize::from(member.id)) {
-                    *stays = true;
+        let heirs: Vec<Member<'_>> = steered
+            .iter()
+            .filter(|candidate| candidate.step.is_none() || !settled)
+            .map(|candidate| candidate.member)
+            .collect();
+        if heirs.len() < configured.len() {
+            self.refill.update(&heirs, table_size, key);
+            // By id: how many of every ten slots stay, and the next one's place in its ten.
+            let mut stays = vec![(0, 0); usize::from(u16::MAX) + 1];
+            for candidate in &steered {
+                if let Some((steps, _)) = stays.get_mut(usize::from(candidate.member.id)) {
+                    *steps = step(candidate);
                 }
             }
-            for (slot, substitute) in slots.iter_mut().zip(refill) {
-                if stays.get(usize::from(*slot)) != Some(&true) {
+            for (slot, &substitute) in slots.iter_mut().zip(&*self.refill.slots) {
+                let Some((steps, place)) = stays.get_mut(usize::from(*slot)) else { continue };
+                if *place >= *steps {
                     *slot = substitute;
                 }
+                *place = (*place + 1) % STEPS;
             }
         }
         Live { footing, shares, slots, home }
@@ -265,6 +286,7 @@ mod tests {
                 backup: false,
                 maint: false,
                 takes_new: true,
+                step: None,
             })
             .collect()
     }
@@ -356,7 +378,7 @@ mod tests {
 
     #[test]
     fn moves_are_required_where_a_share_changed() {
-        let shares = |shares: &[(u16, u16)]| shares.iter().copied().collect::<Shares>();
+        let shares = |shares: &[(u16, u32)]| shares.iter().copied().collect::<Shares>();
         let (old, new) = (shares(&[(1, 10), (2, 10), (3, 10)]), shares(&[(1, 10), (2, 5), (4, 10)]));
         let needless = |from, to| Moves::between(&[from], &old, &[to], &new).needless();
         assert_eq!(needless(3, 1), 0, "3 is gone");
@@ -398,6 +420,38 @@ mod tests {
                 candidate.takes_new = true;
             }
             prop_assert_eq!(builder.live(&set, WhenAllDown::Open, M, KEY), all);
+        }
+
+        #[test]
+        fn a_slow_start_moves_slots_to_it_and_none_else(
+            count in 2usize..9, which in any::<Index>(), down in prop::option::of(any::<Index>())
+        ) {
+            let names = names(count);
+            let mut set = candidates(&names);
+            let which = which.index(count);
+            let newcomer = set[which].member.id;
+            if let Some(down) = down.map(|down| down.index(count)).filter(|&down| down != which && count > 2) {
+                set[down].takes_new = false;
+            }
+            set[which].takes_new = false;
+            let mut before = live(&set, M, KEY);
+            set[which].takes_new = true;
+            let full = live(&set, M, KEY).slots.iter().filter(|&&id| id == newcomer).count();
+            let own = live(&candidates(&names), M, KEY).slots.iter().filter(|&&id| id == newcomer).count();
+            let mut builder = Builder::default();
+            for step in 1..=STEPS {
+                set[which].step = Some(step);
+                let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+                let moves = Moves::between(&before.slots, &before.shares, &after.slots, &after.shares);
+                prop_assert_eq!((moves.needless(), moves.to(newcomer).0), (0, moves.total()), "step {}", step);
+                let has = after.slots.iter().filter(|&&id| id == newcomer).count();
+                prop_assert!((has * 10).abs_diff(own * usize::from(step)) < 100, "{} of {} in step {}", has, own, step);
+                before = after;
+            }
+            set[which].step = None;
+            let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+            prop_assert_eq!(after.slots.iter().filter(|&&id| id == newcomer).count(), full);
+            prop_assert_eq!(after, live(&set, M, KEY));
         }
 
         #[test]

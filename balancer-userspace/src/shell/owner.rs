@@ -17,13 +17,13 @@ use crate::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
         plan::{Census, ServicePlan},
-        service::Service,
+        service::{Backend, Service},
     },
     shell::{
         dataplane::{Dataplane, KnownClients},
         neighbours::Neighbours,
         prober::Prober,
-        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
 
@@ -115,8 +115,13 @@ impl<D: Dataplane> Owner<D> {
 
     /// Lets the controller act on an event. A data path that refuses is brought back in step and reported.
     pub fn handle(&mut self, event: Event) {
+        self.handle_all([event]);
+    }
+
+    /// The same for all events that wait, so that each service's table is replaced at most once.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
-        let commands = self.controller.handle(event, now.into_std());
+        let commands = self.controller.handle_all(events, now.into_std());
         if let Err(error) = self.execute(commands, now) {
             error!("{error:#}; writing the whole state again");
             self.resync();
@@ -283,7 +288,8 @@ impl<D: Dataplane> Owner<D> {
                             eligible: backend.takes_new_clients(),
                             stats: self.dataplane.backend_stats(backend.id())?,
                             checks: backend.checks(),
-                            last_check: backend.last_check(),
+                            last_check: backend.last_check().map(|check| check.took),
+                            check: check_snapshot(service, backend, now),
                             transitions: backend.transitions(),
                         })
                     })
@@ -319,6 +325,22 @@ impl<D: Dataplane> Owner<D> {
             })
             .collect::<anyhow::Result<_>>()?;
         Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()?, memory: self.dataplane.memory()? })
+    }
+}
+
+fn check_snapshot(service: &Service, backend: &Backend, now: std::time::Instant) -> CheckSnapshot {
+    let ago = |then| now.saturating_duration_since(then);
+    let config = service.check_config(backend);
+    let checked = service.check(backend).is_some();
+    CheckSnapshot {
+        target: backend.config().check_target(config),
+        words: config.to_string(),
+        verdict: backend.health().verdict().word(),
+        verdict_age: ago(backend.verdict_since()),
+        forced: backend.forced(),
+        last: backend.last_check().map(|last| (last.outcome.clone(), ago(last.ended))),
+        streak: backend.health().streak(),
+        next_verdict: if checked { backend.health().next_verdict(config) } else { String::new() },
     }
 }
 

@@ -124,6 +124,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     tokio::pin!(shutdown);
     let mut joining = Joining::default();
+    let mut waiting = Vec::new();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let signal = loop {
@@ -136,7 +137,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             signal = &mut shutdown => {
                 break signal;
             }
-            Some(event) = events.recv() => owner.handle(event),
+            1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
             Some(call) = calls.recv() => answer(&mut owner, &mut joining, call),

@@ -8,9 +8,9 @@ use balancer_common::{
 };
 
 use crate::{
-    api::model::{BackendView, InterfaceView, ServiceView, StatusView, Verdicts},
+    api::model::{BackendView, HealthView, InterfaceView, ServiceView, StatusView, Verdicts},
     config::model::Protocol,
-    core::io::Admin,
+    core::io::{Admin, CheckOutcome, Forced},
 };
 
 /// A moment's state.
@@ -127,8 +127,31 @@ pub struct BackendSnapshot {
     pub checks: [u64; 3],
     /// How long the last health check took.
     pub last_check: Option<Duration>,
+    /// How it is checked, and what was found.
+    pub check: CheckSnapshot,
     /// How often it entered each of [`BackendSnapshot::STATES`].
     pub transitions: [u64; BackendSnapshot::STATES.len()],
+}
+
+/// The health checks of a backend.
+#[derive(Clone, Debug)]
+pub struct CheckSnapshot {
+    /// What is checked.
+    pub target: SocketAddr,
+    /// The check in words.
+    pub words: String,
+    /// `unknown`, `up` or `down`.
+    pub verdict: &'static str,
+    /// Since when.
+    pub verdict_age: Duration,
+    /// What the operator says instead.
+    pub forced: Option<Forced>,
+    /// The last check and when it ended.
+    pub last: Option<(CheckOutcome, Duration)>,
+    /// Passes and failures in a row.
+    pub streak: (u32, u32),
+    /// What has to come for another verdict; empty without checks.
+    pub next_verdict: String,
 }
 
 impl BackendSnapshot {
@@ -185,6 +208,33 @@ impl From<ServiceSnapshot> for ServiceView {
             table_size: service.table_size,
             table_generation: service.table_generation,
             backends: service.backends.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl BackendSnapshot {
+    /// How the backend is checked, in `service`.
+    #[must_use]
+    pub fn into_health(self, service: &str) -> HealthView {
+        let Self { name, state, reason, last_check, check, .. } = self;
+        let last = check.last.as_ref().map(|(outcome, _)| outcome.words());
+        HealthView {
+            service: service.to_owned(),
+            backend: name,
+            target: check.target.to_string(),
+            check: check.words,
+            verdict: check.verdict.to_owned(),
+            verdict_seconds: check.verdict_age.as_secs_f64(),
+            forced: check.forced,
+            state: state.to_owned(),
+            reason,
+            last_result: last.map(|(result, _)| result.to_owned()),
+            last_reason: last.map(|(_, reason)| reason.to_owned()).unwrap_or_default(),
+            last_duration_seconds: last_check.map(|took| took.as_secs_f64()),
+            last_seconds_ago: check.last.as_ref().map(|(_, ago)| ago.as_secs_f64()),
+            passes: check.streak.0,
+            failures: check.streak.1,
+            next_verdict: check.next_verdict,
         }
     }
 }

@@ -11,11 +11,11 @@ use std::{
 use balancer::{
     api::model::{Changed, ClientView, MoveView, PlanView},
     config::model::Protocol,
-    core::io::{Admin, Change, Refused},
+    core::io::{Admin, Change, CheckOutcome, Refused},
     shell::{
         api_server::{ControlSocket, serve},
         call::Call,
-        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
 use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
@@ -137,7 +137,11 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                         (admin, looked) = (wanted, 0);
                         Ok(())
                     }
-                    Change::Add { .. } | Change::Remove { .. } | Change::SetWeight { .. } | Change::Reload(_) => Ok(()),
+                    Change::Add { .. }
+                    | Change::Remove { .. }
+                    | Change::SetWeight { .. }
+                    | Change::ForceHealth { .. }
+                    | Change::Reload(_) => Ok(()),
                 };
                 let _ = reply.send(answer.map(|()| Changed { message: "done".to_owned() }));
             }
@@ -163,6 +167,16 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
         checks: [10, 0, 1],
         last_check: Some(Duration::from_millis(3)),
+        check: CheckSnapshot {
+            target: "10.0.0.11:8080".parse().unwrap(),
+            words: "tcp every 2s, timeout 1s, fall 3, rise 2".to_owned(),
+            verdict: "up",
+            verdict_age: Duration::from_secs(60),
+            forced: None,
+            last: Some((CheckOutcome::Passed, Duration::from_secs(1))),
+            streak: (10, 0),
+            next_verdict: "down after 3 more failures".to_owned(),
+        },
         transitions: [1, 1, 0, 0, 0, 0, 0],
     };
     let service = |name: &str, protocol, backends| ServiceSnapshot {

@@ -13,15 +13,16 @@ use std::{
 use anyhow::{Context as _, Result};
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, Query, State},
+    extract::{ConnectInfo, Query, State, connect_info::Connected},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse as _, Response},
     routing::{get, post},
+    serve::IncomingStream,
 };
 use balancer_tests::demo::{Answer, BACKEND_HEADER, SESSION_COOKIE};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -30,9 +31,11 @@ use tokio::{
 
 /// How long a hanging health check is held before its connection is given up.
 const HANG: Duration = Duration::from_secs(60);
+/// How long a slow one takes.
+const SLOW: Duration = Duration::from_secs(2);
 
 /// A demo backend: `GET /` answers with its name and the session's request count, `GET /healthz` with 200,
-/// and `POST /fail?mode=503|hang|ok` changes what `/healthz` does.
+/// and `POST /fail?mode=503|hang|slow|reset|ok` changes what `/healthz` does.
 #[derive(Parser)]
 struct Options {
     /// What it calls itself.
@@ -65,7 +68,7 @@ async fn serve(options: &Options) -> Result<()> {
     let app = app(options)?;
     let mut servers = JoinSet::new();
     for listener in listeners {
-        let service = app.clone().into_make_service_with_connect_info::<SocketAddr>();
+        let service = app.clone().into_make_service_with_connect_info::<Peer>();
         servers.spawn(async move { axum::serve(listener, service).await });
     }
     tokio::select! {
@@ -122,6 +125,24 @@ enum Mode {
     Unavailable,
     #[serde(rename = "hang")]
     Hang,
+    #[serde(rename = "slow")]
+    Slow,
+    #[serde(rename = "reset")]
+    Reset,
+}
+
+/// Who asks, and over which socket.
+#[derive(Clone)]
+struct Peer {
+    address: SocketAddr,
+    socket: Option<Arc<Socket>>,
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        let socket = SockRef::from(stream.io()).try_clone().ok().map(Arc::new);
+        Self { address: *stream.remote_addr(), socket }
+    }
 }
 
 #[derive(Deserialize)]
@@ -130,7 +151,7 @@ struct Fail {
     mode: Mode,
 }
 
-async fn health(State(shared): State<Arc<Shared>>) -> Response {
+async fn health(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
     let mode = *shared.mode.lock().unwrap_or_else(PoisonError::into_inner);
     let named = [(BACKEND_HEADER, shared.header.clone())];
     match mode {
@@ -139,6 +160,15 @@ async fn health(State(shared): State<Arc<Shared>>) -> Response {
         Mode::Hang => {
             tokio::time::sleep(HANG).await;
             (StatusCode::GATEWAY_TIMEOUT, named, "told to hang\n").into_response()
+        }
+        Mode::Slow => {
+            tokio::time::sleep(SLOW).await;
+            (named, "ok\n").into_response()
+        }
+        Mode::Reset => {
+            let _ = peer.socket.map(|socket| socket.set_linger(Some(Duration::ZERO)));
+            // Ends the connection's task without an answer, and closes the socket with it.
+            std::panic::resume_unwind(Box::new(()))
         }
     }
 }
@@ -150,7 +180,7 @@ async fn fail(State(shared): State<Arc<Shared>>, Query(fail): Query<Fail>) -> St
 
 async fn answer(
     State(shared): State<Arc<Shared>>,
-    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    ConnectInfo(client): ConnectInfo<Peer>,
     headers: HeaderMap,
 ) -> Response {
     let (session, requests) =
@@ -159,7 +189,7 @@ async fn answer(
         backend: shared.name.clone(),
         session: format!("{session:016x}"),
         requests,
-        client: client.ip().to_string(),
+        client: client.address.ip().to_string(),
     };
     let cookie = format!("{SESSION_COOKIE}={}; Path=/; HttpOnly; SameSite=Lax", answer.session);
     let wants_html = headers

@@ -6,7 +6,7 @@ use super::{Controller, settle::Settled};
 use crate::{
     config::model::{BackendConfig, ServiceConfig},
     core::{
-        io::{Admin, BackendName, Change, Command, Refused},
+        io::{Admin, BackendName, Change, Command, Forced, Refused},
         report,
         service::Service,
         table::{Footing, Moves},
@@ -71,6 +71,7 @@ impl Controller {
                 self.reconfigure(services, &name, &format!("weight {old} → {weight}"), now)
             }
             Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
+            Change::ForceHealth { name, forced } => self.force(&name, forced, now),
             Change::Reload(config) => self.reload(config.services, now),
         }
     }
@@ -113,6 +114,34 @@ impl Controller {
         }
         let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
         Ok((self.done(name, word, &settled), settled.commands))
+    }
+
+    fn force(
+        &mut self,
+        name: &BackendName,
+        forced: Option<Forced>,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let what = match forced {
+            Some(Forced::Up) => "forced up",
+            Some(Forced::Down) => "forced down",
+            None => "follows its checks",
+        };
+        if self.backend(name)?.forced() == forced {
+            let already = if forced.is_some() { format!("is {what}") } else { what.to_owned() };
+            return Ok((format!("backend {name} {already} already: nothing changed"), Vec::new()));
+        }
+        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
+            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
+                backend.force(forced);
+            }
+        }
+        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let what = match forced {
+            Some(_) => what.to_owned(),
+            None => format!("{what} again, is {}", self.backend(name)?.state().word()),
+        };
+        Ok((self.done(name, &what, &settled), settled.commands))
     }
 
     /// A copy of the present configuration to make a change in, and the index of the service called `name`.

@@ -21,8 +21,8 @@ use crate::{
     core::{
         ids::Ids,
         io::{
-            BackendId, BackendName, BackendSpec, CheckOutcome, Command, Event, NextHop, Refused, Report, ReportLevel,
-            ServiceId, ServiceSpec,
+            BackendId, BackendName, BackendSpec, CheckOutcome, Command, Event, Refused, Report, ReportLevel, ServiceId,
+            ServiceSpec,
         },
         next_hops::NextHops,
         service::{Backend, Service},
@@ -101,12 +101,47 @@ impl Controller {
 
     /// Takes note of an event.
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Command> {
-        match event {
-            Event::Checked { backend, outcome, took } => self.checked(backend, &outcome, took, now),
-            Event::NextHop { address, next_hop } => self.next_hop(address, next_hop, now),
-            Event::Swept { known } => self.swept(&known, now),
-            Event::Tick => self.overdue(now),
+        self.handle_all([event], now)
+    }
+
+    /// Takes note of events that came together: a service's table changes at most once, whatever happened to its
+    /// backends.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
+        let mut concerned = HashSet::new();
+        let mut sweeps = Vec::new();
+        let mut ticked = false;
+        for event in events {
+            match event {
+                Event::Checked { backend, outcome, took } => {
+                    concerned.extend(self.checked(backend, &outcome, took, now));
+                }
+                Event::NextHop { address, next_hop } => {
+                    if self.hops.set(address, next_hop) {
+                        concerned.extend(self.services_with(|backend| backend.address().ip() == address));
+                    }
+                }
+                Event::Swept { known } => {
+                    let known: HashMap<BackendId, u64> = known.into_iter().collect();
+                    concerned.extend(self.swept(&known));
+                    sweeps.push(known);
+                }
+                Event::Tick => {
+                    concerned.extend(self.services_with(|backend| backend.deadline().is_some_and(|at| at <= now)));
+                    ticked = true;
+                }
+            }
         }
+        let mut commands = Vec::new();
+        if !concerned.is_empty() {
+            commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+        }
+        if ticked || !sweeps.is_empty() {
+            commands.extend(self.remove_those_that_left(now));
+        }
+        for known in &sweeps {
+            self.retire_those_that_nobody_knows(known, &mut commands);
+        }
+        commands
     }
 
     /// Whether a backend that was added still waits for its next hop, and takes no clients before.
@@ -149,10 +184,10 @@ impl Controller {
         rows.map(Command::WriteBackend).chain(swaps).chain(directory).collect()
     }
 
-    /// When to send [`Event::Tick`] at the latest: the end of the next drain.
+    /// When to send [`Event::Tick`] at the latest: the end of the next drain, or the next step of a slow start.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.services.iter().flat_map(Service::backends).filter_map(Backend::drain_deadline).min()
+        self.services.iter().flat_map(Service::backends).filter_map(Backend::deadline).min()
     }
 
     /// The services, in configuration order.
@@ -204,55 +239,44 @@ impl Controller {
         validate::not_found("service", name, self.services.iter().map(Service::name))
     }
 
-    fn checked(&mut self, backend: BackendId, outcome: &CheckOutcome, took: Duration, now: Instant) -> Vec<Command> {
-        let Some(&id) = self.owners.get(&backend) else { return Vec::new() };
-        let Some(service) = self.services.iter_mut().find(|service| service.id() == id) else { return Vec::new() };
-        let Some(index) = service.backends().iter().position(|candidate| candidate.id() == backend) else {
-            return Vec::new();
-        };
-        if !service.record(index, outcome, took, &self.hops, now) {
-            return Vec::new();
-        }
-        self.settle(|service| service.id() == id, Vec::new(), None, now).commands
+    /// Counts a check. Gives the service if its table may change by it.
+    fn checked(
+        &mut self,
+        backend: BackendId,
+        outcome: &CheckOutcome,
+        took: Duration,
+        now: Instant,
+    ) -> Option<ServiceId> {
+        let &id = self.owners.get(&backend)?;
+        let service = self.services.iter_mut().find(|service| service.id() == id)?;
+        let index = service.backends().iter().position(|candidate| candidate.id() == backend)?;
+        service.record(index, outcome, took, &self.hops, now).then_some(id)
     }
 
-    fn next_hop(&mut self, address: IpAddr, next_hop: Result<NextHop, String>, now: Instant) -> Vec<Command> {
-        if !self.hops.set(address, next_hop) {
-            return Vec::new();
-        }
-        let concerned = |service: &Service| service.backends().iter().any(|backend| backend.address().ip() == address);
-        self.settle(concerned, Vec::new(), None, now).commands
+    fn services_with(&self, wanted: impl Fn(&Backend) -> bool) -> Vec<ServiceId> {
+        let has = |service: &&Service| service.backends().iter().any(&wanted);
+        self.services.iter().filter(has).map(Service::id).collect()
     }
 
-    /// Ends drains whose deadline has passed.
-    fn overdue(&mut self, now: Instant) -> Vec<Command> {
-        let due = |service: &Service| {
-            service.backends().iter().any(|backend| backend.drain_deadline().is_some_and(|deadline| deadline <= now))
-        };
-        let mut commands = self.settle(due, Vec::new(), None, now).commands;
-        commands.extend(self.remove_those_that_left(now));
-        commands
-    }
-
-    /// Takes note of how many clients each backend has: who has none left is drained, and the row of a removed backend
-    /// that has none left is given up.
-    fn swept(&mut self, known: &[(BackendId, u64)], now: Instant) -> Vec<Command> {
-        let known: HashMap<BackendId, u64> = known.iter().copied().collect();
-        let of = |id: BackendId| known.get(&id).copied().unwrap_or(0);
-        let mut concerned = HashSet::new();
+    /// Takes note of how many clients each backend has. Gives the services in which one is drained now.
+    fn swept(&mut self, known: &HashMap<BackendId, u64>) -> Vec<ServiceId> {
+        let mut concerned = Vec::new();
         for service in &mut self.services {
             let id = service.id();
             for backend in service.backends_mut() {
-                if backend.swept(of(backend.id())) {
-                    concerned.insert(id);
+                if backend.swept(known.get(&backend.id()).copied().unwrap_or(0)) {
+                    concerned.push(id);
                 }
             }
         }
-        let mut commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
-        commands.extend(self.remove_those_that_left(now));
+        concerned
+    }
+
+    /// Gives up the rows of removed backends that two complete sweeps have found without a client.
+    fn retire_those_that_nobody_knows(&mut self, known: &HashMap<BackendId, u64>, commands: &mut Vec<Command>) {
         let ids = &mut self.ids;
         self.gone.retain_mut(|gone| {
-            gone.known = of(gone.row.id);
+            gone.known = known.get(&gone.row.id).copied().unwrap_or(0);
             gone.empty_sweeps = if gone.known == 0 { gone.empty_sweeps + 1 } else { 0 };
             let stays = gone.empty_sweeps < Gone::ENOUGH_SWEEPS;
             if !stays {
@@ -261,7 +285,6 @@ impl Controller {
             }
             stays
         });
-        commands
     }
 
     fn remove_those_that_left(&mut self, now: Instant) -> Vec<Command> {

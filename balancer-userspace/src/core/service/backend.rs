@@ -11,10 +11,11 @@ use crate::{
     config::model::{BackendConfig, CheckConfig},
     core::{
         health::Health,
-        io::{Admin, BackendId, BackendName, BackendSpec},
+        io::{Admin, BackendId, BackendName, BackendSpec, CheckOutcome, Forced},
         next_hops::{Hop, NextHops},
         report::Transition,
         standing::{HealthFact, Standing, State},
+        table::STEPS,
     },
 };
 
@@ -33,12 +34,17 @@ pub struct Backend {
     /// Known clients at the last sweep.
     pub(super) known: u64,
     pub(super) drain: Drain,
+    pub(super) slow_start: Option<SlowStart>,
     /// Whether it is removed once it is drained.
     pub(super) leaving: bool,
     /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
     pub(super) late: bool,
     pub(super) checks: [u64; 3],
-    pub(super) last_check: Option<Duration>,
+    pub(super) last_check: Option<LastCheck>,
+    /// When the verdict of the checks last changed.
+    pub(super) verdict_since: Instant,
+    /// What the operator says instead of the checks.
+    pub(super) forced: Option<Forced>,
     pub(super) transitions: [u64; State::ALL.len()],
     /// What the shell was last told.
     pub(crate) told: Told,
@@ -50,6 +56,17 @@ pub(crate) struct Told {
     pub(crate) row: Option<BackendSpec>,
     pub(crate) watched: Option<IpAddr>,
     pub(crate) check: Option<(SocketAddr, CheckConfig)>,
+}
+
+/// A health check that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastCheck {
+    /// How.
+    pub outcome: CheckOutcome,
+    /// How long it took.
+    pub took: Duration,
+    /// When.
+    pub ended: Instant,
 }
 
 /// How far a drain has come.
@@ -69,6 +86,33 @@ impl Drain {
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now >= until) || self.empty_sweeps >= Self::ENOUGH_SWEEPS
+    }
+}
+
+/// How far a slow start has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlowStart {
+    pub(super) since: Instant,
+    /// How long it takes.
+    pub(super) lasts: Duration,
+    /// The step that the live table knows, from 1.
+    pub(super) step: u8,
+}
+
+impl SlowStart {
+    /// The first step is taken at once, the last one at the end.
+    fn step_begins(self, step: u8) -> Instant {
+        self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
+    }
+
+    /// Takes the steps that are due.
+    pub(super) fn advance(self, now: Instant) -> Self {
+        let step = (1..=STEPS).rev().find(|&step| self.step_begins(step) <= now).unwrap_or(1);
+        Self { step, ..self }
+    }
+
+    fn next_step(self) -> Option<Instant> {
+        (self.step < STEPS).then(|| self.step_begins(self.step + 1))
     }
 }
 
@@ -94,10 +138,13 @@ impl Backend {
             steered: false,
             known: 0,
             drain: Drain::default(),
+            slow_start: None,
             leaving: false,
             late,
             checks: [0; 3],
             last_check: None,
+            verdict_since: now,
+            forced: None,
             transitions: [0; State::ALL.len()],
             told: Told::default(),
         }
@@ -181,10 +228,51 @@ impl Backend {
         self.checks
     }
 
-    /// How long the last health check took.
+    /// The last health check.
     #[must_use]
-    pub const fn last_check(&self) -> Option<Duration> {
-        self.last_check
+    pub const fn last_check(&self) -> Option<&LastCheck> {
+        self.last_check.as_ref()
+    }
+
+    /// The verdict of its checks.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// When the verdict of its checks last changed.
+    #[must_use]
+    pub const fn verdict_since(&self) -> Instant {
+        self.verdict_since
+    }
+
+    /// What the operator says instead of its checks.
+    #[must_use]
+    pub const fn forced(&self) -> Option<Forced> {
+        self.forced
+    }
+
+    /// Overrides the checks, which go on.
+    pub(crate) const fn force(&mut self, forced: Option<Forced>) {
+        self.forced = forced;
+    }
+
+    /// Counts a check. `service_check` is the service's.
+    pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
+        let word = |health: &Health| std::mem::discriminant(health.verdict());
+        let before = word(&self.health);
+        self.health.record(outcome, self.config.check.as_ref().unwrap_or(service_check));
+        if word(&self.health) != before {
+            self.verdict_since = now;
+        }
+        self.last_check = Some(LastCheck { outcome: outcome.clone(), took, ended: now });
+        let [passed, soft, hard] = &mut self.checks;
+        match outcome {
+            CheckOutcome::Passed => *passed += 1,
+            CheckOutcome::Soft(_) => *soft += 1,
+            CheckOutcome::Hard(_) => *hard += 1,
+            CheckOutcome::Hindered(_) => {}
+        }
     }
 
     /// How often it entered each of [`State::ALL`]. The state it was first in is not counted.
@@ -256,6 +344,28 @@ impl Backend {
         self.drain.until.filter(|_| keeps)
     }
 
+    /// When something about it is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.drain_deadline().into_iter().chain(self.slow_start.and_then(SlowStart::next_step)).min()
+    }
+
+    /// Whether it begins to take new clients where it did not before, `assessment` being the new one. At the
+    /// balancer's own start nobody begins, all are there at once.
+    pub(super) fn begins(&self, assessment: &Assessment) -> bool {
+        let before = self.assessment.as_ref().map(|before| before.standing);
+        let absent = match before {
+            Some(before) => !before.takes_new && (self.late || before.state != State::Checking),
+            None => self.late,
+        };
+        assessment.standing.takes_new && absent
+    }
+
+    /// `slow start, step 3 of 10`, if it is in one.
+    pub(super) fn slow_start_words(&self) -> Option<String> {
+        let step = self.slow_start.map(|slow_start| slow_start.step).filter(|&step| step < STEPS)?;
+        Some(format!("slow start, step {step} of {STEPS}"))
+    }
+
     /// Whether it came to a service in use and the way to it is not known yet.
     pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
         self.late && matches!(hops.get(self.config.address.ip()), Hop::Pending)
@@ -276,6 +386,7 @@ impl Backend {
     /// Back to unknown: nobody has been checking.
     pub(crate) fn forget_verdict(&mut self) {
         self.health = Health::default();
+        self.last_check = None;
     }
 
     pub(super) fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {

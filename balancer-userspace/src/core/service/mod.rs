@@ -3,7 +3,7 @@
 mod backend;
 
 pub use backend::Backend;
-use backend::{Assessment, Drain};
+use backend::{Assessment, Drain, SlowStart};
 
 use std::{
     net::SocketAddr,
@@ -17,13 +17,13 @@ use crate::{
     config::model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
     core::{
         health::{FailureKind, Verdict},
-        io::{Admin, BackendName, BackendSpec, CheckOutcome, ServiceId, ServiceSpec},
+        io::{Admin, BackendName, BackendSpec, CheckOutcome, Forced, ServiceId, ServiceSpec},
         keys,
         maglev::Member,
         next_hops::{Hop, NextHops},
         report::Transition,
         standing::{HealthFact, Situation, Standing, State},
-        table::{Builder, Candidate, Footing, Moves, Shares},
+        table::{Builder, Candidate, Footing, Moves, STEPS, Shares},
     },
 };
 
@@ -244,7 +244,8 @@ impl Service {
         wanted.then(|| (backend.config.check_target(check), check.clone()))
     }
 
-    fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
+    /// The check of a backend: its own, or else the service's.
+    pub(crate) fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
         backend.config.check.as_ref().unwrap_or(&self.settings.check)
     }
 
@@ -260,15 +261,7 @@ impl Service {
         let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.told.check.is_some()) else {
             return false;
         };
-        let check = backend.config.check.as_ref().unwrap_or(&self.settings.check);
-        backend.health.record(outcome, check);
-        backend.last_check = Some(took);
-        let [passed, soft, hard] = &mut backend.checks;
-        *match outcome {
-            CheckOutcome::Passed => passed,
-            CheckOutcome::Soft(_) => soft,
-            CheckOutcome::Hard(_) => hard,
-        } += 1;
+        backend.record(outcome, took, &self.settings.check, now);
         let Some(backend) = self.backends.get(index) else { return false };
         let assessment = self.assess(backend, hops, now);
         let news = backend.assessment.as_ref().map(|old| old.standing) != Some(assessment.standing);
@@ -280,16 +273,27 @@ impl Service {
 
     fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
-        let (health, mut reason) = match (hops.get(backend.config.address.ip()), backend.health.verdict()) {
+        let checked = match backend.health.verdict() {
+            _ if check.kind == CheckKind::None => (HealthFact::Unchecked, String::new()),
+            Verdict::Unknown => (HealthFact::Unknown, String::new()),
+            Verdict::Up => (HealthFact::Up, String::new()),
+            Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
+        };
+        let (health, mut reason) = match (hops.get(backend.config.address.ip()), backend.forced) {
             (Hop::Failed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
-            (Hop::Pending | Hop::Resolved(_), _) if check.kind == CheckKind::None => {
-                (HealthFact::Unchecked, String::new())
+            (Hop::Pending | Hop::Resolved(_), None) => checked,
+            (Hop::Pending | Hop::Resolved(_), Some(Forced::Down)) => {
+                (HealthFact::Down(FailureKind::Hard), "forced down by operator".to_owned())
             }
-            (Hop::Pending | Hop::Resolved(_), Verdict::Unknown) => (HealthFact::Unknown, String::new()),
-            (Hop::Pending | Hop::Resolved(_), Verdict::Up) => (HealthFact::Up, String::new()),
-            (Hop::Pending | Hop::Resolved(_), Verdict::Down { kind, reason }) => {
-                (HealthFact::Down(*kind), reason.clone())
-            }
+            (Hop::Pending | Hop::Resolved(_), Some(Forced::Up)) => (
+                HealthFact::Up,
+                match checked {
+                    (HealthFact::Down(_), reason) => format!("forced up by operator, checks: {reason}"),
+                    (HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up, _) => {
+                        "forced up by operator".to_owned()
+                    }
+                },
+            ),
         };
         let situation = Situation {
             admin: backend.admin,
@@ -313,9 +317,43 @@ impl Service {
                 reason = "no verdict yet, start_down = true".to_owned();
             } else if standing.takes_new && backend.config.weight == 0 {
                 reason = "weight 0".to_owned();
+            } else if let Some(words) = backend.slow_start_words() {
+                reason = words;
             }
         }
         Assessment { health, standing, drains: situation.drains(), reason }
+    }
+
+    /// Begins, advances and ends slow starts.
+    fn start_slowly(&mut self, assessments: &mut [Assessment], now: Instant) {
+        let lasts = self.settings.slow_start;
+        for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
+            let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
+            let begins = backend.begins(assessment).then_some(SlowStart { since: now, lasts, step: 1 });
+            let slow_start = backend.slow_start.or(begins).filter(|_| may);
+            backend.slow_start = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));
+        }
+        for backup in [false, true] {
+            let together = || {
+                let all = self.backends.iter().zip(&*assessments);
+                all.filter(|(backend, assessment)| {
+                    backend.config.backup == backup && backend.config.weight > 0 && assessment.standing.takes_new
+                })
+            };
+            // With nobody to take the other clients there is no slow start; and it is over for all of them at once.
+            let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
+            let through = together().all(|(backend, _)| backend.slow_start.is_none_or(|start| start.step == STEPS));
+            if all_start || through {
+                for backend in self.backends.iter_mut().filter(|backend| backend.config.backup == backup) {
+                    backend.slow_start = None;
+                }
+            }
+        }
+        for (backend, assessment) in self.backends.iter().zip(assessments) {
+            if assessment.reason.is_empty() || assessment.reason.starts_with("slow start") {
+                assessment.reason = backend.slow_start_words().unwrap_or_default();
+            }
+        }
     }
 
     /// Assesses every backend anew and brings the live table in line.
@@ -333,8 +371,9 @@ impl Service {
                 backend.drain = Drain { timeout: backend.drain.timeout, ..Drain::default() };
             }
         }
-        let assessments: Vec<Assessment> =
+        let mut assessments: Vec<Assessment> =
             self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
+        self.start_slowly(&mut assessments, now);
         let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
         let candidates: Vec<Candidate<'_>> = self
             .backends
@@ -347,6 +386,7 @@ impl Service {
                 backup: backend.config.backup,
                 maint: backend.admin == Admin::Maint,
                 takes_new: assessment.standing.takes_new,
+                step: backend.slow_start.map(|slow_start| slow_start.step),
             })
             .collect();
         let live =

@@ -15,12 +15,15 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{body::read, failure::Failure};
 use crate::{
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, PlanRequest, PlanView, ServiceView, SetAdmin,
-        SetWeight, StatusView,
+        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, HealthView, PlanRequest,
+        PlanView, ServiceView, SetAdmin, SetWeight, StatusView,
     },
     config::value,
-    core::io::{Admin, BackendName, Change},
-    shell::call::{Call, Calls},
+    core::io::{Admin, BackendName, Change, Forced},
+    shell::{
+        call::{Call, Calls},
+        snapshot::Snapshot,
+    },
 };
 
 /// How long the controller may take to answer.
@@ -35,6 +38,8 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/services/{service}/backends/{backend}", delete(remove_backend))
         .route("/v1/services/{service}/backends/{backend}/admin", put(set_admin))
         .route("/v1/services/{service}/backends/{backend}/weight", put(set_weight))
+        .route("/v1/services/{service}/backends/{backend}/health", put(force_health))
+        .route("/v1/health", get(health))
         .route("/v1/backends", get(backends))
         .route("/v1/clients/{ip}", get(clients))
         .route("/v1/plan", post(plan))
@@ -100,11 +105,14 @@ async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) ->
     })
 }
 
+async fn snapshot(calls: &Calls) -> Result<Snapshot, Failure> {
+    ask(calls, |reply| Call::Snapshot { reply })
+        .await?
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
+}
+
 async fn view(calls: &Calls) -> Result<StatusView, Failure> {
-    match ask(calls, |reply| Call::Snapshot { reply }).await? {
-        Ok(snapshot) => Ok(snapshot.into()),
-        Err(error) => Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))),
-    }
+    snapshot(calls).await.map(Into::into)
 }
 
 async fn change(calls: &Calls, peer: Peer, change: Change) -> Outcome<Changed> {
@@ -133,22 +141,24 @@ async fn services(State(calls): State<Calls>) -> Outcome<Vec<ServiceView>> {
 }
 
 async fn service(State(calls): State<Calls>, Names(name): Names<String>) -> Outcome<ServiceView> {
-    find(view(&calls).await?.services, &name).map(Json)
+    find(view(&calls).await?.services, |service| &service.name, &name).map(Json)
 }
 
-fn find(services: Vec<ServiceView>, name: &str) -> Result<ServiceView, Failure> {
-    let names: Vec<_> = services.iter().map(|service| service.name.clone()).collect();
-    services.into_iter().find(|service| service.name == name).ok_or_else(|| {
-        let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let hint = value::hint(name, &names, "services");
-        Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name)))
-    })
+fn find<T>(services: Vec<T>, name_of: impl Fn(&T) -> &str, name: &str) -> Result<T, Failure> {
+    match services.iter().position(|service| name_of(service) == name) {
+        Some(index) => Ok(services.into_iter().nth(index).ok_or_else(Failure::stopping)?),
+        None => {
+            let names: Vec<_> = services.iter().map(&name_of).collect();
+            let hint = value::hint(name, &names, "services");
+            Err(Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name))))
+        }
+    }
 }
 
 async fn backends(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<BackendEntry>> {
     let mut services = view(&calls).await?.services;
     if let Some(name) = query.service {
-        services = vec![find(services, &name)?];
+        services = vec![find(services, |service| &service.name, &name)?];
     }
     let entries = services.into_iter().flat_map(|service| {
         let name = service.name;
@@ -243,4 +253,32 @@ async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Out
         }
     };
     Ok(Json(ask(&calls, |reply| Call::Plan { change, service, reply }).await??))
+}
+
+async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<HealthView>> {
+    let mut services = snapshot(&calls).await?.services;
+    if let Some(name) = query.service {
+        services = vec![find(services, |service| &service.name, &name)?];
+    }
+    let views = services.into_iter().flat_map(|service| {
+        let name = service.name;
+        service.backends.into_iter().map(move |backend| backend.into_health(&name))
+    });
+    Ok(Json(views.collect()))
+}
+
+async fn force_health(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Peer>,
+    Names((service, backend)): Names<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let ForceHealth { force } = read(&headers, body, r#"{"force": "up"}, "down" or "auto""#).await?;
+    let forced = match force {
+        Force::Up => Some(Forced::Up),
+        Force::Down => Some(Forced::Down),
+        Force::Auto => None,
+    };
+    change(&calls, peer, Change::ForceHealth { name: BackendName { service, backend }, forced }).await
 }

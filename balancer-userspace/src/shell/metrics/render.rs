@@ -341,7 +341,11 @@ pub(super) mod tests {
     use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
 
     use super::*;
-    use crate::{config::model::Protocol, core::io::Admin, shell::snapshot::InterfaceSnapshot};
+    use crate::{
+        config::model::Protocol,
+        core::io::Admin,
+        shell::snapshot::{CheckSnapshot, InterfaceSnapshot},
+    };
 
     fn backend(name: &str, weight: u16, state: &'static str, connections: u64) -> BackendSnapshot {
         let mut decisions = [0; Decision::COUNT];
@@ -368,6 +372,16 @@ pub(super) mod tests {
             },
             checks: [5, 2, 1],
             last_check: (state == "up").then_some(Duration::from_micros(1500)),
+            check: CheckSnapshot {
+                target: "10.0.0.11:8080".parse().unwrap(),
+                words: "tcp".to_owned(),
+                verdict: "up",
+                verdict_age: Duration::ZERO,
+                forced: None,
+                last: None,
+                streak: (5, 0),
+                next_verdict: String::new(),
+            },
             transitions: [1, 1, 0, 0, 0, 0, 0],
         }
     }
