@@ -8,6 +8,7 @@ mod client;
 mod completions;
 mod decap;
 mod output;
+mod rule;
 mod run;
 mod service;
 mod status;
@@ -58,6 +59,9 @@ enum Verb {
     /// Look at clients
     #[command(subcommand)]
     Client(client::Verb),
+    /// Look at and change rules for client prefixes
+    #[command(subcommand)]
+    Rule(rule::Verb),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     Decap(decap::Args),
     /// Print a completion script for a shell
@@ -98,6 +102,7 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
+        Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
         Verb::Decap(args) => decap::run(args),
         Verb::Completions(args) => completions::run(&args),
     }

@@ -10,6 +10,7 @@ pub mod io;
 pub mod keys;
 pub mod locate;
 pub mod maglev;
+pub mod rules;
 pub mod service;
 pub mod standing;
 pub mod table;

@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView},
+    api::model::{Changed, ClientQuery, ClientView, RuleView},
     core::io::{Change, Refused},
     shell::snapshot::Snapshot,
 };
@@ -22,6 +22,13 @@ pub enum Call {
         query: ClientQuery,
         /// One view for each service of the address's family, or why there is none.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
+    },
+    /// The rules for client prefixes.
+    Rules {
+        /// Only those of this service.
+        service: Option<String>,
+        /// In the order of services and prefixes, or why there is none.
+        reply: oneshot::Sender<Result<Vec<RuleView>, Refused>>,
     },
     /// Change something.
     Change {

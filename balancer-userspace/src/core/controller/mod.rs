@@ -5,12 +5,14 @@
 
 mod changes;
 mod configure;
+mod rules;
 mod settle;
 
 use std::{
     collections::{HashMap, HashSet},
     mem,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -146,13 +148,18 @@ impl Controller {
             Command::SwapTable { service: service.id(), table, home }
         });
         let directory = self.published.clone().map(Command::PublishServices);
-        rows.map(Command::WriteBackend).chain(swaps).chain(directory).collect()
+        let rules = self.services.iter().map(|service| Command::SetRules {
+            service: service.id(),
+            rules: Arc::clone(&service.told_rules),
+        });
+        rows.map(Command::WriteBackend).chain(swaps).chain(directory).chain(rules).collect()
     }
 
-    /// When to send [`Event::Tick`] at the latest: the end of the next drain.
+    /// When to send [`Event::Tick`] at the latest: the end of the next drain or rule.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.services.iter().flat_map(Service::backends).filter_map(Backend::drain_deadline).min()
+        let drains = self.services.iter().flat_map(Service::backends).filter_map(Backend::drain_deadline);
+        drains.chain(self.services.iter().filter_map(|service| service.rules().next_end())).min()
     }
 
     /// The services, in configuration order.
@@ -219,13 +226,14 @@ impl Controller {
         self.settle(concerned, Vec::new(), None, now).commands
     }
 
-    /// Ends drains whose deadline has passed.
+    /// Ends drains and rules whose deadline has passed.
     fn overdue(&mut self, now: Instant) -> Vec<Command> {
         let due = |service: &Service| {
             service.backends().iter().any(|backend| backend.drain_deadline().is_some_and(|deadline| deadline <= now))
         };
         let mut commands = self.settle(due, Vec::new(), None, now).commands;
         commands.extend(self.remove_those_that_left(now));
+        commands.extend(self.end_rules(now));
         commands
     }
 

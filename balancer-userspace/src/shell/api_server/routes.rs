@@ -15,7 +15,8 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{body::read, failure::Failure};
 use crate::{
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight, StatusView,
+        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, RuleView, ServiceView, SetAdmin, SetRule, SetWeight,
+        StatusView,
     },
     config::value,
     core::io::{Admin, BackendName, Change},
@@ -34,6 +35,8 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/services/{service}/backends/{backend}", delete(remove_backend))
         .route("/v1/services/{service}/backends/{backend}/admin", put(set_admin))
         .route("/v1/services/{service}/backends/{backend}/weight", put(set_weight))
+        .route("/v1/services/{service}/rules/{*prefix}", put(set_rule).delete(remove_rule))
+        .route("/v1/rules", get(rules))
         .route("/v1/backends", get(backends))
         .route("/v1/clients/{ip}", get(clients))
         .fallback(async |parts: Parts| {
@@ -215,4 +218,32 @@ async fn set_weight(
 ) -> Outcome<Changed> {
     let SetWeight { weight } = read(&headers, body, r#"{"weight": 100}, 0 to 65535"#).await?;
     change(&calls, peer, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+}
+
+async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<RuleView>> {
+    let ServiceQuery { service } = query;
+    Ok(Json(ask(&calls, |reply| Call::Rules { service, reply }).await??))
+}
+
+async fn set_rule(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Peer>,
+    Names((service, prefix)): Names<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let shape = r#"{"action": "pin", "backend": "web1"}, {"action": "spread"} or {"action": "deny", "ttl": "5m"}"#;
+    let SetRule { action, ttl } = read(&headers, body, shape).await?;
+    let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
+    let ttl = ttl.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
+    change(&calls, peer, Change::AddRule { service, prefix, action, ttl }).await
+}
+
+async fn remove_rule(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Peer>,
+    Names((service, prefix)): Names<(String, String)>,
+) -> Outcome<Changed> {
+    let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
+    change(&calls, peer, Change::RemoveRule { service, prefix }).await
 }

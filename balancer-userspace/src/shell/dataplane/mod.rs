@@ -12,6 +12,7 @@ mod offload;
 mod placement;
 mod regions;
 mod rows;
+mod rules;
 
 pub use attach::Attached;
 pub use capacity::Capacity;
@@ -20,10 +21,11 @@ pub use kernel::KernelDataplane;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats};
+use balancer_common::map_types::{BackendStats, DropStats, InterfaceStats, RuleStats};
+use ipnet::IpNet;
 
 use crate::{
-    core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
+    core::io::{BackendId, BackendSpec, RuleSpec, ServiceId, ServiceSpec},
     shell::snapshot::MemorySnapshot,
 };
 
@@ -64,6 +66,24 @@ pub trait Dataplane {
     /// # Errors
     /// When a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
+
+    /// Makes `rules` the rules of a service, each replaced in one piece.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write; some of the rules may then be as they were.
+    fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()>;
+
+    /// The counters of the rule for a prefix, summed over the CPUs; zero where there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats>;
+
+    /// Packets of a service that a rule pinned to a backend that took no clients; those of rules that are gone included.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn rule_fallbacks(&self, service: ServiceId) -> anyhow::Result<u64>;
 
     /// A backend's counters, summed over the CPUs. They start at zero with each use of an id.
     ///

@@ -158,6 +158,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
             service: id,
             keeps_known: true,
             cause: MoveCause::Down,
+            takes_pinned: true,
             tunnel_source: Some("10.0.0.254".parse()?),
         })?;
         addresses.push((backend, address));
@@ -172,6 +173,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
         forwarding: service.forwarding,
         remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },
         failback: Failback::Stay,
+        rules: false,
         backends: addresses,
     })
 }
