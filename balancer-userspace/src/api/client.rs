@@ -15,7 +15,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, RuleView, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
+    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, RuleView, ServiceView, SetAdmin, SetRule,
+    SetWeight, StatusView,
 };
 use crate::core::io::BackendName;
 

@@ -157,12 +157,27 @@ pub struct RuleView {
     pub fallbacks: u64,
 }
 
+/// What a rule does, without the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleWord {
+    /// See [`Action::Pin`].
+    Pin,
+    /// See [`Action::Spread`].
+    Spread,
+    /// See [`Action::Deny`].
+    Deny,
+}
+
 /// `PUT /v1/services/{service}/rules/{prefix}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SetRule {
-    /// `pin` (with `backend`), `spread` or `deny`.
-    #[serde(flatten)]
-    pub action: Action,
+    /// What becomes of the prefix's clients.
+    pub action: RuleWord,
+    /// With `pin`: to whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     /// After which it ends by itself, such as `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<String>,

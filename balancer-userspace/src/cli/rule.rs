@@ -12,10 +12,9 @@ use super::{
 use crate::{
     api::{
         client::Client,
-        model::{Changed, RuleView, SetRule},
+        model::{Changed, RuleView, RuleWord, SetRule},
     },
     config::value,
-    core::rules,
     words::grouped,
 };
 
@@ -77,13 +76,13 @@ pub(super) struct End {
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Add { rule: Rule { service, prefix }, action } => {
-            let (action, end) = match action {
-                Action::Pin { backend, end } => (rules::Action::Pin { backend }, end),
-                Action::Spread(end) => (rules::Action::Spread, end),
-                Action::Deny(end) => (rules::Action::Deny, end),
+            let (action, backend, end) = match action {
+                Action::Pin { backend, end } => (RuleWord::Pin, Some(backend), end),
+                Action::Spread(end) => (RuleWord::Spread, None, end),
+                Action::Deny(end) => (RuleWord::Deny, None, end),
             };
             let ttl = end.ttl.map(|ttl| humantime::format_duration(ttl).to_string());
-            done(client.set_rule(&service, prefix, &SetRule { action, ttl }).await?)
+            done(client.set_rule(&service, prefix, &SetRule { action, backend, ttl }).await?)
         }
         Verb::Remove(Rule { service, prefix }) => done(client.remove_rule(&service, prefix).await?),
         Verb::List { service, json } => {

@@ -70,10 +70,8 @@ impl Service {
             slot,
             backend,
             why: why.to_owned(),
-            rule: rule.map(|rule| ClientRule {
-                prefix: rule.prefix.to_string(),
-                action: rule.action.word().to_owned(),
-            }),
+            rule: rule
+                .map(|rule| ClientRule { prefix: rule.prefix.to_string(), action: rule.action.word().to_owned() }),
             known: false,
             last_seen_seconds_ago: None,
         })

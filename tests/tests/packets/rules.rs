@@ -197,10 +197,8 @@ fn rare_packets_obey_as_well() {
         }
         for place in [1, 3, 5] {
             let (vip, ..) = SERVICES[place];
-            let with_options = |client: &str| Frame {
-                extensions: vec![options(60, 1)],
-                ..packet(client, 42_000, vip, SYN)
-            };
+            let with_options =
+                |client: &str| Frame { extensions: vec![options(60, 1)], ..packet(client, 42_000, vip, SYN) };
             let spread = by_table(rig, place, V6.spread, Some(42_000));
             for (what, client, then) in [
                 ("pinned", V6.pinned, Then::To(backend_mac(pinned(place)))),

@@ -148,10 +148,10 @@ impl Controller {
             Command::SwapTable { service: service.id(), table, home }
         });
         let directory = self.published.clone().map(Command::PublishServices);
-        let rules = self.services.iter().map(|service| Command::SetRules {
-            service: service.id(),
-            rules: Arc::clone(&service.told_rules),
-        });
+        let rules = self
+            .services
+            .iter()
+            .map(|service| Command::SetRules { service: service.id(), rules: Arc::clone(&service.told_rules) });
         rows.map(Command::WriteBackend).chain(swaps).chain(directory).chain(rules).collect()
     }
 

@@ -15,11 +15,14 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{body::read, failure::Failure};
 use crate::{
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, RuleView, ServiceView, SetAdmin, SetRule, SetWeight,
-        StatusView,
+        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, RuleView, RuleWord, ServiceView, SetAdmin, SetRule,
+        SetWeight, StatusView,
     },
     config::value,
-    core::io::{Admin, BackendName, Change},
+    core::{
+        io::{Admin, BackendName, Change},
+        rules::Action,
+    },
     shell::call::{Call, Calls},
 };
 
@@ -233,7 +236,15 @@ async fn set_rule(
     body: Body,
 ) -> Outcome<Changed> {
     let shape = r#"{"action": "pin", "backend": "web1"}, {"action": "spread"} or {"action": "deny", "ttl": "5m"}"#;
-    let SetRule { action, ttl } = read(&headers, body, shape).await?;
+    let SetRule { action, backend, ttl } = read(&headers, body, shape).await?;
+    let action = match (action, backend) {
+        (RuleWord::Pin, Some(backend)) => Action::Pin { backend },
+        (RuleWord::Spread, None) => Action::Spread,
+        (RuleWord::Deny, None) => Action::Deny,
+        (RuleWord::Pin, None) | (RuleWord::Spread | RuleWord::Deny, Some(_)) => {
+            return Err(Failure::bad_request(format!("pin needs a backend, and nothing else takes one; give {shape}")));
+        }
+    };
     let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
     let ttl = ttl.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
     change(&calls, peer, Change::AddRule { service, prefix, action, ttl }).await

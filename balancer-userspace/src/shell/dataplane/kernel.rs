@@ -20,8 +20,8 @@ use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
         Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES, MemoryStats,
-        ReplyStats, ReturnRow, RuleStats, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
-        interface_row,
+        ReplyStats, ReturnRow, RuleStats, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine,
+        TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -487,7 +487,9 @@ impl Dataplane for KernelDataplane {
             wait_for_packets();
         }
         let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
-        for (service, slots) in pass.settled.into_iter().filter(|(service, _)| !self.rules.pins(*service)).collect::<Vec<_>>() {
+        for (service, slots) in
+            pass.settled.into_iter().filter(|(service, _)| !self.rules.pins(*service)).collect::<Vec<_>>()
+        {
             self.take_back_exceptions(service, &slots);
         }
         Some(pass.known)

@@ -10,8 +10,9 @@ use balancer_common::{
     client::{self, mask_v4, mask_v6},
     client_table::Clock,
     map_types::{
-        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow, FAMILY_V4, FAMILY_V6,
-        Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
+        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow,
+        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS,
+        SERVICE_RULES, ServiceKey, ServiceRow,
     },
 };
 use bytemuck::Zeroable as _;
