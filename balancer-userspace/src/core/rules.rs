@@ -134,7 +134,9 @@ impl Rules {
 
     /// Takes away the rules whose time is over.
     pub fn take_ended(&mut self, now: Instant) -> Vec<Rule> {
-        self.0.extract_if(.., |_, rule| rule.ends.is_some_and(|ends| ends <= now)).map(|(_, rule)| rule).collect()
+        let over = |rule: &&Rule| rule.ends.is_some_and(|ends| ends <= now);
+        let prefixes: Vec<IpNet> = self.iter().filter(over).map(|rule| rule.prefix).collect();
+        prefixes.into_iter().filter_map(|prefix| self.remove(prefix)).collect()
     }
 }
 

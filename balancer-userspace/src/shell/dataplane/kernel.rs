@@ -424,8 +424,10 @@ impl Dataplane for KernelDataplane {
                 }
             }
         }
-        for spec in services.iter().filter(|spec| self.rules.pins(spec.id)).collect::<Vec<_>>() {
-            self.flag_all(spec.id);
+        for spec in services {
+            if self.rules.pins(spec.id) {
+                self.flag_all(spec.id);
+            }
         }
         self.rules.keep(|id| listed.contains_key(&id))
     }
@@ -487,10 +489,10 @@ impl Dataplane for KernelDataplane {
             wait_for_packets();
         }
         let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
-        for (service, slots) in
-            pass.settled.into_iter().filter(|(service, _)| !self.rules.pins(*service)).collect::<Vec<_>>()
-        {
-            self.take_back_exceptions(service, &slots);
+        for (service, slots) in pass.settled {
+            if !self.rules.pins(service) {
+                self.take_back_exceptions(service, &slots);
+            }
         }
         Some(pass.known)
     }
