@@ -111,7 +111,7 @@ fn by_table(rig: &Rig, place: usize, client: &str, connection: Option<u16>) -> [
         None => client::hash_v4(key, words[0] as u32),
     };
     let first = rig.service(SERVICES[place].0).expect("a service of the rig");
-    backend_mac(if client::slot(hash, TABLE_SIZE as u32) % 2 == 0 { first } else { pinned(place) })
+    backend_mac(if client::slot(hash, TABLE_SIZE as u32).is_multiple_of(2) { first } else { pinned(place) })
 }
 
 #[test]
@@ -121,23 +121,18 @@ fn each_client_goes_where_the_longest_prefix_says() {
         for (place, (vip, ..)) in SERVICES.into_iter().enumerate() {
             let of = clients(vip);
             for (flags, port) in [(SYN, 40_000), (ACK, 40_001), (SYN, 40_002), (ACK, 40_003), (SYN, 40_004)] {
-                let mut case = |what: &str, client: &str, then| {
+                let mut case = |what: &str, client: &str, to: Option<[u8; 6]>| {
                     let frame = packet(client, port, vip, flags);
-                    let mut tagged = frame.clone();
-                    tagged.vlans = vec![7];
-                    cases.push(Case::new(format!("{vip} {what} from port {port}"), &frame, then));
-                    let then = match cases[cases.len() - 1].then {
-                        Then::To(mac) => Then::To(mac),
-                        _ => Then::Drop(DropReason::Denied),
-                    };
-                    cases.push(Case::new(format!("{vip} {what} from port {port}, tagged"), &tagged, then));
+                    let tagged = Frame { vlans: vec![7], ..frame.clone() };
+                    let then = || to.map_or(Then::Drop(DropReason::Denied), Then::To);
+                    cases.push(Case::new(format!("{vip} {what} from port {port}"), &frame, then()));
+                    cases.push(Case::new(format!("{vip} {what} from port {port}, tagged"), &tagged, then()));
                 };
-                case("pinned", of.pinned, Then::To(backend_mac(pinned(place))));
-                case("denied", of.denied, Then::Drop(DropReason::Denied));
-                case("spread", of.spread, Then::To(by_table(rig, place, of.spread, Some(port))));
-                let back = by_table(rig, place, of.falls_back, None);
-                case("pinned to one that takes nobody", of.falls_back, Then::To(back));
-                case("without a rule", of.free, Then::To(by_table(rig, place, of.free, None)));
+                case("pinned", of.pinned, Some(backend_mac(pinned(place))));
+                case("denied", of.denied, None);
+                case("spread", of.spread, Some(by_table(rig, place, of.spread, Some(port))));
+                case("pinned to one that takes nobody", of.falls_back, Some(by_table(rig, place, of.falls_back, None)));
+                case("without a rule", of.free, Some(by_table(rig, place, of.free, None)));
             }
         }
         cases
