@@ -26,6 +26,7 @@ pub const TICK_MASK: u16 = 0x3fff;
 /// Ticks that `remember` is divided into, so that an entry's age stays far below the wrap-around.
 pub const TICKS_PER_REMEMBER: u32 = 4096;
 
+const RULE: CauseIndex = CauseIndex(MoveCause::Rule as u8);
 const FAILBACK: CauseIndex = CauseIndex(MoveCause::Failback as u8);
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
@@ -180,6 +181,8 @@ pub fn victim(bucket: &impl Entries, now: u16, remember: u16) -> Option<(usize, 
 pub struct Steering {
     /// The live table's backend for the client's slot; `None`: nobody takes new clients.
     pub live: Option<u16>,
+    /// A rule names the backend: `live` is that one, and every client goes there.
+    pub pinned: bool,
     /// Whether the live table's backend is also the base table's.
     pub live_is_home: bool,
     /// The client's entry, unless it is expired or names another service's backend.
@@ -213,6 +216,9 @@ pub struct Steered {
 #[inline(always)]
 #[must_use]
 pub const fn steer(packet: &Steering) -> Steered {
+    if packet.pinned {
+        return steer_pinned(packet);
+    }
     let Some(entry) = packet.entry else {
         return Steered { backend: packet.live, decision: Decision::New, moved: None, entry: None };
     };
@@ -240,6 +246,24 @@ pub const fn steer(packet: &Steering) -> Steered {
     }
 }
 
+/// The same for a client that a rule pins to `packet.live`: it goes there and is known there from then on.
+#[inline(always)]
+const fn steer_pinned(packet: &Steering) -> Steered {
+    let pinned = Steered { backend: packet.live, decision: Decision::Pinned, moved: None, entry: None };
+    match (packet.entry, packet.live) {
+        (Some(entry), Some(live)) if live == entry.backend() => {
+            Steered { entry: Some(entry.touched(packet.now)), ..pinned }
+        }
+        (Some(entry), Some(live)) => Steered {
+            decision: Decision::Moved,
+            moved: Some(RULE),
+            entry: Some(entry.moved(live, false, packet.now)),
+            ..pinned
+        },
+        (None, _) | (_, None) => pinned,
+    }
+}
+
 /// A packet that consults the client table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
@@ -251,6 +275,8 @@ pub struct Query {
     pub live: Option<u16>,
     /// Whether the live table's backend is also the base table's.
     pub live_is_home: bool,
+    /// A rule names the backend: `live` is that one.
+    pub pinned: bool,
     /// A TCP segment that opens a connection.
     pub opens: bool,
     /// A datagram: the first one, or the first after `idle` ticks, counts as a new connection.
@@ -334,6 +360,7 @@ pub fn consult(
     let steered = steer(&Steering {
         live: query.live,
         live_is_home: query.live_is_home,
+        pinned: query.pinned,
         entry,
         keeps_known: facts.keeps_known,
         cause: facts.cause,
@@ -439,6 +466,7 @@ mod tests {
         Steering {
             live: Some(5),
             live_is_home: true,
+            pinned: false,
             entry,
             keeps_known: true,
             cause: MoveCause::Down.into(),
@@ -570,6 +598,21 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_moves_a_client_once_and_it_stays_after_the_rules_end() {
+        let pinned = Steering { pinned: true, failback: true, ..steering(Some(Entry::new(1, 9, 90))) };
+        for packet in [pinned, Steering { keeps_known: false, ..pinned }] {
+            let first = steer(&packet);
+            assert_eq!((first.backend, first.decision, first.moved), (Some(5), Decision::Moved, Some(RULE)));
+            let again = steer(&Steering { entry: first.entry, ..packet });
+            assert_eq!((again.backend, again.decision, again.moved), (Some(5), Decision::Pinned, None));
+            let over = Steering { pinned: false, live: Some(7), keeps_known: true, entry: again.entry, ..packet };
+            assert_eq!((steer(&over).backend, steer(&over).decision), (Some(5), Decision::Kept), "and is not away");
+        }
+        let newcomer = steer(&Steering { entry: None, ..pinned });
+        assert_eq!((newcomer.backend, newcomer.decision, newcomer.moved), (Some(5), Decision::Pinned, None));
+    }
+
+    #[test]
     fn nobody_is_moved_to_where_they_are() {
         let packet = Steering { keeps_known: false, live: Some(9), ..steering(Some(Entry::new(1, 9, 90))) };
         assert_eq!((steer(&packet).backend, steer(&packet).moved), (Some(9), None));
@@ -586,6 +629,7 @@ mod tests {
         service: 1,
         live: Some(5),
         live_is_home: true,
+        pinned: false,
         opens: true,
         datagram: false,
         failback: false,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -153,6 +153,8 @@ impl Portless {
 pub const SERVICE_REMEMBERS: u16 = 1;
 /// `ServiceRow::flags`: clients that were moved away go home with a new connection.
 pub const SERVICE_FAILBACK: u16 = 2;
+/// `ServiceRow::flags`: it has rules for client prefixes.
+pub const SERVICE_RULES: u16 = 4;
 
 /// Where a live table lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,10 +214,12 @@ pub const BACKEND_PORT_CHANGES: u8 = 2;
 pub const BACKEND_KEEPS_KNOWN: u8 = 4;
 /// `BackendRow::flags`: the backend's address is IPv6.
 pub const BACKEND_V6: u8 = 8;
+/// `BackendRow::flags`: it takes new clients, so that a rule may pin some here.
+pub const BACKEND_TAKES_CLIENTS: u8 = 16;
 
 /// Everything forwarding needs of one backend: a cache line, found by backend id.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendRow {
     /// The next hop's MAC.
     pub destination_mac: Mac,
@@ -441,6 +445,56 @@ pub const MAX_FRAGMENTS: u32 = 8192;
 /// How long, in nanoseconds: as long as receivers wait for the rest (60 s, RFC 8200 section 4.5).
 pub const FRAGMENT_LIFETIME: u64 = 60_000_000_000;
 
+/// Rules of all services together, at most.
+pub const MAX_RULES: u32 = 65_536;
+
+/// What a rule is found by: service and client prefix. The data of a key of a longest-prefix-match trie, whose length
+/// counts from [`RULE_PREFIX_BASE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct RuleKey {
+    /// Index of the service, whose VIP says which family the address is of.
+    pub service: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// The client's address or the prefix, network order; IPv4 in the first word.
+    pub address: [u32; 4],
+}
+
+/// Bits of a [`RuleKey`] before its address.
+pub const RULE_PREFIX_BASE: u32 = 32;
+/// Bits of a whole [`RuleKey`].
+pub const RULE_KEY_BITS: u32 = RULE_PREFIX_BASE + 128;
+
+/// What a rule says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct RuleRow {
+    /// `RULE_*`.
+    pub action: u16,
+    /// [`RULE_PIN`]: the backend's id, or [`NO_BACKEND`] while there is none of that name.
+    pub backend: u16,
+    /// Its counters, below [`MAX_RULES`].
+    pub counters: u32,
+}
+
+/// `RuleRow::action`: to one backend, while that takes clients.
+pub const RULE_PIN: u16 = 1;
+/// `RuleRow::action`: each connection for itself, by its source port as well.
+pub const RULE_SPREAD: u16 = 2;
+/// `RuleRow::action`: dropped.
+pub const RULE_DENY: u16 = 3;
+
+/// Per-CPU counters of one rule.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct RuleStats {
+    /// Packets that the rule decided about, but for fragments without ports and ICMP errors.
+    pub packets: u64,
+    /// Packets steered as without the rule, as the backend that it names took no clients.
+    pub fallbacks: u64,
+}
+
 /// A local VIP of a machine that strips tunnel headers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -497,6 +551,9 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentRow>() == 16);
     assert!(size_of::<SlotLine>() == 64);
+    assert!(size_of::<RuleKey>() == 20);
+    assert!(size_of::<RuleRow>() == 8);
+    assert!(MAX_RULES.is_power_of_two());
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<BackendHistory>() == 128);
     assert!(size_of::<ServiceHistory>() == 32);
@@ -526,6 +583,9 @@ mod user {
         MemoryStats,
         ReplyStats,
         Notes,
+        RuleKey,
+        RuleRow,
+        RuleStats,
         DecapKey,
         DecapStats
     );

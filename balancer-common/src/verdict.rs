@@ -71,6 +71,8 @@ labelled! {
         TooBig = "too_big",
         /// The driver leaves no room in front of the frame for an outer header.
         NoHeadroom = "no_headroom",
+        /// A rule denies the client.
+        Denied = "denied",
     }
 }
 
@@ -85,7 +87,7 @@ labelled! {
         New = "new",
         /// A rule named the backend.
         Pinned = "pinned",
-        /// The lookup table alone decided: the service remembers nothing.
+        /// The lookup table alone decided: the service remembers nothing, or a rule spreads the client's connections.
         Stateless = "stateless",
     }
 }

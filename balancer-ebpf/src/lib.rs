@@ -21,6 +21,7 @@ mod path;
 mod probe;
 mod rare;
 mod returns;
+mod rules;
 mod service;
 pub mod stats;
 mod steer;

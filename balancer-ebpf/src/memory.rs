@@ -61,6 +61,7 @@ mod words {
     const FAILBACK: u64 = 1 << 51;
     /// Only look.
     pub(super) const PEEK: u64 = 1 << 52;
+    const PINNED: u64 = 1 << 53;
 
     #[inline(always)]
     pub(super) fn pack(question: &Question) -> [u64; 2] {
@@ -75,6 +76,7 @@ mod words {
                 | bit(query.opens, OPENS)
                 | bit(query.datagram, DATAGRAM)
                 | bit(query.failback, FAILBACK)
+                | bit(query.pinned, PINNED)
                 | bit(question.peeks, PEEK),
             u64::from(query.remember) | u64::from(query.idle) << 16,
         ]
@@ -91,6 +93,7 @@ mod words {
             opens: first & OPENS != 0,
             datagram: first & DATAGRAM != 0,
             failback: first & FAILBACK != 0,
+            pinned: first & PINNED != 0,
             now: (first >> 32) as u16,
             remember: second as u16,
             idle: (second >> 16) as u16,

@@ -124,7 +124,7 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                 let Some(service) = service::of_port(tables.control, tables.services, ip, port) else {
                     return Step::drop(DropReason::FragmentUnknown);
                 };
-                steer::peek_later(service, ip.family, &ip.source, Step::to_backend(Carries::Nothing))
+                steer::peek_later(service, ip.family, &ip.source, None, Step::to_backend(Carries::Nothing))
             }
         };
     }

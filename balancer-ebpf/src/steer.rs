@@ -19,6 +19,7 @@ use crate::{
     memory,
     outcome::Step,
     parse::{Ip, Ports, UDP},
+    rules,
 };
 
 /// The live tables of all services, each a run of whole lines.
@@ -35,7 +36,7 @@ pub(crate) struct Choice {
 /// The backend of the client that sent `ip`.
 #[inline(always)]
 pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Result<Choice, DropReason> {
-    let packet = Opening { opens: ports.opens, datagram: ip.protocol == UDP, peeks: false };
+    let packet = Opening::of(ip, ports);
     steer(
         service,
         ip.family,
@@ -49,15 +50,21 @@ pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) ->
 /// `step` with the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked.
 #[inline(always)]
 pub(crate) fn choose_later(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports, step: Step) -> Step {
-    let packet = Opening { opens: ports.opens, datagram: ip.protocol == UDP, peeks: false };
+    let packet = Opening::of(ip, ports);
     later(service, ip.family, &ip.source, packet, step)
 }
 
-/// `step` with the backend that a packet of `client` would be steered to that opens nothing. Nothing is recorded or
-/// counted.
+/// `step` with the backend that a packet of `client` from `port` (if that is known) would be steered to that opens
+/// nothing. Nothing is recorded or counted.
 #[inline(always)]
-pub(crate) fn peek_later(service: &'static ServiceRow, family: u8, client: &[u32; 4], step: Step) -> Step {
-    later(service, family, client, Opening { opens: false, datagram: false, peeks: true }, step)
+pub(crate) fn peek_later(
+    service: &'static ServiceRow,
+    family: u8,
+    client: &[u32; 4],
+    port: Option<u16>,
+    step: Step,
+) -> Step {
+    later(service, family, client, Opening { port, opens: false, datagram: false, peeks: true }, step)
 }
 
 #[inline(always)]
@@ -79,12 +86,21 @@ fn later(service: &'static ServiceRow, family: u8, client: &[u32; 4], packet: Op
 /// What a packet says of connections.
 #[derive(Clone, Copy)]
 struct Opening {
+    /// The client's port; a fragment may have none.
+    port: Option<u16>,
     /// It opens one.
     opens: bool,
     /// It may.
     datagram: bool,
     /// It is none of the client's: nothing is recorded of it.
     peeks: bool,
+}
+
+impl Opening {
+    #[inline(always)]
+    fn of(ip: &Ip<'_>, ports: Ports) -> Self {
+        Self { port: Some(ports.source), opens: ports.opens, datagram: ip.protocol == UDP, peeks: false }
+    }
 }
 
 /// What the memory is asked.
@@ -105,15 +121,28 @@ fn steer<Answer>(
     chosen: impl Fn(Choice) -> Answer,
     ask: impl FnOnce(&Question) -> Result<Answer, DropReason>,
 ) -> Result<Answer, DropReason> {
-    let hash = client_hash(service, family, client);
+    let ruled = rules::find(service, client, packet.peeks);
+    if ruled.denies() {
+        return Err(DropReason::Denied);
+    }
+    let hash = if ruled.spreads() {
+        let port = packet.port.ok_or(DropReason::FragmentUnknown)?;
+        rules::connection_hash(service, masked(service, client), port)
+    } else {
+        client_hash(service, family, client)
+    };
     let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
     let (live, nobody) = candidate(slot);
-    if service.flags & SERVICE_REMEMBERS == 0 {
-        let decision = DecisionIndex::from(packet.opens.then_some(Decision::Stateless));
+    let pin = ruled.pin();
+    let live = pin.or(live);
+    if service.flags & SERVICE_REMEMBERS == 0 || ruled.spreads() {
+        let decision = if pin.is_some() { Decision::Pinned } else { Decision::Stateless };
+        let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return live.map(|backend| chosen(Choice { backend, decision })).ok_or(nobody);
     }
     let now = now(service);
-    let read = slot.flags & SLOT_EXCEPTIONS != 0
+    let read = pin.is_some()
+        || slot.flags & SLOT_EXCEPTIONS != 0
         || packet.opens
         || packet.datagram
         || packet.peeks
@@ -126,6 +155,7 @@ fn steer<Answer>(
         service: service.id,
         live,
         live_is_home: slot.flags & SLOT_REFILLED == 0,
+        pinned: pin.is_some(),
         opens: packet.opens,
         datagram: packet.datagram,
         failback: service.flags & SERVICE_FAILBACK != 0,
@@ -169,8 +199,12 @@ fn client_hash(service: &ServiceRow, family: u8, client: &[u32; 4]) -> u64 {
     if family == FAMILY_V4 {
         client::hash_v4(service.hash_key, client[0] & service.client_mask[0] as u32)
     } else {
-        let low = client[0] as u64 | (client[1] as u64) << 32;
-        let high = client[2] as u64 | (client[3] as u64) << 32;
-        client::hash_v6(service.hash_key, [low & service.client_mask[0], high & service.client_mask[1]])
+        client::hash_v6(service.hash_key, masked(service, client))
     }
+}
+
+#[inline(always)]
+fn masked(service: &ServiceRow, client: &[u32; 4]) -> [u64; 2] {
+    let [low, high] = rules::words(client);
+    [low & service.client_mask[0], high & service.client_mask[1]]
 }

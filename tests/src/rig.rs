@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use balancer::{
     config::model::{Failback, Protocol},
-    core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
+    core::io::{BackendId, BackendSpec, NextHop, RuleSpec, ServiceId, ServiceSpec},
     shell::dataplane::{self, Capacity, Dataplane as _, KernelDataplane},
 };
 use balancer_common::{
@@ -20,6 +20,7 @@ use balancer_common::{
     map_types::{Forwarding, ReplyStats},
     verdict::{DropReason, MoveCause, Verdict},
 };
+use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::prog_run::{self, Ran};
@@ -78,6 +79,7 @@ pub struct Rig {
     dataplane: KernelDataplane,
     program: OwnedFd,
     services: Vec<Service>,
+    specs: Vec<ServiceSpec>,
     /// Index of the interface that packets come in by.
     pub in_ifindex: u32,
     /// Index of the other interface.
@@ -122,7 +124,7 @@ impl Rig {
         }
         dataplane.publish_services(&specs)?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { dataplane, program, services: services.to_vec(), in_ifindex, out_ifindex })
+        Ok(Self { dataplane, program, services: services.to_vec(), specs, in_ifindex, out_ifindex })
     }
 
     /// The loaded program.
@@ -167,6 +169,53 @@ impl Rig {
     /// When the kernel refuses the read.
     pub fn replies(&self) -> anyhow::Result<ReplyStats> {
         self.dataplane.reply_stats()
+    }
+
+    /// Adds a backend to the service at `address` and puts it into every second slot, if it takes clients. Its number is
+    /// `number`, its MAC [`backend_mac`] of that.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn add_backend(&mut self, address: &str, number: usize, at: IpAddr, takes_pinned: bool) -> anyhow::Result<()> {
+        let index = self.service(address).context("no such service")?;
+        let (vip, forwarding) = (self.specs[index].address, self.services[index].forwarding);
+        let id = BackendId(number as u16 + 1);
+        let next_hop = NextHop {
+            ifindex: self.in_ifindex,
+            source_mac: IN_MAC,
+            destination_mac: backend_mac(number),
+            mtu: 1500,
+            source: None,
+        };
+        let added = backend(id, index, forwarding, vip, SocketAddr::new(at, vip.port()), Some(next_hop));
+        self.dataplane.write_backend(&BackendSpec { takes_pinned, ..added })?;
+        if takes_pinned {
+            let table: Vec<u16> =
+                (0..TABLE_SIZE).map(|slot| if slot.is_multiple_of(2) { index as u16 + 1 } else { id.0 }).collect();
+            self.dataplane.swap_table(ServiceId(index as u16), table.into(), None)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `rules` those of the service at `address`; a pin names a backend's number.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn set_rules(&mut self, address: &str, rules: &[RuleSpec]) -> anyhow::Result<()> {
+        let index = self.service(address).context("no such service")?;
+        self.specs[index].rules = true;
+        self.dataplane.publish_services(&self.specs)?;
+        self.dataplane.set_rules(ServiceId(index as u16), rules)
+    }
+
+    /// Counters of a rule of the service at `address`: packets it decided about, and those steered as without it.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses the read.
+    pub fn rule_stats(&self, address: &str, prefix: IpNet) -> anyhow::Result<(u64, u64)> {
+        let index = self.service(address).context("no such service")?;
+        let stats = self.dataplane.rule_stats(ServiceId(index as u16), prefix)?;
+        Ok((stats.packets, stats.fallbacks))
     }
 
     /// Counters of the backend of the service at `index`.
@@ -243,18 +292,7 @@ fn configure(
     let entry = match (address, service.target) {
         (Some(address), _) => {
             let address: SocketAddr = address.parse()?;
-            let tunnel_source = Some(if address.is_ipv4() { TUNNEL_SOURCE_V4.into() } else { TUNNEL_SOURCE_V6.into() });
-            dataplane.write_backend(&BackendSpec {
-                id,
-                forwarding: service.forwarding,
-                vip,
-                address,
-                next_hop,
-                service: ServiceId(index as u16),
-                keeps_known: true,
-                cause: MoveCause::Down,
-                tunnel_source,
-            })?;
+            dataplane.write_backend(&backend(id, index, service.forwarding, vip, address, next_hop))?;
             backends.push((id, address));
             id.0
         }
@@ -272,8 +310,31 @@ fn configure(
         forwarding: service.forwarding,
         remember: Duration::ZERO,
         failback: Failback::Stay,
+        rules: false,
         backends,
     })
+}
+
+fn backend(
+    id: BackendId,
+    service: usize,
+    forwarding: Forwarding,
+    vip: SocketAddr,
+    address: SocketAddr,
+    next_hop: Option<NextHop>,
+) -> BackendSpec {
+    BackendSpec {
+        id,
+        forwarding,
+        vip,
+        address,
+        next_hop,
+        service: ServiceId(service as u16),
+        keeps_known: true,
+        cause: MoveCause::Down,
+        takes_pinned: true,
+        tunnel_source: Some(if address.is_ipv4() { TUNNEL_SOURCE_V4.into() } else { TUNNEL_SOURCE_V6.into() }),
+    }
 }
 
 /// The loaded program of a backend that strips tunnel headers.

@@ -377,6 +377,14 @@ impl Site {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// A command line with its exit code and all that it prints.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn output(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        self.controller.cli(arguments)
+    }
+
     /// `balancer status --json`.
     ///
     /// # Errors

@@ -121,6 +121,7 @@ impl World {
                 }
                 Command::SwapTable { service, table, home } => self.dataplane.swap_table(service, table, home)?,
                 Command::PublishServices(services) => self.dataplane.publish_services(&services)?,
+                Command::SetRules { service, rules } => self.dataplane.set_rules(service, &rules)?,
                 Command::WatchNextHop(address) => watched.push(address),
                 Command::UnwatchNextHop(_)
                 | Command::StartChecks { .. }

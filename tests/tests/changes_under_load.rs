@@ -96,7 +96,9 @@ fn apply(site: &Site, change: &Change) {
             Change::Remove { name, force } => api.remove_backend(&name, force).await,
             Change::SetAdmin { name, admin, .. } => api.set_admin(&name, &SetAdmin { admin, timeout: None }).await,
             Change::SetWeight { name, weight } => api.set_weight(&name, weight).await,
-            Change::ForceHealth { .. } | Change::Reload(_) => unreachable!("not among the changes"),
+            Change::ForceHealth { .. } | Change::AddRule { .. } | Change::RemoveRule { .. } | Change::Reload(_) => {
+                unreachable!("not among the changes")
+            }
         }
     });
     changed.unwrap();

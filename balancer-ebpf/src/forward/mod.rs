@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use balancer_common::{
     client_table::BackendFacts,
-    map_types::{BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BackendRow, Forwarding, MAX_BACKENDS},
+    map_types::{BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BackendRow, Forwarding, MAX_BACKENDS},
     verdict::{CauseIndex, DropReason},
 };
 
@@ -134,6 +134,12 @@ pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
         keeps_known: row.flags & BACKEND_KEEPS_KNOWN != 0,
         cause: CauseIndex(row.cause),
     })
+}
+
+/// Whether a rule may pin clients to a backend.
+#[inline(always)]
+pub(crate) fn takes_clients(backend: u16) -> bool {
+    BACKENDS.get(u32::from(backend)).is_some_and(|row| row.flags & BACKEND_TAKES_CLIENTS != 0)
 }
 
 #[inline(always)]

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::model::{
     AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, HealthView, PlanRequest,
-    PlanView, ServiceView, SetAdmin, SetWeight, StatusView,
+    PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
 };
 use crate::core::io::BackendName;
 
@@ -168,6 +169,30 @@ impl Client {
         self.send(Method::PUT, &format!("{}/health", backend_path(name)), Some(&ForceHealth { force })).await
     }
 
+    /// Rules for client prefixes, of one service or of all.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn rules(&self, service: Option<&str>) -> Answer<Vec<RuleView>> {
+        self.get(&format!("/v1/rules{}", service_query(service))).await
+    }
+
+    /// Adds a rule, or replaces it.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn set_rule(&self, service: &str, prefix: IpNet, rule: &SetRule) -> Answer<Changed> {
+        self.send(Method::PUT, &rule_path(service, prefix), Some(rule)).await
+    }
+
+    /// Removes a rule.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn remove_rule(&self, service: &str, prefix: IpNet) -> Answer<Changed> {
+        self.send(Method::DELETE, &rule_path(service, prefix), None::<&()>).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
         self.send(Method::GET, path, None::<&()>).await
     }
@@ -233,6 +258,10 @@ impl Client {
 
 fn backend_path(name: &BackendName) -> String {
     format!("/v1/services/{}/backends/{}", name.service, name.backend)
+}
+
+fn rule_path(service: &str, prefix: IpNet) -> String {
+    format!("/v1/services/{service}/rules/{prefix}")
 }
 
 fn service_query(service: Option<&str>) -> String {

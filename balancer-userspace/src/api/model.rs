@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::rules::Action;
+
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusView {
@@ -110,14 +112,75 @@ pub struct ClientView {
     pub client: String,
     /// Its slot of the lookup table.
     pub slot: u32,
-    /// The backend it is steered to; `None`: dropped.
+    /// The backend it is steered to; `None`: dropped, or spread by a rule.
     pub backend: Option<String>,
     /// `known`, `table`, `rule` or `open`.
     pub why: String,
+    /// The rule that decides, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<ClientRule>,
     /// Whether the client table holds it.
     pub known: bool,
     /// Seconds since its last recorded packet; `None` when it is not known.
     pub last_seen_seconds_ago: Option<u64>,
+}
+
+/// The rule that decides about a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientRule {
+    /// Its prefix.
+    pub prefix: String,
+    /// `pin`, `spread` or `deny`.
+    pub action: String,
+}
+
+/// `GET /v1/rules`, one for each rule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleView {
+    /// The service's name.
+    pub service: String,
+    /// Whose clients.
+    pub prefix: String,
+    /// What becomes of them: `pin` (with `backend`), `spread` or `deny`.
+    #[serde(flatten)]
+    pub action: Action,
+    /// Whether it decides about anybody now.
+    pub active: bool,
+    /// Why not; empty where it does.
+    pub reason: String,
+    /// When it ends by itself; absent: not before it is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+    /// Packets it decided about, but for later fragments and ICMP errors.
+    pub packets: u64,
+    /// Packets steered as without it, because its backend took no clients.
+    pub fallbacks: u64,
+}
+
+/// What a rule does, without the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleWord {
+    /// See [`Action::Pin`].
+    Pin,
+    /// See [`Action::Spread`].
+    Spread,
+    /// See [`Action::Deny`].
+    Deny,
+}
+
+/// `PUT /v1/services/{service}/rules/{prefix}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetRule {
+    /// What becomes of the prefix's clients.
+    pub action: RuleWord,
+    /// With `pin`: to whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// After which it ends by itself, such as `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
 }
 
 /// `POST /v1/services/{service}/backends`.

@@ -50,8 +50,14 @@ pub(super) async fn run(client: &Client, Verb::Where { address, service, json }:
             client.service,
             client.client,
             grouped(client.slot),
-            client.backend.unwrap_or_else(|| "- (dropped)".to_owned()),
-            client.why,
+            client.backend.unwrap_or_else(|| {
+                let spread = client.rule.as_ref().is_some_and(|rule| rule.action == "spread");
+                if spread { "- (each connection its own)" } else { "- (dropped)" }.to_owned()
+            }),
+            match client.rule {
+                Some(rule) => format!("{} ({} {})", client.why, rule.prefix, rule.action),
+                None => client.why,
+            },
             if client.known { "yes" } else { "no" }.to_owned(),
             client
                 .last_seen_seconds_ago

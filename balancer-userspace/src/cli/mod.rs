@@ -11,6 +11,7 @@ mod detach;
 mod health;
 mod output;
 mod plan;
+mod rule;
 mod run;
 mod service;
 mod status;
@@ -67,6 +68,9 @@ enum Verb {
     /// Look at health checks, and override them
     #[command(subcommand)]
     Health(health::Verb),
+    /// Look at and change rules for client prefixes
+    #[command(subcommand)]
+    Rule(rule::Verb),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     Decap(decap::Args),
     /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
@@ -111,6 +115,7 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
         Verb::Health(verb) => wait_for(health::run(&client(), verb)),
+        Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
         Verb::Decap(args) => decap::run(args),
         Verb::Detach => detach::run(),
         Verb::Completions(args) => completions::run(&args),

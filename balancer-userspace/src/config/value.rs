@@ -10,8 +10,10 @@ use std::{
 
 use balancer_common::client::HashKey;
 
+use ipnet::IpNet;
+
 use super::model::StatusRanges;
-use crate::core::io::BackendName;
+use crate::core::{io::BackendName, rules::host_bits};
 
 /// The longest duration there is.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -88,6 +90,15 @@ pub(crate) fn backend_name(text: &str) -> Result<BackendName, String> {
         return Err(format!("{} names no backend; write SERVICE/NAME, such as \"web/web1\"", quoted(text)));
     };
     Ok(BackendName { service: name(service)?, backend: name(backend)? })
+}
+
+/// `ADDR/LENGTH`, or `ADDR` for the one address, without host bits.
+pub(crate) fn prefix(text: &str) -> Result<IpNet, String> {
+    let one = || text.parse::<IpAddr>().map(IpNet::from);
+    let prefix = text.parse::<IpNet>().or_else(|_| one()).map_err(|_| {
+        format!("{} is no prefix; write ADDR/LENGTH, such as \"192.0.2.0/24\" or \"2001:db8::/32\"", quoted(text))
+    })?;
+    if prefix.trunc() == prefix { Ok(prefix) } else { Err(host_bits(prefix)) }
 }
 
 /// `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, an address that one host can have.

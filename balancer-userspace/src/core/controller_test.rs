@@ -97,6 +97,7 @@ pub(super) fn kinds(commands: &[Command]) -> Vec<&'static str> {
         Command::RetireBackend(_) => "retire",
         Command::SwapTable { .. } => "swap",
         Command::PublishServices(_) => "publish",
+        Command::SetRules { .. } => "rules",
         Command::WatchNextHop(_) => "watch",
         Command::UnwatchNextHop(_) => "unwatch",
         Command::StartChecks { .. } => "check",

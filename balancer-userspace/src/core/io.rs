@@ -12,7 +12,12 @@ use balancer_common::{
     verdict::MoveCause,
 };
 
-use crate::config::model::{CheckConfig, Config, Failback, Protocol};
+use ipnet::IpNet;
+
+use crate::{
+    config::model::{CheckConfig, Config, Failback, Protocol},
+    core::rules::Action,
+};
 
 /// Index of a service in the kernel's maps; stable while the service exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -152,6 +157,24 @@ pub enum Change {
         /// `None`: the checks decide again.
         forced: Option<Forced>,
     },
+    /// Add a rule for a client prefix; it replaces one for the same prefix.
+    AddRule {
+        /// The service's name.
+        service: String,
+        /// Whose clients.
+        prefix: IpNet,
+        /// What becomes of them.
+        action: Action,
+        /// After which it ends by itself.
+        ttl: Option<Duration>,
+    },
+    /// Remove the rule for a client prefix.
+    RemoveRule {
+        /// The service's name.
+        service: String,
+        /// Exactly this prefix.
+        prefix: IpNet,
+    },
     /// Take over a new configuration.
     Reload(Box<Config>),
 }
@@ -209,8 +232,16 @@ pub enum Command {
         home: Option<Arc<[u16]>>,
     },
     /// Replace the directory of services (and the way back of `nat` replies), whole. Each has had a `SwapTable`.
-    /// Services that are no longer listed are gone, and their tables with them.
+    /// Services that are no longer listed are gone, and their tables and rules with them.
     PublishServices(Vec<ServiceSpec>),
+    /// Make these the rules of a service, each replaced in one piece. A service is published as one with rules before it
+    /// has any, and as one without after it has none.
+    SetRules {
+        /// Which service.
+        service: ServiceId,
+        /// All its rules, no prefix twice.
+        rules: Arc<[RuleSpec]>,
+    },
     /// Keep the next hop of an address known: an `Event::NextHop` now and at each change.
     WatchNextHop(IpAddr),
     /// The address is of no more interest.
@@ -232,6 +263,26 @@ pub enum Command {
     Report(Report),
 }
 
+/// What the kernel must know of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleSpec {
+    /// Whose clients, of the VIP's family.
+    pub prefix: IpNet,
+    /// What becomes of them.
+    pub action: RuleAction,
+}
+
+/// What becomes of the clients of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleAction {
+    /// To this backend, while its row says that it takes clients; `None`: there is none of that name.
+    Pin(Option<BackendId>),
+    /// By the source port as well.
+    Spread,
+    /// Dropped.
+    Deny,
+}
+
 /// What the kernel must know of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSpec {
@@ -251,6 +302,8 @@ pub struct BackendSpec {
     pub keeps_known: bool,
     /// Why they are moved, where they do not.
     pub cause: MoveCause,
+    /// Whether rules may pin clients to it.
+    pub takes_pinned: bool,
     /// `ipip` and `gue`: this machine's address on the way to the backend, of the backend's family. A backend that needs
     /// one and has none is unreachable.
     pub tunnel_source: Option<IpAddr>,
@@ -275,6 +328,8 @@ pub struct ServiceSpec {
     pub remember: Duration,
     /// Where moved clients go when their home returns.
     pub failback: Failback,
+    /// Whether it has rules for client prefixes.
+    pub rules: bool,
     /// Its backends' ids and addresses: where `nat` replies come from.
     pub backends: Vec<(BackendId, SocketAddr)>,
 }

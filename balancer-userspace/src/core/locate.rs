@@ -8,8 +8,8 @@ use balancer_common::{
 };
 
 use crate::{
-    api::model::{ClientQuery, ClientView},
-    core::{controller::Controller, io::Refused, service::Service, table::Footing},
+    api::model::{ClientQuery, ClientRule, ClientView},
+    core::{controller::Controller, io::Refused, rules::Action, service::Service, table::Footing},
 };
 
 impl Controller {
@@ -38,9 +38,9 @@ impl Controller {
 
 impl Service {
     /// Where `client` is steered to; `None` if it is of the other family than the VIP.
-    fn locate(&self, client: IpAddr) -> Option<ClientView> {
+    fn locate(&self, address: IpAddr) -> Option<ClientView> {
         let (prefix, key) = (self.client_prefix(), self.client_key());
-        let (client, hash) = match (client, self.address().ip()) {
+        let (client, hash) = match (address, self.address().ip()) {
             (IpAddr::V4(client), IpAddr::V4(_)) => {
                 let masked = u32::from_ne_bytes(client.octets()) & mask_v4(prefix);
                 (IpAddr::V4(Ipv4Addr::from(masked.to_ne_bytes())), hash_v4(key, masked))
@@ -56,12 +56,22 @@ impl Service {
         let slot = slot(hash, self.table_size());
         let entry = self.live_table().get(slot as usize).copied().unwrap_or(ALL_DOWN);
         let backend = self.backends().iter().find(|backend| backend.id().0 == entry);
+        let backend = backend.map(|backend| backend.name().to_owned());
+        let rule = self.rules().longest(address).filter(|rule| self.inactive(rule).is_none());
+        let (backend, why) = match rule.map(|rule| &rule.action) {
+            Some(Action::Pin { backend }) => (Some(backend.clone()), "rule"),
+            Some(Action::Spread | Action::Deny) => (None, "rule"),
+            None if self.footing() == Footing::AsIfUp => (backend, "open"),
+            None => (backend, "table"),
+        };
         Some(ClientView {
             service: self.name().to_owned(),
             client: format!("{client}/{prefix}"),
             slot,
-            backend: backend.map(|backend| backend.name().to_owned()),
-            why: if self.footing() == Footing::AsIfUp { "open" } else { "table" }.to_owned(),
+            backend,
+            why: why.to_owned(),
+            rule: rule
+                .map(|rule| ClientRule { prefix: rule.prefix.to_string(), action: rule.action.word().to_owned() }),
             known: false,
             last_seen_seconds_ago: None,
         })

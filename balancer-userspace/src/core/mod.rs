@@ -11,6 +11,7 @@ pub mod keys;
 pub mod locate;
 pub mod maglev;
 pub mod plan;
+pub mod rules;
 pub mod service;
 pub mod standing;
 pub mod table;

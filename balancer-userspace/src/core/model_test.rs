@@ -17,10 +17,11 @@ use crate::{
         controller::Controller,
         fixture::{KEY, backend, check, config, next_hop, now, service},
         io::{
-            Admin, BackendId, BackendName, BackendSpec, Change, CheckOutcome, Command, Event, Refused, ServiceId,
-            ServiceSpec,
+            Admin, BackendId, BackendName, BackendSpec, Change, CheckOutcome, Command, Event, Refused, RuleAction,
+            RuleSpec, ServiceId, ServiceSpec,
         },
         maglev::{self, Member},
+        rules::Action,
         service::{Backend, Service},
         standing::State,
         table::Footing,
@@ -37,6 +38,7 @@ struct DataPlane {
     watched: BTreeSet<IpAddr>,
     checked: BTreeMap<BackendId, (BackendName, std::net::SocketAddr)>,
     swaps: HashMap<ServiceId, u64>,
+    rules: HashMap<ServiceId, Arc<[RuleSpec]>>,
 }
 
 impl DataPlane {
@@ -53,6 +55,8 @@ impl DataPlane {
                 self.rows.insert(spec.id, spec);
             }
             Command::RetireBackend(id) => {
+                let pins = |rules: &Arc<[RuleSpec]>| rules.iter().any(|rule| rule.action == RuleAction::Pin(Some(id)));
+                assert!(!self.rules.values().any(pins), "a rule pins to {id:?}, which is retired");
                 assert!(!self.names(id), "a table names {id:?}, which is retired");
                 assert!(!self.services.iter().any(|service| service.backends.iter().any(|backend| backend.0 == id)));
                 assert!(!self.checked.contains_key(&id), "{id:?} is checked after its end");
@@ -79,10 +83,26 @@ impl DataPlane {
                         assert_eq!(self.rows[id].address, *address, "the way back differs from the way to");
                     }
                 }
+                for service in &services {
+                    let ruled = self.rules.get(&service.id).is_some_and(|rules| !rules.is_empty());
+                    assert!(service.rules || !ruled, "a service with rules is published as one without");
+                }
                 let gone = |id: &ServiceId| !services.iter().any(|service| service.id == *id);
                 self.tables.retain(|id, _| !gone(id));
                 self.swaps.retain(|id, _| !gone(id));
+                self.rules.retain(|id, _| !gone(id));
                 self.services = services;
+            }
+            Command::SetRules { service, rules } => {
+                let published = self.services.iter().find(|spec| spec.id == service);
+                assert!(published.is_some_and(|spec| spec.rules), "rules of a service that is not published with any");
+                for rule in &*rules {
+                    if let RuleAction::Pin(Some(id)) = rule.action {
+                        assert!(self.rows.contains_key(&id), "a rule pins to {id:?}, which has no row");
+                    }
+                }
+                assert_ne!(self.rules.get(&service), Some(&rules), "rules are set for nothing");
+                self.rules.insert(service, rules);
             }
             Command::WatchNextHop(address) => assert!(self.watched.insert(address), "{address} is watched twice"),
             Command::UnwatchNextHop(address) => assert!(self.watched.remove(&address), "{address} was not watched"),
@@ -111,6 +131,15 @@ fn inspect(controller: &Controller, plane: &DataPlane) {
     for (service, spec) in controller.services().iter().zip(&plane.services) {
         let config = service.config();
         assert_eq!((spec.id, spec.address, spec.forwarding), (service.id(), config.address, config.forwarding));
+        let rules = plane.rules.get(&service.id()).cloned().unwrap_or_default();
+        assert_eq!((rules.len(), spec.rules), (service.rules().len(), !service.rules().is_empty()));
+        for (rule, told) in service.rules().iter().zip(&*rules) {
+            let Action::Pin { backend: name } = &rule.action else { continue };
+            let id = service.backends().iter().find(|backend| backend.name() == name).map(Backend::id);
+            assert_eq!(told.action, RuleAction::Pin(id));
+            let active = id.is_some_and(|id| plane.rows[&id].takes_pinned);
+            assert_eq!(service.inactive(rule).is_none(), active, "what is shown of a pin differs from what it does");
+        }
         let table = &plane.tables[&service.id()];
         assert_eq!(&**table, service.live_table());
         assert_eq!(table.len() as u32, config.table_size);
@@ -187,6 +216,7 @@ enum Step {
     Weight(Index, u16),
     Reload(Vec<Step>),
     DropService(Index),
+    Rule(Index, u8, u8),
     AddService,
     Resize(Index),
     Policy(Index, bool, bool),
@@ -221,6 +251,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any_index(), any::<bool>()).prop_map(|(index, force)| Step::Remove(index, force)),
         4 => (any_index(), admin()).prop_map(|(index, admin)| Step::Admin(index, admin)),
         2 => (any_index(), weight()).prop_map(|(index, weight)| Step::Weight(index, weight)),
+        2 => (any_index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
         2 => prop::collection::vec(edit, 0..4).prop_map(Step::Reload),
     ]
 }
@@ -379,6 +410,23 @@ impl World {
                 self.change(Change::SetWeight { name: name.clone(), weight }).unwrap();
                 assert_eq!(self.controller.backend(&name).unwrap().weight(), weight);
             }
+            Step::Rule(index, prefix, kind) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                let BackendName { service, backend } = name;
+                let prefix = format!("10.0.0.0/{}", 8 * (prefix + 1)).parse().unwrap();
+                let there = self.controller.service(&service).unwrap().rules().get(prefix).is_some();
+                let action = match kind {
+                    0 | 1 => Action::Pin { backend },
+                    2 => Action::Spread,
+                    3 => Action::Deny,
+                    _ => {
+                        assert_eq!(self.change(Change::RemoveRule { service, prefix }).is_ok(), there);
+                        return;
+                    }
+                };
+                let ttl = (kind == 1).then_some(Duration::from_secs(3));
+                self.change(Change::AddRule { service, prefix, action, ttl }).unwrap();
+            }
             Step::Reload(edits) => self.reload(edits),
             Step::DropService(_) | Step::AddService | Step::Resize(_) | Step::Policy(..) | Step::Move(..) => {}
         }
@@ -433,7 +481,7 @@ impl World {
                         services[place].backends.pop();
                     }
                 }
-                Step::Check(..) | Step::NextHop(..) | Step::Admin(..) | Step::Reload(_) => {}
+                Step::Check(..) | Step::NextHop(..) | Step::Admin(..) | Step::Rule(..) | Step::Reload(_) => {}
             }
         }
         let kept = self.seen_by_name();

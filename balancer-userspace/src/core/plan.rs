@@ -124,6 +124,8 @@ impl Side {
             cause: CauseIndex(MoveCause::Down as u8),
             opens: true,
             failback: self.failback,
+            // An entry does not tell which rule its client falls under. One that is pinned elsewhere has been moved.
+            pinned: false,
             now: entry.last_seen(),
         };
         steer(&packet).backend

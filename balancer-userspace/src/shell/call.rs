@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView, PlanView},
+    api::model::{Changed, ClientQuery, ClientView, PlanView, RuleView},
     core::io::{Change, Refused},
     shell::snapshot::Snapshot,
 };
@@ -31,6 +31,13 @@ pub enum Call {
         service: String,
         /// The plan, or why the change would be refused.
         reply: oneshot::Sender<Result<PlanView, Refused>>,
+    },
+    /// The rules for client prefixes.
+    Rules {
+        /// Only those of this service.
+        service: Option<String>,
+        /// In the order of services and prefixes, or why there is none.
+        reply: oneshot::Sender<Result<Vec<RuleView>, Refused>>,
     },
     /// Change something.
     Change {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView, PlanView},
+    api::model::{Changed, ClientQuery, ClientView, PlanView, RuleView},
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
@@ -182,6 +182,9 @@ impl<D: Dataplane> Owner<D> {
             let Some(known) = self.dataplane.client(service.id(), query.address) else { continue };
             view.known = true;
             view.last_seen_seconds_ago = Some(known.last_seen.as_secs());
+            if view.rule.is_some() {
+                continue;
+            }
             let keeps =
                 service.backends().iter().find(|backend| backend.id() == known.backend && backend.keeps_known());
             if let Some(backend) = keeps {
@@ -190,6 +193,36 @@ impl<D: Dataplane> Owner<D> {
             }
         }
         Ok(views)
+    }
+
+    /// The rules for client prefixes, of one service or of all.
+    ///
+    /// # Errors
+    /// When the service asked for does not exist, or a counter cannot be read.
+    pub fn rules(&self, service: Option<&str>) -> Result<Vec<RuleView>, Refused> {
+        let now = Instant::now().into_std();
+        let services = match service {
+            Some(name) => std::slice::from_ref(self.controller.service(name)?),
+            None => self.controller.services(),
+        };
+        let rules = services.iter().flat_map(|service| service.rules().iter().map(move |rule| (service, rule)));
+        rules
+            .map(|(service, rule)| {
+                let stats = self.dataplane.rule_stats(service.id(), rule.prefix);
+                let stats = stats.map_err(|error| Refused::Conflict(format!("{error:#}")))?;
+                let inactive = service.inactive(rule);
+                Ok(RuleView {
+                    service: service.name().to_owned(),
+                    prefix: rule.prefix.to_string(),
+                    action: rule.action.clone(),
+                    active: inactive.is_none(),
+                    reason: inactive.unwrap_or_default(),
+                    expires_in_seconds: rule.ends.map(|ends| ends.saturating_duration_since(now).as_secs()),
+                    packets: stats.packets,
+                    fallbacks: stats.fallbacks,
+                })
+            })
+            .collect()
     }
 
     /// Advances the clocks of client memory and looks at the next part of the client table.
@@ -232,6 +265,9 @@ impl<D: Dataplane> Owner<D> {
                     let listed: HashSet<ServiceId> = services.iter().map(|service| service.id).collect();
                     self.owners.retain(|_, (service, _)| listed.contains(service));
                     self.departed.retain(|service, _| listed.contains(service));
+                }
+                Command::SetRules { service, rules } => {
+                    self.dataplane.set_rules(service, &rules).context("setting the rules of a service")?;
                 }
                 Command::WatchNextHop(address) => self.neighbours.watch(address),
                 Command::UnwatchNextHop(address) => self.neighbours.unwatch(address),
@@ -305,6 +341,7 @@ impl<D: Dataplane> Owner<D> {
                     slots_moved_required,
                     slots_moved_needless,
                     remembers: service.remembers(),
+                    rule_fallbacks: self.dataplane.rule_fallbacks(service.id())?,
                     departed: self
                         .departed
                         .get(&service.id())

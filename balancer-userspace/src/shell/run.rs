@@ -216,6 +216,9 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call)
                 let _ = reply.send(Err(refused));
             }
         },
+        Call::Rules { service, reply } => {
+            let _ = reply.send(owner.rules(service.as_deref()));
+        }
         Call::Change { change, uid, reply } => {
             let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
             let before = name.as_ref().map(|name| owner.slots_moved(&name.service));

@@ -75,6 +75,8 @@ pub struct ServiceSnapshot {
     pub table_build: Duration,
     /// Whether clients are remembered.
     pub remembers: bool,
+    /// Packets that a rule pinned to a backend that took no clients.
+    pub rule_fallbacks: u64,
     /// What backends that are gone for good have counted, by name.
     pub departed: Vec<(String, BackendStats)>,
     /// Removed backends that clients are still known at: name, known clients at the last sweep, counters.

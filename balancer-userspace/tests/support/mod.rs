@@ -9,9 +9,12 @@ use std::{
 };
 
 use balancer::{
-    api::model::{Changed, ClientView, MoveView, PlanView},
+    api::model::{Changed, ClientView, MoveView, PlanView, RuleView},
     config::model::Protocol,
-    core::io::{Admin, Change, CheckOutcome, Refused},
+    core::{
+        io::{Admin, Change, CheckOutcome, Refused},
+        rules::Action,
+    },
     shell::{
         api_server::{ControlSocket, serve},
         call::Call,
@@ -88,6 +91,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     slot: 12_345,
                     backend: (service == "web").then(|| "web1".to_owned()),
                     why: "table".to_owned(),
+                    rule: None,
                     known: false,
                     last_seen_seconds_ago: None,
                 };
@@ -123,6 +127,24 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     Err(Refused::Conflict(format!("{change:?} is refused")))
                 });
             }
+            Call::Rules { service, reply } => {
+                let rule = |service: &str| RuleView {
+                    service: service.to_owned(),
+                    prefix: "10.1.2.0/24".to_owned(),
+                    action: Action::Pin { backend: "web1".to_owned() },
+                    active: true,
+                    reason: String::new(),
+                    expires_in_seconds: Some(300),
+                    packets: 1_234,
+                    fallbacks: 0,
+                };
+                let _ = reply.send(match service {
+                    Some(service) if service != "web" => {
+                        Err(Refused::NotFound(format!("there is no service {service:?}")))
+                    }
+                    _ => Ok(vec![rule("web")]),
+                });
+            }
             Call::Change { change, uid, reply } => {
                 seen.lock().unwrap().push((change.clone(), uid));
                 let answer = match change {
@@ -141,6 +163,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     | Change::Remove { .. }
                     | Change::SetWeight { .. }
                     | Change::ForceHealth { .. }
+                    | Change::AddRule { .. }
+                    | Change::RemoveRule { .. }
                     | Change::Reload(_) => Ok(()),
                 };
                 let _ = reply.send(answer.map(|()| Changed { message: "done".to_owned() }));
@@ -190,6 +214,7 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         slots_moved_needless: 0,
         table_build: Duration::from_millis(1),
         remembers: false,
+        rule_fallbacks: 0,
         departed: Vec::new(),
         gone: Vec::new(),
         backends,

@@ -25,6 +25,8 @@ pub(crate) enum Then {
     Tx(Vec<u8>),
     /// Out of another interface, as these bytes.
     Redirect(Vec<u8>),
+    /// Out of the same interface, to this MAC; the bytes are shown elsewhere.
+    To([u8; 6]),
     /// Dropped, counted under this reason alone.
     Drop(DropReason),
 }
@@ -93,9 +95,18 @@ pub(crate) fn services() -> Vec<Service> {
 
 /// Runs `cases` in a namespace of their own and reports every one that fails.
 pub(crate) fn run(cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static) {
+    run_with(|_| Ok(()), cases);
+}
+
+/// The same after `prepare`.
+pub(crate) fn run_with(
+    prepare: impl FnOnce(&mut Rig) -> anyhow::Result<()> + Send + 'static,
+    cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
+) {
     // A thread of its own: it moves into another namespace.
     let failures = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
-        let rig = Rig::new(&services())?;
+        let mut rig = Rig::new(&services())?;
+        prepare(&mut rig)?;
         let cases = cases(&rig);
         assert!(!cases.is_empty());
         Ok(cases
@@ -129,12 +140,16 @@ fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
         Then::Pass => (XDP_PASS, Some(&case.frame), vec!["pass"]),
         Then::Tx(frame) => (XDP_TX, Some(frame), vec!["tx"]),
         Then::Redirect(frame) => (XDP_REDIRECT, Some(frame), vec!["redirect"]),
+        Then::To(_) => (XDP_TX, None, vec!["tx"]),
         Then::Drop(reason) => (XDP_DROP, None, vec!["drop", reason.label()]),
     };
     anyhow::ensure!(ran.action == action, "action {} instead of {action}, counted {counted:?}", ran.action);
     anyhow::ensure!(counted == count, "counted {counted:?} instead of {count:?}");
     if let Some(frame) = frame {
         anyhow::ensure!(ran.frame == frame, "frame\n  {:02x?}\ninstead of\n  {frame:02x?}", ran.frame);
+    }
+    if let Then::To(mac) = case.then {
+        anyhow::ensure!(ran.frame.starts_with(&mac), "to {:02x?} instead of {mac:02x?}", &ran.frame[..6]);
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ mod malformed;
 mod nat;
 mod nat_return;
 mod pass;
+mod rules;
 mod too_big;
 mod tunnel;
 mod unavailable;

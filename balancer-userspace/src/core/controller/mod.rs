@@ -5,12 +5,14 @@
 
 mod changes;
 mod configure;
+mod rules;
 mod settle;
 
 use std::{
     collections::{HashMap, HashSet},
     mem,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -138,6 +140,9 @@ impl Controller {
         if ticked || !sweeps.is_empty() {
             commands.extend(self.remove_those_that_left(now));
         }
+        if ticked {
+            commands.extend(self.end_rules(now));
+        }
         for known in &sweeps {
             self.retire_those_that_nobody_knows(known, &mut commands);
         }
@@ -181,13 +186,18 @@ impl Controller {
             Command::SwapTable { service: service.id(), table, home }
         });
         let directory = self.published.clone().map(Command::PublishServices);
-        rows.map(Command::WriteBackend).chain(swaps).chain(directory).collect()
+        let rules = self
+            .services
+            .iter()
+            .map(|service| Command::SetRules { service: service.id(), rules: Arc::clone(&service.told_rules) });
+        rows.map(Command::WriteBackend).chain(swaps).chain(directory).chain(rules).collect()
     }
 
-    /// When to send [`Event::Tick`] at the latest: the end of the next drain, or the next step of a slow start.
+    /// When to send [`Event::Tick`] at the latest: the end of the next drain or rule, or the next step of a slow start.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.services.iter().flat_map(Service::backends).filter_map(Backend::deadline).min()
+        let backends = self.services.iter().flat_map(Service::backends).filter_map(Backend::deadline);
+        backends.chain(self.services.iter().filter_map(|service| service.rules().next_end())).min()
     }
 
     /// The services, in configuration order.

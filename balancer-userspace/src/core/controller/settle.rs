@@ -6,11 +6,13 @@
 //! 3. the directory of services, if something came to it: the way back of replies is there before the way to it,
 //! 4. tables of the other services,
 //! 5. the directory of services, if something only left it,
-//! 6. checks and rows of removed backends, next hops that nobody needs,
-//! 7. health checks of the others, reports.
+//! 6. rules (those of a service that keeps none before its directory says so, 3 and 5),
+//! 7. checks and rows of removed backends, next hops that nobody needs,
+//! 8. health checks of the others, reports.
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -62,6 +64,7 @@ impl Controller {
         }
 
         let (mut first_swaps, mut swaps) = (Vec::new(), Vec::new());
+        let (mut last_rules_go, mut rules) = (Vec::new(), Vec::new());
         let mut reports = Vec::new();
         let mut all_moves = HashMap::new();
         let is_published = |id: ServiceId| published.iter().flatten().any(|spec: &ServiceSpec| spec.id == id);
@@ -74,6 +77,12 @@ impl Controller {
                 let (table, home) = service.tables();
                 swaps.push(Command::SwapTable { service: service.id(), table, home });
             }
+            let specs = service.rule_specs();
+            if service.told_rules != specs {
+                service.told_rules = Arc::clone(&specs);
+                let list = if specs.is_empty() { &mut last_rules_go } else { &mut rules };
+                list.push(Command::SetRules { service: service.id(), rules: specs });
+            }
             let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
             reports.extend(told.map(|transition| transition.report(&refreshed.moves, service.table_size())));
             reports.extend(refreshed.footing.map(|footing| report::footing_report(service.name(), footing)));
@@ -83,6 +92,7 @@ impl Controller {
         let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
         let publish = published.as_ref() != Some(&specs);
         let grows = publish && grows(published.as_deref().unwrap_or_default(), &specs);
+        commands.extend(last_rules_go);
         commands.extend(first_swaps);
         if grows {
             commands.push(Command::PublishServices(specs.clone()));
@@ -92,6 +102,7 @@ impl Controller {
             commands.push(Command::PublishServices(specs.clone()));
         }
         *published = Some(specs);
+        commands.extend(rules);
 
         for backend in &mut removed {
             let id = backend.id();
@@ -106,7 +117,7 @@ impl Controller {
                 // Its known clients are told apart by its id until the last of them has moved or is forgotten.
                 Some(row) => {
                     let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
-                    let row = BackendSpec { next_hop: None, keeps_known: false, cause, ..row };
+                    let row = BackendSpec { next_hop: None, keeps_known: false, takes_pinned: false, cause, ..row };
                     commands.push(Command::WriteBackend(row.clone()));
                     gone.push(Gone {
                         name: backend.name().to_owned(),

@@ -222,6 +222,12 @@ impl Backend {
         self.steered
     }
 
+    /// Whether rules may pin clients to it: its weight, and whether a backup is needed, do not matter then.
+    #[must_use]
+    pub fn takes_pinned(&self) -> bool {
+        self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
+    }
+
     /// Health checks that passed, failed softly, failed hard.
     #[must_use]
     pub const fn checks(&self) -> [u64; 3] {

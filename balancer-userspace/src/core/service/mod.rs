@@ -1,6 +1,7 @@
 //! Services at run time.
 
 mod backend;
+mod rules;
 
 pub use backend::Backend;
 use backend::{Assessment, Drain, SlowStart};
@@ -17,11 +18,12 @@ use crate::{
     config::model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
     core::{
         health::{FailureKind, Verdict},
-        io::{Admin, BackendName, BackendSpec, CheckOutcome, Forced, ServiceId, ServiceSpec},
+        io::{Admin, BackendName, BackendSpec, CheckOutcome, Forced, RuleSpec, ServiceId, ServiceSpec},
         keys,
         maglev::Member,
         next_hops::{Hop, NextHops},
         report::Transition,
+        rules::Rules,
         standing::{HealthFact, Situation, Standing, State},
         table::{Builder, Candidate, Footing, Moves, STEPS, Shares},
     },
@@ -36,6 +38,9 @@ pub struct Service {
     client_key: HashKey,
     table_key: HashKey,
     backends: Vec<Backend>,
+    rules: Rules,
+    /// What the shell was last told of them.
+    pub(crate) told_rules: Arc<[RuleSpec]>,
     builder: Builder,
     live: Arc<[u16]>,
     home: Option<Arc<[u16]>>,
@@ -64,6 +69,8 @@ impl Service {
             table_key: keys::table_key(fleet, &settings.name),
             settings,
             backends: Vec::new(),
+            rules: Rules::default(),
+            told_rules: Arc::default(),
             builder: Builder::default(),
             live: Arc::default(),
             home: None,
@@ -202,6 +209,7 @@ impl Service {
             forwarding: self.settings.forwarding,
             remember: self.settings.remember,
             failback: self.settings.failback,
+            rules: !self.told_rules.is_empty(),
             backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
         }
     }
@@ -228,6 +236,8 @@ impl Service {
             keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
             // Without memory nobody is moved, and nothing is written anew for the sake of a cause.
             cause: standing.filter(|_| self.remembers()).map_or(MoveCause::Down, |standing| standing.cause),
+            // Rows of services without pins are not written anew for its sake.
+            takes_pinned: self.rules.pins() && backend.takes_pinned(),
             id: backend.id,
             forwarding: self.settings.forwarding,
             vip: self.settings.address,

@@ -16,10 +16,13 @@ use super::{body::read, failure::Failure};
 use crate::{
     api::model::{
         AddBackend, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, HealthView, PlanRequest,
-        PlanView, ServiceView, SetAdmin, SetWeight, StatusView,
+        PlanView, RuleView, RuleWord, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
     },
     config::value,
-    core::io::{Admin, BackendName, Change, Forced},
+    core::{
+        io::{Admin, BackendName, Change, Forced},
+        rules::Action,
+    },
     shell::{
         call::{Call, Calls},
         snapshot::Snapshot,
@@ -40,6 +43,8 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/services/{service}/backends/{backend}/weight", put(set_weight))
         .route("/v1/services/{service}/backends/{backend}/health", put(force_health))
         .route("/v1/health", get(health))
+        .route("/v1/services/{service}/rules/{*prefix}", put(set_rule).delete(remove_rule))
+        .route("/v1/rules", get(rules))
         .route("/v1/backends", get(backends))
         .route("/v1/clients/{ip}", get(clients))
         .route("/v1/plan", post(plan))
@@ -281,4 +286,40 @@ async fn force_health(
         Force::Auto => None,
     };
     change(&calls, peer, Change::ForceHealth { name: BackendName { service, backend }, forced }).await
+}
+
+async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<RuleView>> {
+    let ServiceQuery { service } = query;
+    Ok(Json(ask(&calls, |reply| Call::Rules { service, reply }).await??))
+}
+
+async fn set_rule(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Peer>,
+    Names((service, prefix)): Names<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let shape = r#"{"action": "pin", "backend": "web1"}, {"action": "spread"} or {"action": "deny", "ttl": "5m"}"#;
+    let SetRule { action, backend, ttl } = read(&headers, body, shape).await?;
+    let action = match (action, backend) {
+        (RuleWord::Pin, Some(backend)) => Action::Pin { backend },
+        (RuleWord::Spread, None) => Action::Spread,
+        (RuleWord::Deny, None) => Action::Deny,
+        (RuleWord::Pin, None) | (RuleWord::Spread | RuleWord::Deny, Some(_)) => {
+            return Err(Failure::bad_request(format!("pin needs a backend, and nothing else takes one; give {shape}")));
+        }
+    };
+    let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
+    let ttl = ttl.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
+    change(&calls, peer, Change::AddRule { service, prefix, action, ttl }).await
+}
+
+async fn remove_rule(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Peer>,
+    Names((service, prefix)): Names<(String, String)>,
+) -> Outcome<Changed> {
+    let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
+    change(&calls, peer, Change::RemoveRule { service, prefix }).await
 }

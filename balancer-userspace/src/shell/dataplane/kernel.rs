@@ -21,12 +21,13 @@ use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
         CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
-        MemoryStats, ReplyStats, ReturnRow, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceHistory, ServiceRow,
-        SlotLine, TableSlot, interface_row,
+        MemoryStats, ReplyStats, ReturnRow, RuleStats, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceHistory,
+        ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
 use bytemuck::Zeroable as _;
+use ipnet::IpNet;
 
 use super::{
     Dataplane, KnownClient, OBJECT,
@@ -41,10 +42,11 @@ use super::{
     placement,
     regions::Regions,
     rows,
+    rules::RuleTable,
 };
 use crate::{
     config::model::XdpMode,
-    core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
+    core::io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     shell::{host::HostChanges, snapshot::MemorySnapshot},
 };
 
@@ -84,6 +86,7 @@ pub struct KernelDataplane {
     drop_stats: PerCpuArray<MapData, DropStats>,
     memory_stats: PerCpuArray<MapData, MemoryStats>,
     clients: ClientTable,
+    rules: RuleTable,
     capacity: Capacity,
     /// What is remembered by whom, of every service that has a table.
     memories: HashMap<ServiceId, Memory>,
@@ -152,6 +155,7 @@ impl KernelDataplane {
             drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
             memory_stats: per_cpu(&mut ebpf, "MEMORY_STATS")?,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
+            rules: RuleTable::new(&mut ebpf)?,
             capacity,
             memories: HashMap::new(),
             directory: Vec::new(),
@@ -302,6 +306,20 @@ impl KernelDataplane {
         }
     }
 
+    /// Flags every slot of a service with memory: rules send clients where the table does not, and are not there, or not
+    /// active, for ever.
+    fn flag_all(&mut self, service: ServiceId) {
+        let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
+        let Some(table) = self.tables.get_mut(&service).filter(|_| remembers) else { return };
+        let first = table.location().first;
+        for (slot, (flags, &backend)) in (first..).zip(table.flags.iter_mut().zip(&*table.slots)) {
+            if *flags & SLOT_EXCEPTIONS == 0 {
+                *flags |= SLOT_EXCEPTIONS;
+                store_slot(&self.slots, slot, TableSlot { backend, flags: *flags });
+            }
+        }
+    }
+
     fn take_back_exceptions(&mut self, service: ServiceId, slots: &[u32]) {
         let Some(table) = self.tables.get_mut(&service) else { return };
         let first = table.location().first;
@@ -314,10 +332,7 @@ impl KernelDataplane {
                 continue;
             }
             *flags &= !SLOT_EXCEPTIONS;
-            let place = first + slot;
-            let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
-            let word = self.slots.word32((place / SLOTS_PER_LINE) as usize, offset);
-            word.store(bytemuck::cast(TableSlot { backend, flags: *flags }), Ordering::Release);
+            store_slot(&self.slots, first + slot, TableSlot { backend, flags: *flags });
         }
     }
 
@@ -340,14 +355,23 @@ impl Dataplane for KernelDataplane {
         let id = backend.id;
         check_backend(id)?;
         if self.counted.insert(id) {
-            let zero = PerCpuValues::try_from(vec![BackendStats::default(); aya::util::nr_cpus().map_err(cpus)?])?;
+            let zero = PerCpuValues::try_from(vec![BackendStats::default(); cpu_count()?])?;
             self.backend_stats.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
         }
         self.clients.belongs(id, Some(backend.service));
         let row = rows::backend(backend);
         let index = usize::from(id.0);
+        let old = self.backends.load(index);
+        if (BackendRow { flags: row.flags, ..old }) == row {
+            let word = offset_of!(BackendRow, port);
+            const { assert!(offset_of!(BackendRow, flags) == offset_of!(BackendRow, port) + 3) };
+            let [low, high] = row.port.to_ne_bytes();
+            let value = u32::from_ne_bytes([low, high, row.forwarding, row.flags]);
+            self.backends.word32(index, word).store(value, Ordering::Release);
+            return Ok(());
+        }
         // A row is not replaced in one piece. Unreachable in between: a packet is dropped rather than sent astray.
-        let unreachable = BackendRow { flags: row.flags & !BACKEND_REACHABLE, ..self.backends.load(index) };
+        let unreachable = BackendRow { flags: row.flags & !BACKEND_REACHABLE, ..old };
         self.backends.store(index, unreachable);
         std::sync::atomic::fence(Ordering::SeqCst);
         self.backends.store(index, BackendRow { flags: row.flags & !BACKEND_REACHABLE, ..row });
@@ -469,7 +493,38 @@ impl Dataplane for KernelDataplane {
                 }
             }
         }
-        Ok(())
+        for spec in services {
+            if self.rules.pins(spec.id) {
+                self.flag_all(spec.id);
+            }
+        }
+        self.rules.keep(|id| listed.contains_key(&id))
+    }
+
+    fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
+        let pinned = self.rules.pins(service);
+        let pins = rules.iter().any(|rule| matches!(rule.action, RuleAction::Pin(_)));
+        if pins {
+            // Before the first client is pinned. The sweep takes no flag back while there is such a rule.
+            self.flag_all(service);
+        }
+        let set = self.rules.set(service, rules);
+        if pins || pinned {
+            // A packet on its way may still obey the old rules: as if the table were swapped.
+            self.swapped_since_pass = true;
+            if let Some(memory) = self.memories.get_mut(&service) {
+                memory.swaps += 1;
+            }
+        }
+        set
+    }
+
+    fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats> {
+        self.rules.stats(service, prefix)
+    }
+
+    fn rule_fallbacks(&self, service: ServiceId) -> anyhow::Result<u64> {
+        self.rules.fallbacks(service)
     }
 
     fn adopt(&mut self, backends: &[(BackendId, ServiceId)]) {
@@ -520,7 +575,9 @@ impl Dataplane for KernelDataplane {
         }
         let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
         for (service, slots) in pass.settled {
-            self.take_back_exceptions(service, &slots);
+            if !self.rules.pins(service) {
+                self.take_back_exceptions(service, &slots);
+            }
         }
         Some(pass.known)
     }
@@ -605,6 +662,16 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
 pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
     let map = ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))?;
     Ok(map.try_into()?)
+}
+
+pub(super) fn cpu_count() -> anyhow::Result<usize> {
+    aya::util::nr_cpus().map_err(cpus)
+}
+
+/// Replaces one slot in one piece.
+fn store_slot(slots: &MappedArray<SlotLine>, place: u32, slot: TableSlot) {
+    let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
+    slots.word32((place / SLOTS_PER_LINE) as usize, offset).store(bytemuck::cast(slot), Ordering::Release);
 }
 
 fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {

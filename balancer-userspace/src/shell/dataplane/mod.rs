@@ -14,6 +14,7 @@ mod pins;
 mod placement;
 mod regions;
 mod rows;
+mod rules;
 
 pub use attach::Attached;
 pub use capacity::Capacity;
@@ -25,10 +26,11 @@ pub use pins::{Notes, Pins};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use balancer_common::map_types::{BackendHistory, BackendStats, DropStats, InterfaceStats, ServiceHistory};
+use balancer_common::map_types::{BackendHistory, BackendStats, DropStats, InterfaceStats, RuleStats, ServiceHistory};
+use ipnet::IpNet;
 
 use crate::{
-    core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec},
+    core::io::{BackendId, BackendSpec, RuleSpec, ServiceId, ServiceSpec},
     shell::snapshot::MemorySnapshot,
 };
 
@@ -79,6 +81,24 @@ pub trait Dataplane {
 
     /// Keeps counters of a service for the next controller.
     fn keep_service_history(&self, id: ServiceId, history: &ServiceHistory);
+
+    /// Makes `rules` the rules of a service, each replaced in one piece.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write; some of the rules may then be as they were.
+    fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()>;
+
+    /// The counters of the rule for a prefix, summed over the CPUs; zero where there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats>;
+
+    /// Packets of a service that a rule pinned to a backend that took no clients; those of rules that are gone included.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn rule_fallbacks(&self, service: ServiceId) -> anyhow::Result<u64>;
 
     /// A backend's counters, summed over the CPUs. They start at zero with each use of an id.
     ///

@@ -10,8 +10,9 @@ use balancer_common::{
     client::{self, mask_v4, mask_v6},
     client_table::Clock,
     map_types::{
-        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_V6, BackendRow, FAMILY_V4, FAMILY_V6,
-        Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS, ServiceKey, ServiceRow,
+        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow,
+        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS,
+        SERVICE_RULES, ServiceKey, ServiceRow,
     },
 };
 use bytemuck::Zeroable as _;
@@ -73,7 +74,8 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
         forwarding: spec.forwarding as u8,
         flags: (u8::from(port_changes) * BACKEND_PORT_CHANGES)
             | (u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN)
-            | (u8::from(spec.address.is_ipv6()) * BACKEND_V6),
+            | (u8::from(spec.address.is_ipv6()) * BACKEND_V6)
+            | (u8::from(spec.takes_pinned) * BACKEND_TAKES_CLIENTS),
         service: spec.service.0,
         cause: spec.cause as u8,
         tunnel_source: tunnel_source.map(address_words).unwrap_or_default(),
@@ -101,6 +103,9 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
     }
     if spec.failback == Failback::Return {
         flags |= SERVICE_FAILBACK;
+    }
+    if spec.rules {
+        flags |= SERVICE_RULES;
     }
     ServiceRow {
         key: key(spec.address, spec.protocol.number()),
@@ -212,6 +217,7 @@ mod tests {
             service: ServiceId(0),
             keeps_known: false,
             cause: MoveCause::Down,
+            takes_pinned: false,
             tunnel_source: tunnel_source.map(|source| source.parse().unwrap()),
         })
     }

@@ -153,6 +153,12 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
             })
         }),
     )?;
+    counters(
+        encoder,
+        "rule_fallbacks",
+        "Packets steered as without a rule, as the backend that it pins to took no clients.",
+        services.iter().map(|s| (service(s), s.rule_fallbacks)),
+    )?;
     gauges(
         encoder,
         "stickiness_ratio",
@@ -410,6 +416,7 @@ pub(super) mod tests {
             slots_moved_needless: 12,
             table_build: Duration::from_micros(1800),
             remembers: false,
+            rule_fallbacks: 0,
             departed: Vec::new(),
             gone: Vec::new(),
             backends: vec![

@@ -59,7 +59,8 @@ impl Scene {
             exceptions.dataplane.swap_table(ServiceId(index as u16), table(index, 1)?, None)?;
         }
         let flagged = exceptions.dataplane.memory()?.exceptions;
-        ensure!(flagged == u64::from(TABLE_SIZE) * SERVICES.len() as u64, "only {flagged} slots are flagged");
+        let remembering = SERVICES.iter().filter(|service| service.remembers).count() as u64;
+        ensure!(flagged == u64::from(TABLE_SIZE) * remembering, "{flagged} slots are flagged");
         Ok([settled, exceptions])
     }
 
@@ -158,6 +159,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
             service: id,
             keeps_known: true,
             cause: MoveCause::Down,
+            takes_pinned: true,
             tunnel_source: Some("10.0.0.254".parse()?),
         })?;
         addresses.push((backend, address));
@@ -172,6 +174,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
         forwarding: service.forwarding,
         remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },
         failback: Failback::Stay,
+        rules: false,
         backends: addresses,
     })
 }

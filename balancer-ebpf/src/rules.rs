@@ -1,0 +1,115 @@
+//! Rules for client prefixes: the longest prefix of a service that holds a client's address decides.
+
+use core::ptr;
+
+use aya_ebpf::{
+    macros::map,
+    maps::{
+        PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use balancer_common::{
+    client::{self, HashKey},
+    map_types::{
+        MAX_RULES, NO_BACKEND, RULE_DENY, RULE_KEY_BITS, RULE_PIN, RULE_SPREAD, RuleKey, RuleRow, RuleStats,
+        SERVICE_RULES, ServiceRow,
+    },
+};
+
+use crate::forward;
+
+/// Room for the new row of a rule that is replaced: older kernels ask for it even where no row is added.
+const SPARE: u32 = 1;
+
+#[map]
+static RULES: LpmTrie<RuleKey, RuleRow> = LpmTrie::with_max_entries(MAX_RULES + SPARE, 0);
+
+#[map]
+static RULE_STATS: PerCpuArray<RuleStats> = PerCpuArray::with_max_entries(MAX_RULES, 0);
+
+/// What a rule says of a packet: `RULE_*` or 0 in bits 0–15, a backend in bits 16–31.
+#[derive(Clone, Copy)]
+pub(crate) struct Ruled(u64);
+
+impl Ruled {
+    const NONE: Self = Self(0);
+
+    /// The backend that the client is pinned to, which takes clients.
+    #[inline(always)]
+    pub(crate) const fn pin(self) -> Option<u16> {
+        if self.0 as u16 == RULE_PIN { Some((self.0 >> 16) as u16) } else { None }
+    }
+
+    /// Its connections are spread.
+    #[inline(always)]
+    pub(crate) const fn spreads(self) -> bool {
+        self.0 as u16 == RULE_SPREAD
+    }
+
+    /// It is dropped.
+    #[inline(always)]
+    pub(crate) const fn denies(self) -> bool {
+        self.0 as u16 == RULE_DENY
+    }
+}
+
+/// What the rules of `service` say of `client`. Counts, unless it only peeks.
+#[inline(always)]
+pub(crate) fn find(service: &ServiceRow, client: &[u32; 4], peeks: bool) -> Ruled {
+    if service.flags & SERVICE_RULES == 0 {
+        return Ruled::NONE;
+    }
+    let [low, high] = words(client);
+    Ruled(balancer_rule(u64::from(service.id) | u64::from(peeks) << 16, low, high))
+}
+
+/// The hash of one connection of a client, `masked` to the service's prefix.
+#[inline(always)]
+pub(crate) fn connection_hash(service: &ServiceRow, masked: [u64; 2], port: u16) -> u64 {
+    balancer_connection_hash(service.hash_key.k0, service.hash_key.k1, masked[0], masked[1], u64::from(port))
+}
+
+/// An address as two words.
+#[inline(always)]
+pub(crate) const fn words(address: &[u32; 4]) -> [u64; 2] {
+    [address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32]
+}
+
+/// The layout of `Key<RuleKey>`, at an address that the verifier takes for double words.
+#[repr(C, align(8))]
+struct Lookup {
+    bits: u32,
+    key: RuleKey,
+}
+
+/// A global function: only services with rules pay for it, in instructions to verify as well.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
+    let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
+    let lookup = Lookup { bits: RULE_KEY_BITS, key: RuleKey { service: service as u16, reserved: 0, address } };
+    // SAFETY: the same layout.
+    let key = unsafe { &*ptr::from_ref(&lookup).cast::<Key<RuleKey>>() };
+    let Some(row) = RULES.get(key) else { return Ruled::NONE.0 };
+    let RuleRow { action, backend, counters } = *row;
+    let falls = action == RULE_PIN && !(backend != NO_BACKEND && forward::takes_clients(backend));
+    if service >> 16 == 0
+        && let Some(stats) = RULE_STATS.get_ptr_mut(counters)
+    {
+        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        let stats = unsafe { &mut *stats };
+        if falls {
+            stats.fallbacks += 1;
+        } else {
+            stats.packets += 1;
+        }
+    }
+    if falls { Ruled::NONE.0 } else { u64::from(action) | u64::from(backend) << 16 }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_connection_hash(k0: u64, k1: u64, low: u64, high: u64, port: u64) -> u64 {
+    client::hash_connection(HashKey { k0, k1 }, [low, high], port as u16)
+}

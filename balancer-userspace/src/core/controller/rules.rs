@@ -1,0 +1,123 @@
+//! Rules for client prefixes: adding, removing, ending, and what stands behind each.
+
+use std::time::{Duration, Instant};
+
+use balancer_common::map_types::MAX_RULES;
+use ipnet::IpNet;
+
+use super::Controller;
+use crate::core::{
+    io::{BackendName, Command, Refused, Report, ReportLevel},
+    rules::{self, Action, Rule, Rules, SavedRule},
+    service::Service,
+};
+
+impl Controller {
+    pub(super) fn add_rule(
+        &mut self,
+        service: &str,
+        prefix: IpNet,
+        action: Action,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let of = self.service(service)?;
+        rules::check_prefix(service, of.address().ip(), prefix)?;
+        if let Action::Pin { backend } = &action {
+            self.backend(&BackendName { service: service.to_owned(), backend: backend.clone() })?;
+        }
+        let there = self.services.iter().map(|service| service.rules().len()).sum::<usize>();
+        if there >= MAX_RULES as usize && of.rules().get(prefix).is_none() {
+            return Err(rules::too_many());
+        }
+        let rule = Rule { prefix, action, ends: ttl.map(|ttl| now + ttl) };
+        let mut message = format!("rule {service} {prefix} {}", rule.action);
+        if let Some(ttl) = ttl {
+            message += &format!(" for {}", humantime::format_duration(ttl));
+        }
+        if let Some(old) = self.rules_mut(service).and_then(|rules| rules.set(rule.clone())) {
+            message += &format!(", replaces {}", old.action);
+        }
+        if let Some(reason) = self.service(service)?.inactive(&rule) {
+            message += &format!("; it is not active: {reason}");
+        }
+        Ok((message, self.settle(|other| other.name() == service, Vec::new(), None, now).commands))
+    }
+
+    pub(super) fn remove_rule(
+        &mut self,
+        service: &str,
+        prefix: IpNet,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        self.service(service)?;
+        let Some(rule) = self.rules_mut(service).and_then(|rules| rules.remove(prefix)) else {
+            return Err(Refused::NotFound(format!(
+                "service {service} has no rule for {prefix}; see \"balancer rule list {service}\""
+            )));
+        };
+        let message = format!("rule {service} {prefix} {} removed", rule.action);
+        Ok((message, self.settle(|other| other.name() == service, Vec::new(), None, now).commands))
+    }
+
+    /// Ends the rules whose time is over.
+    pub(super) fn end_rules(&mut self, now: Instant) -> Vec<Command> {
+        let mut concerned = Vec::new();
+        let mut reports = Vec::new();
+        for service in &mut self.services {
+            for rule in service.rules_mut().take_ended(now) {
+                let message = format!("rule {} {} {} ended", service.name(), rule.prefix, rule.action);
+                let about = Some(BackendName { service: service.name().to_owned(), backend: String::new() });
+                reports.push(Command::Report(Report { level: ReportLevel::Info, about, message }));
+                concerned.push(service.id());
+            }
+        }
+        if concerned.is_empty() {
+            return Vec::new();
+        }
+        let mut commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+        commands.extend(reports);
+        commands
+    }
+
+    /// Every rule, to be kept over a restart.
+    #[must_use]
+    pub fn saved_rules(&self, now: Instant) -> Vec<SavedRule> {
+        let rules = self.services.iter().flat_map(|service| service.rules().iter().map(move |rule| (service, rule)));
+        rules
+            .map(|(service, rule)| SavedRule {
+                service: service.name().to_owned(),
+                prefix: rule.prefix,
+                action: rule.action.clone(),
+                left: rule.ends.map(|ends| ends.saturating_duration_since(now)),
+            })
+            .collect()
+    }
+
+    /// Takes saved rules back, after [`start`](Self::start). A rule that does not suit its service, or whose service is
+    /// gone, is left out and reported; one that pins to a backend that is gone is there and waits for it.
+    pub fn restore_rules(&mut self, saved: Vec<SavedRule>, now: Instant) -> Vec<Command> {
+        let mut reports = Vec::new();
+        for SavedRule { service, prefix, action, left } in saved {
+            let suits = self.service(&service).and_then(|of| rules::check_prefix(&service, of.address().ip(), prefix));
+            match suits {
+                Err(refused) => {
+                    let message = format!("rule {service} {prefix} {action} is not restored: {refused}");
+                    reports.push(Command::Report(Report { level: ReportLevel::Warn, about: None, message }));
+                }
+                Ok(()) => {
+                    if let Some(rules) = self.rules_mut(&service) {
+                        rules.set(Rule { prefix, action, ends: left.map(|left| now + left) });
+                    }
+                }
+            }
+        }
+        let mut commands = self.settle(|service| !service.rules().is_empty(), Vec::new(), None, now).commands;
+        commands.extend(reports);
+        commands
+    }
+
+    fn rules_mut(&mut self, service: &str) -> Option<&mut Rules> {
+        self.services.iter_mut().find(|other| other.name() == service).map(Service::rules_mut)
+    }
+}

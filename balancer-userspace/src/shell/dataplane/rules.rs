@@ -1,0 +1,148 @@
+//! Rules for client prefixes in the kernel: a trie of longest prefixes, and counters.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf,
+    maps::{
+        MapData, PerCpuArray, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use balancer_common::map_types::{
+    MAX_RULES, NO_BACKEND, RULE_DENY, RULE_PIN, RULE_PREFIX_BASE, RULE_SPREAD, RuleKey, RuleRow, RuleStats,
+};
+use ipnet::IpNet;
+
+use super::{kernel, rows::address_words};
+use crate::core::io::{RuleAction, RuleSpec, ServiceId};
+
+/// The rules that the kernel has.
+pub(super) struct RuleTable {
+    trie: LpmTrie<MapData, RuleKey, RuleRow>,
+    stats: PerCpuArray<MapData, RuleStats>,
+    services: HashMap<ServiceId, ServiceRules>,
+    /// Counters that were used before, the longest unused first: a packet on its way may still count there.
+    free: VecDeque<u32>,
+    /// Counters never used.
+    next: u32,
+}
+
+#[derive(Default)]
+struct ServiceRules {
+    rules: BTreeMap<IpNet, RuleRow>,
+    /// Of rules that are gone.
+    fallbacks: u64,
+}
+
+impl RuleTable {
+    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let trie = ebpf.take_map("RULES").context("the kernel object holds no map RULES")?;
+        let stats = kernel::per_cpu(ebpf, "RULE_STATS")?;
+        Ok(Self { trie: trie.try_into()?, stats, services: HashMap::new(), free: VecDeque::new(), next: 0 })
+    }
+
+    /// Makes `rules` those of `service`.
+    pub(super) fn set(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
+        let wanted: HashSet<IpNet> = rules.iter().map(|rule| rule.prefix).collect();
+        let there = self.services.get(&service).map(|service| &service.rules);
+        let gone: Vec<IpNet> =
+            there.into_iter().flat_map(BTreeMap::keys).copied().filter(|prefix| !wanted.contains(prefix)).collect();
+        for prefix in gone {
+            self.remove(service, prefix)?;
+        }
+        for rule in rules {
+            let (action, backend) = match rule.action {
+                RuleAction::Pin(backend) => (RULE_PIN, backend.map_or(NO_BACKEND, |backend| backend.0)),
+                RuleAction::Spread => (RULE_SPREAD, NO_BACKEND),
+                RuleAction::Deny => (RULE_DENY, NO_BACKEND),
+            };
+            let old = self.row(service, rule.prefix);
+            if old.is_some_and(|old| (old.action, old.backend) == (action, backend)) {
+                continue;
+            }
+            let counters = match old {
+                Some(old) => old.counters,
+                None => self.take_counters()?,
+            };
+            let row = RuleRow { action, backend, counters };
+            // The kernel replaces a rule in one piece.
+            let inserted = self.trie.insert(&key(service, rule.prefix), row, 0);
+            if let Err(error) = inserted {
+                if old.is_none() {
+                    self.free.push_back(counters);
+                }
+                return Err(error).with_context(|| format!("the rule for {}", rule.prefix));
+            }
+            self.services.entry(service).or_default().rules.insert(rule.prefix, row);
+        }
+        Ok(())
+    }
+
+    /// Drops the rules of services that are not `listed`.
+    pub(super) fn keep(&mut self, listed: impl Fn(ServiceId) -> bool) -> anyhow::Result<()> {
+        let gone: Vec<ServiceId> = self.services.keys().copied().filter(|&service| !listed(service)).collect();
+        for service in gone {
+            self.set(service, &[])?;
+            self.services.remove(&service);
+        }
+        Ok(())
+    }
+
+    /// Whether a service has rules that pin clients.
+    pub(super) fn pins(&self, service: ServiceId) -> bool {
+        self.services.get(&service).is_some_and(|of| of.rules.values().any(|row| row.action == RULE_PIN))
+    }
+
+    /// The counters of one rule.
+    pub(super) fn stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats> {
+        self.row(service, prefix).map_or(Ok(RuleStats::default()), |row| self.sum(row.counters))
+    }
+
+    /// See `Dataplane::rule_fallbacks`.
+    pub(super) fn fallbacks(&self, service: ServiceId) -> anyhow::Result<u64> {
+        let Some(of) = self.services.get(&service) else { return Ok(0) };
+        of.rules.values().try_fold(of.fallbacks, |sum, row| Ok(sum + self.sum(row.counters)?.fallbacks))
+    }
+
+    fn row(&self, service: ServiceId, prefix: IpNet) -> Option<RuleRow> {
+        self.services.get(&service)?.rules.get(&prefix).copied()
+    }
+
+    fn remove(&mut self, service: ServiceId, prefix: IpNet) -> anyhow::Result<()> {
+        let Some(row) = self.row(service, prefix) else { return Ok(()) };
+        self.trie.remove(&key(service, prefix)).with_context(|| format!("removing the rule for {prefix}"))?;
+        let fallbacks = self.sum(row.counters)?.fallbacks;
+        if let Some(of) = self.services.get_mut(&service) {
+            of.rules.remove(&prefix);
+            of.fallbacks += fallbacks;
+        }
+        self.free.push_back(row.counters);
+        Ok(())
+    }
+
+    fn take_counters(&mut self) -> anyhow::Result<u32> {
+        if self.next < MAX_RULES {
+            self.next += 1;
+            return Ok(self.next - 1);
+        }
+        let counters = self.free.pop_front().with_context(|| format!("more than {MAX_RULES} rules"))?;
+        let zero = PerCpuValues::try_from(vec![RuleStats::default(); kernel::cpu_count()?])?;
+        self.stats.set(counters, zero, 0).context("clearing a rule's counters")?;
+        Ok(counters)
+    }
+
+    fn sum(&self, counters: u32) -> anyhow::Result<RuleStats> {
+        let cpus = self.stats.get(&counters, 0).context("reading a rule's counters")?;
+        Ok(cpus.iter().fold(RuleStats::default(), |sum, cpu| RuleStats {
+            packets: sum.packets + cpu.packets,
+            fallbacks: sum.fallbacks + cpu.fallbacks,
+        }))
+    }
+}
+
+fn key(service: ServiceId, prefix: IpNet) -> Key<RuleKey> {
+    let data = RuleKey { service: service.0, reserved: 0, address: address_words(prefix.network()) };
+    Key::new(RULE_PREFIX_BASE + u32::from(prefix.prefix_len()), data)
+}
