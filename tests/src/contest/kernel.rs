@@ -188,6 +188,10 @@ impl Player for Kernel {
                 control.epoch += 1;
                 Ok(self.maps.control.set(0, control, 0)?)
             }
+            Step::Clients(clients) => {
+                self.maps.clients.store(clients);
+                Ok(())
+            }
         }
     }
 

@@ -53,7 +53,7 @@ pub struct Disagreement {
 
 impl State {
     /// A change between packets.
-    fn change(&mut self, step: &Step) {
+    pub(super) fn change(&mut self, step: &Step) {
         match step {
             Step::Packet { .. } => {}
             Step::Table { service, slots } => self.services[*service].slots.clone_from(slots),
@@ -62,12 +62,13 @@ impl State {
             }
             Step::Tick { service, tick } => self.services[*service].tick = *tick,
             Step::Epoch => self.next_epoch(),
+            Step::Clients(clients) => self.clients.clone_from(clients),
         }
     }
 }
 
 /// Plays `steps` and compares what becomes of each packet and of the client table; the counters every `every` steps and
-/// at the end. `None`: both agree.
+/// at the end. Returns what was counted where both agree.
 ///
 /// # Errors
 /// When the kernel refuses something.
@@ -76,11 +77,11 @@ pub fn play(
     scene: &Scene,
     steps: &[Step],
     every: usize,
-) -> anyhow::Result<Option<Disagreement>> {
+) -> anyhow::Result<Result<Counters, Disagreement>> {
     player.begin(scene)?;
     let mut model = scene.state(player.routes());
     for (index, step) in steps.iter().enumerate() {
-        let disagreement = |what| Ok(Some(Disagreement { step: index, what }));
+        let disagreement = |what| Ok(Err(Disagreement { step: index, what }));
         if let Step::Packet { frame, ingress, .. } = step {
             let said = model.packet(frame, *ingress);
             let done = player.packet(frame, *ingress)?;
@@ -102,7 +103,7 @@ pub fn play(
             }
         }
     }
-    Ok(None)
+    Ok(Ok(model.counters))
 }
 
 fn table_difference(said: &[[u64; BUCKET_ENTRIES]], done: &[[u64; BUCKET_ENTRIES]]) -> String {

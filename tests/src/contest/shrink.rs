@@ -105,3 +105,87 @@ fn replace(step: &mut Step, with: &[u8]) {
         *frame = with.to_vec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::client_table::BUCKET_ENTRIES;
+
+    use super::*;
+    use crate::{
+        contest::{Player, play},
+        generate::{self, Interfaces, Scene},
+        model::{Counters, Fate, Routes, State},
+    };
+
+    const INTERFACES: Interfaces = Interfaces { usual: 2, other: 3 };
+
+    /// A model with a fault.
+    struct Faulty {
+        state: State,
+        /// Its clocks stand still; otherwise it sends what goes out of the other interface with a bit wrong.
+        clocks_stand: bool,
+    }
+
+    impl Player for Faulty {
+        fn begin(&mut self, scene: &Scene) -> anyhow::Result<()> {
+            self.state = scene.state(self.routes());
+            Ok(())
+        }
+
+        fn change(&mut self, step: &Step) -> anyhow::Result<()> {
+            if !(self.clocks_stand && matches!(step, Step::Tick { .. })) {
+                self.state.change(step);
+            }
+            Ok(())
+        }
+
+        fn packet(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Fate> {
+            Ok(match self.state.packet(frame, ingress) {
+                Fate::Redirect(mut frame) if !self.clocks_stand => {
+                    frame[20] ^= 1;
+                    Fate::Redirect(frame)
+                }
+                fate => fate,
+            })
+        }
+
+        fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]> {
+            self.state.clients.clone()
+        }
+
+        fn counters(&mut self) -> anyhow::Result<Counters> {
+            Ok(self.state.counters.clone())
+        }
+
+        fn routes(&self) -> Routes {
+            Routes::default()
+        }
+    }
+
+    fn small(clocks_stand: bool) -> Vec<Step> {
+        let (scene, steps) = (7..)
+            .map(|seed| generate::scene(seed, 1000, INTERFACES))
+            .find(|(scene, _)| !clocks_stand || scene.services.iter().any(|service| service.clock().is_some()))
+            .unwrap();
+        let mut faulty = Faulty { state: scene.state(Routes::default()), clocks_stand };
+        let mut fails = |steps: &[Step]| Ok(play(&mut faulty, &scene, steps, 1)?.is_err());
+        assert!(fails(&steps).unwrap(), "the fault is not noticed");
+        let small = shrink(&steps, &mut fails).unwrap();
+        assert!(fails(&small).unwrap(), "it is not noticed any more");
+        small
+    }
+
+    #[test]
+    fn a_fault_of_single_packets_is_shown_by_a_short_one() {
+        let small = small(false);
+        let [Step::Packet { frame, .. }] = small.as_slice() else { panic!("{small:?}") };
+        // Ethernet, IPv6, TCP and perhaps two tags, and no more.
+        assert!(frame.len() <= 14 + 8 + 40 + 20, "{frame:x?}");
+    }
+
+    #[test]
+    fn a_fault_of_clocks_is_shown_by_one_tick_and_one_packet() {
+        let small = small(true);
+        assert!(matches!(small.as_slice(), [Step::Tick { .. }, Step::Packet { .. }]), "{small:?}");
+    }
+}

@@ -9,7 +9,7 @@ use super::{Scene, Step, one_of, scene::table};
 pub(super) fn random(rng: &mut Rng, scene: &Scene) -> Step {
     let index = rng.usize(..scene.services.len());
     let service = &scene.services[index];
-    match rng.u32(..8) {
+    match rng.u32(..10) {
         0 | 1 => Step::Table { service: index, slots: table(rng, &service.spec, service.slots.len()) },
         2..=4 => Step::Tick {
             service: index,
@@ -19,6 +19,7 @@ pub(super) fn random(rng: &mut Rng, scene: &Scene) -> Step {
             Some(backend) => Step::Backend(scene.change_of(rng, backend)),
             None => Step::Epoch,
         },
-        _ => Step::Epoch,
+        7 => Step::Epoch,
+        _ => Step::Clients(scene.random_clients(rng)),
     }
 }

@@ -10,7 +10,7 @@ mod scene;
 pub use scene::{Interfaces, Scene};
 
 use balancer::core::io::BackendSpec;
-use balancer_common::map_types::TableSlot;
+use balancer_common::{client_table::BUCKET_ENTRIES, map_types::TableSlot};
 use fastrand::Rng;
 
 /// Something that happens in a scene.
@@ -43,6 +43,8 @@ pub enum Step {
     },
     /// Newcomers may be recorded again.
     Epoch,
+    /// The client table is replaced.
+    Clients(Vec<[u64; BUCKET_ENTRIES]>),
 }
 
 /// The scene with this seed, and `packets` packets in it.
@@ -51,14 +53,14 @@ pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<S
     let mut rng = Rng::with_seed(seed);
     let scene = Scene::random(&mut rng, interfaces);
     let mut source = frames::Source::new(&scene);
-    let mut steps = Vec::with_capacity(packets + packets / 100);
+    let mut steps = Vec::with_capacity(packets + packets / 50);
     for _ in 0..packets {
-        if rng.u32(..250) == 0 {
+        if once_in(&mut rng, 60) {
             steps.push(changes::random(&mut rng, &scene));
         }
         let unbroken = source.frame(&mut rng);
         let frame = mutate::perhaps(&mut rng, &unbroken);
-        let ingress = if rng.u32(..6) == 0 { interfaces.other } else { interfaces.usual };
+        let ingress = if once_in(&mut rng, 6) { interfaces.other } else { interfaces.usual };
         steps.push(Step::Packet { frame, unbroken, ingress });
     }
     (scene, steps)

@@ -64,10 +64,7 @@ impl Scene {
                 scene.add_service(rng, ServiceId(id), address, protocol, &mut backends_taken);
             }
         }
-        scene.clients = vec![[0; BUCKET_ENTRIES]; BUCKETS];
-        for _ in 0..one_of(rng, &[0, 40, 150, 600]) {
-            scene.add_client(rng);
-        }
+        scene.clients = scene.random_clients(rng);
         scene
     }
 
@@ -81,7 +78,7 @@ impl Scene {
     ) {
         let forwarding = one_of(rng, &[Forwarding::Dsr, Forwarding::Nat, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue]);
         let mut backends = Vec::new();
-        for _ in 0..rng.usize(..5) {
+        for _ in 0..one_of(rng, &[0, 1, 1, 2, 2, 2, 3, 3, 4, 5]) {
             let Some(row) = u16::try_from(self.backends.len() + 1).ok() else { continue };
             let target = backend_address(rng, address, forwarding, row);
             if !taken.insert((target, protocol.number())) {
@@ -140,7 +137,17 @@ impl Scene {
         }
     }
 
-    fn add_client(&mut self, rng: &mut Rng) {
+    /// A random client table: empty, or full of clients that are known for long, or anything between.
+    pub(super) fn random_clients(&self, rng: &mut Rng) -> Vec<[u64; BUCKET_ENTRIES]> {
+        let mut buckets = vec![[0; BUCKET_ENTRIES]; BUCKETS];
+        let crowded = once_in(rng, 4);
+        for _ in 0..if crowded { 1000 } else { one_of(rng, &[0, 40, 150, 600]) } {
+            self.add_client(rng, &mut buckets, crowded);
+        }
+        buckets
+    }
+
+    fn add_client(&self, rng: &mut Rng, buckets: &mut [[u64; BUCKET_ENTRIES]], crowded: bool) {
         let Some(service) = rng.choice(&self.services) else { return };
         let source = clients::address(rng, service.spec.address.is_ipv4());
         let hash = if once_in(rng, 4) { rng.u64(..) } else { client_hash(service, source) };
@@ -149,14 +156,15 @@ impl Scene {
             1 => rng.u16(16_384..),
             _ => rng.choice(&service.spec.backends).map_or(u16::MAX, |(id, _)| id.0),
         };
-        let age = one_of(rng, &[0, 0, 1, 2, 30, 1000, 4096, 4097, 9000, 16_380]);
+        let ages = [0, 0, 1, 2, 30, 1000, 4096, 4097, 9000, 16_380];
+        let age = one_of(rng, if crowded { &ages[..3] } else { &ages });
         let mut entry = Entry::new((hash >> 32) as u32, backend, service.tick.wrapping_sub(age)).0;
         for flag in [ESTABLISHED, AWAY] {
-            if rng.bool() {
+            if rng.bool() || crowded && flag == ESTABLISHED {
                 entry |= flag;
             }
         }
-        let bucket = &mut self.clients[hash as usize % BUCKETS];
+        let bucket = &mut buckets[hash as usize % BUCKETS];
         let tag = |entry: u64| Entry(entry).tag();
         let place = bucket.iter().position(|&other| other != 0 && tag(other) == tag(entry));
         bucket[place.unwrap_or_else(|| rng.usize(..BUCKET_ENTRIES))] = entry;
@@ -199,10 +207,10 @@ fn backend_address(rng: &mut Rng, vip: SocketAddr, forwarding: Forwarding, row: 
 
 /// A random live table.
 pub(super) fn table(rng: &mut Rng, service: &ServiceSpec, size: usize) -> Vec<TableSlot> {
-    let nobody = once_in(rng, 10);
+    let nobody = once_in(rng, 25);
     let slot = |_| TableSlot {
         backend: match rng.choice(&service.backends) {
-            Some((id, _)) if !nobody && !once_in(rng, 16) => id.0,
+            Some((id, _)) if !nobody && !once_in(rng, 30) => id.0,
             _ => one_of(rng, &[NO_BACKEND, ALL_DOWN]),
         },
         flags: rng.u16(..4),

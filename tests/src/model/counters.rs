@@ -56,6 +56,28 @@ impl Counters {
         }
     }
 
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        for (&ingress, verdicts) in &other.verdicts {
+            add(self.verdicts.entry(ingress).or_default(), verdicts);
+        }
+        add(&mut self.drops, &other.drops);
+        for (&id, stats) in &other.backends {
+            let sum = self.backend(id);
+            sum.packets += stats.packets;
+            sum.bytes += stats.bytes;
+            sum.connections += stats.connections;
+            add(&mut sum.decisions, &stats.decisions);
+            add(&mut sum.moves, &stats.moves);
+        }
+        self.memory.inserted += other.memory.inserted;
+        self.memory.evicted += other.memory.evicted;
+        self.memory.full += other.memory.full;
+        self.memory.limited += other.memory.limited;
+        self.echo += other.echo;
+        self.too_big += other.too_big;
+    }
+
     /// What differs from `other`, a line each.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
@@ -74,5 +96,11 @@ impl Counters {
             line(&format!("backend {id}"), of(self), of(other));
         }
         lines
+    }
+}
+
+fn add(sum: &mut [u64], values: &[u64]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
     }
 }
