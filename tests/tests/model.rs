@@ -121,7 +121,8 @@ impl Total {
                     let tunnel = matches!(mode, Forwarding::Ipip | Forwarding::Gue);
                     if tunnel || v4 == backend_v4 {
                         let of = mode == backend.forwarding && families == (v4, backend_v4);
-                        let name = format!("{mode:?} IPv4 {v4} to IPv4 {backend_v4}");
+                        let family = |v4| if v4 { 4 } else { 6 };
+                        let name = format!("{mode:?}, IPv{} to IPv{}", family(v4), family(backend_v4));
                         self.count(name, if of { stats.packets } else { 0 });
                     }
                 }

@@ -235,12 +235,7 @@ impl Player for Kernel {
 
     /// The routes of [`rig::enter_namespace`].
     fn routes(&self) -> Routes {
-        let usual = Hop {
-            ifindex: self.interfaces.usual,
-            source_mac: IN_MAC,
-            destination_mac: ROUTER_MAC,
-            mtu: 1500,
-        };
+        let usual = Hop { ifindex: self.interfaces.usual, source_mac: IN_MAC, destination_mac: ROUTER_MAC, mtu: 1500 };
         let other = Hop {
             ifindex: self.interfaces.other,
             source_mac: OUT_MAC,

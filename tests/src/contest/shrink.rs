@@ -9,10 +9,7 @@ const RUNS: usize = 1500;
 ///
 /// # Errors
 /// The first of `fail`.
-pub fn shrink(
-    steps: &[Step],
-    mut fail: impl FnMut(&[Step]) -> anyhow::Result<bool>,
-) -> anyhow::Result<Vec<Step>> {
+pub fn shrink(steps: &[Step], mut fail: impl FnMut(&[Step]) -> anyhow::Result<bool>) -> anyhow::Result<Vec<Step>> {
     let mut left = RUNS;
     let mut fails = |steps: &[Step]| {
         if left == 0 {
@@ -179,8 +176,8 @@ mod tests {
     fn a_fault_of_single_packets_is_shown_by_a_short_one() {
         let small = small(false);
         let [Step::Packet { frame, .. }] = small.as_slice() else { panic!("{small:?}") };
-        // Ethernet, IPv6, TCP and perhaps two tags, and no more.
-        assert!(frame.len() <= 14 + 8 + 40 + 20, "{frame:x?}");
+        // Types, lengths, an address and a port, and perhaps those of a quote.
+        assert!(frame.iter().filter(|&&byte| byte != 0).count() <= 40, "{frame:x?}");
     }
 
     #[test]

@@ -53,8 +53,9 @@ pub struct Scene {
 impl Scene {
     /// A random scene.
     pub(super) fn random(rng: &mut Rng, interfaces: Interfaces) -> Self {
-        let newcomers = one_of(rng, &[3, 20, 1000, 1 << 20]);
+        let newcomers = one_of(rng, &[5, 1000, 1 << 20, 1 << 20]);
         let mut scene = Self { services: Vec::new(), backends: Vec::new(), clients: Vec::new(), newcomers, interfaces };
+        let clock = rng.bool().then(|| rng.u16(..) & TICK_MASK);
         let mut taken = HashSet::new();
         let mut backends_taken = HashSet::new();
         for id in 1..=rng.u16(4..=12) {
@@ -62,6 +63,9 @@ impl Scene {
             let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Udp]);
             if taken.insert((address, protocol.number())) {
                 scene.add_service(rng, ServiceId(id), address, protocol, &mut backends_taken);
+                if let (Some(clock), Some(service)) = (clock, scene.services.last_mut()) {
+                    service.tick = clock;
+                }
             }
         }
         scene.clients = scene.random_clients(rng);
@@ -76,7 +80,8 @@ impl Scene {
         protocol: Protocol,
         taken: &mut HashSet<(SocketAddr, u8)>,
     ) {
-        let forwarding = one_of(rng, &[Forwarding::Dsr, Forwarding::Nat, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue]);
+        let forwarding =
+            one_of(rng, &[Forwarding::Dsr, Forwarding::Nat, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue]);
         let mut backends = Vec::new();
         for _ in 0..one_of(rng, &[0, 1, 1, 2, 2, 2, 3, 3, 4, 5]) {
             let Some(row) = u16::try_from(self.backends.len() + 1).ok() else { continue };
@@ -150,7 +155,7 @@ impl Scene {
     fn add_client(&self, rng: &mut Rng, buckets: &mut [[u64; BUCKET_ENTRIES]], crowded: bool) {
         let Some(service) = rng.choice(&self.services) else { return };
         let source = clients::address(rng, service.spec.address.is_ipv4());
-        let hash = if once_in(rng, 4) { rng.u64(..) } else { client_hash(service, source) };
+        let hash = if once_in(rng, if crowded { 2 } else { 4 }) { rng.u64(..) } else { client_hash(service, source) };
         let backend = match rng.u32(..10) {
             0 => rng.choice(&self.backends).map_or(NO_BACKEND, |backend| backend.id.0),
             1 => rng.u16(16_384..),

@@ -1,15 +1,14 @@
 //! ICMP and ICMPv6: echo requests to VIPs, and errors about flows of services.
 
-use balancer_common::{
-    map_types::Forwarding,
-    verdict::DropReason,
-};
+use balancer_common::{map_types::Forwarding, verdict::DropReason};
 
 use super::{
     Arrival, Fate, State,
     checksum::{self, Covered, pseudo_header},
-    forward::{End, New, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop, there,
-        write_macs},
+    forward::{
+        End, New, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop, there,
+        write_macs,
+    },
     parse::{self, Packet, TCP, UDP},
     state::Portless,
     steer::Choice,

@@ -70,7 +70,9 @@ pub(super) enum Parsed {
     NotIp,
     /// A source route that does not end here.
     Waypoint,
-    Broken { destination: IpAddr },
+    Broken {
+        destination: IpAddr,
+    },
     Packet(Packet),
 }
 
@@ -176,8 +178,7 @@ enum Followed {
 
 /// Walks along the extension headers of IPv6.
 ///
-/// Choices: at most eight of them, all headers together below 2048 bytes. Headers are read as far as the frame goes, so a
-/// routing header behind the packet's end is seen before the packet is found to be too short for it.
+/// Choices: at most eight of them, all headers together below 2048 bytes; but a ninth that is a source route is one.
 fn follow(frame: &[u8], packet: &mut Packet) -> Followed {
     if !packet.v6 {
         return Followed::Layer4;
@@ -194,7 +195,8 @@ fn follow(frame: &[u8], packet: &mut Packet) -> Followed {
             return Followed::Broken;
         }
         if kind == ROUTING && header[3] != 0 {
-            return Followed::Waypoint;
+            let whole = packet.headers + 8 + usize::from(header[1]) * 8 <= packet.length;
+            return if whole { Followed::Waypoint } else { Followed::Broken };
         }
         packet.protocol = header[0];
         if kind == FRAGMENT {

@@ -122,9 +122,7 @@ impl State {
 
     /// The service that a packet without ports must be for.
     pub(super) fn only_service(&self, address: IpAddr, protocol: u8) -> Portless<usize> {
-        let of = |service: &Service| {
-            service.spec.address.ip() == address && service.spec.protocol.number() == protocol
-        };
+        let of = |service: &Service| service.spec.address.ip() == address && service.spec.protocol.number() == protocol;
         Portless::of((0..self.services.len()).filter(|&index| of(&self.services[index])))
     }
 
