@@ -3,18 +3,18 @@
 //!
 //! `BALANCER_MODEL_SEED` chooses other packets, `BALANCER_MODEL_PACKETS` more or fewer of them.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "the helpers of tests fail like tests")]
+#![expect(clippy::panic, reason = "the helpers of tests fail like tests")]
 
-use std::{collections::BTreeMap, env, fmt::Write as _, time::Instant};
+use std::{collections::BTreeMap, env, time::Instant};
 
 use balancer_common::{
     map_types::Forwarding,
     verdict::{Decision, DropReason, MoveCause, Verdict},
 };
 use balancer_tests::{
-    contest::{Kernel, play, shown, shrink},
+    contest::{Kernel, hex, play, shrink},
     generate::{self, Scene, Step},
-    model::{Counters, Fate},
+    model::Counters,
 };
 
 const SEED: u64 = 0x0062_616c_616e_6365;
@@ -63,24 +63,12 @@ fn contest(seed: u64, packets: usize) -> anyhow::Result<Option<String>> {
             let mut fails = |steps: &[Step]| Ok(play(&mut kernel, &scene, steps, 1)?.is_err());
             let small = shrink(&steps[..=found.step], &mut fails)?;
             let what = play(&mut kernel, &scene, &small, 1)?.err().map_or(found.what, |found| found.what);
-            let mut report = format!(
-                "after {} packets: {what}\nBALANCER_MODEL_SEED={seeds:#x} BALANCER_MODEL_PACKETS={count} shows it at once\n",
-                done + found.step
+            let done = done + found.step;
+            let report = format!(
+                "after {done} packets: {what}\nBALANCER_MODEL_SEED={seeds:#x} BALANCER_MODEL_PACKETS={count} shows it at \
+                 once\n{}",
+                case(&scene, &small)
             );
-            for step in &small {
-                let _infallible = match step {
-                    Step::Packet { frame, ingress, .. } => {
-                        writeln!(report, "packet in by {ingress}: {}", shown(&Fate::Tx(frame.clone())))
-                    }
-                    change => writeln!(report, "{change:?}"),
-                };
-            }
-            for service in &scene.services {
-                writeln!(report, "{:?}, tick {}", service.spec, service.tick)?;
-            }
-            for backend in &scene.backends {
-                writeln!(report, "{backend:?}")?;
-            }
             return Ok(Some(report));
         }
         done += count;
@@ -89,6 +77,25 @@ fn contest(seed: u64, packets: usize) -> anyhow::Result<Option<String>> {
     }
     println!("{packets} packets in {:.1?}: {:#?}", start.elapsed(), total.0);
     Ok((packets >= ENOUGH).then(|| total.missing()).filter(|missing| !missing.is_empty()))
+}
+
+/// The case, for people.
+fn case(scene: &Scene, steps: &[Step]) -> String {
+    let mut text = String::new();
+    for step in steps {
+        if let Step::Packet { frame, ingress, .. } = step {
+            text += &format!("packet in by {ingress}: {}\n", hex(frame));
+        } else {
+            text += &format!("{step:?}\n");
+        }
+    }
+    for service in &scene.services {
+        text += &format!("{:?}, tick {}\n", service.spec, service.tick);
+    }
+    for backend in &scene.backends {
+        text += &format!("{backend:?}\n");
+    }
+    text
 }
 
 /// What was seen in all scenes. A contest about nothing would be won by anybody.

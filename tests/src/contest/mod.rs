@@ -6,5 +6,5 @@ mod play;
 mod shrink;
 
 pub use kernel::Kernel;
-pub use play::{Disagreement, Player, play, shown};
+pub use play::{Disagreement, Player, hex, play};
 pub use shrink::shrink;

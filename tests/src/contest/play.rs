@@ -117,8 +117,7 @@ fn table_difference(said: &[[u64; BUCKET_ENTRIES]], done: &[[u64; BUCKET_ENTRIES
 }
 
 /// A fate, for people.
-#[must_use]
-pub fn shown(fate: &Fate) -> String {
+fn shown(fate: &Fate) -> String {
     match fate {
         Fate::Pass => "pass".to_owned(),
         Fate::Drop(reason) => format!("drop {}", reason.label()),
@@ -127,8 +126,9 @@ pub fn shown(fate: &Fate) -> String {
     }
 }
 
-/// Bytes in rows of sixteen.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// Bytes in rows of sixteen, for people.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     let mut text = format!("{} bytes", bytes.len());
     for (row, bytes) in bytes.chunks(16).enumerate() {
         let _infallible = write!(text, "\n  {:04x} ", row * 16);

@@ -42,7 +42,7 @@ impl<'a> Source<'a> {
                 return self.frame(rng);
             }
             8..50 => self.to_service(rng),
-            50..62 => self.from_backend(rng),
+            50..62 => self.reply(rng),
             62..70 => icmp::error_to_vip(rng, self),
             70..75 => icmp::error_to_client(rng, self),
             75..81 => icmp::echo(rng, self),
@@ -67,7 +67,7 @@ impl<'a> Source<'a> {
     }
 
     /// A reply of a `nat` backend, or what looks like one.
-    pub(super) fn from_backend(&self, rng: &mut Rng) -> Frame {
+    pub(super) fn reply(&self, rng: &mut Rng) -> Frame {
         let nat: Vec<&Service> =
             self.scene.services.iter().filter(|service| service.spec.forwarding == Forwarding::Nat).collect();
         let Some(service) = rng.choice(nat) else { return self.to_service(rng) };
@@ -79,7 +79,7 @@ impl<'a> Source<'a> {
 
     /// A packet that is for no service, but nearly.
     fn past(&self, rng: &mut Rng) -> Frame {
-        let mut frame = if rng.bool() { self.to_service(rng) } else { self.from_backend(rng) };
+        let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         match rng.u32(..5) {
             0 => frame.destination.set_port(rng.u16(..)),
             1 => frame.source.set_port(rng.u16(..)),
@@ -90,16 +90,21 @@ impl<'a> Source<'a> {
             3 => {
                 frame.transport = match frame.transport {
                     Transport::Tcp(_) => Transport::Udp,
-                    _ => Transport::Tcp(ACK),
+                    Transport::Udp | Transport::UdpWithoutChecksum | Transport::Icmp(..) | Transport::Raw(_) => {
+                        Transport::Tcp(ACK)
+                    }
                 }
             }
-            _ => frame.transport = Transport::Raw(one_of(rng, &[0, 4, 41, 43, 44, 47, 50, 51, 59, 60, 132, 255])),
+            _ => {
+                frame.transport = Transport::Raw(one_of(rng, &[0, 4, 41, 43, 44, 47, 50, 51, 59, 60, 132, 255]));
+                frame.fragment_offset = if once_in(rng, 3) { rng.u16(..300) } else { 0 };
+            }
         }
         frame
     }
 
     fn fragmented(&mut self, rng: &mut Rng) {
-        let mut frame = if rng.bool() { self.to_service(rng) } else { self.from_backend(rng) };
+        let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         frame.extensions.retain(|(kind, _)| *kind != FRAGMENT);
         let length = one_of(rng, &[16, 60, 200, 1000, 2900]);
         frame.payload = bytes(rng, length);
@@ -112,6 +117,9 @@ impl<'a> Source<'a> {
         if frame.source.is_ipv6() && once_in(rng, 5) {
             let (kind, header) = frame::options(DESTINATION_OPTIONS, 1);
             with_options_inside(&mut parts, kind, &header);
+        }
+        if once_in(rng, 4) {
+            far_apart(&mut parts);
         }
         self.pending.extend(parts);
     }
@@ -128,6 +136,20 @@ fn with_options_inside(parts: &mut [Frame], kind: u8, header: &[u8]) {
             inside[0] = protocol;
             inside.append(&mut part.payload);
             part.payload = inside;
+        }
+    }
+}
+
+/// As if the datagram were much longer: the highest bit of each later part's offset.
+fn far_apart(parts: &mut [Frame]) {
+    for part in parts {
+        if part.fragment_offset != 0 {
+            part.fragment_offset |= 0x1000;
+        }
+        if let Some((FRAGMENT, bytes)) = part.extensions.last_mut()
+            && (bytes[2], bytes[3] & 0xf8) != (0, 0)
+        {
+            bytes[2] |= 0x80;
         }
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn error_to_vip(rng: &mut Rng, source: &Source<'_>) -> Frame {
 
 /// An error to a client about a packet that was translated.
 pub(super) fn error_to_client(rng: &mut Rng, source: &Source<'_>) -> Frame {
-    let reply = source.from_backend(rng);
+    let reply = source.reply(rng);
     let request = Frame { source: reply.destination, destination: reply.source, ..reply };
     error(rng, request)
 }

@@ -41,11 +41,11 @@ pub(super) struct New {
 }
 
 impl State {
-    pub(super) fn to_backend(&mut self, at: Arrival<'_>, packet: &Packet, choice: Choice) -> Result<Fate, DropReason> {
-        self.to_backend_carrying(at, packet, choice, Carries::Ports)
+    pub(super) fn forward(&mut self, at: Arrival<'_>, packet: &Packet, choice: Choice) -> Result<Fate, DropReason> {
+        self.forward_carrying(at, packet, choice, Carries::Ports)
     }
 
-    pub(super) fn to_backend_carrying(
+    pub(super) fn forward_carrying(
         &mut self,
         arrival: Arrival<'_>,
         packet: &Packet,

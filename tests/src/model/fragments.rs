@@ -67,7 +67,7 @@ impl State {
         match self.datagrams.get(&Datagram::of(packet)).copied() {
             Some(Way::Kernel) => Ok(Fate::Pass),
             Some(Way::Backend(backend)) => {
-                self.to_backend_carrying(arrival, packet, Choice { backend, decision: None }, Carries::Nothing)
+                self.forward_carrying(arrival, packet, Choice { backend, decision: None }, Carries::Nothing)
             }
             Some(Way::Client(way)) => self.to_client_carrying(arrival, packet, way, Carries::Nothing),
             None => self.first_not_seen(arrival, packet),
@@ -84,7 +84,7 @@ impl State {
                 Portless::Several => Err(DropReason::FragmentUnknown),
                 Portless::Only(service) => {
                     let choice = self.peek(service, packet.source)?;
-                    self.to_backend_carrying(arrival, packet, choice, Carries::Nothing)
+                    self.forward_carrying(arrival, packet, choice, Carries::Nothing)
                 }
             };
         }

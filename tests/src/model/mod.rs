@@ -106,16 +106,16 @@ impl State {
     fn with_ports(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let Some(ports) = parse::ports(arrival.frame, packet) else { return self.broken(packet.destination) };
         let Some(service) = self.service(packet.destination, ports.destination, packet.protocol) else {
-            return self.from_elsewhere(arrival, packet, ports.source);
+            return self.not_for_a_service(arrival, packet, ports.source);
         };
         let opens = steer::Opening { opens: ports.opens, datagram: packet.protocol == UDP };
         let choice = self.steer(service, packet.source, opens)?;
         self.follow_to_backend(packet, choice.backend);
-        self.to_backend(arrival, packet, choice)
+        self.forward(arrival, packet, choice)
     }
 
     /// A packet for no service may be the reply of a `nat` backend.
-    fn from_elsewhere(&mut self, arrival: Arrival<'_>, packet: &Packet, port: u16) -> Result<Fate, DropReason> {
+    fn not_for_a_service(&mut self, arrival: Arrival<'_>, packet: &Packet, port: u16) -> Result<Fate, DropReason> {
         match self.way_back(packet.source, port, packet.protocol) {
             Some(way) => {
                 self.follow_to_client(packet, way);
