@@ -430,8 +430,10 @@ pub struct FragmentRow {
     pub way: u16,
     /// What that needs: a backend's id, or a port.
     pub value: u16,
+    /// The layer-4 protocol, which a later IPv6 fragment need not name.
+    pub protocol: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
 }
 
 /// `FragmentRow::way`: to the kernel.

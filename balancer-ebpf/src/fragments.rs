@@ -18,8 +18,8 @@ pub(crate) enum Way {
     Passed,
     /// To a backend.
     Backend(u16),
-    /// From a `nat` backend to its client; the port of its row in the return table.
-    Client(u16),
+    /// From a `nat` backend to its client; port and protocol of its row in the return table.
+    Client(u16, u8),
 }
 
 #[inline(always)]
@@ -46,9 +46,10 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     let (way, value) = match way {
         Way::Passed => (FRAGMENT_PASSED, 0),
         Way::Backend(backend) => (FRAGMENT_TO_BACKEND, backend),
-        Way::Client(port) => (FRAGMENT_TO_CLIENT, port),
+        Way::Client(port, _) => (FRAGMENT_TO_CLIENT, port),
     };
-    let _full = FRAGMENTS.insert(key(ip), FragmentRow { seen: now(), way, value, reserved: 0 }, 0);
+    let row = FragmentRow { seen: now(), way, value, protocol: ip.protocol, reserved: [0; 3] };
+    let _full = FRAGMENTS.insert(key(ip), row, 0);
 }
 
 /// Where the first fragment of `ip`'s datagram went. `None`: it was not seen.
@@ -56,14 +57,14 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
 pub(crate) fn recall(ip: &Ip<'_>) -> Option<Way> {
     let row = FRAGMENTS.get_ptr(key(ip))?;
     // SAFETY: a map value; a row that another CPU replaces meanwhile is of the same datagram.
-    let FragmentRow { seen, way, value, .. } = unsafe { row.read() };
+    let FragmentRow { seen, way, value, protocol, .. } = unsafe { row.read() };
     if now().wrapping_sub(seen) > FRAGMENT_LIFETIME {
         return None;
     }
     match way {
         FRAGMENT_PASSED => Some(Way::Passed),
         FRAGMENT_TO_BACKEND => Some(Way::Backend(value)),
-        FRAGMENT_TO_CLIENT => Some(Way::Client(value)),
+        FRAGMENT_TO_CLIENT => Some(Way::Client(value, protocol)),
         _ => None,
     }
 }

@@ -122,10 +122,11 @@ impl Step {
         Self::with_value(Kind::ErrorToClient, port as u32)
     }
 
-    /// To the client of the `nat` backend that it comes from; `port` is the one that the return table has that under.
+    /// To the client of the `nat` backend that it comes from; `port` and `protocol` are those that the return table has
+    /// that under.
     #[inline(always)]
-    pub(crate) const fn to_client(port: u16, carries: Carries) -> Self {
-        let step = Self::with_value(Kind::ToClient, port as u32);
+    pub(crate) const fn to_client(port: u16, protocol: u8, carries: Carries) -> Self {
+        let step = Self::with_value(Kind::ToClient, port as u32 | (protocol as u32) << 16);
         match carries {
             Carries::Header => step,
             Carries::Nothing => Self(step.0 | FLAG),
@@ -159,7 +160,7 @@ impl Step {
         self.0 & 0xff <= Kind::Drop as u64
     }
 
-    /// The port of [`Step::to_client`], the MTU of [`Step::too_big`].
+    /// Port and protocol of [`Step::to_client`], the MTU of [`Step::too_big`].
     #[inline(always)]
     pub(crate) const fn value(self) -> u32 {
         (self.0 >> 32) as u32
@@ -219,9 +220,9 @@ mod tests {
     #[test]
     fn steps_survive_their_word() {
         for carries in [Carries::Header, Carries::Nothing] {
-            let step = Step::to_client(u16::MAX, carries);
+            let step = Step::to_client(u16::MAX, 17, carries);
             assert!(step.is(Kind::ToClient));
-            assert_eq!((step.value(), step.carries()), (u32::from(u16::MAX), carries));
+            assert_eq!((step.value(), step.carries()), (17 << 16 | u32::from(u16::MAX), carries));
         }
         for answerable in [Answerable::Yes, Answerable::No] {
             let choice = Choice { backend: 16_383, decision: DecisionIndex(5) };

@@ -294,10 +294,11 @@ pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Op
         let mut header_length = 8;
         if options {
             let segments_left: u8 = ip.l4.load(3).ok_or(Stopped::Malformed)?;
-            if protocol == ROUTING && segments_left != 0 {
-                return Err(Stopped::Waypoint);
-            }
             header_length += length as usize * 8;
+            if protocol == ROUTING && segments_left != 0 {
+                let whole = ip.headers_length + header_length <= ip.length;
+                return Err(if whole { Stopped::Waypoint } else { Stopped::Malformed });
+            }
         } else {
             let field = u16::from_be(ip.l4.load(2).ok_or(Stopped::Malformed)?);
             let id: u32 = ip.l4.load(4).ok_or(Stopped::Malformed)?;

@@ -106,7 +106,7 @@ fn not_for_a_service(control: &'static Control, ip: &Ip<'_>, source_port: u16) -
         return Step::PASS;
     }
     match returns::find(control, ip, source_port) {
-        Some(row) => Step::to_client(row.key.port, Carries::Header),
+        Some(row) => Step::to_client(row.key.port, ip.protocol, Carries::Header),
         None => Step::PASS,
     }
 }

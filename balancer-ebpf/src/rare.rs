@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
-    map_types::{CONTROL_RETURNS, Control, PortlessMatch},
+    map_types::{CONTROL_RETURNS, Control, FAMILY_V6, PortlessMatch},
     service_table::TableView,
     verdict::{DecisionIndex, DropReason},
 };
@@ -54,7 +54,8 @@ fn decide(ingress: Ingress) -> Step {
     }
     let tables = Tables { control, services };
     match ip.protocol {
-        TCP | UDP | DESTINATION_OPTIONS if ip.fragment.is_later() => later_fragment(&tables, &ip),
+        TCP | UDP if ip.fragment.is_later() => later_fragment(&tables, &ip),
+        DESTINATION_OPTIONS if ip.fragment.is_later() && ip.family == FAMILY_V6 => later_fragment(&tables, &ip),
         TCP | UDP => steered(&tables, &ip),
         ICMP | ICMP_V6 if !ip.fragment.is_part() => Step::ICMP,
         _ => Step::PASS,
@@ -85,9 +86,9 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, source_port: u16) -> Step {
     let replies = tables.control.flags & CONTROL_RETURNS != 0;
     if replies && let Some(row) = returns::find(tables.control, ip, source_port) {
         if ip.fragment.is_first() {
-            fragments::remember(ip, Way::Client(row.key.port));
+            fragments::remember(ip, Way::Client(row.key.port, ip.protocol));
         }
-        return Step::to_client(row.key.port, Carries::Header);
+        return Step::to_client(row.key.port, ip.protocol, Carries::Header);
     }
     // Its later fragments must not be taken for those of a service of the same address.
     let mistakable = service::vip(tables.services, ip).is_some()
@@ -106,7 +107,7 @@ fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
         Some(Way::Backend(backend)) => {
             Step::to_backend(Carries::Nothing).with_choice(Choice { backend, decision: DecisionIndex::NONE })
         }
-        Some(Way::Client(port)) => to_client(port),
+        Some(Way::Client(port, protocol)) => to_client(port, protocol),
         None => first_not_seen(tables, ip),
     }
 }
@@ -133,12 +134,12 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
     }
     // A backend has packets of its own, so what cannot be told to be a reply is none.
     match returns::portless(tables.control, &ip.source, ip.family, ip.protocol) {
-        PortlessMatch::Only(port) => to_client(port),
+        PortlessMatch::Only(port) => to_client(port, ip.protocol),
         PortlessMatch::None | PortlessMatch::Ambiguous => Step::PASS,
     }
 }
 
 #[inline(always)]
-const fn to_client(port: u16) -> Step {
-    Step::to_client(port, Carries::Nothing)
+const fn to_client(port: u16, protocol: u8) -> Step {
+    Step::to_client(port, protocol, Carries::Nothing)
 }

@@ -4,11 +4,14 @@
 pub mod asm;
 pub mod backend;
 pub mod binaries;
+pub mod contest;
 pub mod controller;
 pub mod demo;
 pub mod frame;
+pub mod generate;
 pub mod http_client;
 pub mod metrics;
+pub mod model;
 pub mod namespace;
 pub mod process;
 pub mod prog_run;

@@ -96,24 +96,7 @@ impl Rig {
     /// # Errors
     /// Without root, and where the kernel refuses.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            bail!("this test needs root: it loads the program into the kernel");
-        }
-        unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
-        for line in SETUP.trim().lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let status = Command::new(words[0]).args(&words[1..]).status().with_context(|| line.to_owned())?;
-            anyhow::ensure!(status.success(), "{line}: {status}");
-        }
-        for family in ["ipv4", "ipv6"] {
-            // What a thread sees here is its own namespace's.
-            let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
-            std::fs::write(&path, "1").with_context(|| path.clone())?;
-        }
-        await_carrier("in0")?;
-        await_carrier("out0")?;
-        let in_ifindex = nix::net::if_::if_nametoindex("in0")?;
-        let out_ifindex = nix::net::if_::if_nametoindex("out0")?;
+        let (in_ifindex, out_ifindex) = enter_namespace()?;
         let mut dataplane = KernelDataplane::load(
             Capacity { slots: 1 << 16, services: 64, returns: 64, clients: 1 << 10 },
             &[in_ifindex, out_ifindex],
@@ -253,6 +236,31 @@ ip neigh add fd01::fe lladdr 02:00:00:00:00:08 dev out0 nud permanent
 ip route add 203.0.114.0/24 via 10.0.1.254
 ip -6 route add 2001:db8:d::/48 via fd01::fe
 ";
+
+/// Moves the thread into a fresh namespace with the links, addresses and routes that [`Rig::new`] tells of. Returns the
+/// indexes of the two interfaces.
+///
+/// # Errors
+/// Without root, and where the kernel refuses.
+pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("this test needs root: it loads the program into the kernel");
+    }
+    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+    for line in SETUP.trim().lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let status = Command::new(words[0]).args(&words[1..]).status().with_context(|| line.to_owned())?;
+        anyhow::ensure!(status.success(), "{line}: {status}");
+    }
+    for family in ["ipv4", "ipv6"] {
+        // What a thread sees here is its own namespace's.
+        let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
+        std::fs::write(&path, "1").with_context(|| path.clone())?;
+    }
+    await_carrier("in0")?;
+    await_carrier("out0")?;
+    Ok((nix::net::if_::if_nametoindex("in0")?, nix::net::if_::if_nametoindex("out0")?))
+}
 
 /// Routes over an interface are not used before its carrier is noticed, which the kernel does a moment later.
 fn await_carrier(interface: &str) -> anyhow::Result<()> {

@@ -66,18 +66,18 @@ extern "C" fn balancer_to_client(context: *mut xdp_md, step: u64) -> u64 {
     // SAFETY: `step_to_client` passes the program's context on.
     let ingress = unsafe { Ingress::new(context) };
     let step = Step(step);
-    reply(ingress, step.value() as u16, step.carries()).0
+    reply(ingress, step.value() as u16, (step.value() >> 16) as u8, step.carries()).0
 }
 
 #[inline(always)]
-fn reply(ingress: Ingress, port: u16, carries: Carries) -> Step {
+fn reply(ingress: Ingress, port: u16, protocol: u8, carries: Carries) -> Step {
     let frame = ingress.frame();
     let Some(mut ip) = parse::ip(frame) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
     if opaque::follow(frame, &mut ip).is_err() {
         return Step::PASS;
     }
-    let key = ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family };
+    let key = ServiceKey { address: ip.source, port, protocol, family: ip.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
     let hop = match way_back(ingress, &ip, row) {
         Ok(hop) => hop,

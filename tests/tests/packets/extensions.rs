@@ -90,6 +90,13 @@ fn chains_that_lead_nowhere() {
                 &with(vec![routing(1)]),
                 Then::Pass,
             ));
+            let mut behind = with(vec![routing(1)]).bytes();
+            behind[14 + 4..14 + 6].copy_from_slice(&[0, 4]);
+            cases.push(Case {
+                name: format!("{host}: segments left in a header behind the packet's end"),
+                frame: behind,
+                then: dropped(),
+            });
             let late = with(vec![padding(1), options(HOP_BY_HOP, 1)]);
             cases.push(Case::new(format!("{host}: hop-by-hop options that are not first"), &late, Then::Pass));
             for (name, protocol) in [("AH", 51), ("ESP", 50), ("no next header", 59), ("mobility", 135), ("SCTP", 132)]

@@ -2,7 +2,7 @@
 
 use balancer_common::verdict::DropReason;
 use balancer_tests::{
-    frame::{ACK, Frame, Transport, fragment},
+    frame::{ACK, DESTINATION_OPTIONS, Frame, Transport, fragment, options},
     rig::{IN_MAC, ROUTER_MAC, Rig},
 };
 
@@ -178,6 +178,20 @@ fn replies_of_nat_backends() {
             cases.push(Case::new(format!("{alone} another protocol"), &part, Then::Pass));
             let used_up = Frame { ttl: 1, ..whole.fragments(40, 84).remove(2) };
             cases.push(Case::new(format!("{alone} TTL used up"), &used_up, Then::Drop(DropReason::TtlExceeded)));
+        }
+        // What is fragmented begins with destination options, so the later fragment names those and not UDP.
+        let first = Frame {
+            extensions: vec![fragment(0, true, 85), options(DESTINATION_OPTIONS, 1)],
+            ..Frame::udp("[fd00::22]:5353", "[2001:db8:c::7]:40000")
+        };
+        let later = Frame {
+            extensions: vec![fragment(4, false, 85)],
+            transport: Transport::Raw(DESTINATION_OPTIONS),
+            ..first.clone()
+        };
+        for (name, part) in [("first", first), ("later", later)] {
+            let out = restored(&part, "[2001:db8::20]:53");
+            cases.push(Case::new(format!("{name} part with destination options"), &part, Then::Tx(out.bytes())));
         }
         cases
     });

@@ -1,6 +1,6 @@
 //! What is not for a service goes to the kernel, bytes unchanged.
 
-use balancer_tests::frame::{Frame, SYN};
+use balancer_tests::frame::{DESTINATION_OPTIONS, Frame, SYN, Transport};
 
 use crate::cases::{Case, Then, run};
 
@@ -49,6 +49,12 @@ fn not_for_a_service() {
         let mut length = vec![1, 0x80, 0xc2, 0, 0, 0, 2, 0, 0, 0, 0, 9, 0, 38];
         length.extend([0x42; 46]);
         cases.push(raw("IEEE 802.3 length instead of a type", length));
+        let later = Frame {
+            fragment_offset: 5,
+            transport: Transport::Raw(DESTINATION_OPTIONS),
+            ..Frame::udp("203.0.113.7:0", "198.51.100.10:0")
+        };
+        cases.push(Case::new("later fragment of the protocol that is IPv6's destination options", &later, Then::Pass));
         let three_tags = Frame { vlans: vec![1, 2, 3], ..Frame::tcp("203.0.113.7:1", "198.51.100.10:80", SYN) };
         cases.push(Case::new("three VLAN tags", &three_tags, Then::Pass));
         cases

@@ -1,0 +1,277 @@
+//! The loaded kernel program, set up through the controller's data path.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, bail};
+use aya::maps::PerCpuValues;
+use balancer::{
+    core::io::BackendId,
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+};
+use balancer_common::{
+    client_table::BUCKET_ENTRIES,
+    map_types::{BackendStats, LiveTable, MemoryStats, ReplyStats, SLOTS_PER_LINE, TableSlot},
+    service_table::{PROBES, TableView},
+    verdict::{DropReason, Verdict},
+};
+use ipnet::IpNet;
+use nix::sched::{CpuSet, sched_setaffinity};
+
+use super::{maps::Maps, play::Player};
+use crate::{
+    generate::{Interfaces, Scene, Step},
+    model::{BUCKETS, Counters, Fate, Hop, Route, Routes},
+    prog_run,
+    rig::{self, IN_MAC, OUT_MAC, OUT_MTU, ROUTER_MAC},
+};
+
+/// The MAC of the router beyond the other interface.
+const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+/// The kernel program.
+pub struct Kernel {
+    dataplane: KernelDataplane,
+    program: OwnedFd,
+    maps: Maps,
+    /// Where packets come in.
+    pub interfaces: Interfaces,
+    scene: Vec<Placed>,
+    /// Counters as they were when the scene began.
+    before: Counters,
+    /// Ids that backends have.
+    backends: Vec<BackendId>,
+    /// Drops by reason at the last packet.
+    drops: [u64; 16],
+}
+
+/// Where a service's row and live table are.
+struct Placed {
+    row: u32,
+    table: LiveTable,
+}
+
+impl Kernel {
+    /// Moves the thread into a namespace of its own and onto the first CPU, and loads the program.
+    ///
+    /// # Errors
+    /// Without root, and where the kernel refuses.
+    pub fn new() -> anyhow::Result<Self> {
+        let (usual, other) = rig::enter_namespace()?;
+        let mut first = CpuSet::new();
+        first.set(0)?;
+        sched_setaffinity(nix::unistd::Pid::from_raw(0), &first).context("staying on the first CPU")?;
+        let clients = BUCKETS as u32 * BUCKET_ENTRIES as u32 / 4;
+        let capacity = Capacity { slots: 1 << 16, services: 64, returns: 128, clients };
+        let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;
+        let maps = Maps::of(dataplane.program()?)?;
+        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            dataplane,
+            program,
+            maps,
+            interfaces: Interfaces { usual, other },
+            scene: Vec::new(),
+            before: Counters::default(),
+            backends: Vec::new(),
+            drops: [0; 16],
+        })
+    }
+
+    /// Finds the row of each service of `scene` in the active half of the table.
+    fn place(&self, scene: &Scene) -> anyhow::Result<Vec<Placed>> {
+        let view = TableView::from_word(self.maps.control.get(&0, 0)?.services);
+        let mut placed = BTreeMap::new();
+        for row in view.base..view.base + (1 << view.bits) + PROBES - 1 {
+            let service = self.maps.services.get(&row, 0)?;
+            if service.key.family != 0 && service.key.protocol != 0 {
+                placed.insert(service.id, Placed { row, table: LiveTable::from_word(service.table) });
+            }
+        }
+        let mut of = |id: u16| placed.remove(&id).with_context(|| format!("service {id} has no row"));
+        scene.services.iter().map(|service| of(service.spec.id.0)).collect()
+    }
+
+    fn write_slots(&mut self, service: usize, slots: &[TableSlot]) -> anyhow::Result<()> {
+        let first = self.scene[service].table.first;
+        for (slot, &value) in (first..).zip(slots) {
+            let mut line = self.maps.slots.get(&(slot / SLOTS_PER_LINE), 0)?;
+            if line.slots[(slot % SLOTS_PER_LINE) as usize] != value {
+                line.slots[(slot % SLOTS_PER_LINE) as usize] = value;
+                self.maps.slots.set(slot / SLOTS_PER_LINE, line, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_tick(&mut self, service: usize, tick: u16) -> anyhow::Result<()> {
+        let row = self.scene[service].row;
+        let mut service = self.maps.services.get(&row, 0)?;
+        service.tick = u32::from(tick);
+        Ok(self.maps.services.set(row, service, 0)?)
+    }
+
+    /// As `dataplane` reads them.
+    fn read(&self) -> anyhow::Result<Counters> {
+        let mut counters = Counters::default();
+        for ifindex in [self.interfaces.usual, self.interfaces.other] {
+            counters.verdicts.insert(ifindex, self.dataplane.interface_stats(ifindex)?.verdicts);
+        }
+        counters.drops = self.dataplane.drop_stats()?.reasons;
+        for &id in &self.backends {
+            counters.backends.insert(id.0, self.dataplane.backend_stats(id)?);
+        }
+        let memory = self.dataplane.memory()?.stats;
+        counters.memory.inserted = memory.inserted;
+        counters.memory.evicted = memory.evicted;
+        counters.memory.full = memory.full;
+        counters.memory.limited = memory.limited;
+        let replies = self.dataplane.reply_stats()?;
+        (counters.echo, counters.too_big) = (replies.echo, replies.too_big);
+        Ok(counters)
+    }
+}
+
+impl Player for Kernel {
+    fn begin(&mut self, scene: &Scene) -> anyhow::Result<()> {
+        for id in std::mem::take(&mut self.backends) {
+            self.dataplane.retire_backend(id)?;
+        }
+        for backend in &scene.backends {
+            self.dataplane.write_backend(backend)?;
+            self.backends.push(backend.id);
+        }
+        for service in &scene.services {
+            let table: Vec<u16> = service.slots.iter().map(|slot| slot.backend).collect();
+            self.dataplane.swap_table(service.spec.id, table.into(), None)?;
+        }
+        let specs: Vec<_> = scene.services.iter().map(|service| service.spec.clone()).collect();
+        self.dataplane.publish_services(&specs)?;
+        self.scene = self.place(scene)?;
+        for (index, service) in scene.services.iter().enumerate() {
+            self.write_slots(index, &service.slots)?;
+            self.write_tick(index, service.tick)?;
+        }
+        let mut control = self.maps.control.get(&0, 0)?;
+        control.newcomers = scene.newcomers;
+        control.epoch += 1;
+        self.maps.control.set(0, control, 0)?;
+        self.maps.clients.store(&scene.clients);
+        let datagrams: Vec<_> = self.maps.fragments.keys().collect::<Result<_, _>>()?;
+        for datagram in datagrams {
+            self.maps.fragments.remove(&datagram)?;
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        self.maps.memory_stats.set(0, PerCpuValues::try_from(vec![MemoryStats::default(); cpus])?, 0)?;
+        self.maps.reply_stats.set(0, PerCpuValues::try_from(vec![ReplyStats::default(); cpus])?, 0)?;
+        self.maps.outer_ids.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        self.before = self.read()?;
+        self.drops = self.before.drops;
+        Ok(())
+    }
+
+    fn change(&mut self, step: &Step) -> anyhow::Result<()> {
+        match step {
+            Step::Packet { .. } => Ok(()),
+            Step::Table { service, slots } => self.write_slots(*service, slots),
+            Step::Backend(backend) => self.dataplane.write_backend(backend),
+            Step::Tick { service, tick } => self.write_tick(*service, *tick),
+            Step::Epoch => {
+                let mut control = self.maps.control.get(&0, 0)?;
+                control.epoch += 1;
+                Ok(self.maps.control.set(0, control, 0)?)
+            }
+            Step::Clients(clients) => {
+                self.maps.clients.store(clients);
+                Ok(())
+            }
+        }
+    }
+
+    fn packet(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Fate> {
+        let ran = prog_run::run(self.program.as_fd(), frame, ingress, 1)?;
+        match ran.action {
+            XDP_PASS if ran.frame == frame => Ok(Fate::Pass),
+            XDP_PASS => bail!("passed with other bytes"),
+            XDP_TX => Ok(Fate::Tx(ran.frame)),
+            XDP_REDIRECT => Ok(Fate::Redirect(ran.frame)),
+            XDP_DROP => {
+                let drops = self.dataplane.drop_stats()?.reasons;
+                let counted = |reason: &&DropReason| drops[reason.index()] == self.drops[reason.index()] + 1;
+                let reason = DropReason::ALL.iter().find(counted).context("a drop that is not counted")?;
+                self.drops = drops;
+                Ok(Fate::Drop(*reason))
+            }
+            action => bail!("action {action}"),
+        }
+    }
+
+    fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]> {
+        self.maps.clients.load()
+    }
+
+    fn counters(&mut self) -> anyhow::Result<Counters> {
+        // Errors are limited by the clock: not here.
+        let cpus = self.maps.reply_stats.get(&0, 0)?;
+        let unlimited: Vec<_> = cpus.iter().map(|&stats| ReplyStats { used: 0, ..stats }).collect();
+        self.maps.reply_stats.set(0, PerCpuValues::try_from(unlimited)?, 0)?;
+
+        let mut counters = self.read()?;
+        counters.verdicts.retain(|ifindex, verdicts| {
+            subtract(verdicts, self.before.verdicts.get(ifindex).unwrap_or(&[0; Verdict::COUNT]));
+            verdicts.iter().any(|&count| count > 0)
+        });
+        subtract(&mut counters.drops, &self.before.drops);
+        counters.backends.retain(|_, stats| *stats != BackendStats::default());
+        Ok(counters)
+    }
+
+    /// The routes of [`rig::enter_namespace`].
+    fn routes(&self) -> Routes {
+        let usual = Hop { ifindex: self.interfaces.usual, source_mac: IN_MAC, destination_mac: ROUTER_MAC, mtu: 1500 };
+        let other = Hop {
+            ifindex: self.interfaces.other,
+            source_mac: OUT_MAC,
+            destination_mac: OTHER_ROUTER_MAC,
+            mtu: OUT_MTU as usize,
+        };
+        let known = |prefix, hop| (prefix, Route::Hop(hop));
+        let nets = [
+            known("10.0.0.0/8", usual),
+            ("10.0.0.0/24", Route::NoNeighbour),
+            known("10.0.0.254/32", usual),
+            ("10.0.1.0/24", Route::NoNeighbour),
+            known("10.0.1.254/32", other),
+            ("203.0.113.0/24", Route::NoNeighbour),
+            known("203.0.113.7/32", usual),
+            known("203.0.114.0/24", other),
+            ("192.0.2.128/25", Route::Forbidden),
+            known("2001:db8:c::/48", usual),
+            ("2001:db8:c::66/128", Route::NoNeighbour),
+            known("2001:db8:d::/48", other),
+            ("fd00::/64", Route::NoNeighbour),
+            known("fd00::fe/128", usual),
+            ("fd01::/64", Route::NoNeighbour),
+            known("fd01::fe/128", other),
+        ];
+        // The machine's own, and everybody's.
+        let own = ["10.0.0.1", "10.0.0.255", "10.0.1.1", "10.0.1.255", "203.0.113.1", "203.0.113.255"];
+        let own6 = ["fd00::1", "fd00::", "fd01::1", "fd01::"];
+        let own = own.into_iter().chain(own6).filter_map(|address| address.parse::<IpAddr>().ok());
+        let nets = nets.into_iter().filter_map(|(net, route)| Some((net.parse::<IpNet>().ok()?, route)));
+        Routes(nets.chain(own.map(|address| (IpNet::from(address), Route::Kernel))).collect())
+    }
+}
+
+fn subtract(from: &mut [u64], what: &[u64]) {
+    for (from, what) in from.iter_mut().zip(what) {
+        *from -= what;
+    }
+}

@@ -1,0 +1,10 @@
+//! The kernel program against the model: the same packets through both, and how little it takes to make them disagree.
+
+mod kernel;
+mod maps;
+mod play;
+mod shrink;
+
+pub use kernel::Kernel;
+pub use play::{Disagreement, Player, hex, play};
+pub use shrink::shrink;

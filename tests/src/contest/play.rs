@@ -1,0 +1,140 @@
+//! Playing a scene on both sides.
+
+use std::fmt::Write as _;
+
+use balancer_common::client_table::BUCKET_ENTRIES;
+
+use crate::{
+    generate::{Scene, Step},
+    model::{Counters, Fate, Routes, State},
+};
+
+/// One that packets are given to and that can be compared with the model.
+pub trait Player {
+    /// Starts a scene afresh.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    fn begin(&mut self, scene: &Scene) -> anyhow::Result<()>;
+
+    /// A change between packets.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    fn change(&mut self, step: &Step) -> anyhow::Result<()>;
+
+    /// What becomes of a frame.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run the program.
+    fn packet(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Fate>;
+
+    /// The client table.
+    fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]>;
+
+    /// What was counted since the scene began. What is limited by the clock begins anew.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn counters(&mut self) -> anyhow::Result<Counters>;
+
+    /// The routes that replies go by.
+    fn routes(&self) -> Routes;
+}
+
+/// Where the two differ.
+#[derive(Clone, Debug)]
+pub struct Disagreement {
+    /// Index of the last step before it was noticed.
+    pub step: usize,
+    /// How.
+    pub what: String,
+}
+
+impl State {
+    /// A change between packets.
+    pub(super) fn change(&mut self, step: &Step) {
+        match step {
+            Step::Packet { .. } => {}
+            Step::Table { service, slots } => self.services[*service].slots.clone_from(slots),
+            Step::Backend(backend) => {
+                self.backends.insert(backend.id.0, backend.clone());
+            }
+            Step::Tick { service, tick } => self.services[*service].tick = *tick,
+            Step::Epoch => self.next_epoch(),
+            Step::Clients(clients) => self.clients.clone_from(clients),
+        }
+    }
+}
+
+/// Plays `steps` and compares what becomes of each packet and of the client table; the counters every `every` steps and
+/// at the end. Returns what was counted where both agree.
+///
+/// # Errors
+/// When the kernel refuses something.
+pub fn play(
+    player: &mut impl Player,
+    scene: &Scene,
+    steps: &[Step],
+    every: usize,
+) -> anyhow::Result<Result<Counters, Disagreement>> {
+    player.begin(scene)?;
+    let mut model = scene.state(player.routes());
+    for (index, step) in steps.iter().enumerate() {
+        let disagreement = |what| Ok(Err(Disagreement { step: index, what }));
+        if let Step::Packet { frame, ingress, .. } = step {
+            let said = model.packet(frame, *ingress);
+            let done = player.packet(frame, *ingress)?;
+            if said != done {
+                return disagreement(format!("the model says\n{}\nand it is\n{}", shown(&said), shown(&done)));
+            }
+            let clients = player.clients();
+            if clients != model.clients {
+                return disagreement(table_difference(&model.clients, &clients));
+            }
+        } else {
+            model.change(step);
+            player.change(step)?;
+        }
+        if (index + 1) % every == 0 || index + 1 == steps.len() {
+            let lines = model.counters.differences(&player.counters()?);
+            if !lines.is_empty() {
+                return disagreement(format!("counters, of the model and as they are:\n{}", lines.join("\n")));
+            }
+        }
+    }
+    Ok(Ok(model.counters))
+}
+
+fn table_difference(said: &[[u64; BUCKET_ENTRIES]], done: &[[u64; BUCKET_ENTRIES]]) -> String {
+    let mut text = "client table, of the model and as it is:".to_owned();
+    for (index, (said, done)) in said.iter().zip(done).enumerate() {
+        if said != done {
+            let _infallible = write!(text, "\nbucket {index}: {said:x?}\nand {done:x?}");
+        }
+    }
+    text
+}
+
+/// A fate, for people.
+fn shown(fate: &Fate) -> String {
+    match fate {
+        Fate::Pass => "pass".to_owned(),
+        Fate::Drop(reason) => format!("drop {}", reason.label()),
+        Fate::Tx(frame) => format!("tx {}", hex(frame)),
+        Fate::Redirect(frame) => format!("redirect {}", hex(frame)),
+    }
+}
+
+/// Bytes in rows of sixteen, for people.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    let mut text = format!("{} bytes", bytes.len());
+    for (row, bytes) in bytes.chunks(16).enumerate() {
+        let _infallible = write!(text, "\n  {:04x} ", row * 16);
+        for byte in bytes {
+            let _infallible = write!(text, " {byte:02x}");
+        }
+    }
+    text
+}

@@ -1,0 +1,188 @@
+//! Making a case of disagreement small: first its history, then its packets.
+
+use crate::generate::Step;
+
+/// Runs at most: a case that takes longer to shrink is shown as it is by then.
+const RUNS: usize = 1500;
+
+/// The fewest and simplest of `steps` that still `fail`. They must.
+///
+/// # Errors
+/// The first of `fail`.
+pub fn shrink(steps: &[Step], mut fail: impl FnMut(&[Step]) -> anyhow::Result<bool>) -> anyhow::Result<Vec<Step>> {
+    let mut left = RUNS;
+    let mut fails = |steps: &[Step]| {
+        if left == 0 {
+            return Ok(false);
+        }
+        left -= 1;
+        fail(steps)
+    };
+    let mut steps = fewer(steps, &mut fails)?;
+    for index in 0..steps.len() {
+        simpler(&mut steps, index, &mut fails)?;
+    }
+    Ok(steps)
+}
+
+type Fails<'a> = dyn FnMut(&[Step]) -> anyhow::Result<bool> + 'a;
+
+/// Leaves out runs of steps, long ones first, as long as that changes nothing (delta debugging).
+fn fewer(steps: &[Step], fails: &mut Fails<'_>) -> anyhow::Result<Vec<Step>> {
+    let mut steps = steps.to_vec();
+    let mut size = steps.len();
+    while size > 0 {
+        let mut start = 0;
+        let mut found = false;
+        while start < steps.len() {
+            let end = (start + size).min(steps.len());
+            let without = [&steps[..start], &steps[end..]].concat();
+            if !without.is_empty() && fails(&without)? {
+                steps = without;
+                found = true;
+            } else {
+                start = end;
+            }
+        }
+        if size > 1 {
+            size = size.div_ceil(2).min(size - 1);
+        } else if !found {
+            size = 0;
+        }
+    }
+    Ok(steps)
+}
+
+/// Takes back what is broken about the packet at `index`, then shortens it and clears its bytes.
+fn simpler(steps: &mut [Step], index: usize, fails: &mut Fails<'_>) -> anyhow::Result<()> {
+    let Step::Packet { frame, unbroken, .. } = &steps[index] else { return Ok(()) };
+    let (mut best, unbroken) = (frame.clone(), unbroken.clone());
+    let mut take = |best: &mut Vec<u8>, candidate: Vec<u8>| -> anyhow::Result<bool> {
+        if candidate == *best {
+            return Ok(false);
+        }
+        replace(&mut steps[index], &candidate);
+        let better = fails(steps)?;
+        if better {
+            *best = candidate;
+        } else {
+            replace(&mut steps[index], best);
+        }
+        Ok(better)
+    };
+    if !take(&mut best, unbroken.clone())? && best.len() == unbroken.len() {
+        for at in 0..best.len() {
+            let mut candidate = best.clone();
+            candidate[at] = unbroken[at];
+            take(&mut best, candidate)?;
+        }
+    }
+    let mut by = best.len() / 2;
+    while by > 0 {
+        if best.len() >= 14 + by {
+            let shorter = best[..best.len() - by].to_vec();
+            if take(&mut best, shorter)? {
+                continue;
+            }
+        }
+        by /= 2;
+    }
+    for at in (0..best.len()).rev() {
+        if best[at] != 0 {
+            let mut candidate = best.clone();
+            candidate[at] = 0;
+            take(&mut best, candidate)?;
+        }
+    }
+    Ok(())
+}
+
+fn replace(step: &mut Step, with: &[u8]) {
+    if let Step::Packet { frame, .. } = step {
+        *frame = with.to_vec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::client_table::BUCKET_ENTRIES;
+
+    use super::*;
+    use crate::{
+        contest::{Player, play},
+        generate::{self, Interfaces, Scene},
+        model::{Counters, Fate, Routes, State},
+    };
+
+    const INTERFACES: Interfaces = Interfaces { usual: 2, other: 3 };
+
+    /// A model with a fault.
+    struct Faulty {
+        state: State,
+        /// Its clocks stand still; otherwise it sends what goes out of the other interface with a bit wrong.
+        clocks_stand: bool,
+    }
+
+    impl Player for Faulty {
+        fn begin(&mut self, scene: &Scene) -> anyhow::Result<()> {
+            self.state = scene.state(self.routes());
+            Ok(())
+        }
+
+        fn change(&mut self, step: &Step) -> anyhow::Result<()> {
+            if !(self.clocks_stand && matches!(step, Step::Tick { .. })) {
+                self.state.change(step);
+            }
+            Ok(())
+        }
+
+        fn packet(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Fate> {
+            Ok(match self.state.packet(frame, ingress) {
+                Fate::Redirect(mut frame) if !self.clocks_stand => {
+                    frame[20] ^= 1;
+                    Fate::Redirect(frame)
+                }
+                fate @ (Fate::Pass | Fate::Tx(_) | Fate::Redirect(_) | Fate::Drop(_)) => fate,
+            })
+        }
+
+        fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]> {
+            self.state.clients.clone()
+        }
+
+        fn counters(&mut self) -> anyhow::Result<Counters> {
+            Ok(self.state.counters.clone())
+        }
+
+        fn routes(&self) -> Routes {
+            Routes::default()
+        }
+    }
+
+    fn small(clocks_stand: bool) -> Vec<Step> {
+        let (scene, steps) = (7..)
+            .map(|seed| generate::scene(seed, 1000, INTERFACES))
+            .find(|(scene, _)| !clocks_stand || scene.services.iter().any(|service| service.clock().is_some()))
+            .unwrap();
+        let mut faulty = Faulty { state: scene.state(Routes::default()), clocks_stand };
+        let mut fails = |steps: &[Step]| Ok(play(&mut faulty, &scene, steps, 1)?.is_err());
+        assert!(fails(&steps).unwrap(), "the fault is not noticed");
+        let small = shrink(&steps, &mut fails).unwrap();
+        assert!(fails(&small).unwrap(), "it is not noticed any more");
+        small
+    }
+
+    #[test]
+    fn a_fault_of_single_packets_is_shown_by_a_short_one() {
+        let small = small(false);
+        let [Step::Packet { frame, .. }] = small.as_slice() else { panic!("{small:?}") };
+        // Types, lengths, an address and a port, and perhaps those of a quote.
+        assert!(frame.iter().filter(|&&byte| byte != 0).count() <= 40, "{frame:x?}");
+    }
+
+    #[test]
+    fn a_fault_of_clocks_is_shown_by_one_tick_and_one_packet() {
+        let small = small(true);
+        assert!(matches!(small.as_slice(), [Step::Tick { .. }, Step::Packet { .. }]), "{small:?}");
+    }
+}

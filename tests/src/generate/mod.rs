@@ -1,0 +1,77 @@
+//! Random scenes, and random packets through them, from one seed.
+
+mod changes;
+mod clients;
+mod frames;
+mod icmp;
+mod mutate;
+mod scene;
+
+pub use scene::{Interfaces, Scene};
+
+use balancer::core::io::BackendSpec;
+use balancer_common::{client_table::BUCKET_ENTRIES, map_types::TableSlot};
+use fastrand::Rng;
+
+/// Something that happens in a scene.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A frame comes in.
+    Packet {
+        /// Its bytes.
+        frame: Vec<u8>,
+        /// The bytes before somebody broke them.
+        unbroken: Vec<u8>,
+        /// By which interface it comes in.
+        ingress: u32,
+    },
+    /// The live table of a service is replaced.
+    Table {
+        /// Index of the service.
+        service: usize,
+        /// The new table.
+        slots: Vec<TableSlot>,
+    },
+    /// A backend's row is replaced.
+    Backend(BackendSpec),
+    /// The clock of a service moves.
+    Tick {
+        /// Index of the service.
+        service: usize,
+        /// To this.
+        tick: u16,
+    },
+    /// Newcomers may be recorded again.
+    Epoch,
+    /// The client table is replaced.
+    Clients(Vec<[u64; BUCKET_ENTRIES]>),
+}
+
+/// The scene with this seed, and `packets` packets in it.
+#[must_use]
+pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<Step>) {
+    let mut rng = Rng::with_seed(seed);
+    let scene = Scene::random(&mut rng, interfaces);
+    let mut source = frames::Source::new(&scene);
+    let mut steps = Vec::with_capacity(packets + packets / 50);
+    for _ in 0..packets {
+        if once_in(&mut rng, 60) {
+            steps.push(changes::random(&mut rng, &scene));
+        }
+        let unbroken = source.frame(&mut rng);
+        let frame = mutate::perhaps(&mut rng, &unbroken);
+        let ingress = if once_in(&mut rng, 6) { interfaces.other } else { interfaces.usual };
+        steps.push(Step::Packet { frame, unbroken, ingress });
+    }
+    (scene, steps)
+}
+
+/// One of `choices`, which are not none.
+fn one_of<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
+    choices[rng.usize(..choices.len())]
+}
+
+/// Whether something that happens once in `times` happens.
+fn once_in(rng: &mut Rng, times: u32) -> bool {
+    rng.u32(..times) == 0
+}

@@ -1,0 +1,224 @@
+//! Random services, backends, tables and client tables.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use balancer::{
+    config::model::{Failback, Protocol},
+    core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
+};
+use balancer_common::{
+    client::HashKey,
+    client_table::{BUCKET_ENTRIES, Entry, TICK_MASK},
+    map_types::{ALL_DOWN, Forwarding, NO_BACKEND, TableSlot},
+    verdict::MoveCause,
+};
+use fastrand::Rng;
+
+use super::{clients, once_in, one_of};
+use crate::{
+    model::{BUCKETS, Routes, Service, State, client_hash},
+    rig::{IN_MAC, OUT_MAC, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
+};
+
+const ESTABLISHED: u64 = 1 << 14;
+const AWAY: u64 = 1 << 15;
+
+/// The interfaces' indexes.
+#[derive(Clone, Copy, Debug)]
+pub struct Interfaces {
+    /// Where most packets come in.
+    pub usual: u32,
+    /// The other one.
+    pub other: u32,
+}
+
+/// What packets find.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    /// Services, their tables and clocks.
+    pub services: Vec<Service>,
+    /// Backends.
+    pub backends: Vec<BackendSpec>,
+    /// The client table.
+    pub clients: Vec<[u64; BUCKET_ENTRIES]>,
+    /// Newcomers that may be recorded in an epoch.
+    pub newcomers: u32,
+    interfaces: Interfaces,
+}
+
+impl Scene {
+    /// A random scene.
+    pub(super) fn random(rng: &mut Rng, interfaces: Interfaces) -> Self {
+        let newcomers = one_of(rng, &[5, 1000, 1 << 20, 1 << 20]);
+        let mut scene = Self { services: Vec::new(), backends: Vec::new(), clients: Vec::new(), newcomers, interfaces };
+        let clock = rng.bool().then(|| rng.u16(..) & TICK_MASK);
+        let mut taken = HashSet::new();
+        let mut backends_taken = HashSet::new();
+        for id in 1..=rng.u16(4..=12) {
+            let address = SocketAddr::new(vip(rng), one_of(rng, &[80, 80, 53, 443, 8080, 0]));
+            let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Udp]);
+            if taken.insert((address, protocol.number())) {
+                scene.add_service(rng, ServiceId(id), address, protocol, &mut backends_taken);
+                if let (Some(clock), Some(service)) = (clock, scene.services.last_mut()) {
+                    service.tick = clock;
+                }
+            }
+        }
+        scene.clients = scene.random_clients(rng);
+        scene
+    }
+
+    fn add_service(
+        &mut self,
+        rng: &mut Rng,
+        id: ServiceId,
+        address: SocketAddr,
+        protocol: Protocol,
+        taken: &mut HashSet<(SocketAddr, u8)>,
+    ) {
+        let forwarding =
+            one_of(rng, &[Forwarding::Dsr, Forwarding::Nat, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue]);
+        let mut backends = Vec::new();
+        for _ in 0..one_of(rng, &[0, 1, 1, 2, 2, 2, 3, 3, 4, 5]) {
+            let Some(row) = u16::try_from(self.backends.len() + 1).ok() else { continue };
+            let target = backend_address(rng, address, forwarding, row);
+            if !taken.insert((target, protocol.number())) {
+                continue;
+            }
+            backends.push((BackendId(row), target));
+            let tunnel_source = match target {
+                _ if once_in(rng, 12) => None,
+                SocketAddr::V4(_) => Some(TUNNEL_SOURCE_V4.into()),
+                SocketAddr::V6(_) => Some(TUNNEL_SOURCE_V6.into()),
+            };
+            let spec = BackendSpec {
+                id: BackendId(row),
+                forwarding,
+                vip: address,
+                address: target,
+                next_hop: None,
+                service: id,
+                keeps_known: true,
+                cause: MoveCause::Down,
+                tunnel_source,
+            };
+            self.backends.push(self.change_of(rng, &spec));
+        }
+        let v4_prefixes = [32, 32, 32, 24, 30, 8, 0];
+        let v6_prefixes = [64, 64, 64, 128, 48, 127, 0];
+        let spec = ServiceSpec {
+            id,
+            hash_key: HashKey { k0: rng.u64(..), k1: rng.u64(..) },
+            address,
+            protocol,
+            client_prefix: one_of(rng, if address.is_ipv4() { &v4_prefixes } else { &v6_prefixes }),
+            forwarding,
+            remember: Duration::from_secs(one_of(rng, &[0, 0, 1, 60, 3600, 10_800, 864_000])),
+            failback: one_of(rng, &[Failback::Stay, Failback::Return]),
+            backends,
+        };
+        let size = one_of(rng, &[1, 7, 31, 251]);
+        let slots = table(rng, &spec, size);
+        self.services.push(Service { spec, slots, tick: rng.u16(..) & TICK_MASK });
+    }
+
+    /// A backend with a new state.
+    pub(super) fn change_of(&self, rng: &mut Rng, backend: &BackendSpec) -> BackendSpec {
+        let usual = !once_in(rng, 3);
+        let (ifindex, source_mac) =
+            if usual { (self.interfaces.usual, IN_MAC) } else { (self.interfaces.other, OUT_MAC) };
+        let mtu = one_of(rng, &[1500, 1500, 1500, 1500, 1500, 1500, 1300, 1280, 576, 68, 9000, 70_000]);
+        let destination_mac = [2, 0, 0, 0, 1, backend.id.0 as u8];
+        let hop = NextHop { ifindex, source_mac, destination_mac, mtu, source: None };
+        BackendSpec {
+            next_hop: (!once_in(rng, 12)).then_some(hop),
+            keeps_known: !once_in(rng, 3),
+            cause: one_of(rng, &[MoveCause::Down, MoveCause::Drain, MoveCause::Maint, MoveCause::Removed]),
+            ..backend.clone()
+        }
+    }
+
+    /// A random client table: empty, or full of clients that are known for long, or anything between.
+    pub(super) fn random_clients(&self, rng: &mut Rng) -> Vec<[u64; BUCKET_ENTRIES]> {
+        let mut buckets = vec![[0; BUCKET_ENTRIES]; BUCKETS];
+        let crowded = once_in(rng, 4);
+        for _ in 0..if crowded { 1000 } else { one_of(rng, &[0, 40, 150, 600]) } {
+            self.add_client(rng, &mut buckets, crowded);
+        }
+        buckets
+    }
+
+    fn add_client(&self, rng: &mut Rng, buckets: &mut [[u64; BUCKET_ENTRIES]], crowded: bool) {
+        let Some(service) = rng.choice(&self.services) else { return };
+        let source = clients::address(rng, service.spec.address.is_ipv4());
+        let hash = if once_in(rng, if crowded { 2 } else { 4 }) { rng.u64(..) } else { client_hash(service, source) };
+        let backend = match rng.u32(..10) {
+            0 => rng.choice(&self.backends).map_or(NO_BACKEND, |backend| backend.id.0),
+            1 => rng.u16(16_384..),
+            _ => rng.choice(&service.spec.backends).map_or(u16::MAX, |(id, _)| id.0),
+        };
+        let ages = [0, 0, 1, 2, 30, 1000, 4096, 4097, 9000, 16_380];
+        let age = one_of(rng, if crowded { &ages[..3] } else { &ages });
+        let mut entry = Entry::new((hash >> 32) as u32, backend, service.tick.wrapping_sub(age)).0;
+        for flag in [ESTABLISHED, AWAY] {
+            if rng.bool() || crowded && flag == ESTABLISHED {
+                entry |= flag;
+            }
+        }
+        let bucket = &mut buckets[hash as usize % BUCKETS];
+        let tag = |entry: u64| Entry(entry).tag();
+        let place = bucket.iter().position(|&other| other != 0 && tag(other) == tag(entry));
+        bucket[place.unwrap_or_else(|| rng.usize(..BUCKET_ENTRIES))] = entry;
+    }
+
+    /// The model's view of the scene.
+    #[must_use]
+    pub fn state(&self, routes: Routes) -> State {
+        let backends: BTreeMap<_, _> = self.backends.iter().map(|backend| (backend.id.0, backend.clone())).collect();
+        let mut state = State::new(self.services.clone(), backends, self.newcomers, routes);
+        state.clients.clone_from(&self.clients);
+        state
+    }
+}
+
+fn vip(rng: &mut Rng) -> IpAddr {
+    let host = one_of(rng, &[10, 20, 30]);
+    if rng.bool() {
+        Ipv4Addr::new(198, 51, 100, host).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host)).into()
+    }
+}
+
+/// `nat` backends share hosts, so that their ports matter.
+fn backend_address(rng: &mut Rng, vip: SocketAddr, forwarding: Forwarding, row: u16) -> SocketAddr {
+    let (v4, host, port) = match forwarding {
+        Forwarding::Nat if vip.port() == 0 => (vip.is_ipv4(), rng.u16(21..27), 0),
+        Forwarding::Nat => (vip.is_ipv4(), rng.u16(21..27), 8000 + row),
+        Forwarding::Dsr => (vip.is_ipv4(), 100 + row, vip.port()),
+        Forwarding::Ipip | Forwarding::Gue => (rng.bool(), 100 + row, vip.port()),
+    };
+    let ip = if v4 {
+        Ipv4Addr::new(10, 0, 0, host as u8).into()
+    } else {
+        IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host))
+    };
+    SocketAddr::new(ip, port)
+}
+
+/// A random live table.
+pub(super) fn table(rng: &mut Rng, service: &ServiceSpec, size: usize) -> Vec<TableSlot> {
+    let nobody = once_in(rng, 25);
+    let slot = |_| TableSlot {
+        backend: match rng.choice(&service.backends) {
+            Some((id, _)) if !nobody && !once_in(rng, 30) => id.0,
+            _ => one_of(rng, &[NO_BACKEND, ALL_DOWN]),
+        },
+        flags: rng.u16(..4),
+    };
+    (0..size).map(slot).collect()
+}

@@ -1,0 +1,61 @@
+//! Checksums, each summed anew over everything it covers.
+//!
+//! A router does not repair what it did not break: a packet that arrives with a wrong checksum must leave with one that is
+//! wrong by as much, so that its receiver notices. (The error is a difference modulo 65535, as all sums here.)
+
+use std::net::IpAddr;
+
+/// The sum of 16-bit words of `bytes`, modulo 65535.
+fn sum(bytes: &[u8]) -> u32 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u32::from(low)));
+    words.fold(0, |sum, word| (sum + word) % 65535)
+}
+
+/// Something that a checksum covers: a pseudo-header, perhaps, and bytes with the checksum among them.
+pub(super) struct Covered<'a> {
+    pub(super) pseudo: &'a [u8],
+    pub(super) bytes: &'a [u8],
+    /// Where the checksum is in `bytes`.
+    pub(super) check: usize,
+}
+
+impl Covered<'_> {
+    fn field(&self) -> u32 {
+        u32::from(self.bytes[self.check]) << 8 | u32::from(self.bytes[self.check + 1])
+    }
+
+    /// The checksum that would be right, modulo 65535.
+    fn right(&self) -> u32 {
+        let all = sum(self.pseudo) + sum(self.bytes) + 2 * 65535;
+        (2 * 65535 - (all - self.field()) % 65535) % 65535
+    }
+}
+
+/// The checksum for `after`: right if the one of `before` was, else wrong by as much. Zero has two names, 0 and 0xffff; a
+/// sum over something that is not nothing gives the first (RFC 1071).
+pub(super) fn carried(before: &Covered<'_>, after: &Covered<'_>) -> u16 {
+    let error = before.field() + 65535 - before.right();
+    ((after.right() + error) % 65535) as u16
+}
+
+/// The checksum over `bytes`, whose checksum field is zero.
+pub(super) fn fresh(pseudo: &[u8], bytes: &[u8]) -> u16 {
+    match (65535 - (sum(pseudo) + sum(bytes)) % 65535) % 65535 {
+        0 if bytes.iter().all(|&byte| byte == 0) && pseudo.iter().all(|&byte| byte == 0) => 0xffff,
+        check => check as u16,
+    }
+}
+
+/// What comes before TCP, UDP or ICMPv6 in the sum: addresses, length and protocol.
+pub(super) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    for address in [source, destination] {
+        match address {
+            IpAddr::V4(address) => bytes.extend(address.octets()),
+            IpAddr::V6(address) => bytes.extend(address.octets()),
+        }
+    }
+    bytes.extend((length as u32).to_be_bytes());
+    bytes.extend([0, 0, 0, protocol]);
+    bytes
+}

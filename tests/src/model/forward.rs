@@ -1,0 +1,211 @@
+//! Getting a packet to its backend, and a `nat` reply to its client.
+
+use std::net::IpAddr;
+
+use balancer::core::io::BackendSpec;
+use balancer_common::{
+    map_types::{Forwarding, Mac},
+    verdict::DropReason,
+};
+
+use super::{
+    Arrival, Fate, Hop, Route, State,
+    checksum::{self, Covered, pseudo_header},
+    parse::{Packet, TCP, UDP},
+    state::WayBack,
+    steer::Choice,
+};
+
+/// What follows the headers of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carries {
+    /// A TCP or UDP header.
+    Ports,
+    /// A later fragment's bytes.
+    Nothing,
+}
+
+/// Which end of a packet is replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Source,
+    Destination,
+}
+
+/// A new end. Port 0: the port stays.
+#[derive(Clone, Copy)]
+pub(super) struct New {
+    pub(super) end: End,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+}
+
+impl State {
+    pub(super) fn forward(&mut self, at: Arrival<'_>, packet: &Packet, choice: Choice) -> Result<Fate, DropReason> {
+        self.forward_carrying(at, packet, choice, Carries::Ports)
+    }
+
+    pub(super) fn forward_carrying(
+        &mut self,
+        arrival: Arrival<'_>,
+        packet: &Packet,
+        choice: Choice,
+        carries: Carries,
+    ) -> Result<Fate, DropReason> {
+        let backend = self.reachable(choice.backend).ok_or(DropReason::NoNextHop)?.clone();
+        let hop = backend.next_hop.ok_or(DropReason::NoNextHop)?;
+        let mut frame = match backend.forwarding {
+            Forwarding::Ipip | Forwarding::Gue => match self.wrap(arrival, packet, &backend)? {
+                Ok(frame) => frame,
+                Err(fits) => return self.tell_too_big(arrival, packet, fits),
+            },
+            // Back where it came from it fits: it has come that way.
+            _ if hop.ifindex != arrival.ingress && packet.length > hop.mtu as usize => {
+                return self.tell_too_big(arrival, packet, hop.mtu as usize);
+            }
+            Forwarding::Dsr => arrival.frame.to_vec(),
+            Forwarding::Nat => {
+                one_hop_is_left(packet)?;
+                translated(arrival.frame, packet, there(&backend, End::Destination), carries)
+            }
+        };
+        write_macs(&mut frame, hop.destination_mac, hop.source_mac);
+        self.counters.forwarded(choice.backend, packet.start + packet.length, choice.decision);
+        Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
+    }
+
+    pub(super) fn to_client(&self, at: Arrival<'_>, packet: &Packet, way: WayBack) -> Result<Fate, DropReason> {
+        self.to_client_carrying(at, packet, way, Carries::Ports)
+    }
+
+    pub(super) fn to_client_carrying(
+        &self,
+        arrival: Arrival<'_>,
+        packet: &Packet,
+        way: WayBack,
+        carries: Carries,
+    ) -> Result<Fate, DropReason> {
+        let Some(hop) = self.hop_to_client(arrival, packet)? else { return Ok(Fate::Pass) };
+        let mut frame = translated(arrival.frame, packet, self.back(way, End::Source), carries);
+        write_macs(&mut frame, hop.destination_mac, hop.source_mac);
+        Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
+    }
+
+    /// The next hop to the client. `None`: the packet is the kernel's business.
+    pub(super) fn hop_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Option<Hop>, DropReason> {
+        match self.routes.find(packet.destination) {
+            Route::Kernel => Ok(None),
+            Route::Forbidden => Err(DropReason::NoRoute),
+            Route::NoNeighbour => Err(DropReason::NoNeighbour),
+            Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => {
+                // The kernel tells the sender, where the sender wants to know.
+                if packet.dont_fragment { Ok(None) } else { Err(DropReason::TooBig) }
+            }
+            Route::Hop(hop) => {
+                one_hop_is_left(packet)?;
+                Ok(Some(hop))
+            }
+        }
+    }
+
+    /// What a reply gets instead of its backend's end.
+    pub(super) fn back(&self, way: WayBack, end: End) -> New {
+        let vip = self.services[way.service].spec.address;
+        New { end, address: vip.ip(), port: if way.port == 0 { 0 } else { vip.port() } }
+    }
+}
+
+/// What a packet gets instead of the VIP's end.
+pub(super) fn there(backend: &BackendSpec, end: End) -> New {
+    let every_port = backend.vip.port() == 0;
+    New { end, address: backend.address.ip(), port: if every_port { 0 } else { backend.address.port() } }
+}
+
+pub(super) fn one_hop_is_left(packet: &Packet) -> Result<(), DropReason> {
+    if packet.ttl <= 1 { Err(DropReason::TtlExceeded) } else { Ok(()) }
+}
+
+pub(super) fn write_macs(frame: &mut [u8], destination: Mac, source: Mac) {
+    frame[..6].copy_from_slice(&destination);
+    frame[6..12].copy_from_slice(&source);
+}
+
+/// `frame` with one end replaced and one hop less.
+fn translated(frame: &[u8], packet: &Packet, new: New, carries: Carries) -> Vec<u8> {
+    let mut out = frame.to_vec();
+    replace_address(&mut out, packet, new);
+    take_a_hop(&mut out, packet);
+    renew_header(frame, &mut out, packet);
+    if carries == Carries::Ports {
+        replace_port(&mut out, packet, new);
+        renew_segment(frame, &mut out, packet, new, packet.end());
+    }
+    out
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+pub(super) fn replace_address(frame: &mut [u8], packet: &Packet, new: New) {
+    let at = match (packet.v6, new.end) {
+        (false, End::Source) => 12,
+        (false, End::Destination) => 16,
+        (true, End::Source) => 8,
+        (true, End::Destination) => 24,
+    };
+    let octets = octets(new.address);
+    frame[packet.start + at..][..octets.len()].copy_from_slice(&octets);
+}
+
+pub(super) fn replace_port(frame: &mut [u8], packet: &Packet, new: New) {
+    if new.port != 0 {
+        let at = packet.l4() + if new.end == End::Source { 0 } else { 2 };
+        frame[at..at + 2].copy_from_slice(&new.port.to_be_bytes());
+    }
+}
+
+pub(super) fn take_a_hop(frame: &mut [u8], packet: &Packet) {
+    frame[packet.start + if packet.v6 { 7 } else { 8 }] -= 1;
+}
+
+/// The checksum of an IPv4 header that has changed.
+pub(super) fn renew_header(before: &[u8], after: &mut [u8], packet: &Packet) {
+    if packet.v6 {
+        return;
+    }
+    let header = packet.start..packet.start + packet.headers;
+    let covered = |bytes| Covered { pseudo: &[], bytes, check: 10 };
+    let check = checksum::carried(&covered(&before[header.clone()]), &covered(&after[header]));
+    after[packet.start + 10..][..2].copy_from_slice(&check.to_be_bytes());
+}
+
+/// The checksum of a TCP or UDP segment, as far as it is there (to byte `end`), whose end has changed. UDP's may be absent
+/// (0), which stays; so a checksum that comes out as 0 is written as its other name (RFC 768).
+pub(super) fn renew_segment(before: &[u8], after: &mut [u8], packet: &Packet, new: New, end: usize) {
+    let check_at = match packet.protocol {
+        TCP => 16,
+        UDP => 6,
+        _ => return,
+    };
+    let segment = packet.l4()..end;
+    if segment.len() < check_at + 2 || packet.protocol == UDP && before[packet.l4() + 6..][..2] == [0, 0] {
+        return;
+    }
+    let (source, destination) = match new.end {
+        End::Source => (new.address, packet.destination),
+        End::Destination => (packet.source, new.address),
+    };
+    let length = packet.l4_length();
+    let old = pseudo_header(packet.source, packet.destination, packet.protocol, length);
+    let pseudo = pseudo_header(source, destination, packet.protocol, length);
+    let check = checksum::carried(
+        &Covered { pseudo: &old, bytes: &before[segment.clone()], check: check_at },
+        &Covered { pseudo: &pseudo, bytes: &after[segment], check: check_at },
+    );
+    let check = if check == 0 && packet.protocol == UDP { 0xffff } else { check };
+    after[packet.l4() + check_at..][..2].copy_from_slice(&check.to_be_bytes());
+}

@@ -1,0 +1,97 @@
+//! The later fragments of a datagram, which have no ports, follow the first.
+
+use std::net::IpAddr;
+
+use balancer_common::verdict::DropReason;
+
+use super::{
+    Arrival, Fate, State,
+    forward::Carries,
+    parse::{DESTINATION_OPTIONS, Packet},
+    state::{Portless, WayBack},
+    steer::Choice,
+};
+
+/// What the fragments of one datagram have in common. In IPv6 the protocol is none of it (RFC 8200).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Datagram {
+    source: IpAddr,
+    destination: IpAddr,
+    id: u32,
+    protocol: Option<u8>,
+}
+
+impl Datagram {
+    fn of(packet: &Packet) -> Self {
+        Self {
+            source: packet.source,
+            destination: packet.destination,
+            id: packet.id,
+            protocol: (!packet.v6).then_some(packet.protocol),
+        }
+    }
+}
+
+/// Where a first fragment went.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    Kernel,
+    Backend(u16),
+    Client(WayBack),
+}
+
+impl State {
+    /// A choice: noted once a backend is chosen, whether or not the fragment then reaches it.
+    pub(super) fn follow_to_backend(&mut self, packet: &Packet, backend: u16) {
+        if packet.is_first_fragment() {
+            self.datagrams.insert(Datagram::of(packet), Way::Backend(backend));
+        }
+    }
+
+    pub(super) fn follow_to_client(&mut self, packet: &Packet, way: WayBack) {
+        if packet.is_first_fragment() {
+            self.datagrams.insert(Datagram::of(packet), Way::Client(way));
+        }
+    }
+
+    /// A choice: only what could be mistaken for a service's or a backend's is noted.
+    pub(super) fn follow_to_kernel(&mut self, packet: &Packet) {
+        let mistakable = self.is_vip(packet.destination)
+            || !matches!(self.only_way_back(packet.source, packet.protocol), Portless::Nothing);
+        if packet.is_first_fragment() && mistakable {
+            self.datagrams.insert(Datagram::of(packet), Way::Kernel);
+        }
+    }
+
+    pub(super) fn later_fragment(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
+        match self.datagrams.get(&Datagram::of(packet)).copied() {
+            Some(Way::Kernel) => Ok(Fate::Pass),
+            Some(Way::Backend(backend)) => {
+                self.forward_carrying(arrival, packet, Choice { backend, decision: None }, Carries::Nothing)
+            }
+            Some(Way::Client(way)) => self.to_client_carrying(arrival, packet, way, Carries::Nothing),
+            None => self.first_not_seen(arrival, packet),
+        }
+    }
+
+    fn first_not_seen(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
+        if self.is_vip(packet.destination) {
+            if packet.protocol == DESTINATION_OPTIONS {
+                return Err(DropReason::FragmentUnknown);
+            }
+            return match self.only_service(packet.destination, packet.protocol) {
+                Portless::Nothing => Ok(Fate::Pass),
+                Portless::Several => Err(DropReason::FragmentUnknown),
+                Portless::Only(service) => {
+                    let choice = self.peek(service, packet.source)?;
+                    self.forward_carrying(arrival, packet, choice, Carries::Nothing)
+                }
+            };
+        }
+        // A backend has packets of its own, so what cannot be told to be a reply is none.
+        match self.only_way_back(packet.source, packet.protocol) {
+            Portless::Only(way) => self.to_client_carrying(arrival, packet, way, Carries::Nothing),
+            Portless::Nothing | Portless::Several => Ok(Fate::Pass),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! ICMP and ICMPv6: echo requests to VIPs, and errors about flows of services.
+
+use balancer_common::{map_types::Forwarding, verdict::DropReason};
+
+use super::{
+    Arrival, Fate, State,
+    checksum::{self, Covered, pseudo_header},
+    forward::{
+        End, New, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop, there,
+        write_macs,
+    },
+    parse::{self, Packet, TCP, UDP},
+    state::Portless,
+    steer::Choice,
+    too_big::{is_group, is_one_host},
+};
+
+/// TTL or hop limit of an answer.
+const TTL: u8 = 64;
+
+impl State {
+    pub(super) fn icmp(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
+        if packet.l4_length() < 8 {
+            return self.broken(packet.destination);
+        }
+        let echo_request = if packet.v6 { 128 } else { 8 };
+        let errors: &[u8] = if packet.v6 { &[1, 2, 3, 4] } else { &[3, 11, 12] };
+        let kind = arrival.frame[packet.l4()];
+        match (kind, self.is_vip(packet.destination)) {
+            (kind, true) if kind == echo_request => Ok(self.echo(arrival.frame, packet)),
+            (kind, true) if errors.contains(&kind) => self.error_to_vip(arrival, packet),
+            (kind, false) if errors.contains(&kind) => self.error_to_client(arrival, packet),
+            _ => Ok(Fate::Pass),
+        }
+    }
+
+    fn echo(&mut self, frame: &[u8], packet: &Packet) -> Fate {
+        if is_group(frame) || !is_one_host(packet.source) {
+            return Fate::Pass;
+        }
+        self.counters.echo += 1;
+        let mut out = [&frame[6..12], &frame[..6], &frame[12..]].concat();
+        replace_address(&mut out, packet, New { end: End::Source, address: packet.destination, port: 0 });
+        replace_address(&mut out, packet, New { end: End::Destination, address: packet.source, port: 0 });
+        out[packet.start + if packet.v6 { 7 } else { 8 }] = TTL;
+        renew_header(frame, &mut out, packet);
+        out[packet.l4()] = if packet.v6 { 129 } else { 0 };
+        let pseudo = pseudo_header(packet.source, packet.destination, packet.protocol, packet.l4_length());
+        let check = renew_message(frame, &mut out, packet, &pseudo, &pseudo);
+        // A choice: of the two names of zero the one that is right for a reply of nothing but zeros, too.
+        if !packet.v6 && check == 0 {
+            out[packet.l4() + 2..][..2].fill(0xff);
+        }
+        Fate::Tx(out)
+    }
+
+    /// About a packet that a backend sent as the VIP: to the backend of that packet's client.
+    fn error_to_vip(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
+        let inner = parse::quoted(arrival.frame, packet).ok_or(DropReason::Malformed)?;
+        if !is_ours(packet, &inner) {
+            return Ok(Fate::Pass);
+        }
+        let service = if inner.is_later_fragment() {
+            match self.only_service(inner.source, inner.protocol) {
+                Portless::Nothing => None,
+                Portless::Several => return Err(DropReason::FragmentUnknown),
+                Portless::Only(service) => Some(service),
+            }
+        } else {
+            let port = parse::word(arrival.frame, inner.l4()).ok_or(DropReason::Malformed)?;
+            self.service(inner.source, port, inner.protocol)
+        };
+        let Some(service) = service else { return Ok(Fate::Pass) };
+        let choice = self.peek(service, inner.destination)?;
+        self.error_to_backend(arrival, packet, &inner, choice)
+    }
+
+    fn error_to_backend(
+        &mut self,
+        arrival: Arrival<'_>,
+        packet: &Packet,
+        inner: &Packet,
+        choice: Choice,
+    ) -> Result<Fate, DropReason> {
+        let backend = self.reachable(choice.backend).ok_or(DropReason::NoNextHop)?.clone();
+        let hop = backend.next_hop.ok_or(DropReason::NoNextHop)?;
+        let mut frame = match backend.forwarding {
+            // Nobody is told about an error.
+            Forwarding::Ipip | Forwarding::Gue => {
+                self.wrap(arrival, packet, &backend)?.map_err(|_fits| DropReason::TooBig)?
+            }
+            _ if hop.ifindex != arrival.ingress && packet.length > hop.mtu as usize => return Err(DropReason::TooBig),
+            Forwarding::Dsr => arrival.frame.to_vec(),
+            Forwarding::Nat => {
+                one_hop_is_left(packet)?;
+                let outer = New { end: End::Destination, address: backend.address.ip(), port: 0 };
+                translated(arrival.frame, packet, inner, outer, there(&backend, End::Source))
+            }
+        };
+        write_macs(&mut frame, hop.destination_mac, hop.source_mac);
+        self.counters.forwarded(choice.backend, packet.start + packet.length, None);
+        Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
+    }
+
+    /// About a packet that was translated on its way to a `nat` backend: to the client that sent it, as from the VIP.
+    fn error_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
+        let Some(inner) = parse::quoted(arrival.frame, packet).filter(|inner| is_ours(packet, inner)) else {
+            return Ok(Fate::Pass);
+        };
+        let way = if inner.is_later_fragment() {
+            match self.only_way_back(inner.destination, inner.protocol) {
+                Portless::Only(way) => Some(way),
+                Portless::Nothing | Portless::Several => None,
+            }
+        } else {
+            let port = parse::word(arrival.frame, inner.l4() + 2);
+            port.and_then(|port| self.way_back(inner.destination, port, inner.protocol))
+        };
+        let Some(way) = way else { return Ok(Fate::Pass) };
+        let Some(hop) = self.hop_to_client(arrival, packet)? else { return Ok(Fate::Pass) };
+        let new = self.back(way, End::Destination);
+        let outer = New { end: End::Source, address: new.address, port: 0 };
+        let mut frame = translated(arrival.frame, packet, &inner, outer, new);
+        write_macs(&mut frame, hop.destination_mac, hop.source_mac);
+        Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
+    }
+}
+
+/// Whether an error went to the sender of what it quotes.
+fn is_ours(packet: &Packet, inner: &Packet) -> bool {
+    inner.source == packet.destination && matches!(inner.protocol, TCP | UDP)
+}
+
+/// An error with one end of its own replaced by `outer`, one hop less, and one end of its quote by `new`. The checksums
+/// within the quote change, too, as far as they are quoted.
+fn translated(frame: &[u8], packet: &Packet, inner: &Packet, outer: New, new: New) -> Vec<u8> {
+    let mut out = frame.to_vec();
+    replace_address(&mut out, packet, outer);
+    take_a_hop(&mut out, packet);
+    renew_header(frame, &mut out, packet);
+    replace_address(&mut out, inner, new);
+    renew_header(frame, &mut out, inner);
+    if !inner.is_later_fragment() {
+        replace_port(&mut out, inner, new);
+        renew_segment(frame, &mut out, inner, new, packet.end());
+    }
+    let (source, destination) = match outer.end {
+        End::Source => (outer.address, packet.destination),
+        End::Destination => (packet.source, outer.address),
+    };
+    let length = packet.l4_length();
+    let old = pseudo_header(packet.source, packet.destination, packet.protocol, length);
+    renew_message(frame, &mut out, packet, &old, &pseudo_header(source, destination, packet.protocol, length));
+    out
+}
+
+/// The checksum of an ICMP message; in IPv6 it covers the pseudo-header, too.
+fn renew_message(before: &[u8], after: &mut [u8], packet: &Packet, old: &[u8], new: &[u8]) -> u16 {
+    let message = packet.l4()..packet.end();
+    let (old, new) = if packet.v6 { (old, new) } else { (&[] as &[u8], &[] as &[u8]) };
+    let check = checksum::carried(
+        &Covered { pseudo: old, bytes: &before[message.clone()], check: 2 },
+        &Covered { pseudo: new, bytes: &after[message], check: 2 },
+    );
+    after[packet.l4() + 2..][..2].copy_from_slice(&check.to_be_bytes());
+    check
+}

@@ -1,0 +1,130 @@
+//! What must become of a packet, read off the description of the behaviour and written down as plainly as possible: over
+//! byte vectors, with checksums summed anew, and without a line of the kernel program. The kernel program is held against
+//! it, packet by packet.
+//!
+//! What both share by design is the shared crate's: the hash of a client and its slot, the rule of memory with its
+//! entries, the entropy of tunnels. Where the description leaves a choice, the model does as the kernel program does and
+//! says so with the word *choice*.
+
+mod checksum;
+mod counters;
+mod forward;
+mod fragments;
+mod icmp;
+mod parse;
+mod routes;
+mod rules;
+mod state;
+mod steer;
+mod too_big;
+mod tunnel;
+
+pub use counters::Counters;
+pub use routes::{Hop, Route, Routes};
+pub use state::{BUCKETS, Service, State};
+pub use steer::client_hash;
+
+use balancer_common::verdict::{DropReason, Verdict};
+
+use parse::{DESTINATION_OPTIONS, ICMP, ICMP_V6, Packet, Parsed, TCP, UDP};
+
+/// What becomes of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// To the kernel, unchanged.
+    Pass,
+    /// Out of the interface it came in by, as these bytes.
+    Tx(Vec<u8>),
+    /// Out of another interface, as these bytes.
+    Redirect(Vec<u8>),
+    /// Dropped. What the bytes are then is nobody's concern.
+    Drop(DropReason),
+}
+
+impl Fate {
+    /// The verdict it is counted as.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        match self {
+            Self::Pass => Verdict::Pass,
+            Self::Tx(_) => Verdict::Tx,
+            Self::Redirect(_) => Verdict::Redirect,
+            Self::Drop(_) => Verdict::Drop,
+        }
+    }
+
+    /// Out of `egress`, for a frame that came in by `ingress`.
+    fn sent(frame: Vec<u8>, ingress: u32, egress: u32) -> Self {
+        if ingress == egress { Self::Tx(frame) } else { Self::Redirect(frame) }
+    }
+}
+
+/// A frame and where it came in.
+#[derive(Clone, Copy)]
+struct Arrival<'a> {
+    frame: &'a [u8],
+    ingress: u32,
+}
+
+impl State {
+    /// Decides about one frame that came in by `ingress`, counts it, and remembers what is to be remembered.
+    pub fn packet(&mut self, frame: &[u8], ingress: u32) -> Fate {
+        let fate = match self.decide(Arrival { frame, ingress }) {
+            Ok(fate) => fate,
+            Err(reason) => Fate::Drop(reason),
+        };
+        self.counters.verdict(ingress, fate.verdict());
+        if let Fate::Drop(reason) = fate {
+            self.counters.drops[reason.index()] += 1;
+        }
+        fate
+    }
+
+    fn decide(&mut self, arrival: Arrival<'_>) -> Result<Fate, DropReason> {
+        let packet = match parse::frame(arrival.frame) {
+            Parsed::Packet(packet) => packet,
+            Parsed::NotIp | Parsed::Waypoint => return Ok(Fate::Pass),
+            // What is broken is dropped only if it is for a VIP: to anybody else the kernel is to say what it thinks.
+            Parsed::Broken { destination } => return self.broken(destination),
+        };
+        match packet.protocol {
+            TCP | UDP if packet.is_later_fragment() => self.later_fragment(arrival, &packet),
+            // In a later fragment, the first header of what is fragmented: TCP or UDP may be behind it.
+            DESTINATION_OPTIONS if packet.v6 && packet.is_later_fragment() => self.later_fragment(arrival, &packet),
+            TCP | UDP => self.with_ports(arrival, &packet),
+            // A choice: fragments of ICMP messages pass.
+            ICMP if !packet.v6 && !packet.is_fragment() => self.icmp(arrival, &packet),
+            ICMP_V6 if packet.v6 && !packet.is_fragment() => self.icmp(arrival, &packet),
+            _ => Ok(Fate::Pass),
+        }
+    }
+
+    fn broken(&self, destination: std::net::IpAddr) -> Result<Fate, DropReason> {
+        if self.is_vip(destination) { Err(DropReason::Malformed) } else { Ok(Fate::Pass) }
+    }
+
+    fn with_ports(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
+        let Some(ports) = parse::ports(arrival.frame, packet) else { return self.broken(packet.destination) };
+        let Some(service) = self.service(packet.destination, ports.destination, packet.protocol) else {
+            return self.not_for_a_service(arrival, packet, ports.source);
+        };
+        let opens = steer::Opening { opens: ports.opens, datagram: packet.protocol == UDP };
+        let choice = self.steer(service, packet.source, opens)?;
+        self.follow_to_backend(packet, choice.backend);
+        self.forward(arrival, packet, choice)
+    }
+
+    /// A packet for no service may be the reply of a `nat` backend.
+    fn not_for_a_service(&mut self, arrival: Arrival<'_>, packet: &Packet, port: u16) -> Result<Fate, DropReason> {
+        match self.way_back(packet.source, port, packet.protocol) {
+            Some(way) => {
+                self.follow_to_client(packet, way);
+                self.to_client(arrival, packet, way)
+            }
+            None => {
+                self.follow_to_kernel(packet);
+                Ok(Fate::Pass)
+            }
+        }
+    }
+}

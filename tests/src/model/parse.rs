@@ -1,0 +1,240 @@
+//! Frame → what of its headers decides.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub(super) const ICMP: u8 = 1;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const ICMP_V6: u8 = 58;
+pub(super) const DESTINATION_OPTIONS: u8 = 60;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+
+/// An IP packet and where its parts lie in the frame.
+#[derive(Clone, Debug)]
+pub(super) struct Packet {
+    /// Where the IP header begins.
+    pub(super) start: usize,
+    pub(super) v6: bool,
+    pub(super) protocol: u8,
+    pub(super) ttl: u8,
+    pub(super) traffic_class: u8,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    /// Length of the packet from the IP header on, as that says.
+    pub(super) length: usize,
+    /// Length of everything before layer 4.
+    pub(super) headers: usize,
+    /// In units of eight bytes.
+    pub(super) fragment_offset: u16,
+    pub(super) more_fragments: bool,
+    pub(super) id: u32,
+    /// IPv4: routers must not fragment it. IPv6 never are.
+    pub(super) dont_fragment: bool,
+    /// The IP header agrees with itself.
+    sound: bool,
+}
+
+impl Packet {
+    pub(super) fn is_fragment(&self) -> bool {
+        self.more_fragments || self.fragment_offset != 0
+    }
+
+    pub(super) fn is_first_fragment(&self) -> bool {
+        self.more_fragments && self.fragment_offset == 0
+    }
+
+    pub(super) fn is_later_fragment(&self) -> bool {
+        self.fragment_offset != 0
+    }
+
+    /// Where layer 4 begins in the frame.
+    pub(super) fn l4(&self) -> usize {
+        self.start + self.headers
+    }
+
+    /// Length of layer 4.
+    pub(super) fn l4_length(&self) -> usize {
+        self.length - self.headers
+    }
+
+    /// Where the packet ends in the frame; the link may have put bytes behind it.
+    pub(super) fn end(&self) -> usize {
+        self.start + self.length
+    }
+}
+
+pub(super) enum Parsed {
+    /// No IP, or not enough of it to tell where it goes.
+    NotIp,
+    /// A source route that does not end here.
+    Waypoint,
+    Broken {
+        destination: IpAddr,
+    },
+    Packet(Packet),
+}
+
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// The frame's IP packet.
+pub(super) fn frame(frame: &[u8]) -> Parsed {
+    let Some(mut ether_type) = word(frame, 12) else { return Parsed::NotIp };
+    let mut start = 14;
+    for _ in 0..2 {
+        if ether_type != 0x8100 && ether_type != 0x88a8 {
+            break;
+        }
+        let Some(next) = word(frame, start + 2) else { return Parsed::NotIp };
+        ether_type = next;
+        start += 4;
+    }
+    let packet = match ether_type {
+        0x0800 => v4(frame, start),
+        0x86dd => v6(frame, start),
+        _ => None,
+    };
+    let Some(mut packet) = packet else { return Parsed::NotIp };
+    let destination = packet.destination;
+    if !packet.sound || packet.end() > frame.len() {
+        return Parsed::Broken { destination };
+    }
+    match follow(frame, &mut packet) {
+        Followed::Layer4 => Parsed::Packet(packet),
+        Followed::Broken => Parsed::Broken { destination },
+        Followed::Waypoint => Parsed::Waypoint,
+    }
+}
+
+/// The packet that the ICMP error `error` quotes, of the same family. `None`: broken, or without as much of it as tells
+/// where it belongs.
+pub(super) fn quoted(frame: &[u8], error: &Packet) -> Option<Packet> {
+    let start = error.l4() + 8;
+    let mut inner = if error.v6 { v6(frame, start) } else { v4(frame, start) }?;
+    if !inner.sound {
+        return None;
+    }
+    let Followed::Layer4 = follow(frame, &mut inner) else { return None };
+    let ports = if inner.is_later_fragment() { 0 } else { 4 };
+    (inner.l4() + ports <= error.end()).then_some(inner)
+}
+
+fn v4(frame: &[u8], start: usize) -> Option<Packet> {
+    let header: &[u8; 20] = frame.get(start..start + 20)?.try_into().ok()?;
+    let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
+    let headers = usize::from(header[0] & 15) * 4;
+    let length = usize::from(word(header, 2)?);
+    let fragment = word(header, 6)?;
+    Some(Packet {
+        start,
+        v6: false,
+        protocol: header[9],
+        ttl: header[8],
+        traffic_class: header[1],
+        source: address(12).into(),
+        destination: address(16).into(),
+        length,
+        headers,
+        fragment_offset: fragment & 0x1fff,
+        more_fragments: fragment & 0x2000 != 0,
+        id: u32::from(word(header, 4)?),
+        dont_fragment: fragment & 0x4000 != 0,
+        sound: header[0] >> 4 == 4 && headers >= 20 && length >= headers,
+    })
+}
+
+fn v6(frame: &[u8], start: usize) -> Option<Packet> {
+    let header: &[u8; 40] = frame.get(start..start + 40)?.try_into().ok()?;
+    let address = |at: usize| -> Option<Ipv6Addr> {
+        let bytes: [u8; 16] = header.get(at..at + 16)?.try_into().ok()?;
+        Some(bytes.into())
+    };
+    Some(Packet {
+        start,
+        v6: true,
+        protocol: header[6],
+        ttl: header[7],
+        traffic_class: header[0] << 4 | header[1] >> 4,
+        source: address(8)?.into(),
+        destination: address(24)?.into(),
+        length: 40 + usize::from(word(header, 4)?),
+        headers: 40,
+        fragment_offset: 0,
+        more_fragments: false,
+        id: 0,
+        dont_fragment: true,
+        sound: header[0] >> 4 == 6,
+    })
+}
+
+enum Followed {
+    Layer4,
+    Broken,
+    Waypoint,
+}
+
+/// Walks along the extension headers of IPv6.
+///
+/// Choices: at most eight of them, all headers together below 2048 bytes; but a ninth that is a source route is one.
+fn follow(frame: &[u8], packet: &mut Packet) -> Followed {
+    if !packet.v6 {
+        return Followed::Layer4;
+    }
+    for index in 0..9 {
+        let kind = packet.protocol;
+        let extension = matches!(kind, ROUTING | DESTINATION_OPTIONS | FRAGMENT) || kind == HOP_BY_HOP && index == 0;
+        if !extension || packet.is_later_fragment() {
+            return if packet.headers <= packet.length { Followed::Layer4 } else { Followed::Broken };
+        }
+        let Some(header) = frame.get(packet.l4()..) else { return Followed::Broken };
+        let needed = if kind == FRAGMENT { 8 } else { 4 };
+        if header.len() < needed {
+            return Followed::Broken;
+        }
+        if kind == ROUTING && header[3] != 0 {
+            let whole = packet.headers + 8 + usize::from(header[1]) * 8 <= packet.length;
+            return if whole { Followed::Waypoint } else { Followed::Broken };
+        }
+        packet.protocol = header[0];
+        if kind == FRAGMENT {
+            let field = u16::from_be_bytes([header[2], header[3]]);
+            packet.fragment_offset = field >> 3;
+            packet.more_fragments = field & 1 != 0;
+            packet.id = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            packet.headers += 8;
+        } else {
+            packet.headers += 8 + usize::from(header[1]) * 8;
+        }
+        if packet.headers >= 2048 {
+            return Followed::Broken;
+        }
+    }
+    Followed::Broken
+}
+
+/// The ports of a TCP or UDP packet.
+pub(super) struct Ports {
+    pub(super) source: u16,
+    pub(super) destination: u16,
+    /// SYN without ACK.
+    pub(super) opens: bool,
+}
+
+/// The ports of a packet that is no later fragment. `None`: its header is not there, or contradicts itself. A first
+/// fragment need not hold all that its header promises, but the fixed part of it.
+pub(super) fn ports(frame: &[u8], packet: &Packet) -> Option<Ports> {
+    let segment = frame.get(packet.l4()..packet.end())?;
+    let (fixed, promised) = if packet.protocol == TCP {
+        (20, usize::from(segment.get(12)? >> 4) * 4)
+    } else {
+        (8, usize::from(word(segment, 4)?))
+    };
+    if segment.len() < fixed || promised < fixed || promised > segment.len() && !packet.is_first_fragment() {
+        return None;
+    }
+    let flags = if packet.protocol == TCP { segment[13] } else { 0 };
+    Some(Ports { source: word(segment, 0)?, destination: word(segment, 2)?, opens: flags & 0x12 == 0x02 })
+}

@@ -1,0 +1,164 @@
+//! What the controller has told the kernel program, and what the kernel program remembers.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use balancer::core::io::{BackendSpec, ServiceSpec};
+use balancer_common::{
+    client_table::{BUCKET_ENTRIES, Clock},
+    map_types::{Forwarding, TableSlot},
+};
+
+use super::{Counters, Routes, fragments::Datagram, fragments::Way};
+
+/// Buckets of the client table: few, so that they are full.
+pub const BUCKETS: usize = 16;
+
+/// A service with its live table and its clock.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// As the kernel is told it.
+    pub spec: ServiceSpec,
+    /// Its live table.
+    pub slots: Vec<TableSlot>,
+    /// Its clock.
+    pub tick: u16,
+}
+
+impl Service {
+    /// The clock of its memory. `None`: it remembers nothing.
+    #[must_use]
+    pub fn clock(&self) -> Option<Clock> {
+        let seconds = self.spec.remember.as_secs() as u32;
+        (seconds > 0).then(|| Clock::new(seconds))
+    }
+}
+
+/// Everything that decides about a packet.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Services.
+    pub services: Vec<Service>,
+    /// Backends by id.
+    pub backends: BTreeMap<u16, BackendSpec>,
+    /// The client table.
+    pub clients: Vec<[u64; BUCKET_ENTRIES]>,
+    /// Newcomers that may be recorded in this epoch.
+    pub newcomers_left: u32,
+    /// Newcomers that may be recorded in an epoch.
+    pub newcomers: u32,
+    /// Ways to clients.
+    pub routes: Routes,
+    /// What was counted.
+    pub counters: Counters,
+    /// Where first fragments went.
+    pub(super) datagrams: HashMap<Datagram, Way>,
+    /// Outer IPv4 packets sent that may be fragmented.
+    pub(super) outer_packets: u16,
+}
+
+/// The way back of a `nat` reply: which service it is from, and as which backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WayBack {
+    pub(super) service: usize,
+    /// The backend's port as configured; 0: every port.
+    pub(super) port: u16,
+}
+
+/// What a packet without ports may belong to.
+pub(super) enum Portless<T> {
+    Nothing,
+    Only(T),
+    Several,
+}
+
+impl<T> Portless<T> {
+    fn of(mut all: impl Iterator<Item = T>) -> Self {
+        match (all.next(), all.next()) {
+            (None, _) => Self::Nothing,
+            (Some(only), None) => Self::Only(only),
+            (Some(_), Some(_)) => Self::Several,
+        }
+    }
+}
+
+impl State {
+    /// A state in which no packet has been seen.
+    #[must_use]
+    pub fn new(services: Vec<Service>, backends: BTreeMap<u16, BackendSpec>, newcomers: u32, routes: Routes) -> Self {
+        Self {
+            services,
+            backends,
+            clients: vec![[0; BUCKET_ENTRIES]; BUCKETS],
+            newcomers_left: newcomers,
+            newcomers,
+            routes,
+            counters: Counters::default(),
+            datagrams: HashMap::new(),
+            outer_packets: 0,
+        }
+    }
+
+    /// A new epoch begins.
+    pub fn next_epoch(&mut self) {
+        self.newcomers_left = self.newcomers;
+    }
+
+    pub(super) fn is_vip(&self, address: IpAddr) -> bool {
+        self.services.iter().any(|service| service.spec.address.ip() == address)
+    }
+
+    /// The service at an address, port and protocol: one for that port comes before one for every port.
+    pub(super) fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<usize> {
+        let at = |port: u16| {
+            self.services.iter().position(|Service { spec, .. }| {
+                spec.address.ip() == address && spec.address.port() == port && spec.protocol.number() == protocol
+            })
+        };
+        at(port).or_else(|| at(0))
+    }
+
+    /// The service that a packet without ports must be for.
+    pub(super) fn only_service(&self, address: IpAddr, protocol: u8) -> Portless<usize> {
+        let of = |service: &Service| service.spec.address.ip() == address && service.spec.protocol.number() == protocol;
+        Portless::of((0..self.services.len()).filter(|&index| of(&self.services[index])))
+    }
+
+    fn ways_back(&self, address: IpAddr, protocol: u8) -> impl Iterator<Item = WayBack> {
+        let nat = (0..self.services.len()).filter(move |&index| {
+            let spec = &self.services[index].spec;
+            spec.forwarding == Forwarding::Nat && spec.protocol.number() == protocol
+        });
+        nat.flat_map(move |service| {
+            let spec = &self.services[service].spec;
+            let backends = spec.backends.iter().filter(move |(_, backend)| backend.ip() == address);
+            backends.map(move |(_, backend)| {
+                let port = if spec.address.port() == 0 { 0 } else { backend.port() };
+                WayBack { service, port }
+            })
+        })
+    }
+
+    /// Whether a `nat` backend answers from this address, port and protocol: one for that port comes before one for every
+    /// port.
+    pub(super) fn way_back(&self, address: IpAddr, port: u16, protocol: u8) -> Option<WayBack> {
+        let at = |port: u16| self.ways_back(address, protocol).find(|way| way.port == port);
+        at(port).or_else(|| at(0))
+    }
+
+    /// The way back of a packet without ports.
+    pub(super) fn only_way_back(&self, address: IpAddr, protocol: u8) -> Portless<WayBack> {
+        Portless::of(self.ways_back(address, protocol))
+    }
+
+    /// A backend that packets can be sent to.
+    pub(super) fn reachable(&self, id: u16) -> Option<&BackendSpec> {
+        let backend = self.backends.get(&id)?;
+        backend.next_hop?;
+        let tunnel = matches!(backend.forwarding, Forwarding::Ipip | Forwarding::Gue);
+        let source = backend.tunnel_source.is_some_and(|source| source.is_ipv4() == backend.address.is_ipv4());
+        (!tunnel || source).then_some(backend)
+    }
+}

@@ -1,0 +1,158 @@
+//! Client → backend.
+
+use std::{cell::Cell, net::IpAddr};
+
+use balancer::config::model::Failback;
+use balancer_common::{
+    client,
+    client_table::{BUCKET_ENTRIES, BackendFacts, Entries, Entry, Query, Recorded, consult, due},
+    map_types::{ALL_DOWN, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED},
+    verdict::{CauseIndex, Decision, DropReason},
+};
+
+use super::{BUCKETS, Service, State, rules};
+
+/// Seconds of silence after which a client's next datagram counts as a new connection.
+const IDLE_SECONDS: u32 = 30;
+
+/// What a packet says of connections.
+#[derive(Clone, Copy)]
+pub(super) struct Opening {
+    /// It opens one.
+    pub(super) opens: bool,
+    /// It may.
+    pub(super) datagram: bool,
+}
+
+/// A backend, and how it was chosen if the packet opens a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    pub(super) backend: u16,
+    pub(super) decision: Option<Decision>,
+}
+
+/// The hash of a client of a service: of its address, masked to the prefix.
+#[must_use]
+pub fn client_hash(service: &Service, source: IpAddr) -> u64 {
+    let prefix = u32::from(service.spec.client_prefix);
+    match source {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+            let masked = (u32::from(address) & mask).to_be_bytes();
+            client::hash_v4(service.spec.hash_key, u32::from_ne_bytes(masked))
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+            let masked = (u128::from(address) & mask).to_be_bytes();
+            client::hash_v6(service.spec.hash_key, bytemuck::cast(masked))
+        }
+    }
+}
+
+/// A bucket as the shared rule wants it.
+struct Bucket(Cell<[u64; BUCKET_ENTRIES]>);
+
+impl Entries for Bucket {
+    fn load(&self, index: usize) -> Entry {
+        Entry(self.0.get()[index])
+    }
+
+    fn store(&self, index: usize, entry: Entry) {
+        let mut entries = self.0.get();
+        entries[index] = entry.0;
+        self.0.set(entries);
+    }
+}
+
+impl State {
+    /// The backend for a packet from `source`, which is remembered.
+    pub(super) fn steer(&mut self, service: usize, source: IpAddr, opening: Opening) -> Result<Choice, DropReason> {
+        self.choose(service, source, Some(opening))
+    }
+
+    /// The backend that a packet from `client` would go to. Nothing is remembered of it or counted.
+    pub(super) fn peek(&mut self, service: usize, client: IpAddr) -> Result<Choice, DropReason> {
+        self.choose(service, client, None)
+    }
+
+    /// `opening`: `None` to peek.
+    fn choose(&mut self, index: usize, source: IpAddr, opening: Option<Opening>) -> Result<Choice, DropReason> {
+        let service = &self.services[index];
+        if let Some(rule) = rules::rule(service, source) {
+            match rule {}
+        }
+        let hash = client_hash(service, source);
+        let slot = service.slots[client::slot(hash, service.slots.len() as u32) as usize];
+        let (live, nobody) = match slot.backend {
+            NO_BACKEND => (None, DropReason::NoBackend),
+            ALL_DOWN => (None, DropReason::AllDown),
+            backend => (Some(backend), DropReason::AllDown),
+        };
+        let opens = opening.is_some_and(|opening| opening.opens);
+        let Some(clock) = service.clock() else {
+            let decision = opens.then_some(Decision::Stateless);
+            return live.map(|backend| Choice { backend, decision }).ok_or(nobody);
+        };
+        // The gate: in a slot without exceptions, only these need the client's entry.
+        let datagram = opening.is_some_and(|opening| opening.datagram);
+        let gate = slot.flags & SLOT_EXCEPTIONS != 0
+            || opens
+            || datagram
+            || opening.is_none()
+            || due(hash, service.tick, clock.due_mask);
+        if !gate {
+            return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
+        }
+        let query = Query {
+            tag: (hash >> 32) as u32,
+            service: service.spec.id.0,
+            live,
+            live_is_home: slot.flags & SLOT_REFILLED == 0,
+            opens,
+            datagram,
+            failback: service.spec.failback == Failback::Return,
+            now: service.tick,
+            remember: clock.remember,
+            idle: IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16,
+        };
+        self.ask(hash, &query, opening.is_none()).ok_or(nobody)
+    }
+
+    fn ask(&mut self, hash: u64, query: &Query, peeks: bool) -> Option<Choice> {
+        let place = hash as usize % BUCKETS;
+        let bucket = Bucket(Cell::new(self.clients[place]));
+        let facts = |id: u16| {
+            let backend = self.backends.get(&id)?;
+            let cause = CauseIndex::from(backend.cause);
+            Some(BackendFacts { service: backend.service.0, keeps_known: backend.keeps_known, cause })
+        };
+        let left = Cell::new(self.newcomers_left);
+        let may_record = || {
+            let may = !peeks && left.get() > 0;
+            if may {
+                left.set(left.get() - 1);
+            }
+            may
+        };
+        let answer = consult(&bucket, query, facts, may_record);
+        if !peeks {
+            self.clients[place] = bucket.0.get();
+            self.newcomers_left = left.get();
+            let memory = &mut self.counters.memory;
+            match answer.recorded {
+                Recorded::Known => {}
+                Recorded::Inserted => memory.inserted += 1,
+                Recorded::Evicted => {
+                    memory.inserted += 1;
+                    memory.evicted += 1;
+                }
+                Recorded::Full => memory.full += 1,
+                Recorded::Limited => memory.limited += 1,
+            }
+            if let Some((from, cause)) = answer.moved {
+                self.counters.backend(from).moves[cause.counter()] += 1;
+            }
+        }
+        answer.backend.map(|backend| Choice { backend, decision: answer.decision })
+    }
+}

@@ -1,0 +1,91 @@
+//! Telling a sender what would fit.
+
+use std::net::IpAddr;
+
+use balancer_common::verdict::DropReason;
+
+use super::{
+    Arrival, Fate, State, checksum,
+    parse::{ICMP, ICMP_V6, Packet},
+};
+
+const TTL: u8 = 64;
+/// Internetwork control (RFC 1812 section 4.3.2.5).
+const PRECEDENCE: u8 = 0xc0;
+
+impl State {
+    /// Answers `packet` with frag-needed or packet-too-big, or drops it where its sender does not want to know (it may be
+    /// fragmented, which nothing here does), cannot be told, or has been told with its first fragment.
+    pub(super) fn tell_too_big(
+        &mut self,
+        arrival: Arrival<'_>,
+        packet: &Packet,
+        fits: usize,
+    ) -> Result<Fate, DropReason> {
+        let told = packet.dont_fragment
+            && !packet.is_later_fragment()
+            && !is_group(arrival.frame)
+            && is_one_host(packet.source);
+        if !told {
+            return Err(DropReason::TooBig);
+        }
+        self.counters.too_big += 1;
+        Ok(Fate::Tx(answer(arrival.frame, packet, fits)))
+    }
+}
+
+/// Whether a frame was sent to more than one station.
+pub(super) fn is_group(frame: &[u8]) -> bool {
+    frame[0] & 1 != 0
+}
+
+/// Whether an address can be one host's (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+pub(super) fn is_one_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !matches!(address.octets()[0], 0 | 127 | 224..),
+        IpAddr::V6(address) => !address.is_multicast() && !address.is_unspecified() && !address.is_loopback(),
+    }
+}
+
+/// A choice: quotes are a multiple of eight bytes, so that an IPv4 error has at most 572 of its 576 (RFC 1812 section
+/// 4.3.2.3) and an IPv6 error 1280 (RFC 4443 section 2.4).
+fn answer(frame: &[u8], packet: &Packet, fits: usize) -> Vec<u8> {
+    let most = if packet.v6 { 1232 } else { 544 };
+    let quote = packet.length.min(most) / 8 * 8;
+    let mut message = if packet.v6 { vec![2, 0, 0, 0] } else { vec![3, 4, 0, 0] };
+    if packet.v6 {
+        message.extend((fits as u32).to_be_bytes());
+    } else {
+        message.extend([0, 0]);
+        message.extend((fits.min(65_535) as u16).to_be_bytes());
+    }
+    message.extend(&frame[packet.start..packet.start + quote]);
+
+    let mut out = [&frame[6..12], &frame[..6], &frame[12..packet.start]].concat();
+    // It goes from the VIP to the packet's sender.
+    match (packet.destination, packet.source) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let check = checksum::fresh(&[], &message);
+            message[2..4].copy_from_slice(&check.to_be_bytes());
+            let mut header = vec![0x45, PRECEDENCE];
+            header.extend((20 + message.len() as u16).to_be_bytes());
+            header.extend([0, 0, 0x40, 0, TTL, ICMP, 0, 0]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let check = checksum::fresh(&[], &header);
+            header[10..12].copy_from_slice(&check.to_be_bytes());
+            out.extend(header);
+        }
+        (from, to) => {
+            let pseudo = checksum::pseudo_header(from, to, ICMP_V6, message.len());
+            let check = checksum::fresh(&pseudo, &message);
+            message[2..4].copy_from_slice(&check.to_be_bytes());
+            out.extend([0x60, 0, 0, 0]);
+            out.extend((message.len() as u16).to_be_bytes());
+            out.extend([ICMP_V6, TTL]);
+            out.extend(&pseudo[..32]);
+        }
+    }
+    out.extend(message);
+    out
+}

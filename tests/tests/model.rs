@@ -1,0 +1,164 @@
+//! The kernel program against the model: generated packets through both must come out the same, be counted the same, and
+//! leave the same client table behind.
+//!
+//! `BALANCER_MODEL_SEED` chooses other packets, `BALANCER_MODEL_PACKETS` more or fewer of them.
+
+#![expect(clippy::panic, reason = "the helpers of tests fail like tests")]
+
+use std::{collections::BTreeMap, env, time::Instant};
+
+use balancer_common::{
+    map_types::Forwarding,
+    verdict::{Decision, DropReason, MoveCause, Verdict},
+};
+use balancer_tests::{
+    contest::{Kernel, hex, play, shrink},
+    generate::{self, Scene, Step},
+    model::Counters,
+};
+
+const SEED: u64 = 0x0062_616c_616e_6365;
+const PACKETS: usize = 1_000_000;
+/// Packets of one scene.
+const SCENE: usize = 4000;
+/// Packets that must show everything.
+const ENOUGH: usize = 200_000;
+/// Steps between two looks at the counters.
+const LOOK: usize = 64;
+
+fn setting(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    let number = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
+    Some(number.unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+#[test]
+fn kernel_and_model_agree() {
+    let seed = setting("BALANCER_MODEL_SEED").unwrap_or(SEED);
+    let packets = setting("BALANCER_MODEL_PACKETS").map_or(PACKETS, |packets| packets as usize);
+    // A thread of its own: it moves into another namespace.
+    let report = std::thread::spawn(move || contest(seed, packets)).join().expect("the thread of the contest panicked");
+    if let Some(report) = report.expect("the contest could not be held") {
+        panic!("{report}");
+    }
+}
+
+fn contest(seed: u64, packets: usize) -> anyhow::Result<Option<String>> {
+    let mut kernel = Kernel::new()?;
+    let start = Instant::now();
+    let mut seeds = seed;
+    let mut done = 0;
+    let mut total = Total::default();
+    while done < packets {
+        let count = SCENE.min(packets - done);
+        let (scene, steps) = generate::scene(seeds, count, kernel.interfaces);
+        let found = match play(&mut kernel, &scene, &steps, LOOK)? {
+            Ok(counters) => {
+                total.add(&scene, &counters);
+                None
+            }
+            Err(found) => Some(found),
+        };
+        if let Some(found) = found {
+            let mut fails = |steps: &[Step]| Ok(play(&mut kernel, &scene, steps, 1)?.is_err());
+            let small = shrink(&steps[..=found.step], &mut fails)?;
+            let what = play(&mut kernel, &scene, &small, 1)?.err().map_or(found.what, |found| found.what);
+            let done = done + found.step;
+            let report = format!(
+                "after {done} packets: {what}\nBALANCER_MODEL_SEED={seeds:#x} BALANCER_MODEL_PACKETS={count} shows it at \
+                 once\n{}",
+                case(&scene, &small)
+            );
+            return Ok(Some(report));
+        }
+        done += count;
+        // Weyl's sequence: every scene has a seed of its own, and each is found by that alone.
+        seeds = seeds.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    }
+    println!("{packets} packets in {:.1?}: {:#?}", start.elapsed(), total.0);
+    Ok((packets >= ENOUGH).then(|| total.missing()).filter(|missing| !missing.is_empty()))
+}
+
+/// The case, for people.
+fn case(scene: &Scene, steps: &[Step]) -> String {
+    let mut text = String::new();
+    for step in steps {
+        if let Step::Packet { frame, ingress, .. } = step {
+            text += &format!("packet in by {ingress}: {}\n", hex(frame));
+        } else {
+            text += &format!("{step:?}\n");
+        }
+    }
+    for service in &scene.services {
+        text += &format!("{:?}, tick {}\n", service.spec, service.tick);
+    }
+    for backend in &scene.backends {
+        text += &format!("{backend:?}\n");
+    }
+    text
+}
+
+/// What was seen in all scenes. A contest about nothing would be won by anybody.
+#[derive(Debug, Default)]
+struct Total(BTreeMap<String, u64>);
+
+impl Total {
+    fn count(&mut self, what: impl Into<String>, times: u64) {
+        *self.0.entry(what.into()).or_default() += times;
+    }
+
+    fn add(&mut self, scene: &Scene, counters: &Counters) {
+        let mut sent = 0;
+        for verdicts in counters.verdicts.values() {
+            for &verdict in Verdict::ALL.iter().filter(|&&verdict| verdict != Verdict::Aborted) {
+                self.count(verdict.label(), verdicts[verdict.index()]);
+            }
+            sent += verdicts[Verdict::Tx.index()] + verdicts[Verdict::Redirect.index()];
+        }
+        // A frame given to the program this way always has room in front.
+        for &reason in DropReason::ALL.iter().filter(|&&reason| reason != DropReason::NoHeadroom) {
+            self.count(reason.label(), counters.drops[reason.index()]);
+        }
+        for backend in &scene.backends {
+            let stats = counters.backends.get(&backend.id.0).copied().unwrap_or_default();
+            sent -= stats.packets;
+            let families = (backend.vip.is_ipv4(), backend.address.is_ipv4());
+            for mode in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue] {
+                for (v4, backend_v4) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let tunnel = matches!(mode, Forwarding::Ipip | Forwarding::Gue);
+                    if tunnel || v4 == backend_v4 {
+                        let of = mode == backend.forwarding && families == (v4, backend_v4);
+                        let family = |v4| if v4 { 4 } else { 6 };
+                        let name = format!("{mode:?}, IPv{} to IPv{}", family(v4), family(backend_v4));
+                        self.count(name, if of { stats.packets } else { 0 });
+                    }
+                }
+            }
+            for &decision in Decision::ALL.iter().filter(|&&decision| decision != Decision::Pinned) {
+                self.count(decision.label(), stats.decisions[decision.index()]);
+            }
+            use MoveCause::{Down, Drain, Failback, Maint, Removed};
+            for cause in [Down, Drain, Maint, Removed, Failback] {
+                self.count(format!("moved: {}", cause.label()), stats.moves[cause.index()]);
+            }
+        }
+        let memory = counters.memory;
+        for (what, times) in [
+            ("inserted", memory.inserted),
+            ("evicted", memory.evicted),
+            ("full", memory.full),
+            ("limited", memory.limited),
+            ("echo", counters.echo),
+            ("told too big", counters.too_big),
+            ("nat replies and errors to clients", sent - counters.echo - counters.too_big),
+        ] {
+            self.count(what, times);
+        }
+    }
+
+    /// What was hardly ever seen.
+    fn missing(&self) -> String {
+        let rare = self.0.iter().filter(|&(_, &times)| times < 20);
+        rare.map(|(what, times)| format!("too few packets show {what:?}: {times}\n")).collect()
+    }
+}
