@@ -146,8 +146,16 @@ fn sent(site: &Site) -> f64 {
     }
 }
 
+/// Whether the kernel merges packets that a backend receives.
+fn merges(site: &Site, number: u16) -> bool {
+    let host = &site.topology().backends()[usize::from(number) - 1];
+    let output = host.command("ethtool").args(["-k", "eth0"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().contains("generic-receive-offload: on")
+}
+
 fn serves(shape: Shape, forwarding: Forwarding, variant: Variant) {
     let mut site = site(shape, forwarding, BACKENDS, variant);
+    assert_eq!(merges(&site, 1), variant != Variant::Generic, "generic mode sees packets as they came");
     for family in Family::BOTH {
         let homes = site.homes(family, CLIENTS).unwrap();
         for _ in 0..2 {
@@ -166,6 +174,7 @@ fn serves(shape: Shape, forwarding: Forwarding, variant: Variant) {
     let sent = sent(&site);
     let counters: Vec<[u64; 4]> = (1..=BACKENDS).map(|number| end(&mut site, number)).collect();
     println!("{shape:?} {forwarding:?} {variant:?}: {sent} packets sent, decap counted {counters:?}");
+    assert!(merges(&site, 1), "receive offload is on again");
     let total = |index: usize| counters.iter().map(|counters| counters[index]).sum::<u64>();
     assert_eq!((total(0) as f64, total(1), total(2)), (sent, 0, 0));
 }

@@ -6,6 +6,7 @@ use anyhow::{anyhow, bail};
 use aya::programs::{ProgramError, Xdp, XdpMode as Mode, xdp::XdpLinkId};
 use tracing::warn;
 
+use super::offload::ReceiveOffload;
 use crate::config::model::XdpMode;
 
 /// An interface with the program on it.
@@ -18,6 +19,8 @@ pub struct Attached {
     /// Whether the driver runs the program; otherwise the kernel's generic hook does.
     pub native: bool,
     link: XdpLinkId,
+    /// What generic mode must not have, until the program is off.
+    _offload: Option<ReceiveOffload>,
 }
 
 impl Attached {
@@ -33,7 +36,10 @@ impl Attached {
 /// # Errors
 /// When another program is attached, or no allowed mode works: one line that says what to do.
 pub(super) fn attach(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<Attached> {
-    let attached = |native, link| Attached { name: name.to_owned(), ifindex, native, link };
+    let attached = |native, link| {
+        let offload = if native { None } else { ReceiveOffload::off(name) };
+        Attached { name: name.to_owned(), ifindex, native, link, _offload: offload }
+    };
     if mode != XdpMode::Generic {
         match program.attach_to_if_index(ifindex, Mode::Driver) {
             Ok(link) => return Ok(attached(true, link)),

@@ -35,7 +35,6 @@ use super::{
     halves::Halves,
     load::load_program,
     mapped::MappedArray,
-    offload::ReceiveOffload,
     placement,
     regions::Regions,
     rows,
@@ -94,7 +93,6 @@ pub struct KernelDataplane {
     counted: HashSet<BackendId>,
     interface_multiplier: u32,
     attached: Vec<Attached>,
-    offloads: Vec<ReceiveOffload>,
     ebpf: Ebpf,
 }
 
@@ -142,7 +140,6 @@ impl KernelDataplane {
             counted: HashSet::new(),
             interface_multiplier,
             attached: Vec::new(),
-            offloads: Vec::new(),
             ebpf,
         };
         load_program(this.program()?)?;
@@ -164,9 +161,6 @@ impl KernelDataplane {
     /// When another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
         let attached = attach::attach(self.program()?, name, ifindex, mode)?;
-        if !attached.native {
-            self.offloads.extend(ReceiveOffload::off(name));
-        }
         self.attached.push(attached);
         self.attached.last().context("just attached")
     }
@@ -181,7 +175,6 @@ impl KernelDataplane {
             let detached = attach::detach(self.program()?, attached);
             result = result.and(detached);
         }
-        self.offloads.clear();
         result
     }
 

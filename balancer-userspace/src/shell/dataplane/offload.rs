@@ -42,8 +42,8 @@ impl ReceiveOffload {
             Ok(false) => None,
             Err(error) => {
                 warn!(
-                    "generic receive offload of {interface} cannot be switched off ({error}): merged packets of nat \
-                     services will have wrong checksums; try `ethtool -K {interface} gro off`"
+                    "generic receive offload of {interface} cannot be switched off ({error}): merged packets \
+                     will have wrong checksums or be too large; try `ethtool -K {interface} gro off`"
                 );
                 None
             }
