@@ -232,6 +232,7 @@ fn configure(
         destination_mac: backend_mac(index),
         mtu,
         source: None,
+        gateway: None,
     };
     let (address, next_hop) = match service.target {
         Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC, 1500))),

@@ -141,6 +141,7 @@ impl World {
             destination_mac: [2, 0, 0, 0, high, low],
             mtu: 1500,
             source: None,
+            gateway: None,
         };
         let commands = self.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, self.now());
         self.execute(commands)
