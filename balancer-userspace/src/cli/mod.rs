@@ -55,7 +55,7 @@ enum Verb {
     /// Look at and change backends
     #[command(subcommand)]
     Backend(backend::Verb),
-    /// Look at clients
+    /// Look at clients, and forget them
     #[command(subcommand)]
     Client(client::Verb),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground

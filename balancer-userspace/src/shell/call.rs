@@ -3,8 +3,8 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView},
-    core::io::{Change, Refused},
+    api::model::{Changed, ClientQuery, ClientView, ForgottenView},
+    core::io::{BackendName, Change, Refused},
     shell::snapshot::Snapshot,
 };
 
@@ -22,6 +22,24 @@ pub enum Call {
         query: ClientQuery,
         /// One view for each service of the address's family, or why there is none.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
+    },
+    /// Forget a client.
+    Forget {
+        /// Which client, which service.
+        query: ClientQuery,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// How many entries, or why not.
+        reply: oneshot::Sender<Result<ForgottenView, Refused>>,
+    },
+    /// Forget every client of a backend.
+    ForgetAll {
+        /// Whose.
+        backend: BackendName,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// How many entries, or why not.
+        reply: oneshot::Sender<Result<ForgottenView, Refused>>,
     },
     /// Change something.
     Change {

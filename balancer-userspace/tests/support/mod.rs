@@ -9,7 +9,7 @@ use std::{
 };
 
 use balancer::{
-    api::model::{Changed, ClientView},
+    api::model::{Changed, ClientView, ForgottenView},
     config::model::Protocol,
     core::io::{Admin, Change, Refused},
     shell::{
@@ -18,7 +18,7 @@ use balancer::{
         snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
-use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
+use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
 use tempfile::TempDir;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -65,6 +65,10 @@ impl Fake {
     }
 }
 
+fn forgotten(forgotten: u64, moved: u64) -> ForgottenView {
+    ForgottenView { message: format!("{forgotten} forgotten"), forgotten, moved }
+}
+
 /// Two services: `web` with `web1` and `web2`, `dns` without a backend. A drained backend shows `draining` twice.
 async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
     let mut admin = Admin::Ready;
@@ -98,6 +102,18 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     (_, false) => Ok(vec![]),
                     (Some(service), true) => Ok(vec![view(service)]),
                     (None, true) => Ok(vec![view("web"), view("dns")]),
+                });
+            }
+            Call::Forget { query, reply, .. } => {
+                let _ = reply.send(match query.service.as_deref() {
+                    Some("dns") => Err(Refused::Conflict("nobody to forget: dns has no memory of clients".to_owned())),
+                    _ => Ok(forgotten(1, 0)),
+                });
+            }
+            Call::ForgetAll { backend, reply, .. } => {
+                let _ = reply.send(match backend.backend.as_str() {
+                    "web1" => Ok(forgotten(1_234, 56)),
+                    _ => Err(Refused::NotFound(format!("there is no backend {backend}"))),
                 });
             }
             Call::Change { change, uid, reply } => {
@@ -174,5 +190,6 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
             service("dns", Protocol::Udp, vec![]),
         ],
         drops: DropStats::default(),
+        replies: ReplyStats::default(),
     }
 }
