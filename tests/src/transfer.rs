@@ -124,7 +124,8 @@ impl<'a> Transfer<'a> {
         let topology = self.site.topology();
         let number = self.home("tcp", self.source)?;
         let listen = listens(topology, self.forwarding, self.family, number);
-        let listener = topology.backends()[usize::from(number) - 1].run_in_thread(|| socket(listen, Type::STREAM))??;
+        let listener =
+            topology.backends()[usize::from(number) - 1].run_in_thread(|| socket(listen, Type::STREAM))??;
         listener.listen(1)?;
         let start = Instant::now();
         thread::scope(|scope| {

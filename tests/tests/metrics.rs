@@ -180,9 +180,10 @@ fn packets_that_are_answered_are_counted() {
     let wide = Frame { payload: vec![7; 1440], ..Frame::tcp(&client.to_string(), &format!("{vip}:80"), ACK) };
     let sent = site.topology().client().run_in_thread(|| {
         let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
-        [&ping; 3].into_iter().chain([&wide; 5]).try_for_each(|frame| {
-            raw.send_to(&frame.packet(), &SocketAddr::new(vip, 0).into()).map(drop)
-        })
+        [&ping; 3]
+            .into_iter()
+            .chain([&wide; 5])
+            .try_for_each(|frame| raw.send_to(&frame.packet(), &SocketAddr::new(vip, 0).into()).map(drop))
     });
     sent.unwrap().unwrap();
     let deadline = Instant::now() + PATIENCE;

@@ -31,7 +31,8 @@ fn a_dsr_backend_behind_a_gateway_is_down() {
     let gateway = site.topology().backend_address(Family::V4, 1);
     site.topology().balancer().ip(&format!("route add 10.9.0.0/16 via {gateway}")).unwrap();
     let answer = site.cli(&["backend", "add", "web/far", "10.9.0.1"]).unwrap();
-    let why = format!("no next hop: dsr needs a backend on the same link; 10.9.0.1 is reached through gateway {gateway}");
+    let why =
+        format!("no next hop: dsr needs a backend on the same link; 10.9.0.1 is reached through gateway {gateway}");
     assert!(answer.contains(&why), "{answer}");
     until(&mut site, "far", "down", &why);
     site.homes(Family::V4, 1..=50).unwrap();

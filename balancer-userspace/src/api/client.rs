@@ -14,7 +14,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, ForgottenView, ServiceView, SetAdmin, SetWeight, StatusView,
+    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, ForgottenView, ServiceView, SetAdmin,
+    SetWeight, StatusView,
 };
 use crate::core::io::BackendName;
 

@@ -15,7 +15,8 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{body::read, failure::Failure};
 use crate::{
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, ForgottenView, ServiceView, SetAdmin, SetWeight, StatusView,
+        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, ForgottenView, ServiceView, SetAdmin, SetWeight,
+        StatusView,
     },
     config::value,
     core::io::{Admin, BackendName, Change},

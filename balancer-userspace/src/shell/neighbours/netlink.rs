@@ -176,9 +176,10 @@ pub(super) fn gateways(message: &RouteMessage) -> Vec<NeighbourKey> {
         let found = way(attributes);
         Some(NeighbourKey { ifindex: found.ifindex.or(ifindex)?, address: found.gateway? })
     };
-    let several = message.attributes.iter().flat_map(|attribute| {
-        if let RouteAttribute::MultiPath(hops) = attribute { hops.as_slice() } else { &[] }
-    });
+    let several = message
+        .attributes
+        .iter()
+        .flat_map(|attribute| if let RouteAttribute::MultiPath(hops) = attribute { hops.as_slice() } else { &[] });
     let several = several.filter_map(|hop| one(&hop.attributes, Some(hop.interface_index)));
     one(&message.attributes, None).into_iter().chain(several).collect()
 }

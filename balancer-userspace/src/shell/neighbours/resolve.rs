@@ -234,8 +234,11 @@ pub(super) mod tests {
         let address = "10.0.0.9".parse().unwrap();
         let known = tables(&[(gateway, entry(NeighbourState::Reachable))]);
         let resolution = resolve(address, &route, None, &known);
-        assert!(matches!(resolution, Resolution::Known { neighbour, next_hop }
-            if neighbour == gateway && next_hop.gateway == Some(gateway.address)), "{resolution:?}");
+        assert!(
+            matches!(resolution, Resolution::Known { neighbour, next_hop }
+            if neighbour == gateway && next_hop.gateway == Some(gateway.address)),
+            "{resolution:?}"
+        );
 
         let Resolution::Unanswered { reason, .. } = resolve(address, &route, None, &tables(&[])) else {
             panic!("the gateway is not in the table");
