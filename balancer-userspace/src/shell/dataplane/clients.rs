@@ -83,7 +83,7 @@ fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<Entry> {
 
 /// What forgetting this entry comes to. An expired one is no known client.
 fn count(entry: Entry, memory: &Memory) -> Forgotten {
-    if !memory.clock.is_some_and(|clock| entry.age(memory.tick) <= clock.remember) {
+    if memory.clock.is_none_or(|clock| entry.age(memory.tick) > clock.remember) {
         return Forgotten::default();
     }
     let live = memory.table.get(slot(entry.0, memory.table.len() as u32) as usize).copied();
