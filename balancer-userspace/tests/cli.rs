@@ -60,6 +60,7 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
         &["plan", "backend", "remove", "web/web4"],
         &["health", "show"],
         &["health", "force", "web/web1", "down"],
+        &["client", "forget", "192.0.2.1"],
     ] {
         let output = balancer(&[verb, &["--socket", socket]].concat());
         assert_eq!(output.status.code(), Some(3), "{verb:?}");
@@ -92,6 +93,9 @@ fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
         (&["backend", "add", "web/web4", "web4.example.com"], "host names are not looked up"),
         (&["client", "where", "localhost"], "<IP>"),
         (&["health", "force", "web/web1", "dead"], "[possible values: up, down, auto]"),
+        (&["client", "forget"], "<IP|--backend <SVC/NAME>>"),
+        (&["client", "forget", "192.0.2.1", "--backend", "web/web1"], "cannot be used with"),
+        (&["client", "forget", "--backend", "web1"], "write SERVICE/NAME, such as \"web/web1\""),
         (&["completions", "tcsh"], "[possible values: bash, zsh, fish]"),
     ] {
         let output = balancer(args);
@@ -155,6 +159,25 @@ async fn json_is_what_the_controller_shows() {
     let several = at(&socket, &["client", "where", "192.0.2.7", "--json"]).await;
     let several: Vec<ClientView> = serde_json::from_str(&stdout(&several)).unwrap();
     assert_eq!(several[1].backend, None);
+}
+
+#[tokio::test]
+async fn clients_are_forgotten() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    let one = at(&socket, &["client", "forget", "192.0.2.7"]).await;
+    assert_eq!((one.status.code(), stdout(&one).as_str()), (Some(0), "1 forgotten\n"));
+    let all = at(&socket, &["client", "forget", "--backend", "web/web1", "--json"]).await;
+    let all: serde_json::Value = serde_json::from_str(&stdout(&all)).unwrap();
+    assert_eq!((&all["forgotten"], &all["moved"]), (&1_234.into(), &56.into()));
+    for (args, words) in [
+        (&["client", "forget", "192.0.2.7", "--service", "dns"][..], "dns has no memory of clients"),
+        (&["client", "forget", "--backend", "web/web9"], "there is no backend web/web9"),
+    ] {
+        let refused = at(&socket, args).await;
+        assert_eq!(refused.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&refused).contains(words), "{}", stderr(&refused));
+    }
 }
 
 #[tokio::test]

@@ -164,6 +164,7 @@ impl Rig {
         let (vip, forwarding) = (self.specs[index].address, self.services[index].forwarding);
         let id = BackendId(number as u16 + 1);
         let next_hop = NextHop {
+            gateway: None,
             ifindex: self.in_ifindex,
             source_mac: IN_MAC,
             destination_mac: backend_mac(number),
@@ -289,6 +290,7 @@ fn configure(
         destination_mac: backend_mac(index),
         mtu,
         source: None,
+        gateway: None,
     };
     let (address, next_hop) = match service.target {
         Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC, 1500))),

@@ -464,7 +464,15 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
     let (_, commands) = core.change(change, Instant::now())?;
     for command in commands {
         if let Command::WatchNextHop(address) = command {
-            let next_hop = NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500, source: None };
+            let next_hop = NextHop {
+                ifindex: 1,
+                source_mac: [2; 6],
+                destination_mac: [4; 6],
+                mtu: 1500,
+                // Somebody of the family.
+                source: Some(address),
+                gateway: None,
+            };
             core.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, Instant::now());
         }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use balancer::{
+    api::model::ClientQuery,
     config,
     core::{
         controller::Controller,
@@ -142,6 +143,7 @@ impl World {
             destination_mac: [2, 0, 0, 0, high, low],
             mtu: 1500,
             source: None,
+            gateway: None,
         };
         let commands = self.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, self.now());
         self.execute(commands)
@@ -225,6 +227,28 @@ impl World {
     /// When the kernel refuses to run the program, or the frame went to nobody's MAC.
     pub fn send(&mut self, client: Ipv4Addr, flags: u8) -> anyhow::Result<Option<String>> {
         self.send_transport(client, Transport::Tcp(flags))
+    }
+
+    /// The loaded program, for packets from other threads.
+    ///
+    /// # Errors
+    /// When no more descriptors are to be had.
+    pub fn program(&self) -> std::io::Result<OwnedFd> {
+        self.program.try_clone()
+    }
+
+    /// The live table's backend for a client, as the last bytes of its MAC: those of its address.
+    ///
+    /// # Errors
+    /// When nobody takes it.
+    pub fn home(&self, client: Ipv4Addr) -> anyhow::Result<[u8; 2]> {
+        let query = ClientQuery { address: client.into(), service: Some("web".to_owned()) };
+        let views = self.controller.locate(&query)?;
+        let name = views.first().and_then(|view| view.backend.as_deref()).context("nobody takes it")?;
+        match self.controller.backend(&named(name))?.address().ip() {
+            IpAddr::V4(address) => Ok([address.octets()[2], address.octets()[3]]),
+            IpAddr::V6(_) => bail!("only IPv4 backends here"),
+        }
     }
 
     /// Opens a connection.

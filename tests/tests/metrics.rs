@@ -10,10 +10,12 @@ use std::{
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
+    frame::{ACK, Frame},
     metrics::Metrics,
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 const TABLE_SIZE: f64 = 65_537.0;
 
@@ -164,4 +166,30 @@ fn states_and_checks_are_counted() {
     let slots = before.sum("table_slots", &["backend=\"web1\""]).unwrap();
     assert_eq!(required(&down) - required(&before), slots);
     assert_eq!(down.sum("table_slots_moved_total", &["kind=\"needless\""]).unwrap(), 0.0);
+}
+
+/// Pings to a VIP, and packets that do not fit a tunnel.
+#[test]
+fn packets_that_are_answered_are_counted() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Gue, 1, |_, _| Ok(())).unwrap();
+    let replies = |kind: &str| site.metrics().unwrap().sum("replies_total", &[&format!("kind=\"{kind}\"")]).unwrap();
+    assert_eq!((replies("echo"), replies("too_big")), (0.0, 0.0));
+    let vip = site.topology().vip(Family::V4);
+    let client = SocketAddr::new(site.topology().client_address(Family::V4, 1), 0);
+    let ping = Frame::icmp(&client.to_string(), &format!("{vip}:0"), 8, 0, [0, 1, 0, 1]);
+    let wide = Frame { payload: vec![7; 1440], ..Frame::tcp(&client.to_string(), &format!("{vip}:80"), ACK) };
+    let sent = site.topology().client().run_in_thread(|| {
+        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        [&ping; 3]
+            .into_iter()
+            .chain([&wide; 5])
+            .try_for_each(|frame| raw.send_to(&frame.packet(), &SocketAddr::new(vip, 0).into()).map(drop))
+    });
+    sent.unwrap().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while replies("echo") + replies("too_big") < 8.0 {
+        assert!(Instant::now() < deadline, "{} and {} answers", replies("echo"), replies("too_big"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((replies("echo"), replies("too_big")), (3.0, 5.0));
 }

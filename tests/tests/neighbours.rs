@@ -74,7 +74,7 @@ impl Links {
 
     fn near_hop(&self, link: &str, destination_mac: Mac) -> NextHop {
         let (ifindex, source_mac) = show(&self.near, link);
-        NextHop { ifindex, source_mac, destination_mac, mtu: 1500, source: None }
+        NextHop { ifindex, source_mac, destination_mac, mtu: 1500, source: None, gateway: None }
     }
 
     /// The next hop to the far end of `link`.
@@ -124,8 +124,8 @@ impl Watcher {
     async fn next(&mut self) -> (IpAddr, Result<NextHop, String>) {
         let event = tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event").unwrap();
         let Event::NextHop { address, next_hop } = event else { panic!("{event:?}") };
-        // Which of this machine's addresses a route names is looked at in a test of its own.
-        (address, next_hop.map(|next_hop| NextHop { source: None, ..next_hop }))
+        // What a route names besides is looked at in a test of its own.
+        (address, next_hop.map(|next_hop| NextHop { source: None, gateway: None, ..next_hop }))
     }
 
     /// Waits until `address` is said to be reached by `wanted`.

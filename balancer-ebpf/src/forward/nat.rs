@@ -16,7 +16,7 @@ use crate::{
     icmp::errors,
     ingress::Ingress,
     opaque,
-    outcome::{Carries, Step},
+    outcome::{Carries, Kind, Step},
     packet::Packet,
     parse::{self, Ip},
     returns,
@@ -132,6 +132,8 @@ fn error_to_client(ingress: Ingress, port: u16) -> Step {
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
     let hop = match way_back(ingress, &ip, row) {
         Ok(hop) => hop,
+        // No error about an error.
+        Err(outcome) if outcome.is(Kind::TooBig) => return Step::drop(DropReason::TooBig),
         Err(outcome) => return outcome,
     };
     let source_delta = checksum::fold(checksum::replace_address(&ip.source, &row.vip));
@@ -140,14 +142,16 @@ fn error_to_client(ingress: Ingress, port: u16) -> Step {
     send(ingress, frame, &hop, written)
 }
 
-/// The next hop to the client. A packet for this machine itself (the answer to a health check) passes unchanged, and so
-/// does one that the kernel has to tell its sender about, so the way is looked up before anything is written.
+/// The next hop to the client. A packet for this machine itself (the answer to a health check) passes unchanged, and the
+/// sender of one that is too big is shown what it sent, so the way is looked up before anything is written. (The kernel
+/// cannot be left to tell it: it forwards IPv6 only if it does so on all interfaces.)
 #[inline(always)]
 fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Result<Hop, Step> {
     match neighbour::route(ingress, ip, &row.vip) {
         Route::Hop(_) if ip.ttl <= 1 => Err(Step::drop(DropReason::TtlExceeded)),
         Route::Hop(hop) => Ok(hop),
         Route::Kernel => Err(Step::PASS),
+        Route::TooBig(mtu) => Err(Step::too_big(mtu)),
         Route::None(reason) => Err(Step::drop(reason)),
     }
 }

@@ -33,8 +33,10 @@ pub(crate) struct Hop {
 
 pub(crate) enum Route {
     Hop(Hop),
-    /// The kernel takes it: this machine's own, or too big for the way and its sender can be told.
+    /// The kernel takes it: this machine's own.
     Kernel,
+    /// Nothing longer than this fits the way.
+    TooBig(u32),
     None(DropReason),
 }
 
@@ -72,7 +74,7 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
             // SAFETY: a lookup that succeeds leaves the way's MTU here, or 0 (kernels before 5.12).
             let mtu = usize::from(unsafe { query.__bindgen_anon_1.mtu_result });
             if mtu != 0 && ip.length > mtu && query.ifindex != ingress.ifindex() {
-                return if ip.may_be_fragmented() { Route::None(DropReason::TooBig) } else { Route::Kernel };
+                return Route::TooBig(mtu as u32);
             }
             Route::Hop(Hop { ifindex: query.ifindex, source_mac: query.smac, destination_mac: query.dmac })
         }

@@ -26,7 +26,7 @@ const STEPS: usize = MAX_QUOTE_V6 / STEP;
 /// Precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
 
-/// Answers a packet to a VIP that nothing longer than the step's MTU fits its way. IPv4 packets that may be fragmented are
+/// Answers a packet to a VIP, or a `nat` backend's reply, that nothing longer than the step's MTU fits its way. IPv4 packets that may be fragmented are
 /// dropped, as nothing here fragments.
 #[inline(always)]
 pub(crate) fn answer(ingress: Ingress, step: Step) -> Step {

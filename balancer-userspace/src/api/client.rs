@@ -15,8 +15,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, HealthView, PlanRequest,
-    PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
+    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView,
+    HealthView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
 };
 use crate::core::io::BackendName;
 
@@ -111,6 +111,23 @@ impl Client {
     /// As [`Client::status`].
     pub async fn client(&self, query: &ClientQuery) -> Answer<Vec<ClientView>> {
         self.get(&format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()))).await
+    }
+
+    /// Forgets a client, in every service with memory or in one.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn forget(&self, query: &ClientQuery) -> Answer<ForgottenView> {
+        let path = format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()));
+        self.send(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// Forgets every client of a backend.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn forget_all(&self, name: &BackendName) -> Answer<ForgottenView> {
+        self.send(Method::DELETE, &format!("{}/clients", backend_path(name)), None::<&()>).await
     }
 
     /// Adds a backend to a service.

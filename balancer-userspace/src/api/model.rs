@@ -355,6 +355,17 @@ pub struct MoveView {
     pub clients: u64,
 }
 
+/// The answer to `DELETE /v1/clients/{ip}` and `DELETE /v1/services/{service}/backends/{backend}/clients`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgottenView {
+    /// What was done, in one line.
+    pub message: String,
+    /// Entries of the client table that are gone.
+    pub forgotten: u64,
+    /// How many of these clients the lookup table sends elsewhere.
+    pub moved: u64,
+}
+
 /// The answer to a request that was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApiError {

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     api::{client::Client, model::ClientQuery},
     config::value,
+    core::io::BackendName,
     words::grouped,
 };
 
@@ -29,9 +30,42 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Forget where a client was, or all clients of a backend: they follow the lookup table then
+    #[command(group = clap::ArgGroup::new("who").required(true))]
+    Forget {
+        /// The client's source address
+        #[arg(value_name = "IP", group = "who")]
+        address: Option<IpAddr>,
+        /// Only in this service
+        #[arg(long, value_name = "SVC", value_parser = value::name, conflicts_with = "backend")]
+        service: Option<String>,
+        /// All clients of this backend
+        #[arg(long, value_name = "SVC/NAME", value_parser = value::backend_name, group = "who")]
+        backend: Option<BackendName>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
-pub(super) async fn run(client: &Client, Verb::Where { address, service, json }: Verb) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Where { address, service, json } => locate(client, address, service, json).await,
+        Verb::Forget { address, service, backend, json } => {
+            let forgotten = match (address, backend) {
+                (_, Some(backend)) => client.forget_all(&backend).await?,
+                (Some(address), None) => client.forget(&ClientQuery { address, service }).await?,
+                (None, None) => return Err(anyhow!("whom to forget? give an IP address or --backend SVC/NAME").into()),
+            };
+            if json {
+                return Ok(output::print_json(&forgotten)?);
+            }
+            Ok(output::print(&format!("{}\n", forgotten.message))?)
+        }
+    }
+}
+
+async fn locate(client: &Client, address: IpAddr, service: Option<String>, json: bool) -> Result<(), Failure> {
     let clients = client.client(&ClientQuery { address, service }).await?;
     match clients.as_slice() {
         [] => {

@@ -62,7 +62,7 @@ enum Verb {
     /// Show what a change would move, and change nothing
     #[command(subcommand)]
     Plan(plan::Verb),
-    /// Look at clients
+    /// Look at clients, and forget them
     #[command(subcommand)]
     Client(client::Verb),
     /// Look at health checks, and override them

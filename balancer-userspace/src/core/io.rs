@@ -109,6 +109,8 @@ pub struct NextHop {
     pub mtu: u32,
     /// This machine's own address on the way, where the route names one.
     pub source: Option<IpAddr>,
+    /// The router that it goes through. `None`: the address is on the same link.
+    pub gateway: Option<IpAddr>,
 }
 
 /// A change that a user asks for.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use balancer_common::map_types::Forwarding;
+
 use crate::core::io::NextHop;
 
 /// What is known of the way to an address.
@@ -13,6 +15,29 @@ pub(crate) enum Hop {
     Resolved(NextHop),
     /// Why there is none.
     Failed(String),
+}
+
+/// Why a kind of forwarding cannot go this way to a backend at `address`; `None` where it can.
+pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextHop) -> Option<String> {
+    match forwarding {
+        Forwarding::Nat => None,
+        // The frame would be the gateway's, which would send the packet where its destination says: to the VIP.
+        Forwarding::Dsr => next_hop.gateway.map(|gateway| {
+            format!("dsr needs a backend on the same link; {address} is reached through gateway {gateway}")
+        }),
+        Forwarding::Ipip | Forwarding::Gue => {
+            let (family, usable) = match (address, next_hop.source) {
+                (IpAddr::V4(_), source) => ("IPv4", matches!(source, Some(IpAddr::V4(_)))),
+                // One of link scope is no sender for packets that a gateway forwards.
+                (IpAddr::V6(_), Some(IpAddr::V6(source))) => {
+                    ("IPv6", next_hop.gateway.is_none() || !source.is_unicast_link_local())
+                }
+                (IpAddr::V6(_), _) => ("IPv6", false),
+            };
+            let why = || format!("a tunnel needs an {family} address of this machine on the way to {address}");
+            (!usable).then(why)
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -55,5 +80,55 @@ impl NextHops {
 
     pub(crate) fn get(&self, address: IpAddr) -> Hop {
         self.0.get(&address).map_or(Hop::Pending, |watch| watch.hop.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::fixture::next_hop;
+
+    fn hop(source: Option<&str>, gateway: Option<&str>) -> NextHop {
+        let address = |text: &str| text.parse().unwrap();
+        NextHop { source: source.map(address), gateway: gateway.map(address), ..next_hop(1) }
+    }
+
+    #[test]
+    fn dsr_needs_the_same_link() {
+        let address = "10.0.9.1".parse().unwrap();
+        assert_eq!(obstacle(Forwarding::Dsr, address, &hop(None, None)), None);
+        let routed = hop(Some("10.0.0.2"), Some("10.0.0.1"));
+        assert_eq!(
+            obstacle(Forwarding::Dsr, address, &routed).unwrap(),
+            "dsr needs a backend on the same link; 10.0.9.1 is reached through gateway 10.0.0.1"
+        );
+        for forwarding in [Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue] {
+            assert_eq!(obstacle(forwarding, address, &routed), None);
+        }
+    }
+
+    #[test]
+    fn a_tunnel_needs_a_source_of_the_backends_family() {
+        let near = |source| hop(source, None);
+        let far = |source| hop(source, Some("fe80::1"));
+        for (address, way, works) in [
+            ("10.0.0.9", near(Some("10.0.0.1")), true),
+            ("10.0.0.9", near(Some("fd00::1")), false),
+            ("10.0.0.9", near(None), false),
+            ("fd00::9", near(Some("fd00::1")), true),
+            ("fd00::9", near(Some("fe80::2")), true),
+            ("fd00::9", near(Some("10.0.0.1")), false),
+            ("fd00::9", far(Some("fd00::1")), true),
+            ("fd00::9", far(Some("fe80::2")), false),
+            ("fd00::9", far(None), false),
+        ] {
+            let address = address.parse().unwrap();
+            for forwarding in [Forwarding::Ipip, Forwarding::Gue] {
+                assert_eq!(obstacle(forwarding, address, &way).is_none(), works, "{address} {way:?}");
+            }
+            assert_eq!(obstacle(Forwarding::Nat, address, &way), None);
+        }
+        let why = obstacle(Forwarding::Gue, "fd00::9".parse().unwrap(), &near(None)).unwrap();
+        assert_eq!(why, "a tunnel needs an IPv6 address of this machine on the way to fd00::9");
     }
 }

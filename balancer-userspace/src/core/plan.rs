@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
     time::Instant,
 };
@@ -68,7 +69,7 @@ impl Controller {
         let (message, commands) = copy.change(change, now)?;
         for command in commands {
             if let Command::WatchNextHop(address) = command {
-                copy.handle(Event::NextHop { address, next_hop: Ok(SOME_NEXT_HOP) }, now);
+                copy.handle(Event::NextHop { address, next_hop: Ok(some_next_hop(address)) }, now);
             }
         }
         let plans = self.services().iter().filter_map(|before| {
@@ -87,14 +88,17 @@ impl Controller {
     }
 }
 
-/// Where a next hop leads makes no difference to a plan.
-const SOME_NEXT_HOP: NextHop = NextHop {
-    ifindex: 1,
-    source_mac: [2, 0, 0, 0, 0, 1],
-    destination_mac: [2, 0, 0, 0, 0, 2],
-    mtu: 1500,
-    source: None,
-};
+/// A next hop that suits every kind of forwarding; where it leads makes no difference to a plan.
+const fn some_next_hop(address: IpAddr) -> NextHop {
+    NextHop {
+        ifindex: 1,
+        source_mac: [2, 0, 0, 0, 0, 1],
+        destination_mac: [2, 0, 0, 0, 0, 2],
+        mtu: 1500,
+        source: Some(address),
+        gateway: None,
+    }
+}
 
 impl Side {
     fn of(service: &Service) -> Self {

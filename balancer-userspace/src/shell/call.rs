@@ -3,8 +3,8 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView, PlanView, RuleView},
-    core::io::{Change, Refused},
+    api::model::{Changed, ClientQuery, ClientView, ForgottenView, PlanView, RuleView},
+    core::io::{BackendName, Change, Refused},
     shell::snapshot::Snapshot,
 };
 
@@ -38,6 +38,24 @@ pub enum Call {
         service: Option<String>,
         /// In the order of services and prefixes, or why there is none.
         reply: oneshot::Sender<Result<Vec<RuleView>, Refused>>,
+    },
+    /// Forget a client.
+    Forget {
+        /// Which client, which service.
+        query: ClientQuery,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// How many entries, or why not.
+        reply: oneshot::Sender<Result<ForgottenView, Refused>>,
+    },
+    /// Forget every client of a backend.
+    ForgetAll {
+        /// Whose.
+        backend: BackendName,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// How many entries, or why not.
+        reply: oneshot::Sender<Result<ForgottenView, Refused>>,
     },
     /// Change something.
     Change {

@@ -7,12 +7,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use balancer_common::map_types::BackendStats;
+use balancer_common::{
+    map_types::BackendStats,
+    verdict::{CauseIndex, MoveCause},
+};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView, PlanView, RuleView},
+    api::model::{Changed, ClientQuery, ClientView, ForgottenView, PlanView, RuleView},
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
@@ -20,11 +23,12 @@ use crate::{
         service::{Backend, Service},
     },
     shell::{
-        dataplane::{Dataplane, KnownClients},
+        dataplane::{Dataplane, Forgotten, KnownClients},
         neighbours::Neighbours,
         prober::Prober,
         snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
+    words::grouped,
 };
 
 /// A plan for which the known clients have still to be counted.
@@ -225,6 +229,71 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
+    /// Forgets a client in every service that remembers, or in the one asked for.
+    ///
+    /// # Errors
+    /// When there is no such service, or none that remembers.
+    pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
+        let views = self.controller.locate(query)?;
+        let services = views.iter().filter_map(|view| self.controller.service(&view.service).ok());
+        let remembering: Vec<ServiceId> = services.filter(|service| service.remembers()).map(Service::id).collect();
+        if remembering.is_empty() {
+            let names: Vec<&str> = views.iter().map(|view| view.service.as_str()).collect();
+            return Err(remembers_nobody(&names.join(", ")));
+        }
+        let address = query.address.to_canonical();
+        let mut sum = Forgotten::default();
+        for service in remembering {
+            let known = self.dataplane.client(service, address);
+            let forgotten = self.dataplane.forget(service, address);
+            if let Some(name) = known.and_then(|known| self.controller.name_of(known.backend)).map(str::to_owned) {
+                self.count_forgotten(service, name, forgotten.moved);
+            }
+            sum.clients += forgotten.clients;
+            sum.moved += forgotten.moved;
+        }
+        Ok(forgotten_view(&format!("client {address}"), sum, uid))
+    }
+
+    /// Begins to forget the clients of a backend; [`Owner::forget_more`] goes on.
+    ///
+    /// # Errors
+    /// When there is no such backend, or its service remembers nobody.
+    pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
+        let backend = self.controller.backend(&name)?.id();
+        let service = self.controller.service(&name.service)?;
+        if !service.remembers() {
+            return Err(remembers_nobody(&name.service));
+        }
+        Ok(Forgetting { service: service.id(), backend, name, uid, next: 0, sum: Forgotten::default() })
+    }
+
+    /// Forgets the backend's clients in one more part of the client table. `Some` with the last.
+    pub fn forget_more(&mut self, forgetting: &mut Forgetting) -> Option<ForgottenView> {
+        let Forgetting { service, backend, name, uid, next, sum } = forgetting;
+        let (part, following) = self.dataplane.forget_all(*backend, *next);
+        self.count_forgotten(*service, name.backend.clone(), part.moved);
+        sum.clients += part.clients;
+        sum.moved += part.moved;
+        match following {
+            Some(following) => {
+                *next = following;
+                None
+            }
+            None => Some(forgotten_view(&format!("backend {name}"), *sum, *uid)),
+        }
+    }
+
+    /// Nobody can tell from a later packet that its client was known elsewhere, so the move is counted at once.
+    fn count_forgotten(&mut self, service: ServiceId, backend: String, moved: u64) {
+        if moved > 0 {
+            let stats = self.departed.entry(service).or_default().entry(backend).or_default();
+            if let Some(count) = stats.moves.get_mut(CauseIndex::from(MoveCause::Forgotten).counter()) {
+                *count += moved;
+            }
+        }
+    }
+
     /// Advances the clocks of client memory and looks at the next part of the client table.
     pub fn sweep(&mut self) {
         if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
@@ -361,7 +430,8 @@ impl<D: Dataplane> Owner<D> {
                 })
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()?, memory: self.dataplane.memory()? })
+        let (drops, replies) = (self.dataplane.drop_stats()?, self.dataplane.reply_stats()?);
+        Ok(Snapshot { interfaces, services, drops, replies, memory: self.dataplane.memory()? })
     }
 }
 
@@ -379,6 +449,28 @@ fn check_snapshot(service: &Service, backend: &Backend, now: std::time::Instant)
         streak: backend.health().streak(),
         next_verdict: if checked { backend.health().next_verdict(config) } else { String::new() },
     }
+}
+
+/// A pass over the client table that forgets a backend's clients.
+#[derive(Debug)]
+pub struct Forgetting {
+    service: ServiceId,
+    backend: BackendId,
+    name: BackendName,
+    uid: Option<u32>,
+    next: usize,
+    sum: Forgotten,
+}
+
+fn remembers_nobody(services: &str) -> Refused {
+    Refused::Conflict(format!("nobody to forget: {services} has no memory of clients (remember = \"0s\")"))
+}
+
+fn forgotten_view(whose: &str, Forgotten { clients, moved }: Forgotten, uid: Option<u32>) -> ForgottenView {
+    let (known, go) = (grouped(clients), grouped(moved));
+    let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
+    info!(uid, "{message}");
+    ForgottenView { message, forgotten: clients, moved }
 }
 
 fn add(sum: &mut BackendStats, stats: &BackendStats) {

@@ -1,6 +1,12 @@
 //! `balancer run`: start-up, the loop of the one task that owns the controller, and a clean end.
 
-use std::{future::pending, mem, net::IpAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::{pending, ready},
+    mem,
+    net::IpAddr,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
@@ -17,7 +23,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    api::model::Changed,
+    api::model::{Changed, ForgottenView},
     config::model::{Config, OnExit},
     core::{
         controller::Controller,
@@ -30,7 +36,7 @@ use crate::{
         forwarding::IpForwarding,
         interfaces, metrics,
         neighbours::Neighbours,
-        owner::Owner,
+        owner::{Forgetting, Owner},
         privileges,
         prober::Prober,
         shutdown,
@@ -125,6 +131,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::pin!(shutdown);
     let mut joining = Joining::default();
     let mut waiting = Vec::new();
+    let mut passes = VecDeque::new();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let signal = loop {
@@ -140,8 +147,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
-            Some(call) = calls.recv() => answer(&mut owner, &mut joining, call),
+            Some(call) = calls.recv() => answer(&mut owner, &mut joining, &mut passes, call),
             _ = sweep.tick() => owner.sweep(),
+            () = ready(()), if !passes.is_empty() => forget_part(&mut owner, &mut passes),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
         joining.answer(&owner);
@@ -197,8 +205,17 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A caller that has gone away does not want its answer.
-fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call) {
+fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, passes: &mut VecDeque<Pass>, call: Call) {
     match call {
+        Call::Forget { query, uid, reply } => {
+            let _ = reply.send(owner.forget(&query, uid));
+        }
+        Call::ForgetAll { backend, uid, reply } => match owner.forget_all(backend, uid) {
+            Ok(forgetting) => passes.push_back(Pass { forgetting, reply }),
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+            }
+        },
         Call::Snapshot { reply } => {
             let _ = reply.send(owner.snapshot());
         }
@@ -232,6 +249,23 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call)
                 }
             }
         }
+    }
+}
+
+/// A backend's clients being forgotten, and who wants to know.
+struct Pass {
+    forgetting: Forgetting,
+    reply: oneshot::Sender<Result<ForgottenView, Refused>>,
+}
+
+/// Goes on with the first pass, by about a millisecond's work.
+fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDeque<Pass>) {
+    let Some(mut pass) = passes.pop_front() else { return };
+    match owner.forget_more(&mut pass.forgetting) {
+        Some(view) => {
+            let _ = pass.reply.send(Ok(view));
+        }
+        None => passes.push_front(pass),
     }
 }
 

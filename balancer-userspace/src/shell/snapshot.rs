@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use balancer_common::{
-    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats},
+    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats},
     verdict::Verdict,
 };
 
@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub services: Vec<ServiceSnapshot>,
     /// Dropped packets.
     pub drops: DropStats,
+    /// Packets that were answered in XDP.
+    pub replies: ReplyStats,
     /// The client table.
     pub memory: MemorySnapshot,
 }

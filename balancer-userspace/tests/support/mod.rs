@@ -9,7 +9,7 @@ use std::{
 };
 
 use balancer::{
-    api::model::{Changed, ClientView, MoveView, PlanView, RuleView},
+    api::model::{Changed, ClientView, ForgottenView, MoveView, PlanView, RuleView},
     config::model::Protocol,
     core::{
         io::{Admin, Change, CheckOutcome, Refused},
@@ -21,7 +21,7 @@ use balancer::{
         snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
-use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
+use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
 use tempfile::TempDir;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -66,6 +66,10 @@ impl Fake {
         self.server.await.unwrap();
         self.directory
     }
+}
+
+fn forgotten(forgotten: u64, moved: u64) -> ForgottenView {
+    ForgottenView { message: format!("{forgotten} forgotten"), forgotten, moved }
 }
 
 /// Two services: `web` with `web1` and `web2`, `dns` without a backend. A drained backend shows `draining` twice.
@@ -143,6 +147,18 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                         Err(Refused::NotFound(format!("there is no service {service:?}")))
                     }
                     _ => Ok(vec![rule("web")]),
+                });
+            }
+            Call::Forget { query, reply, .. } => {
+                let _ = reply.send(match query.service.as_deref() {
+                    Some("dns") => Err(Refused::Conflict("nobody to forget: dns has no memory of clients".to_owned())),
+                    _ => Ok(forgotten(1, 0)),
+                });
+            }
+            Call::ForgetAll { backend, reply, .. } => {
+                let _ = reply.send(match backend.backend.as_str() {
+                    "web1" => Ok(forgotten(1_234, 56)),
+                    _ => Err(Refused::NotFound(format!("there is no backend {backend}"))),
                 });
             }
             Call::Change { change, uid, reply } => {
@@ -236,5 +252,6 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
             service("dns", Protocol::Udp, vec![]),
         ],
         drops: DropStats::default(),
+        replies: ReplyStats::default(),
     }
 }

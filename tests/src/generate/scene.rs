@@ -105,6 +105,7 @@ impl Scene {
                 keeps_known: true,
                 cause: MoveCause::Down,
                 tunnel_source,
+                takes_pinned: false,
             };
             self.backends.push(self.change_of(rng, &spec));
         }
@@ -120,6 +121,7 @@ impl Scene {
             remember: Duration::from_secs(one_of(rng, &[0, 0, 1, 60, 3600, 10_800, 864_000])),
             failback: one_of(rng, &[Failback::Stay, Failback::Return]),
             backends,
+            rules: false,
         };
         let size = one_of(rng, &[1, 7, 31, 251]);
         let slots = table(rng, &spec, size);
@@ -133,7 +135,7 @@ impl Scene {
             if usual { (self.interfaces.usual, IN_MAC) } else { (self.interfaces.other, OUT_MAC) };
         let mtu = one_of(rng, &[1500, 1500, 1500, 1500, 1500, 1500, 1300, 1280, 576, 68, 9000, 70_000]);
         let destination_mac = [2, 0, 0, 0, 1, backend.id.0 as u8];
-        let hop = NextHop { ifindex, source_mac, destination_mac, mtu, source: None };
+        let hop = NextHop { ifindex, source_mac, destination_mac, mtu, source: None, gateway: None };
         BackendSpec {
             next_hop: (!once_in(rng, 12)).then_some(hop),
             keeps_known: !once_in(rng, 3),

@@ -104,6 +104,7 @@ impl State {
             return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
         }
         let query = Query {
+            pinned: false,
             tag: (hash >> 32) as u32,
             service: service.spec.id.0,
             live,

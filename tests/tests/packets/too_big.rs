@@ -142,8 +142,8 @@ fn replies_too_big_for_the_clients_interface() {
         vec![
             Case::new("fits", &fits, Then::Redirect(restored(&fits, "198.51.100.20:80").bytes())),
             Case::new("fits, IPv6", &fits_v6, Then::Redirect(restored(&fits_v6, "[2001:db8::20]:80").bytes())),
-            Case::new("the kernel tells the backend", &long, Then::Pass),
-            Case::new("the kernel tells the backend, IPv6", &long_v6, Then::Pass),
+            Case::new("the backend is told", &long, Then::Tx(told(&long, 1300).bytes())),
+            Case::new("the backend is told, IPv6", &long_v6, Then::Tx(told(&long_v6, 1300).bytes())),
             Case::new("may be fragmented", &Frame { dont_fragment: false, ..long }, Then::Drop(DropReason::TooBig)),
         ]
     });

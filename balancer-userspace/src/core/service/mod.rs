@@ -21,7 +21,7 @@ use crate::{
         io::{Admin, BackendName, BackendSpec, CheckOutcome, Forced, RuleSpec, ServiceId, ServiceSpec},
         keys,
         maglev::Member,
-        next_hops::{Hop, NextHops},
+        next_hops::{self, Hop, NextHops},
         report::Transition,
         rules::Rules,
         standing::{HealthFact, Situation, Standing, State},
@@ -227,7 +227,7 @@ impl Service {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
         // Steered to as if it were up, it keeps its clients as if it were up.
         let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.steered && self.remembers();
-        let next_hop = match hops.get(backend.config.address.ip()) {
+        let next_hop = match self.way(backend, hops) {
             Hop::Resolved(next_hop) => Some(next_hop),
             Hop::Pending | Hop::Failed(_) => None,
         };
@@ -244,6 +244,18 @@ impl Service {
             address: backend.config.address,
             tunnel_source: next_hop.and_then(|next_hop| next_hop.source),
             next_hop,
+        }
+    }
+
+    /// The way to a backend, if its service's kind of forwarding can go it.
+    fn way(&self, backend: &Backend, hops: &NextHops) -> Hop {
+        let address = backend.config.address.ip();
+        match hops.get(address) {
+            Hop::Resolved(next_hop) => match next_hops::obstacle(self.settings.forwarding, address, &next_hop) {
+                Some(why) => Hop::Failed(why),
+                None => Hop::Resolved(next_hop),
+            },
+            hop @ (Hop::Pending | Hop::Failed(_)) => hop,
         }
     }
 
@@ -289,7 +301,7 @@ impl Service {
             Verdict::Up => (HealthFact::Up, String::new()),
             Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
         };
-        let (health, mut reason) = match (hops.get(backend.config.address.ip()), backend.forced) {
+        let (health, mut reason) = match (self.way(backend, hops), backend.forced) {
             (Hop::Failed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
             (Hop::Pending | Hop::Resolved(_), None) => checked,
             (Hop::Pending | Hop::Resolved(_), Some(Forced::Down)) => {

@@ -15,8 +15,8 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{body::read, failure::Failure};
 use crate::{
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, HealthView, PlanRequest,
-        PlanView, RuleView, RuleWord, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
+        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView, HealthView,
+        PlanRequest, PlanView, RuleView, RuleWord, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
     },
     config::value,
     core::{
@@ -46,7 +46,8 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/services/{service}/rules/{*prefix}", put(set_rule).delete(remove_rule))
         .route("/v1/rules", get(rules))
         .route("/v1/backends", get(backends))
-        .route("/v1/clients/{ip}", get(clients))
+        .route("/v1/services/{service}/backends/{backend}/clients", delete(forget_all))
+        .route("/v1/clients/{ip}", get(clients).delete(forget))
         .route("/v1/plan", post(plan))
         .fallback(async |parts: Parts| {
             let path = value::quoted(parts.uri.path());
@@ -177,11 +178,34 @@ async fn clients(
     Names(address): Names<String>,
     Asked(query): Asked<ServiceQuery>,
 ) -> Outcome<Vec<ClientView>> {
+    let query = client_query(&address, query)?;
+    Ok(Json(ask(&calls, |reply| Call::Clients { query, reply }).await??))
+}
+
+fn client_query(address: &str, ServiceQuery { service }: ServiceQuery) -> Result<ClientQuery, Failure> {
     let address = address
         .parse()
-        .map_err(|_| Failure::bad_request(format!("{} is not an IP address", value::quoted(&address))))?;
-    let query = ClientQuery { address, service: query.service };
-    Ok(Json(ask(&calls, |reply| Call::Clients { query, reply }).await??))
+        .map_err(|_| Failure::bad_request(format!("{} is not an IP address", value::quoted(address))))?;
+    Ok(ClientQuery { address, service })
+}
+
+async fn forget(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Peer>,
+    Names(address): Names<String>,
+    Asked(query): Asked<ServiceQuery>,
+) -> Outcome<ForgottenView> {
+    let query = client_query(&address, query)?;
+    Ok(Json(ask(&calls, |reply| Call::Forget { query, uid: peer.uid, reply }).await??))
+}
+
+async fn forget_all(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Peer>,
+    Names((service, backend)): Names<(String, String)>,
+) -> Outcome<ForgottenView> {
+    let backend = BackendName { service, backend };
+    Ok(Json(ask(&calls, |reply| Call::ForgetAll { backend, uid: peer.uid, reply }).await??))
 }
 
 async fn add_backend(

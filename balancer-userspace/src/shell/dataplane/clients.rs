@@ -7,16 +7,19 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Bucket, Clock, Entry, find},
-    map_types::MAX_BACKENDS,
+    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
 };
 
-use super::mapped::MappedArray;
+use super::{Forgotten, mapped::MappedArray};
 use crate::core::io::{BackendId, ServiceId};
 
 /// What the sweep must know of a service.
@@ -58,7 +61,7 @@ pub(super) struct Pass {
 }
 
 /// One bucket for a look from user space.
-struct Look<'a>(&'a [std::sync::atomic::AtomicU64]);
+struct Look<'a>(&'a [AtomicU64]);
 
 impl balancer_common::client_table::Entries for Look<'_> {
     fn load(&self, index: usize) -> Entry {
@@ -93,6 +96,22 @@ impl KnownClients {
             }
         }
     }
+}
+
+/// Empties an entry, if it is `wanted`, however often a packet rewrites it meanwhile.
+fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<Entry> {
+    let empty = |raw| wanted(Entry(raw)).then_some(0);
+    word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, empty).ok().map(Entry)
+}
+
+/// What forgetting this entry comes to. An expired one is no known client.
+fn count(entry: Entry, memory: &Memory) -> Forgotten {
+    if memory.clock.is_none_or(|clock| entry.age(memory.tick) > clock.remember) {
+        return Forgotten::default();
+    }
+    let live = memory.table.get(slot(entry.0, memory.table.len() as u32) as usize).copied();
+    let goes = live.filter(|&live| live != NO_BACKEND && live != ALL_DOWN && live != entry.backend());
+    Forgotten { clients: 1, moved: u64::from(goes.is_some()) }
 }
 
 impl ClientTable {
@@ -198,6 +217,38 @@ impl ClientTable {
         }
         self.next = end;
         (end == all.len()).then(|| self.end(services))
+    }
+
+    /// Forgets the client of a hash.
+    pub(super) fn forget(&self, hash: u64, memory: &Memory) -> Forgotten {
+        let bucket = hash as usize & (self.buckets.len() - 1);
+        let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES);
+        let is_it = |entry: Entry| !entry.is_empty() && entry.tag() == (hash >> 32) as u32;
+        let forgotten = words.and_then(|words| words.iter().find_map(|word| take(word, is_it)));
+        forgotten.map(|entry| count(entry, memory)).unwrap_or_default()
+    }
+
+    /// Forgets the clients of a backend in `words` entries from `from` on, and says where the next part begins.
+    pub(super) fn forget_all(
+        &self,
+        backend: BackendId,
+        from: usize,
+        words: usize,
+        services: &HashMap<ServiceId, Memory>,
+    ) -> (Forgotten, Option<usize>) {
+        let mut sum = Forgotten::default();
+        let service = self.services.get(usize::from(backend.0)).copied().flatten();
+        let Some(memory) = service.and_then(|service| services.get(&service)) else { return (sum, None) };
+        let all = self.buckets.words();
+        let end = (from + words).min(all.len());
+        for word in all.get(from..end).unwrap_or_default() {
+            if let Some(entry) = take(word, |entry| !entry.is_empty() && entry.backend() == backend.0) {
+                let one = count(entry, memory);
+                sum.clients += one.clients;
+                sum.moved += one.moved;
+            }
+        }
+        (sum, (end < all.len()).then_some(end))
     }
 
     fn begin(&mut self, services: &HashMap<ServiceId, Memory>) {

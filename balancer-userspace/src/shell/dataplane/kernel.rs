@@ -30,7 +30,7 @@ use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 
 use super::{
-    Dataplane, KnownClient, OBJECT,
+    Dataplane, Forgotten, KnownClient, OBJECT,
     attach::{self, Attached},
     capacity::Capacity,
     clients::{ClientTable, KnownClients, Memory},
@@ -262,19 +262,6 @@ impl KernelDataplane {
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self.ebpf.take_map("NEIGHBOURS_WANTED").context("the ring buffer was taken before")?;
         Ok(map.try_into()?)
-    }
-
-    /// Counters of the packets that the program answered itself, summed over the CPUs; `period` and `used` mean nothing.
-    ///
-    /// # Errors
-    /// When the kernel refuses the read.
-    pub fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
-        let cpus = self.reply_stats.get(&0, 0).context("reading the counters of answered packets")?;
-        Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
-            echo: sum.echo + cpu.echo,
-            too_big: sum.too_big + cpu.too_big,
-            ..sum
-        }))
     }
 
     /// Makes `view` and `flags` what packets see.
@@ -598,6 +585,19 @@ impl Dataplane for KernelDataplane {
         (!clocks.is_empty()).then(|| self.clients.known(&clocks))
     }
 
+    fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten {
+        let spec = self.directory.iter().find(|spec| spec.id == service);
+        let hash = spec.and_then(|spec| rows::client_hash(spec, address));
+        match (hash, self.memories.get(&service)) {
+            (Some(hash), Some(memory)) => self.clients.forget(hash, memory),
+            _ => Forgotten::default(),
+        }
+    }
+
+    fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>) {
+        self.clients.forget_all(backend, from, SWEEP_PART, &self.memories)
+    }
+
     fn memory(&self) -> anyhow::Result<MemorySnapshot> {
         let cpus = self.memory_stats.get(&0, 0).context("reading the counters of the client table")?;
         let stats = cpus.iter().fold(MemoryStats::default(), |mut sum, cpu| {
@@ -614,6 +614,15 @@ impl Dataplane for KernelDataplane {
             exceptions: self.tables.values().map(flagged).sum::<usize>() as u64,
             stats,
         })
+    }
+
+    fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
+        let cpus = self.reply_stats.get(&0, 0).context("reading the counters of answered packets")?;
+        Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
+            echo: sum.echo + cpu.echo,
+            too_big: sum.too_big + cpu.too_big,
+            ..sum
+        }))
     }
 
     fn drop_stats(&self) -> anyhow::Result<DropStats> {

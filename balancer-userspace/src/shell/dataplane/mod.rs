@@ -26,7 +26,9 @@ pub use pins::{Notes, Pins};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use balancer_common::map_types::{BackendHistory, BackendStats, DropStats, InterfaceStats, RuleStats, ServiceHistory};
+use balancer_common::map_types::{
+    BackendHistory, BackendStats, DropStats, InterfaceStats, ReplyStats, RuleStats, ServiceHistory,
+};
 use ipnet::IpNet;
 
 use crate::{
@@ -44,6 +46,15 @@ pub struct KnownClient {
     pub backend: BackendId,
     /// How long ago its last recorded packet was, to a tick.
     pub last_seen: Duration,
+}
+
+/// Clients that were forgotten on request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// How many were known.
+    pub clients: u64,
+    /// How many of them the live table sends elsewhere.
+    pub moved: u64,
 }
 
 /// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
@@ -131,6 +142,19 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn memory(&self) -> anyhow::Result<MemorySnapshot>;
+
+    /// Forgets a client of a service, if it is known.
+    fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten;
+
+    /// Forgets the clients of a backend in the part of the client table that begins at `from` (0 at first). With it: where
+    /// the next part begins, if there is one.
+    fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>);
+
+    /// Counters of the packets that the program answered itself, summed over the CPUs; `period` and `used` mean nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn reply_stats(&self) -> anyhow::Result<ReplyStats>;
 
     /// Counters of dropped packets, summed over the CPUs.
     ///

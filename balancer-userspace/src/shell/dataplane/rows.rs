@@ -213,6 +213,7 @@ mod tests {
                 destination_mac: [4; 6],
                 mtu: 1500,
                 source: None,
+                gateway: None,
             }),
             service: ServiceId(0),
             keeps_known: false,

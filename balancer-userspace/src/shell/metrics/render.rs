@@ -95,6 +95,13 @@ fn interfaces(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::
         "drops",
         "Packets dropped, by reason.",
         DropReason::ALL.iter().map(|&reason| ([("reason", reason.label())], snapshot.drops.reasons[reason.index()])),
+    )?;
+    let replies = [("echo", snapshot.replies.echo), ("too_big", snapshot.replies.too_big)];
+    counters(
+        encoder,
+        "replies",
+        "Packets answered by the program itself: pings to a VIP, and packets too big for their way.",
+        replies.into_iter().map(|(kind, count)| ([("kind", kind)], count)),
     )
 }
 
@@ -429,6 +436,7 @@ pub(super) mod tests {
             interfaces: vec![interface],
             services: vec![service],
             drops: DropStats { reasons },
+            replies: balancer_common::map_types::ReplyStats { echo: 5, too_big: 6, ..Default::default() },
             memory: MemorySnapshot::default(),
         }
     }
@@ -478,6 +486,8 @@ pub(super) mod tests {
             "balancer_health_check_duration_seconds{service=\"web\",backend=\"web1\"} 0.0015",
             "balancer_drops_total{reason=\"malformed\"} 3",
             "balancer_drops_total{reason=\"no_backend\"} 0",
+            "balancer_replies_total{kind=\"echo\"} 5",
+            "balancer_replies_total{kind=\"too_big\"} 6",
             "balancer_packets_seen_total{interface=\"eth0\",verdict=\"tx\"} 1000",
             "balancer_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
         ] {

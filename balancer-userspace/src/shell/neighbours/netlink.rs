@@ -1,6 +1,7 @@
 //! Questions to the kernel's routing and neighbour tables.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     pin::pin,
@@ -13,7 +14,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
     AddressFamily,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
 };
 use rtnetlink::{Error, Handle};
 use tokio::task::AbortHandle;
@@ -23,6 +24,11 @@ use crate::shell::interfaces::{self, Link};
 
 /// How long the kernel may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the kernel may take to list all routes: some machines know a million.
+const LISTING: Duration = Duration::from_secs(10);
+/// Few machines have more than a handful.
+const MAX_GATEWAYS: usize = 256;
 
 /// A connection for requests; answers come back in the order asked.
 pub(super) struct Netlink {
@@ -80,6 +86,29 @@ impl Netlink {
         }
     }
 
+    /// The gateways of this machine's routes.
+    pub(super) async fn gateways(&self) -> anyhow::Result<BTreeSet<NeighbourKey>> {
+        let mut found = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let mut routes = pin!(self.handle.route().get(message).execute());
+            let listing = async {
+                while let Some(route) = routes.try_next().await? {
+                    if found.len() < MAX_GATEWAYS {
+                        found.extend(gateways(&route));
+                    }
+                }
+                Ok::<_, Error>(())
+            };
+            tokio::time::timeout(LISTING, listing)
+                .await
+                .context("listing the routes: no end")?
+                .context("listing the routes")?;
+        }
+        Ok(found)
+    }
+
     /// Makes the kernel resolve a neighbour as if a packet for it were waiting (`ip neigh … use`). Must not name a
     /// permanent entry: the kernel would make it an ordinary one.
     pub(super) async fn ask(&self, key: NeighbourKey) -> anyhow::Result<()> {
@@ -109,23 +138,50 @@ fn no_route(error: &io::Error) -> NoRoute {
 }
 
 fn route(message: &RouteMessage) -> Option<Route> {
-    let mut ifindex = None;
-    let mut gateway = None;
-    let mut source = None;
-    for attribute in &message.attributes {
+    let Way { ifindex, gateway, source } = way(&message.attributes);
+    Some(Route { kind: message.header.kind, ifindex: ifindex?, gateway, source })
+}
+
+#[derive(Default)]
+struct Way {
+    ifindex: Option<u32>,
+    gateway: Option<IpAddr>,
+    source: Option<IpAddr>,
+}
+
+fn way(attributes: &[RouteAttribute]) -> Way {
+    let mut way = Way::default();
+    for attribute in attributes {
         if let RouteAttribute::Oif(index) = attribute {
-            ifindex = Some(*index);
+            way.ifindex = Some(*index);
         } else if let RouteAttribute::Gateway(address) = attribute {
-            gateway = route_address(address);
+            way.gateway = route_address(address);
         } else if let RouteAttribute::PrefSource(address) = attribute {
-            source = route_address(address);
+            way.source = route_address(address);
         } else if let RouteAttribute::Via(RouteVia::Inet6(address)) = attribute {
-            gateway = Some(IpAddr::V6(*address));
+            way.gateway = Some(IpAddr::V6(*address));
         } else if let RouteAttribute::Via(RouteVia::Inet(address)) = attribute {
-            gateway = Some(IpAddr::V4(*address));
+            way.gateway = Some(IpAddr::V4(*address));
         }
     }
-    Some(Route { kind: message.header.kind, ifindex: ifindex?, gateway, source })
+    way
+}
+
+/// The neighbours that packets by this route go to.
+pub(super) fn gateways(message: &RouteMessage) -> Vec<NeighbourKey> {
+    if message.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let one = |attributes: &[RouteAttribute], ifindex: Option<u32>| {
+        let found = way(attributes);
+        Some(NeighbourKey { ifindex: found.ifindex.or(ifindex)?, address: found.gateway? })
+    };
+    let several = message
+        .attributes
+        .iter()
+        .flat_map(|attribute| if let RouteAttribute::MultiPath(hops) = attribute { hops.as_slice() } else { &[] });
+    let several = several.filter_map(|hop| one(&hop.attributes, Some(hop.interface_index)));
+    one(&message.attributes, None).into_iter().chain(several).collect()
 }
 
 fn route_address(address: &RouteAddress) -> Option<IpAddr> {

@@ -41,7 +41,7 @@ impl fmt::Display for NoRoute {
 }
 
 /// An address as a neighbour on an interface: the key of the kernel's neighbour tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct NeighbourKey {
     pub(super) ifindex: u32,
     pub(super) address: IpAddr,
@@ -139,6 +139,7 @@ pub(super) fn resolve(
                 destination_mac,
                 mtu: link.mtu,
                 source: route.source,
+                gateway: route.gateway,
             },
             neighbour,
         },
@@ -205,7 +206,14 @@ pub(super) mod tests {
     fn usable_states_give_a_next_hop() {
         let address = "10.0.0.9".parse().unwrap();
         let neighbour = key(2, "10.0.0.9");
-        let next_hop = NextHop { ifindex: 2, source_mac: OWN_MAC, destination_mac: PEER_MAC, mtu: 1500, source: None };
+        let next_hop = NextHop {
+            ifindex: 2,
+            source_mac: OWN_MAC,
+            destination_mac: PEER_MAC,
+            mtu: 1500,
+            source: None,
+            gateway: None,
+        };
         for state in ["reachable", "stale", "delay", "probe", "permanent", "noarp"] {
             let tables = tables(&[(neighbour, entry(state.parse().unwrap()))]);
             let resolution = resolve(address, &on_link(2), None, &tables);
@@ -226,7 +234,11 @@ pub(super) mod tests {
         let address = "10.0.0.9".parse().unwrap();
         let known = tables(&[(gateway, entry(NeighbourState::Reachable))]);
         let resolution = resolve(address, &route, None, &known);
-        assert!(matches!(resolution, Resolution::Known { neighbour, .. } if neighbour == gateway), "{resolution:?}");
+        assert!(
+            matches!(resolution, Resolution::Known { neighbour, next_hop }
+            if neighbour == gateway && next_hop.gateway == Some(gateway.address)),
+            "{resolution:?}"
+        );
 
         let Resolution::Unanswered { reason, .. } = resolve(address, &route, None, &tables(&[])) else {
             panic!("the gateway is not in the table");

@@ -22,6 +22,8 @@ use crate::core::io::Event;
 
 /// How often everything is read anew, in case a change was missed, and unconfirmed neighbours are confirmed.
 const RESYNC: Duration = Duration::from_secs(10);
+/// How often the routes are searched for gateways; there may be very many routes.
+const GATEWAYS: Duration = Duration::from_secs(60);
 /// How soon after trouble everything is read anew.
 const RECOVERY: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,7 @@ pub(super) struct Task {
     seen: u64,
     limiter: Limiter,
     resync_at: Instant,
+    gateways_at: Instant,
 }
 
 impl Task {
@@ -58,6 +61,7 @@ impl Task {
             seen: 0,
             limiter: Limiter::new(now),
             resync_at: now,
+            gateways_at: now,
         })
     }
 
@@ -114,7 +118,16 @@ impl Task {
     fn hear(&mut self, updates: Result<Vec<Update>, Lost>) {
         let now = Instant::now();
         match updates {
-            Ok(updates) => updates.into_iter().for_each(|update| self.tracker.apply(update, now)),
+            Ok(updates) => {
+                for update in updates {
+                    if matches!(&update, Update::Routes(Some(prefix)) if prefix.prefix_len() == 0) {
+                        // Perhaps another default gateway.
+                        self.gateways_at = now;
+                        self.resync_at = self.resync_at.min(now + RECOVERY);
+                    }
+                    self.tracker.apply(update, now);
+                }
+            }
             Err(lost) => {
                 tracing::debug!("netlink: {lost}");
                 if matches!(lost, Lost::Broken(_)) {
@@ -144,6 +157,11 @@ impl Task {
     async fn read_tables(&mut self) -> anyhow::Result<()> {
         let links = self.netlink.links().await?;
         let neighbours = self.netlink.neighbours().await?;
+        let now = Instant::now();
+        if now >= self.gateways_at {
+            self.tracker.set_gateways(self.netlink.gateways().await?);
+            self.gateways_at = now + GATEWAYS;
+        }
         self.tracker.resync(links, neighbours, Instant::now());
         Ok(())
     }

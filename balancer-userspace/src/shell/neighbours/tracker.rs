@@ -74,8 +74,10 @@ pub(super) struct Tracker {
     stale_routes: BTreeSet<IpAddr>,
     /// Addresses of which there may be news.
     news: BTreeSet<IpAddr>,
-    /// Neighbours that next hops rest on or wait for.
+    /// Neighbours that next hops rest on or wait for, and gateways.
     relevant: HashSet<NeighbourKey>,
+    /// This machine's gateways, which replies to clients may need at any time, and when each was last asked.
+    gateways: BTreeMap<NeighbourKey, Option<Instant>>,
     /// When changes seen so far are to be acted on.
     due: Option<Instant>,
     /// When some neighbour must be asked again or given up.
@@ -146,6 +148,12 @@ impl Tracker {
         self.due = Some(now);
     }
 
+    /// Takes note of this machine's gateways, all of them.
+    pub(super) fn set_gateways(&mut self, gateways: BTreeSet<NeighbourKey>) {
+        let asked = std::mem::take(&mut self.gateways);
+        self.gateways = gateways.into_iter().map(|key| (key, asked.get(&key).copied().flatten())).collect();
+    }
+
     /// The addresses whose route must be looked up before [`Tracker::evaluate`].
     pub(super) fn stale_routes(&self) -> Vec<IpAddr> {
         self.stale_routes.iter().copied().collect()
@@ -182,7 +190,8 @@ impl Tracker {
         self.due = None;
         self.retry = None;
         self.relevant.clear();
-        let mut ask = HashSet::new();
+        self.relevant.extend(self.gateways.keys());
+        let mut ask = self.unanswered_gateways(now);
         for (&address, watch) in &mut self.watches {
             let Some(route) = &watch.route else { continue };
             match resolve(address, route, watch.egress, &self.tables) {
@@ -227,6 +236,22 @@ impl Tracker {
             }
         }
         ask.into_iter().collect()
+    }
+
+    /// Gateways without a MAC that were not asked a moment ago. One that stays silent is asked again when the kernel
+    /// gives it up, and with every resync.
+    fn unanswered_gateways(&mut self, now: Instant) -> HashSet<NeighbourKey> {
+        let unknown: Vec<NeighbourKey> = self.gateways.keys().copied().filter(|&key| self.is_unknown(key)).collect();
+        let mut ask = HashSet::new();
+        for key in unknown {
+            if let Some(asked) = self.gateways.get_mut(&key)
+                && asked.is_none_or(|asked| now >= asked + RETRY)
+            {
+                *asked = Some(now);
+                ask.insert(key);
+            }
+        }
+        ask
     }
 
     /// Watched neighbours whose entries are usable but no longer confirmed.
@@ -343,7 +368,7 @@ mod tests {
     }
 
     fn hop(ifindex: u32, destination_mac: [u8; 6]) -> NextHop {
-        NextHop { ifindex, source_mac: OWN_MAC, destination_mac, mtu: 1500, source: None }
+        NextHop { ifindex, source_mac: OWN_MAC, destination_mac, mtu: 1500, source: None, gateway: None }
     }
 
     fn silent() -> Option<Result<NextHop, String>> {
@@ -485,6 +510,23 @@ mod tests {
         bench.evaluate();
         bench.tracker.unwatch(address());
         assert_eq!(bench.news(), None);
+    }
+
+    #[test]
+    fn gateways_are_asked_for_and_kept() {
+        let mut bench = Bench::known();
+        let gateway = key(2, "10.0.0.254");
+        bench.tracker.set_gateways(BTreeSet::from([gateway, key(2, ADDRESS)]));
+        assert_eq!(bench.tracker.evaluate(bench.now), [gateway], "the other one is known");
+        assert_eq!(bench.tracker.evaluate(bench.now), [], "a moment ago");
+
+        bench.apply(Update::Neighbour(gateway, entry(NeighbourState::Stale)));
+        assert_eq!(bench.tracker.evaluate(bench.now), []);
+        assert_eq!(bench.tracker.unconfirmed(), [gateway]);
+        bench.apply(Update::NeighbourGone(gateway));
+        bench.now += RETRY;
+        assert_eq!(bench.tracker.evaluate(bench.now), [gateway]);
+        assert!(!bench.tracker.has_news(), "nobody waits for it");
     }
 
     #[test]

@@ -149,6 +149,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
             destination_mac: [2, 0, 0, 0, 1, number],
             mtu: 1500,
             source: None,
+            gateway: None,
         };
         dataplane.write_backend(&BackendSpec {
             id: backend,

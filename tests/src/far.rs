@@ -1,0 +1,99 @@
+//! Clients behind two routers, between which packets must be smaller than the ends' own links let them believe:
+//!
+//! ```text
+//! far ─1500─ outer ─1400─ inner ─1500─ switch ── balancer, web1, web2, …
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+use balancer_common::map_types::Forwarding;
+
+use crate::{
+    namespace::{Namespace, join},
+    topology::{Family, Topology},
+};
+
+/// What fits between the routers.
+pub const NARROW: u32 = 1400;
+
+/// The far host and the routers. Dropping it removes them.
+#[derive(Debug)]
+pub struct Far {
+    host: Namespace,
+    _routers: [Namespace; 2],
+}
+
+impl Far {
+    /// Joins them to the segment of a topology, whose hosts learn the way to the far host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn join(topology: &Topology, forwarding: Forwarding) -> Result<Self> {
+        let [host, outer, inner] = [Namespace::new("far")?, Namespace::new("outer")?, Namespace::new("inner")?];
+        join((&host, "eth0"), (&outer, "far"))?;
+        join((&outer, "narrow"), (&inner, "narrow"))?;
+        join((&inner, "eth0"), (topology.switch(), "inner"))?;
+        topology.switch().ip("link set inner master br0")?;
+        for router in [&outer, &inner] {
+            router.sysctl("net/ipv4/conf/all/forwarding", "1")?;
+            router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            router.ip(&format!("link set narrow mtu {NARROW}"))?;
+        }
+        for family in Family::BOTH {
+            let (flag, nodad, short, long) = match family {
+                Family::V4 => ("-4", "", 24, 16),
+                Family::V6 => ("-6", "nodad", 64, 64),
+            };
+            let vips = format!("{}/{}", topology.vip(family), if family == Family::V4 { 32 } else { 128 });
+            let far = Self::client(family);
+            let (segment, balancer) = (Self::router(family), host_of(family, 0, 1));
+            let give = |namespace: &Namespace, interface: &str, address: IpAddr, length: u8| {
+                namespace.ip(&format!("addr add {address}/{length} dev {interface} {nodad}"))
+            };
+            give(&host, "eth0", far, short)?;
+            give(&outer, "far", host_of(family, 8, 1), short)?;
+            give(&outer, "narrow", host_of(family, 9, 1), short)?;
+            give(&inner, "narrow", host_of(family, 9, 2), short)?;
+            give(&inner, "eth0", segment, long)?;
+            host.ip(&format!("{flag} route add default via {}", host_of(family, 8, 1)))?;
+            outer.ip(&format!("{flag} route add default via {}", host_of(family, 9, 2)))?;
+            inner.ip(&format!("{flag} route add {far} via {}", host_of(family, 9, 1)))?;
+            inner.ip(&format!("{flag} route add {vips} via {balancer}"))?;
+            topology.balancer().ip(&format!("{flag} route add {far} via {segment}"))?;
+            let back = if forwarding == Forwarding::Nat { balancer } else { segment };
+            for backend in topology.backends() {
+                backend.ip(&format!("{flag} route add {far} via {back}"))?;
+                // An answer of the inner router's that is about the far host comes from its own address.
+                backend.ip(&format!("{flag} route add {} via {segment}", host_of(family, 9, 2)))?;
+            }
+        }
+        Ok(Self { host, _routers: [outer, inner] })
+    }
+
+    /// The far host.
+    #[must_use]
+    pub const fn host(&self) -> &Namespace {
+        &self.host
+    }
+
+    /// What the router's errors come from, as the balancer's segment sees them.
+    #[must_use]
+    pub const fn router(family: Family) -> IpAddr {
+        host_of(family, 0, 3)
+    }
+
+    /// Its address.
+    #[must_use]
+    pub const fn client(family: Family) -> IpAddr {
+        host_of(family, 8, 6)
+    }
+}
+
+/// `10.N.0.H`, `fd00:N::H`.
+const fn host_of(family: Family, net: u8, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(10, net, 0, host)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, net as u16, 0, 0, 0, 0, 0, host as u16)),
+    }
+}

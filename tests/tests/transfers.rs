@@ -1,0 +1,112 @@
+//! 100 MB over TCP and over UDP through each kind of forwarding, for both families, in segments that fill the MTU: every
+//! byte arrives, and as many packets have been counted as there must have been.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    site::{Settings, Site},
+    topology::{Family, Shape, Topology},
+    transfer::{Transfer, add_services},
+};
+
+const BYTES: u64 = 100 << 20;
+const MTU: u64 = 1500;
+const CLIENT: u16 = 7;
+
+/// The largest packet that fits the way to the backend.
+fn fits(forwarding: Forwarding, outer: Family) -> u64 {
+    let ip = match outer {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    };
+    match forwarding {
+        Forwarding::Dsr | Forwarding::Nat => MTU,
+        Forwarding::Ipip => MTU - ip,
+        Forwarding::Gue => MTU - ip - 8,
+    }
+}
+
+/// Packets and bytes that the service's backend was sent.
+fn counted(site: &Site, service: &str) -> (f64, f64) {
+    let metrics = site.metrics().unwrap();
+    let of = |name| metrics.sum(name, &[&format!("service=\"{service}\"")]).unwrap();
+    (of("packets_total"), of("bytes_total"))
+}
+
+fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&mut Settings)) {
+    let mut crossed = false;
+    let site = Site::start(shape, forwarding, 1, |settings, topology: &Topology| {
+        settings.families = Family::BOTH.to_vec();
+        adapt(settings);
+        crossed = settings.crossed;
+        add_services(settings, topology);
+        Ok(())
+    })
+    .unwrap();
+    for family in Family::BOTH {
+        let six = if family == Family::V6 { "6" } else { "" };
+        let fits = fits(forwarding, if crossed { family.other() } else { family });
+        let ip = if family == Family::V6 { 40 } else { 20 };
+        let transfer = Transfer::new(&site, forwarding, family, CLIENT);
+
+        // In the other direction a transfer passes the balancer with nat alone.
+        let down = if forwarding == Forwarding::Nat { BYTES } else { 0 };
+        let took = transfer.tcp(BYTES, down).unwrap();
+        let (packets, bytes) = counted(&site, &format!("tcp{six}"));
+        println!("{forwarding:?} {family:?}: TCP {} MB in {took:?}, {packets} packets", (BYTES + down) >> 20);
+        // 20 bytes of header and 12 of options; the Ethernet header is counted. Nothing was merged on the way.
+        let least = BYTES as f64 / (fits - ip - 32) as f64;
+        assert!(packets >= least && packets < 3.0 * least, "{packets} packets, at least {least} are needed");
+        assert!(bytes / packets <= (MTU + 14) as f64, "{bytes} bytes in {packets} packets");
+        assert!(bytes >= BYTES as f64);
+
+        let size = (fits - ip - 8) as usize;
+        let (took, again) = transfer.udp(BYTES, size).unwrap();
+        let (packets, bytes) = counted(&site, &format!("udp{six}"));
+        println!("{forwarding:?} {family:?}: UDP 100 MB in {took:?}, {packets} packets, {again} windows sent again");
+        let least = (BYTES / size as u64) as f64;
+        assert!(packets >= least && packets < 1.1 * least + 128.0, "{packets} packets, {least} are needed");
+        assert_eq!(bytes / packets, (fits + 14) as f64);
+    }
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("packets_seen_total", &["verdict=\"aborted\""]).unwrap(), 0.0);
+    for reason in ["malformed", "no_next_hop", "fragment_unknown", "no_neighbour", "too_big"] {
+        let dropped = metrics.sum("drops_total", &[&format!("reason=\"{reason}\"")]).unwrap();
+        assert_eq!(dropped, 0.0, "{reason}");
+    }
+}
+
+#[test]
+fn with_dsr() {
+    every_byte_arrives(Shape::OneLegged, Forwarding::Dsr, |_| ());
+}
+
+#[test]
+fn with_nat() {
+    every_byte_arrives(Shape::TwoLegged, Forwarding::Nat, |_| ());
+}
+
+#[test]
+fn with_nat_on_one_leg_in_generic_mode() {
+    every_byte_arrives(Shape::OneLegged, Forwarding::Nat, |settings| settings.xdp_mode = "generic");
+}
+
+#[test]
+fn with_ipip() {
+    every_byte_arrives(Shape::OneLegged, Forwarding::Ipip, |_| ());
+}
+
+#[test]
+fn with_gue() {
+    every_byte_arrives(Shape::TwoLegged, Forwarding::Gue, |_| ());
+}
+
+#[test]
+fn with_ipip_over_the_other_family() {
+    every_byte_arrives(Shape::OneLegged, Forwarding::Ipip, |settings| settings.crossed = true);
+}
+
+#[test]
+fn with_gue_over_the_other_family() {
+    every_byte_arrives(Shape::TwoLegged, Forwarding::Gue, |settings| settings.crossed = true);
+}
