@@ -56,7 +56,7 @@ pub enum OnExit {
 }
 
 /// One `[[service]]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceConfig {
     /// Unique name, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
@@ -71,14 +71,17 @@ pub struct ServiceConfig {
     /// What of a source address makes a client.
     pub client_prefix: ClientPrefix,
     /// How long a client is remembered; zero: the table alone decides.
+    #[serde(with = "humantime_serde")]
     pub remember: Duration,
     /// Where moved clients go when their home returns.
     pub failback: Failback,
     /// What happens when no backend is eligible.
     pub when_all_down: WhenAllDown,
     /// How long a returning backend takes to reach its full share of new clients.
+    #[serde(with = "humantime_serde")]
     pub slow_start: Duration,
     /// How long a draining backend keeps its known clients.
+    #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
     /// What a failed health check does.
     pub on_failure: OnFailure,
@@ -91,7 +94,7 @@ pub struct ServiceConfig {
 }
 
 /// One `[[service.backend]]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendConfig {
     /// Unique in its service, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
@@ -184,13 +187,15 @@ pub enum FailureAction {
 }
 
 /// A health check.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckConfig {
     /// What is asked.
     pub kind: CheckKind,
     /// Time from the start of one check to the start of the next, before jitter; at least 100 ms.
+    #[serde(with = "humantime_serde")]
     pub interval: Duration,
     /// How long an answer may take; at least 100 ms, at most `interval`.
+    #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// Consecutive failures that make a backend down; at least 1.
     pub fall: u32,
@@ -199,7 +204,8 @@ pub struct CheckConfig {
 }
 
 /// What a health check asks.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum CheckKind {
     /// No check: health stays `unknown`, which counts as up.
     None,
@@ -213,7 +219,7 @@ pub enum CheckKind {
 }
 
 /// An HTTP health check.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HttpCheck {
     /// Instead of the backend's port.
     pub port: Option<u16>,
@@ -230,7 +236,7 @@ pub struct HttpCheck {
 }
 
 /// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. Not empty, each within 100–599.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusRanges(pub Vec<(u16, u16)>);
 
 impl StatusRanges {

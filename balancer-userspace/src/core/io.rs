@@ -15,11 +15,11 @@ use balancer_common::{
 use crate::config::model::{CheckConfig, Config, Failback, Protocol};
 
 /// Index of a service in the kernel's maps; stable while the service exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ServiceId(pub u16);
 
 /// Row of a backend in the kernel's maps, unique over all services: 1 to `MAX_BACKENDS` − 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendId(pub u16);
 
 /// A backend by the names users give it, `service/backend`.
@@ -77,7 +77,7 @@ pub enum CheckOutcome {
 }
 
 /// How frames reach a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NextHop {
     /// Egress interface.
     pub ifindex: u32,
@@ -130,7 +130,8 @@ pub enum Change {
         /// To what.
         weight: u16,
     },
-    /// Take over a new configuration.
+    /// Take over what the configuration file says now. What was changed at run time stays where the file says what it
+    /// said before.
     Reload(Box<Config>),
 }
 
@@ -201,7 +202,7 @@ pub enum Command {
 }
 
 /// What the kernel must know of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BackendSpec {
     /// Its row.
     pub id: BackendId,

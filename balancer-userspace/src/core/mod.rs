@@ -10,8 +10,10 @@ pub mod io;
 pub mod keys;
 pub mod locate;
 pub mod maglev;
+pub mod merge;
 pub mod service;
 pub mod standing;
+pub mod state;
 pub mod table;
 pub mod validate;
 
@@ -27,3 +29,5 @@ mod drain_test;
 mod fixture;
 #[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod state_test;

@@ -24,6 +24,12 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why nothing was changed.
     pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        let done = self.make(change, now)?;
+        self.generation += 1;
+        Ok(done)
+    }
+
+    fn make(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         match change {
             Change::Add { name, address, port, weight, backup } => {
                 let (mut services, index) = self.edit(&name.service)?;

@@ -1,6 +1,7 @@
 //! Services at run time.
 
 mod backend;
+mod restore;
 
 pub use backend::Backend;
 use backend::{Assessment, Drain};
