@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::plan::{Plan, ServicePlan};
+
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusView {
@@ -11,6 +13,8 @@ pub struct StatusView {
     pub interfaces: Vec<InterfaceView>,
     /// Services in configuration order.
     pub services: Vec<ServiceView>,
+    /// How often users have changed something, over restarts.
+    pub generation: u64,
 }
 
 /// An attached interface.
@@ -153,6 +157,73 @@ pub struct SetAdmin {
 pub struct SetWeight {
     /// 0–65535.
     pub weight: u16,
+}
+
+/// `POST /v1/configuration`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyConfiguration {
+    /// The file's name, for messages.
+    pub file: String,
+    /// Its contents.
+    pub text: String,
+    /// Change nothing, and say what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The answer to a new configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    /// What was done, or would be, in one line.
+    pub message: String,
+    /// With `dry_run`: where file and run time differ, and what else would come of it.
+    #[serde(default)]
+    pub differences: Vec<String>,
+    /// With `dry_run`: the services in which slots would move.
+    #[serde(default)]
+    pub services: Vec<ServiceMoves>,
+}
+
+/// What would move in a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceMoves {
+    /// The service's name.
+    pub service: String,
+    /// M.
+    pub table_size: u32,
+    /// Slots that would move.
+    pub slots_moved: u32,
+    /// Those of them whose old and new backend have not changed.
+    pub needless_slots_moved: u32,
+    /// From whom to whom.
+    pub moves: Vec<MoveView>,
+}
+
+/// Slots that would move from one backend to another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveView {
+    /// The backend that loses them; `None`: nobody had them.
+    pub from: Option<String>,
+    /// The backend that gets them; `None`: nobody.
+    pub to: Option<String>,
+    /// How many.
+    pub slots: u32,
+}
+
+impl From<Plan> for Applied {
+    fn from(plan: Plan) -> Self {
+        let of = |(from, to, slots)| MoveView { from, to, slots };
+        let service = |plan: ServicePlan| ServiceMoves {
+            service: plan.service,
+            table_size: plan.table_size,
+            slots_moved: plan.slots_moved,
+            needless_slots_moved: plan.needless_slots_moved,
+            moves: plan.moves.into_iter().map(of).collect(),
+        };
+        let services = plan.services.into_iter().map(service).collect();
+        Self { message: plan.message, differences: plan.reports, services }
+    }
 }
 
 /// The answer to a change.

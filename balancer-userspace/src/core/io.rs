@@ -159,6 +159,12 @@ pub enum Refused {
     /// The change makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// The change was made for a configuration that has changed since.
+    #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
+    Stale(u64),
+    /// The change could not be kept over a restart.
+    #[error("{0}")]
+    Unsaved(String),
 }
 
 /// Something for the shell to do, in the order given.

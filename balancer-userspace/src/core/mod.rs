@@ -11,6 +11,7 @@ pub mod keys;
 pub mod locate;
 pub mod maglev;
 pub mod merge;
+pub mod plan;
 pub mod service;
 pub mod standing;
 pub mod state;
@@ -26,7 +27,7 @@ mod controller_test;
 #[cfg(test)]
 mod drain_test;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod model_test;
 #[cfg(test)]

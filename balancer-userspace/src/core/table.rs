@@ -207,6 +207,12 @@ impl Moves {
         moves
     }
 
+    /// From whom to whom, one for each slot moved.
+    #[must_use]
+    pub fn pairs(&self) -> &[(u16, u16)] {
+        &self.pairs
+    }
+
     /// Slots moved.
     #[must_use]
     pub fn total(&self) -> u32 {

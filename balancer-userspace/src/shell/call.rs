@@ -3,9 +3,12 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView},
-    core::io::{Change, Refused},
-    shell::snapshot::Snapshot,
+    api::model::{ClientQuery, ClientView},
+    core::{
+        io::{Change, Refused},
+        plan::Plan,
+    },
+    shell::{keeper::Request, snapshot::Snapshot},
 };
 
 /// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.
@@ -23,15 +26,15 @@ pub enum Call {
         /// One view for each service of the address's family, or why there is none.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
     },
-    /// Change something.
-    Change {
-        /// What.
+    /// What a change would move.
+    Plan {
+        /// Which change.
         change: Change,
-        /// The uid of the peer that asked, for the log.
-        uid: Option<u32>,
-        /// What was done, or why not.
-        reply: oneshot::Sender<Result<Changed, Refused>>,
+        /// The answer, or why the change would be refused.
+        reply: oneshot::Sender<Result<Plan, Refused>>,
     },
+    /// Change something.
+    Change(Request),
 }
 
 /// The sending half, bounded: callers wait when the controller is busy.

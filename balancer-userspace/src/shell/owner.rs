@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    time::Duration,
+    net::IpAddr,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -15,10 +16,13 @@ use crate::{
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+        plan::Plan,
         service::Service,
+        state::{Clocks, Counters, State},
     },
     shell::{
         dataplane::Dataplane,
+        departed,
         neighbours::Neighbours,
         prober::Prober,
         snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
@@ -39,6 +43,8 @@ pub struct Owner<D> {
     departed: HashMap<ServiceId, BTreeMap<String, BackendStats>>,
     /// Where the clocks of client memory began.
     started: Instant,
+    /// Whether something has happened since somebody asked.
+    changed: bool,
 }
 
 impl<D: Dataplane> Owner<D> {
@@ -53,7 +59,57 @@ impl<D: Dataplane> Owner<D> {
             owners: HashMap::new(),
             departed: HashMap::new(),
             started: Instant::now(),
+            changed: false,
         }
+    }
+
+    /// Goes on counting for backends that are gone, where another process has ended.
+    pub fn take_over_departed(&mut self, departed: BTreeMap<u16, BTreeMap<String, Counters>>) {
+        for (service, backends) in departed {
+            let backends = backends.into_iter().map(|(name, counters)| (name, departed::stats(&counters)));
+            self.departed.insert(ServiceId(service), backends.collect());
+        }
+    }
+
+    /// What a restart must keep.
+    pub fn export(&self) -> State {
+        self.export_of(&self.controller)
+    }
+
+    fn export_of(&self, controller: &Controller) -> State {
+        let clocks = Clocks { now: Instant::now().into_std(), wall: wall() };
+        let departed = self.departed.iter().map(|(service, backends)| {
+            let backends = backends.iter().map(|(name, stats)| (name.clone(), departed::counters(stats)));
+            (service.0, backends.collect())
+        });
+        State { departed: departed.collect(), ..controller.export(clocks) }
+    }
+
+    /// What a restart would have to keep after a change.
+    ///
+    /// # Errors
+    /// When the change is refused.
+    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<State, Refused> {
+        let generation = self.controller.generation();
+        if if_generation.is_some_and(|wanted| wanted != generation) {
+            return Err(Refused::Stale(generation));
+        }
+        let mut controller = self.controller.clone();
+        controller.change(change.clone(), Instant::now().into_std())?;
+        Ok(self.export_of(&controller))
+    }
+
+    /// What a change would move.
+    ///
+    /// # Errors
+    /// When the change would be refused.
+    pub fn plan(&self, change: Change) -> Result<Plan, Refused> {
+        self.controller.plan(change, Instant::now().into_std())
+    }
+
+    /// Whether something has happened since this was asked last.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Brings the data path to where the controller's configuration wants it.
@@ -76,6 +132,11 @@ impl<D: Dataplane> Owner<D> {
         &self.neighbours
     }
 
+    /// The addresses of all backends.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.controller.services().iter().flat_map(Service::backends).map(|backend| backend.address().ip())
+    }
+
     /// When the controller next wants an [`Event::Tick`].
     pub fn next_deadline(&self) -> Option<Instant> {
         self.controller.next_deadline().map(Instant::from_std)
@@ -85,6 +146,7 @@ impl<D: Dataplane> Owner<D> {
     pub fn handle(&mut self, event: Event) {
         let now = Instant::now();
         let commands = self.controller.handle(event, now.into_std());
+        self.changed |= !commands.is_empty();
         if let Err(error) = self.execute(commands, now) {
             error!("{error:#}; writing the whole state again");
             self.resync();
@@ -97,6 +159,7 @@ impl<D: Dataplane> Owner<D> {
     /// When it is refused, by the controller or by the data path; nothing has changed then.
     pub fn change(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
         let now = Instant::now();
+        self.changed = true;
         let before = self.controller.clone();
         let (message, commands) = self.controller.change(change, now.into_std())?;
         if let Err(error) = self.execute(commands, now) {
@@ -275,8 +338,20 @@ impl<D: Dataplane> Owner<D> {
                 })
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()?, memory: self.dataplane.memory()? })
+        Ok(Snapshot {
+            interfaces,
+            services,
+            drops: self.dataplane.drop_stats()?,
+            memory: self.dataplane.memory()?,
+            generation: self.controller.generation(),
+        })
     }
+}
+
+/// Not the core's clock: only to tell moments to the next process.
+#[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
+pub(super) fn wall() -> SystemTime {
+    SystemTime::now()
 }
 
 fn add(sum: &mut BackendStats, stats: &BackendStats) {

@@ -1,13 +1,10 @@
 //! `balancer run`: start-up, the loop of the one task that owns the controller, and a clean end.
 
-use std::{future::pending, net::IpAddr, time::Duration};
+use std::{future::pending, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use balancer_common::{
-    client::HashKey,
-    map_types::{Forwarding, NeighbourWanted},
-};
+use balancer_common::map_types::{Forwarding, NeighbourWanted};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -19,20 +16,21 @@ use tracing::{info, warn};
 use crate::{
     api::model::Changed,
     config::model::Config,
-    core::{
-        controller::Controller,
-        io::{BackendName, Change, Event, Refused},
-    },
+    core::io::{BackendName, Change, Event, Refused},
     shell::{
         api_server::{self, ControlSocket},
         call::Call,
         dataplane::{Capacity, KernelDataplane},
         forwarding::IpForwarding,
-        interfaces, metrics,
+        interfaces,
+        keeper::{Keeper, Request},
+        metrics,
         neighbours::Neighbours,
         owner::Owner,
         privileges,
         prober::Prober,
+        reload::reload,
+        resume::{Resumed, resume},
         shutdown,
     },
     words::counted,
@@ -47,22 +45,35 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// How long start-up waits for the first answers about next hops, so that the first packet finds its way.
 const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 
+/// What `balancer run` was asked for.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The configuration, with what the command line said instead.
+    pub config: Config,
+    /// The configuration as it is in the file.
+    pub as_written: Config,
+    /// The file, to be read again.
+    pub file: PathBuf,
+}
+
 /// Attaches and serves until SIGTERM or SIGINT. Whatever it set up is gone when it returns, also on an error.
 ///
 /// # Errors
 /// One line that says what stands in the way.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(launch: Launch) -> anyhow::Result<()> {
+    let Launch { config, as_written, file } = launch;
     privileges::check()?;
     let shutdown = shutdown::listen().context("catching signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let interfaces = interfaces::resolve(&config.interfaces).await?;
     let socket = ControlSocket::bind(&config.socket).await?;
+    let resumed = resume(&config, as_written)?;
     let metrics_listener = match config.metrics_listen {
         Some(listen) => Some(metrics::bind(listen).await?),
         None => None,
     };
     let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
-    let capacity = Capacity::for_config(&config);
+    let capacity = Capacity::for_config(&Config { services: resumed.controller.largest(), ..config.clone() });
     let mut dataplane = KernelDataplane::load(capacity, &ifindexes)?;
     if config.services.iter().any(|service| !service.remember.is_zero()) {
         let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
@@ -76,11 +87,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (events_in, mut events) = mpsc::channel(EVENTS);
     let (calls_in, mut calls) = mpsc::channel(CALLS);
-    let key = config.hash_key.map_or_else(random_key, Ok)?;
-    let controller = Controller::new(config.clone(), key);
+    let Resumed { controller, departed, file: state_file } = resumed;
     let mut owner = Owner::new(controller, dataplane, Neighbours::spawn(events_in.clone())?, Prober::new(events_in));
+    owner.take_over_departed(departed);
     owner.start()?;
-    await_next_hops(&mut owner, &mut events, &config).await;
+    await_next_hops(&mut owner, &mut events).await;
     for interface in &interfaces {
         let attached = owner.dataplane().attach(&interface.name, interface.ifindex, config.xdp_mode)?;
         info!("attached to {} in {} mode", attached.name, attached.mode());
@@ -98,6 +109,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!("serving {services}, control socket {}", config.socket.display());
 
     tokio::pin!(shutdown);
+    let mut keeper = Keeper::new(state_file);
     let mut joining = Joining::default();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,9 +117,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
-            _ = hangup.recv() => {
-                warn!("SIGHUP ignored: the configuration cannot be reloaded yet; change backends with `balancer backend`");
-            }
+            _ = hangup.recv() => reload(&mut keeper, &file),
             signal = &mut shutdown => {
                 info!("{signal}: detaching");
                 break;
@@ -115,13 +125,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Some(event) = events.recv() => owner.handle(event),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
-            Some(call) = calls.recv() => answer(&mut owner, &mut joining, call),
+            () = until(keeper.next_deadline()) => {}
+            request = keeper.written() => {
+                if let Some(request) = request {
+                    make(&mut owner, &mut joining, request);
+                }
+            }
+            Some(call) = calls.recv() => answer(&owner, &mut keeper, call),
             _ = sweep.tick() => owner.sweep(),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
         joining.answer(&owner);
+        if owner.take_changed() {
+            keeper.note();
+        }
+        keeper.advance(&owner);
     }
 
+    keeper.finish(&owner).await;
     let detached = owner.dataplane().detach();
     drop(stop);
     drop(calls);
@@ -140,7 +161,7 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A caller that has gone away does not want its answer.
-fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call) {
+fn answer(owner: &Owner<KernelDataplane>, keeper: &mut Keeper, call: Call) {
     match call {
         Call::Snapshot { reply } => {
             let _ = reply.send(owner.snapshot());
@@ -148,26 +169,32 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call)
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }
-        Call::Change { change, uid, reply } => {
-            let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
-            let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
-            let changed = owner.change(change, uid);
-            match (name, before) {
-                (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
-                    joining.0.push(Join { name, before, until: Instant::now() + FIRST_NEXT_HOPS, reply });
-                }
-                _ => {
-                    let _ = reply.send(changed);
-                }
-            }
+        Call::Plan { change, reply } => {
+            let _ = reply.send(owner.plan(change));
+        }
+        Call::Change(request) => keeper.ask(request),
+    }
+}
+
+/// Makes a change that is on disk already.
+fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, request: Request) {
+    let Request { change, uid, reply, .. } = request;
+    let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
+    let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
+    let changed = owner.change(change, uid);
+    match (name, before) {
+        (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
+            joining.0.push(Join { name, before, until: Instant::now() + FIRST_NEXT_HOPS, reply });
+        }
+        _ => {
+            let _ = reply.send(changed);
         }
     }
 }
 
 /// Handles events until each backend's address has had an answer, or it takes too long.
-async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>, config: &Config) {
-    let mut missing: std::collections::HashSet<IpAddr> =
-        config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip()).collect();
+async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>) {
+    let mut missing: std::collections::HashSet<IpAddr> = owner.addresses().collect();
     let deadline = Instant::now() + FIRST_NEXT_HOPS;
     while !missing.is_empty() {
         match timeout_at(deadline, events.recv()).await {
@@ -213,12 +240,6 @@ impl Joining {
             }
         }
     }
-}
-
-fn random_key() -> anyhow::Result<HashKey> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random numbers for the hash key: {error}"))?;
-    Ok(HashKey::from_bytes(bytes))
 }
 
 /// The neighbours that the kernel program asks for.

@@ -11,10 +11,14 @@ use std::{
 use balancer::{
     api::model::{Changed, ClientView},
     config::model::Protocol,
-    core::io::{Admin, Change, Refused},
+    core::{
+        io::{Admin, Change, Refused},
+        plan::Plan,
+    },
     shell::{
         api_server::{ControlSocket, serve},
         call::Call,
+        keeper::Request,
         snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
@@ -100,7 +104,14 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     (None, true) => Ok(vec![view("web"), view("dns")]),
                 });
             }
-            Call::Change { change, uid, reply } => {
+            Call::Plan { reply, .. } => {
+                let plan = Plan { message: "would be done".to_owned(), reports: Vec::new(), services: Vec::new() };
+                let _ = reply.send(Ok(plan));
+            }
+            Call::Change(Request { if_generation: Some(1), reply, .. }) => {
+                let _ = reply.send(Err(Refused::Stale(2)));
+            }
+            Call::Change(Request { change, uid, reply, .. }) => {
                 seen.lock().unwrap().push((change.clone(), uid));
                 let answer = match change {
                     Change::Add { name, .. } if name.backend == "web1" => {
@@ -174,5 +185,6 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
             service("dns", Protocol::Udp, vec![]),
         ],
         drops: DropStats::default(),
+        generation: 2,
     }
 }

@@ -77,7 +77,16 @@ impl Controller {
                 self.reconfigure(services, &name, &format!("weight {old} → {weight}"), now)
             }
             Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
-            Change::Reload(config) => self.reload(config.services, now),
+            Change::Reload(config) => {
+                let fixed = self.fixed.changed(&config);
+                if !fixed.is_empty() {
+                    return Err(Refused::Conflict(format!(
+                        "{} cannot change while the balancer runs: restart it, or leave that as it was",
+                        fixed.join(", ")
+                    )));
+                }
+                self.reload(config.services, now)
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod changes;
 mod configure;
+mod fixed;
 mod restore;
 mod settle;
 
@@ -42,6 +43,7 @@ pub struct Controller {
     instance: u64,
     /// How often users have changed something.
     generation: u64,
+    fixed: fixed::Fixed,
     /// What the configuration file says.
     file: Vec<ServiceConfig>,
     /// What it says at start, until then.
@@ -85,6 +87,7 @@ impl Controller {
             keeps_key: config.hash_key.is_none(),
             instance: 0,
             generation: 0,
+            fixed: fixed::Fixed::of(&config),
             file: Vec::new(),
             first: config.services,
             restored: false,
@@ -101,6 +104,21 @@ impl Controller {
     #[must_use]
     pub fn gone(&self) -> &[Gone] {
         &self.gone
+    }
+
+    /// Services as large as those that [`start`](Self::start) comes to, or larger.
+    #[must_use]
+    pub fn largest(&self) -> Vec<ServiceConfig> {
+        let mut services = self.first.clone();
+        for service in &mut services {
+            let now = self.services.iter().find(|other| other.name() == service.name).map(Service::config);
+            for backend in now.into_iter().flat_map(|service| service.backends) {
+                if !service.backends.iter().any(|other| other.name == backend.name) {
+                    service.backends.push(backend);
+                }
+            }
+        }
+        services
     }
 
     /// Which kernel maps it works with: a number that the shell draws when it makes them.

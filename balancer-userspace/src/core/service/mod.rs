@@ -154,6 +154,12 @@ impl Service {
         (self.required, self.needless)
     }
 
+    /// The slots that differ from an `earlier` self.
+    #[must_use]
+    pub fn moves_since(&self, earlier: &Self) -> Moves {
+        Moves::between(&earlier.live, &earlier.shares, &self.live, &self.shares)
+    }
+
     /// On what ground the live table stands.
     #[must_use]
     pub fn footing(&self) -> Footing {

@@ -3,23 +3,32 @@
 use std::time::Duration;
 
 use axum::{
-    Extension, Json, Router,
+    Json, Router,
     body::Body,
     extract::{FromRequestParts, Path, Query, State},
     http::{HeaderMap, StatusCode, request::Parts},
     routing::{delete, get, post, put},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
-use super::{body::read, failure::Failure};
+use super::{
+    asker::Asker,
+    body::{read, read_up_to},
+    failure::Failure,
+};
 use crate::{
+    api::MAX_CONFIGURATION_BODY,
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight, StatusView,
+        AddBackend, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin,
+        SetWeight, StatusView,
     },
-    config::value,
+    config::{self, value},
     core::io::{Admin, BackendName, Change},
-    shell::call::{Call, Calls},
+    shell::{
+        call::{Call, Calls},
+        keeper::Request,
+    },
 };
 
 /// How long the controller may take to answer.
@@ -34,6 +43,7 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/services/{service}/backends/{backend}", delete(remove_backend))
         .route("/v1/services/{service}/backends/{backend}/admin", put(set_admin))
         .route("/v1/services/{service}/backends/{backend}/weight", put(set_weight))
+        .route("/v1/configuration", post(apply))
         .route("/v1/backends", get(backends))
         .route("/v1/clients/{ip}", get(clients))
         .fallback(async |parts: Parts| {
@@ -46,12 +56,6 @@ pub(super) fn router(calls: Calls) -> Router {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, text)
         })
         .with_state(calls)
-}
-
-/// Who asks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
-    pub(super) uid: Option<u32>,
 }
 
 type Outcome<T> = Result<Json<T>, Failure>;
@@ -105,8 +109,9 @@ async fn view(calls: &Calls) -> Result<StatusView, Failure> {
     }
 }
 
-async fn change(calls: &Calls, peer: Peer, change: Change) -> Outcome<Changed> {
-    Ok(Json(ask(calls, |reply| Call::Change { change, uid: peer.uid, reply }).await??))
+async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed> {
+    let Asker { uid, if_generation } = asker;
+    Ok(Json(ask(calls, |reply| Call::Change(Request { change, uid, if_generation, reply })).await??))
 }
 
 #[derive(Deserialize)]
@@ -169,7 +174,7 @@ async fn clients(
 
 async fn add_backend(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names(service): Names<String>,
     headers: HeaderMap,
     body: Body,
@@ -178,21 +183,21 @@ async fn add_backend(
     let AddBackend { name, address, weight, backup } = read(&headers, body, shape).await?;
     let name = BackendName { service, backend: value::name(&name).map_err(Failure::bad_request)? };
     let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
-    change(&calls, peer, Change::Add { name, address, port, weight, backup }).await
+    change(&calls, asker, Change::Add { name, address, port, weight, backup }).await
 }
 
 async fn remove_backend(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
     Asked(RemoveQuery { force }): Asked<RemoveQuery>,
 ) -> Outcome<Changed> {
-    change(&calls, peer, Change::Remove { name: BackendName { service, backend }, force }).await
+    change(&calls, asker, Change::Remove { name: BackendName { service, backend }, force }).await
 }
 
 async fn set_admin(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
     headers: HeaderMap,
     body: Body,
@@ -203,16 +208,35 @@ async fn set_admin(
         return Err(Failure::bad_request(format!("a timeout means nothing without drain; give {shape}")));
     }
     let timeout = timeout.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
-    change(&calls, peer, Change::SetAdmin { name: BackendName { service, backend }, admin, timeout }).await
+    change(&calls, asker, Change::SetAdmin { name: BackendName { service, backend }, admin, timeout }).await
 }
 
 async fn set_weight(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Outcome<Changed> {
     let SetWeight { weight } = read(&headers, body, r#"{"weight": 100}, 0 to 65535"#).await?;
-    change(&calls, peer, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+    change(&calls, asker, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+}
+
+async fn apply(State(calls): State<Calls>, asker: Asker, headers: HeaderMap, body: Body) -> Outcome<Applied> {
+    let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
+    let ApplyConfiguration { file, text, dry_run } = read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
+    // A large file takes a while.
+    let parsed = spawn_blocking(move || config::parse(file.as_ref(), text.as_bytes())).await;
+    let (config, warnings) = parsed
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+        .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
+    let reload = Change::Reload(Box::new(config));
+    let mut applied = if dry_run {
+        Applied::from(ask(&calls, |reply| Call::Plan { change: reload, reply }).await??)
+    } else {
+        let Json(Changed { message }) = change(&calls, asker, reload).await?;
+        Applied { message, differences: Vec::new(), services: Vec::new() }
+    };
+    applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
+    Ok(Json(applied))
 }

@@ -1,0 +1,81 @@
+//! `balancer apply`.
+
+use std::{fs::File, io::Read as _, path::PathBuf};
+
+use anyhow::Context as _;
+
+use super::{
+    Failure,
+    output::{self, Table},
+};
+use crate::{
+    api::{
+        client::Client,
+        model::{Applied, ApplyConfiguration, ServiceMoves},
+    },
+    config,
+    words::grouped,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file
+    file: PathBuf,
+    /// Change nothing; show what would change and which slots would move
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, Args { file, dry_run, json }: Args) -> Result<(), Failure> {
+    let mut bytes = Vec::new();
+    File::open(&file)
+        .and_then(|file| file.take(config::MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("{} cannot be read", file.display()))?;
+    let text = match String::from_utf8(bytes) {
+        Ok(text) if text.len() as u64 <= config::MAX_FILE_SIZE => text,
+        // Not fit to be sent: what is wrong can be said here.
+        Ok(text) => return Err(refuse(&file, text.as_bytes())),
+        Err(error) => return Err(refuse(&file, error.as_bytes())),
+    };
+    let configuration = ApplyConfiguration { file: file.display().to_string(), text, dry_run };
+    let applied = client.apply(&configuration).await?;
+    if json {
+        return Ok(output::print_json(&applied)?);
+    }
+    Ok(output::print(&render(&applied, dry_run))?)
+}
+
+fn refuse(file: &std::path::Path, bytes: &[u8]) -> Failure {
+    match config::parse(file, bytes) {
+        Err(errors) => errors.into(),
+        Ok(_) => anyhow::anyhow!("{} cannot be sent", file.display()).into(),
+    }
+}
+
+fn render(applied: &Applied, dry_run: bool) -> String {
+    let mut text: String = applied.differences.iter().map(|line| format!("{line}\n")).collect();
+    for service in &applied.services {
+        text += &moves(service);
+    }
+    let prefix = if dry_run { "dry run, nothing was changed: " } else { "" };
+    text + &format!("{prefix}{}\n", applied.message)
+}
+
+fn moves(service: &ServiceMoves) -> String {
+    let mut table = Table::new(&["FROM", "TO", ">SLOTS"]);
+    for moved in &service.moves {
+        let name = |backend: &Option<String>| backend.clone().unwrap_or_else(|| "-".to_owned());
+        table.row([name(&moved.from), name(&moved.to), grouped(moved.slots)]);
+    }
+    format!(
+        "service {}: {} of {} slots move, {} needless\n{}",
+        service.service,
+        grouped(service.slots_moved),
+        grouped(service.table_size),
+        grouped(service.needless_slots_moved),
+        table.render()
+    )
+}
