@@ -193,6 +193,16 @@ impl Site {
         Ok(())
     }
 
+    /// Starts a balancer where one has ended, with the same settings.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
+        self.controller.wait_ready(PATIENCE)?;
+        Ok(())
+    }
+
     /// The hosts.
     #[must_use]
     pub const fn topology(&self) -> &Topology {

@@ -248,6 +248,8 @@ pub struct ServiceSpec {
     pub forwarding: Forwarding,
     /// How long clients are remembered; zero: not at all.
     pub remember: Duration,
+    /// Seconds in a tick of its memory; 0: as suits `remember` best.
+    pub tick_seconds: u32,
     /// Where moved clients go when their home returns.
     pub failback: Failback,
     /// Its backends' ids and addresses: where `nat` replies come from.

@@ -91,7 +91,6 @@ mod tests {
     fn a_plan_is_what_then_happens() {
         let mut file = web();
         file.backends.push(backend("web5", "10.0.0.15:8080"));
-        file.backends[0].weight = 7;
         let address = "10.0.0.16".parse().unwrap();
         let add = Change::Add { name: name("web/web6"), address, port: Some(8080), weight: None, backup: false };
         for change in [

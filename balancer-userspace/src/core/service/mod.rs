@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::{client::HashKey, map_types::Forwarding, verdict::MoveCause};
+use balancer_common::{client::HashKey, client_table::Clock, map_types::Forwarding, verdict::MoveCause};
 
 use crate::{
     config::model::{CheckConfig, CheckKind, Protocol, ServiceConfig},
@@ -27,6 +27,10 @@ use crate::{
         table::{Builder, Candidate, Footing, Moves, Shares},
     },
 };
+
+fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
+    Clock::tick_after(tick_seconds, u32::try_from(remember.as_secs()).unwrap_or(u32::MAX))
+}
 
 /// A service.
 #[derive(Clone, Debug)]
@@ -45,6 +49,8 @@ pub struct Service {
     generation: u64,
     required: u64,
     needless: u64,
+    /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
+    tick_seconds: u32,
 }
 
 /// What a look at a service found changed.
@@ -63,6 +69,7 @@ impl Service {
             id,
             client_key: keys::client_key(fleet, &settings.name),
             table_key: keys::table_key(fleet, &settings.name),
+            tick_seconds: tick_after(0, settings.remember),
             settings,
             backends: Vec::new(),
             builder: Builder::default(),
@@ -193,6 +200,7 @@ impl Service {
             client_prefix: self.client_prefix(),
             forwarding: self.settings.forwarding,
             remember: self.settings.remember,
+            tick_seconds: self.tick_seconds,
             failback: self.settings.failback,
             backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
         }
@@ -203,6 +211,10 @@ impl Service {
     }
 
     pub(crate) fn set_settings(&mut self, settings: ServiceConfig) {
+        if !settings.remember.is_zero() {
+            let tick_seconds = if self.remembers() { self.tick_seconds } else { 0 };
+            self.tick_seconds = tick_after(tick_seconds, settings.remember);
+        }
         self.settings = settings;
     }
 

@@ -19,7 +19,7 @@ impl Service {
             table_generation: self.generation,
             slots_moved_required: self.required,
             slots_moved_needless: self.needless,
-            tick_seconds: 0,
+            tick_seconds: self.tick_seconds,
             backends: self.backends.iter().map(|backend| backend.export(clocks)).collect(),
         }
     }
@@ -29,6 +29,9 @@ impl Service {
         let mut this = Self::new(state.id, state.settings, fleet);
         // The refresh counts the table as one more.
         this.generation = state.table_generation.saturating_sub(1);
+        if state.tick_seconds > 0 {
+            this.tick_seconds = state.tick_seconds;
+        }
         this.required = state.slots_moved_required;
         this.needless = state.slots_moved_needless;
         let shown: Vec<State> = state.backends.iter().map(|backend| backend.state).collect();
