@@ -27,7 +27,10 @@ impl Fixed {
             ("metrics.listen", old.metrics_listen == config.metrics_listen),
             ("client_table.capacity", old.client_table_capacity == config.client_table_capacity),
             ("hash.key", old.hash_key == config.hash_key),
-            ("remember (no service has remembered its clients from the start, so no memory is set aside)", *memory || !remembers(config)),
+            (
+                "remember (no service has remembered its clients from the start, so no memory is set aside)",
+                *memory || !remembers(config),
+            ),
         ]
         .into_iter()
         .filter(|(_, same)| !same)

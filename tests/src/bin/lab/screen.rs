@@ -130,7 +130,8 @@ mod tests {
             packets: 0,
             bytes: 0,
         };
-        let status = StatusView { generation: 0,
+        let status = StatusView {
+            generation: 0,
             interfaces: Vec::new(),
             services: vec![ServiceView {
                 name: "web".to_owned(),
