@@ -31,6 +31,7 @@ pub fn merge(
     file: Vec<ServiceConfig>,
 ) -> Merged {
     let mut merged = Merged::default();
+    let written = file.clone();
     let mut additions = Vec::new();
     for service in now.iter().filter(|service| !file.iter().any(|other| other.name == service.name)) {
         merged.differences.push(format!("service {} is no longer in the file: removed", service.name));
@@ -93,6 +94,19 @@ pub fn merge(
         merged.services.push(service);
     }
     add(additions, &leaves, &mut merged);
+    for service in &mut merged.services {
+        let names = |services: &[ServiceConfig]| -> Vec<String> {
+            let found = services.iter().find(|other| other.name == service.name);
+            found.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect()
+        };
+        // One that was removed and added again at run time stays where it is then.
+        if names(&written) == names(base) {
+            let order = names(now);
+            service
+                .backends
+                .sort_by_key(|backend| order.iter().position(|name| *name == backend.name).unwrap_or(usize::MAX));
+        }
+    }
     merged
 }
 
