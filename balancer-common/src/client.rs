@@ -9,6 +9,7 @@ use bytemuck::{Pod, Zeroable};
 /// A 128-bit SipHash key.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct HashKey {
     /// Bytes 0–7, little endian.
     pub k0: u64,

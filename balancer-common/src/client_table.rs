@@ -27,6 +27,11 @@ pub const TICK_MASK: u16 = 0x3fff;
 pub const TICKS_PER_REMEMBER: u32 = 4096;
 
 const RULE: CauseIndex = CauseIndex(MoveCause::Rule as u8);
+/// So many ticks at most where `remember` has grown: a sweep must still find an entry before its age wraps around.
+const MOST_TICKS: u32 = 12_000;
+/// So many at least where it has shrunk.
+const FEWEST_TICKS: u32 = 64;
+
 const FAILBACK: CauseIndex = CauseIndex(MoveCause::Failback as u8);
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
@@ -101,6 +106,13 @@ impl Entry {
     pub const fn age(self, now: u16) -> u16 {
         let age = now.wrapping_sub(self.last_seen()) & TICK_MASK;
         if age > TICK_MASK - 8 { 0 } else { age }
+    }
+
+    /// The entry of a client last seen `age` ticks before `now`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn aged(self, age: u16, now: u16) -> Self {
+        Self(self.0 & !(TICK_MASK as u64) | (now.wrapping_sub(age) & TICK_MASK) as u64)
     }
 
     /// The entry after a packet in tick `now`: a client seen in a later tick than before is established.
@@ -425,7 +437,25 @@ impl Clock {
     /// due at least eight times (once a tick if there are fewer than eight) before it would be forgotten.
     #[must_use]
     pub const fn new(seconds: u32) -> Self {
-        let tick_seconds = seconds.div_ceil(TICKS_PER_REMEMBER);
+        Self::with_ticks(seconds, seconds.div_ceil(TICKS_PER_REMEMBER))
+    }
+
+    /// Seconds in a tick where clients are to be remembered for `seconds`, and those known are remembered in ticks of
+    /// `tick_seconds` (0: there are none): the same while that divides the time well.
+    #[must_use]
+    pub const fn tick_after(tick_seconds: u32, seconds: u32) -> u32 {
+        if tick_seconds > 0 {
+            let ticks = seconds.div_ceil(tick_seconds);
+            if ticks <= MOST_TICKS && (ticks >= FEWEST_TICKS || tick_seconds == 1) {
+                return tick_seconds;
+            }
+        }
+        seconds.div_ceil(TICKS_PER_REMEMBER)
+    }
+
+    /// A clock with ticks of `tick_seconds`, at least 1, of which `seconds` are at most 2^14 − 1.
+    #[must_use]
+    pub const fn with_ticks(seconds: u32, tick_seconds: u32) -> Self {
         let remember = seconds.div_ceil(tick_seconds);
         let period = match remember / 8 {
             0 => 1,

@@ -51,6 +51,7 @@ pub struct ServiceKey {
 /// How packets reach the backends of a service. What needs an outer header comes last.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Forwarding {
     /// Destination MAC rewritten; the reply goes straight to the client.
     Dsr = 1,
@@ -395,8 +396,8 @@ pub struct ServiceHistory {
     pub slots_moved_required: u64,
     /// Slots moved beyond that.
     pub slots_moved_needless: u64,
-    /// Zero.
-    pub reserved: u64,
+    /// The service's clock, in ticks.
+    pub tick: u64,
 }
 
 /// Services whose counters outlive the controller.

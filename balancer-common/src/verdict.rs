@@ -6,7 +6,8 @@ macro_rules! labelled {
         $(#[$outer])*
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$inner])* $variant,)+ }
+        #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+        pub enum $name { $($(#[$inner])* #[cfg_attr(feature = "user", serde(rename = $label))] $variant,)+ }
 
         impl $name {
             /// Every variant, in the order of the counter index.

@@ -312,6 +312,7 @@ fn configure(
     let id = ServiceId(index as u16);
     dataplane.swap_table(id, vec![entry; TABLE_SIZE].into(), None)?;
     Ok(ServiceSpec {
+        tick_seconds: 0,
         id,
         hash_key: HashKey { k0: 1, k1: 2 },
         address: vip,

@@ -211,6 +211,14 @@ impl Site {
     pub fn kill_and_restart(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
         self.controller.process().kill()?;
         adapt(&mut self.settings);
+        self.start_again()
+    }
+
+    /// Starts a balancer where one has ended, with the same settings.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_again(&mut self) -> Result<()> {
         self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
         self.controller.wait_ready(PATIENCE)?;
         Ok(())

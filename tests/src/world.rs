@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use balancer::{
     api::model::ClientQuery,
-    config,
+    config::{self, model::Config},
     core::{
         controller::Controller,
         io::{Admin, BackendName, Change, CheckOutcome, Command, Event, NextHop},
@@ -79,14 +79,7 @@ impl World {
         if !nix::unistd::geteuid().is_root() {
             bail!("this test needs root: it loads the program into the kernel");
         }
-        let mut text = format!(
-            "[client_table]\ncapacity = {clients}\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\n\
-             forwarding = \"dsr\"\n{settings}\n"
-        );
-        for number in 1..=backends {
-            text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"10.0.0.{}\"\n", 10 + number);
-        }
-        let (config, _) = config::parse(Path::new("world.toml"), text.as_bytes())?;
+        let config = configuration(settings, backends, clients)?;
         // The loopback's index: where test runs come in by.
         let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
@@ -197,6 +190,23 @@ impl World {
             self.execute(commands)?;
         }
         Ok(())
+    }
+
+    /// Reads the configuration file again, as [`World::new`] would have made it.
+    ///
+    /// # Errors
+    /// When it is not valid, or refused.
+    pub fn reload(&mut self, settings: &str, backends: u8, clients: u32) -> anyhow::Result<String> {
+        self.change(Change::Reload(Box::new(configuration(settings, backends, clients)?)))
+    }
+
+    /// Lets `seconds` pass at once, and looks at the client table as it is then.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn skip(&mut self, seconds: u64) -> anyhow::Result<()> {
+        self.elapsed += Duration::from_secs(seconds.saturating_sub(1));
+        self.pass(1)
     }
 
     /// Lets `seconds` pass, one by one, with a complete sweep of the client table in each, and the ends of drains.
@@ -319,6 +329,17 @@ impl Counters {
             self.moves[cause.index()] += stats.moves[CauseIndex::from(cause).counter()];
         }
     }
+}
+
+fn configuration(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Config> {
+    let mut text = format!(
+        "[client_table]\ncapacity = {clients}\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\n\
+         forwarding = \"dsr\"\n{settings}\n"
+    );
+    for number in 1..=backends {
+        text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"10.0.0.{}\"\n", 10 + number);
+    }
+    Ok(config::parse(Path::new("world.toml"), text.as_bytes())?.0)
 }
 
 fn named(backend: &str) -> BackendName {

@@ -277,3 +277,46 @@ fn a_thousand_swaps_send_nobody_where_no_table_ever_pointed() -> Result<()> {
     assert_eq!((counters.connections, counters.decided(Decision::Stateless)), (5000, 5000));
     Ok(())
 }
+
+/// `remember` changes in ticks of the same length, in longer and in shorter ones.
+#[test]
+fn nobody_is_forgotten_early_when_the_time_of_memory_changes() -> Result<()> {
+    const MINUTE: u64 = 60;
+    let mut world = World::new("remember = \"3h\"", 4, 262_144)?;
+    let reload = |world: &mut World, remember: &str| world.reload(&format!("remember = \"{remember}\""), 4, 262_144);
+    let homes = connect_all(&mut world)?;
+    // From now on the table alone sends many of them elsewhere.
+    world.add("web5", 5)?;
+    world.add("web6", 6)?;
+    let known =
+        |world: &World| -> Result<u64> { (1..=6).map(|number| Ok(world.shown(&format!("web{number}"))?.1)).sum() };
+    let half: Vec<u32> = (0..CLIENTS).step_by(2).collect();
+    let seen = |world: &mut World, when: &str| -> Result<()> {
+        for &number in &half {
+            assert_eq!(world.connect(client(number))?, homes[&number], "client {number} {when}");
+        }
+        Ok(())
+    };
+    world.skip(50 * MINUTE)?;
+    reload(&mut world, "1h")?;
+    world.skip(5)?;
+    assert_eq!(known(&world)?, u64::from(CLIENTS), "all were here 50 minutes ago");
+    seen(&mut world, "after 3h → 1h")?;
+    world.skip(50 * MINUTE)?;
+    assert_eq!(known(&world)?, half.len() as u64, "the others were here 100 minutes ago");
+    for (remember, minutes) in [("6h", 300), ("24h", 1400), ("30d", 40_000), ("1h", 50), ("24h", 1400)] {
+        reload(&mut world, remember)?;
+        world.skip(5)?;
+        assert_eq!(known(&world)?, half.len() as u64, "right after the change to {remember}");
+        world.skip(minutes * MINUTE)?;
+        assert_eq!(known(&world)?, half.len() as u64, "{minutes} minutes later, with {remember}");
+        seen(&mut world, &format!("with {remember}"))?;
+    }
+    // Those who were silent for longer than they are to be remembered now are forgotten.
+    world.skip(70 * MINUTE)?;
+    reload(&mut world, "1h")?;
+    world.skip(5)?;
+    assert_eq!(known(&world)?, 0);
+    assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
+    Ok(())
+}

@@ -28,8 +28,8 @@ fn admin(backend: &str, admin: Admin) -> Change {
 }
 
 fn plan(world: &World, change: Change) -> Result<PlanView> {
-    let (_, plans) = world.controller().plan(change, Instant::now())?;
-    let plan = plans.into_iter().find(|plan| plan.service == "web").context("no plan")?;
+    let plan = world.controller().plan(change, Instant::now())?;
+    let plan = plan.services.into_iter().find(|plan| plan.service == "web").context("no plan")?;
     let mut census = Census::default();
     if let Some(clients) = world.dataplane().known_clients() {
         clients.for_each(|entry| plan.count(entry, &mut census));

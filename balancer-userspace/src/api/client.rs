@@ -14,9 +14,13 @@ use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
-use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView,
-    HealthView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
+use super::{
+    IF_GENERATION,
+    model::{
+        AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force,
+        ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule,
+        SetWeight, StatusView,
+    },
 };
 use crate::core::io::BackendName;
 
@@ -61,6 +65,7 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    if_generation: Option<u64>,
 }
 
 /// What every request answers.
@@ -70,7 +75,13 @@ impl Client {
     /// The controller that serves `socket`. Nothing is connected yet.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { socket: socket.to_owned(), if_generation: None }
+    }
+
+    /// The same controller, for changes that are only made if its configuration is of this generation.
+    #[must_use]
+    pub fn if_generation(self, generation: Option<u64>) -> Self {
+        Self { if_generation: generation, ..self }
     }
 
     /// Interfaces and services.
@@ -210,6 +221,14 @@ impl Client {
         self.send(Method::DELETE, &rule_path(service, prefix), None::<&()>).await
     }
 
+    /// Has the contents of a configuration file taken over.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn apply(&self, configuration: &ApplyConfiguration) -> Answer<Applied> {
+        self.send(Method::POST, "/v1/configuration", Some(configuration)).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
         self.send(Method::GET, path, None::<&()>).await
     }
@@ -219,14 +238,16 @@ impl Client {
             Ok(body) => Full::new(Bytes::from(body.unwrap_or_default())),
             Err(error) => return Err(self.broken(format!("cannot write the request: {error}"))),
         };
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "balancer")
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::CONNECTION, "close")
-            .body(body)
-            .map_err(|error| self.broken(format!("cannot write the request: {error}")))?;
+            .header(header::CONNECTION, "close");
+        if let Some(generation) = self.if_generation {
+            request = request.header(IF_GENERATION, generation);
+        }
+        let request = request.body(body).map_err(|error| self.broken(format!("cannot write the request: {error}")))?;
         let (status, body) = timeout(REQUEST_TIMEOUT, self.exchange(request))
             .await
             .unwrap_or_else(|_| Err(self.broken(format!("none within {} s", REQUEST_TIMEOUT.as_secs()))))?;

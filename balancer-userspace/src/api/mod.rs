@@ -3,5 +3,9 @@
 pub mod client;
 pub mod model;
 
-/// Largest request body, in bytes.
+/// Largest request body, in bytes, except that of a configuration.
 pub const MAX_REQUEST_BODY: usize = 64 << 10;
+/// Largest request body with a configuration, in bytes: a text of 4 MiB with most of it escaped.
+pub const MAX_CONFIGURATION_BODY: usize = 10 << 20;
+/// The header of a change that is only to be made if the configuration is of this generation.
+pub const IF_GENERATION: &str = "if-generation";

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::rules::Action;
+use crate::core::{plan::Planned, rules::Action};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,6 +13,8 @@ pub struct StatusView {
     pub interfaces: Vec<InterfaceView>,
     /// Services in configuration order.
     pub services: Vec<ServiceView>,
+    /// How often users have changed something, over restarts.
+    pub generation: u64,
 }
 
 /// An attached interface.
@@ -273,6 +275,40 @@ pub enum Force {
 pub struct SetWeight {
     /// 0–65535.
     pub weight: u16,
+}
+
+/// `POST /v1/configuration`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyConfiguration {
+    /// The file's name, for messages.
+    pub file: String,
+    /// Its contents.
+    pub text: String,
+    /// Change nothing, and say what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The answer to a new configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    /// What was done, or would be, in one line.
+    pub message: String,
+    /// With `dry_run`: where file and run time differ, and what else would come of it.
+    #[serde(default)]
+    pub differences: Vec<String>,
+    /// With `dry_run`: the services in which slots would move.
+    #[serde(default)]
+    pub services: Vec<PlanView>,
+}
+
+impl From<Planned> for Applied {
+    fn from(planned: Planned) -> Self {
+        let moves = |service: &PlanView| service.slots_moved > 0 || service.known_clients_moved > 0;
+        let services = planned.services.into_iter().filter(moves).collect();
+        Self { message: planned.message, differences: planned.reports, services }
+    }
 }
 
 /// The answer to a change.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no controller reachable, 4 wait timed out.
 
+mod apply;
 mod backend;
 mod check;
 mod client;
@@ -41,6 +42,9 @@ struct Cli {
     /// Control socket; with `run`, instead of the configuration's [default: /run/balancer/balancer.sock]
     #[arg(long, global = true, env = "BALANCER_SOCKET", value_name = "PATH", value_parser = socket)]
     socket: Option<PathBuf>,
+    /// With a verb that changes something: only if the configuration is of this generation, as `status` shows it
+    #[arg(long, global = true, value_name = "N")]
+    if_generation: Option<u64>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -51,6 +55,8 @@ enum Verb {
     Run(run::Args),
     /// Validate a configuration file
     Check(check::Args),
+    /// Have a configuration file taken over by the running controller
+    Apply(apply::Args),
     /// Show interfaces, services and backends
     Status(status::Args),
     /// Look at services
@@ -104,11 +110,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
-    let client = || Client::new(socket.as_deref().unwrap_or(crate::config::DEFAULT_SOCKET.as_ref()));
+fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
+    let client = || {
+        let socket = socket.as_deref().unwrap_or(crate::config::DEFAULT_SOCKET.as_ref());
+        Client::new(socket).if_generation(if_generation)
+    };
     match verb {
         Verb::Run(args) => run::run(args, socket),
         Verb::Check(args) => check::run(&args),
+        Verb::Apply(args) => wait_for(apply::run(&client(), args)),
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
@@ -134,6 +144,9 @@ fn report(failure: &Failure) -> ExitCode {
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         // Already FILE:LINE: what, as editors expect it.
         Failure::Config(errors) => (FAILED, errors.to_string()),
+        Failure::Client(ClientError::Refused { status: hyper::StatusCode::UNPROCESSABLE_ENTITY, message }) => {
+            (FAILED, message.clone())
+        }
         Failure::Client(ClientError::Unreachable { .. }) => (NO_CONTROLLER, format!("balancer: {failure}")),
         Failure::WaitTimedOut(_) => (WAIT_TIMED_OUT, format!("balancer: {failure}")),
         Failure::Client(ClientError::Refused { .. } | ClientError::Broken { .. })

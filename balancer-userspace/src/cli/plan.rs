@@ -31,7 +31,8 @@ pub(super) async fn run(client: &Client, Verb::Backend { json, change }: Verb) -
     Ok(output::print(&text(&plan))?)
 }
 
-fn text(plan: &PlanView) -> String {
+/// A plan for one service.
+pub(super) fn text(plan: &PlanView) -> String {
     let clients = |number: u64| counted(number as usize, "known client");
     let mut text = format!(
         "service {}: {} of {} slots would move, {} needless; {} would move\n",

@@ -53,6 +53,7 @@ pub(super) enum LogLevel {
 
 pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
     let (mut config, warnings) = config::load(&args.config)?;
+    let as_written = config.clone();
     if !args.interfaces.is_empty() {
         config.interfaces.clear();
         for interface in args.interfaces {
@@ -80,7 +81,7 @@ pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start tokio")?;
-    Ok(runtime.block_on(shell::run::run(config))?)
+    Ok(runtime.block_on(shell::run::run(shell::run::Launch { config, as_written, file: args.config }))?)
 }
 
 pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {

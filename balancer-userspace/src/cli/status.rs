@@ -59,7 +59,7 @@ fn render(status: &StatusView) -> String {
             grouped(seen.aborted),
         ]);
     }
-    let mut text = table.render();
+    let mut text = format!("generation {}\n\n{}", status.generation, table.render());
     for service in &status.services {
         text.push('\n');
         text.push_str(&output::service(service));

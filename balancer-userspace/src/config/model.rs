@@ -57,7 +57,7 @@ pub enum OnExit {
 }
 
 /// One `[[service]]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceConfig {
     /// Unique name, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
@@ -72,20 +72,24 @@ pub struct ServiceConfig {
     /// What of a source address makes a client.
     pub client_prefix: ClientPrefix,
     /// How long a client is remembered; zero: the table alone decides.
+    #[serde(with = "humantime_serde")]
     pub remember: Duration,
     /// Where moved clients go when their home returns.
     pub failback: Failback,
     /// What happens when no backend is eligible.
     pub when_all_down: WhenAllDown,
     /// How long a returning backend takes to reach its full share of new clients.
+    #[serde(with = "humantime_serde")]
     pub slow_start: Duration,
     /// How long a draining backend keeps its known clients.
+    #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
     /// What a failed health check does.
     pub on_failure: OnFailure,
     /// Whether a backend counts as down until its first verdict.
     pub start_down: bool,
     /// Whether the VIP is added to the interface while it is served.
+    #[serde(default)]
     pub assign_vip: bool,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
@@ -94,7 +98,7 @@ pub struct ServiceConfig {
 }
 
 /// One `[[service.backend]]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendConfig {
     /// Unique in its service, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
@@ -187,13 +191,15 @@ pub enum FailureAction {
 }
 
 /// A health check.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckConfig {
     /// What is asked.
     pub kind: CheckKind,
     /// Time from the start of one check to the start of the next, before jitter; at least 100 ms.
+    #[serde(with = "humantime_serde")]
     pub interval: Duration,
     /// How long an answer may take; at least 100 ms, at most `interval`.
+    #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// Instead of `interval` while a verdict is pending; at least 100 ms, at most `interval`.
     pub fast_interval: Duration,
@@ -204,7 +210,8 @@ pub struct CheckConfig {
 }
 
 /// What a health check asks.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum CheckKind {
     /// No check: health stays `unknown`, which counts as up.
     None,
@@ -220,7 +227,7 @@ pub enum CheckKind {
 }
 
 /// An HTTP health check.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HttpCheck {
     /// Instead of the backend's port.
     pub port: Option<u16>,
@@ -239,19 +246,48 @@ pub struct HttpCheck {
 }
 
 /// TLS under a health check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tls {
     /// Whether the certificate must be valid, by the system's roots.
     pub verify: bool,
 }
 
 /// What is wanted of a body.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "BodyText", into = "BodyText")]
 pub enum BodyTest {
     /// The text occurs in it.
     Contains(String),
     /// The expression matches somewhere in it.
     Matches(Regex),
+}
+
+/// A [`BodyTest`] as text.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BodyText {
+    Contains(String),
+    Matches(String),
+}
+
+impl From<BodyTest> for BodyText {
+    fn from(test: BodyTest) -> Self {
+        match test {
+            BodyTest::Contains(text) => Self::Contains(text),
+            BodyTest::Matches(expression) => Self::Matches(expression.as_str().to_owned()),
+        }
+    }
+}
+
+impl TryFrom<BodyText> for BodyTest {
+    type Error = regex::Error;
+
+    fn try_from(text: BodyText) -> Result<Self, regex::Error> {
+        Ok(match text {
+            BodyText::Contains(text) => Self::Contains(text),
+            BodyText::Matches(expression) => Self::Matches(Regex::new(&expression)?),
+        })
+    }
 }
 
 impl PartialEq for BodyTest {
@@ -265,7 +301,7 @@ impl PartialEq for BodyTest {
 }
 
 /// A health check by a program.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCheck {
     /// What the program is told instead of the backend's port.
     pub port: Option<u16>,
@@ -274,7 +310,7 @@ pub struct ExecCheck {
 }
 
 /// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. Not empty, each within 100–599.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusRanges(pub Vec<(u16, u16)>);
 
 impl StatusRanges {

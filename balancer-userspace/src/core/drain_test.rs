@@ -237,7 +237,7 @@ fn one_that_fails_while_it_drains_to_be_removed_is_removed_soon() {
 }
 
 #[test]
-fn a_new_configuration_leaves_drains_alone_and_brings_back_what_it_lists() {
+fn a_new_configuration_leaves_drains_alone_and_brings_back_what_it_lists_anew() {
     let mut bench = bench();
     drain(&mut bench, None);
     let deadline = bench.controller.next_deadline();
@@ -250,6 +250,9 @@ fn a_new_configuration_leaves_drains_alone_and_brings_back_what_it_lists() {
     assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Draining, deadline));
 
     remove(&mut bench, false);
+    bench.reload(vec![config.clone()]).unwrap();
+    assert_eq!(state(&bench), State::Draining, "the file says what it said before");
+    config.backends[0].weight = 90;
     let (message, commands) = bench.reload(vec![config.clone()]).unwrap();
     assert!(message.starts_with("configuration applied, 1 backend changed: "), "{message}");
     assert!(kept(&commands).into_iter().all(|kept| kept.is_ok()), "{commands:?}");

@@ -1,9 +1,12 @@
 //! From single health checks to a verdict: `rise` and `fall`.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{config::model::CheckConfig, core::io::CheckOutcome};
 
 /// How a backend fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// It answers, and the answer says no.
     Soft,
@@ -12,7 +15,8 @@ pub enum FailureKind {
 }
 
 /// What the checks found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Nothing yet.
     #[default]
@@ -51,7 +55,7 @@ impl Verdict {
 /// ```
 ///
 /// Only consecutive checks count: a failure sets the passes back to zero, a pass the failures.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     verdict: Verdict,
     passes: u32,

@@ -1,6 +1,6 @@
 //! Backend ids: which are free, longest unused first.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use balancer_common::map_types::MAX_BACKENDS;
 
@@ -17,6 +17,26 @@ impl Ids {
 
     pub(crate) fn new() -> Self {
         Self((1..MAX_BACKENDS as u16).collect())
+    }
+
+    /// The free ids in their order, as runs of rising ids (first, last).
+    pub(crate) fn runs(&self) -> Vec<(u16, u16)> {
+        let mut runs: Vec<(u16, u16)> = Vec::new();
+        for &id in &self.0 {
+            match runs.last_mut() {
+                Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
+                _ => runs.push((id, id)),
+            }
+        }
+        runs
+    }
+
+    /// The ids that are not `used`: those in `runs` in their order, then the others.
+    pub(crate) fn restored(runs: &[(u16, u16)], used: &HashSet<u16>) -> Self {
+        let mut seen = used.clone();
+        let all = 1..MAX_BACKENDS as u16;
+        let listed = runs.iter().flat_map(|&(first, last)| first..=last).filter(|id| all.contains(id));
+        Self(listed.chain(all.clone()).filter(|&id| seen.insert(id)).collect())
     }
 
     pub(crate) fn free(&self) -> usize {

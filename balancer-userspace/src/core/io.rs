@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// Index of a service in the kernel's maps; stable while the service exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ServiceId(pub u16);
 
 /// Row of a backend in the kernel's maps, unique over all services: 1 to `MAX_BACKENDS` − 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendId(pub u16);
 
 /// A backend by the names users give it, `service/backend`.
@@ -97,7 +97,7 @@ impl CheckOutcome {
 }
 
 /// How frames reach a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NextHop {
     /// Egress interface.
     pub ifindex: u32,
@@ -177,7 +177,8 @@ pub enum Change {
         /// Exactly this prefix.
         prefix: IpNet,
     },
-    /// Take over a new configuration.
+    /// Take over what the configuration file says now. What was changed at run time stays where the file says what it
+    /// said before.
     Reload(Box<Config>),
 }
 
@@ -215,6 +216,12 @@ pub enum Refused {
     /// The change makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// The change was made for a configuration that has changed since.
+    #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
+    Stale(u64),
+    /// The change could not be kept over a restart.
+    #[error("{0}")]
+    Unsaved(String),
 }
 
 /// Something for the shell to do, in the order given.
@@ -286,7 +293,7 @@ pub enum RuleAction {
 }
 
 /// What the kernel must know of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BackendSpec {
     /// Its row.
     pub id: BackendId,
@@ -328,6 +335,8 @@ pub struct ServiceSpec {
     pub forwarding: Forwarding,
     /// How long clients are remembered; zero: not at all.
     pub remember: Duration,
+    /// Seconds in a tick of its memory; 0: as suits `remember` best.
+    pub tick_seconds: u32,
     /// Where moved clients go when their home returns.
     pub failback: Failback,
     /// Whether it has rules for client prefixes.

@@ -21,6 +21,12 @@ pub fn table_key(fleet: HashKey, service: &str) -> HashKey {
     derive(fleet, "table", service)
 }
 
+/// Tells keys apart without giving them away.
+#[must_use]
+pub fn fingerprint(fleet: HashKey) -> u64 {
+    derive(fleet, "fingerprint", "").k0
+}
+
 fn derive(fleet: HashKey, purpose: &str, service: &str) -> HashKey {
     let half = |half: u8| {
         let mut hasher = SipHasher24::new_with_keys(fleet.k0, fleet.k1);

@@ -10,10 +10,12 @@ pub mod io;
 pub mod keys;
 pub mod locate;
 pub mod maglev;
+pub mod merge;
 pub mod plan;
 pub mod rules;
 pub mod service;
 pub mod standing;
+pub mod state;
 pub mod table;
 pub mod validate;
 
@@ -33,3 +35,5 @@ mod forced_test;
 mod model_test;
 #[cfg(test)]
 mod slow_start_test;
+#[cfg(test)]
+mod state_test;

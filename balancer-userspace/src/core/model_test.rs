@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use balancer_common::map_types::{ALL_DOWN, Forwarding, MAX_BACKENDS, NO_BACKEND};
@@ -21,9 +21,11 @@ use crate::{
             RuleSpec, ServiceId, ServiceSpec,
         },
         maglev::{self, Member},
+        merge::merge,
         rules::Action,
         service::{Backend, Service},
         standing::State,
+        state::Clocks,
         table::Footing,
     },
 };
@@ -221,6 +223,7 @@ enum Step {
     Resize(Index),
     Policy(Index, bool, bool),
     Move(Index, u8),
+    Restart,
 }
 
 fn admin() -> impl Strategy<Value = Admin> {
@@ -253,6 +256,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any_index(), weight()).prop_map(|(index, weight)| Step::Weight(index, weight)),
         2 => (any_index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
         2 => prop::collection::vec(edit, 0..4).prop_map(Step::Reload),
+        1 => Just(Step::Restart),
     ]
 }
 
@@ -277,6 +281,8 @@ type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(State, Admin)>);
 struct World {
     controller: Controller,
     plane: DataPlane,
+    /// The configuration file.
+    file: Vec<ServiceConfig>,
     now: Instant,
 }
 
@@ -289,7 +295,37 @@ impl World {
             plane.apply(command);
         }
         inspect(&controller, &plane);
-        Self { controller, plane, now }
+        Self { controller, plane, file: services(), now }
+    }
+
+    /// Goes on in another process, after a minute, with an empty data plane.
+    fn restart(&mut self) {
+        let clocks = Clocks { now: self.now, wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
+        let state = self.controller.export(clocks);
+        let text = serde_json::to_string(&state).unwrap();
+        let deadline = self.controller.next_deadline();
+        let minute = Duration::from_secs(60);
+        self.now += minute;
+        let clocks = Clocks { now: self.now, wall: clocks.wall + minute };
+        let restored = serde_json::from_str(&text).unwrap();
+        assert_eq!(restored, state);
+        let controller = Controller::restore(config(self.file.clone()), KEY, restored, clocks).unwrap();
+        let (before, needless) = (self.seen(), self.needless());
+        let generation = self.controller.generation();
+        self.controller = controller;
+        let old = std::mem::take(&mut self.plane);
+        self.plane.swaps = old.swaps.iter().map(|(&service, swaps)| (service, swaps - 1)).collect();
+        for command in self.controller.start(self.now) {
+            self.plane.apply(command);
+        }
+        assert_eq!(self.seen(), before);
+        assert_eq!((self.needless(), self.controller.generation()), (needless, generation));
+        assert_eq!((&self.plane.tables, &self.plane.rows), (&old.tables, &old.rows));
+        assert_eq!((&self.plane.services, &self.plane.watched), (&old.services, &old.watched));
+        assert_eq!(self.plane.checked, old.checked);
+        assert_eq!(self.controller.next_deadline(), deadline);
+        let again = self.controller.export(clocks);
+        assert_eq!(again, state);
     }
 
     fn backend(&self, index: Index) -> Option<(BackendName, BackendId, IpAddr)> {
@@ -428,6 +464,7 @@ impl World {
                 self.change(Change::AddRule { service, prefix, action, ttl }).unwrap();
             }
             Step::Reload(edits) => self.reload(edits),
+            Step::Restart => self.restart(),
             Step::DropService(_) | Step::AddService | Step::Resize(_) | Step::Policy(..) | Step::Move(..) => {}
         }
     }
@@ -481,13 +518,20 @@ impl World {
                         services[place].backends.pop();
                     }
                 }
-                Step::Check(..) | Step::NextHop(..) | Step::Admin(..) | Step::Rule(..) | Step::Reload(_) => {}
+                Step::Check(..)
+                | Step::NextHop(..)
+                | Step::Admin(..)
+                | Step::Rule(..)
+                | Step::Reload(_)
+                | Step::Restart => {}
             }
         }
+        let before: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
         let kept = self.seen_by_name();
         if self.change(Change::Reload(Box::new(config(services.clone())))).is_ok() {
             let now: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
-            assert_eq!(now, services);
+            assert_eq!(now, merge(&self.file, &before, |_, _| false, services.clone()).services);
+            self.file = services;
             for (name, (id, admin, address, _)) in self.seen_by_name() {
                 if let Some(before) = kept.get(&name).filter(|before| before.2 == address) {
                     assert_eq!((id, admin), (before.0, before.1), "{name} lost what is known of it");

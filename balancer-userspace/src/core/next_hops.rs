@@ -3,15 +3,18 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use balancer_common::map_types::Forwarding;
+use serde::{Deserialize, Serialize};
 
 use crate::core::io::NextHop;
 
 /// What is known of the way to an address.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Hop {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hop {
     /// Nothing yet. The backend may be steered to, but has no row that forwards.
     #[default]
     Pending,
+    /// There it is.
     Resolved(NextHop),
     /// Why there is none.
     Failed(String),
@@ -48,30 +51,48 @@ struct Watch {
 
 /// Every watched address.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct NextHops(BTreeMap<IpAddr, Watch>);
+pub(crate) struct NextHops {
+    watches: BTreeMap<IpAddr, Watch>,
+    /// What was known before a restart, until somebody watches.
+    before: BTreeMap<IpAddr, Hop>,
+}
 
 impl NextHops {
+    /// Nothing watched yet; what is watched begins with what was known `before`.
+    pub(crate) fn restored(before: impl IntoIterator<Item = (IpAddr, Hop)>) -> Self {
+        Self { before: before.into_iter().collect(), ..Self::default() }
+    }
+
+    /// What is known.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (IpAddr, &Hop)> {
+        self.watches.iter().map(|(&address, watch)| (address, &watch.hop))
+    }
+
     /// Counts one more user of `address`; true if it is the first.
     pub(crate) fn watch(&mut self, address: IpAddr) -> bool {
-        let watch = self.0.entry(address).or_default();
+        let before = &mut self.before;
+        let watch = self
+            .watches
+            .entry(address)
+            .or_insert_with(|| Watch { hop: before.remove(&address).unwrap_or_default(), users: 0 });
         watch.users += 1;
         watch.users == 1
     }
 
     /// Counts one user of `address` less; true if it was the last.
     pub(crate) fn release(&mut self, address: IpAddr) -> bool {
-        let Some(watch) = self.0.get_mut(&address) else { return false };
+        let Some(watch) = self.watches.get_mut(&address) else { return false };
         watch.users -= 1;
         if watch.users > 0 {
             return false;
         }
-        self.0.remove(&address);
+        self.watches.remove(&address);
         true
     }
 
     /// Takes over what was found out; false if it is known already, or nobody asked.
     pub(crate) fn set(&mut self, address: IpAddr, next_hop: Result<NextHop, String>) -> bool {
-        let Some(watch) = self.0.get_mut(&address) else { return false };
+        let Some(watch) = self.watches.get_mut(&address) else { return false };
         let hop = next_hop.map_or_else(Hop::Failed, Hop::Resolved);
         let news = watch.hop != hop;
         watch.hop = hop;
@@ -79,7 +100,8 @@ impl NextHops {
     }
 
     pub(crate) fn get(&self, address: IpAddr) -> Hop {
-        self.0.get(&address).map_or(Hop::Pending, |watch| watch.hop.clone())
+        let known = self.watches.get(&address).map(|watch| &watch.hop).or_else(|| self.before.get(&address));
+        known.cloned().unwrap_or_default()
     }
 }
 

@@ -25,6 +25,28 @@ use crate::{
     },
 };
 
+/// What a change would do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What would be said of it.
+    pub message: String,
+    /// Further lines: what it would bring about beyond what it names.
+    pub reports: Vec<String>,
+    /// The services that there are before and after.
+    pub services: Vec<ServicePlan>,
+}
+
+/// A plan with its known clients counted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// As in [`Plan`].
+    pub message: String,
+    /// As in [`Plan`].
+    pub reports: Vec<String>,
+    /// As in [`Plan`].
+    pub services: Vec<PlanView>,
+}
+
 /// What a change would do to one service.
 #[derive(Clone, Debug)]
 pub struct ServicePlan {
@@ -59,32 +81,34 @@ pub struct Census {
 }
 
 impl Controller {
-    /// What `change` would do if it were made now, by service, and the line that would be answered. A backend that
-    /// comes is taken to be reachable.
+    /// What `change` would do if it were made now, by service. A backend that comes is taken to be reachable.
     ///
     /// # Errors
     /// [`Refused`] if the change would be.
-    pub fn plan(&self, change: Change, now: Instant) -> Result<(String, Vec<ServicePlan>), Refused> {
+    pub fn plan(&self, change: Change, now: Instant) -> Result<Plan, Refused> {
         let mut copy = self.clone();
-        let (message, commands) = copy.change(change, now)?;
-        for command in commands {
-            if let Command::WatchNextHop(address) = command {
-                copy.handle(Event::NextHop { address, next_hop: Ok(some_next_hop(address)) }, now);
-            }
+        let (message, mut commands) = copy.change(change, now)?;
+        let watched =
+            |command: &Command| if let Command::WatchNextHop(address) = command { Some(*address) } else { None };
+        for address in commands.iter().filter_map(watched).collect::<Vec<_>>() {
+            commands.extend(copy.handle(Event::NextHop { address, next_hop: Ok(some_next_hop(address)) }, now));
         }
-        let plans = self.services().iter().filter_map(|before| {
+        let reports = commands
+            .into_iter()
+            .filter_map(|command| if let Command::Report(report) = command { Some(report.message) } else { None });
+        let services = self.services().iter().filter_map(|before| {
             let after = copy.service(before.name()).ok()?;
             let all = before.backends().iter().chain(after.backends());
             Some(ServicePlan {
                 service: before.name().to_owned(),
                 id: before.id(),
-                moves: before.moves_to(after),
+                moves: after.moves_since(before),
                 before: Side::of(before),
                 after: Side::of(after),
                 names: all.map(|backend| (backend.id().0, backend.name().to_owned())).collect(),
             })
         });
-        Ok((message, plans.collect()))
+        Ok(Plan { message, reports: reports.collect(), services: services.collect() })
     }
 }
 
@@ -161,7 +185,7 @@ impl ServicePlan {
             id => self.names.get(&id).cloned(),
         };
         let mut pairs: BTreeMap<(u16, u16), (u32, u64)> = BTreeMap::new();
-        for (from, to) in self.moves.pairs() {
+        for &(from, to) in self.moves.pairs() {
             pairs.entry((from, to)).or_default().0 += 1;
         }
         for (&pair, &clients) in &census.moved {
@@ -181,6 +205,44 @@ impl ServicePlan {
             known_clients_moved: census.moved.values().sum(),
             known_clients_draining: census.draining,
             moves: moves.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{
+        controller_test::Bench,
+        fixture::{backend, config, name, next_hop, web},
+        io::Admin,
+    };
+
+    #[test]
+    fn a_plan_is_what_then_happens() {
+        let mut file = web();
+        file.backends.push(backend("web5", "10.0.0.15:8080"));
+        let address = "10.0.0.16".parse().unwrap();
+        let add = Change::Add { name: name("web/web6"), address, port: Some(8080), weight: None, backup: false };
+        for change in [
+            Change::SetWeight { name: name("web/web1"), weight: 300 },
+            Change::SetAdmin { name: name("web/web2"), admin: Admin::Drain, timeout: None },
+            Change::Reload(Box::new(config(vec![file]))),
+            add,
+        ] {
+            let mut bench = Bench::web();
+            let plan = bench.controller.plan(change.clone(), bench.now).unwrap();
+            let [of] = plan.services.as_slice() else { panic!("{plan:?}") };
+            let of = of.view(&Census::default());
+            assert_eq!(of.moves.iter().map(|moves| moves.slots).sum::<u32>(), of.slots_moved);
+            assert_eq!(bench.service().slots_moved(), (0, 0), "nothing was changed");
+            bench.change(change).unwrap();
+            for address in ["10.0.0.15", "10.0.0.16"] {
+                let event = Event::NextHop { address: address.parse().unwrap(), next_hop: Ok(next_hop(1)) };
+                bench.controller.handle(event, bench.now);
+            }
+            let (required, needless) = bench.service().slots_moved();
+            assert_eq!((required + needless, needless), (of.slots_moved.into(), of.needless_slots_moved.into()));
         }
     }
 }

@@ -1,11 +1,6 @@
 //! Rules for client prefixes: what there is, which one decides, when they end.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Instant};
 
 use balancer_common::map_types::MAX_RULES;
 use ipnet::IpNet;
@@ -58,21 +53,6 @@ pub struct Rule {
     pub action: Action,
     /// When it ends by itself; `None`: not before it is removed.
     pub ends: Option<Instant>,
-}
-
-/// A rule as it can be kept over a restart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedRule {
-    /// The service's name.
-    pub service: String,
-    /// Whose clients.
-    pub prefix: IpNet,
-    /// What becomes of them.
-    #[serde(flatten)]
-    pub action: Action,
-    /// Time left when it was saved; `None`: until it is removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub left: Option<Duration>,
 }
 
 /// The rules of a service, at most one for a prefix.
@@ -176,6 +156,8 @@ pub(crate) fn too_many() -> Refused {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::core::fixture::now;
 
@@ -236,18 +218,5 @@ mod tests {
             refused("2001:db8::/32").to_string(),
             "service web is IPv4: 2001:db8::/32 is IPv6 and holds none of its clients"
         );
-    }
-
-    #[test]
-    fn a_saved_rule_is_plain_json() {
-        let saved = SavedRule {
-            service: "web".to_owned(),
-            prefix: net("10.1.2.0/24"),
-            action: Action::Pin { backend: "web2".to_owned() },
-            left: None,
-        };
-        let json = serde_json::to_string(&saved).unwrap();
-        assert_eq!(json, r#"{"service":"web","prefix":"10.1.2.0/24","action":"pin","backend":"web2"}"#);
-        assert_eq!(serde_json::from_str::<SavedRule>(&json).unwrap(), saved);
     }
 }

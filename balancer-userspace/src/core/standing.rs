@@ -29,7 +29,8 @@ use crate::{
 };
 
 /// The states a backend is shown in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     /// Takes new clients.
     Up,

@@ -205,11 +205,6 @@ pub struct Moves {
 }
 
 impl Moves {
-    /// From whom to whom, one for each slot moved.
-    pub fn pairs(&self) -> impl Iterator<Item = (u16, u16)> {
-        self.pairs.iter().copied()
-    }
-
     /// What replacing the live table `old` by `new` moves. `old` without slots: nothing, there were no clients yet.
     #[must_use]
     pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {
@@ -231,6 +226,12 @@ impl Moves {
             moves.needless += u32::from(needless(from, to));
         }
         moves
+    }
+
+    /// From whom to whom, one for each slot moved.
+    #[must_use]
+    pub fn pairs(&self) -> &[(u16, u16)] {
+        &self.pairs
     }
 
     /// Slots moved.

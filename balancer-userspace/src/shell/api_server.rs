@@ -1,5 +1,6 @@
 //! The answering end of the control socket: HTTP/JSON, bounded in size, time and number of connections.
 
+mod asker;
 mod body;
 mod failure;
 mod routes;
@@ -21,8 +22,8 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::routes::{Peer, router};
 pub use self::socket::ControlSocket;
+use self::{asker::Peer, routes::router};
 use super::call::Calls;
 
 /// Connections served at once; more wait in the backlog.

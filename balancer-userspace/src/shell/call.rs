@@ -3,9 +3,12 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView, ForgottenView, PlanView, RuleView},
-    core::io::{BackendName, Change, Refused},
-    shell::snapshot::Snapshot,
+    api::model::{ClientQuery, ClientView, ForgottenView, RuleView},
+    core::{
+        io::{BackendName, Change, Refused},
+        plan::Planned,
+    },
+    shell::{keeper::Request, snapshot::Snapshot},
 };
 
 /// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.
@@ -27,10 +30,8 @@ pub enum Call {
     Plan {
         /// The change.
         change: Change,
-        /// The service whose backend it is about.
-        service: String,
         /// The plan, or why the change would be refused.
-        reply: oneshot::Sender<Result<PlanView, Refused>>,
+        reply: oneshot::Sender<Result<Planned, Refused>>,
     },
     /// The rules for client prefixes.
     Rules {
@@ -58,14 +59,7 @@ pub enum Call {
         reply: oneshot::Sender<Result<ForgottenView, Refused>>,
     },
     /// Change something.
-    Change {
-        /// What.
-        change: Change,
-        /// The uid of the peer that asked, for the log.
-        uid: Option<u32>,
-        /// What was done, or why not.
-        reply: oneshot::Sender<Result<Changed, Refused>>,
-    },
+    Change(Request),
 }
 
 /// The sending half, bounded: callers wait when the controller is busy.

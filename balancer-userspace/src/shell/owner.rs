@@ -3,27 +3,29 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
 use balancer_common::{
-    map_types::BackendStats,
+    map_types::{BackendHistory, BackendStats, ServiceHistory},
     verdict::{CauseIndex, MoveCause},
 };
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
-    api::model::{Changed, ClientQuery, ClientView, ForgottenView, PlanView, RuleView},
+    api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView},
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
-        plan::{Census, ServicePlan},
+        plan::{Census, Plan, Planned},
         service::{Backend, Service},
+        state::{Clocks, Counters, State},
     },
     shell::{
         dataplane::{Dataplane, Forgotten, KnownClients},
+        departed,
         neighbours::Neighbours,
         prober::Prober,
         snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
@@ -33,19 +35,25 @@ use crate::{
 
 /// A plan for which the known clients have still to be counted.
 pub struct Planning {
-    plan: ServicePlan,
+    plan: Plan,
     clients: Option<KnownClients>,
 }
 
 impl Planning {
     /// Counts them: a look at the whole client table, in milliseconds.
     #[must_use]
-    pub fn finish(self) -> PlanView {
-        let mut census = Census::default();
-        if let Some(clients) = self.clients {
-            clients.for_each(|entry| self.plan.count(entry, &mut census));
+    pub fn finish(self) -> Planned {
+        let Self { plan: Plan { message, reports, services }, clients } = self;
+        let mut censuses = vec![Census::default(); services.len()];
+        if let Some(clients) = clients {
+            clients.for_each(|entry| {
+                for (service, census) in services.iter().zip(&mut censuses) {
+                    service.count(entry, census);
+                }
+            });
         }
-        self.plan.view(&census)
+        let views = services.iter().zip(&censuses).map(|(service, census)| service.view(census));
+        Planned { message, reports, services: views.collect() }
     }
 }
 
@@ -63,6 +71,8 @@ pub struct Owner<D> {
     departed: HashMap<ServiceId, BTreeMap<String, BackendStats>>,
     /// Where the clocks of client memory began.
     started: Instant,
+    /// Whether something has happened since somebody asked.
+    changed: bool,
 }
 
 impl<D: Dataplane> Owner<D> {
@@ -77,7 +87,49 @@ impl<D: Dataplane> Owner<D> {
             owners: HashMap::new(),
             departed: HashMap::new(),
             started: Instant::now(),
+            changed: false,
         }
+    }
+
+    /// Goes on counting for backends that are gone, where another process has ended.
+    pub fn take_over_departed(&mut self, departed: BTreeMap<u16, BTreeMap<String, Counters>>) {
+        for (service, backends) in departed {
+            let backends = backends.into_iter().map(|(name, counters)| (name, departed::stats(&counters)));
+            self.departed.insert(ServiceId(service), backends.collect());
+        }
+    }
+
+    /// What a restart must keep.
+    pub fn export(&self) -> State {
+        self.export_of(&self.controller)
+    }
+
+    fn export_of(&self, controller: &Controller) -> State {
+        let clocks = Clocks { now: Instant::now().into_std(), wall: wall() };
+        let departed = self.departed.iter().map(|(service, backends)| {
+            let backends = backends.iter().map(|(name, stats)| (name.clone(), departed::counters(stats)));
+            (service.0, backends.collect())
+        });
+        State { departed: departed.collect(), ..controller.export(clocks) }
+    }
+
+    /// What a restart would have to keep after a change.
+    ///
+    /// # Errors
+    /// When the change is refused.
+    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<State, Refused> {
+        let generation = self.controller.generation();
+        if if_generation.is_some_and(|wanted| wanted != generation) {
+            return Err(Refused::Stale(generation));
+        }
+        let mut controller = self.controller.clone();
+        controller.change(change.clone(), Instant::now().into_std())?;
+        Ok(self.export_of(&controller))
+    }
+
+    /// Whether something has happened since this was asked last.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Brings the data path to where the controller's configuration wants it.
@@ -112,6 +164,11 @@ impl<D: Dataplane> Owner<D> {
         &self.neighbours
     }
 
+    /// The addresses of all backends.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.controller.services().iter().flat_map(Service::backends).map(|backend| backend.address().ip())
+    }
+
     /// When the controller next wants an [`Event::Tick`].
     pub fn next_deadline(&self) -> Option<Instant> {
         self.controller.next_deadline().map(Instant::from_std)
@@ -126,6 +183,7 @@ impl<D: Dataplane> Owner<D> {
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
         let commands = self.controller.handle_all(events, now.into_std());
+        self.changed |= !commands.is_empty();
         if let Err(error) = self.execute(commands, now) {
             error!("{error:#}; writing the whole state again");
             self.resync();
@@ -138,6 +196,7 @@ impl<D: Dataplane> Owner<D> {
     /// When it is refused, by the controller or by the data path; nothing has changed then.
     pub fn change(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
         let now = Instant::now();
+        self.changed = true;
         let before = self.controller.clone();
         let (message, commands) = self.controller.change(change, now.into_std())?;
         if let Err(error) = self.execute(commands, now) {
@@ -149,14 +208,12 @@ impl<D: Dataplane> Owner<D> {
         Ok(Changed { message })
     }
 
-    /// What a change would do to a service.
+    /// What a change would move.
     ///
     /// # Errors
     /// When the change would be refused.
-    pub fn plan(&self, change: Change, service: &str) -> Result<Planning, Refused> {
-        let (_, plans) = self.controller.plan(change, Instant::now().into_std())?;
-        let plan = plans.into_iter().find(|plan| plan.service == service);
-        let plan = plan.ok_or_else(|| Refused::NotFound(format!("no service {service:?}")))?;
+    pub fn plan(&self, change: Change) -> Result<Planning, Refused> {
+        let plan = self.controller.plan(change, Instant::now().into_std())?;
         Ok(Planning { plan, clients: self.dataplane.known_clients() })
     }
 
@@ -350,12 +407,28 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
+    /// Keeps what only the controller counts: whatever was shown stays counted, however this process ends.
+    fn keep_histories(&self) {
+        for service in self.controller.services() {
+            let (slots_moved_required, slots_moved_needless) = service.slots_moved();
+            let table_generation = service.table_generation();
+            let history = ServiceHistory { table_generation, slots_moved_required, slots_moved_needless, tick: 0 };
+            self.dataplane.keep_service_history(service.id(), &history);
+            for backend in service.backends() {
+                let (checks, transitions) = (backend.checks(), backend.transitions());
+                let history = BackendHistory { checks, transitions, ..BackendHistory::default() };
+                self.dataplane.keep_backend_history(backend.id(), &history);
+            }
+        }
+    }
+
     /// Everything there is to see.
     ///
     /// # Errors
     /// When a counter cannot be read.
     pub fn snapshot(&self) -> anyhow::Result<Snapshot> {
         let now = Instant::now().into_std();
+        self.keep_histories();
         let interfaces = self
             .dataplane
             .attached()
@@ -431,7 +504,14 @@ impl<D: Dataplane> Owner<D> {
             })
             .collect::<anyhow::Result<_>>()?;
         let (drops, replies) = (self.dataplane.drop_stats()?, self.dataplane.reply_stats()?);
-        Ok(Snapshot { interfaces, services, drops, replies, memory: self.dataplane.memory()? })
+        Ok(Snapshot {
+            interfaces,
+            services,
+            drops,
+            replies,
+            memory: self.dataplane.memory()?,
+            generation: self.controller.generation(),
+        })
     }
 }
 
@@ -471,6 +551,12 @@ fn forgotten_view(whose: &str, Forgotten { clients, moved }: Forgotten, uid: Opt
     let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
     info!(uid, "{message}");
     ForgottenView { message, forgotten: clients, moved }
+}
+
+/// Not the core's clock: only to tell moments to the next process.
+#[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
+pub(super) fn wall() -> SystemTime {
+    SystemTime::now()
 }
 
 fn add(sum: &mut BackendStats, stats: &BackendStats) {

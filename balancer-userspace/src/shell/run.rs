@@ -5,15 +5,13 @@ use std::{
     future::{pending, ready},
     mem,
     net::IpAddr,
+    path::PathBuf,
     time::Duration,
 };
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use balancer_common::{
-    client::HashKey,
-    map_types::{Forwarding, NeighbourWanted},
-};
+use balancer_common::map_types::{Forwarding, NeighbourWanted};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -25,20 +23,21 @@ use tracing::{info, warn};
 use crate::{
     api::model::{Changed, ForgottenView},
     config::model::{Config, OnExit},
-    core::{
-        controller::Controller,
-        io::{BackendName, Change, Event, Refused},
-    },
+    core::io::{BackendName, Change, Event, Refused},
     shell::{
         api_server::{self, ControlSocket},
         call::Call,
         dataplane::{Capacity, KernelDataplane, Pins},
         forwarding::IpForwarding,
-        interfaces, metrics,
+        interfaces,
+        keeper::{Keeper, Request},
+        metrics,
         neighbours::Neighbours,
         owner::{Forgetting, Owner},
         privileges,
         prober::Prober,
+        reload::reload,
+        resume::{Resumed, resume},
         shutdown,
         vips::{self, Assigned, Vips},
     },
@@ -54,30 +53,40 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// How long start-up waits for the first answers about next hops, so that the first packet finds its way.
 const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 
+/// What `balancer run` was asked for.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The configuration, with what the command line said instead.
+    pub config: Config,
+    /// The configuration as it is in the file.
+    pub as_written: Config,
+    /// The file, to be read again.
+    pub file: PathBuf,
+}
+
 /// Attaches and serves until SIGTERM or SIGINT. Whatever it set up is gone when it returns, also on an error.
 ///
 /// # Errors
 /// One line that says what stands in the way.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(launch: Launch) -> anyhow::Result<()> {
+    let Launch { config, as_written, file } = launch;
     privileges::check()?;
     let shutdown = shutdown::listen().context("catching signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let interfaces = interfaces::resolve(&config.interfaces).await?;
     let socket = ControlSocket::bind(&config.socket).await?;
+    let pins = pins(&config)?;
+    let resumed = resume(&config, as_written, pins.as_ref())?;
     let metrics_listener = match config.metrics_listen {
         Some(listen) => Some(metrics::bind(listen).await?),
         None => None,
     };
     let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
-    let capacity = Capacity::for_config(&config);
-    let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins(&config)?)?;
-    let instance = match dataplane.kept().notes() {
-        Some(notes) => {
-            info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
-            notes.instance
-        }
-        None => random_number()?,
-    };
+    let capacity = Capacity::for_config(&Config { services: resumed.controller.largest(), ..config.clone() });
+    let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins)?;
+    if let Some(notes) = dataplane.kept().notes() {
+        info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
+    }
     let mut inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
     if config.services.iter().any(|service| !service.remember.is_zero()) {
         let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
@@ -92,11 +101,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (events_in, mut events) = mpsc::channel(EVENTS);
     let (calls_in, mut calls) = mpsc::channel(CALLS);
-    let key = config.hash_key.map_or_else(random_key, Ok)?;
-    let controller = Controller::new(config.clone(), key);
+    let Resumed { controller, departed, file: mut state_file } = resumed;
+    let instance = controller.instance();
     let mut owner = Owner::new(controller, dataplane, Neighbours::spawn(events_in.clone())?, Prober::new(events_in));
+    owner.take_over_departed(departed);
     owner.start()?;
-    await_next_hops(&mut owner, &mut events, &config).await;
+    await_next_hops(&mut owner, &mut events).await;
+    // Before anything is pinned that could not be told apart without it.
+    state_file.save(&owner.export())?;
     for interface in &interfaces {
         let attached = owner.dataplane().attach(&interface.name, interface.ifindex, config.xdp_mode)?;
         let how = if attached.adopted { "replaced the program on" } else { "attached to" };
@@ -129,6 +141,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!("serving {services}, control socket {}", config.socket.display());
 
     tokio::pin!(shutdown);
+    let mut keeper = Keeper::new(state_file);
     let mut joining = Joining::default();
     let mut waiting = Vec::new();
     let mut passes = VecDeque::new();
@@ -138,16 +151,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
-            _ = hangup.recv() => {
-                warn!("SIGHUP ignored: the configuration cannot be reloaded yet; change backends with `balancer backend`");
-            }
+            _ = hangup.recv() => reload(&mut keeper, &file),
             signal = &mut shutdown => {
                 break signal;
             }
             1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
-            Some(call) = calls.recv() => answer(&mut owner, &mut joining, &mut passes, call),
+            () = until(keeper.next_deadline()) => {}
+            request = keeper.written() => {
+                if let Some(request) = request {
+                    make(&mut owner, &mut joining, request);
+                }
+            }
+            Some(call) = calls.recv() => answer(&mut owner, &mut keeper, &mut passes, call),
             _ = sweep.tick() => owner.sweep(),
             () = ready(()), if !passes.is_empty() => forget_part(&mut owner, &mut passes),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
@@ -160,8 +177,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 warn!("{error:#}");
             }
         }
+        if owner.take_changed() {
+            keeper.note();
+        }
+        keeper.advance(&owner);
     };
 
+    keeper.finish(&owner).await;
     let detached = match config.on_exit {
         OnExit::Detach => {
             info!("{signal}: detaching");
@@ -205,7 +227,7 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A caller that has gone away does not want its answer.
-fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, passes: &mut VecDeque<Pass>, call: Call) {
+fn answer(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, passes: &mut VecDeque<Pass>, call: Call) {
     match call {
         Call::Forget { query, uid, reply } => {
             let _ = reply.send(owner.forget(&query, uid));
@@ -222,7 +244,7 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, passes: &mu
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }
-        Call::Plan { change, service, reply } => match owner.plan(change, &service) {
+        Call::Plan { change, reply } => match owner.plan(change) {
             Ok(planning) => {
                 // The client table may be large, and nobody else has to wait for it.
                 tokio::task::spawn_blocking(move || {
@@ -236,18 +258,22 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, passes: &mu
         Call::Rules { service, reply } => {
             let _ = reply.send(owner.rules(service.as_deref()));
         }
-        Call::Change { change, uid, reply } => {
-            let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
-            let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
-            let changed = owner.change(change, uid);
-            match (name, before) {
-                (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
-                    joining.0.push(Join { name, before, until: Instant::now() + FIRST_NEXT_HOPS, reply });
-                }
-                _ => {
-                    let _ = reply.send(changed);
-                }
-            }
+        Call::Change(request) => keeper.ask(request),
+    }
+}
+
+/// Makes a change that is on disk already.
+fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, request: Request) {
+    let Request { change, uid, reply, .. } = request;
+    let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
+    let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
+    let changed = owner.change(change, uid);
+    match (name, before) {
+        (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
+            joining.0.push(Join { name, before, until: Instant::now() + FIRST_NEXT_HOPS, reply });
+        }
+        _ => {
+            let _ = reply.send(changed);
         }
     }
 }
@@ -270,9 +296,8 @@ fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDeque<Pass>) 
 }
 
 /// Handles events until each backend's address has had an answer, or it takes too long.
-async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>, config: &Config) {
-    let mut missing: std::collections::HashSet<IpAddr> =
-        config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip()).collect();
+async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>) {
+    let mut missing: std::collections::HashSet<IpAddr> = owner.addresses().collect();
     let deadline = Instant::now() + FIRST_NEXT_HOPS;
     while !missing.is_empty() {
         match timeout_at(deadline, events.recv()).await {
@@ -318,14 +343,6 @@ impl Joining {
             }
         }
     }
-}
-
-fn random_key() -> anyhow::Result<HashKey> {
-    Ok(HashKey { k0: random_number()?, k1: random_number()? })
-}
-
-fn random_number() -> anyhow::Result<u64> {
-    getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel has no random numbers: {error}"))
 }
 
 /// The neighbours that the kernel program asks for.

@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub replies: ReplyStats,
     /// The client table.
     pub memory: MemorySnapshot,
+    /// How often users have changed something.
+    pub generation: u64,
 }
 
 /// The client table.
@@ -180,6 +182,7 @@ impl From<Snapshot> for StatusView {
         Self {
             interfaces: snapshot.interfaces.into_iter().map(Into::into).collect(),
             services: snapshot.services.into_iter().map(Into::into).collect(),
+            generation: snapshot.generation,
         }
     }
 }

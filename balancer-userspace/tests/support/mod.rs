@@ -13,11 +13,13 @@ use balancer::{
     config::model::Protocol,
     core::{
         io::{Admin, Change, CheckOutcome, Refused},
+        plan::Planned,
         rules::Action,
     },
     shell::{
         api_server::{ControlSocket, serve},
         call::Call,
+        keeper::Request,
         snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
 };
@@ -108,27 +110,28 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     (None, true) => Ok(vec![view("web"), view("dns")]),
                 });
             }
-            Call::Plan { change, service, reply } => {
-                let _ = reply.send(if matches!(change, Change::Remove { .. }) {
-                    Ok(PlanView {
-                        service,
-                        table_size: 65_537,
-                        slots_moved: 16_384,
-                        needless_slots_moved: 3,
-                        known_clients_moved: 1_204,
-                        known_clients_draining: 0,
-                        moves: vec![
-                            MoveView {
-                                from: Some("web1".to_owned()),
-                                to: Some("web2".to_owned()),
-                                slots: 16_384,
-                                clients: 1_204,
-                            },
-                            MoveView { from: None, to: None, slots: 0, clients: 0 },
-                        ],
-                    })
-                } else {
+            Call::Plan { change, reply } => {
+                let plan = PlanView {
+                    service: "web".to_owned(),
+                    table_size: 65_537,
+                    slots_moved: 16_384,
+                    needless_slots_moved: 3,
+                    known_clients_moved: 1_204,
+                    known_clients_draining: 0,
+                    moves: vec![
+                        MoveView {
+                            from: Some("web1".to_owned()),
+                            to: Some("web2".to_owned()),
+                            slots: 16_384,
+                            clients: 1_204,
+                        },
+                        MoveView { from: None, to: None, slots: 0, clients: 0 },
+                    ],
+                };
+                let _ = reply.send(if matches!(change, Change::SetWeight { .. }) {
                     Err(Refused::Conflict(format!("{change:?} is refused")))
+                } else {
+                    Ok(Planned { message: "would be done".to_owned(), reports: Vec::new(), services: vec![plan] })
                 });
             }
             Call::Rules { service, reply } => {
@@ -161,7 +164,10 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     _ => Err(Refused::NotFound(format!("there is no backend {backend}"))),
                 });
             }
-            Call::Change { change, uid, reply } => {
+            Call::Change(Request { if_generation: Some(1), reply, .. }) => {
+                let _ = reply.send(Err(Refused::Stale(2)));
+            }
+            Call::Change(Request { change, uid, reply, .. }) => {
                 seen.lock().unwrap().push((change.clone(), uid));
                 let answer = match change {
                     Change::Add { name, .. } if name.backend == "web1" => {
@@ -253,5 +259,6 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         ],
         drops: DropStats::default(),
         replies: ReplyStats::default(),
+        generation: 2,
     }
 }

@@ -112,6 +112,7 @@ impl Scene {
         let v4_prefixes = [32, 32, 32, 24, 30, 8, 0];
         let v6_prefixes = [64, 64, 64, 128, 48, 127, 0];
         let spec = ServiceSpec {
+            tick_seconds: 0,
             id,
             hash_key: HashKey { k0: rng.u64(..), k1: rng.u64(..) },
             address,

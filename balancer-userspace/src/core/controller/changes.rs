@@ -24,6 +24,12 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why nothing was changed.
     pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        let done = self.make(change, now)?;
+        self.generation += 1;
+        Ok(done)
+    }
+
+    fn make(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         match change {
             Change::Add { name, address, port, weight, backup } => {
                 let (mut services, index) = self.edit(&name.service)?;
@@ -74,7 +80,16 @@ impl Controller {
             Change::ForceHealth { name, forced } => self.force(&name, forced, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
-            Change::Reload(config) => self.reload(config.services, now),
+            Change::Reload(config) => {
+                let fixed = self.fixed.changed(&config);
+                if !fixed.is_empty() {
+                    return Err(Refused::Conflict(format!(
+                        "{} cannot change while the balancer runs: restart it, or leave that as it was",
+                        fixed.join(", ")
+                    )));
+                }
+                self.reload(config.services, now)
+            }
         }
     }
 

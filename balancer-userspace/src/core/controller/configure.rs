@@ -11,7 +11,8 @@ use crate::{
     config::model::{BackendConfig, ServiceConfig},
     core::{
         ids::Ids,
-        io::{Admin, BackendName, Command, Refused, ServiceId},
+        io::{Admin, BackendName, Command, Refused, Report, ReportLevel, ServiceId},
+        merge::merge,
         service::{Backend, Service},
         table::Moves,
         validate,
@@ -27,26 +28,38 @@ pub(super) struct Difference {
 }
 
 impl Controller {
-    pub(super) fn reload(
-        &mut self,
-        services: Vec<ServiceConfig>,
-        now: Instant,
-    ) -> Result<(String, Vec<Command>), Refused> {
-        let (mut difference, settled) = self.configure(services, None, now)?;
+    /// Takes over what the configuration file says now, where it says otherwise than before.
+    pub(super) fn reload(&mut self, file: Vec<ServiceConfig>, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        validate::services(&file)?;
+        let merged = merge(&self.file, &self.configs(), |service, name| self.leaves(service, name), file.clone());
+        let unchanged = |name: &&BackendName| {
+            let now = self.backend(name).ok().map(Backend::config);
+            let to_be = merged.services.iter().find(|service| service.name == name.service);
+            now == to_be.and_then(|service| service.backends.iter().find(|backend| backend.name == name.backend))
+        };
+        let only_called_back = merged.called_back.iter().filter(unchanged).count();
+        let (mut difference, settled) = self.configure(merged.services, None, now)?;
+        self.file = file;
         let Settled { mut commands, moves } = settled;
         let mut all_moves: Vec<Moves> = moves.into_values().collect();
-        let mut returns = 0;
-        for backend in self.services.iter_mut().flat_map(Service::backends_mut).filter(|b| b.is_leaving()) {
-            // The file says that it is to be there.
-            backend.set_admin(Admin::Ready, None);
-            returns += 1;
+        for backend in &merged.called_back {
+            for service in self.services.iter_mut().filter(|service| service.name() == backend.service) {
+                let called_back = service.backends_mut().iter_mut().filter(|other| other.name() == backend.backend);
+                called_back.for_each(|backend| backend.set_admin(Admin::Ready, None));
+            }
         }
-        if returns > 0 {
-            difference.backends[2] += returns;
+        if !merged.called_back.is_empty() {
+            difference.backends[2] += only_called_back;
             let settled = self.settle(|_| true, Vec::new(), None, now);
             commands.extend(settled.commands);
             all_moves.extend(settled.moves.into_values());
         }
+        commands.extend(
+            merged
+                .differences
+                .into_iter()
+                .map(|message| Command::Report(Report { level: ReportLevel::Info, about: None, message })),
+        );
         if difference.services == [0; 3] && difference.backends == [0; 3] {
             return Ok(("configuration applied: nothing changed".to_owned(), commands));
         }

@@ -5,6 +5,8 @@
 
 mod changes;
 mod configure;
+mod fixed;
+mod restore;
 mod rules;
 mod settle;
 
@@ -37,8 +39,19 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Controller {
     key: HashKey,
-    /// Until [`Controller::start`].
+    /// Whether the configuration leaves the key to the controller.
+    keeps_key: bool,
+    /// Which kernel maps it works with.
+    instance: u64,
+    /// How often users have changed something.
+    generation: u64,
+    fixed: fixed::Fixed,
+    /// What the configuration file says.
+    file: Vec<ServiceConfig>,
+    /// What it says at start, until then.
     first: Vec<ServiceConfig>,
+    /// Whether it goes on where another has ended.
+    restored: bool,
     services: Vec<Service>,
     owners: HashMap<BackendId, ServiceId>,
     ids: Ids,
@@ -73,7 +86,13 @@ impl Controller {
     pub fn new(config: Config, key: HashKey) -> Self {
         Self {
             key,
+            keeps_key: config.hash_key.is_none(),
+            instance: 0,
+            generation: 0,
+            fixed: fixed::Fixed::of(&config),
+            file: Vec::new(),
             first: config.services,
+            restored: false,
             services: Vec::new(),
             owners: HashMap::new(),
             ids: Ids::new(),
@@ -89,16 +108,60 @@ impl Controller {
         &self.gone
     }
 
-    /// Starts to serve. Comes once, before anything else.
-    pub fn start(&mut self, now: Instant) -> Vec<Command> {
-        let services = mem::take(&mut self.first);
-        match self.configure(services, None, now) {
-            Ok((_, settled)) => settled.commands,
-            Err(refused) => {
-                let message = format!("nothing is served: {refused}");
-                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message })]
+    /// Services as large as those that [`start`](Self::start) comes to, or larger.
+    #[must_use]
+    pub fn largest(&self) -> Vec<ServiceConfig> {
+        let mut services = self.first.clone();
+        for service in &mut services {
+            let now = self.services.iter().find(|other| other.name() == service.name).map(Service::config);
+            for backend in now.into_iter().flat_map(|service| service.backends) {
+                if !service.backends.iter().any(|other| other.name == backend.name) {
+                    service.backends.push(backend);
+                }
             }
         }
+        services
+    }
+
+    /// Which kernel maps it works with: a number that the shell draws when it makes them.
+    #[must_use]
+    pub const fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// Binds it to other kernel maps.
+    pub const fn set_instance(&mut self, instance: u64) {
+        self.instance = instance;
+    }
+
+    /// How often users have changed something, over restarts.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Starts to serve. Comes once, before anything else. A restored controller first tells everything as it was, then
+    /// what the configuration file says otherwise than before.
+    pub fn start(&mut self, now: Instant) -> Vec<Command> {
+        let services = mem::take(&mut self.first);
+        if !self.restored {
+            self.file.clone_from(&services);
+            return match self.configure(services, None, now) {
+                Ok((_, settled)) => settled.commands,
+                Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
+            };
+        }
+        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(gone.row.clone())).collect();
+        commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
+        match self.reload(services, now) {
+            Ok((message, more)) => {
+                commands.extend(more);
+                commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message }));
+            }
+            Err(refused) => commands.push(warning(format!("the configuration file is not taken over: {refused}"))),
+        }
+        commands.extend(self.remove_those_that_left(now));
+        commands
     }
 
     /// Takes note of an event.
@@ -318,10 +381,11 @@ impl Controller {
                 });
                 settled.commands.into_iter().chain(removed).collect()
             }
-            Err(refused) => {
-                let message = format!("drained backends are not removed: {refused}");
-                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message })]
-            }
+            Err(refused) => vec![warning(format!("drained backends are not removed: {refused}"))],
         }
     }
+}
+
+fn warning(message: String) -> Command {
+    Command::Report(Report { level: ReportLevel::Warn, about: None, message })
 }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::Controller;
 use crate::core::{
     io::{BackendName, Command, Refused, Report, ReportLevel},
-    rules::{self, Action, Rule, Rules, SavedRule},
+    rules::{self, Action, Rule, Rules},
     service::Service,
 };
 
@@ -76,43 +76,6 @@ impl Controller {
             return Vec::new();
         }
         let mut commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
-        commands.extend(reports);
-        commands
-    }
-
-    /// Every rule, to be kept over a restart.
-    #[must_use]
-    pub fn saved_rules(&self, now: Instant) -> Vec<SavedRule> {
-        let rules = self.services.iter().flat_map(|service| service.rules().iter().map(move |rule| (service, rule)));
-        rules
-            .map(|(service, rule)| SavedRule {
-                service: service.name().to_owned(),
-                prefix: rule.prefix,
-                action: rule.action.clone(),
-                left: rule.ends.map(|ends| ends.saturating_duration_since(now)),
-            })
-            .collect()
-    }
-
-    /// Takes saved rules back, after [`start`](Self::start). A rule that does not suit its service, or whose service is
-    /// gone, is left out and reported; one that pins to a backend that is gone is there and waits for it.
-    pub fn restore_rules(&mut self, saved: Vec<SavedRule>, now: Instant) -> Vec<Command> {
-        let mut reports = Vec::new();
-        for SavedRule { service, prefix, action, left } in saved {
-            let suits = self.service(&service).and_then(|of| rules::check_prefix(&service, of.address().ip(), prefix));
-            match suits {
-                Err(refused) => {
-                    let message = format!("rule {service} {prefix} {action} is not restored: {refused}");
-                    reports.push(Command::Report(Report { level: ReportLevel::Warn, about: None, message }));
-                }
-                Ok(()) => {
-                    if let Some(rules) = self.rules_mut(&service) {
-                        rules.set(Rule { prefix, action, ends: left.map(|left| now + left) });
-                    }
-                }
-            }
-        }
-        let mut commands = self.settle(|service| !service.rules().is_empty(), Vec::new(), None, now).commands;
         commands.extend(reports);
         commands
     }

@@ -166,7 +166,8 @@ fn tell_checks(service: &mut Service, checks: &mut Vec<Command>) {
         if backend.told.check == check {
             continue;
         }
-        if backend.told.check.is_some() != check.is_some() {
+        // A check that begins finds what was known before a restart, or nothing.
+        if check.is_none() {
             backend.forget_verdict();
         }
         checks.push(match check.clone() {

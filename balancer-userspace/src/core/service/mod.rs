@@ -1,6 +1,7 @@
 //! Services at run time.
 
 mod backend;
+mod restore;
 mod rules;
 
 pub use backend::Backend;
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::{client::HashKey, map_types::Forwarding, verdict::MoveCause};
+use balancer_common::{client::HashKey, client_table::Clock, map_types::Forwarding, verdict::MoveCause};
 
 use crate::{
     config::model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
@@ -28,6 +29,10 @@ use crate::{
         table::{Builder, Candidate, Footing, Moves, STEPS, Shares},
     },
 };
+
+fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
+    Clock::tick_after(tick_seconds, u32::try_from(remember.as_secs()).unwrap_or(u32::MAX))
+}
 
 /// A service.
 #[derive(Clone, Debug)]
@@ -49,6 +54,8 @@ pub struct Service {
     generation: u64,
     required: u64,
     needless: u64,
+    /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
+    tick_seconds: u32,
 }
 
 /// What a look at a service found changed.
@@ -67,6 +74,7 @@ impl Service {
             id,
             client_key: keys::client_key(fleet, &settings.name),
             table_key: keys::table_key(fleet, &settings.name),
+            tick_seconds: tick_after(0, settings.remember),
             settings,
             backends: Vec::new(),
             rules: Rules::default(),
@@ -142,11 +150,6 @@ impl Service {
         (Arc::clone(&self.live), self.home.clone())
     }
 
-    /// What moves if the live table becomes `other`'s.
-    pub(crate) fn moves_to(&self, other: &Self) -> Moves {
-        Moves::between(&self.live, &self.shares, &other.live, &other.shares)
-    }
-
     /// Where moved clients go when their home returns.
     pub(crate) const fn failback(&self) -> Failback {
         self.settings.failback
@@ -173,6 +176,12 @@ impl Service {
     #[must_use]
     pub const fn slots_moved(&self) -> (u64, u64) {
         (self.required, self.needless)
+    }
+
+    /// The slots that differ from an `earlier` self.
+    #[must_use]
+    pub fn moves_since(&self, earlier: &Self) -> Moves {
+        Moves::between(&earlier.live, &earlier.shares, &self.live, &self.shares)
     }
 
     /// On what ground the live table stands.
@@ -208,6 +217,7 @@ impl Service {
             client_prefix: self.client_prefix(),
             forwarding: self.settings.forwarding,
             remember: self.settings.remember,
+            tick_seconds: self.tick_seconds,
             failback: self.settings.failback,
             rules: !self.told_rules.is_empty(),
             backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
@@ -219,6 +229,10 @@ impl Service {
     }
 
     pub(crate) fn set_settings(&mut self, settings: ServiceConfig) {
+        if !settings.remember.is_zero() {
+            let tick_seconds = if self.remembers() { self.tick_seconds } else { 0 };
+            self.tick_seconds = tick_after(tick_seconds, settings.remember);
+        }
         self.settings = settings;
     }
 

@@ -42,6 +42,8 @@ impl From<Refused> for Failure {
             Refused::NotFound(_) => StatusCode::NOT_FOUND,
             Refused::Conflict(_) => StatusCode::CONFLICT,
             Refused::Invalid(_) => StatusCode::BAD_REQUEST,
+            Refused::Stale(_) => StatusCode::PRECONDITION_FAILED,
+            Refused::Unsaved(_) => StatusCode::INSUFFICIENT_STORAGE,
         };
         Self::new(status, refused.to_string())
     }

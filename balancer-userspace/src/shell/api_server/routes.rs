@@ -3,28 +3,35 @@
 use std::time::Duration;
 
 use axum::{
-    Extension, Json, Router,
+    Json, Router,
     body::Body,
     extract::{FromRequestParts, Path, Query, State},
     http::{HeaderMap, StatusCode, request::Parts},
     routing::{delete, get, post, put},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
-use super::{body::read, failure::Failure};
+use super::{
+    asker::Asker,
+    body::{read, read_up_to},
+    failure::Failure,
+};
 use crate::{
+    api::MAX_CONFIGURATION_BODY,
     api::model::{
-        AddBackend, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView, HealthView,
-        PlanRequest, PlanView, RuleView, RuleWord, ServiceView, SetAdmin, SetRule, SetWeight, StatusView,
+        AddBackend, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth,
+        ForgottenView, HealthView, PlanRequest, PlanView, RuleView, RuleWord, ServiceView, SetAdmin, SetRule,
+        SetWeight, StatusView,
     },
-    config::value,
+    config::{self, value},
     core::{
         io::{Admin, BackendName, Change, Forced},
         rules::Action,
     },
     shell::{
         call::{Call, Calls},
+        keeper::Request,
         snapshot::Snapshot,
     },
 };
@@ -45,6 +52,7 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/health", get(health))
         .route("/v1/services/{service}/rules/{*prefix}", put(set_rule).delete(remove_rule))
         .route("/v1/rules", get(rules))
+        .route("/v1/configuration", post(apply))
         .route("/v1/backends", get(backends))
         .route("/v1/services/{service}/backends/{backend}/clients", delete(forget_all))
         .route("/v1/clients/{ip}", get(clients).delete(forget))
@@ -59,12 +67,6 @@ pub(super) fn router(calls: Calls) -> Router {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, text)
         })
         .with_state(calls)
-}
-
-/// Who asks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
-    pub(super) uid: Option<u32>,
 }
 
 type Outcome<T> = Result<Json<T>, Failure>;
@@ -121,8 +123,9 @@ async fn view(calls: &Calls) -> Result<StatusView, Failure> {
     snapshot(calls).await.map(Into::into)
 }
 
-async fn change(calls: &Calls, peer: Peer, change: Change) -> Outcome<Changed> {
-    Ok(Json(ask(calls, |reply| Call::Change { change, uid: peer.uid, reply }).await??))
+async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed> {
+    let Asker { uid, if_generation } = asker;
+    Ok(Json(ask(calls, |reply| Call::Change(Request { change, uid, if_generation, reply })).await??))
 }
 
 #[derive(Deserialize)]
@@ -191,26 +194,26 @@ fn client_query(address: &str, ServiceQuery { service }: ServiceQuery) -> Result
 
 async fn forget(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names(address): Names<String>,
     Asked(query): Asked<ServiceQuery>,
 ) -> Outcome<ForgottenView> {
     let query = client_query(&address, query)?;
-    Ok(Json(ask(&calls, |reply| Call::Forget { query, uid: peer.uid, reply }).await??))
+    Ok(Json(ask(&calls, |reply| Call::Forget { query, uid: asker.uid, reply }).await??))
 }
 
 async fn forget_all(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
 ) -> Outcome<ForgottenView> {
     let backend = BackendName { service, backend };
-    Ok(Json(ask(&calls, |reply| Call::ForgetAll { backend, uid: peer.uid, reply }).await??))
+    Ok(Json(ask(&calls, |reply| Call::ForgetAll { backend, uid: asker.uid, reply }).await??))
 }
 
 async fn add_backend(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names(service): Names<String>,
     headers: HeaderMap,
     body: Body,
@@ -219,21 +222,21 @@ async fn add_backend(
     let AddBackend { name, address, weight, backup } = read(&headers, body, shape).await?;
     let name = BackendName { service, backend: value::name(&name).map_err(Failure::bad_request)? };
     let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
-    change(&calls, peer, Change::Add { name, address, port, weight, backup }).await
+    change(&calls, asker, Change::Add { name, address, port, weight, backup }).await
 }
 
 async fn remove_backend(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
     Asked(RemoveQuery { force }): Asked<RemoveQuery>,
 ) -> Outcome<Changed> {
-    change(&calls, peer, Change::Remove { name: BackendName { service, backend }, force }).await
+    change(&calls, asker, Change::Remove { name: BackendName { service, backend }, force }).await
 }
 
 async fn set_admin(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
     headers: HeaderMap,
     body: Body,
@@ -244,18 +247,37 @@ async fn set_admin(
         return Err(Failure::bad_request(format!("a timeout means nothing without drain; give {shape}")));
     }
     let timeout = timeout.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
-    change(&calls, peer, Change::SetAdmin { name: BackendName { service, backend }, admin, timeout }).await
+    change(&calls, asker, Change::SetAdmin { name: BackendName { service, backend }, admin, timeout }).await
 }
 
 async fn set_weight(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Outcome<Changed> {
     let SetWeight { weight } = read(&headers, body, r#"{"weight": 100}, 0 to 65535"#).await?;
-    change(&calls, peer, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+    change(&calls, asker, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+}
+
+async fn apply(State(calls): State<Calls>, asker: Asker, headers: HeaderMap, body: Body) -> Outcome<Applied> {
+    let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
+    let ApplyConfiguration { file, text, dry_run } = read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
+    // A large file takes a while.
+    let parsed = spawn_blocking(move || config::parse(file.as_ref(), text.as_bytes())).await;
+    let (config, warnings) = parsed
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+        .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
+    let reload = Change::Reload(Box::new(config));
+    let mut applied = if dry_run {
+        Applied::from(ask(&calls, |reply| Call::Plan { change: reload, reply }).await??)
+    } else {
+        let Json(Changed { message }) = change(&calls, asker, reload).await?;
+        Applied { message, differences: Vec::new(), services: Vec::new() }
+    };
+    applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
+    Ok(Json(applied))
 }
 
 async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Outcome<PlanView> {
@@ -281,7 +303,8 @@ async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Out
             (service.clone(), Change::SetWeight { name: name(service, backend), weight })
         }
     };
-    Ok(Json(ask(&calls, |reply| Call::Plan { change, service, reply }).await??))
+    let planned = ask(&calls, |reply| Call::Plan { change, reply }).await??;
+    find(planned.services, |plan| &plan.service, &service).map(Json)
 }
 
 async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<HealthView>> {
@@ -298,7 +321,7 @@ async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -
 
 async fn force_health(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, backend)): Names<(String, String)>,
     headers: HeaderMap,
     body: Body,
@@ -309,7 +332,7 @@ async fn force_health(
         Force::Down => Some(Forced::Down),
         Force::Auto => None,
     };
-    change(&calls, peer, Change::ForceHealth { name: BackendName { service, backend }, forced }).await
+    change(&calls, asker, Change::ForceHealth { name: BackendName { service, backend }, forced }).await
 }
 
 async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<RuleView>> {
@@ -319,7 +342,7 @@ async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) ->
 
 async fn set_rule(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, prefix)): Names<(String, String)>,
     headers: HeaderMap,
     body: Body,
@@ -336,14 +359,14 @@ async fn set_rule(
     };
     let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
     let ttl = ttl.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
-    change(&calls, peer, Change::AddRule { service, prefix, action, ttl }).await
+    change(&calls, asker, Change::AddRule { service, prefix, action, ttl }).await
 }
 
 async fn remove_rule(
     State(calls): State<Calls>,
-    Extension(peer): Extension<Peer>,
+    asker: Asker,
     Names((service, prefix)): Names<(String, String)>,
 ) -> Outcome<Changed> {
     let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
-    change(&calls, peer, Change::RemoveRule { service, prefix }).await
+    change(&calls, asker, Change::RemoveRule { service, prefix }).await
 }

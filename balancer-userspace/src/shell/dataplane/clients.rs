@@ -11,11 +11,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use balancer_common::{
     client::slot,
-    client_table::{BUCKET_ENTRIES, Bucket, Clock, Entry, find},
+    client_table::{BUCKET_ENTRIES, Bucket, Clock, Entry, TICK_MASK, find},
     map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
 };
 
@@ -29,9 +30,24 @@ pub(super) struct Memory {
     /// `None`: the service remembers nothing any more.
     pub(super) clock: Option<Clock>,
     pub(super) tick: u16,
+    /// The tick that it was when so much time had passed: from there on it is counted.
+    pub(super) since: (u16, Duration),
     /// Rises with each swap.
     pub(super) swaps: u64,
 }
+
+impl Memory {
+    /// The tick after `elapsed`.
+    pub(super) fn tick_at(&self, elapsed: Duration) -> u16 {
+        let Some(clock) = self.clock else { return 0 };
+        let (tick, since) = self.since;
+        let ticks = elapsed.saturating_sub(since).as_secs() / u64::from(clock.tick_seconds);
+        tick.wrapping_add(ticks as u16) & TICK_MASK
+    }
+}
+
+/// An age above that of every client that is remembered, in ticks.
+const OLDEST: u16 = 16_000;
 
 /// The slots of one service in which some client is elsewhere.
 #[derive(Clone, Debug)]
@@ -249,6 +265,23 @@ impl ClientTable {
             }
         }
         (sum, (end < all.len()).then_some(end))
+    }
+
+    /// Writes the ages of a service's entries, which are in ticks of `old_seconds`, in ticks of `seconds`. An entry that
+    /// a packet has touched meanwhile has the age 0, which is the same in both.
+    pub(super) fn convert(&self, service: ServiceId, now: u16, old_seconds: u32, seconds: u32) {
+        for word in self.buckets.words() {
+            let raw = word.load(Ordering::Relaxed);
+            let entry = Entry(raw);
+            let of = self.services.get(usize::from(entry.backend())).copied().flatten();
+            if entry.is_empty() || of != Some(service) {
+                continue;
+            }
+            // Rounded down: nobody is forgotten early.
+            let age = u64::from(entry.age(now)) * u64::from(old_seconds) / u64::from(seconds);
+            let aged = entry.aged(u16::try_from(age).unwrap_or(u16::MAX).min(OLDEST), now);
+            let _ = word.compare_exchange(raw, aged.0, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     fn begin(&mut self, services: &HashMap<ServiceId, Memory>) {

@@ -1,7 +1,7 @@
 //! The part of the data path that outlives the controller, if it is to: pins, notes, and counters that only controllers
 //! keep.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
 use anyhow::Context as _;
 use aya::{
@@ -16,7 +16,10 @@ use super::{
     mapped::MappedArray,
     pins::{Notes, Pins},
 };
-use crate::core::io::{BackendId, ServiceId};
+use crate::core::{
+    io::{BackendId, ServiceId},
+    state::State,
+};
 
 /// See the [module](self).
 pub struct Kept {
@@ -99,19 +102,64 @@ impl Kept {
     }
 
     pub(super) fn keep_service(&self, id: ServiceId, history: &ServiceHistory) {
-        store(&self.services, usize::from(id.0), history);
+        let tick = self.tick(id).into();
+        store(&self.services, usize::from(id.0), &ServiceHistory { tick, ..*history });
     }
 
-    /// What was kept of a backend.
-    #[must_use]
-    pub fn backend(&self, id: BackendId) -> BackendHistory {
-        load(&self.backends, usize::from(id.0))
+    pub(super) fn keep_tick(&self, id: ServiceId, tick: u16) {
+        if usize::from(id.0) < self.services.len() {
+            let word = self.services.word64(usize::from(id.0), offset_of!(ServiceHistory, tick));
+            word.store(tick.into(), Ordering::Relaxed);
+        }
     }
 
-    /// What was kept of a service.
-    #[must_use]
-    pub fn service(&self, id: ServiceId) -> ServiceHistory {
-        load(&self.services, usize::from(id.0))
+    /// The tick of a service's clock when it was last kept; 0 at first.
+    pub(super) fn tick(&self, id: ServiceId) -> u16 {
+        load::<ServiceHistory>(&self.services, usize::from(id.0)).tick as u16
+    }
+
+    /// Forgets what was kept of a service whose id was another's.
+    pub(super) fn forget_service(&self, id: ServiceId) {
+        store(&self.services, usize::from(id.0), &ServiceHistory::zeroed());
+    }
+
+    /// Forgets what was counted before of a backend whose id was another's.
+    pub(super) fn forget_backend(&self, id: BackendId) {
+        store(&self.backends, usize::from(id.0), &BackendHistory::zeroed());
+    }
+}
+
+/// Counters that a controller left.
+pub struct Histories {
+    backends: MappedArray<BackendHistory>,
+    services: MappedArray<ServiceHistory>,
+}
+
+impl Histories {
+    pub(super) fn open(pins: &Pins) -> anyhow::Result<Self> {
+        let map =
+            |name: &str| MapData::from_pin(pins.map(name)).with_context(|| format!("opening the pinned map {name}"));
+        Ok(Self {
+            backends: MappedArray::new(map("BACKEND_HISTORY")?)?,
+            services: MappedArray::new(map("SERVICE_HISTORY")?)?,
+        })
+    }
+
+    /// Takes over what has been counted since the state was saved.
+    pub fn bring_up_to_date(&self, state: &mut State) {
+        for service in &mut state.services {
+            let kept: ServiceHistory = load(&self.services, usize::from(service.id.0));
+            service.table_generation = service.table_generation.max(kept.table_generation);
+            service.slots_moved_required = service.slots_moved_required.max(kept.slots_moved_required);
+            service.slots_moved_needless = service.slots_moved_needless.max(kept.slots_moved_needless);
+            for backend in &mut service.backends {
+                let kept: BackendHistory = load(&self.backends, usize::from(backend.id.0));
+                let checks = backend.checks.iter_mut().zip(kept.checks);
+                for (saved, kept) in checks.chain(backend.transitions.iter_mut().zip(kept.transitions)) {
+                    *saved = kept.max(*saved);
+                }
+            }
+        }
     }
 }
 

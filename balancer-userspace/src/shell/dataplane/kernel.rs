@@ -17,7 +17,7 @@ use aya::{
     programs::Xdp,
 };
 use balancer_common::{
-    client_table::{Clock, TICK_MASK},
+    client_table::Clock,
     map_types::{
         BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
         CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
@@ -285,7 +285,8 @@ impl KernelDataplane {
         self.kept.keep_elapsed(elapsed);
         self.control.word32(0, offset_of!(Control, epoch)).fetch_add(1, Ordering::Release);
         for (id, memory) in &mut self.memories {
-            memory.tick = tick_of(memory.clock, elapsed);
+            memory.tick = memory.tick_at(elapsed);
+            self.kept.keep_tick(*id, memory.tick);
             if let Some(row) = self.tables.get(id).and_then(|table| table.row) {
                 let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, tick));
                 word.store(u32::from(memory.tick), Ordering::Release);
@@ -304,6 +305,16 @@ impl KernelDataplane {
                 *flags |= SLOT_EXCEPTIONS;
                 store_slot(&self.slots, slot, TableSlot { backend, flags: *flags });
             }
+        }
+    }
+
+    /// Has the ages of a service's clients in ticks of its new clock, and its row say for how long they are remembered.
+    fn convert(&mut self, service: ServiceId, before: Clock, clock: Clock) {
+        let Some(memory) = self.memories.get(&service) else { return };
+        self.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
+        if let Some(row) = self.tables.get(&service).and_then(|table| table.row) {
+            let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
+            word.store(bytemuck::cast([clock.remember, clock.due_mask]), Ordering::Release);
         }
     }
 
@@ -342,6 +353,7 @@ impl Dataplane for KernelDataplane {
         let id = backend.id;
         check_backend(id)?;
         if self.counted.insert(id) {
+            self.kept.forget_backend(id);
             let zero = PerCpuValues::try_from(vec![BackendStats::default(); cpu_count()?])?;
             self.backend_stats.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
         }
@@ -418,10 +430,15 @@ impl Dataplane for KernelDataplane {
             self.regions.retire(old.lines);
         }
         self.swapped_since_pass = true;
+        if !self.directory.is_empty() && !self.memories.contains_key(&service) {
+            // Not one that an earlier controller knew under this id.
+            self.kept.forget_service(service);
+        }
         let memory = self.memories.entry(service).or_insert_with(|| Memory {
             table: Arc::default(),
             clock: None,
-            tick: 0,
+            tick: self.kept.tick(service),
+            since: (0, Duration::ZERO),
             swaps: 0,
         });
         memory.table = table;
@@ -430,11 +447,25 @@ impl Dataplane for KernelDataplane {
     }
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
+        let mut converted = Vec::new();
         let mut service_rows = Vec::with_capacity(2 * services.len());
         for spec in services {
             let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
+            let memory =
+                self.memories.get_mut(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
             let clock = clock_of(spec);
-            service_rows.push(rows::service(spec, table.location(), clock, tick_of(clock, self.elapsed)));
+            let before = std::mem::replace(&mut memory.clock, clock);
+            if before.map(|clock| clock.tick_seconds) != clock.map(|clock| clock.tick_seconds) {
+                // The tick goes on from where it is: what packets write meanwhile is of age 0 in either unit.
+                memory.since = (memory.tick, self.elapsed);
+                converted.extend(before.zip(clock).map(|(before, clock)| (spec.id, before, clock)));
+            }
+            memory.tick = memory.tick_at(self.elapsed);
+            // Until ages are in the new unit nobody is too old by the old one.
+            let longest =
+                |clock: Clock| Clock { remember: clock.remember.max(before.map_or(0, |old| old.remember)), ..clock };
+            let lenient = clock.map(|clock| if memory.since.1 == self.elapsed { longest(clock) } else { clock });
+            service_rows.push(rows::service(spec, table.location(), lenient, memory.tick));
         }
         service_rows.extend(rows::vip_markers(services));
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
@@ -461,12 +492,6 @@ impl Dataplane for KernelDataplane {
         self.publish(placed_services.view, placed_returns.view, flags);
 
         self.directory = services.to_vec();
-        for spec in services {
-            if let Some(memory) = self.memories.get_mut(&spec.id) {
-                memory.clock = clock_of(spec);
-                memory.tick = tick_of(memory.clock, self.elapsed);
-            }
-        }
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
         for (id, mut table) in std::mem::take(&mut self.tables) {
             match listed.get(&id) {
@@ -485,6 +510,7 @@ impl Dataplane for KernelDataplane {
                 self.flag_all(spec.id);
             }
         }
+        converted.into_iter().for_each(|(id, before, clock)| self.convert(id, before, clock));
         self.rules.keep(|id| listed.contains_key(&id))
     }
 
@@ -571,9 +597,10 @@ impl Dataplane for KernelDataplane {
 
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
         let spec = self.directory.iter().find(|spec| spec.id == service)?;
-        let clock = clock_of(spec)?;
+        let memory = self.memories.get(&service)?;
+        let clock = memory.clock?;
         let entry = self.clients.find(rows::client_hash(spec, address)?)?;
-        let age = entry.age(tick_of(Some(clock), self.elapsed));
+        let age = entry.age(memory.tick_at(self.elapsed));
         let seconds = u64::from(age) * u64::from(clock.tick_seconds);
         (age <= clock.remember)
             .then(|| KnownClient { backend: BackendId(entry.backend()), last_seen: Duration::from_secs(seconds) })
@@ -637,11 +664,10 @@ impl Dataplane for KernelDataplane {
 /// The clock of a service's memory. `None`: it has none.
 fn clock_of(spec: &ServiceSpec) -> Option<Clock> {
     let seconds = u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX);
-    (seconds > 0).then(|| Clock::new(seconds))
-}
-
-fn tick_of(clock: Option<Clock>, elapsed: Duration) -> u16 {
-    clock.map_or(0, |clock| (elapsed.as_secs() / u64::from(clock.tick_seconds)) as u16 & TICK_MASK)
+    (seconds > 0).then(|| match spec.tick_seconds {
+        0 => Clock::new(seconds),
+        tick_seconds => Clock::with_ticks(seconds, tick_seconds),
+    })
 }
 
 fn add<const N: usize>(sum: &mut [u64; N], values: &[u64; N]) {

@@ -20,7 +20,7 @@ pub use attach::Attached;
 pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
-pub use kept::Kept;
+pub use kept::{Histories, Kept};
 pub use kernel::KernelDataplane;
 pub use pins::{Notes, Pins};
 

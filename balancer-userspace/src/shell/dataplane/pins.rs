@@ -15,6 +15,7 @@ use balancer_common::map_types::{LAYOUT_VERSION, Notes as NotesRow};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::kept::Histories;
 use crate::shell::{bpffs::Bpffs, host::HostChanges};
 
 /// Below the root of the BPF file system.
@@ -184,6 +185,14 @@ impl Pins {
             );
         }
         Ok(Some(notes))
+    }
+
+    /// The counters in the pinned maps.
+    ///
+    /// # Errors
+    /// When they cannot be mapped.
+    pub fn histories(&self) -> anyhow::Result<Histories> {
+        Histories::open(self)
     }
 
     fn foreign(&self) -> anyhow::Error {

@@ -433,6 +433,7 @@ pub(super) mod tests {
             ],
         };
         Snapshot {
+            generation: 0,
             interfaces: vec![interface],
             services: vec![service],
             drops: DropStats { reasons },

@@ -167,6 +167,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
     }
     dataplane.swap_table(id, table(index, 0)?, None)?;
     Ok(ServiceSpec {
+        tick_seconds: 0,
         id,
         hash_key: KEY,
         address: vip,

@@ -131,6 +131,7 @@ mod tests {
             bytes: 0,
         };
         let status = StatusView {
+            generation: 0,
             interfaces: Vec::new(),
             services: vec![ServiceView {
                 name: "web".to_owned(),

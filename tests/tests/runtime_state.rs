@@ -1,0 +1,200 @@
+//! What is changed at run time, over restarts, new configuration files, and many users at once.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeMap, fs, process::Command, thread, time::Instant};
+
+use balancer::api::model::StatusView;
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    binaries,
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+};
+
+fn site(hosts: u16) -> Site {
+    Site::start(Shape::OneLegged, Forwarding::Nat, hosts, |settings, _| {
+        settings.remember = "1h";
+        Ok(())
+    })
+    .unwrap()
+}
+
+/// Name, address, weight and administrative state of every backend.
+type Configured = BTreeMap<String, (String, u16, String)>;
+
+fn configured(status: &StatusView) -> Configured {
+    let of = |backend: &balancer::api::model::BackendView| {
+        (backend.name.clone(), (backend.address.clone(), backend.weight, backend.admin.clone()))
+    };
+    status.services[0].backends.iter().map(of).collect()
+}
+
+fn log(site: &Site) -> String {
+    fs::read_to_string(site.files().join("balancer.log")).unwrap()
+}
+
+fn wait_log(site: &Site, words: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !log(site).contains(words) {
+        assert!(Instant::now() < deadline, "the log does not say {words:?}: {}", log(site));
+        thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn changes_survive_restarts_and_new_files() {
+    let mut site = site(5);
+    site.cli(&["backend", "remove", "web/web3", "--force"]).unwrap();
+    site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
+    site.cli(&["backend", "drain", "web/web2", "--timeout", "1h"]).unwrap();
+    let extra = site.backend_address(Family::V4, 3).to_string();
+    site.cli(&["backend", "add", "web/extra", &extra]).unwrap();
+    let (before, homes) = (site.status().unwrap(), site.homes(Family::V4, 1..=100).unwrap());
+    assert_eq!(before.generation, 4);
+
+    site.restart(|_| {}).unwrap();
+    let after = site.status().unwrap();
+    assert_eq!((configured(&after), after.generation), (configured(&before), 4));
+    assert_eq!(after.services[0].table_generation, before.services[0].table_generation);
+    assert_eq!(site.homes(Family::V4, 1..=100).unwrap(), homes, "the table is the same");
+    assert!(log(&site).contains("backend web/extra"), "{}", log(&site));
+
+    site.controller().process().kill().unwrap();
+    site.start_again().unwrap();
+    assert_eq!(configured(&site.status().unwrap()), configured(&before));
+    assert_eq!(site.homes(Family::V4, 1..=100).unwrap(), homes);
+
+    // A file that has changed wins for what it has changed, and for nothing else.
+    site.restart(|settings| {
+        settings.backends.retain(|backend| backend.0 != 5);
+        settings.backends[3].1 = 70;
+    })
+    .unwrap();
+    let mut expected = configured(&before);
+    expected.remove("web5");
+    expected.get_mut("web4").unwrap().1 = 70;
+    assert_eq!(configured(&site.status().unwrap()), expected);
+    assert!(log(&site).contains("weight of web/web1: 50 set at run time is kept, the file says 100 as before"));
+}
+
+#[test]
+fn a_file_is_taken_over_by_apply_and_by_sighup() {
+    let mut site = site(4);
+    let file = site.config();
+    let path = file.to_str().unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
+    assert!(site.cli(&["apply", path]).unwrap().contains("nothing changed"));
+    let before = site.status().unwrap();
+
+    let (head, tail) = text.rsplit_once("weight = 100").unwrap();
+    fs::write(&file, format!("{head}weight = 10{tail}")).unwrap();
+    let plan = site.cli(&["apply", path, "--dry-run", "--json"]).unwrap();
+    let plan: balancer::api::model::Applied = serde_json::from_str(&plan).unwrap();
+    assert_eq!(configured(&site.status().unwrap()), configured(&before));
+    assert!(plan.differences.iter().any(|line| line.contains("weight of web/web1: 50")), "{plan:?}");
+    let moved = &plan.services[0];
+    assert!(moved.slots_moved > 0 && moved.moves.iter().all(|moves| moves.from.is_some()), "{plan:?}");
+    let stale = site.cli(&["apply", path, "--if-generation", "0"]).unwrap_err().to_string();
+    assert!(
+        stale.contains("exit status: 1") && stale.contains(&format!("generation {} now", before.generation)),
+        "{stale}"
+    );
+    let generation = before.generation.to_string();
+    let applied = site.cli(&["apply", path, "--if-generation", &generation]).unwrap();
+    assert!(applied.contains("1 backend changed"), "{applied}");
+    let after = configured(&site.status().unwrap());
+    assert_eq!((after["web1"].1, after["web4"].1), (50, 10));
+
+    for (bad, words) in [
+        (text.replace("remember", "rememebr"), format!("{path}:")),
+        (text.replace("state.json", "other.json"), "state_file cannot change while the balancer runs".to_owned()),
+        (text.replace("hex:00", "hex:01"), "hash.key cannot change".to_owned()),
+    ] {
+        fs::write(&file, bad).unwrap();
+        let error = site.cli(&["apply", path]).unwrap_err().to_string();
+        assert!(error.contains("exit status: 1") && error.contains(&words), "{error}");
+        let known = log(&site).matches("SIGHUP: nothing was changed").count();
+        site.controller().process().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while log(&site).matches("SIGHUP: nothing was changed").count() == known {
+            assert!(Instant::now() < deadline, "{}", log(&site));
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(configured(&site.status().unwrap()), after);
+    }
+    fs::write(&file, text.replace("weight = 100", "weight = 30")).unwrap();
+    site.controller().process().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
+    wait_log(&site, "configuration applied, 4 backends changed");
+    assert!(configured(&site.status().unwrap()).values().all(|backend| backend.1 == 30));
+}
+
+/// 500 changes by 20 processes: each is made whole, in some order, and is in the state file when it is answered.
+#[test]
+fn changes_by_many_at_once_are_made_one_after_the_other() {
+    let mut site = site(2);
+    let (binary, socket) = (binaries::balancer().unwrap(), site.files().join("balancer.sock"));
+    let change = |arguments: &[String]| {
+        let output = Command::new(&binary).args(arguments).env("BALANCER_SOCKET", &socket).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    thread::scope(|scope| {
+        for user in 0..20u16 {
+            let change = &change;
+            scope.spawn(move || {
+                // Its own backend: added, weighed, removed, as often as not there at the end.
+                let own = format!("web/own{user}");
+                let steps = (0..8).flat_map(|round| {
+                    let add = format!("backend add {own} 10.9.0.{}:80", user + 1);
+                    [add, format!("backend weight {own} {}", round + 1), format!("backend remove {own} --force")]
+                });
+                let steps: Vec<String> = steps.chain([format!("backend add {own} 10.9.0.{}:80", user + 1)]).collect();
+                assert_eq!(steps.len(), 25);
+                for (number, step) in steps.into_iter().enumerate() {
+                    assert_eq!(change(&words(step.clone())), (Some(0), String::new()), "{step}");
+                    // And one that all fight for: whoever is late is told.
+                    if number % 5 == 0 {
+                        let (code, error) = change(&words("backend add web/shared 10.9.1.1:80".to_owned()));
+                        assert!(code == Some(0) || code == Some(1) && error.contains("exists already"), "{error}");
+                    }
+                }
+            });
+        }
+    });
+    let status = site.status().unwrap();
+    let names: Vec<String> = configured(&status).into_keys().collect();
+    let mut expected: Vec<String> = (0..20).map(|user| format!("own{user}")).collect();
+    expected.extend(["shared", "web1", "web2"].map(str::to_owned));
+    expected.sort();
+    assert_eq!(names, expected);
+    assert_eq!(status.generation, 501);
+    site.controller().process().kill().unwrap();
+    site.start_again().unwrap();
+    let again = site.status().unwrap();
+    assert_eq!((configured(&again), again.generation), (configured(&status), 501));
+}
+
+#[test]
+fn a_state_that_cannot_be_used_or_kept_is_told() {
+    let mut site = site(2);
+    site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
+    site.cli(&["backend", "weight", "web/web1", "60"]).unwrap();
+    let state = site.files().join("state.json");
+    site.controller().process().kill().unwrap();
+    let whole = fs::read(&state).unwrap();
+    fs::write(&state, &whole[..whole.len() / 2]).unwrap();
+    site.start_again().unwrap();
+    assert!(log(&site).contains("cannot be used") && log(&site).contains("is lost"), "{}", log(&site));
+    assert!(configured(&site.status().unwrap())["web1"].1 >= 50);
+
+    // Where nothing can be written, nothing is changed.
+    let blocked = site.files().join("state.json.new");
+    fs::create_dir(&blocked).unwrap();
+    let before = configured(&site.status().unwrap());
+    let error = site.cli(&["backend", "weight", "web/web2", "7"]).unwrap_err().to_string();
+    assert!(error.contains("nothing was changed: cannot write the state file"), "{error}");
+    assert_eq!(configured(&site.status().unwrap()), before);
+    fs::remove_dir(&blocked).unwrap();
+    site.cli(&["backend", "weight", "web/web2", "7"]).unwrap();
+}
