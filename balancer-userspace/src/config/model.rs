@@ -26,6 +26,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where `/metrics` is served; `None` when switched off.
     pub metrics_listen: Option<SocketAddr>,
+    /// Whether there is a page for people at `/` beside it.
+    pub metrics_page: bool,
     /// Known clients over all services.
     pub client_table_capacity: u32,
     /// The fleet's hash key; `None`: the controller makes one.

@@ -58,12 +58,13 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
             socket
         },
     );
-    let metrics =
-        root.table("metrics", "[metrics]", "{ listen = \"127.0.0.1:9660\" }", findings).and_then(|mut section| {
-            let listen = section.text("listen", findings, value::listen_address);
-            section.finish(findings);
-            listen
-        });
+    let metrics = root.table("metrics", "[metrics]", "{ listen = \"127.0.0.1:9660\" }", findings);
+    let (metrics_listen, metrics_page) = metrics.map_or((None, None), |mut section| {
+        let listen = section.text("listen", findings, value::listen_address);
+        let page = section.boolean("page", findings);
+        section.finish(findings);
+        (listen, page)
+    });
     let capacity =
         root.table("client_table", "[client_table]", "{ capacity = 262144 }", findings).and_then(|mut section| {
             let capacity = section.integer("capacity", findings, (1, MAX_CLIENT_TABLE_CAPACITY));
@@ -91,7 +92,8 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         on_exit: on_exit.map_or(OnExit::Detach, |on_exit| on_exit.value),
         state_file: state_file.map_or_else(|| PathBuf::from(STATE_FILE), |path| path.value),
         socket: socket.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |path| path.value),
-        metrics_listen: metrics.map_or(Some(METRICS_LISTEN), |listen| listen.value),
+        metrics_listen: metrics_listen.map_or(Some(METRICS_LISTEN), |listen| listen.value),
+        metrics_page: metrics_page.unwrap_or(true),
         client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
         hash_key: hash_key.map(|key| key.value),
         services: services.into_iter().map(|placed| placed.service).collect(),

@@ -87,6 +87,7 @@ pub(crate) fn config(services: Vec<ServiceConfig>) -> Config {
         state_file: "state.json".into(),
         socket: "balancer.sock".into(),
         metrics_listen: None,
+        metrics_page: true,
         client_table_capacity: 262_144,
         hash_key: Some(KEY),
         services,

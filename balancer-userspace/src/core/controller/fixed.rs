@@ -25,6 +25,7 @@ impl Fixed {
             ("state_file", old.state_file == config.state_file),
             ("control.socket", old.socket == config.socket),
             ("metrics.listen", old.metrics_listen == config.metrics_listen),
+            ("metrics.page", old.metrics_page == config.metrics_page),
             ("client_table.capacity", old.client_table_capacity == config.client_table_capacity),
             ("hash.key", old.hash_key == config.hash_key),
             (

@@ -1,5 +1,6 @@
-//! `/metrics` for Prometheus.
+//! `/metrics` for Prometheus, and a page for people.
 
+mod page;
 mod render;
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
@@ -14,7 +15,10 @@ use axum::{
 };
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
-use super::call::{Call, Calls};
+use super::{
+    call::{Call, Calls},
+    snapshot::Snapshot,
+};
 pub use render::render;
 
 /// What [`render()`] writes. Prometheus has understood it since version 2.5 and asks for it first.
@@ -39,17 +43,18 @@ pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Answers scrapes until `shutdown` ends.
+/// Answers scrapes, and with `page` people, until `shutdown` ends.
 ///
 /// # Errors
 /// When the listener breaks.
 pub async fn serve(
     listener: TcpListener,
     calls: Calls,
+    page: bool,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let routes = Router::new()
-        .route("/", get(async || "balancer: metrics are at /metrics\n"))
+        .route("/", if page { get(people) } else { get(async || "balancer: metrics are at /metrics\n") })
         .route("/metrics", get(metrics))
         .with_state(calls);
     let (ending, ended) = oneshot::channel::<()>();
@@ -70,17 +75,35 @@ pub async fn serve(
 }
 
 async fn metrics(State(calls): State<Calls>) -> Response {
+    answer(&calls, |snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response())).await
+}
+
+async fn people(State(calls): State<Calls>) -> Response {
+    answer(&calls, page::answer).await
+}
+
+/// What `show` makes of a snapshot, or why there is none.
+async fn answer(
+    calls: &Calls,
+    show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static,
+) -> Response {
     let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     let snapshot = async {
         let (reply, snapshot) = oneshot::channel();
         calls.send(Call::Snapshot { reply }).await.ok()?;
         snapshot.await.ok()
     };
-    match timeout(PATIENCE, snapshot).await {
-        Ok(Some(Ok(snapshot))) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], render(&snapshot)).into_response(),
-        Ok(Some(Err(error))) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
-        Ok(None) => unavailable("the balancer is shutting down\n"),
-        Err(_) => unavailable("the balancer is too busy to answer\n"),
+    let shown = match timeout(PATIENCE, snapshot).await {
+        // Megabytes, with ten thousand backends: not in the way of other tasks.
+        Ok(Some(Ok(snapshot))) => tokio::task::spawn_blocking(move || show(&snapshot)).await.ok(),
+        Ok(Some(Err(error))) => Some(Err(error)),
+        Ok(None) => None,
+        Err(_) => return unavailable("the balancer is too busy to answer\n"),
+    };
+    match shown {
+        Some(Ok(response)) => response,
+        Some(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+        None => unavailable("the balancer is shutting down\n"),
     }
 }
 
@@ -109,7 +132,7 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(serve(listener, calls, async {
+        let server = tokio::spawn(serve(listener, calls, true, async {
             let _ = stopped.await;
         }));
         (address, stop, server)
@@ -155,7 +178,7 @@ mod tests {
         drop(asked);
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, calls, std::future::pending()));
+        tokio::spawn(serve(listener, calls, true, std::future::pending()));
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("shutting down"), "{head} {body}");
     }

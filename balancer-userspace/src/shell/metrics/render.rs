@@ -285,7 +285,7 @@ fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) ->
 }
 
 /// `backend`'s part of the known clients (without memory, the connections) of `service`; `None` before the first.
-fn share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
+pub(super) fn share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
     let load = |backend: &BackendSnapshot| {
         if service.remembers { backend.known_clients } else { backend.stats.connections }
     };
@@ -294,13 +294,13 @@ fn share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
 }
 
 /// What [`share`] would be if clients followed the weights; `None` while nobody takes new clients.
-fn expected_share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
+pub(super) fn expected_share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
     let weight = |backend: &BackendSnapshot| if backend.eligible { u64::from(backend.weight) } else { 0 };
     let all: u64 = service.backends.iter().map(weight).sum();
     (all > 0).then(|| weight(backend) as f64 / all as f64)
 }
 
-fn imbalance(service: &ServiceSnapshot) -> Option<f64> {
+pub(super) fn imbalance(service: &ServiceSnapshot) -> Option<f64> {
     let ratios = service.backends.iter().filter_map(|backend| {
         let expected = expected_share(service, backend).filter(|&expected| expected > 0.0)?;
         Some(share(service, backend)? / expected)

@@ -1,0 +1,182 @@
+//! The whole document.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use balancer_common::verdict::{DropReason, Verdict};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::service::service;
+use crate::{
+    shell::snapshot::{BackendSnapshot, MemorySnapshot, Snapshot},
+    words::{counted, grouped},
+};
+
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("live.js");
+
+/// Backends that the summary names; of the others it tells the number.
+const NAMED: usize = 4;
+
+/// The document; `nonce` marks its style and its script as its own.
+pub(super) fn document(snapshot: &Snapshot, nonce: &str) -> Markup {
+    let summary = summary(snapshot);
+    let now = UNIX_EPOCH + Duration::from_secs(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
+    let now = humantime::format_rfc3339_seconds(now).to_string();
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title(snapshot)) }
+                link rel="icon" href="data:,";
+                style nonce=(nonce) { (PreEscaped(STYLE)) }
+            }
+            body {
+                a.skip href="#main" { "Skip to the numbers" }
+                header {
+                    h1 { "balancer" }
+                    p { "version " (env!("CARGO_PKG_VERSION")) " · " a href="/metrics" { "metrics" } }
+                    p #link role="status" { "Reload for newer numbers" }
+                    button #pause type="button" aria-pressed="false" hidden { "Pause" }
+                }
+                main #main tabindex="-1" {
+                    p.summary role="status" { (summary) }
+                    @for one in &snapshot.services { (service(one)) }
+                    div.flat {
+                        (interfaces(snapshot))
+                        (drops(snapshot))
+                        (client_table(&snapshot.memory))
+                    }
+                    p.quiet { "As of " time datetime=(now) { (now.replace('T', " ").replace('Z', " UTC")) } }
+                }
+                script nonce=(nonce) { (PreEscaped(SCRIPT)) }
+            }
+        }
+    }
+}
+
+/// Backends that are not up, as `service/name`.
+fn troubled(snapshot: &Snapshot) -> impl Iterator<Item = (String, &BackendSnapshot)> {
+    snapshot.services.iter().flat_map(|service| {
+        let down = service.backends.iter().filter(|backend| !matches!(backend.state, "up" | "checking"));
+        down.map(|backend| (format!("{}/{}", service.name, backend.name), backend))
+    })
+}
+
+fn title(snapshot: &Snapshot) -> String {
+    match troubled(snapshot).count() {
+        0 => "balancer".to_owned(),
+        count => format!("{} not up – balancer", counted(count, "backend")),
+    }
+}
+
+/// What somebody should know first. It changes when something happens, and only then, as screen readers read it out.
+fn summary(snapshot: &Snapshot) -> String {
+    let all: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
+    let troubled: Vec<String> = troubled(snapshot)
+        .map(|(name, backend)| match backend.reason.as_str() {
+            "" => format!("{name} {}", backend.state),
+            reason => format!("{name} {} ({reason})", backend.state),
+        })
+        .collect();
+    if troubled.is_empty() {
+        return match all {
+            0 => "No backends.".to_owned(),
+            all => format!("{} in {}, none in trouble.", counted(all, "backend"), services(snapshot)),
+        };
+    }
+    let more = match troubled.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let named: Vec<&str> = troubled.iter().take(NAMED).map(String::as_str).collect();
+    format!("{} of {}: {}{more}.", troubled.len(), counted(all, "backend"), named.join(", "))
+}
+
+fn services(snapshot: &Snapshot) -> String {
+    counted(snapshot.services.len(), "service")
+}
+
+fn interfaces(snapshot: &Snapshot) -> Markup {
+    html! {
+        section aria-labelledby="interfaces" {
+            h2 #interfaces { "Interfaces" }
+            @for interface in &snapshot.interfaces {
+                table {
+                    caption { (interface.name) ", XDP in " (interface.xdp_mode) " mode" }
+                    thead { tr { th scope="col" { "Packets" } th.number scope="col" { "since start" } } }
+                    tbody {
+                        @for &verdict in Verdict::ALL {
+                            tr {
+                                th scope="row" { (verdict_words(verdict)) }
+                                td.number { (grouped(interface.stats.verdicts[verdict.index()])) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+const fn verdict_words(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Tx => "sent back out (tx)",
+        Verdict::Redirect => "sent out elsewhere (redirect)",
+        Verdict::Pass => "not for a service (pass)",
+        Verdict::Drop => "dropped (drop)",
+        Verdict::Aborted => "failed (aborted)",
+    }
+}
+
+fn drops(snapshot: &Snapshot) -> Markup {
+    let dropped: Vec<(&str, u64)> = DropReason::ALL
+        .iter()
+        .map(|&reason| (reason.label(), snapshot.drops.reasons[reason.index()]))
+        .filter(|&(_, count)| count > 0)
+        .collect();
+    html! {
+        section aria-labelledby="drops" {
+            h2 #drops { "Drops" }
+            @if dropped.is_empty() {
+                p { "No packet was dropped." }
+            } @else {
+                table {
+                    caption { "Packets dropped since start" }
+                    thead { tr { th scope="col" { "Reason" } th.number scope="col" { "Packets" } } }
+                    tbody {
+                        @for (reason, count) in dropped {
+                            tr { th scope="row" { (reason) } td.number { (grouped(count)) } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn client_table(memory: &MemorySnapshot) -> Markup {
+    let rows = [
+        ("known clients", memory.entries),
+        ("room for", memory.capacity),
+        ("recorded since start", memory.stats.inserted),
+        ("forgotten to make room", memory.stats.evicted),
+        ("not recorded: no room", memory.stats.full),
+        ("not recorded: too many at once", memory.stats.limited),
+    ];
+    html! {
+        section aria-labelledby="clients" {
+            h2 #clients { "Client table" }
+            table {
+                caption { "Of all services" }
+                thead { tr { th scope="col" { "Clients" } th.number scope="col" { "Number" } } }
+                tbody {
+                    @for (what, count) in rows {
+                        tr { th scope="row" { (what) } td.number { (grouped(count)) } }
+                    }
+                }
+            }
+        }
+    }
+}

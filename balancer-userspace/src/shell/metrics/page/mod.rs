@@ -1,0 +1,48 @@
+//! The page for people at `/`: everything in one document that nothing outside is needed for, rendered here, so that the
+//! numbers are there without scripts. A script in it asks for the page again and again and merges what has changed.
+//!
+//! Whoever may scrape may see it, so it shows shares and ranks of clients, never an address of one.
+
+mod document;
+mod service;
+
+use std::fmt::Write as _;
+
+use anyhow::Context as _;
+use axum::{
+    http::{HeaderName, HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+
+use crate::shell::snapshot::Snapshot;
+
+/// Headers that hold for every answer.
+const HEADERS: [(HeaderName, HeaderValue); 5] = [
+    (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+];
+
+/// The answer with `snapshot` on it.
+///
+/// # Errors
+/// When the system has no random numbers.
+pub(super) fn answer(snapshot: &Snapshot) -> anyhow::Result<Response> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).context("no random numbers")?;
+    let nonce = random.iter().fold(String::new(), |mut nonce, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(nonce, "{byte:02x}");
+        nonce
+    });
+    // Only the style and the script that carry the nonce count, and only the page itself can be asked for.
+    let policy = format!(
+        "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let policy = HeaderValue::try_from(policy).context("a header's value")?;
+    let text = document::document(snapshot, &nonce).into_string();
+    Ok((HEADERS, [(header::CONTENT_SECURITY_POLICY, policy)], text).into_response())
+}
