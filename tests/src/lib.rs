@@ -4,6 +4,7 @@
 pub mod asm;
 pub mod backend;
 pub mod binaries;
+pub mod browser;
 pub mod contest;
 pub mod controller;
 pub mod demo;

@@ -1,0 +1,204 @@
+//! A headless Chromium in a namespace, driven over WebDriver: JSON over HTTP.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    namespace::{Entrance, Namespace},
+    process::Process,
+};
+
+/// How long the browser may take to do what it is asked.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the driver listens in the namespace.
+const PORT: u16 = 9515;
+const CURE: &str = "`cargo xtask setup` installs it, as does `apt-get install chromium chromium-driver`";
+
+/// A window without a screen. Dropping it ends the browser.
+#[derive(Debug)]
+pub struct Browser {
+    entrance: Entrance,
+    session: String,
+    _driver: Process,
+    _profile: TempDir,
+}
+
+impl Browser {
+    /// Starts one; with `scripts` false, pages' scripts do not run.
+    ///
+    /// # Errors
+    /// When Chromium or its driver is not installed, or does not start.
+    pub fn start(namespace: &Namespace, scripts: bool) -> Result<Self> {
+        let profile = tempfile::tempdir()?;
+        let mut command = namespace.command("chromedriver");
+        command.arg(format!("--port={PORT}")).env("HOME", profile.path()).env("TMPDIR", profile.path());
+        let mut driver = Process::spawn("chromedriver", &mut command, &profile.path().join("driver.log"))
+            .with_context(|| format!("no chromedriver: {CURE}"))?;
+        let entrance = namespace.entrance();
+        let deadline = Instant::now() + PATIENCE;
+        while ask(&entrance, "GET", "/status", None).is_err() {
+            if let Some(status) = driver.exited()? {
+                bail!("chromedriver has ended ({status}): {}", driver.tail(5)?);
+            }
+            ensure!(Instant::now() < deadline, "chromedriver does not answer");
+            thread::sleep(Duration::from_millis(50));
+        }
+        // 2 is "blocked".
+        let javascript = if scripts { 1 } else { 2 };
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "browserName": "chrome",
+            "goog:loggingPrefs": {"browser": "ALL"},
+            "goog:chromeOptions": {
+                "args": [
+                    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic",
+                    "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                    "--disable-sync", "--hide-scrollbars",
+                    format!("--user-data-dir={}", profile.path().join("profile").display()),
+                ],
+                "prefs": {"profile.managed_default_content_settings.javascript": javascript},
+            },
+        }}});
+        let started = ask(&entrance, "POST", "/session", Some(&wanted))
+            .with_context(|| format!("chromium does not start; if it is missing: {CURE}"))?;
+        let session = started["sessionId"].as_str().context("no session")?.to_owned();
+        Ok(Self { entrance, session, _driver: driver, _profile: profile })
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        ask(&self.entrance, "POST", &format!("/session/{}/{path}", self.session), Some(body))
+    }
+
+    fn get(&self, path: &str) -> Result<Value> {
+        ask(&self.entrance, "GET", &format!("/session/{}/{path}", self.session), None)
+    }
+
+    /// A command of the DevTools protocol.
+    ///
+    /// # Errors
+    /// When the browser refuses it.
+    pub fn devtools(&self, command: &str, parameters: &Value) -> Result<Value> {
+        self.post("goog/cdp/execute", &json!({"cmd": command, "params": parameters}))
+    }
+
+    /// A window of so many CSS pixels.
+    ///
+    /// # Errors
+    /// When the browser refuses.
+    pub fn resize(&self, width: u32, height: u32) -> Result<()> {
+        let parameters = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        self.devtools("Emulation.setDeviceMetricsOverride", &parameters).map(drop)
+    }
+
+    /// What `prefers-color-scheme` says: `light` or `dark`.
+    ///
+    /// # Errors
+    /// When the browser refuses.
+    pub fn prefer(&self, scheme: &str) -> Result<()> {
+        let parameters = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.devtools("Emulation.setEmulatedMedia", &parameters).map(drop)
+    }
+
+    /// Loads a page.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub fn open(&self, url: &str) -> Result<()> {
+        self.post("url", &json!({"url": url})).map(drop)
+    }
+
+    /// The text of the first element that `selector` finds, as it is shown.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn text(&self, selector: &str) -> Result<String> {
+        let found = self.post("element", &json!({"using": "css selector", "value": selector}))?;
+        let elements: BTreeMap<String, String> = serde_json::from_value(found)?;
+        let element = elements.values().next().with_context(|| format!("no {selector}"))?;
+        Ok(self.get(&format!("element/{element}/text"))?.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What `script`, the body of a function, returns in the page.
+    ///
+    /// # Errors
+    /// When it throws.
+    pub fn run(&self, script: &str) -> Result<Value> {
+        self.post("execute/sync", &json!({"script": script, "args": []}))
+    }
+
+    /// Presses keys where the focus is; `\u{e004}` is the tabulator.
+    ///
+    /// # Errors
+    /// When the browser refuses.
+    pub fn press(&self, keys: &str) -> Result<()> {
+        let down_and_up = |key: char| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key}));
+        let actions: Vec<Value> = keys.chars().flat_map(down_and_up).collect();
+        self.post("actions", &json!({"actions": [{"type": "key", "id": "keys", "actions": actions}]})).map(drop)
+    }
+
+    /// What the console has been told since the last time, and what the browser complains of.
+    ///
+    /// # Errors
+    /// When the browser refuses.
+    pub fn console(&self) -> Result<Vec<String>> {
+        let entries = self.post("se/log", &json!({"type": "browser"}))?;
+        Ok(entries.as_array().into_iter().flatten().map(|entry| entry["message"].to_string()).collect())
+    }
+
+    /// Draws the whole page, whatever the window's height, into a PNG file.
+    ///
+    /// # Errors
+    /// When it cannot be drawn or written.
+    pub fn draw(&self, path: &Path) -> Result<()> {
+        let drawn = self.devtools("Page.captureScreenshot", &json!({"format": "png"}))?;
+        let encoded = drawn["data"].as_str().context("no picture")?;
+        std::fs::write(path, BASE64_STANDARD.decode(encoded)?).with_context(|| path.display().to_string())
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if let Err(error) = ask(&self.entrance, "DELETE", &format!("/session/{}", self.session), None) {
+            eprintln!("the browser is left to its namespace's end: {error:#}");
+        }
+    }
+}
+
+/// The `value` of the driver's answer.
+fn ask(entrance: &Entrance, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost:{PORT}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = thread::scope(|scope| {
+        let exchange = || -> Result<Vec<u8>> {
+            entrance.enter()?;
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer)
+        };
+        scope.spawn(exchange).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").context("not HTTP")?;
+    let mut answer: Value = serde_json::from_slice(&answer[end + 4..]).context("not JSON")?;
+    let value = answer["value"].take();
+    if let Some(error) = value.get("error").filter(|error| error.is_string()) {
+        bail!("{method} {path}: {error}: {}", value["message"]);
+    }
+    Ok(value)
+}
