@@ -270,7 +270,7 @@ async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
 
-    let refused = ControlSocket::bind(&path).await.unwrap_err();
+    let refused = ControlSocket::bind(&path, None).await.unwrap_err();
     assert!(refused.to_string().starts_with("another controller serves "), "{refused}");
     assert!(Client::new(&path).status().await.is_ok(), "the refused one left the socket alone");
 
@@ -283,13 +283,13 @@ async fn a_stale_socket_is_replaced_and_another_file_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let socket = ControlSocket::bind(&path).await.unwrap();
+    let socket = ControlSocket::bind(&path, None).await.unwrap();
     UnixStream::connect(&path).await.unwrap();
     drop(socket);
     assert!(!exists(&path));
 
     fs::write(&path, "precious").unwrap();
-    let refused = ControlSocket::bind(&path).await.unwrap_err();
+    let refused = ControlSocket::bind(&path, None).await.unwrap_err();
     assert!(refused.to_string().contains("is not a socket"), "{refused}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
@@ -298,7 +298,7 @@ async fn a_stale_socket_is_replaced_and_another_file_is_not() {
 async fn a_controller_that_is_gone_is_a_503() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
-    let socket = ControlSocket::bind(&path).await.unwrap();
+    let socket = ControlSocket::bind(&path, None).await.unwrap();
     let (calls, inbox) = mpsc::channel(1);
     drop(inbox);
     let server = tokio::spawn(serve(socket, calls, std::future::pending::<()>()));

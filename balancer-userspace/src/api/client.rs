@@ -13,8 +13,12 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
-use super::model::{
-    AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight, StatusView,
+use super::{
+    events::EventsView,
+    model::{
+        AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight,
+        StatusView,
+    },
 };
 use crate::core::io::BackendName;
 
@@ -109,6 +113,15 @@ impl Client {
     /// As [`Client::status`].
     pub async fn client(&self, query: &ClientQuery) -> Answer<Vec<ClientView>> {
         self.get(&format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()))).await
+    }
+
+    /// A part of the history: what comes after `since` (`since=NUMBER`, `since=AGE` or `last=COUNT`), waiting up to `wait`
+    /// where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn events(&self, since: &str, wait: Duration) -> Answer<EventsView> {
+        self.get(&format!("/v1/events?{since}&wait={}s", wait.as_secs())).await
     }
 
     /// Adds a backend to a service.

@@ -8,10 +8,12 @@ mod client;
 mod completions;
 mod decap;
 mod detach;
+mod events;
 mod output;
 mod run;
 mod service;
 mod status;
+mod wait;
 
 use std::{
     io::{self, Write as _},
@@ -20,7 +22,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     api::client::{Client, ClientError},
@@ -56,6 +58,10 @@ enum Verb {
     /// Look at and change backends
     #[command(subcommand)]
     Backend(backend::Verb),
+    /// Wait until a backend is in a state
+    Wait(wait::Args),
+    /// Show what happened: changes of state, changes by users
+    Events(events::Args),
     /// Look at clients
     #[command(subcommand)]
     Client(client::Verb),
@@ -100,6 +106,8 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
+        Verb::Wait(args) => wait_for(wait::run(&client(), &args)),
+        Verb::Events(args) => wait_for(events::run(&client(), &args)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
         Verb::Decap(args) => decap::run(args),
         Verb::Detach => detach::run(),
@@ -111,6 +119,12 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
 fn wait_for(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(verb)
+}
+
+/// The whole command line, for manual pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 fn report(failure: &Failure) -> ExitCode {

@@ -1,6 +1,7 @@
 //! The answering end of the control socket: HTTP/JSON, bounded in size, time and number of connections.
 
 mod body;
+mod events;
 mod failure;
 mod routes;
 mod socket;
@@ -22,7 +23,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::routes::{Peer, router};
-pub use self::socket::ControlSocket;
+pub use self::{routes::routes, socket::ControlSocket};
 use super::call::Calls;
 
 /// Connections served at once; more wait in the backlog.

@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     api::model::{Changed, ClientQuery, ClientView},
     core::io::{Change, Refused},
-    shell::snapshot::Snapshot,
+    shell::{events::Events, snapshot::Snapshot},
 };
 
 /// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.
@@ -22,6 +22,11 @@ pub enum Call {
         query: ClientQuery,
         /// One view for each service of the address's family, or why there is none.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
+    },
+    /// The history, to read in.
+    Events {
+        /// The answer.
+        reply: oneshot::Sender<Events>,
     },
     /// Change something.
     Change {

@@ -8,17 +8,18 @@ use std::{
 use anyhow::Context as _;
 use balancer_common::map_types::BackendStats;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::error;
 
 use crate::{
     api::model::{Changed, ClientQuery, ClientView},
     core::{
         controller::Controller,
-        io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+        io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId},
         service::Service,
     },
     shell::{
         dataplane::Dataplane,
+        events::{Events, subject},
         neighbours::Neighbours,
         prober::Prober,
         snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
@@ -31,6 +32,7 @@ pub struct Owner<D> {
     dataplane: D,
     neighbours: Neighbours,
     prober: Prober,
+    events: Events,
     /// How long the last table of each service took, from event to swap.
     builds: HashMap<ServiceId, Duration>,
     /// Which service each backend's counters belong to, and the backend's name.
@@ -43,12 +45,13 @@ pub struct Owner<D> {
 
 impl<D: Dataplane> Owner<D> {
     /// Takes over a controller that has not started.
-    pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober) -> Self {
+    pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
         Self {
             controller,
             dataplane,
             neighbours,
             prober,
+            events,
             builds: HashMap::new(),
             owners: HashMap::new(),
             departed: HashMap::new(),
@@ -78,6 +81,11 @@ impl<D: Dataplane> Owner<D> {
         &mut self.dataplane
     }
 
+    /// The history.
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// The neighbours watched.
     pub fn neighbours(&self) -> &Neighbours {
         &self.neighbours
@@ -105,13 +113,19 @@ impl<D: Dataplane> Owner<D> {
     pub fn change(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
         let now = Instant::now();
         let before = self.controller.clone();
+        let slots_before = self.all_slots_moved();
+        let about = subject(&change).cloned();
+        let added = matches!(change, Change::Add { .. });
         let (message, commands) = self.controller.change(change, now.into_std())?;
         if let Err(error) = self.execute(commands, now) {
             self.controller = before;
             self.resync();
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }
-        info!(uid, "{message}");
+        // One that waits for its next hop is told of once it is known what comes of it.
+        if !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name))) {
+            self.events.change(about.as_ref(), &message, uid, Some(moved(slots_before, self.all_slots_moved())));
+        }
         Ok(Changed { message })
     }
 
@@ -125,9 +139,17 @@ impl<D: Dataplane> Owner<D> {
         self.controller.waits_for_next_hop(name)
     }
 
-    /// What adding a backend has come to, where `before` slots of its service had moved by then.
-    pub fn added(&self, name: &BackendName, before: (u64, u64)) -> Changed {
-        Changed { message: self.controller.added(name, before) }
+    /// What adding a backend for the user `uid` has come to, where `before` slots of its service had moved by then.
+    pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
+        let message = self.controller.added(name, before);
+        self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
+        Changed { message }
+    }
+
+    /// As [`Owner::slots_moved`], of all services. One that goes takes its own along.
+    fn all_slots_moved(&self) -> (u64, u64) {
+        let moved = self.controller.services().iter().map(Service::slots_moved);
+        moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
     }
 
     /// Which backend a client is steered to.
@@ -198,7 +220,7 @@ impl<D: Dataplane> Owner<D> {
                     self.prober.start(backend, name, target, check);
                 }
                 Command::StopChecks(backend) => self.prober.stop(backend),
-                Command::Report(report) => log(&report),
+                Command::Report(report) => self.events.report(&report),
             }
         }
         Ok(())
@@ -296,9 +318,8 @@ fn add(sum: &mut BackendStats, stats: &BackendStats) {
     }
 }
 
-fn log(report: &Report) {
-    match report.level {
-        ReportLevel::Info => info!("{}", report.message),
-        ReportLevel::Warn => warn!("{}", report.message),
-    }
+/// What moved between two readings of (required, needless).
+const fn moved(before: (u64, u64), after: (u64, u64)) -> Moved {
+    let (required, needless) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    Moved { slots: required + needless, needless, known_clients: None }
 }

@@ -27,12 +27,14 @@ use crate::{
         api_server::{self, ControlSocket},
         call::Call,
         dataplane::{Capacity, KernelDataplane, Pins},
+        events::Events,
         forwarding::IpForwarding,
         interfaces, metrics,
         neighbours::Neighbours,
         owner::Owner,
         privileges,
         prober::Prober,
+        service_manager::ServiceManager,
         shutdown,
     },
     words::counted,
@@ -56,7 +58,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = shutdown::listen().context("catching signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let interfaces = interfaces::resolve(&config.interfaces).await?;
-    let socket = ControlSocket::bind(&config.socket).await?;
+    let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
     let metrics_listener = match config.metrics_listen {
         Some(listen) => Some(metrics::bind(listen).await?),
         None => None,
@@ -86,13 +88,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (calls_in, mut calls) = mpsc::channel(CALLS);
     let key = config.hash_key.map_or_else(random_key, Ok)?;
     let controller = Controller::new(config.clone(), key);
-    let mut owner = Owner::new(controller, dataplane, Neighbours::spawn(events_in.clone())?, Prober::new(events_in));
+    let neighbours = Neighbours::spawn(events_in.clone())?;
+    let history = Events::beside(&config.state_file);
+    let mut owner = Owner::new(controller, dataplane, neighbours, Prober::new(events_in), history.clone());
     owner.start()?;
     await_next_hops(&mut owner, &mut events, &config).await;
     for interface in &interfaces {
         let attached = owner.dataplane().attach(&interface.name, interface.ifindex, config.xdp_mode)?;
         let how = if attached.adopted { "replaced the program on" } else { "attached to" };
-        info!("{how} {} in {} mode", attached.name, attached.mode());
+        history.note(&format!("{how} {} in {} mode", attached.name, attached.mode()));
     }
     let host = inherited.clone().and(forwarding.changes(), owner.dataplane().receive_offload_off());
     owner.dataplane().write_notes(instance, &config.state_file, host)?;
@@ -107,7 +111,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let api = tokio::spawn(api_server::serve(socket, calls_in.clone(), ended(stopped.clone())));
     let scrapes = metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, calls_in, ended(stopped))));
     let services = counted(config.services.len(), "service");
-    info!("serving {services}, control socket {}", config.socket.display());
+    history.note(&format!("serving {services}, control socket {}", config.socket.display()));
+    let mut manager = ServiceManager::from_environment();
+    manager.ready(&format!("serving {services}"));
 
     tokio::pin!(shutdown);
     let mut joining = Joining::default();
@@ -117,6 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
+            () = manager.keep_alive_due() => manager.keep_alive(),
             _ = hangup.recv() => {
                 warn!("SIGHUP ignored: the configuration cannot be reloaded yet; change backends with `balancer backend`");
             }
@@ -133,16 +140,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         joining.answer(&owner);
     };
 
+    manager.stopping("leaving");
+    history.close();
     let detached = match config.on_exit {
         OnExit::Detach => {
-            info!("{signal}: detaching");
+            history.note(&format!("{signal}: detaching"));
             let detached = owner.dataplane().detach();
             drop(forwarding);
             inherited.put_back();
             detached
         }
         OnExit::Keep => {
-            info!("{signal}: leaving; the kernel goes on steering (on_exit = \"keep\")");
+            history.note(&format!("{signal}: leaving; the kernel goes on steering (on_exit = \"keep\")"));
             owner.dataplane().leave();
             forwarding.leave();
             Ok(())
@@ -179,6 +188,9 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call)
         Call::Snapshot { reply } => {
             let _ = reply.send(owner.snapshot());
         }
+        Call::Events { reply } => {
+            let _ = reply.send(owner.events().clone());
+        }
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }
@@ -188,7 +200,7 @@ fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call)
             let changed = owner.change(change, uid);
             match (name, before) {
                 (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
-                    joining.0.push(Join { name, before, until: Instant::now() + FIRST_NEXT_HOPS, reply });
+                    joining.0.push(Join { name, before, uid, until: Instant::now() + FIRST_NEXT_HOPS, reply });
                 }
                 _ => {
                     let _ = reply.send(changed);
@@ -227,6 +239,7 @@ struct Joining(Vec<Join>);
 struct Join {
     name: BackendName,
     before: (u64, u64),
+    uid: Option<u32>,
     until: Instant,
     reply: oneshot::Sender<Result<Changed, Refused>>,
 }
@@ -243,7 +256,7 @@ impl Joining {
             if owner.waits_for_next_hop(&join.name) && now < join.until {
                 self.0.push(join);
             } else {
-                let _ = join.reply.send(Ok(owner.added(&join.name, join.before)));
+                let _ = join.reply.send(Ok(owner.added(&join.name, join.before, join.uid)));
             }
         }
     }

@@ -38,7 +38,7 @@ pub(crate) struct Fake {
 impl Fake {
     pub(crate) async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock")).await.unwrap();
+        let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock"), None).await.unwrap();
         let (calls, inbox) = mpsc::channel(8);
         let seen = Seen::default();
         tokio::spawn(controller(inbox, Arc::clone(&seen)));

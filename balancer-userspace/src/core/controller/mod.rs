@@ -94,7 +94,7 @@ impl Controller {
             Ok((_, settled)) => settled.commands,
             Err(refused) => {
                 let message = format!("nothing is served: {refused}");
-                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message })]
+                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message, moves: None })]
             }
         }
     }
@@ -276,13 +276,13 @@ impl Controller {
             Ok((_, settled)) => {
                 let removed = names.into_iter().map(|name| {
                     let message = format!("backend {name} removed, it is drained");
-                    Command::Report(Report { level: ReportLevel::Info, about: Some(name), message })
+                    Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
                 });
                 settled.commands.into_iter().chain(removed).collect()
             }
             Err(refused) => {
                 let message = format!("drained backends are not removed: {refused}");
-                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message })]
+                vec![Command::Report(Report { level: ReportLevel::Warn, about: None, message, moves: None })]
             }
         }
     }

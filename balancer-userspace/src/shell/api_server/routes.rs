@@ -6,13 +6,13 @@ use axum::{
     Extension, Json, Router,
     body::Body,
     extract::{FromRequestParts, Path, Query, State},
-    http::{HeaderMap, StatusCode, request::Parts},
-    routing::{delete, get, post, put},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+    routing::{MethodRouter, delete, get, post, put},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{body::read, failure::Failure};
+use super::{body::read, events, failure::Failure};
 use crate::{
     api::model::{
         AddBackend, BackendEntry, Changed, ClientQuery, ClientView, ServiceView, SetAdmin, SetWeight, StatusView,
@@ -24,18 +24,35 @@ use crate::{
 
 /// How long the controller may take to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The description of this API.
+const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
+
+/// Every method, its path and what answers it. `docs/openapi.json` describes each; `tests/openapi.rs` compares.
+fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
+    vec![
+        ("GET", "/v1/status", get(status)),
+        ("GET", "/v1/services", get(services)),
+        ("GET", "/v1/services/{service}", get(service)),
+        ("POST", "/v1/services/{service}/backends", post(add_backend)),
+        ("DELETE", "/v1/services/{service}/backends/{backend}", delete(remove_backend)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/admin", put(set_admin)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/weight", put(set_weight)),
+        ("GET", "/v1/backends", get(backends)),
+        ("GET", "/v1/clients/{ip}", get(clients)),
+        ("GET", "/v1/events", get(events::events)),
+        ("GET", "/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
+    ]
+}
+
+/// Every method and path there is.
+#[must_use]
+pub fn routes() -> Vec<(&'static str, &'static str)> {
+    table().into_iter().map(|(method, path, _)| (method, path)).collect()
+}
 
 pub(super) fn router(calls: Calls) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/services", get(services))
-        .route("/v1/services/{service}", get(service))
-        .route("/v1/services/{service}/backends", post(add_backend))
-        .route("/v1/services/{service}/backends/{backend}", delete(remove_backend))
-        .route("/v1/services/{service}/backends/{backend}/admin", put(set_admin))
-        .route("/v1/services/{service}/backends/{backend}/weight", put(set_weight))
-        .route("/v1/backends", get(backends))
-        .route("/v1/clients/{ip}", get(clients))
+    let router = table().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
+    router
         .fallback(async |parts: Parts| {
             let path = value::quoted(parts.uri.path());
             Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}; start from /v1/status"))
@@ -54,7 +71,7 @@ pub(super) struct Peer {
     pub(super) uid: Option<u32>,
 }
 
-type Outcome<T> = Result<Json<T>, Failure>;
+pub(super) type Outcome<T> = Result<Json<T>, Failure>;
 
 /// The part of the URL that is not the body, checked; a rejection becomes JSON.
 struct Names<T>(T);
@@ -69,7 +86,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
 }
 
 /// The query string, checked; a rejection becomes JSON.
-struct Asked<T>(T);
+pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
     type Rejection = Failure;
@@ -81,7 +98,7 @@ impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
 }
 
 /// Sends a call and waits for its answer.
-async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
+pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         calls.send(call(reply)).await.map_err(|_| Failure::stopping())?;
