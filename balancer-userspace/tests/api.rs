@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     fs,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::Path,
     time::Duration,
 };
@@ -175,6 +175,9 @@ async fn bad_requests_change_nothing() {
         (("DELETE", "/v1/services/web"), b"", 405),
         (("GET", "/v1/backends?servce=web"), b"", 400),
         (("GET", "/v1/clients/not-an-address"), b"", 400),
+        (("GET", "/v1/events?since=yesterday"), b"", 400),
+        (("GET", "/v1/events?since=1&last=1"), b"", 400),
+        (("GET", "/v1/events?wait=1h"), b"", 400),
         (("GET", "/"), b"", 404),
     ];
     for &((method, path), body, expected) in cases {
@@ -276,6 +279,22 @@ async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
 
     let _directory = fake.stop().await;
     assert!(!exists(&path));
+}
+
+#[tokio::test]
+async fn the_socket_is_given_to_its_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("balancer.sock");
+    let refused = ControlSocket::bind(&path, Some("no-such-group")).await.unwrap_err().to_string();
+    assert!(refused.starts_with("there is no group \"no-such-group\" for the control socket; make it ("), "{refused}");
+    assert!(!exists(&path));
+
+    // The group it has anyway, by its number, which needs no privilege.
+    let own = fs::metadata(directory.path()).unwrap().gid();
+    let socket = ControlSocket::bind(&path, Some(&own.to_string())).await.unwrap();
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (own, 0o660));
+    drop(socket);
 }
 
 #[tokio::test]
