@@ -22,7 +22,8 @@ fn balancer(args: &[&str]) -> std::process::Output {
 
 #[test]
 fn every_file_of_the_package_exists_or_is_generated() {
-    let manifest: toml::Table = fs::read_to_string(root().join("balancer-userspace/Cargo.toml")).unwrap().parse().unwrap();
+    let manifest: toml::Table =
+        fs::read_to_string(root().join("balancer-userspace/Cargo.toml")).unwrap().parse().unwrap();
     let deb = &manifest["package"]["metadata"]["deb"];
     let mut installed = Vec::new();
     for asset in deb["assets"].as_array().unwrap() {
@@ -63,8 +64,15 @@ fn the_default_configuration_keeps_traffic_flowing_and_its_examples_are_right() 
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().ends_with("no [[service]] in the file; add at least one\n"));
 
-    let uncommented: String =
-        text.lines().map(|line| format!("{}\n", line.strip_prefix('#').filter(|rest| !rest.starts_with(' ') || rest.starts_with("  ")).unwrap_or(line))).collect();
+    let uncommented: String = text
+        .lines()
+        .map(|line| {
+            format!(
+                "{}\n",
+                line.strip_prefix('#').filter(|rest| !rest.starts_with(' ') || rest.starts_with("  ")).unwrap_or(line)
+            )
+        })
+        .collect();
     fs::write(&file, uncommented).unwrap();
     let output = balancer(&["check", path]);
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");

@@ -1,13 +1,7 @@
 //! The commands of README's "Operations", in their order, at a site with clients.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{
-    collections::BTreeMap,
-    ops::RangeInclusive,
-    path::Path,
-    process::Output,
-    time::Duration,
-};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, process::Output, time::Duration};
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
@@ -61,7 +55,10 @@ impl Operator {
         println!("$ {command}");
         match command {
             // The machine's own, or another server's.
-            "cargo xtask package" | "editor /etc/balancer/balancer.toml" | "ssh web1 deploy" | "apt remove balancer" => {}
+            "cargo xtask package"
+            | "editor /etc/balancer/balancer.toml"
+            | "ssh web1 deploy"
+            | "apt remove balancer" => {}
             "apt install ./target/debian/balancer_0.1.0-1_amd64.deb" => {}
             "apt install ./balancer_0.2.0-1_amd64.deb" => {
                 // Another file with another inode, as a new version is.
@@ -151,7 +148,11 @@ fn an_hour_of_operations() {
             }
             "balancer backend list web" => assert!(operator.last().contains("web/web3"), "{}", operator.last()),
             "balancer client where 203.0.113.7" => {
-                assert!(operator.last().contains(&homes[&1]) && operator.last().contains("known"), "{}", operator.last());
+                assert!(
+                    operator.last().contains(&homes[&1]) && operator.last().contains("known"),
+                    "{}",
+                    operator.last()
+                );
             }
             "balancer backend drain web/web1 --timeout 10m --wait" => {
                 let after = operator.homes();

@@ -30,12 +30,12 @@ fn bounding_set() -> String {
     format!("-all{}", names.collect::<String>())
 }
 
-/// A program that is the balancer as the unit starts it.
+/// A program that is the balancer as the unit starts it, with more `options` of `run`.
 fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
     let script = directory.join("balancer");
     let binary = binaries::balancer().unwrap();
     let text = format!(
-        "#!/bin/sh\n{variables}\nexec setpriv --bounding-set={} --no-new-privs {} \"$@\" {options}\n",
+        "#!/bin/sh\n{variables}\n[ \"$1\" != run ] || set -- \"$@\" {options}\nexec setpriv --bounding-set={} --no-new-privs {} \"$@\"\n",
         bounding_set(),
         binary.display()
     );
