@@ -14,6 +14,7 @@ use std::{
 use balancer::{
     api::{
         client::{Client, ClientError},
+        events::MAX_WAIT,
         model::{AddBackend, ApiError, ClientQuery, SetAdmin, StatusView},
     },
     core::io::{Admin, BackendName, Change},
@@ -25,6 +26,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     sync::mpsc,
+    task::JoinSet,
 };
 
 fn name(backend: &str) -> BackendName {
@@ -279,6 +281,35 @@ async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
 
     let _directory = fake.stop().await;
     assert!(!exists(&path));
+}
+
+#[tokio::test]
+async fn events_are_read_from_where_one_was_and_waited_for() {
+    let fake = Fake::start().await;
+    let client = Client::new(&fake.socket());
+    let first = client.events("since=0", Duration::ZERO).await.unwrap();
+    assert_eq!((first.events.len(), first.missed, first.next), (1, 0, 1));
+    assert_eq!(client.events("since=1", Duration::ZERO).await.unwrap().events, []);
+
+    let waiting = tokio::spawn(async move { client.events("since=1", MAX_WAIT).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fake.events.change(None, "configuration applied", Some(1000), None);
+    let heard = waiting.await.unwrap().unwrap();
+    assert_eq!(
+        (heard.events[0].message.as_str(), heard.events[0].uid, heard.next),
+        ("configuration applied", Some(1000), 2)
+    );
+
+    // More than a few may not wait.
+    let client = Client::new(&fake.socket());
+    let mut waiting = JoinSet::new();
+    for _ in 0..30 {
+        let client = client.clone();
+        waiting.spawn(async move { client.events("since=2", MAX_WAIT).await });
+    }
+    let refused = waiting.join_next().await.unwrap().unwrap().unwrap_err();
+    assert!(refused.to_string().contains("wait for events already; ask without wait"), "{refused}");
+    assert!(client.status().await.is_ok(), "and there is room for others");
 }
 
 #[tokio::test]

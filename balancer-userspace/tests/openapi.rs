@@ -6,7 +6,10 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use balancer::shell::api_server::routes;
+use balancer::{
+    core::io::{BackendName, Moved},
+    shell::api_server::routes,
+};
 use serde_json::{Value, json};
 use support::Fake;
 use tokio::{
@@ -72,6 +75,10 @@ async fn every_route_answers_as_described() {
     let description = description();
     for (method, path, operation) in operations(&description) {
         let fake = Fake::start().await;
+        // An event with everything that one can have.
+        let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        let moves = Moved { slots: 1, needless: 0, known_clients: Some(1) };
+        fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
         let path = path.replace("{service}", "web").replace("{backend}", "web2").replace("{ip}", "192.0.2.7");
         assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
         let content = &operation["requestBody"]["content"]["application/json"];
@@ -86,6 +93,8 @@ async fn every_route_answers_as_described() {
         assert_eq!(status, "200", "{method} {path}: {answer}");
         let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
         assert_valid(&description, schema, &answer, &format!("the answer to {method} {path}"));
+
+        assert_eq!(fake.changes().is_empty(), method == "GET", "{method} {path}: {:?}", fake.changes());
 
         // What is not described is refused, as described.
         let wrong = if body.is_empty() { None } else { Some(json!({"nonsense": true}).to_string()) };
@@ -109,6 +118,7 @@ async fn every_route_answers_as_described() {
 async fn the_description_is_served() {
     let fake = Fake::start().await;
     assert_eq!(ask(&fake.socket(), "GET", "/v1/openapi.json", "").await.1, description());
+    fake.stop().await;
 }
 
 #[test]

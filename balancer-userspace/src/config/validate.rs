@@ -51,14 +51,14 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         value::word("on_exit", text, &[("detach", OnExit::Detach), ("keep", OnExit::Keep)], &[])
     });
     let state_file = root.text("state_file", findings, value::absolute_path);
-    let control = root
-        .table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings)
-        .and_then(|mut section| {
+    let control = root.table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings).map(
+        |mut section| {
             let socket = section.text("socket", findings, value::socket_path);
             let group = section.text("group", findings, value::group);
             section.finish(findings);
-            Some((socket, group))
-        });
+            (socket, group)
+        },
+    );
     let (socket, socket_group) = control.unwrap_or_default();
     let metrics =
         root.table("metrics", "[metrics]", "{ listen = \"127.0.0.1:9660\" }", findings).and_then(|mut section| {

@@ -15,7 +15,7 @@ use crate::{
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId},
-        service::Service,
+        service::{Backend, Service},
     },
     shell::{
         dataplane::Dataplane,
@@ -24,6 +24,7 @@ use crate::{
         prober::Prober,
         snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
+    words::counted,
 };
 
 /// The core with everything that its commands act on.
@@ -116,17 +117,29 @@ impl<D: Dataplane> Owner<D> {
         let slots_before = self.all_slots_moved();
         let about = subject(&change).cloned();
         let added = matches!(change, Change::Add { .. });
-        let (message, commands) = self.controller.change(change, now.into_std())?;
+        let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
+        let (mut message, commands) = self.controller.change(change, now.into_std())?;
         if let Err(error) = self.execute(commands, now) {
             self.controller = before;
             self.resync();
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }
+        let leaving = if about.as_ref().is_some_and(|name| self.keeps(name) > 0) { 0 } else { kept_before };
+        if leaving > 0 {
+            message += &format!(", {} moved", counted(leaving as usize, "known client"));
+        }
+        let moves =
+            Moved { known_clients: (leaving > 0).then_some(leaving), ..moved(slots_before, self.all_slots_moved()) };
         // One that waits for its next hop is told of once it is known what comes of it.
         if !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name))) {
-            self.events.change(about.as_ref(), &message, uid, Some(moved(slots_before, self.all_slots_moved())));
+            self.events.change(about.as_ref(), &message, uid, Some(moves));
         }
         Ok(Changed { message })
+    }
+
+    /// How many known clients stay with a backend; none where there is no such backend.
+    fn keeps(&self, name: &BackendName) -> u64 {
+        self.controller.backend(name).ok().filter(|backend| backend.keeps_known()).map_or(0, Backend::known_clients)
     }
 
     /// Slots moved since start in a service (required, needless); none in one that does not exist.
