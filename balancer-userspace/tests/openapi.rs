@@ -1,6 +1,6 @@
 //! `docs/openapi.json` against the server: every route is described, and answers as described.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -82,12 +82,11 @@ async fn every_route_answers_as_described() {
         let path = path.replace("{service}", "web").replace("{backend}", "web2").replace("{ip}", "192.0.2.7");
         assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
         let content = &operation["requestBody"]["content"]["application/json"];
-        let body = match &content["example"] {
-            Value::Null => String::new(),
-            example => {
-                assert_valid(&description, &content["schema"], example, &format!("the example of {method} {path}"));
-                example.to_string()
-            }
+        let body = if let Some(example) = content.get("example") {
+            assert_valid(&description, &content["schema"], example, &format!("the example of {method} {path}"));
+            example.to_string()
+        } else {
+            String::new()
         };
         let (status, answer) = ask(&fake.socket(), &method, &path, &body).await;
         assert_eq!(status, "200", "{method} {path}: {answer}");
