@@ -132,11 +132,15 @@ fn every_line_of_a_json_log_is_an_object() {
             assert!(line[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {line}");
         }
     }
-    let about = |backend: &str| lines.iter().find(|line| line["backend"] == backend).unwrap();
-    let change = about("web1");
+    // Each has come up before, sooner or later.
+    let about = |backend: &str, what: &str| {
+        let mut lines = lines.iter().filter(|line| line["backend"] == backend);
+        lines.find(|line| line["message"].as_str().unwrap().contains(what)).unwrap()
+    };
+    let change = about("web1", "weight 100 → 50");
     assert_eq!((&change["service"], &change["level"]), (&"web".into(), &"INFO".into()), "{change}");
     assert_eq!(change["uid"], fs::metadata("/proc/self").unwrap().uid(), "{change}");
-    let state = about("web2");
+    let state = about("web2", "down");
     assert_eq!((&state["service"], &state["level"]), (&"web".into(), &"WARN".into()), "{state}");
     assert!(state["message"].as_str().unwrap().starts_with("backend web/web2 down (connect: "), "{state}");
     assert_eq!(state.get("uid"), None);
