@@ -18,7 +18,7 @@ use super::{
 };
 use crate::core::io::{BackendId, ServiceId};
 
-/// See the [module](self).
+/// What an earlier controller left, and what this one will leave.
 pub struct Kept {
     pins: Option<Pins>,
     /// As the controller before wrote them.
