@@ -16,8 +16,9 @@ pub(crate) fn package() -> Result<()> {
     build::programs(true)?;
     let directory = root().join("target/package");
     let man = directory.join("man");
+    // Not for release: it would compile everything that only tests need once more.
     let mut command = cargo();
-    command.args(["run", "--release", "--package", "balancer-userspace", "--example", "man-pages", "--"]).arg(&man);
+    command.args(["run", "--package", "balancer-userspace", "--example", "man-pages", "--"]).arg(&man);
     run(&mut command)?;
 
     let completions = directory.join("completions");
