@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     fs,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::Path,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use std::{
 use balancer::{
     api::{
         client::{Client, ClientError},
+        events::MAX_WAIT,
         model::{AddBackend, ApiError, ClientQuery, Force, SetAdmin, StatusView},
     },
     core::io::{Admin, BackendName, Change, Forced},
@@ -25,6 +26,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     sync::mpsc,
+    task::JoinSet,
 };
 
 fn name(backend: &str) -> BackendName {
@@ -183,6 +185,9 @@ async fn bad_requests_change_nothing() {
         (("DELETE", "/v1/services/web"), b"", 405),
         (("GET", "/v1/backends?servce=web"), b"", 400),
         (("GET", "/v1/clients/not-an-address"), b"", 400),
+        (("GET", "/v1/events?since=yesterday"), b"", 400),
+        (("GET", "/v1/events?since=1&last=1"), b"", 400),
+        (("GET", "/v1/events?wait=1h"), b"", 400),
         (("GET", "/"), b"", 404),
     ];
     for &((method, path), body, expected) in cases {
@@ -278,7 +283,7 @@ async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
 
-    let refused = ControlSocket::bind(&path).await.unwrap_err();
+    let refused = ControlSocket::bind(&path, None).await.unwrap_err();
     assert!(refused.to_string().starts_with("another controller serves "), "{refused}");
     assert!(Client::new(&path).status().await.is_ok(), "the refused one left the socket alone");
 
@@ -287,17 +292,62 @@ async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
 }
 
 #[tokio::test]
+async fn events_are_read_from_where_one_was_and_waited_for() {
+    let fake = Fake::start().await;
+    let client = Client::new(&fake.socket());
+    let first = client.events("since=0", Duration::ZERO).await.unwrap();
+    assert_eq!((first.events.len(), first.missed, first.next), (1, 0, 1));
+    assert_eq!(client.events("since=1", Duration::ZERO).await.unwrap().events, []);
+
+    let waiting = tokio::spawn(async move { client.events("since=1", MAX_WAIT).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fake.events.change(None, "configuration applied", Some(1000), None);
+    let heard = waiting.await.unwrap().unwrap();
+    assert_eq!(
+        (heard.events[0].message.as_str(), heard.events[0].uid, heard.next),
+        ("configuration applied", Some(1000), 2)
+    );
+
+    // More than a few may not wait.
+    let client = Client::new(&fake.socket());
+    let mut waiting = JoinSet::new();
+    for _ in 0..30 {
+        let client = client.clone();
+        waiting.spawn(async move { client.events("since=2", MAX_WAIT).await });
+    }
+    let refused = waiting.join_next().await.unwrap().unwrap().unwrap_err();
+    assert!(refused.to_string().contains("wait for events already; ask without wait"), "{refused}");
+    assert!(client.status().await.is_ok(), "and there is room for others");
+}
+
+#[tokio::test]
+async fn the_socket_is_given_to_its_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("balancer.sock");
+    let refused = ControlSocket::bind(&path, Some("no-such-group")).await.unwrap_err().to_string();
+    assert!(refused.starts_with("there is no group \"no-such-group\" for the control socket; make it ("), "{refused}");
+    assert!(!exists(&path));
+
+    // The group it has anyway, by its number, which needs no privilege.
+    let own = fs::metadata(directory.path()).unwrap().gid();
+    let socket = ControlSocket::bind(&path, Some(&own.to_string())).await.unwrap();
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (own, 0o660));
+    drop(socket);
+}
+
+#[tokio::test]
 async fn a_stale_socket_is_replaced_and_another_file_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let socket = ControlSocket::bind(&path).await.unwrap();
+    let socket = ControlSocket::bind(&path, None).await.unwrap();
     UnixStream::connect(&path).await.unwrap();
     drop(socket);
     assert!(!exists(&path));
 
     fs::write(&path, "precious").unwrap();
-    let refused = ControlSocket::bind(&path).await.unwrap_err();
+    let refused = ControlSocket::bind(&path, None).await.unwrap_err();
     assert!(refused.to_string().contains("is not a socket"), "{refused}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
@@ -306,7 +356,7 @@ async fn a_stale_socket_is_replaced_and_another_file_is_not() {
 async fn a_controller_that_is_gone_is_a_503() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
-    let socket = ControlSocket::bind(&path).await.unwrap();
+    let socket = ControlSocket::bind(&path, None).await.unwrap();
     let (calls, inbox) = mpsc::channel(1);
     drop(inbox);
     let server = tokio::spawn(serve(socket, calls, std::future::pending::<()>()));

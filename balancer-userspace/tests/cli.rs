@@ -11,10 +11,14 @@ use std::{
 };
 
 use balancer::{
-    api::model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
-    core::io::{Admin, BackendName, Change, Forced},
+    api::{
+        events::EventView,
+        model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
+    },
+    core::io::{Admin, BackendName, Change, Forced, Moved},
 };
 use support::{Fake, snapshot};
+use tokio::io::AsyncBufReadExt as _;
 
 fn balancer(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_balancer")).args(args).env_remove("BALANCER_SOCKET").output().unwrap()
@@ -61,6 +65,9 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
         &["health", "show"],
         &["health", "force", "web/web1", "down"],
         &["client", "forget", "192.0.2.1"],
+        &["events"],
+        &["events", "--follow", "--json"],
+        &["wait", "web/web1", "up"],
     ] {
         let output = balancer(&[verb, &["--socket", socket]].concat());
         assert_eq!(output.status.code(), Some(3), "{verb:?}");
@@ -96,6 +103,9 @@ fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
         (&["client", "forget"], "<IP|--backend <SVC/NAME>>"),
         (&["client", "forget", "192.0.2.1", "--backend", "web/web1"], "cannot be used with"),
         (&["client", "forget", "--backend", "web1"], "write SERVICE/NAME, such as \"web/web1\""),
+        (&["wait", "web/web1", "gone"], "[possible values: up, drained, down, maint]"),
+        (&["wait", "web/web1"], "<STATE>"),
+        (&["events", "--since", "yesterday"], "write a number and a unit"),
         (&["completions", "tcsh"], "[possible values: bash, zsh, fish]"),
     ] {
         let output = balancer(args);
@@ -188,9 +198,9 @@ async fn tables_are_aligned_and_without_borders() {
     assert_eq!(
         shown,
         "service web  tcp 198.51.100.10:80  nat  65,537 slots, generation 7\n\
-         NAME  ADDRESS         STATE  ADMIN  HEALTH  WEIGHT   SLOTS  SHARE  CONNECTIONS    PACKETS       BYTES  REASON\n\
-         web1  10.0.0.11:8080  up     ready  up         100  32,769  50.0%        4,321  1,234,567  89,000,000\n\
-         web2  10.0.0.11:8080  up     ready  up         100  32,768  50.0%        4,321  1,234,567  89,000,000\n"
+         NAME  ADDRESS         STATE  ADMIN  HEALTH  WEIGHT   SLOTS  SHARE  CLIENTS  CONNECTIONS    PACKETS       BYTES  REASON\n\
+         web1  10.0.0.11:8080  up     ready  up         100  32,769  50.0%        0        4,321  1,234,567  89,000,000\n\
+         web2  10.0.0.11:8080  up     ready  up         100  32,768  50.0%        0        4,321  1,234,567  89,000,000\n"
     );
     let status = stdout(&at(&socket, &["status"]).await);
     assert!(status.contains("eth0           2  native"), "{status}");
@@ -278,11 +288,93 @@ async fn drain_waits_until_drained_or_its_limit() {
     // Too short for even one look.
     let output = at(&socket, &["backend", "drain", "web/web1", "--wait", "--wait-timeout", "0s"]).await;
     assert_eq!(output.status.code(), Some(4));
-    assert_eq!(stderr(&output), "balancer: backend web/web1 is not drained after 0s; it goes on draining\n");
+    let words = stderr(&output);
+    assert!(words.starts_with("balancer: backend web/web1 is not drained after 0s; it is "), "{words}");
+    assert!(words.ends_with(", and goes on draining\n"), "{words}");
 
     let output = at(&socket, &["backend", "drain", "web/web2", "--wait", "--wait-timeout", "1h"]).await;
     assert_eq!(output.status.code(), Some(1), "the fake leaves web2 ready");
-    assert!(stderr(&output).contains("was made ready"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("drain it with `balancer backend drain web/web2`"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn a_draining_backend_shows_who_is_left_and_for_how_long() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    stdout(&at(&socket, &["backend", "drain", "web/web1"]).await);
+    let shown = stdout(&at(&socket, &["service", "show", "web"]).await);
+    assert!(shown.contains("web1  10.0.0.11:8080  draining, 214 clients, 3m12s left  drain"), "{shown}");
+}
+
+#[tokio::test]
+async fn wait_ends_in_the_state_or_says_which_it_is() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    assert_eq!(stdout(&at(&socket, &["wait", "web/web2", "up"]).await), "backend web/web2 up\n");
+    let output = at(&socket, &["wait", "web/web2", "down", "--timeout", "300ms"]).await;
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(stderr(&output), "balancer: backend web/web2 is not down after 300ms; it is up\n");
+    stdout(&at(&socket, &["backend", "drain", "web/web1"]).await);
+    assert_eq!(stdout(&at(&socket, &["wait", "web/web1", "drained"]).await), "backend web/web1 drained\n");
+    for (args, words) in [
+        (["wait", "web/web9", "up"], "there is no backend web/web9; did you mean \"web1\"?"),
+        (["wait", "wbe/web1", "up"], "there is no service \"wbe\"; did you mean \"web\"?"),
+        (
+            ["wait", "web/web2", "drained"],
+            "backend web/web2 is in use (admin state ready): drain it with `balancer backend drain web/web2`",
+        ),
+    ] {
+        let output = at(&socket, &args).await;
+        assert_eq!((output.status.code(), stderr(&output)), (Some(1), format!("balancer: {words}\n")), "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn events_are_shown_with_their_time_and_who_asked() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+    let moves = Moved { slots: 32_769, needless: 0, known_clients: None };
+    fake.events.change(Some(&about), "backend web/web1 drained: 32,769 of 65,537 slots moved", Some(1000), Some(moves));
+    let shown = stdout(&at(&socket, &["events"]).await);
+    let lines: Vec<&str> = shown.lines().collect();
+    let [note, change] = lines.as_slice() else { panic!("{shown}") };
+    assert!(note.ends_with("Z INFO attached to eth0 in native mode"), "{note}");
+    assert!(
+        change.ends_with("Z INFO backend web/web1 drained: 32,769 of 65,537 slots moved (by uid 1000)"),
+        "{change}"
+    );
+    let time = change.split(' ').next().unwrap();
+    assert_eq!((time.len(), time.ends_with('Z')), ("2026-01-02T03:04:05.678Z".len(), true));
+
+    let events: Vec<EventView> = serde_json::from_str(&stdout(&at(&socket, &["events", "--json"]).await)).unwrap();
+    assert_eq!((events[1].sequence, events[1].kind.as_str(), events[1].moves), (2, "change", Some(moves)));
+    assert_eq!(events[1].backend.as_deref(), Some("web1"));
+    assert_eq!(stdout(&at(&socket, &["events", "--since", "1h"]).await), shown);
+}
+
+/// Reads lines of a running `events --follow`, each within a while.
+#[tokio::test]
+async fn follow_goes_on_with_what_happens() {
+    let fake = Fake::start().await;
+    let mut follow = tokio::process::Command::new(env!("CARGO_BIN_EXE_balancer"))
+        .args(["events", "--follow", "--json"])
+        .env("BALANCER_SOCKET", fake.socket())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = tokio::io::BufReader::new(follow.stdout.take().unwrap()).lines();
+    let mut next = async || -> EventView {
+        let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap().unwrap();
+        serde_json::from_str(&line).unwrap()
+    };
+    assert_eq!(next().await.message, "attached to eth0 in native mode");
+    for number in 0..3 {
+        fake.events.note(&format!("note {number}"));
+        assert_eq!(next().await.message, format!("note {number}"));
+    }
+    follow.kill().await.unwrap();
 }
 
 #[tokio::test]

@@ -41,6 +41,7 @@ fn defaults() {
         on_exit: OnExit::Detach,
         state_file: "/var/lib/balancer/state.json".into(),
         socket: "/run/balancer/balancer.sock".into(),
+        socket_group: None,
         metrics_listen: Some(address("127.0.0.1:9660")),
         client_table_capacity: 262_144,
         hash_key: None,

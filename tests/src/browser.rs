@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
     path::Path,
     thread,
@@ -179,7 +179,7 @@ fn ask(entrance: &Entrance, method: &str, path: &str, body: Option<&Value>) -> R
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost:{PORT}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+         content-length: {}\r\n\r\n{body}",
         body.len()
     );
     let answer = thread::scope(|scope| {
@@ -188,14 +188,25 @@ fn ask(entrance: &Entrance, method: &str, path: &str, body: Option<&Value>) -> R
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(request.as_bytes())?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer)?;
-            Ok(answer)
+            let mut answer = BufReader::new(stream);
+            // The driver keeps the connection, whatever it is told.
+            let (mut length, mut line) = (0, String::new());
+            while line != "\r\n" {
+                line.clear();
+                ensure!(answer.read_line(&mut line)? > 0, "the answer ended within its head");
+                if let Some((name, value)) = line.split_once(':')
+                    && name.eq_ignore_ascii_case("content-length")
+                {
+                    length = value.trim().parse()?;
+                }
+            }
+            let mut body = vec![0; length];
+            answer.read_exact(&mut body)?;
+            Ok(body)
         };
         scope.spawn(exchange).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").context("not HTTP")?;
-    let mut answer: Value = serde_json::from_slice(&answer[end + 4..]).context("not JSON")?;
+    let mut answer: Value = serde_json::from_slice(&answer).context("not JSON")?;
     let value = answer["value"].take();
     if let Some(error) = value.get("error").filter(|error| error.is_string()) {
         bail!("{method} {path}: {error}: {}", value["message"]);

@@ -347,6 +347,21 @@ fn a_failed_start_leaves_nothing() {
 }
 
 #[test]
+fn a_group_that_does_not_exist_starts_nothing() {
+    let (topology, settings, files) = one_leg();
+    let config = write_config(&topology, &settings, files.path()).unwrap();
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("[control]\n", "[control]\ngroup = \"no-such-group\"\n")).unwrap();
+    let before = traces(&topology);
+    let mut command = topology.balancer().command(binaries::balancer().unwrap());
+    let output = command.arg("run").arg("--config").arg(&config).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let words = one_line(&output);
+    assert!(words.contains("there is no group \"no-such-group\" for the control socket; make it (groupadd"), "{words}");
+    assert_eq!(traces(&topology), before);
+}
+
+#[test]
 fn a_broken_configuration_starts_nothing() {
     let (topology, settings, files) = one_leg();
     let config = write_config(&topology, &settings, files.path()).unwrap();

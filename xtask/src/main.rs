@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod ci;
 mod command;
+mod package;
 mod run;
 mod setup;
 mod test;
@@ -43,6 +44,8 @@ enum Chore {
         /// Only this one.
         only: Option<bench::Benchmark>,
     },
+    /// Set up, build for release, and make a Debian package with manual pages, completions and the systemd unit.
+    Package,
     /// Everything a change must pass: format, lints, docs, licences and dependencies, tests.
     Ci,
 }
@@ -64,6 +67,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Run(options) => run::run(&options),
         Chore::Test => test::test(),
         Chore::Bench { only } => bench::bench(only),
+        Chore::Package => package::package(),
         Chore::Ci => ci::ci(),
     }
 }

@@ -16,6 +16,7 @@ use tokio::{net::UnixStream, time::timeout};
 
 use super::{
     IF_GENERATION,
+    events::EventsView,
     model::{
         AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force,
         ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule,
@@ -139,6 +140,15 @@ impl Client {
     /// As [`Client::status`].
     pub async fn forget_all(&self, name: &BackendName) -> Answer<ForgottenView> {
         self.send(Method::DELETE, &format!("{}/clients", backend_path(name)), None::<&()>).await
+    }
+
+    /// A part of the history: what comes after `since` (`since=NUMBER`, `since=AGE` or `last=COUNT`), waiting up to `wait`
+    /// where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn events(&self, since: &str, wait: Duration) -> Answer<EventsView> {
+        self.get(&format!("/v1/events?{since}&wait={}s", wait.as_secs())).await
     }
 
     /// Adds a backend to a service.

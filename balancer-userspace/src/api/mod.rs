@@ -1,6 +1,7 @@
 //! The JSON that the control socket speaks, for both ends.
 
 pub mod client;
+pub mod events;
 pub mod model;
 
 /// Largest request body, in bytes, except that of a configuration.

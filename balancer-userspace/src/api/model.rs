@@ -81,6 +81,9 @@ pub struct BackendView {
     pub health: String,
     /// What follows: `up`, `checking`, `draining (health)`, `draining`, `drained`, `down`, `maint`.
     pub state: String,
+    /// Seconds until a drain under way ends at the latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds_left: Option<u64>,
     /// Why, in a few words; empty when there is nothing to explain.
     pub reason: String,
     /// Slots of the live table.

@@ -2,23 +2,24 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::anyhow;
 use clap::Subcommand;
-use hyper::StatusCode;
-use tokio::time::{sleep, timeout};
+use tokio::time::Instant;
 
-use super::{Failure, output};
+use super::{
+    Failure, output,
+    wait::{self, Reached, Wanted},
+};
 use crate::{
     api::{
-        client::{Client, ClientError},
+        client::Client,
         model::{AddBackend, Changed, PlanRequest, SetAdmin},
     },
     config::value,
     core::io::{Admin, BackendName},
 };
 
-/// How often a draining backend is looked at.
-const POLL: Duration = Duration::from_millis(200);
+/// How much longer than the drain may take it is waited for.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -67,10 +68,10 @@ pub(super) enum Change {
         /// How long it keeps the clients it has, such as 5m [default: the service's drain timeout]
         #[arg(long, value_name = "D", value_parser = value::duration)]
         timeout: Option<Duration>,
-        /// Wait until it is drained
+        /// Wait until it is drained; Ctrl-C ends the waiting, not the drain
         #[arg(long)]
         wait: bool,
-        /// With --wait: give up after this long, with exit code 4 [default: never]
+        /// With --wait: give up after this long, with exit code 4 [default: 10s after the drain's end]
         #[arg(long, value_name = "D", value_parser = value::duration, requires = "wait")]
         wait_timeout: Option<Duration>,
     },
@@ -183,36 +184,22 @@ async fn list(client: &Client, service: Option<&str>, json: bool) -> Result<(), 
     Ok(output::print(&table.render())?)
 }
 
-/// Waits until the backend has no clients left, at most `limit`.
+/// Waits until the backend has no clients left, at most `limit`, or a little longer than the drain may take.
 async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -> Result<(), Failure> {
-    let drained = async {
-        while is_draining(client, name).await? {
-            sleep(POLL).await;
+    let limit = match limit {
+        Some(limit) => limit,
+        None => {
+            let left = wait::present(client, name).await?.and_then(|backend| backend.drain_seconds_left);
+            Duration::from_secs(left.unwrap_or(0)) + GRACE
         }
-        Ok(())
     };
-    match limit {
-        None => drained.await,
-        Some(limit) => timeout(limit, drained).await.unwrap_or_else(|_| {
+    match wait::reach(client, name, Wanted::Drained, Some(Instant::now() + limit)).await? {
+        Reached::Yes | Reached::Removed => Ok(output::print(&format!("backend {name} drained\n"))?),
+        Reached::NotYet(shown) => {
             let limit = humantime::format_duration(limit);
-            Err(Failure::WaitTimedOut(format!("backend {name} is not drained after {limit}; it goes on draining")))
-        }),
-    }?;
-    Ok(output::print(&format!("backend {name} drained\n"))?)
-}
-
-/// Whether the backend still keeps clients, which somebody who made it ready again would have it do for ever.
-async fn is_draining(client: &Client, name: &BackendName) -> Result<bool, Failure> {
-    let service = match client.service(&name.service).await {
-        Ok(service) => service,
-        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    match service.backends.iter().find(|backend| backend.name == name.backend) {
-        None => Ok(false),
-        Some(backend) if backend.admin == "ready" => {
-            Err(anyhow!("backend {name} was made ready while it was draining; drain it again to go on").into())
+            Err(Failure::WaitTimedOut(format!(
+                "backend {name} is not drained after {limit}; it is {shown}, and goes on draining"
+            )))
         }
-        Some(backend) => Ok(backend.state == "draining"),
     }
 }

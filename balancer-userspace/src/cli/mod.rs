@@ -9,6 +9,7 @@ mod client;
 mod completions;
 mod decap;
 mod detach;
+mod events;
 mod health;
 mod output;
 mod plan;
@@ -16,6 +17,7 @@ mod rule;
 mod run;
 mod service;
 mod status;
+mod wait;
 
 use std::{
     io::{self, Write as _},
@@ -24,7 +26,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     api::client::{Client, ClientError},
@@ -68,6 +70,10 @@ enum Verb {
     /// Show what a change would move, and change nothing
     #[command(subcommand)]
     Plan(plan::Verb),
+    /// Wait until a backend is in a state
+    Wait(wait::Args),
+    /// Show what happened: changes of state, changes by users
+    Events(events::Args),
     /// Look at clients, and forget them
     #[command(subcommand)]
     Client(client::Verb),
@@ -123,6 +129,8 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
+        Verb::Wait(args) => wait_for(wait::run(&client(), &args)),
+        Verb::Events(args) => wait_for(events::run(&client(), &args)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
         Verb::Health(verb) => wait_for(health::run(&client(), verb)),
         Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
@@ -136,6 +144,12 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
 fn wait_for(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(verb)
+}
+
+/// The whole command line, for manual pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 fn report(failure: &Failure) -> ExitCode {

@@ -5,7 +5,10 @@ use std::io::{self, Write as _};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
 
-use crate::{api::model::ServiceView, words::grouped};
+use crate::{
+    api::model::{BackendView, ServiceView},
+    words::{counted, grouped},
+};
 
 /// A table without borders, whose columns of numbers are flush right.
 #[derive(Debug)]
@@ -85,6 +88,7 @@ pub(super) fn backend_table(name: &str) -> Table {
         ">WEIGHT",
         ">SLOTS",
         ">SHARE",
+        ">CLIENTS",
         ">CONNECTIONS",
         ">PACKETS",
         ">BYTES",
@@ -93,22 +97,39 @@ pub(super) fn backend_table(name: &str) -> Table {
 }
 
 /// Adds a backend of a service with `table_size` slots.
-pub(super) fn add_backend(table: &mut Table, name: String, backend: &crate::api::model::BackendView, table_size: u32) {
+pub(super) fn add_backend(table: &mut Table, name: String, backend: &BackendView, table_size: u32) {
     let backup = if backend.backup { " (backup)" } else { "" };
     table.row([
         name,
         backend.address.clone(),
-        backend.state.clone(),
+        state(backend),
         format!("{}{backup}", backend.admin),
         backend.health.clone(),
         backend.weight.to_string(),
         grouped(backend.slots),
         percent(backend.slots, table_size),
+        grouped(backend.known_clients),
         grouped(backend.connections),
         grouped(backend.packets),
         grouped(backend.bytes),
         backend.reason.clone(),
     ]);
+}
+
+/// The state; while it drains, with who is left and for how long.
+fn state(backend: &BackendView) -> String {
+    match backend.drain_seconds_left {
+        Some(left) => {
+            let clients = counted(backend.known_clients as usize, "client");
+            format!("{}, {clients}, {} left", backend.state, minutes(left))
+        }
+        None => backend.state.clone(),
+    }
+}
+
+/// `3m12s`.
+fn minutes(seconds: u64) -> String {
+    humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string().replace(' ', "")
 }
 
 #[cfg(test)]

@@ -1,13 +1,18 @@
 //! `balancer run`.
 
 use std::{
+    fmt,
     io::{self, IsTerminal as _},
     path::PathBuf,
 };
 
 use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing::field::Field;
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::format::{Writer, debug_fn},
+};
 
 use super::Failure;
 use crate::{
@@ -97,8 +102,17 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
         log = log.with_ansi(false);
     }
     match format {
-        LogFormat::Text => log.with_target(false).try_init(),
+        LogFormat::Text => log.fmt_fields(debug_fn(text_field)).with_target(false).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     }
     .map_err(|error| anyhow!("cannot start the log: {error}"))
+}
+
+/// What the message says already is left out.
+fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        "service" | "backend" => Ok(()),
+        name => write!(writer, " {name}={value:?}"),
+    }
 }

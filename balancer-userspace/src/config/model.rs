@@ -24,6 +24,8 @@ pub struct Config {
     pub state_file: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// Whose the control socket is besides root: a group's name or number.
+    pub socket_group: Option<String>,
     /// Where `/metrics` is served; `None` when switched off.
     pub metrics_listen: Option<SocketAddr>,
     /// Whether there is a page for people at `/` beside it.

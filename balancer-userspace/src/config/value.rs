@@ -84,6 +84,19 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// The name or number of a group of users.
+pub(crate) fn group(text: &str) -> Result<String, String> {
+    let right = "give a name or a number, such as \"balancer\"";
+    let usual = |c: char| c.is_ascii_alphanumeric() || "._-$".contains(c);
+    if text.is_empty() || text.len() > 32 || text.starts_with('-') || !text.chars().all(usual) {
+        return Err(format!("{} is not a group; {right}", quoted(text)));
+    }
+    if text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_err() {
+        return Err(format!("{} is not the number of a group; {right}", quoted(text)));
+    }
+    Ok(text.to_owned())
+}
+
 /// `SERVICE/BACKEND`.
 pub(crate) fn backend_name(text: &str) -> Result<BackendName, String> {
     let Some((service, backend)) = text.split_once('/') else {

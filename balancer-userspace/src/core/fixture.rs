@@ -86,6 +86,7 @@ pub(crate) fn config(services: Vec<ServiceConfig>) -> Config {
         on_exit: OnExit::Detach,
         state_file: "state.json".into(),
         socket: "balancer.sock".into(),
+        socket_group: None,
         metrics_listen: None,
         metrics_page: true,
         client_table_capacity: 262_144,

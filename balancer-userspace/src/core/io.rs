@@ -354,6 +354,20 @@ pub struct Report {
     pub about: Option<BackendName>,
     /// One line, e.g. `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
     pub message: String,
+    /// What moved, where that is known.
+    pub moves: Option<Moved>,
+}
+
+/// What a change moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Moved {
+    /// Slots of the live table.
+    pub slots: u64,
+    /// Those among them whose old and new backend had not changed.
+    pub needless: u64,
+    /// Known clients of the backend, at the last sweep, that are moved with their next packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_clients: Option<u64>,
 }
 
 /// How serious a report is.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     core::{
-        io::{BackendName, Report, ReportLevel},
+        io::{BackendName, Moved, Report, ReportLevel},
         standing::State,
         table::{Footing, Moves},
     },
@@ -27,10 +27,14 @@ pub(crate) struct Transition {
     pub(crate) lasted: Duration,
     /// Why it is in its new state; may be empty.
     pub(crate) reason: String,
+    /// Known clients at the last sweep that stayed with it until now.
+    pub(crate) known: u64,
+    /// Whether they still do.
+    pub(crate) keeps_known: bool,
 }
 
 impl Transition {
-    /// `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
+    /// `backend web/web1 down (connect: refused), 1,204 known clients and 16,384 of 65,537 slots moved to 3 backends`.
     pub(crate) fn report(&self, moves: &Moves, table_size: u32) -> Report {
         let mut message = format!("backend {} {}", self.name, self.after.word());
         if !self.reason.is_empty() {
@@ -39,19 +43,34 @@ impl Transition {
         let (lost, heirs) = moves.from(self.id);
         let (gained, givers) = moves.to(self.id);
         let size = grouped(table_size);
+        let leaving = if self.keeps_known { 0 } else { self.known };
+        let clients = counted(self.known as usize, "known client");
         message += &match (lost, gained) {
             (0, 0) => ", no slots moved".to_owned(),
             (0, _) if givers == 0 => format!(", has {} of {size} slots", grouped(gained)),
             (0, _) => format!(", {} of {size} slots moved from {}", grouped(gained), counted(givers, "backend")),
             (_, _) if heirs == 0 => format!(", {} of {size} slots without a backend", grouped(lost)),
-            (_, _) => format!(", {} of {size} slots moved to {}", grouped(lost), counted(heirs, "backend")),
+            (_, _) => {
+                let clients = if leaving > 0 { format!("{clients} and ") } else { String::new() };
+                format!(", {clients}{} of {size} slots moved to {}", grouped(lost), counted(heirs, "backend"))
+            }
         };
+        if self.known > 0 && self.keeps_known && lost > 0 {
+            message += &format!(", {clients} stay");
+        } else if leaving > 0 && (lost == 0 || heirs == 0) {
+            message += &format!(", {clients} moved");
+        }
         if self.before.is_failure() && !self.after.is_failure() {
             let lasted = Duration::from_secs(self.lasted.as_secs());
             message += &format!(", was {} for {}", self.before.word(), humantime::format_duration(lasted));
         }
         let level = if self.after.is_failure() { ReportLevel::Warn } else { ReportLevel::Info };
-        Report { level, about: Some(self.name.clone()), message }
+        let moves = Moved {
+            slots: u64::from(lost.max(gained)),
+            needless: u64::from(moves.needless()),
+            known_clients: (leaving > 0).then_some(leaving),
+        };
+        Report { level, about: Some(self.name.clone()), message, moves: Some(moves) }
     }
 }
 
@@ -72,12 +91,44 @@ pub(crate) fn footing(footing: Footing) -> &'static str {
 pub(crate) fn footing_report(service: &str, now: Footing) -> Report {
     let level = if now == Footing::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
     let about = Some(BackendName { service: service.to_owned(), backend: String::new() });
-    Report { level, about, message: format!("service {service} {}", footing(now)) }
+    Report { level, about, message: format!("service {service} {}", footing(now)), moves: None }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::table::Shares;
+
+    /// web1 (id 1) with 2 of 5 slots, 1,204 known clients, goes to `after`; its slots move as said.
+    fn message(after: State, keeps_known: bool, new: &[u16]) -> Report {
+        let shares = |ids: &[u16]| -> Shares { ids.iter().map(|&id| (id, 100)).collect() };
+        let moves = Moves::between(&[1, 2, 1, 3, 2], &shares(&[1, 2, 3]), new, &shares(&[2, 3]));
+        let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        let (before, lasted, reason) = (State::Up, Duration::ZERO, "connect: refused".to_owned());
+        Transition { name, id: 1, before, after, lasted, reason, known: 1_204, keeps_known }.report(&moves, 5)
+    }
+
+    #[test]
+    fn known_clients_are_told_of() {
+        let spread = [2, 2, 3, 3, 2];
+        let down = message(State::Down, false, &spread);
+        assert_eq!(
+            down.message,
+            "backend web/web1 down (connect: refused), 1,204 known clients and 2 of 5 slots moved to 2 backends"
+        );
+        assert_eq!(down.moves, Some(Moved { slots: 2, needless: 0, known_clients: Some(1_204) }));
+        let draining = message(State::DrainingHealth, true, &spread);
+        assert_eq!(
+            draining.message,
+            "backend web/web1 draining (health) (connect: refused), 2 of 5 slots moved to 2 backends, 1,204 known clients stay"
+        );
+        assert_eq!(draining.moves.and_then(|moves| moves.known_clients), None);
+        let later = message(State::Down, false, &[1, 2, 1, 3, 2]);
+        assert_eq!(
+            later.message,
+            "backend web/web1 down (connect: refused), no slots moved, 1,204 known clients moved"
+        );
+    }
 
     #[test]
     fn digits_are_grouped() {

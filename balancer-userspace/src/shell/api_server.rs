@@ -2,6 +2,7 @@
 
 mod asker;
 mod body;
+mod events;
 mod failure;
 mod routes;
 mod socket;
@@ -22,8 +23,8 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-pub use self::socket::ControlSocket;
 use self::{asker::Peer, routes::router};
+pub use self::{routes::routes, socket::ControlSocket};
 use super::call::Calls;
 
 /// Connections served at once; more wait in the backlog.

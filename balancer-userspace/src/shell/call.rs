@@ -8,7 +8,7 @@ use crate::{
         io::{BackendName, Change, Refused},
         plan::Planned,
     },
-    shell::{keeper::Request, snapshot::Snapshot},
+    shell::{events::Events, keeper::Request, snapshot::Snapshot},
 };
 
 /// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.
@@ -25,6 +25,11 @@ pub enum Call {
         query: ClientQuery,
         /// One view for each service of the address's family, or why there is none.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
+    },
+    /// The history, to read in.
+    Events {
+        /// The answer.
+        reply: oneshot::Sender<Events>,
     },
     /// What a change would move.
     Plan {

@@ -12,13 +12,13 @@ use balancer_common::{
     verdict::{CauseIndex, MoveCause},
 };
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::error;
 
 use crate::{
     api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView},
     core::{
         controller::Controller,
-        io::{BackendId, BackendName, Change, Command, Event, Refused, Report, ReportLevel, ServiceId},
+        io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId},
         plan::{Census, Plan, Planned},
         service::{Backend, Service},
         state::{Clocks, Counters, State},
@@ -26,11 +26,12 @@ use crate::{
     shell::{
         dataplane::{Dataplane, Forgotten, KnownClients},
         departed,
+        events::{Events, subject},
         neighbours::Neighbours,
         prober::Prober,
         snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
-    words::grouped,
+    words::{counted, grouped},
 };
 
 /// A plan for which the known clients have still to be counted.
@@ -63,6 +64,7 @@ pub struct Owner<D> {
     dataplane: D,
     neighbours: Neighbours,
     prober: Prober,
+    events: Events,
     /// How long the last table of each service took, from event to swap.
     builds: HashMap<ServiceId, Duration>,
     /// Which service each backend's counters belong to, and the backend's name.
@@ -77,12 +79,13 @@ pub struct Owner<D> {
 
 impl<D: Dataplane> Owner<D> {
     /// Takes over a controller that has not started.
-    pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober) -> Self {
+    pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
         Self {
             controller,
             dataplane,
             neighbours,
             prober,
+            events,
             builds: HashMap::new(),
             owners: HashMap::new(),
             departed: HashMap::new(),
@@ -159,6 +162,11 @@ impl<D: Dataplane> Owner<D> {
         self.controller.assigned_vips().collect()
     }
 
+    /// The history.
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// The neighbours watched.
     pub fn neighbours(&self) -> &Neighbours {
         &self.neighbours
@@ -198,13 +206,26 @@ impl<D: Dataplane> Owner<D> {
         let now = Instant::now();
         self.changed = true;
         let before = self.controller.clone();
-        let (message, commands) = self.controller.change(change, now.into_std())?;
+        let slots_before = self.all_slots_moved();
+        let about = subject(&change);
+        let added = matches!(change, Change::Add { .. });
+        let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
+        let (mut message, commands) = self.controller.change(change, now.into_std())?;
         if let Err(error) = self.execute(commands, now) {
             self.controller = before;
             self.resync();
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }
-        info!(uid, "{message}");
+        let leaving = if about.as_ref().is_some_and(|name| self.keeps(name) > 0) { 0 } else { kept_before };
+        if leaving > 0 {
+            message += &format!(", {} moved", counted(leaving as usize, "known client"));
+        }
+        let moves =
+            Moved { known_clients: (leaving > 0).then_some(leaving), ..moved(slots_before, self.all_slots_moved()) };
+        // One that waits for its next hop is told of once it is known what comes of it.
+        if !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name))) {
+            self.events.change(about.as_ref(), &message, uid, Some(moves));
+        }
         Ok(Changed { message })
     }
 
@@ -217,6 +238,11 @@ impl<D: Dataplane> Owner<D> {
         Ok(Planning { plan, clients: self.dataplane.known_clients() })
     }
 
+    /// How many known clients stay with a backend; none where there is no such backend.
+    fn keeps(&self, name: &BackendName) -> u64 {
+        self.controller.backend(name).ok().filter(|backend| backend.keeps_known()).map_or(0, Backend::known_clients)
+    }
+
     /// Slots moved since start in a service (required, needless); none in one that does not exist.
     pub fn slots_moved(&self, service: &str) -> (u64, u64) {
         self.controller.service(service).map(Service::slots_moved).unwrap_or_default()
@@ -227,9 +253,17 @@ impl<D: Dataplane> Owner<D> {
         self.controller.waits_for_next_hop(name)
     }
 
-    /// What adding a backend has come to, where `before` slots of its service had moved by then.
-    pub fn added(&self, name: &BackendName, before: (u64, u64)) -> Changed {
-        Changed { message: self.controller.added(name, before) }
+    /// What adding a backend for the user `uid` has come to, where `before` slots of its service had moved by then.
+    pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
+        let message = self.controller.added(name, before);
+        self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
+        Changed { message }
+    }
+
+    /// As [`Owner::slots_moved`], of all services. One that goes takes its own along.
+    fn all_slots_moved(&self) -> (u64, u64) {
+        let moved = self.controller.services().iter().map(Service::slots_moved);
+        moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
     }
 
     /// Which backend a client is steered to.
@@ -309,7 +343,7 @@ impl<D: Dataplane> Owner<D> {
             sum.clients += forgotten.clients;
             sum.moved += forgotten.moved;
         }
-        Ok(forgotten_view(&format!("client {address}"), sum, uid))
+        Ok(forgotten_view(&self.events, &format!("client {address}"), None, sum, uid))
     }
 
     /// Begins to forget the clients of a backend; [`Owner::forget_more`] goes on.
@@ -337,7 +371,7 @@ impl<D: Dataplane> Owner<D> {
                 *next = following;
                 None
             }
-            None => Some(forgotten_view(&format!("backend {name}"), *sum, *uid)),
+            None => Some(forgotten_view(&self.events, &format!("backend {name}"), Some(name), *sum, *uid)),
         }
     }
 
@@ -401,7 +435,7 @@ impl<D: Dataplane> Owner<D> {
                     self.prober.start(backend, name, target, check);
                 }
                 Command::StopChecks(backend) => self.prober.stop(backend),
-                Command::Report(report) => log(&report),
+                Command::Report(report) => self.events.report(&report),
             }
         }
         Ok(())
@@ -546,10 +580,16 @@ fn remembers_nobody(services: &str) -> Refused {
     Refused::Conflict(format!("nobody to forget: {services} has no memory of clients (remember = \"0s\")"))
 }
 
-fn forgotten_view(whose: &str, Forgotten { clients, moved }: Forgotten, uid: Option<u32>) -> ForgottenView {
+fn forgotten_view(
+    events: &Events,
+    whose: &str,
+    about: Option<&BackendName>,
+    Forgotten { clients, moved }: Forgotten,
+    uid: Option<u32>,
+) -> ForgottenView {
     let (known, go) = (grouped(clients), grouped(moved));
     let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
-    info!(uid, "{message}");
+    events.change(about, &message, uid, None);
     ForgottenView { message, forgotten: clients, moved }
 }
 
@@ -569,9 +609,8 @@ fn add(sum: &mut BackendStats, stats: &BackendStats) {
     }
 }
 
-fn log(report: &Report) {
-    match report.level {
-        ReportLevel::Info => info!("{}", report.message),
-        ReportLevel::Warn => warn!("{}", report.message),
-    }
+/// What moved between two readings of (required, needless).
+const fn moved(before: (u64, u64), after: (u64, u64)) -> Moved {
+    let (required, needless) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    Moved { slots: required + needless, needless, known_clients: None }
 }

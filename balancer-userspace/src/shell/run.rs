@@ -28,6 +28,7 @@ use crate::{
         api_server::{self, ControlSocket},
         call::Call,
         dataplane::{Capacity, KernelDataplane, Pins},
+        events::Events,
         forwarding::IpForwarding,
         interfaces,
         keeper::{Keeper, Request},
@@ -38,6 +39,7 @@ use crate::{
         prober::Prober,
         reload::reload,
         resume::{Resumed, resume},
+        service_manager::ServiceManager,
         shutdown,
         vips::{self, Assigned, Vips},
     },
@@ -74,7 +76,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let shutdown = shutdown::listen().context("catching signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let interfaces = interfaces::resolve(&config.interfaces).await?;
-    let socket = ControlSocket::bind(&config.socket).await?;
+    let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
     let pins = pins(&config)?;
     let resumed = resume(&config, as_written, pins.as_ref())?;
     let metrics_listener = match config.metrics_listen {
@@ -103,7 +105,9 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let (calls_in, mut calls) = mpsc::channel(CALLS);
     let Resumed { controller, departed, file: mut state_file } = resumed;
     let instance = controller.instance();
-    let mut owner = Owner::new(controller, dataplane, Neighbours::spawn(events_in.clone())?, Prober::new(events_in));
+    let neighbours = Neighbours::spawn(events_in.clone())?;
+    let history = Events::beside(&config.state_file);
+    let mut owner = Owner::new(controller, dataplane, neighbours, Prober::new(events_in), history.clone());
     owner.take_over_departed(departed);
     owner.start()?;
     await_next_hops(&mut owner, &mut events).await;
@@ -112,7 +116,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     for interface in &interfaces {
         let attached = owner.dataplane().attach(&interface.name, interface.ifindex, config.xdp_mode)?;
         let how = if attached.adopted { "replaced the program on" } else { "attached to" };
-        info!("{how} {} in {} mode", attached.name, attached.mode());
+        history.note(&format!("{how} {} in {} mode", attached.name, attached.mode()));
     }
     let first = interfaces.first().cloned().context("no interface")?;
     let mut vips = Vips::new(first, &mem::take(&mut inherited.vips))?;
@@ -138,7 +142,9 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let api = tokio::spawn(api_server::serve(socket, calls_in.clone(), ended(stopped.clone())));
     let scrapes = metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, calls_in, config.metrics_page, ended(stopped))));
     let services = counted(config.services.len(), "service");
-    info!("serving {services}, control socket {}", config.socket.display());
+    history.note(&format!("serving {services}, control socket {}", config.socket.display()));
+    let mut manager = ServiceManager::from_environment();
+    manager.ready(&format!("serving {services}"));
 
     tokio::pin!(shutdown);
     let mut keeper = Keeper::new(state_file);
@@ -151,6 +157,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
+            () = manager.keep_alive_due() => manager.keep_alive(),
             _ = hangup.recv() => reload(&mut keeper, &file),
             signal = &mut shutdown => {
                 break signal;
@@ -184,9 +191,11 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     };
 
     keeper.finish(&owner).await;
+    manager.stopping("leaving");
+    history.close();
     let detached = match config.on_exit {
         OnExit::Detach => {
-            info!("{signal}: detaching");
+            history.note(&format!("{signal}: detaching"));
             vips.end(false).await;
             let detached = owner.dataplane().detach();
             drop(forwarding);
@@ -194,7 +203,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             detached
         }
         OnExit::Keep => {
-            info!("{signal}: leaving; the kernel goes on steering (on_exit = \"keep\")");
+            history.note(&format!("{signal}: leaving; the kernel goes on steering (on_exit = \"keep\")"));
             vips.end(true).await;
             owner.dataplane().leave();
             forwarding.leave();
@@ -241,6 +250,9 @@ fn answer(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, passes: &mut 
         Call::Snapshot { reply } => {
             let _ = reply.send(owner.snapshot());
         }
+        Call::Events { reply } => {
+            let _ = reply.send(owner.events().clone());
+        }
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }
@@ -270,7 +282,7 @@ fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, request: Requ
     let changed = owner.change(change, uid);
     match (name, before) {
         (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
-            joining.0.push(Join { name, before, until: Instant::now() + FIRST_NEXT_HOPS, reply });
+            joining.0.push(Join { name, before, uid, until: Instant::now() + FIRST_NEXT_HOPS, reply });
         }
         _ => {
             let _ = reply.send(changed);
@@ -323,6 +335,7 @@ struct Joining(Vec<Join>);
 struct Join {
     name: BackendName,
     before: (u64, u64),
+    uid: Option<u32>,
     until: Instant,
     reply: oneshot::Sender<Result<Changed, Refused>>,
 }
@@ -339,7 +352,7 @@ impl Joining {
             if owner.waits_for_next_hop(&join.name) && now < join.until {
                 self.0.push(join);
             } else {
-                let _ = join.reply.send(Ok(owner.added(&join.name, join.before)));
+                let _ = join.reply.send(Ok(owner.added(&join.name, join.before, join.uid)));
             }
         }
     }

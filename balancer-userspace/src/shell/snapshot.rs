@@ -261,6 +261,7 @@ impl From<BackendSnapshot> for BackendView {
             .to_owned(),
             health: backend.health.to_owned(),
             state: backend.state.to_owned(),
+            drain_seconds_left: backend.drain_deadline.map(|left| left.as_secs()),
             reason: backend.reason,
             slots: backend.slots,
             known_clients: backend.known_clients,

@@ -19,6 +19,7 @@ use balancer::{
     shell::{
         api_server::{ControlSocket, serve},
         call::Call,
+        events::Events,
         keeper::Request,
         snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
     },
@@ -35,6 +36,8 @@ pub(crate) type Seen = Arc<Mutex<Vec<(Change, Option<u32>)>>>;
 
 pub(crate) struct Fake {
     pub(crate) seen: Seen,
+    /// What `/v1/events` shows.
+    pub(crate) events: Events,
     directory: TempDir,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
@@ -43,15 +46,17 @@ pub(crate) struct Fake {
 impl Fake {
     pub(crate) async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock")).await.unwrap();
+        let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock"), None).await.unwrap();
         let (calls, inbox) = mpsc::channel(8);
         let seen = Seen::default();
-        tokio::spawn(controller(inbox, Arc::clone(&seen)));
+        let events = Events::new();
+        events.note("attached to eth0 in native mode");
+        tokio::spawn(controller(inbox, Arc::clone(&seen), events.clone()));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(serve(socket, calls, async {
             let _ = stopped.await;
         }));
-        Self { seen, directory, stop, server }
+        Self { seen, events, directory, stop, server }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -75,7 +80,7 @@ fn forgotten(forgotten: u64, moved: u64) -> ForgottenView {
 }
 
 /// Two services: `web` with `web1` and `web2`, `dns` without a backend. A drained backend shows `draining` twice.
-async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
+async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events) {
     let mut admin = Admin::Ready;
     let mut looked = 0;
     while let Some(call) = inbox.recv().await {
@@ -89,6 +94,9 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
                     Admin::Maint => "maint",
                 };
                 let _ = reply.send(Ok(snapshot(admin, state)));
+            }
+            Call::Events { reply } => {
+                let _ = reply.send(events.clone());
             }
             Call::Clients { query, reply } => {
                 let view = |service: &str| ClientView {
@@ -160,7 +168,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
             }
             Call::ForgetAll { backend, reply, .. } => {
                 let _ = reply.send(match backend.backend.as_str() {
-                    "web1" => Ok(forgotten(1_234, 56)),
+                    "web1" | "web2" => Ok(forgotten(1_234, 56)),
                     _ => Err(Refused::NotFound(format!("there is no backend {backend}"))),
                 });
             }
@@ -207,8 +215,8 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         state,
         reason: String::new(),
         slots,
-        known_clients: 0,
-        drain_deadline: None,
+        known_clients: if state == "draining" { 214 } else { 0 },
+        drain_deadline: (state == "draining").then_some(Duration::from_secs(192)),
         eligible: true,
         stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
         checks: [10, 0, 1],

@@ -11,6 +11,11 @@ use install::Installer;
 /// Programs from the system's packages: program, package.
 const SYSTEM_TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("ethtool", "ethtool")];
 
+/// Installs what makes Debian packages.
+pub(crate) fn cargo_deb() -> Result<()> {
+    Installer::default().cargo("cargo-deb", "3.8.0", &[], &[])
+}
+
 /// Installs what is missing. Quick and quiet when nothing is.
 pub(crate) fn setup(ci: bool) -> Result<()> {
     let mut installer = Installer::default();

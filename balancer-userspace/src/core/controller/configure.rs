@@ -58,7 +58,7 @@ impl Controller {
             merged
                 .differences
                 .into_iter()
-                .map(|message| Command::Report(Report { level: ReportLevel::Info, about: None, message })),
+                .map(|message| Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None })),
         );
         if difference.services == [0; 3] && difference.backends == [0; 3] {
             return Ok(("configuration applied: nothing changed".to_owned(), commands));

@@ -156,7 +156,7 @@ impl Controller {
         match self.reload(services, now) {
             Ok((message, more)) => {
                 commands.extend(more);
-                commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message }));
+                commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None }));
             }
             Err(refused) => commands.push(warning(format!("the configuration file is not taken over: {refused}"))),
         }
@@ -377,7 +377,7 @@ impl Controller {
             Ok((_, settled)) => {
                 let removed = names.into_iter().map(|name| {
                     let message = format!("backend {name} removed, it is drained");
-                    Command::Report(Report { level: ReportLevel::Info, about: Some(name), message })
+                    Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
                 });
                 settled.commands.into_iter().chain(removed).collect()
             }
@@ -387,5 +387,5 @@ impl Controller {
 }
 
 fn warning(message: String) -> Command {
-    Command::Report(Report { level: ReportLevel::Warn, about: None, message })
+    Command::Report(Report { level: ReportLevel::Warn, about: None, message, moves: None })
 }

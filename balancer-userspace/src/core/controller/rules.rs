@@ -68,7 +68,7 @@ impl Controller {
             for rule in service.rules_mut().take_ended(now) {
                 let message = format!("rule {} {} {} ended", service.name(), rule.prefix, rule.action);
                 let about = Some(BackendName { service: service.name().to_owned(), backend: String::new() });
-                reports.push(Command::Report(Report { level: ReportLevel::Info, about, message }));
+                reports.push(Command::Report(Report { level: ReportLevel::Info, about, message, moves: None }));
                 concerned.push(service.id());
             }
         }

@@ -398,7 +398,9 @@ impl Backend {
     pub(super) fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {
         let after = assessment.standing.state;
         let reason = assessment.reason.clone();
-        let before = self.assessment.replace(assessment).map(|old| old.standing.state)?;
+        let keeps_known = assessment.standing.keeps_known;
+        let old = self.assessment.replace(assessment)?.standing;
+        let before = old.state;
         if before == after {
             return None;
         }
@@ -407,6 +409,7 @@ impl Backend {
         }
         let lasted = now.saturating_duration_since(std::mem::replace(&mut self.since, now));
         let name = BackendName { service: service.to_owned(), backend: self.config.name.clone() };
-        Some(Transition { name, id: self.id.0, before, after, lasted, reason })
+        let known = if old.keeps_known { self.known } else { 0 };
+        Some(Transition { name, id: self.id.0, before, after, lasted, reason, known, keeps_known })
     }
 }

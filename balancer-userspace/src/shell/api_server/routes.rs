@@ -6,8 +6,8 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{FromRequestParts, Path, Query, State},
-    http::{HeaderMap, StatusCode, request::Parts},
-    routing::{delete, get, post, put},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+    routing::{MethodRouter, delete, get, post, put},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
@@ -15,6 +15,7 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 use super::{
     asker::Asker,
     body::{read, read_up_to},
+    events,
     failure::Failure,
 };
 use crate::{
@@ -38,25 +39,44 @@ use crate::{
 
 /// How long the controller may take to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The description of this API.
+const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
+
+/// Every method, its path and what answers it. `docs/openapi.json` describes each; `tests/openapi.rs` compares.
+fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
+    vec![
+        ("GET", "/v1/status", get(status)),
+        ("GET", "/v1/services", get(services)),
+        ("GET", "/v1/services/{service}", get(service)),
+        ("POST", "/v1/services/{service}/backends", post(add_backend)),
+        ("DELETE", "/v1/services/{service}/backends/{backend}", delete(remove_backend)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/admin", put(set_admin)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/weight", put(set_weight)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/health", put(force_health)),
+        ("DELETE", "/v1/services/{service}/backends/{backend}/clients", delete(forget_all)),
+        ("PUT", "/v1/services/{service}/rules/{address}/{length}", put(set_rule)),
+        ("DELETE", "/v1/services/{service}/rules/{address}/{length}", delete(remove_rule)),
+        ("GET", "/v1/backends", get(backends)),
+        ("GET", "/v1/health", get(health)),
+        ("GET", "/v1/rules", get(rules)),
+        ("GET", "/v1/clients/{ip}", get(clients)),
+        ("DELETE", "/v1/clients/{ip}", delete(forget)),
+        ("POST", "/v1/configuration", post(apply)),
+        ("POST", "/v1/plan", post(plan)),
+        ("GET", "/v1/events", get(events::events)),
+        ("GET", "/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
+    ]
+}
+
+/// Every method and path there is.
+#[must_use]
+pub fn routes() -> Vec<(&'static str, &'static str)> {
+    table().into_iter().map(|(method, path, _)| (method, path)).collect()
+}
 
 pub(super) fn router(calls: Calls) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/services", get(services))
-        .route("/v1/services/{service}", get(service))
-        .route("/v1/services/{service}/backends", post(add_backend))
-        .route("/v1/services/{service}/backends/{backend}", delete(remove_backend))
-        .route("/v1/services/{service}/backends/{backend}/admin", put(set_admin))
-        .route("/v1/services/{service}/backends/{backend}/weight", put(set_weight))
-        .route("/v1/services/{service}/backends/{backend}/health", put(force_health))
-        .route("/v1/health", get(health))
-        .route("/v1/services/{service}/rules/{*prefix}", put(set_rule).delete(remove_rule))
-        .route("/v1/rules", get(rules))
-        .route("/v1/configuration", post(apply))
-        .route("/v1/backends", get(backends))
-        .route("/v1/services/{service}/backends/{backend}/clients", delete(forget_all))
-        .route("/v1/clients/{ip}", get(clients).delete(forget))
-        .route("/v1/plan", post(plan))
+    let router = table().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
+    router
         .fallback(async |parts: Parts| {
             let path = value::quoted(parts.uri.path());
             Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}; start from /v1/status"))
@@ -69,7 +89,7 @@ pub(super) fn router(calls: Calls) -> Router {
         .with_state(calls)
 }
 
-type Outcome<T> = Result<Json<T>, Failure>;
+pub(super) type Outcome<T> = Result<Json<T>, Failure>;
 
 /// The part of the URL that is not the body, checked; a rejection becomes JSON.
 struct Names<T>(T);
@@ -84,7 +104,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
 }
 
 /// The query string, checked; a rejection becomes JSON.
-struct Asked<T>(T);
+pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
     type Rejection = Failure;
@@ -96,7 +116,7 @@ impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
 }
 
 /// Sends a call and waits for its answer.
-async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
+pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         calls.send(call(reply)).await.map_err(|_| Failure::stopping())?;
@@ -133,6 +153,11 @@ async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed>
 struct ServiceQuery {
     service: Option<String>,
 }
+
+/// Nothing can be asked beyond the path.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoQuery {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -343,7 +368,7 @@ async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) ->
 async fn set_rule(
     State(calls): State<Calls>,
     asker: Asker,
-    Names((service, prefix)): Names<(String, String)>,
+    Names((service, address, length)): Names<(String, String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Outcome<Changed> {
@@ -357,7 +382,7 @@ async fn set_rule(
             return Err(Failure::bad_request(format!("pin needs a backend, and nothing else takes one; give {shape}")));
         }
     };
-    let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
+    let prefix = value::prefix(&format!("{address}/{length}")).map_err(Failure::bad_request)?;
     let ttl = ttl.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
     change(&calls, asker, Change::AddRule { service, prefix, action, ttl }).await
 }
@@ -365,8 +390,9 @@ async fn set_rule(
 async fn remove_rule(
     State(calls): State<Calls>,
     asker: Asker,
-    Names((service, prefix)): Names<(String, String)>,
+    Names((service, address, length)): Names<(String, String, String)>,
+    Asked(NoQuery {}): Asked<NoQuery>,
 ) -> Outcome<Changed> {
-    let prefix = value::prefix(&prefix).map_err(Failure::bad_request)?;
+    let prefix = value::prefix(&format!("{address}/{length}")).map_err(Failure::bad_request)?;
     change(&calls, asker, Change::RemoveRule { service, prefix }).await
 }

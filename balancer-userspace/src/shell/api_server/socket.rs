@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use nix::unistd::{Gid, Group, chown};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tracing::warn;
 
@@ -21,13 +22,14 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds `path` with mode 0660, making its directory where that is missing. A file left by a controller that is no
-    /// more is replaced.
+    /// Binds `path` with mode 0660, for the `group` (a name or a number) if one is given, making its directory where that
+    /// is missing. A file left by a controller that is no more is replaced.
     ///
     /// # Errors
-    /// When another controller serves the socket, when `path` is something else than a socket, and what the kernel
+    /// When there is no such group, when another controller serves the socket, when `path` is something else than a socket, and what the kernel
     /// refuses.
-    pub async fn bind(path: &Path) -> anyhow::Result<Self> {
+    pub async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
+        let group = group.map(resolve).transpose()?;
         clear(path).await?;
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)
@@ -37,11 +39,35 @@ impl ControlSocket {
         let socket = UnixSocket::new_stream().with_context(cannot)?;
         socket.bind(path).with_context(cannot)?;
         let file = SocketFile::new(path).with_context(cannot)?;
+        if let Some(group) = group {
+            give_to(path, group)?;
+        }
         // Before listening: until then nobody can connect, whatever the umask.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(cannot)?;
         let listener = socket.listen(BACKLOG).with_context(cannot)?;
         Ok(Self { listener, _file: file })
     }
+}
+
+/// The id of a group, by its name or number.
+fn resolve(group: &str) -> anyhow::Result<Gid> {
+    if let Ok(id) = group.parse() {
+        return Ok(Gid::from_raw(id));
+    }
+    let found = Group::from_name(group).with_context(|| format!("cannot look up the group {group:?}"))?;
+    found.map(|group| group.gid).with_context(|| {
+        format!("there is no group {group:?} for the control socket; make it (groupadd --system {group}), or change [control] group")
+    })
+}
+
+fn give_to(path: &Path, group: Gid) -> anyhow::Result<()> {
+    chown(path, None, Some(group)).map_err(|error| {
+        anyhow!(
+            "cannot give the control socket {} to group {group}: {error}; start as a member of that group \
+             (SupplementaryGroups= in a unit) or with CAP_CHOWN",
+            path.display()
+        )
+    })
 }
 
 /// Removes what a dead controller left at `path`.

@@ -21,7 +21,7 @@ use crate::core::{
     state::State,
 };
 
-/// See the [module](self).
+/// What an earlier controller left, and what this one will leave.
 pub struct Kept {
     pins: Option<Pins>,
     /// As the controller before wrote them.

@@ -123,6 +123,7 @@ mod tests {
             admin: "ready".to_owned(),
             health: "up".to_owned(),
             state: state.to_owned(),
+            drain_seconds_left: None,
             reason: String::new(),
             slots: 32_768,
             known_clients: 0,

@@ -1,0 +1,105 @@
+//! `balancer events`.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
+use super::{Failure, output};
+use crate::{
+    api::{
+        client::{Client, ClientError},
+        events::{EventView, EventsView, MAX_WAIT},
+    },
+    config::value,
+};
+
+/// How many earlier events `--follow` begins with.
+const TAIL: usize = 10;
+/// How often a controller that has gone away is looked for.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Go on with new events until interrupted, also over restarts of the controller
+    #[arg(long, short)]
+    follow: bool,
+    /// Only events not older than this, such as 10m [default: all that are kept; with --follow, the last 10]
+    #[arg(long, value_name = "D", value_parser = value::duration)]
+    since: Option<Duration>,
+    /// Print JSON: a list; with --follow, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    let begin = match args.since {
+        Some(age) => format!("since={}ms", age.as_millis()),
+        None if args.follow => format!("last={TAIL}"),
+        None => "since=0".to_owned(),
+    };
+    let mut found = client.events(&begin, Duration::ZERO).await?;
+    if !args.follow {
+        return all(client, found, args.json).await;
+    }
+    loop {
+        show(&found, args.json)?;
+        found = next(client, found.next).await?;
+    }
+}
+
+/// Everything up to now.
+async fn all(client: &Client, mut found: EventsView, json: bool) -> Result<(), Failure> {
+    let mut events = Vec::new();
+    loop {
+        let more = !found.events.is_empty();
+        events.append(&mut found.events);
+        if !more {
+            break;
+        }
+        found = client.events(&format!("since={}", found.next), Duration::ZERO).await?;
+    }
+    if json {
+        return Ok(output::print_json(&events)?);
+    }
+    Ok(output::print(&events.iter().map(line).collect::<String>())?)
+}
+
+/// What comes after the event `reached`, however long it takes.
+async fn next(client: &Client, reached: u64) -> Result<EventsView, Failure> {
+    let mut gone = false;
+    loop {
+        match client.events(&format!("since={reached}"), MAX_WAIT).await {
+            // It restarts, or it ended in the middle of an answer.
+            Err(ClientError::Unreachable { .. } | ClientError::Broken { .. }) => {
+                if !gone {
+                    writeln!(io::stderr(), "balancer: the controller has gone; waiting for it")?;
+                }
+                gone = true;
+                sleep(RETRY).await;
+            }
+            answer => return Ok(answer?),
+        }
+    }
+}
+
+fn show(found: &EventsView, json: bool) -> Result<(), Failure> {
+    if found.missed > 0 {
+        writeln!(io::stderr(), "balancer: {} events are no longer kept", found.missed)?;
+    }
+    for event in &found.events {
+        if json {
+            output::print(&format!("{}\n", serde_json::to_string(event).map_err(io::Error::from)?))?;
+        } else {
+            output::print(&line(event))?;
+        }
+    }
+    Ok(())
+}
+
+fn line(event: &EventView) -> String {
+    let uid = event.uid.map(|uid| format!(" (by uid {uid})")).unwrap_or_default();
+    format!("{} {:<4} {}{uid}\n", event.time, event.level.to_uppercase(), event.message)
+}

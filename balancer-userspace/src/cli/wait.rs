@@ -1,0 +1,146 @@
+//! `balancer wait`, and the waiting of `backend drain --wait`.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::ValueEnum;
+use hyper::StatusCode;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Failure, output};
+use crate::{
+    api::{
+        client::{Client, ClientError},
+        model::BackendView,
+    },
+    config::value,
+    core::io::BackendName,
+};
+
+/// How often the backend is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Service and backend, such as web/web1
+    #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
+    name: BackendName,
+    /// The state to wait for
+    #[arg(value_enum)]
+    state: Wanted,
+    /// Give up after this long, with exit code 4 [default: never]
+    #[arg(long, value_name = "D", value_parser = value::duration)]
+    timeout: Option<Duration>,
+}
+
+/// A state that can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Wanted {
+    /// Takes clients; one without checks as well
+    Up,
+    /// Has no clients left, as the operator wants; removed after that as well
+    Drained,
+    /// Failed
+    Down,
+    /// In maintenance
+    Maint,
+}
+
+impl Wanted {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Drained => "drained",
+            Self::Down => "down",
+            Self::Maint => "maint",
+        }
+    }
+}
+
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    let Args { name, state, timeout } = args;
+    // One that does not exist is a mistake; one that goes away later has been removed.
+    find(client, name).await?;
+    let reached = reach(client, name, *state, timeout.map(|limit| Instant::now() + limit)).await?;
+    match reached {
+        Reached::Yes => Ok(output::print(&format!("backend {name} {}\n", state.word()))?),
+        Reached::Removed if *state == Wanted::Drained => Ok(output::print(&format!("backend {name} removed\n"))?),
+        Reached::Removed => Err(anyhow!("backend {name} was removed while it was waited for").into()),
+        Reached::NotYet(shown) => {
+            let limit = humantime::format_duration(timeout.unwrap_or_default());
+            Err(Failure::WaitTimedOut(format!("backend {name} is not {} after {limit}; it is {shown}", state.word())))
+        }
+    }
+}
+
+/// How waiting ended.
+pub(super) enum Reached {
+    Yes,
+    /// There is no such backend any more.
+    Removed,
+    /// In time; it is in this state.
+    NotYet(String),
+}
+
+/// Waits until the backend is as `wanted`, at most until `deadline`.
+pub(super) async fn reach(
+    client: &Client,
+    name: &BackendName,
+    wanted: Wanted,
+    deadline: Option<Instant>,
+) -> Result<Reached, Failure> {
+    let mut shown = "not known yet".to_owned();
+    let wait = async {
+        loop {
+            let Some(backend) = present(client, name).await? else { return Ok(Reached::Removed) };
+            if backend.state == wanted.word() {
+                return Ok(Reached::Yes);
+            }
+            if wanted == Wanted::Drained && backend.admin == "ready" {
+                return Err(anyhow!(
+                    "backend {name} is in use (admin state ready): drain it with `balancer backend drain {name}`"
+                )
+                .into());
+            }
+            shown = describe(&backend);
+            sleep(POLL).await;
+        }
+    };
+    match deadline {
+        None => wait.await,
+        Some(deadline) => match timeout_at(deadline, wait).await {
+            Ok(reached) => reached,
+            Err(_) => Ok(Reached::NotYet(shown)),
+        },
+    }
+}
+
+/// `draining, 214 clients left`, `down (connect: refused)`.
+fn describe(backend: &BackendView) -> String {
+    let mut text = backend.state.clone();
+    if !backend.reason.is_empty() {
+        text += &format!(" ({})", backend.reason);
+    }
+    if backend.drain_seconds_left.is_some() {
+        text += &format!(", {} left", crate::words::counted(backend.known_clients as usize, "known client"));
+    }
+    text
+}
+
+async fn find(client: &Client, name: &BackendName) -> Result<(), Failure> {
+    let service = client.service(&name.service).await?;
+    if service.backends.iter().any(|backend| backend.name == name.backend) {
+        return Ok(());
+    }
+    let names: Vec<&str> = service.backends.iter().map(|backend| backend.name.as_str()).collect();
+    Err(anyhow!("there is no backend {name}; {}", value::hint(&name.backend, &names, "backends")).into())
+}
+
+/// The backend, if there is one.
+pub(super) async fn present(client: &Client, name: &BackendName) -> Result<Option<BackendView>, Failure> {
+    match client.service(&name.service).await {
+        Ok(service) => Ok(service.backends.into_iter().find(|backend| backend.name == name.backend)),
+        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

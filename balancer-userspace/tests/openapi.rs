@@ -1,0 +1,142 @@
+//! `docs/openapi.json` against the server: every route is described, and answers as described.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{collections::BTreeSet, path::Path};
+
+use balancer::{
+    core::io::{BackendName, Moved},
+    shell::api_server::routes,
+};
+use serde_json::{Value, json};
+use support::Fake;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+
+fn description() -> Value {
+    serde_json::from_str(include_str!("../../docs/openapi.json")).unwrap()
+}
+
+/// Method, path and description of every operation.
+fn operations(description: &Value) -> Vec<(String, String, Value)> {
+    let mut operations = Vec::new();
+    for (path, item) in description["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            operations.push((method.to_uppercase(), path.clone(), operation.clone()));
+        }
+    }
+    operations
+}
+
+async fn ask(socket: &Path, method: &str, path: &str, body: &str) -> (String, Value) {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let length = body.len();
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.to_lowercase().contains("content-type: application/json"), "{method} {path}: {head}");
+    (head.split(' ').nth(1).unwrap().to_owned(), serde_json::from_str(body).unwrap())
+}
+
+/// Asserts that `value` is what `schema` of the description says.
+fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) {
+    // References lead into the whole document.
+    let mut document = schema.clone();
+    document["components"] = description["components"].clone();
+    let validator = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).build(&document).unwrap();
+    let errors: Vec<String> =
+        validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(
+        errors.is_empty(),
+        "{what} is not as docs/openapi.json describes it; change the schema there: {errors:#?}\n{value:#}"
+    );
+}
+
+#[test]
+fn every_route_is_described() {
+    let described: BTreeSet<_> =
+        operations(&description()).into_iter().map(|(method, path, _)| format!("{method} {path}")).collect();
+    let served: BTreeSet<_> = routes().into_iter().map(|(method, path)| format!("{method} {path}")).collect();
+    let missing: Vec<_> = served.difference(&described).collect();
+    assert!(missing.is_empty(), "add to \"paths\" in docs/openapi.json: {missing:?}");
+    let gone: Vec<_> = described.difference(&served).collect();
+    assert!(gone.is_empty(), "docs/openapi.json describes what shell/api_server/routes.rs does not serve: {gone:?}");
+}
+
+#[tokio::test]
+async fn every_route_answers_as_described() {
+    let description = description();
+    for (method, path, operation) in operations(&description) {
+        let fake = Fake::start().await;
+        // An event with everything that one can have.
+        let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        let moves = Moved { slots: 1, needless: 0, known_clients: Some(1) };
+        fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
+        let path = path.replace("{service}", "web").replace("{backend}", "web2").replace("{ip}", "192.0.2.7");
+        let path = path.replace("{address}", "10.1.2.0").replace("{length}", "24");
+        assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
+        let content = &operation["requestBody"]["content"]["application/json"];
+        let body = if let Some(example) = content.get("example") {
+            assert_valid(&description, &content["schema"], example, &format!("the example of {method} {path}"));
+            example.to_string()
+        } else {
+            String::new()
+        };
+        let (status, answer) = ask(&fake.socket(), &method, &path, &body).await;
+        assert_eq!(status, "200", "{method} {path}: {answer}");
+        let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
+        assert_valid(&description, schema, &answer, &format!("the answer to {method} {path}"));
+
+        // Plans change nothing, and what clients are remembered is not the configuration.
+        let harmless = method == "GET" || path.ends_with("/plan") || path.contains("/clients");
+        let harmless = harmless || content["example"]["dry_run"] == true;
+        assert_eq!(fake.changes().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
+
+        // What is not described is refused, as described.
+        let wrong = if body.is_empty() { None } else { Some(json!({"nonsense": true}).to_string()) };
+        let (wrong_path, wrong_body) = match wrong {
+            Some(body) => (path.clone(), body),
+            None if operation["responses"].get("400").is_some() => (format!("{path}?nonsense=1"), String::new()),
+            None if operation["responses"].get("404").is_some() => (path.replace("/web", "/nosuch"), String::new()),
+            None => continue,
+        };
+        let (status, answer) = ask(&fake.socket(), &method, &wrong_path, &wrong_body).await;
+        assert_ne!(status, "200", "{method} {wrong_path} was accepted");
+        let refusal = operation["responses"].get(&status);
+        let refusal =
+            refusal.unwrap_or_else(|| panic!("{method} {wrong_path} answers {status}, which is not described"));
+        let schema = &refusal["content"]["application/json"]["schema"];
+        assert_valid(&description, schema, &answer, &format!("the refusal of {method} {wrong_path}"));
+    }
+}
+
+#[tokio::test]
+async fn the_description_is_served() {
+    let fake = Fake::start().await;
+    assert_eq!(ask(&fake.socket(), "GET", "/v1/openapi.json", "").await.1, description());
+    fake.stop().await;
+}
+
+#[test]
+fn every_operation_has_its_words() {
+    for (method, path, operation) in operations(&description()) {
+        for word in ["operationId", "summary"] {
+            assert!(operation[word].as_str().is_some_and(|text| !text.is_empty()), "{method} {path} has no {word}");
+        }
+        let names: BTreeSet<_> = operation["parameters"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|parameter| parameter["in"] == "path")
+            .map(|parameter| format!("{{{}}}", parameter["name"].as_str().unwrap()))
+            .collect();
+        assert!(names.iter().all(|name| path.contains(name)) && names.len() == path.matches('{').count(), "{path}");
+    }
+}

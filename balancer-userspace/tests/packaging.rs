@@ -1,0 +1,106 @@
+//! What the package is made of: the unit, the default configuration, every file that is named.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn packaging(file: &str) -> String {
+    fs::read_to_string(root().join("packaging").join(file)).unwrap()
+}
+
+fn balancer(args: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_balancer")).args(args).output().unwrap()
+}
+
+#[test]
+fn every_file_of_the_package_exists_or_is_generated() {
+    let manifest: toml::Table =
+        fs::read_to_string(root().join("balancer-userspace/Cargo.toml")).unwrap().parse().unwrap();
+    let deb = &manifest["package"]["metadata"]["deb"];
+    let mut installed = Vec::new();
+    for asset in deb["assets"].as_array().unwrap() {
+        let [source, target, mode] = [0, 1, 2].map(|index| asset[index].as_str().unwrap());
+        installed.push(if target.ends_with('/') {
+            format!("/{target}{}", source.rsplit('/').next().unwrap())
+        } else {
+            format!("/{target}")
+        });
+        assert!(["755", "644", "640"].contains(&mode), "{source}");
+        let generated = ["target/release/balancer", "../target/package/"].iter().any(|made| source.starts_with(made));
+        let path = root().join("balancer-userspace").join(source);
+        assert!(generated || path.is_file(), "{source} does not exist");
+    }
+    for file in deb["conf-files"].as_array().unwrap() {
+        assert!(installed.contains(&file.as_str().unwrap().to_owned()), "{file} is not installed: {installed:?}");
+    }
+    let scripts = root().join("balancer-userspace").join(deb["maintainer-scripts"].as_str().unwrap());
+    for script in ["postinst", "prerm", "postrm"] {
+        let check = Command::new("sh").arg("-n").arg(scripts.join(script)).output().unwrap();
+        assert!(check.status.success(), "{script}: {}", String::from_utf8_lossy(&check.stderr));
+    }
+    let unit = packaging("balancer.service");
+    for path in ["/usr/sbin/balancer", "/etc/balancer/balancer.toml"] {
+        assert!(unit.contains(path) && installed.iter().any(|file| file == path), "{path}");
+    }
+}
+
+#[test]
+fn the_default_configuration_keeps_traffic_flowing_and_its_examples_are_right() {
+    let text = packaging("balancer.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("balancer.toml");
+    let path = file.to_str().unwrap();
+
+    fs::write(&file, &text).unwrap();
+    let output = balancer(&["check", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().ends_with("no [[service]] in the file; add at least one\n"));
+
+    let uncommented: String = text
+        .lines()
+        .map(|line| {
+            format!(
+                "{}\n",
+                line.strip_prefix('#').filter(|rest| !rest.starts_with(' ') || rest.starts_with("  ")).unwrap_or(line)
+            )
+        })
+        .collect();
+    fs::write(&file, uncommented).unwrap();
+    let output = balancer(&["check", path]);
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{path}: ok: 1 service, 2 backends\n"));
+    assert!(text.lines().any(|line| line == "on_exit = \"keep\""));
+}
+
+/// As systemd sees it, where that is installed; the capabilities are tried out in `tests/tests/service_manager.rs`.
+#[test]
+fn the_unit_is_as_systemd_wants_it() {
+    let unit = packaging("balancer.service");
+    for line in [
+        "Type=notify",
+        "Restart=on-failure",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
+        "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
+    ] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("balancer.service");
+    fs::write(&file, unit.replace("/usr/sbin/balancer", env!("CARGO_BIN_EXE_balancer"))).unwrap();
+    match Command::new("systemd-analyze").args(["verify", "--man=no", "--recursive-errors=one"]).arg(&file).output() {
+        Ok(output) => {
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success() && !words.contains("balancer.service:"), "{words}");
+        }
+        Err(error) => println!("not verified: systemd-analyze: {error}"),
+    }
+}
