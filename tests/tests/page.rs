@@ -110,10 +110,7 @@ fn the_page_shows_a_drain_without_being_loaded_again() {
     assert!(row(&browser, "web1").contains("up"));
     assert!(browser.text(".summary").unwrap().contains("web/web2 draining"));
     let there = "return [window.here, document.activeElement.id, window.scrollY, document.title]";
-    assert_eq!(
-        browser.run(there).unwrap(),
-        serde_json::json!([1, "pause", 40, "1 backend not up – balancer"])
-    );
+    assert_eq!(browser.run(there).unwrap(), serde_json::json!([1, "pause", 40, "1 backend not up – balancer"]));
 
     // Paused, it stays as it is.
     browser.run("document.querySelector('#pause').click()").unwrap();

@@ -140,7 +140,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         let _ = stopped.changed().await;
     };
     let api = tokio::spawn(api_server::serve(socket, calls_in.clone(), ended(stopped.clone())));
-    let scrapes = metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, calls_in, config.metrics_page, ended(stopped))));
+    let scrapes = metrics_listener
+        .map(|listener| tokio::spawn(metrics::serve(listener, calls_in, config.metrics_page, ended(stopped))));
     let services = counted(config.services.len(), "service");
     history.note(&format!("serving {services}, control socket {}", config.socket.display()));
     let mut manager = ServiceManager::from_environment();

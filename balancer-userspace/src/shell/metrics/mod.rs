@@ -53,10 +53,13 @@ pub async fn serve(
     page: bool,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    let routes = Router::new()
-        .route("/", if page { get(people) } else { get(async || "balancer: metrics are at /metrics\n") })
-        .route("/metrics", get(metrics))
-        .with_state(calls);
+    let routes = Router::new().route("/metrics", get(metrics));
+    let routes = if page {
+        routes.route("/", get(whole_page)).route("/numbers", get(page_numbers))
+    } else {
+        routes.route("/", get(async || "balancer: metrics are at /metrics\n"))
+    };
+    let routes = routes.with_state(calls);
     let (ending, ended) = oneshot::channel::<()>();
     let graceful = axum::serve(listener, routes).with_graceful_shutdown(async move {
         shutdown.await;
@@ -78,15 +81,16 @@ async fn metrics(State(calls): State<Calls>) -> Response {
     answer(&calls, |snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response())).await
 }
 
-async fn people(State(calls): State<Calls>) -> Response {
-    answer(&calls, page::answer).await
+async fn whole_page(State(calls): State<Calls>) -> Response {
+    answer(&calls, page::whole).await
+}
+
+async fn page_numbers(State(calls): State<Calls>) -> Response {
+    answer(&calls, |snapshot| Ok(page::numbers(snapshot))).await
 }
 
 /// What `show` makes of a snapshot, or why there is none.
-async fn answer(
-    calls: &Calls,
-    show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static,
-) -> Response {
+async fn answer(calls: &Calls, show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static) -> Response {
     let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     let snapshot = async {
         let (reply, snapshot) = oneshot::channel();

@@ -17,18 +17,15 @@ const SCRIPT: &str = include_str!("live.js");
 /// Backends that the summary names; of the others it tells the number.
 const NAMED: usize = 4;
 
-/// The document; `nonce` marks its style and its script as its own.
+/// The document as a browser first loads it; `nonce` marks its style and its script as its own.
 pub(super) fn document(snapshot: &Snapshot, nonce: &str) -> Markup {
-    let summary = summary(snapshot);
-    let now = UNIX_EPOCH + Duration::from_secs(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
-    let now = humantime::format_rfc3339_seconds(now).to_string();
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (title(snapshot)) }
+                (title(snapshot))
                 link rel="icon" href="data:,";
                 style nonce=(nonce) { (PreEscaped(STYLE)) }
             }
@@ -40,18 +37,31 @@ pub(super) fn document(snapshot: &Snapshot, nonce: &str) -> Markup {
                     p #link role="status" { "Reload for newer numbers" }
                     button #pause type="button" aria-pressed="false" hidden { "Pause" }
                 }
-                main #main tabindex="-1" {
-                    p.summary role="status" { (summary) }
-                    @for one in &snapshot.services { (service(one)) }
-                    div.flat {
-                        (interfaces(snapshot))
-                        (drops(snapshot))
-                        (client_table(&snapshot.memory))
-                    }
-                    p.quiet { "As of " time datetime=(now) { (now.replace('T', " ").replace('Z', " UTC")) } }
-                }
+                (numbers(snapshot))
                 script nonce=(nonce) { (PreEscaped(SCRIPT)) }
             }
+        }
+    }
+}
+
+/// What the script asks for: the title and all that changes.
+pub(super) fn fragment(snapshot: &Snapshot) -> Markup {
+    html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot)) }
+}
+
+fn numbers(snapshot: &Snapshot) -> Markup {
+    let now = UNIX_EPOCH + Duration::from_secs(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
+    let now = humantime::format_rfc3339_seconds(now).to_string();
+    html! {
+        main #main tabindex="-1" {
+            p.summary role="status" { (summary(snapshot)) }
+            @for one in &snapshot.services { (service(one)) }
+            div.flat {
+                (interfaces(snapshot))
+                (drops(snapshot))
+                (client_table(&snapshot.memory))
+            }
+            p.quiet { "As of " time datetime=(now) { (now.replace('T', " ").replace('Z', " UTC")) } }
         }
     }
 }
@@ -64,10 +74,14 @@ fn troubled(snapshot: &Snapshot) -> impl Iterator<Item = (String, &BackendSnapsh
     })
 }
 
-fn title(snapshot: &Snapshot) -> String {
-    match troubled(snapshot).count() {
-        0 => "balancer".to_owned(),
-        count => format!("{} not up – balancer", counted(count, "backend")),
+fn title(snapshot: &Snapshot) -> Markup {
+    html! {
+        title {
+            @match troubled(snapshot).count() {
+                0 => { "balancer" }
+                count => { (counted(count, "backend")) " not up – balancer" }
+            }
+        }
     }
 }
 

@@ -6,17 +6,16 @@
 mod document;
 mod service;
 
-use std::fmt::Write as _;
-
 use anyhow::Context as _;
 use axum::{
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
+use maud::Markup;
 
 use crate::shell::snapshot::Snapshot;
 
-/// Headers that hold for every answer.
+/// Headers of every answer.
 const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -25,24 +24,28 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// The answer with `snapshot` on it.
+/// The page with `snapshot` on it.
 ///
 /// # Errors
 /// When the system has no random numbers.
-pub(super) fn answer(snapshot: &Snapshot) -> anyhow::Result<Response> {
+pub(super) fn whole(snapshot: &Snapshot) -> anyhow::Result<Response> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;
-    let nonce = random.iter().fold(String::new(), |mut nonce, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(nonce, "{byte:02x}");
-        nonce
-    });
+    let nonce = format!("{:032x}", u128::from_ne_bytes(random));
     // Only the style and the script that carry the nonce count, and only the page itself can be asked for.
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let policy = HeaderValue::try_from(policy).context("a header's value")?;
-    let text = document::document(snapshot, &nonce).into_string();
-    Ok((HEADERS, [(header::CONTENT_SECURITY_POLICY, policy)], text).into_response())
+    Ok(respond(document::document(snapshot, &nonce), policy))
+}
+
+/// The part of it that changes, for its script.
+pub(super) fn numbers(snapshot: &Snapshot) -> Response {
+    respond(document::fragment(snapshot), HeaderValue::from_static("default-src 'none'"))
+}
+
+fn respond(markup: Markup, policy: HeaderValue) -> Response {
+    (HEADERS, [(header::CONTENT_SECURITY_POLICY, policy)], markup.into_string()).into_response()
 }

@@ -136,7 +136,8 @@ fn state(backend: &BackendSnapshot) -> Markup {
         "maint" => ("bad", "■"),
         _ => ("wait", "◐"),
     };
-    let time = backend.drain_deadline.map(|left| humantime::format_duration(std::time::Duration::from_secs(left.as_secs())));
+    let time =
+        backend.drain_deadline.map(|left| humantime::format_duration(std::time::Duration::from_secs(left.as_secs())));
     html! {
         span.state.(class) { span aria-hidden="true" { (sign) " " } (backend.state) }
         @if let Some(time) = time { " " span.quiet { "at most " (time) } }
