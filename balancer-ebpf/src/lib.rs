@@ -21,6 +21,7 @@ mod path;
 mod probe;
 mod rare;
 mod returns;
+mod samples;
 mod service;
 pub mod stats;
 mod steer;

@@ -8,7 +8,7 @@ use balancer::config::{
     self,
     model::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, HttpCheck, OnExit,
-        OnFailure, Protocol, ServiceConfig, StatusRanges, WhenAllDown, XdpMode,
+        OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges, WhenAllDown, XdpMode,
     },
 };
 use balancer_common::{client::HashKey, map_types::Forwarding};
@@ -43,6 +43,7 @@ fn defaults() {
         metrics_listen: Some(address("127.0.0.1:9660")),
         client_table_capacity: 262_144,
         hash_key: None,
+        statistics: StatisticsConfig::default(),
         services: vec![ServiceConfig {
             name: "web".to_owned(),
             address: address("198.51.100.10:80"),

@@ -6,6 +6,7 @@
 
 pub mod controller;
 pub mod health;
+pub mod history;
 pub mod io;
 pub mod keys;
 pub mod locate;
@@ -14,6 +15,7 @@ pub mod plan;
 pub mod service;
 pub mod standing;
 pub mod table;
+pub mod top;
 pub mod validate;
 
 mod ids;

@@ -3,6 +3,7 @@
 pub mod api_server;
 mod bpffs;
 pub mod call;
+pub mod changes;
 pub mod dataplane;
 pub mod decap;
 pub mod forwarding;
@@ -16,3 +17,4 @@ pub mod prober;
 pub mod run;
 pub mod shutdown;
 pub mod snapshot;
+pub mod statistics;

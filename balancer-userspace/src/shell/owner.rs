@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,10 +20,11 @@ use crate::{
         service::Service,
     },
     shell::{
-        dataplane::{Dataplane, KnownClients},
+        changes::Changes,
+        dataplane::{BackendCounters, Dataplane, KnownClients, batch},
         neighbours::Neighbours,
         prober::Prober,
-        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+        snapshot::{BackendSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
     },
 };
 
@@ -44,6 +46,28 @@ impl Planning {
     }
 }
 
+/// A snapshot for which the backends' counters have still to be read.
+pub struct Counting {
+    snapshot: Snapshot,
+    counters: Arc<BackendCounters>,
+}
+
+impl Counting {
+    /// Reads them: system calls, and as much to copy as there are backends and CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn finish(mut self) -> anyhow::Result<Snapshot> {
+        let rows = || self.snapshot.services.iter();
+        let ids: Vec<BackendId> = rows().flat_map(ServiceSnapshot::ids).collect();
+        let mut stats = self.counters.read(&ids)?.into_iter();
+        for place in self.snapshot.services.iter_mut().flat_map(ServiceSnapshot::stats_mut) {
+            *place = stats.next().unwrap_or_default();
+        }
+        Ok(self.snapshot)
+    }
+}
+
 /// The core with everything that its commands act on.
 pub struct Owner<D> {
     controller: Controller,
@@ -56,6 +80,7 @@ pub struct Owner<D> {
     owners: HashMap<BackendId, (ServiceId, String)>,
     /// What the backends that are gone have counted, by name.
     departed: HashMap<ServiceId, BTreeMap<String, BackendStats>>,
+    changes: Changes,
     /// Where the clocks of client memory began.
     started: Instant,
 }
@@ -71,6 +96,7 @@ impl<D: Dataplane> Owner<D> {
             builds: HashMap::new(),
             owners: HashMap::new(),
             departed: HashMap::new(),
+            changes: Changes::default(),
             started: Instant::now(),
         }
     }
@@ -89,7 +115,9 @@ impl<D: Dataplane> Owner<D> {
             })
             .collect();
         self.dataplane.adopt(&backends);
-        self.execute(commands, started)
+        self.execute(commands, started)?;
+        self.changes.begin(&self.controller);
+        Ok(())
     }
 
     /// The data path.
@@ -111,6 +139,7 @@ impl<D: Dataplane> Owner<D> {
     pub fn handle(&mut self, event: Event) {
         let now = Instant::now();
         let commands = self.controller.handle(event, now.into_std());
+        self.changes.note(&commands, None, &self.controller);
         if let Err(error) = self.execute(commands, now) {
             error!("{error:#}; writing the whole state again");
             self.resync();
@@ -125,8 +154,11 @@ impl<D: Dataplane> Owner<D> {
         let now = Instant::now();
         let before = self.controller.clone();
         let (message, commands) = self.controller.change(change, now.into_std())?;
+        let changes = self.changes.clone();
+        self.changes.note(&commands, Some(&message), &self.controller);
         if let Err(error) = self.execute(commands, now) {
             self.controller = before;
+            self.changes = changes;
             self.resync();
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }
@@ -208,7 +240,7 @@ impl<D: Dataplane> Owner<D> {
                 Command::RetireBackend(id) => {
                     if let Some((service, name)) = self.owners.remove(&id) {
                         let departed = self.departed.entry(service).or_default().entry(name).or_default();
-                        add(departed, &self.dataplane.backend_stats(id)?);
+                        batch::add(departed, &self.dataplane.backend_stats(id)?);
                     }
                     self.dataplane.retire_backend(id).context("retiring a backend")?;
                 }
@@ -234,11 +266,11 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
-    /// Everything there is to see.
+    /// Everything there is to see, but for the backends' counters.
     ///
     /// # Errors
     /// When a counter cannot be read.
-    pub fn snapshot(&self) -> anyhow::Result<Snapshot> {
+    pub fn snapshot(&self) -> anyhow::Result<Counting> {
         let now = Instant::now().into_std();
         let interfaces = self
             .dataplane
@@ -262,7 +294,8 @@ impl<D: Dataplane> Owner<D> {
                     .backends()
                     .iter()
                     .map(|backend| {
-                        Ok(BackendSnapshot {
+                        BackendSnapshot {
+                            id: backend.id(),
                             name: backend.name().to_owned(),
                             address: backend.address(),
                             weight: backend.weight(),
@@ -275,15 +308,19 @@ impl<D: Dataplane> Owner<D> {
                             known_clients: backend.known_clients(),
                             drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
                             eligible: backend.takes_new_clients(),
-                            stats: self.dataplane.backend_stats(backend.id())?,
+                            stats: BackendStats::default(),
                             checks: backend.checks(),
                             last_check: backend.last_check(),
                             transitions: backend.transitions(),
-                        })
+                        }
                     })
-                    .collect::<anyhow::Result<_>>()?;
+                    .collect();
                 let (slots_moved_required, slots_moved_needless) = service.slots_moved();
-                Ok(ServiceSnapshot {
+                ServiceSnapshot {
+                    id: service.id(),
+                    client_prefix: service.client_prefix(),
+                    last_change: self.changes.last(service.id()),
+                    statistics: ServiceStatistics::default(),
                     name: service.name().to_owned(),
                     address: service.address(),
                     protocol: service.protocol(),
@@ -305,24 +342,21 @@ impl<D: Dataplane> Owner<D> {
                         .gone()
                         .iter()
                         .filter(|gone| gone.row.service == service.id())
-                        .map(|gone| Ok((gone.name.clone(), gone.known, self.dataplane.backend_stats(gone.row.id)?)))
-                        .collect::<anyhow::Result<_>>()?,
+                        .map(|gone| GoneSnapshot {
+                            id: gone.row.id,
+                            name: gone.name.clone(),
+                            known_clients: gone.known,
+                            stats: BackendStats::default(),
+                        })
+                        .collect(),
                     table_build: self.builds.get(&service.id()).copied().unwrap_or_default(),
                     backends,
-                })
+                }
             })
-            .collect::<anyhow::Result<_>>()?;
-        Ok(Snapshot { interfaces, services, drops: self.dataplane.drop_stats()?, memory: self.dataplane.memory()? })
-    }
-}
-
-fn add(sum: &mut BackendStats, stats: &BackendStats) {
-    sum.packets += stats.packets;
-    sum.bytes += stats.bytes;
-    sum.connections += stats.connections;
-    let counters = stats.decisions.iter().chain(&stats.moves);
-    for (sum, value) in sum.decisions.iter_mut().chain(&mut sum.moves).zip(counters) {
-        *sum += value;
+            .collect();
+        let snapshot =
+            Snapshot { interfaces, services, drops: self.dataplane.drop_stats()?, memory: self.dataplane.memory()? };
+        Ok(Counting { snapshot, counters: self.dataplane.backend_counters() })
     }
 }
 

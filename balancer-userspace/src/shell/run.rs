@@ -1,6 +1,6 @@
 //! `balancer run`: start-up, the loop of the one task that owns the controller, and a clean end.
 
-use std::{future::pending, net::IpAddr, time::Duration};
+use std::{future::pending, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
@@ -34,6 +34,7 @@ use crate::{
         privileges,
         prober::Prober,
         shutdown,
+        statistics::Statistics,
     },
     words::counted,
 };
@@ -77,6 +78,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
     }
     let neighbours_wanted = dataplane.take_neighbours_wanted()?;
+    let samples = dataplane.take_samples()?;
+    dataplane.sample_every(config.statistics.sample_interval);
     let translates = |v4: bool| {
         config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
     };
@@ -99,6 +102,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     owner.dataplane().kept().finish(&ifindexes)?;
     let mut wanted = Wanted::new(neighbours_wanted)?;
 
+    let statistics = Arc::new(Statistics::new(config.statistics));
+    let watching = tokio::spawn(Arc::clone(&statistics).watch(samples, calls_in.clone()));
     let (stop, stopped) = watch::channel(());
     let ended = |mut stopped: watch::Receiver<()>| async move {
         // An error says that the sender is gone, which is the end as well.
@@ -126,7 +131,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Some(event) = events.recv() => owner.handle(event),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
-            Some(call) = calls.recv() => answer(&mut owner, &mut joining, call),
+            Some(call) = calls.recv() => answer(&mut owner, &mut joining, &statistics, call),
             _ = sweep.tick() => owner.sweep(),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
@@ -150,6 +155,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     drop(stop);
     drop(calls);
+    watching.abort();
     let _ = api.await;
     if let Some(scrapes) = scrapes {
         let _ = scrapes.await;
@@ -174,11 +180,24 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A caller that has gone away does not want its answer.
-fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, call: Call) {
+fn answer(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, statistics: &Arc<Statistics>, call: Call) {
     match call {
-        Call::Snapshot { reply } => {
-            let _ = reply.send(owner.snapshot());
-        }
+        Call::Snapshot { reply } => match owner.snapshot() {
+            Ok(counting) => {
+                let statistics = Arc::clone(statistics);
+                // There may be ten thousand backends, and nobody else has to wait for their counters.
+                tokio::task::spawn_blocking(move || {
+                    let snapshot = counting.finish().map(|mut snapshot| {
+                        statistics.complete(&mut snapshot);
+                        snapshot
+                    });
+                    let _ = reply.send(snapshot);
+                });
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        },
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }

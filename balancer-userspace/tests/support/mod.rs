@@ -11,11 +11,11 @@ use std::{
 use balancer::{
     api::model::{Changed, ClientView, MoveView, PlanView},
     config::model::Protocol,
-    core::io::{Admin, Change, Refused},
+    core::io::{Admin, BackendId, Change, Refused, ServiceId},
     shell::{
         api_server::{ControlSocket, serve},
         call::Call,
-        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+        snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
     },
 };
 use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
@@ -147,6 +147,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen) {
 /// What the controller shows, with this state of `web1`.
 pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
+        id: BackendId(1),
         name: name.to_owned(),
         address: "10.0.0.11:8080".parse().unwrap(),
         weight: 100,
@@ -165,6 +166,10 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         transitions: [1, 1, 0, 0, 0, 0, 0],
     };
     let service = |name: &str, protocol, backends| ServiceSnapshot {
+        id: ServiceId(0),
+        client_prefix: 32,
+        last_change: None,
+        statistics: ServiceStatistics::default(),
         name: name.to_owned(),
         address: "198.51.100.10:80".parse().unwrap(),
         protocol,
