@@ -17,7 +17,8 @@ use super::model::{
     AddBackend, ApiError, BackendEntry, Changed, ClientQuery, ClientView, PlanRequest, PlanView, ServiceView, SetAdmin,
     SetWeight, StatusView,
 };
-use crate::core::io::BackendName;
+use super::statistics::{StatsView, TopClient, TopQuery};
+use crate::core::{io::BackendName, top::By};
 
 /// How long a request may take, connecting included. Longer than the server's own limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -110,6 +111,33 @@ impl Client {
     /// As [`Client::status`].
     pub async fn client(&self, query: &ClientQuery) -> Answer<Vec<ClientView>> {
         self.get(&format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()))).await
+    }
+
+    /// Stickiness and balance of one service, or of all.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn stats(&self, service: Option<&str>) -> Answer<Vec<StatsView>> {
+        self.get(&format!("/v1/stats{}", service_query(service))).await
+    }
+
+    /// The heaviest clients.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn top(&self, query: &TopQuery) -> Answer<Vec<TopClient>> {
+        let by = match query.by {
+            By::Bytes => "bytes",
+            By::Packets => "packets",
+        };
+        let mut path = format!("/v1/top?by={by}");
+        let parts = [("service", query.service.clone()), ("backend", query.backend.clone()), ("n", query.n.map(|n| n.to_string()))];
+        for (name, value) in parts {
+            if let Some(value) = value {
+                path += &format!("&{name}={value}");
+            }
+        }
+        self.get(&path).await
     }
 
     /// Adds a backend to a service.

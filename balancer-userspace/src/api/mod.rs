@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod model;
+pub mod statistics;
 
 /// Largest request body, in bytes.
 pub const MAX_REQUEST_BODY: usize = 64 << 10;

@@ -12,6 +12,7 @@ mod output;
 mod plan;
 mod run;
 mod service;
+mod stats;
 mod status;
 
 use std::{
@@ -63,6 +64,8 @@ enum Verb {
     /// Look at clients
     #[command(subcommand)]
     Client(client::Verb),
+    /// Show how well clients stick, and how evenly they are spread
+    Stats(stats::Args),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     Decap(decap::Args),
     /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
@@ -106,6 +109,7 @@ fn dispatch(Cli { socket, verb }: Cli) -> Result<(), Failure> {
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
+        Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
         Verb::Decap(args) => decap::run(args),
         Verb::Detach => detach::run(),
         Verb::Completions(args) => completions::run(&args),

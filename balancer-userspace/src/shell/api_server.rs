@@ -4,6 +4,7 @@ mod body;
 mod failure;
 mod routes;
 mod socket;
+mod statistics;
 
 use std::{sync::Arc, time::Duration};
 

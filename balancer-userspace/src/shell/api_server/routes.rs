@@ -12,7 +12,7 @@ use axum::{
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{body::read, failure::Failure};
+use super::{body::read, failure::Failure, statistics};
 use crate::{
     api::model::{
         AddBackend, BackendEntry, Changed, ClientQuery, ClientView, PlanRequest, PlanView, ServiceView, SetAdmin,
@@ -20,7 +20,10 @@ use crate::{
     },
     config::value,
     core::io::{Admin, BackendName, Change},
-    shell::call::{Call, Calls},
+    shell::{
+        call::{Call, Calls},
+        snapshot::Snapshot,
+    },
 };
 
 /// How long the controller may take to answer.
@@ -38,6 +41,8 @@ pub(super) fn router(calls: Calls) -> Router {
         .route("/v1/backends", get(backends))
         .route("/v1/clients/{ip}", get(clients))
         .route("/v1/plan", post(plan))
+        .route("/v1/stats", get(statistics::stats))
+        .route("/v1/top", get(statistics::top))
         .fallback(async |parts: Parts| {
             let path = value::quoted(parts.uri.path());
             Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}; start from /v1/status"))
@@ -56,7 +61,7 @@ pub(super) struct Peer {
     pub(super) uid: Option<u32>,
 }
 
-type Outcome<T> = Result<Json<T>, Failure>;
+pub(super) type Outcome<T> = Result<Json<T>, Failure>;
 
 /// The part of the URL that is not the body, checked; a rejection becomes JSON.
 struct Names<T>(T);
@@ -71,7 +76,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
 }
 
 /// The query string, checked; a rejection becomes JSON.
-struct Asked<T>(T);
+pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
     type Rejection = Failure;
@@ -83,7 +88,7 @@ impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
 }
 
 /// Sends a call and waits for its answer.
-async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
+pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         calls.send(call(reply)).await.map_err(|_| Failure::stopping())?;
@@ -100,11 +105,14 @@ async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) ->
     })
 }
 
+pub(super) async fn snapshot(calls: &Calls) -> Result<Snapshot, Failure> {
+    ask(calls, |reply| Call::Snapshot { reply })
+        .await?
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
+}
+
 async fn view(calls: &Calls) -> Result<StatusView, Failure> {
-    match ask(calls, |reply| Call::Snapshot { reply }).await? {
-        Ok(snapshot) => Ok(snapshot.into()),
-        Err(error) => Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))),
-    }
+    snapshot(calls).await.map(Into::into)
 }
 
 async fn change(calls: &Calls, peer: Peer, change: Change) -> Outcome<Changed> {
@@ -113,8 +121,8 @@ async fn change(calls: &Calls, peer: Peer, change: Change) -> Outcome<Changed> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ServiceQuery {
-    service: Option<String>,
+pub(super) struct ServiceQuery {
+    pub(super) service: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -138,11 +146,13 @@ async fn service(State(calls): State<Calls>, Names(name): Names<String>) -> Outc
 
 fn find(services: Vec<ServiceView>, name: &str) -> Result<ServiceView, Failure> {
     let names: Vec<_> = services.iter().map(|service| service.name.clone()).collect();
-    services.into_iter().find(|service| service.name == name).ok_or_else(|| {
-        let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let hint = value::hint(name, &names, "services");
-        Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name)))
-    })
+    let found = services.into_iter().find(|service| service.name == name);
+    found.ok_or_else(|| no_service(name, names.iter().map(String::as_str)))
+}
+
+pub(super) fn no_service<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Failure {
+    let hint = value::hint(name, &names.collect::<Vec<_>>(), "services");
+    Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name)))
 }
 
 async fn backends(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<BackendEntry>> {
