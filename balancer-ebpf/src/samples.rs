@@ -3,11 +3,7 @@
 //! Each packet costs a comparison with a number in the row that is counted in anyway. The gap to the next sample is drawn
 //! at random when one is taken, so that traffic with a rhythm is seen as it is.
 
-use aya_ebpf::{
-    helpers::bpf_get_prandom_u32,
-    macros::map,
-    maps::RingBuf,
-};
+use aya_ebpf::{helpers::bpf_get_prandom_u32, macros::map, maps::RingBuf};
 use balancer_common::map_types::Sample;
 
 use crate::{control, parse::Ip, stats};

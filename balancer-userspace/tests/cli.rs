@@ -57,6 +57,8 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
         &["backend", "maint", "web/web4"],
         &["backend", "weight", "web/web4", "0"],
         &["client", "where", "192.0.2.1"],
+        &["client", "top", "--backend", "web/web1", "-n", "3", "--by", "packets"],
+        &["stats", "--json"],
         &["plan", "backend", "remove", "web/web4"],
     ] {
         let output = balancer(&[verb, &["--socket", socket]].concat());

@@ -69,7 +69,8 @@ fn every_number_equals_the_truth() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, topology| {
         settings.remember = "60s";
         settings.check =
-            r#"{ type = "http", path = "/healthz", interval = "300ms", timeout = "250ms", fall = 3, rise = 2 }"#.to_owned();
+            r#"{ type = "http", path = "/healthz", interval = "300ms", timeout = "250ms", fall = 3, rise = 2 }"#
+                .to_owned();
         settings.service_lines = "failback = \"return\"\n".to_owned();
         let vip = SocketAddr::new(topology.vip(FAMILY), BULK_PORT);
         settings.lines = format!(
@@ -117,7 +118,8 @@ fn every_number_equals_the_truth() {
     assert!(at_web1 > 0 && at_web2 > 0 && at_web3 > 0);
 
     let (frames, after) = at_rest(&site);
-    let gained = |name: &str, labels: &[&str]| after.sum(name, labels).unwrap() - before.sum(name, labels).unwrap_or(0.0);
+    let gained =
+        |name: &str, labels: &[&str]| after.sum(name, labels).unwrap() - before.sum(name, labels).unwrap_or(0.0);
     let decided = |result: &str| gained("decisions_total", &["service=\"web\"", &format!("result=\"{result}\"")]);
     assert_eq!(decided("new"), everybody as f64);
     assert_eq!(decided("moved"), moved as f64);
@@ -156,7 +158,10 @@ fn every_number_equals_the_truth() {
     let stats: Vec<StatsView> = serde_json::from_str(&site.cli(&["stats", "web", "--json"]).unwrap()).unwrap();
     let start = stats[0].periods.iter().find(|period| period.period == "start").unwrap();
     assert_eq!(start.decisions["moved"], moved as u64);
-    assert_eq!((start.moves["down"], start.moves["drain"], start.moves["removed"]), (at_web3 as u64, at_web2 as u64, at_web1 as u64));
+    assert_eq!(
+        (start.moves["down"], start.moves["drain"], start.moves["removed"]),
+        (at_web3 as u64, at_web2 as u64, at_web1 as u64)
+    );
     let change = stats[0].table.last_change.clone().unwrap();
     assert!(change.message.contains("web/web1 removed") && change.slots_moved > 0, "{change:?}");
     println!("{}", site.cli(&["stats", "web"]).unwrap());

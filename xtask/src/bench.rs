@@ -15,21 +15,25 @@ pub(crate) enum Benchmark {
     Table,
     /// The kernel program, path by path; needs root.
     Path,
+    /// A scrape of 100 services with 100 backends each; needs root.
+    Metrics,
 }
 
 /// Sets up and runs one benchmark, or all of them.
 pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     let wanted = |benchmark| only.is_none_or(|only| only == benchmark);
-    if wanted(Benchmark::Path) {
-        ensure_root("the benchmark of the kernel program", "bench")?;
+    if wanted(Benchmark::Path) || wanted(Benchmark::Metrics) {
+        ensure_root("a benchmark of the kernel program", "bench")?;
     }
     setup(false)?;
     if wanted(Benchmark::Table) {
         run(cargo().args(["bench", "--package", "balancer-userspace", "--benches"]))?;
     }
-    if wanted(Benchmark::Path) {
-        run(cargo().args(["build", "--release", "--package", "balancer-tests", "--bin", "bench-path"]))?;
-        run(&mut program(built("release")?.join("bench-path")))?;
+    for (benchmark, binary) in [(Benchmark::Path, "bench-path"), (Benchmark::Metrics, "bench-metrics")] {
+        if wanted(benchmark) {
+            run(cargo().args(["build", "--release", "--package", "balancer-tests", "--bin", binary]))?;
+            run(&mut program(built("release")?.join(binary)))?;
+        }
     }
     Ok(())
 }

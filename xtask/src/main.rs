@@ -38,7 +38,7 @@ enum Chore {
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
     Test,
-    /// Set up, then run the benchmarks: of lookup tables and of the kernel program, or only one of them.
+    /// Set up, then run the benchmarks: of lookup tables, the kernel program and scrapes, or only one of them.
     Bench {
         /// Only this one.
         only: Option<bench::Benchmark>,

@@ -131,7 +131,11 @@ impl Client {
             By::Packets => "packets",
         };
         let mut path = format!("/v1/top?by={by}");
-        let parts = [("service", query.service.clone()), ("backend", query.backend.clone()), ("n", query.n.map(|n| n.to_string()))];
+        let parts = [
+            ("service", query.service.clone()),
+            ("backend", query.backend.clone()),
+            ("n", query.n.map(|n| n.to_string())),
+        ];
         for (name, value) in parts {
             if let Some(value) = value {
                 path += &format!("&{name}={value}");

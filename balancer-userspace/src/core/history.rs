@@ -37,9 +37,8 @@ impl Counted {
     /// Kept over kept and moved; `None` where no known client came.
     #[must_use]
     pub fn stickiness(&self) -> Option<f64> {
-        let [kept, moved] = [Decision::Kept, Decision::Moved].map(|decision| {
-            self.decisions.get(decision.index()).copied().unwrap_or(0) as f64
-        });
+        let [kept, moved] = [Decision::Kept, Decision::Moved]
+            .map(|decision| self.decisions.get(decision.index()).copied().unwrap_or(0) as f64);
         (kept + moved > 0.0).then(|| kept / (kept + moved))
     }
 }

@@ -113,7 +113,8 @@ impl Summary {
             return;
         }
         let by = self.by;
-        let smallest = self.counters.iter_mut().enumerate().min_by(|(_, a), (_, b)| a.count(by).total_cmp(&b.count(by)));
+        let smallest =
+            self.counters.iter_mut().enumerate().min_by(|(_, a), (_, b)| a.count(by).total_cmp(&b.count(by)));
         let Some((place, counter)) = smallest else { return };
         self.places.remove(&counter.client);
         self.places.insert(client, place);

@@ -55,13 +55,16 @@ impl Changes {
                 Command::Report(report) => Some(report),
                 _ => None,
             });
-            let mut about = reports.filter(|report| {
-                report.about.as_ref().is_some_and(|about| about.service == service.name())
-            });
+            let mut about =
+                reports.filter(|report| report.about.as_ref().is_some_and(|about| about.service == service.name()));
             let reported = about.next().map(|report| report.message.clone());
             let message = message.map(str::to_owned).or(reported).unwrap_or_else(|| "the table was rebuilt".to_owned());
-            let change =
-                LastChange { message, slots_moved: required + needless, needless_slots_moved: needless, at: Instant::now() };
+            let change = LastChange {
+                message,
+                slots_moved: required + needless,
+                needless_slots_moved: needless,
+                at: Instant::now(),
+            };
             self.last.insert(id, change);
         }
         if commands.iter().any(|command| matches!(command, Command::PublishServices(_))) {

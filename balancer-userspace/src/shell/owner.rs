@@ -293,26 +293,24 @@ impl<D: Dataplane> Owner<D> {
                 let backends = service
                     .backends()
                     .iter()
-                    .map(|backend| {
-                        BackendSnapshot {
-                            id: backend.id(),
-                            name: backend.name().to_owned(),
-                            address: backend.address(),
-                            weight: backend.weight(),
-                            backup: backend.is_backup(),
-                            admin: backend.admin(),
-                            health: backend.health_word(),
-                            state: backend.state().word(),
-                            reason: backend.reason().to_owned(),
-                            slots: backend.slots(),
-                            known_clients: backend.known_clients(),
-                            drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
-                            eligible: backend.takes_new_clients(),
-                            stats: BackendStats::default(),
-                            checks: backend.checks(),
-                            last_check: backend.last_check(),
-                            transitions: backend.transitions(),
-                        }
+                    .map(|backend| BackendSnapshot {
+                        id: backend.id(),
+                        name: backend.name().to_owned(),
+                        address: backend.address(),
+                        weight: backend.weight(),
+                        backup: backend.is_backup(),
+                        admin: backend.admin(),
+                        health: backend.health_word(),
+                        state: backend.state().word(),
+                        reason: backend.reason().to_owned(),
+                        slots: backend.slots(),
+                        known_clients: backend.known_clients(),
+                        drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
+                        eligible: backend.takes_new_clients(),
+                        stats: BackendStats::default(),
+                        checks: backend.checks(),
+                        last_check: backend.last_check(),
+                        transitions: backend.transitions(),
                     })
                     .collect();
                 let (slots_moved_required, slots_moved_needless) = service.slots_moved();

@@ -152,7 +152,9 @@ impl ServiceSnapshot {
     #[must_use]
     pub fn counted(&self) -> Counted {
         Counted {
-            decisions: std::array::from_fn(|index| self.total(|stats| stats.decisions.get(index).copied().unwrap_or(0))),
+            decisions: std::array::from_fn(|index| {
+                self.total(|stats| stats.decisions.get(index).copied().unwrap_or(0))
+            }),
             moves: std::array::from_fn(|index| self.total(|stats| stats.moves.get(index).copied().unwrap_or(0))),
         }
     }
@@ -174,9 +176,10 @@ impl ServiceSnapshot {
     /// The largest share over expected share.
     #[must_use]
     pub fn imbalance(&self) -> Option<f64> {
-        let ratios = self.shares().into_iter().filter_map(|(share, expected)| {
-            Some(share? / expected.filter(|&expected| expected > 0.0)?)
-        });
+        let ratios = self
+            .shares()
+            .into_iter()
+            .filter_map(|(share, expected)| Some(share? / expected.filter(|&expected| expected > 0.0)?));
         ratios.max_by(f64::total_cmp)
     }
 }

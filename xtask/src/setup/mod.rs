@@ -9,7 +9,7 @@ use crate::command::installed;
 use install::Installer;
 
 /// Programs from the system's packages: program, package.
-const SYSTEM_TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("ethtool", "ethtool")];
+const SYSTEM_TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("ethtool", "ethtool"), ("promtool", "prometheus")];
 
 /// Installs what is missing. Quick and quiet when nothing is.
 pub(crate) fn setup(ci: bool) -> Result<()> {

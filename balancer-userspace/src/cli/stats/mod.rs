@@ -3,7 +3,10 @@
 mod screen;
 mod watch;
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
 
 use anyhow::anyhow;
 
@@ -94,10 +97,10 @@ fn render(stats: StatsView) -> String {
     text.push_str(&format!("table generation {}, {} slots", stats.table.generation, grouped(stats.table.size)));
     if let Some(change) = &stats.table.last_change {
         text.push_str(&format!(
-            "; last change {} s ago: {} slots moved, {} needless: {}",
-            grouped(change.seconds_ago),
+            "; {} slots moved, {} needless, {} s ago: {}",
             grouped(change.slots_moved),
             grouped(change.needless_slots_moved),
+            grouped(change.seconds_ago),
             change.message,
         ));
     }
@@ -112,9 +115,14 @@ fn render(stats: StatsView) -> String {
 }
 
 fn name(period: &PeriodView) -> String {
-    match (period.period.as_str(), period.seconds) {
-        ("start", _) | (_, None) => "since start".to_owned(),
-        (_, Some(seconds)) => format!("last {}", humantime::format_duration(std::time::Duration::from_secs(seconds))),
+    let whole = if period.period == "hour" { 3600 } else { 60 };
+    match period.seconds {
+        None => "since start".to_owned(),
+        // To a sample.
+        Some(seconds) if seconds * 10 >= whole * 8 => format!("last {}", period.period),
+        Some(seconds) => {
+            format!("last {} ({})", period.period, humantime::format_duration(Duration::from_secs(seconds)))
+        }
     }
 }
 

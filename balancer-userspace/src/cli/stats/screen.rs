@@ -77,11 +77,11 @@ fn headline(stats: &StatsView, (place, of): (usize, usize)) -> Line<'static> {
 }
 
 fn period_lines(stats: &StatsView) -> Vec<Line<'static>> {
-    let head = bold(format!("{:<16}{:>10}{:>12}{:>9}{:>9}  MOVES", "", "STICKINESS", "CONNECTIONS", "NEW", "MOVED"));
+    let head = bold(format!("{:<20}{:>10}{:>12}{:>8}{:>8}  MOVES", "", "STICKINESS", "CONNECTIONS", "NEW", "MOVED"));
     let rows = stats.periods.iter().map(|period| {
         let count = |decision: &str| grouped(period.decisions.get(decision).copied().unwrap_or(0));
         Line::raw(format!(
-            "{:<16}{:>10}{:>12}{:>9}{:>9}  {}",
+            "{:<20}{:>10}{:>12}{:>8}{:>8}  {}",
             name(period),
             ratio(period.stickiness_ratio),
             grouped(period.connections),
@@ -153,12 +153,14 @@ fn top_lines(stats: &StatsView) -> Vec<Line<'static>> {
 }
 
 fn foot_lines(stats: &StatsView, screen: &Screen<'_>) -> Vec<Line<'static>> {
-    let change = stats.table.last_change.as_ref().map(|change| {
-        Line::raw(format!("{} s ago: {}", grouped(change.seconds_ago), change.message))
-    });
-    let warning = stats.warnings.first().map(|warning| Line::styled(warning.clone(), Style::default().fg(Color::Yellow)));
-    let trouble =
-        screen.trouble.as_ref().map(|trouble| Line::styled(trouble.clone(), Style::default().fg(Color::Red)));
+    let change = stats
+        .table
+        .last_change
+        .as_ref()
+        .map(|change| Line::raw(format!("{} s ago: {}", grouped(change.seconds_ago), change.message)));
+    let warning =
+        stats.warnings.first().map(|warning| Line::styled(warning.clone(), Style::default().fg(Color::Yellow)));
+    let trouble = screen.trouble.as_ref().map(|trouble| Line::styled(trouble.clone(), Style::default().fg(Color::Red)));
     vec![trouble.or(warning).or(change).unwrap_or_default(), Line::raw("q quits")]
 }
 
@@ -220,7 +222,8 @@ mod tests {
                 size: 65_537,
                 generation: 12,
                 last_change: Some(ChangeView {
-                    message: "backend web/web5 down (connect: refused), 13,107 of 65,537 slots moved to 4 backends".into(),
+                    message: "backend web/web5 down (connect: refused), 13,107 of 65,537 slots moved to 4 backends"
+                        .into(),
                     slots_moved: 13_107,
                     needless_slots_moved: 0,
                     seconds_ago: 42,
@@ -258,6 +261,8 @@ mod tests {
         assert!(drawn(&none).starts_with("no services"));
         // Smaller than it is made for: no panic.
         let mut terminal = Terminal::new(TestBackend::new(20, 5)).unwrap();
-        terminal.draw(|frame| draw(frame, &Screen { stats: Some(&stats), place: (0, 1), rates: vec![1], trouble: None })).unwrap();
+        terminal
+            .draw(|frame| draw(frame, &Screen { stats: Some(&stats), place: (0, 1), rates: vec![1], trouble: None }))
+            .unwrap();
     }
 }

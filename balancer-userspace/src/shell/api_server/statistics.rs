@@ -47,8 +47,7 @@ pub(super) async fn top(State(calls): State<Calls>, Asked(query): Asked<TopQuery
         return Err(Failure::bad_request(format!("there is no backend {name:?}; see /v1/backends")));
     }
     let backend = query.backend.as_deref();
-    let mut clients: Vec<_> =
-        services.iter().flat_map(|service| heaviest(service, backend, query.by)).collect();
+    let mut clients: Vec<_> = services.iter().flat_map(|service| heaviest(service, backend, query.by)).collect();
     let weight = |client: &TopClient| match query.by {
         By::Bytes => client.bytes_per_second,
         By::Packets => client.packets_per_second,

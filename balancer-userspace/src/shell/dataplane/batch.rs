@@ -95,8 +95,7 @@ impl BackendCounters {
         };
         // SAFETY: all pointers are to memory of the sizes that the kernel writes: `count` keys of four bytes, and for each
         // of the possible CPUs a value, whose size is a multiple of eight.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut batch, size_of::<Batch>()) };
         if result < 0 {
             let error = io::Error::last_os_error();
             // The last row of the map was among them.

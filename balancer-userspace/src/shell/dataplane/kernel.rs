@@ -4,8 +4,8 @@ use std::{
     collections::{HashMap, HashSet},
     mem::offset_of,
     net::IpAddr,
-    os::fd::{AsFd as _, OwnedFd},
     ops::Range,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -22,8 +22,8 @@ use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
         CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
-        MemoryStats, ReplyStats, ReturnRow, SAMPLE_INTERVAL, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SampleStats, ServiceHistory,
-        ServiceRow, SlotLine, TableSlot, interface_row,
+        MemoryStats, ReplyStats, ReturnRow, SAMPLE_INTERVAL, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE,
+        SampleStats, ServiceHistory, ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -145,7 +145,10 @@ impl KernelDataplane {
             .context("loading the kernel program")?;
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let newcomers = (capacity.clients / NEWCOMERS_PART).max(4096);
-        control.store(0, Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() });
+        control.store(
+            0,
+            Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() },
+        );
         let kept = Kept::new(&mut ebpf, pins, notes)?;
         let backend_counters = Arc::new(BackendCounters::new(descriptor(&ebpf, "BACKEND_STATS")?)?);
         let mut this = Self {

@@ -468,12 +468,8 @@ pub(super) mod tests {
         };
         // web2 was removed twice, of late with clients still known there, and added again each time.
         snapshot.services[0].departed = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
-        snapshot.services[0].gone = vec![GoneSnapshot {
-            id: BackendId(9),
-            name: "web2".to_owned(),
-            known_clients: 7,
-            stats: moved(4),
-        }];
+        snapshot.services[0].gone =
+            vec![GoneSnapshot { id: BackendId(9), name: "web2".to_owned(), known_clients: 7, stats: moved(4) }];
         let text = render(&snapshot);
         let of = |from: &str| {
             let series = format!("balancer_moves_total{{service=\"web\",from=\"{from}\",cause=\"removed\"}} ");
@@ -516,7 +512,9 @@ pub(super) mod tests {
         snapshot.services[0].statistics.top = std::sync::Arc::new(top);
         let text = render(&snapshot);
         let ranks: Vec<&str> = samples(&text).filter(|line| line.starts_with("balancer_top_client")).collect();
-        let of = |rank: u32, share: &str| format!("balancer_top_client_share_ratio{{service=\"web\",rank=\"{rank}\"}} {share}");
+        let of = |rank: u32, share: &str| {
+            format!("balancer_top_client_share_ratio{{service=\"web\",rank=\"{rank}\"}} {share}")
+        };
         assert_eq!(ranks, [of(1, "0.6"), of(2, "0.3"), of(3, "0.1")]);
         assert!(!text.contains("203.0.113"), "{text}");
     }
