@@ -102,7 +102,11 @@ impl<'i> Section<'i> {
                 DeValue::Integer(integer) => {
                     i64::from_str_radix(integer.as_str(), integer.radix()).ok().map(|number| number as f64)
                 }
-                _ => return Err(wrong_type(key, "a number from 0 to 1, such as 0.5", &value)),
+                DeValue::String(_)
+                | DeValue::Boolean(_)
+                | DeValue::Datetime(_)
+                | DeValue::Array(_)
+                | DeValue::Table(_) => return Err(wrong_type(key, "a number from 0 to 1, such as 0.5", &value)),
             };
             number
                 .filter(|number| (0.0..=1.0).contains(number))

@@ -39,9 +39,8 @@ impl Changes {
     /// Takes note of what the core has decided, before it is carried out. `message` says what was asked for, where that
     /// was the cause.
     pub(super) fn note(&mut self, commands: &[Command], message: Option<&str>, controller: &Controller) {
-        let swapped = commands.iter().filter_map(|command| match command {
-            Command::SwapTable { service, .. } => Some(*service),
-            _ => None,
+        let swapped = commands.iter().filter_map(|command| {
+            if let Command::SwapTable { service, .. } = command { Some(*service) } else { None }
         });
         for id in swapped {
             let Some(service) = controller.services().iter().find(|service| service.id() == id) else { continue };
@@ -51,10 +50,9 @@ impl Changes {
             if required + needless == 0 {
                 continue;
             }
-            let reports = commands.iter().filter_map(|command| match command {
-                Command::Report(report) => Some(report),
-                _ => None,
-            });
+            let reports = commands
+                .iter()
+                .filter_map(|command| if let Command::Report(report) = command { Some(report) } else { None });
             let mut about =
                 reports.filter(|report| report.about.as_ref().is_some_and(|about| about.service == service.name()));
             let reported = about.next().map(|report| report.message.clone());

@@ -106,7 +106,8 @@ impl Statistics {
                 faded = now;
             }
             let step = stepped.is_none_or(|stepped| now - stepped >= STEP);
-            if !step && !(strangers && asked.is_none_or(|asked| now - asked >= ASK)) {
+            let urgent = strangers && asked.is_none_or(|asked| now - asked >= ASK);
+            if !(step || urgent) {
                 continue;
             }
             asked = Some(now);
@@ -156,7 +157,7 @@ impl Statistics {
             let top = Arc::clone(top);
             let heavy = heavy_clients(service, &top, self.settings.heavy_client_share);
             for (client, text) in &heavy {
-                if seen.named.get(&(service.id, *client)).is_none() {
+                if !seen.named.contains_key(&(service.id, *client)) {
                     seen.named.insert((service.id, *client), now);
                     warn!("{text}");
                 }
