@@ -82,7 +82,7 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
 fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
     for (args, hint) in [
         (&[][..], "Usage: balancer"),
-        (&["stauts"], "similar subcommand exists: 'status'"),
+        (&["sevrice"], "similar subcommand exists: 'service'"),
         (&["run"], "--config <FILE>"),
         (&["run", "--config", "x.toml", "--interface", "an-overlong-interface"], "more than the kernel's 15"),
         (&["run", "--config", "x.toml", "--log-format", "xml"], "[possible values: text, json]"),

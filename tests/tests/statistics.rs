@@ -1,5 +1,5 @@
 //! Known clients with known traffic and known moves: every number that is told equals the truth.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,

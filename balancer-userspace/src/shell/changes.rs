@@ -39,9 +39,9 @@ impl Changes {
     /// Takes note of what the core has decided, before it is carried out. `message` says what was asked for, where that
     /// was the cause.
     pub(super) fn note(&mut self, commands: &[Command], message: Option<&str>, controller: &Controller) {
-        let swapped = commands.iter().filter_map(|command| {
-            if let Command::SwapTable { service, .. } = command { Some(*service) } else { None }
-        });
+        let swapped = commands
+            .iter()
+            .filter_map(|command| if let Command::SwapTable { service, .. } = command { Some(*service) } else { None });
         for id in swapped {
             let Some(service) = controller.services().iter().find(|service| service.id() == id) else { continue };
             let now = service.slots_moved();

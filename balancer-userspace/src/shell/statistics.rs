@@ -4,7 +4,7 @@
 //! seconds, and shares what comes of it with whoever reads a snapshot later.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -157,8 +157,8 @@ impl Statistics {
             let top = Arc::clone(top);
             let heavy = heavy_clients(service, &top, self.settings.heavy_client_share);
             for (client, text) in &heavy {
-                if !seen.named.contains_key(&(service.id, *client)) {
-                    seen.named.insert((service.id, *client), now);
+                if let Entry::Vacant(unnamed) = seen.named.entry((service.id, *client)) {
+                    unnamed.insert(now);
                     warn!("{text}");
                 }
             }

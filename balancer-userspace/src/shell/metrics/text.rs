@@ -45,7 +45,7 @@ impl Text {
     }
 
     fn label_value(&mut self, value: &str) {
-        if !value.contains(['\\', '"', '\n']) {
+        if !value.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
             self.0.push_str(value);
             return;
         }
