@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -290,8 +290,10 @@ pub struct Control {
     pub epoch: u32,
     /// See `epoch`.
     pub newcomers: u32,
+    /// One in so many forwarded packets is sampled, on average; 0: none.
+    pub sample_interval: u32,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u32; 7],
 }
 
 /// `Control::flags`: some service has port 0, so a miss is looked up a second time.
@@ -317,6 +319,8 @@ pub struct BackendStats {
     pub packets: u64,
     /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
+    /// The packet to sample next, by its number in `packets`; 0: not drawn yet. Means nothing but to its CPU.
+    pub next_sample: u64,
     /// New connections (TCP SYN).
     pub connections: u64,
     /// New connections by [`Decision`].
@@ -324,6 +328,37 @@ pub struct BackendStats {
     /// Known clients moved from here, by [`crate::verdict::MoveCause`].
     pub moves: [u64; MOVE_COUNTERS],
 }
+
+/// A packet forwarded to a backend, one of many: sent to the controller, to tell heavy clients by.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Sample {
+    /// Its source, unmasked; network order, IPv4 in the first word.
+    pub source: [u32; 4],
+    /// Bytes, from the Ethernet header on.
+    pub bytes: u32,
+    /// Index of the service.
+    pub service: u16,
+    /// The backend's id.
+    pub backend: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Per-CPU counters of samples.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SampleStats {
+    /// Sent to the controller.
+    pub sent: u64,
+    /// Lost: the controller was behind.
+    pub lost: u64,
+}
+
+/// One in so many forwarded packets is sampled, unless the configuration says otherwise.
+pub const SAMPLE_INTERVAL: u32 = 1024;
 
 /// Per-CPU counters of the client table.
 #[repr(C)]
@@ -558,6 +593,7 @@ const _: () = {
     assert!(size_of::<RuleRow>() == 8);
     assert!(MAX_RULES.is_power_of_two());
     assert!(size_of::<Control>() == 64);
+    assert!(size_of::<Sample>() == 32);
     assert!(size_of::<BackendHistory>() == 128);
     assert!(size_of::<ServiceHistory>() == 32);
     assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
@@ -584,6 +620,7 @@ mod user {
         BackendStats,
         DropStats,
         MemoryStats,
+        SampleStats,
         ReplyStats,
         Notes,
         RuleKey,

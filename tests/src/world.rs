@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use aya::maps::{MapData, RingBuf};
 use balancer::{
     api::model::ClientQuery,
     config::{self, model::Config},
@@ -159,6 +160,27 @@ impl World {
         let (message, commands) = self.controller.change(change, self.now())?;
         self.execute(commands)?;
         Ok(message)
+    }
+
+    /// Sets a backend's weight.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn change_weight(&mut self, name: &str, weight: u16) -> anyhow::Result<String> {
+        self.change(Change::SetWeight { name: named(name), weight })
+    }
+
+    /// The packets that are sampled. Can be taken once.
+    ///
+    /// # Errors
+    /// When they were taken before.
+    pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        self.dataplane.take_samples()
+    }
+
+    /// From now on one forwarded packet in `interval` is sampled, on average.
+    pub fn sample_every(&self, interval: u32) {
+        self.dataplane.sample_every(interval);
     }
 
     /// Adds backend `name` at `10.0.1.HOST`.

@@ -25,7 +25,7 @@ use crate::{
     outcome::{Answerable, Carries, Step},
     packet::Packet,
     parse::{self, Ip},
-    stats,
+    samples, stats,
     steer::Choice,
 };
 
@@ -50,7 +50,7 @@ pub(crate) fn to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carri
     } else {
         nat::to_backend(frame, ip, carries, row)
     };
-    finish(ingress, ip, row, choice, sent)
+    finish(ingress, ip, row, choice, Sender::Client, sent)
 }
 
 /// A step: [`to_backend`] for a packet with its layer-4 header anywhere. A first fragment's way is remembered.
@@ -111,14 +111,33 @@ fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip
     } else {
         nat::error_to_backend(frame, ip, inner, row)
     };
-    finish(ingress, ip, row, choice, sent)
+    finish(ingress, ip, row, choice, Sender::Other, sent)
+}
+
+/// Whose address a packet's source is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Client,
+    /// A router that says something about the packet of a backend.
+    Other,
 }
 
 #[inline(always)]
-fn finish(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, choice: Choice, sent: Result<(), DropReason>) -> Step {
+fn finish(
+    ingress: Ingress,
+    ip: &Ip<'_>,
+    row: &BackendRow,
+    choice: Choice,
+    sender: Sender,
+    sent: Result<(), DropReason>,
+) -> Step {
     match sent {
         Ok(()) => {
-            stats::count_forwarded(choice.backend, ip.l3_offset + ip.length, choice.decision);
+            let bytes = ip.l3_offset + ip.length;
+            let due = stats::count_forwarded(choice.backend, bytes, choice.decision);
+            if due && sender == Sender::Client {
+                samples::take(ip, row.service, choice.backend, bytes);
+            }
             Step::send(ingress.ifindex(), row.ifindex)
         }
         Err(reason) => Step::drop(reason),

@@ -17,7 +17,7 @@ use network_types::{
 };
 
 use crate::{
-    forward::{finish, reachable, rewrite},
+    forward::{Sender, finish, reachable, rewrite},
     ingress::Ingress,
     link::{self, V4, V6},
     outcome::{Answerable, Step},
@@ -73,7 +73,8 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Step 
         return Step::drop(DropReason::NoHeadroom);
     }
     let sent = wrap(ingress, &inner, row, gue, v6, overhead).ok_or(DropReason::Malformed);
-    finish(ingress, &ip, row, choice, sent)
+    let sender = if answerable == Answerable::Yes { Sender::Client } else { Sender::Other };
+    finish(ingress, &ip, row, choice, sender, sent)
 }
 
 /// What the outer headers need of the inner ones; views of the frame are void by then.
