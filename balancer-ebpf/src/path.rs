@@ -1,9 +1,10 @@
-//! The path of most packets: service → backend → forward. Everything else is behind one branch, in steps of its own.
+//! The path of most packets: service → backend → forward. Everything else, rules among it, is behind one branch, in steps
+//! of its own.
 
 use core::ptr;
 
 use balancer_common::{
-    map_types::{CONTROL_RETURNS, Control},
+    map_types::{CONTROL_RETURNS, Control, SERVICE_RULES},
     service_table::TableView,
 };
 
@@ -52,6 +53,9 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let Some(service) = service::of_port(control, services(control), ip, ports.destination) else {
         return not_for_a_service(control, ip, ports.source);
     };
+    if service.flags & SERVICE_RULES != 0 {
+        return Step::RARE;
+    }
     match steer::choose(service, ip, ports) {
         Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice),
         Err(reason) => Step::drop(reason),

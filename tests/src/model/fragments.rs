@@ -83,7 +83,7 @@ impl State {
                 Portless::Nothing => Ok(Fate::Pass),
                 Portless::Several => Err(DropReason::FragmentUnknown),
                 Portless::Only(service) => {
-                    let choice = self.peek(service, packet.source)?;
+                    let choice = self.peek(service, packet.source, None)?;
                     self.forward_carrying(arrival, packet, choice, Carries::Nothing)
                 }
             };

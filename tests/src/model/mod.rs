@@ -108,8 +108,8 @@ impl State {
         let Some(service) = self.service(packet.destination, ports.destination, packet.protocol) else {
             return self.not_for_a_service(arrival, packet, ports.source);
         };
-        let opens = steer::Opening { opens: ports.opens, datagram: packet.protocol == UDP };
-        let choice = self.steer(service, packet.source, opens)?;
+        let opening = steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP };
+        let choice = self.steer(service, packet.source, opening)?;
         self.follow_to_backend(packet, choice.backend);
         self.forward(arrival, packet, choice)
     }
