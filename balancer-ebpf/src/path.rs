@@ -13,7 +13,7 @@ use crate::{
     icmp::{self, too_big},
     ingress::Ingress,
     memory,
-    outcome::{Carries, Kind, Outcome, Step},
+    outcome::{Carries, Kind, Step},
     packet::Packet,
     parse::{self, Ip, TCP, UDP},
     rare, returns, service, steer,
@@ -21,9 +21,9 @@ use crate::{
 
 /// Decides about one frame, and rewrites it where it is forwarded.
 #[inline(always)]
-pub fn process(ingress: Ingress) -> Outcome {
+pub fn process(ingress: Ingress) -> Step {
     let step = plain(ingress);
-    if step.is_last() { step.outcome() } else { others(ingress, step).outcome() }
+    if step.is_last() { step } else { others(ingress, step) }
 }
 
 #[inline(always)]
@@ -119,5 +119,5 @@ fn not_for_a_service(control: &'static Control, ip: &Ip<'_>, source_port: u16) -
 #[inline(always)]
 pub(crate) fn within_frame(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> bool {
     let promised = ip.l3_offset + ip.length;
-    promised <= frame.len() || promised <= ingress.frame_length()
+    frame.holds(promised) || promised <= ingress.frame_length()
 }
