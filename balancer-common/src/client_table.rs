@@ -150,12 +150,7 @@ pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
 /// `None`: every entry is established. `now` and `remember` say nothing of entries of backends that are not `ours`.
 #[inline(always)]
 #[must_use]
-pub fn victim(
-    bucket: &impl Entries,
-    now: u16,
-    remember: u16,
-    ours: impl Fn(u16) -> bool,
-) -> Option<(usize, bool)> {
+pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16) -> bool) -> Option<(usize, bool)> {
     const EXPENDABLE: u32 = 1 << 17;
     const EXPIRED: u32 = 2 << 17;
     const EMPTY: u32 = 3 << 17;

@@ -568,7 +568,9 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
 const _: () = {
     assert!(size_of::<ServiceRow>() == 128);
     assert!(size_of::<BackendRow>() == 64);
-    assert!(BackendStanding::OFFSET.is_multiple_of(size_of::<u32>()) && size_of::<BackendStanding>() == size_of::<u32>());
+    assert!(
+        BackendStanding::OFFSET.is_multiple_of(size_of::<u32>()) && size_of::<BackendStanding>() == size_of::<u32>()
+    );
     assert!(offset_of!(BackendRow, cause) == BackendStanding::OFFSET + offset_of!(BackendStanding, cause));
     assert!(offset_of!(BackendRow, flags) == BackendStanding::OFFSET + offset_of!(BackendStanding, flags));
     assert!(size_of::<ReturnRow>() == 64);

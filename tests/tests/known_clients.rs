@@ -29,7 +29,11 @@ impl Scene {
 
     fn client(&self, number: u32) -> IpAddr {
         // One client for each /64.
-        if self.v6 { Ipv6Addr::new(0x2001, 0xdb8, 0xc, number as u16, 0, 0, 0, 7).into() } else { client(number).into() }
+        if self.v6 {
+            Ipv6Addr::new(0x2001, 0xdb8, 0xc, number as u16, 0, 0, 0, 7).into()
+        } else {
+            client(number).into()
+        }
     }
 
     fn segment(&self, number: u32, flags: u8) -> Frame {
@@ -46,8 +50,7 @@ impl Scene {
     fn error(&self, number: u32) -> Frame {
         let segment = self.segment(number, ACK);
         let quoted = Frame { source: segment.destination, destination: segment.source, ..segment };
-        let (router, vip, kind) =
-            if self.v6 { ("[2001:db8:ff::77]:0", VIP_V6, 1) } else { ("192.0.2.77:0", VIP, 3) };
+        let (router, vip, kind) = if self.v6 { ("[2001:db8:ff::77]:0", VIP_V6, 1) } else { ("192.0.2.77:0", VIP, 3) };
         let mut payload = quoted.packet();
         payload.truncate(60);
         Frame { payload, ..Frame::icmp(router, vip, kind, 1, [0; 4]) }
@@ -79,7 +82,11 @@ fn where_they_are_known(v6: bool) -> Result<()> {
     let known = scene.connect()?;
     scene.world.admin("web2", Admin::Drain, None)?;
     for &number in &known {
-        assert_ne!(scene.world.home(scene.client(number))?, [0, if v6 { 0x12 } else { 12 }], "the table says otherwise");
+        assert_ne!(
+            scene.world.home(scene.client(number))?,
+            [0, if v6 { 0x12 } else { 12 }],
+            "the table says otherwise"
+        );
         let mut frames = scene.parts(number, ACK, 1000 + number);
         frames.push(scene.parts(number, ACK, 2000 + number).remove(1));
         frames.push(scene.error(number));

@@ -86,11 +86,11 @@ impl State {
         Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
     }
 
-    pub(super) fn to_client(&mut self, at: Arrival<'_>, packet: &Packet, way: WayBack) -> Result<Fate, DropReason> {
-        self.to_client_carrying(at, packet, way, Carries::Ports)
+    pub(super) fn reply(&mut self, at: Arrival<'_>, packet: &Packet, way: WayBack) -> Result<Fate, DropReason> {
+        self.reply_carrying(at, packet, way, Carries::Ports)
     }
 
-    pub(super) fn to_client_carrying(
+    pub(super) fn reply_carrying(
         &mut self,
         arrival: Arrival<'_>,
         packet: &Packet,

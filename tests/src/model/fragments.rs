@@ -69,7 +69,7 @@ impl State {
             Some(Way::Backend(backend)) => {
                 self.forward_carrying(arrival, packet, Choice { backend, decision: None }, Carries::Nothing)
             }
-            Some(Way::Client(way)) => self.to_client_carrying(arrival, packet, way, Carries::Nothing),
+            Some(Way::Client(way)) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             None => self.first_not_seen(arrival, packet),
         }
     }
@@ -90,7 +90,7 @@ impl State {
         }
         // A backend has packets of its own, so what cannot be told to be a reply is none.
         match self.only_way_back(packet.source, packet.protocol) {
-            Portless::Only(way) => self.to_client_carrying(arrival, packet, way, Carries::Nothing),
+            Portless::Only(way) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             Portless::Nothing | Portless::Several => Ok(Fate::Pass),
         }
     }

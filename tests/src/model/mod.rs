@@ -119,7 +119,7 @@ impl State {
         match self.way_back(packet.source, port, packet.protocol) {
             Some(way) => {
                 self.follow_to_client(packet, way);
-                self.to_client(arrival, packet, way)
+                self.reply(arrival, packet, way)
             }
             None => {
                 self.follow_to_kernel(packet);

@@ -19,10 +19,10 @@ use aya::{
 use balancer_common::{
     client_table::{Clock, TICK_MASK},
     map_types::{
-        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
-        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
-        MemoryStats, ReplyStats, ReturnRow, RuleStats, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceHistory,
-        ServiceRow, SlotLine, TableSlot, interface_row,
+        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD,
+        CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable,
+        MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats, ReturnRow, RuleStats, SLOT_EXCEPTIONS, SLOT_REFILLED,
+        SLOTS_PER_LINE, ServiceHistory, ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
