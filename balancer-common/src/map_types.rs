@@ -3,6 +3,8 @@
 //! Addresses, ports and masks are in memory (network) order; everything else is native. An IPv4 address occupies the
 //! first word of its four, the rest is zero.
 
+use core::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -238,18 +240,35 @@ pub struct BackendRow {
     pub port: u16,
     /// A [`Forwarding`].
     pub forwarding: u8,
-    /// `BACKEND_*` bits.
-    pub flags: u8,
+    /// Zero.
+    pub reserved: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
-    /// Index of the service it belongs to.
+    /// Index of the service it belongs to. With `cause` and `flags` one aligned word, which is replaced in one piece.
     pub service: u16,
     /// A [`crate::verdict::MoveCause`] index: why known clients are moved, where they are not kept.
     pub cause: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// `BACKEND_*` bits.
+    pub flags: u8,
     /// `ipip` and `gue`: the source of the outer header, of the backend's family, network order.
     pub tunnel_source: [u32; 4],
+}
+
+/// What changes of a backend while packets flow: the word of [`BackendRow::service`], `cause` and `flags`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct BackendStanding {
+    /// See [`BackendRow::service`].
+    pub service: u16,
+    /// See [`BackendRow::cause`].
+    pub cause: u8,
+    /// See [`BackendRow::flags`].
+    pub flags: u8,
+}
+
+impl BackendStanding {
+    /// Where the word lies in a [`BackendRow`].
+    pub const OFFSET: usize = offset_of!(BackendRow, service);
 }
 
 /// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
@@ -321,9 +340,9 @@ pub struct BackendStats {
     pub bytes: u64,
     /// The packet to sample next, by its number in `packets`; 0: not drawn yet. Means nothing but to its CPU.
     pub next_sample: u64,
-    /// New connections (TCP SYN).
+    /// New connections (TCP SYN) forwarded to the backend.
     pub connections: u64,
-    /// New connections by [`Decision`].
+    /// New connections by [`Decision`], those that could not be forwarded as well.
     pub decisions: [u64; Decision::COUNT],
     /// Known clients moved from here, by [`crate::verdict::MoveCause`].
     pub moves: [u64; MOVE_COUNTERS],
@@ -585,6 +604,11 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
 const _: () = {
     assert!(size_of::<ServiceRow>() == 128);
     assert!(size_of::<BackendRow>() == 64);
+    assert!(
+        BackendStanding::OFFSET.is_multiple_of(size_of::<u32>()) && size_of::<BackendStanding>() == size_of::<u32>()
+    );
+    assert!(offset_of!(BackendRow, cause) == BackendStanding::OFFSET + offset_of!(BackendStanding, cause));
+    assert!(offset_of!(BackendRow, flags) == BackendStanding::OFFSET + offset_of!(BackendStanding, flags));
     assert!(size_of::<ReturnRow>() == 64);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentRow>() == 16);

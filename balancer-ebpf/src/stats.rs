@@ -135,6 +135,17 @@ pub(crate) fn count_sample(sent: bool) {
     }
 }
 
+/// Counts how a backend was chosen for a connection that it does not get: its packet goes no further.
+#[inline(always)]
+pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
+    if let Some(counter) = decision.counter()
+        && let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend))
+    {
+        // SAFETY: as in `count_verdict`.
+        unsafe { (*stats).decisions[counter] += 1 };
+    }
+}
+
 /// Counts a known client moved from a backend.
 #[inline(always)]
 pub(crate) fn count_moved(from: u16, cause: CauseIndex) {

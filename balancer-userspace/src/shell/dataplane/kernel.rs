@@ -20,10 +20,10 @@ use aya::{
 use balancer_common::{
     client_table::Clock,
     map_types::{
-        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
-        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
-        MemoryStats, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE,
-        SampleStats, ServiceHistory, ServiceRow, SlotLine, TableSlot, interface_row,
+        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD,
+        CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable,
+        MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS,
+        SLOT_REFILLED, SLOTS_PER_LINE, SampleStats, ServiceHistory, ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -388,12 +388,10 @@ impl Dataplane for KernelDataplane {
         let row = rows::backend(backend);
         let index = usize::from(id.0);
         let old = self.backends.load(index);
-        if (BackendRow { flags: row.flags, ..old }) == row {
-            let word = offset_of!(BackendRow, port);
-            const { assert!(offset_of!(BackendRow, flags) == offset_of!(BackendRow, port) + 3) };
-            let [low, high] = row.port.to_ne_bytes();
-            let value = u32::from_ne_bytes([low, high, row.forwarding, row.flags]);
-            self.backends.word32(index, word).store(value, Ordering::Release);
+        let standing = BackendStanding { service: row.service, cause: row.cause, flags: row.flags };
+        if (BackendRow { service: row.service, cause: row.cause, flags: row.flags, ..old }) == row {
+            let word = self.backends.word32(index, BackendStanding::OFFSET);
+            word.store(bytemuck::cast(standing), Ordering::Release);
             return Ok(());
         }
         // A row is not replaced in one piece. Unreachable in between: a packet is dropped rather than sent astray.
