@@ -9,7 +9,8 @@
 //! The tag is the high half of the client's hash. It names the client within its bucket (the low bits of the hash) and,
 //! scaled to the table size, its slot. Backend ids are unique over all services, so an entry names its service as well.
 //!
-//! *Who goes when a bucket is full*: an empty or expired entry, else the oldest that is not yet *established*, which a
+//! *Who goes when a bucket is full*: an empty or expired entry (of the newcomer's service: another's clock runs at another
+//! speed), else the oldest that is not yet *established*, which a
 //! client becomes when it is seen again in a later tick. A newcomer never pushes out an established client, so a flood
 //! of sources that are each seen once churns among itself (scan resistance, as the A1 queue of 2Q: Johnson, Shasha 1994).
 
@@ -158,10 +159,10 @@ pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
 }
 
 /// Position of the entry that a newcomer replaces, and whether that forgets a client: the maximum of one packed score.
-/// `None`: every entry is established.
+/// `None`: every entry is established. `now` and `remember` say nothing of entries of backends that are not `ours`.
 #[inline(always)]
 #[must_use]
-pub fn victim(bucket: &impl Entries, now: u16, remember: u16) -> Option<(usize, bool)> {
+pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16) -> bool) -> Option<(usize, bool)> {
     const EXPENDABLE: u32 = 1 << 17;
     const EXPIRED: u32 = 2 << 17;
     const EMPTY: u32 = 3 << 17;
@@ -172,7 +173,7 @@ pub fn victim(bucket: &impl Entries, now: u16, remember: u16) -> Option<(usize, 
         let age = entry.age(now);
         let class = if entry.is_empty() {
             EMPTY
-        } else if age > remember {
+        } else if age > remember && ours(entry.backend()) {
             EXPIRED
         } else if !entry.established() {
             EXPENDABLE
@@ -380,6 +381,7 @@ pub fn consult(
         failback: query.failback,
         now: query.now,
     });
+    let ours = |id| backend(id).is_some_and(|of| of.service == query.service);
     let mut moved = None;
     let recorded = if let (Some((index, old)), Some(new)) = (found, steered.entry) {
         if new != old {
@@ -398,7 +400,7 @@ pub fn consult(
                 Recorded::Inserted
             }
             None if !may_record() => Recorded::Limited,
-            None => match victim(bucket, query.now, query.remember) {
+            None => match victim(bucket, query.now, query.remember, ours) {
                 None => Recorded::Full,
                 Some((index, forgets)) => {
                     bucket.store(index, newcomer);
@@ -532,7 +534,7 @@ mod tests {
             let entries = entries.map(|(tag, backend, age, established)| {
                 Entry::new(tag, backend, now - age).0 | if established { ESTABLISHED } else { 0 }
             });
-            match victim(&Cells::of(entries), now, 4096) {
+            match victim(&Cells::of(entries), now, 4096, |_| true) {
                 Some((index, forgets)) => {
                     let chosen = Entry(entries[index]);
                     prop_assert!(!chosen.established() && forgets);
@@ -547,9 +549,31 @@ mod tests {
         fn an_expired_entry_goes_before_a_live_one_and_an_empty_one_first(at in 0usize..8, empty in 0usize..8) {
             let mut entries = [Entry::new(7, 1, 1000).0; BUCKET_ENTRIES];
             entries[at] = Entry::new(9, 1, 10).0 | ESTABLISHED;
-            prop_assert_eq!(victim(&Cells::of(entries), 1000, 500), Some((at, false)));
+            prop_assert_eq!(victim(&Cells::of(entries), 1000, 500, |_| true), Some((at, false)));
             entries[empty] = 0;
-            prop_assert_eq!(victim(&Cells::of(entries), 1000, 500), Some((empty, false)));
+            prop_assert_eq!(victim(&Cells::of(entries), 1000, 500, |_| true), Some((empty, false)));
+        }
+
+        #[test]
+        fn no_clock_expires_another_services_entries(
+            entries in prop::array::uniform8((any::<u32>(), 1u16..4, 0..=TICK_MASK, any::<bool>())),
+            now in 0..=TICK_MASK,
+            remember in 1u16..=4096,
+        ) {
+            let ours = |backend| backend == 1;
+            let entries = entries.map(|(tag, backend, seen, established)| {
+                Entry::new(tag, backend, seen).0 | if established { ESTABLISHED } else { 0 }
+            });
+            let expired = |entry: Entry| ours(entry.backend()) && entry.age(now) > remember;
+            let mut all = entries.iter().map(|&entry| Entry(entry));
+            match victim(&Cells::of(entries), now, remember, ours) {
+                Some((index, forgets)) => {
+                    let chosen = Entry(entries[index]);
+                    prop_assert_eq!(expired(chosen), !forgets);
+                    prop_assert!(expired(chosen) || !chosen.established() && !all.any(expired));
+                }
+                None => prop_assert!(all.all(|entry| entry.established() && !expired(entry))),
+            }
         }
 
         #[test]
@@ -709,6 +733,18 @@ mod tests {
         assert_eq!(before, (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect::<Vec<_>>());
         let limited = consult(&bucket, &Query { tag: 5000, ..QUERY }, serving, || false);
         assert_eq!((limited.backend, limited.recorded), (Some(5), Recorded::Limited));
+    }
+
+    #[test]
+    fn a_newcomer_leaves_established_clients_of_a_slower_clock_alone() {
+        // Known in tick 10 of a service that remembers for days; the newcomer's is at 1000 and forgets after 500.
+        let of = |id| Some(BackendFacts { service: id, keeps_known: true, cause: MoveCause::Down.into() });
+        let query = Query { live: Some(1), ..QUERY };
+        let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 2, 5).touched(10).0));
+        assert_eq!(consult(&bucket, &query, of, || true).recorded, Recorded::Full);
+        bucket.store(6, Entry::new(6, 1, 5).touched(10));
+        assert_eq!(consult(&bucket, &query, of, || true).recorded, Recorded::Inserted, "in the place of its own");
+        assert_eq!(bucket.load(6), Entry::new(77, 1, 1000));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Addresses, ports and masks are in memory (network) order; everything else is native. An IPv4 address occupies the
 //! first word of its four, the rest is zero.
 
+use core::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -238,18 +240,35 @@ pub struct BackendRow {
     pub port: u16,
     /// A [`Forwarding`].
     pub forwarding: u8,
-    /// `BACKEND_*` bits.
-    pub flags: u8,
+    /// Zero.
+    pub reserved: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
-    /// Index of the service it belongs to.
+    /// Index of the service it belongs to. With `cause` and `flags` one aligned word, which is replaced in one piece.
     pub service: u16,
     /// A [`crate::verdict::MoveCause`] index: why known clients are moved, where they are not kept.
     pub cause: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// `BACKEND_*` bits.
+    pub flags: u8,
     /// `ipip` and `gue`: the source of the outer header, of the backend's family, network order.
     pub tunnel_source: [u32; 4],
+}
+
+/// What changes of a backend while packets flow: the word of [`BackendRow::service`], `cause` and `flags`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct BackendStanding {
+    /// See [`BackendRow::service`].
+    pub service: u16,
+    /// See [`BackendRow::cause`].
+    pub cause: u8,
+    /// See [`BackendRow::flags`].
+    pub flags: u8,
+}
+
+impl BackendStanding {
+    /// Where the word lies in a [`BackendRow`].
+    pub const OFFSET: usize = offset_of!(BackendRow, service);
 }
 
 /// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
@@ -290,8 +309,10 @@ pub struct Control {
     pub epoch: u32,
     /// See `epoch`.
     pub newcomers: u32,
+    /// One in so many forwarded packets is sampled, on average; 0: none.
+    pub sample_interval: u32,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u32; 7],
 }
 
 /// `Control::flags`: some service has port 0, so a miss is looked up a second time.
@@ -317,13 +338,46 @@ pub struct BackendStats {
     pub packets: u64,
     /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
-    /// New connections (TCP SYN).
+    /// The packet to sample next, by its number in `packets`; 0: not drawn yet. Means nothing but to its CPU.
+    pub next_sample: u64,
+    /// New connections (TCP SYN) forwarded to the backend.
     pub connections: u64,
-    /// New connections by [`Decision`].
+    /// New connections by [`Decision`], those that could not be forwarded as well.
     pub decisions: [u64; Decision::COUNT],
     /// Known clients moved from here, by [`crate::verdict::MoveCause`].
     pub moves: [u64; MOVE_COUNTERS],
 }
+
+/// A packet forwarded to a backend, one of many: sent to the controller, to tell heavy clients by.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Sample {
+    /// Its source, unmasked; network order, IPv4 in the first word.
+    pub source: [u32; 4],
+    /// Bytes, from the Ethernet header on.
+    pub bytes: u32,
+    /// Index of the service.
+    pub service: u16,
+    /// The backend's id.
+    pub backend: u16,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Per-CPU counters of samples.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SampleStats {
+    /// Sent to the controller.
+    pub sent: u64,
+    /// Lost: the controller was behind.
+    pub lost: u64,
+}
+
+/// One in so many forwarded packets is sampled, unless the configuration says otherwise.
+pub const SAMPLE_INTERVAL: u32 = 1024;
 
 /// Per-CPU counters of the client table.
 #[repr(C)]
@@ -550,6 +604,11 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
 const _: () = {
     assert!(size_of::<ServiceRow>() == 128);
     assert!(size_of::<BackendRow>() == 64);
+    assert!(
+        BackendStanding::OFFSET.is_multiple_of(size_of::<u32>()) && size_of::<BackendStanding>() == size_of::<u32>()
+    );
+    assert!(offset_of!(BackendRow, cause) == BackendStanding::OFFSET + offset_of!(BackendStanding, cause));
+    assert!(offset_of!(BackendRow, flags) == BackendStanding::OFFSET + offset_of!(BackendStanding, flags));
     assert!(size_of::<ReturnRow>() == 64);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentRow>() == 16);
@@ -558,6 +617,7 @@ const _: () = {
     assert!(size_of::<RuleRow>() == 8);
     assert!(MAX_RULES.is_power_of_two());
     assert!(size_of::<Control>() == 64);
+    assert!(size_of::<Sample>() == 32);
     assert!(size_of::<BackendHistory>() == 128);
     assert!(size_of::<ServiceHistory>() == 32);
     assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
@@ -584,6 +644,7 @@ mod user {
         BackendStats,
         DropStats,
         MemoryStats,
+        SampleStats,
         ReplyStats,
         Notes,
         RuleKey,

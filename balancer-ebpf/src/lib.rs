@@ -22,6 +22,7 @@ mod probe;
 mod rare;
 mod returns;
 mod rules;
+mod samples;
 mod service;
 pub mod stats;
 mod steer;

@@ -23,18 +23,19 @@ mod entry {
     fn balancer(context: XdpContext) -> u32 {
         // SAFETY: the kernel's context.
         let ingress = unsafe { Ingress::new(context.ctx) };
-        let (action, verdict) = match process(ingress) {
+        let end = process(ingress);
+        let (action, verdict) = match end.outcome() {
             Outcome::Pass => (XDP_PASS, Verdict::Pass),
             Outcome::Tx => (XDP_TX, Verdict::Tx),
-            Outcome::Redirect { ifindex } => {
+            Outcome::Redirect => {
                 // SAFETY: a plain helper call; an interface that is gone makes the kernel drop the frame.
-                match unsafe { bpf_redirect(ifindex, 0) } as u32 {
+                match unsafe { bpf_redirect(end.egress(), 0) } as u32 {
                     XDP_REDIRECT => (XDP_REDIRECT, Verdict::Redirect),
                     _ => (XDP_DROP, Verdict::Aborted),
                 }
             }
-            Outcome::Drop(reason) => {
-                stats::count_drop(reason);
+            Outcome::Drop => {
+                stats::count_drop(end.reason());
                 (XDP_DROP, Verdict::Drop)
             }
             Outcome::Abort => (XDP_ABORTED, Verdict::Aborted),

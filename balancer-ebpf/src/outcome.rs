@@ -4,20 +4,18 @@ use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
 
 use crate::steer::Choice;
 
-/// The decision about one packet; `main.rs` turns it into an XDP action and its counters.
+/// The decision about one packet; `main.rs` turns it into an XDP action and its counters. What it needs besides is in the
+/// [`Step`], so that the branches here and there become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// To the kernel, unchanged.
     Pass,
     /// Out of the interface it came in by: forwarded, or turned into an answer to its sender.
     Tx,
-    /// Forwarded, out of another interface.
-    Redirect {
-        /// Which.
-        ifindex: u32,
-    },
-    /// Dropped.
-    Drop(DropIndex),
+    /// Forwarded, out of another interface: see [`Step::egress`].
+    Redirect,
+    /// Dropped: see [`Step::reason`].
+    Drop,
     /// The program failed.
     Abort,
 }
@@ -44,7 +42,7 @@ pub(crate) enum Answerable {
 /// A number, as that is all a global function can return: kind in bits 0–7, a flag in bit 8, a [`DecisionIndex`] in bits
 /// 16–23, a value in bits 32–63.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Step(pub(crate) u64);
+pub struct Step(pub(crate) u64);
 
 /// What a [`Step`] does; up to [`Kind::Drop`], nothing comes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,18 +184,33 @@ impl Step {
 
     /// What has become of the packet, when no step is left.
     #[inline(always)]
-    pub(crate) const fn outcome(self) -> Outcome {
+    #[must_use]
+    pub const fn outcome(self) -> Outcome {
         if self.is(Kind::Tx) {
             Outcome::Tx
         } else if self.is(Kind::Pass) {
             Outcome::Pass
         } else if self.is(Kind::Redirect) {
-            Outcome::Redirect { ifindex: self.value() }
+            Outcome::Redirect
         } else if self.is(Kind::Drop) {
-            Outcome::Drop(DropIndex(self.value() as u8))
+            Outcome::Drop
         } else {
             Outcome::Abort
         }
+    }
+
+    /// The interface of [`Outcome::Redirect`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn egress(self) -> u32 {
+        self.value()
+    }
+
+    /// The reason of [`Outcome::Drop`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(self) -> DropIndex {
+        DropIndex(self.value() as u8)
     }
 }
 
@@ -209,11 +222,13 @@ mod tests {
     fn outcomes_survive_their_word() {
         assert_eq!(Step::PASS.outcome(), Outcome::Pass);
         assert_eq!(Step::send(3, 3).outcome(), Outcome::Tx);
-        assert_eq!(Step::send(3, u32::MAX).outcome(), Outcome::Redirect { ifindex: u32::MAX });
+        let redirected = Step::send(3, u32::MAX);
+        assert_eq!((redirected.outcome(), redirected.egress()), (Outcome::Redirect, u32::MAX));
         assert!(Step::TX.is_last() && Step::drop(DropReason::Malformed).is_last() && !Step::RARE.is_last());
         assert_eq!(Step::RARE.outcome(), Outcome::Abort);
         for &reason in DropReason::ALL {
-            assert_eq!(Step::drop(reason).outcome(), Outcome::Drop(DropIndex::from(reason)));
+            let dropped = Step::drop(reason);
+            assert_eq!((dropped.outcome(), dropped.reason()), (Outcome::Drop, DropIndex::from(reason)));
         }
     }
 

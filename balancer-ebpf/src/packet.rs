@@ -45,6 +45,13 @@ impl<'a> Packet<'a> {
         self.len() == 0
     }
 
+    /// Whether there are this many bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn holds(self, bytes: usize) -> bool {
+        self.start + bytes <= self.end
+    }
+
     /// The view without its first `by` bytes. Going beyond the end is no error until something is loaded there.
     #[inline(always)]
     #[must_use]
@@ -91,6 +98,7 @@ mod tests {
         assert_eq!(packet.skip(4).load::<u8>(0), Some(5));
         assert_eq!(packet.skip(6).load::<u8>(0), None);
         assert_eq!(packet.skip(6).len(), 0);
+        assert!(packet.holds(5) && !packet.holds(6) && packet.skip(5).holds(0) && !packet.skip(6).holds(0));
         assert_eq!(packet.store(1, [9u8, 8]), Some(()));
         assert_eq!(packet.store(4, [7u8, 7]), None);
         assert_eq!(bytes, [1, 9, 8, 4, 5]);

@@ -328,11 +328,11 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
 #[must_use]
 pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
     let first_fragment = ip.fragment.is_first();
-    let [source, destination]: [u16; 2] = ip.l4.load(0)?;
     if ip.protocol == TCP {
-        let [offset, flags]: [u8; 2] = ip.l4.load(12)?;
-        // The rest of the fixed header must be there as well: the checksum may have to be rewritten.
-        let _: u32 = ip.l4.load(TcpHdr::LEN - 4)?;
+        // All of the fixed header must be there: the checksum may have to be rewritten.
+        let [ends, _, _, control, _]: [[u8; 4]; 5] = ip.l4.load(0)?;
+        let [source, destination] = bytemuck::cast(ends);
+        let [offset, flags, ..] = control;
         let header_length = (offset >> 4) as usize * 4;
         let fits = header_length >= TcpHdr::LEN && (header_length <= ip.l4_length() || first_fragment);
         const SYN: u8 = 0x02;
@@ -343,8 +343,8 @@ pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
             opens: flags & (SYN | ACK) == SYN,
         })
     } else {
-        let length = u16::from_be(ip.l4.load(offset_of!(UdpHdr, len))?) as usize;
-        let _: u16 = ip.l4.load(offset_of!(UdpHdr, check))?;
+        let [source, destination, length, _]: [u16; 4] = ip.l4.load(0)?;
+        let length = u16::from_be(length) as usize;
         let fits = length >= UdpHdr::LEN && (length <= ip.l4_length() || first_fragment);
         (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { source, destination, opens: false })
     }

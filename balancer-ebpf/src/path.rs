@@ -1,9 +1,10 @@
-//! The path of most packets: service → backend → forward. Everything else is behind one branch, in steps of its own.
+//! The path of most packets: service → backend → forward. Everything else, rules among it, is behind one branch, in steps
+//! of its own.
 
 use core::ptr;
 
 use balancer_common::{
-    map_types::{CONTROL_RETURNS, Control},
+    map_types::{CONTROL_RETURNS, Control, SERVICE_RULES},
     service_table::TableView,
 };
 
@@ -12,7 +13,7 @@ use crate::{
     icmp::{self, too_big},
     ingress::Ingress,
     memory,
-    outcome::{Carries, Kind, Outcome, Step},
+    outcome::{Carries, Kind, Step},
     packet::Packet,
     parse::{self, Ip, TCP, UDP},
     rare, returns, service, steer,
@@ -20,9 +21,9 @@ use crate::{
 
 /// Decides about one frame, and rewrites it where it is forwarded.
 #[inline(always)]
-pub fn process(ingress: Ingress) -> Outcome {
+pub fn process(ingress: Ingress) -> Step {
     let step = plain(ingress);
-    if step.is_last() { step.outcome() } else { others(ingress, step).outcome() }
+    if step.is_last() { step } else { others(ingress, step) }
 }
 
 #[inline(always)]
@@ -52,6 +53,9 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let Some(service) = service::of_port(control, services(control), ip, ports.destination) else {
         return not_for_a_service(control, ip, ports.source);
     };
+    if service.flags & SERVICE_RULES != 0 {
+        return Step::RARE;
+    }
     match steer::choose(service, ip, ports) {
         Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice),
         Err(reason) => Step::drop(reason),
@@ -115,5 +119,5 @@ fn not_for_a_service(control: &'static Control, ip: &Ip<'_>, source_port: u16) -
 #[inline(always)]
 pub(crate) fn within_frame(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> bool {
     let promised = ip.l3_offset + ip.length;
-    promised <= frame.len() || promised <= ingress.frame_length()
+    frame.holds(promised) || promised <= ingress.frame_length()
 }

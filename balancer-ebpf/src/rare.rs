@@ -1,5 +1,5 @@
-//! What is not a whole TCP or UDP packet right behind its IP header: broken packets, IPv6 extension headers, fragments,
-//! ICMP.
+//! What is not a whole TCP or UDP packet right behind its IP header (broken packets, IPv6 extension headers, fragments,
+//! ICMP), and what is for a service with rules.
 
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{

@@ -33,7 +33,7 @@ static RULE_STATS: PerCpuArray<RuleStats> = PerCpuArray::with_max_entries(MAX_RU
 pub(crate) struct Ruled(u64);
 
 impl Ruled {
-    const NONE: Self = Self(0);
+    pub(crate) const NONE: Self = Self(0);
 
     /// The backend that the client is pinned to, which takes clients.
     #[inline(always)]

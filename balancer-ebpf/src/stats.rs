@@ -5,7 +5,7 @@ use balancer_common::{
     client_table::Recorded,
     map_types::{
         BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats,
-        interface_row,
+        SampleStats, interface_row,
     },
     verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
 };
@@ -21,6 +21,9 @@ static DROP_STATS: PerCpuArray<DropStats> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static MEMORY_STATS: PerCpuArray<MemoryStats> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static SAMPLE_STATS: PerCpuArray<SampleStats> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static REPLY_STATS: PerCpuArray<ReplyStats> = PerCpuArray::with_max_entries(1, 0);
@@ -90,18 +93,56 @@ pub(crate) fn may_send_error() -> bool {
     may
 }
 
-/// Counts a packet of `bytes` forwarded to a backend; `decision`: how, if it opens a connection.
+/// Counts a packet of `bytes` forwarded to a backend; `decision`: how, if it opens a connection. Whether it is to be
+/// [sampled](crate::samples).
 #[inline(always)]
-pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) {
-    if let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) {
+pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) -> bool {
+    let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) else { return false };
+    // SAFETY: as in `count_verdict`.
+    let stats = unsafe { &mut *stats };
+    stats.packets += 1;
+    stats.bytes += bytes as u64;
+    if let Some(counter) = decision.counter() {
+        stats.connections += 1;
+        stats.decisions[counter] += 1;
+    }
+    stats.packets >= stats.next_sample
+}
+
+/// Has the packet `gap` after this one be sampled next. Whether this one is: the first of all is not, as it came by no
+/// draw.
+#[inline(always)]
+pub(crate) fn sample_after(backend: u16, gap: u32) -> bool {
+    let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) else { return false };
+    // SAFETY: as in `count_verdict`.
+    let stats = unsafe { &mut *stats };
+    let drawn = stats.next_sample != 0;
+    stats.next_sample = stats.packets + u64::from(gap);
+    drawn
+}
+
+/// Counts a sample.
+#[inline(always)]
+pub(crate) fn count_sample(sent: bool) {
+    if let Some(stats) = SAMPLE_STATS.get_ptr_mut(0) {
         // SAFETY: as in `count_verdict`.
         let stats = unsafe { &mut *stats };
-        stats.packets += 1;
-        stats.bytes += bytes as u64;
-        if let Some(counter) = decision.counter() {
-            stats.connections += 1;
-            stats.decisions[counter] += 1;
+        if sent {
+            stats.sent += 1;
+        } else {
+            stats.lost += 1;
         }
+    }
+}
+
+/// Counts how a backend was chosen for a connection that it does not get: its packet goes no further.
+#[inline(always)]
+pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
+    if let Some(counter) = decision.counter()
+        && let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend))
+    {
+        // SAFETY: as in `count_verdict`.
+        unsafe { (*stats).decisions[counter] += 1 };
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     memory,
     outcome::Step,
     parse::{Ip, Ports, UDP},
-    rules,
+    rules::{self, Ruled},
 };
 
 /// The live tables of all services, each a run of whole lines.
@@ -33,7 +33,7 @@ pub(crate) struct Choice {
     pub(crate) decision: DecisionIndex,
 }
 
-/// The backend of the client that sent `ip`.
+/// The backend of the client that sent `ip`, for a service without rules.
 #[inline(always)]
 pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Result<Choice, DropReason> {
     let packet = Opening::of(ip, ports);
@@ -42,6 +42,7 @@ pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) ->
         ip.family,
         &ip.source,
         packet,
+        Ruled::NONE,
         |choice| choice,
         |question| memory::consult(question).ok_or(question.nobody),
     )
@@ -69,11 +70,13 @@ pub(crate) fn peek_later(
 
 #[inline(always)]
 fn later(service: &'static ServiceRow, family: u8, client: &[u32; 4], packet: Opening, step: Step) -> Step {
+    let ruled = rules::find(service, client, packet.peeks);
     let steered = steer(
         service,
         family,
         client,
         packet,
+        ruled,
         |choice| step.with_choice(choice),
         |question| memory::consult_later(question, step).ok_or(question.nobody),
     );
@@ -118,10 +121,10 @@ fn steer<Answer>(
     family: u8,
     client: &[u32; 4],
     packet: Opening,
+    ruled: Ruled,
     chosen: impl Fn(Choice) -> Answer,
     ask: impl FnOnce(&Question) -> Result<Answer, DropReason>,
 ) -> Result<Answer, DropReason> {
-    let ruled = rules::find(service, client, packet.peeks);
     if ruled.denies() {
         return Err(DropReason::Denied);
     }

@@ -14,6 +14,7 @@ use balancer::{
     api::{
         events::EventView,
         model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
+        statistics::{StatsView, TopClient},
     },
     core::io::{Admin, BackendName, Change, Forced, Moved},
 };
@@ -61,6 +62,8 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
         &["backend", "maint", "web/web4"],
         &["backend", "weight", "web/web4", "0"],
         &["client", "where", "192.0.2.1"],
+        &["client", "top", "--backend", "web/web1", "-n", "3", "--by", "packets"],
+        &["stats", "--json"],
         &["plan", "backend", "remove", "web/web4"],
         &["health", "show"],
         &["health", "force", "web/web1", "down"],
@@ -87,7 +90,7 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
 fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
     for (args, hint) in [
         (&[][..], "Usage: balancer"),
-        (&["stauts"], "similar subcommand exists: 'status'"),
+        (&["sevrice"], "similar subcommand exists: 'service'"),
         (&["run"], "--config <FILE>"),
         (&["run", "--config", "x.toml", "--interface", "an-overlong-interface"], "more than the kernel's 15"),
         (&["run", "--config", "x.toml", "--log-format", "xml"], "[possible values: text, json]"),
@@ -211,6 +214,35 @@ async fn tables_are_aligned_and_without_borders() {
     assert!(backends.contains("\nweb/web2  10.0.0.11:8080"), "{backends}");
     let client = stdout(&at(&socket, &["client", "where", "192.0.2.7"]).await);
     assert!(client.contains("web      192.0.2.7/32  12,345  web1         table"), "{client}");
+}
+
+#[tokio::test]
+async fn statistics_are_shown_and_a_live_view_needs_a_terminal() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    let all: Vec<StatsView> = serde_json::from_str(&stdout(&at(&socket, &["stats", "--json"]).await)).unwrap();
+    assert_eq!(all.iter().map(|stats| stats.service.as_str()).collect::<Vec<_>>(), ["web", "dns"]);
+    assert_eq!(all[0].backends[0].expected_share, Some(0.5));
+    assert_eq!(all[0].periods.iter().map(|period| period.period.as_str()).collect::<Vec<_>>(), ["start"]);
+    let text = stdout(&at(&socket, &["stats", "web"]).await);
+    assert!(text.starts_with("service web  stickiness -  imbalance 1.00  Gini of clients -\n"), "{text}");
+    assert!(text.contains("table generation 7, 65,537 slots\n") && !text.contains("dns"), "{text}");
+
+    let top: Vec<TopClient> = serde_json::from_str(&stdout(&at(&socket, &["client", "top", "--json"]).await)).unwrap();
+    assert_eq!(top, []);
+    assert!(stdout(&at(&socket, &["client", "top"]).await).contains("no client's packets were sampled"));
+
+    for (args, code, words) in [
+        (&["stats", "--watch"][..], 1, "needs a terminal"),
+        (&["stats", "wbe"], 1, "did you mean"),
+        (&["client", "top", "--backend", "web/web9"], 1, "there is no backend"),
+        (&["client", "top", "--by", "weight"], 2, "possible values: bytes, packets"),
+        (&["client", "top", "-n", "0"], 2, "1..=256"),
+    ] {
+        let output = at(&socket, args).await;
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
+    }
 }
 
 #[tokio::test]

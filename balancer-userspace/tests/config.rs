@@ -8,7 +8,8 @@ use balancer::config::{
     self,
     model::{
         BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback, FailureAction,
-        HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatusRanges, Tls, WhenAllDown, XdpMode,
+        HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges, Tls, WhenAllDown,
+        XdpMode,
     },
 };
 use balancer_common::{client::HashKey, map_types::Forwarding};
@@ -45,6 +46,7 @@ fn defaults() {
         metrics_listen: Some(address("127.0.0.1:9660")),
         client_table_capacity: 262_144,
         hash_key: None,
+        statistics: StatisticsConfig::default(),
         services: vec![ServiceConfig {
             name: "web".to_owned(),
             address: address("198.51.100.10:80"),

@@ -421,12 +421,20 @@ impl Site {
     /// # Errors
     /// When it does not answer, or not in numbers.
     pub fn metrics(&self) -> Result<Metrics> {
+        Metrics::parse(&self.metrics_text()?)
+    }
+
+    /// The same as text.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics_text(&self) -> Result<String> {
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
         let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
         let request = Request { timeout: PATIENCE, ..request };
         let reply = self.topology.balancer().run_in_thread(|| request.send())??;
         ensure!(reply.status == 200, "/metrics answered {}", reply.status);
-        Metrics::parse(&String::from_utf8(reply.body)?)
+        Ok(String::from_utf8(reply.body)?)
     }
 
     /// The controller's core on the configuration file, in this process: what another balancer of the fleet, or this

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use aya::maps::{MapData, RingBuf};
 use balancer::{
     api::model::ClientQuery,
     config::{self, model::Config},
@@ -30,6 +31,11 @@ use crate::{
 };
 
 const XDP_TX: u32 = 3;
+
+/// The service of a world.
+pub const VIP: &str = "198.51.100.10:80";
+/// The service of a world over IPv6.
+pub const VIP_V6: &str = "[2001:db8::10]:80";
 
 /// A controller and a data path.
 pub struct World {
@@ -76,10 +82,22 @@ impl World {
     /// # Errors
     /// Without root, for a bad configuration, and where the kernel refuses.
     pub fn new(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        Self::at(VIP, "10.0.0.", settings, backends, clients)
+    }
+
+    /// The same over IPv6: the VIP is [`VIP_V6`], backends are at `fd00::11` and on.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn v6(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        Self::at(VIP_V6, "fd00::", settings, backends, clients)
+    }
+
+    fn at(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("this test needs root: it loads the program into the kernel");
         }
-        let config = configuration(settings, backends, clients)?;
+        let config = configuration(vip, net, settings, backends, clients)?;
         // The loopback's index: where test runs come in by.
         let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
@@ -128,8 +146,7 @@ impl World {
     }
 
     fn resolve(&mut self, address: IpAddr) -> anyhow::Result<()> {
-        let IpAddr::V4(v4) = address else { bail!("only IPv4 backends here") };
-        let [_, _, high, low] = v4.octets();
+        let [high, low] = last(address);
         let next_hop = NextHop {
             ifindex: 1,
             source_mac: [2, 0, 0, 0, 0, 1],
@@ -144,10 +161,7 @@ impl World {
 
     fn name_backends(&mut self) {
         for backend in self.controller.services().iter().flat_map(|service| service.backends()) {
-            if let IpAddr::V4(address) = backend.address().ip() {
-                let [_, _, high, low] = address.octets();
-                self.backends.insert([high, low], backend.name().to_owned());
-            }
+            self.backends.insert(last(backend.address().ip()), backend.name().to_owned());
         }
     }
 
@@ -159,6 +173,27 @@ impl World {
         let (message, commands) = self.controller.change(change, self.now())?;
         self.execute(commands)?;
         Ok(message)
+    }
+
+    /// Sets a backend's weight.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn change_weight(&mut self, name: &str, weight: u16) -> anyhow::Result<String> {
+        self.change(Change::SetWeight { name: named(name), weight })
+    }
+
+    /// The packets that are sampled. Can be taken once.
+    ///
+    /// # Errors
+    /// When they were taken before.
+    pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        self.dataplane.take_samples()
+    }
+
+    /// From now on one forwarded packet in `interval` is sampled, on average.
+    pub fn sample_every(&self, interval: u32) {
+        self.dataplane.sample_every(interval);
     }
 
     /// Adds backend `name` at `10.0.1.HOST`.
@@ -197,7 +232,7 @@ impl World {
     /// # Errors
     /// When it is not valid, or refused.
     pub fn reload(&mut self, settings: &str, backends: u8, clients: u32) -> anyhow::Result<String> {
-        self.change(Change::Reload(Box::new(configuration(settings, backends, clients)?)))
+        self.change(Change::Reload(Box::new(configuration(VIP, "10.0.0.", settings, backends, clients)?)))
     }
 
     /// Lets `seconds` pass at once, and looks at the client table as it is then.
@@ -251,14 +286,11 @@ impl World {
     ///
     /// # Errors
     /// When nobody takes it.
-    pub fn home(&self, client: Ipv4Addr) -> anyhow::Result<[u8; 2]> {
+    pub fn home(&self, client: impl Into<IpAddr>) -> anyhow::Result<[u8; 2]> {
         let query = ClientQuery { address: client.into(), service: Some("web".to_owned()) };
         let views = self.controller.locate(&query)?;
         let name = views.first().and_then(|view| view.backend.as_deref()).context("nobody takes it")?;
-        match self.controller.backend(&named(name))?.address().ip() {
-            IpAddr::V4(address) => Ok([address.octets()[2], address.octets()[3]]),
-            IpAddr::V6(_) => bail!("only IPv4 backends here"),
-        }
+        Ok(last(self.controller.backend(&named(name))?.address().ip()))
     }
 
     /// Opens a connection.
@@ -270,9 +302,17 @@ impl World {
     }
 
     fn send_transport(&mut self, client: Ipv4Addr, transport: Transport) -> anyhow::Result<Option<String>> {
-        let mut frame = Frame::new("192.0.2.1:40000", "198.51.100.10:80", transport);
+        let mut frame = Frame::new("192.0.2.1:40000", VIP, transport);
         frame.source = SocketAddr::new(client.into(), 40_000);
         frame.payload.clear();
+        self.deliver(&frame)
+    }
+
+    /// Sends any frame; the name of the backend it went to, or `None` if it was dropped.
+    ///
+    /// # Errors
+    /// As [`World::send`].
+    pub fn deliver(&mut self, frame: &Frame) -> anyhow::Result<Option<String>> {
         let ran = prog_run::run(self.program.as_fd(), &frame.bytes(), 0, 1)?;
         if ran.action != XDP_TX {
             return Ok(None);
@@ -331,19 +371,27 @@ impl Counters {
     }
 }
 
-fn configuration(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Config> {
+fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Config> {
     let mut text = format!(
-        "[client_table]\ncapacity = {clients}\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\n\
+        "[client_table]\ncapacity = {clients}\n[[service]]\nname = \"web\"\naddress = \"{vip}\"\n\
          forwarding = \"dsr\"\n{settings}\n"
     );
     for number in 1..=backends {
-        text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"10.0.0.{}\"\n", 10 + number);
+        text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"{net}{}\"\n", 10 + number);
     }
     Ok(config::parse(Path::new("world.toml"), text.as_bytes())?.0)
 }
 
 fn named(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+/// The last bytes of an address, which are those of its MAC.
+fn last(address: IpAddr) -> [u8; 2] {
+    match address {
+        IpAddr::V4(address) => [address.octets()[2], address.octets()[3]],
+        IpAddr::V6(address) => [address.octets()[14], address.octets()[15]],
+    }
 }
 
 /// The client with this number: `172.16.0.0` and on.

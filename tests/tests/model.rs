@@ -90,7 +90,7 @@ fn case(scene: &Scene, steps: &[Step]) -> String {
         }
     }
     for service in &scene.services {
-        text += &format!("{:?}, tick {}\n", service.spec, service.tick);
+        text += &format!("{:?}, tick {}, {:?}\n", service.spec, service.tick, service.rules);
     }
     for backend in &scene.backends {
         text += &format!("{backend:?}\n");
@@ -134,12 +134,22 @@ impl Total {
                     }
                 }
             }
-            for &decision in Decision::ALL.iter().filter(|&&decision| decision != Decision::Pinned) {
+            for &decision in Decision::ALL {
                 self.count(decision.label(), stats.decisions[decision.index()]);
             }
-            use MoveCause::{Down, Drain, Failback, Maint, Removed};
-            for cause in [Down, Drain, Maint, Removed, Failback] {
+            // Forgetting on request is the controller's.
+            for &cause in MoveCause::ALL.iter().filter(|&&cause| cause != MoveCause::Forgotten) {
                 self.count(format!("moved: {}", cause.label()), stats.moves[cause.index()]);
+            }
+        }
+        for (of, ruled) in ["packets", "errors and fragments"].into_iter().zip(counters.ruled) {
+            for (what, times) in [
+                ("pinned", ruled.pinned),
+                ("pinned in vain", ruled.fallen_back),
+                ("spread", ruled.spread),
+                ("denied", ruled.denied),
+            ] {
+                self.count(format!("{what} by a rule: {of}"), times);
             }
         }
         let memory = counters.memory;

@@ -72,7 +72,6 @@ fn load(program: &OwnedFd, clients: Vec<u32>, stop: &AtomicBool) -> Result<Vec<P
             }
             let start = Instant::now();
             let ran = prog_run::run(program.as_fd(), &frames[round % 2], 0, 1)?;
-            // A row is not replaced in one piece: a packet that finds it half written is dropped.
             let to = (ran.action == XDP_TX).then(|| [ran.frame[4], ran.frame[5]]);
             packets.push(Packet { client, start, end: Instant::now(), to });
         }
@@ -153,7 +152,8 @@ fn no_packet_goes_where_no_table_says() -> Result<()> {
     let seen: u64 = world.dataplane().interface_stats(1)?.verdicts.iter().sum();
     println!("{} packets under {} of {SWAPS} tables, {moved} moved, {dropped} dropped", packets.len(), tables.len());
     ensure!(seen == packets.len() as u64 + u64::from(CLIENTS), "{seen} verdicts");
-    ensure!(dropped * 1000 < packets.len(), "{dropped} packets dropped");
+    // What the changes change of a backend is one word of its row.
+    ensure!(dropped == 0, "{dropped} packets dropped");
     ensure!(tables.len() > SWAPS / 2 && moved > 0, "no load");
     let generation = world.controller().services()[0].table_generation();
     ensure!(generation == 1 + SWAPS as u64, "{generation} tables");

@@ -17,13 +17,15 @@ pub(crate) enum Benchmark {
     Checks,
     /// The kernel program, path by path; needs root.
     Path,
+    /// A scrape of 100 services with 100 backends each; needs root.
+    Metrics,
 }
 
 /// Sets up and runs one benchmark, or all of them.
 pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     let wanted = |benchmark| only.is_none_or(|only| only == benchmark);
-    if wanted(Benchmark::Path) {
-        ensure_root("the benchmark of the kernel program", "bench")?;
+    if wanted(Benchmark::Path) || wanted(Benchmark::Metrics) {
+        ensure_root("a benchmark of the kernel program", "bench")?;
     }
     setup(false)?;
     if wanted(Benchmark::Table) {
@@ -32,9 +34,11 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     if wanted(Benchmark::Checks) {
         run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "checks"]))?;
     }
-    if wanted(Benchmark::Path) {
-        run(cargo().args(["build", "--release", "--package", "balancer-tests", "--bin", "bench-path"]))?;
-        run(&mut program(built("release")?.join("bench-path")))?;
+    for (benchmark, binary) in [(Benchmark::Path, "bench-path"), (Benchmark::Metrics, "bench-metrics")] {
+        if wanted(benchmark) {
+            run(cargo().args(["build", "--release", "--package", "balancer-tests", "--bin", binary]))?;
+            run(&mut program(built("release")?.join(binary)))?;
+        }
     }
     Ok(())
 }

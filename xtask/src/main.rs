@@ -39,7 +39,7 @@ enum Chore {
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
     Test,
-    /// Set up, then run the benchmarks: of lookup tables, of health checks and of the kernel program, or only one.
+    /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program and scrapes, or only one.
     Bench {
         /// Only this one.
         only: Option<bench::Benchmark>,

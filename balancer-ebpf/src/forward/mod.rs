@@ -6,6 +6,8 @@ mod neighbour;
 pub mod rewrite;
 mod tunnel;
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
     macros::map,
@@ -13,7 +15,10 @@ use aya_ebpf::{
 };
 use balancer_common::{
     client_table::BackendFacts,
-    map_types::{BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BackendRow, Forwarding, MAX_BACKENDS},
+    map_types::{
+        BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BackendRow, BackendStanding, Forwarding,
+        MAX_BACKENDS,
+    },
     verdict::{CauseIndex, DropReason},
 };
 
@@ -25,7 +30,7 @@ use crate::{
     outcome::{Answerable, Carries, Step},
     packet::Packet,
     parse::{self, Ip},
-    stats,
+    samples, stats,
     steer::Choice,
 };
 
@@ -38,19 +43,34 @@ static BACKENDS: Array<BackendRow> = Array::with_max_entries(MAX_BACKENDS, BPF_F
 /// Rewrites a packet for its backend and sends it there.
 #[inline(always)]
 pub(crate) fn to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Step {
-    let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    match sent(ingress, frame, ip, carries, choice) {
+        Ok(step) => step,
+        Err(end) => decided(choice, end),
+    }
+}
+
+/// The `end` of a packet that does not reach the backend chosen for it. The choice is counted all the same.
+#[inline(always)]
+fn decided(choice: Choice, end: Step) -> Step {
+    stats::count_decided(choice.backend, choice.decision);
+    end
+}
+
+#[inline(always)]
+fn sent(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Result<Step, Step> {
+    let row = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
     if row.forwarding > Forwarding::Nat as u8 {
-        return Step::encapsulate(choice, Answerable::Yes);
+        return Ok(Step::encapsulate(choice, Answerable::Yes));
     }
     if !fits(ingress, ip, row) {
-        return Step::too_big(row.mtu);
+        return Err(Step::too_big(row.mtu));
     }
-    let sent = if row.forwarding == Forwarding::Dsr as u8 {
+    let written = if row.forwarding == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
         nat::to_backend(frame, ip, carries, row)
     };
-    finish(ingress, ip, row, choice, sent)
+    written.map(|()| finish(ingress, ip, row, choice, Sender::Client)).map_err(Step::drop)
 }
 
 /// A step: [`to_backend`] for a packet with its layer-4 header anywhere. A first fragment's way is remembered.
@@ -106,34 +126,43 @@ fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip
     if !fits(ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
-    let sent = if row.forwarding == Forwarding::Dsr as u8 {
+    let written = if row.forwarding == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
         nat::error_to_backend(frame, ip, inner, row)
     };
-    finish(ingress, ip, row, choice, sent)
+    match written {
+        Ok(()) => finish(ingress, ip, row, choice, Sender::Other),
+        Err(reason) => Step::drop(reason),
+    }
+}
+
+/// Whose address a packet's source is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Client,
+    /// A router that says something about the packet of a backend.
+    Other,
 }
 
 #[inline(always)]
-fn finish(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, choice: Choice, sent: Result<(), DropReason>) -> Step {
-    match sent {
-        Ok(()) => {
-            stats::count_forwarded(choice.backend, ip.l3_offset + ip.length, choice.decision);
-            Step::send(ingress.ifindex(), row.ifindex)
-        }
-        Err(reason) => Step::drop(reason),
+fn finish(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, choice: Choice, sender: Sender) -> Step {
+    let bytes = ip.l3_offset + ip.length;
+    let due = stats::count_forwarded(choice.backend, bytes, choice.decision);
+    if due && sender == Sender::Client {
+        samples::take(ip, row.service, choice.backend, bytes);
     }
+    Step::send(ingress.ifindex(), row.ifindex)
 }
 
 /// What the rule of memory needs to know of a backend.
 #[inline(always)]
 pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
-    let row = BACKENDS.get(u32::from(backend))?;
-    Some(BackendFacts {
-        service: row.service,
-        keeps_known: row.flags & BACKEND_KEEPS_KNOWN != 0,
-        cause: CauseIndex(row.cause),
-    })
+    let row = ptr::from_ref(BACKENDS.get(u32::from(backend))?);
+    // SAFETY: within the row, and aligned; the controller replaces the word in one piece.
+    let word = unsafe { row.byte_add(BackendStanding::OFFSET).cast::<u32>().read_volatile() };
+    let BackendStanding { service, cause, flags } = bytemuck::cast(word);
+    Some(BackendFacts { service, keeps_known: flags & BACKEND_KEEPS_KNOWN != 0, cause: CauseIndex(cause) })
 }
 
 /// Whether a rule may pin clients to a backend.

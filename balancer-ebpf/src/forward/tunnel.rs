@@ -17,7 +17,7 @@ use network_types::{
 };
 
 use crate::{
-    forward::{finish, reachable, rewrite},
+    forward::{Sender, decided, finish, reachable, rewrite},
     ingress::Ingress,
     link::{self, V4, V6},
     outcome::{Answerable, Step},
@@ -43,16 +43,20 @@ extern "C" fn balancer_encapsulate(context: *mut xdp_md, step: u64) -> u64 {
     // SAFETY: `step_encapsulate` passes the program's context on.
     let ingress = unsafe { Ingress::new(context) };
     let step = Step(step);
-    to_backend(ingress, step.choice(), step.answerable()).0
+    match to_backend(ingress, step.choice(), step.answerable()) {
+        Ok(step) => step.0,
+        Err(end) => decided(step.choice(), end).0,
+    }
 }
 
 #[inline(always)]
-fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Step {
+fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Result<Step, Step> {
+    const MALFORMED: Step = Step::drop(DropReason::Malformed);
     let frame = ingress.frame();
-    let Some(ip) = parse::ip(frame) else { return Step::drop(DropReason::Malformed) };
-    let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    let ip = parse::ip(frame).ok_or(MALFORMED)?;
+    let row = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
     if ip.ttl <= 1 {
-        return Step::drop(DropReason::TtlExceeded);
+        return Err(Step::drop(DropReason::TtlExceeded));
     }
     let gue = row.forwarding == Forwarding::Gue as u8;
     let v6 = row.flags & BACKEND_V6 != 0;
@@ -60,20 +64,17 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Step 
     let overhead = udp_length + if v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
     let mtu = row.mtu.min(u32::from(u16::MAX));
     if ip.length + overhead > mtu as usize {
-        return match answerable {
+        return Err(match answerable {
             Answerable::Yes => Step::too_big(mtu.saturating_sub(overhead as u32)),
             Answerable::No => Step::drop(DropReason::TooBig),
-        };
+        });
     }
-    let Some(inner) = Inner::of(&ip) else { return Step::drop(DropReason::Malformed) };
-    if rewrite::one_hop_less(&ip).is_none() {
-        return Step::drop(DropReason::Malformed);
-    }
-    if ingress.grow_head(overhead as i32).is_none() {
-        return Step::drop(DropReason::NoHeadroom);
-    }
-    let sent = wrap(ingress, &inner, row, gue, v6, overhead).ok_or(DropReason::Malformed);
-    finish(ingress, &ip, row, choice, sent)
+    let inner = Inner::of(&ip).ok_or(MALFORMED)?;
+    rewrite::one_hop_less(&ip).ok_or(MALFORMED)?;
+    ingress.grow_head(overhead as i32).ok_or(Step::drop(DropReason::NoHeadroom))?;
+    wrap(ingress, &inner, row, gue, v6, overhead).ok_or(MALFORMED)?;
+    let sender = if answerable == Answerable::Yes { Sender::Client } else { Sender::Other };
+    Ok(finish(ingress, &ip, row, choice, sender))
 }
 
 /// What the outer headers need of the inner ones; views of the frame are void by then.

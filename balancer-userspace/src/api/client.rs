@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
+use super::statistics::{StatsView, TopClient, TopQuery};
 use super::{
     IF_GENERATION,
     events::EventsView,
@@ -23,7 +24,7 @@ use super::{
         SetWeight, StatusView,
     },
 };
-use crate::core::io::BackendName;
+use crate::core::{io::BackendName, top::By};
 
 /// How long a request may take, connecting included. Longer than the server's own limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -149,6 +150,37 @@ impl Client {
     /// As [`Client::status`].
     pub async fn events(&self, since: &str, wait: Duration) -> Answer<EventsView> {
         self.get(&format!("/v1/events?{since}&wait={}s", wait.as_secs())).await
+    }
+
+    /// Stickiness and balance of one service, or of all.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn stats(&self, service: Option<&str>) -> Answer<Vec<StatsView>> {
+        self.get(&format!("/v1/stats{}", service_query(service))).await
+    }
+
+    /// The heaviest clients.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn top(&self, query: &TopQuery) -> Answer<Vec<TopClient>> {
+        let by = match query.by {
+            By::Bytes => "bytes",
+            By::Packets => "packets",
+        };
+        let mut path = format!("/v1/top?by={by}");
+        let parts = [
+            ("service", query.service.clone()),
+            ("backend", query.backend.clone()),
+            ("n", query.n.map(|n| n.to_string())),
+        ];
+        for (name, value) in parts {
+            if let Some(value) = value {
+                path += &format!("&{name}={value}");
+            }
+        }
+        self.get(&path).await
     }
 
     /// Adds a backend to a service.

@@ -60,6 +60,9 @@ pub struct ServiceView {
     pub table_size: u32,
     /// How often the live table was replaced.
     pub table_generation: u64,
+    /// What somebody should look at, a line each: one client that is most of a backend's load.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Its backends, in configuration order, runtime additions last.
     pub backends: Vec<BackendView>,
 }

@@ -3,16 +3,20 @@
 use std::net::IpAddr;
 
 use anyhow::anyhow;
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 
 use super::{
     Failure,
     output::{self, Table},
 };
 use crate::{
-    api::{client::Client, model::ClientQuery},
+    api::{
+        client::Client,
+        model::ClientQuery,
+        statistics::{TopClient, TopQuery},
+    },
     config::value,
-    core::io::BackendName,
+    core::{io::BackendName, top::By},
     words::grouped,
 };
 
@@ -46,6 +50,30 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show the clients that sent most in about the last minute, going by samples
+    Top {
+        /// Only clients of this backend
+        #[arg(long, value_name = "SVC/NAME", value_parser = value::backend_name, conflicts_with = "service")]
+        backend: Option<BackendName>,
+        /// Only this service
+        #[arg(long, value_name = "SVC", value_parser = value::name)]
+        service: Option<String>,
+        /// How many
+        #[arg(short, value_name = "N", default_value_t = 10, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
+        number: usize,
+        /// What makes a client heavy
+        #[arg(long, value_enum, default_value_t = Measure::Bytes)]
+        by: Measure,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Measure {
+    Bytes,
+    Packets,
 }
 
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
@@ -62,7 +90,39 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
             }
             Ok(output::print(&format!("{}\n", forgotten.message))?)
         }
+        Verb::Top { backend, service, number, by, json } => {
+            let by = match by {
+                Measure::Bytes => By::Bytes,
+                Measure::Packets => By::Packets,
+            };
+            let (service, backend) = match backend {
+                Some(name) => (Some(name.service), Some(name.backend)),
+                None => (service, None),
+            };
+            let clients = client.top(&TopQuery { service, backend, n: Some(number), by }).await?;
+            if json { Ok(output::print_json(&clients)?) } else { Ok(output::print(&heaviest(clients))?) }
+        }
     }
+}
+
+/// A table of heavy clients.
+pub(super) fn heaviest(clients: Vec<TopClient>) -> String {
+    if clients.is_empty() {
+        return "no client's packets were sampled in about the last minute\n".to_owned();
+    }
+    let mut table = Table::new(&["CLIENT", "SERVICE", "BACKEND", ">SHARE", ">PACKETS/S", ">BYTES/S", "KNOWN"]);
+    for client in clients {
+        table.row([
+            client.client,
+            client.service,
+            client.backend.unwrap_or_else(|| "- (gone)".to_owned()),
+            format!("{:.1}%", 100.0 * client.share),
+            grouped(client.packets_per_second.round() as u64),
+            grouped(client.bytes_per_second.round() as u64),
+            if client.known { "yes" } else { "no" }.to_owned(),
+        ]);
+    }
+    table.render()
 }
 
 async fn locate(client: &Client, address: IpAddr, service: Option<String>, json: bool) -> Result<(), Failure> {

@@ -16,6 +16,7 @@ mod plan;
 mod rule;
 mod run;
 mod service;
+mod stats;
 mod status;
 mod wait;
 
@@ -83,6 +84,8 @@ enum Verb {
     /// Look at and change rules for client prefixes
     #[command(subcommand)]
     Rule(rule::Verb),
+    /// Show how well clients stick, and how evenly they are spread
+    Stats(stats::Args),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     Decap(decap::Args),
     /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
@@ -134,6 +137,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
         Verb::Health(verb) => wait_for(health::run(&client(), verb)),
         Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
+        Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
         Verb::Decap(args) => decap::run(args),
         Verb::Detach => detach::run(),
         Verb::Completions(args) => completions::run(&args),

@@ -74,6 +74,9 @@ pub(super) fn service(service: &ServiceView) -> String {
         add_backend(&mut table, backend.name.clone(), backend, service.table_size);
     }
     text.push_str(&table.render());
+    for warning in &service.warnings {
+        text.push_str(&format!("WARNING: {warning}\n"));
+    }
     text
 }
 

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use balancer_common::{client::HashKey, map_types::Forwarding};
+use balancer_common::{
+    client::HashKey,
+    map_types::{Forwarding, SAMPLE_INTERVAL},
+};
 use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +37,25 @@ pub struct Config {
     pub client_table_capacity: u32,
     /// The fleet's hash key; `None`: the controller makes one.
     pub hash_key: Option<HashKey>,
+    /// What is watched, and when it is told.
+    pub statistics: StatisticsConfig,
     /// Services in file order; names and (address, protocol) pairs are unique.
     pub services: Vec<ServiceConfig>,
+}
+
+/// `[statistics]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StatisticsConfig {
+    /// The part of a backend's bytes, 0 to 1, from which on a single client is warned of; 0: never.
+    pub heavy_client_share: f64,
+    /// One forwarded packet in so many is sampled, on average.
+    pub sample_interval: u32,
+}
+
+impl Default for StatisticsConfig {
+    fn default() -> Self {
+        Self { heavy_client_share: 0.5, sample_interval: SAMPLE_INTERVAL }
+    }
 }
 
 /// Which XDP modes may be used.

@@ -94,6 +94,26 @@ impl<'i> Section<'i> {
         })
     }
 
+    /// A number from 0 to 1.
+    pub(super) fn part(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<Located<f64>> {
+        self.get(key, findings, |value| {
+            let number = match &value {
+                DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
+                DeValue::Integer(integer) => {
+                    i64::from_str_radix(integer.as_str(), integer.radix()).ok().map(|number| number as f64)
+                }
+                DeValue::String(_)
+                | DeValue::Boolean(_)
+                | DeValue::Datetime(_)
+                | DeValue::Array(_)
+                | DeValue::Table(_) => return Err(wrong_type(key, "a number from 0 to 1, such as 0.5", &value)),
+            };
+            number
+                .filter(|number| (0.0..=1.0).contains(number))
+                .ok_or_else(|| format!("{key} is out of range; give 0 to 1, such as 0.5"))
+        })
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<bool> {
         let boolean = self.get(key, findings, |value| match value.as_bool() {

@@ -11,7 +11,7 @@ use toml::de::DeTable;
 
 use super::{
     findings::Findings,
-    model::{Config, OnExit, Protocol, XdpMode},
+    model::{Config, OnExit, Protocol, StatisticsConfig, XdpMode},
     section::Section,
     service::{Placed, service},
     value,
@@ -23,6 +23,7 @@ pub(crate) const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
 const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9660);
 const CLIENT_TABLE_CAPACITY: u32 = 262_144;
 const MAX_CLIENT_TABLE_CAPACITY: i64 = 1 << 26;
+const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
 const MAX_SERVICES: usize = u16::MAX as usize;
 
 /// Makes a configuration of a text. What is wrong with it goes to `findings`; `None` only if something is.
@@ -78,6 +79,9 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         section.finish(findings);
         key
     });
+    let statistics = root
+        .table("statistics", "[statistics]", "{ heavy_client_share = 0.5 }", findings)
+        .map(|section| statistics(section, findings));
     let services = root.tables("service", "[[service]]", findings);
     root.finish(findings);
 
@@ -99,8 +103,20 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         metrics_page: metrics_page.unwrap_or(true),
         client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
         hash_key: hash_key.map(|key| key.value),
+        statistics: statistics.unwrap_or_default(),
         services: services.into_iter().map(|placed| placed.service).collect(),
     })
+}
+
+fn statistics(mut section: Section<'_>, findings: &mut Findings<'_>) -> StatisticsConfig {
+    let default = StatisticsConfig::default();
+    let heavy = section.part("heavy_client_share", findings);
+    let interval = section.integer("sample_interval", findings, (1, MAX_SAMPLE_INTERVAL));
+    section.finish(findings);
+    StatisticsConfig {
+        heavy_client_share: heavy.map_or(default.heavy_client_share, |share| share.value),
+        sample_interval: interval.map_or(default.sample_interval, |interval| interval.value),
+    }
 }
 
 fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String> {

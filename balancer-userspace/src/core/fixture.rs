@@ -13,7 +13,7 @@ use balancer_common::{
 use crate::{
     config::model::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit, OnFailure,
-        Protocol, ServiceConfig, WhenAllDown, XdpMode,
+        Protocol, ServiceConfig, StatisticsConfig, WhenAllDown, XdpMode,
     },
     core::io::{BackendName, NextHop},
 };
@@ -91,6 +91,7 @@ pub(crate) fn config(services: Vec<ServiceConfig>) -> Config {
         metrics_page: true,
         client_table_capacity: 262_144,
         hash_key: Some(KEY),
+        statistics: StatisticsConfig::default(),
         services,
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod controller;
 pub mod health;
+pub mod history;
 pub mod io;
 pub mod keys;
 pub mod locate;
@@ -17,6 +18,7 @@ pub mod service;
 pub mod standing;
 pub mod state;
 pub mod table;
+pub mod top;
 pub mod validate;
 
 mod ids;

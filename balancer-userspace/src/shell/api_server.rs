@@ -6,6 +6,7 @@ mod events;
 mod failure;
 mod routes;
 mod socket;
+mod statistics;
 
 use std::{sync::Arc, time::Duration};
 

@@ -3,6 +3,7 @@
 pub mod api_server;
 mod bpffs;
 pub mod call;
+pub mod changes;
 pub mod dataplane;
 pub mod decap;
 mod departed;
@@ -23,4 +24,5 @@ pub mod service_manager;
 pub mod shutdown;
 pub mod snapshot;
 pub mod state_file;
+pub mod statistics;
 pub mod vips;

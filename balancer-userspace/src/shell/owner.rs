@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -24,12 +25,16 @@ use crate::{
         state::{Clocks, Counters, State},
     },
     shell::{
-        dataplane::{Dataplane, Forgotten, KnownClients},
+        changes::Changes,
+        dataplane::{BackendCounters, Dataplane, Forgotten, KnownClients, batch},
         departed,
         events::{Events, subject},
         neighbours::Neighbours,
         prober::Prober,
-        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+        snapshot::{
+            BackendSnapshot, CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics,
+            Snapshot,
+        },
     },
     words::{counted, grouped},
 };
@@ -58,6 +63,28 @@ impl Planning {
     }
 }
 
+/// A snapshot for which the backends' counters have still to be read.
+pub struct Counting {
+    snapshot: Snapshot,
+    counters: Arc<BackendCounters>,
+}
+
+impl Counting {
+    /// Reads them: system calls, and as much to copy as there are backends and CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn finish(mut self) -> anyhow::Result<Snapshot> {
+        let rows = || self.snapshot.services.iter();
+        let ids: Vec<BackendId> = rows().flat_map(ServiceSnapshot::ids).collect();
+        let mut stats = self.counters.read(&ids)?.into_iter();
+        for place in self.snapshot.services.iter_mut().flat_map(ServiceSnapshot::stats_mut) {
+            *place = stats.next().unwrap_or_default();
+        }
+        Ok(self.snapshot)
+    }
+}
+
 /// The core with everything that its commands act on.
 pub struct Owner<D> {
     controller: Controller,
@@ -71,6 +98,7 @@ pub struct Owner<D> {
     owners: HashMap<BackendId, (ServiceId, String)>,
     /// What the backends that are gone have counted, by name.
     departed: HashMap<ServiceId, BTreeMap<String, BackendStats>>,
+    changes: Changes,
     /// Where the clocks of client memory began.
     started: Instant,
     /// Whether something has happened since somebody asked.
@@ -89,6 +117,7 @@ impl<D: Dataplane> Owner<D> {
             builds: HashMap::new(),
             owners: HashMap::new(),
             departed: HashMap::new(),
+            changes: Changes::default(),
             started: Instant::now(),
             changed: false,
         }
@@ -149,7 +178,9 @@ impl<D: Dataplane> Owner<D> {
             })
             .collect();
         self.dataplane.adopt(&backends);
-        self.execute(commands, started)
+        self.execute(commands, started)?;
+        self.changes.begin(&self.controller);
+        Ok(())
     }
 
     /// The data path.
@@ -192,6 +223,7 @@ impl<D: Dataplane> Owner<D> {
         let now = Instant::now();
         let commands = self.controller.handle_all(events, now.into_std());
         self.changed |= !commands.is_empty();
+        self.changes.note(&commands, None, &self.controller);
         if let Err(error) = self.execute(commands, now) {
             error!("{error:#}; writing the whole state again");
             self.resync();
@@ -211,8 +243,11 @@ impl<D: Dataplane> Owner<D> {
         let added = matches!(change, Change::Add { .. });
         let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
         let (mut message, commands) = self.controller.change(change, now.into_std())?;
+        let changes = self.changes.clone();
+        self.changes.note(&commands, Some(&message), &self.controller);
         if let Err(error) = self.execute(commands, now) {
             self.controller = before;
+            self.changes = changes;
             self.resync();
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }
@@ -412,7 +447,7 @@ impl<D: Dataplane> Owner<D> {
                 Command::RetireBackend(id) => {
                     if let Some((service, name)) = self.owners.remove(&id) {
                         let departed = self.departed.entry(service).or_default().entry(name).or_default();
-                        add(departed, &self.dataplane.backend_stats(id)?);
+                        batch::add(departed, &self.dataplane.backend_stats(id)?);
                     }
                     self.dataplane.retire_backend(id).context("retiring a backend")?;
                 }
@@ -456,11 +491,11 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Everything there is to see.
+    /// Everything there is to see, but for the backends' counters.
     ///
     /// # Errors
     /// When a counter cannot be read.
-    pub fn snapshot(&self) -> anyhow::Result<Snapshot> {
+    pub fn snapshot(&self) -> anyhow::Result<Counting> {
         let now = Instant::now().into_std();
         self.keep_histories();
         let interfaces = self
@@ -484,30 +519,33 @@ impl<D: Dataplane> Owner<D> {
                 let backends = service
                     .backends()
                     .iter()
-                    .map(|backend| {
-                        Ok(BackendSnapshot {
-                            name: backend.name().to_owned(),
-                            address: backend.address(),
-                            weight: backend.weight(),
-                            backup: backend.is_backup(),
-                            admin: backend.admin(),
-                            health: backend.health_word(),
-                            state: backend.state().word(),
-                            reason: backend.reason().to_owned(),
-                            slots: backend.slots(),
-                            known_clients: backend.known_clients(),
-                            drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
-                            eligible: backend.takes_new_clients(),
-                            stats: self.dataplane.backend_stats(backend.id())?,
-                            checks: backend.checks(),
-                            last_check: backend.last_check().map(|check| check.took),
-                            check: check_snapshot(service, backend, now),
-                            transitions: backend.transitions(),
-                        })
+                    .map(|backend| BackendSnapshot {
+                        id: backend.id(),
+                        name: backend.name().to_owned(),
+                        address: backend.address(),
+                        weight: backend.weight(),
+                        backup: backend.is_backup(),
+                        admin: backend.admin(),
+                        health: backend.health_word(),
+                        state: backend.state().word(),
+                        reason: backend.reason().to_owned(),
+                        slots: backend.slots(),
+                        known_clients: backend.known_clients(),
+                        drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
+                        eligible: backend.takes_new_clients(),
+                        stats: BackendStats::default(),
+                        checks: backend.checks(),
+                        last_check: backend.last_check().map(|check| check.took),
+                        check: check_snapshot(service, backend, now),
+                        transitions: backend.transitions(),
                     })
-                    .collect::<anyhow::Result<_>>()?;
+                    .collect();
                 let (slots_moved_required, slots_moved_needless) = service.slots_moved();
                 Ok(ServiceSnapshot {
+                    id: service.id(),
+                    client_prefix: service.client_prefix(),
+                    last_change: self.changes.last(service.id()),
+                    statistics: ServiceStatistics::default(),
                     name: service.name().to_owned(),
                     address: service.address(),
                     protocol: service.protocol(),
@@ -530,22 +568,28 @@ impl<D: Dataplane> Owner<D> {
                         .gone()
                         .iter()
                         .filter(|gone| gone.row.service == service.id())
-                        .map(|gone| Ok((gone.name.clone(), gone.known, self.dataplane.backend_stats(gone.row.id)?)))
-                        .collect::<anyhow::Result<_>>()?,
+                        .map(|gone| GoneSnapshot {
+                            id: gone.row.id,
+                            name: gone.name.clone(),
+                            known_clients: gone.known,
+                            stats: BackendStats::default(),
+                        })
+                        .collect(),
                     table_build: self.builds.get(&service.id()).copied().unwrap_or_default(),
                     backends,
                 })
             })
             .collect::<anyhow::Result<_>>()?;
         let (drops, replies) = (self.dataplane.drop_stats()?, self.dataplane.reply_stats()?);
-        Ok(Snapshot {
+        let snapshot = Snapshot {
             interfaces,
             services,
             drops,
             replies,
             memory: self.dataplane.memory()?,
             generation: self.controller.generation(),
-        })
+        };
+        Ok(Counting { snapshot, counters: self.dataplane.backend_counters() })
     }
 }
 
@@ -597,16 +641,6 @@ fn forgotten_view(
 #[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
 pub(super) fn wall() -> SystemTime {
     SystemTime::now()
-}
-
-fn add(sum: &mut BackendStats, stats: &BackendStats) {
-    sum.packets += stats.packets;
-    sum.bytes += stats.bytes;
-    sum.connections += stats.connections;
-    let counters = stats.decisions.iter().chain(&stats.moves);
-    for (sum, value) in sum.decisions.iter_mut().chain(&mut sum.moves).zip(counters) {
-        *sum += value;
-    }
 }
 
 /// What moved between two readings of (required, needless).

@@ -6,6 +6,7 @@ use std::{
     mem,
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -41,6 +42,7 @@ use crate::{
         resume::{Resumed, resume},
         service_manager::ServiceManager,
         shutdown,
+        statistics::Statistics,
         vips::{self, Assigned, Vips},
     },
     words::counted,
@@ -95,6 +97,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
     }
     let neighbours_wanted = dataplane.take_neighbours_wanted()?;
+    let samples = dataplane.take_samples()?;
+    dataplane.sample_every(config.statistics.sample_interval);
     let translates = |v4: bool| {
         config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
     };
@@ -134,6 +138,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     }
     let vips = vips::Keeper::spawn(vips, wanted_vips);
     owner.dataplane().kept().finish(&ifindexes)?;
+    let statistics = Arc::new(Statistics::new(config.statistics));
+    let watching = tokio::spawn(Arc::clone(&statistics).watch(samples, calls_in.clone()));
     let (stop, stopped) = watch::channel(());
     let ended = |mut stopped: watch::Receiver<()>| async move {
         // An error says that the sender is gone, which is the end as well.
@@ -172,7 +178,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
                     make(&mut owner, &mut joining, request);
                 }
             }
-            Some(call) = calls.recv() => answer(&mut owner, &mut keeper, &mut passes, call),
+            Some(call) = calls.recv() => answer(&mut owner, &mut keeper, &mut passes, &statistics, call),
             _ = sweep.tick() => owner.sweep(),
             () = ready(()), if !passes.is_empty() => forget_part(&mut owner, &mut passes),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
@@ -213,6 +219,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     };
     drop(stop);
     drop(calls);
+    watching.abort();
     let _ = api.await;
     if let Some(scrapes) = scrapes {
         let _ = scrapes.await;
@@ -237,7 +244,13 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A caller that has gone away does not want its answer.
-fn answer(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, passes: &mut VecDeque<Pass>, call: Call) {
+fn answer(
+    owner: &mut Owner<KernelDataplane>,
+    keeper: &mut Keeper,
+    passes: &mut VecDeque<Pass>,
+    statistics: &Arc<Statistics>,
+    call: Call,
+) {
     match call {
         Call::Forget { query, uid, reply } => {
             let _ = reply.send(owner.forget(&query, uid));
@@ -248,9 +261,22 @@ fn answer(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, passes: &mut 
                 let _ = reply.send(Err(refused));
             }
         },
-        Call::Snapshot { reply } => {
-            let _ = reply.send(owner.snapshot());
-        }
+        Call::Snapshot { reply } => match owner.snapshot() {
+            Ok(counting) => {
+                let statistics = Arc::clone(statistics);
+                // There may be ten thousand backends, and nobody else has to wait for their counters.
+                tokio::task::spawn_blocking(move || {
+                    let snapshot = counting.finish().map(|mut snapshot| {
+                        statistics.complete(&mut snapshot);
+                        snapshot
+                    });
+                    let _ = reply.send(snapshot);
+                });
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        },
         Call::Events { reply } => {
             let _ = reply.send(owner.events().clone());
         }

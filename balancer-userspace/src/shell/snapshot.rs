@@ -1,16 +1,21 @@
 //! Everything there is to see of a running balancer, copied out so that rendering never holds up the controller.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use balancer_common::{
-    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats},
+    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats, SampleStats},
     verdict::Verdict,
 };
 
 use crate::{
     api::model::{BackendView, HealthView, InterfaceView, ServiceView, StatusView, Verdicts},
     config::model::Protocol,
-    core::io::{Admin, CheckOutcome, Forced},
+    core::{
+        history::Counted,
+        io::{Admin, BackendId, CheckOutcome, Forced, ServiceId},
+        top::Top,
+    },
+    shell::changes::LastChange,
 };
 
 /// A moment's state.
@@ -41,6 +46,8 @@ pub struct MemorySnapshot {
     pub exceptions: u64,
     /// Counters, all CPUs.
     pub stats: MemoryStats,
+    /// Packets sampled, all CPUs.
+    pub samples: SampleStats,
 }
 
 /// An attached interface.
@@ -56,9 +63,45 @@ pub struct InterfaceSnapshot {
     pub stats: InterfaceStats,
 }
 
+/// What is known of a service from watching it.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceStatistics {
+    /// One packet in so many is sampled.
+    pub interval: u32,
+    /// Its clients by traffic.
+    pub top: Arc<Top>,
+    /// How long ago about a minute ago was, and what had been counted then.
+    pub minute: Option<(Duration, Counted)>,
+    /// The same for an hour.
+    pub hour: Option<(Duration, Counted)>,
+    /// What somebody should look at, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// A removed backend that clients are still known at.
+#[derive(Clone, Debug)]
+pub struct GoneSnapshot {
+    /// Its row in the kernel's maps.
+    pub id: BackendId,
+    /// Its name.
+    pub name: String,
+    /// Known clients at the last sweep.
+    pub known_clients: u64,
+    /// Counters, all CPUs.
+    pub stats: BackendStats,
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
+    /// Its index in the kernel's maps.
+    pub id: ServiceId,
+    /// The client prefix length for its family.
+    pub client_prefix: u8,
+    /// What last changed its table.
+    pub last_change: Option<LastChange>,
+    /// Filled in by who watches.
+    pub statistics: ServiceStatistics,
     /// Its name.
     pub name: String,
     /// VIP and port.
@@ -83,8 +126,8 @@ pub struct ServiceSnapshot {
     pub rule_fallbacks: u64,
     /// What backends that are gone for good have counted, by name.
     pub departed: Vec<(String, BackendStats)>,
-    /// Removed backends that clients are still known at: name, known clients at the last sweep, counters.
-    pub gone: Vec<(String, u64, BackendStats)>,
+    /// Removed backends that clients are still known at.
+    pub gone: Vec<GoneSnapshot>,
     /// Its backends.
     pub backends: Vec<BackendSnapshot>,
 }
@@ -94,15 +137,68 @@ impl ServiceSnapshot {
     #[must_use]
     pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
         let present = self.backends.iter().map(|backend| &backend.stats);
-        let gone = self.gone.iter().map(|gone| &gone.2);
+        let gone = self.gone.iter().map(|gone| &gone.stats);
         let departed = self.departed.iter().map(|(_, stats)| stats);
         present.chain(gone).chain(departed).map(counter).sum()
     }
+
+    /// The rows of the backends that have any.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = BackendId> {
+        let gone = self.gone.iter().map(|gone| gone.id);
+        self.backends.iter().map(|backend| backend.id).chain(gone)
+    }
+
+    /// The places of their counters, in the same order.
+    pub(crate) fn stats_mut(&mut self) -> impl Iterator<Item = &mut BackendStats> {
+        let gone = self.gone.iter_mut().map(|gone| &mut gone.stats);
+        self.backends.iter_mut().map(|backend| &mut backend.stats).chain(gone)
+    }
+
+    /// What all its backends have counted.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        Counted {
+            decisions: std::array::from_fn(|index| {
+                self.total(|stats| stats.decisions.get(index).copied().unwrap_or(0))
+            }),
+            moves: std::array::from_fn(|index| self.total(|stats| stats.moves.get(index).copied().unwrap_or(0))),
+        }
+    }
+
+    const fn load(&self, backend: &BackendSnapshot) -> u64 {
+        if self.remembers { backend.known_clients } else { backend.stats.connections }
+    }
+
+    /// Of every backend, in their order: its part of the known clients (without memory: of the connections), and what that
+    /// would be if clients followed the weights. `None` where there is nothing to divide by.
+    #[must_use]
+    pub fn shares(&self) -> Vec<(Option<f64>, Option<f64>)> {
+        let load: u64 = self.backends.iter().map(|backend| self.load(backend)).sum();
+        let weight: u64 = self.backends.iter().map(BackendSnapshot::eligible_weight).sum();
+        let shares = self.backends.iter();
+        shares.map(|backend| (ratio(self.load(backend), load), ratio(backend.eligible_weight(), weight))).collect()
+    }
+
+    /// The largest share over expected share.
+    #[must_use]
+    pub fn imbalance(&self) -> Option<f64> {
+        let ratios = self
+            .shares()
+            .into_iter()
+            .filter_map(|(share, expected)| Some(share? / expected.filter(|&expected| expected > 0.0)?));
+        ratios.max_by(f64::total_cmp)
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 /// A backend.
 #[derive(Clone, Debug)]
 pub struct BackendSnapshot {
+    /// Its row in the kernel's maps.
+    pub id: BackendId,
     /// Its name in the service.
     pub name: String,
     /// Address and port.
@@ -164,6 +260,10 @@ impl BackendSnapshot {
     /// Every state a backend can be shown in.
     pub const STATES: [&'static str; 7] =
         ["up", "checking", "draining (health)", "draining", "drained", "down", "maint"];
+
+    fn eligible_weight(&self) -> u64 {
+        if self.eligible { u64::from(self.weight) } else { 0 }
+    }
 }
 
 /// The configuration's word for a forwarding mode.
@@ -214,6 +314,7 @@ impl From<ServiceSnapshot> for ServiceView {
             forwarding: forwarding_word(service.forwarding).to_owned(),
             table_size: service.table_size,
             table_generation: service.table_generation,
+            warnings: service.statistics.warnings,
             backends: service.backends.into_iter().map(Into::into).collect(),
         }
     }

@@ -12,7 +12,7 @@ use balancer::{
     api::model::{Changed, ClientView, ForgottenView, MoveView, PlanView, RuleView},
     config::model::Protocol,
     core::{
-        io::{Admin, Change, CheckOutcome, Refused},
+        io::{Admin, BackendId, Change, CheckOutcome, Refused, ServiceId},
         plan::Planned,
         rules::Action,
     },
@@ -21,7 +21,7 @@ use balancer::{
         call::Call,
         events::Events,
         keeper::Request,
-        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot},
+        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
     },
 };
 use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
@@ -206,6 +206,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
 /// What the controller shows, with this state of `web1`.
 pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
+        id: BackendId(1),
         name: name.to_owned(),
         address: "10.0.0.11:8080".parse().unwrap(),
         weight: 100,
@@ -234,6 +235,10 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         transitions: [1, 1, 0, 0, 0, 0, 0],
     };
     let service = |name: &str, protocol, backends| ServiceSnapshot {
+        id: ServiceId(0),
+        client_prefix: 32,
+        last_change: None,
+        statistics: ServiceStatistics::default(),
         name: name.to_owned(),
         address: "198.51.100.10:80".parse().unwrap(),
         protocol,

@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::maps::PerCpuValues;
 use balancer::{
-    core::io::BackendId,
+    core::io::{BackendId, RuleSpec, ServiceId},
     shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
 };
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
-    map_types::{BackendStats, LiveTable, MemoryStats, ReplyStats, SLOTS_PER_LINE, TableSlot},
+    map_types::{BackendStats, LiveTable, MemoryStats, ReplyStats, RuleStats, SLOTS_PER_LINE, TableSlot},
     service_table::{PROBES, TableView},
     verdict::{DropReason, Verdict},
 };
@@ -52,10 +52,13 @@ pub struct Kernel {
     drops: [u64; 16],
 }
 
-/// Where a service's row and live table are.
+/// A service: where its row and live table are, and what it has.
 struct Placed {
+    id: ServiceId,
     row: u32,
     table: LiveTable,
+    slots: Vec<TableSlot>,
+    rules: Vec<IpNet>,
 }
 
 impl Kernel {
@@ -92,7 +95,8 @@ impl Kernel {
         for row in view.base..view.base + (1 << view.bits) + PROBES - 1 {
             let service = self.maps.services.get(&row, 0)?;
             if service.key.family != 0 && service.key.protocol != 0 {
-                placed.insert(service.id, Placed { row, table: LiveTable::from_word(service.table) });
+                let (id, table) = (ServiceId(service.id), LiveTable::from_word(service.table));
+                placed.insert(service.id, Placed { id, row, table, slots: Vec::new(), rules: Vec::new() });
             }
         }
         let mut of = |id: u16| placed.remove(&id).with_context(|| format!("service {id} has no row"));
@@ -108,7 +112,17 @@ impl Kernel {
                 self.maps.slots.set(slot / SLOTS_PER_LINE, line, 0)?;
             }
         }
+        self.scene[service].slots = slots.to_vec();
         Ok(())
+    }
+
+    fn set_rules(&mut self, service: usize, rules: &[RuleSpec]) -> anyhow::Result<()> {
+        let placed = &mut self.scene[service];
+        placed.rules = rules.iter().map(|rule| rule.prefix).collect();
+        self.dataplane.set_rules(placed.id, rules)?;
+        // The data path flags slots itself; here the scene says which are.
+        let slots = std::mem::take(&mut placed.slots);
+        self.write_slots(service, &slots)
     }
 
     fn write_tick(&mut self, service: usize, tick: u16) -> anyhow::Result<()> {
@@ -135,6 +149,12 @@ impl Kernel {
         counters.memory.limited = memory.limited;
         let replies = self.dataplane.reply_stats()?;
         (counters.echo, counters.too_big) = (replies.echo, replies.too_big);
+        for Placed { id, rules, .. } in &self.scene {
+            for &prefix in rules {
+                counters.rules.insert((id.0, prefix), self.dataplane.rule_stats(*id, prefix)?);
+            }
+            counters.fallbacks.insert(id.0, self.dataplane.rule_fallbacks(*id)?);
+        }
         Ok(counters)
     }
 }
@@ -143,6 +163,10 @@ impl Player for Kernel {
     fn begin(&mut self, scene: &Scene) -> anyhow::Result<()> {
         for id in std::mem::take(&mut self.backends) {
             self.dataplane.retire_backend(id)?;
+        }
+        for Placed { id, .. } in std::mem::take(&mut self.scene) {
+            // Their counters begin anew with their next rules.
+            self.dataplane.set_rules(id, &[])?;
         }
         for backend in &scene.backends {
             self.dataplane.write_backend(backend)?;
@@ -156,7 +180,8 @@ impl Player for Kernel {
         self.dataplane.publish_services(&specs)?;
         self.scene = self.place(scene)?;
         for (index, service) in scene.services.iter().enumerate() {
-            self.write_slots(index, &service.slots)?;
+            self.scene[index].slots.clone_from(&service.slots);
+            self.set_rules(index, &service.rules)?;
             self.write_tick(index, service.tick)?;
         }
         let mut control = self.maps.control.get(&0, 0)?;
@@ -183,6 +208,7 @@ impl Player for Kernel {
             Step::Table { service, slots } => self.write_slots(*service, slots),
             Step::Backend(backend) => self.dataplane.write_backend(backend),
             Step::Tick { service, tick } => self.write_tick(*service, *tick),
+            Step::Rules { service, rules } => self.set_rules(*service, rules),
             Step::Epoch => {
                 let mut control = self.maps.control.get(&0, 0)?;
                 control.epoch += 1;
@@ -230,6 +256,11 @@ impl Player for Kernel {
         });
         subtract(&mut counters.drops, &self.before.drops);
         counters.backends.retain(|_, stats| *stats != BackendStats::default());
+        counters.rules.retain(|_, stats| *stats != RuleStats::default());
+        counters.fallbacks.retain(|id, count| {
+            *count -= self.before.fallbacks.get(id).copied().unwrap_or_default();
+            *count > 0
+        });
         Ok(counters)
     }
 

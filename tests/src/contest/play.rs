@@ -61,6 +61,7 @@ impl State {
                 self.backends.insert(backend.id.0, backend.clone());
             }
             Step::Tick { service, tick } => self.services[*service].tick = *tick,
+            Step::Rules { service, rules } => self.set_rules(*service, rules),
             Step::Epoch => self.next_epoch(),
             Step::Clients(clients) => self.clients.clone_from(clients),
         }

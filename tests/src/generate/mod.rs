@@ -5,11 +5,12 @@ mod clients;
 mod frames;
 mod icmp;
 mod mutate;
+mod rules;
 mod scene;
 
 pub use scene::{Interfaces, Scene};
 
-use balancer::core::io::BackendSpec;
+use balancer::core::io::{BackendSpec, RuleSpec};
 use balancer_common::{client_table::BUCKET_ENTRIES, map_types::TableSlot};
 use fastrand::Rng;
 
@@ -40,6 +41,13 @@ pub enum Step {
         service: usize,
         /// To this.
         tick: u16,
+    },
+    /// The rules of a service are replaced.
+    Rules {
+        /// Index of the service.
+        service: usize,
+        /// The new rules.
+        rules: Vec<RuleSpec>,
     },
     /// Newcomers may be recorded again.
     Epoch,

@@ -18,7 +18,7 @@ use balancer_common::{
 };
 use fastrand::Rng;
 
-use super::{clients, once_in, one_of};
+use super::{clients, once_in, one_of, rules};
 use crate::{
     model::{BUCKETS, Routes, Service, State, client_hash},
     rig::{IN_MAC, OUT_MAC, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
@@ -122,11 +122,12 @@ impl Scene {
             remember: Duration::from_secs(one_of(rng, &[0, 0, 1, 60, 3600, 10_800, 864_000])),
             failback: one_of(rng, &[Failback::Stay, Failback::Return]),
             backends,
-            rules: false,
+            rules: rng.bool(),
         };
         let size = one_of(rng, &[1, 7, 31, 251]);
         let slots = table(rng, &spec, size);
-        self.services.push(Service { spec, slots, tick: rng.u16(..) & TICK_MASK });
+        let rules = if spec.rules { rules::random(rng, &spec) } else { Vec::new() };
+        self.services.push(Service { spec, slots, tick: rng.u16(..) & TICK_MASK, rules });
     }
 
     /// A backend with a new state.
@@ -141,6 +142,7 @@ impl Scene {
             next_hop: (!once_in(rng, 12)).then_some(hop),
             keeps_known: !once_in(rng, 3),
             cause: one_of(rng, &[MoveCause::Down, MoveCause::Drain, MoveCause::Maint, MoveCause::Removed]),
+            takes_pinned: !once_in(rng, 4),
             ..backend.clone()
         }
     }

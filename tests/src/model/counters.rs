@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use balancer_common::{
-    map_types::BackendStats,
-    verdict::{DROP_COUNTERS, Decision, Verdict},
+    map_types::{BackendStats, RuleStats},
+    verdict::{DROP_COUNTERS, Verdict},
 };
+use ipnet::IpNet;
 
 /// Everything the kernel program counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,25 @@ pub struct Counters {
     pub echo: u64,
     /// Packets too big whose sender was told.
     pub too_big: u64,
+    /// By service and prefix, of the rules that there are; one that is not listed has counted nothing.
+    pub rules: BTreeMap<(u16, IpNet), RuleStats>,
+    /// By service: packets steered as without the rule, those of rules that are gone included.
+    pub fallbacks: BTreeMap<u16, u64>,
+    /// What rules have said, of packets and of packets about others. Only the model knows.
+    pub ruled: [Ruled; 2],
+}
+
+/// How often rules said what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ruled {
+    /// To a backend.
+    pub pinned: u64,
+    /// The same, in vain.
+    pub fallen_back: u64,
+    /// By the port.
+    pub spread: u64,
+    /// Dropped.
+    pub denied: u64,
 }
 
 /// What became of newcomers.
@@ -46,17 +66,14 @@ impl Counters {
         self.backends.entry(id).or_default()
     }
 
-    pub(super) fn forwarded(&mut self, id: u16, bytes: usize, decision: Option<Decision>) {
+    pub(super) fn forwarded(&mut self, id: u16, bytes: usize, opens: bool) {
         let stats = self.backend(id);
         stats.packets += 1;
         stats.bytes += bytes as u64;
-        if let Some(decision) = decision {
-            stats.connections += 1;
-            stats.decisions[decision.index()] += 1;
-        }
+        stats.connections += u64::from(opens);
     }
 
-    /// Adds what was counted elsewhere.
+    /// Adds what was counted elsewhere, but for single rules.
     pub fn add(&mut self, other: &Self) {
         for (&ingress, verdicts) in &other.verdicts {
             add(self.verdicts.entry(ingress).or_default(), verdicts);
@@ -76,6 +93,12 @@ impl Counters {
         self.memory.limited += other.memory.limited;
         self.echo += other.echo;
         self.too_big += other.too_big;
+        for (sum, ruled) in self.ruled.iter_mut().zip(other.ruled) {
+            sum.pinned += ruled.pinned;
+            sum.fallen_back += ruled.fallen_back;
+            sum.spread += ruled.spread;
+            sum.denied += ruled.denied;
+        }
     }
 
     /// What differs from `other`, a line each.
@@ -91,6 +114,8 @@ impl Counters {
         line("drops", format!("{:?}", self.drops), format!("{:?}", other.drops));
         line("newcomers", format!("{:?}", self.memory), format!("{:?}", other.memory));
         line("replies", format!("{:?}", (self.echo, self.too_big)), format!("{:?}", (other.echo, other.too_big)));
+        line("rules", format!("{:?}", self.rules), format!("{:?}", other.rules));
+        line("fallbacks", format!("{:?}", self.fallbacks), format!("{:?}", other.fallbacks));
         for id in self.backends.keys().chain(other.backends.keys()) {
             let of = |counters: &Self| format!("{:?}", counters.backends.get(id).copied().unwrap_or_default());
             line(&format!("backend {id}"), of(self), of(other));

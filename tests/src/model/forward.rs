@@ -40,6 +40,15 @@ pub(super) struct New {
     pub(super) port: u16,
 }
 
+/// The way of a reply to its client.
+pub(super) enum Way {
+    Hop(Hop),
+    /// The packet is the kernel's business.
+    Kernel,
+    /// Nothing longer than this fits.
+    Narrow(usize),
+}
+
 impl State {
     pub(super) fn forward(&mut self, at: Arrival<'_>, packet: &Packet, choice: Choice) -> Result<Fate, DropReason> {
         self.forward_carrying(at, packet, choice, Carries::Ports)
@@ -52,6 +61,9 @@ impl State {
         choice: Choice,
         carries: Carries,
     ) -> Result<Fate, DropReason> {
+        if let Some(decision) = choice.decision {
+            self.counters.backend(choice.backend).decisions[decision.index()] += 1;
+        }
         let backend = self.reachable(choice.backend).ok_or(DropReason::NoNextHop)?.clone();
         let hop = backend.next_hop.ok_or(DropReason::NoNextHop)?;
         let mut frame = match backend.forwarding {
@@ -70,40 +82,42 @@ impl State {
             }
         };
         write_macs(&mut frame, hop.destination_mac, hop.source_mac);
-        self.counters.forwarded(choice.backend, packet.start + packet.length, choice.decision);
+        self.counters.forwarded(choice.backend, packet.start + packet.length, choice.decision.is_some());
         Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
     }
 
-    pub(super) fn to_client(&self, at: Arrival<'_>, packet: &Packet, way: WayBack) -> Result<Fate, DropReason> {
-        self.to_client_carrying(at, packet, way, Carries::Ports)
+    pub(super) fn reply(&mut self, at: Arrival<'_>, packet: &Packet, way: WayBack) -> Result<Fate, DropReason> {
+        self.reply_carrying(at, packet, way, Carries::Ports)
     }
 
-    pub(super) fn to_client_carrying(
-        &self,
+    pub(super) fn reply_carrying(
+        &mut self,
         arrival: Arrival<'_>,
         packet: &Packet,
         way: WayBack,
         carries: Carries,
     ) -> Result<Fate, DropReason> {
-        let Some(hop) = self.hop_to_client(arrival, packet)? else { return Ok(Fate::Pass) };
+        let hop = match self.way_to_client(arrival, packet)? {
+            Way::Hop(hop) => hop,
+            Way::Kernel => return Ok(Fate::Pass),
+            Way::Narrow(fits) => return self.tell_too_big(arrival, packet, fits),
+        };
         let mut frame = translated(arrival.frame, packet, self.back(way, End::Source), carries);
         write_macs(&mut frame, hop.destination_mac, hop.source_mac);
         Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
     }
 
-    /// The next hop to the client. `None`: the packet is the kernel's business.
-    pub(super) fn hop_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Option<Hop>, DropReason> {
+    /// The way to the client.
+    pub(super) fn way_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Way, DropReason> {
         match self.routes.find(packet.destination) {
-            Route::Kernel => Ok(None),
+            Route::Kernel => Ok(Way::Kernel),
             Route::Forbidden => Err(DropReason::NoRoute),
             Route::NoNeighbour => Err(DropReason::NoNeighbour),
-            Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => {
-                // The kernel tells the sender, where the sender wants to know.
-                if packet.dont_fragment { Ok(None) } else { Err(DropReason::TooBig) }
-            }
+            // A choice: before the last hop is counted.
+            Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => Ok(Way::Narrow(hop.mtu)),
             Route::Hop(hop) => {
                 one_hop_is_left(packet)?;
-                Ok(Some(hop))
+                Ok(Way::Hop(hop))
             }
         }
     }

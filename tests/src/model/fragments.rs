@@ -69,7 +69,7 @@ impl State {
             Some(Way::Backend(backend)) => {
                 self.forward_carrying(arrival, packet, Choice { backend, decision: None }, Carries::Nothing)
             }
-            Some(Way::Client(way)) => self.to_client_carrying(arrival, packet, way, Carries::Nothing),
+            Some(Way::Client(way)) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             None => self.first_not_seen(arrival, packet),
         }
     }
@@ -83,14 +83,14 @@ impl State {
                 Portless::Nothing => Ok(Fate::Pass),
                 Portless::Several => Err(DropReason::FragmentUnknown),
                 Portless::Only(service) => {
-                    let choice = self.peek(service, packet.source)?;
+                    let choice = self.peek(service, packet.source, None)?;
                     self.forward_carrying(arrival, packet, choice, Carries::Nothing)
                 }
             };
         }
         // A backend has packets of its own, so what cannot be told to be a reply is none.
         match self.only_way_back(packet.source, packet.protocol) {
-            Portless::Only(way) => self.to_client_carrying(arrival, packet, way, Carries::Nothing),
+            Portless::Only(way) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             Portless::Nothing | Portless::Several => Ok(Fate::Pass),
         }
     }

@@ -6,7 +6,7 @@ use super::{
     Arrival, Fate, State,
     checksum::{self, Covered, pseudo_header},
     forward::{
-        End, New, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop, there,
+        End, New, Way, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop, there,
         write_macs,
     },
     parse::{self, Packet, TCP, UDP},
@@ -71,7 +71,9 @@ impl State {
             self.service(inner.source, port, inner.protocol)
         };
         let Some(service) = service else { return Ok(Fate::Pass) };
-        let choice = self.peek(service, inner.destination)?;
+        // The end that is the client's, as far as it is quoted.
+        let port = if inner.is_later_fragment() { None } else { parse::word(arrival.frame, inner.l4() + 2) };
+        let choice = self.peek(service, inner.destination, port)?;
         self.error_to_backend(arrival, packet, &inner, choice)
     }
 
@@ -98,7 +100,7 @@ impl State {
             }
         };
         write_macs(&mut frame, hop.destination_mac, hop.source_mac);
-        self.counters.forwarded(choice.backend, packet.start + packet.length, None);
+        self.counters.forwarded(choice.backend, packet.start + packet.length, false);
         Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
     }
 
@@ -117,7 +119,12 @@ impl State {
             port.and_then(|port| self.way_back(inner.destination, port, inner.protocol))
         };
         let Some(way) = way else { return Ok(Fate::Pass) };
-        let Some(hop) = self.hop_to_client(arrival, packet)? else { return Ok(Fate::Pass) };
+        let hop = match self.way_to_client(arrival, packet)? {
+            Way::Hop(hop) => hop,
+            Way::Kernel => return Ok(Fate::Pass),
+            // Nobody is told about an error.
+            Way::Narrow(_) => return Err(DropReason::TooBig),
+        };
         let new = self.back(way, End::Destination);
         let outer = New { end: End::Source, address: new.address, port: 0 };
         let mut frame = translated(arrival.frame, packet, &inner, outer, new);

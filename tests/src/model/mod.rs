@@ -108,8 +108,8 @@ impl State {
         let Some(service) = self.service(packet.destination, ports.destination, packet.protocol) else {
             return self.not_for_a_service(arrival, packet, ports.source);
         };
-        let opens = steer::Opening { opens: ports.opens, datagram: packet.protocol == UDP };
-        let choice = self.steer(service, packet.source, opens)?;
+        let opening = steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP };
+        let choice = self.steer(service, packet.source, opening)?;
         self.follow_to_backend(packet, choice.backend);
         self.forward(arrival, packet, choice)
     }
@@ -119,7 +119,7 @@ impl State {
         match self.way_back(packet.source, port, packet.protocol) {
             Some(way) => {
                 self.follow_to_client(packet, way);
-                self.to_client(arrival, packet, way)
+                self.reply(arrival, packet, way)
             }
             None => {
                 self.follow_to_kernel(packet);

@@ -1,14 +1,62 @@
-//! Rules about single clients: none yet.
+//! Rules for client prefixes: the longest prefix that holds the client's address decides.
 
 use std::net::IpAddr;
 
-use super::Service;
+use balancer::core::io::{RuleAction, RuleSpec};
+
+use super::State;
 
 /// What a rule says of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rule {}
+pub(super) enum Rule {
+    /// To this backend, which takes clients.
+    Pin(u16),
+    /// By the port as well.
+    Spread,
+    /// Dropped.
+    Deny,
+}
 
-/// The rule of `service` for the client at `source`.
-pub(super) const fn rule(_service: &Service, _source: IpAddr) -> Option<Rule> {
-    None
+impl State {
+    /// Replaces the rules of a service. One for a prefix that had a rule goes on counting.
+    pub fn set_rules(&mut self, index: usize, rules: &[RuleSpec]) {
+        let service = &mut self.services[index];
+        service.rules = rules.to_vec();
+        let id = service.spec.id.0;
+        let there = |prefix| rules.iter().any(|rule| rule.prefix == prefix);
+        self.counters.rules.retain(|&(of, prefix), _| of != id || there(prefix));
+    }
+
+    /// What the rules of a service say of the client at `source`. Not counted if it only `peeks`.
+    pub(super) fn rule(&mut self, index: usize, source: IpAddr, peeks: bool) -> Option<Rule> {
+        let service = &self.services[index];
+        let holding = service.rules.iter().filter(|rule| rule.prefix.contains(&source));
+        let &RuleSpec { prefix, action } = holding.max_by_key(|rule| rule.prefix.prefix_len())?;
+        let rule = match action {
+            RuleAction::Spread => Some(Rule::Spread),
+            RuleAction::Deny => Some(Rule::Deny),
+            RuleAction::Pin(backend) => backend
+                .and_then(|id| self.backends.get(&id.0))
+                .filter(|backend| backend.takes_pinned)
+                .map(|backend| Rule::Pin(backend.id.0)),
+        };
+        let said = &mut self.counters.ruled[usize::from(peeks)];
+        match rule {
+            Some(Rule::Pin(_)) => said.pinned += 1,
+            Some(Rule::Spread) => said.spread += 1,
+            Some(Rule::Deny) => said.denied += 1,
+            None => said.fallen_back += 1,
+        }
+        if !peeks {
+            let id = service.spec.id.0;
+            let stats = self.counters.rules.entry((id, prefix)).or_default();
+            if rule.is_some() {
+                stats.packets += 1;
+            } else {
+                stats.fallbacks += 1;
+                *self.counters.fallbacks.entry(id).or_default() += 1;
+            }
+        }
+        rule
+    }
 }

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use balancer::core::io::{BackendSpec, ServiceSpec};
+use balancer::core::io::{BackendSpec, RuleSpec, ServiceSpec};
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Clock},
     map_types::{Forwarding, TableSlot},
@@ -25,6 +25,8 @@ pub struct Service {
     pub slots: Vec<TableSlot>,
     /// Its clock.
     pub tick: u16,
+    /// Its rules.
+    pub rules: Vec<RuleSpec>,
 }
 
 impl Service {

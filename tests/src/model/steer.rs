@@ -10,7 +10,7 @@ use balancer_common::{
     verdict::{CauseIndex, Decision, DropReason},
 };
 
-use super::{BUCKETS, Service, State, rules};
+use super::{BUCKETS, Service, State, rules::Rule};
 
 /// Seconds of silence after which a client's next datagram counts as a new connection.
 const IDLE_SECONDS: u32 = 30;
@@ -18,6 +18,8 @@ const IDLE_SECONDS: u32 = 30;
 /// What a packet says of connections.
 #[derive(Clone, Copy)]
 pub(super) struct Opening {
+    /// The client's port.
+    pub(super) port: u16,
     /// It opens one.
     pub(super) opens: bool,
     /// It may.
@@ -49,6 +51,20 @@ pub fn client_hash(service: &Service, source: IpAddr) -> u64 {
     }
 }
 
+/// The hash of one connection of a client whose connections are spread.
+fn connection_hash(service: &Service, source: IpAddr, port: u16) -> u64 {
+    let mut address = [0; 16];
+    match source {
+        IpAddr::V4(source) => address[..4].copy_from_slice(&source.octets()),
+        IpAddr::V6(source) => address = source.octets(),
+    }
+    for (bit, byte) in (0..).step_by(8).zip(&mut address) {
+        let kept = u32::from(service.spec.client_prefix).saturating_sub(bit).min(8);
+        *byte &= u8::MAX.checked_shl(8 - kept).unwrap_or(0);
+    }
+    client::hash_connection(service.spec.hash_key, bytemuck::cast(address), port.to_be())
+}
+
 /// A bucket as the shared rule wants it.
 struct Bucket(Cell<[u64; BUCKET_ENTRIES]>);
 
@@ -67,21 +83,33 @@ impl Entries for Bucket {
 impl State {
     /// The backend for a packet from `source`, which is remembered.
     pub(super) fn steer(&mut self, service: usize, source: IpAddr, opening: Opening) -> Result<Choice, DropReason> {
-        self.choose(service, source, Some(opening))
+        self.choose(service, source, Some(opening.port), Some(opening))
     }
 
     /// The backend that a packet from `client` would go to. Nothing is remembered of it or counted.
-    pub(super) fn peek(&mut self, service: usize, client: IpAddr) -> Result<Choice, DropReason> {
-        self.choose(service, client, None)
+    pub(super) fn peek(&mut self, service: usize, client: IpAddr, port: Option<u16>) -> Result<Choice, DropReason> {
+        self.choose(service, client, port, None)
     }
 
     /// `opening`: `None` to peek.
-    fn choose(&mut self, index: usize, source: IpAddr, opening: Option<Opening>) -> Result<Choice, DropReason> {
+    fn choose(
+        &mut self,
+        index: usize,
+        source: IpAddr,
+        port: Option<u16>,
+        opening: Option<Opening>,
+    ) -> Result<Choice, DropReason> {
+        let rule = self.rule(index, source, opening.is_none());
         let service = &self.services[index];
-        if let Some(rule) = rules::rule(service, source) {
-            match rule {}
-        }
-        let hash = client_hash(service, source);
+        let hash = match rule {
+            Some(Rule::Deny) => return Err(DropReason::Denied),
+            Some(Rule::Spread) => connection_hash(service, source, port.ok_or(DropReason::FragmentUnknown)?),
+            Some(Rule::Pin(_)) | None => client_hash(service, source),
+        };
+        let pin = match rule {
+            Some(Rule::Pin(backend)) => Some(backend),
+            Some(Rule::Spread | Rule::Deny) | None => None,
+        };
         let slot = service.slots[client::slot(hash, service.slots.len() as u32) as usize];
         let (live, nobody) = match slot.backend {
             NO_BACKEND => (None, DropReason::NoBackend),
@@ -89,13 +117,16 @@ impl State {
             backend => (Some(backend), DropReason::AllDown),
         };
         let opens = opening.is_some_and(|opening| opening.opens);
-        let Some(clock) = service.clock() else {
-            let decision = opens.then_some(Decision::Stateless);
+        let live = pin.or(live);
+        let Some(clock) = service.clock().filter(|_| rule != Some(Rule::Spread)) else {
+            let decision = if pin.is_some() { Decision::Pinned } else { Decision::Stateless };
+            let decision = opens.then_some(decision);
             return live.map(|backend| Choice { backend, decision }).ok_or(nobody);
         };
         // The gate: in a slot without exceptions, only these need the client's entry.
         let datagram = opening.is_some_and(|opening| opening.datagram);
-        let gate = slot.flags & SLOT_EXCEPTIONS != 0
+        let gate = pin.is_some()
+            || slot.flags & SLOT_EXCEPTIONS != 0
             || opens
             || datagram
             || opening.is_none()
@@ -104,7 +135,7 @@ impl State {
             return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
         }
         let query = Query {
-            pinned: false,
+            pinned: pin.is_some(),
             tag: (hash >> 32) as u32,
             service: service.spec.id.0,
             live,

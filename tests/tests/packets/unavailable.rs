@@ -1,9 +1,12 @@
 //! Services that cannot forward say why.
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::frame::{ACK, Frame, SYN};
+use balancer_tests::{
+    frame::{ACK, Frame, SYN},
+    rig::Rig,
+};
 
-use crate::cases::{Case, Then, run};
+use crate::cases::{Case, Then, run, services};
 
 #[test]
 fn each_reason_has_its_counter() {
@@ -24,4 +27,57 @@ fn each_reason_has_its_counter() {
         }
         cases
     });
+}
+
+#[test]
+fn a_connection_that_goes_no_further_is_a_decision_all_the_same() {
+    const V4: &str = "203.0.113.7:40000";
+    const V6: &str = "[2001:db8:c::7]:40000";
+    let last_hop = |frame: Frame| Frame { ttl: 1, ..frame };
+    let long = |frame: Frame| Frame { payload: vec![0; 1400], ..frame };
+    let fragmentable = |frame: Frame| Frame { dont_fragment: false, ..frame };
+    std::thread::spawn(move || {
+        let rig = Rig::new(&services()).expect("a rig");
+        let mut seen = 0;
+        for (client, vip, of) in
+            [(V4, "198.51.100", ["42", "20", "10", "50"]), (V6, "2001:db8::", ["42", "20", "10", "52"])]
+        {
+            let to = |host: &str, port: u16, flags| {
+                let vip = if client == V6 { format!("[{vip}{host}]:{port}") } else { format!("{vip}.{host}:{port}") };
+                (Frame::tcp(client, &vip, flags), vip)
+            };
+            for flags in [SYN, ACK] {
+                let [unreachable, nat, dsr, ipip] = of.map(|host| move |port| to(host, port, flags));
+                let cases = [
+                    (unreachable(80), DropReason::NoNextHop, None),
+                    (nat(80), DropReason::TtlExceeded, Some(&last_hop as &dyn Fn(Frame) -> Frame)),
+                    (ipip(80), DropReason::TtlExceeded, Some(&last_hop)),
+                    (dsr(81), DropReason::TooBig, Some(&long)),
+                    (nat(81), DropReason::TooBig, Some(&long)),
+                    (ipip(81), DropReason::TooBig, Some(&long)),
+                ];
+                for ((frame, vip), reason, change) in cases {
+                    let index = rig.service(&vip).unwrap_or_else(|| panic!("{vip}"));
+                    let frame = change.map_or_else(|| frame.clone(), |change| change(frame.clone()));
+                    // Told if it is not to be fragmented, else dropped.
+                    for frame in [frame.clone(), fragmentable(frame)] {
+                        let before = rig.backend_stats(index).expect("counters");
+                        let drops = rig.drops(reason).expect("counters") + rig.replies().expect("counters").too_big;
+                        rig.run(&frame.bytes()).expect("a run");
+                        let ended = rig.drops(reason).expect("counters") + rig.replies().expect("counters").too_big;
+                        let stats = rig.backend_stats(index).expect("counters");
+                        assert_eq!(ended - drops, 1, "{vip}");
+                        let opened = u64::from(flags == SYN);
+                        let sum = |stats: balancer_common::map_types::BackendStats| stats.decisions.iter().sum::<u64>();
+                        assert_eq!(sum(stats) - sum(before), opened, "{vip} {reason:?}");
+                        assert_eq!((stats.packets, stats.connections), (before.packets, before.connections), "{vip}");
+                        seen += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(seen, 48);
+    })
+    .join()
+    .expect("the thread panicked");
 }

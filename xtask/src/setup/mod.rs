@@ -9,7 +9,7 @@ use crate::command::installed;
 use install::Installer;
 
 /// Programs from the system's packages: program, package.
-const SYSTEM_TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("ethtool", "ethtool")];
+const SYSTEM_TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("ethtool", "ethtool"), ("promtool", "prometheus")];
 
 /// Installs what makes Debian packages.
 pub(crate) fn cargo_deb() -> Result<()> {

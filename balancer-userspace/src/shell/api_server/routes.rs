@@ -17,6 +17,7 @@ use super::{
     body::{read, read_up_to},
     events,
     failure::Failure,
+    statistics,
 };
 use crate::{
     api::MAX_CONFIGURATION_BODY,
@@ -63,6 +64,8 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("DELETE", "/v1/clients/{ip}", delete(forget)),
         ("POST", "/v1/configuration", post(apply)),
         ("POST", "/v1/plan", post(plan)),
+        ("GET", "/v1/stats", get(statistics::stats)),
+        ("GET", "/v1/top", get(statistics::top)),
         ("GET", "/v1/events", get(events::events)),
         ("GET", "/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
     ]
@@ -133,7 +136,7 @@ pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) 
     })
 }
 
-async fn snapshot(calls: &Calls) -> Result<Snapshot, Failure> {
+pub(super) async fn snapshot(calls: &Calls) -> Result<Snapshot, Failure> {
     ask(calls, |reply| Call::Snapshot { reply })
         .await?
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
@@ -150,8 +153,8 @@ async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed>
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ServiceQuery {
-    service: Option<String>,
+pub(super) struct ServiceQuery {
+    pub(super) service: Option<String>,
 }
 
 /// Nothing can be asked beyond the path.
@@ -181,12 +184,13 @@ async fn service(State(calls): State<Calls>, Names(name): Names<String>) -> Outc
 fn find<T>(services: Vec<T>, name_of: impl Fn(&T) -> &str, name: &str) -> Result<T, Failure> {
     match services.iter().position(|service| name_of(service) == name) {
         Some(index) => Ok(services.into_iter().nth(index).ok_or_else(Failure::stopping)?),
-        None => {
-            let names: Vec<_> = services.iter().map(&name_of).collect();
-            let hint = value::hint(name, &names, "services");
-            Err(Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name))))
-        }
+        None => Err(no_service(name, services.iter().map(&name_of))),
     }
+}
+
+pub(super) fn no_service<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Failure {
+    let hint = value::hint(name, &names.collect::<Vec<_>>(), "services");
+    Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name)))
 }
 
 async fn backends(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<BackendEntry>> {

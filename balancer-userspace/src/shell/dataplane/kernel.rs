@@ -5,6 +5,7 @@ use std::{
     mem::offset_of,
     net::IpAddr,
     ops::Range,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -19,10 +20,10 @@ use aya::{
 use balancer_common::{
     client_table::Clock,
     map_types::{
-        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
-        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
-        MemoryStats, ReplyStats, ReturnRow, RuleStats, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceHistory,
-        ServiceRow, SlotLine, TableSlot, interface_row,
+        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD,
+        CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable,
+        MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS,
+        SLOT_REFILLED, SLOTS_PER_LINE, SampleStats, ServiceHistory, ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };
@@ -32,6 +33,7 @@ use ipnet::IpNet;
 use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
     attach::{self, Attached},
+    batch::{self, BackendCounters},
     capacity::Capacity,
     clients::{ClientTable, KnownClients, Memory},
     halves::Halves,
@@ -64,6 +66,8 @@ struct Table {
     slots: Arc<[u16]>,
     /// The flags of its slots.
     flags: Vec<u16>,
+    /// How many of them have exceptions.
+    exceptions: u64,
     /// Row of the active half of the service map, once published.
     row: Option<u32>,
 }
@@ -85,6 +89,8 @@ pub struct KernelDataplane {
     backend_stats: PerCpuArray<MapData, BackendStats>,
     drop_stats: PerCpuArray<MapData, DropStats>,
     memory_stats: PerCpuArray<MapData, MemoryStats>,
+    sample_stats: PerCpuArray<MapData, SampleStats>,
+    backend_counters: Arc<BackendCounters>,
     clients: ClientTable,
     rules: RuleTable,
     capacity: Capacity,
@@ -142,8 +148,12 @@ impl KernelDataplane {
             .context("loading the kernel program")?;
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let newcomers = (capacity.clients / NEWCOMERS_PART).max(4096);
-        control.store(0, Control { layout_version: LAYOUT_VERSION, newcomers, ..empty_control() });
+        control.store(
+            0,
+            Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() },
+        );
         let kept = Kept::new(&mut ebpf, pins, notes)?;
+        let backend_counters = Arc::new(BackendCounters::new(descriptor(&ebpf, "BACKEND_STATS")?)?);
         let mut this = Self {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
@@ -154,6 +164,8 @@ impl KernelDataplane {
             backend_stats: per_cpu(&mut ebpf, "BACKEND_STATS")?,
             drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
             memory_stats: per_cpu(&mut ebpf, "MEMORY_STATS")?,
+            sample_stats: per_cpu(&mut ebpf, "SAMPLE_STATS")?,
+            backend_counters,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
             rules: RuleTable::new(&mut ebpf)?,
             capacity,
@@ -264,6 +276,20 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
+    /// Packets sampled of what is forwarded. Can be taken once.
+    ///
+    /// # Errors
+    /// When they were taken before.
+    pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let map = self.ebpf.take_map("SAMPLES").context("the ring buffer of samples was taken before")?;
+        Ok(map.try_into()?)
+    }
+
+    /// From now on one packet in `interval` is sampled, on average; with 0 none.
+    pub fn sample_every(&self, interval: u32) {
+        self.control.word32(0, offset_of!(Control, sample_interval)).store(interval, Ordering::Release);
+    }
+
     /// Makes `view` and `flags` what packets see.
     fn publish(&mut self, services: TableView, returns: TableView, flags: u32) {
         // Between these stores a packet may see new services with old returns. Every order is safe for a connection
@@ -330,6 +356,7 @@ impl KernelDataplane {
                 continue;
             }
             *flags &= !SLOT_EXCEPTIONS;
+            table.exceptions -= 1;
             store_slot(&self.slots, first + slot, TableSlot { backend, flags: *flags });
         }
     }
@@ -361,12 +388,10 @@ impl Dataplane for KernelDataplane {
         let row = rows::backend(backend);
         let index = usize::from(id.0);
         let old = self.backends.load(index);
-        if (BackendRow { flags: row.flags, ..old }) == row {
-            let word = offset_of!(BackendRow, port);
-            const { assert!(offset_of!(BackendRow, flags) == offset_of!(BackendRow, port) + 3) };
-            let [low, high] = row.port.to_ne_bytes();
-            let value = u32::from_ne_bytes([low, high, row.forwarding, row.flags]);
-            self.backends.word32(index, word).store(value, Ordering::Release);
+        let standing = BackendStanding { service: row.service, cause: row.cause, flags: row.flags };
+        if (BackendRow { service: row.service, cause: row.cause, flags: row.flags, ..old }) == row {
+            let word = self.backends.word32(index, BackendStanding::OFFSET);
+            word.store(bytemuck::cast(standing), Ordering::Release);
             return Ok(());
         }
         // A row is not replaced in one piece. Unreachable in between: a packet is dropped rather than sent astray.
@@ -420,7 +445,8 @@ impl Dataplane for KernelDataplane {
         }
         let old = self.tables.remove(&service);
         let row = old.as_ref().and_then(|old| old.row);
-        let new = Table { lines, size, slots: Arc::clone(&table), flags, row };
+        let exceptions = flags.iter().filter(|&&flags| flags & SLOT_EXCEPTIONS != 0).count() as u64;
+        let new = Table { lines, size, slots: Arc::clone(&table), flags, exceptions, row };
         if let Some(row) = row {
             let word = self.services.rows.word64(row as usize, offset_of!(ServiceRow, table));
             word.store(new.location().to_word(), Ordering::Release);
@@ -559,13 +585,13 @@ impl Dataplane for KernelDataplane {
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
         let cpus = self.backend_stats.get(&u32::from(id.0), 0).context("reading a backend's counters")?;
         Ok(cpus.iter().fold(BackendStats::default(), |mut sum, cpu| {
-            sum.packets += cpu.packets;
-            sum.bytes += cpu.bytes;
-            sum.connections += cpu.connections;
-            add(&mut sum.decisions, &cpu.decisions);
-            add(&mut sum.moves, &cpu.moves);
+            batch::add(&mut sum, cpu);
             sum
         }))
+    }
+
+    fn backend_counters(&self) -> Arc<BackendCounters> {
+        Arc::clone(&self.backend_counters)
     }
 
     fn attached(&self) -> &[Attached] {
@@ -634,12 +660,17 @@ impl Dataplane for KernelDataplane {
             sum.limited += cpu.limited;
             sum
         });
-        let flagged = |table: &Table| table.flags.iter().filter(|&&flags| flags & SLOT_EXCEPTIONS != 0).count();
+        let cpus = self.sample_stats.get(&0, 0).context("reading the counters of samples")?;
+        let samples = cpus.iter().fold(SampleStats::default(), |sum, cpu| SampleStats {
+            sent: sum.sent + cpu.sent,
+            lost: sum.lost + cpu.lost,
+        });
         Ok(MemorySnapshot {
             capacity: u64::from(self.capacity.clients),
             entries: self.clients.entries(),
-            exceptions: self.tables.values().map(flagged).sum::<usize>() as u64,
+            exceptions: self.tables.values().map(|table| table.exceptions).sum(),
             stats,
+            samples,
         })
     }
 
@@ -707,6 +738,14 @@ pub(super) fn cpu_count() -> anyhow::Result<usize> {
 fn store_slot(slots: &MappedArray<SlotLine>, place: u32, slot: TableSlot) {
     let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
     slots.word32((place / SLOTS_PER_LINE) as usize, offset).store(bytemuck::cast(slot), Ordering::Release);
+}
+
+/// A descriptor of its own for a map.
+fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
+    let Some(aya::maps::Map::PerCpuArray(map)) = ebpf.map(name) else {
+        bail!("the kernel object holds no per-CPU array {name}")
+    };
+    Ok(map.fd().as_fd().try_clone_to_owned()?)
 }
 
 fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {

@@ -1,6 +1,7 @@
 //! The kernel's side of the controller: the only place in user space that names maps.
 
 mod attach;
+pub(crate) mod batch;
 mod capacity;
 mod clients;
 mod decap;
@@ -17,6 +18,7 @@ mod rows;
 mod rules;
 
 pub use attach::Attached;
+pub use batch::BackendCounters;
 pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
@@ -155,6 +157,8 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn reply_stats(&self) -> anyhow::Result<ReplyStats>;
+    /// The counters of many backends, to be read by another thread.
+    fn backend_counters(&self) -> Arc<BackendCounters>;
 
     /// Counters of dropped packets, summed over the CPUs.
     ///

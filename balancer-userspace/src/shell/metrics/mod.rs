@@ -2,6 +2,7 @@
 
 mod page;
 mod render;
+mod text;
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
@@ -21,8 +22,8 @@ use super::{
 };
 pub use render::render;
 
-/// What [`render()`] writes. Prometheus has understood it since version 2.5 and asks for it first.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// What [`render()`] writes.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long scrapes under way may hold up the end.

@@ -1,84 +1,69 @@
-//! A snapshot as OpenMetrics text. Label values are names from the configuration, never a client's address.
+//! A snapshot as Prometheus' text. Label values are names from the configuration, never a client's address.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt::Display};
 
 use balancer_common::verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Verdict};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, text},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
-    registry::Registry,
+
+use super::text::{Kind, Text};
+use crate::{
+    core::top::By,
+    shell::snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
 };
 
-use crate::shell::snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot};
+/// Ranks of `top_client_share_ratio`.
+const RANKS: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
 
 /// The text of `snapshot`, every name prefixed with `balancer_`.
 #[must_use]
 pub fn render(snapshot: &Snapshot) -> String {
-    let mut registry = Registry::with_prefix("balancer");
-    registry.register_collector(Box::new(Collected(snapshot.clone())));
-    let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _ = text::encode(&mut text, &registry);
-    text
-}
-
-#[derive(Debug)]
-struct Collected(Snapshot);
-
-impl Collector for Collected {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let encoder = &mut encoder;
-        let snapshot = &self.0;
-        build(encoder)?;
-        interfaces(encoder, snapshot)?;
-        client_table(encoder, &snapshot.memory)?;
-        services(encoder, &snapshot.services)?;
-        traffic(encoder, &snapshot.services)?;
-        health(encoder, &snapshot.services)
-    }
+    let mut text = Text::default();
+    let encoder = &mut text;
+    build(encoder);
+    interfaces(encoder, snapshot);
+    client_table(encoder, &snapshot.memory);
+    services(encoder, &snapshot.services);
+    heavy(encoder, &snapshot.services);
+    traffic(encoder, &snapshot.services);
+    health(encoder, &snapshot.services);
+    text.into_string()
 }
 
 type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
 fn counters<'a, const N: usize>(
-    encoder: &mut DescriptorEncoder<'_>,
+    encoder: &mut Text,
     name: &str,
     help: &str,
     samples: impl Iterator<Item = (Labels<'a, N>, u64)>,
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in samples {
-        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+) {
+    let name = format!("balancer_{name}_total");
+    encoder.family(&name, help, Kind::Counter);
+    samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
-fn gauges<'a, const N: usize, V: EncodeGaugeValue>(
-    encoder: &mut DescriptorEncoder<'_>,
+fn gauges<'a, const N: usize, V: Display>(
+    encoder: &mut Text,
     name: &str,
     help: &str,
     samples: impl Iterator<Item = (Labels<'a, N>, V)>,
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in samples {
-        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+) {
+    let name = format!("balancer_{name}");
+    encoder.family(&name, help, Kind::Gauge);
+    samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
-fn build(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    info.encode(encoder.encode_descriptor("build", "The running program.", None, MetricType::Info)?)
+fn build(encoder: &mut Text) {
+    let labels = [("version", env!("CARGO_PKG_VERSION"))];
+    gauges(encoder, "build_info", "The running program.", std::iter::once((labels, 1u32)));
 }
 
-fn interfaces(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+fn interfaces(encoder: &mut Text, snapshot: &Snapshot) {
     gauges(
         encoder,
         "xdp_mode",
         "The XDP mode that the program is attached in.",
         snapshot.interfaces.iter().map(|i| ([("interface", i.name.as_str()), ("mode", i.xdp_mode)], 1u32)),
-    )?;
+    );
     counters(
         encoder,
         "packets_seen",
@@ -89,39 +74,41 @@ fn interfaces(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::
                 (labels, i.stats.verdicts[verdict.index()])
             })
         }),
-    )?;
+    );
     counters(
         encoder,
         "drops",
         "Packets dropped, by reason.",
         DropReason::ALL.iter().map(|&reason| ([("reason", reason.label())], snapshot.drops.reasons[reason.index()])),
-    )?;
+    );
     let replies = [("echo", snapshot.replies.echo), ("too_big", snapshot.replies.too_big)];
     counters(
         encoder,
         "replies",
         "Packets answered by the program itself: pings to a VIP, and packets too big for their way.",
         replies.into_iter().map(|(kind, count)| ([("kind", kind)], count)),
-    )
+    );
 }
 
-fn client_table(encoder: &mut DescriptorEncoder<'_>, memory: &MemorySnapshot) -> fmt::Result {
+fn client_table(encoder: &mut Text, memory: &MemorySnapshot) {
     let one = |value: u64| std::iter::once(([], value));
-    gauges(encoder, "client_table_entries", "Known clients at the last sweep.", one(memory.entries))?;
-    gauges(encoder, "client_table_capacity", "Known clients the table is made for.", one(memory.capacity))?;
+    gauges(encoder, "client_table_entries", "Known clients at the last sweep.", one(memory.entries));
+    gauges(encoder, "client_table_capacity", "Known clients the table is made for.", one(memory.capacity));
     gauges(
         encoder,
         "table_exception_slots",
         "Slots of lookup tables with known clients elsewhere, whose entries are read for every packet.",
         one(memory.exceptions),
-    )?;
-    counters(encoder, "client_table_inserts", "Clients recorded.", one(memory.stats.inserted))?;
+    );
+    counters(encoder, "client_table_inserts", "Clients recorded.", one(memory.stats.inserted));
     counters(
         encoder,
         "client_table_evictions",
         "Clients forgotten to make room for others.",
         one(memory.stats.evicted),
-    )?;
+    );
+    counters(encoder, "samples", "Packets sampled to find heavy clients.", one(memory.samples.sent));
+    counters(encoder, "samples_lost", "Samples lost because the controller was behind.", one(memory.samples.lost));
     counters(
         encoder,
         "client_table_unrecorded",
@@ -132,7 +119,7 @@ fn client_table(encoder: &mut DescriptorEncoder<'_>, memory: &MemorySnapshot) ->
     )
 }
 
-fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> fmt::Result {
+fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
     fn service(service: &ServiceSnapshot) -> Labels<'_, 1> {
         [("service", &service.name)]
     }
@@ -146,7 +133,7 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
                 ([("service", service.name.as_str()), ("result", decision.label())], of_all)
             })
         }),
-    )?;
+    );
     counters(
         encoder,
         "moves",
@@ -159,29 +146,25 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
                 })
             })
         }),
-    )?;
+    );
     counters(
         encoder,
         "rule_fallbacks",
         "Packets steered as without a rule, as the backend that it pins to took no clients.",
         services.iter().map(|s| (service(s), s.rule_fallbacks)),
-    )?;
+    );
     gauges(
         encoder,
         "stickiness_ratio",
         "Kept over kept and moved among the new connections of known clients, since start.",
-        services.iter().filter_map(|s| {
-            let count = |decision: Decision| s.total(|stats| stats.decisions[decision.index()]) as f64;
-            let (kept, moved) = (count(Decision::Kept), count(Decision::Moved));
-            (kept + moved > 0.0).then(|| (service(s), kept / (kept + moved)))
-        }),
-    )?;
+        services.iter().filter_map(|s| Some((service(s), s.counted().stickiness()?))),
+    );
     gauges(
         encoder,
         "table_generation",
         "How often the lookup table was replaced.",
         services.iter().map(|s| (service(s), s.table_generation)),
-    )?;
+    );
     counters(
         encoder,
         "table_slots_moved",
@@ -190,25 +173,25 @@ fn services(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -
             [("required", service.slots_moved_required), ("needless", service.slots_moved_needless)]
                 .map(|(kind, slots)| ([("service", service.name.as_str()), ("kind", kind)], slots))
         }),
-    )?;
+    );
     gauges(
         encoder,
         "table_build_seconds",
         "How long the last build of the lookup table took.",
         services.iter().map(|s| (service(s), s.table_build.as_secs_f64())),
-    )?;
+    );
     gauges(
         encoder,
         "imbalance_ratio",
         "The largest share (of known clients, or of connections without memory) over expected share among the backends.",
-        services.iter().filter_map(|s| imbalance(s).map(|ratio| (service(s), ratio))),
+        services.iter().filter_map(|s| s.imbalance().map(|ratio| (service(s), ratio))),
     )
 }
 
 /// Clients moved, by the name of the backend they left: one that was removed is counted on, and by the next of its name.
 fn moves(service: &ServiceSnapshot) -> BTreeMap<&str, [u64; MOVE_COUNTERS]> {
     let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
-    let gone = service.gone.iter().map(|(name, _, stats)| (name.as_str(), stats));
+    let gone = service.gone.iter().map(|gone| (gone.name.as_str(), &gone.stats));
     let departed = service.departed.iter().map(|(name, stats)| (name.as_str(), stats));
     let mut by_name = BTreeMap::new();
     for (name, stats) in present.chain(gone).chain(departed) {
@@ -228,23 +211,23 @@ fn backends(services: &[ServiceSnapshot]) -> impl Iterator<Item = (Labels<'_, 2>
     })
 }
 
-fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> fmt::Result {
+fn traffic(encoder: &mut Text, services: &[ServiceSnapshot]) {
     let counted = |count: fn(&BackendSnapshot) -> u64| backends(services).map(move |(labels, b)| (labels, count(b)));
-    counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections))?;
-    counters(encoder, "packets", "Packets forwarded.", counted(|b| b.stats.packets))?;
-    counters(encoder, "bytes", "Bytes forwarded, from the Ethernet header on.", counted(|b| b.stats.bytes))?;
+    counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections));
+    counters(encoder, "packets", "Packets forwarded.", counted(|b| b.stats.packets));
+    counters(encoder, "bytes", "Bytes forwarded, from the Ethernet header on.", counted(|b| b.stats.bytes));
     gauges(
         encoder,
         "table_slots",
         "Slots of the lookup table.",
         backends(services).map(|(labels, backend)| (labels, backend.slots)),
-    )?;
+    );
     gauges(
         encoder,
         "known_clients",
         "Entries in the client table.",
         backends(services).map(|(labels, backend)| (labels, backend.known_clients)),
-    )?;
+    );
     let draining = || {
         backends(services)
             .filter_map(|(labels, backend)| Some((labels, backend.known_clients, backend.drain_deadline?)))
@@ -254,19 +237,19 @@ fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) ->
         "backend_drain_remaining_clients",
         "Known clients of a backend that is being drained.",
         draining().map(|(labels, clients, _)| (labels, clients)),
-    )?;
+    );
     let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
     gauges(
         encoder,
         "backend_drain_deadline_timestamp_seconds",
         "When a drain under way ends at the latest.",
         draining().map(|(labels, _, left)| (labels, (now + left).as_secs_f64())),
-    )?;
-    let shares = |share: fn(&ServiceSnapshot, &BackendSnapshot) -> Option<f64>| {
-        services.iter().flat_map(move |service| {
-            service.backends.iter().filter_map(move |backend| {
+    );
+    let shares = || {
+        services.iter().flat_map(|service| {
+            service.backends.iter().zip(service.shares()).map(|(backend, shares)| {
                 let labels: Labels<'_, 2> = [("service", &service.name), ("backend", &backend.name)];
-                Some((labels, share(service, backend)?))
+                (labels, shares)
             })
         })
     };
@@ -274,41 +257,33 @@ fn traffic(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) ->
         encoder,
         "backend_share_ratio",
         "Share of the service's known clients, or of its connections without memory.",
-        shares(share),
-    )?;
+        shares().filter_map(|(labels, (share, _))| Some((labels, share?))),
+    );
     gauges(
         encoder,
         "backend_expected_share_ratio",
         "Weight over the weight of all backends that take new clients.",
-        shares(expected_share),
-    )
+        shares().filter_map(|(labels, (_, expected))| Some((labels, expected?))),
+    );
 }
 
-/// `backend`'s part of the known clients (without memory, the connections) of `service`; `None` before the first.
-pub(super) fn share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
-    let load = |backend: &BackendSnapshot| {
-        if service.remembers { backend.known_clients } else { backend.stats.connections }
-    };
-    let all: u64 = service.backends.iter().map(load).sum();
-    (all > 0).then(|| load(backend) as f64 / all as f64)
+/// Shares of the heaviest clients, by rank: who they are is nobody's business here.
+fn heavy(encoder: &mut Text, services: &[ServiceSnapshot]) {
+    gauges(
+        encoder,
+        "top_client_share_ratio",
+        "Share of the service's bytes of about the last minute of its heaviest clients, by sampling.",
+        services.iter().flat_map(|service| {
+            let top = &service.statistics.top;
+            let heaviest = top.heaviest(By::Bytes).into_iter().zip(RANKS);
+            heaviest.map(|(heavy, rank)| {
+                ([("service", service.name.as_str()), ("rank", rank)], top.share(&heavy.seen, By::Bytes))
+            })
+        }),
+    );
 }
 
-/// What [`share`] would be if clients followed the weights; `None` while nobody takes new clients.
-pub(super) fn expected_share(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Option<f64> {
-    let weight = |backend: &BackendSnapshot| if backend.eligible { u64::from(backend.weight) } else { 0 };
-    let all: u64 = service.backends.iter().map(weight).sum();
-    (all > 0).then(|| weight(backend) as f64 / all as f64)
-}
-
-pub(super) fn imbalance(service: &ServiceSnapshot) -> Option<f64> {
-    let ratios = service.backends.iter().filter_map(|backend| {
-        let expected = expected_share(service, backend).filter(|&expected| expected > 0.0)?;
-        Some(share(service, backend)? / expected)
-    });
-    ratios.max_by(f64::total_cmp)
-}
-
-fn health(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> fmt::Result {
+fn health(encoder: &mut Text, services: &[ServiceSnapshot]) {
     gauges(
         encoder,
         "backend_state",
@@ -316,7 +291,7 @@ fn health(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> 
         backends(services).flat_map(|([service, name], backend)| {
             BackendSnapshot::STATES.map(|state| ([service, name, ("state", state)], u32::from(backend.state == state)))
         }),
-    )?;
+    );
     counters(
         encoder,
         "backend_transitions",
@@ -327,7 +302,7 @@ fn health(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> 
                 .zip(backend.transitions)
                 .map(move |(state, times)| ([service, name, ("to", state)], times))
         }),
-    )?;
+    );
     counters(
         encoder,
         "health_checks",
@@ -338,7 +313,7 @@ fn health(encoder: &mut DescriptorEncoder<'_>, services: &[ServiceSnapshot]) -> 
                 .zip(backend.checks)
                 .map(move |(result, checks)| ([service, name, ("result", result)], checks))
         }),
-    )?;
+    );
     gauges(
         encoder,
         "health_check_duration_seconds",
@@ -356,14 +331,15 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         config::model::Protocol,
-        core::io::Admin,
-        shell::snapshot::{CheckSnapshot, InterfaceSnapshot},
+        core::io::{Admin, BackendId, ServiceId},
+        shell::snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceStatistics},
     };
 
     fn backend(name: &str, weight: u16, state: &'static str, connections: u64) -> BackendSnapshot {
         let mut decisions = [0; Decision::COUNT];
         decisions[Decision::Stateless.index()] = connections;
         BackendSnapshot {
+            id: BackendId(1),
             name: name.to_owned(),
             address: "10.0.0.11:8080".parse().unwrap(),
             weight,
@@ -413,6 +389,10 @@ pub(super) mod tests {
             stats: InterfaceStats { verdicts },
         };
         let service = ServiceSnapshot {
+            id: ServiceId(0),
+            client_prefix: 32,
+            last_change: None,
+            statistics: ServiceStatistics::default(),
             name: "web".to_owned(),
             address: "198.51.100.10:80".parse().unwrap(),
             protocol: Protocol::Tcp,
@@ -461,7 +441,7 @@ pub(super) mod tests {
         let version = format!("balancer_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
         for expected in [
             version.as_str(),
-            "# TYPE balancer_decisions counter",
+            "# TYPE balancer_decisions_total counter",
             "balancer_decisions_total{service=\"web\",result=\"stateless\"} 100",
             "balancer_decisions_total{service=\"web\",result=\"kept\"} 0",
             "balancer_connections_total{service=\"web\",backend=\"web2\"} 60",
@@ -470,7 +450,7 @@ pub(super) mod tests {
             "balancer_backend_share_ratio{service=\"web\",backend=\"web1\"} 0.3",
             "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web1\"} 0.25",
             "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web2\"} 0.75",
-            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web3\"} 0.0",
+            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web3\"} 0",
             "balancer_imbalance_ratio{service=\"web\"} 1.2",
             "# TYPE balancer_table_slots gauge",
             "balancer_table_slots{service=\"web\",backend=\"web3\"} 20000",
@@ -495,7 +475,6 @@ pub(super) mod tests {
             assert!(lines.contains(expected), "{expected} is not in\n{text}");
         }
         assert!(!text.contains("health_check_duration_seconds{service=\"web\",backend=\"web3\"}"));
-        assert!(text.ends_with("# EOF\n"));
     }
 
     #[test]
@@ -517,7 +496,8 @@ pub(super) mod tests {
         };
         // web2 was removed twice, of late with clients still known there, and added again each time.
         snapshot.services[0].departed = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
-        snapshot.services[0].gone = vec![("web2".to_owned(), 7, moved(4))];
+        snapshot.services[0].gone =
+            vec![GoneSnapshot { id: BackendId(9), name: "web2".to_owned(), known_clients: 7, stats: moved(4) }];
         let text = render(&snapshot);
         let of = |from: &str| {
             let series = format!("balancer_moves_total{{service=\"web\",from=\"{from}\",cause=\"removed\"}} ");
@@ -548,5 +528,22 @@ pub(super) mod tests {
         let text = render(&snapshot);
         assert!(!samples(&text).any(|line| line.contains("_ratio{")), "{text}");
         assert!(!text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn heavy_clients_are_ranks() {
+        let mut snapshot = snapshot();
+        let mut top = crate::core::top::Top::default();
+        for (client, samples) in [("203.0.113.7", 60), ("203.0.113.8", 30), ("203.0.113.9", 10)] {
+            (0..samples).for_each(|_| top.count(client.parse().unwrap(), BackendId(1), 100));
+        }
+        snapshot.services[0].statistics.top = std::sync::Arc::new(top);
+        let text = render(&snapshot);
+        let ranks: Vec<&str> = samples(&text).filter(|line| line.starts_with("balancer_top_client")).collect();
+        let of = |rank: u32, share: &str| {
+            format!("balancer_top_client_share_ratio{{service=\"web\",rank=\"{rank}\"}} {share}")
+        };
+        assert_eq!(ranks, [of(1, "0.6"), of(2, "0.3"), of(3, "0.1")]);
+        assert!(!text.contains("203.0.113"), "{text}");
     }
 }

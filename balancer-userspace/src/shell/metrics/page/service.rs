@@ -3,7 +3,6 @@
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
 use maud::{Markup, html};
 
-use super::super::render::{expected_share, imbalance, share};
 use crate::{
     core::io::Admin,
     shell::snapshot::{BackendSnapshot, ServiceSnapshot, forwarding_word},
@@ -56,7 +55,7 @@ fn figures(service: &ServiceSnapshot) -> Markup {
             div {
                 dt { "Imbalance" }
                 dd {
-                    @match imbalance(service) {
+                    @match service.imbalance() {
                         Some(ratio) => { (format!("{ratio:.2}")) }
                         None => { (NONE) }
                     }
@@ -96,14 +95,13 @@ fn backends(service: &ServiceSnapshot, id: &str) -> Markup {
                 }
             }
             tbody role="rowgroup" {
-                @for backend in &service.backends { (row(service, backend)) }
+                @for (backend, shares) in service.backends.iter().zip(service.shares()) { (row(service, backend, shares)) }
             }
         }
     }
 }
 
-fn row(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Markup {
-    let (share, expected) = (share(service, backend), expected_share(service, backend));
+fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): (Option<f64>, Option<f64>)) -> Markup {
     let number = |label, value: u64| {
         html! { td.number role="cell" data-label=(label) { (grouped(value)) } }
     };

@@ -1,0 +1,124 @@
+//! What a service had counted at earlier moments, so that the last minute and the last hour can be told.
+
+use std::{collections::VecDeque, time::Duration};
+
+use balancer_common::verdict::{Decision, MOVE_COUNTERS};
+
+/// Time between two samples: as exact as "the last minute" is.
+pub const STEP: Duration = Duration::from_secs(10);
+/// Samples a step apart: a bit more than a minute's.
+const STEPS: usize = 8;
+/// One sample in so many is kept for the hour: one a minute.
+const MINUTE: u64 = 6;
+/// Samples a minute apart: a bit more than an hour's.
+const MINUTES: usize = 62;
+
+/// Counters of a service, all its backends there are and were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// New connections by decision.
+    pub decisions: [u64; Decision::COUNT],
+    /// Known clients moved, by cause.
+    pub moves: [u64; MOVE_COUNTERS],
+}
+
+impl Counted {
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut difference = *self;
+        let earlier = earlier.decisions.iter().chain(&earlier.moves);
+        for (value, earlier) in difference.decisions.iter_mut().chain(&mut difference.moves).zip(earlier) {
+            *value = value.saturating_sub(*earlier);
+        }
+        difference
+    }
+
+    /// Kept over kept and moved; `None` where no known client came.
+    #[must_use]
+    pub fn stickiness(&self) -> Option<f64> {
+        let [kept, moved] = [Decision::Kept, Decision::Moved]
+            .map(|decision| self.decisions.get(decision.index()).copied().unwrap_or(0) as f64);
+        (kept + moved > 0.0).then(|| kept / (kept + moved))
+    }
+}
+
+/// The earlier moments of a service.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    steps: VecDeque<(Duration, Counted)>,
+    minutes: VecDeque<(Duration, Counted)>,
+    taken: u64,
+}
+
+impl History {
+    /// Keeps what is counted at `now`, a time on any clock that does not stand still. Comes every [`STEP`].
+    pub fn keep(&mut self, now: Duration, counted: Counted) {
+        push(&mut self.steps, STEPS, (now, counted));
+        if self.taken.is_multiple_of(MINUTE) {
+            push(&mut self.minutes, MINUTES, (now, counted));
+        }
+        self.taken += 1;
+    }
+
+    /// The moment nearest to `ago` before `now`, and what had been counted then. `None`: nothing was kept.
+    #[must_use]
+    pub fn before(&self, now: Duration, ago: Duration) -> Option<(Duration, Counted)> {
+        let wanted = now.saturating_sub(ago);
+        let kept = self.minutes.iter().chain(&self.steps);
+        kept.min_by_key(|(at, _)| at.abs_diff(wanted)).copied()
+    }
+}
+
+fn push<T>(queue: &mut VecDeque<T>, room: usize, value: T) {
+    if queue.len() >= room {
+        queue.pop_front();
+    }
+    queue.push_back(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(kept: u64, moved: u64) -> Counted {
+        let mut counted = Counted::default();
+        counted.decisions[Decision::Kept.index()] = kept;
+        counted.decisions[Decision::Moved.index()] = moved;
+        counted
+    }
+
+    #[test]
+    fn a_minute_and_an_hour_are_told_to_a_step() {
+        let mut history = History::default();
+        assert!(history.before(Duration::ZERO, Duration::from_secs(60)).is_none());
+        // One kept a second, for three hours.
+        for step in 0..=1080u64 {
+            history.keep(STEP * step as u32, counted(step * 10, 0));
+        }
+        let now = STEP * 1080 + Duration::from_secs(4);
+        for (ago, slack) in [(60, 5), (3600, 35)] {
+            let (at, then) = history.before(now, Duration::from_secs(ago)).unwrap();
+            assert!((now - at).abs_diff(Duration::from_secs(ago)) <= Duration::from_secs(slack), "{at:?}");
+            let since = counted(10_804, 0).since(&then).decisions[Decision::Kept.index()];
+            assert_eq!(since, (now - at).as_secs());
+        }
+        assert!(history.steps.len() <= STEPS && history.minutes.len() <= MINUTES);
+    }
+
+    #[test]
+    fn before_that_it_is_since_the_first() {
+        let mut history = History::default();
+        history.keep(Duration::from_secs(100), counted(5, 0));
+        history.keep(Duration::from_secs(110), counted(6, 0));
+        assert_eq!(history.before(Duration::from_secs(115), Duration::from_secs(3600)).unwrap().1, counted(5, 0));
+    }
+
+    #[test]
+    fn stickiness_is_of_known_clients() {
+        assert_eq!(counted(0, 0).stickiness(), None);
+        assert_eq!(counted(3, 1).stickiness(), Some(0.75));
+        // A service that was taken away and added again counts from zero.
+        assert_eq!(counted(3, 1).since(&counted(10, 0)), counted(0, 1));
+    }
+}

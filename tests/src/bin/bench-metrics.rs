@@ -1,0 +1,94 @@
+//! What a scrape of a large balancer costs: 100 services with 100 backends each. How long the task that owns the
+//! controller is held, how long the counters take to read and the text to write (neither holds it).
+
+use std::{
+    fmt::Write as _,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer::{
+    config,
+    core::controller::Controller,
+    shell::{
+        dataplane::{Capacity, KernelDataplane},
+        metrics::render,
+        neighbours::Neighbours,
+        owner::Owner,
+        prober::Prober,
+    },
+};
+use balancer_common::client::HashKey;
+use nix::sched::{CloneFlags, unshare};
+use tokio::sync::mpsc;
+
+const SERVICES: u32 = 100;
+const BACKENDS: u32 = 100;
+const ROUNDS: usize = 21;
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
+    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+    let mut text = String::new();
+    for service in 0..SERVICES {
+        writeln!(text, "[[service]]\nname = \"service{service}\"\naddress = \"198.51.100.{service}:80\"")?;
+        writeln!(text, "forwarding = \"dsr\"\ncheck = {{ type = \"none\" }}")?;
+        for backend in 0..BACKENDS {
+            writeln!(text, "[[service.backend]]\nname = \"web{backend}\"\naddress = \"10.0.{service}.{backend}\"")?;
+        }
+    }
+    let (config, _) = config::parse(Path::new("bench.toml"), text.as_bytes())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
+        let (events, _unread) = mpsc::channel(1);
+        let controller = Controller::new(config, HashKey { k0: 1, k1: 2 });
+        let mut owner = Owner::new(
+            controller,
+            dataplane,
+            Neighbours::spawn(events.clone())?,
+            Prober::new(events),
+            balancer::shell::events::Events::new(),
+        );
+        owner.start()?;
+        let mut times: [Vec<Duration>; 3] = Default::default();
+        let mut length = 0;
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            let counting = owner.snapshot()?;
+            let held = start.elapsed();
+            let snapshot = counting.finish()?;
+            let read = start.elapsed();
+            length = render(&snapshot).len();
+            let written = start.elapsed();
+            for (times, time) in times.iter_mut().zip([held, read - held, written - read]) {
+                times.push(time);
+            }
+        }
+        println!(
+            "{SERVICES} services × {BACKENDS} backends, {:.1} MB of text; median of {ROUNDS}",
+            length as f64 / 1e6
+        );
+        let mut whole = Duration::ZERO;
+        for (what, times) in ["controller held", "counters read", "text written"].iter().zip(&mut times) {
+            times.sort_unstable();
+            let median = times[ROUNDS / 2];
+            whole += median;
+            println!("{what:<16} {:>7.2} ms", median.as_secs_f64() * 1e3);
+        }
+        println!("{:<16} {:>7.2} ms", "scrape", whole.as_secs_f64() * 1e3);
+        Ok(())
+    })
+}

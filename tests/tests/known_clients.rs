@@ -1,0 +1,221 @@
+//! Known clients by the packets that are not like most: fragments, IPv6 extension headers, ICMP errors. They go where the
+//! client is known, not where the table says, and are counted and remembered once. And clients of a service whose clock
+//! is slow, in one table with those of a quick one.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use balancer::{core::io::Admin, shell::dataplane::Dataplane as _};
+use balancer_common::verdict::{Decision, MoveCause};
+use balancer_tests::{
+    frame::{ACK, DESTINATION_OPTIONS, Frame, HOP_BY_HOP, SYN, options},
+    world::{VIP, VIP_V6, World, client},
+};
+
+const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";
+const CLIENTS: u32 = 200;
+
+/// A world over IPv4 or IPv6 with its clients.
+struct Scene {
+    world: World,
+    v6: bool,
+}
+
+impl Scene {
+    fn new(v6: bool) -> Result<Self> {
+        let world = if v6 { World::v6(REMEMBER, 4, 65_536) } else { World::new(REMEMBER, 4, 65_536) }?;
+        Ok(Self { world, v6 })
+    }
+
+    fn client(&self, number: u32) -> IpAddr {
+        // One client for each /64.
+        if self.v6 {
+            Ipv6Addr::new(0x2001, 0xdb8, 0xc, number as u16, 0, 0, 0, 7).into()
+        } else {
+            client(number).into()
+        }
+    }
+
+    fn segment(&self, number: u32, flags: u8) -> Frame {
+        let mut frame = if self.v6 {
+            Frame::tcp("[2001:db8::1]:40000", VIP_V6, flags)
+        } else {
+            Frame::tcp("192.0.2.1:40000", VIP, flags)
+        };
+        frame.source = SocketAddr::new(self.client(number), 40_000);
+        frame
+    }
+
+    /// A router's error about a segment from the VIP to a client.
+    fn error(&self, number: u32) -> Frame {
+        let segment = self.segment(number, ACK);
+        let quoted = Frame { source: segment.destination, destination: segment.source, ..segment };
+        let (router, vip, kind) = if self.v6 { ("[2001:db8:ff::77]:0", VIP_V6, 1) } else { ("192.0.2.77:0", VIP, 3) };
+        let mut payload = quoted.packet();
+        payload.truncate(60);
+        Frame { payload, ..Frame::icmp(router, vip, kind, 1, [0; 4]) }
+    }
+
+    fn parts(&self, number: u32, flags: u8, id: u32) -> Vec<Frame> {
+        Frame { payload: vec![3; 200], ..self.segment(number, flags) }.fragments(80, id)
+    }
+
+    fn deliver(&mut self, frame: &Frame) -> Result<String> {
+        self.world.deliver(frame)?.context("dropped")
+    }
+
+    /// Makes every client known; those of web2.
+    fn connect(&mut self) -> Result<Vec<u32>> {
+        let mut there = Vec::new();
+        for number in 0..CLIENTS {
+            if self.deliver(&self.segment(number, SYN))? == "web2" {
+                there.push(number);
+            }
+        }
+        assert!(there.len() > 20, "{} of {CLIENTS} at web2", there.len());
+        Ok(there)
+    }
+}
+
+fn where_they_are_known(v6: bool) -> Result<()> {
+    let mut scene = Scene::new(v6)?;
+    let known = scene.connect()?;
+    scene.world.admin("web2", Admin::Drain, None)?;
+    for &number in &known {
+        assert_ne!(
+            scene.world.home(scene.client(number))?,
+            [0, if v6 { 0x12 } else { 12 }],
+            "the table says otherwise"
+        );
+        let mut frames = scene.parts(number, ACK, 1000 + number);
+        frames.push(scene.parts(number, ACK, 2000 + number).remove(1));
+        frames.push(scene.error(number));
+        if v6 {
+            for kind in [DESTINATION_OPTIONS, HOP_BY_HOP] {
+                frames.push(Frame { extensions: vec![options(kind, 2)], ..scene.segment(number, ACK) });
+            }
+        }
+        for (index, frame) in frames.iter().enumerate() {
+            assert_eq!(scene.deliver(frame)?, "web2", "client {number}, frame {index}");
+        }
+    }
+    let counters = scene.world.counters()?;
+    assert_eq!((counters.connections, counters.decided(Decision::New)), (u64::from(CLIENTS), u64::from(CLIENTS)));
+    // A connection opened in fragments, and one behind options, count once each.
+    for &number in &known {
+        let mut frames = scene.parts(number, SYN, 3000 + number);
+        if v6 {
+            frames.push(Frame { extensions: vec![options(DESTINATION_OPTIONS, 1)], ..scene.segment(number, SYN) });
+        }
+        for frame in &frames {
+            assert_eq!(scene.deliver(frame)?, "web2");
+        }
+    }
+    let counters = scene.world.counters()?;
+    let opened = known.len() as u64 * if v6 { 2 } else { 1 };
+    assert_eq!(counters.decided(Decision::Kept), opened);
+    assert_eq!(counters.connections, u64::from(CLIENTS) + opened);
+    assert_eq!(counters.moves, [0; MoveCause::COUNT]);
+    Ok(())
+}
+
+fn moved_once(v6: bool) -> Result<()> {
+    let mut scene = Scene::new(v6)?;
+    let known = scene.connect()?;
+    scene.world.admin("web2", Admin::Maint, None)?;
+    for (index, &number) in known.iter().enumerate() {
+        let told = scene.deliver(&scene.error(number))?;
+        assert_eq!(scene.world.counters()?.moved(MoveCause::Maint), index as u64, "an error moves nobody");
+        let mut frames = scene.parts(number, ACK, number);
+        if v6 {
+            frames.insert(0, Frame { extensions: vec![options(DESTINATION_OPTIONS, 1)], ..scene.segment(number, ACK) });
+        }
+        for frame in frames {
+            assert_eq!(scene.deliver(&frame)?, told);
+            assert_eq!(scene.world.counters()?.moved(MoveCause::Maint), index as u64 + 1);
+        }
+        assert_eq!(scene.deliver(&scene.error(number))?, told);
+    }
+    assert_eq!(scene.world.counters()?.moves.iter().sum::<u64>(), known.len() as u64);
+    assert_eq!(scene.world.counters()?.connections, u64::from(CLIENTS));
+    Ok(())
+}
+
+fn recorded_once(v6: bool) -> Result<()> {
+    let mut scene = Scene::new(v6)?;
+    for number in 0..CLIENTS {
+        let home = scene.deliver(&scene.error(number))?;
+        let part = scene.parts(number, ACK, number).remove(1);
+        assert_eq!(scene.deliver(&part)?, home, "the only service of the VIP");
+        let memory = scene.world.dataplane().memory()?;
+        assert_eq!(memory.stats.inserted, u64::from(number), "nothing is recorded of errors and parts without ports");
+        for part in scene.parts(number, SYN, 1000 + number) {
+            assert_eq!(scene.deliver(&part)?, home);
+        }
+        assert_eq!(scene.world.dataplane().memory()?.stats.inserted, u64::from(number) + 1);
+    }
+    let counters = scene.world.counters()?;
+    assert_eq!((counters.connections, counters.decided(Decision::New)), (u64::from(CLIENTS), u64::from(CLIENTS)));
+    Ok(())
+}
+
+#[test]
+fn rare_packets_go_where_their_client_is_known() -> Result<()> {
+    where_they_are_known(false)?;
+    where_they_are_known(true)
+}
+
+#[test]
+fn rare_packets_move_their_client_once_and_errors_nobody() -> Result<()> {
+    moved_once(false)?;
+    moved_once(true)
+}
+
+#[test]
+fn rare_packets_record_their_client_once_and_errors_nobody() -> Result<()> {
+    recorded_once(false)?;
+    recorded_once(true)
+}
+
+#[test]
+fn newcomers_of_a_quick_service_leave_established_clients_of_a_slow_one_alone() -> Result<()> {
+    // A table of few entries; ticks of 11 s and of 1 s.
+    let settings = "remember = \"12h\"
+[[service.backend]]
+name = \"slow\"
+address = \"10.0.0.99\"
+[[service]]
+name = \"quick\"
+address = \"198.51.100.20:80\"
+forwarding = \"dsr\"
+remember = \"10s\"";
+    let mut world = World::new(settings, 1, 8)?;
+    let connect_known = |world: &mut World, numbers: &[u32]| -> Result<Vec<u32>> {
+        let mut known = Vec::new();
+        for &number in numbers {
+            let kept = world.counters()?.decided(Decision::Kept);
+            world.connect(client(number))?;
+            if world.counters()?.decided(Decision::Kept) > kept {
+                known.push(number);
+            }
+        }
+        world.pass(11)?;
+        Ok(known)
+    };
+    let all: Vec<u32> = (0..100).collect();
+    connect_known(&mut world, &all)?;
+    let established = connect_known(&mut world, &all)?;
+    assert!(established.len() >= 20, "{} established clients", established.len());
+    // By the quick clock they are as old as time.
+    world.pass(60)?;
+    for number in 0..1000 {
+        let frame = Frame {
+            source: SocketAddr::new(client(number).into(), 40_000),
+            destination: "198.51.100.20:80".parse()?,
+            ..Frame::tcp("192.0.2.1:40000", VIP, SYN)
+        };
+        assert_eq!(world.deliver(&frame)?.as_deref(), Some("web1"));
+    }
+    assert_eq!(connect_known(&mut world, &established)?, established);
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! Packets are sampled with the right client, backend and size, as often as asked, and traffic with a rhythm as it is.
+
+use std::{collections::HashMap, net::Ipv4Addr};
+
+use anyhow::Result;
+use aya::maps::{MapData, RingBuf};
+use balancer::core::top::client_of;
+use balancer_common::map_types::Sample;
+use balancer_tests::{
+    frame::{ACK, SYN},
+    world::World,
+};
+
+/// Test runs are on any CPU, and each draws for itself.
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn taken(samples: &mut RingBuf<MapData>) -> Vec<Sample> {
+    let mut taken = Vec::new();
+    while let Some(item) = samples.next() {
+        taken.extend(bytemuck::try_pod_read_unaligned::<Sample>(&item).ok());
+    }
+    taken
+}
+
+fn world() -> Result<(World, RingBuf<MapData>)> {
+    let mut world = World::new("remember = \"60s\"\nclient_prefix = { v4 = 24, v6 = 64 }", 3, 262_144)?;
+    let samples = world.take_samples()?;
+    Ok((world, samples))
+}
+
+#[test]
+fn samples_name_their_client_backend_and_bytes() -> Result<()> {
+    const CLIENTS: u32 = 2000;
+    let (mut world, mut samples) = world()?;
+    world.sample_every(1);
+    let address = |number: u32| Ipv4Addr::from(0xac10_0000 + (number << 8) + number % 200);
+    let mut homes = HashMap::new();
+    for number in 0..CLIENTS {
+        let masked = Ipv4Addr::from(0xac10_0000 + (number << 8));
+        homes.insert(masked, world.connect(address(number))?);
+    }
+    let taken = taken(&mut samples);
+    // The first packet to each backend on each CPU only draws.
+    let drawing = 3 * cpus();
+    assert!(taken.len() <= CLIENTS as usize && taken.len() + drawing >= CLIENTS as usize, "{} samples", taken.len());
+    for sample in &taken {
+        let client = client_of(sample, 24).to_string();
+        let home = homes.remove(&client.parse()?).unwrap_or_else(|| panic!("{client} twice, or nobody"));
+        let backends = world.controller().services()[0].backends();
+        let named = backends.iter().find(|backend| backend.id().0 == sample.backend).map(|backend| backend.name());
+        assert_eq!(named, Some(home.as_str()), "{client}");
+        // Ethernet, IPv4, TCP.
+        assert_eq!((sample.bytes, sample.service), (54, world.controller().services()[0].id().0));
+    }
+    Ok(())
+}
+
+#[test]
+fn one_packet_in_so_many_is_sampled_whatever_the_rhythm() -> Result<()> {
+    const INTERVAL: u32 = 16;
+    const PACKETS: u32 = 40_000;
+    let (mut world, mut samples) = world()?;
+    world.sample_every(INTERVAL);
+    // One backend, and two clients that take turns.
+    world.change_weight("web2", 0)?;
+    world.change_weight("web3", 0)?;
+    let clients = [Ipv4Addr::new(172, 16, 1, 1), Ipv4Addr::new(172, 16, 2, 2)];
+    for client in clients {
+        world.send(client, SYN)?;
+    }
+    let mut counts = HashMap::new();
+    for turn in 0..PACKETS {
+        world.send(clients[turn as usize % 2], ACK)?;
+        if turn % 4000 == 0 {
+            for sample in taken(&mut samples) {
+                *counts.entry(client_of(&sample, 24)).or_insert(0u32) += 1;
+            }
+        }
+    }
+    for sample in taken(&mut samples) {
+        *counts.entry(client_of(&sample, 24)).or_insert(0) += 1;
+    }
+    let all: u32 = counts.values().sum();
+    // 2,500 are expected; gaps between 1 and 31 make the standard deviation 29: more than eight of them.
+    assert!(all.abs_diff(PACKETS / INTERVAL) < 250, "{all} samples");
+    // Binomial, standard deviation 25 of 1,250.
+    assert!(counts.values().all(|&count| count.abs_diff(all / 2) < 250), "{counts:?}");
+
+    world.sample_every(0);
+    (0..1000).try_for_each(|_| world.send(clients[0], ACK).map(drop))?;
+    let late = taken(&mut samples).len();
+    assert!(late <= cpus(), "{late} samples after sampling was switched off");
+    Ok(())
+}
