@@ -44,6 +44,7 @@ fn defaults() {
         socket: "/run/balancer/balancer.sock".into(),
         socket_group: None,
         metrics_listen: Some(address("127.0.0.1:9660")),
+        metrics_page: true,
         client_table_capacity: 262_144,
         hash_key: None,
         statistics: StatisticsConfig::default(),

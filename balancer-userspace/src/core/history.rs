@@ -6,8 +6,8 @@ use balancer_common::verdict::{Decision, MOVE_COUNTERS};
 
 /// Time between two samples: as exact as "the last minute" is.
 pub const STEP: Duration = Duration::from_secs(10);
-/// Samples a step apart: a bit more than a minute's.
-const STEPS: usize = 8;
+/// Samples a step apart: those of ten minutes.
+const STEPS: usize = 61;
 /// One sample in so many is kept for the hour: one a minute.
 const MINUTE: u64 = 6;
 /// Samples a minute apart: a bit more than an hour's.
@@ -59,6 +59,11 @@ impl History {
             push(&mut self.minutes, MINUTES, (now, counted));
         }
         self.taken += 1;
+    }
+
+    /// The moments of the last ten minutes, a step apart, the oldest first.
+    pub fn steps(&self) -> impl Iterator<Item = (Duration, Counted)> {
+        self.steps.iter().copied()
     }
 
     /// The moment nearest to `ago` before `now`, and what had been counted then. `None`: nothing was kept.

@@ -11,7 +11,7 @@ use crate::{
     api::model::{BackendView, HealthView, InterfaceView, ServiceView, StatusView, Verdicts},
     config::model::Protocol,
     core::{
-        history::Counted,
+        history::{Counted, History},
         io::{Admin, BackendId, CheckOutcome, Forced, ServiceId},
         top::Top,
     },
@@ -74,6 +74,10 @@ pub struct ServiceStatistics {
     pub minute: Option<(Duration, Counted)>,
     /// The same for an hour.
     pub hour: Option<(Duration, Counted)>,
+    /// What had been counted every ten seconds of the last ten minutes.
+    pub history: Arc<History>,
+    /// The moment of the snapshot on the history's clock.
+    pub now: Duration,
     /// What somebody should look at, a line each.
     pub warnings: Vec<String>,
 }

@@ -56,7 +56,7 @@ pub struct Statistics {
 struct Seen {
     /// By service: its client prefix, and who is heavy.
     services: HashMap<ServiceId, (u8, Arc<Top>)>,
-    histories: HashMap<ServiceId, History>,
+    histories: HashMap<ServiceId, Arc<History>>,
     warnings: HashMap<ServiceId, Vec<String>>,
     /// When the log last named a client.
     named: HashMap<(ServiceId, IpAddr), Instant>,
@@ -88,6 +88,8 @@ impl Statistics {
                 Some((now.saturating_sub(at), counted))
             };
             (statistics.minute, statistics.hour) = (before(MINUTE), before(HOUR));
+            statistics.history = seen.histories.get(&service.id).map(Arc::clone).unwrap_or_default();
+            statistics.now = now;
             statistics.warnings = seen.warnings.get(&service.id).cloned().unwrap_or_default();
         }
     }
@@ -165,7 +167,7 @@ impl Statistics {
             seen.warnings.insert(service.id, heavy.into_iter().map(|(_, text)| text).collect());
             if step {
                 let at = self.started.elapsed();
-                seen.histories.entry(service.id).or_default().keep(at, service.counted());
+                Arc::make_mut(seen.histories.entry(service.id).or_default()).keep(at, service.counted());
             }
         }
     }

@@ -18,8 +18,10 @@ use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
 use super::{
     call::{Call, Calls},
+    events::Since,
     snapshot::Snapshot,
 };
+use crate::api::events::EventView;
 pub use render::render;
 
 /// What [`render()`] writes.
@@ -79,15 +81,29 @@ pub async fn serve(
 }
 
 async fn metrics(State(calls): State<Calls>) -> Response {
-    answer(&calls, |snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response())).await
+    let show = |snapshot: &Snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response());
+    answer(&calls, show).await
 }
 
 async fn whole_page(State(calls): State<Calls>) -> Response {
-    answer(&calls, page::whole).await
+    let events = events(&calls).await;
+    answer(&calls, move |snapshot| page::whole(snapshot, &events)).await
 }
 
 async fn page_numbers(State(calls): State<Calls>) -> Response {
-    answer(&calls, |snapshot| Ok(page::numbers(snapshot))).await
+    let events = events(&calls).await;
+    answer(&calls, move |snapshot| Ok(page::numbers(snapshot, &events))).await
+}
+
+/// The newest events, the oldest first; none where nobody answers.
+async fn events(calls: &Calls) -> Vec<EventView> {
+    let history = async {
+        let (reply, history) = oneshot::channel();
+        calls.send(Call::Events { reply }).await.ok()?;
+        history.await.ok()
+    };
+    let Ok(Some(history)) = timeout(PATIENCE, history).await else { return Vec::new() };
+    history.read(Since::Last(page::EVENTS), Duration::ZERO).await.map(|view| view.events).unwrap_or_default()
 }
 
 /// What `show` makes of a snapshot, or why there is none.
@@ -171,6 +187,31 @@ mod tests {
         stop.send(()).unwrap();
         server.await.unwrap().unwrap();
         assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_page_is_for_its_reader_alone() {
+        let (address, _stop, _server) = serving(|| Ok(snapshot())).await;
+        let (head, body) = http(address, "GET", "/").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: text/html"), "{head}");
+        for header in ["cache-control: no-store", "x-content-type-options: nosniff", "referrer-policy: no-referrer"] {
+            assert!(head.contains(header), "{head}");
+        }
+        let policy = head.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).unwrap();
+        assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
+        assert!(body.contains("web1") && !body.contains("src=") && !body.contains("http://"), "{body}");
+        let (head, numbers) = http(address, "GET", "/numbers").await;
+        assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+        assert!(numbers.contains("<main") && !numbers.contains("<script"), "{numbers}");
+        // Each answer marks its own script.
+        assert!(!http(address, "GET", "/").await.0.contains(policy));
+
+        let (calls, _asked) = mpsc::channel(1);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, calls, false, std::future::pending()));
+        assert!(http(address, "GET", "/").await.1.contains("metrics are at /metrics"));
+        assert!(http(address, "GET", "/numbers").await.0.starts_with("HTTP/1.1 404 "));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::service::service;
 use crate::{
+    api::events::EventView,
     shell::snapshot::{BackendSnapshot, MemorySnapshot, Snapshot},
     words::{counted, grouped},
 };
@@ -14,11 +15,14 @@ use crate::{
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
 
+/// Events shown.
+const SHOWN: usize = 12;
+
 /// Backends that the summary names; of the others it tells the number.
 const NAMED: usize = 4;
 
 /// The document as a browser first loads it; `nonce` marks its style and its script as its own.
-pub(super) fn document(snapshot: &Snapshot, nonce: &str) -> Markup {
+pub(super) fn document(snapshot: &Snapshot, events: &[EventView], nonce: &str) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -37,7 +41,7 @@ pub(super) fn document(snapshot: &Snapshot, nonce: &str) -> Markup {
                     p #link role="status" { "Reload for newer numbers" }
                     button #pause type="button" aria-pressed="false" hidden { "Pause" }
                 }
-                (numbers(snapshot))
+                (numbers(snapshot, events))
                 script nonce=(nonce) { (PreEscaped(SCRIPT)) }
             }
         }
@@ -45,17 +49,18 @@ pub(super) fn document(snapshot: &Snapshot, nonce: &str) -> Markup {
 }
 
 /// What the script asks for: the title and all that changes.
-pub(super) fn fragment(snapshot: &Snapshot) -> Markup {
-    html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot)) }
+pub(super) fn fragment(snapshot: &Snapshot, events: &[EventView]) -> Markup {
+    html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot, events)) }
 }
 
-fn numbers(snapshot: &Snapshot) -> Markup {
+fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Markup {
     let now = UNIX_EPOCH + Duration::from_secs(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
     let now = humantime::format_rfc3339_seconds(now).to_string();
     html! {
         main #main tabindex="-1" {
             p.summary role="status" { (summary(snapshot)) }
             @for one in &snapshot.services { (service(one)) }
+            (history(events))
             div.flat {
                 (interfaces(snapshot))
                 (drops(snapshot))
@@ -110,6 +115,35 @@ fn summary(snapshot: &Snapshot) -> String {
 
 fn services(snapshot: &Snapshot) -> String {
     counted(snapshot.services.len(), "service")
+}
+
+/// The last events about backends; others may name clients.
+fn history(events: &[EventView]) -> Markup {
+    let told = events.iter().rev().filter(|event| event.backend.is_some()).take(SHOWN);
+    let told: Vec<(String, &EventView)> =
+        told.map(|event| (event.time.chars().take(19).collect::<String>().replace('T', " "), event)).collect();
+    html! {
+        @if !told.is_empty() {
+            section aria-labelledby="events" {
+                h2 #events { "Last events" }
+                table.events {
+                    caption { "Of backends, the newest first; all of them: balancer events" }
+                    thead { tr { th scope="col" { "Time (UTC)" } th scope="col" { "What happened" } } }
+                    tbody {
+                        @for (time, event) in told {
+                            tr {
+                                td { time datetime=(event.time) { (time) } }
+                                td {
+                                    (event.message)
+                                    @if let Some(uid) = event.uid { " " span.quiet { "asked for by uid " (uid) } }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 fn interfaces(snapshot: &Snapshot) -> Markup {

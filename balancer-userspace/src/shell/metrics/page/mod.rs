@@ -3,6 +3,7 @@
 //!
 //! Whoever may scrape may see it, so it shows shares and ranks of clients, never an address of one.
 
+mod chart;
 mod document;
 mod service;
 
@@ -13,7 +14,10 @@ use axum::{
 };
 use maud::Markup;
 
-use crate::shell::snapshot::Snapshot;
+use crate::{api::events::EventView, shell::snapshot::Snapshot};
+
+/// Events that are looked through for the last ones to show.
+pub(super) const EVENTS: usize = 100;
 
 /// Headers of every answer.
 const HEADERS: [(HeaderName, HeaderValue); 5] = [
@@ -28,7 +32,7 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
 ///
 /// # Errors
 /// When the system has no random numbers.
-pub(super) fn whole(snapshot: &Snapshot) -> anyhow::Result<Response> {
+pub(super) fn whole(snapshot: &Snapshot, events: &[EventView]) -> anyhow::Result<Response> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;
     let nonce = format!("{:032x}", u128::from_ne_bytes(random));
@@ -38,12 +42,12 @@ pub(super) fn whole(snapshot: &Snapshot) -> anyhow::Result<Response> {
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let policy = HeaderValue::try_from(policy).context("a header's value")?;
-    Ok(respond(document::document(snapshot, &nonce), policy))
+    Ok(respond(document::document(snapshot, events, &nonce), policy))
 }
 
 /// The part of it that changes, for its script.
-pub(super) fn numbers(snapshot: &Snapshot) -> Response {
-    respond(document::fragment(snapshot), HeaderValue::from_static("default-src 'none'"))
+pub(super) fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Response {
+    respond(document::fragment(snapshot, events), HeaderValue::from_static("default-src 'none'"))
 }
 
 fn respond(markup: Markup, policy: HeaderValue) -> Response {

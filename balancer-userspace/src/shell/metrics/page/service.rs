@@ -1,19 +1,25 @@
 //! A service's part of the page.
 
+use std::time::Duration;
+
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
 use maud::{Markup, html};
 
+use super::chart::{Stretch, bars, stretches};
 use crate::{
-    core::io::Admin,
+    core::{history::Counted, io::Admin, top::By},
     shell::snapshot::{BackendSnapshot, ServiceSnapshot, forwarding_word},
     words::grouped,
 };
 
+/// Heavy clients shown.
+const RANKS: usize = 5;
 /// What is not known.
 const NONE: &str = "–";
 
 pub(super) fn service(service: &ServiceSnapshot) -> Markup {
     let id = format!("service-{}", service.name);
+    let stretches = stretches(service);
     html! {
         section aria-labelledby=(id) {
             div.title {
@@ -23,17 +29,18 @@ pub(super) fn service(service: &ServiceSnapshot) -> Markup {
                     @if service.remembers { "clients are remembered" } @else { "no memory: the table alone decides" }
                 }
             }
-            (figures(service))
+            (figures(service, &stretches))
             (backends(service, &id))
+            (moves(service, &stretches))
             div.columns {
                 (decisions(service))
-                (moves(service))
+                (heaviest(service))
             }
         }
     }
 }
 
-fn figures(service: &ServiceSnapshot) -> Markup {
+fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
     let count = |decision: Decision| service.total(|stats| stats.decisions[decision.index()]);
     let (kept, moved) = (count(Decision::Kept), count(Decision::Moved));
     let known: u64 = service.backends.iter().map(|backend| backend.known_clients).sum();
@@ -63,8 +70,14 @@ fn figures(service: &ServiceSnapshot) -> Markup {
                 }
             }
             div {
-                dt { "Connections" }
-                dd { (grouped(service.total(|stats| stats.connections))) small { "since start" } }
+                dt { "Connections per second" }
+                dd {
+                    @match stretches.last() {
+                        Some(last) => { (format!("{:.1}", per_second(last))) }
+                        None => { (NONE) }
+                    }
+                    small { (grouped(service.total(|stats| stats.connections))) " since start" }
+                }
             }
             div {
                 dt { "Table generation" }
@@ -74,7 +87,36 @@ fn figures(service: &ServiceSnapshot) -> Markup {
                 }
             }
         }
+        @if let Some(last) = &service.last_change {
+            p {
+                span.quiet { "Last change " (whole_seconds(last.at.elapsed())) " ago: " }
+                (last.message)
+                span.quiet {
+                    " – " (grouped(last.slots_moved)) " slots moved, " (grouped(last.needless_slots_moved)) " needlessly"
+                }
+            }
+        }
+        @if !service.statistics.warnings.is_empty() {
+            p.wait { "Some clients are heavy for their backend; balancer stats " (service.name) " names them." }
+        }
+        @if !stretches.is_empty() {
+            figure {
+                figcaption {
+                    "Connections per second over the last ten minutes: at most "
+                    (format!("{:.1}", stretches.iter().map(per_second).fold(0.0, f64::max)))
+                }
+                (bars(stretches, per_second))
+            }
+        }
     }
+}
+
+fn per_second(stretch: &Stretch) -> f64 {
+    stretch.counted.decisions.iter().sum::<u64>() as f64 / stretch.length.as_secs_f64()
+}
+
+fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(duration.as_secs()))
 }
 
 fn backends(service: &ServiceSnapshot, id: &str) -> Markup {
@@ -134,8 +176,7 @@ fn state(backend: &BackendSnapshot) -> Markup {
         "maint" => ("bad", "■"),
         _ => ("wait", "◐"),
     };
-    let time =
-        backend.drain_deadline.map(|left| humantime::format_duration(std::time::Duration::from_secs(left.as_secs())));
+    let time = backend.drain_deadline.map(whole_seconds);
     html! {
         span.state.(class) { span aria-hidden="true" { (sign) " " } (backend.state) }
         @if let Some(time) = time { " " span.quiet { "at most " (time) } }
@@ -158,16 +199,38 @@ fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
     }
 }
 
+/// What was counted in the last minute, in the last hour, and since start, where that is known.
+fn periods(service: &ServiceSnapshot) -> [Option<Counted>; 3] {
+    let (statistics, now) = (&service.statistics, service.counted());
+    let since = |moment: &Option<(Duration, Counted)>| moment.as_ref().map(|(_, then)| now.since(then));
+    [since(&statistics.minute), since(&statistics.hour), Some(now)]
+}
+
+fn period_headings() -> Markup {
+    html! {
+        @for period in ["last minute", "last hour", "since start"] { th.number scope="col" { (period) } }
+    }
+}
+
+fn period_cells(periods: &[Option<Counted>; 3], count: impl Fn(&Counted) -> u64) -> Markup {
+    html! {
+        @for period in periods {
+            td.number { (period.as_ref().map_or_else(|| NONE.to_owned(), |counted| grouped(count(counted)))) }
+        }
+    }
+}
+
 fn decisions(service: &ServiceSnapshot) -> Markup {
+    let periods = periods(service);
     html! {
         table {
             caption { "New connections, by how their backend was chosen" }
-            thead { tr { th scope="col" { "Decision" } th.number scope="col" { "since start" } } }
+            thead { tr { th scope="col" { "Decision" } (period_headings()) } }
             tbody {
                 @for &decision in Decision::ALL {
                     tr {
                         th scope="row" { (decision.label()) }
-                        td.number { (grouped(service.total(|stats| stats.decisions[decision.index()]))) }
+                        (period_cells(&periods, |counted| counted.decisions[decision.index()]))
                     }
                 }
             }
@@ -175,16 +238,57 @@ fn decisions(service: &ServiceSnapshot) -> Markup {
     }
 }
 
-fn moves(service: &ServiceSnapshot) -> Markup {
+fn moves(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
+    let periods = periods(service);
     html! {
         table {
             caption { "Known clients moved, by cause" }
-            thead { tr { th scope="col" { "Cause" } th.number scope="col" { "since start" } } }
+            thead {
+                tr { th scope="col" { "Cause" } (period_headings()) th.spark scope="col" { "last ten minutes" } }
+            }
             tbody {
                 @for &cause in MoveCause::ALL {
+                    @let of = |counted: &Counted| counted.moves[CauseIndex::from(cause).counter()];
                     tr {
                         th scope="row" { (cause.label()) }
-                        td.number { (grouped(service.total(|stats| stats.moves[CauseIndex::from(cause).counter()]))) }
+                        (period_cells(&periods, of))
+                        td.spark {
+                            @if stretches.iter().any(|stretch| of(&stretch.counted) > 0) {
+                                (bars(stretches, |stretch| of(&stretch.counted) as f64))
+                            } @else { span.quiet { "none" } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Who carries the traffic, without saying who it is.
+fn heaviest(service: &ServiceSnapshot) -> Markup {
+    let top = &service.statistics.top;
+    let name = |id| service.backends.iter().find(|backend| backend.id == id).map_or(NONE, |backend| &backend.name);
+    let rows: Vec<_> = top.heaviest(By::Bytes).into_iter().take(RANKS).collect();
+    html! {
+        @if !rows.is_empty() {
+            table {
+                caption { "Heaviest clients of about the last minute, by sampling; balancer client top names them" }
+                thead {
+                    tr {
+                        th scope="col" { "Rank" }
+                        th scope="col" { "Backend" }
+                        th.number scope="col" { "of bytes" }
+                        th.number scope="col" { "of packets" }
+                    }
+                }
+                tbody {
+                    @for (index, heavy) in rows.iter().enumerate() {
+                        tr {
+                            th scope="row" { (index + 1) }
+                            td { (name(heavy.backend)) }
+                            td.number { (percent(Some(top.share(&heavy.seen, By::Bytes)))) }
+                            td.number { (percent(Some(top.share(&heavy.seen, By::Packets)))) }
+                        }
                     }
                 }
             }
