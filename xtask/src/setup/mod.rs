@@ -9,7 +9,14 @@ use crate::command::installed;
 use install::Installer;
 
 /// Programs from the system's packages: program, package.
-const SYSTEM_TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("ethtool", "ethtool"), ("promtool", "prometheus")];
+const SYSTEM_TOOLS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("promtool", "prometheus"),
+    // Large, for the tests of the page.
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
+];
 
 /// Installs what makes Debian packages.
 pub(crate) fn cargo_deb() -> Result<()> {

@@ -1,0 +1,150 @@
+//! What lies in `contrib/` for Prometheus and Grafana, against the real programs and a real balancer.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    http_client::Request,
+    process::Process,
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+};
+use serde_json::Value;
+
+fn contrib(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib").join(path)
+}
+
+/// Needs no root, only Debian's package `prometheus`.
+#[test]
+fn promtool_accepts_the_alerts_and_their_tests() {
+    for (verb, file) in [
+        (["check", "rules"], "alerts.yml"),
+        (["check", "config"], "prometheus.yml"),
+        (["test", "rules"], "alerts_test.yml"),
+    ] {
+        let output = Command::new("promtool")
+            .args(verb)
+            .arg(contrib("prometheus").join(file))
+            .output()
+            .expect("promtool is needed: cargo xtask setup, or apt-get install prometheus");
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{verb:?} {file}: {said}");
+    }
+}
+
+fn site() -> Site {
+    let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.remember = "3h";
+        settings.check = r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "200ms" }"#.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    site.homes(Family::V4, 1..=20).unwrap();
+    site
+}
+
+fn get(site: &Site, port: u16, path: &str) -> String {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], port))).path(path);
+    let request = Request { timeout: PATIENCE, ..request };
+    let reply = site.topology().balancer().run_in_thread(|| request.send()).unwrap();
+    reply.map(|reply| String::from_utf8(reply.body).unwrap()).unwrap_or_default()
+}
+
+fn is_word(character: char) -> bool {
+    character.is_ascii_alphanumeric() || character == '_'
+}
+
+/// Every `balancer_…` in an expression, with the labels of its selector.
+fn names(expression: &str) -> Vec<(String, Vec<String>)> {
+    let places = expression.match_indices("balancer_").map(|(at, _)| at);
+    places
+        .map(|at| {
+            let rest = &expression[at..];
+            let (name, rest) = rest.split_at(rest.find(|c| !is_word(c)).unwrap_or(rest.len()));
+            let selector =
+                rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(inside, _)| inside);
+            let labels = selector.split(", ").filter_map(|matcher| matcher.split(['=', '!']).next());
+            (name.to_owned(), labels.filter(|label| !label.is_empty()).map(str::to_owned).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_exist() {
+    let site = site();
+    // Some series are there only while a backend drains.
+    site.cli(&["backend", "drain", "web/web2"]).unwrap();
+    let text = get(&site, 9660, "/metrics");
+    let mut exposed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(declared) = line.strip_prefix("# TYPE ") {
+            exposed.entry(declared.split(' ').next().unwrap().to_owned()).or_default();
+        } else if let Some((name, labels)) = line.split_once('{') {
+            let labels = labels.split("\",").filter_map(|label| label.split('=').next()).map(str::to_owned);
+            exposed.entry(name.to_owned()).or_default().extend(labels);
+        }
+    }
+    let dashboard: Value =
+        serde_json::from_str(&fs::read_to_string(contrib("grafana/balancer.json")).unwrap()).unwrap();
+    assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 36);
+    let panels = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.len());
+    let mut expressions: Vec<String> = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
+        .map(|target| target["expr"].as_str().unwrap().to_owned())
+        .collect();
+    expressions.push(fs::read_to_string(contrib("prometheus/alerts.yml")).unwrap());
+    let mut asked = 0;
+    for (name, labels) in expressions.iter().flat_map(|expression| names(expression)) {
+        let has = exposed.get(&name).unwrap_or_else(|| panic!("{name} is not in\n{text}"));
+        for label in labels.iter().filter(|label| !["instance", "job"].contains(&label.as_str())) {
+            // Without a sample, a label cannot be told: heavy clients need more traffic.
+            assert!(has.is_empty() || has.contains(label), "{name} has {has:?}, not {label}");
+        }
+        asked += 1;
+    }
+    assert!(asked > 40, "{asked}");
+}
+
+#[test]
+fn a_real_prometheus_scrapes_it() {
+    let site = site();
+    let files = tempfile::tempdir().unwrap();
+    let config = "global: { scrape_interval: 1s, evaluation_interval: 1s }\nrule_files: [alerts.yml]\n\
+                  scrape_configs: [{ job_name: balancer, static_configs: [{ targets: [\"127.0.0.1:9660\"] }] }]\n";
+    fs::write(files.path().join("prometheus.yml"), config).unwrap();
+    fs::copy(contrib("prometheus/alerts.yml"), files.path().join("alerts.yml")).unwrap();
+    let mut command = site.topology().balancer().command("prometheus");
+    command
+        .arg(format!("--config.file={}", files.path().join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", files.path().join("data").display()))
+        .arg("--web.listen-address=127.0.0.1:9090");
+    let mut prometheus = Process::spawn("prometheus", &mut command, &files.path().join("log"))
+        .expect("prometheus is needed: cargo xtask setup, or apt-get install prometheus");
+    let query = |what: &str| -> Option<f64> {
+        let answer: Value = serde_json::from_str(&get(&site, 9090, &format!("/api/v1/query?query={what}"))).ok()?;
+        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    };
+    let deadline = Instant::now() + PATIENCE * 2;
+    while query("sum(balancer_connections_total)") != Some(20.0) {
+        assert!(prometheus.exited().unwrap().is_none(), "{}", prometheus.tail(20).unwrap());
+        assert!(Instant::now() < deadline, "{}", prometheus.tail(20).unwrap());
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(query("up"), Some(1.0));
+    let rules: Value = serde_json::from_str(&get(&site, 9090, "/api/v1/rules")).unwrap();
+    assert_eq!(rules["data"]["groups"][0]["name"], "balancer");
+}
