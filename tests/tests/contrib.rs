@@ -145,6 +145,5 @@ fn a_real_prometheus_scrapes_it() {
         thread::sleep(Duration::from_millis(200));
     }
     assert_eq!(query("up"), Some(1.0));
-    let rules: Value = serde_json::from_str(&get(&site, 9090, "/api/v1/rules")).unwrap();
-    assert_eq!(rules["data"]["groups"][0]["name"], "balancer");
+    assert!(get(&site, 9090, "/api/v1/rules").contains("BalancerBackendDown"));
 }

@@ -198,7 +198,7 @@ fn pictures() {
     site.kill_backend(3).unwrap();
     site.wait_state(3, &["down"]).unwrap();
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
-    for (scheme, width, name) in [("light", 1200, "light"), ("dark", 1200, "dark"), ("light", 360, "narrow")] {
+    for (scheme, width, name) in [("light", 1200, "light"), ("dark", 1200, "dark")] {
         browser.prefer(scheme).unwrap();
         browser.resize(width, 800).unwrap();
         browser.open(URL).unwrap();
