@@ -116,11 +116,16 @@ fn clients_are_remembered_as_long_as_they_should_be_over_five_restarts() {
     let begun = Instant::now();
     users.visit([1]);
     let seen = Instant::now();
+    // The clock stands still while no controller runs, so that nobody is forgotten who comes then; and a part of a
+    // second is lost with each.
+    let mut lost = 0.0;
     for _ in 0..5 {
+        let killed = Instant::now();
         kill_and_restart(&mut users.site);
-        let least = seen.elapsed().as_secs_f64();
+        lost += killed.elapsed().as_secs_f64() + 1.0;
+        let least = seen.elapsed().as_secs_f64() - lost;
         let Some(ago) = known(&users.site, 1) else {
-            assert!(begun.elapsed().as_secs_f64() > REMEMBER - 2.0, "forgotten too early, {least} s after it was seen");
+            assert!(begun.elapsed().as_secs_f64() > REMEMBER - 2.0, "forgotten too early");
             break;
         };
         // A tick is a second, and the time asked at has two ends.
@@ -134,11 +139,14 @@ fn clients_are_remembered_as_long_as_they_should_be_over_five_restarts() {
             break;
         }
         last = asked;
-        assert!((last - begun).as_secs_f64() < REMEMBER + 3.0, "known after {:?}", last - begun);
+        assert!((last - begun).as_secs_f64() < REMEMBER + lost + 3.0, "known after {:?}", last - begun);
         thread::sleep(Duration::from_millis(100));
     }
     assert!(begun.elapsed().as_secs_f64() > REMEMBER - 2.0, "forgotten {:?} after it came", begun.elapsed());
-    println!("remember = 20s: known until {:?} after its last connection, 5 restarts in between", last - seen);
+    println!(
+        "remember = 20s: known until {:?} after its last connection, {lost:.1} s of them in 5 restarts",
+        last - seen
+    );
 }
 
 #[test]

@@ -15,5 +15,8 @@ pub(crate) fn test() -> Result<()> {
     // The tests start these as a user would.
     programs(false)?;
     run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
-    run(cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]))
+    run(cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]))?;
+    // A hundred thousand sequences, which need the optimiser: four tests of as many cases each.
+    let model = ["nextest", "run", "--release", "-p", "balancer-userspace", "--lib", "model_test::"];
+    run(cargo().args(model).env("PROPTEST_CASES", "25000"))
 }
