@@ -145,7 +145,7 @@ fn flapping_below_fall_moves_nobody() {
     const MANY: std::ops::RangeInclusive<u16> = 1..=600;
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
         settings.check =
-            r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "2s", fall = 3, rise = 2 }"#
+            r#"{ type = "http", path = "/healthz", interval = "500ms", timeout = "500ms", fast_interval = "100ms", fall = 3, rise = 2 }"#
                 .to_owned();
         Ok(())
     })

@@ -126,7 +126,7 @@ impl Drains {
             (Admin::Maint, _) => (false, false, MoveCause::Maint),
             (_, Some(FailureAction::Move)) => (false, false, MoveCause::Down),
             (Admin::Drain, _) | (_, Some(FailureAction::Drain)) => (false, !over, MoveCause::Drain),
-            (Admin::Ready, None) => (!waits && !(unknown && config.start_down), true, MoveCause::Down),
+            (Admin::Ready, None) => (!(waits || unknown && config.start_down), true, MoveCause::Down),
         };
         let cause = if remembers { cause } else { MoveCause::Down };
         Standing { takes_new, keeps_known: keeps_known && remembers, cause }

@@ -54,6 +54,9 @@ fn services() -> Vec<ServiceConfig> {
 /// Configuration, generation, live table and the backends' states.
 type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(State, Admin)>);
 
+/// From whom to whom: slots and clients.
+type Pair = (Option<String>, Option<String>, (u32, u64));
+
 pub(super) struct World {
     controller: Controller,
     plane: DataPlane,
@@ -196,9 +199,8 @@ impl World {
         match self.controller.change(change, self.now) {
             Ok((message, commands)) => {
                 assert!(!message.is_empty() && !message.contains('\n'));
-                let watched = |command: &Command| match command {
-                    Command::WatchNextHop(address) => Some(*address),
-                    _ => None,
+                let watched = |command: &Command| {
+                    if let Command::WatchNextHop(address) = command { Some(*address) } else { None }
                 };
                 let found: Vec<IpAddr> = commands.iter().filter_map(watched).collect();
                 commands.into_iter().for_each(|command| self.plane.apply(command));
@@ -253,7 +255,7 @@ impl World {
                     |controller: &Controller| id.and_then(|id| controller.name_of(BackendId(id)).map(str::to_owned));
                 of(&self.controller)
             };
-            let mut expected: Vec<_> =
+            let mut expected: Vec<Pair> =
                 slots.into_iter().map(|((from, to), counts)| (named(from), named(to), counts)).collect();
             let mut planned: Vec<_> =
                 view.moves.into_iter().map(|moves| (moves.from, moves.to, (moves.slots, moves.clients))).collect();
@@ -262,11 +264,10 @@ impl World {
                 planned.retain(|moves| moves.2 != (0, 0));
             }
             // Those that are gone at once have no name any more.
-            let gone = |moves: &(Option<String>, Option<String>, _)| moves.0.is_none();
+            let gone = |moves: &Pair| moves.0.is_none();
             if expected.iter().any(gone) {
-                let sum = |moves: &[(Option<String>, Option<String>, (u32, u64))]| {
-                    moves.iter().fold((0, 0), |sum, moves| (sum.0 + moves.2.0, sum.1 + moves.2.1))
-                };
+                let sum =
+                    |moves: &[Pair]| moves.iter().fold((0, 0), |sum, moves| (sum.0 + moves.2.0, sum.1 + moves.2.1));
                 assert_eq!(sum(&planned), sum(&expected));
                 continue;
             }
