@@ -123,7 +123,7 @@ struct Shared {
 }
 
 /// What `/healthz` does.
-#[derive(Clone, Copy, Deserialize, Serialize)]
+#[derive(Clone, Copy, PartialEq, Deserialize, Serialize)]
 enum Mode {
     #[serde(rename = "ok")]
     Ok,
@@ -164,14 +164,14 @@ struct Fail {
 }
 
 async fn health(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
-    let mode = match *shared.mode.lock().unwrap_or_else(PoisonError::into_inner) {
-        Mode::Flap => match shared.flaps.fetch_add(1, Ordering::Relaxed) % 3 {
+    let mut mode = *shared.mode.lock().unwrap_or_else(PoisonError::into_inner);
+    if mode == Mode::Flap {
+        mode = match shared.flaps.fetch_add(1, Ordering::Relaxed) % 3 {
             0 => Mode::Unavailable,
             1 => Mode::Reset,
             _ => Mode::Ok,
-        },
-        mode => mode,
-    };
+        };
+    }
     let named = [(BACKEND_HEADER, shared.header.clone())];
     match mode {
         Mode::Ok | Mode::Flap => (named, "ok\n").into_response(),

@@ -329,6 +329,7 @@ impl KernelDataplane {
         for (slot, (flags, &backend)) in (first..).zip(table.flags.iter_mut().zip(&*table.slots)) {
             if *flags & SLOT_EXCEPTIONS == 0 {
                 *flags |= SLOT_EXCEPTIONS;
+                table.exceptions += 1;
                 store_slot(&self.slots, slot, TableSlot { backend, flags: *flags });
             }
         }
