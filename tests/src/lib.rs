@@ -21,5 +21,6 @@ pub mod rig;
 pub mod site;
 pub mod topology;
 pub mod transfer;
+pub mod users;
 pub mod world;
 pub mod xdp;

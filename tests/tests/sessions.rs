@@ -5,179 +5,23 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::Context as _;
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
-    http_client::{Request, send_all},
-    site::{PATIENCE, Settings, Site, WORKERS, counts},
+    site::{PATIENCE, Site, counts},
     topology::{Family, Shape},
+    users::{Users, find_the_way_to_the_clients},
 };
 use serde_json::Value;
 
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=300;
 const NEWCOMERS: std::ops::RangeInclusive<u16> = 301..=500;
 const FAMILY: Family = Family::V4;
-const CAUSES: [&str; 7] = ["down", "drain", "maint", "removed", "failback", "rule", "forgotten"];
-
-/// A session as its client knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Session {
-    backend: String,
-    name: String,
-    requests: u64,
-}
-
-/// Has the balancer's host find its way to the clients: the first reply to a neighbour that it does not know is lost, and
-/// a connection that needs a second SYN is counted twice.
-fn find_the_way_to_the_clients(site: &Site) {
-    let discard = SocketAddr::new(site.topology().client_address(FAMILY, 1), 9);
-    let connect = || TcpStream::connect_timeout(&discard, PATIENCE).unwrap_err().kind();
-    assert_eq!(site.topology().balancer().run_in_thread(connect).unwrap(), io::ErrorKind::ConnectionRefused);
-}
-
-/// A site and the clients that have been there.
-struct Users {
-    site: Site,
-    sessions: BTreeMap<u16, Session>,
-    connections: u64,
-}
-
-impl Users {
-    /// Backends `web1` to `web4` of the configuration, and one more host, `web5`, that serves but is not in it.
-    fn new(forwarding: Forwarding, adapt: impl FnOnce(&mut Settings)) -> Self {
-        let mut site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
-            settings.backends.pop();
-            settings.remember = "60s";
-            settings.check =
-                r#"{ type = "http", path = "/healthz", interval = "300ms", timeout = "250ms", fall = 3, rise = 2 }"#
-                    .to_owned();
-            adapt(settings);
-            Ok(())
-        })
-        .unwrap();
-        for number in 1..=4 {
-            site.wait_state(number, &["up"]).unwrap();
-        }
-        find_the_way_to_the_clients(&site);
-        Self { site, sessions: BTreeMap::new(), connections: 0 }
-    }
-
-    /// One request from each of `clients`, with the session that it has. Gives those that lost their session, with the
-    /// backends that they had before.
-    fn visit(&mut self, clients: impl IntoIterator<Item = u16>) -> BTreeMap<u16, String> {
-        let clients: Vec<u16> = clients.into_iter().collect();
-        let requests: Vec<Request> = clients
-            .iter()
-            .map(|&client| {
-                let session = self.sessions.get(&client).map(|session| session.name.clone());
-                Request { timeout: PATIENCE, ..self.site.request(FAMILY, client).session(session) }
-            })
-            .collect();
-        self.connections += requests.len() as u64;
-        let mut moved = BTreeMap::new();
-        for (client, reply) in
-            clients.into_iter().zip(send_all(self.site.topology().client(), &requests, WORKERS).unwrap())
-        {
-            let answer = reply.and_then(|reply| reply.answer()).with_context(|| format!("client {client}")).unwrap();
-            let now = Session { backend: answer.backend, name: answer.session, requests: answer.requests };
-            if let Some(before) = self.sessions.insert(client, now.clone()) {
-                if now.backend == before.backend {
-                    let next = Session { requests: before.requests + 1, ..before };
-                    assert_eq!(now, next, "client {client} is where it was, and its session is not");
-                } else {
-                    moved.insert(client, before.backend);
-                }
-            }
-        }
-        moved
-    }
-
-    #[track_caller]
-    fn nobody_moves(&mut self, when: &str) {
-        let known: Vec<u16> = self.sessions.keys().copied().collect();
-        let moved = self.visit(known);
-        assert!(moved.is_empty(), "{} of {} clients moved {when}: {moved:?}", moved.len(), self.sessions.len());
-    }
-
-    /// Everybody comes back: the clients of `backend` are moved, all of them, and nobody else. Says how many.
-    #[track_caller]
-    fn only_its_clients_move(&mut self, backend: &str) -> u64 {
-        let its = self.clients_of(backend);
-        assert!(its.len() >= 30, "{backend} has {} of {} clients", its.len(), self.sessions.len());
-        let known: Vec<u16> = self.sessions.keys().copied().collect();
-        let moved = self.visit(known);
-        assert!(moved.values().all(|from| from == backend), "moved from elsewhere as well: {moved:?}");
-        assert_eq!(moved.into_keys().collect::<Vec<_>>(), its, "the clients of {backend}");
-        assert!(self.clients_of(backend).is_empty());
-        self.nobody_moves("a second time");
-        its.len() as u64
-    }
-
-    fn clients_of(&self, backend: &str) -> Vec<u16> {
-        self.sessions.iter().filter(|(_, session)| session.backend == backend).map(|(&client, _)| client).collect()
-    }
-
-    fn homes(&self) -> BTreeMap<String, usize> {
-        counts(self.sessions.values().map(|session| &session.backend))
-    }
-
-    /// `moves_total` is this by cause, and nothing else; and every connection is one decision.
-    #[track_caller]
-    fn assert_moves(&self, expected: &[(&str, u64)]) {
-        let metrics = self.site.metrics().unwrap();
-        for cause in CAUSES {
-            let moves = expected.iter().filter(|(other, _)| *other == cause).map(|(_, moves)| moves).sum::<u64>();
-            let counted = metrics.sum("moves_total", &[&format!("cause=\"{cause}\"")]).unwrap_or(0.0);
-            assert_eq!(counted, moves as f64, "moved for {cause}");
-        }
-        let all = expected.iter().map(|(_, moves)| moves).sum::<u64>();
-        assert_eq!(self.decided("moved"), all as f64);
-        let decisions = metrics.sum("decisions_total", &["service=\"web\""]).unwrap();
-        assert_eq!(decisions, self.connections as f64, "decisions");
-    }
-
-    fn decided(&self, result: &str) -> f64 {
-        let result = format!("result=\"{result}\"");
-        self.site.metrics().unwrap().sum("decisions_total", &["service=\"web\"", &result]).unwrap()
-    }
-
-    /// Waits until the status tells as many known clients of each backend as have sessions there.
-    fn wait_counted(&mut self) {
-        let homes = self.homes();
-        let shown = |status: &balancer::api::model::StatusView| {
-            status.services[0]
-                .backends
-                .iter()
-                .filter(|backend| backend.known_clients > 0)
-                .map(|backend| (backend.name.clone(), backend.known_clients as usize))
-                .collect::<BTreeMap<_, _>>()
-        };
-        self.site
-            .controller()
-            .wait_for(PATIENCE, &format!("known clients {homes:?}"), |status| shown(status) == homes)
-            .unwrap();
-    }
-
-    /// State and reason of a backend.
-    fn shown(&self, number: u16) -> (String, String) {
-        let status = self.site.status().unwrap();
-        let name = format!("web{number}");
-        let backend = status.services[0].backends.iter().find(|backend| backend.name == name).unwrap();
-        (backend.state.clone(), backend.reason.clone())
-    }
-
-    fn add_web5(&mut self) {
-        let address = self.site.backend_address(FAMILY, 5).to_string();
-        println!("{}", self.site.cli(&["backend", "add", "web/web5", &address]).unwrap());
-        self.site.wait_state(5, &["up"]).unwrap();
-    }
-}
 
 fn known_clients_stay_through_every_change(forwarding: Forwarding) {
     let mut users = Users::new(forwarding, |_| {});

@@ -39,6 +39,8 @@ enum Chore {
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
     Test,
+    /// Set up, then play a hundred thousand random sequences of events against the controller's model.
+    Soak,
     /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program and scrapes, or only one.
     Bench {
         /// Only this one.
@@ -66,6 +68,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
         Chore::Test => test::test(),
+        Chore::Soak => test::soak(),
         Chore::Bench { only } => bench::bench(only),
         Chore::Package => package::package(),
         Chore::Ci => ci::ci(),

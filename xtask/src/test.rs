@@ -17,3 +17,11 @@ pub(crate) fn test() -> Result<()> {
     run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
     run(cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]))
 }
+
+/// Plays a hundred thousand random sequences of events against the controller's model, which takes the optimiser.
+pub(crate) fn soak() -> Result<()> {
+    setup(false)?;
+    // Four tests of as many cases each.
+    let model = ["nextest", "run", "--release", "-p", "balancer-userspace", "--lib", "model_test::"];
+    run(cargo().args(model).env("PROPTEST_CASES", "25000"))
+}

@@ -149,7 +149,7 @@ pub(super) fn check(
         section.require("type", "type = \"tcp\", \"http\", \"https\", \"exec\" or \"none\"", findings);
     }
     let kind = if section.has("type") {
-        section.text("type", findings, |text| value::word("type", text, &Type::WORDS, &[]))?.value
+        section.text("type", findings, |text| value::word("type", text, &Type::WORDS))?.value
     } else {
         service?.kind
     };

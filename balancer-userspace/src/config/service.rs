@@ -53,19 +53,19 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let name = section.text("name", findings, value::name);
     let address = section.text("address", findings, value::service_address);
     let protocol = section.text("protocol", findings, |text| {
-        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[])
+        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
     });
-    let forwarding = section.text("forwarding", findings, |text| value::word("forwarding", text, FORWARDING, &[]));
+    let forwarding = section.text("forwarding", findings, |text| value::word("forwarding", text, FORWARDING));
     let table_size = section.integer("table_size", findings, (2, i64::from(MAX_TABLE_SIZE)));
     let client_prefix = section
         .table("client_prefix", "client_prefix", "{ v4 = 32, v6 = 64 }", findings)
         .map(|section| client_prefix(section, findings));
     let remember = section.text("remember", findings, remember);
     let failback = section.text("failback", findings, |text| {
-        value::word("failback", text, &[("stay", Failback::Stay), ("return", Failback::Return)], &[])
+        value::word("failback", text, &[("stay", Failback::Stay), ("return", Failback::Return)])
     });
     let when_all_down = section.text("when_all_down", findings, |text| {
-        value::word("when_all_down", text, &[("open", WhenAllDown::Open), ("drop", WhenAllDown::Drop)], &[])
+        value::word("when_all_down", text, &[("open", WhenAllDown::Open), ("drop", WhenAllDown::Drop)])
     });
     let slow_start = section.text("slow_start", findings, slow_start);
     let drain_timeout = section
@@ -173,7 +173,7 @@ fn drain_timeout(mut section: Section<'_>, findings: &mut Findings<'_>) -> Optio
 fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailure {
     let words = [("move", FailureAction::Move), ("drain", FailureAction::Drain)];
     let mut action = |key: &'static str, default| {
-        section.text(key, findings, |text| value::word(key, text, &words, &[])).map_or(default, |action| action.value)
+        section.text(key, findings, |text| value::word(key, text, &words)).map_or(default, |action| action.value)
     };
     let (hard, soft) = (action("hard", FailureAction::Move), action("soft", FailureAction::Drain));
     section.finish(findings);

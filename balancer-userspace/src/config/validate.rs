@@ -46,10 +46,10 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
     let interfaces = interfaces(&mut root, findings);
     let xdp_mode = root.text("xdp_mode", findings, |text| {
         let words = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
-        value::word("xdp_mode", text, &words, &[])
+        value::word("xdp_mode", text, &words)
     });
     let on_exit = root.text("on_exit", findings, |text| {
-        value::word("on_exit", text, &[("detach", OnExit::Detach), ("keep", OnExit::Keep)], &[])
+        value::word("on_exit", text, &[("detach", OnExit::Detach), ("keep", OnExit::Keep)])
     });
     let state_file = root.text("state_file", findings, value::absolute_path);
     let control = root.table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings).map(

@@ -48,25 +48,13 @@ pub(crate) fn hint(word: &str, known: &[&str], what: &str) -> String {
     }
 }
 
-/// One of the words a key takes. `later` are words of the contract that do not work yet.
-pub(crate) fn word<T: Copy>(key: &str, text: &str, words: &[(&str, T)], later: &[&str]) -> Result<T, String> {
+/// One of the words a key takes.
+pub(crate) fn word<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Result<T, String> {
     if let Some(&(_, value)) = words.iter().find(|(word, _)| *word == text) {
         return Ok(value);
     }
     let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-    if later.contains(&text) {
-        return Err(format!("{key} = {text:?} is not available yet; {}", only(&names)));
-    }
     Err(format!("{key} = {} is unknown; {}", quoted(text), hint(text, &names, "known values")))
-}
-
-fn only(names: &[&str]) -> String {
-    match names {
-        [name] => format!("only {name:?} works"),
-        names => {
-            format!("these work: {}", names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "))
-        }
-    }
 }
 
 /// The name of a service or backend.

@@ -93,8 +93,17 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     }
     let mut inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
     if config.services.iter().any(|service| !service.remember.is_zero()) {
-        let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
-        info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
+        match dataplane.kept().notes().map(|notes| notes.clients).filter(|&clients| clients != capacity.clients) {
+            Some(clients) => warn!(
+                "client_table.capacity stays {clients}, not {}: the clients of the balancer before are known in a table \
+                 of that size; stop the balancer and run `balancer detach`, which forgets them, to change it",
+                capacity.clients
+            ),
+            None => {
+                let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
+                info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
+            }
+        }
     }
     let neighbours_wanted = dataplane.take_neighbours_wanted()?;
     let samples = dataplane.take_samples()?;

@@ -322,7 +322,7 @@ mod tests {
             check(&good[..length]);
         }
         for place in 0..good.len() {
-            for flip in [0x01, 0x20, 0x80, 0xff] {
+            for flip in [0x01, 0x80] {
                 let mut bytes = good.clone();
                 bytes[place] ^= flip;
                 check(&bytes);

@@ -6,7 +6,10 @@ use std::{
     hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,7 +38,7 @@ const HANG: Duration = Duration::from_secs(60);
 const SLOW: Duration = Duration::from_secs(2);
 
 /// A demo backend: `GET /` answers with its name and the session's request count, `GET /healthz` with 200,
-/// and `POST /fail?mode=503|hang|slow|reset|ok` changes what `/healthz` does.
+/// and `POST /fail?mode=503|body|hang|slow|reset|flap|ok` changes what `/healthz` does.
 #[derive(Parser)]
 struct Options {
     /// What it calls itself.
@@ -85,6 +88,7 @@ fn app(options: &Options) -> Result<Router> {
             .with_context(|| format!("{:?} cannot be sent in a header", options.name))?,
         sessions: Mutex::new(Sessions::new(options.max_sessions)),
         mode: Mutex::new(Mode::Ok),
+        flaps: AtomicU64::new(0),
     });
     Ok(Router::new()
         .route("/", get(answer))
@@ -114,21 +118,29 @@ struct Shared {
     header: HeaderValue,
     sessions: Mutex<Sessions>,
     mode: Mutex<Mode>,
+    /// Health checks answered in [`Mode::Flap`].
+    flaps: AtomicU64,
 }
 
 /// What `/healthz` does.
-#[derive(Clone, Copy, Deserialize, Serialize)]
+#[derive(Clone, Copy, PartialEq, Deserialize, Serialize)]
 enum Mode {
     #[serde(rename = "ok")]
     Ok,
     #[serde(rename = "503")]
     Unavailable,
+    /// 200 with another body.
+    #[serde(rename = "body")]
+    Body,
     #[serde(rename = "hang")]
     Hang,
     #[serde(rename = "slow")]
     Slow,
     #[serde(rename = "reset")]
     Reset,
+    /// 503, reset, 200, and so on.
+    #[serde(rename = "flap")]
+    Flap,
 }
 
 /// Who asks, and over which socket.
@@ -152,10 +164,18 @@ struct Fail {
 }
 
 async fn health(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
-    let mode = *shared.mode.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut mode = *shared.mode.lock().unwrap_or_else(PoisonError::into_inner);
+    if mode == Mode::Flap {
+        mode = match shared.flaps.fetch_add(1, Ordering::Relaxed) % 3 {
+            0 => Mode::Unavailable,
+            1 => Mode::Reset,
+            _ => Mode::Ok,
+        };
+    }
     let named = [(BACKEND_HEADER, shared.header.clone())];
     match mode {
-        Mode::Ok => (named, "ok\n").into_response(),
+        Mode::Ok | Mode::Flap => (named, "ok\n").into_response(),
+        Mode::Body => (named, "told to fail\n").into_response(),
         Mode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, named, "told to fail\n").into_response(),
         Mode::Hang => {
             tokio::time::sleep(HANG).await;

@@ -1,8 +1,8 @@
 //! Saying what is installed, and installing it.
 
-use std::{process::Command, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{cargo, installed, is_root, output, program, run, run_within, shown};
 
@@ -20,6 +20,20 @@ impl Installer {
         command.args(["install", "--yes", "--no-install-recommends"]).args(packages);
         announce(&packages.join(", "), &command);
         run(&mut command)
+    }
+
+    /// Installs Debian packages of servers, which are not started: not now, and not when the system starts.
+    pub(super) fn servers(&mut self, packages: &[&str]) -> Result<()> {
+        let policy = Policy::refuse()?;
+        self.packages(packages)?;
+        drop(policy);
+        for package in packages {
+            let unit = package.split('-').next().unwrap_or(package);
+            if Path::new("/run/systemd/system").exists() {
+                run(program("systemctl").args(["disable", "--now", "--quiet", unit]))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the system has such a package to install.
@@ -61,6 +75,32 @@ impl Installer {
             self.lists_are_fresh = true;
         }
         Ok(())
+    }
+}
+
+/// While it lives, packages start no services, unless the system has a policy of its own.
+struct Policy(Option<&'static Path>);
+
+impl Policy {
+    fn refuse() -> Result<Self> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        if path.exists() {
+            return Ok(Self(None));
+        }
+        let policy = Self(Some(path));
+        fs::write(path, "#!/bin/sh\nexit 101\n").with_context(|| path.display().to_string())?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if let Some(path) = self.0
+            && let Err(error) = fs::remove_file(path)
+        {
+            eprintln!("cannot remove {}: {error}", path.display());
+        }
     }
 }
 

@@ -23,6 +23,9 @@ pub(crate) fn cargo_deb() -> Result<()> {
     Installer::default().cargo("cargo-deb", "3.8.0", &[], &[])
 }
 
+/// Servers that tests run as backends, started by the tests alone: program, package.
+const SERVERS: [(&str, &str); 1] = [("nginx", "nginx-light")];
+
 /// Installs what is missing. Quick and quiet when nothing is.
 pub(crate) fn setup(ci: bool) -> Result<()> {
     let mut installer = Installer::default();
@@ -31,6 +34,13 @@ pub(crate) fn setup(ci: bool) -> Result<()> {
     if !missing.is_empty() {
         installer.packages(&missing).with_context(|| {
             format!("install by hand, as root: apt-get update && apt-get install {}", missing.join(" "))
+        })?;
+    }
+    let missing: Vec<&str> =
+        SERVERS.iter().filter(|(program, _)| !installed(program)).map(|&(_, package)| package).collect();
+    if !missing.is_empty() {
+        installer.servers(&missing).with_context(|| {
+            format!("install by hand, as root, and disable the service: apt-get install {}", missing.join(" "))
         })?;
     }
     let compiler = bpf::ensure(&mut installer)?;

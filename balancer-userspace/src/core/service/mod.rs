@@ -433,7 +433,10 @@ impl Service {
         self.needless += u64::from(moves.needless());
         let changed = *self.live != *live.slots;
         let swap = changed || self.remembers() && self.home != live.home;
-        self.home = live.home;
+        if swap {
+            // Without memory nobody asks for it; it is told once somebody does.
+            self.home = live.home;
+        }
         if changed {
             self.live = live.slots.into();
             self.generation += 1;

@@ -6,6 +6,7 @@ use balancer_common::client::HashKey;
 
 use super::{Backend, Drain, Service, SlowStart};
 use crate::core::{
+    io::Admin,
     next_hops::NextHops,
     rules::Rule,
     standing::State,
@@ -102,11 +103,16 @@ impl Backend {
         this.admin = state.admin;
         this.health = state.health;
         this.since = clocks.instant(state.since);
-        // Sweeps are counted anew: one may have passed by what came meanwhile.
+        // What was drained stays so. Other sweeps are counted anew: one may have passed by what came meanwhile.
+        let drained = match state.state {
+            State::Drained => true,
+            State::Down => state.admin == Admin::Ready,
+            State::Up | State::Checking | State::DrainingHealth | State::Draining | State::Maint => false,
+        };
         this.drain = Drain {
             timeout: state.drain_timeout,
             until: state.drain_until.map(|until| clocks.instant(until)),
-            empty_sweeps: 0,
+            empty_sweeps: if drained { Drain::ENOUGH_SWEEPS } else { 0 },
         };
         this.leaving = state.leaving;
         this.forced = state.forced;

@@ -329,6 +329,7 @@ impl KernelDataplane {
         for (slot, (flags, &backend)) in (first..).zip(table.flags.iter_mut().zip(&*table.slots)) {
             if *flags & SLOT_EXCEPTIONS == 0 {
                 *flags |= SLOT_EXCEPTIONS;
+                table.exceptions += 1;
                 store_slot(&self.slots, slot, TableSlot { backend, flags: *flags });
             }
         }
@@ -481,16 +482,17 @@ impl Dataplane for KernelDataplane {
                 self.memories.get_mut(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
             let clock = clock_of(spec);
             let before = std::mem::replace(&mut memory.clock, clock);
+            let mut lenient = clock;
             if before.map(|clock| clock.tick_seconds) != clock.map(|clock| clock.tick_seconds) {
                 // The tick goes on from where it is: what packets write meanwhile is of age 0 in either unit.
                 memory.since = (memory.tick, self.elapsed);
-                converted.extend(before.zip(clock).map(|(before, clock)| (spec.id, before, clock)));
+                if let (Some(before), Some(clock)) = (before, clock) {
+                    converted.push((spec.id, before, clock));
+                    // Until ages are in the new unit nobody is too old by the old one.
+                    lenient = Some(Clock { remember: clock.remember.max(before.remember), ..clock });
+                }
             }
             memory.tick = memory.tick_at(self.elapsed);
-            // Until ages are in the new unit nobody is too old by the old one.
-            let longest =
-                |clock: Clock| Clock { remember: clock.remember.max(before.map_or(0, |old| old.remember)), ..clock };
-            let lenient = clock.map(|clock| if memory.since.1 == self.elapsed { longest(clock) } else { clock });
             service_rows.push(rows::service(spec, table.location(), lenient, memory.tick));
         }
         service_rows.extend(rows::vip_markers(services));

@@ -21,7 +21,7 @@ use crate::shell::{bpffs::Bpffs, host::HostChanges};
 /// Below the root of the BPF file system.
 const DIRECTORY: &str = "balancer";
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: [&str; 11] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
@@ -32,6 +32,7 @@ pub(super) const MAPS: [&str; 10] = [
     "DROP_STATS",
     "MEMORY_STATS",
     "REPLY_STATS",
+    "SAMPLE_STATS",
 ];
 const NOTES: &str = "NOTES";
 

@@ -1,0 +1,195 @@
+//! Restarts with `on_exit = "keep"` after changes at run time: what was changed goes on, client by client.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    metrics::Metrics,
+    namespace::join,
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+    users::Users,
+};
+use serde_json::Value;
+
+const FAMILY: Family = Family::V4;
+
+/// No counter of `after` is smaller than it was.
+fn never_backwards(before: &Metrics, after: &Metrics) {
+    for (sample, value) in before.counters() {
+        let now = after.sample(sample).unwrap_or(-1.0);
+        assert!(now >= value, "{sample} went from {value} to {now}");
+    }
+}
+
+fn kill_and_restart(site: &mut Site) {
+    let before = site.metrics().unwrap();
+    site.kill_and_restart(|_| {}).unwrap();
+    never_backwards(&before, &site.metrics().unwrap());
+}
+
+#[test]
+fn changes_at_run_time_outlive_a_kill() {
+    let mut users = Users::new(Forwarding::Nat, |settings| settings.on_exit = "keep");
+    users.visit(1..=300);
+    users.add_web5();
+    users.visit(301..=500);
+    users.wait_counted();
+    let address = |client| users.site.topology().client_address(FAMILY, client).to_string();
+    let (pinned, denied) = (format!("{}/32", address(600)), format!("{}/32", address(601)));
+    for arguments in [
+        vec!["backend", "weight", "web/web5", "7"],
+        vec!["backend", "drain", "web/web1", "--timeout", "1h"],
+        vec!["backend", "remove", "web/web2", "--force"],
+        vec!["health", "force", "web/web3", "down"],
+        vec!["rule", "add", "web", &pinned, "pin", "web5"],
+        vec!["rule", "add", "web", &denied, "deny"],
+    ] {
+        users.site.cli(&arguments).unwrap();
+    }
+    users.site.fail_backend(4, "reset").unwrap();
+    users.site.wait_state(4, &["down"]).unwrap();
+
+    let deadline = |site: &Site| {
+        site.metrics().unwrap().sum("backend_drain_deadline_timestamp_seconds", &["backend=\"web1\""]).unwrap()
+    };
+    let rules = users.site.cli(&["rule", "list", "--json"]).unwrap();
+    let (ends, before) = (deadline(&users.site), users.site.status().unwrap());
+    kill_and_restart(&mut users.site);
+    let after = users.site.status().unwrap();
+    for (before, after) in before.services[0].backends.iter().zip(&after.services[0].backends) {
+        let of = |backend: &balancer::api::model::BackendView| {
+            (backend.name.clone(), backend.state.clone(), backend.weight, backend.slots)
+        };
+        assert_eq!(of(after), of(before), "right after the start");
+    }
+    assert_eq!(after.services[0].table_generation, before.services[0].table_generation);
+    assert_eq!(users.site.cli(&["rule", "list", "--json"]).unwrap(), rules);
+    assert!((deadline(&users.site) - ends).abs() < 2.0, "the drain ends at another time");
+    assert!(users.site.ask(FAMILY, [601], Duration::from_millis(300)).unwrap()[0].is_err(), "it was denied");
+
+    // Nobody has come back between change and kill: exactly the clients of the three move now.
+    let of = ["web2", "web3", "web4"].map(|backend| users.clients_of(backend));
+    let expected: BTreeSet<u16> = of.iter().flatten().copied().collect();
+    assert!(of.iter().all(|clients| clients.len() >= 20), "{:?}", users.homes());
+    let moved = users.visit(1..=500);
+    assert_eq!(moved.into_keys().collect::<BTreeSet<_>>(), expected);
+    let expected = [("removed", of[0].len() as u64), ("down", (of[1].len() + of[2].len()) as u64)];
+    users.assert_moves(&expected);
+    users.visit([600]);
+    assert_eq!(users.clients_of("web5").last(), Some(&600));
+
+    for _ in 0..4 {
+        kill_and_restart(&mut users.site);
+        assert_eq!(users.shown(1).0, "draining");
+        assert_eq!((users.shown(3).0, users.shown(4).0), ("down".to_owned(), "down".to_owned()));
+        users.nobody_moves("when the balancer was killed");
+        users.assert_moves(&expected);
+    }
+    users.site.fail_backend(4, "ok").unwrap();
+    users.site.wait_state(4, &["up"]).unwrap();
+    users.nobody_moves("when web4 was back");
+    users.assert_moves(&expected);
+    println!("5 kills: {expected:?}, nobody twice");
+}
+
+/// Whether a client is known, and how long ago it was seen.
+fn known(site: &Site, client: u16) -> Option<u64> {
+    let address = site.topology().client_address(FAMILY, client).to_string();
+    let text = site.cli(&["client", "where", &address, "--service", "web", "--json"]).unwrap();
+    let view: Value = serde_json::from_str(&text).unwrap();
+    view["last_seen_seconds_ago"].as_u64().filter(|_| view["known"] == true)
+}
+
+#[test]
+fn clients_are_remembered_as_long_as_they_should_be_over_five_restarts() {
+    const REMEMBER: f64 = 20.0;
+    let mut users = Users::new(Forwarding::Dsr, |settings| {
+        settings.on_exit = "keep";
+        settings.remember = "20s";
+    });
+    let begun = Instant::now();
+    users.visit([1]);
+    let seen = Instant::now();
+    // The clock stands still while no controller runs, so that nobody is forgotten who comes then; and a part of a
+    // second is lost with each.
+    let mut lost = 0.0;
+    for _ in 0..5 {
+        let killed = Instant::now();
+        kill_and_restart(&mut users.site);
+        lost += killed.elapsed().as_secs_f64() + 1.0;
+        let least = seen.elapsed().as_secs_f64() - lost;
+        let Some(ago) = known(&users.site, 1) else {
+            assert!(begun.elapsed().as_secs_f64() > REMEMBER - 2.0, "forgotten too early");
+            break;
+        };
+        // A tick is a second, and the time asked at has two ends.
+        let (ago, most) = (ago as f64, begun.elapsed().as_secs_f64());
+        assert!(ago > least - 2.5 && ago < most + 2.5, "seen {ago} s ago, it was {least} to {most}");
+    }
+    let mut last = seen;
+    loop {
+        let asked = Instant::now();
+        if known(&users.site, 1).is_none() {
+            break;
+        }
+        last = asked;
+        assert!((last - begun).as_secs_f64() < REMEMBER + lost + 3.0, "known after {:?}", last - begun);
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(begun.elapsed().as_secs_f64() > REMEMBER - 2.0, "forgotten {:?} after it came", begun.elapsed());
+    println!(
+        "remember = 20s: known until {:?} after its last connection, {lost:.1} s of them in 5 restarts",
+        last - seen
+    );
+}
+
+#[test]
+fn a_table_of_clients_that_is_gone_on_with_keeps_its_size() {
+    let mut users = Users::new(Forwarding::Nat, |settings| {
+        settings.on_exit = "keep";
+        settings.lines = "[client_table]\ncapacity = 4096".to_owned();
+    });
+    users.visit(1..=100);
+    users.site.restart(|settings| settings.lines = "[client_table]\ncapacity = 100000".to_owned()).unwrap();
+    users.nobody_moves("when the capacity was changed");
+    let capacity = users.site.metrics().unwrap().sum("client_table_capacity", &[]).unwrap();
+    assert_eq!(capacity, 4096.0);
+    let log = fs::read_to_string(users.site.files().join("balancer.log")).unwrap();
+    assert!(log.contains("client_table.capacity stays 4096, not 100000"), "{log}");
+    users.assert_moves(&[]);
+}
+
+#[test]
+fn interfaces_come_and_go_over_restarts() {
+    let more = |site: &Site| -> bool {
+        let shown = site.topology().balancer().ip("-details link show more0").unwrap();
+        shown.contains("xdp")
+    };
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
+        join((topology.balancer(), "more0"), (topology.switch(), "more1"))?;
+        settings.on_exit = "keep";
+        settings.remember = "60s";
+        Ok(())
+    })
+    .unwrap();
+    let homes = site.homes(FAMILY, 1..=60).unwrap();
+    for with in [true, false, true] {
+        site.restart(|settings| {
+            settings.interfaces = vec!["eth0".to_owned()];
+            settings.interfaces.extend(with.then(|| "more0".to_owned()));
+        })
+        .unwrap();
+        assert_eq!(site.status().unwrap().interfaces.len(), 1 + usize::from(with));
+        assert_eq!(more(&site), with, "a program on the interface");
+        assert_eq!(site.ask(FAMILY, [1], PATIENCE).unwrap()[0].as_ref().unwrap().backend, homes[&1]);
+        assert_eq!(site.homes(FAMILY, 1..=60).unwrap(), homes);
+    }
+    let moves = site.metrics().unwrap().sum("moves_total", &["service=\"web\""]).unwrap();
+    assert_eq!(moves, 0.0);
+}
