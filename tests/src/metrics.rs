@@ -43,7 +43,8 @@ impl Metrics {
     pub fn sum(&self, name: &str, labels: &[&str]) -> Result<f64> {
         let mut values = self.0.iter().filter_map(|(sample, &value)| {
             let rest = sample.strip_prefix("balancer_")?.strip_prefix(name)?;
-            let has = rest.strip_prefix('{')?.strip_suffix('}')?;
+            // A sample without labels has no braces.
+            let has = if rest.is_empty() { rest } else { rest.strip_prefix('{')?.strip_suffix('}')? };
             labels.iter().all(|&label| has.split(',').any(|part| part == label)).then_some(value)
         });
         let first = values.next().with_context(|| format!("no balancer_{name} with {labels:?}"))?;

@@ -54,6 +54,8 @@ fn changes_at_run_time_outlive_a_kill() {
     }
     users.site.fail_backend(4, "reset").unwrap();
     users.site.wait_state(4, &["down"]).unwrap();
+    // What happens by itself is on disk half a second later.
+    thread::sleep(Duration::from_secs(2));
 
     let deadline = |site: &Site| {
         site.metrics().unwrap().sum("backend_drain_deadline_timestamp_seconds", &["backend=\"web1\""]).unwrap()
