@@ -69,7 +69,9 @@ impl Drains {
     pub(super) fn swept(&mut self, known: &[(BackendId, u64)]) {
         for (id, drain) in &mut self.0 {
             let empty = drain.until.is_some() && !known.iter().any(|(other, known)| other == id && *known > 0);
-            drain.empty_sweeps = if empty { drain.empty_sweeps + 1 } else { 0 };
+            // Once it is over, whoever comes does not begin it again.
+            let over = drain.until.is_some() && drain.empty_sweeps >= 2;
+            drain.empty_sweeps = if empty || over { drain.empty_sweeps + 1 } else { 0 };
         }
     }
 

@@ -335,6 +335,10 @@ impl Backend {
     /// Takes note of a complete sweep. True if it ends a drain.
     pub(crate) fn swept(&mut self, known: u64) -> bool {
         self.known = known;
+        if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
+            // It is over, whoever comes then: somebody may where nobody takes clients and the table is open.
+            return false;
+        }
         if self.drain.until.is_none() || known > 0 {
             self.drain.empty_sweeps = 0;
             return false;
