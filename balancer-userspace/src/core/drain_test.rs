@@ -96,6 +96,10 @@ fn a_drain_ends_when_two_sweeps_find_nobody() {
     assert_eq!(kept(&sweep(&mut bench, &[])), [Err(MoveCause::Drain)]);
     assert_eq!(state(&bench), State::Drained);
     assert_eq!(sweep(&mut bench, &[]), []);
+    // Where nobody takes clients and the table is open, somebody may come. That begins no drain.
+    assert_eq!(sweep(&mut bench, &[("web/web1", 1)]), []);
+    bench.change(Change::SetWeight { name: name("web/web2"), weight: 50 }).unwrap();
+    assert_eq!(state(&bench), State::Drained);
 }
 
 #[test]
