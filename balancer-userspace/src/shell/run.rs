@@ -193,15 +193,15 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
         joining.answer(&owner);
-        let new_vips = vips.follow(owner.assigned_vips());
-        if !new_vips.is_empty() {
-            assigned.extend(new_vips);
-            if let Err(error) = notes(&mut owner, assigned.clone()) {
-                warn!("{error:#}");
-            }
-        }
         if owner.take_changed() {
             keeper.note();
+            let new_vips = vips.follow(owner.assigned_vips());
+            if !new_vips.is_empty() {
+                assigned.extend(new_vips);
+                if let Err(error) = notes(&mut owner, assigned.clone()) {
+                    warn!("{error:#}");
+                }
+            }
         }
         keeper.advance(&owner);
     };

@@ -188,16 +188,25 @@ fn find<T>(services: Vec<T>, name_of: impl Fn(&T) -> &str, name: &str) -> Result
     }
 }
 
+/// The service that was asked for, or all.
+fn asked_for<T>(
+    services: Vec<T>,
+    name_of: impl Fn(&T) -> &str,
+    ServiceQuery { service }: ServiceQuery,
+) -> Result<Vec<T>, Failure> {
+    match service {
+        Some(name) => Ok(vec![find(services, name_of, &name)?]),
+        None => Ok(services),
+    }
+}
+
 pub(super) fn no_service<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Failure {
     let hint = value::hint(name, &names.collect::<Vec<_>>(), "services");
     Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name)))
 }
 
 async fn backends(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<BackendEntry>> {
-    let mut services = view(&calls).await?.services;
-    if let Some(name) = query.service {
-        services = vec![find(services, |service| &service.name, &name)?];
-    }
+    let services = asked_for(view(&calls).await?.services, |service| &service.name, query)?;
     let entries = services.into_iter().flat_map(|service| {
         let name = service.name;
         service.backends.into_iter().map(move |backend| BackendEntry { service: name.clone(), backend })
@@ -337,10 +346,7 @@ async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Out
 }
 
 async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<HealthView>> {
-    let mut services = snapshot(&calls).await?.services;
-    if let Some(name) = query.service {
-        services = vec![find(services, |service| &service.name, &name)?];
-    }
+    let services = asked_for(snapshot(&calls).await?.services, |service| &service.name, query)?;
     let views = services.into_iter().flat_map(|service| {
         let name = service.name;
         service.backends.into_iter().map(move |backend| backend.into_health(&name))

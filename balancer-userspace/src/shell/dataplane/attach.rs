@@ -142,8 +142,16 @@ fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(super) fn detach(attached: Attached) -> anyhow::Result<()> {
+fn detach(attached: Attached) -> anyhow::Result<()> {
     attached.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", attached.name))
+}
+
+/// Takes the program off all these interfaces.
+///
+/// # Errors
+/// The first failure, after all were tried.
+pub(super) fn detach_all(attached: &mut Vec<Attached>) -> anyhow::Result<()> {
+    attached.drain(..).map(detach).fold(Ok(()), anyhow::Result::and)
 }
 
 /// Removes a pin. The program goes off the interface if nobody else holds the link.

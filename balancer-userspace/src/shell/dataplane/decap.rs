@@ -94,12 +94,7 @@ impl Decap {
     /// # Errors
     /// The first failure, after all were tried.
     pub fn detach(&mut self) -> anyhow::Result<()> {
-        let mut result = Ok(());
-        for attached in std::mem::take(&mut self.attached) {
-            let detached = attach::detach(attached);
-            result = result.and(detached);
-        }
-        result
+        attach::detach_all(&mut self.attached)
     }
 
     /// The counters, summed over the CPUs.

@@ -246,13 +246,9 @@ impl KernelDataplane {
     /// # Errors
     /// The first failure, after all were tried.
     pub fn detach(&mut self) -> anyhow::Result<()> {
-        let mut result = Ok(());
-        for attached in std::mem::take(&mut self.attached) {
-            let detached = attach::detach(attached);
-            result = result.and(detached);
-        }
+        let detached = attach::detach_all(&mut self.attached);
         let removed = self.kept.remove();
-        result.and(removed)
+        detached.and(removed)
     }
 
     /// The interfaces whose receive offload this process switched off.

@@ -144,12 +144,6 @@ impl Pins {
         self.unfinished = false;
     }
 
-    /// Whether they were made by this process and nothing is attached by them yet.
-    #[must_use]
-    pub const fn unfinished(&self) -> bool {
-        self.unfinished
-    }
-
     /// What was written down. `None`: nothing was.
     ///
     /// # Errors
