@@ -1,6 +1,6 @@
 //! Compiles the kernel program with whichever BPF toolchain `cargo xtask setup` found or installed.
 
-use std::{env, process::Command};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain};
@@ -13,8 +13,15 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=../balancer-common");
     println!("cargo:rerun-if-changed=../Cargo.lock");
 
+    let output = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR not set")?);
+    // OUT_DIR is four levels below the target directory.
+    let target = output.ancestors().nth(4).context("OUT_DIR is not below a target directory")?;
     // SAFETY: a build script's `main` runs before any other thread exists.
-    unsafe { env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", format!("{root}/bpf-linker.sh")) };
+    unsafe {
+        env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", format!("{root}/bpf-linker.sh"));
+        // Builds, checks and documentation have an OUT_DIR each, and the program is the same for all of them.
+        env::set_var("CARGO_BUILD_BUILD_DIR", target.join("bpf"));
+    };
     let toolchain = if linked_toolchain_exists() {
         // SAFETY: as above.
         unsafe {
