@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 256 << 10;
+const MAX_ANSWER: u64 = 8 << 20;
 
 /// One request, and the connection it is sent over.
 #[derive(Clone, Debug)]

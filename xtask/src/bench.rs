@@ -19,12 +19,14 @@ pub(crate) enum Benchmark {
     Path,
     /// A scrape of 100 services with 100 backends each; needs root.
     Metrics,
+    /// From the detection of a failure to its effect, on the wire; needs root.
+    Failover,
 }
 
 /// Sets up and runs one benchmark, or all of them.
 pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     let wanted = |benchmark| only.is_none_or(|only| only == benchmark);
-    if wanted(Benchmark::Path) || wanted(Benchmark::Metrics) {
+    if [Benchmark::Path, Benchmark::Metrics, Benchmark::Failover].into_iter().any(wanted) {
         ensure_root("a benchmark of the kernel program", "bench")?;
     }
     setup(false)?;
@@ -34,9 +36,16 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     if wanted(Benchmark::Checks) {
         run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "checks"]))?;
     }
-    for (benchmark, binary) in [(Benchmark::Path, "bench-path"), (Benchmark::Metrics, "bench-metrics")] {
+    let binaries = [
+        (Benchmark::Path, "bench-path"),
+        (Benchmark::Metrics, "bench-metrics"),
+        (Benchmark::Failover, "bench-failover"),
+    ];
+    for (benchmark, binary) in binaries {
         if wanted(benchmark) {
-            run(cargo().args(["build", "--release", "--package", "balancer-tests", "--bin", binary]))?;
+            // With the balancer that it may run.
+            let packages = ["--package", "balancer-userspace", "--package", "balancer-tests"];
+            run(cargo().args(["build", "--release"]).args(packages).args(["--bin", "balancer", "--bin", binary]))?;
             run(&mut program(built("release")?.join(binary)))?;
         }
     }

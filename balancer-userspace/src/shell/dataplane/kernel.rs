@@ -36,6 +36,7 @@ use super::{
     batch::{self, BackendCounters},
     capacity::Capacity,
     clients::{ClientTable, KnownClients, Memory},
+    grace::{Grace, GracePeriods},
     halves::Halves,
     kept::Kept,
     load::load_program,
@@ -98,7 +99,11 @@ pub struct KernelDataplane {
     memories: HashMap<ServiceId, Memory>,
     directory: Vec<ServiceSpec>,
     elapsed: Duration,
-    swapped_since_pass: bool,
+    grace_periods: GracePeriods,
+    /// Before it is over no pass over the client table may begin: there was a swap.
+    next_pass: Option<Grace>,
+    /// Before it is over packets may read the half of the directory that is not active.
+    published: Option<Grace>,
     reply_stats: PerCpuArray<MapData, ReplyStats>,
     regions: Regions,
     tables: HashMap<ServiceId, Table>,
@@ -172,7 +177,9 @@ impl KernelDataplane {
             memories: HashMap::new(),
             directory: Vec::new(),
             elapsed: kept.elapsed_before(),
-            swapped_since_pass: false,
+            grace_periods: GracePeriods::spawn()?,
+            next_pass: None,
+            published: None,
             reply_stats: per_cpu(&mut ebpf, "REPLY_STATS")?,
             regions: Regions::new(lines),
             tables: HashMap::new(),
@@ -359,12 +366,13 @@ impl KernelDataplane {
     }
 
     fn allocate(&mut self, lines: u32) -> anyhow::Result<Range<u32>> {
+        self.regions.release(|grace| self.grace_periods.is_over(grace));
         if let Some(range) = self.regions.allocate(lines) {
             return Ok(range);
         }
-        if self.regions.has_retired() {
-            wait_for_packets();
-            self.regions.grace_period_over();
+        if let Some(last) = self.regions.last_retired() {
+            self.grace_periods.wait(last);
+            self.regions.release(|_| true);
         }
         self.regions.allocate(lines).with_context(|| {
             format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
@@ -449,10 +457,11 @@ impl Dataplane for KernelDataplane {
             word.store(new.location().to_word(), Ordering::Release);
         }
         self.tables.insert(service, new);
+        let grace = self.grace_periods.begin();
         if let Some(old) = old {
-            self.regions.retire(old.lines);
+            self.regions.retire(old.lines, grace);
         }
-        self.swapped_since_pass = true;
+        self.next_pass = Some(grace);
         if !self.directory.is_empty() && !self.memories.contains_key(&service) {
             // Not one that an earlier controller knew under this id.
             self.kept.forget_service(service);
@@ -497,7 +506,9 @@ impl Dataplane for KernelDataplane {
         return_rows.extend(rows::return_markers(&return_rows));
 
         // Both halves that are about to be written were active until the last change.
-        wait_for_packets();
+        if let Some(published) = self.published {
+            self.grace_periods.wait(published);
+        }
         let keys: Vec<_> = service_rows.iter().map(|row| row.key).collect();
         let placed_services = self.services.fill(&service_rows, &keys)?;
         let keys: Vec<_> = return_rows.iter().map(|row| row.key).collect();
@@ -514,6 +525,7 @@ impl Dataplane for KernelDataplane {
             flags |= CONTROL_RETURN_WILDCARD;
         }
         self.publish(placed_services.view, placed_returns.view, flags);
+        self.published = Some(self.grace_periods.begin());
 
         self.directory = services.to_vec();
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
@@ -525,7 +537,7 @@ impl Dataplane for KernelDataplane {
                 }
                 None => {
                     self.memories.remove(&id);
-                    self.regions.retire(table.lines);
+                    self.regions.retire(table.lines, self.grace_periods.begin());
                 }
             }
         }
@@ -548,7 +560,7 @@ impl Dataplane for KernelDataplane {
         let set = self.rules.set(service, rules);
         if pins || pinned {
             // A packet on its way may still obey the old rules: as if the table were swapped.
-            self.swapped_since_pass = true;
+            self.next_pass = Some(self.grace_periods.begin());
             if let Some(memory) = self.memories.get_mut(&service) {
                 memory.swaps += 1;
             }
@@ -607,8 +619,13 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
         self.advance(elapsed);
-        if self.clients.at_start_of_pass() && std::mem::take(&mut self.swapped_since_pass) {
-            wait_for_packets();
+        if self.clients.at_start_of_pass()
+            && let Some(grace) = self.next_pass
+        {
+            if !self.grace_periods.is_over(grace) {
+                return None;
+            }
+            self.next_pass = None;
         }
         let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
         for (service, slots) in pass.settled {
@@ -766,15 +783,4 @@ fn interface_multiplier(ifindexes: &[u32], before: Option<u32>) -> anyhow::Resul
             ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))
         })
         .with_context(|| format!("more than {} interfaces, or too many to tell apart", MAX_INTERFACES / 4))
-}
-
-/// Waits until every packet that may be reading a table given up by now has left the program.
-fn wait_for_packets() {
-    // SAFETY: no memory is involved. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs run inside
-    // RCU read-side critical sections.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result != 0 {
-        // Not offered on this kernel (`nohz_full`). A program run takes microseconds.
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

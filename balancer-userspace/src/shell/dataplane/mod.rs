@@ -5,6 +5,7 @@ pub(crate) mod batch;
 mod capacity;
 mod clients;
 mod decap;
+mod grace;
 mod halves;
 mod kept;
 mod kernel;

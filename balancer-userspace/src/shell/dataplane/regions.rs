@@ -3,11 +3,14 @@
 
 use std::ops::Range;
 
+use super::grace::Grace;
+
 /// A first-fit allocator of line ranges.
 #[derive(Clone, Debug)]
 pub(super) struct Regions {
     free: Vec<Range<u32>>,
-    retired: Vec<Range<u32>>,
+    /// What was given up, and when no packet reads it any more; the earliest first.
+    retired: Vec<(Grace, Range<u32>)>,
 }
 
 impl Regions {
@@ -29,20 +32,21 @@ impl Regions {
         Some(start..start + lines)
     }
 
-    /// Gives up a range that packets may still be reading.
-    pub(super) fn retire(&mut self, range: Range<u32>) {
-        self.retired.push(range);
+    /// Gives up a range that packets may still be reading until the grace period is over.
+    pub(super) fn retire(&mut self, range: Range<u32>, grace: Grace) {
+        self.retired.push((grace, range));
     }
 
-    /// Whether waiting for a grace period would free anything.
+    /// What to wait for, to have everything that was retired.
     #[must_use]
-    pub(super) fn has_retired(&self) -> bool {
-        !self.retired.is_empty()
+    pub(super) fn last_retired(&self) -> Option<Grace> {
+        self.retired.iter().map(|&(grace, _)| grace).max()
     }
 
-    /// Frees what was retired: every packet that was on its way has left.
-    pub(super) fn grace_period_over(&mut self) {
-        self.free.append(&mut self.retired);
+    /// Frees what was retired, where the grace period `is_over`.
+    pub(super) fn release(&mut self, is_over: impl Fn(Grace) -> bool) {
+        let released = self.retired.extract_if(.., |(grace, _)| is_over(*grace));
+        self.free.extend(released.map(|(_, range)| range));
         self.free.sort_by_key(|range| range.start);
         self.free.dedup_by(|next, last| {
             let joins = last.end == next.start;
@@ -60,14 +64,22 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn retired_lines_wait_for_the_grace_period() {
+    fn retired_lines_wait_for_their_grace_periods() {
         let mut regions = Regions::new(10);
-        let first = regions.allocate(6).unwrap();
-        regions.retire(first);
-        assert_eq!(regions.allocate(6), None);
-        regions.grace_period_over();
+        let (first, second) = (regions.allocate(4).unwrap(), regions.allocate(6).unwrap());
+        assert_eq!(regions.last_retired(), None);
+        regions.retire(first, Grace::numbered(1));
+        regions.retire(second, Grace::numbered(2));
+        assert_eq!(regions.last_retired(), Some(Grace::numbered(2)));
+        regions.release(|_| false);
+        assert_eq!(regions.allocate(1), None);
+        regions.release(|grace| grace <= Grace::numbered(1));
+        assert_eq!(regions.last_retired(), Some(Grace::numbered(2)));
+        assert_eq!(regions.allocate(5), None);
+        regions.release(|_| true);
         assert_eq!(regions.allocate(10), Some(0..10));
         assert_eq!(regions.allocate(1), None);
+        assert_eq!(regions.last_retired(), None);
     }
 
     proptest! {
@@ -84,13 +96,13 @@ mod tests {
                         held.push(range);
                     }
                     None => {
-                        held.drain(..).for_each(|range| regions.retire(range));
-                        regions.grace_period_over();
+                        held.drain(..).for_each(|range| regions.retire(range, Grace::numbered(1)));
+                        regions.release(|_| true);
                     }
                 }
             }
-            held.into_iter().for_each(|range| regions.retire(range));
-            regions.grace_period_over();
+            held.into_iter().for_each(|range| regions.retire(range, Grace::numbered(2)));
+            regions.release(|_| true);
             prop_assert_eq!(regions.allocate(400), Some(0..400));
         }
     }

@@ -1,0 +1,127 @@
+//! Waiting until packets that may be reading something given up have left the program, without holding up whoever gave it
+//! up: a thread of its own waits.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+/// A grace period, by number: it is over with any later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Grace(u64);
+
+#[cfg(test)]
+impl Grace {
+    pub(super) const fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// The thread that waits. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct GracePeriods(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    periods: Mutex<Periods>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Periods {
+    wanted: u64,
+    over: u64,
+    ended: bool,
+}
+
+impl GracePeriods {
+    /// # Errors
+    /// When there can be no more threads.
+    pub(super) fn spawn() -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("grace-periods".to_owned())
+            .spawn(move || theirs.serve())
+            .context("cannot start the thread that waits for grace periods")?;
+        Ok(Self(shared))
+    }
+
+    /// One that begins after everything that this thread has done.
+    pub(super) fn begin(&self) -> Grace {
+        let mut periods = self.0.lock();
+        periods.wanted += 1;
+        self.0.changed.notify_all();
+        Grace(periods.wanted)
+    }
+
+    /// Whether it is over.
+    pub(super) fn is_over(&self, grace: Grace) -> bool {
+        self.0.lock().over >= grace.0
+    }
+
+    /// Waits until it is over.
+    pub(super) fn wait(&self, grace: Grace) {
+        let periods = self.0.lock();
+        drop(self.0.changed.wait_while(periods, |periods| periods.over < grace.0));
+    }
+}
+
+impl Drop for GracePeriods {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Periods> {
+        self.periods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self) {
+        loop {
+            let waiting = |periods: &mut Periods| periods.over == periods.wanted && !periods.ended;
+            let periods = self.changed.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
+            if periods.ended {
+                return;
+            }
+            let wanted = periods.wanted;
+            drop(periods);
+            wait_for_packets();
+            self.lock().over = wanted;
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// Waits until every packet that may be reading a table given up by now has left the program.
+fn wait_for_packets() {
+    // SAFETY: no memory is involved. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs run inside
+    // RCU read-side critical sections.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Not offered on this kernel (`nohz_full`). A program run takes microseconds.
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grace_periods_end_in_their_order() {
+        let periods = GracePeriods::spawn().unwrap();
+        let (first, second) = (periods.begin(), periods.begin());
+        assert!(first < second);
+        periods.wait(second);
+        assert!(periods.is_over(first) && periods.is_over(second));
+        let third = periods.begin();
+        periods.wait(third);
+        assert!(periods.is_over(third));
+    }
+}

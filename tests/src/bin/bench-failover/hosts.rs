@@ -1,0 +1,142 @@
+//! The hosts: clients and backends, each in one namespace, and the balancer between them.
+//!
+//! ```text
+//! clients 10.1.0.0/16 ── 10.3.0.2 ── 10.3.0.1 eth0, balancer, eth1 10.0.0.1 ── 10.0.0.2 ── backends 10.4.0.0/16
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    os::fd::AsRawFd as _,
+};
+
+use anyhow::{Context as _, Result};
+use balancer_tests::namespace::{Namespace, join, run};
+use nix::errno::Errno;
+use socket2::{Domain, Socket, Type};
+
+/// The service's address.
+pub(crate) const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 10), 80);
+/// Where checks come from.
+pub(crate) const CHECKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const PORT: u16 = 8080;
+/// Checks of one backend that wait to be answered.
+const BACKLOG: i32 = 16;
+
+/// The hosts. Dropping them removes them.
+pub(crate) struct Hosts {
+    /// The clients.
+    pub(crate) clients: Namespace,
+    /// The balancer.
+    pub(crate) balancer: Namespace,
+    /// The backends.
+    pub(crate) backends: Namespace,
+}
+
+/// Client `number`.
+pub(crate) const fn client(number: u16) -> Ipv4Addr {
+    in_net(1, number)
+}
+
+/// The number of a client's address.
+pub(crate) const fn client_number(address: Ipv4Addr) -> Option<u16> {
+    number_in(1, address)
+}
+
+/// Backend `number`.
+pub(crate) const fn backend(number: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(in_net(4, number), PORT)
+}
+
+/// The number of a backend's address.
+pub(crate) const fn backend_number(address: Ipv4Addr) -> Option<u16> {
+    number_in(4, address)
+}
+
+const fn in_net(net: u8, number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, net, high, low)
+}
+
+const fn number_in(net: u8, address: Ipv4Addr) -> Option<u16> {
+    match address.octets() {
+        [10, second, high, low] if second == net => Some(u16::from_be_bytes([high, low])),
+        _ => None,
+    }
+}
+
+impl Hosts {
+    /// Makes them, with their routes.
+    ///
+    /// # Errors
+    /// Without root, without `ip` and `ethtool`, or when the kernel refuses.
+    pub(crate) fn new() -> Result<Self> {
+        let [clients, balancer, backends] =
+            [Namespace::new("clients")?, Namespace::new("balancer")?, Namespace::new("backends")?];
+        join((&balancer, "eth0"), (&clients, "eth0"))?;
+        join((&balancer, "eth1"), (&backends, "eth0"))?;
+        for interface in ["eth0", "eth1"] {
+            run(balancer.command("ethtool").args(["-K", interface, "gro", "off"]))?;
+        }
+        clients.ip("addr add 10.3.0.2/24 dev eth0")?;
+        clients.ip("route add default via 10.3.0.1")?;
+        balancer.ip("addr add 10.3.0.1/24 dev eth0")?;
+        balancer.ip("route add 10.1.0.0/16 via 10.3.0.2")?;
+        balancer.ip("addr add 10.0.0.1/24 dev eth1")?;
+        // Behind a gateway, because the kernel's table of neighbours has room for a thousand in all.
+        balancer.ip("route add 10.4.0.0/16 via 10.0.0.2")?;
+        backends.ip("addr add 10.0.0.2/24 dev eth0")?;
+        backends.ip("route add default via 10.0.0.1")?;
+        backends.ip("route add local 10.4.0.0/16 dev lo")?;
+        // Nobody answers clients: a reset would look like that of a check, and cost as much as a packet.
+        backends.ip("rule add pref 10 lookup local")?;
+        backends.ip("rule add pref 5 from 10.1.0.0/16 blackhole")?;
+        backends.ip("rule del pref 0")?;
+        Ok(Self { clients, balancer, backends })
+    }
+
+    /// Makes servers listen at backends.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
+        self.backends.run_in_thread(|| {
+            for &number in numbers {
+                let server = listen(backend(number)).with_context(|| format!("listening at {}", backend(number)))?;
+                servers.0.insert(number, server);
+            }
+            Ok(())
+        })?
+    }
+}
+
+/// The servers that listen.
+#[derive(Default)]
+pub(crate) struct Servers(BTreeMap<u16, TcpListener>);
+
+impl Servers {
+    /// From now on the kernel refuses connections to this backend.
+    pub(crate) fn close(&mut self, number: u16) {
+        self.0.remove(&number);
+    }
+}
+
+/// A server that needs nobody to accept: the kernel waits for a request that checks do not send, and answers them.
+fn listen(address: SocketAddrV4) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    let seconds: libc::c_int = 1;
+    // SAFETY: the option is an integer, which is read during the call.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of_val(&seconds) as libc::socklen_t,
+        )
+    })?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
