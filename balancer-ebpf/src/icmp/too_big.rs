@@ -27,7 +27,7 @@ const STEPS: usize = MAX_QUOTE_V6 / STEP;
 const TOS: u8 = 0xc0;
 
 /// Answers a packet to a VIP, or a `nat` backend's reply, that nothing longer than the step's MTU fits its way. The
-/// senders of IPv4 packets that may be fragmented are told as well, as nothing here fragments: they do it themselves then.
+/// senders of IPv4 packets that may be fragmented are told as well: nothing here fragments, but they can.
 #[inline(always)]
 pub(crate) fn answer(ingress: Ingress, step: Step) -> Step {
     Step(balancer_too_big(ingress.context(), step.value()))
