@@ -235,7 +235,11 @@ async fn statistics_are_shown_and_a_live_view_needs_a_terminal() {
     for (args, code, words) in [
         (&["stats", "--watch"][..], 1, "needs a terminal"),
         (&["stats", "wbe"], 1, "did you mean"),
-        (&["client", "top", "--backend", "web/web9"], 1, "there is no backend"),
+        (
+            &["client", "top", "--backend", "web/web9"],
+            1,
+            "there is no backend \"web/web9\"; see \"balancer backend list\"",
+        ),
         (&["client", "top", "--by", "weight"], 2, "possible values: bytes, packets"),
         (&["client", "top", "-n", "0"], 2, "1..=256"),
     ] {
@@ -346,6 +350,12 @@ async fn wait_ends_in_the_state_or_says_which_it_is() {
     let output = at(&socket, &["wait", "web/web2", "down", "--timeout", "300ms"]).await;
     assert_eq!(output.status.code(), Some(4));
     assert_eq!(stderr(&output), "balancer: backend web/web2 is not down after 300ms; it is up\n");
+    let output = at(&socket, &["wait", "web/web2", "drained", "--timeout", "300ms"]).await;
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(
+        stderr(&output),
+        "balancer: backend web/web2 is not drained after 300ms; it is up: drain it with `balancer backend drain web/web2`\n"
+    );
     stdout(&at(&socket, &["backend", "drain", "web/web1"]).await);
     assert_eq!(stdout(&at(&socket, &["wait", "web/web1", "drained"]).await), "backend web/web1 drained\n");
     for (args, words) in [

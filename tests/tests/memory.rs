@@ -248,6 +248,7 @@ fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
 fn all_down_open_keeps_clients_where_they_are() -> Result<()> {
     let mut world = World::new(REMEMBER, 3, 262_144)?;
     let homes = connect_all(&mut world)?;
+    world.change(Change::SetWeight { name: named("web3"), weight: 0 })?;
     for backend in ["web1", "web2", "web3"] {
         world.checked(backend, &refused(), 3)?;
     }

@@ -26,8 +26,8 @@ const STEPS: usize = MAX_QUOTE_V6 / STEP;
 /// Precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
 
-/// Answers a packet to a VIP, or a `nat` backend's reply, that nothing longer than the step's MTU fits its way. IPv4 packets that may be fragmented are
-/// dropped, as nothing here fragments.
+/// Answers a packet to a VIP, or a `nat` backend's reply, that nothing longer than the step's MTU fits its way. The
+/// senders of IPv4 packets that may be fragmented are told as well: nothing here fragments, but they can.
 #[inline(always)]
 pub(crate) fn answer(ingress: Ingress, step: Step) -> Step {
     Step(balancer_too_big(ingress.context(), step.value()))
@@ -53,11 +53,8 @@ fn reply(ingress: Ingress, mtu: u32) -> Option<()> {
     let frame = ingress.frame();
     let mut ip = parse::ip(frame)?;
     opaque::follow(frame, &mut ip).ok()?;
-    let told = !ip.may_be_fragmented()
-        && !ip.fragment.is_later()
-        && !is_group(frame)
-        && is_one_host(&ip.source, ip.family)
-        && stats::may_send_error();
+    let told =
+        !ip.fragment.is_later() && !is_group(frame) && is_one_host(&ip.source, ip.family) && stats::may_send_error();
     if !told {
         return None;
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Failure, output,
-    wait::{self, Reached, Wanted},
+    wait::{self, Reached, Undrained, Wanted},
 };
 use crate::{
     api::{
@@ -193,7 +193,7 @@ async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -
             Duration::from_secs(left.unwrap_or(0)) + GRACE
         }
     };
-    match wait::reach(client, name, Wanted::Drained, Some(Instant::now() + limit)).await? {
+    match wait::reach(client, name, Wanted::Drained, Some(Instant::now() + limit), Undrained::Refuse).await? {
         Reached::Yes | Reached::Removed => Ok(output::print(&format!("backend {name} drained\n"))?),
         Reached::NotYet(shown) => {
             let limit = humantime::format_duration(limit);

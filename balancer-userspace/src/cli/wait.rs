@@ -61,8 +61,10 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let Args { name, state, timeout } = args;
     // One that does not exist is a mistake; one that goes away later has been removed.
     find(client, name).await?;
-    let reached = reach(client, name, *state, timeout.map(|limit| Instant::now() + limit)).await?;
-    match reached {
+    let deadline = timeout.map(|limit| Instant::now() + limit);
+    // With a limit somebody may still begin the drain; without one this might never end.
+    let unasked = if timeout.is_some() { Undrained::Wait } else { Undrained::Refuse };
+    match reach(client, name, *state, deadline, unasked).await? {
         Reached::Yes => Ok(output::print(&format!("backend {name} {}\n", state.word()))?),
         Reached::Removed if *state == Wanted::Drained => Ok(output::print(&format!("backend {name} removed\n"))?),
         Reached::Removed => Err(anyhow!("backend {name} was removed while it was waited for").into()),
@@ -71,6 +73,13 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
             Err(Failure::WaitTimedOut(format!("backend {name} is not {} after {limit}; it is {shown}", state.word())))
         }
     }
+}
+
+/// What to do about a backend that is to be drained, and that nobody drains.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Undrained {
+    Wait,
+    Refuse,
 }
 
 /// How waiting ended.
@@ -88,6 +97,7 @@ pub(super) async fn reach(
     name: &BackendName,
     wanted: Wanted,
     deadline: Option<Instant>,
+    undrained: Undrained,
 ) -> Result<Reached, Failure> {
     let mut shown = "not known yet".to_owned();
     let wait = async {
@@ -96,13 +106,14 @@ pub(super) async fn reach(
             if backend.state == wanted.word() {
                 return Ok(Reached::Yes);
             }
-            if wanted == Wanted::Drained && backend.admin == "ready" {
-                return Err(anyhow!(
-                    "backend {name} is in use (admin state ready): drain it with `balancer backend drain {name}`"
-                )
-                .into());
-            }
             shown = describe(&backend);
+            if wanted == Wanted::Drained && backend.admin == "ready" {
+                let cure = format!("drain it with `balancer backend drain {name}`");
+                if undrained == Undrained::Refuse {
+                    return Err(anyhow!("backend {name} is in use (admin state ready): {cure}").into());
+                }
+                shown += &format!(": {cure}");
+            }
             sleep(POLL).await;
         }
     };

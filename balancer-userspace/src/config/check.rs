@@ -145,13 +145,15 @@ pub(super) fn check(
     findings: &mut Findings<'_>,
 ) -> Option<(Keys, Located<CheckConfig>)> {
     let at = section.at;
-    if service.is_none() {
-        section.require("type", "type = \"tcp\", \"http\", \"https\", \"exec\" or \"none\"", findings);
-    }
-    let kind = if section.has("type") {
-        section.text("type", findings, |text| value::word("type", text, &Type::WORDS))?.value
-    } else {
-        service?.kind
+    let kind = match service {
+        _ if section.has("type") => {
+            section.text("type", findings, |text| value::word("type", text, &Type::WORDS))?.value
+        }
+        Some(service) => service.kind,
+        None => {
+            untyped(section, findings);
+            return None;
+        }
     };
     refuse_foreign(&mut section, kind, findings);
     let mut keys = service.map_or_else(|| Keys::of(kind), |service| service.inherited(kind));
@@ -170,6 +172,17 @@ pub(super) fn check(
     }
     section.finish(findings);
     Some((keys.clone(), Located { at, value: keys.config() }))
+}
+
+/// Reports that a check has no type, or the misspelt keys, one of which may be it.
+fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
+    for key in TIMING.into_iter().chain(HTTP).chain(["type", "port", "tls_verify", "command"]) {
+        section.skip(key);
+    }
+    if section.is_empty() {
+        section.require("type", "type = \"tcp\", \"http\", \"https\", \"exec\" or \"none\"", findings);
+    }
+    section.finish(findings);
 }
 
 /// Reports the keys of other types of check.

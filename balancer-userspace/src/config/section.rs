@@ -198,6 +198,16 @@ impl<'i> Section<'i> {
         }
     }
 
+    /// Drops a known key.
+    pub(super) fn skip(&mut self, key: &'static str) {
+        self.take(key);
+    }
+
+    /// Whether every key has been read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Reports every key that was not asked for.
     pub(super) fn finish(self, findings: &mut Findings<'_>) {
         for key in self.entries.keys() {

@@ -11,6 +11,7 @@ use crate::{
         controller_test::{Bench, kinds, lines},
         fixture::{name, web},
         io::{Admin, BackendId, Change, CheckOutcome, Command, Event},
+        service::Backend,
         standing::State,
     },
 };
@@ -161,6 +162,28 @@ fn a_soft_failure_drains_until_its_deadline_and_each_one_has_its_own() {
     assert_eq!(state(&bench), State::Down);
     assert_eq!(kept(&bench.pass("web/web1")), [Ok(())]);
     assert_eq!(state(&bench), State::Up);
+}
+
+#[test]
+fn while_nobody_takes_clients_a_backup_and_one_of_weight_0_keep_theirs_too() {
+    let mut web = remembering();
+    web.backends[2].weight = 0;
+    web.backends[3].backup = true;
+    let mut bench = Bench::new(vec![web]).0;
+    for backend in ["web/web1", "web/web2", "web/web3", "web/web4"] {
+        bench.pass(backend);
+    }
+    let keep = |bench: &Bench| bench.service().backends().iter().map(Backend::keeps_known).collect::<Vec<_>>();
+    for backend in ["web/web1", "web/web2", "web/web3"] {
+        bench.refuse(backend);
+    }
+    assert_eq!(keep(&bench), [false, false, false, true]);
+    bench.refuse("web/web4");
+    assert_eq!(keep(&bench), [true; 4]);
+    bench.admin("web/web3", Admin::Maint);
+    assert_eq!(keep(&bench), [true, true, false, true]);
+    bench.pass("web/web1");
+    assert_eq!(keep(&bench), [true, false, false, false]);
 }
 
 #[test]

@@ -14,18 +14,15 @@ const TTL: u8 = 64;
 const PRECEDENCE: u8 = 0xc0;
 
 impl State {
-    /// Answers `packet` with frag-needed or packet-too-big, or drops it where its sender does not want to know (it may be
-    /// fragmented, which nothing here does), cannot be told, or has been told with its first fragment.
+    /// Answers `packet` with frag-needed or packet-too-big, whether or not it may be fragmented, which nothing here does.
+    /// Drops it where its sender cannot be told, or has been told with its first fragment.
     pub(super) fn tell_too_big(
         &mut self,
         arrival: Arrival<'_>,
         packet: &Packet,
         fits: usize,
     ) -> Result<Fate, DropReason> {
-        let told = packet.dont_fragment
-            && !packet.is_later_fragment()
-            && !is_group(arrival.frame)
-            && is_one_host(packet.source);
+        let told = !packet.is_later_fragment() && !is_group(arrival.frame) && is_one_host(packet.source);
         if !told {
             return Err(DropReason::TooBig);
         }

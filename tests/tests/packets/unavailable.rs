@@ -59,7 +59,7 @@ fn a_connection_that_goes_no_further_is_a_decision_all_the_same() {
                 for ((frame, vip), reason, change) in cases {
                     let index = rig.service(&vip).unwrap_or_else(|| panic!("{vip}"));
                     let frame = change.map_or_else(|| frame.clone(), |change| change(frame.clone()));
-                    // Told if it is not to be fragmented, else dropped.
+                    // Whether or not it may be fragmented: the sender is told.
                     for frame in [frame.clone(), fragmentable(frame)] {
                         let before = rig.backend_stats(index).expect("counters");
                         let drops = rig.drops(reason).expect("counters") + rig.replies().expect("counters").too_big;

@@ -238,7 +238,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         assert_eq!(backend.takes_new_clients(), eligible.contains(&id.0), "{backend:?}");
         assert_eq!(backend.slots(), counts.get(&id.0).copied().unwrap_or(0));
         let standing = standing(backend);
-        let as_if_up = footing == Footing::AsIfUp && eligible.contains(&id.0) && !config.remember.is_zero();
+        let as_if_up = footing == Footing::AsIfUp && backend.admin() != Admin::Maint && !config.remember.is_zero();
         let next_hop = if let Hop::Resolved(next_hop) = hop(backend) { Some(*next_hop) } else { None };
         let row = BackendSpec {
             id,

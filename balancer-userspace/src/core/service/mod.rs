@@ -239,8 +239,8 @@ impl Service {
     /// The row that backend should have, after a [`refresh`](Self::refresh).
     pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
-        // Steered to as if it were up, it keeps its clients as if it were up.
-        let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.steered && self.remembers();
+        // As if it were up, it keeps its clients: also a backup or one of weight 0, which takes no new ones.
+        let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.admin() != Admin::Maint && self.remembers();
         let next_hop = match self.way(backend, hops) {
             Hop::Resolved(next_hop) => Some(next_hop),
             Hop::Pending | Hop::Failed(_) => None,

@@ -44,7 +44,9 @@ pub(super) async fn top(State(calls): State<Calls>, Asked(query): Asked<TopQuery
     if let Some(name) = &query.backend
         && !services.iter().flat_map(|service| &service.backends).any(|backend| backend.name == *name)
     {
-        return Err(Failure::bad_request(format!("there is no backend {name:?}; see /v1/backends")));
+        let name = query.service.iter().chain([name]).map(String::as_str).collect::<Vec<_>>().join("/");
+        let cure = "see \"balancer backend list\" or /v1/backends";
+        return Err(Failure::bad_request(format!("there is no backend {name:?}; {cure}")));
     }
     let backend = query.backend.as_deref();
     let mut clients: Vec<_> = services.iter().flat_map(|service| heaviest(service, backend, query.by)).collect();
