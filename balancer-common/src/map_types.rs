@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -452,6 +452,10 @@ pub struct ServiceHistory {
     pub slots_moved_needless: u64,
     /// The service's clock, in ticks.
     pub tick: u64,
+    /// Packets that rules which are gone had pinned to backends that took no clients.
+    pub rule_fallbacks: u64,
+    /// Zero.
+    pub reserved: [u64; 3],
 }
 
 /// Services whose counters outlive the controller.
@@ -619,7 +623,7 @@ const _: () = {
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<Sample>() == 32);
     assert!(size_of::<BackendHistory>() == 128);
-    assert!(size_of::<ServiceHistory>() == 32);
+    assert!(size_of::<ServiceHistory>() == 64);
     assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
 };
 

@@ -171,13 +171,15 @@ impl<D: Dataplane> Owner<D> {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         let commands = self.controller.start(started.into_std());
-        let backends: Vec<_> = commands
-            .iter()
-            .filter_map(|command| {
-                if let Command::WriteBackend(backend) = command { Some((backend.id, backend.service)) } else { None }
-            })
-            .collect();
-        self.dataplane.adopt(&backends);
+        let (mut backends, mut ruled) = (Vec::new(), Vec::new());
+        for command in &commands {
+            if let Command::WriteBackend(backend) = command {
+                backends.push((backend.id, backend.service));
+            } else if let Command::SetRules { service, .. } = command {
+                ruled.push(*service);
+            }
+        }
+        self.dataplane.adopt(&backends, &ruled)?;
         self.execute(commands, started)?;
         self.changes.begin(&self.controller);
         Ok(())
@@ -481,7 +483,12 @@ impl<D: Dataplane> Owner<D> {
         for service in self.controller.services() {
             let (slots_moved_required, slots_moved_needless) = service.slots_moved();
             let table_generation = service.table_generation();
-            let history = ServiceHistory { table_generation, slots_moved_required, slots_moved_needless, tick: 0 };
+            let history = ServiceHistory {
+                table_generation,
+                slots_moved_required,
+                slots_moved_needless,
+                ..ServiceHistory::default()
+            };
             self.dataplane.keep_service_history(service.id(), &history);
             for backend in service.backends() {
                 let (checks, transitions) = (backend.checks(), backend.transitions());

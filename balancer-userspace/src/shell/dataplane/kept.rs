@@ -47,6 +47,12 @@ impl Kept {
         self.before.is_some()
     }
 
+    /// Whether anything is to outlive this process, or has outlived another.
+    #[must_use]
+    pub const fn outlives(&self) -> bool {
+        self.pins.is_some()
+    }
+
     /// What the controller before wrote down.
     #[must_use]
     pub const fn notes(&self) -> Option<&Notes> {
@@ -102,15 +108,29 @@ impl Kept {
     }
 
     pub(super) fn keep_service(&self, id: ServiceId, history: &ServiceHistory) {
-        let tick = self.tick(id).into();
-        store(&self.services, usize::from(id.0), &ServiceHistory { tick, ..*history });
+        let ServiceHistory { tick, rule_fallbacks, .. } = load(&self.services, usize::from(id.0));
+        store(&self.services, usize::from(id.0), &ServiceHistory { tick, rule_fallbacks, ..*history });
     }
 
     pub(super) fn keep_tick(&self, id: ServiceId, tick: u16) {
+        self.keep_word(id, offset_of!(ServiceHistory, tick), tick.into());
+    }
+
+    /// Keeps the fallbacks that rules of a service which are gone have counted.
+    pub(super) fn keep_rule_fallbacks(&self, id: ServiceId, fallbacks: u64) {
+        self.keep_word(id, offset_of!(ServiceHistory, rule_fallbacks), fallbacks);
+    }
+
+    fn keep_word(&self, id: ServiceId, offset: usize, value: u64) {
         if usize::from(id.0) < self.services.len() {
-            let word = self.services.word64(usize::from(id.0), offset_of!(ServiceHistory, tick));
-            word.store(tick.into(), Ordering::Relaxed);
+            self.services.word64(usize::from(id.0), offset).store(value, Ordering::Relaxed);
         }
+    }
+
+    /// Those of every service that has some.
+    pub(super) fn rule_fallbacks(&self) -> impl Iterator<Item = (ServiceId, u64)> {
+        let all = (0..self.services.len()).map(|index| (index, self.services.load(index).rule_fallbacks));
+        all.filter(|&(_, fallbacks)| fallbacks > 0).map(|(index, fallbacks)| (ServiceId(index as u16), fallbacks))
     }
 
     /// The tick of a service's clock when it was last kept; 0 at first.

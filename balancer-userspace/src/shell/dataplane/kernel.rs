@@ -167,7 +167,7 @@ impl KernelDataplane {
             sample_stats: per_cpu(&mut ebpf, "SAMPLE_STATS")?,
             backend_counters,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
-            rules: RuleTable::new(&mut ebpf)?,
+            rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
             memories: HashMap::new(),
             directory: Vec::new(),
@@ -535,7 +535,7 @@ impl Dataplane for KernelDataplane {
             }
         }
         converted.into_iter().for_each(|(id, before, clock)| self.convert(id, before, clock));
-        self.rules.keep(|id| listed.contains_key(&id))
+        self.rules.keep(|id| listed.contains_key(&id), &self.kept)
     }
 
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
@@ -545,7 +545,7 @@ impl Dataplane for KernelDataplane {
             // Before the first client is pinned. The sweep takes no flag back while there is such a rule.
             self.flag_all(service);
         }
-        let set = self.rules.set(service, rules);
+        let set = self.rules.set(service, rules, &self.kept);
         if pins || pinned {
             // A packet on its way may still obey the old rules: as if the table were swapped.
             self.swapped_since_pass = true;
@@ -564,12 +564,13 @@ impl Dataplane for KernelDataplane {
         self.rules.fallbacks(service)
     }
 
-    fn adopt(&mut self, backends: &[(BackendId, ServiceId)]) {
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()> {
         for &(id, service) in backends {
             self.counted.insert(id);
             self.clients.belongs(id, Some(service));
         }
         self.clients.forget_strangers();
+        self.rules.forget_left(|service| ruled.contains(&service), &self.kept)
     }
 
     fn keep_backend_history(&self, id: BackendId, history: &BackendHistory) {

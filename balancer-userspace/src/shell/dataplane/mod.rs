@@ -85,9 +85,12 @@ pub trait Dataplane {
     /// When a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
-    /// Goes on with the clients and counters that an earlier controller left for these backends. What it left for others
-    /// is forgotten.
-    fn adopt(&mut self, backends: &[(BackendId, ServiceId)]);
+    /// Goes on with the clients and counters that an earlier controller left for these backends, and with the rules that
+    /// it left for services that are `ruled`. What it left for others is forgotten.
+    ///
+    /// # Errors
+    /// When the kernel refuses to remove a rule.
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()>;
 
     /// Keeps counters of a backend for the next controller.
     fn keep_backend_history(&self, id: BackendId, history: &BackendHistory);

@@ -21,12 +21,14 @@ use crate::shell::{bpffs::Bpffs, host::HostChanges};
 /// Below the root of the BPF file system.
 const DIRECTORY: &str = "balancer";
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
-pub(super) const MAPS: [&str; 11] = [
+pub(super) const MAPS: [&str; 13] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
     "CLIENTS",
     "FRAGMENTS",
+    "RULES",
+    "RULE_STATS",
     "INTERFACE_STATS",
     "BACKEND_STATS",
     "DROP_STATS",
