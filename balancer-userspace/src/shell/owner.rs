@@ -20,7 +20,7 @@ use crate::{
     core::{
         controller::Controller,
         io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId},
-        plan::{Census, Plan, Planned},
+        plan::{Plan, Planned},
         service::{Backend, Service},
         state::{Clocks, Counters, State},
     },
@@ -49,17 +49,11 @@ impl Planning {
     /// Counts them: a look at the whole client table, in milliseconds.
     #[must_use]
     pub fn finish(self) -> Planned {
-        let Self { plan: Plan { message, reports, services }, clients } = self;
-        let mut censuses = vec![Census::default(); services.len()];
-        if let Some(clients) = clients {
-            clients.for_each(|entry| {
-                for (service, census) in services.iter().zip(&mut censuses) {
-                    service.count(entry, census);
-                }
-            });
-        }
-        let views = services.iter().zip(&censuses).map(|(service, census)| service.view(census));
-        Planned { message, reports, services: views.collect() }
+        self.plan.counted(|count| {
+            if let Some(clients) = self.clients {
+                clients.for_each(count);
+            }
+        })
     }
 }
 
