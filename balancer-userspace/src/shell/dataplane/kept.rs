@@ -24,8 +24,6 @@ use crate::core::{
 /// What an earlier controller left, and what this one will leave.
 pub struct Kept {
     pins: Option<Pins>,
-    /// As the controller before wrote them.
-    before: Option<Notes>,
     notes: Array<MapData, NotesRow>,
     backends: MappedArray<BackendHistory>,
     services: MappedArray<ServiceHistory>,
@@ -33,18 +31,18 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub(super) fn new(ebpf: &mut Ebpf, pins: Option<Pins>, before: Option<Notes>) -> anyhow::Result<Self> {
+    pub(super) fn new(ebpf: &mut Ebpf, pins: Option<Pins>) -> anyhow::Result<Self> {
         let notes = ebpf.take_map("NOTES").context("the kernel object holds no map NOTES")?.try_into()?;
         let backends = MappedArray::<BackendHistory>::new(take(ebpf, "BACKEND_HISTORY")?)?;
         let services = MappedArray::new(take(ebpf, "SERVICE_HISTORY")?)?;
         let elapsed_before = Duration::from_secs(backends.word64(0, 0).load(Ordering::Relaxed));
-        Ok(Self { pins, before, notes, backends, services, elapsed_before })
+        Ok(Self { pins, notes, backends, services, elapsed_before })
     }
 
     /// Whether an earlier controller's maps and links are gone on with.
     #[must_use]
-    pub const fn adopted(&self) -> bool {
-        self.before.is_some()
+    pub fn adopted(&self) -> bool {
+        self.notes().is_some()
     }
 
     /// Whether anything is to outlive this process, or has outlived another.
@@ -55,8 +53,8 @@ impl Kept {
 
     /// What the controller before wrote down.
     #[must_use]
-    pub const fn notes(&self) -> Option<&Notes> {
-        self.before.as_ref()
+    pub fn notes(&self) -> Option<&Notes> {
+        self.pins.as_ref().and_then(Pins::left)
     }
 
     /// The pins, if anything is to outlive this process or has outlived another.

@@ -121,13 +121,13 @@ impl KernelDataplane {
     /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map, and when the pinned ones are of another version.
+    /// When the kernel refuses the program or a map.
     pub fn load_kept(mut capacity: Capacity, ifindexes: &[u32], pins: Option<Pins>) -> anyhow::Result<Self> {
-        let notes = pins.as_ref().map(Pins::adoptable).transpose()?.flatten();
-        let interface_multiplier = interface_multiplier(ifindexes, notes.as_ref().map(|n| n.interface_multiplier))?;
+        let notes = pins.as_ref().and_then(Pins::left);
+        let interface_multiplier = interface_multiplier(ifindexes, notes.map(|notes| notes.interface_multiplier))?;
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
         let mut buckets = capacity.buckets();
-        if let Some(notes) = &notes {
+        if let Some(notes) = notes {
             // The table cannot change its size without forgetting where its clients are.
             buckets = notes.buckets;
             capacity.clients = notes.clients;
@@ -152,7 +152,7 @@ impl KernelDataplane {
             0,
             Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() },
         );
-        let kept = Kept::new(&mut ebpf, pins, notes)?;
+        let kept = Kept::new(&mut ebpf, pins)?;
         let backend_counters = Arc::new(BackendCounters::new(descriptor(&ebpf, "BACKEND_STATS")?)?);
         let mut this = Self {
             control,

@@ -45,6 +45,8 @@ pub struct Pins {
     name: String,
     /// Made by this process, for a controller that has not started yet.
     unfinished: bool,
+    /// What the controller before wrote down.
+    left: Option<Notes>,
     lock: Option<Flock<OwnedFd>>,
 }
 
@@ -83,21 +85,28 @@ impl Pins {
     /// The pins left by an earlier controller with this state file in this network namespace. `None`: there are none.
     ///
     /// # Errors
-    /// When a living controller has them.
+    /// When a living controller has them, and when they have layouts that this program cannot go on with: the error says
+    /// what to do.
     pub fn find(state_file: &Path) -> anyhow::Result<Option<Self>> {
         let Some(bpffs) = Bpffs::find() else { return Ok(None) };
         let name = name(network_namespace()?, state_file);
         if !bpffs.path(DIRECTORY).join(&name).exists() {
             return Ok(None);
         }
-        let mut pins = Self { bpffs, name, unfinished: false, lock: None };
+        let mut pins = Self { bpffs, name, unfinished: false, left: None, lock: None };
         pins.lock()?;
-        if pins.notes()?.is_none() {
-            // Its maker did not get as far as attaching anything.
-            pins.remove()?;
-            return Ok(None);
+        pins.left = pins.notes()?;
+        match &pins.left {
+            Some(notes) => {
+                adoptable(notes)?;
+                Ok(Some(pins))
+            }
+            None => {
+                // Its maker did not get as far as attaching anything.
+                pins.remove()?;
+                Ok(None)
+            }
         }
-        Ok(Some(pins))
     }
 
     /// A new, empty directory. It is removed again when this is dropped before [`finish`](Self::finish).
@@ -107,7 +116,7 @@ impl Pins {
     pub fn create(state_file: &Path) -> anyhow::Result<Self> {
         let bpffs = Bpffs::find_or_mount()?;
         let name = name(network_namespace()?, state_file);
-        let mut pins = Self { bpffs, name, unfinished: true, lock: None };
+        let mut pins = Self { bpffs, name, unfinished: true, left: None, lock: None };
         fs::create_dir_all(pins.directory()).context("making a directory for pins in the BPF file system")?;
         pins.lock()?;
         Ok(pins)
@@ -132,7 +141,7 @@ impl Pins {
                 continue;
             }
             let bpffs = Bpffs::find().context("the BPF file system went away")?;
-            let mut pins = Self { bpffs, name, unfinished: false, lock: None };
+            let mut pins = Self { bpffs, name, unfinished: false, left: None, lock: None };
             match pins.lock() {
                 Ok(()) => free.push(pins),
                 Err(_) => held.push(pins.notes().ok().flatten().unwrap_or_default()),
@@ -166,22 +175,10 @@ impl Pins {
         serde_json::from_slice(text).map(Some).map_err(|_| self.foreign())
     }
 
-    /// The notes of maps that this program can go on with.
-    ///
-    /// # Errors
-    /// When they have other layouts: the error says what to do.
-    pub fn adoptable(&self) -> anyhow::Result<Option<Notes>> {
-        let Some(notes) = self.notes()? else { return Ok(None) };
-        if notes.layout_version != LAYOUT_VERSION {
-            bail!(
-                "balancer {} left maps of layout {} running, and this is balancer {} with layout {LAYOUT_VERSION}: start \
-                 that version again, or give up what it remembers with `balancer detach` and start this one",
-                notes.version,
-                notes.layout_version,
-                env!("CARGO_PKG_VERSION"),
-            );
-        }
-        Ok(Some(notes))
+    /// What the controller before wrote down about the maps that it left; `None` if these are new.
+    #[must_use]
+    pub const fn left(&self) -> Option<&Notes> {
+        self.left.as_ref()
     }
 
     /// The counters in the pinned maps.
@@ -269,6 +266,19 @@ impl Drop for Pins {
             tracing::warn!("pins stay behind: {error:#}");
         }
     }
+}
+
+fn adoptable(notes: &Notes) -> anyhow::Result<()> {
+    if notes.layout_version != LAYOUT_VERSION {
+        bail!(
+            "balancer {} left maps of layout {} running, and this is balancer {} with layout {LAYOUT_VERSION}: start that \
+             version again, or give up what it remembers with `balancer detach` and start this one",
+            notes.version,
+            notes.layout_version,
+            env!("CARGO_PKG_VERSION"),
+        );
+    }
+    Ok(())
 }
 
 fn network_namespace() -> anyhow::Result<u64> {
