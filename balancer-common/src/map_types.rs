@@ -88,7 +88,7 @@ pub struct ServiceRow {
     pub tick: u32,
     /// Ticks after which a client is forgotten.
     pub remember: u16,
-    /// In which ticks a client's packets are recorded whatever they are, see `client_table::due`.
+    /// In which ticks a client's packets are recorded whatever they are, see `clock::due`.
     pub due_mask: u16,
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,

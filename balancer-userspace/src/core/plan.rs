@@ -9,8 +9,9 @@ use std::{
 
 use balancer_common::{
     client::slot,
-    client_table::{Entry, Steering, steer},
+    client_table::Entry,
     map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    memory::{Steering, steer},
     verdict::{CauseIndex, MoveCause},
 };
 

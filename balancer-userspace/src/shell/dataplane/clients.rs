@@ -16,7 +16,8 @@ use std::{
 
 use balancer_common::{
     client::slot,
-    client_table::{BUCKET_ENTRIES, Bucket, Clock, Entry, TICK_MASK, find},
+    client_table::{BUCKET_ENTRIES, Bucket, Entry, TICK_MASK, find},
+    clock::Clock,
     map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
 };
 

@@ -18,7 +18,7 @@ use aya::{
     programs::Xdp,
 };
 use balancer_common::{
-    client_table::Clock,
+    clock::Clock,
     map_types::{
         BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD,
         CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable,
