@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::{
-    map_types::{BackendHistory, BackendStats, ServiceHistory},
+    kept::{BackendHistory, ServiceHistory},
+    map_types::BackendStats,
     verdict::{CauseIndex, MoveCause},
 };
 use tokio::time::Instant;

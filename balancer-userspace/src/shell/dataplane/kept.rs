@@ -8,7 +8,7 @@ use aya::{
     Ebpf,
     maps::{Array, MapData},
 };
-use balancer_common::map_types::{BackendHistory, Notes as NotesRow, ServiceHistory};
+use balancer_common::kept::{BackendHistory, Notes as NotesRow, ServiceHistory};
 use bytemuck::Zeroable as _;
 
 use super::{

@@ -19,11 +19,12 @@ use aya::{
 };
 use balancer_common::{
     clock::Clock,
+    kept::{BackendHistory, ServiceHistory},
     map_types::{
-        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD,
-        CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable,
-        MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS,
-        SLOT_REFILLED, SLOTS_PER_LINE, SampleStats, ServiceHistory, ServiceRow, SlotLine, TableSlot, interface_row,
+        BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
+        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
+        MemoryStats, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE,
+        SampleStats, ServiceRow, SlotLine, TableSlot, interface_row,
     },
     service_table::TableView,
 };

@@ -28,8 +28,9 @@ pub use pins::{Notes, Pins};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use balancer_common::map_types::{
-    BackendHistory, BackendStats, DropStats, InterfaceStats, ReplyStats, RuleStats, ServiceHistory,
+use balancer_common::{
+    kept::{BackendHistory, ServiceHistory},
+    map_types::{BackendStats, DropStats, InterfaceStats, ReplyStats, RuleStats},
 };
 use ipnet::IpNet;
 

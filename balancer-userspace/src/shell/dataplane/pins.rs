@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{Array, Map, MapData};
-use balancer_common::map_types::{LAYOUT_VERSION, Notes as NotesRow};
+use balancer_common::{kept::Notes as NotesRow, map_types::LAYOUT_VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
