@@ -1,20 +1,19 @@
 //! The data path in the kernel: loads the program, attaches it, and writes its maps.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     mem::offset_of,
     net::IpAddr,
     ops::Range,
-    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
+    Ebpf, EbpfLoader,
+    maps::{MapData, RingBuf},
     programs::Xdp,
 };
 use balancer_common::{
@@ -22,9 +21,9 @@ use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
-        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, MAX_INTERFACES,
-        MemoryStats, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE,
-        SampleStats, ServiceRow, SlotLine, TableSlot, interface_row,
+        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, ReplyStats,
+        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine,
+        TableSlot,
     },
     service_table::TableView,
 };
@@ -34,13 +33,15 @@ use ipnet::IpNet;
 use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
     attach::{self, Attached},
-    batch::{self, BackendCounters},
+    batch::BackendCounters,
     capacity::Capacity,
-    clients::{ClientTable, KnownClients, Memory},
+    clients::{ClientTable, KnownClients},
+    counters::{Counters, interface_multiplier},
     halves::Halves,
     kept::Kept,
     load::load_program,
     mapped::MappedArray,
+    memory::Memory,
     pins::{self, Notes, Pins},
     placement,
     regions::Regions,
@@ -86,12 +87,7 @@ pub struct KernelDataplane {
     returns: Halves<ReturnRow>,
     slots: MappedArray<SlotLine>,
     backends: MappedArray<BackendRow>,
-    interface_stats: PerCpuArray<MapData, InterfaceStats>,
-    backend_stats: PerCpuArray<MapData, BackendStats>,
-    drop_stats: PerCpuArray<MapData, DropStats>,
-    memory_stats: PerCpuArray<MapData, MemoryStats>,
-    sample_stats: PerCpuArray<MapData, SampleStats>,
-    backend_counters: Arc<BackendCounters>,
+    counters: Counters,
     clients: ClientTable,
     rules: RuleTable,
     capacity: Capacity,
@@ -100,11 +96,8 @@ pub struct KernelDataplane {
     directory: Vec<ServiceSpec>,
     elapsed: Duration,
     swapped_since_pass: bool,
-    reply_stats: PerCpuArray<MapData, ReplyStats>,
     regions: Regions,
     tables: HashMap<ServiceId, Table>,
-    counted: HashSet<BackendId>,
-    interface_multiplier: u32,
     attached: Vec<Attached>,
     kept: Kept,
     ebpf: Ebpf,
@@ -154,19 +147,13 @@ impl KernelDataplane {
             Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() },
         );
         let kept = Kept::new(&mut ebpf, pins)?;
-        let backend_counters = Arc::new(BackendCounters::new(descriptor(&ebpf, "BACKEND_STATS")?)?);
         let mut this = Self {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
             returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
             slots: MappedArray::new(take(&mut ebpf, "SLOTS")?)?,
             backends: MappedArray::new(take(&mut ebpf, "BACKENDS")?)?,
-            interface_stats: per_cpu(&mut ebpf, "INTERFACE_STATS")?,
-            backend_stats: per_cpu(&mut ebpf, "BACKEND_STATS")?,
-            drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
-            memory_stats: per_cpu(&mut ebpf, "MEMORY_STATS")?,
-            sample_stats: per_cpu(&mut ebpf, "SAMPLE_STATS")?,
-            backend_counters,
+            counters: Counters::new(&mut ebpf, interface_multiplier)?,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
             rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
@@ -174,17 +161,14 @@ impl KernelDataplane {
             directory: Vec::new(),
             elapsed: kept.elapsed_before(),
             swapped_since_pass: false,
-            reply_stats: per_cpu(&mut ebpf, "REPLY_STATS")?,
             regions: Regions::new(lines),
             tables: HashMap::new(),
-            counted: HashSet::new(),
-            interface_multiplier,
             attached: Vec::new(),
             kept,
             ebpf,
         };
         if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
-            this.forget_interface_stats()?;
+            this.counters.forget_interfaces()?;
         }
         load_program(this.program()?)?;
         Ok(this)
@@ -204,7 +188,7 @@ impl KernelDataplane {
             layout_version: LAYOUT_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance,
-            interface_multiplier: self.interface_multiplier,
+            interface_multiplier: self.counters.interface_multiplier(),
             buckets: self.clients.buckets(),
             clients: self.capacity.clients,
             process: std::process::id(),
@@ -212,15 +196,6 @@ impl KernelDataplane {
             host,
         };
         self.kept.write_notes(&notes)
-    }
-
-    /// The interfaces are told apart in another way than before, so the counters are nobody's.
-    fn forget_interface_stats(&mut self) -> anyhow::Result<()> {
-        for row in 0..MAX_INTERFACES {
-            let zero = PerCpuValues::try_from(vec![InterfaceStats::default(); aya::util::nr_cpus().map_err(cpus)?])?;
-            self.interface_stats.set(row, zero, 0).context("clearing the interfaces' counters")?;
-        }
-        Ok(())
     }
 
     /// The loaded program.
@@ -377,10 +352,8 @@ impl Dataplane for KernelDataplane {
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
         let id = backend.id;
         check_backend(id)?;
-        if self.counted.insert(id) {
+        if self.counters.begin(id)? {
             self.kept.forget_backend(id);
-            let zero = PerCpuValues::try_from(vec![BackendStats::default(); cpu_count()?])?;
-            self.backend_stats.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
         }
         self.clients.belongs(id, Some(backend.service));
         let row = rows::backend(backend);
@@ -405,7 +378,7 @@ impl Dataplane for KernelDataplane {
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
         check_backend(id)?;
         self.backends.store(usize::from(id.0), BackendRow::zeroed());
-        self.counted.remove(&id);
+        self.counters.end(id);
         self.clients.belongs(id, None);
         Ok(())
     }
@@ -458,15 +431,8 @@ impl Dataplane for KernelDataplane {
             // Not one that an earlier controller knew under this id.
             self.kept.forget_service(service);
         }
-        let memory = self.memories.entry(service).or_insert_with(|| Memory {
-            table: Arc::default(),
-            clock: None,
-            tick: self.kept.tick(service),
-            since: (0, Duration::ZERO),
-            swaps: 0,
-        });
-        memory.table = table;
-        memory.swaps += 1;
+        let memory = self.memories.entry(service).or_insert_with(|| Memory::new(self.kept.tick(service)));
+        memory.swapped(table);
         Ok(())
     }
 
@@ -477,20 +443,9 @@ impl Dataplane for KernelDataplane {
             let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
             let memory =
                 self.memories.get_mut(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
-            let clock = clock_of(spec);
-            let before = std::mem::replace(&mut memory.clock, clock);
-            let mut lenient = clock;
-            if before.map(|clock| clock.tick_seconds) != clock.map(|clock| clock.tick_seconds) {
-                // The tick goes on from where it is: what packets write meanwhile is of age 0 in either unit.
-                memory.since = (memory.tick, self.elapsed);
-                if let (Some(before), Some(clock)) = (before, clock) {
-                    converted.push((spec.id, before, clock));
-                    // Until ages are in the new unit nobody is too old by the old one.
-                    lenient = Some(Clock { remember: clock.remember.max(before.remember), ..clock });
-                }
-            }
-            memory.tick = memory.tick_at(self.elapsed);
-            service_rows.push(rows::service(spec, table.location(), lenient, memory.tick));
+            let retimed = memory.retime(spec, self.elapsed);
+            converted.extend(retimed.converted.map(|(before, clock)| (spec.id, before, clock)));
+            service_rows.push(rows::service(spec, table.location(), retimed.published, memory.tick));
         }
         service_rows.extend(rows::vip_markers(services));
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
@@ -567,7 +522,7 @@ impl Dataplane for KernelDataplane {
 
     fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()> {
         for &(id, service) in backends {
-            self.counted.insert(id);
+            self.counters.adopt(id);
             self.clients.belongs(id, Some(service));
         }
         self.clients.forget_strangers();
@@ -583,15 +538,11 @@ impl Dataplane for KernelDataplane {
     }
 
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
-        let cpus = self.backend_stats.get(&u32::from(id.0), 0).context("reading a backend's counters")?;
-        Ok(cpus.iter().fold(BackendStats::default(), |mut sum, cpu| {
-            batch::add(&mut sum, cpu);
-            sum
-        }))
+        self.counters.backend(id)
     }
 
     fn backend_counters(&self) -> Arc<BackendCounters> {
-        Arc::clone(&self.backend_counters)
+        self.counters.many_backends()
     }
 
     fn attached(&self) -> &[Attached] {
@@ -599,12 +550,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
-        let row = interface_row(ifindex, self.interface_multiplier);
-        let cpus = self.interface_stats.get(&row, 0).context("reading an interface's counters")?;
-        Ok(cpus.iter().fold(InterfaceStats::default(), |mut sum, cpu| {
-            add(&mut sum.verdicts, &cpu.verdicts);
-            sum
-        }))
+        self.counters.interface(ifindex)
     }
 
     fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
@@ -623,13 +569,8 @@ impl Dataplane for KernelDataplane {
 
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
         let spec = self.directory.iter().find(|spec| spec.id == service)?;
-        let memory = self.memories.get(&service)?;
-        let clock = memory.clock?;
         let entry = self.clients.find(rows::client_hash(spec, address)?)?;
-        let age = entry.age(memory.tick_at(self.elapsed));
-        let seconds = u64::from(age) * u64::from(clock.tick_seconds);
-        (age <= clock.remember)
-            .then(|| KnownClient { backend: BackendId(entry.backend()), last_seen: Duration::from_secs(seconds) })
+        self.memories.get(&service)?.known(entry, self.elapsed)
     }
 
     fn known_clients(&self) -> Option<KnownClients> {
@@ -652,58 +593,21 @@ impl Dataplane for KernelDataplane {
     }
 
     fn memory(&self) -> anyhow::Result<MemorySnapshot> {
-        let cpus = self.memory_stats.get(&0, 0).context("reading the counters of the client table")?;
-        let stats = cpus.iter().fold(MemoryStats::default(), |mut sum, cpu| {
-            sum.inserted += cpu.inserted;
-            sum.evicted += cpu.evicted;
-            sum.full += cpu.full;
-            sum.limited += cpu.limited;
-            sum
-        });
-        let cpus = self.sample_stats.get(&0, 0).context("reading the counters of samples")?;
-        let samples = cpus.iter().fold(SampleStats::default(), |sum, cpu| SampleStats {
-            sent: sum.sent + cpu.sent,
-            lost: sum.lost + cpu.lost,
-        });
         Ok(MemorySnapshot {
             capacity: u64::from(self.capacity.clients),
             entries: self.clients.entries(),
             exceptions: self.tables.values().map(|table| table.exceptions).sum(),
-            stats,
-            samples,
+            stats: self.counters.memory()?,
+            samples: self.counters.samples()?,
         })
     }
 
     fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
-        let cpus = self.reply_stats.get(&0, 0).context("reading the counters of answered packets")?;
-        Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
-            echo: sum.echo + cpu.echo,
-            too_big: sum.too_big + cpu.too_big,
-            ..sum
-        }))
+        self.counters.replies()
     }
 
     fn drop_stats(&self) -> anyhow::Result<DropStats> {
-        let cpus = self.drop_stats.get(&0, 0).context("reading the counters of dropped packets")?;
-        Ok(cpus.iter().fold(DropStats::default(), |mut sum, cpu| {
-            add(&mut sum.reasons, &cpu.reasons);
-            sum
-        }))
-    }
-}
-
-/// The clock of a service's memory. `None`: it has none.
-fn clock_of(spec: &ServiceSpec) -> Option<Clock> {
-    let seconds = u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX);
-    (seconds > 0).then(|| match spec.tick_seconds {
-        0 => Clock::new(seconds),
-        tick_seconds => Clock::with_ticks(seconds, tick_seconds),
-    })
-}
-
-fn add<const N: usize>(sum: &mut [u64; N], values: &[u64; N]) {
-    for (sum, value) in sum.iter_mut().zip(values) {
-        *sum += value;
+        self.counters.drops()
     }
 }
 
@@ -725,49 +629,14 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
-    let map = ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))?;
-    Ok(map.try_into()?)
-}
-
-pub(super) fn cpu_count() -> anyhow::Result<usize> {
-    aya::util::nr_cpus().map_err(cpus)
-}
-
 /// Replaces one slot in one piece.
 fn store_slot(slots: &MappedArray<SlotLine>, place: u32, slot: TableSlot) {
     let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
     slots.word32((place / SLOTS_PER_LINE) as usize, offset).store(bytemuck::cast(slot), Ordering::Release);
 }
 
-/// A descriptor of its own for a map.
-fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
-    let Some(aya::maps::Map::PerCpuArray(map)) = ebpf.map(name) else {
-        bail!("the kernel object holds no per-CPU array {name}")
-    };
-    Ok(map.fd().as_fd().try_clone_to_owned()?)
-}
-
-fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
-    anyhow!("counting the CPUs ({what}): {error}")
-}
-
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
-}
-
-/// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does.
-fn interface_multiplier(ifindexes: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
-    // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
-    let candidates = (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
-    before
-        .into_iter()
-        .chain(candidates)
-        .find(|&multiplier| {
-            let mut rows = HashSet::new();
-            ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))
-        })
-        .with_context(|| format!("more than {} interfaces, or too many to tell apart", MAX_INTERFACES / 4))
 }
 
 /// Waits until every packet that may be reading a table given up by now has left the program.

@@ -17,7 +17,7 @@ use balancer_common::map_types::{
 };
 use ipnet::IpNet;
 
-use super::{kept::Kept, kernel, rows::address_words};
+use super::{counters, kept::Kept, rows::address_words};
 use crate::core::io::{RuleAction, RuleSpec, ServiceId};
 
 /// The rules that the kernel has.
@@ -42,7 +42,7 @@ impl RuleTable {
     pub(super) fn new(ebpf: &mut Ebpf, kept: &Kept) -> anyhow::Result<Self> {
         let trie = ebpf.take_map("RULES").context("the kernel object holds no map RULES")?;
         let trie: LpmTrie<_, RuleKey, RuleRow> = trie.try_into()?;
-        let stats = kernel::per_cpu(ebpf, "RULE_STATS")?;
+        let stats = counters::per_cpu(ebpf, "RULE_STATS")?;
         let mut left = HashMap::new();
         for rule in trie.iter() {
             let (key, row) = rule.context("reading the rules of the controller before")?;
@@ -163,7 +163,7 @@ impl RuleTable {
 
     fn take_counters(&mut self) -> anyhow::Result<u32> {
         let counters = self.free.pop_front().with_context(|| format!("more than {MAX_RULES} rules"))?;
-        let zero = PerCpuValues::try_from(vec![RuleStats::default(); kernel::cpu_count()?])?;
+        let zero = PerCpuValues::try_from(vec![RuleStats::default(); counters::cpu_count()?])?;
         self.stats.set(counters, zero, 0).context("clearing a rule's counters")?;
         Ok(counters)
     }
