@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     mem::offset_of,
     net::IpAddr,
-    ops::Range,
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -21,9 +20,8 @@ use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
-        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable, MAX_BACKENDS, ReplyStats,
-        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine,
-        TableSlot,
+        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, ReplyStats, ReturnRow,
+        RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
     },
     service_table::TableView,
 };
@@ -37,16 +35,16 @@ use super::{
     capacity::Capacity,
     clients::{ClientTable, KnownClients},
     counters::{Counters, interface_multiplier},
+    grace::wait_for_packets,
     halves::Halves,
     kept::Kept,
     load::load_program,
     mapped::MappedArray,
     memory::Memory,
     pins::{self, Notes, Pins},
-    placement,
-    regions::Regions,
-    rows,
+    placement, rows,
     rules::RuleTable,
+    tables::{Known, Tables},
 };
 use crate::{
     config::model::XdpMode,
@@ -60,32 +58,11 @@ const NEWCOMERS_PART: u32 = 8;
 /// Entries looked at in one part of a sweep: about a millisecond's work.
 const SWEEP_PART: usize = 1 << 18;
 
-/// The live table of a service.
-struct Table {
-    lines: Range<u32>,
-    size: u32,
-    /// The backends of its slots.
-    slots: Arc<[u16]>,
-    /// The flags of its slots.
-    flags: Vec<u16>,
-    /// How many of them have exceptions.
-    exceptions: u64,
-    /// Row of the active half of the service map, once published.
-    row: Option<u32>,
-}
-
-impl Table {
-    fn location(&self) -> LiveTable {
-        LiveTable { first: self.lines.start * SLOTS_PER_LINE, size: self.size }
-    }
-}
-
 /// The kernel's data path.
 pub struct KernelDataplane {
     control: MappedArray<Control>,
     services: Halves<ServiceRow>,
     returns: Halves<ReturnRow>,
-    slots: MappedArray<SlotLine>,
     backends: MappedArray<BackendRow>,
     counters: Counters,
     clients: ClientTable,
@@ -96,8 +73,7 @@ pub struct KernelDataplane {
     directory: Vec<ServiceSpec>,
     elapsed: Duration,
     swapped_since_pass: bool,
-    regions: Regions,
-    tables: HashMap<ServiceId, Table>,
+    tables: Tables,
     attached: Vec<Attached>,
     kept: Kept,
     ebpf: Ebpf,
@@ -151,7 +127,6 @@ impl KernelDataplane {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
             returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
-            slots: MappedArray::new(take(&mut ebpf, "SLOTS")?)?,
             backends: MappedArray::new(take(&mut ebpf, "BACKENDS")?)?,
             counters: Counters::new(&mut ebpf, interface_multiplier)?,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
@@ -161,8 +136,7 @@ impl KernelDataplane {
             directory: Vec::new(),
             elapsed: kept.elapsed_before(),
             swapped_since_pass: false,
-            regions: Regions::new(lines),
-            tables: HashMap::new(),
+            tables: Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines),
             attached: Vec::new(),
             kept,
             ebpf,
@@ -285,7 +259,7 @@ impl KernelDataplane {
         for (id, memory) in &mut self.memories {
             memory.tick = memory.tick_at(elapsed);
             self.kept.keep_tick(*id, memory.tick);
-            if let Some(row) = self.tables.get(id).and_then(|table| table.row) {
+            if let Some(row) = self.tables.row(*id) {
                 let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, tick));
                 word.store(u32::from(memory.tick), Ordering::Release);
             }
@@ -296,14 +270,8 @@ impl KernelDataplane {
     /// active, for ever.
     fn flag_all(&mut self, service: ServiceId) {
         let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
-        let Some(table) = self.tables.get_mut(&service).filter(|_| remembers) else { return };
-        let first = table.location().first;
-        for (slot, (flags, &backend)) in (first..).zip(table.flags.iter_mut().zip(&*table.slots)) {
-            if *flags & SLOT_EXCEPTIONS == 0 {
-                *flags |= SLOT_EXCEPTIONS;
-                table.exceptions += 1;
-                store_slot(&self.slots, slot, TableSlot { backend, flags: *flags });
-            }
+        if remembers {
+            self.tables.flag_all(service);
         }
     }
 
@@ -311,40 +279,10 @@ impl KernelDataplane {
     fn convert(&mut self, service: ServiceId, before: Clock, clock: Clock) {
         let Some(memory) = self.memories.get(&service) else { return };
         self.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
-        if let Some(row) = self.tables.get(&service).and_then(|table| table.row) {
+        if let Some(row) = self.tables.row(service) {
             let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
             word.store(bytemuck::cast([clock.remember, clock.due_mask]), Ordering::Release);
         }
-    }
-
-    fn take_back_exceptions(&mut self, service: ServiceId, slots: &[u32]) {
-        let Some(table) = self.tables.get_mut(&service) else { return };
-        let first = table.location().first;
-        for &slot in slots {
-            let (Some(flags), Some(&backend)) = (table.flags.get_mut(slot as usize), table.slots.get(slot as usize))
-            else {
-                continue;
-            };
-            if *flags & SLOT_EXCEPTIONS == 0 {
-                continue;
-            }
-            *flags &= !SLOT_EXCEPTIONS;
-            table.exceptions -= 1;
-            store_slot(&self.slots, first + slot, TableSlot { backend, flags: *flags });
-        }
-    }
-
-    fn allocate(&mut self, lines: u32) -> anyhow::Result<Range<u32>> {
-        if let Some(range) = self.regions.allocate(lines) {
-            return Ok(range);
-        }
-        if self.regions.has_retired() {
-            wait_for_packets();
-            self.regions.grace_period_over();
-        }
-        self.regions.allocate(lines).with_context(|| {
-            format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
-        })
     }
 }
 
@@ -384,48 +322,13 @@ impl Dataplane for KernelDataplane {
     }
 
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
-        let size = u32::try_from(table.len())?;
-        anyhow::ensure!(size > 0, "a lookup table needs slots");
-        let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
         let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
-        let old = self.tables.get(&service).filter(|_| remembers);
-        let flags: Vec<u16> = (0..table.len())
-            .map(|slot| {
-                let refilled = home.as_ref().is_none_or(|home| home.get(slot) != table.get(slot));
-                // Set before the swap is visible: the clients of a slot that changes stay where they are known, and
-                // those of a flagged slot may be anywhere.
-                let exceptions = match old {
-                    Some(old) if old.size == size => {
-                        old.flags.get(slot).is_none_or(|flags| flags & SLOT_EXCEPTIONS != 0)
-                            || old.slots.get(slot) != table.get(slot)
-                    }
-                    Some(_) => true,
-                    // The clients of an earlier controller may be anywhere.
-                    None => self.kept.adopted(),
-                };
-                (u16::from(refilled) * SLOT_REFILLED) | (u16::from(exceptions) * SLOT_EXCEPTIONS)
-            })
-            .collect();
-        let mut slots = table.iter().zip(&flags).map(|(&backend, &flags)| TableSlot { backend, flags });
-        for line in lines.clone() {
-            let mut value = SlotLine::zeroed();
-            for (place, slot) in value.slots.iter_mut().zip(&mut slots) {
-                *place = slot;
-            }
-            self.slots.store(line as usize, value);
-        }
-        let old = self.tables.remove(&service);
-        let row = old.as_ref().and_then(|old| old.row);
-        let exceptions = flags.iter().filter(|&&flags| flags & SLOT_EXCEPTIONS != 0).count() as u64;
-        let new = Table { lines, size, slots: Arc::clone(&table), flags, exceptions, row };
-        if let Some(row) = row {
-            let word = self.services.rows.word64(row as usize, offset_of!(ServiceRow, table));
-            word.store(new.location().to_word(), Ordering::Release);
-        }
-        self.tables.insert(service, new);
-        if let Some(old) = old {
-            self.regions.retire(old.lines);
-        }
+        let known = Known { remembers, adopted: self.kept.adopted() };
+        let rows = &self.services.rows;
+        self.tables.swap(service, Arc::clone(&table), home.as_deref(), known, |row, table| {
+            let word = rows.word64(row as usize, offset_of!(ServiceRow, table));
+            word.store(table.to_word(), Ordering::Release);
+        })?;
         self.swapped_since_pass = true;
         if !self.directory.is_empty() && !self.memories.contains_key(&service) {
             // Not one that an earlier controller knew under this id.
@@ -440,12 +343,12 @@ impl Dataplane for KernelDataplane {
         let mut converted = Vec::new();
         let mut service_rows = Vec::with_capacity(2 * services.len());
         for spec in services {
-            let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
-            let memory =
-                self.memories.get_mut(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
+            let (Some(table), Some(memory)) = (self.tables.location(spec.id), self.memories.get_mut(&spec.id)) else {
+                bail!("service {} has no table", spec.address)
+            };
             let retimed = memory.retime(spec, self.elapsed);
             converted.extend(retimed.converted.map(|(before, clock)| (spec.id, before, clock)));
-            service_rows.push(rows::service(spec, table.location(), retimed.published, memory.tick));
+            service_rows.push(rows::service(spec, table, retimed.published, memory.tick));
         }
         service_rows.extend(rows::vip_markers(services));
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
@@ -473,17 +376,8 @@ impl Dataplane for KernelDataplane {
 
         self.directory = services.to_vec();
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
-        for (id, mut table) in std::mem::take(&mut self.tables) {
-            match listed.get(&id) {
-                Some(&row) => {
-                    table.row = Some(row);
-                    self.tables.insert(id, table);
-                }
-                None => {
-                    self.memories.remove(&id);
-                    self.regions.retire(table.lines);
-                }
-            }
+        for gone in self.tables.published(&listed) {
+            self.memories.remove(&gone);
         }
         for spec in services {
             if self.rules.pins(spec.id) {
@@ -561,7 +455,7 @@ impl Dataplane for KernelDataplane {
         let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
         for (service, slots) in pass.settled {
             if !self.rules.pins(service) {
-                self.take_back_exceptions(service, &slots);
+                self.tables.take_back_exceptions(service, &slots);
             }
         }
         Some(pass.known)
@@ -596,7 +490,7 @@ impl Dataplane for KernelDataplane {
         Ok(MemorySnapshot {
             capacity: u64::from(self.capacity.clients),
             entries: self.clients.entries(),
-            exceptions: self.tables.values().map(|table| table.exceptions).sum(),
+            exceptions: self.tables.exceptions(),
             stats: self.counters.memory()?,
             samples: self.counters.samples()?,
         })
@@ -629,23 +523,6 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-/// Replaces one slot in one piece.
-fn store_slot(slots: &MappedArray<SlotLine>, place: u32, slot: TableSlot) {
-    let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
-    slots.word32((place / SLOTS_PER_LINE) as usize, offset).store(bytemuck::cast(slot), Ordering::Release);
-}
-
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
-}
-
-/// Waits until every packet that may be reading a table given up by now has left the program.
-fn wait_for_packets() {
-    // SAFETY: no memory is involved. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs run inside
-    // RCU read-side critical sections.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result != 0 {
-        // Not offered on this kernel (`nohz_full`). A program run takes microseconds.
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -6,6 +6,7 @@ mod capacity;
 mod clients;
 mod counters;
 mod decap;
+mod grace;
 mod halves;
 mod kept;
 mod kernel;
@@ -18,6 +19,7 @@ mod placement;
 mod regions;
 mod rows;
 mod rules;
+mod tables;
 
 pub use attach::Attached;
 pub use batch::BackendCounters;
