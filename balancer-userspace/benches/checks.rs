@@ -42,7 +42,7 @@ const MEASURED: Duration = Duration::from_secs(10);
 const SERVE: &str = "serve";
 
 fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if std::env::args().nth(1).as_deref() == Some(SERVE) {
         return runtime.block_on(serve());
     }
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
 
 async fn measure(check: &str, target: SocketAddr) -> Result<()> {
     let (events_in, mut events) = mpsc::channel(1024);
-    let mut prober = Prober::new(events_in);
+    let mut prober = Prober::new(events_in)?;
     let mut controller = Controller::new(configuration(check)?, HashKey { k0: 1, k1: 2 });
     let start = Instant::now();
     for command in controller.start(start.into_std()) {

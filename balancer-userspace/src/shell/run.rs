@@ -120,7 +120,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let instance = controller.instance();
     let neighbours = Neighbours::spawn(events_in.clone())?;
     let history = Events::beside(&config.state_file);
-    let mut owner = Owner::new(controller, dataplane, neighbours, Prober::new(events_in), history.clone());
+    let prober = Prober::new(events_in).context("starting the thread of the health checks")?;
+    let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
     owner.take_over_departed(departed);
     owner.start()?;
     await_next_hops(&mut owner, &mut events).await;

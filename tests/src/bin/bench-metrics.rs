@@ -59,7 +59,7 @@ fn measure() -> Result<()> {
             controller,
             dataplane,
             Neighbours::spawn(events.clone())?,
-            Prober::new(events),
+            Prober::new(events)?,
             balancer::shell::events::Events::new(),
         );
         owner.start()?;

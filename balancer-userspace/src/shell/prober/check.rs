@@ -3,8 +3,9 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use nix::errno::Errno;
+use socket2::SockRef;
 use tokio::{
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::{Instant, timeout_at},
 };
 
@@ -53,19 +54,28 @@ impl Check {
             What::Connection => None,
             What::Answer(question) => Some(question),
         };
-        let stream = match timeout_at(deadline, TcpStream::connect(self.target)).await {
+        let stream = match timeout_at(deadline, self.connect(question.is_some())).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if is_local(&error) => return Err(error),
             Ok(Err(error)) => return Ok(CheckOutcome::Hard(format!("connect: {}", reason(&error)))),
             Err(_) => return Ok(timed_out("connect", self.timeout)),
         };
-        // Closed by a reset, it leaves nothing behind; else each check would be remembered for a minute.
-        stream.set_zero_linger()?;
         let Some(question) = question else { return Ok(CheckOutcome::Passed) };
         match timeout_at(deadline, question.ask(stream)).await {
             Ok(outcome) => Ok(outcome),
             Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
         }
+    }
+
+    async fn connect(&self, asks: bool) -> io::Result<TcpStream> {
+        let socket = if self.target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Closed by a reset, it leaves nothing behind; else each check would be remembered for a minute.
+        socket.set_zero_linger()?;
+        if asks {
+            // The handshake's last acknowledgement goes with the question, as in HAProxy's smart connect.
+            SockRef::from(&socket).set_tcp_quickack(false)?;
+        }
+        socket.connect(self.target).await
     }
 }
 
