@@ -7,6 +7,9 @@
 pub mod checksum;
 pub mod client;
 pub mod client_table;
+pub mod clock;
+pub mod kept;
 pub mod map_types;
+pub mod memory;
 pub mod service_table;
 pub mod verdict;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -88,7 +88,7 @@ pub struct ServiceRow {
     pub tick: u32,
     /// Ticks after which a client is forgotten.
     pub remember: u16,
-    /// In which ticks a client's packets are recorded whatever they are, see `client_table::due`.
+    /// In which ticks a client's packets are recorded whatever they are, see `clock::due`.
     pub due_mask: u16,
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,
@@ -419,44 +419,6 @@ pub struct ReplyStats {
     pub used: u64,
 }
 
-/// What the controller tells the next one: a line of JSON, zero bytes behind it. No packet touches it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Notes {
-    /// The text.
-    pub text: [[u8; 1024]; 16],
-}
-
-/// Counters of a backend that only the controller keeps, by backend id. Row 0, which is no backend's, begins with the
-/// seconds that the clocks of client memory have run.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct BackendHistory {
-    /// Health checks that passed, failed softly, failed hard.
-    pub checks: [u64; 3],
-    /// How often it entered each state.
-    pub transitions: [u64; 7],
-    /// Zero.
-    pub reserved: [u64; 6],
-}
-
-/// Counters of a service that only the controller keeps, by service id.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct ServiceHistory {
-    /// How often the live table was replaced.
-    pub table_generation: u64,
-    /// Slots moved because a backend came to deserve more or less.
-    pub slots_moved_required: u64,
-    /// Slots moved beyond that.
-    pub slots_moved_needless: u64,
-    /// The service's clock, in ticks.
-    pub tick: u64,
-}
-
-/// Services whose counters outlive the controller.
-pub const MAX_SERVICE_HISTORIES: u32 = 4096;
-
 /// What a datagram's fragments have in common: all but IPv6 (RFC 8200) names the protocol.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -618,8 +580,6 @@ const _: () = {
     assert!(MAX_RULES.is_power_of_two());
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<Sample>() == 32);
-    assert!(size_of::<BackendHistory>() == 128);
-    assert!(size_of::<ServiceHistory>() == 32);
     assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
 };
 
@@ -646,7 +606,6 @@ mod user {
         MemoryStats,
         SampleStats,
         ReplyStats,
-        Notes,
         RuleKey,
         RuleRow,
         RuleStats,

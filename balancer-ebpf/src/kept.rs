@@ -1,7 +1,10 @@
 //! What a controller leaves to the next one. No packet touches these maps; they are here because the object makes all maps.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use balancer_common::map_types::{BackendHistory, MAX_BACKENDS, MAX_SERVICE_HISTORIES, Notes, ServiceHistory};
+use balancer_common::{
+    kept::{BackendHistory, MAX_SERVICE_HISTORIES, Notes, ServiceHistory},
+    map_types::MAX_BACKENDS,
+};
 
 #[map]
 static NOTES: Array<Notes> = Array::with_max_entries(1, 0);

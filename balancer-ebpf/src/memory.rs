@@ -7,8 +7,9 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 use balancer_common::{
-    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry, consult as consult_bucket},
+    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
     map_types::NO_BACKEND,
+    memory::consult as consult_bucket,
     verdict::{DecisionIndex, DropReason},
 };
 
@@ -51,7 +52,7 @@ impl Entries for Shared {
 
 /// A [`Query`] in two words, and the answer in one: what crosses into [`balancer_consult`].
 mod words {
-    use balancer_common::{client_table::Query, map_types::ALL_DOWN};
+    use balancer_common::{map_types::ALL_DOWN, memory::Query};
 
     use crate::steer::Question;
 

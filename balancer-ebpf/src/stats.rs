@@ -2,11 +2,11 @@
 
 use aya_ebpf::{Global, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
 use balancer_common::{
-    client_table::Recorded,
     map_types::{
         BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats,
         SampleStats, interface_row,
     },
+    memory::Recorded,
     verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
 };
 

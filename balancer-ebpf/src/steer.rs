@@ -7,11 +7,12 @@ use core::ptr;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client,
-    client_table::{Query, due},
+    clock::due,
     map_types::{
         ALL_DOWN, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS,
         SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
+    memory::Query,
     verdict::{Decision, DecisionIndex, DropReason},
 };
 

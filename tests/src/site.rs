@@ -3,34 +3,36 @@
 //! Backends are `web1`, `web2`, … on the hosts of the same number. A service for IPv4 is called `web`, one for IPv6
 //! `web6`.
 
+mod expected;
+mod settings;
+
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
-    fs, io,
-    net::{IpAddr, SocketAddr},
+    io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Output,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use balancer::{
     api::{
         client::{Answer, Client},
         model::{ClientQuery, StatusView},
     },
-    config,
-    core::{
-        controller::Controller as Core,
-        io::{Change, Command, Event, NextHop},
-    },
-    shell::snapshot::forwarding_word,
+    core::controller::Controller as Core,
 };
 use balancer_common::map_types::Forwarding;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use self::settings::{PORT, backend_port, config_path};
+pub use self::{
+    expected::{change, core, counts, deviation, home},
+    settings::{Settings, service, write_config},
+};
 use crate::{
     backend::Backend,
     binaries,
@@ -41,102 +43,10 @@ use crate::{
     topology::{Family, Shape, Topology},
 };
 
-/// The services' port.
-const PORT: u16 = 80;
 /// How long a start, a change of state or a slow answer may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Connections under way at once.
 pub const WORKERS: usize = 8;
-
-/// What the configuration file says.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How packets reach the backends.
-    pub forwarding: Forwarding,
-    /// Where to attach.
-    pub interfaces: Vec<String>,
-    /// `auto`, `native` or `generic`; for `balancer decap` on the backends as well.
-    pub xdp_mode: &'static str,
-    /// A service for each.
-    pub families: Vec<Family>,
-    /// Whether a service's backends have addresses of the other family, as tunnels allow.
-    pub crossed: bool,
-    /// Numbers of the backends, from 1, and their weights, in the order of the file.
-    pub backends: Vec<(u16, u16)>,
-    /// The health check, an inline table.
-    pub check: String,
-    /// How long clients are remembered.
-    pub remember: &'static str,
-    /// Bits of an IPv4 address that tell clients apart.
-    pub prefix_v4: u8,
-    /// `detach` or `keep`.
-    pub on_exit: &'static str,
-    /// The program, if it is not the one just built.
-    pub binary: Option<PathBuf>,
-    /// More lines for each service.
-    pub service_lines: String,
-    /// More lines for the whole, tables among them.
-    pub lines: String,
-}
-
-impl Settings {
-    /// An IPv4 service of equal backends `1..=backends`, on all interfaces of the balancer's host, without checks.
-    #[must_use]
-    pub fn new(topology: &Topology, forwarding: Forwarding, backends: u16) -> Self {
-        Self {
-            forwarding,
-            interfaces: topology.interfaces().iter().map(|&name| name.to_owned()).collect(),
-            xdp_mode: "native",
-            families: vec![Family::V4],
-            crossed: false,
-            backends: (1..=backends).map(|number| (number, 100)).collect(),
-            check: r#"{ type = "none" }"#.to_owned(),
-            remember: "0s",
-            prefix_v4: 32,
-            on_exit: "detach",
-            binary: None,
-            service_lines: String::new(),
-            lines: String::new(),
-        }
-    }
-
-    fn binary(&self) -> Result<PathBuf> {
-        self.binary.clone().map_or_else(binaries::balancer, Ok)
-    }
-
-    fn text(&self, topology: &Topology, files: &Path) -> String {
-        let Self { interfaces, xdp_mode, check, remember, prefix_v4, on_exit, service_lines, lines, .. } = self;
-        let (forwarding, port) = match self.forwarding {
-            mode @ (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => (forwarding_word(mode), PORT),
-            Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
-        };
-        let mut text = format!(
-            "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\non_exit = \"{on_exit}\"\nstate_file = \"{files}/state.json\"\n\
-             [control]\nsocket = \"{files}/balancer.sock\"\n\
-             [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{lines}\n",
-            files = files.display()
-        );
-        for &family in &self.families {
-            let (name, vip) = (service(family), SocketAddr::new(topology.vip(family), PORT));
-            // Writing to a string cannot fail.
-            let _ = write!(
-                text,
-                "[[service]]\nname = \"{name}\"\naddress = \"{vip}\"\nforwarding = \"{forwarding}\"\n\
-                 remember = \"{remember}\"\nclient_prefix = {{ v4 = {prefix_v4}, v6 = 128 }}\ncheck = {check}\n\
-                 {service_lines}\n"
-            );
-            for &(number, weight) in &self.backends {
-                let of = if self.crossed { family.other() } else { family };
-                let address = SocketAddr::new(topology.backend_address(of, number - 1), port);
-                let _ = write!(
-                    text,
-                    "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = {weight}\n"
-                );
-            }
-        }
-        text
-    }
-}
 
 /// Everything, running. Dropping it ends it all, the balancer first.
 #[derive(Debug)]
@@ -460,86 +370,6 @@ impl Drop for Site {
     }
 }
 
-/// The controller's core on a configuration file.
-///
-/// # Errors
-/// When the file is not valid, or has no hash key.
-pub fn core(config: &Path) -> Result<Core> {
-    let (config, _) = config::load(config).map_err(|errors| anyhow!("{errors}"))?;
-    let key = config.hash_key.context("the configuration has no hash key")?;
-    let mut core = Core::new(config, key);
-    core.start(Instant::now());
-    Ok(core)
-}
-
-/// Makes a change in a core as the controller does, to the end: next hops that come to be watched are found.
-///
-/// # Errors
-/// When the change is refused.
-pub fn change(core: &mut Core, change: Change) -> Result<()> {
-    let (_, commands) = core.change(change, Instant::now())?;
-    for command in commands {
-        if let Command::WatchNextHop(address) = command {
-            let next_hop = NextHop {
-                ifindex: 1,
-                source_mac: [2; 6],
-                destination_mac: [4; 6],
-                mtu: 1500,
-                // Somebody of the family.
-                source: Some(address),
-                gateway: None,
-            };
-            core.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, Instant::now());
-        }
-    }
-    Ok(())
-}
-
-/// The backend of `client` in the first service of its family; `None`: dropped.
-///
-/// # Errors
-/// When there is no such service.
-pub fn home(core: &Core, client: IpAddr) -> Result<Option<String>> {
-    let views = core.locate(&ClientQuery { address: client, service: None })?;
-    Ok(views.into_iter().next().context("no service")?.backend)
-}
-
-/// How many clients each backend has.
-pub fn counts<'a>(homes: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for home in homes {
-        *counts.entry(home.clone()).or_default() += 1;
-    }
-    counts
-}
-
-/// How far the counts of `backends` backends are from equal: the largest deviation, as a share of the mean.
-#[must_use]
-pub fn deviation(counts: &BTreeMap<String, usize>, backends: usize) -> f64 {
-    let mean = counts.values().sum::<usize>() as f64 / backends as f64;
-    let missing = if counts.len() < backends { 1.0 } else { 0.0 };
-    counts.values().map(|&count| (count as f64 / mean - 1.0).abs()).fold(missing, f64::max)
-}
-
-/// The name of the service of a family.
-#[must_use]
-pub const fn service(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "web",
-        Family::V6 => "web6",
-    }
-}
-
-/// Writes the configuration of `settings` into `files`, and gives its path.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write_config(topology: &Topology, settings: &Settings, files: &Path) -> Result<PathBuf> {
-    let config = config_path(files);
-    fs::write(&config, settings.text(topology, files)).with_context(|| config.display().to_string())?;
-    Ok(config)
-}
-
 /// Starts a balancer with `settings`, its files in `files`; does not wait for it.
 ///
 /// # Errors
@@ -548,18 +378,6 @@ pub fn start_controller(topology: &Topology, settings: &Settings, files: &Path) 
     let config = write_config(topology, settings, files)?;
     let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
     Controller::start(topology.balancer(), &settings.binary()?, &config, &socket, &log)
-}
-
-fn config_path(files: &Path) -> PathBuf {
-    files.join("balancer.toml")
-}
-
-/// With `nat` the port changes on the way.
-const fn backend_port(forwarding: Forwarding) -> u16 {
-    match forwarding {
-        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
-        Forwarding::Nat => 8080,
-    }
 }
 
 fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs: &Path) -> Result<Backend> {

@@ -72,7 +72,7 @@ fn nonsense_is_refused_and_changes_nothing() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
     let homes = site.homes(Family::V4, 1..=50).unwrap();
     let before = settled(site.status().unwrap());
-    let (add, admin, weight) = (("POST", BACKENDS), ("PUT", ADMIN), ("PUT", WEIGHT));
+    let (add, admin, weight, plan) = (("POST", BACKENDS), ("PUT", ADMIN), ("PUT", WEIGHT), ("POST", "/v1/plan"));
 
     let table: &[(Target, &[u8], u16, &str)] = &[
         // Unknown, missing and doubled fields.
@@ -93,6 +93,40 @@ fn nonsense_is_refused_and_changes_nothing() {
         (admin, br#"{"admin":"sleepy"}"#, 400, "sleepy"),
         (admin, br#"{"admin":"maint","timeout":"5m"}"#, 400, "timeout"),
         (admin, br#"{"admin":"drain","timeout":"soon"}"#, 400, "soon"),
+        // A plan is refused as the change would be.
+        (
+            plan,
+            br#"{"change":"admin","service":"web","name":"web1","admin":{"admin":"maint","timeout":"5m"}}"#,
+            400,
+            "timeout",
+        ),
+        (
+            plan,
+            br#"{"change":"admin","service":"web","name":"web1","admin":{"admin":"ready","timeout":"5m"}}"#,
+            400,
+            "timeout",
+        ),
+        (
+            plan,
+            br#"{"change":"admin","service":"web","name":"web1","admin":{"admin":"drain","timeout":"soon"}}"#,
+            400,
+            "soon",
+        ),
+        (plan, br#"{"change":"add","service":"web","backend":{"name":"a/b","address":"10.0.0.99:8080"}}"#, 400, "a/b"),
+        (
+            plan,
+            br#"{"change":"add","service":"web","backend":{"name":"web9","address":"10.0.0.999"}}"#,
+            400,
+            "10.0.0.999",
+        ),
+        (
+            plan,
+            br#"{"change":"add","service":"web","backend":{"name":"web1","address":"10.0.0.99:8080"}}"#,
+            409,
+            "exists",
+        ),
+        (plan, br#"{"change":"weight","service":"web","name":"web9","weight":7}"#, 404, "web9"),
+        (plan, br#"{"change":"remove","service":"wbe","name":"web1"}"#, 404, "web"),
         // Bodies that are no object.
         (weight, b"", 400, "JSON object"),
         (weight, b"[1]", 400, "JSON object"),

@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context as _, Result};
 use balancer::{
     api::model::PlanView,
-    core::{
-        io::{Admin, BackendName, Change, CheckOutcome},
-        plan::Census,
-    },
+    core::io::{Admin, BackendName, Change, CheckOutcome},
     shell::dataplane::Dataplane as _,
 };
 use balancer_tests::{
@@ -29,12 +26,12 @@ fn admin(backend: &str, admin: Admin) -> Change {
 
 fn plan(world: &World, change: Change) -> Result<PlanView> {
     let plan = world.controller().plan(change, Instant::now())?;
-    let plan = plan.services.into_iter().find(|plan| plan.service == "web").context("no plan")?;
-    let mut census = Census::default();
-    if let Some(clients) = world.dataplane().known_clients() {
-        clients.for_each(|entry| plan.count(entry, &mut census));
-    }
-    Ok(plan.view(&census))
+    let planned = plan.counted(|count| {
+        if let Some(clients) = world.dataplane().known_clients() {
+            clients.for_each(count);
+        }
+    });
+    planned.services.into_iter().find(|plan| plan.service == "web").context("no plan")
 }
 
 /// Every client connects once; where each went.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use aya::maps::{Array, Map, MapData};
-use balancer_common::map_types::{Forwarding, LAYOUT_VERSION, Notes};
+use balancer_common::{
+    kept::Notes,
+    map_types::{Forwarding, LAYOUT_VERSION},
+};
 use balancer_tests::{
     http_client::Request,
     metrics::Metrics,

@@ -14,11 +14,11 @@ use aya_ebpf::{
     maps::Array,
 };
 use balancer_common::{
-    client_table::BackendFacts,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BackendRow, BackendStanding, Forwarding,
         MAX_BACKENDS,
     },
+    memory::BackendFacts,
     verdict::{CauseIndex, DropReason},
 };
 

@@ -3,18 +3,21 @@
 use std::{collections::VecDeque, time::Duration};
 
 use balancer_common::verdict::{Decision, MOVE_COUNTERS};
+use serde::{Deserialize, Serialize};
 
 /// Time between two samples: as exact as "the last minute" is.
 pub const STEP: Duration = Duration::from_secs(10);
 /// Samples a step apart: those of ten minutes.
 const STEPS: usize = 61;
-/// One sample in so many is kept for the hour: one a minute.
-const MINUTE: u64 = 6;
-/// Samples a minute apart: a bit more than an hour's.
-const MINUTES: usize = 62;
+/// Samples for the hour are no closer than this: as one a minute is, late or early by half a step.
+const NEARLY_A_MINUTE: Duration = Duration::from_secs(55);
+/// Samples are no closer than this, also where a restart has come between.
+const HALF_A_STEP: Duration = Duration::from_secs(5);
+/// Samples for the hour: more than an hour's, however close they are.
+const MINUTES: usize = 67;
 
 /// Counters of a service, all its backends there are and were.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
     /// New connections by decision.
     pub decisions: [u64; Decision::COUNT],
@@ -48,17 +51,14 @@ impl Counted {
 pub struct History {
     steps: VecDeque<(Duration, Counted)>,
     minutes: VecDeque<(Duration, Counted)>,
-    taken: u64,
 }
 
 impl History {
-    /// Keeps what is counted at `now`, a time on any clock that does not stand still. Comes every [`STEP`].
+    /// Keeps what is counted at `now`, a time on any clock that does not stand still. Comes every [`STEP`]; sooner after a
+    /// restart, which is passed over.
     pub fn keep(&mut self, now: Duration, counted: Counted) {
-        push(&mut self.steps, STEPS, (now, counted));
-        if self.taken.is_multiple_of(MINUTE) {
-            push(&mut self.minutes, MINUTES, (now, counted));
-        }
-        self.taken += 1;
+        push(&mut self.steps, STEPS, HALF_A_STEP, (now, counted));
+        push(&mut self.minutes, MINUTES, NEARLY_A_MINUTE, (now, counted));
     }
 
     /// The moments of the last ten minutes, a step apart, the oldest first.
@@ -75,7 +75,10 @@ impl History {
     }
 }
 
-fn push<T>(queue: &mut VecDeque<T>, room: usize, value: T) {
+fn push(queue: &mut VecDeque<(Duration, Counted)>, room: usize, apart: Duration, value: (Duration, Counted)) {
+    if queue.back().is_some_and(|(last, _)| value.0.saturating_sub(*last) < apart) {
+        return;
+    }
     if queue.len() >= room {
         queue.pop_front();
     }
@@ -109,6 +112,18 @@ mod tests {
             assert_eq!(since, (now - at).as_secs());
         }
         assert!(history.steps.len() <= STEPS && history.minutes.len() <= MINUTES);
+    }
+
+    #[test]
+    fn many_restarts_make_no_hour_shorter() {
+        let mut history = History::default();
+        for second in 0..=3600 {
+            history.keep(Duration::from_secs(second), counted(second, 0));
+        }
+        let hour = Duration::from_secs(3600);
+        assert_eq!(history.before(hour, hour).unwrap(), (Duration::ZERO, counted(0, 0)));
+        let (at, _) = history.before(hour, Duration::from_secs(60)).unwrap();
+        assert!((hour - at).abs_diff(Duration::from_secs(60)) <= HALF_A_STEP, "{at:?}");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::{
 
 use balancer_common::{
     client::slot,
-    client_table::{Entry, Steering, steer},
-    map_types::{ALL_DOWN, NO_BACKEND},
+    client_table::Entry,
+    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    memory::{Steering, steer},
     verdict::{CauseIndex, MoveCause},
 };
 
@@ -74,8 +75,8 @@ struct Side {
 }
 
 /// Known clients by where they are and where they would be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Census {
+#[derive(Clone, Debug, Default)]
+struct Census {
     moved: BTreeMap<(u16, u16), u64>,
     draining: u64,
 }
@@ -109,6 +110,32 @@ impl Controller {
             })
         });
         Ok(Plan { message, reports: reports.collect(), services: services.collect() })
+    }
+}
+
+impl Plan {
+    /// Counts the known clients whose entries `entries` gives, each by the service of its backend.
+    #[must_use]
+    pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry))) -> Planned {
+        let Self { message, reports, services } = self;
+        let mut owners: Vec<Option<usize>> = vec![None; MAX_BACKENDS as usize];
+        for (index, service) in services.iter().enumerate() {
+            for &id in service.names.keys() {
+                if let Some(owner) = owners.get_mut(usize::from(id)) {
+                    *owner = Some(index);
+                }
+            }
+        }
+        let mut censuses = vec![Census::default(); services.len()];
+        entries(&mut |entry| {
+            let owner = owners.get(usize::from(entry.backend())).copied().flatten();
+            let of = owner.and_then(|index| Some((services.get(index)?, censuses.get_mut(index)?)));
+            if let Some((service, census)) = of {
+                service.count(entry, census);
+            }
+        });
+        let views = services.iter().zip(&censuses).map(|(service, census)| service.view(census));
+        Planned { message, reports, services: views.collect() }
     }
 }
 
@@ -161,11 +188,11 @@ impl Side {
 }
 
 impl ServicePlan {
-    /// Counts a known client by its entry, if it is a client of this service. One that is on its way to another backend
-    /// already is not moved by the change.
-    pub fn count(&self, entry: Entry, census: &mut Census) {
+    /// Counts a known client of this service by its entry. One that is on its way to another backend already is not moved
+    /// by the change.
+    fn count(&self, entry: Entry, census: &mut Census) {
         let at = entry.backend();
-        if !self.names.contains_key(&at) || self.before.steer(entry) != Some(at) {
+        if self.before.steer(entry) != Some(at) {
             return;
         }
         match self.after.steer(entry) {
@@ -178,8 +205,7 @@ impl ServicePlan {
     }
 
     /// The plan in words and numbers.
-    #[must_use]
-    pub fn view(&self, census: &Census) -> PlanView {
+    fn view(&self, census: &Census) -> PlanView {
         let name = |id: u16| match id {
             NO_BACKEND | ALL_DOWN => None,
             id => self.names.get(&id).cloned(),
@@ -211,11 +237,18 @@ impl ServicePlan {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use balancer_common::map_types::Forwarding;
+
     use super::*;
-    use crate::core::{
-        controller_test::Bench,
-        fixture::{backend, config, name, next_hop, web},
-        io::Admin,
+    use crate::{
+        config::model::ServiceConfig,
+        core::{
+            controller_test::Bench,
+            fixture::{backend, config, name, next_hop, service, web},
+            io::Admin,
+        },
     };
 
     #[test]
@@ -231,9 +264,8 @@ mod tests {
             add,
         ] {
             let mut bench = Bench::web();
-            let plan = bench.controller.plan(change.clone(), bench.now).unwrap();
+            let plan = bench.controller.plan(change.clone(), bench.now).unwrap().counted(|_| {});
             let [of] = plan.services.as_slice() else { panic!("{plan:?}") };
-            let of = of.view(&Census::default());
             assert_eq!(of.moves.iter().map(|moves| moves.slots).sum::<u32>(), of.slots_moved);
             assert_eq!(bench.service().slots_moved(), (0, 0), "nothing was changed");
             bench.change(change).unwrap();
@@ -244,5 +276,27 @@ mod tests {
             let (required, needless) = bench.service().slots_moved();
             assert_eq!((required + needless, needless), (of.slots_moved.into(), of.needless_slots_moved.into()));
         }
+    }
+
+    #[test]
+    fn a_client_counts_in_the_service_of_its_backend() {
+        let remember = Duration::from_secs(60);
+        let shop = service("shop", "198.51.100.11:80", Forwarding::Nat, &["shop1 10.0.0.21:80", "shop2 10.0.0.22:80"]);
+        let services = [web(), shop].map(|service| ServiceConfig { remember, ..service });
+        let (mut bench, _) = Bench::new(services.to_vec());
+        for backend in ["web/web1", "web/web2", "shop/shop1", "shop/shop2"] {
+            bench.pass(backend);
+        }
+        let change = Change::Remove { name: name("shop/shop1"), force: true };
+        let known = [("web/web1", 5), ("web/web2", 6), ("shop/shop1", 7), ("shop/shop2", 8)];
+        let ids = known.map(|(backend, clients)| (bench.id(backend).0, clients));
+        let planned = bench.controller.plan(change, bench.now).unwrap().counted(|count| {
+            // The last one is nobody's backend.
+            for (id, clients) in ids.into_iter().chain([(9000, 9)]) {
+                (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1)));
+            }
+        });
+        let moved: Vec<_> = planned.services.iter().map(|of| (of.service.as_str(), of.known_clients_moved)).collect();
+        assert_eq!(moved, [("web", 0), ("shop", 7)]);
     }
 }

@@ -2,6 +2,7 @@
 
 mod asker;
 mod body;
+mod change;
 mod events;
 mod failure;
 mod routes;

@@ -12,6 +12,7 @@ pub mod forwarding;
 pub mod host;
 pub mod interfaces;
 pub mod keeper;
+mod lines;
 pub mod metrics;
 pub mod neighbours;
 pub mod owner;

@@ -34,7 +34,7 @@ pub(super) struct Resumed {
 ///
 /// The maps in `pins` belong to one state; their counters are later than those of the file.
 pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -> anyhow::Result<Resumed> {
-    let notes = pins.map(Pins::adoptable).transpose()?.flatten();
+    let notes = pins.and_then(Pins::left);
     let mut file = StateFile::open(&config.state_file)?;
     let path = file.path().display().to_string();
     let state = match file.load()? {
@@ -51,7 +51,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
             Some(state)
         }
     };
-    if let Some(notes) = &notes
+    if let Some(notes) = notes
         && state.as_ref().is_none_or(|state| state.instance != notes.instance)
     {
         bail!(
@@ -65,7 +65,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         controller.set_instance(random()?);
         return Ok(Resumed { controller, departed: BTreeMap::new(), file });
     };
-    if let (Some(pins), Some(_)) = (pins, &notes) {
+    if let (Some(pins), Some(_)) = (pins, notes) {
         pins.histories()?.bring_up_to_date(&mut state);
     }
     let State { hash_key, key_fingerprint, departed, .. } = (*state).clone();

@@ -148,7 +148,12 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     }
     let vips = vips::Keeper::spawn(vips, wanted_vips);
     owner.dataplane().kept().finish(&ifindexes)?;
-    let statistics = Arc::new(Statistics::new(config.statistics));
+    let kept = owner.dataplane().kept();
+    let statistics = Arc::new(if kept.outlives() {
+        Statistics::beside(config.statistics, &config.state_file, kept.adopted())
+    } else {
+        Statistics::new(config.statistics)
+    });
     let watching = tokio::spawn(Arc::clone(&statistics).watch(samples, calls_in.clone()));
     let (stop, stopped) = watch::channel(());
     let ended = |mut stopped: watch::Receiver<()>| async move {

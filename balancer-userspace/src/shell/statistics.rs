@@ -3,25 +3,30 @@
 //! A task of its own looks into the ring of samples four times a second, asks the controller for a snapshot every ten
 //! seconds, and shares what comes of it with whoever reads a snapshot later.
 
+mod file;
+
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::Sample;
+use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::oneshot,
     time::{Instant, MissedTickBehavior, interval},
 };
 use tracing::warn;
 
+use self::file::HistoryFile;
 use crate::{
     config::model::StatisticsConfig,
     core::{
-        history::{History, STEP},
+        history::{Counted, History, STEP},
         io::{BackendId, ServiceId},
         top::{By, Top, client_of},
     },
@@ -49,6 +54,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub struct Statistics {
     settings: StatisticsConfig,
     started: Instant,
+    /// How long the machine had run then.
+    uptime: Duration,
     seen: Mutex<Seen>,
 }
 
@@ -56,7 +63,10 @@ pub struct Statistics {
 struct Seen {
     /// By service: its client prefix, and who is heavy.
     services: HashMap<ServiceId, (u8, Arc<Top>)>,
-    histories: HashMap<ServiceId, Arc<History>>,
+    /// By name: ids may be others' after a restart.
+    histories: HashMap<String, Arc<History>>,
+    /// Where they are kept for the next controller.
+    file: Option<HistoryFile>,
     warnings: HashMap<ServiceId, Vec<String>>,
     /// When the log last named a client.
     named: HashMap<(ServiceId, IpAddr), Instant>,
@@ -66,7 +76,27 @@ impl Statistics {
     /// Nothing seen yet.
     #[must_use]
     pub fn new(settings: StatisticsConfig) -> Self {
-        Self { settings, started: Instant::now(), seen: Mutex::default() }
+        Self { settings, started: Instant::now(), uptime: uptime(), seen: Mutex::default() }
+    }
+
+    /// Keeps the last hour beside `state_file`. If the kernel's counters were `adopted` from another process, so is what is
+    /// there.
+    #[must_use]
+    pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool) -> Self {
+        let this = Self::new(settings);
+        if adopted {
+            let histories = file::read(state_file, this.uptime).into_iter();
+            this.seen().histories = histories.map(|(service, history)| (service, Arc::new(history))).collect();
+        } else {
+            file::forget(state_file);
+        }
+        this.seen().file = Some(HistoryFile::open(state_file));
+        this
+    }
+
+    /// The time since the machine started.
+    fn now(&self) -> Duration {
+        self.uptime + self.started.elapsed()
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -75,7 +105,7 @@ impl Statistics {
 
     /// Adds what was seen to a snapshot.
     pub fn complete(&self, snapshot: &mut Snapshot) {
-        let now = self.started.elapsed();
+        let now = self.now();
         let seen = self.seen();
         for service in &mut snapshot.services {
             let statistics = &mut service.statistics;
@@ -84,11 +114,11 @@ impl Statistics {
                 statistics.top = Arc::clone(top);
             }
             let before = |ago| {
-                let (at, counted) = seen.histories.get(&service.id)?.before(now, ago)?;
+                let (at, counted) = seen.histories.get(&service.name)?.before(now, ago)?;
                 Some((now.saturating_sub(at), counted))
             };
             (statistics.minute, statistics.hour) = (before(MINUTE), before(HOUR));
-            statistics.history = seen.histories.get(&service.id).map(Arc::clone).unwrap_or_default();
+            statistics.history = seen.histories.get(&service.name).map(Arc::clone).unwrap_or_default();
             statistics.now = now;
             statistics.warnings = seen.warnings.get(&service.id).cloned().unwrap_or_default();
         }
@@ -147,7 +177,8 @@ impl Statistics {
         let mut seen = self.seen();
         let there: HashSet<ServiceId> = snapshot.services.iter().map(|service| service.id).collect();
         seen.services.retain(|id, _| there.contains(id));
-        seen.histories.retain(|id, _| there.contains(id));
+        let names: HashSet<&str> = snapshot.services.iter().map(|service| service.name.as_str()).collect();
+        seen.histories.retain(|name, _| names.contains(name.as_str()));
         seen.warnings.retain(|id, _| there.contains(id));
         seen.named.retain(|_, named| now - *named < SILENCE);
         for service in &snapshot.services {
@@ -165,12 +196,25 @@ impl Statistics {
                 }
             }
             seen.warnings.insert(service.id, heavy.into_iter().map(|(_, text)| text).collect());
-            if step {
-                let at = self.started.elapsed();
-                Arc::make_mut(seen.histories.entry(service.id).or_default()).keep(at, service.counted());
+        }
+        if step {
+            let at = self.now();
+            let counted: BTreeMap<String, Counted> =
+                snapshot.services.iter().map(|service| (service.name.clone(), service.counted())).collect();
+            for (name, &counted) in &counted {
+                Arc::make_mut(seen.histories.entry(name.clone()).or_default()).keep(at, counted);
+            }
+            if let Some(file) = &mut seen.file {
+                file.keep(at, counted);
             }
         }
     }
+}
+
+/// Pinned counters and this clock begin with the machine's start, and go on over restarts of the process.
+fn uptime() -> Duration {
+    // Linux has had this clock since 2.6.39.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
 impl Seen {

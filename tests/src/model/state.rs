@@ -7,7 +7,8 @@ use std::{
 
 use balancer::core::io::{BackendSpec, RuleSpec, ServiceSpec};
 use balancer_common::{
-    client_table::{BUCKET_ENTRIES, Clock},
+    client_table::BUCKET_ENTRIES,
+    clock::Clock,
     map_types::{Forwarding, TableSlot},
 };
 

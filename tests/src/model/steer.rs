@@ -5,8 +5,10 @@ use std::{cell::Cell, net::IpAddr};
 use balancer::config::model::Failback;
 use balancer_common::{
     client,
-    client_table::{BUCKET_ENTRIES, BackendFacts, Entries, Entry, Query, Recorded, consult, due},
+    client_table::{BUCKET_ENTRIES, Entries, Entry},
+    clock::due,
     map_types::{ALL_DOWN, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED},
+    memory::{BackendFacts, Query, Recorded, consult},
     verdict::{CauseIndex, Decision, DropReason},
 };
 

@@ -8,8 +8,9 @@ use std::{
 
 use balancer_common::{
     client::slot,
-    client_table::{Entry, Steered, Steering, steer},
+    client_table::Entry,
     map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    memory::{Steered, Steering, steer},
     verdict::CauseIndex,
 };
 

@@ -22,7 +22,7 @@ use crate::{
         io::{Admin, BackendId, BackendName, Change, CheckOutcome, Command, Event, Refused, ServiceId, ServiceSpec},
         merge::merge,
         next_hops::Hop,
-        plan::{Census, Plan},
+        plan::Plan,
         rules::Action,
         service::{Backend, Service},
         standing::State,
@@ -222,12 +222,20 @@ impl World {
     /// The plan of a change that has just been made was right about slots, and about clients, once all come back.
     fn holds(&self, plan: Plan, old: &DataPlane) {
         let spec = |plane: &DataPlane, id: ServiceId| plane.services.iter().find(|spec| spec.id == id).cloned();
-        for of in plan.services {
+        let ids: Vec<ServiceId> = plan.services.iter().map(|of| of.id).collect();
+        let planned = plan.counted(|count| {
+            for (&(service, _), &entry) in &old.clients {
+                if old.rows.get(&BackendId(entry.backend())).is_some_and(|row| row.service == service) {
+                    count(entry);
+                }
+            }
+        });
+        for (of, view) in ids.into_iter().zip(planned.services) {
             let name = |id: u16| match id {
                 NO_BACKEND | ALL_DOWN => None,
                 id => Some(id),
             };
-            let (before, after) = (&old.tables[&of.id].0, &self.plane.tables[&of.id].0);
+            let (before, after) = (&old.tables[&of].0, &self.plane.tables[&of].0);
             let mut slots: BTreeMap<_, (u32, u64)> = BTreeMap::new();
             for (place, &to) in after.iter().enumerate() {
                 let from = before[place * before.len() / after.len()];
@@ -235,12 +243,10 @@ impl World {
                     slots.entry((name(from), name(to))).or_default().0 += 1;
                 }
             }
-            let mut census = Census::default();
-            let (then, now): (ServiceSpec, _) = (spec(old, of.id).unwrap(), spec(&self.plane, of.id).unwrap());
-            for (_, &entry) in old.clients.iter().filter(|((service, _), _)| *service == of.id) {
-                of.count(entry, &mut census);
+            let (then, now): (ServiceSpec, _) = (spec(old, of).unwrap(), spec(&self.plane, of).unwrap());
+            for (_, &entry) in old.clients.iter().filter(|((service, _), _)| *service == of) {
                 let at = entry.backend();
-                let there = old.rows.get(&BackendId(at)).is_some_and(|row| row.service == of.id);
+                let there = old.rows.get(&BackendId(at)).is_some_and(|row| row.service == of);
                 if !there || old.steer(&then, entry.tag()).backend != Some(at) || now.remember.is_zero() {
                     continue;
                 }
@@ -249,7 +255,6 @@ impl World {
                     slots.entry((Some(at), to)).or_default().1 += 1;
                 }
             }
-            let view = of.view(&census);
             let named = |id: Option<u16>| {
                 let of =
                     |controller: &Controller| id.and_then(|id| controller.name_of(BackendId(id)).map(str::to_owned));

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::{client::HashKey, client_table::Clock, map_types::Forwarding, verdict::MoveCause};
+use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 
 use crate::{
     config::model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},

@@ -15,6 +15,7 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 use super::{
     asker::Asker,
     body::{read, read_up_to},
+    change::{self, ADD_SHAPE, ADMIN_SHAPE},
     events,
     failure::Failure,
     statistics,
@@ -22,13 +23,12 @@ use super::{
 use crate::{
     api::MAX_CONFIGURATION_BODY,
     api::model::{
-        AddBackend, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth,
-        ForgottenView, HealthView, PlanRequest, PlanView, RuleView, RuleWord, ServiceView, SetAdmin, SetRule,
-        SetWeight, StatusView,
+        Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView,
+        HealthView, PlanView, RuleView, RuleWord, ServiceView, SetRule, SetWeight, StatusView,
     },
     config::{self, value},
     core::{
-        io::{Admin, BackendName, Change, Forced},
+        io::{BackendName, Change, Forced},
         rules::Action,
     },
     shell::{
@@ -256,11 +256,8 @@ async fn add_backend(
     headers: HeaderMap,
     body: Body,
 ) -> Outcome<Changed> {
-    let shape = r#"{"name": "web4", "address": "192.0.2.4:8080", "weight": 100, "backup": false}"#;
-    let AddBackend { name, address, weight, backup } = read(&headers, body, shape).await?;
-    let name = BackendName { service, backend: value::name(&name).map_err(Failure::bad_request)? };
-    let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
-    change(&calls, asker, Change::Add { name, address, port, weight, backup }).await
+    let backend = read(&headers, body, ADD_SHAPE).await?;
+    change(&calls, asker, change::add(service, backend)?).await
 }
 
 async fn remove_backend(
@@ -279,13 +276,8 @@ async fn set_admin(
     headers: HeaderMap,
     body: Body,
 ) -> Outcome<Changed> {
-    let shape = r#"{"admin": "ready"}, {"admin": "drain", "timeout": "5m"} or {"admin": "maint"}"#;
-    let SetAdmin { admin, timeout } = read(&headers, body, shape).await?;
-    if timeout.is_some() && admin != Admin::Drain {
-        return Err(Failure::bad_request(format!("a timeout means nothing without drain; give {shape}")));
-    }
-    let timeout = timeout.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
-    change(&calls, asker, Change::SetAdmin { name: BackendName { service, backend }, admin, timeout }).await
+    let admin = read(&headers, body, ADMIN_SHAPE).await?;
+    change(&calls, asker, change::set_admin(BackendName { service, backend }, admin)?).await
 }
 
 async fn set_weight(
@@ -321,26 +313,8 @@ async fn apply(State(calls): State<Calls>, asker: Asker, headers: HeaderMap, bod
 async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Outcome<PlanView> {
     let shape = r#"{"change": "remove", "service": "web", "name": "web4", "force": false}; other changes are add \
                    (with "backend"), admin (with "admin": {"admin": "drain"}) and weight (with "weight": 100)"#;
-    let request: PlanRequest = read(&headers, body, shape).await?;
-    let name = |service: String, backend: String| BackendName { service, backend };
-    let (service, change) = match request {
-        PlanRequest::Add { service, backend: AddBackend { name: backend, address, weight, backup } } => {
-            let backend = value::name(&backend).map_err(Failure::bad_request)?;
-            let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
-            (service.clone(), Change::Add { name: name(service, backend), address, port, weight, backup })
-        }
-        PlanRequest::Remove { service, name: backend, force } => {
-            (service.clone(), Change::Remove { name: name(service, backend), force })
-        }
-        PlanRequest::Admin { service, name: backend, admin } => {
-            let SetAdmin { admin, timeout } = admin;
-            let timeout = timeout.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
-            (service.clone(), Change::SetAdmin { name: name(service, backend), admin, timeout })
-        }
-        PlanRequest::Weight { service, name: backend, weight } => {
-            (service.clone(), Change::SetWeight { name: name(service, backend), weight })
-        }
-    };
+    let request = read(&headers, body, shape).await?;
+    let (service, change) = change::planned(request)?;
     let planned = ask(&calls, |reply| Call::Plan { change, reply }).await??;
     find(planned.services, |plan| &plan.service, &service).map(Json)
 }

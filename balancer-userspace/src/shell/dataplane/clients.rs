@@ -11,40 +11,17 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use balancer_common::{
     client::slot,
-    client_table::{BUCKET_ENTRIES, Bucket, Clock, Entry, TICK_MASK, find},
+    client_table::{BUCKET_ENTRIES, Bucket, Entry, find},
+    clock::Clock,
     map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
 };
 
-use super::{Forgotten, mapped::MappedArray};
+use super::{Forgotten, mapped::MappedArray, memory::Memory};
 use crate::core::io::{BackendId, ServiceId};
-
-/// What the sweep must know of a service.
-#[derive(Clone, Debug)]
-pub(super) struct Memory {
-    pub(super) table: Arc<[u16]>,
-    /// `None`: the service remembers nothing any more.
-    pub(super) clock: Option<Clock>,
-    pub(super) tick: u16,
-    /// The tick that it was when so much time had passed: from there on it is counted.
-    pub(super) since: (u16, Duration),
-    /// Rises with each swap.
-    pub(super) swaps: u64,
-}
-
-impl Memory {
-    /// The tick after `elapsed`.
-    pub(super) fn tick_at(&self, elapsed: Duration) -> u16 {
-        let Some(clock) = self.clock else { return 0 };
-        let (tick, since) = self.since;
-        let ticks = elapsed.saturating_sub(since).as_secs() / u64::from(clock.tick_seconds);
-        tick.wrapping_add(ticks as u16) & TICK_MASK
-    }
-}
 
 /// An age above that of every client that is remembered, in ticks.
 const OLDEST: u16 = 16_000;

@@ -13,7 +13,7 @@ use balancer_common::map_types::{DecapKey, DecapStats, MAX_DECAP_VIPS};
 use super::{
     OBJECT,
     attach::{self, Attached},
-    kernel::per_cpu,
+    counters::per_cpu,
     load::load_program,
     rows::{address_words, family},
 };

@@ -8,7 +8,7 @@ use aya::{
     Ebpf,
     maps::{Array, MapData},
 };
-use balancer_common::map_types::{BackendHistory, Notes as NotesRow, ServiceHistory};
+use balancer_common::kept::{BackendHistory, Notes as NotesRow, ServiceHistory};
 use bytemuck::Zeroable as _;
 
 use super::{
@@ -24,8 +24,6 @@ use crate::core::{
 /// What an earlier controller left, and what this one will leave.
 pub struct Kept {
     pins: Option<Pins>,
-    /// As the controller before wrote them.
-    before: Option<Notes>,
     notes: Array<MapData, NotesRow>,
     backends: MappedArray<BackendHistory>,
     services: MappedArray<ServiceHistory>,
@@ -33,24 +31,30 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub(super) fn new(ebpf: &mut Ebpf, pins: Option<Pins>, before: Option<Notes>) -> anyhow::Result<Self> {
+    pub(super) fn new(ebpf: &mut Ebpf, pins: Option<Pins>) -> anyhow::Result<Self> {
         let notes = ebpf.take_map("NOTES").context("the kernel object holds no map NOTES")?.try_into()?;
         let backends = MappedArray::<BackendHistory>::new(take(ebpf, "BACKEND_HISTORY")?)?;
         let services = MappedArray::new(take(ebpf, "SERVICE_HISTORY")?)?;
         let elapsed_before = Duration::from_secs(backends.word64(0, 0).load(Ordering::Relaxed));
-        Ok(Self { pins, before, notes, backends, services, elapsed_before })
+        Ok(Self { pins, notes, backends, services, elapsed_before })
     }
 
     /// Whether an earlier controller's maps and links are gone on with.
     #[must_use]
-    pub const fn adopted(&self) -> bool {
-        self.before.is_some()
+    pub fn adopted(&self) -> bool {
+        self.notes().is_some()
+    }
+
+    /// Whether anything is to outlive this process, or has outlived another.
+    #[must_use]
+    pub const fn outlives(&self) -> bool {
+        self.pins.is_some()
     }
 
     /// What the controller before wrote down.
     #[must_use]
-    pub const fn notes(&self) -> Option<&Notes> {
-        self.before.as_ref()
+    pub fn notes(&self) -> Option<&Notes> {
+        self.pins.as_ref().and_then(Pins::left)
     }
 
     /// The pins, if anything is to outlive this process or has outlived another.
@@ -102,15 +106,29 @@ impl Kept {
     }
 
     pub(super) fn keep_service(&self, id: ServiceId, history: &ServiceHistory) {
-        let tick = self.tick(id).into();
-        store(&self.services, usize::from(id.0), &ServiceHistory { tick, ..*history });
+        let ServiceHistory { tick, rule_fallbacks, .. } = load(&self.services, usize::from(id.0));
+        store(&self.services, usize::from(id.0), &ServiceHistory { tick, rule_fallbacks, ..*history });
     }
 
     pub(super) fn keep_tick(&self, id: ServiceId, tick: u16) {
+        self.keep_word(id, offset_of!(ServiceHistory, tick), tick.into());
+    }
+
+    /// Keeps the fallbacks that rules of a service which are gone have counted.
+    pub(super) fn keep_rule_fallbacks(&self, id: ServiceId, fallbacks: u64) {
+        self.keep_word(id, offset_of!(ServiceHistory, rule_fallbacks), fallbacks);
+    }
+
+    fn keep_word(&self, id: ServiceId, offset: usize, value: u64) {
         if usize::from(id.0) < self.services.len() {
-            let word = self.services.word64(usize::from(id.0), offset_of!(ServiceHistory, tick));
-            word.store(tick.into(), Ordering::Relaxed);
+            self.services.word64(usize::from(id.0), offset).store(value, Ordering::Relaxed);
         }
+    }
+
+    /// Those of every service that has some.
+    pub(super) fn rule_fallbacks(&self) -> impl Iterator<Item = (ServiceId, u64)> {
+        let all = (0..self.services.len()).map(|index| (index, self.services.load(index).rule_fallbacks));
+        all.filter(|&(_, fallbacks)| fallbacks > 0).map(|(index, fallbacks)| (ServiceId(index as u16), fallbacks))
     }
 
     /// The tick of a service's clock when it was last kept; 0 at first.

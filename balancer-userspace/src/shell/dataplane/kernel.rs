@@ -1,29 +1,27 @@
 //! The data path in the kernel: loads the program, attaches it, and writes its maps.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     mem::offset_of,
     net::IpAddr,
-    ops::Range,
-    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{MapData, PerCpuArray, PerCpuValues, RingBuf},
+    Ebpf, EbpfLoader,
+    maps::{MapData, RingBuf},
     programs::Xdp,
 };
 use balancer_common::{
-    client_table::Clock,
+    clock::Clock,
+    kept::{BackendHistory, ServiceHistory},
     map_types::{
-        BACKEND_REACHABLE, BackendHistory, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD,
-        CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, LiveTable,
-        MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOT_EXCEPTIONS,
-        SLOT_REFILLED, SLOTS_PER_LINE, SampleStats, ServiceHistory, ServiceRow, SlotLine, TableSlot, interface_row,
+        BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
+        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, ReplyStats, ReturnRow,
+        RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
     },
     service_table::TableView,
 };
@@ -33,19 +31,20 @@ use ipnet::IpNet;
 use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
     attach::{self, Attached},
-    batch::{self, BackendCounters},
+    batch::BackendCounters,
     capacity::Capacity,
-    clients::{ClientTable, KnownClients, Memory},
+    clients::{ClientTable, KnownClients},
+    counters::{Counters, interface_multiplier},
     grace::{Grace, GracePeriods},
     halves::Halves,
     kept::Kept,
     load::load_program,
     mapped::MappedArray,
+    memory::Memory,
     pins::{self, Notes, Pins},
-    placement,
-    regions::Regions,
-    rows,
+    placement, rows,
     rules::RuleTable,
+    tables::{Known, Tables},
 };
 use crate::{
     config::model::XdpMode,
@@ -59,39 +58,13 @@ const NEWCOMERS_PART: u32 = 8;
 /// Entries looked at in one part of a sweep: about a millisecond's work.
 const SWEEP_PART: usize = 1 << 18;
 
-/// The live table of a service.
-struct Table {
-    lines: Range<u32>,
-    size: u32,
-    /// The backends of its slots.
-    slots: Arc<[u16]>,
-    /// The flags of its slots.
-    flags: Vec<u16>,
-    /// How many of them have exceptions.
-    exceptions: u64,
-    /// Row of the active half of the service map, once published.
-    row: Option<u32>,
-}
-
-impl Table {
-    fn location(&self) -> LiveTable {
-        LiveTable { first: self.lines.start * SLOTS_PER_LINE, size: self.size }
-    }
-}
-
 /// The kernel's data path.
 pub struct KernelDataplane {
     control: MappedArray<Control>,
     services: Halves<ServiceRow>,
     returns: Halves<ReturnRow>,
-    slots: MappedArray<SlotLine>,
     backends: MappedArray<BackendRow>,
-    interface_stats: PerCpuArray<MapData, InterfaceStats>,
-    backend_stats: PerCpuArray<MapData, BackendStats>,
-    drop_stats: PerCpuArray<MapData, DropStats>,
-    memory_stats: PerCpuArray<MapData, MemoryStats>,
-    sample_stats: PerCpuArray<MapData, SampleStats>,
-    backend_counters: Arc<BackendCounters>,
+    counters: Counters,
     clients: ClientTable,
     rules: RuleTable,
     capacity: Capacity,
@@ -99,16 +72,12 @@ pub struct KernelDataplane {
     memories: HashMap<ServiceId, Memory>,
     directory: Vec<ServiceSpec>,
     elapsed: Duration,
-    grace_periods: GracePeriods,
+    grace_periods: Arc<GracePeriods>,
     /// Before it is over no pass over the client table may begin: there was a swap.
     next_pass: Option<Grace>,
     /// Before it is over packets may read the half of the directory that is not active.
     published: Option<Grace>,
-    reply_stats: PerCpuArray<MapData, ReplyStats>,
-    regions: Regions,
-    tables: HashMap<ServiceId, Table>,
-    counted: HashSet<BackendId>,
-    interface_multiplier: u32,
+    tables: Tables,
     attached: Vec<Attached>,
     kept: Kept,
     ebpf: Ebpf,
@@ -126,13 +95,13 @@ impl KernelDataplane {
     /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map, and when the pinned ones are of another version.
+    /// When the kernel refuses the program or a map.
     pub fn load_kept(mut capacity: Capacity, ifindexes: &[u32], pins: Option<Pins>) -> anyhow::Result<Self> {
-        let notes = pins.as_ref().map(Pins::adoptable).transpose()?.flatten();
-        let interface_multiplier = interface_multiplier(ifindexes, notes.as_ref().map(|n| n.interface_multiplier))?;
+        let notes = pins.as_ref().and_then(Pins::left);
+        let interface_multiplier = interface_multiplier(ifindexes, notes.map(|notes| notes.interface_multiplier))?;
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
         let mut buckets = capacity.buckets();
-        if let Some(notes) = &notes {
+        if let Some(notes) = notes {
             // The table cannot change its size without forgetting where its clients are.
             buckets = notes.buckets;
             capacity.clients = notes.clients;
@@ -157,40 +126,30 @@ impl KernelDataplane {
             0,
             Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() },
         );
-        let kept = Kept::new(&mut ebpf, pins, notes)?;
-        let backend_counters = Arc::new(BackendCounters::new(descriptor(&ebpf, "BACKEND_STATS")?)?);
+        let kept = Kept::new(&mut ebpf, pins)?;
+        let grace_periods = Arc::new(GracePeriods::spawn()?);
         let mut this = Self {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
             returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
-            slots: MappedArray::new(take(&mut ebpf, "SLOTS")?)?,
             backends: MappedArray::new(take(&mut ebpf, "BACKENDS")?)?,
-            interface_stats: per_cpu(&mut ebpf, "INTERFACE_STATS")?,
-            backend_stats: per_cpu(&mut ebpf, "BACKEND_STATS")?,
-            drop_stats: per_cpu(&mut ebpf, "DROP_STATS")?,
-            memory_stats: per_cpu(&mut ebpf, "MEMORY_STATS")?,
-            sample_stats: per_cpu(&mut ebpf, "SAMPLE_STATS")?,
-            backend_counters,
+            counters: Counters::new(&mut ebpf, interface_multiplier)?,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
-            rules: RuleTable::new(&mut ebpf)?,
+            rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
             memories: HashMap::new(),
             directory: Vec::new(),
             elapsed: kept.elapsed_before(),
-            grace_periods: GracePeriods::spawn()?,
+            tables: Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods)),
+            grace_periods,
             next_pass: None,
             published: None,
-            reply_stats: per_cpu(&mut ebpf, "REPLY_STATS")?,
-            regions: Regions::new(lines),
-            tables: HashMap::new(),
-            counted: HashSet::new(),
-            interface_multiplier,
             attached: Vec::new(),
             kept,
             ebpf,
         };
         if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
-            this.forget_interface_stats()?;
+            this.counters.forget_interfaces()?;
         }
         load_program(this.program()?)?;
         Ok(this)
@@ -210,7 +169,7 @@ impl KernelDataplane {
             layout_version: LAYOUT_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance,
-            interface_multiplier: self.interface_multiplier,
+            interface_multiplier: self.counters.interface_multiplier(),
             buckets: self.clients.buckets(),
             clients: self.capacity.clients,
             process: std::process::id(),
@@ -218,15 +177,6 @@ impl KernelDataplane {
             host,
         };
         self.kept.write_notes(&notes)
-    }
-
-    /// The interfaces are told apart in another way than before, so the counters are nobody's.
-    fn forget_interface_stats(&mut self) -> anyhow::Result<()> {
-        for row in 0..MAX_INTERFACES {
-            let zero = PerCpuValues::try_from(vec![InterfaceStats::default(); aya::util::nr_cpus().map_err(cpus)?])?;
-            self.interface_stats.set(row, zero, 0).context("clearing the interfaces' counters")?;
-        }
-        Ok(())
     }
 
     /// The loaded program.
@@ -316,7 +266,7 @@ impl KernelDataplane {
         for (id, memory) in &mut self.memories {
             memory.tick = memory.tick_at(elapsed);
             self.kept.keep_tick(*id, memory.tick);
-            if let Some(row) = self.tables.get(id).and_then(|table| table.row) {
+            if let Some(row) = self.tables.row(*id) {
                 let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, tick));
                 word.store(u32::from(memory.tick), Ordering::Release);
             }
@@ -327,14 +277,8 @@ impl KernelDataplane {
     /// active, for ever.
     fn flag_all(&mut self, service: ServiceId) {
         let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
-        let Some(table) = self.tables.get_mut(&service).filter(|_| remembers) else { return };
-        let first = table.location().first;
-        for (slot, (flags, &backend)) in (first..).zip(table.flags.iter_mut().zip(&*table.slots)) {
-            if *flags & SLOT_EXCEPTIONS == 0 {
-                *flags |= SLOT_EXCEPTIONS;
-                table.exceptions += 1;
-                store_slot(&self.slots, slot, TableSlot { backend, flags: *flags });
-            }
+        if remembers {
+            self.tables.flag_all(service);
         }
     }
 
@@ -342,41 +286,10 @@ impl KernelDataplane {
     fn convert(&mut self, service: ServiceId, before: Clock, clock: Clock) {
         let Some(memory) = self.memories.get(&service) else { return };
         self.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
-        if let Some(row) = self.tables.get(&service).and_then(|table| table.row) {
+        if let Some(row) = self.tables.row(service) {
             let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
             word.store(bytemuck::cast([clock.remember, clock.due_mask]), Ordering::Release);
         }
-    }
-
-    fn take_back_exceptions(&mut self, service: ServiceId, slots: &[u32]) {
-        let Some(table) = self.tables.get_mut(&service) else { return };
-        let first = table.location().first;
-        for &slot in slots {
-            let (Some(flags), Some(&backend)) = (table.flags.get_mut(slot as usize), table.slots.get(slot as usize))
-            else {
-                continue;
-            };
-            if *flags & SLOT_EXCEPTIONS == 0 {
-                continue;
-            }
-            *flags &= !SLOT_EXCEPTIONS;
-            table.exceptions -= 1;
-            store_slot(&self.slots, first + slot, TableSlot { backend, flags: *flags });
-        }
-    }
-
-    fn allocate(&mut self, lines: u32) -> anyhow::Result<Range<u32>> {
-        self.regions.release(|grace| self.grace_periods.is_over(grace));
-        if let Some(range) = self.regions.allocate(lines) {
-            return Ok(range);
-        }
-        if let Some(last) = self.regions.last_retired() {
-            self.grace_periods.wait(last);
-            self.regions.release(|_| true);
-        }
-        self.regions.allocate(lines).with_context(|| {
-            format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
-        })
     }
 }
 
@@ -384,10 +297,8 @@ impl Dataplane for KernelDataplane {
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
         let id = backend.id;
         check_backend(id)?;
-        if self.counted.insert(id) {
+        if self.counters.begin(id)? {
             self.kept.forget_backend(id);
-            let zero = PerCpuValues::try_from(vec![BackendStats::default(); cpu_count()?])?;
-            self.backend_stats.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
         }
         self.clients.belongs(id, Some(backend.service));
         let row = rows::backend(backend);
@@ -412,69 +323,26 @@ impl Dataplane for KernelDataplane {
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
         check_backend(id)?;
         self.backends.store(usize::from(id.0), BackendRow::zeroed());
-        self.counted.remove(&id);
+        self.counters.end(id);
         self.clients.belongs(id, None);
         Ok(())
     }
 
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
-        let size = u32::try_from(table.len())?;
-        anyhow::ensure!(size > 0, "a lookup table needs slots");
-        let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
         let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
-        let old = self.tables.get(&service).filter(|_| remembers);
-        let flags: Vec<u16> = (0..table.len())
-            .map(|slot| {
-                let refilled = home.as_ref().is_none_or(|home| home.get(slot) != table.get(slot));
-                // Set before the swap is visible: the clients of a slot that changes stay where they are known, and
-                // those of a flagged slot may be anywhere.
-                let exceptions = match old {
-                    Some(old) if old.size == size => {
-                        old.flags.get(slot).is_none_or(|flags| flags & SLOT_EXCEPTIONS != 0)
-                            || old.slots.get(slot) != table.get(slot)
-                    }
-                    Some(_) => true,
-                    // The clients of an earlier controller may be anywhere.
-                    None => self.kept.adopted(),
-                };
-                (u16::from(refilled) * SLOT_REFILLED) | (u16::from(exceptions) * SLOT_EXCEPTIONS)
-            })
-            .collect();
-        let mut slots = table.iter().zip(&flags).map(|(&backend, &flags)| TableSlot { backend, flags });
-        for line in lines.clone() {
-            let mut value = SlotLine::zeroed();
-            for (place, slot) in value.slots.iter_mut().zip(&mut slots) {
-                *place = slot;
-            }
-            self.slots.store(line as usize, value);
-        }
-        let old = self.tables.remove(&service);
-        let row = old.as_ref().and_then(|old| old.row);
-        let exceptions = flags.iter().filter(|&&flags| flags & SLOT_EXCEPTIONS != 0).count() as u64;
-        let new = Table { lines, size, slots: Arc::clone(&table), flags, exceptions, row };
-        if let Some(row) = row {
-            let word = self.services.rows.word64(row as usize, offset_of!(ServiceRow, table));
-            word.store(new.location().to_word(), Ordering::Release);
-        }
-        self.tables.insert(service, new);
-        let grace = self.grace_periods.begin();
-        if let Some(old) = old {
-            self.regions.retire(old.lines, grace);
-        }
+        let known = Known { remembers, adopted: self.kept.adopted() };
+        let rows = &self.services.rows;
+        let grace = self.tables.swap(service, Arc::clone(&table), home.as_deref(), known, |row, table| {
+            let word = rows.word64(row as usize, offset_of!(ServiceRow, table));
+            word.store(table.to_word(), Ordering::Release);
+        })?;
         self.next_pass = Some(grace);
         if !self.directory.is_empty() && !self.memories.contains_key(&service) {
             // Not one that an earlier controller knew under this id.
             self.kept.forget_service(service);
         }
-        let memory = self.memories.entry(service).or_insert_with(|| Memory {
-            table: Arc::default(),
-            clock: None,
-            tick: self.kept.tick(service),
-            since: (0, Duration::ZERO),
-            swaps: 0,
-        });
-        memory.table = table;
-        memory.swaps += 1;
+        let memory = self.memories.entry(service).or_insert_with(|| Memory::new(self.kept.tick(service)));
+        memory.swapped(table);
         Ok(())
     }
 
@@ -482,23 +350,12 @@ impl Dataplane for KernelDataplane {
         let mut converted = Vec::new();
         let mut service_rows = Vec::with_capacity(2 * services.len());
         for spec in services {
-            let table = self.tables.get(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
-            let memory =
-                self.memories.get_mut(&spec.id).with_context(|| format!("service {} has no table", spec.address))?;
-            let clock = clock_of(spec);
-            let before = std::mem::replace(&mut memory.clock, clock);
-            let mut lenient = clock;
-            if before.map(|clock| clock.tick_seconds) != clock.map(|clock| clock.tick_seconds) {
-                // The tick goes on from where it is: what packets write meanwhile is of age 0 in either unit.
-                memory.since = (memory.tick, self.elapsed);
-                if let (Some(before), Some(clock)) = (before, clock) {
-                    converted.push((spec.id, before, clock));
-                    // Until ages are in the new unit nobody is too old by the old one.
-                    lenient = Some(Clock { remember: clock.remember.max(before.remember), ..clock });
-                }
-            }
-            memory.tick = memory.tick_at(self.elapsed);
-            service_rows.push(rows::service(spec, table.location(), lenient, memory.tick));
+            let (Some(table), Some(memory)) = (self.tables.location(spec.id), self.memories.get_mut(&spec.id)) else {
+                bail!("service {} has no table", spec.address)
+            };
+            let retimed = memory.retime(spec, self.elapsed);
+            converted.extend(retimed.converted.map(|(before, clock)| (spec.id, before, clock)));
+            service_rows.push(rows::service(spec, table, retimed.published, memory.tick));
         }
         service_rows.extend(rows::vip_markers(services));
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
@@ -529,17 +386,8 @@ impl Dataplane for KernelDataplane {
 
         self.directory = services.to_vec();
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
-        for (id, mut table) in std::mem::take(&mut self.tables) {
-            match listed.get(&id) {
-                Some(&row) => {
-                    table.row = Some(row);
-                    self.tables.insert(id, table);
-                }
-                None => {
-                    self.memories.remove(&id);
-                    self.regions.retire(table.lines, self.grace_periods.begin());
-                }
-            }
+        for gone in self.tables.published(&listed) {
+            self.memories.remove(&gone);
         }
         for spec in services {
             if self.rules.pins(spec.id) {
@@ -547,7 +395,7 @@ impl Dataplane for KernelDataplane {
             }
         }
         converted.into_iter().for_each(|(id, before, clock)| self.convert(id, before, clock));
-        self.rules.keep(|id| listed.contains_key(&id))
+        self.rules.keep(|id| listed.contains_key(&id), &self.kept)
     }
 
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
@@ -557,7 +405,7 @@ impl Dataplane for KernelDataplane {
             // Before the first client is pinned. The sweep takes no flag back while there is such a rule.
             self.flag_all(service);
         }
-        let set = self.rules.set(service, rules);
+        let set = self.rules.set(service, rules, &self.kept);
         if pins || pinned {
             // A packet on its way may still obey the old rules: as if the table were swapped.
             self.next_pass = Some(self.grace_periods.begin());
@@ -576,12 +424,13 @@ impl Dataplane for KernelDataplane {
         self.rules.fallbacks(service)
     }
 
-    fn adopt(&mut self, backends: &[(BackendId, ServiceId)]) {
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()> {
         for &(id, service) in backends {
-            self.counted.insert(id);
+            self.counters.adopt(id);
             self.clients.belongs(id, Some(service));
         }
         self.clients.forget_strangers();
+        self.rules.forget_left(|service| ruled.contains(&service), &self.kept)
     }
 
     fn keep_backend_history(&self, id: BackendId, history: &BackendHistory) {
@@ -593,15 +442,11 @@ impl Dataplane for KernelDataplane {
     }
 
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
-        let cpus = self.backend_stats.get(&u32::from(id.0), 0).context("reading a backend's counters")?;
-        Ok(cpus.iter().fold(BackendStats::default(), |mut sum, cpu| {
-            batch::add(&mut sum, cpu);
-            sum
-        }))
+        self.counters.backend(id)
     }
 
     fn backend_counters(&self) -> Arc<BackendCounters> {
-        Arc::clone(&self.backend_counters)
+        self.counters.many_backends()
     }
 
     fn attached(&self) -> &[Attached] {
@@ -609,12 +454,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
-        let row = interface_row(ifindex, self.interface_multiplier);
-        let cpus = self.interface_stats.get(&row, 0).context("reading an interface's counters")?;
-        Ok(cpus.iter().fold(InterfaceStats::default(), |mut sum, cpu| {
-            add(&mut sum.verdicts, &cpu.verdicts);
-            sum
-        }))
+        self.counters.interface(ifindex)
     }
 
     fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
@@ -630,7 +470,7 @@ impl Dataplane for KernelDataplane {
         let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
         for (service, slots) in pass.settled {
             if !self.rules.pins(service) {
-                self.take_back_exceptions(service, &slots);
+                self.tables.take_back_exceptions(service, &slots);
             }
         }
         Some(pass.known)
@@ -638,13 +478,8 @@ impl Dataplane for KernelDataplane {
 
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
         let spec = self.directory.iter().find(|spec| spec.id == service)?;
-        let memory = self.memories.get(&service)?;
-        let clock = memory.clock?;
         let entry = self.clients.find(rows::client_hash(spec, address)?)?;
-        let age = entry.age(memory.tick_at(self.elapsed));
-        let seconds = u64::from(age) * u64::from(clock.tick_seconds);
-        (age <= clock.remember)
-            .then(|| KnownClient { backend: BackendId(entry.backend()), last_seen: Duration::from_secs(seconds) })
+        self.memories.get(&service)?.known(entry, self.elapsed)
     }
 
     fn known_clients(&self) -> Option<KnownClients> {
@@ -667,58 +502,21 @@ impl Dataplane for KernelDataplane {
     }
 
     fn memory(&self) -> anyhow::Result<MemorySnapshot> {
-        let cpus = self.memory_stats.get(&0, 0).context("reading the counters of the client table")?;
-        let stats = cpus.iter().fold(MemoryStats::default(), |mut sum, cpu| {
-            sum.inserted += cpu.inserted;
-            sum.evicted += cpu.evicted;
-            sum.full += cpu.full;
-            sum.limited += cpu.limited;
-            sum
-        });
-        let cpus = self.sample_stats.get(&0, 0).context("reading the counters of samples")?;
-        let samples = cpus.iter().fold(SampleStats::default(), |sum, cpu| SampleStats {
-            sent: sum.sent + cpu.sent,
-            lost: sum.lost + cpu.lost,
-        });
         Ok(MemorySnapshot {
             capacity: u64::from(self.capacity.clients),
             entries: self.clients.entries(),
-            exceptions: self.tables.values().map(|table| table.exceptions).sum(),
-            stats,
-            samples,
+            exceptions: self.tables.exceptions(),
+            stats: self.counters.memory()?,
+            samples: self.counters.samples()?,
         })
     }
 
     fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
-        let cpus = self.reply_stats.get(&0, 0).context("reading the counters of answered packets")?;
-        Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
-            echo: sum.echo + cpu.echo,
-            too_big: sum.too_big + cpu.too_big,
-            ..sum
-        }))
+        self.counters.replies()
     }
 
     fn drop_stats(&self) -> anyhow::Result<DropStats> {
-        let cpus = self.drop_stats.get(&0, 0).context("reading the counters of dropped packets")?;
-        Ok(cpus.iter().fold(DropStats::default(), |mut sum, cpu| {
-            add(&mut sum.reasons, &cpu.reasons);
-            sum
-        }))
-    }
-}
-
-/// The clock of a service's memory. `None`: it has none.
-fn clock_of(spec: &ServiceSpec) -> Option<Clock> {
-    let seconds = u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX);
-    (seconds > 0).then(|| match spec.tick_seconds {
-        0 => Clock::new(seconds),
-        tick_seconds => Clock::with_ticks(seconds, tick_seconds),
-    })
-}
-
-fn add<const N: usize>(sum: &mut [u64; N], values: &[u64; N]) {
-    for (sum, value) in sum.iter_mut().zip(values) {
-        *sum += value;
+        self.counters.drops()
     }
 }
 
@@ -740,47 +538,6 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
-    let map = ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))?;
-    Ok(map.try_into()?)
-}
-
-pub(super) fn cpu_count() -> anyhow::Result<usize> {
-    aya::util::nr_cpus().map_err(cpus)
-}
-
-/// Replaces one slot in one piece.
-fn store_slot(slots: &MappedArray<SlotLine>, place: u32, slot: TableSlot) {
-    let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
-    slots.word32((place / SLOTS_PER_LINE) as usize, offset).store(bytemuck::cast(slot), Ordering::Release);
-}
-
-/// A descriptor of its own for a map.
-fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
-    let Some(aya::maps::Map::PerCpuArray(map)) = ebpf.map(name) else {
-        bail!("the kernel object holds no per-CPU array {name}")
-    };
-    Ok(map.fd().as_fd().try_clone_to_owned()?)
-}
-
-fn cpus((what, error): (&str, std::io::Error)) -> anyhow::Error {
-    anyhow!("counting the CPUs ({what}): {error}")
-}
-
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
-}
-
-/// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does.
-fn interface_multiplier(ifindexes: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
-    // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
-    let candidates = (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
-    before
-        .into_iter()
-        .chain(candidates)
-        .find(|&multiplier| {
-            let mut rows = HashSet::new();
-            ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))
-        })
-        .with_context(|| format!("more than {} interfaces, or too many to tell apart", MAX_INTERFACES / 4))
 }

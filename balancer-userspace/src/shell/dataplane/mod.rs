@@ -4,6 +4,7 @@ mod attach;
 pub(crate) mod batch;
 mod capacity;
 mod clients;
+mod counters;
 mod decap;
 mod grace;
 mod halves;
@@ -11,12 +12,14 @@ mod kept;
 mod kernel;
 mod load;
 mod mapped;
+mod memory;
 pub(crate) mod offload;
 mod pins;
 mod placement;
 mod regions;
 mod rows;
 mod rules;
+mod tables;
 
 pub use attach::Attached;
 pub use batch::BackendCounters;
@@ -29,8 +32,9 @@ pub use pins::{Notes, Pins};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use balancer_common::map_types::{
-    BackendHistory, BackendStats, DropStats, InterfaceStats, ReplyStats, RuleStats, ServiceHistory,
+use balancer_common::{
+    kept::{BackendHistory, ServiceHistory},
+    map_types::{BackendStats, DropStats, InterfaceStats, ReplyStats, RuleStats},
 };
 use ipnet::IpNet;
 
@@ -86,9 +90,12 @@ pub trait Dataplane {
     /// When a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
-    /// Goes on with the clients and counters that an earlier controller left for these backends. What it left for others
-    /// is forgotten.
-    fn adopt(&mut self, backends: &[(BackendId, ServiceId)]);
+    /// Goes on with the clients and counters that an earlier controller left for these backends, and with the rules that
+    /// it left for services that are `ruled`. What it left for others is forgotten.
+    ///
+    /// # Errors
+    /// When the kernel refuses to remove a rule.
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()>;
 
     /// Keeps counters of a backend for the next controller.
     fn keep_backend_history(&self, id: BackendId, history: &BackendHistory);

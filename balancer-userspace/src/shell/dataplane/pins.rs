@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{Array, Map, MapData};
-use balancer_common::map_types::{LAYOUT_VERSION, Notes as NotesRow};
+use balancer_common::{kept::Notes as NotesRow, map_types::LAYOUT_VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -21,12 +21,14 @@ use crate::shell::{bpffs::Bpffs, host::HostChanges};
 /// Below the root of the BPF file system.
 const DIRECTORY: &str = "balancer";
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
-pub(super) const MAPS: [&str; 11] = [
+pub(super) const MAPS: [&str; 13] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
     "CLIENTS",
     "FRAGMENTS",
+    "RULES",
+    "RULE_STATS",
     "INTERFACE_STATS",
     "BACKEND_STATS",
     "DROP_STATS",
@@ -43,6 +45,8 @@ pub struct Pins {
     name: String,
     /// Made by this process, for a controller that has not started yet.
     unfinished: bool,
+    /// What the controller before wrote down.
+    left: Option<Notes>,
     lock: Option<Flock<OwnedFd>>,
 }
 
@@ -81,21 +85,28 @@ impl Pins {
     /// The pins left by an earlier controller with this state file in this network namespace. `None`: there are none.
     ///
     /// # Errors
-    /// When a living controller has them.
+    /// When a living controller has them, and when they have layouts that this program cannot go on with: the error says
+    /// what to do.
     pub fn find(state_file: &Path) -> anyhow::Result<Option<Self>> {
         let Some(bpffs) = Bpffs::find() else { return Ok(None) };
         let name = name(network_namespace()?, state_file);
         if !bpffs.path(DIRECTORY).join(&name).exists() {
             return Ok(None);
         }
-        let mut pins = Self { bpffs, name, unfinished: false, lock: None };
+        let mut pins = Self { bpffs, name, unfinished: false, left: None, lock: None };
         pins.lock()?;
-        if pins.notes()?.is_none() {
-            // Its maker did not get as far as attaching anything.
-            pins.remove()?;
-            return Ok(None);
+        pins.left = pins.notes()?;
+        match &pins.left {
+            Some(notes) => {
+                adoptable(notes)?;
+                Ok(Some(pins))
+            }
+            None => {
+                // Its maker did not get as far as attaching anything.
+                pins.remove()?;
+                Ok(None)
+            }
         }
-        Ok(Some(pins))
     }
 
     /// A new, empty directory. It is removed again when this is dropped before [`finish`](Self::finish).
@@ -105,7 +116,7 @@ impl Pins {
     pub fn create(state_file: &Path) -> anyhow::Result<Self> {
         let bpffs = Bpffs::find_or_mount()?;
         let name = name(network_namespace()?, state_file);
-        let mut pins = Self { bpffs, name, unfinished: true, lock: None };
+        let mut pins = Self { bpffs, name, unfinished: true, left: None, lock: None };
         fs::create_dir_all(pins.directory()).context("making a directory for pins in the BPF file system")?;
         pins.lock()?;
         Ok(pins)
@@ -130,7 +141,7 @@ impl Pins {
                 continue;
             }
             let bpffs = Bpffs::find().context("the BPF file system went away")?;
-            let mut pins = Self { bpffs, name, unfinished: false, lock: None };
+            let mut pins = Self { bpffs, name, unfinished: false, left: None, lock: None };
             match pins.lock() {
                 Ok(()) => free.push(pins),
                 Err(_) => held.push(pins.notes().ok().flatten().unwrap_or_default()),
@@ -164,22 +175,10 @@ impl Pins {
         serde_json::from_slice(text).map(Some).map_err(|_| self.foreign())
     }
 
-    /// The notes of maps that this program can go on with.
-    ///
-    /// # Errors
-    /// When they have other layouts: the error says what to do.
-    pub fn adoptable(&self) -> anyhow::Result<Option<Notes>> {
-        let Some(notes) = self.notes()? else { return Ok(None) };
-        if notes.layout_version != LAYOUT_VERSION {
-            bail!(
-                "balancer {} left maps of layout {} running, and this is balancer {} with layout {LAYOUT_VERSION}: start \
-                 that version again, or give up what it remembers with `balancer detach` and start this one",
-                notes.version,
-                notes.layout_version,
-                env!("CARGO_PKG_VERSION"),
-            );
-        }
-        Ok(Some(notes))
+    /// What the controller before wrote down about the maps that it left; `None` if these are new.
+    #[must_use]
+    pub const fn left(&self) -> Option<&Notes> {
+        self.left.as_ref()
     }
 
     /// The counters in the pinned maps.
@@ -267,6 +266,19 @@ impl Drop for Pins {
             tracing::warn!("pins stay behind: {error:#}");
         }
     }
+}
+
+fn adoptable(notes: &Notes) -> anyhow::Result<()> {
+    if notes.layout_version != LAYOUT_VERSION {
+        bail!(
+            "balancer {} left maps of layout {} running, and this is balancer {} with layout {LAYOUT_VERSION}: start that \
+             version again, or give up what it remembers with `balancer detach` and start this one",
+            notes.version,
+            notes.layout_version,
+            env!("CARGO_PKG_VERSION"),
+        );
+    }
+    Ok(())
 }
 
 fn network_namespace() -> anyhow::Result<u64> {

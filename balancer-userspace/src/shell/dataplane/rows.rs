@@ -8,7 +8,7 @@ use std::{
 use balancer_common::{
     checksum,
     client::{self, mask_v4, mask_v6},
-    client_table::Clock,
+    clock::Clock,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow,
         FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS,

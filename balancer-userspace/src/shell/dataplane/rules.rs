@@ -1,4 +1,6 @@
 //! Rules for client prefixes in the kernel: a trie of longest prefixes, and counters.
+//!
+//! Both maps may be those of an earlier controller. A rule that is asked for again keeps its row of counters.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -15,7 +17,7 @@ use balancer_common::map_types::{
 };
 use ipnet::IpNet;
 
-use super::{kernel, rows::address_words};
+use super::{counters, kept::Kept, rows::address_words};
 use crate::core::io::{RuleAction, RuleSpec, ServiceId};
 
 /// The rules that the kernel has.
@@ -23,10 +25,10 @@ pub(super) struct RuleTable {
     trie: LpmTrie<MapData, RuleKey, RuleRow>,
     stats: PerCpuArray<MapData, RuleStats>,
     services: HashMap<ServiceId, ServiceRules>,
-    /// Counters that were used before, the longest unused first: a packet on its way may still count there.
+    /// Rules of an earlier controller that nobody has asked for yet.
+    left: HashMap<(u32, RuleKey), RuleRow>,
+    /// Counters that nobody uses, the longest unused first: a packet on its way may still count there.
     free: VecDeque<u32>,
-    /// Counters never used.
-    next: u32,
 }
 
 #[derive(Default)]
@@ -37,20 +39,36 @@ struct ServiceRules {
 }
 
 impl RuleTable {
-    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+    pub(super) fn new(ebpf: &mut Ebpf, kept: &Kept) -> anyhow::Result<Self> {
         let trie = ebpf.take_map("RULES").context("the kernel object holds no map RULES")?;
-        let stats = kernel::per_cpu(ebpf, "RULE_STATS")?;
-        Ok(Self { trie: trie.try_into()?, stats, services: HashMap::new(), free: VecDeque::new(), next: 0 })
+        let trie: LpmTrie<_, RuleKey, RuleRow> = trie.try_into()?;
+        let stats = counters::per_cpu(ebpf, "RULE_STATS")?;
+        let mut left = HashMap::new();
+        for rule in trie.iter() {
+            let (key, row) = rule.context("reading the rules of the controller before")?;
+            left.insert(parts(key), row);
+        }
+        let used: HashSet<u32> = left.values().map(|row| row.counters).collect();
+        let free = (0..MAX_RULES).filter(|counters| !used.contains(counters)).collect();
+        let gone = kept.rule_fallbacks();
+        let services = gone.map(|(id, fallbacks)| (id, ServiceRules { rules: BTreeMap::new(), fallbacks })).collect();
+        Ok(Self { trie, stats, services, left, free })
     }
 
     /// Makes `rules` those of `service`.
-    pub(super) fn set(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
+    pub(super) fn set(&mut self, service: ServiceId, rules: &[RuleSpec], kept: &Kept) -> anyhow::Result<()> {
+        for rule in rules {
+            if let Some(row) = self.left.remove(&parts(key(service, rule.prefix))) {
+                self.services.entry(service).or_default().rules.insert(rule.prefix, row);
+            }
+        }
+        self.forget_left(|other| other != service, kept)?;
         let wanted: HashSet<IpNet> = rules.iter().map(|rule| rule.prefix).collect();
         let there = self.services.get(&service).map(|service| &service.rules);
         let gone: Vec<IpNet> =
             there.into_iter().flat_map(BTreeMap::keys).copied().filter(|prefix| !wanted.contains(prefix)).collect();
         for prefix in gone {
-            self.remove(service, prefix)?;
+            self.remove(service, prefix, kept)?;
         }
         for rule in rules {
             let (action, backend) = match rule.action {
@@ -81,11 +99,21 @@ impl RuleTable {
     }
 
     /// Drops the rules of services that are not `listed`.
-    pub(super) fn keep(&mut self, listed: impl Fn(ServiceId) -> bool) -> anyhow::Result<()> {
+    pub(super) fn keep(&mut self, listed: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
         let gone: Vec<ServiceId> = self.services.keys().copied().filter(|&service| !listed(service)).collect();
         for service in gone {
-            self.set(service, &[])?;
+            self.set(service, &[], kept)?;
             self.services.remove(&service);
+        }
+        Ok(())
+    }
+
+    /// Drops the rules of an earlier controller that nobody has asked for, but those of services that are `spared`.
+    pub(super) fn forget_left(&mut self, spared: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
+        let strangers = self.left.keys().filter(|(_, key)| !spared(ServiceId(key.service))).copied();
+        for (bits, key) in strangers.collect::<Vec<_>>() {
+            let Some(row) = self.left.remove(&(bits, key)) else { continue };
+            self.give_up(ServiceId(key.service), Key::new(bits, key), row, kept)?;
         }
         Ok(())
     }
@@ -110,25 +138,32 @@ impl RuleTable {
         self.services.get(&service)?.rules.get(&prefix).copied()
     }
 
-    fn remove(&mut self, service: ServiceId, prefix: IpNet) -> anyhow::Result<()> {
+    fn remove(&mut self, service: ServiceId, prefix: IpNet, kept: &Kept) -> anyhow::Result<()> {
         let Some(row) = self.row(service, prefix) else { return Ok(()) };
-        self.trie.remove(&key(service, prefix)).with_context(|| format!("removing the rule for {prefix}"))?;
-        let fallbacks = self.sum(row.counters)?.fallbacks;
+        self.give_up(service, key(service, prefix), row, kept)
+            .with_context(|| format!("removing the rule for {prefix}"))?;
         if let Some(of) = self.services.get_mut(&service) {
             of.rules.remove(&prefix);
-            of.fallbacks += fallbacks;
         }
+        Ok(())
+    }
+
+    /// Takes a rule out of the trie; its fallbacks are its service's from then on.
+    fn give_up(&mut self, service: ServiceId, key: Key<RuleKey>, row: RuleRow, kept: &Kept) -> anyhow::Result<()> {
+        let before = self.services.entry(service).or_default().fallbacks;
+        // First, so that a controller that is killed in between takes no counter backwards.
+        kept.keep_rule_fallbacks(service, before + self.sum(row.counters)?.fallbacks);
+        self.trie.remove(&key).context("taking a rule out of the trie")?;
+        let fallbacks = before + self.sum(row.counters)?.fallbacks;
+        kept.keep_rule_fallbacks(service, fallbacks);
+        self.services.entry(service).or_default().fallbacks = fallbacks;
         self.free.push_back(row.counters);
         Ok(())
     }
 
     fn take_counters(&mut self) -> anyhow::Result<u32> {
-        if self.next < MAX_RULES {
-            self.next += 1;
-            return Ok(self.next - 1);
-        }
         let counters = self.free.pop_front().with_context(|| format!("more than {MAX_RULES} rules"))?;
-        let zero = PerCpuValues::try_from(vec![RuleStats::default(); kernel::cpu_count()?])?;
+        let zero = PerCpuValues::try_from(vec![RuleStats::default(); counters::cpu_count()?])?;
         self.stats.set(counters, zero, 0).context("clearing a rule's counters")?;
         Ok(counters)
     }
@@ -145,4 +180,8 @@ impl RuleTable {
 fn key(service: ServiceId, prefix: IpNet) -> Key<RuleKey> {
     let data = RuleKey { service: service.0, reserved: 0, address: address_words(prefix.network()) };
     Key::new(RULE_PREFIX_BASE + u32::from(prefix.prefix_len()), data)
+}
+
+const fn parts(key: Key<RuleKey>) -> (u32, RuleKey) {
+    (key.prefix_len(), key.data())
 }

@@ -1,0 +1,423 @@
+//! The rule of memory: where a packet goes, by what is known of its client, and what is known of it from then on.
+
+use crate::{
+    client_table::{Entries, Entry, find, victim},
+    verdict::{CauseIndex, Decision, MoveCause},
+};
+
+const RULE: CauseIndex = CauseIndex(MoveCause::Rule as u8);
+const FAILBACK: CauseIndex = CauseIndex(MoveCause::Failback as u8);
+
+/// What is known when a packet is steered by memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steering {
+    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
+    pub live: Option<u16>,
+    /// A rule names the backend: `live` is that one, and every client goes there.
+    pub pinned: bool,
+    /// Whether the live table's backend is also the base table's.
+    pub live_is_home: bool,
+    /// The client's entry, unless it is expired or names another service's backend.
+    pub entry: Option<Entry>,
+    /// Whether the entry's backend still keeps known clients.
+    pub keeps_known: bool,
+    /// Why the entry's backend would not.
+    pub cause: CauseIndex,
+    /// Whether the packet opens a connection.
+    pub opens: bool,
+    /// `failback = "return"`.
+    pub failback: bool,
+    /// The service's tick.
+    pub now: u16,
+}
+
+/// Where a packet goes and what is remembered of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steered {
+    /// The backend; `None`: nobody takes the client.
+    pub backend: Option<u16>,
+    /// How it was chosen, were this a new connection.
+    pub decision: Decision,
+    /// A known client that is moved with this packet, and why.
+    pub moved: Option<CauseIndex>,
+    /// What to write to the entry found, if it differs; with no entry, a newcomer is to be recorded.
+    pub entry: Option<Entry>,
+}
+
+/// The rule of memory: a known client whose backend keeps known clients stays; everybody else follows the live table.
+#[inline(always)]
+#[must_use]
+pub const fn steer(packet: &Steering) -> Steered {
+    if packet.pinned {
+        return steer_pinned(packet);
+    }
+    let Some(entry) = packet.entry else {
+        return Steered { backend: packet.live, decision: Decision::New, moved: None, entry: None };
+    };
+    let home = match packet.live {
+        Some(live) => packet.failback && packet.opens && packet.live_is_home && entry.away() && live != entry.backend(),
+        None => false,
+    };
+    if packet.keeps_known && !home {
+        let kept = Some(entry.touched(packet.now));
+        return Steered { backend: Some(entry.backend()), decision: Decision::Kept, moved: None, entry: kept };
+    }
+    let cause = if packet.keeps_known { FAILBACK } else { packet.cause };
+    match packet.live {
+        None => Steered { backend: None, decision: Decision::Kept, moved: None, entry: None },
+        // The table is "open": nobody else takes clients, so nobody is moved.
+        Some(live) if live == entry.backend() => {
+            let kept = Some(entry.touched(packet.now));
+            Steered { backend: packet.live, decision: Decision::Kept, moved: None, entry: kept }
+        }
+        Some(live) => {
+            let away = packet.keeps_known as u8 == 0 && !packet.live_is_home;
+            let moved = Some(entry.moved(live, away, packet.now));
+            Steered { backend: packet.live, decision: Decision::Moved, moved: Some(cause), entry: moved }
+        }
+    }
+}
+
+/// The same for a client that a rule pins to `packet.live`: it goes there and is known there from then on.
+#[inline(always)]
+const fn steer_pinned(packet: &Steering) -> Steered {
+    let pinned = Steered { backend: packet.live, decision: Decision::Pinned, moved: None, entry: None };
+    match (packet.entry, packet.live) {
+        (Some(entry), Some(live)) if live == entry.backend() => {
+            Steered { entry: Some(entry.touched(packet.now)), ..pinned }
+        }
+        (Some(entry), Some(live)) => Steered {
+            decision: Decision::Moved,
+            moved: Some(RULE),
+            entry: Some(entry.moved(live, false, packet.now)),
+            ..pinned
+        },
+        (None, _) | (_, None) => pinned,
+    }
+}
+
+/// A packet that consults the client table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The high half of the client's hash.
+    pub tag: u32,
+    /// The service.
+    pub service: u16,
+    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
+    pub live: Option<u16>,
+    /// Whether the live table's backend is also the base table's.
+    pub live_is_home: bool,
+    /// A rule names the backend: `live` is that one.
+    pub pinned: bool,
+    /// A TCP segment that opens a connection.
+    pub opens: bool,
+    /// A datagram: the first one, or the first after `idle` ticks, counts as a new connection.
+    pub datagram: bool,
+    /// `failback = "return"`.
+    pub failback: bool,
+    /// The service's tick.
+    pub now: u16,
+    /// Ticks after which an entry is expired.
+    pub remember: u16,
+    /// Ticks after which a datagram opens a connection; at least 1.
+    pub idle: u16,
+}
+
+/// What the rule of memory needs to know of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendFacts {
+    /// Its service.
+    pub service: u16,
+    /// Whether it keeps known clients.
+    pub keeps_known: bool,
+    /// Why it would not.
+    pub cause: CauseIndex,
+}
+
+/// What became of a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It was no newcomer.
+    Known,
+    /// It has an entry.
+    Inserted,
+    /// It has an entry, and another client lost its own.
+    Evicted,
+    /// It has none: its bucket is full of established clients.
+    Full,
+    /// It has none: too many newcomers at once.
+    Limited,
+}
+
+/// The answer to a [`Query`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The backend; `None`: nobody takes the client.
+    pub backend: Option<u16>,
+    /// How it was chosen, if the packet opens a connection.
+    pub decision: Option<Decision>,
+    /// The backend that a known client is moved from with this packet, and why.
+    pub moved: Option<(u16, CauseIndex)>,
+    /// What became of a newcomer.
+    pub recorded: Recorded,
+}
+
+/// Steers one packet by memory and updates the memory.
+///
+/// `backend` looks a backend up, `may_record` says whether another newcomer may be recorded now.
+#[inline(always)]
+pub fn consult(
+    bucket: &impl Entries,
+    query: &Query,
+    backend: impl Fn(u16) -> Option<BackendFacts>,
+    may_record: impl FnOnce() -> bool,
+) -> Answer {
+    let found = find(bucket, query.tag);
+    let mut entry = None;
+    let mut facts = BackendFacts { service: 0, keeps_known: false, cause: CauseIndex(0) };
+    if let Some((_, candidate)) = found
+        && candidate.age(query.now) <= query.remember
+        && let Some(of) = backend(candidate.backend())
+        && of.service == query.service
+    {
+        facts = of;
+        entry = Some(candidate);
+    }
+    let opens = query.opens
+        || query.datagram
+            && match entry {
+                Some(entry) => entry.age(query.now) >= query.idle,
+                None => true,
+            };
+    let steered = steer(&Steering {
+        live: query.live,
+        live_is_home: query.live_is_home,
+        pinned: query.pinned,
+        entry,
+        keeps_known: facts.keeps_known,
+        cause: facts.cause,
+        opens,
+        failback: query.failback,
+        now: query.now,
+    });
+    let ours = |id| backend(id).is_some_and(|of| of.service == query.service);
+    let mut moved = None;
+    let recorded = if let (Some((index, old)), Some(new)) = (found, steered.entry) {
+        if new != old {
+            bucket.store(index, new);
+        }
+        if let Some(cause) = steered.moved {
+            moved = Some((old.backend(), cause));
+        }
+        Recorded::Known
+    } else if let (None, Some(live)) = (entry, steered.backend) {
+        let newcomer = Entry::new(query.tag, live, query.now);
+        match found {
+            // Its own entry, expired.
+            Some((index, _)) => {
+                bucket.store(index, newcomer);
+                Recorded::Inserted
+            }
+            None if !may_record() => Recorded::Limited,
+            None => match victim(bucket, query.now, query.remember, ours) {
+                None => Recorded::Full,
+                Some((index, forgets)) => {
+                    bucket.store(index, newcomer);
+                    if forgets { Recorded::Evicted } else { Recorded::Inserted }
+                }
+            },
+        }
+    } else {
+        Recorded::Known
+    };
+    let decision = if opens { Some(steered.decision) } else { None };
+    Answer { backend: steered.backend, decision, moved, recorded }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client_table::{BUCKET_ENTRIES, tests::Cells};
+
+    fn steering(entry: Option<Entry>) -> Steering {
+        Steering {
+            live: Some(5),
+            live_is_home: true,
+            pinned: false,
+            entry,
+            keeps_known: true,
+            cause: MoveCause::Down.into(),
+            opens: true,
+            failback: false,
+            now: 100,
+        }
+    }
+
+    #[test]
+    fn a_known_client_stays_wherever_the_table_points() {
+        let entry = Entry::new(1, 9, 90);
+        let steered = steer(&steering(Some(entry)));
+        assert_eq!((steered.backend, steered.decision, steered.moved), (Some(9), Decision::Kept, None));
+        assert_eq!(steered.entry, Some(entry.touched(100)));
+        let nobody = Steering { live: None, ..steering(Some(entry)) };
+        assert_eq!(steer(&nobody).backend, Some(9));
+    }
+
+    #[test]
+    fn a_client_moves_with_its_cause_when_its_backend_lets_go() {
+        for cause in [MoveCause::Down, MoveCause::Drain, MoveCause::Maint, MoveCause::Removed] {
+            let packet = Steering {
+                keeps_known: false,
+                live_is_home: false,
+                cause: cause.into(),
+                opens: false,
+                ..steering(Some(Entry::new(1, 9, 90)))
+            };
+            let steered = steer(&packet);
+            assert_eq!(
+                (steered.backend, steered.decision, steered.moved),
+                (Some(5), Decision::Moved, Some(cause.into()))
+            );
+            let entry = steered.entry.expect("an entry");
+            assert_eq!((entry.backend(), entry.away()), (5, true));
+            // Once moved it is known at the new place.
+            let again = steer(&Steering { keeps_known: true, entry: Some(entry), ..packet });
+            assert_eq!((again.backend, again.decision, again.moved), (Some(5), Decision::Kept, None));
+        }
+    }
+
+    #[test]
+    fn only_a_client_that_is_away_goes_home_and_only_with_a_new_connection() {
+        let away = Entry::new(1, 9, 90).moved(9, true, 95);
+        let back = Steering { failback: true, ..steering(Some(away)) };
+        let steered = steer(&back);
+        assert_eq!((steered.backend, steered.moved), (Some(5), Some(FAILBACK)));
+        assert_eq!(steered.entry.map(Entry::away), Some(false));
+        for stays in [
+            Steering { failback: false, ..back },
+            Steering { opens: false, ..back },
+            Steering { live_is_home: false, ..back },
+            Steering { entry: Some(Entry::new(1, 9, 90)), ..back },
+        ] {
+            assert_eq!((steer(&stays).backend, steer(&stays).moved), (Some(9), None), "{stays:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_moves_a_client_once_and_it_stays_after_the_rules_end() {
+        let pinned = Steering { pinned: true, failback: true, ..steering(Some(Entry::new(1, 9, 90))) };
+        for packet in [pinned, Steering { keeps_known: false, ..pinned }] {
+            let first = steer(&packet);
+            assert_eq!((first.backend, first.decision, first.moved), (Some(5), Decision::Moved, Some(RULE)));
+            let again = steer(&Steering { entry: first.entry, ..packet });
+            assert_eq!((again.backend, again.decision, again.moved), (Some(5), Decision::Pinned, None));
+            let over = Steering { pinned: false, live: Some(7), keeps_known: true, entry: again.entry, ..packet };
+            assert_eq!((steer(&over).backend, steer(&over).decision), (Some(5), Decision::Kept), "and is not away");
+        }
+        let newcomer = steer(&Steering { entry: None, ..pinned });
+        assert_eq!((newcomer.backend, newcomer.decision, newcomer.moved), (Some(5), Decision::Pinned, None));
+    }
+
+    #[test]
+    fn nobody_is_moved_to_where_they_are() {
+        let packet = Steering { keeps_known: false, live: Some(9), ..steering(Some(Entry::new(1, 9, 90))) };
+        assert_eq!((steer(&packet).backend, steer(&packet).moved), (Some(9), None));
+    }
+
+    #[test]
+    fn a_newcomer_follows_the_table() {
+        let steered = steer(&steering(None));
+        assert_eq!((steered.backend, steered.decision, steered.entry), (Some(5), Decision::New, None));
+    }
+
+    const QUERY: Query = Query {
+        tag: 77,
+        service: 1,
+        live: Some(5),
+        live_is_home: true,
+        pinned: false,
+        opens: true,
+        datagram: false,
+        failback: false,
+        now: 1000,
+        remember: 500,
+        idle: 30,
+    };
+
+    fn serving(_: u16) -> Option<BackendFacts> {
+        Some(BackendFacts { service: 1, keeps_known: true, cause: MoveCause::Down.into() })
+    }
+
+    #[test]
+    fn a_newcomer_is_recorded_and_then_kept() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        let first = consult(&bucket, &QUERY, serving, || true);
+        assert_eq!((first.backend, first.decision), (Some(5), Some(Decision::New)));
+        assert_eq!(first.recorded, Recorded::Inserted);
+        let moved_table = Query { live: Some(6), now: 1100, ..QUERY };
+        let second = consult(&bucket, &moved_table, serving, || panic!("known already"));
+        assert_eq!(
+            (second.backend, second.decision, second.recorded),
+            (Some(5), Some(Decision::Kept), Recorded::Known)
+        );
+        assert!(find(&bucket, 77).expect("an entry").1.established());
+        let later = Query { now: 1601, ..moved_table };
+        let third = consult(&bucket, &later, serving, || panic!("it has its own entry"));
+        assert_eq!((third.backend, third.decision), (Some(6), Some(Decision::New)), "forgotten after 500 ticks");
+    }
+
+    #[test]
+    fn an_entry_of_another_service_is_nobody() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        bucket.store(0, Entry::new(77, 9, 1000));
+        let other = |_| Some(BackendFacts { service: 2, keeps_known: true, cause: MoveCause::Down.into() });
+        assert_eq!(consult(&bucket, &QUERY, other, || true).decision, Some(Decision::New));
+    }
+
+    #[test]
+    fn a_flood_leaves_established_clients_alone() {
+        let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(950).0));
+        let before: Vec<_> = (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect();
+        for tag in 1000..2000 {
+            let answer = consult(&bucket, &Query { tag, ..QUERY }, serving, || true);
+            assert_eq!((answer.backend, answer.recorded), (Some(5), Recorded::Full));
+        }
+        assert_eq!(before, (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect::<Vec<_>>());
+        let limited = consult(&bucket, &Query { tag: 5000, ..QUERY }, serving, || false);
+        assert_eq!((limited.backend, limited.recorded), (Some(5), Recorded::Limited));
+    }
+
+    #[test]
+    fn a_newcomer_leaves_established_clients_of_a_slower_clock_alone() {
+        // Known in tick 10 of a service that remembers for days; the newcomer's is at 1000 and forgets after 500.
+        let of = |id| Some(BackendFacts { service: id, keeps_known: true, cause: MoveCause::Down.into() });
+        let query = Query { live: Some(1), ..QUERY };
+        let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 2, 5).touched(10).0));
+        assert_eq!(consult(&bucket, &query, of, || true).recorded, Recorded::Full);
+        bucket.store(6, Entry::new(6, 1, 5).touched(10));
+        assert_eq!(consult(&bucket, &query, of, || true).recorded, Recorded::Inserted, "in the place of its own");
+        assert_eq!(bucket.load(6), Entry::new(77, 1, 1000));
+    }
+
+    #[test]
+    fn datagrams_decide_once_until_they_pause() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        let decisions = [1000, 1001, 1020, 1049, 1079, 1080].map(|now| {
+            consult(&bucket, &Query { opens: false, datagram: true, now, ..QUERY }, serving, || true).decision
+        });
+        let kept = Some(Decision::Kept);
+        assert_eq!(decisions, [Some(Decision::New), None, None, None, kept, None]);
+    }
+
+    #[test]
+    fn a_move_is_counted_once_whatever_packet_brings_it() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        bucket.store(0, Entry::new(77, 9, 1000));
+        let gone = |id| Some(BackendFacts { service: 1, keeps_known: id != 9, cause: MoveCause::Drain.into() });
+        let segment = Query { opens: false, ..QUERY };
+        let first = consult(&bucket, &segment, gone, || true);
+        assert_eq!((first.backend, first.decision, first.moved), (Some(5), None, Some((9, MoveCause::Drain.into()))));
+        let second = consult(&bucket, &QUERY, gone, || true);
+        assert_eq!((second.backend, second.decision, second.moved), (Some(5), Some(Decision::Kept), None));
+    }
+}

@@ -1,0 +1,153 @@
+//! Files of lines, each written by a thread of its own, so that a disk that hangs holds up nobody. One that is full
+//! becomes the previous one.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread::{self, JoinHandle},
+};
+
+use tracing::warn;
+
+/// Lines that may wait for the disk; more are not written.
+const WAITING: usize = 4096;
+
+/// What lines are about, and when a file is full of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind {
+    /// Plural, for the log.
+    pub(super) name: &'static str,
+    /// Size of a file, in bytes.
+    pub(super) bytes: u64,
+    /// Lines that one process writes into it.
+    pub(super) lines: u64,
+}
+
+/// The writing end.
+#[derive(Debug)]
+pub(super) struct LineFile {
+    kind: Kind,
+    path: PathBuf,
+    lines: Option<SyncSender<Vec<u8>>>,
+    writer: Option<JoinHandle<()>>,
+    lagging: bool,
+}
+
+impl LineFile {
+    pub(super) fn open(path: PathBuf, kind: Kind) -> Self {
+        let (lines, inbox) = sync_channel(WAITING);
+        let to = path.clone();
+        let writer = thread::Builder::new().name(kind.name.to_owned()).spawn(move || write(&to, kind, &inbox));
+        if let Err(error) = &writer {
+            warn!("{} are not kept in {}: {error}", kind.name, path.display());
+        }
+        Self { kind, path, lines: Some(lines), writer: writer.ok(), lagging: false }
+    }
+
+    /// Has a line written, which has no end yet.
+    pub(super) fn append(&mut self, mut line: Vec<u8>) {
+        let Some(lines) = &self.lines else { return };
+        line.push(b'\n');
+        let lags = self.writer.is_some() && lines.try_send(line).is_err();
+        if lags && !self.lagging {
+            let (path, name) = (self.path.display(), self.kind.name);
+            warn!("{path} cannot be written as fast as {name} come: some are missing in it");
+        }
+        self.lagging = lags;
+    }
+}
+
+impl Drop for LineFile {
+    /// Waits until all is written.
+    fn drop(&mut self) {
+        drop(self.lines.take());
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn write(path: &Path, kind: Kind, lines: &Receiver<Vec<u8>>) {
+    let mut file = None;
+    let mut failing = false;
+    while let Ok(line) = lines.recv() {
+        let written = append(path, kind, &mut file, &line);
+        if let Err(error) = &written {
+            file = None;
+            if !failing {
+                warn!("{} are not kept in {}: {error}", kind.name, path.display());
+            }
+        }
+        failing = written.is_err();
+    }
+}
+
+/// A file, and the lines written to it.
+type Open = (File, u64);
+
+fn append(path: &Path, kind: Kind, open: &mut Option<Open>, line: &[u8]) -> io::Result<()> {
+    if let Some((file, lines)) = open
+        && (*lines >= kind.lines || file.metadata()?.len() >= kind.bytes)
+    {
+        *open = None;
+        fs::rename(path, previous(path))?;
+    }
+    let (file, lines) = match open {
+        Some(open) => open,
+        None => open.insert((begin(path)?, 0)),
+    };
+    *lines += 1;
+    file.write_all(line)
+}
+
+/// Opens the file to append, after the end of a line.
+fn begin(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut file = File::options().read(true).append(true).create(true).open(path)?;
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        let mut last = [0];
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+    }
+    Ok(file)
+}
+
+fn previous(path: &Path) -> PathBuf {
+    path.with_extension("jsonl.previous")
+}
+
+/// The lines of the previous file and of the file itself. The last of each may be torn.
+pub(super) fn read(path: &Path, kind: Kind) -> impl Iterator<Item = Vec<u8>> {
+    let files = [previous(path), path.to_owned()].into_iter().filter_map(move |path| match File::open(&path) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                warn!("earlier {} are not shown: {}: {error}", kind.name, path.display());
+            }
+            None
+        }
+    });
+    // Never more than twice what is written, whoever put it there.
+    files.flat_map(move |file| BufReader::new(file.take(2 * kind.bytes)).split(b'\n').map_while(Result::ok))
+}
+
+/// Removes both files.
+///
+/// # Errors
+/// When one of them is there and stays.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    for path in [previous(path), path.to_owned()] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}

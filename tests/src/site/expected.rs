@@ -1,0 +1,74 @@
+//! What the controller's core says of a configuration, in this process, and how clients are shared out.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use balancer::{
+    api::model::ClientQuery,
+    config,
+    core::{
+        controller::Controller as Core,
+        io::{Change, Command, Event, NextHop},
+    },
+};
+
+/// The controller's core on a configuration file.
+///
+/// # Errors
+/// When the file is not valid, or has no hash key.
+pub fn core(config: &Path) -> Result<Core> {
+    let (config, _) = config::load(config).map_err(|errors| anyhow!("{errors}"))?;
+    let key = config.hash_key.context("the configuration has no hash key")?;
+    let mut core = Core::new(config, key);
+    core.start(Instant::now());
+    Ok(core)
+}
+
+/// Makes a change in a core as the controller does, to the end: next hops that come to be watched are found.
+///
+/// # Errors
+/// When the change is refused.
+pub fn change(core: &mut Core, change: Change) -> Result<()> {
+    let (_, commands) = core.change(change, Instant::now())?;
+    for command in commands {
+        if let Command::WatchNextHop(address) = command {
+            let next_hop = NextHop {
+                ifindex: 1,
+                source_mac: [2; 6],
+                destination_mac: [4; 6],
+                mtu: 1500,
+                // Somebody of the family.
+                source: Some(address),
+                gateway: None,
+            };
+            core.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+/// The backend of `client` in the first service of its family; `None`: dropped.
+///
+/// # Errors
+/// When there is no such service.
+pub fn home(core: &Core, client: IpAddr) -> Result<Option<String>> {
+    let views = core.locate(&ClientQuery { address: client, service: None })?;
+    Ok(views.into_iter().next().context("no service")?.backend)
+}
+
+/// How many clients each backend has.
+pub fn counts<'a>(homes: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for home in homes {
+        *counts.entry(home.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// How far the counts of `backends` backends are from equal: the largest deviation, as a share of the mean.
+#[must_use]
+pub fn deviation(counts: &BTreeMap<String, usize>, backends: usize) -> f64 {
+    let mean = counts.values().sum::<usize>() as f64 / backends as f64;
+    let missing = if counts.len() < backends { 1.0 } else { 0.0 };
+    counts.values().map(|&count| (count as f64 / mean - 1.0).abs()).fold(missing, f64::max)
+}

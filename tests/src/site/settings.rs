@@ -1,0 +1,141 @@
+//! The configuration file of a site.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use balancer::shell::snapshot::forwarding_word;
+use balancer_common::map_types::Forwarding;
+
+use crate::{
+    binaries,
+    topology::{Family, Topology},
+};
+
+/// The services' port.
+pub(super) const PORT: u16 = 80;
+
+/// What the configuration file says.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// Where to attach.
+    pub interfaces: Vec<String>,
+    /// `auto`, `native` or `generic`; for `balancer decap` on the backends as well.
+    pub xdp_mode: &'static str,
+    /// A service for each.
+    pub families: Vec<Family>,
+    /// Whether a service's backends have addresses of the other family, as tunnels allow.
+    pub crossed: bool,
+    /// Numbers of the backends, from 1, and their weights, in the order of the file.
+    pub backends: Vec<(u16, u16)>,
+    /// The health check, an inline table.
+    pub check: String,
+    /// How long clients are remembered.
+    pub remember: &'static str,
+    /// Bits of an IPv4 address that tell clients apart.
+    pub prefix_v4: u8,
+    /// `detach` or `keep`.
+    pub on_exit: &'static str,
+    /// The program, if it is not the one just built.
+    pub binary: Option<PathBuf>,
+    /// More lines for each service.
+    pub service_lines: String,
+    /// More lines for the whole, tables among them.
+    pub lines: String,
+}
+
+impl Settings {
+    /// An IPv4 service of equal backends `1..=backends`, on all interfaces of the balancer's host, without checks.
+    #[must_use]
+    pub fn new(topology: &Topology, forwarding: Forwarding, backends: u16) -> Self {
+        Self {
+            forwarding,
+            interfaces: topology.interfaces().iter().map(|&name| name.to_owned()).collect(),
+            xdp_mode: "native",
+            families: vec![Family::V4],
+            crossed: false,
+            backends: (1..=backends).map(|number| (number, 100)).collect(),
+            check: r#"{ type = "none" }"#.to_owned(),
+            remember: "0s",
+            prefix_v4: 32,
+            on_exit: "detach",
+            binary: None,
+            service_lines: String::new(),
+            lines: String::new(),
+        }
+    }
+
+    pub(super) fn binary(&self) -> Result<PathBuf> {
+        self.binary.clone().map_or_else(binaries::balancer, Ok)
+    }
+
+    fn text(&self, topology: &Topology, files: &Path) -> String {
+        let Self { interfaces, xdp_mode, check, remember, prefix_v4, on_exit, service_lines, lines, .. } = self;
+        let (forwarding, port) = match self.forwarding {
+            mode @ (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => (forwarding_word(mode), PORT),
+            Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
+        };
+        let mut text = format!(
+            "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\non_exit = \"{on_exit}\"\nstate_file = \"{files}/state.json\"\n\
+             [control]\nsocket = \"{files}/balancer.sock\"\n\
+             [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{lines}\n",
+            files = files.display()
+        );
+        for &family in &self.families {
+            let (name, vip) = (service(family), SocketAddr::new(topology.vip(family), PORT));
+            // Writing to a string cannot fail.
+            let _ = write!(
+                text,
+                "[[service]]\nname = \"{name}\"\naddress = \"{vip}\"\nforwarding = \"{forwarding}\"\n\
+                 remember = \"{remember}\"\nclient_prefix = {{ v4 = {prefix_v4}, v6 = 128 }}\ncheck = {check}\n\
+                 {service_lines}\n"
+            );
+            for &(number, weight) in &self.backends {
+                let of = if self.crossed { family.other() } else { family };
+                let address = SocketAddr::new(topology.backend_address(of, number - 1), port);
+                let _ = write!(
+                    text,
+                    "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = {weight}\n"
+                );
+            }
+        }
+        text
+    }
+}
+
+/// The name of the service of a family.
+#[must_use]
+pub const fn service(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "web",
+        Family::V6 => "web6",
+    }
+}
+
+/// Writes the configuration of `settings` into `files`, and gives its path.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_config(topology: &Topology, settings: &Settings, files: &Path) -> Result<PathBuf> {
+    let config = config_path(files);
+    fs::write(&config, settings.text(topology, files)).with_context(|| config.display().to_string())?;
+    Ok(config)
+}
+
+pub(super) fn config_path(files: &Path) -> PathBuf {
+    files.join("balancer.toml")
+}
+
+/// With `nat` the port changes on the way.
+pub(super) const fn backend_port(forwarding: Forwarding) -> u16 {
+    match forwarding {
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
+        Forwarding::Nat => 8080,
+    }
+}

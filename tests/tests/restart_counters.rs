@@ -1,0 +1,204 @@
+//! Restarts with `on_exit = "keep"`: counters of rules and the last hour go on.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{SocketAddr, UdpSocket},
+    ops::RangeInclusive,
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer::api::statistics::{PeriodView, StatsView};
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+    users::find_the_way_to_the_clients,
+};
+use serde_json::Value;
+
+const FAMILY: Family = Family::V4;
+const PORT: u16 = 5300;
+const VISITORS: RangeInclusive<u16> = 1..=60;
+
+/// Two backends, and a second service that nobody answers: each datagram is one packet.
+fn site() -> Site {
+    let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
+        settings.on_exit = "keep";
+        settings.remember = "60s";
+        let vip = SocketAddr::new(topology.vip(FAMILY), PORT);
+        settings.lines = format!(
+            "[[service]]\nname = \"bulk\"\naddress = \"{vip}\"\nprotocol = \"udp\"\nforwarding = \"nat\"\n\
+             remember = \"60s\"\ncheck = {{ type = \"none\" }}\n"
+        );
+        for number in 1..=2 {
+            let address = SocketAddr::new(topology.backend_address(FAMILY, number - 1), 5301);
+            settings.lines += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n");
+        }
+        Ok(())
+    })
+    .unwrap();
+    find_the_way_to_the_clients(&site);
+    site
+}
+
+fn prefix(site: &Site, client: u16) -> String {
+    format!("{}/32", site.topology().client_address(FAMILY, client))
+}
+
+/// `count` datagrams of each client.
+fn send(site: &Site, clients: RangeInclusive<u16>, count: usize) {
+    let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
+    let sources = clients.map(|client| (site.topology().client_address(FAMILY, client), 0)).collect::<Vec<_>>();
+    let sending = move || -> io::Result<()> {
+        for source in sources {
+            let socket = UdpSocket::bind(source)?;
+            (0..count).try_for_each(|_| socket.send_to(b"?", vip).map(drop))?;
+        }
+        Ok(())
+    };
+    site.topology().client().run_in_thread(sending).unwrap().unwrap();
+}
+
+/// Asserts that the rules are those of these clients, with packets and fallbacks, and what `bulk` tells of all fallbacks,
+/// once everything that was sent has arrived.
+#[track_caller]
+fn assert_counted(site: &Site, expected: &[(u16, u64, u64)], fallbacks: f64) {
+    let expected: BTreeMap<String, (u64, u64)> =
+        expected.iter().map(|&(client, packets, fallbacks)| (prefix(site, client), (packets, fallbacks))).collect();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let list: Vec<Value> = serde_json::from_str(&site.cli(&["rule", "list", "--json"]).unwrap()).unwrap();
+        let number = |rule: &Value, name: &str| rule[name].as_u64().unwrap();
+        let rules: BTreeMap<String, (u64, u64)> = list
+            .iter()
+            .map(|rule| {
+                let prefix = rule["prefix"].as_str().unwrap().to_owned();
+                (prefix, (number(rule, "packets"), number(rule, "fallbacks")))
+            })
+            .collect();
+        let all = site.metrics().unwrap().sum("rule_fallbacks_total", &["service=\"bulk\""]).unwrap();
+        if (&rules, all) == (&expected, fallbacks) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{rules:?} with {all} fallbacks, not {expected:?} with {fallbacks}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn rules_go_on_counting() {
+    let mut site = site();
+    let rule = |site: &Site, client: u16, action: &[&str]| {
+        site.cli(&[&["rule", "add", "bulk", &prefix(site, client)], action].concat()).unwrap();
+    };
+    site.cli(&["backend", "maint", "bulk/web2"]).unwrap();
+    rule(&site, 1, &["pin", "web1"]);
+    rule(&site, 2, &["spread"]);
+    rule(&site, 3, &["pin", "web2"]);
+    send(&site, 1..=3, 10);
+    assert_counted(&site, &[(1, 10, 0), (2, 10, 0), (3, 0, 10)], 10.0);
+
+    site.controller().process().kill().unwrap();
+    send(&site, 1..=3, 5);
+    site.start_again().unwrap();
+    assert_counted(&site, &[(1, 15, 0), (2, 15, 0), (3, 0, 15)], 15.0);
+
+    // What a rule has counted stays its service's, and the next rule is another one.
+    site.cli(&["rule", "remove", "bulk", &prefix(&site, 3)]).unwrap();
+    rule(&site, 4, &["deny"]);
+    assert_counted(&site, &[(1, 15, 0), (2, 15, 0), (4, 0, 0)], 15.0);
+    site.kill_and_restart(|_| {}).unwrap();
+    send(&site, 1..=4, 7);
+    assert_counted(&site, &[(1, 22, 0), (2, 22, 0), (4, 7, 0)], 15.0);
+    rule(&site, 3, &["pin", "web2"]);
+    send(&site, 3..=3, 3);
+    assert_counted(&site, &[(1, 22, 0), (2, 22, 0), (3, 0, 3), (4, 7, 0)], 18.0);
+
+    // One that ends while nobody is there.
+    rule(&site, 5, &["pin", "web2", "--ttl", "5s"]);
+    let added = Instant::now();
+    send(&site, 5..=5, 4);
+    assert_counted(&site, &[(1, 22, 0), (2, 22, 0), (3, 0, 3), (4, 7, 0), (5, 0, 4)], 22.0);
+    site.controller().process().kill().unwrap();
+    thread::sleep(Duration::from_secs(6).saturating_sub(added.elapsed()));
+    site.start_again().unwrap();
+    assert_counted(&site, &[(1, 22, 0), (2, 22, 0), (3, 0, 3), (4, 7, 0)], 22.0);
+    site.restart(|_| {}).unwrap();
+    send(&site, 1..=2, 1);
+    assert_counted(&site, &[(1, 23, 0), (2, 23, 0), (3, 0, 3), (4, 7, 0)], 22.0);
+}
+
+#[test]
+fn a_rule_that_the_state_does_not_know_is_gone() {
+    let mut site = site();
+    let (state, before) = (site.files().join("state.json"), site.files().join("before"));
+    fs::copy(&state, &before).unwrap();
+    site.cli(&["rule", "add", "web", &prefix(&site, 4), "deny"]).unwrap();
+    assert!(site.ask(FAMILY, [4], Duration::from_millis(300)).unwrap()[0].is_err());
+    site.controller().process().kill().unwrap();
+    fs::copy(&before, &state).unwrap();
+    site.start_again().unwrap();
+    assert_eq!(site.cli(&["rule", "list", "--json"]).unwrap().trim(), "[]");
+    // From now on rules of this service are looked at.
+    site.cli(&["rule", "add", "web", &prefix(&site, 1), "spread"]).unwrap();
+    site.homes(FAMILY, [4]).unwrap();
+}
+
+/// What `stats` tells of a period of `web`, once it tells it.
+#[track_caller]
+fn told(site: &Site, period: &str) -> PeriodView {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let stats: Vec<StatsView> = serde_json::from_str(&site.cli(&["stats", "web", "--json"]).unwrap()).unwrap();
+        if let Some(found) = stats[0].periods.iter().find(|other| other.period == period) {
+            return found.clone();
+        }
+        assert!(Instant::now() < deadline, "no {period}: {stats:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_last_minute_and_hour_go_on() {
+    let visitors = VISITORS.count() as u64;
+    let mut site = site();
+    let begun = Instant::now();
+    told(&site, "hour");
+    site.homes(FAMILY, VISITORS).unwrap();
+    assert_eq!(told(&site, "hour").connections, visitors);
+    for visits in 2..=4 {
+        let before = told(&site, "hour");
+        site.kill_and_restart(|_| {}).unwrap();
+        // At once, before the new controller has looked for itself.
+        let hour = told(&site, "hour");
+        assert_eq!((hour.connections, &hour.decisions), (before.connections, &before.decisions));
+        assert!(hour.seconds >= before.seconds, "{hour:?} after {before:?}");
+        site.homes(FAMILY, VISITORS).unwrap();
+        let hour = told(&site, "hour");
+        assert_eq!((hour.connections, hour.decisions["kept"]), (visits * visitors, (visits - 1) * visitors));
+        let minute = told(&site, "minute");
+        if begun.elapsed() < Duration::from_secs(50) {
+            assert_eq!((minute.connections, &minute.decisions), (hour.connections, &hour.decisions));
+        }
+    }
+    site.restart(|_| {}).unwrap();
+    assert_eq!(told(&site, "hour").connections, 4 * visitors);
+
+    // With other maps it begins anew.
+    site.controller().process().stop().unwrap();
+    assert!(site.detach().unwrap().status.success());
+    let anew = Instant::now();
+    site.start_again().unwrap();
+    find_the_way_to_the_clients(&site);
+    assert_eq!(told(&site, "hour").connections, 0);
+    site.homes(FAMILY, VISITORS).unwrap();
+    for _ in 0..2 {
+        let hour = told(&site, "hour");
+        assert_eq!(hour.connections, visitors);
+        assert!(hour.seconds.unwrap() <= anew.elapsed().as_secs(), "{hour:?} is of other maps");
+        site.kill_and_restart(|_| {}).unwrap();
+    }
+}
