@@ -50,7 +50,7 @@ fn start_in_vain(operator: &mut Operator) -> Result<String> {
     operator.types_in_vain("systemctl start balancer")?;
     operator.wait("systemctl is-active balancer", "failed")?;
     let tries: u32 = operator.property("NRestarts")?.parse()?;
-    ensure!(tries < 6, "{tries} restarts");
+    ensure!(tries <= 20, "{tries} restarts");
     let status = operator.property("StatusText")?;
     ensure!(status.contains("/etc/balancer/balancer.toml"), "the status says {status:?}");
     operator.reads("systemctl status --no-pager balancer", &[&status])?;
@@ -150,7 +150,7 @@ fn reload_in_vain(operator: &mut Operator) -> Result<String> {
 
 fn restart(operator: &mut Operator) -> Result<String> {
     let ((), traffic) = operator.under_traffic(|operator| {
-        for _ in 0..3 {
+        for _ in 0..6 {
             let main = operator.property("MainPID")?;
             operator.types("systemctl restart balancer")?;
             operator.new_main_process(&main)?;
