@@ -172,6 +172,12 @@ impl Topology {
         SEGMENT.host(family, FIRST_BACKEND + index)
     }
 
+    /// The balancer's own address on the backends' segment, and the length of its prefix.
+    #[must_use]
+    pub const fn balancer_address(family: Family) -> (IpAddr, u8) {
+        (SEGMENT.host(family, BALANCER), Net::length(family))
+    }
+
     /// Makes the balancer's host a plain router, or not.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::{
         net::UnixDatagram,
     },
     path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
@@ -17,7 +18,10 @@ use balancer_tests::{
     site::{PATIENCE, Settings, Site, start_controller},
     topology::{Family, Shape, Topology},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::Signal,
+    time::{ClockId, clock_gettime},
+};
 use serde_json::Value;
 
 const FAMILY: Family = Family::V4;
@@ -78,16 +82,34 @@ fn told(notify: &UnixDatagram) -> String {
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
+/// The next datagram that begins so.
+fn told_next(notify: &UnixDatagram, start: &str) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let words = told(notify);
+        if words.starts_with(start) {
+            return words;
+        }
+        assert!(Instant::now() < deadline, "{words} instead of {start}");
+    }
+}
+
+/// A new socket for the service manager, and the line that names it.
+fn notify_socket(directory: &Path) -> (UnixDatagram, String) {
+    let path = directory.join("notify");
+    let notify = UnixDatagram::bind(&path).unwrap();
+    notify.set_read_timeout(Some(PATIENCE)).unwrap();
+    (notify, format!("export NOTIFY_SOCKET={}", path.display()))
+}
+
 #[test]
 fn the_service_manager_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("notify");
-    let notify = UnixDatagram::bind(&path).unwrap();
-    notify.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (notify, variable) = notify_socket(directory.path());
 
     let topology = Topology::new(Shape::OneLegged, Forwarding::Nat, 1).unwrap();
     let mut settings = Settings::new(&topology, Forwarding::Nat, 1);
-    let variables = format!("export NOTIFY_SOCKET={} WATCHDOG_USEC=200000", path.display());
+    let variables = format!("{variable} WATCHDOG_USEC=200000");
     settings.binary = Some(as_in_the_unit(directory.path(), &variables, ""));
     let files = tempfile::tempdir().unwrap();
     let mut controller = start_controller(&topology, &settings, files.path()).unwrap();
@@ -108,6 +130,109 @@ fn the_service_manager_is_told() {
             break;
         }
         assert!(words == "WATCHDOG=1\n" && Instant::now() < deadline, "{words}");
+    }
+}
+
+#[test]
+fn the_service_manager_is_told_of_reloads() {
+    let directory = tempfile::tempdir().unwrap();
+    let (notify, variable) = notify_socket(directory.path());
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, _| {
+        settings.binary = Some(as_in_the_unit(directory.path(), &variable, ""));
+        Ok(())
+    })
+    .unwrap();
+    assert!(told(&notify).contains("READY=1\n"));
+    let file = site.config();
+    let text = fs::read_to_string(&file).unwrap();
+    let second = text[text.find("[[service]]").unwrap()..]
+        .replace(":8080\"", ":8081\"")
+        .replace("\"web\"", "\"other\"")
+        .replace(":80\"", ":81\"");
+    let refused = "STATUS=the last reload changed nothing: ";
+    for (text, status) in [
+        (text.clone(), "STATUS=serving 1 service\n".to_owned()),
+        (text.replace("remember", "rememebr"), format!("{refused}{}:", file.display())),
+        (text.replace("state.json", "other.json"), format!("{refused}state_file cannot change")),
+        (format!("{text}{second}"), "STATUS=serving 2 services\n".to_owned()),
+    ] {
+        fs::write(&file, text).unwrap();
+        let before = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+        site.controller().process().signal(Signal::SIGHUP).unwrap();
+        let words = told_next(&notify, "RELOADING=1\n");
+        let begun = words.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|rest| rest.trim().parse().ok());
+        // systemd takes no READY that answers an earlier reload.
+        let begun: i128 = begun.expect("microseconds");
+        assert!(begun >= i128::from(before.tv_sec()) * 1_000_000 + i128::from(before.tv_nsec()) / 1000, "{words}");
+        let words = told_next(&notify, "READY=1\n");
+        assert!(words.contains(&status), "{words} instead of {status}");
+    }
+    // A change by command line, which is no reload.
+    fs::write(&file, text).unwrap();
+    site.cli(&["apply", file.to_str().unwrap()]).unwrap();
+    told_next(&notify, "STATUS=serving 1 service\n");
+}
+
+#[test]
+fn the_service_manager_is_told_why_it_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let (notify, variable) = notify_socket(directory.path());
+    let script = as_in_the_unit(directory.path(), &variable, "");
+    let file = directory.path().join("balancer.toml");
+    let run = || Command::new(&script).args(["run", "--config"]).arg(&file).output().unwrap();
+    fs::write(&file, "interface = [\"lo\"]\nremember = 3\n").unwrap();
+    assert_eq!(run().status.code(), Some(1));
+    let words = told(&notify);
+    assert!(words.starts_with(&format!("STATUS={}:1: ", file.display())), "{words}");
+    assert_eq!(words.lines().count(), 1, "{words}");
+
+    let text =
+        "interfaces = [\"none0\"]\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\n";
+    fs::write(&file, text).unwrap();
+    run();
+    let words = told(&notify);
+    assert!(words.starts_with("STATUS=") && words.contains("none0"), "{words}");
+}
+
+/// What makes standard error the journal's stream, as far as a program can tell.
+const JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
+
+#[test]
+fn the_journal_is_told_priorities() {
+    let directory = tempfile::tempdir().unwrap();
+    for (options, warning, plain) in
+        [("", "<4> WARN backend web/web2 down", "<6> INFO attached to eth0"), ("--log-format json", "<4>{", "<6>{")]
+    {
+        let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+            settings.binary = Some(as_in_the_unit(directory.path(), JOURNAL, options));
+            settings.check =
+                r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
+            Ok(())
+        })
+        .unwrap();
+        site.kill_backend(2).unwrap();
+        site.wait_state(2, &["down"]).unwrap();
+        site.controller().process().stop().unwrap();
+        let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
+        for start in [warning, plain] {
+            assert!(log.lines().any(|line| line.starts_with(start)), "no {start} in {log}");
+        }
+        assert!(log.lines().all(|line| line.starts_with("<4>") || line.starts_with("<6>")), "{log}");
+    }
+}
+
+#[test]
+fn the_journal_is_told_that_a_failure_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("balancer.toml");
+    fs::write(&file, "interface = [\"lo\"]\nremember = 3\n").unwrap();
+    for (variables, prefix) in [(JOURNAL, "<3>"), ("export JOURNAL_STREAM=1:2", "")] {
+        let script = as_in_the_unit(directory.path(), variables, "");
+        let output = Command::new(script).args(["run", "--config"]).arg(&file).output().unwrap();
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(words.lines().count() > 1, "{words}");
+        let start = format!("{prefix}{}:", file.display());
+        assert!(words.lines().all(|line| line.starts_with(&start)), "{words}");
     }
 }
 

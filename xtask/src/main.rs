@@ -8,6 +8,7 @@ mod package;
 mod run;
 mod setup;
 mod test;
+mod try_package;
 
 use std::process::ExitCode;
 
@@ -47,7 +48,14 @@ enum Chore {
         only: Option<bench::Benchmark>,
     },
     /// Set up, build for release, and make a Debian package with manual pages, completions and the systemd unit.
-    Package,
+    Package {
+        /// Then install, run, upgrade and purge it on a machine of its own, booted by systemd; needs root.
+        #[arg(long = "try")]
+        attempt: bool,
+        /// Debian's release on that machine.
+        #[arg(long, requires = "attempt", default_value = "bookworm")]
+        suite: String,
+    },
     /// Everything a change must pass: format, lints, docs, licences and dependencies, tests.
     Ci,
 }
@@ -70,7 +78,8 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test => test::test(),
         Chore::Soak => test::soak(),
         Chore::Bench { only } => bench::bench(only),
-        Chore::Package => package::package(),
+        Chore::Package { attempt: false, .. } => package::package(),
+        Chore::Package { attempt: true, suite } => try_package::try_package(&suite),
         Chore::Ci => ci::ci(),
     }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask package`.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result};
 
@@ -12,6 +12,12 @@ use crate::{
 
 /// Sets up, builds for release, generates manual pages and completions, and makes a Debian package of it all.
 pub(crate) fn package() -> Result<()> {
+    contents()?;
+    run(&mut deb())
+}
+
+/// All that a package is made of, and what makes it.
+pub(crate) fn contents() -> Result<()> {
     setup(false)?;
     build::programs(true)?;
     let directory = root().join("target/package");
@@ -31,7 +37,12 @@ pub(crate) fn package() -> Result<()> {
     if !installed("cargo-deb") {
         cargo_deb()?;
     }
+    Ok(())
+}
+
+/// Makes a package of what is there, without its tens of megabytes of debug information.
+pub(crate) fn deb() -> Command {
     let mut command = cargo();
-    command.args(["deb", "--package", "balancer-userspace", "--no-build", "--locked"]);
-    run(&mut command)
+    command.args(["deb", "--package", "balancer-userspace", "--no-build", "--locked", "--strip"]);
+    command
 }

@@ -11,6 +11,7 @@ mod decap;
 mod detach;
 mod events;
 mod health;
+mod journal;
 mod output;
 mod plan;
 mod rule;
@@ -171,6 +172,7 @@ fn report(failure: &Failure) -> ExitCode {
         | Failure::Output(_)
         | Failure::Other(_) => (FAILED, format!("balancer: {failure}")),
     };
+    let text = if journal::is_standard_error() { journal::error(&text) } else { text };
     // With standard error gone, the exit code is all there is left to say.
     let _ = writeln!(io::stderr(), "{text}");
     ExitCode::from(code)

@@ -14,10 +14,13 @@ use tracing_subscriber::{
     fmt::format::{Writer, debug_fn},
 };
 
-use super::Failure;
+use super::{
+    Failure,
+    journal::{self, WithPriority},
+};
 use crate::{
     config::{self, value},
-    shell,
+    shell::{self, service_manager},
 };
 
 /// The packet path is the kernel's; what is left is one task and its sockets.
@@ -57,6 +60,10 @@ pub(super) enum LogLevel {
 }
 
 pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
+    serve(args, socket).inspect_err(|failure| service_manager::failed(&failure.to_string()))
+}
+
+fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
     let (mut config, warnings) = config::load(&args.config)?;
     let as_written = config.clone();
     if !args.interfaces.is_empty() {
@@ -101,9 +108,17 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
     if !io::stderr().is_terminal() {
         log = log.with_ansi(false);
     }
-    match format {
-        LogFormat::Text => log.fmt_fields(debug_fn(text_field)).with_target(false).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    match (format, journal::is_standard_error()) {
+        (LogFormat::Text, false) => log.fmt_fields(debug_fn(text_field)).with_target(false).try_init(),
+        // The journal has the time.
+        (LogFormat::Text, true) => log
+            .fmt_fields(debug_fn(text_field))
+            .with_target(false)
+            .without_time()
+            .map_event_format(WithPriority)
+            .try_init(),
+        (LogFormat::Json, false) => log.json().flatten_event(true).try_init(),
+        (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(WithPriority).try_init(),
     }
     .map_err(|error| anyhow!("cannot start the log: {error}"))
 }

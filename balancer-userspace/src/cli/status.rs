@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use ratatui::crossterm::terminal;
+
 use super::{
     Failure,
     output::{self, Table},
@@ -15,8 +17,11 @@ use crate::{
 };
 
 const REDRAW: Duration = Duration::from_secs(1);
-/// ANSI: cursor home, erase the screen.
-const CLEAR: &str = "\x1b[H\x1b[2J";
+/// ANSI: erase the screen; cursor home; erase the rest of the line; erase all below.
+const CLEAR: &str = "\x1b[2J";
+const HOME: &str = "\x1b[H";
+const END_OF_LINE: &str = "\x1b[K";
+const BELOW: &str = "\x1b[J";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -29,19 +34,50 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
-    let clear = if args.watch && io::stdout().is_terminal() { CLEAR } else { "" };
+    if args.watch && !args.json && io::stdout().is_terminal() {
+        return watch(client).await;
+    }
     loop {
         let status = client.status().await?;
         match (args.json, args.watch) {
             (true, true) => output::print(&format!("{}\n", serde_json::to_string(&status).map_err(io::Error::from)?))?,
             (true, false) => output::print_json(&status)?,
-            (false, _) => output::print(&format!("{clear}{}", render(&status)))?,
+            (false, _) => output::print(&render(&status))?,
         }
         if !args.watch {
             return Ok(());
         }
         tokio::time::sleep(REDRAW).await;
     }
+}
+
+/// Shows on a terminal until interrupted. A controller that goes away may come back.
+async fn watch(client: &Client) -> Result<(), Failure> {
+    let mut text = render(&client.status().await?);
+    let mut trouble = None;
+    output::print(CLEAR)?;
+    loop {
+        let (columns, rows) = terminal::size()?;
+        output::print(&screen(&text, trouble.as_deref(), columns.into(), rows.into()))?;
+        tokio::time::sleep(REDRAW).await;
+        match client.status().await {
+            Ok(status) => (text, trouble) = (render(&status), None),
+            Err(error) => trouble = Some(error.to_string()),
+        }
+    }
+}
+
+/// As much of `text` as a terminal of this size takes, over what it shows. `trouble` comes last and is always seen.
+fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> String {
+    // The cursor stays on the last one.
+    let rows = rows.saturating_sub(1);
+    let lines: Vec<&str> = text.lines().collect();
+    let fits = lines.len() + usize::from(trouble.is_some()) <= rows;
+    let shown = if fits { lines.len() } else { rows.saturating_sub(1 + usize::from(trouble.is_some())) };
+    let more = format!("… {} more lines; a larger terminal shows them", lines.len() - shown);
+    let all = lines[..shown].iter().copied().chain((!fits).then_some(more.as_str())).chain(trouble);
+    let cut: String = all.map(|line| line.chars().take(columns).collect::<String>() + END_OF_LINE + "\n").collect();
+    format!("{HOME}{cut}{BELOW}")
 }
 
 fn render(status: &StatusView) -> String {
@@ -65,4 +101,27 @@ fn render(status: &StatusView) -> String {
         text.push_str(&output::service(service));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::screen;
+
+    fn lines(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> Vec<String> {
+        let screen = screen(text, trouble, columns, rows);
+        let lines = screen.strip_prefix("\x1b[H").and_then(|screen| screen.strip_suffix("\x1b[J")).unwrap();
+        lines.lines().map(|line| line.strip_suffix("\x1b[K").unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_screen_is_never_left() {
+        let text = "one\ntwo and more\nthree\n";
+        assert_eq!(lines(text, None, 7, 4), ["one", "two and", "three"]);
+        assert_eq!(lines(text, None, 80, 3), ["one", "… 2 more lines; a larger terminal shows them"]);
+        assert_eq!(lines(text, Some("gone"), 80, 5), ["one", "two and more", "three", "gone"]);
+        assert_eq!(lines(text, Some("gone"), 12, 4), ["one", "… 2 more lin", "gone"]);
+        for rows in 3..8 {
+            assert!(lines(text, Some("gone"), 80, rows).len() < rows);
+        }
+    }
 }

@@ -155,6 +155,11 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
+    /// How many services there are.
+    pub fn services(&self) -> usize {
+        self.controller.services().len()
+    }
+
     /// The data path.
     pub fn dataplane(&mut self) -> &mut D {
         &mut self.dataplane

@@ -165,8 +165,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         .map(|listener| tokio::spawn(metrics::serve(listener, calls_in, config.metrics_page, ended(stopped))));
     let services = counted(config.services.len(), "service");
     history.note(&format!("serving {services}, control socket {}", config.socket.display()));
-    let mut manager = ServiceManager::from_environment();
-    manager.ready(&format!("serving {services}"));
+    let mut manager = ServiceManager::ready(config.services.len());
 
     tokio::pin!(shutdown);
     let mut keeper = Keeper::new(state_file);
@@ -201,6 +200,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         joining.answer(&owner);
         if owner.take_changed() {
             keeper.note();
+            manager.serves(owner.services());
             let new_vips = vips.follow(owner.assigned_vips());
             if !new_vips.is_empty() {
                 assigned.extend(new_vips);

@@ -18,6 +18,14 @@ const SYSTEM_TOOLS: [(&str, &str); 5] = [
     ("chromedriver", "chromium-driver"),
 ];
 
+/// What boots a Debian in a directory: program, package.
+const MACHINE_TOOLS: [(&str, &str); 2] = [("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container")];
+
+/// Installs what a machine of its own takes.
+pub(crate) fn machine() -> Result<()> {
+    tools(&mut Installer::default(), &MACHINE_TOOLS)
+}
+
 /// Installs what makes Debian packages.
 pub(crate) fn cargo_deb() -> Result<()> {
     Installer::default().cargo("cargo-deb", "3.8.0", &[], &[])
@@ -29,15 +37,8 @@ const SERVERS: [(&str, &str); 1] = [("nginx", "nginx-light")];
 /// Installs what is missing. Quick and quiet when nothing is.
 pub(crate) fn setup(ci: bool) -> Result<()> {
     let mut installer = Installer::default();
-    let missing: Vec<&str> =
-        SYSTEM_TOOLS.iter().filter(|(program, _)| !installed(program)).map(|&(_, package)| package).collect();
-    if !missing.is_empty() {
-        installer.packages(&missing).with_context(|| {
-            format!("install by hand, as root: apt-get update && apt-get install {}", missing.join(" "))
-        })?;
-    }
-    let missing: Vec<&str> =
-        SERVERS.iter().filter(|(program, _)| !installed(program)).map(|&(_, package)| package).collect();
+    tools(&mut installer, &SYSTEM_TOOLS)?;
+    let missing = missing(&SERVERS);
     if !missing.is_empty() {
         installer.servers(&missing).with_context(|| {
             format!("install by hand, as root, and disable the service: apt-get install {}", missing.join(" "))
@@ -55,4 +56,18 @@ pub(crate) fn setup(ci: bool) -> Result<()> {
     }
     println!("Set up: the kernel program is compiled with {compiler}");
     Ok(())
+}
+
+fn tools(installer: &mut Installer, tools: &[(&str, &'static str)]) -> Result<()> {
+    let missing = missing(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = || format!("install by hand, as root: apt-get update && apt-get install {}", missing.join(" "));
+    installer.packages(&missing).with_context(by_hand)
+}
+
+/// The packages of those programs that are not there.
+fn missing(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
+    tools.iter().filter(|(program, _)| !installed(program)).map(|&(_, package)| package).collect()
 }

@@ -3,6 +3,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::screen::{self, Screen};
 use crate::{
@@ -16,8 +20,10 @@ use crate::{
 const REDRAW: Duration = Duration::from_secs(1);
 /// How often keys are looked for.
 const KEYS: Duration = Duration::from_millis(50);
+/// How long the controller may take to answer before that is said.
+const LATE: Duration = Duration::from_secs(3);
 
-/// Shows until q or Ctrl-C. The terminal is as it was afterwards, whatever happens.
+/// Shows until q, Ctrl-C or SIGTERM. The terminal is as it was afterwards, whatever happens.
 pub(super) async fn run(client: &Client, service: Option<&str>) -> Result<(), Failure> {
     // What is wrong with the question is said on the plain terminal.
     let first = client.stats(service).await?;
@@ -38,17 +44,26 @@ async fn show(
     let mut services = first;
     let mut trouble: Option<ClientError> = None;
     let mut selected = 0;
+    let mut terminate = signal(SignalKind::terminate())?;
     loop {
         rates.keep(&services);
         selected = selected.min(services.len().saturating_sub(1));
-        let redraw = tokio::time::Instant::now() + REDRAW;
-        loop {
+        let asked = Instant::now() + REDRAW;
+        // Keys are heard while it does not answer.
+        let answer = async {
+            sleep_until(asked).await;
+            client.stats(service).await
+        };
+        tokio::pin!(answer);
+        let answer = loop {
+            let late = Some(asked.elapsed()).filter(|&late| late > LATE);
+            let late = late.map(|late| format!("no answer from the controller for {} s", late.as_secs()));
             terminal.draw(|frame| {
                 let view = Screen {
                     stats: services.get(selected),
                     place: (selected, services.len()),
                     rates: services.get(selected).map(|stats| rates.of(&stats.service)).unwrap_or_default(),
-                    trouble: trouble.as_ref().map(ToString::to_string),
+                    trouble: late.or_else(|| trouble.as_ref().map(ToString::to_string)),
                 };
                 screen::draw(frame, &view);
             })?;
@@ -57,12 +72,13 @@ async fn show(
                 Some(Key::Next) => selected = (selected + 1) % services.len().max(1),
                 Some(Key::Other) | None => {}
             }
-            if tokio::time::Instant::now() >= redraw {
-                break;
+            tokio::select! {
+                answer = &mut answer => break answer,
+                () = sleep(KEYS) => {}
+                _ = terminate.recv() => return Ok(()),
             }
-            tokio::time::sleep(KEYS).await;
-        }
-        match client.stats(service).await {
+        };
+        match answer {
             Ok(now) => (services, trouble) = (now, None),
             Err(error) => trouble = Some(error),
         }

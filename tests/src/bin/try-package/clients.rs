@@ -1,0 +1,116 @@
+//! Clients that keep coming, and what they lived through.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow, ensure};
+use balancer_tests::{
+    http_client::Request,
+    topology::{Family, Topology},
+};
+
+/// The services' port.
+pub(crate) const PORT: u16 = 80;
+/// Of each address family.
+const CLIENTS: u16 = 4;
+/// Between two requests of a client.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long a request may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Default)]
+struct Tally {
+    requests: u64,
+    failed: Vec<String>,
+    homes: BTreeMap<SocketAddr, String>,
+    moved: Vec<String>,
+    longest: Duration,
+}
+
+/// Running clients; dropping them stops them.
+pub(crate) struct Clients {
+    stop: Arc<AtomicBool>,
+    tally: Arc<Mutex<Tally>>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Clients {
+    /// Starts clients of both families, one connection after the other each.
+    pub(crate) fn start(topology: &Topology) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let all = Family::BOTH.into_iter().flat_map(|family| (1..=CLIENTS).map(move |client| (family, client)));
+        let threads = all.map(|(family, client)| {
+            let source = SocketAddr::new(topology.client_address(family, client), 0);
+            let target = SocketAddr::new(topology.vip(family), PORT);
+            let request = Request { timeout: PATIENCE, ..Request::new(source, target) };
+            let (entrance, stop, tally) = (topology.client().entrance(), Arc::clone(&stop), Arc::clone(&tally));
+            thread::spawn(move || {
+                entrance.enter()?;
+                while !stop.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    let reply = request.send();
+                    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                    tally.requests += 1;
+                    tally.longest = tally.longest.max(begun.elapsed());
+                    match reply {
+                        Ok(reply) => {
+                            let before = tally.homes.insert(source, reply.backend.clone());
+                            if before.as_ref().is_some_and(|before| *before != reply.backend) {
+                                tally.moved.push(format!("{source}: {before:?} → {}", reply.backend));
+                            }
+                        }
+                        Err(error) => tally.failed.push(format!("{source}: {error}")),
+                    }
+                    drop(tally);
+                    thread::sleep(PAUSE);
+                }
+                Ok(())
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, tally, threads }
+    }
+
+    /// Waits until everybody has been served once more.
+    pub(crate) fn round(&self) {
+        let requests = || self.tally.lock().unwrap_or_else(PoisonError::into_inner).requests;
+        let (before, deadline) = (requests(), Instant::now() + PATIENCE);
+        while requests() < before + 4 * u64::from(CLIENTS) && Instant::now() < deadline {
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Stops them. No request has failed, and nobody has been moved.
+    pub(crate) fn finish(mut self) -> Result<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().map_err(|_| anyhow!("a client has panicked"))??;
+        }
+        let tally = std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+        ensure!(tally.requests >= 4 * u64::from(CLIENTS), "only {} requests", tally.requests);
+        ensure!(
+            tally.failed.is_empty(),
+            "{} of {} requests failed: {:?}",
+            tally.failed.len(),
+            tally.requests,
+            tally.failed
+        );
+        ensure!(tally.moved.is_empty(), "clients were moved: {:?}", tally.moved);
+        Ok(format!("{} requests, none failed, nobody moved, longest {} ms", tally.requests, tally.longest.as_millis()))
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,214 @@
+//! A Debian that systemd boots, in a directory.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{self, Command, Output},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use balancer_tests::{
+    namespace::{Namespace, run},
+    process::Process,
+};
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+
+/// Where Debian's packages come from, unless `DEBIAN_MIRROR` names another place.
+const MIRROR: &str = "http://deb.debian.org/debian";
+/// What the tool needs beyond what the package asks for.
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps";
+/// How long a boot or an end may take.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Dropping it halts and removes it.
+pub(crate) struct Machine {
+    directory: PathBuf,
+    name: String,
+    namespace: String,
+    /// While it is up: the container's manager, and its process 1.
+    up: Option<(Process, u32)>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Machine {
+    /// A fresh installation of `suite` in `directory`, for the network of `namespace`.
+    pub(crate) fn install(suite: &str, directory: &Path, namespace: &Namespace) -> Result<Self> {
+        remove(directory)?;
+        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+        let machine = Self {
+            directory: directory.canonicalize()?,
+            name: format!("balancer-try-{}", process::id()),
+            namespace: namespace.name().to_owned(),
+            up: None,
+            cgroup: None,
+        };
+        let mirror = std::env::var("DEBIAN_MIRROR").unwrap_or_else(|_| MIRROR.to_owned());
+        let mut debootstrap = Command::new("debootstrap");
+        debootstrap.args(["--variant=minbase", "--include", PACKAGES, suite]).arg(machine.root()).arg(mirror);
+        let Output { status, stdout, .. } = debootstrap.output().context("cannot start debootstrap")?;
+        // It says there what went wrong.
+        let words = String::from_utf8_lossy(&stdout);
+        let last = words.lines().rev().take(3).collect::<Vec<_>>().join("; ");
+        ensure!(status.success(), "debootstrap failed ({status}), last line first: {last}");
+        // As systemd mounts it where it boots no container.
+        machine.write(
+            "etc/systemd/system/bpffs.service",
+            "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+             ExecStart=mount -t bpf -o nosuid,nodev,noexec,mode=0700 bpf /sys/fs/bpf\n[Install]\nWantedBy=sysinit.target\n",
+        )?;
+        run(Command::new("systemctl").arg("--root").arg(machine.root()).args(["--quiet", "enable", "bpffs.service"]))?;
+        Ok(machine)
+    }
+
+    /// Its root directory.
+    fn root(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+
+    /// Writes a file of the machine, whose path is relative.
+    pub(crate) fn write(&self, path: &str, text: &str) -> Result<()> {
+        let path = self.root().join(path);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(&path, text).with_context(|| path.display().to_string())
+    }
+
+    /// Puts a file into `/root`.
+    pub(crate) fn bring(&self, file: &Path, name: &str) -> Result<()> {
+        fs::copy(file, self.root().join("root").join(name)).with_context(|| file.display().to_string())?;
+        Ok(())
+    }
+
+    /// Whether there is such a file, whose path is relative.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.root().join(path)).is_ok()
+    }
+
+    /// Boots it, and waits until all is started or has failed.
+    pub(crate) fn boot(&mut self) -> Result<()> {
+        let mut nspawn = Command::new("systemd-nspawn");
+        nspawn.arg("--directory").arg(self.root()).arg(format!("--machine={}", self.name));
+        nspawn.arg(format!("--network-namespace-path=/run/netns/{}", self.namespace));
+        nspawn.args(["--quiet", "--boot", "--register=no", "--console=pipe", "--link-journal=no"]);
+        nspawn.args(["--resolv-conf=off", "--timezone=off", "--capability=all", "--system-call-filter=bpf"]);
+        nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
+        nspawn.process_group(0);
+        if !Path::new("/run/systemd/system").exists() {
+            // Nobody here gives it a control group.
+            let cgroup = Cgroup::new(&self.name)?;
+            let procs = cgroup.0.join("cgroup.procs");
+            self.cgroup = Some(cgroup);
+            nspawn.arg("--keep-unit");
+            // SAFETY: of what the closure does, only the path is allocated before; it opens and writes one file.
+            unsafe { nspawn.pre_exec(move || fs::write(&procs, "0")) };
+        }
+        // SAFETY: one system call between fork and exec.
+        unsafe { nspawn.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        let mut manager = Process::spawn("the machine", &mut nspawn, &self.directory.join("console.log"))?;
+        let deadline = Instant::now() + LIMIT;
+        let first = loop {
+            if let Some(first) = first_process(manager.pid()) {
+                break first;
+            }
+            if let Some(status) = manager.exited()? {
+                bail!("systemd-nspawn has ended ({status}): {}", manager.tail(10)?);
+            }
+            ensure!(Instant::now() < deadline, "the machine does not start: {}", manager.tail(10)?);
+            thread::sleep(Duration::from_millis(50));
+        };
+        self.up = Some((manager, first));
+        loop {
+            let (state, _) = self.shell("systemctl is-system-running")?;
+            if ["running", "degraded"].contains(&state.trim()) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the machine does not boot: {state}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Halts it as its power button would, if it is up.
+    pub(crate) fn halt(&mut self) -> Result<()> {
+        let Some((mut manager, _)) = self.up.take() else { return Ok(()) };
+        // Asks systemd-nspawn for an orderly end; dropping what does not end kills it.
+        manager.signal(Signal::SIGTERM)?;
+        let deadline = Instant::now() + LIMIT;
+        while manager.exited()?.is_none() {
+            ensure!(Instant::now() < deadline, "the machine does not halt");
+            thread::sleep(Duration::from_millis(50));
+        }
+        drop(manager);
+        self.cgroup = None;
+        Ok(())
+    }
+
+    /// Runs a line of shell on the machine as root. Gives what it printed, errors included, and whether it succeeded.
+    pub(crate) fn shell(&self, line: &str) -> Result<(String, bool)> {
+        let Some((_, first)) = &self.up else { bail!("the machine is not up") };
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &first.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]);
+        command.args(["--", "/bin/sh", "-c", &format!("exec 2>&1; {line}")]);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8").env("HOME", "/root");
+        let Output { status, stdout, .. } = command.output().context("cannot start nsenter")?;
+        Ok((String::from_utf8_lossy(&stdout).into_owned(), status.success()))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Err(error) = self.halt().and_then(|()| remove(&self.directory)) {
+            eprintln!("{} is left behind: {error:#}", self.directory.display());
+        }
+    }
+}
+
+/// Process 1 of what a systemd-nspawn has started.
+fn first_process(manager: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{manager}/task/{manager}/children")).ok()?;
+    children.split_whitespace().filter_map(|child| child.parse().ok()).find(|child: &u32| {
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "systemd")
+    })
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(directory.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// A control group of the unified hierarchy, removed with those below it.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let mount = fields.find(|fields| fields.get(2) == Some(&"cgroup2")).context("no unified control groups")?;
+        let path = Path::new(mount[1]).join(name);
+        fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(error) = remove_cgroup(&self.0) {
+            eprintln!("{} is left behind: {error}", self.0.display());
+        }
+    }
+}
+
+fn remove_cgroup(path: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}

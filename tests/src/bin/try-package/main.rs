@@ -1,0 +1,62 @@
+//! The Debian package on a Debian of its own: installed, started by systemd, reloaded, killed, upgraded and purged, while
+//! clients keep coming.
+//!
+//! The machine is a directory made by debootstrap and booted by systemd-nspawn, in the network namespace of a topology's
+//! balancer. All that was made is gone afterwards.
+
+mod clients;
+mod machine;
+mod operator;
+mod steps;
+
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+use crate::operator::Operator;
+
+/// Tries the Debian package under systemd; needs root, debootstrap and systemd-nspawn.
+#[derive(Parser)]
+pub(crate) struct Options {
+    /// The package.
+    #[arg(long)]
+    package: PathBuf,
+    /// A later version of it.
+    #[arg(long)]
+    upgrade: PathBuf,
+    /// Debian's release to try it on.
+    #[arg(long, default_value = "bookworm")]
+    suite: String,
+    /// Where the machine is made; whatever is there goes.
+    #[arg(long)]
+    directory: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match attempt(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn attempt(options: &Options) -> Result<()> {
+    let begun = Instant::now();
+    let mut operator = Operator::new(options)?;
+    println!("Debian {} with {} in {} s", options.suite, operator.systemd()?, begun.elapsed().as_secs());
+    for (what, step) in steps::STEPS {
+        let begun = Instant::now();
+        match step(&mut operator) {
+            Ok(found) => println!("{what} ({:.1} s): {found}", begun.elapsed().as_secs_f64()),
+            Err(error) => {
+                println!("{}", operator.journal());
+                return Err(error).with_context(|| what.to_owned());
+            }
+        }
+    }
+    println!("{} steps passed in {} s", steps::STEPS.len(), begun.elapsed().as_secs());
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The site around the machine, and what its operator does there.
+
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    backend::Backend,
+    topology::{Family, Shape, Topology},
+};
+use tempfile::TempDir;
+
+use crate::{
+    Options,
+    clients::{Clients, PORT},
+    machine::Machine,
+};
+
+/// How long anything but a boot may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+const BACKENDS: u16 = 2;
+const BACKEND_PORT: u16 = 8080;
+/// Where the unit's configuration is, below the machine's root.
+const CONFIG: &str = "etc/balancer/balancer.toml";
+
+/// The machine with the balancer, its backends, its clients.
+pub(crate) struct Operator {
+    /// Before the namespace that it runs in.
+    pub(crate) machine: Machine,
+    backends: Vec<Backend>,
+    _logs: TempDir,
+    pub(crate) topology: Topology,
+}
+
+impl Operator {
+    pub(crate) fn new(options: &Options) -> Result<Self> {
+        let topology = Topology::new(Shape::OneLegged, Forwarding::Nat, usize::from(BACKENDS))?;
+        let logs = tempfile::tempdir()?;
+        let backends = (1..=BACKENDS).zip(topology.backends()).map(|(number, namespace)| {
+            let listen = Family::BOTH.map(|family| backend(&topology, family, number));
+            Backend::start(namespace, &format!("web{number}"), &listen, logs.path())
+        });
+        let backends = backends.collect::<Result<_>>()?;
+        let mut machine = Machine::install(&options.suite, &options.directory, topology.balancer())?;
+        machine.bring(&options.package, "balancer.deb")?;
+        machine.bring(&options.upgrade, "upgrade.deb")?;
+        machine.boot()?;
+        Ok(Self { machine, backends, _logs: logs, topology })
+    }
+
+    pub(crate) fn systemd(&self) -> Result<String> {
+        let version = self.types("systemctl --version")?;
+        Ok(version.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Types a command, which must succeed. Gives what it printed.
+    pub(crate) fn types(&self, line: &str) -> Result<String> {
+        let (words, success) = self.machine.shell(line)?;
+        ensure!(success, "`{line}` failed: {}", words.trim());
+        Ok(words.trim().to_owned())
+    }
+
+    /// Types a command, which must fail. Gives what it printed.
+    pub(crate) fn types_in_vain(&self, line: &str) -> Result<String> {
+        let (words, success) = self.machine.shell(line)?;
+        ensure!(!success, "`{line}` succeeded: {}", words.trim());
+        Ok(words.trim().to_owned())
+    }
+
+    /// Types a command whose words must contain each of `wanted`.
+    pub(crate) fn reads(&self, line: &str, wanted: &[&str]) -> Result<String> {
+        let (words, _) = self.machine.shell(line)?;
+        for part in wanted {
+            ensure!(words.contains(part), "`{line}` does not say {part:?}: {}", words.trim());
+        }
+        Ok(words.trim().to_owned())
+    }
+
+    /// Waits until a command prints exactly this.
+    pub(crate) fn wait(&self, line: &str, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (words, _) = self.machine.shell(line)?;
+            if words.trim() == wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "`{line}` says {:?} instead of {wanted:?}", words.trim());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// A property of the unit.
+    pub(crate) fn property(&self, name: &str) -> Result<String> {
+        self.types(&format!("systemctl show --property={name} --value balancer"))
+    }
+
+    /// Waits until the unit's property is this.
+    pub(crate) fn wait_property(&self, name: &str, wanted: &str) -> Result<()> {
+        self.wait(&format!("systemctl show --property={name} --value balancer"), wanted)
+    }
+
+    /// Writes the unit's configuration: services of both families, with a weight of `web1`, and more `lines` in front.
+    pub(crate) fn configures(&self, weight: u16, lines: &str) -> Result<()> {
+        let mut text = format!("interfaces = [\"eth0\"]\non_exit = \"keep\"\n{lines}\n");
+        for (family, name) in Family::BOTH.into_iter().zip(["web", "web6"]) {
+            let vip = SocketAddr::new(self.topology.vip(family), PORT);
+            // Writing to a string cannot fail.
+            let _ = write!(
+                text,
+                "[[service]]\nname = \"{name}\"\naddress = \"{vip}\"\nforwarding = \"nat\"\n\
+                 check = {{ type = \"http\", path = \"/healthz\", interval = \"500ms\", timeout = \"500ms\" }}\n"
+            );
+            for number in 1..=BACKENDS {
+                let (address, weight) =
+                    (backend(&self.topology, family, number), if number == 1 { weight } else { 100 });
+                let _ = write!(
+                    text,
+                    "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = {weight}\n"
+                );
+            }
+        }
+        self.machine.write(CONFIG, &text)
+    }
+
+    /// Makes the health checks of `web{number}` answer so.
+    pub(crate) fn fails(&self, number: usize, mode: &str) -> Result<()> {
+        self.backends[number - 1].fail(&self.topology.backends()[number - 1], mode)
+    }
+
+    /// Does something while clients keep coming: no request fails, and nobody is moved.
+    pub(crate) fn under_traffic<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, String)> {
+        let clients = Clients::start(&self.topology);
+        clients.round();
+        let done = work(self)?;
+        clients.round();
+        Ok((done, clients.finish()?))
+    }
+
+    /// Whether an XDP program is on the machine's interface.
+    pub(crate) fn attached(&self) -> Result<bool> {
+        Ok(self.types("ip -details link show dev eth0")?.contains("prog/xdp"))
+    }
+
+    /// The main process of the running service, which must be another one than `before`.
+    pub(crate) fn new_main_process(&self, before: &str) -> Result<String> {
+        self.wait_property("ActiveState", "active")?;
+        let now = self.property("MainPID")?;
+        ensure!(now != "0" && now != before, "the main process is still {now}");
+        Ok(now)
+    }
+
+    /// Waits until the unit has been restarted more than `before` times, and runs again.
+    pub(crate) fn wait_restarted(&self, before: &str) -> Result<()> {
+        let before: u32 = before.parse().context("NRestarts")?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.property("NRestarts")?.parse::<u32>()? <= before || self.property("ActiveState")? != "active" {
+            if Instant::now() > deadline {
+                bail!("systemd does not start it again: {}", self.property("ActiveState")?);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// The end of the unit's journal.
+    pub(crate) fn journal(&self) -> String {
+        let words = self
+            .machine
+            .shell("systemctl status --no-pager balancer; journalctl --no-pager --lines=30 --output=short-precise");
+        words.map_or_else(|error| error.to_string(), |(words, _)| words)
+    }
+}
+
+fn backend(topology: &Topology, family: Family, number: u16) -> SocketAddr {
+    SocketAddr::new(topology.backend_address(family, number - 1), BACKEND_PORT)
+}

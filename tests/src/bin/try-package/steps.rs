@@ -1,0 +1,316 @@
+//! What the operator does, in its order, and what must come of it.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use balancer_tests::topology::{Family, Topology};
+
+use crate::operator::Operator;
+
+/// Does something and checks it. Gives what is worth telling.
+type Step = fn(&mut Operator) -> Result<String>;
+
+pub(crate) const STEPS: [(&str, Step); 17] = [
+    ("install", install),
+    ("start without a configuration", start_in_vain),
+    ("start", start),
+    ("privileges", privileges),
+    ("operator's group", group),
+    ("journal", journal),
+    ("reload", reload),
+    ("reload in vain", reload_in_vain),
+    ("restart", restart),
+    ("kill", kill),
+    ("watchdog", watchdog),
+    ("assigned VIP", assigned_vip),
+    ("upgrade", upgrade),
+    ("stop and start", stop_and_start),
+    ("boot with a late network", boot),
+    ("remove", remove),
+    ("purge", purge),
+];
+
+const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet --yes";
+/// Has the watchdog bite while somebody watches.
+const WATCHDOG: &str = "[Service]\nWatchdogSec=3s\n";
+
+fn install(operator: &mut Operator) -> Result<String> {
+    let words = operator.types(&format!("{APT} install /root/balancer.deb"))?;
+    ensure!(words.contains("balancer: edit /etc/balancer/balancer.toml"), "no hint: {words}");
+    operator.reads("systemctl is-enabled balancer", &["disabled"])?;
+    operator.reads("getent group balancer", &["balancer:x:"])?;
+    operator.reads("stat -c '%a %U:%G' /etc/balancer/balancer.toml", &["640 root:root"])?;
+    operator.types("systemd-analyze verify --man=no balancer.service").and_then(|words| {
+        ensure!(words.is_empty(), "{words}");
+        operator.types("dpkg-query --show balancer")
+    })
+}
+
+fn start_in_vain(operator: &mut Operator) -> Result<String> {
+    operator.types_in_vain("systemctl start balancer")?;
+    operator.wait("systemctl is-active balancer", "failed")?;
+    let tries: u32 = operator.property("NRestarts")?.parse()?;
+    ensure!(tries <= 20, "{tries} restarts");
+    let status = operator.property("StatusText")?;
+    ensure!(status.contains("/etc/balancer/balancer.toml"), "the status says {status:?}");
+    operator.reads("systemctl status --no-pager balancer", &[&status])?;
+    thread::sleep(Duration::from_secs(5));
+    operator.reads("systemctl is-active balancer", &["failed"])?;
+    operator.types("systemctl reset-failed balancer")?;
+    Ok(format!("gave up after {tries} restarts; status: {status}"))
+}
+
+fn start(operator: &mut Operator) -> Result<String> {
+    operator.configures(100, "")?;
+    operator.types("balancer check /etc/balancer/balancer.toml")?;
+    operator.types("systemctl enable --now balancer")?;
+    operator.reads("systemctl is-active balancer", &["active"])?;
+    ensure!(operator.property("StatusText")? == "serving 2 services", "{}", operator.property("StatusText")?);
+    for service in ["web", "web6"] {
+        for number in 1..=2 {
+            operator.types(&format!("balancer wait {service}/web{number} up --timeout 30s"))?;
+        }
+    }
+    ensure!(operator.attached()?, "no XDP program");
+    operator.under_traffic(|_| Ok(())).map(|((), traffic)| traffic)
+}
+
+fn privileges(operator: &mut Operator) -> Result<String> {
+    let main = operator.property("MainPID")?;
+    let status = operator.types(&format!("cat /proc/{main}/status"))?;
+    // Bits 12, 38 and 39.
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        ensure!(status.contains(&format!("{set}:\t000000c000001000\n")), "{status}");
+    }
+    ensure!(status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n"), "{status}");
+    let words = operator.types("systemd-analyze security --no-pager balancer")?;
+    Ok(words.lines().last().unwrap_or_default().trim_start_matches(['→', ' ']).to_owned())
+}
+
+fn group(operator: &mut Operator) -> Result<String> {
+    operator.types("useradd --groups balancer oskar && useradd eve")?;
+    operator.types("runuser -u oskar -- balancer status")?;
+    operator.types("runuser -u oskar -- balancer backend weight web/web2 99")?;
+    let uid = operator.types("id -u oskar")?;
+    operator.reads("balancer events --since 1m --json", &[&format!("\"uid\": {uid}")])?;
+    operator.types("balancer backend weight web/web2 100")?;
+    operator.types_in_vain("runuser -u eve -- balancer status")?;
+    Ok("its members may, others may not".to_owned())
+}
+
+fn journal(operator: &mut Operator) -> Result<String> {
+    let read = "journalctl --no-pager --output=cat --unit=balancer --identifier=balancer";
+    operator.fails(2, "reset")?;
+    operator.types("balancer wait web/web2 down --timeout 30s && balancer wait web6/web2 down --timeout 30s")?;
+    operator.fails(2, "ok")?;
+    operator.types("balancer wait web/web2 up --timeout 30s && balancer wait web6/web2 up --timeout 30s")?;
+    let all = operator.reads(read, &["attached to eth0", "web/web2 down"])?;
+    ensure!(!all.contains("<6>") && !all.contains("\x1b["), "{all}");
+    let warnings = operator.reads(&format!("{read} --priority=warning"), &["backend web/web2 down"])?;
+    ensure!(!warnings.contains("attached to eth0"), "{warnings}");
+    let errors = operator.reads(&format!("{read} --priority=err"), &["/etc/balancer/balancer.toml"])?;
+    ensure!(!errors.contains("backend web/web2 down"), "{errors}");
+    Ok("warnings and errors have their priority".to_owned())
+}
+
+fn reload(operator: &mut Operator) -> Result<String> {
+    let main = operator.property("MainPID")?;
+    let ((), traffic) = operator.under_traffic(|operator| {
+        operator.configures(50, "")?;
+        operator.types("systemctl reload balancer")?;
+        operator.wait(
+            "balancer backend list web --json | tr -d ' \\n' | grep -o '\"weight\":50' | head -n 1",
+            "\"weight\":50",
+        )?;
+        operator.wait_property("SubState", "running")
+    })?;
+    ensure!(operator.property("MainPID")? == main, "another process");
+    Ok(traffic)
+}
+
+fn reload_in_vain(operator: &mut Operator) -> Result<String> {
+    let ((), traffic) = operator.under_traffic(|operator| {
+        operator.configures(50, "interface = [\"eth1\"]")?;
+        operator.types_in_vain("systemctl reload balancer")?;
+        operator.reads("journalctl --no-pager --unit=balancer --priority=err --lines=3", &["balancer.toml:3: "])?;
+        // What a reload cannot change.
+        operator.configures(50, "state_file = \"/var/lib/balancer/other.json\"")?;
+        operator.types("systemctl reload balancer")?;
+        operator.wait(
+            "systemctl show --property=StatusText --value balancer | grep -c '^the last reload changed nothing: state_file'",
+            "1",
+        )?;
+        operator.configures(100, "")?;
+        operator.types("systemctl reload balancer")?;
+        operator.wait_property("StatusText", "serving 2 services")?;
+        operator.wait_property("ActiveState", "active")
+    })?;
+    Ok(traffic)
+}
+
+fn restart(operator: &mut Operator) -> Result<String> {
+    let ((), traffic) = operator.under_traffic(|operator| {
+        for _ in 0..6 {
+            let main = operator.property("MainPID")?;
+            operator.types("systemctl restart balancer")?;
+            operator.new_main_process(&main)?;
+        }
+        Ok(())
+    })?;
+    Ok(traffic)
+}
+
+fn kill(operator: &mut Operator) -> Result<String> {
+    let ((), traffic) = operator.under_traffic(|operator| {
+        let (main, restarts) = (operator.property("MainPID")?, operator.property("NRestarts")?);
+        operator.types("systemctl kill --signal=KILL balancer")?;
+        operator.wait_restarted(&restarts)?;
+        operator.new_main_process(&main)?;
+        let adopted = format!("going on with the maps that process {main} left");
+        operator.reads("journalctl --no-pager --unit=balancer", &[&adopted]).map(|_| ())
+    })?;
+    Ok(traffic)
+}
+
+fn watchdog(operator: &mut Operator) -> Result<String> {
+    operator.machine.write("etc/systemd/system/balancer.service.d/try.conf", WATCHDOG)?;
+    operator.types("systemctl daemon-reload && systemctl restart balancer")?;
+    let ((), traffic) = operator.under_traffic(|operator| {
+        // It is told in time.
+        let (main, restarts) = (operator.property("MainPID")?, operator.property("NRestarts")?);
+        thread::sleep(Duration::from_secs(7));
+        ensure!(operator.property("MainPID")? == main, "killed though it was alive");
+        operator.types(&format!("kill -STOP {main}"))?;
+        operator.wait_restarted(&restarts)?;
+        operator.new_main_process(&main)?;
+        operator.reads("journalctl --no-pager --unit=balancer", &["Watchdog timeout"]).map(|_| ())
+    })?;
+    operator.types(
+        "rm -r /etc/systemd/system/balancer.service.d && systemctl daemon-reload && systemctl restart balancer",
+    )?;
+    Ok(traffic)
+}
+
+fn assigned_vip(operator: &mut Operator) -> Result<String> {
+    operator.configures(
+        100,
+        "[[service]]\nname = \"own\"\naddress = \"10.2.0.99:80\"\nforwarding = \"nat\"\nassign_vip = true\n\
+        [[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11:8081\"\n",
+    )?;
+    operator.types("systemctl restart balancer")?;
+    operator.reads("ip address show dev eth0", &["10.2.0.99/32"])?;
+    operator.types("systemctl stop balancer")?;
+    operator.reads("ip address show dev eth0", &["10.2.0.99/32"])?;
+    operator.types("systemctl start balancer")?;
+    operator.configures(100, "")?;
+    operator.types("systemctl restart balancer")?;
+    let words = operator.types("ip address show dev eth0")?;
+    ensure!(!words.contains("10.2.0.99"), "{words}");
+    Ok("came, stayed over a stop, went with its service".to_owned())
+}
+
+fn upgrade(operator: &mut Operator) -> Result<String> {
+    let before = operator.types("dpkg-query --show --showformat '${Version}' balancer")?;
+    let ((), traffic) = operator.under_traffic(|operator| {
+        let main = operator.property("MainPID")?;
+        operator.types(&format!("{APT} install /root/upgrade.deb"))?;
+        operator.new_main_process(&main)?;
+        operator.reads(
+            "readlink /proc/$(systemctl show --property=MainPID --value balancer)/exe",
+            &["/usr/sbin/balancer"],
+        )?;
+        operator.reads("systemctl is-enabled balancer", &["enabled"]).map(|_| ())
+    })?;
+    let after = operator.types("dpkg-query --show --showformat '${Version}' balancer")?;
+    ensure!(before != after, "still {before}");
+    Ok(format!("{before} → {after}; {traffic}"))
+}
+
+fn stop_and_start(operator: &mut Operator) -> Result<String> {
+    let ((), traffic) = operator.under_traffic(|operator| {
+        operator.types("systemctl stop balancer")?;
+        ensure!(!operator.machine.shell("ls /run/balancer")?.1, "/run/balancer is there");
+        ensure!(operator.attached()?, "the program is gone");
+        thread::sleep(Duration::from_secs(2));
+        operator.types("systemctl start balancer")?;
+        operator.types("balancer status").map(|_| ())
+    })?;
+    Ok(traffic)
+}
+
+/// The interface gets its name, addresses and routes three seconds after `network.target`.
+fn boot(operator: &mut Operator) -> Result<String> {
+    let routes = |family: &str| -> Result<String> {
+        let all = operator.types(&format!("ip {family} route show dev eth0"))?;
+        let through = all.lines().filter(|line| line.contains(" via "));
+        Ok(through.map(|line| format!("ip {family} route replace {line} dev eth0\n")).collect())
+    };
+    let addresses: String = Family::BOTH.map(own_address).concat();
+    let script = format!(
+        "#!/bin/sh -e\nsleep 3\nip link set late0 name eth0\nip link set eth0 up\n{addresses}{}{}",
+        routes("-4")?,
+        routes("-6")?
+    );
+    operator.machine.write("usr/local/sbin/late-network", &script)?;
+    operator.machine.write(
+        "etc/systemd/system/late-network.service",
+        "[Unit]\nBefore=network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+         ExecStart=/usr/local/sbin/late-network\n[Install]\nWantedBy=network-online.target\n",
+    )?;
+    operator.types("chmod 755 /usr/local/sbin/late-network && systemctl --quiet enable late-network")?;
+    operator.machine.halt()?;
+    // Unlike a machine's own, this network outlives it.
+    for family in ["ipv4", "ipv6"] {
+        operator.topology.balancer().sysctl(&format!("net/{family}/conf/eth0/forwarding"), "0")?;
+    }
+    operator.topology.balancer().ip("link set eth0 down")?;
+    operator.topology.balancer().ip("link set eth0 name late0")?;
+    operator.machine.boot()?;
+    operator.reads("systemctl is-active late-network balancer", &["active\nactive"])?;
+    ensure!(operator.property("NRestarts")? == "0", "restarted {} times", operator.property("NRestarts")?);
+    for backend in ["web/web1", "web/web2", "web6/web1", "web6/web2"] {
+        operator.types(&format!("balancer wait {backend} up --timeout 30s"))?;
+    }
+    operator.under_traffic(|_| Ok(())).map(|((), traffic)| traffic)
+}
+
+fn own_address(family: Family) -> String {
+    let (address, length) = Topology::balancer_address(family);
+    let nodad = if family == Family::V6 { " nodad" } else { "" };
+    format!("ip address replace {address}/{length} dev eth0{nodad}\n")
+}
+
+fn remove(operator: &mut Operator) -> Result<String> {
+    operator.types(&format!("{APT} remove balancer"))?;
+    ensure!(!operator.attached()?, "the XDP program is still there");
+    nothing_runs(operator)?;
+    ensure!(operator.machine.has("etc/balancer/balancer.toml"), "the configuration is gone");
+    operator.reads("dpkg-query --show --showformat '${Status}' balancer", &["deinstall ok config-files"])
+}
+
+fn purge(operator: &mut Operator) -> Result<String> {
+    operator.types(&format!("{APT} purge balancer"))?;
+    nothing_runs(operator)?;
+    for path in ["etc/balancer", "var/lib/balancer", "usr/sbin/balancer", "usr/share/doc/balancer"] {
+        ensure!(!operator.machine.has(path), "/{path} is left");
+    }
+    let left = operator.types(
+        "find / -xdev -path /proc -prune -o -path /root -prune -o -path '/var/log/*' -prune \
+         -o -path '/var/cache/*' -prune -o -name '*balancer*' -print",
+    )?;
+    ensure!(left.is_empty(), "left behind: {left}");
+    operator.types_in_vain("getent group balancer")?;
+    Ok("nothing is left".to_owned())
+}
+
+fn nothing_runs(operator: &Operator) -> Result<()> {
+    // Beside what the kernel itself has there.
+    let pins = operator.types("ls -A /sys/fs/bpf")?;
+    ensure!(!pins.contains("balancer"), "pinned: {pins}");
+    ensure!(!operator.machine.shell("ls /run/balancer")?.1, "/run/balancer is there");
+    ensure!(!operator.machine.shell("systemctl cat balancer")?.1, "the unit is there");
+    let switches =
+        operator.types("cat /proc/sys/net/ipv4/conf/eth0/forwarding /proc/sys/net/ipv6/conf/eth0/forwarding")?;
+    ensure!(switches == "0\n0", "forwarding is {switches:?}");
+    Ok(())
+}

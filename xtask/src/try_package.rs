@@ -1,0 +1,29 @@
+//! `cargo xtask package --try`.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    command::{built, ensure_root, program, root, run},
+    package::{contents, deb},
+    setup::machine,
+};
+
+/// Makes the package and a later version of it, and has both tried on a machine with Debian's `suite` and systemd.
+pub(crate) fn try_package(suite: &str) -> Result<()> {
+    ensure_root("trying the package", "package --try")?;
+    contents()?;
+    machine()?;
+    let directory = root().join("target/package/try");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let upgrade = directory.join("upgrade.deb");
+    run(deb().args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
+    // Last, because each takes the one before away.
+    run(&mut deb())?;
+    let mut made = fs::read_dir(root().join("target/debian"))?.flatten().map(|entry| entry.path());
+    let package = made.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let mut command = program(built("release")?.join("try-package"));
+    command.arg("--package").arg(package.context("no package in target/debian")?).arg("--upgrade").arg(upgrade);
+    run(command.args(["--suite", suite]).arg("--directory").arg(directory.join("machine")))
+}
