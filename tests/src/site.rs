@@ -149,6 +149,11 @@ impl Site {
         &self.topology
     }
 
+    /// The hosts, to be rewired.
+    pub const fn topology_mut(&mut self) -> &mut Topology {
+        &mut self.topology
+    }
+
     /// The balancer.
     pub const fn controller(&mut self) -> &mut Controller {
         &mut self.controller

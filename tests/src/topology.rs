@@ -218,7 +218,31 @@ impl Topology {
         Ok(())
     }
 
+    /// Takes the balancer's only interface away.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unplug_balancer(&mut self) -> Result<()> {
+        self.receivers.remove(0);
+        self.balancer.ip("link del eth0").map(drop)
+    }
+
+    /// Makes it anew, under another index.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn plug_balancer(&mut self) -> Result<()> {
+        self.make_balancers_interfaces()?;
+        self.receivers.insert(0, Passer::attach(&self.switch, "balancer", Hook::Native)?);
+        Ok(())
+    }
+
     fn make_balancer(&self) -> Result<()> {
+        self.make_balancers_interfaces()?;
+        Family::BOTH.into_iter().try_for_each(|family| own_vip(&self.balancer, family))
+    }
+
+    fn make_balancers_interfaces(&self) -> Result<()> {
         let segment_interface = match self.shape {
             Shape::OneLegged => "eth0",
             Shape::TwoLegged => {
@@ -235,7 +259,6 @@ impl Topology {
         }
         for family in Family::BOTH {
             address(&self.balancer, segment_interface, SEGMENT, family, BALANCER)?;
-            own_vip(&self.balancer, family)?;
             match self.shape {
                 Shape::OneLegged => route(&self.balancer, CLIENTS, SEGMENT, family, CLIENT)?,
                 Shape::TwoLegged => {

@@ -4,6 +4,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    slice,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -61,18 +62,34 @@ impl IpForwarding {
 
     fn ensure_in(root: PathBuf, interfaces: &[Interface], v4: bool, v6: bool) -> anyhow::Result<Self> {
         let mut forwarding = Self { root, changes: Vec::new() };
+        forwarding.switch_all_on(interfaces, v4, v6)?;
+        Ok(forwarding)
+    }
+
+    /// The same for an interface that was made anew, whose switches are as in the beginning.
+    ///
+    /// # Errors
+    /// As in [`ensure`](Self::ensure).
+    pub fn ensure_anew(&mut self, interface: &Interface, v4: bool, v6: bool) -> anyhow::Result<()> {
+        let own = format!("/conf/{}/", interface.name);
+        self.changes.retain(|change| !change.key.contains(&own));
+        self.switch_all_on(slice::from_ref(interface), v4, v6)
+    }
+
+    fn switch_all_on(&mut self, interfaces: &[Interface], v4: bool, v6: bool) -> anyhow::Result<()> {
+        let before = self.changes.len();
         if v4 {
             for interface in interfaces {
-                forwarding.switch_on(&format!("net/ipv4/conf/{}/forwarding", interface.name))?;
+                self.switch_on(&format!("net/ipv4/conf/{}/forwarding", interface.name))?;
             }
         }
         if v6 {
-            forwarding.ensure_v6(interfaces)?;
+            self.ensure_v6(interfaces)?;
         }
-        for change in &forwarding.changes {
+        for change in self.changes.iter().skip(before) {
             tracing::info!("{} set to {} (was {}) until exit", sysctl(&change.key), change.after, change.before);
         }
-        Ok(forwarding)
+        Ok(())
     }
 
     fn ensure_v6(&mut self, interfaces: &[Interface]) -> anyhow::Result<()> {
@@ -232,6 +249,21 @@ mod tests {
         drop(forwarding);
         assert_eq!(tree.state("eth0"), ["0", "0", "1"]);
         assert_eq!(tree.state("eth1.100"), ["0", "0", "1"]);
+    }
+
+    #[test]
+    fn an_interface_made_anew_is_switched_on_and_put_back_like_the_first() {
+        let tree = Tree::new();
+        let mut forwarding = tree.ensure(&["eth0"], true, true).unwrap();
+        for (key, value) in [("ipv4/conf/eth0/forwarding", "0"), ("ipv6/conf/eth0/forwarding", "0")] {
+            tree.set(&format!("net/{key}"), value);
+        }
+        tree.set("net/ipv6/conf/eth0/accept_ra", "1");
+        let anew = Interface { name: "eth0".to_owned(), ifindex: 9, mac: [0; 6], mtu: 1500, up: true };
+        forwarding.ensure_anew(&anew, true, true).unwrap();
+        assert_eq!(tree.state("eth0"), ["1", "1", "2"]);
+        drop(forwarding);
+        assert_eq!(tree.state("eth0"), ["0", "0", "1"]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod privileges;
 pub mod prober;
 mod reload;
 mod resume;
+mod returning;
 pub mod run;
 pub mod service_manager;
 pub mod shutdown;

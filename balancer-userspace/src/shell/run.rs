@@ -40,6 +40,7 @@ use crate::{
         prober::Prober,
         reload::reload,
         resume::{Resumed, resume},
+        returning::Returning,
         service_manager::ServiceManager,
         shutdown,
         statistics::Statistics,
@@ -112,7 +113,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
     };
     let mut wanted = Wanted::new(neighbours_wanted)?;
-    let forwarding = IpForwarding::ensure(&interfaces, translates(true), translates(false))?;
+    let translates = (translates(true), translates(false));
+    let mut forwarding = IpForwarding::ensure(&interfaces, translates.0, translates.1)?;
 
     let (events_in, mut events) = mpsc::channel(EVENTS);
     let (calls_in, mut calls) = mpsc::channel(CALLS);
@@ -133,20 +135,20 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         history.note(&format!("{how} {} in {} mode", attached.name, attached.mode()));
     }
     let first = interfaces.first().cloned().context("no interface")?;
-    let mut vips = Vips::new(first, &mem::take(&mut inherited.vips))?;
+    let mut vips = Vips::new(first.clone(), &mem::take(&mut inherited.vips))?;
     let wanted_vips = owner.assigned_vips();
-    let notes = |owner: &mut Owner<KernelDataplane>, vips: Vec<Assigned>| {
+    let notes = |owner: &mut Owner<KernelDataplane>, forwarding: &IpForwarding, vips: Vec<Assigned>| {
         let host = inherited.clone().and(forwarding.changes(), owner.dataplane().receive_offload_off(), vips);
         owner.dataplane().write_notes(instance, &config.state_file, host)
     };
     // Written down before it is done, so that whoever comes next can put it back.
     let mut assigned = vips.to_be_assigned(&wanted_vips).await?;
-    notes(&mut owner, assigned.clone())?;
+    notes(&mut owner, &forwarding, assigned.clone())?;
     if let Err(error) = vips.set(&wanted_vips).await {
         vips.remove_all().await;
         return Err(error);
     }
-    let vips = vips::Keeper::spawn(vips, wanted_vips);
+    let mut vips = vips::Keeper::spawn(vips, wanted_vips);
     owner.dataplane().kept().finish(&ifindexes)?;
     let kept = owner.dataplane().kept();
     let statistics = Arc::new(if kept.outlives() {
@@ -172,6 +174,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let mut joining = Joining::default();
     let mut waiting = Vec::new();
     let mut passes = VecDeque::new();
+    let names = interfaces.iter().map(|interface| interface.name.clone()).collect();
+    let mut returning = Returning::new(names, config.xdp_mode, translates);
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let signal = loop {
@@ -194,6 +198,18 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             }
             Some(call) = calls.recv() => answer(&mut owner, &mut keeper, &mut passes, &statistics, call),
             _ = sweep.tick() => owner.sweep(),
+            () = returning.due() => {
+                let back = returning.look(owner.dataplane(), &mut forwarding, &history).await;
+                if let Some(anew) = back.iter().find(|anew| anew.name == first.name) {
+                    vips = vips.go_on_with(anew.clone()).await;
+                    assigned.iter_mut().for_each(|vip| vip.ifindex = anew.ifindex);
+                }
+                if !back.is_empty()
+                    && let Err(error) = notes(&mut owner, &forwarding, assigned.clone())
+                {
+                    warn!("{error:#}");
+                }
+            }
             () = ready(()), if !passes.is_empty() => forget_part(&mut owner, &mut passes),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
@@ -204,7 +220,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             let new_vips = vips.follow(owner.assigned_vips());
             if !new_vips.is_empty() {
                 assigned.extend(new_vips);
-                if let Err(error) = notes(&mut owner, assigned.clone()) {
+                if let Err(error) = notes(&mut owner, &forwarding, assigned.clone()) {
                     warn!("{error:#}");
                 }
             }

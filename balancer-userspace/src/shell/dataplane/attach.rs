@@ -146,6 +146,21 @@ fn detach(attached: Attached) -> anyhow::Result<()> {
     attached.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", attached.name))
 }
 
+/// Lets go of the interfaces that are `gone`; gives their names.
+pub(super) fn let_go(attached: &mut Vec<Attached>, gone: impl Fn(u32) -> bool) -> Vec<String> {
+    let gone = attached.extract_if(.., |attached| gone(attached.ifindex));
+    gone.map(|gone| {
+        if let Some(Err(error)) = gone.pin.as_deref().map(unpin) {
+            warn!("interface {}: {error:#}", gone.name);
+        }
+        if let Some(offload) = gone.offload {
+            offload.leave_off();
+        }
+        gone.name
+    })
+    .collect()
+}
+
 /// Takes the program off all these interfaces.
 ///
 /// # Errors

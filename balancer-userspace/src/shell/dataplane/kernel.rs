@@ -21,7 +21,7 @@ use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
         CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, ReplyStats, ReturnRow,
-        RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
+        RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow, interface_row,
     },
     service_table::TableView,
 };
@@ -187,15 +187,24 @@ impl KernelDataplane {
         program(&mut self.ebpf)
     }
 
-    /// Attaches the program to an interface that was named at load.
+    /// Attaches the program to an interface that was named at load, or was made anew under the name of one.
     ///
     /// # Errors
     /// When another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
+        let row = |ifindex| interface_row(ifindex, self.counters.interface_multiplier());
+        if let Some(other) = self.attached.iter().find(|other| row(other.ifindex) == row(ifindex)) {
+            bail!("interface {name} cannot be told from {} in counters: restart the balancer", other.name);
+        }
         let Self { ebpf, kept, .. } = self;
         let attached = attach::attach(program(ebpf)?, name, ifindex, mode, kept.pins())?;
         self.attached.push(attached);
         self.attached.last().context("just attached")
+    }
+
+    /// Lets go of the interfaces whose indices are `gone`; gives their names.
+    pub fn let_go(&mut self, gone: impl Fn(u32) -> bool) -> Vec<String> {
+        attach::let_go(&mut self.attached, gone)
     }
 
     /// Takes the program off every interface, and removes what was pinned.

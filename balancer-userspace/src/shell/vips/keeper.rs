@@ -6,6 +6,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tracing::warn;
 
 use super::{Assigned, Vips};
+use crate::shell::interfaces::Interface;
 
 /// A running task. It ends with [`end`](Self::end).
 pub struct Keeper {
@@ -43,6 +44,24 @@ impl Keeper {
             changes
         });
         new
+    }
+
+    /// Goes on with an interface that was made anew, and so has none of the addresses.
+    #[must_use]
+    pub async fn go_on_with(self, interface: Interface) -> Self {
+        let mut vips = match Vips::new(interface, &[]) {
+            Ok(vips) => vips,
+            Err(error) => {
+                warn!("{error:#}");
+                return self;
+            }
+        };
+        let wanted = self.wanted.borrow().clone();
+        self.end(true).await;
+        if let Err(error) = vips.set(&wanted).await {
+            warn!("{error:#}");
+        }
+        Self::spawn(vips, wanted)
     }
 
     /// Ends the task, and removes the addresses unless they are to be left.
