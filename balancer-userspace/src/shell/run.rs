@@ -179,6 +179,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let signal = loop {
+        // Whether something was changed on this host that whoever comes next must know.
+        let mut to_be_noted = false;
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
@@ -204,11 +206,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
                     vips = vips.go_on_with(anew.clone()).await;
                     assigned.iter_mut().for_each(|vip| vip.ifindex = anew.ifindex);
                 }
-                if !back.is_empty()
-                    && let Err(error) = notes(&mut owner, &forwarding, assigned.clone())
-                {
-                    warn!("{error:#}");
-                }
+                to_be_noted = !back.is_empty();
             }
             () = ready(()), if !passes.is_empty() => forget_part(&mut owner, &mut passes),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
@@ -218,12 +216,11 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             keeper.note();
             manager.serves(owner.services());
             let new_vips = vips.follow(owner.assigned_vips());
-            if !new_vips.is_empty() {
-                assigned.extend(new_vips);
-                if let Err(error) = notes(&mut owner, &forwarding, assigned.clone()) {
-                    warn!("{error:#}");
-                }
-            }
+            to_be_noted |= !new_vips.is_empty();
+            assigned.extend(new_vips);
+        }
+        if to_be_noted && let Err(error) = notes(&mut owner, &forwarding, assigned.clone()) {
+            warn!("{error:#}");
         }
         keeper.advance(&owner);
     };
