@@ -151,17 +151,27 @@ fn interfaces(snapshot: &Snapshot) -> Markup {
         section aria-labelledby="interfaces" {
             h2 #interfaces { "Interfaces" }
             @for interface in &snapshot.interfaces {
-                table {
-                    caption { (interface.name) ", XDP in " (interface.xdp_mode) " mode" }
-                    thead { tr { th scope="col" { "Packets" } th.number scope="col" { "since start" } } }
-                    tbody {
-                        @for &verdict in Verdict::ALL {
-                            tr {
-                                th scope="row" { (verdict_words(verdict)) }
-                                td.number { (grouped(interface.stats.verdicts[verdict.index()])) }
-                            }
-                        }
-                    }
+                (counts(
+                    &format!("{}, XDP in {} mode", interface.name, interface.xdp_mode),
+                    ["Packets", "since start"],
+                    Verdict::ALL
+                        .iter()
+                        .map(|&verdict| (verdict_words(verdict), interface.stats.verdicts[verdict.index()])),
+                ))
+            }
+        }
+    }
+}
+
+/// A table of what was counted, a row each, under the heads of its two columns.
+fn counts<'a>(caption: &str, heads: [&str; 2], rows: impl IntoIterator<Item = (&'a str, u64)>) -> Markup {
+    html! {
+        table {
+            caption { (caption) }
+            thead { tr { th scope="col" { (heads[0]) } th.number scope="col" { (heads[1]) } } }
+            tbody {
+                @for (what, count) in rows {
+                    tr { th scope="row" { (what) } td.number { (grouped(count)) } }
                 }
             }
         }
@@ -190,15 +200,7 @@ fn drops(snapshot: &Snapshot) -> Markup {
             @if dropped.is_empty() {
                 p { "No packet was dropped." }
             } @else {
-                table {
-                    caption { "Packets dropped since start" }
-                    thead { tr { th scope="col" { "Reason" } th.number scope="col" { "Packets" } } }
-                    tbody {
-                        @for (reason, count) in dropped {
-                            tr { th scope="row" { (reason) } td.number { (grouped(count)) } }
-                        }
-                    }
-                }
+                (counts("Packets dropped since start", ["Reason", "Packets"], dropped))
             }
         }
     }
@@ -216,15 +218,7 @@ fn client_table(memory: &MemorySnapshot) -> Markup {
     html! {
         section aria-labelledby="clients" {
             h2 #clients { "Client table" }
-            table {
-                caption { "Of all services" }
-                thead { tr { th scope="col" { "Clients" } th.number scope="col" { "Number" } } }
-                tbody {
-                    @for (what, count) in rows {
-                        tr { th scope="row" { (what) } td.number { (grouped(count)) } }
-                    }
-                }
-            }
+            (counts("Of all services", ["Clients", "Number"], rows))
         }
     }
 }
