@@ -18,14 +18,11 @@ use tempfile::TempDir;
 
 /// Starts the lab with another program in the balancer's place, and with its files in `files`.
 fn start(balancer: &Path, files: &TempDir) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_lab"))
-        .env("BALANCER_BINARY", balancer)
-        .env("TMPDIR", files.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    spawn(Command::new(env!("CARGO_BIN_EXE_lab")).env("BALANCER_BINARY", balancer), files)
+}
+
+fn spawn(lab: &mut Command, files: &TempDir) -> Child {
+    lab.env("TMPDIR", files.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits for the lab's end and checks that nothing of it is left.
@@ -91,4 +88,27 @@ fn every_way_to_ask_for_an_end_cleans_up() {
         let output = finish(lab, &files);
         assert!(output.status.success(), "{signal}: {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// The numbers of a line `SENTENCE Moved: N of CLIENTS[ (of M on SERVER)]; nginx ip_hash: K`.
+fn numbers(line: &str) -> Vec<u64> {
+    let (_, moved) = line.split_once("Moved: ").unwrap();
+    moved.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
+}
+
+#[test]
+fn the_tour_moves_nobody_but_the_clients_of_a_server_that_is_killed() {
+    let files = TempDir::new().unwrap();
+    let lab = spawn(Command::new(env!("CARGO_BIN_EXE_lab")).args(["--seconds", "66"]), &files);
+    let output = finish(lab, &files);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (_, end) = text.rsplit_once("Clients log in").unwrap_or_else(|| panic!("{text}"));
+    let line = |sentence: &str| numbers(end.lines().find(|line| line.contains(sentence)).unwrap());
+    for sentence in ["web4 is added", "web2 is drained", "web2 is taken back", "web1 is back"] {
+        assert_eq!(line(sentence)[0], 0, "{end}");
+    }
+    let [moved, clients, there, _on_web, ip_hash] = line("web1 is killed")[..] else { panic!("{end}") };
+    assert_eq!((moved, clients), (there, 300), "{end}");
+    assert!(there > 0 && ip_hash > 0 && end.contains("The tour is over"), "{end}");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 
 use crate::{
     command::{built, cargo, ensure_root, program, run},
-    setup::setup,
+    setup::{Purpose, setup},
 };
 
 /// What is measured.
@@ -29,7 +29,7 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     if [Benchmark::Path, Benchmark::Metrics, Benchmark::Failover].into_iter().any(wanted) {
         ensure_root("a benchmark of the kernel program", "bench")?;
     }
-    setup(false)?;
+    setup(Purpose::Run)?;
     if wanted(Benchmark::Table) {
         run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "maglev"]))?;
     }

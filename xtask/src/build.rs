@@ -4,19 +4,34 @@ use anyhow::Result;
 
 use crate::{
     command::{cargo, run},
-    setup::setup,
+    setup::{Purpose, setup},
 };
 
-/// Sets up and builds the programs.
+/// The product.
+pub(crate) const PRODUCT: &[&str] = &["balancer"];
+
+/// What the lab runs.
+pub(crate) const LAB: &[&str] = &["balancer", "lab", "demo-backend"];
+
+/// What tries the package.
+pub(crate) const PACKAGE_TRIAL: &[&str] = &["balancer", "try-package", "demo-backend"];
+
+/// Sets up and builds the balancer.
 pub(crate) fn build(release: bool) -> Result<()> {
-    setup(false)?;
-    programs(release)
+    setup(Purpose::Build)?;
+    programs(PRODUCT, release)
 }
 
-/// Builds the balancer, the lab and the demo backend, side by side.
-pub(crate) fn programs(release: bool) -> Result<()> {
+/// Builds programs, side by side.
+pub(crate) fn programs(names: &[&str], release: bool) -> Result<()> {
     let mut command = cargo();
-    command.args(["build", "--package", "balancer-userspace", "--package", "balancer-tests", "--bins"]);
+    command.args(["build", "--locked", "--package", "balancer-userspace"]);
+    if names != PRODUCT {
+        command.args(["--package", "balancer-tests"]);
+    }
+    for name in names {
+        command.args(["--bin", name]);
+    }
     if release {
         command.arg("--release");
     }

@@ -4,14 +4,14 @@ use anyhow::Result;
 
 use crate::{
     command::{cargo, ensure_root, run, shown},
-    setup::setup,
+    setup::{Purpose, setup},
     test::test,
 };
 
 /// Checks everything that a change must pass, the cheapest first, and ends with the tests.
 pub(crate) fn ci() -> Result<()> {
     ensure_root("the test suite", "ci")?;
-    setup(true)?;
+    setup(Purpose::Ci)?;
     let checks: [&[&str]; 4] = [
         &["fmt", "--all", "--check"],
         &["deny", "--locked", "check", "bans", "licenses", "sources"],

@@ -15,6 +15,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::setup::Purpose;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's chores")]
 struct Cli {
@@ -30,7 +32,7 @@ enum Chore {
         #[arg(long)]
         ci: bool,
     },
-    /// Set up, then build the balancer and the lab.
+    /// Set up, then build the balancer.
     Build {
         /// With optimizations.
         #[arg(long)]
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
 
 fn perform(chore: Chore) -> Result<()> {
     match chore {
-        Chore::Setup { ci } => setup::setup(ci),
+        Chore::Setup { ci } => setup::setup(if ci { Purpose::Ci } else { Purpose::Test }),
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
         Chore::Test => test::test(),

@@ -7,19 +7,21 @@ use anyhow::{Context as _, Result};
 use crate::{
     build,
     command::{built, cargo, installed, program, root, run},
-    setup::{cargo_deb, setup},
+    setup::{Purpose, cargo_deb, setup},
 };
 
 /// Sets up, builds for release, generates manual pages and completions, and makes a Debian package of it all.
 pub(crate) fn package() -> Result<()> {
-    contents()?;
+    contents(build::PRODUCT)?;
     run(&mut deb())
 }
 
 /// All that a package is made of, and what makes it.
-pub(crate) fn contents() -> Result<()> {
-    setup(false)?;
-    build::programs(true)?;
+///
+/// `programs` are built for release.
+pub(crate) fn contents(programs: &[&str]) -> Result<()> {
+    setup(Purpose::Build)?;
+    build::programs(programs, true)?;
     let directory = root().join("target/package");
     let man = directory.join("man");
     // Not for release: it would compile everything that only tests need once more.

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build::build,
+    build::{LAB, PRODUCT, programs},
     command::{built, ensure_root, shown},
+    setup::{Purpose, setup},
 };
 
 /// Without options: the lab. With --config: the balancer on this machine's interfaces.
@@ -28,13 +29,20 @@ pub(crate) struct Options {
     /// The lab: how many client addresses send requests.
     #[arg(long, conflicts_with = "config")]
     clients: Option<String>,
+    /// The lab: how long the balancer remembers a client; "0s": not at all, the table alone decides.
+    #[arg(long, conflicts_with = "config")]
+    remember: Option<String>,
+    /// The lab: no tour, nothing happens by itself.
+    #[arg(long, conflicts_with = "config")]
+    no_tour: bool,
 }
 
 /// Sets up, builds, and becomes the lab or the balancer, so that signals reach it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut command = if let Some(config) = &options.config {
         let config = config.canonicalize().with_context(|| config.display().to_string())?;
-        build(true)?;
+        setup(Purpose::Build)?;
+        programs(PRODUCT, true)?;
         let mut command = Command::new(built("release")?.join("balancer"));
         command.arg("run").arg("--config").arg(config);
         for interface in &options.interface {
@@ -43,11 +51,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         command
     } else {
         ensure_root("the lab", "run")?;
-        build(true)?;
-        let mut command = Command::new(built("release")?.join("lab"));
-        let options =
-            [("--forwarding", &options.forwarding), ("--seconds", &options.seconds), ("--clients", &options.clients)];
-        for (name, value) in options {
+        setup(Purpose::Run)?;
+        // The kernel program is optimised all the same; for the rest, that would take longer than it is worth here.
+        programs(LAB, false)?;
+        let mut command = Command::new(built("debug")?.join("lab"));
+        if options.no_tour {
+            command.arg("--no-tour");
+        }
+        let valued = [
+            ("--forwarding", &options.forwarding),
+            ("--seconds", &options.seconds),
+            ("--clients", &options.clients),
+            ("--remember", &options.remember),
+        ];
+        for (name, value) in valued {
             if let Some(value) = value {
                 command.args([name, value]);
             }

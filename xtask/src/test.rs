@@ -4,20 +4,20 @@ use anyhow::Result;
 
 use crate::{
     command::{cargo, ensure_root, run},
-    setup::setup,
+    setup::{Purpose, setup},
 };
 
 /// Sets up and runs every test. The test runner's summary is the last thing printed.
 pub(crate) fn test() -> Result<()> {
     ensure_root("the test suite", "test")?;
-    setup(false)?;
+    setup(Purpose::Test)?;
     run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
     run(cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]))
 }
 
 /// Plays a hundred thousand random sequences of events against the controller's model, which takes the optimiser.
 pub(crate) fn soak() -> Result<()> {
-    setup(false)?;
+    setup(Purpose::Test)?;
     // Four tests of as many cases each.
     let model = ["nextest", "run", "--release", "-p", "balancer-userspace", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))

@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 
 use crate::{
+    build::PACKAGE_TRIAL,
     command::{built, ensure_root, program, root, run},
     package::{contents, deb},
     setup::machine,
@@ -13,7 +14,7 @@ use crate::{
 /// Makes the package and a later version of it, and has both tried on a machine with Debian's `suite` and systemd.
 pub(crate) fn try_package(suite: &str) -> Result<()> {
     ensure_root("trying the package", "package --try")?;
-    contents()?;
+    contents(PACKAGE_TRIAL)?;
     machine()?;
     let directory = root().join("target/package/try");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: finds what building, running and testing need, and installs what is missing.
+//! `cargo xtask setup`: finds what each chore needs, and installs what is missing of it.
 
 mod bpf;
 mod install;
@@ -8,15 +8,24 @@ use anyhow::{Context as _, Result};
 use crate::command::installed;
 use install::Installer;
 
-/// Programs from the system's packages: program, package.
-const SYSTEM_TOOLS: [(&str, &str); 5] = [
-    ("ip", "iproute2"),
-    ("ethtool", "ethtool"),
-    ("promtool", "prometheus"),
-    // Large, for the tests of the page.
-    ("chromium", "chromium"),
-    ("chromedriver", "chromium-driver"),
-];
+/// What a set-up is for; each takes what those before it take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Compiling.
+    Build,
+    /// Running in network namespaces.
+    Run,
+    /// All tests.
+    Test,
+    /// What else a change must pass.
+    Ci,
+}
+
+/// Makes network namespaces: program, package.
+const NETWORK_TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("ethtool", "ethtool")];
+
+/// A browser, for the tests of the page: program, package.
+const BROWSER: [(&str, &str); 2] = [("chromium", "chromium"), ("chromedriver", "chromium-driver")];
 
 /// What boots a Debian in a directory: program, package.
 const MACHINE_TOOLS: [(&str, &str); 2] = [("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container")];
@@ -31,30 +40,40 @@ pub(crate) fn cargo_deb() -> Result<()> {
     Installer::default().cargo("cargo-deb", "3.8.0", &[], &[])
 }
 
-/// Servers that tests run as backends, started by the tests alone: program, package.
-const SERVERS: [(&str, &str); 1] = [("nginx", "nginx-light")];
+/// Servers, or tools that come with one, that tests alone start: program, package.
+const SERVERS: [(&str, &str); 2] = [("nginx", "nginx-light"), ("promtool", "prometheus")];
 
 /// Installs what is missing. Quick and quiet when nothing is.
-pub(crate) fn setup(ci: bool) -> Result<()> {
+pub(crate) fn setup(purpose: Purpose) -> Result<()> {
     let mut installer = Installer::default();
-    tools(&mut installer, &SYSTEM_TOOLS)?;
-    let missing = missing(&SERVERS);
-    if !missing.is_empty() {
-        installer.servers(&missing).with_context(|| {
-            format!("install by hand, as root, and disable the service: apt-get install {}", missing.join(" "))
-        })?;
+    if purpose >= Purpose::Run {
+        tools(&mut installer, &NETWORK_TOOLS)?;
     }
     let compiler = bpf::ensure(&mut installer)?;
-    if !installed("cargo-nextest") {
-        installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;
+    if purpose >= Purpose::Test {
+        for_tests(&mut installer)?;
     }
-    if ci && !installed("cargo-deny") {
+    if purpose == Purpose::Ci && !installed("cargo-deny") {
         // It runs for a second: compiled to be there soon.
         let quickly = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")];
         let quickly = quickly.map(|(key, value)| (format!("CARGO_PROFILE_RELEASE_{key}"), value.to_owned()));
         installer.cargo("cargo-deny", "0.20.2", &[], &quickly)?;
     }
     println!("Set up: the kernel program is compiled with {compiler}");
+    Ok(())
+}
+
+fn for_tests(installer: &mut Installer) -> Result<()> {
+    tools(installer, &BROWSER)?;
+    let missing = missing(&SERVERS);
+    if !missing.is_empty() {
+        installer.servers(&missing).with_context(|| {
+            format!("install by hand, as root, and disable the service: apt-get install {}", missing.join(" "))
+        })?;
+    }
+    if !installed("cargo-nextest") {
+        installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;
+    }
     Ok(())
 }
 

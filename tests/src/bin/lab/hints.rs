@@ -9,10 +9,10 @@ use anyhow::Result;
 use balancer::api::model::StatusView;
 use balancer_tests::topology::Family;
 
-use crate::hosts::{Hosts, name};
-
-/// A backend that is prepared but not started.
-const SPARE: u16 = 3;
+use crate::{
+    hosts::{Hosts, SPARE, name},
+    load,
+};
 
 /// Prints the commands, ready to be copied.
 pub(crate) fn print(hosts: &mut Hosts, status: &StatusView) -> Result<()> {
@@ -27,7 +27,7 @@ fn text(hosts: &mut Hosts, status: &StatusView) -> Result<String> {
         .collect();
     let balancer = hosts.balancer_command();
     let topology = &hosts.topology;
-    let client = topology.client_address(Family::V4, 7);
+    let client = load::address(topology, 7);
     let mut text = String::new();
     for interface in &status.interfaces {
         writeln!(

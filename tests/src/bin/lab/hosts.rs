@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::Output,
     thread,
     time::{Duration, Instant},
 };
@@ -24,7 +25,10 @@ use tempfile::TempDir;
 use crate::interrupt::Interrupt;
 
 /// Backends that are started.
-const STARTED: u16 = 3;
+pub(crate) const STARTED: u16 = 3;
+
+/// A backend that is prepared but not started, by index.
+pub(crate) const SPARE: u16 = 3;
 
 /// Where the command line looks unless told otherwise.
 const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
@@ -69,6 +73,16 @@ impl Running {
         }
     }
 
+    /// Runs the command line on the balancer.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        self.controller.cli(arguments)
+    }
+
+    /// Kills a backend.
+    pub(crate) fn stop_backend(&mut self, name: &str) {
+        self.backends.retain_mut(|backend| backend.process().what() != name);
+    }
+
     /// What the balancer says of itself. Also takes note of backends that have ended.
     pub(crate) fn status(&mut self) -> Result<StatusView> {
         for backend in &mut self.backends {
@@ -88,7 +102,7 @@ impl Running {
 
 impl Hosts {
     /// Starts everything; whatever was started is ended again if something goes wrong.
-    pub(crate) fn start(forwarding: Forwarding) -> Result<Self> {
+    pub(crate) fn start(forwarding: Forwarding, remember: &str) -> Result<Self> {
         let balancer = binaries::balancer()?;
         let files = tempfile::Builder::new().prefix("balancer-lab-").tempdir().context("no temporary directory")?;
         let socket = Socket::choose(files.path())?;
@@ -100,11 +114,19 @@ impl Hosts {
             })
             .collect::<Result<Vec<_>>>()?;
         let config = files.path().join("balancer.toml");
-        fs::write(&config, config_text(&topology, forwarding, socket.path(), files.path()))
+        fs::write(&config, config_text(&topology, forwarding, remember, socket.path(), files.path()))
             .with_context(|| config.display().to_string())?;
         let log = files.path().join("balancer.log");
         let controller = Controller::start(topology.balancer(), &balancer, &config, socket.path(), &log)?;
         Ok(Self { running: Running { controller, backends }, topology, forwarding, balancer, socket, files })
+    }
+
+    /// Starts backend `index` and waits until it answers.
+    pub(crate) fn start_backend(&mut self, index: u16) -> Result<()> {
+        let namespace = &self.topology.backends()[usize::from(index)];
+        let listen = listen(&self.topology, self.forwarding, index);
+        self.running.backends.push(Backend::start(namespace, &name(index), &listen, self.files.path())?);
+        Ok(())
     }
 
     /// The address of backend `index` as the balancer knows it.
@@ -204,7 +226,7 @@ fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<Socket
     }
 }
 
-fn config_text(topology: &Topology, forwarding: Forwarding, socket: &Path, files: &Path) -> String {
+fn config_text(topology: &Topology, forwarding: Forwarding, remember: &str, socket: &Path, files: &Path) -> String {
     let interfaces = topology.interfaces();
     let word = forwarding_word(forwarding);
     let mut text = format!(
@@ -220,7 +242,7 @@ name       = "web"
 address    = "{vip}"
 protocol   = "tcp"
 forwarding = "{word}"
-remember   = "0s"
+remember   = "{remember}"
 check      = {{ type = "http", path = "/healthz", interval = "1s", timeout = "500ms", fall = 2, rise = 2 }}
 "#,
         files = files.display(),

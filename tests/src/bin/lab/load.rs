@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +15,7 @@ use std::{
 use anyhow::Result;
 use balancer_tests::{
     http_client::{Reply, Request},
-    namespace::Namespace,
+    namespace::Entrance,
     topology::{Family, Topology},
 };
 
@@ -27,11 +27,27 @@ const RATE: f64 = 300.0;
 /// Requests under way at once. Each worker speaks for clients of its own, so that one client's requests have an order.
 const WORKERS: usize = 16;
 
+/// Address numbers between two clients, so that few of them share a /24.
+const STRIDE: u16 = 61;
+
+/// The most clients there are addresses for.
+pub(crate) const MAX_CLIENTS: u16 = 20_000 / STRIDE * STRIDE;
+
+/// One client in so many waits for [`Load::admit_newcomers`].
+const NEWCOMERS: usize = 6;
+
+/// The address of a client, counted from 0. Neighbours in this order lie in different networks.
+pub(crate) fn address(topology: &Topology, client: u16) -> IpAddr {
+    let rows = MAX_CLIENTS / STRIDE;
+    topology.client_address(Family::V4, 1 + client % rows * STRIDE + client / rows % STRIDE)
+}
+
 /// The clients and their service.
 pub(crate) struct Load {
     target: SocketAddr,
     sources: Vec<SocketAddr>,
     seen: Mutex<Seen>,
+    newcomers: AtomicBool,
 }
 
 /// What the clients saw so far.
@@ -47,6 +63,8 @@ pub(crate) struct Seen {
     pub(crate) sessions_lost: u64,
     /// By backend.
     pub(crate) backends: BTreeMap<String, SeenBackend>,
+    /// Clients that have been answered.
+    addresses: Vec<Ipv4Addr>,
 }
 
 /// What the clients saw of one backend.
@@ -82,15 +100,14 @@ impl Load {
     pub(crate) fn new(topology: &Topology, clients: u16) -> Self {
         Self {
             target: SocketAddr::new(topology.vip(Family::V4), PORT),
-            sources: (1..=clients)
-                .map(|client| SocketAddr::new(topology.client_address(Family::V4, client), 0))
-                .collect(),
+            sources: (0..clients).map(|client| SocketAddr::new(address(topology, client), 0)).collect(),
             seen: Mutex::new(Seen::default()),
+            newcomers: AtomicBool::new(false),
         }
     }
 
     /// Keeps the clients asking, from inside `namespace`, for as long as `meanwhile` runs.
-    pub(crate) fn run(&self, namespace: &Namespace, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(crate) fn run(&self, namespace: &Entrance, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         let stop = AtomicBool::new(false);
         let workers = self.sources.len().clamp(1, WORKERS);
         let chunks: Vec<_> = self.sources.chunks(self.sources.len().div_ceil(workers).max(1)).collect();
@@ -109,6 +126,11 @@ impl Load {
         })
     }
 
+    /// Lets those come, too, who have waited.
+    pub(crate) fn admit_newcomers(&self) {
+        self.newcomers.store(true, Ordering::Relaxed);
+    }
+
     /// A copy of what was seen so far.
     pub(crate) fn seen(&self) -> Seen {
         self.lock().clone()
@@ -118,27 +140,50 @@ impl Load {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self, namespace: &Namespace, sources: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Result<()> {
+    fn work(&self, namespace: &Entrance, sources: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Result<()> {
         namespace.enter()?;
         let mut clients = vec![Client::default(); sources.len()];
         let mut next = Instant::now();
         loop {
-            for (&source, client) in sources.iter().zip(&mut clients) {
+            for (index, (&source, client)) in sources.iter().zip(&mut clients).enumerate() {
                 // After a slow answer the pace goes on from now: what was missed is not made up for.
                 next = (next + period).max(Instant::now());
                 thread::sleep(next.saturating_duration_since(Instant::now()));
                 if stop.load(Ordering::Relaxed) {
                     return Ok(());
                 }
+                if index % NEWCOMERS == NEWCOMERS - 1 && !self.newcomers.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let reply = Request::new(source, self.target).session(client.session.clone()).send();
-                self.lock().note(client, reply);
+                self.lock().note(source.ip(), client, reply);
             }
         }
     }
 }
 
 impl Seen {
-    fn note(&mut self, client: &mut Client, reply: io::Result<Reply>) {
+    /// Clients that have been answered.
+    pub(crate) fn clients(&self) -> u64 {
+        self.backends.values().map(|backend| backend.clients).sum()
+    }
+
+    /// Clients whose latest answer came from this backend.
+    pub(crate) fn clients_of(&self, backend: &str) -> u64 {
+        self.backends.get(backend).map_or(0, |backend| backend.clients)
+    }
+
+    /// How often a client came to another backend than before.
+    pub(crate) fn moves(&self) -> u64 {
+        self.backends.values().map(|backend| backend.moved_in).sum()
+    }
+
+    /// The addresses of clients that have been answered.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.addresses.iter().copied()
+    }
+
+    fn note(&mut self, address: IpAddr, client: &mut Client, reply: io::Result<Reply>) {
         let answer = match reply.and_then(|reply| reply.answer()) {
             Ok(answer) => answer,
             Err(error) => {
@@ -151,6 +196,9 @@ impl Seen {
         if answer.requests == 1 {
             self.backends.entry(answer.backend.clone()).or_default().sessions += 1;
             self.sessions_lost += u64::from(client.session.is_some());
+        }
+        if let (None, IpAddr::V4(address)) = (&client.backend, address) {
+            self.addresses.push(address);
         }
         if client.backend.as_ref() != Some(&answer.backend) {
             let now = self.backends.entry(answer.backend.clone()).or_default();
@@ -167,7 +215,10 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{
+        io,
+        net::{IpAddr, Ipv4Addr},
+    };
 
     use balancer_tests::{demo::Answer, http_client::Reply};
 
@@ -179,14 +230,16 @@ mod tests {
         Ok(Reply { status: 200, backend: backend.to_owned(), body: serde_json::to_vec(&answer).unwrap() })
     }
 
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 7));
+
     #[test]
     fn a_move_is_counted_once_and_on_both_sides() {
         let (mut seen, mut client) = (Seen::default(), Client::default());
-        seen.note(&mut client, reply("web1", 1));
-        seen.note(&mut client, reply("web1", 2));
-        seen.note(&mut client, Err(io::ErrorKind::ConnectionRefused.into()));
-        seen.note(&mut client, reply("web2", 1));
-        seen.note(&mut client, reply("web2", 2));
+        seen.note(ADDRESS, &mut client, reply("web1", 1));
+        seen.note(ADDRESS, &mut client, reply("web1", 2));
+        seen.note(ADDRESS, &mut client, Err(io::ErrorKind::ConnectionRefused.into()));
+        seen.note(ADDRESS, &mut client, reply("web2", 1));
+        seen.note(ADDRESS, &mut client, reply("web2", 2));
         let (one, two) = (seen.backends["web1"], seen.backends["web2"]);
         assert_eq!((one.clients, one.sessions, one.moved_in, one.moved_out), (0, 1, 0, 1));
         assert_eq!((two.clients, two.sessions, two.moved_in, two.moved_out), (1, 1, 1, 0));

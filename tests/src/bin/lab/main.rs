@@ -3,8 +3,11 @@
 mod hints;
 mod hosts;
 mod interrupt;
+mod ip_hash;
+mod keys;
 mod load;
 mod screen;
+mod tour;
 
 use std::{
     process::ExitCode,
@@ -15,7 +18,7 @@ use anyhow::Result;
 use balancer_common::map_types::Forwarding;
 use clap::{Parser, ValueEnum};
 
-use crate::{hosts::Hosts, interrupt::Interrupt, load::Load, screen::Screen};
+use crate::{hosts::Hosts, interrupt::Interrupt, keys::Keys, load::Load, screen::Screen, tour::Tour};
 
 /// How long the balancer may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -30,8 +33,14 @@ struct Options {
     #[arg(long)]
     seconds: Option<u64>,
     /// How many client addresses send requests.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=i64::from(load::MAX_CLIENTS)))]
     clients: u16,
+    /// How long the balancer remembers a client; "0s": not at all, the table alone decides.
+    #[arg(long, default_value = "3h")]
+    remember: String,
+    /// Only the table: nothing happens by itself.
+    #[arg(long)]
+    no_tour: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -63,19 +72,39 @@ fn run(options: &Options) -> Result<()> {
     // Before any thread or child is there, so that none of them is ended by a signal meant for this one.
     let interrupt = Interrupt::new()?;
     let started = Instant::now();
-    let mut hosts = Hosts::start(options.forwarding.into())?;
+    let mut hosts = Hosts::start(options.forwarding.into(), &options.remember)?;
     let Some(status) = hosts.running.wait_ready(START_LIMIT, &interrupt)? else { return Ok(()) };
     hints::print(&mut hosts, &status)?;
 
-    let Hosts { running, topology, .. } = &mut hosts;
-    let load = Load::new(topology, options.clients);
+    let load = Load::new(&hosts.topology, options.clients);
+    let client = hosts.topology.client().entrance();
     let mut screen = Screen::new();
-    load.run(topology.client(), || {
+    let mut tour = (!options.no_tour).then(Tour::new);
+    if tour.is_none() {
+        load.admit_newcomers();
+    }
+    let mut keys = if tour.is_some() { Keys::new()? } else { None };
+    let begun = Instant::now();
+    load.run(&client, || {
         loop {
             if interrupt.wait(screen.interval())? {
                 return Ok(());
             }
-            screen.show(&running.status()?, &load.seen())?;
+            if let Some(keys) = keys.take_if(|_| tour.as_ref().is_none_or(Tour::is_over)) {
+                drop(keys);
+            }
+            if let Some(pressed) = &keys
+                && pressed.pressed()?
+            {
+                (keys, tour) = (None, None);
+                load.admit_newcomers();
+            }
+            if let Some(tour) = &mut tour {
+                tour.advance(begun.elapsed(), &mut hosts, &load)?;
+            }
+            let seen = load.seen();
+            let beside = tour.as_ref().map(|tour| tour.text(&seen)).unwrap_or_default();
+            screen.show(&hosts.running.status()?, &seen, &beside)?;
             if options.seconds.is_some_and(|limit| started.elapsed() >= Duration::from_secs(limit)) {
                 return Ok(());
             }

@@ -28,8 +28,8 @@ impl Screen {
         Duration::from_secs(if self.terminal { 1 } else { 3 })
     }
 
-    pub(crate) fn show(&mut self, status: &StatusView, seen: &Seen) -> Result<()> {
-        let text = render(status, seen);
+    pub(crate) fn show(&mut self, status: &StatusView, seen: &Seen, beside: &str) -> Result<()> {
+        let text = render(status, seen) + beside;
         let mut out = io::stdout().lock();
         if self.terminal {
             if self.drawn > 0 {
@@ -66,7 +66,7 @@ fn render(status: &StatusView, seen: &Seen) -> String {
     for column in table.column_iter_mut().skip(3).take(7) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let clients: u64 = seen.backends.values().map(|backend| backend.clients).sum();
+    let clients = seen.clients();
     for service in &status.services {
         for backend in &service.backends {
             let SeenBackend { clients: here, sessions, moved_in, moved_out } =
@@ -86,7 +86,7 @@ fn render(status: &StatusView, seen: &Seen) -> String {
             ]);
         }
     }
-    let moves: u64 = seen.backends.values().map(|backend| backend.moved_in).sum();
+    let moves = seen.moves();
     let mut text = format!(
         "{}\n {clients} clients, {} requests answered, {} failed; {moves} moves, {} sessions begun again\n",
         table.trim_fmt(),

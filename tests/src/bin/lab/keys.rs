@@ -1,0 +1,48 @@
+//! Single keys, without waiting for the end of a line.
+
+use std::{
+    io::{self, IsTerminal as _, Stdin},
+    os::fd::AsFd as _,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::termios::{FlushArg, LocalFlags, SetArg, Termios, tcflush, tcgetattr, tcsetattr},
+};
+
+/// Standard input that gives each key at once; put back by `Drop`.
+pub(crate) struct Keys {
+    input: Stdin,
+    before: Termios,
+}
+
+impl Keys {
+    /// `None` where standard input is no terminal.
+    pub(crate) fn new() -> Result<Option<Self>> {
+        let input = io::stdin();
+        if !input.is_terminal() {
+            return Ok(None);
+        }
+        let before = tcgetattr(&input).context("tcgetattr")?;
+        let mut single = before.clone();
+        // Signals stay: Ctrl-C ends the lab.
+        single.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
+        tcsetattr(&input, SetArg::TCSANOW, &single).context("tcsetattr")?;
+        Ok(Some(Self { input, before }))
+    }
+
+    /// Whether a key was pressed.
+    pub(crate) fn pressed(&self) -> Result<bool> {
+        let ready = poll(&mut [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO);
+        Ok(ready.context("poll")? > 0)
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        // The terminal may be gone; then there is nothing to put back.
+        let _ = tcflush(&self.input, FlushArg::TCIFLUSH);
+        let _ = tcsetattr(&self.input, SetArg::TCSANOW, &self.before);
+    }
+}

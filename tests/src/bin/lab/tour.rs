@@ -1,0 +1,207 @@
+//! A tour that runs by itself: what happens to a cluster in a day, in a minute, and who moves.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    hosts::{Hosts, SPARE, STARTED, name},
+    ip_hash,
+    load::{Load, Seen},
+};
+
+/// The server that is drained, by index.
+const DRAINED: u16 = 1;
+
+/// The server that is killed, by index.
+const KILLED: u16 = 0;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    LogIn,
+    Add,
+    Drain,
+    TakeBack,
+    Kill,
+    Restart,
+    End,
+}
+
+/// When each begins, from the start of the tour.
+const STEPS: [(u64, Action); 7] = [
+    (0, Action::LogIn),
+    (8, Action::Add),
+    (18, Action::Drain),
+    (30, Action::TakeBack),
+    (38, Action::Kill),
+    (50, Action::Restart),
+    (60, Action::End),
+];
+
+impl Action {
+    fn sentence(self) -> String {
+        match self {
+            Self::LogIn => "Clients log in; each gets a session on one server.".to_owned(),
+            Self::Add => format!("{} is added.", name(SPARE)),
+            Self::Drain => format!("{} is drained: its clients stay, newcomers go elsewhere.", name(DRAINED)),
+            Self::TakeBack => format!("{} is taken back.", name(DRAINED)),
+            Self::Kill => format!("{} is killed: its clients move, nobody else does.", name(KILLED)),
+            Self::Restart => format!("{} is back.", name(KILLED)),
+            Self::End => "The tour is over; the commands above are yours. Ctrl-C ends the lab.".to_owned(),
+        }
+    }
+
+    /// Which servers are in service for nginx, in the order of its configuration: before the action and after it.
+    const fn servers(self) -> Option<(&'static [bool], &'static [bool])> {
+        const THREE: &[bool] = &[true; 3];
+        const FOUR: &[bool] = &[true; 4];
+        const NO_DRAINED: &[bool] = &[true, false, true, true];
+        const NO_KILLED: &[bool] = &[false, true, true, true];
+        match self {
+            Self::LogIn | Self::End => None,
+            Self::Add => Some((THREE, FOUR)),
+            Self::Drain => Some((FOUR, NO_DRAINED)),
+            Self::TakeBack => Some((NO_DRAINED, FOUR)),
+            Self::Kill => Some((FOUR, NO_KILLED)),
+            Self::Restart => Some((NO_KILLED, FOUR)),
+        }
+    }
+}
+
+/// What a step of the tour did, as far as it was seen.
+#[derive(Clone, Debug)]
+struct Step {
+    action: Action,
+    /// What the clients had seen when it began.
+    before: Seen,
+    /// Clients that nginx would have moved, of those that were there.
+    ip_hash: usize,
+}
+
+impl Step {
+    fn line(&self, now: &Seen) -> String {
+        let sentence = self.action.sentence();
+        if self.action.servers().is_none() {
+            return sentence;
+        }
+        let clients = self.before.clients();
+        let moved = now.moves() - self.before.moves();
+        let own = match self.action {
+            Action::Kill => {
+                let there = self.before.clients_of(&name(KILLED));
+                format!(" (of {there} on {})", name(KILLED))
+            }
+            _ => String::new(),
+        };
+        format!("{sentence} Moved: {moved} of {clients}{own}; nginx ip_hash: {} ¹", self.ip_hash)
+    }
+}
+
+/// The tour and how far it has come.
+pub(crate) struct Tour {
+    steps: Vec<Step>,
+    /// Lines of steps that are over.
+    done: Vec<String>,
+}
+
+impl Tour {
+    pub(crate) const fn new() -> Self {
+        Self { steps: Vec::new(), done: Vec::new() }
+    }
+
+    /// Whether its last step has begun.
+    pub(crate) const fn is_over(&self) -> bool {
+        self.steps.len() == STEPS.len()
+    }
+
+    /// Begins the steps that are due `elapsed` after the tour's start.
+    pub(crate) fn advance(&mut self, elapsed: Duration, hosts: &mut Hosts, load: &Load) -> Result<()> {
+        while let Some(&(at, action)) = STEPS.get(self.steps.len())
+            && elapsed >= Duration::from_secs(at)
+        {
+            let before = load.seen();
+            if let Some(step) = self.steps.last() {
+                self.done.push(step.line(&before));
+            }
+            let ip_hash = action.servers().map_or(0, |(old, new)| ip_hash::moved(before.addresses(), old, new));
+            perform(action, hosts, load)?;
+            self.steps.push(Step { action, before, ip_hash });
+        }
+        Ok(())
+    }
+
+    /// What to show beside the table.
+    pub(crate) fn text(&self, now: &Seen) -> String {
+        let Some(current) = self.steps.last() else { return String::new() };
+        let mut text = String::new();
+        for line in &self.done {
+            text += &format!("   {line}\n");
+        }
+        text += &format!(" ► {}\n", current.line(now));
+        if !self.is_over() {
+            text += "   (any key ends the tour)\n";
+        }
+        text + " ¹ clients that nginx's rule for ip_hash sends elsewhere, computed for the same addresses\n\n"
+    }
+}
+
+fn perform(action: Action, hosts: &mut Hosts, load: &Load) -> Result<()> {
+    match action {
+        Action::LogIn | Action::End => Ok(()),
+        Action::Add => {
+            hosts.start_backend(SPARE)?;
+            let address = hosts.backend_address(SPARE).to_string();
+            command(hosts, &["backend", "add", &format!("web/{}", name(SPARE)), &address])
+        }
+        Action::Drain => {
+            command(hosts, &["backend", "drain", &format!("web/{}", name(DRAINED)), "--timeout", "1h"])?;
+            load.admit_newcomers();
+            Ok(())
+        }
+        Action::TakeBack => command(hosts, &["backend", "ready", &format!("web/{}", name(DRAINED))]),
+        Action::Kill => {
+            hosts.running.stop_backend(&name(KILLED));
+            Ok(())
+        }
+        Action::Restart => hosts.start_backend(KILLED),
+    }
+}
+
+fn command(hosts: &Hosts, arguments: &[&str]) -> Result<()> {
+    let output = hosts.running.cli(arguments)?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`balancer {}`: {}", arguments.join(" "), words.trim());
+    Ok(())
+}
+
+const _: () = assert!(STARTED == 3 && SPARE == 3, "the lists of servers above say which there are");
+
+/// For tests of the sentences alone.
+#[cfg(test)]
+mod tests {
+    use super::{Action, STEPS, Seen, Step};
+
+    #[test]
+    fn a_step_tells_what_moved_since_it_began() {
+        let mut before = Seen::default();
+        for (server, clients) in [("web1", 40), ("web2", 60)] {
+            before.backends.entry(server.to_owned()).or_default().clients = clients;
+        }
+        before.backends.entry("web2".to_owned()).or_default().moved_in = 5;
+        let mut now = before.clone();
+        now.backends.entry("web2".to_owned()).or_default().moved_in = 45;
+        let step = Step { action: Action::Kill, before, ip_hash: 77 };
+        let line = step.line(&now);
+        assert!(line.ends_with("Moved: 40 of 100 (of 40 on web1); nginx ip_hash: 77 ¹"), "{line}");
+    }
+
+    #[test]
+    fn steps_follow_each_other() {
+        assert!(STEPS.is_sorted_by_key(|&(at, _)| at));
+        for pair in STEPS.windows(2) {
+            if let (Some((_, after)), Some((before, _))) = (pair[0].1.servers(), pair[1].1.servers()) {
+                assert_eq!(after, before, "{pair:?}");
+            }
+        }
+    }
+}
