@@ -1,5 +1,6 @@
 //! A balancer, three backends and a few hundred clients on one machine, to look at and to play with.
 
+mod guide;
 mod hints;
 mod hosts;
 mod interrupt;
@@ -18,7 +19,7 @@ use anyhow::Result;
 use balancer_common::map_types::Forwarding;
 use clap::{Parser, ValueEnum};
 
-use crate::{hosts::Hosts, interrupt::Interrupt, keys::Keys, load::Load, screen::Screen, tour::Tour};
+use crate::{guide::Guide, hosts::Hosts, interrupt::Interrupt, load::Load, screen::Screen};
 
 /// How long the balancer may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -79,31 +80,15 @@ fn run(options: &Options) -> Result<()> {
     let load = Load::new(&hosts.topology, options.clients);
     let client = hosts.topology.client().entrance();
     let mut screen = Screen::new();
-    let mut tour = (!options.no_tour).then(Tour::new);
-    if tour.is_none() {
-        load.admit_newcomers();
-    }
-    let mut keys = if tour.is_some() { Keys::new()? } else { None };
-    let begun = Instant::now();
+    let mut guide = if options.no_tour { Guide::absent(&load) } else { Guide::begin()? };
     load.run(&client, || {
         loop {
             if interrupt.wait(screen.interval())? {
                 return Ok(());
             }
-            if let Some(keys) = keys.take_if(|_| tour.as_ref().is_none_or(Tour::is_over)) {
-                drop(keys);
-            }
-            if let Some(pressed) = &keys
-                && pressed.pressed()?
-            {
-                (keys, tour) = (None, None);
-                load.admit_newcomers();
-            }
-            if let Some(tour) = &mut tour {
-                tour.advance(begun.elapsed(), &mut hosts, &load)?;
-            }
+            guide.advance(&mut hosts, &load)?;
             let seen = load.seen();
-            let beside = tour.as_ref().map(|tour| tour.text(&seen)).unwrap_or_default();
+            let beside = guide.text(&seen);
             screen.show(&hosts.running.status()?, &seen, &beside)?;
             if options.seconds.is_some_and(|limit| started.elapsed() >= Duration::from_secs(limit)) {
                 return Ok(());

@@ -91,7 +91,9 @@ impl Step {
                 let there = self.before.clients_of(&name(KILLED));
                 format!(" (of {there} on {})", name(KILLED))
             }
-            _ => String::new(),
+            Action::LogIn | Action::Add | Action::Drain | Action::TakeBack | Action::Restart | Action::End => {
+                String::new()
+            }
         };
         format!("{sentence} Moved: {moved} of {clients}{own}; nginx ip_hash: {} ¹", self.ip_hash)
     }
@@ -176,7 +178,6 @@ fn command(hosts: &Hosts, arguments: &[&str]) -> Result<()> {
 
 const _: () = assert!(STARTED == 3 && SPARE == 3, "the lists of servers above say which there are");
 
-/// For tests of the sentences alone.
 #[cfg(test)]
 mod tests {
     use super::{Action, STEPS, Seen, Step};

@@ -1,0 +1,53 @@
+//! Who leads the tour: it goes on by itself until a key is pressed.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{
+    hosts::Hosts,
+    keys::Keys,
+    load::{Load, Seen},
+    tour::Tour,
+};
+
+/// The tour, as long as there is one.
+pub(crate) struct Guide(Option<Led>);
+
+struct Led {
+    tour: Tour,
+    begun: Instant,
+    keys: Option<Keys>,
+}
+
+impl Guide {
+    /// Begins the tour.
+    pub(crate) fn begin() -> Result<Self> {
+        Ok(Self(Some(Led { tour: Tour::new(), begun: Instant::now(), keys: Keys::new()? })))
+    }
+
+    /// No tour: all clients come at once.
+    pub(crate) fn absent(load: &Load) -> Self {
+        load.admit_newcomers();
+        Self(None)
+    }
+
+    /// Does what is due.
+    pub(crate) fn advance(&mut self, hosts: &mut Hosts, load: &Load) -> Result<()> {
+        let Some(led) = &mut self.0 else { return Ok(()) };
+        if led.tour.is_over() {
+            led.keys = None;
+        } else if let Some(keys) = &led.keys
+            && keys.pressed()?
+        {
+            *self = Self::absent(load);
+            return Ok(());
+        }
+        led.tour.advance(led.begun.elapsed(), hosts, load)
+    }
+
+    /// What to show beside the table.
+    pub(crate) fn text(&self, now: &Seen) -> String {
+        self.0.as_ref().map(|led| led.tour.text(now)).unwrap_or_default()
+    }
+}
