@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,7 @@ use balancer::{
     config::{self, model::Config},
     core::{
         controller::Controller,
+        held::Held,
         io::{Admin, BackendName, Change, CheckOutcome, Command, Event, NextHop},
     },
     shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
@@ -48,6 +50,7 @@ pub struct World {
     backends: HashMap<[u8; 2], String>,
     /// What backends that are gone have counted.
     departed: Counters,
+    held: Held,
 }
 
 /// Counters of a service.
@@ -111,6 +114,7 @@ impl World {
             elapsed: Duration::ZERO,
             backends: HashMap::new(),
             departed: Counters::default(),
+            held: Held::default(),
         };
         let commands = world.controller.start(start);
         world.execute(commands)?;
@@ -124,25 +128,36 @@ impl World {
     fn execute(&mut self, commands: Vec<Command>) -> anyhow::Result<()> {
         let mut watched = Vec::new();
         for command in commands {
-            match command {
-                Command::WriteBackend(backend) => self.dataplane.write_backend(&backend)?,
-                Command::RetireBackend(id) => {
-                    let stats = self.dataplane.backend_stats(id)?;
-                    self.departed.add(&stats);
-                    self.dataplane.retire_backend(id)?;
-                }
-                Command::SwapTable { service, table, home } => self.dataplane.swap_table(service, table, home)?,
-                Command::PublishServices(services) => self.dataplane.publish_services(&services)?,
-                Command::SetRules { service, rules } => self.dataplane.set_rules(service, &rules)?,
-                Command::WatchNextHop(address) => watched.push(address),
-                Command::UnwatchNextHop(_)
-                | Command::StartChecks { .. }
-                | Command::StopChecks(_)
-                | Command::Report(_) => {}
+            self.carry_out(&command)?;
+            self.held.note(&command);
+            if let Command::WatchNextHop(address) = command {
+                watched.push(address);
             }
         }
         // What comes of a command comes after all of them.
         watched.into_iter().try_for_each(|address| self.resolve(address))
+    }
+
+    fn carry_out(&mut self, command: &Command) -> anyhow::Result<()> {
+        match command {
+            Command::WriteBackend(backend) => self.dataplane.write_backend(backend)?,
+            Command::RetireBackend(id) => {
+                let stats = self.dataplane.backend_stats(*id)?;
+                self.departed.add(&stats);
+                self.dataplane.retire_backend(*id)?;
+            }
+            Command::SwapTable { service, table, home } => {
+                self.dataplane.swap_table(*service, Arc::clone(table), home.clone())?;
+            }
+            Command::PublishServices(services) => self.dataplane.publish_services(services)?,
+            Command::SetRules { service, rules } => self.dataplane.set_rules(*service, rules)?,
+            Command::WatchNextHop(_)
+            | Command::UnwatchNextHop(_)
+            | Command::StartChecks { .. }
+            | Command::StopChecks(_)
+            | Command::Report(_) => {}
+        }
+        Ok(())
     }
 
     fn resolve(&mut self, address: IpAddr) -> anyhow::Result<()> {
@@ -165,13 +180,19 @@ impl World {
         }
     }
 
-    /// Makes a change.
+    /// Makes a change. One that the kernel refuses is undone.
     ///
     /// # Errors
     /// When it is refused.
     pub fn change(&mut self, change: Change) -> anyhow::Result<String> {
+        let before = self.controller.clone();
         let (message, commands) = self.controller.change(change, self.now())?;
-        self.execute(commands)?;
+        if let Err(error) = self.execute(commands) {
+            self.controller = before;
+            let commands = self.controller.resync(&self.held);
+            self.execute(commands).context("undoing a change")?;
+            return Err(error);
+        }
         Ok(message)
     }
 
@@ -233,6 +254,16 @@ impl World {
     /// When it is not valid, or refused.
     pub fn reload(&mut self, settings: &str, backends: u8, clients: u32) -> anyhow::Result<String> {
         self.change(Change::Reload(Box::new(configuration(VIP, "10.0.0.", settings, backends, clients)?)))
+    }
+
+    /// The same with `more` services behind it.
+    ///
+    /// # Errors
+    /// As [`World::reload`].
+    pub fn reload_with(&mut self, settings: &str, backends: u8, clients: u32, more: &str) -> anyhow::Result<String> {
+        let text = text(VIP, "10.0.0.", settings, backends, clients) + more;
+        let config = config::parse(Path::new("world.toml"), text.as_bytes())?.0;
+        self.change(Change::Reload(Box::new(config)))
     }
 
     /// Lets `seconds` pass at once, and looks at the client table as it is then.
@@ -372,6 +403,11 @@ impl Counters {
 }
 
 fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Config> {
+    let text = text(vip, net, settings, backends, clients);
+    Ok(config::parse(Path::new("world.toml"), text.as_bytes())?.0)
+}
+
+fn text(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> String {
     let mut text = format!(
         "[client_table]\ncapacity = {clients}\n[[service]]\nname = \"web\"\naddress = \"{vip}\"\n\
          forwarding = \"dsr\"\n{settings}\n"
@@ -379,7 +415,7 @@ fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u3
     for number in 1..=backends {
         text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"{net}{}\"\n", 10 + number);
     }
-    Ok(config::parse(Path::new("world.toml"), text.as_bytes())?.0)
+    text
 }
 
 fn named(backend: &str) -> BackendName {

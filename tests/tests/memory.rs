@@ -1,7 +1,7 @@
 //! Client memory: who stays, who moves, why, and that it is counted. The kernel program and the controller's core in one
 //! process, ten thousand clients.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
 use balancer::core::io::{Admin, BackendName, Change, CheckOutcome};
@@ -319,5 +319,36 @@ fn nobody_is_forgotten_early_when_the_time_of_memory_changes() -> Result<()> {
     world.skip(5)?;
     assert_eq!(known(&world)?, 0);
     assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
+    Ok(())
+}
+
+#[test]
+fn a_change_that_the_kernel_refuses_sets_no_clock() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 65_536)?;
+    let homes: Vec<String> = (0..300).map(|number| world.connect(client(number))).collect::<Result<_>>()?;
+    world.pass(5)?;
+    let id = world.controller().service("web")?.id();
+    let seen = |world: &World| (0..300).map(|number| world.dataplane().client(id, client(number).into())).collect();
+    let before: Vec<_> = seen(&world);
+    assert!(before.iter().all(Option::is_some));
+    // The directory has room for 256 services and VIPs, with some to spare. Ticks would be of minutes.
+    let more = |service: u32| {
+        let vip = Ipv4Addr::from(0xc612_0000 + service);
+        format!("[[service]]\nname = \"s{service}\"\naddress = \"{vip}:80\"\nforwarding = \"dsr\"\ntable_size = 251\n")
+    };
+    let settings = "remember = \"5d\"\ndrain = { timeout = \"20s\" }";
+    let error = world.reload_with(settings, 4, 65_536, &(0..400).map(more).collect::<String>()).unwrap_err();
+    assert!(format!("{error:#}").contains("a restart makes room"), "{error:#}");
+    assert_eq!(seen(&world) as Vec<_>, before, "when clients were last seen");
+    for (number, home) in (0u32..).zip(&homes).take(100) {
+        assert_eq!(&world.connect(client(number))?, home);
+    }
+    world.pass(58)?;
+    let known = seen(&world);
+    let known: (usize, usize) = (
+        known[..100].iter().filter(|client| client.is_some()).count(),
+        known[100..].iter().filter(|client| client.is_some()).count(),
+    );
+    assert_eq!(known, (100, 0), "remembered for a minute");
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Restarts with `on_exit = "keep"` after changes at run time: what was changed goes on, client by client.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeSet,
+    fmt::Write as _,
     fs, thread,
     time::{Duration, Instant},
 };
@@ -165,6 +166,80 @@ fn a_table_of_clients_that_is_gone_on_with_keeps_its_size() {
     let log = fs::read_to_string(users.site.files().join("balancer.log")).unwrap();
     assert!(log.contains("client_table.capacity stays 4096, not 100000"), "{log}");
     users.assert_moves(&[]);
+}
+
+/// `count` services beside `web`, each with a table of `table_size` and `backends` backends at one unused address.
+fn others(count: u16, table_size: u32, backends: u16, remember: &str) -> String {
+    let mut text = String::new();
+    for service in 0..count {
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "[[service]]\nname = \"other{service}\"\naddress = \"198.18.0.{}:80\"\nforwarding = \"nat\"\n\
+             table_size = {table_size}\nremember = \"{remember}\"\ncheck = {{ type = \"none\" }}\n",
+            service + 1
+        );
+        for backend in 0..backends {
+            let port = 1000 + service * backends + backend;
+            let _ = write!(text, "[[service.backend]]\nname = \"b{backend}\"\naddress = \"198.18.9.9:{port}\"\n");
+        }
+    }
+    text
+}
+
+/// Whatever was before, a start serves what the file says: it needs no more room than there is, and no less.
+fn starts_whatever_was_before(on_exit: &'static str) {
+    let keep = on_exit == "keep";
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.on_exit = on_exit;
+        settings.remember = "0s";
+        Ok(())
+    })
+    .unwrap();
+    let capacity = |of: u32| format!("[client_table]\ncapacity = {of}\n");
+    // What it is, more of the file, `remember` of `web`, services, and what the client table has then room for.
+    let steps = [
+        ("many services and tables", others(24, 65_537, 60, "60s"), "60s", 25, 262_144),
+        ("one service", String::new(), "60s", 1, 262_144),
+        ("few, and much larger tables", others(2, 1_000_003, 3, "60s"), "60s", 3, 262_144),
+        ("many small ones", others(100, 251, 14, "0s"), "60s", 101, 262_144),
+        ("a smaller client table", capacity(4096), "60s", 1, if keep { 262_144 } else { 4096 }),
+        ("nobody remembers", capacity(4096) + &others(3, 65_537, 60, "0s"), "0s", 4, if keep { 262_144 } else { 1 }),
+        ("one again", String::new(), "60s", 1, 262_144),
+    ];
+    for (what, lines, remember, services, clients) in steps {
+        site.restart(|settings| (settings.lines, settings.remember) = (lines, remember)).expect(what);
+        assert_eq!(site.status().unwrap().services.len(), services, "{what}");
+        let room = site.metrics().unwrap().sum("client_table_capacity", &[]).unwrap();
+        assert_eq!(room, f64::from(clients), "{what}");
+        assert_eq!(site.homes(FAMILY, 1..=20).expect(what).len(), 20);
+        let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
+        assert!(!log.contains("cannot replace") && !log.contains("nothing is served"), "{what}: {log}");
+    }
+}
+
+#[test]
+fn a_start_after_the_configuration_shrank_or_grew_with_keep() {
+    starts_whatever_was_before("keep");
+}
+
+#[test]
+fn a_start_after_the_configuration_shrank_or_grew_with_detach() {
+    starts_whatever_was_before("detach");
+}
+
+#[test]
+fn a_client_table_that_was_made_for_nobody_is_made_anew() {
+    let mut users = Users::new(Forwarding::Nat, |settings| {
+        settings.on_exit = "keep";
+        settings.remember = "0s";
+    });
+    users.site.restart(|settings| settings.remember = "60s").unwrap();
+    assert_eq!(users.site.metrics().unwrap().sum("client_table_capacity", &[]).unwrap(), 262_144.0);
+    users.visit(1..=300);
+    users.site.kill_and_restart(|_| {}).unwrap();
+    users.add_web5();
+    users.nobody_moves("when a backend was added");
 }
 
 #[test]

@@ -47,6 +47,14 @@ impl Ids {
         self.0.pop_front().map(BackendId)
     }
 
+    /// Has a free id come after all others.
+    pub(crate) fn postpone(&mut self, id: BackendId) {
+        if let Some(place) = self.0.iter().position(|&free| free == id.0) {
+            self.0.remove(place);
+            self.0.push_back(id.0);
+        }
+    }
+
     pub(crate) fn give_back(&mut self, id: BackendId) {
         self.0.push_back(id.0);
     }

@@ -6,6 +6,7 @@
 
 pub mod controller;
 pub mod health;
+pub mod held;
 pub mod history;
 pub mod io;
 pub mod keys;

@@ -141,3 +141,26 @@ fn a_key_that_the_configuration_has_is_not_kept() {
     let kept = controller.export(Clocks { now: bench.now, wall: UNIX_EPOCH + WALL });
     assert_eq!((kept.hash_key, kept.key_fingerprint), (Some(KEY), state.key_fingerprint));
 }
+
+/// `count` backends named after `letter`.
+fn many(letter: char, count: u32) -> ServiceConfig {
+    let mut service = remembering();
+    let address = |number: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + number);
+    service.backends = (0..count).map(|n| backend(&format!("{letter}{n}"), &format!("{}:8080", address(n)))).collect();
+    service
+}
+
+#[test]
+fn a_file_that_cannot_replace_what_was_before_is_started_with_alone() {
+    let mut bench = Bench::new(vec![many('a', 9_000)]).0;
+    let refused = bench.change(Change::Reload(Box::new(config(vec![many('b', 9_000)])))).unwrap_err();
+    assert!(refused.to_string().contains("9,000 backends to add"), "{refused}");
+    let commands = restart(&mut bench, Duration::ZERO, vec![many('b', 9_000)]);
+    assert!(!bench.controller.goes_on());
+    assert!(bench.service().backends().iter().all(|backend| backend.name().starts_with('b')));
+    assert_eq!(bench.service().backends().len(), 9_000);
+    assert!(lines(&commands).last().unwrap().starts_with("starting with the configuration file alone"));
+    // What is told is of the file alone.
+    let written = commands.iter().filter(|command| matches!(command, Command::WriteBackend(_))).count();
+    assert_eq!(written, 9_000);
+}

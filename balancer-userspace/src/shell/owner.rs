@@ -5,6 +5,7 @@ mod look;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,13 +15,14 @@ use balancer_common::{
     verdict::{CauseIndex, MoveCause},
 };
 use tokio::time::Instant;
-use tracing::error;
+use tracing::{error, info};
 
 pub use self::look::Counting;
 use crate::{
     api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView},
     core::{
         controller::Controller,
+        held::Held,
         io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId},
         plan::{Plan, Planned},
         service::{Backend, Service},
@@ -73,6 +75,9 @@ pub struct Owner<D> {
     started: Instant,
     /// Whether something has happened since somebody asked.
     changed: bool,
+    held: Held,
+    /// Whether bringing it to what it should be has failed, so that it is to be tried again.
+    out_of_step: bool,
 }
 
 impl<D: Dataplane> Owner<D> {
@@ -90,6 +95,8 @@ impl<D: Dataplane> Owner<D> {
             changes: Changes::default(),
             started: Instant::now(),
             changed: false,
+            held: Held::default(),
+            out_of_step: false,
         }
     }
 
@@ -148,6 +155,11 @@ impl<D: Dataplane> Owner<D> {
             } else if let Command::SetRules { service, .. } = command {
                 ruled.push(*service);
             }
+        }
+        if !self.controller.goes_on() {
+            // Ids mean something else than they did.
+            (backends, ruled) = (Vec::new(), Vec::new());
+            self.departed.clear();
         }
         self.dataplane.adopt(&backends, &ruled)?;
         self.execute(commands, started)?;
@@ -397,8 +409,12 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Advances the clocks of client memory and looks at the next part of the client table.
+    /// Advances the clocks of client memory and looks at the next part of the client table. A data path that is out of
+    /// step is told everything again.
     pub fn sweep(&mut self) {
+        if self.out_of_step {
+            self.resync();
+        }
         if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
             self.handle(Event::Swept { known });
         }
@@ -406,49 +422,71 @@ impl<D: Dataplane> Owner<D> {
 
     fn resync(&mut self) {
         let now = Instant::now();
-        let commands = self.controller.resync();
-        if let Err(error) = self.execute(commands, now) {
-            error!("the data path is out of step: {error:#}");
+        let commands = self.controller.resync(&self.held);
+        let before = std::mem::replace(&mut self.out_of_step, false);
+        match self.execute(commands, now) {
+            Ok(()) if before => info!("the data path is in step again"),
+            Ok(()) => {}
+            Err(error) => {
+                if !before {
+                    error!("the data path is out of step, it is tried again until it is not: {error:#}");
+                }
+                self.out_of_step = true;
+            }
         }
     }
 
     fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
+        let mut published = false;
         for command in commands {
-            match command {
-                Command::WriteBackend(backend) => {
-                    self.dataplane.write_backend(&backend).with_context(|| format!("backend {}", backend.address))?;
-                    if let Some(name) = self.controller.name_of(backend.id) {
-                        self.owners.insert(backend.id, (backend.service, name.to_owned()));
-                    }
+            self.carry_out(&command, since)?;
+            self.held.note(&command);
+            published |= matches!(command, Command::PublishServices(_));
+        }
+        if !published {
+            return Ok(());
+        }
+        // Not before: what fails is undone.
+        let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
+        self.owners.retain(|_, (service, _)| listed.contains(service));
+        self.departed.retain(|service, _| listed.contains(service));
+        Ok(())
+    }
+
+    fn carry_out(&mut self, command: &Command, since: Instant) -> anyhow::Result<()> {
+        match command {
+            Command::WriteBackend(backend) => {
+                self.dataplane.write_backend(backend).with_context(|| format!("backend {}", backend.address))?;
+                if let Some(name) = self.controller.name_of(backend.id) {
+                    self.owners.insert(backend.id, (backend.service, name.to_owned()));
                 }
-                Command::RetireBackend(id) => {
-                    if let Some((service, name)) = self.owners.remove(&id) {
-                        let departed = self.departed.entry(service).or_default().entry(name).or_default();
-                        batch::add(departed, &self.dataplane.backend_stats(id)?);
-                    }
-                    self.dataplane.retire_backend(id).context("retiring a backend")?;
-                }
-                Command::SwapTable { service, table, home } => {
-                    self.dataplane.swap_table(service, table, home).context("swapping a lookup table")?;
-                    self.builds.insert(service, since.elapsed());
-                }
-                Command::PublishServices(services) => {
-                    self.dataplane.publish_services(&services).context("publishing the services")?;
-                    let listed: HashSet<ServiceId> = services.iter().map(|service| service.id).collect();
-                    self.owners.retain(|_, (service, _)| listed.contains(service));
-                    self.departed.retain(|service, _| listed.contains(service));
-                }
-                Command::SetRules { service, rules } => {
-                    self.dataplane.set_rules(service, &rules).context("setting the rules of a service")?;
-                }
-                Command::WatchNextHop(address) => self.neighbours.watch(address),
-                Command::UnwatchNextHop(address) => self.neighbours.unwatch(address),
-                Command::StartChecks { backend, name, target, check } => {
-                    self.prober.start(backend, name, target, check);
-                }
-                Command::StopChecks(backend) => self.prober.stop(backend),
-                Command::Report(report) => self.events.report(&report),
             }
+            Command::RetireBackend(id) => {
+                let stats = self.dataplane.backend_stats(*id)?;
+                self.dataplane.retire_backend(*id).context("retiring a backend")?;
+                if let Some((service, name)) = self.owners.remove(id) {
+                    let departed = self.departed.entry(service).or_default().entry(name).or_default();
+                    batch::add(departed, &stats);
+                }
+            }
+            Command::SwapTable { service, table, home } => {
+                let (table, home) = (Arc::clone(table), home.clone());
+                self.dataplane.swap_table(*service, table, home).context("swapping a lookup table")?;
+                self.builds.insert(*service, since.elapsed());
+            }
+            Command::PublishServices(services) => {
+                self.dataplane.publish_services(services).context("publishing the services")?;
+            }
+            Command::SetRules { service, rules } => {
+                self.dataplane.set_rules(*service, rules).context("setting the rules of a service")?;
+            }
+            Command::WatchNextHop(address) => self.neighbours.watch(*address),
+            Command::UnwatchNextHop(address) => self.neighbours.unwatch(*address),
+            Command::StartChecks { backend, name, target, check } => {
+                self.prober.start(*backend, name.clone(), *target, check.clone());
+            }
+            Command::StopChecks(backend) => self.prober.stop(*backend),
+            Command::Report(report) => self.events.report(report),
         }
         Ok(())
     }

@@ -87,20 +87,20 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         None => None,
     };
     let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
-    let capacity = Capacity::for_config(&Config { services: resumed.controller.largest(), ..config.clone() });
+    let capacity = Capacity::for_services(&config, &resumed.controller.largest());
     let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins)?;
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
     }
     let mut inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
     if config.services.iter().any(|service| !service.remember.is_zero()) {
-        match dataplane.kept().notes().map(|notes| notes.clients).filter(|&clients| clients != capacity.clients) {
-            Some(clients) => warn!(
+        match dataplane.room_for_clients() {
+            clients if clients != capacity.clients => warn!(
                 "client_table.capacity stays {clients}, not {}: the clients of the balancer before are known in a table \
                  of that size; stop the balancer and run `balancer detach`, which forgets them, to change it",
                 capacity.clients
             ),
-            None => {
+            _ => {
                 let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
                 info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
             }

@@ -7,21 +7,21 @@ mod changes;
 mod configure;
 mod fixed;
 mod restore;
+mod resync;
 mod rules;
 mod settle;
 
 use std::{
     collections::{HashMap, HashSet},
     mem,
-    net::IpAddr,
-    sync::Arc,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use balancer_common::client::HashKey;
 
 use crate::{
-    config::model::{Config, ServiceConfig},
+    config::model::{CheckConfig, Config, ServiceConfig},
     core::{
         ids::Ids,
         io::{
@@ -34,6 +34,9 @@ use crate::{
     },
     words::grouped,
 };
+
+/// A running check: whose, where to, how.
+type Checked = (BackendName, SocketAddr, CheckConfig);
 
 /// Decides what the data path does. See the [module](self).
 #[derive(Clone, Debug)]
@@ -108,19 +111,31 @@ impl Controller {
         &self.gone
     }
 
-    /// Services as large as those that [`start`](Self::start) comes to, or larger.
+    /// Services as large as those that [`start`](Self::start) comes to and comes from, or larger: what was before is told
+    /// first, and is replaced beside what replaces it.
     #[must_use]
     pub fn largest(&self) -> Vec<ServiceConfig> {
         let mut services = self.first.clone();
-        for service in &mut services {
-            let now = self.services.iter().find(|other| other.name() == service.name).map(Service::config);
-            for backend in now.into_iter().flat_map(|service| service.backends) {
-                if !service.backends.iter().any(|other| other.name == backend.name) {
+        for now in self.services.iter().map(Service::config) {
+            let Some(service) = services.iter_mut().find(|service| service.name == now.name) else {
+                services.push(now);
+                continue;
+            };
+            service.table_size = service.table_size.max(now.table_size);
+            for backend in now.backends {
+                if !service.backends.iter().any(|other| other.name == backend.name && other.address == backend.address)
+                {
                     service.backends.push(backend);
                 }
             }
         }
         services
+    }
+
+    /// Whether it goes on where another has ended. Decided by [`start`](Self::start).
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        self.restored
     }
 
     /// Which kernel maps it works with: a number that the shell draws when it makes them.
@@ -145,23 +160,50 @@ impl Controller {
     pub fn start(&mut self, now: Instant) -> Vec<Command> {
         let services = mem::take(&mut self.first);
         if !self.restored {
-            self.file.clone_from(&services);
-            return match self.configure(services, None, now) {
-                Ok((_, settled)) => settled.commands,
-                Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
-            };
+            return self.start_anew(services, now);
         }
+        let before = self.clone();
         let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(gone.row.clone())).collect();
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
-        match self.reload(services, now) {
+        match self.reload(services.clone(), now) {
             Ok((message, more)) => {
                 commands.extend(more);
                 commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None }));
             }
-            Err(refused) => commands.push(warning(format!("the configuration file is not taken over: {refused}"))),
+            Err(refused) => {
+                *self = before.without_history();
+                commands = self.start_anew(services, now);
+                commands.push(warning(format!(
+                    "starting with the configuration file alone, nobody is known, and what was changed at run time is \
+                     lost: the file cannot replace what was before ({refused})"
+                )));
+            }
         }
         commands.extend(self.remove_those_that_left(now));
         commands
+    }
+
+    fn start_anew(&mut self, services: Vec<ServiceConfig>, now: Instant) -> Vec<Command> {
+        self.file.clone_from(&services);
+        match self.configure(services, None, now) {
+            Ok((_, settled)) => settled.commands,
+            Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
+        }
+    }
+
+    /// Itself as if nothing had been before it.
+    fn without_history(self) -> Self {
+        Self {
+            restored: false,
+            file: Vec::new(),
+            services: Vec::new(),
+            owners: HashMap::new(),
+            ids: Ids::new(),
+            hops: NextHops::default(),
+            published: None,
+            gone: Vec::new(),
+            ..self
+        }
     }
 
     /// Takes note of an event.
@@ -237,23 +279,6 @@ impl Controller {
             grouped(moved),
             grouped(needless)
         )
-    }
-
-    /// Everything that the data path should hold, for one that may have lost some of it.
-    #[must_use]
-    pub fn resync(&self) -> Vec<Command> {
-        let rows = self.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.clone());
-        let rows = rows.chain(self.gone.iter().map(|gone| gone.row.clone()));
-        let swaps = self.services.iter().map(|service| {
-            let (table, home) = service.tables();
-            Command::SwapTable { service: service.id(), table, home }
-        });
-        let directory = self.published.clone().map(Command::PublishServices);
-        let rules = self
-            .services
-            .iter()
-            .map(|service| Command::SetRules { service: service.id(), rules: Arc::clone(&service.told_rules) });
-        rows.map(Command::WriteBackend).chain(swaps).chain(directory).chain(rules).collect()
     }
 
     /// When to send [`Event::Tick`] at the latest: the end of the next drain or rule, or the next step of a slow start.

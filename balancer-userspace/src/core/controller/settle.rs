@@ -179,7 +179,7 @@ fn tell_checks(service: &mut Service, checks: &mut Vec<Command>) {
 }
 
 /// Whether a service or a backend is in `new` that is not, or not at that address, in `old`.
-fn grows(old: &[ServiceSpec], new: &[ServiceSpec]) -> bool {
+pub(super) fn grows(old: &[ServiceSpec], new: &[ServiceSpec]) -> bool {
     let old: HashMap<ServiceId, &ServiceSpec> = old.iter().map(|spec| (spec.id, spec)).collect();
     new.iter().any(|spec| {
         old.get(&spec.id).is_none_or(|old| {

@@ -31,6 +31,8 @@ pub(super) enum Step {
     Forget(u32),
     Sweep,
     Wait(Duration),
+    /// One of the commands that the next change or event comes to fails.
+    Fail(Index),
     Restart,
 }
 
@@ -90,6 +92,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => (1..4u32).prop_map(Step::Forget),
         4 => Just(Step::Sweep),
         3 => (1u64..60).prop_map(|seconds| Step::Wait(Duration::from_secs(seconds))),
+        4 => index().prop_map(Step::Fail),
         1 => Just(Step::Restart),
     ]
 }

@@ -64,6 +64,8 @@ pub(super) struct World {
     /// The configuration file.
     file: Vec<ServiceConfig>,
     now: Instant,
+    /// Which of the next commands that can fail does.
+    failing: Option<Index>,
 }
 
 impl World {
@@ -74,7 +76,7 @@ impl World {
         for command in controller.start(now) {
             plane.apply(command);
         }
-        let mut world = Self { controller, plane, drains: Drains::default(), file: services(), now };
+        let mut world = Self { controller, plane, drains: Drains::default(), file: services(), now, failing: None };
         world.look();
         world
     }
@@ -166,8 +168,11 @@ impl World {
             }
         }
         let before_all = self.controller.clone();
-        for command in self.controller.handle_all(events, self.now) {
-            self.plane.apply(command);
+        let commands = self.controller.handle_all(events, self.now);
+        if let Some(place) = self.failure(&commands) {
+            self.fails(commands, place);
+        } else {
+            commands.into_iter().for_each(|command| self.plane.apply(command));
         }
         for service in self.controller.services() {
             let before = before_all.service(service.name()).unwrap();
@@ -191,9 +196,69 @@ impl World {
         self.look();
     }
 
+    /// The place of the command that fails, if one does.
+    fn failure(&mut self, commands: &[Command]) -> Option<usize> {
+        let can_fail = |command: &Command| match command {
+            Command::WriteBackend(_)
+            | Command::RetireBackend(_)
+            | Command::SwapTable { .. }
+            | Command::PublishServices(_)
+            | Command::SetRules { .. } => true,
+            Command::WatchNextHop(_)
+            | Command::UnwatchNextHop(_)
+            | Command::StartChecks { .. }
+            | Command::StopChecks(_)
+            | Command::Report(_) => false,
+        };
+        let places: Vec<usize> = (0..commands.len()).filter(|&place| can_fail(&commands[place])).collect();
+        let place = self.failing.take()?;
+        (!places.is_empty()).then(|| *place.get(&places))
+    }
+
+    /// The command at `place` fails: all is told again, which comes to the same as if none had.
+    fn fails(&mut self, mut commands: Vec<Command>, place: usize) {
+        let mut expected = self.plane.clone();
+        commands.iter().cloned().for_each(|command| expected.apply(command));
+        commands.truncate(place);
+        commands.into_iter().for_each(|command| self.plane.apply(command));
+        self.told_again(&expected);
+    }
+
+    fn told_again(&mut self, expected: &DataPlane) {
+        self.plane.again = true;
+        for command in self.controller.resync(&self.plane.held) {
+            self.plane.apply(command);
+        }
+        self.plane.again = false;
+        let set = |plane: &DataPlane| plane.rules.clone().into_iter().filter(|(_, rules)| !rules.is_empty()).collect();
+        let rules: [BTreeMap<_, _>; 2] = [set(&self.plane), set(expected)];
+        assert_eq!(rules[0], rules[1]);
+        let of = |plane: &DataPlane| (plane.rows.clone(), plane.tables.clone(), plane.checked.clone());
+        assert_eq!(of(&self.plane), of(expected));
+        assert_eq!((&self.plane.services, &self.plane.held), (&expected.services, &expected.held));
+        assert!(self.plane.watched.keys().eq(expected.watched.keys()), "watched");
+        // What is only counted, and what those who come to know an address anew are told at once.
+        (self.plane.watched, self.plane.swaps) = (expected.watched.clone(), expected.swaps.clone());
+        self.plane.clients.clone_from(&expected.clients);
+    }
+
     /// Makes a change, and compares what it does with what its plan says.
     fn change(&mut self, change: Change) -> Result<String, Refused> {
         let before = self.seen();
+        if self.failing.is_some() {
+            let (controller, old) = (self.controller.clone(), self.plane.clone());
+            if let Ok((_, mut commands)) = self.controller.change(change.clone(), self.now)
+                && let Some(place) = self.failure(&commands)
+            {
+                commands.truncate(place);
+                commands.into_iter().for_each(|command| self.plane.apply(command));
+                self.controller = controller;
+                self.told_again(&old);
+                assert_eq!(self.seen(), before, "a change that failed left something behind");
+            } else {
+                self.controller = controller;
+            }
+        }
         let plan = self.controller.plan(change.clone(), self.now);
         let old = self.plane.clone();
         match self.controller.change(change, self.now) {
@@ -398,6 +463,7 @@ impl World {
                 }
             }
             Step::Wait(time) => self.pass(time),
+            Step::Fail(place) => self.failing = Some(place),
             Step::Restart => self.restart(),
         }
         self.look();

@@ -5,7 +5,7 @@ use balancer_common::{
     map_types::SLOTS_PER_LINE,
 };
 
-use crate::config::model::Config;
+use crate::config::model::{Config, ServiceConfig};
 
 /// How large the maps are made. They cannot grow while the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,9 @@ pub struct Capacity {
 
 /// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
 const ENTRIES_PER_CLIENT: u32 = 4;
+/// Where no service remembers its clients: the smallest table there is.
+pub(super) const NOBODY: u32 = 1;
+
 impl Capacity {
     pub(super) fn buckets(&self) -> u32 {
         let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
@@ -38,22 +41,27 @@ impl Capacity {
     /// Room for what `config` holds and for as much again.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
+        Self::for_services(config, &config.services)
+    }
+
+    /// Room for `services`, which are those of `config` or more, and for the clients of the former.
+    #[must_use]
+    pub fn for_services(config: &Config, services: &[ServiceConfig]) -> Self {
         let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
-        let tables = config.services.iter().map(|service| lines(service.table_size));
-        let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+        let tables = services.iter().map(|service| lines(service.table_size));
+        let backends: usize = services.iter().map(|service| service.backends.len()).sum();
         let total: u32 = tables.clone().fold(0, u32::saturating_add);
         let largest = tables.max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {
             slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
-            services: at_least(2 * config.services.len(), 256),
+            services: at_least(2 * services.len(), 256),
             returns: at_least(2 * backends, 512),
             clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
                 config.client_table_capacity
             } else {
-                // Nobody remembers: the smallest table there is.
-                1
+                NOBODY
             },
         }
     }

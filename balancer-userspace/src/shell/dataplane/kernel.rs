@@ -32,7 +32,7 @@ use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
     attach::{self, Attached},
     batch::BackendCounters,
-    capacity::Capacity,
+    capacity::{Capacity, NOBODY},
     clients::{ClientTable, KnownClients},
     counters::{Counters, interface_multiplier},
     grace::{Grace, GracePeriods},
@@ -102,9 +102,13 @@ impl KernelDataplane {
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
         let mut buckets = capacity.buckets();
         if let Some(notes) = notes {
-            // The table cannot change its size without forgetting where its clients are.
-            buckets = notes.buckets;
-            capacity.clients = notes.clients;
+            if notes.clients == NOBODY && capacity.clients != NOBODY {
+                pins.iter().try_for_each(|pins| pins.make_anew("CLIENTS"))?;
+            } else {
+                // The table cannot change its size without forgetting where its clients are.
+                buckets = notes.buckets;
+                capacity.clients = notes.clients;
+            }
         }
         let mask = buckets - 1;
         let mut loader = EbpfLoader::new();
@@ -153,6 +157,12 @@ impl KernelDataplane {
         }
         load_program(this.program()?)?;
         Ok(this)
+    }
+
+    /// Known clients that there is room for.
+    #[must_use]
+    pub const fn room_for_clients(&self) -> u32 {
+        self.capacity.clients
     }
 
     /// What outlives this process.
@@ -357,14 +367,18 @@ impl Dataplane for KernelDataplane {
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
         let mut converted = Vec::new();
+        // Clocks are set when nothing can fail any more.
+        let mut memories = Vec::with_capacity(services.len());
         let mut service_rows = Vec::with_capacity(2 * services.len());
         for spec in services {
-            let (Some(table), Some(memory)) = (self.tables.location(spec.id), self.memories.get_mut(&spec.id)) else {
+            let (Some(table), Some(memory)) = (self.tables.location(spec.id), self.memories.get(&spec.id)) else {
                 bail!("service {} has no table", spec.address)
             };
+            let mut memory = memory.clone();
             let retimed = memory.retime(spec, self.elapsed);
             converted.extend(retimed.converted.map(|(before, clock)| (spec.id, before, clock)));
             service_rows.push(rows::service(spec, table, retimed.published, memory.tick));
+            memories.push((spec.id, memory));
         }
         service_rows.extend(rows::vip_markers(services));
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
@@ -390,6 +404,7 @@ impl Dataplane for KernelDataplane {
         if return_wildcard {
             flags |= CONTROL_RETURN_WILDCARD;
         }
+        self.memories.extend(memories);
         self.publish(placed_services.view, placed_returns.view, flags);
         self.published = Some(self.grace_periods.begin());
 

@@ -198,6 +198,16 @@ impl Pins {
         self.directory().join(name)
     }
 
+    /// Has a map made anew at the next load: nobody needs what is in the pinned one.
+    pub(super) fn make_anew(&self, name: &str) -> anyhow::Result<()> {
+        match fs::remove_file(self.map(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing the pinned map {name}"))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Where a link to an interface is to be pinned.
     pub(super) fn link(&self, ifindex: u32, native: bool) -> PathBuf {
         self.directory().join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))

@@ -1,0 +1,53 @@
+//! What has been carried out of the commands: the only thing that is certain after one of them has failed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use crate::{
+    config::model::CheckConfig,
+    core::io::{BackendId, BackendName, Command, ServiceSpec},
+};
+
+/// What the data path, the watch on neighbours and the health checks hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Held {
+    /// Rows of backends.
+    pub(crate) rows: BTreeSet<BackendId>,
+    /// The directory of services.
+    pub(crate) services: Vec<ServiceSpec>,
+    /// Addresses whose next hops are watched.
+    pub(crate) watched: BTreeSet<IpAddr>,
+    /// Running checks.
+    pub(crate) checks: BTreeMap<BackendId, (BackendName, SocketAddr, CheckConfig)>,
+}
+
+impl Held {
+    /// Takes note of a command that was carried out.
+    pub fn note(&mut self, command: &Command) {
+        match command {
+            Command::WriteBackend(backend) => {
+                self.rows.insert(backend.id);
+            }
+            Command::RetireBackend(id) => {
+                self.rows.remove(id);
+            }
+            Command::PublishServices(services) => self.services.clone_from(services),
+            Command::WatchNextHop(address) => {
+                self.watched.insert(*address);
+            }
+            Command::UnwatchNextHop(address) => {
+                self.watched.remove(address);
+            }
+            Command::StartChecks { backend, name, target, check } => {
+                self.checks.insert(*backend, (name.clone(), *target, check.clone()));
+            }
+            Command::StopChecks(id) => {
+                self.checks.remove(id);
+            }
+            // Sent again whatever is there.
+            Command::SwapTable { .. } | Command::SetRules { .. } | Command::Report(_) => {}
+        }
+    }
+}
