@@ -27,8 +27,8 @@ fn main() -> Result<()> {
     let toolchain = if linked_toolchain_exists() {
         // SAFETY: as above.
         unsafe {
-            // Lets this one crate use its unstable feature; the value 1 would switch build-std on.
-            env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf");
+            // Lets these crates use inline assembly; the value 1 would switch build-std on.
+            env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,balancer_ebpf");
         }
         Toolchain::Custom(LINKED_TOOLCHAIN)
     } else {

@@ -19,7 +19,7 @@ use network_types::{
 
 use crate::{
     ingress::Ingress,
-    link, opaque,
+    link, opaque, order,
     packet::Packet,
     parse::{self, Ip, UDP},
     path,
@@ -114,7 +114,7 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
 /// The family of the IP packet directly behind the UDP header (GUE variant 1). `None`: another variant, or nothing.
 #[inline(always)]
 fn gue_family(outer: &Ip<'_>) -> Option<u8> {
-    let length = u16::from_be(outer.l4.load(offset_of!(UdpHdr, len))?) as usize;
+    let length = order::length(outer.l4.load(offset_of!(UdpHdr, len))?);
     if length != outer.l4_length() {
         return None;
     }

@@ -3,6 +3,7 @@
 //! Everything here takes a [`packet::Packet`], so that the parts without maps run on the host over a byte slice.
 
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod control;
 pub mod decap;
@@ -14,6 +15,7 @@ mod kept;
 mod link;
 mod memory;
 mod opaque;
+mod order;
 pub mod outcome;
 pub mod packet;
 pub mod parse;

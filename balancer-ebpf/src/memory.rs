@@ -14,7 +14,7 @@ use balancer_common::{
 };
 
 use crate::{
-    control, forward,
+    control, forward, opaque,
     outcome::Step,
     stats,
     steer::{Choice, Question},
@@ -32,6 +32,8 @@ static CLIENT_BUCKET_MASK: Global<u32> = Global::new(0);
 struct Shared {
     entries: *mut [u64; BUCKET_ENTRIES],
     read_only: bool,
+    /// The verifier does not know it.
+    hash: u64,
 }
 
 impl Entries for Shared {
@@ -47,6 +49,11 @@ impl Entries for Shared {
             // SAFETY: as above.
             unsafe { (&raw mut (*self.entries)[index & (BUCKET_ENTRIES - 1)]).write_volatile(entry.0) };
         }
+    }
+
+    #[inline(always)]
+    fn forget(&self, number: u64) -> u64 {
+        opaque::mixed(number, self.hash)
     }
 }
 
@@ -163,7 +170,7 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
     };
     let peek = first & words::PEEK != 0;
     // SAFETY: a map value of this size.
-    let shared = Shared { entries: unsafe { &raw mut (*bucket).entries }, read_only: peek };
+    let shared = Shared { entries: unsafe { &raw mut (*bucket).entries }, read_only: peek, hash };
     let answer = consult_bucket(&shared, &query, forward::facts, || !peek && stats::may_record(control));
     if !peek {
         stats::count_recorded(answer.recorded);

@@ -24,6 +24,29 @@ pub(crate) fn number(number: u64) -> Option<u64> {
     }
 }
 
+/// `number`, of which the verifier knows no more than of `unknown`.
+#[inline(always)]
+pub(crate) fn mixed(number: u64, unknown: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    let number = {
+        let mut number = number;
+        // SAFETY: two instructions that change nothing but their operand, and leave it as it was.
+        unsafe {
+            core::arch::asm!(
+                "{0} ^= {1}",
+                "{0} ^= {1}",
+                inout(reg) number,
+                in(reg) unknown,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        number
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = unknown;
+    number
+}
+
 /// [`parse::follow`], forgetting.
 #[inline(always)]
 pub(crate) fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>) -> Result<(), Stopped> {

@@ -13,7 +13,7 @@ use network_types::{
     udp::UdpHdr,
 };
 
-use crate::packet::Packet;
+use crate::{order, packet::Packet};
 
 const VLAN_TAG_LEN: usize = 4;
 const MAX_VLAN_TAGS: usize = 2;
@@ -217,7 +217,7 @@ fn ethernet(frame: Packet<'_>) -> Option<(usize, u16)> {
 fn ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let [source, destination]: [u32; 2] = header.load(offset_of!(Ipv4Hdr, src_addr))?;
     let [version_ihl, _tos]: [u8; 2] = header.load(0)?;
-    let length = u16::from_be(header.load(offset_of!(Ipv4Hdr, tot_len))?) as usize;
+    let length = order::length(header.load(offset_of!(Ipv4Hdr, tot_len))?);
     let fragment = u16::from_be(header.load(offset_of!(Ipv4Hdr, frags))?);
     let [ttl, protocol]: [u8; 2] = header.load(offset_of!(Ipv4Hdr, ttl))?;
     let header_length = ((version_ihl & 0xf) as usize) * 4;
@@ -241,7 +241,7 @@ fn ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
 fn ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let [source, destination]: [[u32; 4]; 2] = header.load(offset_of!(Ipv6Hdr, src_addr))?;
     let [version, _flow]: [u8; 2] = header.load(0)?;
-    let payload_length = u16::from_be(header.load(offset_of!(Ipv6Hdr, payload_len))?) as usize;
+    let payload_length = order::length(header.load(offset_of!(Ipv6Hdr, payload_len))?);
     let [protocol, ttl]: [u8; 2] = header.load(offset_of!(Ipv6Hdr, next_hdr))?;
     Some(Ip {
         header,
@@ -344,7 +344,7 @@ pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
         })
     } else {
         let [source, destination, length, _]: [u16; 4] = ip.l4.load(0)?;
-        let length = u16::from_be(length) as usize;
+        let length = order::length(length);
         let fits = length >= UdpHdr::LEN && (length <= ip.l4_length() || first_fragment);
         (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { source, destination, opens: false })
     }
