@@ -290,7 +290,10 @@ pub struct ReturnRow {
     /// In a marker of a backend's address (port and protocol 0): what a reply's fragment without ports may belong to.
     pub portless: Portless,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: u32,
+    /// The interfaces that the backend's packets come in by, a bit for each [`interface_row`]; 0: not known. Replaced with
+    /// one store.
+    pub interfaces: u64,
 }
 
 /// Words that the controller publishes and the kernel program reads on every packet.
@@ -556,6 +559,31 @@ pub struct NeighbourWanted {
     pub family: u32,
 }
 
+/// Destinations of frames that an attached interface takes: a cache line, found by [`interface_row`].
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct InterfaceRow {
+    /// [`station`] of its own MAC, then of those of the devices above it; places left over repeat the first.
+    pub stations: [u64; STATIONS],
+    /// Its index. Where this is another's, or 0, every frame is taken.
+    pub ifindex: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// MACs that are told apart on one interface.
+pub const STATIONS: usize = 7;
+/// What of the first eight bytes of a frame is its destination.
+pub const STATION_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+/// The bit of a [`station`] that says that it is a group's.
+pub const STATION_GROUP: u64 = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
+
+/// A MAC as the word that a frame for it begins with, under [`STATION_MASK`].
+#[must_use]
+pub const fn station([a, b, c, d, e, f]: Mac) -> u64 {
+    u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
+}
+
 /// The row of an interface in the interface map: a perfect hash, whose multiplier the controller chooses at load.
 #[inline(always)]
 #[must_use]
@@ -572,6 +600,8 @@ const _: () = {
     assert!(offset_of!(BackendRow, cause) == BackendStanding::OFFSET + offset_of!(BackendStanding, cause));
     assert!(offset_of!(BackendRow, flags) == BackendStanding::OFFSET + offset_of!(BackendStanding, flags));
     assert!(size_of::<ReturnRow>() == 64);
+    assert!(size_of::<InterfaceRow>() == 64);
+    assert!(offset_of!(ReturnRow, interfaces).is_multiple_of(size_of::<u64>()) && MAX_INTERFACES <= u64::BITS);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentRow>() == 16);
     assert!(size_of::<SlotLine>() == 64);
@@ -600,6 +630,7 @@ mod user {
         BackendRow,
         ReturnRow,
         Control,
+        InterfaceRow,
         InterfaceStats,
         BackendStats,
         DropStats,

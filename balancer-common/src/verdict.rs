@@ -74,6 +74,8 @@ labelled! {
         NoHeadroom = "no_headroom",
         /// A rule denies the client.
         Denied = "denied",
+        /// A reply of a `nat` backend that came in by another interface than the one that its next hop is on.
+        WrongInterface = "wrong_interface",
     }
 }
 

@@ -26,6 +26,7 @@ mod returns;
 mod rules;
 mod samples;
 mod service;
+mod station;
 pub mod stats;
 mod steer;
 

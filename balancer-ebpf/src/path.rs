@@ -16,12 +16,15 @@ use crate::{
     outcome::{Carries, Kind, Step},
     packet::Packet,
     parse::{self, Ip, TCP, UDP},
-    rare, returns, service, steer,
+    rare, returns, service, station, steer,
 };
 
 /// Decides about one frame, and rewrites it where it is forwarded.
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Step {
+    if !station::is_ours(ingress) {
+        return Step::PASS;
+    }
     let step = plain(ingress);
     if step.is_last() { step } else { others(ingress, step) }
 }

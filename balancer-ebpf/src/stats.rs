@@ -36,10 +36,16 @@ const ERROR_PERIOD_BITS: u32 = 30;
 #[unsafe(no_mangle)]
 static INTERFACE_MULTIPLIER: Global<u32> = Global::new(1 << 26);
 
+/// The row of an interface, below [`MAX_INTERFACES`] for those that are attached to.
+#[inline(always)]
+pub(crate) fn row(ifindex: u32) -> u32 {
+    interface_row(ifindex, INTERFACE_MULTIPLIER.load())
+}
+
 /// Counts what became of a packet that came in by `ifindex`.
 #[inline(always)]
 pub fn count_verdict(ifindex: u32, verdict: Verdict) {
-    if let Some(stats) = INTERFACE_STATS.get_ptr_mut(interface_row(ifindex, INTERFACE_MULTIPLIER.load())) {
+    if let Some(stats) = INTERFACE_STATS.get_ptr_mut(row(ifindex)) {
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe { (*stats).verdicts[verdict.index()] += 1 };
     }

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use balancer::{
     config::model::{Failback, Protocol},
     core::io::{BackendId, BackendSpec, NextHop, RuleSpec, ServiceId, ServiceSpec},
-    shell::dataplane::{self, Capacity, Dataplane as _, KernelDataplane},
+    shell::dataplane::{self, Capacity, Dataplane as _, KernelDataplane, Layers},
 };
 use balancer_common::{
     client::HashKey,
@@ -101,6 +101,7 @@ impl Rig {
             Capacity { slots: 1 << 16, services: 64, returns: 64, clients: 1 << 10 },
             &[in_ifindex, out_ifindex],
         )?;
+        dataplane.set_layers(Layers::flat(&[(in_ifindex, IN_MAC), (out_ifindex, OUT_MAC)]));
         let mut specs = Vec::new();
         for (index, service) in services.iter().enumerate() {
             specs.push(configure(&mut dataplane, index, service, in_ifindex, out_ifindex)?);
@@ -128,6 +129,43 @@ impl Rig {
     /// When the kernel refuses to run it.
     pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
         Ok(prog_run::run(self.program.as_fd(), frame, self.in_ifindex, 1)?)
+    }
+
+    /// The program on one frame that comes in by the interface with this index.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run it.
+    pub fn run_by(&self, ifindex: u32, frame: &[u8]) -> anyhow::Result<Ran> {
+        Ok(prog_run::run(self.program.as_fd(), frame, ifindex, 1)?)
+    }
+
+    /// Has interfaces and what lies upon them be these.
+    pub fn set_layers(&mut self, layers: Layers) {
+        self.dataplane.set_layers(layers);
+    }
+
+    /// Has the backend of the service at `address` have its next hop on the interface with this index, or none.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn move_backend(&mut self, address: &str, at: &str, ifindex: Option<u32>) -> anyhow::Result<()> {
+        let index = self.service(address).context("no such service")?;
+        let next_hop = ifindex.map(|ifindex| NextHop {
+            gateway: None,
+            ifindex,
+            source_mac: if ifindex == self.in_ifindex { IN_MAC } else { OUT_MAC },
+            destination_mac: backend_mac(index),
+            mtu: 1500,
+            source: None,
+        });
+        let (vip, forwarding) = (self.specs[index].address, self.services[index].forwarding);
+        let id = BackendId(index as u16 + 1);
+        self.dataplane.write_backend(&backend(id, index, forwarding, vip, at.parse()?, next_hop))
+    }
+
+    /// Lets time pass for the controller.
+    pub fn pass_time(&mut self, since_start: Duration) {
+        self.dataplane.sweep(since_start);
     }
 
     /// Packets counted with a verdict on the first interface.

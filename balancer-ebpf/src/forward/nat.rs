@@ -19,7 +19,7 @@ use crate::{
     outcome::{Carries, Kind, Step},
     packet::Packet,
     parse::{self, Ip},
-    returns,
+    returns, station,
 };
 
 #[inline(always)]
@@ -145,12 +145,17 @@ fn error_to_client(ingress: Ingress, port: u16) -> Step {
 /// The next hop to the client. A packet for this machine itself (the answer to a health check) passes unchanged, and the
 /// sender of one that is too big is shown what it sent, so the way is looked up before anything is written. (The kernel
 /// cannot be left to tell it: it forwards IPv6 only if it does so on all interfaces.)
+///
+/// A packet that came in by another interface than the backend's may be anybody's who says that it is the backend.
 #[inline(always)]
 fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Result<Hop, Step> {
+    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
     match neighbour::route(ingress, ip, &row.vip) {
+        Route::Kernel => Err(Step::PASS),
+        _ if !expected => Err(Step::drop(DropReason::WrongInterface)),
         Route::Hop(_) if ip.ttl <= 1 => Err(Step::drop(DropReason::TtlExceeded)),
         Route::Hop(hop) => Ok(hop),
-        Route::Kernel => Err(Step::PASS),
         Route::TooBig(mtu) => Err(Step::too_big(mtu)),
         Route::None(reason) => Err(Step::drop(reason)),
     }

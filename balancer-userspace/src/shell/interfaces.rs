@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use balancer_common::map_types::Mac;
 use futures_util::TryStreamExt as _;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::Handle;
 
 /// How long the kernel may take to answer.
@@ -39,6 +39,12 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Operationally up, or the driver cannot tell.
     pub(super) running: bool,
+    /// What it is, if it is no hardware.
+    pub(super) kind: Option<InfoKind>,
+    /// The device of this namespace that it is made upon, or its peer.
+    pub(super) lower: Option<u32>,
+    /// The bridge, bond or the like that it is a part of.
+    pub(super) master: Option<u32>,
 }
 
 impl Link {
@@ -54,7 +60,11 @@ impl Link {
             loopback,
             up: flags.contains(LinkFlags::Up),
             running: flags.contains(LinkFlags::Running),
+            kind: None,
+            lower: None,
+            master: None,
         };
+        let mut elsewhere = false;
         for attribute in &message.attributes {
             if let LinkAttribute::IfName(name) = attribute {
                 link.name.clone_from(name);
@@ -64,8 +74,20 @@ impl Link {
                 && ethernet
             {
                 link.mac = Mac::try_from(address.as_slice()).ok();
+            } else if let LinkAttribute::Link(lower) = attribute {
+                link.lower = Some(*lower);
+            } else if let LinkAttribute::LinkNetNsId(_) = attribute {
+                elsewhere = true;
+            } else if let LinkAttribute::Controller(master) = attribute {
+                link.master = Some(*master);
+            } else if let LinkAttribute::LinkInfo(infos) = attribute {
+                link.kind = infos
+                    .iter()
+                    .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind.clone()) } else { None });
             }
         }
+        // Indices of another namespace mean nothing here.
+        link.lower = link.lower.filter(|_| !elsewhere);
         link
     }
 }
@@ -131,7 +153,18 @@ mod tests {
 
     fn link(ifindex: u32, name: &str) -> Link {
         let mac = Some([2, 0, 0, 0, 0, ifindex as u8]);
-        Link { ifindex, name: name.to_owned(), mac, mtu: 1500, loopback: false, up: true, running: true }
+        Link {
+            ifindex,
+            name: name.to_owned(),
+            mac,
+            mtu: 1500,
+            loopback: false,
+            up: true,
+            running: true,
+            kind: None,
+            lower: None,
+            master: None,
+        }
     }
 
     fn links() -> Vec<Link> {

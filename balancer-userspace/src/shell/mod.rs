@@ -12,6 +12,7 @@ pub mod forwarding;
 pub mod host;
 pub mod interfaces;
 pub mod keeper;
+mod layers;
 mod lines;
 pub mod metrics;
 pub mod neighbours;

@@ -123,10 +123,12 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let neighbours = Neighbours::spawn(events_in.clone())?;
     let history = Events::beside(&config.state_file);
     let prober = Prober::new(events_in).context("starting the thread of the health checks")?;
+    let mut layers = neighbours.layers();
     let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
     owner.take_over_departed(departed);
     owner.start()?;
     await_next_hops(&mut owner, &mut events).await;
+    owner.dataplane().set_layers(layers.borrow_and_update().clone());
     // Before anything is pinned that could not be told apart without it.
     state_file.save(&owner.export())?;
     for interface in &interfaces {
@@ -200,6 +202,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             }
             Some(call) = calls.recv() => answer(&mut owner, &mut keeper, &mut passes, &statistics, call),
             _ = sweep.tick() => owner.sweep(),
+            Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
             () = returning.due() => {
                 let back = returning.look(owner.dataplane(), &mut forwarding, &history).await;
                 if let Some(anew) = back.iter().find(|anew| anew.name == first.name) {

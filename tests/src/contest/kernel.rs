@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use aya::maps::PerCpuValues;
 use balancer::{
     core::io::{BackendId, RuleSpec, ServiceId},
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers},
 };
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
@@ -74,6 +74,7 @@ impl Kernel {
         let clients = BUCKETS as u32 * BUCKET_ENTRIES as u32 / 4;
         let capacity = Capacity { slots: 1 << 16, services: 64, returns: 128, clients };
         let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;
+        dataplane.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
         let maps = Maps::of(dataplane.program()?)?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         Ok(Self {

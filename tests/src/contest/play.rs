@@ -57,9 +57,7 @@ impl State {
         match step {
             Step::Packet { .. } => {}
             Step::Table { service, slots } => self.services[*service].slots.clone_from(slots),
-            Step::Backend(backend) => {
-                self.backends.insert(backend.id.0, backend.clone());
-            }
+            Step::Backend(backend) => self.set_backend(backend.clone()),
             Step::Tick { service, tick } => self.services[*service].tick = *tick,
             Step::Rules { service, rules } => self.set_rules(*service, rules),
             Step::Epoch => self.next_epoch(),

@@ -11,7 +11,10 @@ mod scene;
 pub use scene::{Interfaces, Scene};
 
 use balancer::core::io::{BackendSpec, RuleSpec};
-use balancer_common::{client_table::BUCKET_ENTRIES, map_types::TableSlot};
+use balancer_common::{
+    client_table::BUCKET_ENTRIES,
+    map_types::{Mac, TableSlot},
+};
 use fastrand::Rng;
 
 /// Something that happens in a scene.
@@ -66,12 +69,24 @@ pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<S
         if once_in(&mut rng, 60) {
             steps.push(changes::random(&mut rng, &scene));
         }
-        let unbroken = source.frame(&mut rng);
-        let frame = mutate::perhaps(&mut rng, &unbroken);
+        let mut unbroken = source.frame(&mut rng);
         let ingress = if once_in(&mut rng, 6) { interfaces.other } else { interfaces.usual };
+        address(&mut rng, &mut unbroken, scene.stations()[&ingress]);
+        let frame = mutate::perhaps(&mut rng, &unbroken);
         steps.push(Step::Packet { frame, unbroken, ingress });
     }
     (scene, steps)
+}
+
+/// Sends a frame to `station`, unless it is for several; once in a while to somebody else.
+fn address(rng: &mut Rng, frame: &mut [u8], station: Mac) {
+    if frame[0] & 1 == 0 {
+        frame[..6].copy_from_slice(&station);
+        if once_in(rng, 40) {
+            let byte = rng.usize(..6);
+            frame[byte] ^= 2 << rng.u32(..7);
+        }
+    }
 }
 
 /// One of `choices`, which are not none.

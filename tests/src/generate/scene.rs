@@ -13,7 +13,7 @@ use balancer::{
 use balancer_common::{
     client::HashKey,
     client_table::{BUCKET_ENTRIES, Entry, TICK_MASK},
-    map_types::{ALL_DOWN, Forwarding, NO_BACKEND, TableSlot},
+    map_types::{ALL_DOWN, Forwarding, Mac, NO_BACKEND, TableSlot},
     verdict::MoveCause,
 };
 use fastrand::Rng;
@@ -130,6 +130,11 @@ impl Scene {
         self.services.push(Service { spec, slots, tick: rng.u16(..) & TICK_MASK, rules });
     }
 
+    /// The MACs of the interfaces.
+    pub(super) fn stations(&self) -> BTreeMap<u32, Mac> {
+        BTreeMap::from([(self.interfaces.usual, IN_MAC), (self.interfaces.other, OUT_MAC)])
+    }
+
     /// A backend with a new state.
     pub(super) fn change_of(&self, rng: &mut Rng, backend: &BackendSpec) -> BackendSpec {
         let usual = !once_in(rng, 3);
@@ -184,7 +189,7 @@ impl Scene {
     #[must_use]
     pub fn state(&self, routes: Routes) -> State {
         let backends: BTreeMap<_, _> = self.backends.iter().map(|backend| (backend.id.0, backend.clone())).collect();
-        let mut state = State::new(self.services.clone(), backends, self.newcomers, routes);
+        let mut state = State::new(self.services.clone(), backends, self.newcomers, routes, self.stations());
         state.clients.clone_from(&self.clients);
         state
     }

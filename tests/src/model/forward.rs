@@ -97,7 +97,7 @@ impl State {
         way: WayBack,
         carries: Carries,
     ) -> Result<Fate, DropReason> {
-        let hop = match self.way_to_client(arrival, packet)? {
+        let hop = match self.way_to_client(arrival, packet, way)? {
             Way::Hop(hop) => hop,
             Way::Kernel => return Ok(Fate::Pass),
             Way::Narrow(fits) => return self.tell_too_big(arrival, packet, fits),
@@ -108,9 +108,10 @@ impl State {
     }
 
     /// The way to the client.
-    pub(super) fn way_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Way, DropReason> {
+    pub(super) fn way_to_client(&self, arrival: Arrival<'_>, packet: &Packet, way: WayBack) -> Result<Way, DropReason> {
         match self.routes.find(packet.destination) {
             Route::Kernel => Ok(Way::Kernel),
+            _ if !self.came_by(way, arrival.ingress) => Err(DropReason::WrongInterface),
             Route::Forbidden => Err(DropReason::NoRoute),
             Route::NoNeighbour => Err(DropReason::NoNeighbour),
             // A choice: before the last hop is counted.

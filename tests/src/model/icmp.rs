@@ -119,7 +119,7 @@ impl State {
             port.and_then(|port| self.way_back(inner.destination, port, inner.protocol))
         };
         let Some(way) = way else { return Ok(Fate::Pass) };
-        let hop = match self.way_to_client(arrival, packet)? {
+        let hop = match self.way_to_client(arrival, packet, way)? {
             Way::Hop(hop) => hop,
             Way::Kernel => return Ok(Fate::Pass),
             // Nobody is told about an error.

@@ -9,7 +9,7 @@ use balancer::core::io::{BackendSpec, RuleSpec, ServiceSpec};
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     clock::Clock,
-    map_types::{Forwarding, TableSlot},
+    map_types::{Forwarding, Mac, TableSlot},
 };
 
 use super::{Counters, Routes, fragments::Datagram, fragments::Way};
@@ -54,6 +54,10 @@ pub struct State {
     pub newcomers: u32,
     /// Ways to clients.
     pub routes: Routes,
+    /// The MAC of each interface.
+    pub stations: BTreeMap<u32, Mac>,
+    /// Where backends' next hops were before they were where they are.
+    pub(super) moved_from: BTreeMap<u16, u32>,
     /// What was counted.
     pub counters: Counters,
     /// Where first fragments went.
@@ -68,6 +72,7 @@ pub(super) struct WayBack {
     pub(super) service: usize,
     /// The backend's port as configured; 0: every port.
     pub(super) port: u16,
+    pub(super) backend: u16,
 }
 
 /// What a packet without ports may belong to.
@@ -90,7 +95,13 @@ impl<T> Portless<T> {
 impl State {
     /// A state in which no packet has been seen.
     #[must_use]
-    pub fn new(services: Vec<Service>, backends: BTreeMap<u16, BackendSpec>, newcomers: u32, routes: Routes) -> Self {
+    pub fn new(
+        services: Vec<Service>,
+        backends: BTreeMap<u16, BackendSpec>,
+        newcomers: u32,
+        routes: Routes,
+        stations: BTreeMap<u32, Mac>,
+    ) -> Self {
         Self {
             services,
             backends,
@@ -98,10 +109,31 @@ impl State {
             newcomers_left: newcomers,
             newcomers,
             routes,
+            stations,
+            moved_from: BTreeMap::new(),
             counters: Counters::default(),
             datagrams: HashMap::new(),
             outer_packets: 0,
         }
+    }
+
+    /// A backend's row is replaced.
+    pub fn set_backend(&mut self, backend: BackendSpec) {
+        let id = backend.id.0;
+        let egress = |backend: &BackendSpec| backend.next_hop.map(|hop| hop.ifindex);
+        let now = egress(&backend);
+        if let Some(before) =
+            self.backends.insert(id, backend).as_ref().and_then(egress).filter(|&old| Some(old) != now)
+        {
+            self.moved_from.insert(id, before);
+        }
+    }
+
+    /// Whether a reply of this backend may have come in by `ingress`: by the interface of its next hop, if that is known.
+    /// A choice: for a minute by the one before as well.
+    pub(super) fn came_by(&self, way: WayBack, ingress: u32) -> bool {
+        let hop = self.backends.get(&way.backend).and_then(|backend| backend.next_hop);
+        hop.is_none_or(|hop| hop.ifindex == ingress || self.moved_from.get(&way.backend) == Some(&ingress))
     }
 
     /// A new epoch begins.
@@ -137,9 +169,9 @@ impl State {
         nat.flat_map(move |service| {
             let spec = &self.services[service].spec;
             let backends = spec.backends.iter().filter(move |(_, backend)| backend.ip() == address);
-            backends.map(move |(_, backend)| {
+            backends.map(move |(id, backend)| {
                 let port = if spec.address.port() == 0 { 0 } else { backend.port() };
-                WayBack { service, port }
+                WayBack { service, port, backend: id.0 }
             })
         })
     }

@@ -17,6 +17,7 @@ mod nat;
 mod nat_return;
 mod pass;
 mod rules;
+mod stations;
 mod too_big;
 mod tunnel;
 mod unavailable;

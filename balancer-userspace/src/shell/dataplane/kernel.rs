@@ -20,8 +20,8 @@ use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
-        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, ReplyStats, ReturnRow,
-        RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow, interface_row,
+        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, NO_BACKEND, ReplyStats,
+        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow, interface_row,
     },
     service_table::TableView,
 };
@@ -37,6 +37,7 @@ use super::{
     counters::{Counters, interface_multiplier},
     grace::{Grace, GracePeriods},
     halves::Halves,
+    interfaces::{Interfaces, WaysIn},
     kept::Kept,
     load::load_program,
     mapped::MappedArray,
@@ -49,7 +50,7 @@ use super::{
 use crate::{
     config::model::XdpMode,
     core::io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
-    shell::{host::HostChanges, snapshot::MemorySnapshot},
+    shell::{host::HostChanges, layers::Layers, snapshot::MemorySnapshot},
 };
 
 /// Each CPU records at most this part of the table's capacity in newcomers a second: a flood takes long to fill it, and
@@ -64,6 +65,8 @@ pub struct KernelDataplane {
     services: Halves<ServiceRow>,
     returns: Halves<ReturnRow>,
     backends: MappedArray<BackendRow>,
+    interfaces: Interfaces,
+    ways_in: WaysIn,
     counters: Counters,
     clients: ClientTable,
     rules: RuleTable,
@@ -137,6 +140,8 @@ impl KernelDataplane {
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
             returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
             backends: MappedArray::new(take(&mut ebpf, "BACKENDS")?)?,
+            interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
+            ways_in: WaysIn::default(),
             counters: Counters::new(&mut ebpf, interface_multiplier)?,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
             rules: RuleTable::new(&mut ebpf, &kept)?,
@@ -206,6 +211,8 @@ impl KernelDataplane {
         if let Some(other) = self.attached.iter().find(|other| row(other.ifindex) == row(ifindex)) {
             bail!("interface {name} cannot be told from {} in counters: restart the balancer", other.name);
         }
+        self.interfaces.add(ifindex);
+        self.write_ways_in();
         let Self { ebpf, kept, .. } = self;
         let attached = attach::attach(program(ebpf)?, name, ifindex, mode, kept.pins())?;
         self.attached.push(attached);
@@ -214,7 +221,18 @@ impl KernelDataplane {
 
     /// Lets go of the interfaces whose indices are `gone`; gives their names.
     pub fn let_go(&mut self, gone: impl Fn(u32) -> bool) -> Vec<String> {
+        self.interfaces.remove(&gone);
         attach::let_go(&mut self.attached, gone)
+    }
+
+    /// Takes note of this machine's network devices: whose frames are for it, and where backends' replies come in.
+    pub fn set_layers(&mut self, layers: Layers) {
+        self.interfaces.set_layers(layers);
+        self.write_ways_in();
+    }
+
+    fn write_ways_in(&self) {
+        self.ways_in.write(self.ways_in.all(), &self.interfaces, &self.returns.rows);
     }
 
     /// Takes the program off every interface, and removes what was pinned.
@@ -281,6 +299,8 @@ impl KernelDataplane {
         }
         self.elapsed = elapsed;
         self.kept.keep_elapsed(elapsed);
+        let settled = self.ways_in.expire(elapsed);
+        self.ways_in.write(settled, &self.interfaces, &self.returns.rows);
         self.control.word32(0, offset_of!(Control, epoch)).fetch_add(1, Ordering::Release);
         for (id, memory) in &mut self.memories {
             memory.tick = memory.tick_at(elapsed);
@@ -320,6 +340,11 @@ impl Dataplane for KernelDataplane {
             self.kept.forget_backend(id);
         }
         self.clients.belongs(id, Some(backend.service));
+        // Before the first packet goes another way.
+        let egress = backend.next_hop.map(|hop| hop.ifindex);
+        if self.ways_in.moved(id, egress, self.elapsed).is_some() {
+            self.ways_in.write([id], &self.interfaces, &self.returns.rows);
+        }
         let row = rows::backend(backend);
         let index = usize::from(id.0);
         let old = self.backends.load(index);
@@ -342,6 +367,7 @@ impl Dataplane for KernelDataplane {
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
         check_backend(id)?;
         self.backends.store(usize::from(id.0), BackendRow::zeroed());
+        self.ways_in.forget(id);
         self.counters.end(id);
         self.clients.belongs(id, None);
         Ok(())
@@ -382,6 +408,9 @@ impl Dataplane for KernelDataplane {
         }
         service_rows.extend(rows::vip_markers(services));
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
+        for row in &mut return_rows {
+            row.interfaces = self.ways_in.word(BackendId(row.backend), &self.interfaces);
+        }
         let return_wildcard = return_rows.iter().any(|row| row.key.port == 0);
         return_rows.extend(rows::return_markers(&return_rows));
 
@@ -406,6 +435,8 @@ impl Dataplane for KernelDataplane {
         }
         self.memories.extend(memories);
         self.publish(placed_services.view, placed_returns.view, flags);
+        let backends = return_rows.iter().map(|row| BackendId(row.backend)).zip(placed_returns.rows);
+        self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND).collect());
         self.published = Some(self.grace_periods.begin());
 
         self.directory = services.to_vec();

@@ -8,6 +8,7 @@ mod counters;
 mod decap;
 mod grace;
 mod halves;
+mod interfaces;
 mod kept;
 mod kernel;
 mod load;
@@ -21,6 +22,7 @@ mod rows;
 mod rules;
 mod tables;
 
+pub use crate::shell::layers::Layers;
 pub use attach::Attached;
 pub use batch::BackendCounters;
 pub use capacity::Capacity;

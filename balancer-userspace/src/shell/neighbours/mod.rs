@@ -18,12 +18,15 @@ use std::{
 use anyhow::Context as _;
 use balancer_common::map_types::{FAMILY_V4, FAMILY_V6, NeighbourWanted};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
 };
 
-use crate::core::io::Event;
+use crate::{core::io::Event, shell::layers::Layers};
 use resolve::NeighbourKey;
+
+#[cfg(test)]
+pub(super) use resolve::tests::link as test_link;
 
 /// Clients' neighbours waiting to be asked for; more are dropped, and come back with the client's next packet.
 const WANTED: usize = 256;
@@ -61,6 +64,7 @@ impl Wishes {
 pub struct Neighbours {
     wishes: Arc<Wishes>,
     wanted: mpsc::Sender<NeighbourKey>,
+    layers: watch::Receiver<Layers>,
     task: JoinHandle<()>,
 }
 
@@ -79,9 +83,15 @@ impl Neighbours {
     pub fn spawn(events: mpsc::Sender<Event>) -> anyhow::Result<Self> {
         let wishes = Arc::new(Wishes::default());
         let (wanted, wanted_receiver) = mpsc::channel(WANTED);
-        let task = task::Task::new(Arc::clone(&wishes), wanted_receiver, events)
+        let (layers_sender, layers) = watch::channel(Layers::default());
+        let task = task::Task::new(Arc::clone(&wishes), wanted_receiver, events, layers_sender)
             .context("watching routes and neighbours through netlink")?;
-        Ok(Self { wishes, wanted, task: tokio::spawn(task.run()) })
+        Ok(Self { wishes, wanted, layers, task: tokio::spawn(task.run()) })
+    }
+
+    /// This machine's network devices: none before they were first listed, then as they change.
+    pub fn layers(&self) -> watch::Receiver<Layers> {
+        self.layers.clone()
     }
 
     /// Keeps the next hop of `address` known: an event as soon as it is resolved (or, after some 2.5 s, why it is not),

@@ -163,14 +163,25 @@ fn not_up(link: &Link) -> Option<String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::shell) mod tests {
     use super::*;
 
     pub(in crate::shell::neighbours) const OWN_MAC: Mac = [2, 0, 0, 0, 0, 1];
     pub(in crate::shell::neighbours) const PEER_MAC: Mac = [2, 0, 0, 0, 0, 9];
 
-    pub(in crate::shell::neighbours) fn link(ifindex: u32, name: &str) -> Link {
-        Link { ifindex, name: name.to_owned(), mac: Some(OWN_MAC), mtu: 1500, loopback: false, up: true, running: true }
+    pub(in crate::shell) fn link(ifindex: u32, name: &str) -> Link {
+        Link {
+            ifindex,
+            name: name.to_owned(),
+            mac: Some(OWN_MAC),
+            mtu: 1500,
+            loopback: false,
+            up: true,
+            running: true,
+            kind: None,
+            lower: None,
+            master: None,
+        }
     }
 
     pub(in crate::shell::neighbours) fn on_link(ifindex: u32) -> Result<Route, NoRoute> {

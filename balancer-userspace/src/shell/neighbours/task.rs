@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     Wishes,
@@ -18,7 +21,7 @@ use super::{
     resolve::NeighbourKey,
     tracker::{Tracker, Update},
 };
-use crate::core::io::Event;
+use crate::{core::io::Event, shell::layers::Layers};
 
 /// How often everything is read anew, in case a change was missed, and unconfirmed neighbours are confirmed.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -31,6 +34,7 @@ pub(super) struct Task {
     wishes: Arc<Wishes>,
     wanted: mpsc::Receiver<NeighbourKey>,
     events: mpsc::Sender<Event>,
+    layers: watch::Sender<Layers>,
     netlink: Netlink,
     /// `None` after it broke, until it can be opened again.
     monitor: Option<Monitor>,
@@ -48,12 +52,14 @@ impl Task {
         wishes: Arc<Wishes>,
         wanted: mpsc::Receiver<NeighbourKey>,
         events: mpsc::Sender<Event>,
+        layers: watch::Sender<Layers>,
     ) -> anyhow::Result<Self> {
         let now = Instant::now();
         Ok(Self {
             wishes,
             wanted,
             events,
+            layers,
             netlink: Netlink::connect()?,
             monitor: Some(Monitor::open().context("opening a netlink socket")?),
             tracker: Tracker::default(),
@@ -127,6 +133,7 @@ impl Task {
                     }
                     self.tracker.apply(update, now);
                 }
+                self.tell_layers();
             }
             Err(lost) => {
                 tracing::debug!("netlink: {lost}");
@@ -163,7 +170,19 @@ impl Task {
             self.gateways_at = now + GATEWAYS;
         }
         self.tracker.resync(links, neighbours, Instant::now());
+        self.tell_layers();
         Ok(())
+    }
+
+    fn tell_layers(&mut self) {
+        if self.tracker.take_links_changed() {
+            self.layers.send_if_modified(|told| {
+                let layers = Layers::of(self.tracker.links());
+                let changed = *told != layers;
+                *told = layers;
+                changed
+            });
+        }
     }
 
     async fn evaluate(&mut self) -> anyhow::Result<()> {

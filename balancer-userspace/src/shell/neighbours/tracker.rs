@@ -78,6 +78,8 @@ pub(super) struct Tracker {
     relevant: HashSet<NeighbourKey>,
     /// This machine's gateways, which replies to clients may need at any time, and when each was last asked.
     gateways: BTreeMap<NeighbourKey, Option<Instant>>,
+    /// Links may have changed.
+    links_changed: bool,
     /// When changes seen so far are to be acted on.
     due: Option<Instant>,
     /// When some neighbour must be asked again or given up.
@@ -107,6 +109,7 @@ impl Tracker {
                 if before.as_ref() == after {
                     return;
                 }
+                self.links_changed = true;
                 let state = |link: Option<&Link>| link.map(|link| (link.up, link.running));
                 if state(before.as_ref()) != state(after) {
                     self.stale_routes.extend(self.watches.keys());
@@ -114,6 +117,7 @@ impl Tracker {
             }
             Update::LinkGone(ifindex) => {
                 self.tables.links.remove(&ifindex);
+                self.links_changed = true;
                 self.tables.neighbours.retain(|key, _| key.ifindex != ifindex);
                 self.stale_routes.extend(self.watches.keys());
             }
@@ -142,6 +146,7 @@ impl Tracker {
 
     /// Replaces the tables by fresh copies of the kernel's and wants every route looked up.
     pub(super) fn resync(&mut self, links: Vec<Link>, neighbours: Vec<(NeighbourKey, Neighbour)>, now: Instant) {
+        self.links_changed = true;
         self.tables.links = links.into_iter().map(|link| (link.ifindex, link)).collect();
         self.tables.neighbours = neighbours.into_iter().collect();
         self.stale_routes.extend(self.watches.keys());
@@ -152,6 +157,16 @@ impl Tracker {
     pub(super) fn set_gateways(&mut self, gateways: BTreeSet<NeighbourKey>) {
         let asked = std::mem::take(&mut self.gateways);
         self.gateways = gateways.into_iter().map(|key| (key, asked.get(&key).copied().flatten())).collect();
+    }
+
+    /// This machine's network devices.
+    pub(super) fn links(&self) -> impl Iterator<Item = &Link> + Clone {
+        self.tables.links.values()
+    }
+
+    /// Whether they may have changed since this was last asked.
+    pub(super) fn take_links_changed(&mut self) -> bool {
+        std::mem::take(&mut self.links_changed)
     }
 
     /// The addresses whose route must be looked up before [`Tracker::evaluate`].

@@ -1,0 +1,65 @@
+//! Whether a frame is for this machine: by its destination's MAC. What a switch floods to everybody, or an interface in
+//! promiscuous mode sees, is others'.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, xdp_md},
+    macros::map,
+    maps::Array,
+};
+use balancer_common::map_types::{InterfaceRow, MAX_INTERFACES, STATION_GROUP, STATION_MASK, STATIONS};
+
+use crate::{ingress::Ingress, packet::Packet, stats};
+
+/// Written by the controller, a word at a time.
+#[map]
+static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES, BPF_F_MMAPABLE);
+
+/// Whether a frame is for this machine, or for a group of stations.
+#[inline(always)]
+pub(crate) fn is_ours(ingress: Ingress) -> bool {
+    let Some(destination) = destination(ingress.frame()) else { return true };
+    let Some(row) = INTERFACES.get_ptr(stats::row(ingress.ifindex())) else { return true };
+    // SAFETY: a map value; the controller replaces the word in one piece.
+    let own = unsafe { (&raw const (*row).stations[0]).read_volatile() };
+    destination == own || balancer_is_ours(ingress.context()) != 0
+}
+
+#[inline(always)]
+fn destination(frame: Packet<'_>) -> Option<u64> {
+    Some(frame.load::<u64>(0)? & STATION_MASK)
+}
+
+/// The same for a frame that is not for the interface's own MAC: a global function, as few are.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
+    // SAFETY: `is_ours` passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let Some(destination) = destination(ingress.frame()) else { return 1 };
+    if destination & STATION_GROUP != 0 {
+        return 1;
+    }
+    let Some(row) = known(ingress) else { return 1 };
+    for index in 1..STATIONS {
+        // SAFETY: as in `is_ours`.
+        if destination == unsafe { (&raw const (*row).stations[index]).read_volatile() } {
+            return 1;
+        }
+    }
+    0
+}
+
+/// The row of the interface that the frame came in by. `None`: the controller has told nothing of it.
+#[inline(always)]
+fn known(ingress: Ingress) -> Option<*const InterfaceRow> {
+    let ifindex = ingress.ifindex();
+    let row = INTERFACES.get_ptr(stats::row(ifindex))?;
+    // SAFETY: as in `is_ours`.
+    (unsafe { (&raw const (*row).ifindex).read_volatile() } == ifindex).then_some(row)
+}
+
+/// Whether the frame came in by one of `interfaces`, a bit for each row; 0, or an interface that is not known: it did.
+#[inline(always)]
+pub(crate) fn came_by(ingress: Ingress, interfaces: u64) -> bool {
+    interfaces == 0 || known(ingress).is_none() || interfaces >> (stats::row(ingress.ifindex()) & 63) & 1 != 0
+}

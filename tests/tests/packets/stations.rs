@@ -1,0 +1,184 @@
+//! Frames are for this machine or they are not: by their destination's MAC, and, for replies, by where they come in.
+
+use std::time::Duration;
+
+use balancer::shell::dataplane::Layers;
+use balancer_common::verdict::DropReason;
+use balancer_tests::{
+    frame::{ACK, Frame, Mac, SYN},
+    prog_run::Ran,
+    rig::{IN_MAC, OUT_MAC, Rig},
+};
+
+use crate::cases::{Case, Then, dsr, run, services};
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+const PAIRS: [(&str, &str); 2] =
+    [("203.0.113.7:40000", "198.51.100.10:80"), ("[2001:db8:c::7]:40000", "[2001:db8::10]:80")];
+
+/// In a namespace of its own.
+fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
+    let thread = std::thread::spawn(|| test(Rig::new(&services()).expect("a rig")));
+    thread.join().expect("the thread panicked");
+}
+
+fn to(destination_mac: Mac) -> Vec<u8> {
+    Frame { destination_mac, ..Frame::tcp(PAIRS[0].0, PAIRS[0].1, SYN) }.bytes()
+}
+
+#[test]
+fn frames_for_other_stations_pass() {
+    run(|rig| {
+        let mut cases = Vec::new();
+        for (client, vip) in PAIRS {
+            let frame = Frame::tcp(client, vip, SYN);
+            for byte in 0..6 {
+                let mut other = frame.clone();
+                other.destination_mac[byte] ^= 2;
+                cases.push(Case::new(format!("{vip}: byte {byte} differs"), &other, Then::Pass));
+            }
+            let other = Frame { destination_mac: OUT_MAC, ..frame.clone() };
+            cases.push(Case::new(format!("{vip}: the other interface's"), &other, Then::Pass));
+            let tagged = Frame { vlans: vec![7], ..other.clone() };
+            cases.push(Case::new(format!("{vip}: in a VLAN"), &tagged, Then::Pass));
+            for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+                let frame = Frame { destination_mac: group, ..frame.clone() };
+                let sent = Then::Tx(dsr(rig, &frame).bytes());
+                cases.push(Case::new(format!("{vip}: to several"), &frame, sent));
+            }
+            // What another balancer has forwarded already, and a switch has flooded.
+            let forwarded = dsr(rig, &frame);
+            cases.push(Case::new(format!("{vip}: forwarded by another"), &forwarded, Then::Pass));
+        }
+        let broken = Frame { destination_mac: OUT_MAC, ..Frame::tcp(PAIRS[0].0, PAIRS[0].1, SYN) }.bytes();
+        let frame = broken[..broken.len() - 20].to_vec();
+        cases.push(Case { name: "broken, for another".to_owned(), frame, then: Then::Pass });
+        let ping = Frame::icmp("203.0.113.7:0", "198.51.100.10:0", 8, 0, [0; 4]);
+        cases.push(Case::new("a ping of another", &Frame { destination_mac: OUT_MAC, ..ping }, Then::Pass));
+        cases
+    });
+}
+
+#[test]
+fn an_interface_may_have_several_stations() {
+    with_rig(|mut rig| {
+        let steered = |rig: &Rig, mac| rig.run(&to(mac)).expect("a run").action != XDP_PASS;
+        let (vrrp, new) = ([0, 0, 0x5e, 0, 1, 51], [2, 0, 0, 0, 0, 77]);
+        assert!(steered(&rig, IN_MAC) && !steered(&rig, vrrp));
+        let upon = |mac, others: &[Mac]| {
+            let mut layers = Layers::flat(&[(rig.in_ifindex, mac), (rig.out_ifindex, OUT_MAC)]);
+            for (index, &other) in others.iter().enumerate() {
+                layers.put_upon(rig.in_ifindex, 1000 + index as u32, other);
+            }
+            layers
+        };
+        let (with_vrrp, renamed) = (upon(IN_MAC, &[vrrp]), upon(new, &[]));
+        let many: Vec<Mac> = (0..7).map(|last| [2, 0, 0, 0, 9, last]).collect();
+        let (full, crowded) = (upon(IN_MAC, &many[1..]), upon(IN_MAC, &many));
+
+        rig.set_layers(with_vrrp);
+        assert!(steered(&rig, IN_MAC) && steered(&rig, vrrp) && !steered(&rig, new));
+        rig.set_layers(renamed);
+        assert!(steered(&rig, new) && !steered(&rig, IN_MAC) && !steered(&rig, vrrp));
+        rig.set_layers(full);
+        assert!(steered(&rig, IN_MAC) && many[1..].iter().all(|&mac| steered(&rig, mac)) && !steered(&rig, many[0]));
+        // More than can be told apart, or none known: nobody is turned away.
+        rig.set_layers(crowded);
+        assert!(steered(&rig, IN_MAC) && steered(&rig, many[0]) && steered(&rig, new));
+        rig.set_layers(Layers::default());
+        assert!(steered(&rig, IN_MAC) && steered(&rig, vrrp) && steered(&rig, new));
+    });
+}
+
+/// A reply, as it comes in by an interface.
+fn reply(rig: &Rig, ifindex: u32, source: &str, destination: &str) -> Ran {
+    let destination_mac = if ifindex == rig.in_ifindex { IN_MAC } else { OUT_MAC };
+    let frame = Frame { destination_mac, ..Frame::tcp(source, destination, SYN | ACK) };
+    rig.run_by(ifindex, &frame.bytes()).expect("a run")
+}
+
+/// Whether the reply of a backend goes on to its client, by the interface that it comes in by.
+fn goes_on(rig: &Rig, ifindex: u32, source: &str, destination: &str) -> bool {
+    let before = rig.drops(DropReason::WrongInterface).expect("counters");
+    let ran = reply(rig, ifindex, source, destination);
+    let wrong = rig.drops(DropReason::WrongInterface).expect("counters") - before;
+    assert_eq!(wrong, u64::from(ran.action == XDP_DROP), "action {}", ran.action);
+    ran.action != XDP_DROP
+}
+
+#[test]
+fn replies_come_in_where_the_backend_is() {
+    with_rig(|rig| {
+        let (usual, other) = (rig.in_ifindex, rig.out_ifindex);
+        for (backend, at, elsewhere, client, own) in [
+            ("10.0.0.21:8080", usual, other, "203.0.113.7:40000", "10.0.0.1:50000"),
+            ("10.0.1.21:8081", other, usual, "203.0.113.7:40000", "10.0.0.1:50000"),
+            ("[fd00::21]:8080", usual, other, "[2001:db8:c::7]:40000", "[fd00::1]:50000"),
+        ] {
+            assert!(goes_on(&rig, at, backend, client), "{backend}");
+            assert!(!goes_on(&rig, elsewhere, backend, client), "{backend} from elsewhere");
+            // What is for the machine itself is for its own reverse path filter to judge.
+            assert_eq!(reply(&rig, elsewhere, backend, own).action, XDP_PASS, "{backend} to {own}");
+        }
+    });
+}
+
+#[test]
+fn errors_about_requests_come_in_where_the_backend_is() {
+    with_rig(|rig| {
+        let quoted = Frame::tcp("203.0.113.7:40000", "10.0.0.21:8080", ACK).packet();
+        let unreachable = |destination_mac| Frame {
+            destination_mac,
+            payload: quoted.clone(),
+            ..Frame::icmp("10.0.0.21:0", "203.0.113.7:0", 3, 1, [0; 4])
+        };
+        let by = |ifindex, mac| rig.run_by(ifindex, &unreachable(mac).bytes()).expect("a run").action;
+        assert_ne!(by(rig.in_ifindex, IN_MAC), XDP_DROP);
+        assert_eq!(by(rig.out_ifindex, OUT_MAC), XDP_DROP);
+        assert_eq!(rig.drops(DropReason::WrongInterface).expect("counters"), 1);
+    });
+}
+
+#[test]
+fn the_way_in_follows_the_next_hop() {
+    with_rig(|mut rig| {
+        let (usual, other) = (rig.in_ifindex, rig.out_ifindex);
+        let (service, backend, client) = ("198.51.100.20:80", "10.0.0.21:8080", "203.0.113.7:40000");
+        let by = |rig: &Rig, ifindex| goes_on(rig, ifindex, backend, client);
+        assert!(by(&rig, usual) && !by(&rig, other));
+
+        rig.move_backend(service, backend, Some(other)).expect("a move");
+        assert!(by(&rig, other), "at once");
+        assert!(by(&rig, usual), "the backend may not have noticed yet");
+        rig.pass_time(Duration::from_secs(59));
+        assert!(by(&rig, usual));
+        rig.pass_time(Duration::from_secs(60));
+        assert!(by(&rig, other) && !by(&rig, usual));
+
+        rig.move_backend(service, backend, None).expect("a move");
+        assert!(by(&rig, other) && by(&rig, usual), "while nobody knows where it is, no reply is lost");
+        rig.move_backend(service, backend, Some(usual)).expect("a move");
+        rig.pass_time(Duration::from_secs(200));
+        assert!(by(&rig, usual) && !by(&rig, other));
+    });
+}
+
+#[test]
+fn ports_of_one_bridge_are_one_way_in() {
+    with_rig(|mut rig| {
+        let (usual, other) = (rig.in_ifindex, rig.out_ifindex);
+        let by = |rig: &Rig, ifindex| goes_on(rig, ifindex, "10.0.0.21:8080", "203.0.113.7:40000");
+        let mut layers = Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]);
+        layers.put_upon(usual, 1000, IN_MAC);
+        layers.put_upon(other, 1000, IN_MAC);
+        rig.set_layers(layers);
+        assert!(by(&rig, usual) && by(&rig, other));
+        rig.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
+        assert!(by(&rig, usual) && !by(&rig, other));
+        // Behind an interface that the program is not attached to: its replies come in by another one.
+        rig.move_backend("198.51.100.20:80", "10.0.0.21:8080", Some(1)).expect("a move");
+        assert!(by(&rig, usual) && by(&rig, other));
+    });
+}
