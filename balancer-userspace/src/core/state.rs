@@ -165,6 +165,9 @@ pub struct Counters {
     pub decisions: Vec<u64>,
     /// Known clients moved away, by the index of the cause.
     pub moves: Vec<u64>,
+    /// When something was last added.
+    #[serde(default)]
+    pub since: Option<Moment>,
 }
 
 /// A moment that means the same after a restart: time since the Unix epoch.

@@ -30,8 +30,8 @@ use crate::{
     },
     shell::{
         changes::Changes,
-        dataplane::{Dataplane, Forgotten, KnownClients, batch},
-        departed,
+        dataplane::{Dataplane, Forgotten, KnownClients},
+        departed::Departed,
         events::{Events, subject},
         neighbours::Neighbours,
         prober::Prober,
@@ -68,8 +68,7 @@ pub struct Owner<D> {
     builds: HashMap<ServiceId, Duration>,
     /// Which service each backend's counters belong to, and the backend's name.
     owners: HashMap<BackendId, (ServiceId, String)>,
-    /// What the backends that are gone have counted, by name.
-    departed: HashMap<ServiceId, BTreeMap<String, BackendStats>>,
+    departed: Departed,
     changes: Changes,
     /// Where the clocks of client memory began.
     started: Instant,
@@ -91,7 +90,7 @@ impl<D: Dataplane> Owner<D> {
             events,
             builds: HashMap::new(),
             owners: HashMap::new(),
-            departed: HashMap::new(),
+            departed: Departed::default(),
             changes: Changes::default(),
             started: Instant::now(),
             changed: false,
@@ -102,10 +101,7 @@ impl<D: Dataplane> Owner<D> {
 
     /// Goes on counting for backends that are gone, where another process has ended.
     pub fn take_over_departed(&mut self, departed: BTreeMap<u16, BTreeMap<String, Counters>>) {
-        for (service, backends) in departed {
-            let backends = backends.into_iter().map(|(name, counters)| (name, departed::stats(&counters)));
-            self.departed.insert(ServiceId(service), backends.collect());
-        }
+        self.departed = Departed::restore(departed, clocks());
     }
 
     /// What a restart must keep.
@@ -114,12 +110,8 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn export_of(&self, controller: &Controller) -> State {
-        let clocks = Clocks { now: Instant::now().into_std(), wall: wall() };
-        let departed = self.departed.iter().map(|(service, backends)| {
-            let backends = backends.iter().map(|(name, stats)| (name.clone(), departed::counters(stats)));
-            (service.0, backends.collect())
-        });
-        State { departed: departed.collect(), ..controller.export(clocks) }
+        let clocks = clocks();
+        State { departed: self.departed.export(clocks), ..controller.export(clocks) }
     }
 
     /// What a restart would have to keep after a change.
@@ -159,7 +151,7 @@ impl<D: Dataplane> Owner<D> {
         if !self.controller.goes_on() {
             // Ids mean something else than they did.
             (backends, ruled) = (Vec::new(), Vec::new());
-            self.departed.clear();
+            self.departed = Departed::default();
         }
         self.dataplane.adopt(&backends, &ruled)?;
         self.execute(commands, started)?;
@@ -402,10 +394,11 @@ impl<D: Dataplane> Owner<D> {
     /// Nobody can tell from a later packet that its client was known elsewhere, so the move is counted at once.
     fn count_forgotten(&mut self, service: ServiceId, backend: String, moved: u64) {
         if moved > 0 {
-            let stats = self.departed.entry(service).or_default().entry(backend).or_default();
+            let mut stats = BackendStats::default();
             if let Some(count) = stats.moves.get_mut(CauseIndex::from(MoveCause::Forgotten).counter()) {
-                *count += moved;
+                *count = moved;
             }
+            self.departed.add(service, backend, &stats, Instant::now().into_std());
         }
     }
 
@@ -418,6 +411,17 @@ impl<D: Dataplane> Owner<D> {
         if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
             self.handle(Event::Swept { known });
         }
+        self.sum_up_departed();
+    }
+
+    fn sum_up_departed(&mut self) {
+        let Self { controller, departed, .. } = self;
+        departed.sum_up(Instant::now().into_std(), |id| {
+            let service = controller.services().iter().filter(|service| service.id() == id);
+            let present = service.flat_map(Service::backends).map(Backend::name);
+            let gone = controller.gone().iter().filter(|gone| gone.row.service == id).map(|gone| gone.name.as_str());
+            present.chain(gone).map(str::to_owned).collect()
+        });
     }
 
     fn resync(&mut self) {
@@ -449,7 +453,7 @@ impl<D: Dataplane> Owner<D> {
         // Not before: what fails is undone.
         let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
         self.owners.retain(|_, (service, _)| listed.contains(service));
-        self.departed.retain(|service, _| listed.contains(service));
+        self.departed.retain(&listed);
         Ok(())
     }
 
@@ -465,8 +469,7 @@ impl<D: Dataplane> Owner<D> {
                 let stats = self.dataplane.backend_stats(*id)?;
                 self.dataplane.retire_backend(*id).context("retiring a backend")?;
                 if let Some((service, name)) = self.owners.remove(id) {
-                    let departed = self.departed.entry(service).or_default().entry(name).or_default();
-                    batch::add(departed, &stats);
+                    self.departed.add(service, name, &stats, Instant::now().into_std());
                 }
             }
             Command::SwapTable { service, table, home } => {
@@ -518,6 +521,10 @@ fn forgotten_view(
     let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
     events.change(about, &message, uid, None);
     ForgottenView { message, forgotten: clients, moved }
+}
+
+fn clocks() -> Clocks {
+    Clocks { now: Instant::now().into_std(), wall: wall() }
 }
 
 /// Not the core's clock: only to tell moments to the next process.

@@ -128,7 +128,7 @@ pub struct ServiceSnapshot {
     pub remembers: bool,
     /// Packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
-    /// What backends that are gone for good have counted, by name.
+    /// What backends that are gone for good have counted, by name; after an hour together.
     pub departed: Vec<(String, BackendStats)>,
     /// Removed backends that clients are still known at.
     pub gone: Vec<GoneSnapshot>,

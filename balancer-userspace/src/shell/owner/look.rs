@@ -131,13 +131,7 @@ impl<D: Dataplane> Owner<D> {
                     slots_moved_needless,
                     remembers: service.remembers(),
                     rule_fallbacks: self.dataplane.rule_fallbacks(service.id())?,
-                    departed: self
-                        .departed
-                        .get(&service.id())
-                        .into_iter()
-                        .flatten()
-                        .map(|(name, stats)| (name.clone(), *stats))
-                        .collect(),
+                    departed: self.departed.of(service.id()).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
                     gone: self
                         .controller
                         .gone()
