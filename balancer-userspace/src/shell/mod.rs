@@ -14,6 +14,7 @@ pub mod interfaces;
 pub mod keeper;
 mod layers;
 mod lines;
+mod listener;
 pub mod metrics;
 pub mod neighbours;
 pub mod owner;

@@ -40,7 +40,7 @@ pub(crate) struct Fake {
     pub(crate) events: Events,
     directory: TempDir,
     stop: oneshot::Sender<()>,
-    server: JoinHandle<()>,
+    server: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Fake {
@@ -70,7 +70,7 @@ impl Fake {
     /// Stops the server and gives the directory its socket was in.
     pub(crate) async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
-        self.server.await.unwrap();
+        self.server.await.unwrap().unwrap();
         self.directory
     }
 }

@@ -11,13 +11,15 @@ use nix::unistd::{Gid, Group, chown};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tracing::warn;
 
+use crate::shell::listener::Listen;
+
 /// Connections that wait for one of those.
 const BACKLOG: u32 = 128;
 
 /// A bound control socket. The file is removed when this is dropped.
 #[derive(Debug)]
 pub struct ControlSocket {
-    pub(super) listener: UnixListener,
+    listener: UnixListener,
     _file: SocketFile,
 }
 
@@ -46,6 +48,14 @@ impl ControlSocket {
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(cannot)?;
         let listener = socket.listen(BACKLOG).with_context(cannot)?;
         Ok(Self { listener, _file: file })
+    }
+}
+
+impl Listen for ControlSocket {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
     }
 }
 

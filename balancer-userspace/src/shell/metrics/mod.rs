@@ -4,9 +4,9 @@ mod page;
 mod render;
 mod text;
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use axum::{
     Router,
     extract::State,
@@ -14,11 +14,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 
 use super::{
     call::{Call, Calls},
     events::Since,
+    listener::{self, Limits, holding},
     snapshot::Snapshot,
 };
 use crate::api::events::EventView;
@@ -28,8 +33,15 @@ pub use render::render;
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long scrapes under way may hold up the end.
-const FAREWELL: Duration = Duration::from_secs(1);
+const LIMITS: Limits = Limits {
+    connections: 64,
+    ask: Duration::from_secs(5),
+    answer: Duration::from_secs(20),
+    lifetime: Duration::from_secs(60),
+    farewell: Duration::from_secs(1),
+};
+/// Answers in memory at once: with ten thousand backends each is 23 MB.
+const ANSWERS: usize = 4;
 
 /// Listens on `listen`.
 ///
@@ -46,53 +58,41 @@ pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// Whom to ask, and how many may.
+#[derive(Clone, Debug)]
+struct Scrapes {
+    calls: Calls,
+    answers: Arc<Semaphore>,
+}
+
 /// Answers scrapes, and with `page` people, until `shutdown` ends.
 ///
 /// # Errors
-/// When the listener breaks.
-pub async fn serve(
-    listener: TcpListener,
-    calls: Calls,
-    page: bool,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> anyhow::Result<()> {
+/// When the listener is broken.
+pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: impl Future) -> anyhow::Result<()> {
     let routes = Router::new().route("/metrics", get(metrics));
     let routes = if page {
         routes.route("/", get(whole_page)).route("/numbers", get(page_numbers))
     } else {
         routes.route("/", get(async || "balancer: metrics are at /metrics\n"))
     };
-    let routes = routes.with_state(calls);
-    let (ending, ended) = oneshot::channel::<()>();
-    let graceful = axum::serve(listener, routes).with_graceful_shutdown(async move {
-        shutdown.await;
-        drop(ending);
-    });
-    let farewell = async {
-        // An error is how the sender tells: it is dropped, not used.
-        let _ = ended.await;
-        tokio::time::sleep(FAREWELL).await;
-    };
-    let served: io::Result<()> = tokio::select! {
-        served = graceful.into_future() => served,
-        () = farewell => Ok(()),
-    };
-    served.context("serving metrics")
+    let routes = routes.with_state(Scrapes { calls, answers: Arc::new(Semaphore::new(ANSWERS)) });
+    listener::serve(listener, LIMITS, |_| routes.clone(), shutdown).await
 }
 
-async fn metrics(State(calls): State<Calls>) -> Response {
+async fn metrics(State(scrapes): State<Scrapes>) -> Response {
     let show = |snapshot: &Snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response());
-    answer(&calls, show).await
+    scrapes.answer(show).await
 }
 
-async fn whole_page(State(calls): State<Calls>) -> Response {
-    let events = events(&calls).await;
-    answer(&calls, move |snapshot| page::whole(snapshot, &events)).await
+async fn whole_page(State(scrapes): State<Scrapes>) -> Response {
+    let events = events(&scrapes.calls).await;
+    scrapes.answer(move |snapshot| page::whole(snapshot, &events)).await
 }
 
-async fn page_numbers(State(calls): State<Calls>) -> Response {
-    let events = events(&calls).await;
-    answer(&calls, move |snapshot| Ok(page::numbers(snapshot, &events))).await
+async fn page_numbers(State(scrapes): State<Scrapes>) -> Response {
+    let events = events(&scrapes.calls).await;
+    scrapes.answer(move |snapshot| Ok(page::numbers(snapshot, &events))).await
 }
 
 /// The newest events, the oldest first; none where nobody answers.
@@ -106,25 +106,43 @@ async fn events(calls: &Calls) -> Vec<EventView> {
     history.read(Since::Last(page::EVENTS), Duration::ZERO).await.map(|view| view.events).unwrap_or_default()
 }
 
-/// What `show` makes of a snapshot, or why there is none.
-async fn answer(calls: &Calls, show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static) -> Response {
-    let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
-    let snapshot = async {
-        let (reply, snapshot) = oneshot::channel();
-        calls.send(Call::Snapshot { reply }).await.ok()?;
-        snapshot.await.ok()
-    };
-    let shown = match timeout(PATIENCE, snapshot).await {
-        // Megabytes, with ten thousand backends: not in the way of other tasks.
-        Ok(Some(Ok(snapshot))) => tokio::task::spawn_blocking(move || show(&snapshot)).await.ok(),
-        Ok(Some(Err(error))) => Some(Err(error)),
-        Ok(None) => None,
-        Err(_) => return unavailable("the balancer is too busy to answer\n"),
-    };
-    match shown {
-        Some(Ok(response)) => response,
-        Some(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
-        None => unavailable("the balancer is shutting down\n"),
+fn unavailable(why: &'static str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+}
+
+impl Scrapes {
+    /// What `show` makes of a snapshot, or why there is none.
+    async fn answer(&self, show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static) -> Response {
+        match timeout(PATIENCE, Arc::clone(&self.answers).acquire_owned()).await {
+            Ok(Ok(permit)) => self.answer_permitted(permit, show).await,
+            Ok(Err(_)) | Err(_) => unavailable("too many ask at once, or take their answers slowly\n"),
+        }
+    }
+
+    async fn answer_permitted(
+        &self,
+        permit: OwnedSemaphorePermit,
+        show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static,
+    ) -> Response {
+        let snapshot = async {
+            let (reply, snapshot) = oneshot::channel();
+            self.calls.send(Call::Snapshot { reply }).await.ok()?;
+            snapshot.await.ok()
+        };
+        // Given back when the last byte has left this process.
+        let show = move |snapshot: &Snapshot| show(snapshot).map(|shown| shown.map(|body| holding(body, permit)));
+        let shown = match timeout(PATIENCE, snapshot).await {
+            // Megabytes, with ten thousand backends: not in the way of other tasks.
+            Ok(Some(Ok(snapshot))) => tokio::task::spawn_blocking(move || show(&snapshot)).await.ok(),
+            Ok(Some(Err(error))) => Some(Err(error)),
+            Ok(None) => None,
+            Err(_) => return unavailable("the balancer is too busy to answer\n"),
+        };
+        match shown {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+            None => unavailable("the balancer is shutting down\n"),
+        }
     }
 }
 
@@ -190,6 +208,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn answers_that_nobody_takes_are_few_and_bounded_in_time() {
+        let large = || {
+            let mut large = snapshot();
+            let backends = large.services[0].backends.clone();
+            large.services[0].backends = backends.into_iter().cycle().take(20_000).collect();
+            Ok(large)
+        };
+        let (address, _stop, _server) = serving(large).await;
+        // Far more than sockets buffer, and nobody reads.
+        let mut stuck = Vec::new();
+        for _ in 0..ANSWERS + 8 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            stuck.push(stream);
+        }
+        let mut heads = Vec::new();
+        for stream in &mut stuck {
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).await.unwrap();
+            heads.push(String::from_utf8_lossy(&head).into_owned());
+        }
+        let given = heads.iter().filter(|head| head.ends_with("200")).count();
+        assert_eq!(given, ANSWERS, "{heads:?}");
+        assert!(heads.iter().all(|head| head.ends_with("200") || head.ends_with("503")), "{heads:?}");
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("too many ask at once"), "{head} {body}");
+        // What needs no answer of that size is there as before, and so is the rest once somebody has gone.
+        assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
+        drop(stuck);
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && body.len() > 10 << 20, "{head} {}", body.len());
+    }
+
+    #[tokio::test]
     async fn the_page_is_for_its_reader_alone() {
         let (address, _stop, _server) = serving(|| Ok(snapshot())).await;
         let (head, body) = http(address, "GET", "/").await;
@@ -209,7 +261,7 @@ mod tests {
         let (calls, _asked) = mpsc::channel(1);
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, calls, false, std::future::pending()));
+        tokio::spawn(serve(listener, calls, false, std::future::pending::<()>()));
         assert!(http(address, "GET", "/").await.1.contains("metrics are at /metrics"));
         assert!(http(address, "GET", "/numbers").await.0.starts_with("HTTP/1.1 404 "));
     }
@@ -224,7 +276,7 @@ mod tests {
         drop(asked);
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, calls, true, std::future::pending()));
+        tokio::spawn(serve(listener, calls, true, std::future::pending::<()>()));
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("shutting down"), "{head} {body}");
     }

@@ -1,0 +1,449 @@
+//! HTTP on a listening socket, within bounds: connections, time to ask, time to be answered.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::pending,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use axum::{Router, body::Body};
+use bytes::Bytes;
+use hyper::{
+    body::{Frame, SizeHint},
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{self, AbortHandle, JoinSet},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tracing::{debug, warn};
+
+/// What clients may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Connections at once. For one more, the one that has been idle the longest is closed; where none is idle, the new
+    /// one is.
+    pub(super) connections: usize,
+    /// How long the head of a request may take, and how long a connection may be idle.
+    pub(super) ask: Duration,
+    /// How long a request may take, from its head to the last byte of its answer.
+    pub(super) answer: Duration,
+    /// For how long a connection may begin requests.
+    pub(super) lifetime: Duration,
+    /// How long requests under way may take once the server stops.
+    pub(super) farewell: Duration,
+}
+
+/// A socket that connections come from.
+pub(super) trait Listen: Send {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next one.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        Self::accept(self).await.map(|(stream, _)| stream)
+    }
+}
+
+/// Serves connections with the router that `router` makes for each, until `shutdown` completes and requests under way are
+/// answered, or had their time.
+///
+/// # Errors
+/// When the listener is broken: no connection will come from it again.
+pub(super) async fn serve<L: Listen>(
+    listener: L,
+    limits: Limits,
+    router: impl Fn(&L::Stream) -> Router,
+    shutdown: impl Future,
+) -> anyhow::Result<()> {
+    let (stop, stopped) = watch::channel(());
+    let mut connections = Connections::default();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            ended = connections.running.join_next_with_id(), if !connections.running.is_empty() => {
+                connections.forget(ended);
+                continue;
+            }
+            _ = &mut shutdown => break,
+        };
+        match accepted {
+            Ok(stream) => {
+                if connections.make_room(limits.connections).await {
+                    let router = router(&stream);
+                    connections.spawn(stream, router, limits, stopped.clone());
+                }
+            }
+            Err(error) if is_passing(&error) => {
+                warn!("accepting a connection: {error}");
+                sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(anyhow!("no connection can be accepted any more: {error}")),
+        }
+    }
+    drop(listener);
+    drop(stop);
+    let finish = async { while connections.running.join_next().await.is_some() {} };
+    if timeout(limits.farewell, finish).await.is_err() {
+        debug!("connections closed unanswered");
+    }
+    Ok(())
+}
+
+/// Whether the next connection may be accepted though this one was not: what accept(2) says of the network and of want of
+/// resources.
+fn is_passing(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
+}
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug)]
+struct Activity {
+    /// Requests whose answers are not whole in the kernel's hands.
+    requests: usize,
+    /// Since when there are any, or none.
+    since: Instant,
+}
+
+/// A request under way, for as long as any byte of its answer is kept in memory.
+struct UnderWay(watch::Sender<Activity>);
+
+impl UnderWay {
+    fn new(activity: &watch::Sender<Activity>) -> Self {
+        activity.send_modify(|activity| {
+            activity.requests += 1;
+            activity.since = Instant::now();
+        });
+        Self(activity.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|activity| {
+            activity.requests -= 1;
+            activity.since = Instant::now();
+        });
+    }
+}
+
+#[derive(Default)]
+struct Connections {
+    running: JoinSet<()>,
+    open: HashMap<task::Id, (AbortHandle, watch::Receiver<Activity>)>,
+}
+
+impl Connections {
+    fn forget(&mut self, ended: Option<Result<(task::Id, ()), task::JoinError>>) {
+        let id = match ended {
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => error.id(),
+            None => return,
+        };
+        self.open.remove(&id);
+    }
+
+    /// Whether there is room for one more of at most `limit`.
+    async fn make_room(&mut self, limit: usize) -> bool {
+        while let Some(ended) = self.running.try_join_next_with_id() {
+            self.forget(Some(ended));
+        }
+        if self.running.len() < limit {
+            return true;
+        }
+        let idle = self.open.values().filter_map(|(task, activity)| {
+            let Activity { requests, since } = *activity.borrow();
+            (requests == 0).then_some((since, task))
+        });
+        let Some((_, longest)) = idle.min_by_key(|(since, _)| *since) else {
+            debug!("a connection is turned away: {limit} are busy");
+            return false;
+        };
+        longest.abort();
+        // It ends as soon as it is looked at.
+        let ended = self.running.join_next_with_id().await;
+        self.forget(ended);
+        true
+    }
+
+    fn spawn<S>(&mut self, stream: S, router: Router, limits: Limits, stopped: watch::Receiver<()>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, activity) = watch::channel(Activity { requests: 0, since: Instant::now() });
+        let task = self.running.spawn(connection(stream, router, limits, sender, activity.clone(), stopped));
+        self.open.insert(task.id(), (task, activity));
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    limits: Limits,
+    sender: watch::Sender<Activity>,
+    mut activity: watch::Receiver<Activity>,
+    mut stopped: watch::Receiver<()>,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        let under_way = UnderWay::new(&sender);
+        let answer = router.call(request);
+        async { Ok::<_, Infallible>(answer.await?.map(|body| holding(body, under_way))) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.ask)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut last = Some(Instant::now() + limits.lifetime);
+    loop {
+        let Activity { requests, since } = *activity.borrow_and_update();
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    debug!("connection: {error}");
+                }
+                return;
+            }
+            _ = activity.changed() => {}
+            () = until((requests > 0).then_some(since + limits.answer)) => {
+                debug!("connection closed: an answer was not taken within {} s", limits.answer.as_secs());
+                return;
+            }
+            () = until(last) => {
+                last = None;
+                connection.as_mut().graceful_shutdown();
+            }
+            _ = stopped.changed() => {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+                return;
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// A body with something that is kept for as long as any byte of it is in memory.
+pub(super) fn holding<T: Send + Sync + 'static>(body: Body, held: T) -> Body {
+    Body::new(Holding { body, held: Arc::new(held) })
+}
+
+struct Holding<T> {
+    body: Body,
+    held: Arc<T>,
+}
+
+impl<T: Send + Sync + 'static> hyper::body::Body for Holding<T> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let held = |data| Bytes::from_owner(Held { data, _held: Arc::clone(&self.held) });
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(held))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+struct Held<T> {
+    data: Bytes,
+    _held: Arc<T>,
+}
+
+impl<T> AsRef<[u8]> for Held<T> {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, os::fd::AsRawFd as _};
+
+    use axum::{extract::State, routing::get};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        sync::Semaphore,
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    const LARGE: usize = 64 << 20;
+    const HOUR: Duration = Duration::from_secs(3600);
+    const PATIENT: Limits = Limits { connections: 4, ask: HOUR, answer: HOUR, lifetime: HOUR, farewell: HOUR };
+
+    type Server = JoinHandle<anyhow::Result<()>>;
+
+    /// Who has come to the gate, and how many may pass.
+    #[derive(Clone)]
+    struct Gate {
+        come: Arc<Semaphore>,
+        open: Arc<Semaphore>,
+    }
+
+    async fn pass(State(Gate { come, open }): State<Gate>) -> &'static str {
+        come.add_permits(1);
+        open.acquire().await.unwrap().forget();
+        "open"
+    }
+
+    /// A server whose `/` answers at once, `/gate` when it may, `/large` with what no socket buffers.
+    async fn serving(limits: Limits) -> (SocketAddr, Gate, Server) {
+        let gate = Gate { come: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route("/", get(async || "here"))
+            .route("/gate", get(pass))
+            .route("/large", get(async || vec![b'x'; LARGE]))
+            .with_state(gate.clone());
+        (address, gate, tokio::spawn(serve(listener, limits, move |_| router.clone(), pending::<()>())))
+    }
+
+    async fn asking(address: SocketAddr, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// What comes until the connection is closed; nothing, where it is reset.
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut answer = String::new();
+        let _ = timeout(Duration::from_secs(60), stream.read_to_string(&mut answer)).await.expect("an end");
+        answer
+    }
+
+    async fn here(address: SocketAddr) {
+        let answer = rest(&mut asking(address, "/").await).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("here"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_thousand_idle_connections_keep_nobody_out() {
+        let files = nix::sys::resource::Resource::RLIMIT_NOFILE;
+        let (_, hard) = nix::sys::resource::getrlimit(files).unwrap();
+        nix::sys::resource::setrlimit(files, hard.min(4096), hard).unwrap();
+        let (address, _gate, _server) = serving(PATIENT).await;
+        let mut idle = Vec::new();
+        for number in 0..1_000 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // Every other one has begun to ask, and goes no further.
+            if number % 2 == 0 {
+                stream.write_all(b"GET /metrics HTTP/1.1\r\nX-Slow: 1").await.unwrap();
+            }
+            idle.push(stream);
+        }
+        here(address).await;
+        // All but the last few were closed, the longest idle first.
+        for mut stream in idle.drain(..1_000 - PATIENT.connections) {
+            assert_eq!(rest(&mut stream).await, "");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_head_of_a_request_has_its_time() {
+        let (address, _gate, _server) = serving(Limits { ask: Duration::from_millis(200), ..PATIENT }).await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        let (mut reader, mut writer) = slow.into_split();
+        // A byte now and then does not help.
+        let dripping = tokio::spawn(async move {
+            while writer.write_all(b"x").await.is_ok() {
+                sleep(Duration::from_millis(20)).await
+            }
+        });
+        let mut answer = String::new();
+        let _ = timeout(Duration::from_secs(60), reader.read_to_string(&mut answer)).await.expect("an end");
+        assert!(!answer.contains("200"), "{answer}");
+        timeout(Duration::from_secs(60), dripping).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_is_busy_is_left_alone_and_one_too_many_is_turned_away() {
+        let (address, gate, _server) = serving(PATIENT).await;
+        let mut busy = Vec::new();
+        for _ in 0..PATIENT.connections {
+            busy.push(asking(address, "/gate").await);
+        }
+        gate.come.acquire_many(PATIENT.connections as u32).await.unwrap().forget();
+        assert_eq!(rest(&mut asking(address, "/").await).await, "");
+        gate.open.add_permits(PATIENT.connections);
+        for mut stream in busy {
+            assert!(rest(&mut stream).await.ends_with("open"));
+        }
+        here(address).await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_has_its_time() {
+        let (address, _gate, _server) =
+            serving(Limits { connections: 1, answer: Duration::from_millis(500), ..PATIENT }).await;
+        let mut stuck = asking(address, "/large").await;
+        let mut first = [0; 16];
+        stuck.read_exact(&mut first).await.unwrap();
+        // It is the only connection there may be, and busy until its time is over.
+        while rest(&mut asking(address, "/").await).await.is_empty() {}
+        assert!(rest(&mut stuck).await.len() < LARGE);
+    }
+
+    #[tokio::test]
+    async fn a_connection_begins_requests_for_its_lifetime_alone() {
+        let (address, gate, _server) = serving(Limits { lifetime: Duration::from_millis(300), ..PATIENT }).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        gate.come.acquire().await.unwrap().forget();
+        sleep(Duration::from_millis(600)).await;
+        gate.open.add_permits(1);
+        // The answer is whole, and the connection closed without being asked.
+        assert!(rest(&mut stream).await.ends_with("open"));
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_is_broken_is_no_secret() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+        let served = timeout(Duration::from_secs(60), serve(listener, PATIENT, |_| Router::new(), pending::<()>()));
+        let error = served.await.unwrap().unwrap_err().to_string();
+        assert!(error.starts_with("no connection can be accepted any more: Invalid argument"), "{error}");
+    }
+}
