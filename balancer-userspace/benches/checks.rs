@@ -16,7 +16,7 @@ use balancer::{
         controller::Controller,
         io::{CheckOutcome, Command, Event},
     },
-    shell::prober::Prober,
+    shell::{prober::Prober, supervisor::Supervisor},
 };
 use balancer_common::client::HashKey;
 use nix::time::{ClockId, clock_gettime};
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
 
 async fn measure(check: &str, target: SocketAddr) -> Result<()> {
     let (events_in, mut events) = mpsc::channel(1024);
-    let mut prober = Prober::new(events_in)?;
+    let mut prober = Prober::new(events_in, &Supervisor::default())?;
     let mut controller = Controller::new(configuration(check)?, HashKey { k0: 1, k1: 2 });
     let start = Instant::now();
     for command in controller.start(start.into_std()) {

@@ -13,7 +13,7 @@ use std::{
 
 use balancer::{
     core::io::{Event, NextHop},
-    shell::neighbours::Neighbours,
+    shell::{neighbours::Neighbours, supervisor::Supervisor},
 };
 use balancer_common::map_types::{FAMILY_V4, Mac, NeighbourWanted};
 use nix::sched::{CloneFlags, setns};
@@ -90,7 +90,8 @@ impl Links {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
                     let (sender, events) = mpsc::channel(4);
-                    test(Watcher { neighbours: Neighbours::spawn(sender).unwrap(), events }).await;
+                    test(Watcher { neighbours: Neighbours::spawn(sender, &Supervisor::default()).unwrap(), events })
+                        .await;
                 });
             });
             if let Err(panic) = in_namespace.join() {

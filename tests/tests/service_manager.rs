@@ -3,13 +3,16 @@
 
 use std::{
     fs,
-    os::unix::{
-        fs::{MetadataExt as _, PermissionsExt as _},
-        net::UnixDatagram,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::{
+            fs::{MetadataExt as _, PermissionsExt as _},
+            net::UnixDatagram,
+        },
     },
     path::{Path, PathBuf},
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use balancer_common::map_types::Forwarding;
@@ -19,7 +22,10 @@ use balancer_tests::{
     topology::{Family, Shape, Topology},
 };
 use nix::{
-    sys::signal::Signal,
+    sys::{
+        signal::Signal,
+        socket::{Shutdown, shutdown},
+    },
     time::{ClockId, clock_gettime},
 };
 use serde_json::Value;
@@ -269,4 +275,67 @@ fn every_line_of_a_json_log_is_an_object() {
     assert_eq!((&state["service"], &state["level"]), (&"web".into(), &"WARN".into()), "{state}");
     assert!(state["message"].as_str().unwrap().starts_with("backend web/web2 down (connect: "), "{state}");
     assert_eq!(state.get("uid"), None);
+}
+
+/// The descriptor of the process's own socket of this inode, as another one of ours.
+fn take(pid: u32, inode: u64) -> OwnedFd {
+    let name = format!("socket:[{inode}]");
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap);
+    let mut those = descriptors.filter(|entry| fs::read_link(entry.path()).is_ok_and(|to| to.to_str() == Some(&name)));
+    let number: i32 = those.next().unwrap().file_name().to_str().unwrap().parse().unwrap();
+    // SAFETY: no memory is involved, and the descriptors are new ones that nobody else has.
+    let open = |call, one: i64, two: i64| unsafe {
+        let descriptor = libc::syscall(call, one, two, 0);
+        assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(descriptor as i32)
+    };
+    let process = open(libc::SYS_pidfd_open, i64::from(pid), 0);
+    open(libc::SYS_pidfd_getfd, process.as_raw_fd().into(), number.into())
+}
+
+/// The inode of the socket in the line of a table below `/proc/PID/net` that is `wanted`.
+fn inode(pid: u32, table: &str, field: usize, wanted: impl Fn(&str) -> bool) -> u64 {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
+    let line = table.lines().find(|line| wanted(line)).unwrap();
+    line.split_ascii_whitespace().nth(field).unwrap().parse().unwrap()
+}
+
+/// A listener that is broken is one of the ways in which a task ends.
+#[test]
+fn a_process_that_has_lost_a_task_ends_and_traffic_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let (notify, variable) = notify_socket(directory.path());
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.binary = Some(as_in_the_unit(directory.path(), &variable, ""));
+        settings.on_exit = "keep";
+        settings.remember = "60s";
+        Ok(())
+    })
+    .unwrap();
+    let homes = site.homes(FAMILY, 1..=40).unwrap();
+    let path = site.files().join("balancer.sock").display().to_string();
+    for what in ["the metrics listener", "the control socket"] {
+        let pid = site.controller().process().pid();
+        let inode = match what {
+            "the metrics listener" => inode(pid, "tcp", 9, |line| line.contains("0100007F:25BC 00000000:0000 0A")),
+            _ => inode(pid, "unix", 6, |line| line.ends_with(&path)),
+        };
+        shutdown(take(pid, inode).as_raw_fd(), Shutdown::Both).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = site.controller().process().exited().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it goes on without {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(status.code(), Some(1), "{what}");
+        let reason = format!("{what} ended: no connection can be accepted any more: Invalid argument (os error 22)");
+        assert_eq!(site.controller().process().tail(1).unwrap(), format!("balancer: {reason}"));
+        told_next(&notify, "STOPPING=1\n");
+        assert_eq!(told_next(&notify, "STATUS="), format!("STATUS={reason}\n"));
+        assert_eq!(site.homes(FAMILY, 1..=40).unwrap(), homes, "without a controller");
+        site.start_again().unwrap();
+        assert_eq!(site.homes(FAMILY, 1..=40).unwrap(), homes, "with the next one");
+    }
 }

@@ -3,7 +3,9 @@
 use std::{
     fmt,
     io::{self, IsTerminal as _},
+    panic::{self, PanicHookInfo},
     path::PathBuf,
+    thread,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -20,7 +22,7 @@ use super::{
 };
 use crate::{
     config::{self, value},
-    shell::{self, service_manager},
+    shell::{self, service_manager, supervisor::panicked},
 };
 
 /// The packet path is the kernel's; what is left is one task and its sockets.
@@ -120,7 +122,19 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
         (LogFormat::Json, false) => log.json().flatten_event(true).try_init(),
         (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(WithPriority).try_init(),
     }
-    .map_err(|error| anyhow!("cannot start the log: {error}"))
+    .map_err(|error| anyhow!("cannot start the log: {error}"))?;
+    panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// A line of the log as every other, for whoever reads it to report.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let (thread, place) = (thread::current(), panic.location().map(ToString::to_string).unwrap_or_default());
+    tracing::error!(
+        "the thread {} {} ({place}); this is a mistake in the program",
+        thread.name().unwrap_or("without a name"),
+        panicked(panic.payload())
+    );
 }
 
 /// What the message says already is left out.

@@ -20,6 +20,7 @@ use self::file::EventFile;
 use crate::{
     api::events::{EventView, EventsView},
     core::io::{BackendName, Change, Moved, Report, ReportLevel},
+    shell::supervisor::Supervisor,
 };
 
 /// Events kept in memory.
@@ -77,10 +78,10 @@ impl Events {
 
     /// Goes on with the history kept beside `state_file`. Where that cannot be read or written, a warning says so.
     #[must_use]
-    pub fn beside(state_file: &Path) -> Self {
+    pub fn beside(state_file: &Path, supervisor: &Supervisor) -> Self {
         let path = state_file.with_file_name("events.jsonl");
         let events = file::read(&path, KEPT);
-        Self::from_kept(events, Some(EventFile::open(path)))
+        Self::from_kept(events, Some(EventFile::open(path, supervisor)))
     }
 
     fn from_kept(events: VecDeque<EventView>, file: Option<EventFile>) -> Self {
@@ -300,7 +301,7 @@ mod tests {
     async fn the_history_outlives_the_process() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("lib/state.json");
-        let events = Events::beside(&state);
+        let events = Events::beside(&state, &Supervisor::default());
         let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
         let moves = Some(Moved { slots: 16_384, needless: 0, known_clients: Some(1_204) });
         events.note("one");
@@ -312,11 +313,11 @@ mod tests {
         torn.extend_from_slice(b"{\"sequence\": 3, \"ti");
         std::fs::write(&path, torn).unwrap();
 
-        let events = Events::beside(&state);
+        let events = Events::beside(&state, &Supervisor::default());
         assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap(), before);
         events.note("three");
         drop(events);
-        let events = Events::beside(&state);
+        let events = Events::beside(&state, &Supervisor::default());
         let after = events.read(Since::Sequence(0), Duration::ZERO).await.unwrap();
         assert_eq!(messages(&after), ["one", "two", "three"]);
         assert_eq!(after.next, 3);
@@ -326,7 +327,7 @@ mod tests {
     async fn the_file_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
-        let events = Events::beside(&state);
+        let events = Events::beside(&state, &Supervisor::default());
         for number in 0..3_000 {
             events.note(&format!("{number} {}", "x".repeat(1_000)));
         }
@@ -335,7 +336,7 @@ mod tests {
             let length = std::fs::metadata(directory.path().join(file)).unwrap().len();
             assert!((1..=file::MAX_SIZE + 2_000).contains(&length), "{file}: {length}");
         }
-        let events = Events::beside(&state);
+        let events = Events::beside(&state, &Supervisor::default());
         events.note("last");
         let last = events.read(Since::Last(2), Duration::ZERO).await.unwrap();
         assert_eq!(last.next, 3_001);
@@ -346,7 +347,7 @@ mod tests {
     async fn without_a_file_the_history_is_kept_in_memory() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("lib"), "not a directory").unwrap();
-        let events = Events::beside(&directory.path().join("lib/state.json"));
+        let events = Events::beside(&directory.path().join("lib/state.json"), &Supervisor::default());
         events.note("one");
         assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap().events.len(), 1);
     }

@@ -4,12 +4,18 @@
 //! events, then the change is made and answered. If the file cannot be written, nothing has changed. What happens by
 //! itself is written soon after, what is only counted now and then.
 
-use std::{collections::VecDeque, future::pending, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::pending,
+    panic::{self, AssertUnwindSafe},
+    time::Duration,
+};
 
+use anyhow::anyhow;
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 use tracing::error;
 
-use super::{dataplane::Dataplane, owner::Owner, state_file::StateFile};
+use super::{dataplane::Dataplane, owner::Owner, state_file::StateFile, supervisor::panicked};
 use crate::{
     api::model::Changed,
     core::{
@@ -36,12 +42,27 @@ pub struct Request {
     pub reply: oneshot::Sender<Result<Changed, Refused>>,
 }
 
+/// Where the state is kept.
+pub trait Save: Send + 'static {
+    /// Replaces the state; it is kept when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be kept; what was there is then as before.
+    fn save(&mut self, state: &State) -> anyhow::Result<()>;
+}
+
+impl Save for StateFile {
+    fn save(&mut self, state: &State) -> anyhow::Result<()> {
+        Self::save(self, state)
+    }
+}
+
 /// See the [module](self).
 #[derive(Debug)]
-pub struct Keeper {
+pub struct Keeper<F = StateFile> {
     /// While nothing is written.
-    idle: Option<StateFile>,
-    writing: Option<Writing>,
+    idle: Option<F>,
+    writing: Option<Writing<F>>,
     waiting: VecDeque<Request>,
     /// When to write what has happened, or was counted.
     due: Instant,
@@ -49,16 +70,16 @@ pub struct Keeper {
 }
 
 #[derive(Debug)]
-struct Writing {
-    task: JoinHandle<(StateFile, anyhow::Result<()>)>,
+struct Writing<F> {
+    task: JoinHandle<(F, anyhow::Result<()>)>,
     /// The change that is made when it is done.
     request: Option<Request>,
 }
 
-impl Keeper {
+impl<F: Save> Keeper<F> {
     /// Writes to `file`, at once for the first time.
     #[must_use]
-    pub fn new(file: StateFile) -> Self {
+    pub fn new(file: F) -> Self {
         Self { idle: Some(file), writing: None, waiting: VecDeque::new(), due: Instant::now(), failing: false }
     }
 
@@ -104,7 +125,9 @@ impl Keeper {
         let Some(mut file) = self.idle.take() else { return };
         self.due = Instant::now() + NOW_AND_THEN;
         let task = tokio::task::spawn_blocking(move || {
-            let saved = file.save(&state);
+            // A panic is the end of this state, not of the file.
+            let saved = panic::catch_unwind(AssertUnwindSafe(|| file.save(&state)));
+            let saved = saved.unwrap_or_else(|panic| Err(anyhow!("writing the state {}", panicked(panic.as_ref()))));
             (file, saved)
         });
         self.writing = Some(Writing { task, request });
@@ -121,7 +144,7 @@ impl Keeper {
                 self.idle = Some(file);
                 saved
             }
-            // Only if it panicked.
+            // Only when the runtime ends.
             Err(error) => Err(error.into()),
         };
         let Err(error) = saved else {
@@ -147,7 +170,61 @@ impl Keeper {
         {
             self.idle = Some(file);
         }
-        self.write(owner.export(), None);
-        self.written().await;
+        if self.idle.is_some() {
+            self.write(owner.export(), None);
+            self.written().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::core::{
+        controller::Controller,
+        fixture::{KEY, config, now, web},
+        io::BackendName,
+        state::Clocks,
+    };
+
+    /// Panics with the first state.
+    struct Broken {
+        saved: u32,
+    }
+
+    impl Save for Broken {
+        fn save(&mut self, _: &State) -> anyhow::Result<()> {
+            self.saved += 1;
+            assert!(self.saved > 1, "out of paper");
+            Ok(())
+        }
+    }
+
+    fn request() -> (Request, oneshot::Receiver<Result<Changed, Refused>>) {
+        let (reply, answer) = oneshot::channel();
+        let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        (Request { change: Change::SetWeight { name, weight: 1 }, uid: None, if_generation: None, reply }, answer)
+    }
+
+    #[tokio::test]
+    async fn a_write_that_panics_refuses_its_change_and_holds_up_no_other() {
+        let mut controller = Controller::new(config(vec![web()]), KEY);
+        let now = now();
+        controller.start(now);
+        let state = controller.export(Clocks { now, wall: UNIX_EPOCH });
+        let mut keeper = Keeper::new(Broken { saved: 0 });
+
+        let (first, answer) = request();
+        keeper.write(state.clone(), Some(first));
+        assert!(keeper.written().await.is_none());
+        let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
+        assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
+
+        let (second, _answer) = request();
+        assert!(keeper.next_deadline().is_some());
+        keeper.write(state, Some(second));
+        assert!(keeper.written().await.is_some());
     }
 }

@@ -6,10 +6,11 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
-    thread::{self, JoinHandle},
 };
 
 use tracing::warn;
+
+use super::supervisor::{Supervisor, Thread};
 
 /// Lines that may wait for the disk; more are not written.
 const WAITING: usize = 4096;
@@ -19,6 +20,8 @@ const WAITING: usize = 4096;
 pub(super) struct Kind {
     /// Plural, for the log.
     pub(super) name: &'static str,
+    /// The thread, as it is called when it ends.
+    pub(super) writer: &'static str,
     /// Size of a file, in bytes.
     pub(super) bytes: u64,
     /// Lines that one process writes into it.
@@ -31,15 +34,15 @@ pub(super) struct LineFile {
     kind: Kind,
     path: PathBuf,
     lines: Option<SyncSender<Vec<u8>>>,
-    writer: Option<JoinHandle<()>>,
+    writer: Option<Thread>,
     lagging: bool,
 }
 
 impl LineFile {
-    pub(super) fn open(path: PathBuf, kind: Kind) -> Self {
+    pub(super) fn open(path: PathBuf, kind: Kind, supervisor: &Supervisor) -> Self {
         let (lines, inbox) = sync_channel(WAITING);
         let to = path.clone();
-        let writer = thread::Builder::new().name(kind.name.to_owned()).spawn(move || write(&to, kind, &inbox));
+        let writer = supervisor.thread(kind.writer, move || write(&to, kind, &inbox));
         if let Err(error) = &writer {
             warn!("{} are not kept in {}: {error}", kind.name, path.display());
         }
@@ -62,9 +65,10 @@ impl LineFile {
 impl Drop for LineFile {
     /// Waits until all is written.
     fn drop(&mut self) {
+        let writer = self.writer.take().inspect(Thread::release);
         drop(self.lines.take());
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+        if let Some(writer) = writer {
+            writer.join();
         }
     }
 }

@@ -29,4 +29,5 @@ pub mod shutdown;
 pub mod snapshot;
 pub mod state_file;
 pub mod statistics;
+pub mod supervisor;
 pub mod vips;

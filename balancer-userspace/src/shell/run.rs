@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::{pending, ready},
     mem,
     net::IpAddr,
@@ -42,8 +43,9 @@ use crate::{
         resume::{Resumed, resume},
         returning::Returning,
         service_manager::ServiceManager,
-        shutdown,
+        shutdown::{self, ShutdownSignal},
         statistics::Statistics,
+        supervisor::{Ended, Supervisor},
         vips::{self, Assigned, Vips},
     },
     words::counted,
@@ -76,6 +78,7 @@ pub struct Launch {
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let Launch { config, as_written, file } = launch;
     privileges::check()?;
+    let (supervisor, mut endings) = Supervisor::new();
     let shutdown = shutdown::listen().context("catching signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let interfaces = interfaces::resolve(&config.interfaces).await?;
@@ -88,7 +91,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     };
     let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
     let capacity = Capacity::for_services(&config, &resumed.controller.largest());
-    let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins)?;
+    let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins, &supervisor)?;
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
     }
@@ -120,9 +123,9 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let (calls_in, mut calls) = mpsc::channel(CALLS);
     let Resumed { controller, departed, file: mut state_file } = resumed;
     let instance = controller.instance();
-    let neighbours = Neighbours::spawn(events_in.clone())?;
-    let history = Events::beside(&config.state_file);
-    let prober = Prober::new(events_in).context("starting the thread of the health checks")?;
+    let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
+    let history = Events::beside(&config.state_file, &supervisor);
+    let prober = Prober::new(events_in, &supervisor).context("starting the thread of the health checks")?;
     let mut layers = neighbours.layers();
     let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
     owner.take_over_departed(departed);
@@ -150,23 +153,30 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         vips.remove_all().await;
         return Err(error);
     }
-    let mut vips = vips::Keeper::spawn(vips, wanted_vips);
+    let mut vips = vips::Keeper::spawn(vips, wanted_vips, &supervisor);
     owner.dataplane().kept().finish(&ifindexes)?;
     let kept = owner.dataplane().kept();
     let statistics = Arc::new(if kept.outlives() {
-        Statistics::beside(config.statistics, &config.state_file, kept.adopted())
+        Statistics::beside(config.statistics, &config.state_file, kept.adopted(), &supervisor)
     } else {
         Statistics::new(config.statistics)
     });
-    let watching = tokio::spawn(Arc::clone(&statistics).watch(samples, calls_in.clone()));
+    let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
+    let watching = supervisor.spawn("the keeping of statistics", async {
+        watch.await;
+        Ok(())
+    });
     let (stop, stopped) = watch::channel(());
     let ended = |mut stopped: watch::Receiver<()>| async move {
         // An error says that the sender is gone, which is the end as well.
         let _ = stopped.changed().await;
     };
-    let api = tokio::spawn(api_server::serve(socket, calls_in.clone(), ended(stopped.clone())));
-    let scrapes = metrics_listener
-        .map(|listener| tokio::spawn(metrics::serve(listener, calls_in, config.metrics_page, ended(stopped))));
+    let api = api_server::serve(socket, calls_in.clone(), ended(stopped.clone()));
+    let api = supervisor.spawn("the control socket", api);
+    let scrapes = metrics_listener.map(|listener| {
+        let scrapes = metrics::serve(listener, calls_in, config.metrics_page, ended(stopped));
+        supervisor.spawn("the metrics listener", scrapes)
+    });
     let services = counted(config.services.len(), "service");
     history.note(&format!("serving {services}, control socket {}", config.socket.display()));
     let mut manager = ServiceManager::ready(config.services.len());
@@ -180,7 +190,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let mut returning = Returning::new(names, config.xdp_mode, translates);
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let signal = loop {
+    let end = loop {
         // Whether something was changed on this host that whoever comes next must know.
         let mut to_be_noted = false;
         let deadline = owner.next_deadline();
@@ -188,9 +198,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             biased;
             () = manager.keep_alive_due() => manager.keep_alive(),
             _ = hangup.recv() => reload(&mut keeper, &file),
-            signal = &mut shutdown => {
-                break signal;
-            }
+            signal = &mut shutdown => break End::Asked(signal),
+            ended = endings.next() => break End::Failed(ended),
             1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
@@ -228,12 +237,15 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         keeper.advance(&owner);
     };
 
+    if let End::Failed(ended) = &end {
+        history.warn(&format!("{ended}: this process is of no use without it"));
+    }
     keeper.finish(&owner).await;
     manager.stopping("leaving");
     history.close();
     let detached = match config.on_exit {
         OnExit::Detach => {
-            history.note(&format!("{signal}: detaching"));
+            history.note(&format!("{end}: detaching"));
             vips.end(false).await;
             let detached = owner.dataplane().detach();
             drop(forwarding);
@@ -241,7 +253,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             detached
         }
         OnExit::Keep => {
-            history.note(&format!("{signal}: leaving; the kernel goes on steering (on_exit = \"keep\")"));
+            history.note(&format!("{end}: leaving; the kernel goes on steering (on_exit = \"keep\")"));
             vips.end(true).await;
             owner.dataplane().leave();
             forwarding.leave();
@@ -251,11 +263,31 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     drop(stop);
     drop(calls);
     watching.abort();
-    let _ = api.await;
+    let _ = api.ended().await;
     if let Some(scrapes) = scrapes {
-        let _ = scrapes.await;
+        let _ = scrapes.ended().await;
     }
-    detached
+    match end {
+        End::Asked(_) => detached,
+        End::Failed(ended) => Err(ended.into()),
+    }
+}
+
+/// Why the loop has ended.
+enum End {
+    /// A signal asked for it.
+    Asked(ShutdownSignal),
+    /// Something that the balancer cannot be without has ended.
+    Failed(Ended),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked(signal) => signal.fmt(f),
+            Self::Failed(ended) => ended.fmt(f),
+        }
+    }
 }
 
 /// The pins to go on with or to make; none if nothing outlives, or has outlived, a process.

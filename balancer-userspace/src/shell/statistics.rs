@@ -33,6 +33,7 @@ use crate::{
     shell::{
         call::{Call, Calls},
         snapshot::{ServiceSnapshot, Snapshot},
+        supervisor::Supervisor,
     },
 };
 
@@ -82,7 +83,7 @@ impl Statistics {
     /// Keeps the last hour beside `state_file`. If the kernel's counters were `adopted` from another process, so is what is
     /// there.
     #[must_use]
-    pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool) -> Self {
+    pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool, supervisor: &Supervisor) -> Self {
         let this = Self::new(settings);
         if adopted {
             let histories = file::read(state_file, this.uptime).into_iter();
@@ -90,7 +91,7 @@ impl Statistics {
         } else {
             file::forget(state_file);
         }
-        this.seen().file = Some(HistoryFile::open(state_file));
+        this.seen().file = Some(HistoryFile::open(state_file, supervisor));
         this
     }
 

@@ -18,6 +18,7 @@ use balancer::{
         neighbours::Neighbours,
         owner::Owner,
         prober::Prober,
+        supervisor::Supervisor,
     },
 };
 use balancer_common::client::HashKey;
@@ -58,8 +59,8 @@ fn measure() -> Result<()> {
         let mut owner = Owner::new(
             controller,
             dataplane,
-            Neighbours::spawn(events.clone())?,
-            Prober::new(events)?,
+            Neighbours::spawn(events.clone(), &Supervisor::default())?,
+            Prober::new(events, &Supervisor::default())?,
             balancer::shell::events::Events::new(),
         );
         owner.start()?;

@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::Context as _;
 
+use crate::shell::supervisor::Supervisor;
+
 /// A grace period, by number: it is over with any later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Grace(u64);
@@ -34,18 +36,21 @@ struct Shared {
 struct Periods {
     wanted: u64,
     over: u64,
+    /// Whether nobody waits any more: the thread, or whoever had it.
     ended: bool,
 }
 
 impl GracePeriods {
     /// # Errors
     /// When there can be no more threads.
-    pub(super) fn spawn() -> anyhow::Result<Self> {
+    pub(super) fn spawn(supervisor: &Supervisor) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("grace-periods".to_owned())
-            .spawn(move || theirs.serve())
+        supervisor
+            .thread("the wait for grace periods", move || {
+                let ending = Ending(theirs);
+                ending.0.serve();
+            })
             .context("cannot start the thread that waits for grace periods")?;
         Ok(Self(shared))
     }
@@ -65,12 +70,26 @@ impl GracePeriods {
 
     /// Waits until it is over.
     pub(super) fn wait(&self, grace: Grace) {
-        let periods = self.0.lock();
-        drop(self.0.changed.wait_while(periods, |periods| periods.over < grace.0));
+        let waiting = |periods: &mut Periods| periods.over < grace.0 && !periods.ended;
+        let periods = self.0.changed.wait_while(self.0.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
+        if periods.over < grace.0 {
+            drop(periods);
+            wait_for_packets();
+        }
     }
 }
 
 impl Drop for GracePeriods {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// However the thread ends, nobody waits for it.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
     fn drop(&mut self) {
         self.0.lock().ended = true;
         self.0.changed.notify_all();
@@ -115,7 +134,7 @@ mod tests {
 
     #[test]
     fn grace_periods_end_in_their_order() {
-        let periods = GracePeriods::spawn().unwrap();
+        let periods = GracePeriods::spawn(&Supervisor::default()).unwrap();
         let (first, second) = (periods.begin(), periods.begin());
         assert!(first < second);
         periods.wait(second);
@@ -123,5 +142,16 @@ mod tests {
         let third = periods.begin();
         periods.wait(third);
         assert!(periods.is_over(third));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_thread_that_is_gone() {
+        let (supervisor, mut endings) = Supervisor::new();
+        let periods = GracePeriods::spawn(&supervisor).unwrap();
+        // As if it had panicked.
+        drop(Ending(Arc::clone(&periods.0)));
+        assert_eq!(endings.next().await.to_string(), "the wait for grace periods ended: without a reason");
+        let grace = periods.begin();
+        periods.wait(grace);
     }
 }

@@ -50,7 +50,7 @@ use super::{
 use crate::{
     config::model::XdpMode,
     core::io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
-    shell::{host::HostChanges, layers::Layers, snapshot::MemorySnapshot},
+    shell::{host::HostChanges, layers::Layers, snapshot::MemorySnapshot, supervisor::Supervisor},
 };
 
 /// Each CPU records at most this part of the table's capacity in newcomers a second: a flood takes long to fill it, and
@@ -92,14 +92,19 @@ impl KernelDataplane {
     /// # Errors
     /// When the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
-        Self::load_kept(capacity, ifindexes, None)
+        Self::load_kept(capacity, ifindexes, None, &Supervisor::default())
     }
 
     /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there.
     ///
     /// # Errors
     /// When the kernel refuses the program or a map.
-    pub fn load_kept(mut capacity: Capacity, ifindexes: &[u32], pins: Option<Pins>) -> anyhow::Result<Self> {
+    pub fn load_kept(
+        mut capacity: Capacity,
+        ifindexes: &[u32],
+        pins: Option<Pins>,
+        supervisor: &Supervisor,
+    ) -> anyhow::Result<Self> {
         let notes = pins.as_ref().and_then(Pins::left);
         let interface_multiplier = interface_multiplier(ifindexes, notes.map(|notes| notes.interface_multiplier))?;
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
@@ -134,7 +139,7 @@ impl KernelDataplane {
             Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() },
         );
         let kept = Kept::new(&mut ebpf, pins)?;
-        let grace_periods = Arc::new(GracePeriods::spawn()?);
+        let grace_periods = Arc::new(GracePeriods::spawn(supervisor)?);
         let mut this = Self {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,

@@ -7,20 +7,23 @@ use std::{
 
 use crate::{
     api::events::EventView,
-    shell::lines::{self, Kind, LineFile},
+    shell::{
+        lines::{self, Kind, LineFile},
+        supervisor::Supervisor,
+    },
 };
 
 /// A file of this size, in bytes, becomes the previous one.
 pub(super) const MAX_SIZE: u64 = 1 << 20;
-const EVENTS: Kind = Kind { name: "events", bytes: MAX_SIZE, lines: u64::MAX };
+const EVENTS: Kind = Kind { name: "events", writer: "the writer of events", bytes: MAX_SIZE, lines: u64::MAX };
 
 /// The writing end.
 #[derive(Debug)]
 pub(super) struct EventFile(LineFile);
 
 impl EventFile {
-    pub(super) fn open(path: PathBuf) -> Self {
-        Self(LineFile::open(path, EVENTS))
+    pub(super) fn open(path: PathBuf, supervisor: &Supervisor) -> Self {
+        Self(LineFile::open(path, EVENTS, supervisor))
     }
 
     pub(super) fn append(&mut self, event: &EventView) {

@@ -17,12 +17,15 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::map_types::{FAMILY_V4, FAMILY_V6, NeighbourWanted};
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{Notify, mpsc, watch};
 
-use crate::{core::io::Event, shell::layers::Layers};
+use crate::{
+    core::io::Event,
+    shell::{
+        layers::Layers,
+        supervisor::{Supervisor, Task},
+    },
+};
 use resolve::NeighbourKey;
 
 #[cfg(test)]
@@ -65,7 +68,7 @@ pub struct Neighbours {
     wishes: Arc<Wishes>,
     wanted: mpsc::Sender<NeighbourKey>,
     layers: watch::Receiver<Layers>,
-    task: JoinHandle<()>,
+    task: Task<()>,
 }
 
 impl Drop for Neighbours {
@@ -80,13 +83,17 @@ impl Neighbours {
     ///
     /// # Errors
     /// When a netlink socket cannot be opened.
-    pub fn spawn(events: mpsc::Sender<Event>) -> anyhow::Result<Self> {
+    pub fn spawn(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> anyhow::Result<Self> {
         let wishes = Arc::new(Wishes::default());
         let (wanted, wanted_receiver) = mpsc::channel(WANTED);
         let (layers_sender, layers) = watch::channel(Layers::default());
         let task = task::Task::new(Arc::clone(&wishes), wanted_receiver, events, layers_sender)
             .context("watching routes and neighbours through netlink")?;
-        Ok(Self { wishes, wanted, layers, task: tokio::spawn(task.run()) })
+        let task = supervisor.spawn("the watch on next hops", async {
+            task.run().await;
+            Ok(())
+        });
+        Ok(Self { wishes, wanted, layers, task })
     }
 
     /// This machine's network devices: none before they were first listed, then as they change.

@@ -11,7 +11,7 @@ mod pace;
 mod rounds;
 mod tls;
 
-use std::{io, net::SocketAddr, thread};
+use std::{io, net::SocketAddr};
 
 use tokio::{runtime, sync::mpsc};
 
@@ -19,21 +19,22 @@ use self::rounds::{Order, Rounds};
 use crate::{
     config::model::{CheckConfig, CheckKind},
     core::io::{BackendId, BackendName, Event},
+    shell::supervisor::{Supervisor, Thread},
 };
 
 /// The running health checks. They end when this is dropped.
 #[derive(Debug)]
 pub struct Prober {
     orders: Option<mpsc::UnboundedSender<Order>>,
-    thread: Option<thread::JoinHandle<()>>,
+    thread: Option<Thread>,
 }
 
 impl Drop for Prober {
     fn drop(&mut self) {
+        let thread = self.thread.take().inspect(Thread::release);
         self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // It has nothing to say; that it panicked was logged.
-            let _ = thread.join();
+        if let Some(thread) = thread {
+            thread.join();
         }
     }
 }
@@ -44,13 +45,12 @@ impl Prober {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn new(events: mpsc::Sender<Event>) -> io::Result<Self> {
+    pub fn new(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> io::Result<Self> {
         // All sockets and timers on one thread: a check wakes nobody but itself, and a slow handshake delays no change.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, given) = mpsc::unbounded_channel();
-        let thread = thread::Builder::new()
-            .name("checks".to_owned())
-            .spawn(move || runtime.block_on(Rounds::new(events).follow(given)))?;
+        let thread =
+            supervisor.thread("the health checks", move || runtime.block_on(Rounds::new(events).follow(given)))?;
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
 
@@ -74,7 +74,7 @@ impl Prober {
 
     fn order(&self, order: Order) {
         if let Some(orders) = &self.orders {
-            // Without the thread there are no checks, which its panic has told.
+            // Without the thread there are no checks, which ends the process.
             let _ = orders.send(order);
         }
     }
@@ -114,7 +114,7 @@ mod tests {
     #[tokio::test]
     async fn follows_a_server_that_dies_and_returns() {
         let (sender, mut events) = mpsc::channel(1);
-        let mut prober = Prober::new(sender).unwrap();
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         prober.start(BackendId(7), name(), target, tcp());
@@ -129,7 +129,7 @@ mod tests {
     #[tokio::test]
     async fn starting_again_replaces_and_stopping_ends() {
         let (sender, mut events) = mpsc::channel(1);
-        let mut prober = Prober::new(sender).unwrap();
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         prober.start(BackendId(1), name(), open.local_addr().unwrap(), tcp());
@@ -153,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn a_pending_verdict_is_checked_faster() {
         let (sender, mut events) = mpsc::channel(1);
-        let mut prober = Prober::new(sender).unwrap();
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         drop(listener);
@@ -178,7 +178,7 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_cannot_be_started_says_nothing_of_the_backend() {
         let (sender, mut events) = mpsc::channel(1);
-        let mut prober = Prober::new(sender).unwrap();
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let exec = ExecCheck { port: None, command: vec!["/nonexistent/check".to_owned()] };
         let check = CheckConfig { kind: CheckKind::Exec(exec), ..tcp() };
         prober.start(BackendId(1), name(), "127.0.0.1:80".parse().unwrap(), check);

@@ -4,12 +4,13 @@ use std::{
     collections::{HashMap, VecDeque},
     future::pending,
     net::SocketAddr,
+    panic,
     time::Duration,
 };
 
 use tokio::{
     sync::mpsc,
-    task::AbortHandle,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until},
 };
 
@@ -49,6 +50,7 @@ struct Found {
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
     tasks: HashMap<BackendId, (u64, AbortHandle)>,
+    running: JoinSet<()>,
     started: u64,
     origin: Instant,
     held: VecDeque<(BackendId, Event)>,
@@ -59,10 +61,11 @@ pub(super) struct Rounds {
 impl Rounds {
     pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
         let (tasks, held) = (HashMap::new(), VecDeque::new());
-        Self { events, tasks, started: 0, origin: Instant::now(), held, due: None }
+        Self { events, tasks, running: JoinSet::new(), started: 0, origin: Instant::now(), held, due: None }
     }
 
-    /// Follows orders until nobody gives any more.
+    /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
+    /// stay as it was for ever.
     pub(super) async fn follow(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let (found_in, mut found) = mpsc::channel(FOUND);
         let events = self.events.clone();
@@ -89,6 +92,11 @@ impl Rounds {
                     telling = !self.held.is_empty();
                 }
                 Some(found) = found.recv(), if self.held.len() < FOUND => telling |= self.hold(found),
+                Some(ended) = self.running.join_next() => {
+                    if let Err(error) = ended && let Ok(payload) = error.try_into_panic() {
+                        panic::resume_unwind(payload);
+                    }
+                }
                 () = waited => {
                     self.due = None;
                     telling = !self.held.is_empty();
@@ -107,8 +115,8 @@ impl Rounds {
             self.started += 1;
             let pace = Pace::new(fastrand::Rng::new(), self.origin);
             let round = Round { task: self.started, backend, name, target, check };
-            let task = tokio::spawn(round.run(pace, found.clone()));
-            self.tasks.insert(backend, (self.started, task.abort_handle()));
+            let task = self.running.spawn(round.run(pace, found.clone()));
+            self.tasks.insert(backend, (self.started, task));
         }
     }
 

@@ -12,11 +12,14 @@ use tracing::warn;
 
 use crate::{
     core::history::{Counted, History},
-    shell::lines::{self, Kind, LineFile},
+    shell::{
+        lines::{self, Kind, LineFile},
+        supervisor::Supervisor,
+    },
 };
 
 /// A file holds more than an hour, unless there are very many services.
-const MOMENTS: Kind = Kind { name: "statistics", bytes: 16 << 20, lines: 400 };
+const MOMENTS: Kind = Kind { name: "statistics", writer: "the writer of statistics", bytes: 16 << 20, lines: 400 };
 
 /// The writing end.
 #[derive(Debug)]
@@ -32,8 +35,8 @@ struct Moment {
 
 impl HistoryFile {
     /// Goes on with what is beside `state_file`.
-    pub(super) fn open(state_file: &Path) -> Self {
-        Self(LineFile::open(path(state_file), MOMENTS))
+    pub(super) fn open(state_file: &Path, supervisor: &Supervisor) -> Self {
+        Self(LineFile::open(path(state_file), MOMENTS, supervisor))
     }
 
     /// Keeps what the services have counted `at` a time since the machine started.
@@ -93,13 +96,13 @@ mod tests {
     fn histories_go_on_where_they_ended() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
-        let mut file = HistoryFile::open(&state);
+        let mut file = HistoryFile::open(&state, &Supervisor::default());
         moment(&mut file, 1000, 1);
         moment(&mut file, 1010, 2);
         drop(file);
         let mut torn = std::fs::File::options().append(true).open(path(&state)).unwrap();
         torn.write_all(b"{\"at\": 1020, \"ser").unwrap();
-        let mut file = HistoryFile::open(&state);
+        let mut file = HistoryFile::open(&state, &Supervisor::default());
         moment(&mut file, 1030, 3);
         // Of another boot: nobody knows when that was.
         moment(&mut file, 5000, 9);
@@ -117,7 +120,7 @@ mod tests {
     fn an_hour_is_there_and_days_are_not() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
-        let mut file = HistoryFile::open(&state);
+        let mut file = HistoryFile::open(&state, &Supervisor::default());
         (0..3000).for_each(|step| moment(&mut file, step * 10, step));
         drop(file);
         let now = Duration::from_secs(30_000);

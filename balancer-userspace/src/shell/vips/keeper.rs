@@ -2,35 +2,39 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::{Assigned, Vips};
-use crate::shell::interfaces::Interface;
+use crate::shell::{
+    interfaces::Interface,
+    supervisor::{Supervisor, Task},
+};
 
 /// A running task. It ends with [`end`](Self::end).
 pub struct Keeper {
     ifindex: u32,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
-    task: JoinHandle<Vips>,
+    task: Task<Vips>,
+    supervisor: Supervisor,
 }
 
 impl Keeper {
     /// Goes on from addresses that have been set to `wanted`.
     #[must_use]
-    pub fn spawn(mut vips: Vips, wanted: BTreeSet<IpAddr>) -> Self {
+    pub fn spawn(mut vips: Vips, wanted: BTreeSet<IpAddr>, supervisor: &Supervisor) -> Self {
         let ifindex = vips.interface.ifindex;
         let (sender, mut receiver) = watch::channel(wanted);
-        let task = tokio::spawn(async move {
+        let task = supervisor.spawn("the announcing of VIPs", async move {
             while receiver.changed().await.is_ok() {
                 let wanted = receiver.borrow_and_update().clone();
                 if let Err(error) = vips.set(&wanted).await {
                     warn!("{error:#}");
                 }
             }
-            vips
+            Ok(vips)
         });
-        Self { ifindex, wanted: sender, task }
+        Self { ifindex, wanted: sender, task, supervisor: supervisor.clone() }
     }
 
     /// Sets what is wanted, and gives what was not wanted before.
@@ -57,19 +61,22 @@ impl Keeper {
             }
         };
         let wanted = self.wanted.borrow().clone();
+        let supervisor = self.supervisor.clone();
         self.end(true).await;
         if let Err(error) = vips.set(&wanted).await {
             warn!("{error:#}");
         }
-        Self::spawn(vips, wanted)
+        Self::spawn(vips, wanted, &supervisor)
     }
 
     /// Ends the task, and removes the addresses unless they are to be left.
     pub async fn end(self, leave: bool) {
+        self.task.release();
         drop(self.wanted);
-        match self.task.await {
-            Ok(mut vips) if !leave => vips.remove_all().await,
-            Ok(_) | Err(_) => {}
+        if let Some(mut vips) = self.task.ended().await
+            && !leave
+        {
+            vips.remove_all().await;
         }
     }
 }
