@@ -6,7 +6,10 @@ use balancer_common::map_types::{
     MAX_FRAGMENTS,
 };
 
-use crate::parse::Ip;
+use crate::{
+    parse::Ip,
+    puzzles::{self, Puzzle},
+};
 
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
@@ -49,7 +52,9 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
         Way::Client(port, _) => (FRAGMENT_TO_CLIENT, port),
     };
     let row = FragmentRow { seen: now(), way, value, protocol: ip.protocol, reserved: [0; 3] };
-    let _full = FRAGMENTS.insert(key(ip), row, 0);
+    if let Err(error) = FRAGMENTS.insert(key(ip), row, 0) {
+        puzzles::tell(Puzzle::Fragment, error.unsigned_abs());
+    }
 }
 
 /// Where the first fragment of `ip`'s datagram went. `None`: it was not seen.

@@ -21,6 +21,7 @@ pub mod packet;
 pub mod parse;
 mod path;
 mod probe;
+pub mod puzzles;
 mod rare;
 mod returns;
 mod rules;

@@ -15,7 +15,9 @@ mod entry {
         Ingress,
         decap::{self, Decapsulated},
         outcome::Outcome,
-        process, stats,
+        process,
+        puzzles::{self, Puzzle},
+        stats,
     };
 
     /// Steers one frame.
@@ -31,14 +33,20 @@ mod entry {
                 // SAFETY: a plain helper call; an interface that is gone makes the kernel drop the frame.
                 match unsafe { bpf_redirect(end.egress(), 0) } as u32 {
                     XDP_REDIRECT => (XDP_REDIRECT, Verdict::Redirect),
-                    _ => (XDP_DROP, Verdict::Aborted),
+                    _ => {
+                        puzzles::tell(Puzzle::Redirect, end.egress());
+                        (XDP_DROP, Verdict::Aborted)
+                    }
                 }
             }
             Outcome::Drop => {
                 stats::count_drop(end.reason());
                 (XDP_DROP, Verdict::Drop)
             }
-            Outcome::Abort => (XDP_ABORTED, Verdict::Aborted),
+            Outcome::Abort => {
+                puzzles::tell(Puzzle::NoOutcome, end.kind());
+                (XDP_ABORTED, Verdict::Aborted)
+            }
         };
         stats::count_verdict(ingress.ifindex(), verdict);
         action

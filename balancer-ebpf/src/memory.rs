@@ -16,6 +16,7 @@ use balancer_common::{
 use crate::{
     control, forward, opaque,
     outcome::Step,
+    puzzles::{self, Puzzle},
     stats,
     steer::{Choice, Question},
 };
@@ -165,7 +166,9 @@ pub(crate) fn resume() -> Step {
 extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
     let query = words::unpack((hash >> 32) as u32, [first, second]);
     let Some(control) = control::words() else { return u64::from(NO_BACKEND) };
-    let Some(bucket) = CLIENTS.get_ptr_mut(hash as u32 & CLIENT_BUCKET_MASK.load()) else {
+    let index = hash as u32 & CLIENT_BUCKET_MASK.load();
+    let Some(bucket) = CLIENTS.get_ptr_mut(index) else {
+        puzzles::tell(Puzzle::BeyondClients, index);
         return u64::from(NO_BACKEND);
     };
     let peek = first & words::PEEK != 0;

@@ -199,6 +199,13 @@ impl Step {
         }
     }
 
+    /// What would have to come next, for whoever looks into why it did not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn kind(self) -> u32 {
+        self.0 as u8 as u32
+    }
+
     /// The interface of [`Outcome::Redirect`].
     #[inline(always)]
     #[must_use]

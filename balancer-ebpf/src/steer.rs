@@ -20,6 +20,7 @@ use crate::{
     memory,
     outcome::Step,
     parse::{Ip, Ports, UDP},
+    puzzles::{self, Puzzle},
     rules::{self, Ruled},
 };
 
@@ -192,7 +193,10 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     // SAFETY: a reference is valid for reads.
     let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
     let slot = table.first.wrapping_add(client::slot(hash, table.size));
-    let line = SLOTS.get(slot / SLOTS_PER_LINE)?;
+    let Some(line) = SLOTS.get(slot / SLOTS_PER_LINE) else {
+        puzzles::tell(Puzzle::BeyondTables, slot);
+        return None;
+    };
     // SAFETY: as above. Backend and flags are one word, which the controller replaces in one piece.
     let word = unsafe { (&raw const line.slots[(slot % SLOTS_PER_LINE) as usize]).cast::<u32>().read_volatile() };
     Some(bytemuck::cast(word))

@@ -10,10 +10,15 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use aya::programs::ProgramInfo;
+use aya_log::EbpfLogger;
 use balancer::{
     config::model::{Failback, Protocol},
     core::io::{BackendId, BackendSpec, NextHop, RuleSpec, ServiceId, ServiceSpec},
-    shell::dataplane::{self, Capacity, Dataplane as _, KernelDataplane, Layers},
+    shell::{
+        dataplane::{self, Capacity, Dataplane as _, KernelDataplane, Layers},
+        supervisor::Supervisor,
+    },
 };
 use balancer_common::{
     client::HashKey,
@@ -21,6 +26,7 @@ use balancer_common::{
     verdict::{DropReason, MoveCause, Verdict},
 };
 use ipnet::IpNet;
+use log::Log;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::prog_run::{self, Ran};
@@ -96,10 +102,25 @@ impl Rig {
     /// # Errors
     /// Without root, and where the kernel refuses.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
+        Self::load(services, false)
+    }
+
+    /// The same with a program that [tells](Self::log) of what is puzzling.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn telling(services: &[Service]) -> anyhow::Result<Self> {
+        Self::load(services, true)
+    }
+
+    fn load(services: &[Service], tells: bool) -> anyhow::Result<Self> {
         let (in_ifindex, out_ifindex) = enter_namespace()?;
-        let mut dataplane = KernelDataplane::load(
+        let mut dataplane = KernelDataplane::load_kept(
             Capacity { slots: 1 << 16, services: 64, returns: 64, clients: 1 << 10 },
             &[in_ifindex, out_ifindex],
+            None,
+            tells,
+            &Supervisor::default(),
         )?;
         dataplane.set_layers(Layers::flat(&[(in_ifindex, IN_MAC), (out_ifindex, OUT_MAC)]));
         let mut specs = Vec::new();
@@ -109,6 +130,22 @@ impl Rig {
         dataplane.publish_services(&specs)?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         Ok(Self { dataplane, program, services: services.to_vec(), specs, in_ifindex, out_ifindex })
+    }
+
+    /// What the program tells, for `logger`. Can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
+        self.dataplane.take_log(logger)
+    }
+
+    /// What the kernel says of the loaded program.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub fn info(&mut self) -> anyhow::Result<ProgramInfo> {
+        Ok(self.dataplane.program()?.info()?)
     }
 
     /// The loaded program.

@@ -30,6 +30,7 @@ use crate::{
     outcome::{Answerable, Carries, Step},
     packet::Packet,
     parse::{self, Ip},
+    puzzles::{self, Puzzle},
     samples, stats,
     steer::Choice,
 };
@@ -58,7 +59,7 @@ fn decided(choice: Choice, end: Step) -> Step {
 
 #[inline(always)]
 fn sent(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Result<Step, Step> {
-    let row = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
+    let row = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
     if row.forwarding > Forwarding::Nat as u8 {
         return Ok(Step::encapsulate(choice, Answerable::Yes));
     }
@@ -119,7 +120,7 @@ extern "C" fn balancer_error_to_backend(context: *mut xdp_md, step: u64) -> u64 
 
 #[inline(always)]
 fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, choice: Choice) -> Step {
-    let Some(row) = reachable(choice.backend) else { return Step::drop(DropReason::NoNextHop) };
+    let Some(row) = reachable(choice.backend) else { return no_next_hop(choice) };
     if row.forwarding > Forwarding::Nat as u8 {
         return Step::encapsulate(choice, Answerable::No);
     }
@@ -174,6 +175,12 @@ pub(crate) fn takes_clients(backend: u16) -> bool {
 #[inline(always)]
 fn reachable(backend: u16) -> Option<&'static BackendRow> {
     BACKENDS.get(u32::from(backend)).filter(|row| row.flags & BACKEND_REACHABLE != 0)
+}
+
+#[inline(always)]
+fn no_next_hop(choice: Choice) -> Step {
+    puzzles::tell(Puzzle::NoNextHop, u32::from(choice.backend));
+    Step::drop(DropReason::NoNextHop)
 }
 
 /// Whether a packet that keeps its length fits the interface it leaves by. By the one it came in by it always does (it

@@ -15,7 +15,11 @@ use balancer_common::{
     verdict::DropReason,
 };
 
-use crate::{ingress::Ingress, parse::Ip};
+use crate::{
+    ingress::Ingress,
+    parse::Ip,
+    puzzles::{self, Puzzle},
+};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -96,6 +100,9 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
             }
             Route::None(DropReason::NoNeighbour)
         }
-        _ => Route::None(DropReason::NoRoute),
+        _ => {
+            puzzles::tell(Puzzle::NoRoute, answer);
+            Route::None(DropReason::NoRoute)
+        }
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     link::{self, V4, V6},
     outcome::{Answerable, Step},
     parse::{self, Ip, UDP},
+    puzzles::{self, Puzzle},
     steer::Choice,
 };
 
@@ -71,7 +72,10 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Resul
     }
     let inner = Inner::of(&ip).ok_or(MALFORMED)?;
     rewrite::one_hop_less(&ip).ok_or(MALFORMED)?;
-    ingress.grow_head(overhead as i32).ok_or(Step::drop(DropReason::NoHeadroom))?;
+    ingress.grow_head(overhead as i32).ok_or_else(|| {
+        puzzles::tell(Puzzle::NoHeadroom, overhead as u32);
+        Step::drop(DropReason::NoHeadroom)
+    })?;
     wrap(ingress, &inner, row, gue, v6, overhead).ok_or(MALFORMED)?;
     let sender = if answerable == Answerable::Yes { Sender::Client } else { Sender::Other };
     Ok(finish(ingress, &ip, row, choice, sender))

@@ -142,6 +142,8 @@ fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) ->
     match field.name() {
         "message" => write!(writer, "{value:?}"),
         "service" | "backend" => Ok(()),
+        // Where a line of another crate comes from.
+        name if name.starts_with("log.") => Ok(()),
         name => write!(writer, " {name}={value:?}"),
     }
 }

@@ -20,6 +20,7 @@ pub mod neighbours;
 pub mod owner;
 pub mod privileges;
 pub mod prober;
+mod puzzles;
 mod reload;
 mod resume;
 mod returning;

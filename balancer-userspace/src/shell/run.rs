@@ -39,6 +39,7 @@ use crate::{
         owner::{Forgetting, Owner},
         privileges,
         prober::Prober,
+        puzzles,
         reload::reload,
         resume::{Resumed, resume},
         returning::Returning,
@@ -91,7 +92,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     };
     let ifindexes: Vec<u32> = interfaces.iter().map(|interface| interface.ifindex).collect();
     let capacity = Capacity::for_services(&config, &resumed.controller.largest());
-    let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins, &supervisor)?;
+    let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins, puzzles::wanted(), &supervisor)?;
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
     }
@@ -111,6 +112,9 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     }
     let neighbours_wanted = dataplane.take_neighbours_wanted()?;
     let samples = dataplane.take_samples()?;
+    if puzzles::wanted() {
+        puzzles::read(&mut dataplane, &supervisor)?;
+    }
     dataplane.sample_every(config.statistics.sample_interval);
     let translates = |v4: bool| {
         config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Context as _, bail};
 use aya::{
-    Ebpf,
+    Ebpf, EbpfLoader,
     maps::{HashMap, MapData, MapError, PerCpuArray},
     programs::Xdp,
 };
@@ -34,7 +34,10 @@ impl Decap {
     /// # Errors
     /// When the kernel refuses the program or a map.
     pub fn load() -> anyhow::Result<Self> {
-        let mut ebpf = Ebpf::load(OBJECT).context("loading the kernel program")?;
+        let mut ebpf = EbpfLoader::new()
+            .override_global(aya_log::LEVEL, &0u8, true)
+            .load(OBJECT)
+            .context("loading the kernel program")?;
         let vips = ebpf.take_map("DECAP_VIPS").context("the kernel object holds no map DECAP_VIPS")?.try_into()?;
         let stats = per_cpu(&mut ebpf, "DECAP_STATS")?;
         let mut this = Self { vips, served: BTreeSet::new(), stats, attached: Vec::new(), ebpf };

@@ -15,6 +15,7 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::Xdp,
 };
+use aya_log::{EbpfLogger, Level};
 use balancer_common::{
     clock::Clock,
     kept::{BackendHistory, ServiceHistory},
@@ -27,6 +28,8 @@ use balancer_common::{
 };
 use bytemuck::Zeroable as _;
 use ipnet::IpNet;
+use log::Log;
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
@@ -92,10 +95,11 @@ impl KernelDataplane {
     /// # Errors
     /// When the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
-        Self::load_kept(capacity, ifindexes, None, &Supervisor::default())
+        Self::load_kept(capacity, ifindexes, None, false, &Supervisor::default())
     }
 
-    /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there.
+    /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there. Whether it `tells` of
+    /// what is puzzling cannot be changed later.
     ///
     /// # Errors
     /// When the kernel refuses the program or a map.
@@ -103,6 +107,7 @@ impl KernelDataplane {
         mut capacity: Capacity,
         ifindexes: &[u32],
         pins: Option<Pins>,
+        tells: bool,
         supervisor: &Supervisor,
     ) -> anyhow::Result<Self> {
         let notes = pins.as_ref().and_then(Pins::left);
@@ -119,6 +124,7 @@ impl KernelDataplane {
             }
         }
         let mask = buckets - 1;
+        let (log_level, log_size) = log_settings(tells)?;
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, path);
@@ -126,6 +132,8 @@ impl KernelDataplane {
         let mut ebpf = loader
             .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
             .override_global("CLIENT_BUCKET_MASK", &mask, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .map_max_entries("AYA_LOGS", log_size)
             .map_max_entries("CLIENTS", buckets)
             .map_max_entries("SLOTS", lines)
             .map_max_entries("SERVICES", 2 * placement::rows_for(capacity.services as usize))
@@ -280,6 +288,14 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
+    /// What the program tells, for the `log` crate; nothing, unless it was loaded to tell. Can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn take_log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
+        EbpfLogger::init_with_logger(&mut self.ebpf, logger).context("the log of the kernel program")
+    }
+
     /// From now on one packet in `interval` is sampled, on average; with 0 none.
     pub fn sample_every(&self, interval: u32) {
         self.control.word32(0, offset_of!(Control, sample_interval)).store(interval, Ordering::Release);
@@ -335,6 +351,15 @@ impl KernelDataplane {
             word.store(bytemuck::cast([clock.remember, clock.due_mask]), Ordering::Release);
         }
     }
+}
+
+/// The level of the program's log and the bytes of its ring, which the kernel wants to be whole pages.
+fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
+    if tells {
+        return Ok((Level::Debug as u8, 1 << 17));
+    }
+    let page = sysconf(SysconfVar::PAGE_SIZE).context("the size of a page")?.context("the size of a page")?;
+    Ok((0, u32::try_from(page)?))
 }
 
 impl Dataplane for KernelDataplane {

@@ -174,3 +174,18 @@ impl Round {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_check_that_panics_ends_them_all() {
+        let (events, _told) = mpsc::channel(1);
+        let (_orders, given) = mpsc::unbounded_channel();
+        let mut rounds = Rounds::new(events);
+        rounds.running.spawn(async { panic!("no such number") });
+        let ended = tokio::spawn(rounds.follow(given)).await;
+        assert!(ended.is_err_and(|error| error.to_string().contains("no such number")));
+    }
+}

@@ -1,0 +1,211 @@
+//! What the kernel program tells of rare and puzzling things, and that it costs nothing where nobody wants to know.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd},
+        unix::fs::PermissionsExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::maps::MapInfo;
+use balancer::config::model::Protocol;
+use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_tests::{
+    binaries,
+    frame::{ACK, Frame},
+    rig::{Rig, Service, Target},
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+};
+use log::{Level, Log, Metadata, Record};
+
+/// Lines that one CPU writes about one puzzle in 2^30 ns.
+const LINES: usize = 8;
+
+const SERVICES: [Service; 2] = [
+    Service {
+        address: "198.51.100.20:80",
+        protocol: Protocol::Tcp,
+        forwarding: Forwarding::Nat,
+        target: Target::SameInterface("10.0.0.21:8080"),
+    },
+    Service {
+        address: "198.51.100.21:80",
+        protocol: Protocol::Tcp,
+        forwarding: Forwarding::Dsr,
+        target: Target::Unreachable("10.0.0.22:80"),
+    },
+];
+
+/// A reply to a client whose route says unreachable.
+fn without_route() -> Vec<u8> {
+    Frame::tcp("10.0.0.21:8080", "192.0.2.200:40000", ACK).bytes()
+}
+
+/// A packet for a backend whose next hop is not known.
+fn without_next_hop() -> Vec<u8> {
+    Frame::tcp("203.0.113.7:40000", "198.51.100.21:80", ACK).bytes()
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Log for Lines {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        assert_eq!((record.level(), record.target()), (Level::Debug, "balancer_ebpf::puzzles"));
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn each_puzzle_is_told_with_its_number_and_not_too_often() {
+    let mut rig = Rig::telling(&SERVICES).unwrap();
+    let lines = Lines::default();
+    let mut log = rig.log(lines.clone()).unwrap();
+    let (started, rounds) = (Instant::now(), 500);
+    for _ in 0..rounds {
+        rig.run(&without_route()).unwrap();
+        rig.run(&without_next_hop()).unwrap();
+    }
+    log.flush();
+    let periods = started.elapsed().as_secs() as usize + 2;
+    assert_eq!(rig.drops(DropReason::NoRoute).unwrap(), rounds, "each is counted");
+    let lines = lines.0.lock().unwrap();
+    // BPF_FIB_LKUP_RET_UNREACHABLE.
+    for line in ["a reply has no way: the route lookup says 2", "a packet for backend row 2: no next hop"] {
+        let count = lines.iter().filter(|told| *told == line).count();
+        let most = LINES * periods * thread::available_parallelism().unwrap().get();
+        assert!((1..=most).contains(&count), "{line}: {count} of at most {most} in {lines:?}");
+    }
+}
+
+/// Instructions of a program as the kernel runs them, and how many of them name a map.
+fn instructions(program: BorrowedFd<'_>, map: u32) -> (usize, usize) {
+    const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
+    const LOAD_64: u8 = 0x18;
+    const PSEUDO_MAP_FD: u8 = 1;
+
+    /// The part of `union bpf_attr` that it reads.
+    #[repr(C)]
+    struct Attribute {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    /// The beginning of `struct bpf_prog_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_length: u32,
+        translated_length: u32,
+        jited: u64,
+        translated: u64,
+    }
+
+    let ask = |info: &mut Info| {
+        let length = size_of::<Info>() as u32;
+        let attribute =
+            Attribute { fd: program.as_raw_fd().cast_unsigned(), length, info: std::ptr::from_mut(info) as u64 };
+        // SAFETY: the attribute and what it points to live through the call, and their lengths are theirs.
+        let done = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attribute, size_of::<Attribute>())
+        };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    };
+    let mut info = Info::default();
+    ask(&mut info);
+    let mut code = vec![0u8; info.translated_length as usize];
+    info = Info { translated_length: info.translated_length, translated: code.as_mut_ptr() as u64, ..Info::default() };
+    ask(&mut info);
+    let names = |at: &&[u8]| {
+        at[0] == LOAD_64 && at[1] >> 4 == PSEUDO_MAP_FD && u32::from_ne_bytes([at[4], at[5], at[6], at[7]]) == map
+    };
+    let (one, _) = code.as_chunks::<8>();
+    (one.len(), one.iter().map(<[u8; 8]>::as_slice).filter(names).count())
+}
+
+#[test]
+fn where_nobody_wants_to_know_nothing_of_it_is_in_the_program() {
+    let mut found = Vec::new();
+    for tells in [false, true] {
+        let mut rig = if tells { Rig::telling(&SERVICES) } else { Rig::new(&SERVICES) }.unwrap();
+        let info = rig.info().unwrap();
+        let maps = info.map_ids().unwrap().unwrap();
+        let mut named = maps
+            .into_iter()
+            .filter(|id| MapInfo::from_id(*id).unwrap().name_as_str().is_some_and(|name| name == "AYA_LOGS"));
+        let (length, names) = instructions(rig.program(), named.next().unwrap());
+        println!(
+            "tells: {tells}: {} instructions verified, {length} in the program, {names} name the log",
+            info.verified_instruction_count().unwrap()
+        );
+        found.push((length, names));
+        rig.run(&without_route()).unwrap();
+        rig.run(&without_next_hop()).unwrap();
+        let lines = Lines::default();
+        rig.log(lines.clone()).unwrap().flush();
+        assert_eq!(lines.0.lock().unwrap().len(), if tells { 2 } else { 0 });
+    }
+    let [(off, names_off), (on, names_on)] = found[..] else { unreachable!() };
+    assert_eq!(names_off, 0);
+    assert!(names_on > 0 && off < on, "{found:?}");
+}
+
+/// A program that is the balancer with a log of this level.
+fn at_level(directory: &Path, level: &str) -> PathBuf {
+    let script = directory.join(level);
+    let binary = binaries::balancer().unwrap();
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" != run ] || set -- \"$@\" --log-level {level}\nexec {} \"$@\"\n",
+        binary.display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
+#[test]
+fn the_controller_writes_them_to_its_log() {
+    let directory = tempfile::tempdir().unwrap();
+    for (level, told) in [("debug", true), ("info", false)] {
+        let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 1, |settings, topology| {
+            settings.binary = Some(at_level(directory.path(), level));
+            topology.balancer().ip(&format!("route add unreachable {}", topology.client_address(Family::V4, 7)))?;
+            Ok(())
+        })
+        .unwrap();
+        let line = "a reply has no way: the route lookup says 2";
+        let log = site.files().join("balancer.log");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // The backend's reply is dropped.
+            let _nobody = site.ask(Family::V4, [7], Duration::from_millis(300)).unwrap();
+            let text = fs::read_to_string(&log).unwrap();
+            if text.lines().any(|written| written.contains("DEBUG") && written.ends_with(line)) {
+                assert!(told, "{text}");
+                break;
+            }
+            let dropped = site.metrics().unwrap().sum("drops_total", &["reason=\"no_route\""]).unwrap();
+            if !told && dropped >= 3.0 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{dropped} replies dropped, {text}");
+        }
+        site.controller().process().stop().unwrap();
+    }
+}
