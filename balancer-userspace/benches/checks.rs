@@ -14,7 +14,7 @@ use balancer::{
     config,
     core::{
         controller::Controller,
-        io::{CheckOutcome, Command, Event},
+        io::{CheckOutcome, CheckSpec, Command, Event},
     },
     shell::{prober::Prober, supervisor::Supervisor},
 };
@@ -60,8 +60,8 @@ async fn measure(check: &str, target: SocketAddr) -> Result<()> {
     let mut controller = Controller::new(configuration(check)?, HashKey { k0: 1, k1: 2 });
     let start = Instant::now();
     for command in controller.start(start.into_std()) {
-        if let Command::StartChecks { backend, name, check, .. } = command {
-            prober.start(backend, name, target, check);
+        if let Command::StartChecks(spec) = command {
+            prober.start(CheckSpec { target, ..*spec });
         }
     }
     let mut waiting = Vec::new();

@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
@@ -340,6 +340,43 @@ async fn a_draining_backend_shows_who_is_left_and_for_how_long() {
     stdout(&at(&socket, &["backend", "drain", "web/web1"]).await);
     let shown = stdout(&at(&socket, &["service", "show", "web"]).await);
     assert!(shown.contains("web1  10.0.0.11:8080  draining, 214 clients, 3m12s left  drain"), "{shown}");
+}
+
+#[tokio::test]
+async fn waiting_goes_on_over_a_restart() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    let mut waiting = tokio::process::Command::new(env!("CARGO_BIN_EXE_balancer"))
+        .args(["wait", "web/web1", "drained", "--timeout", "1h"])
+        .env("BALANCER_SOCKET", &socket)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = tokio::io::BufReader::new(waiting.stderr.take().unwrap()).lines();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let directory = fake.stop().await;
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "balancer: the controller has gone; waiting for it");
+    assert!(waiting.try_wait().unwrap().is_none());
+    let _fake = Fake::start_in(directory).await;
+    stdout(&at(&socket, &["backend", "drain", "web/web1"]).await);
+    let output = waiting.wait_with_output().await.unwrap();
+    assert_eq!(stdout(&output), "backend web/web1 drained\n");
+}
+
+#[tokio::test]
+async fn an_absence_longer_than_the_limit_is_a_wait_that_timed_out() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    let waiting = tokio::spawn({
+        let socket = socket.clone();
+        async move { at(&socket, &["wait", "web/web1", "down", "--timeout", "3s"]).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fake.stop().await;
+    let output = waiting.await.unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).contains("web/web1 is not down after 3s"), "{}", stderr(&output));
 }
 
 #[tokio::test]

@@ -106,7 +106,11 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     assert_eq!(own[1], Some(&CheckConfig { kind: CheckKind::Http(keys), fall: 4, ..check.clone() }));
     let plain = HttpCheck { tls: None, port: Some(8080), ..secure };
     assert_eq!(own[2], Some(&CheckConfig { kind: CheckKind::Http(plain), ..check.clone() }));
-    let program = ExecCheck { port: None, command: vec!["/usr/lib/check".to_owned(), "--fast".to_owned()] };
+    let program = ExecCheck {
+        port: None,
+        command: vec!["/usr/lib/check".to_owned(), "--fast".to_owned()],
+        user: "root".to_owned(),
+    };
     assert_eq!(own[3], Some(&CheckConfig { kind: CheckKind::Exec(program), ..check }));
     assert_eq!(own[4].map(|check| &check.kind), Some(&CheckKind::None));
 

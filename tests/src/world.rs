@@ -153,7 +153,7 @@ impl World {
             Command::SetRules { service, rules } => self.dataplane.set_rules(*service, rules)?,
             Command::WatchNextHop(_)
             | Command::UnwatchNextHop(_)
-            | Command::StartChecks { .. }
+            | Command::StartChecks(_)
             | Command::StopChecks(_)
             | Command::Report(_) => {}
         }
@@ -239,9 +239,10 @@ impl World {
     /// # Errors
     /// For an unknown backend.
     pub fn checked(&mut self, name: &str, outcome: &CheckOutcome, times: u32) -> anyhow::Result<()> {
-        let backend = self.controller.backend(&named(name))?.id();
+        let backend = self.controller.backend(&named(name))?;
+        let (backend, check) = (backend.id(), backend.check_number().unwrap_or_default());
         for _ in 0..times {
-            let event = Event::Checked { backend, outcome: outcome.clone(), took: Duration::from_millis(1) };
+            let event = Event::Checked { backend, check, outcome: outcome.clone(), took: Duration::from_millis(1) };
             let commands = self.controller.handle(event, self.now());
             self.execute(commands)?;
         }

@@ -82,11 +82,12 @@ fn homes_by_lookup(core: &Core, site: &Site) -> Homes {
 fn lookup_agrees(site: &Site, before: &Homes, after: &Homes) {
     let mut core = site.core().unwrap();
     let all_before = homes_by_lookup(&core, site);
-    let victim = core.backend(&BackendName { service: "web".to_owned(), backend: name(VICTIM) }).unwrap().id();
+    let victim = core.backend(&BackendName { service: "web".to_owned(), backend: name(VICTIM) }).unwrap();
+    let (victim, check) = (victim.id(), victim.check_number().unwrap());
     let now = Instant::now();
     for _ in 0..FALL {
         let outcome = CheckOutcome::Hard("connect: refused".to_owned());
-        core.handle(Event::Checked { backend: victim, outcome, took: Duration::ZERO }, now);
+        core.handle(Event::Checked { backend: victim, check, outcome, took: Duration::ZERO }, now);
     }
     let all_after = homes_by_lookup(&core, site);
     only_the_victims_moved(&all_before, &all_after, 0.1);

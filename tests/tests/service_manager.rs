@@ -1,5 +1,5 @@
 //! Under a service manager: the capabilities of the unit and no more, what is told when, and logs for machines.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     fs,
@@ -40,6 +40,22 @@ fn bounding_set() -> String {
     format!("-all{}", names.collect::<String>())
 }
 
+/// The same as `/proc` shows it.
+fn mask() -> String {
+    let unit = include_str!("../../packaging/balancer.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let bit = |name: &str| match name {
+        "CAP_KILL" => 1u64 << 5,
+        "CAP_SETGID" => 1 << 6,
+        "CAP_SETUID" => 1 << 7,
+        "CAP_NET_ADMIN" => 1 << 12,
+        "CAP_PERFMON" => 1 << 38,
+        "CAP_BPF" => 1 << 39,
+        other => panic!("is {other} needed?"),
+    };
+    format!("{:016x}", line.split(' ').map(bit).sum::<u64>())
+}
+
 /// A program that is the balancer as the unit starts it, with more `options` of `run`.
 fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
     let script = directory.join("balancer");
@@ -55,7 +71,7 @@ fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
 }
 
 #[test]
-fn three_capabilities_are_enough() {
+fn the_units_capabilities_are_enough() {
     let directory = tempfile::tempdir().unwrap();
     for (forwarding, mode) in [(Forwarding::Nat, "native"), (Forwarding::Dsr, "generic")] {
         let mut site = Site::start(Shape::OneLegged, forwarding, 2, |settings, _| {
@@ -68,9 +84,8 @@ fn three_capabilities_are_enough() {
         .unwrap();
         let pid = site.controller().process().pid();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        // Bits 12, 38 and 39.
         for set in ["CapEff", "CapPrm", "CapBnd"] {
-            assert!(status.contains(&format!("{set}:\t000000c000001000\n")), "{status}");
+            assert!(status.contains(&format!("{set}:\t{}\n", mask())), "{status}");
         }
         let homes = site.homes(FAMILY, 1..=40).unwrap();
         site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
@@ -78,6 +93,40 @@ fn three_capabilities_are_enough() {
         assert_eq!(site.homes(FAMILY, 1..=40).unwrap(), homes, "{forwarding:?}: known clients stay over a restart");
         site.controller().process().stop().unwrap();
         assert!(site.detach().unwrap().status.success());
+    }
+}
+
+/// Programs of checks have nothing of what the unit may do, and are ended all the same.
+#[test]
+fn programs_of_checks_run_as_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let begun = directory.path().join("pids");
+    // web2's never ends by itself.
+    let script = format!(
+        "set -e; test $(id -u) = $(id -u nobody); test \"$(id -G)\" = \"$(id -g nobody)\"; \
+         test $(grep -c '^Cap[IPEA][a-z]*:.0*$' /proc/self/status) = 4; \
+         test $BALANCER_BACKEND = web1 || {{ echo $$ >> {}; sleep 600; }}",
+        begun.display()
+    );
+    let check = format!(
+        r#"{{ type = "exec", command = ["sh", "-c", {script:?}], interval = "400ms", timeout = "400ms", fall = 2, rise = 1 }}"#
+    );
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |settings, _| {
+        settings.binary = Some(as_in_the_unit(directory.path(), "", ""));
+        settings.check = check;
+        Ok(())
+    })
+    .unwrap();
+    site.wait_state(1, &["up"]).unwrap();
+    site.wait_state(2, &["down"]).unwrap();
+    let status = site.status().unwrap();
+    assert_eq!(status.services[0].backends[1].reason, "exec: timeout after 400ms");
+    site.controller().process().stop().unwrap();
+    let pids = fs::read_to_string(&begun).unwrap();
+    assert!(pids.lines().count() >= 2, "{pids}");
+    for pid in pids.lines() {
+        assert!(!Path::new("/proc").join(pid).exists(), "{pid} goes on");
     }
 }
 

@@ -63,6 +63,18 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether it is what a controller that restarts looks like: there is none, it ended in the middle of an answer, or it
+    /// is about to.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } => true,
+            Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
 /// A controller, by its socket.
 #[derive(Clone, Debug)]
 pub struct Client {

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use tokio::time::Instant;
 
 use super::{
-    Failure, output,
+    Failure, absence, output,
     wait::{self, Reached, Undrained, Wanted},
 };
 use crate::{
@@ -189,7 +189,9 @@ async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -
     let limit = match limit {
         Some(limit) => limit,
         None => {
-            let left = wait::present(client, name).await?.and_then(|backend| backend.drain_seconds_left);
+            let left = wait::present(client, name, Some(absence::RESTART))
+                .await?
+                .and_then(|backend| backend.drain_seconds_left);
             Duration::from_secs(left.unwrap_or(0)) + GRACE
         }
     };

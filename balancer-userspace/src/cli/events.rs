@@ -5,12 +5,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
-
-use super::{Failure, output};
+use super::{Failure, absence, output};
 use crate::{
     api::{
-        client::{Client, ClientError},
+        client::Client,
         events::{EventView, EventsView, MAX_WAIT},
     },
     config::value,
@@ -18,8 +16,6 @@ use crate::{
 
 /// How many earlier events `--follow` begins with.
 const TAIL: usize = 10;
-/// How often a controller that has gone away is looked for.
-const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -46,7 +42,8 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
     loop {
         show(&found, args.json)?;
-        found = next(client, found.next).await?;
+        let reached = format!("since={}", found.next);
+        found = absence::answered(None, async || client.events(&reached, MAX_WAIT).await).await?;
     }
 }
 
@@ -65,24 +62,6 @@ async fn all(client: &Client, mut found: EventsView, json: bool) -> Result<(), F
         return Ok(output::print_json(&events)?);
     }
     Ok(output::print(&events.iter().map(line).collect::<String>())?)
-}
-
-/// What comes after the event `reached`, however long it takes.
-async fn next(client: &Client, reached: u64) -> Result<EventsView, Failure> {
-    let mut gone = false;
-    loop {
-        match client.events(&format!("since={reached}"), MAX_WAIT).await {
-            // It restarts, or it ended in the middle of an answer.
-            Err(ClientError::Unreachable { .. } | ClientError::Broken { .. }) => {
-                if !gone {
-                    writeln!(io::stderr(), "balancer: the controller has gone; waiting for it")?;
-                }
-                gone = true;
-                sleep(RETRY).await;
-            }
-            answer => return Ok(answer?),
-        }
-    }
 }
 
 fn show(found: &EventsView, json: bool) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no controller reachable, 4 wait timed out.
 
+mod absence;
 mod apply;
 mod backend;
 mod check;

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use hyper::StatusCode;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Failure, output};
+use super::{Failure, absence, output};
 use crate::{
     api::{
         client::{Client, ClientError},
@@ -28,7 +28,8 @@ pub(super) struct Args {
     /// The state to wait for
     #[arg(value_enum)]
     state: Wanted,
-    /// Give up after this long, with exit code 4 [default: never]
+    /// Give up after this long, with exit code 4 [default: never, but with exit code 3 when the controller has been away
+    /// for a minute]
     #[arg(long, value_name = "D", value_parser = value::duration)]
     timeout: Option<Duration>,
 }
@@ -91,7 +92,7 @@ pub(super) enum Reached {
     NotYet(String),
 }
 
-/// Waits until the backend is as `wanted`, at most until `deadline`.
+/// Waits until the backend is as `wanted`, at most until `deadline`, also over restarts of the controller.
 pub(super) async fn reach(
     client: &Client,
     name: &BackendName,
@@ -99,10 +100,11 @@ pub(super) async fn reach(
     deadline: Option<Instant>,
     undrained: Undrained,
 ) -> Result<Reached, Failure> {
+    let absence = if deadline.is_some() { None } else { Some(absence::RESTART) };
     let mut shown = "not known yet".to_owned();
     let wait = async {
         loop {
-            let Some(backend) = present(client, name).await? else { return Ok(Reached::Removed) };
+            let Some(backend) = present(client, name, absence).await? else { return Ok(Reached::Removed) };
             if backend.state == wanted.word() {
                 return Ok(Reached::Yes);
             }
@@ -147,11 +149,15 @@ async fn find(client: &Client, name: &BackendName) -> Result<(), Failure> {
     Err(anyhow!("there is no backend {name}; {}", value::hint(&name.backend, &names, "backends")).into())
 }
 
-/// The backend, if there is one.
-pub(super) async fn present(client: &Client, name: &BackendName) -> Result<Option<BackendView>, Failure> {
-    match client.service(&name.service).await {
+/// The backend, if there is one. The controller may be away, for at most `absence` if there is a limit.
+pub(super) async fn present(
+    client: &Client,
+    name: &BackendName,
+    absence: Option<Duration>,
+) -> Result<Option<BackendView>, Failure> {
+    match absence::answered(absence, async || client.service(&name.service).await).await {
         Ok(service) => Ok(service.backends.into_iter().find(|backend| backend.name == name.backend)),
-        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(Failure::Client(ClientError::Refused { status: StatusCode::NOT_FOUND, .. })) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hyper::http::{HeaderValue, Method, uri::PathAndQuery};
+use nix::unistd::User;
 use regex::bytes::{Regex, RegexBuilder};
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -71,6 +72,7 @@ pub(super) struct Keys {
     expect_body: Option<BodyTest>,
     tls_verify: Option<bool>,
     command: Option<Vec<String>>,
+    user: Option<String>,
 }
 
 impl Keys {
@@ -90,6 +92,7 @@ impl Keys {
             expect_body: None,
             tls_verify: None,
             command: None,
+            user: None,
         }
     }
 
@@ -123,7 +126,11 @@ impl Keys {
             kind: match self.kind {
                 Type::None => CheckKind::None,
                 Type::Tcp => CheckKind::Tcp { port: self.port },
-                Type::Exec => CheckKind::Exec(ExecCheck { port: self.port, command: self.command.unwrap_or_default() }),
+                Type::Exec => CheckKind::Exec(ExecCheck {
+                    port: self.port,
+                    command: self.command.unwrap_or_default(),
+                    user: self.user.unwrap_or_else(ExecCheck::default_user),
+                }),
                 Type::Http | Type::Https => CheckKind::Http(HttpCheck {
                     port: self.port,
                     tls: (self.kind == Type::Https).then_some(Tls { verify: self.tls_verify.unwrap_or(false) }),
@@ -168,6 +175,7 @@ pub(super) fn check(
                 section.require("command", "command = [\"/usr/lib/check\", \"--fast\"]", findings);
             }
             keys.command = command(&mut section, findings).or(keys.command);
+            keys.user = user(&mut section, keys.user, findings);
         }
     }
     section.finish(findings);
@@ -176,7 +184,7 @@ pub(super) fn check(
 
 /// Reports that a check has no type, or the misspelt keys, one of which may be it.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
-    for key in TIMING.into_iter().chain(HTTP).chain(["type", "port", "tls_verify", "command"]) {
+    for key in TIMING.into_iter().chain(HTTP).chain(["type", "port", "tls_verify", "command", "user"]) {
         section.skip(key);
     }
     if section.is_empty() {
@@ -204,7 +212,7 @@ fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings
         refuse_all(&["tls_verify"]);
     }
     if kind != Type::Exec {
-        refuse_all(&["command"]);
+        refuse_all(&["command", "user"]);
     }
 }
 
@@ -295,6 +303,32 @@ fn command(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec
         findings.error(at, format!("command names no program; give {WANTED}"));
     }
     Some(command.into_iter().map(|argument| argument.value).collect())
+}
+
+/// Whom the program runs as: this check's own user, or the service's. Somebody of that name must be there.
+fn user(section: &mut Section<'_>, service: Option<String>, findings: &mut Findings<'_>) -> Option<String> {
+    let own = section.text("user", findings, |text| account(text).map(|()| text.to_owned()));
+    if own.is_none()
+        && service.is_none()
+        && let Err(why) = account(&ExecCheck::default_user())
+    {
+        findings.error(section.at, format!("{why}; give user = \"NAME\""));
+    }
+    own.map(|own| own.value).or(service)
+}
+
+fn account(name: &str) -> Result<(), String> {
+    let given = value::quoted(name);
+    match User::from_name(name) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) if name.parse::<u32>().is_ok() => {
+            Err(format!("there is no user {given} on this machine; give a name instead of a number"))
+        }
+        Ok(None) => {
+            Err(format!("there is no user {given} on this machine; `getent passwd` lists those that there are"))
+        }
+        Err(error) => Err(format!("whether there is a user {given} cannot be told: {}", error.desc())),
+    }
 }
 
 fn pattern(text: &str) -> Result<Regex, String> {

@@ -331,6 +331,17 @@ pub struct ExecCheck {
     pub port: Option<u16>,
     /// The program and its arguments; not empty.
     pub command: Vec<String>,
+    /// The name of the user that it runs as.
+    #[serde(default = "ExecCheck::default_user")]
+    pub user: String,
+}
+
+impl ExecCheck {
+    /// Who may do least.
+    #[must_use]
+    pub fn default_user() -> String {
+        "nobody".to_owned()
+    }
 }
 
 /// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. Not empty, each within 100–599.

@@ -9,11 +9,12 @@ use std::{
 use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 
 use crate::{
-    config::model::{CheckKind, ServiceConfig, WhenAllDown},
+    config::model::{CheckConfig, CheckKind, ServiceConfig, WhenAllDown},
     core::{
         controller::Controller,
         fixture::{KEY, address, backend, config, name, next_hop, now, service, web},
-        io::{Admin, BackendId, Change, CheckOutcome, Command, Event, Forced, Refused, ReportLevel},
+        health::Health,
+        io::{Admin, BackendId, Change, CheckOutcome, CheckSpec, Command, Event, Forced, Refused, ReportLevel},
         service::Service,
         standing::State,
         table::Footing,
@@ -53,8 +54,13 @@ impl Bench {
 
     pub(super) fn check(&mut self, backend: &str, outcome: CheckOutcome) -> Vec<Command> {
         self.now += Duration::from_secs(2);
-        let event = Event::Checked { backend: self.id(backend), outcome, took: Duration::from_millis(1) };
-        self.controller.handle(event, self.now)
+        self.controller.handle(self.checked(backend, outcome), self.now)
+    }
+
+    /// The running check of a backend ended so; one that is not checked is told of all the same.
+    pub(super) fn checked(&self, backend: &str, outcome: CheckOutcome) -> Event {
+        let check = self.controller.backend(&name(backend)).unwrap().check_number().unwrap_or_default();
+        Event::Checked { backend: self.id(backend), check, outcome, took: Duration::from_millis(1) }
     }
 
     pub(super) fn refuse(&mut self, backend: &str) -> Vec<Command> {
@@ -100,7 +106,7 @@ pub(super) fn kinds(commands: &[Command]) -> Vec<&'static str> {
         Command::SetRules { .. } => "rules",
         Command::WatchNextHop(_) => "watch",
         Command::UnwatchNextHop(_) => "unwatch",
-        Command::StartChecks { .. } => "check",
+        Command::StartChecks(_) => "check",
         Command::StopChecks(_) => "uncheck",
         Command::Report(_) => "report",
     };
@@ -230,6 +236,68 @@ fn maintenance_stops_the_checks_and_forgets_the_verdict() {
     let (_, commands) = bench.admin("web/web1", Admin::Ready);
     assert_eq!(kinds(&commands), ["swap", "check"]);
     assert_eq!(bench.shown("web/web1"), (State::Checking, String::new()));
+}
+
+/// The checks that are started.
+fn started(commands: &[Command]) -> Vec<&CheckSpec> {
+    commands
+        .iter()
+        .filter_map(|command| if let Command::StartChecks(spec) = command { Some(&**spec) } else { None })
+        .collect()
+}
+
+#[test]
+fn an_answer_to_an_earlier_check_says_nothing_of_the_new_address() {
+    let mut bench = Bench::web();
+    bench.pass("web/web1");
+    let under_way = bench.checked("web/web1", CheckOutcome::Hard("connect: refused".to_owned()));
+    let mut file = bench.controller.services()[0].config();
+    file.backends[0].address = address("10.0.0.99:80");
+    let (_, commands) = bench.controller.change(Change::Reload(Box::new(config(vec![file]))), bench.now).unwrap();
+    assert_eq!(started(&commands).len(), 1);
+    assert_eq!(started(&commands)[0].health, Health::default());
+    for _ in 0..3 {
+        assert_eq!(bench.controller.handle(under_way.clone(), bench.now), []);
+    }
+    assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().health(), &Health::default());
+}
+
+#[test]
+fn a_changed_check_counts_on_unless_it_asks_something_else() {
+    let mut bench = Bench::web();
+    bench.pass("web/web1");
+    bench.check("web/web1", CheckOutcome::Hard("connect: refused".to_owned()));
+    let mut file = bench.controller.services()[0].config();
+    let mut reload = |change: &dyn Fn(&mut CheckConfig)| {
+        change(&mut file.check);
+        let reload = Change::Reload(Box::new(config(vec![file.clone()])));
+        let (_, commands) = bench.controller.change(reload, bench.now).unwrap();
+        let spec = started(&commands).into_iter().find(|spec| spec.name == name("web/web1")).unwrap().clone();
+        (spec.health.streak(), spec.health.verdict().word(), spec.number)
+    };
+    let (streak, verdict, first) = reload(&|check| check.interval *= 2);
+    assert_eq!((streak, verdict), ((0, 1), "up"));
+    let (streak, verdict, second) = reload(&|check| check.kind = CheckKind::Tcp { port: Some(81) });
+    assert_eq!((streak, verdict), ((0, 0), "up"));
+    assert!(second > first);
+}
+
+#[test]
+fn a_change_undone_gives_no_number_back() {
+    let mut bench = Bench::web();
+    let before = bench.controller.clone();
+    let add = Change::Add {
+        name: name("web/new"),
+        address: "10.0.0.99".parse().unwrap(),
+        port: None,
+        weight: None,
+        backup: false,
+    };
+    let (_, commands) = bench.controller.change(add.clone(), bench.now).unwrap();
+    let undone = started(&commands)[0].number;
+    bench.controller.undo(before);
+    let (_, commands) = bench.controller.change(add, bench.now).unwrap();
+    assert!(started(&commands)[0].number > undone);
 }
 
 #[test]
@@ -487,11 +555,7 @@ fn ten_failures_in_one_batch_are_one_swap() {
     let (mut bench, _) = Bench::new(vec![service("web", "198.51.100.10:80", Forwarding::Nat, &backends)]);
     let fail = |bench: &Bench| -> Vec<Event> {
         (1..=10)
-            .map(|n| Event::Checked {
-                backend: bench.id(&format!("web/web{n}")),
-                outcome: CheckOutcome::Hard("connect: refused".to_owned()),
-                took: Duration::from_millis(1),
-            })
+            .map(|n| bench.checked(&format!("web/web{n}"), CheckOutcome::Hard("connect: refused".to_owned())))
             .collect()
     };
     for _ in 0..2 {

@@ -106,6 +106,11 @@ impl Health {
         }
     }
 
+    /// Keeps the verdict, and counts anew towards the next one.
+    pub fn count_anew(&mut self) {
+        (self.passes, self.failures, self.last_failure) = (0, 0, None);
+    }
+
     /// What has to come for another verdict: `down after 2 more failures`.
     #[must_use]
     pub fn next_verdict(&self, check: &CheckConfig) -> String {

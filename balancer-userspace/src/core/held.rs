@@ -2,13 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
-use crate::{
-    config::model::CheckConfig,
-    core::io::{BackendId, BackendName, Command, ServiceSpec},
-};
+use crate::core::io::{BackendId, CheckNumber, Command, ServiceSpec};
 
 /// What the data path, the watch on neighbours and the health checks hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,7 +17,7 @@ pub struct Held {
     /// Addresses whose next hops are watched.
     pub(crate) watched: BTreeSet<IpAddr>,
     /// Running checks.
-    pub(crate) checks: BTreeMap<BackendId, (BackendName, SocketAddr, CheckConfig)>,
+    pub(crate) checks: BTreeMap<BackendId, CheckNumber>,
 }
 
 impl Held {
@@ -40,8 +37,8 @@ impl Held {
             Command::UnwatchNextHop(address) => {
                 self.watched.remove(address);
             }
-            Command::StartChecks { backend, name, target, check } => {
-                self.checks.insert(*backend, (name.clone(), *target, check.clone()));
+            Command::StartChecks(check) => {
+                self.checks.insert(check.backend, check.number);
             }
             Command::StopChecks(id) => {
                 self.checks.remove(id);

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use crate::{
     config::model::{CheckConfig, Config, Failback, Protocol},
-    core::rules::Action,
+    core::{health::Health, rules::Action},
 };
 
 /// Index of a service in the kernel's maps; stable while the service exists.
@@ -26,6 +26,11 @@ pub struct ServiceId(pub u16);
 /// Row of a backend in the kernel's maps, unique over all services: 1 to `MAX_BACKENDS` − 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendId(pub u16);
+
+/// Tells a check from those that ran before it on the same backend, or on another address of it. Never given twice in a
+/// process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CheckNumber(pub u64);
 
 /// A backend by the names users give it, `service/backend`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,10 +50,12 @@ impl std::fmt::Display for BackendName {
 /// Something that happened outside of the core.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A health check ended. Ignored if the backend is gone.
+    /// A health check ended. Ignored if the backend is gone, or is checked otherwise by now.
     Checked {
         /// Whose.
         backend: BackendId,
+        /// Which of all that were started for it.
+        check: CheckNumber,
         /// How.
         outcome: CheckOutcome,
         /// How long it took.
@@ -256,20 +263,28 @@ pub enum Command {
     /// The address is of no more interest.
     UnwatchNextHop(IpAddr),
     /// Check a backend from now on (replacing an earlier check of it).
-    StartChecks {
-        /// Whose.
-        backend: BackendId,
-        /// For logs and metrics.
-        name: BackendName,
-        /// Where the check connects to.
-        target: SocketAddr,
-        /// How; never `CheckKind::None`.
-        check: CheckConfig,
-    },
+    StartChecks(Box<CheckSpec>),
     /// Check it no more.
     StopChecks(BackendId),
     /// Tell the operator.
     Report(Report),
+}
+
+/// How a backend is checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckSpec {
+    /// Whose.
+    pub backend: BackendId,
+    /// To tell its outcomes from those of the checks before.
+    pub number: CheckNumber,
+    /// For logs.
+    pub name: BackendName,
+    /// Where the check connects to.
+    pub target: SocketAddr,
+    /// How; never `CheckKind::None`.
+    pub check: CheckConfig,
+    /// What is known and counted so far.
+    pub health: Health,
 }
 
 /// What the kernel must know of a rule.

@@ -227,7 +227,7 @@ impl<D: Dataplane> Owner<D> {
         let changes = self.changes.clone();
         self.changes.note(&commands, Some(&message), &self.controller);
         if let Err(error) = self.execute(commands, now) {
-            self.controller = before;
+            self.controller.undo(before);
             self.changes = changes;
             self.resync();
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
@@ -485,9 +485,7 @@ impl<D: Dataplane> Owner<D> {
             }
             Command::WatchNextHop(address) => self.neighbours.watch(*address),
             Command::UnwatchNextHop(address) => self.neighbours.unwatch(*address),
-            Command::StartChecks { backend, name, target, check } => {
-                self.prober.start(*backend, name.clone(), *target, check.clone());
-            }
+            Command::StartChecks(check) => self.prober.start((**check).clone()),
             Command::StopChecks(backend) => self.prober.stop(*backend),
             Command::Report(report) => self.events.report(report),
         }

@@ -45,7 +45,11 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) async fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    /// The next one, where one was stopped.
+    pub(crate) async fn start_in(directory: TempDir) -> Self {
         let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock"), None).await.unwrap();
         let (calls, inbox) = mpsc::channel(8);
         let seen = Seen::default();

@@ -14,19 +14,19 @@ mod settle;
 use std::{
     collections::{HashMap, HashSet},
     mem,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use balancer_common::client::HashKey;
 
 use crate::{
-    config::model::{CheckConfig, Config, ServiceConfig},
+    config::model::{Config, ServiceConfig},
     core::{
         ids::Ids,
         io::{
-            BackendId, BackendName, BackendSpec, CheckOutcome, Command, Event, Refused, Report, ReportLevel, ServiceId,
-            ServiceSpec,
+            BackendId, BackendName, BackendSpec, CheckNumber, CheckOutcome, Command, Event, Refused, Report,
+            ReportLevel, ServiceId, ServiceSpec,
         },
         next_hops::NextHops,
         service::{Backend, Service},
@@ -34,9 +34,6 @@ use crate::{
     },
     words::grouped,
 };
-
-/// A running check: whose, where to, how.
-type Checked = (BackendName, SocketAddr, CheckConfig);
 
 /// Decides what the data path does. See the [module](self).
 #[derive(Clone, Debug)]
@@ -63,6 +60,8 @@ pub struct Controller {
     published: Option<Vec<ServiceSpec>>,
     /// Removed backends that clients may still be known at.
     gone: Vec<Gone>,
+    /// The last check that was started.
+    last_check: CheckNumber,
 }
 
 /// A removed backend whose row and id are still needed: its known clients have not all come back.
@@ -102,6 +101,7 @@ impl Controller {
             hops: NextHops::default(),
             published: None,
             gone: Vec::new(),
+            last_check: CheckNumber::default(),
         }
     }
 
@@ -219,8 +219,8 @@ impl Controller {
         let mut ticked = false;
         for event in events {
             match event {
-                Event::Checked { backend, outcome, took } => {
-                    concerned.extend(self.checked(backend, &outcome, took, now));
+                Event::Checked { backend, check, outcome, took } => {
+                    concerned.extend(self.checked(backend, (check, &outcome, took), now));
                 }
                 Event::NextHop { address, next_hop } => {
                     if self.hops.set(address, next_hop) {
@@ -279,6 +279,12 @@ impl Controller {
             grouped(moved),
             grouped(needless)
         )
+    }
+
+    /// Goes back to what it was `before` a change. Numbers that were given to checks since are not given again.
+    pub fn undo(&mut self, before: Self) {
+        let last_check = self.last_check;
+        *self = Self { last_check, ..before };
     }
 
     /// When to send [`Event::Tick`] at the latest: the end of the next drain or rule, or the next step of a slow start.
@@ -341,14 +347,13 @@ impl Controller {
     fn checked(
         &mut self,
         backend: BackendId,
-        outcome: &CheckOutcome,
-        took: Duration,
+        ended: (CheckNumber, &CheckOutcome, Duration),
         now: Instant,
     ) -> Option<ServiceId> {
         let &id = self.owners.get(&backend)?;
         let service = self.services.iter_mut().find(|service| service.id() == id)?;
         let index = service.backends().iter().position(|candidate| candidate.id() == backend)?;
-        service.record(index, outcome, took, &self.hops, now).then_some(id)
+        service.record(index, ended, &self.hops, now).then_some(id)
     }
 
     fn services_with(&self, wanted: impl Fn(&Backend) -> bool) -> Vec<ServiceId> {

@@ -8,7 +8,7 @@ use std::{
 use super::{Controller, settle::grows};
 use crate::core::{
     held::Held,
-    io::{BackendId, BackendSpec, Command},
+    io::{BackendId, BackendSpec, CheckSpec, Command},
     service::{Backend, Service},
 };
 
@@ -54,13 +54,8 @@ impl Controller {
             commands.push(Command::RetireBackend(id));
         }
         commands.extend(held.watched.difference(&watched).copied().map(Command::UnwatchNextHop));
-        let started = checks.into_iter().filter(|(id, check)| held.checks.get(id) != Some(check));
-        commands.extend(started.map(|(backend, (name, target, check))| Command::StartChecks {
-            backend,
-            name,
-            target,
-            check,
-        }));
+        let started = checks.into_values().filter(|check| held.checks.get(&check.backend) != Some(&check.number));
+        commands.extend(started.map(Box::new).map(Command::StartChecks));
         commands
     }
 
@@ -69,10 +64,10 @@ impl Controller {
         present.chain(self.gone.iter().map(|gone| gone.row.clone()))
     }
 
-    fn told_checks(&self) -> BTreeMap<BackendId, super::Checked> {
+    fn told_checks(&self) -> BTreeMap<BackendId, CheckSpec> {
         let told = |service: &Service, backend: &Backend| {
-            let (target, check) = backend.told.check.clone()?;
-            Some((backend.id(), (service.name_of(backend), target, check)))
+            let told = backend.told.check.as_ref()?;
+            Some((backend.id(), service.check_spec(backend, told)))
         };
         let of = |service| Service::backends(service).iter().filter_map(move |backend| told(service, backend));
         self.services.iter().flat_map(of).collect()

@@ -20,7 +20,7 @@ use balancer_common::verdict::MoveCause;
 
 use super::{Controller, Gone};
 use crate::core::{
-    io::{BackendName, BackendSpec, Command, ServiceId, ServiceSpec},
+    io::{BackendName, BackendSpec, CheckNumber, Command, ServiceId, ServiceSpec},
     next_hops::NextHops,
     report,
     service::{Backend, Service},
@@ -44,7 +44,7 @@ impl Controller {
         subject: Option<&BackendName>,
         now: Instant,
     ) -> Settled {
-        let Self { services, hops, owners, ids, published, gone, .. } = self;
+        let Self { services, hops, owners, ids, published, gone, last_check, .. } = self;
         let remembering: HashSet<ServiceId> =
             services.iter().filter(|service| service.remembers()).map(Service::id).collect();
         let mut commands = Vec::new();
@@ -69,7 +69,7 @@ impl Controller {
         let mut all_moves = HashMap::new();
         let is_published = |id: ServiceId| published.iter().flatten().any(|spec: &ServiceSpec| spec.id == id);
         for service in services.iter_mut().filter(|service| concerned(service)) {
-            tell_checks(service, &mut checks);
+            tell_checks(service, last_check, &mut checks);
             let refreshed = service.refresh(hops, now);
             tell_rows(service, hops, &mut commands);
             if refreshed.swap {
@@ -157,24 +157,29 @@ fn tell_rows(service: &mut Service, hops: &NextHops, commands: &mut Vec<Command>
 }
 
 /// The checks of a service's backends that differ from what the shell was told.
-fn tell_checks(service: &mut Service, checks: &mut Vec<Command>) {
+fn tell_checks(service: &mut Service, last: &mut CheckNumber, checks: &mut Vec<Command>) {
     for index in 0..service.backends().len() {
         let Some(backend) = service.backends().get(index) else { continue };
-        let (id, name) = (backend.id(), service.name_of(backend));
-        let check = service.check(backend);
-        let Some(backend) = service.backends_mut().get_mut(index) else { continue };
-        if backend.told.check == check {
+        let wanted = service.check(backend);
+        if backend.is_checked_as(wanted.as_ref()) {
             continue;
         }
-        // A check that begins finds what was known before a restart, or nothing.
-        if check.is_none() {
-            backend.forget_verdict();
+        let Some(backend) = service.backends_mut().get_mut(index) else { continue };
+        match wanted {
+            Some(wanted) => {
+                last.0 += 1;
+                backend.check_as(*last, wanted);
+            }
+            None => {
+                // A check that begins later finds nothing.
+                backend.forget_verdict();
+                backend.told.check = None;
+                checks.push(Command::StopChecks(backend.id()));
+            }
         }
-        checks.push(match check.clone() {
-            Some((target, check)) => Command::StartChecks { backend: id, name, target, check },
-            None => Command::StopChecks(id),
-        });
-        backend.told.check = check;
+        let Some(backend) = service.backends().get(index) else { continue };
+        let started = backend.told.check.as_ref().map(|told| service.check_spec(backend, told));
+        checks.extend(started.map(Box::new).map(Command::StartChecks));
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
         controller::Controller,
         fixture::KEY,
         health::{FailureKind, Verdict},
-        io::{Admin, BackendId, BackendSpec, Forced, RuleAction},
+        io::{Admin, BackendId, BackendSpec, CheckSpec, Forced, RuleAction},
         keys,
         maglev::{self, Member},
         next_hops::Hop,
@@ -157,7 +157,9 @@ pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drain
     let checked = controller.services().iter().flat_map(|service| {
         service.backends().iter().filter(|backend| backend.admin() != Admin::Maint).filter_map(move |backend| {
             let (target, check) = service.check(backend)?;
-            Some((backend.id(), (service.name_of(backend), target, check)))
+            let (number, name) = (plane.checked.get(&backend.id())?.number, service.name_of(backend));
+            let health = backend.health().clone();
+            Some((backend.id(), CheckSpec { backend: backend.id(), number, name, target, check, health }))
         })
     });
     assert_eq!(plane.checked, checked.collect(), "the checks that run, and those that should");

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -15,10 +15,10 @@ use balancer_common::{
 };
 
 use crate::{
-    config::model::{CheckConfig, CheckKind, Failback},
+    config::model::{CheckKind, Failback},
     core::{
         held::Held,
-        io::{BackendId, BackendName, BackendSpec, Command, RuleAction, RuleSpec, ServiceId, ServiceSpec},
+        io::{BackendId, BackendSpec, CheckNumber, CheckSpec, Command, RuleAction, RuleSpec, ServiceId, ServiceSpec},
         next_hops::Hop,
     },
 };
@@ -34,7 +34,9 @@ pub(super) struct DataPlane {
     pub(super) services: Vec<ServiceSpec>,
     /// What is watched, and what was found.
     pub(super) watched: BTreeMap<IpAddr, Hop>,
-    pub(super) checked: BTreeMap<BackendId, (BackendName, SocketAddr, CheckConfig)>,
+    /// What is checked, and what came of it.
+    pub(super) checked: BTreeMap<BackendId, CheckSpec>,
+    pub(super) last_check: CheckNumber,
     /// Live tables that differ from the one before.
     pub(super) swaps: HashMap<ServiceId, u64>,
     pub(super) rules: BTreeMap<ServiceId, Arc<[RuleSpec]>>,
@@ -128,12 +130,15 @@ impl DataPlane {
             Command::UnwatchNextHop(address) => {
                 assert!(self.watched.remove(&address).is_some(), "{address} was not watched");
             }
-            Command::StartChecks { backend, name, target, check } => {
-                assert_ne!(check.kind, CheckKind::None);
-                assert!(self.rows.contains_key(&backend));
-                let checked = (name, target, check);
-                assert_ne!(self.checked.get(&backend), Some(&checked), "a check is started for nothing");
-                self.checked.insert(backend, checked);
+            Command::StartChecks(spec) => {
+                let spec = *spec;
+                assert_ne!(spec.check.kind, CheckKind::None);
+                assert!(self.rows.contains_key(&spec.backend));
+                assert!(again || spec.number > self.last_check, "a check is taken for another");
+                self.last_check = self.last_check.max(spec.number);
+                let as_before = self.checked.insert(spec.backend, spec.clone());
+                let as_before = as_before.map(|before| CheckSpec { number: spec.number, ..before });
+                assert!(again || as_before != Some(spec), "a check is started for nothing");
             }
             Command::StopChecks(id) => assert!(self.checked.remove(&id).is_some(), "{id:?} was not checked"),
             Command::Report(report) => assert!(!report.message.is_empty() && !report.message.contains('\n')),

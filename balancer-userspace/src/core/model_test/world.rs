@@ -19,7 +19,10 @@ use crate::{
     core::{
         controller::Controller,
         fixture::{KEY, backend, check, config, next_hop, now, service},
-        io::{Admin, BackendId, BackendName, Change, CheckOutcome, Command, Event, Refused, ServiceId, ServiceSpec},
+        io::{
+            Admin, BackendId, BackendName, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused,
+            ServiceId, ServiceSpec,
+        },
         merge::merge,
         next_hops::Hop,
         plan::Plan,
@@ -113,7 +116,11 @@ impl World {
         assert_eq!(self.plane.rows, old.rows);
         let live = |plane: &DataPlane| plane.tables.values().map(|tables| tables.0.clone()).collect::<Vec<_>>();
         assert_eq!(live(&self.plane), live(&old));
-        assert_eq!((&self.plane.services, &self.plane.checked), (&old.services, &old.checked));
+        assert_eq!(self.plane.services, old.services);
+        let unnumbered = |plane: &DataPlane| -> Vec<CheckSpec> {
+            plane.checked.values().map(|spec| CheckSpec { number: CheckNumber(0), ..spec.clone() }).collect()
+        };
+        assert_eq!(unnumbered(&self.plane), unnumbered(&old), "what was counted is lost");
         let set = |plane: &DataPlane| plane.rules.clone().into_iter().filter(|(_, rules)| !rules.is_empty()).collect();
         let rules: [BTreeMap<_, _>; 2] = [set(&self.plane), set(&old)];
         assert_eq!(rules[0], rules[1]);
@@ -164,7 +171,12 @@ impl World {
                     }
                 }
                 Event::Swept { known } => self.drains.swept(known),
-                Event::Checked { .. } | Event::Tick => {}
+                Event::Checked { backend, check, outcome, .. } => {
+                    if let Some(spec) = self.plane.checked.get_mut(backend).filter(|spec| spec.number == *check) {
+                        spec.health.record(outcome, &spec.check);
+                    }
+                }
+                Event::Tick => {}
             }
         }
         let before_all = self.controller.clone();
@@ -206,7 +218,7 @@ impl World {
             | Command::SetRules { .. } => true,
             Command::WatchNextHop(_)
             | Command::UnwatchNextHop(_)
-            | Command::StartChecks { .. }
+            | Command::StartChecks(_)
             | Command::StopChecks(_)
             | Command::Report(_) => false,
         };
@@ -252,7 +264,7 @@ impl World {
             {
                 commands.truncate(place);
                 commands.into_iter().for_each(|command| self.plane.apply(command));
-                self.controller = controller;
+                self.controller.undo(controller);
                 self.told_again(&old);
                 assert_eq!(self.seen(), before, "a change that failed left something behind");
             } else {
@@ -347,13 +359,16 @@ impl World {
         }
     }
 
-    fn check(outcome: u8) -> CheckOutcome {
-        match outcome {
+    /// A check that ended; one of a backend that is not checked as well.
+    fn checked(&self, backend: BackendId, outcome: u8) -> Event {
+        let outcome = match outcome {
             0 => CheckOutcome::Passed,
             1 => CheckOutcome::Soft("status 503".to_owned()),
             2 => CheckOutcome::Hard("connect: refused".to_owned()),
             _ => CheckOutcome::Hindered("no sockets".to_owned()),
-        }
+        };
+        let check = self.plane.checked.get(&backend).map(|spec| spec.number).unwrap_or_default();
+        Event::Checked { backend, check, outcome, took: Duration::from_millis(3) }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -369,17 +384,21 @@ impl World {
             Step::Check(index, outcome, times) => {
                 let Some((_, id, _)) = self.backend(index) else { return };
                 for _ in 0..times {
-                    let outcome = Self::check(outcome);
-                    self.event(Event::Checked { backend: id, outcome, took: Duration::from_millis(3) });
+                    self.event(self.checked(id, outcome));
                 }
+                // An answer to an earlier check, which was under way when this one began.
+                let before = self.seen();
+                if let Event::Checked { backend, check, outcome, took } = self.checked(id, 2) {
+                    let check = CheckNumber(check.0.saturating_sub(1));
+                    self.event(Event::Checked { backend, check, outcome, took });
+                }
+                assert_eq!(self.seen(), before);
             }
             Step::Together(all) => {
                 let mut events = Vec::new();
                 for (index, outcome) in all {
                     let Some((_, backend, _)) = self.backend(index) else { return };
-                    let outcome = Self::check(outcome);
-                    let event = Event::Checked { backend, outcome, took: Duration::from_millis(3) };
-                    events.extend(vec![event; 3]);
+                    events.extend(vec![self.checked(backend, outcome); 3]);
                 }
                 self.events(events);
             }

@@ -11,7 +11,7 @@ use crate::{
     config::model::{BackendConfig, CheckConfig},
     core::{
         health::Health,
-        io::{Admin, BackendId, BackendName, BackendSpec, CheckOutcome, Forced},
+        io::{Admin, BackendId, BackendName, BackendSpec, CheckNumber, CheckOutcome, Forced},
         next_hops::{Hop, NextHops},
         report::Transition,
         standing::{HealthFact, Standing, State},
@@ -48,6 +48,8 @@ pub struct Backend {
     pub(super) transitions: [u64; State::ALL.len()],
     /// What the shell was last told.
     pub(crate) told: Told,
+    /// Whether whoever checks it must forget what has been counted.
+    checked_anew: bool,
 }
 
 /// What the shell was last told about a backend.
@@ -55,7 +57,15 @@ pub struct Backend {
 pub(crate) struct Told {
     pub(crate) row: Option<BackendSpec>,
     pub(crate) watched: Option<IpAddr>,
-    pub(crate) check: Option<(SocketAddr, CheckConfig)>,
+    pub(crate) check: Option<ToldCheck>,
+}
+
+/// A check that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ToldCheck {
+    pub(crate) number: CheckNumber,
+    pub(crate) target: SocketAddr,
+    pub(crate) config: CheckConfig,
 }
 
 /// A health check that has ended.
@@ -147,6 +157,7 @@ impl Backend {
             forced: None,
             transitions: [0; State::ALL.len()],
             told: Told::default(),
+            checked_anew: false,
         }
     }
 
@@ -397,6 +408,35 @@ impl Backend {
     pub(crate) fn forget_verdict(&mut self) {
         self.health = Health::default();
         self.last_check = None;
+        self.checked_anew = true;
+    }
+
+    /// Whether the check that the shell was told of is the one that should run.
+    pub(crate) fn is_checked_as(&self, wanted: Option<&(SocketAddr, CheckConfig)>) -> bool {
+        match (&self.told.check, wanted) {
+            (None, None) => true,
+            (Some(told), Some((target, config))) => {
+                !self.checked_anew && told.target == *target && told.config == *config
+            }
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
+    /// Begins the check `number`. What was counted towards the next verdict counts on, unless it was something else that
+    /// was asked.
+    pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
+        let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
+        if self.told.check.as_ref().is_some_and(other) {
+            self.health.count_anew();
+        }
+        self.checked_anew = false;
+        self.told.check = Some(ToldCheck { number, target, config });
+    }
+
+    /// The check that runs.
+    #[must_use]
+    pub fn check_number(&self) -> Option<CheckNumber> {
+        self.told.check.as_ref().map(|told| told.number)
     }
 
     pub(super) fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {

@@ -5,6 +5,7 @@ mod restore;
 mod rules;
 
 pub use backend::Backend;
+pub(crate) use backend::ToldCheck;
 use backend::{Assessment, Drain, SlowStart};
 
 use std::{
@@ -19,7 +20,10 @@ use crate::{
     config::model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
     core::{
         health::{FailureKind, Verdict},
-        io::{Admin, BackendName, BackendSpec, CheckOutcome, Forced, RuleSpec, ServiceId, ServiceSpec},
+        io::{
+            Admin, BackendName, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, Forced, RuleSpec, ServiceId,
+            ServiceSpec,
+        },
         keys,
         maglev::Member,
         next_hops::{self, Hop, NextHops},
@@ -280,6 +284,18 @@ impl Service {
         wanted.then(|| (backend.config.check_target(check), check.clone()))
     }
 
+    /// What the shell is told of the check that runs on a backend.
+    pub(crate) fn check_spec(&self, backend: &Backend, told: &ToldCheck) -> CheckSpec {
+        CheckSpec {
+            backend: backend.id(),
+            number: told.number,
+            name: self.name_of(backend),
+            target: told.target,
+            check: told.config.clone(),
+            health: backend.health.clone(),
+        }
+    }
+
     /// The check of a backend: its own, or else the service's.
     pub(crate) fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
         backend.config.check.as_ref().unwrap_or(&self.settings.check)
@@ -289,12 +305,12 @@ impl Service {
     pub(crate) fn record(
         &mut self,
         index: usize,
-        outcome: &CheckOutcome,
-        took: Duration,
+        (number, outcome, took): (CheckNumber, &CheckOutcome, Duration),
         hops: &NextHops,
         now: Instant,
     ) -> bool {
-        let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.told.check.is_some()) else {
+        let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.check_number() == Some(number))
+        else {
             return false;
         };
         backend.record(outcome, took, &self.settings.check, now);

@@ -33,11 +33,11 @@ impl Check {
     ///
     /// # Errors
     /// When this machine lacks the means for it.
-    pub(super) fn new(name: &BackendName, target: SocketAddr, config: &CheckConfig) -> io::Result<Self> {
+    pub(super) async fn new(name: &BackendName, target: SocketAddr, config: &CheckConfig) -> io::Result<Self> {
         let what = match &config.kind {
             CheckKind::None | CheckKind::Tcp { .. } => What::Connection,
             CheckKind::Http(http) => What::Answer(Box::new(Question::new(target, http)?)),
-            CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, target, exec))),
+            CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, target, exec).await?)),
         };
         Ok(Self { target, timeout: config.timeout, what })
     }
@@ -62,7 +62,7 @@ impl Check {
         };
         let Some(question) = question else { return Ok(CheckOutcome::Passed) };
         match timeout_at(deadline, question.ask(stream)).await {
-            Ok(outcome) => Ok(outcome),
+            Ok(outcome) => outcome,
             Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
         }
     }

@@ -24,7 +24,7 @@ use crate::{
 };
 
 async fn check(target: SocketAddr, config: &CheckConfig) -> io::Result<CheckOutcome> {
-    Check::new(&name("web/web1"), target, config)?.run().await
+    Check::new(&name("web/web1"), target, config).await?.run().await
 }
 
 /// A server that reads a request and then does as told.

@@ -9,9 +9,14 @@ use std::{
     time::Duration,
 };
 
+use caps::{CapSet, Capability};
 use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
+    errno::Errno,
+    sys::{
+        prctl,
+        signal::{Signal, killpg},
+    },
+    unistd::{Gid, Pid, Uid, User, geteuid, setgroups, setresgid, setresuid},
 };
 use tokio::{
     io::AsyncReadExt as _,
@@ -34,11 +39,19 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// A program that checks one backend.
 pub(super) struct Program {
     command: Vec<String>,
+    account: Account,
     environment: [(&'static str, OsString); 5],
 }
 
 impl Program {
-    pub(super) fn new(name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> Self {
+    /// The program that checks backend `name` at `target`.
+    ///
+    /// # Errors
+    /// When it cannot run as the user that it is to run as.
+    pub(super) async fn new(name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> io::Result<Self> {
+        let user = exec.user.clone();
+        // Who is who may be known to another machine.
+        let account = tokio::task::spawn_blocking(move || Account::of(&user)).await.map_err(io::Error::other)??;
         let environment = [
             ("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH.into())),
             ("BALANCER_SERVICE", name.service.clone().into()),
@@ -46,7 +59,7 @@ impl Program {
             ("BALANCER_ADDRESS", target.ip().to_string().into()),
             ("BALANCER_PORT", target.port().to_string().into()),
         ];
-        Self { command: exec.command.clone(), environment }
+        Ok(Self { command: exec.command.clone(), account, environment })
     }
 
     /// Runs it to its end, or to `deadline`. Whatever it started is killed with it.
@@ -62,6 +75,9 @@ impl Program {
         command.args(arguments).env_clear().envs(self.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         command.process_group(0).kill_on_drop(true);
+        let account = self.account;
+        // SAFETY: between fork and exec it makes system calls alone, on values of its own.
+        unsafe { command.pre_exec(move || account.assume()) };
         let cannot_start = |error| io::Error::other(format!("cannot start {program:?}: {error}"));
         let mut child = command.spawn().map_err(cannot_start)?;
         // Its ends of the pipe.
@@ -90,6 +106,55 @@ impl Program {
             line.take(&buffer[..length]);
         }
         Ok(judge(status?, &line.told()))
+    }
+}
+
+/// Whom a program runs as.
+#[derive(Clone, Copy)]
+struct Account {
+    uid: Uid,
+    gid: Gid,
+    /// Whether this process may leave its own groups.
+    sheds_groups: bool,
+}
+
+impl Account {
+    /// The user's.
+    ///
+    /// # Errors
+    /// When there is no such user, or this process may not run a program as somebody else, and end it.
+    fn of(user: &str) -> io::Result<Self> {
+        let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;
+        let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+        let needed = [Capability::CAP_KILL, Capability::CAP_SETGID, Capability::CAP_SETUID];
+        let missing: Vec<String> =
+            needed.into_iter().filter(|&needed| !has(needed)).map(|missing| missing.to_string()).collect();
+        if found.uid != geteuid() && !missing.is_empty() {
+            let missing = missing.join(", ");
+            return Err(io::Error::other(format!("cannot run a program as user {user:?} without {missing}")));
+        }
+        Ok(Self { uid: found.uid, gid: found.gid, sheds_groups: has(Capability::CAP_SETGID) })
+    }
+
+    /// Makes the calling process this user's, without any power that it had, and without the means to gain one.
+    fn assume(self) -> io::Result<()> {
+        for capability in 0..64 {
+            // SAFETY: takes a number, and refuses one that it does not know or may not drop.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        }
+        if self.sheds_groups {
+            setgroups(&[])?;
+            setresgid(self.gid, self.gid, self.gid)?;
+        }
+        if self.uid != geteuid() {
+            setresuid(self.uid, self.uid, self.uid)?;
+        }
+        let refused = |_| io::Error::from(Errno::EPERM);
+        for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Permitted] {
+            caps::clear(None, set).map_err(refused)?;
+        }
+        // Where the bounding set could not be dropped, this keeps a file's or root's capabilities away.
+        Ok(prctl::set_no_new_privs()?)
     }
 }
 

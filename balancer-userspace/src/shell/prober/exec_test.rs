@@ -1,6 +1,8 @@
 //! `exec` checks of programs that end well, badly, or not at all.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+
+use nix::unistd::{User, geteuid};
 
 use super::check::Check;
 use crate::{
@@ -11,12 +13,17 @@ use crate::{
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
 
+/// Somebody else where that is possible.
+fn user() -> User {
+    if geteuid().is_root() { User::from_name("nobody") } else { User::from_uid(geteuid()) }.unwrap().unwrap()
+}
+
 async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
     let command = command.iter().map(|&word| word.to_owned()).collect();
-    let kind = CheckKind::Exec(ExecCheck { port: None, command });
+    let kind = CheckKind::Exec(ExecCheck { port: None, command, user: user().name });
     let config = CheckConfig { kind, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 };
     let target = "[2001:db8::9]:8080".parse().unwrap();
-    Check::new(&name("web/web1"), target, &config).unwrap().run().await.unwrap()
+    Check::new(&name("web/web1"), target, &config).await.unwrap().run().await.unwrap()
 }
 
 async fn sh(script: &str, timeout: Duration) -> CheckOutcome {
@@ -66,6 +73,52 @@ async fn output_without_end_is_cut() {
     assert_eq!(sh("yes", SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));
 }
 
+/// The first line of what a program says about itself.
+async fn said(script: &str) -> String {
+    let CheckOutcome::Soft(said) = sh(&format!("{script}; exit 1"), LONG).await else { panic!("it passed") };
+    said.trim_start_matches("exit code 1: ").to_owned()
+}
+
+#[tokio::test]
+async fn it_runs_as_its_user_without_groups_and_capabilities() {
+    let User { uid, gid, .. } = user();
+    assert_eq!(said("echo $(grep ^Uid: /proc/self/status)").await, format!("Uid: {uid} {uid} {uid} {uid}"));
+    assert_eq!(said("echo $(grep ^Gid: /proc/self/status)").await, format!("Gid: {gid} {gid} {gid} {gid}"));
+    assert_eq!(said("echo $(grep ^NoNewPrivs: /proc/self/status)").await, "NoNewPrivs: 1");
+    let sets = if geteuid().is_root() { "InhPrmEffBndAmb" } else { "InhPrmEffAmb" };
+    let none: Vec<&str> = vec!["0000000000000000"; sets.len() / 3];
+    let script = format!("echo $(grep '^Cap[{sets}]*:' /proc/self/status | cut -f2)");
+    assert_eq!(said(&script).await.split(' ').collect::<Vec<_>>(), none);
+    if geteuid().is_root() {
+        assert_eq!(said("echo $(grep ^Groups: /proc/self/status)").await, "Groups:");
+    }
+}
+
+/// Also as root, which has all capabilities back with each program that it starts.
+#[tokio::test]
+async fn root_has_no_capabilities_either() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let exec = ExecCheck {
+        port: None,
+        command: ["sh", "-c", "grep -q '^CapEff:.0*$' /proc/self/status && test $(id -u) = 0"]
+            .map(str::to_owned)
+            .to_vec(),
+        user: "root".to_owned(),
+    };
+    let config = CheckConfig {
+        kind: CheckKind::Exec(exec),
+        interval: LONG,
+        timeout: LONG,
+        fast_interval: LONG,
+        fall: 1,
+        rise: 1,
+    };
+    let check = Check::new(&name("web/web1"), "192.0.2.1:80".parse().unwrap(), &config).await.unwrap();
+    assert_eq!(check.run().await.unwrap(), CheckOutcome::Passed);
+}
+
 fn is_there(pid: &str) -> bool {
     // A dead one that waits for its parent counts as gone.
     let status = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
@@ -87,6 +140,7 @@ async fn gone(pids: &str) {
 #[tokio::test]
 async fn whatever_it_started_ends_with_it() {
     let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let file = directory.path().join("pids");
     let started = |then: &str| format!("sleep 600 & echo $$ $! > {}; {then}", file.display());
     assert_eq!(sh(&started("wait"), SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));

@@ -7,17 +7,14 @@ use futures_util::future::{self, Either};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
-use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{check::reason, tls};
 use crate::{
     config::{
         check::without_port,
-        model::{BodyTest, HttpCheck, StatusRanges},
+        model::{BodyTest, HttpCheck, StatusRanges, Tls},
     },
     core::io::CheckOutcome,
 };
@@ -30,7 +27,7 @@ const HEADERS: usize = 64 * 1024;
 /// What is asked, and what is wanted of the answer.
 pub(super) struct Question {
     request: Request<Empty<Bytes>>,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<(Tls, ServerName<'static>)>,
     expect_status: StatusRanges,
     expect_body: Option<BodyTest>,
 }
@@ -39,7 +36,7 @@ impl Question {
     /// What `check` asks of `target`.
     ///
     /// # Errors
-    /// When no certificate can be verified on this machine.
+    /// When it cannot be asked, which its configuration rules out.
     pub(super) fn new(target: SocketAddr, check: &HttpCheck) -> io::Result<Self> {
         let default_port = if check.tls.is_some() { 443 } else { 80 };
         let request = Request::builder()
@@ -56,7 +53,7 @@ impl Question {
             Some(settings) => {
                 let name = check.host.as_deref().map(|host| ServerName::try_from(without_port(host).to_owned()));
                 let name = name.unwrap_or_else(|| Ok(target.ip().into())).map_err(io::Error::other)?;
-                Some((tls::connector(settings)?, name))
+                Some((settings, name))
             }
         };
         let (expect_status, expect_body) = (check.expect_status.clone(), check.expect_body.clone());
@@ -69,15 +66,18 @@ impl Question {
     }
 
     /// Asks over `stream`.
-    pub(super) async fn ask(&self, stream: TcpStream) -> CheckOutcome {
+    ///
+    /// # Errors
+    /// When no certificate can be verified on this machine.
+    pub(super) async fn ask(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<CheckOutcome> {
         let answered = match &self.tls {
             None => self.converse(stream).await,
-            Some((connector, name)) => match connector.connect(name.clone(), stream).await {
+            Some((settings, name)) => match tls::connector(*settings).await?.connect(name.clone(), stream).await {
                 Ok(stream) => self.converse(stream).await,
-                Err(error) => return tls::failure(&error),
+                Err(error) => return Ok(tls::failure(&error)),
             },
         };
-        answered.unwrap_or_else(|error| failure(self.scheme(), &error))
+        Ok(answered.unwrap_or_else(|error| failure(self.scheme(), &error)))
     }
 
     async fn converse(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<CheckOutcome, hyper::Error> {

@@ -11,14 +11,14 @@ mod pace;
 mod rounds;
 mod tls;
 
-use std::{io, net::SocketAddr};
+use std::io;
 
 use tokio::{runtime, sync::mpsc};
 
 use self::rounds::{Order, Rounds};
 use crate::{
-    config::model::{CheckConfig, CheckKind},
-    core::io::{BackendId, BackendName, Event},
+    config::model::CheckKind,
+    core::io::{BackendId, CheckSpec, Event},
     shell::supervisor::{Supervisor, Thread},
 };
 
@@ -54,16 +54,14 @@ impl Prober {
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
 
-    /// Checks `target` for `backend` from now on instead of an earlier check of it. The first check comes at a random
-    /// moment of the first 500 ms (or `interval`, if that is shorter), so that many backends are not checked at once; each
-    /// next one `interval` (while a verdict is pending `fast_interval`) ± 10% after the start of the one before. Checks of
-    /// a backend never overlap. [`CheckKind::None`] checks nothing.
-    pub fn start(&mut self, backend: BackendId, name: BackendName, target: SocketAddr, check: CheckConfig) {
-        match check.kind {
-            CheckKind::None => self.stop(backend),
-            CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Exec(_) => {
-                self.order(Order::Start { backend, name, target, check: Box::new(check) });
-            }
+    /// Checks a backend from now on instead of an earlier check of it, and counts on where that has come to. The first
+    /// check comes at a random moment of the first 500 ms (or `interval`, if that is shorter), so that many backends are
+    /// not checked at once; each next one `interval` (while a verdict is pending `fast_interval`) ± 10% after the start of
+    /// the one before. Checks of a backend never overlap. [`CheckKind::None`] checks nothing.
+    pub fn start(&mut self, spec: CheckSpec) {
+        match spec.check.kind {
+            CheckKind::None => self.stop(spec.backend),
+            CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Exec(_) => self.order(Order::Start(Box::new(spec))),
         }
     }
 
@@ -82,15 +80,24 @@ impl Prober {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{net::SocketAddr, time::Duration};
 
+    use nix::unistd::{User, geteuid};
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::{config::model::ExecCheck, core::io::CheckOutcome};
+    use crate::{
+        config::model::{CheckConfig, ExecCheck},
+        core::{
+            fixture::name,
+            health::Health,
+            io::{CheckNumber, CheckOutcome},
+        },
+    };
 
-    fn name() -> BackendName {
-        BackendName { service: "web".to_owned(), backend: "web1".to_owned() }
+    fn spec(backend: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
+        let (backend, number) = (BackendId(backend), CheckNumber(u64::from(backend)));
+        CheckSpec { backend, number, name: name("web/web1"), target, check, health: Health::default() }
     }
 
     fn tcp() -> CheckConfig {
@@ -117,7 +124,7 @@ mod tests {
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
-        prober.start(BackendId(7), name(), target, tcp());
+        prober.start(spec(7, target, tcp()));
         assert_eq!(next(&mut events).await, (BackendId(7), CheckOutcome::Passed));
         assert_eq!(next(&mut events).await, (BackendId(7), CheckOutcome::Passed));
         drop(listener);
@@ -132,14 +139,14 @@ mod tests {
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        prober.start(BackendId(1), name(), open.local_addr().unwrap(), tcp());
+        prober.start(spec(1, open.local_addr().unwrap(), tcp()));
         next(&mut events).await;
-        prober.start(BackendId(1), name(), closed, tcp());
+        prober.start(spec(1, closed, tcp()));
         while next(&mut events).await.1 == CheckOutcome::Passed {}
         assert!(matches!(next(&mut events).await.1, CheckOutcome::Hard(_)));
 
-        prober.start(BackendId(1), name(), closed, CheckConfig { kind: CheckKind::None, ..tcp() });
-        prober.start(BackendId(2), name(), closed, tcp());
+        prober.start(spec(1, closed, CheckConfig { kind: CheckKind::None, ..tcp() }));
+        prober.start(spec(2, closed, tcp()));
         while next(&mut events).await.0 != BackendId(2) {}
         for _ in 0..3 {
             assert_eq!(next(&mut events).await.0, BackendId(2));
@@ -167,7 +174,7 @@ mod tests {
             rise: 1000,
             ..tcp()
         };
-        prober.start(BackendId(1), name(), target, check);
+        prober.start(spec(1, target, check));
         for _ in 0..3 {
             assert_eq!(next(&mut events).await.1, CheckOutcome::Hard("connect: refused".to_owned()));
         }
@@ -176,12 +183,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn counting_goes_on_where_it_has_come_to() {
+        let (sender, mut events) = mpsc::channel(1);
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        drop(listener);
+        // Only a check of a pending verdict comes soon after another one.
+        let check = CheckConfig { interval: Duration::from_secs(3600), fall: 4, ..tcp() };
+        let mut health = Health::default();
+        (0..2).for_each(|_| health.record(&CheckOutcome::Hard("connect: refused".to_owned()), &check));
+        let number = CheckNumber(9);
+        prober.start(CheckSpec { number, health, ..spec(1, target, check) });
+        for _ in 0..2 {
+            let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await.expect("an event");
+            let Some(Event::Checked { check, .. }) = event else { panic!("{event:?}") };
+            assert_eq!(check, number);
+        }
+        assert!(tokio::time::timeout(Duration::from_millis(500), events.recv()).await.is_err(), "the verdict is there");
+    }
+
+    #[tokio::test]
     async fn a_program_that_cannot_be_started_says_nothing_of_the_backend() {
         let (sender, mut events) = mpsc::channel(1);
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
-        let exec = ExecCheck { port: None, command: vec!["/nonexistent/check".to_owned()] };
+        let user = User::from_uid(geteuid()).unwrap().unwrap().name;
+        let exec = ExecCheck { port: None, command: vec!["/nonexistent/check".to_owned()], user };
         let check = CheckConfig { kind: CheckKind::Exec(exec), ..tcp() };
-        prober.start(BackendId(1), name(), "127.0.0.1:80".parse().unwrap(), check);
+        prober.start(spec(1, "127.0.0.1:80".parse().unwrap(), check));
         let why = "cannot start \"/nonexistent/check\": No such file or directory (os error 2)";
         assert_eq!(next(&mut events).await.1, CheckOutcome::Hindered(why.to_owned()));
     }

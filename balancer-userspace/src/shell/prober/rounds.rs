@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::pending,
+    io,
     net::SocketAddr,
     panic,
     time::Duration,
@@ -17,10 +18,7 @@ use tokio::{
 use super::{check::Check, pace::Pace};
 use crate::{
     config::model::CheckConfig,
-    core::{
-        health::Health,
-        io::{BackendId, BackendName, CheckOutcome, Event},
-    },
+    core::io::{BackendId, BackendName, CheckNumber, CheckOutcome, CheckSpec, Event},
 };
 
 /// How long an outcome that is only counted may wait for others, so that the controller is woken once for all of them.
@@ -31,15 +29,15 @@ const FOUND: usize = 1024;
 /// What is to be checked.
 #[derive(Debug)]
 pub(super) enum Order {
-    Start { backend: BackendId, name: BackendName, target: SocketAddr, check: Box<CheckConfig> },
+    Start(Box<CheckSpec>),
     Stop(BackendId),
 }
 
 /// How a check ended.
 struct Found {
-    /// Which of all the tasks says so; a backend may have had others.
-    task: u64,
     backend: BackendId,
+    /// Which of its checks says so.
+    number: CheckNumber,
     outcome: CheckOutcome,
     took: Duration,
     /// Whether it may change what the controller thinks of the backend.
@@ -49,9 +47,8 @@ struct Found {
 /// The tasks, and what they found that the controller has not been told.
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
-    tasks: HashMap<BackendId, (u64, AbortHandle)>,
+    tasks: HashMap<BackendId, (CheckNumber, AbortHandle)>,
     running: JoinSet<()>,
-    started: u64,
     origin: Instant,
     held: VecDeque<(BackendId, Event)>,
     /// When what is held is to be told.
@@ -61,7 +58,7 @@ pub(super) struct Rounds {
 impl Rounds {
     pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
         let (tasks, held) = (HashMap::new(), VecDeque::new());
-        Self { events, tasks, running: JoinSet::new(), started: 0, origin: Instant::now(), held, due: None }
+        Self { events, tasks, running: JoinSet::new(), origin: Instant::now(), held, due: None }
     }
 
     /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
@@ -106,25 +103,27 @@ impl Rounds {
     }
 
     fn obey(&mut self, order: Order, found: &mpsc::Sender<Found>) {
-        let (Order::Start { backend, .. } | Order::Stop(backend)) = order;
+        let backend = match &order {
+            Order::Start(spec) => spec.backend,
+            Order::Stop(backend) => *backend,
+        };
         if let Some((_, task)) = self.tasks.remove(&backend) {
             task.abort();
             self.held.retain(|(held, _)| *held != backend);
         }
-        if let Order::Start { backend, name, target, check } = order {
-            self.started += 1;
+        if let Order::Start(spec) = order {
             let pace = Pace::new(fastrand::Rng::new(), self.origin);
-            let round = Round { task: self.started, backend, name, target, check };
-            let task = self.running.spawn(round.run(pace, found.clone()));
-            self.tasks.insert(backend, (self.started, task));
+            let number = spec.number;
+            let task = self.running.spawn(run(*spec, pace, found.clone()));
+            self.tasks.insert(backend, (number, task));
         }
     }
 
     /// Whether the controller is to be told at once.
     fn hold(&mut self, found: Found) -> bool {
-        let Found { task, backend, outcome, took, matters } = found;
-        if self.tasks.get(&backend).is_some_and(|(current, _)| *current == task) {
-            self.held.push_back((backend, Event::Checked { backend, outcome, took }));
+        let Found { backend, number, outcome, took, matters } = found;
+        if self.tasks.get(&backend).is_some_and(|(current, _)| *current == number) {
+            self.held.push_back((backend, Event::Checked { backend, check: number, outcome, took }));
             self.due.get_or_insert_with(|| Instant::now() + HELD);
         }
         matters || self.held.len() == FOUND
@@ -132,47 +131,46 @@ impl Rounds {
 }
 
 /// The checks of one backend.
-struct Round {
-    task: u64,
-    backend: BackendId,
-    name: BackendName,
-    target: SocketAddr,
-    check: Box<CheckConfig>,
+async fn run(spec: CheckSpec, mut pace: Pace, found: mpsc::Sender<Found>) {
+    let CheckSpec { backend, number, name, target, check: config, mut health } = spec;
+    let first = if health.is_pending() { config.fast_interval } else { config.interval };
+    sleep_until(pace.first(Instant::now(), first)).await;
+    let mut check = None;
+    let mut hindered = false;
+    loop {
+        let start = Instant::now();
+        let outcome = once(&mut check, &name, target, &config).await.unwrap_or_else(|error| {
+            let why = error.to_string();
+            if !hindered {
+                tracing::warn!("backend {name} cannot be checked: {why} on this machine; its health stays as it is");
+            }
+            CheckOutcome::Hindered(why)
+        });
+        hindered = matches!(outcome, CheckOutcome::Hindered(_));
+        // As the controller counts, which is told the same.
+        let (verdict, was_pending) = (health.verdict().clone(), health.is_pending());
+        health.record(&outcome, &config);
+        let matters = was_pending || health.is_pending() || *health.verdict() != verdict;
+        if found.send(Found { backend, number, outcome, took: start.elapsed(), matters }).await.is_err() {
+            return;
+        }
+        let interval = if health.is_pending() { config.fast_interval } else { config.interval };
+        sleep_until(pace.next(start, interval)).await;
+    }
 }
 
-impl Round {
-    async fn run(self, mut pace: Pace, found: mpsc::Sender<Found>) {
-        let Self { task, backend, name, target, check: config } = self;
-        sleep_until(pace.first(Instant::now(), config.interval)).await;
-        let check = Check::new(&name, target, &config);
-        // As the controller counts, which is told the same.
-        let mut health = Health::default();
-        let mut hindered = false;
-        loop {
-            let start = Instant::now();
-            let outcome = match &check {
-                Ok(check) => check.run().await.map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            let outcome = outcome.unwrap_or_else(|why| {
-                if !hindered {
-                    tracing::warn!(
-                        "backend {name} cannot be checked: {why} on this machine; its health stays as it is"
-                    );
-                }
-                CheckOutcome::Hindered(why)
-            });
-            hindered = matches!(outcome, CheckOutcome::Hindered(_));
-            let (verdict, was_pending) = (health.verdict().clone(), health.is_pending());
-            health.record(&outcome, &config);
-            let matters = was_pending || health.is_pending() || *health.verdict() != verdict;
-            if found.send(Found { task, backend, outcome, took: start.elapsed(), matters }).await.is_err() {
-                return;
-            }
-            let interval = if health.is_pending() { config.fast_interval } else { config.interval };
-            sleep_until(pace.next(start, interval)).await;
-        }
-    }
+/// Checks once, by what was made ready before if it could be.
+async fn once(
+    check: &mut Option<Check>,
+    name: &BackendName,
+    target: SocketAddr,
+    config: &CheckConfig,
+) -> io::Result<CheckOutcome> {
+    let check = match check {
+        Some(check) => check,
+        None => check.insert(Check::new(name, target, config).await?),
+    };
+    check.run().await
 }
 
 #[cfg(test)]
