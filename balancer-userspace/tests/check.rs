@@ -144,6 +144,7 @@ fn doubtful_settings_are_warned_of_and_accepted() {
     let backend = "[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\n";
     for (settings, warning) in [
         ("table_size = 97\n", ":6: warning: table_size = 97 is below 100 slots for each of 1 backends"),
+        ("renamed_from = \"web\"\n", ":6: warning: renamed_from = \"web\" is its name: leave it out"),
         ("remember = \"0s\"\nfailback = \"stay\"\n", ":7: warning: failback = \"stay\" has no effect without memory"),
     ] {
         let (_directory, file) = written(format!("{GOOD}{settings}{backend}"));

@@ -50,6 +50,7 @@ fn defaults() {
         statistics: StatisticsConfig::default(),
         services: vec![ServiceConfig {
             name: "web".to_owned(),
+            renamed_from: None,
             address: address("198.51.100.10:80"),
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Nat,
@@ -66,6 +67,7 @@ fn defaults() {
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
+                renamed_from: None,
                 address: address("10.0.0.11:8080"),
                 weight: 100,
                 backup: false,

@@ -124,6 +124,19 @@ impl Site {
         self.start_again()
     }
 
+    /// Kills the balancer without a farewell and starts it with its configuration file as somebody has edited it.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn kill_and_restart_with_the_file_as_it_is(&mut self) -> Result<()> {
+        self.controller.process().kill()?;
+        let files = self.files.path();
+        let (binary, socket, log) = (self.settings.binary()?, files.join("balancer.sock"), files.join("balancer.log"));
+        self.controller = Controller::start(self.topology.balancer(), &binary, &config_path(files), &socket, &log)?;
+        self.controller.wait_ready(PATIENCE)?;
+        Ok(())
+    }
+
     /// Starts a balancer where one has ended, with the same settings.
     ///
     /// # Errors

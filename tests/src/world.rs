@@ -19,6 +19,7 @@ use balancer::{
         controller::Controller,
         held::Held,
         io::{Admin, BackendName, Change, CheckOutcome, Command, Event, NextHop},
+        plan::Planned,
     },
     shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
 };
@@ -51,6 +52,8 @@ pub struct World {
     /// What backends that are gone have counted.
     departed: Counters,
     held: Held,
+    /// Known clients that changes made strangers.
+    forgotten: u64,
 }
 
 /// Counters of a service.
@@ -97,10 +100,18 @@ impl World {
     }
 
     fn at(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        Self::of(&text(vip, net, settings, backends, clients))
+    }
+
+    /// A world of a configuration file, whose (first) service the clients of [`World::connect`] and the like come to.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn of(text: &str) -> anyhow::Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("this test needs root: it loads the program into the kernel");
         }
-        let config = configuration(vip, net, settings, backends, clients)?;
+        let config = parse(text)?;
         // The loopback's index: where test runs come in by.
         let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
@@ -115,6 +126,7 @@ impl World {
             backends: HashMap::new(),
             departed: Counters::default(),
             held: Held::default(),
+            forgotten: 0,
         };
         let commands = world.controller.start(start);
         world.execute(commands)?;
@@ -126,12 +138,19 @@ impl World {
     }
 
     fn execute(&mut self, commands: Vec<Command>) -> anyhow::Result<()> {
-        let mut watched = Vec::new();
+        let (mut watched, mut published) = (Vec::new(), false);
         for command in commands {
             self.carry_out(&command)?;
             self.held.note(&command);
+            published |= matches!(command, Command::PublishServices(_));
             if let Command::WatchNextHop(address) = command {
                 watched.push(address);
+            }
+        }
+        if published {
+            for (_, forgotten) in self.dataplane.complete() {
+                self.departed.moves[MoveCause::Forgotten.index()] += forgotten.moved;
+                self.forgotten += forgotten.clients;
             }
         }
         // What comes of a command comes after all of them.
@@ -262,9 +281,27 @@ impl World {
     /// # Errors
     /// As [`World::reload`].
     pub fn reload_with(&mut self, settings: &str, backends: u8, clients: u32, more: &str) -> anyhow::Result<String> {
-        let text = text(VIP, "10.0.0.", settings, backends, clients) + more;
-        let config = config::parse(Path::new("world.toml"), text.as_bytes())?.0;
-        self.change(Change::Reload(Box::new(config)))
+        self.apply(&(text(VIP, "10.0.0.", settings, backends, clients) + more))
+    }
+
+    /// Takes over a configuration file.
+    ///
+    /// # Errors
+    /// As [`World::reload`].
+    pub fn apply(&mut self, text: &str) -> anyhow::Result<String> {
+        let message = self.change(Change::Reload(Box::new(parse(text)?)))?;
+        self.name_backends();
+        Ok(message)
+    }
+
+    /// What taking over a configuration file would do, its known clients counted.
+    ///
+    /// # Errors
+    /// As [`World::reload`].
+    pub fn plan(&self, text: &str) -> anyhow::Result<Planned> {
+        let plan = self.controller.plan(Change::Reload(Box::new(parse(text)?)), self.now())?;
+        let clients = self.dataplane.known_clients();
+        Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each(&mut *count))))
     }
 
     /// Lets `seconds` pass at once, and looks at the client table as it is then.
@@ -369,6 +406,12 @@ impl World {
         Ok(sum)
     }
 
+    /// Known clients that changes made strangers so far.
+    #[must_use]
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
     /// What is shown of a backend: its state and its known clients.
     ///
     /// # Errors
@@ -404,7 +447,10 @@ impl Counters {
 }
 
 fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Config> {
-    let text = text(vip, net, settings, backends, clients);
+    parse(&text(vip, net, settings, backends, clients))
+}
+
+fn parse(text: &str) -> anyhow::Result<Config> {
     Ok(config::parse(Path::new("world.toml"), text.as_bytes())?.0)
 }
 

@@ -304,15 +304,21 @@ pub struct Applied {
     /// With `dry_run`: where file and run time differ, and what else would come of it.
     #[serde(default)]
     pub differences: Vec<String>,
-    /// With `dry_run`: the services in which slots would move.
+    /// The services in which slots or known clients move or would move, or clients are forgotten, as planned right before
+    /// the change.
     #[serde(default)]
     pub services: Vec<PlanView>,
 }
 
 impl From<Planned> for Applied {
     fn from(planned: Planned) -> Self {
-        let moves = |service: &PlanView| service.slots_moved > 0 || service.known_clients_moved > 0;
-        let services = planned.services.into_iter().filter(moves).collect();
+        let does_something = |service: &PlanView| {
+            service.slots_moved > 0
+                || service.known_clients_moved > 0
+                || service.known_clients_draining > 0
+                || service.known_clients_forgotten > 0
+        };
+        let services = planned.services.into_iter().filter(does_something).collect();
         Self { message: planned.message, differences: planned.reports, services }
     }
 }
@@ -380,6 +386,17 @@ pub struct PlanView {
     pub known_clients_moved: u64,
     /// Known clients that would stay with a backend that begins to drain, until its deadline.
     pub known_clients_draining: u64,
+    /// Known clients that would be strangers: forgotten, because they are hashed otherwise from then on, or because the
+    /// service is removed or remembers for a shorter time. Each is counted as moved at once, under `forgotten`, unless the
+    /// table sends it to the same backend, or nobody takes over the service's address.
+    #[serde(default)]
+    pub known_clients_forgotten: u64,
+    /// Why, where there are some.
+    #[serde(default)]
+    pub forgotten_because: Option<String>,
+    /// Whether the service would be removed.
+    #[serde(default)]
+    pub removed: bool,
     /// From whom to whom.
     pub moves: Vec<MoveView>,
 }

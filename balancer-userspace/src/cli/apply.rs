@@ -53,7 +53,7 @@ fn refuse(file: &std::path::Path, bytes: &[u8]) -> Failure {
 
 fn render(applied: &Applied, dry_run: bool) -> String {
     let mut text: String = applied.differences.iter().map(|line| format!("{line}\n")).collect();
-    for service in &applied.services {
+    for service in applied.services.iter().filter(|_| dry_run) {
         text += &plan::text(service);
     }
     let prefix = if dry_run { "dry run, nothing was changed: " } else { "" };

@@ -34,14 +34,21 @@ pub(super) async fn run(client: &Client, Verb::Backend { json, change }: Verb) -
 /// A plan for one service.
 pub(super) fn text(plan: &PlanView) -> String {
     let clients = |number: u64| counted(number as usize, "known client");
-    let mut text = format!(
-        "service {}: {} of {} slots would move, {} needless; {} would move\n",
-        plan.service,
-        grouped(plan.slots_moved),
-        grouped(plan.table_size),
-        grouped(plan.needless_slots_moved),
-        clients(plan.known_clients_moved),
-    );
+    let mut text = if plan.removed {
+        format!("service {}: would be removed\n", plan.service)
+    } else {
+        format!(
+            "service {}: {} of {} slots would move, {} needless; {} would move\n",
+            plan.service,
+            grouped(plan.slots_moved),
+            grouped(plan.table_size),
+            grouped(plan.needless_slots_moved),
+            clients(plan.known_clients_moved),
+        )
+    };
+    if let Some(why) = &plan.forgotten_because {
+        text += &format!("{} would be forgotten: {why}\n", clients(plan.known_clients_forgotten));
+    }
     if plan.known_clients_draining > 0 {
         text += &format!("{} would stay until the drain ends\n", clients(plan.known_clients_draining));
     }

@@ -85,6 +85,9 @@ pub enum OnExit {
 pub struct ServiceConfig {
     /// Unique name, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
+    /// The name that it is hashed under, where that is an earlier one.
+    #[serde(default)]
+    pub renamed_from: Option<String>,
     /// VIP and port; port 0 is every port.
     pub address: SocketAddr,
     /// TCP or UDP.
@@ -126,6 +129,9 @@ pub struct ServiceConfig {
 pub struct BackendConfig {
     /// Unique in its service, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
+    /// The name that it is hashed under, where that is an earlier one.
+    #[serde(default)]
+    pub renamed_from: Option<String>,
     /// Address and port. Without a port in the file: the service's.
     pub address: SocketAddr,
     /// Share of new clients; 0 takes none.

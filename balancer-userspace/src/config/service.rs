@@ -15,7 +15,7 @@ use super::{
     section::{Located, Section},
     value,
 };
-use crate::shell::snapshot::forwarding_word;
+use crate::{core::renames, shell::snapshot::forwarding_word};
 
 const FORWARDING: &[(&str, Forwarding)] =
     &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat), ("ipip", Forwarding::Ipip), ("gue", Forwarding::Gue)];
@@ -51,6 +51,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     section.require("address", "address = \"ADDR:PORT\", the virtual IP and port", findings);
     section.require("forwarding", "forwarding = \"dsr\" or \"nat\"", findings);
     let name = section.text("name", findings, value::name);
+    let renamed_from = renamed_from(&mut section, name.as_ref(), findings);
     let address = section.text("address", findings, value::service_address);
     let protocol = section.text("protocol", findings, |text| {
         value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
@@ -108,6 +109,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let backends: Vec<_> =
         backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
     duplicate_names(&backends, findings);
+    hashed_alike(&backends, findings);
     if backend_count == 0 {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
@@ -122,6 +124,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         backends_at,
         service: ServiceConfig {
             name: name.value,
+            renamed_from,
             address: address.value,
             protocol,
             forwarding: forwarding.value,
@@ -139,6 +142,20 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
             backends,
         },
     })
+}
+
+/// A `renamed_from` that says the present name says nothing.
+fn renamed_from(
+    section: &mut Section<'_>,
+    name: Option<&Located<String>>,
+    findings: &mut Findings<'_>,
+) -> Option<String> {
+    let from = section.text("renamed_from", findings, value::name)?;
+    let renamed = name.is_none_or(|name| name.value != from.value);
+    if !renamed {
+        findings.warn(from.at, format!("renamed_from = {:?} is its name: leave it out", from.value));
+    }
+    renamed.then_some(from.value)
 }
 
 fn client_prefix(mut section: Section<'_>, findings: &mut Findings<'_>) -> ClientPrefix {
@@ -222,6 +239,7 @@ fn backend(
     section.require("name", "name = \"…\"", findings);
     section.require("address", "address = \"ADDR\" or \"ADDR:PORT\"", findings);
     let name = section.text("name", findings, value::name);
+    let renamed_from = renamed_from(&mut section, name.as_ref(), findings);
     let address = section.text("address", findings, value::address);
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
@@ -246,12 +264,24 @@ fn backend(
         address_at: address.at,
         config: BackendConfig {
             name: name.value,
+            renamed_from,
             address: socket,
             weight,
             backup,
             check: check.map(|check| check.value),
         },
     })
+}
+
+fn hashed_alike(backends: &[PlacedBackend], findings: &mut Findings<'_>) {
+    let configs: Vec<BackendConfig> = backends.iter().map(|backend| backend.config.clone()).collect();
+    if let Some((first, second)) = renames::hashed_alike(&configs)
+        && first.name != second.name
+    {
+        let at =
+            backends.iter().find(|backend| backend.config.name == second.name).map_or(0, |backend| backend.name_at);
+        findings.error(at, renames::text(first, second));
+    }
 }
 
 /// Whether the service's packets can be forwarded to `backend`.

@@ -16,6 +16,7 @@ use super::{
     service::{Placed, service},
     value,
 };
+use crate::core::renames;
 
 const STATE_FILE: &str = "/var/lib/balancer/state.json";
 /// Where the control socket is unless somebody says otherwise.
@@ -155,6 +156,13 @@ fn relations(services: &[Placed], findings: &mut Findings<'_>) {
             );
             findings.error(*address_at, text);
         }
+    }
+    let configs: Vec<_> = services.iter().map(|placed| placed.service.clone()).collect();
+    if let Some((first, second)) = renames::hashed_alike(&configs)
+        && first.name != second.name
+    {
+        let at = services.iter().find(|placed| placed.service.name == second.name).map_or(0, |placed| placed.name_at);
+        findings.error(at, renames::text(first, second));
     }
     limits(services, findings);
     returns(services, findings);

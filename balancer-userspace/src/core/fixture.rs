@@ -50,13 +50,21 @@ pub(crate) fn check() -> CheckConfig {
 }
 
 pub(crate) fn backend(name: &str, at: &str) -> BackendConfig {
-    BackendConfig { name: name.to_owned(), address: address(at), weight: 100, backup: false, check: None }
+    BackendConfig {
+        name: name.to_owned(),
+        renamed_from: None,
+        address: address(at),
+        weight: 100,
+        backup: false,
+        check: None,
+    }
 }
 
 /// A service at `at` with backends `NAME ADDRESS:PORT`.
 pub(crate) fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) -> ServiceConfig {
     ServiceConfig {
         name: name.to_owned(),
+        renamed_from: None,
         address: address(at),
         protocol: Protocol::Tcp,
         forwarding,

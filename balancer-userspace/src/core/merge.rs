@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::{
     config::model::{BackendConfig, ServiceConfig},
-    core::{io::BackendName, validate},
+    core::{io::BackendName, renames::Named as _, validate},
 };
 
 /// What comes of a merge.
@@ -34,7 +34,16 @@ pub fn merge(
     let written = file.clone();
     let mut additions = Vec::new();
     for service in now.iter().filter(|service| !file.iter().any(|other| other.name == service.name)) {
-        merged.differences.push(format!("service {} is no longer in the file: removed", service.name));
+        let mut line = format!("service {} is no longer in the file: removed", service.name);
+        let at = |other: &&ServiceConfig| (other.address, other.protocol) == (service.address, service.protocol);
+        if let Some(heir) = file.iter().find(at).filter(|heir| !now.iter().any(|other| other.name == heir.name)) {
+            line += &format!(
+                "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
+                heir.name,
+                service.identity()
+            );
+        }
+        merged.differences.push(line);
     }
     for mut service in file {
         let of = |services: &[ServiceConfig]| -> HashMap<String, BackendConfig> {
@@ -85,7 +94,17 @@ pub fn merge(
             let Some(backend) = present.remove(&name) else { continue };
             let full = format!("{}/{name}", service.name);
             if base.contains_key(&name) {
-                merged.differences.push(format!("backend {full} is no longer in the file: removed"));
+                let mut line = format!("backend {full} is no longer in the file: removed");
+                let heir =
+                    backends.iter().find(|heir| heir.address == backend.address && !base.contains_key(&heir.name));
+                if let Some(heir) = heir {
+                    line += &format!(
+                        "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
+                        heir.name,
+                        backend.identity()
+                    );
+                }
+                merged.differences.push(line);
             } else {
                 additions.push((merged.services.len(), backend));
             }

@@ -5,6 +5,7 @@
 //! `tokio::time::Instant::now().into_std()`.
 
 pub mod controller;
+pub mod forgets;
 pub mod health;
 pub mod held;
 pub mod history;
@@ -14,6 +15,7 @@ pub mod locate;
 pub mod maglev;
 pub mod merge;
 pub mod plan;
+pub(crate) mod renames;
 pub mod rules;
 pub mod service;
 pub mod standing;
@@ -24,7 +26,7 @@ pub mod validate;
 
 mod ids;
 mod next_hops;
-mod report;
+pub(crate) mod report;
 
 #[cfg(test)]
 mod controller_test;

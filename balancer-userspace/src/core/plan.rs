@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use balancer_common::{
@@ -20,10 +20,13 @@ use crate::{
     config::model::Failback,
     core::{
         controller::Controller,
+        forgets::Forgets,
         io::{Change, Command, Event, NextHop, Refused, ServiceId},
+        report,
         service::{Backend, Service},
         table::Moves,
     },
+    words::counted,
 };
 
 /// What a change would do.
@@ -33,7 +36,7 @@ pub struct Plan {
     pub message: String,
     /// Further lines: what it would bring about beyond what it names.
     pub reports: Vec<String>,
-    /// The services that there are before and after.
+    /// The services that there are before.
     pub services: Vec<ServicePlan>,
 }
 
@@ -57,9 +60,12 @@ pub struct ServicePlan {
     pub id: ServiceId,
     moves: Moves,
     before: Side,
-    after: Side,
+    /// `None`: the service is removed.
+    after: Option<Side>,
     /// Names of its backends, before and after, by id.
     names: HashMap<u16, String>,
+    /// Whom it forgets.
+    forgets: Option<Forgets>,
 }
 
 /// A service before or after the change.
@@ -79,6 +85,7 @@ struct Side {
 struct Census {
     moved: BTreeMap<(u16, u16), u64>,
     draining: u64,
+    forgotten: u64,
 }
 
 impl Controller {
@@ -97,27 +104,29 @@ impl Controller {
         let reports = commands
             .into_iter()
             .filter_map(|command| if let Command::Report(report) = command { Some(report.message) } else { None });
-        let services = self.services().iter().filter_map(|before| {
-            let after = copy.service(before.name()).ok()?;
-            let all = before.backends().iter().chain(after.backends());
-            Some(ServicePlan {
-                service: before.name().to_owned(),
+        let services = self.services().iter().map(|before| {
+            let after = copy.services().iter().find(|service| service.id() == before.id());
+            let all = before.backends().iter().chain(after.into_iter().flat_map(Service::backends));
+            ServicePlan {
+                service: after.unwrap_or(before).name().to_owned(),
                 id: before.id(),
-                moves: after.moves_since(before),
+                moves: after.map(|after| after.moves_since(before)).unwrap_or_default(),
                 before: Side::of(before),
-                after: Side::of(after),
+                after: after.map(Side::of),
                 names: all.map(|backend| (backend.id().0, backend.name().to_owned())).collect(),
-            })
+                forgets: before.spec().forgets(after.map(Service::spec).as_ref()),
+            }
         });
         Ok(Plan { message, reports: reports.collect(), services: services.collect() })
     }
 }
 
 impl Plan {
-    /// Counts the known clients whose entries `entries` gives, each by the service of its backend.
+    /// Counts the known clients whose entries `entries` gives, with the time since they were seen, each by the service of
+    /// its backend.
     #[must_use]
-    pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry))) -> Planned {
-        let Self { message, reports, services } = self;
+    pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
+        let Self { mut message, reports, services } = self;
         let mut owners: Vec<Option<usize>> = vec![None; MAX_BACKENDS as usize];
         for (index, service) in services.iter().enumerate() {
             for &id in service.names.keys() {
@@ -127,15 +136,27 @@ impl Plan {
             }
         }
         let mut censuses = vec![Census::default(); services.len()];
-        entries(&mut |entry| {
+        entries(&mut |entry, seen| {
             let owner = owners.get(usize::from(entry.backend())).copied().flatten();
             let of = owner.and_then(|index| Some((services.get(index)?, censuses.get_mut(index)?)));
             if let Some((service, census)) = of {
-                service.count(entry, census);
+                service.count(entry, seen, census);
             }
         });
-        let views = services.iter().zip(&censuses).map(|(service, census)| service.view(census));
-        Planned { message, reports, services: views.collect() }
+        let views: Vec<PlanView> =
+            services.iter().zip(&censuses).map(|(service, census)| service.view(census)).collect();
+        message += &clients_moved(&views);
+        message += &report::clients_forgotten(views.iter().map(|view| view.known_clients_forgotten).sum());
+        Planned { message, reports, services: views }
+    }
+}
+
+/// How many known clients go elsewhere, as a part of a sentence; nothing where nobody does.
+#[must_use]
+pub fn clients_moved(services: &[PlanView]) -> String {
+    match services.iter().map(|view| view.known_clients_moved).sum::<u64>() {
+        0 => String::new(),
+        moved => format!(", {} moved", counted(moved as usize, "known client")),
     }
 }
 
@@ -166,6 +187,12 @@ impl Side {
         }
     }
 
+    /// Where the live table sends a client.
+    fn live(&self, entry: Entry) -> Option<u16> {
+        let place = slot(entry.0, self.table.len() as u32) as usize;
+        self.table.get(place).copied().filter(|&live| live != ALL_DOWN && live != NO_BACKEND)
+    }
+
     /// Where a known client's next connection goes.
     fn steer(&self, entry: Entry) -> Option<u16> {
         let place = slot(entry.0, self.table.len() as u32) as usize;
@@ -190,15 +217,22 @@ impl Side {
 impl ServicePlan {
     /// Counts a known client of this service by its entry. One that is on its way to another backend already is not moved
     /// by the change.
-    fn count(&self, entry: Entry, census: &mut Census) {
+    fn count(&self, entry: Entry, seen: Duration, census: &mut Census) {
         let at = entry.backend();
+        let forgets = self.forgets.filter(|forgets| forgets.includes(seen));
+        census.forgotten += u64::from(forgets.is_some());
+        let Some(after) = self.after.as_ref().filter(|_| forgets.is_none_or(|forgets| forgets.table_says_where()))
+        else {
+            return;
+        };
         if self.before.steer(entry) != Some(at) {
             return;
         }
-        match self.after.steer(entry) {
+        let to = if forgets.is_some() { after.live(entry) } else { after.steer(entry) };
+        match to {
             Some(to) if to == at => {
-                let begins = self.after.drains.contains(&at) && !self.before.drains.contains(&at);
-                census.draining += u64::from(begins);
+                let begins = after.drains.contains(&at) && !self.before.drains.contains(&at);
+                census.draining += u64::from(begins && forgets.is_none());
             }
             to => *census.moved.entry((at, to.unwrap_or(ALL_DOWN))).or_default() += 1,
         }
@@ -225,11 +259,14 @@ impl ServicePlan {
         });
         PlanView {
             service: self.service.clone(),
-            table_size: self.after.table.len() as u32,
+            removed: self.after.is_none(),
+            table_size: self.after.as_ref().unwrap_or(&self.before).table.len() as u32,
             slots_moved: self.moves.total(),
             needless_slots_moved: self.moves.needless(),
             known_clients_moved: census.moved.values().sum(),
             known_clients_draining: census.draining,
+            known_clients_forgotten: census.forgotten,
+            forgotten_because: self.forgets.filter(|_| census.forgotten > 0).map(|forgets| forgets.why().to_owned()),
             moves: moves.collect(),
         }
     }
@@ -237,8 +274,6 @@ impl ServicePlan {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use balancer_common::map_types::Forwarding;
 
     use super::*;
@@ -293,7 +328,7 @@ mod tests {
         let planned = bench.controller.plan(change, bench.now).unwrap().counted(|count| {
             // The last one is nobody's backend.
             for (id, clients) in ids.into_iter().chain([(9000, 9)]) {
-                (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1)));
+                (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1), Duration::ZERO));
             }
         });
         let moved: Vec<_> = planned.services.iter().map(|of| (of.service.as_str(), of.known_clients_moved)).collect();

@@ -17,6 +17,14 @@ pub(crate) fn moved(moves: &Moves, table_size: u32) -> String {
     format!("{} of {} slots moved, {} needless", grouped(total), grouped(table_size), grouped(needless))
 }
 
+/// Known clients that are strangers from now on, as a part of a sentence; nothing where there are none.
+pub(crate) fn clients_forgotten(clients: u64) -> String {
+    match clients {
+        0 => String::new(),
+        clients => format!(", {} forgotten", counted(clients as usize, "known client")),
+    }
+}
+
 /// A backend that is in another state than before.
 pub(crate) struct Transition {
     pub(crate) name: BackendName,

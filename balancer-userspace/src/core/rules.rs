@@ -93,6 +93,17 @@ impl Rules {
         self.0.remove(&prefix)
     }
 
+    /// A backend is called otherwise now.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        for rule in self.0.values_mut() {
+            if let Action::Pin { backend } = &mut rule.action
+                && backend == from
+            {
+                to.clone_into(backend);
+            }
+        }
+    }
+
     /// The rule that decides about `client`: the one with the longest prefix that holds it.
     #[must_use]
     pub fn longest(&self, client: IpAddr) -> Option<&Rule> {

@@ -13,6 +13,7 @@ use crate::{
     core::{
         ids::Ids,
         io::{BackendName, Refused},
+        renames,
     },
     words::grouped,
 };
@@ -39,6 +40,9 @@ pub fn services(services: &[ServiceConfig]) -> Result<(), Refused> {
         if !is_name(name) {
             return Err(Refused::Invalid(bad_name("service", name)));
         }
+        if let Some(from) = service.renamed_from.as_deref().filter(|from| !is_name(from)) {
+            return Err(Refused::Invalid(bad_name("service", from)));
+        }
         if !names.insert(name) {
             return Err(Refused::Conflict(format!("service {name} is there twice: names must differ")));
         }
@@ -63,6 +67,11 @@ pub fn services(services: &[ServiceConfig]) -> Result<(), Refused> {
                 grouped(service.table_size)
             )));
         }
+    }
+    let alike = renames::hashed_alike(services).map(|(first, second)| renames::text(first, second));
+    let within = services.iter().find_map(|service| renames::hashed_alike(&service.backends));
+    if let Some(text) = alike.or_else(|| within.map(|(first, second)| renames::text(first, second))) {
+        return Err(Refused::Conflict(text));
     }
     let backends: usize = services.iter().map(|service| service.backends.len()).sum();
     if backends > Ids::TOTAL {

@@ -23,8 +23,9 @@ use crate::{
     core::{
         controller::Controller,
         held::Held,
-        io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId},
+        io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
         plan::{Plan, Planned},
+        report,
         service::{Backend, Service},
         state::{Clocks, Counters, State},
     },
@@ -75,6 +76,8 @@ pub struct Owner<D> {
     /// Whether something has happened since somebody asked.
     changed: bool,
     held: Held,
+    /// Known clients forgotten by changes that are not told of yet.
+    forgotten: u64,
     /// Whether bringing it to what it should be has failed, so that it is to be tried again.
     out_of_step: bool,
 }
@@ -95,6 +98,7 @@ impl<D: Dataplane> Owner<D> {
             started: Instant::now(),
             changed: false,
             held: Held::default(),
+            forgotten: 0,
             out_of_step: false,
         }
     }
@@ -156,6 +160,10 @@ impl<D: Dataplane> Owner<D> {
         self.dataplane.adopt(&backends, &ruled)?;
         self.execute(commands, started)?;
         self.changes.begin(&self.controller);
+        let forgotten = std::mem::take(&mut self.forgotten);
+        if forgotten > 0 {
+            self.events.note(&format!("the configuration has changed{}", report::clients_forgotten(forgotten)));
+        }
         Ok(())
     }
 
@@ -233,6 +241,8 @@ impl<D: Dataplane> Owner<D> {
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }
         let leaving = if about.as_ref().is_some_and(|name| self.keeps(name) > 0) { 0 } else { kept_before };
+        self.name_owners();
+        message += &report::clients_forgotten(std::mem::take(&mut self.forgotten));
         if leaving > 0 {
             message += &format!(", {} moved", counted(leaving as usize, "known client"));
         }
@@ -441,20 +451,44 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
+        // Every directory that was replaced.
+        let mut before: Vec<ServiceSpec> = Vec::new();
         let mut published = false;
         for command in commands {
             self.carry_out(&command, since)?;
+            if matches!(command, Command::PublishServices(_)) {
+                published = true;
+                before.append(&mut self.held.services);
+            }
             self.held.note(&command);
-            published |= matches!(command, Command::PublishServices(_));
         }
         if !published {
             return Ok(());
         }
         // Not before: what fails is undone.
+        for (backend, forgotten) in self.dataplane.complete() {
+            self.forgotten += forgotten.clients;
+            let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
+            if let Some(service) = heir(service, &before, &self.held.services) {
+                self.count_forgotten(service, name, forgotten.moved);
+            }
+        }
         let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
         self.owners.retain(|_, (service, _)| listed.contains(service));
         self.departed.retain(&listed);
         Ok(())
+    }
+
+    /// Backends count under the names that they have now.
+    fn name_owners(&mut self) {
+        for service in self.controller.services() {
+            for backend in service.backends() {
+                let owner = self.owners.get_mut(&backend.id()).map(|(_, name)| name);
+                if let Some(name) = owner.filter(|name| name.as_str() != backend.name()) {
+                    backend.name().clone_into(name);
+                }
+            }
+        }
     }
 
     fn carry_out(&mut self, command: &Command, since: Instant) -> anyhow::Result<()> {
@@ -491,6 +525,16 @@ impl<D: Dataplane> Owner<D> {
         }
         Ok(())
     }
+}
+
+/// The service that the clients of `service` come to now: itself, or who has its address. `None`: there is nobody.
+fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Option<ServiceId> {
+    if now.iter().any(|spec| spec.id == service) {
+        return Some(service);
+    }
+    let old = before.iter().find(|spec| spec.id == service)?;
+    let same = |spec: &&ServiceSpec| (spec.address, spec.protocol) == (old.address, old.protocol);
+    now.iter().find(same).map(|spec| spec.id)
 }
 
 /// A pass over the client table that forgets a backend's clients.

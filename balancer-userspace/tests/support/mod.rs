@@ -130,6 +130,9 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     needless_slots_moved: 3,
                     known_clients_moved: 1_204,
                     known_clients_draining: 0,
+                    known_clients_forgotten: 0,
+                    forgotten_because: None,
+                    removed: false,
                     moves: vec![
                         MoveView {
                             from: Some("web1".to_owned()),

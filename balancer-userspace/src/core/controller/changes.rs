@@ -43,6 +43,7 @@ impl Controller {
                 let weight = weight.unwrap_or(DEFAULT_WEIGHT);
                 service.backends.push(BackendConfig {
                     name: name.backend.clone(),
+                    renamed_from: None,
                     address,
                     weight,
                     backup,

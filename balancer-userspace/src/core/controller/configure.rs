@@ -13,6 +13,7 @@ use crate::{
         ids::Ids,
         io::{Admin, BackendName, Command, Refused, Report, ReportLevel, ServiceId},
         merge::merge,
+        renames::{self, under_new_names},
         service::{Backend, Service},
         table::Moves,
         validate,
@@ -31,7 +32,15 @@ impl Controller {
     /// Takes over what the configuration file says now, where it says otherwise than before.
     pub(super) fn reload(&mut self, file: Vec<ServiceConfig>, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         validate::services(&file)?;
-        let merged = merge(&self.file, &self.configs(), |service, name| self.leaves(service, name), file.clone());
+        let present = under_new_names(self.configs(), &file);
+        let leaving: HashSet<(&str, &str)> = (self.services.iter().zip(&present))
+            .flat_map(|(service, named)| service.backends().iter().zip(&named.backends).map(move |pair| (named, pair)))
+            .filter(|(_, (backend, _))| backend.is_leaving())
+            .map(|(service, (_, backend))| (service.name.as_str(), backend.name.as_str()))
+            .collect();
+        let base = under_new_names(self.file.clone(), &file);
+        let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), file.clone());
+        merged.differences.extend(self.configs().iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
         let unchanged = |name: &&BackendName| {
             let now = self.backend(name).ok().map(Backend::config);
             let to_be = merged.services.iter().find(|service| service.name == name.service);
@@ -87,6 +96,7 @@ impl Controller {
     ) -> Result<(Difference, Settled), Refused> {
         validate::services(&configs)?;
         let difference = self.difference(&configs);
+        let renamed = renames::renamed(&self.configs(), &configs);
         let added = difference.backends[0];
         if added > self.ids.free() {
             return Err(Refused::Conflict(format!(
@@ -108,7 +118,7 @@ impl Controller {
         let mut removed = Vec::new();
         for mut config in configs {
             let backends = mem::take(&mut config.backends);
-            let mut service = match old_services.remove(&config.name) {
+            let mut service = match old_services.remove(renamed.get(&config.name).unwrap_or(&config.name)) {
                 Some(mut service) => {
                     service.set_settings(config);
                     service
@@ -118,11 +128,15 @@ impl Controller {
                     None => continue,
                 },
             };
+            let present: Vec<BackendConfig> =
+                service.backends().iter().map(|backend| backend.config().clone()).collect();
+            let renamed = renames::renamed(&present, &backends);
+            renamed.iter().for_each(|(new, old)| service.rules_mut().rename(old, new));
             let mut old: HashMap<String, Backend> =
                 service.backends_mut().drain(..).map(|backend| (backend.name().to_owned(), backend)).collect();
             let in_use = !old.is_empty();
             for config in backends {
-                let backend = match old.remove(&config.name) {
+                let backend = match old.remove(renamed.get(&config.name).unwrap_or(&config.name)) {
                     Some(mut backend) => {
                         backend.configure(config);
                         backend
@@ -149,18 +163,20 @@ impl Controller {
         let [backends_added, backends_removed, backends_changed] = &mut difference.backends;
         let mut old: HashMap<String, ServiceConfig> =
             self.services.iter().map(|service| (service.name().to_owned(), service.config())).collect();
+        let renamed = renames::renamed(&self.configs(), configs);
         for config in configs {
-            let Some(before) = old.remove(&config.name) else {
+            let Some(before) = old.remove(renamed.get(&config.name).unwrap_or(&config.name)) else {
                 *added += 1;
                 *backends_added += config.backends.len();
                 continue;
             };
             let settings = |config: &ServiceConfig| ServiceConfig { backends: Vec::new(), ..config.clone() };
             *changed += usize::from(settings(&before) != settings(config));
+            let renamed = renames::renamed(&before.backends, &config.backends);
             let mut old: HashMap<&str, &BackendConfig> =
                 before.backends.iter().map(|backend| (backend.name.as_str(), backend)).collect();
             for backend in &config.backends {
-                match old.remove(backend.name.as_str()) {
+                match old.remove(renamed.get(&backend.name).unwrap_or(&backend.name).as_str()) {
                     None => *backends_added += 1,
                     Some(before) => *backends_changed += usize::from(before != backend),
                 }
@@ -171,4 +187,16 @@ impl Controller {
         *backends_removed += old.values().map(|service| service.backends.len()).sum::<usize>();
         difference
     }
+}
+
+/// What is called otherwise now.
+fn told_of_renames(old: &ServiceConfig, new: &ServiceConfig) -> Vec<String> {
+    let mut lines = Vec::new();
+    if old.name != new.name {
+        lines.push(format!("service {} is called {} now", old.name, new.name));
+    }
+    for (old, new_backend) in old.backends.iter().zip(&new.backends).filter(|(old, new)| old.name != new.name) {
+        lines.push(format!("backend {}/{} is called {} now", new.name, old.name, new_backend.name));
+    }
+    lines
 }

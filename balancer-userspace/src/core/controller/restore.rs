@@ -11,7 +11,7 @@ use crate::{
         ids::Ids,
         keys,
         next_hops::NextHops,
-        service::{Backend, Service},
+        service::Service,
         state::{Clocks, GoneState, State, VERSION},
         validate,
     },
@@ -73,12 +73,6 @@ impl Controller {
     /// The services as they are configured now.
     pub(super) fn configs(&self) -> Vec<ServiceConfig> {
         self.services.iter().map(Service::config).collect()
-    }
-
-    /// Whether a backend is being removed.
-    pub(super) fn leaves(&self, service: &str, backend: &str) -> bool {
-        let of = self.services.iter().find(|other| other.name() == service);
-        of.and_then(|of| of.backends().iter().find(|other| other.name() == backend)).is_some_and(Backend::is_leaving)
     }
 }
 

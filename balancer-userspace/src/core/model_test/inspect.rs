@@ -21,6 +21,7 @@ use crate::{
         keys,
         maglev::{self, Member},
         next_hops::Hop,
+        renames::Named as _,
         rules::Action,
         service::{Backend, Service},
         standing::State,
@@ -261,13 +262,14 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
 
     let members = |of: &dyn Fn(&Backend) -> bool| -> Vec<Member<'_>> {
         let of = backends.iter().filter(|backend| of(backend));
-        of.map(|backend| Member { id: backend.id().0, name: backend.name(), weight: backend.weight() }).collect()
+        of.map(|backend| Member { id: backend.id().0, name: backend.config().identity(), weight: backend.weight() })
+            .collect()
     };
     // Whoever has a deadline and is in no drain starts slowly.
     let slow = |backend: &Backend| backend.drain_deadline().is_none() && backend.deadline().is_some();
     let configured =
         members(&|backend| backend.is_backup() == backup && backend.weight() > 0 && (all_wait || !waits(backend)));
-    let key = keys::table_key(KEY, service.name());
+    let key = keys::table_key(KEY, service.config().identity());
     let Some(base) = maglev::table(&configured, config.table_size, key).filter(|_| !eligible.is_empty()) else {
         let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
         assert!(table.iter().all(|&other| other == entry), "{footing:?}: {counts:?}");

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use balancer_common::{
@@ -104,10 +105,13 @@ impl DataPlane {
                 self.tables.retain(|id, _| there(id));
                 self.swaps.retain(|id, _| there(id));
                 self.rules.retain(|id, _| there(id));
+                let forgets = |before: &&ServiceSpec| {
+                    let now = services.iter().find(|spec| spec.id == before.id);
+                    before.forgets(now).is_some_and(|forgets| forgets.includes(Duration::ZERO))
+                };
+                let forgetful: BTreeSet<ServiceId> = self.services.iter().filter(forgets).map(|spec| spec.id).collect();
+                self.clients.retain(|(service, _), _| !forgetful.contains(service));
                 self.services = services;
-                let remembering: BTreeSet<ServiceId> =
-                    self.services.iter().filter(|spec| !spec.remember.is_zero()).map(|spec| spec.id).collect();
-                self.clients.retain(|(service, _), _| remembering.contains(service));
             }
             Command::SetRules { service, rules } => {
                 let published = self.services.iter().find(|spec| spec.id == service);

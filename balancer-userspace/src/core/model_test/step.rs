@@ -47,6 +47,9 @@ pub(super) enum Edit {
     DropService(Index),
     Resize(Index),
     Policy(Index, u16),
+    /// A service, and its first backend, are called otherwise; without saying so, if so.
+    Rename(Index, u8, bool),
+    Prefix(Index),
 }
 
 fn weight() -> impl Strategy<Value = u16> {
@@ -63,6 +66,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         1 => Just(Edit::AddService),
         1 => index().prop_map(Edit::DropService),
         1 => index().prop_map(Edit::Resize),
+        1 => (index(), 0..3u8, prop::bool::weighted(0.2)).prop_map(|(index, to, silent)| Edit::Rename(index, to, silent)),
+        1 => index().prop_map(Edit::Prefix),
         4 => (index(), any::<u16>()).prop_map(|(index, bits)| Edit::Policy(index, bits)),
     ]
 }

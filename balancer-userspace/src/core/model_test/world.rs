@@ -21,11 +21,12 @@ use crate::{
         fixture::{KEY, backend, check, config, next_hop, now, service},
         io::{
             Admin, BackendId, BackendName, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused,
-            ServiceId, ServiceSpec,
+            ServiceId,
         },
         merge::merge,
         next_hops::Hop,
         plan::Plan,
+        renames::{Named as _, under_new_names},
         rules::Action,
         service::{Backend, Service},
         standing::State,
@@ -303,11 +304,20 @@ impl World {
         let planned = plan.counted(|count| {
             for (&(service, _), &entry) in &old.clients {
                 if old.rows.get(&BackendId(entry.backend())).is_some_and(|row| row.service == service) {
-                    count(entry);
+                    count(entry, Duration::ZERO);
                 }
             }
         });
         for (of, view) in ids.into_iter().zip(planned.services) {
+            let (then, now) = (spec(old, of).unwrap(), spec(&self.plane, of));
+            let known = old.clients.iter().filter(|((service, _), _)| *service == of);
+            let known = known
+                .filter(|(_, entry)| old.rows.get(&BackendId(entry.backend())).is_some_and(|row| row.service == of));
+            let forgets = then.forgets(now.as_ref());
+            let all = if forgets.is_some_and(|forgets| forgets.includes(Duration::ZERO)) { known.count() } else { 0 };
+            assert_eq!(view.known_clients_forgotten, all as u64, "forgotten by {}", view.service);
+            assert_eq!(view.removed, now.is_none());
+            let Some(now) = now else { continue };
             let name = |id: u16| match id {
                 NO_BACKEND | ALL_DOWN => None,
                 id => Some(id),
@@ -320,11 +330,11 @@ impl World {
                     slots.entry((name(from), name(to))).or_default().0 += 1;
                 }
             }
-            let (then, now): (ServiceSpec, _) = (spec(old, of).unwrap(), spec(&self.plane, of).unwrap());
             for (_, &entry) in old.clients.iter().filter(|((service, _), _)| *service == of) {
                 let at = entry.backend();
                 let there = old.rows.get(&BackendId(at)).is_some_and(|row| row.service == of);
-                if !there || old.steer(&then, entry.tag()).backend != Some(at) || now.remember.is_zero() {
+                let strangers = forgets.is_some_and(|forgets| forgets.includes(Duration::ZERO));
+                if !there || strangers || old.steer(&then, entry.tag()).backend != Some(at) {
                     continue;
                 }
                 let to = self.plane.steer(&now, entry.tag()).backend;
@@ -529,20 +539,21 @@ impl World {
             edit_file(&mut services, edit);
         }
         let before: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
+        let before = under_new_names(before, &services);
         let kept = self.seen_by_name();
-        let leaving: BTreeSet<(String, String)> = self
-            .controller
-            .services()
-            .iter()
-            .flat_map(|service| {
-                let leaving = service.backends().iter().filter(|backend| backend.is_leaving());
-                leaving.map(|backend| (service.name().to_owned(), backend.name().to_owned()))
+        let pairs = self.controller.services().iter().zip(&before);
+        let leaving: BTreeSet<(String, String)> = pairs
+            .flat_map(|(service, named)| {
+                let backends = service.backends().iter().zip(&named.backends);
+                let leaving = backends.filter(|(backend, _)| backend.is_leaving());
+                leaving.map(|(_, backend)| (named.name.clone(), backend.name.clone()))
             })
             .collect();
         let leaves = |service: &str, backend: &str| leaving.contains(&(service.to_owned(), backend.to_owned()));
         if self.change(Change::Reload(Box::new(config(services.clone())))).is_ok() {
             let now: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
-            assert_eq!(now, merge(&self.file, &before, leaves, services.clone()).services);
+            let file = under_new_names(self.file.clone(), &services);
+            assert_eq!(now, merge(&file, &before, leaves, services.clone()).services);
             self.file = services;
             for (name, (id, admin, address)) in self.seen_by_name() {
                 let Some(before) = kept.get(&name).filter(|before| before.2 == address) else { continue };
@@ -580,6 +591,22 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
         Edit::Resize(index) => {
             if let Some(place) = place(index) {
                 services[place].table_size = if services[place].table_size == 113 { 251 } else { 113 };
+            }
+        }
+        Edit::Rename(index, to, silent) => {
+            let Some(service) = place(index).map(|place| &mut services[place]) else { return };
+            let from = (!silent).then(|| service.identity().to_owned());
+            service.name = format!("r{to}");
+            service.renamed_from = from.filter(|from| *from != service.name);
+            if let Some(backend) = service.backends.first_mut() {
+                let from = (!silent).then(|| backend.identity().to_owned());
+                backend.name = format!("q{to}");
+                backend.renamed_from = from.filter(|from| *from != backend.name);
+            }
+        }
+        Edit::Prefix(index) => {
+            if let Some(place) = place(index) {
+                services[place].client_prefix.v4 ^= 1;
             }
         }
         Edit::Policy(index, bits) => {

@@ -304,7 +304,15 @@ impl Backend {
             self.forget_verdict();
             self.late = true;
         }
+        if self.config.name != config.name {
+            self.called_otherwise();
+        }
         self.config = config;
+    }
+
+    /// It, or its service, has another name: its check is told of with that, and counts on.
+    pub(super) fn called_otherwise(&mut self) {
+        self.checked_anew = true;
     }
 
     /// Sets what the operator wants; a drain takes `timeout` instead of the service's.

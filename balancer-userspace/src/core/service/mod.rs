@@ -27,6 +27,7 @@ use crate::{
         keys,
         maglev::Member,
         next_hops::{self, Hop, NextHops},
+        renames::Named as _,
         report::Transition,
         rules::Rules,
         standing::{HealthFact, Situation, Standing, State},
@@ -44,6 +45,7 @@ pub struct Service {
     id: ServiceId,
     /// Its configuration; `backends` is empty, they are below.
     settings: ServiceConfig,
+    fleet: HashKey,
     client_key: HashKey,
     table_key: HashKey,
     backends: Vec<Backend>,
@@ -76,8 +78,9 @@ impl Service {
     pub(crate) fn new(id: ServiceId, settings: ServiceConfig, fleet: HashKey) -> Self {
         Self {
             id,
-            client_key: keys::client_key(fleet, &settings.name),
-            table_key: keys::table_key(fleet, &settings.name),
+            fleet,
+            client_key: keys::client_key(fleet, settings.identity()),
+            table_key: keys::table_key(fleet, settings.identity()),
             tick_seconds: tick_after(0, settings.remember),
             settings,
             backends: Vec::new(),
@@ -236,6 +239,13 @@ impl Service {
         if !settings.remember.is_zero() {
             let tick_seconds = if self.remembers() { self.tick_seconds } else { 0 };
             self.tick_seconds = tick_after(tick_seconds, settings.remember);
+        }
+        if self.settings.name != settings.name {
+            self.backends.iter_mut().for_each(Backend::called_otherwise);
+        }
+        if self.settings.identity() != settings.identity() {
+            self.client_key = keys::client_key(self.fleet, settings.identity());
+            self.table_key = keys::table_key(self.fleet, settings.identity());
         }
         self.settings = settings;
     }
@@ -434,7 +444,7 @@ impl Service {
             // As if it were not configured yet, so that it moves slots once, when it can serve them.
             .filter(|(backend, _)| all_wait || !backend.waits_for_next_hop(hops))
             .map(|(backend, assessment)| Candidate {
-                member: Member { id: backend.id.0, name: &backend.config.name, weight: backend.config.weight },
+                member: Member { id: backend.id.0, name: backend.config.identity(), weight: backend.config.weight },
                 backup: backend.config.backup,
                 maint: backend.admin == Admin::Maint,
                 takes_new: assessment.standing.takes_new,

@@ -29,6 +29,7 @@ use crate::{
     config::{self, value},
     core::{
         io::{BackendName, Change, Forced},
+        plan::clients_moved,
         rules::Action,
     },
     shell::{
@@ -303,8 +304,10 @@ async fn apply(State(calls): State<Calls>, asker: Asker, headers: HeaderMap, bod
     let mut applied = if dry_run {
         Applied::from(ask(&calls, |reply| Call::Plan { change: reload, reply }).await??)
     } else {
+        let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
         let Json(Changed { message }) = change(&calls, asker, reload).await?;
-        Applied { message, differences: Vec::new(), services: Vec::new() }
+        let message = message + &clients_moved(&planned.services);
+        Applied { message, differences: Vec::new(), ..Applied::from(planned) }
     };
     applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
     Ok(Json(applied))

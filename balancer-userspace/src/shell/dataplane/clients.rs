@@ -6,11 +6,12 @@
 //! that saw the old table had left.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use balancer_common::{
@@ -21,7 +22,10 @@ use balancer_common::{
 };
 
 use super::{Forgotten, mapped::MappedArray, memory::Memory};
-use crate::core::io::{BackendId, ServiceId};
+use crate::core::{
+    forgets::Forgets,
+    io::{BackendId, ServiceId},
+};
 
 /// An age above that of every client that is remembered, in ticks.
 const OLDEST: u16 = 16_000;
@@ -71,24 +75,31 @@ impl balancer_common::client_table::Entries for Look<'_> {
 /// The client table as another thread may look at it.
 pub struct KnownClients {
     buckets: Arc<MappedArray<Bucket>>,
-    /// By backend id: when its service's clients are forgotten, and the present tick.
-    clocks: Vec<Option<(u16, u16)>>,
+    /// By backend id: its service's clock, and the present tick.
+    clocks: Vec<Option<(Clock, u16)>>,
 }
 
 impl KnownClients {
-    /// Calls `each` with every entry that is not expired.
-    pub fn for_each(&self, mut each: impl FnMut(Entry)) {
+    /// Calls `each` with every entry that is not expired, and the time since its client was seen.
+    pub fn for_each(&self, mut each: impl FnMut(Entry, Duration)) {
         for word in self.buckets.words() {
             let entry = Entry(word.load(Ordering::Relaxed));
             if entry.is_empty() {
                 continue;
             }
             let clock = self.clocks.get(usize::from(entry.backend())).copied().flatten();
-            if clock.is_some_and(|(remember, now)| entry.age(now) <= remember) {
-                each(entry);
+            if let Some((clock, now)) = clock
+                && entry.age(now) <= clock.remember
+            {
+                each(entry, seen(entry, now, clock));
             }
         }
     }
+}
+
+/// How long ago a client was seen, to a tick.
+fn seen(entry: Entry, now: u16, clock: Clock) -> Duration {
+    Duration::from_secs(u64::from(entry.age(now)) * u64::from(clock.tick_seconds))
 }
 
 /// Empties an entry, if it is `wanted`, however often a packet rewrites it meanwhile.
@@ -102,9 +113,13 @@ fn count(entry: Entry, memory: &Memory) -> Forgotten {
     if memory.clock.is_none_or(|clock| entry.age(memory.tick) > clock.remember) {
         return Forgotten::default();
     }
+    Forgotten { clients: 1, moved: u64::from(goes_elsewhere(entry, memory)) }
+}
+
+/// Whether the live table sends a client that is not known any more to another backend.
+fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
     let live = memory.table.get(slot(entry.0, memory.table.len() as u32) as usize).copied();
-    let goes = live.filter(|&live| live != NO_BACKEND && live != ALL_DOWN && live != entry.backend());
-    Forgotten { clients: 1, moved: u64::from(goes.is_some()) }
+    live.is_some_and(|live| live != NO_BACKEND && live != ALL_DOWN && live != entry.backend())
 }
 
 impl ClientTable {
@@ -153,10 +168,7 @@ impl ClientTable {
     }
 
     pub(super) fn known(&self, clocks: &HashMap<ServiceId, (Clock, u16)>) -> KnownClients {
-        let of = |service: &Option<ServiceId>| {
-            let (clock, tick) = clocks.get(&(*service)?)?;
-            Some((clock.remember, *tick))
-        };
+        let of = |service: &Option<ServiceId>| clocks.get(&(*service)?).copied();
         KnownClients { buckets: Arc::clone(&self.buckets), clocks: self.services.iter().map(of).collect() }
     }
 
@@ -242,6 +254,41 @@ impl ClientTable {
             }
         }
         (sum, (end < all.len()).then_some(end))
+    }
+
+    /// Forgets whom a service `forgets`, by service, where it knew its clients by one memory and (unless it is gone) knows
+    /// them by another.
+    pub(super) fn forget_those(
+        &self,
+        whom: &HashMap<ServiceId, (Forgets, &Memory, Option<&Memory>)>,
+    ) -> Vec<(BackendId, Forgotten)> {
+        let mut forgotten: BTreeMap<u16, Forgotten> = BTreeMap::new();
+        for word in self.buckets.words() {
+            let entry = Entry(word.load(Ordering::Relaxed));
+            if entry.is_empty() {
+                continue;
+            }
+            let service = self.services.get(usize::from(entry.backend())).copied().flatten();
+            let Some((forgets, before, after)) = service.and_then(|service| whom.get(&service)) else { continue };
+            // Ages are written in ticks of the clock that there is.
+            let memory = after.filter(|after| after.clock.is_some()).unwrap_or(before);
+            let (Some(clock), Some(before)) = (memory.clock, before.clock) else { continue };
+            let is_known = |entry: Entry| {
+                let seen = seen(entry, memory.tick, clock);
+                let was_known = seen.as_secs() / u64::from(before.tick_seconds) <= u64::from(before.remember);
+                (forgets.includes(seen), was_known)
+            };
+            let same = |other: Entry| other.backend() == entry.backend() && is_known(other).0;
+            let Some(entry) = take(word, same).filter(|&entry| is_known(entry).1) else { continue };
+            let goes = match after {
+                Some(after) if forgets.table_says_where() => goes_elsewhere(entry, after),
+                Some(_) | None => true,
+            };
+            let of = forgotten.entry(entry.backend()).or_default();
+            of.clients += 1;
+            of.moved += u64::from(goes);
+        }
+        forgotten.into_iter().map(|(id, forgotten)| (BackendId(id), forgotten)).collect()
     }
 
     /// Writes the ages of a service's entries, which are in ticks of `old_seconds`, in ticks of `seconds`. An entry that

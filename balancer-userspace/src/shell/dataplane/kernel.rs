@@ -77,6 +77,10 @@ pub struct KernelDataplane {
     /// What is remembered by whom, of every service that has a table.
     memories: HashMap<ServiceId, Memory>,
     directory: Vec<ServiceSpec>,
+    /// The directory when what was told was last complete; `None`: nothing was published yet.
+    settled: Option<Vec<ServiceSpec>>,
+    /// The memory, as it was then, of services whose clocks were set since, or that are gone.
+    former: HashMap<ServiceId, Memory>,
     elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
     /// Before it is over no pass over the client table may begin: there was a swap.
@@ -161,6 +165,8 @@ impl KernelDataplane {
             capacity,
             memories: HashMap::new(),
             directory: Vec::new(),
+            settled: None,
+            former: HashMap::new(),
             elapsed: kept.elapsed_before(),
             tables: Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods)),
             grace_periods,
@@ -405,18 +411,21 @@ impl Dataplane for KernelDataplane {
 
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
         let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
-        let known = Known { remembers, adopted: self.kept.adopted() };
+        // One that is told again was given up by a change that is undone: its clients are where they were.
+        let former = self.former.get(&service).filter(|_| !self.memories.contains_key(&service)).cloned();
+        let known = Known { remembers, adopted: self.kept.adopted() || former.is_some() };
         let rows = &self.services.rows;
         let grace = self.tables.swap(service, Arc::clone(&table), home.as_deref(), known, |row, table| {
             let word = rows.word64(row as usize, offset_of!(ServiceRow, table));
             word.store(table.to_word(), Ordering::Release);
         })?;
         self.next_pass = Some(grace);
-        if !self.directory.is_empty() && !self.memories.contains_key(&service) {
+        if !self.directory.is_empty() && !self.memories.contains_key(&service) && former.is_none() {
             // Not one that an earlier controller knew under this id.
             self.kept.forget_service(service);
         }
-        let memory = self.memories.entry(service).or_insert_with(|| Memory::new(self.kept.tick(service)));
+        let begin = || former.unwrap_or_else(|| Memory::new(self.kept.tick(service)));
+        let memory = self.memories.entry(service).or_insert_with(begin);
         memory.swapped(table);
         Ok(())
     }
@@ -463,7 +472,14 @@ impl Dataplane for KernelDataplane {
         if return_wildcard {
             flags |= CONTROL_RETURN_WILDCARD;
         }
-        self.memories.extend(memories);
+        for (id, memory) in memories {
+            if let Some(before) = self.memories.insert(id, memory)
+                && self.directory.iter().any(|spec| spec.id == id)
+            {
+                self.former.entry(id).or_insert(before);
+            }
+        }
+        self.settled.get_or_insert_with(|| services.to_vec());
         self.publish(placed_services.view, placed_returns.view, flags);
         let backends = return_rows.iter().map(|row| BackendId(row.backend)).zip(placed_returns.rows);
         self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND).collect());
@@ -472,7 +488,9 @@ impl Dataplane for KernelDataplane {
         self.directory = services.to_vec();
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
         for gone in self.tables.published(&listed) {
-            self.memories.remove(&gone);
+            if let Some(memory) = self.memories.remove(&gone) {
+                self.former.entry(gone).or_insert(memory);
+            }
         }
         for spec in services {
             if self.rules.pins(spec.id) {
@@ -481,6 +499,28 @@ impl Dataplane for KernelDataplane {
         }
         converted.into_iter().for_each(|(id, before, clock)| self.convert(id, before, clock));
         self.rules.keep(|id| listed.contains_key(&id), &self.kept)
+    }
+
+    fn complete(&mut self) -> Vec<(BackendId, Forgotten)> {
+        let former = std::mem::take(&mut self.former);
+        let Some(settled) = self.settled.replace(self.directory.clone()) else { return Vec::new() };
+        let now: HashMap<ServiceId, &ServiceSpec> = self.directory.iter().map(|spec| (spec.id, spec)).collect();
+        let whom: HashMap<_, _> = settled
+            .iter()
+            .filter_map(|spec| {
+                let forgets = spec.forgets(now.get(&spec.id).copied())?;
+                let after = self.memories.get(&spec.id);
+                Some((spec.id, (forgets, former.get(&spec.id).or(after)?, after)))
+            })
+            .collect();
+        if whom.is_empty() {
+            return Vec::new();
+        }
+        // A packet on its way may still record its client as before.
+        if let Some(published) = self.published {
+            self.grace_periods.wait(published);
+        }
+        self.clients.forget_those(&whom)
     }
 
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {

@@ -53,7 +53,7 @@ impl Memory {
 
     /// Sets the clock as `spec` wants it.
     pub(super) fn retime(&mut self, spec: &ServiceSpec, elapsed: Duration) -> Retimed {
-        let clock = clock_of(spec);
+        let clock = spec.clock();
         let before = std::mem::replace(&mut self.clock, clock);
         let mut retimed = Retimed { published: clock, converted: None };
         if before.map(|clock| clock.tick_seconds) != clock.map(|clock| clock.tick_seconds) {
@@ -77,13 +77,4 @@ impl Memory {
         (age <= clock.remember)
             .then(|| KnownClient { backend: BackendId(entry.backend()), last_seen: Duration::from_secs(seconds) })
     }
-}
-
-/// The clock of a service's memory. `None`: it has none.
-fn clock_of(spec: &ServiceSpec) -> Option<Clock> {
-    let seconds = u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX);
-    (seconds > 0).then(|| match spec.tick_seconds {
-        0 => Clock::new(seconds),
-        tick_seconds => Clock::with_ticks(seconds, tick_seconds),
-    })
 }

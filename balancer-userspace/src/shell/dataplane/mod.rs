@@ -92,6 +92,10 @@ pub trait Dataplane {
     /// When a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
+    /// What was told is complete and stays. Forgets the clients that nobody can be known as any more since this was said
+    /// last, for their service is gone, hashes otherwise or remembers for a shorter time; gives how many, by backend.
+    fn complete(&mut self) -> Vec<(BackendId, Forgotten)>;
+
     /// Goes on with the clients and counters that an earlier controller left for these backends, and with the rules that
     /// it left for services that are `ruled`. What it left for others is forgotten.
     ///

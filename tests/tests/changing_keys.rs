@@ -1,0 +1,426 @@
+//! What changing a key does in a running service to its known clients and their connections, and that it is said before
+//! and counted: the table in the README. The kernel program and the controller's core in one process.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer::{
+    api::model::PlanView,
+    config::model::{BackendConfig, Config, ServiceConfig},
+    core::io::CheckOutcome,
+    shell::dataplane::Dataplane as _,
+};
+use balancer_common::verdict::{Decision, MoveCause};
+use balancer_tests::{
+    frame::{ACK, Frame, SYN, Transport},
+    world::{VIP, World, client},
+};
+
+const CLIENTS: u32 = 400;
+
+/// What becomes of known clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clients {
+    /// They stay known where they are.
+    Stay,
+    /// All are strangers.
+    Forgotten,
+    /// Those last seen before the half of them that came back.
+    OlderForgotten,
+    /// Those of web3 move for this cause.
+    Moved(MoveCause),
+    /// Those whom web3's failure moved go home.
+    GoHome,
+    /// Those of web3 are turned away.
+    TurnedAway,
+}
+
+/// What becomes of connections of clients that stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connections {
+    /// They go on at their backend.
+    GoOn,
+    /// Those to the address, or over the protocol, of before are not the service's any more.
+    End,
+}
+
+/// What happened before the change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    /// A minute and a half passes, and half of the clients come back.
+    HalfComeBack,
+    /// web3 fails: checks find nobody.
+    Failed,
+    /// It fails, its clients come back and move, it returns.
+    FailedAndReturned,
+    /// All fail; of all clients only web3's count.
+    AllFailed,
+}
+
+struct Case {
+    /// As in the file: of a service, or `backend.KEY`.
+    key: &'static str,
+    /// `KEY = VALUE` before and after; `""`: not there.
+    change: (&'static str, &'static str),
+    /// More lines of the service.
+    with: &'static str,
+    before: Before,
+    clients: Clients,
+    connections: Connections,
+}
+
+const fn case(key: &'static str, change: (&'static str, &'static str), clients: Clients) -> Case {
+    Case { key, change, with: "", before: Before::Nothing, clients, connections: Connections::GoOn }
+}
+
+/// Every key of `[[service]]` and `[[service.backend]]`, with the README's cells.
+fn cases() -> Vec<Case> {
+    use Clients::{Forgotten, GoHome, Moved, OlderForgotten, Stay, TurnedAway};
+    let check = r#"check = { type = "tcp" }"#;
+    vec![
+        case("name", (r#"name = "web""#, r#"name = "www""#), Forgotten),
+        case("renamed_from", (r#"name = "web""#, "name = \"www\"\nrenamed_from = \"web\""), Stay),
+        case("renamed_from", ("name = \"www\"\nrenamed_from = \"web\"", r#"name = "www""#), Forgotten),
+        case("renamed_from", ("name = \"b\"\nrenamed_from = \"a\"", "name = \"c\"\nrenamed_from = \"a\""), Stay),
+        case("renamed_from", ("name = \"b\"\nrenamed_from = \"a\"", "name = \"c\"\nrenamed_from = \"b\""), Forgotten),
+        Case {
+            connections: Connections::End,
+            ..case("address", (r#"address = "198.51.100.10:80""#, r#"address = "198.51.100.20:80""#), Stay)
+        },
+        Case {
+            connections: Connections::End,
+            ..case("protocol", (r#"protocol = "tcp""#, r#"protocol = "udp""#), Stay)
+        },
+        case("forwarding", (r#"forwarding = "dsr""#, r#"forwarding = "nat""#), Stay),
+        case("table_size", ("table_size = 65537", "table_size = 1009"), Stay),
+        case("client_prefix", ("", "client_prefix = { v4 = 24 }"), Forgotten),
+        case("client_prefix", ("client_prefix = { v4 = 24 }", ""), Forgotten),
+        // Of the other family.
+        case("client_prefix", ("", "client_prefix = { v6 = 56 }"), Stay),
+        Case {
+            before: Before::HalfComeBack,
+            ..case("remember", (r#"remember = "10m""#, r#"remember = "1m""#), OlderForgotten)
+        },
+        // In ticks of other lengths.
+        Case {
+            before: Before::HalfComeBack,
+            ..case("remember", (r#"remember = "2h""#, r#"remember = "1m""#), OlderForgotten)
+        },
+        case("remember", (r#"remember = "10m""#, r#"remember = "3h""#), Stay),
+        Case {
+            before: Before::FailedAndReturned,
+            with: check,
+            ..case("remember", (r#"remember = "10m""#, r#"remember = "0s""#), Forgotten)
+        },
+        Case {
+            before: Before::FailedAndReturned,
+            with: check,
+            ..case("failback", (r#"failback = "stay""#, r#"failback = "return""#), GoHome)
+        },
+        Case {
+            before: Before::AllFailed,
+            with: check,
+            ..case("when_all_down", (r#"when_all_down = "open""#, r#"when_all_down = "drop""#), TurnedAway)
+        },
+        case("slow_start", ("", r#"slow_start = "30s""#), Stay),
+        case("drain", ("", r#"drain = { timeout = "1m" }"#), Stay),
+        Case {
+            before: Before::Failed,
+            with: check,
+            ..case(
+                "on_failure",
+                (r#"on_failure = { hard = "drain" }"#, r#"on_failure = { hard = "move" }"#),
+                Moved(MoveCause::Down),
+            )
+        },
+        case("start_down", ("", "start_down = true"), Stay),
+        case("assign_vip", ("", "assign_vip = true"), Stay),
+        case("check", (r#"check = { type = "none" }"#, check), Stay),
+        case("backend", ("", "removed"), Moved(MoveCause::Removed)),
+        case("backend.name", ("backend.name = web3", "backend.name = web9"), Moved(MoveCause::Removed)),
+        case("backend.renamed_from", ("backend.name = web3", "backend.renamed_from = web3"), Stay),
+        case("backend.address", ("", "backend.address"), Stay),
+        case("backend.weight", ("", "backend.weight = 10"), Stay),
+        case("backend.weight", ("", "backend.weight = 0"), Stay),
+        case("backend.backup", ("", "backend.backup = true"), Stay),
+        case("backend.check", ("", r#"backend.check = { type = "tcp" }"#), Stay),
+    ]
+}
+
+/// A file with these lines instead of the usual ones of the same keys. `backend.` lines are web3's.
+fn file(with: &str, lines: &str) -> String {
+    let defaults = [
+        ("name", r#""web""#),
+        ("address", r#""198.51.100.10:80""#),
+        ("forwarding", r#""dsr""#),
+        ("remember", r#""10m""#),
+        ("check", r#"{ type = "none" }"#),
+    ];
+    let mut keys: BTreeMap<&str, &str> = defaults.into();
+    let mut third = vec![("name", "\"web3\""), ("address", "\"10.0.0.13\"")];
+    let mut there = true;
+    for line in with.lines().chain(lines.lines()) {
+        match line.split_once(" = ") {
+            Some(("backend.name", "web3")) => {}
+            Some(("backend.name", _)) => third[0].1 = "\"web9\"",
+            Some(("backend.renamed_from", _)) => {
+                third[0].1 = "\"web9\"";
+                third.push(("renamed_from", "\"web3\""));
+            }
+            Some((key, value)) => match key.strip_prefix("backend.") {
+                Some(key) => third.push((key, value)),
+                None => drop(keys.insert(key, value)),
+            },
+            None if line == "backend.address" => third[1].1 = "\"10.0.0.23\"",
+            // `removed`.
+            None => there = false,
+        }
+    }
+    let mut text = "[client_table]\ncapacity = 65536\n[[service]]\n".to_owned();
+    keys.iter().for_each(|(key, value)| text += &format!("{key} = {value}\n"));
+    for number in [1, 2, 4] {
+        text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"10.0.0.1{number}\"\n");
+    }
+    if there {
+        text += "[[service.backend]]\n";
+        third.iter().for_each(|(key, value)| text += &format!("{key} = {value}\n"));
+    }
+    text
+}
+
+/// The keys of the structures that a service is read into: what is not thought of here does not compile.
+fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
+    let ServiceConfig {
+        name: _,
+        renamed_from: _,
+        address: _,
+        protocol: _,
+        forwarding: _,
+        table_size: _,
+        client_prefix: _,
+        remember: _,
+        failback: _,
+        when_all_down: _,
+        slow_start: _,
+        drain_timeout: _,
+        on_failure: _,
+        start_down: _,
+        assign_vip: _,
+        check: _,
+        backends: _,
+    } = service;
+    let BackendConfig { name: _, renamed_from: _, address: _, weight: _, backup: _, check: _ } = backend;
+    vec![
+        "name",
+        "renamed_from",
+        "address",
+        "protocol",
+        "forwarding",
+        "table_size",
+        "client_prefix",
+        "remember",
+        "failback",
+        "when_all_down",
+        "slow_start",
+        "drain",
+        "on_failure",
+        "start_down",
+        "assign_vip",
+        "check",
+        "backend",
+        "backend.name",
+        "backend.renamed_from",
+        "backend.address",
+        "backend.weight",
+        "backend.backup",
+        "backend.check",
+    ]
+}
+
+fn config(text: &str) -> Result<Config> {
+    Ok(balancer::config::parse("file.toml".as_ref(), text.as_bytes())?.0)
+}
+
+/// A packet of a client to the service as it is; where it went.
+fn send(world: &mut World, number: u32, flags: u8) -> Result<Option<String>> {
+    let service = world.controller().services().first().context("no service")?;
+    let transport = match service.protocol() {
+        balancer::config::model::Protocol::Tcp => Transport::Tcp(flags),
+        balancer::config::model::Protocol::Udp => Transport::Udp,
+    };
+    let mut frame = Frame::new("192.0.2.1:40000", &service.address().to_string(), transport);
+    frame.source = SocketAddr::new(client(number).into(), 40_000);
+    frame.payload.clear();
+    world.deliver(&frame)
+}
+
+fn connect_all(world: &mut World) -> Result<Vec<Option<String>>> {
+    (0..CLIENTS).map(|number| send(world, number, SYN)).collect()
+}
+
+fn prepare(world: &mut World, before: Before) -> Result<()> {
+    let refused = CheckOutcome::Hard("connect: refused".to_owned());
+    match before {
+        Before::Nothing => {}
+        Before::HalfComeBack => {
+            world.skip(90)?;
+            for number in (0..CLIENTS).filter(|number| number % 2 == 0) {
+                send(world, number, SYN)?;
+            }
+        }
+        Before::Failed => world.checked("web3", &refused, 3)?,
+        Before::FailedAndReturned => {
+            world.checked("web3", &refused, 3)?;
+            connect_all(world)?;
+            world.checked("web3", &CheckOutcome::Passed, 2)?;
+        }
+        Before::AllFailed => {
+            for backend in ["web1", "web2", "web3", "web4"] {
+                world.checked(backend, &refused, 3)?;
+            }
+        }
+    }
+    world.pass(1)
+}
+
+fn run(case: &Case) -> Result<()> {
+    let (old, new) = case.change;
+    let mut world = World::of(&file(case.with, old))?;
+    connect_all(&mut world)?;
+    prepare(&mut world, case.before)?;
+    let homes = connect_some(&mut world, case)?;
+    let before = world.counters()?;
+
+    let mut known = 0;
+    world.dataplane().known_clients().into_iter().for_each(|clients| clients.for_each(|_, _| known += 1));
+    let planned = world.plan(&file(case.with, new))?;
+    let message = world.apply(&file(case.with, new))?;
+    let of: Vec<&PlanView> =
+        planned.services.iter().filter(|of| of.known_clients_moved + of.known_clients_forgotten > 0).collect();
+    let (moved, forgotten) = of
+        .iter()
+        .fold((0, 0), |sum: (u64, u64), of| (sum.0 + of.known_clients_moved, sum.1 + of.known_clients_forgotten));
+    println!("{:22} {:?}: {moved} moved, {forgotten} forgotten; {}", case.key, case.change, planned.message);
+    ensure!(planned.message.starts_with(&message), "{:?} begins otherwise than {message:?}", planned.message);
+    ensure!(world.forgotten() == forgotten, "{} forgotten, {forgotten} announced", world.forgotten());
+    ensure!(of.iter().all(|of| of.forgotten_because.is_some() == (of.known_clients_forgotten > 0)), "why? {of:?}");
+
+    let third = homes.iter().flatten().filter(|home| *home == "web3").count() as u64;
+    let at_change = world.counters()?.moved(MoveCause::Forgotten) - before.moved(MoveCause::Forgotten);
+    // Those of connections under way first: they must not depend on new ones.
+    let renamed = |home: &Option<String>| {
+        let is = |name: &str| world.controller().services()[0].backends().iter().any(|backend| backend.name() == name);
+        home.as_deref().map(|name| if name == "web3" && is("web9") { "web9".to_owned() } else { name.to_owned() })
+    };
+    let stays = case.clients == Clients::Stay;
+    let expected: Vec<_> = homes.iter().map(|home| if stays { renamed(home) } else { home.clone() }).collect();
+    if stays {
+        for (number, home) in (0..CLIENTS).zip(&expected) {
+            let to = send(&mut world, number, ACK)?;
+            ensure!(&to == home, "client {number} of {home:?} went to {to:?} in a connection");
+        }
+        if case.connections == Connections::End {
+            let mut frame = Frame::new("192.0.2.1:40000", VIP, Transport::Tcp(ACK));
+            frame.source = SocketAddr::new(client(1).into(), 40_000);
+            ensure!(world.deliver(&frame)?.is_none(), "the service's before");
+        }
+    }
+    let after = connect_all(&mut world)?;
+    let elsewhere = after.iter().zip(&expected).filter(|(after, before)| after != before).count() as u64;
+    let counters = world.counters()?;
+    let counted = |cause| counters.moved(cause) - before.moved(cause);
+    let new_clients = counters.decided(Decision::New) - before.decided(Decision::New);
+    let all = u64::from(CLIENTS);
+    let stateless = counters.decided(Decision::Stateless) > before.decided(Decision::Stateless);
+    let told = (moved, forgotten);
+    match case.clients {
+        Clients::Stay => {
+            ensure!(told == (0, 0) && elsewhere == 0, "{told:?}, {elsewhere} elsewhere");
+            ensure!(counters.moves == before.moves, "{:?}", counters.moves);
+        }
+        Clients::Forgotten if stateless => {
+            ensure!(forgotten == known && known == all, "{told:?} of {known}");
+            ensure!(at_change == moved && moved == elsewhere && moved > 50, "{told:?}, {elsewhere} elsewhere");
+        }
+        Clients::Forgotten => {
+            ensure!(told == (0, known) && at_change == known && elsewhere > 0, "{told:?}, {elsewhere} elsewhere");
+            // A client is who shares a prefix.
+            ensure!(new_clients == all || case.key == "client_prefix" && new_clients > 0, "{new_clients} new");
+        }
+        Clients::OlderForgotten => {
+            ensure!(told == (0, all / 2) && at_change == 0 && elsewhere == 0, "{told:?}, {elsewhere} elsewhere");
+            ensure!(new_clients == all / 2, "{new_clients} new");
+        }
+        Clients::Moved(cause) => {
+            ensure!(told == (third, 0) && elsewhere == third && third > 50, "{told:?}, {elsewhere} of {third}");
+            ensure!(counted(cause) == third, "{} counted", counted(cause));
+        }
+        Clients::GoHome => {
+            ensure!(told == (elsewhere, 0) && elsewhere > 50, "{told:?}, {elsewhere} elsewhere");
+            ensure!(counted(MoveCause::Failback) == elsewhere, "{:?}", counters.moves);
+        }
+        Clients::TurnedAway => {
+            ensure!(told == (all, 0) && after.iter().all(Option::is_none), "{told:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Where clients are at the change. Nobody comes that must not.
+fn connect_some(world: &mut World, case: &Case) -> Result<Vec<Option<String>>> {
+    if case.clients == Clients::OlderForgotten {
+        let id = world.controller().services()[0].id();
+        let name = |world: &World, number| {
+            let known = world.dataplane().client(id, client(number).into())?;
+            world.controller().name_of(known.backend).map(str::to_owned)
+        };
+        return Ok((0..CLIENTS).map(|number| name(world, number)).collect());
+    }
+    connect_all(world)
+}
+
+/// One of four parts of the cases, for each of which the program is loaded.
+#[track_caller]
+fn run_part(part: usize) {
+    let failures: Vec<String> = cases()
+        .iter()
+        .skip(part)
+        .step_by(4)
+        .filter_map(|case| run(case).err().map(|error| format!("{} {:?}: {error:#}", case.key, case.change)))
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn each_key_does_to_known_clients_what_is_said_1() {
+    run_part(0);
+}
+
+#[test]
+fn each_key_does_to_known_clients_what_is_said_2() {
+    run_part(1);
+}
+
+#[test]
+fn each_key_does_to_known_clients_what_is_said_3() {
+    run_part(2);
+}
+
+#[test]
+fn each_key_does_to_known_clients_what_is_said_4() {
+    run_part(3);
+}
+
+#[test]
+fn no_key_is_forgotten_here_and_in_the_readme() -> Result<()> {
+    let service = config(&file("", ""))?.services.remove(0);
+    let backend = service.backends.first().context("a backend")?;
+    let readme = include_str!("../../README.md");
+    let (_, table) = readme.split_once("### What changing a key does").context("the README's table")?;
+    for key in keys(&service, backend) {
+        assert!(cases().iter().any(|case| case.key == key), "no case for {key}");
+        assert!(table.contains(&format!("`{key}`")), "{key} is not in the README's table");
+    }
+    Ok(())
+}

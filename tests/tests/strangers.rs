@@ -1,0 +1,121 @@
+//! What makes strangers of known clients is said before it is done, in the answer, in JSON and in the log, and counted;
+//! `renamed_from` keeps them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, thread, time::Duration};
+
+use balancer::api::model::Applied;
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{site::Site, users::Users};
+
+const CLIENTS: u64 = 300;
+
+fn users() -> Users {
+    let mut users = Users::new(Forwarding::Nat, |settings| {
+        settings.on_exit = "keep";
+        settings.remember = "10m";
+    });
+    users.visit(1..=CLIENTS as u16);
+    users
+}
+
+fn forgotten(site: &Site, service: &str) -> f64 {
+    let labels = [&format!("service=\"{service}\"")[..], "cause=\"forgotten\""];
+    site.metrics().unwrap().sum("moves_total", &labels).unwrap_or(0.0)
+}
+
+/// Takes over the file as `edit` makes it; first says what would be. Both say the same of known clients.
+fn apply(site: &Site, edit: impl Fn(&str) -> String) -> Applied {
+    let file = site.config();
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, edit(&text)).unwrap();
+    let path = file.to_str().unwrap();
+    let of = |arguments: &[&str]| -> Applied { serde_json::from_str(&site.cli(arguments).unwrap()).unwrap() };
+    let planned = of(&["apply", path, "--dry-run", "--json"]);
+    let shown = site.cli(&["apply", path, "--dry-run"]).unwrap();
+    let applied = of(&["apply", path, "--json"]);
+    assert_eq!(planned.services, applied.services);
+    assert_eq!(planned.message, applied.message);
+    for of in planned.services.iter().filter(|of| of.known_clients_forgotten > 0) {
+        let why = of.forgotten_because.as_deref().unwrap();
+        let line = format!("{} known clients would be forgotten: {why}", of.known_clients_forgotten);
+        assert!(shown.contains(&line), "{shown}");
+    }
+    applied
+}
+
+fn log(site: &Site) -> String {
+    fs::read_to_string(site.files().join("balancer.log")).unwrap()
+}
+
+#[test]
+fn another_client_prefix_and_another_name_are_no_silent_changes() {
+    let mut users = users();
+    let applied = apply(&users.site, |text| text.replace("v4 = 32", "v4 = 31"));
+    assert!(applied.message.ends_with(", 300 known clients forgotten"), "{}", applied.message);
+    assert_eq!(applied.services[0].forgotten_because.as_deref(), Some("client_prefix is another"));
+    assert!(log(&users.site).contains(&applied.message));
+    assert_eq!(forgotten(&users.site, "web"), 300.0);
+    let moved = users.visit(1..=CLIENTS as u16);
+    println!("client_prefix: {} of 300 clients moved", moved.len());
+    assert!(moved.len() > 100);
+    // Half as many clients as addresses.
+    let applied = apply(&users.site, |text| text.replace("name = \"web\"", "name = \"www\""));
+    let gone = applied.services.iter().find(|of| of.service == "web").unwrap();
+    assert!(gone.removed && gone.known_clients_forgotten == 151, "{gone:?}");
+    assert!(applied.message.ends_with(", 151 known clients forgotten"), "{}", applied.message);
+    assert!(log(&users.site).contains("if it is called www now, renamed_from = \"web\" there keeps its known clients"));
+    // Who has taken over its address counts them.
+    let text = users.site.metrics_text().unwrap();
+    let moves: Vec<&str> = text.lines().filter(|line| line.contains("moves_total") && !line.ends_with(" 0")).collect();
+    assert_eq!(forgotten(&users.site, "www"), 151.0, "{moves:#?} {applied:?}");
+
+    // A restart is a change of the file as any other.
+    users.visit(1..=CLIENTS as u16);
+    let file = users.site.config();
+    let text = fs::read_to_string(&file).unwrap();
+    users.site.kill_and_restart(|settings| settings.prefix_v4 = 30).unwrap();
+    assert!(fs::read_to_string(&file).unwrap() != text);
+    assert!(log(&users.site).contains("the configuration has changed, 151 known clients forgotten"));
+    assert_eq!(forgotten(&users.site, "web"), 151.0);
+}
+
+#[test]
+fn a_renamed_service_and_backend_go_on_with_their_clients() {
+    let mut users = users();
+    for arguments in [vec!["backend", "weight", "web/web4", "50"], vec!["backend", "drain", "web/web3"]] {
+        users.site.cli(&arguments).unwrap();
+    }
+    let address = users.site.topology().client_address(balancer_tests::topology::Family::V4, 7).to_string();
+    users.site.cli(&["rule", "add", "web", &format!("{address}/32"), "pin", "web2"]).unwrap();
+    users.visit([7]);
+    let before = users.site.metrics().unwrap().sum("connections_total", &["backend=\"web2\""]).unwrap();
+    let service = |text: &str| text.replace("name = \"web\"", "name = \"www\"\nrenamed_from = \"web\"");
+    let backend = |text: &str| text.replace("name = \"web2\"", "name = \"new2\"\nrenamed_from = \"web2\"");
+    let applied = apply(&users.site, |text| backend(&service(text)));
+    assert!(applied.message.contains(": 0 of 65,537 slots moved, 0 needless"), "{}", applied.message);
+    assert!(applied.services.is_empty(), "{applied:?}");
+    for line in ["service web is called www now", "backend www/web2 is called new2 now"] {
+        assert!(log(&users.site).contains(line), "{line}");
+    }
+    let status = users.site.status().unwrap();
+    let of = |name: &str| status.services[0].backends.iter().find(|backend| backend.name == name).unwrap().clone();
+    assert_eq!(status.services[0].name, "www");
+    assert_eq!((of("web4").weight, of("web3").state.as_str()), (50, "draining"));
+    assert!(users.site.cli(&["rule", "list", "www"]).unwrap().contains("pin new2"));
+    users.nobody_moves("when service and backend were renamed");
+    let metrics = users.site.metrics().unwrap();
+    let now = metrics.sum("connections_total", &["service=\"www\"", "backend=\"new2\""]).unwrap();
+    assert!(now > before, "{before} connections, {now} under the new name");
+    assert!(metrics.sum("connections_total", &["backend=\"web2\""]).is_err());
+    assert_eq!(metrics.sum("moves_total", &["cause=\"forgotten\""]).unwrap_or(0.0), 0.0);
+    // A second later the state on disk is of the new names.
+    thread::sleep(Duration::from_secs(1));
+    users.site.kill_and_restart_with_the_file_as_it_is().unwrap();
+    users.nobody_moves("over a restart");
+
+    // Taken away, it says something else.
+    let applied = apply(&users.site, |text| text.replace("renamed_from = \"web\"\n", ""));
+    assert_eq!(applied.services[0].forgotten_because.as_deref(), Some("it is hashed under another name"));
+    assert!(applied.message.contains("300 known clients forgotten"), "{}", applied.message);
+}
