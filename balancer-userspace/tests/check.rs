@@ -154,6 +154,21 @@ fn doubtful_settings_are_warned_of_and_accepted() {
         assert!(text.starts_with(&format!("{}{warning}", file.display())), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
+    for (mode, check_lines, lines) in [
+        ("dsr", "", 1),
+        ("gue", "check = { type = \"http\" }\n", 1),
+        ("ipip", "check = { type = \"tcp\", via = \"service\" }\n", 0),
+        ("ipip", "check = { type = \"tcp\", via = \"backend\" }\n", 0),
+        ("dsr", "check = { type = \"none\" }\n", 0),
+        ("nat", "", 0),
+    ] {
+        let good = GOOD.replace("nat", mode);
+        let (_directory, file) = written(format!("{good}{check_lines}{backend}"));
+        let text = stderr(&check(&file));
+        assert_eq!(text.lines().count(), lines, "{mode} {check_lines}{text}");
+        let warning = ": warning: a backend that does not hold 198.51.100.10 is up and loses its clients: ";
+        assert!(text.is_empty() || text.contains(warning), "{text}");
+    }
     let (_directory, file) = written(GOOD);
     assert!(stderr(&check(&file)).contains(":2: warning: [[service]] has no [[service.backend]]"));
 }

@@ -8,7 +8,7 @@ use balancer::config::{
     self,
     model::{
         BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback, FailureAction,
-        HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges, Tls, WhenAllDown,
+        HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges, Tls, Via, WhenAllDown,
         XdpMode,
     },
 };
@@ -30,6 +30,7 @@ fn address(text: &str) -> SocketAddr {
 fn defaults() {
     let tcp = CheckConfig {
         kind: CheckKind::Tcp { port: None },
+        via: Via::Backend,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         fast_interval: Duration::from_millis(500),
@@ -81,7 +82,7 @@ fn defaults() {
 #[test]
 fn a_backends_check_takes_over_the_services_key_by_key() {
     let config = good("checks.toml");
-    let [web, implied] = config.services.as_slice() else { panic!("{:?}", config.services) };
+    let [web, implied, through] = config.services.as_slice() else { panic!("{:?}", config.services) };
     assert_eq!(web.slow_start, Duration::from_secs(30));
     let secure = HttpCheck {
         port: Some(8443),
@@ -94,6 +95,7 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     };
     let check = CheckConfig {
         kind: CheckKind::Http(secure.clone()),
+        via: Via::Backend,
         interval: Duration::from_secs(5),
         timeout: Duration::from_secs(1),
         fast_interval: Duration::from_millis(200),
@@ -120,6 +122,16 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     assert_eq!(quick.kind, CheckKind::Tcp { port: None });
     let times = [quick.interval, quick.timeout, quick.fast_interval].map(|time| time.as_millis());
     assert_eq!(times, [300, 300, 100]);
+
+    let ways = through.backends.iter().map(|backend| backend.check.as_ref().map(|check| check.via));
+    assert_eq!(ways.collect::<Vec<_>>(), [None, Some(Via::Service), Some(Via::Backend), Some(Via::Backend)]);
+    let vip = through.vip();
+    let targets = through
+        .backends
+        .iter()
+        .map(|backend| backend.check_target(backend.check.as_ref().unwrap_or(&through.check), vip).to_string());
+    let expected = ["198.51.100.12:80", "198.51.100.12:80", "10.0.0.13:80", "10.0.0.14:80"];
+    assert_eq!(targets.collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -145,6 +157,7 @@ fn every_key() {
     };
     let check = CheckConfig {
         kind: CheckKind::Http(http),
+        via: Via::Backend,
         interval: Duration::from_millis(500),
         timeout: Duration::from_millis(250),
         fast_interval: Duration::from_millis(125),

@@ -88,8 +88,8 @@ fn the_unit_is_as_systemd_wants_it() {
         "Type=notify",
         "Restart=on-failure",
         "NoNewPrivileges=yes",
-        "CapabilityBoundingSet=CAP_BPF CAP_KILL CAP_NET_ADMIN CAP_PERFMON CAP_SETGID CAP_SETUID",
-        "AmbientCapabilities=CAP_BPF CAP_KILL CAP_NET_ADMIN CAP_PERFMON CAP_SETGID CAP_SETUID",
+        "CapabilityBoundingSet=CAP_BPF CAP_KILL CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON CAP_SETGID CAP_SETUID",
+        "AmbientCapabilities=CAP_BPF CAP_KILL CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON CAP_SETGID CAP_SETUID",
     ] {
         assert!(unit.lines().any(|other| other == line), "{line}");
     }

@@ -49,6 +49,7 @@ fn mask() -> String {
         "CAP_SETGID" => 1 << 6,
         "CAP_SETUID" => 1 << 7,
         "CAP_NET_ADMIN" => 1 << 12,
+        "CAP_NET_RAW" => 1 << 13,
         "CAP_PERFMON" => 1 << 38,
         "CAP_BPF" => 1 << 39,
         other => panic!("is {other} needed?"),
@@ -79,9 +80,15 @@ fn the_units_capabilities_are_enough() {
             settings.on_exit = "keep";
             settings.remember = "60s";
             settings.xdp_mode = mode;
+            if forwarding == Forwarding::Dsr {
+                settings.check =
+                    r#"{ type = "tcp", via = "service", interval = "300ms", timeout = "300ms" }"#.to_owned();
+                settings.service_lines = "start_down = true".to_owned();
+            }
             Ok(())
         })
         .unwrap();
+        (1..=2).for_each(|number| site.wait_state(number, &["up"]).unwrap());
         let pid = site.controller().process().pid();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         for set in ["CapEff", "CapPrm", "CapBnd"] {

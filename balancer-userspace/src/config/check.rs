@@ -9,7 +9,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{
     findings::Findings,
-    model::{BodyTest, CheckConfig, CheckKind, ExecCheck, HttpCheck, StatusRanges, Tls},
+    model::{BodyTest, CheckConfig, CheckKind, ExecCheck, HttpCheck, StatusRanges, Tls, Via},
     section::{Located, Section},
     value,
 };
@@ -31,6 +31,7 @@ const MAX_ARGUMENT: usize = 4096;
 
 /// Keys by the type of check they belong to.
 const TIMING: [&str; 5] = ["interval", "timeout", "fast_interval", "fall", "rise"];
+const VIA: [(&str, Via); 2] = [("backend", Via::Backend), ("service", Via::Service)];
 const HTTP: [&str; 6] = ["method", "path", "host", "expect_status", "expect_body", "expect_body_regex"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +54,17 @@ impl Type {
     const fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Https)
     }
+
+    const fn connects(self) -> bool {
+        matches!(self, Self::Tcp | Self::Http | Self::Https)
+    }
 }
 
 /// The keys of a check that are in the file.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     kind: Type,
+    via: Option<Via>,
     interval: Option<Duration>,
     timeout: Option<Duration>,
     fast_interval: Option<Duration>,
@@ -79,6 +85,7 @@ impl Keys {
     const fn of(kind: Type) -> Self {
         Self {
             kind,
+            via: None,
             interval: None,
             timeout: None,
             fast_interval: None,
@@ -110,7 +117,13 @@ impl Keys {
             return Self { kind, ..self.clone() };
         }
         let Self { interval, timeout, fast_interval, fall, rise, .. } = *self;
-        Self { interval, timeout, fast_interval, fall, rise, ..Self::of(kind) }
+        let via = self.via.filter(|_| kind.connects());
+        Self { via, interval, timeout, fast_interval, fall, rise, ..Self::of(kind) }
+    }
+
+    /// Whether it goes to the backends' own addresses because nobody has said which way.
+    pub(super) const fn goes_past_the_service(&self) -> bool {
+        self.kind.connects() && self.via.is_none() && self.port.is_none()
     }
 
     /// The check, with the defaults of what is not in the file.
@@ -118,6 +131,7 @@ impl Keys {
         let interval = self.interval.unwrap_or(INTERVAL);
         let fast = (interval / FAST).max(MIN_TIME).min(interval);
         CheckConfig {
+            via: self.via.unwrap_or_default(),
             interval,
             timeout: self.timeout.unwrap_or(TIMEOUT.min(interval)),
             fast_interval: self.fast_interval.unwrap_or(fast),
@@ -165,6 +179,8 @@ pub(super) fn check(
     refuse_foreign(&mut section, kind, findings);
     let mut keys = service.map_or_else(|| Keys::of(kind), |service| service.inherited(kind));
     times(&mut section, &mut keys, findings);
+    let via = section.text("via", findings, |text| value::word("via", text, &VIA));
+    keys.via = via.map(|via| via.value).or(keys.via);
     let port = section.integer("port", findings, (1, 65_535));
     keys.port = port.map(|port| port.value).or(keys.port);
     match kind {
@@ -184,7 +200,7 @@ pub(super) fn check(
 
 /// Reports that a check has no type, or the misspelt keys, one of which may be it.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
-    for key in TIMING.into_iter().chain(HTTP).chain(["type", "port", "tls_verify", "command", "user"]) {
+    for key in TIMING.into_iter().chain(HTTP).chain(["type", "via", "port", "tls_verify", "command", "user"]) {
         section.skip(key);
     }
     if section.is_empty() {
@@ -207,6 +223,9 @@ fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings
     }
     if !kind.is_http() {
         refuse_all(&HTTP);
+    }
+    if !kind.connects() {
+        refuse_all(&["via"]);
     }
     if kind != Type::Https {
         refuse_all(&["tls_verify"]);

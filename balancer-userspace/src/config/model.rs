@@ -225,6 +225,9 @@ pub enum FailureAction {
 pub struct CheckConfig {
     /// What is asked.
     pub kind: CheckKind,
+    /// Which way.
+    #[serde(default)]
+    pub via: Via,
     /// Time from the start of one check to the start of the next, before jitter; at least 100 ms.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
@@ -237,6 +240,18 @@ pub struct CheckConfig {
     pub fall: u32,
     /// Consecutive successes that make a backend up; at least 1.
     pub rise: u32,
+}
+
+/// Which way a health check goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// To the backend's own address, as the kernel routes it.
+    #[default]
+    Backend,
+    /// To the service's VIP, by the backend's forwarding, as clients' packets go. Neither with `nat`, which makes the
+    /// backend's own address of the VIP, nor for programs.
+    Service,
 }
 
 /// What a health check asks.
@@ -363,10 +378,14 @@ impl StatusRanges {
 }
 
 impl BackendConfig {
-    /// Where `check` (the backend's own or its service's) connects to.
+    /// Where `check` (the backend's own or its service's) connects to, of a service at `vip`.
     #[must_use]
-    pub fn check_target(&self, check: &CheckConfig) -> SocketAddr {
-        SocketAddr::new(self.address.ip(), check.kind.port().unwrap_or(self.address.port()))
+    pub fn check_target(&self, check: &CheckConfig, vip: IpAddr) -> SocketAddr {
+        let address = match check.via {
+            Via::Backend => self.address.ip(),
+            Via::Service => vip,
+        };
+        SocketAddr::new(address, check.kind.port().unwrap_or(self.address.port()))
     }
 }
 
@@ -406,7 +425,11 @@ impl fmt::Display for CheckConfig {
             return Ok(());
         }
         let [interval, timeout] = [self.interval, self.timeout].map(humantime::format_duration);
-        write!(f, " every {interval}, timeout {timeout}, fall {}, rise {}", self.fall, self.rise)
+        let via = match self.via {
+            Via::Backend => "",
+            Via::Service => " via service",
+        };
+        write!(f, "{via} every {interval}, timeout {timeout}, fall {}, rise {}", self.fall, self.rise)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     findings::Findings,
     model::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
-        ServiceConfig, WhenAllDown,
+        ServiceConfig, Via, WhenAllDown,
     },
     primes::{MAX_TABLE_SIZE, is_prime, next_prime},
     section::{Located, Section},
@@ -78,6 +78,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let assign_vip = section.boolean("assign_vip", findings).unwrap_or(false);
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
+    let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
     section.finish(findings);
 
@@ -100,11 +101,17 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         Some((keys, check)) => {
             if let Some(front) = front {
                 needs_port(&check, front.address.port(), findings);
+                via_fits(&check, front.forwarding, findings);
             }
             (keys, check.value)
         }
         None => (implied.clone(), implied.config()),
     };
+    if let Some(front) = front
+        && protocol == Protocol::Tcp
+    {
+        via_could_be_service(check_at.unwrap_or(at), front, &keys, findings);
+    }
     let backend_count = backends.len();
     let backends: Vec<_> =
         backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
@@ -224,6 +231,33 @@ fn needs_port(check: &Located<CheckConfig>, backend_port: u16, findings: &mut Fi
     }
 }
 
+/// Reports a check by the way of clients' packets where that is the backend's own.
+fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut Findings<'_>) {
+    if check.value.via == Via::Service && forwarding == Forwarding::Nat {
+        findings.error(
+            check.at,
+            "via = \"service\" means nothing to nat, which sends clients' packets to the backend's own address; remove it"
+                .to_owned(),
+        );
+    }
+}
+
+/// Warns of checks that do not see what clients see.
+fn via_could_be_service(at: usize, front: Front, keys: &Keys, findings: &mut Findings<'_>) {
+    let mode = match front.forwarding {
+        Forwarding::Nat => return,
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => forwarding_word(front.forwarding),
+    };
+    if keys.goes_past_the_service() {
+        let text = format!(
+            "a backend that does not hold {} is up and loses its clients: checks go to its own address; with {mode} they can \
+             go as clients' packets do, add via = \"service\" to the check (via = \"backend\" if this is meant)",
+            front.address.ip()
+        );
+        findings.warn(at, text);
+    }
+}
+
 struct PlacedBackend {
     config: BackendConfig,
     name_at: usize,
@@ -258,6 +292,7 @@ fn backend(
     }
     if let Some(check) = &check {
         needs_port(check, socket.port(), findings);
+        via_fits(check, front.forwarding, findings);
     }
     Some(PlacedBackend {
         name_at: name.at,

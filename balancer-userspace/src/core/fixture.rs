@@ -13,7 +13,7 @@ use balancer_common::{
 use crate::{
     config::model::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit, OnFailure,
-        Protocol, ServiceConfig, StatisticsConfig, WhenAllDown, XdpMode,
+        Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
     },
     core::io::{BackendName, NextHop},
 };
@@ -41,6 +41,7 @@ pub(crate) fn next_hop(last: u8) -> NextHop {
 pub(crate) fn check() -> CheckConfig {
     CheckConfig {
         kind: CheckKind::Tcp { port: None },
+        via: Via::Backend,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         fast_interval: Duration::from_millis(500),

@@ -164,12 +164,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::model::CheckKind;
+    use crate::config::model::{CheckKind, Via};
 
     fn check(fall: u32, rise: u32) -> CheckConfig {
         let interval = Duration::from_secs(2);
         CheckConfig {
             kind: CheckKind::Tcp { port: None },
+            via: Via::Backend,
             interval,
             timeout: interval,
             fast_interval: interval,

@@ -495,6 +495,7 @@ impl<D: Dataplane> Owner<D> {
         match command {
             Command::WriteBackend(backend) => {
                 self.dataplane.write_backend(backend).with_context(|| format!("backend {}", backend.address))?;
+                self.prober.set_way(backend);
                 if let Some(name) = self.controller.name_of(backend.id) {
                     self.owners.insert(backend.id, (backend.service, name.to_owned()));
                 }
@@ -502,6 +503,7 @@ impl<D: Dataplane> Owner<D> {
             Command::RetireBackend(id) => {
                 let stats = self.dataplane.backend_stats(*id)?;
                 self.dataplane.retire_backend(*id).context("retiring a backend")?;
+                self.prober.forget_way(*id);
                 if let Some((service, name)) = self.owners.remove(id) {
                     self.departed.add(service, name, &stats, Instant::now().into_std());
                 }
@@ -513,6 +515,7 @@ impl<D: Dataplane> Owner<D> {
             }
             Command::PublishServices(services) => {
                 self.dataplane.publish_services(services).context("publishing the services")?;
+                self.prober.set_vips(services.iter().map(|service| service.address.ip()).collect());
             }
             Command::SetRules { service, rules } => {
                 self.dataplane.set_rules(*service, rules).context("setting the rules of a service")?;

@@ -291,7 +291,7 @@ impl Service {
     pub(crate) fn check(&self, backend: &Backend) -> Option<(SocketAddr, CheckConfig)> {
         let check = self.check_config(backend);
         let wanted = backend.admin != Admin::Maint && check.kind != CheckKind::None;
-        wanted.then(|| (backend.config.check_target(check), check.clone()))
+        wanted.then(|| (backend.config.check_target(check, self.settings.vip()), check.clone()))
     }
 
     /// What the shell is told of the check that runs on a backend.

@@ -167,7 +167,7 @@ fn check_snapshot(service: &Service, backend: &Backend, now: std::time::Instant)
     let config = service.check_config(backend);
     let checked = service.check(backend).is_some();
     CheckSnapshot {
-        target: backend.config().check_target(config),
+        target: backend.config().check_target(config, service.address().ip()),
         words: config.to_string(),
         verdict: backend.health().verdict().word(),
         verdict_age: ago(backend.verdict_since()),

@@ -9,17 +9,30 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{exec::Program, http::Question};
+use super::{exec::Program, http::Question, service_path::Ways};
 use crate::{
-    config::model::{CheckConfig, CheckKind},
-    core::io::{BackendName, CheckOutcome},
+    config::model::{CheckConfig, CheckKind, Via},
+    core::io::{BackendId, BackendName, CheckOutcome},
 };
+
+/// What may be under way between a question and its connection, in bytes.
+const PIPE: usize = 64 * 1024;
+
+/// Who is checked.
+pub(super) struct Whom {
+    pub(super) backend: BackendId,
+    pub(super) name: BackendName,
+    pub(super) target: SocketAddr,
+    pub(super) ways: Ways,
+}
 
 /// A check with everything made ready that is the same each time.
 pub(super) struct Check {
     target: SocketAddr,
     timeout: Duration,
     what: What,
+    /// Whose, and the ways there, where it goes as clients' packets do.
+    through: Option<(BackendId, Ways)>,
 }
 
 enum What {
@@ -29,17 +42,19 @@ enum What {
 }
 
 impl Check {
-    /// The check of backend `name` at `target`.
+    /// The check of a backend.
     ///
     /// # Errors
     /// When this machine lacks the means for it.
-    pub(super) async fn new(name: &BackendName, target: SocketAddr, config: &CheckConfig) -> io::Result<Self> {
+    pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
+        let Whom { backend, name, target, ways } = whom;
         let what = match &config.kind {
             CheckKind::None | CheckKind::Tcp { .. } => What::Connection,
-            CheckKind::Http(http) => What::Answer(Box::new(Question::new(target, http)?)),
-            CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, target, exec).await?)),
+            CheckKind::Http(http) => What::Answer(Box::new(Question::new(*target, http)?)),
+            CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, *target, exec).await?)),
         };
-        Ok(Self { target, timeout: config.timeout, what })
+        let through = (config.via == Via::Service).then(|| (*backend, ways.clone()));
+        Ok(Self { target: *target, timeout: config.timeout, what, through })
     }
 
     /// Checks once. Takes at most the check's timeout.
@@ -52,8 +67,11 @@ impl Check {
         let question = match &self.what {
             What::Program(program) => return program.run(deadline, self.timeout).await,
             What::Connection => None,
-            What::Answer(question) => Some(question),
+            What::Answer(question) => Some(&**question),
         };
+        if let Some((backend, ways)) = &self.through {
+            return self.run_through(ways, *backend, question, deadline).await;
+        }
         let stream = match timeout_at(deadline, self.connect(question.is_some())).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if is_local(&error) => return Err(error),
@@ -62,6 +80,43 @@ impl Check {
         };
         let Some(question) = question else { return Ok(CheckOutcome::Passed) };
         match timeout_at(deadline, question.ask(stream)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
+        }
+    }
+
+    /// The same as clients' packets go.
+    async fn run_through(
+        &self,
+        ways: &Ways,
+        backend: BackendId,
+        question: Option<&Question>,
+        deadline: Instant,
+    ) -> io::Result<CheckOutcome> {
+        let mut conversation = ways.connect(backend, self.target, deadline).await?;
+        let connecting = format!("connect to {}", self.target);
+        match timeout_at(deadline, conversation.connect()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if is_local(&error) => return Err(error),
+            Ok(Err(error)) => return Ok(CheckOutcome::Hard(format!("{connecting}: {}", reason(&error)))),
+            Err(_) => {
+                let why = too_late(&connecting, self.timeout);
+                return Ok(CheckOutcome::Hard(format!("{why}; does the backend hold that address?")));
+            }
+        }
+        let Some(question) = question else { return Ok(CheckOutcome::Passed) };
+        let (near, far) = tokio::io::duplex(PIPE);
+        let answered = async {
+            tokio::select! {
+                // What has been read is judged before the connection's end is.
+                biased;
+                outcome = question.ask(near) => outcome,
+                Err(error) = conversation.carry(far) => {
+                    Ok(CheckOutcome::Hard(format!("{}: connection {}", question.scheme(), reason(&error))))
+                }
+            }
+        };
+        match timeout_at(deadline, answered).await {
             Ok(outcome) => outcome,
             Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
         }
@@ -81,7 +136,11 @@ impl Check {
 
 /// Nobody answered in time.
 pub(super) fn timed_out(what: &str, timeout: Duration) -> CheckOutcome {
-    CheckOutcome::Hard(format!("{what}: timeout after {}", humantime::format_duration(timeout)))
+    CheckOutcome::Hard(too_late(what, timeout))
+}
+
+fn too_late(what: &str, timeout: Duration) -> String {
+    format!("{what}: timeout after {}", humantime::format_duration(timeout))
 }
 
 /// Whether an error is this machine's own trouble.
@@ -99,8 +158,18 @@ pub(super) fn reason(error: &io::Error) -> String {
         Some(libc::ETIMEDOUT) => "timeout".to_owned(),
         Some(libc::ENETUNREACH) => "network unreachable".to_owned(),
         Some(code) => Errno::from_raw(code).desc().to_lowercase(),
+        None if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+        None if error.kind() == io::ErrorKind::ConnectionReset => "reset".to_owned(),
         None if error.kind() == io::ErrorKind::UnexpectedEof => "closed".to_owned(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+impl Whom {
+    pub(super) fn at(target: SocketAddr) -> Self {
+        let (backend, name) = (BackendId(1), crate::core::fixture::name("web/web1"));
+        Self { backend, name, target, ways: Ways::default() }
     }
 }
 

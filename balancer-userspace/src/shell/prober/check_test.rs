@@ -17,14 +17,17 @@ use tokio_rustls::{
     },
 };
 
-use super::{check::Check, http::BODY};
+use super::{
+    check::{Check, Whom},
+    http::BODY,
+};
 use crate::{
-    config::model::{BodyTest, CheckConfig, CheckKind, HttpCheck, StatusRanges, Tls},
-    core::{fixture::name, io::CheckOutcome},
+    config::model::{BodyTest, CheckConfig, CheckKind, HttpCheck, StatusRanges, Tls, Via},
+    core::io::CheckOutcome,
 };
 
 async fn check(target: SocketAddr, config: &CheckConfig) -> io::Result<CheckOutcome> {
-    Check::new(&name("web/web1"), target, config).await?.run().await
+    Check::new(&Whom::at(target), config).await?.run().await
 }
 
 /// A server that reads a request and then does as told.
@@ -60,7 +63,7 @@ fn http() -> HttpCheck {
 }
 
 fn config(kind: CheckKind, timeout: Duration) -> CheckConfig {
-    CheckConfig { kind, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 }
+    CheckConfig { kind, via: Via::Backend, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 }
 }
 
 const LONG: Duration = Duration::from_secs(30);

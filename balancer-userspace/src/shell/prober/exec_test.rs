@@ -4,10 +4,10 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use nix::unistd::{User, geteuid};
 
-use super::check::Check;
+use super::check::{Check, Whom};
 use crate::{
-    config::model::{CheckConfig, CheckKind, ExecCheck},
-    core::{fixture::name, io::CheckOutcome},
+    config::model::{CheckConfig, CheckKind, ExecCheck, Via},
+    core::io::CheckOutcome,
 };
 
 const LONG: Duration = Duration::from_secs(30);
@@ -21,9 +21,10 @@ fn user() -> User {
 async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
     let command = command.iter().map(|&word| word.to_owned()).collect();
     let kind = CheckKind::Exec(ExecCheck { port: None, command, user: user().name });
-    let config = CheckConfig { kind, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 };
+    let config =
+        CheckConfig { kind, via: Via::Backend, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 };
     let target = "[2001:db8::9]:8080".parse().unwrap();
-    Check::new(&name("web/web1"), target, &config).await.unwrap().run().await.unwrap()
+    Check::new(&Whom::at(target), &config).await.unwrap().run().await.unwrap()
 }
 
 async fn sh(script: &str, timeout: Duration) -> CheckOutcome {
@@ -109,13 +110,14 @@ async fn root_has_no_capabilities_either() {
     };
     let config = CheckConfig {
         kind: CheckKind::Exec(exec),
+        via: Via::Backend,
         interval: LONG,
         timeout: LONG,
         fast_interval: LONG,
         fall: 1,
         rise: 1,
     };
-    let check = Check::new(&name("web/web1"), "192.0.2.1:80".parse().unwrap(), &config).await.unwrap();
+    let check = Check::new(&Whom::at("192.0.2.1:80".parse().unwrap()), &config).await.unwrap();
     assert_eq!(check.run().await.unwrap(), CheckOutcome::Passed);
 }
 

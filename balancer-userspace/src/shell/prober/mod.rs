@@ -9,16 +9,20 @@ mod exec_test;
 mod http;
 mod pace;
 mod rounds;
+mod service_path;
 mod tls;
 
-use std::io;
+use std::{collections::HashSet, io, net::IpAddr};
 
 use tokio::{runtime, sync::mpsc};
 
-use self::rounds::{Order, Rounds};
+use self::{
+    rounds::{Order, Rounds},
+    service_path::Ways,
+};
 use crate::{
     config::model::CheckKind,
-    core::io::{BackendId, CheckSpec, Event},
+    core::io::{BackendId, BackendSpec, CheckSpec, Event},
     shell::supervisor::{Supervisor, Thread},
 };
 
@@ -27,6 +31,7 @@ use crate::{
 pub struct Prober {
     orders: Option<mpsc::UnboundedSender<Order>>,
     thread: Option<Thread>,
+    ways: Ways,
 }
 
 impl Drop for Prober {
@@ -49,9 +54,10 @@ impl Prober {
         // All sockets and timers on one thread: a check wakes nobody but itself, and a slow handshake delays no change.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, given) = mpsc::unbounded_channel();
-        let thread =
-            supervisor.thread("the health checks", move || runtime.block_on(Rounds::new(events).follow(given)))?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
+        let ways = Ways::default();
+        let rounds = Rounds::new(events, ways.clone());
+        let thread = supervisor.thread("the health checks", move || runtime.block_on(rounds.follow(given)))?;
+        Ok(Self { orders: Some(orders), thread: Some(thread), ways })
     }
 
     /// Checks a backend from now on instead of an earlier check of it, and counts on where that has come to. The first
@@ -63,6 +69,21 @@ impl Prober {
             CheckKind::None => self.stop(spec.backend),
             CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Exec(_) => self.order(Order::Start(Box::new(spec))),
         }
+    }
+
+    /// How the data path reaches a backend from now on, for checks that go the same way.
+    pub fn set_way(&self, row: &BackendSpec) {
+        self.ways.insert(row);
+    }
+
+    /// The data path no longer reaches it.
+    pub fn forget_way(&self, backend: BackendId) {
+        self.ways.remove(backend);
+    }
+
+    /// All VIPs: addresses that no check comes from, since backends hold them as well.
+    pub fn set_vips(&self, vips: HashSet<IpAddr>) {
+        self.ways.set_vips(vips);
     }
 
     /// Ends the checks of `backend`. An outcome may still be under way in the channel.
@@ -87,7 +108,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::model::{CheckConfig, ExecCheck},
+        config::model::{CheckConfig, ExecCheck, Via},
         core::{
             fixture::name,
             health::Health,
@@ -104,6 +125,7 @@ mod tests {
         let interval = Duration::from_millis(100);
         CheckConfig {
             kind: CheckKind::Tcp { port: None },
+            via: Via::Backend,
             interval,
             timeout: interval,
             fast_interval: interval,

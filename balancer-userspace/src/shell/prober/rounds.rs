@@ -3,9 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::pending,
-    io,
-    net::SocketAddr,
-    panic,
+    io, panic,
     time::Duration,
 };
 
@@ -15,10 +13,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{check::Check, pace::Pace};
+use super::{
+    check::{Check, Whom},
+    pace::Pace,
+    service_path::Ways,
+};
 use crate::{
     config::model::CheckConfig,
-    core::io::{BackendId, BackendName, CheckNumber, CheckOutcome, CheckSpec, Event},
+    core::io::{BackendId, CheckNumber, CheckOutcome, CheckSpec, Event},
 };
 
 /// How long an outcome that is only counted may wait for others, so that the controller is woken once for all of them.
@@ -47,6 +49,7 @@ struct Found {
 /// The tasks, and what they found that the controller has not been told.
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
+    ways: Ways,
     tasks: HashMap<BackendId, (CheckNumber, AbortHandle)>,
     running: JoinSet<()>,
     origin: Instant,
@@ -56,9 +59,9 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(events: mpsc::Sender<Event>, ways: Ways) -> Self {
         let (tasks, held) = (HashMap::new(), VecDeque::new());
-        Self { events, tasks, running: JoinSet::new(), origin: Instant::now(), held, due: None }
+        Self { events, ways, tasks, running: JoinSet::new(), origin: Instant::now(), held, due: None }
     }
 
     /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
@@ -114,7 +117,7 @@ impl Rounds {
         if let Order::Start(spec) = order {
             let pace = Pace::new(fastrand::Rng::new(), self.origin);
             let number = spec.number;
-            let task = self.running.spawn(run(*spec, pace, found.clone()));
+            let task = self.running.spawn(run(*spec, self.ways.clone(), pace, found.clone()));
             self.tasks.insert(backend, (number, task));
         }
     }
@@ -131,18 +134,22 @@ impl Rounds {
 }
 
 /// The checks of one backend.
-async fn run(spec: CheckSpec, mut pace: Pace, found: mpsc::Sender<Found>) {
+async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, found: mpsc::Sender<Found>) {
     let CheckSpec { backend, number, name, target, check: config, mut health } = spec;
     let first = if health.is_pending() { config.fast_interval } else { config.interval };
     sleep_until(pace.first(Instant::now(), first)).await;
+    let whom = Whom { backend, name, target, ways };
     let mut check = None;
     let mut hindered = false;
     loop {
         let start = Instant::now();
-        let outcome = once(&mut check, &name, target, &config).await.unwrap_or_else(|error| {
+        let outcome = once(&mut check, &whom, &config).await.unwrap_or_else(|error| {
             let why = error.to_string();
             if !hindered {
-                tracing::warn!("backend {name} cannot be checked: {why} on this machine; its health stays as it is");
+                tracing::warn!(
+                    "backend {} cannot be checked: {why} on this machine; its health stays as it is",
+                    whom.name
+                );
             }
             CheckOutcome::Hindered(why)
         });
@@ -160,15 +167,10 @@ async fn run(spec: CheckSpec, mut pace: Pace, found: mpsc::Sender<Found>) {
 }
 
 /// Checks once, by what was made ready before if it could be.
-async fn once(
-    check: &mut Option<Check>,
-    name: &BackendName,
-    target: SocketAddr,
-    config: &CheckConfig,
-) -> io::Result<CheckOutcome> {
+async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> io::Result<CheckOutcome> {
     let check = match check {
         Some(check) => check,
-        None => check.insert(Check::new(name, target, config).await?),
+        None => check.insert(Check::new(whom, config).await?),
     };
     check.run().await
 }
@@ -181,7 +183,7 @@ mod tests {
     async fn a_check_that_panics_ends_them_all() {
         let (events, _told) = mpsc::channel(1);
         let (_orders, given) = mpsc::unbounded_channel();
-        let mut rounds = Rounds::new(events);
+        let mut rounds = Rounds::new(events, Ways::default());
         rounds.running.spawn(async { panic!("no such number") });
         let ended = tokio::spawn(rounds.follow(given)).await;
         assert!(ended.is_err_and(|error| error.to_string().contains("no such number")));

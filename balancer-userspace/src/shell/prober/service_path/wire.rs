@@ -1,0 +1,238 @@
+//! Packet sockets: packets to an interface past the kernel's routes, and answers before the kernel judges them.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read as _},
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+};
+
+use balancer_common::map_types::Mac;
+use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+use tokio::{io::unix::AsyncFd, sync::mpsc, task::AbortHandle};
+
+/// Packets of one connection that may wait.
+const WAITING: usize = 256;
+/// Checks come from a block of this many ports, so that a filter in the kernel knows their answers: a power of two.
+const PORTS: u16 = 1024;
+/// The first that a block may begin with, and the last.
+const BLOCKS: std::ops::RangeInclusive<u16> = 32..=62;
+/// The largest packet, also one that the kernel has merged.
+const PACKET: usize = 65_600;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// The sockets, and who waits for answers.
+#[derive(Debug)]
+pub(super) struct Wire {
+    /// Sends alone.
+    out: Socket,
+    first_port: u16,
+    waiting: Mutex<HashMap<u16, Waiting>>,
+    listening: OnceLock<Vec<AbortHandle>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    packets: mpsc::Sender<Vec<u8>>,
+    from: SocketAddr,
+}
+
+impl Wire {
+    /// Opens them, and begins to listen.
+    ///
+    /// # Errors
+    /// When this process may not.
+    pub(super) fn open() -> io::Result<Arc<Self>> {
+        let explain = |error: io::Error| {
+            let hint = match error.raw_os_error() {
+                Some(libc::EPERM) => " (check = { via = \"service\" } takes CAP_NET_RAW)",
+                Some(libc::EAFNOSUPPORT) => " (its service manager keeps AF_PACKET from the balancer)",
+                Some(_) | None => "",
+            };
+            io::Error::other(format!("a packet socket cannot be opened: {error}{hint}"))
+        };
+        let open = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        let first_port = fastrand::u16(BLOCKS) * PORTS;
+        let wire =
+            Self { out: open().map_err(explain)?, first_port, waiting: Mutex::default(), listening: OnceLock::new() };
+        let wire = Arc::new(wire);
+        let mut listening = Vec::new();
+        for (protocol, filter) in [(ETH_P_IP, &answers_v4(first_port)[..]), (ETH_P_IPV6, &answers_v6(first_port)[..])] {
+            let socket = open().map_err(explain)?;
+            // Before it is bound it receives nothing.
+            socket.attach_filter(filter)?;
+            socket.bind(&link_address(protocol, 0, None))?;
+            // SAFETY: the socket owns its descriptor, which stays the same and open for as long as it lives.
+            let socket = unsafe { AsyncFd::register(socket) }?;
+            listening.push(tokio::spawn(listen(socket, Arc::downgrade(&wire))).abort_handle());
+        }
+        wire.listening.get_or_init(|| listening);
+        Ok(wire)
+    }
+
+    /// Whether answers still come.
+    pub(super) fn listens(&self) -> bool {
+        self.listening.get().is_some_and(|tasks| !tasks.iter().any(AbortHandle::is_finished))
+    }
+
+    /// Sends a packet by an interface.
+    ///
+    /// # Errors
+    /// When the interface does not take it. One that is lost is none.
+    pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
+        let v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
+        let protocol = if v4 { ETH_P_IP } else { ETH_P_IPV6 };
+        match self.out.send_to(packet, &link_address(protocol, ifindex, Some(to))) {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A port of `own` for a connection to `peer`, whose answers come from now on.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub(super) fn port(self: &Arc<Self>, own: IpAddr, peer: SocketAddr) -> io::Result<Port> {
+        let begin = fastrand::u16(..PORTS);
+        let mut waiting = self.waiting();
+        for offset in 0..PORTS {
+            let number = self.first_port + (begin + offset) % PORTS;
+            if waiting.contains_key(&number) {
+                continue;
+            }
+            let Ok(silent) = silent(SocketAddr::new(own, number)) else { continue };
+            let (packets, answers) = mpsc::channel(WAITING);
+            waiting.insert(number, Waiting { packets, from: peer });
+            return Ok(Port { number, answers, wire: Arc::clone(self), _silent: silent });
+        }
+        Err(io::Error::other("no port is left for the check"))
+    }
+
+    /// Hands a packet to whom it is for. One that comes too fast is lost, as on any way.
+    fn deliver(&self, packet: &[u8]) {
+        let Some((source, port)) = ends(packet) else { return };
+        let waiting = self.waiting();
+        if let Some(waiting) = waiting.get(&port).filter(|waiting| waiting.from == source) {
+            let _ = waiting.packets.try_send(packet.to_vec());
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u16, Waiting>> {
+        // Whoever panicked did not hold it in the middle of a change.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A port of this machine that is used past the kernel's TCP.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) number: u16,
+    pub(super) answers: mpsc::Receiver<Vec<u8>>,
+    pub(super) wire: Arc<Wire>,
+    _silent: OwnedFd,
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.wire.waiting().remove(&self.number);
+    }
+}
+
+/// Holds a port for nobody else to take. Where the VIP is no address of this machine its TCP sees the answers as well:
+/// with a socket that takes nothing it does not reset what it knows nothing of.
+fn silent(at: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
+    socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
+    socket.bind(&at.into())?;
+    socket.listen(1)?;
+    Ok(socket.into())
+}
+
+async fn listen(socket: AsyncFd<Socket>, wire: Weak<Wire>) {
+    let mut buffer = vec![0; PACKET];
+    loop {
+        let Ok(mut ready) = socket.readable().await else { return };
+        let Some(wire) = wire.upgrade() else { return };
+        while let Ok(read) = ready.try_io(|socket| socket.get_ref().read(&mut buffer)) {
+            // An error is an interface that went away, which the next packet does not mind.
+            if let Ok(length) = read {
+                wire.deliver(buffer.get(..length).unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// Where a TCP packet comes from, and the port that it is for.
+fn ends(packet: &[u8]) -> Option<(SocketAddr, u16)> {
+    let version = packet.first()? >> 4;
+    let (source, header): (IpAddr, usize) = if version == 4 {
+        let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+        (source.into(), usize::from(packet.first()? & 15) * 4)
+    } else {
+        let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+        (source.into(), 40)
+    };
+    let port = |at: usize| Some(u16::from_be_bytes(packet.get(header + at..header + at + 2)?.try_into().ok()?));
+    Some((SocketAddr::new(source, port(0)?), port(2)?))
+}
+
+fn link_address(protocol: u16, ifindex: u32, to: Option<Mac>) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: it is one of the platform's address types, for which all bytes are valid.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = ifindex as i32;
+    if let Some(to) = to {
+        address.sll_halen = 6;
+        address.sll_addr[..6].copy_from_slice(&to);
+    }
+    // SAFETY: an address of this length was just written.
+    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}
+
+const LOAD_BYTE: u16 = 0x30;
+const LOAD_HALF: u16 = 0x28;
+const LOAD_HALF_BEHIND: u16 = 0x48;
+const HEADER_LENGTH: u16 = 0xb1;
+const AND: u16 = 0x54;
+const IF_EQUAL: u16 = 0x15;
+const IF_ANY_BIT: u16 = 0x45;
+const RETURN: u16 = 0x06;
+const TCP: u32 = 6;
+
+/// Whole TCP packets for a port of the block.
+fn answers_v4(first_port: u16) -> [SockFilter; 10] {
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, 9),
+        SockFilter::new(IF_EQUAL, 0, 7, TCP),
+        SockFilter::new(LOAD_HALF, 0, 0, 6),
+        // An offset, or more fragments.
+        SockFilter::new(IF_ANY_BIT, 5, 0, 0x3fff),
+        SockFilter::new(HEADER_LENGTH, 0, 0, 0),
+        SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 2),
+        SockFilter::new(AND, 0, 0, u32::from(!(PORTS - 1))),
+        SockFilter::new(IF_EQUAL, 0, 1, u32::from(first_port)),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
+
+fn answers_v6(first_port: u16) -> [SockFilter; 7] {
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, 6),
+        SockFilter::new(IF_EQUAL, 0, 4, TCP),
+        SockFilter::new(LOAD_HALF, 0, 0, 42),
+        SockFilter::new(AND, 0, 0, u32::from(!(PORTS - 1))),
+        SockFilter::new(IF_EQUAL, 0, 1, u32::from(first_port)),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
