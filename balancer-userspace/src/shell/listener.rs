@@ -26,7 +26,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     task::{self, AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -35,8 +35,7 @@ use tracing::{debug, warn};
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Connections at once. For one more, the one that has been idle the longest is closed; where none is idle, the new
-    /// one is.
+    /// Connections at once. For one more, the one that has been idle the longest is closed; where none is idle, it waits.
     pub(super) connections: usize,
     /// How long the head of a request may take, and how long a connection may be idle.
     pub(super) ask: Duration,
@@ -90,9 +89,12 @@ pub(super) async fn serve<L: Listen>(
         };
         match accepted {
             Ok(stream) => {
-                if connections.make_room(limits.connections).await {
-                    let router = router(&stream);
-                    connections.spawn(stream, router, limits, stopped.clone());
+                tokio::select! {
+                    () = connections.make_room(limits.connections) => {
+                        let router = router(&stream);
+                        connections.spawn(stream, router, limits, stopped.clone());
+                    }
+                    _ = &mut shutdown => break,
                 }
             }
             Err(error) if is_passing(&error) => {
@@ -127,24 +129,28 @@ struct Activity {
 }
 
 /// A request under way, for as long as any byte of its answer is kept in memory.
-struct UnderWay(watch::Sender<Activity>);
+struct UnderWay {
+    activity: watch::Sender<Activity>,
+    quiet: Arc<Notify>,
+}
 
 impl UnderWay {
-    fn new(activity: &watch::Sender<Activity>) -> Self {
+    fn new(activity: watch::Sender<Activity>, quiet: Arc<Notify>) -> Self {
         activity.send_modify(|activity| {
             activity.requests += 1;
             activity.since = Instant::now();
         });
-        Self(activity.clone())
+        Self { activity, quiet }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.send_modify(|activity| {
+        self.activity.send_modify(|activity| {
             activity.requests -= 1;
             activity.since = Instant::now();
         });
+        self.quiet.notify_one();
     }
 }
 
@@ -152,6 +158,8 @@ impl Drop for UnderWay {
 struct Connections {
     running: JoinSet<()>,
     open: HashMap<task::Id, (AbortHandle, watch::Receiver<Activity>)>,
+    /// Told when a request has ended.
+    quiet: Arc<Notify>,
 }
 
 impl Connections {
@@ -164,27 +172,28 @@ impl Connections {
         self.open.remove(&id);
     }
 
-    /// Whether there is room for one more of at most `limit`.
-    async fn make_room(&mut self, limit: usize) -> bool {
+    /// Waits until there is room for one more of at most `limit`.
+    async fn make_room(&mut self, limit: usize) {
         while let Some(ended) = self.running.try_join_next_with_id() {
             self.forget(Some(ended));
         }
-        if self.running.len() < limit {
-            return true;
+        while self.running.len() >= limit {
+            if let Some(longest) = self.longest_idle() {
+                longest.abort();
+            }
+            tokio::select! {
+                ended = self.running.join_next_with_id() => self.forget(ended),
+                () = self.quiet.notified() => {}
+            }
         }
+    }
+
+    fn longest_idle(&self) -> Option<&AbortHandle> {
         let idle = self.open.values().filter_map(|(task, activity)| {
             let Activity { requests, since } = *activity.borrow();
             (requests == 0).then_some((since, task))
         });
-        let Some((_, longest)) = idle.min_by_key(|(since, _)| *since) else {
-            debug!("a connection is turned away: {limit} are busy");
-            return false;
-        };
-        longest.abort();
-        // It ends as soon as it is looked at.
-        let ended = self.running.join_next_with_id().await;
-        self.forget(ended);
-        true
+        idle.min_by_key(|(since, _)| *since).map(|(_, task)| task)
     }
 
     fn spawn<S>(&mut self, stream: S, router: Router, limits: Limits, stopped: watch::Receiver<()>)
@@ -192,7 +201,8 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (sender, activity) = watch::channel(Activity { requests: 0, since: Instant::now() });
-        let task = self.running.spawn(connection(stream, router, limits, sender, activity.clone(), stopped));
+        let quiet = Arc::clone(&self.quiet);
+        let task = self.running.spawn(connection(stream, router, limits, (sender, quiet), stopped));
         self.open.insert(task.id(), (task, activity));
     }
 }
@@ -201,13 +211,13 @@ async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     limits: Limits,
-    sender: watch::Sender<Activity>,
-    mut activity: watch::Receiver<Activity>,
+    (sender, quiet): (watch::Sender<Activity>, Arc<Notify>),
     mut stopped: watch::Receiver<()>,
 ) {
+    let mut activity = sender.subscribe();
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |request| {
-        let under_way = UnderWay::new(&sender);
+        let under_way = UnderWay::new(sender.clone(), Arc::clone(&quiet));
         let answer = router.call(request);
         async { Ok::<_, Infallible>(answer.await?.map(|body| holding(body, under_way))) }
     });
@@ -399,19 +409,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_busy_is_left_alone_and_one_too_many_is_turned_away() {
+    async fn who_is_busy_is_left_alone_and_one_too_many_waits() {
         let (address, gate, _server) = serving(PATIENT).await;
         let mut busy = Vec::new();
         for _ in 0..PATIENT.connections {
             busy.push(asking(address, "/gate").await);
         }
         gate.come.acquire_many(PATIENT.connections as u32).await.unwrap().forget();
-        assert_eq!(rest(&mut asking(address, "/").await).await, "");
+        let mut late = asking(address, "/").await;
+        assert!(timeout(Duration::from_millis(300), late.readable()).await.is_err(), "it is answered, or closed");
+        gate.open.add_permits(1);
+        assert!(rest(&mut late).await.ends_with("here"));
         gate.open.add_permits(PATIENT.connections);
         for mut stream in busy {
             assert!(rest(&mut stream).await.ends_with("open"));
         }
-        here(address).await;
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_makes_room_for_one_that_waits() {
+        let (address, gate, _server) = serving(Limits { connections: 1, ..PATIENT }).await;
+        let mut kept = TcpStream::connect(address).await.unwrap();
+        kept.write_all(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        gate.come.acquire().await.unwrap().forget();
+        let mut late = asking(address, "/").await;
+        // Its answer is whole, and it would go on for an hour.
+        gate.open.add_permits(1);
+        assert!(rest(&mut kept).await.ends_with("open"));
+        assert!(rest(&mut late).await.ends_with("here"));
     }
 
     #[tokio::test]
@@ -422,7 +447,7 @@ mod tests {
         let mut first = [0; 16];
         stuck.read_exact(&mut first).await.unwrap();
         // It is the only connection there may be, and busy until its time is over.
-        while rest(&mut asking(address, "/").await).await.is_empty() {}
+        here(address).await;
         assert!(rest(&mut stuck).await.len() < LARGE);
     }
 
