@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::{
     command::{cargo, ensure_root, run, shown},
+    kernels,
     setup::{Purpose, setup},
     test::test,
 };
@@ -24,5 +25,6 @@ pub(crate) fn ci() -> Result<()> {
         eprintln!("$ {}", shown(&command));
         run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
     }
+    kernels::load()?;
     test()
 }

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod ci;
 mod command;
+mod kernels;
 mod package;
 mod run;
 mod setup;
@@ -41,7 +42,15 @@ enum Chore {
     /// Set up, build, and show the balancer at work: in a lab of its own, or on real interfaces with --config.
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
-    Test,
+    Test {
+        /// Instead: those of the kernel programs, in virtual machines with Debian's newest kernels of these versions
+        /// (6.1, 6.12.117, …); without one: 6.1, 6.12, 6.18 and the newest.
+        #[arg(long, value_name = "VERSION", num_args = 0..)]
+        kernels: Option<Vec<String>>,
+        /// Only have these kernels verify the programs.
+        #[arg(long, requires = "kernels")]
+        load: bool,
+    },
     /// Set up, then play a hundred thousand random sequences of events against the controller's model.
     Soak,
     /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program and scrapes, or only one.
@@ -77,7 +86,8 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Setup { ci } => setup::setup(if ci { Purpose::Ci } else { Purpose::Test }),
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
-        Chore::Test => test::test(),
+        Chore::Test { kernels: None, .. } => test::test(),
+        Chore::Test { kernels: Some(versions), load } => kernels::test(&versions, load),
         Chore::Soak => test::soak(),
         Chore::Bench { only } => bench::bench(only),
         Chore::Package { attempt: false, .. } => package::package(),

@@ -35,6 +35,24 @@ pub(crate) fn machine() -> Result<()> {
     tools(&mut Installer::default(), &MACHINE_TOOLS)
 }
 
+/// What boots other kernels: program, package.
+const GUEST_TOOLS: [(&str, &str); 7] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("xz", "xz-utils"),
+    ("dpkg-deb", "dpkg"),
+    ("strip", "binutils"),
+];
+
+/// Installs what virtual machines with other kernels take.
+pub(crate) fn guests() -> Result<()> {
+    let mut installer = Installer::default();
+    tools(&mut installer, &NETWORK_TOOLS)?;
+    tools(&mut installer, &GUEST_TOOLS)
+}
+
 /// Installs what makes Debian packages.
 pub(crate) fn cargo_deb() -> Result<()> {
     Installer::default().cargo("cargo-deb", "3.8.0", &[], &[])
@@ -52,6 +70,9 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
     let compiler = bpf::ensure(&mut installer)?;
     if purpose >= Purpose::Test {
         for_tests(&mut installer)?;
+    }
+    if purpose == Purpose::Ci {
+        tools(&mut installer, &GUEST_TOOLS)?;
     }
     if purpose == Purpose::Ci && !installed("cargo-deny") {
         // It runs for a second: compiled to be there soon.

@@ -1,0 +1,267 @@
+//! Debian's kernels, from the mirrors that this machine uses, without touching what is installed on it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::command::{output, program, run};
+
+const SUITES: [&str; 6] = ["bookworm", "bookworm-backports", "trixie", "trixie-backports", "forky", "sid"];
+const SECURITY: [&str; 2] = ["bookworm-security", "trixie-security"];
+const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Kernels for virtual machines are the smallest.
+const FLAVOUR: &str = "-cloud-amd64";
+/// A kernel's package; newer kernels come in several.
+const PARTS: [&str; 3] = ["image", "binary", "modules"];
+/// What the tests' hosts are made of. Debian may have built some into the kernel.
+const MODULES: [&str; 7] = ["veth", "bridge", "8021q", "dummy", "tun", "sch_netem", "sch_ingress"];
+const LISTS_ARE_FRESH: Duration = Duration::from_secs(12 * 3600);
+
+/// A kernel, unpacked.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    /// As `uname -r` says it, less the flavour.
+    pub(super) version: String,
+    directory: PathBuf,
+}
+
+impl Kernel {
+    pub(super) fn image(&self) -> PathBuf {
+        self.directory.join("vmlinuz")
+    }
+
+    /// An archive with the modules, numbered in the order of loading.
+    pub(super) fn modules(&self) -> PathBuf {
+        self.directory.join("modules.cpio")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+}
+
+/// The newest kernel of each version or beginning of one, or of all (`None`), downloaded unless it is there.
+pub(super) fn kernels(directory: &Path, wanted: &[Option<&str>]) -> Result<Vec<Kernel>> {
+    let apt = Apt::new(directory)?;
+    let all = apt.versions()?;
+    let mut kernels: Vec<Kernel> = Vec::new();
+    for series in wanted {
+        let version = newest(&all, *series).with_context(|| {
+            let what = series.map_or_else(|| "any kernel".to_owned(), |series| format!("a kernel {series}"));
+            format!(
+                "this machine's mirrors have no package of {what} ({FLAVOUR}): they must be Debian's, and be reached"
+            )
+        })?;
+        if kernels.iter().all(|kernel| kernel.version != version) {
+            let kernel = Kernel { version: version.to_owned(), directory: directory.join(version) };
+            if !kernel.modules().exists() {
+                println!("Downloading Linux {version}");
+                unpack(&apt, &kernel).with_context(|| format!("Linux {version}"))?;
+            }
+            kernels.push(kernel);
+        }
+    }
+    Ok(kernels)
+}
+
+/// The newest version that is `series` or goes on behind it with other than a digit.
+fn newest<'a>(all: &'a BTreeSet<String>, series: Option<&str>) -> Option<&'a str> {
+    let of_series = |version: &&String| {
+        series.is_none_or(|series| {
+            version.strip_prefix(series).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+        })
+    };
+    all.iter().filter(of_series).max_by_key(|version| numbers(version)).map(String::as_str)
+}
+
+fn numbers(version: &str) -> Vec<u32> {
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+}
+
+/// The version in the name of a kernel's package. Packages of two numbers only name others.
+fn version(package: &str) -> Option<&str> {
+    let rest = package.strip_prefix("linux-image-").or_else(|| package.strip_prefix("linux-binary-"))?;
+    rest.strip_suffix(FLAVOUR).filter(|version| numbers(version).len() > 2)
+}
+
+/// A directory of lists and downloads of its own.
+struct Apt {
+    directory: PathBuf,
+    configuration: PathBuf,
+}
+
+impl Apt {
+    fn new(directory: &Path) -> Result<Self> {
+        let directory = directory.join("apt");
+        for part in ["lists/partial", "cache/archives/partial", "parts"] {
+            fs::create_dir_all(directory.join(part))?;
+        }
+        let configuration = directory.join("apt.conf");
+        let at = directory.display();
+        let settings = format!(
+            "Dir::Etc::sourcelist \"{at}/sources.list\"; Dir::Etc::sourceparts \"{at}/parts\";\n\
+             Dir::Etc::preferences \"/dev/null\"; Dir::Etc::preferencesparts \"{at}/parts\";\n\
+             Dir::State::lists \"{at}/lists\"; Dir::Cache \"{at}/cache\"; Acquire::Languages \"none\";\n\
+             Acquire::Retries \"3\"; APT::Sandbox::User \"root\";\n"
+        );
+        fs::write(&configuration, settings)?;
+        let this = Self { directory, configuration };
+        this.refresh()?;
+        Ok(this)
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = program(name);
+        command.env("APT_CONFIG", &self.configuration);
+        command
+    }
+
+    fn refresh(&self) -> Result<()> {
+        let fresh = self.directory.join("fresh");
+        let age = fs::metadata(&fresh).and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age < LISTS_ARE_FRESH) {
+            return Ok(());
+        }
+        let policy = output(program("apt-cache").arg("policy")).context("`apt-cache policy` failed")?;
+        fs::write(self.directory.join("sources.list"), sources(&policy)?)?;
+        // A mirror that lacks a suite is no failure: what is missing is said when a kernel is looked for.
+        run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
+            println!("Some of Debian's suites are not on this machine's mirrors.");
+            Ok::<(), anyhow::Error>(())
+        })?;
+        fs::write(fresh, "")?;
+        Ok(())
+    }
+
+    fn versions(&self) -> Result<BTreeSet<String>> {
+        let pattern = format!("^linux-(image|binary)-[0-9].*{FLAVOUR}$");
+        let found = output(self.command("apt-cache").args(["search", "--names-only", &pattern]))
+            .context("`apt-cache search` failed")?;
+        let packages = found.lines().filter_map(|line| line.split_whitespace().next());
+        Ok(packages.filter_map(version).map(str::to_owned).collect())
+    }
+
+    fn has(&self, package: &str) -> bool {
+        output(self.command("apt-cache").args(["show", "--quiet=2", package])).is_some_and(|text| !text.is_empty())
+    }
+
+    /// Downloads a package into `directory`.
+    fn download(&self, package: &str, directory: &Path) -> Result<()> {
+        run(self.command("apt-get").args(["-qq", "download", package]).current_dir(directory))
+    }
+}
+
+/// The sources for all suites, on the mirrors that `apt-cache policy` names.
+fn sources(policy: &str) -> Result<String> {
+    let mirrors: Vec<&str> = policy.split_whitespace().filter(|word| word.starts_with("http")).collect();
+    let find = |security| mirrors.iter().find(|mirror| mirror.contains("security") == security).copied();
+    let main = find(false).context("`apt-cache policy` names no mirror")?;
+    let security = find(true).map_or_else(|| format!("{}-security", main.trim_end_matches('/')), str::to_owned);
+    let line = |mirror: &str, suite: &str| format!("deb [signed-by={KEYS}] {mirror} {suite} main\n");
+    let all = SUITES.iter().map(|suite| line(main, suite));
+    Ok(all.chain(SECURITY.iter().map(|suite| line(&security, suite))).collect())
+}
+
+fn unpack(apt: &Apt, kernel: &Kernel) -> Result<()> {
+    let Kernel { version, directory } = kernel;
+    let full = format!("{version}{FLAVOUR}");
+    let tree = directory.join("tree");
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    fs::create_dir_all(&tree)?;
+    for part in PARTS.map(|part| format!("linux-{part}-{full}")) {
+        if apt.has(&part) {
+            apt.download(&part, directory)?;
+        }
+    }
+    for package in fs::read_dir(directory)?.flatten().map(|entry| entry.path()) {
+        if package.extension().is_some_and(|extension| extension == "deb") {
+            run(program("dpkg-deb").arg("--extract").arg(&package).arg(&tree))?;
+            fs::remove_file(package)?;
+        }
+    }
+    let in_usr = tree.join("usr/lib/modules").join(&full);
+    let images = [tree.join("boot").join(format!("vmlinuz-{full}")), in_usr.join("vmlinuz")];
+    let image = images.iter().find(|image| image.exists()).context("there is no kernel in its packages")?;
+    fs::rename(image, kernel.image())?;
+    if in_usr.exists() && !tree.join("lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", tree.join("lib"))?;
+    }
+    modules(kernel, &tree, &full)?;
+    fs::remove_dir_all(tree)?;
+    Ok(())
+}
+
+/// Packs the modules of a kernel whose packages lie unpacked in `tree`, uncompressed.
+fn modules(kernel: &Kernel, tree: &Path, full: &str) -> Result<()> {
+    run(program("depmod").arg("--basedir").arg(tree).arg(full))?;
+    let root = kernel.directory.join("root");
+    let to = root.join("modules");
+    fs::create_dir_all(&to)?;
+    let mut ordered: Vec<PathBuf> = Vec::new();
+    for module in MODULES {
+        let mut command = program("modprobe");
+        command.arg("--dirname").arg(tree).args(["--set-version", full, "--show-depends", module]);
+        let lines = output(&mut command).with_context(|| format!("there is no module {module}"))?;
+        for path in lines.lines().filter_map(|line| line.strip_prefix("insmod ")) {
+            let path = PathBuf::from(path.trim());
+            if !ordered.contains(&path) {
+                ordered.push(path);
+            }
+        }
+    }
+    for (index, module) in ordered.iter().enumerate() {
+        let copy = to.join(format!("{index:02}-{}", module.file_name().unwrap_or_default().display()));
+        fs::copy(module, &copy).with_context(|| module.display().to_string())?;
+        if copy.extension().is_some_and(|extension| extension == "xz") {
+            run(program("xz").arg("--decompress").arg(copy))?;
+        }
+    }
+    ensure!(!ordered.is_empty(), "no module was found");
+    super::initramfs::pack(&root, &kernel.modules())?;
+    fs::remove_dir_all(root)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_of_a_series_is_found() {
+        let packages = [
+            "linux-image-6.1-cloud-amd64",
+            "linux-image-6.1.0-9-cloud-amd64",
+            "linux-image-6.1.0-56-cloud-amd64",
+            "linux-image-6.1.0-0.deb11.52-cloud-amd64",
+            "linux-image-6.12.90+deb13.1-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud-amd64",
+            "linux-image-6.12.117+deb13-cloud-amd64",
+            "linux-binary-7.2.13+deb14-cloud-amd64",
+            "linux-image-7.2.13+deb14-amd64",
+        ];
+        let all: BTreeSet<String> = packages.into_iter().filter_map(version).map(str::to_owned).collect();
+        assert_eq!(newest(&all, Some("6.1")), Some("6.1.0-56"));
+        assert_eq!(newest(&all, Some("6.12")), Some("6.12.117+deb13"));
+        assert_eq!(newest(&all, Some("6.12.90")), Some("6.12.90+deb13.1"));
+        assert_eq!(newest(&all, Some("6.1.0-9")), Some("6.1.0-9"));
+        assert_eq!(newest(&all, None), Some("7.2.13+deb14"));
+        assert_eq!(newest(&all, Some("5.10")), None);
+    }
+
+    #[test]
+    fn the_mirrors_are_those_of_this_machine() {
+        let policy = "Package files:\n 100 /var/lib/dpkg/status\n 500 http://mirror.test/debian-security \
+                      bookworm-security/main amd64 Packages\n 500 http://mirror.test/debian bookworm/main";
+        let sources = sources(policy).expect("mirrors");
+        assert!(sources.contains("] http://mirror.test/debian trixie-backports main\n"), "{sources}");
+        assert!(sources.contains("] http://mirror.test/debian-security trixie-security main\n"), "{sources}");
+    }
+}

@@ -1,0 +1,36 @@
+#!/tools/busybox sh
+# Process 1 of a guest. A line that begins with @@ is for whoever booted it.
+/tools/busybox mkdir -p /applets
+/tools/busybox --install -s /applets
+export PATH=/tools:/applets HOME=/root RUST_BACKTRACE=0
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+mount -t bpf bpf /sys/fs/bpf
+mkdir -p /run/netns /var/lib /dev/shm
+ulimit -n 65536
+exec </dev/null
+for module in /modules/*; do insmod "$module" || echo "@@ trouble $module cannot be loaded"; done
+ip link set lo up
+
+up() { cut -d. -f1 /proc/uptime; }
+
+suite() {
+    name=$1
+    shift
+    start=$(up)
+    timeout 1200 "$@" >/run/output 2>&1
+    code=$?
+    grep 'verified instructions' /run/output | sed 's/^/@@ /'
+    if [ $code != 0 ]; then
+        grep -E '^test .*FAILED' /run/output
+        tail -n 80 /run/output | cut -c1-600
+    fi
+    echo "@@ suite $name $code $(($(up) - start))"
+}
+
+. /suites
+dmesg | grep -E 'WARNING:|BUG:|Oops|Call Trace|blocked for more than' | head -n 5 | sed 's/^/@@ trouble /'
+echo "@@ end"
+poweroff -f

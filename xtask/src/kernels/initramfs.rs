@@ -1,0 +1,112 @@
+//! What a guest boots into: the tests, what they start, and a shell.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::Suite;
+use crate::command::{built, cargo, output, program, run};
+
+/// Process 1.
+const INIT: &str = include_str!("init.sh");
+/// Programs that the tests start, besides their own.
+const TOOLS: [&str; 3] = ["ip", "ethtool", "busybox"];
+/// Built beside the tests.
+const PROGRAMS: [&str; 2] = ["balancer", "demo-backend"];
+const DIRECTORIES: [&str; 9] = ["dev", "proc", "sys", "run", "tmp", "root", "bin", "tools", "tests/deps"];
+
+/// Builds the suites and packs them; gives the archive.
+pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
+    let root = directory.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    for part in DIRECTORIES {
+        fs::create_dir_all(root.join(part))?;
+    }
+    let mut programs = vec![];
+    run(cargo().args(["build", "--workspace", "--quiet"]).args(PROGRAMS.iter().flat_map(|name| ["--bin", name])))?;
+    for name in PROGRAMS {
+        programs.push((built("debug")?.join(name), root.join("tests").join(name)));
+    }
+    for suite in suites {
+        programs.push((executable(suite.name)?, root.join("tests/deps").join(suite.name)));
+    }
+    for tool in TOOLS {
+        let found = output(program("sh").args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {tool}")]));
+        programs.push((
+            PathBuf::from(found.with_context(|| format!("{tool} is not installed"))?),
+            root.join("tools").join(tool),
+        ));
+    }
+    let mut libraries = BTreeSet::new();
+    for (from, to) in &programs {
+        libraries.extend(linked(from));
+        run(program("strip").arg("-o").arg(to).arg(from))?;
+    }
+    for library in libraries {
+        let to = root.join(library.strip_prefix("/").unwrap_or(&library));
+        fs::create_dir_all(to.parent().unwrap_or(&root))?;
+        fs::copy(&library, to).with_context(|| library.display().to_string())?;
+    }
+    symlink("/tools/busybox", root.join("bin/sh"))?;
+    fs::write(root.join("suites"), suites.iter().map(line).collect::<String>())?;
+    fs::write(root.join("init"), INIT)?;
+    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
+    let archive = directory.join("tests.cpio");
+    pack(&root, &archive)?;
+    fs::remove_dir_all(root)?;
+    Ok(archive)
+}
+
+/// How the guest's shell runs a suite.
+fn line(suite: &Suite) -> String {
+    let Suite { name, only, environment } = suite;
+    format!(
+        "suite {name} env {} /tests/deps/{name} --test-threads 1 --nocapture {}\n",
+        environment.join(" "),
+        only.join(" ")
+    )
+}
+
+/// Builds a test program.
+fn executable(name: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    // The whole workspace, so that the dependencies are built with the features that all other builds use.
+    command.args(["test", "--workspace", "--quiet", "--no-run", "--message-format", "json", "--test", name]);
+    let built = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    ensure!(built.status.success(), "building the tests {name} failed");
+    let messages = String::from_utf8_lossy(&built.stdout);
+    let executable = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
+        let own = message["target"]["name"] == name && message["target"]["kind"] == serde_json::json!(["test"]);
+        own.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+    });
+    executable.with_context(|| format!("cargo built no tests {name}"))
+}
+
+/// The libraries that a program is linked with.
+fn linked(binary: &Path) -> Vec<PathBuf> {
+    let listed = output(program("ldd").arg(binary)).unwrap_or_default();
+    listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
+}
+
+/// Packs a directory for the kernel to unpack.
+pub(super) fn pack(directory: &Path, archive: &Path) -> Result<()> {
+    let list = output(program("find").arg(".").current_dir(directory)).context("`find` failed")?;
+    let file = fs::File::create(archive).with_context(|| archive.display().to_string())?;
+    let mut command = program("cpio");
+    command.args(["--create", "--format=newc", "--quiet"]).current_dir(directory).stdin(Stdio::piped()).stdout(file);
+    let mut child = command.spawn().context("starting cpio")?;
+    child.stdin.take().context("cpio has no input")?.write_all(format!("{list}\n").as_bytes())?;
+    let status = child.wait()?;
+    ensure!(status.success(), "packing {} failed ({status})", directory.display());
+    Ok(())
+}
