@@ -54,11 +54,10 @@ pub struct Ran {
     pub duration: Duration,
 }
 
-/// Runs the program once on a `frame` of which only the first `linear` bytes, 14 or more, lie in its linear part (Linux
-/// 6.18).
+/// Runs the program once on a `frame` of which only the first `linear` bytes, 14 or more, lie in its linear part.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel refuses, as all before Linux 6.18 do: see [`splits_frames`].
 pub fn run_linear(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32) -> io::Result<Ran> {
     test_run(program, frame, linear, ifindex, 1)
 }
@@ -70,6 +69,20 @@ pub fn run_linear(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex:
 /// When the kernel refuses; frames below 14 bytes always are.
 pub fn run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32, repeat: u32) -> io::Result<Ran> {
     test_run(program, frame, frame.len(), ifindex, repeat)
+}
+
+/// Whether this kernel, of version `release`, can run a program on a frame whose linear part is short.
+///
+/// # Errors
+/// When it is too new to refuse, and does, or otherwise than old ones.
+pub fn splits_frames(program: BorrowedFd<'_>, release: &str) -> io::Result<bool> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    match run_linear(program, &[0; 1400], 200, 0) {
+        Ok(_) => Ok(true),
+        Err(error) if version < (6, 18) && error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn test_run(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32, repeat: u32) -> io::Result<Ran> {

@@ -3,7 +3,7 @@
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_tests::{
     frame::{ACK, Frame},
-    prog_run::run_linear,
+    prog_run::{run_linear, splits_frames},
     rig::Rig,
 };
 
@@ -42,6 +42,11 @@ fn nine_thousand_bytes() {
 fn short_linear_parts() {
     std::thread::spawn(|| {
         let rig = Rig::new(&services()).expect("a rig");
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
+        if !splits_frames(rig.program(), &release).expect("a run on a frame that is split") {
+            println!("not tested: Linux {} runs no program on such frames, Linux 6.18 does", release.trim());
+            return;
+        }
         for (client, vip, backend, headers) in [
             ("203.0.113.7:40000", "198.51.100.20:80", "10.0.0.21:8080", 54),
             ("[2001:db8:c::7]:40000", "[2001:db8::20]:80", "[fd00::21]:8080", 74),

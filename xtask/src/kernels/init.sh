@@ -22,7 +22,7 @@ suite() {
     start=$(up)
     timeout 1200 "$@" >/run/output 2>&1
     code=$?
-    grep 'verified instructions' /run/output | sed 's/^/@@ /'
+    grep -oE '[a-z]+: [0-9]+ verified instructions' /run/output | sed 's/^/@@ /'
     if [ $code != 0 ]; then
         grep -E '^test .*FAILED' /run/output
         tail -n 80 /run/output | cut -c1-600

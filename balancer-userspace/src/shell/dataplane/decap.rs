@@ -41,7 +41,7 @@ impl Decap {
         let vips = ebpf.take_map("DECAP_VIPS").context("the kernel object holds no map DECAP_VIPS")?.try_into()?;
         let stats = per_cpu(&mut ebpf, "DECAP_STATS")?;
         let mut this = Self { vips, served: BTreeSet::new(), stats, attached: Vec::new(), ebpf };
-        load_program(this.program()?)?;
+        load_program("decap", this.program()?)?;
         Ok(this)
     }
 

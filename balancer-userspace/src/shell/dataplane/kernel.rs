@@ -179,7 +179,7 @@ impl KernelDataplane {
         if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
             this.counters.forget_interfaces()?;
         }
-        load_program(this.program()?)?;
+        load_program("balancer", this.program()?)?;
         Ok(this)
     }
 
