@@ -1,7 +1,7 @@
 //! What a guest boots into: the tests, what they start, and a shell.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     os::unix::fs::{PermissionsExt as _, symlink},
@@ -37,8 +37,10 @@ pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
     for name in PROGRAMS {
         programs.push((built("debug")?.join(name), root.join("tests").join(name)));
     }
-    for suite in suites {
-        programs.push((executable(suite.name)?, root.join("tests/deps").join(suite.name)));
+    let built = executables(suites)?;
+    for Suite { name, .. } in suites {
+        let from = built.get(*name).with_context(|| format!("cargo built no tests {name}"))?;
+        programs.push((from.clone(), root.join("tests/deps").join(name)));
     }
     for tool in TOOLS {
         let found = output(program("sh").args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {tool}")]));
@@ -77,19 +79,24 @@ fn line(suite: &Suite) -> String {
     )
 }
 
-/// Builds a test program.
-fn executable(name: &str) -> Result<PathBuf> {
+/// Builds the suites' programs.
+fn executables(suites: &[Suite]) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo();
     // The whole workspace, so that the dependencies are built with the features that all other builds use.
-    command.args(["test", "--workspace", "--quiet", "--no-run", "--message-format", "json", "--test", name]);
+    command.args(["test", "--workspace", "--quiet", "--no-run", "--message-format", "json"]);
+    command.args(suites.iter().flat_map(|suite| ["--test", suite.name]));
     let built = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
-    ensure!(built.status.success(), "building the tests {name} failed");
+    ensure!(built.status.success(), "building the tests failed");
     let messages = String::from_utf8_lossy(&built.stdout);
-    let executable = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
-        let own = message["target"]["name"] == name && message["target"]["kind"] == serde_json::json!(["test"]);
-        own.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
-    });
-    executable.with_context(|| format!("cargo built no tests {name}"))
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(messages.filter_map(|message| executable(&message)).collect())
+}
+
+/// The name of the tests, and the program, that a message of cargo tells of.
+fn executable(message: &Value) -> Option<(String, PathBuf)> {
+    let target = &message["target"];
+    let tests = target["kind"].as_array()?.iter().any(|kind| kind == "test");
+    Some((target["name"].as_str().filter(|_| tests)?.to_owned(), message["executable"].as_str()?.into()))
 }
 
 /// The libraries that a program is linked with.
