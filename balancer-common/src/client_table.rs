@@ -39,6 +39,9 @@ pub struct Bucket {
 pub struct Entry(pub u64);
 
 impl Entry {
+    /// No client.
+    pub const EMPTY: Self = Self(0);
+
     /// An entry of a client seen for the first time, at `tick`.
     #[inline(always)]
     #[must_use]

@@ -1,4 +1,4 @@
-//! The clock of a service's memory: ticks, how many of them a client is remembered for, and in which it is due.
+//! The clock of a service's memory: ticks, and how many of them a client is remembered for.
 
 /// Ticks that `remember` is divided into, so that an entry's age stays far below the wrap-around.
 pub const TICKS_PER_REMEMBER: u32 = 4096;
@@ -8,28 +8,17 @@ const MOST_TICKS: u32 = 12_000;
 /// So many at least where it has shrunk.
 const FEWEST_TICKS: u32 = 64;
 
-/// Whether a packet of an unflagged slot is to be recorded although it opens nothing: each client is due in one tick of
-/// every `mask` + 1, so that long connections stay known at the cost of a table access for few packets.
-#[inline(always)]
-#[must_use]
-pub const fn due(hash: u64, now: u16, mask: u16) -> bool {
-    (hash >> 32) as u16 & mask == now & mask
-}
-
-/// Ticks and masks of a service that remembers for `seconds` (at least 1).
+/// Ticks of a service that remembers for `seconds` (at least 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// Seconds in a tick.
     pub tick_seconds: u32,
     /// Ticks after which an entry is expired.
     pub remember: u16,
-    /// See [`due`].
-    pub due_mask: u16,
 }
 
 impl Clock {
-    /// The coarsest clock that divides the time well: ticks of `seconds` / 4096, at least one second, and every client
-    /// due at least eight times (once a tick if there are fewer than eight) before it would be forgotten.
+    /// The coarsest clock that divides the time well: ticks of `seconds` / 4096, at least one second.
     #[must_use]
     pub const fn new(seconds: u32) -> Self {
         Self::with_ticks(seconds, seconds.div_ceil(TICKS_PER_REMEMBER))
@@ -51,13 +40,7 @@ impl Clock {
     /// A clock with ticks of `tick_seconds`, at least 1, of which `seconds` are at most 2^14 − 1.
     #[must_use]
     pub const fn with_ticks(seconds: u32, tick_seconds: u32) -> Self {
-        let remember = seconds.div_ceil(tick_seconds);
-        let period = match remember / 8 {
-            0 => 1,
-            ticks if ticks > 64 => 64,
-            ticks => 1 << (31 - ticks.leading_zeros()),
-        };
-        Self { tick_seconds, remember: remember as u16, due_mask: period as u16 - 1 }
+        Self { tick_seconds, remember: seconds.div_ceil(tick_seconds) as u16 }
     }
 }
 
@@ -66,23 +49,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::client_table::TICK_MASK;
 
     proptest! {
-        #[test]
-        fn every_client_is_due_once_in_a_period(hash: u64, bits in 0u32..7, start in 0..=TICK_MASK) {
-            let mask = (1u16 << bits) - 1;
-            let ticks = (0..=mask).filter(|tick| due(hash, (start + tick) & TICK_MASK, mask)).count();
-            prop_assert_eq!(ticks, 1);
-        }
-
         #[test]
         fn a_clock_covers_its_time(seconds in 1u32..=100 * 86_400) {
             let clock = Clock::new(seconds);
             let covered = clock.tick_seconds * u32::from(clock.remember);
             prop_assert!(covered >= seconds && covered < seconds + clock.tick_seconds);
             prop_assert!(u32::from(clock.remember) <= TICKS_PER_REMEMBER);
-            prop_assert!(u32::from(clock.due_mask) < u32::from(clock.remember / 8).max(1));
         }
     }
 }

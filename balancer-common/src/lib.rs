@@ -11,5 +11,6 @@ pub mod clock;
 pub mod kept;
 pub mod map_types;
 pub mod memory;
+pub mod seen;
 pub mod service_table;
 pub mod verdict;

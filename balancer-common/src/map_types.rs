@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -88,14 +88,12 @@ pub struct ServiceRow {
     pub tick: u32,
     /// Ticks after which a client is forgotten.
     pub remember: u16,
-    /// In which ticks a client's packets are recorded whatever they are, see `clock::due`.
-    pub due_mask: u16,
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,
     /// In a VIP marker: what a fragment without ports may belong to.
     pub portless: Portless,
     /// Zero.
-    pub reserved: [u16; 23],
+    pub reserved: [u16; 24],
 }
 
 /// How many services an address has, and the port of the only one, by protocol: see [`Portless::index`].
@@ -158,6 +156,8 @@ pub const SERVICE_REMEMBERS: u16 = 1;
 pub const SERVICE_FAILBACK: u16 = 2;
 /// `ServiceRow::flags`: it has rules for client prefixes.
 pub const SERVICE_RULES: u16 = 4;
+/// `ServiceRow::flags`: the memory is so short that every packet reads its client's entry.
+pub const SERVICE_READS_ALWAYS: u16 = 8;
 
 /// Where a live table lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,18 +304,20 @@ pub struct Control {
     pub services: u64,
     /// The active return table, a [`crate::service_table::TableView`].
     pub returns: u64,
+    /// Which bit of the filter is a client's, see [`crate::seen`].
+    pub seen_salt: u64,
     /// `CONTROL_*` bits.
     pub flags: u32,
     /// [`LAYOUT_VERSION`].
     pub layout_version: u32,
-    /// Counts up while the controller runs; each CPU may record `newcomers` clients in each epoch.
-    pub epoch: u32,
-    /// See `epoch`.
-    pub newcomers: u32,
+    /// Newcomers of one service that may be recorded in a period, whatever the others do: see [`NewcomerBudget`].
+    pub newcomers_own: u32,
+    /// Newcomers that may be recorded in a period beyond that, of all services together.
+    pub newcomers_common: u32,
     /// One in so many forwarded packets is sampled, on average; 0: none.
     pub sample_interval: u32,
     /// Zero.
-    pub reserved: [u32; 7],
+    pub reserved: [u32; 5],
 }
 
 /// `Control::flags`: some service has port 0, so a miss is looked up a second time.
@@ -394,11 +396,22 @@ pub struct MemoryStats {
     pub full: u64,
     /// Newcomers not recorded because there were too many at once.
     pub limited: u64,
-    /// The epoch that `used` counts in.
-    pub epoch: u32,
-    /// Newcomers recorded in that epoch.
-    pub used: u32,
 }
+
+/// Newcomers recorded in a period: of a service, or beyond the services' own shares. All CPUs share the row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct NewcomerBudget {
+    /// Number of the period, by the kernel's clock: nobody need run for newcomers to be recorded.
+    pub period: u64,
+    /// How many.
+    pub used: u64,
+}
+
+/// Rows of [`NewcomerBudget`]s of services, by id modulo this; one more is for what is beyond.
+pub const NEWCOMER_ROWS: u32 = 1024;
+/// A period is 2^this nanoseconds, about a second.
+pub const NEWCOMER_PERIOD_BITS: u32 = 30;
 
 /// Per-CPU counters of dropped packets.
 #[repr(C)]
@@ -635,6 +648,7 @@ mod user {
         BackendStats,
         DropStats,
         MemoryStats,
+        NewcomerBudget,
         SampleStats,
         ReplyStats,
         RuleKey,

@@ -2,6 +2,7 @@
 
 use crate::{
     client_table::{Entries, Entry, find, victim},
+    map_types::NO_BACKEND,
     verdict::{CauseIndex, Decision, MoveCause},
 };
 
@@ -143,7 +144,7 @@ pub enum Recorded {
     Inserted,
     /// It has an entry, and another client lost its own.
     Evicted,
-    /// It has none: its bucket is full of established clients.
+    /// It has none: its bucket is full of established clients, or one of another service has its tag.
     Full,
     /// It has none: too many newcomers at once.
     Limited,
@@ -156,10 +157,14 @@ pub struct Answer {
     pub backend: Option<u16>,
     /// How it was chosen, if the packet opens a connection.
     pub decision: Option<Decision>,
-    /// The backend that a known client is moved from with this packet, and why.
-    pub moved: Option<(u16, CauseIndex)>,
+    /// The backend that a known client is moved from with this packet; [`NO_BACKEND`]: none is moved.
+    pub moved_from: u16,
+    /// Why it is moved.
+    pub cause: CauseIndex,
     /// What became of a newcomer.
     pub recorded: Recorded,
+    /// Whether the client had an entry, which is up to date now.
+    pub known: bool,
 }
 
 /// Steers one packet by memory and updates the memory.
@@ -172,16 +177,23 @@ pub fn consult(
     backend: impl Fn(u16) -> Option<BackendFacts>,
     may_record: impl FnOnce() -> bool,
 ) -> Answer {
-    let found = find(bucket, query.tag);
+    // Not left in an option, whose content is undefined where there is none: the verifier refuses to see that copied.
+    let (index, old) = match find(bucket, query.tag) {
+        Some(found) => found,
+        None => (0, Entry::EMPTY),
+    };
     let mut entry = None;
+    let mut own = false;
     let mut facts = BackendFacts { service: 0, keeps_known: false, cause: CauseIndex(0) };
-    if let Some((_, candidate)) = found
-        && candidate.age(query.now) <= query.remember
-        && let Some(of) = backend(candidate.backend())
+    if !old.is_empty()
+        && let Some(of) = backend(old.backend())
         && of.service == query.service
     {
-        facts = of;
-        entry = Some(candidate);
+        own = true;
+        if old.age(query.now) <= query.remember {
+            facts = of;
+            entry = Some(old);
+        }
     }
     let opens = query.opens
         || query.datagram
@@ -201,37 +213,46 @@ pub fn consult(
         now: query.now,
     });
     let ours = |id| backend(id).is_some_and(|of| of.service == query.service);
-    let mut moved = None;
-    let recorded = if let (Some((index, old)), Some(new)) = (found, steered.entry) {
+    let (moved_from, cause) = match steered.moved {
+        Some(cause) => (old.backend(), cause),
+        None => (NO_BACKEND, CauseIndex(0)),
+    };
+    let new = match steered.entry {
+        Some(new) => new,
+        None => Entry::EMPTY,
+    };
+    let known = !new.is_empty();
+    let recorded = if known {
         if new != old {
             bucket.store(index, new);
-        }
-        if let Some(cause) = steered.moved {
-            moved = Some((old.backend(), cause));
         }
         Recorded::Known
     } else if let (None, Some(live)) = (entry, steered.backend) {
         let newcomer = Entry::new(query.tag, live, query.now);
-        match found {
+        if own {
             // Its own entry, expired.
-            Some((index, _)) => {
-                bucket.store(index, newcomer);
-                Recorded::Inserted
-            }
-            None if !may_record() => Recorded::Limited,
-            None => match victim(bucket, query.now, query.remember, ours) {
+            bucket.store(index, newcomer);
+            Recorded::Inserted
+        } else if !old.is_empty() {
+            // Another service's client has the same bucket and tag, as one in 2^32 does. This service's clock does not say
+            // whether it is expired; the sweep does. Until then the newcomer goes by the table.
+            Recorded::Full
+        } else if !may_record() {
+            Recorded::Limited
+        } else {
+            match victim(bucket, query.now, query.remember, ours) {
                 None => Recorded::Full,
                 Some((index, forgets)) => {
                     bucket.store(index, newcomer);
                     if forgets { Recorded::Evicted } else { Recorded::Inserted }
                 }
-            },
+            }
         }
     } else {
         Recorded::Known
     };
     let decision = if opens { Some(steered.decision) } else { None };
-    Answer { backend: steered.backend, decision, moved, recorded }
+    Answer { backend: steered.backend, decision, moved_from, cause, recorded, known }
 }
 
 #[cfg(test)]
@@ -375,6 +396,21 @@ mod tests {
     }
 
     #[test]
+    fn another_services_client_of_the_same_tag_keeps_its_entry() {
+        let of = |id| Some(BackendFacts { service: id, keeps_known: true, cause: MoveCause::Down.into() });
+        // By the clock of the newcomer's service it is remembered still, or is not.
+        for seen in [990, 10] {
+            let bucket = Cells::of([0; BUCKET_ENTRIES]);
+            let theirs = Entry::new(77, 2, seen).touched(seen + 5);
+            bucket.store(3, theirs);
+            let answer = consult(&bucket, &Query { live: Some(1), ..QUERY }, of, || true);
+            assert_eq!((answer.backend, answer.decision), (Some(1), Some(Decision::New)));
+            assert_eq!((answer.recorded, answer.known), (Recorded::Full, false));
+            assert_eq!(bucket.load(3), theirs);
+        }
+    }
+
+    #[test]
     fn a_flood_leaves_established_clients_alone() {
         let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(950).0));
         let before: Vec<_> = (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect();
@@ -416,8 +452,9 @@ mod tests {
         let gone = |id| Some(BackendFacts { service: 1, keeps_known: id != 9, cause: MoveCause::Drain.into() });
         let segment = Query { opens: false, ..QUERY };
         let first = consult(&bucket, &segment, gone, || true);
-        assert_eq!((first.backend, first.decision, first.moved), (Some(5), None, Some((9, MoveCause::Drain.into()))));
+        assert_eq!((first.backend, first.decision), (Some(5), None));
+        assert_eq!((first.moved_from, first.cause), (9, MoveCause::Drain.into()));
         let second = consult(&bucket, &QUERY, gone, || true);
-        assert_eq!((second.backend, second.decision, second.moved), (Some(5), Some(Decision::Kept), None));
+        assert_eq!((second.backend, second.decision, second.moved_from), (Some(5), Some(Decision::Kept), NO_BACKEND));
     }
 }

@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
-    map_types::NO_BACKEND,
+    map_types::{Control, NO_BACKEND},
     memory::consult as consult_bucket,
+    seen,
     verdict::{DecisionIndex, DropReason},
 };
 
@@ -28,6 +29,36 @@ static CLIENTS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// The number of buckets less one.
 #[unsafe(no_mangle)]
 static CLIENT_BUCKET_MASK: Global<u32> = Global::new(0);
+
+/// The filter of [`balancer_common::seen`]; the controller sets the real size when it loads the program.
+#[map]
+static SEEN: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The word of the filter that holds a client's bit, and the bit.
+#[inline(always)]
+fn seen_place(control: &'static Control, hash: u64) -> Option<(*mut u64, u64)> {
+    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    let salt = unsafe { (&raw const control.seen_salt).read_volatile() };
+    let (word, bit) = seen::place(hash, salt, CLIENT_BUCKET_MASK.load());
+    Some((SEEN.get_ptr_mut(word)?, bit))
+}
+
+/// Whether a known client has been seen in this period.
+#[inline(always)]
+pub(crate) fn seen(control: &'static Control, hash: u64) -> bool {
+    // SAFETY: a map value; other CPUs and the controller replace it in one piece.
+    seen_place(control, hash).is_some_and(|(word, bit)| unsafe { word.read_volatile() } & bit != 0)
+}
+
+/// Notes that a known client has been seen. Another CPU that writes the same word meanwhile may undo this, and the controller
+/// that clears it may be undone: an entry that is read once more, and bits that are somebody's under the salt before.
+#[inline(always)]
+fn mark(control: &'static Control, hash: u64) {
+    if let Some((word, bit)) = seen_place(control, hash) {
+        // SAFETY: as in `seen`.
+        unsafe { word.write_volatile(word.read_volatile() | bit) };
+    }
+}
 
 /// A bucket that other CPUs and the controller write as well, a word at a time.
 struct Shared {
@@ -71,6 +102,8 @@ mod words {
     /// Only look.
     pub(super) const PEEK: u64 = 1 << 52;
     const PINNED: u64 = 1 << 53;
+    /// The client's bit is to be set.
+    pub(super) const MARK: u64 = 1 << 54;
 
     #[inline(always)]
     pub(super) fn pack(question: &Question) -> [u64; 2] {
@@ -86,7 +119,8 @@ mod words {
                 | bit(query.datagram, DATAGRAM)
                 | bit(query.failback, FAILBACK)
                 | bit(query.pinned, PINNED)
-                | bit(question.peeks, PEEK),
+                | bit(question.peeks, PEEK)
+                | bit(question.marks, MARK),
             u64::from(query.remember) | u64::from(query.idle) << 16,
         ]
     }
@@ -174,11 +208,14 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
     let peek = first & words::PEEK != 0;
     // SAFETY: a map value of this size.
     let shared = Shared { entries: unsafe { &raw mut (*bucket).entries }, read_only: peek, hash };
-    let answer = consult_bucket(&shared, &query, forward::facts, || !peek && stats::may_record(control));
+    let answer = consult_bucket(&shared, &query, forward::facts, || !peek && stats::may_record(control, query.service));
     if !peek {
         stats::count_recorded(answer.recorded);
-        if let Some((from, cause)) = answer.moved {
-            stats::count_moved(from, cause);
+        if answer.moved_from != NO_BACKEND {
+            stats::count_moved(answer.moved_from, answer.cause);
+        }
+        if answer.known && first & words::MARK != 0 {
+            mark(control, hash);
         }
     }
     u64::from(answer.backend.unwrap_or(NO_BACKEND)) | u64::from(DecisionIndex::from(answer.decision).0) << 16

@@ -59,7 +59,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     if service.flags & SERVICE_RULES != 0 {
         return Step::RARE;
     }
-    match steer::choose(service, ip, ports) {
+    match steer::choose(control, service, ip, ports) {
         Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice),
         Err(reason) => Step::drop(reason),
     }

@@ -78,7 +78,7 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     let Some(service) = service::of_port(tables.control, tables.services, ip, ports.destination) else {
         return not_for_a_service(tables, ip, ports.source);
     };
-    steer::choose_later(service, ip, ports, Step::to_backend(Carries::Header))
+    steer::choose_later(tables.control, service, ip, ports, Step::to_backend(Carries::Header))
 }
 
 #[inline(always)]
@@ -125,7 +125,14 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                 let Some(service) = service::of_port(tables.control, tables.services, ip, port) else {
                     return Step::drop(DropReason::FragmentUnknown);
                 };
-                steer::peek_later(service, ip.family, &ip.source, None, Step::to_backend(Carries::Nothing))
+                steer::peek_later(
+                    tables.control,
+                    service,
+                    ip.family,
+                    &ip.source,
+                    None,
+                    Step::to_backend(Carries::Nothing),
+                )
             }
         };
     }

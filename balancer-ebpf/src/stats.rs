@@ -1,10 +1,15 @@
 //! Per-CPU counters.
 
-use aya_ebpf::{Global, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
+use aya_ebpf::{
+    Global,
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
 use balancer_common::{
     map_types::{
-        BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats, ReplyStats,
-        SampleStats, interface_row,
+        BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats,
+        NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
     },
     memory::Recorded,
     verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
@@ -21,6 +26,9 @@ static DROP_STATS: PerCpuArray<DropStats> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static MEMORY_STATS: PerCpuArray<MemoryStats> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static NEWCOMERS: Array<NewcomerBudget> = Array::with_max_entries(NEWCOMER_ROWS + 1, 0);
 
 #[map]
 static SAMPLE_STATS: PerCpuArray<SampleStats> = PerCpuArray::with_max_entries(1, 0);
@@ -161,24 +169,55 @@ pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
     }
 }
 
-/// Whether this CPU may record another newcomer in this epoch.
+/// Whether another newcomer of a service may be recorded in this period: of its own share, or beyond.
 #[inline(always)]
-pub(crate) fn may_record(control: &'static Control) -> bool {
-    let Some(stats) = MEMORY_STATS.get_ptr_mut(0) else { return false };
-    // SAFETY: as in `count_verdict`; the words of `control` are read whole.
-    let (stats, epoch, limit) = unsafe {
-        let epoch = (&raw const control.epoch).read_volatile();
-        (&mut *stats, epoch, (&raw const control.newcomers).read_volatile())
+pub(crate) fn may_record(control: &'static Control, service: u16) -> bool {
+    // SAFETY: a plain helper call; the words of `control` are read whole.
+    let (now, own, common) = unsafe {
+        let own = (&raw const control.newcomers_own).read_volatile();
+        (bpf_ktime_get_coarse_ns(), own, (&raw const control.newcomers_common).read_volatile())
     };
-    if stats.epoch != epoch {
-        stats.epoch = epoch;
-        stats.used = 0;
+    let period = now >> NEWCOMER_PERIOD_BITS;
+    take(u32::from(service) % NEWCOMER_ROWS, period, own) || take(NEWCOMER_ROWS, period, common)
+}
+
+/// Takes one of the `limit` newcomers of `period` from a row that all CPUs share. Those that take at the same moment may
+/// exceed it by one each.
+#[inline(always)]
+fn take(row: u32, period: u64, limit: u32) -> bool {
+    let Some(budget) = NEWCOMERS.get_ptr_mut(row) else { return false };
+    // SAFETY: a map value, of which every word is read and written whole.
+    unsafe {
+        let (began, used) = (&raw mut (*budget).period, &raw mut (*budget).used);
+        // Not by a CPU that has read the clock before.
+        if period > began.read_volatile() {
+            began.write_volatile(period);
+            used.write_volatile(0);
+        }
+        if used.read_volatile() >= u64::from(limit) {
+            return false;
+        }
+        add_one(used);
     }
-    let may = stats.used < limit;
-    if may {
-        stats.used += 1;
+    true
+}
+
+/// Adds 1 to a word that other CPUs add to as well.
+///
+/// # Safety
+/// The pointer is valid for reads and writes, and aligned.
+#[inline(always)]
+unsafe fn add_one(word: *mut u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: one instruction, which changes that word. The target has no atomic operations but in assembly.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) 1u64, options(nostack, preserves_flags));
     }
-    may
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        *word += 1;
+    }
 }
 
 /// Counts what became of a newcomer.

@@ -7,10 +7,9 @@ use core::ptr;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client,
-    clock::due,
     map_types::{
-        ALL_DOWN, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_REMEMBERS, SLOT_EXCEPTIONS,
-        SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
+        ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REMEMBERS,
+        SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
     memory::Query,
     verdict::{Decision, DecisionIndex, DropReason},
@@ -37,12 +36,17 @@ pub(crate) struct Choice {
 
 /// The backend of the client that sent `ip`, for a service without rules.
 #[inline(always)]
-pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Result<Choice, DropReason> {
+pub(crate) fn choose(
+    control: &'static Control,
+    service: &'static ServiceRow,
+    ip: &Ip<'_>,
+    ports: Ports,
+) -> Result<Choice, DropReason> {
     let packet = Opening::of(ip, ports);
     steer(
+        control,
         service,
-        ip.family,
-        &ip.source,
+        &Client { family: ip.family, address: &ip.source },
         packet,
         Ruled::NONE,
         |choice| choice,
@@ -52,31 +56,45 @@ pub(crate) fn choose(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) ->
 
 /// `step` with the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked.
 #[inline(always)]
-pub(crate) fn choose_later(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports, step: Step) -> Step {
+pub(crate) fn choose_later(
+    control: &'static Control,
+    service: &'static ServiceRow,
+    ip: &Ip<'_>,
+    ports: Ports,
+    step: Step,
+) -> Step {
     let packet = Opening::of(ip, ports);
-    later(service, ip.family, &ip.source, packet, step)
+    later(control, service, ip.family, &ip.source, packet, step)
 }
 
 /// `step` with the backend that a packet of `client` from `port` (if that is known) would be steered to that opens
 /// nothing. Nothing is recorded or counted.
 #[inline(always)]
 pub(crate) fn peek_later(
+    control: &'static Control,
     service: &'static ServiceRow,
     family: u8,
     client: &[u32; 4],
     port: Option<u16>,
     step: Step,
 ) -> Step {
-    later(service, family, client, Opening { port, opens: false, datagram: false, peeks: true }, step)
+    later(control, service, family, client, Opening { port, opens: false, datagram: false, peeks: true }, step)
 }
 
 #[inline(always)]
-fn later(service: &'static ServiceRow, family: u8, client: &[u32; 4], packet: Opening, step: Step) -> Step {
+fn later(
+    control: &'static Control,
+    service: &'static ServiceRow,
+    family: u8,
+    client: &[u32; 4],
+    packet: Opening,
+    step: Step,
+) -> Step {
     let ruled = rules::find(service, client, packet.peeks);
     let steered = steer(
+        control,
         service,
-        family,
-        client,
+        &Client { family, address: client },
         packet,
         ruled,
         |choice| step.with_choice(choice),
@@ -108,20 +126,28 @@ impl Opening {
     }
 }
 
+/// Whose packet it is.
+struct Client<'a> {
+    family: u8,
+    address: &'a [u32; 4],
+}
+
 /// What the memory is asked.
 pub(crate) struct Question {
     pub(crate) hash: u64,
     pub(crate) query: Query,
     pub(crate) peeks: bool,
+    /// Whether the client's bit is to be set, so that its packets read nothing for the rest of the period.
+    pub(crate) marks: bool,
     /// Why nobody takes the client, if so.
     pub(crate) nobody: DropReason,
 }
 
 #[inline(always)]
 fn steer<Answer>(
+    control: &'static Control,
     service: &'static ServiceRow,
-    family: u8,
-    client: &[u32; 4],
+    client: &Client<'_>,
     packet: Opening,
     ruled: Ruled,
     chosen: impl Fn(Choice) -> Answer,
@@ -132,9 +158,9 @@ fn steer<Answer>(
     }
     let hash = if ruled.spreads() {
         let port = packet.port.ok_or(DropReason::FragmentUnknown)?;
-        rules::connection_hash(service, masked(service, client), port)
+        rules::connection_hash(service, masked(service, client.address), port)
     } else {
-        client_hash(service, family, client)
+        client_hash(service, client.family, client.address)
     };
     let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
     let (live, nobody) = candidate(slot);
@@ -145,14 +171,12 @@ fn steer<Answer>(
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return live.map(|backend| chosen(Choice { backend, decision })).ok_or(nobody);
     }
-    let now = now(service);
-    let read = pin.is_some()
+    let always = pin.is_some()
         || slot.flags & SLOT_EXCEPTIONS != 0
-        || packet.opens
         || packet.datagram
         || packet.peeks
-        || due(hash, now, service.due_mask);
-    if !read {
+        || service.flags & SERVICE_READS_ALWAYS != 0;
+    if !always && !packet.opens && memory::seen(control, hash) {
         return live.map(|backend| chosen(Choice { backend, decision: DecisionIndex::NONE })).ok_or(nobody);
     }
     let query = Query {
@@ -164,11 +188,11 @@ fn steer<Answer>(
         opens: packet.opens,
         datagram: packet.datagram,
         failback: service.flags & SERVICE_FAILBACK != 0,
-        now,
+        now: now(service),
         remember: service.remember,
         idle: service.idle,
     };
-    ask(&Question { hash, query, peeks: packet.peeks, nobody })
+    ask(&Question { hash, query, peeks: packet.peeks, marks: !always, nobody })
 }
 
 /// The backend of a slot, and what it means if there is none.

@@ -2,7 +2,7 @@
 //! other, time under the test's control. Next hops and health are told to the core; no packet leaves the kernel's test run.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Array, Map, MapData, RingBuf};
 use balancer::{
     api::model::ClientQuery,
     config::{self, model::Config},
@@ -21,14 +21,16 @@ use balancer::{
         io::{Admin, BackendName, Change, CheckOutcome, Command, Event, NextHop},
         plan::Planned,
     },
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+    shell::dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane},
 };
 use balancer_common::{
     client::HashKey,
+    client_table::BUCKET_ENTRIES,
     verdict::{CauseIndex, Decision, MoveCause},
 };
 
 use crate::{
+    contest::{hold_newcomers, map_of},
     frame::{Frame, SYN, Transport},
     prog_run,
 };
@@ -304,6 +306,66 @@ impl World {
         Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each(&mut *count))))
     }
 
+    /// How many of so many looks at the client table, in a row and at the present time, end a pass over it.
+    pub fn passes(&mut self, looks: u32) -> u32 {
+        (0..looks).map(|_| u32::from(self.dataplane.sweep(self.elapsed).is_some())).sum()
+    }
+
+    /// Forgets a client.
+    ///
+    /// # Errors
+    /// When there is no such service, which there is.
+    pub fn forget(&mut self, client: Ipv4Addr) -> anyhow::Result<Forgotten> {
+        let service = self.controller.services().first().context("a world has a service")?.id();
+        Ok(self.dataplane.forget(service, client.into()))
+    }
+
+    /// Forgets all clients of a backend.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn forget_all(&mut self, name: &str) -> anyhow::Result<u64> {
+        let backend = self.controller.backend(&named(name))?.id();
+        let (mut sum, mut from) = (0, Some(0));
+        while let Some(part) = from {
+            let (forgotten, following) = self.dataplane.forget_all(backend, part);
+            sum += forgotten.clients;
+            from = following;
+        }
+        Ok(sum)
+    }
+
+    /// Lets newcomers be recorded again, as in a second that has just begun and that lasts until the next call.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn hold_newcomers(&mut self) -> anyhow::Result<()> {
+        hold_newcomers(&mut Map::Array(map_of(self.dataplane.program()?, "NEWCOMERS")?).try_into()?)
+    }
+
+    /// The words of the client table that name a client, by bucket.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn entries(&mut self) -> anyhow::Result<BTreeMap<u32, [u64; BUCKET_ENTRIES]>> {
+        let table = self.client_table()?;
+        let filled = (0..table.len()).map(|index| Ok((index, table.get(&index, 0)?)));
+        filled.filter(|read| !matches!(read, Ok((_, bucket)) if *bucket == [0; BUCKET_ENTRIES])).collect()
+    }
+
+    /// Writes entries again that there were once, as a packet does that has been on its way for long.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn write_late(&mut self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> anyhow::Result<()> {
+        let mut table = self.client_table()?;
+        Ok(entries.iter().try_for_each(|(&index, bucket)| table.set(index, bucket, 0))?)
+    }
+
+    fn client_table(&mut self) -> anyhow::Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
+        Ok(Map::Array(map_of(self.dataplane.program()?, "CLIENTS")?).try_into()?)
+    }
+
     /// Lets `seconds` pass at once, and looks at the client table as it is then.
     ///
     /// # Errors
@@ -328,6 +390,8 @@ impl World {
                 if let Some(known) = self.dataplane.sweep(self.elapsed) {
                     break known;
                 }
+                // Between passes it waits for packets to leave.
+                std::thread::sleep(Duration::from_micros(50));
             };
             let commands = self.controller.handle(Event::Swept { known }, self.now());
             self.execute(commands)?;

@@ -1,15 +1,26 @@
 //! Client memory: who stays, who moves, why, and that it is counted. The kernel program and the controller's core in one
 //! process, ten thousand clients.
 
-use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::Result;
 use balancer::core::io::{Admin, BackendName, Change, CheckOutcome};
-use balancer::shell::dataplane::Dataplane as _;
-use balancer_common::verdict::{Decision, MoveCause};
+use balancer::shell::dataplane::{Dataplane as _, Forgotten};
+use balancer_common::{
+    client_table::Entry,
+    verdict::{Decision, MoveCause},
+};
 use balancer_tests::{
-    frame::{ACK, SYN},
-    world::{World, client},
+    frame::{ACK, Frame, SYN},
+    world::{VIP, World, client},
+};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
 };
 
 const CLIENTS: u32 = 10_000;
@@ -202,6 +213,110 @@ fn clients_are_forgotten_after_their_time_and_not_before() -> Result<()> {
     Ok(())
 }
 
+/// Clients with one connection each, of which a packet comes every so many seconds: those of whom a packet goes elsewhere
+/// when other backends have taken slots over, after `remember` and a half.
+fn cut(remember: u64, every: u64, clients: u32) -> Result<usize> {
+    let mut world = World::new(&format!("remember = \"{remember}s\""), 4, 65_536)?;
+    let homes: HashMap<u32, String> =
+        (0..clients).map(|number| Ok((number, world.connect(client(number))?))).collect::<Result<_>>()?;
+    let packets = |world: &mut World| -> Result<usize> {
+        let mut elsewhere = 0;
+        for (&number, home) in &homes {
+            elsewhere += usize::from(world.send(client(number), ACK)?.as_ref() != Some(home));
+        }
+        Ok(elsewhere)
+    };
+    for _ in 0..(remember + remember / 2) / every {
+        world.skip(every)?;
+        assert_eq!(packets(&mut world)?, 0);
+    }
+    for number in 5..=8 {
+        world.add(&format!("web{number}"), number)?;
+    }
+    world.skip(every)?;
+    packets(&mut world)
+}
+
+#[test]
+fn sparse_connections_are_known_whatever_their_rhythm() -> Result<()> {
+    let rhythms: [(u64, &[u64]); 6] = [
+        (1, &[1]),
+        (15, &[1]),
+        (16, &[2]),
+        (32, &[1, 4]),
+        (60, &[2, 7]),
+        // 3 h, with common keep-alives and with silences of minutes up to an eighth of it.
+        (10_800, &[60, 675, 1350]),
+    ];
+    for (remember, rhythms) in rhythms {
+        for &every in rhythms {
+            assert_eq!(cut(remember, every, 400)?, 0, "connections cut: a packet every {every} s of {remember} s");
+        }
+    }
+    Ok(())
+}
+
+/// A world in which web5 was added, where each client is, and those that the table would send to web5.
+fn with_web5() -> Result<(World, HashMap<u32, String>, Vec<u32>)> {
+    let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
+    let homes: HashMap<u32, String> =
+        (0..400).map(|number| Ok((number, world.connect(client(number))?))).collect::<Result<_>>()?;
+    world.pass(3)?;
+    world.add("web5", 5)?;
+    let elsewhere = (0..400).filter(|&number| world.home(client(number)).is_ok_and(|home| home == [1, 5])).collect();
+    Ok((world, homes, elsewhere))
+}
+
+#[test]
+fn an_entry_that_is_written_late_has_its_slot_flagged() -> Result<()> {
+    let (mut world, homes, elsewhere) = with_web5()?;
+    let number = elsewhere[0];
+    let before = world.entries()?;
+    assert_eq!(world.forget(client(number))?, Forgotten { clients: 1, moved: 1 });
+    // Its slot's flag is taken back.
+    world.pass(5)?;
+    assert_eq!(world.send(client(number), ACK)?.as_deref(), Some("web5"));
+    world.write_late(&before)?;
+    world.pass(1)?;
+    for flags in [SYN, ACK] {
+        assert_eq!(world.send(client(number), flags)?.as_ref(), Some(&homes[&number]), "flags {flags:#x}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_written_late_of_a_forgotten_client_is_forgotten_again() -> Result<()> {
+    let (mut world, homes, elsewhere) = with_web5()?;
+    let number = elsewhere[0];
+    let before = world.entries()?;
+    assert_eq!(world.forget(client(number))?, Forgotten { clients: 1, moved: 1 });
+    world.write_late(&before)?;
+    world.pass(2)?;
+    for flags in [ACK, SYN, ACK] {
+        assert_eq!(world.send(client(number), flags)?.as_deref(), Some("web5"), "flags {flags:#x}");
+    }
+
+    let before = world.entries()?;
+    assert_eq!(world.forget_all("web1")?, at(&homes, "web1") as u64 - u64::from(homes[&number] == "web1"));
+    world.write_late(&before)?;
+    world.pass(2)?;
+    for (&number, home) in &homes {
+        let [net, host] = world.home(client(number))?;
+        let table = format!("web{}", if net == 1 { host } else { host - 10 });
+        let to = if home == "web1" || number == elsewhere[0] { &table } else { home };
+        assert_eq!(&world.connect(client(number))?, to, "client {number} of {home}");
+    }
+    Ok(())
+}
+
+#[test]
+fn passes_over_the_client_table_wait_for_packets_on_their_way() -> Result<()> {
+    let mut world = World::new("remember = \"3h\"", 1, 64)?;
+    world.pass(1)?;
+    assert!(world.passes(1000) < 500, "each is a pass, were it not for that");
+    Ok(())
+}
+
 #[test]
 fn exceptions_are_taken_back_once_nobody_is_elsewhere() -> Result<()> {
     let mut world = World::new("remember = \"10s\"", 4, 262_144)?;
@@ -218,6 +333,83 @@ fn exceptions_are_taken_back_once_nobody_is_elsewhere() -> Result<()> {
     Ok(())
 }
 
+/// Two services in a world that records 4,096 newcomers a second, 1,024 of them of each service.
+fn two_services() -> Result<World> {
+    let settings = "remember = \"3h\"\n[[service.backend]]\nname = \"more\"\naddress = \"10.0.0.99\"\n[[service]]\n\
+                    name = \"other\"\naddress = \"198.51.100.20:80\"\nforwarding = \"dsr\"\nremember = \"3h\"";
+    World::new(settings, 2, 16_384)
+}
+
+fn flood(world: &mut World, to: &str, first: u32, count: u32) -> Result<()> {
+    for number in first..first + count {
+        let frame = Frame {
+            source: SocketAddr::new(Ipv4Addr::from(0x2000_0000 + number).into(), 40_000),
+            ..Frame::tcp("192.0.2.1:40000", to, SYN)
+        };
+        world.deliver(&frame)?;
+    }
+    Ok(())
+}
+
+fn inserted(world: &World) -> Result<u64> {
+    Ok(world.dataplane().memory()?.stats.inserted)
+}
+
+#[test]
+fn a_flood_on_one_service_leaves_the_newcomers_of_another_their_share() -> Result<()> {
+    let mut world = two_services()?;
+    world.hold_newcomers()?;
+    flood(&mut world, VIP, 0, 6000)?;
+    assert_eq!(inserted(&world)?, 3072, "its own share, and all that is beyond the services' shares");
+    flood(&mut world, "198.51.100.20:80", 10_000, 1500)?;
+    assert_eq!(inserted(&world)?, 4096, "the other's share");
+    Ok(())
+}
+
+#[test]
+fn all_cpus_together_record_so_many_newcomers_a_second() -> Result<()> {
+    let mut world = two_services()?;
+    world.hold_newcomers()?;
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    for cpu in (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).is_ok_and(|is| is)).take(4) {
+        let mut one = CpuSet::new();
+        one.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &one)?;
+        flood(&mut world, VIP, 10_000 * cpu as u32, 3500)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &allowed)?;
+    assert_eq!(inserted(&world)?, 3072);
+    Ok(())
+}
+
+#[test]
+fn newcomers_are_recorded_when_no_controller_runs() -> Result<()> {
+    let mut world = two_services()?;
+    // Longer than a period of the kernel's clock, and nobody moves any other.
+    for round in 0..3 {
+        flood(&mut world, VIP, 10_000 * round, 3500)?;
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    assert!(inserted(&world)? >= 3 * 3072);
+    Ok(())
+}
+
+#[test]
+fn a_client_with_one_connection_is_established_after_seconds() -> Result<()> {
+    let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
+    (0..400).try_for_each(|number| world.connect(client(number)).map(drop))?;
+    for _ in 0..12 {
+        world.pass(1)?;
+        (0..400).try_for_each(|number| world.send(client(number), ACK).map(drop))?;
+    }
+    let entries = world.entries()?;
+    let entries = entries.values().flatten().filter(|&&word| word != 0).map(|&word| Entry(word));
+    let late = entries.filter(|entry| !entry.established()).count();
+    // One in ten thousand shares its bit in a period.
+    assert!(late <= 1, "{late} of 400 are not established");
+    Ok(())
+}
+
 #[test]
 fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 4, 262_144)?;
@@ -230,8 +422,9 @@ fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
     world.add("web8", 8)?;
     assert_nobody_moved(&homes, &connect_all(&mut world)?, "");
     for burst in 0..20 {
+        world.hold_newcomers()?;
         for number in 0..50_000 {
-            world.send(std::net::Ipv4Addr::from(0x2000_0000 + burst * 50_000 + number), SYN)?;
+            world.send(Ipv4Addr::from(0x2000_0000 + burst * 50_000 + number), SYN)?;
         }
         world.pass(1)?;
         let number = burst * 499;

@@ -13,6 +13,8 @@ use crate::{
 pub(crate) enum Benchmark {
     /// Building a lookup table, and a failure.
     Table,
+    /// How probably a known client with sparse packets is forgotten.
+    Memory,
     /// A thousand health checks every 2 s.
     Checks,
     /// The kernel program, path by path; needs root.
@@ -32,6 +34,9 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     setup(Purpose::Run)?;
     if wanted(Benchmark::Table) {
         run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "maglev"]))?;
+    }
+    if wanted(Benchmark::Memory) {
+        run(cargo().args(["bench", "--package", "balancer-common", "--bench", "seen"]))?;
     }
     if wanted(Benchmark::Checks) {
         run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "checks"]))?;

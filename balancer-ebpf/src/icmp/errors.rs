@@ -57,7 +57,7 @@ pub(super) fn about_vip(
     let key = ServiceKey { address: inner.source, port, protocol: inner.protocol, family: inner.family };
     let Some(service) = service::of_key(control, services, &key) else { return Step::PASS };
     let client_port = if inner.fragment.is_later() { None } else { inner.l4.load(2) };
-    steer::peek_later(service, inner.family, &inner.destination, client_port, Step::ERROR_TO_BACKEND)
+    steer::peek_later(control, service, inner.family, &inner.destination, client_port, Step::ERROR_TO_BACKEND)
 }
 
 /// An error to a client about a packet that was translated on its way to a `nat` backend.

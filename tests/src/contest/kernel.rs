@@ -21,10 +21,13 @@ use balancer_common::{
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};
 
-use super::{maps::Maps, play::Player};
+use super::{
+    maps::{self, Maps},
+    play::Player,
+};
 use crate::{
     generate::{Interfaces, Scene, Step},
-    model::{BUCKETS, Counters, Fate, Hop, Route, Routes},
+    model::{BUCKETS, Counters, Fate, Hop, Route, Routes, SEEN_WORDS, Seen},
     prog_run,
     rig::{self, IN_MAC, OUT_MAC, OUT_MTU, ROUTER_MAC},
 };
@@ -133,6 +136,14 @@ impl Kernel {
         Ok(self.maps.services.set(row, service, 0)?)
     }
 
+    fn set_seen(&mut self, seen: &Seen) -> anyhow::Result<()> {
+        let mut control = self.maps.control.get(&0, 0)?;
+        control.seen_salt = seen.salt;
+        self.maps.control.set(0, control, 0)?;
+        self.maps.seen.store(&seen.words);
+        Ok(())
+    }
+
     /// As `dataplane` reads them.
     fn read(&self) -> anyhow::Result<Counters> {
         let mut counters = Counters::default();
@@ -186,10 +197,12 @@ impl Player for Kernel {
             self.write_tick(index, service.tick)?;
         }
         let mut control = self.maps.control.get(&0, 0)?;
-        control.newcomers = scene.newcomers;
-        control.epoch += 1;
+        control.newcomers_own = scene.newcomers.own;
+        control.newcomers_common = scene.newcomers.common;
         self.maps.control.set(0, control, 0)?;
+        maps::hold_newcomers(&mut self.maps.newcomers)?;
         self.maps.clients.store(&scene.clients);
+        self.set_seen(&scene.seen)?;
         let datagrams: Vec<_> = self.maps.fragments.keys().collect::<Result<_, _>>()?;
         for datagram in datagrams {
             self.maps.fragments.remove(&datagram)?;
@@ -210,15 +223,12 @@ impl Player for Kernel {
             Step::Backend(backend) => self.dataplane.write_backend(backend),
             Step::Tick { service, tick } => self.write_tick(*service, *tick),
             Step::Rules { service, rules } => self.set_rules(*service, rules),
-            Step::Epoch => {
-                let mut control = self.maps.control.get(&0, 0)?;
-                control.epoch += 1;
-                Ok(self.maps.control.set(0, control, 0)?)
-            }
+            Step::Epoch => maps::hold_newcomers(&mut self.maps.newcomers),
             Step::Clients(clients) => {
                 self.maps.clients.store(clients);
                 Ok(())
             }
+            Step::Seen(seen) => self.set_seen(seen),
         }
     }
 
@@ -241,7 +251,11 @@ impl Player for Kernel {
     }
 
     fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]> {
-        self.maps.clients.load()
+        self.maps.clients.load().to_vec()
+    }
+
+    fn seen(&self) -> [u64; SEEN_WORDS] {
+        self.maps.seen.load()
     }
 
     fn counters(&mut self) -> anyhow::Result<Counters> {

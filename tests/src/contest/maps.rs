@@ -12,10 +12,12 @@ use aya::{
 };
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
-    map_types::{Control, FragmentKey, FragmentRow, MemoryStats, ReplyStats, ServiceRow, SlotLine},
+    map_types::{
+        Control, FragmentKey, FragmentRow, MemoryStats, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, ServiceRow, SlotLine,
+    },
 };
 
-use crate::model::BUCKETS;
+use crate::model::{BUCKETS, SEEN_WORDS};
 
 /// The maps that are written directly.
 pub(super) struct Maps {
@@ -23,73 +25,88 @@ pub(super) struct Maps {
     pub(super) services: Array<MapData, ServiceRow>,
     pub(super) slots: Array<MapData, SlotLine>,
     pub(super) fragments: HashMap<MapData, [u8; size_of::<FragmentKey>()], [u8; size_of::<FragmentRow>()]>,
+    pub(super) newcomers: Array<MapData, NewcomerBudget>,
     pub(super) memory_stats: PerCpuArray<MapData, MemoryStats>,
     pub(super) reply_stats: PerCpuArray<MapData, ReplyStats>,
     pub(super) outer_ids: PerCpuArray<MapData, u64>,
-    pub(super) clients: Clients,
+    pub(super) clients: Mapped<[u64; BUCKET_ENTRIES], BUCKETS>,
+    pub(super) seen: Mapped<u64, SEEN_WORDS>,
+}
+
+/// A map that the program uses.
+pub(crate) fn map_of(program: &Xdp, name: &str) -> anyhow::Result<MapData> {
+    for id in program.info()?.map_ids()?.context("the kernel does not tell the program's maps")? {
+        if MapInfo::from_id(id)?.name_as_str() == Some(name) {
+            return Ok(MapData::from_id(id)?);
+        }
+    }
+    anyhow::bail!("the program has no map {name}")
+}
+
+/// Lets newcomers be recorded again, as in a period that has just begun and that lasts until the next call. The services'
+/// ids are below 64.
+pub(crate) fn hold_newcomers(budgets: &mut Array<MapData, NewcomerBudget>) -> anyhow::Result<()> {
+    for row in (0..64).chain([NEWCOMER_ROWS]) {
+        budgets.set(row, NewcomerBudget { period: u64::MAX, used: 0 }, 0)?;
+    }
+    Ok(())
 }
 
 impl Maps {
     pub(super) fn of(program: &Xdp) -> anyhow::Result<Self> {
-        let ids = program.info()?.map_ids()?.context("the kernel does not tell the program's maps")?;
-        let map = |name: &str| -> anyhow::Result<MapData> {
-            for &id in &ids {
-                if MapInfo::from_id(id)?.name_as_str() == Some(name) {
-                    return Ok(MapData::from_id(id)?);
-                }
-            }
-            anyhow::bail!("the program has no map {name}")
-        };
+        let map = |name: &str| map_of(program, name);
         Ok(Self {
             control: Map::Array(map("CONTROL")?).try_into()?,
             services: Map::Array(map("SERVICES")?).try_into()?,
             slots: Map::Array(map("SLOTS")?).try_into()?,
             fragments: Map::LruHashMap(map("FRAGMENTS")?).try_into()?,
+            newcomers: Map::Array(map("NEWCOMERS")?).try_into()?,
             memory_stats: Map::PerCpuArray(map("MEMORY_STATS")?).try_into()?,
             reply_stats: Map::PerCpuArray(map("REPLY_STATS")?).try_into()?,
             outer_ids: Map::PerCpuArray(map("IDS")?).try_into()?,
-            clients: Clients::new(map("CLIENTS")?)?,
+            clients: Mapped::new(map("CLIENTS")?)?,
+            seen: Mapped::new(map("SEEN")?)?,
         })
     }
 }
 
-/// The client table in memory, so that it can be compared after each packet.
-pub(super) struct Clients {
-    memory: NonNull<[u64; BUCKET_ENTRIES]>,
+/// An array of `N` values in memory, so that it can be compared after each packet.
+pub(super) struct Mapped<T, const N: usize> {
+    memory: NonNull<T>,
     _map: MapData,
 }
 
-const BYTES: usize = BUCKETS * BUCKET_ENTRIES * 8;
+impl<T: Copy, const N: usize> Mapped<T, N> {
+    const BYTES: usize = N * size_of::<T>();
 
-impl Clients {
     fn new(map: MapData) -> anyhow::Result<Self> {
-        let buckets = map.info()?.max_entries() as usize;
-        anyhow::ensure!(buckets == BUCKETS, "{buckets} buckets instead of {BUCKETS}");
+        let entries = map.info()?.max_entries() as usize;
+        anyhow::ensure!(entries == N, "{entries} entries instead of {N}");
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let memory = unsafe {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), BYTES, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), Self::BYTES, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
         };
         anyhow::ensure!(memory != libc::MAP_FAILED, "mapping: {}", std::io::Error::last_os_error());
         Ok(Self { memory: NonNull::new(memory.cast()).context("mapped at 0")?, _map: map })
     }
 
-    pub(super) fn load(&self) -> Vec<[u64; BUCKET_ENTRIES]> {
+    pub(super) fn load(&self) -> [T; N] {
         // SAFETY: within the mapping; the kernel program writes only while this thread runs it.
-        (0..BUCKETS).map(|index| unsafe { self.memory.add(index).read_volatile() }).collect()
+        std::array::from_fn(|index| unsafe { self.memory.add(index).read_volatile() })
     }
 
-    pub(super) fn store(&mut self, buckets: &[[u64; BUCKET_ENTRIES]]) {
-        for (index, bucket) in buckets.iter().take(BUCKETS).enumerate() {
+    pub(super) fn store(&mut self, values: &[T]) {
+        for (index, &value) in values.iter().take(N).enumerate() {
             // SAFETY: as above.
-            unsafe { self.memory.add(index).write_volatile(*bucket) };
+            unsafe { self.memory.add(index).write_volatile(value) };
         }
     }
 }
 
-impl Drop for Clients {
+impl<T, const N: usize> Drop for Mapped<T, N> {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with this size, and nothing borrows from it.
-        let _unmapped = unsafe { libc::munmap(self.memory.as_ptr().cast(), BYTES) };
+        let _unmapped = unsafe { libc::munmap(self.memory.as_ptr().cast(), N * size_of::<T>()) };
     }
 }

@@ -6,5 +6,6 @@ mod play;
 mod shrink;
 
 pub use kernel::Kernel;
+pub(crate) use maps::{hold_newcomers, map_of};
 pub use play::{Disagreement, Player, hex, play};
 pub use shrink::shrink;

@@ -6,7 +6,7 @@ use balancer_common::client_table::BUCKET_ENTRIES;
 
 use crate::{
     generate::{Scene, Step},
-    model::{Counters, Fate, Routes, State},
+    model::{Counters, Fate, Routes, SEEN_WORDS, State},
 };
 
 /// One that packets are given to and that can be compared with the model.
@@ -31,6 +31,9 @@ pub trait Player {
 
     /// The client table.
     fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]>;
+
+    /// The filter of those that have been seen.
+    fn seen(&self) -> [u64; SEEN_WORDS];
 
     /// What was counted since the scene began. What is limited by the clock begins anew.
     ///
@@ -62,6 +65,7 @@ impl State {
             Step::Rules { service, rules } => self.set_rules(*service, rules),
             Step::Epoch => self.next_epoch(),
             Step::Clients(clients) => self.clients.clone_from(clients),
+            Step::Seen(seen) => self.seen = *seen,
         }
     }
 }
@@ -90,6 +94,10 @@ pub fn play(
             let clients = player.clients();
             if clients != model.clients {
                 return disagreement(table_difference(&model.clients, &clients));
+            }
+            let seen = player.seen();
+            if seen != model.seen.words {
+                return disagreement(format!("seen, of the model {:x?}, and as it is {seen:x?}", model.seen.words));
             }
         } else {
             model.change(step);

@@ -111,7 +111,7 @@ mod tests {
     use crate::{
         contest::{Player, play},
         generate::{self, Interfaces, Scene},
-        model::{Counters, Fate, Routes, State},
+        model::{Counters, Fate, Routes, SEEN_WORDS, State},
     };
 
     const INTERFACES: Interfaces = Interfaces { usual: 2, other: 3 };
@@ -148,6 +148,10 @@ mod tests {
 
         fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]> {
             self.state.clients.clone()
+        }
+
+        fn seen(&self) -> [u64; SEEN_WORDS] {
+            self.state.seen.words
         }
 
         fn counters(&mut self) -> anyhow::Result<Counters> {

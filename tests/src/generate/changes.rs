@@ -3,13 +3,16 @@
 use balancer_common::client_table::TICK_MASK;
 use fastrand::Rng;
 
-use super::{Scene, Step, one_of, rules, scene::table};
+use super::{
+    Scene, Step, one_of, rules,
+    scene::{self, table},
+};
 
 /// A random change.
 pub(super) fn random(rng: &mut Rng, scene: &Scene) -> Step {
     let index = rng.usize(..scene.services.len());
     let service = &scene.services[index];
-    match rng.u32(..12) {
+    match rng.u32(..14) {
         0 | 1 => Step::Table { service: index, slots: table(rng, &service.spec, service.slots.len()) },
         2..=4 => Step::Tick {
             service: index,
@@ -20,7 +23,8 @@ pub(super) fn random(rng: &mut Rng, scene: &Scene) -> Step {
             None => Step::Epoch,
         },
         7 => Step::Epoch,
-        8 | 9 if service.spec.rules => Step::Rules { service: index, rules: rules::random(rng, &service.spec) },
+        8 | 9 => Step::Seen(scene::random_seen(rng)),
+        10 | 11 if service.spec.rules => Step::Rules { service: index, rules: rules::random(rng, &service.spec) },
         _ => Step::Clients(scene.random_clients(rng)),
     }
 }

@@ -17,6 +17,8 @@ use balancer_common::{
 };
 use fastrand::Rng;
 
+use crate::model::Seen;
+
 /// Something that happens in a scene.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -56,6 +58,8 @@ pub enum Step {
     Epoch,
     /// The client table is replaced.
     Clients(Vec<[u64; BUCKET_ENTRIES]>),
+    /// Other clients than before have been seen.
+    Seen(Seen),
 }
 
 /// The scene with this seed, and `packets` packets in it.

@@ -20,7 +20,7 @@ use fastrand::Rng;
 
 use super::{clients, once_in, one_of, rules};
 use crate::{
-    model::{BUCKETS, Routes, Service, State, client_hash},
+    model::{BUCKETS, Newcomers, Routes, SEEN_WORDS, Seen, Service, State, client_hash},
     rig::{IN_MAC, OUT_MAC, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
 };
 
@@ -45,16 +45,26 @@ pub struct Scene {
     pub backends: Vec<BackendSpec>,
     /// The client table.
     pub clients: Vec<[u64; BUCKET_ENTRIES]>,
+    /// Those that have been seen.
+    pub seen: Seen,
     /// Newcomers that may be recorded in an epoch.
-    pub newcomers: u32,
+    pub newcomers: Newcomers,
     interfaces: Interfaces,
 }
 
 impl Scene {
     /// A random scene.
     pub(super) fn random(rng: &mut Rng, interfaces: Interfaces) -> Self {
-        let newcomers = one_of(rng, &[5, 1000, 1 << 20, 1 << 20]);
-        let mut scene = Self { services: Vec::new(), backends: Vec::new(), clients: Vec::new(), newcomers, interfaces };
+        let newcomers =
+            Newcomers::new(one_of(rng, &[0, 2, 1000, 1 << 20, 1 << 20]), one_of(rng, &[0, 5, 1000, 1 << 20]));
+        let mut scene = Self {
+            services: Vec::new(),
+            backends: Vec::new(),
+            clients: Vec::new(),
+            seen: random_seen(rng),
+            newcomers,
+            interfaces,
+        };
         let clock = rng.bool().then(|| rng.u16(..) & TICK_MASK);
         let mut taken = HashSet::new();
         let mut backends_taken = HashSet::new();
@@ -119,7 +129,7 @@ impl Scene {
             protocol,
             client_prefix: one_of(rng, if address.is_ipv4() { &v4_prefixes } else { &v6_prefixes }),
             forwarding,
-            remember: Duration::from_secs(one_of(rng, &[0, 0, 1, 60, 3600, 10_800, 864_000])),
+            remember: Duration::from_secs(one_of(rng, &[0, 0, 1, 16, 60, 3600, 10_800, 864_000])),
             failback: one_of(rng, &[Failback::Stay, Failback::Return]),
             backends,
             rules: rng.bool(),
@@ -189,8 +199,9 @@ impl Scene {
     #[must_use]
     pub fn state(&self, routes: Routes) -> State {
         let backends: BTreeMap<_, _> = self.backends.iter().map(|backend| (backend.id.0, backend.clone())).collect();
-        let mut state = State::new(self.services.clone(), backends, self.newcomers, routes, self.stations());
+        let mut state = State::new(self.services.clone(), backends, self.newcomers.clone(), routes, self.stations());
         state.clients.clone_from(&self.clients);
+        state.seen = self.seen;
         state
     }
 }
@@ -218,6 +229,16 @@ fn backend_address(rng: &mut Rng, vip: SocketAddr, forwarding: Forwarding, row: 
         IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host))
     };
     SocketAddr::new(ip, port)
+}
+
+/// Nobody has been seen, or everybody, or some.
+pub(super) fn random_seen(rng: &mut Rng) -> Seen {
+    let words = match rng.u32(..4) {
+        0 | 1 => [0; SEEN_WORDS],
+        2 => [u64::MAX; SEEN_WORDS],
+        _ => std::array::from_fn(|_| rng.u64(..) & rng.u64(..)),
+    };
+    Seen { salt: balancer_common::seen::salt(rng.u64(..)), words }
 }
 
 /// A random live table.

@@ -21,7 +21,7 @@ mod tunnel;
 
 pub use counters::Counters;
 pub use routes::{Hop, Route, Routes};
-pub use state::{BUCKETS, Service, State};
+pub use state::{BUCKETS, Newcomers, SEEN_WORDS, Seen, Service, State};
 pub use steer::client_hash;
 
 use balancer_common::verdict::{DropReason, Verdict};

@@ -10,6 +10,7 @@ use balancer_common::{
     client_table::BUCKET_ENTRIES,
     clock::Clock,
     map_types::{Forwarding, Mac, TableSlot},
+    seen,
 };
 
 use super::{Counters, Routes, fragments::Datagram, fragments::Way};
@@ -39,6 +40,58 @@ impl Service {
     }
 }
 
+/// Words of the filter of clients that have been seen.
+pub const SEEN_WORDS: usize = seen::words(BUCKETS as u32) as usize;
+
+/// The clients that have been seen in this period.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Which bit is whose.
+    pub salt: u64,
+    /// Their bits.
+    pub words: [u64; SEEN_WORDS],
+}
+
+impl Seen {
+    pub(super) const fn contains(&self, hash: u64) -> bool {
+        let (word, bit) = seen::place(hash, self.salt, BUCKETS as u32 - 1);
+        self.words[word as usize] & bit != 0
+    }
+
+    pub(super) const fn insert(&mut self, hash: u64) {
+        let (word, bit) = seen::place(hash, self.salt, BUCKETS as u32 - 1);
+        self.words[word as usize] |= bit;
+    }
+}
+
+/// How many newcomers may be recorded in an epoch.
+#[derive(Clone, Debug, Default)]
+pub struct Newcomers {
+    /// Of each service.
+    pub own: u32,
+    /// Of all, beyond those.
+    pub common: u32,
+    used_own: BTreeMap<u16, u32>,
+    used_common: u32,
+}
+
+impl Newcomers {
+    /// So many of each service, and so many beyond.
+    #[must_use]
+    pub const fn new(own: u32, common: u32) -> Self {
+        Self { own, common, used_own: BTreeMap::new(), used_common: 0 }
+    }
+
+    /// Whether one more may, of this service.
+    pub(super) fn take(&mut self, service: u16) -> bool {
+        let own = self.used_own.entry(service).or_default();
+        let (used, limit) = if *own < self.own { (own, self.own) } else { (&mut self.used_common, self.common) };
+        let may = *used < limit;
+        *used += u32::from(may);
+        may
+    }
+}
+
 /// Everything that decides about a packet.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -48,10 +101,10 @@ pub struct State {
     pub backends: BTreeMap<u16, BackendSpec>,
     /// The client table.
     pub clients: Vec<[u64; BUCKET_ENTRIES]>,
-    /// Newcomers that may be recorded in this epoch.
-    pub newcomers_left: u32,
-    /// Newcomers that may be recorded in an epoch.
-    pub newcomers: u32,
+    /// Those of them that need not be looked up.
+    pub seen: Seen,
+    /// Newcomers that may be recorded.
+    pub newcomers: Newcomers,
     /// Ways to clients.
     pub routes: Routes,
     /// The MAC of each interface.
@@ -98,7 +151,7 @@ impl State {
     pub fn new(
         services: Vec<Service>,
         backends: BTreeMap<u16, BackendSpec>,
-        newcomers: u32,
+        newcomers: Newcomers,
         routes: Routes,
         stations: BTreeMap<u32, Mac>,
     ) -> Self {
@@ -106,7 +159,7 @@ impl State {
             services,
             backends,
             clients: vec![[0; BUCKET_ENTRIES]; BUCKETS],
-            newcomers_left: newcomers,
+            seen: Seen::default(),
             newcomers,
             routes,
             stations,
@@ -138,7 +191,8 @@ impl State {
 
     /// A new epoch begins.
     pub fn next_epoch(&mut self) {
-        self.newcomers_left = self.newcomers;
+        self.newcomers.used_own.clear();
+        self.newcomers.used_common = 0;
     }
 
     pub(super) fn is_vip(&self, address: IpAddr) -> bool {

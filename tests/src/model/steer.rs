@@ -6,9 +6,9 @@ use balancer::config::model::Failback;
 use balancer_common::{
     client,
     client_table::{BUCKET_ENTRIES, Entries, Entry},
-    clock::due,
     map_types::{ALL_DOWN, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED},
     memory::{BackendFacts, Query, Recorded, consult},
+    seen,
     verdict::{CauseIndex, Decision, DropReason},
 };
 
@@ -127,13 +127,12 @@ impl State {
         };
         // The gate: in a slot without exceptions, only these need the client's entry.
         let datagram = opening.is_some_and(|opening| opening.datagram);
-        let gate = pin.is_some()
+        let always = pin.is_some()
             || slot.flags & SLOT_EXCEPTIONS != 0
-            || opens
             || datagram
             || opening.is_none()
-            || due(hash, service.tick, clock.due_mask);
-        if !gate {
+            || service.spec.remember.as_secs() < u64::from(seen::SHORTEST_MEMORY);
+        if !always && !opens && self.seen.contains(hash) {
             return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
         }
         let query = Query {
@@ -149,10 +148,11 @@ impl State {
             remember: clock.remember,
             idle: IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16,
         };
-        self.ask(hash, &query, opening.is_none()).ok_or(nobody)
+        self.ask(hash, &query, opening.is_none(), !always).ok_or(nobody)
     }
 
-    fn ask(&mut self, hash: u64, query: &Query, peeks: bool) -> Option<Choice> {
+    /// `marks`: the client's next packets need not ask.
+    fn ask(&mut self, hash: u64, query: &Query, peeks: bool, marks: bool) -> Option<Choice> {
         let place = hash as usize % BUCKETS;
         let bucket = Bucket(Cell::new(self.clients[place]));
         let facts = |id: u16| {
@@ -160,18 +160,14 @@ impl State {
             let cause = CauseIndex::from(backend.cause);
             Some(BackendFacts { service: backend.service.0, keeps_known: backend.keeps_known, cause })
         };
-        let left = Cell::new(self.newcomers_left);
-        let may_record = || {
-            let may = !peeks && left.get() > 0;
-            if may {
-                left.set(left.get() - 1);
-            }
-            may
-        };
+        let newcomers = &mut self.newcomers;
+        let may_record = || !peeks && newcomers.take(query.service);
         let answer = consult(&bucket, query, facts, may_record);
+        if answer.known && marks {
+            self.seen.insert(hash);
+        }
         if !peeks {
             self.clients[place] = bucket.0.get();
-            self.newcomers_left = left.get();
             let memory = &mut self.counters.memory;
             match answer.recorded {
                 Recorded::Known => {}
@@ -183,8 +179,8 @@ impl State {
                 Recorded::Full => memory.full += 1,
                 Recorded::Limited => memory.limited += 1,
             }
-            if let Some((from, cause)) = answer.moved {
-                self.counters.backend(from).moves[cause.counter()] += 1;
+            if answer.moved_from != NO_BACKEND {
+                self.counters.backend(answer.moved_from).moves[answer.cause.counter()] += 1;
             }
         }
         answer.backend.map(|backend| Choice { backend, decision: answer.decision })

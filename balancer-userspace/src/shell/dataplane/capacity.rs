@@ -25,7 +25,21 @@ const ENTRIES_PER_CLIENT: u32 = 4;
 /// Where no service remembers its clients: the smallest table there is.
 pub(super) const NOBODY: u32 = 1;
 
+/// Of the table's capacity only this part is recorded in newcomers a second, over all CPUs: a flood takes half a minute to
+/// fill it, and whoever comes back is established by then.
+const NEWCOMERS_PART: u32 = 8;
+const FEWEST_NEWCOMERS: u32 = 4096;
+
 impl Capacity {
+    /// Newcomers to be recorded a second, where so many services remember: of each service, and of all beyond that. One
+    /// half is shared out, so that no service is starved by a flood on others; the other is whose newcomers come first.
+    pub(super) fn newcomers(&self, services: usize) -> (u32, u32) {
+        let all = (self.clients / NEWCOMERS_PART).max(FEWEST_NEWCOMERS);
+        let services = u32::try_from(services).unwrap_or(u32::MAX).max(1);
+        let own = (all / 2 / services).max(1);
+        (own, all.saturating_sub(own.saturating_mul(services)))
+    }
+
     pub(super) fn buckets(&self) -> u32 {
         let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
         let buckets = entries.div_ceil(BUCKET_ENTRIES as u64).next_power_of_two();
@@ -63,6 +77,25 @@ impl Capacity {
             } else {
                 NOBODY
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newcomers_of_all_services_are_an_eighth_of_the_capacity() {
+        let capacity = |clients| Capacity { slots: 0, services: 0, returns: 0, clients };
+        for (clients, services, shares) in [
+            (262_144, 1, (16_384, 16_384)),
+            (262_144, 3, (5461, 16_385)),
+            (1000, 2, (1024, 2048)),
+            (1, 0, (2048, 2048)),
+            (1000, 10_000, (1, 0)),
+        ] {
+            assert_eq!(capacity(clients).newcomers(services), shares, "{clients} clients, {services} services");
         }
     }
 }

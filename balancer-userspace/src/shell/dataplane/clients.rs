@@ -1,9 +1,10 @@
 //! The controller's side of the client table: counting, ageing, and taking back exceptions, a part at a time.
 //!
 //! A slot's exception flag may be taken back when no client of the slot is at another backend than the table's. One
-//! look is not enough: a packet on its way may have read the table before a swap and write its entry after the sweep has
-//! passed. So it takes two complete passes in a row without a swap in between, the first of them begun after every packet
-//! that saw the old table had left.
+//! look is not enough: a packet on its way may write an entry that it has read before the sweep passed, and steer by a table
+//! that has been swapped since. So it takes two complete passes in a row without a swap in between, each begun after every
+//! packet that was on its way at the end of the last pass, or saw the old table, had left. And whatever the race, an entry
+//! that is found elsewhere has its slot flagged at once.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -46,7 +47,39 @@ pub(super) struct ClientTable {
     known: Vec<u64>,
     this_pass: HashMap<ServiceId, Elsewhere>,
     last_pass: HashMap<ServiceId, Elsewhere>,
+    /// Forgotten since the pass began: for the next one.
+    forgotten: Again,
+    again: Again,
     entries: u64,
+}
+
+/// Who has been forgotten. A packet that was on its way may have written the entry once more; if that says what it said, and
+/// the table has said something else all the time, it is no newcomer's.
+#[derive(Debug, Default)]
+struct Again {
+    /// By bucket and tag: the backend, and the number of the service's last swap.
+    clients: HashMap<(usize, u32), (u16, u64)>,
+    /// All clients of a backend.
+    backends: HashMap<u16, u64>,
+}
+
+impl Again {
+    fn is_empty(&self) -> bool {
+        self.clients.is_empty() && self.backends.is_empty()
+    }
+
+    fn names(&self, bucket: usize, entry: Entry, swaps: u64) -> bool {
+        self.backends.get(&entry.backend()) == Some(&swaps)
+            || self.clients.get(&(bucket, entry.tag())) == Some(&(entry.backend(), swaps))
+    }
+}
+
+/// What a part of a pass found.
+pub(super) struct Part {
+    /// Slots in which a client is elsewhere, each once in a pass.
+    pub(super) elsewhere: Vec<(ServiceId, u32)>,
+    /// With the last part.
+    pub(super) pass: Option<Pass>,
 }
 
 /// What a complete pass found.
@@ -131,6 +164,8 @@ impl ClientTable {
             known: vec![0; MAX_BACKENDS as usize],
             this_pass: HashMap::new(),
             last_pass: HashMap::new(),
+            forgotten: Again::default(),
+            again: Again::default(),
             entries: 0,
         }
     }
@@ -178,8 +213,8 @@ impl ClientTable {
         find(&Look(words), (hash >> 32) as u32).map(|(_, entry)| entry)
     }
 
-    /// Looks at up to `words` entries. `Some` with the last of a pass.
-    pub(super) fn sweep(&mut self, words: usize, services: &HashMap<ServiceId, Memory>) -> Option<Pass> {
+    /// Looks at up to `words` entries.
+    pub(super) fn sweep(&mut self, words: usize, services: &HashMap<ServiceId, Memory>) -> Part {
         if self.next == 0 {
             self.begin(services);
         }
@@ -196,7 +231,8 @@ impl ClientTable {
                 *place = Some((memory, clock, elsewhere.remove(id)));
             }
         }
-        for word in all.get(self.next..end).unwrap_or_default() {
+        let mut found = Vec::new();
+        for (index, word) in (self.next..).zip(all.get(self.next..end).unwrap_or_default()) {
             let raw = word.load(Ordering::Relaxed);
             let entry = Entry(raw);
             if entry.is_empty() {
@@ -205,37 +241,51 @@ impl ClientTable {
             let id = usize::from(entry.backend());
             let service = self.services.get(id).copied().flatten();
             let of = service.and_then(|service| by_number.get_mut(usize::from(service.0))).and_then(Option::as_mut);
-            let Some((memory, _, elsewhere)) = of.filter(|of| entry.age(of.0.tick) <= of.1.remember) else {
+            let Some((service, (memory, _, elsewhere))) =
+                service.zip(of.filter(|of| entry.age(of.0.tick) <= of.1.remember))
+            else {
                 // Only if nobody has touched it since.
                 let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
                 continue;
             };
+            let place = slot(raw, memory.table.len() as u32);
+            if memory.table.get(place as usize) != Some(&entry.backend()) {
+                if !self.again.is_empty() && self.again.names(index / BUCKET_ENTRIES, entry, memory.swaps) {
+                    let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
+                    continue;
+                }
+                if let Some(is) = elsewhere.as_mut().and_then(|elsewhere| elsewhere.slots.get_mut(place as usize))
+                    && !std::mem::replace(is, true)
+                {
+                    found.push((service, place));
+                }
+            }
             if let Some(known) = self.known.get_mut(id) {
                 *known += 1;
             }
-            let place = slot(raw, memory.table.len() as u32) as usize;
-            if memory.table.get(place) != Some(&entry.backend())
-                && let Some(is) = elsewhere.as_mut().and_then(|elsewhere| elsewhere.slots.get_mut(place))
-            {
-                *is = true;
-            }
         }
         self.next = end;
-        (end == all.len()).then(|| self.end(services))
+        let pass = (end == all.len()).then(|| self.end(services));
+        Part { elsewhere: found, pass }
     }
 
-    /// Forgets the client of a hash.
-    pub(super) fn forget(&self, hash: u64, memory: &Memory) -> Forgotten {
+    /// Forgets the client of a hash. The next pass looks again.
+    pub(super) fn forget(&mut self, hash: u64, memory: &Memory) -> Forgotten {
         let bucket = hash as usize & (self.buckets.len() - 1);
         let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES);
-        let is_it = |entry: Entry| !entry.is_empty() && entry.tag() == (hash >> 32) as u32;
-        let forgotten = words.and_then(|words| words.iter().find_map(|word| take(word, is_it)));
-        forgotten.map(|entry| count(entry, memory)).unwrap_or_default()
+        let tag = (hash >> 32) as u32;
+        let is_it = |entry: Entry| !entry.is_empty() && entry.tag() == tag;
+        // Two CPUs may have recorded it, each in a place of its own; the first one is what packets find.
+        let all = words.unwrap_or_default().iter().filter_map(|word| take(word, is_it));
+        let Some(entry) = all.reduce(|first, _| first) else { return Forgotten::default() };
+        self.forgotten.clients.insert((bucket, tag), (entry.backend(), memory.swaps));
+        count(entry, memory)
     }
 
-    /// Forgets the clients of a backend in `words` entries from `from` on, and says where the next part begins.
+    /// Forgets the clients of a backend in `words` entries from `from` on, and says where the next part begins. The pass
+    /// after the last part looks again.
     pub(super) fn forget_all(
-        &self,
+        &mut self,
         backend: BackendId,
         from: usize,
         words: usize,
@@ -253,7 +303,11 @@ impl ClientTable {
                 sum.moved += one.moved;
             }
         }
-        (sum, (end < all.len()).then_some(end))
+        let following = (end < all.len()).then_some(end);
+        if following.is_none() {
+            self.forgotten.backends.insert(backend.0, memory.swaps);
+        }
+        (sum, following)
     }
 
     /// Forgets whom a service `forgets`, by service, where it knew its clients by one memory and (unless it is gone) knows
@@ -310,6 +364,7 @@ impl ClientTable {
 
     fn begin(&mut self, services: &HashMap<ServiceId, Memory>) {
         self.known.fill(0);
+        self.again = std::mem::take(&mut self.forgotten);
         self.this_pass = services
             .iter()
             .filter(|(_, memory)| memory.clock.is_some())

@@ -24,6 +24,7 @@ use balancer_common::{
         CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, NO_BACKEND, ReplyStats,
         ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow, interface_row,
     },
+    seen,
     service_table::TableView,
 };
 use bytemuck::Zeroable as _;
@@ -36,7 +37,7 @@ use super::{
     attach::{self, Attached},
     batch::BackendCounters,
     capacity::{Capacity, NOBODY},
-    clients::{ClientTable, KnownClients},
+    clients::{ClientTable, KnownClients, Part},
     counters::{Counters, interface_multiplier},
     grace::{Grace, GracePeriods},
     halves::Halves,
@@ -48,6 +49,7 @@ use super::{
     pins::{self, Notes, Pins},
     placement, rows,
     rules::RuleTable,
+    seen::Seen,
     tables::{Known, Tables},
 };
 use crate::{
@@ -56,9 +58,6 @@ use crate::{
     shell::{host::HostChanges, layers::Layers, snapshot::MemorySnapshot, supervisor::Supervisor},
 };
 
-/// Each CPU records at most this part of the table's capacity in newcomers a second: a flood takes long to fill it, and
-/// whoever comes back is established by then.
-const NEWCOMERS_PART: u32 = 8;
 /// Entries looked at in one part of a sweep: about a millisecond's work.
 const SWEEP_PART: usize = 1 << 18;
 
@@ -72,6 +71,7 @@ pub struct KernelDataplane {
     ways_in: WaysIn,
     counters: Counters,
     clients: ClientTable,
+    seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
     /// What is remembered by whom, of every service that has a table.
@@ -83,7 +83,7 @@ pub struct KernelDataplane {
     former: HashMap<ServiceId, Memory>,
     elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
-    /// Before it is over no pass over the client table may begin: there was a swap.
+    /// Before it is over no pass over the client table may begin: packets on their way may have seen what was before.
     next_pass: Option<Grace>,
     /// Before it is over packets may read the half of the directory that is not active.
     published: Option<Grace>,
@@ -139,18 +139,24 @@ impl KernelDataplane {
             .override_global(aya_log::LEVEL, &log_level, true)
             .map_max_entries("AYA_LOGS", log_size)
             .map_max_entries("CLIENTS", buckets)
+            .map_max_entries("SEEN", seen::words(buckets))
             .map_max_entries("SLOTS", lines)
             .map_max_entries("SERVICES", 2 * placement::rows_for(capacity.services as usize))
             .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
             .load(OBJECT)
             .context("loading the kernel program")?;
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
-        let newcomers = (capacity.clients / NEWCOMERS_PART).max(4096);
+        let kept = Kept::new(&mut ebpf, pins)?;
+        let seen = Seen::new(MappedArray::new(take(&mut ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
         control.store(
             0,
-            Control { layout_version: LAYOUT_VERSION, newcomers, sample_interval: SAMPLE_INTERVAL, ..empty_control() },
+            Control {
+                seen_salt: seen.salt(),
+                layout_version: LAYOUT_VERSION,
+                sample_interval: SAMPLE_INTERVAL,
+                ..empty_control()
+            },
         );
-        let kept = Kept::new(&mut ebpf, pins)?;
         let grace_periods = Arc::new(GracePeriods::spawn(supervisor)?);
         let mut this = Self {
             control,
@@ -161,6 +167,7 @@ impl KernelDataplane {
             ways_in: WaysIn::default(),
             counters: Counters::new(&mut ebpf, interface_multiplier)?,
             clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
+            seen,
             rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
             memories: HashMap::new(),
@@ -318,7 +325,7 @@ impl KernelDataplane {
         self.returns.second_active = returns.base != 0;
     }
 
-    /// Sets every service's clock, and lets each CPU record newcomers again.
+    /// Sets every service's clock.
     fn advance(&mut self, elapsed: Duration) {
         let elapsed = self.kept.elapsed_before() + elapsed;
         if elapsed.as_secs() == self.elapsed.as_secs() {
@@ -328,7 +335,9 @@ impl KernelDataplane {
         self.kept.keep_elapsed(elapsed);
         let settled = self.ways_in.expire(elapsed);
         self.ways_in.write(settled, &self.interfaces, &self.returns.rows);
-        self.control.word32(0, offset_of!(Control, epoch)).fetch_add(1, Ordering::Release);
+        if let Some(salt) = self.seen.advance(elapsed) {
+            self.begin_period(salt);
+        }
         for (id, memory) in &mut self.memories {
             memory.tick = memory.tick_at(elapsed);
             self.kept.keep_tick(*id, memory.tick);
@@ -337,6 +346,12 @@ impl KernelDataplane {
                 word.store(u32::from(memory.tick), Ordering::Release);
             }
         }
+    }
+
+    /// From now on `salt` says which bit of the filter is a client's, and nobody has been seen.
+    fn begin_period(&self, salt: u64) {
+        self.control.word64(0, offset_of!(Control, seen_salt)).store(salt, Ordering::Release);
+        self.seen.clear();
     }
 
     /// Flags every slot of a service with memory: rules send clients where the table does not, and are not there, or not
@@ -354,7 +369,7 @@ impl KernelDataplane {
         self.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
         if let Some(row) = self.tables.row(service) {
             let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
-            word.store(bytemuck::cast([clock.remember, clock.due_mask]), Ordering::Release);
+            word.store(bytemuck::cast([clock.remember, rows::idle(clock)]), Ordering::Release);
         }
     }
 }
@@ -485,6 +500,14 @@ impl Dataplane for KernelDataplane {
         self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND).collect());
         self.published = Some(self.grace_periods.begin());
 
+        let remembering = services.iter().filter(|spec| !spec.remember.is_zero()).count();
+        let (own, common) = self.capacity.newcomers(remembering);
+        self.control.word32(0, offset_of!(Control, newcomers_own)).store(own, Ordering::Release);
+        self.control.word32(0, offset_of!(Control, newcomers_common)).store(common, Ordering::Release);
+        let period = services.iter().filter_map(rows::seen_period).min();
+        if let Some(salt) = self.seen.set_period(period, self.elapsed) {
+            self.begin_period(salt);
+        }
         self.directory = services.to_vec();
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
         for gone in self.tables.published(&listed) {
@@ -592,7 +615,12 @@ impl Dataplane for KernelDataplane {
             }
             self.next_pass = None;
         }
-        let pass = self.clients.sweep(SWEEP_PART, &self.memories)?;
+        let Part { elsewhere, pass } = self.clients.sweep(SWEEP_PART, &self.memories);
+        for (service, slot) in elsewhere {
+            self.tables.flag(service, slot);
+        }
+        let pass = pass?;
+        self.next_pass = Some(self.grace_periods.begin());
         for (service, slots) in pass.settled {
             if !self.rules.pins(service) {
                 self.tables.take_back_exceptions(service, &slots);
@@ -617,13 +645,25 @@ impl Dataplane for KernelDataplane {
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let hash = spec.and_then(|spec| rows::client_hash(spec, address));
         match (hash, self.memories.get(&service)) {
-            (Some(hash), Some(memory)) => self.clients.forget(hash, memory),
+            (Some(hash), Some(memory)) => {
+                let forgotten = self.clients.forget(hash, memory);
+                // So that its next packet makes it known where that goes.
+                self.seen.forget(hash);
+                self.next_pass = Some(self.grace_periods.begin());
+                forgotten
+            }
             _ => Forgotten::default(),
         }
     }
 
     fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>) {
-        self.clients.forget_all(backend, from, SWEEP_PART, &self.memories)
+        let part = self.clients.forget_all(backend, from, SWEEP_PART, &self.memories);
+        if part.1.is_none() {
+            let salt = self.seen.next(self.elapsed);
+            self.begin_period(salt);
+            self.next_pass = Some(self.grace_periods.begin());
+        }
+        part
     }
 
     fn memory(&self) -> anyhow::Result<MemorySnapshot> {

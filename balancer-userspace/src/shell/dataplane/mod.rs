@@ -20,6 +20,7 @@ mod placement;
 mod regions;
 mod rows;
 mod rules;
+mod seen;
 mod tables;
 
 pub use crate::shell::layers::Layers;
@@ -143,8 +144,8 @@ pub trait Dataplane {
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats>;
 
     /// Sets the clocks of client memory to `elapsed` since the data path was made, and looks at the next part of the
-    /// client table: forgets expired clients, takes back exceptions that are none any more. With the last part: how many
-    /// known clients each backend has, in rising order of ids.
+    /// client table: forgets expired clients, flags slots that have exceptions and takes back flags of those that have none
+    /// any more. With the last part: how many known clients each backend has, in rising order of ids.
     fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>>;
 
     /// What is remembered of a client.

@@ -11,9 +11,10 @@ use balancer_common::{
     clock::Clock,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow,
-        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_REMEMBERS,
-        SERVICE_RULES, ServiceKey, ServiceRow,
+        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_READS_ALWAYS,
+        SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
     },
+    seen,
 };
 use bytemuck::Zeroable as _;
 
@@ -96,10 +97,13 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
 /// The row of a service with its live table, at `tick` of its clock.
 #[must_use]
 pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>, tick: u16) -> ServiceRow {
-    let clock = clock.unwrap_or(Clock { tick_seconds: 1, remember: 0, due_mask: 0 });
+    let clock = clock.unwrap_or(Clock { tick_seconds: 1, remember: 0 });
     let mut flags = 0;
     if !spec.remember.is_zero() {
         flags |= SERVICE_REMEMBERS;
+    }
+    if seen_period(spec).is_none() {
+        flags |= SERVICE_READS_ALWAYS;
     }
     if spec.failback == Failback::Return {
         flags |= SERVICE_FAILBACK;
@@ -113,8 +117,7 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
         flags,
         tick: u32::from(tick),
         remember: clock.remember,
-        due_mask: clock.due_mask,
-        idle: IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16,
+        idle: idle(clock),
         table: table.to_word(),
         hash_key: spec.hash_key,
         client_mask: match spec.address.ip() {
@@ -123,6 +126,18 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
         },
         ..ServiceRow::zeroed()
     }
+}
+
+/// Seconds in which a client's entry is read once, in slots without exceptions. `None`: with every packet, or never.
+#[must_use]
+pub(super) fn seen_period(spec: &ServiceSpec) -> Option<u32> {
+    seen::period_seconds(u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX))
+}
+
+/// Ticks after which a datagram counts as a new connection.
+#[must_use]
+pub(super) fn idle(clock: Clock) -> u16 {
+    IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16
 }
 
 /// The hash of a client of a service, which names its slot and its bucket. `None`: not of the service's family.

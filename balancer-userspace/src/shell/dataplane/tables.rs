@@ -145,14 +145,21 @@ impl Tables {
 
     /// Flags every slot of a service.
     pub(super) fn flag_all(&mut self, service: ServiceId) {
+        let size = self.of.get(&service).map_or(0, |table| table.size);
+        (0..size).for_each(|slot| self.flag(service, slot));
+    }
+
+    /// Flags a slot of a service.
+    pub(super) fn flag(&mut self, service: ServiceId, slot: u32) {
         let Some(table) = self.of.get_mut(&service) else { return };
-        let first = table.location().first;
-        for (slot, (flags, &backend)) in (first..).zip(table.flags.iter_mut().zip(&*table.slots)) {
-            if *flags & SLOT_EXCEPTIONS == 0 {
-                *flags |= SLOT_EXCEPTIONS;
-                table.exceptions += 1;
-                store_slot(&self.slots, slot, TableSlot { backend, flags: *flags });
-            }
+        let place = table.location().first + slot;
+        let (Some(flags), Some(&backend)) = (table.flags.get_mut(slot as usize), table.slots.get(slot as usize)) else {
+            return;
+        };
+        if *flags & SLOT_EXCEPTIONS == 0 {
+            *flags |= SLOT_EXCEPTIONS;
+            table.exceptions += 1;
+            store_slot(&self.slots, place, TableSlot { backend, flags: *flags });
         }
     }
 

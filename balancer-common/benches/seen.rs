@@ -1,0 +1,72 @@
+//! How probably a known client that sends sparse packets is forgotten, by the filter of clients that have been seen.
+//!
+//! The worst phase: whoever is looked at sends last, when all other clients have sent a packet in the same period. It loses
+//! that period if another one has its bit, and is forgotten after as many lost in a row as it sends packets in `remember`:
+//! eight, if that is one in each eighth. Everybody is looked at.
+
+use balancer_common::seen;
+
+/// Packets in `remember`, a period each.
+const PACKETS: [u64; 4] = [2, 4, 8, 16];
+/// Clients looked at for a line, at least.
+const TRIED: u64 = 1 << 24;
+
+fn main() {
+    println!("    clients   made for  periods lost   forgotten of a million, by packets in `remember`");
+    print!("{:38}", "");
+    PACKETS.iter().for_each(|packets| print!("{packets:>12}"));
+    println!();
+    for (clients, made_for) in [
+        (1_000, 1_000),
+        (16_000, 16_000),
+        (65_536, 65_536),
+        (262_144, 262_144),
+        (1_000_000, 1_000_000),
+        (4_194_304, 4_194_304),
+        (131_072, 262_144),
+        (524_288, 262_144),
+    ] {
+        line(clients, made_for);
+    }
+}
+
+fn line(clients: u64, made_for: u64) {
+    // Four entries for each client, eight of a bucket.
+    let buckets = (made_for * 4).div_ceil(8).next_power_of_two() as u32;
+    let mut owners = vec![0u8; seen::words(buckets) as usize * 64];
+    let mut lost_in_a_row = vec![0u8; clients as usize];
+    let mut lost = 0;
+    let mut forgotten = [0u64; PACKETS.len()];
+    let rounds = TRIED.div_ceil(clients);
+    let longest = PACKETS.iter().max().copied().unwrap_or(0);
+    for round in 0..rounds {
+        lost_in_a_row.fill(0);
+        for packet in 1..=longest {
+            let salt = seen::salt(round * longest + packet);
+            owners.fill(0);
+            let bit = |client: u64| {
+                // Looks as random as a hash, which it is the finish of.
+                let (word, bit) = seen::place(seen::salt(client) ^ client & 1, salt, buckets - 1);
+                word as usize * 64 + bit.trailing_zeros() as usize
+            };
+            for client in 0..clients {
+                let count = &mut owners[bit(client)];
+                *count = count.saturating_add(1);
+            }
+            for (client, in_a_row) in (0..).zip(&mut lost_in_a_row) {
+                if owners[bit(client)] > 1 {
+                    lost += 1;
+                    *in_a_row += u8::from(u64::from(*in_a_row) + 1 == packet);
+                }
+            }
+            if let Some(place) = PACKETS.iter().position(|&packets| packets == packet) {
+                forgotten[place] +=
+                    lost_in_a_row.iter().filter(|&&in_a_row| u64::from(in_a_row) == packet).count() as u64;
+            }
+        }
+    }
+    let tried = (rounds * clients) as f64;
+    print!("{clients:11}{made_for:11}{:13.2}%", lost as f64 / tried / longest as f64 * 100.0);
+    forgotten.iter().for_each(|&count| print!("{:12.3}", count as f64 / tried * 1e6));
+    println!();
+}
