@@ -147,6 +147,16 @@ impl Site {
         Ok(())
     }
 
+    /// Writes other settings into the file, and has the running balancer take it over: what it answers.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn apply(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<String> {
+        adapt(&mut self.settings);
+        let config = write_config(&self.topology, &self.settings, self.files.path())?;
+        self.cli(&["apply", &config.to_string_lossy()])
+    }
+
     /// `balancer detach` in the balancer's network namespace.
     ///
     /// # Errors

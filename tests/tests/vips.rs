@@ -1,7 +1,10 @@
 //! `assign_vip`: the balancer gives its interface the VIPs, tells the neighbours, and takes them back.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
@@ -15,6 +18,14 @@ const ELSEWHERE: &str = "02:00:00:00:66:66";
 fn ip(namespace: &Namespace, arguments: &[&str]) -> String {
     let output = namespace.command("ip").args(arguments).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A site whose balancer has no VIP of its own, and whose client believes that the VIPs are elsewhere.
@@ -46,11 +57,13 @@ fn vips_come_with_the_balancer_and_go_with_it() {
         assert!(assigned(&site, family), "{family:?}");
         site.homes(family, 1..=5).unwrap();
     }
-    // Somebody removed one: it comes back with the next start, and nothing fails at the end.
+    // Somebody removed one: it comes back.
     let interface = site.topology().interfaces()[0];
     let vip = site.topology().vip(Family::V4);
     site.topology().balancer().ip(&format!("addr del {vip}/32 dev {interface}")).unwrap();
-    site.restart(|_| {}).unwrap();
+    wait("the VIP does not come back", || assigned(&site, Family::V4));
+    // One that was killed leaves what the next one knows to be a balancer's.
+    site.kill_and_restart(|_| {}).unwrap();
     assert!(assigned(&site, Family::V4));
     site.controller().process().stop().unwrap();
     for family in Family::BOTH {
@@ -82,7 +95,7 @@ fn neighbours_are_told() {
         backend.ip(&format!("neigh replace {vip} lladdr {ELSEWHERE} dev eth0 nud stale")).unwrap();
     }
     site.restart(|_| {}).unwrap();
-    std::thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(1));
     let backend = &site.topology().backends()[0];
     for family in Family::BOTH {
         let vip = site.topology().vip(family).to_string();
@@ -99,4 +112,85 @@ fn kept_vips_go_with_detach() {
     let output = site.detach().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(!assigned(&site, Family::V4) && !assigned(&site, Family::V6));
+}
+
+/// An address that was there before a service wants it, a service that comes by `apply`, a restart between: whoever added
+/// it keeps it.
+#[test]
+fn an_operators_address_that_apply_begins_to_want_stays_the_operators() {
+    let mut site = site("keep");
+    site.apply(|settings| settings.service_lines.clear()).unwrap();
+    wait("VIPs stay assigned", || Family::BOTH.iter().all(|&family| !assigned(&site, family)));
+    let interface = site.topology().interfaces()[0];
+    let vip = site.topology().vip(Family::V4);
+    site.topology().balancer().ip(&format!("addr add {vip}/32 dev {interface}")).unwrap();
+
+    site.apply(|settings| settings.service_lines = "assign_vip = true".to_owned()).unwrap();
+    assert!(assigned(&site, Family::V6));
+    site.kill_and_restart(|_| {}).unwrap();
+    site.apply(|settings| settings.service_lines.clear()).unwrap();
+    wait("the balancer's own stays assigned", || !assigned(&site, Family::V6));
+    assert!(assigned(&site, Family::V4), "apply removed the operator's address");
+
+    site.apply(|settings| settings.service_lines = "assign_vip = true".to_owned()).unwrap();
+    site.controller().process().kill().unwrap();
+    assert!(site.detach().unwrap().status.success());
+    assert!(!assigned(&site, Family::V6));
+    assert!(assigned(&site, Family::V4), "detach removed the operator's address");
+}
+
+#[test]
+fn vips_follow_the_first_interface_over_a_restart() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, topology| {
+        settings.on_exit = "keep";
+        settings.service_lines = "assign_vip = true".to_owned();
+        topology.balancer().ip(&format!("addr del {}/32 dev lo", topology.vip(Family::V4)))?;
+        Ok(())
+    })
+    .unwrap();
+    let on = |site: &Site, interface: &str| {
+        let vip = site.topology().vip(Family::V4);
+        ip(site.topology().balancer(), &["addr", "show", "dev", interface]).contains(&format!(" {vip}/"))
+    };
+    assert!(on(&site, "eth0") && !on(&site, "eth1"));
+    site.restart(|settings| settings.interfaces.reverse()).unwrap();
+    assert!(!on(&site, "eth0"), "the VIP is left on the former first interface");
+    assert!(on(&site, "eth1"));
+    site.kill_and_restart(|settings| settings.interfaces.reverse()).unwrap();
+    assert!(on(&site, "eth0") && !on(&site, "eth1"));
+    assert_eq!(site.homes(Family::V4, 1..=5).unwrap().len(), 5);
+    site.controller().process().kill().unwrap();
+    assert!(site.detach().unwrap().status.success());
+    assert!(!on(&site, "eth0") && !on(&site, "eth1"));
+}
+
+/// The notes for the next controller have room for every VIP that was ever assigned.
+#[test]
+fn hundreds_of_vips_come_go_and_outlive_a_restart() {
+    const SERVICES: usize = 400;
+    let mut site = site("keep");
+    let services = |net: u8| -> String {
+        let service = |number: usize| {
+            let address = format!("203.{net}.{}.{}:80", number / 200, number % 200 + 1);
+            format!(
+                "[[service]]\nname = \"vip{net}-{number}\"\naddress = \"{address}\"\nforwarding = \"dsr\"\n\
+                 table_size = 101\nremember = \"0s\"\nassign_vip = true\ncheck = {{ type = \"none\" }}\n"
+            )
+        };
+        (0..SERVICES).map(service).collect()
+    };
+    let count = |site: &Site, net: u8| {
+        let interface = site.topology().interfaces()[0];
+        ip(site.topology().balancer(), &["addr", "show", "dev", interface]).matches(&format!(" 203.{net}.")).count()
+    };
+    for net in [1, 2, 3] {
+        site.apply(|settings| settings.lines = services(net)).unwrap();
+        assert_eq!(count(&site, net), SERVICES);
+    }
+    wait("VIPs stay assigned", || count(&site, 1) + count(&site, 2) == 0);
+    site.kill_and_restart(|_| {}).unwrap();
+    assert_eq!(count(&site, 3), SERVICES);
+    site.controller().process().kill().unwrap();
+    assert!(site.detach().unwrap().status.success());
+    assert_eq!(count(&site, 3), 0);
 }

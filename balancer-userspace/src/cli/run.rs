@@ -68,6 +68,7 @@ pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
 fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
     let (mut config, warnings) = config::load(&args.config)?;
     let as_written = config.clone();
+    let mut named = Vec::new();
     if !args.interfaces.is_empty() {
         config.interfaces.clear();
         for interface in args.interfaces {
@@ -75,6 +76,7 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
                 config.interfaces.push(interface);
             }
         }
+        named.clone_from(&config.interfaces);
     }
     if config.interfaces.is_empty() {
         return Err(anyhow!(
@@ -95,7 +97,7 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start tokio")?;
-    Ok(runtime.block_on(shell::run::run(shell::run::Launch { config, as_written, file: args.config }))?)
+    Ok(runtime.block_on(shell::run::run(shell::run::Launch { config, as_written, named, file: args.config }))?)
 }
 
 pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ mod change;
 mod events;
 mod failure;
 mod routes;
-mod socket;
+pub(super) mod socket;
 mod statistics;
 
 use std::time::Duration;

@@ -45,7 +45,7 @@ pub async fn run(names: &[String], vips: &[IpAddr], mode: XdpMode) -> anyhow::Re
     decap.set_vips(&wanted().await?)?;
     for interface in &interfaces {
         let attached = decap.attach(&interface.name, interface.ifindex, mode)?;
-        info!("attached to {} in {} mode", attached.name, attached.mode());
+        info!("attached to {} in {} mode", attached.at.name, attached.at.mode());
     }
     say(decap.vips());
 

@@ -114,7 +114,8 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     select(names, &links?)
 }
 
-fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Interface>> {
+/// As [`resolve`], among `links`.
+pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
     for name in names {
         let Some(link) = links.iter().find(|link| link.name == *name) else {

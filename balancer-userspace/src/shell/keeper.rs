@@ -1,8 +1,9 @@
 //! Keeps the state file up to date.
 //!
 //! A change is on disk before it is made: the state that it would lead to is written while the owner goes on handling
-//! events, then the change is made and answered. If the file cannot be written, nothing has changed. What happens by
-//! itself is written soon after, what is only counted now and then.
+//! events, then the change is made and answered. If the file cannot be written, nothing has changed. Where the change needs
+//! something of this machine, that is prepared before. Changes are made in the order asked for. What happens by itself is
+//! written soon after, what is only counted now and then.
 
 use std::{
     collections::VecDeque,
@@ -12,10 +13,20 @@ use std::{
 };
 
 use anyhow::anyhow;
-use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, JoinHandle},
+    time::Instant,
+};
 use tracing::error;
 
-use super::{dataplane::Dataplane, owner::Owner, state_file::StateFile, supervisor::panicked};
+use super::{
+    dataplane::Dataplane,
+    host::{Host, Prepared},
+    owner::Owner,
+    state_file::StateFile,
+    supervisor::panicked,
+};
 use crate::{
     api::model::Changed,
     core::{
@@ -64,26 +75,44 @@ pub struct Keeper<F = StateFile> {
     idle: Option<F>,
     writing: Option<Writing<F>>,
     waiting: VecDeque<Request>,
+    stage: Option<Stage>,
     /// When to write what has happened, or was counted.
     due: Instant,
     failing: bool,
+}
+
+/// A change that may be made, with what was prepared for it.
+pub type Ready = (Request, Option<Prepared>);
+
+/// A change that this machine must be made ready for.
+#[derive(Debug)]
+enum Stage {
+    Preparing(JoinHandle<anyhow::Result<Prepared>>, Request),
+    Prepared(Prepared, Request),
 }
 
 #[derive(Debug)]
 struct Writing<F> {
     task: JoinHandle<(F, anyhow::Result<()>)>,
     /// The change that is made when it is done.
-    request: Option<Request>,
+    change: Option<Ready>,
 }
 
 impl<F: Save> Keeper<F> {
     /// Writes to `file`, at once for the first time.
     #[must_use]
     pub fn new(file: F) -> Self {
-        Self { idle: Some(file), writing: None, waiting: VecDeque::new(), due: Instant::now(), failing: false }
+        Self {
+            idle: Some(file),
+            writing: None,
+            waiting: VecDeque::new(),
+            stage: None,
+            due: Instant::now(),
+            failing: false,
+        }
     }
 
-    /// Takes a change on; [`written`](Self::written) gives it back when it may be made.
+    /// Takes a change on; [`progress`](Self::progress) gives it back when it may be made.
     pub fn ask(&mut self, request: Request) {
         self.waiting.push_back(request);
     }
@@ -101,16 +130,29 @@ impl<F: Save> Keeper<F> {
         self.idle.is_some().then_some(self.due)
     }
 
-    /// Begins to write, if there is something to write and nothing is being written. Refuses what cannot be done.
-    pub fn advance<D: Dataplane>(&mut self, owner: &Owner<D>) {
+    /// Begins to prepare or to write, if there is something to write and nothing is under way. Refuses what cannot be done.
+    pub fn advance<D: Dataplane>(&mut self, owner: &Owner<D>, host: &Host) {
         while self.idle.is_some() {
+            let (request, prepared) = match self.stage.take() {
+                None => match self.waiting.pop_front() {
+                    Some(request) => (request, None),
+                    None => break,
+                },
+                Some(Stage::Prepared(prepared, request)) => (request, Some(prepared)),
+                preparing @ Some(Stage::Preparing(..)) => {
+                    self.stage = preparing;
+                    break;
+                }
+            };
             // Whoever has gone away has been told that nothing is certain.
-            let Some(request) = self.waiting.pop_front() else { break };
             if request.reply.is_closed() {
                 continue;
             }
             match owner.propose(&request.change, request.if_generation) {
-                Ok(state) => self.write(state, Some(request)),
+                Ok((_, wanted)) if prepared.is_none() && wanted != *host.wanted() => {
+                    self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
+                }
+                Ok((state, _)) => self.write(state, Some((request, prepared))),
                 Err(refused) => {
                     let _ = request.reply.send(Err(refused));
                 }
@@ -121,7 +163,7 @@ impl<F: Save> Keeper<F> {
         }
     }
 
-    fn write(&mut self, state: State, request: Option<Request>) {
+    fn write(&mut self, state: State, change: Option<Ready>) {
         let Some(mut file) = self.idle.take() else { return };
         self.due = Instant::now() + NOW_AND_THEN;
         let task = tokio::task::spawn_blocking(move || {
@@ -130,15 +172,46 @@ impl<F: Save> Keeper<F> {
             let saved = saved.unwrap_or_else(|panic| Err(anyhow!("writing the state {}", panicked(panic.as_ref()))));
             (file, saved)
         });
-        self.writing = Some(Writing { task, request });
+        self.writing = Some(Writing { task, change });
     }
 
-    /// Waits for the end of what is being written, if anything is: for ever if nothing is. Gives a change that may be
-    /// made now; one that may not has been answered.
-    pub async fn written(&mut self) -> Option<Request> {
-        let Some(writing) = &mut self.writing else { return pending().await };
-        let ended = (&mut writing.task).await;
-        let request = self.writing.take().and_then(|writing| writing.request);
+    /// Waits for the end of what is being prepared or written: for ever if nothing is. Gives a change that may be made now;
+    /// one that may not has been answered.
+    pub async fn progress(&mut self) -> Option<Ready> {
+        let Self { writing, stage, .. } = self;
+        let written = async {
+            match writing {
+                Some(writing) => (&mut writing.task).await,
+                None => pending().await,
+            }
+        };
+        let prepared = async {
+            match stage {
+                Some(Stage::Preparing(task, _)) => task.await,
+                Some(Stage::Prepared(..)) | None => pending().await,
+            }
+        };
+        tokio::select! {
+            written = written => self.written(written),
+            prepared = prepared => {
+                self.prepared(prepared.unwrap_or_else(|error| Err(error.into())));
+                None
+            }
+        }
+    }
+
+    fn prepared(&mut self, prepared: anyhow::Result<Prepared>) {
+        let Some(Stage::Preparing(_, request)) = self.stage.take() else { return };
+        match prepared {
+            Ok(prepared) => self.stage = Some(Stage::Prepared(prepared, request)),
+            Err(error) => {
+                let _ = request.reply.send(Err(Refused::Conflict(format!("nothing was changed: {error:#}"))));
+            }
+        }
+    }
+
+    fn written(&mut self, ended: Result<(F, anyhow::Result<()>), JoinError>) -> Option<Ready> {
+        let change = self.writing.take().and_then(|writing| writing.change);
         let saved = match ended {
             Ok((file, saved)) => {
                 self.idle = Some(file);
@@ -149,13 +222,13 @@ impl<F: Save> Keeper<F> {
         };
         let Err(error) = saved else {
             self.failing = false;
-            return request;
+            return change;
         };
         if !self.failing {
             error!("{error:#}; a restart would go on from an older state");
         }
         self.failing = true;
-        if let Some(request) = request {
+        if let Some((request, _)) = change {
             let refused = Refused::Unsaved(format!("nothing was changed: {error:#}"));
             let _ = request.reply.send(Err(refused));
         }
@@ -165,6 +238,7 @@ impl<F: Save> Keeper<F> {
     /// Writes the last state. Changes that still wait are not made.
     pub async fn finish<D: Dataplane>(mut self, owner: &Owner<D>) {
         self.waiting.clear();
+        self.stage = None;
         if let Some(writing) = self.writing.take()
             && let Ok((file, _)) = writing.task.await
         {
@@ -172,7 +246,7 @@ impl<F: Save> Keeper<F> {
         }
         if self.idle.is_some() {
             self.write(owner.export(), None);
-            self.written().await;
+            self.progress().await;
         }
     }
 }
@@ -217,14 +291,14 @@ mod tests {
         let mut keeper = Keeper::new(Broken { saved: 0 });
 
         let (first, answer) = request();
-        keeper.write(state.clone(), Some(first));
-        assert!(keeper.written().await.is_none());
+        keeper.write(state.clone(), Some((first, None)));
+        assert!(keeper.progress().await.is_none());
         let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
         assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
 
         let (second, _answer) = request();
         assert!(keeper.next_deadline().is_some());
-        keeper.write(state, Some(second));
-        assert!(keeper.written().await.is_some());
+        keeper.write(state, Some((second, None)));
+        assert!(keeper.progress().await.is_some());
     }
 }

@@ -3,7 +3,7 @@
 mod look;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -20,6 +20,7 @@ use tracing::{error, info};
 pub use self::look::Counting;
 use crate::{
     api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView},
+    config::model::Config,
     core::{
         controller::Controller,
         held::Held,
@@ -34,6 +35,7 @@ use crate::{
         dataplane::{Dataplane, Forgotten, KnownClients},
         departed::Departed,
         events::{Events, subject},
+        host::Wanted,
         neighbours::Neighbours,
         prober::Prober,
     },
@@ -118,18 +120,28 @@ impl<D: Dataplane> Owner<D> {
         State { departed: self.departed.export(clocks), ..controller.export(clocks) }
     }
 
-    /// What a restart would have to keep after a change.
+    /// What a restart would have to keep after a change, and what would be wanted of this machine.
     ///
     /// # Errors
     /// When the change is refused.
-    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<State, Refused> {
+    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<(State, Wanted), Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(Refused::Stale(generation));
         }
         let mut controller = self.controller.clone();
         controller.change(change.clone(), Instant::now().into_std())?;
-        Ok(self.export_of(&controller))
+        Ok((self.export_of(&controller), Wanted::by(&controller)))
+    }
+
+    /// What would be wanted of this machine after a change.
+    ///
+    /// # Errors
+    /// When the change is refused.
+    pub fn wanted_after(&self, change: &Change) -> Result<Wanted, Refused> {
+        let mut controller = self.controller.clone();
+        controller.change(change.clone(), Instant::now().into_std())?;
+        Ok(Wanted::by(&controller))
     }
 
     /// Whether something has happened since this was asked last.
@@ -177,9 +189,14 @@ impl<D: Dataplane> Owner<D> {
         &mut self.dataplane
     }
 
-    /// The VIPs that the interface is to have.
-    pub fn assigned_vips(&self) -> BTreeSet<IpAddr> {
-        self.controller.assigned_vips().collect()
+    /// What the configuration says beyond services.
+    pub fn settings(&self) -> &Config {
+        self.controller.settings()
+    }
+
+    /// What is wanted of this machine.
+    pub fn wanted(&self) -> Wanted {
+        Wanted::by(&self.controller)
     }
 
     /// The history.

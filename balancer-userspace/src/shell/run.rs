@@ -4,7 +4,6 @@ use std::{
     collections::VecDeque,
     fmt,
     future::{pending, ready},
-    mem,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -13,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use balancer_common::map_types::{Forwarding, NeighbourWanted};
+use balancer_common::map_types::NeighbourWanted;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -25,29 +24,30 @@ use tracing::{info, warn};
 use crate::{
     api::model::{Changed, ForgottenView},
     config::model::{Config, OnExit},
-    core::io::{BackendName, Change, Event, Refused},
+    core::{
+        io::{BackendName, Change, Event, Refused},
+        plan::Planned,
+    },
     shell::{
         api_server::{self, ControlSocket},
         call::Call,
         dataplane::{Capacity, KernelDataplane, Pins},
         events::Events,
-        forwarding::IpForwarding,
+        host::{Host, Prepared, Surroundings},
         interfaces,
-        keeper::{Keeper, Request},
+        keeper::{Keeper, Ready, Request},
         metrics,
         neighbours::Neighbours,
         owner::{Forgetting, Owner},
         privileges,
         prober::Prober,
         puzzles,
-        reload::reload,
+        reload,
         resume::{Resumed, resume},
-        returning::Returning,
         service_manager::ServiceManager,
         shutdown::{self, ShutdownSignal},
         statistics::Statistics,
         supervisor::{Ended, Supervisor},
-        vips::{self, Assigned, Vips},
     },
     words::counted,
 };
@@ -68,6 +68,8 @@ pub struct Launch {
     pub config: Config,
     /// The configuration as it is in the file.
     pub as_written: Config,
+    /// The interfaces that the command line names; none if it leaves that to the configuration.
+    pub named: Vec<String>,
     /// The file, to be read again.
     pub file: PathBuf,
 }
@@ -77,14 +79,15 @@ pub struct Launch {
 /// # Errors
 /// One line that says what stands in the way.
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
-    let Launch { config, as_written, file } = launch;
+    let Launch { config, as_written, named, file } = launch;
     privileges::check()?;
     let (supervisor, mut endings) = Supervisor::new();
     let shutdown = shutdown::listen().context("catching signals")?;
-    let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
+    let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let interfaces = interfaces::resolve(&config.interfaces).await?;
     let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
     let pins = pins(&config)?;
+    let outlives = pins.is_some();
     let resumed = resume(&config, as_written, pins.as_ref())?;
     let metrics_listener = match config.metrics_listen {
         Some(listen) => Some(metrics::bind(listen).await?),
@@ -96,7 +99,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
     }
-    let mut inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
+    let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
     if config.services.iter().any(|service| !service.remember.is_zero()) {
         match dataplane.room_for_clients() {
             clients if clients != capacity.clients => warn!(
@@ -116,16 +119,12 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         puzzles::read(&mut dataplane, &supervisor)?;
     }
     dataplane.sample_every(config.statistics.sample_interval);
-    let translates = |v4: bool| {
-        config.services.iter().any(|service| service.forwarding == Forwarding::Nat && service.address.is_ipv4() == v4)
-    };
     let mut wanted = Wanted::new(neighbours_wanted)?;
-    let translates = (translates(true), translates(false));
-    let mut forwarding = IpForwarding::ensure(&interfaces, translates.0, translates.1)?;
 
     let (events_in, mut events) = mpsc::channel(EVENTS);
     let (calls_in, mut calls) = mpsc::channel(CALLS);
-    let Resumed { controller, departed, file: mut state_file } = resumed;
+    let Resumed { mut controller, departed, file: mut state_file } = resumed;
+    controller.name_interfaces(named);
     let instance = controller.instance();
     let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
     let history = Events::beside(&config.state_file, &supervisor);
@@ -138,32 +137,24 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     owner.dataplane().set_layers(layers.borrow_and_update().clone());
     // Before anything is pinned that could not be told apart without it.
     state_file.save(&owner.export())?;
-    for interface in &interfaces {
-        let attached = owner.dataplane().attach(&interface.name, interface.ifindex, config.xdp_mode)?;
-        let how = if attached.adopted { "replaced the program on" } else { "attached to" };
-        history.note(&format!("{how} {} in {} mode", attached.name, attached.mode()));
-    }
-    let first = interfaces.first().cloned().context("no interface")?;
-    let mut vips = Vips::new(first.clone(), &mem::take(&mut inherited.vips))?;
-    let wanted_vips = owner.assigned_vips();
-    let notes = |owner: &mut Owner<KernelDataplane>, forwarding: &IpForwarding, vips: Vec<Assigned>| {
-        let host = inherited.clone().and(forwarding.changes(), owner.dataplane().receive_offload_off(), vips);
-        owner.dataplane().write_notes(instance, &config.state_file, host)
+    let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
+    let surroundings = Surroundings {
+        ends,
+        state_file: config.state_file.clone(),
+        inherited,
+        events: history.clone(),
+        calls: calls_in.clone(),
+        metrics: metrics_listener,
+        socket: config.socket.clone(),
+        supervisor: supervisor.clone(),
     };
-    // Written down before it is done, so that whoever comes next can put it back.
-    let mut assigned = vips.to_be_assigned(&wanted_vips).await?;
-    notes(&mut owner, &forwarding, assigned.clone())?;
-    if let Err(error) = vips.set(&wanted_vips).await {
-        vips.remove_all().await;
-        return Err(error);
-    }
-    let mut vips = vips::Keeper::spawn(vips, wanted_vips, &supervisor);
-    owner.dataplane().kept().finish(&ifindexes)?;
-    let kept = owner.dataplane().kept();
-    let statistics = Arc::new(if kept.outlives() {
-        Statistics::beside(config.statistics, &config.state_file, kept.adopted(), &supervisor)
+    let mut host = Host::start(owner.wanted(), surroundings).await?;
+    owner.dataplane().set_attached(host.attachments());
+    let (mut settings, mut keeps) = (config.statistics, host.wanted().keep);
+    let statistics = Arc::new(if outlives {
+        Statistics::beside(settings, &config.state_file, owner.dataplane().kept().adopted(), &supervisor)
     } else {
-        Statistics::new(config.statistics)
+        Statistics::new(settings)
     });
     let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
     let watching = supervisor.spawn("the keeping of statistics", async {
@@ -175,11 +166,12 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         // An error says that the sender is gone, which is the end as well.
         let _ = stopped.changed().await;
     };
-    let api = api_server::serve(socket, calls_in.clone(), ended(stopped.clone()));
+    let api = api_server::serve(socket, calls_in.clone(), ended(stopped));
     let api = supervisor.spawn("the control socket", api);
-    let scrapes = metrics_listener.map(|listener| {
-        let scrapes = metrics::serve(listener, calls_in, config.metrics_page, ended(stopped));
-        supervisor.spawn("the metrics listener", scrapes)
+    let reloads = reload::follow(hangup, calls_in, file);
+    let reloads = supervisor.spawn("the reading of the configuration", async {
+        reloads.await;
+        Ok(())
     });
     let services = counted(config.services.len(), "service");
     history.note(&format!("serving {services}, control socket {}", config.socket.display()));
@@ -190,40 +182,28 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let mut joining = Joining::default();
     let mut waiting = Vec::new();
     let mut passes = VecDeque::new();
-    let names = interfaces.iter().map(|interface| interface.name.clone()).collect();
-    let mut returning = Returning::new(names, config.xdp_mode, translates);
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
-        // Whether something was changed on this host that whoever comes next must know.
-        let mut to_be_noted = false;
         let deadline = owner.next_deadline();
         tokio::select! {
             biased;
             () = manager.keep_alive_due() => manager.keep_alive(),
-            _ = hangup.recv() => reload(&mut keeper, &file),
             signal = &mut shutdown => break End::Asked(signal),
             ended = endings.next() => break End::Failed(ended),
             1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
             () = until(deadline) => owner.handle(Event::Tick),
             () = until(joining.next_deadline()) => {}
             () = until(keeper.next_deadline()) => {}
-            request = keeper.written() => {
-                if let Some(request) = request {
-                    make(&mut owner, &mut joining, request);
+            ready = keeper.progress() => {
+                if let Some(ready) = ready {
+                    make(&mut owner, &mut joining, ready);
                 }
             }
-            Some(call) = calls.recv() => answer(&mut owner, &mut keeper, &mut passes, &statistics, call),
+            Some(call) = calls.recv() => answer(&mut owner, &mut keeper, &host, &mut passes, &statistics, call),
             _ = sweep.tick() => owner.sweep(),
             Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
-            () = returning.due() => {
-                let back = returning.look(owner.dataplane(), &mut forwarding, &history).await;
-                if let Some(anew) = back.iter().find(|anew| anew.name == first.name) {
-                    vips = vips.go_on_with(anew.clone()).await;
-                    assigned.iter_mut().for_each(|vip| vip.ifindex = anew.ifindex);
-                }
-                to_be_noted = !back.is_empty();
-            }
+            attached = host.attached() => owner.dataplane().set_attached(attached),
             () = ready(()), if !passes.is_empty() => forget_part(&mut owner, &mut passes),
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
@@ -231,14 +211,18 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         if owner.take_changed() {
             keeper.note();
             manager.serves(owner.services());
-            let new_vips = vips.follow(owner.assigned_vips());
-            to_be_noted |= !new_vips.is_empty();
-            assigned.extend(new_vips);
+            host.want(owner.wanted());
+            if settings != owner.settings().statistics {
+                settings = owner.settings().statistics;
+                statistics.set(settings);
+                owner.dataplane().sample_every(settings.sample_interval);
+            }
+            if keeps != host.wanted().keep {
+                keeps = host.wanted().keep;
+                statistics.keep(keeps.then_some(&config.state_file), &supervisor);
+            }
         }
-        if to_be_noted && let Err(error) = notes(&mut owner, &forwarding, assigned.clone()) {
-            warn!("{error:#}");
-        }
-        keeper.advance(&owner);
+        keeper.advance(&owner, &host);
     };
 
     if let End::Failed(ended) = &end {
@@ -246,31 +230,19 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     }
     keeper.finish(&owner).await;
     manager.stopping("leaving");
+    let leave = host.wanted().keep;
+    history.note(&if leave {
+        format!("{end}: leaving; the kernel goes on steering (on_exit = \"keep\")")
+    } else {
+        format!("{end}: detaching")
+    });
     history.close();
-    let detached = match config.on_exit {
-        OnExit::Detach => {
-            history.note(&format!("{end}: detaching"));
-            vips.end(false).await;
-            let detached = owner.dataplane().detach();
-            drop(forwarding);
-            inherited.put_back();
-            detached
-        }
-        OnExit::Keep => {
-            history.note(&format!("{end}: leaving; the kernel goes on steering (on_exit = \"keep\")"));
-            vips.end(true).await;
-            owner.dataplane().leave();
-            forwarding.leave();
-            Ok(())
-        }
-    };
+    let detached = host.end(leave).await;
+    reloads.abort();
     drop(stop);
     drop(calls);
     watching.abort();
     let _ = api.ended().await;
-    if let Some(scrapes) = scrapes {
-        let _ = scrapes.ended().await;
-    }
     match end {
         End::Asked(_) => detached,
         End::Failed(ended) => Err(ended.into()),
@@ -314,6 +286,7 @@ async fn until(deadline: Option<Instant>) {
 fn answer(
     owner: &mut Owner<KernelDataplane>,
     keeper: &mut Keeper,
+    host: &Host,
     passes: &mut VecDeque<Pass>,
     statistics: &Arc<Statistics>,
     call: Call,
@@ -350,17 +323,7 @@ fn answer(
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }
-        Call::Plan { change, reply } => match owner.plan(change) {
-            Ok(planning) => {
-                // The client table may be large, and nobody else has to wait for it.
-                tokio::task::spawn_blocking(move || {
-                    let _ = reply.send(Ok(planning.finish()));
-                });
-            }
-            Err(refused) => {
-                let _ = reply.send(Err(refused));
-            }
-        },
+        Call::Plan { change, reply } => plan(owner, host, change, reply),
         Call::Rules { service, reply } => {
             let _ = reply.send(owner.rules(service.as_deref()));
         }
@@ -368,12 +331,40 @@ fn answer(
     }
 }
 
+/// Answers what a change would do, or why it would be refused.
+fn plan(owner: &Owner<KernelDataplane>, host: &Host, change: Change, reply: oneshot::Sender<Result<Planned, Refused>>) {
+    let wanted = owner.wanted_after(&change).ok().filter(|wanted| wanted != host.wanted());
+    let check = wanted.map(|wanted| host.check(wanted));
+    let planning = match owner.plan(change) {
+        Ok(planning) => planning,
+        Err(refused) => {
+            let _ = reply.send(Err(refused));
+            return;
+        }
+    };
+    tokio::spawn(async move {
+        if let Some(check) = check
+            && let Err(error) = check.await
+        {
+            let _ = reply.send(Err(Refused::Conflict(format!("{error:#}"))));
+            return;
+        }
+        // The client table may be large, and nobody else has to wait for it.
+        tokio::task::spawn_blocking(move || {
+            let _ = reply.send(Ok(planning.finish()));
+        });
+    });
+}
+
 /// Makes a change that is on disk already.
-fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, request: Request) {
+fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, (request, prepared): Ready) {
     let Request { change, uid, reply, .. } = request;
     let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
     let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
     let changed = owner.change(change, uid);
+    if changed.is_ok() {
+        prepared.into_iter().for_each(Prepared::made);
+    }
     match (name, before) {
         (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
             joining.0.push(Join { name, before, uid, until: Instant::now() + FIRST_NEXT_HOPS, reply });

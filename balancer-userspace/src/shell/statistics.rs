@@ -8,7 +8,7 @@ mod file;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -53,7 +53,6 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// What was seen so far.
 #[derive(Debug)]
 pub struct Statistics {
-    settings: StatisticsConfig,
     started: Instant,
     /// How long the machine had run then.
     uptime: Duration,
@@ -62,6 +61,7 @@ pub struct Statistics {
 
 #[derive(Debug, Default)]
 struct Seen {
+    settings: StatisticsConfig,
     /// By service: its client prefix, and who is heavy.
     services: HashMap<ServiceId, (u8, Arc<Top>)>,
     /// By name: ids may be others' after a restart.
@@ -77,7 +77,8 @@ impl Statistics {
     /// Nothing seen yet.
     #[must_use]
     pub fn new(settings: StatisticsConfig) -> Self {
-        Self { settings, started: Instant::now(), uptime: uptime(), seen: Mutex::default() }
+        let seen = Seen { settings, ..Seen::default() };
+        Self { started: Instant::now(), uptime: uptime(), seen: Mutex::new(seen) }
     }
 
     /// Keeps the last hour beside `state_file`. If the kernel's counters were `adopted` from another process, so is what is
@@ -95,6 +96,24 @@ impl Statistics {
         this
     }
 
+    /// From now on these settings hold.
+    pub fn set(&self, settings: StatisticsConfig) {
+        self.seen().settings = settings;
+    }
+
+    /// From now on the last hour is kept beside `state_file`, or is not.
+    pub fn keep(&self, state_file: Option<&PathBuf>, supervisor: &Supervisor) {
+        let mut seen = self.seen();
+        match state_file {
+            Some(state_file) if seen.file.is_none() => {
+                file::forget(state_file);
+                seen.file = Some(HistoryFile::open(state_file, supervisor));
+            }
+            Some(_) => {}
+            None => seen.file = None,
+        }
+    }
+
     /// The time since the machine started.
     fn now(&self) -> Duration {
         self.uptime + self.started.elapsed()
@@ -110,7 +129,7 @@ impl Statistics {
         let seen = self.seen();
         for service in &mut snapshot.services {
             let statistics = &mut service.statistics;
-            statistics.interval = self.settings.sample_interval;
+            statistics.interval = seen.settings.sample_interval;
             if let Some((_, top)) = seen.services.get(&service.id) {
                 statistics.top = Arc::clone(top);
             }
@@ -189,7 +208,7 @@ impl Statistics {
                 (*prefix, *top) = (service.client_prefix, Arc::default());
             }
             let top = Arc::clone(top);
-            let heavy = heavy_clients(service, &top, self.settings.heavy_client_share);
+            let heavy = heavy_clients(service, &top, seen.settings.heavy_client_share);
             for (client, text) in &heavy {
                 if let Entry::Vacant(unnamed) = seen.named.entry((service.id, *client)) {
                     unnamed.insert(now);

@@ -1,6 +1,9 @@
 //! What users ask for.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use super::{Controller, settle::Settled};
 use crate::{
@@ -81,15 +84,14 @@ impl Controller {
             Change::ForceHealth { name, forced } => self.force(&name, forced, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
-            Change::Reload(config) => {
-                let fixed = self.fixed.changed(&config);
-                if !fixed.is_empty() {
-                    return Err(Refused::Conflict(format!(
-                        "{} cannot change while the balancer runs: restart it, or leave that as it was",
-                        fixed.join(", ")
-                    )));
+            Change::Reload(mut config) => {
+                let differences = self.settings.differences(&config);
+                if !differences.refused.is_empty() {
+                    return Err(Refused::Conflict(differences.refused.join("; ")));
                 }
-                self.reload(config.services, now)
+                let done = self.reload(mem::take(&mut config.services), &differences, now)?;
+                self.settings.take_over(*config);
+                Ok(done)
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Controller, settle::Settled};
+use super::{Controller, settings::Differences, settle::Settled};
 use crate::{
     config::model::{BackendConfig, ServiceConfig},
     core::{
@@ -30,7 +30,12 @@ pub(super) struct Difference {
 
 impl Controller {
     /// Takes over what the configuration file says now, where it says otherwise than before.
-    pub(super) fn reload(&mut self, file: Vec<ServiceConfig>, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+    pub(super) fn reload(
+        &mut self,
+        file: Vec<ServiceConfig>,
+        settings: &Differences,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
         validate::services(&file)?;
         let present = under_new_names(self.configs(), &file);
         let leaving: HashSet<(&str, &str)> = (self.services.iter().zip(&present))
@@ -64,15 +69,24 @@ impl Controller {
             all_moves.extend(settled.moves.into_values());
         }
         commands.extend(
-            merged
-                .differences
-                .into_iter()
+            settings
+                .lines
+                .iter()
+                .cloned()
+                .chain(merged.differences)
                 .map(|message| Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None })),
         );
-        if difference.services == [0; 3] && difference.backends == [0; 3] {
+        let services = difference.services != [0; 3] || difference.backends != [0; 3];
+        if !services && settings.changed.is_empty() {
             return Ok(("configuration applied: nothing changed".to_owned(), commands));
         }
         let mut message = "configuration applied".to_owned();
+        if !settings.changed.is_empty() {
+            message += &format!(", {} changed", settings.changed.join(", "));
+        }
+        if !services {
+            return Ok((message, commands));
+        }
         for (what, counts) in [("service", difference.services), ("backend", difference.backends)] {
             for (count, done) in counts.into_iter().zip(["added", "removed", "changed"]) {
                 if count > 0 {

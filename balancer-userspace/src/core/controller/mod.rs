@@ -5,10 +5,10 @@
 
 mod changes;
 mod configure;
-mod fixed;
 mod restore;
 mod resync;
 mod rules;
+mod settings;
 mod settle;
 
 use std::{
@@ -45,7 +45,7 @@ pub struct Controller {
     instance: u64,
     /// How often users have changed something.
     generation: u64,
-    fixed: fixed::Fixed,
+    settings: settings::Settings,
     /// What the configuration file says.
     file: Vec<ServiceConfig>,
     /// What it says at start, until then.
@@ -91,7 +91,7 @@ impl Controller {
             keeps_key: config.hash_key.is_none(),
             instance: 0,
             generation: 0,
-            fixed: fixed::Fixed::of(&config),
+            settings: settings::Settings::of(&config),
             file: Vec::new(),
             first: config.services,
             restored: false,
@@ -165,7 +165,7 @@ impl Controller {
         let before = self.clone();
         let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(gone.row.clone())).collect();
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
-        match self.reload(services.clone(), now) {
+        match self.reload(services.clone(), &settings::Differences::default(), now) {
             Ok((message, more)) => {
                 commands.extend(more);
                 commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None }));
@@ -298,6 +298,23 @@ impl Controller {
     #[must_use]
     pub fn services(&self) -> &[Service] {
         &self.services
+    }
+
+    /// What the configuration file says of everything but services, of which this has none.
+    #[must_use]
+    pub const fn settings(&self) -> &Config {
+        self.settings.config()
+    }
+
+    /// The interfaces are these, whatever the configuration says.
+    pub fn name_interfaces(&mut self, named: Vec<String>) {
+        self.settings.name_interfaces(named);
+    }
+
+    /// The interfaces that the program is to be on.
+    #[must_use]
+    pub fn interfaces(&self) -> &[String] {
+        self.settings.interfaces()
     }
 
     /// The VIPs that the balancer is to give its interface.

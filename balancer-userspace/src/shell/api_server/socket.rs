@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use nix::unistd::{Gid, Group, chown};
+use nix::unistd::{Gid, Group, chown, getegid};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tracing::warn;
 
@@ -68,6 +68,22 @@ fn resolve(group: &str) -> anyhow::Result<Gid> {
     found.map(|group| group.gid).with_context(|| {
         format!("there is no group {group:?} for the control socket; make it (groupadd --system {group}), or change [control] group")
     })
+}
+
+/// Gives the socket at `path` to another group; without one, to this process's.
+///
+/// # Errors
+/// When there is no such group, or the socket cannot be given to it.
+pub(in crate::shell) fn give(path: &Path, group: Option<&str>) -> anyhow::Result<()> {
+    give_to(path, find(group)?)
+}
+
+/// The id of the group that the socket would be given to.
+///
+/// # Errors
+/// When there is no such group.
+pub(in crate::shell) fn find(group: Option<&str>) -> anyhow::Result<Gid> {
+    group.map_or_else(|| Ok(getegid()), resolve)
 }
 
 fn give_to(path: &Path, group: Gid) -> anyhow::Result<()> {

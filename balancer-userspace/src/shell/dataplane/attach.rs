@@ -5,55 +5,159 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow};
-use aya::programs::{
-    ProgramError, Xdp, XdpMode as Mode,
-    links::{FdLink, PinnedLink},
-    xdp::{XdpLink, XdpLinkId},
+use anyhow::{Context as _, anyhow, bail};
+use aya::{
+    Ebpf,
+    maps::MapData,
+    programs::{
+        ProgramError, Xdp, XdpMode as Mode,
+        links::{FdLink, PinnedLink},
+        xdp::{XdpLink, XdpLinkId},
+    },
 };
+use balancer_common::map_types::interface_row;
 use tracing::{info, warn};
 
 use super::{
+    kernel::program,
     offload::ReceiveOffload,
-    pins::{LinkPin, Pins},
+    pins::{LinkPin, LinkPins, Pins},
 };
 use crate::config::model::XdpMode;
 
-/// An interface with the program on it.
-#[derive(Debug)]
-pub struct Attached {
+/// Where the program is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
     /// The interface's name.
     pub name: String,
     /// Its index.
     pub ifindex: u32,
     /// Whether the driver runs the program; otherwise the kernel's generic hook does.
     pub native: bool,
+}
+
+impl Attachment {
+    /// `native` or `generic`.
+    #[must_use]
+    pub const fn mode(&self) -> &'static str {
+        if self.native { "native" } else { "generic" }
+    }
+}
+
+/// An interface with the program on it.
+#[derive(Debug)]
+pub struct Attached {
+    /// Which, and how.
+    pub at: Attachment,
     /// Whether it was attached by an earlier controller, and only the program was replaced.
     pub adopted: bool,
     /// Closed when this is dropped: the program is then off the interface, unless the link is pinned.
-    _link: XdpLink,
+    link: Option<XdpLink>,
     pin: Option<PathBuf>,
     /// What generic mode must not have, until the program is off.
     offload: Option<ReceiveOffload>,
 }
 
 impl Attached {
-    /// `native` or `generic`.
+    /// Whether this process switched the interface's receive offload off, or has taken that over.
     #[must_use]
-    pub const fn mode(&self) -> &'static str {
-        if self.native { "native" } else { "generic" }
-    }
-
-    /// Whether this process switched the interface's receive offload off.
-    pub(super) const fn receive_offload_off(&self) -> bool {
+    pub const fn receive_offload_off(&self) -> bool {
         self.offload.is_some()
     }
 
+    /// Takes over that an earlier process has switched the receive offload off. Where generic mode is gone, it is switched
+    /// on again.
+    pub fn take_over_receive_offload(&mut self) {
+        if self.offload.is_none() {
+            let offload = ReceiveOffload::left_off(self.at.name.clone());
+            self.offload = (!self.at.native).then_some(offload);
+        }
+    }
+
     /// Leaves everything as it is for the next controller.
-    pub(super) fn leave(self) {
+    pub fn leave(self) {
         if let Some(offload) = self.offload {
             offload.leave_off();
         }
+    }
+
+    /// Takes the program off.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(self) -> anyhow::Result<()> {
+        self.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", self.at.name))
+    }
+
+    /// Has it outlive this process.
+    fn pin(&mut self, links: &LinkPins) -> anyhow::Result<()> {
+        let link = self.link.take().context("the program is off")?;
+        let path = links.link(self.at.ifindex, self.at.native);
+        self.link =
+            Some(pinned(link, &path).with_context(|| format!("pinning the link to interface {}", self.at.name))?);
+        self.pin = Some(path);
+        Ok(())
+    }
+
+    /// Forgets it: the interface is gone.
+    pub fn let_go(self) {
+        if let Some(Err(error)) = self.pin.as_deref().map(unpin) {
+            warn!("interface {}: {error:#}", self.at.name);
+        }
+        self.leave();
+    }
+}
+
+/// The loaded program, to be attached to interfaces. That may take a driver a while, so it is apart from what writes maps.
+pub struct Attacher {
+    ebpf: Ebpf,
+    /// What is to be pinned where the data path is to outlive this process.
+    maps: Vec<(&'static str, MapData)>,
+    /// Where links are pinned, if they are to be.
+    links: Option<LinkPins>,
+    interface_multiplier: u32,
+}
+
+impl Attacher {
+    pub(super) const fn new(
+        ebpf: Ebpf,
+        maps: Vec<(&'static str, MapData)>,
+        links: Option<LinkPins>,
+        interface_multiplier: u32,
+    ) -> Self {
+        Self { ebpf, maps, links, interface_multiplier }
+    }
+
+    /// Pins the maps, the links `attached`, and those to come, in a directory of pins that is new.
+    ///
+    /// # Errors
+    /// When the kernel refuses. [`unpin`](Self::unpin) then.
+    pub fn pin(&mut self, pins: &Pins, attached: &mut [Attached]) -> anyhow::Result<()> {
+        for (name, map) in &self.maps {
+            map.pin(pins.map(name)).with_context(|| format!("pinning the map {name}"))?;
+        }
+        let links = self.links.insert(pins.link_pins());
+        attached.iter_mut().try_for_each(|attached| attached.pin(links))
+    }
+
+    /// The pins are removed, or about to be: nothing counts on them.
+    pub fn unpin(&mut self, attached: &mut [Attached]) {
+        self.links = None;
+        for attached in attached {
+            attached.pin = None;
+        }
+    }
+
+    /// Attaches the program to an interface; it is on those with the indices `others`.
+    ///
+    /// # Errors
+    /// When another program is attached, or no allowed mode works: one line that says what to do.
+    pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
+        let row = |ifindex| interface_row(ifindex, self.interface_multiplier);
+        if others.iter().any(|&other| row(other) == row(ifindex)) {
+            bail!("interface {name} cannot be told from another in counters: restart the balancer");
+        }
+        attach(program(&mut self.ebpf)?, name, ifindex, mode, self.links.as_ref())
     }
 }
 
@@ -67,24 +171,22 @@ pub(super) fn attach(
     name: &str,
     ifindex: u32,
     mode: XdpMode,
-    pins: Option<&Pins>,
+    pins: Option<&LinkPins>,
 ) -> anyhow::Result<Attached> {
-    let off = |native| if native { None } else { ReceiveOffload::off(name) };
-    for pin in pins.into_iter().flat_map(Pins::links).filter(|pin| pin.ifindex == ifindex) {
+    let attached = |native, adopted, link, pin| Attached {
+        at: Attachment { name: name.to_owned(), ifindex, native },
+        adopted,
+        link: Some(link),
+        pin,
+        offload: if native { None } else { ReceiveOffload::off(name) },
+    };
+    for pin in pins.into_iter().flat_map(LinkPins::links).filter(|pin| pin.ifindex == ifindex) {
         if mode == XdpMode::Native && !pin.native || mode == XdpMode::Generic && pin.native {
             info!("interface {name}: attaching anew, in the mode that xdp_mode now says");
             unpin(&pin.path)?;
         } else if let Some(link) = adopt(program, name, &pin)? {
             let LinkPin { native, path, .. } = pin;
-            return Ok(Attached {
-                name: name.to_owned(),
-                ifindex,
-                native,
-                adopted: true,
-                _link: link,
-                pin: Some(path),
-                offload: off(native),
-            });
+            return Ok(attached(native, true, link, Some(path)));
         }
     }
     let (native, link) = attach_new(program, name, ifindex, mode)?;
@@ -96,7 +198,7 @@ pub(super) fn attach(
         }
         None => (link, None),
     };
-    Ok(Attached { name: name.to_owned(), ifindex, native, adopted: false, _link: link, pin, offload: off(native) })
+    Ok(attached(native, false, link, pin))
 }
 
 fn attach_new(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<(bool, XdpLinkId)> {
@@ -138,35 +240,12 @@ fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
     Ok(XdpLink::try_from(FdLink::from(link.pin(path)?))?)
 }
 
-/// Takes the program off an interface.
-///
-/// # Errors
-/// When the kernel refuses.
-fn detach(attached: Attached) -> anyhow::Result<()> {
-    attached.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", attached.name))
-}
-
-/// Lets go of the interfaces that are `gone`; gives their names.
-pub(super) fn let_go(attached: &mut Vec<Attached>, gone: impl Fn(u32) -> bool) -> Vec<String> {
-    let gone = attached.extract_if(.., |attached| gone(attached.ifindex));
-    gone.map(|gone| {
-        if let Some(Err(error)) = gone.pin.as_deref().map(unpin) {
-            warn!("interface {}: {error:#}", gone.name);
-        }
-        if let Some(offload) = gone.offload {
-            offload.leave_off();
-        }
-        gone.name
-    })
-    .collect()
-}
-
 /// Takes the program off all these interfaces.
 ///
 /// # Errors
 /// The first failure, after all were tried.
 pub(super) fn detach_all(attached: &mut Vec<Attached>) -> anyhow::Result<()> {
-    attached.drain(..).map(detach).fold(Ok(()), anyhow::Result::and)
+    attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and)
 }
 
 /// Removes a pin. The program goes off the interface if nobody else holds the link.

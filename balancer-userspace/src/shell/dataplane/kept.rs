@@ -1,12 +1,17 @@
 //! The part of the data path that outlives the controller, if it is to: pins, notes, and counters that only controllers
 //! keep.
 
-use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
+use std::{
+    mem::{self, offset_of},
+    os::fd::AsFd as _,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use aya::{
     Ebpf,
-    maps::{Array, MapData},
+    maps::{Array, Map, MapData},
 };
 use balancer_common::kept::{BackendHistory, Notes as NotesRow, ServiceHistory};
 use bytemuck::Zeroable as _;
@@ -14,17 +19,24 @@ use bytemuck::Zeroable as _;
 use super::{
     kernel::take,
     mapped::MappedArray,
-    pins::{Notes, Pins},
+    pins::{MAPS, Notes, Pins},
 };
-use crate::core::{
-    io::{BackendId, ServiceId},
-    state::State,
+use crate::{
+    core::{
+        io::{BackendId, ServiceId},
+        state::State,
+    },
+    shell::host::HostChanges,
 };
 
 /// What an earlier controller left, and what this one will leave.
 pub struct Kept {
     pins: Option<Pins>,
-    notes: Array<MapData, NotesRow>,
+    /// What the controller before wrote down.
+    left: Option<Notes>,
+    /// To be pinned, by name.
+    maps: Vec<(&'static str, MapData)>,
+    notes: Option<Array<MapData, NotesRow>>,
     backends: MappedArray<BackendHistory>,
     services: MappedArray<ServiceHistory>,
     elapsed_before: Duration,
@@ -32,11 +44,13 @@ pub struct Kept {
 
 impl Kept {
     pub(super) fn new(ebpf: &mut Ebpf, pins: Option<Pins>) -> anyhow::Result<Self> {
+        let maps = MAPS.iter().map(|&name| Ok((name, second(ebpf, name)?))).collect::<anyhow::Result<_>>()?;
         let notes = ebpf.take_map("NOTES").context("the kernel object holds no map NOTES")?.try_into()?;
         let backends = MappedArray::<BackendHistory>::new(take(ebpf, "BACKEND_HISTORY")?)?;
         let services = MappedArray::new(take(ebpf, "SERVICE_HISTORY")?)?;
         let elapsed_before = Duration::from_secs(backends.word64(0, 0).load(Ordering::Relaxed));
-        Ok(Self { pins, notes, backends, services, elapsed_before })
+        let left = pins.as_ref().and_then(Pins::left).cloned();
+        Ok(Self { pins, left, maps, notes: Some(notes), backends, services, elapsed_before })
     }
 
     /// Whether an earlier controller's maps and links are gone on with.
@@ -45,51 +59,21 @@ impl Kept {
         self.notes().is_some()
     }
 
-    /// Whether anything is to outlive this process, or has outlived another.
-    #[must_use]
-    pub const fn outlives(&self) -> bool {
-        self.pins.is_some()
-    }
-
     /// What the controller before wrote down.
     #[must_use]
-    pub fn notes(&self) -> Option<&Notes> {
-        self.pins.as_ref().and_then(Pins::left)
+    pub const fn notes(&self) -> Option<&Notes> {
+        self.left.as_ref()
     }
 
-    /// The pins, if anything is to outlive this process or has outlived another.
-    pub(super) const fn pins(&self) -> Option<&Pins> {
-        self.pins.as_ref()
+    /// The pins, if anything is to outlive this process or has outlived another, and the maps that are in them or could be.
+    pub(super) fn take_pins(&mut self) -> (Option<Pins>, Vec<(&'static str, MapData)>) {
+        (self.pins.take(), mem::take(&mut self.maps))
     }
 
-    /// From now on what is pinned stays, however this process ends. Links to interfaces that are not among `ifindexes`
-    /// go.
-    ///
-    /// # Errors
-    /// When such a link cannot be removed.
-    pub fn finish(&mut self, ifindexes: &[u32]) -> anyhow::Result<()> {
-        let Some(pins) = &mut self.pins else { return Ok(()) };
-        for link in pins.links().into_iter().filter(|link| !ifindexes.contains(&link.ifindex)) {
-            super::attach::unpin(&link.path)?;
-        }
-        pins.finish();
-        Ok(())
-    }
-
-    pub(super) fn remove(&mut self) -> anyhow::Result<()> {
-        self.pins.take().map_or(Ok(()), |mut pins| pins.remove().map(drop))
-    }
-
-    pub(super) fn write_notes(&mut self, notes: &Notes) -> anyhow::Result<()> {
-        let mut row = NotesRow::zeroed();
-        let text = serde_json::to_vec(notes).context("writing notes for the next controller")?;
-        let place = row.text.as_flattened_mut();
-        // One byte stays zero: the end.
-        anyhow::ensure!(text.len() < place.len(), "the notes for the next controller are too long");
-        for (place, byte) in place.iter_mut().zip(text) {
-            *place = byte;
-        }
-        self.notes.set(0, row, 0).context("writing notes for the next controller")
+    /// Where notes are written, with what is in all of them. Can be taken once.
+    pub(super) fn take_notes(&mut self, notes: Notes) -> anyhow::Result<NotesWriter> {
+        let map = self.notes.take().context("the notes were taken before")?;
+        Ok(NotesWriter { map, notes, written: false })
     }
 
     /// How long the clocks of client memory had run when this process began.
@@ -145,6 +129,46 @@ impl Kept {
     pub(super) fn forget_backend(&self, id: BackendId) {
         store(&self.backends, usize::from(id.0), &BackendHistory::zeroed());
     }
+}
+
+/// Writes down what the next controller must know. No packet touches it.
+pub struct NotesWriter {
+    map: Array<MapData, NotesRow>,
+    notes: Notes,
+    written: bool,
+}
+
+impl NotesWriter {
+    /// What was changed on this machine is now `host`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn write(&mut self, host: HostChanges) -> anyhow::Result<()> {
+        if self.written && self.notes.host == host {
+            return Ok(());
+        }
+        self.notes.host = host;
+        let mut row = NotesRow::zeroed();
+        let text = serde_json::to_vec(&self.notes).context("writing notes for the next controller")?;
+        let place = row.text.as_flattened_mut();
+        // One byte stays zero: the end.
+        anyhow::ensure!(text.len() < place.len(), "the notes for the next controller are too long");
+        for (place, byte) in place.iter_mut().zip(text) {
+            *place = byte;
+        }
+        self.map.set(0, row, 0).context("writing notes for the next controller")?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+/// A second descriptor of a map.
+fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
+    let Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map) | Map::LpmTrie(map)) = ebpf.map(name)
+    else {
+        bail!("the kernel object holds no map {name} of a known kind")
+    };
+    Ok(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?)
 }
 
 /// Counters that a controller left.

@@ -22,7 +22,7 @@ use balancer_common::{
     map_types::{
         BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
         CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, NO_BACKEND, ReplyStats,
-        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow, interface_row,
+        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
     },
     seen,
     service_table::TableView,
@@ -34,7 +34,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
-    attach::{self, Attached},
+    attach::{Attacher, Attachment},
     batch::BackendCounters,
     capacity::{Capacity, NOBODY},
     clients::{ClientTable, KnownClients, Part},
@@ -42,7 +42,7 @@ use super::{
     grace::{Grace, GracePeriods},
     halves::Halves,
     interfaces::{Interfaces, WaysIn},
-    kept::Kept,
+    kept::{Kept, NotesWriter},
     load::load_program,
     mapped::MappedArray,
     memory::Memory,
@@ -53,13 +53,14 @@ use super::{
     tables::{Known, Tables},
 };
 use crate::{
-    config::model::XdpMode,
     core::io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     shell::{host::HostChanges, layers::Layers, snapshot::MemorySnapshot, supervisor::Supervisor},
 };
 
 /// Entries looked at in one part of a sweep: about a millisecond's work.
 const SWEEP_PART: usize = 1 << 18;
+/// Why there is no program.
+const TAKEN: &str = "the kernel program was handed on before";
 
 /// The kernel's data path.
 pub struct KernelDataplane {
@@ -88,9 +89,20 @@ pub struct KernelDataplane {
     /// Before it is over packets may read the half of the directory that is not active.
     published: Option<Grace>,
     tables: Tables,
-    attached: Vec<Attached>,
+    attached: Vec<Attachment>,
     kept: Kept,
-    ebpf: Ebpf,
+    /// Until it is handed on.
+    ebpf: Option<Ebpf>,
+}
+
+/// See [`KernelDataplane::take_host_ends`].
+pub struct HostEnds {
+    /// Attaches the program.
+    pub attacher: Attacher,
+    /// What outlives this process, or has outlived another.
+    pub pins: Option<Pins>,
+    /// Writes the notes for the next controller.
+    pub notes: NotesWriter,
 }
 
 impl KernelDataplane {
@@ -181,7 +193,7 @@ impl KernelDataplane {
             published: None,
             attached: Vec::new(),
             kept,
-            ebpf,
+            ebpf: Some(ebpf),
         };
         if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
             this.counters.forget_interfaces()?;
@@ -201,11 +213,12 @@ impl KernelDataplane {
         &mut self.kept
     }
 
-    /// Writes down what the next controller must know.
+    /// What changes this machine: the program, to be attached to interfaces, what outlives this process, and the notes for
+    /// the next controller, whose state is `instance` in `state_file`. Can be taken once.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
-    pub fn write_notes(&mut self, instance: u64, state_file: &Path, host: HostChanges) -> anyhow::Result<()> {
+    /// When they were taken before.
+    pub fn take_host_ends(&mut self, instance: u64, state_file: &Path) -> anyhow::Result<HostEnds> {
         let notes = Notes {
             layout_version: LAYOUT_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -215,40 +228,30 @@ impl KernelDataplane {
             clients: self.capacity.clients,
             process: std::process::id(),
             state_file: state_file.to_owned(),
-            host,
+            host: HostChanges::default(),
         };
-        self.kept.write_notes(&notes)
+        let ebpf = self.ebpf.take().context(TAKEN)?;
+        let (pins, maps) = self.kept.take_pins();
+        let links = pins.as_ref().map(Pins::link_pins);
+        let attacher = Attacher::new(ebpf, maps, links, self.counters.interface_multiplier());
+        Ok(HostEnds { attacher, pins, notes: self.kept.take_notes(notes)? })
     }
 
     /// The loaded program.
     ///
     /// # Errors
-    /// When the object holds none, which would be a broken build.
+    /// When the object holds none, which would be a broken build, or when it was taken.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
-        program(&mut self.ebpf)
+        program(self.ebpf.as_mut().context(TAKEN)?)
     }
 
-    /// Attaches the program to an interface that was named at load, or was made anew under the name of one.
-    ///
-    /// # Errors
-    /// When another program is attached, or no allowed mode works: one line that says what to do.
-    pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
-        let row = |ifindex| interface_row(ifindex, self.counters.interface_multiplier());
-        if let Some(other) = self.attached.iter().find(|other| row(other.ifindex) == row(ifindex)) {
-            bail!("interface {name} cannot be told from {} in counters: restart the balancer", other.name);
-        }
-        self.interfaces.add(ifindex);
+    /// The program is now on these interfaces.
+    pub fn set_attached(&mut self, attached: Vec<Attachment>) {
+        let there = |ifindex| attached.iter().any(|attached| attached.ifindex == ifindex);
+        self.interfaces.remove(|ifindex| !there(ifindex));
+        attached.iter().for_each(|attached| self.interfaces.add(attached.ifindex));
         self.write_ways_in();
-        let Self { ebpf, kept, .. } = self;
-        let attached = attach::attach(program(ebpf)?, name, ifindex, mode, kept.pins())?;
-        self.attached.push(attached);
-        self.attached.last().context("just attached")
-    }
-
-    /// Lets go of the interfaces whose indices are `gone`; gives their names.
-    pub fn let_go(&mut self, gone: impl Fn(u32) -> bool) -> Vec<String> {
-        self.interfaces.remove(&gone);
-        attach::let_go(&mut self.attached, gone)
+        self.attached = attached;
     }
 
     /// Takes note of this machine's network devices: whose frames are for it, and where backends' replies come in.
@@ -261,34 +264,16 @@ impl KernelDataplane {
         self.ways_in.write(self.ways_in.all(), &self.interfaces, &self.returns.rows);
     }
 
-    /// Takes the program off every interface, and removes what was pinned.
-    ///
-    /// # Errors
-    /// The first failure, after all were tried.
-    pub fn detach(&mut self) -> anyhow::Result<()> {
-        let detached = attach::detach_all(&mut self.attached);
-        let removed = self.kept.remove();
-        detached.and(removed)
-    }
-
-    /// The interfaces whose receive offload this process switched off.
-    #[must_use]
-    pub fn receive_offload_off(&self) -> Vec<String> {
-        let off = self.attached.iter().filter(|attached| attached.receive_offload_off());
-        off.map(|attached| attached.name.clone()).collect()
-    }
-
-    /// Leaves everything as it is for the next controller: traffic goes on.
-    pub fn leave(&mut self) {
-        self.attached.drain(..).for_each(Attached::leave);
-    }
-
     /// The neighbours that `nat` replies were dropped for. Can be taken once.
     ///
     /// # Errors
     /// When it was taken before.
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        let map = self.ebpf.take_map("NEIGHBOURS_WANTED").context("the ring buffer was taken before")?;
+        let map = self
+            .ebpf
+            .as_mut()
+            .and_then(|ebpf| ebpf.take_map("NEIGHBOURS_WANTED"))
+            .context("the ring buffer was taken before")?;
         Ok(map.try_into()?)
     }
 
@@ -297,7 +282,11 @@ impl KernelDataplane {
     /// # Errors
     /// When they were taken before.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        let map = self.ebpf.take_map("SAMPLES").context("the ring buffer of samples was taken before")?;
+        let map = self
+            .ebpf
+            .as_mut()
+            .and_then(|ebpf| ebpf.take_map("SAMPLES"))
+            .context("the ring buffer of samples was taken before")?;
         Ok(map.try_into()?)
     }
 
@@ -597,7 +586,7 @@ impl Dataplane for KernelDataplane {
         self.counters.many_backends()
     }
 
-    fn attached(&self) -> &[Attached] {
+    fn attached(&self) -> &[Attachment] {
         &self.attached
     }
 
@@ -703,6 +692,6 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
 }

@@ -24,13 +24,13 @@ mod seen;
 mod tables;
 
 pub use crate::shell::layers::Layers;
-pub use attach::Attached;
+pub use attach::{Attached, Attacher, Attachment};
 pub use batch::BackendCounters;
 pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
-pub use kept::{Histories, Kept};
-pub use kernel::KernelDataplane;
+pub use kept::{Histories, Kept, NotesWriter};
+pub use kernel::{HostEnds, KernelDataplane};
 pub use pins::{Notes, Pins};
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -135,7 +135,7 @@ pub trait Dataplane {
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats>;
 
     /// The interfaces the program is attached to.
-    fn attached(&self) -> &[Attached];
+    fn attached(&self) -> &[Attachment];
 
     /// An interface's counters, summed over the CPUs.
     ///

@@ -49,9 +49,12 @@ impl ReceiveOffload {
             }
         }
     }
-}
 
-impl ReceiveOffload {
+    /// As an earlier process left it.
+    pub(super) const fn left_off(interface: String) -> Self {
+        Self { interface }
+    }
+
     /// Leaves it off.
     pub(super) fn leave_off(mut self) {
         self.interface.clear();
@@ -60,7 +63,7 @@ impl ReceiveOffload {
 
 /// Switches the generic receive offload of an interface on again that an earlier process left off.
 pub(crate) fn switch_on(interface: String) {
-    drop(ReceiveOffload { interface });
+    drop(ReceiveOffload::left_off(interface));
 }
 
 impl Drop for ReceiveOffload {

@@ -81,6 +81,28 @@ pub(super) struct LinkPin {
     pub(super) path: PathBuf,
 }
 
+/// The directory of pins, where links are in it.
+#[derive(Clone, Debug)]
+pub(super) struct LinkPins(PathBuf);
+
+impl LinkPins {
+    /// Where a link to an interface is to be pinned.
+    pub(super) fn link(&self, ifindex: u32, native: bool) -> PathBuf {
+        self.0.join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
+    }
+
+    /// The pinned links.
+    pub(super) fn links(&self) -> Vec<LinkPin> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let pins = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (ifindex, mode) = name.strip_prefix("LINK-")?.split_once('-')?;
+            Some(LinkPin { ifindex: ifindex.parse().ok()?, native: mode == "native", path: entry.path() })
+        });
+        pins.collect()
+    }
+}
+
 impl Pins {
     /// The pins left by an earlier controller with this state file in this network namespace. `None`: there are none.
     ///
@@ -150,9 +172,16 @@ impl Pins {
         Ok((free, held))
     }
 
-    /// From now on they stay when this is dropped.
-    pub fn finish(&mut self) {
+    /// From now on they stay when this is dropped. Links to interfaces that are not among `ifindexes` go.
+    ///
+    /// # Errors
+    /// When such a link cannot be removed.
+    pub fn finish(&mut self, ifindexes: &[u32]) -> anyhow::Result<()> {
+        for link in self.links().into_iter().filter(|link| !ifindexes.contains(&link.ifindex)) {
+            super::attach::unpin(&link.path)?;
+        }
         self.unfinished = false;
+        Ok(())
     }
 
     /// What was written down. `None`: nothing was.
@@ -208,20 +237,14 @@ impl Pins {
         }
     }
 
-    /// Where a link to an interface is to be pinned.
-    pub(super) fn link(&self, ifindex: u32, native: bool) -> PathBuf {
-        self.directory().join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
+    /// Where links are pinned. It can be reached while this lives.
+    pub(super) fn link_pins(&self) -> LinkPins {
+        LinkPins(self.directory())
     }
 
     /// The pinned links.
     pub(super) fn links(&self) -> Vec<LinkPin> {
-        let entries = fs::read_dir(self.directory()).into_iter().flatten().flatten();
-        let pins = entries.filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let (ifindex, mode) = name.strip_prefix("LINK-")?.split_once('-')?;
-            Some(LinkPin { ifindex: ifindex.parse().ok()?, native: mode == "native", path: entry.path() })
-        });
-        pins.collect()
+        self.link_pins().links()
     }
 
     /// Takes the program off every interface and removes everything.
