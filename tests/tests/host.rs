@@ -2,13 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::MetadataExt as _,
     thread,
     time::{Duration, Instant},
 };
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
-    site::Site,
+    site::{Settings, Site},
     topology::{Family, Shape},
 };
 
@@ -70,4 +73,183 @@ fn the_first_nat_service_of_a_family_that_apply_brings_works_at_once() {
         assert!(site.detach().unwrap().status.success());
         assert_eq!(switches(&site), ["0", "0", "1"]);
     }
+}
+
+/// What the balancer answers to `apply` of a file that it refuses.
+fn refused(site: &mut Site, adapt: impl FnOnce(&mut Settings)) -> String {
+    let error = site.apply(adapt).unwrap_err().to_string();
+    assert!(error.contains("exit status: 1"), "{error}");
+    error
+}
+
+fn attached(site: &Site, interface: &str) -> String {
+    let output = site.topology().balancer().ip(&format!("-details link show dev {interface}")).unwrap();
+    let mode = if output.contains("xdpgeneric") { "generic" } else { "native" };
+    if output.contains("prog/xdp") { mode.to_owned() } else { String::new() }
+}
+
+fn interfaces(site: &Site) -> Vec<(String, String)> {
+    let status = site.status().unwrap();
+    status.interfaces.into_iter().map(|interface| (interface.name, interface.xdp_mode)).collect()
+}
+
+fn names(interfaces: &[&str]) -> Vec<String> {
+    interfaces.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// Whether somebody listens in the balancer's network namespace.
+fn listens(site: &Site, port: u16) -> bool {
+    let output = site.topology().balancer().command("ss").args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
+    !output.stdout.is_empty()
+}
+
+#[test]
+fn interfaces_and_mode_change_while_the_balancer_runs() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, topology| {
+        settings.on_exit = "keep";
+        settings.xdp_mode = "auto";
+        settings.service_lines = "assign_vip = true".to_owned();
+        settings.interfaces = names(&["eth0", "eth1"]);
+        topology.balancer().ip(&format!("addr del {}/32 dev lo", topology.vip(Family::V4)))?;
+        topology.balancer().ip("link add more0 type veth peer name more1")?;
+        topology.balancer().ip("link set more0 up")?;
+        topology.balancer().ip("link set more1 up")?;
+        Ok(())
+    })
+    .unwrap();
+    let on = |site: &Site, interface: &str| {
+        let addresses = site.topology().balancer().ip(&format!("addr show dev {interface}")).unwrap();
+        addresses.contains(&format!(" {}/", site.topology().vip(Family::V4)))
+    };
+    let before = site.status().unwrap();
+
+    // What cannot be had changes nothing, and a dry run says so as well.
+    for (interface, reason) in [("eht9", "interface eht9 does not exist"), ("lo", "interface lo is the loopback")] {
+        let error = refused(&mut site, |settings| settings.interfaces = names(&["eth0", "eth1", interface]));
+        assert!(error.contains(reason) && error.contains("nothing was changed"), "{error}");
+        let config = site.config();
+        let error = site.cli(&["apply", &config.to_string_lossy(), "--dry-run"]).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    assert_eq!(site.status().unwrap().generation, before.generation);
+    assert_eq!(interfaces(&site).len(), 2);
+
+    // One more, and the VIP goes to the one that is now the first.
+    let answer = site.apply(|settings| settings.interfaces = names(&["more0", "eth0", "eth1"])).unwrap();
+    assert!(answer.contains("configuration applied, interfaces changed"), "{answer}");
+    wait("three interfaces", || interfaces(&site).len() == 3);
+    assert_eq!(attached(&site, "more0"), "native");
+    wait("the VIP is left behind", || on(&site, "more0") && !on(&site, "eth0"));
+    assert_eq!(switch(&site, "net.ipv4.conf.more0.forwarding"), "1");
+
+    // And away again: everything on it is put back.
+    site.apply(|settings| settings.interfaces = names(&["eth0", "eth1"])).unwrap();
+    wait("more0 stays attached", || attached(&site, "more0").is_empty());
+    wait("the VIP is left behind", || on(&site, "eth0") && !on(&site, "more0"));
+    wait("more0 forwards", || switch(&site, "net.ipv4.conf.more0.forwarding") == "0");
+    assert_eq!(site.homes(Family::V4, 1..=10).unwrap().len(), 10);
+
+    // Generic and back. A mode that one interface refuses is refused for all.
+    site.apply(|settings| settings.xdp_mode = "generic").unwrap();
+    wait("eth0 is not generic", || attached(&site, "eth0") == "generic" && attached(&site, "eth1") == "generic");
+    site.kill_and_restart(|_| {}).unwrap();
+    assert_eq!(attached(&site, "eth0"), "generic");
+    site.apply(|settings| settings.xdp_mode = "auto").unwrap();
+    wait("eth0 is not native", || attached(&site, "eth0") == "native" && attached(&site, "eth1") == "native");
+    site.topology().balancer().ip("link add br9 type bridge").unwrap();
+    let error = refused(&mut site, |settings| {
+        settings.xdp_mode = "native";
+        settings.interfaces.push("br9".to_owned());
+    });
+    assert!(error.contains("br9") && error.contains("native"), "{error}");
+    assert_eq!(interfaces(&site).len(), 2);
+    assert_eq!(site.homes(Family::V4, 1..=10).unwrap().len(), 10);
+    site.controller().process().kill().unwrap();
+    assert!(site.detach().unwrap().status.success());
+    assert!(!on(&site, "eth0") && attached(&site, "eth0").is_empty());
+}
+
+#[test]
+fn listener_group_and_statistics_change_while_the_balancer_runs() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, _| {
+        settings.lines = "[metrics]\nlisten = \"127.0.0.1:9660\"\n".to_owned();
+        Ok(())
+    })
+    .unwrap();
+    let group = |site: &Site| fs::metadata(site.files().join("balancer.sock")).unwrap().gid();
+    assert!(listens(&site, 9660) && group(&site) == 0);
+    let lines = |listen: &str, rest: &str| format!("[metrics]\nlisten = \"{listen}\"\n{rest}");
+
+    let _taken = site
+        .topology()
+        .balancer()
+        .run_in_thread(|| TcpListener::bind("127.0.0.1:9662").unwrap())
+        .unwrap();
+    let error = refused(&mut site, |settings| {
+        settings.lines = lines("127.0.0.1:9662", "[statistics]\nsample_interval = 7\n");
+    });
+    assert!(error.contains("nothing was changed") && error.contains("another program listens there"), "{error}");
+    assert!(listens(&site, 9660));
+
+    let answer = site
+        .apply(|settings| {
+            settings.lines = lines("0.0.0.0:9660", "page = false\n[statistics]\nsample_interval = 7\n");
+        })
+        .unwrap();
+    assert!(answer.contains("metrics.listen, metrics.page, statistics.sample_interval changed"), "{answer}");
+    wait("the metrics do not move", || {
+        let output = site.topology().balancer().command("ss").args(["-Hltn", "sport = :9660"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains("0.0.0.0:9660")
+    });
+    // One packet in so many is sampled, from now on.
+    let sampled = |site: &Site| site.metrics().unwrap().sum("balancer_samples_total", &[]).unwrap();
+    let before = sampled(&site);
+    site.apply(|settings| settings.lines = lines("127.0.0.1:9660", "[statistics]\nsample_interval = 1\n")).unwrap();
+    wait("the metrics do not move", || site.metrics().is_ok());
+    site.homes(Family::V4, 1..=10).unwrap();
+    assert!(sampled(&site) >= before + 30.0, "{before} {}", sampled(&site));
+    site.apply(|settings| settings.lines = lines("off", "")).unwrap();
+    wait("the metrics are not off", || !listens(&site, 9660));
+
+    let config = fs::read_to_string(site.config()).unwrap();
+    let with = |group: &str| config.replace("[control]\n", &format!("[control]\ngroup = \"{group}\"\n"));
+    fs::write(site.config(), with("no-such-group")).unwrap();
+    let path = site.config();
+    let error = site.cli(&["apply", &path.to_string_lossy()]).unwrap_err().to_string();
+    assert!(error.contains("there is no group \"no-such-group\""), "{error}");
+    fs::write(&path, with("daemon")).unwrap();
+    let answer = site.cli(&["apply", &path.to_string_lossy()]).unwrap();
+    assert!(answer.contains("control.group changed"), "{answer}");
+    assert_ne!(group(&site), 0);
+    fs::write(&path, config).unwrap();
+    site.cli(&["apply", &path.to_string_lossy()]).unwrap();
+    assert_eq!(group(&site), 0);
+}
+
+#[test]
+fn what_outlives_the_balancer_changes_while_it_runs() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.remember = "1h";
+        Ok(())
+    })
+    .unwrap();
+    let before = site.homes(Family::V4, 1..=20).unwrap();
+    let answer = site.apply(|settings| settings.on_exit = "keep").unwrap();
+    assert!(answer.contains("on_exit changed"), "{answer}");
+    site.controller().process().kill().unwrap();
+    assert_eq!(attached(&site, "eth0"), "native");
+    assert_eq!(site.homes(Family::V4, 1..=20).unwrap(), before, "nobody steers");
+    site.start_again().unwrap();
+    let known = |site: &Site| -> u64 {
+        let status = site.status().unwrap();
+        status.services.iter().flat_map(|service| &service.backends).map(|backend| backend.known_clients).sum()
+    };
+    wait("the clients are not known any more", || known(&site) == 20);
+
+    // And back: what is left of it goes with the process, however that ends.
+    site.apply(|settings| settings.on_exit = "detach").unwrap();
+    assert_eq!(site.homes(Family::V4, 1..=20).unwrap(), before);
+    site.controller().process().kill().unwrap();
+    wait("the program stays attached", || attached(&site, "eth0").is_empty());
+    assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
 }

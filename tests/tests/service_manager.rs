@@ -75,8 +75,10 @@ fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
 fn the_units_capabilities_are_enough() {
     let directory = tempfile::tempdir().unwrap();
     for (forwarding, mode) in [(Forwarding::Nat, "native"), (Forwarding::Dsr, "generic")] {
-        let mut site = Site::start(Shape::OneLegged, forwarding, 2, |settings, _| {
+        let mut site = Site::start(Shape::OneLegged, forwarding, 2, |settings, topology| {
             settings.binary = Some(as_in_the_unit(directory.path(), "", ""));
+            settings.service_lines = "assign_vip = true".to_owned();
+            topology.balancer().ip(&format!("addr del {}/32 dev lo", topology.vip(FAMILY)))?;
             settings.on_exit = "keep";
             settings.remember = "60s";
             settings.xdp_mode = mode;
@@ -95,6 +97,8 @@ fn the_units_capabilities_are_enough() {
             assert!(status.contains(&format!("{set}:\t{}\n", mask())), "{status}");
         }
         let homes = site.homes(FAMILY, 1..=40).unwrap();
+        let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
+        assert!(log.contains("added to eth0") && !log.contains("is not announced"), "{log}");
         site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
         site.restart(|_| {}).unwrap();
         assert_eq!(site.homes(FAMILY, 1..=40).unwrap(), homes, "{forwarding:?}: known clients stay over a restart");

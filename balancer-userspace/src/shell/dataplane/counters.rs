@@ -162,16 +162,40 @@ fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
     Ok(map.fd().as_fd().try_clone_to_owned()?)
 }
 
-/// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does.
-pub(super) fn interface_multiplier(ifindexes: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
+/// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does, or
+/// one that does it for `others` as well, which may be attached to later, if there is one.
+pub(super) fn interface_multiplier(ifindexes: &[u32], others: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
     // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
-    let candidates = (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
+    let candidates = || (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
+    let all: HashSet<u32> = ifindexes.iter().chain(others).copied().collect();
+    let tells_apart = |ifindexes: &mut dyn Iterator<Item = u32>, multiplier: u32| {
+        let mut rows = HashSet::new();
+        ifindexes.all(|ifindex| rows.insert(interface_row(ifindex, multiplier)))
+    };
+    let required = |multiplier: &u32| tells_apart(&mut ifindexes.iter().copied(), *multiplier);
     before
         .into_iter()
-        .chain(candidates)
-        .find(|&multiplier| {
-            let mut rows = HashSet::new();
-            ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))
-        })
+        .find(required)
+        .or_else(|| candidates().find(|&multiplier| tells_apart(&mut all.iter().copied(), multiplier)))
+        .or_else(|| candidates().find(required))
         .with_context(|| format!("more than {} interfaces, or too many to tell apart", MAX_INTERFACES / 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_that_may_be_attached_to_later_have_rows_of_their_own() {
+        let others: Vec<u32> = (1..=20).map(|number| number * number).collect();
+        let multiplier = interface_multiplier(&[2, 3], &others, None).unwrap();
+        let rows: HashSet<u32> = others.iter().chain(&[2, 3]).map(|&ifindex| interface_row(ifindex, multiplier)).collect();
+        assert_eq!(rows.len(), 22);
+        // More than there are rows: only those that are needed.
+        let many: Vec<u32> = (1..=1000).collect();
+        let multiplier = interface_multiplier(&[7, 700], &many, None).unwrap();
+        assert_ne!(interface_row(7, multiplier), interface_row(700, multiplier));
+        // Counters go on.
+        assert_eq!(interface_multiplier(&[2, 3], &others, Some(0x9e37_79b9)).unwrap(), 0x9e37_79b9);
+    }
 }

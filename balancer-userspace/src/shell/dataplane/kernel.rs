@@ -127,7 +127,7 @@ impl KernelDataplane {
         supervisor: &Supervisor,
     ) -> anyhow::Result<Self> {
         let notes = pins.as_ref().and_then(Pins::left);
-        let interface_multiplier = interface_multiplier(ifindexes, notes.map(|notes| notes.interface_multiplier))?;
+        let interface_multiplier = interface_multiplier(ifindexes, &all_interfaces(), notes.map(|notes| notes.interface_multiplier))?;
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
         let mut buckets = capacity.buckets();
         if let Some(notes) = notes {
@@ -672,6 +672,12 @@ impl Dataplane for KernelDataplane {
     fn drop_stats(&self) -> anyhow::Result<DropStats> {
         self.counters.drops()
     }
+}
+
+/// The indices of this network namespace; none where the kernel does not tell.
+fn all_interfaces() -> Vec<u32> {
+    let all = nix::net::if_::if_nameindex().ok();
+    all.iter().flat_map(|all| all.iter()).map(|interface| interface.index()).collect()
 }
 
 /// Views of two empty tables: valid before anything is published.
