@@ -168,15 +168,16 @@ pub(super) fn interface_multiplier(ifindexes: &[u32], others: &[u32], before: Op
     // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
     let candidates = || (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
     let all: HashSet<u32> = ifindexes.iter().chain(others).copied().collect();
-    let tells_apart = |ifindexes: &mut dyn Iterator<Item = u32>, multiplier: u32| {
+    let all: Vec<u32> = all.into_iter().collect();
+    let tells_apart = |ifindexes: &[u32], multiplier: u32| {
         let mut rows = HashSet::new();
-        ifindexes.all(|ifindex| rows.insert(interface_row(ifindex, multiplier)))
+        ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))
     };
-    let required = |multiplier: &u32| tells_apart(&mut ifindexes.iter().copied(), *multiplier);
+    let required = |multiplier: &u32| tells_apart(ifindexes, *multiplier);
     before
         .into_iter()
         .find(required)
-        .or_else(|| candidates().find(|&multiplier| tells_apart(&mut all.iter().copied(), multiplier)))
+        .or_else(|| candidates().find(|&multiplier| tells_apart(&all, multiplier)))
         .or_else(|| candidates().find(required))
         .with_context(|| format!("more than {} interfaces, or too many to tell apart", MAX_INTERFACES / 4))
 }

@@ -112,7 +112,7 @@ impl Machine {
         let names = present(target, &links);
         block_in_place(|| self.switches.set(&names, target.v4, target.v6))?;
         self.change_modes(target.mode, mode_before)?;
-        for (name, ifindex) in self.to_enter(target, &links) {
+        for (name, ifindex) in self.not_entered(target, &links) {
             let selected = interfaces::select(std::slice::from_ref(&name), &links).map(drop);
             let adopted = selected.and_then(|()| self.attach(&name, ifindex, target.mode))?;
             let how = if adopted { "replaced the program on" } else { "attached to" };
@@ -243,7 +243,7 @@ impl Machine {
     }
 
     fn settle_interfaces(&mut self, target: &Target, links: &[Link]) {
-        for (name, ifindex) in self.to_enter(target, links) {
+        for (name, ifindex) in self.not_entered(target, links) {
             let selected = interfaces::select(std::slice::from_ref(&name), links).map(drop);
             match selected.and_then(|()| self.attach(&name, ifindex, target.mode)) {
                 Ok(_) => {
@@ -271,7 +271,7 @@ impl Machine {
     }
 
     /// Forgets interfaces that are gone, takes note of new names, and gives those to attach to.
-    fn to_enter(&mut self, target: &Target, links: &[Link]) -> Vec<(String, u32)> {
+    fn not_entered(&mut self, target: &Target, links: &[Link]) -> Vec<(String, u32)> {
         let (there, on) = (names(links), self.on());
         let plan::Interfaces { gone, leave: _, enter, renamed } =
             plan::interfaces(&target.interfaces, &borrowed(&on), &there);
