@@ -99,7 +99,8 @@ fn names(interfaces: &[&str]) -> Vec<String> {
 
 /// Whether somebody listens in the balancer's network namespace.
 fn listens(site: &Site, port: u16) -> bool {
-    let output = site.topology().balancer().command("ss").args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
+    let output =
+        site.topology().balancer().command("ss").args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
     !output.stdout.is_empty()
 }
 
@@ -180,11 +181,7 @@ fn listener_group_and_statistics_change_while_the_balancer_runs() {
     assert!(listens(&site, 9660) && group(&site) == 0);
     let lines = |listen: &str, rest: &str| format!("[metrics]\nlisten = \"{listen}\"\n{rest}");
 
-    let _taken = site
-        .topology()
-        .balancer()
-        .run_in_thread(|| TcpListener::bind("127.0.0.1:9662").unwrap())
-        .unwrap();
+    let _taken = site.topology().balancer().run_in_thread(|| TcpListener::bind("127.0.0.1:9662").unwrap()).unwrap();
     let error = refused(&mut site, |settings| {
         settings.lines = lines("127.0.0.1:9662", "[statistics]\nsample_interval = 7\n");
     });
@@ -202,7 +199,7 @@ fn listener_group_and_statistics_change_while_the_balancer_runs() {
         String::from_utf8(output.stdout).unwrap().contains("0.0.0.0:9660")
     });
     // One packet in so many is sampled, from now on.
-    let sampled = |site: &Site| site.metrics().unwrap().sum("balancer_samples_total", &[]).unwrap();
+    let sampled = |site: &Site| site.metrics().unwrap().sum("samples_total", &[]).unwrap();
     let before = sampled(&site);
     site.apply(|settings| settings.lines = lines("127.0.0.1:9660", "[statistics]\nsample_interval = 1\n")).unwrap();
     wait("the metrics do not move", || site.metrics().is_ok());

@@ -190,7 +190,8 @@ mod tests {
     fn interfaces_that_may_be_attached_to_later_have_rows_of_their_own() {
         let others: Vec<u32> = (1..=20).map(|number| number * number).collect();
         let multiplier = interface_multiplier(&[2, 3], &others, None).unwrap();
-        let rows: HashSet<u32> = others.iter().chain(&[2, 3]).map(|&ifindex| interface_row(ifindex, multiplier)).collect();
+        let rows: HashSet<u32> =
+            others.iter().chain(&[2, 3]).map(|&ifindex| interface_row(ifindex, multiplier)).collect();
         assert_eq!(rows.len(), 22);
         // More than there are rows: only those that are needed.
         let many: Vec<u32> = (1..=1000).collect();

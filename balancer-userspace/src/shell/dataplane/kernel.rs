@@ -127,7 +127,8 @@ impl KernelDataplane {
         supervisor: &Supervisor,
     ) -> anyhow::Result<Self> {
         let notes = pins.as_ref().and_then(Pins::left);
-        let interface_multiplier = interface_multiplier(ifindexes, &all_interfaces(), notes.map(|notes| notes.interface_multiplier))?;
+        let interface_multiplier =
+            interface_multiplier(ifindexes, &all_interfaces(), notes.map(|notes| notes.interface_multiplier))?;
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
         let mut buckets = capacity.buckets();
         if let Some(notes) = notes {
