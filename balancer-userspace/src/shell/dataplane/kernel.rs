@@ -296,7 +296,8 @@ impl KernelDataplane {
     /// # Errors
     /// When it was taken before.
     pub fn take_log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
-        EbpfLogger::init_with_logger(&mut self.ebpf, logger).context("the log of the kernel program")
+        EbpfLogger::init_with_logger(self.ebpf.as_mut().context(TAKEN)?, logger)
+            .context("the log of the kernel program")
     }
 
     /// From now on one packet in `interval` is sampled, on average; with 0 none.

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,21 +23,32 @@ const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// Announces an address once.
-pub(super) fn announce(ifindex: u32, mac: Mac, address: IpAddr) -> io::Result<()> {
-    let frame = match address {
-        IpAddr::V4(address) => arp(mac, address),
-        IpAddr::V6(address) => advertisement(mac, address),
-    };
-    send(ifindex, &frame)
-}
+/// Sends announcements. One socket does for all, because closing one takes the kernel a grace period.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Announcer(Arc<Mutex<Option<OwnedFd>>>);
 
-/// Announces it the other times.
-pub(super) async fn again(interface: String, ifindex: u32, mac: Mac, address: IpAddr) {
-    for _ in 1..TIMES {
-        sleep(PAUSE).await;
-        if let Err(error) = announce(ifindex, mac, address) {
-            debug!("{address} on {interface} is not announced again: {error}");
+impl Announcer {
+    /// Announces an address once.
+    pub(super) fn announce(&self, ifindex: u32, mac: Mac, address: IpAddr) -> io::Result<()> {
+        let frame = match address {
+            IpAddr::V4(address) => arp(mac, address),
+            IpAddr::V6(address) => advertisement(mac, address),
+        };
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = match &mut *socket {
+            Some(socket) => socket,
+            none => none.insert(open()?),
+        };
+        send(socket, ifindex, &frame)
+    }
+
+    /// Announces it the other times.
+    pub(super) async fn again(self, interface: String, ifindex: u32, mac: Mac, address: IpAddr) {
+        for _ in 1..TIMES {
+            sleep(PAUSE).await;
+            if let Err(error) = self.announce(ifindex, mac, address) {
+                debug!("{address} on {interface} is not announced again: {error}");
+            }
         }
     }
 }
@@ -93,14 +105,17 @@ fn ethernet(destination: Mac, source: Mac, protocol: u16) -> Vec<u8> {
     frame
 }
 
-fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
+fn open() -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved; protocol 0 receives nothing.
     let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: just made, and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+fn send(socket: &OwnedFd, ifindex: u32, frame: &[u8]) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: 0,

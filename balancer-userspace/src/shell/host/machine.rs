@@ -14,7 +14,9 @@ use tokio::task::block_in_place;
 use tracing::{info, warn};
 
 use super::{
-    HostChanges, Target, announce, plan,
+    HostChanges, Target,
+    announce::Announcer,
+    plan,
     plan::On,
     switches::Switches,
     vips::{self, Place},
@@ -35,6 +37,7 @@ const AT_ONCE: usize = 64;
 /// [`remove_vips`](Self::remove_vips).
 pub(super) struct Machine {
     handle: Handle,
+    announcer: Announcer,
     attacher: Attacher,
     attached: Vec<Attached>,
     /// Where what outlives this process is pinned, if anything does.
@@ -73,6 +76,7 @@ impl Machine {
         let HostChanges { forwarding, vips_on, receive_offload } = inherited;
         Self {
             handle,
+            announcer: Announcer::default(),
             attacher,
             attached: Vec::new(),
             pins,
@@ -388,13 +392,13 @@ impl Machine {
         let address = place.address;
         info!("{address} added to {interface} (assign_vip)");
         let Some(mac) = mac else { return Ok(()) };
-        if let Err(error) = announce::announce(place.ifindex, mac, address) {
+        if let Err(error) = self.announcer.announce(place.ifindex, mac, address) {
             warn!(
                 "{address} on {interface} is not announced ({error}; it takes CAP_NET_RAW): neighbours that knew it \
                  elsewhere follow when their own entries run out"
             );
         } else {
-            tokio::spawn(announce::again(interface, place.ifindex, mac, address));
+            tokio::spawn(self.announcer.clone().again(interface, place.ifindex, mac, address));
         }
         Ok(())
     }

@@ -199,7 +199,11 @@ mod tests {
         let listener = metrics::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let at = listener.local_addr().unwrap();
         let (calls, asked) = mpsc::channel(1);
-        (Scrapes::start(Listen { at: Some(at), page: true }, Some(listener), calls, Supervisor::default()).unwrap(), at, asked)
+        (
+            Scrapes::start(Listen { at: Some(at), page: true }, Some(listener), calls, Supervisor::default()).unwrap(),
+            at,
+            asked,
+        )
     }
 
     async fn answers(at: SocketAddr) -> bool {
