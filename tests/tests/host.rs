@@ -14,6 +14,7 @@ use balancer_tests::{
     site::{Settings, Site},
     topology::{Family, Shape},
 };
+use nix::sys::signal::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -249,4 +250,30 @@ fn what_outlives_the_balancer_changes_while_it_runs() {
     site.controller().process().kill().unwrap();
     wait("the program stays attached", || attached(&site, "eth0").is_empty());
     assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
+}
+
+/// Reading a file from a disk that hangs, as a pipe that nobody writes to.
+#[test]
+fn a_configuration_that_takes_its_time_holds_up_nobody() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
+    let path = site.config();
+    let text = fs::read_to_string(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let made = site.topology().balancer().command("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    site.controller().process().signal(Signal::SIGHUP).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    for weight in ["10", "20", "30"] {
+        site.cli(&["backend", "weight", "web/web1", weight]).unwrap();
+    }
+    fs::write(&path, text.replace("weight = 100", "weight = 7")).unwrap();
+    let weights = |site: &Site| -> Vec<u16> {
+        site.status().unwrap().services[0].backends.iter().map(|backend| backend.weight).collect()
+    };
+    wait("the file is not taken over", || weights(&site) == [7, 7]);
+    // Nor does it hold up the end.
+    site.controller().process().signal(Signal::SIGHUP).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    assert!(site.controller().process().stop().unwrap().success());
+    fs::remove_file(&path).unwrap();
 }

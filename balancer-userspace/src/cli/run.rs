@@ -6,6 +6,7 @@ use std::{
     panic::{self, PanicHookInfo},
     path::PathBuf,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -27,6 +28,8 @@ use crate::{
 
 /// The packet path is the kernel's; what is left is one task and its sockets.
 const WORKER_THREADS: usize = 2;
+/// How long what still goes on at the end may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -97,7 +100,11 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start tokio")?;
-    Ok(runtime.block_on(shell::run::run(shell::run::Launch { config, as_written, named, file: args.config }))?)
+    let launch = shell::run::Launch { config, as_written, named, file: args.config };
+    let ended = runtime.block_on(shell::run::run(launch));
+    // A file that is being read may never come.
+    runtime.shutdown_timeout(FAREWELL);
+    Ok(ended?)
 }
 
 pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {

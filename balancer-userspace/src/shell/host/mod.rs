@@ -441,13 +441,15 @@ impl Keeping {
     }
 
     async fn end(self, leave: bool) -> anyhow::Result<()> {
-        self.scrapes.end().await;
-        if leave {
-            self.machine.leave();
-            Ok(())
-        } else {
-            self.machine.detach().await
-        }
+        let machine = async {
+            if leave {
+                self.machine.leave();
+                Ok(())
+            } else {
+                self.machine.detach().await
+            }
+        };
+        tokio::join!(machine, self.scrapes.end()).0
     }
 }
 
