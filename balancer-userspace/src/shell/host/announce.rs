@@ -13,9 +13,9 @@ use balancer_common::map_types::Mac;
 use tokio::time::sleep;
 use tracing::debug;
 
-/// An announcement may be lost: it comes this often in all, with the pause between.
-const TIMES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(300);
+/// An announcement may be lost, the more so where a link has just come up: it comes again after each of these.
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(300), Duration::from_millis(700), Duration::from_secs(2), Duration::from_secs(5)];
 
 const BROADCAST: Mac = [0xff; 6];
 /// Of ff02::1, all nodes.
@@ -44,8 +44,8 @@ impl Announcer {
 
     /// Announces it the other times.
     pub(super) async fn again(self, interface: String, ifindex: u32, mac: Mac, address: IpAddr) {
-        for _ in 1..TIMES {
-            sleep(PAUSE).await;
+        for pause in PAUSES {
+            sleep(pause).await;
             if let Err(error) = self.announce(ifindex, mac, address) {
                 debug!("{address} on {interface} is not announced again: {error}");
             }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use balancer_common::map_types::Mac;
 use futures_util::{StreamExt as _, stream};
 use rtnetlink::Handle;
 use tokio::task::block_in_place;
@@ -38,6 +37,8 @@ const AT_ONCE: usize = 64;
 pub(super) struct Machine {
     handle: Handle,
     announcer: Announcer,
+    /// Addresses that the neighbours know of, since their link is up.
+    announced: BTreeSet<Place>,
     attacher: Attacher,
     attached: Vec<Attached>,
     /// Where what outlives this process is pinned, if anything does.
@@ -77,6 +78,7 @@ impl Machine {
         Self {
             handle,
             announcer: Announcer::default(),
+            announced: BTreeSet::new(),
             attacher,
             attached: Vec::new(),
             pins,
@@ -128,12 +130,17 @@ impl Machine {
         self.write_notes()?;
         let found = vips::found(&self.handle).await?;
         let mut done = Ok(());
+        let mut ours = plan::ours(&wanted, &found);
         for (place, added) in self.add(plan::addresses(&wanted, &found, &BTreeSet::new()).add, &links).await {
             match added {
-                Ok(()) => self.fresh.push(place),
+                Ok(()) => {
+                    ours.insert(place);
+                    self.fresh.push(place);
+                }
                 Err(error) => done = done.and(Err(error)),
             }
         }
+        self.announce(&ours, &links);
         done
     }
 
@@ -356,13 +363,23 @@ impl Machine {
             // Before anything is done that is to be put back.
             self.write_notes()?;
         }
-        let plan = plan::addresses(&wanted, &vips::found(&self.handle).await?, &self.vips_on);
-        let removed = self.remove(plan.remove, links).await;
-        for (place, done) in removed.into_iter().chain(self.add(plan.add, links).await) {
-            if let Err(error) = done {
+        let found = vips::found(&self.handle).await?;
+        let plan = plan::addresses(&wanted, &found, &self.vips_on);
+        let mut ours = plan::ours(&wanted, &found);
+        for (place, removed) in self.remove(plan.remove, links).await {
+            if let Err(error) = removed {
                 self.trouble(&place.address.to_string(), &error);
             }
         }
+        for (place, added) in self.add(plan.add, links).await {
+            match added {
+                Ok(()) => {
+                    ours.insert(place);
+                }
+                Err(error) => self.trouble(&place.address.to_string(), &error),
+            }
+        }
+        self.announce(&ours, links);
         if self.round.is_empty() {
             self.vips_on = wanted.iter().map(|place| place.ifindex).collect();
         }
@@ -387,25 +404,35 @@ impl Machine {
     }
 
     async fn add_one(&self, place: Place, links: &[Link]) -> anyhow::Result<()> {
-        let (interface, mac) = named(place.ifindex, links);
+        let interface = named(place.ifindex, links);
         vips::add(&self.handle, place).await.with_context(|| format!("interface {interface}"))?;
-        let address = place.address;
-        info!("{address} added to {interface} (assign_vip)");
-        let Some(mac) = mac else { return Ok(()) };
-        if let Err(error) = self.announcer.announce(place.ifindex, mac, address) {
-            warn!(
-                "{address} on {interface} is not announced ({error}; it takes CAP_NET_RAW): neighbours that knew it \
-                 elsewhere follow when their own entries run out"
-            );
-        } else {
-            tokio::spawn(self.announcer.clone().again(interface, place.ifindex, mac, address));
-        }
+        info!("{} added to {interface} (assign_vip)", place.address);
         Ok(())
+    }
+
+    /// Tells the neighbours of addresses that are new, or whose link has just come up.
+    fn announce(&mut self, ours: &BTreeSet<Place>, links: &[Link]) {
+        let link = |ifindex| links.iter().find(|link| link.ifindex == ifindex && link.up && link.running);
+        self.announced.retain(|place| ours.contains(place) && link(place.ifindex).is_some());
+        for place in ours.difference(&self.announced.clone()) {
+            let &Place { ifindex, address } = place;
+            let Some((link, mac)) = link(ifindex).and_then(|link| Some((link, link.mac?))) else { continue };
+            self.announced.insert(*place);
+            if let Err(error) = self.announcer.announce(ifindex, mac, address) {
+                warn!(
+                    "{address} on {} is not announced ({error}; it takes CAP_NET_RAW): neighbours that knew it elsewhere \
+                     follow when their own entries run out",
+                    link.name
+                );
+            } else {
+                tokio::spawn(self.announcer.clone().again(link.name.clone(), ifindex, mac, address));
+            }
+        }
     }
 
     async fn remove(&self, places: Vec<Place>, links: &[Link]) -> Vec<(Place, anyhow::Result<()>)> {
         let removing = places.into_iter().map(async |place| {
-            let interface = named(place.ifindex, links).0;
+            let interface = named(place.ifindex, links);
             let removed = vips::remove(&self.handle, place).await.with_context(|| format!("interface {interface}"));
             if removed.is_ok() {
                 info!("{} removed from {interface}", place.address);
@@ -485,7 +512,7 @@ fn present<'a>(target: &'a Target, links: &[Link]) -> Vec<&'a str> {
     target.interfaces.iter().filter(there).map(String::as_str).collect()
 }
 
-fn named(ifindex: u32, links: &[Link]) -> (String, Option<Mac>) {
+fn named(ifindex: u32, links: &[Link]) -> String {
     let link = links.iter().find(|link| link.ifindex == ifindex);
-    link.map_or_else(|| (format!("interface {ifindex}"), None), |link| (link.name.clone(), link.mac))
+    link.map_or_else(|| format!("number {ifindex}"), |link| link.name.clone())
 }

@@ -74,6 +74,11 @@ pub(super) fn addresses(wanted: &BTreeSet<Place>, found: &[Found], own: &BTreeSe
     Addresses { add: wanted.difference(&there).copied().collect(), remove: unwanted.map(|found| found.place).collect() }
 }
 
+/// Those of `wanted` that a balancer has added.
+pub(super) fn ours(wanted: &BTreeSet<Place>, found: &[Found]) -> BTreeSet<Place> {
+    found.iter().filter(|found| found.ours && wanted.contains(&found.place)).map(|found| found.place).collect()
+}
+
 /// Whether the program must go off an interface and on again for `mode`, which was `before`.
 pub(super) fn wrong_mode(native: bool, mode: XdpMode, before: XdpMode) -> bool {
     match mode {
