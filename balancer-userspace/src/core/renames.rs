@@ -76,8 +76,8 @@ pub(crate) fn hashed_alike<N: Named>(all: &[N]) -> Option<(&N, &N)> {
 /// What is wrong about two that would be hashed under one name.
 pub(crate) fn text<N: Named>(first: &N, second: &N) -> String {
     format!(
-        "{} and {} would both be hashed under the name {:?}: renamed_from is for one of them, and whoever comes new needs \
-         a name that was not used before",
+        "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and a name that was not used \
+         before to whoever comes new",
         first.name(),
         second.name(),
         second.identity()
