@@ -124,7 +124,7 @@ fn four_mebibytes_are_read_and_no_more() {
 #[test]
 fn the_kernel_map_bounds_the_backends() {
     let backends = |count: u32| {
-        let mut text = format!("{}table_size = 1638431\n", GOOD.replace("nat", "dsr"));
+        let mut text = format!("{}check = {{ type = \"none\" }}\ntable_size = 1638431\n", GOOD.replace("nat", "dsr"));
         for backend in 0..count {
             let address = std::net::Ipv4Addr::from(0x0a00_0001 + backend);
             text.push_str(&format!("[[service.backend]]\nname = \"b{backend}\"\naddress = \"{address}\"\n"));
