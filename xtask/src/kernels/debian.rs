@@ -128,8 +128,10 @@ impl Apt {
         if age.is_some_and(|age| age < LISTS_ARE_FRESH) {
             return Ok(());
         }
-        let policy = output(program("apt-cache").arg("policy")).context("`apt-cache policy` failed")?;
-        fs::write(self.directory.join("sources.list"), sources(&policy)?)?;
+        let mirrors =
+            output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
+        let mirrors = mirrors.context("`apt-get indextargets` failed")?;
+        fs::write(self.directory.join("sources.list"), sources(&mirrors)?)?;
         // A mirror that lacks a suite is no failure: what is missing is said when a kernel is looked for.
         run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
             println!("Some of Debian's suites are not on this machine's mirrors.");
@@ -157,11 +159,13 @@ impl Apt {
     }
 }
 
-/// The sources for all suites, on the mirrors that `apt-cache policy` names.
-fn sources(policy: &str) -> Result<String> {
-    let mirrors: Vec<&str> = policy.split_whitespace().filter(|word| word.starts_with("http")).collect();
+/// The sources for all suites, on `mirrors`.
+fn sources(mirrors: &str) -> Result<String> {
+    let mirrors: Vec<&str> = mirrors.lines().filter(|mirror| mirror.starts_with("http")).collect();
     let find = |security| mirrors.iter().find(|mirror| mirror.contains("security") == security).copied();
-    let main = find(false).context("`apt-cache policy` names no mirror")?;
+    let debian = |mirror: &&&str| mirror.trim_end_matches('/').ends_with("/debian");
+    let main =
+        mirrors.iter().find(debian).copied().or_else(|| find(false)).context("this machine's apt has no mirror")?;
     let security = find(true).map_or_else(|| format!("{}-security", main.trim_end_matches('/')), str::to_owned);
     let line = |mirror: &str, suite: &str| format!("deb [signed-by={KEYS}] {mirror} {suite} main\n");
     let all = SUITES.iter().map(|suite| line(main, suite));
@@ -259,10 +263,9 @@ mod tests {
 
     #[test]
     fn the_mirrors_are_those_of_this_machine() {
-        let policy = "Package files:\n 100 /var/lib/dpkg/status\n 500 http://mirror.test/debian-security \
-                      bookworm-security/main amd64 Packages\n 500 http://mirror.test/debian bookworm/main";
-        let sources = sources(policy).expect("mirrors");
-        assert!(sources.contains("] http://mirror.test/debian trixie-backports main\n"), "{sources}");
-        assert!(sources.contains("] http://mirror.test/debian-security trixie-security main\n"), "{sources}");
+        let mirrors = "http://other.test/tools/\nhttp://mirror.test/debian-security/\nhttp://mirror.test/debian/\ncdrom://disc/\n";
+        let sources = sources(mirrors).expect("mirrors");
+        assert!(sources.contains("] http://mirror.test/debian/ trixie-backports main\n"), "{sources}");
+        assert!(sources.contains("] http://mirror.test/debian-security/ trixie-security main\n"), "{sources}");
     }
 }
