@@ -38,6 +38,8 @@ const BALANCER: u16 = 1;
 const CLIENT: u16 = 2;
 const FIRST_BACKEND: u16 = 11;
 const VIP_HOST: u16 = 10;
+/// Of the balancer's interface on the segment.
+const BALANCER_MAC: &str = "02:00:5e:10:00:01";
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,6 +253,8 @@ impl Topology {
             }
         };
         join((&self.balancer, segment_interface), (&self.switch, "balancer"))?;
+        // As an interface whose driver is loaded anew: neighbours need not learn another.
+        self.balancer.ip(&format!("link set {segment_interface} address {BALANCER_MAC}"))?;
         self.switch.ip("link set balancer master br0")?;
         // The controller's to switch on.
         self.forward(false)?;
