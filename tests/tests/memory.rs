@@ -506,12 +506,20 @@ fn nobody_is_forgotten_early_when_the_time_of_memory_changes() -> Result<()> {
         assert_eq!(known(&world)?, half.len() as u64, "{minutes} minutes later, with {remember}");
         seen(&mut world, &format!("with {remember}"))?;
     }
-    // Those who were silent for longer than they are to be remembered now are forgotten.
+    assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
+    // Those who were silent for longer than they are to be remembered now are forgotten; whom the table sends elsewhere
+    // is moved by that.
     world.skip(70 * MINUTE)?;
     reload(&mut world, "1h")?;
     world.skip(5)?;
     assert_eq!(known(&world)?, 0);
-    assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
+    let mut elsewhere = 0;
+    for &number in &half {
+        let [net, host] = world.home(client(number))?;
+        elsewhere += u64::from(homes[&number] != format!("web{}", if net == 1 { host } else { host - 10 }));
+    }
+    let moves = world.counters()?;
+    assert_eq!((moves.moved(MoveCause::Forgotten), moves.moves.iter().sum::<u64>()), (elsewhere, elsewhere));
     Ok(())
 }
 

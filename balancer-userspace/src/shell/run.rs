@@ -345,7 +345,7 @@ fn plan(owner: &Owner<KernelDataplane>, host: &Host, change: Change, reply: ones
         if let Some(check) = check
             && let Err(error) = check.await
         {
-            let _ = reply.send(Err(Refused::Conflict(format!("{error:#}"))));
+            let _ = reply.send(Err(Refused::Conflict(format!("nothing was changed: {error:#}"))));
             return;
         }
         // The client table may be large, and nobody else has to wait for it.
