@@ -515,7 +515,10 @@ fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u3
 }
 
 fn parse(text: &str) -> anyhow::Result<Config> {
-    Ok(config::parse(Path::new("world.toml"), text.as_bytes())?.0)
+    let (mut config, _) = config::parse(Path::new("world.toml"), text.as_bytes())?;
+    // A running balancer has some; a world is attached to none.
+    config.interfaces = vec!["in0".to_owned()];
+    Ok(config)
 }
 
 fn text(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> String {
