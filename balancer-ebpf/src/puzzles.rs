@@ -2,7 +2,7 @@
 //! only for a moment. All of them are counted elsewhere; this says more.
 //!
 //! Off, unless the controller sets `AYA_LOG_LEVEL` when it loads the program. The verifier then knows the answer to
-//! [`wanted`], and takes away what comes after it.
+//! `wanted`, and takes away what comes after it.
 
 use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
 use aya_log_ebpf::{
