@@ -107,13 +107,17 @@ impl Controller {
         let services = self.services().iter().map(|before| {
             let after = copy.services().iter().find(|service| service.id() == before.id());
             let all = before.backends().iter().chain(after.into_iter().flat_map(Service::backends));
+            let gone = self.gone().iter().filter(|gone| gone.row.service == before.id());
             ServicePlan {
                 service: after.unwrap_or(before).name().to_owned(),
                 id: before.id(),
                 moves: after.map(|after| after.moves_since(before)).unwrap_or_default(),
                 before: Side::of(before),
                 after: after.map(Side::of),
-                names: all.map(|backend| (backend.id().0, backend.name().to_owned())).collect(),
+                names: all
+                    .map(|backend| (backend.id().0, backend.name().to_owned()))
+                    .chain(gone.map(|gone| (gone.row.id.0, gone.name.clone())))
+                    .collect(),
                 forgets: before.spec().forgets(after.map(Service::spec).as_ref()),
             }
         });
