@@ -17,7 +17,11 @@ use balancer::{
         events::MAX_WAIT,
         model::{AddBackend, ApiError, ClientQuery, Force, SetAdmin, StatusView},
     },
-    core::io::{Admin, BackendName, Change, Forced},
+    config::{
+        names::BackendName,
+        states::{Admin, BackendState, Forced},
+    },
+    core::io::Change,
     shell::api_server::{ControlSocket, serve},
 };
 use hyper::StatusCode;
@@ -67,7 +71,7 @@ fn request(method: &str, path: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
 async fn reads_answer_what_the_controller_shows() {
     let fake = Fake::start().await;
     let client = Client::new(&fake.socket());
-    let expected = StatusView::from(snapshot(Admin::Ready, "up"));
+    let expected = StatusView::from(snapshot(Admin::Ready, BackendState::Up));
 
     assert_eq!(client.status().await.unwrap(), expected);
     assert_eq!(client.services().await.unwrap(), expected.services);

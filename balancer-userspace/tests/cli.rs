@@ -16,7 +16,11 @@ use balancer::{
         model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
         statistics::{StatsView, TopClient},
     },
-    core::io::{Admin, BackendName, Change, Forced, Moved},
+    config::{
+        names::BackendName,
+        states::{Admin, BackendState, Forced},
+    },
+    core::io::{Change, Moved},
 };
 use support::{Fake, snapshot};
 use tokio::io::AsyncBufReadExt as _;
@@ -152,7 +156,7 @@ fn completions_know_the_verbs() {
 async fn json_is_what_the_controller_shows() {
     let fake = Fake::start().await;
     let socket = fake.socket();
-    let expected = StatusView::from(snapshot(Admin::Ready, "up"));
+    let expected = StatusView::from(snapshot(Admin::Ready, BackendState::Up));
 
     let status: StatusView = serde_json::from_str(&stdout(&at(&socket, &["status", "--json"]).await)).unwrap();
     assert_eq!(status, expected);

@@ -6,10 +6,7 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use balancer::{
-    core::io::{BackendName, Moved},
-    shell::api_server::routes,
-};
+use balancer::{config::names::BackendName, core::io::Moved, shell::api_server::routes};
 use serde_json::{Value, json};
 use support::Fake;
 use tokio::{

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer::{api::model::ClientQuery, shell::snapshot::forwarding_word};
+use balancer::{api::model::ClientQuery, config::model::forwarding_word};
 use balancer_common::map_types::Forwarding;
 use socket2::{Domain, Protocol, Socket, Type};
 

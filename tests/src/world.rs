@@ -14,11 +14,11 @@ use anyhow::{Context as _, bail};
 use aya::maps::{Array, Map, MapData, RingBuf};
 use balancer::{
     api::model::ClientQuery,
-    config::{self, model::Config},
+    config::{self, model::Config, names::BackendName, states::Admin},
     core::{
         controller::Controller,
         held::Held,
-        io::{Admin, BackendName, Change, CheckOutcome, Command, Event, NextHop},
+        io::{Change, CheckOutcome, Command, Event, NextHop},
         plan::Planned,
     },
     shell::dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane},

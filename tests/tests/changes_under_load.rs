@@ -16,10 +16,8 @@ use std::{
 
 use balancer::{
     api::model::{AddBackend, SetAdmin},
-    core::{
-        controller::Controller as Core,
-        io::{Admin, BackendName, Change},
-    },
+    config::{names::BackendName, states::Admin},
+    core::{controller::Controller as Core, io::Change},
 };
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
-use balancer::core::io::{BackendName, Change};
+use balancer::{config::names::BackendName, core::io::Change};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     http_client::Reply,

@@ -8,9 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer::core::{
-    controller::Controller as Core,
-    io::{BackendName, CheckOutcome, Event},
+use balancer::{
+    config::names::BackendName,
+    core::{
+        controller::Controller as Core,
+        io::{CheckOutcome, Event},
+    },
 };
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{

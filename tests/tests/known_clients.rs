@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use balancer::{core::io::Admin, shell::dataplane::Dataplane as _};
+use balancer::{config::states::Admin, shell::dataplane::Dataplane as _};
 use balancer_common::verdict::{Decision, MoveCause};
 use balancer_tests::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, HOP_BY_HOP, SYN, options},

@@ -8,8 +8,11 @@ use std::{
 };
 
 use anyhow::Result;
-use balancer::core::io::{Admin, BackendName, Change, CheckOutcome};
-use balancer::shell::dataplane::{Dataplane as _, Forgotten};
+use balancer::{
+    config::{names::BackendName, states::Admin},
+    core::io::{Change, CheckOutcome},
+    shell::dataplane::{Dataplane as _, Forgotten},
+};
 use balancer_common::{
     client_table::Entry,
     verdict::{Decision, MoveCause},

@@ -1,18 +1,21 @@
 //! A plan is what happens: slots at once, clients when every known one has come back.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use balancer::{
     api::model::PlanView,
-    core::io::{Admin, BackendName, Change, CheckOutcome},
+    config::{names::BackendName, states::Admin},
+    core::io::{Change, CheckOutcome},
     shell::dataplane::Dataplane as _,
 };
 use balancer_tests::{
     frame::SYN,
     world::{World, client},
 };
-use std::time::Instant;
 
 const CLIENTS: u32 = 5_000;
 

@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer::{
-    core::io::{Admin, BackendName, Change},
+    config::{names::BackendName, states::Admin},
+    core::io::Change,
     shell::dataplane::Dataplane as _,
 };
 use balancer_tests::{

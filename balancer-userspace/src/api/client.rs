@@ -14,7 +14,6 @@ use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
-use super::statistics::{StatsView, TopClient, TopQuery};
 use super::{
     IF_GENERATION,
     events::EventsView,
@@ -23,8 +22,9 @@ use super::{
         ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule,
         SetWeight, StatusView,
     },
+    statistics::{StatsView, TopClient, TopQuery},
 };
-use crate::core::{io::BackendName, top::By};
+use crate::{config::names::BackendName, core::top::By};
 
 /// How long a request may take, connecting included. Longer than the server's own limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);

@@ -212,7 +212,7 @@ pub struct AddBackend {
 #[serde(deny_unknown_fields)]
 pub struct SetAdmin {
     /// `ready`, `drain` or `maint`.
-    pub admin: crate::core::io::Admin,
+    pub admin: crate::config::states::Admin,
     /// With `drain`: instead of the service's drain timeout, such as `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
@@ -234,7 +234,7 @@ pub struct HealthView {
     /// Since when, in seconds.
     pub verdict_seconds: f64,
     /// What the operator says instead.
-    pub forced: Option<crate::core::io::Forced>,
+    pub forced: Option<crate::config::states::Forced>,
     /// What the backend is shown as.
     pub state: String,
     /// Why.

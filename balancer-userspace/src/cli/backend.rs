@@ -7,15 +7,14 @@ use tokio::time::Instant;
 
 use super::{
     Failure, absence, output,
-    wait::{self, Reached, Undrained, Wanted},
+    wait::{self, Goal, Reached, Undrained},
 };
 use crate::{
     api::{
         client::Client,
         model::{AddBackend, Changed, PlanRequest, SetAdmin},
     },
-    config::value,
-    core::io::{Admin, BackendName},
+    config::{names::BackendName, states::Admin, value},
 };
 
 /// How much longer than the drain may take it is waited for.
@@ -195,7 +194,7 @@ async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -
             Duration::from_secs(left.unwrap_or(0)) + GRACE
         }
     };
-    match wait::reach(client, name, Wanted::Drained, Some(Instant::now() + limit), Undrained::Refuse).await? {
+    match wait::reach(client, name, Goal::Drained, Some(Instant::now() + limit), Undrained::Refuse).await? {
         Reached::Yes | Reached::Removed => Ok(output::print(&format!("backend {name} drained\n"))?),
         Reached::NotYet(shown) => {
             let limit = humantime::format_duration(limit);

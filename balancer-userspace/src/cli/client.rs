@@ -15,8 +15,8 @@ use crate::{
         model::ClientQuery,
         statistics::{TopClient, TopQuery},
     },
-    config::value,
-    core::{io::BackendName, top::By},
+    config::{names::BackendName, value},
+    core::top::By,
     words::grouped,
 };
 

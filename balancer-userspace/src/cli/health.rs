@@ -13,8 +13,7 @@ use crate::{
         client::Client,
         model::{Force, HealthView},
     },
-    config::value,
-    core::io::{BackendName, Forced},
+    config::{names::BackendName, states::Forced, value},
 };
 
 #[derive(Debug, Subcommand)]

@@ -13,8 +13,11 @@ use crate::{
         client::{Client, ClientError},
         model::BackendView,
     },
-    config::value,
-    core::io::BackendName,
+    config::{
+        names::BackendName,
+        states::{Admin, BackendState},
+        value,
+    },
 };
 
 /// How often the backend is looked at.
@@ -27,7 +30,7 @@ pub(super) struct Args {
     name: BackendName,
     /// The state to wait for
     #[arg(value_enum)]
-    state: Wanted,
+    state: Goal,
     /// Give up after this long, with exit code 4 [default: never, but with exit code 3 when the controller has been away
     /// for a minute]
     #[arg(long, value_name = "D", value_parser = value::duration)]
@@ -36,7 +39,7 @@ pub(super) struct Args {
 
 /// A state that can be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Wanted {
+pub(super) enum Goal {
     /// Takes clients; one without checks as well
     Up,
     /// Has no clients left, as the operator wants; removed after that as well
@@ -47,14 +50,15 @@ pub(super) enum Wanted {
     Maint,
 }
 
-impl Wanted {
+impl Goal {
     const fn word(self) -> &'static str {
         match self {
-            Self::Up => "up",
-            Self::Drained => "drained",
-            Self::Down => "down",
-            Self::Maint => "maint",
+            Self::Up => BackendState::Up,
+            Self::Drained => BackendState::Drained,
+            Self::Down => BackendState::Down,
+            Self::Maint => BackendState::Maint,
         }
+        .word()
     }
 }
 
@@ -67,7 +71,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let unasked = if timeout.is_some() { Undrained::Wait } else { Undrained::Refuse };
     match reach(client, name, *state, deadline, unasked).await? {
         Reached::Yes => Ok(output::print(&format!("backend {name} {}\n", state.word()))?),
-        Reached::Removed if *state == Wanted::Drained => Ok(output::print(&format!("backend {name} removed\n"))?),
+        Reached::Removed if *state == Goal::Drained => Ok(output::print(&format!("backend {name} removed\n"))?),
         Reached::Removed => Err(anyhow!("backend {name} was removed while it was waited for").into()),
         Reached::NotYet(shown) => {
             let limit = humantime::format_duration(timeout.unwrap_or_default());
@@ -96,7 +100,7 @@ pub(super) enum Reached {
 pub(super) async fn reach(
     client: &Client,
     name: &BackendName,
-    wanted: Wanted,
+    wanted: Goal,
     deadline: Option<Instant>,
     undrained: Undrained,
 ) -> Result<Reached, Failure> {
@@ -109,7 +113,7 @@ pub(super) async fn reach(
                 return Ok(Reached::Yes);
             }
             shown = describe(&backend);
-            if wanted == Wanted::Drained && backend.admin == "ready" {
+            if wanted == Goal::Drained && backend.admin == Admin::Ready.word() {
                 let cure = format!("drain it with `balancer backend drain {name}`");
                 if undrained == Undrained::Refuse {
                     return Err(anyhow!("backend {name} is in use (admin state ready): {cure}").into());

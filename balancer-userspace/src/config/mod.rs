@@ -6,9 +6,12 @@
 pub(crate) mod check;
 mod findings;
 pub mod model;
+pub mod names;
 mod primes;
+pub(crate) mod renames;
 mod section;
 mod service;
+pub mod states;
 mod validate;
 pub(crate) mod value;
 

@@ -440,3 +440,14 @@ impl ServiceConfig {
         self.address.ip()
     }
 }
+
+/// The configuration's word for a forwarding mode.
+#[must_use]
+pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::Dsr => "dsr",
+        Forwarding::Nat => "nat",
+        Forwarding::Ipip => "ipip",
+        Forwarding::Gue => "gue",
+    }
+}

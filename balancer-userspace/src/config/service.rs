@@ -15,7 +15,7 @@ use super::{
     section::{Located, Section},
     value,
 };
-use crate::{core::renames, shell::snapshot::forwarding_word};
+use crate::config::{model::forwarding_word, renames};
 
 const FORWARDING: &[(&str, Forwarding)] =
     &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat), ("ipip", Forwarding::Ipip), ("gue", Forwarding::Gue)];

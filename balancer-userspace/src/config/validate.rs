@@ -16,7 +16,7 @@ use super::{
     service::{Placed, service},
     value,
 };
-use crate::core::renames;
+use crate::config::renames;
 
 const STATE_FILE: &str = "/var/lib/balancer/state.json";
 /// Where the control socket is unless somebody says otherwise.

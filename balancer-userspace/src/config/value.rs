@@ -9,11 +9,10 @@ use std::{
 };
 
 use balancer_common::client::HashKey;
-
 use ipnet::IpNet;
 
 use super::model::StatusRanges;
-use crate::core::{io::BackendName, rules::host_bits};
+use crate::config::names::BackendName;
 
 /// The longest duration there is.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -100,6 +99,17 @@ pub(crate) fn prefix(text: &str) -> Result<IpNet, String> {
         format!("{} is no prefix; write ADDR/LENGTH, such as \"192.0.2.0/24\" or \"2001:db8::/32\"", quoted(text))
     })?;
     if prefix.trunc() == prefix { Ok(prefix) } else { Err(host_bits(prefix)) }
+}
+
+/// What to say of a prefix with host bits.
+pub(crate) fn host_bits(prefix: IpNet) -> String {
+    format!(
+        "{prefix} has bits set behind its first {}; write {}, or {}/{} for the one address",
+        prefix.prefix_len(),
+        prefix.trunc(),
+        prefix.addr(),
+        prefix.max_prefix_len()
+    )
 }
 
 /// `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, an address that one host can have.

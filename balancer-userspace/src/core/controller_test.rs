@@ -9,14 +9,16 @@ use std::{
 use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 
 use crate::{
-    config::model::{CheckConfig, CheckKind, ServiceConfig, WhenAllDown},
+    config::{
+        model::{CheckConfig, CheckKind, ServiceConfig, WhenAllDown},
+        states::{Admin, BackendState, Forced},
+    },
     core::{
         controller::Controller,
         fixture::{KEY, address, backend, config, name, next_hop, now, service, web},
         health::Health,
-        io::{Admin, BackendId, Change, CheckOutcome, CheckSpec, Command, Event, Forced, Refused, ReportLevel},
+        io::{BackendId, Change, CheckOutcome, CheckSpec, Command, Event, Refused, ReportLevel},
         service::Service,
-        standing::State,
         table::Footing,
     },
 };
@@ -47,7 +49,7 @@ impl Bench {
         self.controller.backend(&name(backend)).unwrap().id()
     }
 
-    pub(super) fn shown(&self, backend: &str) -> (State, String) {
+    pub(super) fn shown(&self, backend: &str) -> (BackendState, String) {
         let backend = self.controller.backend(&name(backend)).unwrap();
         (backend.state(), backend.reason().to_owned())
     }
@@ -131,7 +133,7 @@ fn a_start_writes_rows_then_tables_then_services() {
     let (bench, commands) = Bench::new(vec![web()]);
     assert_eq!(kinds(&commands), ["watch", "write", "swap", "publish", "check"]);
     assert_eq!((bench.service().table_generation(), bench.service().slots_moved()), (1, (0, 0)));
-    assert_eq!(bench.shown("web/web1"), (State::Checking, String::new()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Checking, String::new()));
     assert_eq!(bench.controller.next_deadline(), None);
 }
 
@@ -145,7 +147,7 @@ fn a_failure_and_the_return_are_told_with_their_numbers() {
         lines(&commands),
         ["backend web/web2 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends"]
     );
-    assert_eq!(bench.shown("web/web2"), (State::Down, "connect: refused".to_owned()));
+    assert_eq!(bench.shown("web/web2"), (BackendState::Down, "connect: refused".to_owned()));
     assert_eq!(bench.service().slots_moved(), (16_384, 0));
 
     let commands = bench.pass("web/web2");
@@ -170,9 +172,9 @@ fn flapping_moves_nobody_but_is_shown() {
     for _ in 0..2 {
         assert_eq!(bench.check("web/web1", CheckOutcome::Soft("status 503".to_owned())), []);
     }
-    assert_eq!(bench.shown("web/web1"), (State::Up, "status 503, 2 of 3 failures".to_owned()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Up, "status 503, 2 of 3 failures".to_owned()));
     assert_eq!(bench.check("web/web1", CheckOutcome::Passed), []);
-    assert_eq!(bench.shown("web/web1"), (State::Up, String::new()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Up, String::new()));
     assert_eq!(bench.service().table_generation(), generation);
 }
 
@@ -182,7 +184,7 @@ fn a_soft_failure_without_memory_is_down_too() {
     for _ in 0..3 {
         bench.check("web/web1", CheckOutcome::Soft("status 503".to_owned()));
     }
-    assert_eq!(bench.shown("web/web1"), (State::Down, "status 503".to_owned()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Down, "status 503".to_owned()));
 }
 
 #[test]
@@ -199,11 +201,11 @@ fn a_lost_next_hop_is_a_hard_failure() {
     let lost = Event::NextHop { address: at, next_hop: Err("no route to 10.0.0.11".to_owned()) };
     let commands = bench.controller.handle(lost, bench.now);
     assert_eq!(kinds(&commands), ["write", "swap", "report"]);
-    assert_eq!(bench.shown("web/web1"), (State::Down, "no next hop: no route to 10.0.0.11".to_owned()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Down, "no next hop: no route to 10.0.0.11".to_owned()));
     assert!(lines(&commands)[0].starts_with("backend web/web1 down (no next hop: no route to 10.0.0.11), 16,38"));
     assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().health_word(), "down");
     bench.controller.handle(found, bench.now);
-    assert_eq!(bench.shown("web/web1"), (State::Up, String::new()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Up, String::new()));
 
     let unknown = Event::NextHop { address: address("10.9.9.9:0").ip(), next_hop: Ok(next_hop(9)) };
     assert_eq!(bench.controller.handle(unknown, bench.now), []);
@@ -216,7 +218,7 @@ fn a_drained_backend_gets_no_clients_and_returns_exactly() {
     let (message, commands) = bench.admin("web/web1", Admin::Drain);
     assert_eq!(message, "backend web/web1 drained: 16,385 of 65,537 slots moved, 0 needless");
     assert_eq!(kinds(&commands), ["swap"], "the change itself is told by its message");
-    assert_eq!(bench.shown("web/web1").0, State::Drained);
+    assert_eq!(bench.shown("web/web1").0, BackendState::Drained);
     assert!(!entries(bench.service()).contains(&bench.id("web/web1").0));
     assert_eq!(bench.admin("web/web1", Admin::Drain).0, "backend web/web1 is drained already: nothing changed");
     let (message, _) = bench.admin("web/web1", Admin::Ready);
@@ -235,7 +237,7 @@ fn maintenance_stops_the_checks_and_forgets_the_verdict() {
     assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().checks(), [0, 0, 3]);
     let (_, commands) = bench.admin("web/web1", Admin::Ready);
     assert_eq!(kinds(&commands), ["swap", "check"]);
-    assert_eq!(bench.shown("web/web1"), (State::Checking, String::new()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Checking, String::new()));
 }
 
 /// The checks that are started.
@@ -306,7 +308,7 @@ fn an_added_backend_finds_its_way_back_before_its_clients() {
     let (message, commands) = bench.add("web/web5", "10.0.0.15").unwrap();
     assert_eq!(kinds(&commands), ["watch", "write", "publish", "check"], "no client before its next hop is known");
     assert_eq!(message, "backend web/web5 added: 0 of 65,537 slots moved, 0 needless");
-    assert_eq!(bench.shown("web/web5"), (State::Checking, "its next hop is not known yet".to_owned()));
+    assert_eq!(bench.shown("web/web5"), (BackendState::Checking, "its next hop is not known yet".to_owned()));
     assert!(bench.controller.waits_for_next_hop(&name("web/web5")));
     let found = Event::NextHop { address: address("10.0.0.15:0").ip(), next_hop: Ok(next_hop(15)) };
     let commands = bench.controller.handle(found, bench.now);
@@ -357,7 +359,11 @@ fn backends_that_share_an_address_share_a_watch() {
     dns.check.kind = CheckKind::None;
     let (mut bench, commands) = Bench::new(vec![web(), dns]);
     assert_eq!(commands.iter().filter(|command| matches!(command, Command::WatchNextHop(_))).count(), 4);
-    assert_eq!(bench.shown("dns/dns1"), (State::Up, String::new()), "without a check there is no verdict to wait for");
+    assert_eq!(
+        bench.shown("dns/dns1"),
+        (BackendState::Up, String::new()),
+        "without a check there is no verdict to wait for"
+    );
     assert_eq!(bench.controller.backend(&name("dns/dns1")).unwrap().health_word(), "unknown");
     let found = Event::NextHop { address: address("10.0.0.11:0").ip(), next_hop: Ok(next_hop(1)) };
     assert_eq!(bench.controller.handle(found, bench.now).len(), 2);
@@ -441,7 +447,7 @@ fn start_down_waits_for_the_first_pass() {
     web.when_all_down = WhenAllDown::Drop;
     let (mut bench, commands) = Bench::new(vec![web]);
     assert_eq!(lines(&commands), ["service web has no backend that takes clients: drops"]);
-    assert_eq!(bench.shown("web/web1"), (State::Checking, "no verdict yet, start_down = true".to_owned()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Checking, "no verdict yet, start_down = true".to_owned()));
     bench.check("web/web1", CheckOutcome::Passed);
     assert_eq!(entries(bench.service()), [bench.id("web/web1").0].into());
 }
@@ -461,7 +467,7 @@ fn weights_set_the_shares() {
     let slots: Vec<u32> = bench.service().backends().iter().map(|backend| backend.slots()).collect();
     assert_eq!(slots, [21_846, 43_691]);
     bench.change(Change::SetWeight { name: name("web/web1"), weight: 0 }).unwrap();
-    assert_eq!(bench.shown("web/web1"), (State::Checking, "weight 0".to_owned()));
+    assert_eq!(bench.shown("web/web1"), (BackendState::Checking, "weight 0".to_owned()));
     assert_eq!(entries(bench.service()), [bench.id("web/web2").0].into());
 }
 
@@ -509,9 +515,9 @@ fn a_reload_keeps_what_stays_and_restarts_what_moved() {
     ];
     assert_eq!(kinds(&commands), order);
     assert_eq!(bench.controller.services().iter().map(Service::name).collect::<Vec<_>>(), ["new", "web"]);
-    assert_eq!(bench.shown("web/web1").0, State::Down, "the verdict stays");
-    assert_eq!(bench.shown("web/web2").0, State::Checking, "another address is another server");
-    assert_eq!(bench.shown("web/web3").0, State::Drained, "the operator's wish stays");
+    assert_eq!(bench.shown("web/web1").0, BackendState::Down, "the verdict stays");
+    assert_eq!(bench.shown("web/web2").0, BackendState::Checking, "another address is another server");
+    assert_eq!(bench.shown("web/web3").0, BackendState::Drained, "the operator's wish stays");
     let mut same: Vec<ServiceConfig> = bench.controller.services().iter().map(Service::config).collect();
     assert_eq!(bench.reload(same.clone()).unwrap(), ("configuration applied: nothing changed".to_owned(), Vec::new()));
 
@@ -565,5 +571,5 @@ fn ten_failures_in_one_batch_are_one_swap() {
     let swaps = commands.iter().filter(|command| matches!(command, Command::SwapTable { .. })).count();
     assert_eq!((swaps, lines(&commands).len()), (1, 10), "{commands:?}");
     assert_eq!((bench.service().table_generation(), bench.service().slots_moved().1), (2, 0));
-    assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == State::Down));
+    assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == BackendState::Down));
 }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use balancer_common::verdict::MoveCause;
 
 use crate::{
-    config::model::ServiceConfig,
+    config::{
+        model::ServiceConfig,
+        states::{Admin, BackendState},
+    },
     core::{
         controller_test::{Bench, kinds, lines},
         fixture::{name, web},
-        io::{Admin, BackendId, Change, CheckOutcome, Command, Event},
+        io::{BackendId, Change, CheckOutcome, Command, Event},
         service::Backend,
-        standing::State,
     },
 };
 
@@ -59,7 +61,7 @@ fn kept(commands: &[Command]) -> Vec<Result<(), MoveCause>> {
     commands.iter().filter_map(row).collect()
 }
 
-fn state(bench: &Bench) -> State {
+fn state(bench: &Bench) -> BackendState {
     bench.shown("web/web1").0
 }
 
@@ -75,14 +77,17 @@ fn a_drain_ends_at_its_deadline() {
         let (message, commands) = drain(&mut bench, timeout);
         assert_eq!(message, "backend web/web1 draining: 16,385 of 65,537 slots moved, 0 needless");
         assert!(kept(&commands).into_iter().all(|kept| kept.is_ok()), "{commands:?}");
-        assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Draining, Some(bench.now + lasts)));
+        assert_eq!(
+            (state(&bench), bench.controller.next_deadline()),
+            (BackendState::Draining, Some(bench.now + lasts))
+        );
         assert_eq!(wait(&mut bench, lasts.saturating_sub(Duration::from_millis(1))), []);
-        assert_eq!(state(&bench), State::Draining);
+        assert_eq!(state(&bench), BackendState::Draining);
 
         let commands = wait(&mut bench, Duration::from_millis(1));
         assert_eq!(kinds(&commands), ["write", "report"], "the table is as it was");
         assert_eq!(kept(&commands), [Err(MoveCause::Drain)]);
-        assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Drained, None));
+        assert_eq!((state(&bench), bench.controller.next_deadline()), (BackendState::Drained, None));
     }
 }
 
@@ -92,15 +97,15 @@ fn a_drain_ends_when_two_sweeps_find_nobody() {
     drain(&mut bench, None);
     for known in [0, 3, 0] {
         assert_eq!(sweep(&mut bench, &[("web/web1", known)]), []);
-        assert_eq!(state(&bench), State::Draining);
+        assert_eq!(state(&bench), BackendState::Draining);
     }
     assert_eq!(kept(&sweep(&mut bench, &[])), [Err(MoveCause::Drain)]);
-    assert_eq!(state(&bench), State::Drained);
+    assert_eq!(state(&bench), BackendState::Drained);
     assert_eq!(sweep(&mut bench, &[]), []);
     // Where nobody takes clients and the table is open, somebody may come. That begins no drain.
     assert_eq!(sweep(&mut bench, &[("web/web1", 1)]), []);
     bench.change(Change::SetWeight { name: name("web/web2"), weight: 50 }).unwrap();
-    assert_eq!(state(&bench), State::Drained);
+    assert_eq!(state(&bench), BackendState::Drained);
 }
 
 #[test]
@@ -121,7 +126,7 @@ fn ready_ends_a_drain_and_nobody_has_moved() {
     wait(&mut bench, Duration::from_secs(4));
     let (_, commands) = bench.admin("web/web1", Admin::Ready);
     assert!(kept(&commands).into_iter().all(|kept| kept.is_ok()), "{commands:?}");
-    assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Up, None));
+    assert_eq!((state(&bench), bench.controller.next_deadline()), (BackendState::Up, None));
     assert_eq!(bench.service().live_table(), before);
     drain(&mut bench, None);
     assert_eq!(bench.controller.next_deadline(), Some(bench.now + TIMEOUT), "a new one, with the service's timeout");
@@ -133,17 +138,17 @@ fn a_hard_failure_moves_those_that_drain_and_the_deadline_stands() {
     drain(&mut bench, None);
     let deadline = bench.controller.next_deadline();
     assert_eq!(kept(&bench.refuse("web/web1")), [Err(MoveCause::Down)]);
-    assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Down, None));
+    assert_eq!((state(&bench), bench.controller.next_deadline()), (BackendState::Down, None));
     assert_eq!(kept(&bench.pass("web/web1")), [Ok(())]);
-    assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Draining, deadline));
+    assert_eq!((state(&bench), bench.controller.next_deadline()), (BackendState::Draining, deadline));
 
     bench.refuse("web/web1");
     wait(&mut bench, TIMEOUT);
     assert_eq!(kept(&bench.pass("web/web1")), [Err(MoveCause::Drain)]);
-    assert_eq!(state(&bench), State::Drained, "the deadline passed meanwhile");
+    assert_eq!(state(&bench), BackendState::Drained, "the deadline passed meanwhile");
     bench.refuse("web/web1");
     bench.pass("web/web1");
-    assert_eq!(state(&bench), State::Drained, "once drained, it stays so");
+    assert_eq!(state(&bench), BackendState::Drained, "once drained, it stays so");
 }
 
 #[test]
@@ -153,15 +158,18 @@ fn a_soft_failure_drains_until_its_deadline_and_each_one_has_its_own() {
         (0..3).flat_map(|_| bench.check("web/web1", CheckOutcome::Soft("status 503".to_owned()))).collect()
     };
     soft(&mut bench);
-    assert_eq!((state(&bench), bench.controller.next_deadline()), (State::DrainingHealth, Some(bench.now + TIMEOUT)));
+    assert_eq!(
+        (state(&bench), bench.controller.next_deadline()),
+        (BackendState::DrainingHealth, Some(bench.now + TIMEOUT))
+    );
     bench.pass("web/web1");
-    assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Up, None));
+    assert_eq!((state(&bench), bench.controller.next_deadline()), (BackendState::Up, None));
     soft(&mut bench);
     assert_eq!(bench.controller.next_deadline(), Some(bench.now + TIMEOUT));
     assert_eq!(kept(&wait(&mut bench, TIMEOUT)), [Err(MoveCause::Drain)]);
-    assert_eq!(state(&bench), State::Down);
+    assert_eq!(state(&bench), BackendState::Down);
     assert_eq!(kept(&bench.pass("web/web1")), [Ok(())]);
-    assert_eq!(state(&bench), State::Up);
+    assert_eq!(state(&bench), BackendState::Up);
 }
 
 #[test]
@@ -220,7 +228,7 @@ fn ready_calls_a_removal_off() {
     wait(&mut bench, 2 * TIMEOUT);
     sweep(&mut bench, &[]);
     sweep(&mut bench, &[]);
-    assert_eq!(state(&bench), State::Up);
+    assert_eq!(state(&bench), BackendState::Up);
 }
 
 #[test]
@@ -274,16 +282,16 @@ fn a_new_configuration_leaves_drains_alone_and_brings_back_what_it_lists_anew() 
     config.backends[1].weight = 7;
     let (_, commands) = bench.reload(vec![config.clone()]).unwrap();
     assert!(kept(&commands).into_iter().all(|kept| kept.is_ok()), "{commands:?}");
-    assert_eq!((state(&bench), bench.controller.next_deadline()), (State::Draining, deadline));
+    assert_eq!((state(&bench), bench.controller.next_deadline()), (BackendState::Draining, deadline));
 
     remove(&mut bench, false);
     bench.reload(vec![config.clone()]).unwrap();
-    assert_eq!(state(&bench), State::Draining, "the file says what it said before");
+    assert_eq!(state(&bench), BackendState::Draining, "the file says what it said before");
     config.backends[0].weight = 90;
     let (message, commands) = bench.reload(vec![config.clone()]).unwrap();
     assert!(message.starts_with("configuration applied, 1 backend changed: "), "{message}");
     assert!(kept(&commands).into_iter().all(|kept| kept.is_ok()), "{commands:?}");
-    assert_eq!(state(&bench), State::Up);
+    assert_eq!(state(&bench), BackendState::Up);
 
     remove(&mut bench, false);
     config.backends.remove(0);

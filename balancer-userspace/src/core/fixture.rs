@@ -11,11 +11,14 @@ use balancer_common::{
 };
 
 use crate::{
-    config::model::{
-        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit, OnFailure,
-        Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
+    config::{
+        model::{
+            BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit, OnFailure,
+            Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
+        },
+        names::BackendName,
     },
-    core::io::{BackendName, NextHop},
+    core::io::NextHop,
 };
 
 pub(crate) const KEY: HashKey = HashKey { k0: 0x0706_0504_0302_0100, k1: 0x0f0e_0d0c_0b0a_0908 };

@@ -15,7 +15,11 @@ use balancer_common::{
 use ipnet::IpNet;
 
 use crate::{
-    config::model::{CheckConfig, Config, Failback, Protocol},
+    config::{
+        model::{CheckConfig, Config, Failback, Protocol},
+        names::BackendName,
+        states::{Admin, Forced},
+    },
     core::{health::Health, rules::Action},
 };
 
@@ -31,21 +35,6 @@ pub struct BackendId(pub u16);
 /// process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CheckNumber(pub u64);
-
-/// A backend by the names users give it, `service/backend`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackendName {
-    /// The service's name.
-    pub service: String,
-    /// The backend's name in it.
-    pub backend: String,
-}
-
-impl std::fmt::Display for BackendName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.service, self.backend)
-    }
-}
 
 /// Something that happened outside of the core.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,28 +176,6 @@ pub enum Change {
     /// Take over what the configuration file says now. What was changed at run time stays where the file says what it
     /// said before.
     Reload(Box<Config>),
-}
-
-/// What the operator wants of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Admin {
-    /// In use.
-    Ready,
-    /// No new clients.
-    Drain,
-    /// No clients at all, and no checks.
-    Maint,
-}
-
-/// The health that the operator says a backend has, whatever its checks find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Forced {
-    /// It works.
-    Up,
-    /// Nobody answers: a hard failure.
-    Down,
 }
 
 /// Why a change was refused; nothing has changed then.

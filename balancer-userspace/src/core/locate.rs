@@ -86,10 +86,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::model::{ClientPrefix, WhenAllDown},
+        config::{
+            model::{ClientPrefix, WhenAllDown},
+            states::Admin,
+        },
         core::{
             fixture::{KEY, config, name, now, service, web},
-            io::{Admin, Change},
+            io::Change,
         },
     };
 

@@ -6,8 +6,12 @@
 use std::collections::HashMap;
 
 use crate::{
-    config::model::{BackendConfig, ServiceConfig},
-    core::{io::BackendName, renames::Named as _, validate},
+    config::{
+        model::{BackendConfig, ServiceConfig},
+        names::BackendName,
+        renames::Named as _,
+    },
+    core::validate,
 };
 
 /// What comes of a merge.

@@ -15,7 +15,6 @@ pub mod locate;
 pub mod maglev;
 pub mod merge;
 pub mod plan;
-pub(crate) mod renames;
 pub mod rules;
 pub mod service;
 pub mod standing;

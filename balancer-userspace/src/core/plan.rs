@@ -282,11 +282,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::model::ServiceConfig,
+        config::{model::ServiceConfig, states::Admin},
         core::{
             controller_test::Bench,
             fixture::{backend, config, name, next_hop, service, web},
-            io::Admin,
         },
     };
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::{
+    config::{names::BackendName, states::BackendState},
     core::{
-        io::{BackendName, Moved, Report, ReportLevel},
-        standing::State,
+        io::{Moved, Report, ReportLevel},
         table::{Footing, Moves},
     },
     words::{counted, grouped},
@@ -29,8 +29,8 @@ pub(crate) fn clients_forgotten(clients: u64) -> String {
 pub(crate) struct Transition {
     pub(crate) name: BackendName,
     pub(crate) id: u16,
-    pub(crate) before: State,
-    pub(crate) after: State,
+    pub(crate) before: BackendState,
+    pub(crate) after: BackendState,
     /// How long the state before lasted.
     pub(crate) lasted: Duration,
     /// Why it is in its new state; may be empty.
@@ -108,30 +108,30 @@ mod tests {
     use crate::core::table::Shares;
 
     /// web1 (id 1) with 2 of 5 slots, 1,204 known clients, goes to `after`; its slots move as said.
-    fn message(after: State, keeps_known: bool, new: &[u16]) -> Report {
+    fn message(after: BackendState, keeps_known: bool, new: &[u16]) -> Report {
         let shares = |ids: &[u16]| -> Shares { ids.iter().map(|&id| (id, 100)).collect() };
         let moves = Moves::between(&[1, 2, 1, 3, 2], &shares(&[1, 2, 3]), new, &shares(&[2, 3]));
         let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
-        let (before, lasted, reason) = (State::Up, Duration::ZERO, "connect: refused".to_owned());
+        let (before, lasted, reason) = (BackendState::Up, Duration::ZERO, "connect: refused".to_owned());
         Transition { name, id: 1, before, after, lasted, reason, known: 1_204, keeps_known }.report(&moves, 5)
     }
 
     #[test]
     fn known_clients_are_told_of() {
         let spread = [2, 2, 3, 3, 2];
-        let down = message(State::Down, false, &spread);
+        let down = message(BackendState::Down, false, &spread);
         assert_eq!(
             down.message,
             "backend web/web1 down (connect: refused), 1,204 known clients and 2 of 5 slots moved to 2 backends"
         );
         assert_eq!(down.moves, Some(Moved { slots: 2, needless: 0, known_clients: Some(1_204) }));
-        let draining = message(State::DrainingHealth, true, &spread);
+        let draining = message(BackendState::DrainingHealth, true, &spread);
         assert_eq!(
             draining.message,
             "backend web/web1 draining (health) (connect: refused), 2 of 5 slots moved to 2 backends, 1,204 known clients stay"
         );
         assert_eq!(draining.moves.and_then(|moves| moves.known_clients), None);
-        let later = message(State::Down, false, &[1, 2, 1, 3, 2]);
+        let later = message(BackendState::Down, false, &[1, 2, 1, 3, 2]);
         assert_eq!(
             later.message,
             "backend web/web1 down (connect: refused), no slots moved, 1,204 known clients moved"

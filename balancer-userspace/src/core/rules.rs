@@ -6,7 +6,7 @@ use balancer_common::map_types::MAX_RULES;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{core::io::Refused, words::grouped};
+use crate::{config::value::host_bits, core::io::Refused, words::grouped};
 
 /// What becomes of the clients of a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,17 +147,6 @@ pub fn check_prefix(service: &str, vip: IpAddr, prefix: IpNet) -> Result<(), Ref
         )));
     }
     Ok(())
-}
-
-/// What to say of a prefix with host bits.
-pub(crate) fn host_bits(prefix: IpNet) -> String {
-    format!(
-        "{prefix} has bits set behind its first {}; write {}, or {}/{} for the one address",
-        prefix.prefix_len(),
-        prefix.trunc(),
-        prefix.addr(),
-        prefix.max_prefix_len()
-    )
 }
 
 /// What to say when no rule more can be added.

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    config::model::ServiceConfig,
+    config::{
+        model::ServiceConfig,
+        states::{Admin, BackendState, Forced},
+    },
     core::{
         controller_test::{Bench, kinds, lines},
         fixture::{address, name, next_hop, web},
-        io::{Admin, Command, Event, Forced},
-        standing::State,
+        io::{Command, Event},
     },
 };
 
@@ -67,7 +69,7 @@ fn a_returning_backend_gets_its_slots_in_ten_steps() {
             "backend web/web2 up (slow start, step 1 of 10), 1,639 of 65,537 slots moved from 3 backends, was down for 4s"
         ]
     );
-    assert_eq!(bench.shown("web/web2"), (State::Up, "slow start, step 1 of 10".to_owned()));
+    assert_eq!(bench.shown("web/web2"), (BackendState::Up, "slow start, step 1 of 10".to_owned()));
     let began = bench.now;
     let (seen, ended) = steps(&mut bench, "web/web2");
     assert_eq!(ended - began, Duration::from_secs(9));
@@ -75,7 +77,7 @@ fn a_returning_backend_gets_its_slots_in_ten_steps() {
     assert!(seen.len() == 10 && seen.iter().zip(&expected).all(|(seen, expected)| seen.abs_diff(*expected) <= 10));
     assert_eq!(bench.service().live_table(), whole);
     assert_eq!(bench.service().slots_moved(), (2 * 16_384, 0), "each slot moves once away and once back");
-    assert_eq!(bench.shown("web/web2"), (State::Up, String::new()));
+    assert_eq!(bench.shown("web/web2"), (BackendState::Up, String::new()));
 }
 
 #[test]

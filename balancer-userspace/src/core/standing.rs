@@ -24,58 +24,12 @@
 use balancer_common::verdict::MoveCause;
 
 use crate::{
-    config::model::{FailureAction, OnFailure},
-    core::{health::FailureKind, io::Admin},
+    config::{
+        model::{FailureAction, OnFailure},
+        states::{Admin, BackendState},
+    },
+    core::health::FailureKind,
 };
-
-/// The states a backend is shown in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Takes new clients.
-    Up,
-    /// No verdict yet.
-    Checking,
-    /// Failed, and keeps its known clients for a while.
-    DrainingHealth,
-    /// Keeps its known clients for a while, as the operator wants.
-    Draining,
-    /// Has no clients, as the operator wants.
-    Drained,
-    /// Failed.
-    Down,
-    /// In maintenance.
-    Maint,
-}
-
-impl State {
-    /// Every state; the position is the index of its counter.
-    pub const ALL: [Self; 7] =
-        [Self::Up, Self::Checking, Self::DrainingHealth, Self::Draining, Self::Drained, Self::Down, Self::Maint];
-
-    /// The word that users see.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Checking => "checking",
-            Self::DrainingHealth => "draining (health)",
-            Self::Draining => "draining",
-            Self::Drained => "drained",
-            Self::Down => "down",
-            Self::Maint => "maint",
-        }
-    }
-
-    /// Whether it comes of a failure.
-    #[must_use]
-    pub const fn is_failure(self) -> bool {
-        match self {
-            Self::Down | Self::DrainingHealth => true,
-            Self::Up | Self::Checking | Self::Draining | Self::Drained | Self::Maint => false,
-        }
-    }
-}
 
 /// The health of a backend, as far as its standing depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,7 +83,7 @@ pub struct Standing {
     /// Why known clients are moved, where they do not stay.
     pub cause: MoveCause,
     /// What it is shown as.
-    pub state: State,
+    pub state: BackendState,
 }
 
 impl Situation {
@@ -143,18 +97,23 @@ impl Situation {
         };
         let drains = self.remembers && !self.drained;
         let (takes_new, keeps_known, cause, state) = match (self.admin, failure) {
-            (Admin::Maint, _) => (false, false, MoveCause::Maint, State::Maint),
-            (Admin::Ready | Admin::Drain, Some(FailureAction::Move)) => (false, false, MoveCause::Down, State::Down),
-            (Admin::Ready, Some(FailureAction::Drain)) => {
-                (false, drains, MoveCause::Drain, if drains { State::DrainingHealth } else { State::Down })
+            (Admin::Maint, _) => (false, false, MoveCause::Maint, BackendState::Maint),
+            (Admin::Ready | Admin::Drain, Some(FailureAction::Move)) => {
+                (false, false, MoveCause::Down, BackendState::Down)
             }
+            (Admin::Ready, Some(FailureAction::Drain)) => (
+                false,
+                drains,
+                MoveCause::Drain,
+                if drains { BackendState::DrainingHealth } else { BackendState::Down },
+            ),
             (Admin::Drain, Some(FailureAction::Drain) | None) => {
-                (false, drains, MoveCause::Drain, if drains { State::Draining } else { State::Drained })
+                (false, drains, MoveCause::Drain, if drains { BackendState::Draining } else { BackendState::Drained })
             }
             (Admin::Ready, None) => match self.health {
-                HealthFact::Unknown => (!self.start_down, true, MoveCause::Down, State::Checking),
+                HealthFact::Unknown => (!self.start_down, true, MoveCause::Down, BackendState::Checking),
                 HealthFact::Unchecked | HealthFact::Up | HealthFact::Down(_) => {
-                    (true, true, MoveCause::Down, State::Up)
+                    (true, true, MoveCause::Down, BackendState::Up)
                 }
             },
         };
@@ -166,8 +125,12 @@ impl Situation {
     pub const fn drains(self) -> bool {
         let beginning = Self { drained: false, ..self };
         match beginning.standing().state {
-            State::Draining | State::DrainingHealth => true,
-            State::Up | State::Checking | State::Drained | State::Down | State::Maint => false,
+            BackendState::Draining | BackendState::DrainingHealth => true,
+            BackendState::Up
+            | BackendState::Checking
+            | BackendState::Drained
+            | BackendState::Down
+            | BackendState::Maint => false,
         }
     }
 }
@@ -177,7 +140,6 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::shell::snapshot::BackendSnapshot;
 
     const DRAIN: FailureAction = FailureAction::Drain;
     const MOVE: FailureAction = FailureAction::Move;
@@ -260,13 +222,12 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen.len(), State::ALL.len(), "every state can be reached");
+        assert_eq!(seen.len(), BackendState::ALL.len(), "every state can be reached");
     }
 
     #[test]
     fn states_are_counted_in_the_order_they_are_shown_in() {
-        assert_eq!(State::ALL.map(State::word), BackendSnapshot::STATES);
-        for (index, state) in State::ALL.into_iter().enumerate() {
+        for (index, state) in BackendState::ALL.into_iter().enumerate() {
             assert_eq!(state as usize, index);
         }
     }

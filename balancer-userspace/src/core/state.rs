@@ -16,13 +16,15 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::model::{BackendConfig, ServiceConfig},
+    config::{
+        model::{BackendConfig, ServiceConfig},
+        states::{Admin, BackendState, Forced},
+    },
     core::{
         health::Health,
-        io::{Admin, BackendId, BackendSpec, Forced, ServiceId},
+        io::{BackendId, BackendSpec, ServiceId},
         next_hops::Hop,
         rules::Action,
-        standing,
     },
 };
 
@@ -31,7 +33,7 @@ pub const VERSION: u32 = 1;
 
 /// Everything that a restart must keep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct SavedState {
     /// [`VERSION`].
     pub version: u32,
     /// Which kernel maps belong to it: a number drawn when they were made.
@@ -45,9 +47,9 @@ pub struct State {
     /// The services as the configuration file last said.
     pub file: Vec<ServiceConfig>,
     /// The services as they are.
-    pub services: Vec<ServiceState>,
+    pub services: Vec<SavedService>,
     /// Removed backends that clients may still be known at.
-    pub gone: Vec<GoneState>,
+    pub gone: Vec<SavedGone>,
     /// Free backend ids, next one first, as runs (first, last).
     pub free_ids: Vec<(u16, u16)>,
     /// What is known of the ways to the backends.
@@ -59,7 +61,7 @@ pub struct State {
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ServiceState {
+pub struct SavedService {
     /// Its index.
     pub id: ServiceId,
     /// Its configuration; `backends` is empty, they are below.
@@ -75,14 +77,14 @@ pub struct ServiceState {
     pub tick_seconds: u32,
     /// Its rules for client prefixes.
     #[serde(default)]
-    pub rules: Vec<RuleState>,
+    pub rules: Vec<SavedRule>,
     /// Its backends, in their order.
-    pub backends: Vec<BackendState>,
+    pub backends: Vec<SavedBackend>,
 }
 
 /// A rule for a client prefix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RuleState {
+pub struct SavedRule {
     /// Whose clients.
     pub prefix: IpNet,
     /// What becomes of them.
@@ -95,7 +97,7 @@ pub struct RuleState {
 
 /// A slow start under way.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SlowStartState {
+pub struct SavedSlowStart {
     /// When it began.
     pub since: Moment,
     /// How long it takes.
@@ -106,7 +108,7 @@ pub struct SlowStartState {
 
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BackendState {
+pub struct SavedBackend {
     /// Its row.
     pub id: BackendId,
     /// Its configuration.
@@ -116,7 +118,7 @@ pub struct BackendState {
     /// The verdict of its checks, and those counted towards the next.
     pub health: Health,
     /// What it was shown as.
-    pub state: standing::State,
+    pub state: BackendState,
     /// Since when.
     pub since: Moment,
     /// The operator's drain timeout, instead of the service's.
@@ -130,7 +132,7 @@ pub struct BackendState {
     pub forced: Option<Forced>,
     /// How far its slow start has come.
     #[serde(default)]
-    pub slow_start: Option<SlowStartState>,
+    pub slow_start: Option<SavedSlowStart>,
     /// Whether it came to a service in use, and waits for its next hop.
     pub late: bool,
     /// Known clients at the last sweep.
@@ -143,7 +145,7 @@ pub struct BackendState {
 
 /// A removed backend that clients may still be known at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GoneState {
+pub struct SavedGone {
     /// Its name in the service it was in.
     pub name: String,
     /// Its row.

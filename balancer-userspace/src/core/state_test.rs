@@ -3,14 +3,16 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::{
-    config::model::ServiceConfig,
+    config::{
+        model::ServiceConfig,
+        states::{Admin, BackendState},
+    },
     core::{
         controller::Controller,
         controller_test::{Bench, lines},
         fixture::{KEY, backend, config, name, next_hop, web},
-        io::{Admin, Change, Command, Event},
-        standing,
-        state::{Clocks, State},
+        io::{Change, Command, Event},
+        state::{Clocks, SavedState},
     },
 };
 
@@ -20,7 +22,7 @@ fn remembering() -> ServiceConfig {
     ServiceConfig { remember: Duration::from_secs(3600), ..web() }
 }
 
-fn export(bench: &Bench) -> State {
+fn export(bench: &Bench) -> SavedState {
     let state = bench.controller.export(Clocks { now: bench.now, wall: UNIX_EPOCH + WALL });
     serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap()
 }
@@ -43,7 +45,7 @@ fn a_down_backend_is_down_right_away_and_its_slots_stay_with_the_others() {
     bench.refuse("web/web3");
     let table = bench.service().live_table().to_vec();
     let commands = restart(&mut bench, Duration::from_secs(5), vec![web()]);
-    assert_eq!(bench.shown("web/web3"), (standing::State::Down, "connect: refused".to_owned()));
+    assert_eq!(bench.shown("web/web3"), (BackendState::Down, "connect: refused".to_owned()));
     assert_eq!(bench.service().live_table(), table);
     assert_eq!(commands.iter().filter(|command| matches!(command, Command::StartChecks(_))).count(), 4);
     let back = bench.pass("web/web3");
@@ -60,11 +62,11 @@ fn drains_go_on_and_end_when_they_were_to_end() {
     bench.remove("web/web2");
     restart(&mut bench, Duration::from_secs(40), vec![remembering()]);
     assert_eq!(bench.controller.next_deadline(), Some(bench.now + Duration::from_secs(60)));
-    assert_eq!(bench.shown("web/web1").0, standing::State::Draining);
+    assert_eq!(bench.shown("web/web1").0, BackendState::Draining);
     assert!(bench.controller.backend(&name("web/web2")).unwrap().is_leaving());
     // Its time is over before the next start.
     restart(&mut bench, Duration::from_secs(60), vec![remembering()]);
-    assert_eq!(bench.shown("web/web1").0, standing::State::Drained);
+    assert_eq!(bench.shown("web/web1").0, BackendState::Drained);
     let commands = restart(&mut bench, Duration::from_secs(3600), vec![remembering()]);
     assert!(bench.controller.backend(&name("web/web2")).is_err());
     assert!(lines(&commands).contains(&"backend web/web2 removed, it is drained"), "{:?}", lines(&commands));
@@ -114,7 +116,7 @@ fn a_changed_file_is_taken_over_where_it_has_changed() {
 fn a_state_that_contradicts_itself_is_refused() {
     let bench = Bench::web();
     let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
-    type Spoil = fn(&mut State);
+    type Spoil = fn(&mut SavedState);
     let spoilt: [(Spoil, &str); 4] = [
         (|state| state.services[0].backends[1].id = state.services[0].backends[0].id, "another's"),
         (|state| state.services[0].backends[1].id.0 = 0, "out of range"),

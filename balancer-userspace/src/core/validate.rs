@@ -9,12 +9,12 @@ use std::{
 use balancer_common::map_types::Forwarding;
 
 use crate::{
-    config::model::{BackendConfig, Protocol, ServiceConfig},
-    core::{
-        ids::Ids,
-        io::{BackendName, Refused},
+    config::{
+        model::{BackendConfig, Protocol, ServiceConfig},
+        names::BackendName,
         renames,
     },
+    core::{ids::Ids, io::Refused},
     words::grouped,
 };
 

@@ -4,8 +4,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     api::model::{ClientQuery, ClientView, ForgottenView, RuleView},
+    config::names::BackendName,
     core::{
-        io::{BackendName, Change, Refused},
+        io::{Change, Refused},
         plan::Planned,
     },
     shell::{events::Events, keeper::Request, snapshot::Snapshot},

@@ -19,7 +19,8 @@ use tracing::{info, warn};
 use self::file::EventFile;
 use crate::{
     api::events::{EventView, EventsView},
-    core::io::{BackendName, Change, Moved, Report, ReportLevel},
+    config::names::BackendName,
+    core::io::{Change, Moved, Report, ReportLevel},
     shell::supervisor::Supervisor,
 };
 

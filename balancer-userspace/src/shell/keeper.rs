@@ -31,7 +31,7 @@ use crate::{
     api::model::Changed,
     core::{
         io::{Change, Refused},
-        state::State,
+        state::SavedState,
     },
 };
 
@@ -59,11 +59,11 @@ pub trait Save: Send + 'static {
     ///
     /// # Errors
     /// When it cannot be kept; what was there is then as before.
-    fn save(&mut self, state: &State) -> anyhow::Result<()>;
+    fn save(&mut self, state: &SavedState) -> anyhow::Result<()>;
 }
 
 impl Save for StateFile {
-    fn save(&mut self, state: &State) -> anyhow::Result<()> {
+    fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
         Self::save(self, state)
     }
 }
@@ -163,7 +163,7 @@ impl<F: Save> Keeper<F> {
         }
     }
 
-    fn write(&mut self, state: State, change: Option<Ready>) {
+    fn write(&mut self, state: SavedState, change: Option<Ready>) {
         let Some(mut file) = self.idle.take() else { return };
         self.due = Instant::now() + NOW_AND_THEN;
         let task = tokio::task::spawn_blocking(move || {
@@ -256,11 +256,13 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::core::{
-        controller::Controller,
-        fixture::{KEY, config, now, web},
-        io::BackendName,
-        state::Clocks,
+    use crate::{
+        config::names::BackendName,
+        core::{
+            controller::Controller,
+            fixture::{KEY, config, now, web},
+            state::Clocks,
+        },
     };
 
     /// Panics with the first state.
@@ -269,7 +271,7 @@ mod tests {
     }
 
     impl Save for Broken {
-        fn save(&mut self, _: &State) -> anyhow::Result<()> {
+        fn save(&mut self, _: &SavedState) -> anyhow::Result<()> {
             self.saved += 1;
             assert!(self.saved > 1, "out of paper");
             Ok(())

@@ -20,15 +20,15 @@ use tracing::{error, info};
 pub use self::look::Counting;
 use crate::{
     api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView},
-    config::model::Config,
+    config::{model::Config, names::BackendName},
     core::{
         controller::Controller,
         held::Held,
-        io::{BackendId, BackendName, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
+        io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
         plan::{Plan, Planned},
         report,
         service::{Backend, Service},
-        state::{Clocks, Counters, State},
+        state::{Clocks, Counters, SavedState},
     },
     shell::{
         changes::Changes,
@@ -111,20 +111,20 @@ impl<D: Dataplane> Owner<D> {
     }
 
     /// What a restart must keep.
-    pub fn export(&self) -> State {
+    pub fn export(&self) -> SavedState {
         self.export_of(&self.controller)
     }
 
-    fn export_of(&self, controller: &Controller) -> State {
+    fn export_of(&self, controller: &Controller) -> SavedState {
         let clocks = clocks();
-        State { departed: self.departed.export(clocks), ..controller.export(clocks) }
+        SavedState { departed: self.departed.export(clocks), ..controller.export(clocks) }
     }
 
     /// What a restart would have to keep after a change, and what would be wanted of this machine.
     ///
     /// # Errors
     /// When the change is refused.
-    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<(State, Wanted), Refused> {
+    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<(SavedState, Wanted), Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(Refused::Stale(generation));

@@ -17,7 +17,7 @@ use crate::{
     core::{
         controller::Controller,
         keys,
-        state::{Clocks, Counters, State},
+        state::{Clocks, Counters, SavedState},
     },
 };
 
@@ -68,7 +68,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
     if let (Some(pins), Some(_)) = (pins, notes) {
         pins.histories()?.bring_up_to_date(&mut state);
     }
-    let State { hash_key, key_fingerprint, departed, .. } = (*state).clone();
+    let SavedState { hash_key, key_fingerprint, departed, .. } = (*state).clone();
     let key = config.hash_key.or(hash_key).map_or_else(random_key, Ok)?;
     let clocks = Clocks { now: Instant::now().into_std(), wall: wall() };
     let mut controller = Controller::restore(as_written, key, *state, clocks).map_err(|why| {

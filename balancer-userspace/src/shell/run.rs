@@ -23,9 +23,12 @@ use tracing::{info, warn};
 
 use crate::{
     api::model::{Changed, ForgottenView},
-    config::model::{Config, OnExit},
+    config::{
+        model::{Config, OnExit},
+        names::BackendName,
+    },
     core::{
-        io::{BackendName, Change, Event, Refused},
+        io::{Change, Event, Refused},
         plan::Planned,
     },
     shell::{

@@ -9,10 +9,13 @@ use balancer_common::{
 
 use crate::{
     api::model::{BackendView, HealthView, InterfaceView, ServiceView, StatusView, Verdicts},
-    config::model::Protocol,
+    config::{
+        model::{Protocol, forwarding_word},
+        states::{Admin, BackendState, Forced},
+    },
     core::{
         history::{Counted, History},
-        io::{Admin, BackendId, CheckOutcome, Forced, ServiceId},
+        io::{BackendId, CheckOutcome, ServiceId},
         top::Top,
     },
     shell::changes::LastChange,
@@ -215,8 +218,8 @@ pub struct BackendSnapshot {
     pub admin: Admin,
     /// `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// What follows, one of [`BackendSnapshot::STATES`].
-    pub state: &'static str,
+    /// What follows.
+    pub state: BackendState,
     /// Why; may be empty.
     pub reason: String,
     /// Slots of the live table.
@@ -235,8 +238,8 @@ pub struct BackendSnapshot {
     pub last_check: Option<Duration>,
     /// How it is checked, and what was found.
     pub check: CheckSnapshot,
-    /// How often it entered each of [`BackendSnapshot::STATES`].
-    pub transitions: [u64; BackendSnapshot::STATES.len()],
+    /// How often it entered each of [`BackendState::ALL`].
+    pub transitions: [u64; BackendState::ALL.len()],
 }
 
 /// The health checks of a backend.
@@ -261,23 +264,8 @@ pub struct CheckSnapshot {
 }
 
 impl BackendSnapshot {
-    /// Every state a backend can be shown in.
-    pub const STATES: [&'static str; 7] =
-        ["up", "checking", "draining (health)", "draining", "drained", "down", "maint"];
-
     fn eligible_weight(&self) -> u64 {
         if self.eligible { u64::from(self.weight) } else { 0 }
-    }
-}
-
-/// The configuration's word for a forwarding mode.
-#[must_use]
-pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
-    match forwarding {
-        Forwarding::Dsr => "dsr",
-        Forwarding::Nat => "nat",
-        Forwarding::Ipip => "ipip",
-        Forwarding::Gue => "gue",
     }
 }
 
@@ -338,7 +326,7 @@ impl BackendSnapshot {
             verdict: check.verdict.to_owned(),
             verdict_seconds: check.verdict_age.as_secs_f64(),
             forced: check.forced,
-            state: state.to_owned(),
+            state: state.word().to_owned(),
             reason,
             last_result: last.map(|(result, _)| result.to_owned()),
             last_reason: last.map(|(_, reason)| reason.to_owned()).unwrap_or_default(),
@@ -358,14 +346,9 @@ impl From<BackendSnapshot> for BackendView {
             address: backend.address.to_string(),
             weight: backend.weight,
             backup: backend.backup,
-            admin: match backend.admin {
-                Admin::Ready => "ready",
-                Admin::Drain => "drain",
-                Admin::Maint => "maint",
-            }
-            .to_owned(),
+            admin: backend.admin.word().to_owned(),
             health: backend.health.to_owned(),
-            state: backend.state.to_owned(),
+            state: backend.state.word().to_owned(),
             drain_seconds_left: backend.drain_deadline.map(|left| left.as_secs()),
             reason: backend.reason,
             slots: backend.slots,

@@ -20,7 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::core::state::{State, VERSION};
+use crate::core::state::{SavedState, VERSION};
 
 /// Largest file read, in bytes; far above what the largest state needs.
 const MAX_SIZE: u64 = 256 << 20;
@@ -40,9 +40,9 @@ pub enum Loaded {
     /// There is none.
     Nothing,
     /// The state.
-    State(Box<State>),
+    State(Box<SavedState>),
     /// The state before the last one, and why.
-    Previous(Box<State>, String),
+    Previous(Box<SavedState>, String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -157,7 +157,7 @@ impl StateFile {
     ///
     /// # Errors
     /// Where the kernel refuses; the file is then as before.
-    pub fn save(&mut self, state: &State) -> anyhow::Result<()> {
+    pub fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
         let cannot = || format!("cannot write the state file {}", self.path.display());
         let text = seal(state).with_context(cannot)?;
         let new = with_suffix(&self.path, "new");
@@ -213,14 +213,14 @@ fn checksum(version: u32, body: &str) -> String {
     format!("{:08x}", hasher.finalize())
 }
 
-fn seal(state: &State) -> anyhow::Result<String> {
+fn seal(state: &SavedState) -> anyhow::Result<String> {
     let body = serde_json::value::to_raw_value(state)?;
     let checksum = checksum(state.version, body.get());
     let envelope = Envelope { balancer_state: state.version, checksum: &checksum, body: &body };
     Ok(serde_json::to_string(&envelope)? + "\n")
 }
 
-fn read(path: &Path) -> Result<State, Bad> {
+fn read(path: &Path) -> Result<SavedState, Bad> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {
         Ok(_) => open_sealed(&bytes),
@@ -229,7 +229,7 @@ fn read(path: &Path) -> Result<State, Bad> {
     }
 }
 
-fn open_sealed(bytes: &[u8]) -> Result<State, Bad> {
+fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
     let broken = |error: serde_json::Error| Bad::Broken(format!("it is not a state file, or not a whole one: {error}"));
     let text = std::str::from_utf8(bytes).map_err(|_| Bad::Broken("it is not text".to_owned()))?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(broken)?;
@@ -255,11 +255,11 @@ mod tests {
         state::Clocks,
     };
 
-    fn state(generation: u64) -> State {
+    fn state(generation: u64) -> SavedState {
         let mut controller = Controller::new(config(vec![web()]), KEY);
         let now = now();
         controller.start(now);
-        State { generation, ..controller.export(Clocks { now, wall: UNIX_EPOCH }) }
+        SavedState { generation, ..controller.export(Clocks { now, wall: UNIX_EPOCH }) }
     }
 
     fn place() -> (TempDir, PathBuf) {
@@ -348,7 +348,7 @@ mod tests {
         let (_directory, path) = place();
         let mut file = StateFile::open(&path).unwrap();
         file.save(&state(1)).unwrap();
-        file.save(&State { version: VERSION + 1, ..state(2) }).unwrap();
+        file.save(&SavedState { version: VERSION + 1, ..state(2) }).unwrap();
         let error = file.load().unwrap_err().to_string();
         assert!(error.contains("is of version 2, this controller reads up to 1"), "{error}");
     }

@@ -10,9 +10,12 @@ use std::{
 
 use balancer::{
     api::model::{Changed, ClientView, ForgottenView, MoveView, PlanView, RuleView},
-    config::model::Protocol,
+    config::{
+        model::Protocol,
+        states::{Admin, BackendState},
+    },
     core::{
-        io::{Admin, BackendId, Change, CheckOutcome, Refused, ServiceId},
+        io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
         plan::Planned,
         rules::Action,
     },
@@ -92,10 +95,10 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Snapshot { reply } => {
                 looked += 1;
                 let state = match admin {
-                    Admin::Ready => "up",
-                    Admin::Drain if looked < 2 => "draining",
-                    Admin::Drain => "drained",
-                    Admin::Maint => "maint",
+                    Admin::Ready => BackendState::Up,
+                    Admin::Drain if looked < 2 => BackendState::Draining,
+                    Admin::Drain => BackendState::Drained,
+                    Admin::Maint => BackendState::Maint,
                 };
                 let _ = reply.send(Ok(snapshot(admin, state)));
             }
@@ -211,7 +214,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
 }
 
 /// What the controller shows, with this state of `web1`.
-pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
+pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
         id: BackendId(1),
         name: name.to_owned(),
@@ -223,8 +226,8 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
         state,
         reason: String::new(),
         slots,
-        known_clients: if state == "draining" { 214 } else { 0 },
-        drain_deadline: (state == "draining").then_some(Duration::from_secs(192)),
+        known_clients: if state == BackendState::Draining { 214 } else { 0 },
+        drain_deadline: (state == BackendState::Draining).then_some(Duration::from_secs(192)),
         eligible: true,
         stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
         checks: [10, 0, 1],
@@ -273,7 +276,7 @@ pub(crate) fn snapshot(admin: Admin, state: &'static str) -> Snapshot {
             service(
                 "web",
                 Protocol::Tcp,
-                vec![backend("web1", admin, state, 32_769), backend("web2", Admin::Ready, "up", 32_768)],
+                vec![backend("web1", admin, state, 32_769), backend("web2", Admin::Ready, BackendState::Up, 32_768)],
             ),
             service("dns", Protocol::Udp, vec![]),
         ],

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use balancer::shell::snapshot::forwarding_word;
+use balancer::config::model::forwarding_word;
 use balancer_common::map_types::Forwarding;
 
 use crate::{

@@ -11,6 +11,7 @@ use ratatui::{
 use super::{causes, name, ratio, share};
 use crate::{
     api::statistics::{BackendShare, StatsView},
+    config::states::BackendState,
     words::grouped,
 };
 
@@ -127,7 +128,7 @@ fn share_line(backend: &BackendShare, most: f64) -> Line<'static> {
             (false, false) => ' ',
         })
         .collect();
-    let color = if backend.state == "up" { Color::Green } else { Color::Yellow };
+    let color = if backend.state == BackendState::Up.word() { Color::Green } else { Color::Yellow };
     Line::from(vec![
         Span::raw(format!("{:<14.14} {:<16.16} ", backend.name, backend.state)),
         Span::styled(bar, Style::default().fg(color)),

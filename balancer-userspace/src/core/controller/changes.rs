@@ -7,9 +7,13 @@ use std::{
 
 use super::{Controller, settle::Settled};
 use crate::{
-    config::model::{BackendConfig, ServiceConfig},
+    config::{
+        model::{BackendConfig, ServiceConfig},
+        names::BackendName,
+        states::{Admin, Forced},
+    },
     core::{
-        io::{Admin, BackendName, Change, Command, Forced, Refused},
+        io::{Change, Command, Refused},
         report,
         service::Service,
         table::{Footing, Moves},

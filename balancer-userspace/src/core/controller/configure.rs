@@ -8,12 +8,16 @@ use std::{
 
 use super::{Controller, settings::Differences, settle::Settled};
 use crate::{
-    config::model::{BackendConfig, ServiceConfig},
+    config::{
+        model::{BackendConfig, ServiceConfig},
+        names::BackendName,
+        renames::{self, under_new_names},
+        states::Admin,
+    },
     core::{
         ids::Ids,
-        io::{Admin, BackendName, Command, Refused, Report, ReportLevel, ServiceId},
+        io::{Command, Refused, Report, ReportLevel, ServiceId},
         merge::merge,
-        renames::{self, under_new_names},
         service::{Backend, Service},
         table::Moves,
         validate,

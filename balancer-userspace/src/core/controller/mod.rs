@@ -21,12 +21,15 @@ use std::{
 use balancer_common::client::HashKey;
 
 use crate::{
-    config::model::{Config, ServiceConfig},
+    config::{
+        model::{Config, ServiceConfig},
+        names::BackendName,
+    },
     core::{
         ids::Ids,
         io::{
-            BackendId, BackendName, BackendSpec, CheckNumber, CheckOutcome, Command, Event, Refused, Report,
-            ReportLevel, ServiceId, ServiceSpec,
+            BackendId, BackendSpec, CheckNumber, CheckOutcome, Command, Event, Refused, Report, ReportLevel, ServiceId,
+            ServiceSpec,
         },
         next_hops::NextHops,
         service::{Backend, Service},

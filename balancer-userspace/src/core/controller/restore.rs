@@ -12,7 +12,7 @@ use crate::{
         keys,
         next_hops::NextHops,
         service::Service,
-        state::{Clocks, GoneState, State, VERSION},
+        state::{Clocks, SavedGone, SavedState, VERSION},
         validate,
     },
 };
@@ -20,8 +20,8 @@ use crate::{
 impl Controller {
     /// What a later [`restore`](Self::restore) needs.
     #[must_use]
-    pub fn export(&self, clocks: Clocks) -> State {
-        State {
+    pub fn export(&self, clocks: Clocks) -> SavedState {
+        SavedState {
             version: VERSION,
             instance: self.instance,
             generation: self.generation,
@@ -32,7 +32,7 @@ impl Controller {
             gone: self
                 .gone
                 .iter()
-                .map(|gone| GoneState { name: gone.name.clone(), row: gone.row.clone(), known: gone.known })
+                .map(|gone| SavedGone { name: gone.name.clone(), row: gone.row.clone(), known: gone.known })
                 .collect(),
             free_ids: self.ids.runs(),
             next_hops: self.hops.all().map(|(address, hop)| (address, hop.clone())).collect(),
@@ -45,7 +45,7 @@ impl Controller {
     ///
     /// # Errors
     /// What in the state contradicts itself, in one line.
-    pub fn restore(config: Config, key: HashKey, state: State, clocks: Clocks) -> Result<Self, String> {
+    pub fn restore(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         consistent(&state)?;
         let mut this = Self::new(config, key);
         this.restored = true;
@@ -77,7 +77,7 @@ impl Controller {
 }
 
 /// Checks what the controller relies on and a file made by somebody else may lack.
-fn consistent(state: &State) -> Result<(), String> {
+fn consistent(state: &SavedState) -> Result<(), String> {
     let mut services = HashMap::new();
     let mut backends = HashSet::new();
     let mut configs = Vec::new();

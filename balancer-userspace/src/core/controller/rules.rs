@@ -6,10 +6,13 @@ use balancer_common::map_types::MAX_RULES;
 use ipnet::IpNet;
 
 use super::Controller;
-use crate::core::{
-    io::{BackendName, Command, Refused, Report, ReportLevel},
-    rules::{self, Action, Rule, Rules},
-    service::Service,
+use crate::{
+    config::names::BackendName,
+    core::{
+        io::{Command, Refused, Report, ReportLevel},
+        rules::{self, Action, Rule, Rules},
+        service::Service,
+    },
 };
 
 impl Controller {

@@ -19,12 +19,15 @@ use std::{
 use balancer_common::verdict::MoveCause;
 
 use super::{Controller, Gone};
-use crate::core::{
-    io::{BackendName, BackendSpec, CheckNumber, Command, ServiceId, ServiceSpec},
-    next_hops::NextHops,
-    report,
-    service::{Backend, Service},
-    table::Moves,
+use crate::{
+    config::names::BackendName,
+    core::{
+        io::{BackendSpec, CheckNumber, Command, ServiceId, ServiceSpec},
+        next_hops::NextHops,
+        report,
+        service::{Backend, Service},
+        table::Moves,
+    },
 };
 
 /// What became different.

@@ -12,19 +12,21 @@ use balancer_common::{
 
 use super::plane::DataPlane;
 use crate::{
-    config::model::{CheckKind, FailureAction, ServiceConfig, WhenAllDown},
+    config::{
+        model::{CheckKind, FailureAction, ServiceConfig, WhenAllDown},
+        renames::Named as _,
+        states::{Admin, BackendState, Forced},
+    },
     core::{
         controller::Controller,
         fixture::KEY,
         health::{FailureKind, Verdict},
-        io::{Admin, BackendId, BackendSpec, CheckSpec, Forced, RuleAction},
+        io::{BackendId, BackendSpec, CheckSpec, RuleAction},
         keys,
         maglev::{self, Member},
         next_hops::Hop,
-        renames::Named as _,
         rules::Action,
         service::{Backend, Service},
-        standing::State,
         table::Footing,
     },
 };
@@ -79,8 +81,8 @@ impl Drains {
     /// A restart counts sweeps anew, except of those that are shown to be over.
     pub(super) fn restarted(&mut self, controller: &Controller) {
         for backend in controller.services().iter().flat_map(Service::backends) {
-            let over =
-                backend.state() == State::Drained || backend.state() == State::Down && backend.admin() == Admin::Ready;
+            let over = backend.state() == BackendState::Drained
+                || backend.state() == BackendState::Down && backend.admin() == Admin::Ready;
             if let Some(drain) = self.0.get_mut(&backend.id()).filter(|_| !over) {
                 drain.empty_sweeps = 0;
             }

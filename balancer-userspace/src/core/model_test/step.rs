@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::{prelude::*, sample::Index};
 
-use crate::core::io::{Admin, Forced};
+use crate::config::states::{Admin, Forced};
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {

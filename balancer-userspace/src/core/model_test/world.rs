@@ -15,21 +15,21 @@ use super::{
     step::{Edit, Step},
 };
 use crate::{
-    config::model::{CheckKind, Failback, FailureAction, ServiceConfig, WhenAllDown},
+    config::{
+        model::{CheckKind, Failback, FailureAction, ServiceConfig, WhenAllDown},
+        names::BackendName,
+        renames::{Named as _, under_new_names},
+        states::{Admin, BackendState},
+    },
     core::{
         controller::Controller,
         fixture::{KEY, backend, check, config, next_hop, now, service},
-        io::{
-            Admin, BackendId, BackendName, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused,
-            ServiceId,
-        },
+        io::{BackendId, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused, ServiceId},
         merge::merge,
         next_hops::Hop,
         plan::Plan,
-        renames::{Named as _, under_new_names},
         rules::Action,
         service::{Backend, Service},
-        standing::State,
         state::Clocks,
     },
 };
@@ -56,7 +56,7 @@ fn services() -> Vec<ServiceConfig> {
 }
 
 /// Configuration, generation, live table and the backends' states.
-type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(State, Admin)>);
+type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(BackendState, Admin)>);
 
 /// From whom to whom: slots and clients.
 type Pair = (Option<String>, Option<String>, (u32, u64));
@@ -580,7 +580,9 @@ fn all_there(service: &Service) -> bool {
     service.backends().iter().all(|backend| backend.deadline().is_none())
         && primaries.clone().count() > 0
         && primaries.clone().all(Backend::takes_new_clients)
-        && primaries.clone().all(|backend| backend.state() == State::Up || backend.state() == State::Checking)
+        && primaries
+            .clone()
+            .all(|backend| backend.state() == BackendState::Up || backend.state() == BackendState::Checking)
 }
 
 fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {

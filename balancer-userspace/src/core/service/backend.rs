@@ -8,13 +8,17 @@ use std::{
 use balancer_common::verdict::MoveCause;
 
 use crate::{
-    config::model::{BackendConfig, CheckConfig},
+    config::{
+        model::{BackendConfig, CheckConfig},
+        names::BackendName,
+        states::{Admin, BackendState, Forced},
+    },
     core::{
         health::Health,
-        io::{Admin, BackendId, BackendName, BackendSpec, CheckNumber, CheckOutcome, Forced},
+        io::{BackendId, BackendSpec, CheckNumber, CheckOutcome},
         next_hops::{Hop, NextHops},
         report::Transition,
-        standing::{HealthFact, Standing, State},
+        standing::{HealthFact, Standing},
         table::STEPS,
     },
 };
@@ -45,7 +49,7 @@ pub struct Backend {
     pub(super) verdict_since: Instant,
     /// What the operator says instead of the checks.
     pub(super) forced: Option<Forced>,
-    pub(super) transitions: [u64; State::ALL.len()],
+    pub(super) transitions: [u64; BackendState::ALL.len()],
     /// What the shell was last told.
     pub(crate) told: Told,
     /// Whether whoever checks it must forget what has been counted.
@@ -155,7 +159,7 @@ impl Backend {
             last_check: None,
             verdict_since: now,
             forced: None,
-            transitions: [0; State::ALL.len()],
+            transitions: [0; BackendState::ALL.len()],
             told: Told::default(),
             checked_anew: false,
         }
@@ -211,8 +215,8 @@ impl Backend {
 
     /// What it is shown as.
     #[must_use]
-    pub fn state(&self) -> State {
-        self.assessment.as_ref().map_or(State::Checking, |assessment| assessment.standing.state)
+    pub fn state(&self) -> BackendState {
+        self.assessment.as_ref().map_or(BackendState::Checking, |assessment| assessment.standing.state)
     }
 
     /// Why, in a few words; empty when there is nothing to explain.
@@ -292,9 +296,9 @@ impl Backend {
         }
     }
 
-    /// How often it entered each of [`State::ALL`]. The state it was first in is not counted.
+    /// How often it entered each of [`BackendState::ALL`]. The state it was first in is not counted.
     #[must_use]
-    pub const fn transitions(&self) -> [u64; State::ALL.len()] {
+    pub const fn transitions(&self) -> [u64; BackendState::ALL.len()] {
         self.transitions
     }
 
@@ -383,7 +387,7 @@ impl Backend {
     pub(super) fn begins(&self, assessment: &Assessment) -> bool {
         let before = self.assessment.as_ref().map(|before| before.standing);
         let absent = match before {
-            Some(before) => !before.takes_new && (self.late || before.state != State::Checking),
+            Some(before) => !before.takes_new && (self.late || before.state != BackendState::Checking),
             None => self.late,
         };
         assessment.standing.takes_new && absent

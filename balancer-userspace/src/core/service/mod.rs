@@ -4,36 +4,36 @@ mod backend;
 mod restore;
 mod rules;
 
-pub use backend::Backend;
-pub(crate) use backend::ToldCheck;
-use backend::{Assessment, Drain, SlowStart};
-
 use std::{
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use backend::{Assessment, Drain, SlowStart};
 use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 
 use crate::{
-    config::model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
+    config::{
+        model::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
+        names::BackendName,
+        renames::Named as _,
+        states::{Admin, BackendState, Forced},
+    },
     core::{
         health::{FailureKind, Verdict},
-        io::{
-            Admin, BackendName, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, Forced, RuleSpec, ServiceId,
-            ServiceSpec,
-        },
+        io::{BackendSpec, CheckNumber, CheckOutcome, CheckSpec, RuleSpec, ServiceId, ServiceSpec},
         keys,
         maglev::Member,
         next_hops::{self, Hop, NextHops},
-        renames::Named as _,
         report::Transition,
         rules::Rules,
-        standing::{HealthFact, Situation, Standing, State},
+        standing::{HealthFact, Situation, Standing},
         table::{Builder, Candidate, Footing, Moves, STEPS, Shares},
     },
 };
+pub use backend::Backend;
+pub(crate) use backend::ToldCheck;
 
 fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
     Clock::tick_after(tick_seconds, u32::try_from(remember.as_secs()).unwrap_or(u32::MAX))
@@ -367,7 +367,7 @@ impl Service {
         };
         let mut standing = situation.standing();
         if backend.waits_for_next_hop(hops) && standing.takes_new {
-            standing = Standing { takes_new: false, state: State::Checking, ..standing };
+            standing = Standing { takes_new: false, state: BackendState::Checking, ..standing };
             reason = "its next hop is not known yet".to_owned();
         }
         if backend.admin == Admin::Maint {
@@ -375,7 +375,7 @@ impl Service {
         } else if reason.is_empty() {
             if let Some((failures, why)) = backend.health.failing() {
                 reason = format!("{why}, {failures} of {} failures", check.fall);
-            } else if standing.state == State::Checking && !standing.takes_new {
+            } else if standing.state == BackendState::Checking && !standing.takes_new {
                 reason = "no verdict yet, start_down = true".to_owned();
             } else if standing.takes_new && backend.config.weight == 0 {
                 reason = "weight 0".to_owned();

@@ -5,17 +5,18 @@ use std::time::Instant;
 use balancer_common::client::HashKey;
 
 use super::{Backend, Drain, Service, SlowStart};
-use crate::core::{
-    io::Admin,
-    next_hops::NextHops,
-    rules::Rule,
-    standing::State,
-    state::{BackendState, Clocks, RuleState, ServiceState, SlowStartState},
+use crate::{
+    config::states::{Admin, BackendState},
+    core::{
+        next_hops::NextHops,
+        rules::Rule,
+        state::{Clocks, SavedBackend, SavedRule, SavedService, SavedSlowStart},
+    },
 };
 
 impl Service {
-    pub(crate) fn export(&self, clocks: Clocks) -> ServiceState {
-        ServiceState {
+    pub(crate) fn export(&self, clocks: Clocks) -> SavedService {
+        SavedService {
             id: self.id,
             settings: self.settings.clone(),
             table_generation: self.generation,
@@ -25,7 +26,7 @@ impl Service {
             rules: self
                 .rules
                 .iter()
-                .map(|rule| RuleState {
+                .map(|rule| SavedRule {
                     prefix: rule.prefix,
                     action: rule.action.clone(),
                     ends: rule.ends.map(|ends| clocks.moment(ends)),
@@ -36,19 +37,19 @@ impl Service {
     }
 
     /// The service as it was. Its table, which follows from the rest, is not there before a refresh.
-    pub(crate) fn restored(state: ServiceState, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
+    pub(crate) fn restored(state: SavedService, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
         let mut this = Self::new(state.id, state.settings, fleet);
         // The refresh counts the table as one more.
         this.generation = state.table_generation.saturating_sub(1);
         if state.tick_seconds > 0 {
             this.tick_seconds = state.tick_seconds;
         }
-        for RuleState { prefix, action, ends } in state.rules {
+        for SavedRule { prefix, action, ends } in state.rules {
             this.rules.set(Rule { prefix, action, ends: ends.map(|ends| clocks.instant(ends)) });
         }
         this.required = state.slots_moved_required;
         this.needless = state.slots_moved_needless;
-        let shown: Vec<State> = state.backends.iter().map(|backend| backend.state).collect();
+        let shown: Vec<BackendState> = state.backends.iter().map(|backend| backend.state).collect();
         this.backends = state.backends.into_iter().map(|backend| Backend::restored(backend, clocks)).collect();
         for (index, shown) in shown.into_iter().enumerate() {
             this.reassess(index, shown, hops, clocks.now);
@@ -58,7 +59,7 @@ impl Service {
 
     /// Assesses a restored backend that was `shown` so. What has changed since, such as a drain that has come to its
     /// end, counts as a transition.
-    fn reassess(&mut self, index: usize, shown: State, hops: &NextHops, now: Instant) {
+    fn reassess(&mut self, index: usize, shown: BackendState, hops: &NextHops, now: Instant) {
         let Some(backend) = self.backends.get(index) else { return };
         let assessment = self.assess(backend, hops, now);
         let state = assessment.standing.state;
@@ -74,8 +75,8 @@ impl Service {
 }
 
 impl Backend {
-    fn export(&self, clocks: Clocks) -> BackendState {
-        BackendState {
+    fn export(&self, clocks: Clocks) -> SavedBackend {
+        SavedBackend {
             id: self.id,
             config: self.config.clone(),
             admin: self.admin,
@@ -86,7 +87,7 @@ impl Backend {
             drain_until: self.drain.until.map(|until| clocks.moment(until)),
             leaving: self.leaving,
             forced: self.forced,
-            slow_start: self.slow_start.map(|slow_start| SlowStartState {
+            slow_start: self.slow_start.map(|slow_start| SavedSlowStart {
                 since: clocks.moment(slow_start.since),
                 lasts: slow_start.lasts,
                 step: slow_start.step,
@@ -98,16 +99,20 @@ impl Backend {
         }
     }
 
-    fn restored(state: BackendState, clocks: Clocks) -> Self {
+    fn restored(state: SavedBackend, clocks: Clocks) -> Self {
         let mut this = Self::new(state.id, state.config, state.late, clocks.now);
         this.admin = state.admin;
         this.health = state.health;
         this.since = clocks.instant(state.since);
         // What was drained stays so. Other sweeps are counted anew: one may have passed by what came meanwhile.
         let drained = match state.state {
-            State::Drained => true,
-            State::Down => state.admin == Admin::Ready,
-            State::Up | State::Checking | State::DrainingHealth | State::Draining | State::Maint => false,
+            BackendState::Drained => true,
+            BackendState::Down => state.admin == Admin::Ready,
+            BackendState::Up
+            | BackendState::Checking
+            | BackendState::DrainingHealth
+            | BackendState::Draining
+            | BackendState::Maint => false,
         };
         this.drain = Drain {
             timeout: state.drain_timeout,
@@ -116,7 +121,7 @@ impl Backend {
         };
         this.leaving = state.leaving;
         this.forced = state.forced;
-        this.slow_start = state.slow_start.map(|SlowStartState { since, lasts, step }| SlowStart {
+        this.slow_start = state.slow_start.map(|SavedSlowStart { since, lasts, step }| SlowStart {
             since: clocks.instant(since),
             lasts,
             step,

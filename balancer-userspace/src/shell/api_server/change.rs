@@ -3,8 +3,8 @@
 use super::failure::Failure;
 use crate::{
     api::model::{AddBackend, PlanRequest, SetAdmin},
-    config::value,
-    core::io::{Admin, BackendName, Change},
+    config::{names::BackendName, states::Admin, value},
+    core::io::Change,
 };
 
 /// A right [`AddBackend`].

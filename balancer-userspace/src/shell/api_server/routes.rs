@@ -21,17 +21,15 @@ use super::{
     statistics,
 };
 use crate::{
-    api::MAX_CONFIGURATION_BODY,
-    api::model::{
-        Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView,
-        HealthView, PlanView, RuleView, RuleWord, ServiceView, SetRule, SetWeight, StatusView,
+    api::{
+        MAX_CONFIGURATION_BODY,
+        model::{
+            Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth,
+            ForgottenView, HealthView, PlanView, RuleView, RuleWord, ServiceView, SetRule, SetWeight, StatusView,
+        },
     },
-    config::{self, value},
-    core::{
-        io::{BackendName, Change, Forced},
-        plan::clients_moved,
-        rules::Action,
-    },
+    config::{self, names::BackendName, states::Forced, value},
+    core::{io::Change, plan::clients_moved, rules::Action},
     shell::{
         call::{Call, Calls},
         keeper::Request,

@@ -131,7 +131,7 @@ fn view(service: &ServiceSnapshot, top_clients: Vec<TopClient>) -> StatsView {
             .zip(service.shares())
             .map(|(backend, (share, expected_share))| BackendShare {
                 name: backend.name.clone(),
-                state: backend.state.to_owned(),
+                state: backend.state.word().to_owned(),
                 share,
                 expected_share,
                 known_clients: backend.known_clients,

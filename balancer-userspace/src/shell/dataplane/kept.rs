@@ -24,7 +24,7 @@ use super::{
 use crate::{
     core::{
         io::{BackendId, ServiceId},
-        state::State,
+        state::SavedState,
     },
     shell::host::HostChanges,
 };
@@ -188,7 +188,7 @@ impl Histories {
     }
 
     /// Takes over what has been counted since the state was saved.
-    pub fn bring_up_to_date(&self, state: &mut State) {
+    pub fn bring_up_to_date(&self, state: &mut SavedState) {
         for service in &mut state.services {
             let kept: ServiceHistory = load(&self.services, usize::from(service.id.0));
             service.table_generation = service.table_generation.max(kept.table_generation);

@@ -6,6 +6,7 @@ use balancer_common::verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, 
 
 use super::text::{Kind, Text};
 use crate::{
+    config::states::BackendState,
     core::top::By,
     shell::snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
 };
@@ -289,7 +290,7 @@ fn health(encoder: &mut Text, services: &[ServiceSnapshot]) {
         "backend_state",
         "1 for the state that the backend is in, 0 for the others.",
         backends(services).flat_map(|([service, name], backend)| {
-            BackendSnapshot::STATES.map(|state| ([service, name, ("state", state)], u32::from(backend.state == state)))
+            BackendState::ALL.map(|state| ([service, name, ("state", state.word())], u32::from(backend.state == state)))
         }),
     );
     counters(
@@ -297,10 +298,10 @@ fn health(encoder: &mut Text, services: &[ServiceSnapshot]) {
         "backend_transitions",
         "How often the backend entered a state.",
         backends(services).flat_map(|([service, name], backend)| {
-            BackendSnapshot::STATES
+            BackendState::ALL
                 .into_iter()
                 .zip(backend.transitions)
-                .map(move |(state, times)| ([service, name, ("to", state)], times))
+                .map(move |(state, times)| ([service, name, ("to", state.word())], times))
         }),
     );
     counters(
@@ -330,12 +331,12 @@ pub(super) mod tests {
 
     use super::*;
     use crate::{
-        config::model::Protocol,
-        core::io::{Admin, BackendId, ServiceId},
+        config::{model::Protocol, states::Admin},
+        core::io::{BackendId, ServiceId},
         shell::snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceStatistics},
     };
 
-    fn backend(name: &str, weight: u16, state: &'static str, connections: u64) -> BackendSnapshot {
+    fn backend(name: &str, weight: u16, state: BackendState, connections: u64) -> BackendSnapshot {
         let mut decisions = [0; Decision::COUNT];
         decisions[Decision::Stateless.index()] = connections;
         BackendSnapshot {
@@ -351,7 +352,7 @@ pub(super) mod tests {
             slots: 20_000,
             known_clients: 0,
             drain_deadline: None,
-            eligible: state == "up",
+            eligible: state == BackendState::Up,
             stats: BackendStats {
                 packets: connections * 10,
                 bytes: connections * 1000,
@@ -360,7 +361,7 @@ pub(super) mod tests {
                 ..BackendStats::default()
             },
             checks: [5, 2, 1],
-            last_check: (state == "up").then_some(Duration::from_micros(1500)),
+            last_check: (state == BackendState::Up).then_some(Duration::from_micros(1500)),
             check: CheckSnapshot {
                 target: "10.0.0.11:8080".parse().unwrap(),
                 words: "tcp".to_owned(),
@@ -407,9 +408,9 @@ pub(super) mod tests {
             departed: Vec::new(),
             gone: Vec::new(),
             backends: vec![
-                backend("web1", 100, "up", 30),
-                backend("web2", 300, "up", 60),
-                backend("web3", 100, "down", 10),
+                backend("web1", 100, BackendState::Up, 30),
+                backend("web2", 300, BackendState::Up, 60),
+                backend("web3", 100, BackendState::Down, 10),
             ],
         };
         Snapshot {

@@ -102,7 +102,7 @@ impl<D: Dataplane> Owner<D> {
                         backup: backend.is_backup(),
                         admin: backend.admin(),
                         health: backend.health_word(),
-                        state: backend.state().word(),
+                        state: backend.state(),
                         reason: backend.reason().to_owned(),
                         slots: backend.slots(),
                         known_clients: backend.known_clients(),

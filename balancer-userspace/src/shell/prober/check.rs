@@ -11,8 +11,11 @@ use tokio::{
 
 use super::{exec::Program, http::Question, service_path::Ways};
 use crate::{
-    config::model::{CheckConfig, CheckKind, Via},
-    core::io::{BackendId, BackendName, CheckOutcome},
+    config::{
+        model::{CheckConfig, CheckKind, Via},
+        names::BackendName,
+    },
+    core::io::{BackendId, CheckOutcome},
 };
 
 /// What may be under way between a question and its connection, in bytes.

@@ -27,8 +27,8 @@ use tokio::{
 
 use super::check::timed_out;
 use crate::{
-    config::model::ExecCheck,
-    core::io::{BackendName, CheckOutcome},
+    config::{model::ExecCheck, names::BackendName},
+    core::io::CheckOutcome,
 };
 
 /// How much of the first line of output is told, in characters.

@@ -27,7 +27,7 @@ pub(super) struct HistoryFile(LineFile);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Moment {
+struct HistoryLine {
     /// Milliseconds since the machine started.
     at: u64,
     services: BTreeMap<String, Counted>,
@@ -41,7 +41,7 @@ impl HistoryFile {
 
     /// Keeps what the services have counted `at` a time since the machine started.
     pub(super) fn keep(&mut self, at: Duration, services: BTreeMap<String, Counted>) {
-        if let Ok(line) = serde_json::to_vec(&Moment { at: at.as_millis() as u64, services }) {
+        if let Ok(line) = serde_json::to_vec(&HistoryLine { at: at.as_millis() as u64, services }) {
             self.0.append(line);
         }
     }
@@ -52,7 +52,7 @@ impl HistoryFile {
 pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, History> {
     let mut histories: HashMap<String, History> = HashMap::new();
     for line in lines::read(&path(state_file), MOMENTS) {
-        let Ok(Moment { at, services }) = serde_json::from_slice(&line) else { continue };
+        let Ok(HistoryLine { at, services }) = serde_json::from_slice(&line) else { continue };
         let at = Duration::from_millis(at);
         if at > now {
             continue;

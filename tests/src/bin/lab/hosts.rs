@@ -11,8 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use balancer::api::model::StatusView;
-use balancer::shell::snapshot::forwarding_word;
+use balancer::{api::model::StatusView, config::model::forwarding_word};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     backend::{self, Backend},

@@ -8,6 +8,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::service::service;
 use crate::{
     api::events::EventView,
+    config::states::BackendState,
     shell::snapshot::{BackendSnapshot, MemorySnapshot, Snapshot},
     words::{counted, grouped},
 };
@@ -74,7 +75,10 @@ fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Markup {
 /// Backends that are not up, as `service/name`.
 fn troubled(snapshot: &Snapshot) -> impl Iterator<Item = (String, &BackendSnapshot)> {
     snapshot.services.iter().flat_map(|service| {
-        let down = service.backends.iter().filter(|backend| !matches!(backend.state, "up" | "checking"));
+        let down = service
+            .backends
+            .iter()
+            .filter(|backend| !matches!(backend.state, BackendState::Up | BackendState::Checking));
         down.map(|backend| (format!("{}/{}", service.name, backend.name), backend))
     })
 }
@@ -95,8 +99,8 @@ fn summary(snapshot: &Snapshot) -> String {
     let all: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
     let troubled: Vec<String> = troubled(snapshot)
         .map(|(name, backend)| match backend.reason.as_str() {
-            "" => format!("{name} {}", backend.state),
-            reason => format!("{name} {} ({reason})", backend.state),
+            "" => format!("{name} {}", backend.state.word()),
+            reason => format!("{name} {} ({reason})", backend.state.word()),
         })
         .collect();
     if troubled.is_empty() {

@@ -7,8 +7,12 @@ use maud::{Markup, html};
 
 use super::chart::{Stretch, bars, stretches};
 use crate::{
-    core::{history::Counted, io::Admin, top::By},
-    shell::snapshot::{BackendSnapshot, ServiceSnapshot, forwarding_word},
+    config::{
+        model::forwarding_word,
+        states::{Admin, BackendState},
+    },
+    core::{history::Counted, top::By},
+    shell::snapshot::{BackendSnapshot, ServiceSnapshot},
     words::grouped,
 };
 
@@ -169,16 +173,16 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
 /// The state as a word, with a sign and a colour that say the same.
 fn state(backend: &BackendSnapshot) -> Markup {
     let (class, sign) = match backend.state {
-        "up" => ("good", "●"),
-        "checking" => ("wait", "○"),
-        "drained" => ("wait", "◌"),
-        "down" => ("bad", "✕"),
-        "maint" => ("bad", "■"),
-        _ => ("wait", "◐"),
+        BackendState::Up => ("good", "●"),
+        BackendState::Checking => ("wait", "○"),
+        BackendState::Drained => ("wait", "◌"),
+        BackendState::Down => ("bad", "✕"),
+        BackendState::Maint => ("bad", "■"),
+        BackendState::Draining | BackendState::DrainingHealth => ("wait", "◐"),
     };
     let time = backend.drain_deadline.map(whole_seconds);
     html! {
-        span.state.(class) { span aria-hidden="true" { (sign) " " } (backend.state) }
+        span.state.(class) { span aria-hidden="true" { (sign) " " } (backend.state.word()) }
         @if let Some(time) = time { " " span.quiet { "at most " (time) } }
         @if backend.weight == 0 && backend.admin == Admin::Ready { " " span.quiet { "takes no new clients" } }
         @if backend.backup { " " span.quiet { "backup" } }

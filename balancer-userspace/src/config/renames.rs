@@ -86,8 +86,7 @@ pub(crate) fn text<N: Named>(first: &N, second: &N) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::core::fixture::backend;
+    use crate::{config::renames::*, core::fixture::backend};
 
     /// Backends of `NAME` or `NAME<OLD` words.
     fn backends(words: &[&str]) -> Vec<BackendConfig> {
