@@ -1,5 +1,5 @@
 //! What changing a key does in a running service to its known clients and their connections, and that it is said before
-//! and counted: the table in the README. The kernel program and the controller's core in one process.
+//! and counted: the table in `docs/src/configuration.md`. The kernel program and the controller's core in one process.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -74,7 +74,7 @@ const fn case(key: &'static str, change: (&'static str, &'static str), clients: 
     Case { key, change, with: "", before: Before::Nothing, clients, connections: Connections::GoOn }
 }
 
-/// Every key of `[[service]]` and `[[service.backend]]`, with the README's cells.
+/// Every key of `[[service]]` and `[[service.backend]]`, with the table's cells.
 fn cases() -> Vec<Case> {
     use Clients::{Forgotten, GoHome, Moved, OlderForgotten, Stay, TurnedAway};
     let check = r#"check = { type = "tcp" }"#;
@@ -413,14 +413,15 @@ fn each_key_does_to_known_clients_what_is_said_4() {
 }
 
 #[test]
-fn no_key_is_forgotten_here_and_in_the_readme() -> Result<()> {
+fn no_key_is_forgotten_here_and_in_the_book() -> Result<()> {
     let service = config(&file("", ""))?.services.remove(0);
     let backend = service.backends.first().context("a backend")?;
-    let readme = include_str!("../../README.md");
-    let (_, table) = readme.split_once("### What changing a key does").context("the README's table")?;
+    let chapter = include_str!("../../docs/src/configuration.md");
+    let (_, section) = chapter.split_once("\n## What changing a key does\n").context("the section")?;
+    let (table, _) = section.split_once("\n## ").context("the end of the section")?;
     for key in keys(&service, backend) {
         assert!(cases().iter().any(|case| case.key == key), "no case for {key}");
-        assert!(table.contains(&format!("`{key}`")), "{key} is not in the README's table");
+        assert!(table.contains(&format!("`{key}`")), "{key} is not in the table of docs/src/configuration.md");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The commands of README's "Operations", in their order, at a site with clients.
+//! The commands of `docs/src/operations.md`, in their order, at a site with clients.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, process::Output, time::Duration};
@@ -14,11 +14,10 @@ use tempfile::TempDir;
 const FAMILY: Family = Family::V4;
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
-/// The lines after `$ ` in the console blocks of the section.
+/// The lines after `$ ` in the console blocks of the chapter.
 fn commands() -> Vec<String> {
-    let readme = include_str!("../../README.md");
-    let section = readme.split("\n## ").find(|section| section.starts_with("Operations\n")).unwrap();
-    let blocks = section.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let chapter = include_str!("../../docs/src/operations.md");
+    let blocks = chapter.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
     blocks.flat_map(str::lines).map(|line| line.strip_prefix("$ ").unwrap().to_owned()).collect()
 }
 
