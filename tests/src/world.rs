@@ -13,7 +13,6 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, Map, MapData, RingBuf};
 use balancer::{
-    api::model::ClientQuery,
     config::{self, model::Config, names::BackendName, states::Admin},
     core::{
         controller::Controller,
@@ -420,9 +419,8 @@ impl World {
     /// # Errors
     /// When nobody takes it.
     pub fn home(&self, client: impl Into<IpAddr>) -> anyhow::Result<[u8; 2]> {
-        let query = ClientQuery { address: client.into(), service: Some("web".to_owned()) };
-        let views = self.controller.locate(&query)?;
-        let name = views.first().and_then(|view| view.backend.as_deref()).context("nobody takes it")?;
+        let located = self.controller.locate(client.into(), Some("web"))?;
+        let name = located.first().and_then(|client| client.backend.as_deref()).context("nobody takes it")?;
         Ok(last(self.controller.backend(&named(name))?.address().ip()))
     }
 

@@ -5,9 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use balancer::{
-    api::model::PlanView,
     config::model::{BackendConfig, Config, ServiceConfig},
-    core::io::CheckOutcome,
+    core::{io::CheckOutcome, plan::PlannedService},
     shell::dataplane::Dataplane as _,
 };
 use balancer_common::verdict::{Decision, MoveCause};
@@ -296,7 +295,7 @@ fn run(case: &Case) -> Result<()> {
     world.dataplane().known_clients().into_iter().for_each(|clients| clients.for_each(|_, _| known += 1));
     let planned = world.plan(&file(case.with, new))?;
     let message = world.apply(&file(case.with, new))?;
-    let of: Vec<&PlanView> =
+    let of: Vec<&PlannedService> =
         planned.services.iter().filter(|of| of.known_clients_moved + of.known_clients_forgotten > 0).collect();
     let (moved, forgotten) = of
         .iter()

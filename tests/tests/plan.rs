@@ -7,9 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use balancer::{
-    api::model::PlanView,
     config::{names::BackendName, states::Admin},
-    core::io::{Change, CheckOutcome},
+    core::{
+        io::{Change, CheckOutcome},
+        plan::{PlannedMove, PlannedService},
+    },
     shell::dataplane::Dataplane as _,
 };
 use balancer_tests::{
@@ -27,7 +29,7 @@ fn admin(backend: &str, admin: Admin) -> Change {
     Change::SetAdmin { name: named(backend), admin, timeout: None }
 }
 
-fn plan(world: &World, change: Change) -> Result<PlanView> {
+fn plan(world: &World, change: Change) -> Result<PlannedService> {
     let plan = world.controller().plan(change, Instant::now())?;
     let planned = plan.counted(|count| {
         if let Some(clients) = world.dataplane().known_clients() {
@@ -61,7 +63,7 @@ fn flow(before: &[Option<String>], after: &[Option<String>]) -> Flow {
 
 /// Plans a change, makes it, and compares.
 #[track_caller]
-fn holds(world: &mut World, change: Change) -> Result<PlanView> {
+fn holds(world: &mut World, change: Change) -> Result<PlannedService> {
     let homes = connect_all(world)?;
     let before = slots(world)?;
     let generation = world.controller().service("web")?.table_generation();
@@ -71,7 +73,7 @@ fn holds(world: &mut World, change: Change) -> Result<PlanView> {
     let what = format!("{change:?}");
     world.change(change)?;
     let after = slots(world)?;
-    let of = |count: fn(&balancer::api::model::MoveView) -> u64| -> Flow {
+    let of = |count: fn(&PlannedMove) -> u64| -> Flow {
         let moves = predicted.moves.iter().filter(|moved| count(moved) > 0);
         moves.map(|moved| ((moved.from.clone(), moved.to.clone()), count(moved))).collect()
     };

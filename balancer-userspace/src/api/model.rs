@@ -4,7 +4,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::{plan::Planned, rules::Action};
+use crate::core::{
+    locate::Located,
+    plan::{Planned, PlannedMove, PlannedService},
+    rules::Action,
+};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,6 +135,23 @@ pub struct ClientView {
     pub known: bool,
     /// Seconds since its last recorded packet; `None` when it is not known.
     pub last_seen_seconds_ago: Option<u64>,
+}
+
+impl From<Located> for ClientView {
+    fn from(located: Located) -> Self {
+        Self {
+            service: located.service,
+            client: located.client.to_string(),
+            slot: located.slot,
+            backend: located.backend,
+            why: located.why.word().to_owned(),
+            rule: located
+                .rule
+                .map(|rule| ClientRule { prefix: rule.prefix.to_string(), action: rule.action.word().to_owned() }),
+            known: located.last_seen.is_some(),
+            last_seen_seconds_ago: located.last_seen.map(|ago| ago.as_secs()),
+        }
+    }
 }
 
 /// The rule that decides about a client.
@@ -312,14 +333,8 @@ pub struct Applied {
 
 impl From<Planned> for Applied {
     fn from(planned: Planned) -> Self {
-        let does_something = |service: &PlanView| {
-            service.slots_moved > 0
-                || service.known_clients_moved > 0
-                || service.known_clients_draining > 0
-                || service.known_clients_forgotten > 0
-        };
-        let services = planned.services.into_iter().filter(does_something).collect();
-        Self { message: planned.message, differences: planned.reports, services }
+        let services = planned.services.into_iter().filter(PlannedService::does_something);
+        Self { message: planned.message, differences: planned.reports, services: services.map(Into::into).collect() }
     }
 }
 
@@ -412,6 +427,29 @@ pub struct MoveView {
     pub slots: u32,
     /// Known clients.
     pub clients: u64,
+}
+
+impl From<PlannedService> for PlanView {
+    fn from(planned: PlannedService) -> Self {
+        Self {
+            service: planned.service,
+            table_size: planned.table_size,
+            slots_moved: planned.slots_moved,
+            needless_slots_moved: planned.needless_slots_moved,
+            known_clients_moved: planned.known_clients_moved,
+            known_clients_draining: planned.known_clients_draining,
+            known_clients_forgotten: planned.known_clients_forgotten,
+            forgotten_because: planned.forgotten_because.map(str::to_owned),
+            removed: planned.removed,
+            moves: planned.moves.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<PlannedMove> for MoveView {
+    fn from(PlannedMove { from, to, slots, clients }: PlannedMove) -> Self {
+        Self { from, to, slots, clients }
+    }
 }
 
 /// The answer to `DELETE /v1/clients/{ip}` and `DELETE /v1/services/{service}/backends/{backend}/clients`.

@@ -1,44 +1,96 @@
 //! Which backend a client is steered to.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use balancer_common::{
     client::{hash_v4, hash_v6, mask_v4, mask_v6, slot},
     map_types::ALL_DOWN,
 };
+use ipnet::IpNet;
 
-use crate::{
-    api::model::{ClientQuery, ClientRule, ClientView},
-    core::{controller::Controller, io::Refused, rules::Action, service::Service, table::Footing},
+use crate::core::{
+    controller::Controller,
+    io::Refused,
+    rules::{Action, Rule},
+    service::Service,
+    table::Footing,
 };
 
+/// Where a client of a service is steered to, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The service's name.
+    pub service: String,
+    /// The address masked to the service's prefix.
+    pub client: IpNet,
+    /// Its slot of the lookup table.
+    pub slot: u32,
+    /// The backend it is steered to; `None`: dropped, or spread by a rule.
+    pub backend: Option<String>,
+    /// What decides.
+    pub why: Why,
+    /// The rule that decides, if one does.
+    pub rule: Option<Rule>,
+    /// How long ago its last recorded packet was. `None`: the client table does not hold it, or was not asked.
+    pub last_seen: Option<Duration>,
+}
+
+/// What decides where a client is steered to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is known at its backend, which keeps known clients.
+    Known,
+    /// The lookup table.
+    Table,
+    /// A rule for its prefix.
+    Rule,
+    /// The lookup table, as if all backends were up.
+    Open,
+}
+
+impl Why {
+    /// The word that users see.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Table => "table",
+            Self::Rule => "rule",
+            Self::Open => "open",
+        }
+    }
+}
+
 impl Controller {
-    /// Where the client of `query` is steered to, for each service of the address's family (or the one asked for).
+    /// Where the client at `address` is steered to, for each service of its family (or the one asked for).
     ///
     /// # Errors
     /// [`Refused::NotFound`] if there is no such service, or none of that family; [`Refused::Invalid`] if the service
     /// asked for is of the other family.
-    pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
-        let address = query.address.to_canonical();
+    pub fn locate(&self, address: IpAddr, service: Option<&str>) -> Result<Vec<Located>, Refused> {
+        let address = address.to_canonical();
         let family = |ipv4: bool| if ipv4 { "IPv4" } else { "IPv6" };
-        if let Some(name) = &query.service {
+        if let Some(name) = service {
             let service = self.service(name)?;
-            return service.locate(address).map(|view| vec![view]).ok_or_else(|| {
+            return service.locate(address).map(|located| vec![located]).ok_or_else(|| {
                 let (theirs, mine) = (family(address.is_ipv4()), family(service.address().is_ipv4()));
                 Refused::Invalid(format!("service {name} is {mine}: {address} is {theirs} and cannot be its client"))
             });
         }
-        let views: Vec<ClientView> = self.services().iter().filter_map(|service| service.locate(address)).collect();
-        if views.is_empty() {
+        let located: Vec<Located> = self.services().iter().filter_map(|service| service.locate(address)).collect();
+        if located.is_empty() {
             return Err(Refused::NotFound(format!("no service is {}, as {address} is", family(address.is_ipv4()))));
         }
-        Ok(views)
+        Ok(located)
     }
 }
 
 impl Service {
     /// Where `client` is steered to; `None` if it is of the other family than the VIP.
-    fn locate(&self, address: IpAddr) -> Option<ClientView> {
+    fn locate(&self, address: IpAddr) -> Option<Located> {
         let (prefix, key) = (self.client_prefix(), self.client_key());
         let (client, hash) = match (address, self.address().ip()) {
             (IpAddr::V4(client), IpAddr::V4(_)) => {
@@ -59,22 +111,14 @@ impl Service {
         let backend = backend.map(|backend| backend.name().to_owned());
         let rule = self.rules().longest(address).filter(|rule| self.inactive(rule).is_none());
         let (backend, why) = match rule.map(|rule| &rule.action) {
-            Some(Action::Pin { backend }) => (Some(backend.clone()), "rule"),
-            Some(Action::Spread | Action::Deny) => (None, "rule"),
-            None if self.footing() == Footing::AsIfUp => (backend, "open"),
-            None => (backend, "table"),
+            Some(Action::Pin { backend }) => (Some(backend.clone()), Why::Rule),
+            Some(Action::Spread | Action::Deny) => (None, Why::Rule),
+            None if self.footing() == Footing::AsIfUp => (backend, Why::Open),
+            None => (backend, Why::Table),
         };
-        Some(ClientView {
-            service: self.name().to_owned(),
-            client: format!("{client}/{prefix}"),
-            slot,
-            backend,
-            why: why.to_owned(),
-            rule: rule
-                .map(|rule| ClientRule { prefix: rule.prefix.to_string(), action: rule.action.word().to_owned() }),
-            known: false,
-            last_seen_seconds_ago: None,
-        })
+        let client = IpNet::new(client, prefix).ok()?;
+        let service = self.name().to_owned();
+        Some(Located { service, client, slot, backend, why, rule: rule.cloned(), last_seen: None })
     }
 }
 
@@ -96,8 +140,8 @@ mod tests {
         },
     };
 
-    fn query(address: &str, service: Option<&str>) -> ClientQuery {
-        ClientQuery { address: address.parse().unwrap(), service: service.map(str::to_owned) }
+    fn locate(controller: &Controller, address: &str, service: Option<&str>) -> Result<Vec<Located>, Refused> {
+        controller.locate(address.parse().unwrap(), service)
     }
 
     fn controller() -> Controller {
@@ -113,14 +157,14 @@ mod tests {
     #[test]
     fn a_client_is_its_masked_address() {
         let controller = controller();
-        let views = controller.locate(&query("203.0.113.77", None)).unwrap();
-        let clients: Vec<_> = views.iter().map(|view| (view.service.as_str(), view.client.as_str())).collect();
-        assert_eq!(clients, [("web", "203.0.113.77/32"), ("wide", "203.0.113.0/24")]);
-        let neighbour = controller.locate(&query("203.0.113.1", Some("wide"))).unwrap();
+        let views = locate(&controller, "203.0.113.77", None).unwrap();
+        let clients: Vec<_> = views.iter().map(|view| (view.service.as_str(), view.client.to_string())).collect();
+        assert_eq!(clients, [("web", "203.0.113.77/32".to_owned()), ("wide", "203.0.113.0/24".to_owned())]);
+        let neighbour = locate(&controller, "203.0.113.1", Some("wide")).unwrap();
         assert_eq!(neighbour[0], views[1]);
-        let six = controller.locate(&query("2001:db8:1:2:3:4:5:6", None)).unwrap();
-        assert_eq!((six.len(), six[0].client.as_str()), (1, "2001:db8:1:2::/64"));
-        assert_eq!(controller.locate(&query("::ffff:203.0.113.77", None)).unwrap(), views);
+        let six = locate(&controller, "2001:db8:1:2:3:4:5:6", None).unwrap();
+        assert_eq!((six.len(), six[0].client.to_string().as_str()), (1, "2001:db8:1:2::/64"));
+        assert_eq!(locate(&controller, "::ffff:203.0.113.77", None).unwrap(), views);
     }
 
     #[test]
@@ -129,9 +173,9 @@ mod tests {
         let mut counts: HashMap<String, u32> = HashMap::new();
         for n in 0..20_000u32 {
             let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a40_0000 + n));
-            let views = controller.locate(&ClientQuery { address, service: Some("web".to_owned()) }).unwrap();
+            let views = controller.locate(address, Some("web")).unwrap();
             let [view] = views.as_slice() else { panic!("{views:?}") };
-            assert_eq!((view.why.as_str(), view.known, view.last_seen_seconds_ago), ("table", false, None));
+            assert_eq!((view.why, view.last_seen), (Why::Table, None));
             *counts.entry(view.backend.clone().unwrap()).or_default() += 1;
         }
         assert_eq!(counts.len(), 4);
@@ -145,16 +189,16 @@ mod tests {
             let change = Change::SetAdmin { name: name(backend), admin: Admin::Drain, timeout: None };
             controller.change(change, now()).unwrap();
         }
-        let open = controller.locate(&query("203.0.113.77", Some("wide"))).unwrap();
-        assert_eq!((open[0].why.as_str(), open[0].backend.is_some()), ("open", true));
-        let dropped = controller.locate(&query("2001:db8::1", Some("six"))).unwrap();
-        assert_eq!((dropped[0].why.as_str(), dropped[0].backend.as_deref()), ("table", None));
+        let open = locate(&controller, "203.0.113.77", Some("wide")).unwrap();
+        assert_eq!((open[0].why, open[0].backend.is_some()), (Why::Open, true));
+        let dropped = locate(&controller, "2001:db8::1", Some("six")).unwrap();
+        assert_eq!((dropped[0].why, dropped[0].backend.as_deref()), (Why::Table, None));
     }
 
     #[test]
     fn what_cannot_be_located_is_refused_with_a_hint() {
         let controller = controller();
-        let refused = |address, service| controller.locate(&query(address, service)).unwrap_err().to_string();
+        let refused = |address, service| locate(&controller, address, service).unwrap_err().to_string();
         assert_eq!(refused("203.0.113.77", Some("wbe")), "no service \"wbe\": did you mean \"web\"?");
         assert_eq!(
             refused("203.0.113.77", Some("six")),
@@ -162,7 +206,7 @@ mod tests {
         );
         let mut only_four = Controller::new(config(vec![web()]), KEY);
         only_four.start(now());
-        let error = only_four.locate(&query("2001:db8::1", None)).unwrap_err();
+        let error = locate(&only_four, "2001:db8::1", None).unwrap_err();
         assert_eq!(error, Refused::NotFound("no service is IPv6, as 2001:db8::1 is".to_owned()));
     }
 }

@@ -16,7 +16,6 @@ use balancer_common::{
 };
 
 use crate::{
-    api::model::{MoveView, PlanView},
     config::model::Failback,
     core::{
         controller::Controller,
@@ -48,7 +47,56 @@ pub struct Planned {
     /// As in [`Plan`].
     pub reports: Vec<String>,
     /// As in [`Plan`].
-    pub services: Vec<PlanView>,
+    pub services: Vec<PlannedService>,
+}
+
+/// What a change would do to one service, with its known clients counted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedService {
+    /// The service's name.
+    pub service: String,
+    /// M, after the change.
+    pub table_size: u32,
+    /// Slots of the live table that would have another backend.
+    pub slots_moved: u32,
+    /// Those among them that move between backends of which neither came to deserve more or less.
+    pub needless_slots_moved: u32,
+    /// Known clients that would be steered elsewhere at once.
+    pub known_clients_moved: u64,
+    /// Known clients that would stay with a backend that begins to drain, until its deadline.
+    pub known_clients_draining: u64,
+    /// Known clients that would be strangers.
+    pub known_clients_forgotten: u64,
+    /// Why, where there are some.
+    pub forgotten_because: Option<&'static str>,
+    /// Whether the service would be removed.
+    pub removed: bool,
+    /// From whom to whom.
+    pub moves: Vec<PlannedMove>,
+}
+
+/// Slots and clients that would go the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedMove {
+    /// The backend that loses them; `None`: nobody had them.
+    pub from: Option<String>,
+    /// The backend that gets them; `None`: nobody, they would be dropped.
+    pub to: Option<String>,
+    /// Slots of the live table.
+    pub slots: u32,
+    /// Known clients.
+    pub clients: u64,
+}
+
+impl PlannedService {
+    /// Whether a slot or a known client is concerned.
+    #[must_use]
+    pub const fn does_something(&self) -> bool {
+        self.slots_moved > 0
+            || self.known_clients_moved > 0
+            || self.known_clients_draining > 0
+            || self.known_clients_forgotten > 0
+    }
 }
 
 /// What a change would do to one service.
@@ -147,18 +195,18 @@ impl Plan {
                 service.count(entry, seen, census);
             }
         });
-        let views: Vec<PlanView> =
-            services.iter().zip(&censuses).map(|(service, census)| service.view(census)).collect();
-        message += &clients_moved(&views);
-        message += &report::clients_forgotten(views.iter().map(|view| view.known_clients_forgotten).sum());
-        Planned { message, reports, services: views }
+        let services: Vec<PlannedService> =
+            services.iter().zip(&censuses).map(|(service, census)| service.with(census)).collect();
+        message += &clients_moved(&services);
+        message += &report::clients_forgotten(services.iter().map(|of| of.known_clients_forgotten).sum());
+        Planned { message, reports, services }
     }
 }
 
 /// How many known clients go elsewhere, as a part of a sentence; nothing where nobody does.
 #[must_use]
-pub fn clients_moved(services: &[PlanView]) -> String {
-    match services.iter().map(|view| view.known_clients_moved).sum::<u64>() {
+pub fn clients_moved(services: &[PlannedService]) -> String {
+    match services.iter().map(|of| of.known_clients_moved).sum::<u64>() {
         0 => String::new(),
         moved => format!(", {} moved", counted(moved as usize, "known client")),
     }
@@ -242,8 +290,8 @@ impl ServicePlan {
         }
     }
 
-    /// The plan in words and numbers.
-    fn view(&self, census: &Census) -> PlanView {
+    /// The plan with its known clients.
+    fn with(&self, census: &Census) -> PlannedService {
         let name = |id: u16| match id {
             NO_BACKEND | ALL_DOWN => None,
             id => self.names.get(&id).cloned(),
@@ -255,13 +303,13 @@ impl ServicePlan {
         for (&pair, &clients) in &census.moved {
             pairs.entry(pair).or_default().1 += clients;
         }
-        let moves = pairs.into_iter().map(|((from, to), (slots, clients))| MoveView {
+        let moves = pairs.into_iter().map(|((from, to), (slots, clients))| PlannedMove {
             from: name(from),
             to: name(to),
             slots,
             clients,
         });
-        PlanView {
+        PlannedService {
             service: self.service.clone(),
             removed: self.after.is_none(),
             table_size: self.after.as_ref().unwrap_or(&self.before).table.len() as u32,
@@ -270,7 +318,7 @@ impl ServicePlan {
             known_clients_moved: census.moved.values().sum(),
             known_clients_draining: census.draining,
             known_clients_forgotten: census.forgotten,
-            forgotten_because: self.forgets.filter(|_| census.forgotten > 0).map(|forgets| forgets.why().to_owned()),
+            forgotten_because: self.forgets.filter(|_| census.forgotten > 0).map(|forgets| forgets.why()),
             moves: moves.collect(),
         }
     }

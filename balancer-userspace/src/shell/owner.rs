@@ -25,6 +25,7 @@ use crate::{
         controller::Controller,
         held::Held,
         io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
+        locate::Why,
         plan::{Plan, Planned},
         report,
         service::{Backend, Service},
@@ -314,23 +315,22 @@ impl<D: Dataplane> Owner<D> {
     /// # Errors
     /// When the service asked for does not exist.
     pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
-        let mut views = self.controller.locate(query)?;
-        for view in &mut views {
-            let Ok(service) = self.controller.service(&view.service) else { continue };
+        let mut located = self.controller.locate(query.address, query.service.as_deref())?;
+        for client in &mut located {
+            let Ok(service) = self.controller.service(&client.service) else { continue };
             let Some(known) = self.dataplane.client(service.id(), query.address) else { continue };
-            view.known = true;
-            view.last_seen_seconds_ago = Some(known.last_seen.as_secs());
-            if view.rule.is_some() {
+            client.last_seen = Some(known.last_seen);
+            if client.rule.is_some() {
                 continue;
             }
             let keeps =
                 service.backends().iter().find(|backend| backend.id() == known.backend && backend.keeps_known());
             if let Some(backend) = keeps {
-                view.backend = Some(backend.name().to_owned());
-                view.why = "known".to_owned();
+                client.backend = Some(backend.name().to_owned());
+                client.why = Why::Known;
             }
         }
-        Ok(views)
+        Ok(located.into_iter().map(Into::into).collect())
     }
 
     /// The rules for client prefixes, of one service or of all.
@@ -368,11 +368,11 @@ impl<D: Dataplane> Owner<D> {
     /// # Errors
     /// When there is no such service, or none that remembers.
     pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
-        let views = self.controller.locate(query)?;
-        let services = views.iter().filter_map(|view| self.controller.service(&view.service).ok());
+        let located = self.controller.locate(query.address, query.service.as_deref())?;
+        let services = located.iter().filter_map(|client| self.controller.service(&client.service).ok());
         let remembering: Vec<ServiceId> = services.filter(|service| service.remembers()).map(Service::id).collect();
         if remembering.is_empty() {
-            let names: Vec<&str> = views.iter().map(|view| view.service.as_str()).collect();
+            let names: Vec<&str> = located.iter().map(|client| client.service.as_str()).collect();
             return Err(remembers_nobody(&names.join(", ")));
         }
         let address = query.address.to_canonical();

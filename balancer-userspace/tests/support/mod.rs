@@ -9,14 +9,14 @@ use std::{
 };
 
 use balancer::{
-    api::model::{Changed, ClientView, ForgottenView, MoveView, PlanView, RuleView},
+    api::model::{Changed, ClientView, ForgottenView, RuleView},
     config::{
         model::Protocol,
         states::{Admin, BackendState},
     },
     core::{
         io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
-        plan::Planned,
+        plan::{Planned, PlannedMove, PlannedService},
         rules::Action,
     },
     shell::{
@@ -126,7 +126,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 });
             }
             Call::Plan { change, reply } => {
-                let plan = PlanView {
+                let plan = PlannedService {
                     service: "web".to_owned(),
                     table_size: 65_537,
                     slots_moved: 16_384,
@@ -137,13 +137,13 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     forgotten_because: None,
                     removed: false,
                     moves: vec![
-                        MoveView {
+                        PlannedMove {
                             from: Some("web1".to_owned()),
                             to: Some("web2".to_owned()),
                             slots: 16_384,
                             clients: 1_204,
                         },
-                        MoveView { from: None, to: None, slots: 0, clients: 0 },
+                        PlannedMove { from: None, to: None, slots: 0, clients: 0 },
                     ],
                 };
                 let _ = reply.send(if matches!(change, Change::SetWeight { .. }) {

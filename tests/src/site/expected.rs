@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use balancer::{
-    api::model::ClientQuery,
     config,
     core::{
         controller::Controller as Core,
@@ -52,8 +51,7 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
 /// # Errors
 /// When there is no such service.
 pub fn home(core: &Core, client: IpAddr) -> Result<Option<String>> {
-    let views = core.locate(&ClientQuery { address: client, service: None })?;
-    Ok(views.into_iter().next().context("no service")?.backend)
+    Ok(core.locate(client, None)?.into_iter().next().context("no service")?.backend)
 }
 
 /// How many clients each backend has.

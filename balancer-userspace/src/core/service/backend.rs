@@ -393,10 +393,12 @@ impl Backend {
         assessment.standing.takes_new && absent
     }
 
-    /// `slow start, step 3 of 10`, if it is in one.
-    pub(super) fn slow_start_words(&self) -> Option<String> {
-        let step = self.slow_start.map(|slow_start| slow_start.step).filter(|&step| step < STEPS)?;
-        Some(format!("slow start, step {step} of {STEPS}"))
+    /// Where nothing else explains its state and it starts slowly: `slow start, step 3 of 10`.
+    pub(super) fn explain(&self, assessment: &mut Assessment) {
+        let step = self.slow_start.map(|slow_start| slow_start.step).filter(|&step| step < STEPS);
+        if let Some(step) = step.filter(|_| assessment.reason.is_empty()) {
+            assessment.reason = format!("slow start, step {step} of {STEPS}");
+        }
     }
 
     /// Whether it came to a service in use and the way to it is not known yet.

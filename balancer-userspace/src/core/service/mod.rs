@@ -325,7 +325,8 @@ impl Service {
         };
         backend.record(outcome, took, &self.settings.check, now);
         let Some(backend) = self.backends.get(index) else { return false };
-        let assessment = self.assess(backend, hops, now);
+        let mut assessment = self.assess(backend, hops, now);
+        backend.explain(&mut assessment);
         let news = backend.assessment.as_ref().map(|old| old.standing) != Some(assessment.standing);
         if !news && let Some(backend) = self.backends.get_mut(index) {
             backend.assessment = Some(assessment);
@@ -333,6 +334,7 @@ impl Service {
         news
     }
 
+    /// What follows for a backend from all but its slow start.
     fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
         let checked = match backend.health.verdict() {
@@ -379,8 +381,6 @@ impl Service {
                 reason = "no verdict yet, start_down = true".to_owned();
             } else if standing.takes_new && backend.config.weight == 0 {
                 reason = "weight 0".to_owned();
-            } else if let Some(words) = backend.slow_start_words() {
-                reason = words;
             }
         }
         Assessment { health, standing, drains: situation.drains(), reason }
@@ -411,11 +411,7 @@ impl Service {
                 }
             }
         }
-        for (backend, assessment) in self.backends.iter().zip(assessments) {
-            if assessment.reason.is_empty() || assessment.reason.starts_with("slow start") {
-                assessment.reason = backend.slow_start_words().unwrap_or_default();
-            }
-        }
+        self.backends.iter().zip(assessments).for_each(|(backend, assessment)| backend.explain(assessment));
     }
 
     /// Assesses every backend anew and brings the live table in line.

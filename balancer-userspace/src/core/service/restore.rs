@@ -61,7 +61,8 @@ impl Service {
     /// end, counts as a transition.
     fn reassess(&mut self, index: usize, shown: BackendState, hops: &NextHops, now: Instant) {
         let Some(backend) = self.backends.get(index) else { return };
-        let assessment = self.assess(backend, hops, now);
+        let mut assessment = self.assess(backend, hops, now);
+        backend.explain(&mut assessment);
         let state = assessment.standing.state;
         let Some(backend) = self.backends.get_mut(index) else { return };
         backend.assessment = Some(assessment);

@@ -317,7 +317,7 @@ async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Out
     let request = read(&headers, body, shape).await?;
     let (service, change) = change::planned(request)?;
     let planned = ask(&calls, |reply| Call::Plan { change, reply }).await??;
-    find(planned.services, |plan| &plan.service, &service).map(Json)
+    find(planned.services, |plan| &plan.service, &service).map(|plan| Json(plan.into()))
 }
 
 async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<HealthView>> {
