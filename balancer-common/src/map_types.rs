@@ -159,6 +159,9 @@ pub const SERVICE_RULES: u16 = 4;
 /// `ServiceRow::flags`: the memory is so short that every packet reads its client's entry.
 pub const SERVICE_READS_ALWAYS: u16 = 8;
 
+/// `ServiceRow::flags`: what nobody takes is answered.
+pub const SERVICE_REJECTS: u16 = 16;
+
 /// Where a live table lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveTable {
@@ -209,18 +212,30 @@ pub struct SlotLine {
     pub slots: [TableSlot; SLOTS_PER_LINE as usize],
 }
 
-/// `BackendRow::flags`: the row may be used; without it packets are dropped as [`crate::verdict::DropReason::NoNextHop`].
+/// `BackendStanding::flags`: the row may be used; without it packets are dropped as [`crate::verdict::DropReason::NoNextHop`].
 pub const BACKEND_REACHABLE: u8 = 1;
-/// `BackendRow::flags`: the destination port is rewritten (`nat`).
+/// `BackendStanding::flags`: the destination port is rewritten (`nat`).
 pub const BACKEND_PORT_CHANGES: u8 = 2;
-/// `BackendRow::flags`: known clients stay here.
+/// `BackendStanding::flags`: known clients stay here.
 pub const BACKEND_KEEPS_KNOWN: u8 = 4;
-/// `BackendRow::flags`: the backend's address is IPv6.
+/// `BackendStanding::flags`: the backend's address is IPv6.
 pub const BACKEND_V6: u8 = 8;
-/// `BackendRow::flags`: it takes new clients, so that a rule may pin some here.
+/// `BackendStanding::flags`: it takes new clients, so that a rule may pin some here.
 pub const BACKEND_TAKES_CLIENTS: u8 = 16;
 
-/// Everything forwarding needs of one backend: a cache line, found by backend id.
+/// `BackendStanding::flags`: the second of [`BackendRows`] is in use.
+pub const BACKEND_SECOND: u8 = 32;
+
+/// A backend's row, found by backend id: twice, so that the one that is not in use can be written while packets read the
+/// other. The [`BackendStanding`] of the first holds for both, and says which is in use.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct BackendRows {
+    /// Both.
+    pub rows: [BackendRow; 2],
+}
+
+/// Everything forwarding needs of one backend: a cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendRow {
@@ -244,31 +259,37 @@ pub struct BackendRow {
     pub reserved: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
-    /// Index of the service it belongs to. With `cause` and `flags` one aligned word, which is replaced in one piece.
+    /// A [`BackendStanding`], which is replaced in one piece; 0 in the second of [`BackendRows`].
+    pub standing: u32,
+    /// `ipip` and `gue`: the source of the outer header, of the backend's family, network order.
+    pub tunnel_source: [u32; 4],
+}
+
+/// What of a backend is read without the rest of its row, in one word: [`BackendRow::standing`].
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct BackendStanding {
+    /// Index of the service it belongs to.
     pub service: u16,
     /// A [`crate::verdict::MoveCause`] index: why known clients are moved, where they are not kept.
     pub cause: u8,
     /// `BACKEND_*` bits.
     pub flags: u8,
-    /// `ipip` and `gue`: the source of the outer header, of the backend's family, network order.
-    pub tunnel_source: [u32; 4],
-}
-
-/// What changes of a backend while packets flow: the word of [`BackendRow::service`], `cause` and `flags`.
-#[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct BackendStanding {
-    /// See [`BackendRow::service`].
-    pub service: u16,
-    /// See [`BackendRow::cause`].
-    pub cause: u8,
-    /// See [`BackendRow::flags`].
-    pub flags: u8,
 }
 
 impl BackendStanding {
-    /// Where the word lies in a [`BackendRow`].
-    pub const OFFSET: usize = offset_of!(BackendRow, service);
+    /// Packs it into the word.
+    #[must_use]
+    pub fn to_word(self) -> u32 {
+        bytemuck::cast(self)
+    }
+
+    /// Unpacks the word.
+    #[inline(always)]
+    #[must_use]
+    pub fn from_word(word: u32) -> Self {
+        bytemuck::cast(word)
+    }
 }
 
 /// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
@@ -421,7 +442,7 @@ pub struct DropStats {
     pub reasons: [u64; DROP_COUNTERS],
 }
 
-/// Per-CPU counters of packets that the program answers itself. Their verdict is `tx`.
+/// Per-CPU counters of packets that the program answers itself, whose verdict is `tx`, and of what it does not remember.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ReplyStats {
@@ -429,11 +450,24 @@ pub struct ReplyStats {
     pub echo: u64,
     /// Packets too big for their way that were answered with fragmentation-needed or packet-too-big.
     pub too_big: u64,
+    /// First fragments whose way was not remembered, as there were too many at once. They are forwarded.
+    pub fragments_not_remembered: u64,
+    /// Packets that nobody takes, answered with a reset or "unreachable".
+    pub rejected: u64,
+}
+
+/// How often a CPU has done something that somebody from outside can have it do.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Budget {
     /// The period that `used` counts in.
     pub period: u64,
-    /// Errors sent in that period.
+    /// Times in that period.
     pub used: u64,
 }
+
+/// Kinds of [`Budget`], at most.
+pub const BUDGETS: u32 = 4;
 
 /// What a datagram's fragments have in common: all but IPv6 (RFC 8200) names the protocol.
 #[repr(C, align(8))]
@@ -530,7 +564,7 @@ pub struct RuleStats {
     pub fallbacks: u64,
 }
 
-/// A local VIP of a machine that strips tunnel headers.
+/// A local address of a machine that strips tunnel headers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DecapKey {
@@ -542,8 +576,30 @@ pub struct DecapKey {
     pub reserved: u32,
 }
 
-/// Local VIPs of a machine that strips tunnel headers, at most.
-pub const MAX_DECAP_VIPS: u32 = 4096;
+/// Local addresses of a machine that strips tunnel headers, at most.
+pub const MAX_DECAP_ADDRESSES: u32 = 4096;
+/// An address of a machine that strips tunnel headers: a VIP, which packets inside are for.
+pub const DECAP_VIP: u32 = 1;
+/// An address of a machine that strips tunnel headers: its own, which tunnels end at.
+pub const DECAP_OWN: u32 = 2;
+
+/// A prefix that tunnels may come from. The data of a key of a longest-prefix-match trie, whose length counts from
+/// [`DECAP_PREFIX_BASE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct DecapPrefix {
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+    /// Network order; IPv4 in the first word.
+    pub address: [u32; 4],
+}
+
+/// Bits of a [`DecapPrefix`] before its address.
+pub const DECAP_PREFIX_BASE: u32 = 32;
+/// Bits of a whole [`DecapPrefix`].
+pub const DECAP_PREFIX_BITS: u32 = DECAP_PREFIX_BASE + 128;
+/// Prefixes that tunnels may come from, at most.
+pub const MAX_DECAP_PREFIXES: u32 = 1024;
 
 /// Per-CPU counters of the program that strips tunnel headers. Their sum is the packets seen.
 #[repr(C)]
@@ -551,12 +607,12 @@ pub const MAX_DECAP_VIPS: u32 = 4096;
 pub struct DecapStats {
     /// Stripped and handed to the kernel.
     pub stripped: u64,
-    /// Dropped: the inner destination is no local VIP, or the outer header says congestion and the inner sender does
-    /// not understand that (RFC 6040).
+    /// Dropped: the inner destination is no local VIP, the outer source none that tunnels may come from, or the outer
+    /// header says congestion and the inner sender does not understand that (RFC 6040).
     pub refused: u64,
     /// Dropped: a tunnel packet that contradicts itself.
     pub malformed: u64,
-    /// No tunnel packet: handed to the kernel unchanged.
+    /// No tunnel packet, or one that does not end here: handed to the kernel unchanged.
     pub passed: u64,
 }
 
@@ -606,12 +662,7 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
 
 const _: () = {
     assert!(size_of::<ServiceRow>() == 128);
-    assert!(size_of::<BackendRow>() == 64);
-    assert!(
-        BackendStanding::OFFSET.is_multiple_of(size_of::<u32>()) && size_of::<BackendStanding>() == size_of::<u32>()
-    );
-    assert!(offset_of!(BackendRow, cause) == BackendStanding::OFFSET + offset_of!(BackendStanding, cause));
-    assert!(offset_of!(BackendRow, flags) == BackendStanding::OFFSET + offset_of!(BackendStanding, flags));
+    assert!(size_of::<BackendRow>() == 64 && size_of::<BackendRows>() == 128);
     assert!(size_of::<ReturnRow>() == 64);
     assert!(size_of::<InterfaceRow>() == 64);
     assert!(offset_of!(ReturnRow, interfaces).is_multiple_of(size_of::<u64>()) && MAX_INTERFACES <= u64::BITS);
@@ -620,6 +671,7 @@ const _: () = {
     assert!(size_of::<SlotLine>() == 64);
     assert!(size_of::<RuleKey>() == 20);
     assert!(size_of::<RuleRow>() == 8);
+    assert!(size_of::<DecapPrefix>() == 20);
     assert!(MAX_RULES.is_power_of_two());
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<Sample>() == 32);
@@ -640,7 +692,7 @@ mod user {
     pod!(
         ServiceRow,
         SlotLine,
-        BackendRow,
+        BackendRows,
         ReturnRow,
         Control,
         InterfaceRow,
@@ -651,10 +703,12 @@ mod user {
         NewcomerBudget,
         SampleStats,
         ReplyStats,
+        Budget,
         RuleKey,
         RuleRow,
         RuleStats,
         DecapKey,
+        DecapPrefix,
         DecapStats
     );
 }

@@ -76,6 +76,10 @@ labelled! {
         Denied = "denied",
         /// A reply of a `nat` backend that came in by another interface than the one that its next hop is on.
         WrongInterface = "wrong_interface",
+        /// For a service, from an address that no client can have: loopback, multicast, unspecified, broadcast, a VIP.
+        Martian = "martian",
+        /// An echo request to a VIP, of which too many came at once.
+        EchoLimited = "echo_limited",
     }
 }
 

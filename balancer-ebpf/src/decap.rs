@@ -2,15 +2,22 @@
 //!
 //! Outer fragments pass to the kernel, which puts them together if it has a tunnel device of its own.
 
-use core::mem::offset_of;
+use core::{mem::offset_of, ptr};
 
 use aya_ebpf::{
+    Global,
     macros::map,
-    maps::{HashMap, PerCpuArray},
+    maps::{
+        HashMap, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use balancer_common::{
     checksum,
-    map_types::{DecapKey, DecapStats, FAMILY_V4, FAMILY_V6, GUE_PORT, MAX_DECAP_VIPS},
+    map_types::{
+        DECAP_OWN, DECAP_PREFIX_BITS, DECAP_VIP, DecapKey, DecapPrefix, DecapStats, FAMILY_V4, FAMILY_V6, GUE_PORT,
+        MAX_DECAP_ADDRESSES, MAX_DECAP_PREFIXES,
+    },
 };
 use network_types::{
     ip::{IpProto, Ipv4Hdr},
@@ -22,12 +29,20 @@ use crate::{
     link, opaque, order,
     packet::Packet,
     parse::{self, Ip, UDP},
-    path,
+    path, rules,
 };
 
-/// The local VIPs; the values mean nothing.
+/// The local addresses, each with what it is: `DECAP_*`.
 #[map]
-static DECAP_VIPS: HashMap<DecapKey, u32> = HashMap::with_max_entries(MAX_DECAP_VIPS, 0);
+static DECAP_ADDRESSES: HashMap<DecapKey, u32> = HashMap::with_max_entries(MAX_DECAP_ADDRESSES, 0);
+
+/// Where tunnels may come from, if [`DECAP_FROM_SOME`]; the values mean nothing.
+#[map]
+static DECAP_FROM: LpmTrie<DecapPrefix, u32> = LpmTrie::with_max_entries(MAX_DECAP_PREFIXES, 0);
+
+/// Whether tunnels may come from some prefixes alone. The controller sets it when it loads the program.
+#[unsafe(no_mangle)]
+static DECAP_FROM_SOME: Global<u32> = Global::new(0);
 
 #[map]
 static DECAP_STATS: PerCpuArray<DecapStats> = PerCpuArray::with_max_entries(1, 0);
@@ -40,9 +55,9 @@ const IPV6_IN_IP: u8 = IpProto::Ipv6 as u8;
 pub enum Decapsulated {
     /// Stripped: to the kernel.
     Stripped,
-    /// No tunnel packet: to the kernel, unchanged.
+    /// No tunnel packet, or one that does not end here: to the kernel, unchanged.
     Passed,
-    /// Not for a local VIP, or a sign of congestion that the inner sender does not understand: dropped.
+    /// Not for a local VIP, not from where tunnels may come from, or a sign of congestion that the inner sender does not understand: dropped.
     Refused,
     /// A tunnel packet that contradicts itself: dropped.
     Malformed,
@@ -72,14 +87,23 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
     if !outer.well_formed || opaque::follow(frame, &mut outer).is_err() || outer.fragment.is_part() {
         return Decapsulated::Passed;
     }
+    let is_tunnel = outer.protocol == IP_IN_IP
+        || outer.protocol == IPV6_IN_IP
+        || outer.protocol == UDP && outer.l4.load(offset_of!(UdpHdr, dst)) == Some(GUE_PORT.to_be());
+    // Not everybody's tunnels are this machine's to judge.
+    if !is_tunnel || !is_local(&outer.destination, outer.family, DECAP_OWN) {
+        return Decapsulated::Passed;
+    }
+    if !may_come_from(&outer.source, outer.family) {
+        return Decapsulated::Refused;
+    }
     let (tunnel_length, family) = match outer.protocol {
         IP_IN_IP => (0, FAMILY_V4),
         IPV6_IN_IP => (0, FAMILY_V6),
-        UDP if outer.l4.load(offset_of!(UdpHdr, dst)) == Some(GUE_PORT.to_be()) => match gue_family(&outer) {
+        _ => match gue_family(&outer) {
             Some(family) => (UdpHdr::LEN, family),
             None => return Decapsulated::Malformed,
         },
-        _ => return Decapsulated::Passed,
     };
     let Some(inner) = parse::inner(frame, outer.l4_offset() + tunnel_length, family) else {
         return Decapsulated::Malformed;
@@ -88,8 +112,7 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
     if !path::within_frame(ingress, frame, &outer) || inner.length > room || room > outer.length {
         return Decapsulated::Malformed;
     }
-    let key = DecapKey { address: inner.destination, family: u32::from(family), reserved: 0 };
-    if DECAP_VIPS.get_ptr(key).is_none() {
+    if !is_local(&inner.destination, family, DECAP_VIP) {
         return Decapsulated::Refused;
     }
     let (Some(outer_class), Some(inner_class)) = (outer.traffic_class(), inner.traffic_class()) else {
@@ -109,6 +132,42 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
         Some(()) => Decapsulated::Stripped,
         None => Decapsulated::Malformed,
     }
+}
+
+/// Whether `address` is one of this machine's of that kind.
+#[inline(always)]
+fn is_local(address: &[u32; 4], family: u8, kind: u32) -> bool {
+    let key = DecapKey { address: *address, family: u32::from(family), reserved: 0 };
+    // SAFETY: a map value, an aligned word.
+    DECAP_ADDRESSES.get_ptr(key).is_some_and(|kinds| unsafe { kinds.read_volatile() } & kind != 0)
+}
+
+/// Whether tunnels may come from `address`.
+#[inline(always)]
+fn may_come_from(address: &[u32; 4], family: u8) -> bool {
+    if DECAP_FROM_SOME.load() == 0 {
+        return true;
+    }
+    let [low, high] = rules::words(address);
+    balancer_decap_from(low, high, u64::from(family)) != 0
+}
+
+/// The layout of `Key<DecapPrefix>`, at an address that the verifier takes for double words.
+#[repr(C, align(8))]
+struct Lookup {
+    bits: u32,
+    prefix: DecapPrefix,
+}
+
+/// A global function: the verifier looks at it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_decap_from(low: u64, high: u64, family: u64) -> u64 {
+    let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
+    let lookup = Lookup { bits: DECAP_PREFIX_BITS, prefix: DecapPrefix { family: family as u32, address } };
+    // SAFETY: the same layout.
+    let key = unsafe { &*ptr::from_ref(&lookup).cast::<Key<DecapPrefix>>() };
+    u64::from(DECAP_FROM.get(key).is_some())
 }
 
 /// The family of the IP packet directly behind the UDP header (GUE variant 1). `None`: another variant, or nothing.

@@ -7,8 +7,10 @@ use balancer_common::map_types::{
 };
 
 use crate::{
+    budget,
     parse::Ip,
     puzzles::{self, Puzzle},
+    stats,
 };
 
 #[map]
@@ -43,9 +45,14 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Remembers where `ip`, a first fragment, went. Without room the rest counts as not seen before.
+/// Remembers where `ip`, a first fragment, went. Without room, or where there are too many at once (each takes a lock that
+/// all CPUs share), the rest counts as not seen before.
 #[inline(always)]
 pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
+    if !budget::may_remember_fragment() {
+        stats::count_not_remembered();
+        return;
+    }
     let (way, value) = match way {
         Way::Passed => (FRAGMENT_PASSED, 0),
         Way::Backend(backend) => (FRAGMENT_TO_BACKEND, backend),

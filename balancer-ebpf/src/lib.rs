@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod budget;
 mod control;
 pub mod decap;
 pub mod forward;
@@ -13,6 +14,7 @@ mod icmp;
 mod ingress;
 mod kept;
 mod link;
+mod martian;
 mod memory;
 mod opaque;
 mod order;
@@ -23,10 +25,12 @@ mod path;
 mod probe;
 pub mod puzzles;
 mod rare;
+mod reject;
 mod returns;
 mod rules;
 mod samples;
 mod service;
+mod shared;
 mod station;
 pub mod stats;
 mod steer;

@@ -170,12 +170,11 @@ struct Pending {
 #[map]
 static PENDING: PerCpuArray<Pending> = PerCpuArray::with_max_entries(1, 0);
 
-/// Puts a question off; `step` is to be taken with the answer.
+/// Puts a question off; `step` is to be taken with the answer, `nobody` if nobody takes the client.
 #[inline(always)]
-pub(crate) fn consult_later(question: &Question, step: Step) -> Option<Step> {
+pub(crate) fn consult_later(question: &Question, step: Step, nobody: Step) -> Option<Step> {
     let pending = PENDING.get_ptr_mut(0)?;
-    let nobody = Step::drop(question.nobody).0;
-    let asked = Pending { hash: question.hash, words: words::pack(question), step: step.0, nobody };
+    let asked = Pending { hash: question.hash, words: words::pack(question), step: step.0, nobody: nobody.0 };
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
     unsafe { pending.write(asked) };
     Some(Step::CONSULT)

@@ -60,7 +60,9 @@ pub(crate) enum Kind {
     ToClient,
     ErrorToClient,
     Encapsulate,
+    Reject,
     TooBig,
+    Unreachable,
 }
 
 const FLAG: u64 = 1 << 8;
@@ -147,6 +149,24 @@ impl Step {
         Self::with_value(Kind::TooBig, mtu)
     }
 
+    /// Back to its sender, who is told that nobody takes it; dropped for this reason where that cannot be said.
+    #[inline(always)]
+    pub(crate) const fn reject(reason: DropReason) -> Self {
+        Self::with_value(Kind::Reject, reason as u32)
+    }
+
+    /// The same by an ICMP error.
+    #[inline(always)]
+    pub(crate) const fn unreachable(reason: DropIndex) -> Self {
+        Self::with_value(Kind::Unreachable, reason.0 as u32)
+    }
+
+    /// Dropped for the reason of [`Step::reject`] or [`Step::unreachable`].
+    #[inline(always)]
+    pub(crate) const fn given_up(self) -> Self {
+        Self::with_value(Kind::Drop, self.reason().0 as u32)
+    }
+
     #[inline(always)]
     pub(crate) const fn is(self, kind: Kind) -> bool {
         self.0 & 0xff == kind as u64
@@ -213,7 +233,7 @@ impl Step {
         self.value()
     }
 
-    /// The reason of [`Outcome::Drop`].
+    /// The reason of [`Outcome::Drop`], [`Step::reject`] and [`Step::unreachable`].
     #[inline(always)]
     #[must_use]
     pub const fn reason(self) -> DropIndex {
@@ -253,5 +273,11 @@ mod tests {
             assert_eq!((step.choice(), step.answerable()), (choice, answerable));
         }
         assert_eq!(Step::too_big(u32::MAX).value(), u32::MAX);
+        let rejected = Step::reject(DropReason::Denied);
+        assert!(rejected.is(Kind::Reject) && !rejected.is_last());
+        assert_eq!(rejected.given_up(), Step::drop(DropReason::Denied));
+        let unreachable = Step::unreachable(rejected.reason());
+        assert!(unreachable.is(Kind::Unreachable) && !unreachable.is_last());
+        assert_eq!(unreachable.given_up(), Step::drop(DropReason::Denied));
     }
 }

@@ -175,6 +175,15 @@ pub struct Ports {
     pub opens: bool,
 }
 
+impl Ports {
+    /// Whether `ip`, which these are of, opens a connection, or may: any datagram.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_open(&self, ip: &Ip<'_>) -> bool {
+        self.opens || ip.protocol == UDP
+    }
+}
+
 /// The IP header of a frame. `None`: not IP, or too short to tell where it goes.
 #[inline(always)]
 #[must_use]

@@ -6,17 +6,18 @@ use core::ptr;
 use balancer_common::{
     map_types::{CONTROL_RETURNS, Control, SERVICE_RULES},
     service_table::TableView,
+    verdict::DropReason,
 };
 
 use crate::{
     control, forward,
     icmp::{self, too_big},
     ingress::Ingress,
-    memory,
+    martian, memory,
     outcome::{Carries, Kind, Step},
     packet::Packet,
     parse::{self, Ip, TCP, UDP},
-    rare, returns, service, station, steer,
+    rare, reject, returns, service, station, steer,
 };
 
 /// Decides about one frame, and rewrites it where it is forwarded.
@@ -56,12 +57,15 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let Some(service) = service::of_port(control, services(control), ip, ports.destination) else {
         return not_for_a_service(control, ip, ports.source);
     };
+    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(ip) {
+        return Step::drop(DropReason::Martian);
+    }
     if service.flags & SERVICE_RULES != 0 {
         return Step::RARE;
     }
     match steer::choose(control, service, ip, ports) {
         Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice),
-        Err(reason) => Step::drop(reason),
+        Err(reason) => steer::nobody(service, reason),
     }
 }
 
@@ -93,7 +97,10 @@ fn others(ingress: Ingress, first: Step) -> Step {
     if step.is(Kind::Encapsulate) {
         step = forward::step_encapsulate(ingress, step);
     }
-    if step.is(Kind::TooBig) {
+    if step.is(Kind::Reject) {
+        step = reject::answer(ingress, step);
+    }
+    if step.is(Kind::TooBig) || step.is(Kind::Unreachable) {
         step = too_big::answer(ingress, step);
     }
     step

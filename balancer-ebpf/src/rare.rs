@@ -12,7 +12,7 @@ use crate::{
     control,
     fragments::{self, Way},
     ingress::Ingress,
-    opaque,
+    martian, opaque,
     outcome::{Carries, Step},
     parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Stopped, TCP, UDP},
     path, returns, service,
@@ -78,6 +78,9 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     let Some(service) = service::of_port(tables.control, tables.services, ip, ports.destination) else {
         return not_for_a_service(tables, ip, ports.source);
     };
+    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(ip) {
+        return Step::drop(DropReason::Martian);
+    }
     steer::choose_later(tables.control, service, ip, ports, Step::to_backend(Carries::Header))
 }
 
@@ -125,6 +128,9 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                 let Some(service) = service::of_port(tables.control, tables.services, ip, port) else {
                     return Step::drop(DropReason::FragmentUnknown);
                 };
+                if martian::is_source(ip) {
+                    return Step::drop(DropReason::Martian);
+                }
                 steer::peek_later(
                     tables.control,
                     service,

@@ -38,6 +38,11 @@ pub(crate) fn of_key(control: &'static Control, view: TableView, key: &ServiceKe
 /// The marker of `ip`'s destination, if that is the address of a service.
 #[inline(always)]
 pub(crate) fn vip(view: TableView, ip: &Ip<'_>) -> Option<&'static ServiceRow> {
-    let key = ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family };
-    find(&SERVICES, view, &key)
+    marker(view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
+}
+
+/// The marker of a VIP, if `key`, which is a marker's, has one.
+#[inline(always)]
+pub(crate) fn marker(view: TableView, key: &ServiceKey) -> Option<&'static ServiceRow> {
+    find(&SERVICES, view, key)
 }

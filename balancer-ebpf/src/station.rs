@@ -8,7 +8,12 @@ use aya_ebpf::{
 };
 use balancer_common::map_types::{InterfaceRow, MAX_INTERFACES, STATION_GROUP, STATION_MASK, STATIONS};
 
-use crate::{ingress::Ingress, packet::Packet, stats};
+use crate::{
+    ingress::Ingress,
+    packet::Packet,
+    shared::{Shared, word},
+    stats,
+};
 
 /// Written by the controller, a word at a time.
 #[map]
@@ -18,10 +23,8 @@ static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES,
 #[inline(always)]
 pub(crate) fn is_ours(ingress: Ingress) -> bool {
     let Some(destination) = destination(ingress.frame()) else { return true };
-    let Some(row) = INTERFACES.get_ptr(stats::row(ingress.ifindex())) else { return true };
-    // SAFETY: a map value; the controller replaces the word in one piece.
-    let own = unsafe { (&raw const (*row).stations[0]).read_volatile() };
-    destination == own || balancer_is_ours(ingress.context()) != 0
+    let Some(row) = Shared::at(&INTERFACES, stats::row(ingress.ifindex())) else { return true };
+    destination == word!(row, stations[0]) || balancer_is_ours(ingress.context()) != 0
 }
 
 #[inline(always)]
@@ -41,8 +44,7 @@ extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
     }
     let Some(row) = known(ingress) else { return 1 };
     for index in 1..STATIONS {
-        // SAFETY: as in `is_ours`.
-        if destination == unsafe { (&raw const (*row).stations[index]).read_volatile() } {
+        if destination == word!(row, stations[index]) {
             return 1;
         }
     }
@@ -51,11 +53,10 @@ extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
 
 /// The row of the interface that the frame came in by. `None`: the controller has told nothing of it.
 #[inline(always)]
-fn known(ingress: Ingress) -> Option<*const InterfaceRow> {
+fn known(ingress: Ingress) -> Option<Shared<InterfaceRow>> {
     let ifindex = ingress.ifindex();
-    let row = INTERFACES.get_ptr(stats::row(ifindex))?;
-    // SAFETY: as in `is_ours`.
-    (unsafe { (&raw const (*row).ifindex).read_volatile() } == ifindex).then_some(row)
+    let row = Shared::at(&INTERFACES, stats::row(ifindex))?;
+    (word!(row, ifindex) == ifindex).then_some(row)
 }
 
 /// Whether the frame came in by one of `interfaces`, a bit for each row; 0, or an interface that is not known: it did.

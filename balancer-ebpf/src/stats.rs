@@ -36,10 +36,6 @@ static SAMPLE_STATS: PerCpuArray<SampleStats> = PerCpuArray::with_max_entries(1,
 #[map]
 static REPLY_STATS: PerCpuArray<ReplyStats> = PerCpuArray::with_max_entries(1, 0);
 
-/// ICMP errors that a CPU sends in a period of 2^30 ns: 1000 a second, as many as Linux sends on all.
-const ERRORS_PER_PERIOD: u64 = 1000;
-const ERROR_PERIOD_BITS: u32 = 30;
-
 /// Chosen at load so that no two attached interfaces share a row.
 #[unsafe(no_mangle)]
 static INTERFACE_MULTIPLIER: Global<u32> = Global::new(1 << 26);
@@ -90,21 +86,20 @@ pub(crate) fn count_too_big() {
     }
 }
 
-/// Whether this CPU may send another ICMP error in this period.
+/// Counts a packet that nobody takes and whose sender was told.
 #[inline(always)]
-pub(crate) fn may_send_error() -> bool {
-    let Some(replies) = replies() else { return false };
-    // SAFETY: a plain helper call.
-    let period = unsafe { bpf_ktime_get_coarse_ns() } >> ERROR_PERIOD_BITS;
-    if replies.period != period {
-        replies.period = period;
-        replies.used = 0;
+pub(crate) fn count_rejected() {
+    if let Some(replies) = replies() {
+        replies.rejected += 1;
     }
-    let may = replies.used < ERRORS_PER_PERIOD;
-    if may {
-        replies.used += 1;
+}
+
+/// Counts a first fragment whose way is not remembered.
+#[inline(always)]
+pub(crate) fn count_not_remembered() {
+    if let Some(replies) = replies() {
+        replies.fragments_not_remembered += 1;
     }
-    may
 }
 
 /// Counts a packet of `bytes` forwarded to a backend; `decision`: how, if it opens a connection. Whether it is to be

@@ -8,8 +8,8 @@ use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client,
     map_types::{
-        ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REMEMBERS,
-        SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
+        ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REJECTS,
+        SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
     memory::Query,
     verdict::{Decision, DecisionIndex, DropReason},
@@ -98,12 +98,24 @@ fn later(
         packet,
         ruled,
         |choice| step.with_choice(choice),
-        |question| memory::consult_later(question, step).ok_or(question.nobody),
+        |question| memory::consult_later(question, step, end(service, packet, question.nobody)).ok_or(question.nobody),
     );
     match steered {
         Ok(step) => step,
-        Err(reason) => Step::drop(reason),
+        Err(reason) => end(service, packet, reason),
     }
+}
+
+/// What becomes of a packet of a client that nobody takes.
+#[inline(always)]
+pub(crate) fn nobody(service: &'static ServiceRow, reason: DropReason) -> Step {
+    if service.flags & SERVICE_REJECTS != 0 { Step::reject(reason) } else { Step::drop(reason) }
+}
+
+/// The same, or of a packet about a client's.
+#[inline(always)]
+fn end(service: &'static ServiceRow, packet: Opening, reason: DropReason) -> Step {
+    if packet.peeks { Step::drop(reason) } else { nobody(service, reason) }
 }
 
 /// What a packet says of connections.

@@ -64,6 +64,7 @@ fn defaults() {
             drain_timeout: Duration::from_secs(300),
             on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
             start_down: false,
+            reject: false,
             assign_vip: false,
             check: tcp,
             backends: vec![BackendConfig {
@@ -144,6 +145,7 @@ fn every_key() {
 
     assert_eq!(web.client_prefix, ClientPrefix { v4: 24, v6: 56 });
     assert_eq!((web.failback, web.when_all_down, web.start_down), (Failback::Return, WhenAllDown::Drop, true));
+    assert!(web.reject);
     assert_eq!(web.drain_timeout, Duration::from_secs(600));
     assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });
     let http = HttpCheck {

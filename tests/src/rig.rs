@@ -16,7 +16,7 @@ use balancer::{
     config::model::{Failback, Protocol},
     core::io::{BackendId, BackendSpec, NextHop, RuleSpec, ServiceId, ServiceSpec},
     shell::{
-        dataplane::{self, Capacity, Dataplane as _, KernelDataplane, Layers},
+        dataplane::{self, Budgets, Capacity, Dataplane as _, KernelDataplane, Layers},
         supervisor::Supervisor,
     },
 };
@@ -102,7 +102,7 @@ impl Rig {
     /// # Errors
     /// Without root, and where the kernel refuses.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
-        Self::load(services, false)
+        Self::load(services, false, Budgets::here())
     }
 
     /// The same with a program that [tells](Self::log) of what is puzzling.
@@ -110,17 +110,26 @@ impl Rig {
     /// # Errors
     /// As [`Self::new`].
     pub fn telling(services: &[Service]) -> anyhow::Result<Self> {
-        Self::load(services, true)
+        Self::load(services, true, Budgets::here())
     }
 
-    fn load(services: &[Service], tells: bool) -> anyhow::Result<Self> {
+    /// The same with other budgets for each CPU.
+    ///
+    /// # Errors
+    /// As [`Rig::new`].
+    pub fn limited(services: &[Service], budgets: Budgets) -> anyhow::Result<Self> {
+        Self::load(services, false, budgets)
+    }
+
+    fn load(services: &[Service], tells: bool, budgets: Budgets) -> anyhow::Result<Self> {
         let (in_ifindex, out_ifindex) = enter_namespace()?;
-        let mut dataplane = KernelDataplane::load_kept(
+        let mut dataplane = KernelDataplane::load_limited(
             Capacity { slots: 1 << 16, services: 64, returns: 64, clients: 1 << 10 },
             &[in_ifindex, out_ifindex],
             None,
             tells,
             &Supervisor::default(),
+            budgets,
         )?;
         dataplane.set_layers(Layers::flat(&[(in_ifindex, IN_MAC), (out_ifindex, OUT_MAC)]));
         let mut specs = Vec::new();
@@ -267,6 +276,17 @@ impl Rig {
         self.dataplane.set_rules(ServiceId(index as u16), rules)
     }
 
+    /// Has all services answer what nobody takes, or not.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn reject(&mut self, reject: bool) -> anyhow::Result<()> {
+        for spec in &mut self.specs {
+            spec.reject = reject;
+        }
+        self.dataplane.publish_services(&self.specs)
+    }
+
     /// Counters of a rule of the service at `address`: packets it decided about, and those steered as without it.
     ///
     /// # Errors
@@ -397,6 +417,7 @@ fn configure(
         remember: Duration::ZERO,
         failback: Failback::Stay,
         rules: false,
+        reject: false,
         backends,
     })
 }
@@ -430,13 +451,13 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// Loads the program for the local VIPs `vips`.
+    /// Loads the program for the local VIPs `vips`, and for tunnels that end at `own` and come from `from`.
     ///
     /// # Errors
     /// Without root, and where the kernel refuses.
-    pub fn new(vips: &[IpAddr]) -> anyhow::Result<Self> {
-        let mut dataplane = dataplane::Decap::load()?;
-        dataplane.set_vips(&vips.iter().copied().collect())?;
+    pub fn new(vips: &[IpAddr], own: &[IpAddr], from: &[IpNet]) -> anyhow::Result<Self> {
+        let mut dataplane = dataplane::Decap::load(from)?;
+        dataplane.set_addresses(&vips.iter().copied().collect(), &own.iter().copied().collect())?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         Ok(Self { dataplane, program })
     }

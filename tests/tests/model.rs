@@ -115,8 +115,9 @@ impl Total {
             }
             sent += verdicts[Verdict::Tx.index()] + verdicts[Verdict::Redirect.index()];
         }
-        // A frame given to the program this way always has room in front.
-        for &reason in DropReason::ALL.iter().filter(|&&reason| reason != DropReason::NoHeadroom) {
+        // A frame given to the program this way always has room in front, and budgets are granted anew.
+        let unseen = [DropReason::NoHeadroom, DropReason::EchoLimited];
+        for &reason in DropReason::ALL.iter().filter(|reason| !unseen.contains(reason)) {
             self.count(reason.label(), counters.drops[reason.index()]);
         }
         for backend in &scene.backends {
@@ -160,7 +161,8 @@ impl Total {
             ("limited", memory.limited),
             ("echo", counters.echo),
             ("told too big", counters.too_big),
-            ("nat replies and errors to clients", sent - counters.echo - counters.too_big),
+            ("rejected", counters.rejected),
+            ("nat replies and errors to clients", sent - counters.echo - counters.too_big - counters.rejected),
         ] {
             self.count(what, times);
         }

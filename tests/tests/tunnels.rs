@@ -316,9 +316,49 @@ fn what_stands_in_the_way_is_said_in_one_line() {
     refused(&site, &[], 2, "--interface");
     refused(&site, &["--interface", "eth0", "--vip", "10.2.0.10:80"], 2, "give an address without a port");
     refused(&site, &["--interface", "eth0", "--vip", "0.0.0.0"], 2, "the address of one host");
+    refused(&site, &["--interface", "eth0", "--from", "10.0.0.1/24"], 2, "did you mean 10.0.0.0/24?");
+    refused(&site, &["--interface", "eth0", "--from", "everybody"], 2, "give a prefix or an address");
     // None of them has disturbed the one that runs.
     site.homes(Family::V4, [1]).unwrap();
     end(&mut site, 1);
+}
+
+/// Whose source is none of the prefixes given is a stranger, whatever is inside.
+#[test]
+fn tunnels_of_strangers_are_refused() {
+    const EACH: usize = 10;
+    let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, Variant::Usual);
+    end(&mut site, 1);
+    let host = &site.topology().backends()[0];
+    let own = site.topology().backend_address(Family::V4, 0);
+    let client = site.topology().client().run_in_thread(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    let source = site.topology().client().run_in_thread(|| {
+        let probe = UdpSocket::bind("0.0.0.0:0").unwrap();
+        probe.connect((own, 6080)).unwrap();
+        probe.local_addr().unwrap().ip()
+    });
+    let source = source.unwrap();
+    let received = host.run_in_thread(|| UdpSocket::bind((own, 7777))).unwrap().unwrap();
+    received.set_read_timeout(Some(PATIENCE)).unwrap();
+    let packet = Frame::udp("10.1.0.5:4000", &format!("{own}:7777")).packet();
+    for (from, served) in [("192.0.2.0/24".to_owned(), false), (source.to_string(), true)] {
+        let mut command = host.command(binaries::balancer().unwrap());
+        let vip = own.to_string();
+        command.args(["decap", "--interface", "eth0", "--vip", &vip, "--from", &from]);
+        let log = site.files().join(format!("from-{served}.log"));
+        let mut decap = Process::spawn("decap", &mut command, &log).unwrap();
+        wait_log(&mut decap, "the VIP", |line| line.contains("stripping") && line.contains(&vip)).unwrap();
+        for _ in 0..EACH {
+            client.send_to(&packet, (own, 6080)).unwrap();
+        }
+        if served {
+            received.recv_from(&mut [0; 64]).unwrap();
+        }
+        decap.stop().unwrap();
+        let line = decap.tail(1).unwrap();
+        let refused = if served { 0 } else { EACH };
+        assert!(line.contains(&format!(" {refused} refused")), "{from}: {line}");
+    }
 }
 
 /// An address of the attached interface is served when it is named; also in generic mode.

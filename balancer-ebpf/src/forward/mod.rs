@@ -6,8 +6,6 @@ mod neighbour;
 pub mod rewrite;
 mod tunnel;
 
-use core::ptr;
-
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
     macros::map,
@@ -15,8 +13,8 @@ use aya_ebpf::{
 };
 use balancer_common::{
     map_types::{
-        BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BackendRow, BackendStanding, Forwarding,
-        MAX_BACKENDS,
+        BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_SECOND, BACKEND_TAKES_CLIENTS, BackendRow, BackendRows,
+        BackendStanding, Forwarding, MAX_BACKENDS,
     },
     memory::BackendFacts,
     verdict::{CauseIndex, DropReason},
@@ -31,7 +29,9 @@ use crate::{
     packet::Packet,
     parse::{self, Ip},
     puzzles::{self, Puzzle},
-    samples, stats,
+    samples,
+    shared::{Shared, word},
+    stats,
     steer::Choice,
 };
 
@@ -39,7 +39,7 @@ pub(crate) use nat::{step_error_to_client, step_to_client};
 pub(crate) use tunnel::step_encapsulate;
 
 #[map]
-static BACKENDS: Array<BackendRow> = Array::with_max_entries(MAX_BACKENDS, BPF_F_MMAPABLE);
+static BACKENDS: Array<BackendRows> = Array::with_max_entries(MAX_BACKENDS, BPF_F_MMAPABLE);
 
 /// Rewrites a packet for its backend and sends it there.
 #[inline(always)]
@@ -59,7 +59,8 @@ fn decided(choice: Choice, end: Step) -> Step {
 
 #[inline(always)]
 fn sent(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Result<Step, Step> {
-    let row = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
+    let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
+    let row = backend.row;
     if row.forwarding > Forwarding::Nat as u8 {
         return Ok(Step::encapsulate(choice, Answerable::Yes));
     }
@@ -69,9 +70,9 @@ fn sent(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choi
     let written = if row.forwarding == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
-        nat::to_backend(frame, ip, carries, row)
+        nat::to_backend(frame, ip, carries, backend)
     };
-    written.map(|()| finish(ingress, ip, row, choice, Sender::Client)).map_err(Step::drop)
+    written.map(|()| finish(ingress, ip, backend, choice, Sender::Client)).map_err(Step::drop)
 }
 
 /// A step: [`to_backend`] for a packet with its layer-4 header anywhere. A first fragment's way is remembered.
@@ -120,7 +121,8 @@ extern "C" fn balancer_error_to_backend(context: *mut xdp_md, step: u64) -> u64 
 
 #[inline(always)]
 fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, choice: Choice) -> Step {
-    let Some(row) = reachable(choice.backend) else { return no_next_hop(choice) };
+    let Some(backend) = reachable(choice.backend) else { return no_next_hop(choice) };
+    let row = backend.row;
     if row.forwarding > Forwarding::Nat as u8 {
         return Step::encapsulate(choice, Answerable::No);
     }
@@ -130,10 +132,10 @@ fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip
     let written = if row.forwarding == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
-        nat::error_to_backend(frame, ip, inner, row)
+        nat::error_to_backend(frame, ip, inner, backend)
     };
     match written {
-        Ok(()) => finish(ingress, ip, row, choice, Sender::Other),
+        Ok(()) => finish(ingress, ip, backend, choice, Sender::Other),
         Err(reason) => Step::drop(reason),
     }
 }
@@ -147,34 +149,58 @@ enum Sender {
 }
 
 #[inline(always)]
-fn finish(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, choice: Choice, sender: Sender) -> Step {
+fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) -> Step {
     let bytes = ip.l3_offset + ip.length;
     let due = stats::count_forwarded(choice.backend, bytes, choice.decision);
     if due && sender == Sender::Client {
-        samples::take(ip, row.service, choice.backend, bytes);
+        samples::take(ip, backend.service, choice.backend, bytes);
     }
-    Step::send(ingress.ifindex(), row.ifindex)
+    Step::send(ingress.ifindex(), backend.row.ifindex)
 }
 
 /// What the rule of memory needs to know of a backend.
 #[inline(always)]
 pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
-    let row = ptr::from_ref(BACKENDS.get(u32::from(backend))?);
-    // SAFETY: within the row, and aligned; the controller replaces the word in one piece.
-    let word = unsafe { row.byte_add(BackendStanding::OFFSET).cast::<u32>().read_volatile() };
-    let BackendStanding { service, cause, flags } = bytemuck::cast(word);
+    let BackendStanding { service, cause, flags } = standing(rows(backend)?);
     Some(BackendFacts { service, keeps_known: flags & BACKEND_KEEPS_KNOWN != 0, cause: CauseIndex(cause) })
 }
 
 /// Whether a rule may pin clients to a backend.
 #[inline(always)]
 pub(crate) fn takes_clients(backend: u16) -> bool {
-    BACKENDS.get(u32::from(backend)).is_some_and(|row| row.flags & BACKEND_TAKES_CLIENTS != 0)
+    rows(backend).is_some_and(|rows| standing(rows).flags & BACKEND_TAKES_CLIENTS != 0)
 }
 
 #[inline(always)]
-fn reachable(backend: u16) -> Option<&'static BackendRow> {
-    BACKENDS.get(u32::from(backend)).filter(|row| row.flags & BACKEND_REACHABLE != 0)
+fn rows(backend: u16) -> Option<Shared<BackendRows>> {
+    Shared::at(&BACKENDS, u32::from(backend))
+}
+
+#[inline(always)]
+fn standing(rows: Shared<BackendRows>) -> BackendStanding {
+    BackendStanding::from_word(word!(rows, rows[0].standing))
+}
+
+/// A backend that packets can be sent to, as it was when it was looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct Reachable {
+    pub(crate) row: &'static BackendRow,
+    pub(crate) flags: u8,
+    pub(crate) service: u16,
+}
+
+#[inline(always)]
+pub(crate) fn reachable(backend: u16) -> Option<Reachable> {
+    let rows = rows(backend)?;
+    let BackendStanding { service, flags, .. } = standing(rows);
+    if flags & BACKEND_REACHABLE == 0 {
+        return None;
+    }
+    let second = usize::from(flags & BACKEND_SECOND != 0) & 1;
+    // SAFETY: a map value. The controller writes to a row only after it was out of use for a grace period, which a packet
+    // does not outlast.
+    let row = unsafe { &(*rows.pointer()).rows[second] };
+    Some(Reachable { row, flags, service })
 }
 
 #[inline(always)]

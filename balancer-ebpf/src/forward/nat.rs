@@ -3,13 +3,14 @@
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
-    map_types::{BACKEND_PORT_CHANGES, BackendRow, ReturnRow, ServiceKey},
+    map_types::{BACKEND_PORT_CHANGES, ReturnRow, ServiceKey},
     verdict::DropReason,
 };
 
 use crate::{
     control,
     forward::{
+        Reachable,
         neighbour::{self, Hop, Route},
         rewrite::{self, End, Translation},
     },
@@ -23,11 +24,12 @@ use crate::{
 };
 
 #[inline(always)]
-fn there(row: &BackendRow, end: End) -> Translation {
+fn there(backend: Reachable, end: End) -> Translation {
+    let Reachable { row, flags, .. } = backend;
     Translation {
         end,
         address: row.address,
-        port: (row.flags & BACKEND_PORT_CHANGES != 0).then_some(row.port),
+        port: (flags & BACKEND_PORT_CHANGES != 0).then_some(row.port),
         address_delta: row.address_delta,
         l4_delta: row.l4_delta,
     }
@@ -45,11 +47,17 @@ fn back(row: &ReturnRow, end: End) -> Translation {
 }
 
 #[inline(always)]
-pub(crate) fn to_backend(frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, row: &BackendRow) -> Result<(), DropReason> {
+pub(crate) fn to_backend(
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    carries: Carries,
+    backend: Reachable,
+) -> Result<(), DropReason> {
     if ip.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
-    rewrite::translate(ip, carries, &there(row, End::Destination))
+    let row = backend.row;
+    rewrite::translate(ip, carries, &there(backend, End::Destination))
         .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
         .ok_or(DropReason::Malformed)
 }
@@ -93,13 +101,14 @@ pub(super) fn error_to_backend(
     frame: Packet<'_>,
     ip: &Ip<'_>,
     inner: &Ip<'_>,
-    row: &BackendRow,
+    backend: Reachable,
 ) -> Result<(), DropReason> {
+    let row = backend.row;
     if ip.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
     rewrite::translate_ip(ip, End::Destination, &row.address, row.address_delta)
-        .and_then(|()| rewrite::translate_quoted(ip, inner, row.address_delta, &there(row, End::Source)))
+        .and_then(|()| rewrite::translate_quoted(ip, inner, row.address_delta, &there(backend, End::Source)))
         .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
         .ok_or(DropReason::Malformed)
 }

@@ -55,12 +55,13 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Resul
     const MALFORMED: Step = Step::drop(DropReason::Malformed);
     let frame = ingress.frame();
     let ip = parse::ip(frame).ok_or(MALFORMED)?;
-    let row = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
+    let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
+    let row = backend.row;
     if ip.ttl <= 1 {
         return Err(Step::drop(DropReason::TtlExceeded));
     }
     let gue = row.forwarding == Forwarding::Gue as u8;
-    let v6 = row.flags & BACKEND_V6 != 0;
+    let v6 = backend.flags & BACKEND_V6 != 0;
     let udp_length = if gue { UdpHdr::LEN } else { 0 };
     let overhead = udp_length + if v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
     let mtu = row.mtu.min(u32::from(u16::MAX));
@@ -78,7 +79,7 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Resul
     })?;
     wrap(ingress, &inner, row, gue, v6, overhead).ok_or(MALFORMED)?;
     let sender = if answerable == Answerable::Yes { Sender::Client } else { Sender::Other };
-    Ok(finish(ingress, &ip, row, choice, sender))
+    Ok(finish(ingress, &ip, backend, choice, sender))
 }
 
 /// What the outer headers need of the inner ones; views of the frame are void by then.

@@ -6,13 +6,16 @@ use balancer_common::{checksum, map_types::FAMILY_V4, verdict::DropReason};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::{ICMP_CHECK, REPLY_TTL, is_group, is_one_host, swap_macs};
-use crate::{outcome::Step, packet::Packet, parse::Ip, stats};
+use crate::{budget, outcome::Step, packet::Packet, parse::Ip, stats};
 
 /// Turns an echo request to a VIP into its reply.
 #[inline(always)]
 pub(super) fn answer(frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     if is_group(frame) || !is_one_host(&ip.source, ip.family) {
         return Step::PASS;
+    }
+    if !budget::may_answer_echo() {
+        return Step::drop(DropReason::EchoLimited);
     }
     match turn_round(frame, ip) {
         Some(()) => {

@@ -27,7 +27,7 @@ pub(crate) const ICMP_HEADER_LEN: usize = 8;
 pub(crate) const ICMP_CHECK: usize = 2;
 
 /// TTL or hop limit of everything the program answers.
-const REPLY_TTL: u8 = 64;
+pub(crate) const REPLY_TTL: u8 = 64;
 
 /// What an ICMP message means here.
 enum Kind {
@@ -91,7 +91,7 @@ fn decide(ingress: Ingress) -> Step {
 
 /// Whether `address` can be one host's, so that it may be answered (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
 #[inline(always)]
-fn is_one_host(address: &[u32; 4], family: u8) -> bool {
+pub(crate) fn is_one_host(address: &[u32; 4], family: u8) -> bool {
     let [first, ..] = address[0].to_ne_bytes();
     if family == FAMILY_V4 {
         first != 0 && first != 127 && first < 224
@@ -102,13 +102,13 @@ fn is_one_host(address: &[u32; 4], family: u8) -> bool {
 
 /// Whether the frame was sent to more than one station.
 #[inline(always)]
-fn is_group(frame: Packet<'_>) -> bool {
+pub(crate) fn is_group(frame: Packet<'_>) -> bool {
     frame.load::<u8>(0).is_none_or(|first| first & 1 != 0)
 }
 
 /// Sends a frame back to where it came from on the link.
 #[inline(always)]
-fn swap_macs(frame: Packet<'_>) -> Option<()> {
+pub(crate) fn swap_macs(frame: Packet<'_>) -> Option<()> {
     let [destination, source]: [Mac; 2] = frame.load(0)?;
     rewrite::macs(frame, source, destination)
 }

@@ -1,15 +1,21 @@
-//! Telling the sender of a packet that is too big for its way what would fit (RFC 792 and 1191, RFC 4443).
+//! Telling the sender of a packet that is too big for its way what would fit (RFC 792 and 1191, RFC 4443), and that of a
+//! datagram that nobody takes that it is in vain (RFC 1812 section 5.2.7.1).
 
 use aya_ebpf::bindings::xdp_md;
-use balancer_common::{checksum, map_types::FAMILY_V4, verdict::DropReason};
+use balancer_common::{
+    checksum,
+    map_types::FAMILY_V4,
+    verdict::{DropIndex, DropReason},
+};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::{ICMP_CHECK, ICMP_HEADER_LEN, REPLY_TTL, is_group, is_one_host, swap_macs};
 use crate::{
+    budget,
     ingress::Ingress,
     link::{self, V4, V6},
     opaque,
-    outcome::Step,
+    outcome::{Kind, Step},
     packet::Packet,
     parse::{self, ICMP, ICMP_V6, Ip},
     stats,
@@ -26,35 +32,65 @@ const STEPS: usize = MAX_QUOTE_V6 / STEP;
 /// Precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
 
-/// Answers a packet to a VIP, or a `nat` backend's reply, that nothing longer than the step's MTU fits its way. The
-/// senders of IPv4 packets that may be fragmented are told as well: nothing here fragments, but they can.
+/// Answers a packet to a VIP, or a `nat` backend's reply, that nothing longer than the step's MTU fits its way, or that
+/// nobody takes it. The senders of IPv4 packets that may be fragmented are told of MTUs as well: nothing here fragments,
+/// but they can.
 #[inline(always)]
 pub(crate) fn answer(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_too_big(ingress.context(), step.value()))
+    Step(balancer_icmp_error(ingress.context(), step.0))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn balancer_too_big(context: *mut xdp_md, mtu: u32) -> u64 {
+extern "C" fn balancer_icmp_error(context: *mut xdp_md, step: u64) -> u64 {
+    let step = Step(step);
+    let unreachable = step.is(Kind::Unreachable);
     // SAFETY: `answer` passes the program's context on.
-    let outcome = match reply(unsafe { Ingress::new(context) }, mtu) {
+    let outcome = match reply(unsafe { Ingress::new(context) }, step) {
+        Some(()) if unreachable => {
+            stats::count_rejected();
+            Step::TX
+        }
         Some(()) => {
             stats::count_too_big();
             Step::TX
         }
+        None if unreachable => step.given_up(),
         None => Step::drop(DropReason::TooBig),
     };
-    (outcome).0
+    outcome.0
+}
+
+/// The first eight bytes of the message.
+#[inline(always)]
+fn message(step: Step, family: u8) -> [u8; ICMP_HEADER_LEN] {
+    let denied = step.reason() == DropIndex(DropReason::Denied as u8);
+    let mtu = step.value();
+    match (step.is(Kind::Unreachable), family == FAMILY_V4) {
+        // Destination unreachable: administratively prohibited, or the port.
+        (true, true) => [3, if denied { 13 } else { 3 }, 0, 0, 0, 0, 0, 0],
+        (true, false) => [1, if denied { 1 } else { 4 }, 0, 0, 0, 0, 0, 0],
+        // Destination unreachable, fragmentation needed: the MTU of the next hop in the low half of the second word.
+        (false, true) => {
+            let [high, low] = (mtu.min(u32::from(u16::MAX)) as u16).to_be_bytes();
+            [3, 4, 0, 0, 0, 0, high, low]
+        }
+        // Packet too big: the MTU in the second word.
+        (false, false) => {
+            let [a, b, c, d] = mtu.to_be_bytes();
+            [2, 0, 0, 0, a, b, c, d]
+        }
+    }
 }
 
 /// `None`: the sender is not told. The frame may then be anything.
 #[inline(always)]
-fn reply(ingress: Ingress, mtu: u32) -> Option<()> {
+fn reply(ingress: Ingress, step: Step) -> Option<()> {
     let frame = ingress.frame();
     let mut ip = parse::ip(frame)?;
     opaque::follow(frame, &mut ip).ok()?;
     let told =
-        !ip.fragment.is_later() && !is_group(frame) && is_one_host(&ip.source, ip.family) && stats::may_send_error();
+        !ip.fragment.is_later() && !is_group(frame) && is_one_host(&ip.source, ip.family) && budget::may_send_error();
     if !told {
         return None;
     }
@@ -69,15 +105,15 @@ fn reply(ingress: Ingress, mtu: u32) -> Option<()> {
     link::relocate(frame, added, 0, ip.l3_offset, ip.family)?;
     swap_macs(frame)?;
     let outer = frame.skip(ip.l3_offset);
-    let pseudo = if ip.family == FAMILY_V4 { v4(outer, &ip, quote, mtu) } else { v6(outer, &ip, quote, mtu) }?;
+    let pseudo = if ip.family == FAMILY_V4 { v4(outer, &ip, quote) } else { v6(outer, &ip, quote) }?;
+    outer.store(header, message(step, ip.family))?;
     let check = checksum::fold(pseudo + opaque::number(sum(outer.skip(header), ICMP_HEADER_LEN + quote))?);
     ingress.frame().skip(ip.l3_offset + header).store(ICMP_CHECK, !check)
 }
 
-/// Writes destination unreachable, fragmentation needed: the MTU of the next hop in the low half of the second word.
-/// Returns what the checksum covers apart from the message: nothing.
+/// Writes the IP header. Returns what the checksum covers apart from the message: nothing.
 #[inline(always)]
-fn v4(outer: Packet<'_>, ip: &Ip<'_>, quote: usize, mtu: u32) -> Option<u64> {
+fn v4(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     let header = V4 {
         tos: TOS,
         length: Ipv4Hdr::LEN + ICMP_HEADER_LEN + quote,
@@ -88,20 +124,16 @@ fn v4(outer: Packet<'_>, ip: &Ip<'_>, quote: usize, mtu: u32) -> Option<u64> {
         destination: ip.source[0],
     };
     link::store_v4(outer, &header)?;
-    let [high, low] = (mtu.min(u32::from(u16::MAX)) as u16).to_be_bytes();
-    outer.store(Ipv4Hdr::LEN, [3u8, 4, 0, 0, 0, 0, high, low])?;
     Some(0)
 }
 
-/// Writes packet too big: the MTU in the second word. Returns the sum of the pseudo-header.
+/// Writes the IP header. Returns the sum of the pseudo-header.
 #[inline(always)]
-fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize, mtu: u32) -> Option<u64> {
+fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     let length = ICMP_HEADER_LEN + quote;
     let header =
         V6 { traffic_class: 0, flow_label: 0, payload_length: length, next_header: ICMP_V6, hop_limit: REPLY_TTL };
     link::store_v6(outer, &header, &ip.destination, &ip.source)?;
-    let [a, b, c, d] = mtu.to_be_bytes();
-    outer.store(Ipv6Hdr::LEN, [2u8, 0, 0, 0, a, b, c, d])?;
     let addresses = checksum::sum_address(&ip.source) + checksum::sum_address(&ip.destination);
     Some(addresses + u64::from((length as u16).to_be()) + u64::from(u16::from(ICMP_V6).to_be()))
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use clap::ValueEnum;
+use ipnet::IpNet;
 
 use super::{
     Failure,
@@ -22,6 +23,9 @@ pub(super) struct Args {
     /// VIP to serve besides this machine's own addresses on its other interfaces, such as lo; may be repeated
     #[arg(long = "vip", value_name = "ADDR", value_parser = vip)]
     vips: Vec<IpAddr>,
+    /// Prefix of the addresses that tunnels come from, those of the balancers; may be repeated. Without it: everybody's
+    #[arg(long = "from", value_name = "PREFIX", value_parser = prefix)]
+    from: Vec<IpNet>,
     /// XDP mode: native, generic, or auto: native first and generic if the driver has none
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     xdp_mode: Mode,
@@ -47,7 +51,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         Mode::Native => XdpMode::Native,
         Mode::Generic => XdpMode::Generic,
     };
-    wait_for(async { Ok(decap::run(&args.interfaces, &args.vips, xdp_mode).await?) })
+    wait_for(async { Ok(decap::run(&args.interfaces, &args.vips, &args.from, xdp_mode).await?) })
 }
 
 fn vip(text: &str) -> Result<IpAddr, String> {
@@ -58,4 +62,13 @@ fn vip(text: &str) -> Result<IpAddr, String> {
         Ok(address) => Ok(address),
         Err(_) => Err("give an address without a port, such as 198.51.100.10 or 2001:db8::10".to_owned()),
     }
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let prefix = prefix.map_err(|_| "give a prefix or an address, such as 10.0.0.0/29 or 2001:db8::1".to_owned())?;
+    if prefix.trunc() != prefix {
+        return Err(format!("has bits behind its length; did you mean {}?", prefix.trunc()));
+    }
+    Ok(prefix)
 }

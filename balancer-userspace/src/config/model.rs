@@ -115,6 +115,9 @@ pub struct ServiceConfig {
     pub on_failure: OnFailure,
     /// Whether a backend counts as down until its first verdict.
     pub start_down: bool,
+    /// Whether clients that nobody takes are told so.
+    #[serde(default)]
+    pub reject: bool,
     /// Whether the VIP is added to the interface while it is served.
     #[serde(default)]
     pub assign_vip: bool,

@@ -76,6 +76,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
         .map(|section| on_failure(section, findings));
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
+    let reject = section.boolean("reject", findings).unwrap_or(false);
     let assign_vip = section.boolean("assign_vip", findings).unwrap_or(false);
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
@@ -144,6 +145,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
             drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
             on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
             start_down,
+            reject,
             assign_vip,
             check: service_check,
             backends,

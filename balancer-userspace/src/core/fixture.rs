@@ -81,6 +81,7 @@ pub(crate) fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[
         drain_timeout: Duration::from_secs(300),
         on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
         start_down: false,
+        reject: false,
         assign_vip: false,
         check: check(),
         backends: backends

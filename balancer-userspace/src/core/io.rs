@@ -323,6 +323,8 @@ pub struct ServiceSpec {
     pub failback: Failback,
     /// Whether it has rules for client prefixes.
     pub rules: bool,
+    /// Whether clients that nobody takes are told so.
+    pub reject: bool,
     /// Its backends' ids and addresses: where `nat` replies come from.
     pub backends: Vec<(BackendId, SocketAddr)>,
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, pin::pin, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::{MissedTickBehavior, interval};
@@ -24,11 +25,12 @@ const REFRESH: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Strips tunnel headers of packets that come in by `names` for `vips` and for this machine's addresses on its other
-/// interfaces, which are followed, until SIGTERM or SIGINT. Nothing stays attached when it returns, also on an error.
+/// interfaces, until SIGTERM or SIGINT. The tunnels must end at an address of this machine, and come from one of `from`, if
+/// any is given. Addresses are followed. Nothing stays attached when it returns, also on an error.
 ///
 /// # Errors
 /// One line that says what stands in the way.
-pub async fn run(names: &[String], vips: &[IpAddr], mode: XdpMode) -> anyhow::Result<()> {
+pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
     privileges::check()?;
     let shutdown = shutdown::listen().context("catching signals")?;
     let interfaces = interfaces::resolve(names).await?;
@@ -36,18 +38,23 @@ pub async fn run(names: &[String], vips: &[IpAddr], mode: XdpMode) -> anyhow::Re
     let (connection, handle, mut changes) =
         rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
     tokio::spawn(connection);
-    let wanted = async || -> anyhow::Result<BTreeSet<IpAddr>> {
-        let local = local_addresses(&handle, &interfaces).await?;
-        Ok(local.into_iter().chain(vips.iter().copied()).collect())
+    let wanted = async || -> anyhow::Result<Local> {
+        let mut local = local_addresses(&handle, &interfaces).await?;
+        local.vips.extend(vips);
+        Ok(local)
     };
 
-    let mut decap = Decap::load()?;
-    decap.set_vips(&wanted().await?)?;
+    let mut decap = Decap::load(from)?;
+    let Local { vips, own } = wanted().await?;
+    decap.set_addresses(&vips, &own)?;
     for interface in &interfaces {
         let attached = decap.attach(&interface.name, interface.ifindex, mode)?;
         info!("attached to {} in {} mode", attached.at.name, attached.at.mode());
     }
-    say(decap.vips());
+    say(&decap.vips());
+    if from.is_empty() {
+        warn!("tunnel packets are taken from everybody: give --from PREFIX for each balancer's address");
+    }
 
     let mut shutdown = pin!(shutdown);
     let mut refresh = interval(REFRESH);
@@ -58,10 +65,14 @@ pub async fn run(names: &[String], vips: &[IpAddr], mode: XdpMode) -> anyhow::Re
             _ = refresh.tick() => {}
             Some(_) = changes.next() => while changes.try_recv().is_ok() {},
         }
-        let before = decap.vips().clone();
-        let followed = async { decap.set_vips(&wanted().await?) }.await;
-        if *decap.vips() != before {
-            say(decap.vips());
+        let before = decap.vips();
+        let followed = async {
+            let Local { vips, own } = wanted().await?;
+            decap.set_addresses(&vips, &own)
+        };
+        let followed = followed.await;
+        if decap.vips() != before {
+            say(&decap.vips());
         }
         if let Err(error) = followed {
             warn!("following this machine's addresses: {error:#}");
@@ -85,19 +96,25 @@ fn say(vips: &BTreeSet<IpAddr>) {
     info!("stripping tunnel headers for {}", list.join(", "));
 }
 
-/// This machine's addresses that packets in a tunnel may be for: those on other interfaces than `attached`.
-async fn local_addresses(handle: &Handle, attached: &[Interface]) -> anyhow::Result<Vec<IpAddr>> {
+/// This machine's addresses.
+struct Local {
+    /// Those that packets in a tunnel may be for: on other interfaces than those that are attached to.
+    vips: BTreeSet<IpAddr>,
+    /// Those that a tunnel may end at: all.
+    own: BTreeSet<IpAddr>,
+}
+
+async fn local_addresses(handle: &Handle, attached: &[Interface]) -> anyhow::Result<Local> {
     let dump = handle.address().get().execute().try_collect::<Vec<AddressMessage>>();
     let messages = tokio::time::timeout(TIMEOUT, dump)
         .await
         .context("listing the addresses: no answer from the kernel")?
         .context("listing the addresses")?;
-    Ok(messages
-        .iter()
-        .filter(|message| attached.iter().all(|interface| interface.ifindex != message.header.index))
-        .filter_map(local)
-        .filter(|&address| may_be_a_vip(address))
-        .collect())
+    let elsewhere =
+        |message: &&AddressMessage| attached.iter().all(|interface| interface.ifindex != message.header.index);
+    let vips = messages.iter().filter(elsewhere).filter_map(local).filter(|&address| may_be_a_vip(address));
+    let own = messages.iter().filter_map(local).filter(|address| !address.is_loopback());
+    Ok(Local { vips: vips.collect(), own: own.collect() })
 }
 
 /// The local end: with IPv4 and on point-to-point links an attribute of its own, otherwise the address.

@@ -14,7 +14,7 @@ use balancer::{
 };
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
-    map_types::{BackendStats, LiveTable, MemoryStats, ReplyStats, RuleStats, SLOTS_PER_LINE, TableSlot},
+    map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, SLOTS_PER_LINE, TableSlot},
     service_table::{PROBES, TableView},
     verdict::{DropReason, Verdict},
 };
@@ -144,6 +144,15 @@ impl Kernel {
         Ok(())
     }
 
+    /// What is limited by the clock is not here.
+    fn grant_budgets(&mut self) -> anyhow::Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        for kind in 0..BUDGETS {
+            self.maps.budgets.set(kind, PerCpuValues::try_from(vec![Budget::default(); cpus])?, 0)?;
+        }
+        Ok(())
+    }
+
     /// As `dataplane` reads them.
     fn read(&self) -> anyhow::Result<Counters> {
         let mut counters = Counters::default();
@@ -160,7 +169,8 @@ impl Kernel {
         counters.memory.full = memory.full;
         counters.memory.limited = memory.limited;
         let replies = self.dataplane.reply_stats()?;
-        (counters.echo, counters.too_big) = (replies.echo, replies.too_big);
+        (counters.echo, counters.too_big, counters.rejected) = (replies.echo, replies.too_big, replies.rejected);
+        anyhow::ensure!(replies.fragments_not_remembered == 0, "budgets are spent");
         for Placed { id, rules, .. } in &self.scene {
             for &prefix in rules {
                 counters.rules.insert((id.0, prefix), self.dataplane.rule_stats(*id, prefix)?);
@@ -209,7 +219,7 @@ impl Player for Kernel {
         }
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         self.maps.memory_stats.set(0, PerCpuValues::try_from(vec![MemoryStats::default(); cpus])?, 0)?;
-        self.maps.reply_stats.set(0, PerCpuValues::try_from(vec![ReplyStats::default(); cpus])?, 0)?;
+        self.grant_budgets()?;
         self.maps.outer_ids.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         self.before = self.read()?;
         self.drops = self.before.drops;
@@ -259,17 +269,16 @@ impl Player for Kernel {
     }
 
     fn counters(&mut self) -> anyhow::Result<Counters> {
-        // Errors are limited by the clock: not here.
-        let cpus = self.maps.reply_stats.get(&0, 0)?;
-        let unlimited: Vec<_> = cpus.iter().map(|&stats| ReplyStats { used: 0, ..stats }).collect();
-        self.maps.reply_stats.set(0, PerCpuValues::try_from(unlimited)?, 0)?;
-
+        self.grant_budgets()?;
         let mut counters = self.read()?;
         counters.verdicts.retain(|ifindex, verdicts| {
             subtract(verdicts, self.before.verdicts.get(ifindex).unwrap_or(&[0; Verdict::COUNT]));
             verdicts.iter().any(|&count| count > 0)
         });
         subtract(&mut counters.drops, &self.before.drops);
+        counters.echo -= self.before.echo;
+        counters.too_big -= self.before.too_big;
+        counters.rejected -= self.before.rejected;
         counters.backends.retain(|_, stats| *stats != BackendStats::default());
         counters.rules.retain(|_, stats| *stats != RuleStats::default());
         counters.fallbacks.retain(|id, count| {

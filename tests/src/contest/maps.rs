@@ -13,7 +13,7 @@ use aya::{
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     map_types::{
-        Control, FragmentKey, FragmentRow, MemoryStats, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, ServiceRow, SlotLine,
+        Budget, Control, FragmentKey, FragmentRow, MemoryStats, NEWCOMER_ROWS, NewcomerBudget, ServiceRow, SlotLine,
     },
 };
 
@@ -27,7 +27,7 @@ pub(super) struct Maps {
     pub(super) fragments: HashMap<MapData, [u8; size_of::<FragmentKey>()], [u8; size_of::<FragmentRow>()]>,
     pub(super) newcomers: Array<MapData, NewcomerBudget>,
     pub(super) memory_stats: PerCpuArray<MapData, MemoryStats>,
-    pub(super) reply_stats: PerCpuArray<MapData, ReplyStats>,
+    pub(super) budgets: PerCpuArray<MapData, Budget>,
     pub(super) outer_ids: PerCpuArray<MapData, u64>,
     pub(super) clients: Mapped<[u64; BUCKET_ENTRIES], BUCKETS>,
     pub(super) seen: Mapped<u64, SEEN_WORDS>,
@@ -62,7 +62,7 @@ impl Maps {
             fragments: Map::LruHashMap(map("FRAGMENTS")?).try_into()?,
             newcomers: Map::Array(map("NEWCOMERS")?).try_into()?,
             memory_stats: Map::PerCpuArray(map("MEMORY_STATS")?).try_into()?,
-            reply_stats: Map::PerCpuArray(map("REPLY_STATS")?).try_into()?,
+            budgets: Map::PerCpuArray(map("BUDGET")?).try_into()?,
             outer_ids: Map::PerCpuArray(map("IDS")?).try_into()?,
             clients: Mapped::new(map("CLIENTS")?)?,
             seen: Mapped::new(map("SEEN")?)?,

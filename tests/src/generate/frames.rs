@@ -61,8 +61,12 @@ impl<'a> Source<'a> {
     /// A packet of a client to a service.
     pub(super) fn to_service(&self, rng: &mut Rng) -> Frame {
         let service = self.service(rng);
-        let client = client(rng, service.spec.address.is_ipv4());
+        let mut client = client(rng, service.spec.address.is_ipv4());
         let vip = at_port(rng, service.spec.address);
+        if once_in(rng, 60) {
+            let other = self.service(rng).spec.address.ip();
+            client.set_ip(if other.is_ipv4() == vip.is_ipv4() { other } else { vip.ip() });
+        }
         between(rng, client, vip, service.spec.protocol)
     }
 

@@ -133,6 +133,7 @@ impl Scene {
             failback: one_of(rng, &[Failback::Stay, Failback::Return]),
             backends,
             rules: rng.bool(),
+            reject: rng.bool(),
         };
         let size = one_of(rng, &[1, 7, 31, 251]);
         let slots = table(rng, &spec, size);

@@ -23,6 +23,8 @@ pub struct Counters {
     pub echo: u64,
     /// Packets too big whose sender was told.
     pub too_big: u64,
+    /// Packets that nobody takes whose sender was told.
+    pub rejected: u64,
     /// By service and prefix, of the rules that there are; one that is not listed has counted nothing.
     pub rules: BTreeMap<(u16, IpNet), RuleStats>,
     /// By service: packets steered as without the rule, those of rules that are gone included.
@@ -93,6 +95,7 @@ impl Counters {
         self.memory.limited += other.memory.limited;
         self.echo += other.echo;
         self.too_big += other.too_big;
+        self.rejected += other.rejected;
         for (sum, ruled) in self.ruled.iter_mut().zip(other.ruled) {
             sum.pinned += ruled.pinned;
             sum.fallen_back += ruled.fallen_back;
@@ -113,7 +116,8 @@ impl Counters {
         line("verdicts", format!("{:?}", self.verdicts), format!("{:?}", other.verdicts));
         line("drops", format!("{:?}", self.drops), format!("{:?}", other.drops));
         line("newcomers", format!("{:?}", self.memory), format!("{:?}", other.memory));
-        line("replies", format!("{:?}", (self.echo, self.too_big)), format!("{:?}", (other.echo, other.too_big)));
+        let replies = |counters: &Self| format!("{:?}", (counters.echo, counters.too_big, counters.rejected));
+        line("replies", replies(self), replies(other));
         line("rules", format!("{:?}", self.rules), format!("{:?}", other.rules));
         line("fallbacks", format!("{:?}", self.fallbacks), format!("{:?}", other.fallbacks));
         for id in self.backends.keys().chain(other.backends.keys()) {

@@ -82,6 +82,7 @@ impl State {
             return match self.only_service(packet.destination, packet.protocol) {
                 Portless::Nothing => Ok(Fate::Pass),
                 Portless::Several => Err(DropReason::FragmentUnknown),
+                Portless::Only(_) if self.is_martian(packet, false) => Err(DropReason::Martian),
                 Portless::Only(service) => {
                     let choice = self.peek(service, packet.source, None)?;
                     self.forward_carrying(arrival, packet, choice, Carries::Nothing)

@@ -12,6 +12,7 @@ mod forward;
 mod fragments;
 mod icmp;
 mod parse;
+mod reject;
 mod routes;
 mod rules;
 mod state;
@@ -112,10 +113,29 @@ impl State {
         let Some(service) = self.service(packet.destination, ports.destination, packet.protocol) else {
             return self.not_for_a_service(arrival, packet, ports.source);
         };
+        if self.is_martian(packet, ports.opens || packet.protocol == UDP) {
+            return Err(DropReason::Martian);
+        }
         let opening = steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP };
-        let choice = self.steer(service, packet.source, opening)?;
+        let choice = match self.steer(service, packet.source, opening) {
+            Ok(choice) => choice,
+            Err(reason) => return self.nobody(service, arrival, packet, reason),
+        };
         self.follow_to_backend(packet, choice.backend);
         self.forward(arrival, packet, choice)
+    }
+
+    /// Whether no client can have the source of a packet for a service. A choice: whether it is the VIP of another service
+    /// matters only where it opens a connection, or may.
+    fn is_martian(&self, packet: &Packet, may_open: bool) -> bool {
+        let source = packet.source;
+        let broadcast = source == std::net::IpAddr::from(std::net::Ipv4Addr::BROADCAST);
+        source.is_loopback()
+            || source.is_multicast()
+            || source.is_unspecified()
+            || broadcast
+            || source == packet.destination
+            || may_open && self.is_vip(source)
     }
 
     /// A packet for no service may be the reply of a `nat` backend.

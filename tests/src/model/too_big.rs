@@ -9,7 +9,7 @@ use super::{
     parse::{ICMP, ICMP_V6, Packet},
 };
 
-const TTL: u8 = 64;
+pub(super) const TTL: u8 = 64;
 /// Internetwork control (RFC 1812 section 4.3.2.5).
 const PRECEDENCE: u8 = 0xc0;
 
@@ -27,7 +27,12 @@ impl State {
             return Err(DropReason::TooBig);
         }
         self.counters.too_big += 1;
-        Ok(Fate::Tx(answer(arrival.frame, packet, fits)))
+        let message = if packet.v6 {
+            [&[2, 0, 0, 0], &(fits as u32).to_be_bytes()[..]].concat()
+        } else {
+            [&[3, 4, 0, 0, 0, 0], &(fits.min(65_535) as u16).to_be_bytes()[..]].concat()
+        };
+        Ok(Fate::Tx(error(arrival.frame, packet, message)))
     }
 }
 
@@ -44,18 +49,13 @@ pub(super) fn is_one_host(address: IpAddr) -> bool {
     }
 }
 
+/// The ICMP error with these first eight bytes of `message` to the sender of `packet`, which it quotes.
+///
 /// A choice: quotes are a multiple of eight bytes, so that an IPv4 error has at most 572 of its 576 (RFC 1812 section
 /// 4.3.2.3) and an IPv6 error 1280 (RFC 4443 section 2.4).
-fn answer(frame: &[u8], packet: &Packet, fits: usize) -> Vec<u8> {
+pub(super) fn error(frame: &[u8], packet: &Packet, mut message: Vec<u8>) -> Vec<u8> {
     let most = if packet.v6 { 1232 } else { 544 };
     let quote = packet.length.min(most) / 8 * 8;
-    let mut message = if packet.v6 { vec![2, 0, 0, 0] } else { vec![3, 4, 0, 0] };
-    if packet.v6 {
-        message.extend((fits as u32).to_be_bytes());
-    } else {
-        message.extend([0, 0]);
-        message.extend((fits.min(65_535) as u16).to_be_bytes());
-    }
     message.extend(&frame[packet.start..packet.start + quote]);
 
     let mut out = [&frame[6..12], &frame[..6], &frame[12..packet.start]].concat();

@@ -25,9 +25,15 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
 fn run(cases: &[Case]) {
-    let vips: Vec<IpAddr> =
-        ["198.51.100.10", "2001:db8::10"].iter().map(|vip| vip.parse().expect("an address")).collect();
-    let decap = Decap::new(&vips).expect("the program");
+    run_from(&[], cases);
+}
+
+/// The same where tunnels come from these prefixes alone, if any is given.
+fn run_from(from: &[&str], cases: &[Case]) {
+    let vips = ["198.51.100.10", "2001:db8::10"].map(address);
+    let own = OUTER.map(|(_, own)| address(own));
+    let from: Vec<_> = from.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
+    let decap = Decap::new(&vips, &own, &from).expect("the program");
     let mut failures = Vec::new();
     for case in cases {
         let before = decap.counters().expect("counters");
@@ -139,6 +145,56 @@ fn refused_for_everybody_else() {
         cases.push(Case { name: format!("{name}, CE over Not-ECT"), frame: congested.bytes(), then: Then::Refused });
     }
     run(&cases);
+}
+
+#[test]
+fn tunnels_of_other_machines_pass() {
+    let mut cases = Vec::new();
+    for (name, inner, wrap) in pairs() {
+        let mut outer = wrap(&inner);
+        // The router of somebody else's tunnel; the VIP itself is no end of one.
+        for end in if outer.source.is_ipv4() { ["10.0.0.51", "198.51.100.10"] } else { ["fd00::51", "2001:db8::10"] } {
+            outer.destination.set_ip(address(end));
+            cases.push(Case { name: format!("{name} to {end}"), frame: outer.bytes(), then: Then::Passed });
+        }
+        let mut broken = outer.bytes();
+        broken.truncate(broken.len() - 1);
+        cases.push(Case { name: format!("{name}, cut short, to another"), frame: broken, then: Then::Passed });
+    }
+    run(&cases);
+}
+
+#[test]
+fn tunnels_come_from_where_they_may() {
+    let mut cases = Vec::new();
+    for (name, inner, wrap) in pairs() {
+        let outer = wrap(&inner);
+        cases.push(Case { name: name.clone(), frame: outer.bytes(), then: Then::Stripped(inner.clone()) });
+        let v4 = outer.source.is_ipv4();
+        for (source, may) in if v4 {
+            [("10.0.0.7", true), ("10.0.0.8", false), ("192.0.2.1", true), ("192.0.2.2", false)]
+        } else {
+            [("fd00::f", true), ("fd00::10", false), ("2001:db8:9::1", true), ("2001:db8:9::2", false)]
+        } {
+            let mut outer = outer.clone();
+            outer.source.set_ip(address(source));
+            let then = if may { Then::Stripped(inner.clone()) } else { Then::Refused };
+            cases.push(Case { name: format!("{name}, from {source}"), frame: outer.bytes(), then });
+        }
+    }
+    run_from(&["10.0.0.0/29", "192.0.2.1/32", "fd00::/124", "2001:db8:9::1/128"], &cases);
+}
+
+/// A family of which no prefix is given: nobody's.
+#[test]
+fn prefixes_of_one_family_say_nothing_of_the_other() {
+    let mut cases = Vec::new();
+    for (name, inner, wrap) in pairs() {
+        let outer = wrap(&inner);
+        let then = if outer.source.is_ipv4() { Then::Stripped(inner) } else { Then::Refused };
+        cases.push(Case { name, frame: outer.bytes(), then });
+    }
+    run_from(&["0.0.0.0/0"], &cases);
 }
 
 #[test]

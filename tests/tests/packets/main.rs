@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "the helpers of tests fail like tests")]
 
+mod budgets;
 mod cases;
 mod checksums;
 mod decap;
@@ -13,9 +14,12 @@ mod fragments;
 mod icmp_errors;
 mod jumbo;
 mod malformed;
+mod martian;
 mod nat;
 mod nat_return;
 mod pass;
+mod reject;
+mod replaced;
 mod rules;
 mod stations;
 mod too_big;

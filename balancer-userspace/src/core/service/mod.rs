@@ -227,6 +227,7 @@ impl Service {
             tick_seconds: self.tick_seconds,
             failback: self.settings.failback,
             rules: !self.told_rules.is_empty(),
+            reject: self.settings.reject,
             backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
         }
     }

@@ -126,7 +126,8 @@ impl Counters {
         Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
             echo: sum.echo + cpu.echo,
             too_big: sum.too_big + cpu.too_big,
-            ..sum
+            fragments_not_remembered: sum.fragments_not_remembered + cpu.fragments_not_remembered,
+            rejected: sum.rejected + cpu.rejected,
         }))
     }
 

@@ -1,14 +1,23 @@
 //! The program that strips tunnel headers, on a backend.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, MapError, PerCpuArray},
+    maps::{
+        HashMap, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::Xdp,
 };
-use balancer_common::map_types::{DecapKey, DecapStats, MAX_DECAP_VIPS};
+use balancer_common::map_types::{
+    DECAP_OWN, DECAP_PREFIX_BASE, DECAP_VIP, DecapKey, DecapPrefix, DecapStats, MAX_DECAP_ADDRESSES, MAX_DECAP_PREFIXES,
+};
+use ipnet::IpNet;
 
 use super::{
     OBJECT,
@@ -21,26 +30,39 @@ use crate::config::model::XdpMode;
 
 /// The loaded program and its maps. It goes off its interfaces when this is dropped.
 pub struct Decap {
-    vips: HashMap<MapData, DecapKey, u32>,
-    served: BTreeSet<IpAddr>,
+    map: HashMap<MapData, DecapKey, u32>,
+    addresses: BTreeMap<IpAddr, u32>,
     stats: PerCpuArray<MapData, DecapStats>,
     attached: Vec<Attached>,
     ebpf: Ebpf,
 }
 
 impl Decap {
-    /// Loads the program. It is attached nowhere yet, and has no VIPs.
+    /// Loads the program. It is attached nowhere yet, and has no addresses. Tunnels may come from `from`; with none
+    /// given, from everywhere.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map.
-    pub fn load() -> anyhow::Result<Self> {
+    /// When there are too many prefixes, or the kernel refuses the program or a map.
+    pub fn load(from: &[IpNet]) -> anyhow::Result<Self> {
+        if from.len() > MAX_DECAP_PREFIXES as usize {
+            bail!("{} prefixes: tunnels may come from at most {MAX_DECAP_PREFIXES}", from.len());
+        }
+        let some = u32::from(!from.is_empty());
         let mut ebpf = EbpfLoader::new()
             .override_global(aya_log::LEVEL, &0u8, true)
+            .override_global("DECAP_FROM_SOME", &some, true)
             .load(OBJECT)
             .context("loading the kernel program")?;
-        let vips = ebpf.take_map("DECAP_VIPS").context("the kernel object holds no map DECAP_VIPS")?.try_into()?;
+        let taken = |ebpf: &mut Ebpf, name| {
+            ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))
+        };
+        let map = taken(&mut ebpf, "DECAP_ADDRESSES")?.try_into()?;
+        let mut prefixes: LpmTrie<MapData, DecapPrefix, u32> = taken(&mut ebpf, "DECAP_FROM")?.try_into()?;
+        for prefix in from {
+            prefixes.insert(&prefix_key(*prefix), 1, 0).with_context(|| format!("adding the prefix {prefix}"))?;
+        }
         let stats = per_cpu(&mut ebpf, "DECAP_STATS")?;
-        let mut this = Self { vips, served: BTreeSet::new(), stats, attached: Vec::new(), ebpf };
+        let mut this = Self { map, addresses: BTreeMap::new(), stats, attached: Vec::new(), ebpf };
         load_program("decap", this.program()?)?;
         Ok(this)
     }
@@ -55,29 +77,39 @@ impl Decap {
 
     /// The VIPs whose packets are stripped.
     #[must_use]
-    pub const fn vips(&self) -> &BTreeSet<IpAddr> {
-        &self.served
+    pub fn vips(&self) -> BTreeSet<IpAddr> {
+        let vips = self.addresses.iter().filter(|(_, kinds)| **kinds & DECAP_VIP != 0);
+        vips.map(|(&address, _)| address).collect()
     }
 
-    /// Strips packets for exactly `vips` from now on. Packets for a VIP that stays are not disturbed.
+    /// Strips packets for exactly `vips` from tunnels that end at `own` from now on. Packets for addresses that stay are
+    /// not disturbed.
     ///
     /// # Errors
     /// When there are too many, and nothing has changed then; or when the kernel refuses a write.
-    pub fn set_vips(&mut self, vips: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
-        if vips.len() > MAX_DECAP_VIPS as usize {
-            bail!("{} local addresses: tunnel headers can be stripped for at most {MAX_DECAP_VIPS}", vips.len());
+    pub fn set_addresses(&mut self, vips: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
+        let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
+        for (addresses, kind) in [(vips, DECAP_VIP), (own, DECAP_OWN)] {
+            for &address in addresses {
+                *wanted.entry(address).or_default() |= kind;
+            }
         }
-        let gone: Vec<IpAddr> = self.served.difference(vips).copied().collect();
-        for vip in gone {
-            match self.vips.remove(&key(vip)) {
-                Ok(()) | Err(MapError::KeyNotFound) => self.served.remove(&vip),
-                Err(error) => return Err(error).with_context(|| format!("taking back the VIP {vip}")),
+        if wanted.len() > MAX_DECAP_ADDRESSES as usize {
+            bail!("{} local addresses: tunnel headers can be stripped for at most {MAX_DECAP_ADDRESSES}", wanted.len());
+        }
+        let gone: Vec<IpAddr> =
+            self.addresses.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
+        for address in gone {
+            match self.map.remove(&key(address)) {
+                Ok(()) | Err(MapError::KeyNotFound) => self.addresses.remove(&address),
+                Err(error) => return Err(error).with_context(|| format!("taking back the address {address}")),
             };
         }
-        let new: Vec<IpAddr> = vips.difference(&self.served).copied().collect();
-        for vip in new {
-            self.vips.insert(key(vip), 1, 0).with_context(|| format!("adding the VIP {vip}"))?;
-            self.served.insert(vip);
+        for (address, kinds) in wanted {
+            if self.addresses.get(&address) != Some(&kinds) {
+                self.map.insert(key(address), kinds, 0).with_context(|| format!("adding the address {address}"))?;
+                self.addresses.insert(address, kinds);
+            }
         }
         Ok(())
     }
@@ -117,4 +149,10 @@ impl Decap {
 
 fn key(vip: IpAddr) -> DecapKey {
     DecapKey { address: address_words(vip), family: family(vip).into(), reserved: 0 }
+}
+
+fn prefix_key(prefix: IpNet) -> Key<DecapPrefix> {
+    let address = prefix.network();
+    let data = DecapPrefix { family: family(address).into(), address: address_words(address) };
+    Key::new(DECAP_PREFIX_BASE + u32::from(prefix.prefix_len()), data)
 }

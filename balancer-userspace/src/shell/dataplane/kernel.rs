@@ -20,9 +20,9 @@ use balancer_common::{
     clock::Clock,
     kept::{BackendHistory, ServiceHistory},
     map_types::{
-        BACKEND_REACHABLE, BackendRow, BackendStanding, BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
-        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, NO_BACKEND, ReplyStats,
-        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
+        BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
+        InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, NO_BACKEND, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL,
+        SLOTS_PER_LINE, ServiceRow,
     },
     seen,
     service_table::TableView,
@@ -35,7 +35,9 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
     attach::{Attacher, Attachment},
+    backends::Backends,
     batch::BackendCounters,
+    budgets::Budgets,
     capacity::{Capacity, NOBODY},
     clients::{ClientTable, KnownClients, Part},
     counters::{Counters, interface_multiplier},
@@ -67,7 +69,7 @@ pub struct KernelDataplane {
     control: MappedArray<Control>,
     services: Halves<ServiceRow>,
     returns: Halves<ReturnRow>,
-    backends: MappedArray<BackendRow>,
+    backends: Backends,
     interfaces: Interfaces,
     ways_in: WaysIn,
     counters: Counters,
@@ -120,11 +122,26 @@ impl KernelDataplane {
     /// # Errors
     /// When the kernel refuses the program or a map.
     pub fn load_kept(
+        capacity: Capacity,
+        ifindexes: &[u32],
+        pins: Option<Pins>,
+        tells: bool,
+        supervisor: &Supervisor,
+    ) -> anyhow::Result<Self> {
+        Self::load_limited(capacity, ifindexes, pins, tells, supervisor, Budgets::here())
+    }
+
+    /// The same with other budgets for each CPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load_limited(
         mut capacity: Capacity,
         ifindexes: &[u32],
         pins: Option<Pins>,
         tells: bool,
         supervisor: &Supervisor,
+        budgets: Budgets,
     ) -> anyhow::Result<Self> {
         let notes = pins.as_ref().and_then(Pins::left);
         let interface_multiplier =
@@ -146,7 +163,11 @@ impl KernelDataplane {
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, path);
         }
+        let Budgets { errors, echo, fragments } = budgets;
         let mut ebpf = loader
+            .override_global("ERROR_BUDGET", &errors, true)
+            .override_global("ECHO_BUDGET", &echo, true)
+            .override_global("FRAGMENT_BUDGET", &fragments, true)
             .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
             .override_global("CLIENT_BUCKET_MASK", &mask, true)
             .override_global(aya_log::LEVEL, &log_level, true)
@@ -175,7 +196,7 @@ impl KernelDataplane {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
             returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
-            backends: MappedArray::new(take(&mut ebpf, "BACKENDS")?)?,
+            backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
             interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
             ways_in: WaysIn::default(),
             counters: Counters::new(&mut ebpf, interface_multiplier)?,
@@ -387,28 +408,14 @@ impl Dataplane for KernelDataplane {
         if self.ways_in.moved(id, egress, self.elapsed).is_some() {
             self.ways_in.write([id], &self.interfaces, &self.returns.rows);
         }
-        let row = rows::backend(backend);
-        let index = usize::from(id.0);
-        let old = self.backends.load(index);
-        let standing = BackendStanding { service: row.service, cause: row.cause, flags: row.flags };
-        if (BackendRow { service: row.service, cause: row.cause, flags: row.flags, ..old }) == row {
-            let word = self.backends.word32(index, BackendStanding::OFFSET);
-            word.store(bytemuck::cast(standing), Ordering::Release);
-            return Ok(());
-        }
-        // A row is not replaced in one piece. Unreachable in between: a packet is dropped rather than sent astray.
-        let unreachable = BackendRow { flags: row.flags & !BACKEND_REACHABLE, ..old };
-        self.backends.store(index, unreachable);
-        std::sync::atomic::fence(Ordering::SeqCst);
-        self.backends.store(index, BackendRow { flags: row.flags & !BACKEND_REACHABLE, ..row });
-        std::sync::atomic::fence(Ordering::SeqCst);
-        self.backends.store(index, row);
+        let (standing, row) = rows::backend(backend);
+        self.backends.write(id, standing, row);
         Ok(())
     }
 
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
         check_backend(id)?;
-        self.backends.store(usize::from(id.0), BackendRow::zeroed());
+        self.backends.retire(id);
         self.ways_in.forget(id);
         self.counters.end(id);
         self.clients.belongs(id, None);

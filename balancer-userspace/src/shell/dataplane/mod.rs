@@ -1,7 +1,9 @@
 //! The kernel's side of the controller: the only place in user space that names maps.
 
 mod attach;
+mod backends;
 pub(crate) mod batch;
+mod budgets;
 mod capacity;
 mod clients;
 mod counters;
@@ -26,6 +28,7 @@ mod tables;
 pub use crate::shell::layers::Layers;
 pub use attach::{Attached, Attacher, Attachment};
 pub use batch::BackendCounters;
+pub use budgets::Budgets;
 pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
@@ -167,7 +170,8 @@ pub trait Dataplane {
     /// the next part begins, if there is one.
     fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>);
 
-    /// Counters of the packets that the program answered itself, summed over the CPUs; `period` and `used` mean nothing.
+    /// Counters of the packets that the program answered itself, and of what it did not remember, summed
+    /// over the CPUs.
     ///
     /// # Errors
     /// When the kernel refuses the read.

@@ -11,8 +11,8 @@ use balancer_common::{
     clock::Clock,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow,
-        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_READS_ALWAYS,
-        SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
+        BackendStanding, FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK,
+        SERVICE_READS_ALWAYS, SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
     },
     seen,
 };
@@ -60,9 +60,9 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     (checksum::fold(address), checksum::fold(address + port))
 }
 
-/// The row of a backend.
+/// The row of a backend, and what of it is a word of its own.
 #[must_use]
-pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
+pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     let (address_delta, l4_delta) = deltas(spec.vip, spec.address);
     let port_changes = spec.vip.port() != 0 && spec.address.port() != 0;
     let tunnelled = matches!(spec.forwarding, Forwarding::Ipip | Forwarding::Gue);
@@ -73,14 +73,16 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
         l4_delta,
         port: spec.address.port().to_be(),
         forwarding: spec.forwarding as u8,
+        tunnel_source: tunnel_source.map(address_words).unwrap_or_default(),
+        ..BackendRow::zeroed()
+    };
+    let mut standing = BackendStanding {
+        service: spec.service.0,
+        cause: spec.cause as u8,
         flags: (u8::from(port_changes) * BACKEND_PORT_CHANGES)
             | (u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN)
             | (u8::from(spec.address.is_ipv6()) * BACKEND_V6)
             | (u8::from(spec.takes_pinned) * BACKEND_TAKES_CLIENTS),
-        service: spec.service.0,
-        cause: spec.cause as u8,
-        tunnel_source: tunnel_source.map(address_words).unwrap_or_default(),
-        ..BackendRow::zeroed()
     };
     if let Some(hop) = spec.next_hop {
         row.destination_mac = hop.destination_mac;
@@ -88,10 +90,10 @@ pub(super) fn backend(spec: &BackendSpec) -> BackendRow {
         row.ifindex = hop.ifindex;
         row.mtu = hop.mtu;
         if !tunnelled || tunnel_source.is_some() {
-            row.flags |= BACKEND_REACHABLE;
+            standing.flags |= BACKEND_REACHABLE;
         }
     }
-    row
+    (standing, row)
 }
 
 /// The row of a service with its live table, at `tick` of its clock.
@@ -110,6 +112,9 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
     }
     if spec.rules {
         flags |= SERVICE_RULES;
+    }
+    if spec.reject {
+        flags |= SERVICE_REJECTS;
     }
     ServiceRow {
         key: key(spec.address, spec.protocol.number()),
@@ -216,8 +221,8 @@ mod tests {
     use super::*;
     use crate::core::io::{BackendId, NextHop, ServiceId};
 
-    fn tunnelled(tunnel_source: Option<&str>) -> BackendRow {
-        backend(&BackendSpec {
+    fn tunnelled(tunnel_source: Option<&str>) -> BackendStanding {
+        let (standing, _) = backend(&BackendSpec {
             id: BackendId(1),
             forwarding: Forwarding::Ipip,
             vip: "198.51.100.10:80".parse().unwrap(),
@@ -235,7 +240,8 @@ mod tests {
             cause: MoveCause::Down,
             takes_pinned: false,
             tunnel_source: tunnel_source.map(|source| source.parse().unwrap()),
-        })
+        });
+        standing
     }
 
     #[test]

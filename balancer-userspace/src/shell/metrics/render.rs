@@ -82,12 +82,22 @@ fn interfaces(encoder: &mut Text, snapshot: &Snapshot) {
         "Packets dropped, by reason.",
         DropReason::ALL.iter().map(|&reason| ([("reason", reason.label())], snapshot.drops.reasons[reason.index()])),
     );
-    let replies = [("echo", snapshot.replies.echo), ("too_big", snapshot.replies.too_big)];
+    let replies = [
+        ("echo", snapshot.replies.echo),
+        ("too_big", snapshot.replies.too_big),
+        ("rejected", snapshot.replies.rejected),
+    ];
     counters(
         encoder,
         "replies",
-        "Packets answered by the program itself: pings to a VIP, and packets too big for their way.",
+        "Packets answered by the program itself: pings to a VIP, packets too big for their way, and what nobody takes.",
         replies.into_iter().map(|(kind, count)| ([("kind", kind)], count)),
+    );
+    counters(
+        encoder,
+        "fragments_not_remembered",
+        "First fragments forwarded without a note of where to, as too many came at once.",
+        std::iter::once(([], snapshot.replies.fragments_not_remembered)),
     );
 }
 
@@ -418,7 +428,12 @@ pub(super) mod tests {
             interfaces: vec![interface],
             services: vec![service],
             drops: DropStats { reasons },
-            replies: balancer_common::map_types::ReplyStats { echo: 5, too_big: 6, ..Default::default() },
+            replies: balancer_common::map_types::ReplyStats {
+                echo: 5,
+                too_big: 6,
+                fragments_not_remembered: 7,
+                rejected: 8,
+            },
             memory: MemorySnapshot::default(),
         }
     }
@@ -470,6 +485,8 @@ pub(super) mod tests {
             "balancer_drops_total{reason=\"no_backend\"} 0",
             "balancer_replies_total{kind=\"echo\"} 5",
             "balancer_replies_total{kind=\"too_big\"} 6",
+            "balancer_replies_total{kind=\"rejected\"} 8",
+            "balancer_fragments_not_remembered_total 7",
             "balancer_packets_seen_total{interface=\"eth0\",verdict=\"tx\"} 1000",
             "balancer_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
         ] {

@@ -180,6 +180,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
         remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },
         failback: Failback::Stay,
         rules: false,
+        reject: false,
         backends: addresses,
     })
 }

@@ -1,0 +1,57 @@
+//! How often this CPU does what anybody from outside can have it do. So many times in each period of 2^30 ns.
+
+use aya_ebpf::{Global, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
+use balancer_common::map_types::{BUDGETS, Budget};
+
+const PERIOD_BITS: u32 = 30;
+
+#[map]
+static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(BUDGETS, 0);
+
+/// ICMP errors and resets sent in a period. The controller divides what the machine may by its CPUs; so below.
+#[unsafe(no_mangle)]
+static ERROR_BUDGET: Global<u32> = Global::new(1000);
+
+/// Echo requests answered.
+#[unsafe(no_mangle)]
+static ECHO_BUDGET: Global<u32> = Global::new(1000);
+
+/// First fragments remembered.
+#[unsafe(no_mangle)]
+static FRAGMENT_BUDGET: Global<u32> = Global::new(1000);
+
+/// Whether this CPU may send another ICMP error or reset.
+#[inline(always)]
+pub(crate) fn may_send_error() -> bool {
+    spend(0, &ERROR_BUDGET)
+}
+
+/// Whether this CPU may answer another echo request.
+#[inline(always)]
+pub(crate) fn may_answer_echo() -> bool {
+    spend(1, &ECHO_BUDGET)
+}
+
+/// Whether this CPU may remember another first fragment.
+#[inline(always)]
+pub(crate) fn may_remember_fragment() -> bool {
+    spend(2, &FRAGMENT_BUDGET)
+}
+
+#[inline(always)]
+fn spend(kind: u32, limit: &Global<u32>) -> bool {
+    let Some(budget) = BUDGET.get_ptr_mut(kind) else { return false };
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    let budget = unsafe { &mut *budget };
+    // SAFETY: a plain helper call.
+    let period = unsafe { bpf_ktime_get_coarse_ns() } >> PERIOD_BITS;
+    if budget.period != period {
+        budget.period = period;
+        budget.used = 0;
+    }
+    let may = budget.used < u64::from(limit.load());
+    if may {
+        budget.used += 1;
+    }
+    may
+}

@@ -1,0 +1,101 @@
+//! Sources that no client can have.
+
+use balancer_common::map_types::{FAMILY_V4, ServiceKey};
+
+use crate::{control, parse::Ip, path, service};
+
+/// Whether the source of `ip` is the loopback's, a group's, nobody's, everybody's, or the destination. A comparison or
+/// two for each, as every packet for a service is asked.
+#[inline(always)]
+pub(crate) fn is_source(ip: &Ip<'_>) -> bool {
+    is_nobodys(&ip.source, ip.family) || is_same(&ip.source, &ip.destination, ip.family)
+}
+
+#[inline(always)]
+const fn is_nobodys(source: &[u32; 4], family: u8) -> bool {
+    let [a, b, c, d] = *source;
+    if family == FAMILY_V4 {
+        const FIRST: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
+        const LOOPBACK: u32 = u32::from_ne_bytes([127, 0, 0, 0]);
+        const HIGH: u32 = u32::from_ne_bytes([0xf0, 0, 0, 0]);
+        const GROUP: u32 = u32::from_ne_bytes([0xe0, 0, 0, 0]);
+        // 0.0.0.0 and 255.255.255.255 are neighbours.
+        a & FIRST == LOOPBACK || a & HIGH == GROUP || a.wrapping_add(1) <= 1
+    } else {
+        const GROUP: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
+        a & GROUP == GROUP || (a | b | c) == 0 && d & u32::from_be(!1) == 0
+    }
+}
+
+#[inline(always)]
+const fn is_same(one: &[u32; 4], other: &[u32; 4], family: u8) -> bool {
+    if family == FAMILY_V4 {
+        one[0] == other[0]
+    } else {
+        (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3]) == 0
+    }
+}
+
+/// Whether the source of `ip` is the VIP of any service: asked of what opens a connection, or may.
+#[inline(always)]
+pub(crate) fn is_vip(ip: &Ip<'_>) -> bool {
+    let [a, b, c, d] = ip.source;
+    let (low, high) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+    balancer_source_is_vip(low, high, u64::from(ip.family)) != 0
+}
+
+/// A global function: the verifier looks at it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_source_is_vip(low: u64, high: u64, family: u64) -> u64 {
+    let Some(control) = control::words() else { return 0 };
+    let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
+    let key = ServiceKey { address, port: 0, protocol: 0, family: family as u8 };
+    u64::from(service::marker(path::services(control), &key).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use balancer_common::map_types::FAMILY_V6;
+
+    use super::*;
+
+    fn words(address: &str) -> ([u32; 4], u8) {
+        match address.parse().unwrap() {
+            IpAddr::V4(v4) => ([u32::from_ne_bytes(v4.octets()), 0, 0, 0], FAMILY_V4),
+            IpAddr::V6(v6) => (bytemuck::cast(v6.octets()), FAMILY_V6),
+        }
+    }
+
+    #[test]
+    fn addresses_of_nobody() {
+        for (address, expected) in [
+            ("0.0.0.0", true),
+            ("0.0.0.1", false),
+            ("10.0.0.1", false),
+            ("126.255.255.255", false),
+            ("127.0.0.1", true),
+            ("127.255.0.9", true),
+            ("128.0.0.1", false),
+            ("223.255.255.255", false),
+            ("224.0.0.1", true),
+            ("239.1.2.3", true),
+            ("240.0.0.1", false),
+            ("255.255.255.254", false),
+            ("255.255.255.255", true),
+            ("::", true),
+            ("::1", true),
+            ("::2", false),
+            ("::1:0:1", false),
+            ("1::1", false),
+            ("2001:db8::1", false),
+            ("fe80::1", false),
+            ("ff02::1", true),
+        ] {
+            let (source, family) = words(address);
+            assert_eq!(is_nobodys(&source, family), expected, "{address}");
+        }
+    }
+}

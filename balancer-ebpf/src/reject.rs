@@ -1,0 +1,155 @@
+//! Telling clients at once that nobody takes them: with a reset, or with an ICMP error.
+
+use aya_ebpf::bindings::xdp_md;
+use balancer_common::{checksum, map_types::FAMILY_V4};
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
+
+use crate::{
+    budget,
+    icmp::{REPLY_TTL, is_group, is_one_host, swap_macs},
+    ingress::Ingress,
+    link::{self, V4, V6},
+    opaque,
+    outcome::Step,
+    packet::Packet,
+    parse::{self, Ip, TCP},
+    stats,
+};
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// The shortest frame on a link, without its check sequence.
+const SHORTEST: usize = 60;
+/// The shortest answer ends as many bytes before that.
+const PADDING: usize = 6;
+
+/// Answers a packet with a TCP or UDP header that nobody takes; the step says why.
+#[inline(always)]
+pub(crate) fn answer(ingress: Ingress, step: Step) -> Step {
+    Step(balancer_reject(ingress.context(), step.0))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_reject(context: *mut xdp_md, step: u64) -> u64 {
+    let step = Step(step);
+    // SAFETY: `answer` passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let frame = ingress.frame();
+    let Some(mut ip) = parse::ip(frame) else { return step.given_up().0 };
+    if opaque::follow(frame, &mut ip).is_err() {
+        return step.given_up().0;
+    }
+    if ip.protocol != TCP {
+        return Step::unreachable(step.reason()).0;
+    }
+    match reset(ingress, frame, &ip) {
+        Some(()) => {
+            stats::count_rejected();
+            Step::TX.0
+        }
+        None => step.given_up().0,
+    }
+}
+
+/// What the answer needs of the segment; views of the frame are void by then.
+struct Segment {
+    /// Source and destination port, as they are in the packet; so below.
+    ports: [u16; 2],
+    sequence: u32,
+    acknowledgement: u32,
+    flags: u8,
+    /// Bytes of the sequence that it takes up.
+    length: u32,
+}
+
+impl Segment {
+    #[inline(always)]
+    fn of(ip: &Ip<'_>) -> Option<Self> {
+        let [ends, sequence, acknowledgement, control, _]: [u32; 5] = ip.l4.load(0)?;
+        let [offset, flags, ..]: [u8; 4] = bytemuck::cast(control);
+        let bytes = ip.l4_length().wrapping_sub(usize::from(offset >> 4) * 4);
+        let length = bytes as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        Some(Self { ports: bytemuck::cast(ends), sequence, acknowledgement, flags, length })
+    }
+
+    /// Sequence, acknowledgement and flags of its reset: those of a connection that does not exist (RFC 9293 section
+    /// 3.10.7.1).
+    #[inline(always)]
+    fn reset(&self) -> (u32, u32, u8) {
+        if self.flags & ACK != 0 {
+            (self.acknowledgement, 0, RST)
+        } else {
+            (0, u32::from_be(self.sequence).wrapping_add(self.length).to_be(), RST | ACK)
+        }
+    }
+}
+
+/// Turns a segment into its reset. `None`: it is not answered. The frame may then be anything.
+#[inline(always)]
+fn reset(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
+    let segment = Segment::of(ip)?;
+    // How long a fragmented segment is its first part does not say.
+    let known = segment.flags & ACK != 0 || !ip.fragment.is_part();
+    let told = segment.flags & RST == 0
+        && known
+        && !is_group(frame)
+        && is_one_host(&ip.source, ip.family)
+        && budget::may_send_error();
+    if !told {
+        return None;
+    }
+    let header = if ip.family == FAMILY_V4 { Ipv4Hdr::LEN } else { Ipv6Hdr::LEN };
+    let length = ip.l3_offset + header + TcpHdr::LEN;
+    let there = ingress.frame_length();
+    let kept = if there < SHORTEST { length } else { length.max(SHORTEST) };
+    ingress.cut_tail(there.checked_sub(kept)?)?;
+    let frame = ingress.frame();
+    if kept == SHORTEST {
+        // What the headers do not overwrite.
+        frame.store(SHORTEST - PADDING, [0u8; PADDING])?;
+    }
+    swap_macs(frame)?;
+    let outer = frame.skip(ip.l3_offset);
+    store_ip(outer, ip)?;
+    let l4 = outer.skip(header);
+    let (sequence, acknowledgement, flags) = segment.reset();
+    let [from, to] = segment.ports;
+    let ends: u32 = bytemuck::cast([to, from]);
+    let control = u32::from_ne_bytes([(TcpHdr::LEN as u8 / 4) << 4, flags, 0, 0]);
+    let sum = checksum::sum_address(&ip.source)
+        + checksum::sum_address(&ip.destination)
+        + u64::from((TcpHdr::LEN as u16).to_be())
+        + u64::from(u16::from(TCP).to_be())
+        + checksum::sum_u32(ends)
+        + checksum::sum_u32(sequence)
+        + checksum::sum_u32(acknowledgement)
+        + checksum::sum_u32(control);
+    let last: u32 = bytemuck::cast([!checksum::fold(sum), 0]);
+    l4.store(0, [ends, sequence, acknowledgement, control, last])
+}
+
+#[inline(always)]
+fn store_ip(outer: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
+    if ip.family == FAMILY_V4 {
+        let header = V4 {
+            tos: 0,
+            length: Ipv4Hdr::LEN + TcpHdr::LEN,
+            id: None,
+            ttl: REPLY_TTL,
+            protocol: TCP,
+            source: ip.destination[0],
+            destination: ip.source[0],
+        };
+        return link::store_v4(outer, &header);
+    }
+    let header =
+        V6 { traffic_class: 0, flow_label: 0, payload_length: TcpHdr::LEN, next_header: TCP, hop_limit: REPLY_TTL };
+    link::store_v6(outer, &header, &ip.destination, &ip.source)
+}

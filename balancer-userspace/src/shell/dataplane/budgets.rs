@@ -1,0 +1,48 @@
+//! How often each CPU does what anybody from outside can have it do, by the number of CPUs.
+
+/// In a period of 2^30 ns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// ICMP errors and resets sent.
+    pub errors: u32,
+    /// Echo requests to VIPs answered.
+    pub echo: u32,
+    /// First fragments remembered.
+    pub fragments: u32,
+}
+
+/// What the machine may do. One that has very many CPUs does more: a single CPU may get all packets of a kind.
+const MACHINE: Budgets = Budgets { errors: 8000, echo: 8000, fragments: 65_536 };
+const LEAST: Budgets = Budgets { errors: 250, echo: 250, fragments: 2048 };
+
+impl Budgets {
+    /// Of each of `cpus`.
+    #[must_use]
+    pub fn of_each(cpus: usize) -> Self {
+        let share = |machine: u32, least: u32| (machine / u32::try_from(cpus.max(1)).unwrap_or(u32::MAX)).max(least);
+        Self {
+            errors: share(MACHINE.errors, LEAST.errors),
+            echo: share(MACHINE.echo, LEAST.echo),
+            fragments: share(MACHINE.fragments, LEAST.fragments),
+        }
+    }
+
+    /// Of each CPU of this machine that is online.
+    #[must_use]
+    pub fn here() -> Self {
+        Self::of_each(aya::util::online_cpus().map_or(1, |cpus| cpus.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_share_what_the_machine_may() {
+        assert_eq!(Budgets::of_each(0), MACHINE);
+        assert_eq!(Budgets::of_each(1), MACHINE);
+        assert_eq!(Budgets::of_each(4), Budgets { errors: 2000, echo: 2000, fragments: 16_384 });
+        assert_eq!(Budgets::of_each(4096), LEAST);
+    }
+}

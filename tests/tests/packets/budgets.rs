@@ -1,0 +1,59 @@
+//! What anybody from outside can have the program do, a CPU does so often in a second and no more.
+
+use balancer::shell::dataplane::Budgets;
+use balancer_common::verdict::DropReason;
+use balancer_tests::{frame::Frame, rig::Rig};
+use nix::sched::{CpuSet, sched_setaffinity};
+
+use crate::cases::services;
+
+/// So few that a test sees their end within the second.
+const FEW: Budgets = Budgets { errors: 20, echo: 20, fragments: 20 };
+const SENT: u64 = 4000;
+
+const XDP_DROP: u32 = 1;
+const XDP_TX: u32 = 3;
+
+/// In a namespace and on a CPU of its own.
+fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        let mut first = CpuSet::new();
+        first.set(0).expect("a CPU");
+        sched_setaffinity(nix::unistd::Pid::from_raw(0), &first).expect("staying on a CPU");
+        test(Rig::limited(&services(), FEW).expect("a rig"));
+    });
+    thread.join().expect("the thread panicked");
+}
+
+#[test]
+fn echo_requests_are_answered_so_often() {
+    with_rig(|rig| {
+        let ping = Frame::icmp("203.0.113.7:0", "198.51.100.10:0", 8, 0, [0; 4]).bytes();
+        let mut dropped = 0;
+        for _ in 0..SENT {
+            let action = rig.run(&ping).expect("a run").action;
+            assert!(action == XDP_TX || action == XDP_DROP, "{action}");
+            dropped += u64::from(action == XDP_DROP);
+        }
+        let answered = rig.replies().expect("counters").echo;
+        assert_eq!(answered + dropped, SENT);
+        assert_eq!(rig.drops(DropReason::EchoLimited).expect("counters"), dropped);
+        assert!(answered >= 20, "{answered}");
+        assert!(dropped > 0);
+        // Other things have budgets of their own.
+        assert_eq!(rig.replies().expect("counters").fragments_not_remembered, 0);
+    });
+}
+
+#[test]
+fn first_fragments_are_forwarded_but_not_remembered() {
+    with_rig(|rig| {
+        let whole = Frame { payload: vec![7; 64], ..Frame::udp("203.0.113.7:40000", "198.51.100.10:53") };
+        let first = whole.fragments(32, 1).swap_remove(0).bytes();
+        for _ in 0..SENT {
+            assert_eq!(rig.run(&first).expect("a run").action, XDP_TX, "each is forwarded");
+        }
+        let forgotten = rig.replies().expect("counters").fragments_not_remembered;
+        assert!(forgotten > 0 && forgotten <= SENT - 20, "{forgotten} of {SENT}");
+    });
+}

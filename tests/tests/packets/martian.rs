@@ -1,0 +1,100 @@
+//! Packets for a service from addresses that no client can have.
+
+use balancer_common::verdict::DropReason;
+use balancer_tests::{
+    frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, options},
+    rig::Rig,
+};
+
+use crate::cases::{Case, Then, dsr, run};
+
+const MARTIAN: Then = Then::Drop(DropReason::Martian);
+
+/// For each family: a service over TCP and one over UDP, the sources of nobody, and some of somebody.
+const FAMILIES: [(&str, &str, &[&str], &[&str]); 2] = [
+    (
+        "198.51.100.10:80",
+        "198.51.100.10:53",
+        &[
+            "127.0.0.1",
+            "127.255.255.254",
+            "224.0.0.1",
+            "239.255.255.255",
+            "0.0.0.0",
+            "255.255.255.255",
+            "198.51.100.10",
+        ],
+        &["0.0.0.1", "10.0.0.9", "126.0.0.1", "128.0.0.1", "223.255.255.255", "240.0.0.1", "198.51.100.11"],
+    ),
+    (
+        "[2001:db8::10]:80",
+        "[2001:db8::10]:53",
+        &["[::1]", "[::]", "[ff02::1]", "[ff0e::1]", "[2001:db8::10]"],
+        &["[::2]", "[::1:0:0]", "[2001:db8::11]", "[fe80::1]", "[fd00::9]"],
+    ),
+];
+
+#[test]
+fn nobodys_addresses_are_no_clients() {
+    run(|rig: &Rig| {
+        let mut cases = Vec::new();
+        for (tcp, udp, nobody, somebody) in FAMILIES {
+            for source in nobody.iter().map(|address| format!("{address}:40000")) {
+                for flags in [SYN, ACK] {
+                    let frame = Frame::tcp(&source, tcp, flags);
+                    cases.push(Case::new(format!("{source}, flags {flags}"), &frame, MARTIAN));
+                }
+                cases.push(Case::new(format!("{source}, UDP"), &Frame::udp(&source, udp), MARTIAN));
+                let tagged = Frame { vlans: vec![5], ..Frame::tcp(&source, tcp, ACK) };
+                cases.push(Case::new(format!("{source} in a VLAN"), &tagged, MARTIAN));
+                let mut dressed = Frame::tcp(&source, tcp, ACK);
+                if dressed.source.is_ipv4() {
+                    dressed.options = vec![1; 4];
+                } else {
+                    dressed.extensions = vec![options(DESTINATION_OPTIONS, 1)];
+                }
+                cases.push(Case::new(format!("{source} with options"), &dressed, MARTIAN));
+                let first = Frame { payload: vec![0; 64], ..Frame::udp(&source, udp) }.fragments(32, 77);
+                cases.push(Case::new(format!("{source}, a first fragment"), &first[0], MARTIAN));
+                let elsewhere = Frame::tcp(&source, &tcp.replace(":80", ":8888"), SYN);
+                cases.push(Case::new(format!("{source} for no service"), &elsewhere, Then::Pass));
+            }
+            for source in somebody.iter().map(|address| format!("{address}:40000")) {
+                let frame = Frame::tcp(&source, tcp, SYN);
+                cases.push(Case::new(source, &frame, Then::Tx(dsr(rig, &frame).bytes())));
+            }
+        }
+        cases
+    });
+}
+
+#[test]
+fn no_client_is_another_vip() {
+    run(|_: &Rig| {
+        let mut cases = Vec::new();
+        for (source, tcp, udp) in [
+            ("198.51.100.20:80", "198.51.100.10:80", "198.51.100.10:53"),
+            ("198.51.100.20:9", "198.51.100.10:80", "198.51.100.10:53"),
+            ("[2001:db8::20]:80", "[2001:db8::10]:80", "[2001:db8::10]:53"),
+        ] {
+            cases.push(Case::new(format!("{source} to {tcp}"), &Frame::tcp(source, tcp, SYN), MARTIAN));
+            cases.push(Case::new(format!("{source} to {udp}"), &Frame::udp(source, udp), MARTIAN));
+        }
+        cases
+    });
+}
+
+/// A later fragment whose first was not seen goes to the only service of its protocol: not from everywhere.
+#[test]
+fn later_fragments_of_nobody() {
+    run(|_: &Rig| {
+        let mut cases = Vec::new();
+        for (_, udp, nobody, _) in FAMILIES {
+            for source in nobody.iter().map(|address| format!("{address}:40000")) {
+                let parts = Frame { payload: vec![0; 64], ..Frame::udp(&source, udp) }.fragments(32, 99);
+                cases.push(Case::new(format!("{source}, a later fragment"), &parts[1], MARTIAN));
+            }
+        }
+        cases
+    });
+}
