@@ -15,7 +15,7 @@ use balancer::{
         io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
         maglev::{self, Member},
     },
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane},
+    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers},
 };
 use balancer_common::{
     client::HashKey,
@@ -30,6 +30,8 @@ use crate::{
 
 /// Where test runs come in by, and go out by.
 pub(crate) const LOOPBACK: u32 = 1;
+/// The destination of every packet.
+const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const TABLE_SIZE: u32 = 65_537;
 const BACKENDS: u16 = 8;
 const KEY: HashKey = HashKey { k0: 11, k1: 12 };
@@ -68,6 +70,7 @@ impl Scene {
     fn new() -> Result<Self> {
         let capacity = Capacity { slots: 1 << 21, services: 64, returns: 256, clients: 8 * NEWCOMERS };
         let mut dataplane = KernelDataplane::load(capacity, &[LOOPBACK])?;
+        dataplane.set_layers(Layers::flat(&[(LOOPBACK, OWN_MAC)]));
         let mut specs = Vec::new();
         for (index, service) in SERVICES.iter().enumerate() {
             specs.push(configure(&mut dataplane, index, service)?);
@@ -148,8 +151,9 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
             if vip.is_ipv4() { format!("10.0.0.{number}:8080") } else { format!("[fd00::{number}]:8080") }.parse()?;
         let next_hop = NextHop {
             ifindex: LOOPBACK,
-            source_mac: [2, 0, 0, 0, 0, 1],
-            destination_mac: [2, 0, 0, 0, 1, number],
+            source_mac: OWN_MAC,
+            // What the program has forwarded is its next packet, and must be for it.
+            destination_mac: OWN_MAC,
             mtu: 1500,
             source: None,
             gateway: None,
