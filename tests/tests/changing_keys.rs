@@ -134,6 +134,7 @@ fn cases() -> Vec<Case> {
             )
         },
         case("start_down", ("", "start_down = true"), Stay),
+        case("reject", ("", "reject = true"), Stay),
         case("assign_vip", ("", "assign_vip = true"), Stay),
         case("check", (r#"check = { type = "none" }"#, check), Stay),
         case("backend", ("", "removed"), Moved(MoveCause::Removed)),
@@ -205,6 +206,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         drain_timeout: _,
         on_failure: _,
         start_down: _,
+        reject: _,
         assign_vip: _,
         check: _,
         backends: _,
@@ -225,6 +227,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "drain",
         "on_failure",
         "start_down",
+        "reject",
         "assign_vip",
         "check",
         "backend",

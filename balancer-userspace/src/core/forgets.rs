@@ -76,6 +76,7 @@ impl ServiceSpec {
             tick_seconds: _,
             failback: _,
             rules: _,
+            reject: _,
             backends: _,
         } = next;
         let Some(clock) = next.clock() else { return Some(Forgets::NobodyIsKnown) };
