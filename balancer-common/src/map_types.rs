@@ -65,6 +65,18 @@ pub enum Forwarding {
     Gue = 4,
 }
 
+/// `BackendRow::forwarding`: with this bit, beside a [`Forwarding`], it must be asked whether the kernel has to send its
+/// frames, see `DEVICE_*`. Above every [`Forwarding`] without it.
+pub const FORWARDING_ASKS: u8 = 0x80;
+
+/// Interfaces of which `DEVICE_*` is known, at most.
+pub const MAX_DEVICES: u32 = 4096;
+/// What is known of an interface: it takes no frames from XDP (of another interface), so the kernel sends them.
+pub const DEVICE_TAKES_NO_FRAMES: u32 = 1;
+/// What is known of an interface: there are VLAN interfaces upon it, so a tag says which one a frame came in by, and the
+/// one that it leaves by writes its own.
+pub const DEVICE_CARRIES_TAGS: u32 = 2;
+
 /// The UDP port of Generic UDP Encapsulation (IANA), in host order.
 pub const GUE_PORT: u16 = 6080;
 
@@ -253,7 +265,7 @@ pub struct BackendRow {
     pub l4_delta: u16,
     /// `nat`: the backend's port, network order.
     pub port: u16,
-    /// A [`Forwarding`].
+    /// A [`Forwarding`], and perhaps [`FORWARDING_ASKS`].
     pub forwarding: u8,
     /// Zero.
     pub reserved: u8,
@@ -338,7 +350,11 @@ pub struct Control {
     /// One in so many forwarded packets is sampled, on average; 0: none.
     pub sample_interval: u32,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: u32,
+    /// Bit `ifindex % 64`: something may be known of that interface, see `DEVICE_*`.
+    pub devices: u64,
+    /// Zero.
+    pub unused: [u32; 2],
 }
 
 /// `Control::flags`: some service has port 0, so a miss is looked up a second time.
@@ -616,9 +632,9 @@ pub struct DecapStats {
     pub passed: u64,
 }
 
-/// A neighbour that a `nat` reply needs and the kernel has not resolved: sent to the controller.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+/// A neighbour that a `nat` reply needs and the kernel has not resolved: sent to the controller, if it stays so.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct NeighbourWanted {
     /// Network order.
     pub address: [u32; 4],
@@ -653,6 +669,19 @@ pub const fn station([a, b, c, d, e, f]: Mac) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
 }
 
+/// For how long a neighbour has been asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct NeighbourAsked {
+    /// The first packet for it, in nanoseconds on the kernel's monotonic clock.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+}
+
+/// Neighbours that are asked for, at most; the oldest make room.
+pub const MAX_ASKED: u32 = 4096;
+
 /// The row of an interface in the interface map: a perfect hash, whose multiplier the controller chooses at load.
 #[inline(always)]
 #[must_use]
@@ -675,6 +704,7 @@ const _: () = {
     assert!(MAX_RULES.is_power_of_two());
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<Sample>() == 32);
+    assert!(size_of::<NeighbourWanted>() == 24);
     assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
 };
 

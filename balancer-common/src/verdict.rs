@@ -45,6 +45,9 @@ labelled! {
         Drop = "drop",
         /// The program failed. Never counted on purpose.
         Aborted = "aborted",
+        /// Handed to the kernel to be sent: its neighbour is still to be resolved, or its interface takes no frames from
+        /// XDP.
+        Handed = "handed",
     }
 }
 
@@ -65,7 +68,7 @@ labelled! {
         NoNextHop = "no_next_hop",
         /// A reply of a `nat` backend whose client's route forbids it, or forwarding is off on the interface.
         NoRoute = "no_route",
-        /// A reply of a `nat` backend whose client's neighbour entry is not resolved yet.
+        /// A reply of a `nat` backend whose client's neighbour has not answered for seconds.
         NoNeighbour = "no_neighbour",
         /// Too big for its way, and its sender cannot be told: it allows fragmentation, is an ICMP error itself, has no
         /// single sender, or too many are told at once.

@@ -20,6 +20,10 @@ static ECHO_BUDGET: Global<u32> = Global::new(1000);
 #[unsafe(no_mangle)]
 static FRAGMENT_BUDGET: Global<u32> = Global::new(1000);
 
+/// Replies that wait for their neighbour.
+#[unsafe(no_mangle)]
+static WAITING_BUDGET: Global<u32> = Global::new(1000);
+
 /// Whether this CPU may send another ICMP error or reset.
 #[inline(always)]
 pub(crate) fn may_send_error() -> bool {
@@ -36,6 +40,12 @@ pub(crate) fn may_answer_echo() -> bool {
 #[inline(always)]
 pub(crate) fn may_remember_fragment() -> bool {
     spend(2, &FRAGMENT_BUDGET)
+}
+
+/// Whether this CPU may have another reply wait for its neighbour.
+#[inline(always)]
+pub(crate) fn may_wait() -> bool {
+    spend(3, &WAITING_BUDGET)
 }
 
 #[inline(always)]

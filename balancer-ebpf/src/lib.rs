@@ -8,8 +8,10 @@
 mod budget;
 mod control;
 pub mod decap;
+mod devices;
 pub mod forward;
 mod fragments;
+pub mod handover;
 mod icmp;
 mod ingress;
 mod kept;

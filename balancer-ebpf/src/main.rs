@@ -7,13 +7,14 @@ mod entry {
     use aya_ebpf::{
         bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         helpers::bpf_redirect,
-        macros::xdp,
-        programs::XdpContext,
+        macros::{classifier, xdp},
+        programs::{TcContext, XdpContext},
     };
     use balancer_common::verdict::Verdict;
     use balancer_ebpf::{
         Ingress,
         decap::{self, Decapsulated},
+        handover,
         outcome::Outcome,
         process,
         puzzles::{self, Puzzle},
@@ -39,6 +40,7 @@ mod entry {
                     }
                 }
             }
+            Outcome::Handed => (XDP_PASS, Verdict::Handed),
             Outcome::Drop => {
                 stats::count_drop(end.reason());
                 (XDP_DROP, Verdict::Drop)
@@ -50,6 +52,12 @@ mod entry {
         };
         stats::count_verdict(ingress.ifindex(), verdict);
         action
+    }
+
+    /// Sends the frames that the first program has handed over.
+    #[classifier]
+    fn handover(context: TcContext) -> i32 {
+        handover::process(context.skb.skb)
     }
 
     /// Strips the tunnel headers of one frame.

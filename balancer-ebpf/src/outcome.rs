@@ -14,6 +14,8 @@ pub enum Outcome {
     Tx,
     /// Forwarded, out of another interface: see [`Step::egress`].
     Redirect,
+    /// To the kernel, rewritten and marked, which sends it: see [`crate::handover`].
+    Handed,
     /// Dropped: see [`Step::reason`].
     Drop,
     /// The program failed.
@@ -51,6 +53,7 @@ pub(crate) enum Kind {
     Pass = 1,
     Tx,
     Redirect,
+    Handed,
     Drop,
     Rare,
     Icmp,
@@ -72,6 +75,8 @@ impl Step {
     pub(crate) const PASS: Self = Self(Kind::Pass as u64);
     /// Out of the interface it came in by.
     pub(crate) const TX: Self = Self(Kind::Tx as u64);
+    /// To the kernel, which sends it.
+    pub(crate) const HANDED: Self = Self(Kind::Handed as u64);
     /// See [`crate::rare`].
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
     /// See [`crate::icmp`].
@@ -212,6 +217,8 @@ impl Step {
             Outcome::Pass
         } else if self.is(Kind::Redirect) {
             Outcome::Redirect
+        } else if self.is(Kind::Handed) {
+            Outcome::Handed
         } else if self.is(Kind::Drop) {
             Outcome::Drop
         } else {
@@ -249,6 +256,7 @@ mod tests {
     fn outcomes_survive_their_word() {
         assert_eq!(Step::PASS.outcome(), Outcome::Pass);
         assert_eq!(Step::send(3, 3).outcome(), Outcome::Tx);
+        assert!(Step::HANDED.is_last() && Step::HANDED.outcome() == Outcome::Handed);
         let redirected = Step::send(3, u32::MAX);
         assert_eq!((redirected.outcome(), redirected.egress()), (Outcome::Redirect, u32::MAX));
         assert!(Step::TX.is_last() && Step::drop(DropReason::Malformed).is_last() && !Step::RARE.is_last());

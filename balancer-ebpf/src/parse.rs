@@ -16,7 +16,8 @@ use network_types::{
 use crate::{order, packet::Packet};
 
 const VLAN_TAG_LEN: usize = 4;
-const MAX_VLAN_TAGS: usize = 2;
+/// Tags that are read.
+pub const MAX_VLAN_TAGS: usize = 2;
 
 /// The IANA number of TCP.
 pub const TCP: u8 = IpProto::Tcp as u8;

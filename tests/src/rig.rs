@@ -22,6 +22,7 @@ use balancer::{
 };
 use balancer_common::{
     client::HashKey,
+    handover,
     map_types::{Forwarding, ReplyStats},
     verdict::{DropReason, MoveCause, Verdict},
 };
@@ -212,6 +213,20 @@ impl Rig {
     /// Lets time pass for the controller.
     pub fn pass_time(&mut self, since_start: Duration) {
         self.dataplane.sweep(since_start);
+    }
+
+    /// Makes this all that is known of interfaces: `DEVICE_*` by index.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_devices(&mut self, known: impl IntoIterator<Item = (u32, u32)>) -> anyhow::Result<()> {
+        self.dataplane.set_devices(&known.into_iter().collect())
+    }
+
+    /// What stands for the source of a frame that is handed over.
+    #[must_use]
+    pub const fn handover_source(&self) -> [u8; 6] {
+        handover::source(self.dataplane.handover_key())
     }
 
     /// Packets counted with a verdict on the first interface.

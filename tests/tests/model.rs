@@ -113,10 +113,14 @@ impl Total {
             for &verdict in Verdict::ALL.iter().filter(|&&verdict| verdict != Verdict::Aborted) {
                 self.count(verdict.label(), verdicts[verdict.index()]);
             }
-            sent += verdicts[Verdict::Tx.index()] + verdicts[Verdict::Redirect.index()];
+            sent += [Verdict::Tx, Verdict::Redirect, Verdict::Handed]
+                .map(|verdict| verdicts[verdict.index()])
+                .iter()
+                .sum::<u64>();
         }
-        // A frame given to the program this way always has room in front, and budgets are granted anew.
-        let unseen = [DropReason::NoHeadroom, DropReason::EchoLimited];
+        // A frame given to the program this way always has room in front, budgets are granted anew, and no neighbour is
+        // asked for in vain.
+        let unseen = [DropReason::NoHeadroom, DropReason::EchoLimited, DropReason::NoNeighbour];
         for &reason in DropReason::ALL.iter().filter(|reason| !unseen.contains(reason)) {
             self.count(reason.label(), counters.drops[reason.index()]);
         }

@@ -2,9 +2,10 @@
 
 mod dsr;
 mod nat;
-mod neighbour;
+pub(crate) mod neighbour;
 pub mod rewrite;
 mod tunnel;
+mod waiting;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
@@ -12,16 +13,19 @@ use aya_ebpf::{
     maps::Array,
 };
 use balancer_common::{
+    handover::Handed,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_SECOND, BACKEND_TAKES_CLIENTS, BackendRow, BackendRows,
-        BackendStanding, Forwarding, MAX_BACKENDS,
+        BackendStanding, FORWARDING_ASKS, Forwarding, MAX_BACKENDS,
     },
     memory::BackendFacts,
     verdict::{CauseIndex, DropReason},
 };
 
 use crate::{
+    devices,
     fragments::{self, Way},
+    handover,
     icmp::errors,
     ingress::Ingress,
     opaque,
@@ -62,17 +66,51 @@ fn sent(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choi
     let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
     let row = backend.row;
     if row.forwarding > Forwarding::Nat as u8 {
-        return Ok(Step::encapsulate(choice, Answerable::Yes));
+        return Ok(if is_tunnel(row) {
+            Step::encapsulate(choice, Answerable::Yes)
+        } else {
+            Step::to_backend(carries).with_choice(choice)
+        });
     }
+    write(ingress, frame, ip, carries, backend)?;
+    Ok(finish(ingress, ip, backend, choice, Sender::Client))
+}
+
+/// Rewrites a packet for its backend, which is reached without a tunnel.
+#[inline(always)]
+fn write(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, backend: Reachable) -> Result<(), Step> {
+    let row = backend.row;
     if !fits(ingress, ip, row) {
         return Err(Step::too_big(row.mtu));
     }
-    let written = if row.forwarding == Forwarding::Dsr as u8 {
+    let written = if row.forwarding & !FORWARDING_ASKS == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
         nat::to_backend(frame, ip, carries, backend)
     };
-    written.map(|()| finish(ingress, ip, backend, choice, Sender::Client)).map_err(Step::drop)
+    written.map_err(Step::drop)
+}
+
+#[inline(always)]
+fn is_tunnel(row: &BackendRow) -> bool {
+    row.forwarding & !FORWARDING_ASKS > Forwarding::Nat as u8
+}
+
+/// The same as [`to_backend`], where the kernel may have to send the packet.
+#[inline(always)]
+fn sent_by_any(
+    ingress: Ingress,
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    carries: Carries,
+    choice: Choice,
+) -> Result<Step, Step> {
+    let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
+    if is_tunnel(backend.row) {
+        return Ok(Step::encapsulate(choice, Answerable::Yes));
+    }
+    write(ingress, frame, ip, carries, backend)?;
+    Ok(finish_by_any(ingress, frame, ip, backend, choice, Sender::Client))
 }
 
 /// A step: [`to_backend`] for a packet with its layer-4 header anywhere. A first fragment's way is remembered.
@@ -95,7 +133,10 @@ extern "C" fn balancer_to_backend(context: *mut xdp_md, step: u64) -> u64 {
     if ip.fragment.is_first() {
         fragments::remember(&ip, Way::Backend(step.choice().backend));
     }
-    to_backend(ingress, frame, &ip, step.carries(), step.choice()).0
+    match sent_by_any(ingress, frame, &ip, step.carries(), step.choice()) {
+        Ok(step) => step.0,
+        Err(end) => decided(step.choice(), end).0,
+    }
 }
 
 /// A step: sends an ICMP error about a packet from a VIP to the backend that the packet came from.
@@ -123,19 +164,19 @@ extern "C" fn balancer_error_to_backend(context: *mut xdp_md, step: u64) -> u64 
 fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, choice: Choice) -> Step {
     let Some(backend) = reachable(choice.backend) else { return no_next_hop(choice) };
     let row = backend.row;
-    if row.forwarding > Forwarding::Nat as u8 {
+    if is_tunnel(row) {
         return Step::encapsulate(choice, Answerable::No);
     }
     if !fits(ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
-    let written = if row.forwarding == Forwarding::Dsr as u8 {
+    let written = if row.forwarding & !FORWARDING_ASKS == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
         nat::error_to_backend(frame, ip, inner, backend)
     };
     match written {
-        Ok(()) => finish(ingress, ip, backend, choice, Sender::Other),
+        Ok(()) => finish_by_any(ingress, frame, ip, backend, choice, Sender::Other),
         Err(reason) => Step::drop(reason),
     }
 }
@@ -156,6 +197,27 @@ fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sen
         samples::take(ip, backend.service, choice.backend, bytes);
     }
     Step::send(ingress.ifindex(), backend.row.ifindex)
+}
+
+/// The same where the kernel may have to send the packet.
+#[inline(always)]
+fn finish_by_any(
+    ingress: Ingress,
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    backend: Reachable,
+    choice: Choice,
+    sender: Sender,
+) -> Step {
+    let step = finish(ingress, ip, backend, choice, sender);
+    let row = backend.row;
+    if row.forwarding & FORWARDING_ASKS == 0 || !devices::kernel_sends(ip, ingress.ifindex(), row.ifindex) {
+        return step;
+    }
+    match handover::mark(frame, Handed::Backend(choice.backend)) {
+        Some(()) => Step::HANDED,
+        None => Step::drop(DropReason::Malformed),
+    }
 }
 
 /// What the rule of memory needs to know of a backend.

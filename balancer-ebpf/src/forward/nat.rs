@@ -173,6 +173,7 @@ fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Result<Hop, Step>
 #[inline(always)]
 fn send(ingress: Ingress, frame: Packet<'_>, hop: &Hop, written: Option<()>) -> Step {
     match written.and_then(|()| rewrite::macs(frame, hop.destination_mac, hop.source_mac)) {
+        Some(()) if hop.ifindex == 0 => Step::HANDED,
         Some(()) => Step::send(ingress.ifindex(), hop.ifindex),
         None => Step::drop(DropReason::Malformed),
     }

@@ -1,6 +1,6 @@
 //! The way to a client, asked of the kernel's routes and neighbours.
 
-use core::mem;
+use core::{ffi::c_void, mem, ptr};
 
 use aya_ebpf::{
     bindings::{
@@ -8,14 +8,18 @@ use aya_ebpf::{
     },
     helpers::bpf_fib_lookup,
     macros::map,
-    maps::{PerCpuArray, RingBuf},
+    maps::PerCpuArray,
 };
 use balancer_common::{
+    handover::Handed,
     map_types::{FAMILY_V4, FAMILY_V6, Mac, NeighbourWanted},
     verdict::DropReason,
 };
 
 use crate::{
+    devices,
+    forward::waiting,
+    handover,
     ingress::Ingress,
     parse::Ip,
     puzzles::{self, Puzzle},
@@ -24,11 +28,7 @@ use crate::{
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Neighbours that replies had to be dropped for; the controller has them resolved. Losing some when it is full does
-/// no harm: the next packet asks again.
-#[map]
-static NEIGHBOURS_WANTED: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
-
+/// How a frame leaves. By interface 0: handed over, and the addresses are the mark.
 pub(crate) struct Hop {
     pub(crate) ifindex: u32,
     pub(crate) source_mac: Mac,
@@ -49,10 +49,10 @@ pub(crate) enum Route {
 #[map]
 static QUERY: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 
-/// The next hop of a packet from `source` to `ip`'s destination.
+/// Asks the kernel for the way of a packet from `source` to `ip`'s destination that came in by `ifindex`.
 #[inline(always)]
-pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
-    let Some(place) = QUERY.get_ptr_mut(0) else { return Route::None(DropReason::NoRoute) };
+fn ask(context: *mut c_void, ifindex: u32, ip: &Ip<'_>, source: &[u32; 4]) -> Option<(u32, *const FibLookup)> {
+    let place = QUERY.get_ptr_mut(0)?;
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. It is a plain C
     // structure without invalid bit patterns.
     let query = unsafe {
@@ -60,7 +60,7 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
         &mut *place
     };
     query.l4_protocol = ip.protocol;
-    query.ifindex = ingress.ifindex();
+    query.ifindex = ifindex;
     if ip.family == FAMILY_V4 {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = source[0];
@@ -70,39 +70,106 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
         query.__bindgen_anon_3.ipv6_src = *source;
         query.__bindgen_anon_4.ipv6_dst = ip.destination;
     }
-    // SAFETY: the context is the driver's, the structure a map value and its size is given.
-    let answer =
-        unsafe { bpf_fib_lookup(ingress.untyped(), &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) } as u32;
+    // SAFETY: the context is the kernel's, the structure a map value and its size is given.
+    let answer = unsafe { bpf_fib_lookup(context, &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) };
+    Some((answer as u32, ptr::from_ref(query)))
+}
+
+/// The neighbour that a reply needs. Not on the stack, for the same reasons.
+#[map]
+static NEEDED: PerCpuArray<NeighbourWanted> = PerCpuArray::with_max_entries(1, 0);
+
+/// The next hop that a lookup has found: it has replaced the destination, and perhaps the family.
+#[inline(always)]
+fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
+    // SAFETY: as in `ask`.
+    let needed = unsafe { &mut *NEEDED.get_ptr_mut(0)? };
+    needed.ifindex = query.ifindex;
+    if query.family == AF_INET {
+        needed.family = u32::from(FAMILY_V4);
+        // SAFETY: the family says which member was written.
+        needed.address = [unsafe { query.__bindgen_anon_4.ipv4_dst }, 0, 0, 0];
+    } else {
+        needed.family = u32::from(FAMILY_V6);
+        // SAFETY: as above.
+        needed.address = unsafe { query.__bindgen_anon_4.ipv6_dst };
+    }
+    Some(needed)
+}
+
+/// The next hop of a packet from `source` to `ip`'s destination.
+#[inline(always)]
+pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
+    let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source) else {
+        return Route::None(DropReason::NoRoute);
+    };
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS => {
-            // SAFETY: a lookup that succeeds leaves the way's MTU here, or 0 (kernels before 5.12).
-            let mtu = usize::from(unsafe { query.__bindgen_anon_1.mtu_result });
-            if mtu != 0 && ip.length > mtu && query.ifindex != ingress.ifindex() {
+            // SAFETY: a row of this CPU, as in `ask`. A lookup that succeeds leaves the way's MTU here, or 0 (kernels
+            // before 5.12).
+            let (egress, mtu) = unsafe { ((*query).ifindex, usize::from((*query).__bindgen_anon_1.mtu_result)) };
+            if mtu != 0 && ip.length > mtu && egress != ingress.ifindex() {
                 return Route::TooBig(mtu as u32);
             }
-            Route::Hop(Hop { ifindex: query.ifindex, source_mac: query.smac, destination_mac: query.dmac })
-        }
-        BPF_FIB_LKUP_RET_NOT_FWDED => Route::Kernel,
-        BPF_FIB_LKUP_RET_NO_NEIGH => {
-            // The lookup has replaced the destination by the neighbour that is missing, and perhaps the family.
-            let wanted = if query.family == AF_INET {
-                // SAFETY: the family says which member was written.
-                let address = unsafe { query.__bindgen_anon_4.ipv4_dst };
-                NeighbourWanted { address: [address, 0, 0, 0], ifindex: query.ifindex, family: u32::from(FAMILY_V4) }
-            } else {
-                // SAFETY: as above.
-                let address = unsafe { query.__bindgen_anon_4.ipv6_dst };
-                NeighbourWanted { address, ifindex: query.ifindex, family: u32::from(FAMILY_V6) }
-            };
-            if let Some(mut entry) = NEIGHBOURS_WANTED.reserve::<NeighbourWanted>(0) {
-                entry.write(wanted);
-                entry.submit(0);
+            if devices::kernel_sends(ip, ingress.ifindex(), egress) && balancer_hand_over() == 0 {
+                return Route::None(DropReason::NoRoute);
             }
-            Route::None(DropReason::NoNeighbour)
         }
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            if balancer_hand_over_waiting() == 0 {
+                return Route::None(DropReason::NoNeighbour);
+            }
+        }
+        BPF_FIB_LKUP_RET_NOT_FWDED => return Route::Kernel,
         _ => {
             puzzles::tell(Puzzle::NoRoute, answer);
-            Route::None(DropReason::NoRoute)
+            return Route::None(DropReason::NoRoute);
         }
     }
+    // SAFETY: as above; read now, as it may have become the mark.
+    let query = unsafe { &*query };
+    Route::Hop(Hop { ifindex: query.ifindex, source_mac: query.smac, destination_mac: query.dmac })
+}
+
+/// Makes a mark of the addresses that the lookup has found. A function of its own, so that the verifier sees what follows
+/// once, whatever the addresses are.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_hand_over() -> u64 {
+    let Some(place) = QUERY.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as in `ask`.
+    mark(unsafe { &mut *place });
+    1
+}
+
+/// The same for a lookup that has found no neighbour, if that may be about to answer.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_hand_over_waiting() -> u64 {
+    let Some(place) = QUERY.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as in `ask`.
+    let query = unsafe { &mut *place };
+    match next_hop(query) {
+        Some(neighbour) if waiting::may_wait(neighbour) => {
+            mark(query);
+            1
+        }
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn mark(query: &mut FibLookup) {
+    query.ifindex = 0;
+    query.smac = handover::own_source();
+    query.dmac = Handed::Client.destination();
+}
+
+/// The same for a packet that the kernel has taken in, whether or not the next hop's MAC is known.
+#[inline(always)]
+pub(crate) fn way(context: *mut c_void, ifindex: u32, ip: &Ip<'_>) -> Option<&'static NeighbourWanted> {
+    let (answer, query) = ask(context, ifindex, ip, &ip.source)?;
+    // SAFETY: a row of this CPU, as in `ask`.
+    let query = unsafe { &*query };
+    if matches!(answer, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) { next_hop(query) } else { None }
 }

@@ -41,12 +41,14 @@ pub struct Verdicts {
     pub tx: u64,
     /// Sent out of another interface.
     pub redirect: u64,
-    /// Handed to the kernel.
+    /// Left to the kernel, unchanged.
     pub pass: u64,
     /// Dropped.
     pub drop: u64,
     /// The program failed.
     pub aborted: u64,
+    /// Rewritten, and handed to the kernel to be sent.
+    pub handed: u64,
 }
 
 /// A service.

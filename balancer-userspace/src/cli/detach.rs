@@ -22,7 +22,7 @@ pub(super) fn run() -> Result<(), Failure> {
             // Of another version: whoever wrote them is the only one to know what to put back.
             Err(error) => writeln!(io::stderr(), "balancer: {error:#}")?,
         }
-        interfaces += pins.remove()?;
+        interfaces += pins.detach()?;
     }
     if let Some(notes) = held.first() {
         return Err(anyhow!(

@@ -81,7 +81,8 @@ fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> Str
 }
 
 fn render(status: &StatusView) -> String {
-    let mut table = Table::new(&["INTERFACE", ">INDEX", "XDP MODE", ">TX", ">REDIRECT", ">PASS", ">DROP", ">ABORTED"]);
+    let counts = [">TX", ">REDIRECT", ">HANDED", ">PASS", ">DROP", ">ABORTED"];
+    let mut table = Table::new(&[["INTERFACE", ">INDEX", "XDP MODE"].as_slice(), &counts].concat());
     for interface in &status.interfaces {
         let seen = &interface.packets_seen;
         table.row([
@@ -90,6 +91,7 @@ fn render(status: &StatusView) -> String {
             interface.xdp_mode.clone(),
             grouped(seen.tx),
             grouped(seen.redirect),
+            grouped(seen.handed),
             grouped(seen.pass),
             grouped(seen.drop),
             grouped(seen.aborted),

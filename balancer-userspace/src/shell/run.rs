@@ -129,6 +129,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     controller.name_interfaces(named);
     let instance = controller.instance();
     let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
+    let mut devices = neighbours.devices();
     let history = Events::beside(&config.state_file, &supervisor);
     let prober = Prober::new(events_in, &supervisor).context("starting the thread of the health checks")?;
     let mut layers = neighbours.layers();
@@ -137,6 +138,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     owner.start()?;
     await_next_hops(&mut owner, &mut events).await;
     owner.dataplane().set_layers(layers.borrow_and_update().clone());
+    owner.dataplane().set_devices(&devices.borrow_and_update())?;
     // Before anything is pinned that could not be told apart without it.
     state_file.save(&owner.export())?;
     let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
@@ -207,6 +209,12 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
             attached = host.attached() => owner.dataplane().set_attached(attached),
             () = ready(()), if !passes.is_empty() => forget_part(&mut owner, &mut passes),
+            Ok(()) = devices.changed() => {
+                let known = devices.borrow_and_update().clone();
+                if let Err(error) = owner.dataplane().set_devices(&known) {
+                    warn!("{error:#}");
+                }
+            }
             neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
         }
         joining.answer(&owner);

@@ -289,6 +289,7 @@ impl From<InterfaceSnapshot> for InterfaceView {
                 pass: count(Verdict::Pass),
                 drop: count(Verdict::Drop),
                 aborted: count(Verdict::Aborted),
+                handed: count(Verdict::Handed),
             },
             name: interface.name,
             ifindex: interface.ifindex,

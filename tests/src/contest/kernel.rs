@@ -14,6 +14,7 @@ use balancer::{
 };
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
+    handover,
     map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, SLOTS_PER_LINE, TableSlot},
     service_table::{PROBES, TableView},
     verdict::{DropReason, Verdict},
@@ -221,6 +222,7 @@ impl Player for Kernel {
         self.maps.memory_stats.set(0, PerCpuValues::try_from(vec![MemoryStats::default(); cpus])?, 0)?;
         self.grant_budgets()?;
         self.maps.outer_ids.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        self.maps.forget_asked()?;
         self.before = self.read()?;
         self.drops = self.before.drops;
         Ok(())
@@ -246,6 +248,11 @@ impl Player for Kernel {
         let ran = prog_run::run(self.program.as_fd(), frame, ingress, 1)?;
         match ran.action {
             XDP_PASS if ran.frame == frame => Ok(Fate::Pass),
+            XDP_PASS if ran.frame[6..12] == handover::source(self.dataplane.handover_key()) => {
+                let mut frame = ran.frame;
+                frame[6..12].fill(0);
+                Ok(Fate::Handed(frame))
+            }
             XDP_PASS => bail!("passed with other bytes"),
             XDP_TX => Ok(Fate::Tx(ran.frame)),
             XDP_REDIRECT => Ok(Fate::Redirect(ran.frame)),
@@ -269,7 +276,9 @@ impl Player for Kernel {
     }
 
     fn counters(&mut self) -> anyhow::Result<Counters> {
+        // How long neighbours have been asked for, the clock says: not here.
         self.grant_budgets()?;
+        self.maps.forget_asked()?;
         let mut counters = self.read()?;
         counters.verdicts.retain(|ifindex, verdicts| {
             subtract(verdicts, self.before.verdicts.get(ifindex).unwrap_or(&[0; Verdict::COUNT]));

@@ -7,13 +7,15 @@ use std::{
 
 use anyhow::Context as _;
 use aya::{
-    maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues},
     programs::Xdp,
+    util::nr_cpus,
 };
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     map_types::{
-        Budget, Control, FragmentKey, FragmentRow, MemoryStats, NEWCOMER_ROWS, NewcomerBudget, ServiceRow, SlotLine,
+        Budget, Control, FragmentKey, FragmentRow, MemoryStats, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted,
+        NewcomerBudget, ServiceRow, SlotLine,
     },
 };
 
@@ -29,6 +31,7 @@ pub(super) struct Maps {
     pub(super) memory_stats: PerCpuArray<MapData, MemoryStats>,
     pub(super) budgets: PerCpuArray<MapData, Budget>,
     pub(super) outer_ids: PerCpuArray<MapData, u64>,
+    asked: HashMap<MapData, [u8; size_of::<NeighbourWanted>()], [u8; size_of::<NeighbourAsked>()]>,
     pub(super) clients: Mapped<[u64; BUCKET_ENTRIES], BUCKETS>,
     pub(super) seen: Mapped<u64, SEEN_WORDS>,
 }
@@ -64,9 +67,19 @@ impl Maps {
             memory_stats: Map::PerCpuArray(map("MEMORY_STATS")?).try_into()?,
             budgets: Map::PerCpuArray(map("BUDGET")?).try_into()?,
             outer_ids: Map::PerCpuArray(map("IDS")?).try_into()?,
+            asked: Map::LruHashMap(map("ASKED")?).try_into()?,
             clients: Mapped::new(map("CLIENTS")?)?,
             seen: Mapped::new(map("SEEN")?)?,
         })
+    }
+
+    /// No neighbour has been asked for.
+    pub(super) fn forget_asked(&mut self) -> anyhow::Result<()> {
+        let asked: Vec<_> = self.asked.keys().collect::<Result<_, _>>()?;
+        for neighbour in asked {
+            self.asked.remove(&neighbour)?;
+        }
+        Ok(())
     }
 }
 

@@ -130,6 +130,7 @@ fn shown(fate: &Fate) -> String {
         Fate::Drop(reason) => format!("drop {}", reason.label()),
         Fate::Tx(frame) => format!("tx {}", hex(frame)),
         Fate::Redirect(frame) => format!("redirect {}", hex(frame)),
+        Fate::Handed(frame) => format!("handed over {}", hex(frame)),
     }
 }
 

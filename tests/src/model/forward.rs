@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use balancer::core::io::BackendSpec;
 use balancer_common::{
+    handover::Handed,
     map_types::{Forwarding, Mac},
     verdict::DropReason,
 };
@@ -43,10 +44,20 @@ pub(super) struct New {
 /// The way of a reply to its client.
 pub(super) enum Way {
     Hop(Hop),
+    /// The kernel's to send.
+    Handed,
     /// The packet is the kernel's business.
     Kernel,
     /// Nothing longer than this fits.
     Narrow(usize),
+}
+
+impl Hop {
+    /// `frame` on this way.
+    pub(super) fn leave(self, mut frame: Vec<u8>, ingress: u32) -> Fate {
+        write_macs(&mut frame, self.destination_mac, self.source_mac);
+        Fate::sent(frame, ingress, self.ifindex)
+    }
 }
 
 impl State {
@@ -97,14 +108,14 @@ impl State {
         way: WayBack,
         carries: Carries,
     ) -> Result<Fate, DropReason> {
-        let hop = match self.way_to_client(arrival, packet, way)? {
-            Way::Hop(hop) => hop,
-            Way::Kernel => return Ok(Fate::Pass),
-            Way::Narrow(fits) => return self.tell_too_big(arrival, packet, fits),
-        };
-        let mut frame = translated(arrival.frame, packet, self.back(way, End::Source), carries);
-        write_macs(&mut frame, hop.destination_mac, hop.source_mac);
-        Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
+        let to_client = self.way_to_client(arrival, packet, way)?;
+        let frame = || translated(arrival.frame, packet, self.back(way, End::Source), carries);
+        match to_client {
+            Way::Kernel => Ok(Fate::Pass),
+            Way::Narrow(fits) => self.tell_too_big(arrival, packet, fits),
+            Way::Hop(hop) => Ok(hop.leave(frame(), arrival.ingress)),
+            Way::Handed => Ok(Fate::handed(frame(), Handed::Client)),
+        }
     }
 
     /// The way to the client.
@@ -113,7 +124,8 @@ impl State {
             Route::Kernel => Ok(Way::Kernel),
             _ if !self.came_by(way, arrival.ingress) => Err(DropReason::WrongInterface),
             Route::Forbidden => Err(DropReason::NoRoute),
-            Route::NoNeighbour => Err(DropReason::NoNeighbour),
+            // A choice: for as long as it may be about to answer, which the clock says: always, here.
+            Route::NoNeighbour => one_hop_is_left(packet).map(|()| Way::Handed),
             // A choice: before the last hop is counted.
             Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => Ok(Way::Narrow(hop.mtu)),
             Route::Hop(hop) => {

@@ -1,6 +1,6 @@
 //! ICMP and ICMPv6: echo requests to VIPs, and errors about flows of services.
 
-use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_common::{handover::Handed, map_types::Forwarding, verdict::DropReason};
 
 use super::{
     Arrival, Fate, State,
@@ -119,17 +119,19 @@ impl State {
             port.and_then(|port| self.way_back(inner.destination, port, inner.protocol))
         };
         let Some(way) = way else { return Ok(Fate::Pass) };
-        let hop = match self.way_to_client(arrival, packet, way)? {
-            Way::Hop(hop) => hop,
-            Way::Kernel => return Ok(Fate::Pass),
-            // Nobody is told about an error.
-            Way::Narrow(_) => return Err(DropReason::TooBig),
+        let to_client = self.way_to_client(arrival, packet, way)?;
+        let frame = || {
+            let new = self.back(way, End::Destination);
+            let outer = New { end: End::Source, address: new.address, port: 0 };
+            translated(arrival.frame, packet, &inner, outer, new)
         };
-        let new = self.back(way, End::Destination);
-        let outer = New { end: End::Source, address: new.address, port: 0 };
-        let mut frame = translated(arrival.frame, packet, &inner, outer, new);
-        write_macs(&mut frame, hop.destination_mac, hop.source_mac);
-        Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
+        match to_client {
+            Way::Kernel => Ok(Fate::Pass),
+            // Nobody is told about an error.
+            Way::Narrow(_) => Err(DropReason::TooBig),
+            Way::Hop(hop) => Ok(hop.leave(frame(), arrival.ingress)),
+            Way::Handed => Ok(Fate::handed(frame(), Handed::Client)),
+        }
     }
 }
 

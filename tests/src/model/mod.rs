@@ -25,7 +25,10 @@ pub use routes::{Hop, Route, Routes};
 pub use state::{BUCKETS, Newcomers, SEEN_WORDS, Seen, Service, State};
 pub use steer::client_hash;
 
-use balancer_common::verdict::{DropReason, Verdict};
+use balancer_common::{
+    handover::Handed,
+    verdict::{DropReason, Verdict},
+};
 
 use parse::{DESTINATION_OPTIONS, ICMP, ICMP_V6, Packet, Parsed, TCP, UDP};
 
@@ -38,6 +41,8 @@ pub enum Fate {
     Tx(Vec<u8>),
     /// Out of another interface, as these bytes.
     Redirect(Vec<u8>),
+    /// To the kernel, marked, with these bytes; of the mark, the source is left out (zeros).
+    Handed(Vec<u8>),
     /// Dropped. What the bytes are then is nobody's concern.
     Drop(DropReason),
 }
@@ -50,8 +55,15 @@ impl Fate {
             Self::Pass => Verdict::Pass,
             Self::Tx(_) => Verdict::Tx,
             Self::Redirect(_) => Verdict::Redirect,
+            Self::Handed(_) => Verdict::Handed,
             Self::Drop(_) => Verdict::Drop,
         }
+    }
+
+    /// To the kernel, which sends it.
+    fn handed(mut frame: Vec<u8>, handed: Handed) -> Self {
+        forward::write_macs(&mut frame, handed.destination(), [0; 6]);
+        Self::Handed(frame)
     }
 
     /// Out of `egress`, for a frame that came in by `ingress`.

@@ -2,6 +2,7 @@
 
 use balancer::config::model::Protocol;
 use balancer_common::{
+    handover::Handed,
     map_types::Forwarding,
     verdict::{DropReason, Verdict},
 };
@@ -25,6 +26,8 @@ pub(crate) enum Then {
     Tx(Vec<u8>),
     /// Out of another interface, as these bytes.
     Redirect(Vec<u8>),
+    /// To the kernel, marked, as these bytes.
+    Handed(Vec<u8>),
     /// Out of the same interface, to this MAC; the bytes are shown elsewhere.
     To([u8; 6]),
     /// Dropped, counted under this reason alone.
@@ -140,6 +143,7 @@ fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
         Then::Pass => (XDP_PASS, Some(&case.frame), vec!["pass"]),
         Then::Tx(frame) => (XDP_TX, Some(frame), vec!["tx"]),
         Then::Redirect(frame) => (XDP_REDIRECT, Some(frame), vec!["redirect"]),
+        Then::Handed(frame) => (XDP_PASS, Some(frame), vec!["handed"]),
         Then::To(_) => (XDP_TX, None, vec!["tx"]),
         Then::Drop(reason) => (XDP_DROP, None, vec!["drop", reason.label()]),
     };
@@ -152,6 +156,11 @@ fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
         anyhow::ensure!(ran.frame.starts_with(&mac), "to {:02x?} instead of {mac:02x?}", &ran.frame[..6]);
     }
     Ok(())
+}
+
+/// What `frame` looks like when it is handed over.
+pub(crate) fn handed(rig: &Rig, frame: &Frame, handed: Handed) -> Frame {
+    Frame { destination_mac: handed.destination(), source_mac: rig.handover_source(), ..frame.clone() }
 }
 
 /// What `frame` to a `dsr` service looks like on its way to the backend.

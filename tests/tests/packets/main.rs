@@ -11,6 +11,7 @@ mod dsr;
 mod echo;
 mod extensions;
 mod fragments;
+mod handover;
 mod icmp_errors;
 mod jumbo;
 mod malformed;

@@ -1,12 +1,15 @@
 //! Replies of `nat` backends: the VIP is put back, and the client is found by the kernel's routes.
 
-use balancer_common::verdict::DropReason;
+use balancer_common::{
+    handover::Handed,
+    verdict::{DropReason, Verdict},
+};
 use balancer_tests::{
     frame::{ACK, Frame, SYN, Transport},
     rig::{IN_MAC, ROUTER_MAC, Rig},
 };
 
-use crate::cases::{Case, Then, run};
+use crate::cases::{Case, Then, handed, run, services};
 
 /// What a backend's reply looks like on its way to the client.
 fn restored(frame: &Frame, vip: &str) -> Frame {
@@ -82,20 +85,49 @@ fn what_cannot_be_sent_on_is_passed_or_counted() {
                 Then::Drop(DropReason::NoRoute),
             ),
             Case::new(
-                "the client's neighbour entry is missing",
-                &Frame::tcp("10.0.0.21:8080", "203.0.113.66:40000", ACK),
-                Then::Drop(DropReason::NoNeighbour),
-            ),
-            Case::new(
-                "the client's neighbour entry is missing, IPv6",
-                &Frame::tcp("[fd00::21]:8080", "[2001:db8:c::66]:40000", ACK),
-                Then::Drop(DropReason::NoNeighbour),
-            ),
-            Case::new(
                 "TTL used up",
                 &Frame { ttl: 1, ..Frame::tcp("10.0.0.21:8080", "203.0.113.7:40000", ACK) },
                 Then::Drop(DropReason::TtlExceeded),
             ),
         ]
     });
+}
+
+/// The kernel sends it, and asks for the neighbour meanwhile.
+#[test]
+fn a_reply_whose_neighbour_is_not_resolved_is_handed_over() {
+    run(|rig: &Rig| {
+        let mut cases = Vec::new();
+        for (backend, vip, client) in [
+            ("10.0.0.21:8080", "198.51.100.20:80", "203.0.113.66:40000"),
+            ("[fd00::21]:8080", "[2001:db8::20]:80", "[2001:db8:c::66]:40000"),
+        ] {
+            let reply = Frame::tcp(backend, client, SYN | ACK);
+            let then = Then::Handed(handed(rig, &restored(&reply, vip), Handed::Client).bytes());
+            cases.push(Case::new(format!("{backend} to {client}"), &reply, then));
+            let last_hop = Frame { ttl: 1, ..reply };
+            cases.push(Case::new(
+                format!("{backend} to {client}, TTL used up"),
+                &last_hop,
+                Then::Drop(DropReason::TtlExceeded),
+            ));
+        }
+        cases
+    });
+}
+
+/// More at once than a CPU may let wait, as a flood with addresses of the link as its source brings them about.
+#[test]
+fn a_flood_of_unresolved_neighbours_is_dropped() {
+    let counted = std::thread::spawn(|| {
+        let rig = Rig::new(&services()).expect("the rig");
+        for client in 0..4000u16 {
+            let client = format!("10.0.0.66:{}", 1024 + client);
+            rig.run(&Frame::tcp("10.0.0.21:8080", &client, SYN | ACK).bytes()).expect("a run");
+        }
+        (rig.verdicts(Verdict::Handed).expect("counters"), rig.drops(DropReason::NoNeighbour).expect("counters"))
+    });
+    let (handed, dropped) = counted.join().expect("the thread of the rig");
+    assert_eq!(handed + dropped, 4000);
+    assert!(handed >= 1000 && dropped > 0, "{handed} handed over, {dropped} dropped");
 }

@@ -19,6 +19,7 @@ use balancer_common::map_types::interface_row;
 use tracing::{info, warn};
 
 use super::{
+    handover::Handover,
     kernel::program,
     offload::ReceiveOffload,
     pins::{LinkPin, LinkPins, Pins},
@@ -56,6 +57,8 @@ pub struct Attached {
     pin: Option<PathBuf>,
     /// What generic mode must not have, until the program is off.
     offload: Option<ReceiveOffload>,
+    /// Sends what the program cannot. Attached before it, and taken off after it.
+    handover: Option<Handover>,
 }
 
 impl Attached {
@@ -76,6 +79,9 @@ impl Attached {
 
     /// Leaves everything as it is for the next controller.
     pub fn leave(self) {
+        if let Some(handover) = self.handover {
+            handover.leave();
+        }
         if let Some(offload) = self.offload {
             offload.leave_off();
         }
@@ -86,7 +92,13 @@ impl Attached {
     /// # Errors
     /// When the kernel refuses.
     pub fn detach(self) -> anyhow::Result<()> {
-        self.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", self.at.name))
+        let unpinned =
+            self.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", self.at.name));
+        drop(self.link);
+        if let Some(handover) = self.handover {
+            handover.detach();
+        }
+        unpinned
     }
 
     /// Has it outlive this process.
@@ -96,13 +108,16 @@ impl Attached {
         self.link =
             Some(pinned(link, &path).with_context(|| format!("pinning the link to interface {}", self.at.name))?);
         self.pin = Some(path);
-        Ok(())
+        self.handover.as_mut().map_or(Ok(()), |handover| handover.pin(self.at.ifindex, links))
     }
 
     /// Forgets it: the interface is gone.
-    pub fn let_go(self) {
+    pub fn let_go(mut self) {
         if let Some(Err(error)) = self.pin.as_deref().map(unpin) {
             warn!("interface {}: {error:#}", self.at.name);
+        }
+        if let Some(handover) = self.handover.take() {
+            handover.detach();
         }
         self.leave();
     }
@@ -116,6 +131,7 @@ pub struct Attacher {
     /// Where links are pinned, if they are to be.
     links: Option<LinkPins>,
     interface_multiplier: u32,
+    handover_key: u64,
 }
 
 impl Attacher {
@@ -124,8 +140,9 @@ impl Attacher {
         maps: Vec<(&'static str, MapData)>,
         links: Option<LinkPins>,
         interface_multiplier: u32,
+        handover_key: u64,
     ) -> Self {
-        Self { ebpf, maps, links, interface_multiplier }
+        Self { ebpf, maps, links, interface_multiplier, handover_key }
     }
 
     /// Pins the maps, the links `attached`, and those to come, in a directory of pins that is new.
@@ -145,6 +162,9 @@ impl Attacher {
         self.links = None;
         for attached in attached {
             attached.pin = None;
+            if let Some(handover) = &mut attached.handover {
+                handover.forget_pin();
+            }
         }
     }
 
@@ -157,7 +177,11 @@ impl Attacher {
         if others.iter().any(|&other| row(other) == row(ifindex)) {
             bail!("interface {name} cannot be told from another in counters: restart the balancer");
         }
-        attach(program(&mut self.ebpf)?, name, ifindex, mode, self.links.as_ref())
+        let links = self.links.as_ref();
+        let handover = Handover::attach(&mut self.ebpf, name, ifindex, self.handover_key, links)?;
+        let attached = attach(program(&mut self.ebpf)?, name, ifindex, mode, links)?;
+        handover.alone(name, ifindex, links);
+        Ok(Attached { handover: Some(handover), ..attached })
     }
 }
 
@@ -179,6 +203,7 @@ pub(super) fn attach(
         link: Some(link),
         pin,
         offload: if native { None } else { ReceiveOffload::off(name) },
+        handover: None,
     };
     for pin in pins.into_iter().flat_map(LinkPins::links).filter(|pin| pin.ifindex == ifindex) {
         if mode == XdpMode::Native && !pin.native || mode == XdpMode::Generic && pin.native {

@@ -53,6 +53,20 @@ impl Backends {
         self.replaced.insert(id, self.grace_periods.begin());
     }
 
+    /// Makes of each backend's row what `of` makes of it.
+    pub(super) fn rewrite(&mut self, of: impl Fn(BackendRow) -> BackendRow) {
+        for id in (0..self.rows.len()).filter_map(|index| u16::try_from(index).ok()).map(BackendId) {
+            let rows = self.rows.load(usize::from(id.0)).rows;
+            let mut standing = BackendStanding::from_word(rows[0].standing);
+            let row = BackendRow { standing: 0, ..rows[usize::from(standing.flags & BACKEND_SECOND != 0)] };
+            let new = of(row);
+            if new != row {
+                standing.flags &= !BACKEND_SECOND;
+                self.write(id, standing, new);
+            }
+        }
+    }
+
     /// No packet goes to the backend any more. Those on their way read its row as it was.
     pub(super) fn retire(&mut self, id: BackendId) {
         let second =

@@ -9,11 +9,13 @@ pub struct Budgets {
     pub echo: u32,
     /// First fragments remembered.
     pub fragments: u32,
+    /// Replies that wait for their neighbour.
+    pub waiting: u32,
 }
 
 /// What the machine may do. One that has very many CPUs does more: a single CPU may get all packets of a kind.
-const MACHINE: Budgets = Budgets { errors: 8000, echo: 8000, fragments: 65_536 };
-const LEAST: Budgets = Budgets { errors: 250, echo: 250, fragments: 2048 };
+const MACHINE: Budgets = Budgets { errors: 8000, echo: 8000, fragments: 65_536, waiting: 8000 };
+const LEAST: Budgets = Budgets { errors: 250, echo: 250, fragments: 2048, waiting: 250 };
 
 impl Budgets {
     /// Of each of `cpus`.
@@ -24,6 +26,7 @@ impl Budgets {
             errors: share(MACHINE.errors, LEAST.errors),
             echo: share(MACHINE.echo, LEAST.echo),
             fragments: share(MACHINE.fragments, LEAST.fragments),
+            waiting: share(MACHINE.waiting, LEAST.waiting),
         }
     }
 
@@ -42,7 +45,7 @@ mod tests {
     fn cpus_share_what_the_machine_may() {
         assert_eq!(Budgets::of_each(0), MACHINE);
         assert_eq!(Budgets::of_each(1), MACHINE);
-        assert_eq!(Budgets::of_each(4), Budgets { errors: 2000, echo: 2000, fragments: 16_384 });
+        assert_eq!(Budgets::of_each(4), Budgets { errors: 2000, echo: 2000, fragments: 16_384, waiting: 2000 });
         assert_eq!(Budgets::of_each(4096), LEAST);
     }
 }

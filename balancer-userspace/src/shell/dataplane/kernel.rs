@@ -41,8 +41,10 @@ use super::{
     capacity::{Capacity, NOBODY},
     clients::{ClientTable, KnownClients, Part},
     counters::{Counters, interface_multiplier},
+    devices::DeviceTable,
     grace::{Grace, GracePeriods},
     halves::Halves,
+    handover,
     interfaces::{Interfaces, WaysIn},
     kept::{Kept, NotesWriter},
     load::load_program,
@@ -56,7 +58,7 @@ use super::{
 };
 use crate::{
     core::io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
-    shell::{host::HostChanges, layers::Layers, snapshot::MemorySnapshot, supervisor::Supervisor},
+    shell::{host::HostChanges, layers::Layers, neighbours::Devices, snapshot::MemorySnapshot, supervisor::Supervisor},
 };
 
 /// Entries looked at in one part of a sweep: about a millisecond's work.
@@ -92,6 +94,8 @@ pub struct KernelDataplane {
     published: Option<Grace>,
     tables: Tables,
     attached: Vec<Attachment>,
+    handover_key: u64,
+    devices: DeviceTable,
     kept: Kept,
     /// Until it is handed on.
     ebpf: Option<Ebpf>,
@@ -159,19 +163,22 @@ impl KernelDataplane {
         }
         let mask = buckets - 1;
         let (log_level, log_size) = log_settings(tells)?;
+        let handover_key = handover::draw_key()?;
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, path);
         }
-        let Budgets { errors, echo, fragments } = budgets;
+        let Budgets { errors, echo, fragments, waiting } = budgets;
         let mut ebpf = loader
             .override_global("ERROR_BUDGET", &errors, true)
             .override_global("ECHO_BUDGET", &echo, true)
             .override_global("FRAGMENT_BUDGET", &fragments, true)
+            .override_global("WAITING_BUDGET", &waiting, true)
             .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
             .override_global("CLIENT_BUCKET_MASK", &mask, true)
             .override_global(aya_log::LEVEL, &log_level, true)
             .map_max_entries("AYA_LOGS", log_size)
+            .override_global("HANDOVER_KEY", &handover_key, true)
             .map_max_entries("CLIENTS", buckets)
             .map_max_entries("SEEN", seen::words(buckets))
             .map_max_entries("SLOTS", lines)
@@ -214,6 +221,8 @@ impl KernelDataplane {
             next_pass: None,
             published: None,
             attached: Vec::new(),
+            handover_key,
+            devices: DeviceTable::new(&mut ebpf)?,
             kept,
             ebpf: Some(ebpf),
         };
@@ -221,6 +230,7 @@ impl KernelDataplane {
             this.counters.forget_interfaces()?;
         }
         load_program("balancer", this.program()?)?;
+        handover::load(this.ebpf.as_mut().context(TAKEN)?)?;
         Ok(this)
     }
 
@@ -255,8 +265,22 @@ impl KernelDataplane {
         let ebpf = self.ebpf.take().context(TAKEN)?;
         let (pins, maps) = self.kept.take_pins();
         let links = pins.as_ref().map(Pins::link_pins);
-        let attacher = Attacher::new(ebpf, maps, links, self.counters.interface_multiplier());
+        let attacher = Attacher::new(ebpf, maps, links, self.counters.interface_multiplier(), self.handover_key);
         Ok(HostEnds { attacher, pins, notes: self.kept.take_notes(notes)? })
+    }
+
+    /// Takes note of the interfaces that XDP cannot simply send frames to.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn set_devices(&mut self, known: &Devices) -> anyhow::Result<()> {
+        self.devices.set(known, &self.control, &mut self.backends)
+    }
+
+    /// What frames that are handed over to the kernel are known by.
+    #[must_use]
+    pub const fn handover_key(&self) -> u64 {
+        self.handover_key
     }
 
     /// The loaded program.
@@ -409,7 +433,7 @@ impl Dataplane for KernelDataplane {
             self.ways_in.write([id], &self.interfaces, &self.returns.rows);
         }
         let (standing, row) = rows::backend(backend);
-        self.backends.write(id, standing, row);
+        self.backends.write(id, standing, self.devices.asking(row));
         Ok(())
     }
 

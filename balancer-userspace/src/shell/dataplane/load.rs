@@ -18,15 +18,23 @@ use crate::shell::privileges;
 /// # Errors
 /// When the kernel refuses: one line. The verifier's log goes into a file that is named in it.
 pub(super) fn load_program(name: &str, program: &mut Xdp) -> anyhow::Result<()> {
+    load_with(name, || program.load())
+}
+
+/// The same for a program of any type, which `load` has the kernel take.
+///
+/// # Errors
+/// As above.
+pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) -> anyhow::Result<()> {
     // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
     const ATTEMPTS: u32 = 50;
     const PAUSE: Duration = Duration::from_millis(2);
-    let mut result = program.load();
+    let mut result = load();
     for _ in 1..ATTEMPTS {
         match &result {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {
                 std::thread::sleep(PAUSE);
-                result = program.load();
+                result = load();
             }
             Ok(()) | Err(_) => break,
         }

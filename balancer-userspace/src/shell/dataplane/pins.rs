@@ -15,7 +15,7 @@ use balancer_common::{kept::Notes as NotesRow, map_types::LAYOUT_VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::kept::Histories;
+use super::{handover, kept::Histories};
 use crate::shell::{bpffs::Bpffs, host::HostChanges};
 
 /// Below the root of the BPF file system.
@@ -89,6 +89,19 @@ impl LinkPins {
     /// Where a link to an interface is to be pinned.
     pub(super) fn link(&self, ifindex: u32, native: bool) -> PathBuf {
         self.0.join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
+    }
+
+    /// Where the link of the program that hands frames over is to be pinned.
+    pub(super) fn handover(&self, ifindex: u32, key: u64) -> PathBuf {
+        self.0.join(format!("HANDOVER-{ifindex}-{key:012x}"))
+    }
+
+    /// The pinned links of such programs on an interface.
+    pub(super) fn handovers(&self, ifindex: u32) -> Vec<PathBuf> {
+        let prefix = format!("HANDOVER-{ifindex}-");
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let of_interface = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        of_interface.map(|entry| entry.path()).collect()
     }
 
     /// The pinned links.
@@ -245,6 +258,15 @@ impl Pins {
     /// The pinned links.
     pub(super) fn links(&self) -> Vec<LinkPin> {
         self.link_pins().links()
+    }
+
+    /// Takes off every interface what a controller that is gone has left there, and removes everything.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach(&mut self) -> anyhow::Result<usize> {
+        self.links().iter().for_each(|link| handover::remove_filters(link.ifindex));
+        self.remove()
     }
 
     /// Takes the program off every interface and removes everything.

@@ -3,6 +3,8 @@
 //! One task owns the netlink sockets. `resolve` turns tables into next hops, `tracker` decides what to tell and whom to
 //! ask when; both are pure. `netlink` asks the kernel, `monitor` hears of its changes.
 
+mod devices;
+mod features;
 mod monitor;
 mod netlink;
 mod resolve;
@@ -26,6 +28,7 @@ use crate::{
         supervisor::{Supervisor, Task},
     },
 };
+pub use devices::Devices;
 use resolve::NeighbourKey;
 
 #[cfg(test)]
@@ -68,6 +71,7 @@ pub struct Neighbours {
     wishes: Arc<Wishes>,
     wanted: mpsc::Sender<NeighbourKey>,
     layers: watch::Receiver<Layers>,
+    devices: watch::Receiver<Devices>,
     task: Task<()>,
 }
 
@@ -87,18 +91,26 @@ impl Neighbours {
         let wishes = Arc::new(Wishes::default());
         let (wanted, wanted_receiver) = mpsc::channel(WANTED);
         let (layers_sender, layers) = watch::channel(Layers::default());
-        let task = task::Task::new(Arc::clone(&wishes), wanted_receiver, events, layers_sender)
+        let (devices_sender, devices) = watch::channel(Devices::new());
+        let told = task::Told { layers: layers_sender, devices: devices_sender };
+        let task = task::Task::new(Arc::clone(&wishes), wanted_receiver, events, told)
             .context("watching routes and neighbours through netlink")?;
         let task = supervisor.spawn("the watch on next hops", async {
             task.run().await;
             Ok(())
         });
-        Ok(Self { wishes, wanted, layers, task })
+        Ok(Self { wishes, wanted, layers, devices, task })
     }
 
     /// This machine's network devices: none before they were first listed, then as they change.
     pub fn layers(&self) -> watch::Receiver<Layers> {
         self.layers.clone()
+    }
+
+    /// The interfaces that XDP cannot simply send frames to, and their changes. They are known soon after the start.
+    #[must_use]
+    pub fn devices(&self) -> watch::Receiver<Devices> {
+        self.devices.clone()
     }
 
     /// Keeps the next hop of `address` known: an event as soon as it is resolved (or, after some 2.5 s, why it is not),

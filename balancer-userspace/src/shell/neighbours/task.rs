@@ -1,7 +1,7 @@
 //! The task that owns the netlink sockets and feeds the tracker.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     future,
     net::IpAddr,
     sync::{Arc, PoisonError},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use balancer_common::map_types::DEVICE_TAKES_NO_FRAMES;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -16,6 +17,8 @@ use tokio::{
 
 use super::{
     Wishes,
+    devices::{Devices, devices},
+    features::takes_frames,
     monitor::{Lost, Monitor},
     netlink::Netlink,
     resolve::NeighbourKey,
@@ -30,11 +33,19 @@ const GATEWAYS: Duration = Duration::from_secs(60);
 /// How soon after trouble everything is read anew.
 const RECOVERY: Duration = Duration::from_secs(1);
 
+/// Where is told what is found out of this machine's devices.
+pub(super) struct Told {
+    pub(super) layers: watch::Sender<Layers>,
+    pub(super) devices: watch::Sender<Devices>,
+}
+
 pub(super) struct Task {
     wishes: Arc<Wishes>,
     wanted: mpsc::Receiver<NeighbourKey>,
     events: mpsc::Sender<Event>,
-    layers: watch::Sender<Layers>,
+    told: Told,
+    /// Interfaces of which was said that the kernel sends frames for backends by them.
+    by_kernel: BTreeSet<u32>,
     netlink: Netlink,
     /// `None` after it broke, until it can be opened again.
     monitor: Option<Monitor>,
@@ -52,14 +63,15 @@ impl Task {
         wishes: Arc<Wishes>,
         wanted: mpsc::Receiver<NeighbourKey>,
         events: mpsc::Sender<Event>,
-        layers: watch::Sender<Layers>,
+        told: Told,
     ) -> anyhow::Result<Self> {
         let now = Instant::now();
         Ok(Self {
             wishes,
             wanted,
             events,
-            layers,
+            told,
+            by_kernel: BTreeSet::new(),
             netlink: Netlink::connect()?,
             monitor: Some(Monitor::open().context("opening a netlink socket")?),
             tracker: Tracker::default(),
@@ -176,13 +188,31 @@ impl Task {
 
     fn tell_layers(&mut self) {
         if self.tracker.take_links_changed() {
-            self.layers.send_if_modified(|told| {
-                let layers = Layers::of(self.tracker.links());
-                let changed = *told != layers;
-                *told = layers;
-                changed
-            });
+            let layers = Layers::of(self.tracker.links());
+            let said = takes_frames();
+            let devices = devices(self.tracker.links(), said.as_ref());
+            tell(&self.told.layers, layers);
+            tell(&self.told.devices, devices);
         }
+    }
+
+    /// Says once of an interface that backends are behind that XDP cannot send them their frames.
+    fn tell_of_devices(&mut self) {
+        let devices = self.told.devices.borrow();
+        let takes_none = |ifindex: &u32| devices.get(ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
+        let by_kernel: BTreeSet<u32> = self.tracker.egresses().into_iter().filter(takes_none).collect();
+        drop(devices);
+        for link in self.tracker.links().filter(|link| by_kernel.contains(&link.ifindex)) {
+            if !self.by_kernel.contains(&link.ifindex) {
+                let kind = link.kind.as_ref().map(|kind| format!(" ({kind})")).unwrap_or_default();
+                tracing::info!(
+                    "{}{kind} takes no frames from XDP: what does not leave by the interface it came in by, the kernel \
+                     sends",
+                    link.name
+                );
+            }
+        }
+        self.by_kernel = by_kernel;
     }
 
     async fn evaluate(&mut self) -> anyhow::Result<()> {
@@ -193,6 +223,7 @@ impl Task {
         for key in self.tracker.evaluate(Instant::now()) {
             self.ask(key).await;
         }
+        self.tell_of_devices();
         Ok(())
     }
 
@@ -218,6 +249,15 @@ impl Task {
             self.netlink = netlink;
         }
     }
+}
+
+/// Tells of what is, if it is not as it was.
+fn tell<T: PartialEq>(to: &watch::Sender<T>, what: T) {
+    to.send_if_modified(|told| {
+        let changed = *told != what;
+        *told = what;
+        changed
+    });
 }
 
 async fn next(monitor: &mut Option<Monitor>) -> Result<Vec<Update>, Lost> {

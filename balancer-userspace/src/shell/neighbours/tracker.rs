@@ -277,6 +277,11 @@ impl Tracker {
         self.relevant.iter().filter(stale).copied().collect()
     }
 
+    /// The interfaces that watched addresses are reached through.
+    pub(super) fn egresses(&self) -> BTreeSet<u32> {
+        self.watches.values().filter_map(|watch| watch.egress).collect()
+    }
+
     /// Whether asking for this neighbour on behalf of a client makes sense: the interface is there and up, and the
     /// kernel has no MAC for it.
     pub(super) fn is_unknown(&self, key: NeighbourKey) -> bool {

@@ -189,6 +189,7 @@ const fn verdict_words(verdict: Verdict) -> &'static str {
         Verdict::Pass => "not for a service (pass)",
         Verdict::Drop => "dropped (drop)",
         Verdict::Aborted => "failed (aborted)",
+        Verdict::Handed => "sent by the kernel (handed)",
     }
 }
 

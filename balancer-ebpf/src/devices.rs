@@ -1,0 +1,31 @@
+//! What is known of interfaces: whether XDP can send a frame from one to another, or the kernel has to.
+
+use core::ptr;
+
+use aya_ebpf::{macros::map, maps::HashMap};
+use balancer_common::map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, MAX_DEVICES};
+use network_types::eth::EthHdr;
+
+use crate::{control, parse::Ip};
+
+#[map]
+static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
+
+/// Whether the kernel has to send a frame that came in by `ingress` and leaves by `egress`.
+#[inline(always)]
+pub(crate) fn kernel_sends(ip: &Ip<'_>, ingress: u32, egress: u32) -> bool {
+    let tagged = ip.l3_offset > EthHdr::LEN;
+    ingress != egress && is(egress, DEVICE_TAKES_NO_FRAMES) || tagged && is(ingress, DEVICE_CARRIES_TAGS)
+}
+
+#[inline(always)]
+fn is(ifindex: u32, flag: u32) -> bool {
+    let Some(control) = control::words() else { return false };
+    // SAFETY: a reference is valid for reads.
+    let some = unsafe { ptr::read_volatile(&raw const control.devices) };
+    if some >> (ifindex & 63) & 1 == 0 {
+        return false;
+    }
+    // SAFETY: a map value of one word.
+    DEVICES.get_ptr(ifindex).is_some_and(|flags| unsafe { flags.read_volatile() } & flag != 0)
+}

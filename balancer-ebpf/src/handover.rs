@@ -1,0 +1,155 @@
+//! Frames that XDP cannot send, sent by the kernel: [`mark`] is what the XDP program does, [`process`] what becomes of the
+//! frame where the kernel takes it in, before its firewall, its routing and its checks of source addresses.
+//!
+//! The kernel's own transmit path resolves neighbours and keeps packets meanwhile, and knows every kind of interface.
+
+use aya_ebpf::{
+    Global,
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
+    helpers::{
+        bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_load_bytes_relative, bpf_skb_pull_data,
+        bpf_skb_vlan_pop,
+    },
+    macros::map,
+    maps::PerCpuArray,
+};
+use balancer_common::{
+    handover::{self, Handed},
+    map_types::{FAMILY_V4, Mac},
+};
+use network_types::{eth::EthHdr, ip::Ipv6Hdr};
+
+use crate::{
+    forward::{self, neighbour, rewrite},
+    packet::Packet,
+    parse::{self, MAX_VLAN_TAGS},
+};
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// Drawn at load.
+#[unsafe(no_mangle)]
+static HANDOVER_KEY: Global<u64> = Global::new(0);
+
+/// Marks a frame, rewritten from the IP header on, to be sent by the kernel.
+#[inline(always)]
+pub(crate) fn mark(frame: Packet<'_>, handed: Handed) -> Option<()> {
+    rewrite::macs(frame, handed.destination(), own_source())
+}
+
+/// What stands for the source of a frame that is handed over.
+#[inline(always)]
+pub(crate) fn own_source() -> Mac {
+    handover::source(HANDOVER_KEY.load())
+}
+
+/// Sends one frame if it is marked; otherwise others decide. The result is a `TC_ACT_*`.
+#[inline(always)]
+pub fn process(skb: *mut __sk_buff) -> i32 {
+    let mut word = marked(frame(skb)).unwrap_or(0);
+    if word == 0 {
+        word = with_header(skb).unwrap_or(0);
+    }
+    if word == 0 { TC_ACT_UNSPEC } else { sent(skb, word).unwrap_or(TC_ACT_SHOT as i32) }
+}
+
+/// Whom the frame is handed over for, as the first four bytes of its destination, which are not 0. `None`: it is no such
+/// frame. A number, as the compiler reads the unset part of an enumeration.
+#[inline(always)]
+fn marked(frame: Packet<'_>) -> Option<u32> {
+    let source: Mac = frame.load(size_of::<Mac>())?;
+    if source == own_source() { frame.load(0) } else { None }
+}
+
+/// A link-layer header. Not on the stack, where words must be aligned.
+#[map]
+static HEADER: PerCpuArray<[u8; EthHdr::LEN]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where generic XDP has made a copy of the frame, the kernel forgets how long its link-layer header is, and the frame
+/// begins with the IP header (seen in Linux 6.18). A marked one gets its header back.
+#[inline(always)]
+fn with_header(skb: *mut __sk_buff) -> Option<u32> {
+    const MAC_HEADER: u32 = 0;
+    let [first, _, _, _]: [u8; 4] = frame(skb).load(0)?;
+    if first >> 4 != 4 && first >> 4 != 6 {
+        return None;
+    }
+    let place = HEADER.get_ptr_mut(0)?;
+    let length = EthHdr::LEN as u32;
+    // SAFETY: the context is the kernel's, the place a map value of this CPU that holds as many bytes.
+    if unsafe { bpf_skb_load_bytes_relative(skb.cast(), 0, place.cast(), length, MAC_HEADER) } != 0 {
+        return None;
+    }
+    // SAFETY: as above; programs on one CPU do not interrupt each other in the receive path.
+    let [a, b, c, d, _, _, g, h, i, j, k, l, m, n] = unsafe { &*place };
+    if [*g, *h, *i, *j, *k, *l] != own_source() {
+        return None;
+    }
+    let (destination, ether_type) = ([*a, *b, *c, *d, 0, 0], [*m, *n]);
+    // SAFETY: the context is the kernel's.
+    if unsafe { bpf_skb_change_head(skb, length, 0) } != 0 {
+        return None;
+    }
+    rewrite::macs(frame(skb), destination, own_source())?;
+    frame(skb).store(2 * size_of::<Mac>(), ether_type)?;
+    Some(u32::from_ne_bytes([*a, *b, *c, *d]))
+}
+
+/// The linear part of the frame. Views taken before its tags were taken away are void.
+#[inline(always)]
+fn frame(skb: *mut __sk_buff) -> Packet<'static> {
+    // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word is
+    // read on its own, as the verifier demands.
+    unsafe {
+        let start = (&raw const (*skb).data).read_volatile();
+        let end = (&raw const (*skb).data_end).read_volatile();
+        Packet::new(start as usize, end as usize)
+    }
+}
+
+#[inline(always)]
+fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
+    // The interface that the frame leaves by writes tags of its own.
+    for _ in 0..MAX_VLAN_TAGS {
+        // SAFETY: the context is the kernel's.
+        if unsafe { bpf_skb_vlan_pop(skb) } != 0 {
+            return None;
+        }
+    }
+    let [a, b, c, d] = word.to_ne_bytes();
+    match Handed::of([a, b, c, d, 0, 0])? {
+        Handed::Client => to_client(skb),
+        Handed::Backend(id) => to_backend(skb, id),
+    }
+}
+
+#[inline(always)]
+fn to_backend(skb: *mut __sk_buff, id: u16) -> Option<i32> {
+    let row = forward::reachable(id)?;
+    rewrite::macs(frame(skb), row.destination_mac, row.source_mac)?;
+    // SAFETY: a plain helper call.
+    Some(unsafe { bpf_redirect(row.ifindex, 0) } as i32)
+}
+
+/// The next hop of the frame. Not on the stack, where the verifier wants double words at multiples of eight.
+#[map]
+static REDIRECTED: PerCpuArray<bpf_redir_neigh> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+fn to_client(skb: *mut __sk_buff) -> Option<i32> {
+    // Too short for this it may be all the same, with IPv4. SAFETY: the context is the kernel's.
+    let _shorter = unsafe { bpf_skb_pull_data(skb, (EthHdr::LEN + Ipv6Hdr::LEN) as u32) };
+    let ip = parse::ip(frame(skb))?;
+    // SAFETY: the context is the kernel's.
+    let ifindex = unsafe { (&raw const (*skb).ifindex).read_volatile() };
+    let hop = neighbour::way(skb.cast(), ifindex, &ip)?;
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    let neighbour = unsafe { &mut *REDIRECTED.get_ptr_mut(0)? };
+    neighbour.nh_family = if hop.family == u32::from(FAMILY_V4) { AF_INET } else { AF_INET6 };
+    // An IPv4 address is the first word.
+    neighbour.__bindgen_anon_1.ipv6_nh = hop.address;
+    let size = size_of::<bpf_redir_neigh>() as i32;
+    // SAFETY: the structure lives through the call, and its size is given.
+    Some(unsafe { bpf_redirect_neigh(hop.ifindex, &raw mut *neighbour, size, 0) } as i32)
+}

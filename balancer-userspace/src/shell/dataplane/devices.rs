@@ -1,0 +1,65 @@
+//! What the kernel program must know of interfaces, and which backends' rows say that it must ask.
+
+use std::{mem::offset_of, sync::atomic::Ordering};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData},
+};
+use balancer_common::map_types::{BackendRow, Control, DEVICE_CARRIES_TAGS, FORWARDING_ASKS};
+
+use super::{backends::Backends, mapped::MappedArray};
+use crate::shell::neighbours::Devices;
+
+pub(super) struct DeviceTable {
+    map: HashMap<MapData, u32, u32>,
+    known: Devices,
+}
+
+impl DeviceTable {
+    /// Nothing is known of any interface.
+    ///
+    /// # Errors
+    /// When the object holds no such map, which would be a broken build.
+    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let map = ebpf.take_map("DEVICES").context("the kernel object holds no map DEVICES")?.try_into()?;
+        Ok(Self { map, known: Devices::new() })
+    }
+
+    /// `row`, with a note that interfaces must be asked about where its frames may meet one of which something is known.
+    pub(super) fn asking(&self, row: BackendRow) -> BackendRow {
+        let forwarding = self.forwarding(&row);
+        BackendRow { forwarding, ..row }
+    }
+
+    fn forwarding(&self, row: &BackendRow) -> u8 {
+        let tags = self.known.values().any(|flags| flags & DEVICE_CARRIES_TAGS != 0);
+        let asks = row.ifindex != 0 && (tags || self.known.contains_key(&row.ifindex));
+        if asks { row.forwarding | FORWARDING_ASKS } else { row.forwarding & !FORWARDING_ASKS }
+    }
+
+    /// Replaces what is known, in the map and in the rows of `backends`.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub(super) fn set(
+        &mut self,
+        known: &Devices,
+        control: &MappedArray<Control>,
+        backends: &mut Backends,
+    ) -> anyhow::Result<()> {
+        for (&ifindex, &flags) in known.iter().filter(|&(ifindex, flags)| self.known.get(ifindex) != Some(flags)) {
+            self.map.insert(ifindex, flags, 0).with_context(|| format!("noting what interface {ifindex} takes"))?;
+        }
+        let some = known.keys().fold(0u64, |some, ifindex| some | 1 << (ifindex % 64));
+        control.word64(0, offset_of!(Control, devices)).store(some, Ordering::Release);
+        let before = std::mem::replace(&mut self.known, known.clone());
+        backends.rewrite(|row| self.asking(row));
+        for ifindex in before.keys().filter(|ifindex| !known.contains_key(ifindex)) {
+            // One that is not there is as good as removed.
+            let _gone = self.map.remove(ifindex);
+        }
+        Ok(())
+    }
+}

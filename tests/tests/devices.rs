@@ -1,0 +1,161 @@
+//! Backends, and clients of `nat`, behind interfaces of the balancer's host that take no frames from XDP.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    site::Site,
+    topology::{Family, Shape, Topology},
+};
+
+const CLIENTS: std::ops::RangeInclusive<u16> = 1..=30;
+const MODES: [Forwarding; 4] = [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue];
+
+/// Moves the balancer's addresses and routes on the backends' segment from `from` to `to`.
+fn move_addresses(topology: &Topology, shape: Shape, from: &str, to: &str) -> Result<()> {
+    let balancer = topology.balancer();
+    balancer.ip(&format!("addr flush dev {from} scope global"))?;
+    balancer.ip(&format!("link set {to} up"))?;
+    balancer.ip(&format!("addr add 10.0.0.1/16 dev {to}"))?;
+    balancer.ip(&format!("-6 addr add fd00::1/64 dev {to} nodad"))?;
+    if shape == Shape::OneLegged {
+        balancer.ip("route replace 10.1.0.0/16 via 10.0.0.2")?;
+        balancer.ip("-6 route replace fd00:1::/64 via fd00::2")?;
+    }
+    Ok(())
+}
+
+/// The interface on the backends' segment becomes the port of a bridge, which has its addresses from then on.
+fn bridge(topology: &Topology, shape: Shape) -> Result<()> {
+    let port = if shape == Shape::OneLegged { "eth0" } else { "eth1" };
+    let balancer = topology.balancer();
+    balancer.ip("link add br0 type bridge mcast_snooping 0")?;
+    balancer.ip(&format!("link set {port} master br0"))?;
+    move_addresses(topology, shape, port, "br0")
+}
+
+fn served(site: &Site) -> BTreeMap<u16, String> {
+    for family in Family::BOTH {
+        site.homes(family, CLIENTS).unwrap();
+    }
+    site.homes(Family::V4, CLIENTS).unwrap()
+}
+
+fn counted(site: &Site, verdict: &str) -> f64 {
+    let verdict = format!("verdict=\"{verdict}\"");
+    site.metrics().unwrap().sum("packets_seen_total", &[&verdict]).unwrap()
+}
+
+fn start(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&Topology) -> Result<()>) -> Site {
+    Site::start(shape, forwarding, 2, |settings, topology| {
+        settings.families = Family::BOTH.to_vec();
+        settings.check = r#"{ type = "tcp", interval = "500ms" }"#.to_owned();
+        adapt(topology)
+    })
+    .unwrap()
+}
+
+fn behind_a_bridge(shape: Shape) {
+    for forwarding in MODES {
+        let mut site = start(shape, forwarding, |topology| bridge(topology, shape));
+        for number in 1..=2 {
+            site.wait_state(number, &["up"]).unwrap();
+        }
+        let homes = served(&site);
+        assert!(counted(&site, "handed") > 0.0, "{forwarding:?}: nothing was handed over");
+        assert_eq!(counted(&site, "redirect"), 0.0, "{forwarding:?}");
+        assert_eq!(counted(&site, "drop"), 0.0, "{forwarding:?}");
+        println!("{shape:?} {forwarding:?}: {homes:?}");
+    }
+}
+
+#[test]
+fn behind_a_bridge_one_legged() {
+    behind_a_bridge(Shape::OneLegged);
+}
+
+/// With `nat` the clients' interface takes frames, the backends' does not.
+#[test]
+fn behind_a_bridge_two_legged() {
+    for forwarding in MODES {
+        let mut site = start(Shape::TwoLegged, forwarding, |topology| bridge(topology, Shape::TwoLegged));
+        for number in 1..=2 {
+            site.wait_state(number, &["up"]).unwrap();
+        }
+        served(&site);
+        assert!(counted(&site, "handed") > 0.0, "{forwarding:?}: nothing was handed over");
+        assert_eq!(counted(&site, "drop"), 0.0, "{forwarding:?}");
+        let redirected = counted(&site, "redirect");
+        // Replies leave by the clients' interface, which takes them.
+        assert_eq!(redirected > 0.0, forwarding == Forwarding::Nat, "{forwarding:?}: {redirected} were redirected");
+    }
+}
+
+/// It becomes a bridge's port while it is in use, and is one no longer.
+#[test]
+fn a_bridge_comes_and_goes() {
+    let mut site = start(Shape::OneLegged, Forwarding::Nat, |_| Ok(()));
+    let homes = served(&site);
+    bridge(site.topology(), Shape::OneLegged).unwrap();
+    until_served(&mut site);
+    assert_eq!(served(&site), homes);
+    let handed = counted(&site, "handed");
+    assert!(handed > 0.0);
+
+    let balancer = site.topology().balancer();
+    balancer.ip("link set eth0 nomaster").unwrap();
+    move_addresses(site.topology(), Shape::OneLegged, "br0", "eth0").unwrap();
+    site.topology().balancer().ip("link del br0").unwrap();
+    until_served(&mut site);
+    let handed = counted(&site, "handed");
+    assert_eq!(served(&site), homes);
+    assert_eq!(counted(&site, "handed"), handed, "frames leave by XDP again");
+}
+
+/// Waits until requests come through again: routes are followed.
+fn until_served(site: &mut Site) {
+    let deadline = std::time::Instant::now() + balancer_tests::site::PATIENCE;
+    let limit = std::time::Duration::from_millis(500);
+    loop {
+        let answers = Family::BOTH.map(|family| site.ask(family, 1..=8, limit).unwrap());
+        if answers.iter().flatten().all(Result::is_ok) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "no answers: {answers:?}");
+    }
+}
+
+/// The other end of the pair does not poll, so its peer takes no redirected frames: the kernel says so.
+#[test]
+fn a_pair_whose_other_end_does_not_poll() {
+    let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |topology| {
+        topology.balancer().ip("link add eth2 type veth peer name p2")?;
+        topology.balancer().ip(&format!("link set p2 netns {}", topology.switch().name()))?;
+        topology.switch().ip("link set p2 master br0 up")?;
+        // Checksums are complete all the same: nothing is offloaded by it.
+        move_addresses(topology, Shape::TwoLegged, "eth1", "eth2")
+    });
+    for number in 1..=2 {
+        site.wait_state(number, &["up"]).unwrap();
+    }
+    served(&site);
+    assert!(counted(&site, "handed") > 0.0);
+    assert_eq!(counted(&site, "redirect"), 0.0);
+}
+
+#[test]
+fn in_generic_mode() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
+        settings.families = Family::BOTH.to_vec();
+        settings.xdp_mode = "generic";
+        settings.check = r#"{ type = "tcp", interval = "500ms" }"#.to_owned();
+        bridge(topology, Shape::OneLegged)
+    })
+    .unwrap();
+    for number in 1..=2 {
+        site.wait_state(number, &["up"]).unwrap();
+    }
+    served(&site);
+}
