@@ -51,7 +51,7 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
     if word == 0 {
         word = with_header(skb).unwrap_or(0);
     }
-    if word == 0 { TC_ACT_UNSPEC } else { sent(skb, word).unwrap_or(TC_ACT_SHOT as i32) }
+    if word == 0 { TC_ACT_UNSPEC } else { sent(skb, word).unwrap_or(TC_ACT_SHOT) }
 }
 
 /// Whom the frame is handed over for, as the first four bytes of its destination, which are not 0. `None`: it is no such
@@ -126,7 +126,7 @@ fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
 
 #[inline(always)]
 fn to_backend(skb: *mut __sk_buff, id: u16) -> Option<i32> {
-    let row = forward::reachable(id)?;
+    let row = forward::reachable(id)?.row;
     rewrite::macs(frame(skb), row.destination_mac, row.source_mac)?;
     // SAFETY: a plain helper call.
     Some(unsafe { bpf_redirect(row.ifindex, 0) } as i32)

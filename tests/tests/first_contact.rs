@@ -1,6 +1,6 @@
 //! `nat`, clients on the balancer's own link: nothing of a first contact is lost, though nobody has asked for the client's
 //! neighbour before its first answer comes by. The controller stands still meanwhile: it is the kernel's work alone.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     fs,

@@ -7,9 +7,8 @@ use std::{
 
 use anyhow::Context as _;
 use aya::{
-    maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray},
     programs::Xdp,
-    util::nr_cpus,
 };
 use balancer_common::{
     client_table::BUCKET_ENTRIES,

@@ -142,7 +142,7 @@ mod tests {
                     frame[20] ^= 1;
                     Fate::Redirect(frame)
                 }
-                fate @ (Fate::Pass | Fate::Tx(_) | Fate::Redirect(_) | Fate::Drop(_)) => fate,
+                fate @ (Fate::Pass | Fate::Tx(_) | Fate::Redirect(_) | Fate::Handed(_) | Fate::Drop(_)) => fate,
             })
         }
 

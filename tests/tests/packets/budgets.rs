@@ -1,14 +1,17 @@
 //! What anybody from outside can have the program do, a CPU does so often in a second and no more.
 
 use balancer::shell::dataplane::Budgets;
-use balancer_common::verdict::DropReason;
-use balancer_tests::{frame::Frame, rig::Rig};
+use balancer_common::verdict::{DropReason, Verdict};
+use balancer_tests::{
+    frame::{ACK, Frame, SYN},
+    rig::Rig,
+};
 use nix::sched::{CpuSet, sched_setaffinity};
 
 use crate::cases::services;
 
 /// So few that a test sees their end within the second.
-const FEW: Budgets = Budgets { errors: 20, echo: 20, fragments: 20 };
+const FEW: Budgets = Budgets { errors: 20, echo: 20, fragments: 20, waiting: 20 };
 const SENT: u64 = 4000;
 
 const XDP_DROP: u32 = 1;
@@ -55,5 +58,20 @@ fn first_fragments_are_forwarded_but_not_remembered() {
         }
         let forgotten = rig.replies().expect("counters").fragments_not_remembered;
         assert!(forgotten > 0 && forgotten <= SENT - 20, "{forgotten} of {SENT}");
+    });
+}
+
+/// As a flood with addresses of the link as its source brings them about.
+#[test]
+fn replies_wait_for_their_neighbours_so_often() {
+    with_rig(|rig| {
+        for port in 0..SENT {
+            let client = format!("10.0.0.66:{}", 1024 + port);
+            rig.run(&Frame::tcp("10.0.0.21:8080", &client, SYN | ACK).bytes()).expect("a run");
+        }
+        let handed = rig.verdicts(Verdict::Handed).expect("counters");
+        let dropped = rig.drops(DropReason::NoNeighbour).expect("counters");
+        assert_eq!(handed + dropped, SENT);
+        assert!(handed >= 20 && dropped > 0, "{handed} handed over, {dropped} dropped");
     });
 }

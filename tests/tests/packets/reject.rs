@@ -56,7 +56,7 @@ fn rejecting(budgets: Budgets, test: impl FnOnce(Rig) + Send + 'static) {
     thread.join().expect("the thread panicked");
 }
 
-const PLENTY: Budgets = Budgets { errors: 1_000_000, echo: 0, fragments: 1_000_000 };
+const PLENTY: Budgets = Budgets { errors: 1_000_000, echo: 0, fragments: 1_000_000, waiting: 0 };
 
 fn run(rig: &Rig, frame: &[u8]) -> Ran {
     rig.run(frame).expect("a run")
