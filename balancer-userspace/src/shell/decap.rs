@@ -51,10 +51,10 @@ pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMod
         let attached = decap.attach(&interface.name, interface.ifindex, mode)?;
         info!("attached to {} in {} mode", attached.at.name, attached.at.mode());
     }
-    say(&decap.vips());
     if from.is_empty() {
         warn!("tunnel packets are taken from everybody: give --from PREFIX for each balancer's address");
     }
+    say(&decap.vips());
 
     let mut shutdown = pin!(shutdown);
     let mut refresh = interval(REFRESH);
