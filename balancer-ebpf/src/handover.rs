@@ -1,4 +1,4 @@
-//! Frames that XDP cannot send, sent by the kernel: [`mark`] is what the XDP program does, [`process`] what becomes of the
+//! Frames that XDP cannot send, sent by the kernel: `mark` is what the XDP program does, [`process`] what becomes of the
 //! frame where the kernel takes it in, before its firewall, its routing and its checks of source addresses.
 //!
 //! The kernel's own transmit path resolves neighbours and keeps packets meanwhile, and knows every kind of interface.

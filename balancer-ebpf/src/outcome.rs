@@ -240,7 +240,7 @@ impl Step {
         self.value()
     }
 
-    /// The reason of [`Outcome::Drop`], [`Step::reject`] and [`Step::unreachable`].
+    /// The reason of [`Outcome::Drop`], `Step::reject` and `Step::unreachable`.
     #[inline(always)]
     #[must_use]
     pub const fn reason(self) -> DropIndex {
