@@ -91,6 +91,40 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
 }
 
 #[test]
+fn help_is_about_commands_and_topics() {
+    let all = stdout(&balancer(&["help"]));
+    for line in ["  service      Look at services", "  operations       install, add a server, deploy, "] {
+        assert!(all.contains(&format!("\n{line}")), "{line:?} is not in {all}");
+    }
+    assert_eq!(all, stdout(&balancer(&["--help"])));
+
+    assert_eq!(stdout(&balancer(&["help", "service"])), stdout(&balancer(&["service", "--help"])));
+    assert_eq!(stdout(&balancer(&["help", "backend", "add"])), stdout(&balancer(&["backend", "help", "add"])));
+    assert!(stdout(&balancer(&["help", "health"])).ends_with("\nSee also: balancer help health-checks\n"));
+
+    let chapter = stdout(&balancer(&["help", "operations"]));
+    assert!(chapter.starts_with("Operations\n==========\n\nWhat an operator"), "{chapter}");
+    assert!(chapter.contains("\n    $ balancer backend drain web/web1 --timeout 10m --wait\n"), "{chapter}");
+}
+
+#[test]
+fn an_unknown_topic_is_told_with_the_topics_there_are() {
+    for (word, first) in [
+        ("operatoins", "balancer: no command or topic \"operatoins\": did you mean \"operations\"?"),
+        ("servce", "balancer: no command or topic \"servce\": did you mean \"service\"?"),
+        ("quantum", "balancer: no command or topic \"quantum\""),
+    ] {
+        let output = balancer(&["help", word]);
+        assert_eq!(output.status.code(), Some(2), "{word}");
+        let errors = stderr(&output);
+        assert_eq!(errors.lines().next(), Some(first));
+        for topic in balancer::book::CHAPTERS {
+            assert!(errors.contains(&format!("\n  {} ", topic.name)), "{}: {errors}", topic.name);
+        }
+    }
+}
+
+#[test]
 fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
     for (args, hint) in [
         (&[][..], "Usage: balancer"),

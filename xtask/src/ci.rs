@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::{
+    book::book,
     command::{cargo, ensure_root, run, shown},
     kernels,
     setup::{Purpose, setup},
@@ -25,6 +26,7 @@ pub(crate) fn ci() -> Result<()> {
         eprintln!("$ {}", shown(&command));
         run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
     }
+    book()?;
     kernels::load()?;
     test()
 }

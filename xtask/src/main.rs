@@ -1,6 +1,7 @@
 //! The project's chores: set-up, build, lab, tests, benchmarks, CI.
 
 mod bench;
+mod book;
 mod build;
 mod ci;
 mod command;
@@ -58,6 +59,8 @@ enum Chore {
         /// Only this one.
         only: Option<bench::Benchmark>,
     },
+    /// Make HTML of the book in `docs/src`, in `docs/book`; installs mdbook if it is missing.
+    Book,
     /// Set up, build for release, and make a Debian package with manual pages, completions and the systemd unit.
     Package {
         /// Then install, run, upgrade and purge it on a machine of its own, booted by systemd; needs root.
@@ -90,6 +93,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test { kernels: Some(versions), load } => kernels::test(&versions, load),
         Chore::Soak => test::soak(),
         Chore::Bench { only } => bench::bench(only),
+        Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite),
         Chore::Ci => ci::ci(),

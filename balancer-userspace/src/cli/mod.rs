@@ -12,6 +12,7 @@ mod decap;
 mod detach;
 mod events;
 mod health;
+mod help;
 mod journal;
 mod output;
 mod plan;
@@ -23,6 +24,8 @@ mod status;
 mod wait;
 
 use std::{
+    env,
+    ffi::OsString,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -37,12 +40,13 @@ use crate::{
 };
 
 const FAILED: u8 = 1;
+const WRONG_USAGE: u8 = 2;
 const NO_CONTROLLER: u8 = 3;
 const WAIT_TIMED_OUT: u8 = 4;
 
 /// Sticky layer-4 load balancer in XDP
 #[derive(Debug, Parser)]
-#[command(name = "balancer", version, arg_required_else_help = true)]
+#[command(name = "balancer", version, arg_required_else_help = true, after_help = help::topics())]
 struct Cli {
     /// Control socket; with `run`, instead of the configuration's [default: /run/balancer/balancer.sock]
     #[arg(long, global = true, env = "BALANCER_SOCKET", value_name = "PATH", value_parser = socket)]
@@ -57,10 +61,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Attach and serve, in the foreground
+    #[command(after_help = help::see("getting-started"))]
     Run(run::Args),
     /// Validate a configuration file
+    #[command(after_help = help::see("configuration"))]
     Check(check::Args),
     /// Have a configuration file taken over by the running controller
+    #[command(after_help = help::see("configuration"))]
     Apply(apply::Args),
     /// Show interfaces, services and backends
     Status(status::Args),
@@ -68,7 +75,7 @@ enum Verb {
     #[command(subcommand)]
     Service(service::Verb),
     /// Look at and change backends
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::see("operations"))]
     Backend(backend::Verb),
     /// Show what a change would move, and change nothing
     #[command(subcommand)]
@@ -78,19 +85,22 @@ enum Verb {
     /// Show what happened: changes of state, changes by users
     Events(events::Args),
     /// Look at clients, and forget them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::see("memory"))]
     Client(client::Verb),
     /// Look at health checks, and override them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::see("health-checks"))]
     Health(health::Verb),
     /// Look at and change rules for client prefixes
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::see("rules"))]
     Rule(rule::Verb),
     /// Show how well clients stick, and how evenly they are spread
+    #[command(after_help = help::see("statistics"))]
     Stats(stats::Args),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
+    #[command(after_help = help::see("forwarding"))]
     Decap(decap::Args),
     /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
+    #[command(after_help = help::see("restarts"))]
     Detach,
     /// Print a completion script for a shell
     Completions(completions::Args),
@@ -104,6 +114,8 @@ enum Failure {
     #[error(transparent)]
     Config(#[from] ConfigErrors),
     #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
     WaitTimedOut(String),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -114,8 +126,12 @@ enum Failure {
 /// Parses the process's arguments, does what they say and reports errors on standard error.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match dispatch(cli) {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let done = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => dispatch(cli),
+        Err(error) => help::or(&error, &arguments),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }
@@ -168,6 +184,7 @@ fn report(failure: &Failure) -> ExitCode {
             (FAILED, message.clone())
         }
         Failure::Client(ClientError::Unreachable { .. }) => (NO_CONTROLLER, format!("balancer: {failure}")),
+        Failure::Usage(_) => (WRONG_USAGE, format!("balancer: {failure}")),
         Failure::WaitTimedOut(_) => (WAIT_TIMED_OUT, format!("balancer: {failure}")),
         Failure::Client(ClientError::Refused { .. } | ClientError::Broken { .. })
         | Failure::Output(_)

@@ -32,8 +32,8 @@ pub(crate) fn quoted(text: &str) -> String {
     }
 }
 
-/// `did you mean "…"?` where one of `known` is near `word`, else the whole list under the heading `what`.
-pub(crate) fn hint(word: &str, known: &[&str], what: &str) -> String {
+/// The word of `known` that is so near `word` that it is probably meant.
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let lower = word.to_lowercase();
     let nearest = known
         .iter()
@@ -41,8 +41,13 @@ pub(crate) fn hint(word: &str, known: &[&str], what: &str) -> String {
         .map(|candidate| (strsim::osa_distance(&lower, candidate), candidate))
         .filter(|&(distance, candidate)| distance <= (candidate.len() / 3).max(1))
         .min();
-    match nearest {
-        Some((_, candidate)) => format!("did you mean {candidate:?}?"),
+    nearest.map(|(_, candidate)| *candidate)
+}
+
+/// `did you mean "…"?` where one of `known` is near `word`, else the whole list under the heading `what`.
+pub(crate) fn hint(word: &str, known: &[&str], what: &str) -> String {
+    match nearest(word, known) {
+        Some(candidate) => format!("did you mean {candidate:?}?"),
         None => format!("{what}: {}", known.join(", ")),
     }
 }

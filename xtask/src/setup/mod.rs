@@ -58,6 +58,13 @@ pub(crate) fn cargo_deb() -> Result<()> {
     Installer::default().cargo("cargo-deb", "3.8.0", &[], &[])
 }
 
+/// Installs what makes HTML of the book: without its server and its search, and compiled to be there soon.
+pub(crate) fn mdbook() -> Result<()> {
+    let arguments = ["--no-default-features", "--debug"];
+    let quickly = [("CARGO_PROFILE_DEV_DEBUG".to_owned(), "false".to_owned())];
+    Installer::default().cargo("mdbook", "0.5.4", &arguments, &quickly)
+}
+
 /// Servers, or tools that come with one, that tests alone start: program, package.
 const SERVERS: [(&str, &str); 2] = [("nginx", "nginx-light"), ("promtool", "prometheus")];
 
@@ -79,6 +86,9 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         let quickly = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")];
         let quickly = quickly.map(|(key, value)| (format!("CARGO_PROFILE_RELEASE_{key}"), value.to_owned()));
         installer.cargo("cargo-deny", "0.20.2", &[], &quickly)?;
+    }
+    if purpose == Purpose::Ci && !installed("mdbook") {
+        mdbook()?;
     }
     println!("Set up: the kernel program is compiled with {compiler}");
     Ok(())

@@ -1,0 +1,109 @@
+//! A chapter as a manual page.
+
+use std::fmt::Write as _;
+
+use balancer::book::document::{Block, Line, Span, Style, details, is_wide, plain};
+
+/// Has the preprocessor for tables run; the first line of a page.
+pub(crate) const TABLES: &str = "'\\\" t\n";
+
+/// A table's columns share what its lines have, as far as they need it.
+const COLUMNS: usize = 72;
+const NARROW: usize = 24;
+
+/// The start of a page.
+pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
+    let name = escaped(name);
+    let about = escaped(about);
+    // Titles and code are not hyphenated, and nothing is stretched to the margin.
+    format!("{TABLES}.TH \"{name}\" {section}\n.nh\n.ad l\n.SH NAME\n{name} \\- {about}\n.SH DESCRIPTION\n")
+}
+
+/// A section of plain text.
+pub(crate) fn section(heading: &str, text: &str) -> String {
+    format!(".SH {}\n{}\n", escaped(&heading.to_uppercase()), escaped(text))
+}
+
+/// The blocks of a chapter.
+pub(crate) fn body(blocks: &[Block]) -> String {
+    let mut page = String::new();
+    for block in blocks {
+        // Writing to a string cannot fail.
+        let _ = match block {
+            Block::Heading(1 | 2, line) => writeln!(page, ".SH {}", escaped(&plain(line).to_uppercase())),
+            Block::Heading(_, line) => writeln!(page, ".SS {}", escaped(&plain(line))),
+            Block::Paragraph(line) => writeln!(page, ".PP\n{}", text(line)),
+            Block::Item(marker, line) if marker == "-" => writeln!(page, ".IP \\(bu 2\n{}", text(line)),
+            Block::Item(marker, line) => writeln!(page, ".IP {marker} 4\n{}", text(line)),
+            Block::Code(code) => {
+                let lines: String = code.lines().map(|line| format!("{}\n", at_start(&escaped(line)))).collect();
+                writeln!(page, ".PP\n.RS 4\n.EX\n{lines}.EE\n.RE")
+            }
+            Block::Table(head, rows) if is_wide(head, rows) => {
+                rows.iter().try_for_each(|row| writeln!(page, "{}", entry(head, row)))
+            }
+            Block::Table(head, rows) => writeln!(page, "{}", table(head, rows)),
+        };
+    }
+    page
+}
+
+fn entry(head: &[Line], row: &[Line]) -> String {
+    let name = row.first().map(|cell| text(cell)).unwrap_or_default();
+    let cells: Vec<_> = details(head, row).map(|cell| text(&cell)).collect();
+    format!(".TP\n{name}\n{}", cells.join("\n.br\n"))
+}
+
+fn table(head: &[Line], rows: &[Vec<Line>]) -> String {
+    let width = |column: usize| {
+        let cells = std::iter::once(head).chain(rows.iter().map(Vec::as_slice)).filter_map(|row| row.get(column));
+        cells.map(|cell| plain(cell).chars().count()).max().unwrap_or_default()
+    };
+    let widths: Vec<_> = (0..head.len()).map(width).collect();
+    let all_fit = widths.iter().sum::<usize>() + 3 * widths.len() <= COLUMNS;
+    let columns: Vec<_> = widths.iter().map(|&width| if all_fit || width <= NARROW { "l" } else { "lx" }).collect();
+    // A row of cells, each a block of text that may take several lines.
+    let row =
+        |cells: &[Line]| cells.iter().map(|cell| format!("T{{\n{}\nT}}", text(cell))).collect::<Vec<_>>().join("\t");
+    let body = rows.iter().map(|cells| format!("{}\n", row(cells))).collect::<Vec<_>>().join("_\n");
+    format!(".PP\n.TS\n{}.\n{}\n=\n{body}.TE", columns.join(" "), row(head))
+}
+
+fn text(line: &[Span]) -> String {
+    let spans = line.iter().map(|Span { style, text }| match style {
+        Style::Plain => escaped(text),
+        Style::Code | Style::Strong => format!("\\fB{}\\fR", escaped(text)),
+    });
+    at_start(&spans.collect::<String>())
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq")
+        .replace('^', "\\(ha")
+        .replace('~', "\\(ti")
+        .replace('`', "\\(ga")
+}
+
+/// A line that starts with a dot would be a request.
+fn at_start(line: &str) -> String {
+    if line.starts_with('.') { format!("\\&{line}") } else { line.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer::book::document::parse;
+
+    use super::*;
+
+    #[test]
+    fn blocks_become_requests() {
+        let text = "## A b\n\nOne `-x` it's.\n\n- item\n\n```\n.dot \\n\n```\n\n| h | i |\n| --- | --- |\n| a | b |\n| c | |\n";
+        assert_eq!(
+            body(&parse(text, |_| None)),
+            ".SH A B\n.PP\nOne \\fB\\-x\\fR it\\(aqs.\n.IP \\(bu 2\nitem\n.PP\n.RS 4\n.EX\n\\&.dot \\en\n.EE\n.RE\n\
+             .PP\n.TS\nl l.\nT{\nh\nT}\tT{\ni\nT}\n=\nT{\na\nT}\tT{\nb\nT}\n_\nT{\nc\nT}\tT{\n\nT}\n.TE\n"
+        );
+    }
+}

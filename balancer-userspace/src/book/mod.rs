@@ -1,0 +1,84 @@
+//! The chapters of the book that operators need, for `balancer help TOPIC` and the manual pages.
+
+pub mod document;
+pub mod terminal;
+
+/// A chapter of `docs/src`.
+#[derive(Debug)]
+pub struct Chapter {
+    /// The topic, and the name of the file.
+    pub name: &'static str,
+    /// The section of its manual page.
+    pub section: u8,
+    /// What it is about, in a few words.
+    pub about: &'static str,
+    /// Markdown.
+    pub text: &'static str,
+}
+
+macro_rules! chapters {
+    ($($name:literal $section:literal $about:literal)*) => {
+        &[$(Chapter {
+            name: $name,
+            section: $section,
+            about: $about,
+            text: include_str!(concat!("../../../docs/src/", $name, ".md")),
+        }),*]
+    };
+}
+
+/// In the order of the book.
+pub const CHAPTERS: &[Chapter] = chapters! {
+    "getting-started" 7 "the lab; the first start on a real interface"
+    "requirements" 7 "kernels, privileges, drivers"
+    "concepts" 7 "how a client is assigned to a backend; states of backends"
+    "memory" 7 "known clients, drains, failback; sizing the client table"
+    "rules" 7 "pin, spread or deny the clients of a prefix"
+    "operations" 7 "install, add a server, deploy, fail over, remove, upgrade"
+    "commands" 7 "the command line: options, exit codes, signals, files"
+    "restarts" 7 "the state file; restarts that stop no packet"
+    "configuration" 5 "every key of the file; what changing it does to clients"
+    "forwarding" 7 "dsr, nat, ipip, gue: setting up backends, MTU, limits"
+    "packets" 7 "what happens to each kind of packet"
+    "health-checks" 7 "types, timing, hard and soft failures, slow start"
+    "statistics" 7 "stickiness, balance, heavy clients"
+    "metrics" 7 "metrics for Prometheus; the page"
+    "api" 7 "HTTP and JSON over the control socket"
+    "troubleshooting" 7 "error messages, dropped packets, symptoms"
+};
+
+/// The chapter of that name.
+#[must_use]
+pub fn chapter(name: &str) -> Option<&'static Chapter> {
+    CHAPTERS.iter().find(|chapter| chapter.name == name)
+}
+
+/// The chapter that a link leads to.
+fn linked(target: &str) -> Option<&'static Chapter> {
+    let (file, _) = target.split_once('#').unwrap_or((target, ""));
+    chapter(file.strip_suffix(".md")?)
+}
+
+impl Chapter {
+    /// Its parts. `refer` says how to find a chapter that a link leads to.
+    pub fn document(&self, refer: impl Fn(&Self) -> String) -> document::Document {
+        document::parse(self.text, |target| match linked(target) {
+            Some(chapter) if chapter.name != self.name => Some(refer(chapter)),
+            Some(_) => None,
+            None => target.starts_with("http").then(|| target.to_owned()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_the_chapters_of_the_book_in_its_order() {
+        let summary = include_str!("../../../docs/src/SUMMARY.md");
+        let places: Vec<_> = CHAPTERS.iter().map(|chapter| summary.find(&format!("({}.md)", chapter.name))).collect();
+        assert!(places.iter().all(Option::is_some), "{places:?}");
+        assert!(places.is_sorted(), "{places:?}");
+    }
+}

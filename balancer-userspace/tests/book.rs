@@ -1,0 +1,223 @@
+//! The documents: every link leads somewhere, every example is one that the program takes, nothing is missing.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "Markdown has much that is of no interest here")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Component, Path, PathBuf},
+    process::Command,
+};
+
+use balancer_common::verdict::DropReason;
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The files of Markdown, relative to the root.
+fn documents() -> Vec<PathBuf> {
+    let chapters = fs::read_dir(root().join("docs/src")).unwrap().map(|entry| entry.unwrap().file_name());
+    let chapters = chapters.map(|name| Path::new("docs/src").join(name));
+    let mut documents: Vec<_> = chapters.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    documents.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(PathBuf::from));
+    documents
+}
+
+fn read(document: impl AsRef<Path>) -> String {
+    fs::read_to_string(root().join(document)).unwrap()
+}
+
+fn events(text: &str) -> Parser<'_> {
+    Parser::new_ext(text, Options::ENABLE_TABLES)
+}
+
+/// What links and pictures lead to.
+fn targets(text: &str) -> Vec<String> {
+    let targets = events(text).filter_map(|event| match event {
+        Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => Some(dest_url.to_string()),
+        _ => None,
+    });
+    targets.collect()
+}
+
+/// The anchors of the headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    let mut heading = None;
+    for event in events(text) {
+        match event {
+            Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+            Event::End(TagEnd::Heading(_)) => {
+                let kept = |c: &char| c.is_alphanumeric() || "_- ".contains(*c);
+                anchors.extend(heading.take().map(|text: String| {
+                    text.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
+                }));
+            }
+            Event::Text(text) | Event::Code(text) => {
+                if let Some(heading) = &mut heading {
+                    heading.push_str(&text);
+                }
+            }
+            _ => {}
+        }
+    }
+    anchors
+}
+
+/// The code blocks, each with its language.
+fn blocks(text: &str) -> Vec<(String, String)> {
+    let mut blocks = Vec::new();
+    let mut inside = false;
+    for event in events(text) {
+        match event {
+            Event::Start(Tag::CodeBlock(kind)) => {
+                let language = match kind {
+                    CodeBlockKind::Fenced(language) => language.to_string(),
+                    CodeBlockKind::Indented => String::new(),
+                };
+                blocks.push((language, String::new()));
+                inside = true;
+            }
+            Event::End(TagEnd::CodeBlock) => inside = false,
+            Event::Text(text) if inside => blocks.last_mut().unwrap().1.push_str(&text),
+            _ => {}
+        }
+    }
+    blocks
+}
+
+/// `path` without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => assert!(plain.pop(), "{} leads out of the source tree", path.display()),
+            Component::CurDir => {}
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => plain.push(part),
+        }
+    }
+    plain
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut wrong = Vec::new();
+    for document in documents() {
+        let text = read(&document);
+        for target in targets(&text).iter().filter(|target| !target.contains("://")) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = plain(&match file {
+                "" => document.clone(),
+                file => document.parent().unwrap().join(file),
+            });
+            let exists = root().join(&path).exists();
+            if !exists || !anchor.is_empty() && !anchors(&read(&path)).contains(anchor) {
+                wrong.push(format!("{}: {target}", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "links that lead nowhere: {wrong:#?}");
+}
+
+#[test]
+fn every_file_that_is_named_exists() {
+    let mut wrong = Vec::new();
+    for document in documents() {
+        for event in events(&read(&document)) {
+            let Event::Code(name) = event else { continue };
+            let of_the_tree = ["tests/", "contrib/", "docs/", "packaging/", "xtask/", "balancer-"];
+            let is_path = name.contains('/') && !name.contains(['*', '{', ' ', '(']);
+            if is_path && of_the_tree.iter().any(|start| name.starts_with(start)) && !root().join(&*name).exists() {
+                wrong.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "files that are not there: {wrong:#?}");
+}
+
+#[test]
+fn every_page_is_in_the_table_of_contents_once() {
+    let mut listed = targets(&read("docs/src/SUMMARY.md"));
+    listed.push("SUMMARY.md".to_owned());
+    listed.sort();
+    let chapters = documents().into_iter().filter(|path| path.starts_with("docs/src"));
+    let mut chapters: Vec<_> = chapters.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    chapters.sort();
+    assert_eq!(listed, chapters);
+}
+
+/// What people see first stays short.
+#[test]
+fn the_readme_is_a_first_page() {
+    let readme = read("README.md");
+    assert!(readme.lines().count() <= 250, "{} lines", readme.lines().count());
+    for command in ["cargo xtask run", "cargo xtask test"] {
+        assert!(blocks(&readme).iter().any(|(_, block)| block.contains(command)), "{command}");
+    }
+}
+
+#[test]
+fn configurations_that_are_shown_are_valid() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("balancer.toml");
+    let mut tried = Vec::new();
+    for document in documents() {
+        for (_, block) in blocks(&read(&document)).iter().filter(|(language, _)| language == "toml") {
+            fs::write(&file, block).unwrap();
+            let output = Command::new(env!("CARGO_BIN_EXE_balancer")).arg("check").arg(&file).output().unwrap();
+            assert!(output.status.success(), "{}: {}", document.display(), String::from_utf8_lossy(&output.stderr));
+            tried.push(document.clone());
+        }
+    }
+    assert!(tried.contains(&PathBuf::from("README.md")) && tried.contains(&PathBuf::from("docs/src/configuration.md")));
+}
+
+#[test]
+fn commands_that_are_shown_are_taken() {
+    let mut tried = 0;
+    for document in documents() {
+        for (language, block) in blocks(&read(&document)) {
+            if language != "sh" && language != "console" && !block.starts_with("$ ") {
+                continue;
+            }
+            for line in block.lines() {
+                let line = line.strip_prefix("$ ").unwrap_or(line);
+                let (line, _) = line.split_once(" # ").unwrap_or((line, ""));
+                if line.starts_with("balancer ") && !line.contains('…') {
+                    let taken = balancer::cli::command().try_get_matches_from(line.split_whitespace());
+                    assert!(taken.is_ok(), "{}: {line}: {}", document.display(), taken.unwrap_err());
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert!(tried > 25, "only {tried} commands were found");
+}
+
+#[test]
+fn the_chapter_on_the_command_line_has_every_command() {
+    fn look(chapter: &str, command: &clap::Command, path: &str) {
+        let commands: Vec<_> = command.get_subcommands().filter(|command| command.get_name() != "help").collect();
+        for command in &commands {
+            look(chapter, command, &format!("{path} {}", command.get_name()));
+        }
+        // `plan backend` takes what `backend` takes, and a rule's action follows its prefix.
+        let is_short = path.starts_with("balancer plan") || path.starts_with("balancer rule add ");
+        if commands.is_empty() && !is_short {
+            let is_there = chapter.lines().any(|line| line == path || line.starts_with(&format!("{path} ")));
+            assert!(is_there, "{path} is not in docs/src/commands.md");
+        }
+    }
+    look(&read("docs/src/commands.md"), &balancer::cli::command(), "balancer");
+}
+
+#[test]
+fn every_reason_of_a_drop_is_explained() {
+    let chapter = read("docs/src/troubleshooting.md");
+    for reason in DropReason::ALL {
+        assert!(chapter.contains(&format!("\n| `{}` | ", reason.label())), "{}", reason.label());
+    }
+}
