@@ -1,7 +1,15 @@
 //! The commands of `docs/src/operations.md`, in their order, at a site with clients.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, process::Output, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    ops::RangeInclusive,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
@@ -14,18 +22,63 @@ use tempfile::TempDir;
 const FAMILY: Family = Family::V4;
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
-/// The lines after `$ ` in the console blocks of the chapter.
-fn commands() -> Vec<String> {
+/// A command of the chapter, and the lines that it prints. `…` stands for anything.
+struct Step {
+    command: String,
+    answer: String,
+}
+
+/// The lines of the console blocks: behind `$ ` what is typed, below it what is answered.
+fn steps() -> Vec<Step> {
     let chapter = include_str!("../../docs/src/operations.md");
     let blocks = chapter.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
-    blocks.flat_map(str::lines).map(|line| line.strip_prefix("$ ").unwrap().to_owned()).collect()
+    let mut steps: Vec<Step> = Vec::new();
+    for line in blocks.flat_map(str::lines) {
+        match line.strip_prefix("$ ") {
+            Some(command) => steps.push(Step { command: command.to_owned(), answer: String::new() }),
+            None => steps.last_mut().unwrap().answer += &format!("{line}\n"),
+        }
+    }
+    steps
+}
+
+/// Whether `text` is what `pattern` says, in which `…` stands for anything.
+fn is_like(text: &str, pattern: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('…') else { return text == pattern };
+    let Some(mut text) = text.strip_prefix(start) else { return false };
+    let mut parts = rest.split('…').peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return text.ends_with(part);
+        }
+        let Some(place) = text.find(part) else { return false };
+        text = &text[place + part.len()..];
+    }
+    false
+}
+
+#[test]
+fn dots_stand_for_anything() {
+    for (text, pattern, alike) in [
+        ("a\n", "a\n", true),
+        ("a\n", "b\n", false),
+        ("at 12:00 INFO up\n", "at … INFO up\n", true),
+        ("at 12:00 INFO down\n", "at … INFO up\n", false),
+        ("a\nb\nc\n", "a\n…c\n", true),
+        ("1 of 2, 3\n", "… of …, 3\n", true),
+        ("1 of 2, 4\n", "… of …, 3\n", false),
+    ] {
+        assert_eq!(is_like(text, pattern), alike, "{text:?} {pattern:?}");
+    }
 }
 
 struct Operator {
     site: Site,
     /// Where the shell finds `balancer`.
     programs: TempDir,
-    said: Vec<String>,
+    /// What the shell sees as `/etc`.
+    etc: TempDir,
+    said: String,
 }
 
 impl Operator {
@@ -33,7 +86,7 @@ impl Operator {
         let adapt = |settings: &mut Settings, _: &Topology| {
             settings.backends.pop();
             settings.on_exit = "keep";
-            settings.remember = "60s";
+            settings.remember = "3h";
             settings.check =
                 r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "200ms", fall = 2, rise = 2 }"#
                     .to_owned();
@@ -45,25 +98,27 @@ impl Operator {
         site.controller().process().stop().unwrap();
         assert!(site.detach().unwrap().status.success());
         let programs = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(binaries::balancer().unwrap(), programs.path().join("balancer")).unwrap();
-        Self { site, programs, said: Vec::new() }
+        symlink(binaries::balancer().unwrap(), programs.path().join("balancer")).unwrap();
+        let etc = tempfile::tempdir().unwrap();
+        symlink(site.files(), etc.path().join("balancer")).unwrap();
+        Self { site, programs, etc, said: String::new() }
     }
 
-    /// Types a command, as far as it is the balancer's own.
+    /// Types a command. What other programs than the balancer do is done here.
     fn types(&mut self, command: &str) {
         println!("$ {command}");
+        self.said.clear();
         match command {
-            // The machine's own, or another server's.
             "cargo xtask package"
+            | "apt install ./target/debian/balancer_0.1.0-1_amd64.deb"
             | "editor /etc/balancer/balancer.toml"
             | "ssh web1 deploy"
             | "apt remove balancer" => {}
-            "apt install ./target/debian/balancer_0.1.0-1_amd64.deb" => {}
             "apt install ./balancer_0.2.0-1_amd64.deb" => {
                 // Another file with another inode, as a new version is.
                 let (next, installed) = (self.programs.path().join("next"), self.programs.path().join("balancer"));
-                std::fs::copy(binaries::balancer().unwrap(), &next).unwrap();
-                std::fs::rename(next, &installed).unwrap();
+                fs::copy(binaries::balancer().unwrap(), &next).unwrap();
+                fs::rename(next, &installed).unwrap();
             }
             "systemctl enable --now balancer" | "systemctl restart balancer" => {
                 let program = self.programs.path().join("balancer");
@@ -74,34 +129,31 @@ impl Operator {
                 assert!(status.success(), "{status}");
             }
             _ => {
-                let Some(arguments) = command.strip_prefix("balancer ") else {
-                    panic!("say in this test what becomes of `{command}`")
-                };
-                let output = self.balancer(arguments);
-                let words = String::from_utf8(output.stdout).unwrap();
-                print!("{words}");
-                assert!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
-                self.said.push(words);
+                assert!(command.starts_with("balancer "), "say in this test what becomes of `{command}`");
+                let child = self.shell(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+                if command.starts_with("balancer backend drain ") {
+                    // Its clients leave, which would take as long as they are remembered.
+                    self.site.wait_state(1, &["draining"]).unwrap();
+                    let left = self.shell("balancer client forget --backend web/web1").output().unwrap();
+                    assert!(left.status.success(), "{left:?}");
+                }
+                let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+                assert!(status.success(), "`{command}`: {}", String::from_utf8_lossy(&stderr));
+                self.said = String::from_utf8(stdout).unwrap();
+                print!("{}", self.said);
             }
         }
     }
 
-    fn balancer(&self, arguments: &str) -> Output {
-        let replace = [
-            ("/etc/balancer/balancer.toml", self.site.config().display().to_string()),
-            ("10.0.0.13:8080", self.site.backend_address(FAMILY, 3).to_string()),
-            ("203.0.113.7", self.site.topology().client_address(FAMILY, 1).to_string()),
-            ("--timeout 10m --wait", "--timeout 2s --wait".to_owned()),
-        ];
-        let text = replace.iter().fold(arguments.to_owned(), |text, (from, to)| text.replace(from, to));
-        let mut shell = self.site.topology().balancer().command("sh");
-        shell.arg("-c").arg(format!("balancer {text}"));
+    /// A shell of the operator's that runs one line, as it is.
+    fn shell(&self, line: &str) -> Command {
+        let mut shell = self.site.topology().balancer().command("unshare");
+        shell
+            .args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc && exec sh -c \"$1\""])
+            .arg(self.etc.path())
+            .arg(line);
         shell.env("PATH", path(self.programs.path())).env("BALANCER_SOCKET", self.site.files().join("balancer.sock"));
-        shell.output().unwrap()
-    }
-
-    fn last(&self) -> &str {
-        self.said.last().unwrap()
+        shell
     }
 
     fn homes(&self) -> BTreeMap<u16, String> {
@@ -125,33 +177,27 @@ fn assert_others_stayed(before: &BTreeMap<u16, String>, after: &BTreeMap<u16, St
 fn an_hour_of_operations() {
     let mut operator = Operator::new();
     let mut homes = BTreeMap::new();
-    let mut done = Vec::new();
-    for command in commands() {
+    let mut wrong = Vec::new();
+    for Step { command, answer } in steps() {
         // What happens before the operator looks.
         match command.as_str() {
             "balancer wait web/web2 down --timeout 1m" => operator.site.kill_backend(2).unwrap(),
             "balancer wait web/web2 up --timeout 1m" => operator.site.start_backend(2).unwrap(),
+            "balancer status" if homes.is_empty() => {
+                operator.site.wait_state(1, &["up"]).unwrap();
+                operator.site.wait_state(2, &["up"]).unwrap();
+            }
             _ => {}
         }
         operator.types(&command);
+        if !is_like(&operator.said, &answer) {
+            wrong.push(format!("$ {command}\n{}-- but the chapter says\n{answer}", operator.said));
+        }
         // What the clients see after it.
         match command.as_str() {
-            "balancer status" if homes.is_empty() => {
-                assert!(operator.last().contains("web1") && operator.last().contains("native"));
-                operator.site.wait_state(1, &["up"]).unwrap();
-                operator.site.wait_state(2, &["up"]).unwrap();
-                homes = operator.homes();
-            }
+            "balancer status" if homes.is_empty() => homes = operator.homes(),
             "balancer backend weight web/web3 50" => {
                 assert_eq!(operator.homes(), homes, "known clients stay when a server is added");
-            }
-            "balancer backend list web" => assert!(operator.last().contains("web/web3"), "{}", operator.last()),
-            "balancer client where 203.0.113.7" => {
-                assert!(
-                    operator.last().contains(&homes[&1]) && operator.last().contains("known"),
-                    "{}",
-                    operator.last()
-                );
             }
             "balancer backend drain web/web1 --timeout 10m --wait" => {
                 let after = operator.homes();
@@ -165,19 +211,6 @@ fn an_hour_of_operations() {
                 let after = operator.homes();
                 assert_others_stayed(&homes, &after, "web2");
                 homes = after;
-            }
-            "balancer events --since 10m" => {
-                for words in [
-                    "serving 1 service",
-                    "backend web/web3 added: ",
-                    "backend web/web3 weight 100 → 50: ",
-                    "(by uid 0)",
-                    "WARN backend web/web2 down (connect: refused), ",
-                    " known clients and ",
-                    " of 65,537 slots moved to 2 backends",
-                ] {
-                    assert!(operator.last().contains(words), "no {words:?} in {}", operator.last());
-                }
             }
             "balancer wait web/web2 up --timeout 1m" => {
                 assert_eq!(operator.homes(), homes, "nobody moves when it comes back");
@@ -197,7 +230,6 @@ fn an_hour_of_operations() {
             }
             _ => {}
         }
-        done.push(command);
     }
-    assert!(done.len() > 20, "only {} commands: {done:?}", done.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -21,7 +21,8 @@ pub fn render(document: &[Block], width: usize, styled: bool) -> String {
     let mut in_list = false;
     for block in document {
         let is_item = matches!(block, Block::Item(..));
-        if !out.is_empty() && !(in_list && is_item) {
+        let follows_item = in_list && is_item;
+        if !out.is_empty() && !follows_item {
             out.push('\n');
         }
         in_list = is_item;
