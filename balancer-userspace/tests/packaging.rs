@@ -84,7 +84,7 @@ fn the_default_configuration_keeps_traffic_flowing_and_its_examples_are_right() 
     assert!(text.lines().any(|line| line == "on_exit = \"keep\""));
 }
 
-/// As systemd sees it, where that is installed; the capabilities are tried out in `tests/tests/service_manager.rs`.
+/// As systemd sees it, where that is installed; the capabilities are tried out in `tests/tests/e2e/service_manager.rs`.
 #[test]
 fn the_unit_is_as_systemd_wants_it() {
     let unit = packaging("balancer.service");

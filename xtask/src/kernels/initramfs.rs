@@ -38,8 +38,8 @@ pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
         programs.push((built("debug")?.join(name), root.join("tests").join(name)));
     }
     let built = executables(suites)?;
-    for Suite { name, .. } in suites {
-        let from = built.get(*name).with_context(|| format!("cargo built no tests {name}"))?;
+    for name in test_programs(suites) {
+        let from = built.get(name).with_context(|| format!("cargo built no tests {name}"))?;
         programs.push((from.clone(), root.join("tests/deps").join(name)));
     }
     for tool in TOOLS {
@@ -69,14 +69,15 @@ pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
     Ok(archive)
 }
 
+fn test_programs(suites: &[Suite]) -> BTreeSet<&'static str> {
+    suites.iter().map(|suite| suite.program).collect()
+}
+
 /// How the guest's shell runs a suite.
 fn line(suite: &Suite) -> String {
-    let Suite { name, only, environment } = suite;
-    format!(
-        "suite {name} env {} /tests/deps/{name} --test-threads 1 --nocapture {}\n",
-        environment.join(" "),
-        only.join(" ")
-    )
+    let Suite { name, program, only, environment } = suite;
+    let environment = environment.join(" ");
+    format!("suite {name} env {environment} /tests/deps/{program} --test-threads 1 --nocapture {only}\n")
 }
 
 /// Builds the suites' programs.
@@ -84,7 +85,7 @@ fn executables(suites: &[Suite]) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo();
     // The whole workspace, so that the dependencies are built with the features that all other builds use.
     command.args(["test", "--workspace", "--quiet", "--no-run", "--message-format", "json"]);
-    command.args(suites.iter().flat_map(|suite| ["--test", suite.name]));
+    command.args(test_programs(suites).into_iter().flat_map(|program| ["--test", program]));
     let built = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
     ensure!(built.status.success(), "building the tests failed");
     let messages = String::from_utf8_lossy(&built.stdout);

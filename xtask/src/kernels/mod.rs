@@ -24,25 +24,31 @@ const SERIES: [&str; 3] = ["6.1", "6.12", "6.18"];
 /// Series on which each change must load: the oldest that is supported, and the one with which most people run.
 const EVERY_CHANGE: [&str; 2] = ["6.1", "6.12"];
 
-/// A test program, as it is run in a guest.
+/// Tests of one program, as they are run in a guest.
 #[derive(Debug)]
 struct Suite {
     name: &'static str,
-    /// Only tests whose names hold one of these; all, if none is named.
-    only: &'static [&'static str],
+    program: &'static str,
+    /// Only tests whose names hold this.
+    only: &'static str,
     environment: &'static [&'static str],
 }
 
-const LOADING: Suite = Suite { name: "verifier", only: &[], environment: &[] };
+const LOADING: Suite = Suite { name: "verifier", program: "dataplane", only: "verifier::", environment: &[] };
 
 const SUITES: [Suite; 7] = [
     LOADING,
-    Suite { name: "packets", only: &[], environment: &[] },
-    Suite { name: "known_clients", only: &[], environment: &[] },
-    Suite { name: "memory", only: &[], environment: &[] },
-    Suite { name: "model", only: &[], environment: &["BALANCER_MODEL_PACKETS=40000"] },
-    Suite { name: "stickiness", only: &["clients_stay_with_nat_on_two_legs"], environment: &[] },
-    Suite { name: "tunnels", only: &["gue_on_one_leg"], environment: &[] },
+    Suite { name: "packets", program: "packets", only: "", environment: &[] },
+    Suite { name: "known_clients", program: "dataplane", only: "known_clients::", environment: &[] },
+    Suite { name: "memory", program: "dataplane", only: "memory::", environment: &[] },
+    Suite { name: "model", program: "dataplane", only: "model::", environment: &["BALANCER_MODEL_PACKETS=40000"] },
+    Suite {
+        name: "stickiness",
+        program: "e2e",
+        only: "stickiness::clients_stay_with_nat_on_two_legs",
+        environment: &[],
+    },
+    Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
 ];
 
 /// Runs every suite, or only has the programs verified, on the newest kernel of each version or beginning of one, such as

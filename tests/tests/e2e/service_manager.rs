@@ -34,7 +34,7 @@ const FAMILY: Family = Family::V4;
 
 /// What the unit gives, as `setpriv` wants it: `-all,+bpf,…`.
 fn bounding_set() -> String {
-    let unit = include_str!("../../packaging/balancer.service");
+    let unit = include_str!("../../../packaging/balancer.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let names = line.split(' ').map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
     format!("-all{}", names.collect::<String>())
@@ -42,7 +42,7 @@ fn bounding_set() -> String {
 
 /// The same as `/proc` shows it.
 fn mask() -> String {
-    let unit = include_str!("../../packaging/balancer.service");
+    let unit = include_str!("../../../packaging/balancer.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let bit = |name: &str| match name {
         "CAP_KILL" => 1u64 << 5,

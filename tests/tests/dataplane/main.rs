@@ -1,0 +1,10 @@
+//! The kernel program against its model and beneath the controller's core, in one process: no hosts, no network.
+
+mod changing_keys;
+mod known_clients;
+mod memory;
+mod model;
+mod plan;
+mod samples;
+mod swaps;
+mod verifier;
