@@ -22,7 +22,6 @@ use tempfile::TempDir;
 const FAMILY: Family = Family::V4;
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
-<<<<<<< HEAD:tests/tests/operations.rs
 /// A command of the chapter, and the lines that it prints. `…` stands for anything.
 struct Step {
     command: String,
@@ -31,12 +30,7 @@ struct Step {
 
 /// The lines of the console blocks: behind `$ ` what is typed, below it what is answered.
 fn steps() -> Vec<Step> {
-    let chapter = include_str!("../../docs/src/operations.md");
-=======
-/// The lines after `$ ` in the console blocks of the chapter.
-fn commands() -> Vec<String> {
     let chapter = include_str!("../../../docs/src/operations.md");
->>>>>>> ff3b8e0 (Three binaries of privileged tests, not forty-eight):tests/tests/e2e/operations.rs
     let blocks = chapter.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
     let mut steps: Vec<Step> = Vec::new();
     for line in blocks.flat_map(str::lines) {

@@ -19,7 +19,9 @@ use crate::command::{built, cargo, output, program, run};
 const INIT: &str = include_str!("init.sh");
 /// Programs that the tests start, besides their own.
 const TOOLS: [&str; 3] = ["ip", "ethtool", "busybox"];
-/// Built beside the tests.
+/// Tests that need [`PROGRAMS`].
+const STARTS_PROGRAMS: &str = "e2e";
+/// Built beside those tests.
 const PROGRAMS: [&str; 2] = ["balancer", "demo-backend"];
 const DIRECTORIES: [&str; 9] = ["dev", "proc", "sys", "run", "tmp", "root", "bin", "tools", "tests/deps"];
 
@@ -33,9 +35,11 @@ pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
         fs::create_dir_all(root.join(part))?;
     }
     let mut programs = vec![];
-    run(cargo().args(["build", "--workspace", "--quiet"]).args(PROGRAMS.iter().flat_map(|name| ["--bin", name])))?;
-    for name in PROGRAMS {
-        programs.push((built("debug")?.join(name), root.join("tests").join(name)));
+    let target = built("debug")?;
+    if test_programs(suites).contains(STARTS_PROGRAMS) {
+        let names = PROGRAMS.iter().flat_map(|name| ["--bin", name]);
+        run(cargo().args(["build", "--workspace", "--quiet"]).args(names))?;
+        programs.extend(PROGRAMS.map(|name| (target.join(name), root.join("tests").join(name))));
     }
     let built = executables(suites)?;
     for name in test_programs(suites) {
