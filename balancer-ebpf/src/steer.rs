@@ -127,7 +127,7 @@ struct Opening {
     opens: bool,
     /// It may.
     datagram: bool,
-    /// It is none of the client's: nothing is recorded of it.
+    /// It only quotes a packet of the client, who did not send it: nothing is recorded or counted.
     peeks: bool,
 }
 

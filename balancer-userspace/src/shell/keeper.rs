@@ -144,7 +144,7 @@ impl<F: Save> Keeper<F> {
                     break;
                 }
             };
-            // Whoever has gone away has been told that nothing is certain.
+            // Nobody waits for the answer: the caller was told that the outcome is unknown.
             if request.reply.is_closed() {
                 continue;
             }

@@ -154,7 +154,7 @@ async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, found: mpsc::Sender<Fo
             CheckOutcome::Hindered(why)
         });
         hindered = matches!(outcome, CheckOutcome::Hindered(_));
-        // As the controller counts, which is told the same.
+        // The controller gets the same outcomes and counts them in the same way.
         let (verdict, was_pending) = (health.verdict().clone(), health.is_pending());
         health.record(&outcome, &config);
         let matters = was_pending || health.is_pending() || *health.verdict() != verdict;
