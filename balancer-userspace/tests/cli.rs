@@ -177,10 +177,10 @@ fn run_refuses_what_it_cannot_start_with() {
 }
 
 #[test]
-fn completions_know_the_verbs() {
+fn completions_know_the_verbs_and_the_topics() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&balancer(&["completions", shell]));
-        for word in ["balancer", "backend", "drain", "wait-timeout"] {
+        for word in ["balancer", "backend", "drain", "wait-timeout", "health-checks"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }

@@ -1,9 +1,10 @@
 //! `balancer completions`.
 
-use clap::{CommandFactory as _, ValueEnum};
+use clap::{Command, CommandFactory as _, ValueEnum};
 use clap_complete::{generate, shells};
 
 use super::{Cli, Failure, output};
+use crate::book::CHAPTERS;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -20,7 +21,7 @@ enum Shell {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let mut command = Cli::command();
+    let mut command = with_topics(Cli::command());
     let mut script = Vec::new();
     match args.shell {
         Shell::Bash => generate(shells::Bash, &mut command, "balancer", &mut script),
@@ -28,4 +29,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Shell::Fish => generate(shells::Fish, &mut command, "balancer", &mut script),
     }
     Ok(output::print(&String::from_utf8_lossy(&script))?)
+}
+
+/// The command line, in which `help` takes the topics as well.
+fn with_topics(mut command: Command) -> Command {
+    // Only then is there a `help`.
+    command.build();
+    let topics = CHAPTERS.iter().map(|chapter| {
+        let name = format!("balancer help {}", chapter.name);
+        Command::new(chapter.name).about(chapter.about).bin_name(name).disable_help_flag(true)
+    });
+    command.mut_subcommand("help", |help| help.subcommands(topics))
 }
