@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 /// What the controller tells the next one: a line of JSON, zero bytes behind it. No packet touches it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Notes {
+pub struct NotesRow {
     /// The text.
     pub text: [[u8; 1024]; 16],
 }
@@ -51,4 +51,4 @@ const _: () = {
 
 // SAFETY: `bytemuck::Pod` is derived: no padding, every bit pattern valid.
 #[cfg(feature = "user")]
-unsafe impl aya::Pod for Notes {}
+unsafe impl aya::Pod for NotesRow {}

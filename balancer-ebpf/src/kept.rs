@@ -2,12 +2,12 @@
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
-    kept::{BackendHistory, MAX_SERVICE_HISTORIES, Notes, ServiceHistory},
+    kept::{BackendHistory, MAX_SERVICE_HISTORIES, NotesRow, ServiceHistory},
     map_types::MAX_BACKENDS,
 };
 
 #[map]
-static NOTES: Array<Notes> = Array::with_max_entries(1, 0);
+static NOTES: Array<NotesRow> = Array::with_max_entries(1, 0);
 
 #[map]
 static BACKEND_HISTORY: Array<BackendHistory> = Array::with_max_entries(MAX_BACKENDS, BPF_F_MMAPABLE);

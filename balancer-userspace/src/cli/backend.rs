@@ -32,16 +32,16 @@ pub(super) enum Verb {
         json: bool,
     },
     #[command(flatten)]
-    Change(Change),
+    Change(BackendChange),
 }
 
 /// What can be done to a backend, or only planned.
 #[derive(Debug, Subcommand)]
-pub(super) enum Change {
+pub(super) enum BackendChange {
     /// Add a backend
     Add {
         #[command(flatten)]
-        backend: Backend,
+        backend: Subject,
         /// Its address; without a port, the service's
         #[arg(value_name = "ADDR[:PORT]", value_parser = address)]
         address: String,
@@ -55,7 +55,7 @@ pub(super) enum Change {
     /// Remove a backend, draining it first
     Remove {
         #[command(flatten)]
-        backend: Backend,
+        backend: Subject,
         /// Do not drain it first
         #[arg(long)]
         force: bool,
@@ -63,7 +63,7 @@ pub(super) enum Change {
     /// Give a backend no new clients
     Drain {
         #[command(flatten)]
-        backend: Backend,
+        backend: Subject,
         /// How long it keeps the clients it has, such as 5m [default: the service's drain timeout]
         #[arg(long, value_name = "D", value_parser = value::duration)]
         timeout: Option<Duration>,
@@ -75,13 +75,13 @@ pub(super) enum Change {
         wait_timeout: Option<Duration>,
     },
     /// Put a backend into use
-    Ready(Backend),
+    Ready(Subject),
     /// Take a backend out of use at once, and do not check it
-    Maint(Backend),
+    Maint(Subject),
     /// Set a backend's share of new clients
     Weight {
         #[command(flatten)]
-        backend: Backend,
+        backend: Subject,
         /// 0 to 65535; 0 takes no new clients
         #[arg(value_name = "N")]
         weight: u16,
@@ -89,7 +89,7 @@ pub(super) enum Change {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Backend {
+pub(super) struct Subject {
     /// Service and backend, such as web/web1
     #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
     name: BackendName,
@@ -110,43 +110,43 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     }
 }
 
-async fn make(client: &Client, change: Change) -> Result<(), Failure> {
+async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
     match change {
-        Change::Add { backend: Backend { name }, address, weight, backup } => {
+        BackendChange::Add { backend: Subject { name }, address, weight, backup } => {
             let backend = AddBackend { name: name.backend, address, weight, backup };
             done(client.add_backend(&name.service, &backend).await?)
         }
-        Change::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
-        Change::Drain { backend: Backend { name }, timeout, wait, wait_timeout } => {
+        BackendChange::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
+        BackendChange::Drain { backend: Subject { name }, timeout, wait, wait_timeout } => {
             done(client.set_admin(&name, &drain(timeout)).await?)?;
             if wait { drained(client, &name, wait_timeout).await } else { Ok(()) }
         }
-        Change::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
-        Change::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
-        Change::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
+        BackendChange::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
+        BackendChange::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
+        BackendChange::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
     }
 }
 
-impl Change {
+impl BackendChange {
     /// What asks for a plan of it.
     pub(super) fn plan(self) -> PlanRequest {
-        let admin = |backend: Backend, admin| PlanRequest::Admin {
+        let admin = |backend: Subject, admin| PlanRequest::Admin {
             service: backend.name.service,
             name: backend.name.backend,
             admin,
         };
         match self {
-            Self::Add { backend: Backend { name }, address, weight, backup } => PlanRequest::Add {
+            Self::Add { backend: Subject { name }, address, weight, backup } => PlanRequest::Add {
                 service: name.service,
                 backend: AddBackend { name: name.backend, address, weight, backup },
             },
-            Self::Remove { backend: Backend { name }, force } => {
+            Self::Remove { backend: Subject { name }, force } => {
                 PlanRequest::Remove { service: name.service, name: name.backend, force }
             }
             Self::Drain { backend, timeout, .. } => admin(backend, drain(timeout)),
             Self::Ready(backend) => admin(backend, SetAdmin { admin: Admin::Ready, timeout: None }),
             Self::Maint(backend) => admin(backend, SetAdmin { admin: Admin::Maint, timeout: None }),
-            Self::Weight { backend: Backend { name }, weight } => {
+            Self::Weight { backend: Subject { name }, weight } => {
                 PlanRequest::Weight { service: name.service, name: name.backend, weight }
             }
         }

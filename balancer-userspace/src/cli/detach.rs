@@ -6,7 +6,10 @@ use anyhow::anyhow;
 
 use super::Failure;
 use crate::{
-    shell::{dataplane::Pins, privileges},
+    shell::{
+        dataplane::{Pins, privileges},
+        host,
+    },
     words::counted,
 };
 
@@ -18,7 +21,7 @@ pub(super) fn run() -> Result<(), Failure> {
     let directories = free.len();
     for mut pins in free {
         match pins.notes() {
-            Ok(notes) => notes.unwrap_or_default().host.put_back(),
+            Ok(notes) => host::put_back(notes.unwrap_or_default().host),
             // Of another version: whoever wrote them is the only one to know what to put back.
             Err(error) => writeln!(io::stderr(), "balancer: {error:#}")?,
         }

@@ -34,12 +34,12 @@ pub(super) enum Verb {
         name: BackendName,
         /// What its health is; `auto` lets the checks decide again
         #[arg(value_enum)]
-        health: Health,
+        health: Said,
     },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Health {
+pub(super) enum Said {
     /// Keep it up
     Up,
     /// As if nobody answered
@@ -59,9 +59,9 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Force { name, health } => {
             let force = match health {
-                Health::Up => Force::Up,
-                Health::Down => Force::Down,
-                Health::Auto => Force::Auto,
+                Said::Up => Force::Up,
+                Said::Down => Force::Down,
+                Said::Auto => Force::Auto,
             };
             let changed = client.force_health(&name, force).await?;
             Ok(output::print(&format!("{}\n", changed.message))?)

@@ -11,7 +11,7 @@ use ratatui::crossterm::terminal;
 use super::{Cli, Failure, output};
 use crate::{
     book::{self, CHAPTERS, Chapter},
-    config::value::nearest,
+    config::names::nearest,
 };
 
 /// Of what is no terminal.
@@ -45,7 +45,8 @@ fn show(name: &OsStr) -> Result<(), Failure> {
     let command = Cli::command();
     let commands = command.get_subcommands().map(clap::Command::get_name);
     let known: Vec<_> = commands.chain(CHAPTERS.iter().map(|chapter| chapter.name)).collect();
-    let meant = nearest(&name, &known).map(|word| format!(": did you mean {word:?}?")).unwrap_or_default();
+    let meant =
+        nearest(&name, known.iter().copied()).map(|word| format!(": did you mean {word:?}?")).unwrap_or_default();
     Err(Failure::Usage(format!("no command or topic {name:?}{meant}\n\n{}", topics())))
 }
 

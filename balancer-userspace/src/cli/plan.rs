@@ -19,7 +19,7 @@ pub(super) enum Verb {
         #[arg(long, global = true)]
         json: bool,
         #[command(subcommand)]
-        change: backend::Change,
+        change: backend::BackendChange,
     },
 }
 

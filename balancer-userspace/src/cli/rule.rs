@@ -23,12 +23,12 @@ pub(super) enum Verb {
     /// Add a rule for a client prefix, or replace it; the longest prefix that holds a client's address decides
     Add {
         #[command(flatten)]
-        rule: Rule,
+        rule: RuleKey,
         #[command(subcommand)]
-        action: Action,
+        action: RuleVerb,
     },
     /// Remove the rule for a client prefix
-    Remove(Rule),
+    Remove(RuleKey),
     /// List the rules of a service, or of all
     List {
         /// The service's name
@@ -41,7 +41,7 @@ pub(super) enum Verb {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Rule {
+pub(super) struct RuleKey {
     /// The service's name
     #[arg(value_name = "SVC", value_parser = value::name)]
     service: String,
@@ -51,23 +51,23 @@ pub(super) struct Rule {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Action {
+pub(super) enum RuleVerb {
     /// Send them to one backend, while it takes clients (whatever its weight)
     Pin {
         /// The backend's name in the service
         #[arg(value_name = "NAME", value_parser = value::name)]
         backend: String,
         #[command(flatten)]
-        end: End,
+        end: RuleEnd,
     },
     /// Spread their connections: the source port enters the hash
-    Spread(End),
+    Spread(RuleEnd),
     /// Drop their packets
-    Deny(End),
+    Deny(RuleEnd),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct End {
+pub(super) struct RuleEnd {
     /// After which the rule ends by itself, such as 5m [default: never]
     #[arg(long, value_name = "D", value_parser = value::duration)]
     ttl: Option<Duration>,
@@ -75,16 +75,16 @@ pub(super) struct End {
 
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::Add { rule: Rule { service, prefix }, action } => {
+        Verb::Add { rule: RuleKey { service, prefix }, action } => {
             let (action, backend, end) = match action {
-                Action::Pin { backend, end } => (RuleWord::Pin, Some(backend), end),
-                Action::Spread(end) => (RuleWord::Spread, None, end),
-                Action::Deny(end) => (RuleWord::Deny, None, end),
+                RuleVerb::Pin { backend, end } => (RuleWord::Pin, Some(backend), end),
+                RuleVerb::Spread(end) => (RuleWord::Spread, None, end),
+                RuleVerb::Deny(end) => (RuleWord::Deny, None, end),
             };
             let ttl = end.ttl.map(|ttl| humantime::format_duration(ttl).to_string());
             done(client.set_rule(&service, prefix, &SetRule { action, backend, ttl }).await?)
         }
-        Verb::Remove(Rule { service, prefix }) => done(client.remove_rule(&service, prefix).await?),
+        Verb::Remove(RuleKey { service, prefix }) => done(client.remove_rule(&service, prefix).await?),
         Verb::List { service, json } => {
             let rules = client.rules(service.as_deref()).await?;
             if json { Ok(output::print_json(&rules)?) } else { Ok(output::print(&table(rules))?) }

@@ -1,10 +1,13 @@
 //! The configuration: valid by type once it exists.
 //!
 //! A file becomes a table of spans (`toml`), each table a `section::Section` that knows which keys were asked for, and
-//! `validate` makes a [`model::Config`] of them or says on which lines it cannot.
+//! `document` makes a [`model::Config`] of them or says on which lines it cannot.
 
 pub(crate) mod check;
+mod document;
 mod findings;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod model;
 pub mod names;
 mod primes;
@@ -12,15 +15,15 @@ pub(crate) mod renames;
 mod section;
 mod service;
 pub mod states;
-mod validate;
+pub mod validate;
 pub(crate) mod value;
 
 use std::{fs::File, io::Read as _, path::Path};
 
+pub(crate) use document::DEFAULT_SOCKET;
 use findings::Findings;
 pub use findings::{ConfigErrors, Finding, Warning};
 use model::Config;
-pub(crate) use validate::DEFAULT_SOCKET;
 
 /// Largest configuration file, in bytes.
 pub const MAX_FILE_SIZE: u64 = 4 << 20;
@@ -56,7 +59,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Config, Vec<Warning>), Config
         }
     };
     let mut findings = Findings::new(path, text);
-    match validate::config(text, &mut findings) {
+    match document::config(text, &mut findings) {
         Some(config) if !findings.has_errors() => Ok((config, findings.into_warnings())),
         _ => Err(findings.into_errors()),
     }

@@ -67,14 +67,14 @@ pub(crate) fn under_new_names(mut services: Vec<ServiceConfig>, file: &[ServiceC
     services
 }
 
-/// The first two of `all` that would be hashed under one name.
-pub(crate) fn hashed_alike<N: Named>(all: &[N]) -> Option<(&N, &N)> {
+/// The first two of `all` that would be hashed under one name, with the place of the second.
+pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
     let mut seen: HashMap<&str, &N> = HashMap::new();
-    all.iter().find_map(|one| seen.insert(one.identity(), one).map(|first| (first, one)))
+    all.iter().enumerate().find_map(|(at, one)| seen.insert(one.identity(), one).map(|first| (at, first, one)))
 }
 
 /// What is wrong about two that would be hashed under one name.
-pub(crate) fn text<N: Named>(first: &N, second: &N) -> String {
+pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
     format!(
         "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and a name that was not used \
          before to whoever comes new",
@@ -86,7 +86,7 @@ pub(crate) fn text<N: Named>(first: &N, second: &N) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::{config::renames::*, core::fixture::backend};
+    use crate::config::{fixture::backend, renames::*};
 
     /// Backends of `NAME` or `NAME<OLD` words.
     fn backends(words: &[&str]) -> Vec<BackendConfig> {

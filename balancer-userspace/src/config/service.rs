@@ -1,6 +1,6 @@
 //! `[[service]]` and `[[service.backend]]`.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use balancer_common::map_types::Forwarding;
 
@@ -9,13 +9,13 @@ use super::{
     findings::Findings,
     model::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
-        ServiceConfig, Via, WhenAllDown,
+        ServiceConfig, Via, WhenAllDown, forwarding_word,
     },
-    primes::{MAX_TABLE_SIZE, is_prime, next_prime},
+    primes::{MAX_TABLE_SIZE, is_prime},
     section::{Located, Section},
+    validate::{SLOTS_PER_BACKEND, enough_slots},
     value,
 };
-use crate::config::{model::forwarding_word, renames};
 
 const FORWARDING: &[(&str, Forwarding)] =
     &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat), ("ipip", Forwarding::Ipip), ("gue", Forwarding::Gue)];
@@ -24,8 +24,6 @@ const DEFAULT_WEIGHT: u16 = 100;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
 const MIN_SLOW_START: Duration = Duration::from_secs(1);
-/// Below this many slots a backend, shares become uneven.
-const SLOTS_PER_BACKEND: usize = 100;
 
 /// A service with the places its relations to other services are reported at.
 #[derive(Debug)]
@@ -33,8 +31,9 @@ pub(super) struct Placed {
     pub(super) service: ServiceConfig,
     pub(super) name_at: usize,
     pub(super) address_at: usize,
-    /// Of the backends' addresses.
-    pub(super) backends_at: Vec<usize>,
+    pub(super) table_size_at: usize,
+    /// Of the backends' names and addresses.
+    pub(super) backends_at: Vec<(usize, usize)>,
 }
 
 /// What of its service a backend's address depends on.
@@ -116,19 +115,19 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let backend_count = backends.len();
     let backends: Vec<_> =
         backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
-    duplicate_names(&backends, findings);
-    hashed_alike(&backends, findings);
     if backend_count == 0 {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
     let table_size = table_size.unwrap_or(Located { at, value: DEFAULT_TABLE_SIZE });
-    check_table_size(table_size, backend_count, findings);
+    uneven_shares(table_size, backend_count, findings);
 
     let (name, address, forwarding) = (name?, address?, forwarding?);
-    let (backends, backends_at) = backends.into_iter().map(|backend| (backend.config, backend.address_at)).unzip();
+    let (backends, backends_at) =
+        backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
     Some(Placed {
         name_at: name.at,
         address_at: address.at,
+        table_size_at: table_size.at,
         backends_at,
         service: ServiceConfig {
             name: name.value,
@@ -206,22 +205,16 @@ fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailur
     OnFailure { hard, soft }
 }
 
-fn check_table_size(size: Located<u32>, backends: usize, findings: &mut Findings<'_>) {
+/// Warns of too few slots for what the backends' weights promise.
+fn uneven_shares(size: Located<u32>, backends: usize, findings: &mut Findings<'_>) {
     let Located { at, value: size } = size;
-    let slots = size as usize;
-    let enough = u32::try_from(backends.saturating_mul(SLOTS_PER_BACKEND)).map_or(MAX_TABLE_SIZE, next_prime);
-    if !is_prime(size) {
-        findings.error(at, format!("table_size = {size} is not prime; the next prime is {}", next_prime(size)));
-    } else if slots <= backends {
-        findings.error(at, format!("table_size = {size} is too small for {backends} backends; give at least {enough}"));
-    } else if slots < backends.saturating_mul(SLOTS_PER_BACKEND) && size < enough {
-        findings.warn(
-            at,
-            format!(
-                "table_size = {size} is below {SLOTS_PER_BACKEND} slots for each of {backends} backends, so their shares \
-                 become uneven; give at least {enough}"
-            ),
+    let enough = enough_slots(backends);
+    if is_prime(size) && size as usize > backends && size < enough {
+        let text = format!(
+            "table_size = {size} is below {SLOTS_PER_BACKEND} slots for each of {backends} backends, so their shares become \
+             uneven; give at least {enough}"
         );
+        findings.warn(at, text);
     }
 }
 
@@ -289,9 +282,6 @@ fn backend(
     let (ip, port) = address.value;
     let front = front?;
     let socket = SocketAddr::new(ip, port.unwrap_or(front.address.port()));
-    if let Err(error) = fits(front, &name.value, socket) {
-        findings.error(address.at, error);
-    }
     if let Some(check) = &check {
         needs_port(check, socket.port(), findings);
         via_fits(check, front.forwarding, findings);
@@ -308,65 +298,4 @@ fn backend(
             check: check.map(|check| check.value),
         },
     })
-}
-
-fn hashed_alike(backends: &[PlacedBackend], findings: &mut Findings<'_>) {
-    let configs: Vec<BackendConfig> = backends.iter().map(|backend| backend.config.clone()).collect();
-    if let Some((first, second)) = renames::hashed_alike(&configs)
-        && first.name != second.name
-    {
-        let at =
-            backends.iter().find(|backend| backend.config.name == second.name).map_or(0, |backend| backend.name_at);
-        findings.error(at, renames::text(first, second));
-    }
-}
-
-/// Whether the service's packets can be forwarded to `backend`.
-fn fits(front: Front, name: &str, backend: SocketAddr) -> Result<(), String> {
-    let (vip, mode) = (front.address, forwarding_word(front.forwarding));
-    if backend.ip() == vip.ip() {
-        return Err(format!(
-            "the address of backend {name:?} is the service's own {}; give the server's own",
-            vip.ip()
-        ));
-    }
-    let tunnel = matches!(front.forwarding, Forwarding::Ipip | Forwarding::Gue);
-    if backend.is_ipv4() != vip.is_ipv4() && !tunnel {
-        let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
-        return Err(format!(
-            "backend {name:?} has the address {}, which {mode} cannot reach from {}; give an {family} address",
-            backend.ip(),
-            vip.ip()
-        ));
-    }
-    match (front.forwarding, vip.port(), backend.port()) {
-        (_, front_port, port) if front_port == port => Ok(()),
-        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, 0, port) => Err(format!(
-            "backend {name:?} has port {port}, and {mode} cannot change the client's port; leave the port out"
-        )),
-        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, front_port, port) => Err(format!(
-            "backend {name:?} has port {port}, and {mode} cannot change the service's {front_port}; leave the port out, or use \
-             forwarding = \"nat\""
-        )),
-        (Forwarding::Nat, 0, port) => Err(format!(
-            "backend {name:?} has port {port}, and a service with every port cannot change it; leave the port out"
-        )),
-        (Forwarding::Nat, _, 0) => Err(format!(
-            "backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535"
-        )),
-        (Forwarding::Nat, _, _) => Ok(()),
-    }
-}
-
-fn duplicate_names(backends: &[PlacedBackend], findings: &mut Findings<'_>) {
-    let mut seen = HashMap::new();
-    for backend in backends {
-        if let Some(first) = seen.insert(backend.config.name.as_str(), backend.name_at) {
-            let line = findings.line(first);
-            findings.error(
-                backend.name_at,
-                format!("the backend name {:?} is taken on line {line}; choose another", backend.config.name),
-            );
-        }
-    }
 }

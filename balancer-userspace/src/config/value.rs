@@ -12,7 +12,7 @@ use balancer_common::client::HashKey;
 use ipnet::IpNet;
 
 use super::model::StatusRanges;
-use crate::config::names::BackendName;
+use super::names::{BackendName, nearest};
 
 /// The longest duration there is.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -32,22 +32,10 @@ pub(crate) fn quoted(text: &str) -> String {
     }
 }
 
-/// The word of `known` that is so near `word` that it is probably meant.
-pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let lower = word.to_lowercase();
-    let nearest = known
-        .iter()
-        .filter(|candidate| lower.len() <= 2 * candidate.len())
-        .map(|candidate| (strsim::osa_distance(&lower, candidate), candidate))
-        .filter(|&(distance, candidate)| distance <= (candidate.len() / 3).max(1))
-        .min();
-    nearest.map(|(_, candidate)| *candidate)
-}
-
 /// `did you mean "…"?` where one of `known` is near `word`, else the whole list under the heading `what`.
 pub(crate) fn hint(word: &str, known: &[&str], what: &str) -> String {
-    match nearest(word, known) {
-        Some(candidate) => format!("did you mean {candidate:?}?"),
+    match nearest(word, known.iter().copied()) {
+        Some(nearest) => format!("did you mean {nearest:?}?"),
         None => format!("{what}: {}", known.join(", ")),
     }
 }
@@ -138,18 +126,15 @@ pub(crate) fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
             quoted(text)
         ));
     };
-    match unusable(ip) {
-        Some(kind) => Err(format!("the address {ip} is {kind}; give the unicast address of one host")),
-        None => Ok((ip, port)),
-    }
+    usable(ip).map(|()| (ip, port))
 }
 
-/// Why no packet from another host can be for `ip`, or be sent on to it.
-fn unusable(ip: IpAddr) -> Option<&'static str> {
+/// Whether packets from another host can be for `ip`, or be sent on to it.
+pub(super) fn usable(ip: IpAddr) -> Result<(), String> {
     let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    [
+    let kind = [
         (ip.is_unspecified(), "the wildcard"),
         (ip.is_multicast(), "multicast"),
         (broadcast, "broadcast"),
@@ -158,7 +143,11 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
         (mapped, "an IPv4 address in IPv6 form"),
     ]
     .into_iter()
-    .find_map(|(is, kind)| is.then_some(kind))
+    .find_map(|(is, kind)| is.then_some(kind));
+    match kind {
+        Some(kind) => Err(format!("the address {ip} is {kind}; give the unicast address of one host")),
+        None => Ok(()),
+    }
 }
 
 /// A VIP with its port; 0 is every port.

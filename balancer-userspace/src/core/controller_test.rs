@@ -10,12 +10,13 @@ use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 
 use crate::{
     config::{
+        fixture::{KEY, address, backend, config, name, now, service, web},
         model::{CheckConfig, CheckKind, ServiceConfig, WhenAllDown},
         states::{Admin, BackendState, Forced},
     },
     core::{
         controller::Controller,
-        fixture::{KEY, address, backend, config, name, next_hop, now, service, web},
+        fixture::next_hop,
         health::Health,
         io::{BackendId, Change, CheckOutcome, CheckSpec, Command, Event, Refused, ReportLevel},
         service::Service,
@@ -550,7 +551,7 @@ fn ids_are_reused_last() {
 #[test]
 fn a_first_configuration_that_cannot_work_serves_nothing() {
     let (bench, commands) = Bench::new(vec![web(), web()]);
-    assert_eq!(lines(&commands), ["nothing is served: service web is there twice: names must differ"]);
+    assert_eq!(lines(&commands), ["nothing is served: the service name \"web\" is taken; choose another"]);
     assert!(bench.controller.services().is_empty());
 }
 

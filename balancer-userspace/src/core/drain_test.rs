@@ -7,12 +7,12 @@ use balancer_common::verdict::MoveCause;
 
 use crate::{
     config::{
+        fixture::{name, web},
         model::ServiceConfig,
         states::{Admin, BackendState},
     },
     core::{
         controller_test::{Bench, kinds, lines},
-        fixture::{name, web},
         io::{BackendId, Change, CheckOutcome, Command, Event},
         service::Backend,
     },

@@ -2,12 +2,13 @@
 
 use crate::{
     config::{
+        fixture::{address, name, web},
         model::CheckKind,
         states::{BackendState, Forced},
     },
     core::{
         controller_test::{Bench, kinds},
-        fixture::{address, name, next_hop, web},
+        fixture::next_hop,
         io::{CheckOutcome, Event},
     },
 };

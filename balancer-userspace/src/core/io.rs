@@ -17,8 +17,9 @@ use ipnet::IpNet;
 use crate::{
     config::{
         model::{CheckConfig, Config, Failback, Protocol},
-        names::BackendName,
+        names::{BackendName, nearest},
         states::{Admin, Forced},
+        validate::Problem,
     },
     core::{health::Health, rules::Action},
 };
@@ -198,6 +199,25 @@ pub enum Refused {
     Unsaved(String),
 }
 
+impl Refused {
+    /// [`Refused::NotFound`] for `name`, with the nearest of the names there are.
+    #[must_use]
+    pub fn not_found<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Self {
+        Self::NotFound(match (nearest(name, known.clone()), { known }.next()) {
+            (Some(nearest), _) => format!("no {what} {name:?}: did you mean {nearest:?}?"),
+            (None, Some(example)) => format!("no {what} {name:?}: there is {example:?}, for example"),
+            (None, None) => format!("no {what} {name:?}: there are none"),
+        })
+    }
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        let text = problem.to_string();
+        if problem.is_conflict() { Self::Conflict(text) } else { Self::Invalid(text) }
+    }
+}
+
 /// Something for the shell to do, in the order given.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
@@ -361,4 +381,18 @@ pub enum ReportLevel {
     Info,
     /// Somebody should look.
     Warn,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_suggested() {
+        let hint =
+            |name, known: &[&'static str]| Refused::not_found("service", name, known.iter().copied()).to_string();
+        assert_eq!(hint("wbe", &["api", "web"]), "no service \"wbe\": did you mean \"web\"?");
+        assert_eq!(hint("mail", &["web"]), "no service \"mail\": there is \"web\", for example");
+        assert_eq!(hint("mail", &[]), "no service \"mail\": there are none");
+    }
 }

@@ -131,13 +131,11 @@ mod tests {
     use super::*;
     use crate::{
         config::{
+            fixture::{KEY, config, name, now, service, web},
             model::{ClientPrefix, WhenAllDown},
             states::Admin,
         },
-        core::{
-            fixture::{KEY, config, name, now, service, web},
-            io::Change,
-        },
+        core::io::Change,
     };
 
     fn locate(controller: &Controller, address: &str, service: Option<&str>) -> Result<Vec<Located>, Refused> {

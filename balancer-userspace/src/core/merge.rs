@@ -5,13 +5,11 @@
 
 use std::collections::HashMap;
 
-use crate::{
-    config::{
-        model::{BackendConfig, ServiceConfig},
-        names::BackendName,
-        renames::Named as _,
-    },
-    core::validate,
+use crate::config::{
+    model::{BackendConfig, ServiceConfig},
+    names::BackendName,
+    renames::Named as _,
+    validate,
 };
 
 /// What comes of a merge.
@@ -203,14 +201,15 @@ mod tests {
     use balancer_common::map_types::Forwarding;
 
     use super::*;
-    use crate::core::fixture::service;
+    use crate::config::fixture::service;
 
     /// A service of `NAME ADDRESS WEIGHT` lines; a name with `-` at its end is being removed.
     fn web(backends: &[&str]) -> Vec<ServiceConfig> {
         let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &[]);
         for line in backends {
             let [name, host, weight] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
-            let mut backend = crate::core::fixture::backend(name.trim_end_matches('-'), &format!("10.0.0.{host}:8080"));
+            let mut backend =
+                crate::config::fixture::backend(name.trim_end_matches('-'), &format!("10.0.0.{host}:8080"));
             backend.weight = weight.parse().unwrap();
             web.backends.push(backend);
         }

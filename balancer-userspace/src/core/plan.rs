@@ -330,11 +330,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{model::ServiceConfig, states::Admin},
-        core::{
-            controller_test::Bench,
-            fixture::{backend, config, name, next_hop, service, web},
+        config::{
+            fixture::{backend, config, name, service, web},
+            model::ServiceConfig,
+            states::Admin,
         },
+        core::{controller_test::Bench, fixture::next_hop},
     };
 
     #[test]

@@ -159,7 +159,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::core::fixture::now;
+    use crate::config::fixture::now;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()

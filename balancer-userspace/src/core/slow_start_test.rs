@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::{
     config::{
+        fixture::{address, name, web},
         model::ServiceConfig,
         states::{Admin, BackendState, Forced},
     },
     core::{
         controller_test::{Bench, kinds, lines},
-        fixture::{address, name, next_hop, web},
+        fixture::next_hop,
         io::{Command, Event},
     },
 };

@@ -56,7 +56,7 @@ pub struct SavedState {
     pub next_hops: Vec<(IpAddr, Hop)>,
     /// What backends that are gone for good have counted, by service and name. Filled by the shell.
     #[serde(default)]
-    pub departed: BTreeMap<u16, BTreeMap<String, Counters>>,
+    pub departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
 }
 
 /// A service.
@@ -156,7 +156,7 @@ pub struct SavedGone {
 
 /// What a backend has counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Counters {
+pub struct SavedCounters {
     /// Packets forwarded.
     pub packets: u64,
     /// Bytes of those.

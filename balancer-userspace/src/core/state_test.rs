@@ -4,13 +4,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::{
     config::{
+        fixture::{KEY, backend, config, name, web},
         model::ServiceConfig,
         states::{Admin, BackendState},
     },
     core::{
         controller::Controller,
         controller_test::{Bench, lines},
-        fixture::{KEY, backend, config, name, next_hop, web},
+        fixture::next_hop,
         io::{Change, Command, Event},
         state::{Clocks, SavedState},
     },
@@ -120,7 +121,10 @@ fn a_state_that_contradicts_itself_is_refused() {
     let spoilt: [(Spoil, &str); 4] = [
         (|state| state.services[0].backends[1].id = state.services[0].backends[0].id, "another's"),
         (|state| state.services[0].backends[1].id.0 = 0, "out of range"),
-        (|state| state.services[0].backends[1].config.name = "web1".to_owned(), "twice"),
+        (
+            |state| state.services[0].backends[1].config.name = "web1".to_owned(),
+            "service web: the backend name \"web1\" is taken",
+        ),
         (|state| state.services.push(state.services[0].clone()), "one id"),
     ];
     for (spoil, words) in spoilt {

@@ -8,8 +8,9 @@ use crate::{
     core::{
         io::{Change, Refused},
         plan::Planned,
+        snapshot::Snapshot,
     },
-    shell::{events::Events, keeper::Request, snapshot::Snapshot},
+    shell::{events::Events, keeper::Request},
 };
 
 /// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.

@@ -13,9 +13,9 @@ use tracing::{info, warn};
 use crate::{
     config::model::XdpMode,
     shell::{
-        dataplane::Decap,
+        dataplane::{Decap, privileges},
         interfaces::{self, Interface},
-        privileges, shutdown,
+        shutdown,
     },
 };
 

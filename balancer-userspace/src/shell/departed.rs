@@ -11,7 +11,7 @@ use balancer_common::map_types::BackendStats;
 use crate::{
     core::{
         io::ServiceId,
-        state::{Clocks, Counters},
+        state::{Clocks, SavedCounters},
     },
     shell::dataplane::batch,
 };
@@ -41,20 +41,21 @@ struct Row {
 
 impl Departed {
     /// Goes on from the state file.
-    pub(super) fn restore(kept: BTreeMap<u16, BTreeMap<String, Counters>>, clocks: Clocks) -> Self {
-        let row = |counters: Counters| Row {
+    pub(super) fn restore(kept: BTreeMap<u16, BTreeMap<String, SavedCounters>>, clocks: Clocks) -> Self {
+        let row = |counters: SavedCounters| Row {
             stats: stats(&counters),
             since: counters.since.map_or(clocks.now, |since| clocks.instant(since).min(clocks.now)),
         };
-        let rows = |rows: BTreeMap<String, Counters>| rows.into_iter().map(|(name, counters)| (name, row(counters)));
+        let rows =
+            |rows: BTreeMap<String, SavedCounters>| rows.into_iter().map(|(name, counters)| (name, row(counters)));
         let services = kept.into_iter().map(|(service, of)| (ServiceId(service), rows(of).collect())).collect();
         Self { services, summed: None }
     }
 
     /// For the state file.
-    pub(super) fn export(&self, clocks: Clocks) -> BTreeMap<u16, BTreeMap<String, Counters>> {
+    pub(super) fn export(&self, clocks: Clocks) -> BTreeMap<u16, BTreeMap<String, SavedCounters>> {
         let counted = |(name, row): (&String, &Row)| {
-            (name.clone(), Counters { since: Some(clocks.moment(row.since)), ..counters(&row.stats) })
+            (name.clone(), SavedCounters { since: Some(clocks.moment(row.since)), ..counters(&row.stats) })
         };
         self.services.iter().map(|(service, rows)| (service.0, rows.iter().map(counted).collect())).collect()
     }
@@ -108,8 +109,8 @@ impl Departed {
     }
 }
 
-fn counters(stats: &BackendStats) -> Counters {
-    Counters {
+fn counters(stats: &BackendStats) -> SavedCounters {
+    SavedCounters {
         packets: stats.packets,
         bytes: stats.bytes,
         connections: stats.connections,
@@ -120,7 +121,7 @@ fn counters(stats: &BackendStats) -> Counters {
 }
 
 /// Counters that are new since it was written are 0.
-fn stats(counters: &Counters) -> BackendStats {
+fn stats(counters: &SavedCounters) -> BackendStats {
     let mut stats = BackendStats {
         packets: counters.packets,
         bytes: counters.bytes,
@@ -139,7 +140,7 @@ mod tests {
     use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
 
     use super::*;
-    use crate::core::fixture;
+    use crate::config::fixture;
 
     const WEB: ServiceId = ServiceId(3);
     const MINUTE: Duration = Duration::from_secs(60);
@@ -222,7 +223,7 @@ mod tests {
         assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER], sum(&departed)));
 
         // As written before rows had an age.
-        let before: BTreeMap<u16, BTreeMap<String, Counters>> = serde_json::from_str(
+        let before: BTreeMap<u16, BTreeMap<String, SavedCounters>> = serde_json::from_str(
             r#"{"3":{"web9":{"packets":9,"bytes":90,"connections":3,"decisions":[1],"moves":[]}}}"#,
         )
         .unwrap();

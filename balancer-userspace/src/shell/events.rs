@@ -37,13 +37,13 @@ pub struct Events(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    kept: Mutex<Kept>,
+    kept: Mutex<Ring>,
     newest: watch::Sender<Newest>,
     waiters: Semaphore,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct Ring {
     events: VecDeque<EventView>,
     file: Option<EventFile>,
 }
@@ -89,7 +89,7 @@ impl Events {
         let sequence = events.back().map_or(0, |event| event.sequence);
         let newest = watch::Sender::new(Newest { sequence, closed: false });
         Self(Arc::new(Shared {
-            kept: Mutex::new(Kept { events, file }),
+            kept: Mutex::new(Ring { events, file }),
             newest,
             waiters: Semaphore::const_new(WAITERS),
         }))
@@ -205,7 +205,7 @@ impl Events {
         EventsView { events, missed, next }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, Ring> {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,6 @@
 //! The machine's network interfaces, as rtnetlink shows them.
 
+use crate::config::names::nearest;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -138,13 +139,10 @@ pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Int
 fn suggestion(name: &str, links: &[Link]) -> String {
     let mut usable: Vec<&str> = links.iter().filter(|link| link.mac.is_some()).map(|link| link.name.as_str()).collect();
     usable.sort_unstable();
-    let nearest = usable.iter().min_by_key(|candidate| strsim::damerau_levenshtein(name, candidate));
-    match nearest {
-        None => ": this machine has no Ethernet interface".to_owned(),
-        Some(nearest) if strsim::damerau_levenshtein(name, nearest) <= 2 => {
-            format!(": did you mean {nearest}? There are: {}", usable.join(", "))
-        }
-        Some(_) => format!(": there are: {}", usable.join(", ")),
+    match nearest(name, usable.iter().copied()) {
+        _ if usable.is_empty() => ": this machine has no Ethernet interface".to_owned(),
+        Some(nearest) => format!(": did you mean {nearest}? There are: {}", usable.join(", ")),
+        None => format!(": there are: {}", usable.join(", ")),
     }
 }
 

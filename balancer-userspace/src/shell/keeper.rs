@@ -257,12 +257,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::names::BackendName,
-        core::{
-            controller::Controller,
+        config::{
             fixture::{KEY, config, now, web},
-            state::Clocks,
+            names::BackendName,
         },
+        core::{controller::Controller, state::Clocks},
     };
 
     /// Panics with the first state.

@@ -1,83 +1,26 @@
-//! How network devices lie upon each other: VLAN sub-interfaces and macvlans (VRRP's virtual MACs among them) upon what they
-//! are made from, bridges and bonds upon their parts. A frame that comes in by the lowest may be for any of them. Pure.
+//! How the links of this namespace lie upon each other. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use balancer_common::map_types::Mac;
 use netlink_packet_route::link::InfoKind;
 
-use super::interfaces::Link;
+use super::{dataplane::Layers, interfaces::Link};
 
-/// The devices of this namespace by index.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Layers(BTreeMap<u32, Device>);
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Device {
-    mac: Option<Mac>,
-    /// Directly upon it.
-    above: BTreeSet<u32>,
-}
-
-impl Layers {
-    /// Devices with nothing upon them.
-    #[must_use]
-    pub fn flat(devices: &[(u32, Mac)]) -> Self {
-        Self(
-            devices
-                .iter()
-                .map(|&(ifindex, mac)| (ifindex, Device { mac: Some(mac), above: BTreeSet::new() }))
-                .collect(),
-        )
-    }
-
-    /// Puts one device upon another.
-    pub fn put_upon(&mut self, lower: u32, upper: u32, mac: Mac) {
-        self.0.entry(upper).or_default().mac = Some(mac);
-        self.0.entry(lower).or_default().above.insert(upper);
-    }
-
-    pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Self {
-        let mut devices: BTreeMap<u32, Device> = BTreeMap::new();
-        let vrfs: BTreeSet<u32> =
-            links.clone().filter(|link| link.kind == Some(InfoKind::Vrf)).map(|link| link.ifindex).collect();
-        for link in links {
-            devices.entry(link.ifindex).or_default().mac = link.mac;
-            if let Some(lower) = link.lower.filter(|_| link.kind.as_ref().is_some_and(takes_frames_of_lower)) {
-                devices.entry(lower).or_default().above.insert(link.ifindex);
-            }
-            // A VRF is a table of routes, which several interfaces may have.
-            if let Some(master) = link.master.filter(|master| !vrfs.contains(master)) {
-                devices.entry(link.ifindex).or_default().above.insert(master);
-            }
+pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
+    let mut layers = Layers::default();
+    let vrfs: BTreeSet<u32> =
+        links.clone().filter(|link| link.kind == Some(InfoKind::Vrf)).map(|link| link.ifindex).collect();
+    for link in links {
+        layers.add(link.ifindex, link.mac);
+        if let Some(lower) = link.lower.filter(|_| link.kind.as_ref().is_some_and(takes_frames_of_lower)) {
+            layers.put_upon(lower, link.ifindex);
         }
-        Self(devices)
-    }
-
-    /// The destinations of frames that an interface takes: its own MAC first. `None`: it has none, or is not known.
-    #[must_use]
-    pub fn stations(&self, ifindex: u32) -> Option<(Mac, BTreeSet<Mac>)> {
-        let own = self.0.get(&ifindex)?.mac?;
-        let mut others: BTreeSet<Mac> =
-            self.with_above(ifindex).iter().filter_map(|above| self.0.get(above)?.mac).collect();
-        others.remove(&own);
-        Some((own, others))
-    }
-
-    /// Whether what leaves by one device may be answered by the other: one lies upon the other, or a third upon both.
-    #[must_use]
-    pub fn related(&self, one: u32, other: u32) -> bool {
-        !self.with_above(one).is_disjoint(&self.with_above(other))
-    }
-
-    fn with_above(&self, ifindex: u32) -> BTreeSet<u32> {
-        let mut found = BTreeSet::from([ifindex]);
-        let mut new = vec![ifindex];
-        while let Some(device) = new.pop().and_then(|ifindex| self.0.get(&ifindex)) {
-            new.extend(device.above.iter().copied().filter(|&above| found.insert(above)));
+        // A VRF is a table of routes, which several interfaces may have.
+        if let Some(master) = link.master.filter(|master| !vrfs.contains(master)) {
+            layers.put_upon(link.ifindex, master);
         }
-        found
     }
+    layers
 }
 
 /// Whether devices of this kind are given frames that their lower device receives. A `veth` names its peer as that, a
@@ -98,6 +41,8 @@ fn takes_frames_of_lower(kind: &InfoKind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use balancer_common::map_types::Mac;
+
     use crate::shell::neighbours::test_link as link;
 
     const fn mac(last: u8) -> Mac {
@@ -113,7 +58,7 @@ mod tests {
     }
 
     fn layers(links: &[Link]) -> Layers {
-        Layers::of(links.iter())
+        of(links.iter())
     }
 
     fn stations(links: &[Link], ifindex: u32) -> Vec<Mac> {

@@ -280,7 +280,7 @@ impl<T: Send + Sync + 'static> hyper::body::Body for Holding<T> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let held = |data| Bytes::from_owner(Held { data, _held: Arc::clone(&self.held) });
+        let held = |data| Bytes::from_owner(Lent { data, _held: Arc::clone(&self.held) });
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(held))))
     }
 
@@ -293,12 +293,12 @@ impl<T: Send + Sync + 'static> hyper::body::Body for Holding<T> {
     }
 }
 
-struct Held<T> {
+struct Lent<T> {
     data: Bytes,
     _held: Arc<T>,
 }
 
-impl<T> AsRef<[u8]> for Held<T> {
+impl<T> AsRef<[u8]> for Lent<T> {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }

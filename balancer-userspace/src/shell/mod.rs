@@ -1,9 +1,7 @@
 //! The tokio shell round the core: sockets, netlink, maps.
 
 pub mod api_server;
-mod bpffs;
 pub mod call;
-pub mod changes;
 pub mod dataplane;
 pub mod decap;
 mod departed;
@@ -17,7 +15,6 @@ mod listener;
 pub mod metrics;
 pub mod neighbours;
 pub mod owner;
-pub mod privileges;
 pub mod prober;
 mod puzzles;
 mod reload;
@@ -25,7 +22,6 @@ mod resume;
 pub mod run;
 pub mod service_manager;
 pub mod shutdown;
-pub mod snapshot;
 pub mod state_file;
 pub mod statistics;
 pub mod supervisor;

@@ -25,14 +25,14 @@ use crate::{
         controller::Controller,
         held::Held,
         io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
+        last_changes::LastChanges,
         locate::Why,
         plan::{Plan, Planned},
         report,
         service::{Backend, Service},
-        state::{Clocks, Counters, SavedState},
+        state::{Clocks, SavedCounters, SavedState},
     },
     shell::{
-        changes::Changes,
         dataplane::{Dataplane, Forgotten, KnownClients},
         departed::Departed,
         events::{Events, subject},
@@ -73,7 +73,7 @@ pub struct Owner<D> {
     /// Which service each backend's counters belong to, and the backend's name.
     owners: HashMap<BackendId, (ServiceId, String)>,
     departed: Departed,
-    changes: Changes,
+    last_changes: LastChanges,
     /// Where the clocks of client memory began.
     started: Instant,
     /// Whether something has happened since somebody asked.
@@ -97,7 +97,7 @@ impl<D: Dataplane> Owner<D> {
             builds: HashMap::new(),
             owners: HashMap::new(),
             departed: Departed::default(),
-            changes: Changes::default(),
+            last_changes: LastChanges::default(),
             started: Instant::now(),
             changed: false,
             held: Held::default(),
@@ -107,7 +107,7 @@ impl<D: Dataplane> Owner<D> {
     }
 
     /// Goes on counting for backends that are gone, where another process has ended.
-    pub fn take_over_departed(&mut self, departed: BTreeMap<u16, BTreeMap<String, Counters>>) {
+    pub fn take_over_departed(&mut self, departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>) {
         self.departed = Departed::restore(departed, clocks());
     }
 
@@ -172,7 +172,7 @@ impl<D: Dataplane> Owner<D> {
         }
         self.dataplane.adopt(&backends, &ruled)?;
         self.execute(commands, started)?;
-        self.changes.begin(&self.controller);
+        self.last_changes.begin(&self.controller);
         let forgotten = std::mem::take(&mut self.forgotten);
         if forgotten > 0 {
             self.events.note(&format!("the configuration has changed{}", report::clients_forgotten(forgotten)));
@@ -230,7 +230,7 @@ impl<D: Dataplane> Owner<D> {
         let now = Instant::now();
         let commands = self.controller.handle_all(events, now.into_std());
         self.changed |= !commands.is_empty();
-        self.changes.note(&commands, None, &self.controller);
+        self.last_changes.note(&commands, None, &self.controller, now.into_std());
         if let Err(error) = self.execute(commands, now) {
             error!("{error:#}; writing the whole state again");
             self.resync();
@@ -250,11 +250,11 @@ impl<D: Dataplane> Owner<D> {
         let added = matches!(change, Change::Add { .. });
         let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
         let (mut message, commands) = self.controller.change(change, now.into_std())?;
-        let changes = self.changes.clone();
-        self.changes.note(&commands, Some(&message), &self.controller);
+        let last_changes = self.last_changes.clone();
+        self.last_changes.note(&commands, Some(&message), &self.controller, now.into_std());
         if let Err(error) = self.execute(commands, now) {
             self.controller.undo(before);
-            self.changes = changes;
+            self.last_changes = last_changes;
             self.resync();
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }

@@ -17,7 +17,7 @@ use crate::{
     core::{
         controller::Controller,
         keys,
-        state::{Clocks, Counters, SavedState},
+        state::{Clocks, SavedCounters, SavedState},
     },
 };
 
@@ -25,7 +25,7 @@ use crate::{
 pub(super) struct Resumed {
     pub(super) controller: Controller,
     /// What backends that are gone have counted.
-    pub(super) departed: BTreeMap<u16, BTreeMap<String, Counters>>,
+    pub(super) departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
     pub(super) file: StateFile,
 }
 

@@ -34,7 +34,7 @@ use crate::{
     shell::{
         api_server::{self, ControlSocket},
         call::Call,
-        dataplane::{Capacity, KernelDataplane, Pins},
+        dataplane::{Capacity, KernelDataplane, Pins, privileges},
         events::Events,
         host::{Host, Prepared, Surroundings},
         interfaces,
@@ -42,7 +42,6 @@ use crate::{
         metrics,
         neighbours::Neighbours,
         owner::{Forgetting, Owner},
-        privileges,
         prober::Prober,
         puzzles, reload,
         resume::{Resumed, resume},
@@ -121,7 +120,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         puzzles::read(&mut dataplane, &supervisor)?;
     }
     dataplane.sample_every(config.statistics.sample_interval);
-    let mut wanted = Wanted::new(neighbours_wanted)?;
+    let mut wanted = NeighbourRing::new(neighbours_wanted)?;
 
     let (events_in, mut events) = mpsc::channel(EVENTS);
     let (calls_in, mut calls) = mpsc::channel(CALLS);
@@ -297,7 +296,7 @@ fn answer(
     owner: &mut Owner<KernelDataplane>,
     keeper: &mut Keeper,
     host: &Host,
-    passes: &mut VecDeque<Pass>,
+    passes: &mut VecDeque<ForgettingPass>,
     statistics: &Arc<Statistics>,
     call: Call,
 ) {
@@ -306,7 +305,7 @@ fn answer(
             let _ = reply.send(owner.forget(&query, uid));
         }
         Call::ForgetAll { backend, uid, reply } => match owner.forget_all(backend, uid) {
-            Ok(forgetting) => passes.push_back(Pass { forgetting, reply }),
+            Ok(forgetting) => passes.push_back(ForgettingPass { forgetting, reply }),
             Err(refused) => {
                 let _ = reply.send(Err(refused));
             }
@@ -386,13 +385,13 @@ fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, (request, pre
 }
 
 /// A backend's clients being forgotten, and who wants to know.
-struct Pass {
+struct ForgettingPass {
     forgetting: Forgetting,
     reply: oneshot::Sender<Result<ForgottenView, Refused>>,
 }
 
 /// Goes on with the first pass, by about a millisecond's work.
-fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDeque<Pass>) {
+fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDeque<ForgettingPass>) {
     let Some(mut pass) = passes.pop_front() else { return };
     match owner.forget_more(&mut pass.forgetting) {
         Some(view) => {
@@ -454,9 +453,9 @@ impl Joining {
 }
 
 /// The neighbours that the kernel program asks for.
-struct Wanted(AsyncFd<RingBuf<MapData>>);
+struct NeighbourRing(AsyncFd<RingBuf<MapData>>);
 
-impl Wanted {
+impl NeighbourRing {
     fn new(ring: RingBuf<MapData>) -> anyhow::Result<Self> {
         // SAFETY: the ring buffer owns its descriptor, which stays the same and open for as long as it lives.
         Ok(Self(unsafe { AsyncFd::register(ring) }.context("watching the ring buffer")?))

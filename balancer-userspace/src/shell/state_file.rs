@@ -249,10 +249,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::core::{
-        controller::Controller,
-        fixture::{KEY, config, now, web},
-        state::Clocks,
+    use crate::{
+        config::fixture::{KEY, config, now, web},
+        core::{controller::Controller, state::Clocks},
     };
 
     fn state(generation: u64) -> SavedState {

@@ -28,11 +28,11 @@ use crate::{
     core::{
         history::{Counted, History, STEP},
         io::{BackendId, ServiceId},
+        snapshot::{ServiceSnapshot, Snapshot},
         top::{By, Top, client_of},
     },
     shell::{
         call::{Call, Calls},
-        snapshot::{ServiceSnapshot, Snapshot},
         supervisor::Supervisor,
     },
 };

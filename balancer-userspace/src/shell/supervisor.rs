@@ -2,6 +2,7 @@
 //! the reason: with `on_exit = "keep"` the kernel goes on steering, and a service manager starts another balancer. One
 //! that went on without health checks, or without its control socket, would look well and be of no use.
 
+use crate::shell::dataplane::Threads;
 use std::{
     any::Any,
     io,
@@ -70,7 +71,7 @@ impl Supervisor {
         T: Send + 'static,
         F: Future<Output = anyhow::Result<T>> + Send + 'static,
     {
-        let (told, wanted) = (self.0.clone(), Wanted::default());
+        let (told, wanted) = (self.0.clone(), Expected::default());
         let theirs = wanted.clone();
         let inner = tokio::spawn(task);
         let abort = inner.abort_handle();
@@ -92,7 +93,7 @@ impl Supervisor {
     /// # Errors
     /// When there can be no more threads.
     pub fn thread(&self, what: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
-        let (told, wanted) = (self.0.clone(), Wanted::default());
+        let (told, wanted) = (self.0.clone(), Expected::default());
         let theirs = wanted.clone();
         // The kernel keeps fifteen bytes of a name.
         let handle =
@@ -108,11 +109,17 @@ impl Supervisor {
     }
 }
 
+impl Threads for Supervisor {
+    fn start(&self, what: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        self.thread(what, work).map(drop)
+    }
+}
+
 /// Whether somebody wants it to end.
 #[derive(Clone, Debug, Default)]
-struct Wanted(Arc<AtomicBool>);
+struct Expected(Arc<AtomicBool>);
 
-impl Wanted {
+impl Expected {
     fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -128,7 +135,7 @@ impl Wanted {
 /// A running task. It goes on when this is dropped.
 #[derive(Debug)]
 pub struct Task<T> {
-    wanted: Wanted,
+    wanted: Expected,
     abort: AbortHandle,
     outer: JoinHandle<Option<T>>,
 }
@@ -155,7 +162,7 @@ impl<T> Task<T> {
 /// A running thread. It goes on when this is dropped.
 #[derive(Debug)]
 pub struct Thread {
-    wanted: Wanted,
+    wanted: Expected,
     handle: thread::JoinHandle<()>,
 }
 

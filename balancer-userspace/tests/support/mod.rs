@@ -18,13 +18,13 @@ use balancer::{
         io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
         plan::{Planned, PlannedMove, PlannedService},
         rules::Action,
+        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
     },
     shell::{
         api_server::{ControlSocket, serve},
         call::Call,
         events::Events,
         keeper::Request,
-        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
     },
 };
 use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
@@ -265,7 +265,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         backends,
     };
     Snapshot {
-        memory: balancer::shell::snapshot::MemorySnapshot::default(),
+        memory: balancer::core::snapshot::MemorySnapshot::default(),
         interfaces: vec![InterfaceSnapshot {
             name: "eth0".to_owned(),
             ifindex: 2,

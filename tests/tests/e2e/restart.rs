@@ -11,7 +11,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use balancer_common::{
-    kept::Notes,
+    kept::NotesRow,
     map_types::{Forwarding, LAYOUT_VERSION},
 };
 use balancer_tests::{
@@ -214,7 +214,7 @@ fn pins(site: &Site) -> std::path::PathBuf {
 
 fn rewrite_notes(site: &Site, from: &str, to: &str) {
     let map = MapData::from_pin(pins(site).join("NOTES")).unwrap();
-    let mut notes: Array<_, Notes> = Map::Array(map).try_into().unwrap();
+    let mut notes: Array<_, NotesRow> = Map::Array(map).try_into().unwrap();
     let mut row = notes.get(&0, 0).unwrap();
     let text = String::from_utf8(row.text.as_flattened().to_vec()).unwrap();
     assert!(text.contains(from), "{text}");

@@ -70,7 +70,8 @@ fn an_interface_may_have_several_stations() {
         let upon = |mac, others: &[Mac]| {
             let mut layers = Layers::flat(&[(rig.in_ifindex, mac), (rig.out_ifindex, OUT_MAC)]);
             for (index, &other) in others.iter().enumerate() {
-                layers.put_upon(rig.in_ifindex, 1000 + index as u32, other);
+                layers.add(1000 + index as u32, Some(other));
+                layers.put_upon(rig.in_ifindex, 1000 + index as u32);
             }
             layers
         };
@@ -171,8 +172,9 @@ fn ports_of_one_bridge_are_one_way_in() {
         let (usual, other) = (rig.in_ifindex, rig.out_ifindex);
         let by = |rig: &Rig, ifindex| goes_on(rig, ifindex, "10.0.0.21:8080", "203.0.113.7:40000");
         let mut layers = Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]);
-        layers.put_upon(usual, 1000, IN_MAC);
-        layers.put_upon(other, 1000, IN_MAC);
+        layers.add(1000, Some(IN_MAC));
+        layers.put_upon(usual, 1000);
+        layers.put_upon(other, 1000);
         rig.set_layers(layers);
         assert!(by(&rig, usual) && by(&rig, other));
         rig.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));

@@ -13,6 +13,7 @@ use crate::{
         names::BackendName,
         renames::{self, under_new_names},
         states::Admin,
+        validate,
     },
     core::{
         ids::Ids,
@@ -20,7 +21,6 @@ use crate::{
         merge::merge,
         service::{Backend, Service},
         table::Moves,
-        validate,
     },
     words::{counted, grouped},
 };

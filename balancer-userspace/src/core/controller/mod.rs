@@ -10,6 +10,7 @@ mod resync;
 mod rules;
 mod settings;
 mod settle;
+mod stage;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,7 +34,6 @@ use crate::{
         },
         next_hops::NextHops,
         service::{Backend, Service},
-        validate,
     },
     words::grouped,
 };
@@ -341,7 +341,7 @@ impl Controller {
         let backends = self.service(&name.service)?.backends();
         backends.iter().find(|backend| backend.name() == name.backend).ok_or_else(|| {
             let known = backends.iter().map(Backend::name);
-            validate::not_found(&format!("backend in service {}:", name.service), &name.backend, known)
+            Refused::not_found(&format!("backend in service {}:", name.service), &name.backend, known)
         })
     }
 
@@ -360,7 +360,7 @@ impl Controller {
     }
 
     fn no_service(&self, name: &str) -> Refused {
-        validate::not_found("service", name, self.services.iter().map(Service::name))
+        Refused::not_found("service", name, self.services.iter().map(Service::name))
     }
 
     /// Counts a check. Gives the service if its table may change by it.

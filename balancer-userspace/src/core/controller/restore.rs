@@ -6,14 +6,16 @@ use balancer_common::{client::HashKey, map_types::MAX_BACKENDS};
 
 use super::{Controller, Gone};
 use crate::{
-    config::model::{Config, ServiceConfig},
+    config::{
+        model::{Config, ServiceConfig},
+        validate,
+    },
     core::{
         ids::Ids,
         keys,
         next_hops::NextHops,
         service::Service,
         state::{Clocks, SavedGone, SavedState, VERSION},
-        validate,
     },
 };
 
@@ -95,6 +97,6 @@ fn consistent(state: &SavedState) -> Result<(), String> {
             return Err(format!("backend {name} has the id {}, which is out of range or another's", id.0));
         }
     }
-    validate::services(&configs).map_err(|refused| refused.to_string())?;
-    validate::services(&state.file).map_err(|refused| refused.to_string())
+    validate::services(&configs).map_err(|problem| problem.to_string())?;
+    validate::services(&state.file).map_err(|problem| problem.to_string())
 }

@@ -13,13 +13,13 @@ use balancer_common::{
 use super::plane::DataPlane;
 use crate::{
     config::{
+        fixture::KEY,
         model::{CheckKind, FailureAction, ServiceConfig, WhenAllDown},
         renames::Named as _,
         states::{Admin, BackendState, Forced},
     },
     core::{
         controller::Controller,
-        fixture::KEY,
         health::{FailureKind, Verdict},
         io::{BackendId, BackendSpec, CheckSpec, RuleAction},
         keys,

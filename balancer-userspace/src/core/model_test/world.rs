@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     config::{
+        fixture::{KEY, backend, check, config, now, service},
         model::{CheckKind, Failback, FailureAction, ServiceConfig, WhenAllDown},
         names::BackendName,
         renames::{Named as _, under_new_names},
@@ -23,7 +24,7 @@ use crate::{
     },
     core::{
         controller::Controller,
-        fixture::{KEY, backend, check, config, next_hop, now, service},
+        fixture::next_hop,
         io::{BackendId, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused, ServiceId},
         merge::merge,
         next_hops::Hop,

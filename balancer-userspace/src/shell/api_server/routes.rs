@@ -29,11 +29,10 @@ use crate::{
         },
     },
     config::{self, names::BackendName, states::Forced, value},
-    core::{io::Change, plan::clients_moved, rules::Action},
+    core::{io::Change, plan::clients_moved, rules::Action, snapshot::Snapshot},
     shell::{
         call::{Call, Calls},
         keeper::Request,
-        snapshot::Snapshot,
     },
 };
 
@@ -324,7 +323,7 @@ async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -
     let services = asked_for(snapshot(&calls).await?.services, |service| &service.name, query)?;
     let views = services.into_iter().flat_map(|service| {
         let name = service.name;
-        service.backends.into_iter().map(move |backend| backend.into_health(&name))
+        service.backends.into_iter().map(move |backend| HealthView::of(backend, &name))
     });
     Ok(Json(views.collect()))
 }

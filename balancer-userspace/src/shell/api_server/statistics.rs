@@ -5,7 +5,10 @@ use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr};
 use axum::{Json, extract::State};
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
 
-use super::routes::{Asked, Outcome, ServiceQuery, ask, no_service, snapshot};
+use super::{
+    failure::Failure,
+    routes::{Asked, Outcome, ServiceQuery, ask, no_service, snapshot},
+};
 use crate::{
     api::{
         model::ClientQuery,
@@ -13,15 +16,11 @@ use crate::{
     },
     core::{
         history::Counted,
+        snapshot::ServiceSnapshot,
         top::{By, Heavy},
     },
-    shell::{
-        call::{Call, Calls},
-        snapshot::ServiceSnapshot,
-    },
+    shell::call::{Call, Calls},
 };
-
-use super::failure::Failure;
 
 /// Clients listed where nobody says how many.
 const CLIENTS: usize = 10;

@@ -1,6 +1,6 @@
 //! What the kernel program must know of interfaces, and which backends' rows say that it must ask.
 
-use std::{mem::offset_of, sync::atomic::Ordering};
+use std::{collections::BTreeMap, mem::offset_of, sync::atomic::Ordering};
 
 use anyhow::Context as _;
 use aya::{
@@ -10,7 +10,9 @@ use aya::{
 use balancer_common::map_types::{BackendRow, Control, DEVICE_CARRIES_TAGS, FORWARDING_ASKS};
 
 use super::{backends::Backends, mapped::MappedArray};
-use crate::shell::neighbours::Devices;
+
+/// `DEVICE_*` of the interfaces that have some, by index.
+pub type Devices = BTreeMap<u32, u32>;
 
 pub(super) struct DeviceTable {
     map: HashMap<MapData, u32, u32>,

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::shell::supervisor::Supervisor;
+use super::threads::Threads;
 
 /// A grace period, by number: it is over with any later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,14 +43,11 @@ struct Periods {
 impl GracePeriods {
     /// # Errors
     /// When there can be no more threads.
-    pub(super) fn spawn(supervisor: &Supervisor) -> anyhow::Result<Self> {
+    pub(super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let theirs = Arc::clone(&shared);
-        supervisor
-            .thread("the wait for grace periods", move || {
-                let ending = Ending(theirs);
-                ending.0.serve();
-            })
+        let ending = Ending(Arc::clone(&shared));
+        threads
+            .start("the wait for grace periods", Box::new(move || ending.0.serve()))
             .context("cannot start the thread that waits for grace periods")?;
         Ok(Self(shared))
     }
@@ -130,11 +127,14 @@ fn wait_for_packets() {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+    use crate::shell::dataplane::threads::Unwatched;
 
     #[test]
     fn grace_periods_end_in_their_order() {
-        let periods = GracePeriods::spawn(&Supervisor::default()).unwrap();
+        let periods = GracePeriods::spawn(&Unwatched).unwrap();
         let (first, second) = (periods.begin(), periods.begin());
         assert!(first < second);
         periods.wait(second);
@@ -144,13 +144,19 @@ mod tests {
         assert!(periods.is_over(third));
     }
 
-    #[tokio::test]
-    async fn nobody_waits_for_a_thread_that_is_gone() {
-        let (supervisor, mut endings) = Supervisor::new();
-        let periods = GracePeriods::spawn(&supervisor).unwrap();
-        // As if it had panicked.
-        drop(Ending(Arc::clone(&periods.0)));
-        assert_eq!(endings.next().await.to_string(), "the wait for grace periods ended: without a reason");
+    /// Threads that end at once, as if they had panicked.
+    struct Lost;
+
+    impl Threads for Lost {
+        fn start(&self, _: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+            drop(work);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_is_gone() {
+        let periods = GracePeriods::spawn(&Lost).unwrap();
         let grace = periods.begin();
         periods.wait(grace);
     }

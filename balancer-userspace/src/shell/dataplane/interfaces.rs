@@ -12,7 +12,7 @@ use aya::maps::MapData;
 use balancer_common::map_types::{InterfaceRow, ReturnRow, STATIONS, interface_row, station};
 
 use super::mapped::MappedArray;
-use crate::{core::io::BackendId, shell::layers::Layers};
+use crate::{core::io::BackendId, shell::dataplane::Layers};
 
 /// How long replies may still come in as before once a backend's next hop is on another interface: its own routes may
 /// change later.

@@ -13,7 +13,7 @@ use aya::{
     Ebpf,
     maps::{Array, Map, MapData},
 };
-use balancer_common::kept::{BackendHistory, Notes as NotesRow, ServiceHistory};
+use balancer_common::kept::{BackendHistory, NotesRow, ServiceHistory};
 use bytemuck::Zeroable as _;
 
 use super::{
@@ -26,7 +26,7 @@ use crate::{
         io::{BackendId, ServiceId},
         state::SavedState,
     },
-    shell::host::HostChanges,
+    shell::dataplane::HostChanges,
 };
 
 /// What an earlier controller left, and what this one will leave.

@@ -41,12 +41,14 @@ use super::{
     capacity::{Capacity, NOBODY},
     clients::{ClientTable, KnownClients, Part},
     counters::{Counters, interface_multiplier},
-    devices::DeviceTable,
+    devices::{DeviceTable, Devices},
     grace::{Grace, GracePeriods},
     halves::Halves,
     handover,
+    host_changes::HostChanges,
     interfaces::{Interfaces, WaysIn},
     kept::{Kept, NotesWriter},
+    layers::Layers,
     load::load_program,
     mapped::MappedArray,
     memory::Memory,
@@ -55,10 +57,11 @@ use super::{
     rules::RuleTable,
     seen::Seen,
     tables::{Known, Tables},
+    threads::{Threads, Unwatched},
 };
-use crate::{
-    core::io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
-    shell::{host::HostChanges, layers::Layers, neighbours::Devices, snapshot::MemorySnapshot, supervisor::Supervisor},
+use crate::core::{
+    io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
+    snapshot::MemorySnapshot,
 };
 
 /// Entries looked at in one part of a sweep: about a millisecond's work.
@@ -117,7 +120,7 @@ impl KernelDataplane {
     /// # Errors
     /// When the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
-        Self::load_kept(capacity, ifindexes, None, false, &Supervisor::default())
+        Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
     }
 
     /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there. Whether it `tells` of
@@ -130,9 +133,9 @@ impl KernelDataplane {
         ifindexes: &[u32],
         pins: Option<Pins>,
         tells: bool,
-        supervisor: &Supervisor,
+        threads: &dyn Threads,
     ) -> anyhow::Result<Self> {
-        Self::load_limited(capacity, ifindexes, pins, tells, supervisor, Budgets::here())
+        Self::load_limited(capacity, ifindexes, pins, tells, threads, Budgets::here())
     }
 
     /// The same with other budgets for each CPU.
@@ -144,7 +147,7 @@ impl KernelDataplane {
         ifindexes: &[u32],
         pins: Option<Pins>,
         tells: bool,
-        supervisor: &Supervisor,
+        threads: &dyn Threads,
         budgets: Budgets,
     ) -> anyhow::Result<Self> {
         let notes = pins.as_ref().and_then(Pins::left);
@@ -198,7 +201,7 @@ impl KernelDataplane {
                 ..empty_control()
             },
         );
-        let grace_periods = Arc::new(GracePeriods::spawn(supervisor)?);
+        let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
         let mut this = Self {
             control,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,

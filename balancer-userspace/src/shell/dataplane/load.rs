@@ -11,7 +11,7 @@ use std::{
 use anyhow::anyhow;
 use aya::programs::{ProgramError, Xdp};
 
-use crate::shell::privileges;
+use crate::shell::dataplane::privileges;
 
 /// Has the kernel verify and take the program.
 ///

@@ -2,7 +2,8 @@
 
 mod attach;
 mod backends;
-pub(crate) mod batch;
+pub mod batch;
+mod bpffs;
 mod budgets;
 mod capacity;
 mod clients;
@@ -12,31 +13,38 @@ mod devices;
 mod grace;
 mod halves;
 mod handover;
+mod host_changes;
 mod interfaces;
 mod kept;
 mod kernel;
+mod layers;
 mod load;
 mod mapped;
 mod memory;
-pub(crate) mod offload;
+pub mod offload;
 mod pins;
 mod placement;
+pub mod privileges;
 mod regions;
 mod rows;
 mod rules;
 mod seen;
 mod tables;
+mod threads;
 
-pub use crate::shell::layers::Layers;
 pub use attach::{Attached, Attacher, Attachment};
 pub use batch::BackendCounters;
 pub use budgets::Budgets;
 pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
+pub use devices::Devices;
+pub use host_changes::{HostChanges, SwitchChange};
 pub use kept::{Histories, Kept, NotesWriter};
 pub use kernel::{HostEnds, KernelDataplane};
+pub use layers::Layers;
 pub use pins::{Notes, Pins};
+pub use threads::Threads;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -46,9 +54,9 @@ use balancer_common::{
 };
 use ipnet::IpNet;
 
-use crate::{
-    core::io::{BackendId, BackendSpec, RuleSpec, ServiceId, ServiceSpec},
-    shell::snapshot::MemorySnapshot,
+use crate::core::{
+    io::{BackendId, BackendSpec, RuleSpec, ServiceId, ServiceSpec},
+    snapshot::MemorySnapshot,
 };
 
 /// The compiled kernel program.

@@ -11,12 +11,12 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{Array, Map, MapData};
-use balancer_common::{kept::Notes as NotesRow, map_types::LAYOUT_VERSION};
+use balancer_common::{kept::NotesRow, map_types::LAYOUT_VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::{handover, kept::Histories};
-use crate::shell::{bpffs::Bpffs, host::HostChanges};
+use crate::shell::dataplane::{HostChanges, bpffs::Bpffs};
 
 /// Below the root of the BPF file system.
 const DIRECTORY: &str = "balancer";

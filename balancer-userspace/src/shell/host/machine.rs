@@ -13,17 +13,16 @@ use tokio::task::block_in_place;
 use tracing::{info, warn};
 
 use super::{
-    HostChanges, Target,
+    Target,
     announce::Announcer,
-    plan,
-    plan::On,
+    plan::{self, On},
     switches::Switches,
     vips::{self, Place},
 };
 use crate::{
     config::model::XdpMode,
     shell::{
-        dataplane::{Attached, Attacher, Attachment, HostEnds, NotesWriter, Pins, offload},
+        dataplane::{Attached, Attacher, Attachment, HostChanges, HostEnds, NotesWriter, Pins, offload},
         events::Events,
         interfaces::{self, Link},
     },
@@ -284,7 +283,7 @@ impl Machine {
     /// Forgets interfaces that are gone, takes note of new names, and gives those to attach to.
     fn not_entered(&mut self, target: &Target, links: &[Link]) -> Vec<(String, u32)> {
         let (there, on) = (names(links), self.on());
-        let plan::Interfaces { gone, leave: _, enter, renamed } =
+        let plan::InterfacePlan { gone, leave: _, enter, renamed } =
             plan::interfaces(&target.interfaces, &borrowed(&on), &there);
         for gone in self.attached.extract_if(.., |attached| gone.contains(&attached.at.ifindex)).collect::<Vec<_>>() {
             let name = gone.at.name.clone();

@@ -33,7 +33,7 @@ use tokio::{
 
 use tracing::warn;
 
-pub use self::{changes::HostChanges, scrapes::Listen};
+pub use self::{changes::put_back, scrapes::Listen};
 use self::{machine::Machine, scrapes::Scrapes};
 use super::{
     api_server::socket,
@@ -45,6 +45,7 @@ use super::{
 use crate::{
     config::model::{OnExit, XdpMode},
     core::controller::Controller,
+    shell::dataplane::HostChanges,
 };
 
 /// How often everything is looked at.

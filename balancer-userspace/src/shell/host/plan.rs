@@ -14,7 +14,7 @@ pub(super) struct On<'a> {
 
 /// What is to be done about interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Interfaces<'a> {
+pub(super) struct InterfacePlan<'a> {
     /// Indices that nobody has any more.
     pub(super) gone: Vec<u32>,
     /// Indices of those that are not wanted.
@@ -26,8 +26,8 @@ pub(super) struct Interfaces<'a> {
 }
 
 /// `there`: every interface of the network namespace.
-pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(String, u32)]) -> Interfaces<'a> {
-    let mut plan = Interfaces::default();
+pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(String, u32)]) -> InterfacePlan<'a> {
+    let mut plan = InterfacePlan::default();
     let exists = |ifindex: u32| there.iter().any(|&(_, other)| other == ifindex);
     let mut stays = BTreeSet::new();
     for name in wanted {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use serde::{Deserialize, Serialize};
+
+use crate::shell::dataplane::SwitchChange;
 
 const PROC_SYS: &str = "/proc/sys";
 
@@ -17,27 +18,18 @@ const PROC_SYS: &str = "/proc/sys";
 pub(super) struct Switches {
     root: PathBuf,
     /// In the order made.
-    changes: Vec<Change>,
+    changes: Vec<SwitchChange>,
     /// How many of them an earlier process made, which are not put back before this one has [settled](Self::settle).
     inherited: usize,
 }
 
-/// A switch that was changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// Below the root, e.g. `net/ipv4/conf/eth0/forwarding`.
-    key: String,
-    before: String,
-    after: String,
-}
-
 impl Switches {
     /// Goes on from the changes of an earlier process.
-    pub(super) fn new(inherited: Vec<Change>) -> Self {
+    pub(super) fn new(inherited: Vec<SwitchChange>) -> Self {
         Self::below(PROC_SYS.into(), inherited)
     }
 
-    fn below(root: PathBuf, inherited: Vec<Change>) -> Self {
+    fn below(root: PathBuf, inherited: Vec<SwitchChange>) -> Self {
         Self { root, inherited: inherited.len(), changes: inherited }
     }
 
@@ -76,7 +68,7 @@ impl Switches {
     }
 
     /// What was changed, in the order made.
-    pub(super) fn changes(&self) -> &[Change] {
+    pub(super) fn changes(&self) -> &[SwitchChange] {
         &self.changes
     }
 
@@ -160,12 +152,12 @@ impl Switches {
             // The interface was made anew, or somebody has switched it back.
             tracing::info!("{} set to {after} again", sysctl(key));
         } else {
-            self.changes.push(Change { key: key.to_owned(), before: before.to_owned(), after: after.to_owned() });
+            self.changes.push(SwitchChange { key: key.to_owned(), before: before.to_owned(), after: after.to_owned() });
         }
         Ok(())
     }
 
-    fn put_back(&self, change: &Change) {
+    fn put_back(&self, change: &SwitchChange) {
         if let Err(error) = restore(&self.root, change) {
             let name = sysctl(&change.key);
             tracing::warn!("{name} stays {} (was {}): {error:#}", change.after, change.before);
@@ -179,7 +171,7 @@ impl Drop for Switches {
     }
 }
 
-fn restore(root: &Path, change: &Change) -> anyhow::Result<()> {
+fn restore(root: &Path, change: &SwitchChange) -> anyhow::Result<()> {
     let path = root.join(&change.key);
     if !path.exists() {
         return Ok(());

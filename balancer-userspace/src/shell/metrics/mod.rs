@@ -24,9 +24,8 @@ use super::{
     call::{Call, Calls},
     events::Since,
     listener::{self, Limits, holding},
-    snapshot::Snapshot,
 };
-use crate::api::events::EventView;
+use crate::{api::events::EventView, core::snapshot::Snapshot};
 pub use render::render;
 
 /// What [`render()`] writes.
@@ -60,7 +59,7 @@ pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Whom to ask, and how many may.
 #[derive(Clone, Debug)]
-struct Scrapes {
+struct Pages {
     calls: Calls,
     answers: Arc<Semaphore>,
 }
@@ -76,21 +75,21 @@ pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: im
     } else {
         routes.route("/", get(async || "balancer: metrics are at /metrics\n"))
     };
-    let routes = routes.with_state(Scrapes { calls, answers: Arc::new(Semaphore::new(ANSWERS)) });
+    let routes = routes.with_state(Pages { calls, answers: Arc::new(Semaphore::new(ANSWERS)) });
     listener::serve(listener, LIMITS, |_| routes.clone(), shutdown).await
 }
 
-async fn metrics(State(scrapes): State<Scrapes>) -> Response {
+async fn metrics(State(scrapes): State<Pages>) -> Response {
     let show = |snapshot: &Snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response());
     scrapes.answer(show).await
 }
 
-async fn whole_page(State(scrapes): State<Scrapes>) -> Response {
+async fn whole_page(State(scrapes): State<Pages>) -> Response {
     let events = events(&scrapes.calls).await;
     scrapes.answer(move |snapshot| page::whole(snapshot, &events)).await
 }
 
-async fn page_numbers(State(scrapes): State<Scrapes>) -> Response {
+async fn page_numbers(State(scrapes): State<Pages>) -> Response {
     let events = events(&scrapes.calls).await;
     scrapes.answer(move |snapshot| Ok(page::numbers(snapshot, &events))).await
 }
@@ -110,7 +109,7 @@ fn unavailable(why: &'static str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
-impl Scrapes {
+impl Pages {
     /// What `show` makes of a snapshot, or why there is none.
     async fn answer(&self, show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static) -> Response {
         match timeout(PATIENCE, Arc::clone(&self.answers).acquire_owned()).await {
@@ -158,7 +157,7 @@ mod tests {
 
     /// A listener whose controller answers with `answer` until it is to shut down.
     async fn serving(
-        answer: fn() -> anyhow::Result<super::super::snapshot::Snapshot>,
+        answer: fn() -> anyhow::Result<crate::core::snapshot::Snapshot>,
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<anyhow::Result<()>>) {
         let (calls, mut asked) = mpsc::channel(1);
         tokio::spawn(async move {

@@ -7,8 +7,10 @@ use balancer_common::verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, 
 use super::text::{Kind, Text};
 use crate::{
     config::states::BackendState,
-    core::top::By,
-    shell::snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
+    core::{
+        snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
+        top::By,
+    },
 };
 
 /// Ranks of `top_client_share_ratio`.
@@ -342,8 +344,10 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         config::{model::Protocol, states::Admin},
-        core::io::{BackendId, ServiceId},
-        shell::snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceStatistics},
+        core::{
+            io::{BackendId, ServiceId},
+            snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceStatistics},
+        },
     };
 
     fn backend(name: &str, weight: u16, state: BackendState, connections: u64) -> BackendSnapshot {

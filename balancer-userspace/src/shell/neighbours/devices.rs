@@ -1,14 +1,11 @@
 //! Which interfaces XDP cannot simply send frames to. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use balancer_common::map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES};
 use netlink_packet_route::link::InfoKind;
 
-use crate::shell::interfaces::Link;
-
-/// `DEVICE_*` of the interfaces that have some, by index.
-pub type Devices = BTreeMap<u32, u32>;
+use crate::shell::{dataplane::Devices, interfaces::Link};
 
 /// Kinds of interfaces of which it is known that they take frames that XDP sends from others. Hardware has no kind.
 const TAKE_FRAMES: [InfoKind; 3] = [InfoKind::Veth, InfoKind::Bond, InfoKind::Tun];

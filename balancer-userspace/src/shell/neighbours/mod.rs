@@ -19,17 +19,16 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::map_types::{FAMILY_V4, FAMILY_V6, NeighbourWanted};
+use resolve::NeighbourKey;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::{
     core::io::Event,
     shell::{
-        layers::Layers,
+        dataplane::{Devices, Layers},
         supervisor::{Supervisor, Task},
     },
 };
-pub use devices::Devices;
-use resolve::NeighbourKey;
 
 #[cfg(test)]
 pub(super) use resolve::tests::link as test_link;

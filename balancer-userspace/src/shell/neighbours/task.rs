@@ -17,14 +17,20 @@ use tokio::{
 
 use super::{
     Wishes,
-    devices::{Devices, devices},
+    devices::devices,
     features::takes_frames,
     monitor::{Lost, Monitor},
     netlink::Netlink,
     resolve::NeighbourKey,
     tracker::{Tracker, Update},
 };
-use crate::{core::io::Event, shell::layers::Layers};
+use crate::{
+    core::io::Event,
+    shell::{
+        dataplane::{Devices, Layers},
+        layers,
+    },
+};
 
 /// How often everything is read anew, in case a change was missed, and unconfirmed neighbours are confirmed.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -188,7 +194,7 @@ impl Task {
 
     fn tell_layers(&mut self) {
         if self.tracker.take_links_changed() {
-            let layers = Layers::of(self.tracker.links());
+            let layers = layers::of(self.tracker.links());
             let said = takes_frames();
             let devices = devices(self.tracker.links(), said.as_ref());
             tell(&self.told.layers, layers);

@@ -13,14 +13,12 @@ use crate::{
     core::{
         io::BackendId,
         service::{Backend, Service},
-    },
-    shell::{
-        dataplane::{BackendCounters, Dataplane},
         snapshot::{
             BackendSnapshot, CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics,
             Snapshot,
         },
     },
+    shell::dataplane::{BackendCounters, Dataplane},
 };
 
 /// A snapshot for which the backends' counters have still to be read.
@@ -119,7 +117,7 @@ impl<D: Dataplane> Owner<D> {
                 Ok(ServiceSnapshot {
                     id: service.id(),
                     client_prefix: service.client_prefix(),
-                    last_change: self.changes.last(service.id()),
+                    last_change: self.last_changes.of(service.id()),
                     statistics: ServiceStatistics::default(),
                     name: service.name().to_owned(),
                     address: service.address(),

@@ -171,7 +171,7 @@ pub(super) fn reason(error: &io::Error) -> String {
 #[cfg(test)]
 impl Whom {
     pub(super) fn at(target: SocketAddr) -> Self {
-        let (backend, name) = (BackendId(1), crate::core::fixture::name("web/web1"));
+        let (backend, name) = (BackendId(1), crate::config::fixture::name("web/web1"));
         Self { backend, name, target, ways: Ways::default() }
     }
 }

@@ -108,9 +108,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::model::{CheckConfig, ExecCheck, Via},
-        core::{
+        config::{
             fixture::name,
+            model::{CheckConfig, ExecCheck, Via},
+        },
+        core::{
             health::Health,
             io::{CheckNumber, CheckOutcome},
         },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 
-use crate::{core::history::Counted, shell::snapshot::ServiceSnapshot};
+use crate::core::{history::Counted, snapshot::ServiceSnapshot};
 
 /// Time that a picture shows, the newest at the right.
 const SPAN: Duration = Duration::from_secs(600);

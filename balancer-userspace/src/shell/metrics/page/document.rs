@@ -9,7 +9,7 @@ use super::service::service;
 use crate::{
     api::events::EventView,
     config::states::BackendState,
-    shell::snapshot::{BackendSnapshot, MemorySnapshot, Snapshot},
+    core::snapshot::{BackendSnapshot, MemorySnapshot, Snapshot},
     words::{counted, grouped},
 };
 

@@ -14,7 +14,7 @@ use axum::{
 };
 use maud::Markup;
 
-use crate::{api::events::EventView, shell::snapshot::Snapshot};
+use crate::{api::events::EventView, core::snapshot::Snapshot};
 
 /// Events that are looked through for the last ones to show.
 pub(super) const EVENTS: usize = 100;

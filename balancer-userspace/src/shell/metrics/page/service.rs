@@ -11,8 +11,11 @@ use crate::{
         model::forwarding_word,
         states::{Admin, BackendState},
     },
-    core::{history::Counted, top::By},
-    shell::snapshot::{BackendSnapshot, ServiceSnapshot},
+    core::{
+        history::Counted,
+        snapshot::{BackendSnapshot, ServiceSnapshot},
+        top::By,
+    },
     words::grouped,
 };
 

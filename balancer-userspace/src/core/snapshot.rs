@@ -2,23 +2,21 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use balancer_common::{
-    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats, SampleStats},
-    verdict::Verdict,
+use balancer_common::map_types::{
+    BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats, SampleStats,
 };
 
 use crate::{
-    api::model::{BackendView, HealthView, InterfaceView, ServiceView, StatusView, Verdicts},
     config::{
-        model::{Protocol, forwarding_word},
+        model::Protocol,
         states::{Admin, BackendState, Forced},
     },
     core::{
         history::{Counted, History},
         io::{BackendId, CheckOutcome, ServiceId},
+        last_changes::LastChange,
         top::Top,
     },
-    shell::changes::LastChange,
 };
 
 /// A moment's state.
@@ -150,13 +148,13 @@ impl ServiceSnapshot {
     }
 
     /// The rows of the backends that have any.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = BackendId> {
+    pub fn ids(&self) -> impl Iterator<Item = BackendId> {
         let gone = self.gone.iter().map(|gone| gone.id);
         self.backends.iter().map(|backend| backend.id).chain(gone)
     }
 
     /// The places of their counters, in the same order.
-    pub(crate) fn stats_mut(&mut self) -> impl Iterator<Item = &mut BackendStats> {
+    pub fn stats_mut(&mut self) -> impl Iterator<Item = &mut BackendStats> {
         let gone = self.gone.iter_mut().map(|gone| &mut gone.stats);
         self.backends.iter_mut().map(|backend| &mut backend.stats).chain(gone)
     }
@@ -266,97 +264,5 @@ pub struct CheckSnapshot {
 impl BackendSnapshot {
     fn eligible_weight(&self) -> u64 {
         if self.eligible { u64::from(self.weight) } else { 0 }
-    }
-}
-
-impl From<Snapshot> for StatusView {
-    fn from(snapshot: Snapshot) -> Self {
-        Self {
-            interfaces: snapshot.interfaces.into_iter().map(Into::into).collect(),
-            services: snapshot.services.into_iter().map(Into::into).collect(),
-            generation: snapshot.generation,
-        }
-    }
-}
-
-impl From<InterfaceSnapshot> for InterfaceView {
-    fn from(interface: InterfaceSnapshot) -> Self {
-        let count = |verdict: Verdict| interface.stats.verdicts[verdict.index()];
-        Self {
-            packets_seen: Verdicts {
-                tx: count(Verdict::Tx),
-                redirect: count(Verdict::Redirect),
-                pass: count(Verdict::Pass),
-                drop: count(Verdict::Drop),
-                aborted: count(Verdict::Aborted),
-                handed: count(Verdict::Handed),
-            },
-            name: interface.name,
-            ifindex: interface.ifindex,
-            xdp_mode: interface.xdp_mode.to_owned(),
-        }
-    }
-}
-
-impl From<ServiceSnapshot> for ServiceView {
-    fn from(service: ServiceSnapshot) -> Self {
-        Self {
-            name: service.name,
-            address: service.address.to_string(),
-            protocol: service.protocol.to_string(),
-            forwarding: forwarding_word(service.forwarding).to_owned(),
-            table_size: service.table_size,
-            table_generation: service.table_generation,
-            warnings: service.statistics.warnings,
-            backends: service.backends.into_iter().map(Into::into).collect(),
-        }
-    }
-}
-
-impl BackendSnapshot {
-    /// How the backend is checked, in `service`.
-    #[must_use]
-    pub fn into_health(self, service: &str) -> HealthView {
-        let Self { name, state, reason, last_check, check, .. } = self;
-        let last = check.last.as_ref().map(|(outcome, _)| outcome.words());
-        HealthView {
-            service: service.to_owned(),
-            backend: name,
-            target: check.target.to_string(),
-            check: check.words,
-            verdict: check.verdict.to_owned(),
-            verdict_seconds: check.verdict_age.as_secs_f64(),
-            forced: check.forced,
-            state: state.word().to_owned(),
-            reason,
-            last_result: last.map(|(result, _)| result.to_owned()),
-            last_reason: last.map(|(_, reason)| reason.to_owned()).unwrap_or_default(),
-            last_duration_seconds: last_check.map(|took| took.as_secs_f64()),
-            last_seconds_ago: check.last.as_ref().map(|(_, ago)| ago.as_secs_f64()),
-            passes: check.streak.0,
-            failures: check.streak.1,
-            next_verdict: check.next_verdict,
-        }
-    }
-}
-
-impl From<BackendSnapshot> for BackendView {
-    fn from(backend: BackendSnapshot) -> Self {
-        Self {
-            name: backend.name,
-            address: backend.address.to_string(),
-            weight: backend.weight,
-            backup: backend.backup,
-            admin: backend.admin.word().to_owned(),
-            health: backend.health.to_owned(),
-            state: backend.state.word().to_owned(),
-            drain_seconds_left: backend.drain_deadline.map(|left| left.as_secs()),
-            reason: backend.reason,
-            slots: backend.slots,
-            known_clients: backend.known_clients,
-            connections: backend.stats.connections,
-            packets: backend.stats.packets,
-            bytes: backend.stats.bytes,
-        }
     }
 }

@@ -1,0 +1,29 @@
+//! What a controller changed on its machine beyond maps and programs, as it is noted for whoever has to put it back.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// Changes to be put back when the balancer is taken off its interfaces. It is bounded by the number of interfaces,
+/// because it must fit into the notes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostChanges {
+    /// Switches of the kernel's forwarding, in the order made.
+    pub forwarding: Vec<SwitchChange>,
+    /// Interfaces on which addresses with the balancer's mark may be.
+    #[serde(default)]
+    pub vips_on: BTreeSet<u32>,
+    /// Interfaces whose generic receive offload was switched off.
+    pub receive_offload: Vec<String>,
+}
+
+/// A switch that was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchChange {
+    /// Below `/proc/sys`, e.g. `net/ipv4/conf/eth0/forwarding`.
+    pub key: String,
+    /// What it was.
+    pub before: String,
+    /// What it was set to.
+    pub after: String,
+}
