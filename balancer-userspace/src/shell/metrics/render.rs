@@ -337,7 +337,10 @@ fn health(encoder: &mut Text, services: &[ServiceSnapshot]) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{collections::HashSet, time::Duration};
+    use std::{
+        collections::{BTreeSet, HashSet},
+        time::Duration,
+    };
 
     use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
 
@@ -538,6 +541,17 @@ pub(super) mod tests {
             assert!(series.starts_with("balancer_"), "{series}");
         }
         assert!(!text.contains("client="));
+    }
+
+    #[test]
+    fn the_book_has_every_metric_and_no_other() {
+        let text = render(&snapshot());
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE balancer_"));
+        let exported: BTreeSet<_> = types.filter_map(|line| line.split(' ').next()).collect();
+        let chapter = crate::book::chapter("metrics").unwrap().text;
+        let first_cells = chapter.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+        let described: BTreeSet<_> = first_cells.flat_map(|cell| cell.trim_end_matches('`').split("`, `")).collect();
+        assert_eq!(exported, described);
     }
 
     #[test]
