@@ -8,7 +8,7 @@ use balancer_common::{
     service_table::{PROBES, TableView},
 };
 
-/// Home rows for each key: few enough to stay in the cache, enough that four probes do.
+/// Home rows for each key where there is room: few enough to stay in the cache, enough that four probes do.
 const ROWS_PER_KEY: usize = 16;
 const SEEDS: u32 = 64;
 
@@ -34,11 +34,9 @@ pub(super) fn rows_for(keys: usize) -> u32 {
 /// # Errors
 /// When they do not fit.
 pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result<Placement> {
-    let smallest = (keys.len().max(4) * ROWS_PER_KEY).next_power_of_two().trailing_zeros();
-    for bits in smallest..=24 {
-        if (1 << bits) + PROBES > room {
-            break;
-        }
+    let wanted = (keys.len().max(4) * ROWS_PER_KEY).next_power_of_two().trailing_zeros();
+    let Some(most) = room.saturating_sub(PROBES).checked_ilog2() else { bail!(no_room(keys, room)) };
+    for bits in wanted.min(most)..=most.min(24) {
         for seed in 0..SEEDS {
             let view = TableView { base, bits: bits as u8, seed };
             if let Some(rows) = try_place(keys, view) {
@@ -46,7 +44,11 @@ pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result
             }
         }
     }
-    bail!("no room for {} keys in {room} rows; a restart makes room", keys.len())
+    bail!(no_room(keys, room))
+}
+
+fn no_room(keys: &[ServiceKey], room: u32) -> String {
+    format!("no room for {} keys in {room} rows; a restart makes room", keys.len())
 }
 
 fn try_place(keys: &[ServiceKey], view: TableView) -> Option<Vec<u32>> {
@@ -96,6 +98,15 @@ mod tests {
     fn sixteen_thousand_keys_fit() {
         let keys: Vec<_> = (0..16_384).map(|host| key(0x0a00_0000 + host, 8080)).collect();
         assert!(place(&keys, 0, rows_for(keys.len())).is_ok());
+    }
+
+    #[test]
+    fn a_map_sized_for_fewer_takes_them_denser() {
+        let keys: Vec<_> = (0..804).map(|host| key(0xc633_6400 + host / 2, 80 + (host % 2) as u16 * 363)).collect();
+        let placement = place(&keys, 0, rows_for(256)).unwrap();
+        let rows: HashSet<_> = placement.rows.iter().collect();
+        assert_eq!(rows.len(), keys.len());
+        assert!(placement.rows.iter().all(|&row| row < rows_for(256)));
     }
 
     #[test]
