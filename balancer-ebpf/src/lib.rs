@@ -27,6 +27,7 @@ mod path;
 mod probe;
 pub mod puzzles;
 mod rare;
+pub mod redirects;
 mod reject;
 mod returns;
 mod rules;

@@ -7,8 +7,8 @@ mod entry {
     use aya_ebpf::{
         bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         helpers::bpf_redirect,
-        macros::{classifier, xdp},
-        programs::{TcContext, XdpContext},
+        macros::{classifier, raw_tracepoint, xdp},
+        programs::{RawTracePointContext, TcContext, XdpContext},
     };
     use balancer_common::verdict::Verdict;
     use balancer_ebpf::{
@@ -18,7 +18,7 @@ mod entry {
         outcome::Outcome,
         process,
         puzzles::{self, Puzzle},
-        stats,
+        redirects, stats,
     };
 
     /// Steers one frame.
@@ -52,6 +52,20 @@ mod entry {
         };
         stats::count_verdict(ingress.ifindex(), verdict);
         action
+    }
+
+    /// Counts what was redirected and not sent.
+    #[raw_tracepoint]
+    fn redirect_refused(context: RawTracePointContext) -> i32 {
+        redirects::refused(&context);
+        0
+    }
+
+    /// The same, where the driver did not take it.
+    #[raw_tracepoint]
+    fn redirect_lost(context: RawTracePointContext) -> i32 {
+        redirects::lost(&context);
+        0
     }
 
     /// Sends the frames that the first program has handed over.

@@ -51,6 +51,12 @@ extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
     0
 }
 
+/// Whether the program runs on an interface, as far as the controller has told.
+#[inline(always)]
+pub(crate) fn is_attached(ifindex: u32) -> bool {
+    Shared::at(&INTERFACES, stats::row(ifindex)).is_some_and(|row| word!(row, ifindex) == ifindex)
+}
+
 /// The row of the interface that the frame came in by. `None`: the controller has told nothing of it.
 #[inline(always)]
 fn known(ingress: Ingress) -> Option<Shared<InterfaceRow>> {

@@ -1,6 +1,6 @@
 //! Bodies of the control API. Field names are the product's words.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,9 @@ use crate::core::{
 pub struct StatusView {
     /// Attached interfaces.
     pub interfaces: Vec<InterfaceView>,
+    /// Frames that were redirected and not sent, by the interface that they were to leave by.
+    #[serde(default)]
+    pub redirect_errors: BTreeMap<String, u64>,
     /// Services in configuration order.
     pub services: Vec<ServiceView>,
     /// How often users have changed something, over restarts.

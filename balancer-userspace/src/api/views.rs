@@ -12,6 +12,7 @@ impl From<Snapshot> for StatusView {
     fn from(snapshot: Snapshot) -> Self {
         Self {
             interfaces: snapshot.interfaces.into_iter().map(Into::into).collect(),
+            redirect_errors: snapshot.redirect_errors,
             services: snapshot.services.into_iter().map(Into::into).collect(),
             generation: snapshot.generation,
         }

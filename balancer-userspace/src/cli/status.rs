@@ -98,6 +98,10 @@ fn render(status: &StatusView) -> String {
         ]);
     }
     let mut text = format!("generation {}\n\n{}", status.generation, table.render());
+    for (interface, &frames) in &status.redirect_errors {
+        let frames = grouped(frames);
+        text.push_str(&format!("{frames} frames were redirected to {interface}, which did not take them\n"));
+    }
     for service in &status.services {
         text.push('\n');
         text.push_str(&output::service(service));

@@ -1,6 +1,6 @@
 //! Everything there is to see of a running balancer, copied out so that rendering never holds up the controller.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use balancer_common::map_types::{
     BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats, SampleStats,
@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub drops: DropStats,
     /// Packets that were answered in XDP.
     pub replies: ReplyStats,
+    /// Frames that were redirected and not sent, by the interface that they were to leave by.
+    pub redirect_errors: BTreeMap<String, u64>,
     /// The client table.
     pub memory: MemorySnapshot,
     /// How often users have changed something.

@@ -281,6 +281,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
             service("dns", Protocol::Udp, vec![]),
         ],
         drops: DropStats::default(),
+        redirect_errors: std::collections::BTreeMap::new(),
         replies: ReplyStats::default(),
         generation: 2,
     }

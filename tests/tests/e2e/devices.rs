@@ -1,7 +1,7 @@
 //! Backends, and clients of `nat`, behind interfaces of the balancer's host that take no frames from XDP.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use balancer_common::map_types::Forwarding;
@@ -9,6 +9,7 @@ use balancer_tests::{
     site::Site,
     topology::{Family, Shape, Topology},
 };
+use nix::sys::signal::Signal;
 
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=30;
 const MODES: [Forwarding; 4] = [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue];
@@ -158,4 +159,29 @@ fn in_generic_mode() {
         site.wait_state(number, &["up"]).unwrap();
     }
     served(&site);
+}
+
+/// The other end goes down while nobody can follow it: what is redirected meanwhile is counted, and only that.
+#[test]
+fn redirects_that_fail_are_counted() {
+    let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |_| Ok(()));
+    for number in 1..=2 {
+        site.wait_state(number, &["up"]).unwrap();
+    }
+    served(&site);
+    let failed = |site: &Site| site.metrics().unwrap().sum("redirect_errors_total", &["interface=\"eth1\""]);
+    assert_eq!(failed(&site).unwrap_or_default(), 0.0, "none so far");
+    let redirected = counted(&site, "redirect");
+
+    site.controller().process().signal(Signal::SIGSTOP).unwrap();
+    site.topology().switch().ip("link set balancer down").unwrap();
+    let answers = site.ask(Family::V4, CLIENTS, Duration::from_millis(100)).unwrap();
+    assert!(answers.iter().all(Result::is_err), "{answers:?}");
+    site.controller().process().signal(Signal::SIGCONT).unwrap();
+
+    let redirected = counted(&site, "redirect") - redirected;
+    let failed = failed(&site).unwrap();
+    assert!(failed > 0.0 && failed <= redirected, "{failed} of {redirected}");
+    let status = site.cli(&["status"]).unwrap();
+    assert!(status.contains(" frames were redirected to eth1, which did not take them\n"), "{status}");
 }

@@ -164,7 +164,9 @@ impl NotesWriter {
 
 /// A second descriptor of a map.
 fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
-    let Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map) | Map::LpmTrie(map)) = ebpf.map(name)
+    let Some(
+        Map::Array(map) | Map::PerCpuArray(map) | Map::PerCpuHashMap(map) | Map::LruHashMap(map) | Map::LpmTrie(map),
+    ) = ebpf.map(name)
     else {
         bail!("the kernel object holds no map {name} of a known kind")
     };

@@ -1,7 +1,7 @@
 //! The data path in the kernel: loads the program, attaches it, and writes its maps.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     mem::offset_of,
     net::IpAddr,
     path::Path,
@@ -53,7 +53,9 @@ use super::{
     mapped::MappedArray,
     memory::Memory,
     pins::{self, Notes, Pins},
-    placement, rows,
+    placement,
+    redirects::{self, RedirectErrors, Whose},
+    rows,
     rules::RuleTable,
     seen::Seen,
     tables::{Known, Tables},
@@ -99,6 +101,7 @@ pub struct KernelDataplane {
     attached: Vec<Attachment>,
     handover_key: u64,
     devices: DeviceTable,
+    redirect_errors: RedirectErrors,
     kept: Kept,
     /// Until it is handed on.
     ebpf: Option<Ebpf>,
@@ -167,9 +170,13 @@ impl KernelDataplane {
         let mask = buckets - 1;
         let (log_level, log_size) = log_settings(tells)?;
         let handover_key = handover::draw_key()?;
+        let whose = Whose::here();
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, path);
+        }
+        if let Some(whose) = &whose {
+            whose.tell(&mut loader);
         }
         let Budgets { errors, echo, fragments, waiting } = budgets;
         let mut ebpf = loader
@@ -226,6 +233,7 @@ impl KernelDataplane {
             attached: Vec::new(),
             handover_key,
             devices: DeviceTable::new(&mut ebpf)?,
+            redirect_errors: RedirectErrors::new(&mut ebpf)?,
             kept,
             ebpf: Some(ebpf),
         };
@@ -233,7 +241,11 @@ impl KernelDataplane {
             this.counters.forget_interfaces()?;
         }
         load_program("balancer", this.program()?)?;
-        handover::load(this.ebpf.as_mut().context(TAKEN)?)?;
+        let ebpf = this.ebpf.as_mut().context(TAKEN)?;
+        handover::load(ebpf)?;
+        if whose.is_some() {
+            redirects::attach(ebpf)?;
+        }
         Ok(this)
     }
 
@@ -703,6 +715,10 @@ impl Dataplane for KernelDataplane {
 
     fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
         self.counters.replies()
+    }
+
+    fn redirect_errors(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
+        self.redirect_errors.read()
     }
 
     fn drop_stats(&self) -> anyhow::Result<DropStats> {

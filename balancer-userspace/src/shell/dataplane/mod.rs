@@ -17,6 +17,7 @@ mod host_changes;
 mod interfaces;
 mod kept;
 mod kernel;
+mod kernel_types;
 mod layers;
 mod load;
 mod mapped;
@@ -25,6 +26,7 @@ pub mod offload;
 mod pins;
 mod placement;
 pub mod privileges;
+mod redirects;
 mod regions;
 mod rows;
 mod rules;
@@ -46,7 +48,7 @@ pub use layers::Layers;
 pub use pins::{Notes, Pins};
 pub use threads::Threads;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
@@ -186,6 +188,13 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn reply_stats(&self) -> anyhow::Result<ReplyStats>;
+
+    /// Frames that were redirected and not sent, by the index of the interface that they were to leave by.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn redirect_errors(&self) -> anyhow::Result<BTreeMap<u32, u64>>;
+
     /// The counters of many backends, to be read by another thread.
     fn backend_counters(&self) -> Arc<BackendCounters>;
 

@@ -21,7 +21,7 @@ use crate::shell::dataplane::{HostChanges, bpffs::Bpffs};
 /// Below the root of the BPF file system.
 const DIRECTORY: &str = "balancer";
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
-pub(super) const MAPS: [&str; 13] = [
+pub(super) const MAPS: [&str; 14] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
@@ -35,6 +35,7 @@ pub(super) const MAPS: [&str; 13] = [
     "MEMORY_STATS",
     "REPLY_STATS",
     "SAMPLE_STATS",
+    "REDIRECT_ERRORS",
 ];
 const NOTES: &str = "NOTES";
 

@@ -84,6 +84,12 @@ fn interfaces(encoder: &mut Text, snapshot: &Snapshot) {
         "Packets dropped, by reason.",
         DropReason::ALL.iter().map(|&reason| ([("reason", reason.label())], snapshot.drops.reasons[reason.index()])),
     );
+    counters(
+        encoder,
+        "redirect_errors",
+        "Frames that were redirected to an interface and not sent.",
+        snapshot.redirect_errors.iter().map(|(interface, &frames)| ([("interface", interface.as_str())], frames)),
+    );
     let replies = [
         ("echo", snapshot.replies.echo),
         ("too_big", snapshot.replies.too_big),
@@ -435,6 +441,7 @@ pub(super) mod tests {
             interfaces: vec![interface],
             services: vec![service],
             drops: DropStats { reasons },
+            redirect_errors: [("eth1".to_owned(), 9)].into(),
             replies: balancer_common::map_types::ReplyStats {
                 echo: 5,
                 too_big: 6,
@@ -494,6 +501,7 @@ pub(super) mod tests {
             "balancer_replies_total{kind=\"too_big\"} 6",
             "balancer_replies_total{kind=\"rejected\"} 8",
             "balancer_fragments_not_remembered_total 7",
+            "balancer_redirect_errors_total{interface=\"eth1\"} 9",
             "balancer_packets_seen_total{interface=\"eth0\",verdict=\"tx\"} 1000",
             "balancer_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
         ] {

@@ -1,11 +1,12 @@
 //! Everything there is to see, copied for whoever asks.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::BackendStats,
 };
+use nix::net::if_::if_indextoname;
 use tokio::time::Instant;
 
 use super::Owner;
@@ -153,10 +154,20 @@ impl<D: Dataplane> Owner<D> {
             services,
             drops,
             replies,
+            redirect_errors: self.redirect_errors()?,
             memory: self.dataplane.memory()?,
             generation: self.controller.generation(),
         };
         Ok(Counting { snapshot, counters: self.dataplane.backend_counters() })
+    }
+
+    /// By the interfaces' names; one that is gone has its index.
+    fn redirect_errors(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let name = |index| {
+            let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());
+            name.unwrap_or_else(|| index.to_string())
+        };
+        Ok(self.dataplane.redirect_errors()?.into_iter().map(|(index, frames)| (name(index), frames)).collect())
     }
 }
 

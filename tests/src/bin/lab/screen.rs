@@ -109,6 +109,8 @@ fn share(part: u64, whole: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use balancer::api::model::{BackendView, ServiceView, StatusView};
 
     use super::{Seen, SeenBackend, render};
@@ -134,6 +136,7 @@ mod tests {
         let status = StatusView {
             generation: 0,
             interfaces: Vec::new(),
+            redirect_errors: BTreeMap::new(),
             services: vec![ServiceView {
                 name: "web".to_owned(),
                 address: "10.2.0.10:80".to_owned(),

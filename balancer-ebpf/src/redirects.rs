@@ -1,0 +1,80 @@
+//! Frames that the kernel did not send although the program had redirected them, told by the kernel's tracepoints.
+
+use aya_ebpf::{
+    Global, bindings::BPF_NOEXIST, helpers::bpf_probe_read_kernel, macros::map, maps::PerCpuHashMap,
+    programs::RawTracePointContext,
+};
+use balancer_common::map_types::MAX_DEVICES;
+
+use crate::station;
+
+/// Frames by the interface that they were redirected to.
+#[map]
+static REDIRECT_ERRORS: PerCpuHashMap<u32, u64> = PerCpuHashMap::with_max_entries(MAX_DEVICES, 0);
+
+/// The network namespace's cookie, and where the kernel's structures hold what tells whose a frame was, in bytes: the
+/// controller reads that from the kernel's type information.
+#[unsafe(no_mangle)]
+static NAMESPACE: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static DEVICE_IFINDEX: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static DEVICE_NAMESPACE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static NAMESPACE_COOKIE: Global<u32> = Global::new(0);
+
+/// The tracepoint `xdp_redirect_err` (device, program, target, error, map type, map id, index): refused at once.
+#[inline(always)]
+pub fn refused(context: &RawTracePointContext) -> Option<()> {
+    let device = Device(context.arg(0));
+    if !device.is_ours()? {
+        return None;
+    }
+    count(context.arg(6), 1)
+}
+
+/// The tracepoint `xdp_devmap_xmit` (ingress device, egress device, sent, dropped, error): refused by the driver.
+#[inline(always)]
+pub fn lost(context: &RawTracePointContext) -> Option<()> {
+    let dropped: i32 = context.arg(3);
+    if dropped <= 0 || !Device(context.arg(0)).is_ours()? {
+        return None;
+    }
+    count(Device(context.arg(1)).ifindex()?, dropped as u64)
+}
+
+/// A `net_device` of the kernel.
+#[derive(Clone, Copy)]
+struct Device(*const u8);
+
+impl Device {
+    /// Whether it is an interface that the program runs on.
+    #[inline(always)]
+    fn is_ours(self) -> Option<bool> {
+        // SAFETY: the helper reads any address, or says that it cannot.
+        let cookie = unsafe {
+            let namespace = self.0.wrapping_add(DEVICE_NAMESPACE.load() as usize).cast::<*const u8>();
+            let namespace = bpf_probe_read_kernel(namespace).ok()?;
+            bpf_probe_read_kernel(namespace.wrapping_add(NAMESPACE_COOKIE.load() as usize).cast::<u64>()).ok()?
+        };
+        Some(cookie == NAMESPACE.load() && station::is_attached(self.ifindex()?))
+    }
+
+    #[inline(always)]
+    fn ifindex(self) -> Option<u32> {
+        // SAFETY: as above.
+        unsafe { bpf_probe_read_kernel(self.0.wrapping_add(DEVICE_IFINDEX.load() as usize).cast()) }.ok()
+    }
+}
+
+#[inline(always)]
+fn count(egress: u32, frames: u64) -> Option<()> {
+    if REDIRECT_ERRORS.get_ptr(egress).is_none() {
+        // Another CPU may have been first; without room nothing is counted.
+        let _there = REDIRECT_ERRORS.insert(egress, 0, u64::from(BPF_NOEXIST));
+    }
+    let count = REDIRECT_ERRORS.get_ptr_mut(egress)?;
+    // SAFETY: a row of this CPU; frames are sent where they are received, and that is not interrupted by itself.
+    unsafe { *count += frames };
+    Some(())
+}
