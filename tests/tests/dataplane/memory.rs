@@ -535,13 +535,13 @@ fn a_change_that_the_kernel_refuses_sets_no_clock() -> Result<()> {
     let seen = |world: &World| (0..300).map(|number| world.dataplane().client(id, client(number).into())).collect();
     let before: Vec<_> = seen(&world);
     assert!(before.iter().all(Option::is_some));
-    // The directory has room for 256 services and VIPs, with some to spare. Ticks would be of minutes.
+    // The directory is made for 256 services and VIPs, and takes some more. Ticks would be of minutes.
     let more = |service: u32| {
         let vip = Ipv4Addr::from(0xc612_0000 + service);
         format!("[[service]]\nname = \"s{service}\"\naddress = \"{vip}:80\"\nforwarding = \"dsr\"\ntable_size = 251\n")
     };
     let settings = "remember = \"5d\"\ndrain = { timeout = \"20s\" }";
-    let error = world.reload_with(settings, 4, 65_536, &(0..400).map(more).collect::<String>()).unwrap_err();
+    let error = world.reload_with(settings, 4, 65_536, &(0..1500).map(more).collect::<String>()).unwrap_err();
     assert!(format!("{error:#}").contains("a restart makes room"), "{error:#}");
     assert_eq!(seen(&world) as Vec<_>, before, "when clients were last seen");
     for (number, home) in (0u32..).zip(&homes).take(100) {

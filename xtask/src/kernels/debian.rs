@@ -20,7 +20,7 @@ const FLAVOUR: &str = "-cloud-amd64";
 /// A kernel's package; newer kernels come in several.
 const PARTS: [&str; 3] = ["image", "binary", "modules"];
 /// What the tests' hosts are made of. Debian may have built some into the kernel.
-const MODULES: [&str; 7] = ["veth", "bridge", "8021q", "dummy", "tun", "sch_netem", "sch_ingress"];
+const MODULES: [&str; 8] = ["veth", "bridge", "8021q", "dummy", "tun", "sch_netem", "sch_ingress", "cls_bpf"];
 const LISTS_ARE_FRESH: Duration = Duration::from_secs(12 * 3600);
 
 /// A kernel, unpacked.

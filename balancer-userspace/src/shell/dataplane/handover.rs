@@ -171,7 +171,12 @@ fn attach_filter(program: &mut SchedClassifier, name: &str, key: u64) -> anyhow:
             (attach(second), first)
         }
     };
-    let id = attached.with_context(|| format!("interface {name}: attaching the program that hands frames over"))?;
+    let id = attached.with_context(|| {
+        format!(
+            "interface {name}: attaching the program that hands frames over, which takes the module cls_bpf \
+             (CONFIG_NET_CLS_BPF) before Linux 6.6"
+        )
+    })?;
     let link = program.take_link(id).with_context(|| format!("interface {name}"))?;
     Ok(Handover { link: Some(link), key, kept: Kept::Filter { other } })
 }
