@@ -1,12 +1,200 @@
-//! The controller and command line of the balancer.
+//! The command line of the balancer. One file a verb group; `book` is its manual.
 //!
-//! `config` turns a file into valid types, `core` decides without I/O, `shell` does what the core says, `api` is the
-//! JSON both ends of the control socket speak, `cli` is the command line, `book` its manual.
+//! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no controller reachable, 4 wait timed out.
 
-pub mod api;
+mod absence;
+mod apply;
+mod backend;
 pub mod book;
-pub mod cli;
-pub mod config;
-pub mod core;
-pub mod shell;
-mod words;
+mod check;
+mod client;
+mod completions;
+mod decap;
+mod detach;
+mod events;
+mod health;
+mod help;
+mod journal;
+mod output;
+mod plan;
+mod rule;
+mod run;
+mod service;
+mod stats;
+mod status;
+mod wait;
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use balancer_api::client::{Client, ClientError};
+use balancer_model::{file::ConfigErrors, value};
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+const FAILED: u8 = 1;
+const WRONG_USAGE: u8 = 2;
+const NO_CONTROLLER: u8 = 3;
+const WAIT_TIMED_OUT: u8 = 4;
+
+/// Sticky layer-4 load balancer in XDP
+#[derive(Debug, Parser)]
+#[command(name = "balancer", version, arg_required_else_help = true, after_help = help::topics())]
+struct Cli {
+    /// Control socket; with `run`, instead of the configuration's [default: /run/balancer/balancer.sock]
+    #[arg(long, global = true, env = "BALANCER_SOCKET", value_name = "PATH", value_parser = socket)]
+    socket: Option<PathBuf>,
+    /// With a verb that changes something: only if the configuration is of this generation, as `status` shows it
+    #[arg(long, global = true, value_name = "N")]
+    if_generation: Option<u64>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Attach and serve, in the foreground
+    #[command(after_help = help::see("getting-started"))]
+    Run(run::Args),
+    /// Validate a configuration file
+    #[command(after_help = help::see("configuration"))]
+    Check(check::Args),
+    /// Have a configuration file taken over by the running controller
+    #[command(after_help = help::see("configuration"))]
+    Apply(apply::Args),
+    /// Show interfaces, services and backends
+    Status(status::Args),
+    /// Look at services
+    #[command(subcommand)]
+    Service(service::Verb),
+    /// Look at and change backends
+    #[command(subcommand, after_help = help::see("operations"))]
+    Backend(backend::Verb),
+    /// Show what a change would move, and change nothing
+    #[command(subcommand)]
+    Plan(plan::Verb),
+    /// Wait until a backend is in a state
+    Wait(wait::Args),
+    /// Show what happened: changes of state, changes by users
+    Events(events::Args),
+    /// Look at clients, and forget them
+    #[command(subcommand, after_help = help::see("memory"))]
+    Client(client::Verb),
+    /// Look at health checks, and override them
+    #[command(subcommand, after_help = help::see("health-checks"))]
+    Health(health::Verb),
+    /// Look at and change rules for client prefixes
+    #[command(subcommand, after_help = help::see("rules"))]
+    Rule(rule::Verb),
+    /// Show how well clients stick, and how evenly they are spread
+    #[command(after_help = help::see("statistics"))]
+    Stats(stats::Args),
+    /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
+    #[command(after_help = help::see("forwarding"))]
+    Decap(decap::Args),
+    /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
+    #[command(after_help = help::see("restarts"))]
+    Detach,
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// Why a verb did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    WaitTimedOut(String),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+/// Parses the process's arguments, does what they say and reports errors on standard error.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let done = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => dispatch(cli),
+        Err(error) => help::or(&error, &arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
+    let client = || {
+        let socket = socket.as_deref().unwrap_or(balancer_model::file::DEFAULT_SOCKET.as_ref());
+        Client::new(socket).if_generation(if_generation)
+    };
+    match verb {
+        Verb::Run(args) => run::run(args, socket),
+        Verb::Check(args) => check::run(&args),
+        Verb::Apply(args) => wait_for(apply::run(&client(), args)),
+        Verb::Status(args) => wait_for(status::run(&client(), &args)),
+        Verb::Service(verb) => wait_for(service::run(&client(), verb)),
+        Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
+        Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
+        Verb::Wait(args) => wait_for(wait::run(&client(), &args)),
+        Verb::Events(args) => wait_for(events::run(&client(), &args)),
+        Verb::Client(verb) => wait_for(client::run(&client(), verb)),
+        Verb::Health(verb) => wait_for(health::run(&client(), verb)),
+        Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
+        Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
+        Verb::Decap(args) => decap::run(args),
+        Verb::Detach => detach::run(),
+        Verb::Completions(args) => completions::run(&args),
+    }
+}
+
+/// Runs a verb to its end, in this thread.
+fn wait_for(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
+    runtime.block_on(verb)
+}
+
+/// The whole command line, for manual pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    let (code, text) = match failure {
+        // The reader of a pipe has seen enough.
+        Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+        // Already FILE:LINE: what, as editors expect it.
+        Failure::Config(errors) => (FAILED, errors.to_string()),
+        Failure::Client(ClientError::Refused { status: hyper::StatusCode::UNPROCESSABLE_ENTITY, message }) => {
+            (FAILED, message.clone())
+        }
+        Failure::Client(ClientError::Unreachable { .. }) => (NO_CONTROLLER, format!("balancer: {failure}")),
+        Failure::Usage(_) => (WRONG_USAGE, format!("balancer: {failure}")),
+        Failure::WaitTimedOut(_) => (WAIT_TIMED_OUT, format!("balancer: {failure}")),
+        Failure::Client(ClientError::Refused { .. } | ClientError::Broken { .. })
+        | Failure::Output(_)
+        | Failure::Other(_) => (FAILED, format!("balancer: {failure}")),
+    };
+    let text = if journal::is_standard_error() { journal::error(&text) } else { text };
+    // With standard error gone, the exit code is all there is left to say.
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::from(code)
+}
+
+/// A socket path from the command line, which may be relative.
+fn socket(text: &str) -> Result<PathBuf, String> {
+    value::socket_path_length(text).map(PathBuf::from)
+}

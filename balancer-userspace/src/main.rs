@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    balancer::cli::main()
+    balancer::main()
 }

@@ -11,18 +11,16 @@ use std::{
     time::Duration,
 };
 
-use balancer::{
-    api::{
-        client::{Client, ClientError},
-        events::MAX_WAIT,
-        model::{AddBackend, ApiError, ClientQuery, Force, SetAdmin, StatusView},
-    },
-    config::{
-        names::BackendName,
-        states::{Admin, BackendState, Forced},
-    },
-    core::io::Change,
-    shell::api_server::{ControlSocket, serve},
+use balancer_api::{
+    client::{Client, ClientError},
+    events::MAX_WAIT,
+    model::{AddBackend, ApiError, ClientQuery, Force, SetAdmin, StatusView},
+};
+use balancer_core::io::Change;
+use balancer_daemon::api_server::{ControlSocket, serve};
+use balancer_model::{
+    names::BackendName,
+    states::{Admin, BackendState, Forced},
 };
 use hyper::StatusCode;
 use support::{Fake, snapshot};

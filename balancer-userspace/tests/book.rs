@@ -190,7 +190,7 @@ fn commands_that_are_shown_are_taken() {
                 let line = line.strip_prefix("$ ").unwrap_or(line);
                 let (line, _) = line.split_once(" # ").unwrap_or((line, ""));
                 if line.starts_with("balancer ") && !line.contains('…') {
-                    let taken = balancer::cli::command().try_get_matches_from(line.split_whitespace());
+                    let taken = balancer::command().try_get_matches_from(line.split_whitespace());
                     assert!(taken.is_ok(), "{}: {line}: {}", document.display(), taken.unwrap_err());
                     tried += 1;
                 }
@@ -214,7 +214,7 @@ fn the_chapter_on_the_command_line_has_every_command() {
             assert!(is_there, "{path} is not in docs/src/commands.md");
         }
     }
-    look(&read("docs/src/commands.md"), &balancer::cli::command(), "balancer");
+    look(&read("docs/src/commands.md"), &balancer::command(), "balancer");
 }
 
 #[test]

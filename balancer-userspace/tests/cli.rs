@@ -10,17 +10,15 @@ use std::{
     time::Duration,
 };
 
-use balancer::{
-    api::{
-        events::EventView,
-        model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
-        statistics::{StatsView, TopClient},
-    },
-    config::{
-        names::BackendName,
-        states::{Admin, BackendState, Forced},
-    },
-    core::io::{Change, Moved},
+use balancer_api::{
+    events::EventView,
+    model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
+    statistics::{StatsView, TopClient},
+};
+use balancer_core::io::{Change, Moved};
+use balancer_model::{
+    names::BackendName,
+    states::{Admin, BackendState, Forced},
 };
 use support::{Fake, snapshot};
 use tokio::io::AsyncBufReadExt as _;

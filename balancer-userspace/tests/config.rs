@@ -4,20 +4,20 @@
 
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
-use balancer::config::{
-    self,
-    model::{
+use balancer_common::{client::HashKey, map_types::Forwarding};
+use balancer_model::{
+    config::{
         BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback, FailureAction,
         HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges, Tls, Via, WhenAllDown,
         XdpMode,
     },
+    file,
 };
-use balancer_common::{client::HashKey, map_types::Forwarding};
 use proptest::prelude::*;
 
 fn good(name: &str) -> Config {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs").join(name);
-    let (config, warnings) = config::load(&file).unwrap();
+    let (config, warnings) = file::load(&file).unwrap();
     assert_eq!(warnings, []);
     config
 }
@@ -190,14 +190,14 @@ fn every_port() {
 fn a_short_interval_shortens_the_timeout_nobody_gave() {
     let text = "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"dsr\"\n\
                 check = { type = \"tcp\", interval = \"200ms\" }\n";
-    let (config, _) = config::parse(Path::new("web.toml"), text.as_bytes()).unwrap();
+    let (config, _) = file::parse(Path::new("web.toml"), text.as_bytes()).unwrap();
     assert_eq!(config.services[0].check.timeout, Duration::from_millis(200));
 }
 
 #[test]
 fn a_hundred_errors_are_told_and_the_others_counted() {
     let text: String = (0..250).map(|key| format!("k{key} = 1\n")).collect();
-    let errors = config::parse(Path::new("web.toml"), text.as_bytes()).unwrap_err();
+    let errors = file::parse(Path::new("web.toml"), text.as_bytes()).unwrap_err();
     let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
     assert_eq!(lines.len(), 101);
     assert!(lines[99].starts_with("web.toml:100: unknown key \"k99\""), "{}", lines[99]);
@@ -207,7 +207,7 @@ fn a_hundred_errors_are_told_and_the_others_counted() {
 proptest! {
     #[test]
     fn noise_is_refused_and_every_error_is_one_line_of_the_file(noise in prop::collection::vec(any::<u8>(), 0..400)) {
-        let errors = config::parse(Path::new("noise.toml"), &noise).unwrap_err();
+        let errors = file::parse(Path::new("noise.toml"), &noise).unwrap_err();
         let lines = 1 + noise.iter().filter(|&&byte| byte == b'\n').count();
         prop_assert!(!errors.findings().is_empty());
         for finding in errors.findings().iter().take(100) {
@@ -222,7 +222,7 @@ proptest! {
         let mut bytes = fs::read(&file).unwrap();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        if let Err(errors) = config::parse(&file, &bytes) {
+        if let Err(errors) = file::parse(&file, &bytes) {
             prop_assert!(errors.findings().iter().all(|finding| finding.line.is_some()));
         }
     }

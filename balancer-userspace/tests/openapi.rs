@@ -6,7 +6,9 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use balancer::{config::names::BackendName, core::io::Moved, shell::api_server::routes};
+use balancer_core::io::Moved;
+use balancer_daemon::api_server::routes;
+use balancer_model::names::BackendName;
 use serde_json::{Value, json};
 use support::Fake;
 use tokio::{
@@ -64,7 +66,10 @@ fn every_route_is_described() {
     let missing: Vec<_> = served.difference(&described).collect();
     assert!(missing.is_empty(), "add to \"paths\" in docs/openapi.json: {missing:?}");
     let gone: Vec<_> = described.difference(&served).collect();
-    assert!(gone.is_empty(), "docs/openapi.json describes what shell/api_server/routes.rs does not serve: {gone:?}");
+    assert!(
+        gone.is_empty(),
+        "docs/openapi.json describes what daemon/src/api_server/routes.rs does not serve: {gone:?}"
+    );
 }
 
 #[tokio::test]

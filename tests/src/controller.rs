@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer::api::model::StatusView;
+use balancer_api::model::StatusView;
 
 use crate::{namespace::Namespace, process::Process};
 

@@ -12,20 +12,16 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::programs::ProgramInfo;
 use aya_log::EbpfLogger;
-use balancer::{
-    config::model::{Failback, Protocol},
-    core::io::{BackendId, BackendSpec, NextHop, RuleSpec, ServiceId, ServiceSpec},
-    shell::{
-        dataplane::{self, Budgets, Capacity, Dataplane as _, KernelDataplane, Layers},
-        supervisor::Supervisor,
-    },
-};
 use balancer_common::{
     client::HashKey,
     handover,
     map_types::{Forwarding, ReplyStats},
     verdict::{DropReason, MoveCause, Verdict},
 };
+use balancer_core::io::{BackendId, BackendSpec, NextHop, RuleSpec, ServiceId, ServiceSpec};
+use balancer_daemon::supervisor::Supervisor;
+use balancer_dataplane::{Budgets, Capacity, Dataplane as _, KernelDataplane, Layers};
+use balancer_model::config::{Failback, Protocol};
 use ipnet::IpNet;
 use log::Log;
 use nix::sched::{CloneFlags, unshare};
@@ -461,7 +457,7 @@ fn backend(
 
 /// The loaded program of a backend that strips tunnel headers.
 pub struct Decap {
-    dataplane: dataplane::Decap,
+    dataplane: balancer_dataplane::Decap,
     program: OwnedFd,
 }
 
@@ -471,7 +467,7 @@ impl Decap {
     /// # Errors
     /// Without root, and where the kernel refuses.
     pub fn new(vips: &[IpAddr], own: &[IpAddr], from: &[IpNet]) -> anyhow::Result<Self> {
-        let mut dataplane = dataplane::Decap::load(from)?;
+        let mut dataplane = balancer_dataplane::Decap::load(from)?;
         dataplane.set_addresses(&vips.iter().copied().collect(), &own.iter().copied().collect())?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         Ok(Self { dataplane, program })

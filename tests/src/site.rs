@@ -17,14 +17,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer::{
-    api::{
-        client::{Answer, Client},
-        model::{ClientQuery, StatusView},
-    },
-    core::controller::Controller as Core,
+use balancer_api::{
+    client::{Answer, Client},
+    model::{ClientQuery, StatusView},
 };
 use balancer_common::map_types::Forwarding;
+use balancer_core::controller::Controller as Core;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 

@@ -16,8 +16,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer::{api::model::ClientQuery, config::model::forwarding_word};
+use balancer_api::model::ClientQuery;
 use balancer_common::map_types::Forwarding;
+use balancer_model::config::forwarding_word;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{

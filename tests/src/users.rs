@@ -159,7 +159,7 @@ impl Users {
     /// Waits until the status tells as many known clients of each backend as have sessions there.
     pub fn wait_counted(&mut self) {
         let homes = self.homes();
-        let shown = |status: &balancer::api::model::StatusView| {
+        let shown = |status: &balancer_api::model::StatusView| {
             status.services[0]
                 .backends
                 .iter()

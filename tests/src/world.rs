@@ -12,21 +12,19 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, Map, MapData, RingBuf};
-use balancer::{
-    config::{self, model::Config, names::BackendName, states::Admin},
-    core::{
-        controller::Controller,
-        held::Held,
-        io::{Change, CheckOutcome, Command, Event, NextHop},
-        plan::Planned,
-    },
-    shell::dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane},
-};
 use balancer_common::{
     client::HashKey,
     client_table::BUCKET_ENTRIES,
     verdict::{CauseIndex, Decision, MoveCause},
 };
+use balancer_core::{
+    controller::Controller,
+    held::Held,
+    io::{Change, CheckOutcome, Command, Event, NextHop},
+    plan::Planned,
+};
+use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane};
+use balancer_model::{config::Config, file, names::BackendName, states::Admin};
 
 use crate::{
     contest::{hold_newcomers, map_of},
@@ -513,7 +511,7 @@ fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u3
 }
 
 fn parse(text: &str) -> anyhow::Result<Config> {
-    let (mut config, _) = config::parse(Path::new("world.toml"), text.as_bytes())?;
+    let (mut config, _) = file::parse(Path::new("world.toml"), text.as_bytes())?;
     // A running balancer has some; a world is attached to none.
     config.interfaces = vec!["in0".to_owned()];
     Ok(config)

@@ -33,13 +33,13 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     }
     setup(Purpose::Run)?;
     if wanted(Benchmark::Table) {
-        run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "maglev"]))?;
+        run(cargo().args(["bench", "--package", "balancer-core", "--bench", "maglev"]))?;
     }
     if wanted(Benchmark::Memory) {
         run(cargo().args(["bench", "--package", "balancer-common", "--bench", "seen"]))?;
     }
     if wanted(Benchmark::Checks) {
-        run(cargo().args(["bench", "--package", "balancer-userspace", "--bench", "checks"]))?;
+        run(cargo().args(["bench", "--package", "balancer-daemon", "--bench", "checks"]))?;
     }
     let binaries = [
         (Benchmark::Path, "bench-path"),

@@ -19,6 +19,6 @@ pub(crate) fn test() -> Result<()> {
 pub(crate) fn soak() -> Result<()> {
     setup(Purpose::Test)?;
     // Four tests of as many cases each.
-    let model = ["nextest", "run", "--release", "-p", "balancer-userspace", "--lib", "model_test::"];
+    let model = ["nextest", "run", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))
 }

@@ -22,7 +22,7 @@ const MAIN_PAGE: (&str, &str) = ("commands", "Exit codes, errors and the log");
 fn main() -> Result<()> {
     let directory = PathBuf::from(env::args_os().nth(1).context("give the directory to write to")?);
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let mut command = balancer::cli::command().disable_help_subcommand(true).after_help(None::<&str>);
+    let mut command = balancer::command().disable_help_subcommand(true).after_help(None::<&str>);
     command.build();
     verb(&directory, &command, "balancer")?;
     for chapter in CHAPTERS {

@@ -8,26 +8,24 @@ use std::{
     time::Duration,
 };
 
-use balancer::{
-    api::model::{Changed, ClientView, ForgottenView, RuleView},
-    config::{
-        model::Protocol,
-        states::{Admin, BackendState},
-    },
-    core::{
-        io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
-        plan::{Planned, PlannedMove, PlannedService},
-        rules::Action,
-        snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
-    },
-    shell::{
-        api_server::{ControlSocket, serve},
-        call::Call,
-        events::Events,
-        keeper::Request,
-    },
-};
+use balancer_api::model::{Changed, ClientView, ForgottenView, RuleView};
 use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
+use balancer_core::{
+    io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
+    plan::{Planned, PlannedMove, PlannedService},
+    rules::Action,
+    snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
+};
+use balancer_daemon::{
+    api_server::{ControlSocket, serve},
+    call::Call,
+    events::Events,
+    keeper::Request,
+};
+use balancer_model::{
+    config::Protocol,
+    states::{Admin, BackendState},
+};
 use tempfile::TempDir;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -265,7 +263,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         backends,
     };
     Snapshot {
-        memory: balancer::core::snapshot::MemorySnapshot::default(),
+        memory: balancer_core::snapshot::MemorySnapshot::default(),
         interfaces: vec![InterfaceSnapshot {
             name: "eth0".to_owned(),
             ifindex: 2,

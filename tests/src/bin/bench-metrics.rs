@@ -9,19 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use balancer::{
-    config,
-    core::controller::Controller,
-    shell::{
-        dataplane::{Capacity, KernelDataplane},
-        metrics::render,
-        neighbours::Neighbours,
-        owner::Owner,
-        prober::Prober,
-        supervisor::Supervisor,
-    },
-};
 use balancer_common::client::HashKey;
+use balancer_core::controller::Controller;
+use balancer_daemon::{metrics::render, neighbours::Neighbours, owner::Owner, prober::Prober, supervisor::Supervisor};
+use balancer_dataplane::{Capacity, KernelDataplane};
+use balancer_model::file;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::mpsc;
 
@@ -50,7 +42,7 @@ fn measure() -> Result<()> {
             writeln!(text, "[[service.backend]]\nname = \"web{backend}\"\naddress = \"10.0.{service}.{backend}\"")?;
         }
     }
-    let (config, _) = config::parse(Path::new("bench.toml"), text.as_bytes())?;
+    let (config, _) = file::parse(Path::new("bench.toml"), text.as_bytes())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
@@ -61,7 +53,7 @@ fn measure() -> Result<()> {
             dataplane,
             Neighbours::spawn(events.clone(), &Supervisor::default())?,
             Prober::new(events, &Supervisor::default())?,
-            balancer::shell::events::Events::new(),
+            balancer_daemon::events::Events::new(),
         );
         owner.start()?;
         let mut times: [Vec<Duration>; 3] = Default::default();

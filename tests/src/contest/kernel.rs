@@ -8,10 +8,6 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use aya::maps::PerCpuValues;
-use balancer::{
-    core::io::{BackendId, RuleSpec, ServiceId},
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers},
-};
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     handover,
@@ -19,6 +15,8 @@ use balancer_common::{
     service_table::{PROBES, TableView},
     verdict::{DropReason, Verdict},
 };
+use balancer_core::io::{BackendId, RuleSpec, ServiceId};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};
 

@@ -5,8 +5,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use balancer::config::model::Protocol;
 use balancer_common::map_types::Forwarding;
+use balancer_model::config::Protocol;
 use fastrand::Rng;
 
 use super::{Scene, clients, icmp, once_in, one_of};

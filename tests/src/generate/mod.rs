@@ -8,16 +8,15 @@ mod mutate;
 mod rules;
 mod scene;
 
-pub use scene::{Interfaces, Scene};
-
-use balancer::core::io::{BackendSpec, RuleSpec};
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     map_types::{Mac, TableSlot},
 };
+use balancer_core::io::{BackendSpec, RuleSpec};
 use fastrand::Rng;
 
 use crate::model::Seen;
+pub use scene::{Interfaces, Scene};
 
 /// Something that happens in a scene.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use balancer::core::io::{RuleAction, RuleSpec, ServiceSpec};
+use balancer_core::io::{RuleAction, RuleSpec, ServiceSpec};
 use fastrand::Rng;
 use ipnet::IpNet;
 

@@ -6,16 +6,14 @@ use std::{
     time::Duration,
 };
 
-use balancer::{
-    config::model::{Failback, Protocol},
-    core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
-};
 use balancer_common::{
     client::HashKey,
     client_table::{BUCKET_ENTRIES, Entry, TICK_MASK},
     map_types::{ALL_DOWN, Forwarding, Mac, NO_BACKEND, TableSlot},
     verdict::MoveCause,
 };
+use balancer_core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec};
+use balancer_model::config::{Failback, Protocol};
 use fastrand::Rng;
 
 use super::{clients, once_in, one_of, rules};

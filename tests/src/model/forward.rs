@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use balancer::core::io::BackendSpec;
 use balancer_common::{
     handover::Handed,
     map_types::{Forwarding, Mac},
     verdict::DropReason,
 };
+use balancer_core::io::BackendSpec;
 
 use super::{
     Arrival, Fate, Hop, Route, State,

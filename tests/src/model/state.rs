@@ -5,15 +5,18 @@ use std::{
     net::IpAddr,
 };
 
-use balancer::core::io::{BackendSpec, RuleSpec, ServiceSpec};
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     clock::Clock,
     map_types::{Forwarding, Mac, TableSlot},
     seen,
 };
+use balancer_core::io::{BackendSpec, RuleSpec, ServiceSpec};
 
-use super::{Counters, Routes, fragments::Datagram, fragments::Way};
+use super::{
+    Counters, Routes,
+    fragments::{Datagram, Way},
+};
 
 /// Buckets of the client table: few, so that they are full.
 pub const BUCKETS: usize = 16;

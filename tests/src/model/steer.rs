@@ -2,7 +2,6 @@
 
 use std::{cell::Cell, net::IpAddr};
 
-use balancer::config::model::Failback;
 use balancer_common::{
     client,
     client_table::{BUCKET_ENTRIES, Entries, Entry},
@@ -11,6 +10,7 @@ use balancer_common::{
     seen,
     verdict::{CauseIndex, Decision, DropReason},
 };
+use balancer_model::config::Failback;
 
 use super::{BUCKETS, Service, State, rules::Rule};
 

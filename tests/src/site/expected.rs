@@ -3,20 +3,18 @@
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use balancer::{
-    config,
-    core::{
-        controller::Controller as Core,
-        io::{Change, Command, Event, NextHop},
-    },
+use balancer_core::{
+    controller::Controller as Core,
+    io::{Change, Command, Event, NextHop},
 };
+use balancer_model::file;
 
 /// The controller's core on a configuration file.
 ///
 /// # Errors
 /// When the file is not valid, or has no hash key.
 pub fn core(config: &Path) -> Result<Core> {
-    let (config, _) = config::load(config).map_err(|errors| anyhow!("{errors}"))?;
+    let (config, _) = file::load(config).map_err(|errors| anyhow!("{errors}"))?;
     let key = config.hash_key.context("the configuration has no hash key")?;
     let mut core = Core::new(config, key);
     core.start(Instant::now());

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use balancer::config::model::forwarding_word;
 use balancer_common::map_types::Forwarding;
+use balancer_model::config::forwarding_word;
 
 use crate::{
     binaries,

@@ -4,12 +4,10 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
-use balancer::{
-    config::model::{BackendConfig, Config, ServiceConfig},
-    core::{io::CheckOutcome, plan::PlannedService},
-    shell::dataplane::Dataplane as _,
-};
 use balancer_common::verdict::{Decision, MoveCause};
+use balancer_core::{io::CheckOutcome, plan::PlannedService};
+use balancer_dataplane::Dataplane as _;
+use balancer_model::config::{BackendConfig, Config, ServiceConfig};
 use balancer_tests::{
     frame::{ACK, Frame, SYN, Transport},
     world::{VIP, World, client},
@@ -241,15 +239,15 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
 }
 
 fn config(text: &str) -> Result<Config> {
-    Ok(balancer::config::parse("file.toml".as_ref(), text.as_bytes())?.0)
+    Ok(balancer_model::file::parse("file.toml".as_ref(), text.as_bytes())?.0)
 }
 
 /// A packet of a client to the service as it is; where it went.
 fn send(world: &mut World, number: u32, flags: u8) -> Result<Option<String>> {
     let service = world.controller().services().first().context("no service")?;
     let transport = match service.protocol() {
-        balancer::config::model::Protocol::Tcp => Transport::Tcp(flags),
-        balancer::config::model::Protocol::Udp => Transport::Udp,
+        balancer_model::config::Protocol::Tcp => Transport::Tcp(flags),
+        balancer_model::config::Protocol::Udp => Transport::Udp,
     };
     let mut frame = Frame::new("192.0.2.1:40000", &service.address().to_string(), transport);
     frame.source = SocketAddr::new(client(number).into(), 40_000);

@@ -5,8 +5,9 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use balancer::{config::states::Admin, shell::dataplane::Dataplane as _};
 use balancer_common::verdict::{Decision, MoveCause};
+use balancer_dataplane::Dataplane as _;
+use balancer_model::states::Admin;
 use balancer_tests::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, HOP_BY_HOP, SYN, options},
     world::{VIP, VIP_V6, World, client},

@@ -8,15 +8,13 @@ use std::{
 };
 
 use anyhow::Result;
-use balancer::{
-    config::{names::BackendName, states::Admin},
-    core::io::{Change, CheckOutcome},
-    shell::dataplane::{Dataplane as _, Forgotten},
-};
 use balancer_common::{
     client_table::Entry,
     verdict::{Decision, MoveCause},
 };
+use balancer_core::io::{Change, CheckOutcome};
+use balancer_dataplane::{Dataplane as _, Forgotten};
+use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
     world::{VIP, World, client},

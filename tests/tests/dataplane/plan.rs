@@ -6,14 +6,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use balancer::{
-    config::{names::BackendName, states::Admin},
-    core::{
-        io::{Change, CheckOutcome},
-        plan::{PlannedMove, PlannedService},
-    },
-    shell::dataplane::Dataplane as _,
+use balancer_core::{
+    io::{Change, CheckOutcome},
+    plan::{PlannedMove, PlannedService},
 };
+use balancer_dataplane::Dataplane as _;
+use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     frame::SYN,
     world::{World, client},

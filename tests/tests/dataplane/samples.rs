@@ -4,8 +4,8 @@ use std::{collections::HashMap, net::Ipv4Addr};
 
 use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
-use balancer::core::top::client_of;
 use balancer_common::map_types::Sample;
+use balancer_core::top::client_of;
 use balancer_tests::{
     frame::{ACK, SYN},
     world::World,

@@ -11,11 +11,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use balancer::{
-    config::{names::BackendName, states::Admin},
-    core::io::Change,
-    shell::dataplane::Dataplane as _,
-};
+use balancer_core::io::Change;
+use balancer_dataplane::Dataplane as _;
+use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
     prog_run,

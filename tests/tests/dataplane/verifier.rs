@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
-use balancer::shell::dataplane::{Capacity, Decap, KernelDataplane};
+use balancer_dataplane::{Capacity, Decap, KernelDataplane};
 
 const BUDGET: u32 = 500_000;
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use balancer::api::model::{ApiError, StatusView, Verdicts};
+use balancer_api::model::{ApiError, StatusView, Verdicts};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     site::{PATIENCE, Site},

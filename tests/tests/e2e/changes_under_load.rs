@@ -14,12 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer::{
-    api::model::{AddBackend, SetAdmin},
-    config::{names::BackendName, states::Admin},
-    core::{controller::Controller as Core, io::Change},
-};
+use balancer_api::model::{AddBackend, SetAdmin};
 use balancer_common::map_types::Forwarding;
+use balancer_core::{controller::Controller as Core, io::Change};
+use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     http_client::Request,
     site::{PATIENCE, Site, home},

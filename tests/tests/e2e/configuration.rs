@@ -3,8 +3,9 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
-use balancer::{config::names::BackendName, core::io::Change};
 use balancer_common::map_types::Forwarding;
+use balancer_core::io::Change;
+use balancer_model::names::BackendName;
 use balancer_tests::{
     http_client::Reply,
     site::{Settings, Site, counts},

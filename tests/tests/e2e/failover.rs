@@ -8,14 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer::{
-    config::names::BackendName,
-    core::{
-        controller::Controller as Core,
-        io::{CheckOutcome, Event},
-    },
-};
 use balancer_common::map_types::Forwarding;
+use balancer_core::{
+    controller::Controller as Core,
+    io::{CheckOutcome, Event},
+};
+use balancer_model::names::BackendName;
 use balancer_tests::{
     site::{Site, counts, deviation, home},
     topology::{Family, Shape},

@@ -52,7 +52,7 @@ fn the_first_nat_service_of_a_family_that_apply_brings_works_at_once() {
         assert_eq!(switches(&site), ["1", "0", "1"]);
         site.apply(|settings| settings.families = vec![Family::V6]).unwrap();
         assert_eq!(switches(&site)[1..], ["1", "2"]);
-        let up = |status: &balancer::api::model::StatusView| {
+        let up = |status: &balancer_api::model::StatusView| {
             status.services.iter().flat_map(|service| &service.backends).all(|backend| backend.state == "up")
         };
         site.controller().wait_for(PATIENCE, "health checks over IPv6", up).unwrap();

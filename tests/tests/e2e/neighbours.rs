@@ -11,11 +11,9 @@ use std::{
     time::Duration,
 };
 
-use balancer::{
-    core::io::{Event, NextHop},
-    shell::{neighbours::Neighbours, supervisor::Supervisor},
-};
 use balancer_common::map_types::{FAMILY_V4, Mac, NeighbourWanted};
+use balancer_core::io::{Event, NextHop};
+use balancer_daemon::{neighbours::Neighbours, supervisor::Supervisor};
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::mpsc;
 

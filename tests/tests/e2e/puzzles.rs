@@ -14,8 +14,8 @@ use std::{
 };
 
 use aya::maps::MapInfo;
-use balancer::config::model::Protocol;
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_model::config::Protocol;
 use balancer_tests::{
     binaries,
     frame::{ACK, Frame},

@@ -334,7 +334,7 @@ fn nginx_is_reloaded_stopped_started_and_says_no() {
 
 fn wait_shop(site: &mut Site, number: u16, state: &str) {
     let name = format!("web{number}");
-    let shown = |status: &balancer::api::model::StatusView| {
+    let shown = |status: &balancer_api::model::StatusView| {
         status
             .services
             .iter()

@@ -66,7 +66,7 @@ fn changes_at_run_time_outlive_a_kill() {
     kill_and_restart(&mut users.site);
     let after = users.site.status().unwrap();
     for (before, after) in before.services[0].backends.iter().zip(&after.services[0].backends) {
-        let of = |backend: &balancer::api::model::BackendView| {
+        let of = |backend: &balancer_api::model::BackendView| {
             (backend.name.clone(), backend.state.clone(), backend.weight, backend.slots)
         };
         assert_eq!(of(after), of(before), "right after the start");

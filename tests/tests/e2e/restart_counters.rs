@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer::api::statistics::{PeriodView, StatsView};
+use balancer_api::statistics::{PeriodView, StatsView};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     site::{PATIENCE, Site},

@@ -33,7 +33,7 @@ fn an_interface_made_anew_is_attached_to_with_its_vips_and_switches() {
         assert_eq!(events.matches("interface eth0 is gone").count(), round, "{events}");
 
         site.topology_mut().plug_balancer().unwrap();
-        let back = |status: &balancer::api::model::StatusView| {
+        let back = |status: &balancer_api::model::StatusView| {
             let attached = status.interfaces.iter().any(|at| at.name == "eth0" && at.xdp_mode == "native");
             attached && status.services.iter().flat_map(|service| &service.backends).all(|at| at.state == "up")
         };

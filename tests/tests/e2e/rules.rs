@@ -7,18 +7,16 @@ use std::{
 };
 
 use anyhow::Result;
-use balancer::{
-    config::states::Admin,
-    core::{
-        io::{Change, CheckOutcome},
-        rules::Action,
-    },
-    shell::dataplane::Dataplane as _,
-};
 use balancer_common::{
     map_types::Forwarding,
     verdict::{Decision, DropReason, MoveCause},
 };
+use balancer_core::{
+    io::{Change, CheckOutcome},
+    rules::Action,
+};
+use balancer_dataplane::Dataplane as _;
+use balancer_model::states::Admin;
 use balancer_tests::{
     frame::{ACK, SYN},
     site::Site,
@@ -154,7 +152,7 @@ fn a_pin_to_a_backend_that_takes_nobody_is_as_if_not_there() -> Result<()> {
     assert_eq!(world.counters()?.moved(MoveCause::Rule), 256);
     // A weight of 0 takes nobody by the table, but whom a rule names.
     world.change(Change::SetWeight {
-        name: balancer::config::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() },
+        name: balancer_model::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() },
         weight: 0,
     })?;
     assert_eq!(moved(&back, &connect_all(&mut world)?), BTreeSet::new());
@@ -167,7 +165,7 @@ fn a_rule_outlives_its_backend_and_works_again_with_one_of_its_name() -> Result<
     let homes = connect_all(&mut world)?;
     add(&mut world, PREFIX, pin("web2"), None)?;
     assert_eq!(moved(&homes, &connect_all(&mut world)?), concerned(&homes, "web2"));
-    let name = balancer::config::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
+    let name = balancer_model::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
     world.change(Change::Remove { name, force: true })?;
     // Takes an id; the rule must not take it for web2's.
     world.add("web9", 9)?;

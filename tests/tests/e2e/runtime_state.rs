@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, process::Command, thread, time::Instant};
 
-use balancer::api::model::StatusView;
+use balancer_api::model::StatusView;
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     binaries,
@@ -23,7 +23,7 @@ fn site(hosts: u16) -> Site {
 type Configured = BTreeMap<String, (String, u16, String)>;
 
 fn configured(status: &StatusView) -> Configured {
-    let of = |backend: &balancer::api::model::BackendView| {
+    let of = |backend: &balancer_api::model::BackendView| {
         (backend.name.clone(), (backend.address.clone(), backend.weight, backend.admin.clone()))
     };
     status.services[0].backends.iter().map(of).collect()
@@ -90,7 +90,7 @@ fn a_file_is_taken_over_by_apply_and_by_sighup() {
     let (head, tail) = text.rsplit_once("weight = 100").unwrap();
     fs::write(&file, format!("{head}weight = 10{tail}")).unwrap();
     let plan = site.cli(&["apply", path, "--dry-run", "--json"]).unwrap();
-    let plan: balancer::api::model::Applied = serde_json::from_str(&plan).unwrap();
+    let plan: balancer_api::model::Applied = serde_json::from_str(&plan).unwrap();
     assert_eq!(configured(&site.status().unwrap()), configured(&before));
     assert!(plan.differences.iter().any(|line| line.contains("weight of web/web1: 50")), "{plan:?}");
     let moved = &plan.services[0];

@@ -156,7 +156,7 @@ fn maintenance_and_removal_move_each_with_its_cause() {
     assert!(said.contains("drains before it is removed"), "{said}");
     assert_eq!(users.shown(2).0, "draining");
     users.nobody_moves("while web2 drained");
-    let gone = |status: &balancer::api::model::StatusView| {
+    let gone = |status: &balancer_api::model::StatusView| {
         status.services[0].backends.iter().all(|backend| backend.name != "web2")
     };
     users.site.controller().wait_for(PATIENCE, "the removal of web2", gone).unwrap();

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer::api::statistics::{StatsView, TopClient};
+use balancer_api::statistics::{StatsView, TopClient};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     metrics::Metrics,
@@ -213,7 +213,7 @@ fn heavy_clients_are_named(site: &mut Site) {
     assert!((share - 0.6).abs() < 0.06, "{share}");
 
     // It is most of its backend's load: said in the status and in the log, with the cure.
-    let warned = |status: &balancer::api::model::StatusView| {
+    let warned = |status: &balancer_api::model::StatusView| {
         let bulk = status.services.iter().find(|service| service.name == "bulk").unwrap();
         bulk.warnings.iter().any(|warning| warning.contains(&format!("balancer rule add bulk {heavy} spread")))
     };
@@ -222,7 +222,7 @@ fn heavy_clients_are_named(site: &mut Site) {
     assert_eq!(log.matches(&format!("client {heavy} sends")).count(), 1, "{log}");
 }
 
-fn state(status: &balancer::api::model::StatusView, name: &str) -> String {
+fn state(status: &balancer_api::model::StatusView, name: &str) -> String {
     let web = status.services.iter().find(|service| service.name == "web");
     let backend = web.and_then(|web| web.backends.iter().find(|backend| backend.name == name));
     backend.map(|backend| backend.state.clone()).unwrap_or_default()

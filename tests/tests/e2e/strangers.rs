@@ -4,7 +4,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use balancer::api::model::Applied;
+use balancer_api::model::Applied;
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{site::Site, users::Users};
 

@@ -1,7 +1,7 @@
 //! What anybody from outside can have the program do, a CPU does so often in a second and no more.
 
-use balancer::shell::dataplane::Budgets;
 use balancer_common::verdict::{DropReason, Verdict};
+use balancer_dataplane::Budgets;
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
     rig::Rig,

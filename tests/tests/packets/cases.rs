@@ -1,11 +1,11 @@
 //! Running a table of cases.
 
-use balancer::config::model::Protocol;
 use balancer_common::{
     handover::Handed,
     map_types::Forwarding,
     verdict::{DropReason, Verdict},
 };
+use balancer_model::config::Protocol;
 use balancer_tests::{
     frame::Frame,
     rig::{IN_MAC, OUT_MAC, Rig, Service, Target, backend_mac},

@@ -2,12 +2,10 @@
 
 use std::net::SocketAddr;
 
-use balancer::config::model::Protocol;
-use balancer::{
-    core::{io::RuleAction, io::RuleSpec},
-    shell::dataplane::Budgets,
-};
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_core::io::{RuleAction, RuleSpec};
+use balancer_dataplane::Budgets;
+use balancer_model::config::Protocol;
 use balancer_tests::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, Transport, options, transport_checksum},
     prog_run::Ran,

@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use balancer::core::io::{BackendId, RuleAction, RuleSpec};
 use balancer_common::{
     client::{self, HashKey},
     verdict::{Decision, DropReason},
 };
+use balancer_core::io::{BackendId, RuleAction, RuleSpec};
 use balancer_tests::{
     frame::{ACK, Frame, SYN, Transport, options},
     rig::{ROUTER_MAC, Rig, TABLE_SIZE, backend_mac},

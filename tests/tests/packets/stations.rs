@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use balancer::shell::dataplane::Layers;
 use balancer_common::verdict::DropReason;
+use balancer_dataplane::Layers;
 use balancer_tests::{
     frame::{ACK, Frame, Mac, SYN},
     prog_run::Ran,

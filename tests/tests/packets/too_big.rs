@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use balancer::shell::dataplane::Budgets;
 use balancer_common::verdict::DropReason;
+use balancer_dataplane::Budgets;
 use balancer_tests::{
     frame::{ACK, Frame, Transport},
     rig::{OUT_MTU, Rig},

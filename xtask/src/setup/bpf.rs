@@ -3,7 +3,7 @@
 //! 1. rustup's nightly, which compiles `core` for BPF from the `rust-src` component;
 //! 2. Debian's compiler with its prebuilt `core` for BPF, linked into rustup as `bpf-core`.
 //!
-//! `balancer-userspace/build.rs` takes the linked toolchain if there is one, otherwise nightly.
+//! `balancer-userspace/dataplane/build.rs` takes the linked toolchain if there is one, otherwise nightly.
 
 use std::{fmt, path::Path, process::Command, time::Duration};
 

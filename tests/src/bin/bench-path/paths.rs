@@ -1,7 +1,7 @@
 //! What is measured.
 
-use balancer::config::model::Protocol;
 use balancer_common::map_types::Forwarding;
+use balancer_model::config::Protocol;
 use balancer_tests::{
     asm::Size,
     frame::{ACK, Frame, Transport},

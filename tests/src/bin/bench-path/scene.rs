@@ -9,18 +9,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use balancer::{
-    config::model::Failback,
-    core::{
-        io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
-        maglev::{self, Member},
-    },
-    shell::dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers},
-};
 use balancer_common::{
     client::HashKey,
     verdict::{MoveCause, Verdict},
 };
+use balancer_core::{
+    io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
+    maglev::{self, Member},
+};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
+use balancer_model::config::Failback;
 use balancer_tests::{asm::ProgramArray, prog_run};
 
 use crate::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use balancer::api::model::StatusView;
+use balancer_api::model::StatusView;
 use balancer_tests::topology::Family;
 
 use crate::{

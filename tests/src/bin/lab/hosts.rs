@@ -11,8 +11,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use balancer::{api::model::StatusView, config::model::forwarding_word};
+use balancer_api::model::StatusView;
 use balancer_common::map_types::Forwarding;
+use balancer_model::config::forwarding_word;
 use balancer_tests::{
     backend::{self, Backend},
     binaries,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use balancer::api::model::StatusView;
+use balancer_api::model::StatusView;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::load::{Seen, SeenBackend};
@@ -111,7 +111,7 @@ fn share(part: u64, whole: u64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use balancer::api::model::{BackendView, ServiceView, StatusView};
+    use balancer_api::model::{BackendView, ServiceView, StatusView};
 
     use super::{Seen, SeenBackend, render};
 

@@ -1,0 +1,373 @@
+//! The asking end of the control socket: HTTP/1.1 over a unix socket, one connection a request.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use balancer_core::top::By;
+use balancer_model::names::BackendName;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{
+    IF_GENERATION,
+    events::EventsView,
+    model::{
+        AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force,
+        ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule,
+        SetWeight, StatusView,
+    },
+    statistics::{StatsView, TopClient, TopQuery},
+};
+
+/// How long a request may take, connecting included. Longer than the server's own limit.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer, in bytes: every backend there can be, with room.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody serves the socket.
+    #[error(
+        "no controller reachable at {}: {reason}; start one with \"balancer run --config FILE\"",
+        socket.display()
+    )]
+    Unreachable {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The controller answered that it will not.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: StatusCode,
+        /// The controller's words.
+        message: String,
+    },
+    /// The controller's answer did not come whole or made no sense.
+    #[error("the controller at {} gave no proper answer: {reason}", socket.display())]
+    Broken {
+        /// Who answered.
+        socket: PathBuf,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+impl ClientError {
+    /// Whether it is what a controller that restarts looks like: there is none, it ended in the middle of an answer, or it
+    /// is about to.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } => true,
+            Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// A controller, by its socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    if_generation: Option<u64>,
+}
+
+/// What every request answers.
+pub type Answer<T> = Result<T, ClientError>;
+
+impl Client {
+    /// The controller that serves `socket`. Nothing is connected yet.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), if_generation: None }
+    }
+
+    /// The same controller, for changes that are only made if its configuration is of this generation.
+    #[must_use]
+    pub fn if_generation(self, generation: Option<u64>) -> Self {
+        Self { if_generation: generation, ..self }
+    }
+
+    /// Interfaces and services.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says; so for every request.
+    pub async fn status(&self) -> Answer<StatusView> {
+        self.get("/v1/status").await
+    }
+
+    /// All services.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn services(&self) -> Answer<Vec<ServiceView>> {
+        self.get("/v1/services").await
+    }
+
+    /// One service.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn service(&self, service: &str) -> Answer<ServiceView> {
+        self.get(&format!("/v1/services/{service}")).await
+    }
+
+    /// Backends of one service, or of all.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn backends(&self, service: Option<&str>) -> Answer<Vec<BackendEntry>> {
+        self.get(&format!("/v1/backends{}", service_query(service))).await
+    }
+
+    /// Where a client is steered, one view for each service that matches.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn client(&self, query: &ClientQuery) -> Answer<Vec<ClientView>> {
+        self.get(&format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()))).await
+    }
+
+    /// Forgets a client, in every service with memory or in one.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn forget(&self, query: &ClientQuery) -> Answer<ForgottenView> {
+        let path = format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()));
+        self.send(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// Forgets every client of a backend.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn forget_all(&self, name: &BackendName) -> Answer<ForgottenView> {
+        self.send(Method::DELETE, &format!("{}/clients", backend_path(name)), None::<&()>).await
+    }
+
+    /// A part of the history: what comes after `since` (`since=NUMBER`, `since=AGE` or `last=COUNT`), waiting up to `wait`
+    /// where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn events(&self, since: &str, wait: Duration) -> Answer<EventsView> {
+        self.get(&format!("/v1/events?{since}&wait={}s", wait.as_secs())).await
+    }
+
+    /// Stickiness and balance of one service, or of all.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn stats(&self, service: Option<&str>) -> Answer<Vec<StatsView>> {
+        self.get(&format!("/v1/stats{}", service_query(service))).await
+    }
+
+    /// The heaviest clients.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn top(&self, query: &TopQuery) -> Answer<Vec<TopClient>> {
+        let by = match query.by {
+            By::Bytes => "bytes",
+            By::Packets => "packets",
+        };
+        let mut path = format!("/v1/top?by={by}");
+        let parts = [
+            ("service", query.service.clone()),
+            ("backend", query.backend.clone()),
+            ("n", query.n.map(|n| n.to_string())),
+        ];
+        for (name, value) in parts {
+            if let Some(value) = value {
+                path += &format!("&{name}={value}");
+            }
+        }
+        self.get(&path).await
+    }
+
+    /// Adds a backend to a service.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn add_backend(&self, service: &str, backend: &AddBackend) -> Answer<Changed> {
+        self.send(Method::POST, &format!("/v1/services/{service}/backends"), Some(backend)).await
+    }
+
+    /// Removes a backend, after draining it unless `force`.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn remove_backend(&self, name: &BackendName, force: bool) -> Answer<Changed> {
+        self.send(Method::DELETE, &format!("{}?force={force}", backend_path(name)), None::<&()>).await
+    }
+
+    /// Sets the administrative state.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn set_admin(&self, name: &BackendName, admin: &SetAdmin) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("{}/admin", backend_path(name)), Some(admin)).await
+    }
+
+    /// Sets the weight.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn set_weight(&self, name: &BackendName, weight: u16) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("{}/weight", backend_path(name)), Some(&SetWeight { weight })).await
+    }
+
+    /// What a change would move. Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn plan(&self, change: &PlanRequest) -> Answer<PlanView> {
+        self.send(Method::POST, "/v1/plan", Some(change)).await
+    }
+
+    /// How the backends of one service, or of all, are checked.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn health(&self, service: Option<&str>) -> Answer<Vec<HealthView>> {
+        self.get(&format!("/v1/health{}", service_query(service))).await
+    }
+
+    /// Overrides what a backend's checks find.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn force_health(&self, name: &BackendName, force: Force) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("{}/health", backend_path(name)), Some(&ForceHealth { force })).await
+    }
+
+    /// Rules for client prefixes, of one service or of all.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn rules(&self, service: Option<&str>) -> Answer<Vec<RuleView>> {
+        self.get(&format!("/v1/rules{}", service_query(service))).await
+    }
+
+    /// Adds a rule, or replaces it.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn set_rule(&self, service: &str, prefix: IpNet, rule: &SetRule) -> Answer<Changed> {
+        self.send(Method::PUT, &rule_path(service, prefix), Some(rule)).await
+    }
+
+    /// Removes a rule.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn remove_rule(&self, service: &str, prefix: IpNet) -> Answer<Changed> {
+        self.send(Method::DELETE, &rule_path(service, prefix), None::<&()>).await
+    }
+
+    /// Has the contents of a configuration file taken over.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn apply(&self, configuration: &ApplyConfiguration) -> Answer<Applied> {
+        self.send(Method::POST, "/v1/configuration", Some(configuration)).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
+        self.send(Method::GET, path, None::<&()>).await
+    }
+
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Answer<T> {
+        let body = match body.map(serde_json::to_vec).transpose() {
+            Ok(body) => Full::new(Bytes::from(body.unwrap_or_default())),
+            Err(error) => return Err(self.broken(format!("cannot write the request: {error}"))),
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "balancer")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONNECTION, "close");
+        if let Some(generation) = self.if_generation {
+            request = request.header(IF_GENERATION, generation);
+        }
+        let request = request.body(body).map_err(|error| self.broken(format!("cannot write the request: {error}")))?;
+        let (status, body) = timeout(REQUEST_TIMEOUT, self.exchange(request))
+            .await
+            .unwrap_or_else(|_| Err(self.broken(format!("none within {} s", REQUEST_TIMEOUT.as_secs()))))?;
+        if status.is_success() {
+            return serde_json::from_slice(&body)
+                .map_err(|error| self.broken(format!("{error}; is it of the same version?")));
+        }
+        match serde_json::from_slice::<ApiError>(&body) {
+            Ok(ApiError { error: message }) => Err(ClientError::Refused { status, message }),
+            Err(_) => Err(self.broken(format!("status {status} without a reason"))),
+        }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Answer<(StatusCode, Bytes)> {
+        let broken = |error: hyper::Error| self.broken(chain(&error));
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        // Ends with the response, or with this future: the sender closes it.
+        let driver = tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| self.broken(chain(error.as_ref())))?
+            .to_bytes();
+        driver.abort();
+        Ok((status, body))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> ClientError {
+        let words = [
+            (io::ErrorKind::NotFound, "the socket does not exist"),
+            (io::ErrorKind::ConnectionRefused, "nobody listens on it"),
+            (io::ErrorKind::PermissionDenied, "permission denied, run as root or as a member of its group"),
+        ];
+        let known = words.iter().find(|(kind, _)| *kind == error.kind());
+        let reason = known.map_or_else(|| error.to_string(), |(_, words)| (*words).to_owned());
+        ClientError::Unreachable { socket: self.socket.clone(), reason }
+    }
+
+    fn broken(&self, reason: String) -> ClientError {
+        ClientError::Broken { socket: self.socket.clone(), reason }
+    }
+}
+
+fn backend_path(name: &BackendName) -> String {
+    format!("/v1/services/{}/backends/{}", name.service, name.backend)
+}
+
+fn rule_path(service: &str, prefix: IpNet) -> String {
+    format!("/v1/services/{service}/rules/{prefix}")
+}
+
+fn service_query(service: Option<&str>) -> String {
+    service.map(|service| format!("?service={service}")).unwrap_or_default()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

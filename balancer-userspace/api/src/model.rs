@@ -1,0 +1,484 @@
+//! Bodies of the control API. Field names are the product's words.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use balancer_core::{
+    locate::Located,
+    plan::{Planned, PlannedMove, PlannedService},
+    rules::Action,
+};
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// Attached interfaces.
+    pub interfaces: Vec<InterfaceView>,
+    /// Frames that were redirected and not sent, by the interface that they were to leave by.
+    #[serde(default)]
+    pub redirect_errors: BTreeMap<String, u64>,
+    /// Services in configuration order.
+    pub services: Vec<ServiceView>,
+    /// How often users have changed something, over restarts.
+    pub generation: u64,
+}
+
+/// An attached interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceView {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// The real XDP mode: `native` or `generic`.
+    pub xdp_mode: String,
+    /// Packets seen, by verdict.
+    pub packets_seen: Verdicts,
+}
+
+/// Packets by verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdicts {
+    /// Sent out of the interface they came in by.
+    pub tx: u64,
+    /// Sent out of another interface.
+    pub redirect: u64,
+    /// Left to the kernel, unchanged.
+    pub pass: u64,
+    /// Dropped.
+    pub drop: u64,
+    /// The program failed.
+    pub aborted: u64,
+    /// Rewritten, and handed to the kernel to be sent.
+    pub handed: u64,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: String,
+    /// VIP and port.
+    pub address: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// `dsr` or `nat`.
+    pub forwarding: String,
+    /// M.
+    pub table_size: u32,
+    /// How often the live table was replaced.
+    pub table_generation: u64,
+    /// What somebody should look at, a line each: one client that is most of a backend's load.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// Its backends, in configuration order, runtime additions last.
+    pub backends: Vec<BackendView>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendView {
+    /// Its name in the service.
+    pub name: String,
+    /// Address and port.
+    pub address: String,
+    /// 0–65535.
+    pub weight: u16,
+    /// Whether it is used only when no primary backend is eligible.
+    pub backup: bool,
+    /// `ready`, `drain` or `maint`.
+    pub admin: String,
+    /// `unknown`, `up` or `down`.
+    pub health: String,
+    /// What follows: `up`, `checking`, `draining (health)`, `draining`, `drained`, `down`, `maint`.
+    pub state: String,
+    /// Seconds until a drain under way ends at the latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds_left: Option<u64>,
+    /// Why, in a few words; empty when there is nothing to explain.
+    pub reason: String,
+    /// Slots of the live table.
+    pub slots: u32,
+    /// Entries in the client table; 0 without memory.
+    pub known_clients: u64,
+    /// New connections forwarded.
+    pub connections: u64,
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Bytes forwarded.
+    pub bytes: u64,
+}
+
+/// `GET /v1/backends`, one for each backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendEntry {
+    /// The service's name.
+    pub service: String,
+    /// The backend.
+    #[serde(flatten)]
+    pub backend: BackendView,
+}
+
+/// `GET /v1/clients/{ip}`, one for each service that matches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientView {
+    /// The service's name.
+    pub service: String,
+    /// The client: the address masked to the service's prefix, with the prefix length.
+    pub client: String,
+    /// Its slot of the lookup table.
+    pub slot: u32,
+    /// The backend it is steered to; `None`: dropped, or spread by a rule.
+    pub backend: Option<String>,
+    /// `known`, `table`, `rule` or `open`.
+    pub why: String,
+    /// The rule that decides, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<ClientRule>,
+    /// Whether the client table holds it.
+    pub known: bool,
+    /// Seconds since its last recorded packet; `None` when it is not known.
+    pub last_seen_seconds_ago: Option<u64>,
+}
+
+impl From<Located> for ClientView {
+    fn from(located: Located) -> Self {
+        Self {
+            service: located.service,
+            client: located.client.to_string(),
+            slot: located.slot,
+            backend: located.backend,
+            why: located.why.word().to_owned(),
+            rule: located
+                .rule
+                .map(|rule| ClientRule { prefix: rule.prefix.to_string(), action: rule.action.word().to_owned() }),
+            known: located.last_seen.is_some(),
+            last_seen_seconds_ago: located.last_seen.map(|ago| ago.as_secs()),
+        }
+    }
+}
+
+/// The rule that decides about a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientRule {
+    /// Its prefix.
+    pub prefix: String,
+    /// `pin`, `spread` or `deny`.
+    pub action: String,
+}
+
+/// `GET /v1/rules`, one for each rule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleView {
+    /// The service's name.
+    pub service: String,
+    /// Whose clients.
+    pub prefix: String,
+    /// What becomes of them: `pin` (with `backend`), `spread` or `deny`.
+    #[serde(flatten)]
+    pub action: Action,
+    /// Whether it decides about anybody now.
+    pub active: bool,
+    /// Why not; empty where it does.
+    pub reason: String,
+    /// When it ends by itself; absent: not before it is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+    /// Packets it decided about, but for later fragments and ICMP errors.
+    pub packets: u64,
+    /// Packets steered as without it, because its backend took no clients.
+    pub fallbacks: u64,
+}
+
+/// What a rule does, without the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleWord {
+    /// See [`Action::Pin`].
+    Pin,
+    /// See [`Action::Spread`].
+    Spread,
+    /// See [`Action::Deny`].
+    Deny,
+}
+
+/// `PUT /v1/services/{service}/rules/{prefix}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetRule {
+    /// What becomes of the prefix's clients.
+    pub action: RuleWord,
+    /// With `pin`: to whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// After which it ends by itself, such as `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+}
+
+/// `POST /v1/services/{service}/backends`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddBackend {
+    /// Its name in the service.
+    pub name: String,
+    /// `ADDR` or `ADDR:PORT` (`[ADDR]:PORT` for IPv6).
+    pub address: String,
+    /// 0–65535; absent: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// Whether it is a backup.
+    #[serde(default)]
+    pub backup: bool,
+}
+
+/// `PUT /v1/services/{service}/backends/{backend}/admin`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetAdmin {
+    /// `ready`, `drain` or `maint`.
+    pub admin: balancer_model::states::Admin,
+    /// With `drain`: instead of the service's drain timeout, such as `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+}
+
+/// `GET /v1/health`, one for each backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// The service's name.
+    pub service: String,
+    /// The backend's name in it.
+    pub backend: String,
+    /// What is checked, as address and port.
+    pub target: String,
+    /// The check in words: `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`, or `none`.
+    pub check: String,
+    /// What the checks found, whatever else makes the backend what it is: `unknown`, `up` or `down`.
+    pub verdict: String,
+    /// Since when, in seconds.
+    pub verdict_seconds: f64,
+    /// What the operator says instead.
+    pub forced: Option<balancer_model::states::Forced>,
+    /// What the backend is shown as.
+    pub state: String,
+    /// Why.
+    pub reason: String,
+    /// The last check: `passed`, `soft`, `hard`, or `hindered` where this machine could not check. `None`: none yet.
+    pub last_result: Option<String>,
+    /// Why it ended so; empty when it passed.
+    pub last_reason: String,
+    /// How long it took.
+    pub last_duration_seconds: Option<f64>,
+    /// When it ended.
+    pub last_seconds_ago: Option<f64>,
+    /// Passes in a row.
+    pub passes: u32,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What has to come for another verdict: `down after 2 more failures`. Empty without checks.
+    pub next_verdict: String,
+}
+
+/// `PUT /v1/services/{service}/backends/{backend}/health`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForceHealth {
+    /// `up`, `down`, or `auto` to let the checks decide.
+    pub force: Force,
+}
+
+/// What an operator says of a backend's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Force {
+    /// It works.
+    Up,
+    /// It does not.
+    Down,
+    /// The checks decide.
+    Auto,
+}
+
+/// `PUT /v1/services/{service}/backends/{backend}/weight`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetWeight {
+    /// 0–65535.
+    pub weight: u16,
+}
+
+/// `POST /v1/configuration`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyConfiguration {
+    /// The file's name, for messages.
+    pub file: String,
+    /// Its contents.
+    pub text: String,
+    /// Change nothing, and say what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The answer to a new configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    /// What was done, or would be, in one line.
+    pub message: String,
+    /// With `dry_run`: where file and run time differ, and what else would come of it.
+    #[serde(default)]
+    pub differences: Vec<String>,
+    /// The services in which slots or known clients move or would move, or clients are forgotten, as planned right before
+    /// the change.
+    #[serde(default)]
+    pub services: Vec<PlanView>,
+}
+
+impl From<Planned> for Applied {
+    fn from(planned: Planned) -> Self {
+        let services = planned.services.into_iter().filter(PlannedService::does_something);
+        Self { message: planned.message, differences: planned.reports, services: services.map(Into::into).collect() }
+    }
+}
+
+/// The answer to a change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Changed {
+    /// What was done, in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`.
+    pub message: String,
+}
+
+/// `POST /v1/plan`: a change that is not to be made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PlanRequest {
+    /// Adding a backend.
+    Add {
+        /// The service's name.
+        service: String,
+        /// The backend.
+        backend: AddBackend,
+    },
+    /// Removing a backend.
+    Remove {
+        /// The service's name.
+        service: String,
+        /// The backend's.
+        name: String,
+        /// Without draining it first.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Setting a backend's administrative state.
+    Admin {
+        /// The service's name.
+        service: String,
+        /// The backend's.
+        name: String,
+        /// To what.
+        admin: SetAdmin,
+    },
+    /// Setting a backend's weight.
+    Weight {
+        /// The service's name.
+        service: String,
+        /// The backend's.
+        name: String,
+        /// 0–65535.
+        weight: u16,
+    },
+}
+
+/// The answer to it, for the service whose backend it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanView {
+    /// The service's name.
+    pub service: String,
+    /// M, after the change.
+    pub table_size: u32,
+    /// Slots of the live table that would have another backend.
+    pub slots_moved: u32,
+    /// Those among them that move between backends of which neither came to deserve more or less.
+    pub needless_slots_moved: u32,
+    /// Known clients that would be steered elsewhere at once. Each is counted as moved when it comes back.
+    pub known_clients_moved: u64,
+    /// Known clients that would stay with a backend that begins to drain, until its deadline.
+    pub known_clients_draining: u64,
+    /// Known clients that would be strangers: forgotten, because they are hashed otherwise from then on, or because the
+    /// service is removed or remembers for a shorter time. Each is counted as moved at once, under `forgotten`, unless the
+    /// table sends it to the same backend, or nobody takes over the service's address.
+    #[serde(default)]
+    pub known_clients_forgotten: u64,
+    /// Why, where there are some.
+    #[serde(default)]
+    pub forgotten_because: Option<String>,
+    /// Whether the service would be removed.
+    #[serde(default)]
+    pub removed: bool,
+    /// From whom to whom.
+    pub moves: Vec<MoveView>,
+}
+
+/// Slots and clients that would go the same way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveView {
+    /// The backend that loses them; `None`: nobody had them.
+    pub from: Option<String>,
+    /// The backend that gets them; `None`: nobody, they would be dropped.
+    pub to: Option<String>,
+    /// Slots of the live table.
+    pub slots: u32,
+    /// Known clients.
+    pub clients: u64,
+}
+
+impl From<PlannedService> for PlanView {
+    fn from(planned: PlannedService) -> Self {
+        Self {
+            service: planned.service,
+            table_size: planned.table_size,
+            slots_moved: planned.slots_moved,
+            needless_slots_moved: planned.needless_slots_moved,
+            known_clients_moved: planned.known_clients_moved,
+            known_clients_draining: planned.known_clients_draining,
+            known_clients_forgotten: planned.known_clients_forgotten,
+            forgotten_because: planned.forgotten_because.map(str::to_owned),
+            removed: planned.removed,
+            moves: planned.moves.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<PlannedMove> for MoveView {
+    fn from(PlannedMove { from, to, slots, clients }: PlannedMove) -> Self {
+        Self { from, to, slots, clients }
+    }
+}
+
+/// The answer to `DELETE /v1/clients/{ip}` and `DELETE /v1/services/{service}/backends/{backend}/clients`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgottenView {
+    /// What was done, in one line.
+    pub message: String,
+    /// Entries of the client table that are gone.
+    pub forgotten: u64,
+    /// How many of these clients the lookup table sends elsewhere.
+    pub moved: u64,
+}
+
+/// The answer to a request that was refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What was wrong and what would be right, in one line.
+    pub error: String,
+}
+
+/// What `client where` asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientQuery {
+    /// The client's source address.
+    pub address: IpAddr,
+    /// Only this service.
+    pub service: Option<String>,
+}

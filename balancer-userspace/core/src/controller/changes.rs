@@ -1,0 +1,201 @@
+//! What users ask for.
+
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
+
+use balancer_model::{
+    config::{BackendConfig, ServiceConfig},
+    names::BackendName,
+    states::{Admin, Forced},
+    words::counted,
+};
+
+use super::{Controller, settle::Settled};
+use crate::{
+    io::{Change, Command, Refused},
+    report,
+    service::Service,
+    table::{Footing, Moves},
+};
+
+/// Weight of a backend that is added without one.
+const DEFAULT_WEIGHT: u16 = 100;
+
+impl Controller {
+    /// Makes a change, whole or not at all. Gives one line that says what was done, and the commands; what the change
+    /// brings about beyond the backend it names is among them as reports.
+    ///
+    /// # Errors
+    /// [`Refused`] says why nothing was changed.
+    pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        let done = self.make(change, now)?;
+        self.generation += 1;
+        Ok(done)
+    }
+
+    fn make(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        match change {
+            Change::Add { name, address, port, weight, backup } => {
+                let (mut services, index) = self.edit(&name.service)?;
+                let Some(service) = services.get_mut(index) else { return Err(self.no_service(&name.service)) };
+                if service.backends.iter().any(|backend| backend.name == name.backend) {
+                    return Err(Refused::Conflict(format!(
+                        "backend {name} exists already: choose another name, or remove it first"
+                    )));
+                }
+                let address = (address, port.unwrap_or(service.address.port())).into();
+                let weight = weight.unwrap_or(DEFAULT_WEIGHT);
+                service.backends.push(BackendConfig {
+                    name: name.backend.clone(),
+                    renamed_from: None,
+                    address,
+                    weight,
+                    backup,
+                    check: None,
+                });
+                self.reconfigure(services, &name, "added", now)
+            }
+            Change::Remove { name, force } => {
+                let backend = self.backend(&name)?;
+                if backend.may_keep_known() && !force {
+                    let known = backend.known_clients();
+                    return Ok(self.leave(&name, known, now));
+                }
+                let (mut services, index) = self.edit(&name.service)?;
+                if let Some(service) = services.get_mut(index) {
+                    service.backends.retain(|backend| backend.name != name.backend);
+                }
+                self.reconfigure(services, &name, "removed", now)
+            }
+            Change::SetWeight { name, weight } => {
+                let (mut services, index) = self.edit(&name.service)?;
+                let old = self.backend(&name)?.weight();
+                if old == weight {
+                    return Ok((format!("backend {name} has weight {weight} already: nothing changed"), Vec::new()));
+                }
+                let service = services.get_mut(index);
+                for backend in service.into_iter().flat_map(|service| &mut service.backends) {
+                    if backend.name == name.backend {
+                        backend.weight = weight;
+                    }
+                }
+                self.reconfigure(services, &name, &format!("weight {old} → {weight}"), now)
+            }
+            Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
+            Change::ForceHealth { name, forced } => self.force(&name, forced, now),
+            Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
+            Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
+            Change::Reload(mut config) => {
+                let differences = self.settings.differences(&config);
+                if !differences.refused.is_empty() {
+                    return Err(Refused::Conflict(differences.refused.join("; ")));
+                }
+                let done = self.reload(mem::take(&mut config.services), &differences, now)?;
+                self.settings.take_over(*config);
+                Ok(done)
+            }
+        }
+    }
+
+    /// Begins to drain a backend that is to be removed.
+    pub(super) fn leave(&mut self, name: &BackendName, known: u64, now: Instant) -> (String, Vec<Command>) {
+        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
+            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
+                backend.leave();
+            }
+        }
+        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let message = self.done(name, "drains before it is removed", &settled);
+        let mut commands = settled.commands;
+        commands.extend(self.remove_those_that_left(now));
+        (format!("{message}; {} (--force does not wait for them)", counted(known as usize, "known client")), commands)
+    }
+
+    pub(super) fn set_admin(
+        &mut self,
+        name: &BackendName,
+        admin: Admin,
+        timeout: Option<Duration>,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let remembers = self.service(&name.service)?.remembers();
+        let word = match admin {
+            Admin::Ready => "ready",
+            Admin::Drain if remembers => "draining",
+            Admin::Drain => "drained",
+            Admin::Maint => "in maintenance",
+        };
+        if self.backend(name)?.admin() == admin && timeout.is_none() {
+            return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
+        }
+        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
+            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
+                backend.set_admin(admin, timeout);
+            }
+        }
+        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        Ok((self.done(name, word, &settled), settled.commands))
+    }
+
+    fn force(
+        &mut self,
+        name: &BackendName,
+        forced: Option<Forced>,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let what = match forced {
+            Some(Forced::Up) => "forced up",
+            Some(Forced::Down) => "forced down",
+            None => "follows its checks",
+        };
+        if self.backend(name)?.forced() == forced {
+            let already = if forced.is_some() { format!("is {what}") } else { what.to_owned() };
+            return Ok((format!("backend {name} {already} already: nothing changed"), Vec::new()));
+        }
+        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
+            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
+                backend.force(forced);
+            }
+        }
+        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let what = match forced {
+            Some(_) => what.to_owned(),
+            None => format!("{what} again, is {}", self.backend(name)?.state().word()),
+        };
+        Ok((self.done(name, &what, &settled), settled.commands))
+    }
+
+    /// A copy of the present configuration to make a change in, and the index of the service called `name`.
+    pub(super) fn edit(&self, name: &str) -> Result<(Vec<ServiceConfig>, usize), Refused> {
+        let index = self.services.iter().position(|service| service.name() == name);
+        let index = index.ok_or_else(|| self.no_service(name))?;
+        Ok((self.services.iter().map(Service::config).collect(), index))
+    }
+
+    pub(super) fn reconfigure(
+        &mut self,
+        services: Vec<ServiceConfig>,
+        subject: &BackendName,
+        what: &str,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let (_, settled) = self.configure(services, Some(subject), now)?;
+        Ok((self.done(subject, what, &settled), settled.commands))
+    }
+
+    /// `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and what is now unusual about the service.
+    pub(super) fn done(&self, name: &BackendName, what: &str, settled: &Settled) -> String {
+        let mut message = format!("backend {name} {what}");
+        if let Ok(service) = self.service(&name.service) {
+            let none = Moves::default();
+            let moves = settled.moves.get(&service.id()).unwrap_or(&none);
+            message += &format!(": {}", report::moved(moves, service.table_size()));
+            if service.footing() != Footing::Primaries {
+                message += &format!("; service {} {}", service.name(), report::footing(service.footing()));
+            }
+        }
+        message
+    }
+}

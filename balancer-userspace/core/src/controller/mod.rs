@@ -1,0 +1,439 @@
+//! The controller: events and changes in, commands out.
+//!
+//! Every configuration, the first one, a changed one and a single added backend, goes the same way (`configure.rs`): what
+//! should be is compared with what the shell was told (`settle.rs`), and the difference becomes commands.
+
+mod changes;
+mod configure;
+mod restore;
+mod resync;
+mod rules;
+mod settings;
+mod settle;
+mod stage;
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use balancer_common::client::HashKey;
+use balancer_model::{
+    config::{Config, ServiceConfig},
+    names::BackendName,
+    words::grouped,
+};
+
+use crate::{
+    ids::Ids,
+    io::{
+        BackendId, BackendSpec, CheckNumber, CheckOutcome, Command, Event, Refused, Report, ReportLevel, ServiceId,
+        ServiceSpec,
+    },
+    next_hops::NextHops,
+    service::{Backend, Service},
+};
+
+/// Decides what the data path does. See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Controller {
+    key: HashKey,
+    /// Whether the configuration leaves the key to the controller.
+    keeps_key: bool,
+    /// Which kernel maps it works with.
+    instance: u64,
+    /// How often users have changed something.
+    generation: u64,
+    settings: settings::Settings,
+    /// What the configuration file says.
+    file: Vec<ServiceConfig>,
+    /// What it says at start, until then.
+    first: Vec<ServiceConfig>,
+    /// Whether it goes on where another has ended.
+    restored: bool,
+    services: Vec<Service>,
+    owners: HashMap<BackendId, ServiceId>,
+    ids: Ids,
+    hops: NextHops,
+    /// The directory of services as last published.
+    published: Option<Vec<ServiceSpec>>,
+    /// Removed backends that clients may still be known at.
+    gone: Vec<Gone>,
+    /// The last check that was started.
+    last_check: CheckNumber,
+}
+
+/// A removed backend whose row and id are still needed: its known clients have not all come back.
+#[derive(Clone, Debug)]
+pub struct Gone {
+    /// Its name in the service it was in.
+    pub name: String,
+    /// Its row, which keeps nobody.
+    pub row: BackendSpec,
+    /// Known clients at the last sweep.
+    pub known: u64,
+    empty_sweeps: u32,
+}
+
+impl Gone {
+    /// The sweep that is under way when it is removed may have passed a client by; the second cannot.
+    const ENOUGH_SWEEPS: u32 = 2;
+}
+
+impl Controller {
+    /// A controller of the services of `config`, which is valid, under the fleet's key `key`. Nothing is served before
+    /// [`start`](Self::start).
+    #[must_use]
+    pub fn new(config: Config, key: HashKey) -> Self {
+        Self {
+            key,
+            keeps_key: config.hash_key.is_none(),
+            instance: 0,
+            generation: 0,
+            settings: settings::Settings::of(&config),
+            file: Vec::new(),
+            first: config.services,
+            restored: false,
+            services: Vec::new(),
+            owners: HashMap::new(),
+            ids: Ids::new(),
+            hops: NextHops::default(),
+            published: None,
+            gone: Vec::new(),
+            last_check: CheckNumber::default(),
+        }
+    }
+
+    /// Removed backends that clients may still be known at.
+    #[must_use]
+    pub fn gone(&self) -> &[Gone] {
+        &self.gone
+    }
+
+    /// Services as large as those that [`start`](Self::start) comes to and comes from, or larger: what was before is told
+    /// first, and is replaced beside what replaces it.
+    #[must_use]
+    pub fn largest(&self) -> Vec<ServiceConfig> {
+        let mut services = self.first.clone();
+        for now in self.services.iter().map(Service::config) {
+            let Some(service) = services.iter_mut().find(|service| service.name == now.name) else {
+                services.push(now);
+                continue;
+            };
+            service.table_size = service.table_size.max(now.table_size);
+            for backend in now.backends {
+                if !service.backends.iter().any(|other| other.name == backend.name && other.address == backend.address)
+                {
+                    service.backends.push(backend);
+                }
+            }
+        }
+        services
+    }
+
+    /// Whether it goes on where another has ended. Decided by [`start`](Self::start).
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        self.restored
+    }
+
+    /// Which kernel maps it works with: a number that the shell draws when it makes them.
+    #[must_use]
+    pub const fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// Binds it to other kernel maps.
+    pub const fn set_instance(&mut self, instance: u64) {
+        self.instance = instance;
+    }
+
+    /// How often users have changed something, over restarts.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Starts to serve. Comes once, before anything else. A restored controller first tells everything as it was, then
+    /// what the configuration file says otherwise than before.
+    pub fn start(&mut self, now: Instant) -> Vec<Command> {
+        let services = mem::take(&mut self.first);
+        if !self.restored {
+            return self.start_anew(services, now);
+        }
+        let before = self.clone();
+        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(gone.row.clone())).collect();
+        commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
+        match self.reload(services.clone(), &settings::Differences::default(), now) {
+            Ok((message, more)) => {
+                commands.extend(more);
+                commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None }));
+            }
+            Err(refused) => {
+                *self = before.without_history();
+                commands = self.start_anew(services, now);
+                commands.push(warning(format!(
+                    "starting with the configuration file alone, nobody is known, and what was changed at run time is \
+                     lost: the file cannot replace what was before ({refused})"
+                )));
+            }
+        }
+        commands.extend(self.remove_those_that_left(now));
+        commands
+    }
+
+    fn start_anew(&mut self, services: Vec<ServiceConfig>, now: Instant) -> Vec<Command> {
+        self.file.clone_from(&services);
+        match self.configure(services, None, now) {
+            Ok((_, settled)) => settled.commands,
+            Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
+        }
+    }
+
+    /// Itself as if nothing had been before it.
+    fn without_history(self) -> Self {
+        Self {
+            restored: false,
+            file: Vec::new(),
+            services: Vec::new(),
+            owners: HashMap::new(),
+            ids: Ids::new(),
+            hops: NextHops::default(),
+            published: None,
+            gone: Vec::new(),
+            ..self
+        }
+    }
+
+    /// Takes note of an event.
+    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Command> {
+        self.handle_all([event], now)
+    }
+
+    /// Takes note of events that came together: a service's table changes at most once, whatever happened to its
+    /// backends.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
+        let mut concerned = HashSet::new();
+        let mut sweeps = Vec::new();
+        let mut ticked = false;
+        for event in events {
+            match event {
+                Event::Checked { backend, check, outcome, took } => {
+                    concerned.extend(self.checked(backend, (check, &outcome, took), now));
+                }
+                Event::NextHop { address, next_hop } => {
+                    if self.hops.set(address, next_hop) {
+                        concerned.extend(self.services_with(|backend| backend.address().ip() == address));
+                    }
+                }
+                Event::Swept { known } => {
+                    let known: HashMap<BackendId, u64> = known.into_iter().collect();
+                    concerned.extend(self.swept(&known));
+                    sweeps.push(known);
+                }
+                Event::Tick => {
+                    concerned.extend(self.services_with(|backend| backend.deadline().is_some_and(|at| at <= now)));
+                    ticked = true;
+                }
+            }
+        }
+        let mut commands = Vec::new();
+        if !concerned.is_empty() {
+            commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+        }
+        if ticked || !sweeps.is_empty() {
+            commands.extend(self.remove_those_that_left(now));
+        }
+        if ticked {
+            commands.extend(self.end_rules(now));
+        }
+        for known in &sweeps {
+            self.retire_those_that_nobody_knows(known, &mut commands);
+        }
+        commands
+    }
+
+    /// Whether a backend that was added still waits for its next hop, and takes no clients before.
+    #[must_use]
+    pub fn waits_for_next_hop(&self, name: &BackendName) -> bool {
+        self.backend(name).is_ok_and(|backend| backend.waits_for_next_hop(&self.hops))
+    }
+
+    /// What adding a backend has come to, where `before` slots of its service had moved by then (required, needless).
+    #[must_use]
+    pub fn added(&self, name: &BackendName, before: (u64, u64)) -> String {
+        let (Ok(service), Ok(backend)) = (self.service(&name.service), self.backend(name)) else {
+            return format!("backend {name} added");
+        };
+        let (required, needless) = service.slots_moved();
+        let needless = needless - before.1;
+        let moved = required - before.0 + needless;
+        let size = grouped(service.table_size());
+        let reason = match backend.reason() {
+            "" => String::new(),
+            reason => format!(" ({reason})"),
+        };
+        format!(
+            "backend {name} added{reason}: {} of {size} slots moved, {} needless",
+            grouped(moved),
+            grouped(needless)
+        )
+    }
+
+    /// Goes back to what it was `before` a change. Numbers that were given to checks since are not given again.
+    pub fn undo(&mut self, before: Self) {
+        let last_check = self.last_check;
+        *self = Self { last_check, ..before };
+    }
+
+    /// When to send [`Event::Tick`] at the latest: the end of the next drain or rule, or the next step of a slow start.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let backends = self.services.iter().flat_map(Service::backends).filter_map(Backend::deadline);
+        backends.chain(self.services.iter().filter_map(|service| service.rules().next_end())).min()
+    }
+
+    /// The services, in configuration order.
+    #[must_use]
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// What the configuration file says of everything but services, of which this has none.
+    #[must_use]
+    pub const fn settings(&self) -> &Config {
+        self.settings.config()
+    }
+
+    /// The interfaces are these, whatever the configuration says.
+    pub fn name_interfaces(&mut self, named: Vec<String>) {
+        self.settings.name_interfaces(named);
+    }
+
+    /// The interfaces that the program is to be on.
+    #[must_use]
+    pub fn interfaces(&self) -> &[String] {
+        self.settings.interfaces()
+    }
+
+    /// The VIPs that the balancer is to give its interface.
+    pub fn assigned_vips(&self) -> impl Iterator<Item = IpAddr> {
+        self.services.iter().filter(|service| service.assigns_vip()).map(|service| service.address().ip())
+    }
+
+    /// The service called `name`.
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`] with the most similar name.
+    pub fn service(&self, name: &str) -> Result<&Service, Refused> {
+        self.services.iter().find(|service| service.name() == name).ok_or_else(|| self.no_service(name))
+    }
+
+    /// The backend called `name`.
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`] with the most similar name.
+    pub fn backend(&self, name: &BackendName) -> Result<&Backend, Refused> {
+        let backends = self.service(&name.service)?.backends();
+        backends.iter().find(|backend| backend.name() == name.backend).ok_or_else(|| {
+            let known = backends.iter().map(Backend::name);
+            Refused::not_found(&format!("backend in service {}:", name.service), &name.backend, known)
+        })
+    }
+
+    /// The name of the backend with this id in its service, one removed whose clients have not all come back included.
+    #[must_use]
+    pub fn name_of(&self, id: BackendId) -> Option<&str> {
+        let backends = self.services.iter().flat_map(Service::backends);
+        let present = backends.map(|backend| (backend.id(), backend.name()));
+        let gone = self.gone.iter().map(|gone| (gone.row.id, gone.name.as_str()));
+        present.chain(gone).find(|&(other, _)| other == id).map(|(_, name)| name)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn free_ids(&self) -> usize {
+        self.ids.free()
+    }
+
+    fn no_service(&self, name: &str) -> Refused {
+        Refused::not_found("service", name, self.services.iter().map(Service::name))
+    }
+
+    /// Counts a check. Gives the service if its table may change by it.
+    fn checked(
+        &mut self,
+        backend: BackendId,
+        ended: (CheckNumber, &CheckOutcome, Duration),
+        now: Instant,
+    ) -> Option<ServiceId> {
+        let &id = self.owners.get(&backend)?;
+        let service = self.services.iter_mut().find(|service| service.id() == id)?;
+        let index = service.backends().iter().position(|candidate| candidate.id() == backend)?;
+        service.record(index, ended, &self.hops, now).then_some(id)
+    }
+
+    fn services_with(&self, wanted: impl Fn(&Backend) -> bool) -> Vec<ServiceId> {
+        let has = |service: &&Service| service.backends().iter().any(&wanted);
+        self.services.iter().filter(has).map(Service::id).collect()
+    }
+
+    /// Takes note of how many clients each backend has. Gives the services in which one is drained now.
+    fn swept(&mut self, known: &HashMap<BackendId, u64>) -> Vec<ServiceId> {
+        let mut concerned = Vec::new();
+        for service in &mut self.services {
+            let id = service.id();
+            for backend in service.backends_mut() {
+                if backend.swept(known.get(&backend.id()).copied().unwrap_or(0)) {
+                    concerned.push(id);
+                }
+            }
+        }
+        concerned
+    }
+
+    /// Gives up the rows of removed backends that two complete sweeps have found without a client.
+    fn retire_those_that_nobody_knows(&mut self, known: &HashMap<BackendId, u64>, commands: &mut Vec<Command>) {
+        let ids = &mut self.ids;
+        self.gone.retain_mut(|gone| {
+            gone.known = known.get(&gone.row.id).copied().unwrap_or(0);
+            gone.empty_sweeps = if gone.known == 0 { gone.empty_sweeps + 1 } else { 0 };
+            let stays = gone.empty_sweeps < Gone::ENOUGH_SWEEPS;
+            if !stays {
+                commands.push(Command::RetireBackend(gone.row.id));
+                ids.give_back(gone.row.id);
+            }
+            stays
+        });
+    }
+
+    fn remove_those_that_left(&mut self, now: Instant) -> Vec<Command> {
+        let left = |service: &Service| service.backends().iter().any(Backend::has_left);
+        if !self.services.iter().any(left) {
+            return Vec::new();
+        }
+        let mut names = Vec::new();
+        let mut services: Vec<ServiceConfig> = self.services.iter().map(Service::config).collect();
+        for (config, service) in services.iter_mut().zip(&self.services) {
+            for backend in service.backends().iter().filter(|backend| backend.has_left()) {
+                config.backends.retain(|other| other.name != backend.name());
+                names.push(service.name_of(backend));
+            }
+        }
+        match self.configure(services, None, now) {
+            Ok((_, settled)) => {
+                let removed = names.into_iter().map(|name| {
+                    let message = format!("backend {name} removed, it is drained");
+                    Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
+                });
+                settled.commands.into_iter().chain(removed).collect()
+            }
+            Err(refused) => vec![warning(format!("drained backends are not removed: {refused}"))],
+        }
+    }
+}
+
+fn warning(message: String) -> Command {
+    Command::Report(Report { level: ReportLevel::Warn, about: None, message, moves: None })
+}

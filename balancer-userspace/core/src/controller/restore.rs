@@ -1,0 +1,100 @@
+//! The controller to and from what outlives the process.
+
+use std::collections::{HashMap, HashSet};
+
+use balancer_common::{client::HashKey, map_types::MAX_BACKENDS};
+use balancer_model::{
+    config::{Config, ServiceConfig},
+    validate,
+};
+
+use super::{Controller, Gone};
+use crate::{
+    ids::Ids,
+    keys,
+    next_hops::NextHops,
+    service::Service,
+    state::{Clocks, SavedGone, SavedState, VERSION},
+};
+
+impl Controller {
+    /// What a later [`restore`](Self::restore) needs.
+    #[must_use]
+    pub fn export(&self, clocks: Clocks) -> SavedState {
+        SavedState {
+            version: VERSION,
+            instance: self.instance,
+            generation: self.generation,
+            hash_key: self.keeps_key.then_some(self.key),
+            key_fingerprint: keys::fingerprint(self.key),
+            file: self.file.clone(),
+            services: self.services.iter().map(|service| service.export(clocks)).collect(),
+            gone: self
+                .gone
+                .iter()
+                .map(|gone| SavedGone { name: gone.name.clone(), row: gone.row.clone(), known: gone.known })
+                .collect(),
+            free_ids: self.ids.runs(),
+            next_hops: self.hops.all().map(|(address, hop)| (address, hop.clone())).collect(),
+            departed: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// The controller that `state` was exported from, with the same ids and tables; [`start`](Self::start) then takes
+    /// over what `config` says otherwise than the file did before. `key` is the configuration's or the state's.
+    ///
+    /// # Errors
+    /// What in the state contradicts itself, in one line.
+    pub fn restore(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
+        consistent(&state)?;
+        let mut this = Self::new(config, key);
+        this.restored = true;
+        this.instance = state.instance;
+        this.generation = state.generation;
+        this.file = state.file;
+        this.hops = NextHops::restored(state.next_hops);
+        this.gone = state
+            .gone
+            .into_iter()
+            .map(|gone| Gone { name: gone.name, row: gone.row, known: gone.known, empty_sweeps: 0 })
+            .collect();
+        this.services =
+            state.services.into_iter().map(|service| Service::restored(service, key, &this.hops, clocks)).collect();
+        this.owners = this
+            .services
+            .iter()
+            .flat_map(|service| service.backends().iter().map(|backend| (backend.id(), service.id())))
+            .collect();
+        let used = this.owners.keys().copied().chain(this.gone.iter().map(|gone| gone.row.id));
+        this.ids = Ids::restored(&state.free_ids, &used.map(|id| id.0).collect::<HashSet<_>>());
+        Ok(this)
+    }
+
+    /// The services as they are configured now.
+    pub(super) fn configs(&self) -> Vec<ServiceConfig> {
+        self.services.iter().map(Service::config).collect()
+    }
+}
+
+/// Checks what the controller relies on and a file made by somebody else may lack.
+fn consistent(state: &SavedState) -> Result<(), String> {
+    let mut services = HashMap::new();
+    let mut backends = HashSet::new();
+    let mut configs = Vec::new();
+    for service in &state.services {
+        if let Some(other) = services.insert(service.id, &service.settings.name) {
+            return Err(format!("services {other} and {} have one id", service.settings.name));
+        }
+        let configured = service.backends.iter().map(|backend| backend.config.clone());
+        configs.push(ServiceConfig { backends: configured.collect(), ..service.settings.clone() });
+    }
+    let rows = state.gone.iter().map(|gone| (gone.row.id, &gone.name));
+    let present = state.services.iter().flat_map(|service| &service.backends);
+    for (id, name) in present.map(|backend| (backend.id, &backend.config.name)).chain(rows) {
+        if !(1..MAX_BACKENDS as u16).contains(&id.0) || !backends.insert(id) {
+            return Err(format!("backend {name} has the id {}, which is out of range or another's", id.0));
+        }
+    }
+    validate::services(&configs).map_err(|problem| problem.to_string())?;
+    validate::services(&state.file).map_err(|problem| problem.to_string())
+}

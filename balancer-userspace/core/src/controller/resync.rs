@@ -1,0 +1,72 @@
+//! Everything that should be, for a shell in which a command has failed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    Controller,
+    stage::{Stage, Staged},
+};
+use crate::{
+    held::Held,
+    io::{BackendId, BackendSpec, CheckSpec, Command},
+    service::{Backend, Service},
+};
+
+impl Controller {
+    /// What brings a shell that holds `held` to what it was told, in an order that is safe at every step. Rows, tables, the directory and rules are written again whatever is there.
+    #[must_use]
+    pub fn resync(&mut self, held: &Held) -> Vec<Command> {
+        let rows: Vec<BackendSpec> = self.told_rows().collect();
+        let wanted: BTreeSet<BackendId> = rows.iter().map(|row| row.id).collect();
+        let watched: BTreeSet<_> = self.hops.all().map(|(address, _)| address).collect();
+        let checks = self.told_checks();
+
+        let mut commands = Staged::default();
+        for &address in watched.difference(&held.watched) {
+            commands.add(Stage::Watch, Command::WatchNextHop(address));
+        }
+        rows.into_iter().for_each(|row| commands.add(Stage::Rows, Command::WriteBackend(row)));
+        for service in &self.services {
+            let published = held.services.iter().any(|spec| spec.id == service.id());
+            commands.swap(service, published);
+            if published || !service.told_rules.is_empty() {
+                commands.set_rules(service.id(), Arc::clone(&service.told_rules));
+            }
+        }
+        if let Some(directory) = &self.published {
+            commands.publish(&held.services, directory.clone());
+        }
+        for &id in held.checks.keys().filter(|id| !checks.contains_key(id)) {
+            commands.add(Stage::Removed, Command::StopChecks(id));
+        }
+        for &id in held.rows.difference(&wanted) {
+            // Clients may have come to know it.
+            self.ids.postpone(id);
+            commands.add(Stage::Removed, Command::RetireBackend(id));
+        }
+        for &address in held.watched.difference(&watched) {
+            commands.add(Stage::Unwatch, Command::UnwatchNextHop(address));
+        }
+        for check in checks.into_values().filter(|check| held.checks.get(&check.backend) != Some(&check.number)) {
+            commands.add(Stage::Checks, Command::StartChecks(Box::new(check)));
+        }
+        commands.in_order()
+    }
+
+    fn told_rows(&self) -> impl Iterator<Item = BackendSpec> {
+        let present = self.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.clone());
+        present.chain(self.gone.iter().map(|gone| gone.row.clone()))
+    }
+
+    fn told_checks(&self) -> BTreeMap<BackendId, CheckSpec> {
+        let told = |service: &Service, backend: &Backend| {
+            let told = backend.told.check.as_ref()?;
+            Some((backend.id(), service.check_spec(backend, told)))
+        };
+        let of = |service| Service::backends(service).iter().filter_map(move |backend| told(service, backend));
+        self.services.iter().flat_map(of).collect()
+    }
+}

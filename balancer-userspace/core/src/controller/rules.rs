@@ -1,0 +1,87 @@
+//! Rules for client prefixes: adding, removing, ending, and what stands behind each.
+
+use std::time::{Duration, Instant};
+
+use balancer_common::map_types::MAX_RULES;
+use balancer_model::names::BackendName;
+use ipnet::IpNet;
+
+use super::Controller;
+use crate::{
+    io::{Command, Refused, Report, ReportLevel},
+    rules::{self, Action, Rule, Rules},
+    service::Service,
+};
+
+impl Controller {
+    pub(super) fn add_rule(
+        &mut self,
+        service: &str,
+        prefix: IpNet,
+        action: Action,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let of = self.service(service)?;
+        rules::check_prefix(service, of.address().ip(), prefix)?;
+        if let Action::Pin { backend } = &action {
+            self.backend(&BackendName { service: service.to_owned(), backend: backend.clone() })?;
+        }
+        let there = self.services.iter().map(|service| service.rules().len()).sum::<usize>();
+        if there >= MAX_RULES as usize && of.rules().get(prefix).is_none() {
+            return Err(rules::too_many());
+        }
+        let rule = Rule { prefix, action, ends: ttl.map(|ttl| now + ttl) };
+        let mut message = format!("rule {service} {prefix} {}", rule.action);
+        if let Some(ttl) = ttl {
+            message += &format!(" for {}", humantime::format_duration(ttl));
+        }
+        if let Some(old) = self.rules_mut(service).and_then(|rules| rules.set(rule.clone())) {
+            message += &format!(", replaces {}", old.action);
+        }
+        if let Some(reason) = self.service(service)?.inactive(&rule) {
+            message += &format!("; it is not active: {reason}");
+        }
+        Ok((message, self.settle(|other| other.name() == service, Vec::new(), None, now).commands))
+    }
+
+    pub(super) fn remove_rule(
+        &mut self,
+        service: &str,
+        prefix: IpNet,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        self.service(service)?;
+        let Some(rule) = self.rules_mut(service).and_then(|rules| rules.remove(prefix)) else {
+            return Err(Refused::NotFound(format!(
+                "service {service} has no rule for {prefix}; see \"balancer rule list {service}\""
+            )));
+        };
+        let message = format!("rule {service} {prefix} {} removed", rule.action);
+        Ok((message, self.settle(|other| other.name() == service, Vec::new(), None, now).commands))
+    }
+
+    /// Ends the rules whose time is over.
+    pub(super) fn end_rules(&mut self, now: Instant) -> Vec<Command> {
+        let mut concerned = Vec::new();
+        let mut reports = Vec::new();
+        for service in &mut self.services {
+            for rule in service.rules_mut().take_ended(now) {
+                let message = format!("rule {} {} {} ended", service.name(), rule.prefix, rule.action);
+                let about = Some(BackendName { service: service.name().to_owned(), backend: String::new() });
+                reports.push(Command::Report(Report { level: ReportLevel::Info, about, message, moves: None }));
+                concerned.push(service.id());
+            }
+        }
+        if concerned.is_empty() {
+            return Vec::new();
+        }
+        let mut commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+        commands.extend(reports);
+        commands
+    }
+
+    fn rules_mut(&mut self, service: &str) -> Option<&mut Rules> {
+        self.services.iter_mut().find(|other| other.name() == service).map(Service::rules_mut)
+    }
+}

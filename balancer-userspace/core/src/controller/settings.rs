@@ -1,0 +1,210 @@
+//! What a configuration says beyond its services: what of it can change in a running balancer, and what takes a restart.
+
+use std::fmt::Display;
+
+use balancer_model::config::{Config, OnExit, StatisticsConfig, XdpMode};
+
+/// The settings that hold now.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    /// As they were last read, without services.
+    config: Config,
+    /// Interfaces that the command line names; they are these, whatever the file says. None if it leaves that to the file.
+    named: Vec<String>,
+    /// Whether memory was set aside, because some service remembers clients.
+    memory: bool,
+}
+
+/// How a configuration says otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Differences {
+    /// What stands in its way.
+    pub(super) refused: Vec<String>,
+    /// Keys that are changed.
+    pub(super) changed: Vec<&'static str>,
+    /// A line for each, with before and after.
+    pub(super) lines: Vec<String>,
+}
+
+impl Settings {
+    pub(super) fn of(config: &Config) -> Self {
+        let without_services = Config { services: Vec::new(), ..config.clone() };
+        Self { config: without_services, named: Vec::new(), memory: remembers(config) }
+    }
+
+    pub(super) const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) fn name_interfaces(&mut self, named: Vec<String>) {
+        self.named = named;
+    }
+
+    /// Where the program is to be.
+    pub(super) fn interfaces(&self) -> &[String] {
+        if self.named.is_empty() { &self.config.interfaces } else { &self.named }
+    }
+
+    /// From now on they are those of `config`, which has no services.
+    pub(super) fn take_over(&mut self, config: Config) {
+        self.config = config;
+    }
+
+    /// What `config` says otherwise. Every key is named here: one that is forgotten does not compile.
+    pub(super) fn differences(&self, config: &Config) -> Differences {
+        let Config {
+            interfaces,
+            xdp_mode,
+            on_exit,
+            state_file,
+            socket,
+            socket_group,
+            metrics_listen,
+            metrics_page,
+            client_table_capacity,
+            hash_key,
+            statistics: StatisticsConfig { heavy_client_share, sample_interval },
+            // Merged with what was changed at run time.
+            services: _,
+        } = config;
+        let old = &self.config;
+        let mut differences = Differences::default();
+        differences.restart("state_file", old.state_file == *state_file);
+        differences.restart("control.socket", old.socket == *socket);
+        differences.restart("client_table.capacity", old.client_table_capacity == *client_table_capacity);
+        differences.restart("hash.key", old.hash_key == *hash_key);
+        differences.restart(
+            "remember (no service has remembered its clients from the start, so no memory is set aside)",
+            self.memory || !remembers(config),
+        );
+        if self.named.is_empty() {
+            differences.changes("interfaces", &old.interfaces.join(", "), &interfaces.join(", "));
+            if interfaces.is_empty() {
+                let wrong = "interfaces is empty: name one in the file (the command line names none)";
+                differences.refused.push(wrong.to_owned());
+            }
+        } else if old.interfaces != *interfaces {
+            let named = self.named.join(", ");
+            differences.lines.push(format!(
+                "interfaces: the file now says {}; {named} stay, by the command line",
+                interfaces.join(", ")
+            ));
+        }
+        differences.changes("xdp_mode", mode(old.xdp_mode), mode(*xdp_mode));
+        differences.changes("on_exit", exit(old.on_exit), exit(*on_exit));
+        differences.changes("control.group", group(old.socket_group.as_deref()), group(socket_group.as_deref()));
+        let listen =
+            |listen: Option<std::net::SocketAddr>| listen.map_or_else(|| "off".to_owned(), |at| at.to_string());
+        differences.changes("metrics.listen", &listen(old.metrics_listen), &listen(*metrics_listen));
+        differences.changes("metrics.page", &old.metrics_page, metrics_page);
+        differences.changes("statistics.heavy_client_share", &old.statistics.heavy_client_share, heavy_client_share);
+        differences.changes("statistics.sample_interval", &old.statistics.sample_interval, sample_interval);
+        differences
+    }
+}
+
+impl Differences {
+    fn restart(&mut self, key: &str, same: bool) {
+        if !same {
+            self.refused
+                .push(format!("{key} cannot change while the balancer runs: restart it, or leave that as it was"));
+        }
+    }
+
+    fn changes<T: Display + PartialEq + ?Sized>(&mut self, key: &'static str, before: &T, after: &T) {
+        if before != after {
+            self.changed.push(key);
+            self.lines.push(format!("{key}: {before} → {after}"));
+        }
+    }
+}
+
+fn remembers(config: &Config) -> bool {
+    config.services.iter().any(|service| !service.remember.is_zero())
+}
+
+const fn mode(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Auto => "auto",
+        XdpMode::Native => "native",
+        XdpMode::Generic => "generic",
+    }
+}
+
+const fn exit(on_exit: OnExit) -> &'static str {
+    match on_exit {
+        OnExit::Detach => "detach",
+        OnExit::Keep => "keep",
+    }
+}
+
+fn group(group: Option<&str>) -> &str {
+    group.unwrap_or("none")
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_model::file;
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let service = "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"dsr\"\nremember = \"1h\"\n\
+                       [[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\n";
+        file::parse("test.toml".as_ref(), format!("{text}\n{service}").as_bytes()).unwrap().0
+    }
+
+    #[test]
+    fn every_key_is_taken_over_or_refused_by_its_name() {
+        let base = "interfaces = [\"eth0\"]";
+        let settings = Settings::of(&config(base));
+        assert_eq!(settings.differences(&config(base)), Differences::default());
+        for (text, changed, line) in [
+            ("interfaces = [\"eth0\", \"eth1\"]", "interfaces", "interfaces: eth0 → eth0, eth1"),
+            ("interfaces = [\"eth0\"]\nxdp_mode = \"generic\"", "xdp_mode", "xdp_mode: auto → generic"),
+            ("interfaces = [\"eth0\"]\non_exit = \"keep\"", "on_exit", "on_exit: detach → keep"),
+            ("interfaces = [\"eth0\"]\ncontrol.group = \"adm\"", "control.group", "control.group: none → adm"),
+            (
+                "interfaces = [\"eth0\"]\nmetrics.listen = \"off\"",
+                "metrics.listen",
+                "metrics.listen: 127.0.0.1:9660 → off",
+            ),
+            ("interfaces = [\"eth0\"]\nmetrics.page = false", "metrics.page", "metrics.page: true → false"),
+            (
+                "interfaces = [\"eth0\"]\nstatistics.heavy_client_share = 0.25",
+                "statistics.heavy_client_share",
+                "statistics.heavy_client_share: 0.5 → 0.25",
+            ),
+            (
+                "interfaces = [\"eth0\"]\nstatistics.sample_interval = 7",
+                "statistics.sample_interval",
+                "statistics.sample_interval: 1024 → 7",
+            ),
+        ] {
+            let differences = settings.differences(&config(text));
+            let expected = Differences { refused: Vec::new(), changed: vec![changed], lines: vec![line.to_owned()] };
+            assert_eq!(differences, expected, "{text}");
+        }
+        for (text, key) in [
+            ("state_file = \"/other.json\"", "state_file cannot change"),
+            ("control.socket = \"/other.sock\"", "control.socket cannot change"),
+            ("client_table.capacity = 5", "client_table.capacity cannot change"),
+            ("hash.key = \"hex:000102030405060708090a0b0c0d0e0f\"", "hash.key cannot change"),
+        ] {
+            let differences = settings.differences(&config(&format!("{base}\n{text}")));
+            assert_eq!(differences.changed.len() + differences.lines.len(), 0, "{text}");
+            assert!(differences.refused.len() == 1 && differences.refused[0].starts_with(key), "{differences:?}");
+        }
+        assert!(settings.differences(&config("")).refused[0].contains("interfaces is empty"));
+    }
+
+    #[test]
+    fn interfaces_that_the_command_line_names_stay() {
+        let mut settings = Settings::of(&config(""));
+        settings.name_interfaces(vec!["eth7".to_owned()]);
+        let differences = settings.differences(&config("interfaces = [\"eth0\"]"));
+        assert_eq!((differences.refused.len(), differences.changed.len()), (0, 0));
+        assert_eq!(differences.lines, ["interfaces: the file now says eth0; eth7 stay, by the command line"]);
+        assert_eq!(settings.interfaces(), ["eth7"]);
+    }
+}

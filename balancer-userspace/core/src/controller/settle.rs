@@ -1,0 +1,163 @@
+//! What should be, compared with what the shell was told: the difference becomes commands, in the order of their stages
+//! (`stage.rs`).
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use balancer_common::verdict::MoveCause;
+use balancer_model::names::BackendName;
+
+use super::{
+    Controller, Gone,
+    stage::{Stage, Staged},
+};
+use crate::{
+    io::{BackendSpec, CheckNumber, Command, ServiceId, ServiceSpec},
+    next_hops::NextHops,
+    report,
+    service::{Backend, Service},
+    table::Moves,
+};
+
+/// What became different.
+pub(super) struct Settled {
+    pub(super) commands: Vec<Command>,
+    /// What moved, by service.
+    pub(super) moves: HashMap<ServiceId, Moves>,
+}
+
+impl Controller {
+    /// Turns the difference between what should be and what the shell was told into commands, for the services that
+    /// are `concerned`; `removed` are backends that are no longer in any service. The state of `subject` needs no report.
+    pub(super) fn settle(
+        &mut self,
+        concerned: impl Fn(&Service) -> bool,
+        mut removed: Vec<Backend>,
+        subject: Option<&BackendName>,
+        now: Instant,
+    ) -> Settled {
+        let Self { services, hops, owners, ids, published, gone, last_check, .. } = self;
+        let remembering: HashSet<ServiceId> =
+            services.iter().filter(|service| service.remembers()).map(Service::id).collect();
+        let mut commands = Staged::default();
+        let mut released = Vec::new();
+
+        for service in services.iter_mut().filter(|service| concerned(service)) {
+            for backend in service.backends_mut() {
+                let address = backend.address().ip();
+                if backend.told.watched != Some(address) {
+                    if hops.watch(address) {
+                        commands.add(Stage::Watch, Command::WatchNextHop(address));
+                    }
+                    released.extend(backend.told.watched.replace(address));
+                }
+            }
+        }
+
+        let mut all_moves = HashMap::new();
+        let is_published = |id: ServiceId| published.iter().flatten().any(|spec: &ServiceSpec| spec.id == id);
+        for service in services.iter_mut().filter(|service| concerned(service)) {
+            tell_checks(service, last_check, &mut commands);
+            let refreshed = service.refresh(hops, now);
+            tell_rows(service, hops, &mut commands);
+            if refreshed.swap {
+                commands.swap(service, is_published(service.id()));
+            }
+            let specs = service.rule_specs();
+            if service.told_rules != specs {
+                service.told_rules = Arc::clone(&specs);
+                commands.set_rules(service.id(), specs);
+            }
+            let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
+            told.map(|transition| transition.report(&refreshed.moves, service.table_size()))
+                .chain(refreshed.footing.map(|footing| report::footing_report(service.name(), footing)))
+                .for_each(|report| commands.add(Stage::Reports, Command::Report(report)));
+            all_moves.insert(service.id(), refreshed.moves);
+        }
+
+        let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
+        if published.as_ref() != Some(&specs) {
+            let before = published.replace(specs.clone());
+            commands.publish(before.as_deref().unwrap_or_default(), specs);
+        }
+
+        for backend in &mut removed {
+            let id = backend.id();
+            if backend.told.check.take().is_some() {
+                commands.add(Stage::Removed, Command::StopChecks(id));
+            }
+            let row = backend.told.row.take();
+            released.extend(backend.told.watched.take());
+            owners.remove(&id);
+            match row.filter(|row| row.keeps_known || backend.known_clients() > 0 || remembering.contains(&row.service))
+            {
+                // Its known clients are told apart by its id until the last of them has moved or is forgotten.
+                Some(row) => {
+                    let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
+                    let row = BackendSpec { next_hop: None, keeps_known: false, takes_pinned: false, cause, ..row };
+                    commands.add(Stage::Removed, Command::WriteBackend(row.clone()));
+                    gone.push(Gone {
+                        name: backend.name().to_owned(),
+                        row,
+                        known: backend.known_clients(),
+                        empty_sweeps: 0,
+                    });
+                }
+                None => {
+                    commands.add(Stage::Removed, Command::RetireBackend(id));
+                    ids.give_back(id);
+                }
+            }
+        }
+        for address in released {
+            if hops.release(address) {
+                commands.add(Stage::Unwatch, Command::UnwatchNextHop(address));
+            }
+        }
+        Settled { commands: commands.in_order(), moves: all_moves }
+    }
+}
+
+/// The rows of a service's backends that differ from what the shell was told.
+fn tell_rows(service: &mut Service, hops: &NextHops, commands: &mut Staged) {
+    for index in 0..service.backends().len() {
+        let Some(backend) = service.backends().get(index) else { continue };
+        let row = service.row(backend, hops);
+        let Some(backend) = service.backends_mut().get_mut(index) else { continue };
+        if backend.told.row.as_ref() != Some(&row) {
+            backend.told.row = Some(row.clone());
+            commands.add(Stage::Rows, Command::WriteBackend(row));
+        }
+    }
+}
+
+/// The checks of a service's backends that differ from what the shell was told.
+fn tell_checks(service: &mut Service, last: &mut CheckNumber, commands: &mut Staged) {
+    for index in 0..service.backends().len() {
+        let Some(backend) = service.backends().get(index) else { continue };
+        let wanted = service.check(backend);
+        if backend.is_checked_as(wanted.as_ref()) {
+            continue;
+        }
+        let Some(backend) = service.backends_mut().get_mut(index) else { continue };
+        match wanted {
+            Some(wanted) => {
+                last.0 += 1;
+                backend.check_as(*last, wanted);
+            }
+            None => {
+                // A check that begins later finds nothing.
+                backend.forget_verdict();
+                backend.told.check = None;
+                commands.add(Stage::Checks, Command::StopChecks(backend.id()));
+            }
+        }
+        let Some(backend) = service.backends().get(index) else { continue };
+        if let Some(told) = &backend.told.check {
+            commands.add(Stage::Checks, Command::StartChecks(Box::new(service.check_spec(backend, told))));
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The order of commands that is safe at every step.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use crate::{
+    io::{Command, RuleSpec, ServiceId, ServiceSpec},
+    service::Service,
+};
+
+/// When a command is carried out. Those of an earlier stage come first, those of one stage as they were added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Next hops to watch.
+    Watch,
+    /// Rows of backends, before a table names them.
+    Rows,
+    /// The end of a service's last rules, before the directory says that it has none.
+    LastRules,
+    /// Tables of services that are not published yet.
+    FirstTables,
+    /// The directory of services, if something came to it: the way back of replies is there before the way to it.
+    LargerDirectory,
+    /// Tables of the other services.
+    Tables,
+    /// The directory of services, if something only left it.
+    SmallerDirectory,
+    /// Rules, once the directory says that the service has some.
+    Rules,
+    /// Checks and rows of removed backends, which no table names any more.
+    Removed,
+    /// Next hops that nobody needs.
+    Unwatch,
+    /// Health checks of the others.
+    Checks,
+    /// What the operator is told.
+    Reports,
+}
+
+/// Commands with their stages.
+#[derive(Debug, Default)]
+pub(super) struct Staged(Vec<(Stage, Command)>);
+
+impl Staged {
+    pub(super) fn add(&mut self, stage: Stage, command: Command) {
+        self.0.push((stage, command));
+    }
+
+    /// The table of a service that is in the directory already, or is not.
+    pub(super) fn swap(&mut self, service: &Service, published: bool) {
+        let (table, home) = service.tables();
+        let stage = if published { Stage::Tables } else { Stage::FirstTables };
+        self.add(stage, Command::SwapTable { service: service.id(), table, home });
+    }
+
+    pub(super) fn set_rules(&mut self, service: ServiceId, rules: Arc<[RuleSpec]>) {
+        let stage = if rules.is_empty() { Stage::LastRules } else { Stage::Rules };
+        self.add(stage, Command::SetRules { service, rules });
+    }
+
+    /// The directory of services, `old` until then.
+    pub(super) fn publish(&mut self, old: &[ServiceSpec], new: Vec<ServiceSpec>) {
+        let stage = if grows(old, &new) { Stage::LargerDirectory } else { Stage::SmallerDirectory };
+        self.add(stage, Command::PublishServices(new));
+    }
+
+    pub(super) fn in_order(mut self) -> Vec<Command> {
+        self.0.sort_by_key(|&(stage, _)| stage);
+        self.0.into_iter().map(|(_, command)| command).collect()
+    }
+}
+
+/// Whether a service or a backend is in `new` that is not, or not at that address, in `old`.
+fn grows(old: &[ServiceSpec], new: &[ServiceSpec]) -> bool {
+    let old: HashMap<ServiceId, &ServiceSpec> = old.iter().map(|spec| (spec.id, spec)).collect();
+    new.iter().any(|spec| {
+        old.get(&spec.id).is_none_or(|old| {
+            let known: HashSet<_> = old.backends.iter().collect();
+            spec.backends.iter().any(|backend| !known.contains(backend))
+        })
+    })
+}

@@ -1,0 +1,282 @@
+//! From single health checks to a verdict: `rise` and `fall`.
+
+use balancer_model::config::CheckConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::io::CheckOutcome;
+
+/// How a backend fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// It answers, and the answer says no.
+    Soft,
+    /// Nobody answers.
+    Hard,
+}
+
+/// What the checks found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// It works.
+    Up,
+    /// It does not.
+    Down {
+        /// In which way.
+        kind: FailureKind,
+        /// In words (`connect: refused`).
+        reason: String,
+    },
+}
+
+impl Verdict {
+    /// The word that users see.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down { .. } => "down",
+        }
+    }
+}
+
+/// The verdict on one backend and the checks counted towards the next one.
+///
+/// ```text
+///             1 pass                 fall failures
+/// Unknown ───────────────► Up ────────────────────────► Down(kind of the last one)
+///    │                     ▲                             │  ▲ │
+///    │                     └──────── rise passes ────────┘  │ │ fall failures of the other kind
+///    └─────────────────── fall failures ────────────────────┘ └──► Down(other kind)
+/// ```
+///
+/// Only consecutive checks count: a failure sets the passes back to zero, a pass the failures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    verdict: Verdict,
+    passes: u32,
+    failures: u32,
+    /// The kind and reason of the last failure, and how many in a row were of that kind.
+    last_failure: Option<(FailureKind, String, u32)>,
+}
+
+impl Health {
+    /// The verdict so far.
+    #[must_use]
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Failures in a row that have not changed the verdict yet, and the last one's reason.
+    #[must_use]
+    pub fn failing(&self) -> Option<(u32, &str)> {
+        match (&self.verdict, &self.last_failure) {
+            (Verdict::Unknown | Verdict::Up, Some((_, reason, _))) => Some((self.failures, reason)),
+            (Verdict::Unknown | Verdict::Up, None) | (Verdict::Down { .. }, _) => None,
+        }
+    }
+
+    /// Counts a check that ended with `outcome`.
+    pub fn record(&mut self, outcome: &CheckOutcome, check: &CheckConfig) {
+        match outcome {
+            CheckOutcome::Passed => self.pass(check.rise),
+            CheckOutcome::Soft(reason) => self.fail(FailureKind::Soft, reason, check.fall),
+            CheckOutcome::Hard(reason) => self.fail(FailureKind::Hard, reason, check.fall),
+            CheckOutcome::Hindered(_) => {}
+        }
+    }
+
+    /// Passes and failures in a row; one of them is 0.
+    #[must_use]
+    pub const fn streak(&self) -> (u32, u32) {
+        (self.passes, self.failures)
+    }
+
+    /// Whether the last check speaks against the verdict, which more like it will change.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        match (&self.verdict, &self.last_failure) {
+            (Verdict::Unknown | Verdict::Up, _) => self.failures > 0,
+            (Verdict::Down { kind, .. }, Some((last, ..))) => kind != last,
+            (Verdict::Down { .. }, None) => true,
+        }
+    }
+
+    /// Keeps the verdict, and counts anew towards the next one.
+    pub fn count_anew(&mut self) {
+        (self.passes, self.failures, self.last_failure) = (0, 0, None);
+    }
+
+    /// What has to come for another verdict: `down after 2 more failures`.
+    #[must_use]
+    pub fn next_verdict(&self, check: &CheckConfig) -> String {
+        let more = |count: u32, one: &str, many: &str| match count {
+            1 => format!("1 more {one}"),
+            count => format!("{count} more {many}"),
+        };
+        let failures = more(check.fall.saturating_sub(self.failures), "failure", "failures");
+        match self.verdict {
+            Verdict::Unknown => format!("up after 1 more pass, down after {failures}"),
+            Verdict::Up => format!("down after {failures}"),
+            Verdict::Down { .. } => {
+                format!("up after {}", more(check.rise.saturating_sub(self.passes), "pass", "passes"))
+            }
+        }
+    }
+
+    fn pass(&mut self, rise: u32) {
+        self.failures = 0;
+        self.last_failure = None;
+        self.passes = self.passes.saturating_add(1);
+        match self.verdict {
+            Verdict::Unknown => self.verdict = Verdict::Up,
+            Verdict::Down { .. } if self.passes >= rise => self.verdict = Verdict::Up,
+            Verdict::Up | Verdict::Down { .. } => {}
+        }
+    }
+
+    fn fail(&mut self, kind: FailureKind, reason: &str, fall: u32) {
+        self.passes = 0;
+        self.failures = self.failures.saturating_add(1);
+        let alike = match self.last_failure {
+            Some((last, _, alike)) if last == kind => alike.saturating_add(1),
+            Some(_) | None => 1,
+        };
+        self.last_failure = Some((kind, reason.to_owned(), alike));
+        let convinced = match self.verdict {
+            Verdict::Unknown | Verdict::Up => self.failures >= fall,
+            Verdict::Down { kind: known, .. } => known == kind || alike >= fall,
+        };
+        if convinced {
+            self.verdict = Verdict::Down { kind, reason: reason.to_owned() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use balancer_model::config::{CheckKind, Via};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(fall: u32, rise: u32) -> CheckConfig {
+        let interval = Duration::from_secs(2);
+        CheckConfig {
+            kind: CheckKind::Tcp { port: None },
+            via: Via::Backend,
+            interval,
+            timeout: interval,
+            fast_interval: interval,
+            fall,
+            rise,
+        }
+    }
+
+    /// Verdicts after each of `outcomes` (`p`ass, `s`oft, `h`ard), as `?`, `+`, `s`, `h`.
+    fn verdicts(outcomes: &str, fall: u32, rise: u32) -> String {
+        let mut health = Health::default();
+        outcomes
+            .chars()
+            .map(|outcome| {
+                let outcome = match outcome {
+                    'p' => CheckOutcome::Passed,
+                    's' => CheckOutcome::Soft("status 503".to_owned()),
+                    _ => CheckOutcome::Hard("connect: refused".to_owned()),
+                };
+                health.record(&outcome, &check(fall, rise));
+                match health.verdict() {
+                    Verdict::Unknown => '?',
+                    Verdict::Up => '+',
+                    Verdict::Down { kind: FailureKind::Soft, .. } => 's',
+                    Verdict::Down { kind: FailureKind::Hard, .. } => 'h',
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_first_pass_makes_up_and_fall_failures_make_down() {
+        assert_eq!(verdicts("p", 3, 2), "+");
+        assert_eq!(verdicts("hhh", 3, 2), "??h");
+        assert_eq!(verdicts("hhphhh", 3, 2), "??+++h");
+        assert_eq!(verdicts("phhhpphp", 3, 2), "+++hh+++");
+        assert_eq!(verdicts("hp", 1, 1), "h+");
+    }
+
+    #[test]
+    fn the_kind_of_failure_changes_after_fall_checks_too() {
+        assert_eq!(verdicts("phsssh", 3, 2), "+++sss");
+        assert_eq!(verdicts("sssshshhh", 3, 2), "??ssssssh");
+    }
+
+    #[test]
+    fn the_reason_is_the_latest_of_its_kind() {
+        let mut health = Health::default();
+        for reason in ["connect: refused", "timeout after 1s"] {
+            health.record(&CheckOutcome::Hard(reason.to_owned()), &check(1, 1));
+        }
+        let down = Verdict::Down { kind: FailureKind::Hard, reason: "timeout after 1s".to_owned() };
+        assert_eq!(health.verdict(), &down);
+        assert_eq!(health.failing(), None);
+    }
+
+    /// Whether a verdict is pending after `outcomes`, and what comes next.
+    fn pending(outcomes: &str) -> (bool, String) {
+        let mut health = Health::default();
+        for outcome in outcomes.chars() {
+            let outcome = match outcome {
+                'p' => CheckOutcome::Passed,
+                's' => CheckOutcome::Soft("status 503".to_owned()),
+                'x' => CheckOutcome::Hindered("no sockets".to_owned()),
+                _ => CheckOutcome::Hard("connect: refused".to_owned()),
+            };
+            health.record(&outcome, &check(3, 2));
+        }
+        (health.is_pending(), health.next_verdict(&check(3, 2)))
+    }
+
+    #[test]
+    fn a_verdict_is_pending_while_checks_speak_against_it() {
+        for (outcomes, is_pending, next) in [
+            ("", false, "up after 1 more pass, down after 3 more failures"),
+            ("h", true, "up after 1 more pass, down after 2 more failures"),
+            ("hx", true, "up after 1 more pass, down after 2 more failures"),
+            ("px", false, "down after 3 more failures"),
+            ("pph", true, "down after 2 more failures"),
+            ("pphh", true, "down after 1 more failure"),
+            ("phhh", false, "up after 2 more passes"),
+            ("phhhs", true, "up after 2 more passes"),
+            ("phhhsss", false, "up after 2 more passes"),
+            ("phhhp", true, "up after 1 more pass"),
+            ("phhhpp", false, "down after 3 more failures"),
+        ] {
+            assert_eq!(pending(outcomes), (is_pending, next.to_owned()), "{outcomes}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn flapping_below_fall_and_rise_changes_nothing(
+            fall in 1u32..6, rise in 1u32..6, flaps in prop::collection::vec((any::<u32>(), any::<bool>()), 0..40)
+        ) {
+            let mut up = "p".to_owned();
+            let mut down = "h".repeat(fall as usize);
+            for (length, soft) in flaps {
+                up += &if soft { "s" } else { "h" }.repeat((length % fall) as usize);
+                up.push('p');
+                down += &"p".repeat((length % rise) as usize);
+                down.push('h');
+            }
+            prop_assert!(verdicts(&up, fall, rise).chars().all(|verdict| verdict == '+'));
+            prop_assert!(verdicts(&down, fall, rise).chars().skip(fall as usize).all(|verdict| verdict == 'h'));
+        }
+    }
+}

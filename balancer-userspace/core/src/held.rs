@@ -1,0 +1,50 @@
+//! What has been carried out of the commands: the only thing that is certain after one of them has failed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::io::{BackendId, CheckNumber, Command, ServiceSpec};
+
+/// What the data path, the watch on neighbours and the health checks hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Held {
+    /// Rows of backends.
+    pub(crate) rows: BTreeSet<BackendId>,
+    /// The directory of services.
+    pub services: Vec<ServiceSpec>,
+    /// Addresses whose next hops are watched.
+    pub(crate) watched: BTreeSet<IpAddr>,
+    /// Running checks.
+    pub(crate) checks: BTreeMap<BackendId, CheckNumber>,
+}
+
+impl Held {
+    /// Takes note of a command that was carried out.
+    pub fn note(&mut self, command: &Command) {
+        match command {
+            Command::WriteBackend(backend) => {
+                self.rows.insert(backend.id);
+            }
+            Command::RetireBackend(id) => {
+                self.rows.remove(id);
+            }
+            Command::PublishServices(services) => self.services.clone_from(services),
+            Command::WatchNextHop(address) => {
+                self.watched.insert(*address);
+            }
+            Command::UnwatchNextHop(address) => {
+                self.watched.remove(address);
+            }
+            Command::StartChecks(check) => {
+                self.checks.insert(check.backend, check.number);
+            }
+            Command::StopChecks(id) => {
+                self.checks.remove(id);
+            }
+            // Sent again whatever is there.
+            Command::SwapTable { .. } | Command::SetRules { .. } | Command::Report(_) => {}
+        }
+    }
+}

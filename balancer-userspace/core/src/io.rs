@@ -1,0 +1,395 @@
+//! What goes into the core and what comes out of it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use balancer_common::{
+    client::HashKey,
+    map_types::{Forwarding, Mac},
+    verdict::MoveCause,
+};
+use balancer_model::{
+    config::{CheckConfig, Config, Failback, Protocol},
+    names::{BackendName, nearest},
+    states::{Admin, Forced},
+    validate::Problem,
+};
+use ipnet::IpNet;
+
+use crate::{health::Health, rules::Action};
+
+/// Index of a service in the kernel's maps; stable while the service exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct ServiceId(pub u16);
+
+/// Row of a backend in the kernel's maps, unique over all services: 1 to `MAX_BACKENDS` − 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct BackendId(pub u16);
+
+/// Tells a check from those that ran before it on the same backend, or on another address of it. Never given twice in a
+/// process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CheckNumber(pub u64);
+
+/// Something that happened outside of the core.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A health check ended. Ignored if the backend is gone, or is checked otherwise by now.
+    Checked {
+        /// Whose.
+        backend: BackendId,
+        /// Which of all that were started for it.
+        check: CheckNumber,
+        /// How.
+        outcome: CheckOutcome,
+        /// How long it took.
+        took: Duration,
+    },
+    /// The way to an address was resolved, changed or was lost.
+    NextHop {
+        /// The backends' address.
+        address: IpAddr,
+        /// The next hop, or why there is none.
+        next_hop: Result<NextHop, String>,
+    },
+    /// A sweep of the client table is complete.
+    Swept {
+        /// Known clients by backend, in rising order of ids; a backend that is not listed has none.
+        known: Vec<(BackendId, u64)>,
+    },
+    /// A deadline given by `next_deadline` has come.
+    Tick,
+}
+
+/// How a health check ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// As expected.
+    Passed,
+    /// It answered, and the answer says no (`status 503`, `body without "ok"`).
+    Soft(String),
+    /// Nobody answered (`connect: refused`, `timeout after 1s`).
+    Hard(String),
+    /// This machine could not check, which says nothing of the backend.
+    Hindered(String),
+}
+
+impl CheckOutcome {
+    /// `passed`, `soft`, `hard` or `hindered`, and why.
+    #[must_use]
+    pub fn words(&self) -> (&'static str, &str) {
+        match self {
+            Self::Passed => ("passed", ""),
+            Self::Soft(reason) => ("soft", reason),
+            Self::Hard(reason) => ("hard", reason),
+            Self::Hindered(reason) => ("hindered", reason),
+        }
+    }
+}
+
+/// How frames reach a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NextHop {
+    /// Egress interface.
+    pub ifindex: u32,
+    /// The egress interface's MAC.
+    pub source_mac: Mac,
+    /// The next hop's MAC.
+    pub destination_mac: Mac,
+    /// MTU of the egress interface.
+    pub mtu: u32,
+    /// This machine's own address on the way, where the route names one.
+    pub source: Option<IpAddr>,
+    /// The router that it goes through. `None`: the address is on the same link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// A change that a user asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Add a backend; refused if the name is taken.
+    Add {
+        /// Its name.
+        name: BackendName,
+        /// Its address; `None` as port: the service's.
+        address: IpAddr,
+        /// Its port; `None`: the service's.
+        port: Option<u16>,
+        /// Its weight; `None`: 100.
+        weight: Option<u16>,
+        /// Whether it is a backup.
+        backup: bool,
+    },
+    /// Remove a backend.
+    Remove {
+        /// Which.
+        name: BackendName,
+        /// Without draining it first.
+        force: bool,
+    },
+    /// Set the administrative state.
+    SetAdmin {
+        /// Which.
+        name: BackendName,
+        /// To what.
+        admin: Admin,
+        /// With [`Admin::Drain`]: instead of the service's drain timeout.
+        timeout: Option<Duration>,
+    },
+    /// Set the weight.
+    SetWeight {
+        /// Which.
+        name: BackendName,
+        /// To what.
+        weight: u16,
+    },
+    /// Override what the checks find.
+    ForceHealth {
+        /// Which.
+        name: BackendName,
+        /// `None`: the checks decide again.
+        forced: Option<Forced>,
+    },
+    /// Add a rule for a client prefix; it replaces one for the same prefix.
+    AddRule {
+        /// The service's name.
+        service: String,
+        /// Whose clients.
+        prefix: IpNet,
+        /// What becomes of them.
+        action: Action,
+        /// After which it ends by itself.
+        ttl: Option<Duration>,
+    },
+    /// Remove the rule for a client prefix.
+    RemoveRule {
+        /// The service's name.
+        service: String,
+        /// Exactly this prefix.
+        prefix: IpNet,
+    },
+    /// Take over what the configuration file says now. What was changed at run time stays where the file says what it
+    /// said before.
+    Reload(Box<Config>),
+}
+
+/// Why a change was refused; nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The change names something that does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The change contradicts what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// The change makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The change was made for a configuration that has changed since.
+    #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
+    Stale(u64),
+    /// The change could not be kept over a restart.
+    #[error("{0}")]
+    Unsaved(String),
+}
+
+impl Refused {
+    /// [`Refused::NotFound`] for `name`, with the nearest of the names there are.
+    #[must_use]
+    pub fn not_found<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Self {
+        Self::NotFound(match (nearest(name, known.clone()), { known }.next()) {
+            (Some(nearest), _) => format!("no {what} {name:?}: did you mean {nearest:?}?"),
+            (None, Some(example)) => format!("no {what} {name:?}: there is {example:?}, for example"),
+            (None, None) => format!("no {what} {name:?}: there are none"),
+        })
+    }
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        let text = problem.to_string();
+        if problem.is_conflict() { Self::Conflict(text) } else { Self::Invalid(text) }
+    }
+}
+
+/// Something for the shell to do, in the order given.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Write a backend's row. Comes before a table names it.
+    WriteBackend(BackendSpec),
+    /// Forget a backend's row. Comes after the last table that names it is gone.
+    RetireBackend(BackendId),
+    /// Replace a service's live table, whole.
+    SwapTable {
+        /// Which service. It may be one that is published only afterwards.
+        service: ServiceId,
+        /// `table_size` entries: a backend id, `NO_BACKEND` or `ALL_DOWN`.
+        table: Arc<[u16]>,
+        /// The base table, where every client is at home. `None`: nobody is, all are steered to backups or to nobody.
+        home: Option<Arc<[u16]>>,
+    },
+    /// Replace the directory of services (and the way back of `nat` replies), whole. Each has had a `SwapTable`.
+    /// Services that are no longer listed are gone, and their tables and rules with them.
+    PublishServices(Vec<ServiceSpec>),
+    /// Make these the rules of a service, each replaced in one piece. A service is published as one with rules before it
+    /// has any, and as one without after it has none.
+    SetRules {
+        /// Which service.
+        service: ServiceId,
+        /// All its rules, no prefix twice.
+        rules: Arc<[RuleSpec]>,
+    },
+    /// Keep the next hop of an address known: an `Event::NextHop` now and at each change.
+    WatchNextHop(IpAddr),
+    /// The address is of no more interest.
+    UnwatchNextHop(IpAddr),
+    /// Check a backend from now on (replacing an earlier check of it).
+    StartChecks(Box<CheckSpec>),
+    /// Check it no more.
+    StopChecks(BackendId),
+    /// Tell the operator.
+    Report(Report),
+}
+
+/// How a backend is checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckSpec {
+    /// Whose.
+    pub backend: BackendId,
+    /// To tell its outcomes from those of the checks before.
+    pub number: CheckNumber,
+    /// For logs.
+    pub name: BackendName,
+    /// Where the check connects to.
+    pub target: SocketAddr,
+    /// How; never `CheckKind::None`.
+    pub check: CheckConfig,
+    /// What is known and counted so far.
+    pub health: Health,
+}
+
+/// What the kernel must know of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleSpec {
+    /// Whose clients, of the VIP's family.
+    pub prefix: IpNet,
+    /// What becomes of them.
+    pub action: RuleAction,
+}
+
+/// What becomes of the clients of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleAction {
+    /// To this backend, while its row says that it takes clients; `None`: there is none of that name.
+    Pin(Option<BackendId>),
+    /// By the source port as well.
+    Spread,
+    /// Dropped.
+    Deny,
+}
+
+/// What the kernel must know of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BackendSpec {
+    /// Its row.
+    pub id: BackendId,
+    /// How it is reached.
+    pub forwarding: Forwarding,
+    /// The service's address; port 0: every port.
+    pub vip: SocketAddr,
+    /// The backend's address; port 0: the client's destination port.
+    pub address: SocketAddr,
+    /// `None`: unreachable, packets are dropped as `no_next_hop`.
+    pub next_hop: Option<NextHop>,
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// Whether known clients stay with it.
+    pub keeps_known: bool,
+    /// Why they are moved, where they do not.
+    pub cause: MoveCause,
+    /// Whether rules may pin clients to it.
+    pub takes_pinned: bool,
+    /// `ipip` and `gue`: this machine's address on the way to the backend, of the backend's family. A backend that needs
+    /// one and has none is unreachable.
+    pub tunnel_source: Option<IpAddr>,
+}
+
+/// What the kernel must know of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Its index.
+    pub id: ServiceId,
+    /// The key of its client hash, derived from the fleet's key and the service's name.
+    pub hash_key: HashKey,
+    /// VIP and port; port 0: every port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Client prefix length for the VIP's family.
+    pub client_prefix: u8,
+    /// How packets reach its backends.
+    pub forwarding: Forwarding,
+    /// How long clients are remembered; zero: not at all.
+    pub remember: Duration,
+    /// Seconds in a tick of its memory; 0: as suits `remember` best.
+    pub tick_seconds: u32,
+    /// Where moved clients go when their home returns.
+    pub failback: Failback,
+    /// Whether it has rules for client prefixes.
+    pub rules: bool,
+    /// Whether clients that nobody takes are told so.
+    pub reject: bool,
+    /// Its backends' ids and addresses: where `nat` replies come from.
+    pub backends: Vec<(BackendId, SocketAddr)>,
+}
+
+/// A line for the log and the list of events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How serious.
+    pub level: ReportLevel,
+    /// About whom, where it is about a backend or (with an empty backend name) a service.
+    pub about: Option<BackendName>,
+    /// One line, e.g. `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
+    pub message: String,
+    /// What moved, where that is known.
+    pub moves: Option<Moved>,
+}
+
+/// What a change moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Moved {
+    /// Slots of the live table.
+    pub slots: u64,
+    /// Those among them whose old and new backend had not changed.
+    pub needless: u64,
+    /// Known clients of the backend, at the last sweep, that are moved with their next packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_clients: Option<u64>,
+}
+
+/// How serious a report is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportLevel {
+    /// As intended.
+    Info,
+    /// Somebody should look.
+    Warn,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_suggested() {
+        let hint =
+            |name, known: &[&'static str]| Refused::not_found("service", name, known.iter().copied()).to_string();
+        assert_eq!(hint("wbe", &["api", "web"]), "no service \"wbe\": did you mean \"web\"?");
+        assert_eq!(hint("mail", &["web"]), "no service \"mail\": there is \"web\", for example");
+        assert_eq!(hint("mail", &[]), "no service \"mail\": there are none");
+    }
+}

@@ -1,0 +1,74 @@
+//! What last changed each service's table.
+
+use std::{collections::HashMap, time::Instant};
+
+use crate::{
+    controller::Controller,
+    io::{Command, ServiceId},
+};
+
+/// A change of a service's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastChange {
+    /// What happened, in one line.
+    pub message: String,
+    /// Slots that changed backend.
+    pub slots_moved: u64,
+    /// Those among them that need not have.
+    pub needless_slots_moved: u64,
+    /// When.
+    pub at: Instant,
+}
+
+/// The last change of each service.
+#[derive(Clone, Debug, Default)]
+pub struct LastChanges {
+    /// Slots moved since start, required and needless.
+    moved: HashMap<ServiceId, (u64, u64)>,
+    last: HashMap<ServiceId, LastChange>,
+}
+
+impl LastChanges {
+    /// The first tables are no change.
+    pub fn begin(&mut self, controller: &Controller) {
+        self.moved = controller.services().iter().map(|service| (service.id(), service.slots_moved())).collect();
+    }
+
+    /// Takes note of what the core has decided, before it is carried out. `message` says what was asked for, where that
+    /// was the cause.
+    pub fn note(&mut self, commands: &[Command], message: Option<&str>, controller: &Controller, now: Instant) {
+        let swapped = commands
+            .iter()
+            .filter_map(|command| if let Command::SwapTable { service, .. } = command { Some(*service) } else { None });
+        for id in swapped {
+            let Some(service) = controller.services().iter().find(|service| service.id() == id) else { continue };
+            let moved = service.slots_moved();
+            let before = self.moved.insert(id, moved).unwrap_or_default();
+            let (required, needless) = (moved.0.saturating_sub(before.0), moved.1.saturating_sub(before.1));
+            if required + needless == 0 {
+                continue;
+            }
+            let reports = commands
+                .iter()
+                .filter_map(|command| if let Command::Report(report) = command { Some(report) } else { None });
+            let mut about =
+                reports.filter(|report| report.about.as_ref().is_some_and(|about| about.service == service.name()));
+            let reported = about.next().map(|report| report.message.clone());
+            let message = message.map(str::to_owned).or(reported).unwrap_or_else(|| "the table was rebuilt".to_owned());
+            let change =
+                LastChange { message, slots_moved: required + needless, needless_slots_moved: needless, at: now };
+            self.last.insert(id, change);
+        }
+        if commands.iter().any(|command| matches!(command, Command::PublishServices(_))) {
+            let there = |id: &ServiceId| controller.services().iter().any(|service| service.id() == *id);
+            self.moved.retain(|id, _| there(id));
+            self.last.retain(|id, _| there(id));
+        }
+    }
+
+    /// The last change of `service`, if there was one.
+    #[must_use]
+    pub fn of(&self, service: ServiceId) -> Option<LastChange> {
+        self.last.get(&service).cloned()
+    }
+}

@@ -1,0 +1,44 @@
+//! What the controller decides. No I/O, no clock, no tokio: events in, commands out.
+//!
+//! Time comes in as the `now` of [`controller::Controller::handle`]. So that nobody reads a clock here by accident,
+//! `balancer-userspace/clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now`; the daemon uses
+//! `tokio::time::Instant::now().into_std()`.
+
+pub mod controller;
+pub mod forgets;
+pub mod health;
+pub mod held;
+pub mod history;
+pub mod io;
+pub mod keys;
+pub mod last_changes;
+pub mod locate;
+pub mod maglev;
+pub mod merge;
+pub mod plan;
+pub mod rules;
+pub mod service;
+pub mod snapshot;
+pub mod standing;
+pub mod state;
+pub mod table;
+pub mod top;
+
+mod ids;
+mod next_hops;
+pub mod report;
+
+#[cfg(test)]
+mod controller_test;
+#[cfg(test)]
+mod drain_test;
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod forced_test;
+#[cfg(test)]
+mod model_test;
+#[cfg(test)]
+mod slow_start_test;
+#[cfg(test)]
+mod state_test;

@@ -1,0 +1,320 @@
+//! A configuration file that is read again, and what was changed at run time since it was last read.
+//!
+//! The file's word wins for what it has changed; what it says as before stays as it is at run time. Only the set of
+//! backends and their weights can differ at run time, so a service's other settings are always the file's.
+
+use std::collections::HashMap;
+
+use balancer_model::{
+    config::{BackendConfig, ServiceConfig},
+    names::BackendName,
+    renames::Named as _,
+    validate,
+};
+
+/// What comes of a merge.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Merged {
+    /// The services to be.
+    pub services: Vec<ServiceConfig>,
+    /// Backends that were about to be removed and are wanted by the file.
+    pub called_back: Vec<BackendName>,
+    /// Where file and run time differ, one line each.
+    pub differences: Vec<String>,
+}
+
+/// Merges `file`, which is valid, into `now`, where `base` is what the file said before. `leaves` tells which backends
+/// of `now` are being removed.
+#[must_use]
+pub fn merge(
+    base: &[ServiceConfig],
+    now: &[ServiceConfig],
+    leaves: impl Fn(&str, &str) -> bool,
+    file: Vec<ServiceConfig>,
+) -> Merged {
+    let mut merged = Merged::default();
+    let written = file.clone();
+    let mut additions = Vec::new();
+    for service in now.iter().filter(|service| !file.iter().any(|other| other.name == service.name)) {
+        let mut line = format!("service {} is no longer in the file: removed", service.name);
+        let at = |other: &&ServiceConfig| (other.address, other.protocol) == (service.address, service.protocol);
+        if let Some(heir) = file.iter().find(at).filter(|heir| !now.iter().any(|other| other.name == heir.name)) {
+            line += &format!(
+                "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
+                heir.name,
+                service.identity()
+            );
+        }
+        merged.differences.push(line);
+    }
+    for mut service in file {
+        let of = |services: &[ServiceConfig]| -> HashMap<String, BackendConfig> {
+            let found = services.iter().find(|other| other.name == service.name);
+            let backends = found.into_iter().flat_map(|service| &service.backends);
+            backends.map(|backend| (backend.name.clone(), backend.clone())).collect()
+        };
+        let (base, mut present) = (of(base), of(now));
+        let order = now.iter().find(|other| other.name == service.name);
+        let order: Vec<String> =
+            order.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect();
+        let mut backends = Vec::with_capacity(service.backends.len());
+        for backend in std::mem::take(&mut service.backends) {
+            let name = BackendName { service: service.name.clone(), backend: backend.name.clone() };
+            let leaving = leaves(&name.service, &name.backend);
+            match (base.get(&backend.name), present.remove(&backend.name)) {
+                (None, None) => backends.push(backend),
+                (None, Some(here)) => {
+                    if here != backend {
+                        merged.differences.push(format!(
+                            "backend {name} {} was added at run time, the file now says otherwise: {}",
+                            here.address, backend.address
+                        ));
+                    }
+                    merged.called_back.extend(leaving.then_some(name));
+                    backends.push(backend);
+                }
+                (Some(before), None) if *before == backend => {
+                    merged.differences.push(format!("backend {name} was removed at run time and stays removed"));
+                }
+                (Some(_), None) => {
+                    let text = "was removed at run time, the file has changed it since: it is back";
+                    merged.differences.push(format!("backend {name} {text}"));
+                    backends.push(backend);
+                }
+                (Some(before), Some(here)) => {
+                    if leaving && *before == backend {
+                        merged.differences.push(format!("backend {name} is being removed and stays so"));
+                        backends.push(here);
+                        continue;
+                    }
+                    merged.called_back.extend(leaving.then(|| name.clone()));
+                    backends.push(one(&name, before, here, backend, &mut merged.differences));
+                }
+            }
+        }
+        for name in order {
+            let Some(backend) = present.remove(&name) else { continue };
+            let full = format!("{}/{name}", service.name);
+            if base.contains_key(&name) {
+                let mut line = format!("backend {full} is no longer in the file: removed");
+                let heir =
+                    backends.iter().find(|heir| heir.address == backend.address && !base.contains_key(&heir.name));
+                if let Some(heir) = heir {
+                    line += &format!(
+                        "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
+                        heir.name,
+                        backend.identity()
+                    );
+                }
+                merged.differences.push(line);
+            } else {
+                additions.push((merged.services.len(), backend));
+            }
+        }
+        service.backends = backends;
+        merged.services.push(service);
+    }
+    add(additions, &leaves, &mut merged);
+    for service in &mut merged.services {
+        let names = |services: &[ServiceConfig]| -> Vec<String> {
+            let found = services.iter().find(|other| other.name == service.name);
+            found.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect()
+        };
+        // One that was removed and added again at run time stays where it is then.
+        if names(&written) == names(base) {
+            let order = names(now);
+            service
+                .backends
+                .sort_by_key(|backend| order.iter().position(|name| *name == backend.name).unwrap_or(usize::MAX));
+        }
+    }
+    merged
+}
+
+/// Adds the backends that came at run time. One that cannot live with what the file says now has to go.
+fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> bool, merged: &mut Merged) {
+    let Merged { services, differences, .. } = merged;
+    let mut together = services.clone();
+    for (index, backend) in &additions {
+        together.get_mut(*index).into_iter().for_each(|service| service.backends.push(backend.clone()));
+    }
+    let all_fit = validate::services(&together).is_ok();
+    for (index, backend) in additions {
+        let Some(service) = services.get_mut(index) else { continue };
+        let (full, address) = (format!("{}/{}", service.name, backend.name), backend.address);
+        let leaving = leaves(&service.name, &backend.name);
+        service.backends.push(backend);
+        let refused = if all_fit { None } else { validate::services(services).err() };
+        if let Some(refused) = refused {
+            services.get_mut(index).into_iter().for_each(|service| drop(service.backends.pop()));
+            differences.push(format!("backend {full} {address} was added at run time and is removed: {refused}"));
+        } else if !leaving {
+            differences.push(format!("backend {full} {address} was added at run time and is kept"));
+        }
+    }
+}
+
+/// A backend that is in the file as before, and at run time.
+fn one(
+    name: &BackendName,
+    before: &BackendConfig,
+    here: BackendConfig,
+    file: BackendConfig,
+    differences: &mut Vec<String>,
+) -> BackendConfig {
+    let weight = if file.weight != before.weight { file.weight } else { here.weight };
+    if here.weight != before.weight && here.weight != file.weight {
+        differences.push(if weight == here.weight {
+            format!(
+                "weight of {name}: {} set at run time is kept, the file says {} as before",
+                here.weight, file.weight
+            )
+        } else {
+            format!("weight of {name}: {} set at run time, the file now says {}: {weight}", here.weight, file.weight)
+        });
+    }
+    let same = |one: &BackendConfig, other: &BackendConfig| {
+        BackendConfig { weight: 0, ..one.clone() } == BackendConfig { weight: 0, ..other.clone() }
+    };
+    // Another address than the file's: removed and added again at run time.
+    if same(before, &here) || same(&here, &file) {
+        return BackendConfig { weight, ..file };
+    }
+    if same(before, &file) {
+        differences.push(format!(
+            "backend {name} {} was set at run time and is kept, the file says {} as before",
+            here.address, file.address
+        ));
+        return BackendConfig { weight, ..here };
+    }
+    differences.push(format!(
+        "backend {name} {} was set at run time, the file now says otherwise: {}",
+        here.address, file.address
+    ));
+    BackendConfig { weight, ..file }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use balancer_common::map_types::Forwarding;
+    use balancer_model::fixture::service;
+
+    use super::*;
+
+    /// A service of `NAME ADDRESS WEIGHT` lines; a name with `-` at its end is being removed.
+    fn web(backends: &[&str]) -> Vec<ServiceConfig> {
+        let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &[]);
+        for line in backends {
+            let [name, host, weight] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let mut backend =
+                balancer_model::fixture::backend(name.trim_end_matches('-'), &format!("10.0.0.{host}:8080"));
+            backend.weight = weight.parse().unwrap();
+            web.backends.push(backend);
+        }
+        vec![web]
+    }
+
+    #[test]
+    fn the_file_wins_for_what_it_has_changed() {
+        type Case<'a> = (&'a str, [&'a [&'a str]; 4], &'a [&'a str]);
+        // What it is, [what the file said, what is at run time, what the file says, what comes of it], what is told.
+        let cases: &[Case<'_>] = &[
+            ("nothing changed", [&["a 1 100"], &["a 1 100"], &["a 1 100"], &["a 1 100"]], &[]),
+            ("weight in the file", [&["a 1 100"], &["a 1 100"], &["a 1 80"], &["a 1 80"]], &[]),
+            (
+                "weight at run time",
+                [&["a 1 100"], &["a 1 50"], &["a 1 100"], &["a 1 50"]],
+                &["weight of web/a: 50 set at run time is kept, the file says 100 as before"],
+            ),
+            (
+                "weight in both",
+                [&["a 1 100"], &["a 1 50"], &["a 1 80"], &["a 1 80"]],
+                &["weight of web/a: 50 set at run time, the file now says 80: 80"],
+            ),
+            ("weight in both alike", [&["a 1 100"], &["a 1 80"], &["a 1 80"], &["a 1 80"]], &[]),
+            ("added in the file", [&["a 1 1"], &["a 1 1"], &["b 2 1", "a 1 1"], &["b 2 1", "a 1 1"]], &[]),
+            (
+                "added at run time",
+                [&["a 1 1"], &["a 1 1", "b 2 1"], &["a 1 1"], &["a 1 1", "b 2 1"]],
+                &["backend web/b 10.0.0.2:8080 was added at run time and is kept"],
+            ),
+            ("added in both alike", [&["a 1 1"], &["a 1 1", "b 2 1"], &["a 1 1", "b 2 1"], &["a 1 1", "b 2 1"]], &[]),
+            (
+                "added in both",
+                [&["a 1 1"], &["a 1 1", "b 2 1"], &["a 1 1", "b 3 1"], &["a 1 1", "b 3 1"]],
+                &["backend web/b 10.0.0.2:8080 was added at run time, the file now says otherwise: 10.0.0.3:8080"],
+            ),
+            (
+                "added at run time where the file now has another",
+                [&["a 1 1"], &["a 1 1", "b 2 1"], &["a 1 1", "c 2 1"], &["a 1 1", "c 2 1"]],
+                &["backend web/b 10.0.0.2:8080 was added at run time and is removed: "],
+            ),
+            (
+                "removed in the file",
+                [&["a 1 1", "b 2 1"], &["a 1 1", "b 2 1"], &["a 1 1"], &["a 1 1"]],
+                &["backend web/b is no longer in the file: removed"],
+            ),
+            (
+                "removed at run time",
+                [&["a 1 1", "b 2 1"], &["a 1 1"], &["a 1 1", "b 2 1"], &["a 1 1"]],
+                &["backend web/b was removed at run time and stays removed"],
+            ),
+            (
+                "removed at run time, changed in the file",
+                [&["a 1 1", "b 2 1"], &["a 1 1"], &["a 1 1", "b 2 9"], &["a 1 1", "b 2 9"]],
+                &["backend web/b was removed at run time, the file has changed it since: it is back"],
+            ),
+            ("removed in both", [&["a 1 1", "b 2 1"], &["a 1 1"], &["a 1 1"], &["a 1 1"]], &[]),
+            (
+                "being removed",
+                [&["a 1 1", "b 2 1"], &["a 1 1", "b- 2 1"], &["a 1 1", "b 2 1"], &["a 1 1", "b 2 1"]],
+                &["backend web/b is being removed and stays so"],
+            ),
+            (
+                "being removed, changed in the file",
+                [&["b 2 1"], &["b- 2 1"], &["b 2 9"], &["b 2 9"]],
+                &["called back web/b"],
+            ),
+            ("added and being removed", [&[], &["b- 2 1"], &[], &["b 2 1"]], &[]),
+            (
+                "moved at run time",
+                [&["a 1 1"], &["a 2 1"], &["a 1 1"], &["a 2 1"]],
+                &["backend web/a 10.0.0.2:8080 was set at run time and is kept, the file says 10.0.0.1:8080 as before"],
+            ),
+            (
+                "moved in both",
+                [&["a 1 1"], &["a 2 1"], &["a 3 1"], &["a 3 1"]],
+                &["backend web/a 10.0.0.2:8080 was set at run time, the file now says otherwise: 10.0.0.3:8080"],
+            ),
+            (
+                "moved in the file, weighed at run time",
+                [&["a 1 1"], &["a 1 5"], &["a 3 1"], &["a 3 5"]],
+                &["weight of web/a: 5 set at run time is kept, the file says 1 as before"],
+            ),
+        ];
+        for (what, [base, now, file, expected], told) in cases {
+            let leaves = |_: &str, name: &str| now.iter().any(|line| line.starts_with(&format!("{name}-")));
+            let merged = merge(&web(base), &web(now), leaves, web(file));
+            assert_eq!(merged.services, web(expected), "{what}");
+            let called_back = merged.called_back.iter().map(|name| format!("called back {name}"));
+            let said: Vec<String> = merged.differences.iter().cloned().chain(called_back).collect();
+            assert_eq!(said.len(), told.len(), "{what}: {said:?}");
+            assert!(said.iter().zip(*told).all(|(said, told)| said.starts_with(told)), "{what}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn settings_and_services_are_the_files() {
+        let base = web(&["a 1 1"]);
+        let mut file = base.clone();
+        file[0].remember = Duration::from_secs(60);
+        file.push(service("dns", "198.51.100.11:53", Forwarding::Dsr, &[]));
+        let merged = merge(&base, &base, |_, _| false, file.clone());
+        assert_eq!((merged.services, merged.differences), (file.clone(), Vec::new()));
+        let merged = merge(&file, &file, |_, _| false, base.clone());
+        assert_eq!(merged.services, base);
+        assert_eq!(merged.differences, ["service dns is no longer in the file: removed"]);
+    }
+}

@@ -1,0 +1,297 @@
+//! What should be, said anew after each step and compared with the controller and with the data plane.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use balancer_common::{
+    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    verdict::MoveCause,
+};
+use balancer_model::{
+    config::{CheckKind, FailureAction, ServiceConfig, WhenAllDown},
+    fixture::KEY,
+    renames::Named as _,
+    states::{Admin, BackendState, Forced},
+};
+
+use super::plane::DataPlane;
+use crate::{
+    controller::Controller,
+    health::{FailureKind, Verdict},
+    io::{BackendId, BackendSpec, CheckSpec, RuleAction},
+    keys,
+    maglev::{self, Member},
+    next_hops::Hop,
+    rules::Action,
+    service::{Backend, Service},
+    table::Footing,
+};
+
+/// How far the drain of a backend has come.
+#[derive(Clone, Debug)]
+struct Drain {
+    admin: Admin,
+    timeout: Option<Duration>,
+    until: Option<Instant>,
+    empty_sweeps: u32,
+}
+
+/// Every backend's drain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drains(BTreeMap<BackendId, Drain>);
+
+/// What becomes of a backend's clients.
+struct Standing {
+    takes_new: bool,
+    keeps_known: bool,
+    cause: MoveCause,
+}
+
+/// What a failure does with known clients; `None`: it has not failed.
+fn failure(config: &ServiceConfig, backend: &Backend, hop: &Hop) -> Option<FailureAction> {
+    let check = backend.config().check.as_ref().unwrap_or(&config.check);
+    let kind = match (hop, backend.forced(), backend.health().verdict()) {
+        (Hop::Failed(_), ..) | (_, Some(Forced::Down), _) => FailureKind::Hard,
+        (_, None, Verdict::Down { kind, .. }) if check.kind != CheckKind::None => *kind,
+        _ => return None,
+    };
+    Some(if kind == FailureKind::Hard { config.on_failure.hard } else { config.on_failure.soft })
+}
+
+impl Drains {
+    /// The operator's word begins a drain anew.
+    pub(super) fn ask(&mut self, id: BackendId, admin: Admin, timeout: Option<Duration>) {
+        self.0.insert(id, Drain { admin, timeout, until: None, empty_sweeps: 0 });
+    }
+
+    /// A sweep is complete.
+    pub(super) fn swept(&mut self, known: &[(BackendId, u64)]) {
+        for (id, drain) in &mut self.0 {
+            let empty = drain.until.is_some() && !known.iter().any(|(other, known)| other == id && *known > 0);
+            // Once it is over, whoever comes does not begin it again.
+            let over = drain.until.is_some() && drain.empty_sweeps >= 2;
+            drain.empty_sweeps = if empty || over { drain.empty_sweeps + 1 } else { 0 };
+        }
+    }
+
+    /// A restart counts sweeps anew, except of those that are shown to be over.
+    pub(super) fn restarted(&mut self, controller: &Controller) {
+        for backend in controller.services().iter().flat_map(Service::backends) {
+            let over = backend.state() == BackendState::Drained
+                || backend.state() == BackendState::Down && backend.admin() == Admin::Ready;
+            if let Some(drain) = self.0.get_mut(&backend.id()).filter(|_| !over) {
+                drain.empty_sweeps = 0;
+            }
+        }
+    }
+
+    /// Drains that begin and end with what has happened to the backends.
+    pub(super) fn follow(&mut self, controller: &Controller, plane: &DataPlane, now: Instant) {
+        let mut present = BTreeSet::new();
+        for service in controller.services() {
+            let config = service.config();
+            for backend in service.backends() {
+                present.insert(backend.id());
+                let admin = backend.admin();
+                let fresh = Drain { admin, timeout: None, until: None, empty_sweeps: 0 };
+                let drain = self.0.entry(backend.id()).or_insert_with(|| fresh.clone());
+                if drain.admin != admin {
+                    *drain = fresh;
+                }
+                let failed = failure(&config, backend, &plane.watched[&backend.address().ip()]);
+                let drains = match admin {
+                    Admin::Maint => false,
+                    Admin::Drain => true,
+                    Admin::Ready => failed == Some(FailureAction::Drain),
+                };
+                if drains && !config.remember.is_zero() {
+                    drain.until.get_or_insert(now + drain.timeout.unwrap_or(config.drain_timeout));
+                } else {
+                    (drain.until, drain.empty_sweeps) = (None, 0);
+                }
+            }
+        }
+        self.0.retain(|id, _| present.contains(id));
+    }
+
+    /// The table of the manual: administrative state × health × memory.
+    fn standing(&self, config: &ServiceConfig, backend: &Backend, hop: &Hop, waits: bool, now: Instant) -> Standing {
+        let remembers = !config.remember.is_zero();
+        let drain = &self.0[&backend.id()];
+        let over = drain.until.is_none_or(|until| until <= now) || drain.empty_sweeps >= 2;
+        let check = backend.config().check.as_ref().unwrap_or(&config.check);
+        let unknown = *backend.health().verdict() == Verdict::Unknown
+            && backend.forced().is_none()
+            && check.kind != CheckKind::None;
+        let (takes_new, keeps_known, cause) = match (backend.admin(), failure(config, backend, hop)) {
+            (Admin::Maint, _) => (false, false, MoveCause::Maint),
+            (_, Some(FailureAction::Move)) => (false, false, MoveCause::Down),
+            (Admin::Drain, _) | (_, Some(FailureAction::Drain)) => (false, !over, MoveCause::Drain),
+            (Admin::Ready, None) => (!(waits || unknown && config.start_down), true, MoveCause::Down),
+        };
+        let cause = if remembers { cause } else { MoveCause::Down };
+        Standing { takes_new, keeps_known: keeps_known && remembers, cause }
+    }
+}
+
+/// Compares everything that can be seen of the controller with the data plane and with what should be.
+pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drains, now: Instant) {
+    let ids: Vec<BackendId> = controller
+        .services()
+        .iter()
+        .flat_map(Service::backends)
+        .map(Backend::id)
+        .chain(controller.gone().iter().map(|gone| gone.row.id))
+        .collect();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "an id is given out twice");
+    assert_eq!(plane.rows.keys().copied().collect::<BTreeSet<_>>(), ids.iter().copied().collect());
+    assert_eq!(ids.len() + controller.free_ids(), MAX_BACKENDS as usize - 1, "ids are lost or given back twice");
+    for gone in controller.gone() {
+        assert_eq!(plane.rows[&gone.row.id], gone.row);
+        assert!(!gone.row.keeps_known && !gone.row.takes_pinned && gone.row.next_hop.is_none());
+    }
+    assert_eq!(plane.services.len(), controller.services().len());
+    let addresses = controller.services().iter().flat_map(Service::backends).map(|backend| backend.address().ip());
+    assert_eq!(plane.watched.keys().copied().collect::<BTreeSet<_>>(), addresses.collect());
+    let checked = controller.services().iter().flat_map(|service| {
+        service.backends().iter().filter(|backend| backend.admin() != Admin::Maint).filter_map(move |backend| {
+            let (target, check) = service.check(backend)?;
+            let (number, name) = (plane.checked.get(&backend.id())?.number, service.name_of(backend));
+            let health = backend.health().clone();
+            Some((backend.id(), CheckSpec { backend: backend.id(), number, name, target, check, health }))
+        })
+    });
+    assert_eq!(plane.checked, checked.collect(), "the checks that run, and those that should");
+    assert!(controller.next_deadline().is_none_or(|deadline| deadline > now), "something is due and was not done");
+    for (service, spec) in controller.services().iter().zip(&plane.services) {
+        assert_eq!(*spec, service.spec());
+        inspect_rules(service, plane);
+        inspect_backends(controller, service, plane, drains, now);
+    }
+}
+
+fn inspect_rules(service: &Service, plane: &DataPlane) {
+    let rules = plane.rules.get(&service.id()).cloned().unwrap_or_default();
+    assert_eq!(rules.len(), service.rules().len());
+    for (rule, told) in service.rules().iter().zip(&*rules) {
+        let action = match &rule.action {
+            Action::Pin { backend: name } => {
+                let id = service.backends().iter().find(|backend| backend.name() == name).map(Backend::id);
+                let active = id.is_some_and(|id| plane.rows[&id].takes_pinned);
+                assert_eq!(
+                    service.inactive(rule).is_none(),
+                    active,
+                    "what is shown of a pin differs from what it does"
+                );
+                RuleAction::Pin(id)
+            }
+            Action::Spread => RuleAction::Spread,
+            Action::Deny => RuleAction::Deny,
+        };
+        assert_eq!((told.prefix, told.action), (rule.prefix, action));
+    }
+}
+
+fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlane, drains: &Drains, now: Instant) {
+    let config = service.config();
+    let (table, home) = &plane.tables[&service.id()];
+    assert_eq!(&**table, service.live_table());
+    assert_eq!(table.len() as u32, config.table_size);
+    assert_eq!(service.table_generation(), plane.swaps[&service.id()]);
+    let mut counts: HashMap<u16, u32> = HashMap::new();
+    for entry in &**table {
+        *counts.entry(*entry).or_default() += 1;
+    }
+    let backends = service.backends();
+    let without = counts.get(&NO_BACKEND).or(counts.get(&ALL_DOWN)).copied().unwrap_or(0);
+    let with: u32 = backends.iter().map(Backend::slots).sum();
+    assert_eq!(with + without, config.table_size, "the slots do not add up");
+
+    let waits = |backend: &Backend| controller.waits_for_next_hop(&service.name_of(backend));
+    let hop = |backend: &Backend| &plane.watched[&backend.address().ip()];
+    let standing = |backend: &Backend| drains.standing(&config, backend, hop(backend), waits(backend), now);
+    let all_wait = backends.iter().all(waits);
+    let usable = |backup: bool, usable: &dyn Fn(&Backend) -> bool| -> BTreeSet<u16> {
+        let of = backends.iter().filter(|backend| backend.is_backup() == backup && backend.weight() > 0);
+        of.filter(|backend| (all_wait || !waits(backend)) && usable(backend)).map(|backend| backend.id().0).collect()
+    };
+    let takes_new = |backend: &Backend| standing(backend).takes_new;
+    let mut grounds = vec![
+        (usable(false, &takes_new), Footing::Primaries, false),
+        (usable(true, &takes_new), Footing::Backups, true),
+    ];
+    if config.when_all_down == WhenAllDown::Open {
+        for backup in [false, true] {
+            let as_if_up = |backend: &Backend| backend.admin() != Admin::Maint;
+            grounds.push((usable(backup, &as_if_up), Footing::AsIfUp, backup));
+        }
+    }
+    let found = grounds.into_iter().find(|(ground, ..)| !ground.is_empty());
+    let (eligible, footing, backup) = found.unwrap_or_else(|| {
+        let footing = if backends.is_empty() { Footing::NoBackend } else { Footing::AllDown };
+        (BTreeSet::new(), footing, false)
+    });
+    assert_eq!(service.footing(), footing);
+    let pinned = service.rules().iter().any(|rule| matches!(rule.action, Action::Pin { .. }));
+
+    for backend in backends {
+        let id = backend.id();
+        assert_eq!(backend.takes_new_clients(), eligible.contains(&id.0), "{backend:?}");
+        assert_eq!(backend.slots(), counts.get(&id.0).copied().unwrap_or(0));
+        let standing = standing(backend);
+        let as_if_up = footing == Footing::AsIfUp && backend.admin() != Admin::Maint && !config.remember.is_zero();
+        let next_hop = if let Hop::Resolved(next_hop) = hop(backend) { Some(*next_hop) } else { None };
+        let row = BackendSpec {
+            id,
+            forwarding: config.forwarding,
+            vip: config.address,
+            address: backend.address(),
+            next_hop,
+            service: service.id(),
+            keeps_known: standing.keeps_known || as_if_up,
+            cause: standing.cause,
+            takes_pinned: pinned && standing.takes_new,
+            tunnel_source: None,
+        };
+        assert_eq!(plane.rows[&id], row, "{backend:?}");
+        let drains = drains.0[&id].until.filter(|_| standing.keeps_known);
+        assert_eq!(backend.drain_deadline(), drains, "{backend:?}");
+    }
+
+    let members = |of: &dyn Fn(&Backend) -> bool| -> Vec<Member<'_>> {
+        let of = backends.iter().filter(|backend| of(backend));
+        of.map(|backend| Member { id: backend.id().0, name: backend.config().identity(), weight: backend.weight() })
+            .collect()
+    };
+    // Whoever has a deadline and is in no drain starts slowly.
+    let slow = |backend: &Backend| backend.drain_deadline().is_none() && backend.deadline().is_some();
+    let configured =
+        members(&|backend| backend.is_backup() == backup && backend.weight() > 0 && (all_wait || !waits(backend)));
+    let key = keys::table_key(KEY, service.config().identity());
+    let Some(base) = maglev::table(&configured, config.table_size, key).filter(|_| !eligible.is_empty()) else {
+        let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
+        assert!(table.iter().all(|&other| other == entry), "{footing:?}: {counts:?}");
+        assert!(home.is_none() || config.remember.is_zero());
+        return;
+    };
+    let told = home.as_deref() == Some(&*base).filter(|_| !backup);
+    assert!(told || config.remember.is_zero(), "not the base table: {home:?}");
+    let total: u64 = configured.iter().map(|member| u64::from(member.weight)).sum();
+    let mut shares: HashMap<u16, u64> = HashMap::new();
+    base.iter().for_each(|&id| *shares.entry(id).or_default() += 1);
+    for member in &configured {
+        let slots = shares.get(&member.id).copied().unwrap_or(0);
+        let due = u64::from(config.table_size) * u64::from(member.weight);
+        assert!((slots * total).abs_diff(due) <= total, "{slots} slots for {member:?} of {total}");
+    }
+    if backends.iter().any(|backend| eligible.contains(&backend.id().0) && slow(backend)) {
+        assert!(table.iter().all(|id| eligible.contains(id)), "{counts:?}, not {eligible:?}");
+        return;
+    }
+    let refill = maglev::table(&members(&|backend| eligible.contains(&backend.id().0)), config.table_size, key);
+    for ((&base, &refill), &live) in base.iter().zip(&refill.unwrap()).zip(&**table) {
+        assert_eq!(live, if eligible.contains(&base) { base } else { refill });
+    }
+}

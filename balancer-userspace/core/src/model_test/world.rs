@@ -1,0 +1,657 @@
+//! A controller, its data plane, and time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
+use balancer_model::{
+    config::{CheckKind, Failback, FailureAction, ServiceConfig, WhenAllDown},
+    fixture::{KEY, backend, check, config, now, service},
+    names::BackendName,
+    renames::{Named as _, under_new_names},
+    states::{Admin, BackendState},
+};
+use proptest::sample::Index;
+
+use super::{
+    inspect::{Drains, inspect},
+    plane::DataPlane,
+    step::{Edit, Step},
+};
+use crate::{
+    controller::Controller,
+    fixture::next_hop,
+    io::{BackendId, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused, ServiceId},
+    merge::merge,
+    next_hops::Hop,
+    plan::Plan,
+    rules::Action,
+    service::{Backend, Service},
+    state::Clocks,
+};
+
+/// Known clients that a service may have, by the high half of their hashes.
+const CLIENTS: u32 = 30;
+
+fn tag(number: u32) -> u32 {
+    (number + 1).wrapping_mul(0x9e37_79b9)
+}
+
+/// `web` (a backup, memory) and `dns` (none, drops when all are down), which share addresses.
+fn services() -> Vec<ServiceConfig> {
+    let backends = ["web1 10.0.0.1:80", "web2 10.0.0.2:80", "web3 10.0.0.3:80", "web4 10.0.0.4:80"];
+    let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &backends);
+    web.table_size = 113;
+    web.remember = Duration::from_secs(60);
+    web.drain_timeout = Duration::from_secs(20);
+    web.backends[3].backup = true;
+    let mut dns = service("dns", "198.51.100.11:53", Forwarding::Dsr, &["dns1 10.0.0.1:53", "dns2 10.0.0.2:53"]);
+    dns.table_size = 13;
+    dns.when_all_down = WhenAllDown::Drop;
+    vec![web, dns]
+}
+
+/// Configuration, generation, live table and the backends' states.
+type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(BackendState, Admin)>);
+
+/// From whom to whom: slots and clients.
+type Pair = (Option<String>, Option<String>, (u32, u64));
+
+pub(super) struct World {
+    controller: Controller,
+    plane: DataPlane,
+    drains: Drains,
+    /// The configuration file.
+    file: Vec<ServiceConfig>,
+    now: Instant,
+    /// Which of the next commands that can fail does.
+    failing: Option<Index>,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let mut controller = Controller::new(config(services()), KEY);
+        let mut plane = DataPlane::default();
+        let now = now();
+        for command in controller.start(now) {
+            plane.apply(command);
+        }
+        let mut world = Self { controller, plane, drains: Drains::default(), file: services(), now, failing: None };
+        world.look();
+        world
+    }
+
+    fn look(&mut self) {
+        self.drains.follow(&self.controller, &self.plane, self.now);
+        inspect(&self.controller, &self.plane, &self.drains, self.now);
+    }
+
+    /// Goes on in another process with an empty data plane, after a minute, if nothing is due within it.
+    fn restart(&mut self) {
+        self.event(Event::Tick);
+        let clocks = Clocks { now: self.now, wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
+        let state = self.controller.export(clocks);
+        let text = serde_json::to_string(&state).unwrap();
+        let deadline = self.controller.next_deadline();
+        let minute = Duration::from_secs(60);
+        let pause = if deadline.is_some_and(|at| at <= self.now + minute) { Duration::ZERO } else { minute };
+        self.now += pause;
+        let clocks = Clocks { now: self.now, wall: clocks.wall + pause };
+        let restored = serde_json::from_str(&text).unwrap();
+        assert_eq!(restored, state);
+        let controller = Controller::restore(config(self.file.clone()), KEY, restored, clocks).unwrap();
+        let (before, moved) = (self.seen(), self.moved());
+        let generation = self.controller.generation();
+        self.controller = controller;
+        let old = std::mem::take(&mut self.plane);
+        self.plane.swaps = old.swaps.iter().map(|(&service, swaps)| (service, swaps - 1)).collect();
+        for command in self.controller.start(self.now) {
+            self.plane.apply(command);
+        }
+        assert_eq!(self.seen(), before);
+        assert_eq!((self.moved(), self.controller.generation()), (moved, generation));
+        assert_eq!(self.plane.rows, old.rows);
+        let live = |plane: &DataPlane| plane.tables.values().map(|tables| tables.0.clone()).collect::<Vec<_>>();
+        assert_eq!(live(&self.plane), live(&old));
+        assert_eq!(self.plane.services, old.services);
+        let unnumbered = |plane: &DataPlane| -> Vec<CheckSpec> {
+            plane.checked.values().map(|spec| CheckSpec { number: CheckNumber(0), ..spec.clone() }).collect()
+        };
+        assert_eq!(unnumbered(&self.plane), unnumbered(&old), "what was counted is lost");
+        let set = |plane: &DataPlane| plane.rules.clone().into_iter().filter(|(_, rules)| !rules.is_empty()).collect();
+        let rules: [BTreeMap<_, _>; 2] = [set(&self.plane), set(&old)];
+        assert_eq!(rules[0], rules[1]);
+        assert!(self.plane.watched.keys().eq(old.watched.keys()));
+        assert_eq!(self.controller.next_deadline(), deadline);
+        assert_eq!(self.controller.export(clocks), state);
+        (self.plane.watched, self.plane.clients) = (old.watched, old.clients);
+        self.drains.restarted(&self.controller);
+    }
+
+    fn backend(&self, index: Index) -> Option<(BackendName, BackendId, IpAddr)> {
+        let all: Vec<_> = self
+            .controller
+            .services()
+            .iter()
+            .flat_map(|service| service.backends().iter().map(|backend| (service.name_of(backend), backend)))
+            .collect();
+        (!all.is_empty())
+            .then(|| index.get(&all).clone())
+            .map(|(name, backend)| (name, backend.id(), backend.address().ip()))
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        let seen = |service: &Service| {
+            let states = service.backends().iter().map(|backend| (backend.state(), backend.admin())).collect();
+            (service.config(), service.table_generation(), service.live_table().to_vec(), states)
+        };
+        self.controller.services().iter().map(seen).collect()
+    }
+
+    /// Slots moved, required and needless, by service.
+    fn moved(&self) -> BTreeMap<String, (u64, u64)> {
+        self.controller.services().iter().map(|service| (service.name().to_owned(), service.slots_moved())).collect()
+    }
+
+    fn event(&mut self, event: Event) {
+        self.events(vec![event]);
+    }
+
+    /// Events that come together. One backend that goes or comes while all others are there moves no slot between two
+    /// others, and no service's table changes twice.
+    fn events(&mut self, events: Vec<Event>) {
+        for event in &events {
+            match event {
+                Event::NextHop { address, next_hop } => {
+                    if let Some(hop) = self.plane.watched.get_mut(address) {
+                        *hop = next_hop.clone().map_or_else(Hop::Failed, Hop::Resolved);
+                    }
+                }
+                Event::Swept { known } => self.drains.swept(known),
+                Event::Checked { backend, check, outcome, .. } => {
+                    if let Some(spec) = self.plane.checked.get_mut(backend).filter(|spec| spec.number == *check) {
+                        spec.health.record(outcome, &spec.check);
+                    }
+                }
+                Event::Tick => {}
+            }
+        }
+        let before_all = self.controller.clone();
+        let commands = self.controller.handle_all(events, self.now);
+        if let Some(place) = self.failure(&commands) {
+            self.fails(commands, place);
+        } else {
+            commands.into_iter().for_each(|command| self.plane.apply(command));
+        }
+        for service in self.controller.services() {
+            let before = before_all.service(service.name()).unwrap();
+            let same_backends = before.config() == service.config();
+            let changes = service.table_generation() - before.table_generation();
+            assert!(changes <= 1 || !same_backends, "{changes} tables at once");
+            // One that waits for its next hop is as if it were not configured yet.
+            let waits = |controller: &Controller| -> Vec<bool> {
+                service
+                    .backends()
+                    .iter()
+                    .map(|backend| controller.waits_for_next_hop(&service.name_of(backend)))
+                    .collect()
+            };
+            let same_backends = same_backends && waits(&before_all) == waits(&self.controller);
+            if same_backends && (all_there(before) || all_there(service)) {
+                let needless = service.slots_moved().1 - before.slots_moved().1;
+                assert_eq!(needless, 0, "a failure or a return moved slots needlessly");
+            }
+        }
+        self.look();
+    }
+
+    /// The place of the command that fails, if one does.
+    fn failure(&mut self, commands: &[Command]) -> Option<usize> {
+        let can_fail = |command: &Command| match command {
+            Command::WriteBackend(_)
+            | Command::RetireBackend(_)
+            | Command::SwapTable { .. }
+            | Command::PublishServices(_)
+            | Command::SetRules { .. } => true,
+            Command::WatchNextHop(_)
+            | Command::UnwatchNextHop(_)
+            | Command::StartChecks(_)
+            | Command::StopChecks(_)
+            | Command::Report(_) => false,
+        };
+        let places: Vec<usize> = (0..commands.len()).filter(|&place| can_fail(&commands[place])).collect();
+        let place = self.failing.take()?;
+        (!places.is_empty()).then(|| *place.get(&places))
+    }
+
+    /// The command at `place` fails: all is told again, which comes to the same as if none had.
+    fn fails(&mut self, mut commands: Vec<Command>, place: usize) {
+        let mut expected = self.plane.clone();
+        commands.iter().cloned().for_each(|command| expected.apply(command));
+        commands.truncate(place);
+        commands.into_iter().for_each(|command| self.plane.apply(command));
+        self.told_again(&expected);
+    }
+
+    fn told_again(&mut self, expected: &DataPlane) {
+        self.plane.again = true;
+        for command in self.controller.resync(&self.plane.held) {
+            self.plane.apply(command);
+        }
+        self.plane.again = false;
+        let set = |plane: &DataPlane| plane.rules.clone().into_iter().filter(|(_, rules)| !rules.is_empty()).collect();
+        let rules: [BTreeMap<_, _>; 2] = [set(&self.plane), set(expected)];
+        assert_eq!(rules[0], rules[1]);
+        let of = |plane: &DataPlane| (plane.rows.clone(), plane.tables.clone(), plane.checked.clone());
+        assert_eq!(of(&self.plane), of(expected));
+        assert_eq!((&self.plane.services, &self.plane.held), (&expected.services, &expected.held));
+        assert!(self.plane.watched.keys().eq(expected.watched.keys()), "watched");
+        // What is only counted, and what those who come to know an address anew are told at once.
+        (self.plane.watched, self.plane.swaps) = (expected.watched.clone(), expected.swaps.clone());
+        self.plane.clients.clone_from(&expected.clients);
+    }
+
+    /// Makes a change, and compares what it does with what its plan says.
+    fn change(&mut self, change: Change) -> Result<String, Refused> {
+        let before = self.seen();
+        if self.failing.is_some() {
+            let (controller, old) = (self.controller.clone(), self.plane.clone());
+            if let Ok((_, mut commands)) = self.controller.change(change.clone(), self.now)
+                && let Some(place) = self.failure(&commands)
+            {
+                commands.truncate(place);
+                commands.into_iter().for_each(|command| self.plane.apply(command));
+                self.controller.undo(controller);
+                self.told_again(&old);
+                assert_eq!(self.seen(), before, "a change that failed left something behind");
+            } else {
+                self.controller = controller;
+            }
+        }
+        let plan = self.controller.plan(change.clone(), self.now);
+        let old = self.plane.clone();
+        match self.controller.change(change, self.now) {
+            Ok((message, commands)) => {
+                assert!(!message.is_empty() && !message.contains('\n'));
+                let watched = |command: &Command| {
+                    if let Command::WatchNextHop(address) = command { Some(*address) } else { None }
+                };
+                let found: Vec<IpAddr> = commands.iter().filter_map(watched).collect();
+                commands.into_iter().for_each(|command| self.plane.apply(command));
+                self.look();
+                for address in found {
+                    self.event(Event::NextHop { address, next_hop: Ok(next_hop(1)) });
+                }
+                self.holds(plan.unwrap(), &old);
+                Ok(message)
+            }
+            Err(refused) => {
+                assert_eq!(self.seen(), before, "a refused change left something behind");
+                assert_eq!(plan.unwrap_err(), refused);
+                Err(refused)
+            }
+        }
+    }
+
+    /// The plan of a change that has just been made was right about slots, and about clients, once all come back.
+    fn holds(&self, plan: Plan, old: &DataPlane) {
+        let spec = |plane: &DataPlane, id: ServiceId| plane.services.iter().find(|spec| spec.id == id).cloned();
+        let ids: Vec<ServiceId> = plan.services.iter().map(|of| of.id).collect();
+        let planned = plan.counted(|count| {
+            for (&(service, _), &entry) in &old.clients {
+                if old.rows.get(&BackendId(entry.backend())).is_some_and(|row| row.service == service) {
+                    count(entry, Duration::ZERO);
+                }
+            }
+        });
+        for (of, view) in ids.into_iter().zip(planned.services) {
+            let (then, now) = (spec(old, of).unwrap(), spec(&self.plane, of));
+            let known = old.clients.iter().filter(|((service, _), _)| *service == of);
+            let known = known
+                .filter(|(_, entry)| old.rows.get(&BackendId(entry.backend())).is_some_and(|row| row.service == of));
+            let forgets = then.forgets(now.as_ref());
+            let all = if forgets.is_some_and(|forgets| forgets.includes(Duration::ZERO)) { known.count() } else { 0 };
+            assert_eq!(view.known_clients_forgotten, all as u64, "forgotten by {}", view.service);
+            assert_eq!(view.removed, now.is_none());
+            let Some(now) = now else { continue };
+            let name = |id: u16| match id {
+                NO_BACKEND | ALL_DOWN => None,
+                id => Some(id),
+            };
+            let (before, after) = (&old.tables[&of].0, &self.plane.tables[&of].0);
+            let mut slots: BTreeMap<_, (u32, u64)> = BTreeMap::new();
+            for (place, &to) in after.iter().enumerate() {
+                let from = before[place * before.len() / after.len()];
+                if from != to {
+                    slots.entry((name(from), name(to))).or_default().0 += 1;
+                }
+            }
+            for (_, &entry) in old.clients.iter().filter(|((service, _), _)| *service == of) {
+                let at = entry.backend();
+                let there = old.rows.get(&BackendId(at)).is_some_and(|row| row.service == of);
+                let strangers = forgets.is_some_and(|forgets| forgets.includes(Duration::ZERO));
+                if !there || strangers || old.steer(&then, entry.tag()).backend != Some(at) {
+                    continue;
+                }
+                let to = self.plane.steer(&now, entry.tag()).backend;
+                if to != Some(at) {
+                    slots.entry((Some(at), to)).or_default().1 += 1;
+                }
+            }
+            let named = |id: Option<u16>| {
+                let of =
+                    |controller: &Controller| id.and_then(|id| controller.name_of(BackendId(id)).map(str::to_owned));
+                of(&self.controller)
+            };
+            let mut expected: Vec<Pair> =
+                slots.into_iter().map(|((from, to), counts)| (named(from), named(to), counts)).collect();
+            let mut planned: Vec<_> =
+                view.moves.into_iter().map(|moves| (moves.from, moves.to, (moves.slots, moves.clients))).collect();
+            if now.remember.is_zero() {
+                planned.iter_mut().for_each(|moves| moves.2.1 = 0);
+                planned.retain(|moves| moves.2 != (0, 0));
+            }
+            // Those that are gone at once have no name any more.
+            let gone = |moves: &Pair| moves.0.is_none();
+            if expected.iter().any(gone) {
+                let sum =
+                    |moves: &[Pair]| moves.iter().fold((0, 0), |sum, moves| (sum.0 + moves.2.0, sum.1 + moves.2.1));
+                assert_eq!(sum(&planned), sum(&expected));
+                continue;
+            }
+            planned.sort();
+            expected.sort();
+            assert_eq!(planned, expected, "{}", view.service);
+        }
+    }
+
+    /// A check that ended; one of a backend that is not checked as well.
+    fn checked(&self, backend: BackendId, outcome: u8) -> Event {
+        let outcome = match outcome {
+            0 => CheckOutcome::Passed,
+            1 => CheckOutcome::Soft("status 503".to_owned()),
+            2 => CheckOutcome::Hard("connect: refused".to_owned()),
+            _ => CheckOutcome::Hindered("no sockets".to_owned()),
+        };
+        let check = self.plane.checked.get(&backend).map(|spec| spec.number).unwrap_or_default();
+        Event::Checked { backend, check, outcome, took: Duration::from_millis(3) }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        if self.controller.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.event(Event::Tick);
+        }
+    }
+
+    pub(super) fn step(&mut self, step: Step) {
+        self.pass(Duration::from_millis(700));
+        match step {
+            Step::Check(index, outcome, times) => {
+                let Some((_, id, _)) = self.backend(index) else { return };
+                for _ in 0..times {
+                    self.event(self.checked(id, outcome));
+                }
+                // An answer to an earlier check, which was under way when this one began.
+                let before = self.seen();
+                if let Event::Checked { backend, check, outcome, took } = self.checked(id, 2) {
+                    let check = CheckNumber(check.0.saturating_sub(1));
+                    self.event(Event::Checked { backend, check, outcome, took });
+                }
+                assert_eq!(self.seen(), before);
+            }
+            Step::Together(all) => {
+                let mut events = Vec::new();
+                for (index, outcome) in all {
+                    let Some((_, backend, _)) = self.backend(index) else { return };
+                    events.extend(vec![self.checked(backend, outcome); 3]);
+                }
+                self.events(events);
+            }
+            Step::NextHop(index, found) => {
+                let Some((_, _, address)) = self.backend(index) else { return };
+                let next_hop = if found { Ok(next_hop(1)) } else { Err(format!("no route to {address}")) };
+                self.event(Event::NextHop { address, next_hop });
+            }
+            Step::Add { service, name, host, port, weight, backup } => {
+                if self.controller.services().is_empty() {
+                    return;
+                }
+                let service = service.get(self.controller.services()).name().to_owned();
+                let name = BackendName { service, backend: format!("b{name}") };
+                let address = IpAddr::from([10, 0, 0, host]);
+                let taken = self.controller.backend(&name).is_ok();
+                let done = self.change(Change::Add { name: name.clone(), address, port, weight, backup });
+                assert!(!taken || matches!(done, Err(Refused::Conflict(_))));
+                assert!(self.controller.backend(&name).is_ok() == (taken || done.is_ok()));
+            }
+            Step::Remove(index, force) => {
+                let Some((name, id, _)) = self.backend(index) else { return };
+                self.change(Change::Remove { name: name.clone(), force }).unwrap();
+                let there = self.controller.backend(&name).ok().filter(|backend| backend.id() == id);
+                assert!(there.is_none_or(|backend| !force && backend.is_leaving() && backend.admin() == Admin::Drain));
+            }
+            Step::Admin(index, admin, timeout) => {
+                let Some((name, id, _)) = self.backend(index) else { return };
+                let before = self.controller.clone();
+                if self.controller.backend(&name).unwrap().admin() != admin || timeout.is_some() {
+                    self.drains.ask(id, admin, timeout);
+                }
+                self.change(Change::SetAdmin { name: name.clone(), admin, timeout }).unwrap();
+                assert_eq!(self.controller.backend(&name).unwrap().admin(), admin);
+                let (before, after) = [&before, &self.controller].map(|c| c.service(&name.service).unwrap()).into();
+                let needless = after.slots_moved().1 - before.slots_moved().1;
+                assert!(needless == 0 || !all_there(before) && !all_there(after), "a drain moved slots needlessly");
+            }
+            Step::Weight(index, weight) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                self.change(Change::SetWeight { name: name.clone(), weight }).unwrap();
+                assert_eq!(self.controller.backend(&name).unwrap().weight(), weight);
+            }
+            Step::Force(index, forced) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                self.change(Change::ForceHealth { name: name.clone(), forced }).unwrap();
+                assert_eq!(self.controller.backend(&name).unwrap().forced(), forced);
+            }
+            Step::Rule(index, prefix, kind) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                let BackendName { service, backend } = name;
+                let prefix = format!("10.0.0.0/{}", 8 * (prefix + 1)).parse().unwrap();
+                let there = self.controller.service(&service).unwrap().rules().get(prefix).is_some();
+                let action = match kind {
+                    0 | 1 => Action::Pin { backend },
+                    2 => Action::Spread,
+                    3 => Action::Deny,
+                    _ => {
+                        assert_eq!(self.change(Change::RemoveRule { service, prefix }).is_ok(), there);
+                        return;
+                    }
+                };
+                let ttl = (kind == 1).then_some(Duration::from_secs(3));
+                self.change(Change::AddRule { service, prefix, action, ttl }).unwrap();
+            }
+            Step::Reload(edits) => self.reload(edits),
+            Step::Connect(every) => self.connect(every),
+            Step::Forget(every) => {
+                let mut number = 0;
+                self.plane.clients.retain(|_, _| {
+                    number += 1;
+                    number % every != 0
+                });
+            }
+            Step::Sweep => {
+                let known = self.plane.sweep();
+                self.event(Event::Swept { known: known.clone() });
+                let known: HashMap<BackendId, u64> = known.into_iter().collect();
+                for backend in self.controller.services().iter().flat_map(Service::backends) {
+                    assert_eq!(backend.known_clients(), known.get(&backend.id()).copied().unwrap_or(0));
+                }
+            }
+            Step::Wait(time) => self.pass(time),
+            Step::Fail(place) => self.failing = Some(place),
+            Step::Restart => self.restart(),
+        }
+        self.look();
+    }
+
+    /// Clients connect. Known ones stay where they are kept, and new ones never come to a backend that takes none.
+    fn connect(&mut self, every: u32) {
+        for spec in self.plane.services.clone().into_iter().filter(|spec| !spec.remember.is_zero()) {
+            let service = self.controller.services().iter().find(|service| service.id() == spec.id).unwrap();
+            let taking: BTreeSet<u16> = service
+                .backends()
+                .iter()
+                .filter(|backend| backend.takes_new_clients())
+                .map(|backend| backend.id().0)
+                .collect();
+            let keeping: BTreeSet<u16> = service
+                .backends()
+                .iter()
+                .filter(|backend| backend.keeps_known())
+                .map(|backend| backend.id().0)
+                .collect();
+            for tag in (0..CLIENTS).filter(|number| number % every == 0).map(tag) {
+                let at = self.plane.clients.get(&(spec.id, tag)).map(|entry| entry.backend());
+                let to = self.plane.connect(&spec, tag);
+                match (at, to) {
+                    (Some(at), Some(to)) if at == to => assert!(keeping.contains(&to) || taking.contains(&to)),
+                    (Some(at), Some(to)) => {
+                        assert!(taking.contains(&to), "moved to {to}, which takes nobody");
+                        assert!(
+                            !keeping.contains(&at) || spec.failback == Failback::Return,
+                            "moved, though {at} keeps"
+                        );
+                    }
+                    (_, Some(to)) => assert!(taking.contains(&to), "{to} takes no new clients"),
+                    (_, None) => assert!(taking.is_empty(), "turned away by {taking:?}"),
+                }
+            }
+        }
+    }
+
+    fn reload(&mut self, edits: Vec<Edit>) {
+        let mut services: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
+        for edit in edits {
+            edit_file(&mut services, edit);
+        }
+        let before: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
+        let before = under_new_names(before, &services);
+        let kept = self.seen_by_name();
+        let pairs = self.controller.services().iter().zip(&before);
+        let leaving: BTreeSet<(String, String)> = pairs
+            .flat_map(|(service, named)| {
+                let backends = service.backends().iter().zip(&named.backends);
+                let leaving = backends.filter(|(backend, _)| backend.is_leaving());
+                leaving.map(|(_, backend)| (named.name.clone(), backend.name.clone()))
+            })
+            .collect();
+        let leaves = |service: &str, backend: &str| leaving.contains(&(service.to_owned(), backend.to_owned()));
+        if self.change(Change::Reload(Box::new(config(services.clone())))).is_ok() {
+            let now: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
+            let file = under_new_names(self.file.clone(), &services);
+            assert_eq!(now, merge(&file, &before, leaves, services.clone()).services);
+            self.file = services;
+            for (name, (id, admin, address)) in self.seen_by_name() {
+                let Some(before) = kept.get(&name).filter(|before| before.2 == address) else { continue };
+                let called_back = leaves(&name.service, &name.backend) && admin == Admin::Ready;
+                assert!(id == before.0 && (admin == before.1 || called_back), "{name} lost what is known of it");
+            }
+        }
+    }
+
+    fn seen_by_name(&self) -> HashMap<BackendName, (BackendId, Admin, SocketAddr)> {
+        let services = self.controller.services().iter();
+        services
+            .flat_map(|service| {
+                let seen = |backend: &Backend| (backend.id(), backend.admin(), backend.address());
+                service.backends().iter().map(move |backend| (service.name_of(backend), seen(backend)))
+            })
+            .collect()
+    }
+}
+
+/// Whether every backend that clients could be sent to takes new ones.
+fn all_there(service: &Service) -> bool {
+    let primaries = service.backends().iter().filter(|backend| !backend.is_backup() && backend.weight() > 0);
+    service.backends().iter().all(|backend| backend.deadline().is_none())
+        && primaries.clone().count() > 0
+        && primaries.clone().all(Backend::takes_new_clients)
+        && primaries
+            .clone()
+            .all(|backend| backend.state() == BackendState::Up || backend.state() == BackendState::Checking)
+}
+
+fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
+    let count = services.len();
+    let place = |index: Index| (count > 0).then(|| index.index(count));
+    match edit {
+        Edit::DropService(index) => drop(place(index).map(|place| services.remove(place))),
+        Edit::Resize(index) => {
+            if let Some(place) = place(index) {
+                services[place].table_size = if services[place].table_size == 113 { 251 } else { 113 };
+            }
+        }
+        Edit::Rename(index, to, silent) => {
+            let Some(service) = place(index).map(|place| &mut services[place]) else { return };
+            let from = (!silent).then(|| service.identity().to_owned());
+            service.name = format!("r{to}");
+            service.renamed_from = from.filter(|from| *from != service.name);
+            if let Some(backend) = service.backends.first_mut() {
+                let from = (!silent).then(|| backend.identity().to_owned());
+                backend.name = format!("q{to}");
+                backend.renamed_from = from.filter(|from| *from != backend.name);
+            }
+        }
+        Edit::Prefix(index) => {
+            if let Some(place) = place(index) {
+                services[place].client_prefix.v4 ^= 1;
+            }
+        }
+        Edit::Policy(index, bits) => {
+            let Some(service) = place(index).map(|place| &mut services[place]) else { return };
+            let bit = |number: u16| bits >> number & 1 == 1;
+            let word = |number| if bit(number) { FailureAction::Move } else { FailureAction::Drain };
+            service.when_all_down = if bit(0) { WhenAllDown::Open } else { WhenAllDown::Drop };
+            service.start_down = bit(1);
+            service.reject = bit(11);
+            (service.on_failure.hard, service.on_failure.soft) = (word(2), word(3));
+            service.failback = if bit(4) { Failback::Return } else { Failback::Stay };
+            service.slow_start = Duration::from_secs(if bit(5) { 30 } else { 0 });
+            service.remember = Duration::from_secs(if bit(6) || bit(7) { 60 } else { 0 });
+            service.drain_timeout = Duration::from_secs(if bit(8) { 20 } else { 40 });
+            service.check.kind = if bit(9) || bit(10) { check().kind } else { CheckKind::None };
+        }
+        Edit::AddService => {
+            let host = 20 + count;
+            let at = format!("198.51.100.{host}:80");
+            let mut added = service(&format!("s{count}"), &at, Forwarding::Nat, &[&format!("b1 10.0.1.{host}:80")]);
+            added.table_size = 61;
+            services.push(added);
+        }
+        Edit::Add(index, name, host) => {
+            if let Some(place) = place(index) {
+                let port = services[place].address.port();
+                services[place].backends.insert(0, backend(&format!("b{name}"), &format!("10.0.0.{host}:{port}")));
+            }
+        }
+        Edit::Move(index, host) => {
+            if let Some(backend) = place(index).and_then(|place| services[place].backends.first_mut()) {
+                backend.address.set_ip([10, 0, 0, host].into());
+                backend.check = Some(check());
+            }
+        }
+        Edit::Weight(index, weight) => {
+            if let Some(backend) = place(index).and_then(|place| services[place].backends.first_mut()) {
+                backend.weight = weight;
+            }
+        }
+        Edit::Remove(index) => {
+            if let Some(place) = place(index) {
+                services[place].backends.pop();
+            }
+        }
+    }
+}

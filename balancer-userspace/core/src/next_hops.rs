@@ -1,0 +1,156 @@
+//! The next hops of the backends' addresses. Backends that share an address share one watch.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use balancer_common::map_types::Forwarding;
+use serde::{Deserialize, Serialize};
+
+use crate::io::NextHop;
+
+/// What is known of the way to an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hop {
+    /// Nothing yet. The backend may be steered to, but has no row that forwards.
+    #[default]
+    Pending,
+    /// There it is.
+    Resolved(NextHop),
+    /// Why there is none.
+    Failed(String),
+}
+
+/// Why a kind of forwarding cannot go this way to a backend at `address`; `None` where it can.
+pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextHop) -> Option<String> {
+    match forwarding {
+        Forwarding::Nat => None,
+        // The frame would be the gateway's, which would send the packet where its destination says: to the VIP.
+        Forwarding::Dsr => next_hop.gateway.map(|gateway| {
+            format!("dsr needs a backend on the same link; {address} is reached through gateway {gateway}")
+        }),
+        Forwarding::Ipip | Forwarding::Gue => {
+            let (family, usable) = match (address, next_hop.source) {
+                (IpAddr::V4(_), source) => ("IPv4", matches!(source, Some(IpAddr::V4(_)))),
+                // One of link scope is no sender for packets that a gateway forwards.
+                (IpAddr::V6(_), Some(IpAddr::V6(source))) => {
+                    ("IPv6", next_hop.gateway.is_none() || !source.is_unicast_link_local())
+                }
+                (IpAddr::V6(_), _) => ("IPv6", false),
+            };
+            let why = || format!("a tunnel needs an {family} address of this machine on the way to {address}");
+            (!usable).then(why)
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Watch {
+    hop: Hop,
+    users: usize,
+}
+
+/// Every watched address.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NextHops {
+    watches: BTreeMap<IpAddr, Watch>,
+    /// What was known before a restart, until somebody watches.
+    before: BTreeMap<IpAddr, Hop>,
+}
+
+impl NextHops {
+    /// Nothing watched yet; what is watched begins with what was known `before`.
+    pub(crate) fn restored(before: impl IntoIterator<Item = (IpAddr, Hop)>) -> Self {
+        Self { before: before.into_iter().collect(), ..Self::default() }
+    }
+
+    /// What is known.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (IpAddr, &Hop)> {
+        self.watches.iter().map(|(&address, watch)| (address, &watch.hop))
+    }
+
+    /// Counts one more user of `address`; true if it is the first.
+    pub(crate) fn watch(&mut self, address: IpAddr) -> bool {
+        let before = &mut self.before;
+        let watch = self
+            .watches
+            .entry(address)
+            .or_insert_with(|| Watch { hop: before.remove(&address).unwrap_or_default(), users: 0 });
+        watch.users += 1;
+        watch.users == 1
+    }
+
+    /// Counts one user of `address` less; true if it was the last.
+    pub(crate) fn release(&mut self, address: IpAddr) -> bool {
+        let Some(watch) = self.watches.get_mut(&address) else { return false };
+        watch.users -= 1;
+        if watch.users > 0 {
+            return false;
+        }
+        self.watches.remove(&address);
+        true
+    }
+
+    /// Takes over what was found out; false if it is known already, or nobody asked.
+    pub(crate) fn set(&mut self, address: IpAddr, next_hop: Result<NextHop, String>) -> bool {
+        let Some(watch) = self.watches.get_mut(&address) else { return false };
+        let hop = next_hop.map_or_else(Hop::Failed, Hop::Resolved);
+        let news = watch.hop != hop;
+        watch.hop = hop;
+        news
+    }
+
+    pub(crate) fn get(&self, address: IpAddr) -> Hop {
+        let known = self.watches.get(&address).map(|watch| &watch.hop).or_else(|| self.before.get(&address));
+        known.cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::next_hop;
+
+    fn hop(source: Option<&str>, gateway: Option<&str>) -> NextHop {
+        let address = |text: &str| text.parse().unwrap();
+        NextHop { source: source.map(address), gateway: gateway.map(address), ..next_hop(1) }
+    }
+
+    #[test]
+    fn dsr_needs_the_same_link() {
+        let address = "10.0.9.1".parse().unwrap();
+        assert_eq!(obstacle(Forwarding::Dsr, address, &hop(None, None)), None);
+        let routed = hop(Some("10.0.0.2"), Some("10.0.0.1"));
+        assert_eq!(
+            obstacle(Forwarding::Dsr, address, &routed).unwrap(),
+            "dsr needs a backend on the same link; 10.0.9.1 is reached through gateway 10.0.0.1"
+        );
+        for forwarding in [Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue] {
+            assert_eq!(obstacle(forwarding, address, &routed), None);
+        }
+    }
+
+    #[test]
+    fn a_tunnel_needs_a_source_of_the_backends_family() {
+        let near = |source| hop(source, None);
+        let far = |source| hop(source, Some("fe80::1"));
+        for (address, way, works) in [
+            ("10.0.0.9", near(Some("10.0.0.1")), true),
+            ("10.0.0.9", near(Some("fd00::1")), false),
+            ("10.0.0.9", near(None), false),
+            ("fd00::9", near(Some("fd00::1")), true),
+            ("fd00::9", near(Some("fe80::2")), true),
+            ("fd00::9", near(Some("10.0.0.1")), false),
+            ("fd00::9", far(Some("fd00::1")), true),
+            ("fd00::9", far(Some("fe80::2")), false),
+            ("fd00::9", far(None), false),
+        ] {
+            let address = address.parse().unwrap();
+            for forwarding in [Forwarding::Ipip, Forwarding::Gue] {
+                assert_eq!(obstacle(forwarding, address, &way).is_none(), works, "{address} {way:?}");
+            }
+            assert_eq!(obstacle(Forwarding::Nat, address, &way), None);
+        }
+        let why = obstacle(Forwarding::Gue, "fd00::9".parse().unwrap(), &near(None)).unwrap();
+        assert_eq!(why, "a tunnel needs an IPv6 address of this machine on the way to fd00::9");
+    }
+}

@@ -1,0 +1,384 @@
+//! What a change would move, found out by making it in a copy.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use balancer_common::{
+    client::slot,
+    client_table::Entry,
+    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    memory::{Steering, steer},
+    verdict::{CauseIndex, MoveCause},
+};
+use balancer_model::{config::Failback, words::counted};
+
+use crate::{
+    controller::Controller,
+    forgets::Forgets,
+    io::{Change, Command, Event, NextHop, Refused, ServiceId},
+    report,
+    service::{Backend, Service},
+    table::Moves,
+};
+
+/// What a change would do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What would be said of it.
+    pub message: String,
+    /// Further lines: what it would bring about beyond what it names.
+    pub reports: Vec<String>,
+    /// The services that there are before.
+    pub services: Vec<ServicePlan>,
+}
+
+/// A plan with its known clients counted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// As in [`Plan`].
+    pub message: String,
+    /// As in [`Plan`].
+    pub reports: Vec<String>,
+    /// As in [`Plan`].
+    pub services: Vec<PlannedService>,
+}
+
+/// What a change would do to one service, with its known clients counted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedService {
+    /// The service's name.
+    pub service: String,
+    /// M, after the change.
+    pub table_size: u32,
+    /// Slots of the live table that would have another backend.
+    pub slots_moved: u32,
+    /// Those among them that move between backends of which neither came to deserve more or less.
+    pub needless_slots_moved: u32,
+    /// Known clients that would be steered elsewhere at once.
+    pub known_clients_moved: u64,
+    /// Known clients that would stay with a backend that begins to drain, until its deadline.
+    pub known_clients_draining: u64,
+    /// Known clients that would be strangers.
+    pub known_clients_forgotten: u64,
+    /// Why, where there are some.
+    pub forgotten_because: Option<&'static str>,
+    /// Whether the service would be removed.
+    pub removed: bool,
+    /// From whom to whom.
+    pub moves: Vec<PlannedMove>,
+}
+
+/// Slots and clients that would go the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedMove {
+    /// The backend that loses them; `None`: nobody had them.
+    pub from: Option<String>,
+    /// The backend that gets them; `None`: nobody, they would be dropped.
+    pub to: Option<String>,
+    /// Slots of the live table.
+    pub slots: u32,
+    /// Known clients.
+    pub clients: u64,
+}
+
+impl PlannedService {
+    /// Whether a slot or a known client is concerned.
+    #[must_use]
+    pub const fn does_something(&self) -> bool {
+        self.slots_moved > 0
+            || self.known_clients_moved > 0
+            || self.known_clients_draining > 0
+            || self.known_clients_forgotten > 0
+    }
+}
+
+/// What a change would do to one service.
+#[derive(Clone, Debug)]
+pub struct ServicePlan {
+    /// The service's name.
+    pub service: String,
+    /// Its index.
+    pub id: ServiceId,
+    moves: Moves,
+    before: Side,
+    /// `None`: the service is removed.
+    after: Option<Side>,
+    /// Names of its backends, before and after, by id.
+    names: HashMap<u16, String>,
+    /// Whom it forgets.
+    forgets: Option<Forgets>,
+}
+
+/// A service before or after the change.
+#[derive(Clone, Debug)]
+struct Side {
+    table: Arc<[u16]>,
+    home: Option<Arc<[u16]>>,
+    failback: bool,
+    /// Backends that keep known clients.
+    keeps: HashSet<u16>,
+    /// Those among them that do so only until a deadline.
+    drains: HashSet<u16>,
+}
+
+/// Known clients by where they are and where they would be.
+#[derive(Clone, Debug, Default)]
+struct Census {
+    moved: BTreeMap<(u16, u16), u64>,
+    draining: u64,
+    forgotten: u64,
+}
+
+impl Controller {
+    /// What `change` would do if it were made now, by service. A backend that comes is taken to be reachable.
+    ///
+    /// # Errors
+    /// [`Refused`] if the change would be.
+    pub fn plan(&self, change: Change, now: Instant) -> Result<Plan, Refused> {
+        let mut copy = self.clone();
+        let (message, mut commands) = copy.change(change, now)?;
+        let watched =
+            |command: &Command| if let Command::WatchNextHop(address) = command { Some(*address) } else { None };
+        for address in commands.iter().filter_map(watched).collect::<Vec<_>>() {
+            commands.extend(copy.handle(Event::NextHop { address, next_hop: Ok(some_next_hop(address)) }, now));
+        }
+        let reports = commands
+            .into_iter()
+            .filter_map(|command| if let Command::Report(report) = command { Some(report.message) } else { None });
+        let services = self.services().iter().map(|before| {
+            let after = copy.services().iter().find(|service| service.id() == before.id());
+            let all = before.backends().iter().chain(after.into_iter().flat_map(Service::backends));
+            let gone = self.gone().iter().filter(|gone| gone.row.service == before.id());
+            ServicePlan {
+                service: after.unwrap_or(before).name().to_owned(),
+                id: before.id(),
+                moves: after.map(|after| after.moves_since(before)).unwrap_or_default(),
+                before: Side::of(before),
+                after: after.map(Side::of),
+                names: all
+                    .map(|backend| (backend.id().0, backend.name().to_owned()))
+                    .chain(gone.map(|gone| (gone.row.id.0, gone.name.clone())))
+                    .collect(),
+                forgets: before.spec().forgets(after.map(Service::spec).as_ref()),
+            }
+        });
+        Ok(Plan { message, reports: reports.collect(), services: services.collect() })
+    }
+}
+
+impl Plan {
+    /// Counts the known clients whose entries `entries` gives, with the time since they were seen, each by the service of
+    /// its backend.
+    #[must_use]
+    pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
+        let Self { mut message, reports, services } = self;
+        let mut owners: Vec<Option<usize>> = vec![None; MAX_BACKENDS as usize];
+        for (index, service) in services.iter().enumerate() {
+            for &id in service.names.keys() {
+                if let Some(owner) = owners.get_mut(usize::from(id)) {
+                    *owner = Some(index);
+                }
+            }
+        }
+        let mut censuses = vec![Census::default(); services.len()];
+        entries(&mut |entry, seen| {
+            let owner = owners.get(usize::from(entry.backend())).copied().flatten();
+            let of = owner.and_then(|index| Some((services.get(index)?, censuses.get_mut(index)?)));
+            if let Some((service, census)) = of {
+                service.count(entry, seen, census);
+            }
+        });
+        let services: Vec<PlannedService> =
+            services.iter().zip(&censuses).map(|(service, census)| service.with(census)).collect();
+        message += &clients_moved(&services);
+        message += &report::clients_forgotten(services.iter().map(|of| of.known_clients_forgotten).sum());
+        Planned { message, reports, services }
+    }
+}
+
+/// How many known clients go elsewhere, as a part of a sentence; nothing where nobody does.
+#[must_use]
+pub fn clients_moved(services: &[PlannedService]) -> String {
+    match services.iter().map(|of| of.known_clients_moved).sum::<u64>() {
+        0 => String::new(),
+        moved => format!(", {} moved", counted(moved as usize, "known client")),
+    }
+}
+
+/// A next hop that suits every kind of forwarding; where it leads makes no difference to a plan.
+const fn some_next_hop(address: IpAddr) -> NextHop {
+    NextHop {
+        ifindex: 1,
+        source_mac: [2, 0, 0, 0, 0, 1],
+        destination_mac: [2, 0, 0, 0, 0, 2],
+        mtu: 1500,
+        source: Some(address),
+        gateway: None,
+    }
+}
+
+impl Side {
+    fn of(service: &Service) -> Self {
+        let ids = |which: fn(&Backend) -> bool| -> HashSet<u16> {
+            service.backends().iter().filter(|backend| which(backend)).map(|backend| backend.id().0).collect()
+        };
+        let (table, home) = service.tables();
+        Self {
+            table,
+            home,
+            failback: service.failback() == Failback::Return,
+            keeps: ids(Backend::keeps_known),
+            drains: ids(|backend| backend.drain_deadline().is_some()),
+        }
+    }
+
+    /// Where the live table sends a client.
+    fn live(&self, entry: Entry) -> Option<u16> {
+        let place = slot(entry.0, self.table.len() as u32) as usize;
+        self.table.get(place).copied().filter(|&live| live != ALL_DOWN && live != NO_BACKEND)
+    }
+
+    /// Where a known client's next connection goes.
+    fn steer(&self, entry: Entry) -> Option<u16> {
+        let place = slot(entry.0, self.table.len() as u32) as usize;
+        let live = self.table.get(place).copied().filter(|&live| live != ALL_DOWN);
+        let home = self.home.as_ref().and_then(|home| home.get(place).copied());
+        let packet = Steering {
+            live,
+            live_is_home: live.is_some() && home == live,
+            entry: Some(entry),
+            keeps_known: self.keeps.contains(&entry.backend()),
+            cause: CauseIndex(MoveCause::Down as u8),
+            opens: true,
+            failback: self.failback,
+            // An entry does not tell which rule its client falls under. One that is pinned elsewhere has been moved.
+            pinned: false,
+            now: entry.last_seen(),
+        };
+        steer(&packet).backend
+    }
+}
+
+impl ServicePlan {
+    /// Counts a known client of this service by its entry. One that is on its way to another backend already is not moved
+    /// by the change.
+    fn count(&self, entry: Entry, seen: Duration, census: &mut Census) {
+        let at = entry.backend();
+        let forgets = self.forgets.filter(|forgets| forgets.includes(seen));
+        census.forgotten += u64::from(forgets.is_some());
+        let Some(after) = self.after.as_ref().filter(|_| forgets.is_none_or(|forgets| forgets.table_says_where()))
+        else {
+            return;
+        };
+        if self.before.steer(entry) != Some(at) {
+            return;
+        }
+        let to = if forgets.is_some() { after.live(entry) } else { after.steer(entry) };
+        match to {
+            Some(to) if to == at => {
+                let begins = after.drains.contains(&at) && !self.before.drains.contains(&at);
+                census.draining += u64::from(begins && forgets.is_none());
+            }
+            to => *census.moved.entry((at, to.unwrap_or(ALL_DOWN))).or_default() += 1,
+        }
+    }
+
+    /// The plan with its known clients.
+    fn with(&self, census: &Census) -> PlannedService {
+        let name = |id: u16| match id {
+            NO_BACKEND | ALL_DOWN => None,
+            id => self.names.get(&id).cloned(),
+        };
+        let mut pairs: BTreeMap<(u16, u16), (u32, u64)> = BTreeMap::new();
+        for &(from, to) in self.moves.pairs() {
+            pairs.entry((from, to)).or_default().0 += 1;
+        }
+        for (&pair, &clients) in &census.moved {
+            pairs.entry(pair).or_default().1 += clients;
+        }
+        let moves = pairs.into_iter().map(|((from, to), (slots, clients))| PlannedMove {
+            from: name(from),
+            to: name(to),
+            slots,
+            clients,
+        });
+        PlannedService {
+            service: self.service.clone(),
+            removed: self.after.is_none(),
+            table_size: self.after.as_ref().unwrap_or(&self.before).table.len() as u32,
+            slots_moved: self.moves.total(),
+            needless_slots_moved: self.moves.needless(),
+            known_clients_moved: census.moved.values().sum(),
+            known_clients_draining: census.draining,
+            known_clients_forgotten: census.forgotten,
+            forgotten_because: self.forgets.filter(|_| census.forgotten > 0).map(|forgets| forgets.why()),
+            moves: moves.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::map_types::Forwarding;
+    use balancer_model::{
+        config::ServiceConfig,
+        fixture::{backend, config, name, service, web},
+        states::Admin,
+    };
+
+    use super::*;
+    use crate::{controller_test::Bench, fixture::next_hop};
+
+    #[test]
+    fn a_plan_is_what_then_happens() {
+        let mut file = web();
+        file.backends.push(backend("web5", "10.0.0.15:8080"));
+        let address = "10.0.0.16".parse().unwrap();
+        let add = Change::Add { name: name("web/web6"), address, port: Some(8080), weight: None, backup: false };
+        for change in [
+            Change::SetWeight { name: name("web/web1"), weight: 300 },
+            Change::SetAdmin { name: name("web/web2"), admin: Admin::Drain, timeout: None },
+            Change::Reload(Box::new(config(vec![file]))),
+            add,
+        ] {
+            let mut bench = Bench::web();
+            let plan = bench.controller.plan(change.clone(), bench.now).unwrap().counted(|_| {});
+            let [of] = plan.services.as_slice() else { panic!("{plan:?}") };
+            assert_eq!(of.moves.iter().map(|moves| moves.slots).sum::<u32>(), of.slots_moved);
+            assert_eq!(bench.service().slots_moved(), (0, 0), "nothing was changed");
+            bench.change(change).unwrap();
+            for address in ["10.0.0.15", "10.0.0.16"] {
+                let event = Event::NextHop { address: address.parse().unwrap(), next_hop: Ok(next_hop(1)) };
+                bench.controller.handle(event, bench.now);
+            }
+            let (required, needless) = bench.service().slots_moved();
+            assert_eq!((required + needless, needless), (of.slots_moved.into(), of.needless_slots_moved.into()));
+        }
+    }
+
+    #[test]
+    fn a_client_counts_in_the_service_of_its_backend() {
+        let remember = Duration::from_secs(60);
+        let shop = service("shop", "198.51.100.11:80", Forwarding::Nat, &["shop1 10.0.0.21:80", "shop2 10.0.0.22:80"]);
+        let services = [web(), shop].map(|service| ServiceConfig { remember, ..service });
+        let (mut bench, _) = Bench::new(services.to_vec());
+        for backend in ["web/web1", "web/web2", "shop/shop1", "shop/shop2"] {
+            bench.pass(backend);
+        }
+        let change = Change::Remove { name: name("shop/shop1"), force: true };
+        let known = [("web/web1", 5), ("web/web2", 6), ("shop/shop1", 7), ("shop/shop2", 8)];
+        let ids = known.map(|(backend, clients)| (bench.id(backend).0, clients));
+        let planned = bench.controller.plan(change, bench.now).unwrap().counted(|count| {
+            // The last one is nobody's backend.
+            for (id, clients) in ids.into_iter().chain([(9000, 9)]) {
+                (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1), Duration::ZERO));
+            }
+        });
+        let moved: Vec<_> = planned.services.iter().map(|of| (of.service.as_str(), of.known_clients_moved)).collect();
+        assert_eq!(moved, [("web", 0), ("shop", 7)]);
+    }
+}

@@ -1,0 +1,149 @@
+//! The lines that operators read.
+
+use std::time::Duration;
+
+use balancer_model::{
+    names::BackendName,
+    states::BackendState,
+    words::{counted, grouped},
+};
+
+use crate::{
+    io::{Moved, Report, ReportLevel},
+    table::{Footing, Moves},
+};
+
+/// What a change moved: `13,107 of 65,537 slots moved, 215 needless`.
+pub(crate) fn moved(moves: &Moves, table_size: u32) -> String {
+    let (total, needless) = (moves.total(), moves.needless());
+    format!("{} of {} slots moved, {} needless", grouped(total), grouped(table_size), grouped(needless))
+}
+
+/// Known clients that are strangers from now on, as a part of a sentence; nothing where there are none.
+pub fn clients_forgotten(clients: u64) -> String {
+    match clients {
+        0 => String::new(),
+        clients => format!(", {} forgotten", counted(clients as usize, "known client")),
+    }
+}
+
+/// A backend that is in another state than before.
+pub(crate) struct Transition {
+    pub(crate) name: BackendName,
+    pub(crate) id: u16,
+    pub(crate) before: BackendState,
+    pub(crate) after: BackendState,
+    /// How long the state before lasted.
+    pub(crate) lasted: Duration,
+    /// Why it is in its new state; may be empty.
+    pub(crate) reason: String,
+    /// Known clients at the last sweep that stayed with it until now.
+    pub(crate) known: u64,
+    /// Whether they still do.
+    pub(crate) keeps_known: bool,
+}
+
+impl Transition {
+    /// `backend web/web1 down (connect: refused), 1,204 known clients and 16,384 of 65,537 slots moved to 3 backends`.
+    pub(crate) fn report(&self, moves: &Moves, table_size: u32) -> Report {
+        let mut message = format!("backend {} {}", self.name, self.after.word());
+        if !self.reason.is_empty() {
+            message += &format!(" ({})", self.reason);
+        }
+        let (lost, heirs) = moves.from(self.id);
+        let (gained, givers) = moves.to(self.id);
+        let size = grouped(table_size);
+        let leaving = if self.keeps_known { 0 } else { self.known };
+        let clients = counted(self.known as usize, "known client");
+        message += &match (lost, gained) {
+            (0, 0) => ", no slots moved".to_owned(),
+            (0, _) if givers == 0 => format!(", has {} of {size} slots", grouped(gained)),
+            (0, _) => format!(", {} of {size} slots moved from {}", grouped(gained), counted(givers, "backend")),
+            (_, _) if heirs == 0 => format!(", {} of {size} slots without a backend", grouped(lost)),
+            (_, _) => {
+                let clients = if leaving > 0 { format!("{clients} and ") } else { String::new() };
+                format!(", {clients}{} of {size} slots moved to {}", grouped(lost), counted(heirs, "backend"))
+            }
+        };
+        if self.known > 0 && self.keeps_known && lost > 0 {
+            message += &format!(", {clients} stay");
+        } else if leaving > 0 && (lost == 0 || heirs == 0) {
+            message += &format!(", {clients} moved");
+        }
+        if self.before.is_failure() && !self.after.is_failure() {
+            let lasted = Duration::from_secs(self.lasted.as_secs());
+            message += &format!(", was {} for {}", self.before.word(), humantime::format_duration(lasted));
+        }
+        let level = if self.after.is_failure() { ReportLevel::Warn } else { ReportLevel::Info };
+        let moves = Moved {
+            slots: u64::from(lost.max(gained)),
+            needless: u64::from(moves.needless()),
+            known_clients: (leaving > 0).then_some(leaving),
+        };
+        Report { level, about: Some(self.name.clone()), message, moves: Some(moves) }
+    }
+}
+
+/// What a service does with its clients, as the end of a sentence about it.
+pub(crate) fn footing(footing: Footing) -> &'static str {
+    match footing {
+        Footing::Primaries => "steers to its backends",
+        Footing::Backups => "has no primary backend that takes clients: steers to its backups",
+        Footing::AsIfUp => {
+            "has no backend that takes clients: steers as if all outside of maintenance were up (when_all_down = \"open\")"
+        }
+        Footing::AllDown => "has no backend that takes clients: drops",
+        Footing::NoBackend => "has no backends: drops",
+    }
+}
+
+/// A service that stands on another ground than before.
+pub(crate) fn footing_report(service: &str, now: Footing) -> Report {
+    let level = if now == Footing::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
+    let about = Some(BackendName { service: service.to_owned(), backend: String::new() });
+    Report { level, about, message: format!("service {service} {}", footing(now)), moves: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Shares;
+
+    /// web1 (id 1) with 2 of 5 slots, 1,204 known clients, goes to `after`; its slots move as said.
+    fn message(after: BackendState, keeps_known: bool, new: &[u16]) -> Report {
+        let shares = |ids: &[u16]| -> Shares { ids.iter().map(|&id| (id, 100)).collect() };
+        let moves = Moves::between(&[1, 2, 1, 3, 2], &shares(&[1, 2, 3]), new, &shares(&[2, 3]));
+        let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        let (before, lasted, reason) = (BackendState::Up, Duration::ZERO, "connect: refused".to_owned());
+        Transition { name, id: 1, before, after, lasted, reason, known: 1_204, keeps_known }.report(&moves, 5)
+    }
+
+    #[test]
+    fn known_clients_are_told_of() {
+        let spread = [2, 2, 3, 3, 2];
+        let down = message(BackendState::Down, false, &spread);
+        assert_eq!(
+            down.message,
+            "backend web/web1 down (connect: refused), 1,204 known clients and 2 of 5 slots moved to 2 backends"
+        );
+        assert_eq!(down.moves, Some(Moved { slots: 2, needless: 0, known_clients: Some(1_204) }));
+        let draining = message(BackendState::DrainingHealth, true, &spread);
+        assert_eq!(
+            draining.message,
+            "backend web/web1 draining (health) (connect: refused), 2 of 5 slots moved to 2 backends, 1,204 known clients stay"
+        );
+        assert_eq!(draining.moves.and_then(|moves| moves.known_clients), None);
+        let later = message(BackendState::Down, false, &[1, 2, 1, 3, 2]);
+        assert_eq!(
+            later.message,
+            "backend web/web1 down (connect: refused), no slots moved, 1,204 known clients moved"
+        );
+    }
+
+    #[test]
+    fn digits_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (65_537, "65,537"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number as u64), text);
+        }
+    }
+}

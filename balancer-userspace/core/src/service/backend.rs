@@ -1,0 +1,471 @@
+//! Backends at run time.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use balancer_common::verdict::MoveCause;
+use balancer_model::{
+    config::{BackendConfig, CheckConfig},
+    names::BackendName,
+    states::{Admin, BackendState, Forced},
+};
+
+use crate::{
+    health::Health,
+    io::{BackendId, BackendSpec, CheckNumber, CheckOutcome},
+    next_hops::{Hop, NextHops},
+    report::Transition,
+    standing::{HealthFact, Standing},
+    table::STEPS,
+};
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub(super) id: BackendId,
+    pub(super) config: BackendConfig,
+    pub(super) admin: Admin,
+    pub(super) health: Health,
+    pub(super) assessment: Option<Assessment>,
+    /// When the state shown began.
+    pub(super) since: Instant,
+    pub(super) slots: u32,
+    pub(super) steered: bool,
+    /// Known clients at the last sweep.
+    pub(super) known: u64,
+    pub(super) drain: Drain,
+    pub(super) slow_start: Option<SlowStart>,
+    /// Whether it is removed once it is drained.
+    pub(super) leaving: bool,
+    /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
+    pub(super) late: bool,
+    pub(super) checks: [u64; 3],
+    pub(super) last_check: Option<LastCheck>,
+    /// When the verdict of the checks last changed.
+    pub(super) verdict_since: Instant,
+    /// What the operator says instead of the checks.
+    pub(super) forced: Option<Forced>,
+    pub(super) transitions: [u64; BackendState::ALL.len()],
+    /// What the shell was last told.
+    pub(crate) told: Told,
+    /// Whether whoever checks it must forget what has been counted.
+    checked_anew: bool,
+}
+
+/// What the shell was last told about a backend.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) row: Option<BackendSpec>,
+    pub(crate) watched: Option<IpAddr>,
+    pub(crate) check: Option<ToldCheck>,
+}
+
+/// A check that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ToldCheck {
+    pub(crate) number: CheckNumber,
+    pub(crate) target: SocketAddr,
+    pub(crate) config: CheckConfig,
+}
+
+/// A health check that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastCheck {
+    /// How.
+    pub outcome: CheckOutcome,
+    /// How long it took.
+    pub took: Duration,
+    /// When.
+    pub ended: Instant,
+}
+
+/// How far a drain has come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drain {
+    /// Instead of the service's drain timeout.
+    pub(super) timeout: Option<Duration>,
+    /// When it ends at the latest, while it lasts.
+    pub(super) until: Option<Instant>,
+    /// Complete sweeps in a row that found no known client, of those that ended during it.
+    pub(super) empty_sweeps: u32,
+}
+
+impl Drain {
+    /// The sweep that is under way when a drain begins may have passed a client by; the second cannot.
+    pub(super) const ENOUGH_SWEEPS: u32 = 2;
+
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now >= until) || self.empty_sweeps >= Self::ENOUGH_SWEEPS
+    }
+}
+
+/// How far a slow start has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlowStart {
+    pub(super) since: Instant,
+    /// How long it takes.
+    pub(super) lasts: Duration,
+    /// The step that the live table knows, from 1.
+    pub(super) step: u8,
+}
+
+impl SlowStart {
+    /// The first step is taken at once, the last one at the end.
+    fn step_begins(self, step: u8) -> Instant {
+        self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
+    }
+
+    /// Takes the steps that are due.
+    pub(super) fn advance(self, now: Instant) -> Self {
+        let step = (1..=STEPS).rev().find(|&step| self.step_begins(step) <= now).unwrap_or(1);
+        Self { step, ..self }
+    }
+
+    fn next_step(self) -> Option<Instant> {
+        (self.step < STEPS).then(|| self.step_begins(self.step + 1))
+    }
+}
+
+/// What follows from all there is to know about a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assessment {
+    pub(super) health: HealthFact,
+    pub(super) standing: Standing,
+    pub(super) drains: bool,
+    pub(super) reason: String,
+}
+
+impl Backend {
+    pub(crate) fn new(id: BackendId, config: BackendConfig, late: bool, now: Instant) -> Self {
+        Self {
+            id,
+            config,
+            admin: Admin::Ready,
+            health: Health::default(),
+            assessment: None,
+            since: now,
+            slots: 0,
+            steered: false,
+            known: 0,
+            drain: Drain::default(),
+            slow_start: None,
+            leaving: false,
+            late,
+            checks: [0; 3],
+            last_check: None,
+            verdict_since: now,
+            forced: None,
+            transitions: [0; BackendState::ALL.len()],
+            told: Told::default(),
+            checked_anew: false,
+        }
+    }
+
+    /// Its row in the kernel's maps.
+    #[must_use]
+    pub const fn id(&self) -> BackendId {
+        self.id
+    }
+
+    /// Its name in the service.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub const fn config(&self) -> &BackendConfig {
+        &self.config
+    }
+
+    /// Address and port.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.config.address
+    }
+
+    /// 0–65535.
+    #[must_use]
+    pub const fn weight(&self) -> u16 {
+        self.config.weight
+    }
+
+    /// Whether it is a backup.
+    #[must_use]
+    pub const fn is_backup(&self) -> bool {
+        self.config.backup
+    }
+
+    /// What the operator wants.
+    #[must_use]
+    pub const fn admin(&self) -> Admin {
+        self.admin
+    }
+
+    /// `unknown`, `up` or `down`.
+    #[must_use]
+    pub fn health_word(&self) -> &'static str {
+        self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
+    }
+
+    /// What it is shown as.
+    #[must_use]
+    pub fn state(&self) -> BackendState {
+        self.assessment.as_ref().map_or(BackendState::Checking, |assessment| assessment.standing.state)
+    }
+
+    /// Why, in a few words; empty when there is nothing to explain.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
+    }
+
+    /// Its slots of the live table.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Whether new clients are steered to it now. A backup that is not needed gets none.
+    #[must_use]
+    pub const fn takes_new_clients(&self) -> bool {
+        self.steered
+    }
+
+    /// Whether rules may pin clients to it: its weight, and whether a backup is needed, do not matter then.
+    #[must_use]
+    pub fn takes_pinned(&self) -> bool {
+        self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
+    }
+
+    /// Health checks that passed, failed softly, failed hard.
+    #[must_use]
+    pub const fn checks(&self) -> [u64; 3] {
+        self.checks
+    }
+
+    /// The last health check.
+    #[must_use]
+    pub const fn last_check(&self) -> Option<&LastCheck> {
+        self.last_check.as_ref()
+    }
+
+    /// The verdict of its checks.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// When the verdict of its checks last changed.
+    #[must_use]
+    pub const fn verdict_since(&self) -> Instant {
+        self.verdict_since
+    }
+
+    /// What the operator says instead of its checks.
+    #[must_use]
+    pub const fn forced(&self) -> Option<Forced> {
+        self.forced
+    }
+
+    /// Overrides the checks, which go on.
+    pub(crate) const fn force(&mut self, forced: Option<Forced>) {
+        self.forced = forced;
+    }
+
+    /// Counts a check. `service_check` is the service's.
+    pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
+        let word = |health: &Health| std::mem::discriminant(health.verdict());
+        let before = word(&self.health);
+        self.health.record(outcome, self.config.check.as_ref().unwrap_or(service_check));
+        if word(&self.health) != before {
+            self.verdict_since = now;
+        }
+        self.last_check = Some(LastCheck { outcome: outcome.clone(), took, ended: now });
+        let [passed, soft, hard] = &mut self.checks;
+        match outcome {
+            CheckOutcome::Passed => *passed += 1,
+            CheckOutcome::Soft(_) => *soft += 1,
+            CheckOutcome::Hard(_) => *hard += 1,
+            CheckOutcome::Hindered(_) => {}
+        }
+    }
+
+    /// How often it entered each of [`BackendState::ALL`]. The state it was first in is not counted.
+    #[must_use]
+    pub const fn transitions(&self) -> [u64; BackendState::ALL.len()] {
+        self.transitions
+    }
+
+    /// Takes over another configuration. Another address is another server, of which nothing is known.
+    pub(crate) fn configure(&mut self, config: BackendConfig) {
+        if self.config.address != config.address {
+            self.forget_verdict();
+            self.late = true;
+        }
+        if self.config.name != config.name {
+            self.called_otherwise();
+        }
+        self.config = config;
+    }
+
+    /// It, or its service, has another name: its check is told of with that, and counts on.
+    pub(super) fn called_otherwise(&mut self) {
+        self.checked_anew = true;
+    }
+
+    /// Sets what the operator wants; a drain takes `timeout` instead of the service's.
+    pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
+        self.admin = admin;
+        self.drain = Drain { timeout, ..Drain::default() };
+        self.leaving &= admin == Admin::Drain;
+    }
+
+    /// Has it removed once it is drained.
+    pub(crate) fn leave(&mut self) {
+        if self.admin != Admin::Drain {
+            self.set_admin(Admin::Drain, None);
+        }
+        self.leaving = true;
+    }
+
+    /// Whether it is to be removed and has nobody to keep any more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.leaving && !self.may_keep_known()
+    }
+
+    /// Whether known clients stay with it, were there another one to go to.
+    pub(crate) fn may_keep_known(&self) -> bool {
+        self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
+    }
+
+    /// Why its known clients are moved; `None` while they stay.
+    pub(crate) fn cause_of_moves(&self) -> Option<MoveCause> {
+        let standing = self.assessment.as_ref()?.standing;
+        (!standing.keeps_known).then_some(standing.cause)
+    }
+
+    /// Whether it is to be removed once drained.
+    pub(crate) const fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Takes note of a complete sweep. True if it ends a drain.
+    pub(crate) fn swept(&mut self, known: u64) -> bool {
+        self.known = known;
+        if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
+            // It is over, whoever comes then: somebody may where nobody takes clients and the table is open.
+            return false;
+        }
+        if self.drain.until.is_none() || known > 0 {
+            self.drain.empty_sweeps = 0;
+            return false;
+        }
+        self.drain.empty_sweeps += 1;
+        self.drain.empty_sweeps == Drain::ENOUGH_SWEEPS
+    }
+
+    /// When a drain under way ends at the latest.
+    #[must_use]
+    pub fn drain_deadline(&self) -> Option<Instant> {
+        let keeps = self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known);
+        self.drain.until.filter(|_| keeps)
+    }
+
+    /// When something about it is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.drain_deadline().into_iter().chain(self.slow_start.and_then(SlowStart::next_step)).min()
+    }
+
+    /// Whether it begins to take new clients where it did not before, `assessment` being the new one. At the
+    /// balancer's own start nobody begins, all are there at once.
+    pub(super) fn begins(&self, assessment: &Assessment) -> bool {
+        let before = self.assessment.as_ref().map(|before| before.standing);
+        let absent = match before {
+            Some(before) => !before.takes_new && (self.late || before.state != BackendState::Checking),
+            None => self.late,
+        };
+        assessment.standing.takes_new && absent
+    }
+
+    /// Where nothing else explains its state and it starts slowly: `slow start, step 3 of 10`.
+    pub(super) fn explain(&self, assessment: &mut Assessment) {
+        let step = self.slow_start.map(|slow_start| slow_start.step).filter(|&step| step < STEPS);
+        if let Some(step) = step.filter(|_| assessment.reason.is_empty()) {
+            assessment.reason = format!("slow start, step {step} of {STEPS}");
+        }
+    }
+
+    /// Whether it came to a service in use and the way to it is not known yet.
+    pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
+        self.late && matches!(hops.get(self.config.address.ip()), Hop::Pending)
+    }
+
+    /// Whether known clients stay with it.
+    #[must_use]
+    pub fn keeps_known(&self) -> bool {
+        self.told.row.as_ref().is_some_and(|row| row.keeps_known)
+    }
+
+    /// Known clients at the last sweep.
+    #[must_use]
+    pub const fn known_clients(&self) -> u64 {
+        self.known
+    }
+
+    /// Back to unknown: nobody has been checking.
+    pub(crate) fn forget_verdict(&mut self) {
+        self.health = Health::default();
+        self.last_check = None;
+        self.checked_anew = true;
+    }
+
+    /// Whether the check that the shell was told of is the one that should run.
+    pub(crate) fn is_checked_as(&self, wanted: Option<&(SocketAddr, CheckConfig)>) -> bool {
+        match (&self.told.check, wanted) {
+            (None, None) => true,
+            (Some(told), Some((target, config))) => {
+                !self.checked_anew && told.target == *target && told.config == *config
+            }
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
+    /// Begins the check `number`. What was counted towards the next verdict counts on, unless it was something else that
+    /// was asked.
+    pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
+        let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
+        if self.told.check.as_ref().is_some_and(other) {
+            self.health.count_anew();
+        }
+        self.checked_anew = false;
+        self.told.check = Some(ToldCheck { number, target, config });
+    }
+
+    /// The check that runs.
+    #[must_use]
+    pub fn check_number(&self) -> Option<CheckNumber> {
+        self.told.check.as_ref().map(|told| told.number)
+    }
+
+    pub(super) fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {
+        let after = assessment.standing.state;
+        let reason = assessment.reason.clone();
+        let keeps_known = assessment.standing.keeps_known;
+        let old = self.assessment.replace(assessment)?.standing;
+        let before = old.state;
+        if before == after {
+            return None;
+        }
+        if let Some(count) = self.transitions.get_mut(after as usize) {
+            *count += 1;
+        }
+        let lasted = now.saturating_duration_since(std::mem::replace(&mut self.since, now));
+        let name = BackendName { service: service.to_owned(), backend: self.config.name.clone() };
+        let known = if old.keeps_known { self.known } else { 0 };
+        Some(Transition { name, id: self.id.0, before, after, lasted, reason, known, keeps_known })
+    }
+}

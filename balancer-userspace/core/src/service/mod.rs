@@ -1,0 +1,485 @@
+//! Services at run time.
+
+mod backend;
+mod restore;
+mod rules;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use backend::{Assessment, Drain, SlowStart};
+use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
+use balancer_model::{
+    config::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
+    names::BackendName,
+    renames::Named as _,
+    states::{Admin, BackendState, Forced},
+};
+
+use crate::{
+    health::{FailureKind, Verdict},
+    io::{BackendSpec, CheckNumber, CheckOutcome, CheckSpec, RuleSpec, ServiceId, ServiceSpec},
+    keys,
+    maglev::Member,
+    next_hops::{self, Hop, NextHops},
+    report::Transition,
+    rules::Rules,
+    standing::{HealthFact, Situation, Standing},
+    table::{Builder, Candidate, Footing, Moves, STEPS, Shares},
+};
+pub use backend::Backend;
+pub(crate) use backend::ToldCheck;
+
+fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
+    Clock::tick_after(tick_seconds, u32::try_from(remember.as_secs()).unwrap_or(u32::MAX))
+}
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    id: ServiceId,
+    /// Its configuration; `backends` is empty, they are below.
+    settings: ServiceConfig,
+    fleet: HashKey,
+    client_key: HashKey,
+    table_key: HashKey,
+    backends: Vec<Backend>,
+    rules: Rules,
+    /// What the shell was last told of them.
+    pub(crate) told_rules: Arc<[RuleSpec]>,
+    builder: Builder,
+    live: Arc<[u16]>,
+    home: Option<Arc<[u16]>>,
+    shares: Shares,
+    footing: Option<Footing>,
+    generation: u64,
+    required: u64,
+    needless: u64,
+    /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
+    tick_seconds: u32,
+}
+
+/// What a look at a service found changed.
+pub(crate) struct Refreshed {
+    /// Whether the live table (or the base table below it) is another one than before.
+    pub(crate) swap: bool,
+    pub(crate) moves: Moves,
+    pub(crate) transitions: Vec<Transition>,
+    /// The ground it stands on, if it is another one than before (at first: than primary backends).
+    pub(crate) footing: Option<Footing>,
+}
+
+impl Service {
+    pub(crate) fn new(id: ServiceId, settings: ServiceConfig, fleet: HashKey) -> Self {
+        Self {
+            id,
+            fleet,
+            client_key: keys::client_key(fleet, settings.identity()),
+            table_key: keys::table_key(fleet, settings.identity()),
+            tick_seconds: tick_after(0, settings.remember),
+            settings,
+            backends: Vec::new(),
+            rules: Rules::default(),
+            told_rules: Arc::default(),
+            builder: Builder::default(),
+            live: Arc::default(),
+            home: None,
+            shares: Shares::new(),
+            footing: None,
+            generation: 0,
+            required: 0,
+            needless: 0,
+        }
+    }
+
+    /// Its index in the kernel's maps.
+    #[must_use]
+    pub const fn id(&self) -> ServiceId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// VIP and port.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.settings.address
+    }
+
+    /// TCP or UDP.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        self.settings.protocol
+    }
+
+    /// How packets reach its backends.
+    #[must_use]
+    pub const fn forwarding(&self) -> Forwarding {
+        self.settings.forwarding
+    }
+
+    /// M.
+    #[must_use]
+    pub const fn table_size(&self) -> u32 {
+        self.settings.table_size
+    }
+
+    /// Its configuration as it is now, with the backends added at run time and without those removed.
+    #[must_use]
+    pub fn config(&self) -> ServiceConfig {
+        let backends = self.backends.iter().map(|backend| backend.config.clone()).collect();
+        ServiceConfig { backends, ..self.settings.clone() }
+    }
+
+    /// Its backends in configuration order, those added at run time last.
+    #[must_use]
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// The live table: M backend ids, or `NO_BACKEND` or `ALL_DOWN`.
+    #[must_use]
+    pub fn live_table(&self) -> &[u16] {
+        &self.live
+    }
+
+    /// The live table and the base table, for the data path.
+    pub(crate) fn tables(&self) -> (Arc<[u16]>, Option<Arc<[u16]>>) {
+        (Arc::clone(&self.live), self.home.clone())
+    }
+
+    /// Where moved clients go when their home returns.
+    pub(crate) const fn failback(&self) -> Failback {
+        self.settings.failback
+    }
+
+    /// Whether the balancer is to give its interface the VIP.
+    pub(crate) const fn assigns_vip(&self) -> bool {
+        self.settings.assign_vip
+    }
+
+    /// Whether clients are remembered.
+    #[must_use]
+    pub const fn remembers(&self) -> bool {
+        !self.settings.remember.is_zero()
+    }
+
+    /// How often the live table was replaced. Counts from 1, the first table.
+    #[must_use]
+    pub const fn table_generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Slots moved since start, required and needless (see [`Moves`]).
+    #[must_use]
+    pub const fn slots_moved(&self) -> (u64, u64) {
+        (self.required, self.needless)
+    }
+
+    /// The slots that differ from an `earlier` self.
+    #[must_use]
+    pub fn moves_since(&self, earlier: &Self) -> Moves {
+        Moves::between(&earlier.live, &earlier.shares, &self.live, &self.shares)
+    }
+
+    /// On what ground the live table stands.
+    #[must_use]
+    pub fn footing(&self) -> Footing {
+        self.footing.unwrap_or(Footing::NoBackend)
+    }
+
+    /// The client prefix length for the VIP's family.
+    #[must_use]
+    pub const fn client_prefix(&self) -> u8 {
+        if self.settings.address.is_ipv4() { self.settings.client_prefix.v4 } else { self.settings.client_prefix.v6 }
+    }
+
+    /// The key of its client hash.
+    #[must_use]
+    pub const fn client_key(&self) -> HashKey {
+        self.client_key
+    }
+
+    /// A backend's full name.
+    #[must_use]
+    pub fn name_of(&self, backend: &Backend) -> BackendName {
+        BackendName { service: self.settings.name.clone(), backend: backend.config.name.clone() }
+    }
+
+    pub(crate) fn spec(&self) -> ServiceSpec {
+        ServiceSpec {
+            id: self.id,
+            hash_key: self.client_key,
+            address: self.settings.address,
+            protocol: self.settings.protocol,
+            client_prefix: self.client_prefix(),
+            forwarding: self.settings.forwarding,
+            remember: self.settings.remember,
+            tick_seconds: self.tick_seconds,
+            failback: self.settings.failback,
+            rules: !self.told_rules.is_empty(),
+            reject: self.settings.reject,
+            backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
+        }
+    }
+
+    pub(crate) fn backends_mut(&mut self) -> &mut Vec<Backend> {
+        &mut self.backends
+    }
+
+    pub(crate) fn set_settings(&mut self, settings: ServiceConfig) {
+        if !settings.remember.is_zero() {
+            let tick_seconds = if self.remembers() { self.tick_seconds } else { 0 };
+            self.tick_seconds = tick_after(tick_seconds, settings.remember);
+        }
+        if self.settings.name != settings.name {
+            self.backends.iter_mut().for_each(Backend::called_otherwise);
+        }
+        if self.settings.identity() != settings.identity() {
+            self.client_key = keys::client_key(self.fleet, settings.identity());
+            self.table_key = keys::table_key(self.fleet, settings.identity());
+        }
+        self.settings = settings;
+    }
+
+    /// The row that backend should have, after a [`refresh`](Self::refresh).
+    pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
+        let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
+        // As if it were up, it keeps its clients: also a backup or one of weight 0, which takes no new ones.
+        let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.admin() != Admin::Maint && self.remembers();
+        let next_hop = match self.way(backend, hops) {
+            Hop::Resolved(next_hop) => Some(next_hop),
+            Hop::Pending | Hop::Failed(_) => None,
+        };
+        BackendSpec {
+            service: self.id,
+            keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
+            // Without memory nobody is moved, and nothing is written anew for the sake of a cause.
+            cause: standing.filter(|_| self.remembers()).map_or(MoveCause::Down, |standing| standing.cause),
+            // Rows of services without pins are not written anew for its sake.
+            takes_pinned: self.rules.pins() && backend.takes_pinned(),
+            id: backend.id,
+            forwarding: self.settings.forwarding,
+            vip: self.settings.address,
+            address: backend.config.address,
+            tunnel_source: next_hop.and_then(|next_hop| next_hop.source),
+            next_hop,
+        }
+    }
+
+    /// The way to a backend, if its service's kind of forwarding can go it.
+    fn way(&self, backend: &Backend, hops: &NextHops) -> Hop {
+        let address = backend.config.address.ip();
+        match hops.get(address) {
+            Hop::Resolved(next_hop) => match next_hops::obstacle(self.settings.forwarding, address, &next_hop) {
+                Some(why) => Hop::Failed(why),
+                None => Hop::Resolved(next_hop),
+            },
+            hop @ (Hop::Pending | Hop::Failed(_)) => hop,
+        }
+    }
+
+    /// The check that should run on a backend, and where to.
+    #[must_use]
+    pub fn check(&self, backend: &Backend) -> Option<(SocketAddr, CheckConfig)> {
+        let check = self.check_config(backend);
+        let wanted = backend.admin != Admin::Maint && check.kind != CheckKind::None;
+        wanted.then(|| (backend.config.check_target(check, self.settings.vip()), check.clone()))
+    }
+
+    /// What the shell is told of the check that runs on a backend.
+    pub(crate) fn check_spec(&self, backend: &Backend, told: &ToldCheck) -> CheckSpec {
+        CheckSpec {
+            backend: backend.id(),
+            number: told.number,
+            name: self.name_of(backend),
+            target: told.target,
+            check: told.config.clone(),
+            health: backend.health.clone(),
+        }
+    }
+
+    /// The check of a backend: its own, or else the service's.
+    #[must_use]
+    pub fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
+        backend.config.check.as_ref().unwrap_or(&self.settings.check)
+    }
+
+    /// Counts a check of the backend at `index`; true if the service should be looked at again.
+    pub(crate) fn record(
+        &mut self,
+        index: usize,
+        (number, outcome, took): (CheckNumber, &CheckOutcome, Duration),
+        hops: &NextHops,
+        now: Instant,
+    ) -> bool {
+        let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.check_number() == Some(number))
+        else {
+            return false;
+        };
+        backend.record(outcome, took, &self.settings.check, now);
+        let Some(backend) = self.backends.get(index) else { return false };
+        let mut assessment = self.assess(backend, hops, now);
+        backend.explain(&mut assessment);
+        let news = backend.assessment.as_ref().map(|old| old.standing) != Some(assessment.standing);
+        if !news && let Some(backend) = self.backends.get_mut(index) {
+            backend.assessment = Some(assessment);
+        }
+        news
+    }
+
+    /// What follows for a backend from all but its slow start.
+    fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
+        let check = self.check_config(backend);
+        let checked = match backend.health.verdict() {
+            _ if check.kind == CheckKind::None => (HealthFact::Unchecked, String::new()),
+            Verdict::Unknown => (HealthFact::Unknown, String::new()),
+            Verdict::Up => (HealthFact::Up, String::new()),
+            Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
+        };
+        let (health, mut reason) = match (self.way(backend, hops), backend.forced) {
+            (Hop::Failed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
+            (Hop::Pending | Hop::Resolved(_), None) => checked,
+            (Hop::Pending | Hop::Resolved(_), Some(Forced::Down)) => {
+                (HealthFact::Down(FailureKind::Hard), "forced down by operator".to_owned())
+            }
+            (Hop::Pending | Hop::Resolved(_), Some(Forced::Up)) => (
+                HealthFact::Up,
+                match checked {
+                    (HealthFact::Down(_), reason) => format!("forced up by operator, checks: {reason}"),
+                    (HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up, _) => {
+                        "forced up by operator".to_owned()
+                    }
+                },
+            ),
+        };
+        let situation = Situation {
+            admin: backend.admin,
+            health,
+            start_down: self.settings.start_down,
+            on_failure: self.settings.on_failure,
+            remembers: self.remembers(),
+            drained: backend.drain.is_over(now),
+        };
+        let mut standing = situation.standing();
+        if backend.waits_for_next_hop(hops) && standing.takes_new {
+            standing = Standing { takes_new: false, state: BackendState::Checking, ..standing };
+            reason = "its next hop is not known yet".to_owned();
+        }
+        if backend.admin == Admin::Maint {
+            reason.clear();
+        } else if reason.is_empty() {
+            if let Some((failures, why)) = backend.health.failing() {
+                reason = format!("{why}, {failures} of {} failures", check.fall);
+            } else if standing.state == BackendState::Checking && !standing.takes_new {
+                reason = "no verdict yet, start_down = true".to_owned();
+            } else if standing.takes_new && backend.config.weight == 0 {
+                reason = "weight 0".to_owned();
+            }
+        }
+        Assessment { health, standing, drains: situation.drains(), reason }
+    }
+
+    /// Begins, advances and ends slow starts.
+    fn start_slowly(&mut self, assessments: &mut [Assessment], now: Instant) {
+        let lasts = self.settings.slow_start;
+        for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
+            let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
+            let begins = backend.begins(assessment).then_some(SlowStart { since: now, lasts, step: 1 });
+            let slow_start = backend.slow_start.or(begins).filter(|_| may);
+            backend.slow_start = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));
+        }
+        for backup in [false, true] {
+            let together = || {
+                let all = self.backends.iter().zip(&*assessments);
+                all.filter(|(backend, assessment)| {
+                    backend.config.backup == backup && backend.config.weight > 0 && assessment.standing.takes_new
+                })
+            };
+            // With nobody to take the other clients there is no slow start; and it is over for all of them at once.
+            let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
+            let through = together().all(|(backend, _)| backend.slow_start.is_none_or(|start| start.step == STEPS));
+            if all_start || through {
+                for backend in self.backends.iter_mut().filter(|backend| backend.config.backup == backup) {
+                    backend.slow_start = None;
+                }
+            }
+        }
+        self.backends.iter().zip(assessments).for_each(|(backend, assessment)| backend.explain(assessment));
+    }
+
+    /// Assesses every backend anew and brings the live table in line.
+    pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant) -> Refreshed {
+        let remembers = self.remembers();
+        for index in 0..self.backends.len() {
+            let Some(backend) = self.backends.get(index) else { continue };
+            let drains = self.assess(backend, hops, now).drains;
+            let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
+            let Some(backend) = self.backends.get_mut(index) else { continue };
+            // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
+            if drains || backend.admin == Admin::Drain && remembers {
+                backend.drain.until.get_or_insert(now + timeout);
+            } else {
+                backend.drain = Drain { timeout: backend.drain.timeout, ..Drain::default() };
+            }
+        }
+        let mut assessments: Vec<Assessment> =
+            self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
+        self.start_slowly(&mut assessments, now);
+        let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
+        let candidates: Vec<Candidate<'_>> = self
+            .backends
+            .iter()
+            .zip(&assessments)
+            // As if it were not configured yet, so that it moves slots once, when it can serve them.
+            .filter(|(backend, _)| all_wait || !backend.waits_for_next_hop(hops))
+            .map(|(backend, assessment)| Candidate {
+                member: Member { id: backend.id.0, name: backend.config.identity(), weight: backend.config.weight },
+                backup: backend.config.backup,
+                maint: backend.admin == Admin::Maint,
+                takes_new: assessment.standing.takes_new,
+                step: backend.slow_start.map(|slow_start| slow_start.step),
+            })
+            .collect();
+        let live =
+            self.builder.live(&candidates, self.settings.when_all_down, self.settings.table_size, self.table_key);
+
+        let moves = Moves::between(&self.live, &self.shares, &live.slots, &live.shares);
+        self.required += u64::from(moves.total() - moves.needless());
+        self.needless += u64::from(moves.needless());
+        let changed = *self.live != *live.slots;
+        let swap = changed || self.remembers() && self.home != live.home;
+        if swap {
+            // Without memory nobody asks for it; it is told once somebody does.
+            self.home = live.home;
+        }
+        if changed {
+            self.live = live.slots.into();
+            self.generation += 1;
+        }
+        self.shares = live.shares;
+        let before = self.footing.replace(live.footing).unwrap_or(Footing::Primaries);
+        let footing = (before != live.footing).then_some(live.footing);
+
+        let mut counts = vec![0u32; usize::from(u16::MAX) + 1];
+        for &entry in &*self.live {
+            if let Some(count) = counts.get_mut(usize::from(entry)) {
+                *count += 1;
+            }
+        }
+        let mut transitions = Vec::new();
+        for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
+            backend.slots = counts.get(usize::from(backend.id.0)).copied().unwrap_or(0);
+            backend.steered = self.shares.contains_key(&backend.id.0);
+            transitions.extend(backend.enter(&self.settings.name, assessment, now));
+        }
+        Refreshed { swap, moves, transitions, footing }
+    }
+}

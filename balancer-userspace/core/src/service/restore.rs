@@ -1,0 +1,135 @@
+//! Services and backends to and from what outlives the process.
+
+use std::time::Instant;
+
+use balancer_common::client::HashKey;
+use balancer_model::states::{Admin, BackendState};
+
+use super::{Backend, Drain, Service, SlowStart};
+use crate::{
+    next_hops::NextHops,
+    rules::Rule,
+    state::{Clocks, SavedBackend, SavedRule, SavedService, SavedSlowStart},
+};
+
+impl Service {
+    pub(crate) fn export(&self, clocks: Clocks) -> SavedService {
+        SavedService {
+            id: self.id,
+            settings: self.settings.clone(),
+            table_generation: self.generation,
+            slots_moved_required: self.required,
+            slots_moved_needless: self.needless,
+            tick_seconds: self.tick_seconds,
+            rules: self
+                .rules
+                .iter()
+                .map(|rule| SavedRule {
+                    prefix: rule.prefix,
+                    action: rule.action.clone(),
+                    ends: rule.ends.map(|ends| clocks.moment(ends)),
+                })
+                .collect(),
+            backends: self.backends.iter().map(|backend| backend.export(clocks)).collect(),
+        }
+    }
+
+    /// The service as it was. Its table, which follows from the rest, is not there before a refresh.
+    pub(crate) fn restored(state: SavedService, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
+        let mut this = Self::new(state.id, state.settings, fleet);
+        // The refresh counts the table as one more.
+        this.generation = state.table_generation.saturating_sub(1);
+        if state.tick_seconds > 0 {
+            this.tick_seconds = state.tick_seconds;
+        }
+        for SavedRule { prefix, action, ends } in state.rules {
+            this.rules.set(Rule { prefix, action, ends: ends.map(|ends| clocks.instant(ends)) });
+        }
+        this.required = state.slots_moved_required;
+        this.needless = state.slots_moved_needless;
+        let shown: Vec<BackendState> = state.backends.iter().map(|backend| backend.state).collect();
+        this.backends = state.backends.into_iter().map(|backend| Backend::restored(backend, clocks)).collect();
+        for (index, shown) in shown.into_iter().enumerate() {
+            this.reassess(index, shown, hops, clocks.now);
+        }
+        this
+    }
+
+    /// Assesses a restored backend that was `shown` so. What has changed since, such as a drain that has come to its
+    /// end, counts as a transition.
+    fn reassess(&mut self, index: usize, shown: BackendState, hops: &NextHops, now: Instant) {
+        let Some(backend) = self.backends.get(index) else { return };
+        let mut assessment = self.assess(backend, hops, now);
+        backend.explain(&mut assessment);
+        let state = assessment.standing.state;
+        let Some(backend) = self.backends.get_mut(index) else { return };
+        backend.assessment = Some(assessment);
+        if state != shown {
+            backend.since = now;
+            if let Some(count) = backend.transitions.get_mut(state as usize) {
+                *count += 1;
+            }
+        }
+    }
+}
+
+impl Backend {
+    fn export(&self, clocks: Clocks) -> SavedBackend {
+        SavedBackend {
+            id: self.id,
+            config: self.config.clone(),
+            admin: self.admin,
+            health: self.health.clone(),
+            state: self.state(),
+            since: clocks.moment(self.since),
+            drain_timeout: self.drain.timeout,
+            drain_until: self.drain.until.map(|until| clocks.moment(until)),
+            leaving: self.leaving,
+            forced: self.forced,
+            slow_start: self.slow_start.map(|slow_start| SavedSlowStart {
+                since: clocks.moment(slow_start.since),
+                lasts: slow_start.lasts,
+                step: slow_start.step,
+            }),
+            late: self.late,
+            known: self.known,
+            checks: self.checks,
+            transitions: self.transitions.to_vec(),
+        }
+    }
+
+    fn restored(state: SavedBackend, clocks: Clocks) -> Self {
+        let mut this = Self::new(state.id, state.config, state.late, clocks.now);
+        this.admin = state.admin;
+        this.health = state.health;
+        this.since = clocks.instant(state.since);
+        // What was drained stays so. Other sweeps are counted anew: one may have passed by what came meanwhile.
+        let drained = match state.state {
+            BackendState::Drained => true,
+            BackendState::Down => state.admin == Admin::Ready,
+            BackendState::Up
+            | BackendState::Checking
+            | BackendState::DrainingHealth
+            | BackendState::Draining
+            | BackendState::Maint => false,
+        };
+        this.drain = Drain {
+            timeout: state.drain_timeout,
+            until: state.drain_until.map(|until| clocks.instant(until)),
+            empty_sweeps: if drained { Drain::ENOUGH_SWEEPS } else { 0 },
+        };
+        this.leaving = state.leaving;
+        this.forced = state.forced;
+        this.slow_start = state.slow_start.map(|SavedSlowStart { since, lasts, step }| SlowStart {
+            since: clocks.instant(since),
+            lasts,
+            step,
+        });
+        this.known = state.known;
+        this.checks = state.checks;
+        for (count, before) in this.transitions.iter_mut().zip(state.transitions) {
+            *count = before;
+        }
+        this
+    }
+}

@@ -1,0 +1,268 @@
+//! Everything there is to see of a running balancer, copied out so that rendering never holds up the controller.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use balancer_common::map_types::{
+    BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats, SampleStats,
+};
+use balancer_model::{
+    config::Protocol,
+    states::{Admin, BackendState, Forced},
+};
+
+use crate::{
+    history::{Counted, History},
+    io::{BackendId, CheckOutcome, ServiceId},
+    last_changes::LastChange,
+    top::Top,
+};
+
+/// A moment's state.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Attached interfaces.
+    pub interfaces: Vec<InterfaceSnapshot>,
+    /// Services in configuration order.
+    pub services: Vec<ServiceSnapshot>,
+    /// Dropped packets.
+    pub drops: DropStats,
+    /// Packets that were answered in XDP.
+    pub replies: ReplyStats,
+    /// Frames that were redirected and not sent, by the interface that they were to leave by.
+    pub redirect_errors: BTreeMap<String, u64>,
+    /// The client table.
+    pub memory: MemorySnapshot,
+    /// How often users have changed something.
+    pub generation: u64,
+}
+
+/// The client table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemorySnapshot {
+    /// Known clients that it is made for.
+    pub capacity: u64,
+    /// Known clients at the last sweep.
+    pub entries: u64,
+    /// Slots whose clients' entries must be read, over all services.
+    pub exceptions: u64,
+    /// Counters, all CPUs.
+    pub stats: MemoryStats,
+    /// Packets sampled, all CPUs.
+    pub samples: SampleStats,
+}
+
+/// An attached interface.
+#[derive(Clone, Debug)]
+pub struct InterfaceSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub xdp_mode: &'static str,
+    /// Packets by verdict, all CPUs.
+    pub stats: InterfaceStats,
+}
+
+/// What is known of a service from watching it.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceStatistics {
+    /// One packet in so many is sampled.
+    pub interval: u32,
+    /// Its clients by traffic.
+    pub top: Arc<Top>,
+    /// How long ago about a minute ago was, and what had been counted then.
+    pub minute: Option<(Duration, Counted)>,
+    /// The same for an hour.
+    pub hour: Option<(Duration, Counted)>,
+    /// What had been counted every ten seconds of the last ten minutes.
+    pub history: Arc<History>,
+    /// The moment of the snapshot on the history's clock.
+    pub now: Duration,
+    /// What somebody should look at, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// A removed backend that clients are still known at.
+#[derive(Clone, Debug)]
+pub struct GoneSnapshot {
+    /// Its row in the kernel's maps.
+    pub id: BackendId,
+    /// Its name.
+    pub name: String,
+    /// Known clients at the last sweep.
+    pub known_clients: u64,
+    /// Counters, all CPUs.
+    pub stats: BackendStats,
+}
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct ServiceSnapshot {
+    /// Its index in the kernel's maps.
+    pub id: ServiceId,
+    /// The client prefix length for its family.
+    pub client_prefix: u8,
+    /// What last changed its table.
+    pub last_change: Option<LastChange>,
+    /// Filled in by who watches.
+    pub statistics: ServiceStatistics,
+    /// Its name.
+    pub name: String,
+    /// VIP and port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// M.
+    pub table_size: u32,
+    /// How often the live table was replaced.
+    pub table_generation: u64,
+    /// Slots moved because their backend may not keep them, since start.
+    pub slots_moved_required: u64,
+    /// Other slots moved, since start.
+    pub slots_moved_needless: u64,
+    /// How long the last table build took.
+    pub table_build: Duration,
+    /// Whether clients are remembered.
+    pub remembers: bool,
+    /// Packets that a rule pinned to a backend that took no clients.
+    pub rule_fallbacks: u64,
+    /// What backends that are gone for good have counted, by name; after an hour together.
+    pub departed: Vec<(String, BackendStats)>,
+    /// Removed backends that clients are still known at.
+    pub gone: Vec<GoneSnapshot>,
+    /// Its backends.
+    pub backends: Vec<BackendSnapshot>,
+}
+
+impl ServiceSnapshot {
+    /// A counter of all backends there are and there were.
+    #[must_use]
+    pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
+        let present = self.backends.iter().map(|backend| &backend.stats);
+        let gone = self.gone.iter().map(|gone| &gone.stats);
+        let departed = self.departed.iter().map(|(_, stats)| stats);
+        present.chain(gone).chain(departed).map(counter).sum()
+    }
+
+    /// The rows of the backends that have any.
+    pub fn ids(&self) -> impl Iterator<Item = BackendId> {
+        let gone = self.gone.iter().map(|gone| gone.id);
+        self.backends.iter().map(|backend| backend.id).chain(gone)
+    }
+
+    /// The places of their counters, in the same order.
+    pub fn stats_mut(&mut self) -> impl Iterator<Item = &mut BackendStats> {
+        let gone = self.gone.iter_mut().map(|gone| &mut gone.stats);
+        self.backends.iter_mut().map(|backend| &mut backend.stats).chain(gone)
+    }
+
+    /// What all its backends have counted.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        Counted {
+            decisions: std::array::from_fn(|index| {
+                self.total(|stats| stats.decisions.get(index).copied().unwrap_or(0))
+            }),
+            moves: std::array::from_fn(|index| self.total(|stats| stats.moves.get(index).copied().unwrap_or(0))),
+        }
+    }
+
+    const fn load(&self, backend: &BackendSnapshot) -> u64 {
+        if self.remembers { backend.known_clients } else { backend.stats.connections }
+    }
+
+    /// Of every backend, in their order: its part of the known clients (without memory: of the connections), and what that
+    /// would be if clients followed the weights. `None` where there is nothing to divide by.
+    #[must_use]
+    pub fn shares(&self) -> Vec<(Option<f64>, Option<f64>)> {
+        let load: u64 = self.backends.iter().map(|backend| self.load(backend)).sum();
+        let weight: u64 = self.backends.iter().map(BackendSnapshot::eligible_weight).sum();
+        let shares = self.backends.iter();
+        shares.map(|backend| (ratio(self.load(backend), load), ratio(backend.eligible_weight(), weight))).collect()
+    }
+
+    /// The largest share over expected share.
+    #[must_use]
+    pub fn imbalance(&self) -> Option<f64> {
+        let ratios = self
+            .shares()
+            .into_iter()
+            .filter_map(|(share, expected)| Some(share? / expected.filter(|&expected| expected > 0.0)?));
+        ratios.max_by(f64::total_cmp)
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct BackendSnapshot {
+    /// Its row in the kernel's maps.
+    pub id: BackendId,
+    /// Its name in the service.
+    pub name: String,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// 0–65535.
+    pub weight: u16,
+    /// Whether it is a backup.
+    pub backup: bool,
+    /// What the operator wants.
+    pub admin: Admin,
+    /// `unknown`, `up` or `down`.
+    pub health: &'static str,
+    /// What follows.
+    pub state: BackendState,
+    /// Why; may be empty.
+    pub reason: String,
+    /// Slots of the live table.
+    pub slots: u32,
+    /// Known clients at the last sweep.
+    pub known_clients: u64,
+    /// Time left to a drain under way.
+    pub drain_deadline: Option<Duration>,
+    /// Whether it takes new clients.
+    pub eligible: bool,
+    /// Counters, all CPUs.
+    pub stats: BackendStats,
+    /// Health checks passed, failed softly, failed hard.
+    pub checks: [u64; 3],
+    /// How long the last health check took.
+    pub last_check: Option<Duration>,
+    /// How it is checked, and what was found.
+    pub check: CheckSnapshot,
+    /// How often it entered each of [`BackendState::ALL`].
+    pub transitions: [u64; BackendState::ALL.len()],
+}
+
+/// The health checks of a backend.
+#[derive(Clone, Debug)]
+pub struct CheckSnapshot {
+    /// What is checked.
+    pub target: SocketAddr,
+    /// The check in words.
+    pub words: String,
+    /// `unknown`, `up` or `down`.
+    pub verdict: &'static str,
+    /// Since when.
+    pub verdict_age: Duration,
+    /// What the operator says instead.
+    pub forced: Option<Forced>,
+    /// The last check and when it ended.
+    pub last: Option<(CheckOutcome, Duration)>,
+    /// Passes and failures in a row.
+    pub streak: (u32, u32),
+    /// What has to come for another verdict; empty without checks.
+    pub next_verdict: String,
+}
+
+impl BackendSnapshot {
+    fn eligible_weight(&self) -> u64 {
+        if self.eligible { u64::from(self.weight) } else { 0 }
+    }
+}

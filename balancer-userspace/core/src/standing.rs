@@ -1,0 +1,232 @@
+//! What follows from a backend's administrative state and its health. Nothing here is stored: it is derived each time.
+//!
+//! ```text
+//!                                 first pass
+//!                   ┌──────────┐ ──────────► ┌────┐
+//!   ready, checks ► │ checking │             │ up │ ◄───────────────────────┐
+//!                   └──────────┘             └────┘                         │ rise passes,
+//!                        │ fall failures        │ fall failures,            │ next hop found
+//!                        │                      │ no next hop               │
+//!                        ▼                      ▼                           │
+//!        on_failure = "drain", with memory ► ┌───────────────────┐ ─────────┤
+//!                                            │ draining (health) │          │
+//!                                            └───────────────────┘          │
+//!        otherwise ────────────────────────► ┌──────┐ ──────────────────────┘
+//!                                            │ down │ ◄── a drained one that fails with on_failure = "move"
+//!                                            └──────┘
+//!   from every state, and back by `ready` (to what the health says):
+//!   `drain` ► ┌──────────┐  (deadline, nobody ► ┌─────────┐     `maint` ► ┌───────┐
+//!             │ draining │   left, no memory)   │ drained │               │ maint │  not checked
+//!             └──────────┘                      └─────────┘               └───────┘
+//!   A drain for health ends the same ways, in `down`.
+//! ```
+
+use balancer_common::verdict::MoveCause;
+use balancer_model::{
+    config::{FailureAction, OnFailure},
+    states::{Admin, BackendState},
+};
+
+use crate::health::FailureKind;
+
+/// The health of a backend, as far as its standing depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HealthFact {
+    /// It has no check.
+    Unchecked,
+    /// The first verdict is still to come.
+    Unknown,
+    /// The checks pass.
+    Up,
+    /// The checks fail, or (a hard failure) it has no next hop.
+    Down(FailureKind),
+}
+
+impl HealthFact {
+    /// The word that users see.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unchecked | Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down(_) => "down",
+        }
+    }
+}
+
+/// Everything that a backend's standing follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation {
+    /// What the operator wants.
+    pub admin: Admin,
+    /// What the checks found.
+    pub health: HealthFact,
+    /// Whether it counts as down until the first verdict.
+    pub start_down: bool,
+    /// What a failure does with known clients.
+    pub on_failure: OnFailure,
+    /// Whether the service remembers clients. Without memory there is nobody to keep.
+    pub remembers: bool,
+    /// Whether a drain has come to its end: its deadline passed, or no known client is left.
+    pub drained: bool,
+}
+
+/// What becomes of a backend's clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether it takes new clients (if its weight is not 0 and, for a backup, if it is needed).
+    pub takes_new: bool,
+    /// Whether known clients stay with it. Never without memory.
+    pub keeps_known: bool,
+    /// Why known clients are moved, where they do not stay.
+    pub cause: MoveCause,
+    /// What it is shown as.
+    pub state: BackendState,
+}
+
+impl Situation {
+    /// The standing of a backend in this situation.
+    #[must_use]
+    pub const fn standing(self) -> Standing {
+        let failure = match self.health {
+            HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up => None,
+            HealthFact::Down(FailureKind::Soft) => Some(self.on_failure.soft),
+            HealthFact::Down(FailureKind::Hard) => Some(self.on_failure.hard),
+        };
+        let drains = self.remembers && !self.drained;
+        let (takes_new, keeps_known, cause, state) = match (self.admin, failure) {
+            (Admin::Maint, _) => (false, false, MoveCause::Maint, BackendState::Maint),
+            (Admin::Ready | Admin::Drain, Some(FailureAction::Move)) => {
+                (false, false, MoveCause::Down, BackendState::Down)
+            }
+            (Admin::Ready, Some(FailureAction::Drain)) => (
+                false,
+                drains,
+                MoveCause::Drain,
+                if drains { BackendState::DrainingHealth } else { BackendState::Down },
+            ),
+            (Admin::Drain, Some(FailureAction::Drain) | None) => {
+                (false, drains, MoveCause::Drain, if drains { BackendState::Draining } else { BackendState::Drained })
+            }
+            (Admin::Ready, None) => match self.health {
+                HealthFact::Unknown => (!self.start_down, true, MoveCause::Down, BackendState::Checking),
+                HealthFact::Unchecked | HealthFact::Up | HealthFact::Down(_) => {
+                    (true, true, MoveCause::Down, BackendState::Up)
+                }
+            },
+        };
+        Standing { takes_new, keeps_known: keeps_known && self.remembers, cause, state }
+    }
+
+    /// Whether known clients are kept only for a while, were the drain not over.
+    #[must_use]
+    pub const fn drains(self) -> bool {
+        let beginning = Self { drained: false, ..self };
+        match beginning.standing().state {
+            BackendState::Draining | BackendState::DrainingHealth => true,
+            BackendState::Up
+            | BackendState::Checking
+            | BackendState::Drained
+            | BackendState::Down
+            | BackendState::Maint => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const DRAIN: FailureAction = FailureAction::Drain;
+    const MOVE: FailureAction = FailureAction::Move;
+
+    type Row = (Admin, &'static [HealthFact], Option<FailureAction>, bool, bool, &'static str);
+
+    /// The rows of the table that users are told, with memory: what the operator wants, health, what a failure does
+    /// (`None`: any) -> takes new clients, keeps known ones, shown as.
+    const TABLE: &[Row] = {
+        use Admin::{Drain, Maint, Ready};
+        use FailureKind::{Hard, Soft};
+        use HealthFact::{Down, Unchecked, Unknown, Up};
+        &[
+            (Ready, &[Up, Unchecked], None, true, true, "up"),
+            (Ready, &[Unknown], None, true, true, "checking"),
+            (Ready, &[Down(Soft), Down(Hard)], Some(DRAIN), false, true, "draining (health)"),
+            (Ready, &[Down(Soft), Down(Hard)], Some(MOVE), false, false, "down"),
+            (Drain, &[Up, Unchecked, Unknown], None, false, true, "draining"),
+            (Drain, &[Down(Soft), Down(Hard)], Some(DRAIN), false, true, "draining"),
+            (Drain, &[Down(Soft), Down(Hard)], Some(MOVE), false, false, "down"),
+            (Maint, &[Up, Unchecked, Unknown, Down(Soft), Down(Hard)], None, false, false, "maint"),
+        ]
+    };
+
+    fn action(health: HealthFact, on_failure: OnFailure) -> Option<FailureAction> {
+        match health {
+            HealthFact::Down(FailureKind::Soft) => Some(on_failure.soft),
+            HealthFact::Down(FailureKind::Hard) => Some(on_failure.hard),
+            HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up => None,
+        }
+    }
+
+    #[test]
+    fn every_combination_is_one_row_of_the_table() {
+        let mut seen = HashSet::new();
+        let healths = [
+            HealthFact::Unchecked,
+            HealthFact::Unknown,
+            HealthFact::Up,
+            HealthFact::Down(FailureKind::Soft),
+            HealthFact::Down(FailureKind::Hard),
+        ];
+        for admin in [Admin::Ready, Admin::Drain, Admin::Maint] {
+            for health in healths {
+                for (hard, soft) in [(MOVE, DRAIN), (MOVE, MOVE), (DRAIN, DRAIN), (DRAIN, MOVE)] {
+                    for start_down in [false, true] {
+                        for (remembers, drained) in [(false, false), (false, true), (true, false), (true, true)] {
+                            let on_failure = OnFailure { hard, soft };
+                            let situation = Situation { admin, health, start_down, on_failure, remembers, drained };
+                            let rows: Vec<_> = TABLE
+                                .iter()
+                                .filter(|row| row.0 == admin && row.1.contains(&health))
+                                .filter(|row| row.2.is_none() || row.2 == action(health, on_failure))
+                                .collect();
+                            let &[&(_, _, _, takes_new, keeps_known, word)] = rows.as_slice() else {
+                                panic!("{situation:?} is in rows {rows:?}")
+                            };
+                            let word = match word {
+                                "draining" if !remembers || drained => "drained",
+                                "draining (health)" if !remembers || drained => "down",
+                                word => word,
+                            };
+                            let waits = start_down && word == "checking";
+                            let standing = situation.standing();
+                            assert_eq!(standing.takes_new, takes_new && !waits, "{situation:?}");
+                            let over = matches!(word, "drained" | "down");
+                            assert_eq!(standing.keeps_known, keeps_known && remembers && !over, "{situation:?}");
+                            let cause = match (word, admin, action(health, on_failure)) {
+                                ("maint", ..) => MoveCause::Maint,
+                                ("drained", ..) | ("down", _, Some(DRAIN)) => MoveCause::Drain,
+                                _ => MoveCause::Down,
+                            };
+                            if !standing.keeps_known && remembers {
+                                assert_eq!(standing.cause, cause, "{situation:?}");
+                            }
+                            assert_eq!(standing.state.word(), word, "{situation:?}");
+                            seen.insert(standing.state);
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(seen.len(), BackendState::ALL.len(), "every state can be reached");
+    }
+
+    #[test]
+    fn states_are_counted_in_the_order_they_are_shown_in() {
+        for (index, state) in BackendState::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, index);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What of the controller outlives its process.
+//!
+//! Plain data with no meaning of its own: [`Controller::export`](super::controller::Controller::export) makes it,
+//! [`Controller::restore`](super::controller::Controller::restore) takes it. A field that is added gets
+//! `#[serde(default)]`, so that older files stay readable; what an older controller must not overlook gets a new
+//! [`VERSION`].
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use balancer_common::client::HashKey;
+use balancer_model::{
+    config::{BackendConfig, ServiceConfig},
+    states::{Admin, BackendState, Forced},
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    health::Health,
+    io::{BackendId, BackendSpec, ServiceId},
+    next_hops::Hop,
+    rules::Action,
+};
+
+/// The version written. A file of a later one is refused.
+pub const VERSION: u32 = 1;
+
+/// Everything that a restart must keep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedState {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Which kernel maps belong to it: a number drawn when they were made.
+    pub instance: u64,
+    /// How often users have changed something.
+    pub generation: u64,
+    /// The fleet's hash key, where the configuration has none.
+    pub hash_key: Option<HashKey>,
+    /// Tells whether the clients' hashes are the same as before, whoever gave the key.
+    pub key_fingerprint: u64,
+    /// The services as the configuration file last said.
+    pub file: Vec<ServiceConfig>,
+    /// The services as they are.
+    pub services: Vec<SavedService>,
+    /// Removed backends that clients may still be known at.
+    pub gone: Vec<SavedGone>,
+    /// Free backend ids, next one first, as runs (first, last).
+    pub free_ids: Vec<(u16, u16)>,
+    /// What is known of the ways to the backends.
+    pub next_hops: Vec<(IpAddr, Hop)>,
+    /// What backends that are gone for good have counted, by service and name. Filled by the shell.
+    #[serde(default)]
+    pub departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedService {
+    /// Its index.
+    pub id: ServiceId,
+    /// Its configuration; `backends` is empty, they are below.
+    pub settings: ServiceConfig,
+    /// How often the live table was replaced.
+    pub table_generation: u64,
+    /// Slots moved because their backend might not keep them.
+    pub slots_moved_required: u64,
+    /// Other slots moved.
+    pub slots_moved_needless: u64,
+    /// Seconds in a tick of its client memory; 0: it has none yet.
+    #[serde(default)]
+    pub tick_seconds: u32,
+    /// Its rules for client prefixes.
+    #[serde(default)]
+    pub rules: Vec<SavedRule>,
+    /// Its backends, in their order.
+    pub backends: Vec<SavedBackend>,
+}
+
+/// A rule for a client prefix.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedRule {
+    /// Whose clients.
+    pub prefix: IpNet,
+    /// What becomes of them.
+    #[serde(flatten)]
+    pub action: Action,
+    /// When it ends by itself.
+    #[serde(default)]
+    pub ends: Option<Moment>,
+}
+
+/// A slow start under way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedSlowStart {
+    /// When it began.
+    pub since: Moment,
+    /// How long it takes.
+    pub lasts: Duration,
+    /// The step that the live table knows.
+    pub step: u8,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedBackend {
+    /// Its row.
+    pub id: BackendId,
+    /// Its configuration.
+    pub config: BackendConfig,
+    /// What the operator wants.
+    pub admin: Admin,
+    /// The verdict of its checks, and those counted towards the next.
+    pub health: Health,
+    /// What it was shown as.
+    pub state: BackendState,
+    /// Since when.
+    pub since: Moment,
+    /// The operator's drain timeout, instead of the service's.
+    pub drain_timeout: Option<Duration>,
+    /// When a drain under way ends at the latest.
+    pub drain_until: Option<Moment>,
+    /// Whether it is removed once it is drained.
+    pub leaving: bool,
+    /// What the operator says of its health.
+    #[serde(default)]
+    pub forced: Option<Forced>,
+    /// How far its slow start has come.
+    #[serde(default)]
+    pub slow_start: Option<SavedSlowStart>,
+    /// Whether it came to a service in use, and waits for its next hop.
+    pub late: bool,
+    /// Known clients at the last sweep.
+    pub known: u64,
+    /// Checks that passed, failed softly, failed hard.
+    pub checks: [u64; 3],
+    /// How often it entered each state.
+    pub transitions: Vec<u64>,
+}
+
+/// A removed backend that clients may still be known at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedGone {
+    /// Its name in the service it was in.
+    pub name: String,
+    /// Its row.
+    pub row: BackendSpec,
+    /// Known clients at the last sweep.
+    pub known: u64,
+}
+
+/// What a backend has counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SavedCounters {
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// New connections.
+    pub connections: u64,
+    /// New connections, by the index of their decision.
+    pub decisions: Vec<u64>,
+    /// Known clients moved away, by the index of the cause.
+    pub moves: Vec<u64>,
+    /// When something was last added.
+    #[serde(default)]
+    pub since: Option<Moment>,
+}
+
+/// A moment that means the same after a restart: time since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment(pub Duration);
+
+/// The same moment on two clocks, to convert between them.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    /// On the monotonic clock.
+    pub now: Instant,
+    /// On the wall.
+    pub wall: SystemTime,
+}
+
+impl Clocks {
+    fn since_epoch(self) -> Duration {
+        self.wall.duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// `instant` on the wall.
+    #[must_use]
+    pub fn moment(self, instant: Instant) -> Moment {
+        let ahead = instant.saturating_duration_since(self.now);
+        let behind = self.now.saturating_duration_since(instant);
+        Moment((self.since_epoch() + ahead).saturating_sub(behind))
+    }
+
+    /// `moment` on the monotonic clock; the earliest it knows, if it was before.
+    #[must_use]
+    pub fn instant(self, moment: Moment) -> Instant {
+        let wall = self.since_epoch();
+        match moment.0.checked_sub(wall) {
+            Some(ahead) => self.now.checked_add(ahead).unwrap_or(self.now),
+            None => self.now.checked_sub(wall.saturating_sub(moment.0)).unwrap_or(self.now),
+        }
+    }
+}

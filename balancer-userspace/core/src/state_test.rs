@@ -1,0 +1,171 @@
+//! What a restart keeps, with client memory; the tables and ids of random sequences are in the model test.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use balancer_model::{
+    config::ServiceConfig,
+    fixture::{KEY, backend, config, name, web},
+    states::{Admin, BackendState},
+};
+
+use crate::{
+    controller::Controller,
+    controller_test::{Bench, lines},
+    fixture::next_hop,
+    io::{Change, Command, Event},
+    state::{Clocks, SavedState},
+};
+
+const WALL: Duration = Duration::from_secs(1_700_000_000);
+
+fn remembering() -> ServiceConfig {
+    ServiceConfig { remember: Duration::from_secs(3600), ..web() }
+}
+
+fn export(bench: &Bench) -> SavedState {
+    let state = bench.controller.export(Clocks { now: bench.now, wall: UNIX_EPOCH + WALL });
+    serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap()
+}
+
+/// The controller goes on in another process, `pause` later, with `file` as its configuration file.
+fn restart(bench: &mut Bench, pause: Duration, file: Vec<ServiceConfig>) -> Vec<Command> {
+    let state = export(bench);
+    bench.now += pause;
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL + pause };
+    bench.controller = Controller::restore(config(file), KEY, state, clocks).unwrap();
+    bench.controller.start(bench.now)
+}
+
+#[test]
+fn a_down_backend_is_down_right_away_and_its_slots_stay_with_the_others() {
+    let mut bench = Bench::web();
+    for backend in ["web/web1", "web/web2", "web/web4"] {
+        bench.pass(backend);
+    }
+    bench.refuse("web/web3");
+    let table = bench.service().live_table().to_vec();
+    let commands = restart(&mut bench, Duration::from_secs(5), vec![web()]);
+    assert_eq!(bench.shown("web/web3"), (BackendState::Down, "connect: refused".to_owned()));
+    assert_eq!(bench.service().live_table(), table);
+    assert_eq!(commands.iter().filter(|command| matches!(command, Command::StartChecks(_))).count(), 4);
+    let back = bench.pass("web/web3");
+    assert!(lines(&back)[0].ends_with("was down for 9s"), "{:?}", lines(&back));
+}
+
+#[test]
+fn drains_go_on_and_end_when_they_were_to_end() {
+    let mut bench = Bench::new(vec![remembering()]).0;
+    let known = [("web/web1", 10), ("web/web2", 10)].map(|(backend, known)| (bench.id(backend), known));
+    bench.controller.handle(Event::Swept { known: known.to_vec() }, bench.now);
+    let timeout = Some(Duration::from_secs(100));
+    bench.change(Change::SetAdmin { name: name("web/web1"), admin: Admin::Drain, timeout }).unwrap();
+    bench.remove("web/web2");
+    restart(&mut bench, Duration::from_secs(40), vec![remembering()]);
+    assert_eq!(bench.controller.next_deadline(), Some(bench.now + Duration::from_secs(60)));
+    assert_eq!(bench.shown("web/web1").0, BackendState::Draining);
+    assert!(bench.controller.backend(&name("web/web2")).unwrap().is_leaving());
+    // Its time is over before the next start.
+    restart(&mut bench, Duration::from_secs(60), vec![remembering()]);
+    assert_eq!(bench.shown("web/web1").0, BackendState::Drained);
+    let commands = restart(&mut bench, Duration::from_secs(3600), vec![remembering()]);
+    assert!(bench.controller.backend(&name("web/web2")).is_err());
+    assert!(lines(&commands).contains(&"backend web/web2 removed, it is drained"), "{:?}", lines(&commands));
+}
+
+#[test]
+fn ids_of_removed_backends_stay_reserved_while_they_are_known() {
+    let mut bench = Bench::new(vec![remembering()]).0;
+    bench.controller.handle(Event::Swept { known: vec![(bench.id("web/web2"), 7)] }, bench.now);
+    let id = bench.id("web/web2");
+    bench.change(Change::Remove { name: name("web/web2"), force: true }).unwrap();
+    let commands = restart(&mut bench, Duration::ZERO, vec![remembering()]);
+    let row = |command: &Command| matches!(command, Command::WriteBackend(row) if row.id == id && !row.keeps_known);
+    assert!(commands.iter().any(row));
+    assert_eq!(bench.controller.gone()[0].known, 7);
+    bench.controller.handle(Event::Swept { known: Vec::new() }, bench.now);
+    assert_eq!(bench.controller.gone().len(), 1);
+    let commands = bench.controller.handle(Event::Swept { known: Vec::new() }, bench.now);
+    assert_eq!(commands, [Command::RetireBackend(id)]);
+}
+
+#[test]
+fn a_changed_file_is_taken_over_where_it_has_changed() {
+    let mut bench = Bench::web();
+    bench.add("web/web5", "10.0.0.15").unwrap();
+    let address = "10.0.0.15".parse().unwrap();
+    bench.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop(5)) }, bench.now);
+    bench.change(Change::SetWeight { name: name("web/web1"), weight: 50 }).unwrap();
+    let mut file = web();
+    file.backends[1].weight = 10;
+    file.backends.push(backend("web6", "10.0.0.16:8080"));
+    let ids = ["web/web1", "web/web5"].map(|backend| bench.id(backend));
+    let commands = restart(&mut bench, Duration::ZERO, vec![file]);
+    let weights: Vec<u16> = bench.service().backends().iter().map(|backend| backend.weight()).collect();
+    assert_eq!(weights, [50, 10, 100, 100, 100, 100]);
+    assert_eq!(ids, ["web/web1", "web/web5"].map(|backend| bench.id(backend)));
+    let said = lines(&commands);
+    for line in [
+        "backend web/web5 10.0.0.15:8080 was added at run time and is kept",
+        "weight of web/web1: 50 set at run time is kept, the file says 100 as before",
+    ] {
+        assert!(said.contains(&line), "{said:?}");
+    }
+}
+
+#[test]
+fn a_state_that_contradicts_itself_is_refused() {
+    let bench = Bench::web();
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
+    type Spoil = fn(&mut SavedState);
+    let spoilt: [(Spoil, &str); 4] = [
+        (|state| state.services[0].backends[1].id = state.services[0].backends[0].id, "another's"),
+        (|state| state.services[0].backends[1].id.0 = 0, "out of range"),
+        (
+            |state| state.services[0].backends[1].config.name = "web1".to_owned(),
+            "service web: the backend name \"web1\" is taken",
+        ),
+        (|state| state.services.push(state.services[0].clone()), "one id"),
+    ];
+    for (spoil, words) in spoilt {
+        let mut state = export(&bench);
+        spoil(&mut state);
+        let error = Controller::restore(config(vec![web()]), KEY, state, clocks).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_key_that_the_configuration_has_is_not_kept() {
+    let bench = Bench::web();
+    let state = export(&bench);
+    assert_eq!(state.hash_key, None);
+    let mut config = config(vec![web()]);
+    config.hash_key = None;
+    let mut controller = Controller::new(config, KEY);
+    controller.start(bench.now);
+    let kept = controller.export(Clocks { now: bench.now, wall: UNIX_EPOCH + WALL });
+    assert_eq!((kept.hash_key, kept.key_fingerprint), (Some(KEY), state.key_fingerprint));
+}
+
+/// `count` backends named after `letter`.
+fn many(letter: char, count: u32) -> ServiceConfig {
+    let mut service = remembering();
+    let address = |number: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + number);
+    service.backends = (0..count).map(|n| backend(&format!("{letter}{n}"), &format!("{}:8080", address(n)))).collect();
+    service
+}
+
+#[test]
+fn a_file_that_cannot_replace_what_was_before_is_started_with_alone() {
+    let mut bench = Bench::new(vec![many('a', 9_000)]).0;
+    let refused = bench.change(Change::Reload(Box::new(config(vec![many('b', 9_000)])))).unwrap_err();
+    assert!(refused.to_string().contains("9,000 backends to add"), "{refused}");
+    let commands = restart(&mut bench, Duration::ZERO, vec![many('b', 9_000)]);
+    assert!(!bench.controller.goes_on());
+    assert!(bench.service().backends().iter().all(|backend| backend.name().starts_with('b')));
+    assert_eq!(bench.service().backends().len(), 9_000);
+    assert!(lines(&commands).last().unwrap().starts_with("starting with the configuration file alone"));
+    // What is told is of the file alone.
+    let written = commands.iter().filter(|command| matches!(command, Command::WriteBackend(_))).count();
+    assert_eq!(written, 9_000);
+}

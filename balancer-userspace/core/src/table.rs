@@ -1,0 +1,473 @@
+//! Live tables: who is steered to now, and what a change moves.
+//!
+//! ```text
+//! base = Maglev(configured backends, by name and weight)
+//! live = base, with the slots of backends that are not steered to refilled from Maglev(those that are), same slot
+//! ```
+//!
+//! A backend that starts slowly has only so many of every [`STEPS`] slots of its own; the others are refilled from those
+//! that do not start slowly. So each step moves slots to it, and none between others or back.
+//!
+//! So a live table is a function of (configured backends, steered-to backends, M, key), without history: balancers with
+//! the same view agree, a failure or a drain moves no slot that a healthy backend has in the base table, and a return
+//! restores the table exactly. Backups have a base table of their own, used when no primary takes new clients.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use balancer_common::{
+    client::HashKey,
+    map_types::{ALL_DOWN, NO_BACKEND},
+};
+use balancer_model::config::WhenAllDown;
+
+use crate::maglev::{self, Member};
+
+/// How many steps a slow start has; with the last one it is over.
+pub const STEPS: u8 = 10;
+
+/// A configured backend as far as the table depends on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Its id, name and weight.
+    pub member: Member<'a>,
+    /// Whether it is a backup.
+    pub backup: bool,
+    /// Whether it is in maintenance.
+    pub maint: bool,
+    /// Whether its standing lets it take new clients (the weight not considered).
+    pub takes_new: bool,
+    /// Which step of a slow start it is in, from 1. One that is through stays at [`STEPS`] until all of its service are.
+    pub step: Option<u8>,
+}
+
+/// On what ground a live table stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Footing {
+    /// Primary backends take new clients.
+    Primaries,
+    /// Backups do, because no primary does.
+    Backups,
+    /// Nobody does, and the service steers as if every backend outside of maintenance were up.
+    AsIfUp,
+    /// Nobody does, and the service drops.
+    AllDown,
+    /// There are no backends.
+    NoBackend,
+}
+
+/// The weights of the backends that are steered to, times the steps they have taken, by id.
+pub type Shares = BTreeMap<u16, u32>;
+
+/// A live table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// What it stands on.
+    pub footing: Footing,
+    /// Who is steered to. Empty with [`Footing::AllDown`] and [`Footing::NoBackend`].
+    pub shares: Shares,
+    /// M entries: ids out of `shares`, or else `ALL_DOWN` or `NO_BACKEND` throughout.
+    pub slots: Vec<u16>,
+    /// The base table of the primaries. `None`: nobody is steered to one of them.
+    pub home: Option<Arc<[u16]>>,
+}
+
+/// Builds the live tables of one service. Keeps the base tables, which change only when the configuration does, and the
+/// last table that slots were refilled from.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    primaries: Base,
+    backups: Base,
+    refill: Base,
+}
+
+impl Builder {
+    /// The live table of `candidates` with `table_size` slots under the service's table key.
+    pub fn live(
+        &mut self,
+        candidates: &[Candidate<'_>],
+        when_all_down: WhenAllDown,
+        table_size: u32,
+        key: HashKey,
+    ) -> Live {
+        let (footing, steered) = choose(candidates, when_all_down);
+        let Some(first) = steered.first() else {
+            let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
+            return Live { footing, shares: Shares::new(), slots: vec![entry; table_size as usize], home: None };
+        };
+        let configured =
+            candidates.iter().filter(|candidate| candidate.backup == first.backup && candidate.has_weight());
+        let configured: Vec<Member<'_>> = configured.map(|candidate| candidate.member).collect();
+        let base = if first.backup { &mut self.backups } else { &mut self.primaries };
+        base.update(&configured, table_size, key);
+        let home = (!first.backup).then(|| Arc::clone(&base.slots));
+
+        let settled = steered.iter().any(|candidate| candidate.step.is_none());
+        // Where everybody starts slowly, nobody does.
+        let step = |candidate: &Candidate<'_>| candidate.step.filter(|_| settled).unwrap_or(STEPS);
+        let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
+        let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
+        let mut slots = base.slots.to_vec();
+        let heirs: Vec<Member<'_>> = steered
+            .iter()
+            .filter(|candidate| candidate.step.is_none() || !settled)
+            .map(|candidate| candidate.member)
+            .collect();
+        if heirs.len() < configured.len() {
+            self.refill.update(&heirs, table_size, key);
+            // By id: how many of every ten slots stay, and the next one's place in its ten.
+            let mut stays = vec![(0, 0); usize::from(u16::MAX) + 1];
+            for candidate in &steered {
+                if let Some((steps, _)) = stays.get_mut(usize::from(candidate.member.id)) {
+                    *steps = step(candidate);
+                }
+            }
+            for (slot, &substitute) in slots.iter_mut().zip(&*self.refill.slots) {
+                let Some((steps, place)) = stays.get_mut(usize::from(*slot)) else { continue };
+                if *place >= *steps {
+                    *slot = substitute;
+                }
+                *place = (*place + 1) % STEPS;
+            }
+        }
+        Live { footing, shares, slots, home }
+    }
+}
+
+/// A base table and what it was made of.
+#[derive(Clone, Debug, Default)]
+struct Base {
+    of: Option<Ingredients>,
+    slots: Arc<[u16]>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Ingredients {
+    /// Id, weight and name.
+    members: Vec<(u16, u16, String)>,
+    table_size: u32,
+    key: HashKey,
+}
+
+impl Base {
+    fn update(&mut self, members: &[Member<'_>], table_size: u32, key: HashKey) {
+        let members_owned = members.iter().map(|member| (member.id, member.weight, member.name.to_owned())).collect();
+        let of = Some(Ingredients { members: members_owned, table_size, key });
+        if self.of != of {
+            self.slots = maglev::table(members, table_size, key).unwrap_or_default().into();
+            self.of = of;
+        }
+    }
+}
+
+impl Candidate<'_> {
+    const fn has_weight(&self) -> bool {
+        self.member.weight > 0
+    }
+}
+
+/// Who is steered to: all primaries or all backups, and nobody without weight.
+fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -> (Footing, Vec<&'b Candidate<'a>>) {
+    let of = |backup: bool, usable: fn(&Candidate<'_>) -> bool| -> Vec<&Candidate<'a>> {
+        candidates
+            .iter()
+            .filter(|candidate| candidate.backup == backup && candidate.has_weight() && usable(candidate))
+            .collect()
+    };
+    let mut grounds = vec![
+        (Footing::Primaries, of(false, |candidate| candidate.takes_new)),
+        (Footing::Backups, of(true, |candidate| candidate.takes_new)),
+    ];
+    if when_all_down == WhenAllDown::Open {
+        grounds.push((Footing::AsIfUp, of(false, |candidate| !candidate.maint)));
+        grounds.push((Footing::AsIfUp, of(true, |candidate| !candidate.maint)));
+    }
+    let nobody = if candidates.is_empty() { Footing::NoBackend } else { Footing::AllDown };
+    grounds.into_iter().find(|(_, steered)| !steered.is_empty()).unwrap_or((nobody, Vec::new()))
+}
+
+/// The slots that differ between two live tables of a service.
+///
+/// A move from backend A to backend B is *required* if A has come to deserve less (it is no longer steered to, is gone,
+/// or its weight was lowered) or B more (it was added, is steered to again, or its weight was raised), or if A or B is
+/// no backend at all. Every other move is *needless*: neither of the two has changed.
+///
+/// Where the number of slots changed, each new slot is compared with the old one that its clients' hashes fell into.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// From whom to whom, one for each slot moved.
+    pairs: Vec<(u16, u16)>,
+    needless: u32,
+}
+
+impl Moves {
+    /// What replacing the live table `old` by `new` moves. `old` without slots: nothing, there were no clients yet.
+    #[must_use]
+    pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {
+        if old.is_empty() {
+            return Self::default();
+        }
+        // By id: nothing speaks for leaving it, nothing for coming to it. Many slots move, few backends change.
+        let mut unchanged = vec![(false, false); usize::from(u16::MAX) + 1];
+        for (&id, &before) in old_shares {
+            unchanged[usize::from(id)].0 = new_shares.get(&id).copied().unwrap_or(0) >= before;
+        }
+        for (&id, &after) in new_shares {
+            unchanged[usize::from(id)].1 = after <= old_shares.get(&id).copied().unwrap_or(0);
+        }
+        let needless = |from: u16, to: u16| unchanged[usize::from(from)].0 && unchanged[usize::from(to)].1;
+        let mut moves = Self::default();
+        for (slot, &to) in new.iter().enumerate() {
+            let slot = if old.len() == new.len() { slot } else { slot * old.len() / new.len() };
+            let Some(&from) = old.get(slot).filter(|&&from| from != to) else { continue };
+            moves.pairs.push((from, to));
+            moves.needless += u32::from(needless(from, to));
+        }
+        moves
+    }
+
+    /// From whom to whom, one for each slot moved.
+    #[must_use]
+    pub fn pairs(&self) -> &[(u16, u16)] {
+        &self.pairs
+    }
+
+    /// Slots moved.
+    #[must_use]
+    pub fn total(&self) -> u32 {
+        self.pairs.len() as u32
+    }
+
+    /// Slots moved although neither the old nor the new backend has changed.
+    #[must_use]
+    pub const fn needless(&self) -> u32 {
+        self.needless
+    }
+
+    /// Slots that left a backend, and over how many others (not counting entries that name none) they were spread.
+    #[must_use]
+    pub fn from(&self, id: u16) -> (u32, usize) {
+        Self::count(self.pairs.iter().filter(|pair| pair.0 == id).map(|pair| pair.1))
+    }
+
+    /// Slots that came to a backend, and from how many others.
+    #[must_use]
+    pub fn to(&self, id: u16) -> (u32, usize) {
+        Self::count(self.pairs.iter().filter(|pair| pair.1 == id).map(|pair| pair.0))
+    }
+
+    fn count(others: impl Iterator<Item = u16>) -> (u32, usize) {
+        let mut slots = 0;
+        let mut distinct = BTreeSet::new();
+        for other in others {
+            slots += 1;
+            if other != NO_BACKEND && other != ALL_DOWN {
+                distinct.insert(other);
+            }
+        }
+        (slots, distinct.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::Index};
+
+    use super::*;
+
+    const M: u32 = 4_093;
+
+    fn candidates(names: &[String]) -> Vec<Candidate<'_>> {
+        (1..)
+            .zip(names)
+            .map(|(id, name)| Candidate {
+                member: Member { id, name, weight: 100 },
+                backup: false,
+                maint: false,
+                takes_new: true,
+                step: None,
+            })
+            .collect()
+    }
+
+    fn names(count: usize) -> Vec<String> {
+        (1..=count).map(|n| format!("web{n}")).collect()
+    }
+
+    fn live(candidates: &[Candidate<'_>], table_size: u32, key: HashKey) -> Live {
+        Builder::default().live(candidates, WhenAllDown::Open, table_size, key)
+    }
+
+    const KEY: HashKey = HashKey { k0: 8, k1: 9 };
+
+    #[test]
+    fn the_slots_of_a_failed_backend_spread_evenly_and_no_other_moves() {
+        let names = names(4);
+        let mut four = candidates(&names);
+        let before = live(&four, 65_537, KEY);
+        four[1].takes_new = false;
+        let after = live(&four, 65_537, KEY);
+        let moves = Moves::between(&before.slots, &before.shares, &after.slots, &after.shares);
+        assert_eq!(moves.from(2), (16_384, 3));
+        assert_eq!((moves.total(), moves.needless()), (16_384, 0));
+        for id in [1, 3, 4] {
+            let (slots, _) = moves.to(id);
+            assert!(slots.abs_diff(16_384 / 3) < 546, "backend {id} took over {slots} slots");
+        }
+    }
+
+    #[test]
+    fn clients_of_a_failed_backend_spread_evenly() {
+        let names = names(4);
+        let mut four = candidates(&names);
+        let before = live(&four, 65_537, KEY);
+        four[1].takes_new = false;
+        let after = live(&four, 65_537, KEY);
+        let mut taken_over = [0u32; 5];
+        for n in 0..20_000u32 {
+            let hash = balancer_common::client::hash_v4(HashKey { k0: 1, k1: 2 }, (0xc633_0000 + n).to_be());
+            let slot = balancer_common::client::slot(hash, 65_537) as usize;
+            if before.slots[slot] == 2 {
+                taken_over[after.slots[slot] as usize] += 1;
+            } else {
+                assert_eq!(before.slots[slot], after.slots[slot]);
+            }
+        }
+        let third = (taken_over.iter().sum::<u32>()) / 3;
+        for id in [1, 3, 4] {
+            assert!(taken_over[id].abs_diff(third) <= third / 10, "{taken_over:?}");
+        }
+    }
+
+    #[test]
+    fn grounds_come_in_order() {
+        let names = names(3);
+        let mut three = candidates(&names);
+        three[2].backup = true;
+        let mut step = |index: usize, takes_new: bool, maint: bool, when: WhenAllDown| {
+            three[index].takes_new = takes_new;
+            three[index].maint = maint;
+            let live = Builder::default().live(&three, when, M, KEY);
+            let used: BTreeSet<u16> = live.slots.iter().copied().collect();
+            (live.footing, used.into_iter().collect::<Vec<_>>())
+        };
+        use WhenAllDown::{Drop, Open};
+        assert_eq!(step(0, true, false, Open), (Footing::Primaries, vec![1, 2]));
+        assert_eq!(step(0, false, false, Open), (Footing::Primaries, vec![2]));
+        assert_eq!(step(1, false, false, Open), (Footing::Backups, vec![3]));
+        assert_eq!(step(2, false, false, Open), (Footing::AsIfUp, vec![1, 2]));
+        assert_eq!(step(2, false, false, Drop), (Footing::AllDown, vec![ALL_DOWN]));
+        assert_eq!(step(0, false, true, Open), (Footing::AsIfUp, vec![2]));
+        assert_eq!(step(1, false, true, Open), (Footing::AsIfUp, vec![3]));
+        assert_eq!(step(2, false, true, Open), (Footing::AllDown, vec![ALL_DOWN]));
+        assert_eq!(live(&[], M, KEY).slots, vec![NO_BACKEND; M as usize]);
+    }
+
+    #[test]
+    fn weight_zero_is_never_steered_to() {
+        let names = names(2);
+        let mut two = candidates(&names);
+        two[0].member.weight = 0;
+        assert_eq!(live(&two, M, KEY).slots, vec![2; M as usize]);
+        two[1].takes_new = false;
+        assert_eq!(live(&two, M, KEY).slots, vec![2; M as usize]);
+        two[1].member.weight = 0;
+        assert_eq!(live(&two, M, KEY).footing, Footing::AllDown);
+    }
+
+    #[test]
+    fn moves_are_required_where_a_share_changed() {
+        let shares = |shares: &[(u16, u32)]| shares.iter().copied().collect::<Shares>();
+        let (old, new) = (shares(&[(1, 10), (2, 10), (3, 10)]), shares(&[(1, 10), (2, 5), (4, 10)]));
+        let needless = |from, to| Moves::between(&[from], &old, &[to], &new).needless();
+        assert_eq!(needless(3, 1), 0, "3 is gone");
+        assert_eq!(needless(2, 1), 0, "2 was lowered");
+        assert_eq!(needless(1, 4), 0, "4 is new");
+        assert_eq!(needless(1, 2), 1, "1 stays as it was, 2 was not raised");
+        assert_eq!(needless(NO_BACKEND, 1), 0);
+        assert_eq!(needless(1, ALL_DOWN), 0);
+        assert_eq!(Moves::between(&[1], &old, &[1], &new).total(), 0);
+        assert_eq!(Moves::between(&[], &old, &[1], &new).total(), 0);
+        let resized = Moves::between(&[1, 2], &old, &[1, 1, 2, 1], &old);
+        assert_eq!((resized.total(), resized.to(1)), (1, (1, 1)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_live_table_has_no_history(
+            count in 2usize..9, changes in prop::collection::vec((any::<Index>(), any::<bool>()), 1..12)
+        ) {
+            let names = names(count);
+            let mut set = candidates(&names);
+            let all = live(&set, M, KEY);
+            let mut builder = Builder::default();
+            for (index, takes_new) in changes {
+                let index = index.index(count);
+                let before = builder.live(&set, WhenAllDown::Open, M, KEY);
+                set[index].takes_new = takes_new;
+                let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+                prop_assert_eq!(&after, &live(&set, M, KEY), "what is kept between two builds must not show");
+                for ((home, old), new) in all.slots.iter().zip(&before.slots).zip(&after.slots) {
+                    let steered = |shares: &Shares| shares.contains_key(home);
+                    prop_assert!(!steered(&before.shares) || home == old);
+                    prop_assert!(!steered(&after.shares) || home == new);
+                }
+            }
+            for candidate in &mut set {
+                candidate.takes_new = true;
+            }
+            prop_assert_eq!(builder.live(&set, WhenAllDown::Open, M, KEY), all);
+        }
+
+        #[test]
+        fn a_slow_start_moves_slots_to_it_and_none_else(
+            count in 2usize..9, which in any::<Index>(), down in prop::option::of(any::<Index>())
+        ) {
+            let names = names(count);
+            let mut set = candidates(&names);
+            let which = which.index(count);
+            let newcomer = set[which].member.id;
+            if let Some(down) = down.map(|down| down.index(count)).filter(|&down| down != which && count > 2) {
+                set[down].takes_new = false;
+            }
+            set[which].takes_new = false;
+            let mut before = live(&set, M, KEY);
+            set[which].takes_new = true;
+            let full = live(&set, M, KEY).slots.iter().filter(|&&id| id == newcomer).count();
+            let own = live(&candidates(&names), M, KEY).slots.iter().filter(|&&id| id == newcomer).count();
+            let mut builder = Builder::default();
+            for step in 1..=STEPS {
+                set[which].step = Some(step);
+                let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+                let moves = Moves::between(&before.slots, &before.shares, &after.slots, &after.shares);
+                prop_assert_eq!((moves.needless(), moves.to(newcomer).0), (0, moves.total()), "step {}", step);
+                let has = after.slots.iter().filter(|&&id| id == newcomer).count();
+                prop_assert!((has * 10).abs_diff(own * usize::from(step)) < 100, "{} of {} in step {}", has, own, step);
+                before = after;
+            }
+            set[which].step = None;
+            let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+            prop_assert_eq!(after.slots.iter().filter(|&&id| id == newcomer).count(), full);
+            prop_assert_eq!(after, live(&set, M, KEY));
+        }
+
+        #[test]
+        fn one_failure_and_its_return_move_nothing_needlessly(count in 2usize..9, which in any::<Index>()) {
+            let names = names(count);
+            let mut set = candidates(&names);
+            let which = which.index(count);
+            let up = live(&set, M, KEY);
+            set[which].takes_new = false;
+            let down = live(&set, M, KEY);
+            let failure = Moves::between(&up.slots, &up.shares, &down.slots, &down.shares);
+            let lost = up.slots.iter().filter(|&&id| id == set[which].member.id).count() as u32;
+            prop_assert_eq!((failure.total(), failure.needless()), (lost, 0));
+            let back = Moves::between(&down.slots, &down.shares, &up.slots, &up.shares);
+            prop_assert_eq!((back.total(), back.needless()), (lost, 0));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What 1,000 health checks every 2 s cost: the processor time of this process, checks and controller, in percent of one
+//! core. The servers are another process, on loopback.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command as Process, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_common::client::HashKey;
+use balancer_core::{
+    controller::Controller,
+    io::{CheckOutcome, CheckSpec, Command, Event},
+};
+use balancer_daemon::{prober::Prober, supervisor::Supervisor};
+use balancer_model::file;
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpListener,
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::ring,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    },
+};
+
+const BACKENDS: u32 = 1000;
+const WARM_UP: Duration = Duration::from_secs(4);
+const MEASURED: Duration = Duration::from_secs(10);
+/// The argument of the process that serves.
+const SERVE: &str = "serve";
+
+fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if std::env::args().nth(1).as_deref() == Some(SERVE) {
+        return runtime.block_on(serve());
+    }
+    let servers = Servers::start()?;
+    println!("{BACKENDS} backends, each checked every 2 s, for {} s:", MEASURED.as_secs());
+    for (check, target) in [("tcp", servers.plain), ("http", servers.plain), ("https", servers.secure)] {
+        runtime.block_on(measure(check, target))?;
+    }
+    Ok(())
+}
+
+async fn measure(check: &str, target: SocketAddr) -> Result<()> {
+    let (events_in, mut events) = mpsc::channel(1024);
+    let mut prober = Prober::new(events_in, &Supervisor::default())?;
+    let mut controller = Controller::new(configuration(check)?, HashKey { k0: 1, k1: 2 });
+    let start = Instant::now();
+    for command in controller.start(start.into_std()) {
+        if let Command::StartChecks(spec) = command {
+            prober.start(CheckSpec { target, ..*spec });
+        }
+    }
+    let mut waiting = Vec::new();
+    let mut begin = None;
+    let (mut passed, mut failed) = (0u32, 0u32);
+    let mut why = String::new();
+    let end = start + WARM_UP + MEASURED;
+    while let Ok(1..) = timeout_at(end, events.recv_many(&mut waiting, 1024)).await {
+        let now = Instant::now();
+        if begin.is_none() && now >= start + WARM_UP {
+            begin = Some((now, processor_time()?));
+            (passed, failed) = (0, 0);
+        }
+        for event in &waiting {
+            if let Event::Checked { outcome, .. } = event {
+                if *outcome == CheckOutcome::Passed {
+                    passed += 1;
+                } else {
+                    failed += 1;
+                    why = format!(" (the last: {})", outcome.words().1);
+                }
+            }
+        }
+        controller.handle_all(waiting.drain(..), now.into_std());
+    }
+    let (began, before) = begin.context("no check ended")?;
+    let (used, lasted) = (processor_time()? - before, began.elapsed());
+    let percent = 100.0 * used.as_secs_f64() / lasted.as_secs_f64();
+    let each = used / (passed + failed).max(1);
+    println!("{check:>6}: {percent:5.2} % of one core, {each:?} a check, {passed} passed, {failed} failed{why}");
+    Ok(())
+}
+
+/// A service with all the backends, at addresses that nobody connects to.
+fn configuration(check: &str) -> Result<balancer_model::config::Config> {
+    let mut text = format!(
+        "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\ntable_size = 131071\n\
+         check = {{ type = \"{check}\" }}\n"
+    );
+    for number in 0..BACKENDS {
+        let address = std::net::Ipv4Addr::from(0x0a00_0001 + number);
+        text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n");
+    }
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("balancer.toml");
+    std::fs::write(&file, text)?;
+    Ok(file::load(&file)?.0)
+}
+
+fn processor_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
+}
+
+/// The process with the servers. Dropping it ends it.
+struct Servers {
+    process: Child,
+    plain: SocketAddr,
+    secure: SocketAddr,
+}
+
+impl Servers {
+    fn start() -> Result<Self> {
+        let mut process = Process::new(std::env::current_exe()?).arg(SERVE).stdout(Stdio::piped()).spawn()?;
+        let output = process.stdout.take().context("no output")?;
+        let lines: Vec<String> = BufReader::new(output).lines().take(2).collect::<Result<_, _>>()?;
+        ensure!(lines.len() == 2, "the servers do not start");
+        Ok(Self { process, plain: lines[0].parse()?, secure: lines[1].parse()? })
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn serve() -> Result<()> {
+    let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()])?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)?;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let plain = TcpListener::bind("127.0.0.1:0").await?;
+    let secure = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}\n{}", plain.local_addr()?, secure.local_addr()?);
+    loop {
+        tokio::select! {
+            stream = plain.accept() => {
+                let (stream, _) = stream?;
+                tokio::spawn(answer(stream));
+            }
+            stream = secure.accept() => {
+                let (stream, _) = stream?;
+                let accepted = acceptor.accept(stream);
+                tokio::spawn(async move {
+                    if let Ok(stream) = accepted.await {
+                        answer(stream).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let mut request = [0; 1024];
+    if matches!(stream.read(&mut request).await, Ok(1..)) {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").await;
+        let _ = stream.shutdown().await;
+    }
+}

@@ -1,0 +1,37 @@
+//! Who asks, and on which condition.
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use balancer_api::IF_GENERATION;
+use balancer_model::value;
+
+use super::failure::Failure;
+use crate::call::Calls;
+
+/// Who connects.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub(super) uid: Option<u32>,
+}
+
+/// Who asks for a change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) uid: Option<u32>,
+    /// Only if the configuration is of this generation.
+    pub(super) if_generation: Option<u64>,
+}
+
+impl FromRequestParts<Calls> for Asker {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Calls) -> Result<Self, Failure> {
+        let uid = parts.extensions.get::<Peer>().and_then(|peer| peer.uid);
+        let Some(header) = parts.headers.get(IF_GENERATION) else { return Ok(Self { uid, if_generation: None }) };
+        let number = header.to_str().ok().and_then(|text| text.parse().ok());
+        let Some(number) = number else {
+            let shown = value::quoted(&String::from_utf8_lossy(header.as_bytes()));
+            return Err(Failure::bad_request(format!("{IF_GENERATION}: {shown} is not a generation; give a number")));
+        };
+        Ok(Self { uid, if_generation: Some(number) })
+    }
+}

@@ -1,0 +1,49 @@
+//! Bodies of requests become changes, in the same way for one that is made and one that is planned.
+
+use balancer_api::model::{AddBackend, PlanRequest, SetAdmin};
+use balancer_core::io::Change;
+use balancer_model::{names::BackendName, states::Admin, value};
+
+use super::failure::Failure;
+
+/// A right [`AddBackend`].
+pub(super) const ADD_SHAPE: &str = r#"{"name": "web4", "address": "192.0.2.4:8080", "weight": 100, "backup": false}"#;
+/// Right ones of [`SetAdmin`].
+pub(super) const ADMIN_SHAPE: &str = r#"{"admin": "ready"}, {"admin": "drain", "timeout": "5m"} or {"admin": "maint"}"#;
+
+pub(super) fn add(
+    service: String,
+    AddBackend { name, address, weight, backup }: AddBackend,
+) -> Result<Change, Failure> {
+    let name = BackendName { service, backend: value::name(&name).map_err(Failure::bad_request)? };
+    let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
+    Ok(Change::Add { name, address, port, weight, backup })
+}
+
+pub(super) fn set_admin(name: BackendName, SetAdmin { admin, timeout }: SetAdmin) -> Result<Change, Failure> {
+    if timeout.is_some() && admin != Admin::Drain {
+        return Err(Failure::bad_request(format!("a timeout means nothing without drain; give {ADMIN_SHAPE}")));
+    }
+    let timeout = timeout.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
+    Ok(Change::SetAdmin { name, admin, timeout })
+}
+
+/// With the name of the service.
+pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure> {
+    let of = |service: &String, backend: String| BackendName { service: service.clone(), backend };
+    Ok(match request {
+        PlanRequest::Add { service, backend } => (service.clone(), add(service, backend)?),
+        PlanRequest::Remove { service, name, force } => {
+            let name = of(&service, name);
+            (service, Change::Remove { name, force })
+        }
+        PlanRequest::Admin { service, name, admin } => {
+            let name = of(&service, name);
+            (service, set_admin(name, admin)?)
+        }
+        PlanRequest::Weight { service, name, weight } => {
+            let name = of(&service, name);
+            (service, Change::SetWeight { name, weight })
+        }
+    })
+}

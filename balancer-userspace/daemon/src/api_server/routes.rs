@@ -1,0 +1,380 @@
+//! What is asked at which path, and the call it becomes.
+
+use std::time::Duration;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{FromRequestParts, Path, Query, State},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+    routing::{MethodRouter, delete, get, post, put},
+};
+use balancer_api::{
+    MAX_CONFIGURATION_BODY,
+    model::{
+        Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView,
+        HealthView, PlanView, RuleView, RuleWord, ServiceView, SetRule, SetWeight, StatusView,
+    },
+};
+use balancer_core::{io::Change, plan::clients_moved, rules::Action, snapshot::Snapshot};
+use balancer_model::{file, names::BackendName, states::Forced, value};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+
+use super::{
+    asker::Asker,
+    body::{read, read_up_to},
+    change::{self, ADD_SHAPE, ADMIN_SHAPE},
+    events,
+    failure::Failure,
+    statistics,
+};
+use crate::{
+    call::{Call, Calls},
+    keeper::Request,
+};
+
+/// How long the controller may take to answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The description of this API.
+const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
+
+/// Every method, its path and what answers it. `docs/openapi.json` describes each; `tests/openapi.rs` compares.
+fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
+    vec![
+        ("GET", "/v1/status", get(status)),
+        ("GET", "/v1/services", get(services)),
+        ("GET", "/v1/services/{service}", get(service)),
+        ("POST", "/v1/services/{service}/backends", post(add_backend)),
+        ("DELETE", "/v1/services/{service}/backends/{backend}", delete(remove_backend)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/admin", put(set_admin)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/weight", put(set_weight)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/health", put(force_health)),
+        ("DELETE", "/v1/services/{service}/backends/{backend}/clients", delete(forget_all)),
+        ("PUT", "/v1/services/{service}/rules/{address}/{length}", put(set_rule)),
+        ("DELETE", "/v1/services/{service}/rules/{address}/{length}", delete(remove_rule)),
+        ("GET", "/v1/backends", get(backends)),
+        ("GET", "/v1/health", get(health)),
+        ("GET", "/v1/rules", get(rules)),
+        ("GET", "/v1/clients/{ip}", get(clients)),
+        ("DELETE", "/v1/clients/{ip}", delete(forget)),
+        ("POST", "/v1/configuration", post(apply)),
+        ("POST", "/v1/plan", post(plan)),
+        ("GET", "/v1/stats", get(statistics::stats)),
+        ("GET", "/v1/top", get(statistics::top)),
+        ("GET", "/v1/events", get(events::events)),
+        ("GET", "/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
+    ]
+}
+
+/// Every method and path there is.
+#[must_use]
+pub fn routes() -> Vec<(&'static str, &'static str)> {
+    table().into_iter().map(|(method, path, _)| (method, path)).collect()
+}
+
+pub(super) fn router(calls: Calls) -> Router {
+    let router = table().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
+    router
+        .fallback(async |parts: Parts| {
+            let path = value::quoted(parts.uri.path());
+            Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}; start from /v1/status"))
+        })
+        .method_not_allowed_fallback(async |parts: Parts| {
+            let path = value::quoted(parts.uri.path());
+            let text = format!("{path} does not take {}; the Allow header says what it takes", parts.method);
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, text)
+        })
+        .with_state(calls)
+}
+
+pub(super) type Outcome<T> = Result<Json<T>, Failure>;
+
+/// The part of the URL that is not the body, checked; a rejection becomes JSON.
+struct Names<T>(T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Calls) -> Result<Self, Failure> {
+        let Path(names) = Path::from_request_parts(parts, state).await?;
+        Ok(Self(names))
+    }
+}
+
+/// The query string, checked; a rejection becomes JSON.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Calls) -> Result<Self, Failure> {
+        let Query(asked) = Query::from_request_parts(parts, state).await?;
+        Ok(Self(asked))
+    }
+}
+
+/// Sends a call and waits for its answer.
+pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
+    let (reply, answer) = oneshot::channel();
+    let exchange = async {
+        calls.send(call(reply)).await.map_err(|_| Failure::stopping())?;
+        answer.await.map_err(|_| {
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the controller is shutting down and gave no answer")
+        })
+    };
+    timeout(CALL_TIMEOUT, exchange).await.unwrap_or_else(|_| {
+        let text = format!(
+            "the controller gave no answer within {} s; a change may have happened, look at the status",
+            CALL_TIMEOUT.as_secs()
+        );
+        Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, text))
+    })
+}
+
+pub(super) async fn snapshot(calls: &Calls) -> Result<Snapshot, Failure> {
+    ask(calls, |reply| Call::Snapshot { reply })
+        .await?
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
+}
+
+async fn view(calls: &Calls) -> Result<StatusView, Failure> {
+    snapshot(calls).await.map(Into::into)
+}
+
+async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed> {
+    let Asker { uid, if_generation } = asker;
+    Ok(Json(ask(calls, |reply| Call::Change(Request { change, uid, if_generation, reply })).await??))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServiceQuery {
+    pub(super) service: Option<String>,
+}
+
+/// Nothing can be asked beyond the path.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoQuery {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveQuery {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn status(State(calls): State<Calls>) -> Outcome<StatusView> {
+    view(&calls).await.map(Json)
+}
+
+async fn services(State(calls): State<Calls>) -> Outcome<Vec<ServiceView>> {
+    view(&calls).await.map(|status| Json(status.services))
+}
+
+async fn service(State(calls): State<Calls>, Names(name): Names<String>) -> Outcome<ServiceView> {
+    find(view(&calls).await?.services, |service| &service.name, &name).map(Json)
+}
+
+fn find<T>(services: Vec<T>, name_of: impl Fn(&T) -> &str, name: &str) -> Result<T, Failure> {
+    match services.iter().position(|service| name_of(service) == name) {
+        Some(index) => Ok(services.into_iter().nth(index).ok_or_else(Failure::stopping)?),
+        None => Err(no_service(name, services.iter().map(&name_of))),
+    }
+}
+
+/// The service that was asked for, or all.
+fn asked_for<T>(
+    services: Vec<T>,
+    name_of: impl Fn(&T) -> &str,
+    ServiceQuery { service }: ServiceQuery,
+) -> Result<Vec<T>, Failure> {
+    match service {
+        Some(name) => Ok(vec![find(services, name_of, &name)?]),
+        None => Ok(services),
+    }
+}
+
+pub(super) fn no_service<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Failure {
+    let hint = value::hint(name, &names.collect::<Vec<_>>(), "services");
+    Failure::new(StatusCode::NOT_FOUND, format!("there is no service {}; {hint}", value::quoted(name)))
+}
+
+async fn backends(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<BackendEntry>> {
+    let services = asked_for(view(&calls).await?.services, |service| &service.name, query)?;
+    let entries = services.into_iter().flat_map(|service| {
+        let name = service.name;
+        service.backends.into_iter().map(move |backend| BackendEntry { service: name.clone(), backend })
+    });
+    Ok(Json(entries.collect()))
+}
+
+async fn clients(
+    State(calls): State<Calls>,
+    Names(address): Names<String>,
+    Asked(query): Asked<ServiceQuery>,
+) -> Outcome<Vec<ClientView>> {
+    let query = client_query(&address, query)?;
+    Ok(Json(ask(&calls, |reply| Call::Clients { query, reply }).await??))
+}
+
+fn client_query(address: &str, ServiceQuery { service }: ServiceQuery) -> Result<ClientQuery, Failure> {
+    let address = address
+        .parse()
+        .map_err(|_| Failure::bad_request(format!("{} is not an IP address", value::quoted(address))))?;
+    Ok(ClientQuery { address, service })
+}
+
+async fn forget(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names(address): Names<String>,
+    Asked(query): Asked<ServiceQuery>,
+) -> Outcome<ForgottenView> {
+    let query = client_query(&address, query)?;
+    Ok(Json(ask(&calls, |reply| Call::Forget { query, uid: asker.uid, reply }).await??))
+}
+
+async fn forget_all(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, backend)): Names<(String, String)>,
+) -> Outcome<ForgottenView> {
+    let backend = BackendName { service, backend };
+    Ok(Json(ask(&calls, |reply| Call::ForgetAll { backend, uid: asker.uid, reply }).await??))
+}
+
+async fn add_backend(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names(service): Names<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let backend = read(&headers, body, ADD_SHAPE).await?;
+    change(&calls, asker, change::add(service, backend)?).await
+}
+
+async fn remove_backend(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, backend)): Names<(String, String)>,
+    Asked(RemoveQuery { force }): Asked<RemoveQuery>,
+) -> Outcome<Changed> {
+    change(&calls, asker, Change::Remove { name: BackendName { service, backend }, force }).await
+}
+
+async fn set_admin(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, backend)): Names<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let admin = read(&headers, body, ADMIN_SHAPE).await?;
+    change(&calls, asker, change::set_admin(BackendName { service, backend }, admin)?).await
+}
+
+async fn set_weight(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, backend)): Names<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let SetWeight { weight } = read(&headers, body, r#"{"weight": 100}, 0 to 65535"#).await?;
+    change(&calls, asker, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+}
+
+async fn apply(State(calls): State<Calls>, asker: Asker, headers: HeaderMap, body: Body) -> Outcome<Applied> {
+    let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
+    let ApplyConfiguration { file, text, dry_run } = read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
+    // A large file takes a while.
+    let parsed = spawn_blocking(move || file::parse(file.as_ref(), text.as_bytes())).await;
+    let (config, warnings) = parsed
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+        .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
+    let reload = Change::Reload(Box::new(config));
+    let mut applied = if dry_run {
+        Applied::from(ask(&calls, |reply| Call::Plan { change: reload, reply }).await??)
+    } else {
+        let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
+        let Json(Changed { message }) = change(&calls, asker, reload).await?;
+        let message = message + &clients_moved(&planned.services);
+        Applied { message, differences: Vec::new(), ..Applied::from(planned) }
+    };
+    applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
+    Ok(Json(applied))
+}
+
+async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Outcome<PlanView> {
+    let shape = r#"{"change": "remove", "service": "web", "name": "web4", "force": false}; other changes are add \
+                   (with "backend"), admin (with "admin": {"admin": "drain"}) and weight (with "weight": 100)"#;
+    let request = read(&headers, body, shape).await?;
+    let (service, change) = change::planned(request)?;
+    let planned = ask(&calls, |reply| Call::Plan { change, reply }).await??;
+    find(planned.services, |plan| &plan.service, &service).map(|plan| Json(plan.into()))
+}
+
+async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<HealthView>> {
+    let services = asked_for(snapshot(&calls).await?.services, |service| &service.name, query)?;
+    let views = services.into_iter().flat_map(|service| {
+        let name = service.name;
+        service.backends.into_iter().map(move |backend| HealthView::of(backend, &name))
+    });
+    Ok(Json(views.collect()))
+}
+
+async fn force_health(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, backend)): Names<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let ForceHealth { force } = read(&headers, body, r#"{"force": "up"}, "down" or "auto""#).await?;
+    let forced = match force {
+        Force::Up => Some(Forced::Up),
+        Force::Down => Some(Forced::Down),
+        Force::Auto => None,
+    };
+    change(&calls, asker, Change::ForceHealth { name: BackendName { service, backend }, forced }).await
+}
+
+async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<RuleView>> {
+    let ServiceQuery { service } = query;
+    Ok(Json(ask(&calls, |reply| Call::Rules { service, reply }).await??))
+}
+
+async fn set_rule(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, address, length)): Names<(String, String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let shape = r#"{"action": "pin", "backend": "web1"}, {"action": "spread"} or {"action": "deny", "ttl": "5m"}"#;
+    let SetRule { action, backend, ttl } = read(&headers, body, shape).await?;
+    let action = match (action, backend) {
+        (RuleWord::Pin, Some(backend)) => Action::Pin { backend },
+        (RuleWord::Spread, None) => Action::Spread,
+        (RuleWord::Deny, None) => Action::Deny,
+        (RuleWord::Pin, None) | (RuleWord::Spread | RuleWord::Deny, Some(_)) => {
+            return Err(Failure::bad_request(format!("pin needs a backend, and nothing else takes one; give {shape}")));
+        }
+    };
+    let prefix = value::prefix(&format!("{address}/{length}")).map_err(Failure::bad_request)?;
+    let ttl = ttl.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
+    change(&calls, asker, Change::AddRule { service, prefix, action, ttl }).await
+}
+
+async fn remove_rule(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, address, length)): Names<(String, String, String)>,
+    Asked(NoQuery {}): Asked<NoQuery>,
+) -> Outcome<Changed> {
+    let prefix = value::prefix(&format!("{address}/{length}")).map_err(Failure::bad_request)?;
+    change(&calls, asker, Change::RemoveRule { service, prefix }).await
+}

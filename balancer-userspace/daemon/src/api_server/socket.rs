@@ -1,0 +1,148 @@
+//! The socket's file: made, taken over from the dead, removed.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use nix::unistd::{Gid, Group, chown, getegid};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tracing::warn;
+
+use crate::listener::Listen;
+
+/// Connections that wait for one of those.
+const BACKLOG: u32 = 128;
+
+/// A bound control socket. The file is removed when this is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+impl ControlSocket {
+    /// Binds `path` with mode 0660, for the `group` (a name or a number) if one is given, making its directory where that
+    /// is missing. A file left by a controller that is no more is replaced.
+    ///
+    /// # Errors
+    /// When there is no such group, when another controller serves the socket, when `path` is something else than a socket, and what the kernel
+    /// refuses.
+    pub async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
+        let group = group.map(resolve).transpose()?;
+        clear(path).await?;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {} for the control socket", directory.display()))?;
+        }
+        let cannot = || format!("cannot bind the control socket {}", path.display());
+        let socket = UnixSocket::new_stream().with_context(cannot)?;
+        socket.bind(path).with_context(cannot)?;
+        let file = SocketFile::new(path).with_context(cannot)?;
+        if let Some(group) = group {
+            give_to(path, group)?;
+        }
+        // Before listening: until then nobody can connect, whatever the umask.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(cannot)?;
+        let listener = socket.listen(BACKLOG).with_context(cannot)?;
+        Ok(Self { listener, _file: file })
+    }
+}
+
+impl Listen for ControlSocket {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// The id of a group, by its name or number.
+fn resolve(group: &str) -> anyhow::Result<Gid> {
+    if let Ok(id) = group.parse() {
+        return Ok(Gid::from_raw(id));
+    }
+    let found = Group::from_name(group).with_context(|| format!("cannot look up the group {group:?}"))?;
+    found.map(|group| group.gid).with_context(|| {
+        format!("there is no group {group:?} for the control socket; make it (groupadd --system {group}), or change [control] group")
+    })
+}
+
+/// Gives the socket at `path` to another group; without one, to this process's.
+///
+/// # Errors
+/// When there is no such group, or the socket cannot be given to it.
+pub(crate) fn give(path: &Path, group: Option<&str>) -> anyhow::Result<()> {
+    give_to(path, find(group)?)
+}
+
+/// The id of the group that the socket would be given to.
+///
+/// # Errors
+/// When there is no such group.
+pub(crate) fn find(group: Option<&str>) -> anyhow::Result<Gid> {
+    group.map_or_else(|| Ok(getegid()), resolve)
+}
+
+fn give_to(path: &Path, group: Gid) -> anyhow::Result<()> {
+    chown(path, None, Some(group)).map_err(|error| {
+        anyhow!(
+            "cannot give the control socket {} to group {group}: {error}; start as a member of that group \
+             (SupplementaryGroups= in a unit) or with CAP_CHOWN",
+            path.display()
+        )
+    })
+}
+
+/// Removes what a dead controller left at `path`.
+async fn clear(path: &Path) -> anyhow::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("{} is not a socket; remove it, or choose another path for the control socket", path.display());
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {}", path.display()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(error).with_context(|| format!("cannot tell whether a controller serves {}", path.display()))
+        }
+        Ok(_) | Err(_) => bail!(
+            "another controller serves {}; stop it first, or give this one another socket and other interfaces",
+            path.display()
+        ),
+    }
+}
+
+/// Removes the file it was made for, and no other that took its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), id: file_id(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if file_id(&self.path).is_ok_and(|id| id == self.id)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            warn!("cannot remove the control socket {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}

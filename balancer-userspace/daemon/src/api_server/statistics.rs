@@ -1,0 +1,168 @@
+//! `/v1/stats` and `/v1/top`.
+
+use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr};
+
+use axum::{Json, extract::State};
+use balancer_api::{
+    model::ClientQuery,
+    statistics::{BackendShare, ChangeView, PeriodView, StatsView, TableView, TopClient, TopQuery},
+};
+use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
+use balancer_core::{
+    history::Counted,
+    snapshot::ServiceSnapshot,
+    top::{By, Heavy},
+};
+
+use super::{
+    failure::Failure,
+    routes::{Asked, Outcome, ServiceQuery, ask, no_service, snapshot},
+};
+use crate::call::{Call, Calls};
+
+/// Clients listed where nobody says how many.
+const CLIENTS: usize = 10;
+/// Heavy clients listed in `/v1/stats`.
+const TOP_OF_STATS: usize = 5;
+
+pub(super) async fn stats(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<StatsView>> {
+    let services = services(&calls, query.service.as_deref()).await?;
+    let mut views = Vec::with_capacity(services.len());
+    for service in services {
+        let clients = heaviest(&service, None, By::Bytes).take(TOP_OF_STATS).collect();
+        let top_clients = look_up(&calls, clients).await?;
+        views.push(view(&service, top_clients));
+    }
+    Ok(Json(views))
+}
+
+pub(super) async fn top(State(calls): State<Calls>, Asked(query): Asked<TopQuery>) -> Outcome<Vec<TopClient>> {
+    let services = services(&calls, query.service.as_deref()).await?;
+    if let Some(name) = &query.backend
+        && !services.iter().flat_map(|service| &service.backends).any(|backend| backend.name == *name)
+    {
+        let name = query.service.iter().chain([name]).map(String::as_str).collect::<Vec<_>>().join("/");
+        let cure = "see \"balancer backend list\" or /v1/backends";
+        return Err(Failure::bad_request(format!("there is no backend {name:?}; {cure}")));
+    }
+    let backend = query.backend.as_deref();
+    let mut clients: Vec<_> = services.iter().flat_map(|service| heaviest(service, backend, query.by)).collect();
+    let weight = |client: &TopClient| match query.by {
+        By::Bytes => client.bytes_per_second,
+        By::Packets => client.packets_per_second,
+    };
+    clients.sort_by(|(_, a), (_, b)| weight(b).partial_cmp(&weight(a)).unwrap_or(Ordering::Equal));
+    clients.truncate(query.n.unwrap_or(CLIENTS));
+    look_up(&calls, clients).await.map(Json)
+}
+
+async fn services(calls: &Calls, name: Option<&str>) -> Result<Vec<ServiceSnapshot>, Failure> {
+    let mut services = snapshot(calls).await?.services;
+    if let Some(name) = name {
+        if !services.iter().any(|service| service.name == name) {
+            return Err(no_service(name, services.iter().map(|service| service.name.as_str())));
+        }
+        services.retain(|service| service.name == name);
+    }
+    Ok(services)
+}
+
+fn heaviest<'a>(
+    service: &'a ServiceSnapshot,
+    backend: Option<&'a str>,
+    by: By,
+) -> impl Iterator<Item = (IpAddr, TopClient)> + 'a {
+    let top = &service.statistics.top;
+    let named = move |heavy: &Heavy| {
+        let found = service.backends.iter().find(|backend| backend.id == heavy.backend);
+        found.map(|backend| backend.name.clone())
+    };
+    top.heaviest(by).into_iter().map(move |heavy| (named(&heavy), heavy)).filter_map(move |(name, heavy)| {
+        if backend.is_some() && name.as_deref() != backend {
+            return None;
+        }
+        let rate = top.rate(&heavy.seen, service.statistics.interval);
+        let client = TopClient {
+            client: format!("{}/{}", heavy.client, service.client_prefix),
+            service: service.name.clone(),
+            backend: name,
+            share: top.share(&heavy.seen, by),
+            packets_per_second: rate.packets,
+            bytes_per_second: rate.bytes,
+            known: false,
+        };
+        Some((heavy.client, client))
+    })
+}
+
+/// Asks the client table about each.
+async fn look_up(calls: &Calls, clients: Vec<(IpAddr, TopClient)>) -> Result<Vec<TopClient>, Failure> {
+    let mut known = Vec::with_capacity(clients.len());
+    for (address, mut client) in clients {
+        let query = ClientQuery { address, service: Some(client.service.clone()) };
+        // A service that has gone meanwhile knows nobody.
+        let views = ask(calls, |reply| Call::Clients { query, reply }).await?.unwrap_or_default();
+        client.known = views.iter().any(|view| view.known);
+        known.push(client);
+    }
+    Ok(known)
+}
+
+fn view(service: &ServiceSnapshot, top_clients: Vec<TopClient>) -> StatsView {
+    let statistics = &service.statistics;
+    let now = service.counted();
+    let since = |period: &str, before: &Option<(std::time::Duration, Counted)>| {
+        before.as_ref().map(|(ago, then)| period_view(period, Some(ago.as_secs()), &now.since(then)))
+    };
+    let periods = since("minute", &statistics.minute).into_iter().chain(since("hour", &statistics.hour));
+    let known = service.backends.iter().map(|backend| backend.known_clients).sum();
+    StatsView {
+        service: service.name.clone(),
+        stickiness_ratio: now.stickiness(),
+        imbalance_ratio: service.imbalance(),
+        client_gini: statistics.top.gini(known),
+        periods: periods.chain([period_view("start", None, &now)]).collect(),
+        backends: service
+            .backends
+            .iter()
+            .zip(service.shares())
+            .map(|(backend, (share, expected_share))| BackendShare {
+                name: backend.name.clone(),
+                state: backend.state.word().to_owned(),
+                share,
+                expected_share,
+                known_clients: backend.known_clients,
+                connections: backend.stats.connections,
+            })
+            .collect(),
+        top_clients,
+        table: TableView {
+            size: service.table_size,
+            generation: service.table_generation,
+            last_change: service.last_change.as_ref().map(|change| ChangeView {
+                message: change.message.clone(),
+                slots_moved: change.slots_moved,
+                needless_slots_moved: change.needless_slots_moved,
+                seconds_ago: change.at.elapsed().as_secs(),
+            }),
+        },
+        warnings: statistics.warnings.clone(),
+    }
+}
+
+fn period_view(period: &str, seconds: Option<u64>, counted: &Counted) -> PeriodView {
+    let decisions: BTreeMap<String, u64> =
+        Decision::ALL.iter().map(|decision| decision.label().to_owned()).zip(counted.decisions).collect();
+    let moves = MoveCause::ALL.iter().map(|&cause| {
+        let count = counted.moves.get(CauseIndex::from(cause).counter()).copied().unwrap_or(0);
+        (cause.label().to_owned(), count)
+    });
+    PeriodView {
+        period: period.to_owned(),
+        seconds,
+        stickiness_ratio: counted.stickiness(),
+        connections: counted.decisions.iter().sum(),
+        decisions,
+        moves: moves.collect(),
+    }
+}

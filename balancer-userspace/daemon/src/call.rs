@@ -1,0 +1,71 @@
+//! What the control API and the metrics listener ask of the one task that owns the controller.
+
+use balancer_api::model::{ClientQuery, ClientView, ForgottenView, RuleView};
+use balancer_core::{
+    io::{Change, Refused},
+    plan::Planned,
+    snapshot::Snapshot,
+};
+use balancer_model::names::BackendName;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{events::Events, keeper::Request};
+
+/// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.
+#[derive(Debug)]
+pub enum Call {
+    /// Everything there is to see.
+    Snapshot {
+        /// The answer.
+        reply: oneshot::Sender<anyhow::Result<Snapshot>>,
+    },
+    /// Which backend a client is steered to.
+    Clients {
+        /// Which client, which service.
+        query: ClientQuery,
+        /// One view for each service of the address's family, or why there is none.
+        reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
+    },
+    /// The history, to read in.
+    Events {
+        /// The answer.
+        reply: oneshot::Sender<Events>,
+    },
+    /// What a change would move.
+    Plan {
+        /// The change.
+        change: Change,
+        /// The plan, or why the change would be refused.
+        reply: oneshot::Sender<Result<Planned, Refused>>,
+    },
+    /// The rules for client prefixes.
+    Rules {
+        /// Only those of this service.
+        service: Option<String>,
+        /// In the order of services and prefixes, or why there is none.
+        reply: oneshot::Sender<Result<Vec<RuleView>, Refused>>,
+    },
+    /// Forget a client.
+    Forget {
+        /// Which client, which service.
+        query: ClientQuery,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// How many entries, or why not.
+        reply: oneshot::Sender<Result<ForgottenView, Refused>>,
+    },
+    /// Forget every client of a backend.
+    ForgetAll {
+        /// Whose.
+        backend: BackendName,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// How many entries, or why not.
+        reply: oneshot::Sender<Result<ForgottenView, Refused>>,
+    },
+    /// Change something.
+    Change(Request),
+}
+
+/// The sending half, bounded: callers wait when the controller is busy.
+pub type Calls = mpsc::Sender<Call>;

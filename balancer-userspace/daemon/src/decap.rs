@@ -1,0 +1,175 @@
+//! `balancer decap`: strips tunnel headers on a backend, until it is asked to end.
+
+use std::{collections::BTreeSet, net::IpAddr, pin::pin, time::Duration};
+
+use anyhow::Context as _;
+use balancer_dataplane::{Decap, privileges};
+use balancer_model::config::XdpMode;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use ipnet::IpNet;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::{
+    interfaces::{self, Interface},
+    shutdown,
+};
+
+/// How often the addresses are read without a notification, of which the kernel drops some when there are many at once.
+const REFRESH: Duration = Duration::from_secs(5);
+/// How long the kernel may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Strips tunnel headers of packets that come in by `names` for `vips` and for this machine's addresses on its other
+/// interfaces, until SIGTERM or SIGINT. The tunnels must end at an address of this machine, and come from one of `from`, if
+/// any is given. Addresses are followed. Nothing stays attached when it returns, also on an error.
+///
+/// # Errors
+/// One line that says what stands in the way.
+pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
+    privileges::check()?;
+    let shutdown = shutdown::listen().context("catching signals")?;
+    let interfaces = interfaces::resolve(names).await?;
+    let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, handle, mut changes) =
+        rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
+    tokio::spawn(connection);
+    let wanted = async || -> anyhow::Result<Local> {
+        let mut local = local_addresses(&handle, &interfaces).await?;
+        local.vips.extend(vips);
+        Ok(local)
+    };
+
+    let mut decap = Decap::load(from)?;
+    let Local { vips, own } = wanted().await?;
+    decap.set_addresses(&vips, &own)?;
+    for interface in &interfaces {
+        let attached = decap.attach(&interface.name, interface.ifindex, mode)?;
+        info!("attached to {} in {} mode", attached.at.name, attached.at.mode());
+    }
+    if from.is_empty() {
+        warn!("tunnel packets are taken from everybody: give --from PREFIX for each balancer's address");
+    }
+    say(&decap.vips());
+
+    let mut shutdown = pin!(shutdown);
+    let mut refresh = interval(REFRESH);
+    refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let signal = loop {
+        tokio::select! {
+            signal = &mut shutdown => break signal,
+            _ = refresh.tick() => {}
+            Some(_) = changes.next() => while changes.try_recv().is_ok() {},
+        }
+        let before = decap.vips();
+        let followed = async {
+            let Local { vips, own } = wanted().await?;
+            decap.set_addresses(&vips, &own)
+        };
+        let followed = followed.await;
+        if decap.vips() != before {
+            say(&decap.vips());
+        }
+        if let Err(error) = followed {
+            warn!("following this machine's addresses: {error:#}");
+        }
+    };
+    let detached = decap.detach();
+    let stats = decap.stats()?;
+    info!(
+        "{signal}: detached; packets: {} stripped, {} refused, {} malformed, {} passed",
+        stats.stripped, stats.refused, stats.malformed, stats.passed
+    );
+    detached
+}
+
+fn say(vips: &BTreeSet<IpAddr>) {
+    if vips.is_empty() {
+        warn!("every tunnel packet is refused: no address is local; add the VIP to lo (`ip addr add`), or give --vip");
+        return;
+    }
+    let list: Vec<String> = vips.iter().map(IpAddr::to_string).collect();
+    info!("stripping tunnel headers for {}", list.join(", "));
+}
+
+/// This machine's addresses.
+struct Local {
+    /// Those that packets in a tunnel may be for: on other interfaces than those that are attached to.
+    vips: BTreeSet<IpAddr>,
+    /// Those that a tunnel may end at: all.
+    own: BTreeSet<IpAddr>,
+}
+
+async fn local_addresses(handle: &Handle, attached: &[Interface]) -> anyhow::Result<Local> {
+    let dump = handle.address().get().execute().try_collect::<Vec<AddressMessage>>();
+    let messages = tokio::time::timeout(TIMEOUT, dump)
+        .await
+        .context("listing the addresses: no answer from the kernel")?
+        .context("listing the addresses")?;
+    let elsewhere =
+        |message: &&AddressMessage| attached.iter().all(|interface| interface.ifindex != message.header.index);
+    let vips = messages.iter().filter(elsewhere).filter_map(local).filter(|&address| may_be_a_vip(address));
+    let own = messages.iter().filter_map(local).filter(|address| !address.is_loopback());
+    Ok(Local { vips: vips.collect(), own: own.collect() })
+}
+
+/// The local end: with IPv4 and on point-to-point links an attribute of its own, otherwise the address.
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    let mut found = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(address) = attribute {
+            return Some(*address);
+        }
+        if let AddressAttribute::Address(address) = attribute {
+            found = Some(*address);
+        }
+    }
+    found
+}
+
+fn may_be_a_vip(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(attributes: Vec<AddressAttribute>) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn the_local_end_counts() {
+        let [own, peer]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
+        let both = vec![AddressAttribute::Address(peer), AddressAttribute::Local(own)];
+        assert_eq!(local(&message(both)), Some(own));
+        assert_eq!(local(&message(vec![AddressAttribute::Address(own)])), Some(own));
+        assert_eq!(local(&message(Vec::new())), None);
+    }
+
+    #[test]
+    fn vips_are_addresses_that_others_can_send_to() {
+        for (text, expected) in [
+            ("198.51.100.10", true),
+            ("10.0.0.1", true),
+            ("2001:db8::10", true),
+            ("fd00::10", true),
+            ("127.0.0.1", false),
+            ("127.0.0.53", false),
+            ("169.254.1.1", false),
+            ("::1", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(may_be_a_vip(text.parse().unwrap()), expected, "{text}");
+        }
+    }
+}

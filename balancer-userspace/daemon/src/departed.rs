@@ -1,0 +1,233 @@
+//! What backends that are gone for good have counted: for an hour under their names, then in one row of their service, so
+//! that names which never come again, such as those of pods, do not pile up.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::BackendStats;
+use balancer_core::{
+    io::ServiceId,
+    state::{Clocks, SavedCounters},
+};
+use balancer_dataplane::batch;
+
+/// Stands for all that have been gone for long. No backend can have this name.
+pub(crate) const TOGETHER: &str = "(departed)";
+/// For how long a name is kept.
+const BY_NAME: Duration = Duration::from_secs(3600);
+
+/// How often names are summed up.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct Departed {
+    services: HashMap<ServiceId, BTreeMap<String, Row>>,
+    /// When names were last summed up.
+    summed: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Row {
+    stats: BackendStats,
+    /// When something was last added.
+    since: Instant,
+}
+
+impl Departed {
+    /// Goes on from the state file.
+    pub(super) fn restore(kept: BTreeMap<u16, BTreeMap<String, SavedCounters>>, clocks: Clocks) -> Self {
+        let row = |counters: SavedCounters| Row {
+            stats: stats(&counters),
+            since: counters.since.map_or(clocks.now, |since| clocks.instant(since).min(clocks.now)),
+        };
+        let rows =
+            |rows: BTreeMap<String, SavedCounters>| rows.into_iter().map(|(name, counters)| (name, row(counters)));
+        let services = kept.into_iter().map(|(service, of)| (ServiceId(service), rows(of).collect())).collect();
+        Self { services, summed: None }
+    }
+
+    /// For the state file.
+    pub(super) fn export(&self, clocks: Clocks) -> BTreeMap<u16, BTreeMap<String, SavedCounters>> {
+        let counted = |(name, row): (&String, &Row)| {
+            (name.clone(), SavedCounters { since: Some(clocks.moment(row.since)), ..counters(&row.stats) })
+        };
+        self.services.iter().map(|(service, rows)| (service.0, rows.iter().map(counted).collect())).collect()
+    }
+
+    /// Adds to what backends called `name` have counted that are gone.
+    pub(super) fn add(&mut self, service: ServiceId, name: String, stats: &BackendStats, now: Instant) {
+        let rows = self.services.entry(service).or_default();
+        let row = rows.entry(name).or_insert_with(|| Row { stats: BackendStats::default(), since: now });
+        batch::add(&mut row.stats, stats);
+        row.since = now;
+    }
+
+    /// Sums up the names that nothing was added to for an hour, but for those that are still `present`; at most once a
+    /// minute.
+    pub(super) fn sum_up(&mut self, now: Instant, present: impl Fn(ServiceId) -> HashSet<String>) {
+        if self.summed.is_some_and(|summed| now.saturating_duration_since(summed) < PERIOD) {
+            return;
+        }
+        self.summed = Some(now);
+        for (service, rows) in &mut self.services {
+            let old = |name: &str, row: &Row| name != TOGETHER && now.saturating_duration_since(row.since) >= BY_NAME;
+            if !rows.iter().any(|(name, row)| old(name, row)) {
+                continue;
+            }
+            let present = present(*service);
+            let (mut sum, mut any) = (BackendStats::default(), false);
+            rows.retain(|name, row| {
+                let goes = old(name, row) && !present.contains(name);
+                if goes {
+                    any = true;
+                    batch::add(&mut sum, &row.stats);
+                }
+                !goes
+            });
+            if !any {
+                continue;
+            }
+            let row = || Row { stats: BackendStats::default(), since: now };
+            batch::add(&mut rows.entry(TOGETHER.to_owned()).or_insert_with(row).stats, &sum);
+        }
+    }
+
+    /// Forgets the services that are not `listed`.
+    pub(super) fn retain(&mut self, listed: &HashSet<ServiceId>) {
+        self.services.retain(|service, _| listed.contains(service));
+    }
+
+    /// What has been counted in a service, by name.
+    pub(super) fn of(&self, service: ServiceId) -> impl Iterator<Item = (&str, &BackendStats)> {
+        self.services.get(&service).into_iter().flatten().map(|(name, row)| (name.as_str(), &row.stats))
+    }
+}
+
+fn counters(stats: &BackendStats) -> SavedCounters {
+    SavedCounters {
+        packets: stats.packets,
+        bytes: stats.bytes,
+        connections: stats.connections,
+        decisions: stats.decisions.to_vec(),
+        moves: stats.moves.to_vec(),
+        since: None,
+    }
+}
+
+/// Counters that are new since it was written are 0.
+fn stats(counters: &SavedCounters) -> BackendStats {
+    let mut stats = BackendStats {
+        packets: counters.packets,
+        bytes: counters.bytes,
+        connections: counters.connections,
+        ..BackendStats::default()
+    };
+    let kept = counters.decisions.iter().zip(&mut stats.decisions).chain(counters.moves.iter().zip(&mut stats.moves));
+    kept.for_each(|(kept, counter)| *counter = *kept);
+    stats
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
+    use balancer_model::fixture;
+
+    use super::*;
+
+    const WEB: ServiceId = ServiceId(3);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn counted(connections: u64) -> BackendStats {
+        let mut stats = BackendStats {
+            packets: 10 * connections,
+            bytes: 1000 * connections,
+            connections,
+            ..BackendStats::default()
+        };
+        stats.decisions[Decision::New.index()] = connections;
+        stats.moves[CauseIndex::from(MoveCause::Removed).counter()] = connections / 2;
+        stats
+    }
+
+    fn names(departed: &Departed) -> Vec<&str> {
+        departed.of(WEB).map(|(name, _)| name).collect()
+    }
+
+    fn sum(departed: &Departed) -> BackendStats {
+        let mut sum = BackendStats::default();
+        departed.of(WEB).for_each(|(_, stats)| batch::add(&mut sum, stats));
+        sum
+    }
+
+    #[test]
+    fn names_that_never_come_again_do_not_pile_up() {
+        let start = fixture::now();
+        let mut departed = Departed::default();
+        let mut all = BackendStats::default();
+        // A pod a minute for ten hours.
+        for number in 0..600 {
+            let now = start + number * MINUTE;
+            departed.add(WEB, format!("pod-{number}"), &counted(u64::from(number)), now);
+            batch::add(&mut all, &counted(u64::from(number)));
+            departed.sum_up(now, |_| HashSet::new());
+            assert!(names(&departed).len() <= 61, "{:?}", names(&departed));
+            assert_eq!(sum(&departed), all);
+        }
+        departed.sum_up(start + 700 * MINUTE, |_| HashSet::new());
+        assert_eq!(names(&departed), [TOGETHER]);
+        assert_eq!(sum(&departed), all);
+    }
+
+    #[test]
+    fn a_name_that_is_there_or_comes_back_keeps_its_row() {
+        let start = fixture::now();
+        let mut departed = Departed::default();
+        // Clients of a backend that is there were forgotten; another went, came back, and went again.
+        departed.add(WEB, "web1".to_owned(), &counted(1), start);
+        departed.add(WEB, "web2".to_owned(), &counted(2), start);
+        departed.add(WEB, "web3".to_owned(), &counted(4), start);
+        departed.add(WEB, "web2".to_owned(), &counted(2), start + 30 * MINUTE);
+        let there = |_| HashSet::from(["web1".to_owned()]);
+        departed.sum_up(start + 60 * MINUTE, there);
+        assert_eq!(names(&departed), [TOGETHER, "web1", "web2"], "web3 has gone");
+        departed.sum_up(start + 90 * MINUTE, there);
+        assert_eq!(names(&departed), [TOGETHER, "web1"]);
+        departed.add(WEB, "web2".to_owned(), &counted(2), start + 90 * MINUTE);
+        assert_eq!(names(&departed), [TOGETHER, "web1", "web2"]);
+        assert_eq!(sum(&departed).connections, 11);
+    }
+
+    #[test]
+    fn rows_and_their_age_outlive_the_process() {
+        let start = fixture::now();
+        let mut departed = Departed::default();
+        departed.add(WEB, "old".to_owned(), &counted(5), start);
+        departed.sum_up(start + 60 * MINUTE, |_| HashSet::new());
+        departed.add(WEB, "web1".to_owned(), &counted(7), start + 61 * MINUTE);
+        let clocks =
+            |minutes: u32| Clocks { now: start + minutes * MINUTE, wall: UNIX_EPOCH + (1_000_000 + minutes) * MINUTE };
+        let text = serde_json::to_string(&departed.export(clocks(70))).unwrap();
+        let mut restored = Departed::restore(serde_json::from_str(&text).unwrap(), clocks(100));
+        assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER, "web1"], sum(&departed)));
+        restored.sum_up(start + 120 * MINUTE, |_| HashSet::new());
+        assert_eq!(names(&restored), [TOGETHER, "web1"]);
+        restored.sum_up(start + 121 * MINUTE, |_| HashSet::new());
+        assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER], sum(&departed)));
+
+        // As written before rows had an age.
+        let before: BTreeMap<u16, BTreeMap<String, SavedCounters>> = serde_json::from_str(
+            r#"{"3":{"web9":{"packets":9,"bytes":90,"connections":3,"decisions":[1],"moves":[]}}}"#,
+        )
+        .unwrap();
+        let mut restored = Departed::restore(before, clocks(100));
+        restored.sum_up(start + 159 * MINUTE, |_| HashSet::new());
+        assert_eq!(names(&restored), ["web9"]);
+        restored.sum_up(start + 160 * MINUTE, |_| HashSet::new());
+        assert_eq!((names(&restored), sum(&restored).packets), (vec![TOGETHER], 9));
+    }
+}

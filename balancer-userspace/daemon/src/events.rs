@@ -1,0 +1,353 @@
+//! The history of the balancer: what changed, why, who asked for it. Kept in memory, bounded, and in a file beside the
+//! state file, so that it outlives the process.
+
+mod file;
+
+use std::{
+    collections::VecDeque,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use balancer_api::events::{EventView, EventsView};
+use balancer_core::io::{Change, Moved, Report, ReportLevel};
+use balancer_model::names::BackendName;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+use tracing::{info, warn};
+
+use self::file::EventFile;
+use crate::supervisor::Supervisor;
+
+/// Events kept in memory.
+const KEPT: usize = 10_000;
+/// Events in one answer.
+const PAGE: usize = 1_000;
+/// Readers that may wait for the next event at once; each holds a control connection.
+const WAITERS: usize = 16;
+
+/// The history. Clones are of the same one.
+#[derive(Clone, Debug)]
+pub struct Events(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    kept: Mutex<Ring>,
+    newest: watch::Sender<Newest>,
+    waiters: Semaphore,
+}
+
+#[derive(Debug)]
+struct Ring {
+    events: VecDeque<EventView>,
+    file: Option<EventFile>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Newest {
+    sequence: u64,
+    closed: bool,
+}
+
+/// Where to begin to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// After the event of this number.
+    Sequence(u64),
+    /// With the first that is not older.
+    Age(Duration),
+    /// With the last so many.
+    Last(usize),
+}
+
+/// Too many readers wait already.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{WAITERS} readers wait for events already; ask without wait")]
+pub struct TooManyWaiters;
+
+impl Events {
+    /// A history in memory alone.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::from_kept(VecDeque::new(), None)
+    }
+
+    /// Goes on with the history kept beside `state_file`. Where that cannot be read or written, a warning says so.
+    #[must_use]
+    pub fn beside(state_file: &Path, supervisor: &Supervisor) -> Self {
+        let path = state_file.with_file_name("events.jsonl");
+        let events = file::read(&path, KEPT);
+        Self::from_kept(events, Some(EventFile::open(path, supervisor)))
+    }
+
+    fn from_kept(events: VecDeque<EventView>, file: Option<EventFile>) -> Self {
+        let sequence = events.back().map_or(0, |event| event.sequence);
+        let newest = watch::Sender::new(Newest { sequence, closed: false });
+        Self(Arc::new(Shared {
+            kept: Mutex::new(Ring { events, file }),
+            newest,
+            waiters: Semaphore::const_new(WAITERS),
+        }))
+    }
+
+    /// Logs and keeps what the controller reports.
+    pub fn report(&self, report: &Report) {
+        let Report { level, about, message, moves } = report;
+        let kind = if about.is_some() { "state" } else { "note" };
+        self.tell(kind, *level, about.as_ref(), message, None, *moves);
+    }
+
+    /// Logs and keeps what was done for a user.
+    pub fn change(&self, about: Option<&BackendName>, message: &str, uid: Option<u32>, moves: Option<Moved>) {
+        self.tell("change", ReportLevel::Info, about, message, uid, moves);
+    }
+
+    /// Logs and keeps a word about the balancer itself.
+    pub fn note(&self, message: &str) {
+        self.tell("note", ReportLevel::Info, None, message, None, None);
+    }
+
+    /// As [`Events::note`], where somebody should look.
+    pub fn warn(&self, message: &str) {
+        self.tell("note", ReportLevel::Warn, None, message, None, None);
+    }
+
+    fn tell(
+        &self,
+        kind: &str,
+        level: ReportLevel,
+        about: Option<&BackendName>,
+        message: &str,
+        uid: Option<u32>,
+        moves: Option<Moved>,
+    ) {
+        let service = about.map(|name| name.service.as_str());
+        let backend = about.map(|name| name.backend.as_str()).filter(|name| !name.is_empty());
+        match level {
+            ReportLevel::Info => info!(service, backend, uid, "{message}"),
+            ReportLevel::Warn => warn!(service, backend, uid, "{message}"),
+        }
+        let mut kept = self.kept();
+        // Never less than what was handed out, whatever became of the ring.
+        let sequence = self.0.newest.borrow().sequence + 1;
+        let event = EventView {
+            sequence,
+            time: humantime::format_rfc3339_millis(now()).to_string(),
+            level: match level {
+                ReportLevel::Info => "info",
+                ReportLevel::Warn => "warn",
+            }
+            .to_owned(),
+            kind: kind.to_owned(),
+            service: service.map(str::to_owned),
+            backend: backend.map(str::to_owned),
+            message: message.to_owned(),
+            uid,
+            moves,
+        };
+        if let Some(file) = &mut kept.file {
+            file.append(&event);
+        }
+        if kept.events.len() == KEPT {
+            kept.events.pop_front();
+        }
+        kept.events.push_back(event);
+        // Under the lock, so that numbers never go back.
+        self.0.newest.send_modify(|newest| newest.sequence = sequence);
+        drop(kept);
+    }
+
+    /// A part of the history. Where there is nothing after `since`, waits for the next event, at most `wait`.
+    ///
+    /// # Errors
+    /// [`TooManyWaiters`].
+    pub async fn read(&self, since: Since, wait: Duration) -> Result<EventsView, TooManyWaiters> {
+        let mut newest = self.0.newest.subscribe();
+        let found = self.page(since);
+        if !found.events.is_empty() || found.missed > 0 || wait.is_zero() {
+            return Ok(found);
+        }
+        let _waiter = self.0.waiters.try_acquire().map_err(|_| TooManyWaiters)?;
+        // An error says that nothing more will come, the end of the wait that nothing came.
+        let _ = timeout(wait, newest.wait_for(|newest| newest.closed || newest.sequence > found.next)).await;
+        Ok(self.page(Since::Sequence(found.next)))
+    }
+
+    /// Ends the wait of every reader, for good.
+    pub fn close(&self) {
+        self.0.newest.send_modify(|newest| newest.closed = true);
+    }
+
+    fn page(&self, since: Since) -> EventsView {
+        let kept = self.kept();
+        let newest = kept.events.back().map_or(0, |event| event.sequence);
+        let (first, missed) = match since {
+            // Of a history that is lost: this one is all new to the reader.
+            Since::Sequence(sequence) if sequence > newest => (0, 0),
+            Since::Sequence(sequence) => {
+                let first = kept.events.partition_point(|event| event.sequence <= sequence);
+                let next = kept.events.get(first).map_or(sequence + 1, |event| event.sequence);
+                (first, next - sequence - 1)
+            }
+            Since::Age(age) => {
+                let oldest = now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+                (kept.events.partition_point(|event| time(event) < oldest), 0)
+            }
+            Since::Last(count) => (kept.events.len().saturating_sub(count), 0),
+        };
+        let events: Vec<EventView> = kept.events.iter().skip(first).take(PAGE).cloned().collect();
+        let next = events.last().map_or(newest, |event| event.sequence);
+        EventsView { events, missed, next }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Ring> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "people want to know at what time of day it was")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+fn time(event: &EventView) -> SystemTime {
+    humantime::parse_rfc3339(&event.time).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Which backend, or (with an empty name of the backend) which service, a change is about.
+#[must_use]
+pub fn subject(change: &Change) -> Option<BackendName> {
+    match change {
+        Change::Add { name, .. }
+        | Change::Remove { name, .. }
+        | Change::SetAdmin { name, .. }
+        | Change::SetWeight { name, .. }
+        | Change::ForceHealth { name, .. } => Some(name.clone()),
+        Change::AddRule { service, .. } | Change::RemoveRule { service, .. } => {
+            Some(BackendName { service: service.clone(), backend: String::new() })
+        }
+        Change::Reload(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(view: &EventsView) -> Vec<&str> {
+        view.events.iter().map(|event| event.message.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn readers_go_on_where_they_were() {
+        let events = Events::new();
+        assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap().next, 0);
+        for number in 1..=1500 {
+            events.note(&number.to_string());
+        }
+        let first = events.read(Since::Sequence(0), Duration::ZERO).await.unwrap();
+        assert_eq!((first.events.len(), first.next, first.missed), (1000, 1000, 0));
+        let second = events.read(Since::Sequence(first.next), Duration::ZERO).await.unwrap();
+        assert_eq!((second.events.len(), second.next), (500, 1500));
+        let last = events.read(Since::Last(2), Duration::ZERO).await.unwrap();
+        assert_eq!(messages(&last), ["1499", "1500"]);
+        assert_eq!(
+            events.read(Since::Age(Duration::from_secs(3600)), Duration::ZERO).await.unwrap().events.len(),
+            1000
+        );
+        // Of a history that there was before this one.
+        assert_eq!(events.read(Since::Sequence(9000), Duration::ZERO).await.unwrap().events.len(), 1000);
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_is_told_what_it_missed() {
+        let events = Events::new();
+        for number in 1..=KEPT + 5 {
+            events.note(&number.to_string());
+        }
+        let late = events.read(Since::Sequence(2), Duration::ZERO).await.unwrap();
+        assert_eq!((late.missed, late.events[0].sequence), (3, 6));
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_of_the_next_event_and_of_the_end() {
+        let events = Events::new();
+        events.note("first");
+        let reader = events.clone();
+        let waiting = tokio::spawn(async move { reader.read(Since::Sequence(1), Duration::from_secs(3600)).await });
+        tokio::task::yield_now().await;
+        events.change(None, "second", Some(1000), None);
+        let heard = waiting.await.unwrap().unwrap();
+        assert_eq!((messages(&heard), heard.events[0].uid), (vec!["second"], Some(1000)));
+
+        let reader = events.clone();
+        let waiting = tokio::spawn(async move { reader.read(Since::Sequence(2), Duration::from_secs(3600)).await });
+        tokio::task::yield_now().await;
+        events.close();
+        assert_eq!(waiting.await.unwrap().unwrap().events, []);
+    }
+
+    #[tokio::test]
+    async fn the_history_outlives_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("lib/state.json");
+        let events = Events::beside(&state, &Supervisor::default());
+        let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        let moves = Some(Moved { slots: 16_384, needless: 0, known_clients: Some(1_204) });
+        events.note("one");
+        events.change(Some(&about), "two", Some(0), moves);
+        let before = events.read(Since::Sequence(0), Duration::ZERO).await.unwrap();
+        drop(events);
+        let path = directory.path().join("lib/events.jsonl");
+        let mut torn = std::fs::read(&path).unwrap();
+        torn.extend_from_slice(b"{\"sequence\": 3, \"ti");
+        std::fs::write(&path, torn).unwrap();
+
+        let events = Events::beside(&state, &Supervisor::default());
+        assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap(), before);
+        events.note("three");
+        drop(events);
+        let events = Events::beside(&state, &Supervisor::default());
+        let after = events.read(Since::Sequence(0), Duration::ZERO).await.unwrap();
+        assert_eq!(messages(&after), ["one", "two", "three"]);
+        assert_eq!(after.next, 3);
+    }
+
+    #[tokio::test]
+    async fn the_file_is_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state.json");
+        let events = Events::beside(&state, &Supervisor::default());
+        for number in 0..3_000 {
+            events.note(&format!("{number} {}", "x".repeat(1_000)));
+        }
+        drop(events);
+        for file in ["events.jsonl", "events.jsonl.previous"] {
+            let length = std::fs::metadata(directory.path().join(file)).unwrap().len();
+            assert!((1..=file::MAX_SIZE + 2_000).contains(&length), "{file}: {length}");
+        }
+        let events = Events::beside(&state, &Supervisor::default());
+        events.note("last");
+        let last = events.read(Since::Last(2), Duration::ZERO).await.unwrap();
+        assert_eq!(last.next, 3_001);
+        assert!(last.events[0].message.starts_with("2999 "));
+    }
+
+    #[tokio::test]
+    async fn without_a_file_the_history_is_kept_in_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("lib"), "not a directory").unwrap();
+        let events = Events::beside(&directory.path().join("lib/state.json"), &Supervisor::default());
+        events.note("one");
+        assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap().events.len(), 1);
+    }
+}

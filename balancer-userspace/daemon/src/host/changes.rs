@@ -1,0 +1,44 @@
+//! Putting back what the balancer changed on its machine.
+
+use std::{collections::BTreeSet, thread};
+
+use anyhow::Context as _;
+use balancer_dataplane::{HostChanges, offload};
+use tracing::{info, warn};
+
+use super::{plan, switches::Switches, vips};
+
+/// Puts everything back. What somebody else has changed since stays.
+pub fn put_back(changes: HostChanges) {
+    if !changes.vips_on.is_empty() {
+        remove_vips(changes.vips_on);
+    }
+    let mut switches = Switches::new(changes.forwarding);
+    switches.settle();
+    drop(switches);
+    changes.receive_offload.into_iter().for_each(offload::switch_on);
+}
+
+/// In a thread that waits for the kernel.
+fn remove_vips(on: BTreeSet<u32>) {
+    let work = move || -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
+            let connection = tokio::spawn(connection);
+            for place in plan::addresses(&BTreeSet::new(), &vips::found(&handle).await?, &on).remove {
+                match vips::remove(&handle, place).await {
+                    Ok(()) => info!("{} removed", place.address),
+                    Err(error) => warn!("{error:#}"),
+                }
+            }
+            connection.abort();
+            Ok(())
+        })
+    };
+    match thread::spawn(work).join() {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!("VIPs stay assigned: {error:#}"),
+        Err(_) => warn!("VIPs stay assigned"),
+    }
+}

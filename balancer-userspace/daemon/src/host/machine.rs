@@ -1,0 +1,515 @@
+//! This machine, and what is changed on it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, anyhow};
+use balancer_dataplane::{Attached, Attacher, Attachment, HostChanges, HostEnds, NotesWriter, Pins, offload};
+use balancer_model::config::XdpMode;
+use futures_util::{StreamExt as _, stream};
+use rtnetlink::Handle;
+use tokio::task::block_in_place;
+use tracing::{info, warn};
+
+use super::{
+    Target,
+    announce::Announcer,
+    plan::{self, On},
+    switches::Switches,
+    vips::{self, Place},
+};
+use crate::{
+    events::Events,
+    interfaces::{self, Link},
+};
+
+/// Addresses that are added or removed at once.
+const AT_ONCE: usize = 64;
+
+/// Everything that is changed beyond maps. Dropping it takes the program off and puts switches back; only addresses need
+/// [`remove_vips`](Self::remove_vips).
+pub(super) struct Machine {
+    handle: Handle,
+    announcer: Announcer,
+    /// Addresses that the neighbours know of, since their link is up.
+    announced: BTreeSet<Place>,
+    attacher: Attacher,
+    attached: Vec<Attached>,
+    /// Where what outlives this process is pinned, if anything does.
+    pins: Option<Pins>,
+    /// Whether they were made for a change that may still be undone.
+    fresh_pins: bool,
+    /// Names them.
+    state_file: PathBuf,
+    switches: Switches,
+    /// Interfaces on which addresses of ours may be.
+    vips_on: BTreeSet<u32>,
+    /// Interfaces whose receive offload an earlier process left off, until this one has settled.
+    receive_offload: Vec<String>,
+    /// Addresses that were added before this process has settled.
+    fresh: Vec<Place>,
+    notes: NotesWriter,
+    events: Events,
+    /// Interfaces that went away.
+    missed: BTreeSet<String>,
+    /// Interfaces that are in another mode than before a change that may still be undone: their mode before.
+    modes_before: Vec<(u32, XdpMode)>,
+    /// What stands in the way, by what it is about. It is told once.
+    troubles: BTreeMap<String, String>,
+    /// The troubles of this round.
+    round: BTreeMap<String, String>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        handle: Handle,
+        HostEnds { attacher, pins, notes }: HostEnds,
+        state_file: PathBuf,
+        inherited: HostChanges,
+        events: Events,
+    ) -> Self {
+        let HostChanges { forwarding, vips_on, receive_offload } = inherited;
+        Self {
+            handle,
+            announcer: Announcer::default(),
+            announced: BTreeSet::new(),
+            attacher,
+            attached: Vec::new(),
+            pins,
+            fresh_pins: false,
+            state_file,
+            switches: Switches::new(forwarding),
+            vips_on,
+            receive_offload,
+            fresh: Vec::new(),
+            notes,
+            events,
+            missed: BTreeSet::new(),
+            modes_before: Vec::new(),
+            troubles: BTreeMap::new(),
+            round: BTreeMap::new(),
+        }
+    }
+
+    /// Where the program is.
+    pub(super) fn attachments(&self) -> Vec<Attachment> {
+        self.attached.iter().map(|attached| attached.at.clone()).collect()
+    }
+
+    /// Does what `target` asks for beyond what is, and takes nothing away. The interfaces `must` have to be there, and the
+    /// mode was `mode_before`.
+    ///
+    /// # Errors
+    /// The first thing that stands in the way. What was done by then stays until it is [settled](Self::settle) otherwise.
+    pub(super) async fn extend(
+        &mut self,
+        target: &Target,
+        must: &[String],
+        mode_before: XdpMode,
+    ) -> anyhow::Result<()> {
+        let links = interfaces::links(&self.handle).await?;
+        interfaces::select(must, &links)?;
+        let names = present(target, &links);
+        block_in_place(|| self.switches.set(&names, target.v4, target.v6))?;
+        self.change_modes(target.mode, mode_before)?;
+        for (name, ifindex) in self.not_entered(target, &links) {
+            let selected = interfaces::select(std::slice::from_ref(&name), &links).map(drop);
+            let adopted = selected.and_then(|()| self.attach(&name, ifindex, target.mode))?;
+            let how = if adopted { "replaced the program on" } else { "attached to" };
+            let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
+            self.events.note(&format!("{how} {name} in {mode} mode"));
+        }
+        let wanted = self.places(target, &links);
+        self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
+        self.write_notes()?;
+        let found = vips::found(&self.handle).await?;
+        let mut done = Ok(());
+        let mut ours = plan::ours(&wanted, &found);
+        for (place, added) in self.add(plan::addresses(&wanted, &found, &BTreeSet::new()).add, &links).await {
+            match added {
+                Ok(()) => {
+                    ours.insert(place);
+                    self.fresh.push(place);
+                }
+                Err(error) => done = done.and(Err(error)),
+            }
+        }
+        self.announce(&ours, &links);
+        done
+    }
+
+    /// The first round has failed: removes the addresses that were added.
+    pub(super) async fn undo_first(&mut self) {
+        for place in mem::take(&mut self.fresh) {
+            if let Err(error) = vips::remove(&self.handle, place).await {
+                warn!("{error:#}");
+            }
+        }
+    }
+
+    /// The first round is through: what an earlier process changed is this one's, and from now on what is pinned stays,
+    /// however this process ends.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub(super) fn take_over(&mut self) -> anyhow::Result<()> {
+        self.finish_pins()?;
+        self.fresh.clear();
+        self.switches.settle();
+        for name in mem::take(&mut self.receive_offload) {
+            match self.attached.iter_mut().find(|attached| attached.at.name == name) {
+                Some(attached) => attached.take_over_receive_offload(),
+                None => offload::switch_on(name),
+            }
+        }
+        Ok(())
+    }
+
+    /// Pins the data path, so that it may outlive this process. Until [`keep`](Self::keep) it does not.
+    ///
+    /// # Errors
+    /// When it cannot be pinned; nothing is then.
+    pub(super) fn pin(&mut self) -> anyhow::Result<()> {
+        if self.pins.is_some() {
+            return Ok(());
+        }
+        let pinned = block_in_place(|| {
+            let pins = Pins::create(&self.state_file)?;
+            self.attacher.pin(&pins, &mut self.attached)?;
+            anyhow::Ok(pins)
+        });
+        match pinned {
+            Ok(pins) => {
+                self.pins = Some(pins);
+                self.fresh_pins = true;
+                Ok(())
+            }
+            Err(error) => {
+                self.attacher.unpin(&mut self.attached);
+                Err(error)
+            }
+        }
+    }
+
+    /// From now on the data path outlives this process, or does not.
+    pub(super) fn keep(&mut self, keep: bool) {
+        self.fresh_pins = false;
+        let done = if keep { self.finish_pins() } else { self.unpin() };
+        if let Err(error) = done {
+            warn!("{error:#}");
+        }
+    }
+
+    /// The change that the data path was pinned for is not made.
+    pub(super) fn undo_pins(&mut self) {
+        if mem::take(&mut self.fresh_pins)
+            && let Err(error) = self.unpin()
+        {
+            warn!("{error:#}");
+        }
+    }
+
+    fn finish_pins(&mut self) -> anyhow::Result<()> {
+        let ifindexes: Vec<u32> = self.attached.iter().map(|attached| attached.at.ifindex).collect();
+        self.pins.as_mut().map_or(Ok(()), |pins| pins.finish(&ifindexes))
+    }
+
+    fn unpin(&mut self) -> anyhow::Result<()> {
+        self.attacher.unpin(&mut self.attached);
+        self.pins.take().map_or(Ok(()), |mut pins| pins.remove().map(drop))
+    }
+
+    /// Whether interfaces of these names can be attached to.
+    pub(super) async fn check(&self, must: &[String]) -> anyhow::Result<()> {
+        interfaces::select(must, &interfaces::links(&self.handle).await?).map(drop)
+    }
+
+    /// Brings the machine to where `target` wants it, as far as that can be. Whether it can.
+    pub(super) async fn settle(&mut self, target: &Target) -> bool {
+        let links = match interfaces::links(&self.handle).await {
+            Ok(links) => links,
+            Err(error) => {
+                self.trouble("links", &error);
+                return self.end_round();
+            }
+        };
+        let names = present(target, &links);
+        if let Err(error) = block_in_place(|| self.switches.set(&names, target.v4, target.v6)) {
+            self.trouble("forwarding", &error);
+        }
+        self.settle_interfaces(target, &links);
+        if let Err(error) = self.settle_vips(target, &links).await {
+            self.trouble("VIPs", &error);
+        }
+        if let Err(error) = self.write_notes() {
+            self.trouble("notes", &error);
+        }
+        self.end_round()
+    }
+
+    fn settle_interfaces(&mut self, target: &Target, links: &[Link]) {
+        for (name, ifindex) in self.not_entered(target, links) {
+            let selected = interfaces::select(std::slice::from_ref(&name), links).map(drop);
+            match selected.and_then(|()| self.attach(&name, ifindex, target.mode)) {
+                Ok(_) => {
+                    let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
+                    let how = if self.missed.remove(&name) { "is back: " } else { "" };
+                    self.events.note(&format!("interface {name} {how}attached to it in {mode} mode"));
+                }
+                Err(error) => {
+                    let how = if self.missed.contains(&name) { "is back, but" } else { "is" };
+                    self.trouble(&name, &error.context(format!("interface {name} {how} not steered")));
+                }
+            }
+        }
+        let there = names(links);
+        let on = self.on();
+        let leave = plan::interfaces(&target.interfaces, &borrowed(&on), &there).leave;
+        self.missed.retain(|name| target.interfaces.contains(name));
+        for left in self.attached.extract_if(.., |attached| leave.contains(&attached.at.ifindex)).collect::<Vec<_>>() {
+            let name = left.at.name.clone();
+            match block_in_place(|| left.detach()) {
+                Ok(()) => self.events.note(&format!("detached from {name}")),
+                Err(error) => warn!("{error:#}"),
+            }
+        }
+    }
+
+    /// Forgets interfaces that are gone, takes note of new names, and gives those to attach to.
+    fn not_entered(&mut self, target: &Target, links: &[Link]) -> Vec<(String, u32)> {
+        let (there, on) = (names(links), self.on());
+        let plan::InterfacePlan { gone, leave: _, enter, renamed } =
+            plan::interfaces(&target.interfaces, &borrowed(&on), &there);
+        for gone in self.attached.extract_if(.., |attached| gone.contains(&attached.at.ifindex)).collect::<Vec<_>>() {
+            let name = gone.at.name.clone();
+            gone.let_go();
+            self.events.warn(&format!("interface {name} is gone: what comes in by it is not steered until it is back"));
+            self.missed.insert(name);
+        }
+        for On { name, ifindex } in renamed {
+            for attached in self.attached.iter_mut().filter(|attached| attached.at.ifindex == ifindex) {
+                name.clone_into(&mut attached.at.name);
+            }
+        }
+        enter.into_iter().map(|on| (on.name.to_owned(), on.ifindex)).collect()
+    }
+
+    /// Whether an earlier controller was attached.
+    fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<bool> {
+        let others: Vec<u32> = self.attached.iter().map(|attached| attached.at.ifindex).collect();
+        let attached = block_in_place(|| self.attacher.attach(name, ifindex, mode, &others))?;
+        let adopted = attached.adopted;
+        self.attached.push(attached);
+        Ok(adopted)
+    }
+
+    /// Has the program off and on again where it is in a mode that is not to be.
+    fn change_modes(&mut self, mode: XdpMode, before: XdpMode) -> anyhow::Result<()> {
+        let wrong = |attached: &Attached| plan::wrong_mode(attached.at.native, mode, before);
+        let wrong: Vec<u32> =
+            self.attached.iter().filter(|attached| wrong(attached)).map(|attached| attached.at.ifindex).collect();
+        for ifindex in wrong {
+            self.change_mode(ifindex, mode)?;
+        }
+        Ok(())
+    }
+
+    fn change_mode(&mut self, ifindex: u32, mode: XdpMode) -> anyhow::Result<()> {
+        let Some(index) = self.attached.iter().position(|attached| attached.at.ifindex == ifindex) else {
+            return Ok(());
+        };
+        let Attachment { name, native, .. } = self.attached[index].at.clone();
+        let before = if native { XdpMode::Native } else { XdpMode::Generic };
+        block_in_place(|| self.attached.remove(index).detach())?;
+        if let Err(error) = self.attach(&name, ifindex, mode) {
+            return Err(match self.attach(&name, ifindex, before) {
+                Ok(_) => error,
+                Err(after) => anyhow!("{error:#}; and {name} is not steered now: {after:#}"),
+            });
+        }
+        let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
+        self.events.note(&format!("interface {name}: attached anew, in {mode} mode"));
+        self.modes_before.push((ifindex, before));
+        Ok(())
+    }
+
+    /// The change that modes were changed for is made.
+    pub(super) fn keep_modes(&mut self) {
+        self.modes_before.clear();
+    }
+
+    /// The change that modes were changed for is not made.
+    pub(super) fn undo_modes(&mut self) {
+        for (ifindex, mode) in mem::take(&mut self.modes_before) {
+            if let Err(error) = self.change_mode(ifindex, mode) {
+                warn!("{error:#}");
+            }
+        }
+        self.modes_before.clear();
+    }
+
+    async fn settle_vips(&mut self, target: &Target, links: &[Link]) -> anyhow::Result<()> {
+        let wanted = self.places(target, links);
+        self.vips_on.retain(|&ifindex| links.iter().any(|link| link.ifindex == ifindex));
+        let before = self.vips_on.len();
+        self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
+        if before != self.vips_on.len() {
+            // Before anything is done that is to be put back.
+            self.write_notes()?;
+        }
+        let found = vips::found(&self.handle).await?;
+        let plan = plan::addresses(&wanted, &found, &self.vips_on);
+        let mut ours = plan::ours(&wanted, &found);
+        for (place, removed) in self.remove(plan.remove, links).await {
+            if let Err(error) = removed {
+                self.trouble(&place.address.to_string(), &error);
+            }
+        }
+        for (place, added) in self.add(plan.add, links).await {
+            match added {
+                Ok(()) => {
+                    ours.insert(place);
+                }
+                Err(error) => self.trouble(&place.address.to_string(), &error),
+            }
+        }
+        self.announce(&ours, links);
+        if self.round.is_empty() {
+            self.vips_on = wanted.iter().map(|place| place.ifindex).collect();
+        }
+        Ok(())
+    }
+
+    /// The addresses wanted on interfaces that are there.
+    fn places(&self, target: &Target, links: &[Link]) -> BTreeSet<Place> {
+        let ifindex = |name: &String| {
+            let attached = self.attached.iter().find(|attached| attached.at.name == *name);
+            let link = || links.iter().find(|link| link.name == *name).map(|link| link.ifindex);
+            attached.map(|attached| attached.at.ifindex).or_else(link)
+        };
+        let places =
+            target.vips.iter().filter_map(|(name, address)| Some(Place { ifindex: ifindex(name)?, address: *address }));
+        places.collect()
+    }
+
+    async fn add(&self, places: Vec<Place>, links: &[Link]) -> Vec<(Place, anyhow::Result<()>)> {
+        let adding = places.into_iter().map(async |place| (place, self.add_one(place, links).await));
+        stream::iter(adding).buffered(AT_ONCE).collect().await
+    }
+
+    async fn add_one(&self, place: Place, links: &[Link]) -> anyhow::Result<()> {
+        let interface = named(place.ifindex, links);
+        vips::add(&self.handle, place).await.with_context(|| format!("interface {interface}"))?;
+        info!("{} added to {interface} (assign_vip)", place.address);
+        Ok(())
+    }
+
+    /// Tells the neighbours of addresses that are new, or whose link has just come up.
+    fn announce(&mut self, ours: &BTreeSet<Place>, links: &[Link]) {
+        let link = |ifindex| links.iter().find(|link| link.ifindex == ifindex && link.up && link.running);
+        self.announced.retain(|place| ours.contains(place) && link(place.ifindex).is_some());
+        for place in ours.difference(&self.announced.clone()) {
+            let &Place { ifindex, address } = place;
+            let Some((link, mac)) = link(ifindex).and_then(|link| Some((link, link.mac?))) else { continue };
+            self.announced.insert(*place);
+            if let Err(error) = self.announcer.announce(ifindex, mac, address) {
+                warn!(
+                    "{address} on {} is not announced ({error}; it takes CAP_NET_RAW): neighbours that knew it elsewhere \
+                     follow when their own entries run out",
+                    link.name
+                );
+            } else {
+                tokio::spawn(self.announcer.clone().again(link.name.clone(), ifindex, mac, address));
+            }
+        }
+    }
+
+    async fn remove(&self, places: Vec<Place>, links: &[Link]) -> Vec<(Place, anyhow::Result<()>)> {
+        let removing = places.into_iter().map(async |place| {
+            let interface = named(place.ifindex, links);
+            let removed = vips::remove(&self.handle, place).await.with_context(|| format!("interface {interface}"));
+            if removed.is_ok() {
+                info!("{} removed from {interface}", place.address);
+            }
+            (place, removed)
+        });
+        stream::iter(removing).buffered(AT_ONCE).collect().await
+    }
+
+    /// Removes every address of ours.
+    pub(super) async fn remove_vips(&mut self) {
+        let removed = async {
+            let links = interfaces::links(&self.handle).await?;
+            let found = vips::found(&self.handle).await?;
+            let places = plan::addresses(&BTreeSet::new(), &found, &self.vips_on).remove;
+            self.remove(places, &links).await.into_iter().try_for_each(|(_, removed)| removed)
+        };
+        if let Err(error) = removed.await {
+            warn!("VIPs stay assigned: {error:#}");
+        }
+    }
+
+    /// Takes the program off every interface, and puts the rest back.
+    pub(super) async fn detach(mut self) -> anyhow::Result<()> {
+        self.remove_vips().await;
+        let detached = self.attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and);
+        let unpinned = self.pins.take().map_or(Ok(()), |mut pins| pins.remove().map(drop));
+        detached.and(unpinned)
+    }
+
+    /// Leaves everything as it is for the next controller.
+    pub(super) fn leave(self) {
+        self.attached.into_iter().for_each(Attached::leave);
+        self.switches.leave();
+    }
+
+    fn write_notes(&mut self) -> anyhow::Result<()> {
+        let off = self.attached.iter().filter(|attached| attached.receive_offload_off());
+        let mut receive_offload = self.receive_offload.clone();
+        receive_offload.extend(off.map(|attached| attached.at.name.clone()));
+        self.notes.write(HostChanges {
+            forwarding: self.switches.changes().to_vec(),
+            vips_on: self.vips_on.clone(),
+            receive_offload,
+        })
+    }
+
+    fn on(&self) -> Vec<(String, u32)> {
+        self.attached.iter().map(|attached| (attached.at.name.clone(), attached.at.ifindex)).collect()
+    }
+
+    fn trouble(&mut self, about: &str, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        if self.troubles.get(about) != Some(&text) {
+            self.events.warn(&text);
+        }
+        self.round.insert(about.to_owned(), text);
+    }
+
+    fn end_round(&mut self) -> bool {
+        self.troubles = mem::take(&mut self.round);
+        self.troubles.is_empty()
+    }
+}
+
+fn names(links: &[Link]) -> Vec<(String, u32)> {
+    links.iter().map(|link| (link.name.clone(), link.ifindex)).collect()
+}
+
+fn borrowed(on: &[(String, u32)]) -> Vec<On<'_>> {
+    on.iter().map(|(name, ifindex)| On { name, ifindex: *ifindex }).collect()
+}
+
+/// Those of the interfaces wanted that there are.
+fn present<'a>(target: &'a Target, links: &[Link]) -> Vec<&'a str> {
+    let there = |name: &&String| links.iter().any(|link| link.name == **name);
+    target.interfaces.iter().filter(there).map(String::as_str).collect()
+}
+
+fn named(ifindex: u32, links: &[Link]) -> String {
+    let link = links.iter().find(|link| link.ifindex == ifindex);
+    link.map_or_else(|| format!("number {ifindex}"), |link| link.name.clone())
+}

@@ -1,0 +1,490 @@
+//! What the balancer changes on its machine beyond its own maps: where its program is, forwarding switches, receive
+//! offload, VIPs, and the notes of all that.
+//!
+//! A task of its own brings the machine to where it is wanted, again and again: when something else is wanted, when the
+//! kernel tells of a change, when something did not work, and now and then. What a change of the configuration needs is
+//! done before the change is made ([`Host::prepare`]), so that it can be refused.
+
+mod announce;
+mod changes;
+mod machine;
+mod plan;
+mod scrapes;
+mod switches;
+mod vips;
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use balancer_common::map_types::Forwarding;
+use balancer_core::controller::Controller;
+use balancer_dataplane::{Attachment, HostChanges, HostEnds};
+use balancer_model::config::{OnExit, XdpMode};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use rtnetlink::MulticastGroup;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    task::spawn_blocking,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::warn;
+
+pub use self::{changes::put_back, scrapes::Listen};
+use self::{machine::Machine, scrapes::Scrapes};
+use super::{
+    api_server::socket,
+    call::Calls,
+    events::Events,
+    supervisor::{Supervisor, Task},
+};
+
+/// How often everything is looked at.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How soon after a failure.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long more changes of the same kind are waited for.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// What is wanted of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where the program is to be. The first is given the VIPs.
+    pub interfaces: Vec<String>,
+    /// How it is attached.
+    pub mode: XdpMode,
+    /// Whether IPv4 packets are translated.
+    pub v4: bool,
+    /// Whether IPv6 packets are.
+    pub v6: bool,
+    /// The VIPs that the first interface is to have.
+    pub vips: BTreeSet<IpAddr>,
+    /// Whether the data path is to outlive the process.
+    pub keep: bool,
+    /// Where metrics are.
+    pub metrics: Listen,
+    /// Whose the control socket is besides root.
+    pub group: Option<String>,
+}
+
+impl Wanted {
+    /// What a controller wants.
+    #[must_use]
+    pub fn by(controller: &Controller) -> Self {
+        let settings = controller.settings();
+        let translates = |v4: bool| {
+            let mut services = controller.services().iter();
+            services.any(|service| service.forwarding() == Forwarding::Nat && service.address().is_ipv4() == v4)
+        };
+        Self {
+            interfaces: controller.interfaces().to_vec(),
+            mode: settings.xdp_mode,
+            v4: translates(true),
+            v6: translates(false),
+            vips: controller.assigned_vips().collect(),
+            keep: settings.on_exit == OnExit::Keep,
+            metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },
+            group: settings.socket_group.clone(),
+        }
+    }
+}
+
+/// The same by interface, so that two can be joined.
+#[derive(Clone, Debug)]
+struct Target {
+    interfaces: Vec<String>,
+    mode: XdpMode,
+    v4: bool,
+    v6: bool,
+    vips: BTreeSet<(String, IpAddr)>,
+}
+
+impl From<&Wanted> for Target {
+    fn from(wanted: &Wanted) -> Self {
+        // What is no target is done once, when it changes.
+        let Wanted { interfaces, mode, v4, v6, vips, keep: _, metrics: _, group: _ } = wanted.clone();
+        let first = interfaces.first().cloned();
+        let vips =
+            first.into_iter().flat_map(|first| vips.iter().map(move |&vip| (first.clone(), vip)).collect::<Vec<_>>());
+        Self { vips: vips.collect(), interfaces, mode, v4, v6 }
+    }
+}
+
+impl Target {
+    /// What either wants, in the mode of this one.
+    fn and(mut self, other: &Self) -> Self {
+        let more = other.interfaces.iter().filter(|name| !self.interfaces.contains(name)).cloned().collect::<Vec<_>>();
+        self.interfaces.extend(more);
+        self.v4 |= other.v4;
+        self.v6 |= other.v6;
+        self.vips.extend(other.vips.iter().cloned());
+        self
+    }
+}
+
+enum Ask {
+    /// This is wanted from now on.
+    Want(Wanted),
+    /// This may be wanted soon: have it ready beside what is wanted now.
+    Prepare(Wanted, oneshot::Sender<anyhow::Result<()>>),
+    /// Could it be had ready? As far as that can be told without changing anything.
+    Check(Wanted, oneshot::Sender<anyhow::Result<()>>),
+    /// It is not wanted after all.
+    Cancel,
+    End {
+        leave: bool,
+        done: oneshot::Sender<anyhow::Result<()>>,
+    },
+}
+
+/// What the task works with.
+pub struct Surroundings {
+    /// Of the data path.
+    pub ends: HostEnds,
+    /// Names what outlives the process.
+    pub state_file: PathBuf,
+    /// What an earlier process changed.
+    pub inherited: HostChanges,
+    /// Where it is told.
+    pub events: Events,
+    /// Whom scrapes ask.
+    pub calls: Calls,
+    /// The metrics listener, bound as is wanted.
+    pub metrics: Option<TcpListener>,
+    /// The control socket, whose group is as is wanted.
+    pub socket: PathBuf,
+    /// Hears of tasks that end.
+    pub supervisor: Supervisor,
+}
+
+/// The running task. It must be [ended](Self::end), or addresses stay behind.
+pub struct Host {
+    asks: mpsc::UnboundedSender<Ask>,
+    wanted: Wanted,
+    attached: watch::Receiver<Vec<Attachment>>,
+    task: Task<()>,
+}
+
+/// What a change needs is there. When this is dropped without being [made](Self::made), it is taken back.
+#[must_use]
+#[derive(Debug)]
+pub struct Prepared(Option<mpsc::UnboundedSender<Ask>>);
+
+impl Prepared {
+    /// The change is made; what is wanted is said after it.
+    pub fn made(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(asks) = self.0.take() {
+            // The end takes everything back as well.
+            let _ = asks.send(Ask::Cancel);
+        }
+    }
+}
+
+impl Host {
+    /// Brings the machine to where it is wanted, and keeps it there.
+    ///
+    /// # Errors
+    /// What stands in the way. Nothing is changed then, and what an earlier process changed is left.
+    pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
+        let Surroundings { ends, state_file, inherited, events, calls, metrics, socket, supervisor } = surroundings;
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let (connection, handle, messages) =
+            rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
+        tokio::spawn(connection);
+        let mut machine = Machine::new(handle, ends, state_file, inherited, events);
+        let (asks, asked) = mpsc::unbounded_channel();
+        let (told, attached) = watch::channel(Vec::new());
+        let (ready, started) = oneshot::channel();
+        let now = wanted.clone();
+        // Attaching blocks, which only a task of the runtime may do.
+        let watched = supervisor.clone();
+        let task = supervisor.spawn("the keeping of this machine", async move {
+            let target = Target::from(&now);
+            let started = async {
+                machine.extend(&target, &target.interfaces, target.mode).await?;
+                machine.take_over()?;
+                Scrapes::start(now.metrics, metrics, calls, watched)
+            };
+            match started.await {
+                Ok(scrapes) => {
+                    let well = machine.settle(&target).await;
+                    told.send_replace(machine.attachments());
+                    let _ = ready.send(Ok(()));
+                    let this = Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well };
+                    this.serve(asked, messages, told).await;
+                }
+                Err(error) => {
+                    machine.undo_first().await;
+                    let _ = ready.send(Err(error));
+                }
+            }
+            Ok(())
+        });
+        started.await.context("the task that changes this machine is gone")??;
+        Ok(Self { asks, wanted, attached, task })
+    }
+
+    /// Where the program is: waits until that is otherwise.
+    pub async fn attached(&mut self) -> Vec<Attachment> {
+        if self.attached.changed().await.is_err() {
+            std::future::pending().await
+        }
+        self.attached.borrow_and_update().clone()
+    }
+
+    /// Where the program is now.
+    #[must_use]
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.attached.borrow().clone()
+    }
+
+    /// What is wanted now.
+    #[must_use]
+    pub const fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Has the machine follow.
+    pub fn want(&mut self, wanted: Wanted) {
+        if self.wanted != wanted {
+            self.wanted = wanted.clone();
+            // Only at the end is nobody there.
+            let _ = self.asks.send(Ask::Want(wanted));
+        }
+    }
+
+    /// Has what `wanted` takes ready, beside what is wanted now.
+    ///
+    /// # Errors
+    /// What stands in the way. Nothing has changed then.
+    pub fn prepare(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<Prepared>> + Send + 'static {
+        let asks = self.asks.clone();
+        async move {
+            let (reply, done) = oneshot::channel();
+            let _ = asks.send(Ask::Prepare(wanted, reply));
+            done.await.context("the balancer ends")??;
+            Ok(Prepared(Some(asks)))
+        }
+    }
+
+    /// Whether what `wanted` takes could be had ready, as far as that can be told without changing anything.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn check(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        let asks = self.asks.clone();
+        async move {
+            let (reply, done) = oneshot::channel();
+            let _ = asks.send(Ask::Check(wanted, reply));
+            done.await.context("the balancer ends")?
+        }
+    }
+
+    /// Ends the task. Puts everything back, unless it is to be left for the next controller.
+    ///
+    /// # Errors
+    /// The first interface that the program does not go off.
+    pub async fn end(self, leave: bool) -> anyhow::Result<()> {
+        let (done, ended) = oneshot::channel();
+        self.task.release();
+        let _ = self.asks.send(Ask::End { leave, done });
+        let ended = ended.await.context("the task that changes this machine is gone")?;
+        let _ = self.task.ended().await;
+        ended
+    }
+}
+
+/// The task's own.
+struct Keeping {
+    machine: Machine,
+    scrapes: Scrapes,
+    /// The control socket.
+    socket: PathBuf,
+    wanted: Wanted,
+    target: Target,
+    /// What a change that is not made yet needs.
+    soon: Option<(Wanted, Target)>,
+    /// Whether everything is as it is wanted.
+    well: bool,
+}
+
+impl Keeping {
+    async fn serve<T>(
+        mut self,
+        mut asked: mpsc::UnboundedReceiver<Ask>,
+        mut messages: impl Stream<Item = T> + Unpin,
+        told: watch::Sender<Vec<Attachment>>,
+    ) {
+        let mut looked = Instant::now();
+        loop {
+            let next = looked + if self.well { PERIOD } else { AGAIN };
+            let ask = tokio::select! {
+                ask = asked.recv() => match ask {
+                    Some(ask) => Some(ask),
+                    None => return,
+                },
+                Some(_) = messages.next() => {
+                    sleep(TOGETHER).await;
+                    while messages.next().now_or_never().flatten().is_some() {}
+                    None
+                }
+                () = sleep_until(next) => None,
+            };
+            match ask {
+                Some(Ask::Want(wanted)) => self.make(wanted).await,
+                Some(Ask::Prepare(wanted, reply)) => {
+                    let prepared = self.prepare(&wanted).await;
+                    told.send_replace(self.machine.attachments());
+                    let _ = reply.send(prepared);
+                    continue;
+                }
+                Some(Ask::Check(wanted, reply)) => {
+                    let _ = reply.send(self.check(&wanted).await);
+                    continue;
+                }
+                Some(Ask::Cancel) => self.cancel().await,
+                Some(Ask::End { leave, done }) => {
+                    let _ = done.send(self.end(leave).await);
+                    return;
+                }
+                None => {}
+            }
+            looked = Instant::now();
+            self.settle().await;
+            told.send_if_modified(|present| {
+                let attachments = self.machine.attachments();
+                let changed = *present != attachments;
+                *present = attachments;
+                changed
+            });
+        }
+    }
+
+    async fn settle(&mut self) {
+        let target = self.soon.as_ref().map_or(&self.target, |(_, both)| both);
+        self.well = self.machine.settle(target).await;
+    }
+
+    /// Has ready what `wanted` takes, beside what is wanted now; or nothing has changed.
+    async fn prepare(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
+        let target = Target::from(wanted);
+        let must = self.new_interfaces(wanted);
+        let both = target.and(&self.target);
+        self.soon = Some((wanted.clone(), both.clone()));
+        let prepared = async {
+            self.machine.check(&must).await?;
+            self.scrapes.prepare(wanted.metrics).await?;
+            if wanted.keep && !self.wanted.keep {
+                self.machine.pin()?;
+            }
+            if wanted.group != self.wanted.group {
+                give(&self.socket, &wanted.group).await?;
+            }
+            self.machine.extend(&both, &must, self.target.mode).await
+        };
+        let prepared = prepared.await;
+        if prepared.is_err() {
+            self.cancel().await;
+            self.settle().await;
+        }
+        prepared
+    }
+
+    async fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
+        self.machine.check(&self.new_interfaces(wanted)).await?;
+        self.scrapes.check(wanted.metrics).await?;
+        let group = wanted.group.clone();
+        spawn_blocking(move || socket::find(group.as_deref())).await?.map(drop)
+    }
+
+    fn new_interfaces(&self, wanted: &Wanted) -> Vec<String> {
+        wanted.interfaces.iter().filter(|name| !self.target.interfaces.contains(name)).cloned().collect()
+    }
+
+    /// The change is made.
+    async fn make(&mut self, wanted: Wanted) {
+        self.soon = None;
+        self.machine.keep_modes();
+        self.scrapes.make().await;
+        if wanted.keep != self.wanted.keep {
+            self.machine.keep(wanted.keep);
+        }
+        self.target = Target::from(&wanted);
+        self.wanted = wanted;
+    }
+
+    /// The change is not made.
+    async fn cancel(&mut self) {
+        let Some((wanted, _)) = self.soon.take() else { return };
+        self.machine.undo_modes();
+        self.scrapes.undo().await;
+        self.machine.undo_pins();
+        if wanted.group != self.wanted.group
+            && let Err(error) = give(&self.socket, &self.wanted.group).await
+        {
+            warn!("{error:#}");
+        }
+    }
+
+    async fn end(self, leave: bool) -> anyhow::Result<()> {
+        let machine = async {
+            if leave {
+                self.machine.leave();
+                Ok(())
+            } else {
+                self.machine.detach().await
+            }
+        };
+        tokio::join!(machine, self.scrapes.end()).0
+    }
+}
+
+/// Names are looked up in whatever the machine knows groups by.
+async fn give(socket: &Path, group: &Option<String>) -> anyhow::Result<()> {
+    let (socket, group) = (socket.to_owned(), group.clone());
+    spawn_blocking(move || socket::give(&socket, group.as_deref())).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(interfaces: &[&str], v4: bool, v6: bool, vips: &[&str]) -> Wanted {
+        Wanted {
+            interfaces: interfaces.iter().map(|&name| name.to_owned()).collect(),
+            mode: XdpMode::Auto,
+            v4,
+            v6,
+            vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+            keep: false,
+            metrics: Listen { at: None, page: false },
+            group: None,
+        }
+    }
+
+    #[test]
+    fn two_targets_are_joined_without_losing_either() {
+        let old = Target::from(&wanted(&["a", "b"], true, false, &["192.0.2.1"]));
+        let new = Target {
+            mode: XdpMode::Native,
+            ..Target::from(&wanted(&["b", "c"], false, true, &["192.0.2.1", "192.0.2.2"]))
+        };
+        let both = new.and(&old);
+        assert_eq!(both.interfaces, ["b", "c", "a"]);
+        assert_eq!((both.mode, both.v4, both.v6), (XdpMode::Native, true, true));
+        let vips: Vec<String> = both.vips.iter().map(|(name, vip)| format!("{name} {vip}")).collect();
+        assert_eq!(vips, ["a 192.0.2.1", "b 192.0.2.1", "b 192.0.2.2"]);
+        assert!(Target::from(&wanted(&[], true, true, &["192.0.2.1"])).vips.is_empty());
+    }
+}

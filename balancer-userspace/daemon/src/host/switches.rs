@@ -1,0 +1,361 @@
+//! The kernel's forwarding switches. `nat` replies ask its routing tables for the way to the client, and they answer
+//! only for interfaces that may forward.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow};
+use balancer_dataplane::SwitchChange;
+
+const PROC_SYS: &str = "/proc/sys";
+
+/// What was switched, to be put back: when it is no longer wanted, or when this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping this switches forwarding off again"]
+pub(super) struct Switches {
+    root: PathBuf,
+    /// In the order made.
+    changes: Vec<SwitchChange>,
+    /// How many of them an earlier process made, which are not put back before this one has [settled](Self::settle).
+    inherited: usize,
+}
+
+impl Switches {
+    /// Goes on from the changes of an earlier process.
+    pub(super) fn new(inherited: Vec<SwitchChange>) -> Self {
+        Self::below(PROC_SYS.into(), inherited)
+    }
+
+    fn below(root: PathBuf, inherited: Vec<SwitchChange>) -> Self {
+        Self { root, inherited: inherited.len(), changes: inherited }
+    }
+
+    /// Switches forwarding on for `interfaces`, IPv4 (`v4`) or IPv6 (`v6`) or both, and puts back what is not wanted any
+    /// more. With IPv6, interfaces that accept router advertisements go on doing so, so that the host keeps its routers.
+    ///
+    /// # Errors
+    /// When a switch cannot be read or written; the error gives the command to run by hand. What this call has switched on
+    /// is put back.
+    pub(super) fn set(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
+        let wanted: Vec<String> = interfaces.iter().flat_map(|name| keys(name, v4, v6)).collect();
+        let own = self.changes.split_off(self.inherited);
+        let (kept, gone): (Vec<_>, Vec<_>) = own.into_iter().partition(|change| wanted.contains(&change.key));
+        self.changes.extend(kept);
+        for change in gone.iter().rev() {
+            self.put_back(change);
+            tracing::info!("{} set back to {}", sysctl(&change.key), change.before);
+        }
+        let before = self.changes.len();
+        let switched = self.switch_all_on(interfaces, v4, v6);
+        let fresh = self.changes.iter().skip(before);
+        if switched.is_err() {
+            fresh.rev().for_each(|change| self.put_back(change));
+            self.changes.truncate(before);
+        } else {
+            for change in fresh {
+                tracing::info!(
+                    "{} set to {} (was {}) while nat needs it",
+                    sysctl(&change.key),
+                    change.after,
+                    change.before
+                );
+            }
+        }
+        switched
+    }
+
+    /// What was changed, in the order made.
+    pub(super) fn changes(&self) -> &[SwitchChange] {
+        &self.changes
+    }
+
+    /// From now on what an earlier process changed is put back as well.
+    pub(super) const fn settle(&mut self) {
+        self.inherited = 0;
+    }
+
+    /// Leaves everything switched as it is.
+    pub(super) fn leave(mut self) {
+        self.changes.clear();
+    }
+
+    fn switch_all_on(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
+        if v4 {
+            interfaces.iter().try_for_each(|name| self.switch_on(&forwarding("ipv4", name)))?;
+        }
+        if v6 { self.ensure_v6(interfaces) } else { Ok(()) }
+    }
+
+    fn ensure_v6(&mut self, interfaces: &[&str]) -> anyhow::Result<()> {
+        interfaces.iter().try_for_each(|name| self.keep_accepting_routers(name))?;
+        let mut off = Vec::new();
+        for key in interfaces.iter().map(|name| forwarding("ipv6", name)) {
+            if self.read(&key)? == "0" {
+                off.push(key);
+            }
+        }
+        if off.is_empty() {
+            return Ok(());
+        }
+        // Switching it on for any interface makes the kernel forget the advertised routers of all interfaces, except
+        // where accept_ra is 2. So the others are at 2 for that moment.
+        let mut bystanders = Self::below(self.root.clone(), Vec::new());
+        for name in self.interfaces_v6() {
+            if !interfaces.contains(&name.as_str())
+                && let Err(error) = bystanders.keep_accepting_routers(&name)
+            {
+                tracing::warn!("interface {name} may lose its IPv6 router until the next advertisement: {error:#}");
+            }
+        }
+        off.iter().try_for_each(|key| self.switch_on(key))
+    }
+
+    fn keep_accepting_routers(&mut self, interface: &str) -> anyhow::Result<()> {
+        let key = accept_ra(interface);
+        if self.read(&key)? == "1" { self.write(&key, "1", "2") } else { Ok(()) }
+    }
+
+    fn switch_on(&mut self, key: &str) -> anyhow::Result<()> {
+        let before = self.read(key)?;
+        if before == "0" { self.write(key, &before, "1") } else { Ok(()) }
+    }
+
+    fn interfaces_v6(&self) -> Vec<String> {
+        let directory = fs::read_dir(self.root.join("net/ipv6/conf"));
+        let names = directory.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name != "all" && name != "default").collect()
+    }
+
+    fn read(&self, key: &str) -> anyhow::Result<String> {
+        let path = self.root.join(key);
+        match fs::read_to_string(&path) {
+            Ok(value) => Ok(value.trim().to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && key.starts_with("net/ipv6") => Err(error)
+                .with_context(|| format!("{}: is IPv6 switched off on this machine or interface?", path.display())),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+
+    fn write(&mut self, key: &str, before: &str, after: &str) -> anyhow::Result<()> {
+        let path = self.root.join(key);
+        fs::write(&path, after).map_err(|error| {
+            anyhow!(
+                "cannot write {}: {error}; run `sysctl -w {}={after}` before the start",
+                path.display(),
+                sysctl(key)
+            )
+        })?;
+        if self.changes.iter().any(|change| change.key == key) {
+            // The interface was made anew, or somebody has switched it back.
+            tracing::info!("{} set to {after} again", sysctl(key));
+        } else {
+            self.changes.push(SwitchChange { key: key.to_owned(), before: before.to_owned(), after: after.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn put_back(&self, change: &SwitchChange) {
+        if let Err(error) = restore(&self.root, change) {
+            let name = sysctl(&change.key);
+            tracing::warn!("{name} stays {} (was {}): {error:#}", change.after, change.before);
+        }
+    }
+}
+
+impl Drop for Switches {
+    fn drop(&mut self) {
+        self.changes.iter().skip(self.inherited).rev().for_each(|change| self.put_back(change));
+    }
+}
+
+fn restore(root: &Path, change: &SwitchChange) -> anyhow::Result<()> {
+    let path = root.join(&change.key);
+    if !path.exists() {
+        return Ok(());
+    }
+    // Somebody else's later change stays.
+    let present = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    if present.trim() == change.after {
+        fs::write(&path, &change.before).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn forwarding(family: &str, interface: &str) -> String {
+    format!("net/{family}/conf/{interface}/forwarding")
+}
+
+fn accept_ra(interface: &str) -> String {
+    format!("net/ipv6/conf/{interface}/accept_ra")
+}
+
+/// The switches that translating packets of these families takes on an interface.
+fn keys(interface: &str, v4: bool, v6: bool) -> impl Iterator<Item = String> {
+    let v4 = v4.then(|| forwarding("ipv4", interface));
+    let v6 = v6.then(|| [forwarding("ipv6", interface), accept_ra(interface)]);
+    v4.into_iter().chain(v6.into_iter().flatten())
+}
+
+/// The name of a switch for sysctl(8), where an interface name's own dots are written as slashes.
+fn sysctl(key: &str) -> String {
+    key.chars()
+        .map(|c| match c {
+            '/' => '.',
+            '.' => '/',
+            other => other,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        /// Switches of eth0, eth1.100 and wan0, with forwarding off and advertisements accepted.
+        fn new() -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            for name in ["all", "default", "eth0", "eth1.100", "wan0"] {
+                for (family, switch, value) in
+                    [("ipv4", "forwarding", "0\n"), ("ipv6", "forwarding", "0\n"), ("ipv6", "accept_ra", "1\n")]
+                {
+                    let path = tree.0.path().join(format!("net/{family}/conf/{name}/{switch}"));
+                    fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    fs::write(path, value).unwrap();
+                }
+            }
+            tree
+        }
+
+        fn set(&self, key: &str, value: &str) {
+            fs::write(self.0.path().join(key), value).unwrap();
+        }
+
+        fn get(&self, key: &str) -> String {
+            fs::read_to_string(self.0.path().join(key)).unwrap().trim().to_owned()
+        }
+
+        /// forwarding (v4), forwarding (v6), accept_ra.
+        fn state(&self, name: &str) -> [String; 3] {
+            ["ipv4/conf/NAME/forwarding", "ipv6/conf/NAME/forwarding", "ipv6/conf/NAME/accept_ra"]
+                .map(|key| self.get(&format!("net/{}", key.replace("NAME", name))))
+        }
+
+        fn switches(&self) -> Switches {
+            Switches::below(self.0.path().to_owned(), Vec::new())
+        }
+    }
+
+    #[test]
+    fn switches_on_and_puts_back() {
+        let tree = Tree::new();
+        let mut switches = tree.switches();
+        switches.set(&["eth0", "eth1.100"], true, true).unwrap();
+        assert_eq!(tree.state("eth0"), ["1", "1", "2"]);
+        assert_eq!(tree.state("eth1.100"), ["1", "1", "2"]);
+        assert_eq!(tree.state("wan0"), ["0", "0", "1"]);
+        drop(switches);
+        assert_eq!(tree.state("eth0"), ["0", "0", "1"]);
+        assert_eq!(tree.state("eth1.100"), ["0", "0", "1"]);
+    }
+
+    #[test]
+    fn follows_what_is_wanted() {
+        let tree = Tree::new();
+        let mut switches = tree.switches();
+        for (names, v4, v6, eth0, wan0) in [
+            (&["eth0"][..], false, false, ["0", "0", "1"], ["0", "0", "1"]),
+            (&["eth0"], true, false, ["1", "0", "1"], ["0", "0", "1"]),
+            (&["eth0"], true, true, ["1", "1", "2"], ["0", "0", "1"]),
+            (&["eth0", "wan0"], false, true, ["0", "1", "2"], ["0", "1", "2"]),
+            (&["wan0"], true, true, ["0", "0", "1"], ["1", "1", "2"]),
+            (&[], true, true, ["0", "0", "1"], ["0", "0", "1"]),
+        ] {
+            switches.set(names, v4, v6).unwrap();
+            assert_eq!(
+                (tree.state("eth0"), tree.state("wan0")),
+                (eth0.map(Into::into), wan0.map(Into::into)),
+                "{names:?}"
+            );
+            // Again, and nothing is noted twice.
+            let changes = switches.changes().to_vec();
+            switches.set(names, v4, v6).unwrap();
+            assert_eq!(switches.changes(), changes);
+        }
+        assert!(switches.changes().is_empty());
+    }
+
+    #[test]
+    fn an_interface_made_anew_is_switched_on_and_put_back_like_the_first() {
+        let tree = Tree::new();
+        let mut switches = tree.switches();
+        switches.set(&["eth0"], true, true).unwrap();
+        for (key, value) in [("ipv4/conf/eth0/forwarding", "0"), ("ipv6/conf/eth0/forwarding", "0")] {
+            tree.set(&format!("net/{key}"), value);
+        }
+        tree.set("net/ipv6/conf/eth0/accept_ra", "1");
+        switches.set(&["eth0"], true, true).unwrap();
+        assert_eq!(tree.state("eth0"), ["1", "1", "2"]);
+        assert_eq!(switches.changes().len(), 3);
+        drop(switches);
+        assert_eq!(tree.state("eth0"), ["0", "0", "1"]);
+    }
+
+    #[test]
+    fn leaves_alone_what_was_right_or_was_changed_since() {
+        let tree = Tree::new();
+        tree.set("net/ipv4/conf/eth0/forwarding", "1");
+        tree.set("net/ipv6/conf/eth0/accept_ra", "0");
+        let mut switches = tree.switches();
+        switches.set(&["eth0"], true, true).unwrap();
+        assert_eq!(tree.state("eth0"), ["1", "1", "0"]);
+        tree.set("net/ipv6/conf/eth0/forwarding", "2");
+        drop(switches);
+        assert_eq!(tree.state("eth0"), ["1", "2", "0"]);
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_what_an_earlier_process_changed() {
+        let tree = Tree::new();
+        let mut first = tree.switches();
+        first.set(&["eth0"], true, false).unwrap();
+        let inherited = first.changes().to_vec();
+        first.leave();
+        let next = || Switches::below(tree.0.path().to_owned(), inherited.clone());
+        let mut failing = next();
+        failing.set(&["eth0", "wan0"], true, false).unwrap();
+        drop(failing);
+        assert_eq!(
+            (tree.state("eth0"), tree.state("wan0")),
+            (["1", "0", "1"].map(Into::into), ["0", "0", "1"].map(Into::into))
+        );
+        let mut settled = next();
+        settled.set(&["eth0", "wan0"], true, false).unwrap();
+        settled.settle();
+        drop(settled);
+        assert_eq!(tree.state("eth0"), ["0", "0", "1"]);
+    }
+
+    #[test]
+    fn a_failure_puts_everything_back_and_gives_the_command() {
+        let tree = Tree::new();
+        let mut switches = tree.switches();
+        switches.set(&["wan0"], true, false).unwrap();
+        fs::remove_file(tree.0.path().join("net/ipv6/conf/eth1.100/forwarding")).unwrap();
+        let error = format!("{:#}", switches.set(&["wan0", "eth0", "eth1.100"], true, true).unwrap_err());
+        assert!(error.contains("is IPv6 switched off"), "{error}");
+        assert_eq!(tree.state("eth0"), ["0", "0", "1"]);
+        assert_eq!(tree.state("wan0"), ["1", "0", "1"]);
+        assert_eq!(tree.get("net/ipv4/conf/eth1.100/forwarding"), "0");
+        assert_eq!(sysctl("net/ipv4/conf/eth1.100/forwarding"), "net.ipv4.conf.eth1/100.forwarding");
+
+        // A directory cannot be written to, whoever asks.
+        let error = switches.write("net/ipv4/conf/eth0", "0", "1").unwrap_err().to_string();
+        assert!(error.contains("sysctl -w net.ipv4.conf.eth0=1"), "{error}");
+        assert_eq!(switches.changes().len(), 1);
+    }
+}

@@ -1,0 +1,210 @@
+//! The machine's network interfaces, as rtnetlink shows them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use balancer_common::map_types::Mac;
+use balancer_model::names::nearest;
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::Handle;
+
+/// How long the kernel may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An Ethernet interface that a program can be attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+}
+
+/// A link of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) ifindex: u32,
+    pub(super) name: String,
+    /// `None` where frames are not Ethernet's, and for the loopback.
+    pub(super) mac: Option<Mac>,
+    pub(super) mtu: u32,
+    pub(super) loopback: bool,
+    /// Administratively up.
+    pub(super) up: bool,
+    /// Operationally up, or the driver cannot tell.
+    pub(super) running: bool,
+    /// What it is, if it is no hardware.
+    pub(super) kind: Option<InfoKind>,
+    /// The device of this namespace that it is made upon, or its peer.
+    pub(super) lower: Option<u32>,
+    /// The bridge, bond or the like that it is a part of.
+    pub(super) master: Option<u32>,
+}
+
+impl Link {
+    pub(super) fn from_message(message: &LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let loopback = flags.contains(LinkFlags::Loopback);
+        let ethernet = message.header.link_layer_type == LinkLayerType::Ether && !loopback;
+        let mut link = Self {
+            ifindex: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            loopback,
+            up: flags.contains(LinkFlags::Up),
+            running: flags.contains(LinkFlags::Running),
+            kind: None,
+            lower: None,
+            master: None,
+        };
+        let mut elsewhere = false;
+        for attribute in &message.attributes {
+            if let LinkAttribute::IfName(name) = attribute {
+                link.name.clone_from(name);
+            } else if let LinkAttribute::Mtu(mtu) = attribute {
+                link.mtu = *mtu;
+            } else if let LinkAttribute::Address(address) = attribute
+                && ethernet
+            {
+                link.mac = Mac::try_from(address.as_slice()).ok();
+            } else if let LinkAttribute::Link(lower) = attribute {
+                link.lower = Some(*lower);
+            } else if let LinkAttribute::LinkNetNsId(_) = attribute {
+                elsewhere = true;
+            } else if let LinkAttribute::Controller(master) = attribute {
+                link.master = Some(*master);
+            } else if let LinkAttribute::LinkInfo(infos) = attribute {
+                link.kind = infos
+                    .iter()
+                    .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind.clone()) } else { None });
+            }
+        }
+        // Indices of another namespace mean nothing here.
+        link.lower = link.lower.filter(|_| !elsewhere);
+        link
+    }
+}
+
+/// Every link of the network namespace.
+pub(super) async fn links(handle: &Handle) -> anyhow::Result<Vec<Link>> {
+    let dump = handle.link().get().execute().map_ok(|message| Link::from_message(&message)).try_collect();
+    tokio::time::timeout(TIMEOUT, dump)
+        .await
+        .context("listing the network interfaces: no answer from the kernel")?
+        .context("listing the network interfaces")
+}
+
+/// Finds the interfaces called `names`, in that order.
+///
+/// # Errors
+/// When a name does not exist (the error names the nearest one and all that exist), comes twice, or belongs to the
+/// loopback or another interface without Ethernet frames; when the kernel does not answer.
+pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let links = links(&handle).await;
+    connection.abort();
+    select(names, &links?)
+}
+
+/// As [`resolve`], among `links`.
+pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Interface>> {
+    let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
+    for name in names {
+        let Some(link) = links.iter().find(|link| link.name == *name) else {
+            bail!("interface {name} does not exist{}", suggestion(name, links));
+        };
+        if interfaces.iter().any(|interface| interface.ifindex == link.ifindex) {
+            bail!("interface {name} is named twice: name each interface once");
+        }
+        if link.loopback {
+            bail!("interface {name} is the loopback: name the interface that clients' packets come in by");
+        }
+        let Some(mac) = link.mac else {
+            bail!("interface {name} carries no Ethernet frames: name an Ethernet interface");
+        };
+        interfaces.push(Interface { name: name.clone(), ifindex: link.ifindex, mac, mtu: link.mtu, up: link.up });
+    }
+    Ok(interfaces)
+}
+
+fn suggestion(name: &str, links: &[Link]) -> String {
+    let mut usable: Vec<&str> = links.iter().filter(|link| link.mac.is_some()).map(|link| link.name.as_str()).collect();
+    usable.sort_unstable();
+    match nearest(name, usable.iter().copied()) {
+        _ if usable.is_empty() => ": this machine has no Ethernet interface".to_owned(),
+        Some(nearest) => format!(": did you mean {nearest}? There are: {}", usable.join(", ")),
+        None => format!(": there are: {}", usable.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(ifindex: u32, name: &str) -> Link {
+        let mac = Some([2, 0, 0, 0, 0, ifindex as u8]);
+        Link {
+            ifindex,
+            name: name.to_owned(),
+            mac,
+            mtu: 1500,
+            loopback: false,
+            up: true,
+            running: true,
+            kind: None,
+            lower: None,
+            master: None,
+        }
+    }
+
+    fn links() -> Vec<Link> {
+        vec![
+            Link { loopback: true, mac: None, ..link(1, "lo") },
+            link(2, "eth0"),
+            link(3, "eth1"),
+            Link { mac: None, ..link(4, "tun0") },
+        ]
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    fn error(wanted: &[&str]) -> String {
+        select(&names(wanted), &links()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn finds_interfaces_in_the_order_asked_for() {
+        let found = select(&names(&["eth1", "eth0"]), &links()).unwrap();
+        assert_eq!(found.iter().map(|interface| interface.ifindex).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(found[0].mac, [2, 0, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn refuses_with_what_would_be_right() {
+        assert_eq!(error(&["eht0"]), "interface eht0 does not exist: did you mean eth0? There are: eth0, eth1");
+        assert_eq!(error(&["wlp3s0"]), "interface wlp3s0 does not exist: there are: eth0, eth1");
+        assert!(error(&["eth0", "eth0"]).contains("named twice"));
+        assert!(error(&["lo"]).contains("is the loopback"));
+        assert!(error(&["tun0"]).contains("no Ethernet frames"));
+        let none = select(&names(&["eth0"]), &[]).unwrap_err().to_string();
+        assert_eq!(none, "interface eth0 does not exist: this machine has no Ethernet interface");
+    }
+
+    #[tokio::test]
+    async fn asks_the_kernel() {
+        let error = resolve(&names(&["lo"])).await.unwrap_err().to_string();
+        assert!(error.contains("is the loopback"), "{error}");
+        assert!(resolve(&names(&["no-such-if"])).await.unwrap_err().to_string().contains("does not exist"));
+    }
+}

@@ -1,0 +1,302 @@
+//! Keeps the state file up to date.
+//!
+//! A change is on disk before it is made: the state that it would lead to is written while the owner goes on handling
+//! events, then the change is made and answered. If the file cannot be written, nothing has changed. Where the change needs
+//! something of this machine, that is prepared before. Changes are made in the order asked for. What happens by itself is
+//! written soon after, what is only counted now and then.
+
+use std::{
+    collections::VecDeque,
+    future::pending,
+    panic::{self, AssertUnwindSafe},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use balancer_api::model::Changed;
+use balancer_core::{
+    io::{Change, Refused},
+    state::SavedState,
+};
+use balancer_dataplane::Dataplane;
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, JoinHandle},
+    time::Instant,
+};
+use tracing::error;
+
+use super::{
+    host::{Host, Prepared},
+    owner::Owner,
+    state_file::StateFile,
+    supervisor::panicked,
+};
+
+/// How long what happens by itself may wait to be written.
+const SOON: Duration = Duration::from_millis(500);
+/// How often counters are written, and how long after a failure it is tried again.
+const NOW_AND_THEN: Duration = Duration::from_secs(10);
+
+/// A change that somebody asks for.
+#[derive(Debug)]
+pub struct Request {
+    /// What.
+    pub change: Change,
+    /// The uid of the peer that asked, for the log.
+    pub uid: Option<u32>,
+    /// Only if the configuration is of this generation.
+    pub if_generation: Option<u64>,
+    /// What was done, or why not.
+    pub reply: oneshot::Sender<Result<Changed, Refused>>,
+}
+
+/// Where the state is kept.
+pub trait Save: Send + 'static {
+    /// Replaces the state; it is kept when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be kept; what was there is then as before.
+    fn save(&mut self, state: &SavedState) -> anyhow::Result<()>;
+}
+
+impl Save for StateFile {
+    fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
+        Self::save(self, state)
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Keeper<F = StateFile> {
+    /// While nothing is written.
+    idle: Option<F>,
+    writing: Option<Writing<F>>,
+    waiting: VecDeque<Request>,
+    stage: Option<Stage>,
+    /// When to write what has happened, or was counted.
+    due: Instant,
+    failing: bool,
+}
+
+/// A change that may be made, with what was prepared for it.
+pub type Ready = (Request, Option<Prepared>);
+
+/// A change that this machine must be made ready for.
+#[derive(Debug)]
+enum Stage {
+    Preparing(JoinHandle<anyhow::Result<Prepared>>, Request),
+    Prepared(Prepared, Request),
+}
+
+#[derive(Debug)]
+struct Writing<F> {
+    task: JoinHandle<(F, anyhow::Result<()>)>,
+    /// The change that is made when it is done.
+    change: Option<Ready>,
+}
+
+impl<F: Save> Keeper<F> {
+    /// Writes to `file`, at once for the first time.
+    #[must_use]
+    pub fn new(file: F) -> Self {
+        Self {
+            idle: Some(file),
+            writing: None,
+            waiting: VecDeque::new(),
+            stage: None,
+            due: Instant::now(),
+            failing: false,
+        }
+    }
+
+    /// Takes a change on; [`progress`](Self::progress) gives it back when it may be made.
+    pub fn ask(&mut self, request: Request) {
+        self.waiting.push_back(request);
+    }
+
+    /// Something has happened.
+    pub fn note(&mut self) {
+        if !self.failing {
+            self.due = self.due.min(Instant::now() + SOON);
+        }
+    }
+
+    /// When to call [`advance`](Self::advance) at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.idle.is_some().then_some(self.due)
+    }
+
+    /// Begins to prepare or to write, if there is something to write and nothing is under way. Refuses what cannot be done.
+    pub fn advance<D: Dataplane>(&mut self, owner: &Owner<D>, host: &Host) {
+        while self.idle.is_some() {
+            let (request, prepared) = match self.stage.take() {
+                None => match self.waiting.pop_front() {
+                    Some(request) => (request, None),
+                    None => break,
+                },
+                Some(Stage::Prepared(prepared, request)) => (request, Some(prepared)),
+                preparing @ Some(Stage::Preparing(..)) => {
+                    self.stage = preparing;
+                    break;
+                }
+            };
+            // Nobody waits for the answer: the caller was told that the outcome is unknown.
+            if request.reply.is_closed() {
+                continue;
+            }
+            match owner.propose(&request.change, request.if_generation) {
+                Ok((_, wanted)) if prepared.is_none() && wanted != *host.wanted() => {
+                    self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
+                }
+                Ok((state, _)) => self.write(state, Some((request, prepared))),
+                Err(refused) => {
+                    let _ = request.reply.send(Err(refused));
+                }
+            }
+        }
+        if self.idle.is_some() && self.due <= Instant::now() {
+            self.write(owner.export(), None);
+        }
+    }
+
+    fn write(&mut self, state: SavedState, change: Option<Ready>) {
+        let Some(mut file) = self.idle.take() else { return };
+        self.due = Instant::now() + NOW_AND_THEN;
+        let task = tokio::task::spawn_blocking(move || {
+            // A panic is the end of this state, not of the file.
+            let saved = panic::catch_unwind(AssertUnwindSafe(|| file.save(&state)));
+            let saved = saved.unwrap_or_else(|panic| Err(anyhow!("writing the state {}", panicked(panic.as_ref()))));
+            (file, saved)
+        });
+        self.writing = Some(Writing { task, change });
+    }
+
+    /// Waits for the end of what is being prepared or written: for ever if nothing is. Gives a change that may be made now;
+    /// one that may not has been answered.
+    pub async fn progress(&mut self) -> Option<Ready> {
+        let Self { writing, stage, .. } = self;
+        let written = async {
+            match writing {
+                Some(writing) => (&mut writing.task).await,
+                None => pending().await,
+            }
+        };
+        let prepared = async {
+            match stage {
+                Some(Stage::Preparing(task, _)) => task.await,
+                Some(Stage::Prepared(..)) | None => pending().await,
+            }
+        };
+        tokio::select! {
+            written = written => self.written(written),
+            prepared = prepared => {
+                self.prepared(prepared.unwrap_or_else(|error| Err(error.into())));
+                None
+            }
+        }
+    }
+
+    fn prepared(&mut self, prepared: anyhow::Result<Prepared>) {
+        let Some(Stage::Preparing(_, request)) = self.stage.take() else { return };
+        match prepared {
+            Ok(prepared) => self.stage = Some(Stage::Prepared(prepared, request)),
+            Err(error) => {
+                let _ = request.reply.send(Err(Refused::Conflict(format!("nothing was changed: {error:#}"))));
+            }
+        }
+    }
+
+    fn written(&mut self, ended: Result<(F, anyhow::Result<()>), JoinError>) -> Option<Ready> {
+        let change = self.writing.take().and_then(|writing| writing.change);
+        let saved = match ended {
+            Ok((file, saved)) => {
+                self.idle = Some(file);
+                saved
+            }
+            // Only when the runtime ends.
+            Err(error) => Err(error.into()),
+        };
+        let Err(error) = saved else {
+            self.failing = false;
+            return change;
+        };
+        if !self.failing {
+            error!("{error:#}; a restart would go on from an older state");
+        }
+        self.failing = true;
+        if let Some((request, _)) = change {
+            let refused = Refused::Unsaved(format!("nothing was changed: {error:#}"));
+            let _ = request.reply.send(Err(refused));
+        }
+        None
+    }
+
+    /// Writes the last state. Changes that still wait are not made.
+    pub async fn finish<D: Dataplane>(mut self, owner: &Owner<D>) {
+        self.waiting.clear();
+        self.stage = None;
+        if let Some(writing) = self.writing.take()
+            && let Ok((file, _)) = writing.task.await
+        {
+            self.idle = Some(file);
+        }
+        if self.idle.is_some() {
+            self.write(owner.export(), None);
+            self.progress().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use balancer_core::{controller::Controller, state::Clocks};
+    use balancer_model::{
+        fixture::{KEY, config, now, web},
+        names::BackendName,
+    };
+
+    use super::*;
+
+    /// Panics with the first state.
+    struct Broken {
+        saved: u32,
+    }
+
+    impl Save for Broken {
+        fn save(&mut self, _: &SavedState) -> anyhow::Result<()> {
+            self.saved += 1;
+            assert!(self.saved > 1, "out of paper");
+            Ok(())
+        }
+    }
+
+    fn request() -> (Request, oneshot::Receiver<Result<Changed, Refused>>) {
+        let (reply, answer) = oneshot::channel();
+        let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        (Request { change: Change::SetWeight { name, weight: 1 }, uid: None, if_generation: None, reply }, answer)
+    }
+
+    #[tokio::test]
+    async fn a_write_that_panics_refuses_its_change_and_holds_up_no_other() {
+        let mut controller = Controller::new(config(vec![web()]), KEY);
+        let now = now();
+        controller.start(now);
+        let state = controller.export(Clocks { now, wall: UNIX_EPOCH });
+        let mut keeper = Keeper::new(Broken { saved: 0 });
+
+        let (first, answer) = request();
+        keeper.write(state.clone(), Some((first, None)));
+        assert!(keeper.progress().await.is_none());
+        let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
+        assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
+
+        let (second, _answer) = request();
+        assert!(keeper.next_deadline().is_some());
+        keeper.write(state, Some((second, None)));
+        assert!(keeper.progress().await.is_some());
+    }
+}

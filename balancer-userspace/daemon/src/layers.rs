@@ -1,0 +1,120 @@
+//! How the links of this namespace lie upon each other. Pure.
+
+use std::collections::BTreeSet;
+
+use balancer_dataplane::Layers;
+use netlink_packet_route::link::InfoKind;
+
+use super::interfaces::Link;
+
+pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
+    let mut layers = Layers::default();
+    let vrfs: BTreeSet<u32> =
+        links.clone().filter(|link| link.kind == Some(InfoKind::Vrf)).map(|link| link.ifindex).collect();
+    for link in links {
+        layers.add(link.ifindex, link.mac);
+        if let Some(lower) = link.lower.filter(|_| link.kind.as_ref().is_some_and(takes_frames_of_lower)) {
+            layers.put_upon(lower, link.ifindex);
+        }
+        // A VRF is a table of routes, which several interfaces may have.
+        if let Some(master) = link.master.filter(|master| !vrfs.contains(master)) {
+            layers.put_upon(link.ifindex, master);
+        }
+    }
+    layers
+}
+
+/// Whether devices of this kind are given frames that their lower device receives. A `veth` names its peer as that, a
+/// tunnel the device that its outer packets leave by.
+fn takes_frames_of_lower(kind: &InfoKind) -> bool {
+    matches!(
+        kind,
+        InfoKind::Vlan
+            | InfoKind::MacVlan
+            | InfoKind::MacVtap
+            | InfoKind::IpVlan
+            | InfoKind::IpVtap
+            | InfoKind::MacSec
+            | InfoKind::Dsa
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::map_types::Mac;
+
+    use super::*;
+    use crate::neighbours::test_link as link;
+
+    const fn mac(last: u8) -> Mac {
+        [2, 0, 0, 0, 0, last]
+    }
+
+    fn upon(ifindex: u32, kind: InfoKind, lower: u32) -> Link {
+        Link { kind: Some(kind), lower: Some(lower), ..device(ifindex) }
+    }
+
+    fn device(ifindex: u32) -> Link {
+        Link { mac: Some(mac(ifindex as u8)), ..link(ifindex, "any") }
+    }
+
+    fn layers(links: &[Link]) -> Layers {
+        of(links.iter())
+    }
+
+    fn stations(links: &[Link], ifindex: u32) -> Vec<Mac> {
+        let (own, others) = layers(links).stations(ifindex).unwrap();
+        std::iter::once(own).chain(others).collect()
+    }
+
+    #[test]
+    fn an_interface_takes_the_frames_of_what_lies_upon_it() {
+        let links = [
+            device(2),
+            // VRRP's virtual MAC, and a VLAN of the bond that the interface is a part of.
+            upon(3, InfoKind::MacVlan, 2),
+            Link { master: Some(5), ..device(4) },
+            Link { kind: Some(InfoKind::Bond), ..device(5) },
+            upon(6, InfoKind::Vlan, 5),
+            device(7),
+        ];
+        assert_eq!(stations(&links, 2), [mac(2), mac(3)]);
+        assert_eq!(stations(&links, 4), [mac(4), mac(5), mac(6)]);
+        assert_eq!(stations(&links, 3), [mac(3)], "not those of what lies below");
+        assert_eq!(layers(&links).stations(77), None);
+    }
+
+    #[test]
+    fn a_vlan_has_the_mac_of_its_parent() {
+        let links = [device(2), Link { mac: Some(mac(2)), ..upon(3, InfoKind::Vlan, 2) }];
+        assert_eq!(stations(&links, 2), [mac(2)]);
+    }
+
+    #[test]
+    fn the_peer_of_a_veth_is_another_station() {
+        let links = [upon(2, InfoKind::Veth, 3), upon(3, InfoKind::Veth, 2)];
+        assert_eq!(stations(&links, 2), [mac(2)]);
+        assert!(!layers(&links).related(2, 3));
+    }
+
+    #[test]
+    fn replies_come_by_what_a_device_is_made_of() {
+        let links = [
+            Link { master: Some(9), ..device(2) },
+            Link { master: Some(9), ..device(3) },
+            Link { kind: Some(InfoKind::Bridge), ..device(9) },
+            upon(10, InfoKind::Vlan, 9),
+            device(4),
+            upon(11, InfoKind::Vlan, 4),
+            Link { master: Some(12), ..device(5) },
+            Link { master: Some(12), ..device(6) },
+            Link { kind: Some(InfoKind::Vrf), ..device(12) },
+        ];
+        let layers = layers(&links);
+        assert!(layers.related(2, 2) && layers.related(77, 77));
+        assert!(layers.related(9, 2) && layers.related(3, 2), "ports of one bridge");
+        assert!(layers.related(10, 3) && layers.related(4, 11));
+        assert!(!layers.related(2, 4) && !layers.related(11, 2));
+        assert!(!layers.related(5, 6), "a table of routes joins nothing");
+    }
+}

@@ -1,0 +1,27 @@
+//! The balancer at work, the tokio shell round the core: the task that owns the controller and the maps, health checks,
+//! netlink, both listeners, and what is changed on this machine.
+
+pub mod api_server;
+pub mod call;
+pub mod decap;
+mod departed;
+pub mod events;
+pub mod host;
+pub mod interfaces;
+pub mod keeper;
+mod layers;
+mod lines;
+mod listener;
+pub mod metrics;
+pub mod neighbours;
+pub mod owner;
+pub mod prober;
+mod puzzles;
+mod reload;
+mod resume;
+pub mod run;
+pub mod service_manager;
+pub mod shutdown;
+pub mod state_file;
+pub mod statistics;
+pub mod supervisor;

@@ -1,0 +1,293 @@
+//! `/metrics` for Prometheus, and a page for people.
+
+mod page;
+mod render;
+mod text;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use balancer_api::events::EventView;
+use balancer_core::snapshot::Snapshot;
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
+
+use super::{
+    call::{Call, Calls},
+    events::Since,
+    listener::{self, Limits, holding},
+};
+pub use render::render;
+
+/// What [`render()`] writes.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LIMITS: Limits = Limits {
+    connections: 64,
+    ask: Duration::from_secs(5),
+    answer: Duration::from_secs(20),
+    lifetime: Duration::from_secs(60),
+    farewell: Duration::from_secs(1),
+};
+/// Answers in memory at once: with ten thousand backends each is 23 MB.
+const ANSWERS: usize = 4;
+
+/// Listens on `listen`.
+///
+/// # Errors
+/// When the address is not this machine's, is taken, or needs privileges.
+pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let advice = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => "another program listens there",
+            Some(libc::EADDRNOTAVAIL) => "this machine does not have that address",
+            _ => "it cannot be used",
+        };
+        anyhow!("metrics on {listen}: {advice} ({error}); set [metrics] listen to a free address and port")
+    })
+}
+
+/// Whom to ask, and how many may.
+#[derive(Clone, Debug)]
+struct Pages {
+    calls: Calls,
+    answers: Arc<Semaphore>,
+}
+
+/// Answers scrapes, and with `page` people, until `shutdown` ends.
+///
+/// # Errors
+/// When the listener is broken.
+pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: impl Future) -> anyhow::Result<()> {
+    let routes = Router::new().route("/metrics", get(metrics));
+    let routes = if page {
+        routes.route("/", get(whole_page)).route("/numbers", get(page_numbers))
+    } else {
+        routes.route("/", get(async || "balancer: metrics are at /metrics\n"))
+    };
+    let routes = routes.with_state(Pages { calls, answers: Arc::new(Semaphore::new(ANSWERS)) });
+    listener::serve(listener, LIMITS, |_| routes.clone(), shutdown).await
+}
+
+async fn metrics(State(scrapes): State<Pages>) -> Response {
+    let show = |snapshot: &Snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response());
+    scrapes.answer(show).await
+}
+
+async fn whole_page(State(scrapes): State<Pages>) -> Response {
+    let events = events(&scrapes.calls).await;
+    scrapes.answer(move |snapshot| page::whole(snapshot, &events)).await
+}
+
+async fn page_numbers(State(scrapes): State<Pages>) -> Response {
+    let events = events(&scrapes.calls).await;
+    scrapes.answer(move |snapshot| Ok(page::numbers(snapshot, &events))).await
+}
+
+/// The newest events, the oldest first; none where nobody answers.
+async fn events(calls: &Calls) -> Vec<EventView> {
+    let history = async {
+        let (reply, history) = oneshot::channel();
+        calls.send(Call::Events { reply }).await.ok()?;
+        history.await.ok()
+    };
+    let Ok(Some(history)) = timeout(PATIENCE, history).await else { return Vec::new() };
+    history.read(Since::Last(page::EVENTS), Duration::ZERO).await.map(|view| view.events).unwrap_or_default()
+}
+
+fn unavailable(why: &'static str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+}
+
+impl Pages {
+    /// What `show` makes of a snapshot, or why there is none.
+    async fn answer(&self, show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static) -> Response {
+        match timeout(PATIENCE, Arc::clone(&self.answers).acquire_owned()).await {
+            Ok(Ok(permit)) => self.answer_permitted(permit, show).await,
+            Ok(Err(_)) | Err(_) => unavailable("too many ask at once, or take their answers slowly\n"),
+        }
+    }
+
+    async fn answer_permitted(
+        &self,
+        permit: OwnedSemaphorePermit,
+        show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static,
+    ) -> Response {
+        let snapshot = async {
+            let (reply, snapshot) = oneshot::channel();
+            self.calls.send(Call::Snapshot { reply }).await.ok()?;
+            snapshot.await.ok()
+        };
+        // Given back when the last byte has left this process.
+        let show = move |snapshot: &Snapshot| show(snapshot).map(|shown| shown.map(|body| holding(body, permit)));
+        let shown = match timeout(PATIENCE, snapshot).await {
+            // Megabytes, with ten thousand backends: not in the way of other tasks.
+            Ok(Some(Ok(snapshot))) => tokio::task::spawn_blocking(move || show(&snapshot)).await.ok(),
+            Ok(Some(Err(error))) => Some(Err(error)),
+            Ok(None) => None,
+            Err(_) => return unavailable("the balancer is too busy to answer\n"),
+        };
+        match shown {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+            None => unavailable("the balancer is shutting down\n"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        sync::mpsc,
+    };
+
+    use super::{render::tests::snapshot, *};
+
+    /// A listener whose controller answers with `answer` until it is to shut down.
+    async fn serving(
+        answer: fn() -> anyhow::Result<balancer_core::snapshot::Snapshot>,
+    ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<anyhow::Result<()>>) {
+        let (calls, mut asked) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(call) = asked.recv().await {
+                if let Call::Snapshot { reply } = call {
+                    let _ = reply.send(answer());
+                }
+            }
+        });
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(serve(listener, calls, true, async {
+            let _ = stopped.await;
+        }));
+        (address, stop, server)
+    }
+
+    async fn http(address: SocketAddr, method: &str, path: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn answers_scrapes() {
+        let (address, stop, server) = serving(|| Ok(snapshot())).await;
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert!(head.contains(&format!("content-type: {CONTENT_TYPE}")), "{head}");
+        assert_eq!(body, render(&snapshot()));
+
+        let (head, body) = http(address, "GET", "/").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && body.contains("/metrics"), "{head} {body}");
+        assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
+        assert!(http(address, "POST", "/metrics").await.0.starts_with("HTTP/1.1 405 "));
+
+        // A connection that never asks does not hold up the end.
+        let _idle = TcpStream::connect(address).await.unwrap();
+        stop.send(()).unwrap();
+        server.await.unwrap().unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_takes_are_few_and_bounded_in_time() {
+        let large = || {
+            let mut large = snapshot();
+            let backends = large.services[0].backends.clone();
+            large.services[0].backends = backends.into_iter().cycle().take(20_000).collect();
+            Ok(large)
+        };
+        let (address, _stop, _server) = serving(large).await;
+        // Far more than sockets buffer, and nobody reads.
+        let mut stuck = Vec::new();
+        for _ in 0..ANSWERS + 8 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            stuck.push(stream);
+        }
+        let mut heads = Vec::new();
+        for stream in &mut stuck {
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).await.unwrap();
+            heads.push(String::from_utf8_lossy(&head).into_owned());
+        }
+        let given = heads.iter().filter(|head| head.ends_with("200")).count();
+        assert_eq!(given, ANSWERS, "{heads:?}");
+        assert!(heads.iter().all(|head| head.ends_with("200") || head.ends_with("503")), "{heads:?}");
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("too many ask at once"), "{head} {body}");
+        // What needs no answer of that size is there as before, and so is the rest once somebody has gone.
+        assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
+        drop(stuck);
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && body.len() > 10 << 20, "{head} {}", body.len());
+    }
+
+    #[tokio::test]
+    async fn the_page_is_for_its_reader_alone() {
+        let (address, _stop, _server) = serving(|| Ok(snapshot())).await;
+        let (head, body) = http(address, "GET", "/").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: text/html"), "{head}");
+        for header in ["cache-control: no-store", "x-content-type-options: nosniff", "referrer-policy: no-referrer"] {
+            assert!(head.contains(header), "{head}");
+        }
+        let policy = head.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).unwrap();
+        assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
+        assert!(body.contains("web1") && !body.contains("src=") && !body.contains("http://"), "{body}");
+        let (head, numbers) = http(address, "GET", "/numbers").await;
+        assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+        assert!(numbers.contains("<main") && !numbers.contains("<script"), "{numbers}");
+        // Each answer marks its own script.
+        assert!(!http(address, "GET", "/").await.0.contains(policy));
+
+        let (calls, _asked) = mpsc::channel(1);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, calls, false, std::future::pending::<()>()));
+        assert!(http(address, "GET", "/").await.1.contains("metrics are at /metrics"));
+        assert!(http(address, "GET", "/numbers").await.0.starts_with("HTTP/1.1 404 "));
+    }
+
+    #[tokio::test]
+    async fn says_when_there_is_nothing_to_show() {
+        let (address, _stop, _server) = serving(|| Err(anyhow!("reading map backends: gone"))).await;
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 500 ") && body.contains("reading map backends"), "{head} {body}");
+
+        let (calls, asked) = mpsc::channel(1);
+        drop(asked);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, calls, true, std::future::pending::<()>()));
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("shutting down"), "{head} {body}");
+    }
+
+    #[tokio::test]
+    async fn a_taken_or_foreign_address_is_an_error_with_advice() {
+        let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind(address).await.unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("[metrics] listen"), "{error}");
+        let error = bind("192.0.2.1:9660".parse().unwrap()).await.unwrap_err().to_string();
+        assert!(error.contains("does not have that address"), "{error}");
+    }
+}

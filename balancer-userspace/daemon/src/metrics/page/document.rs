@@ -1,0 +1,229 @@
+//! The whole document.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use balancer_api::events::EventView;
+use balancer_common::verdict::{DropReason, Verdict};
+use balancer_core::snapshot::{BackendSnapshot, MemorySnapshot, Snapshot};
+use balancer_model::{
+    states::BackendState,
+    words::{counted, grouped},
+};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::service::service;
+
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("live.js");
+
+/// Events shown.
+const SHOWN: usize = 12;
+
+/// Backends that the summary names; of the others it tells the number.
+const NAMED: usize = 4;
+
+/// The document as a browser first loads it; `nonce` marks its style and its script as its own.
+pub(super) fn document(snapshot: &Snapshot, events: &[EventView], nonce: &str) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                (title(snapshot))
+                link rel="icon" href="data:,";
+                style nonce=(nonce) { (PreEscaped(STYLE)) }
+            }
+            body {
+                a.skip href="#main" { "Skip to the numbers" }
+                header {
+                    h1 { "balancer" }
+                    p { "version " (env!("CARGO_PKG_VERSION")) " · " a href="/metrics" { "metrics" } }
+                    p #link role="status" { "Reload for newer numbers" }
+                    button #pause type="button" aria-pressed="false" hidden { "Pause" }
+                }
+                (numbers(snapshot, events))
+                script nonce=(nonce) { (PreEscaped(SCRIPT)) }
+            }
+        }
+    }
+}
+
+/// What the script asks for: the title and all that changes.
+pub(super) fn fragment(snapshot: &Snapshot, events: &[EventView]) -> Markup {
+    html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot, events)) }
+}
+
+fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Markup {
+    let now = UNIX_EPOCH + Duration::from_secs(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
+    let now = humantime::format_rfc3339_seconds(now).to_string();
+    html! {
+        main #main tabindex="-1" {
+            p.summary role="status" { (summary(snapshot)) }
+            @for one in &snapshot.services { (service(one)) }
+            (history(events))
+            div.flat {
+                (interfaces(snapshot))
+                (drops(snapshot))
+                (client_table(&snapshot.memory))
+            }
+            p.quiet { "As of " time datetime=(now) { (now.replace('T', " ").replace('Z', " UTC")) } }
+        }
+    }
+}
+
+/// Backends that are not up, as `service/name`.
+fn troubled(snapshot: &Snapshot) -> impl Iterator<Item = (String, &BackendSnapshot)> {
+    snapshot.services.iter().flat_map(|service| {
+        let down = service
+            .backends
+            .iter()
+            .filter(|backend| !matches!(backend.state, BackendState::Up | BackendState::Checking));
+        down.map(|backend| (format!("{}/{}", service.name, backend.name), backend))
+    })
+}
+
+fn title(snapshot: &Snapshot) -> Markup {
+    html! {
+        title {
+            @match troubled(snapshot).count() {
+                0 => { "balancer" }
+                count => { (counted(count, "backend")) " not up – balancer" }
+            }
+        }
+    }
+}
+
+/// What somebody should know first. It changes when something happens, and only then, as screen readers read it out.
+fn summary(snapshot: &Snapshot) -> String {
+    let all: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
+    let troubled: Vec<String> = troubled(snapshot)
+        .map(|(name, backend)| match backend.reason.as_str() {
+            "" => format!("{name} {}", backend.state.word()),
+            reason => format!("{name} {} ({reason})", backend.state.word()),
+        })
+        .collect();
+    if troubled.is_empty() {
+        return match all {
+            0 => "No backends.".to_owned(),
+            all => format!("{} in {}, none in trouble.", counted(all, "backend"), services(snapshot)),
+        };
+    }
+    let more = match troubled.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let named: Vec<&str> = troubled.iter().take(NAMED).map(String::as_str).collect();
+    format!("{} of {}: {}{more}.", troubled.len(), counted(all, "backend"), named.join(", "))
+}
+
+fn services(snapshot: &Snapshot) -> String {
+    counted(snapshot.services.len(), "service")
+}
+
+/// The last events about backends; others may name clients.
+fn history(events: &[EventView]) -> Markup {
+    let told = events.iter().rev().filter(|event| event.backend.is_some()).take(SHOWN);
+    let told: Vec<(String, &EventView)> =
+        told.map(|event| (event.time.chars().take(19).collect::<String>().replace('T', " "), event)).collect();
+    html! {
+        @if !told.is_empty() {
+            section aria-labelledby="events" {
+                h2 #events { "Last events" }
+                table.events {
+                    caption { "Of backends, the newest first; all of them: balancer events" }
+                    thead { tr { th scope="col" { "Time (UTC)" } th scope="col" { "What happened" } } }
+                    tbody {
+                        @for (time, event) in told {
+                            tr {
+                                td { time datetime=(event.time) { (time) } }
+                                td {
+                                    (event.message)
+                                    @if let Some(uid) = event.uid { " " span.quiet { "asked for by uid " (uid) } }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn interfaces(snapshot: &Snapshot) -> Markup {
+    html! {
+        section aria-labelledby="interfaces" {
+            h2 #interfaces { "Interfaces" }
+            @for interface in &snapshot.interfaces {
+                (counts(
+                    &format!("{}, XDP in {} mode", interface.name, interface.xdp_mode),
+                    ["Packets", "since start"],
+                    Verdict::ALL
+                        .iter()
+                        .map(|&verdict| (verdict_words(verdict), interface.stats.verdicts[verdict.index()])),
+                ))
+            }
+        }
+    }
+}
+
+/// A table of what was counted, a row each, under the heads of its two columns.
+fn counts<'a>(caption: &str, heads: [&str; 2], rows: impl IntoIterator<Item = (&'a str, u64)>) -> Markup {
+    html! {
+        table {
+            caption { (caption) }
+            thead { tr { th scope="col" { (heads[0]) } th.number scope="col" { (heads[1]) } } }
+            tbody {
+                @for (what, count) in rows {
+                    tr { th scope="row" { (what) } td.number { (grouped(count)) } }
+                }
+            }
+        }
+    }
+}
+
+const fn verdict_words(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Tx => "sent back out (tx)",
+        Verdict::Redirect => "sent out elsewhere (redirect)",
+        Verdict::Pass => "not for a service (pass)",
+        Verdict::Drop => "dropped (drop)",
+        Verdict::Aborted => "failed (aborted)",
+        Verdict::Handed => "sent by the kernel (handed)",
+    }
+}
+
+fn drops(snapshot: &Snapshot) -> Markup {
+    let dropped: Vec<(&str, u64)> = DropReason::ALL
+        .iter()
+        .map(|&reason| (reason.label(), snapshot.drops.reasons[reason.index()]))
+        .filter(|&(_, count)| count > 0)
+        .collect();
+    html! {
+        section aria-labelledby="drops" {
+            h2 #drops { "Drops" }
+            @if dropped.is_empty() {
+                p { "No packet was dropped." }
+            } @else {
+                (counts("Packets dropped since start", ["Reason", "Packets"], dropped))
+            }
+        }
+    }
+}
+
+fn client_table(memory: &MemorySnapshot) -> Markup {
+    let rows = [
+        ("known clients", memory.entries),
+        ("room for", memory.capacity),
+        ("recorded since start", memory.stats.inserted),
+        ("forgotten to make room", memory.stats.evicted),
+        ("not recorded: no room", memory.stats.full),
+        ("not recorded: too many at once", memory.stats.limited),
+    ];
+    html! {
+        section aria-labelledby="clients" {
+            h2 #clients { "Client table" }
+            (counts("Of all services", ["Clients", "Number"], rows))
+        }
+    }
+}

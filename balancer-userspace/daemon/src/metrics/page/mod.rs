@@ -1,0 +1,55 @@
+//! The page for people at `/`: everything in one document that nothing outside is needed for, rendered here, so that the
+//! numbers are there without scripts. A script in it asks for the page again and again and merges what has changed.
+//!
+//! Whoever may scrape may see it, so it shows shares and ranks of clients, never an address of one.
+
+mod chart;
+mod document;
+mod service;
+
+use anyhow::Context as _;
+use axum::{
+    http::{HeaderName, HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use balancer_api::events::EventView;
+use balancer_core::snapshot::Snapshot;
+use maud::Markup;
+
+/// Events that are looked through for the last ones to show.
+pub(super) const EVENTS: usize = 100;
+
+/// Headers of every answer.
+const HEADERS: [(HeaderName, HeaderValue); 5] = [
+    (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+];
+
+/// The page with `snapshot` on it.
+///
+/// # Errors
+/// When the system has no random numbers.
+pub(super) fn whole(snapshot: &Snapshot, events: &[EventView]) -> anyhow::Result<Response> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).context("no random numbers")?;
+    let nonce = format!("{:032x}", u128::from_ne_bytes(random));
+    // Only the style and the script that carry the nonce count, and only the page itself can be asked for.
+    let policy = format!(
+        "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let policy = HeaderValue::try_from(policy).context("a header's value")?;
+    Ok(respond(document::document(snapshot, events, &nonce), policy))
+}
+
+/// The part of it that changes, for its script.
+pub(super) fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Response {
+    respond(document::fragment(snapshot, events), HeaderValue::from_static("default-src 'none'"))
+}
+
+fn respond(markup: Markup, policy: HeaderValue) -> Response {
+    (HEADERS, [(header::CONTENT_SECURITY_POLICY, policy)], markup.into_string()).into_response()
+}

@@ -1,0 +1,306 @@
+//! A service's part of the page.
+
+use std::time::Duration;
+
+use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
+use balancer_core::{
+    history::Counted,
+    snapshot::{BackendSnapshot, ServiceSnapshot},
+    top::By,
+};
+use balancer_model::{
+    config::forwarding_word,
+    states::{Admin, BackendState},
+    words::grouped,
+};
+use maud::{Markup, html};
+
+use super::chart::{Stretch, bars, stretches};
+
+/// Heavy clients shown.
+const RANKS: usize = 5;
+/// What is not known.
+const NONE: &str = "–";
+
+pub(super) fn service(service: &ServiceSnapshot) -> Markup {
+    let id = format!("service-{}", service.name);
+    let stretches = stretches(service);
+    html! {
+        section aria-labelledby=(id) {
+            div.title {
+                h2 id=(id) { (service.name) }
+                p {
+                    (service.address) " " (service.protocol) " · " (forwarding_word(service.forwarding)) " · "
+                    @if service.remembers { "clients are remembered" } @else { "no memory: the table alone decides" }
+                }
+            }
+            (figures(service, &stretches))
+            (backends(service, &id))
+            (moves(service, &stretches))
+            div.columns {
+                (decisions(service))
+                (heaviest(service))
+            }
+        }
+    }
+}
+
+fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
+    let count = |decision: Decision| service.total(|stats| stats.decisions[decision.index()]);
+    let (kept, moved) = (count(Decision::Kept), count(Decision::Moved));
+    let known: u64 = service.backends.iter().map(|backend| backend.known_clients).sum();
+    html! {
+        dl.figures {
+            @if service.remembers {
+                div {
+                    dt { "Known clients" }
+                    dd { (grouped(known)) }
+                }
+                div {
+                    dt { "Stickiness" }
+                    dd {
+                        (percent((kept + moved > 0).then(|| kept as f64 / (kept + moved) as f64)))
+                        small { (grouped(moved)) " of " (grouped(kept + moved)) " returns moved" }
+                    }
+                }
+            }
+            div {
+                dt { "Imbalance" }
+                dd {
+                    @match service.imbalance() {
+                        Some(ratio) => { (format!("{ratio:.2}")) }
+                        None => { (NONE) }
+                    }
+                    small { "largest share over expected" }
+                }
+            }
+            div {
+                dt { "Connections per second" }
+                dd {
+                    @match stretches.last() {
+                        Some(last) => { (format!("{:.1}", per_second(last))) }
+                        None => { (NONE) }
+                    }
+                    small { (grouped(service.total(|stats| stats.connections))) " since start" }
+                }
+            }
+            div {
+                dt { "Table generation" }
+                dd {
+                    (grouped(service.table_generation))
+                    small { (grouped(service.slots_moved_needless)) " slots moved needlessly" }
+                }
+            }
+        }
+        @if let Some(last) = &service.last_change {
+            p {
+                span.quiet { "Last change " (whole_seconds(last.at.elapsed())) " ago: " }
+                (last.message)
+                span.quiet {
+                    " – " (grouped(last.slots_moved)) " slots moved, " (grouped(last.needless_slots_moved)) " needlessly"
+                }
+            }
+        }
+        @if !service.statistics.warnings.is_empty() {
+            p.wait { "Some clients are heavy for their backend; balancer stats " (service.name) " names them." }
+        }
+        @if !stretches.is_empty() {
+            figure {
+                figcaption {
+                    "Connections per second over the last ten minutes: at most "
+                    (format!("{:.1}", stretches.iter().map(per_second).fold(0.0, f64::max)))
+                }
+                (bars(stretches, per_second))
+            }
+        }
+    }
+}
+
+fn per_second(stretch: &Stretch) -> f64 {
+    stretch.counted.decisions.iter().sum::<u64>() as f64 / stretch.length.as_secs_f64()
+}
+
+fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(duration.as_secs()))
+}
+
+fn backends(service: &ServiceSnapshot, id: &str) -> Markup {
+    let of = if service.remembers { "known clients" } else { "connections" };
+    html! {
+        // The roles again, as a narrow screen shows each row as a card.
+        table.cards role="table" aria-describedby=(id) {
+            caption { "Backends; shares of " (of) }
+            thead role="rowgroup" {
+                tr role="row" {
+                    @for heading in ["Backend", "State", "Reason"] {
+                        th role="columnheader" scope="col" { (heading) }
+                    }
+                    th.share role="columnheader" scope="col" { "Share (expected)" }
+                    @for heading in ["Weight", "Known clients", "Connections", "Slots"] {
+                        th.number role="columnheader" scope="col" { (heading) }
+                    }
+                }
+            }
+            tbody role="rowgroup" {
+                @for (backend, shares) in service.backends.iter().zip(service.shares()) { (row(service, backend, shares)) }
+            }
+        }
+    }
+}
+
+fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): (Option<f64>, Option<f64>)) -> Markup {
+    let number = |label, value: u64| {
+        html! { td.number role="cell" data-label=(label) { (grouped(value)) } }
+    };
+    html! {
+        tr role="row" id=(format!("backend-{}/{}", service.name, backend.name)) {
+            th role="rowheader" scope="row" {
+                (backend.name) " " span.quiet { (backend.address) }
+            }
+            td role="cell" data-label="State" { (state(backend)) }
+            td role="cell" data-label="Reason" { (backend.reason) }
+            td.share role="cell" data-label="Share (expected)" {
+                span { (percent(share)) " " span.quiet { "(" (percent(expected)) ")" } }
+                (bar(share, expected))
+            }
+            (number("Weight", backend.weight.into()))
+            (number("Known clients", backend.known_clients))
+            (number("Connections", backend.stats.connections))
+            (number("Slots", backend.slots.into()))
+        }
+    }
+}
+
+/// The state as a word, with a sign and a colour that say the same.
+fn state(backend: &BackendSnapshot) -> Markup {
+    let (class, sign) = match backend.state {
+        BackendState::Up => ("good", "●"),
+        BackendState::Checking => ("wait", "○"),
+        BackendState::Drained => ("wait", "◌"),
+        BackendState::Down => ("bad", "✕"),
+        BackendState::Maint => ("bad", "■"),
+        BackendState::Draining | BackendState::DrainingHealth => ("wait", "◐"),
+    };
+    let time = backend.drain_deadline.map(whole_seconds);
+    html! {
+        span.state.(class) { span aria-hidden="true" { (sign) " " } (backend.state.word()) }
+        @if let Some(time) = time { " " span.quiet { "at most " (time) } }
+        @if backend.weight == 0 && backend.admin == Admin::Ready { " " span.quiet { "takes no new clients" } }
+        @if backend.backup { " " span.quiet { "backup" } }
+    }
+}
+
+/// A bar as long as `share`, with a mark where it is expected to end; the text beside it says the same.
+fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
+    let place = |ratio: f64| format!("{:.2}", 100.0 * ratio);
+    html! {
+        svg.bar viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" focusable="false" {
+            rect.track y="2" width="100" height="4" {}
+            @if let Some(share) = share { rect.fill y="2" width=(place(share)) height="4" {} }
+            @if let Some(expected) = expected {
+                rect.mark x=(place(expected.min(0.994))) width="0.6" height="8" {}
+            }
+        }
+    }
+}
+
+/// What was counted in the last minute, in the last hour, and since start, where that is known.
+fn periods(service: &ServiceSnapshot) -> [Option<Counted>; 3] {
+    let (statistics, now) = (&service.statistics, service.counted());
+    let since = |moment: &Option<(Duration, Counted)>| moment.as_ref().map(|(_, then)| now.since(then));
+    [since(&statistics.minute), since(&statistics.hour), Some(now)]
+}
+
+fn period_headings() -> Markup {
+    html! {
+        @for period in ["last minute", "last hour", "since start"] { th.number scope="col" { (period) } }
+    }
+}
+
+fn period_cells(periods: &[Option<Counted>; 3], count: impl Fn(&Counted) -> u64) -> Markup {
+    html! {
+        @for period in periods {
+            td.number { (period.as_ref().map_or_else(|| NONE.to_owned(), |counted| grouped(count(counted)))) }
+        }
+    }
+}
+
+fn decisions(service: &ServiceSnapshot) -> Markup {
+    let periods = periods(service);
+    html! {
+        table {
+            caption { "New connections, by how their backend was chosen" }
+            thead { tr { th scope="col" { "Decision" } (period_headings()) } }
+            tbody {
+                @for &decision in Decision::ALL {
+                    tr {
+                        th scope="row" { (decision.label()) }
+                        (period_cells(&periods, |counted| counted.decisions[decision.index()]))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn moves(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
+    let periods = periods(service);
+    html! {
+        table {
+            caption { "Known clients moved, by cause" }
+            thead {
+                tr { th scope="col" { "Cause" } (period_headings()) th.spark scope="col" { "last ten minutes" } }
+            }
+            tbody {
+                @for &cause in MoveCause::ALL {
+                    @let of = |counted: &Counted| counted.moves[CauseIndex::from(cause).counter()];
+                    tr {
+                        th scope="row" { (cause.label()) }
+                        (period_cells(&periods, of))
+                        td.spark {
+                            @if stretches.iter().any(|stretch| of(&stretch.counted) > 0) {
+                                (bars(stretches, |stretch| of(&stretch.counted) as f64))
+                            } @else { span.quiet { "none" } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Who carries the traffic, without saying who it is.
+fn heaviest(service: &ServiceSnapshot) -> Markup {
+    let top = &service.statistics.top;
+    let name = |id| service.backends.iter().find(|backend| backend.id == id).map_or(NONE, |backend| &backend.name);
+    let rows: Vec<_> = top.heaviest(By::Bytes).into_iter().take(RANKS).collect();
+    html! {
+        @if !rows.is_empty() {
+            table {
+                caption { "Heaviest clients of about the last minute, by sampling; balancer client top names them" }
+                thead {
+                    tr {
+                        th scope="col" { "Rank" }
+                        th scope="col" { "Backend" }
+                        th.number scope="col" { "of bytes" }
+                        th.number scope="col" { "of packets" }
+                    }
+                }
+                tbody {
+                    @for (index, heavy) in rows.iter().enumerate() {
+                        tr {
+                            th scope="row" { (index + 1) }
+                            td { (name(heavy.backend)) }
+                            td.number { (percent(Some(top.share(&heavy.seen, By::Bytes)))) }
+                            td.number { (percent(Some(top.share(&heavy.seen, By::Packets)))) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn percent(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| NONE.to_owned(), |ratio| format!("{:.1} %", 100.0 * ratio))
+}

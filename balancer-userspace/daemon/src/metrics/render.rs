@@ -1,0 +1,589 @@
+//! A snapshot as Prometheus' text. Label values are names from the configuration, never a client's address.
+
+use std::{collections::BTreeMap, fmt::Display};
+
+use balancer_common::verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Verdict};
+use balancer_core::{
+    snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
+    top::By,
+};
+use balancer_model::states::BackendState;
+
+use super::text::{Kind, Text};
+
+/// Ranks of `top_client_share_ratio`.
+const RANKS: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+
+/// The text of `snapshot`, every name prefixed with `balancer_`.
+#[must_use]
+pub fn render(snapshot: &Snapshot) -> String {
+    let mut text = Text::default();
+    let encoder = &mut text;
+    build(encoder);
+    interfaces(encoder, snapshot);
+    client_table(encoder, &snapshot.memory);
+    services(encoder, &snapshot.services);
+    heavy(encoder, &snapshot.services);
+    traffic(encoder, &snapshot.services);
+    health(encoder, &snapshot.services);
+    text.into_string()
+}
+
+type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+
+fn counters<'a, const N: usize>(
+    encoder: &mut Text,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (Labels<'a, N>, u64)>,
+) {
+    let name = format!("balancer_{name}_total");
+    encoder.family(&name, help, Kind::Counter);
+    samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
+}
+
+fn gauges<'a, const N: usize, V: Display>(
+    encoder: &mut Text,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (Labels<'a, N>, V)>,
+) {
+    let name = format!("balancer_{name}");
+    encoder.family(&name, help, Kind::Gauge);
+    samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
+}
+
+fn build(encoder: &mut Text) {
+    let labels = [("version", env!("CARGO_PKG_VERSION"))];
+    gauges(encoder, "build_info", "The running program.", std::iter::once((labels, 1u32)));
+}
+
+fn interfaces(encoder: &mut Text, snapshot: &Snapshot) {
+    gauges(
+        encoder,
+        "xdp_mode",
+        "The XDP mode that the program is attached in.",
+        snapshot.interfaces.iter().map(|i| ([("interface", i.name.as_str()), ("mode", i.xdp_mode)], 1u32)),
+    );
+    counters(
+        encoder,
+        "packets_seen",
+        "Packets by what became of them.",
+        snapshot.interfaces.iter().flat_map(|i| {
+            Verdict::ALL.iter().map(|&verdict| {
+                let labels = [("interface", i.name.as_str()), ("verdict", verdict.label())];
+                (labels, i.stats.verdicts[verdict.index()])
+            })
+        }),
+    );
+    counters(
+        encoder,
+        "drops",
+        "Packets dropped, by reason.",
+        DropReason::ALL.iter().map(|&reason| ([("reason", reason.label())], snapshot.drops.reasons[reason.index()])),
+    );
+    counters(
+        encoder,
+        "redirect_errors",
+        "Frames that were redirected to an interface and not sent.",
+        snapshot.redirect_errors.iter().map(|(interface, &frames)| ([("interface", interface.as_str())], frames)),
+    );
+    let replies = [
+        ("echo", snapshot.replies.echo),
+        ("too_big", snapshot.replies.too_big),
+        ("rejected", snapshot.replies.rejected),
+    ];
+    counters(
+        encoder,
+        "replies",
+        "Packets answered by the program itself: pings to a VIP, packets too big for their way, and what nobody takes.",
+        replies.into_iter().map(|(kind, count)| ([("kind", kind)], count)),
+    );
+    counters(
+        encoder,
+        "fragments_not_remembered",
+        "First fragments forwarded without a note of where to, as too many came at once.",
+        std::iter::once(([], snapshot.replies.fragments_not_remembered)),
+    );
+}
+
+fn client_table(encoder: &mut Text, memory: &MemorySnapshot) {
+    let one = |value: u64| std::iter::once(([], value));
+    gauges(encoder, "client_table_entries", "Known clients at the last sweep.", one(memory.entries));
+    gauges(encoder, "client_table_capacity", "Known clients the table is made for.", one(memory.capacity));
+    gauges(
+        encoder,
+        "table_exception_slots",
+        "Slots of lookup tables with known clients elsewhere, whose entries are read for every packet.",
+        one(memory.exceptions),
+    );
+    counters(encoder, "client_table_inserts", "Clients recorded.", one(memory.stats.inserted));
+    counters(
+        encoder,
+        "client_table_evictions",
+        "Clients forgotten to make room for others.",
+        one(memory.stats.evicted),
+    );
+    counters(encoder, "samples", "Packets sampled to find heavy clients.", one(memory.samples.sent));
+    counters(encoder, "samples_lost", "Samples lost because the controller was behind.", one(memory.samples.lost));
+    counters(
+        encoder,
+        "client_table_unrecorded",
+        "Newcomers steered without being recorded, by why.",
+        [("full", memory.stats.full), ("limited", memory.stats.limited)]
+            .into_iter()
+            .map(|(reason, count)| ([("reason", reason)], count)),
+    )
+}
+
+fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
+    fn service(service: &ServiceSnapshot) -> Labels<'_, 1> {
+        [("service", &service.name)]
+    }
+    counters(
+        encoder,
+        "decisions",
+        "New connections, by how their backend was chosen.",
+        services.iter().flat_map(|service| {
+            Decision::ALL.iter().map(|&decision| {
+                let of_all = service.total(|stats| stats.decisions[decision.index()]);
+                ([("service", service.name.as_str()), ("result", decision.label())], of_all)
+            })
+        }),
+    );
+    counters(
+        encoder,
+        "moves",
+        "Known clients moved, by the backend they left and why.",
+        services.iter().flat_map(|service| {
+            moves(service).into_iter().flat_map(move |(from, moves)| {
+                MoveCause::ALL.iter().map(move |&cause| {
+                    let labels = [("service", service.name.as_str()), ("from", from), ("cause", cause.label())];
+                    (labels, moves[CauseIndex::from(cause).counter()])
+                })
+            })
+        }),
+    );
+    counters(
+        encoder,
+        "rule_fallbacks",
+        "Packets steered as without a rule, as the backend that it pins to took no clients.",
+        services.iter().map(|s| (service(s), s.rule_fallbacks)),
+    );
+    gauges(
+        encoder,
+        "stickiness_ratio",
+        "Kept over kept and moved among the new connections of known clients, since start.",
+        services.iter().filter_map(|s| Some((service(s), s.counted().stickiness()?))),
+    );
+    gauges(
+        encoder,
+        "table_generation",
+        "How often the lookup table was replaced.",
+        services.iter().map(|s| (service(s), s.table_generation)),
+    );
+    counters(
+        encoder,
+        "table_slots_moved",
+        "Slots of the lookup table that changed backend, by whether the old one could have kept them.",
+        services.iter().flat_map(|service| {
+            [("required", service.slots_moved_required), ("needless", service.slots_moved_needless)]
+                .map(|(kind, slots)| ([("service", service.name.as_str()), ("kind", kind)], slots))
+        }),
+    );
+    gauges(
+        encoder,
+        "table_build_seconds",
+        "How long the last build of the lookup table took.",
+        services.iter().map(|s| (service(s), s.table_build.as_secs_f64())),
+    );
+    gauges(
+        encoder,
+        "imbalance_ratio",
+        "The largest share (of known clients, or of connections without memory) over expected share among the backends.",
+        services.iter().filter_map(|s| s.imbalance().map(|ratio| (service(s), ratio))),
+    )
+}
+
+/// Clients moved, by the name of the backend they left: one that was removed is counted on, and by the next of its name.
+fn moves(service: &ServiceSnapshot) -> BTreeMap<&str, [u64; MOVE_COUNTERS]> {
+    let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
+    let gone = service.gone.iter().map(|gone| (gone.name.as_str(), &gone.stats));
+    let departed = service.departed.iter().map(|(name, stats)| (name.as_str(), stats));
+    let mut by_name = BTreeMap::new();
+    for (name, stats) in present.chain(gone).chain(departed) {
+        let sums = by_name.entry(name).or_insert([0; MOVE_COUNTERS]);
+        sums.iter_mut().zip(stats.moves).for_each(|(sum, moves)| *sum += moves);
+    }
+    by_name
+}
+
+/// Every backend, with its labels.
+fn backends(services: &[ServiceSnapshot]) -> impl Iterator<Item = (Labels<'_, 2>, &BackendSnapshot)> {
+    services.iter().flat_map(|service| {
+        service.backends.iter().map(|backend| {
+            let labels: Labels<'_, 2> = [("service", &service.name), ("backend", &backend.name)];
+            (labels, backend)
+        })
+    })
+}
+
+fn traffic(encoder: &mut Text, services: &[ServiceSnapshot]) {
+    let counted = |count: fn(&BackendSnapshot) -> u64| backends(services).map(move |(labels, b)| (labels, count(b)));
+    counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections));
+    counters(encoder, "packets", "Packets forwarded.", counted(|b| b.stats.packets));
+    counters(encoder, "bytes", "Bytes forwarded, from the Ethernet header on.", counted(|b| b.stats.bytes));
+    gauges(
+        encoder,
+        "table_slots",
+        "Slots of the lookup table.",
+        backends(services).map(|(labels, backend)| (labels, backend.slots)),
+    );
+    gauges(
+        encoder,
+        "known_clients",
+        "Entries in the client table.",
+        backends(services).map(|(labels, backend)| (labels, backend.known_clients)),
+    );
+    let draining = || {
+        backends(services)
+            .filter_map(|(labels, backend)| Some((labels, backend.known_clients, backend.drain_deadline?)))
+    };
+    gauges(
+        encoder,
+        "backend_drain_remaining_clients",
+        "Known clients of a backend that is being drained.",
+        draining().map(|(labels, clients, _)| (labels, clients)),
+    );
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    gauges(
+        encoder,
+        "backend_drain_deadline_timestamp_seconds",
+        "When a drain under way ends at the latest.",
+        draining().map(|(labels, _, left)| (labels, (now + left).as_secs_f64())),
+    );
+    let shares = || {
+        services.iter().flat_map(|service| {
+            service.backends.iter().zip(service.shares()).map(|(backend, shares)| {
+                let labels: Labels<'_, 2> = [("service", &service.name), ("backend", &backend.name)];
+                (labels, shares)
+            })
+        })
+    };
+    gauges(
+        encoder,
+        "backend_share_ratio",
+        "Share of the service's known clients, or of its connections without memory.",
+        shares().filter_map(|(labels, (share, _))| Some((labels, share?))),
+    );
+    gauges(
+        encoder,
+        "backend_expected_share_ratio",
+        "Weight over the weight of all backends that take new clients.",
+        shares().filter_map(|(labels, (_, expected))| Some((labels, expected?))),
+    );
+}
+
+/// Shares of the heaviest clients, by rank: who they are is nobody's business here.
+fn heavy(encoder: &mut Text, services: &[ServiceSnapshot]) {
+    gauges(
+        encoder,
+        "top_client_share_ratio",
+        "Share of the service's bytes of about the last minute of its heaviest clients, by sampling.",
+        services.iter().flat_map(|service| {
+            let top = &service.statistics.top;
+            let heaviest = top.heaviest(By::Bytes).into_iter().zip(RANKS);
+            heaviest.map(|(heavy, rank)| {
+                ([("service", service.name.as_str()), ("rank", rank)], top.share(&heavy.seen, By::Bytes))
+            })
+        }),
+    );
+}
+
+fn health(encoder: &mut Text, services: &[ServiceSnapshot]) {
+    gauges(
+        encoder,
+        "backend_state",
+        "1 for the state that the backend is in, 0 for the others.",
+        backends(services).flat_map(|([service, name], backend)| {
+            BackendState::ALL.map(|state| ([service, name, ("state", state.word())], u32::from(backend.state == state)))
+        }),
+    );
+    counters(
+        encoder,
+        "backend_transitions",
+        "How often the backend entered a state.",
+        backends(services).flat_map(|([service, name], backend)| {
+            BackendState::ALL
+                .into_iter()
+                .zip(backend.transitions)
+                .map(move |(state, times)| ([service, name, ("to", state.word())], times))
+        }),
+    );
+    counters(
+        encoder,
+        "health_checks",
+        "Health checks, by result.",
+        backends(services).flat_map(|([service, name], backend)| {
+            ["passed", "soft", "hard"]
+                .into_iter()
+                .zip(backend.checks)
+                .map(move |(result, checks)| ([service, name, ("result", result)], checks))
+        }),
+    );
+    gauges(
+        encoder,
+        "health_check_duration_seconds",
+        "How long the last health check took.",
+        backends(services).filter_map(|(labels, backend)| Some((labels, backend.last_check?.as_secs_f64()))),
+    )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{
+        collections::{BTreeSet, HashSet},
+        time::Duration,
+    };
+
+    use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
+    use balancer_core::{
+        io::{BackendId, ServiceId},
+        snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceStatistics},
+    };
+    use balancer_model::{config::Protocol, states::Admin};
+
+    use super::*;
+
+    fn backend(name: &str, weight: u16, state: BackendState, connections: u64) -> BackendSnapshot {
+        let mut decisions = [0; Decision::COUNT];
+        decisions[Decision::Stateless.index()] = connections;
+        BackendSnapshot {
+            id: BackendId(1),
+            name: name.to_owned(),
+            address: "10.0.0.11:8080".parse().unwrap(),
+            weight,
+            backup: false,
+            admin: Admin::Ready,
+            health: "up",
+            state,
+            reason: String::new(),
+            slots: 20_000,
+            known_clients: 0,
+            drain_deadline: None,
+            eligible: state == BackendState::Up,
+            stats: BackendStats {
+                packets: connections * 10,
+                bytes: connections * 1000,
+                connections,
+                decisions,
+                ..BackendStats::default()
+            },
+            checks: [5, 2, 1],
+            last_check: (state == BackendState::Up).then_some(Duration::from_micros(1500)),
+            check: CheckSnapshot {
+                target: "10.0.0.11:8080".parse().unwrap(),
+                words: "tcp".to_owned(),
+                verdict: "up",
+                verdict_age: Duration::ZERO,
+                forced: None,
+                last: None,
+                streak: (5, 0),
+                next_verdict: String::new(),
+            },
+            transitions: [1, 1, 0, 0, 0, 0, 0],
+        }
+    }
+
+    /// A service `web`: web1 and web2 up with weights 100 and 300, web3 down, 100 connections.
+    pub(in crate::metrics) fn snapshot() -> Snapshot {
+        let mut verdicts = [0; Verdict::COUNT];
+        verdicts[Verdict::Tx.index()] = 1000;
+        verdicts[Verdict::Pass.index()] = 7;
+        let mut reasons = DropStats::default().reasons;
+        reasons[DropReason::Malformed.index()] = 3;
+        let interface = InterfaceSnapshot {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            xdp_mode: "native",
+            stats: InterfaceStats { verdicts },
+        };
+        let service = ServiceSnapshot {
+            id: ServiceId(0),
+            client_prefix: 32,
+            last_change: None,
+            statistics: ServiceStatistics::default(),
+            name: "web".to_owned(),
+            address: "198.51.100.10:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            forwarding: Forwarding::Nat,
+            table_size: 60_000,
+            table_generation: 4,
+            slots_moved_required: 20_000,
+            slots_moved_needless: 12,
+            table_build: Duration::from_micros(1800),
+            remembers: false,
+            rule_fallbacks: 0,
+            departed: Vec::new(),
+            gone: Vec::new(),
+            backends: vec![
+                backend("web1", 100, BackendState::Up, 30),
+                backend("web2", 300, BackendState::Up, 60),
+                backend("web3", 100, BackendState::Down, 10),
+            ],
+        };
+        Snapshot {
+            generation: 0,
+            interfaces: vec![interface],
+            services: vec![service],
+            drops: DropStats { reasons },
+            redirect_errors: [("eth1".to_owned(), 9)].into(),
+            replies: balancer_common::map_types::ReplyStats {
+                echo: 5,
+                too_big: 6,
+                fragments_not_remembered: 7,
+                rejected: 8,
+            },
+            memory: MemorySnapshot::default(),
+        }
+    }
+
+    fn samples(text: &str) -> impl Iterator<Item = &str> {
+        text.lines().filter(|line| !line.starts_with('#'))
+    }
+
+    fn sum(text: &str, name: &str) -> u64 {
+        let prefix = format!("{name}{{");
+        samples(text)
+            .filter(|line| line.starts_with(&prefix))
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum()
+    }
+
+    #[test]
+    fn lines_are_exact() {
+        let text = render(&snapshot());
+        let lines: HashSet<&str> = text.lines().collect();
+        let version = format!("balancer_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        for expected in [
+            version.as_str(),
+            "# TYPE balancer_decisions_total counter",
+            "balancer_decisions_total{service=\"web\",result=\"stateless\"} 100",
+            "balancer_decisions_total{service=\"web\",result=\"kept\"} 0",
+            "balancer_connections_total{service=\"web\",backend=\"web2\"} 60",
+            "balancer_packets_total{service=\"web\",backend=\"web2\"} 600",
+            "balancer_bytes_total{service=\"web\",backend=\"web2\"} 60000",
+            "balancer_backend_share_ratio{service=\"web\",backend=\"web1\"} 0.3",
+            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web1\"} 0.25",
+            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web2\"} 0.75",
+            "balancer_backend_expected_share_ratio{service=\"web\",backend=\"web3\"} 0",
+            "balancer_imbalance_ratio{service=\"web\"} 1.2",
+            "# TYPE balancer_table_slots gauge",
+            "balancer_table_slots{service=\"web\",backend=\"web3\"} 20000",
+            "balancer_table_generation{service=\"web\"} 4",
+            "balancer_table_slots_moved_total{service=\"web\",kind=\"required\"} 20000",
+            "balancer_table_slots_moved_total{service=\"web\",kind=\"needless\"} 12",
+            "balancer_table_build_seconds{service=\"web\"} 0.0018",
+            "balancer_backend_state{service=\"web\",backend=\"web3\",state=\"down\"} 1",
+            "balancer_backend_state{service=\"web\",backend=\"web3\",state=\"up\"} 0",
+            "balancer_backend_transitions_total{service=\"web\",backend=\"web1\",to=\"checking\"} 1",
+            "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"passed\"} 5",
+            "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"soft\"} 2",
+            "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"hard\"} 1",
+            "balancer_health_check_duration_seconds{service=\"web\",backend=\"web1\"} 0.0015",
+            "balancer_drops_total{reason=\"malformed\"} 3",
+            "balancer_drops_total{reason=\"no_backend\"} 0",
+            "balancer_replies_total{kind=\"echo\"} 5",
+            "balancer_replies_total{kind=\"too_big\"} 6",
+            "balancer_replies_total{kind=\"rejected\"} 8",
+            "balancer_fragments_not_remembered_total 7",
+            "balancer_redirect_errors_total{interface=\"eth1\"} 9",
+            "balancer_packets_seen_total{interface=\"eth0\",verdict=\"tx\"} 1000",
+            "balancer_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
+        ] {
+            assert!(lines.contains(expected), "{expected} is not in\n{text}");
+        }
+        assert!(!text.contains("health_check_duration_seconds{service=\"web\",backend=\"web3\"}"));
+    }
+
+    #[test]
+    fn sums_are_exact() {
+        let text = render(&snapshot());
+        assert_eq!(sum(&text, "balancer_decisions_total"), sum(&text, "balancer_connections_total"));
+        assert_eq!(sum(&text, "balancer_table_slots"), 60_000);
+        assert_eq!(sum(&text, "balancer_packets_seen_total"), 1007);
+        assert_eq!(sum(&text, "balancer_backend_state"), 3);
+    }
+
+    #[test]
+    fn moves_from_removed_backends_are_counted_on_under_their_name() {
+        let mut snapshot = snapshot();
+        let moved = |count| {
+            let mut moves = [0; MOVE_COUNTERS];
+            moves[CauseIndex::from(MoveCause::Removed).counter()] = count;
+            BackendStats { moves, ..BackendStats::default() }
+        };
+        // web2 was removed twice, of late with clients still known there, and added again each time.
+        snapshot.services[0].departed = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
+        snapshot.services[0].gone =
+            vec![GoneSnapshot { id: BackendId(9), name: "web2".to_owned(), known_clients: 7, stats: moved(4) }];
+        let text = render(&snapshot);
+        let of = |from: &str| {
+            let series = format!("balancer_moves_total{{service=\"web\",from=\"{from}\",cause=\"removed\"}} ");
+            samples(&text).filter_map(|line| line.strip_prefix(&series)).collect::<Vec<_>>()
+        };
+        assert_eq!([of("web0"), of("web1"), of("web2")], [["5"], ["0"], ["34"]]);
+    }
+
+    #[test]
+    fn every_series_occurs_once_and_names_no_client() {
+        let text = render(&snapshot());
+        let mut seen = HashSet::new();
+        for line in samples(&text) {
+            let series = line.rsplit_once(' ').unwrap().0;
+            assert!(seen.insert(series), "{series} twice");
+            assert!(series.starts_with("balancer_"), "{series}");
+        }
+        assert!(!text.contains("client="));
+    }
+
+    #[test]
+    fn the_book_has_every_metric_and_no_other() {
+        let text = render(&snapshot());
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE balancer_"));
+        let exported: BTreeSet<_> = types.filter_map(|line| line.split(' ').next()).collect();
+        let chapter = include_str!("../../../../docs/src/metrics.md");
+        let first_cells = chapter.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+        let described: BTreeSet<_> = first_cells.flat_map(|cell| cell.trim_end_matches('`').split("`, `")).collect();
+        assert_eq!(exported, described);
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_left_out() {
+        let mut snapshot = snapshot();
+        for backend in &mut snapshot.services[0].backends {
+            backend.stats = BackendStats::default();
+            backend.eligible = false;
+        }
+        let text = render(&snapshot);
+        assert!(!samples(&text).any(|line| line.contains("_ratio{")), "{text}");
+        assert!(!text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn heavy_clients_are_ranks() {
+        let mut snapshot = snapshot();
+        let mut top = balancer_core::top::Top::default();
+        for (client, samples) in [("203.0.113.7", 60), ("203.0.113.8", 30), ("203.0.113.9", 10)] {
+            (0..samples).for_each(|_| top.count(client.parse().unwrap(), BackendId(1), 100));
+        }
+        snapshot.services[0].statistics.top = std::sync::Arc::new(top);
+        let text = render(&snapshot);
+        let ranks: Vec<&str> = samples(&text).filter(|line| line.starts_with("balancer_top_client")).collect();
+        let of = |rank: u32, share: &str| {
+            format!("balancer_top_client_share_ratio{{service=\"web\",rank=\"{rank}\"}} {share}")
+        };
+        assert_eq!(ranks, [of(1, "0.6"), of(2, "0.3"), of(3, "0.1")]);
+        assert!(!text.contains("203.0.113"), "{text}");
+    }
+}

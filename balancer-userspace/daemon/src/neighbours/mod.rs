@@ -1,0 +1,137 @@
+//! Next hops: how frames reach an address, kept known while the kernel's routes, links and neighbours change.
+//!
+//! One task owns the netlink sockets. `resolve` turns tables into next hops, `tracker` decides what to tell and whom to
+//! ask when; both are pure. `netlink` asks the kernel, `monitor` hears of its changes.
+
+mod devices;
+mod features;
+mod monitor;
+mod netlink;
+mod resolve;
+mod task;
+mod tracker;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::Context as _;
+use balancer_common::map_types::{FAMILY_V4, FAMILY_V6, NeighbourWanted};
+use balancer_core::io::Event;
+use balancer_dataplane::{Devices, Layers};
+use resolve::NeighbourKey;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::supervisor::{Supervisor, Task};
+
+#[cfg(test)]
+pub(super) use resolve::tests::link as test_link;
+
+/// Clients' neighbours waiting to be asked for; more are dropped, and come back with the client's next packet.
+const WANTED: usize = 256;
+
+/// What callers wish, for the task to catch up with: nothing is lost however many wishes come at once, and the memory
+/// is bounded by the number of addresses.
+#[derive(Debug, Default)]
+struct Wishes {
+    watched: Mutex<Watched>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    /// How many calls there were.
+    calls: u64,
+    /// Watched addresses, each with the number of the call that asked for it.
+    addresses: HashMap<IpAddr, u64>,
+}
+
+impl Wishes {
+    fn change(&self, change: impl FnOnce(&mut HashMap<IpAddr, u64>, u64)) {
+        {
+            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            watched.calls += 1;
+            let call = watched.calls;
+            change(&mut watched.addresses, call);
+        }
+        self.changed.notify_one();
+    }
+}
+
+/// The watched next hops. Watching ends when this is dropped.
+#[derive(Debug)]
+pub struct Neighbours {
+    wishes: Arc<Wishes>,
+    wanted: mpsc::Sender<NeighbourKey>,
+    layers: watch::Receiver<Layers>,
+    devices: watch::Receiver<Devices>,
+    task: Task<()>,
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Neighbours {
+    /// Starts watching on the current tokio runtime, in the network namespace of the calling thread. Changes arrive at
+    /// `events` as [`Event::NextHop`]; when the channel is full they wait, and only the latest of each address is sent.
+    ///
+    /// # Errors
+    /// When a netlink socket cannot be opened.
+    pub fn spawn(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> anyhow::Result<Self> {
+        let wishes = Arc::new(Wishes::default());
+        let (wanted, wanted_receiver) = mpsc::channel(WANTED);
+        let (layers_sender, layers) = watch::channel(Layers::default());
+        let (devices_sender, devices) = watch::channel(Devices::new());
+        let told = task::Told { layers: layers_sender, devices: devices_sender };
+        let task = task::Task::new(Arc::clone(&wishes), wanted_receiver, events, told)
+            .context("watching routes and neighbours through netlink")?;
+        let task = supervisor.spawn("the watch on next hops", async {
+            task.run().await;
+            Ok(())
+        });
+        Ok(Self { wishes, wanted, layers, devices, task })
+    }
+
+    /// This machine's network devices: none before they were first listed, then as they change.
+    pub fn layers(&self) -> watch::Receiver<Layers> {
+        self.layers.clone()
+    }
+
+    /// The interfaces that XDP cannot simply send frames to, and their changes. They are known soon after the start.
+    #[must_use]
+    pub fn devices(&self) -> watch::Receiver<Devices> {
+        self.devices.clone()
+    }
+
+    /// Keeps the next hop of `address` known: an event as soon as it is resolved (or, after some 2.5 s, why it is not),
+    /// and one at each change. Watching an address again sends the event again. Never blocks.
+    pub fn watch(&self, address: IpAddr) {
+        self.wishes.change(|addresses, call| {
+            addresses.insert(address, call);
+        });
+    }
+
+    /// `address` is of no more interest, however often it was watched. Never blocks.
+    pub fn unwatch(&self, address: IpAddr) {
+        self.wishes.change(|addresses, _| {
+            addresses.remove(&address);
+        });
+    }
+
+    /// Has the kernel resolve a neighbour that a `nat` reply needs. Bounded: at most once a second for each neighbour
+    /// and a hundred times a second in all; what is beyond is dropped. Never blocks.
+    pub fn want(&self, wanted: &NeighbourWanted) {
+        let address = match u8::try_from(wanted.family) {
+            Ok(FAMILY_V4) => IpAddr::V4(Ipv4Addr::from(wanted.address[0].to_ne_bytes())),
+            Ok(FAMILY_V6) => IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<[u32; 4], [u8; 16]>(wanted.address))),
+            _ => return,
+        };
+        // A full queue is the bound at work.
+        let _ = self.wanted.try_send(NeighbourKey { ifindex: wanted.ifindex, address });
+    }
+}

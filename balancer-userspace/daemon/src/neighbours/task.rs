@@ -1,0 +1,331 @@
+//! The task that owns the netlink sockets and feeds the tracker.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future,
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use balancer_common::map_types::DEVICE_TAKES_NO_FRAMES;
+use balancer_core::io::Event;
+use balancer_dataplane::{Devices, Layers};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::{
+    Wishes,
+    devices::devices,
+    features::takes_frames,
+    monitor::{Lost, Monitor},
+    netlink::Netlink,
+    resolve::NeighbourKey,
+    tracker::{Tracker, Update},
+};
+use crate::layers;
+
+/// How often everything is read anew, in case a change was missed, and unconfirmed neighbours are confirmed.
+const RESYNC: Duration = Duration::from_secs(10);
+/// How often the routes are searched for gateways; there may be very many routes.
+const GATEWAYS: Duration = Duration::from_secs(60);
+/// How soon after trouble everything is read anew.
+const RECOVERY: Duration = Duration::from_secs(1);
+
+/// Where is told what is found out of this machine's devices.
+pub(super) struct Told {
+    pub(super) layers: watch::Sender<Layers>,
+    pub(super) devices: watch::Sender<Devices>,
+}
+
+pub(super) struct Task {
+    wishes: Arc<Wishes>,
+    wanted: mpsc::Receiver<NeighbourKey>,
+    events: mpsc::Sender<Event>,
+    told: Told,
+    /// Interfaces of which was said that the kernel sends frames for backends by them.
+    by_kernel: BTreeSet<u32>,
+    netlink: Netlink,
+    /// `None` after it broke, until it can be opened again.
+    monitor: Option<Monitor>,
+    tracker: Tracker,
+    watched: HashMap<IpAddr, u64>,
+    /// The last call that `watched` knows of.
+    seen: u64,
+    limiter: Limiter,
+    resync_at: Instant,
+    gateways_at: Instant,
+}
+
+impl Task {
+    pub(super) fn new(
+        wishes: Arc<Wishes>,
+        wanted: mpsc::Receiver<NeighbourKey>,
+        events: mpsc::Sender<Event>,
+        told: Told,
+    ) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            wishes,
+            wanted,
+            events,
+            told,
+            by_kernel: BTreeSet::new(),
+            netlink: Netlink::connect()?,
+            monitor: Some(Monitor::open().context("opening a netlink socket")?),
+            tracker: Tracker::default(),
+            watched: HashMap::new(),
+            seen: 0,
+            limiter: Limiter::new(now),
+            resync_at: now,
+            gateways_at: now,
+        })
+    }
+
+    pub(super) async fn run(mut self) {
+        let events = self.events.clone();
+        loop {
+            if Instant::now() >= self.resync_at {
+                self.resync().await;
+            }
+            self.take_wishes();
+            if self.tracker.is_due(Instant::now())
+                && let Err(error) = self.evaluate().await
+            {
+                self.recover(&error);
+            }
+            let wake = self.tracker.deadline().map_or(self.resync_at, |deadline| deadline.min(self.resync_at));
+            tokio::select! {
+                () = self.wishes.changed.notified() => {}
+                Some(key) = self.wanted.recv() => self.ask_for_client(key).await,
+                updates = next(&mut self.monitor) => self.hear(updates),
+                permit = events.reserve(), if self.tracker.has_news() => match permit {
+                    Ok(permit) => if let Some(event) = self.tracker.next_news() {
+                        permit.send(event);
+                    },
+                    Err(_) => return,
+                },
+                () = events.closed() => return,
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn take_wishes(&mut self) {
+        let wished = {
+            let wished = self.wishes.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            if wished.calls == self.seen {
+                return;
+            }
+            self.seen = wished.calls;
+            wished.addresses.clone()
+        };
+        for address in self.watched.keys().filter(|address| !wished.contains_key(address)) {
+            self.tracker.unwatch(*address);
+        }
+        let now = Instant::now();
+        for (address, call) in &wished {
+            if self.watched.get(address) != Some(call) {
+                self.tracker.watch(*address, now);
+            }
+        }
+        self.watched = wished;
+    }
+
+    fn hear(&mut self, updates: Result<Vec<Update>, Lost>) {
+        let now = Instant::now();
+        match updates {
+            Ok(updates) => {
+                for update in updates {
+                    if matches!(&update, Update::Routes(Some(prefix)) if prefix.prefix_len() == 0) {
+                        // Perhaps another default gateway.
+                        self.gateways_at = now;
+                        self.resync_at = self.resync_at.min(now + RECOVERY);
+                    }
+                    self.tracker.apply(update, now);
+                }
+                self.tell_layers();
+            }
+            Err(lost) => {
+                tracing::debug!("netlink: {lost}");
+                if matches!(lost, Lost::Broken(_)) {
+                    self.monitor = None;
+                }
+                self.resync_at = self.resync_at.min(now + RECOVERY);
+            }
+        }
+    }
+
+    /// Reads the tables anew and has unconfirmed neighbours confirmed.
+    async fn resync(&mut self) {
+        self.resync_at = Instant::now() + RESYNC;
+        if self.monitor.is_none() {
+            self.monitor = Monitor::open().ok();
+        }
+        match self.read_tables().await {
+            Ok(()) => {
+                for key in self.tracker.unconfirmed() {
+                    self.ask(key).await;
+                }
+            }
+            Err(error) => self.recover(&error),
+        }
+    }
+
+    async fn read_tables(&mut self) -> anyhow::Result<()> {
+        let links = self.netlink.links().await?;
+        let neighbours = self.netlink.neighbours().await?;
+        let now = Instant::now();
+        if now >= self.gateways_at {
+            self.tracker.set_gateways(self.netlink.gateways().await?);
+            self.gateways_at = now + GATEWAYS;
+        }
+        self.tracker.resync(links, neighbours, Instant::now());
+        self.tell_layers();
+        Ok(())
+    }
+
+    fn tell_layers(&mut self) {
+        if self.tracker.take_links_changed() {
+            let layers = layers::of(self.tracker.links());
+            let said = takes_frames();
+            let devices = devices(self.tracker.links(), said.as_ref());
+            tell(&self.told.layers, layers);
+            tell(&self.told.devices, devices);
+        }
+    }
+
+    /// Says once of an interface that backends are behind that XDP cannot send them their frames.
+    fn tell_of_devices(&mut self) {
+        let devices = self.told.devices.borrow();
+        let takes_none = |ifindex: &u32| devices.get(ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
+        let by_kernel: BTreeSet<u32> = self.tracker.egresses().into_iter().filter(takes_none).collect();
+        drop(devices);
+        for link in self.tracker.links().filter(|link| by_kernel.contains(&link.ifindex)) {
+            if !self.by_kernel.contains(&link.ifindex) {
+                let kind = link.kind.as_ref().map(|kind| format!(" ({kind})")).unwrap_or_default();
+                tracing::info!(
+                    "{}{kind} takes no frames from XDP: what does not leave by the interface it came in by, the kernel \
+                     sends",
+                    link.name
+                );
+            }
+        }
+        self.by_kernel = by_kernel;
+    }
+
+    async fn evaluate(&mut self) -> anyhow::Result<()> {
+        for address in self.tracker.stale_routes() {
+            let route = self.netlink.route(address).await?;
+            self.tracker.set_route(address, route);
+        }
+        for key in self.tracker.evaluate(Instant::now()) {
+            self.ask(key).await;
+        }
+        self.tell_of_devices();
+        Ok(())
+    }
+
+    async fn ask(&self, key: NeighbourKey) {
+        if let Err(error) = self.netlink.ask(key).await {
+            tracing::debug!("netlink: {error:#}");
+        }
+    }
+
+    async fn ask_for_client(&mut self, key: NeighbourKey) {
+        if self.tracker.is_unknown(key) && self.limiter.admits(key, Instant::now()) {
+            self.ask(key).await;
+        }
+    }
+
+    /// Starts afresh with a new connection, after a pause.
+    fn recover(&mut self, error: &anyhow::Error) {
+        tracing::warn!("next hops are not up to date: {error:#}; trying again in {RECOVERY:?}");
+        let at = Instant::now() + RECOVERY;
+        self.tracker.postpone(at);
+        self.resync_at = at;
+        if let Ok(netlink) = Netlink::connect() {
+            self.netlink = netlink;
+        }
+    }
+}
+
+/// Tells of what is, if it is not as it was.
+fn tell<T: PartialEq>(to: &watch::Sender<T>, what: T) {
+    to.send_if_modified(|told| {
+        let changed = *told != what;
+        *told = what;
+        changed
+    });
+}
+
+async fn next(monitor: &mut Option<Monitor>) -> Result<Vec<Update>, Lost> {
+    match monitor {
+        Some(monitor) => monitor.next().await,
+        None => future::pending().await,
+    }
+}
+
+/// Bounds what clients can make the kernel ask: a token bucket over all, and a pause for each neighbour.
+#[derive(Debug)]
+struct Limiter {
+    tokens: f64,
+    filled: Instant,
+    recent: HashMap<NeighbourKey, Instant>,
+}
+
+impl Limiter {
+    const PER_SECOND: f64 = 100.0;
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn new(now: Instant) -> Self {
+        Self { tokens: Self::PER_SECOND, filled: now, recent: HashMap::new() }
+    }
+
+    fn admits(&mut self, key: NeighbourKey, now: Instant) -> bool {
+        let earned = now.duration_since(self.filled).as_secs_f64() * Self::PER_SECOND;
+        self.tokens = (self.tokens + earned).min(Self::PER_SECOND);
+        self.filled = now;
+        // Bounded by what the bucket lets in during a pause.
+        self.recent.retain(|_, &mut asked| now.duration_since(asked) < Self::PAUSE);
+        if self.tokens < 1.0 || self.recent.contains_key(&key) {
+            return false;
+        }
+        self.tokens -= 1.0;
+        self.recent.insert(key, now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(last: u8) -> NeighbourKey {
+        NeighbourKey { ifindex: 2, address: IpAddr::from([10, 0, 0, last]) }
+    }
+
+    #[test]
+    fn one_neighbour_is_asked_for_once_a_second() {
+        let now = Instant::now();
+        let mut limiter = Limiter::new(now);
+        assert!(limiter.admits(key(1), now));
+        assert!(!limiter.admits(key(1), now + Duration::from_millis(999)));
+        assert!(limiter.admits(key(1), now + Limiter::PAUSE));
+    }
+
+    #[test]
+    fn a_flood_is_bounded() {
+        let now = Instant::now();
+        let mut limiter = Limiter::new(now);
+        let admitted = (0..=255).filter(|&last| limiter.admits(key(last), now)).count();
+        assert_eq!(admitted, 100);
+        let later = now + Duration::from_millis(500);
+        let admitted = (0..=255).filter(|&last| limiter.admits(key(last), later)).count();
+        assert_eq!(admitted, 50);
+        assert!(limiter.recent.len() <= 200);
+    }
+}

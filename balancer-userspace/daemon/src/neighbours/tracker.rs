@@ -1,0 +1,557 @@
+//! Which next hops are watched, what was last said of each, and which neighbours must be asked when. Pure: time comes
+//! in as an argument.
+//!
+//! ```text
+//!                    usable entry                       entry lost, not failed
+//!   unresolved ───────────────────────▶ known ◀──────────────────────────────────▶ known, asking
+//!       │  ▲ asks now, then every RETRY   │ FAILED, interface down, no route          │
+//!       ▼  │                              ▼                                           ▼ after PATIENCE, or FAILED
+//!   no neighbour (after PATIENCE) ◀──── no next hop, with the reason ◀────────────────┘
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use balancer_core::io::{Event, NextHop};
+use ipnet::IpNet;
+use netlink_packet_route::neighbour::NeighbourState;
+use tokio::time::Instant;
+
+use super::resolve::{Neighbour, NeighbourKey, NoRoute, Resolution, Route, Tables, resolve};
+use crate::interfaces::Link;
+
+/// How often a neighbour that does not answer is asked.
+pub(super) const RETRY: Duration = Duration::from_secs(1);
+/// How long a neighbour may leave the first questions unanswered.
+pub(super) const PATIENCE: Duration = Duration::from_millis(2500);
+/// How long a change waits for more of its kind.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// A change that the kernel told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Update {
+    Link(Link),
+    LinkGone(u32),
+    Neighbour(NeighbourKey, Neighbour),
+    NeighbourGone(NeighbourKey),
+    /// Routes to this prefix changed; `None`: any route may have.
+    Routes(Option<IpNet>),
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    /// `None` until the first lookup.
+    route: Option<Result<Route, NoRoute>>,
+    /// The interface of the last route there was.
+    egress: Option<u32>,
+    /// What holds now, and the neighbour it rests on.
+    current: Option<Result<NextHop, String>>,
+    through: Option<NeighbourKey>,
+    /// What was last handed out.
+    told: Option<Result<NextHop, String>>,
+    asking: Option<Asking>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    neighbour: NeighbourKey,
+    since: Instant,
+    /// `None`: not asked yet.
+    last: Option<Instant>,
+}
+
+/// The watched addresses and the tables that they are resolved from.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    tables: Tables,
+    watches: BTreeMap<IpAddr, Watch>,
+    /// Addresses whose route must be looked up.
+    stale_routes: BTreeSet<IpAddr>,
+    /// Addresses of which there may be news.
+    news: BTreeSet<IpAddr>,
+    /// Neighbours that next hops rest on or wait for, and gateways.
+    relevant: HashSet<NeighbourKey>,
+    /// This machine's gateways, which replies to clients may need at any time, and when each was last asked.
+    gateways: BTreeMap<NeighbourKey, Option<Instant>>,
+    /// Links may have changed.
+    links_changed: bool,
+    /// When changes seen so far are to be acted on.
+    due: Option<Instant>,
+    /// When some neighbour must be asked again or given up.
+    retry: Option<Instant>,
+}
+
+impl Tracker {
+    /// Watches `address` from scratch: what holds is told even if it was told before.
+    pub(super) fn watch(&mut self, address: IpAddr, now: Instant) {
+        self.watches.insert(address, Watch::default());
+        self.stale_routes.insert(address);
+        self.due = Some(now);
+    }
+
+    pub(super) fn unwatch(&mut self, address: IpAddr) {
+        self.watches.remove(&address);
+        self.stale_routes.remove(&address);
+        self.news.remove(&address);
+    }
+
+    pub(super) fn apply(&mut self, update: Update, now: Instant) {
+        match update {
+            Update::Link(link) => {
+                let ifindex = link.ifindex;
+                let before = self.tables.links.insert(ifindex, link);
+                let after = self.tables.links.get(&ifindex);
+                if before.as_ref() == after {
+                    return;
+                }
+                self.links_changed = true;
+                let state = |link: Option<&Link>| link.map(|link| (link.up, link.running));
+                if state(before.as_ref()) != state(after) {
+                    self.stale_routes.extend(self.watches.keys());
+                }
+            }
+            Update::LinkGone(ifindex) => {
+                self.tables.links.remove(&ifindex);
+                self.links_changed = true;
+                self.tables.neighbours.retain(|key, _| key.ifindex != ifindex);
+                self.stale_routes.extend(self.watches.keys());
+            }
+            Update::Neighbour(key, neighbour) => {
+                let before = self.tables.neighbours.insert(key, neighbour);
+                if before == Some(neighbour) || !self.relevant.contains(&key) {
+                    return;
+                }
+            }
+            Update::NeighbourGone(key) => {
+                if self.tables.neighbours.remove(&key).is_none() || !self.relevant.contains(&key) {
+                    return;
+                }
+            }
+            Update::Routes(None) => self.stale_routes.extend(self.watches.keys()),
+            Update::Routes(Some(prefix)) => {
+                let before = self.stale_routes.len();
+                self.stale_routes.extend(self.watches.keys().filter(|address| prefix.contains(*address)));
+                if self.stale_routes.len() == before {
+                    return;
+                }
+            }
+        }
+        self.due.get_or_insert(now + DEBOUNCE);
+    }
+
+    /// Replaces the tables by fresh copies of the kernel's and wants every route looked up.
+    pub(super) fn resync(&mut self, links: Vec<Link>, neighbours: Vec<(NeighbourKey, Neighbour)>, now: Instant) {
+        self.links_changed = true;
+        self.tables.links = links.into_iter().map(|link| (link.ifindex, link)).collect();
+        self.tables.neighbours = neighbours.into_iter().collect();
+        self.stale_routes.extend(self.watches.keys());
+        self.due = Some(now);
+    }
+
+    /// Takes note of this machine's gateways, all of them.
+    pub(super) fn set_gateways(&mut self, gateways: BTreeSet<NeighbourKey>) {
+        let asked = std::mem::take(&mut self.gateways);
+        self.gateways = gateways.into_iter().map(|key| (key, asked.get(&key).copied().flatten())).collect();
+    }
+
+    /// This machine's network devices.
+    pub(super) fn links(&self) -> impl Iterator<Item = &Link> + Clone {
+        self.tables.links.values()
+    }
+
+    /// Whether they may have changed since this was last asked.
+    pub(super) fn take_links_changed(&mut self) -> bool {
+        std::mem::take(&mut self.links_changed)
+    }
+
+    /// The addresses whose route must be looked up before [`Tracker::evaluate`].
+    pub(super) fn stale_routes(&self) -> Vec<IpAddr> {
+        self.stale_routes.iter().copied().collect()
+    }
+
+    pub(super) fn set_route(&mut self, address: IpAddr, route: Result<Route, NoRoute>) {
+        self.stale_routes.remove(&address);
+        if let Some(watch) = self.watches.get_mut(&address) {
+            if let Ok(route) = &route {
+                watch.egress = Some(route.ifindex);
+            }
+            watch.route = Some(route);
+        }
+    }
+
+    /// Whether [`Tracker::evaluate`] has something to do.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// When [`Tracker::evaluate`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        [self.due, self.retry].into_iter().flatten().min()
+    }
+
+    /// Leaves what is to be done until `at`.
+    pub(super) fn postpone(&mut self, at: Instant) {
+        self.due = Some(at);
+        self.retry = None;
+    }
+
+    /// Draws the conclusions. Returns the neighbours that must be asked now.
+    pub(super) fn evaluate(&mut self, now: Instant) -> Vec<NeighbourKey> {
+        self.due = None;
+        self.retry = None;
+        self.relevant.clear();
+        self.relevant.extend(self.gateways.keys());
+        let mut ask = self.unanswered_gateways(now);
+        for (&address, watch) in &mut self.watches {
+            let Some(route) = &watch.route else { continue };
+            match resolve(address, route, watch.egress, &self.tables) {
+                Resolution::Known { next_hop, neighbour } => {
+                    self.relevant.insert(neighbour);
+                    watch.asking = None;
+                    watch.through = Some(neighbour);
+                    watch.current = Some(Ok(next_hop));
+                }
+                Resolution::Impossible(reason) => {
+                    watch.asking = None;
+                    watch.current = Some(Err(reason));
+                }
+                Resolution::Unanswered { neighbour, failed, reason } => {
+                    self.relevant.insert(neighbour);
+                    let asking = watch.asking.take().filter(|asking| asking.neighbour == neighbour).unwrap_or(Asking {
+                        neighbour,
+                        since: now,
+                        last: None,
+                    });
+                    let last = match asking.last {
+                        Some(last) if now < last + RETRY => last,
+                        _ => {
+                            ask.insert(neighbour);
+                            now
+                        }
+                    };
+                    watch.asking = Some(Asking { last: Some(last), ..asking });
+                    let rests_on_it = watch.through == Some(neighbour) && matches!(watch.current, Some(Ok(_)));
+                    let given_up = asking.since + PATIENCE;
+                    if now >= given_up || (failed && rests_on_it) {
+                        watch.current = Some(Err(reason));
+                    }
+                    let wake = if now < given_up { given_up.min(last + RETRY) } else { last + RETRY };
+                    // Neighbours asked at different moments share a round rather than get one each.
+                    let wake = wake.max(now + DEBOUNCE);
+                    self.retry = Some(self.retry.map_or(wake, |retry| retry.min(wake)));
+                }
+            }
+            if watch.current.is_some() && watch.current != watch.told {
+                self.news.insert(address);
+            }
+        }
+        ask.into_iter().collect()
+    }
+
+    /// Gateways without a MAC that were not asked a moment ago. One that stays silent is asked again when the kernel
+    /// gives it up, and with every resync.
+    fn unanswered_gateways(&mut self, now: Instant) -> HashSet<NeighbourKey> {
+        let unknown: Vec<NeighbourKey> = self.gateways.keys().copied().filter(|&key| self.is_unknown(key)).collect();
+        let mut ask = HashSet::new();
+        for key in unknown {
+            if let Some(asked) = self.gateways.get_mut(&key)
+                && asked.is_none_or(|asked| now >= asked + RETRY)
+            {
+                *asked = Some(now);
+                ask.insert(key);
+            }
+        }
+        ask
+    }
+
+    /// Watched neighbours whose entries are usable but no longer confirmed.
+    pub(super) fn unconfirmed(&self) -> Vec<NeighbourKey> {
+        let stale = |key: &&NeighbourKey| {
+            self.tables.neighbours.get(key).is_some_and(|entry| entry.state == NeighbourState::Stale)
+        };
+        self.relevant.iter().filter(stale).copied().collect()
+    }
+
+    /// The interfaces that watched addresses are reached through.
+    pub(super) fn egresses(&self) -> BTreeSet<u32> {
+        self.watches.values().filter_map(|watch| watch.egress).collect()
+    }
+
+    /// Whether asking for this neighbour on behalf of a client makes sense: the interface is there and up, and the
+    /// kernel has no MAC for it.
+    pub(super) fn is_unknown(&self, key: NeighbourKey) -> bool {
+        let up = self.tables.links.get(&key.ifindex).is_some_and(|link| link.up && link.mac.is_some());
+        let known = self.tables.neighbours.get(&key).is_some_and(|entry| entry.usable_mac().is_some());
+        up && !known
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
+    /// The next change to tell of: what holds now, not what held in between.
+    pub(super) fn next_news(&mut self) -> Option<Event> {
+        while let Some(address) = self.news.pop_first() {
+            let Some(watch) = self.watches.get_mut(&address) else { continue };
+            if let Some(next_hop) = watch.current.clone()
+                && watch.told.as_ref() != Some(&next_hop)
+            {
+                watch.told = Some(next_hop.clone());
+                return Some(Event::NextHop { address, next_hop });
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::resolve::tests::{OWN_MAC, PEER_MAC, entry, key, link, on_link},
+        *,
+    };
+
+    const ADDRESS: &str = "10.0.0.9";
+    const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 10];
+
+    struct Bench {
+        tracker: Tracker,
+        now: Instant,
+    }
+
+    impl Bench {
+        /// `ADDRESS` is watched, on link of eth0 (2), and has been asked for; eth1 (3) exists too.
+        fn new() -> Self {
+            let mut bench = Self { tracker: Tracker::default(), now: Instant::now() };
+            bench.tracker.resync(vec![link(2, "eth0"), link(3, "eth1")], Vec::new(), bench.now);
+            bench.tracker.watch(address(), bench.now);
+            bench.route(on_link(2));
+            assert_eq!(bench.evaluate(), [key(2, ADDRESS)]);
+            assert_eq!(bench.news(), None);
+            bench
+        }
+
+        fn known() -> Self {
+            let mut bench = Self::new();
+            bench.neighbour(NeighbourState::Reachable);
+            assert_eq!(bench.settle(), Some(Ok(hop(2, PEER_MAC))));
+            bench
+        }
+
+        fn route(&mut self, route: Result<Route, NoRoute>) {
+            assert_eq!(self.tracker.stale_routes(), [address()]);
+            self.tracker.set_route(address(), route);
+        }
+
+        fn neighbour(&mut self, state: NeighbourState) {
+            self.apply(Update::Neighbour(key(2, ADDRESS), entry(state)));
+        }
+
+        fn apply(&mut self, update: Update) {
+            self.tracker.apply(update, self.now);
+        }
+
+        fn evaluate(&mut self) -> Vec<NeighbourKey> {
+            assert!(self.tracker.is_due(self.now));
+            self.tracker.evaluate(self.now)
+        }
+
+        /// Lets the debounce time pass and draws the conclusions.
+        fn settle(&mut self) -> Option<Result<NextHop, String>> {
+            self.now += DEBOUNCE;
+            self.evaluate();
+            self.news()
+        }
+
+        fn news(&mut self) -> Option<Result<NextHop, String>> {
+            self.tracker.next_news().map(|event| {
+                let Event::NextHop { address: of, next_hop } = event else { panic!("{event:?}") };
+                assert_eq!(of, address());
+                next_hop
+            })
+        }
+
+        /// Moves on to the next deadline; returns who is asked then.
+        fn next(&mut self) -> Vec<NeighbourKey> {
+            self.now = self.tracker.deadline().unwrap();
+            self.evaluate()
+        }
+    }
+
+    fn address() -> IpAddr {
+        ADDRESS.parse().unwrap()
+    }
+
+    fn hop(ifindex: u32, destination_mac: [u8; 6]) -> NextHop {
+        NextHop { ifindex, source_mac: OWN_MAC, destination_mac, mtu: 1500, source: None, gateway: None }
+    }
+
+    fn silent() -> Option<Result<NextHop, String>> {
+        Some(Err("no neighbour: 10.0.0.9 does not answer on eth0".to_owned()))
+    }
+
+    #[test]
+    fn asks_every_second_and_gives_up_after_patience() {
+        let mut bench = Bench::new();
+        let start = bench.now;
+        let mut asked = Vec::new();
+        let mut told = Vec::new();
+        while bench.now < start + Duration::from_secs(5) {
+            if !bench.next().is_empty() {
+                asked.push(bench.now - start);
+            }
+            if let Some(news) = bench.news() {
+                assert_eq!(Some(news), silent());
+                told.push(bench.now - start);
+            }
+        }
+        assert_eq!(asked, [1, 2, 3, 4, 5].map(Duration::from_secs));
+        assert_eq!(told, [PATIENCE]);
+
+        bench.neighbour(NeighbourState::Reachable);
+        assert_eq!(bench.settle(), Some(Ok(hop(2, PEER_MAC))));
+        assert_eq!(bench.tracker.deadline(), None);
+    }
+
+    #[test]
+    fn tells_each_change_once() {
+        let mut bench = Bench::known();
+        for state in [NeighbourState::Stale, NeighbourState::Delay, NeighbourState::Probe, NeighbourState::Reachable] {
+            bench.neighbour(state);
+            assert_eq!(bench.settle(), None, "{state}");
+        }
+        let moved = Neighbour { state: NeighbourState::Reachable, mac: Some(OTHER_MAC) };
+        bench.apply(Update::Neighbour(key(2, ADDRESS), moved));
+        assert_eq!(bench.settle(), Some(Ok(hop(2, OTHER_MAC))));
+
+        bench.apply(Update::Link(Link { mtu: 9000, ..link(2, "eth0") }));
+        assert_eq!(bench.settle(), Some(Ok(NextHop { mtu: 9000, ..hop(2, OTHER_MAC) })));
+    }
+
+    #[test]
+    fn a_change_that_is_undone_before_it_is_told_is_not_told() {
+        let mut bench = Bench::known();
+        bench.neighbour(NeighbourState::Failed);
+        bench.now += DEBOUNCE;
+        bench.evaluate();
+        bench.neighbour(NeighbourState::Reachable);
+        assert_eq!(bench.settle(), None);
+    }
+
+    #[test]
+    fn a_short_question_does_not_flap() {
+        let mut bench = Bench::known();
+        bench.apply(Update::NeighbourGone(key(2, ADDRESS)));
+        bench.now += DEBOUNCE;
+        assert_eq!(bench.evaluate(), [key(2, ADDRESS)]);
+        let incomplete = Neighbour { state: NeighbourState::Incomplete, mac: None };
+        bench.apply(Update::Neighbour(key(2, ADDRESS), incomplete));
+        assert_eq!(bench.settle(), None);
+        bench.neighbour(NeighbourState::Reachable);
+        assert_eq!(bench.settle(), None);
+    }
+
+    #[test]
+    fn a_neighbour_that_stops_answering_is_lost_at_once_when_the_kernel_says_so() {
+        let mut bench = Bench::known();
+        bench.neighbour(NeighbourState::Failed);
+        assert_eq!(bench.settle(), silent());
+    }
+
+    #[test]
+    fn a_neighbour_that_stays_gone_is_lost_after_patience() {
+        let mut bench = Bench::known();
+        bench.apply(Update::NeighbourGone(key(2, ADDRESS)));
+        assert_eq!(bench.settle(), None);
+        let start = bench.now;
+        let lost = loop {
+            bench.next();
+            if let Some(news) = bench.news() {
+                break news;
+            }
+        };
+        assert_eq!((Some(lost), bench.now - start), (silent(), PATIENCE));
+    }
+
+    #[test]
+    fn follows_interface_and_route() {
+        let mut bench = Bench::known();
+        bench.apply(Update::Link(Link { up: false, running: false, ..link(2, "eth0") }));
+        bench.route(Err(NoRoute::Missing));
+        assert_eq!(bench.settle(), Some(Err("interface eth0 is down".to_owned())));
+
+        bench.apply(Update::Neighbour(key(3, ADDRESS), entry(NeighbourState::Permanent)));
+        bench.apply(Update::Routes(Some("10.0.0.0/24".parse().unwrap())));
+        bench.route(on_link(3));
+        assert_eq!(bench.settle(), Some(Ok(hop(3, PEER_MAC))));
+
+        bench.apply(Update::LinkGone(3));
+        bench.route(Err(NoRoute::Missing));
+        assert_eq!(bench.settle(), Some(Err("no route to 10.0.0.9".to_owned())));
+    }
+
+    #[test]
+    fn what_does_not_concern_a_watched_address_is_ignored() {
+        let mut bench = Bench::known();
+        bench.apply(Update::Routes(Some("10.0.1.0/24".parse().unwrap())));
+        bench.apply(Update::Routes(Some("::/0".parse().unwrap())));
+        bench.apply(Update::Neighbour(key(2, "10.0.0.8"), entry(NeighbourState::Reachable)));
+        bench.apply(Update::Link(link(2, "eth0")));
+        assert_eq!(bench.tracker.deadline(), None);
+        bench.apply(Update::Routes(Some("0.0.0.0/0".parse().unwrap())));
+        assert_eq!(bench.tracker.stale_routes(), [address()]);
+    }
+
+    #[test]
+    fn a_resync_finds_what_was_missed() {
+        let mut bench = Bench::known();
+        let moved = Neighbour { state: NeighbourState::Stale, mac: Some(OTHER_MAC) };
+        bench.tracker.resync(vec![link(2, "eth0")], vec![(key(2, ADDRESS), moved)], bench.now);
+        bench.route(on_link(2));
+        assert_eq!(bench.settle(), Some(Ok(hop(2, OTHER_MAC))));
+        assert_eq!(bench.tracker.unconfirmed(), [key(2, ADDRESS)]);
+    }
+
+    #[test]
+    fn watching_again_tells_again_and_unwatching_tells_nothing() {
+        let mut bench = Bench::known();
+        bench.tracker.watch(address(), bench.now);
+        bench.route(on_link(2));
+        bench.evaluate();
+        assert_eq!(bench.news(), Some(Ok(hop(2, PEER_MAC))));
+
+        bench.neighbour(NeighbourState::Failed);
+        bench.now += DEBOUNCE;
+        bench.evaluate();
+        bench.tracker.unwatch(address());
+        assert_eq!(bench.news(), None);
+    }
+
+    #[test]
+    fn gateways_are_asked_for_and_kept() {
+        let mut bench = Bench::known();
+        let gateway = key(2, "10.0.0.254");
+        bench.tracker.set_gateways(BTreeSet::from([gateway, key(2, ADDRESS)]));
+        assert_eq!(bench.tracker.evaluate(bench.now), [gateway], "the other one is known");
+        assert_eq!(bench.tracker.evaluate(bench.now), [], "a moment ago");
+
+        bench.apply(Update::Neighbour(gateway, entry(NeighbourState::Stale)));
+        assert_eq!(bench.tracker.evaluate(bench.now), []);
+        assert_eq!(bench.tracker.unconfirmed(), [gateway]);
+        bench.apply(Update::NeighbourGone(gateway));
+        bench.now += RETRY;
+        assert_eq!(bench.tracker.evaluate(bench.now), [gateway]);
+        assert!(!bench.tracker.has_news(), "nobody waits for it");
+    }
+
+    #[test]
+    fn clients_are_asked_for_only_where_that_helps() {
+        let bench = Bench::known();
+        assert!(bench.tracker.is_unknown(key(2, "10.0.0.77")));
+        assert!(!bench.tracker.is_unknown(key(2, ADDRESS)), "known");
+        assert!(!bench.tracker.is_unknown(key(77, "10.0.0.77")), "no such interface");
+    }
+}

@@ -1,0 +1,603 @@
+//! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
+
+mod look;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use balancer_api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView};
+use balancer_common::{
+    map_types::BackendStats,
+    verdict::{CauseIndex, MoveCause},
+};
+use balancer_core::{
+    controller::Controller,
+    held::Held,
+    io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
+    last_changes::LastChanges,
+    locate::Why,
+    plan::{Plan, Planned},
+    report,
+    service::{Backend, Service},
+    state::{Clocks, SavedCounters, SavedState},
+};
+use balancer_dataplane::{Dataplane, Forgotten, KnownClients};
+use balancer_model::{
+    config::Config,
+    names::BackendName,
+    words::{counted, grouped},
+};
+use tokio::time::Instant;
+use tracing::{error, info};
+
+pub use self::look::Counting;
+use crate::{
+    departed::Departed,
+    events::{Events, subject},
+    host::Wanted,
+    neighbours::Neighbours,
+    prober::Prober,
+};
+
+/// A plan for which the known clients have still to be counted.
+pub struct Planning {
+    plan: Plan,
+    clients: Option<KnownClients>,
+}
+
+impl Planning {
+    /// Counts them: a look at the whole client table, in milliseconds.
+    #[must_use]
+    pub fn finish(self) -> Planned {
+        self.plan.counted(|count| {
+            if let Some(clients) = self.clients {
+                clients.for_each(count);
+            }
+        })
+    }
+}
+
+/// The core with everything that its commands act on.
+pub struct Owner<D> {
+    controller: Controller,
+    dataplane: D,
+    neighbours: Neighbours,
+    prober: Prober,
+    events: Events,
+    /// How long the last table of each service took, from event to swap.
+    builds: HashMap<ServiceId, Duration>,
+    /// Which service each backend's counters belong to, and the backend's name.
+    owners: HashMap<BackendId, (ServiceId, String)>,
+    departed: Departed,
+    last_changes: LastChanges,
+    /// Where the clocks of client memory began.
+    started: Instant,
+    /// Whether something has happened since somebody asked.
+    changed: bool,
+    held: Held,
+    /// Known clients forgotten by changes that are not told of yet.
+    forgotten: u64,
+    /// Whether bringing it to what it should be has failed, so that it is to be tried again.
+    out_of_step: bool,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// Takes over a controller that has not started.
+    pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
+        Self {
+            controller,
+            dataplane,
+            neighbours,
+            prober,
+            events,
+            builds: HashMap::new(),
+            owners: HashMap::new(),
+            departed: Departed::default(),
+            last_changes: LastChanges::default(),
+            started: Instant::now(),
+            changed: false,
+            held: Held::default(),
+            forgotten: 0,
+            out_of_step: false,
+        }
+    }
+
+    /// Goes on counting for backends that are gone, where another process has ended.
+    pub fn take_over_departed(&mut self, departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>) {
+        self.departed = Departed::restore(departed, clocks());
+    }
+
+    /// What a restart must keep.
+    pub fn export(&self) -> SavedState {
+        self.export_of(&self.controller)
+    }
+
+    fn export_of(&self, controller: &Controller) -> SavedState {
+        let clocks = clocks();
+        SavedState { departed: self.departed.export(clocks), ..controller.export(clocks) }
+    }
+
+    /// What a restart would have to keep after a change, and what would be wanted of this machine.
+    ///
+    /// # Errors
+    /// When the change is refused.
+    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<(SavedState, Wanted), Refused> {
+        let generation = self.controller.generation();
+        if if_generation.is_some_and(|wanted| wanted != generation) {
+            return Err(Refused::Stale(generation));
+        }
+        let mut controller = self.controller.clone();
+        controller.change(change.clone(), Instant::now().into_std())?;
+        Ok((self.export_of(&controller), Wanted::by(&controller)))
+    }
+
+    /// What would be wanted of this machine after a change.
+    ///
+    /// # Errors
+    /// When the change is refused.
+    pub fn wanted_after(&self, change: &Change) -> Result<Wanted, Refused> {
+        let mut controller = self.controller.clone();
+        controller.change(change.clone(), Instant::now().into_std())?;
+        Ok(Wanted::by(&controller))
+    }
+
+    /// Whether something has happened since this was asked last.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Brings the data path to where the controller's configuration wants it.
+    ///
+    /// # Errors
+    /// When the data path refuses.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let commands = self.controller.start(started.into_std());
+        let (mut backends, mut ruled) = (Vec::new(), Vec::new());
+        for command in &commands {
+            if let Command::WriteBackend(backend) = command {
+                backends.push((backend.id, backend.service));
+            } else if let Command::SetRules { service, .. } = command {
+                ruled.push(*service);
+            }
+        }
+        if !self.controller.goes_on() {
+            // Ids mean something else than they did.
+            (backends, ruled) = (Vec::new(), Vec::new());
+            self.departed = Departed::default();
+        }
+        self.dataplane.adopt(&backends, &ruled)?;
+        self.execute(commands, started)?;
+        self.last_changes.begin(&self.controller);
+        let forgotten = std::mem::take(&mut self.forgotten);
+        if forgotten > 0 {
+            self.events.note(&format!("the configuration has changed{}", report::clients_forgotten(forgotten)));
+        }
+        Ok(())
+    }
+
+    /// How many services there are.
+    pub fn services(&self) -> usize {
+        self.controller.services().len()
+    }
+
+    /// The data path.
+    pub fn dataplane(&mut self) -> &mut D {
+        &mut self.dataplane
+    }
+
+    /// What the configuration says beyond services.
+    pub fn settings(&self) -> &Config {
+        self.controller.settings()
+    }
+
+    /// What is wanted of this machine.
+    pub fn wanted(&self) -> Wanted {
+        Wanted::by(&self.controller)
+    }
+
+    /// The history.
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The neighbours watched.
+    pub fn neighbours(&self) -> &Neighbours {
+        &self.neighbours
+    }
+
+    /// The addresses of all backends.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.controller.services().iter().flat_map(Service::backends).map(|backend| backend.address().ip())
+    }
+
+    /// When the controller next wants an [`Event::Tick`].
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.controller.next_deadline().map(Instant::from_std)
+    }
+
+    /// Lets the controller act on an event. A data path that refuses is brought back in step and reported.
+    pub fn handle(&mut self, event: Event) {
+        self.handle_all([event]);
+    }
+
+    /// The same for all events that wait, so that each service's table is replaced at most once.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
+        let now = Instant::now();
+        let commands = self.controller.handle_all(events, now.into_std());
+        self.changed |= !commands.is_empty();
+        self.last_changes.note(&commands, None, &self.controller, now.into_std());
+        if let Err(error) = self.execute(commands, now) {
+            error!("{error:#}; writing the whole state again");
+            self.resync();
+        }
+    }
+
+    /// Makes a change whole or not at all.
+    ///
+    /// # Errors
+    /// When it is refused, by the controller or by the data path; nothing has changed then.
+    pub fn change(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
+        let now = Instant::now();
+        self.changed = true;
+        let before = self.controller.clone();
+        let slots_before = self.all_slots_moved();
+        let about = subject(&change);
+        let added = matches!(change, Change::Add { .. });
+        let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
+        let (mut message, commands) = self.controller.change(change, now.into_std())?;
+        let last_changes = self.last_changes.clone();
+        self.last_changes.note(&commands, Some(&message), &self.controller, now.into_std());
+        if let Err(error) = self.execute(commands, now) {
+            self.controller.undo(before);
+            self.last_changes = last_changes;
+            self.resync();
+            return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
+        }
+        let leaving = if about.as_ref().is_some_and(|name| self.keeps(name) > 0) { 0 } else { kept_before };
+        self.name_owners();
+        message += &report::clients_forgotten(std::mem::take(&mut self.forgotten));
+        if leaving > 0 {
+            message += &format!(", {} moved", counted(leaving as usize, "known client"));
+        }
+        let moves =
+            Moved { known_clients: (leaving > 0).then_some(leaving), ..moved(slots_before, self.all_slots_moved()) };
+        // One that waits for its next hop is told of once it is known what comes of it.
+        if !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name))) {
+            self.events.change(about.as_ref(), &message, uid, Some(moves));
+        }
+        Ok(Changed { message })
+    }
+
+    /// What a change would move.
+    ///
+    /// # Errors
+    /// When the change would be refused.
+    pub fn plan(&self, change: Change) -> Result<Planning, Refused> {
+        let plan = self.controller.plan(change, Instant::now().into_std())?;
+        Ok(Planning { plan, clients: self.dataplane.known_clients() })
+    }
+
+    /// How many known clients stay with a backend; none where there is no such backend.
+    fn keeps(&self, name: &BackendName) -> u64 {
+        self.controller.backend(name).ok().filter(|backend| backend.keeps_known()).map_or(0, Backend::known_clients)
+    }
+
+    /// Slots moved since start in a service (required, needless); none in one that does not exist.
+    pub fn slots_moved(&self, service: &str) -> (u64, u64) {
+        self.controller.service(service).map(Service::slots_moved).unwrap_or_default()
+    }
+
+    /// Whether an added backend still waits for its next hop.
+    pub fn waits_for_next_hop(&self, name: &BackendName) -> bool {
+        self.controller.waits_for_next_hop(name)
+    }
+
+    /// What adding a backend for the user `uid` has come to, where `before` slots of its service had moved by then.
+    pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
+        let message = self.controller.added(name, before);
+        self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
+        Changed { message }
+    }
+
+    /// As [`Owner::slots_moved`], of all services. One that goes takes its own along.
+    fn all_slots_moved(&self) -> (u64, u64) {
+        let moved = self.controller.services().iter().map(Service::slots_moved);
+        moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
+    }
+
+    /// Which backend a client is steered to.
+    ///
+    /// # Errors
+    /// When the service asked for does not exist.
+    pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
+        let mut located = self.controller.locate(query.address, query.service.as_deref())?;
+        for client in &mut located {
+            let Ok(service) = self.controller.service(&client.service) else { continue };
+            let Some(known) = self.dataplane.client(service.id(), query.address) else { continue };
+            client.last_seen = Some(known.last_seen);
+            if client.rule.is_some() {
+                continue;
+            }
+            let keeps =
+                service.backends().iter().find(|backend| backend.id() == known.backend && backend.keeps_known());
+            if let Some(backend) = keeps {
+                client.backend = Some(backend.name().to_owned());
+                client.why = Why::Known;
+            }
+        }
+        Ok(located.into_iter().map(Into::into).collect())
+    }
+
+    /// The rules for client prefixes, of one service or of all.
+    ///
+    /// # Errors
+    /// When the service asked for does not exist, or a counter cannot be read.
+    pub fn rules(&self, service: Option<&str>) -> Result<Vec<RuleView>, Refused> {
+        let now = Instant::now().into_std();
+        let services = match service {
+            Some(name) => std::slice::from_ref(self.controller.service(name)?),
+            None => self.controller.services(),
+        };
+        let rules = services.iter().flat_map(|service| service.rules().iter().map(move |rule| (service, rule)));
+        rules
+            .map(|(service, rule)| {
+                let stats = self.dataplane.rule_stats(service.id(), rule.prefix);
+                let stats = stats.map_err(|error| Refused::Conflict(format!("{error:#}")))?;
+                let inactive = service.inactive(rule);
+                Ok(RuleView {
+                    service: service.name().to_owned(),
+                    prefix: rule.prefix.to_string(),
+                    action: rule.action.clone(),
+                    active: inactive.is_none(),
+                    reason: inactive.unwrap_or_default(),
+                    expires_in_seconds: rule.ends.map(|ends| ends.saturating_duration_since(now).as_secs()),
+                    packets: stats.packets,
+                    fallbacks: stats.fallbacks,
+                })
+            })
+            .collect()
+    }
+
+    /// Forgets a client in every service that remembers, or in the one asked for.
+    ///
+    /// # Errors
+    /// When there is no such service, or none that remembers.
+    pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
+        let located = self.controller.locate(query.address, query.service.as_deref())?;
+        let services = located.iter().filter_map(|client| self.controller.service(&client.service).ok());
+        let remembering: Vec<ServiceId> = services.filter(|service| service.remembers()).map(Service::id).collect();
+        if remembering.is_empty() {
+            let names: Vec<&str> = located.iter().map(|client| client.service.as_str()).collect();
+            return Err(remembers_nobody(&names.join(", ")));
+        }
+        let address = query.address.to_canonical();
+        let mut sum = Forgotten::default();
+        for service in remembering {
+            let known = self.dataplane.client(service, address);
+            let forgotten = self.dataplane.forget(service, address);
+            if let Some(name) = known.and_then(|known| self.controller.name_of(known.backend)).map(str::to_owned) {
+                self.count_forgotten(service, name, forgotten.moved);
+            }
+            sum.clients += forgotten.clients;
+            sum.moved += forgotten.moved;
+        }
+        Ok(forgotten_view(&self.events, &format!("client {address}"), None, sum, uid))
+    }
+
+    /// Begins to forget the clients of a backend; [`Owner::forget_more`] goes on.
+    ///
+    /// # Errors
+    /// When there is no such backend, or its service remembers nobody.
+    pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
+        let backend = self.controller.backend(&name)?.id();
+        let service = self.controller.service(&name.service)?;
+        if !service.remembers() {
+            return Err(remembers_nobody(&name.service));
+        }
+        Ok(Forgetting { service: service.id(), backend, name, uid, next: 0, sum: Forgotten::default() })
+    }
+
+    /// Forgets the backend's clients in one more part of the client table. `Some` with the last.
+    pub fn forget_more(&mut self, forgetting: &mut Forgetting) -> Option<ForgottenView> {
+        let Forgetting { service, backend, name, uid, next, sum } = forgetting;
+        let (part, following) = self.dataplane.forget_all(*backend, *next);
+        self.count_forgotten(*service, name.backend.clone(), part.moved);
+        sum.clients += part.clients;
+        sum.moved += part.moved;
+        match following {
+            Some(following) => {
+                *next = following;
+                None
+            }
+            None => Some(forgotten_view(&self.events, &format!("backend {name}"), Some(name), *sum, *uid)),
+        }
+    }
+
+    /// Nobody can tell from a later packet that its client was known elsewhere, so the move is counted at once.
+    fn count_forgotten(&mut self, service: ServiceId, backend: String, moved: u64) {
+        if moved > 0 {
+            let mut stats = BackendStats::default();
+            if let Some(count) = stats.moves.get_mut(CauseIndex::from(MoveCause::Forgotten).counter()) {
+                *count = moved;
+            }
+            self.departed.add(service, backend, &stats, Instant::now().into_std());
+        }
+    }
+
+    /// Advances the clocks of client memory and looks at the next part of the client table. A data path that is out of
+    /// step is told everything again.
+    pub fn sweep(&mut self) {
+        if self.out_of_step {
+            self.resync();
+        }
+        if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
+            self.handle(Event::Swept { known });
+        }
+        self.sum_up_departed();
+    }
+
+    fn sum_up_departed(&mut self) {
+        let Self { controller, departed, .. } = self;
+        departed.sum_up(Instant::now().into_std(), |id| {
+            let service = controller.services().iter().filter(|service| service.id() == id);
+            let present = service.flat_map(Service::backends).map(Backend::name);
+            let gone = controller.gone().iter().filter(|gone| gone.row.service == id).map(|gone| gone.name.as_str());
+            present.chain(gone).map(str::to_owned).collect()
+        });
+    }
+
+    fn resync(&mut self) {
+        let now = Instant::now();
+        let commands = self.controller.resync(&self.held);
+        let before = std::mem::replace(&mut self.out_of_step, false);
+        match self.execute(commands, now) {
+            Ok(()) if before => info!("the data path is in step again"),
+            Ok(()) => {}
+            Err(error) => {
+                if !before {
+                    error!("the data path is out of step, it is tried again until it is not: {error:#}");
+                }
+                self.out_of_step = true;
+            }
+        }
+    }
+
+    fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
+        // Every directory that was replaced.
+        let mut before: Vec<ServiceSpec> = Vec::new();
+        let mut published = false;
+        for command in commands {
+            self.carry_out(&command, since)?;
+            if matches!(command, Command::PublishServices(_)) {
+                published = true;
+                before.append(&mut self.held.services);
+            }
+            self.held.note(&command);
+        }
+        if !published {
+            return Ok(());
+        }
+        // Not before: what fails is undone.
+        for (backend, forgotten) in self.dataplane.complete() {
+            self.forgotten += forgotten.clients;
+            let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
+            if let Some(service) = heir(service, &before, &self.held.services) {
+                self.count_forgotten(service, name, forgotten.moved);
+            }
+        }
+        let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
+        self.owners.retain(|_, (service, _)| listed.contains(service));
+        self.departed.retain(&listed);
+        Ok(())
+    }
+
+    /// Backends count under the names that they have now.
+    fn name_owners(&mut self) {
+        for service in self.controller.services() {
+            for backend in service.backends() {
+                let owner = self.owners.get_mut(&backend.id()).map(|(_, name)| name);
+                if let Some(name) = owner.filter(|name| name.as_str() != backend.name()) {
+                    backend.name().clone_into(name);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: &Command, since: Instant) -> anyhow::Result<()> {
+        match command {
+            Command::WriteBackend(backend) => {
+                self.dataplane.write_backend(backend).with_context(|| format!("backend {}", backend.address))?;
+                self.prober.set_way(backend);
+                if let Some(name) = self.controller.name_of(backend.id) {
+                    self.owners.insert(backend.id, (backend.service, name.to_owned()));
+                }
+            }
+            Command::RetireBackend(id) => {
+                let stats = self.dataplane.backend_stats(*id)?;
+                self.dataplane.retire_backend(*id).context("retiring a backend")?;
+                self.prober.forget_way(*id);
+                if let Some((service, name)) = self.owners.remove(id) {
+                    self.departed.add(service, name, &stats, Instant::now().into_std());
+                }
+            }
+            Command::SwapTable { service, table, home } => {
+                let (table, home) = (Arc::clone(table), home.clone());
+                self.dataplane.swap_table(*service, table, home).context("swapping a lookup table")?;
+                self.builds.insert(*service, since.elapsed());
+            }
+            Command::PublishServices(services) => {
+                self.dataplane.publish_services(services).context("publishing the services")?;
+                self.prober.set_vips(services.iter().map(|service| service.address.ip()).collect());
+            }
+            Command::SetRules { service, rules } => {
+                self.dataplane.set_rules(*service, rules).context("setting the rules of a service")?;
+            }
+            Command::WatchNextHop(address) => self.neighbours.watch(*address),
+            Command::UnwatchNextHop(address) => self.neighbours.unwatch(*address),
+            Command::StartChecks(check) => self.prober.start((**check).clone()),
+            Command::StopChecks(backend) => self.prober.stop(*backend),
+            Command::Report(report) => self.events.report(report),
+        }
+        Ok(())
+    }
+}
+
+/// The service that the clients of `service` come to now: itself, or who has its address. `None`: there is nobody.
+fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Option<ServiceId> {
+    if now.iter().any(|spec| spec.id == service) {
+        return Some(service);
+    }
+    let old = before.iter().find(|spec| spec.id == service)?;
+    let same = |spec: &&ServiceSpec| (spec.address, spec.protocol) == (old.address, old.protocol);
+    now.iter().find(same).map(|spec| spec.id)
+}
+
+/// A pass over the client table that forgets a backend's clients.
+#[derive(Debug)]
+pub struct Forgetting {
+    service: ServiceId,
+    backend: BackendId,
+    name: BackendName,
+    uid: Option<u32>,
+    next: usize,
+    sum: Forgotten,
+}
+
+fn remembers_nobody(services: &str) -> Refused {
+    Refused::Conflict(format!("nobody to forget: {services} has no memory of clients (remember = \"0s\")"))
+}
+
+fn forgotten_view(
+    events: &Events,
+    whose: &str,
+    about: Option<&BackendName>,
+    Forgotten { clients, moved }: Forgotten,
+    uid: Option<u32>,
+) -> ForgottenView {
+    let (known, go) = (grouped(clients), grouped(moved));
+    let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
+    events.change(about, &message, uid, None);
+    ForgottenView { message, forgotten: clients, moved }
+}
+
+fn clocks() -> Clocks {
+    Clocks { now: Instant::now().into_std(), wall: wall() }
+}
+
+/// Not the core's clock: only to tell moments to the next process.
+#[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
+pub(super) fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// What moved between two readings of (required, needless).
+const fn moved(before: (u64, u64), after: (u64, u64)) -> Moved {
+    let (required, needless) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    Moved { slots: required + needless, needless, known_clients: None }
+}

@@ -1,0 +1,188 @@
+//! One health check: connect, ask, judge the answer.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use balancer_core::io::{BackendId, CheckOutcome};
+use balancer_model::{
+    config::{CheckConfig, CheckKind, Via},
+    names::BackendName,
+};
+use nix::errno::Errno;
+use socket2::SockRef;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::{Instant, timeout_at},
+};
+
+use super::{exec::Program, http::Question, service_path::Ways};
+
+/// What may be under way between a question and its connection, in bytes.
+const PIPE: usize = 64 * 1024;
+
+/// Who is checked.
+pub(super) struct Whom {
+    pub(super) backend: BackendId,
+    pub(super) name: BackendName,
+    pub(super) target: SocketAddr,
+    pub(super) ways: Ways,
+}
+
+/// A check with everything made ready that is the same each time.
+pub(super) struct Check {
+    target: SocketAddr,
+    timeout: Duration,
+    what: What,
+    /// Whose, and the ways there, where it goes as clients' packets do.
+    through: Option<(BackendId, Ways)>,
+}
+
+enum What {
+    Connection,
+    Answer(Box<Question>),
+    Program(Box<Program>),
+}
+
+impl Check {
+    /// The check of a backend.
+    ///
+    /// # Errors
+    /// When this machine lacks the means for it.
+    pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
+        let Whom { backend, name, target, ways } = whom;
+        let what = match &config.kind {
+            CheckKind::None | CheckKind::Tcp { .. } => What::Connection,
+            CheckKind::Http(http) => What::Answer(Box::new(Question::new(*target, http)?)),
+            CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, *target, exec).await?)),
+        };
+        let through = (config.via == Via::Service).then(|| (*backend, ways.clone()));
+        Ok(Self { target: *target, timeout: config.timeout, what, through })
+    }
+
+    /// Checks once. Takes at most the check's timeout.
+    ///
+    /// # Errors
+    /// When this machine lacks the means (file descriptors, memory, ports, the program), which says nothing of the
+    /// backend.
+    pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
+        let deadline = Instant::now() + self.timeout;
+        let question = match &self.what {
+            What::Program(program) => return program.run(deadline, self.timeout).await,
+            What::Connection => None,
+            What::Answer(question) => Some(&**question),
+        };
+        if let Some((backend, ways)) = &self.through {
+            return self.run_through(ways, *backend, question, deadline).await;
+        }
+        let stream = match timeout_at(deadline, self.connect(question.is_some())).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) if is_local(&error) => return Err(error),
+            Ok(Err(error)) => return Ok(CheckOutcome::Hard(format!("connect: {}", reason(&error)))),
+            Err(_) => return Ok(timed_out("connect", self.timeout)),
+        };
+        let Some(question) = question else { return Ok(CheckOutcome::Passed) };
+        match timeout_at(deadline, question.ask(stream)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
+        }
+    }
+
+    /// The same as clients' packets go.
+    async fn run_through(
+        &self,
+        ways: &Ways,
+        backend: BackendId,
+        question: Option<&Question>,
+        deadline: Instant,
+    ) -> io::Result<CheckOutcome> {
+        let mut conversation = ways.connect(backend, self.target, deadline).await?;
+        let connecting = format!("connect to {}", self.target);
+        match timeout_at(deadline, conversation.connect()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if is_local(&error) => return Err(error),
+            Ok(Err(error)) => return Ok(CheckOutcome::Hard(format!("{connecting}: {}", reason(&error)))),
+            Err(_) => {
+                let why = too_late(&connecting, self.timeout);
+                return Ok(CheckOutcome::Hard(format!("{why}; does the backend hold that address?")));
+            }
+        }
+        let Some(question) = question else { return Ok(CheckOutcome::Passed) };
+        let (near, far) = tokio::io::duplex(PIPE);
+        let answered = async {
+            tokio::select! {
+                // What has been read is judged before the connection's end is.
+                biased;
+                outcome = question.ask(near) => outcome,
+                Err(error) = conversation.carry(far) => {
+                    Ok(CheckOutcome::Hard(format!("{}: connection {}", question.scheme(), reason(&error))))
+                }
+            }
+        };
+        match timeout_at(deadline, answered).await {
+            Ok(outcome) => outcome,
+            Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
+        }
+    }
+
+    async fn connect(&self, asks: bool) -> io::Result<TcpStream> {
+        let socket = if self.target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Closed by a reset, it leaves nothing behind; else each check would be remembered for a minute.
+        socket.set_zero_linger()?;
+        if asks {
+            // The handshake's last acknowledgement goes with the question, as in HAProxy's smart connect.
+            SockRef::from(&socket).set_tcp_quickack(false)?;
+        }
+        socket.connect(self.target).await
+    }
+}
+
+/// Nobody answered in time.
+pub(super) fn timed_out(what: &str, timeout: Duration) -> CheckOutcome {
+    CheckOutcome::Hard(too_late(what, timeout))
+}
+
+fn too_late(what: &str, timeout: Duration) -> String {
+    format!("{what}: timeout after {}", humantime::format_duration(timeout))
+}
+
+/// Whether an error is this machine's own trouble.
+fn is_local(error: &io::Error) -> bool {
+    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL]
+        .into_iter()
+        .any(|code| error.raw_os_error() == Some(code))
+}
+
+/// An error of a connection in a word or two.
+pub(super) fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => "refused".to_owned(),
+        Some(libc::ECONNRESET | libc::EPIPE) => "reset".to_owned(),
+        Some(libc::ETIMEDOUT) => "timeout".to_owned(),
+        Some(libc::ENETUNREACH) => "network unreachable".to_owned(),
+        Some(code) => Errno::from_raw(code).desc().to_lowercase(),
+        None if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+        None if error.kind() == io::ErrorKind::ConnectionReset => "reset".to_owned(),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "closed".to_owned(),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+impl Whom {
+    pub(super) fn at(target: SocketAddr) -> Self {
+        let (backend, name) = (BackendId(1), balancer_model::fixture::name("web/web1"));
+        Self { backend, name, target, ways: Ways::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_trouble_is_not_the_backends() {
+        assert!(is_local(&io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(!is_local(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
+        assert_eq!(reason(&io::Error::from_raw_os_error(libc::EHOSTUNREACH)), "no route to host");
+        assert_eq!(reason(&io::Error::from_raw_os_error(libc::EACCES)), "permission denied");
+    }
+}

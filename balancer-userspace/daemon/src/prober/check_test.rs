@@ -1,0 +1,321 @@
+//! `tcp` and `http` checks of servers that behave, and of servers that do not.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use balancer_core::io::CheckOutcome;
+use balancer_model::config::{BodyTest, CheckConfig, CheckKind, HttpCheck, StatusRanges, Tls, Via};
+use regex::bytes::Regex;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::ring,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    },
+};
+
+use super::{
+    check::{Check, Whom},
+    http::BODY,
+};
+
+async fn check(target: SocketAddr, config: &CheckConfig) -> io::Result<CheckOutcome> {
+    Check::new(&Whom::at(target), config).await?.run().await
+}
+
+/// A server that reads a request and then does as told.
+async fn server<F: Future<Output = ()> + Send>(
+    serve: impl Fn(TcpStream) -> F + Send + 'static,
+) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let _ = stream.read(&mut request).await;
+            serve(stream).await;
+        }
+    });
+    (address, task)
+}
+
+async fn answering(answer: &'static str) -> SocketAddr {
+    server(move |mut stream| async move { stream.write_all(answer.as_bytes()).await.unwrap() }).await.0
+}
+
+fn http() -> HttpCheck {
+    HttpCheck {
+        port: None,
+        tls: None,
+        method: "GET".to_owned(),
+        path: "/healthz".to_owned(),
+        host: None,
+        expect_status: StatusRanges(vec![(200, 399)]),
+        expect_body: None,
+    }
+}
+
+fn config(kind: CheckKind, timeout: Duration) -> CheckConfig {
+    CheckConfig { kind, via: Via::Backend, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 }
+}
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(200);
+
+async fn outcome(target: SocketAddr, http: HttpCheck, timeout: Duration) -> CheckOutcome {
+    check(target, &config(CheckKind::Http(http), timeout)).await.unwrap()
+}
+
+fn hard(reason: &str) -> CheckOutcome {
+    CheckOutcome::Hard(reason.to_owned())
+}
+
+fn soft(reason: &str) -> CheckOutcome {
+    CheckOutcome::Soft(reason.to_owned())
+}
+
+fn wanting(text: &str) -> HttpCheck {
+    HttpCheck { expect_body: Some(BodyTest::Contains(text.to_owned())), ..http() }
+}
+
+/// An address that refuses connections.
+async fn refusing() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn tcp_passes_when_accepted_and_fails_hard_when_refused() {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let tcp = config(CheckKind::Tcp { port: None }, LONG);
+    assert_eq!(check(listener.local_addr().unwrap(), &tcp).await.unwrap(), CheckOutcome::Passed);
+    assert_eq!(check(refusing().await, &tcp).await.unwrap(), hard("connect: refused"));
+}
+
+#[tokio::test]
+async fn a_full_backlog_is_a_connect_timeout() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let target = listener.local_addr().unwrap();
+    let _occupied = TcpStream::connect(target).await.unwrap();
+    let tcp = config(CheckKind::Tcp { port: None }, SHORT);
+    assert_eq!(check(target, &tcp).await.unwrap(), hard("connect: timeout after 200ms"));
+}
+
+#[tokio::test]
+async fn the_status_decides() {
+    let ok = answering("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(outcome(ok, http(), LONG).await, CheckOutcome::Passed);
+    let unavailable = answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(outcome(unavailable, http(), LONG).await, soft("status 503"));
+    let old = answering("HTTP/1.0 404 Not Found\r\n\r\ngone").await;
+    assert_eq!(outcome(old, http(), LONG).await, soft("status 404"));
+    let informed = answering("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(outcome(informed, http(), LONG).await, CheckOutcome::Passed);
+}
+
+#[tokio::test]
+async fn the_body_decides_where_it_is_asked_for() {
+    let target = answering("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall is ok").await;
+    assert_eq!(outcome(target, wanting("ok"), LONG).await, CheckOutcome::Passed);
+    assert_eq!(outcome(target, wanting("OK"), LONG).await, soft("body without \"OK\""));
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n";
+    assert_eq!(outcome(answering(chunked).await, wanting("ok"), LONG).await, CheckOutcome::Passed);
+}
+
+#[tokio::test]
+async fn the_request_is_what_was_configured() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let request = tokio::spawn(async move {
+        let mut stream = listener.accept().await.unwrap().0;
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    let check = HttpCheck {
+        method: "HEAD".to_owned(),
+        host: Some("web.example".to_owned()),
+        path: "/a?b".to_owned(),
+        ..http()
+    };
+    assert_eq!(outcome(target, check, LONG).await, CheckOutcome::Passed);
+    let request = request.await.unwrap();
+    assert!(request.starts_with("HEAD /a?b HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("\r\nhost: web.example\r\n"), "{request}");
+}
+
+#[tokio::test]
+async fn no_answer_is_a_hard_failure() {
+    assert_eq!(outcome(refusing().await, http(), LONG).await, hard("connect: refused"));
+    let (closing, _) = server(async |_| ()).await;
+    assert_eq!(outcome(closing, http(), LONG).await, hard("http: connection closed"));
+    let (resetting, _) = server(async |stream| stream.set_zero_linger().unwrap()).await;
+    assert_eq!(outcome(resetting, http(), LONG).await, hard("http: connection reset"));
+    let cut = answering("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall").await;
+    assert_eq!(outcome(cut, wanting("ok"), LONG).await, hard("http: connection closed"));
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_is_a_hard_failure() {
+    let late = hard("http: timeout after 200ms");
+    let (silent, _) = server(async |_stream| std::future::pending().await).await;
+    assert_eq!(outcome(silent, http(), SHORT).await, late);
+    let (dripping, _) = server(async |mut stream| {
+        for byte in "HTTP/1.1 200 OK\r\nX-Slow: ".bytes().chain(std::iter::repeat(b'a')) {
+            if stream.write_u8(byte).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(outcome(dripping, http(), SHORT).await, late);
+    let (stalling, _) = server(async |mut stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall").await.unwrap();
+        std::future::pending().await
+    })
+    .await;
+    assert_eq!(outcome(stalling, wanting("ok"), SHORT).await, late);
+}
+
+async fn endless(head: &'static str, rest: &'static str) -> SocketAddr {
+    let serve = move |mut stream: TcpStream| async move {
+        let _ = stream.write_all(head.as_bytes()).await;
+        while stream.write_all(rest.repeat(100).as_bytes()).await.is_ok() {}
+    };
+    server(serve).await.0
+}
+
+#[tokio::test]
+async fn endless_answers_end_the_check() {
+    let head = "HTTP/1.1 200 OK\r\n";
+    let headers = endless(head, "X-More: and more\r\n").await;
+    assert_eq!(outcome(headers, http(), LONG).await, soft("http: headers too large"));
+    let one_header = endless("HTTP/1.1 200 OK\r\nX-More: ", "and more").await;
+    assert_eq!(outcome(one_header, http(), LONG).await, soft("http: headers too large"));
+    let body = endless("HTTP/1.1 200 OK\r\n\r\n", "and more").await;
+    assert_eq!(outcome(body, http(), LONG).await, CheckOutcome::Passed);
+    assert_eq!(outcome(body, wanting("no more"), LONG).await, soft("body without \"no more\""));
+}
+
+#[tokio::test]
+async fn only_the_first_64_kib_are_searched() {
+    let (target, _) = server(async |mut stream| {
+        let body = [vec![b'.'; BODY - 2], b"ok end".to_vec()].concat();
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+        let _ = stream.write_all(&body).await;
+    })
+    .await;
+    assert_eq!(outcome(target, wanting("ok"), LONG).await, CheckOutcome::Passed);
+    assert_eq!(outcome(target, wanting("ok end"), LONG).await, soft("body without \"ok end\""));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_http_is_a_soft_failure() {
+    let garbage = answering("SSH-2.0-OpenSSH_9.2p1\r\n").await;
+    assert_eq!(outcome(garbage, http(), LONG).await, soft("http: not an HTTP/1.1 answer"));
+}
+
+#[tokio::test]
+async fn half_an_answer_is_none() {
+    let (reset, _) = server(async |mut stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nX-Half: ").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stream.set_zero_linger().unwrap();
+    })
+    .await;
+    assert_eq!(outcome(reset, http(), LONG).await, hard("http: connection reset"));
+    let closed = answering("HTTP/1.1 200 OK\r\nX-Half: ").await;
+    assert_eq!(outcome(closed, http(), LONG).await, hard("http: connection closed"));
+}
+
+#[tokio::test]
+async fn redirects_are_answers() {
+    let redirect = "HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(outcome(answering(redirect).await, http(), LONG).await, CheckOutcome::Passed);
+}
+
+#[tokio::test]
+async fn an_expression_is_matched_against_the_whole_beginning() {
+    let matching =
+        |pattern: &str| HttpCheck { expect_body: Some(BodyTest::Matches(Regex::new(pattern).unwrap())), ..http() };
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n3\r\nay \r\n0\r\n\r\n";
+    let target = answering(chunked).await;
+    assert_eq!(outcome(target, matching("^ok"), LONG).await, CheckOutcome::Passed);
+    assert_eq!(outcome(target, matching("^ok$"), LONG).await, soft("body does not match \"^ok$\""));
+    let body = endless("HTTP/1.1 200 OK\r\n\r\n", "and more").await;
+    assert_eq!(outcome(body, matching("more$|never"), LONG).await, CheckOutcome::Passed);
+}
+
+/// Answers over TLS with a certificate that it has signed itself.
+async fn secure(answer: &'static str) -> SocketAddr {
+    let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let name = stream.get_ref().1.server_name().map(str::to_owned);
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let asked = name.is_none_or(|name| request.contains(&format!("host: {name}:8443\r\n")));
+            let answer = if asked { answer } else { "HTTP/1.1 421 Misdirected Request\r\n\r\n" };
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    address
+}
+
+fn https(verify: bool) -> HttpCheck {
+    HttpCheck { tls: Some(Tls { verify }), host: Some("www.example.com:8443".to_owned()), ..http() }
+}
+
+#[tokio::test]
+async fn https_takes_every_certificate_unless_told_to_verify() {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let target = secure(OK).await;
+    assert_eq!(outcome(target, https(false), LONG).await, CheckOutcome::Passed);
+    assert_eq!(outcome(target, HttpCheck { host: None, ..https(false) }, LONG).await, CheckOutcome::Passed);
+    let body = HttpCheck { expect_body: Some(BodyTest::Contains("ok".to_owned())), ..https(false) };
+    assert_eq!(outcome(target, body, LONG).await, CheckOutcome::Passed);
+    let unavailable = secure("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(outcome(unavailable, https(false), LONG).await, soft("status 503"));
+    match check(target, &config(CheckKind::Http(https(true)), LONG)).await {
+        Ok(CheckOutcome::Soft(reason)) => assert!(reason.starts_with("tls: invalid peer certificate"), "{reason}"),
+        // A machine without root certificates says so, and tells nothing of the backend.
+        Err(error) => assert!(error.to_string().contains("no root certificates"), "{error}"),
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+#[tokio::test]
+async fn without_tls_there_is_an_answer_or_none() {
+    let plain = answering("HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    assert_eq!(outcome(plain, https(false), LONG).await, soft("tls: not a TLS answer"));
+    let (closing, _) = server(async |_| ()).await;
+    assert_eq!(outcome(closing, https(false), LONG).await, hard("tls: connection closed"));
+    let (resetting, _) = server(async |stream| stream.set_zero_linger().unwrap()).await;
+    assert_eq!(outcome(resetting, https(false), LONG).await, hard("tls: connection reset"));
+    let (silent, _) = server(async |_stream| std::future::pending().await).await;
+    assert_eq!(outcome(silent, https(false), SHORT).await, hard("https: timeout after 200ms"));
+    assert_eq!(outcome(refusing().await, https(false), LONG).await, hard("connect: refused"));
+}

@@ -1,0 +1,217 @@
+//! The `exec` check: a program's exit code.
+
+use std::{
+    ffi::OsString,
+    io,
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use balancer_core::io::CheckOutcome;
+use balancer_model::{config::ExecCheck, names::BackendName};
+use caps::{CapSet, Capability};
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        signal::{Signal, killpg},
+    },
+    unistd::{Gid, Pid, Uid, User, geteuid, setgroups, setresgid, setresuid},
+};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::unix::pipe::Receiver,
+    process::Command,
+    time::{Instant, timeout_at},
+};
+
+use super::check::timed_out;
+
+/// How much of the first line of output is told, in characters.
+const TOLD: usize = 200;
+/// Where programs are looked for if this process does not know.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program that checks one backend.
+pub(super) struct Program {
+    command: Vec<String>,
+    account: Account,
+    environment: [(&'static str, OsString); 5],
+}
+
+impl Program {
+    /// The program that checks backend `name` at `target`.
+    ///
+    /// # Errors
+    /// When it cannot run as the user that it is to run as.
+    pub(super) async fn new(name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> io::Result<Self> {
+        let user = exec.user.clone();
+        // Who is who may be known to another machine.
+        let account = tokio::task::spawn_blocking(move || Account::of(&user)).await.map_err(io::Error::other)??;
+        let environment = [
+            ("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH.into())),
+            ("BALANCER_SERVICE", name.service.clone().into()),
+            ("BALANCER_BACKEND", name.backend.clone().into()),
+            ("BALANCER_ADDRESS", target.ip().to_string().into()),
+            ("BALANCER_PORT", target.port().to_string().into()),
+        ];
+        Ok(Self { command: exec.command.clone(), account, environment })
+    }
+
+    /// Runs it to its end, or to `deadline`. Whatever it started is killed with it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(super) async fn run(&self, deadline: Instant, timeout: Duration) -> io::Result<CheckOutcome> {
+        let Some((program, arguments)) = self.command.split_first() else {
+            return Err(io::Error::other("no program"));
+        };
+        let (output, input) = io::pipe()?;
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+        command.process_group(0).kill_on_drop(true);
+        let account = self.account;
+        // SAFETY: between fork and exec it makes system calls alone, on values of its own.
+        unsafe { command.pre_exec(move || account.assume()) };
+        let cannot_start = |error| io::Error::other(format!("cannot start {program:?}: {error}"));
+        let mut child = command.spawn().map_err(cannot_start)?;
+        // Its ends of the pipe.
+        drop(command);
+        // Declared after the child, and so dropped while the child's id is still its own.
+        let _group = Group::of(child.id());
+        let mut output = Receiver::from_owned_fd(output.into())?;
+        let mut line = FirstLine::default();
+        let mut buffer = [0; 4096];
+        let ended = timeout_at(deadline, async {
+            let mut open = true;
+            loop {
+                tokio::select! {
+                    status = child.wait() => break status,
+                    read = output.read(&mut buffer), if open => match read {
+                        Ok(length @ 1..) => line.take(&buffer[..length]),
+                        Ok(0) | Err(_) => open = false,
+                    },
+                }
+            }
+        });
+        let Ok(status) = ended.await else { return Ok(timed_out("exec", timeout)) };
+        while !line.ended
+            && let Ok(length @ 1..) = output.try_read(&mut buffer)
+        {
+            line.take(&buffer[..length]);
+        }
+        Ok(judge(status?, &line.told()))
+    }
+}
+
+/// Whom a program runs as.
+#[derive(Clone, Copy)]
+struct Account {
+    uid: Uid,
+    gid: Gid,
+    /// Whether this process may leave its own groups.
+    sheds_groups: bool,
+}
+
+impl Account {
+    /// The user's.
+    ///
+    /// # Errors
+    /// When there is no such user, or this process may not run a program as somebody else, and end it.
+    fn of(user: &str) -> io::Result<Self> {
+        let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;
+        let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+        let needed = [Capability::CAP_KILL, Capability::CAP_SETGID, Capability::CAP_SETUID];
+        let missing: Vec<String> =
+            needed.into_iter().filter(|&needed| !has(needed)).map(|missing| missing.to_string()).collect();
+        if found.uid != geteuid() && !missing.is_empty() {
+            let missing = missing.join(", ");
+            return Err(io::Error::other(format!("cannot run a program as user {user:?} without {missing}")));
+        }
+        Ok(Self { uid: found.uid, gid: found.gid, sheds_groups: has(Capability::CAP_SETGID) })
+    }
+
+    /// Makes the calling process this user's, without any power that it had, and without the means to gain one.
+    fn assume(self) -> io::Result<()> {
+        for capability in 0..64 {
+            // SAFETY: takes a number, and refuses one that it does not know or may not drop.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        }
+        if self.sheds_groups {
+            setgroups(&[])?;
+            setresgid(self.gid, self.gid, self.gid)?;
+        }
+        if self.uid != geteuid() {
+            setresuid(self.uid, self.uid, self.uid)?;
+        }
+        let refused = |_| io::Error::from(Errno::EPERM);
+        for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Permitted] {
+            caps::clear(None, set).map_err(refused)?;
+        }
+        // Where the bounding set could not be dropped, this keeps a file's or root's capabilities away.
+        Ok(prctl::set_no_new_privs()?)
+    }
+}
+
+fn judge(status: ExitStatus, line: &str) -> CheckOutcome {
+    let what = match (status.code(), status.signal()) {
+        (Some(0), _) => return CheckOutcome::Passed,
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(signal) => format!("killed by {signal}"),
+            Err(_) => format!("killed by signal {signal}"),
+        },
+        (None, None) => status.to_string(),
+    };
+    CheckOutcome::Soft(if line.is_empty() { what } else { format!("{what}: {line}") })
+}
+
+/// The first line that is written, as far as it is told.
+#[derive(Default)]
+struct FirstLine {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl FirstLine {
+    /// Enough for [`TOLD`] characters.
+    const BYTES: usize = 4 * TOLD;
+
+    fn take(&mut self, written: &[u8]) {
+        if self.ended {
+            return;
+        }
+        let end = written.iter().position(|&byte| byte == b'\n');
+        let room = Self::BYTES - self.bytes.len();
+        let of_line = &written[..end.unwrap_or(written.len())];
+        self.bytes.extend_from_slice(&of_line[..of_line.len().min(room)]);
+        self.ended = end.is_some() || self.bytes.len() == Self::BYTES;
+    }
+
+    fn told(&self) -> String {
+        let text = String::from_utf8_lossy(&self.bytes);
+        text.trim().chars().take(TOLD).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    }
+}
+
+/// A process group that is killed when this is dropped, also where its leader is gone already: ids are given out in
+/// turn, so that no other process can have this one yet.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(leader: Option<u32>) -> Self {
+        Self(leader.and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // An error says that nobody is left.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `exec` checks of programs that end well, badly, or not at all.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+
+use balancer_core::io::CheckOutcome;
+use balancer_model::config::{CheckConfig, CheckKind, ExecCheck, Via};
+use nix::unistd::{User, geteuid};
+
+use super::check::{Check, Whom};
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(300);
+
+/// Somebody else where that is possible.
+fn user() -> User {
+    if geteuid().is_root() { User::from_name("nobody") } else { User::from_uid(geteuid()) }.unwrap().unwrap()
+}
+
+async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
+    let command = command.iter().map(|&word| word.to_owned()).collect();
+    let kind = CheckKind::Exec(ExecCheck { port: None, command, user: user().name });
+    let config =
+        CheckConfig { kind, via: Via::Backend, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 };
+    let target = "[2001:db8::9]:8080".parse().unwrap();
+    Check::new(&Whom::at(target), &config).await.unwrap().run().await.unwrap()
+}
+
+async fn sh(script: &str, timeout: Duration) -> CheckOutcome {
+    run(&["sh", "-c", script], timeout).await
+}
+
+fn soft(reason: &str) -> CheckOutcome {
+    CheckOutcome::Soft(reason.to_owned())
+}
+
+#[tokio::test]
+async fn the_exit_code_decides_and_the_first_line_says_why() {
+    assert_eq!(run(&["true"], LONG).await, CheckOutcome::Passed);
+    assert_eq!(run(&["false"], LONG).await, soft("exit code 1"));
+    assert_eq!(sh("echo fine; exit 0", LONG).await, CheckOutcome::Passed);
+    assert_eq!(sh("echo ' no disk '; echo more; exit 2", LONG).await, soft("exit code 2: no disk"));
+    assert_eq!(sh("echo broken >&2; exit 255", LONG).await, soft("exit code 255: broken"));
+    assert_eq!(sh("printf 'a\\tb'; exit 3", LONG).await, soft("exit code 3: a\u{fffd}b"));
+    assert_eq!(sh("kill -SEGV $$", LONG).await, soft("killed by SIGSEGV"));
+}
+
+#[tokio::test]
+async fn arguments_are_no_shells_words() {
+    assert_eq!(run(&["sh", "-c", "echo \"$1\"; exit 1", "sh", "$HOME; *"], LONG).await, soft("exit code 1: $HOME; *"));
+}
+
+#[tokio::test]
+async fn the_environment_names_the_backend_and_holds_nothing_else() {
+    let said = "test -n \"$PATH\" || exit 9; echo $BALANCER_SERVICE $BALANCER_BACKEND $BALANCER_ADDRESS $BALANCER_PORT; exit 1";
+    assert_eq!(sh(said, LONG).await, soft("exit code 1: web web1 2001:db8::9 8080"));
+    let CheckOutcome::Soft(all) = run(&["sh", "-c", "env | cut -d= -f1 | sort | tr '\\n' ' '; exit 1"], LONG).await
+    else {
+        panic!("it passed")
+    };
+    let names: Vec<&str> = all.trim_start_matches("exit code 1: ").split(' ').collect();
+    // Those that shells set by themselves.
+    let names: Vec<&str> = names.into_iter().filter(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
+    assert_eq!(names, ["BALANCER_ADDRESS", "BALANCER_BACKEND", "BALANCER_PORT", "BALANCER_SERVICE", "PATH"]);
+}
+
+#[tokio::test]
+async fn output_without_end_is_cut() {
+    let CheckOutcome::Soft(reason) = sh("head -c 1000000 /dev/zero | tr '\\0' é; exit 1", LONG).await else {
+        panic!("it passed")
+    };
+    assert_eq!(reason.chars().count(), "exit code 1: ".len() + 200);
+    assert_eq!(sh("yes", SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));
+}
+
+/// The first line of what a program says about itself.
+async fn said(script: &str) -> String {
+    let CheckOutcome::Soft(said) = sh(&format!("{script}; exit 1"), LONG).await else { panic!("it passed") };
+    said.trim_start_matches("exit code 1: ").to_owned()
+}
+
+#[tokio::test]
+async fn it_runs_as_its_user_without_groups_and_capabilities() {
+    let User { uid, gid, .. } = user();
+    assert_eq!(said("echo $(grep ^Uid: /proc/self/status)").await, format!("Uid: {uid} {uid} {uid} {uid}"));
+    assert_eq!(said("echo $(grep ^Gid: /proc/self/status)").await, format!("Gid: {gid} {gid} {gid} {gid}"));
+    assert_eq!(said("echo $(grep ^NoNewPrivs: /proc/self/status)").await, "NoNewPrivs: 1");
+    let sets = if geteuid().is_root() { "InhPrmEffBndAmb" } else { "InhPrmEffAmb" };
+    let none: Vec<&str> = vec!["0000000000000000"; sets.len() / 3];
+    let script = format!("echo $(grep '^Cap[{sets}]*:' /proc/self/status | cut -f2)");
+    assert_eq!(said(&script).await.split(' ').collect::<Vec<_>>(), none);
+    if geteuid().is_root() {
+        assert_eq!(said("echo $(grep ^Groups: /proc/self/status)").await, "Groups:");
+    }
+}
+
+/// Also as root, which has all capabilities back with each program that it starts.
+#[tokio::test]
+async fn root_has_no_capabilities_either() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let exec = ExecCheck {
+        port: None,
+        command: ["sh", "-c", "grep -q '^CapEff:.0*$' /proc/self/status && test $(id -u) = 0"]
+            .map(str::to_owned)
+            .to_vec(),
+        user: "root".to_owned(),
+    };
+    let config = CheckConfig {
+        kind: CheckKind::Exec(exec),
+        via: Via::Backend,
+        interval: LONG,
+        timeout: LONG,
+        fast_interval: LONG,
+        fall: 1,
+        rise: 1,
+    };
+    let check = Check::new(&Whom::at("192.0.2.1:80".parse().unwrap()), &config).await.unwrap();
+    assert_eq!(check.run().await.unwrap(), CheckOutcome::Passed);
+}
+
+fn is_there(pid: &str) -> bool {
+    // A dead one that waits for its parent counts as gone.
+    let status = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
+    status.is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
+}
+
+async fn gone(pids: &str) {
+    let all: Vec<&str> = pids.split_whitespace().collect();
+    assert_eq!(all.len(), 2, "{pids}");
+    tokio::time::timeout(LONG, async {
+        while all.iter().any(|pid| is_there(pid)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("they go on");
+}
+
+#[tokio::test]
+async fn whatever_it_started_ends_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let file = directory.path().join("pids");
+    let started = |then: &str| format!("sleep 600 & echo $$ $! > {}; {then}", file.display());
+    assert_eq!(sh(&started("wait"), SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));
+    gone(&fs::read_to_string(&file).unwrap()).await;
+    assert_eq!(sh(&started("exit 1"), LONG).await, soft("exit code 1"));
+    gone(&fs::read_to_string(&file).unwrap()).await;
+
+    // A check that is given up.
+    fs::remove_file(&file).unwrap();
+    let script = started("wait");
+    let check = tokio::spawn(async move { sh(&script, LONG).await });
+    tokio::time::timeout(LONG, async {
+        while !fs::read_to_string(&file).is_ok_and(|pids| pids.ends_with('\n')) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("it starts");
+    check.abort();
+    gone(&fs::read_to_string(&file).unwrap()).await;
+}

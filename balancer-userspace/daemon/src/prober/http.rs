@@ -1,0 +1,182 @@
+//! The `http` and `https` checks. Redirects are not followed.
+
+use std::{io, net::SocketAddr, pin::pin};
+
+use balancer_core::io::CheckOutcome;
+use balancer_model::{
+    config::{BodyTest, HttpCheck, StatusRanges, Tls},
+    file::check::without_port,
+};
+use bytes::Bytes;
+use futures_util::future::{self, Either};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, body::Incoming, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::{check::reason, tls};
+
+/// How much of a body is tested, in bytes.
+pub(super) const BODY: usize = 64 * 1024;
+/// How long an answer's status line and headers may be together, in bytes.
+const HEADERS: usize = 64 * 1024;
+
+/// What is asked, and what is wanted of the answer.
+pub(super) struct Question {
+    request: Request<Empty<Bytes>>,
+    tls: Option<(Tls, ServerName<'static>)>,
+    expect_status: StatusRanges,
+    expect_body: Option<BodyTest>,
+}
+
+impl Question {
+    /// What `check` asks of `target`.
+    ///
+    /// # Errors
+    /// When it cannot be asked, which its configuration rules out.
+    pub(super) fn new(target: SocketAddr, check: &HttpCheck) -> io::Result<Self> {
+        let default_port = if check.tls.is_some() { 443 } else { 80 };
+        let request = Request::builder()
+            .method(check.method.as_str())
+            .uri(check.path.as_str())
+            .header(header::HOST, check.host.clone().unwrap_or_else(|| host(target, default_port)))
+            .header(header::USER_AGENT, concat!("balancer/", env!("CARGO_PKG_VERSION")))
+            .header(header::ACCEPT, "*/*")
+            .header(header::CONNECTION, "close")
+            .body(Empty::new())
+            .map_err(io::Error::other)?;
+        let tls = match check.tls {
+            None => None,
+            Some(settings) => {
+                let name = check.host.as_deref().map(|host| ServerName::try_from(without_port(host).to_owned()));
+                let name = name.unwrap_or_else(|| Ok(target.ip().into())).map_err(io::Error::other)?;
+                Some((settings, name))
+            }
+        };
+        let (expect_status, expect_body) = (check.expect_status.clone(), check.expect_body.clone());
+        Ok(Self { request, tls, expect_status, expect_body })
+    }
+
+    /// `http` or `https`.
+    pub(super) const fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Asks over `stream`.
+    ///
+    /// # Errors
+    /// When no certificate can be verified on this machine.
+    pub(super) async fn ask(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<CheckOutcome> {
+        let answered = match &self.tls {
+            None => self.converse(stream).await,
+            Some((settings, name)) => match tls::connector(*settings).await?.connect(name.clone(), stream).await {
+                Ok(stream) => self.converse(stream).await,
+                Err(error) => return Ok(tls::failure(&error)),
+            },
+        };
+        Ok(answered.unwrap_or_else(|error| failure(self.scheme(), &error)))
+    }
+
+    async fn converse(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<CheckOutcome, hyper::Error> {
+        let (mut sender, connection) =
+            http1::Builder::new().max_buf_size(HEADERS).handshake(TokioIo::new(stream)).await?;
+        let judged = pin!(async {
+            let answer = sender.send_request(self.request.clone()).await?;
+            let status = answer.status().as_u16();
+            if !self.expect_status.contains(status) {
+                return Ok(CheckOutcome::Soft(format!("status {status}")));
+            }
+            let body = answer.into_body();
+            Ok(match &self.expect_body {
+                None => CheckOutcome::Passed,
+                Some(BodyTest::Contains(text)) => match contains(body, text.as_bytes()).await? {
+                    true => CheckOutcome::Passed,
+                    false => CheckOutcome::Soft(format!("body without {text:?}")),
+                },
+                Some(BodyTest::Matches(pattern)) => match pattern.is_match(&beginning(body).await?) {
+                    true => CheckOutcome::Passed,
+                    false => CheckOutcome::Soft(format!("body does not match {:?}", pattern.as_str())),
+                },
+            })
+        });
+        // The connection moves the bytes; how it ends is seen in the answer too.
+        match future::select(judged, pin!(connection)).await {
+            Either::Left((outcome, _)) => outcome,
+            Either::Right((_, judged)) => judged.await,
+        }
+    }
+}
+
+/// What it means that there is no whole answer: an answer that is none is a soft failure, silence a hard one.
+fn failure(scheme: &str, error: &hyper::Error) -> CheckOutcome {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    if error.is_parse_too_large() {
+        CheckOutcome::Soft(format!("{scheme}: headers too large"))
+    } else if error.is_parse() {
+        CheckOutcome::Soft(format!("{scheme}: not an HTTP/1.1 answer"))
+    } else if let Some(error) = io {
+        if tls::is_refusal(error) {
+            tls::failure(error)
+        } else {
+            CheckOutcome::Hard(format!("{scheme}: connection {}", reason(error)))
+        }
+    } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        CheckOutcome::Hard(format!("{scheme}: connection closed"))
+    } else {
+        CheckOutcome::Hard(format!("{scheme}: {error}"))
+    }
+}
+
+/// The `Host` header for an address.
+fn host(target: SocketAddr, default_port: u16) -> String {
+    match target {
+        SocketAddr::V4(target) if target.port() == default_port => target.ip().to_string(),
+        SocketAddr::V6(target) if target.port() == default_port => format!("[{}]", target.ip()),
+        SocketAddr::V4(_) | SocketAddr::V6(_) => target.to_string(),
+    }
+}
+
+/// Whether `text` occurs in the first [`BODY`] bytes of `body`.
+async fn contains(mut body: Incoming, text: &[u8]) -> Result<bool, hyper::Error> {
+    let mut read: Vec<u8> = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        // What was searched already can only hold the start of a match.
+        let from = read.len().saturating_sub(text.len() - 1);
+        read.extend_from_slice(&data[..data.len().min(BODY - read.len())]);
+        if read[from..].windows(text.len()).any(|window| window == text) {
+            return Ok(true);
+        }
+        if read.len() == BODY {
+            break;
+        }
+    }
+    Ok(false)
+}
+
+/// The first [`BODY`] bytes of `body`.
+async fn beginning(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
+    let mut read: Vec<u8> = Vec::new();
+    while read.len() < BODY
+        && let Some(frame) = body.frame().await
+    {
+        let Ok(data) = frame?.into_data() else { continue };
+        read.extend_from_slice(&data[..data.len().min(BODY - read.len())]);
+    }
+    Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host;
+
+    #[test]
+    fn the_host_is_the_backends_address_by_default() {
+        assert_eq!(host("10.0.0.9:80".parse().unwrap(), 80), "10.0.0.9");
+        assert_eq!(host("10.0.0.9:8080".parse().unwrap(), 80), "10.0.0.9:8080");
+        assert_eq!(host("[2001:db8::9]:80".parse().unwrap(), 80), "[2001:db8::9]");
+        assert_eq!(host("[2001:db8::9]:443".parse().unwrap(), 443), "[2001:db8::9]");
+        assert_eq!(host("[2001:db8::9]:443".parse().unwrap(), 80), "[2001:db8::9]:443");
+    }
+}

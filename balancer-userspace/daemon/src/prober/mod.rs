@@ -1,0 +1,237 @@
+//! Health checks, on a thread of their own, which tells how every check ended.
+
+mod check;
+#[cfg(test)]
+mod check_test;
+mod exec;
+#[cfg(test)]
+mod exec_test;
+mod http;
+mod pace;
+mod rounds;
+mod service_path;
+mod tls;
+
+use std::{collections::HashSet, io, net::IpAddr};
+
+use balancer_core::io::{BackendId, BackendSpec, CheckSpec, Event};
+use balancer_model::config::CheckKind;
+use tokio::{runtime, sync::mpsc};
+
+use self::{
+    rounds::{Order, Rounds},
+    service_path::Ways,
+};
+use crate::supervisor::{Supervisor, Thread};
+
+/// The running health checks. They end when this is dropped.
+#[derive(Debug)]
+pub struct Prober {
+    orders: Option<mpsc::UnboundedSender<Order>>,
+    thread: Option<Thread>,
+    ways: Ways,
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        let thread = self.thread.take().inspect(Thread::release);
+        self.orders = None;
+        if let Some(thread) = thread {
+            thread.join();
+        }
+    }
+}
+
+impl Prober {
+    /// No checks yet. Outcomes go to `events` as [`Event::Checked`]: at once where the controller may have to do
+    /// something, within 100 ms where it only counts. When the channel is full, checks wait.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn new(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> io::Result<Self> {
+        // All sockets and timers on one thread: a check wakes nobody but itself, and a slow handshake delays no change.
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (orders, given) = mpsc::unbounded_channel();
+        let ways = Ways::default();
+        let rounds = Rounds::new(events, ways.clone());
+        let thread = supervisor.thread("the health checks", move || runtime.block_on(rounds.follow(given)))?;
+        Ok(Self { orders: Some(orders), thread: Some(thread), ways })
+    }
+
+    /// Checks a backend from now on instead of an earlier check of it, and counts on where that has come to. The first
+    /// check comes at a random moment of the first 500 ms (or `interval`, if that is shorter), so that many backends are
+    /// not checked at once; each next one `interval` (while a verdict is pending `fast_interval`) ± 10% after the start of
+    /// the one before. Checks of a backend never overlap. [`CheckKind::None`] checks nothing.
+    pub fn start(&mut self, spec: CheckSpec) {
+        match spec.check.kind {
+            CheckKind::None => self.stop(spec.backend),
+            CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Exec(_) => self.order(Order::Start(Box::new(spec))),
+        }
+    }
+
+    /// How the data path reaches a backend from now on, for checks that go the same way.
+    pub fn set_way(&self, row: &BackendSpec) {
+        self.ways.insert(row);
+    }
+
+    /// The data path no longer reaches it.
+    pub fn forget_way(&self, backend: BackendId) {
+        self.ways.remove(backend);
+    }
+
+    /// All VIPs: addresses that no check comes from, since backends hold them as well.
+    pub fn set_vips(&self, vips: HashSet<IpAddr>) {
+        self.ways.set_vips(vips);
+    }
+
+    /// Ends the checks of `backend`. An outcome may still be under way in the channel.
+    pub fn stop(&mut self, backend: BackendId) {
+        self.order(Order::Stop(backend));
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // Without the thread there are no checks, which ends the process.
+            let _ = orders.send(order);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, time::Duration};
+
+    use balancer_core::{
+        health::Health,
+        io::{CheckNumber, CheckOutcome},
+    };
+    use balancer_model::{
+        config::{CheckConfig, ExecCheck, Via},
+        fixture::name,
+    };
+    use nix::unistd::{User, geteuid};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn spec(backend: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
+        let (backend, number) = (BackendId(backend), CheckNumber(u64::from(backend)));
+        CheckSpec { backend, number, name: name("web/web1"), target, check, health: Health::default() }
+    }
+
+    fn tcp() -> CheckConfig {
+        let interval = Duration::from_millis(100);
+        CheckConfig {
+            kind: CheckKind::Tcp { port: None },
+            via: Via::Backend,
+            interval,
+            timeout: interval,
+            fast_interval: interval,
+            fall: 1,
+            rise: 1,
+        }
+    }
+
+    async fn next(events: &mut mpsc::Receiver<Event>) -> (BackendId, CheckOutcome) {
+        let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await.expect("an event");
+        let Some(Event::Checked { backend, outcome, .. }) = event else { panic!("{event:?}") };
+        (backend, outcome)
+    }
+
+    #[tokio::test]
+    async fn follows_a_server_that_dies_and_returns() {
+        let (sender, mut events) = mpsc::channel(1);
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        prober.start(spec(7, target, tcp()));
+        assert_eq!(next(&mut events).await, (BackendId(7), CheckOutcome::Passed));
+        assert_eq!(next(&mut events).await, (BackendId(7), CheckOutcome::Passed));
+        drop(listener);
+        while next(&mut events).await.1 != CheckOutcome::Hard("connect: refused".to_owned()) {}
+        let _listener = TcpListener::bind(target).await.unwrap();
+        while next(&mut events).await.1 != CheckOutcome::Passed {}
+    }
+
+    #[tokio::test]
+    async fn starting_again_replaces_and_stopping_ends() {
+        let (sender, mut events) = mpsc::channel(1);
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
+        let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        prober.start(spec(1, open.local_addr().unwrap(), tcp()));
+        next(&mut events).await;
+        prober.start(spec(1, closed, tcp()));
+        while next(&mut events).await.1 == CheckOutcome::Passed {}
+        assert!(matches!(next(&mut events).await.1, CheckOutcome::Hard(_)));
+
+        prober.start(spec(1, closed, CheckConfig { kind: CheckKind::None, ..tcp() }));
+        prober.start(spec(2, closed, tcp()));
+        while next(&mut events).await.0 != BackendId(2) {}
+        for _ in 0..3 {
+            assert_eq!(next(&mut events).await.0, BackendId(2));
+        }
+        drop(prober);
+        // The channel closes once the last task is gone.
+        while events.recv().await.is_some() {}
+    }
+
+    /// The pauses between checks, of a server that refuses from the start and then accepts.
+    #[tokio::test]
+    async fn a_pending_verdict_is_checked_faster() {
+        let (sender, mut events) = mpsc::channel(1);
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        drop(listener);
+        // At an hour between checks only the fast ones come at all.
+        let hour = Duration::from_secs(3600);
+        let check = CheckConfig {
+            interval: hour,
+            timeout: Duration::from_secs(10),
+            fast_interval: Duration::from_millis(100),
+            fall: 3,
+            rise: 1000,
+            ..tcp()
+        };
+        prober.start(spec(1, target, check));
+        for _ in 0..3 {
+            assert_eq!(next(&mut events).await.1, CheckOutcome::Hard("connect: refused".to_owned()));
+        }
+        // The verdict is there.
+        assert!(tokio::time::timeout(Duration::from_millis(500), events.recv()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn counting_goes_on_where_it_has_come_to() {
+        let (sender, mut events) = mpsc::channel(1);
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        drop(listener);
+        // Only a check of a pending verdict comes soon after another one.
+        let check = CheckConfig { interval: Duration::from_secs(3600), fall: 4, ..tcp() };
+        let mut health = Health::default();
+        (0..2).for_each(|_| health.record(&CheckOutcome::Hard("connect: refused".to_owned()), &check));
+        let number = CheckNumber(9);
+        prober.start(CheckSpec { number, health, ..spec(1, target, check) });
+        for _ in 0..2 {
+            let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await.expect("an event");
+            let Some(Event::Checked { check, .. }) = event else { panic!("{event:?}") };
+            assert_eq!(check, number);
+        }
+        assert!(tokio::time::timeout(Duration::from_millis(500), events.recv()).await.is_err(), "the verdict is there");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_cannot_be_started_says_nothing_of_the_backend() {
+        let (sender, mut events) = mpsc::channel(1);
+        let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
+        let user = User::from_uid(geteuid()).unwrap().unwrap().name;
+        let exec = ExecCheck { port: None, command: vec!["/nonexistent/check".to_owned()], user };
+        let check = CheckConfig { kind: CheckKind::Exec(exec), ..tcp() };
+        prober.start(spec(1, "127.0.0.1:80".parse().unwrap(), check));
+        let why = "cannot start \"/nonexistent/check\": No such file or directory (os error 2)";
+        assert_eq!(next(&mut events).await.1, CheckOutcome::Hindered(why.to_owned()));
+    }
+}

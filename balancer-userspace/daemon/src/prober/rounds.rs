@@ -1,0 +1,189 @@
+//! The checks of all backends, one task for each, and their outcomes on the way to the controller.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::pending,
+    io, panic,
+    time::Duration,
+};
+
+use balancer_core::io::{BackendId, CheckNumber, CheckOutcome, CheckSpec, Event};
+use balancer_model::config::CheckConfig;
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    check::{Check, Whom},
+    pace::Pace,
+    service_path::Ways,
+};
+
+/// How long an outcome that is only counted may wait for others, so that the controller is woken once for all of them.
+const HELD: Duration = Duration::from_millis(100);
+/// How many outcomes may wait; checks wait when there are more.
+const FOUND: usize = 1024;
+
+/// What is to be checked.
+#[derive(Debug)]
+pub(super) enum Order {
+    Start(Box<CheckSpec>),
+    Stop(BackendId),
+}
+
+/// How a check ended.
+struct Found {
+    backend: BackendId,
+    /// Which of its checks says so.
+    number: CheckNumber,
+    outcome: CheckOutcome,
+    took: Duration,
+    /// Whether it may change what the controller thinks of the backend.
+    matters: bool,
+}
+
+/// The tasks, and what they found that the controller has not been told.
+pub(super) struct Rounds {
+    events: mpsc::Sender<Event>,
+    ways: Ways,
+    tasks: HashMap<BackendId, (CheckNumber, AbortHandle)>,
+    running: JoinSet<()>,
+    origin: Instant,
+    held: VecDeque<(BackendId, Event)>,
+    /// When what is held is to be told.
+    due: Option<Instant>,
+}
+
+impl Rounds {
+    pub(super) fn new(events: mpsc::Sender<Event>, ways: Ways) -> Self {
+        let (tasks, held) = (HashMap::new(), VecDeque::new());
+        Self { events, ways, tasks, running: JoinSet::new(), origin: Instant::now(), held, due: None }
+    }
+
+    /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
+    /// stay as it was for ever.
+    pub(super) async fn follow(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let (found_in, mut found) = mpsc::channel(FOUND);
+        let events = self.events.clone();
+        let mut telling = false;
+        loop {
+            let due = self.due;
+            let waited = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                order = orders.recv() => match order {
+                    Some(order) => self.obey(order, &found_in),
+                    None => return,
+                },
+                permit = events.reserve(), if telling => {
+                    let Ok(permit) = permit else { return };
+                    if let Some((_, event)) = self.held.pop_front() {
+                        permit.send(event);
+                    }
+                    telling = !self.held.is_empty();
+                }
+                Some(found) = found.recv(), if self.held.len() < FOUND => telling |= self.hold(found),
+                Some(ended) = self.running.join_next() => {
+                    if let Err(error) = ended && let Ok(payload) = error.try_into_panic() {
+                        panic::resume_unwind(payload);
+                    }
+                }
+                () = waited => {
+                    self.due = None;
+                    telling = !self.held.is_empty();
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order, found: &mpsc::Sender<Found>) {
+        let backend = match &order {
+            Order::Start(spec) => spec.backend,
+            Order::Stop(backend) => *backend,
+        };
+        if let Some((_, task)) = self.tasks.remove(&backend) {
+            task.abort();
+            self.held.retain(|(held, _)| *held != backend);
+        }
+        if let Order::Start(spec) = order {
+            let pace = Pace::new(fastrand::Rng::new(), self.origin);
+            let number = spec.number;
+            let task = self.running.spawn(run(*spec, self.ways.clone(), pace, found.clone()));
+            self.tasks.insert(backend, (number, task));
+        }
+    }
+
+    /// Whether the controller is to be told at once.
+    fn hold(&mut self, found: Found) -> bool {
+        let Found { backend, number, outcome, took, matters } = found;
+        if self.tasks.get(&backend).is_some_and(|(current, _)| *current == number) {
+            self.held.push_back((backend, Event::Checked { backend, check: number, outcome, took }));
+            self.due.get_or_insert_with(|| Instant::now() + HELD);
+        }
+        matters || self.held.len() == FOUND
+    }
+}
+
+/// The checks of one backend.
+async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, found: mpsc::Sender<Found>) {
+    let CheckSpec { backend, number, name, target, check: config, mut health } = spec;
+    let first = if health.is_pending() { config.fast_interval } else { config.interval };
+    sleep_until(pace.first(Instant::now(), first)).await;
+    let whom = Whom { backend, name, target, ways };
+    let mut check = None;
+    let mut hindered = false;
+    loop {
+        let start = Instant::now();
+        let outcome = once(&mut check, &whom, &config).await.unwrap_or_else(|error| {
+            let why = error.to_string();
+            if !hindered {
+                tracing::warn!(
+                    "backend {} cannot be checked: {why} on this machine; its health stays as it is",
+                    whom.name
+                );
+            }
+            CheckOutcome::Hindered(why)
+        });
+        hindered = matches!(outcome, CheckOutcome::Hindered(_));
+        // The controller gets the same outcomes and counts them in the same way.
+        let (verdict, was_pending) = (health.verdict().clone(), health.is_pending());
+        health.record(&outcome, &config);
+        let matters = was_pending || health.is_pending() || *health.verdict() != verdict;
+        if found.send(Found { backend, number, outcome, took: start.elapsed(), matters }).await.is_err() {
+            return;
+        }
+        let interval = if health.is_pending() { config.fast_interval } else { config.interval };
+        sleep_until(pace.next(start, interval)).await;
+    }
+}
+
+/// Checks once, by what was made ready before if it could be.
+async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> io::Result<CheckOutcome> {
+    let check = match check {
+        Some(check) => check,
+        None => check.insert(Check::new(whom, config).await?),
+    };
+    check.run().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_check_that_panics_ends_them_all() {
+        let (events, _told) = mpsc::channel(1);
+        let (_orders, given) = mpsc::unbounded_channel();
+        let mut rounds = Rounds::new(events, Ways::default());
+        rounds.running.spawn(async { panic!("no such number") });
+        let ended = tokio::spawn(rounds.follow(given)).await;
+        assert!(ended.is_err_and(|error| error.to_string().contains("no such number")));
+    }
+}

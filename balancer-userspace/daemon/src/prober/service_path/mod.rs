@@ -1,0 +1,139 @@
+//! Checks of what clients reach: a connection to a service's VIP whose packets go to one backend as the data path sends
+//! clients' there, by the same row.
+//!
+//! The kernel's own TCP cannot do it. A VIP is often an address of this machine, so the kernel would connect to itself and
+//! drop the answers as martian; and it would send by its routes. So the packets of a check are made and understood here
+//! (`conversation.rs`), wrapped (`outer.rs`) and handed to the interface itself (`wire.rs`). Nothing of it is left on the
+//! machine when the process ends, however it ends.
+
+mod conversation;
+mod outer;
+mod wire;
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use balancer_core::io::{BackendId, BackendSpec};
+use nix::{ifaddrs::getifaddrs, net::if_::if_indextoname};
+use tokio::time::{Instant, sleep};
+
+pub(super) use self::conversation::Conversation;
+use self::wire::Wire;
+
+/// How often a way that is not known yet is looked for.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How the data path reaches each backend, as its owner last wrote it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ways {
+    known: Arc<Mutex<Known>>,
+    wire: Arc<Mutex<Option<Arc<Wire>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    rows: HashMap<BackendId, BackendSpec>,
+    vips: HashSet<IpAddr>,
+}
+
+impl Ways {
+    pub(super) fn insert(&self, row: &BackendSpec) {
+        self.known().rows.insert(row.id, row.clone());
+    }
+
+    pub(super) fn remove(&self, id: BackendId) {
+        self.known().rows.remove(&id);
+    }
+
+    /// These belong to services: no check comes from one of them, since backends have them as well.
+    pub(super) fn set_vips(&self, vips: HashSet<IpAddr>) {
+        self.known().vips = vips;
+    }
+
+    /// A connection to `vip` on the backend that is about to begin. Waits until `deadline` for a way there.
+    ///
+    /// # Errors
+    /// When this machine lacks the means.
+    pub(super) async fn connect(
+        &self,
+        backend: BackendId,
+        vip: SocketAddr,
+        deadline: Instant,
+    ) -> io::Result<Conversation> {
+        let row = loop {
+            let row = self.known().rows.get(&backend).filter(|row| row.next_hop.is_some()).cloned();
+            match row {
+                Some(row) => break row,
+                None if Instant::now() + PAUSE >= deadline => {
+                    return Err(io::Error::other("the way to the backend is not known"));
+                }
+                None => sleep(PAUSE).await,
+            }
+        };
+        let wire = self.wire()?;
+        let own = self.own_address(&row, vip.is_ipv4())?;
+        Conversation::new(&wire, row, own, vip)
+    }
+
+    /// The sockets, which are opened with the first check that needs them.
+    fn wire(&self) -> io::Result<Arc<Wire>> {
+        let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*wire {
+            Some(wire) if wire.listens() => Ok(Arc::clone(wire)),
+            Some(_) | None => Ok(Arc::clone(wire.insert(Wire::open()?))),
+        }
+    }
+
+    /// An address of this machine alone, which the backend answers to: the one on the way to it where that is of the
+    /// VIP's family, else one of the interface there, else any.
+    fn own_address(&self, row: &BackendSpec, v4: bool) -> io::Result<IpAddr> {
+        let known = self.known();
+        let usable = |address: &IpAddr| {
+            let scoped = match address {
+                IpAddr::V4(address) => address.is_link_local(),
+                IpAddr::V6(address) => address.is_unicast_link_local(),
+            };
+            address.is_ipv4() == v4 && !address.is_loopback() && !scoped && !known.vips.contains(address)
+        };
+        if let Some(own) = source_to(row.address.ip()).ok().filter(usable) {
+            return Ok(own);
+        }
+        let ifindex = row.next_hop.map_or(0, |hop| hop.ifindex);
+        let interface = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
+        let all: Vec<(bool, IpAddr)> = getifaddrs()?
+            .filter_map(|of| {
+                let address = of.address?;
+                let address = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+                    (Some(v4), _) => IpAddr::V4(v4.ip()),
+                    (None, Some(v6)) => IpAddr::V6(v6.ip()),
+                    (None, None) => return None,
+                };
+                Some((Some(of.interface_name) == interface, address))
+            })
+            .filter(|(_, address)| usable(address))
+            .collect();
+        let nearest = all.iter().find(|(near, _)| *near).or(all.first());
+        nearest.map(|(_, address)| *address).ok_or_else(|| {
+            let family = if v4 { "IPv4" } else { "IPv6" };
+            io::Error::other(format!("no {family} address that is not a VIP"))
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Whoever panicked did not hold it in the middle of a change.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The address that the kernel would send from; nothing is sent.
+fn source_to(address: IpAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect((address, 9))?;
+    Ok(socket.local_addr()?.ip())
+}

@@ -1,0 +1,29 @@
+//! What the kernel program tells of rare and puzzling things, in the log at level debug.
+
+use anyhow::Context as _;
+use balancer_dataplane::KernelDataplane;
+use tokio::io::{Interest, unix::AsyncFd};
+use tracing::{Level, enabled};
+
+use super::supervisor::Supervisor;
+
+/// Whether anybody would see it. If not, the program is loaded without it.
+pub(super) fn wanted() -> bool {
+    enabled!(target: "balancer_ebpf", Level::DEBUG)
+}
+
+/// Has it written to the log from now on.
+pub(super) fn read(dataplane: &mut KernelDataplane, supervisor: &Supervisor) -> anyhow::Result<()> {
+    let log = dataplane.take_log(log::logger())?;
+    // SAFETY: the log owns its descriptor, which stays the same and open for as long as it lives.
+    let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) };
+    let mut log = log.context("watching the kernel program's log")?;
+    supervisor.spawn::<(), _>("the reading of the kernel program's log", async move {
+        loop {
+            let mut ready = log.readable_mut().await?;
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! The configuration file, read again when SIGHUP asks for it: by a task of its own, because a file may take its time.
+
+use std::path::PathBuf;
+
+use balancer_core::io::Change;
+use balancer_model::file;
+use tokio::{signal::unix::Signal, sync::oneshot, task::spawn_blocking};
+use tracing::{error, warn};
+
+use super::{
+    call::{Call, Calls},
+    keeper::Request,
+    service_manager,
+};
+
+/// Has what `file` says taken over at each SIGHUP, one after the other, while there is a controller. One that is not valid
+/// changes nothing, and the log says why.
+pub(super) async fn follow(mut hangup: Signal, calls: Calls, file: PathBuf) {
+    while hangup.recv().await.is_some() {
+        service_manager::reloading();
+        match reload(&calls, file.clone()).await {
+            Some(Ok(services)) => service_manager::reloaded(Ok(services)),
+            Some(Err(reason)) => service_manager::reloaded(Err(&reason)),
+            // It ends.
+            None => return,
+        }
+    }
+}
+
+/// How many services there are now, or why nothing was changed.
+async fn reload(calls: &Calls, file: PathBuf) -> Option<Result<usize, String>> {
+    let path = file.display().to_string();
+    let (config, warnings) = match spawn_blocking(move || file::load(&file)).await {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(errors)) => {
+            errors.findings().iter().for_each(|finding| error!("{finding}"));
+            error!("SIGHUP: nothing was changed, {path} is not valid");
+            return Some(Err(errors.to_string()));
+        }
+        Err(failed) => {
+            error!("SIGHUP: nothing was changed, reading {path} failed: {failed}");
+            return Some(Err(failed.to_string()));
+        }
+    };
+    warnings.iter().for_each(|warning| warn!("{warning}"));
+    let services = config.services.len();
+    let (reply, answer) = oneshot::channel();
+    let request = Request { change: Change::Reload(Box::new(config)), uid: None, if_generation: None, reply };
+    calls.send(Call::Change(request)).await.ok()?;
+    match answer.await.ok()? {
+        Ok(_) => Some(Ok(services)),
+        Err(refused) => {
+            error!("SIGHUP: nothing was changed: {refused}");
+            Some(Err(refused.to_string()))
+        }
+    }
+}

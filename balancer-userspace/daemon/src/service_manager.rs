@@ -1,0 +1,97 @@
+//! What a service manager (systemd, `Type=notify` or `notify-reload`) is told: ready, alive, reloading, ending, and why it
+//! did not start. Without one, nothing is.
+
+use std::{future::pending, time::Duration};
+
+use balancer_model::words::counted;
+use sd_notify::{NotifyState, notify, watchdog_enabled};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tracing::warn;
+
+/// The service manager that started this process, if one did.
+#[derive(Debug)]
+pub struct ServiceManager {
+    keep_alive: Option<Interval>,
+    services: usize,
+}
+
+impl ServiceManager {
+    /// From `NOTIFY_SOCKET` and `WATCHDOG_USEC`, and tells it that the program is attached and requests are answered, for so
+    /// many `services`. Must be called on a tokio runtime.
+    #[must_use]
+    pub fn ready(services: usize) -> Self {
+        tell(&[NotifyState::Ready, NotifyState::Status(&serving(services))]);
+        let keep_alive = watchdog_enabled().filter(|limit| !limit.is_zero()).map(|limit| {
+            // Twice as often as must be, so that one that is late does no harm.
+            let mut keep_alive = interval((limit / 2).max(Duration::from_millis(1)));
+            keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            keep_alive
+        });
+        Self { keep_alive, services }
+    }
+
+    /// There are so many services now.
+    pub fn serves(&mut self, services: usize) {
+        if self.services != services {
+            self.services = services;
+            tell(&[NotifyState::Status(&serving(services))]);
+        }
+    }
+
+    /// The end has begun.
+    pub fn stopping(&self, status: &str) {
+        tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    }
+
+    /// When to say that all is well; never where nobody asks.
+    pub async fn keep_alive_due(&mut self) {
+        match &mut self.keep_alive {
+            Some(keep_alive) => {
+                keep_alive.tick().await;
+            }
+            None => pending().await,
+        }
+    }
+
+    /// All is well.
+    pub fn keep_alive(&self) {
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+/// A SIGHUP has come.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => warn!("cannot tell the service manager of a reload: {error}"),
+    }
+}
+
+/// What a SIGHUP asked for is done, for so many `services`, or why it is not.
+pub fn reloaded(done: Result<usize, &str>) {
+    let status = match done {
+        Ok(services) => serving(services),
+        Err(reason) => format!("the last reload changed nothing: {}", first_line(reason)),
+    };
+    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+}
+
+/// The start has failed.
+pub fn failed(reason: &str) {
+    tell(&[NotifyState::Status(first_line(reason))]);
+}
+
+fn serving(services: usize) -> String {
+    format!("serving {}", counted(services, "service"))
+}
+
+/// A second one would be another word to the service manager.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = notify(state) {
+        warn!("cannot tell the service manager (NOTIFY_SOCKET): {error}");
+    }
+}

@@ -1,0 +1,375 @@
+//! The file that keeps the controller's state.
+//!
+//! ```text
+//! state.json            {"balancer_state":1,"checksum":"…","body":{…}}    the CRC-32 is of the version and the body
+//! state.json.previous   the one before
+//! state.json.lock       locked by the controller that works with them; holds its process id
+//! ```
+//!
+//! A file is written beside, synchronised and renamed, so that there is a whole one at every moment.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use balancer_core::state::{SavedState, VERSION};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// Largest file read, in bytes; far above what the largest state needs.
+const MAX_SIZE: u64 = 256 << 20;
+
+/// A state file that no other controller works with.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    /// Whether what is there may become the previous one.
+    good: bool,
+    _lock: Flock<File>,
+}
+
+/// What a state file held.
+#[derive(Debug)]
+pub enum Loaded {
+    /// There is none.
+    Nothing,
+    /// The state.
+    State(Box<SavedState>),
+    /// The state before the last one, and why.
+    Previous(Box<SavedState>, String),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    balancer_state: u32,
+    checksum: &'a str,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+/// Why a file is of no use.
+enum Bad {
+    Missing,
+    Newer(u32),
+    Broken(String),
+}
+
+impl StateFile {
+    /// Takes the file at `path` for this process, making its directory where that is missing.
+    ///
+    /// # Errors
+    /// When another controller has it, and where the kernel refuses; the path is named.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot keep the state in {}", path.display());
+        if let Some(directory) = path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.with_context(|| format!("cannot create {} for the state file", directory.display()))?;
+        }
+        let lock = with_suffix(path, "lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock)
+            .with_context(cannot)?;
+        let mut holder = String::new();
+        let read = (&file).take(16).read_to_string(&mut holder);
+        let lock = Flock::lock(file.try_clone().with_context(cannot)?, FlockArg::LockExclusiveNonblock);
+        let lock = lock.map_err(|(_, error)| {
+            if error != nix::errno::Errno::EWOULDBLOCK {
+                return anyhow!("{}: cannot lock it: {error}", cannot());
+            }
+            let pid = holder.trim().parse::<u32>().ok().filter(|_| read.is_ok());
+            let pid = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+            anyhow!(
+                "another controller{pid} works with the state file {}; stop it first, or give this one another state_file",
+                path.display()
+            )
+        })?;
+        let pid = format!("{}\n", std::process::id());
+        file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0)).with_context(cannot)?;
+        let this = Self { path: path.to_owned(), good: true, _lock: lock };
+        this.probe().with_context(cannot)?;
+        Ok(this)
+    }
+
+    /// Whether files can be made beside it.
+    fn probe(&self) -> io::Result<()> {
+        let new = with_suffix(&self.path, "new");
+        create(&new).and_then(|_| fs::remove_file(&new))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the state.
+    ///
+    /// # Errors
+    /// When there is one and it cannot be used, nor the one before: what is wrong with them, and the way out.
+    pub fn load(&mut self) -> anyhow::Result<Loaded> {
+        let previous = with_suffix(&self.path, "previous");
+        let (path, before) = (self.path.display(), previous.display());
+        let why = match read(&self.path) {
+            Ok(state) => return Ok(Loaded::State(Box::new(state))),
+            Err(Bad::Missing) => return Ok(Loaded::Nothing),
+            Err(Bad::Newer(version)) => bail!(
+                "the state file {path} is of version {version}, this controller reads up to {VERSION}: start the newer \
+                 balancer again, or move the file away to start with the configuration file alone"
+            ),
+            Err(Bad::Broken(why)) => why,
+        };
+        self.good = false;
+        let then = match read(&previous) {
+            Ok(state) => {
+                let date = fs::metadata(&previous)
+                    .and_then(|metadata| metadata.modified())
+                    .map(|modified| format!(" of {}", humantime::format_rfc3339_seconds(modified)));
+                let warning = format!(
+                    "the state file {path} cannot be used ({why}): going on from {before}{}; what was changed after \
+                     that is lost",
+                    date.unwrap_or_default()
+                );
+                return Ok(Loaded::Previous(Box::new(state), warning));
+            }
+            Err(Bad::Missing) => "is not there".to_owned(),
+            Err(Bad::Newer(version)) => format!("is of version {version}"),
+            Err(Bad::Broken(why)) => format!("cannot be used either: {why}"),
+        };
+        bail!(
+            "the state file {path} cannot be used ({why}), and {before} {then}: put a good one in its place, or move \
+             both away to start with the configuration file alone, without what was changed at run time"
+        )
+    }
+
+    /// Replaces the state; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; the file is then as before.
+    pub fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
+        let cannot = || format!("cannot write the state file {}", self.path.display());
+        let text = seal(state).with_context(cannot)?;
+        let new = with_suffix(&self.path, "new");
+        let mut file = create(&new).with_context(cannot)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)?;
+        if self.good {
+            let previous = with_suffix(&self.path, "previous");
+            keep(&self.path, &previous).with_context(cannot)?;
+        }
+        fs::rename(&new, &self.path).with_context(cannot)?;
+        if let Some(directory) = self.path.parent() {
+            File::open(directory).and_then(|directory| directory.sync_all()).with_context(cannot)?;
+        }
+        self.good = true;
+        Ok(())
+    }
+}
+
+/// A file for its owner alone: it may hold the hash key.
+fn create(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Has `previous` be what is at `path`, which stays.
+fn keep(path: &Path, previous: &Path) -> io::Result<()> {
+    match fs::remove_file(previous) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    match fs::hard_link(path, previous) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Not every file system has links.
+        Err(_) => fs::copy(path, previous).map(drop),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+fn checksum(version: u32, body: &str) -> String {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&version.to_le_bytes());
+    hasher.update(body.as_bytes());
+    format!("{:08x}", hasher.finalize())
+}
+
+fn seal(state: &SavedState) -> anyhow::Result<String> {
+    let body = serde_json::value::to_raw_value(state)?;
+    let checksum = checksum(state.version, body.get());
+    let envelope = Envelope { balancer_state: state.version, checksum: &checksum, body: &body };
+    Ok(serde_json::to_string(&envelope)? + "\n")
+}
+
+fn read(path: &Path) -> Result<SavedState, Bad> {
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {
+        Ok(_) => open_sealed(&bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Bad::Missing),
+        Err(error) => Err(Bad::Broken(format!("it cannot be read: {error}"))),
+    }
+}
+
+fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
+    let broken = |error: serde_json::Error| Bad::Broken(format!("it is not a state file, or not a whole one: {error}"));
+    let text = std::str::from_utf8(bytes).map_err(|_| Bad::Broken("it is not text".to_owned()))?;
+    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(broken)?;
+    if checksum(envelope.balancer_state, envelope.body.get()) != envelope.checksum {
+        return Err(Bad::Broken("its checksum is wrong".to_owned()));
+    }
+    if envelope.balancer_state > VERSION {
+        return Err(Bad::Newer(envelope.balancer_state));
+    }
+    serde_json::from_str(envelope.body.get()).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, time::UNIX_EPOCH};
+
+    use balancer_core::{controller::Controller, state::Clocks};
+    use balancer_model::fixture::{KEY, config, now, web};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn state(generation: u64) -> SavedState {
+        let mut controller = Controller::new(config(vec![web()]), KEY);
+        let now = now();
+        controller.start(now);
+        SavedState { generation, ..controller.export(Clocks { now, wall: UNIX_EPOCH }) }
+    }
+
+    fn place() -> (TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lib/state.json");
+        (directory, path)
+    }
+
+    fn generation(loaded: &Loaded) -> u64 {
+        match loaded {
+            Loaded::Nothing => panic!("a silent empty state"),
+            Loaded::State(state) => state.generation,
+            Loaded::Previous(state, warning) => {
+                assert!(warning.contains("is lost") && !warning.contains('\n'), "{warning}");
+                state.generation
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_for_its_owner_alone() {
+        let (_directory, path) = place();
+        let mut file = StateFile::open(&path).unwrap();
+        assert!(matches!(file.load().unwrap(), Loaded::Nothing));
+        for number in 1..=3 {
+            file.save(&state(number)).unwrap();
+        }
+        assert!(matches!(file.load().unwrap(), Loaded::State(loaded) if *loaded == state(3)));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut names: Vec<_> =
+            fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["state.json", "state.json.lock", "state.json.previous"]);
+    }
+
+    #[test]
+    fn a_file_cut_or_flipped_anywhere_is_noticed() {
+        let (_directory, path) = place();
+        let mut file = StateFile::open(&path).unwrap();
+        file.save(&state(1)).unwrap();
+        file.save(&state(2)).unwrap();
+        let good = fs::read(&path).unwrap();
+        let previous = with_suffix(&path, "previous");
+        let before = fs::read(&previous).unwrap();
+        let mut check = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            fs::write(&previous, &before).unwrap();
+            match file.load().unwrap() {
+                // The newline at the end means nothing.
+                Loaded::State(loaded) => assert!(*loaded == state(2) && bytes.trim_ascii() == good.trim_ascii()),
+                loaded @ (Loaded::Nothing | Loaded::Previous(..)) => assert_eq!(generation(&loaded), 1),
+            }
+            fs::remove_file(&previous).unwrap();
+            if bytes.trim_ascii() != good.trim_ascii() {
+                let error = file.load().unwrap_err().to_string();
+                assert!(error.contains("state.json") && error.contains("move both away"), "{error}");
+            }
+        };
+        for length in 0..good.len() {
+            check(&good[..length]);
+        }
+        for place in 0..good.len() {
+            for flip in [0x01, 0x80] {
+                let mut bytes = good.clone();
+                bytes[place] ^= flip;
+                check(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_file_never_becomes_the_previous_one() {
+        let (_directory, path) = place();
+        let mut file = StateFile::open(&path).unwrap();
+        file.save(&state(1)).unwrap();
+        file.save(&state(2)).unwrap();
+        fs::write(&path, "{}").unwrap();
+        assert_eq!(generation(&file.load().unwrap()), 1);
+        file.save(&state(3)).unwrap();
+        fs::write(&path, "").unwrap();
+        assert_eq!(generation(&file.load().unwrap()), 1);
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_whatever_came_before() {
+        let (_directory, path) = place();
+        let mut file = StateFile::open(&path).unwrap();
+        file.save(&state(1)).unwrap();
+        file.save(&SavedState { version: VERSION + 1, ..state(2) }).unwrap();
+        let error = file.load().unwrap_err().to_string();
+        assert!(error.contains("is of version 2, this controller reads up to 1"), "{error}");
+    }
+
+    #[test]
+    fn two_controllers_do_not_share_a_file() {
+        let (_directory, path) = place();
+        let first = StateFile::open(&path).unwrap();
+        let error = StateFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("another controller (process {})", std::process::id())), "{error}");
+        drop(first);
+        StateFile::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named() {
+        let (directory, _) = place();
+        let blocked = directory.path().join("file");
+        fs::write(&blocked, "").unwrap();
+        let error = format!("{:#}", StateFile::open(&blocked.join("state.json")).unwrap_err());
+        assert!(error.contains(&blocked.display().to_string()), "{error}");
+        let path = directory.path().join("lib/state.json");
+        let mut file = StateFile::open(&path).unwrap();
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let error = format!("{:#}", file.save(&state(1)).unwrap_err());
+        assert!(error.starts_with("cannot write the state file "), "{error}");
+    }
+}

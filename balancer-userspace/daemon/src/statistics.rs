@@ -1,0 +1,270 @@
+//! Watching: who is heavy, what was counted a minute and an hour ago, what somebody should look at.
+//!
+//! A task of its own looks into the ring of samples four times a second, asks the controller for a snapshot every ten
+//! seconds, and shares what comes of it with whoever reads a snapshot later.
+
+mod file;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use balancer_common::map_types::Sample;
+use balancer_core::{
+    history::{Counted, History, STEP},
+    io::{BackendId, ServiceId},
+    snapshot::{ServiceSnapshot, Snapshot},
+    top::{By, Top, client_of},
+};
+use balancer_model::config::StatisticsConfig;
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tracing::warn;
+
+use self::file::HistoryFile;
+use crate::{
+    call::{Call, Calls},
+    supervisor::Supervisor,
+};
+
+/// How often the ring is looked into.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often what was sampled fades.
+const FADE: Duration = Duration::from_secs(1);
+/// How soon a service that nobody has heard of is asked about.
+const ASK: Duration = Duration::from_secs(1);
+/// Fewer samples of a backend's packets tell nothing of who is heavy.
+const ENOUGH_SAMPLES: f64 = 64.0;
+/// How long the log is silent about a client that it has named.
+const SILENCE: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What was seen so far.
+#[derive(Debug)]
+pub struct Statistics {
+    started: Instant,
+    /// How long the machine had run then.
+    uptime: Duration,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    settings: StatisticsConfig,
+    /// By service: its client prefix, and who is heavy.
+    services: HashMap<ServiceId, (u8, Arc<Top>)>,
+    /// By name: ids may be others' after a restart.
+    histories: HashMap<String, Arc<History>>,
+    /// Where they are kept for the next controller.
+    file: Option<HistoryFile>,
+    warnings: HashMap<ServiceId, Vec<String>>,
+    /// When the log last named a client.
+    named: HashMap<(ServiceId, IpAddr), Instant>,
+}
+
+impl Statistics {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(settings: StatisticsConfig) -> Self {
+        let seen = Seen { settings, ..Seen::default() };
+        Self { started: Instant::now(), uptime: uptime(), seen: Mutex::new(seen) }
+    }
+
+    /// Keeps the last hour beside `state_file`. If the kernel's counters were `adopted` from another process, so is what is
+    /// there.
+    #[must_use]
+    pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool, supervisor: &Supervisor) -> Self {
+        let this = Self::new(settings);
+        if adopted {
+            let histories = file::read(state_file, this.uptime).into_iter();
+            this.seen().histories = histories.map(|(service, history)| (service, Arc::new(history))).collect();
+        } else {
+            file::forget(state_file);
+        }
+        this.seen().file = Some(HistoryFile::open(state_file, supervisor));
+        this
+    }
+
+    /// From now on these settings hold.
+    pub fn set(&self, settings: StatisticsConfig) {
+        self.seen().settings = settings;
+    }
+
+    /// From now on the last hour is kept beside `state_file`, or is not.
+    pub fn keep(&self, state_file: Option<&PathBuf>, supervisor: &Supervisor) {
+        let mut seen = self.seen();
+        match state_file {
+            Some(state_file) if seen.file.is_none() => {
+                file::forget(state_file);
+                seen.file = Some(HistoryFile::open(state_file, supervisor));
+            }
+            Some(_) => {}
+            None => seen.file = None,
+        }
+    }
+
+    /// The time since the machine started.
+    fn now(&self) -> Duration {
+        self.uptime + self.started.elapsed()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what was seen to a snapshot.
+    pub fn complete(&self, snapshot: &mut Snapshot) {
+        let now = self.now();
+        let seen = self.seen();
+        for service in &mut snapshot.services {
+            let statistics = &mut service.statistics;
+            statistics.interval = seen.settings.sample_interval;
+            if let Some((_, top)) = seen.services.get(&service.id) {
+                statistics.top = Arc::clone(top);
+            }
+            let before = |ago| {
+                let (at, counted) = seen.histories.get(&service.name)?.before(now, ago)?;
+                Some((now.saturating_sub(at), counted))
+            };
+            (statistics.minute, statistics.hour) = (before(MINUTE), before(HOUR));
+            statistics.history = seen.histories.get(&service.name).map(Arc::clone).unwrap_or_default();
+            statistics.now = now;
+            statistics.warnings = seen.warnings.get(&service.id).cloned().unwrap_or_default();
+        }
+    }
+
+    /// Watches until the controller is gone.
+    pub async fn watch(self: Arc<Self>, mut samples: RingBuf<MapData>, calls: Calls) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut faded = Instant::now();
+        let (mut asked, mut stepped): (Option<Instant>, Option<Instant>) = (None, None);
+        loop {
+            let now = look.tick().await;
+            let strangers = self.take(&mut samples);
+            if now - faded >= FADE {
+                self.fade(now - faded);
+                faded = now;
+            }
+            let step = stepped.is_none_or(|stepped| now - stepped >= STEP);
+            let urgent = strangers && asked.is_none_or(|asked| now - asked >= ASK);
+            if !(step || urgent) {
+                continue;
+            }
+            asked = Some(now);
+            let (reply, answer) = oneshot::channel();
+            if calls.send(Call::Snapshot { reply }).await.is_err() {
+                return;
+            }
+            if let Ok(Ok(snapshot)) = answer.await {
+                self.note(&snapshot, step, now);
+            }
+            if step {
+                stepped = Some(now);
+            }
+        }
+    }
+
+    /// Counts what is in the ring; whether some of it was of services not heard of.
+    fn take(&self, samples: &mut RingBuf<MapData>) -> bool {
+        let mut seen = self.seen();
+        let mut strangers = false;
+        while let Some(item) = samples.next() {
+            let Ok(sample) = bytemuck::try_pod_read_unaligned::<Sample>(&item) else { continue };
+            strangers |= !seen.count(&sample);
+        }
+        strangers
+    }
+
+    fn fade(&self, elapsed: Duration) {
+        for (_, top) in self.seen().services.values_mut() {
+            Arc::make_mut(top).fade(elapsed);
+        }
+    }
+
+    fn note(&self, snapshot: &Snapshot, step: bool, now: Instant) {
+        let mut seen = self.seen();
+        let there: HashSet<ServiceId> = snapshot.services.iter().map(|service| service.id).collect();
+        seen.services.retain(|id, _| there.contains(id));
+        let names: HashSet<&str> = snapshot.services.iter().map(|service| service.name.as_str()).collect();
+        seen.histories.retain(|name, _| names.contains(name.as_str()));
+        seen.warnings.retain(|id, _| there.contains(id));
+        seen.named.retain(|_, named| now - *named < SILENCE);
+        for service in &snapshot.services {
+            let (prefix, top) =
+                seen.services.entry(service.id).or_insert_with(|| (service.client_prefix, Arc::default()));
+            if *prefix != service.client_prefix {
+                (*prefix, *top) = (service.client_prefix, Arc::default());
+            }
+            let top = Arc::clone(top);
+            let heavy = heavy_clients(service, &top, seen.settings.heavy_client_share);
+            for (client, text) in &heavy {
+                if let Entry::Vacant(unnamed) = seen.named.entry((service.id, *client)) {
+                    unnamed.insert(now);
+                    warn!("{text}");
+                }
+            }
+            seen.warnings.insert(service.id, heavy.into_iter().map(|(_, text)| text).collect());
+        }
+        if step {
+            let at = self.now();
+            let counted: BTreeMap<String, Counted> =
+                snapshot.services.iter().map(|service| (service.name.clone(), service.counted())).collect();
+            for (name, &counted) in &counted {
+                Arc::make_mut(seen.histories.entry(name.clone()).or_default()).keep(at, counted);
+            }
+            if let Some(file) = &mut seen.file {
+                file.keep(at, counted);
+            }
+        }
+    }
+}
+
+/// Pinned counters and this clock begin with the machine's start, and go on over restarts of the process.
+fn uptime() -> Duration {
+    // Linux has had this clock since 2.6.39.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+impl Seen {
+    /// Whether the service is known.
+    fn count(&mut self, sample: &Sample) -> bool {
+        let Some((prefix, top)) = self.services.get_mut(&ServiceId(sample.service)) else { return false };
+        Arc::make_mut(top).count(client_of(sample, *prefix), BackendId(sample.backend), sample.bytes);
+        true
+    }
+}
+
+/// Clients that send `least` or more of their backends' bytes, each with a line that says so and what would help. With
+/// `least` 0 nobody.
+fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<(IpAddr, String)> {
+    if least <= 0.0 {
+        return Vec::new();
+    }
+    let named = top.heaviest(By::Bytes).into_iter().filter_map(|heavy| {
+        let (share, samples) = top.share_of_backend(&heavy);
+        let backend = service.backends.iter().find(|backend| backend.id == heavy.backend)?;
+        if samples < ENOUGH_SAMPLES || share < least {
+            return None;
+        }
+        let (name, prefix) = (&service.name, service.client_prefix);
+        let text = format!(
+            "client {client}/{prefix} sends {:.0}% of the bytes of backend {name}/{}; to spread it over all backends: \
+             balancer rule add {name} {client}/{prefix} spread",
+            share * 100.0,
+            backend.name,
+            client = heavy.client,
+        );
+        Some((heavy.client, text))
+    });
+    named.collect()
+}

@@ -1,0 +1,131 @@
+//! What was counted at earlier moments, beside the state file: as long as the counters in the kernel go on, so does what
+//! is told of the last minute and hour. JSON, a moment a line.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use balancer_core::history::{Counted, History};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::{
+    lines::{self, Kind, LineFile},
+    supervisor::Supervisor,
+};
+
+/// A file holds more than an hour, unless there are very many services.
+const MOMENTS: Kind = Kind { name: "statistics", writer: "the writer of statistics", bytes: 16 << 20, lines: 400 };
+
+/// The writing end.
+#[derive(Debug)]
+pub(super) struct HistoryFile(LineFile);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryLine {
+    /// Milliseconds since the machine started.
+    at: u64,
+    services: BTreeMap<String, Counted>,
+}
+
+impl HistoryFile {
+    /// Goes on with what is beside `state_file`.
+    pub(super) fn open(state_file: &Path, supervisor: &Supervisor) -> Self {
+        Self(LineFile::open(path(state_file), MOMENTS, supervisor))
+    }
+
+    /// Keeps what the services have counted `at` a time since the machine started.
+    pub(super) fn keep(&mut self, at: Duration, services: BTreeMap<String, Counted>) {
+        if let Ok(line) = serde_json::to_vec(&HistoryLine { at: at.as_millis() as u64, services }) {
+            self.0.append(line);
+        }
+    }
+}
+
+/// The histories beside `state_file` up to `now`, by service. Lines that make no sense, as a torn last one, are passed
+/// over.
+pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, History> {
+    let mut histories: HashMap<String, History> = HashMap::new();
+    for line in lines::read(&path(state_file), MOMENTS) {
+        let Ok(HistoryLine { at, services }) = serde_json::from_slice(&line) else { continue };
+        let at = Duration::from_millis(at);
+        if at > now {
+            continue;
+        }
+        for (service, counted) in services {
+            histories.entry(service).or_default().keep(at, counted);
+        }
+    }
+    histories
+}
+
+/// Forgets what is beside `state_file`: it was counted in other maps.
+pub(super) fn forget(state_file: &Path) {
+    let path = path(state_file);
+    if let Err(error) = lines::remove(&path) {
+        warn!("the last hour may be told wrong: {} cannot be removed: {error}", path.display());
+    }
+}
+
+fn path(state_file: &Path) -> PathBuf {
+    state_file.with_file_name("statistics.jsonl")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn counted(decisions: u64) -> Counted {
+        let mut counted = Counted::default();
+        counted.decisions[0] = decisions;
+        counted
+    }
+
+    fn moment(file: &mut HistoryFile, at: u64, decisions: u64) {
+        file.keep(Duration::from_secs(at), BTreeMap::from([("web".to_owned(), counted(decisions))]));
+    }
+
+    #[test]
+    fn histories_go_on_where_they_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state.json");
+        let mut file = HistoryFile::open(&state, &Supervisor::default());
+        moment(&mut file, 1000, 1);
+        moment(&mut file, 1010, 2);
+        drop(file);
+        let mut torn = std::fs::File::options().append(true).open(path(&state)).unwrap();
+        torn.write_all(b"{\"at\": 1020, \"ser").unwrap();
+        let mut file = HistoryFile::open(&state, &Supervisor::default());
+        moment(&mut file, 1030, 3);
+        // Of another boot: nobody knows when that was.
+        moment(&mut file, 5000, 9);
+        drop(file);
+
+        let histories = read(&state, Duration::from_secs(1035));
+        let steps: Vec<_> =
+            histories["web"].steps().map(|(at, counted)| (at.as_secs(), counted.decisions[0])).collect();
+        assert_eq!(steps, [(1000, 1), (1010, 2), (1030, 3)]);
+        forget(&state);
+        assert!(read(&state, Duration::from_secs(1035)).is_empty());
+    }
+
+    #[test]
+    fn an_hour_is_there_and_days_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state.json");
+        let mut file = HistoryFile::open(&state, &Supervisor::default());
+        (0..3000).for_each(|step| moment(&mut file, step * 10, step));
+        drop(file);
+        let now = Duration::from_secs(30_000);
+        let (at, counted) = read(&state, now)["web"].before(now, Duration::from_secs(3600)).unwrap();
+        assert!(at.abs_diff(Duration::from_secs(26_400)) <= Duration::from_secs(35), "{at:?}");
+        assert_eq!(counted.decisions[0], at.as_secs() / 10);
+        let lines = lines::read(&path(&state), MOMENTS).count();
+        assert!((400..=800).contains(&lines), "{lines} lines");
+    }
+}

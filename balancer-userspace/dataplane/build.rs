@@ -1,0 +1,46 @@
+//! Compiles the kernel program with whichever BPF toolchain `cargo xtask setup` found or installed.
+
+use std::{env, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result};
+use aya_build::{Package, Toolchain};
+
+/// The rustup name under which set-up links a system compiler that brings its own `core` for BPF.
+const LINKED_TOOLCHAIN: &str = "bpf-core";
+
+fn main() -> Result<()> {
+    let root = format!("{}/../../balancer-ebpf", env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR not set")?);
+    println!("cargo:rerun-if-changed=../../balancer-common");
+    println!("cargo:rerun-if-changed=../../Cargo.lock");
+
+    let output = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR not set")?);
+    // OUT_DIR is four levels below the target directory.
+    let target = output.ancestors().nth(4).context("OUT_DIR is not below a target directory")?;
+    // SAFETY: a build script's `main` runs before any other thread exists.
+    unsafe {
+        env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", format!("{root}/bpf-linker.sh"));
+        // Builds, checks and documentation have an OUT_DIR each, and the program is the same for all of them.
+        env::set_var("CARGO_BUILD_BUILD_DIR", target.join("bpf"));
+        // What this build prints comes out as warnings: errors shall, progress shall not.
+        env::set_var("CARGO_TERM_QUIET", "true");
+    };
+    let toolchain = if linked_toolchain_exists() {
+        // SAFETY: as above.
+        unsafe {
+            // Lets these crates use inline assembly; the value 1 would switch build-std on.
+            env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,balancer_ebpf");
+        }
+        Toolchain::Custom(LINKED_TOOLCHAIN)
+    } else {
+        Toolchain::Nightly
+    };
+    aya_build::build_ebpf([Package { name: "balancer-ebpf", root_dir: &root, ..Default::default() }], toolchain)
+        .context("building the kernel program failed; `cargo xtask setup` installs what it needs")
+}
+
+fn linked_toolchain_exists() -> bool {
+    Command::new("rustup")
+        .args(["run", LINKED_TOOLCHAIN, "rustc", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}

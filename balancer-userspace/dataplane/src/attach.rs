@@ -1,0 +1,315 @@
+//! Attaching the program to interfaces, and saying what stands in the way.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use aya::{
+    Ebpf,
+    maps::MapData,
+    programs::{
+        ProgramError, Xdp, XdpMode as Mode,
+        links::{FdLink, PinnedLink},
+        xdp::{XdpLink, XdpLinkId},
+    },
+};
+use balancer_common::map_types::interface_row;
+use balancer_model::config::XdpMode;
+use tracing::{info, warn};
+
+use super::{
+    handover::Handover,
+    kernel::program,
+    offload::ReceiveOffload,
+    pins::{LinkPin, LinkPins, Pins},
+};
+
+/// Where the program is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The interface's name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Whether the driver runs the program; otherwise the kernel's generic hook does.
+    pub native: bool,
+}
+
+impl Attachment {
+    /// `native` or `generic`.
+    #[must_use]
+    pub const fn mode(&self) -> &'static str {
+        if self.native { "native" } else { "generic" }
+    }
+}
+
+/// An interface with the program on it.
+#[derive(Debug)]
+pub struct Attached {
+    /// Which, and how.
+    pub at: Attachment,
+    /// Whether it was attached by an earlier controller, and only the program was replaced.
+    pub adopted: bool,
+    /// Closed when this is dropped: the program is then off the interface, unless the link is pinned.
+    link: Option<XdpLink>,
+    pin: Option<PathBuf>,
+    /// What generic mode must not have, until the program is off.
+    offload: Option<ReceiveOffload>,
+    /// Sends what the program cannot. Attached before it, and taken off after it.
+    handover: Option<Handover>,
+}
+
+impl Attached {
+    /// Whether this process switched the interface's receive offload off, or has taken that over.
+    #[must_use]
+    pub const fn receive_offload_off(&self) -> bool {
+        self.offload.is_some()
+    }
+
+    /// Takes over that an earlier process has switched the receive offload off. Where generic mode is gone, it is switched
+    /// on again.
+    pub fn take_over_receive_offload(&mut self) {
+        if self.offload.is_none() {
+            let offload = ReceiveOffload::left_off(self.at.name.clone());
+            self.offload = (!self.at.native).then_some(offload);
+        }
+    }
+
+    /// Leaves everything as it is for the next controller.
+    pub fn leave(self) {
+        if let Some(handover) = self.handover {
+            handover.leave();
+        }
+        if let Some(offload) = self.offload {
+            offload.leave_off();
+        }
+    }
+
+    /// Takes the program off.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(self) -> anyhow::Result<()> {
+        let unpinned =
+            self.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", self.at.name));
+        drop(self.link);
+        if let Some(handover) = self.handover {
+            handover.detach();
+        }
+        unpinned
+    }
+
+    /// Has it outlive this process.
+    fn pin(&mut self, links: &LinkPins) -> anyhow::Result<()> {
+        let link = self.link.take().context("the program is off")?;
+        let path = links.link(self.at.ifindex, self.at.native);
+        self.link =
+            Some(pinned(link, &path).with_context(|| format!("pinning the link to interface {}", self.at.name))?);
+        self.pin = Some(path);
+        self.handover.as_mut().map_or(Ok(()), |handover| handover.pin(self.at.ifindex, links))
+    }
+
+    /// Forgets it: the interface is gone.
+    pub fn let_go(mut self) {
+        if let Some(Err(error)) = self.pin.as_deref().map(unpin) {
+            warn!("interface {}: {error:#}", self.at.name);
+        }
+        if let Some(handover) = self.handover.take() {
+            handover.detach();
+        }
+        self.leave();
+    }
+}
+
+/// The loaded program, to be attached to interfaces. That may take a driver a while, so it is apart from what writes maps.
+pub struct Attacher {
+    ebpf: Ebpf,
+    /// What is to be pinned where the data path is to outlive this process.
+    maps: Vec<(&'static str, MapData)>,
+    /// Where links are pinned, if they are to be.
+    links: Option<LinkPins>,
+    interface_multiplier: u32,
+    handover_key: u64,
+}
+
+impl Attacher {
+    pub(super) const fn new(
+        ebpf: Ebpf,
+        maps: Vec<(&'static str, MapData)>,
+        links: Option<LinkPins>,
+        interface_multiplier: u32,
+        handover_key: u64,
+    ) -> Self {
+        Self { ebpf, maps, links, interface_multiplier, handover_key }
+    }
+
+    /// Pins the maps, the links `attached`, and those to come, in a directory of pins that is new.
+    ///
+    /// # Errors
+    /// When the kernel refuses. [`unpin`](Self::unpin) then.
+    pub fn pin(&mut self, pins: &Pins, attached: &mut [Attached]) -> anyhow::Result<()> {
+        for (name, map) in &self.maps {
+            map.pin(pins.map(name)).with_context(|| format!("pinning the map {name}"))?;
+        }
+        let links = self.links.insert(pins.link_pins());
+        attached.iter_mut().try_for_each(|attached| attached.pin(links))
+    }
+
+    /// The pins are removed, or about to be: nothing counts on them.
+    pub fn unpin(&mut self, attached: &mut [Attached]) {
+        self.links = None;
+        for attached in attached {
+            attached.pin = None;
+            if let Some(handover) = &mut attached.handover {
+                handover.forget_pin();
+            }
+        }
+    }
+
+    /// Attaches the program to an interface; it is on those with the indices `others`.
+    ///
+    /// # Errors
+    /// When another program is attached, or no allowed mode works: one line that says what to do.
+    pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
+        let row = |ifindex| interface_row(ifindex, self.interface_multiplier);
+        if others.iter().any(|&other| row(other) == row(ifindex)) {
+            bail!("interface {name} cannot be told from another in counters: restart the balancer");
+        }
+        let links = self.links.as_ref();
+        let handover = Handover::attach(&mut self.ebpf, name, ifindex, self.handover_key, links)?;
+        let attached = attach(program(&mut self.ebpf)?, name, ifindex, mode, links)?;
+        handover.alone(name, ifindex, links);
+        Ok(Attached { handover: Some(handover), ..attached })
+    }
+}
+
+/// Attaches `program` to an interface. With `pins`, the link that an earlier controller left there is taken over, and the
+/// program that runs is replaced in one step; a new link is pinned.
+///
+/// # Errors
+/// When another program is attached, or no allowed mode works: one line that says what to do.
+pub(super) fn attach(
+    program: &mut Xdp,
+    name: &str,
+    ifindex: u32,
+    mode: XdpMode,
+    pins: Option<&LinkPins>,
+) -> anyhow::Result<Attached> {
+    let attached = |native, adopted, link, pin| Attached {
+        at: Attachment { name: name.to_owned(), ifindex, native },
+        adopted,
+        link: Some(link),
+        pin,
+        offload: if native { None } else { ReceiveOffload::off(name) },
+        handover: None,
+    };
+    for pin in pins.into_iter().flat_map(LinkPins::links).filter(|pin| pin.ifindex == ifindex) {
+        if mode == XdpMode::Native && !pin.native || mode == XdpMode::Generic && pin.native {
+            info!("interface {name}: attaching anew, in the mode that xdp_mode now says");
+            unpin(&pin.path)?;
+        } else if let Some(link) = adopt(program, name, &pin)? {
+            let LinkPin { native, path, .. } = pin;
+            return Ok(attached(native, true, link, Some(path)));
+        }
+    }
+    let (native, link) = attach_new(program, name, ifindex, mode)?;
+    let link = program.take_link(link).with_context(|| format!("interface {name}"))?;
+    let (link, pin) = match pins {
+        Some(pins) => {
+            let path = pins.link(ifindex, native);
+            (pinned(link, &path).with_context(|| format!("pinning the link to interface {name}"))?, Some(path))
+        }
+        None => (link, None),
+    };
+    Ok(attached(native, false, link, pin))
+}
+
+fn attach_new(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<(bool, XdpLinkId)> {
+    if mode != XdpMode::Generic {
+        match program.attach_to_if_index(ifindex, Mode::Driver) {
+            Ok(link) => return Ok((true, link)),
+            Err(error) => {
+                let error = explain(name, &error, true);
+                if mode == XdpMode::Native || in_use(&error) {
+                    return Err(error);
+                }
+                warn!("{error}; using generic mode, which is several times slower");
+            }
+        }
+    }
+    match program.attach_to_if_index(ifindex, Mode::Skb) {
+        Ok(link) => Ok((false, link)),
+        Err(error) => Err(explain(name, &error, false)),
+    }
+}
+
+/// Replaces the program behind a pinned link. `None`: its interface is gone, and the pin with it.
+fn adopt(program: &mut Xdp, name: &str, pin: &LinkPin) -> anyhow::Result<Option<XdpLink>> {
+    let link = PinnedLink::from_pin(&pin.path).with_context(|| format!("opening the pinned link of {name}"))?;
+    let link = XdpLink::try_from(FdLink::from(link)).with_context(|| format!("the pinned link of {name}"))?;
+    match program.attach_to_link(link) {
+        Ok(id) => Ok(Some(program.take_link(id).with_context(|| format!("interface {name}"))?)),
+        // The interface it was made for is gone; this is another one with its index.
+        Err(error) if errno(&error) == Some(libc::ENOLINK) => {
+            unpin(&pin.path)?;
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("interface {name}: replacing the program that runs")),
+    }
+}
+
+fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
+    let link = FdLink::try_from(link).context("this kernel has no links for XDP programs")?;
+    Ok(XdpLink::try_from(FdLink::from(link.pin(path)?))?)
+}
+
+/// Takes the program off all these interfaces.
+///
+/// # Errors
+/// The first failure, after all were tried.
+pub(super) fn detach_all(attached: &mut Vec<Attached>) -> anyhow::Result<()> {
+    attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and)
+}
+
+/// Removes a pin. The program goes off the interface if nobody else holds the link.
+pub(super) fn unpin(path: &Path) -> anyhow::Result<()> {
+    fs::remove_file(path).context("removing the pin of a link")
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "interface {0} already has an XDP program: another balancer, or another tool's (`ip -details link show dev {0}`); \
+     stop that one, or, if nothing runs that owns it, take it off with `balancer detach` or `ip link set dev {0} xdp off`"
+)]
+struct InUse(String);
+
+fn in_use(error: &anyhow::Error) -> bool {
+    error.is::<InUse>()
+}
+
+fn errno(error: &ProgramError) -> Option<i32> {
+    if let ProgramError::SyscallError(error) = error {
+        return error.io_error.raw_os_error();
+    }
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error)
+}
+
+fn explain(name: &str, error: &ProgramError, native: bool) -> anyhow::Error {
+    match errno(error) {
+        Some(libc::EBUSY | libc::EEXIST) => InUse(name.to_owned()).into(),
+        Some(libc::ENODEV) => anyhow!("interface {name} is gone"),
+        Some(libc::EPERM | libc::EACCES) => {
+            anyhow!("interface {name}: not allowed to attach: the capability CAP_NET_ADMIN is missing")
+        }
+        Some(libc::EOPNOTSUPP) if native => anyhow!(
+            "interface {name} takes no native XDP: its driver has none, or an offload stands in the way (`ethtool -K \
+             {name} lro off rx-gro-hw off`); xdp_mode = \"generic\" works everywhere"
+        ),
+        Some(code) => anyhow!("interface {name}: attaching failed: {}", io::Error::from_raw_os_error(code)),
+        None => anyhow!("interface {name}: attaching failed: {error}"),
+    }
+}

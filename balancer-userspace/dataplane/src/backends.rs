@@ -1,0 +1,83 @@
+//! The rows of backends, which packets read while they change.
+
+use std::{
+    collections::HashMap,
+    mem::offset_of,
+    sync::{Arc, atomic::Ordering},
+};
+
+use aya::maps::MapData;
+use balancer_common::map_types::{BACKEND_SECOND, BackendRow, BackendRows, BackendStanding};
+use balancer_core::io::BackendId;
+
+use super::{
+    grace::{Grace, GracePeriods},
+    mapped::MappedArray,
+};
+
+/// Two rows for each backend, one of them in use.
+pub(super) struct Backends {
+    rows: MappedArray<BackendRows>,
+    grace_periods: Arc<GracePeriods>,
+    /// Before these are over, packets may read the row that is not in use any more.
+    replaced: HashMap<BackendId, Grace>,
+}
+
+impl Backends {
+    pub(super) fn new(map: MapData, grace_periods: Arc<GracePeriods>) -> anyhow::Result<Self> {
+        Ok(Self { rows: MappedArray::new(map)?, grace_periods, replaced: HashMap::new() })
+    }
+
+    /// Makes `row` a backend's, with `standing`: a packet sees the row before or this one.
+    pub(super) fn write(&mut self, id: BackendId, standing: BackendStanding, row: BackendRow) {
+        let index = usize::from(id.0);
+        let rows = self.rows.load(index).rows;
+        let second = BackendStanding::from_word(rows[0].standing).flags & BACKEND_SECOND != 0;
+        if (BackendRow { standing: 0, ..rows[usize::from(second)] }) == row {
+            self.stand(id, standing, second);
+            return;
+        }
+        if let Some(replaced) = self.replaced.get(&id) {
+            // Only where a next hop changes twice within milliseconds.
+            self.grace_periods.wait(*replaced);
+        }
+        let first = usize::from(!second) * size_of::<BackendRow>();
+        let words: [u32; size_of::<BackendRow>() / size_of::<u32>()] = bytemuck::cast(row);
+        for (place, word) in words.into_iter().enumerate() {
+            let offset = place * size_of::<u32>();
+            if offset != offset_of!(BackendRow, standing) {
+                self.rows.word32(index, first + offset).store(word, Ordering::Relaxed);
+            }
+        }
+        self.stand(id, standing, !second);
+        self.replaced.insert(id, self.grace_periods.begin());
+    }
+
+    /// Makes of each backend's row what `of` makes of it.
+    pub(super) fn rewrite(&mut self, of: impl Fn(BackendRow) -> BackendRow) {
+        for id in (0..self.rows.len()).filter_map(|index| u16::try_from(index).ok()).map(BackendId) {
+            let rows = self.rows.load(usize::from(id.0)).rows;
+            let mut standing = BackendStanding::from_word(rows[0].standing);
+            let row = BackendRow { standing: 0, ..rows[usize::from(standing.flags & BACKEND_SECOND != 0)] };
+            let new = of(row);
+            if new != row {
+                standing.flags &= !BACKEND_SECOND;
+                self.write(id, standing, new);
+            }
+        }
+    }
+
+    /// No packet goes to the backend any more. Those on their way read its row as it was.
+    pub(super) fn retire(&mut self, id: BackendId) {
+        let second =
+            BackendStanding::from_word(self.rows.load(usize::from(id.0)).rows[0].standing).flags & BACKEND_SECOND;
+        self.stand(id, BackendStanding { service: 0, cause: 0, flags: 0 }, second != 0);
+        self.replaced.insert(id, self.grace_periods.begin());
+    }
+
+    fn stand(&self, id: BackendId, mut standing: BackendStanding, second: bool) {
+        standing.flags |= if second { BACKEND_SECOND } else { 0 };
+        let word = self.rows.word32(usize::from(id.0), offset_of!(BackendRow, standing));
+        word.store(standing.to_word(), Ordering::Release);
+    }
+}

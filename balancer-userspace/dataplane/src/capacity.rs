@@ -1,0 +1,100 @@
+//! How large the maps are made.
+
+use balancer_common::{
+    client_table::{BUCKET_ENTRIES, Bucket},
+    map_types::SLOTS_PER_LINE,
+};
+use balancer_model::config::{Config, ServiceConfig};
+
+/// How large the maps are made. They cannot grow while the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Slots of all live tables, old ones on their way out included.
+    pub slots: u32,
+    /// Services and VIP addresses.
+    pub services: u32,
+    /// Backends of `nat` services and their addresses.
+    pub returns: u32,
+    /// Known clients.
+    pub clients: u32,
+}
+
+/// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
+const ENTRIES_PER_CLIENT: u32 = 4;
+/// Where no service remembers its clients: the smallest table there is.
+pub(super) const NOBODY: u32 = 1;
+
+/// Of the table's capacity only this part is recorded in newcomers a second, over all CPUs: a flood takes half a minute to
+/// fill it, and whoever comes back is established by then.
+const NEWCOMERS_PART: u32 = 8;
+const FEWEST_NEWCOMERS: u32 = 4096;
+
+impl Capacity {
+    /// Newcomers to be recorded a second, where so many services remember: of each service, and of all beyond that. One
+    /// half is shared out, so that no service is starved by a flood on others; the other is whose newcomers come first.
+    pub(super) fn newcomers(&self, services: usize) -> (u32, u32) {
+        let all = (self.clients / NEWCOMERS_PART).max(FEWEST_NEWCOMERS);
+        let services = u32::try_from(services).unwrap_or(u32::MAX).max(1);
+        let own = (all / 2 / services).max(1);
+        (own, all.saturating_sub(own.saturating_mul(services)))
+    }
+
+    pub(super) fn buckets(&self) -> u32 {
+        let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
+        let buckets = entries.div_ceil(BUCKET_ENTRIES as u64).next_power_of_two();
+        u32::try_from(buckets).unwrap_or(1 << 31)
+    }
+
+    /// Bytes of the client table.
+    #[must_use]
+    pub fn client_table_bytes(&self) -> u64 {
+        u64::from(self.buckets()) * size_of::<Bucket>() as u64
+    }
+
+    /// Room for what `config` holds and for as much again.
+    #[must_use]
+    pub fn for_config(config: &Config) -> Self {
+        Self::for_services(config, &config.services)
+    }
+
+    /// Room for `services`, which are those of `config` or more, and for the clients of the former.
+    #[must_use]
+    pub fn for_services(config: &Config, services: &[ServiceConfig]) -> Self {
+        let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
+        let tables = services.iter().map(|service| lines(service.table_size));
+        let backends: usize = services.iter().map(|service| service.backends.len()).sum();
+        let total: u32 = tables.clone().fold(0, u32::saturating_add);
+        let largest = tables.max().unwrap_or(0);
+        let at_least =
+            |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
+        Self {
+            slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
+            services: at_least(2 * services.len(), 256),
+            returns: at_least(2 * backends, 512),
+            clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
+                config.client_table_capacity
+            } else {
+                NOBODY
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newcomers_of_all_services_are_an_eighth_of_the_capacity() {
+        let capacity = |clients| Capacity { slots: 0, services: 0, returns: 0, clients };
+        for (clients, services, shares) in [
+            (262_144, 1, (16_384, 16_384)),
+            (262_144, 3, (5461, 16_385)),
+            (1000, 2, (1024, 2048)),
+            (1, 0, (2048, 2048)),
+            (1000, 10_000, (1, 0)),
+        ] {
+            assert_eq!(capacity(clients).newcomers(services), shares, "{clients} clients, {services} services");
+        }
+    }
+}

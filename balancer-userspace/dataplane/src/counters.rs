@@ -1,0 +1,204 @@
+//! The counters that packets keep: for each CPU, added up when somebody asks.
+
+use std::{
+    collections::HashSet,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use aya::{
+    Ebpf, Pod,
+    maps::{MapData, PerCpuArray, PerCpuValues},
+};
+use balancer_common::map_types::{
+    BackendStats, DropStats, InterfaceStats, MAX_INTERFACES, MemoryStats, ReplyStats, SampleStats, interface_row,
+};
+use balancer_core::io::BackendId;
+
+use super::batch::{self, BackendCounters};
+
+/// All but those of rules, which are in [`super::rules`].
+pub(super) struct Counters {
+    interfaces: PerCpuArray<MapData, InterfaceStats>,
+    backends: PerCpuArray<MapData, BackendStats>,
+    drops: PerCpuArray<MapData, DropStats>,
+    memory: PerCpuArray<MapData, MemoryStats>,
+    samples: PerCpuArray<MapData, SampleStats>,
+    replies: PerCpuArray<MapData, ReplyStats>,
+    /// Backends whose counters are theirs: not those of whoever had the id before.
+    counted: HashSet<BackendId>,
+    many_backends: Arc<BackendCounters>,
+    interface_multiplier: u32,
+}
+
+impl Counters {
+    /// `interface_multiplier` is that of [`interface_row`].
+    pub(super) fn new(ebpf: &mut Ebpf, interface_multiplier: u32) -> anyhow::Result<Self> {
+        Ok(Self {
+            many_backends: Arc::new(BackendCounters::new(descriptor(ebpf, "BACKEND_STATS")?)?),
+            interfaces: per_cpu(ebpf, "INTERFACE_STATS")?,
+            backends: per_cpu(ebpf, "BACKEND_STATS")?,
+            drops: per_cpu(ebpf, "DROP_STATS")?,
+            memory: per_cpu(ebpf, "MEMORY_STATS")?,
+            samples: per_cpu(ebpf, "SAMPLE_STATS")?,
+            replies: per_cpu(ebpf, "REPLY_STATS")?,
+            counted: HashSet::new(),
+            interface_multiplier,
+        })
+    }
+
+    pub(super) const fn interface_multiplier(&self) -> u32 {
+        self.interface_multiplier
+    }
+
+    /// The interfaces are told apart in another way than before, so the counters are nobody's.
+    pub(super) fn forget_interfaces(&mut self) -> anyhow::Result<()> {
+        for row in 0..MAX_INTERFACES {
+            let zero = PerCpuValues::try_from(vec![InterfaceStats::default(); cpu_count()?])?;
+            self.interfaces.set(row, zero, 0).context("clearing the interfaces' counters")?;
+        }
+        Ok(())
+    }
+
+    /// Goes on counting for a backend that had its id before.
+    pub(super) fn adopt(&mut self, id: BackendId) {
+        self.counted.insert(id);
+    }
+
+    /// Counts for a backend: from zero, if its id was another's. Whether it was.
+    pub(super) fn begin(&mut self, id: BackendId) -> anyhow::Result<bool> {
+        let begins = self.counted.insert(id);
+        if begins {
+            let zero = PerCpuValues::try_from(vec![BackendStats::default(); cpu_count()?])?;
+            self.backends.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
+        }
+        Ok(begins)
+    }
+
+    /// The id is free.
+    pub(super) fn end(&mut self, id: BackendId) {
+        self.counted.remove(&id);
+    }
+
+    pub(super) fn backend(&self, id: BackendId) -> anyhow::Result<BackendStats> {
+        let cpus = self.backends.get(&u32::from(id.0), 0).context("reading a backend's counters")?;
+        Ok(cpus.iter().fold(BackendStats::default(), |mut sum, cpu| {
+            batch::add(&mut sum, cpu);
+            sum
+        }))
+    }
+
+    pub(super) fn many_backends(&self) -> Arc<BackendCounters> {
+        Arc::clone(&self.many_backends)
+    }
+
+    pub(super) fn interface(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
+        let row = interface_row(ifindex, self.interface_multiplier);
+        let cpus = self.interfaces.get(&row, 0).context("reading an interface's counters")?;
+        Ok(cpus.iter().fold(InterfaceStats::default(), |mut sum, cpu| {
+            add(&mut sum.verdicts, &cpu.verdicts);
+            sum
+        }))
+    }
+
+    pub(super) fn memory(&self) -> anyhow::Result<MemoryStats> {
+        let cpus = self.memory.get(&0, 0).context("reading the counters of the client table")?;
+        Ok(cpus.iter().fold(MemoryStats::default(), |mut sum, cpu| {
+            sum.inserted += cpu.inserted;
+            sum.evicted += cpu.evicted;
+            sum.full += cpu.full;
+            sum.limited += cpu.limited;
+            sum
+        }))
+    }
+
+    pub(super) fn samples(&self) -> anyhow::Result<SampleStats> {
+        let cpus = self.samples.get(&0, 0).context("reading the counters of samples")?;
+        Ok(cpus.iter().fold(SampleStats::default(), |sum, cpu| SampleStats {
+            sent: sum.sent + cpu.sent,
+            lost: sum.lost + cpu.lost,
+        }))
+    }
+
+    pub(super) fn replies(&self) -> anyhow::Result<ReplyStats> {
+        let cpus = self.replies.get(&0, 0).context("reading the counters of answered packets")?;
+        Ok(cpus.iter().fold(ReplyStats::default(), |sum, cpu| ReplyStats {
+            echo: sum.echo + cpu.echo,
+            too_big: sum.too_big + cpu.too_big,
+            fragments_not_remembered: sum.fragments_not_remembered + cpu.fragments_not_remembered,
+            rejected: sum.rejected + cpu.rejected,
+        }))
+    }
+
+    pub(super) fn drops(&self) -> anyhow::Result<DropStats> {
+        let cpus = self.drops.get(&0, 0).context("reading the counters of dropped packets")?;
+        Ok(cpus.iter().fold(DropStats::default(), |mut sum, cpu| {
+            add(&mut sum.reasons, &cpu.reasons);
+            sum
+        }))
+    }
+}
+
+fn add<const N: usize>(sum: &mut [u64; N], values: &[u64; N]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
+    }
+}
+
+pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<PerCpuArray<MapData, T>> {
+    let map = ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))?;
+    Ok(map.try_into()?)
+}
+
+pub(super) fn cpu_count() -> anyhow::Result<usize> {
+    aya::util::nr_cpus().map_err(|(what, error)| anyhow!("counting the CPUs ({what}): {error}"))
+}
+
+/// A descriptor of its own for a map.
+fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
+    let Some(aya::maps::Map::PerCpuArray(map)) = ebpf.map(name) else {
+        bail!("the kernel object holds no per-CPU array {name}")
+    };
+    Ok(map.fd().as_fd().try_clone_to_owned()?)
+}
+
+/// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does, or
+/// one that does it for `others` as well, which may be attached to later, if there is one.
+pub(super) fn interface_multiplier(ifindexes: &[u32], others: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
+    // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
+    let candidates = || (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
+    let all: HashSet<u32> = ifindexes.iter().chain(others).copied().collect();
+    let all: Vec<u32> = all.into_iter().collect();
+    let tells_apart = |ifindexes: &[u32], multiplier: u32| {
+        let mut rows = HashSet::new();
+        ifindexes.iter().all(|&ifindex| rows.insert(interface_row(ifindex, multiplier)))
+    };
+    let required = |multiplier: &u32| tells_apart(ifindexes, *multiplier);
+    before
+        .into_iter()
+        .find(required)
+        .or_else(|| candidates().find(|&multiplier| tells_apart(&all, multiplier)))
+        .or_else(|| candidates().find(required))
+        .with_context(|| format!("more than {} interfaces, or too many to tell apart", MAX_INTERFACES / 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_that_may_be_attached_to_later_have_rows_of_their_own() {
+        let others: Vec<u32> = (1..=20).map(|number| number * number).collect();
+        let multiplier = interface_multiplier(&[2, 3], &others, None).unwrap();
+        let rows: HashSet<u32> =
+            others.iter().chain(&[2, 3]).map(|&ifindex| interface_row(ifindex, multiplier)).collect();
+        assert_eq!(rows.len(), 22);
+        // More than there are rows: only those that are needed.
+        let many: Vec<u32> = (1..=1000).collect();
+        let multiplier = interface_multiplier(&[7, 700], &many, None).unwrap();
+        assert_ne!(interface_row(7, multiplier), interface_row(700, multiplier));
+        // Counters go on.
+        assert_eq!(interface_multiplier(&[2, 3], &others, Some(0x9e37_79b9)).unwrap(), 0x9e37_79b9);
+    }
+}

@@ -1,0 +1,163 @@
+//! Waiting until packets that may be reading something given up have left the program, without holding up whoever gave it
+//! up: a thread of its own waits.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+use super::threads::Threads;
+
+/// A grace period, by number: it is over with any later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Grace(u64);
+
+#[cfg(test)]
+impl Grace {
+    pub(super) const fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// The thread that waits. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct GracePeriods(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    periods: Mutex<Periods>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Periods {
+    wanted: u64,
+    over: u64,
+    /// Whether nobody waits any more: the thread, or whoever had it.
+    ended: bool,
+}
+
+impl GracePeriods {
+    /// # Errors
+    /// When there can be no more threads.
+    pub(super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let ending = Ending(Arc::clone(&shared));
+        threads
+            .start("the wait for grace periods", Box::new(move || ending.0.serve()))
+            .context("cannot start the thread that waits for grace periods")?;
+        Ok(Self(shared))
+    }
+
+    /// One that begins after everything that this thread has done.
+    pub(super) fn begin(&self) -> Grace {
+        let mut periods = self.0.lock();
+        periods.wanted += 1;
+        self.0.changed.notify_all();
+        Grace(periods.wanted)
+    }
+
+    /// Whether it is over.
+    pub(super) fn is_over(&self, grace: Grace) -> bool {
+        self.0.lock().over >= grace.0
+    }
+
+    /// Waits until it is over.
+    pub(super) fn wait(&self, grace: Grace) {
+        let waiting = |periods: &mut Periods| periods.over < grace.0 && !periods.ended;
+        let periods = self.0.changed.wait_while(self.0.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
+        if periods.over < grace.0 {
+            drop(periods);
+            wait_for_packets();
+        }
+    }
+}
+
+impl Drop for GracePeriods {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// However the thread ends, nobody waits for it.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Periods> {
+        self.periods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self) {
+        loop {
+            let waiting = |periods: &mut Periods| periods.over == periods.wanted && !periods.ended;
+            let periods = self.changed.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
+            if periods.ended {
+                return;
+            }
+            let wanted = periods.wanted;
+            drop(periods);
+            wait_for_packets();
+            self.lock().over = wanted;
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// Waits until every packet that may be reading a table given up by now has left the program.
+fn wait_for_packets() {
+    // SAFETY: no memory is involved. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs run inside
+    // RCU read-side critical sections.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // Not offered on this kernel (`nohz_full`). A program run takes microseconds.
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::threads::Unwatched;
+
+    #[test]
+    fn grace_periods_end_in_their_order() {
+        let periods = GracePeriods::spawn(&Unwatched).unwrap();
+        let (first, second) = (periods.begin(), periods.begin());
+        assert!(first < second);
+        periods.wait(second);
+        assert!(periods.is_over(first) && periods.is_over(second));
+        let third = periods.begin();
+        periods.wait(third);
+        assert!(periods.is_over(third));
+    }
+
+    /// Threads that end at once, as if they had panicked.
+    struct Lost;
+
+    impl Threads for Lost {
+        fn start(&self, _: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+            drop(work);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_is_gone() {
+        let periods = GracePeriods::spawn(&Lost).unwrap();
+        let grace = periods.begin();
+        periods.wait(grace);
+    }
+}

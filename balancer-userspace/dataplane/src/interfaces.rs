@@ -1,0 +1,186 @@
+//! What the kernel program is told of the interfaces that it is attached to: whose frames are for this machine, and which of
+//! them the replies of `nat` backends come in by.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    mem::offset_of,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use aya::maps::MapData;
+use balancer_common::map_types::{InterfaceRow, ReturnRow, STATIONS, interface_row, station};
+use balancer_core::io::BackendId;
+
+use super::mapped::MappedArray;
+use crate::Layers;
+
+/// How long replies may still come in as before once a backend's next hop is on another interface: its own routes may
+/// change later.
+const OVERLAP: Duration = Duration::from_secs(60);
+
+/// The rows of interfaces.
+pub(super) struct Interfaces {
+    rows: MappedArray<InterfaceRow>,
+    multiplier: u32,
+    layers: Layers,
+    /// Attached to, or about to be.
+    steered: BTreeSet<u32>,
+    /// Told to have more MACs than can be told apart.
+    crowded: HashSet<u32>,
+}
+
+impl Interfaces {
+    /// Of `steered` nothing is known yet, so every frame is taken.
+    pub(super) fn new(map: MapData, multiplier: u32, steered: &[u32]) -> anyhow::Result<Self> {
+        Ok(Self {
+            rows: MappedArray::new(map)?,
+            multiplier,
+            layers: Layers::default(),
+            steered: steered.iter().copied().collect(),
+            crowded: HashSet::new(),
+        })
+    }
+
+    pub(super) fn add(&mut self, ifindex: u32) {
+        if self.steered.insert(ifindex) {
+            self.write(ifindex);
+        }
+    }
+
+    pub(super) fn remove(&mut self, gone: impl Fn(u32) -> bool) {
+        let gone: Vec<u32> = self.steered.iter().copied().filter(|&ifindex| gone(ifindex)).collect();
+        for ifindex in gone {
+            self.steered.remove(&ifindex);
+            self.rows
+                .word32(row(ifindex, self.multiplier), offset_of!(InterfaceRow, ifindex))
+                .store(0, Ordering::Release);
+        }
+    }
+
+    pub(super) fn set_layers(&mut self, layers: Layers) {
+        self.layers = layers;
+        for ifindex in self.steered.clone() {
+            self.write(ifindex);
+        }
+    }
+
+    /// A word at a time: a frame in between is judged by the old row or by the new one, or taken.
+    fn write(&mut self, ifindex: u32) {
+        let row = row(ifindex, self.multiplier);
+        let named = self.rows.word32(row, offset_of!(InterfaceRow, ifindex));
+        let known = self.layers.stations(ifindex).filter(|(_, others)| {
+            let fit = others.len() < STATIONS;
+            if !fit && self.crowded.insert(ifindex) {
+                tracing::warn!(
+                    "interface {ifindex} has {} MAC addresses with the devices upon it: frames for other hosts are not told \
+                     apart",
+                    others.len() + 1
+                );
+            }
+            fit
+        });
+        let Some((own, others)) = known else {
+            named.store(0, Ordering::Release);
+            return;
+        };
+        let stations = std::iter::once(own).chain(others).chain(std::iter::repeat(own)).map(station);
+        let same = named.load(Ordering::Acquire) == ifindex;
+        if !same {
+            named.store(0, Ordering::Release);
+        }
+        for (index, station) in stations.take(STATIONS).enumerate() {
+            let offset = offset_of!(InterfaceRow, stations) + index * size_of::<u64>();
+            self.rows.word64(row, offset).store(station, Ordering::Release);
+        }
+        named.store(ifindex, Ordering::Release);
+    }
+
+    /// The interfaces that packets from beyond `egress` come in by, a bit for each row. 0: none that is attached to, so
+    /// they come by another way.
+    fn ways_in(&self, egress: u32) -> u64 {
+        let related = self.steered.iter().filter(|&&ifindex| self.layers.related(ifindex, egress));
+        related.fold(0, |ways, &ifindex| ways | 1 << row(ifindex, self.multiplier))
+    }
+}
+
+fn row(ifindex: u32, multiplier: u32) -> usize {
+    interface_row(ifindex, multiplier) as usize
+}
+
+/// Where a backend's next hop is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Egress {
+    now: Option<u32>,
+    /// Where it was, and until when that counts.
+    before: Option<(u32, Duration)>,
+}
+
+/// Which interfaces the replies of `nat` backends come in by.
+#[derive(Debug, Default)]
+pub(super) struct WaysIn {
+    egress: HashMap<BackendId, Egress>,
+    /// Backends' rows in the active half of the return table.
+    rows: HashMap<BackendId, u32>,
+}
+
+impl WaysIn {
+    /// A backend's next hop is on `now`; `None`: not known. Gives its row, if that changes and it has one.
+    pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> Option<u32> {
+        let egress = self.egress.entry(backend).or_default();
+        if egress.now == now {
+            return None;
+        }
+        egress.before = egress.now.map(|before| (before, at + OVERLAP)).or(egress.before);
+        egress.now = now;
+        self.rows.get(&backend).copied()
+    }
+
+    /// The backend is no more.
+    pub(super) fn forget(&mut self, backend: BackendId) {
+        self.egress.remove(&backend);
+    }
+
+    /// Where backends' rows are from now on.
+    pub(super) fn published(&mut self, rows: HashMap<BackendId, u32>) {
+        self.rows = rows;
+    }
+
+    /// Lets go of the ways of long ago; gives the backends that had one.
+    pub(super) fn expire(&mut self, at: Duration) -> Vec<BackendId> {
+        let old = self.egress.iter_mut().filter(|(_, egress)| egress.before.is_some_and(|(_, until)| at >= until));
+        old.map(|(&backend, egress)| {
+            egress.before = None;
+            backend
+        })
+        .collect()
+    }
+
+    /// The word of [`ReturnRow::interfaces`] for a backend. Where its next hop is not known its replies are not lost, too.
+    pub(super) fn word(&self, backend: BackendId, interfaces: &Interfaces) -> u64 {
+        let Some(Egress { now: Some(now), before }) = self.egress.get(&backend) else { return 0 };
+        let ways = interfaces.ways_in(*now);
+        let before = before.map_or(0, |(before, _)| interfaces.ways_in(before));
+        if ways == 0 { 0 } else { ways | before }
+    }
+
+    /// Writes the words of these backends, where they have a row.
+    pub(super) fn write(
+        &self,
+        backends: impl IntoIterator<Item = BackendId>,
+        interfaces: &Interfaces,
+        returns: &MappedArray<ReturnRow>,
+    ) {
+        for backend in backends {
+            if let Some(&row) = self.rows.get(&backend) {
+                let word = returns.word64(row as usize, offset_of!(ReturnRow, interfaces));
+                word.store(self.word(backend, interfaces), Ordering::Release);
+            }
+        }
+    }
+
+    /// Backends with a row.
+    pub(super) fn all(&self) -> Vec<BackendId> {
+        self.rows.keys().copied().collect()
+    }
+}

@@ -1,0 +1,221 @@
+//! The part of the data path that outlives the controller, if it is to: pins, notes, and counters that only controllers
+//! keep.
+
+use std::{
+    mem::{self, offset_of},
+    os::fd::AsFd as _,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData},
+};
+use balancer_common::kept::{BackendHistory, NotesRow, ServiceHistory};
+use balancer_core::{
+    io::{BackendId, ServiceId},
+    state::SavedState,
+};
+use bytemuck::Zeroable as _;
+
+use super::{
+    kernel::take,
+    mapped::MappedArray,
+    pins::{MAPS, Notes, Pins},
+};
+use crate::HostChanges;
+
+/// What an earlier controller left, and what this one will leave.
+pub struct Kept {
+    pins: Option<Pins>,
+    /// What the controller before wrote down.
+    left: Option<Notes>,
+    /// To be pinned, by name.
+    maps: Vec<(&'static str, MapData)>,
+    notes: Option<Array<MapData, NotesRow>>,
+    backends: MappedArray<BackendHistory>,
+    services: MappedArray<ServiceHistory>,
+    elapsed_before: Duration,
+}
+
+impl Kept {
+    pub(super) fn new(ebpf: &mut Ebpf, pins: Option<Pins>) -> anyhow::Result<Self> {
+        let maps = MAPS.iter().map(|&name| Ok((name, second(ebpf, name)?))).collect::<anyhow::Result<_>>()?;
+        let notes = ebpf.take_map("NOTES").context("the kernel object holds no map NOTES")?.try_into()?;
+        let backends = MappedArray::<BackendHistory>::new(take(ebpf, "BACKEND_HISTORY")?)?;
+        let services = MappedArray::new(take(ebpf, "SERVICE_HISTORY")?)?;
+        let elapsed_before = Duration::from_secs(backends.word64(0, 0).load(Ordering::Relaxed));
+        let left = pins.as_ref().and_then(Pins::left).cloned();
+        Ok(Self { pins, left, maps, notes: Some(notes), backends, services, elapsed_before })
+    }
+
+    /// Whether an earlier controller's maps and links are gone on with.
+    #[must_use]
+    pub fn adopted(&self) -> bool {
+        self.notes().is_some()
+    }
+
+    /// What the controller before wrote down.
+    #[must_use]
+    pub const fn notes(&self) -> Option<&Notes> {
+        self.left.as_ref()
+    }
+
+    /// The pins, if anything is to outlive this process or has outlived another, and the maps that are in them or could be.
+    pub(super) fn take_pins(&mut self) -> (Option<Pins>, Vec<(&'static str, MapData)>) {
+        (self.pins.take(), mem::take(&mut self.maps))
+    }
+
+    /// Where notes are written, with what is in all of them. Can be taken once.
+    pub(super) fn take_notes(&mut self, notes: Notes) -> anyhow::Result<NotesWriter> {
+        let map = self.notes.take().context("the notes were taken before")?;
+        Ok(NotesWriter { map, notes, written: false })
+    }
+
+    /// How long the clocks of client memory had run when this process began.
+    pub(super) const fn elapsed_before(&self) -> Duration {
+        self.elapsed_before
+    }
+
+    pub(super) fn keep_elapsed(&self, elapsed: Duration) {
+        self.backends.word64(0, 0).store(elapsed.as_secs(), Ordering::Relaxed);
+    }
+
+    pub(super) fn keep_backend(&self, id: BackendId, history: &BackendHistory) {
+        store(&self.backends, usize::from(id.0), history);
+    }
+
+    pub(super) fn keep_service(&self, id: ServiceId, history: &ServiceHistory) {
+        let ServiceHistory { tick, rule_fallbacks, .. } = load(&self.services, usize::from(id.0));
+        store(&self.services, usize::from(id.0), &ServiceHistory { tick, rule_fallbacks, ..*history });
+    }
+
+    pub(super) fn keep_tick(&self, id: ServiceId, tick: u16) {
+        self.keep_word(id, offset_of!(ServiceHistory, tick), tick.into());
+    }
+
+    /// Keeps the fallbacks that rules of a service which are gone have counted.
+    pub(super) fn keep_rule_fallbacks(&self, id: ServiceId, fallbacks: u64) {
+        self.keep_word(id, offset_of!(ServiceHistory, rule_fallbacks), fallbacks);
+    }
+
+    fn keep_word(&self, id: ServiceId, offset: usize, value: u64) {
+        if usize::from(id.0) < self.services.len() {
+            self.services.word64(usize::from(id.0), offset).store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Those of every service that has some.
+    pub(super) fn rule_fallbacks(&self) -> impl Iterator<Item = (ServiceId, u64)> {
+        let all = (0..self.services.len()).map(|index| (index, self.services.load(index).rule_fallbacks));
+        all.filter(|&(_, fallbacks)| fallbacks > 0).map(|(index, fallbacks)| (ServiceId(index as u16), fallbacks))
+    }
+
+    /// The tick of a service's clock when it was last kept; 0 at first.
+    pub(super) fn tick(&self, id: ServiceId) -> u16 {
+        load::<ServiceHistory>(&self.services, usize::from(id.0)).tick as u16
+    }
+
+    /// Forgets what was kept of a service whose id was another's.
+    pub(super) fn forget_service(&self, id: ServiceId) {
+        store(&self.services, usize::from(id.0), &ServiceHistory::zeroed());
+    }
+
+    /// Forgets what was counted before of a backend whose id was another's.
+    pub(super) fn forget_backend(&self, id: BackendId) {
+        store(&self.backends, usize::from(id.0), &BackendHistory::zeroed());
+    }
+}
+
+/// Writes down what the next controller must know. No packet touches it.
+pub struct NotesWriter {
+    map: Array<MapData, NotesRow>,
+    notes: Notes,
+    written: bool,
+}
+
+impl NotesWriter {
+    /// What was changed on this machine is now `host`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn write(&mut self, host: HostChanges) -> anyhow::Result<()> {
+        if self.written && self.notes.host == host {
+            return Ok(());
+        }
+        self.notes.host = host;
+        let mut row = NotesRow::zeroed();
+        let text = serde_json::to_vec(&self.notes).context("writing notes for the next controller")?;
+        let place = row.text.as_flattened_mut();
+        // One byte stays zero: the end.
+        anyhow::ensure!(text.len() < place.len(), "the notes for the next controller are too long");
+        for (place, byte) in place.iter_mut().zip(text) {
+            *place = byte;
+        }
+        self.map.set(0, row, 0).context("writing notes for the next controller")?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+/// A second descriptor of a map.
+fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
+    let Some(
+        Map::Array(map) | Map::PerCpuArray(map) | Map::PerCpuHashMap(map) | Map::LruHashMap(map) | Map::LpmTrie(map),
+    ) = ebpf.map(name)
+    else {
+        bail!("the kernel object holds no map {name} of a known kind")
+    };
+    Ok(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?)
+}
+
+/// Counters that a controller left.
+pub struct Histories {
+    backends: MappedArray<BackendHistory>,
+    services: MappedArray<ServiceHistory>,
+}
+
+impl Histories {
+    pub(super) fn open(pins: &Pins) -> anyhow::Result<Self> {
+        let map =
+            |name: &str| MapData::from_pin(pins.map(name)).with_context(|| format!("opening the pinned map {name}"));
+        Ok(Self {
+            backends: MappedArray::new(map("BACKEND_HISTORY")?)?,
+            services: MappedArray::new(map("SERVICE_HISTORY")?)?,
+        })
+    }
+
+    /// Takes over what has been counted since the state was saved.
+    pub fn bring_up_to_date(&self, state: &mut SavedState) {
+        for service in &mut state.services {
+            let kept: ServiceHistory = load(&self.services, usize::from(service.id.0));
+            service.table_generation = service.table_generation.max(kept.table_generation);
+            service.slots_moved_required = service.slots_moved_required.max(kept.slots_moved_required);
+            service.slots_moved_needless = service.slots_moved_needless.max(kept.slots_moved_needless);
+            for backend in &mut service.backends {
+                let kept: BackendHistory = load(&self.backends, usize::from(backend.id.0));
+                let checks = backend.checks.iter_mut().zip(kept.checks);
+                for (saved, kept) in checks.chain(backend.transitions.iter_mut().zip(kept.transitions)) {
+                    *saved = kept.max(*saved);
+                }
+            }
+        }
+    }
+}
+
+/// Word by word, so that a process that is killed leaves no half of one.
+fn store<T: bytemuck::Pod>(array: &MappedArray<T>, index: usize, value: &T) {
+    if index >= array.len() {
+        return;
+    }
+    let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(value));
+    for (place, &word) in words.iter().enumerate() {
+        array.word64(index, place * size_of::<u64>()).store(word, Ordering::Relaxed);
+    }
+}
+
+fn load<T: bytemuck::Pod>(array: &MappedArray<T>, index: usize) -> T {
+    if index < array.len() { array.load(index) } else { T::zeroed() }
+}

@@ -1,0 +1,755 @@
+//! The data path in the kernel: loads the program, attaches it, and writes its maps.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem::offset_of,
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, RingBuf},
+    programs::Xdp,
+};
+use aya_log::{EbpfLogger, Level};
+use balancer_common::{
+    clock::Clock,
+    kept::{BackendHistory, ServiceHistory},
+    map_types::{
+        BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
+        InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, NO_BACKEND, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL,
+        SLOTS_PER_LINE, ServiceRow,
+    },
+    seen,
+    service_table::TableView,
+};
+use balancer_core::{
+    io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
+    snapshot::MemorySnapshot,
+};
+use bytemuck::Zeroable as _;
+use ipnet::IpNet;
+use log::Log;
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::{
+    Dataplane, Forgotten, KnownClient, OBJECT,
+    attach::{Attacher, Attachment},
+    backends::Backends,
+    batch::BackendCounters,
+    budgets::Budgets,
+    capacity::{Capacity, NOBODY},
+    clients::{ClientTable, KnownClients, Part},
+    counters::{Counters, interface_multiplier},
+    devices::{DeviceTable, Devices},
+    grace::{Grace, GracePeriods},
+    halves::Halves,
+    handover,
+    host_changes::HostChanges,
+    interfaces::{Interfaces, WaysIn},
+    kept::{Kept, NotesWriter},
+    layers::Layers,
+    load::load_program,
+    mapped::MappedArray,
+    memory::Memory,
+    pins::{self, Notes, Pins},
+    placement,
+    redirects::{self, RedirectErrors, Whose},
+    rows,
+    rules::RuleTable,
+    seen::Seen,
+    tables::{Known, Tables},
+    threads::{Threads, Unwatched},
+};
+
+/// Entries looked at in one part of a sweep: about a millisecond's work.
+const SWEEP_PART: usize = 1 << 18;
+/// Why there is no program.
+const TAKEN: &str = "the kernel program was handed on before";
+
+/// The kernel's data path.
+pub struct KernelDataplane {
+    control: MappedArray<Control>,
+    services: Halves<ServiceRow>,
+    returns: Halves<ReturnRow>,
+    backends: Backends,
+    interfaces: Interfaces,
+    ways_in: WaysIn,
+    counters: Counters,
+    clients: ClientTable,
+    seen: Seen,
+    rules: RuleTable,
+    capacity: Capacity,
+    /// What is remembered by whom, of every service that has a table.
+    memories: HashMap<ServiceId, Memory>,
+    directory: Vec<ServiceSpec>,
+    /// The directory when what was told was last complete; `None`: nothing was published yet.
+    settled: Option<Vec<ServiceSpec>>,
+    /// The memory, as it was then, of services whose clocks were set since, or that are gone.
+    former: HashMap<ServiceId, Memory>,
+    elapsed: Duration,
+    grace_periods: Arc<GracePeriods>,
+    /// Before it is over no pass over the client table may begin: packets on their way may have seen what was before.
+    next_pass: Option<Grace>,
+    /// Before it is over packets may read the half of the directory that is not active.
+    published: Option<Grace>,
+    tables: Tables,
+    attached: Vec<Attachment>,
+    handover_key: u64,
+    devices: DeviceTable,
+    redirect_errors: RedirectErrors,
+    kept: Kept,
+    /// Until it is handed on.
+    ebpf: Option<Ebpf>,
+}
+
+/// See [`KernelDataplane::take_host_ends`].
+pub struct HostEnds {
+    /// Attaches the program.
+    pub attacher: Attacher,
+    /// What outlives this process, or has outlived another.
+    pub pins: Option<Pins>,
+    /// Writes the notes for the next controller.
+    pub notes: NotesWriter,
+}
+
+impl KernelDataplane {
+    /// Loads the program and makes its maps, which go with this process. Nothing is attached yet, and no packet is touched.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
+        Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
+    }
+
+    /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there. Whether it `tells` of
+    /// what is puzzling cannot be changed later.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load_kept(
+        capacity: Capacity,
+        ifindexes: &[u32],
+        pins: Option<Pins>,
+        tells: bool,
+        threads: &dyn Threads,
+    ) -> anyhow::Result<Self> {
+        Self::load_limited(capacity, ifindexes, pins, tells, threads, Budgets::here())
+    }
+
+    /// The same with other budgets for each CPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load_limited(
+        mut capacity: Capacity,
+        ifindexes: &[u32],
+        pins: Option<Pins>,
+        tells: bool,
+        threads: &dyn Threads,
+        budgets: Budgets,
+    ) -> anyhow::Result<Self> {
+        let notes = pins.as_ref().and_then(Pins::left);
+        let interface_multiplier =
+            interface_multiplier(ifindexes, &all_interfaces(), notes.map(|notes| notes.interface_multiplier))?;
+        let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
+        let mut buckets = capacity.buckets();
+        if let Some(notes) = notes {
+            if notes.clients == NOBODY && capacity.clients != NOBODY {
+                pins.iter().try_for_each(|pins| pins.make_anew("CLIENTS"))?;
+            } else {
+                // The table cannot change its size without forgetting where its clients are.
+                buckets = notes.buckets;
+                capacity.clients = notes.clients;
+            }
+        }
+        let mask = buckets - 1;
+        let (log_level, log_size) = log_settings(tells)?;
+        let handover_key = handover::draw_key()?;
+        let whose = Whose::here();
+        let mut loader = EbpfLoader::new();
+        for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
+            loader.map_pin_path(name, path);
+        }
+        if let Some(whose) = &whose {
+            whose.tell(&mut loader);
+        }
+        let Budgets { errors, echo, fragments, waiting } = budgets;
+        let mut ebpf = loader
+            .override_global("ERROR_BUDGET", &errors, true)
+            .override_global("ECHO_BUDGET", &echo, true)
+            .override_global("FRAGMENT_BUDGET", &fragments, true)
+            .override_global("WAITING_BUDGET", &waiting, true)
+            .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
+            .override_global("CLIENT_BUCKET_MASK", &mask, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .map_max_entries("AYA_LOGS", log_size)
+            .override_global("HANDOVER_KEY", &handover_key, true)
+            .map_max_entries("CLIENTS", buckets)
+            .map_max_entries("SEEN", seen::words(buckets))
+            .map_max_entries("SLOTS", lines)
+            .map_max_entries("SERVICES", 2 * placement::rows_for(capacity.services as usize))
+            .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
+            .load(OBJECT)
+            .context("loading the kernel program")?;
+        let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
+        let kept = Kept::new(&mut ebpf, pins)?;
+        let seen = Seen::new(MappedArray::new(take(&mut ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
+        control.store(
+            0,
+            Control {
+                seen_salt: seen.salt(),
+                layout_version: LAYOUT_VERSION,
+                sample_interval: SAMPLE_INTERVAL,
+                ..empty_control()
+            },
+        );
+        let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
+        let mut this = Self {
+            control,
+            services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
+            returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
+            backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
+            interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
+            ways_in: WaysIn::default(),
+            counters: Counters::new(&mut ebpf, interface_multiplier)?,
+            clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
+            seen,
+            rules: RuleTable::new(&mut ebpf, &kept)?,
+            capacity,
+            memories: HashMap::new(),
+            directory: Vec::new(),
+            settled: None,
+            former: HashMap::new(),
+            elapsed: kept.elapsed_before(),
+            tables: Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods)),
+            grace_periods,
+            next_pass: None,
+            published: None,
+            attached: Vec::new(),
+            handover_key,
+            devices: DeviceTable::new(&mut ebpf)?,
+            redirect_errors: RedirectErrors::new(&mut ebpf)?,
+            kept,
+            ebpf: Some(ebpf),
+        };
+        if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
+            this.counters.forget_interfaces()?;
+        }
+        load_program("balancer", this.program()?)?;
+        let ebpf = this.ebpf.as_mut().context(TAKEN)?;
+        handover::load(ebpf)?;
+        if whose.is_some() {
+            redirects::attach(ebpf)?;
+        }
+        Ok(this)
+    }
+
+    /// Known clients that there is room for.
+    #[must_use]
+    pub const fn room_for_clients(&self) -> u32 {
+        self.capacity.clients
+    }
+
+    /// What outlives this process.
+    pub const fn kept(&mut self) -> &mut Kept {
+        &mut self.kept
+    }
+
+    /// What changes this machine: the program, to be attached to interfaces, what outlives this process, and the notes for
+    /// the next controller, whose state is `instance` in `state_file`. Can be taken once.
+    ///
+    /// # Errors
+    /// When they were taken before.
+    pub fn take_host_ends(&mut self, instance: u64, state_file: &Path) -> anyhow::Result<HostEnds> {
+        let notes = Notes {
+            layout_version: LAYOUT_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance,
+            interface_multiplier: self.counters.interface_multiplier(),
+            buckets: self.clients.buckets(),
+            clients: self.capacity.clients,
+            process: std::process::id(),
+            state_file: state_file.to_owned(),
+            host: HostChanges::default(),
+        };
+        let ebpf = self.ebpf.take().context(TAKEN)?;
+        let (pins, maps) = self.kept.take_pins();
+        let links = pins.as_ref().map(Pins::link_pins);
+        let attacher = Attacher::new(ebpf, maps, links, self.counters.interface_multiplier(), self.handover_key);
+        Ok(HostEnds { attacher, pins, notes: self.kept.take_notes(notes)? })
+    }
+
+    /// Takes note of the interfaces that XDP cannot simply send frames to.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn set_devices(&mut self, known: &Devices) -> anyhow::Result<()> {
+        self.devices.set(known, &self.control, &mut self.backends)
+    }
+
+    /// What frames that are handed over to the kernel are known by.
+    #[must_use]
+    pub const fn handover_key(&self) -> u64 {
+        self.handover_key
+    }
+
+    /// The loaded program.
+    ///
+    /// # Errors
+    /// When the object holds none, which would be a broken build, or when it was taken.
+    pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
+        program(self.ebpf.as_mut().context(TAKEN)?)
+    }
+
+    /// The program is now on these interfaces.
+    pub fn set_attached(&mut self, attached: Vec<Attachment>) {
+        let there = |ifindex| attached.iter().any(|attached| attached.ifindex == ifindex);
+        self.interfaces.remove(|ifindex| !there(ifindex));
+        attached.iter().for_each(|attached| self.interfaces.add(attached.ifindex));
+        self.write_ways_in();
+        self.attached = attached;
+    }
+
+    /// Takes note of this machine's network devices: whose frames are for it, and where backends' replies come in.
+    pub fn set_layers(&mut self, layers: Layers) {
+        self.interfaces.set_layers(layers);
+        self.write_ways_in();
+    }
+
+    fn write_ways_in(&self) {
+        self.ways_in.write(self.ways_in.all(), &self.interfaces, &self.returns.rows);
+    }
+
+    /// The neighbours that `nat` replies were dropped for. Can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let map = self
+            .ebpf
+            .as_mut()
+            .and_then(|ebpf| ebpf.take_map("NEIGHBOURS_WANTED"))
+            .context("the ring buffer was taken before")?;
+        Ok(map.try_into()?)
+    }
+
+    /// Packets sampled of what is forwarded. Can be taken once.
+    ///
+    /// # Errors
+    /// When they were taken before.
+    pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let map = self
+            .ebpf
+            .as_mut()
+            .and_then(|ebpf| ebpf.take_map("SAMPLES"))
+            .context("the ring buffer of samples was taken before")?;
+        Ok(map.try_into()?)
+    }
+
+    /// What the program tells, for the `log` crate; nothing, unless it was loaded to tell. Can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn take_log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
+        EbpfLogger::init_with_logger(self.ebpf.as_mut().context(TAKEN)?, logger)
+            .context("the log of the kernel program")
+    }
+
+    /// From now on one packet in `interval` is sampled, on average; with 0 none.
+    pub fn sample_every(&self, interval: u32) {
+        self.control.word32(0, offset_of!(Control, sample_interval)).store(interval, Ordering::Release);
+    }
+
+    /// Makes `view` and `flags` what packets see.
+    fn publish(&mut self, services: TableView, returns: TableView, flags: u32) {
+        // Between these stores a packet may see new services with old returns. Every order is safe for a connection
+        // that exists in both; a new service's replies are only sent after its first packet.
+        self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
+        self.control.word32(0, offset_of!(Control, flags)).store(flags, Ordering::Release);
+        self.control.word64(0, offset_of!(Control, services)).store(services.to_word(), Ordering::Release);
+        self.services.second_active = services.base != 0;
+        self.returns.second_active = returns.base != 0;
+    }
+
+    /// Sets every service's clock.
+    fn advance(&mut self, elapsed: Duration) {
+        let elapsed = self.kept.elapsed_before() + elapsed;
+        if elapsed.as_secs() == self.elapsed.as_secs() {
+            return;
+        }
+        self.elapsed = elapsed;
+        self.kept.keep_elapsed(elapsed);
+        let settled = self.ways_in.expire(elapsed);
+        self.ways_in.write(settled, &self.interfaces, &self.returns.rows);
+        if let Some(salt) = self.seen.advance(elapsed) {
+            self.begin_period(salt);
+        }
+        for (id, memory) in &mut self.memories {
+            memory.tick = memory.tick_at(elapsed);
+            self.kept.keep_tick(*id, memory.tick);
+            if let Some(row) = self.tables.row(*id) {
+                let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, tick));
+                word.store(u32::from(memory.tick), Ordering::Release);
+            }
+        }
+    }
+
+    /// From now on `salt` says which bit of the filter is a client's, and nobody has been seen.
+    fn begin_period(&self, salt: u64) {
+        self.control.word64(0, offset_of!(Control, seen_salt)).store(salt, Ordering::Release);
+        self.seen.clear();
+    }
+
+    /// Flags every slot of a service with memory: rules send clients where the table does not, and are not there, or not
+    /// active, for ever.
+    fn flag_all(&mut self, service: ServiceId) {
+        let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
+        if remembers {
+            self.tables.flag_all(service);
+        }
+    }
+
+    /// Has the ages of a service's clients in ticks of its new clock, and its row say for how long they are remembered.
+    fn convert(&mut self, service: ServiceId, before: Clock, clock: Clock) {
+        let Some(memory) = self.memories.get(&service) else { return };
+        self.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
+        if let Some(row) = self.tables.row(service) {
+            let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
+            word.store(bytemuck::cast([clock.remember, rows::idle(clock)]), Ordering::Release);
+        }
+    }
+}
+
+/// The level of the program's log and the bytes of its ring, which the kernel wants to be whole pages.
+fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
+    if tells {
+        return Ok((Level::Debug as u8, 1 << 17));
+    }
+    let page = sysconf(SysconfVar::PAGE_SIZE).context("the size of a page")?.context("the size of a page")?;
+    Ok((0, u32::try_from(page)?))
+}
+
+impl Dataplane for KernelDataplane {
+    fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
+        let id = backend.id;
+        check_backend(id)?;
+        if self.counters.begin(id)? {
+            self.kept.forget_backend(id);
+        }
+        self.clients.belongs(id, Some(backend.service));
+        // Before the first packet goes another way.
+        let egress = backend.next_hop.map(|hop| hop.ifindex);
+        if self.ways_in.moved(id, egress, self.elapsed).is_some() {
+            self.ways_in.write([id], &self.interfaces, &self.returns.rows);
+        }
+        let (standing, row) = rows::backend(backend);
+        self.backends.write(id, standing, self.devices.asking(row));
+        Ok(())
+    }
+
+    fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
+        check_backend(id)?;
+        self.backends.retire(id);
+        self.ways_in.forget(id);
+        self.counters.end(id);
+        self.clients.belongs(id, None);
+        Ok(())
+    }
+
+    fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
+        let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
+        // One that is told again was given up by a change that is undone: its clients are where they were.
+        let former = self.former.get(&service).filter(|_| !self.memories.contains_key(&service)).cloned();
+        let known = Known { remembers, adopted: self.kept.adopted() || former.is_some() };
+        let rows = &self.services.rows;
+        let grace = self.tables.swap(service, Arc::clone(&table), home.as_deref(), known, |row, table| {
+            let word = rows.word64(row as usize, offset_of!(ServiceRow, table));
+            word.store(table.to_word(), Ordering::Release);
+        })?;
+        self.next_pass = Some(grace);
+        if !self.directory.is_empty() && !self.memories.contains_key(&service) && former.is_none() {
+            // Not one that an earlier controller knew under this id.
+            self.kept.forget_service(service);
+        }
+        let begin = || former.unwrap_or_else(|| Memory::new(self.kept.tick(service)));
+        let memory = self.memories.entry(service).or_insert_with(begin);
+        memory.swapped(table);
+        Ok(())
+    }
+
+    fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
+        let mut converted = Vec::new();
+        // Clocks are set when nothing can fail any more.
+        let mut memories = Vec::with_capacity(services.len());
+        let mut service_rows = Vec::with_capacity(2 * services.len());
+        for spec in services {
+            let (Some(table), Some(memory)) = (self.tables.location(spec.id), self.memories.get(&spec.id)) else {
+                bail!("service {} has no table", spec.address)
+            };
+            let mut memory = memory.clone();
+            let retimed = memory.retime(spec, self.elapsed);
+            converted.extend(retimed.converted.map(|(before, clock)| (spec.id, before, clock)));
+            service_rows.push(rows::service(spec, table, retimed.published, memory.tick));
+            memories.push((spec.id, memory));
+        }
+        service_rows.extend(rows::vip_markers(services));
+        let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
+        for row in &mut return_rows {
+            row.interfaces = self.ways_in.word(BackendId(row.backend), &self.interfaces);
+        }
+        let return_wildcard = return_rows.iter().any(|row| row.key.port == 0);
+        return_rows.extend(rows::return_markers(&return_rows));
+
+        // Both halves that are about to be written were active until the last change.
+        if let Some(published) = self.published {
+            self.grace_periods.wait(published);
+        }
+        let keys: Vec<_> = service_rows.iter().map(|row| row.key).collect();
+        let placed_services = self.services.fill(&service_rows, &keys)?;
+        let keys: Vec<_> = return_rows.iter().map(|row| row.key).collect();
+        let placed_returns = self.returns.fill(&return_rows, &keys)?;
+
+        let mut flags = 0;
+        if services.iter().any(|spec| spec.address.port() == 0) {
+            flags |= CONTROL_PORT_WILDCARD;
+        }
+        if !return_rows.is_empty() {
+            flags |= CONTROL_RETURNS;
+        }
+        if return_wildcard {
+            flags |= CONTROL_RETURN_WILDCARD;
+        }
+        for (id, memory) in memories {
+            if let Some(before) = self.memories.insert(id, memory)
+                && self.directory.iter().any(|spec| spec.id == id)
+            {
+                self.former.entry(id).or_insert(before);
+            }
+        }
+        self.settled.get_or_insert_with(|| services.to_vec());
+        self.publish(placed_services.view, placed_returns.view, flags);
+        let backends = return_rows.iter().map(|row| BackendId(row.backend)).zip(placed_returns.rows);
+        self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND).collect());
+        self.published = Some(self.grace_periods.begin());
+
+        let remembering = services.iter().filter(|spec| !spec.remember.is_zero()).count();
+        let (own, common) = self.capacity.newcomers(remembering);
+        self.control.word32(0, offset_of!(Control, newcomers_own)).store(own, Ordering::Release);
+        self.control.word32(0, offset_of!(Control, newcomers_common)).store(common, Ordering::Release);
+        let period = services.iter().filter_map(rows::seen_period).min();
+        if let Some(salt) = self.seen.set_period(period, self.elapsed) {
+            self.begin_period(salt);
+        }
+        self.directory = services.to_vec();
+        let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
+        for gone in self.tables.published(&listed) {
+            if let Some(memory) = self.memories.remove(&gone) {
+                self.former.entry(gone).or_insert(memory);
+            }
+        }
+        for spec in services {
+            if self.rules.pins(spec.id) {
+                self.flag_all(spec.id);
+            }
+        }
+        converted.into_iter().for_each(|(id, before, clock)| self.convert(id, before, clock));
+        self.rules.keep(|id| listed.contains_key(&id), &self.kept)
+    }
+
+    fn complete(&mut self) -> Vec<(BackendId, Forgotten)> {
+        let former = std::mem::take(&mut self.former);
+        let Some(settled) = self.settled.replace(self.directory.clone()) else { return Vec::new() };
+        let now: HashMap<ServiceId, &ServiceSpec> = self.directory.iter().map(|spec| (spec.id, spec)).collect();
+        let whom: HashMap<_, _> = settled
+            .iter()
+            .filter_map(|spec| {
+                let forgets = spec.forgets(now.get(&spec.id).copied())?;
+                let after = self.memories.get(&spec.id);
+                Some((spec.id, (forgets, former.get(&spec.id).or(after)?, after)))
+            })
+            .collect();
+        if whom.is_empty() {
+            return Vec::new();
+        }
+        // A packet on its way may still record its client as before.
+        if let Some(published) = self.published {
+            self.grace_periods.wait(published);
+        }
+        self.clients.forget_those(&whom)
+    }
+
+    fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
+        let pinned = self.rules.pins(service);
+        let pins = rules.iter().any(|rule| matches!(rule.action, RuleAction::Pin(_)));
+        if pins {
+            // Before the first client is pinned. The sweep takes no flag back while there is such a rule.
+            self.flag_all(service);
+        }
+        let set = self.rules.set(service, rules, &self.kept);
+        if pins || pinned {
+            // A packet on its way may still obey the old rules: as if the table were swapped.
+            self.next_pass = Some(self.grace_periods.begin());
+            if let Some(memory) = self.memories.get_mut(&service) {
+                memory.swaps += 1;
+            }
+        }
+        set
+    }
+
+    fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats> {
+        self.rules.stats(service, prefix)
+    }
+
+    fn rule_fallbacks(&self, service: ServiceId) -> anyhow::Result<u64> {
+        self.rules.fallbacks(service)
+    }
+
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()> {
+        for &(id, service) in backends {
+            self.counters.adopt(id);
+            self.clients.belongs(id, Some(service));
+        }
+        self.clients.forget_strangers();
+        self.rules.forget_left(|service| ruled.contains(&service), &self.kept)
+    }
+
+    fn keep_backend_history(&self, id: BackendId, history: &BackendHistory) {
+        self.kept.keep_backend(id, history);
+    }
+
+    fn keep_service_history(&self, id: ServiceId, history: &ServiceHistory) {
+        self.kept.keep_service(id, history);
+    }
+
+    fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
+        self.counters.backend(id)
+    }
+
+    fn backend_counters(&self) -> Arc<BackendCounters> {
+        self.counters.many_backends()
+    }
+
+    fn attached(&self) -> &[Attachment] {
+        &self.attached
+    }
+
+    fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
+        self.counters.interface(ifindex)
+    }
+
+    fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
+        self.advance(elapsed);
+        if self.clients.at_start_of_pass()
+            && let Some(grace) = self.next_pass
+        {
+            if !self.grace_periods.is_over(grace) {
+                return None;
+            }
+            self.next_pass = None;
+        }
+        let Part { elsewhere, pass } = self.clients.sweep(SWEEP_PART, &self.memories);
+        for (service, slot) in elsewhere {
+            self.tables.flag(service, slot);
+        }
+        let pass = pass?;
+        self.next_pass = Some(self.grace_periods.begin());
+        for (service, slots) in pass.settled {
+            if !self.rules.pins(service) {
+                self.tables.take_back_exceptions(service, &slots);
+            }
+        }
+        Some(pass.known)
+    }
+
+    fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
+        let spec = self.directory.iter().find(|spec| spec.id == service)?;
+        let entry = self.clients.find(rows::client_hash(spec, address)?)?;
+        self.memories.get(&service)?.known(entry, self.elapsed)
+    }
+
+    fn known_clients(&self) -> Option<KnownClients> {
+        let clocks: HashMap<ServiceId, (Clock, u16)> =
+            self.memories.iter().filter_map(|(&id, memory)| Some((id, (memory.clock?, memory.tick)))).collect();
+        (!clocks.is_empty()).then(|| self.clients.known(&clocks))
+    }
+
+    fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten {
+        let spec = self.directory.iter().find(|spec| spec.id == service);
+        let hash = spec.and_then(|spec| rows::client_hash(spec, address));
+        match (hash, self.memories.get(&service)) {
+            (Some(hash), Some(memory)) => {
+                let forgotten = self.clients.forget(hash, memory);
+                // So that its next packet makes it known where that goes.
+                self.seen.forget(hash);
+                self.next_pass = Some(self.grace_periods.begin());
+                forgotten
+            }
+            _ => Forgotten::default(),
+        }
+    }
+
+    fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>) {
+        let part = self.clients.forget_all(backend, from, SWEEP_PART, &self.memories);
+        if part.1.is_none() {
+            let salt = self.seen.next(self.elapsed);
+            self.begin_period(salt);
+            self.next_pass = Some(self.grace_periods.begin());
+        }
+        part
+    }
+
+    fn memory(&self) -> anyhow::Result<MemorySnapshot> {
+        Ok(MemorySnapshot {
+            capacity: u64::from(self.capacity.clients),
+            entries: self.clients.entries(),
+            exceptions: self.tables.exceptions(),
+            stats: self.counters.memory()?,
+            samples: self.counters.samples()?,
+        })
+    }
+
+    fn reply_stats(&self) -> anyhow::Result<ReplyStats> {
+        self.counters.replies()
+    }
+
+    fn redirect_errors(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
+        self.redirect_errors.read()
+    }
+
+    fn drop_stats(&self) -> anyhow::Result<DropStats> {
+        self.counters.drops()
+    }
+}
+
+/// The indices of this network namespace; none where the kernel does not tell.
+fn all_interfaces() -> Vec<u32> {
+    let all = nix::net::if_::if_nameindex().ok();
+    all.iter().flat_map(|all| all.iter()).map(|interface| interface.index()).collect()
+}
+
+/// Views of two empty tables: valid before anything is published.
+fn empty_control() -> Control {
+    let view = TableView { base: 0, bits: 1, seed: 0 }.to_word();
+    Control { services: view, returns: view, ..Control::zeroed() }
+}
+
+fn check_backend(id: BackendId) -> anyhow::Result<()> {
+    anyhow::ensure!(id.0 > 0 && u32::from(id.0) < MAX_BACKENDS, "backend id {} is out of range", id.0);
+    Ok(())
+}
+
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
+    let Some(aya::maps::Map::Array(map)) = ebpf.take_map(name) else {
+        bail!("the kernel object holds no array {name}")
+    };
+    Ok(map)
+}
+
+pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
+}

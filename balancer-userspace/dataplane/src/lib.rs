@@ -1,0 +1,205 @@
+//! The kernel's side of the controller: the only place in user space that names maps.
+
+mod attach;
+mod backends;
+pub mod batch;
+mod bpffs;
+mod budgets;
+mod capacity;
+mod clients;
+mod counters;
+mod decap;
+mod devices;
+mod grace;
+mod halves;
+mod handover;
+mod host_changes;
+mod interfaces;
+mod kept;
+mod kernel;
+mod kernel_types;
+mod layers;
+mod load;
+mod mapped;
+mod memory;
+pub mod offload;
+mod pins;
+mod placement;
+pub mod privileges;
+mod redirects;
+mod regions;
+mod rows;
+mod rules;
+mod seen;
+mod tables;
+mod threads;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use balancer_common::{
+    kept::{BackendHistory, ServiceHistory},
+    map_types::{BackendStats, DropStats, InterfaceStats, ReplyStats, RuleStats},
+};
+use balancer_core::{
+    io::{BackendId, BackendSpec, RuleSpec, ServiceId, ServiceSpec},
+    snapshot::MemorySnapshot,
+};
+use ipnet::IpNet;
+
+pub use attach::{Attached, Attacher, Attachment};
+pub use batch::BackendCounters;
+pub use budgets::Budgets;
+pub use capacity::Capacity;
+pub use clients::KnownClients;
+pub use decap::Decap;
+pub use devices::Devices;
+pub use host_changes::{HostChanges, SwitchChange};
+pub use kept::{Histories, Kept, NotesWriter};
+pub use kernel::{HostEnds, KernelDataplane};
+pub use layers::Layers;
+pub use pins::{Notes, Pins};
+pub use threads::Threads;
+
+/// The compiled kernel program.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
+
+/// What is remembered of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownClient {
+    /// Where it was last steered to.
+    pub backend: BackendId,
+    /// How long ago its last recorded packet was, to a tick.
+    pub last_seen: Duration,
+}
+
+/// Clients that were forgotten on request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// How many were known.
+    pub clients: u64,
+    /// How many of them the live table sends elsewhere.
+    pub moved: u64,
+}
+
+/// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
+pub trait Dataplane {
+    /// Writes a backend's row.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write; the row is then unchanged.
+    fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()>;
+
+    /// Clears a backend's row, which no table names any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()>;
+
+    /// Replaces a service's live table, whole: a packet sees the old one or the new one.
+    ///
+    /// # Errors
+    /// When there is no room for the table; the old one then stays.
+    fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()>;
+
+    /// Replaces the directory of services, whole. Tables of services not listed are given up.
+    ///
+    /// # Errors
+    /// When a service has no table, or there is no room; the old directory then stays.
+    fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
+
+    /// What was told is complete and stays. Forgets the clients that nobody can be known as any more since this was said
+    /// last, for their service is gone, hashes otherwise or remembers for a shorter time; gives how many, by backend.
+    fn complete(&mut self) -> Vec<(BackendId, Forgotten)>;
+
+    /// Goes on with the clients and counters that an earlier controller left for these backends, and with the rules that
+    /// it left for services that are `ruled`. What it left for others is forgotten.
+    ///
+    /// # Errors
+    /// When the kernel refuses to remove a rule.
+    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()>;
+
+    /// Keeps counters of a backend for the next controller.
+    fn keep_backend_history(&self, id: BackendId, history: &BackendHistory);
+
+    /// Keeps counters of a service for the next controller.
+    fn keep_service_history(&self, id: ServiceId, history: &ServiceHistory);
+
+    /// Makes `rules` the rules of a service, each replaced in one piece.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write; some of the rules may then be as they were.
+    fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()>;
+
+    /// The counters of the rule for a prefix, summed over the CPUs; zero where there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats>;
+
+    /// Packets of a service that a rule pinned to a backend that took no clients; those of rules that are gone included.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn rule_fallbacks(&self, service: ServiceId) -> anyhow::Result<u64>;
+
+    /// A backend's counters, summed over the CPUs. They start at zero with each use of an id.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats>;
+
+    /// The interfaces the program is attached to.
+    fn attached(&self) -> &[Attachment];
+
+    /// An interface's counters, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats>;
+
+    /// Sets the clocks of client memory to `elapsed` since the data path was made, and looks at the next part of the
+    /// client table: forgets expired clients, flags slots that have exceptions and takes back flags of those that have none
+    /// any more. With the last part: how many known clients each backend has, in rising order of ids.
+    fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>>;
+
+    /// What is remembered of a client.
+    fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient>;
+
+    /// Every known client, to be looked at by another thread. `None`: no service remembers any.
+    fn known_clients(&self) -> Option<KnownClients>;
+
+    /// The client table.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn memory(&self) -> anyhow::Result<MemorySnapshot>;
+
+    /// Forgets a client of a service, if it is known.
+    fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten;
+
+    /// Forgets the clients of a backend in the part of the client table that begins at `from` (0 at first). With it: where
+    /// the next part begins, if there is one.
+    fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>);
+
+    /// Counters of the packets that the program answered itself, and of what it did not remember, summed
+    /// over the CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn reply_stats(&self) -> anyhow::Result<ReplyStats>;
+
+    /// Frames that were redirected and not sent, by the index of the interface that they were to leave by.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn redirect_errors(&self) -> anyhow::Result<BTreeMap<u32, u64>>;
+
+    /// The counters of many backends, to be read by another thread.
+    fn backend_counters(&self) -> Arc<BackendCounters>;
+
+    /// Counters of dropped packets, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn drop_stats(&self) -> anyhow::Result<DropStats>;
+}

@@ -1,0 +1,136 @@
+//! Having the kernel take a program.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use aya::programs::{ProgramError, Xdp};
+
+use crate::privileges;
+
+/// Has the kernel verify and take the program.
+///
+/// # Errors
+/// When the kernel refuses: one line. The verifier's log goes into a file that is named in it.
+pub(super) fn load_program(name: &str, program: &mut Xdp) -> anyhow::Result<()> {
+    load_with(name, || program.load())
+}
+
+/// The same for a program of any type, which `load` has the kernel take.
+///
+/// # Errors
+/// As above.
+pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) -> anyhow::Result<()> {
+    // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
+    const ATTEMPTS: u32 = 50;
+    const PAUSE: Duration = Duration::from_millis(2);
+    let mut result = load();
+    for _ in 1..ATTEMPTS {
+        match &result {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(PAUSE);
+                result = load();
+            }
+            Ok(()) | Err(_) => break,
+        }
+    }
+    result.map_err(|error| {
+        let kernel = privileges::kernel().unwrap_or_else(|_| "of unknown version".to_owned());
+        let ProgramError::LoadError { io_error, verifier_log } = &error else {
+            return anyhow!("Linux {kernel} refuses the program {name}: {error}");
+        };
+        let log = verifier_log.to_string();
+        match last_word(&log) {
+            None => anyhow!("Linux {kernel} refuses the program {name}: {io_error}"),
+            Some(word) => anyhow!(refused(&kernel, name, io_error, word, save(&directory(), name, &log))),
+        }
+    })
+}
+
+fn refused(kernel: &str, program: &str, error: &io::Error, word: &str, log: io::Result<PathBuf>) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let log = match log {
+        Ok(path) => format!("and the verifier's log in {}", path.display()),
+        Err(error) => format!("(the verifier's log could not be saved: {error})"),
+    };
+    format!(
+        "the verifier of Linux {kernel} refuses the program {program} of balancer {version}: {error}: {word}; this is a \
+         fault of the balancer: please report this line {log}"
+    )
+}
+
+/// What the verifier objects to: its last line but for its figures.
+fn last_word(log: &str) -> Option<&str> {
+    const FIGURES: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise: "];
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.rev().find(|line| !FIGURES.iter().any(|figure| line.starts_with(figure)))
+}
+
+/// Where a service manager lets a service keep files, else where everybody does.
+fn directory() -> PathBuf {
+    env::var_os("STATE_DIRECTORY").map_or_else(env::temp_dir, PathBuf::from)
+}
+
+/// Writes a log to a new file, in the place of one of an earlier start. A link that lies there is not followed.
+fn save(directory: &Path, program: &str, log: &str) -> io::Result<PathBuf> {
+    let path = directory.join(format!("{program}-verifier.log"));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create_new(&path)?.write_all(log.as_bytes())?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const LOG: &str = "\
+412: (0f) r1 += r2
+math between pkt pointer and register with unbounded min value is not allowed
+processed 58321 insns (limit 1000000) max_states_per_insn 21 total_states 3021 peak_states 1499 mark_read 98
+";
+
+    #[test]
+    fn a_refusal_says_kernel_program_reason_and_where_the_log_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = io::Error::from_raw_os_error(libc::EINVAL);
+        let path = directory.path().join("decap-verifier.log");
+        let elsewhere = directory.path().join("elsewhere");
+        fs::write(&elsewhere, "kept").unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        let saved = save(directory.path(), "decap", LOG);
+        let said = refused("6.18.15", "decap", &error, last_word(LOG).unwrap(), saved);
+        assert_eq!(
+            said,
+            format!(
+                "the verifier of Linux 6.18.15 refuses the program decap of balancer {}: Invalid argument (os error 22): \
+                 math between pkt pointer and register with unbounded min value is not allowed; this is a fault of the \
+                 balancer: please report this line and the verifier's log in {}",
+                env!("CARGO_PKG_VERSION"),
+                path.display()
+            )
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), LOG);
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "kept");
+        let unsaved = refused("6.18.15", "decap", &error, "no", save(Path::new("/nowhere"), "decap", LOG));
+        assert!(unsaved.contains("(the verifier's log could not be saved: "), "{unsaved}");
+    }
+
+    #[test]
+    fn the_last_word_is_no_figure() {
+        let large = "BPF program is too large. Processed 1000001 insn\nverification time 33123 usec\nstack depth 168+0\n\
+                     processed 1000001 insns (limit 1000000) max_states_per_insn 4";
+        assert_eq!(last_word(large), Some("BPF program is too large. Processed 1000001 insn"));
+        assert_eq!(last_word("processed 1 insns\n"), None);
+        assert_eq!(last_word(""), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! Rules for client prefixes in the kernel: a trie of longest prefixes, and counters.
+//!
+//! Both maps may be those of an earlier controller. A rule that is asked for again keeps its row of counters.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf,
+    maps::{
+        MapData, PerCpuArray, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use balancer_common::map_types::{
+    MAX_RULES, NO_BACKEND, RULE_DENY, RULE_PIN, RULE_PREFIX_BASE, RULE_SPREAD, RuleKey, RuleRow, RuleStats,
+};
+use balancer_core::io::{RuleAction, RuleSpec, ServiceId};
+use ipnet::IpNet;
+
+use super::{counters, kept::Kept, rows::address_words};
+
+/// The rules that the kernel has.
+pub(super) struct RuleTable {
+    trie: LpmTrie<MapData, RuleKey, RuleRow>,
+    stats: PerCpuArray<MapData, RuleStats>,
+    services: HashMap<ServiceId, ServiceRules>,
+    /// Rules of an earlier controller that nobody has asked for yet.
+    left: HashMap<(u32, RuleKey), RuleRow>,
+    /// Counters that nobody uses, the longest unused first: a packet on its way may still count there.
+    free: VecDeque<u32>,
+}
+
+#[derive(Default)]
+struct ServiceRules {
+    rules: BTreeMap<IpNet, RuleRow>,
+    /// Of rules that are gone.
+    fallbacks: u64,
+}
+
+impl RuleTable {
+    pub(super) fn new(ebpf: &mut Ebpf, kept: &Kept) -> anyhow::Result<Self> {
+        let trie = ebpf.take_map("RULES").context("the kernel object holds no map RULES")?;
+        let trie: LpmTrie<_, RuleKey, RuleRow> = trie.try_into()?;
+        let stats = counters::per_cpu(ebpf, "RULE_STATS")?;
+        let mut left = HashMap::new();
+        for rule in trie.iter() {
+            let (key, row) = rule.context("reading the rules of the controller before")?;
+            left.insert(parts(key), row);
+        }
+        let used: HashSet<u32> = left.values().map(|row| row.counters).collect();
+        let free = (0..MAX_RULES).filter(|counters| !used.contains(counters)).collect();
+        let gone = kept.rule_fallbacks();
+        let services = gone.map(|(id, fallbacks)| (id, ServiceRules { rules: BTreeMap::new(), fallbacks })).collect();
+        Ok(Self { trie, stats, services, left, free })
+    }
+
+    /// Makes `rules` those of `service`.
+    pub(super) fn set(&mut self, service: ServiceId, rules: &[RuleSpec], kept: &Kept) -> anyhow::Result<()> {
+        for rule in rules {
+            if let Some(row) = self.left.remove(&parts(key(service, rule.prefix))) {
+                self.services.entry(service).or_default().rules.insert(rule.prefix, row);
+            }
+        }
+        self.forget_left(|other| other != service, kept)?;
+        let wanted: HashSet<IpNet> = rules.iter().map(|rule| rule.prefix).collect();
+        let there = self.services.get(&service).map(|service| &service.rules);
+        let gone: Vec<IpNet> =
+            there.into_iter().flat_map(BTreeMap::keys).copied().filter(|prefix| !wanted.contains(prefix)).collect();
+        for prefix in gone {
+            self.remove(service, prefix, kept)?;
+        }
+        for rule in rules {
+            let (action, backend) = match rule.action {
+                RuleAction::Pin(backend) => (RULE_PIN, backend.map_or(NO_BACKEND, |backend| backend.0)),
+                RuleAction::Spread => (RULE_SPREAD, NO_BACKEND),
+                RuleAction::Deny => (RULE_DENY, NO_BACKEND),
+            };
+            let old = self.row(service, rule.prefix);
+            if old.is_some_and(|old| (old.action, old.backend) == (action, backend)) {
+                continue;
+            }
+            let counters = match old {
+                Some(old) => old.counters,
+                None => self.take_counters()?,
+            };
+            let row = RuleRow { action, backend, counters };
+            // The kernel replaces a rule in one piece.
+            let inserted = self.trie.insert(&key(service, rule.prefix), row, 0);
+            if let Err(error) = inserted {
+                if old.is_none() {
+                    self.free.push_back(counters);
+                }
+                return Err(error).with_context(|| format!("the rule for {}", rule.prefix));
+            }
+            self.services.entry(service).or_default().rules.insert(rule.prefix, row);
+        }
+        Ok(())
+    }
+
+    /// Drops the rules of services that are not `listed`.
+    pub(super) fn keep(&mut self, listed: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
+        let gone: Vec<ServiceId> = self.services.keys().copied().filter(|&service| !listed(service)).collect();
+        for service in gone {
+            self.set(service, &[], kept)?;
+            self.services.remove(&service);
+        }
+        Ok(())
+    }
+
+    /// Drops the rules of an earlier controller that nobody has asked for, but those of services that are `spared`.
+    pub(super) fn forget_left(&mut self, spared: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
+        let strangers = self.left.keys().filter(|(_, key)| !spared(ServiceId(key.service))).copied();
+        for (bits, key) in strangers.collect::<Vec<_>>() {
+            let Some(row) = self.left.remove(&(bits, key)) else { continue };
+            self.give_up(ServiceId(key.service), Key::new(bits, key), row, kept)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a service has rules that pin clients.
+    pub(super) fn pins(&self, service: ServiceId) -> bool {
+        self.services.get(&service).is_some_and(|of| of.rules.values().any(|row| row.action == RULE_PIN))
+    }
+
+    /// The counters of one rule.
+    pub(super) fn stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats> {
+        self.row(service, prefix).map_or(Ok(RuleStats::default()), |row| self.sum(row.counters))
+    }
+
+    /// See `Dataplane::rule_fallbacks`.
+    pub(super) fn fallbacks(&self, service: ServiceId) -> anyhow::Result<u64> {
+        let Some(of) = self.services.get(&service) else { return Ok(0) };
+        of.rules.values().try_fold(of.fallbacks, |sum, row| Ok(sum + self.sum(row.counters)?.fallbacks))
+    }
+
+    fn row(&self, service: ServiceId, prefix: IpNet) -> Option<RuleRow> {
+        self.services.get(&service)?.rules.get(&prefix).copied()
+    }
+
+    fn remove(&mut self, service: ServiceId, prefix: IpNet, kept: &Kept) -> anyhow::Result<()> {
+        let Some(row) = self.row(service, prefix) else { return Ok(()) };
+        self.give_up(service, key(service, prefix), row, kept)
+            .with_context(|| format!("removing the rule for {prefix}"))?;
+        if let Some(of) = self.services.get_mut(&service) {
+            of.rules.remove(&prefix);
+        }
+        Ok(())
+    }
+
+    /// Takes a rule out of the trie; its fallbacks are its service's from then on.
+    fn give_up(&mut self, service: ServiceId, key: Key<RuleKey>, row: RuleRow, kept: &Kept) -> anyhow::Result<()> {
+        let before = self.services.entry(service).or_default().fallbacks;
+        // First, so that a controller that is killed in between takes no counter backwards.
+        kept.keep_rule_fallbacks(service, before + self.sum(row.counters)?.fallbacks);
+        self.trie.remove(&key).context("taking a rule out of the trie")?;
+        let fallbacks = before + self.sum(row.counters)?.fallbacks;
+        kept.keep_rule_fallbacks(service, fallbacks);
+        self.services.entry(service).or_default().fallbacks = fallbacks;
+        self.free.push_back(row.counters);
+        Ok(())
+    }
+
+    fn take_counters(&mut self) -> anyhow::Result<u32> {
+        let counters = self.free.pop_front().with_context(|| format!("more than {MAX_RULES} rules"))?;
+        let zero = PerCpuValues::try_from(vec![RuleStats::default(); counters::cpu_count()?])?;
+        self.stats.set(counters, zero, 0).context("clearing a rule's counters")?;
+        Ok(counters)
+    }
+
+    fn sum(&self, counters: u32) -> anyhow::Result<RuleStats> {
+        let cpus = self.stats.get(&counters, 0).context("reading a rule's counters")?;
+        Ok(cpus.iter().fold(RuleStats::default(), |sum, cpu| RuleStats {
+            packets: sum.packets + cpu.packets,
+            fallbacks: sum.fallbacks + cpu.fallbacks,
+        }))
+    }
+}
+
+fn key(service: ServiceId, prefix: IpNet) -> Key<RuleKey> {
+    let data = RuleKey { service: service.0, reserved: 0, address: address_words(prefix.network()) };
+    Key::new(RULE_PREFIX_BASE + u32::from(prefix.prefix_len()), data)
+}
+
+const fn parts(key: Key<RuleKey>) -> (u32, RuleKey) {
+    (key.prefix_len(), key.data())
+}

@@ -1,0 +1,415 @@
+//! `check = { … }` of a service or backend.
+
+use std::time::Duration;
+
+use http::{HeaderValue, Method, uri::PathAndQuery};
+use nix::unistd::User;
+use regex::bytes::{Regex, RegexBuilder};
+use rustls_pki_types::ServerName;
+
+use super::{
+    findings::Findings,
+    section::{Located, Section},
+};
+use crate::{
+    config::{BodyTest, CheckConfig, CheckKind, ExecCheck, HttpCheck, StatusRanges, Tls, Via},
+    value,
+};
+
+const MIN_TIME: Duration = Duration::from_millis(100);
+const MAX_TIME: Duration = Duration::from_secs(24 * 3600);
+const INTERVAL: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// The fast interval, as a part of the interval.
+const FAST: u32 = 4;
+const FALL: u32 = 3;
+const RISE: u32 = 2;
+const MAX_COUNT: i64 = 1000;
+const MAX_BODY_TEXT: usize = 4096;
+/// What a compiled expression may take, in bytes.
+const MAX_PATTERN: usize = 1 << 20;
+const MAX_ARGUMENTS: usize = 64;
+const MAX_ARGUMENT: usize = 4096;
+
+/// Keys by the type of check they belong to.
+const TIMING: [&str; 5] = ["interval", "timeout", "fast_interval", "fall", "rise"];
+const VIA: [(&str, Via); 2] = [("backend", Via::Backend), ("service", Via::Service)];
+const HTTP: [&str; 6] = ["method", "path", "host", "expect_status", "expect_body", "expect_body_regex"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Type {
+    Tcp,
+    Http,
+    Https,
+    Exec,
+    None,
+}
+
+impl Type {
+    const WORDS: [(&'static str, Self); 5] =
+        [("tcp", Self::Tcp), ("http", Self::Http), ("https", Self::Https), ("exec", Self::Exec), ("none", Self::None)];
+
+    fn word(self) -> &'static str {
+        Self::WORDS.into_iter().find(|&(_, kind)| kind == self).map_or("", |(word, _)| word)
+    }
+
+    const fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
+
+    const fn connects(self) -> bool {
+        matches!(self, Self::Tcp | Self::Http | Self::Https)
+    }
+}
+
+/// The keys of a check that are in the file.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    kind: Type,
+    via: Option<Via>,
+    interval: Option<Duration>,
+    timeout: Option<Duration>,
+    fast_interval: Option<Duration>,
+    fall: Option<u32>,
+    rise: Option<u32>,
+    port: Option<u16>,
+    method: Option<String>,
+    path: Option<String>,
+    host: Option<String>,
+    expect_status: Option<StatusRanges>,
+    expect_body: Option<BodyTest>,
+    tls_verify: Option<bool>,
+    command: Option<Vec<String>>,
+    user: Option<String>,
+}
+
+impl Keys {
+    const fn of(kind: Type) -> Self {
+        Self {
+            kind,
+            via: None,
+            interval: None,
+            timeout: None,
+            fast_interval: None,
+            fall: None,
+            rise: None,
+            port: None,
+            method: None,
+            path: None,
+            host: None,
+            expect_status: None,
+            expect_body: None,
+            tls_verify: None,
+            command: None,
+            user: None,
+        }
+    }
+
+    /// The check of a service that has none in the file.
+    pub(super) const fn implied(connects: bool) -> Self {
+        Self::of(if connects { Type::Tcp } else { Type::None })
+    }
+
+    /// What a check of type `kind` takes over from these keys: those of its own type, and times and counts in any case.
+    fn inherited(&self, kind: Type) -> Self {
+        if kind == Type::None || self.kind == Type::None {
+            return Self::of(kind);
+        }
+        if kind == self.kind || kind.is_http() && self.kind.is_http() {
+            return Self { kind, ..self.clone() };
+        }
+        let Self { interval, timeout, fast_interval, fall, rise, .. } = *self;
+        let via = self.via.filter(|_| kind.connects());
+        Self { via, interval, timeout, fast_interval, fall, rise, ..Self::of(kind) }
+    }
+
+    /// Whether it goes to the backends' own addresses because nobody has said which way.
+    pub(super) const fn goes_past_the_service(&self) -> bool {
+        self.kind.connects() && self.via.is_none() && self.port.is_none()
+    }
+
+    /// The check, with the defaults of what is not in the file.
+    pub(super) fn config(self) -> CheckConfig {
+        let interval = self.interval.unwrap_or(INTERVAL);
+        let fast = (interval / FAST).max(MIN_TIME).min(interval);
+        CheckConfig {
+            via: self.via.unwrap_or_default(),
+            interval,
+            timeout: self.timeout.unwrap_or(TIMEOUT.min(interval)),
+            fast_interval: self.fast_interval.unwrap_or(fast),
+            fall: self.fall.unwrap_or(FALL),
+            rise: self.rise.unwrap_or(RISE),
+            kind: match self.kind {
+                Type::None => CheckKind::None,
+                Type::Tcp => CheckKind::Tcp { port: self.port },
+                Type::Exec => CheckKind::Exec(ExecCheck {
+                    port: self.port,
+                    command: self.command.unwrap_or_default(),
+                    user: self.user.unwrap_or_else(ExecCheck::default_user),
+                }),
+                Type::Http | Type::Https => CheckKind::Http(HttpCheck {
+                    port: self.port,
+                    tls: (self.kind == Type::Https).then_some(Tls { verify: self.tls_verify.unwrap_or(false) }),
+                    method: self.method.unwrap_or_else(|| "GET".to_owned()),
+                    path: self.path.unwrap_or_else(|| "/".to_owned()),
+                    host: self.host,
+                    expect_status: self.expect_status.unwrap_or_else(|| StatusRanges(vec![(200, 399)])),
+                    expect_body: self.expect_body,
+                }),
+            },
+        }
+    }
+}
+
+/// Reads a check, over the keys of `service` for a backend's own; `None` when it is invalid, which has been reported.
+pub(super) fn check(
+    mut section: Section<'_>,
+    service: Option<&Keys>,
+    findings: &mut Findings<'_>,
+) -> Option<(Keys, Located<CheckConfig>)> {
+    let at = section.at;
+    let kind = match service {
+        _ if section.has("type") => {
+            section.text("type", findings, |text| value::word("type", text, &Type::WORDS))?.value
+        }
+        Some(service) => service.kind,
+        None => {
+            untyped(section, findings);
+            return None;
+        }
+    };
+    refuse_foreign(&mut section, kind, findings);
+    let mut keys = service.map_or_else(|| Keys::of(kind), |service| service.inherited(kind));
+    times(&mut section, &mut keys, findings);
+    let via = section.text("via", findings, |text| value::word("via", text, &VIA));
+    keys.via = via.map(|via| via.value).or(keys.via);
+    let port = section.integer("port", findings, (1, 65_535));
+    keys.port = port.map(|port| port.value).or(keys.port);
+    match kind {
+        Type::None | Type::Tcp => {}
+        Type::Http | Type::Https => http(&mut section, &mut keys, findings),
+        Type::Exec => {
+            if keys.command.is_none() {
+                section.require("command", "command = [\"/usr/lib/check\", \"--fast\"]", findings);
+            }
+            keys.command = command(&mut section, findings).or(keys.command);
+            keys.user = user(&mut section, keys.user, findings);
+        }
+    }
+    section.finish(findings);
+    Some((keys.clone(), Located { at, value: keys.config() }))
+}
+
+/// Reports that a check has no type, or the misspelt keys, one of which may be it.
+fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
+    for key in TIMING.into_iter().chain(HTTP).chain(["type", "via", "port", "tls_verify", "command", "user"]) {
+        section.skip(key);
+    }
+    if section.is_empty() {
+        section.require("type", "type = \"tcp\", \"http\", \"https\", \"exec\" or \"none\"", findings);
+    }
+    section.finish(findings);
+}
+
+/// Reports the keys of other types of check.
+fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings<'_>) {
+    let mut refuse_all = |keys: &[&'static str]| {
+        for key in keys {
+            let why = format!("means nothing to a check of type {:?}; remove it", kind.word());
+            section.refuse(key, &why, findings);
+        }
+    };
+    if kind == Type::None {
+        refuse_all(&TIMING);
+        refuse_all(&["port"]);
+    }
+    if !kind.is_http() {
+        refuse_all(&HTTP);
+    }
+    if !kind.connects() {
+        refuse_all(&["via"]);
+    }
+    if kind != Type::Https {
+        refuse_all(&["tls_verify"]);
+    }
+    if kind != Type::Exec {
+        refuse_all(&["command", "user"]);
+    }
+}
+
+fn times(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    let interval = section.text("interval", findings, |text| time("interval", text));
+    let timeout = section.text("timeout", findings, |text| time("timeout", text));
+    let fast_interval = section.text("fast_interval", findings, |text| time("fast_interval", text));
+    let fall = section.integer("fall", findings, (1, MAX_COUNT));
+    let rise = section.integer("rise", findings, (1, MAX_COUNT));
+    keys.fall = fall.map(|fall| fall.value).or(keys.fall);
+    keys.rise = rise.map(|rise| rise.value).or(keys.rise);
+    keys.interval = interval.map(|interval| interval.value).or(keys.interval);
+
+    let longest = keys.interval.unwrap_or(INTERVAL);
+    let longest_text = humantime::format_duration(longest);
+    let times = [("timeout", timeout, &mut keys.timeout), ("fast_interval", fast_interval, &mut keys.fast_interval)];
+    for (key, own, merged) in times {
+        *merged = own.map(|own| own.value).or(*merged);
+        let Some(time) = merged.filter(|&time| time > longest) else { continue };
+        let time = humantime::format_duration(time);
+        match (own, interval) {
+            (None, Some(interval)) => findings.error(
+                interval.at,
+                format!(
+                    "interval = \"{longest_text}\" is shorter than the service's {key}, \"{time}\"; add {key} = \"{longest_text}\""
+                ),
+            ),
+            (own, _) => findings.error(
+                own.map_or(section.at, |own| own.at),
+                format!("{key} = \"{time}\" is longer than the interval; give at most \"{longest_text}\""),
+            ),
+        }
+    }
+}
+
+fn time(key: &str, text: &str) -> Result<Duration, String> {
+    let time = value::duration(text)?;
+    if !(MIN_TIME..=MAX_TIME).contains(&time) {
+        return Err(format!("{key} = {} is out of range; give \"100ms\" to \"24h\"", value::quoted(text)));
+    }
+    Ok(time)
+}
+
+/// Reads the keys of an HTTP check. An invalid one has been reported.
+fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    let own_method = section.text("method", findings, method);
+    let own_path = section.text("path", findings, path);
+    let secure = keys.kind == Type::Https;
+    let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
+    let own_status = section.text("expect_status", findings, value::status_ranges);
+    let text = section.text("expect_body", findings, |text| match text.len() {
+        1..=MAX_BODY_TEXT => Ok(text.to_owned()),
+        length => Err(format!("expect_body has {length} bytes; give 1 to {MAX_BODY_TEXT}")),
+    });
+    let pattern = section.text("expect_body_regex", findings, pattern);
+    if let (Some(_), Some(pattern)) = (&text, &pattern) {
+        let error = "expect_body_regex is given, and expect_body as well; remove one of them";
+        findings.error(pattern.at, error.to_owned());
+    }
+    if secure {
+        keys.tls_verify = section.boolean("tls_verify", findings).or(keys.tls_verify);
+    }
+    keys.method = own_method.map(|method| method.value).or(keys.method.take());
+    keys.path = own_path.map(|path| path.value).or(keys.path.take());
+    keys.host = own_host.map(|host| host.value).or(keys.host.take());
+    keys.expect_status = own_status.map(|statuses| statuses.value).or(keys.expect_status.take());
+    let body_at = text.as_ref().map(|text| text.at).or(pattern.as_ref().map(|pattern| pattern.at));
+    let text = text.map(|text| BodyTest::Contains(text.value));
+    keys.expect_body = pattern.map(|pattern| BodyTest::Matches(pattern.value)).or(text).or(keys.expect_body.take());
+    if keys.expect_body.is_some() && keys.method.as_deref() == Some("HEAD") {
+        let error = "expect_body needs a body, and HEAD asks for none; use method = \"GET\"";
+        findings.error(body_at.unwrap_or(section.at), error.to_owned());
+    }
+}
+
+fn command(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<String>> {
+    const WANTED: &str = "a list of a program and its arguments, such as [\"/usr/lib/check\", \"--fast\"]";
+    let at = section.at;
+    let command = section.texts("command", WANTED, findings, |text| match text.len() {
+        _ if text.contains('\0') => Err("an argument contains a zero byte; remove it".to_owned()),
+        0..=MAX_ARGUMENT => Ok(text.to_owned()),
+        length => Err(format!("an argument has {length} bytes; give at most {MAX_ARGUMENT}")),
+    })?;
+    if command.len() > MAX_ARGUMENTS {
+        findings.error(at, format!("command has {} words; give at most {MAX_ARGUMENTS}", command.len()));
+    }
+    if command.first().is_none_or(|program| program.value.is_empty()) {
+        findings.error(at, format!("command names no program; give {WANTED}"));
+    }
+    Some(command.into_iter().map(|argument| argument.value).collect())
+}
+
+/// Whom the program runs as: this check's own user, or the service's. Somebody of that name must be there.
+fn user(section: &mut Section<'_>, service: Option<String>, findings: &mut Findings<'_>) -> Option<String> {
+    let own = section.text("user", findings, |text| account(text).map(|()| text.to_owned()));
+    if own.is_none()
+        && service.is_none()
+        && let Err(why) = account(&ExecCheck::default_user())
+    {
+        findings.error(section.at, format!("{why}; give user = \"NAME\""));
+    }
+    own.map(|own| own.value).or(service)
+}
+
+fn account(name: &str) -> Result<(), String> {
+    let given = value::quoted(name);
+    match User::from_name(name) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) if name.parse::<u32>().is_ok() => {
+            Err(format!("there is no user {given} on this machine; give a name instead of a number"))
+        }
+        Ok(None) => {
+            Err(format!("there is no user {given} on this machine; `getent passwd` lists those that there are"))
+        }
+        Err(error) => Err(format!("whether there is a user {given} cannot be told: {}", error.desc())),
+    }
+}
+
+fn pattern(text: &str) -> Result<Regex, String> {
+    RegexBuilder::new(text).size_limit(MAX_PATTERN).build().map_err(|error| {
+        let why = if let regex::Error::CompiledTooBig(_) = error {
+            "it is too large".to_owned()
+        } else {
+            // The last line says what is wrong; those before draw the place.
+            error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        };
+        format!("{} is not a regular expression ({why}); see the syntax of Rust's regex", value::quoted(text))
+    })
+}
+
+fn method(text: &str) -> Result<String, String> {
+    let upper = text.to_uppercase();
+    match Method::from_bytes(text.as_bytes()) {
+        Ok(_) if text != upper => {
+            Err(format!("the method {} is not in capitals; did you mean {upper:?}?", value::quoted(text)))
+        }
+        Ok(Method::CONNECT) => Err("the method \"CONNECT\" checks nothing; use \"GET\"".to_owned()),
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{} is not an HTTP method; use \"GET\", \"HEAD\" or \"OPTIONS\"", value::quoted(text))),
+    }
+}
+
+fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && text.parse::<PathAndQuery>().is_ok_and(|path| path.as_str() == text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{} is not a path to ask for; write one from / on without spaces, such as \"/healthz\"",
+        value::quoted(text)
+    ))
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let visible = HeaderValue::from_str(text).is_ok() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if visible && !text.is_empty() && !text.contains('/') {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{} is not a host; write HOST or HOST:PORT, such as \"www.example.com\"", value::quoted(text)))
+}
+
+/// A host that can be asked for in TLS.
+fn server_name(text: &str) -> Result<String, String> {
+    let text = host(text)?;
+    match ServerName::try_from(without_port(&text)) {
+        Ok(_) => Ok(text),
+        Err(_) => {
+            Err(format!("{} is not a host name for TLS; write one such as \"www.example.com\"", value::quoted(&text)))
+        }
+    }
+}
+
+/// The host of `HOST` or `HOST:PORT`.
+pub fn without_port(host: &str) -> &str {
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if !bare.contains(':') || bare.ends_with(']') && port.parse::<u16>().is_ok() => bare,
+        Some(_) | None => host,
+    };
+    bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(bare)
+}

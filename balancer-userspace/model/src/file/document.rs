@@ -1,0 +1,159 @@
+//! A whole file.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use balancer_common::map_types::MAX_INTERFACES;
+use toml::de::DeTable;
+
+use super::{
+    findings::Findings,
+    section::Section,
+    service::{Placed, service},
+};
+use crate::{
+    config::{Config, OnExit, StatisticsConfig, XdpMode},
+    validate::{self, Place},
+    value,
+};
+
+const STATE_FILE: &str = "/var/lib/balancer/state.json";
+/// Where the control socket is unless somebody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
+const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9660);
+const CLIENT_TABLE_CAPACITY: u32 = 262_144;
+const MAX_CLIENT_TABLE_CAPACITY: i64 = 1 << 26;
+const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
+
+/// Makes a configuration of a text. What is wrong with it goes to `findings`; `None` only if something is.
+pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut lines = HashSet::new();
+    for error in &errors {
+        let at = error.span().map_or(0, |span| span.start);
+        // What follows on the same line is mostly a consequence.
+        if lines.insert(findings.line(at)) {
+            let hint = if error.message() == "duplicate key" { "; remove one" } else { "" };
+            findings.error(at, format!("not TOML: {}{hint}", error.message().replace('\n', " ")));
+        }
+    }
+    if !errors.is_empty() {
+        return None;
+    }
+
+    let mut root = Section::new("the file", 0, document.into_inner());
+    let interfaces = interfaces(&mut root, findings);
+    let xdp_mode = root.text("xdp_mode", findings, |text| {
+        let words = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
+        value::word("xdp_mode", text, &words)
+    });
+    let on_exit = root.text("on_exit", findings, |text| {
+        value::word("on_exit", text, &[("detach", OnExit::Detach), ("keep", OnExit::Keep)])
+    });
+    let state_file = root.text("state_file", findings, value::absolute_path);
+    let control = root.table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings).map(
+        |mut section| {
+            let socket = section.text("socket", findings, value::socket_path);
+            let group = section.text("group", findings, value::group);
+            section.finish(findings);
+            (socket, group)
+        },
+    );
+    let (socket, socket_group) = control.unwrap_or_default();
+    let metrics = root.table("metrics", "[metrics]", "{ listen = \"127.0.0.1:9660\" }", findings);
+    let (metrics_listen, metrics_page) = metrics.map_or((None, None), |mut section| {
+        let listen = section.text("listen", findings, value::listen_address);
+        let page = section.boolean("page", findings);
+        section.finish(findings);
+        (listen, page)
+    });
+    let capacity =
+        root.table("client_table", "[client_table]", "{ capacity = 262144 }", findings).and_then(|mut section| {
+            let capacity = section.integer("capacity", findings, (1, MAX_CLIENT_TABLE_CAPACITY));
+            section.finish(findings);
+            capacity
+        });
+    let hash_key = root.table("hash", "[hash]", "{ key = \"hex:…\" }", findings).and_then(|mut section| {
+        let key = section.text("key", findings, value::hash_key);
+        section.finish(findings);
+        key
+    });
+    let statistics = root
+        .table("statistics", "[statistics]", "{ heavy_client_share = 0.5 }", findings)
+        .map(|section| statistics(section, findings));
+    let services = root.tables("service", "[[service]]", findings);
+    root.finish(findings);
+
+    let services = services.unwrap_or_default();
+    if services.is_empty() && !findings.has_errors() {
+        findings.error(0, "no [[service]] in the file; add at least one".to_owned());
+    }
+    let services: Vec<_> = services.into_iter().filter_map(|section| service(section, findings)).collect();
+    relations(&services, findings);
+
+    Some(Config {
+        interfaces,
+        xdp_mode: xdp_mode.map_or(XdpMode::Auto, |mode| mode.value),
+        on_exit: on_exit.map_or(OnExit::Detach, |on_exit| on_exit.value),
+        state_file: state_file.map_or_else(|| PathBuf::from(STATE_FILE), |path| path.value),
+        socket: socket.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |path| path.value),
+        socket_group: socket_group.map(|group| group.value),
+        metrics_listen: metrics_listen.map_or(Some(METRICS_LISTEN), |listen| listen.value),
+        metrics_page: metrics_page.unwrap_or(true),
+        client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
+        hash_key: hash_key.map(|key| key.value),
+        statistics: statistics.unwrap_or_default(),
+        services: services.into_iter().map(|placed| placed.service).collect(),
+    })
+}
+
+fn statistics(mut section: Section<'_>, findings: &mut Findings<'_>) -> StatisticsConfig {
+    let default = StatisticsConfig::default();
+    let heavy = section.part("heavy_client_share", findings);
+    let interval = section.integer("sample_interval", findings, (1, MAX_SAMPLE_INTERVAL));
+    section.finish(findings);
+    StatisticsConfig {
+        heavy_client_share: heavy.map_or(default.heavy_client_share, |share| share.value),
+        sample_interval: interval.map_or(default.sample_interval, |interval| interval.value),
+    }
+}
+
+fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String> {
+    let wanted = "a list of names such as [\"eth0\"]";
+    let located = root.texts("interfaces", wanted, findings, value::interface).unwrap_or_default();
+    let mut names: Vec<String> = Vec::with_capacity(located.len());
+    for interface in located {
+        if names.contains(&interface.value) {
+            findings.error(interface.at, format!("the interface {:?} is listed twice; remove one", interface.value));
+        } else if names.len() == MAX_INTERFACES as usize {
+            findings.error(interface.at, format!("more than {MAX_INTERFACES} interfaces; remove some"));
+            break;
+        } else {
+            names.push(interface.value);
+        }
+    }
+    names
+}
+
+/// Reports what is wrong with services that are valid each by itself.
+fn relations(services: &[Placed], findings: &mut Findings<'_>) {
+    let configs: Vec<_> = services.iter().map(|placed| placed.service.clone()).collect();
+    for problem in validate::problems(&configs) {
+        let at = |place| place_of(services, place).unwrap_or_default();
+        let text = problem.text(|other| Some(findings.line(at(other))));
+        findings.error(at(problem.at), text);
+    }
+}
+
+fn place_of(services: &[Placed], place: Place) -> Option<usize> {
+    Some(match place {
+        Place::Name(service) => services.get(service)?.name_at,
+        Place::Address(service) => services.get(service)?.address_at,
+        Place::TableSize(service) => services.get(service)?.table_size_at,
+        Place::BackendName(service, backend) => services.get(service)?.backends_at.get(backend)?.0,
+        Place::BackendAddress(service, backend) => services.get(service)?.backends_at.get(backend)?.1,
+    })
+}

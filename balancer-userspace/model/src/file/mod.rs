@@ -1,0 +1,57 @@
+//! A configuration from a file.
+//!
+//! A file becomes a table of spans (`toml`), each table a `section::Section` that knows which keys were asked for, and
+//! `document` makes a [`Config`] of them or says on which lines it cannot.
+
+pub mod check;
+mod document;
+mod findings;
+mod section;
+mod service;
+
+use std::{fs::File, io::Read as _, path::Path};
+
+use crate::config::Config;
+pub use document::DEFAULT_SOCKET;
+use findings::Findings;
+pub use findings::{ConfigErrors, Finding, Warning};
+
+/// Largest configuration file, in bytes.
+pub const MAX_FILE_SIZE: u64 = 4 << 20;
+
+/// Reads and validates a configuration file.
+///
+/// # Errors
+/// Everything that is wrong with the file, as far as it can be told at once, in the order of its lines.
+pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
+        .map_err(|error| ConfigErrors::whole_file(path, format!("cannot be read: {error}")))?;
+    parse(path, &bytes)
+}
+
+/// Validates the contents of a configuration file; `path` is for the messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        let what = "is larger than 4 MiB, the largest configuration; is it the right file?";
+        return Err(ConfigErrors::whole_file(path, what.to_owned()));
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let mut findings = Findings::new(path, "");
+            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+            findings.error_on_line(line, "not UTF-8 text; save the file as UTF-8".to_owned());
+            return Err(findings.into_errors());
+        }
+    };
+    let mut findings = Findings::new(path, text);
+    match document::config(text, &mut findings) {
+        Some(config) if !findings.has_errors() => Ok((config, findings.into_warnings())),
+        _ => Err(findings.into_errors()),
+    }
+}

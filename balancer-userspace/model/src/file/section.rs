@@ -1,0 +1,234 @@
+//! A TOML table that is read key by key. A key nobody asked for is unknown.
+
+use toml::de::{DeTable, DeValue};
+
+use super::findings::Findings;
+use crate::value;
+
+/// A value with its place in the text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Located<T> {
+    pub(super) at: usize,
+    pub(super) value: T,
+}
+
+/// One table of the file. Getters report a value of the wrong type or content and then answer `None`, as for a key
+/// that is absent.
+#[derive(Debug)]
+pub(super) struct Section<'i> {
+    title: &'static str,
+    /// Where the table begins.
+    pub(super) at: usize,
+    entries: DeTable<'i>,
+    known: Vec<&'static str>,
+}
+
+impl<'i> Section<'i> {
+    pub(super) fn new(title: &'static str, at: usize, entries: DeTable<'i>) -> Self {
+        Self { title, at, entries, known: Vec::new() }
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Located<DeValue<'i>>> {
+        self.known.push(key);
+        let value = self.entries.remove(key)?;
+        Some(Located { at: value.span().start, value: value.into_inner() })
+    }
+
+    /// The value under `key` as `pick` sees it; its error is the whole message.
+    fn get<T>(
+        &mut self,
+        key: &'static str,
+        findings: &mut Findings<'_>,
+        pick: impl FnOnce(DeValue<'i>) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let Located { at, value } = self.take(key)?;
+        match pick(value) {
+            Ok(value) => Some(Located { at, value }),
+            Err(error) => {
+                findings.error(at, error);
+                None
+            }
+        }
+    }
+
+    /// Whether `key` is there and has not been read.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// Reports `key` as missing unless it is there; `hint` says how to write it.
+    pub(super) fn require(&self, key: &str, hint: &str, findings: &mut Findings<'_>) {
+        if !self.has(key) {
+            findings.error(self.at, format!("{} has no {key:?}; add {hint}", self.title));
+        }
+    }
+
+    /// A string that `parse` understands; its error is the whole message.
+    pub(super) fn text<T>(
+        &mut self,
+        key: &'static str,
+        findings: &mut Findings<'_>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        self.get(key, findings, |value| {
+            let DeValue::String(text) = &value else { return Err(wrong_type(key, "a string in quotes", &value)) };
+            parse(text)
+        })
+    }
+
+    /// A whole number between `low` and `high`.
+    pub(super) fn integer<T: TryFrom<i64>>(
+        &mut self,
+        key: &'static str,
+        findings: &mut Findings<'_>,
+        (low, high): (i64, i64),
+    ) -> Option<Located<T>> {
+        self.get(key, findings, |value| {
+            let DeValue::Integer(integer) = &value else {
+                return Err(wrong_type(key, &format!("a whole number from {low} to {high}"), &value));
+            };
+            i64::from_str_radix(integer.as_str(), integer.radix())
+                .ok()
+                .filter(|number| (low..=high).contains(number))
+                .and_then(|number| T::try_from(number).ok())
+                .ok_or_else(|| format!("{key} = {integer} is out of range; give {low} to {high}"))
+        })
+    }
+
+    /// A number from 0 to 1.
+    pub(super) fn part(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<Located<f64>> {
+        self.get(key, findings, |value| {
+            let number = match &value {
+                DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
+                DeValue::Integer(integer) => {
+                    i64::from_str_radix(integer.as_str(), integer.radix()).ok().map(|number| number as f64)
+                }
+                DeValue::String(_)
+                | DeValue::Boolean(_)
+                | DeValue::Datetime(_)
+                | DeValue::Array(_)
+                | DeValue::Table(_) => return Err(wrong_type(key, "a number from 0 to 1, such as 0.5", &value)),
+            };
+            number
+                .filter(|number| (0.0..=1.0).contains(number))
+                .ok_or_else(|| format!("{key} is out of range; give 0 to 1, such as 0.5"))
+        })
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<bool> {
+        let boolean = self.get(key, findings, |value| match value.as_bool() {
+            Some(boolean) => Ok(boolean),
+            None => Err(wrong_type(key, "true or false", &value)),
+        });
+        boolean.map(|boolean| boolean.value)
+    }
+
+    /// A table under `key`, called `title` in messages; `example` shows one.
+    pub(super) fn table(
+        &mut self,
+        key: &'static str,
+        title: &'static str,
+        example: &str,
+        findings: &mut Findings<'_>,
+    ) -> Option<Section<'i>> {
+        let table = self.get(key, findings, |value| {
+            let DeValue::Table(entries) = value else {
+                return Err(wrong_type(key, &format!("a table such as {example}"), &value));
+            };
+            Ok(entries)
+        });
+        table.map(|Located { at, value }| Section::new(title, at, value))
+    }
+
+    /// The elements of the array under `key` that `pick` accepts; `wanted` is what each has to be.
+    fn array<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        findings: &mut Findings<'_>,
+        mut pick: impl FnMut(usize, DeValue<'i>) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let elements = self.get(key, findings, |value| {
+            let DeValue::Array(elements) = value else { return Err(wrong_type(key, wanted, &value)) };
+            Ok(elements)
+        })?;
+        let mut picked = Vec::with_capacity(elements.value.len());
+        for element in elements.value {
+            let at = element.span().start;
+            match pick(at, element.into_inner()) {
+                Ok(element) => picked.push(element),
+                Err(error) => findings.error(at, error),
+            }
+        }
+        Some(picked)
+    }
+
+    /// A list of strings that `parse` understands.
+    pub(super) fn texts<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        findings: &mut Findings<'_>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<Located<T>>> {
+        self.array(key, wanted, findings, |at, value| {
+            let DeValue::String(text) = &value else { return Err(wrong_type(key, wanted, &value)) };
+            Ok(Located { at, value: parse(text)? })
+        })
+    }
+
+    /// The tables headed `title`, such as `[[service]]`.
+    pub(super) fn tables(
+        &mut self,
+        key: &'static str,
+        title: &'static str,
+        findings: &mut Findings<'_>,
+    ) -> Option<Vec<Section<'i>>> {
+        let wanted = format!("a list of tables, each headed {title}");
+        self.array(key, &wanted, findings, |at, value| {
+            let DeValue::Table(entries) = value else { return Err(wrong_type(key, &wanted, &value)) };
+            Ok(Section::new(title, at, entries))
+        })
+    }
+
+    /// Drops a key that has no meaning here; `why` is the rest of the message.
+    pub(super) fn refuse(&mut self, key: &'static str, why: &str, findings: &mut Findings<'_>) {
+        if let Some(Located { at, .. }) = self.take(key) {
+            findings.error(at, format!("{key:?} {why}"));
+        }
+    }
+
+    /// Drops a known key.
+    pub(super) fn skip(&mut self, key: &'static str) {
+        self.take(key);
+    }
+
+    /// Whether every key has been read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Reports every key that was not asked for.
+    pub(super) fn finish(self, findings: &mut Findings<'_>) {
+        for key in self.entries.keys() {
+            let unknown = key.get_ref();
+            let hint = value::hint(unknown, &self.known, "known keys");
+            findings
+                .error(key.span().start, format!("unknown key {} in {}; {hint}", value::quoted(unknown), self.title));
+        }
+    }
+}
+
+fn wrong_type(key: &str, wanted: &str, found: &DeValue<'_>) -> String {
+    let found = match found {
+        DeValue::String(text) => format!("the string {}", value::quoted(text)),
+        DeValue::Integer(integer) => format!("the number {integer}"),
+        DeValue::Float(float) => format!("the number {float}"),
+        DeValue::Boolean(boolean) => format!("{boolean}"),
+        DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    };
+    format!("{key} is {found}; give {wanted}")
+}

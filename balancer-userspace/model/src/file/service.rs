@@ -1,0 +1,303 @@
+//! `[[service]]` and `[[service.backend]]`.
+
+use std::{net::SocketAddr, time::Duration};
+
+use balancer_common::map_types::Forwarding;
+
+use super::{
+    check::{Keys, check},
+    findings::Findings,
+    section::{Located, Section},
+};
+use crate::{
+    config::{
+        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
+        ServiceConfig, Via, WhenAllDown, forwarding_word,
+    },
+    primes::{MAX_TABLE_SIZE, is_prime},
+    validate::{SLOTS_PER_BACKEND, enough_slots},
+    value,
+};
+
+const FORWARDING: &[(&str, Forwarding)] =
+    &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat), ("ipip", Forwarding::Ipip), ("gue", Forwarding::Gue)];
+const DEFAULT_TABLE_SIZE: u32 = 65_537;
+const DEFAULT_WEIGHT: u16 = 100;
+const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
+const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
+const MIN_SLOW_START: Duration = Duration::from_secs(1);
+
+/// A service with the places its relations to other services are reported at.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) service: ServiceConfig,
+    pub(super) name_at: usize,
+    pub(super) address_at: usize,
+    pub(super) table_size_at: usize,
+    /// Of the backends' names and addresses.
+    pub(super) backends_at: Vec<(usize, usize)>,
+}
+
+/// What of its service a backend's address depends on.
+#[derive(Clone, Copy)]
+struct Front {
+    address: SocketAddr,
+    forwarding: Forwarding,
+}
+
+/// Reads one service; `None` when it is invalid, which has been reported.
+pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Placed> {
+    let at = section.at;
+    section.require("name", "name = \"…\"", findings);
+    section.require("address", "address = \"ADDR:PORT\", the virtual IP and port", findings);
+    section.require("forwarding", "forwarding = \"dsr\" or \"nat\"", findings);
+    let name = section.text("name", findings, value::name);
+    let renamed_from = renamed_from(&mut section, name.as_ref(), findings);
+    let address = section.text("address", findings, value::service_address);
+    let protocol = section.text("protocol", findings, |text| {
+        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
+    });
+    let forwarding = section.text("forwarding", findings, |text| value::word("forwarding", text, FORWARDING));
+    let table_size = section.integer("table_size", findings, (2, i64::from(MAX_TABLE_SIZE)));
+    let client_prefix = section
+        .table("client_prefix", "client_prefix", "{ v4 = 32, v6 = 64 }", findings)
+        .map(|section| client_prefix(section, findings));
+    let remember = section.text("remember", findings, remember);
+    let failback = section.text("failback", findings, |text| {
+        value::word("failback", text, &[("stay", Failback::Stay), ("return", Failback::Return)])
+    });
+    let when_all_down = section.text("when_all_down", findings, |text| {
+        value::word("when_all_down", text, &[("open", WhenAllDown::Open), ("drop", WhenAllDown::Drop)])
+    });
+    let slow_start = section.text("slow_start", findings, slow_start);
+    let drain_timeout = section
+        .table("drain", "drain", "{ timeout = \"5m\" }", findings)
+        .and_then(|section| drain_timeout(section, findings));
+    let on_failure = section
+        .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
+        .map(|section| on_failure(section, findings));
+    let start_down = section.boolean("start_down", findings).unwrap_or(false);
+    let reject = section.boolean("reject", findings).unwrap_or(false);
+    let assign_vip = section.boolean("assign_vip", findings).unwrap_or(false);
+    let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
+    let check_at = check_section.as_ref().map(|section| section.at);
+    let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
+    section.finish(findings);
+
+    if let Some(failback) = &failback
+        && failback.value == Failback::Stay
+        && remember.as_ref().is_some_and(|remember| remember.value.is_zero())
+    {
+        let text = "failback = \"stay\" has no effect without memory (remember = \"0s\"): clients always return";
+        findings.warn(failback.at, text.to_owned());
+    }
+
+    let front = address
+        .zip(forwarding)
+        .map(|(address, forwarding)| Front { address: address.value, forwarding: forwarding.value });
+    let protocol = protocol.map_or(Protocol::Tcp, |protocol| protocol.value);
+    // Nothing on UDP answers without being asked its own question, and there is no port 0 to connect to.
+    let connects = protocol == Protocol::Tcp && front.is_none_or(|front| front.address.port() != 0);
+    let implied = Keys::implied(connects);
+    let (keys, service_check) = match check_section.and_then(|section| check(section, None, findings)) {
+        Some((keys, check)) => {
+            if let Some(front) = front {
+                needs_port(&check, front.address.port(), findings);
+                via_fits(&check, front.forwarding, findings);
+            }
+            (keys, check.value)
+        }
+        None => (implied.clone(), implied.config()),
+    };
+    if let Some(front) = front
+        && protocol == Protocol::Tcp
+    {
+        via_could_be_service(check_at.unwrap_or(at), front, &keys, findings);
+    }
+    let backend_count = backends.len();
+    let backends: Vec<_> =
+        backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
+    if backend_count == 0 {
+        findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
+    }
+    let table_size = table_size.unwrap_or(Located { at, value: DEFAULT_TABLE_SIZE });
+    uneven_shares(table_size, backend_count, findings);
+
+    let (name, address, forwarding) = (name?, address?, forwarding?);
+    let (backends, backends_at) =
+        backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
+    Some(Placed {
+        name_at: name.at,
+        address_at: address.at,
+        table_size_at: table_size.at,
+        backends_at,
+        service: ServiceConfig {
+            name: name.value,
+            renamed_from,
+            address: address.value,
+            protocol,
+            forwarding: forwarding.value,
+            table_size: table_size.value,
+            client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
+            remember: remember.map_or(DEFAULT_REMEMBER, |remember| remember.value),
+            failback: failback.map_or(Failback::Stay, |failback| failback.value),
+            when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
+            slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
+            drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
+            on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
+            start_down,
+            reject,
+            assign_vip,
+            check: service_check,
+            backends,
+        },
+    })
+}
+
+/// A `renamed_from` that says the present name says nothing.
+fn renamed_from(
+    section: &mut Section<'_>,
+    name: Option<&Located<String>>,
+    findings: &mut Findings<'_>,
+) -> Option<String> {
+    let from = section.text("renamed_from", findings, value::name)?;
+    let renamed = name.is_none_or(|name| name.value != from.value);
+    if !renamed {
+        findings.warn(from.at, format!("renamed_from = {:?} is its name: leave it out", from.value));
+    }
+    renamed.then_some(from.value)
+}
+
+fn client_prefix(mut section: Section<'_>, findings: &mut Findings<'_>) -> ClientPrefix {
+    let v4 = section.integer("v4", findings, (0, 32)).map_or(32, |v4| v4.value);
+    let v6 = section.integer("v6", findings, (0, 128)).map_or(64, |v6| v6.value);
+    section.finish(findings);
+    ClientPrefix { v4, v6 }
+}
+
+fn remember(text: &str) -> Result<Duration, String> {
+    let remember = value::duration(text)?;
+    if remember.subsec_nanos() != 0 {
+        return Err(format!("remember = {} is not in whole seconds; give some, such as \"90s\"", value::quoted(text)));
+    }
+    Ok(remember)
+}
+
+fn slow_start(text: &str) -> Result<Duration, String> {
+    let slow_start = value::duration(text)?;
+    if !slow_start.is_zero() && slow_start < MIN_SLOW_START {
+        return Err(format!("slow_start = {} is too short; give \"0s\", or \"1s\" and more", value::quoted(text)));
+    }
+    Ok(slow_start)
+}
+
+fn drain_timeout(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Duration> {
+    let timeout = section.text("timeout", findings, value::duration).map(|timeout| timeout.value);
+    section.finish(findings);
+    timeout
+}
+
+fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailure {
+    let words = [("move", FailureAction::Move), ("drain", FailureAction::Drain)];
+    let mut action = |key: &'static str, default| {
+        section.text(key, findings, |text| value::word(key, text, &words)).map_or(default, |action| action.value)
+    };
+    let (hard, soft) = (action("hard", FailureAction::Move), action("soft", FailureAction::Drain));
+    section.finish(findings);
+    OnFailure { hard, soft }
+}
+
+/// Warns of too few slots for what the backends' weights promise.
+fn uneven_shares(size: Located<u32>, backends: usize, findings: &mut Findings<'_>) {
+    let Located { at, value: size } = size;
+    let enough = enough_slots(backends);
+    if is_prime(size) && size as usize > backends && size < enough {
+        let text = format!(
+            "table_size = {size} is below {SLOTS_PER_BACKEND} slots for each of {backends} backends, so their shares become \
+             uneven; give at least {enough}"
+        );
+        findings.warn(at, text);
+    }
+}
+
+/// Reports a check that would connect to port 0.
+fn needs_port(check: &Located<CheckConfig>, backend_port: u16, findings: &mut Findings<'_>) {
+    let connects = matches!(check.value.kind, CheckKind::Tcp { .. } | CheckKind::Http(_));
+    if connects && check.value.kind.port().is_none() && backend_port == 0 {
+        findings.error(check.at, "the check has no port, and the service has every port; add port = …".to_owned());
+    }
+}
+
+/// Reports a check by the way of clients' packets where that is the backend's own.
+fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut Findings<'_>) {
+    if check.value.via == Via::Service && forwarding == Forwarding::Nat {
+        findings.error(
+            check.at,
+            "via = \"service\" means nothing to nat, which sends clients' packets to the backend's own address; remove it"
+                .to_owned(),
+        );
+    }
+}
+
+/// Warns of checks that do not see what clients see.
+fn via_could_be_service(at: usize, front: Front, keys: &Keys, findings: &mut Findings<'_>) {
+    let mode = match front.forwarding {
+        Forwarding::Nat => return,
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => forwarding_word(front.forwarding),
+    };
+    if keys.goes_past_the_service() {
+        let text = format!(
+            "a backend that does not hold {} is up and loses its clients: checks go to its own address; with {mode} they can \
+             go as clients' packets do, add via = \"service\" to the check (via = \"backend\" if this is meant)",
+            front.address.ip()
+        );
+        findings.warn(at, text);
+    }
+}
+
+struct PlacedBackend {
+    config: BackendConfig,
+    name_at: usize,
+    address_at: usize,
+}
+
+fn backend(
+    mut section: Section<'_>,
+    front: Option<Front>,
+    service_check: &Keys,
+    findings: &mut Findings<'_>,
+) -> Option<PlacedBackend> {
+    section.require("name", "name = \"…\"", findings);
+    section.require("address", "address = \"ADDR\" or \"ADDR:PORT\"", findings);
+    let name = section.text("name", findings, value::name);
+    let renamed_from = renamed_from(&mut section, name.as_ref(), findings);
+    let address = section.text("address", findings, value::address);
+    let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
+    let backup = section.boolean("backup", findings).unwrap_or(false);
+    let check = section
+        .table("check", "check", "{ type = \"tcp\" }", findings)
+        .and_then(|section| check(section, Some(service_check), findings))
+        .map(|(_, check)| check);
+    section.finish(findings);
+
+    let (name, address) = (name?, address?);
+    let (ip, port) = address.value;
+    let front = front?;
+    let socket = SocketAddr::new(ip, port.unwrap_or(front.address.port()));
+    if let Some(check) = &check {
+        needs_port(check, socket.port(), findings);
+        via_fits(check, front.forwarding, findings);
+    }
+    Some(PlacedBackend {
+        name_at: name.at,
+        address_at: address.at,
+        config: BackendConfig {
+            name: name.value,
+            renamed_from,
+            address: socket,
+            weight,
+            backup,
+            check: check.map(|check| check.value),
+        },
+    })
+}

@@ -1,0 +1,123 @@
+//! Configurations for tests.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use balancer_common::{client::HashKey, map_types::Forwarding};
+
+use crate::{
+    config::{
+        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit, OnFailure,
+        Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
+    },
+    names::BackendName,
+};
+
+/// The fleet's key.
+pub const KEY: HashKey = HashKey { k0: 0x0706_0504_0302_0100, k1: 0x0f0e_0d0c_0b0a_0908 };
+
+/// When a test begins.
+#[expect(clippy::disallowed_methods, reason = "nothing is decided by it")]
+#[must_use]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// An address with its port.
+#[must_use]
+pub fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// `SERVICE/BACKEND`.
+#[must_use]
+pub fn name(text: &str) -> BackendName {
+    let (service, backend) = text.split_once('/').unwrap();
+    BackendName { service: service.to_owned(), backend: backend.to_owned() }
+}
+
+/// A TCP check.
+#[must_use]
+pub fn check() -> CheckConfig {
+    CheckConfig {
+        kind: CheckKind::Tcp { port: None },
+        via: Via::Backend,
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(1),
+        fast_interval: Duration::from_millis(500),
+        fall: 3,
+        rise: 2,
+    }
+}
+
+/// A backend of the usual weight.
+#[must_use]
+pub fn backend(name: &str, at: &str) -> BackendConfig {
+    BackendConfig {
+        name: name.to_owned(),
+        renamed_from: None,
+        address: address(at),
+        weight: 100,
+        backup: false,
+        check: None,
+    }
+}
+
+/// A service at `at` with backends `NAME ADDRESS:PORT`.
+#[must_use]
+pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) -> ServiceConfig {
+    ServiceConfig {
+        name: name.to_owned(),
+        renamed_from: None,
+        address: address(at),
+        protocol: Protocol::Tcp,
+        forwarding,
+        table_size: 65_537,
+        client_prefix: ClientPrefix { v4: 32, v6: 64 },
+        remember: Duration::ZERO,
+        failback: Failback::Stay,
+        when_all_down: WhenAllDown::Open,
+        slow_start: Duration::ZERO,
+        drain_timeout: Duration::from_secs(300),
+        on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
+        start_down: false,
+        reject: false,
+        assign_vip: false,
+        check: check(),
+        backends: backends
+            .iter()
+            .map(|line| line.split_once(' ').unwrap())
+            .map(|(name, at)| backend(name, at))
+            .collect(),
+    }
+}
+
+/// A configuration of `services`.
+#[must_use]
+pub fn config(services: Vec<ServiceConfig>) -> Config {
+    Config {
+        interfaces: vec!["eth0".to_owned()],
+        xdp_mode: XdpMode::Auto,
+        on_exit: OnExit::Detach,
+        state_file: "state.json".into(),
+        socket: "balancer.sock".into(),
+        socket_group: None,
+        metrics_listen: None,
+        metrics_page: true,
+        client_table_capacity: 262_144,
+        hash_key: Some(KEY),
+        statistics: StatisticsConfig::default(),
+        services,
+    }
+}
+
+/// `web` in `nat` mode with web1 to web4.
+#[must_use]
+pub fn web() -> ServiceConfig {
+    let backends = ["web1 10.0.0.11:8080", "web2 10.0.0.12:8080", "web3 10.0.0.13:8080", "web4 10.0.0.14:8080"];
+    service("web", "198.51.100.10:80", Forwarding::Nat, &backends)
+}

@@ -1,0 +1,14 @@
+//! What the balancer is configured to be: types that are valid once they exist, the words that users write and see, and
+//! the one validation of them.
+
+pub mod config;
+pub mod file;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
+pub mod names;
+mod primes;
+pub mod renames;
+pub mod states;
+pub mod validate;
+pub mod value;
+pub mod words;

@@ -1,0 +1,130 @@
+//! What goes on under another name: `renamed_from` in a configuration tells a rename from a removal.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::config::{BackendConfig, ServiceConfig};
+
+/// What has a name, and one that it is hashed under.
+pub trait Named {
+    /// Its name.
+    fn name(&self) -> &str;
+
+    /// An earlier name of it, if it is hashed under that.
+    fn renamed_from(&self) -> Option<&str>;
+
+    /// The name that it is hashed under: a function of the file alone, so that a fleet agrees.
+    fn identity(&self) -> &str {
+        self.renamed_from().unwrap_or_else(|| self.name())
+    }
+}
+
+impl Named for ServiceConfig {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn renamed_from(&self) -> Option<&str> {
+        self.renamed_from.as_deref()
+    }
+}
+
+impl Named for BackendConfig {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn renamed_from(&self) -> Option<&str> {
+        self.renamed_from.as_deref()
+    }
+}
+
+/// The old name of each of `new` that goes on with one of `old` under another name: the one hashed under the name that
+/// it was renamed from, or else called so.
+pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
+    let mut taken: HashSet<&str> = new.iter().map(N::name).collect();
+    let before: HashSet<&str> = old.iter().map(N::name).collect();
+    let mut renamed = HashMap::new();
+    for new in new.iter().filter(|new| !before.contains(new.name())) {
+        let Some(from) = new.renamed_from() else { continue };
+        let goes_on = |is: fn(&N) -> &str| old.iter().find(|old| is(old) == from && !taken.contains(old.name()));
+        if let Some(old) = goes_on(N::identity).or_else(|| goes_on(N::name)) {
+            taken.insert(old.name());
+            renamed.insert(new.name().to_owned(), old.name().to_owned());
+        }
+    }
+    renamed
+}
+
+/// `services` with the names that `file` has for them and for their backends.
+pub fn under_new_names(mut services: Vec<ServiceConfig>, file: &[ServiceConfig]) -> Vec<ServiceConfig> {
+    for (new, old) in renamed(&services, file) {
+        services.iter_mut().filter(|service| service.name == old).for_each(|service| service.name.clone_from(&new));
+    }
+    for service in &mut services {
+        let Some(wanted) = file.iter().find(|other| other.name == service.name) else { continue };
+        for (new, old) in renamed(&service.backends, &wanted.backends) {
+            let called_so = service.backends.iter_mut().filter(|backend| backend.name == old);
+            called_so.for_each(|backend| backend.name.clone_from(&new));
+        }
+    }
+    services
+}
+
+/// The first two of `all` that would be hashed under one name, with the place of the second.
+pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
+    let mut seen: HashMap<&str, &N> = HashMap::new();
+    all.iter().enumerate().find_map(|(at, one)| seen.insert(one.identity(), one).map(|first| (at, first, one)))
+}
+
+/// What is wrong about two that would be hashed under one name.
+pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
+    format!(
+        "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and a name that was not used \
+         before to whoever comes new",
+        first.name(),
+        second.name(),
+        second.identity()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{fixture::backend, renames::*};
+
+    /// Backends of `NAME` or `NAME<OLD` words.
+    fn backends(words: &[&str]) -> Vec<BackendConfig> {
+        let one = |word: &&str| {
+            let (name, from) = word.split_once('<').map_or((*word, None), |(name, from)| (name, Some(from)));
+            BackendConfig { renamed_from: from.map(str::to_owned), ..backend(name, "10.0.0.1:80") }
+        };
+        words.iter().map(one).collect()
+    }
+
+    #[test]
+    fn who_goes_on_under_another_name() {
+        // Before, after, who goes on with whom.
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(&'a str, &'a str)]);
+        let cases: &[Case<'_>] = &[
+            (&["a"], &["b"], &[]),
+            (&["a"], &["b<a"], &[("b", "a")]),
+            (&["a", "c"], &["b<a", "c"], &[("b", "a")]),
+            // Nothing to go on with.
+            (&["c"], &["b<a"], &[]),
+            // It is there already: the file says so for as long as somebody wants it.
+            (&["b<a"], &["b<a"], &[]),
+            // Once more: under the first name, or (hashed otherwise then) under the last.
+            (&["b<a"], &["c<a"], &[("c", "b")]),
+            (&["b<a"], &["c<b"], &[("c", "b")]),
+            // The identity counts before the name.
+            (&["x<a", "a<y"], &["b<a"], &[("b", "x")]),
+            // Who keeps its name goes on itself.
+            (&["a"], &["a", "b<a"], &[]),
+            (&["a"], &["b<a", "c<a"], &[("b", "a")]),
+        ];
+        for (before, after, expected) in cases {
+            let expected: HashMap<_, _> =
+                expected.iter().map(|(new, old)| ((*new).to_owned(), (*old).to_owned())).collect();
+            assert_eq!(renamed(&backends(before), &backends(after)), expected, "{before:?} {after:?}");
+        }
+    }
+}

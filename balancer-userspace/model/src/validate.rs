@@ -1,0 +1,404 @@
+//! What services must be like so that the data path can serve them: one set of rules, for a file, which has a line for
+//! every place, and for changes and what a restart finds, which have none.
+
+use std::{collections::HashMap, fmt, net::SocketAddr};
+
+use balancer_common::map_types::{Forwarding, MAX_BACKENDS};
+
+use super::{
+    primes::{MAX_TABLE_SIZE, is_prime, next_prime},
+    renames, value,
+};
+use crate::config::{BackendConfig, Protocol, ServiceConfig, forwarding_word};
+
+/// Below this many slots a backend, shares become uneven.
+pub(super) const SLOTS_PER_BACKEND: usize = 100;
+const MAX_SERVICES: usize = u16::MAX as usize;
+
+/// What something is wrong about, in a list of services. Numbers count from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// A service's name.
+    Name(usize),
+    /// A service's address.
+    Address(usize),
+    /// A service's table size.
+    TableSize(usize),
+    /// The name of a service's backend.
+    BackendName(usize, usize),
+    /// The address of a service's backend.
+    BackendAddress(usize, usize),
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// With what.
+    pub at: Place,
+    /// The service's name.
+    service: String,
+    fault: Box<Fault>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fault {
+    /// It is wrong by itself, for what it belongs to, or one too many.
+    Invalid(String),
+    /// A name twice.
+    NameTaken { what: &'static str, name: String, first: Place },
+    /// Two services at one address.
+    AddressTaken { address: SocketAddr, protocol: Protocol, first: Place, by: String },
+    /// Two of one kind hashed under one name.
+    HashedAlike(String),
+    /// Two `nat` backends whose replies cannot be told apart.
+    Ambiguous { protocol: Protocol, one: String, other: String, address: [SocketAddr; 2], at: Place },
+}
+
+impl Problem {
+    /// Whether two things that are there contradict each other; what is wrong is so by itself otherwise.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        match *self.fault {
+            Fault::Invalid(_) => false,
+            Fault::NameTaken { .. } | Fault::AddressTaken { .. } | Fault::HashedAlike(_) | Fault::Ambiguous { .. } => {
+                true
+            }
+        }
+    }
+
+    /// What is wrong and what would be right, in one line; `line` says on which line of a file a place is, if in one.
+    #[must_use]
+    pub fn text(&self, line: impl Fn(Place) -> Option<usize>) -> String {
+        match &*self.fault {
+            Fault::Invalid(text) | Fault::HashedAlike(text) => text.clone(),
+            Fault::NameTaken { what, name, first } => {
+                let line = line(*first).map(|line| format!(" on line {line}")).unwrap_or_default();
+                format!("the {what} name {name:?} is taken{line}; choose another")
+            }
+            Fault::AddressTaken { address, protocol, first, by } => {
+                let service =
+                    line(*first).map_or_else(|| format!("service {by}"), |line| format!("the service on line {line}"));
+                format!("{protocol} {address} is {service} already; give another address, port or protocol")
+            }
+            Fault::Ambiguous { protocol, one, other, address: [address, others], at } => {
+                let line = line(*at).map(|line| format!(", line {line}")).unwrap_or_default();
+                format!(
+                    "nat could not tell the {protocol} replies of {one} ({address}) and {other} ({others}{line}) apart; give one of \
+                     them another address or port"
+                )
+            }
+        }
+    }
+}
+
+/// For who has no lines.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let says_where = matches!(self.at, Place::Name(_) | Place::Address(_));
+        if !says_where && !matches!(*self.fault, Fault::Ambiguous { .. }) {
+            write!(f, "service {}: ", self.service)?;
+        }
+        f.write_str(&self.text(|_| None))
+    }
+}
+
+/// The first thing that is wrong with `services` and their backends.
+///
+/// # Errors
+/// If something is.
+pub fn services(services: &[ServiceConfig]) -> Result<(), Problem> {
+    problems(services).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Everything that is wrong with `services` and their backends.
+#[must_use]
+pub fn problems(services: &[ServiceConfig]) -> Vec<Problem> {
+    let mut problems = Problems { services, found: Vec::new() };
+    let (mut names, mut addresses) = (HashMap::new(), HashMap::new());
+    for (index, service) in services.iter().enumerate() {
+        let at = Place::Name(index);
+        problems.name(at, &service.name, service.renamed_from.as_deref());
+        if let Some(first) = names.insert(service.name.as_str(), at) {
+            problems.add(at, Fault::NameTaken { what: "service", name: service.name.clone(), first });
+        }
+        let (address, protocol, at) = (service.address, service.protocol, Place::Address(index));
+        if let Some((first, by)) = addresses.insert((address, protocol), (at, &service.name)) {
+            problems.add(at, Fault::AddressTaken { address, protocol, first, by: by.clone() });
+        }
+        problems.backends(index, service);
+        problems.table_size(index, service);
+    }
+    problems.hashed_alike(services, Place::Name);
+    for (index, service) in services.iter().enumerate() {
+        problems.hashed_alike(&service.backends, |backend| Place::BackendName(index, backend));
+    }
+    problems.limits();
+    problems.returns();
+    problems.found
+}
+
+struct Problems<'a> {
+    services: &'a [ServiceConfig],
+    found: Vec<Problem>,
+}
+
+impl Problems<'_> {
+    fn add(&mut self, at: Place, fault: Fault) {
+        let (Place::Name(index)
+        | Place::Address(index)
+        | Place::TableSize(index)
+        | Place::BackendName(index, _)
+        | Place::BackendAddress(index, _)) = at;
+        let service = self.services.get(index).map(|service| service.name.clone()).unwrap_or_default();
+        self.found.push(Problem { at, service, fault: Box::new(fault) });
+    }
+
+    fn name(&mut self, at: Place, name: &str, renamed_from: Option<&str>) {
+        for name in [Some(name), renamed_from].into_iter().flatten() {
+            if let Err(text) = value::name(name) {
+                self.add(at, Fault::Invalid(text));
+            }
+        }
+    }
+
+    fn backends(&mut self, index: usize, service: &ServiceConfig) {
+        let mut names = HashMap::new();
+        for (number, backend) in service.backends.iter().enumerate() {
+            let at = Place::BackendName(index, number);
+            self.name(at, &backend.name, backend.renamed_from.as_deref());
+            if let Some(first) = names.insert(backend.name.as_str(), at) {
+                self.add(at, Fault::NameTaken { what: "backend", name: backend.name.clone(), first });
+            }
+            if let Err(text) = fits(service, backend) {
+                self.add(Place::BackendAddress(index, number), Fault::Invalid(text));
+            }
+        }
+    }
+
+    fn table_size(&mut self, index: usize, service: &ServiceConfig) {
+        let (size, backends) = (service.table_size, service.backends.len());
+        let text = if !is_prime(size) {
+            format!("table_size = {size} is not prime; the next prime is {}", next_prime(size))
+        } else if size as usize <= backends {
+            format!(
+                "table_size = {size} is too small for {backends} backends; give at least {}",
+                enough_slots(backends)
+            )
+        } else {
+            return;
+        };
+        self.add(Place::TableSize(index), Fault::Invalid(text));
+    }
+
+    fn hashed_alike<N: renames::Named>(&mut self, all: &[N], place: impl Fn(usize) -> Place) {
+        if let Some((index, first, second)) = renames::hashed_alike(all)
+            && first.name() != second.name()
+        {
+            self.add(place(index), Fault::HashedAlike(renames::text(first, second)));
+        }
+    }
+
+    fn limits(&mut self) {
+        let services = self.services;
+        if services.len() > MAX_SERVICES {
+            let text = format!("more than {MAX_SERVICES} services; remove some");
+            self.add(Place::Name(MAX_SERVICES), Fault::Invalid(text));
+        }
+        let room = MAX_BACKENDS as usize - 1;
+        let mut backends = services.iter().enumerate().flat_map(|(index, service)| {
+            (0..service.backends.len()).map(move |backend| Place::BackendAddress(index, backend))
+        });
+        if let Some(excess) = backends.nth(room) {
+            let text = format!("more than {room} backends over all services; remove some");
+            self.add(excess, Fault::Invalid(text));
+        }
+    }
+
+    /// `nat` backends whose replies the return path could not tell apart.
+    fn returns(&mut self) {
+        let nat = self.services.iter().enumerate().filter(|(_, service)| service.forwarding == Forwarding::Nat);
+        let sources: Vec<Source<'_>> = nat
+            .flat_map(|(index, service)| {
+                service.backends.iter().enumerate().map(move |(number, backend)| Source {
+                    service,
+                    backend,
+                    at: Place::BackendAddress(index, number),
+                })
+            })
+            .collect();
+        let mut exact: HashMap<(SocketAddr, Protocol), &Source<'_>> = HashMap::new();
+        for source in &sources {
+            if let Some(other) = exact.insert((source.backend.address, source.service.protocol), source) {
+                self.ambiguous(source, other);
+            }
+        }
+        // A backend with every port also answers from the ports of others. That is the same only if the address behind
+        // them is the same and no port changes.
+        for source in sources.iter().filter(|source| source.backend.address.port() != 0) {
+            let every_port = SocketAddr::new(source.backend.address.ip(), 0);
+            if let Some(other) = exact.get(&(every_port, source.service.protocol))
+                && !(other.service.vip() == source.service.vip()
+                    && source.service.address.port() == source.backend.address.port())
+            {
+                self.ambiguous(source, other);
+            }
+        }
+    }
+
+    fn ambiguous(&mut self, source: &Source<'_>, other: &Source<'_>) {
+        let protocol = source.service.protocol;
+        let address = [source.backend.address, other.backend.address];
+        let (one, two) = (source.name(), other.name());
+        self.add(source.at, Fault::Ambiguous { protocol, one, other: two, address, at: other.at });
+    }
+}
+
+/// Where replies come from.
+struct Source<'a> {
+    service: &'a ServiceConfig,
+    backend: &'a BackendConfig,
+    at: Place,
+}
+
+impl Source<'_> {
+    fn name(&self) -> String {
+        format!("{}/{}", self.service.name, self.backend.name)
+    }
+}
+
+/// Slots that so many backends have even shares of.
+pub(super) fn enough_slots(backends: usize) -> u32 {
+    u32::try_from(backends.saturating_mul(SLOTS_PER_BACKEND)).map_or(MAX_TABLE_SIZE, next_prime)
+}
+
+/// Whether the service's packets can be forwarded to `backend`.
+fn fits(service: &ServiceConfig, backend: &BackendConfig) -> Result<(), String> {
+    let (vip, mode) = (service.address, forwarding_word(service.forwarding));
+    let (name, address) = (&backend.name, backend.address);
+    value::usable(address.ip())?;
+    if address.ip() == vip.ip() {
+        return Err(format!(
+            "the address of backend {name:?} is the service's own {}; give the server's own",
+            vip.ip()
+        ));
+    }
+    let tunnel = matches!(service.forwarding, Forwarding::Ipip | Forwarding::Gue);
+    if address.is_ipv4() != vip.is_ipv4() && !tunnel {
+        let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
+        return Err(format!(
+            "backend {name:?} has the address {}, which {mode} cannot reach from {}; give an {family} address",
+            address.ip(),
+            vip.ip()
+        ));
+    }
+    match (service.forwarding, vip.port(), address.port()) {
+        (_, front_port, port) if front_port == port => Ok(()),
+        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, 0, port) => Err(format!(
+            "backend {name:?} has port {port}, and {mode} cannot change the client's port; leave the port out"
+        )),
+        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, front_port, port) => Err(format!(
+            "backend {name:?} has port {port}, and {mode} cannot change the service's {front_port}; leave the port out, or use \
+             forwarding = \"nat\""
+        )),
+        (Forwarding::Nat, 0, port) => Err(format!(
+            "backend {name:?} has port {port}, and a service with every port cannot change it; leave the port out"
+        )),
+        (Forwarding::Nat, _, 0) => Err(format!(
+            "backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535"
+        )),
+        (Forwarding::Nat, _, _) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::fixture::{service, web};
+
+    fn nat(name: &str, at: &str, backend: &str) -> ServiceConfig {
+        service(name, at, Forwarding::Nat, &[&format!("b {backend}")])
+    }
+
+    fn dsr(name: &str, at: &str, backend: &str) -> ServiceConfig {
+        service(name, at, Forwarding::Dsr, &[&format!("b {backend}")])
+    }
+
+    fn refusal(list: &[ServiceConfig]) -> String {
+        services(list).map_or_else(|problem| problem.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn each_rule_refuses_with_its_own_line() {
+        let mut named_twice = web();
+        named_twice.backends[1].name = "web1".to_owned();
+        let mut badly_named = web();
+        badly_named.backends[1].name = "web 2".to_owned();
+        let mut small = web();
+        small.table_size = 3;
+        let mut even = web();
+        even.table_size = 65_536;
+        let v4 = "198.51.100.10:80";
+        for (list, expected) in [
+            (vec![named_twice], "the backend name \"web1\" is taken; choose another"),
+            (vec![badly_named], "the name \"web 2\" contains ' '"),
+            (vec![small], "table_size = 3 is too small for 4 backends"),
+            (vec![even], "table_size = 65536 is not prime"),
+            (vec![web(), web()], "the service name \"web\" is taken"),
+            (vec![web(), nat("api", v4, "10.0.0.1:80")], "tcp 198.51.100.10:80 is service web already"),
+            (vec![nat("a b", v4, "10.0.0.1:80")], "the name \"a b\" contains ' '"),
+            (vec![dsr("a", v4, "10.0.0.1:81")], "dsr cannot change the service's 80"),
+            (vec![dsr("a", v4, "[2001:db8::1]:80")], "give an IPv4 address"),
+            (vec![nat("a", "[2001:db8::2]:80", "10.0.0.1:80")], "give an IPv6 address"),
+            (vec![nat("a", v4, "0.0.0.0:80")], "give the unicast address of one host"),
+            (vec![nat("a", v4, "224.0.0.1:80")], "give the unicast address of one host"),
+            (vec![nat("a", v4, "198.51.100.10:81")], "the service's own"),
+            (vec![nat("a", v4, "10.0.0.1:0")], "has port 0"),
+            (vec![nat("a", "198.51.100.10:0", "10.0.0.1:80")], "a service with every port cannot change it"),
+        ] {
+            let refusal = refusal(&list);
+            assert!(refusal.contains(expected) && !refusal.contains('\n'), "{refusal:?} should say {expected:?}");
+        }
+        assert_eq!(refusal(&[web(), dsr("a", "198.51.100.11:80", "10.0.0.11:80")]), "");
+    }
+
+    #[test]
+    fn too_many_backends_are_refused() {
+        let mut many = nat("a", "198.51.100.10:0", "10.0.0.1:0");
+        let backend = many.backends[0].clone();
+        many.backends = (0..16_384u32)
+            .map(|n| BackendConfig {
+                name: format!("b{n}"),
+                address: (IpAddr::from((0x0a00_0001 + n).to_be_bytes()), 0).into(),
+                ..backend.clone()
+            })
+            .collect();
+        assert_eq!(refusal(&[many.clone()]), "service a: more than 16383 backends over all services; remove some");
+        many.backends.pop();
+        assert_eq!(refusal(&[many]), "");
+    }
+
+    #[test]
+    fn replies_must_tell_their_service() {
+        let a = |backend: &str| nat("a", "198.51.100.10:80", backend);
+        let every = |vip: &str| nat("every", &format!("{vip}:0"), "10.0.0.1:0");
+        let clash = |first: ServiceConfig, second: ServiceConfig| services(&[first, second]).is_err();
+        assert!(clash(a("10.0.0.1:80"), nat("b", "198.51.100.11:80", "10.0.0.1:80")));
+        assert!(clash(a("10.0.0.1:8080"), nat("b", "198.51.100.10:81", "10.0.0.1:8080")));
+        assert!(!clash(a("10.0.0.1:80"), nat("b", "198.51.100.11:80", "10.0.0.1:81")));
+        assert!(!clash(a("10.0.0.1:80"), nat("b", "198.51.100.11:80", "10.0.0.2:80")));
+        assert!(!clash(a("10.0.0.1:80"), dsr("b", "198.51.100.11:80", "10.0.0.1:80")));
+        let mut udp = nat("b", "198.51.100.11:80", "10.0.0.1:80");
+        udp.protocol = Protocol::Udp;
+        assert!(!clash(a("10.0.0.1:80"), udp));
+
+        assert!(!clash(a("10.0.0.1:80"), every("198.51.100.10")));
+        assert!(!clash(every("198.51.100.10"), a("10.0.0.1:80")));
+        assert!(clash(a("10.0.0.1:8080"), every("198.51.100.10")));
+        assert!(clash(every("198.51.100.11"), a("10.0.0.1:80")));
+        let text = "nat could not tell the tcp replies of a/b (10.0.0.1:80) and every/b (10.0.0.1:0) apart; give one of them \
+                    another address or port";
+        assert_eq!(refusal(&[a("10.0.0.1:80"), every("198.51.100.11")]), text);
+    }
+}

@@ -1,0 +1,59 @@
+//! `balancer apply`.
+
+use std::{fs::File, io::Read as _, path::PathBuf};
+
+use anyhow::Context as _;
+use balancer_api::{
+    client::Client,
+    model::{Applied, ApplyConfiguration},
+};
+use balancer_model::file;
+
+use super::{Failure, output, plan};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file
+    file: PathBuf,
+    /// Change nothing; show what would change and which slots would move
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, Args { file, dry_run, json }: Args) -> Result<(), Failure> {
+    let mut bytes = Vec::new();
+    File::open(&file)
+        .and_then(|file| file.take(file::MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("{} cannot be read", file.display()))?;
+    let text = match String::from_utf8(bytes) {
+        Ok(text) if text.len() as u64 <= file::MAX_FILE_SIZE => text,
+        // Not fit to be sent: what is wrong can be said here.
+        Ok(text) => return Err(refuse(&file, text.as_bytes())),
+        Err(error) => return Err(refuse(&file, error.as_bytes())),
+    };
+    let configuration = ApplyConfiguration { file: file.display().to_string(), text, dry_run };
+    let applied = client.apply(&configuration).await?;
+    if json {
+        return Ok(output::print_json(&applied)?);
+    }
+    Ok(output::print(&render(&applied, dry_run))?)
+}
+
+fn refuse(file: &std::path::Path, bytes: &[u8]) -> Failure {
+    match file::parse(file, bytes) {
+        Err(errors) => errors.into(),
+        Ok(_) => anyhow::anyhow!("{} cannot be sent", file.display()).into(),
+    }
+}
+
+fn render(applied: &Applied, dry_run: bool) -> String {
+    let mut text: String = applied.differences.iter().map(|line| format!("{line}\n")).collect();
+    for service in applied.services.iter().filter(|_| dry_run) {
+        text += &plan::text(service);
+    }
+    let prefix = if dry_run { "dry run, nothing was changed: " } else { "" };
+    text + &format!("{prefix}{}\n", applied.message)
+}

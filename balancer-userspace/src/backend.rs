@@ -1,0 +1,204 @@
+//! `balancer backend …`.
+
+use std::{net::SocketAddr, time::Duration};
+
+use balancer_api::{
+    client::Client,
+    model::{AddBackend, Changed, PlanRequest, SetAdmin},
+};
+use balancer_model::{names::BackendName, states::Admin, value};
+use clap::Subcommand;
+use tokio::time::Instant;
+
+use super::{
+    Failure, absence, output,
+    wait::{self, Goal, Reached, Undrained},
+};
+
+/// How much longer than the drain may take it is waited for.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// List the backends of a service, or of all
+    List {
+        /// The service's name
+        #[arg(value_name = "SVC", value_parser = value::name)]
+        service: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(flatten)]
+    Change(BackendChange),
+}
+
+/// What can be done to a backend, or only planned.
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendChange {
+    /// Add a backend
+    Add {
+        #[command(flatten)]
+        backend: Subject,
+        /// Its address; without a port, the service's
+        #[arg(value_name = "ADDR[:PORT]", value_parser = address)]
+        address: String,
+        /// Share of new clients, 0 to 65535 [default: 100]
+        #[arg(long, value_name = "N")]
+        weight: Option<u16>,
+        /// Use it only when no other backend is eligible
+        #[arg(long)]
+        backup: bool,
+    },
+    /// Remove a backend, draining it first
+    Remove {
+        #[command(flatten)]
+        backend: Subject,
+        /// Do not drain it first
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a backend no new clients
+    Drain {
+        #[command(flatten)]
+        backend: Subject,
+        /// How long it keeps the clients it has, such as 5m [default: the service's drain timeout]
+        #[arg(long, value_name = "D", value_parser = value::duration)]
+        timeout: Option<Duration>,
+        /// Wait until it is drained; Ctrl-C ends the waiting, not the drain
+        #[arg(long)]
+        wait: bool,
+        /// With --wait: give up after this long, with exit code 4 [default: 10s after the drain's end]
+        #[arg(long, value_name = "D", value_parser = value::duration, requires = "wait")]
+        wait_timeout: Option<Duration>,
+    },
+    /// Put a backend into use
+    Ready(Subject),
+    /// Take a backend out of use at once, and do not check it
+    Maint(Subject),
+    /// Set a backend's share of new clients
+    Weight {
+        #[command(flatten)]
+        backend: Subject,
+        /// 0 to 65535; 0 takes no new clients
+        #[arg(value_name = "N")]
+        weight: u16,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Subject {
+    /// Service and backend, such as web/web1
+    #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
+    name: BackendName,
+}
+
+/// An address as the API takes it, checked.
+fn address(text: &str) -> Result<String, String> {
+    value::address(text).map(|address| match address {
+        (ip, Some(port)) => SocketAddr::new(ip, port).to_string(),
+        (ip, None) => ip.to_string(),
+    })
+}
+
+pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::List { service, json } => list(client, service.as_deref(), json).await,
+        Verb::Change(change) => make(client, change).await,
+    }
+}
+
+async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
+    match change {
+        BackendChange::Add { backend: Subject { name }, address, weight, backup } => {
+            let backend = AddBackend { name: name.backend, address, weight, backup };
+            done(client.add_backend(&name.service, &backend).await?)
+        }
+        BackendChange::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
+        BackendChange::Drain { backend: Subject { name }, timeout, wait, wait_timeout } => {
+            done(client.set_admin(&name, &drain(timeout)).await?)?;
+            if wait { drained(client, &name, wait_timeout).await } else { Ok(()) }
+        }
+        BackendChange::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
+        BackendChange::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
+        BackendChange::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
+    }
+}
+
+impl BackendChange {
+    /// What asks for a plan of it.
+    pub(super) fn plan(self) -> PlanRequest {
+        let admin = |backend: Subject, admin| PlanRequest::Admin {
+            service: backend.name.service,
+            name: backend.name.backend,
+            admin,
+        };
+        match self {
+            Self::Add { backend: Subject { name }, address, weight, backup } => PlanRequest::Add {
+                service: name.service,
+                backend: AddBackend { name: name.backend, address, weight, backup },
+            },
+            Self::Remove { backend: Subject { name }, force } => {
+                PlanRequest::Remove { service: name.service, name: name.backend, force }
+            }
+            Self::Drain { backend, timeout, .. } => admin(backend, drain(timeout)),
+            Self::Ready(backend) => admin(backend, SetAdmin { admin: Admin::Ready, timeout: None }),
+            Self::Maint(backend) => admin(backend, SetAdmin { admin: Admin::Maint, timeout: None }),
+            Self::Weight { backend: Subject { name }, weight } => {
+                PlanRequest::Weight { service: name.service, name: name.backend, weight }
+            }
+        }
+    }
+}
+
+fn drain(timeout: Option<Duration>) -> SetAdmin {
+    SetAdmin { admin: Admin::Drain, timeout: timeout.map(|timeout| humantime::format_duration(timeout).to_string()) }
+}
+
+fn done(Changed { message }: Changed) -> Result<(), Failure> {
+    Ok(output::print(&format!("{message}\n"))?)
+}
+
+async fn set(client: &Client, name: &BackendName, admin: Admin) -> Result<(), Failure> {
+    done(client.set_admin(name, &SetAdmin { admin, timeout: None }).await?)
+}
+
+async fn list(client: &Client, service: Option<&str>, json: bool) -> Result<(), Failure> {
+    if json {
+        return Ok(output::print_json(&client.backends(service).await?)?);
+    }
+    let services = match service {
+        Some(service) => vec![client.service(service).await?],
+        None => client.services().await?,
+    };
+    let mut table = output::backend_table("BACKEND");
+    for service in &services {
+        for backend in &service.backends {
+            let name = format!("{}/{}", service.name, backend.name);
+            output::add_backend(&mut table, name, backend, service.table_size);
+        }
+    }
+    Ok(output::print(&table.render())?)
+}
+
+/// Waits until the backend has no clients left, at most `limit`, or a little longer than the drain may take.
+async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -> Result<(), Failure> {
+    let limit = match limit {
+        Some(limit) => limit,
+        None => {
+            let left = wait::present(client, name, Some(absence::RESTART))
+                .await?
+                .and_then(|backend| backend.drain_seconds_left);
+            Duration::from_secs(left.unwrap_or(0)) + GRACE
+        }
+    };
+    match wait::reach(client, name, Goal::Drained, Some(Instant::now() + limit), Undrained::Refuse).await? {
+        Reached::Yes | Reached::Removed => Ok(output::print(&format!("backend {name} drained\n"))?),
+        Reached::NotYet(shown) => {
+            let limit = humantime::format_duration(limit);
+            Err(Failure::WaitTimedOut(format!(
+                "backend {name} is not drained after {limit}; it is {shown}, and goes on draining"
+            )))
+        }
+    }
+}

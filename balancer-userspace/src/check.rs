@@ -1,0 +1,27 @@
+//! `balancer check`.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use balancer_model::{file, words::counted};
+
+use super::{Failure, output};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file
+    file: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let (config, warnings) = file::load(&args.file)?;
+    for mut warning in warnings {
+        warning.text.insert_str(0, "warning: ");
+        writeln!(io::stderr(), "{warning}")?;
+    }
+    let backends = config.services.iter().map(|service| service.backends.len()).sum();
+    let (services, backends) = (counted(config.services.len(), "service"), counted(backends, "backend"));
+    Ok(output::print(&format!("{}: ok: {services}, {backends}\n", args.file.display()))?)
+}

@@ -1,0 +1,83 @@
+//! `balancer events`.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use balancer_api::{
+    client::Client,
+    events::{EventView, EventsView, MAX_WAIT},
+};
+use balancer_model::value;
+
+use super::{Failure, absence, output};
+
+/// How many earlier events `--follow` begins with.
+const TAIL: usize = 10;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Go on with new events until interrupted, also over restarts of the controller
+    #[arg(long, short)]
+    follow: bool,
+    /// Only events not older than this, such as 10m [default: all that are kept; with --follow, the last 10]
+    #[arg(long, value_name = "D", value_parser = value::duration)]
+    since: Option<Duration>,
+    /// Print JSON: a list; with --follow, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    let begin = match args.since {
+        Some(age) => format!("since={}ms", age.as_millis()),
+        None if args.follow => format!("last={TAIL}"),
+        None => "since=0".to_owned(),
+    };
+    let mut found = client.events(&begin, Duration::ZERO).await?;
+    if !args.follow {
+        return all(client, found, args.json).await;
+    }
+    loop {
+        show(&found, args.json)?;
+        let reached = format!("since={}", found.next);
+        found = absence::answered(None, async || client.events(&reached, MAX_WAIT).await).await?;
+    }
+}
+
+/// Everything up to now.
+async fn all(client: &Client, mut found: EventsView, json: bool) -> Result<(), Failure> {
+    let mut events = Vec::new();
+    loop {
+        let more = !found.events.is_empty();
+        events.append(&mut found.events);
+        if !more {
+            break;
+        }
+        found = client.events(&format!("since={}", found.next), Duration::ZERO).await?;
+    }
+    if json {
+        return Ok(output::print_json(&events)?);
+    }
+    Ok(output::print(&events.iter().map(line).collect::<String>())?)
+}
+
+fn show(found: &EventsView, json: bool) -> Result<(), Failure> {
+    if found.missed > 0 {
+        writeln!(io::stderr(), "balancer: {} events are no longer kept", found.missed)?;
+    }
+    for event in &found.events {
+        if json {
+            output::print(&format!("{}\n", serde_json::to_string(event).map_err(io::Error::from)?))?;
+        } else {
+            output::print(&line(event))?;
+        }
+    }
+    Ok(())
+}
+
+fn line(event: &EventView) -> String {
+    let uid = event.uid.map(|uid| format!(" (by uid {uid})")).unwrap_or_default();
+    format!("{} {:<4} {}{uid}\n", event.time, event.level.to_uppercase(), event.message)
+}

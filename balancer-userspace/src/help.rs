@@ -1,0 +1,56 @@
+//! `balancer help TOPIC`: chapters of the book. What `help` says of commands is clap's.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io::{self, IsTerminal as _},
+};
+
+use balancer_model::names::nearest;
+use clap::{CommandFactory as _, error::ErrorKind};
+use ratatui::crossterm::terminal;
+
+use super::{Cli, Failure, output};
+use crate::book::{self, CHAPTERS, Chapter};
+
+/// Of what is no terminal.
+const WIDTH: u16 = 80;
+
+/// What stands below the list of commands.
+pub(super) fn topics() -> String {
+    let width = CHAPTERS.iter().map(|chapter| chapter.name.len()).max().unwrap_or_default();
+    let lines = CHAPTERS.iter().map(|Chapter { name, about, .. }| format!("\n  {name:width$}  {about}"));
+    format!("Topics (balancer help TOPIC):{}", lines.collect::<String>())
+}
+
+/// What stands below the help of a command.
+pub(super) fn see(topic: &str) -> String {
+    format!("See also: balancer help {topic}")
+}
+
+/// Answers `help TOPIC`, of which clap has said that it is no command; else reports what clap has said.
+pub(super) fn or(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
+    match arguments {
+        [_, help, topic] if error.kind() == ErrorKind::InvalidSubcommand && help == "help" => show(topic),
+        _ => error.exit(),
+    }
+}
+
+fn show(name: &OsStr) -> Result<(), Failure> {
+    let name = name.to_string_lossy();
+    if let Some(chapter) = book::chapter(&name) {
+        return print(chapter);
+    }
+    let command = Cli::command();
+    let commands = command.get_subcommands().map(clap::Command::get_name);
+    let known: Vec<_> = commands.chain(CHAPTERS.iter().map(|chapter| chapter.name)).collect();
+    let meant =
+        nearest(&name, known.iter().copied()).map(|word| format!(": did you mean {word:?}?")).unwrap_or_default();
+    Err(Failure::Usage(format!("no command or topic {name:?}{meant}\n\n{}", topics())))
+}
+
+fn print(chapter: &Chapter) -> Result<(), Failure> {
+    let document = chapter.document(|other| format!("balancer help {}", other.name));
+    let styled = io::stdout().is_terminal();
+    let width = if styled { terminal::size().map_or(WIDTH, |(columns, _)| columns) } else { WIDTH };
+    Ok(output::print(&book::terminal::render(&document, usize::from(width), styled))?)
+}

@@ -1,0 +1,159 @@
+//! Tables for people, JSON for programs.
+
+use std::io::{self, Write as _};
+
+use balancer_api::model::{BackendView, ServiceView};
+use balancer_model::words::{counted, grouped};
+use comfy_table::{CellAlignment, presets::NOTHING};
+use serde::Serialize;
+
+/// A table without borders, whose columns of numbers are flush right.
+#[derive(Debug)]
+pub(super) struct Table(comfy_table::Table);
+
+impl Table {
+    /// A table with these column headings; one that starts with `>` heads a column of numbers.
+    pub(super) fn new(headings: &[&str]) -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_style(NOTHING).set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
+        for (column, heading) in table.column_iter_mut().zip(headings) {
+            column.set_padding((0, 2));
+            if heading.starts_with('>') {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        Self(table)
+    }
+
+    pub(super) fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
+        self.0.add_row(cells);
+    }
+
+    /// The table's lines, each ended.
+    pub(super) fn render(&self) -> String {
+        self.0.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+}
+
+/// `part` of `whole` in percent.
+pub(super) fn percent(part: u32, whole: u32) -> String {
+    match whole {
+        0 => "-".to_owned(),
+        whole => format!("{:.1}%", 100.0 * f64::from(part) / f64::from(whole)),
+    }
+}
+
+/// Writes to standard output, at once.
+pub(super) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Writes `value` as indented JSON.
+pub(super) fn print_json(value: &impl Serialize) -> io::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// A service in one paragraph: a line about it, a table of its backends.
+pub(super) fn service(service: &ServiceView) -> String {
+    let mut text = format!(
+        "service {}  {} {}  {}  {} slots, generation {}\n",
+        service.name,
+        service.protocol,
+        service.address,
+        service.forwarding,
+        grouped(service.table_size),
+        grouped(service.table_generation),
+    );
+    let mut table = backend_table("NAME");
+    for backend in &service.backends {
+        add_backend(&mut table, backend.name.clone(), backend, service.table_size);
+    }
+    text.push_str(&table.render());
+    for warning in &service.warnings {
+        text.push_str(&format!("WARNING: {warning}\n"));
+    }
+    text
+}
+
+/// A table of backends, the first column headed `name`.
+pub(super) fn backend_table(name: &str) -> Table {
+    Table::new(&[
+        name,
+        "ADDRESS",
+        "STATE",
+        "ADMIN",
+        "HEALTH",
+        ">WEIGHT",
+        ">SLOTS",
+        ">SHARE",
+        ">CLIENTS",
+        ">CONNECTIONS",
+        ">PACKETS",
+        ">BYTES",
+        "REASON",
+    ])
+}
+
+/// Adds a backend of a service with `table_size` slots.
+pub(super) fn add_backend(table: &mut Table, name: String, backend: &BackendView, table_size: u32) {
+    let backup = if backend.backup { " (backup)" } else { "" };
+    table.row([
+        name,
+        backend.address.clone(),
+        state(backend),
+        format!("{}{backup}", backend.admin),
+        backend.health.clone(),
+        backend.weight.to_string(),
+        grouped(backend.slots),
+        percent(backend.slots, table_size),
+        grouped(backend.known_clients),
+        grouped(backend.connections),
+        grouped(backend.packets),
+        grouped(backend.bytes),
+        backend.reason.clone(),
+    ]);
+}
+
+/// The state; while it drains, with who is left and for how long.
+fn state(backend: &BackendView) -> String {
+    match backend.drain_seconds_left {
+        Some(left) => {
+            let clients = counted(backend.known_clients as usize, "client");
+            format!("{}, {clients}, {} left", backend.state, minutes(left))
+        }
+        None => backend.state.clone(),
+    }
+}
+
+/// `3m12s`.
+fn minutes(seconds: u64) -> String {
+    humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string().replace(' ', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands() {
+        assert_eq!(
+            [0u64, 999, 1000, 65_537, 1_234_567, u64::MAX].map(grouped),
+            ["0", "999", "1,000", "65,537", "1,234,567", "18,446,744,073,709,551,615"]
+        );
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(&["NAME", ">SLOTS", "STATE"]);
+        table.row(["web1".to_owned(), "5".to_owned(), "up".to_owned()]);
+        table.row(["longer-name".to_owned(), "65,537".to_owned(), String::new()]);
+        assert_eq!(
+            table.render(),
+            "NAME          SLOTS  STATE\n\
+             web1              5  up\n\
+             longer-name  65,537\n"
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! `balancer plan …`.
+
+use balancer_api::{client::Client, model::PlanView};
+use balancer_model::words::{counted, grouped};
+use clap::Subcommand;
+
+use super::{
+    Failure, backend,
+    output::{self, Table},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// What a change of a backend would move
+    Backend {
+        /// Print JSON
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        change: backend::BackendChange,
+    },
+}
+
+pub(super) async fn run(client: &Client, Verb::Backend { json, change }: Verb) -> Result<(), Failure> {
+    let plan = client.plan(&change.plan()).await?;
+    if json {
+        return Ok(output::print_json(&plan)?);
+    }
+    Ok(output::print(&text(&plan))?)
+}
+
+/// A plan for one service.
+pub(super) fn text(plan: &PlanView) -> String {
+    let clients = |number: u64| counted(number as usize, "known client");
+    let mut text = if plan.removed {
+        format!("service {}: would be removed\n", plan.service)
+    } else {
+        format!(
+            "service {}: {} of {} slots would move, {} needless; {} would move\n",
+            plan.service,
+            grouped(plan.slots_moved),
+            grouped(plan.table_size),
+            grouped(plan.needless_slots_moved),
+            clients(plan.known_clients_moved),
+        )
+    };
+    if let Some(why) = &plan.forgotten_because {
+        text += &format!("{} would be forgotten: {why}\n", clients(plan.known_clients_forgotten));
+    }
+    if plan.known_clients_draining > 0 {
+        text += &format!("{} would stay until the drain ends\n", clients(plan.known_clients_draining));
+    }
+    if !plan.moves.is_empty() {
+        let mut table = Table::new(&["FROM", "TO", ">SLOTS", ">CLIENTS"]);
+        let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "- (dropped)".to_owned());
+        for moved in &plan.moves {
+            table.row([name(&moved.from), name(&moved.to), grouped(moved.slots), grouped(moved.clients)]);
+        }
+        text += &table.render();
+    }
+    text
+}

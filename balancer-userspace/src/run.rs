@@ -1,0 +1,156 @@
+//! `balancer run`.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal as _},
+    panic::{self, PanicHookInfo},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use balancer_daemon::{service_manager, supervisor::panicked};
+use balancer_model::{file, value};
+use clap::ValueEnum;
+use tracing::field::Field;
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::format::{Writer, debug_fn},
+};
+
+use super::{
+    Failure,
+    journal::{self, WithPriority},
+};
+
+/// The packet path is the kernel's; what is left is one task and its sockets.
+const WORKER_THREADS: usize = 2;
+/// How long what still goes on at the end may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Interface to attach to, instead of the configuration's; may be repeated
+    #[arg(long = "interface", value_name = "IF", value_parser = value::interface)]
+    interfaces: Vec<String>,
+    /// Form of the log on standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Least serious lines to log
+    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
+    log_level: LogLevel,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogFormat {
+    /// One line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
+    serve(args, socket).inspect_err(|failure| service_manager::failed(&failure.to_string()))
+}
+
+fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
+    let (mut config, warnings) = file::load(&args.config)?;
+    let as_written = config.clone();
+    let mut named = Vec::new();
+    if !args.interfaces.is_empty() {
+        config.interfaces.clear();
+        for interface in args.interfaces {
+            if !config.interfaces.contains(&interface) {
+                config.interfaces.push(interface);
+            }
+        }
+        named.clone_from(&config.interfaces);
+    }
+    if config.interfaces.is_empty() {
+        return Err(anyhow!(
+            "no interface to attach to; give --interface IF, or interfaces = [\"IF\"] in {}",
+            args.config.display()
+        )
+        .into());
+    }
+    if let Some(socket) = socket {
+        config.socket = std::path::absolute(&socket).with_context(|| format!("cannot resolve {}", socket.display()))?;
+    }
+    start_log(args.log_format, args.log_level)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start tokio")?;
+    let launch = balancer_daemon::run::Launch { config, as_written, named, file: args.config };
+    let ended = runtime.block_on(balancer_daemon::run::run(launch));
+    // A file that is being read may never come.
+    runtime.shutdown_timeout(FAREWELL);
+    Ok(ended?)
+}
+
+pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()> {
+    let filter = match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "warn,balancer=info",
+        LogLevel::Debug => "info,balancer=debug",
+        LogLevel::Trace => "trace",
+    };
+    let mut log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
+    if !io::stderr().is_terminal() {
+        log = log.with_ansi(false);
+    }
+    match (format, journal::is_standard_error()) {
+        (LogFormat::Text, false) => log.fmt_fields(debug_fn(text_field)).with_target(false).try_init(),
+        // The journal has the time.
+        (LogFormat::Text, true) => log
+            .fmt_fields(debug_fn(text_field))
+            .with_target(false)
+            .without_time()
+            .map_event_format(WithPriority)
+            .try_init(),
+        (LogFormat::Json, false) => log.json().flatten_event(true).try_init(),
+        (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(WithPriority).try_init(),
+    }
+    .map_err(|error| anyhow!("cannot start the log: {error}"))?;
+    panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// A line of the log as every other, for whoever reads it to report.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let (thread, place) = (thread::current(), panic.location().map(ToString::to_string).unwrap_or_default());
+    tracing::error!(
+        "the thread {} {} ({place}); this is a mistake in the program",
+        thread.name().unwrap_or("without a name"),
+        panicked(panic.payload())
+    );
+}
+
+/// What the message says already is left out.
+fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        "service" | "backend" => Ok(()),
+        // Where a line of another crate comes from.
+        name if name.starts_with("log.") => Ok(()),
+        name => write!(writer, " {name}={value:?}"),
+    }
+}

@@ -1,0 +1,135 @@
+//! `balancer stats`.
+
+mod screen;
+mod watch;
+
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use balancer_api::{
+    client::Client,
+    statistics::{PeriodView, StatsView},
+};
+use balancer_model::{value, words::grouped};
+
+use super::{
+    Failure, client,
+    output::{self, Table},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only this service
+    #[arg(value_name = "SVC", value_parser = value::name)]
+    service: Option<String>,
+    /// Show a live view in the terminal; q or Ctrl-C ends it
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    if args.watch {
+        if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+            return Err(anyhow!("--watch needs a terminal; for programs there is \"balancer stats --json\"").into());
+        }
+        return watch::run(client, args.service.as_deref()).await;
+    }
+    let services = client.stats(args.service.as_deref()).await?;
+    if args.json {
+        return Ok(output::print_json(&services)?);
+    }
+    let texts: Vec<String> = services.into_iter().map(render).collect();
+    Ok(output::print(&texts.join("\n"))?)
+}
+
+fn ratio(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.2}%", 100.0 * ratio))
+}
+
+fn share(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.1}%", 100.0 * share))
+}
+
+fn render(stats: StatsView) -> String {
+    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+    let mut text = format!(
+        "service {}  stickiness {}  imbalance {}  Gini of clients {}\n",
+        stats.service,
+        ratio(stats.stickiness_ratio),
+        number(stats.imbalance_ratio),
+        number(stats.client_gini),
+    );
+    let mut table = Table::new(&["PERIOD", ">STICKINESS", ">CONNECTIONS", ">KEPT", ">NEW", ">MOVED", "MOVES BY CAUSE"]);
+    for period in &stats.periods {
+        let count = |decision: &str| grouped(period.decisions.get(decision).copied().unwrap_or(0));
+        table.row([
+            name(period),
+            ratio(period.stickiness_ratio),
+            grouped(period.connections),
+            count("kept"),
+            count("new"),
+            count("moved"),
+            causes(period),
+        ]);
+    }
+    text.push_str(&table.render());
+    let mut table = Table::new(&["BACKEND", "STATE", ">SHARE", ">EXPECTED", ">KNOWN CLIENTS", ">CONNECTIONS"]);
+    for backend in stats.backends {
+        table.row([
+            backend.name,
+            backend.state,
+            share(backend.share),
+            share(backend.expected_share),
+            grouped(backend.known_clients),
+            grouped(backend.connections),
+        ]);
+    }
+    text.push_str(&table.render());
+    text.push_str(&format!("table generation {}, {} slots", stats.table.generation, grouped(stats.table.size)));
+    if let Some(change) = &stats.table.last_change {
+        text.push_str(&format!(
+            "; {} slots moved, {} needless, {} s ago: {}",
+            grouped(change.slots_moved),
+            grouped(change.needless_slots_moved),
+            grouped(change.seconds_ago),
+            change.message,
+        ));
+    }
+    text.push('\n');
+    if !stats.top_clients.is_empty() {
+        text.push_str(&client::heaviest(stats.top_clients));
+    }
+    for warning in &stats.warnings {
+        text.push_str(&format!("WARNING: {warning}\n"));
+    }
+    text
+}
+
+fn name(period: &PeriodView) -> String {
+    let whole = if period.period == "hour" { 3600 } else { 60 };
+    match period.seconds {
+        None => "since start".to_owned(),
+        // To a sample.
+        Some(seconds) if seconds * 10 >= whole * 8 => format!("last {}", period.period),
+        Some(seconds) => {
+            format!("last {} ({})", period.period, humantime::format_duration(Duration::from_secs(seconds)))
+        }
+    }
+}
+
+/// `3 down, 1 drain`.
+fn causes(period: &PeriodView) -> String {
+    let causes: Vec<String> = period
+        .moves
+        .iter()
+        .filter(|&(_, &count)| count > 0)
+        .map(|(cause, &count)| format!("{} {cause}", grouped(count)))
+        .collect();
+    if causes.is_empty() { "-".to_owned() } else { causes.join(", ") }
+}

@@ -1,0 +1,131 @@
+//! The live view's loop: asks once a second, draws, and listens for keys.
+
+use std::{collections::HashMap, time::Duration};
+
+use balancer_api::{
+    client::{Client, ClientError},
+    statistics::StatsView,
+};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::screen::{self, Screen};
+use crate::Failure;
+
+const REDRAW: Duration = Duration::from_secs(1);
+/// How often keys are looked for.
+const KEYS: Duration = Duration::from_millis(50);
+/// How long the controller may take to answer before that is said.
+const LATE: Duration = Duration::from_secs(3);
+
+/// Shows until q, Ctrl-C or SIGTERM. The terminal is as it was afterwards, whatever happens.
+pub(super) async fn run(client: &Client, service: Option<&str>) -> Result<(), Failure> {
+    // What is wrong with the question is said on the plain terminal.
+    let first = client.stats(service).await?;
+    // Puts the terminal back on a panic as well.
+    let mut terminal = ratatui::try_init()?;
+    let shown = show(&mut terminal, client, service, first).await;
+    ratatui::try_restore()?;
+    shown
+}
+
+async fn show(
+    terminal: &mut ratatui::DefaultTerminal,
+    client: &Client,
+    service: Option<&str>,
+    first: Vec<StatsView>,
+) -> Result<(), Failure> {
+    let mut rates = Rates::default();
+    let mut services = first;
+    let mut trouble: Option<ClientError> = None;
+    let mut selected = 0;
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        rates.keep(&services);
+        selected = selected.min(services.len().saturating_sub(1));
+        let asked = Instant::now() + REDRAW;
+        // Keys are heard while it does not answer.
+        let answer = async {
+            sleep_until(asked).await;
+            client.stats(service).await
+        };
+        tokio::pin!(answer);
+        let answer = loop {
+            let late = Some(asked.elapsed()).filter(|&late| late > LATE);
+            let late = late.map(|late| format!("no answer from the controller for {} s", late.as_secs()));
+            terminal.draw(|frame| {
+                let view = Screen {
+                    stats: services.get(selected),
+                    place: (selected, services.len()),
+                    rates: services.get(selected).map(|stats| rates.of(&stats.service)).unwrap_or_default(),
+                    trouble: late.or_else(|| trouble.as_ref().map(ToString::to_string)),
+                };
+                screen::draw(frame, &view);
+            })?;
+            match key()? {
+                Some(Key::Quit) => return Ok(()),
+                Some(Key::Next) => selected = (selected + 1) % services.len().max(1),
+                Some(Key::Other) | None => {}
+            }
+            tokio::select! {
+                answer = &mut answer => break answer,
+                () = sleep(KEYS) => {}
+                _ = terminate.recv() => return Ok(()),
+            }
+        };
+        match answer {
+            Ok(now) => (services, trouble) = (now, None),
+            Err(error) => trouble = Some(error),
+        }
+    }
+}
+
+enum Key {
+    Quit,
+    Next,
+    Other,
+}
+
+/// A key that was pressed since the last look.
+fn key() -> std::io::Result<Option<Key>> {
+    if !event::poll(Duration::ZERO)? {
+        return Ok(None);
+    }
+    let Event::Key(key) = event::read()? else { return Ok(Some(Key::Other)) };
+    if key.kind != KeyEventKind::Press {
+        return Ok(Some(Key::Other));
+    }
+    let interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
+    Ok(Some(if interrupt || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
+        Key::Quit
+    } else if matches!(key.code, KeyCode::Tab | KeyCode::Char('n')) {
+        Key::Next
+    } else {
+        Key::Other
+    }))
+}
+
+/// Connections in each of the last seconds, by service.
+#[derive(Debug, Default)]
+struct Rates(HashMap<String, (u64, Vec<u64>)>);
+
+impl Rates {
+    fn keep(&mut self, services: &[StatsView]) {
+        for stats in services {
+            let now = stats.periods.iter().find(|period| period.period == "start").map_or(0, |start| start.connections);
+            let (last, rates) = self.0.entry(stats.service.clone()).or_insert((now, Vec::new()));
+            rates.push(now.saturating_sub(*last));
+            *last = now;
+            if rates.len() > screen::SECONDS {
+                rates.remove(0);
+            }
+        }
+    }
+
+    fn of(&self, service: &str) -> Vec<u64> {
+        self.0.get(service).map(|(_, rates)| rates.clone()).unwrap_or_default()
+    }
+}
