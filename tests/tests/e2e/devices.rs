@@ -58,9 +58,25 @@ fn start(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&Topology) -> 
     .unwrap()
 }
 
-fn behind_a_bridge(shape: Shape) {
+/// The interface on the backends' segment carries it as VLAN 7, and the switch takes the tags away.
+fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
+    let port = if shape == Shape::OneLegged { "eth0" } else { "eth1" };
+    let (balancer, switch) = (topology.balancer(), topology.switch());
+    balancer.ip(&format!("link add link {port} name {port}.7 type vlan id 7"))?;
+    switch.ip("link set balancer nomaster")?;
+    switch.ip("link add link balancer name balancer.7 type vlan id 7")?;
+    switch.ip("link set balancer.7 master br0 up")?;
+    // As a NIC that leaves tags where they are. A pair gives them to its other end beside the frame otherwise.
+    for (host, port) in [(balancer, port), (switch, "balancer")] {
+        let off = host.command("ethtool").args(["-K", port, "txvlan", "off", "rxvlan", "off"]).output()?;
+        anyhow::ensure!(off.status.success(), "{off:?}");
+    }
+    move_addresses(topology, shape, port, &format!("{port}.7"))
+}
+
+fn served_by_the_kernel(shape: Shape, make: fn(&Topology, Shape) -> Result<()>) {
     for forwarding in MODES {
-        let mut site = start(shape, forwarding, |topology| bridge(topology, shape));
+        let mut site = start(shape, forwarding, |topology| make(topology, shape));
         for number in 1..=2 {
             site.wait_state(number, &["up"]).unwrap();
         }
@@ -74,7 +90,7 @@ fn behind_a_bridge(shape: Shape) {
 
 #[test]
 fn behind_a_bridge_one_legged() {
-    behind_a_bridge(Shape::OneLegged);
+    served_by_the_kernel(Shape::OneLegged, bridge);
 }
 
 /// With `nat` the clients' interface takes frames, the backends' does not.
@@ -92,6 +108,18 @@ fn behind_a_bridge_two_legged() {
         // Replies leave by the clients' interface, which takes them.
         assert_eq!(redirected > 0.0, forwarding == Forwarding::Nat, "{forwarding:?}: {redirected} were redirected");
     }
+}
+
+#[test]
+#[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
+fn behind_a_vlan_one_legged() {
+    served_by_the_kernel(Shape::OneLegged, vlan);
+}
+
+#[test]
+#[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
+fn behind_a_vlan_two_legged() {
+    served_by_the_kernel(Shape::TwoLegged, vlan);
 }
 
 /// It becomes a bridge's port while it is in use, and is one no longer.

@@ -36,7 +36,7 @@ struct Suite {
 
 const LOADING: Suite = Suite { name: "verifier", program: "dataplane", only: "verifier::", environment: &[] };
 
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 9] = [
     LOADING,
     Suite { name: "packets", program: "packets", only: "", environment: &[] },
     Suite { name: "known_clients", program: "dataplane", only: "known_clients::", environment: &[] },
@@ -49,6 +49,8 @@ const SUITES: [Suite; 7] = [
         environment: &[],
     },
     Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
+    Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
+    Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },
 ];
 
 /// Runs every suite, or only has the programs verified, on the newest kernel of each version or beginning of one, such as
