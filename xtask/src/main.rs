@@ -51,6 +51,9 @@ enum Chore {
         /// Only have these kernels verify the programs.
         #[arg(long, requires = "kernels")]
         load: bool,
+        /// Only these suites, such as `packets` or `vlan`.
+        #[arg(long, requires = "kernels", conflicts_with = "load")]
+        suite: Vec<String>,
     },
     /// Set up, then play a hundred thousand random sequences of events against the controller's model.
     Soak,
@@ -90,7 +93,8 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
         Chore::Test { kernels: None, .. } => test::test(),
-        Chore::Test { kernels: Some(versions), load } => kernels::test(&versions, load),
+        Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
+        Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
         Chore::Soak => test::soak(),
         Chore::Bench { only } => bench::bench(only),
         Chore::Book => book::book(),

@@ -10,7 +10,7 @@ mod outcome;
 
 use std::{env::consts::ARCH, fs, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use self::{debian::Kernel, guest::boot, outcome::Outcome};
 use crate::{
@@ -53,15 +53,24 @@ const SUITES: [Suite; 9] = [
     Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },
 ];
 
-/// Runs every suite, or only has the programs verified, on the newest kernel of each version or beginning of one, such as
-/// `6.12`, and prints a table.
-pub(crate) fn test(versions: &[String], load: bool) -> Result<()> {
+/// Runs the suites of these names, or all, on the newest kernel of each version or beginning of one, such as `6.12`, and
+/// prints a table.
+pub(crate) fn test(versions: &[String], names: &[String]) -> Result<()> {
+    let suites: Vec<Suite> = SUITES.into_iter().filter(|suite| names.is_empty() || is_among(suite, names)).collect();
+    let unknown = names.iter().find(|name| !SUITES.iter().any(|suite| suite.name == **name));
+    if let Some(unknown) = unknown {
+        bail!("no suite {unknown}; there are {}", SUITES.map(|suite| suite.name).join(", "));
+    }
     setup(Purpose::Run)?;
     let mut wanted: Vec<Option<&str>> = versions.iter().map(|version| Some(version.as_str())).collect();
     if wanted.is_empty() {
         wanted = SERIES.into_iter().map(Some).chain([None]).collect();
     }
-    run(&wanted, if load { &SUITES[..1] } else { &SUITES })
+    run(&wanted, &suites)
+}
+
+fn is_among(suite: &Suite, names: &[String]) -> bool {
+    names.iter().any(|name| name == suite.name)
 }
 
 /// Has the kernels on which each change must load verify both programs.
