@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::anyhow;
 use aya::programs::{ProgramError, Xdp};
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::privileges;
 
@@ -21,14 +22,16 @@ pub(super) fn load_program(name: &str, program: &mut Xdp) -> anyhow::Result<()> 
     load_with(name, || program.load())
 }
 
-/// The same for a program of any type, which `load` has the kernel take.
+/// The same for a program of any type, which `load` has the kernel take. Signals wait meanwhile: the verifier gives up for
+/// one, and the next attempt, which is made with a log, takes ten times as long.
 ///
 /// # Errors
 /// As above.
 pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) -> anyhow::Result<()> {
-    // The verifier gives up with EAGAIN when the thread has a signal waiting, which says nothing about the program.
+    // It also gives up, with EAGAIN, where the process is to stop or to freeze, which says nothing about the program.
     const ATTEMPTS: u32 = 50;
     const PAUSE: Duration = Duration::from_millis(2);
+    let unmasked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
     let mut result = load();
     for _ in 1..ATTEMPTS {
         match &result {
@@ -38,6 +41,10 @@ pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), Program
             }
             Ok(()) | Err(_) => break,
         }
+    }
+    if let Some(unmasked) = unmasked {
+        // A mask that was in force cannot be refused.
+        let _refused = unmasked.thread_set_mask();
     }
     result.map_err(|error| {
         let kernel = privileges::kernel().unwrap_or_else(|_| "of unknown version".to_owned());

@@ -286,14 +286,28 @@ fn a_signal_ends_it_cleanly() {
 fn a_signal_during_the_start_leaves_nothing() {
     let (topology, settings, files) = one_leg();
     let before = traces(&topology);
-    for delay in [0, 5, 10, 20, 30, 40, 60, 80, 120, 160] {
+    let begun = Instant::now();
+    let mut controller = started(&topology, &settings, files.path());
+    let whole = begun.elapsed();
+    controller.process().signal(Signal::SIGTERM).unwrap();
+    let _ = end(controller.process());
+    let (mut silent, mut starting) = (0, 0);
+    let socket = files.path().join("balancer.sock");
+    for part in 0..20 {
+        fs::remove_file(files.path().join("balancer.log")).unwrap();
         let mut controller = start_controller(&topology, &settings, files.path()).unwrap();
-        thread::sleep(Duration::from_millis(delay));
+        thread::sleep(whole * part / 20);
+        let serves = controller.process().tail(usize::MAX).unwrap().contains(" serving ");
         controller.process().signal(Signal::SIGTERM).unwrap();
         let _ = end(controller.process());
-        assert_eq!(traces(&topology), before, "after {delay} ms: {}", controller.process().tail(5).unwrap());
-        assert!(!files.path().join("balancer.sock").exists(), "after {delay} ms");
+        let log = controller.process().tail(usize::MAX).unwrap();
+        assert_eq!(traces(&topology), before, "after {part}/20 of a start: {log}");
+        assert!(!socket.exists(), "after {part}/20 of a start");
+        silent += u32::from(log.is_empty());
+        starting += u32::from(!log.is_empty() && !serves);
     }
+    println!("{whole:?} to start: told before the first word {silent} times, before it served {starting} times");
+    assert!(silent > 0 && starting > 0, "{silent} before the first word, {starting} before it served");
 }
 
 #[test]
