@@ -15,7 +15,7 @@ use crate::command::program;
 
 const MEMORY: &str = "4G";
 /// A guest that hangs is given up.
-const LIMIT: &str = "3600";
+const LIMIT: &str = "7200";
 
 /// Boots `kernel` with the archive `tests`, until it switches itself off. Says what each of its suites came to.
 pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
