@@ -88,6 +88,14 @@ impl Supervisor {
         Task { wanted, abort, outer }
     }
 
+    /// Starts a task that ends with whoever holds what this gives.
+    pub fn attend(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Attended<()> {
+        Attended(self.spawn(what, async {
+            task.await;
+            Ok(())
+        }))
+    }
+
     /// Starts a thread of the name `what`.
     ///
     /// # Errors
@@ -156,6 +164,16 @@ impl<T> Task<T> {
     pub async fn ended(self) -> Option<T> {
         self.release();
         self.outer.await.ok().flatten()
+    }
+}
+
+/// A running task that ends when this is dropped.
+#[derive(Debug)]
+pub struct Attended<T>(Task<T>);
+
+impl<T> Drop for Attended<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

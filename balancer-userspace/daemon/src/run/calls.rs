@@ -1,0 +1,162 @@
+//! What the owner is asked.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use balancer_api::model::{Changed, ForgottenView};
+use balancer_core::{
+    io::{Change, Refused},
+    plan::Planned,
+};
+use balancer_dataplane::KernelDataplane;
+use balancer_model::names::BackendName;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::FIRST_NEXT_HOPS;
+use crate::{
+    call::Call,
+    host::{Host, Prepared},
+    keeper::{Keeper, Ready, Request},
+    owner::{Forgetting, Owner},
+    statistics::Statistics,
+};
+
+/// A caller that has gone away does not want its answer.
+pub(super) fn answer(
+    owner: &mut Owner<KernelDataplane>,
+    keeper: &mut Keeper,
+    host: &Host,
+    passes: &mut VecDeque<ForgettingPass>,
+    statistics: &Arc<Statistics>,
+    call: Call,
+) {
+    match call {
+        Call::Forget { query, uid, reply } => {
+            let _ = reply.send(owner.forget(&query, uid));
+        }
+        Call::ForgetAll { backend, uid, reply } => match owner.forget_all(backend, uid) {
+            Ok(forgetting) => passes.push_back(ForgettingPass { forgetting, reply }),
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+            }
+        },
+        Call::Snapshot { reply } => match owner.snapshot() {
+            Ok(counting) => {
+                let statistics = Arc::clone(statistics);
+                // There may be ten thousand backends, and nobody else has to wait for their counters.
+                tokio::task::spawn_blocking(move || {
+                    let snapshot = counting.finish().map(|mut snapshot| {
+                        statistics.complete(&mut snapshot);
+                        snapshot
+                    });
+                    let _ = reply.send(snapshot);
+                });
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        },
+        Call::Events { reply } => {
+            let _ = reply.send(owner.events().clone());
+        }
+        Call::Clients { query, reply } => {
+            let _ = reply.send(owner.locate(&query));
+        }
+        Call::Plan { change, reply } => plan(owner, host, change, reply),
+        Call::Rules { service, reply } => {
+            let _ = reply.send(owner.rules(service.as_deref()));
+        }
+        Call::Change(request) => keeper.ask(request),
+    }
+}
+
+/// Answers what a change would do, or why it would be refused.
+fn plan(owner: &Owner<KernelDataplane>, host: &Host, change: Change, reply: oneshot::Sender<Result<Planned, Refused>>) {
+    let wanted = owner.wanted_after(&change).ok().filter(|wanted| wanted != host.wanted());
+    let check = wanted.map(|wanted| host.check(wanted));
+    let planning = match owner.plan(change) {
+        Ok(planning) => planning,
+        Err(refused) => {
+            let _ = reply.send(Err(refused));
+            return;
+        }
+    };
+    tokio::spawn(async move {
+        if let Some(check) = check
+            && let Err(error) = check.await
+        {
+            let _ = reply.send(Err(Refused::Conflict(format!("nothing was changed: {error:#}"))));
+            return;
+        }
+        // The client table may be large, and nobody else has to wait for it.
+        tokio::task::spawn_blocking(move || {
+            let _ = reply.send(Ok(planning.finish()));
+        });
+    });
+}
+
+/// Makes a change that is on disk already.
+pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, (request, prepared): Ready) {
+    let Request { change, uid, reply, .. } = request;
+    let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
+    let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
+    let changed = owner.change(change, uid);
+    if changed.is_ok() {
+        prepared.into_iter().for_each(Prepared::made);
+    }
+    match (name, before) {
+        (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
+            joining.0.push(Join { name, before, uid, until: Instant::now() + FIRST_NEXT_HOPS, reply });
+        }
+        _ => {
+            let _ = reply.send(changed);
+        }
+    }
+}
+
+/// A backend's clients being forgotten, and who wants to know.
+pub(super) struct ForgettingPass {
+    forgetting: Forgetting,
+    reply: oneshot::Sender<Result<ForgottenView, Refused>>,
+}
+
+/// Goes on with the first pass, by about a millisecond's work.
+pub(super) fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDeque<ForgettingPass>) {
+    let Some(mut pass) = passes.pop_front() else { return };
+    match owner.forget_more(&mut pass.forgetting) {
+        Some(view) => {
+            let _ = pass.reply.send(Ok(view));
+        }
+        None => passes.push_front(pass),
+    }
+}
+
+/// Backends that were added and wait for their next hops. The answer to whoever added one waits with it, so that it says
+/// what has come of it.
+#[derive(Default)]
+pub(super) struct Joining(Vec<Join>);
+
+struct Join {
+    name: BackendName,
+    before: (u64, u64),
+    uid: Option<u32>,
+    until: Instant,
+    reply: oneshot::Sender<Result<Changed, Refused>>,
+}
+
+impl Joining {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.0.iter().map(|join| join.until).min()
+    }
+
+    /// Answers those whose wait, or whose time, is over.
+    pub(super) fn answer(&mut self, owner: &Owner<KernelDataplane>) {
+        let now = Instant::now();
+        for join in std::mem::take(&mut self.0) {
+            if owner.waits_for_next_hop(&join.name) && now < join.until {
+                self.0.push(join);
+            } else {
+                let _ = join.reply.send(Ok(owner.added(&join.name, join.before, join.uid)));
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A balancer that serves: the loop of the one task that owns the controller.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{pending, ready},
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use aya::maps::{MapData, RingBuf};
+use balancer_common::map_types::NeighbourWanted;
+use balancer_core::io::Event;
+use balancer_dataplane::{Devices, KernelDataplane, Layers};
+use balancer_model::config::StatisticsConfig;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::warn;
+
+use super::calls::{Joining, answer, forget_part, make};
+use crate::{
+    api_server::{self, ControlSocket},
+    call::{Call, Calls},
+    events::Events,
+    host::Host,
+    keeper::Keeper,
+    owner::Owner,
+    service_manager::ServiceManager,
+    shutdown::ShutdownSignal,
+    statistics::Statistics,
+    supervisor::{Attended, Ended, Endings, Supervisor, Task},
+};
+
+/// Events that may wait for the controller; whoever has more to say waits.
+pub(super) const EVENTS: usize = 1024;
+/// How often a part of the client table is swept.
+const SWEEP: Duration = Duration::from_millis(250);
+
+/// Everything that serves. What is dropped goes in the order of the fields.
+pub(super) struct Running {
+    pub(super) manager: ServiceManager,
+    /// What of the configuration the statistics know.
+    pub(super) settings: StatisticsConfig,
+    pub(super) state_file: PathBuf,
+    pub(super) keeper: Keeper,
+    pub(super) signals: Pin<Box<dyn Future<Output = ShutdownSignal> + Send>>,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) calls: mpsc::Receiver<Call>,
+    pub(super) layers: watch::Receiver<Layers>,
+    pub(super) devices: watch::Receiver<Devices>,
+    pub(super) wanted: NeighbourRing,
+    pub(super) history: Events,
+    pub(super) reloads: Attended<()>,
+    pub(super) watching: Attended<()>,
+    pub(super) api: Api,
+    pub(super) host: Host,
+    pub(super) statistics: Arc<Statistics>,
+    pub(super) owner: Owner<KernelDataplane>,
+    pub(super) endings: Endings,
+    pub(super) supervisor: Supervisor,
+}
+
+impl Running {
+    /// Serves until something ends it.
+    pub(super) async fn serve(&mut self) -> End {
+        let Self {
+            manager,
+            settings,
+            keeper,
+            signals,
+            events,
+            calls,
+            layers,
+            devices,
+            wanted,
+            host,
+            statistics,
+            owner,
+            ..
+        } = self;
+        let mut keeps = host.wanted().keep;
+        let mut joining = Joining::default();
+        let mut waiting = Vec::new();
+        let mut passes = VecDeque::new();
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let deadline = owner.next_deadline();
+            tokio::select! {
+                biased;
+                () = manager.keep_alive_due() => manager.keep_alive(),
+                signal = &mut *signals => return End::Asked(signal),
+                ended = self.endings.next() => return End::Failed(ended),
+                1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
+                () = until(deadline) => owner.handle(Event::Tick),
+                () = until(joining.next_deadline()) => {}
+                () = until(keeper.next_deadline()) => {}
+                ready = keeper.progress() => {
+                    if let Some(ready) = ready {
+                        make(owner, &mut joining, ready);
+                    }
+                }
+                Some(call) = calls.recv() => answer(owner, keeper, host, &mut passes, statistics, call),
+                _ = sweep.tick() => owner.sweep(),
+                Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
+                attached = host.attached() => owner.dataplane().set_attached(attached),
+                () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
+                Ok(()) = devices.changed() => {
+                    let known = devices.borrow_and_update().clone();
+                    if let Err(error) = owner.dataplane().set_devices(&known) {
+                        warn!("{error:#}");
+                    }
+                }
+                neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
+            }
+            joining.answer(owner);
+            if owner.take_changed() {
+                keeper.note();
+                manager.serves(owner.services());
+                host.want(owner.wanted());
+                if *settings != owner.settings().statistics {
+                    *settings = owner.settings().statistics;
+                    statistics.set(*settings);
+                    owner.dataplane().sample_every(settings.sample_interval);
+                }
+                if keeps != host.wanted().keep {
+                    keeps = host.wanted().keep;
+                    statistics.keep(keeps.then_some(&self.state_file), &self.supervisor);
+                }
+            }
+            keeper.advance(owner, host);
+        }
+    }
+}
+
+/// Why the loop has ended.
+pub(super) enum End {
+    /// A signal asked for it.
+    Asked(ShutdownSignal),
+    /// Something that the balancer cannot be without has ended.
+    Failed(Ended),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked(signal) => signal.fmt(f),
+            Self::Failed(ended) => ended.fmt(f),
+        }
+    }
+}
+
+/// The control socket being served, until this is dropped.
+pub(super) struct Api {
+    task: Task<()>,
+    /// Whoever serves hears of its end.
+    stop: watch::Sender<()>,
+}
+
+impl Api {
+    pub(super) fn serve(socket: ControlSocket, calls: Calls, supervisor: &Supervisor) -> Self {
+        let (stop, mut stopped) = watch::channel(());
+        let ended = async move {
+            // An error says that the sender is gone, which is the end as well.
+            let _ = stopped.changed().await;
+        };
+        Self { task: supervisor.spawn("the control socket", api_server::serve(socket, calls, ended)), stop }
+    }
+
+    /// Takes no more requests, and waits for the answers under way.
+    pub(super) async fn end(self) {
+        let Self { task, stop } = self;
+        drop(stop);
+        let _ = task.ended().await;
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// The neighbours that the kernel program asks for.
+pub(super) struct NeighbourRing(AsyncFd<RingBuf<MapData>>);
+
+impl NeighbourRing {
+    pub(super) fn new(ring: RingBuf<MapData>) -> anyhow::Result<Self> {
+        // SAFETY: the ring buffer owns its descriptor, which stays the same and open for as long as it lives.
+        Ok(Self(unsafe { AsyncFd::register(ring) }.context("watching the ring buffer")?))
+    }
+
+    async fn next(&mut self) -> Vec<NeighbourWanted> {
+        let Ok(mut ready) = self.0.readable_mut().await else { return pending().await };
+        let ring = ready.get_inner_mut();
+        let mut wanted = Vec::new();
+        while let Some(item) = ring.next() {
+            wanted.extend(bytemuck::try_pod_read_unaligned::<NeighbourWanted>(&item).ok());
+        }
+        ready.clear_ready();
+        wanted
+    }
+}

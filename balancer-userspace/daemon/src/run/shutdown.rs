@@ -1,0 +1,41 @@
+//! A clean end.
+
+use super::running::{End, Running};
+
+/// What served until its end, to be taken down in an order that loses nothing.
+pub(super) struct Shutdown {
+    running: Running,
+    end: End,
+}
+
+impl Shutdown {
+    pub(super) const fn new(running: Running, end: End) -> Self {
+        Self { running, end }
+    }
+
+    /// Saves the state, takes the program off or leaves it, and lets the last answers out.
+    pub(super) async fn finish(self) -> anyhow::Result<()> {
+        let Self { running, end } = self;
+        // What is not named here goes last.
+        let Running { manager, keeper, history, reloads, watching, api, host, owner, calls, .. } = running;
+        if let End::Failed(ended) = &end {
+            history.warn(&format!("{ended}: this process is of no use without it"));
+        }
+        keeper.finish(&owner).await;
+        manager.stopping("leaving");
+        let leave = host.wanted().keep;
+        history.note(&if leave {
+            format!("{end}: leaving; the kernel goes on steering (on_exit = \"keep\")")
+        } else {
+            format!("{end}: detaching")
+        });
+        history.close();
+        let detached = host.end(leave).await;
+        drop((reloads, calls, watching));
+        api.end().await;
+        match end {
+            End::Asked(_) => detached,
+            End::Failed(ended) => Err(ended.into()),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! From a configuration to a balancer that serves.
+
+use std::{collections::HashSet, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc};
+
+use anyhow::Context as _;
+use balancer_core::io::Event;
+use balancer_dataplane::{Capacity, KernelDataplane, Pins};
+use balancer_model::{
+    config::{Config, OnExit},
+    words::counted,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+use tracing::{info, warn};
+
+use super::{
+    FIRST_NEXT_HOPS, Launch,
+    running::{Api, EVENTS, NeighbourRing, Running},
+};
+use crate::{
+    api_server::ControlSocket,
+    events::Events,
+    host::{Host, Surroundings},
+    interfaces,
+    keeper::Keeper,
+    metrics,
+    neighbours::Neighbours,
+    owner::Owner,
+    prober::Prober,
+    puzzles, reload,
+    resume::{Resumed, resume},
+    service_manager::ServiceManager,
+    shutdown::{self, ShutdownSignal},
+    statistics::Statistics,
+    supervisor::{Endings, Supervisor},
+};
+
+/// Requests that may wait for the controller.
+const CALLS: usize = 64;
+
+/// What has to be there before the program is loaded, and may be refused.
+pub(super) struct Startup {
+    config: Config,
+    named: Vec<String>,
+    file: PathBuf,
+    supervisor: Supervisor,
+    endings: Endings,
+    signals: Pin<Box<dyn Future<Output = ShutdownSignal> + Send>>,
+    hangup: Signal,
+    ifindexes: Vec<u32>,
+    socket: ControlSocket,
+    /// What outlives this process, or has outlived another.
+    pins: Option<Pins>,
+    resumed: Resumed,
+    metrics: Option<TcpListener>,
+}
+
+impl Startup {
+    pub(super) async fn new(Launch { config, as_written, named, file }: Launch) -> anyhow::Result<Self> {
+        let (supervisor, endings) = Supervisor::new();
+        let signals = Box::pin(shutdown::listen().context("catching signals")?);
+        let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
+        let interfaces = interfaces::resolve(&config.interfaces).await?;
+        let ifindexes = interfaces.iter().map(|interface| interface.ifindex).collect();
+        let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
+        let pins = pins(&config)?;
+        let resumed = resume(&config, as_written, pins.as_ref())?;
+        let metrics = match config.metrics_listen {
+            Some(listen) => Some(metrics::bind(listen).await?),
+            None => None,
+        };
+        Ok(Self {
+            config,
+            named,
+            file,
+            supervisor,
+            endings,
+            signals,
+            hangup,
+            ifindexes,
+            socket,
+            pins,
+            resumed,
+            metrics,
+        })
+    }
+
+    /// Loads the program, fills its maps and attaches it.
+    pub(super) async fn finish(self) -> anyhow::Result<Running> {
+        let Self {
+            config,
+            named,
+            file,
+            supervisor,
+            endings,
+            signals,
+            hangup,
+            ifindexes,
+            socket,
+            pins,
+            resumed,
+            metrics,
+        } = self;
+        let outlives = pins.is_some();
+        let capacity = Capacity::for_services(&config, &resumed.controller.largest());
+        let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins, puzzles::wanted(), &supervisor)?;
+        tell_of(&mut dataplane, &config, capacity);
+        let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
+        let neighbours_wanted = dataplane.take_neighbours_wanted()?;
+        let samples = dataplane.take_samples()?;
+        if puzzles::wanted() {
+            puzzles::read(&mut dataplane, &supervisor)?;
+        }
+        dataplane.sample_every(config.statistics.sample_interval);
+        let wanted = NeighbourRing::new(neighbours_wanted)?;
+
+        let (events_in, mut events) = mpsc::channel(EVENTS);
+        let (calls_in, calls) = mpsc::channel(CALLS);
+        let Resumed { mut controller, departed, file: mut state_file } = resumed;
+        controller.name_interfaces(named);
+        let instance = controller.instance();
+        let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
+        let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
+        let history = Events::beside(&config.state_file, &supervisor);
+        let prober = Prober::new(events_in, &supervisor).context("starting the thread of the health checks")?;
+        let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
+        owner.take_over_departed(departed);
+        owner.start()?;
+        await_next_hops(&mut owner, &mut events).await;
+        owner.dataplane().set_layers(layers.borrow_and_update().clone());
+        owner.dataplane().set_devices(&devices.borrow_and_update())?;
+        // Before anything is pinned that could not be told apart without it.
+        state_file.save(&owner.export())?;
+        let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
+        let surroundings = Surroundings {
+            ends,
+            state_file: config.state_file.clone(),
+            inherited,
+            events: history.clone(),
+            calls: calls_in.clone(),
+            metrics,
+            socket: config.socket.clone(),
+            supervisor: supervisor.clone(),
+        };
+        let host = Host::start(owner.wanted(), surroundings).await?;
+        owner.dataplane().set_attached(host.attachments());
+        let statistics = Arc::new(if outlives {
+            let adopted = owner.dataplane().kept().adopted();
+            Statistics::beside(config.statistics, &config.state_file, adopted, &supervisor)
+        } else {
+            Statistics::new(config.statistics)
+        });
+        let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
+        let watching = supervisor.attend("the keeping of statistics", watch);
+        let api = Api::serve(socket, calls_in.clone(), &supervisor);
+        let reloads = supervisor.attend("the reading of the configuration", reload::follow(hangup, calls_in, file));
+        let services = counted(config.services.len(), "service");
+        history.note(&format!("serving {services}, control socket {}", config.socket.display()));
+        Ok(Running {
+            manager: ServiceManager::ready(config.services.len()),
+            settings: config.statistics,
+            state_file: config.state_file,
+            keeper: Keeper::new(state_file),
+            signals,
+            events,
+            calls,
+            layers,
+            devices,
+            wanted,
+            history,
+            reloads,
+            watching,
+            api,
+            host,
+            statistics,
+            owner,
+            endings,
+            supervisor,
+        })
+    }
+}
+
+/// What there is room for, and where from.
+fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity) {
+    if let Some(notes) = dataplane.kept().notes() {
+        info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
+    }
+    if config.services.iter().all(|service| service.remember.is_zero()) {
+        return;
+    }
+    match dataplane.room_for_clients() {
+        clients if clients != capacity.clients => warn!(
+            "client_table.capacity stays {clients}, not {}: the clients of the balancer before are known in a table of that \
+             size; stop the balancer and run `balancer detach`, which forgets them, to change it",
+            capacity.clients
+        ),
+        _ => {
+            let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
+            info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
+        }
+    }
+}
+
+/// The pins to go on with or to make; none if nothing outlives, or has outlived, a process.
+fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
+    let left = Pins::find(&config.state_file)?;
+    match config.on_exit {
+        OnExit::Keep if left.is_none() => Pins::create(&config.state_file).map(Some),
+        OnExit::Keep | OnExit::Detach => Ok(left),
+    }
+}
+
+/// Handles events until each backend's address has had an answer, or it takes too long.
+async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>) {
+    let mut missing: HashSet<IpAddr> = owner.addresses().collect();
+    let deadline = Instant::now() + FIRST_NEXT_HOPS;
+    while !missing.is_empty() {
+        match timeout_at(deadline, events.recv()).await {
+            Ok(Some(event)) => {
+                if let Event::NextHop { address, .. } = &event {
+                    missing.remove(address);
+                }
+                owner.handle(event);
+            }
+            Ok(None) | Err(_) => {
+                warn!("{} next hops are not resolved yet", missing.len());
+                break;
+            }
+        }
+    }
+}
