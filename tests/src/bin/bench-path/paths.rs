@@ -16,6 +16,8 @@ use crate::{
 pub(crate) const V4_SOURCE: i16 = 26;
 /// Where the source address's second word is.
 const V6_SOURCE: i16 = 26;
+/// An outer header is written over it, and whether a frame is for this machine is read from eight bytes.
+const MAC: (i16, Size) = (0, Size::Double);
 const V4_TYPE: (i16, Size) = (12, Size::Half);
 const V4_TTL: (i16, Size) = (22, Size::Half);
 const V4_PORTS: (i16, Size) = (34, Size::Word);
@@ -157,7 +159,7 @@ pub(crate) fn all() -> Vec<Path> {
         path("IPv4 UDP dsr, no memory", "", Some(4)),
         path("IPv4 UDP dsr, memory, 1 client", "", Some(5)),
         path("IPv4 TCP nat (fed)", "dsr + 8", Some(6)).fed(1, &[V4_TTL, V4_PORTS]),
-        path("IPv4 TCP ipip (fed)", "0.4 of Katran", Some(7)).fed(1, &[V4_TYPE, V4_TTL]).growing(20),
-        path("IPv4 TCP gue (fed)", "a quarter of Katran's 322", Some(8)).fed(1, &[V4_TYPE, V4_TTL]).growing(28),
+        path("IPv4 TCP ipip (fed)", "0.4 of Katran", Some(7)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(20),
+        path("IPv4 TCP gue (fed)", "a quarter of Katran's 322", Some(8)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(28),
     ]
 }

@@ -80,14 +80,15 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Opens a connection of every client, an eighth of them in each second.
+    /// Opens a connection of every client, in each second as many as one service is sure to have recorded: half.
     fn make_known(&mut self) -> Result<()> {
         let path = paths::known();
         let (mut frame, feed) = path.opening();
         let array = ProgramArray::new(self.program.as_fd())?;
         let program = feeder(&frame, &feed, 0, &array).load_frags().context("the feeder of known clients")?;
-        for second in 1..=u64::from(feed.clients.count.div_ceil(NEWCOMERS)) {
-            frame = prog_run::run(program.as_fd(), &frame, LOOPBACK, NEWCOMERS)?.frame;
+        let at_once = NEWCOMERS / 2;
+        for second in 1..=u64::from(feed.clients.count.div_ceil(at_once)) {
+            frame = prog_run::run(program.as_fd(), &frame, LOOPBACK, at_once)?.frame;
             while self.dataplane.sweep(Duration::from_secs(second)).is_none() {}
             // By the kernel's clock: 2^30 ns.
             thread::sleep(Duration::from_millis(1100));
