@@ -277,6 +277,15 @@ pub struct BackendRow {
     pub tunnel_source: [u32; 4],
 }
 
+impl BackendRow {
+    /// A [`Forwarding`], without [`FORWARDING_ASKS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn mode(&self) -> u8 {
+        self.forwarding & !FORWARDING_ASKS
+    }
+}
+
 /// What of a backend is read without the rest of its row, in one word: [`BackendRow::standing`].
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -1,4 +1,4 @@
-//! How often this CPU does what anybody from outside can have it do. So many times in each period of 2^30 ns.
+//! How often this CPU does what anybody from outside can have it do: so many times in each period of 2^30 ns.
 
 use aya_ebpf::{Global, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
 use balancer_common::map_types::{BUDGETS, Budget};
@@ -27,30 +27,31 @@ static WAITING_BUDGET: Global<u32> = Global::new(1000);
 /// Whether this CPU may send another ICMP error or reset.
 #[inline(always)]
 pub(crate) fn may_send_error() -> bool {
-    spend(0, &ERROR_BUDGET)
+    spend(&BUDGET, 0, ERROR_BUDGET.load())
 }
 
 /// Whether this CPU may answer another echo request.
 #[inline(always)]
 pub(crate) fn may_answer_echo() -> bool {
-    spend(1, &ECHO_BUDGET)
+    spend(&BUDGET, 1, ECHO_BUDGET.load())
 }
 
 /// Whether this CPU may remember another first fragment.
 #[inline(always)]
 pub(crate) fn may_remember_fragment() -> bool {
-    spend(2, &FRAGMENT_BUDGET)
+    spend(&BUDGET, 2, FRAGMENT_BUDGET.load())
 }
 
 /// Whether this CPU may have another reply wait for its neighbour.
 #[inline(always)]
 pub(crate) fn may_wait() -> bool {
-    spend(3, &WAITING_BUDGET)
+    spend(&BUDGET, 3, WAITING_BUDGET.load())
 }
 
+/// Whether this CPU may do once more what it may do `limit` times in a period, counted in row `kind` of `budgets`.
 #[inline(always)]
-fn spend(kind: u32, limit: &Global<u32>) -> bool {
-    let Some(budget) = BUDGET.get_ptr_mut(kind) else { return false };
+pub(crate) fn spend(budgets: &PerCpuArray<Budget>, kind: u32, limit: u32) -> bool {
+    let Some(budget) = budgets.get_ptr_mut(kind) else { return false };
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
     let budget = unsafe { &mut *budget };
     // SAFETY: a plain helper call.
@@ -59,7 +60,7 @@ fn spend(kind: u32, limit: &Global<u32>) -> bool {
         budget.period = period;
         budget.used = 0;
     }
-    let may = budget.used < u64::from(limit.load());
+    let may = budget.used < u64::from(limit);
     if may {
         budget.used += 1;
     }

@@ -4,11 +4,14 @@
 //! Off, unless the controller sets `AYA_LOG_LEVEL` when it loads the program. The verifier then knows the answer to
 //! `wanted`, and takes away what comes after it.
 
-use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
+use aya_ebpf::{macros::map, maps::PerCpuArray};
 use aya_log_ebpf::{
     debug,
     macro_support::{Level, level_enabled},
 };
+use balancer_common::map_types::Budget;
+
+use crate::budget;
 
 /// What there is to say, with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +38,7 @@ pub enum Puzzle {
 const PUZZLES: u32 = 8;
 
 /// Lines about each that a CPU writes in a period of 2^30 ns.
-const LINES_PER_PERIOD: u64 = 8;
-const PERIOD_BITS: u32 = 30;
-
-#[repr(C)]
-struct Budget {
-    period: u64,
-    used: u64,
-}
+const LINES_PER_PERIOD: u32 = 8;
 
 #[map]
 static PUZZLE_BUDGETS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(PUZZLES, 0);
@@ -60,28 +56,11 @@ fn wanted() -> bool {
     level_enabled(Level::Debug)
 }
 
-/// Whether this CPU may say something about this puzzle again.
-#[inline(always)]
-fn may_tell(puzzle: u32) -> bool {
-    let Some(budget) = PUZZLE_BUDGETS.get_ptr_mut(puzzle) else { return false };
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. A plain helper call.
-    let (budget, period) = unsafe { (&mut *budget, bpf_ktime_get_coarse_ns() >> PERIOD_BITS) };
-    if budget.period != period {
-        budget.period = period;
-        budget.used = 0;
-    }
-    let may = budget.used < LINES_PER_PERIOD;
-    if may {
-        budget.used += 1;
-    }
-    may
-}
-
 /// A global function: the verifier looks at it once, and the paths that lead here are as short as they were.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_tell(puzzle: u64, number: u64) -> u64 {
-    if !wanted() || !may_tell(puzzle as u32) {
+    if !wanted() || !budget::spend(&PUZZLE_BUDGETS, puzzle as u32, LINES_PER_PERIOD) {
         return 0;
     }
     let number = number as u32;

@@ -83,7 +83,7 @@ fn write(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, bac
     if !fits(ingress, ip, row) {
         return Err(Step::too_big(row.mtu));
     }
-    let written = if row.forwarding & !FORWARDING_ASKS == Forwarding::Dsr as u8 {
+    let written = if row.mode() == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
         nat::to_backend(frame, ip, carries, backend)
@@ -93,7 +93,7 @@ fn write(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, bac
 
 #[inline(always)]
 fn is_tunnel(row: &BackendRow) -> bool {
-    row.forwarding & !FORWARDING_ASKS > Forwarding::Nat as u8
+    row.mode() > Forwarding::Nat as u8
 }
 
 /// The same as [`to_backend`], where the kernel may have to send the packet.
@@ -170,7 +170,7 @@ fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip
     if !fits(ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
-    let written = if row.forwarding & !FORWARDING_ASKS == Forwarding::Dsr as u8 {
+    let written = if row.mode() == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
         nat::error_to_backend(frame, ip, inner, backend)

@@ -8,7 +8,7 @@
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_get_smp_processor_id, macros::map, maps::PerCpuArray};
 use balancer_common::{
     client,
-    map_types::{BACKEND_V6, BackendRow, FAMILY_V4, FAMILY_V6, FORWARDING_ASKS, Forwarding, GUE_PORT},
+    map_types::{BACKEND_V6, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding, GUE_PORT},
     verdict::DropReason,
 };
 use network_types::{
@@ -60,7 +60,7 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Resul
     if ip.ttl <= 1 {
         return Err(Step::drop(DropReason::TtlExceeded));
     }
-    let gue = row.forwarding & !FORWARDING_ASKS == Forwarding::Gue as u8;
+    let gue = row.mode() == Forwarding::Gue as u8;
     let v6 = backend.flags & BACKEND_V6 != 0;
     let udp_length = if gue { UdpHdr::LEN } else { 0 };
     let overhead = udp_length + if v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };

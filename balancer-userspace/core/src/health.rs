@@ -162,22 +162,14 @@ impl Health {
 mod tests {
     use std::time::Duration;
 
-    use balancer_model::config::{CheckKind, Via};
+    use balancer_model::fixture;
     use proptest::prelude::*;
 
     use super::*;
 
     fn check(fall: u32, rise: u32) -> CheckConfig {
         let interval = Duration::from_secs(2);
-        CheckConfig {
-            kind: CheckKind::Tcp { port: None },
-            via: Via::Backend,
-            interval,
-            timeout: interval,
-            fast_interval: interval,
-            fall,
-            rise,
-        }
+        CheckConfig { interval, timeout: interval, fast_interval: interval, fall, rise, ..fixture::check() }
     }
 
     /// Verdicts after each of `outcomes` (`p`ass, `s`oft, `h`ard), as `?`, `+`, `s`, `h`.

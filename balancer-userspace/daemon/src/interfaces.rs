@@ -149,21 +149,10 @@ fn suggestion(name: &str, links: &[Link]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::neighbours::test_link;
 
     fn link(ifindex: u32, name: &str) -> Link {
-        let mac = Some([2, 0, 0, 0, 0, ifindex as u8]);
-        Link {
-            ifindex,
-            name: name.to_owned(),
-            mac,
-            mtu: 1500,
-            loopback: false,
-            up: true,
-            running: true,
-            kind: None,
-            lower: None,
-            master: None,
-        }
+        Link { mac: Some([2, 0, 0, 0, 0, ifindex as u8]), ..test_link(ifindex, name) }
     }
 
     fn links() -> Vec<Link> {

@@ -38,7 +38,7 @@ impl DeviceTable {
     fn forwarding(&self, row: &BackendRow) -> u8 {
         let tags = self.known.values().any(|flags| flags & DEVICE_CARRIES_TAGS != 0);
         let asks = row.ifindex != 0 && (tags || self.known.contains_key(&row.ifindex));
-        if asks { row.forwarding | FORWARDING_ASKS } else { row.forwarding & !FORWARDING_ASKS }
+        if asks { row.mode() | FORWARDING_ASKS } else { row.mode() }
     }
 
     /// Replaces what is known, in the map and in the rows of `backends`.

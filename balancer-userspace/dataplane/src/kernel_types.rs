@@ -26,7 +26,7 @@ pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> 
     let strings = section(strings?, strings_length?)?;
     let mut found = [None; N];
     let mut at = 0;
-    while at < types.len() {
+    while at < types.len() && found.contains(&None) {
         let (name, info) = (word(types, at)?, word(types, at + 4)?);
         let members = at + 12;
         let (kind, count) = (info >> 24 & 31, (info & 0xffff) as usize);

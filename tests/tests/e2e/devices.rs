@@ -37,10 +37,14 @@ fn bridge(topology: &Topology, shape: Shape) -> Result<()> {
     move_addresses(topology, shape, port, "br0")
 }
 
-fn served(site: &Site) -> BTreeMap<u16, String> {
-    for family in Family::BOTH {
-        site.homes(family, CLIENTS).unwrap();
+fn wait_up(site: &mut Site) {
+    for number in 1..=2 {
+        site.wait_state(number, &["up"]).unwrap();
     }
+}
+
+fn served(site: &Site) -> BTreeMap<u16, String> {
+    site.homes(Family::V6, CLIENTS).unwrap();
     site.homes(Family::V4, CLIENTS).unwrap()
 }
 
@@ -77,9 +81,7 @@ fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
 fn served_by_the_kernel(shape: Shape, make: fn(&Topology, Shape) -> Result<()>) {
     for forwarding in MODES {
         let mut site = start(shape, forwarding, |topology| make(topology, shape));
-        for number in 1..=2 {
-            site.wait_state(number, &["up"]).unwrap();
-        }
+        wait_up(&mut site);
         let homes = served(&site);
         assert!(counted(&site, "handed") > 0.0, "{forwarding:?}: nothing was handed over");
         assert_eq!(counted(&site, "redirect"), 0.0, "{forwarding:?}");
@@ -98,9 +100,7 @@ fn behind_a_bridge_one_legged() {
 fn behind_a_bridge_two_legged() {
     for forwarding in MODES {
         let mut site = start(Shape::TwoLegged, forwarding, |topology| bridge(topology, Shape::TwoLegged));
-        for number in 1..=2 {
-            site.wait_state(number, &["up"]).unwrap();
-        }
+        wait_up(&mut site);
         served(&site);
         assert!(counted(&site, "handed") > 0.0, "{forwarding:?}: nothing was handed over");
         assert_eq!(counted(&site, "drop"), 0.0, "{forwarding:?}");
@@ -166,9 +166,7 @@ fn a_pair_whose_other_end_does_not_poll() {
         // Checksums are complete all the same: nothing is offloaded by it.
         move_addresses(topology, Shape::TwoLegged, "eth1", "eth2")
     });
-    for number in 1..=2 {
-        site.wait_state(number, &["up"]).unwrap();
-    }
+    wait_up(&mut site);
     served(&site);
     assert!(counted(&site, "handed") > 0.0);
     assert_eq!(counted(&site, "redirect"), 0.0);
@@ -183,9 +181,7 @@ fn in_generic_mode() {
         bridge(topology, Shape::OneLegged)
     })
     .unwrap();
-    for number in 1..=2 {
-        site.wait_state(number, &["up"]).unwrap();
-    }
+    wait_up(&mut site);
     served(&site);
 }
 
@@ -193,9 +189,7 @@ fn in_generic_mode() {
 #[test]
 fn redirects_that_fail_are_counted() {
     let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |_| Ok(()));
-    for number in 1..=2 {
-        site.wait_state(number, &["up"]).unwrap();
-    }
+    wait_up(&mut site);
     served(&site);
     let failed = |site: &Site| site.metrics().unwrap().sum("redirect_errors_total", &["interface=\"eth1\""]);
     assert_eq!(failed(&site).unwrap_or_default(), 0.0, "none so far");

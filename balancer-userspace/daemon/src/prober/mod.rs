@@ -106,8 +106,8 @@ mod tests {
         io::{CheckNumber, CheckOutcome},
     };
     use balancer_model::{
-        config::{CheckConfig, ExecCheck, Via},
-        fixture::name,
+        config::{CheckConfig, ExecCheck},
+        fixture::{self, name},
     };
     use nix::unistd::{User, geteuid};
     use tokio::net::TcpListener;
@@ -121,15 +121,7 @@ mod tests {
 
     fn tcp() -> CheckConfig {
         let interval = Duration::from_millis(100);
-        CheckConfig {
-            kind: CheckKind::Tcp { port: None },
-            via: Via::Backend,
-            interval,
-            timeout: interval,
-            fast_interval: interval,
-            fall: 1,
-            rise: 1,
-        }
+        CheckConfig { interval, timeout: interval, fast_interval: interval, fall: 1, rise: 1, ..fixture::check() }
     }
 
     async fn next(events: &mut mpsc::Receiver<Event>) -> (BackendId, CheckOutcome) {
