@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod completions;
 mod decap;
+mod demo;
 mod detach;
 mod events;
 mod health;
@@ -97,6 +98,9 @@ enum Verb {
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     #[command(after_help = help::see("forwarding"))]
     Decap(decap::Args),
+    /// See it at work between network namespaces of its own: a tour of who moves when; needs root and ip
+    #[command(after_help = help::see("getting-started"))]
+    Demo(demo::Args),
     /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
     #[command(after_help = help::see("restarts"))]
     Detach,
@@ -155,6 +159,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
         Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
         Verb::Decap(args) => decap::run(args),
+        Verb::Demo(args) => demo::run(args),
         Verb::Detach => detach::run(),
         Verb::Completions(args) => completions::run(&args),
     }

@@ -2,20 +2,20 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::xdp::{self, descriptor};
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
-const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 const BPF_PSEUDO_MAP_FD: u8 = 1;
 const BPF_FUNC_TAIL_CALL: i32 = 12;
 const BPF_FUNC_XDP_ADJUST_HEAD: i32 = 44;
-/// The attach type of XDP programs.
-pub(crate) const BPF_XDP: u32 = 37;
 
 /// A register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub enum Size {
 
 /// `struct bpf_insn`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Instruction {
     code: u8,
     registers: u8,
@@ -195,19 +195,7 @@ impl Program {
     }
 
     fn load_with(&self, flags: u32) -> io::Result<OwnedFd> {
-        let mut attributes = Load {
-            prog_type: BPF_PROG_TYPE_XDP,
-            insn_cnt: u32::try_from(self.0.len()).map_err(io::Error::other)?,
-            insns: self.0.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-            prog_flags: flags,
-            expected_attach_type: BPF_XDP,
-            ..Load::default()
-        };
-        // SAFETY: the attributes point to the instructions and a string, which live through the call.
-        descriptor(unsafe {
-            libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut attributes, size_of::<Load>() as libc::c_uint)
-        })
+        xdp::load(bytemuck::cast_slice(&self.0), flags)
     }
 }
 
@@ -249,24 +237,6 @@ impl ProgramArray {
     }
 }
 
-/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads here.
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-}
-
 /// The part of `union bpf_attr` that `BPF_MAP_CREATE` reads here.
 #[repr(C)]
 struct Create {
@@ -285,14 +255,4 @@ struct Update {
     key: u64,
     value: u64,
     flags: u64,
-}
-
-/// The descriptor that a system call has returned.
-pub(crate) fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
-    let descriptor = RawFd::try_from(result).map_err(io::Error::other)?;
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made it for this process, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

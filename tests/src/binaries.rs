@@ -18,14 +18,6 @@ pub fn balancer() -> Result<PathBuf> {
     }
 }
 
-/// The demo backend that was built beside the running program.
-///
-/// # Errors
-/// When there is none.
-pub fn demo_backend() -> Result<PathBuf> {
-    existing(beside("demo-backend")?)
-}
-
 /// Test programs lie one directory below the others.
 fn beside(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("the running program's path is unknown")?;

@@ -1,133 +1,18 @@
-//! A small blocking HTTP/1.1 client that chooses its own source address: one connection a request.
+//! Many requests at once.
 
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use socket2::{Domain, Protocol, Socket, Type};
+pub use balancer_demo::http_client::{Reply, Request};
 
-use crate::{
-    demo::{Answer, BACKEND_HEADER, SESSION_COOKIE},
-    namespace::Namespace,
-};
-
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 8 << 20;
-
-/// One request, and the connection it is sent over.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Where the connection comes from; port 0: any.
-    pub source: SocketAddr,
-    /// Where it goes.
-    pub target: SocketAddr,
-    /// `GET`, `POST`, …
-    pub method: &'static str,
-    /// Path and query.
-    pub path: String,
-    /// The session that the client believes it has.
-    pub session: Option<String>,
-    /// For all of it, connecting included.
-    pub timeout: Duration,
-}
-
-impl Request {
-    /// `GET /` with a time limit of two seconds and no session.
-    #[must_use]
-    pub fn new(source: SocketAddr, target: SocketAddr) -> Self {
-        Self { source, target, method: "GET", path: "/".to_owned(), session: None, timeout: Duration::from_secs(2) }
-    }
-
-    /// Another path.
-    #[must_use]
-    pub fn path(self, path: &str) -> Self {
-        Self { path: path.to_owned(), ..self }
-    }
-
-    /// With a session.
-    #[must_use]
-    pub fn session(self, session: Option<String>) -> Self {
-        Self { session, ..self }
-    }
-
-    /// Sends it and reads the answer to its end.
-    ///
-    /// # Errors
-    /// What the sockets say; `TimedOut` when time is up, `InvalidData` when the answer is not HTTP.
-    pub fn send(&self) -> io::Result<Reply> {
-        let deadline = Instant::now() + self.timeout;
-        let mut stream = self.connect()?;
-        stream.set_write_timeout(Some(left(deadline)?))?;
-        let cookie = self.session.as_ref().map_or_else(String::new, |id| format!("cookie: {SESSION_COOKIE}={id}\r\n"));
-        let head = format!(
-            "{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\naccept: application/json\r\ncontent-length: 0\r\n{cookie}\r\n",
-            self.method, self.path, self.target
-        );
-        stream.write_all(head.as_bytes())?;
-        Reply::parse(&read_to_end(stream, deadline)?)
-    }
-
-    fn connect(&self) -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, Some(Protocol::TCP))?;
-        if self.source.port() != 0 {
-            socket.set_reuse_address(true)?;
-        }
-        socket.bind(&self.source.into())?;
-        socket.connect_timeout(&self.target.into(), self.timeout)?;
-        socket.set_tcp_nodelay(true)?;
-        Ok(socket.into())
-    }
-}
-
-/// An HTTP answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// The status, such as 200.
-    pub status: u16,
-    /// Who answered; empty if it did not say.
-    pub backend: String,
-    /// The whole body.
-    pub body: Vec<u8>,
-}
-
-impl Reply {
-    fn parse(bytes: &[u8]) -> io::Result<Self> {
-        let mut headers = [httparse::EMPTY_HEADER; 32];
-        let mut response = httparse::Response::new(&mut headers);
-        let httparse::Status::Complete(head) = response.parse(bytes).map_err(invalid)? else {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the answer ended within its head"));
-        };
-        let header = |name: &str| {
-            let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-            found.map(|header| String::from_utf8_lossy(header.value).into_owned())
-        };
-        let body = bytes[head..].to_vec();
-        if let Some(length) = header("content-length")
-            && length.parse() != Ok(body.len())
-        {
-            let message = format!("{} bytes of a body of {length}", body.len());
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-        }
-        let status = response.code.ok_or_else(|| invalid("no status"))?;
-        Ok(Self { status, backend: header(BACKEND_HEADER).unwrap_or_default(), body })
-    }
-
-    /// The body, as a demo backend writes it.
-    ///
-    /// # Errors
-    /// When something else wrote it.
-    pub fn answer(&self) -> io::Result<Answer> {
-        serde_json::from_slice(&self.body).map_err(invalid)
-    }
-}
+use crate::namespace::Namespace;
 
 /// Sends all requests from inside `namespace`, at most `workers` at a time. The results are in the order of `requests`.
 ///
@@ -154,57 +39,4 @@ pub fn send_all(namespace: &Namespace, requests: &[Request], workers: usize) -> 
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|&(index, _)| index);
     Ok(done.into_iter().map(|(_, result)| result).collect())
-}
-
-fn read_to_end(mut stream: TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        stream.set_read_timeout(Some(left(deadline)?))?;
-        match stream.read(&mut buffer) {
-            Ok(0) => return Ok(bytes),
-            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
-            Err(error) => return Err(error),
-        }
-        if bytes.len() as u64 > MAX_ANSWER {
-            return Err(invalid(format!("the answer is longer than {MAX_ANSWER} bytes")));
-        }
-    }
-}
-
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(late()) } else { Ok(left) }
-}
-
-fn late() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "no whole answer in time")
-}
-
-fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::ErrorKind;
-
-    use super::Reply;
-
-    #[test]
-    fn an_answer_is_taken_apart() {
-        let reply = Reply::parse(b"HTTP/1.1 503 Busy\r\nX-Backend: web1\r\nContent-Length: 2\r\n\r\nno").unwrap();
-        assert_eq!(reply, Reply { status: 503, backend: "web1".to_owned(), body: b"no".to_vec() });
-    }
-
-    #[test]
-    fn a_cut_answer_is_an_error() {
-        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-        assert!(Reply::parse(whole).is_ok());
-        for end in 0..whole.len() {
-            assert_eq!(Reply::parse(&whole[..end]).unwrap_err().kind(), ErrorKind::UnexpectedEof, "{end} bytes");
-        }
-        assert_eq!(Reply::parse(b"SSH-2.0-x\r\n").unwrap_err().kind(), ErrorKind::InvalidData);
-    }
 }

@@ -1,4 +1,4 @@
-//! A whole site: hosts, demo backends, and the real balancer between them and the clients.
+//! A whole site: hosts, web servers, and the real balancer between them and the clients.
 //!
 //! Backends are `web1`, `web2`, … on the hosts of the same number. A service for IPv4 is called `web`, one for IPv6
 //! `web6`.
@@ -192,7 +192,7 @@ impl Site {
         config_path(self.files.path())
     }
 
-    /// The running demo backend `web{number}`.
+    /// The running web server `web{number}`.
     ///
     /// # Errors
     /// When it is not running.
@@ -414,7 +414,13 @@ fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs:
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => own.into_iter().chain(vip).collect(),
         Forwarding::Nat => own.to_vec(),
     };
-    Backend::start(&topology.backends()[usize::from(number) - 1], &format!("web{number}"), &listen, logs)
+    Backend::start(
+        &binaries::balancer()?,
+        &topology.backends()[usize::from(number) - 1],
+        &format!("web{number}"),
+        &listen,
+        logs,
+    )
 }
 
 /// Starts `balancer decap` on the host of `web{number}` and waits until it serves.

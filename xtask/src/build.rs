@@ -10,11 +10,8 @@ use crate::{
 /// The product.
 pub(crate) const PRODUCT: &[&str] = &["balancer"];
 
-/// What the lab runs.
-pub(crate) const LAB: &[&str] = &["balancer", "lab", "demo-backend"];
-
 /// What tries the package.
-pub(crate) const PACKAGE_TRIAL: &[&str] = &["balancer", "try-package", "demo-backend"];
+pub(crate) const PACKAGE_TRIAL: &[&str] = &["balancer", "try-package"];
 
 /// Sets up and builds the balancer.
 pub(crate) fn build(release: bool) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The project's chores: set-up, build, lab, tests, benchmarks, CI.
+//! The project's chores: set-up, build, demo, tests, benchmarks, CI.
 
 mod bench;
 mod book;
@@ -40,7 +40,7 @@ enum Chore {
         #[arg(long)]
         release: bool,
     },
-    /// Set up, build, and show the balancer at work: in a lab of its own, or on real interfaces with --config.
+    /// Set up, build, and show the balancer at work: its demo, or on real interfaces with --config.
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
     Test {

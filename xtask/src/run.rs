@@ -6,12 +6,12 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build::{LAB, PRODUCT, programs},
+    build::{PRODUCT, programs},
     command::{built, ensure_root, shown},
     setup::{Purpose, setup},
 };
 
-/// Without options: the lab. With --config: the balancer on this machine's interfaces.
+/// Without --config: the demo. With it: the balancer on this machine's interfaces.
 #[derive(Args)]
 pub(crate) struct Options {
     /// An interface to attach to; may be given several times, and overrides the configuration.
@@ -20,24 +20,12 @@ pub(crate) struct Options {
     /// The balancer's configuration.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// The lab: how packets reach the backends, dsr or nat.
-    #[arg(long, conflicts_with = "config")]
-    forwarding: Option<String>,
-    /// The lab: end by itself after so many seconds.
-    #[arg(long, conflicts_with = "config")]
-    seconds: Option<String>,
-    /// The lab: how many client addresses send requests.
-    #[arg(long, conflicts_with = "config")]
-    clients: Option<String>,
-    /// The lab: how long the balancer remembers a client; "0s": not at all, the table alone decides.
-    #[arg(long, conflicts_with = "config")]
-    remember: Option<String>,
-    /// The lab: no tour, nothing happens by itself.
-    #[arg(long, conflicts_with = "config")]
-    no_tour: bool,
+    /// Options of `balancer demo`, such as --once.
+    #[arg(conflicts_with = "config", trailing_var_arg = true, allow_hyphen_values = true)]
+    demo: Vec<String>,
 }
 
-/// Sets up, builds, and becomes the lab or the balancer, so that signals reach it.
+/// Sets up, builds, and becomes the demo or the balancer, so that signals reach it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut command = if let Some(config) = &options.config {
         let config = config.canonicalize().with_context(|| config.display().to_string())?;
@@ -50,25 +38,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         command
     } else {
-        ensure_root("the lab", "run")?;
+        ensure_root("the demo", "run")?;
         setup(Purpose::Run)?;
         // The kernel program is optimised all the same; for the rest, that would take longer than it is worth here.
-        programs(LAB, false)?;
-        let mut command = Command::new(built("debug")?.join("lab"));
-        if options.no_tour {
-            command.arg("--no-tour");
-        }
-        let valued = [
-            ("--forwarding", &options.forwarding),
-            ("--seconds", &options.seconds),
-            ("--clients", &options.clients),
-            ("--remember", &options.remember),
-        ];
-        for (name, value) in valued {
-            if let Some(value) = value {
-                command.args([name, value]);
-            }
-        }
+        programs(PRODUCT, false)?;
+        let mut command = Command::new(built("debug")?.join("balancer"));
+        command.arg("demo").args(&options.demo);
         command
     };
     let error = command.exec();

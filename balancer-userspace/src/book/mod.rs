@@ -29,7 +29,7 @@ macro_rules! chapters {
 
 /// In the order of the book.
 pub const CHAPTERS: &[Chapter] = chapters! {
-    "getting-started" 7 "the lab; the first start on a real interface"
+    "getting-started" 7 "the demo; the first start on a real interface"
     "requirements" 7 "kernels, privileges, drivers"
     "concepts" 7 "how a client is assigned to a backend; states of backends"
     "memory" 7 "known clients, drains, failback; sizing the client table"

@@ -10,6 +10,7 @@ use std::{
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     backend::Backend,
+    binaries,
     http_client::{Request, send_all},
     namespace::{Namespace, remove_leftovers, run},
     topology::{Family, Shape, Topology},
@@ -30,7 +31,9 @@ fn clients_reach_backends(shape: Shape, forwarding: Forwarding) {
     topology.forward(true).unwrap();
     let listen = ["0.0.0.0:8080".parse().unwrap(), "[::]:8080".parse().unwrap()];
     let _backends: Vec<Backend> = (topology.backends().iter().zip(["web1", "web2"]))
-        .map(|(namespace, name)| Backend::start(namespace, name, &listen, logs.path()).unwrap())
+        .map(|(namespace, name)| {
+            Backend::start(&binaries::balancer().unwrap(), namespace, name, &listen, logs.path()).unwrap()
+        })
         .collect();
     for family in Family::BOTH {
         let clients: Vec<u16> = (1..=100).chain(20_000..20_100).collect();
@@ -82,7 +85,8 @@ fn the_service_address_leads_to_the_balancer() {
                 } else {
                     vec!["0.0.0.0:80".parse().unwrap()]
                 };
-                Backend::start(namespace, namespace.name(), &listen, logs.path()).unwrap()
+                Backend::start(&binaries::balancer().unwrap(), namespace, namespace.name(), &listen, logs.path())
+                    .unwrap()
             });
             for (family, target) in Family::BOTH.into_iter().zip(listen) {
                 let request = Request::new(any_port(topology.client_address(family, 7)), target);
@@ -109,7 +113,8 @@ fn nothing_stays_behind() {
     let names = [topology.client(), topology.balancer(), topology.switch(), &topology.backends()[0]]
         .map(|namespace| namespace.name().to_owned());
     let listen = ["127.0.0.1:80".parse().unwrap()];
-    let mut backend = Backend::start(&topology.backends()[0], "web1", &listen, logs.path()).unwrap();
+    let mut backend =
+        Backend::start(&binaries::balancer().unwrap(), &topology.backends()[0], "web1", &listen, logs.path()).unwrap();
     // One that its starter has lost sight of, as a user at another terminal would start it.
     let mut stray = Command::new("ip").args(["netns", "exec", &names[0], "sleep", "1000"]).spawn().unwrap();
     while run(Command::new("ip").args(["netns", "pids", &names[0]])).unwrap().is_empty() {}

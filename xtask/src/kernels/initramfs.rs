@@ -19,10 +19,10 @@ use crate::command::{built, cargo, output, program, run};
 const INIT: &str = include_str!("init.sh");
 /// Programs that the tests start, besides their own.
 const TOOLS: [&str; 3] = ["ip", "ethtool", "busybox"];
-/// Tests that need [`PROGRAMS`].
+/// Tests that need [`PROGRAM`].
 const STARTS_PROGRAMS: &str = "e2e";
 /// Built beside those tests.
-const PROGRAMS: [&str; 2] = ["balancer", "demo-backend"];
+const PROGRAM: &str = "balancer";
 const DIRECTORIES: [&str; 9] = ["dev", "proc", "sys", "run", "tmp", "root", "bin", "tools", "tests/deps"];
 
 /// Builds the suites and packs them; gives the archive.
@@ -37,9 +37,8 @@ pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
     let mut programs = vec![];
     let target = built("debug")?;
     if test_programs(suites).contains(STARTS_PROGRAMS) {
-        let names = PROGRAMS.iter().flat_map(|name| ["--bin", name]);
-        run(cargo().args(["build", "--workspace", "--quiet"]).args(names))?;
-        programs.extend(PROGRAMS.map(|name| (target.join(name), root.join("tests").join(name))));
+        run(cargo().args(["build", "--workspace", "--locked", "--quiet", "--bin", PROGRAM]))?;
+        programs.push((target.join(PROGRAM), root.join("tests").join(PROGRAM)));
     }
     let built = executables(suites)?;
     for name in test_programs(suites) {
@@ -88,7 +87,7 @@ fn line(suite: &Suite) -> String {
 fn executables(suites: &[Suite]) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo();
     // The whole workspace, so that the dependencies are built with the features that all other builds use.
-    command.args(["test", "--workspace", "--quiet", "--no-run", "--message-format", "json"]);
+    command.args(["test", "--workspace", "--locked", "--quiet", "--no-run", "--message-format", "json"]);
     command.args(test_programs(suites).into_iter().flat_map(|program| ["--test", program]));
     let built = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
     ensure!(built.status.success(), "building the tests failed");

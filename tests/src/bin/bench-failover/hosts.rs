@@ -11,7 +11,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use balancer_tests::namespace::{Namespace, join, run};
+use balancer_demo::offload::Offload;
+use balancer_tests::namespace::{Namespace, join};
 use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
 
@@ -69,14 +70,14 @@ impl Hosts {
     /// Makes them, with their routes.
     ///
     /// # Errors
-    /// Without root, without `ip` and `ethtool`, or when the kernel refuses.
+    /// Without root, without `ip`, or when the kernel refuses.
     pub(crate) fn new() -> Result<Self> {
         let [clients, balancer, backends] =
             [Namespace::new("clients")?, Namespace::new("balancer")?, Namespace::new("backends")?];
         join((&balancer, "eth0"), (&clients, "eth0"))?;
         join((&balancer, "eth1"), (&backends, "eth0"))?;
         for interface in ["eth0", "eth1"] {
-            run(balancer.command("ethtool").args(["-K", interface, "gro", "off"]))?;
+            balancer.offload(interface, &[(Offload::Merging, false)])?;
         }
         clients.ip("addr add 10.3.0.2/24 dev eth0")?;
         clients.ip("route add default via 10.3.0.1")?;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     backend::Backend,
+    binaries,
     topology::{Family, Shape, Topology},
 };
 use tempfile::TempDir;
@@ -43,7 +44,7 @@ impl Operator {
         let logs = tempfile::tempdir()?;
         let backends = (1..=BACKENDS).zip(topology.backends()).map(|(number, namespace)| {
             let listen = Family::BOTH.map(|family| backend(&topology, family, number));
-            Backend::start(namespace, &format!("web{number}"), &listen, logs.path())
+            Backend::start(&binaries::balancer()?, namespace, &format!("web{number}"), &listen, logs.path())
         });
         let backends = backends.collect::<Result<_>>()?;
         let mut machine = Machine::install(&options.suite, &options.directory, topology.balancer())?;

@@ -1,4 +1,4 @@
-//! A running demo backend.
+//! A running [web server](crate::server) of the demo.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    binaries,
     http_client::{Reply, Request},
     namespace::Namespace,
     process::Process,
@@ -19,7 +18,7 @@ use crate::{
 /// How long a backend may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// A demo backend in a namespace. Dropping it ends it.
+/// A web server in a namespace. Dropping it ends it.
 #[derive(Debug)]
 pub struct Backend {
     process: Process,
@@ -27,12 +26,19 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Starts a backend and waits until it answers. Its output is appended to `NAME.log` in `logs`.
+    /// Starts a backend and waits until it answers. `balancer` is the program; its output is appended to `NAME.log` in
+    /// `logs`.
     ///
     /// # Errors
     /// When it cannot be started, ends, or does not answer within ten seconds.
-    pub fn start(namespace: &Namespace, name: &str, listen: &[SocketAddr], logs: &Path) -> Result<Self> {
-        let mut command = namespace.command(binaries::demo_backend()?);
+    pub fn start(
+        balancer: &Path,
+        namespace: &Namespace,
+        name: &str,
+        listen: &[SocketAddr],
+        logs: &Path,
+    ) -> Result<Self> {
+        let mut command = namespace.command(balancer);
         command.args(arguments(name, listen));
         let process = Process::spawn(name, &mut command, &logs.join(format!("{name}.log")))?;
         let mut backend = Self { process, listen: listen.to_vec() };
@@ -82,9 +88,9 @@ impl Backend {
     }
 }
 
-/// The arguments that start a demo backend.
+/// The arguments with which the balancer is such a web server.
 #[must_use]
 pub fn arguments(name: &str, listen: &[SocketAddr]) -> Vec<String> {
-    let named = ["--name".to_owned(), name.to_owned()];
+    let named = ["demo", "server", "--name", name].map(str::to_owned);
     named.into_iter().chain(listen.iter().flat_map(|address| ["--listen".to_owned(), address.to_string()])).collect()
 }

@@ -1,8 +1,7 @@
 //! Who leads the tour: it goes on by itself until a key is pressed.
 
-use std::time::Instant;
-
 use anyhow::Result;
+use balancer_api::model::StatusView;
 
 use crate::{
     hosts::Hosts,
@@ -16,14 +15,13 @@ pub(crate) struct Guide(Option<Led>);
 
 struct Led {
     tour: Tour,
-    begun: Instant,
     keys: Option<Keys>,
 }
 
 impl Guide {
     /// Begins the tour.
     pub(crate) fn begin() -> Result<Self> {
-        Ok(Self(Some(Led { tour: Tour::new(), begun: Instant::now(), keys: Keys::new()? })))
+        Ok(Self(Some(Led { tour: Tour::in_a_minute(), keys: Keys::new()? })))
     }
 
     /// No tour: all clients come at once.
@@ -33,7 +31,7 @@ impl Guide {
     }
 
     /// Does what is due.
-    pub(crate) fn advance(&mut self, hosts: &mut Hosts, load: &Load) -> Result<()> {
+    pub(crate) fn advance(&mut self, status: &StatusView, hosts: &mut Hosts, load: &Load) -> Result<()> {
         let Some(led) = &mut self.0 else { return Ok(()) };
         if led.tour.is_over() {
             led.keys = None;
@@ -43,7 +41,7 @@ impl Guide {
             *self = Self::absent(load);
             return Ok(());
         }
-        led.tour.advance(led.begun.elapsed(), hosts, load)
+        led.tour.advance(status, hosts, load).map(drop)
     }
 
     /// What to show beside the table.

@@ -7,11 +7,11 @@ use std::{
 
 use anyhow::Result;
 use balancer_api::model::StatusView;
-use balancer_tests::topology::Family;
 
 use crate::{
     hosts::{Hosts, SPARE, name},
     load,
+    topology::Family,
 };
 
 /// Prints the commands, ready to be copied.
@@ -25,7 +25,7 @@ fn text(hosts: &mut Hosts, status: &StatusView) -> Result<String> {
     let started: Vec<(String, u32)> = (hosts.running.backends.iter_mut())
         .map(|backend| (backend.process().what().to_owned(), backend.process().pid()))
         .collect();
-    let balancer = hosts.balancer_command();
+    let balancer = hosts.program().display();
     let topology = &hosts.topology;
     let client = load::address(topology, 7);
     let mut text = String::new();
@@ -42,11 +42,12 @@ fn text(hosts: &mut Hosts, status: &StatusView) -> Result<String> {
     let pids = started.iter().map(|(name, pid)| format!("{name} {pid}")).collect::<Vec<_>>().join(", ");
     let victim = started.first().map_or(0, |&(_, pid)| pid);
     writeln!(text, "\nTry from another terminal (as root):")?;
+    writeln!(text, "  first                 export BALANCER_SOCKET={}", hosts.socket().display())?;
     writeln!(text, "  drain a backend       {balancer} backend drain web/web2")?;
     writeln!(text, "  and take it back      {balancer} backend ready web/web2")?;
     writeln!(text, "  kill a backend        kill {victim}        # process ids: {pids}")?;
-    writeln!(text, "  start it again        {}", hosts.start_command(0)?)?;
-    writeln!(text, "  start one more        {}", hosts.start_command(SPARE)?)?;
+    writeln!(text, "  start it again        {}", hosts.start_command(0))?;
+    writeln!(text, "  start one more        {}", hosts.start_command(SPARE))?;
     writeln!(
         text,
         "  and put it to use     {balancer} backend add web/{} {}",
@@ -60,6 +61,6 @@ fn text(hosts: &mut Hosts, status: &StatusView) -> Result<String> {
         topology.vip(Family::V4)
     )?;
     writeln!(text, "  where a client goes   {balancer} client where {client}")?;
-    writeln!(text, "  all there is to see   {balancer} status\nCtrl-C ends the lab and removes everything.\n")?;
+    writeln!(text, "  all there is to see   {balancer} status\nCtrl-C ends the demo and removes everything.\n")?;
     Ok(text)
 }

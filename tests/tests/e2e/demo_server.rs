@@ -1,9 +1,9 @@
-//! The demo backend, over real connections.
+//! The demo's web server, over real connections.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{net::SocketAddr, time::Duration};
 
-use balancer_tests::{backend::Backend, http_client::Request, namespace::Namespace};
+use balancer_tests::{backend::Backend, binaries, http_client::Request, namespace::Namespace};
 
 const LISTEN: &str = "127.0.0.1:8080";
 
@@ -17,7 +17,7 @@ fn health() -> Request {
 
 fn start(namespace: &Namespace, name: &str, listen: &[&str], logs: &tempfile::TempDir) -> anyhow::Result<Backend> {
     let listen: Vec<SocketAddr> = listen.iter().map(|address| address.parse().unwrap()).collect();
-    Backend::start(namespace, name, &listen, logs.path())
+    Backend::start(&binaries::balancer()?, namespace, name, &listen, logs.path())
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::SocketAddr,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Output,
     thread,
@@ -14,24 +13,21 @@ use anyhow::{Context as _, Result, bail};
 use balancer_api::model::StatusView;
 use balancer_common::map_types::Forwarding;
 use balancer_model::config::forwarding_word;
-use balancer_tests::{
+
+use crate::{
+    Options,
     backend::{self, Backend},
-    binaries,
     controller::Controller,
+    files::Files,
+    interrupt::Interrupt,
     topology::{Family, Shape, Topology},
 };
-use tempfile::TempDir;
-
-use crate::interrupt::Interrupt;
 
 /// Backends that are started.
 pub(crate) const STARTED: u16 = 3;
 
 /// A backend that is prepared but not started, by index.
 pub(crate) const SPARE: u16 = 3;
-
-/// Where the command line looks unless told otherwise.
-const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
 
 /// The service's port.
 pub(crate) const PORT: u16 = 80;
@@ -41,9 +37,8 @@ pub(crate) struct Hosts {
     pub(crate) running: Running,
     pub(crate) topology: Topology,
     forwarding: Forwarding,
-    balancer: PathBuf,
-    socket: Socket,
-    files: TempDir,
+    program: PathBuf,
+    files: Files,
 }
 
 /// The processes.
@@ -67,7 +62,7 @@ impl Running {
                     }
                 }
             }
-            if interrupt.wait(Duration::from_millis(100))? {
+            if interrupt.wait(Duration::from_millis(20))? {
                 return Ok(None);
             }
         }
@@ -102,30 +97,30 @@ impl Running {
 
 impl Hosts {
     /// Starts everything; whatever was started is ended again if something goes wrong.
-    pub(crate) fn start(forwarding: Forwarding, remember: &str) -> Result<Self> {
-        let balancer = binaries::balancer()?;
-        let files = tempfile::Builder::new().prefix("balancer-lab-").tempdir().context("no temporary directory")?;
-        let socket = Socket::choose(files.path())?;
+    pub(crate) fn start(options: &Options) -> Result<Self> {
+        let Options { forwarding, ref program, ref balancer, remember, .. } = *options;
+        let files = Files::new()?;
         let topology = Topology::new(Shape::OneLegged, forwarding, usize::from(STARTED) + 1)?;
         let backends = (0..STARTED)
             .map(|index| {
                 let namespace = &topology.backends()[usize::from(index)];
-                Backend::start(namespace, &name(index), &listen(&topology, forwarding, index), files.path())
+                Backend::start(program, namespace, &name(index), &listen(&topology, forwarding, index), files.path())
             })
             .collect::<Result<Vec<_>>>()?;
         let config = files.path().join("balancer.toml");
-        fs::write(&config, config_text(&topology, forwarding, remember, socket.path(), files.path()))
+        let socket = files.path().join("balancer.sock");
+        fs::write(&config, config_text(&topology, forwarding, remember, files.path()))
             .with_context(|| config.display().to_string())?;
         let log = files.path().join("balancer.log");
-        let controller = Controller::start(topology.balancer(), &balancer, &config, socket.path(), &log)?;
-        Ok(Self { running: Running { controller, backends }, topology, forwarding, balancer, socket, files })
+        let controller = Controller::start(topology.balancer(), balancer, &config, &socket, &log)?;
+        Ok(Self { running: Running { controller, backends }, topology, forwarding, program: program.clone(), files })
     }
 
     /// Starts backend `index` and waits until it answers.
     pub(crate) fn start_backend(&mut self, index: u16) -> Result<()> {
         let namespace = &self.topology.backends()[usize::from(index)];
         let listen = listen(&self.topology, self.forwarding, index);
-        self.running.backends.push(Backend::start(namespace, &name(index), &listen, self.files.path())?);
+        self.running.backends.push(Backend::start(&self.program, namespace, &name(index), &listen, self.files.path())?);
         Ok(())
     }
 
@@ -135,71 +130,26 @@ impl Hosts {
     }
 
     /// A shell command that starts backend `index` on its host.
-    pub(crate) fn start_command(&self, index: u16) -> Result<String> {
-        let program = binaries::demo_backend()?;
+    pub(crate) fn start_command(&self, index: u16) -> String {
+        let program = &self.program;
         let arguments = backend::arguments(&name(index), &listen(&self.topology, self.forwarding, index)).join(" ");
         let namespace = self.topology.backends()[usize::from(index)].name();
-        Ok(format!("ip netns exec {namespace} {} {arguments} &", program.display()))
+        format!("ip netns exec {namespace} {} {arguments} &", program.display())
     }
 
-    /// The beginning of a command line for the running balancer.
-    pub(crate) fn balancer_command(&self) -> String {
-        let program = self.balancer.display();
-        match &self.socket {
-            Socket::Default { .. } => program.to_string(),
-            Socket::Own(path) => format!("BALANCER_SOCKET={} {program}", path.display()),
-        }
+    /// The program, as it is typed.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Where the balancer listens for commands.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.files.path().join("balancer.sock")
     }
 
     /// Where the balancer writes its log.
     pub(crate) fn log(&self) -> PathBuf {
         self.files.path().join("balancer.log")
-    }
-}
-
-/// Where the control socket is.
-enum Socket {
-    /// Where the command line looks by itself. The directory goes with its owner if its owner made it.
-    Default { made_directory: bool },
-    /// Elsewhere, because another balancer runs here.
-    Own(PathBuf),
-}
-
-impl Socket {
-    fn choose(files: &Path) -> Result<Self> {
-        if UnixStream::connect(DEFAULT_SOCKET).is_ok() {
-            return Ok(Self::Own(files.join("balancer.sock")));
-        }
-        let directory = Self::default_directory();
-        let made_directory = !directory.exists();
-        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-        Ok(Self::Default { made_directory })
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Default { .. } => Path::new(DEFAULT_SOCKET),
-            Self::Own(path) => path,
-        }
-    }
-
-    fn default_directory() -> &'static Path {
-        Path::new(DEFAULT_SOCKET).parent().unwrap_or(Path::new("/run"))
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // The controller removes its socket; what a killed one left must not stay either.
-        let left = UnixStream::connect(self.path()).is_err();
-        if left && self.path().exists() && fs::remove_file(self.path()).is_err() {
-            eprintln!("{} is left behind", self.path().display());
-        }
-        if let Self::Default { made_directory: true } = self
-            && let Err(error) = fs::remove_dir(Self::default_directory())
-        {
-            eprintln!("{} is left behind: {error}", Self::default_directory().display());
-        }
     }
 }
 
@@ -226,16 +176,17 @@ fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<Socket
     }
 }
 
-fn config_text(topology: &Topology, forwarding: Forwarding, remember: &str, socket: &Path, files: &Path) -> String {
+fn config_text(topology: &Topology, forwarding: Forwarding, remember: Duration, files: &Path) -> String {
     let interfaces = topology.interfaces();
     let word = forwarding_word(forwarding);
+    let remember = humantime::format_duration(remember);
     let mut text = format!(
         r#"interfaces = {interfaces:?}
 xdp_mode   = "native"
 state_file = "{files}/state.json"
 
 [control]
-socket = "{socket}"
+socket = "{files}/balancer.sock"
 
 [[service]]
 name       = "web"
@@ -246,7 +197,6 @@ remember   = "{remember}"
 check      = {{ type = "http", path = "/healthz", interval = "1s", timeout = "500ms", fall = 2, rise = 2 }}
 "#,
         files = files.display(),
-        socket = socket.display(),
         vip = SocketAddr::new(topology.vip(Family::V4), PORT),
     );
     for index in 0..STARTED {

@@ -1,11 +1,10 @@
 //! A small web application that keeps its users' sessions in memory, as many do: a client that is sent to another
-//! backend starts over. It can be made to fail its health check.
+//! server starts over. It can be made to fail its health check.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
-    process::ExitCode,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -22,8 +21,6 @@ use axum::{
     routing::{get, post},
     serve::IncomingStream,
 };
-use balancer_tests::demo::{Answer, BACKEND_HEADER, SESSION_COOKIE};
-use clap::Parser;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
@@ -32,43 +29,26 @@ use tokio::{
     task::JoinSet,
 };
 
+use crate::answer::{Answer, BACKEND_HEADER, SESSION_COOKIE};
+
 /// How long a hanging health check is held before its connection is given up.
 const HANG: Duration = Duration::from_secs(60);
 /// How long a slow one takes.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// A demo backend: `GET /` answers with its name and the session's request count, `GET /healthz` with 200,
-/// and `POST /fail?mode=503|body|hang|slow|reset|flap|ok` changes what `/healthz` does.
-#[derive(Parser)]
-struct Options {
-    /// What it calls itself.
-    #[arg(long)]
-    name: String,
-    /// Where it listens; may be given several times.
-    #[arg(long, required = true)]
-    listen: Vec<SocketAddr>,
-    /// How many sessions it keeps; the oldest are forgotten first.
-    #[arg(long, default_value_t = 100_000)]
-    max_sessions: usize,
-}
+/// How many sessions a server keeps; the oldest are forgotten first.
+const MAX_SESSIONS: usize = 100_000;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match serve(&Options::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Serves until it is asked to end.
-async fn serve(options: &Options) -> Result<()> {
+/// Serves until it is asked to end: `GET /` answers with the server's name and the session's request count,
+/// `GET /healthz` with 200, and `POST /fail?mode=503|body|hang|slow|reset|flap|ok` changes what `/healthz` does.
+///
+/// # Errors
+/// When an address cannot be listened on, or the name not be sent in a header.
+pub async fn serve(name: &str, listen: &[SocketAddr]) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listeners = options.listen.iter().map(|&address| listen(address)).collect::<Result<Vec<_>>>()?;
-    let app = app(options)?;
+    let listeners = listen.iter().map(|&address| listener(address)).collect::<Result<Vec<_>>>()?;
+    let app = app(name)?;
     let mut servers = JoinSet::new();
     for listener in listeners {
         let service = app.clone().into_make_service_with_connect_info::<Peer>();
@@ -81,12 +61,11 @@ async fn serve(options: &Options) -> Result<()> {
     }
 }
 
-fn app(options: &Options) -> Result<Router> {
+fn app(name: &str) -> Result<Router> {
     let shared = Arc::new(Shared {
-        name: options.name.clone(),
-        header: HeaderValue::from_str(&options.name)
-            .with_context(|| format!("{:?} cannot be sent in a header", options.name))?,
-        sessions: Mutex::new(Sessions::new(options.max_sessions)),
+        name: name.to_owned(),
+        header: HeaderValue::from_str(name).with_context(|| format!("{name:?} cannot be sent in a header"))?,
+        sessions: Mutex::new(Sessions::new(MAX_SESSIONS)),
         mode: Mutex::new(Mode::Ok),
         flaps: AtomicU64::new(0),
     });
@@ -98,7 +77,7 @@ fn app(options: &Options) -> Result<Router> {
 }
 
 /// IPv6 sockets take IPv6 alone, so that `0.0.0.0` and `[::]` can both be listened on.
-fn listen(address: SocketAddr) -> Result<TcpListener> {
+fn listener(address: SocketAddr) -> Result<TcpListener> {
     let bound = || -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {

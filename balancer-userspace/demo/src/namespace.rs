@@ -23,6 +23,8 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 
+use crate::offload::{self, Offload};
+
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
 
@@ -108,6 +110,16 @@ impl Namespace {
             .with_context(|| format!("{} in namespace {}", path.display(), self.name))
     }
 
+    /// Switches offloads of an interface on and off.
+    ///
+    /// # Errors
+    /// When there is no such interface, or its driver refuses.
+    pub fn offload(&self, interface: &str, switches: &[(Offload, bool)]) -> Result<()> {
+        let switched = self
+            .run_in_thread(|| switches.iter().try_for_each(|&(offload, on)| offload::switch(interface, offload, on)))?;
+        switched.with_context(|| format!("offloads of {interface} in namespace {}", self.name))
+    }
+
     /// A command that will run in this namespace, in a process group of its own, with no signal blocked, and be killed
     /// when the thread that spawned it ends. Unlike `ip netns exec` it keeps the mounts.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
@@ -172,7 +184,7 @@ impl Drop for Namespace {
 /// `XDP_TX` wake an end only if that runs a program of its own, such as a [`Passer`](crate::xdp::Passer).
 ///
 /// # Errors
-/// When `ip` or `ethtool` fail.
+/// When `ip` fails or the kernel refuses.
 pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     run(tool("ip").args(["link", "add", a.1, "netns", a.0.name(), "type", "veth"]).args([
         "peer",
@@ -186,7 +198,8 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     }
     // Only now: the driver makes an interface a target for redirects when its peer starts to poll, not before it is up.
     for (namespace, interface) in [a, b] {
-        run(namespace.command("ethtool").args(["-K", interface, "tx", "off", "rx", "off", "gro", "on"]))?;
+        namespace
+            .offload(interface, &[(Offload::Transmit, false), (Offload::Receive, false), (Offload::Merging, true)])?;
     }
     Ok(())
 }

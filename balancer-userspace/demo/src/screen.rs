@@ -47,6 +47,13 @@ impl Screen {
     }
 }
 
+/// Prints a line.
+pub(crate) fn line(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
 fn render(status: &StatusView, seen: &Seen) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);

@@ -1,4 +1,4 @@
-//! What a demo backend says, for both ends.
+//! What a web server of the demo says, for both ends.
 
 use serde::{Deserialize, Serialize};
 

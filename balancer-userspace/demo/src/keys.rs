@@ -26,7 +26,7 @@ impl Keys {
         }
         let before = tcgetattr(&input).context("tcgetattr")?;
         let mut single = before.clone();
-        // Signals stay: Ctrl-C ends the lab.
+        // Signals stay: Ctrl-C ends the demo.
         single.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
         tcsetattr(&input, SetArg::TCSANOW, &single).context("tcsetattr")?;
         Ok(Some(Self { input, before }))

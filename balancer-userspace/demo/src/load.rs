@@ -6,20 +6,20 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use balancer_tests::{
+
+use crate::{
+    hosts::PORT,
     http_client::{Reply, Request},
     namespace::Entrance,
     topology::{Family, Topology},
 };
-
-use crate::hosts::PORT;
 
 /// Requests per second, all clients together.
 const RATE: f64 = 300.0;
@@ -30,8 +30,8 @@ const WORKERS: usize = 16;
 /// Address numbers between two clients, so that few of them share a /24.
 const STRIDE: u16 = 61;
 
-/// The most clients there are addresses for.
-pub(crate) const MAX_CLIENTS: u16 = 20_000 / STRIDE * STRIDE;
+/// The most clients that there are addresses for.
+pub const MAX_CLIENTS: u16 = 20_000 / STRIDE * STRIDE;
 
 /// One client in so many waits for [`Load::admit_newcomers`].
 const NEWCOMERS: usize = 6;
@@ -48,6 +48,8 @@ pub(crate) struct Load {
     sources: Vec<SocketAddr>,
     seen: Mutex<Seen>,
     newcomers: AtomicBool,
+    /// For each worker, how often all of its clients have been asked for.
+    rounds: Vec<AtomicU64>,
 }
 
 /// What the clients saw so far.
@@ -98,9 +100,12 @@ struct Client {
 
 impl Load {
     pub(crate) fn new(topology: &Topology, clients: u16) -> Self {
+        let sources: Vec<_> = (0..clients).map(|client| SocketAddr::new(address(topology, client), 0)).collect();
+        let workers = sources.chunks(share(sources.len())).len();
         Self {
             target: SocketAddr::new(topology.vip(Family::V4), PORT),
-            sources: (0..clients).map(|client| SocketAddr::new(address(topology, client), 0)).collect(),
+            sources,
+            rounds: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             seen: Mutex::new(Seen::default()),
             newcomers: AtomicBool::new(false),
         }
@@ -109,15 +114,15 @@ impl Load {
     /// Keeps the clients asking, from inside `namespace`, for as long as `meanwhile` runs.
     pub(crate) fn run(&self, namespace: &Entrance, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         let stop = AtomicBool::new(false);
-        let workers = self.sources.len().clamp(1, WORKERS);
-        let chunks: Vec<_> = self.sources.chunks(self.sources.len().div_ceil(workers).max(1)).collect();
+        let chunks = self.sources.chunks(share(self.sources.len()));
         let period = Duration::from_secs(1).mul_f64(chunks.len() as f64 / RATE);
         thread::scope(|scope| {
             // Also when `meanwhile` panics: the scope waits for its threads.
             let _stop = StopOnDrop(&stop);
-            for sources in chunks {
-                scope.spawn(|| {
-                    if let Err(error) = self.work(namespace, sources, period, &stop) {
+            let stop = &stop;
+            for (sources, rounds) in chunks.zip(&self.rounds) {
+                scope.spawn(move || {
+                    if let Err(error) = self.work(namespace, sources, period, rounds, stop) {
                         self.lock().last_failure = Some(format!("{error:#}"));
                     }
                 });
@@ -131,6 +136,11 @@ impl Load {
         self.newcomers.store(true, Ordering::Relaxed);
     }
 
+    /// How often each client has asked. Whatever happens now, all clients have met it two rounds later.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed)).min().unwrap_or(0)
+    }
+
     /// A copy of what was seen so far.
     pub(crate) fn seen(&self) -> Seen {
         self.lock().clone()
@@ -140,7 +150,14 @@ impl Load {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self, namespace: &Entrance, sources: &[SocketAddr], period: Duration, stop: &AtomicBool) -> Result<()> {
+    fn work(
+        &self,
+        namespace: &Entrance,
+        sources: &[SocketAddr],
+        period: Duration,
+        rounds: &AtomicU64,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         namespace.enter()?;
         let mut clients = vec![Client::default(); sources.len()];
         let mut next = Instant::now();
@@ -158,8 +175,14 @@ impl Load {
                 let reply = Request::new(source, self.target).session(client.session.clone()).send();
                 self.lock().note(source.ip(), client, reply);
             }
+            rounds.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// How many clients a worker speaks for.
+fn share(clients: usize) -> usize {
+    clients.div_ceil(WORKERS).max(1)
 }
 
 impl Seen {
@@ -171,6 +194,11 @@ impl Seen {
     /// Clients whose latest answer came from this backend.
     pub(crate) fn clients_of(&self, backend: &str) -> u64 {
         self.backends.get(backend).map_or(0, |backend| backend.clients)
+    }
+
+    /// How often a client left this backend for another.
+    pub(crate) fn moves_from(&self, backend: &str) -> u64 {
+        self.backends.get(backend).map_or(0, |backend| backend.moved_out)
     }
 
     /// How often a client came to another backend than before.
@@ -220,9 +248,8 @@ mod tests {
         net::{IpAddr, Ipv4Addr},
     };
 
-    use balancer_tests::{demo::Answer, http_client::Reply};
-
     use super::{Client, Seen};
+    use crate::{answer::Answer, http_client::Reply};
 
     fn reply(backend: &str, requests: u64) -> io::Result<Reply> {
         let answer =

@@ -21,7 +21,8 @@ use anyhow::{Context as _, Result};
 use balancer_common::map_types::Forwarding;
 
 use crate::{
-    namespace::{Namespace, join, run},
+    namespace::{Namespace, join},
+    offload::Offload,
     xdp::{Hook, Passer},
 };
 
@@ -98,7 +99,7 @@ impl Topology {
     /// the balancer, and with `dsr` to the backends as well.
     ///
     /// # Errors
-    /// Without root, without `ip` and `ethtool`, or when the kernel refuses.
+    /// Without root, without `ip`, or when the kernel refuses.
     pub fn new(shape: Shape, forwarding: Forwarding, backends: usize) -> Result<Self> {
         let mut topology = Self {
             shape,
@@ -259,7 +260,7 @@ impl Topology {
         // The controller's to switch on.
         self.forward(false)?;
         for interface in self.interfaces() {
-            run(self.balancer.command("ethtool").args(["-K", interface, "gro", "off"]))?;
+            self.balancer.offload(interface, &[(Offload::Merging, false)])?;
         }
         for family in Family::BOTH {
             address(&self.balancer, segment_interface, SEGMENT, family, BALANCER)?;

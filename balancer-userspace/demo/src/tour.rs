@@ -1,14 +1,23 @@
 //! A tour that runs by itself: what happens to a cluster in a day, in a minute, and who moves.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use balancer_api::model::StatusView;
+use balancer_model::states::BackendState;
 
 use crate::{
     hosts::{Hosts, SPARE, STARTED, name},
     ip_hash,
     load::{Load, Seen},
 };
+
+/// What the sign ¹ says.
+pub(crate) const FOOTNOTE: &str =
+    " ¹ clients that nginx's rule for ip_hash sends elsewhere, computed for the same addresses";
+
+/// How long what a step does may take to show.
+const EFFECT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The server that is drained, by index.
 const DRAINED: u16 = 1;
@@ -27,7 +36,7 @@ enum Action {
     End,
 }
 
-/// When each begins, from the start of the tour.
+/// When each begins in a tour of a minute, in seconds from its start.
 const STEPS: [(u64, Action); 7] = [
     (0, Action::LogIn),
     (8, Action::Add),
@@ -47,8 +56,27 @@ impl Action {
             Self::TakeBack => format!("{} is taken back.", name(DRAINED)),
             Self::Kill => format!("{} is killed: its clients move, nobody else does.", name(KILLED)),
             Self::Restart => format!("{} is back.", name(KILLED)),
-            Self::End => "The tour is over; the commands above are yours. Ctrl-C ends the lab.".to_owned(),
+            Self::End => "The tour is over; the commands above are yours. Ctrl-C ends the demo.".to_owned(),
         }
+    }
+
+    /// Which server shows that it has happened, by index, and in which states.
+    const fn effect(self) -> Option<(u16, &'static [BackendState])> {
+        match self {
+            Self::LogIn | Self::End => None,
+            Self::Add => Some((SPARE, &[BackendState::Up])),
+            Self::Drain => Some((DRAINED, &[BackendState::Draining, BackendState::Drained])),
+            Self::TakeBack => Some((DRAINED, &[BackendState::Up])),
+            Self::Kill => Some((KILLED, &[BackendState::Down])),
+            Self::Restart => Some((KILLED, &[BackendState::Up])),
+        }
+    }
+
+    fn has_happened(self, status: &StatusView) -> bool {
+        let Some((server, states)) = self.effect() else { return true };
+        let name = name(server);
+        let mut backends = status.services.iter().flat_map(|service| &service.backends);
+        backends.any(|backend| backend.name == name && states.iter().any(|state| state.word() == backend.state))
     }
 
     /// Which servers are in service for nginx, in the order of its configuration: before the action and after it.
@@ -72,10 +100,13 @@ impl Action {
 #[derive(Clone, Debug)]
 struct Step {
     action: Action,
+    begun: Instant,
     /// What the clients had seen when it began.
     before: Seen,
     /// Clients that nginx would have moved, of those that were there.
     ip_hash: usize,
+    /// The clients' rounds when its effect showed.
+    shown: Option<u64>,
 }
 
 impl Step {
@@ -86,29 +117,68 @@ impl Step {
         }
         let clients = self.before.clients();
         let moved = now.moves() - self.before.moves();
-        let own = match self.action {
+        let details = match self.action {
+            Action::Drain => {
+                let there = now.clients_of(&name(DRAINED)).saturating_sub(self.before.clients_of(&name(DRAINED)));
+                format!("; newcomers there: {there} of {}", now.clients() - clients)
+            }
             Action::Kill => {
                 let there = self.before.clients_of(&name(KILLED));
-                format!(" (of {there} on {})", name(KILLED))
+                let own = now.moves_from(&name(KILLED)) - self.before.moves_from(&name(KILLED));
+                format!(" ({own} of {there} on {}, {} of the others)", name(KILLED), moved - own)
             }
-            Action::LogIn | Action::Add | Action::Drain | Action::TakeBack | Action::Restart | Action::End => {
-                String::new()
-            }
+            Action::LogIn | Action::Add | Action::TakeBack | Action::Restart | Action::End => String::new(),
         };
-        format!("{sentence} Moved: {moved} of {clients}{own}; nginx ip_hash: {} ¹", self.ip_hash)
+        format!("{sentence} Moved: {moved} of {clients}{details}; nginx ip_hash: {} ¹", self.ip_hash)
     }
+
+    /// Whether its effect shows and all clients have met it.
+    fn is_settled(&mut self, status: &StatusView, load: &Load) -> Result<bool> {
+        let rounds = load.rounds();
+        if self.shown.is_none() && self.action.has_happened(status) {
+            self.shown = Some(rounds);
+        }
+        ensure!(
+            self.shown.is_some() || self.begun.elapsed() < EFFECT_LIMIT,
+            "nothing was seen of this within {} s: {}",
+            EFFECT_LIMIT.as_secs(),
+            self.action.sentence()
+        );
+        Ok(self.shown.is_some_and(|shown| rounds >= shown + 2))
+    }
+}
+
+/// When the next step begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// When its time has come, so that people can follow.
+    Minute,
+    /// When all clients have met the step before.
+    Settled,
 }
 
 /// The tour and how far it has come.
 pub(crate) struct Tour {
+    pace: Pace,
+    begun: Instant,
     steps: Vec<Step>,
     /// Lines of steps that are over.
     done: Vec<String>,
 }
 
 impl Tour {
-    pub(crate) const fn new() -> Self {
-        Self { steps: Vec::new(), done: Vec::new() }
+    /// A tour to be watched.
+    pub(crate) fn in_a_minute() -> Self {
+        Self::at(Pace::Minute)
+    }
+
+    /// A tour that takes no longer than it has to.
+    pub(crate) fn at_once() -> Self {
+        Self::at(Pace::Settled)
+    }
+
+    fn at(pace: Pace) -> Self {
+        Self { pace, begun: Instant::now(), steps: Vec::new(), done: Vec::new() }
     }
 
     /// Whether its last step has begun.
@@ -116,19 +186,33 @@ impl Tour {
         self.steps.len() == STEPS.len()
     }
 
-    /// Begins the steps that are due `elapsed` after the tour's start.
-    pub(crate) fn advance(&mut self, elapsed: Duration, hosts: &mut Hosts, load: &Load) -> Result<()> {
+    /// Begins the steps that are due, and gives the lines of those that are over thereby.
+    pub(crate) fn advance(&mut self, status: &StatusView, hosts: &mut Hosts, load: &Load) -> Result<Vec<String>> {
+        let before = self.done.len();
         while let Some(&(at, action)) = STEPS.get(self.steps.len())
-            && elapsed >= Duration::from_secs(at)
+            && self.is_due(at, status, load)?
         {
-            let before = load.seen();
-            if let Some(step) = self.steps.last() {
-                self.done.push(step.line(&before));
-            }
-            let ip_hash = action.servers().map_or(0, |(old, new)| ip_hash::moved(before.addresses(), old, new));
-            perform(action, hosts, load)?;
-            self.steps.push(Step { action, before, ip_hash });
+            self.begin(action, hosts, load)?;
         }
+        Ok(self.done[before..].to_vec())
+    }
+
+    fn is_due(&mut self, at: u64, status: &StatusView, load: &Load) -> Result<bool> {
+        match (self.pace, self.steps.last_mut()) {
+            (Pace::Minute, _) => Ok(self.begun.elapsed() >= Duration::from_secs(at)),
+            (Pace::Settled, None) => Ok(true),
+            (Pace::Settled, Some(step)) => step.is_settled(status, load),
+        }
+    }
+
+    fn begin(&mut self, action: Action, hosts: &mut Hosts, load: &Load) -> Result<()> {
+        let before = load.seen();
+        if let Some(step) = self.steps.last() {
+            self.done.push(step.line(&before));
+        }
+        let ip_hash = action.servers().map_or(0, |(old, new)| ip_hash::moved(before.addresses(), old, new));
+        perform(action, hosts, load)?;
+        self.steps.push(Step { action, begun: Instant::now(), before, ip_hash, shown: None });
         Ok(())
     }
 
@@ -143,7 +227,7 @@ impl Tour {
         if !self.is_over() {
             text += "   (any key ends the tour)\n";
         }
-        text + " ¹ clients that nginx's rule for ip_hash sends elsewhere, computed for the same addresses\n\n"
+        text + FOOTNOTE + "\n\n"
     }
 }
 
@@ -180,6 +264,8 @@ const _: () = assert!(STARTED == 3 && SPARE == 3, "the lists of servers above sa
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::{Action, STEPS, Seen, Step};
 
     #[test]
@@ -191,9 +277,10 @@ mod tests {
         before.backends.entry("web2".to_owned()).or_default().moved_in = 5;
         let mut now = before.clone();
         now.backends.entry("web2".to_owned()).or_default().moved_in = 45;
-        let step = Step { action: Action::Kill, before, ip_hash: 77 };
+        now.backends.entry("web1".to_owned()).or_default().moved_out = 39;
+        let step = Step { action: Action::Kill, begun: Instant::now(), before, ip_hash: 77, shown: None };
         let line = step.line(&now);
-        assert!(line.ends_with("Moved: 40 of 100 (of 40 on web1); nginx ip_hash: 77 ¹"), "{line}");
+        assert!(line.ends_with("Moved: 40 of 100 (39 of 40 on web1, 1 of the others); nginx ip_hash: 77 ¹"), "{line}");
     }
 
     #[test]

@@ -1,0 +1,41 @@
+//! What an interface does with checksums and segments on behalf of the kernel (`ethtool -K`).
+
+use std::{io, os::fd::AsRawFd as _};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// What can be switched, by the command of `SIOCETHTOOL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// Verifying checksums on arrival is left to the interface.
+    Receive = 0x15,
+    /// Computing checksums is left to the interface.
+    Transmit = 0x17,
+    /// Segments that arrive are merged (GRO).
+    Merging = 0x2c,
+}
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct EthtoolValue {
+    cmd: u32,
+    data: u32,
+}
+
+/// Switches an offload of an interface of this thread's network namespace.
+pub(crate) fn switch(interface: &str, offload: Offload, on: bool) -> io::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut value = EthtoolValue { cmd: offload as u32, data: u32::from(on) };
+    let mut name = [0; libc::IFNAMSIZ];
+    if interface.len() >= name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in name.iter_mut().zip(interface.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() };
+    let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
+    // SAFETY: the request names an interface and points to a value of the command's size; both live through the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,95 @@
+//! `balancer demo`.
+
+use std::{
+    env,
+    io::{self, IsTerminal as _},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use balancer_common::map_types::Forwarding;
+use balancer_demo::{Course, MAX_CLIENTS, Options, server};
+use balancer_model::value;
+use clap::ValueEnum;
+
+use super::{Failure, wait_for};
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    /// How packets reach the servers
+    #[arg(long, value_enum, default_value_t = Mode::Nat)]
+    forwarding: Mode,
+    /// How many client addresses send requests
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CLIENTS)))]
+    clients: u16,
+    /// How long clients are remembered; 0s: not at all, the lookup table alone decides
+    #[arg(long, value_name = "DURATION", default_value = "3h", value_parser = value::duration)]
+    remember: Duration,
+    /// Run the tour as fast as its steps take, print a line for each, and end; so it is where standard output is no
+    /// terminal, unless --no-tour or --seconds says otherwise
+    #[arg(long, conflicts_with_all = ["no_tour", "seconds"])]
+    once: bool,
+    /// Only the table: nothing happens by itself
+    #[arg(long)]
+    no_tour: bool,
+    /// End by itself after so many seconds
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// Show this balancer instead of this program
+    #[arg(long, value_name = "PROGRAM")]
+    balancer: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Be one of the web servers: count each session's requests, answer /healthz, fail it after POST /fail?mode=503
+    Server(ServerArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ServerArgs {
+    /// What it calls itself
+    #[arg(long)]
+    name: String,
+    /// Where it listens; may be repeated
+    #[arg(long, required = true, value_name = "ADDR:PORT")]
+    listen: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    Dsr,
+    Nat,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    if let Some(Verb::Server(ServerArgs { name, listen })) = args.verb {
+        return wait_for(async move { Ok(server::serve(&name, &listen).await?) });
+    }
+    let program = env::current_exe().context("this program's path is unknown")?;
+    let live = args.no_tour || args.seconds.is_some() || (io::stdout().is_terminal() && !args.once);
+    let options = Options {
+        forwarding: match args.forwarding {
+            Mode::Dsr => Forwarding::Dsr,
+            Mode::Nat => Forwarding::Nat,
+        },
+        clients: args.clients,
+        remember: args.remember,
+        course: if live {
+            Course::Live { tour: !args.no_tour, limit: args.seconds.map(Duration::from_secs) }
+        } else {
+            Course::Once
+        },
+        balancer: args.balancer.unwrap_or_else(|| program.clone()),
+        program,
+    };
+    balancer_demo::run(&options).map_err(|error| match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(kind @ io::ErrorKind::BrokenPipe) => Failure::Output(kind.into()),
+        _ => Failure::Other(error),
+    })
+}
