@@ -8,6 +8,9 @@ use aya_build::{Package, Toolchain};
 /// The rustup name under which set-up links a system compiler that brings its own `core` for BPF.
 const LINKED_TOOLCHAIN: &str = "bpf-core";
 
+/// The rustup name of the nightly that the kernel program is compiled with elsewhere.
+const PINNED_TOOLCHAIN: &str = include_str!("nightly");
+
 fn main() -> Result<()> {
     let root = format!("{}/../../balancer-ebpf", env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR not set")?);
     println!("cargo:rerun-if-changed=../../balancer-common");
@@ -24,23 +27,27 @@ fn main() -> Result<()> {
         // What this build prints comes out as warnings: errors shall, progress shall not.
         env::set_var("CARGO_TERM_QUIET", "true");
     };
-    let toolchain = if linked_toolchain_exists() {
+    let pinned = PINNED_TOOLCHAIN.trim();
+    let toolchain = if toolchain_exists(LINKED_TOOLCHAIN) {
         // SAFETY: as above.
         unsafe {
             // Lets these crates use inline assembly; the value 1 would switch build-std on.
             env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,balancer_ebpf");
         }
         Toolchain::Custom(LINKED_TOOLCHAIN)
+    } else if toolchain_exists(pinned) {
+        Toolchain::Custom(pinned)
     } else {
+        // Set-up has seen that it is the same, or that no other can be had.
         Toolchain::Nightly
     };
     aya_build::build_ebpf([Package { name: "balancer-ebpf", root_dir: &root, ..Default::default() }], toolchain)
         .context("building the kernel program failed; `cargo xtask setup` installs what it needs")
 }
 
-fn linked_toolchain_exists() -> bool {
+fn toolchain_exists(name: &str) -> bool {
     Command::new("rustup")
-        .args(["run", LINKED_TOOLCHAIN, "rustc", "--version"])
+        .args(["run", name, "rustc", "--version"])
         .output()
         .is_ok_and(|output| output.status.success())
 }

@@ -33,13 +33,13 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     }
     setup(Purpose::Run)?;
     if wanted(Benchmark::Table) {
-        run(cargo().args(["bench", "--package", "balancer-core", "--bench", "maglev"]))?;
+        run(cargo().args(["bench", "--locked", "--package", "balancer-core", "--bench", "maglev"]))?;
     }
     if wanted(Benchmark::Memory) {
-        run(cargo().args(["bench", "--package", "balancer-common", "--bench", "seen"]))?;
+        run(cargo().args(["bench", "--locked", "--package", "balancer-common", "--bench", "seen"]))?;
     }
     if wanted(Benchmark::Checks) {
-        run(cargo().args(["bench", "--package", "balancer-daemon", "--bench", "checks"]))?;
+        run(cargo().args(["bench", "--locked", "--package", "balancer-daemon", "--bench", "checks"]))?;
     }
     let binaries = [
         (Benchmark::Path, "bench-path"),
@@ -50,7 +50,10 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
         if wanted(benchmark) {
             // With the balancer that it may run.
             let packages = ["--package", "balancer-userspace", "--package", "balancer-tests"];
-            run(cargo().args(["build", "--release"]).args(packages).args(["--bin", "balancer", "--bin", binary]))?;
+            run(cargo()
+                .args(["build", "--locked", "--release"])
+                .args(packages)
+                .args(["--bin", "balancer", "--bin", binary]))?;
             run(&mut program(built("release")?.join(binary)))?;
         }
     }

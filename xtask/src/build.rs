@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    command::{cargo, run},
+    command::{built, cargo, run},
     setup::{Purpose, setup},
 };
 
@@ -31,6 +31,9 @@ pub(crate) fn programs(names: &[&str], release: bool) -> Result<()> {
     }
     if release {
         command.arg("--release");
+    }
+    if !built(if release { "release" } else { "debug" })?.join("balancer").exists() {
+        println!("Building {}: the first time this takes minutes", names.join(", "));
     }
     run(&mut command)
 }

@@ -5,8 +5,10 @@ mod book;
 mod build;
 mod ci;
 mod command;
+mod debian;
 mod kernels;
 mod package;
+mod release;
 mod run;
 mod setup;
 mod test;
@@ -73,6 +75,12 @@ enum Chore {
         #[arg(long, requires = "attempt", default_value = "bookworm")]
         suite: String,
     },
+    /// Set up, and make what is downloaded: static programs in Debian packages and archives, bills of materials, checksums.
+    Release {
+        /// Only for these processors.
+        #[arg(long)]
+        arch: Vec<release::Arch>,
+    },
     /// Everything a change must pass: format, lints, docs, licences and dependencies, tests.
     Ci,
 }
@@ -100,6 +108,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite),
+        Chore::Release { arch } => release::release(&arch),
         Chore::Ci => ci::ci(),
     }
 }

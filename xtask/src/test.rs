@@ -11,14 +11,14 @@ use crate::{
 pub(crate) fn test() -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
-    run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
-    run(cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]))
+    run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]))?;
+    run(cargo().args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]))
 }
 
 /// Plays a hundred thousand random sequences of events against the controller's model, which takes the optimiser.
 pub(crate) fn soak() -> Result<()> {
     setup(Purpose::Test)?;
     // Four tests of as many cases each.
-    let model = ["nextest", "run", "--release", "-p", "balancer-core", "--lib", "model_test::"];
+    let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     build::PACKAGE_TRIAL,
     command::{built, ensure_root, program, root, run},
-    package::{contents, deb},
+    package::{contents, stripped},
     setup::machine,
 };
 
@@ -19,9 +19,9 @@ pub(crate) fn try_package(suite: &str) -> Result<()> {
     let directory = root().join("target/package/try");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let upgrade = directory.join("upgrade.deb");
-    run(deb().args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
+    run(stripped().args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
     // Last, because each takes the one before away.
-    run(&mut deb())?;
+    run(&mut stripped())?;
     let mut made = fs::read_dir(root().join("target/debian"))?.flatten().map(|entry| entry.path());
     let package = made.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
     let mut command = program(built("release")?.join("try-package"));

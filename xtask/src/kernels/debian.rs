@@ -1,27 +1,34 @@
-//! Debian's kernels, from the mirrors that this machine uses, without touching what is installed on it.
+//! Debian's kernels.
 
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::command::{output, program, run};
+use crate::{
+    command::{output, program, run},
+    debian::Apt,
+};
 
-const SUITES: [&str; 6] = ["bookworm", "bookworm-backports", "trixie", "trixie-backports", "forky", "sid"];
-const SECURITY: [&str; 2] = ["bookworm-security", "trixie-security"];
-const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const SUITES: [&str; 8] = [
+    "bookworm",
+    "bookworm-backports",
+    "bookworm-security",
+    "trixie",
+    "trixie-backports",
+    "trixie-security",
+    "forky",
+    "sid",
+];
 /// Kernels for virtual machines are the smallest.
 const FLAVOUR: &str = "-cloud-amd64";
 /// A kernel's package; newer kernels come in several.
 const PARTS: [&str; 3] = ["image", "binary", "modules"];
 /// What the tests' hosts are made of. Debian may have built some into the kernel.
 const MODULES: [&str; 8] = ["veth", "bridge", "8021q", "dummy", "tun", "sch_netem", "sch_ingress", "cls_bpf"];
-const LISTS_ARE_FRESH: Duration = Duration::from_secs(12 * 3600);
 
 /// A kernel, unpacked.
 #[derive(Debug)]
@@ -48,8 +55,8 @@ impl Kernel {
 
 /// The newest kernel of each version or beginning of one, or of all (`None`), downloaded unless it is there.
 pub(super) fn kernels(directory: &Path, wanted: &[Option<&str>]) -> Result<Vec<Kernel>> {
-    let apt = Apt::new(directory)?;
-    let all = apt.versions()?;
+    let apt = Apt::new(directory, &SUITES, None)?;
+    let all = versions(&apt)?;
     let mut kernels: Vec<Kernel> = Vec::new();
     for series in wanted {
         let version = newest(&all, *series).with_context(|| {
@@ -70,6 +77,11 @@ pub(super) fn kernels(directory: &Path, wanted: &[Option<&str>]) -> Result<Vec<K
     Ok(kernels)
 }
 
+fn versions(apt: &Apt) -> Result<BTreeSet<String>> {
+    let found = apt.search(&format!("^linux-(image|binary)-[0-9].*{FLAVOUR}$"))?;
+    Ok(found.iter().filter_map(|package| version(package)).map(str::to_owned).collect())
+}
+
 /// The newest version that is `series` or goes on behind it with other than a digit.
 fn newest<'a>(all: &'a BTreeSet<String>, series: Option<&str>) -> Option<&'a str> {
     let of_series = |version: &&String| {
@@ -88,88 +100,6 @@ fn numbers(version: &str) -> Vec<u32> {
 fn version(package: &str) -> Option<&str> {
     let rest = package.strip_prefix("linux-image-").or_else(|| package.strip_prefix("linux-binary-"))?;
     rest.strip_suffix(FLAVOUR).filter(|version| numbers(version).len() > 2)
-}
-
-/// A directory of lists and downloads of its own.
-struct Apt {
-    directory: PathBuf,
-    configuration: PathBuf,
-}
-
-impl Apt {
-    fn new(directory: &Path) -> Result<Self> {
-        let directory = directory.join("apt");
-        for part in ["lists/partial", "cache/archives/partial", "parts"] {
-            fs::create_dir_all(directory.join(part))?;
-        }
-        let configuration = directory.join("apt.conf");
-        let at = directory.display();
-        let settings = format!(
-            "Dir::Etc::sourcelist \"{at}/sources.list\"; Dir::Etc::sourceparts \"{at}/parts\";\n\
-             Dir::Etc::preferences \"/dev/null\"; Dir::Etc::preferencesparts \"{at}/parts\";\n\
-             Dir::State::lists \"{at}/lists\"; Dir::Cache \"{at}/cache\"; Acquire::Languages \"none\";\n\
-             Acquire::Retries \"3\"; APT::Sandbox::User \"root\";\n"
-        );
-        fs::write(&configuration, settings)?;
-        let this = Self { directory, configuration };
-        this.refresh()?;
-        Ok(this)
-    }
-
-    fn command(&self, name: &str) -> Command {
-        let mut command = program(name);
-        command.env("APT_CONFIG", &self.configuration);
-        command
-    }
-
-    fn refresh(&self) -> Result<()> {
-        let fresh = self.directory.join("fresh");
-        let age = fs::metadata(&fresh).and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
-        if age.is_some_and(|age| age < LISTS_ARE_FRESH) {
-            return Ok(());
-        }
-        let mirrors =
-            output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
-        let mirrors = mirrors.context("`apt-get indextargets` failed")?;
-        fs::write(self.directory.join("sources.list"), sources(&mirrors)?)?;
-        // A mirror that lacks a suite is no failure: what is missing is said when a kernel is looked for.
-        run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
-            println!("Some of Debian's suites are not on this machine's mirrors.");
-            Ok::<(), anyhow::Error>(())
-        })?;
-        fs::write(fresh, "")?;
-        Ok(())
-    }
-
-    fn versions(&self) -> Result<BTreeSet<String>> {
-        let pattern = format!("^linux-(image|binary)-[0-9].*{FLAVOUR}$");
-        let found = output(self.command("apt-cache").args(["search", "--names-only", &pattern]))
-            .context("`apt-cache search` failed")?;
-        let packages = found.lines().filter_map(|line| line.split_whitespace().next());
-        Ok(packages.filter_map(version).map(str::to_owned).collect())
-    }
-
-    fn has(&self, package: &str) -> bool {
-        output(self.command("apt-cache").args(["show", "--quiet=2", package])).is_some_and(|text| !text.is_empty())
-    }
-
-    /// Downloads a package into `directory`.
-    fn download(&self, package: &str, directory: &Path) -> Result<()> {
-        run(self.command("apt-get").args(["-qq", "download", package]).current_dir(directory))
-    }
-}
-
-/// The sources for all suites, on `mirrors`.
-fn sources(mirrors: &str) -> Result<String> {
-    let mirrors: Vec<&str> = mirrors.lines().filter(|mirror| mirror.starts_with("http")).collect();
-    let find = |security| mirrors.iter().find(|mirror| mirror.contains("security") == security).copied();
-    let debian = |mirror: &&&str| mirror.trim_end_matches('/').ends_with("/debian");
-    let main =
-        mirrors.iter().find(debian).copied().or_else(|| find(false)).context("this machine's apt has no mirror")?;
-    let security = find(true).map_or_else(|| format!("{}-security", main.trim_end_matches('/')), str::to_owned);
-    let line = |mirror: &str, suite: &str| format!("deb [signed-by={KEYS}] {mirror} {suite} main\n");
-    let all = SUITES.iter().map(|suite| line(main, suite));
-    Ok(all.chain(SECURITY.iter().map(|suite| line(&security, suite))).collect())
 }
 
 fn unpack(apt: &Apt, kernel: &Kernel) -> Result<()> {
@@ -259,13 +189,5 @@ mod tests {
         assert_eq!(newest(&all, Some("6.1.0-9")), Some("6.1.0-9"));
         assert_eq!(newest(&all, None), Some("7.2.13+deb14"));
         assert_eq!(newest(&all, Some("5.10")), None);
-    }
-
-    #[test]
-    fn the_mirrors_are_those_of_this_machine() {
-        let mirrors = "http://other.test/tools/\nhttp://mirror.test/debian-security/\nhttp://mirror.test/debian/\ncdrom://disc/\n";
-        let sources = sources(mirrors).expect("mirrors");
-        assert!(sources.contains("] http://mirror.test/debian/ trixie-backports main\n"), "{sources}");
-        assert!(sources.contains("] http://mirror.test/debian-security/ trixie-security main\n"), "{sources}");
     }
 }

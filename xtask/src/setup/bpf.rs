@@ -1,16 +1,21 @@
 //! A compiler and a linker for the kernel program, by one of two ways:
 //!
-//! 1. rustup's nightly, which compiles `core` for BPF from the `rust-src` component;
+//! 1. rustup's nightly of the date in `balancer-userspace/dataplane/nightly`, which compiles `core` for BPF from the
+//!    `rust-src` component; where it cannot be had, the nightly that is there;
 //! 2. Debian's compiler with its prebuilt `core` for BPF, linked into rustup as `bpf-core`.
 //!
-//! `balancer-userspace/dataplane/build.rs` takes the linked toolchain if there is one, otherwise nightly.
+//! `balancer-userspace/dataplane/build.rs` takes the linked toolchain if there is one, then the nightly of that date, then
+//! any.
 
-use std::{fmt, path::Path, process::Command, time::Duration};
+use std::{fmt, fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::install::Installer;
 use crate::command::{installed, output, program};
+
+/// The rustup name of the nightly that everybody is to compile the kernel program with.
+const PINNED: &str = include_str!("../../../balancer-userspace/dataplane/nightly");
 
 const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.13.0";
@@ -37,13 +42,17 @@ const TOOLCHAIN_LIMIT: Duration = Duration::from_secs(300);
 /// A compiler for BPF, by its rustup name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compiler {
+    /// Of the right date.
+    Pinned,
+    /// Of whichever date.
     Nightly,
     Linked,
 }
 
 impl Compiler {
-    const fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
+            Self::Pinned => PINNED.trim(),
             Self::Nightly => "nightly",
             Self::Linked => "bpf-core",
         }
@@ -63,9 +72,16 @@ impl Compiler {
     /// Whether it has what `core` for BPF takes.
     fn has_core(self) -> bool {
         output(self.rustc().args(["--print", "sysroot"])).is_some_and(|sysroot| match self {
-            Self::Nightly => Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir(),
+            Self::Pinned | Self::Nightly => Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir(),
             Self::Linked => has_prebuilt_core(&sysroot),
         })
+    }
+
+    /// Whether rustup knows it as the nightly of the right date, under whichever name.
+    fn is_pinned(self) -> bool {
+        let sysroot = output(self.rustc().args(["--print", "sysroot"])).unwrap_or_default();
+        let manifest = Path::new(&sysroot).join("lib/rustlib/multirust-channel-manifest.toml");
+        fs::read_to_string(manifest).is_ok_and(|text| date(&text) == PINNED.trim().strip_prefix("nightly-"))
     }
 
     fn llvm(self) -> Result<u32> {
@@ -86,15 +102,17 @@ pub(super) fn ensure(installer: &mut Installer) -> Result<Compiler> {
         installed("rustup"),
         "rustup is missing: install Rust with rustup, the build asks it for a second compiler"
     );
-    let preferred = if Compiler::Linked.exists() { Compiler::Linked } else { Compiler::Nightly };
-    if installed(LINKER) && preferred.has_core() {
+    let preferred = if Compiler::Linked.exists() { Compiler::Linked } else { present() };
+    if installed(LINKER) && preferred.has_core() && (preferred == Compiler::Linked || preferred.is_pinned()) {
         return Ok(preferred);
     }
     let no_nightly = match preferred {
-        Compiler::Nightly => install_nightly(installer),
-        Compiler::Linked => Err(anyhow!("the build prefers the toolchain {}, which is there", preferred.name())),
+        Compiler::Pinned | Compiler::Nightly => match install_nightly(installer) {
+            Ok(compiler) => return Ok(compiler),
+            Err(error) => error,
+        },
+        Compiler::Linked => anyhow!("the build prefers the toolchain {}, which is there", preferred.name()),
     };
-    let Err(no_nightly) = no_nightly else { return Ok(Compiler::Nightly) };
     println!("No compiler for BPF by way of rustup: {no_nightly:#}");
     let Err(no_debian) = install_debian(installer) else { return Ok(Compiler::Linked) };
     println!("No compiler for BPF by way of Debian's packages: {no_debian:#}");
@@ -105,21 +123,43 @@ pub(super) fn ensure(installer: &mut Installer) -> Result<Compiler> {
     bail!("no compiler for BPF could be installed\n{}", by_hand())
 }
 
-fn install_nightly(installer: &mut Installer) -> Result<()> {
-    let name = Compiler::Nightly.name();
-    if !Compiler::Nightly.exists() {
+/// The name of a nightly with its sources, installed if it is missing.
+pub(super) fn nightly(installer: &mut Installer) -> Result<String> {
+    Ok(install_sources(installer)?.name().to_owned())
+}
+
+/// The nightly that the build would take.
+fn present() -> Compiler {
+    if Compiler::Pinned.exists() || !Compiler::Nightly.exists() { Compiler::Pinned } else { Compiler::Nightly }
+}
+
+fn install_nightly(installer: &mut Installer) -> Result<Compiler> {
+    let compiler = install_sources(installer)?;
+    install_linker(installer, compiler.llvm()?)?;
+    Ok(compiler)
+}
+
+fn install_sources(installer: &mut Installer) -> Result<Compiler> {
+    let present = present();
+    if !present.is_pinned() {
         let mut command = program("rustup");
-        command.args(["toolchain", "install", name, "--profile", "minimal", "--component", "rust-src"]);
-        installer.step("Rust nightly with its sources", Some(TOOLCHAIN_LIMIT), &mut command)?;
-    } else if !Compiler::Nightly.has_core() {
+        command.args(["toolchain", "install", PINNED.trim(), "--profile", "minimal", "--component", "rust-src"]);
+        match installer.step("Rust nightly with its sources", Some(TOOLCHAIN_LIMIT), &mut command) {
+            Ok(()) => return Ok(Compiler::Pinned),
+            Err(error) if !present.exists() => return Err(error),
+            Err(error) => println!("{error:#}; going on with {present}, which is of another date"),
+        }
+    }
+    if !present.has_core() {
         let mut command = program("rustup");
-        command.args(["component", "add", "rust-src", "--toolchain", name]);
+        command.args(["component", "add", "rust-src", "--toolchain", present.name()]);
         installer.step("the sources of Rust nightly", Some(COMPONENT_LIMIT), &mut command)?;
     }
-    install_linker(installer, Compiler::Nightly.llvm()?)
+    Ok(present)
 }
 
 fn install_debian(installer: &mut Installer) -> Result<()> {
+    installer.ensure_apt()?;
     if !has_prebuilt_core(DEBIAN_SYSROOT) {
         ensure!(installer.package_exists(DEBIAN_PACKAGES[1])?, "there is no package {}", DEBIAN_PACKAGES[1]);
         installer.packages(&DEBIAN_PACKAGES)?;
@@ -160,6 +200,7 @@ fn download_linker(installer: &mut Installer) -> Result<()> {
 
 fn build_linker(installer: &mut Installer, llvm: u32) -> Result<()> {
     ensure!(LINKER_LLVM.contains(&llvm), "{LINKER} {LINKER_VERSION} knows no LLVM {llvm}");
+    installer.ensure_apt()?;
     let prefix = format!("/usr/lib/llvm-{llvm}");
     let package = format!("llvm-{llvm}-dev");
     if !Path::new(&prefix).join("include/llvm-c").exists() {
@@ -179,6 +220,11 @@ fn has_prebuilt_core(sysroot: &str) -> bool {
     })
 }
 
+/// The date of a toolchain, from the manifest that rustup keeps of it.
+fn date(manifest: &str) -> Option<&str> {
+    manifest.lines().find_map(|line| line.strip_prefix("date = \"")?.strip_suffix('"'))
+}
+
 fn llvm_major(version: &str) -> Option<u32> {
     version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
 }
@@ -186,12 +232,13 @@ fn llvm_major(version: &str) -> Option<u32> {
 fn by_hand() -> String {
     format!(
         "Install one by hand, either\n\
-         \x20   rustup toolchain install nightly --profile minimal --component rust-src\n\
+         \x20   rustup toolchain install {} --profile minimal --component rust-src\n\
          \x20   cargo install --locked {BINSTALL} && cargo binstall {LINKER}@{LINKER_VERSION}\n\
          or, on Debian, as root\n\
          \x20   apt-get update && apt-get install {} {} llvm-22-dev\n\
          \x20   LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 LLVM_PREFIX=/usr/lib/llvm-22 cargo install --locked {LINKER} --version {LINKER_VERSION} --no-default-features --features llvm-22\n\
          \x20   rustup toolchain link {} {DEBIAN_SYSROOT}",
+        PINNED.trim(),
         DEBIAN_PACKAGES.join(" "),
         LINKER_PACKAGES.join(" "),
         Compiler::Linked.name(),
@@ -200,7 +247,17 @@ fn by_hand() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::llvm_major;
+    use super::{PINNED, date, llvm_major};
+
+    #[test]
+    fn the_date_of_a_nightly_is_found() {
+        assert_eq!(
+            date("manifest-version = \"2\"\ndate = \"2026-05-20\"\n\n[pkg]\ndate = \"x\"\n"),
+            Some("2026-05-20")
+        );
+        assert_eq!(date("manifest-version = \"2\"\n"), None);
+        assert!(PINNED.starts_with("nightly-20"), "{PINNED}");
+    }
 
     #[test]
     fn the_version_of_llvm_is_found() {

@@ -2,37 +2,76 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
+use super::packages::{Manager, Tool};
 use crate::command::{cargo, installed, is_root, output, program, run, run_within, shown};
 
 /// Installs things, each announced before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Installer {
+    manager: Option<Manager>,
     lists_are_fresh: bool,
 }
 
 impl Installer {
-    /// Installs Debian packages.
-    pub(super) fn packages(&mut self, packages: &[&str]) -> Result<()> {
-        self.refresh_lists()?;
-        let mut command = apt_get();
-        command.args(["install", "--yes", "--no-install-recommends"]).args(packages);
-        announce(&packages.join(", "), &command);
-        run(&mut command)
+    pub(super) fn new() -> Self {
+        Self { manager: Manager::of_this_system(), lists_are_fresh: false }
     }
 
-    /// Installs Debian packages of servers, which are not started: not now, and not when the system starts.
-    pub(super) fn servers(&mut self, packages: &[&str]) -> Result<()> {
-        let policy = Policy::refuse()?;
-        self.packages(packages)?;
+    /// Installs those of the tools that are missing.
+    pub(super) fn tools(&mut self, tools: &[Tool]) -> Result<()> {
+        match self.missing(tools)? {
+            packages if packages.is_empty() => Ok(()),
+            packages => self.packages(&packages),
+        }
+    }
+
+    /// Installs those of the servers that are missing; none is started: not now, and not when the system starts.
+    pub(super) fn servers(&mut self, servers: &[Tool]) -> Result<()> {
+        let packages = self.missing(servers)?;
+        if packages.is_empty() {
+            return Ok(());
+        }
+        let policy = if self.manager == Some(Manager::Apt) { Some(Policy::refuse()?) } else { None };
+        self.packages(&packages)?;
         drop(policy);
         for package in packages {
             let unit = package.split('-').next().unwrap_or(package);
-            if Path::new("/run/systemd/system").exists() {
+            if self.manager == Some(Manager::Apt) && Path::new("/run/systemd/system").exists() {
                 run(program("systemctl").args(["disable", "--now", "--quiet", unit]))?;
             }
         }
+        Ok(())
+    }
+
+    /// The packages of those tools that are not there.
+    fn missing(&self, tools: &[Tool]) -> Result<Vec<&'static str>> {
+        let missing: Vec<&Tool> = tools.iter().filter(|tool| !installed(tool.program)).collect();
+        let programs = || missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");
+        match self.manager {
+            Some(manager) => Ok(missing.iter().map(|tool| tool.package(manager)).collect()),
+            None if missing.is_empty() => Ok(Vec::new()),
+            None => bail!("this system's packages are not known here: install by hand what brings {}", programs()),
+        }
+    }
+
+    /// Installs packages of this system.
+    pub(super) fn packages(&mut self, packages: &[&str]) -> Result<()> {
+        let manager = self.manager.context("this system's packages are not known here")?;
+        let by_hand = manager.by_hand(packages);
+        ensure!(is_root(), "only root may install packages: {by_hand}");
+        ensure!(installed(manager.program()), "{} is missing: {by_hand}", manager.program());
+        self.refresh_lists()?;
+        let mut command = program(manager.program());
+        command.args(manager.install()).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+        announce(&packages.join(", "), &command);
+        run(&mut command).with_context(|| format!("install by hand, as root: {by_hand}"))
+    }
+
+    /// Complains where packages are not Debian's.
+    pub(super) fn ensure_apt(&self) -> Result<()> {
+        ensure!(self.manager == Some(Manager::Apt), "this system has no packages of Debian");
         Ok(())
     }
 
@@ -42,7 +81,7 @@ impl Installer {
         Ok(output(program("apt-cache").args(["show", "--quiet=2", package])).is_some_and(|text| !text.is_empty()))
     }
 
-    /// Compiles and installs a program from the crate registry.
+    /// Installs a program from the crate registry: downloaded where cargo-binstall is installed, otherwise compiled.
     pub(super) fn cargo(
         &mut self,
         name: &str,
@@ -50,6 +89,13 @@ impl Installer {
         arguments: &[&str],
         variables: &[(String, String)],
     ) -> Result<()> {
+        if installed("cargo-binstall") {
+            let mut command = program("cargo");
+            command.args(["binstall", "--no-confirm", "--disable-strategies", "compile", &format!("{name}@{version}")]);
+            if self.step(&format!("{name} {version}"), None, &mut command).is_ok() {
+                return Ok(());
+            }
+        }
         let mut command = cargo();
         command.args(["install", "--locked", name, "--version", version]).args(arguments);
         command.envs(variables.iter().cloned());
@@ -68,10 +114,9 @@ impl Installer {
     }
 
     fn refresh_lists(&mut self) -> Result<()> {
-        if !self.lists_are_fresh {
-            ensure!(installed("apt-get"), "this system has no apt-get");
-            ensure!(is_root(), "only root may install packages");
-            run(apt_get().arg("update"))?;
+        if self.manager == Some(Manager::Apt) && !self.lists_are_fresh {
+            ensure!(is_root(), "only root may fetch lists of packages");
+            run(program("apt-get").args(["-qq", "-o", "DPkg::Lock::Timeout=120", "update"]))?;
             self.lists_are_fresh = true;
         }
         Ok(())
@@ -106,10 +151,4 @@ impl Drop for Policy {
 
 fn announce(what: &str, command: &Command) {
     println!("Installing {what}: {}", shown(command));
-}
-
-fn apt_get() -> Command {
-    let mut command = program("apt-get");
-    command.args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).env("DEBIAN_FRONTEND", "noninteractive");
-    command
 }

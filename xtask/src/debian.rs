@@ -1,0 +1,121 @@
+//! Debian's packages, from the mirrors that this machine uses, without touching what is installed on it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::command::{output, program, run};
+
+const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const LISTS_ARE_FRESH: Duration = Duration::from_secs(12 * 3600);
+
+/// A directory of lists and downloads of its own.
+pub(crate) struct Apt {
+    directory: PathBuf,
+    configuration: PathBuf,
+}
+
+impl Apt {
+    /// Lists of these suites from the mirrors that this machine uses, fetched at most twice a day; for Debian's
+    /// `architecture`, or this machine's.
+    pub(crate) fn new(directory: &Path, suites: &[&str], architecture: Option<&str>) -> Result<Self> {
+        let directory = directory.join("apt");
+        for part in ["lists/partial", "cache/archives/partial", "parts"] {
+            fs::create_dir_all(directory.join(part))?;
+        }
+        let configuration = directory.join("apt.conf");
+        let at = directory.display();
+        let mut settings = format!(
+            "Dir::Etc::sourcelist \"{at}/sources.list\"; Dir::Etc::sourceparts \"{at}/parts\";\n\
+             Dir::Etc::preferences \"/dev/null\"; Dir::Etc::preferencesparts \"{at}/parts\";\n\
+             Dir::State::lists \"{at}/lists\"; Dir::Cache \"{at}/cache\"; Acquire::Languages \"none\";\n\
+             Acquire::Retries \"3\"; APT::Sandbox::User \"root\";\n"
+        );
+        if let Some(architecture) = architecture {
+            // What is installed here is of another one, and none of the downloads' concern.
+            fs::write(directory.join("status"), "")?;
+            settings += &format!(
+                "APT::Architecture \"{architecture}\"; APT::Architectures {{ \"{architecture}\"; }};\n\
+                 Dir::State::status \"{at}/status\";\n"
+            );
+        }
+        fs::write(&configuration, settings)?;
+        let this = Self { directory, configuration };
+        this.refresh(suites)?;
+        Ok(this)
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = program(name);
+        command.env("APT_CONFIG", &self.configuration);
+        command
+    }
+
+    fn refresh(&self, suites: &[&str]) -> Result<()> {
+        let fresh = self.directory.join("fresh");
+        let age = fs::metadata(&fresh).and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age < LISTS_ARE_FRESH) {
+            return Ok(());
+        }
+        let mirrors =
+            output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
+        let mirrors = mirrors.context("`apt-get indextargets` failed")?;
+        fs::write(self.directory.join("sources.list"), sources(&mirrors, suites)?)?;
+        // A mirror that lacks a suite is no failure: what is missing is said when it is looked for.
+        run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
+            println!("Some of Debian's suites are not on this machine's mirrors.");
+            Ok::<(), anyhow::Error>(())
+        })?;
+        fs::write(fresh, "")?;
+        Ok(())
+    }
+
+    /// The names of packages that match a regular expression.
+    pub(crate) fn search(&self, pattern: &str) -> Result<Vec<String>> {
+        let found = output(self.command("apt-cache").args(["search", "--names-only", pattern]))
+            .context("`apt-cache search` failed")?;
+        Ok(found.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+    }
+
+    pub(crate) fn has(&self, package: &str) -> bool {
+        output(self.command("apt-cache").args(["show", "--quiet=2", package])).is_some_and(|text| !text.is_empty())
+    }
+
+    /// Downloads a package into `directory`.
+    pub(crate) fn download(&self, package: &str, directory: &Path) -> Result<()> {
+        run(self.command("apt-get").args(["-qq", "download", package]).current_dir(directory))
+    }
+}
+
+/// The sources for `suites`, on `mirrors`.
+fn sources(mirrors: &str, suites: &[&str]) -> Result<String> {
+    let mirrors: Vec<&str> = mirrors.lines().filter(|mirror| mirror.starts_with("http")).collect();
+    let find = |security| mirrors.iter().find(|mirror| mirror.contains("security") == security).copied();
+    let debian = |mirror: &&&str| mirror.trim_end_matches('/').ends_with("/debian");
+    let main =
+        mirrors.iter().find(debian).copied().or_else(|| find(false)).context("this machine's apt has no mirror")?;
+    let security = find(true).map_or_else(|| format!("{}-security", main.trim_end_matches('/')), str::to_owned);
+    let lines = suites.iter().map(|suite| {
+        let mirror = if suite.ends_with("-security") { &security } else { main };
+        format!("deb [signed-by={KEYS}] {mirror} {suite} main\n")
+    });
+    Ok(lines.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sources;
+
+    #[test]
+    fn the_mirrors_are_those_of_this_machine() {
+        let mirrors = "http://other.test/tools/\nhttp://mirror.test/debian-security/\nhttp://mirror.test/debian/\ncdrom://disc/\n";
+        let sources = sources(mirrors, &["trixie-backports", "trixie-security"]).expect("mirrors");
+        assert!(sources.contains("] http://mirror.test/debian/ trixie-backports main\n"), "{sources}");
+        assert!(sources.contains("] http://mirror.test/debian-security/ trixie-security main\n"), "{sources}");
+    }
+}

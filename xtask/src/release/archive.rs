@@ -1,0 +1,68 @@
+//! The archive of a release, and the checksums.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use crate::command::{output, program, root, run};
+
+/// Below the project's root: file, and its directory in the archive.
+const FILES: [(&str, &str); 7] = [
+    ("README.md", ""),
+    ("CHANGELOG.md", ""),
+    ("LICENSE-APACHE", ""),
+    ("LICENSE-MIT", ""),
+    ("packaging/balancer.service", ""),
+    ("packaging/balancer.toml", ""),
+    ("docs/openapi.json", "docs"),
+];
+
+/// Generated ones.
+const DIRECTORIES: [&str; 2] = ["man", "completions"];
+
+/// Makes `NAME.tar.gz` in `directory`: a directory with the program and what belongs to it.
+pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, time: &str) -> Result<()> {
+    let tree = directory.join(name);
+    fs::create_dir_all(tree.join("docs"))?;
+    copy(binary, &tree.join("balancer"))?;
+    copy(bill, &tree.join("sbom.cdx.json"))?;
+    for (file, place) in FILES {
+        let from = root().join(file);
+        let file = from.file_name().context("a file needs a name")?.to_owned();
+        copy(&from, &tree.join(place).join(file))?;
+    }
+    for generated in DIRECTORIES {
+        fs::create_dir_all(tree.join(generated))?;
+        let from = root().join("target/package").join(generated);
+        for file in fs::read_dir(&from).with_context(|| from.display().to_string())? {
+            let file = file?;
+            copy(&file.path(), &tree.join(generated).join(file.file_name()))?;
+        }
+    }
+    let archive = format!("{name}.tar");
+    // The same bytes whoever makes it, and when.
+    let mut tar = within(directory, "tar");
+    tar.args(["--create", "--format=gnu", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
+    run(tar.args(["--mode=go=rX,u+rw,a-s", &format!("--mtime=@{time}"), "--file", &archive, name]))?;
+    run(within(directory, "gzip").args(["--best", "--no-name", "--force", &archive]))?;
+    Ok(fs::remove_dir_all(tree)?)
+}
+
+/// Writes `SHA256SUMS` of all that is in `directory`.
+pub(super) fn checksums(directory: &Path) -> Result<()> {
+    let mut names =
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
+    names.sort();
+    let sums = output(within(directory, "sha256sum").args(names)).context("`sha256sum` failed")?;
+    Ok(fs::write(directory.join("SHA256SUMS"), sums + "\n")?)
+}
+
+fn within(directory: &Path, name: &str) -> Command {
+    let mut command = program(name);
+    command.current_dir(directory);
+    command
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| from.display().to_string()).map(drop)
+}

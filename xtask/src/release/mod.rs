@@ -1,0 +1,145 @@
+//! `cargo xtask release`: packages and archives for people who compile nothing.
+//!
+//! Programs are linked statically with musl, so they run on every distribution. The same sources, compiler and tools give
+//! the same bytes in whichever directory they are built.
+
+mod archive;
+mod musl;
+mod remap;
+mod sbom;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use self::musl::Toolchain;
+use crate::{
+    command::{output, program, root, run},
+    package::{accompany, deb},
+    setup::{Purpose, cross_compiler, nightly, setup},
+};
+
+/// Of the whole workspace.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A processor that releases are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arch {
+    /// As Debian's amd64.
+    X86_64,
+    /// As Debian's arm64.
+    Arm64,
+}
+
+impl Arch {
+    const ALL: [Self; 2] = [Self::X86_64, Self::Arm64];
+
+    /// As it is called in file names.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86-64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As Debian calls it.
+    const fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As compilers call it.
+    pub(crate) const fn processor(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    fn target(self) -> String {
+        format!("{}-unknown-linux-musl", self.processor())
+    }
+}
+
+/// Builds for each of `architectures`, or all, and puts packages, archives, bills of materials and checksums into
+/// `target/dist`.
+pub(crate) fn release(architectures: &[Arch]) -> Result<()> {
+    let architectures = if architectures.is_empty() { &Arch::ALL[..] } else { architectures };
+    setup(Purpose::Build)?;
+    let compiler = nightly()?;
+    let time = source_time()?;
+    let wrapper = remap::wrapper(&compiler)?;
+    let mut programs = Vec::new();
+    for &arch in architectures {
+        cross_compiler(arch.processor())?;
+        programs.push((arch, build(arch, &compiler, &wrapper, &time)?));
+    }
+    accompany()?;
+    let directory = root().join("target/dist");
+    if directory.exists() {
+        fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    }
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    for (arch, binary) in programs {
+        pack(arch, &binary, &directory, &time)?;
+    }
+    archive::checksums(&directory)?;
+    println!("{}:\n{}", directory.display(), fs::read_to_string(directory.join("SHA256SUMS"))?.trim_end());
+    Ok(())
+}
+
+fn pack(arch: Arch, binary: &Path, directory: &Path, time: &str) -> Result<()> {
+    let name = format!("balancer-{VERSION}-{}", arch.name());
+    let bill = directory.join(format!("{name}.cdx.json"));
+    fs::write(&bill, sbom::bill(&arch.target())?).with_context(|| bill.display().to_string())?;
+    archive::make(directory, &name, binary, &bill, time)?;
+    let package = directory.join(format!("balancer_{VERSION}-1_{}.deb", arch.debian()));
+    let mut command = deb();
+    command.args(["--no-strip", "--target", &arch.target(), "--output"]).arg(&package);
+    run(command.env("SOURCE_DATE_EPOCH", time))
+}
+
+/// Seconds since 1970 that take the place of every file's time: `SOURCE_DATE_EPOCH`, or the latest commit's.
+fn source_time() -> Result<String> {
+    let time = match env::var("SOURCE_DATE_EPOCH") {
+        Ok(time) => time,
+        Err(_) => output(program("git").args(["log", "-1", "--format=%ct"]))
+            .context("this is no git checkout: set SOURCE_DATE_EPOCH to the time of the sources")?,
+    };
+    ensure!(time.parse::<u32>().is_ok(), "SOURCE_DATE_EPOCH is not a number of seconds: {time}");
+    Ok(time)
+}
+
+/// Builds the balancer; gives the program.
+fn build(arch: Arch, compiler: &str, wrapper: &Path, time: &str) -> Result<PathBuf> {
+    let target = arch.target();
+    let toolchain = Toolchain::make(arch)?;
+    let variable = target.replace('-', "_");
+    let mut command = cargo_of(compiler);
+    command.args(["build", "--release", "--locked", "--package", "balancer-userspace", "--bin", "balancer"]);
+    command.args(["-Z", "build-std=std,panic_unwind", "--target", &target]);
+    command.env("RUSTC_WRAPPER", wrapper).env("SOURCE_DATE_EPOCH", time);
+    command.env(format!("CC_{variable}"), toolchain.compiler()).env(format!("AR_{variable}"), toolchain.archiver());
+    let variable = format!("CARGO_TARGET_{}", variable.to_uppercase());
+    command.env(format!("{variable}_LINKER"), toolchain.compiler());
+    command.env(
+        format!("{variable}_RUSTFLAGS"),
+        "-Clink-self-contained=no -Ctarget-feature=+crt-static -Cdebuginfo=0 -Cstrip=symbols",
+    );
+    println!("Building for {target}");
+    run(&mut command)?;
+    Ok(root().join("target").join(target).join("release/balancer"))
+}
+
+fn cargo_of(compiler: &str) -> Command {
+    let mut command = program("rustup");
+    command.args(["run", compiler, "cargo"]);
+    command
+}

@@ -1,0 +1,185 @@
+//! Distributions, and what their packages are called.
+
+use std::fs;
+
+/// What installs packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manager {
+    /// Debian, Ubuntu.
+    Apt,
+    /// Fedora and its kin.
+    Dnf,
+    /// Arch.
+    Pacman,
+}
+
+/// A program of the system, and the package that brings it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tool {
+    pub(super) program: &'static str,
+    apt: &'static str,
+    dnf: &'static str,
+    pacman: &'static str,
+}
+
+impl Tool {
+    /// A tool whose package has the same name everywhere.
+    const fn everywhere(program: &'static str, package: &'static str) -> Self {
+        Self { program, apt: package, dnf: package, pacman: package }
+    }
+
+    pub(super) const fn package(&self, manager: Manager) -> &'static str {
+        match manager {
+            Manager::Apt => self.apt,
+            Manager::Dnf => self.dnf,
+            Manager::Pacman => self.pacman,
+        }
+    }
+}
+
+/// Makes network namespaces.
+pub(super) const NAMESPACES: [Tool; 1] = [Tool { program: "ip", apt: "iproute2", dnf: "iproute", pacman: "iproute2" }];
+
+/// What tests look at interfaces with.
+pub(super) const INTERFACES: [Tool; 1] = [Tool::everywhere("ethtool", "ethtool")];
+
+/// For the tests of the page.
+pub(super) const BROWSER: [Tool; 2] = [
+    Tool::everywhere("chromium", "chromium"),
+    Tool { program: "chromedriver", apt: "chromium-driver", dnf: "chromedriver", pacman: "chromium" },
+];
+
+/// Servers, or tools that come with one, that tests alone start.
+pub(super) const SERVERS: [Tool; 2] = [
+    Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", pacman: "nginx" },
+    Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
+];
+
+/// What boots a Debian in a directory.
+pub(super) const MACHINES: [Tool; 2] = [
+    Tool::everywhere("debootstrap", "debootstrap"),
+    Tool { program: "systemd-nspawn", apt: "systemd-container", dnf: "systemd-container", pacman: "systemd" },
+];
+
+/// What boots other kernels.
+pub(super) const GUESTS: [Tool; 7] = [
+    Tool {
+        program: "qemu-system-x86_64",
+        apt: "qemu-system-x86",
+        dnf: "qemu-system-x86-core",
+        pacman: "qemu-system-x86",
+    },
+    Tool { program: "busybox", apt: "busybox-static", dnf: "busybox", pacman: "busybox" },
+    Tool::everywhere("cpio", "cpio"),
+    Tool::everywhere("depmod", "kmod"),
+    Tool { program: "xz", apt: "xz-utils", dnf: "xz", pacman: "xz" },
+    Tool::everywhere("dpkg-deb", "dpkg"),
+    Tool::everywhere("strip", "binutils"),
+];
+
+impl Manager {
+    /// This system's; `None` on one that is not known.
+    pub(super) fn of_this_system() -> Option<Self> {
+        Self::of(&fs::read_to_string("/etc/os-release").ok()?)
+    }
+
+    /// By the text of `/etc/os-release`.
+    fn of(os_release: &str) -> Option<Self> {
+        let value = |key: &str| {
+            let line = os_release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_default().trim_matches('"').to_owned()
+        };
+        let names = [value("ID"), value("ID_LIKE")].join(" ");
+        names.split_whitespace().find_map(|name| match name {
+            "debian" | "ubuntu" => Some(Self::Apt),
+            "fedora" | "rhel" => Some(Self::Dnf),
+            "arch" => Some(Self::Pacman),
+            _ => None,
+        })
+    }
+
+    /// The program.
+    pub(super) const fn program(self) -> &'static str {
+        match self {
+            Self::Apt => "apt-get",
+            Self::Dnf => "dnf",
+            Self::Pacman => "pacman",
+        }
+    }
+
+    /// Its arguments that install packages without asking.
+    pub(super) const fn install(self) -> &'static [&'static str] {
+        match self {
+            Self::Apt => &["-qq", "-o", "DPkg::Lock::Timeout=120", "install", "--yes", "--no-install-recommends"],
+            Self::Dnf => &["--quiet", "--assumeyes", "--setopt=install_weak_deps=False", "install"],
+            Self::Pacman => &["--sync", "--needed", "--noconfirm", "--quiet"],
+        }
+    }
+
+    /// The command for people.
+    pub(super) fn by_hand(self, packages: &[&str]) -> String {
+        let command = match self {
+            Self::Apt => "apt-get update && apt-get install",
+            Self::Dnf => "dnf install",
+            Self::Pacman => "pacman -S --needed",
+        };
+        format!("{command} {}", packages.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BROWSER, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
+
+    #[test]
+    fn distributions_are_known_by_their_names_or_their_kin() {
+        let cases = [
+            (
+                "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\nID=debian\n",
+                Some(Manager::Apt),
+            ),
+            ("NAME=\"Debian GNU/Linux\"\nVERSION_CODENAME=trixie\nID=debian\n", Some(Manager::Apt)),
+            ("NAME=\"Ubuntu\"\nVERSION_ID=\"24.04\"\nID=ubuntu\nID_LIKE=debian\n", Some(Manager::Apt)),
+            ("NAME=\"Linux Mint\"\nID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", Some(Manager::Apt)),
+            ("NAME=\"Fedora Linux\"\nID=fedora\nVERSION_ID=42\n", Some(Manager::Dnf)),
+            ("NAME=\"Rocky Linux\"\nID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", Some(Manager::Dnf)),
+            ("NAME=\"Arch Linux\"\nID=arch\n", Some(Manager::Pacman)),
+            ("NAME=\"Alpine Linux\"\nID=alpine\n", None),
+            ("", None),
+        ];
+        for (text, manager) in cases {
+            assert_eq!(Manager::of(text), manager, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_program_has_a_package_everywhere() {
+        let names = |manager| {
+            let tools =
+                NAMESPACES.iter().chain(&INTERFACES).chain(&BROWSER).chain(&SERVERS).chain(&MACHINES).chain(&GUESTS);
+            tools.map(|tool| tool.package(manager)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(Manager::Apt),
+            "iproute2 ethtool chromium chromium-driver nginx-light prometheus debootstrap systemd-container \
+             qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
+                .split(' ')
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(
+            names(Manager::Dnf),
+            "iproute ethtool chromium chromedriver nginx golang-github-prometheus debootstrap systemd-container \
+             qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
+                .split(' ')
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(
+            names(Manager::Pacman),
+            "iproute2 ethtool chromium chromium nginx prometheus debootstrap systemd qemu-system-x86 busybox cpio \
+             kmod xz dpkg binutils"
+                .split(' ')
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(Manager::Dnf.by_hand(&["iproute"]), "dnf install iproute");
+    }
+}
