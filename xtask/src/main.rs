@@ -8,6 +8,7 @@ mod command;
 mod debian;
 mod kernels;
 mod package;
+mod recording;
 mod release;
 mod run;
 mod setup;
@@ -75,6 +76,8 @@ enum Chore {
         #[arg(long, requires = "attempt", default_value = "bookworm")]
         suite: String,
     },
+    /// Run the demo and make a moving picture of its kill step, `docs/src/kill.svg`; needs root and `script`.
+    Recording,
     /// Set up, and make what is downloaded: static programs in Debian packages and archives, bills of materials, checksums.
     Release {
         /// Only for these processors.
@@ -108,6 +111,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite),
+        Chore::Recording => recording::recording(),
         Chore::Release { arch } => release::release(&arch),
         Chore::Ci => ci::ci(),
     }

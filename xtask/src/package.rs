@@ -63,6 +63,6 @@ pub(crate) fn stripped() -> Command {
 /// Makes a package of what is there.
 pub(crate) fn deb() -> Command {
     let mut command = cargo();
-    command.args(["deb", "--package", "balancer-userspace", "--no-build", "--locked"]);
+    command.args(["deb", "--quiet", "--package", "balancer-userspace", "--no-build", "--locked"]);
     command
 }

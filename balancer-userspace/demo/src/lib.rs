@@ -41,6 +41,9 @@ pub use load::MAX_CLIENTS;
 /// How long the balancer may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
+/// Until the first table has something to show.
+const FIRST_TABLE: Duration = Duration::from_millis(300);
+
 /// Between two looks at a tour that takes no longer than it has to.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -127,7 +130,9 @@ fn live(
     hints::print(hosts, status)?;
     let mut guide = if tour { Guide::begin()? } else { Guide::absent(load) };
     let mut screen = Screen::new();
-    while !interrupt.wait(screen.interval())? && !over() {
+    let mut pause = FIRST_TABLE;
+    while !interrupt.wait(pause)? && !over() {
+        pause = screen.interval();
         let status = hosts.running.status()?;
         guide.advance(&status, hosts, load)?;
         let seen = load.seen();

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
-use self::musl::Toolchain;
+use self::{musl::Toolchain, sbom::Library};
 use crate::{
     command::{output, program, root, run},
     package::{accompany, deb},
@@ -88,17 +88,27 @@ pub(crate) fn release(architectures: &[Arch]) -> Result<()> {
     }
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     for (arch, binary) in programs {
-        pack(arch, &binary, &directory, &time)?;
+        let mut libraries = Toolchain::make(arch)?.libraries_linked()?;
+        libraries.push(standard_library(&compiler)?);
+        pack(arch, &binary, &libraries, &directory, &time)?;
     }
     archive::checksums(&directory)?;
     println!("{}:\n{}", directory.display(), fs::read_to_string(directory.join("SHA256SUMS"))?.trim_end());
     Ok(())
 }
 
-fn pack(arch: Arch, binary: &Path, directory: &Path, time: &str) -> Result<()> {
+fn standard_library(compiler: &str) -> Result<Library> {
+    let version =
+        output(program("rustup").args(["run", compiler, "rustc", "--version"])).context("no answer from rustc")?;
+    // `rustc VERSION (COMMIT DATE)`
+    let version = version.split_whitespace().nth(1).context("rustc names no version")?.to_owned();
+    Ok(Library { name: "rust-std", version, licence: "MIT OR Apache-2.0" })
+}
+
+fn pack(arch: Arch, binary: &Path, libraries: &[Library], directory: &Path, time: &str) -> Result<()> {
     let name = format!("balancer-{VERSION}-{}", arch.name());
     let bill = directory.join(format!("{name}.cdx.json"));
-    fs::write(&bill, sbom::bill(&arch.target())?).with_context(|| bill.display().to_string())?;
+    fs::write(&bill, sbom::bill(&arch.target(), libraries)?).with_context(|| bill.display().to_string())?;
     archive::make(directory, &name, binary, &bill, time)?;
     let package = directory.join(format!("balancer_{VERSION}-1_{}.deb", arch.debian()));
     let mut command = deb();

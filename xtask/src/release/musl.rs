@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::Arch;
+use super::{Arch, sbom::Library};
 use crate::{
     command::{output, program, root, run},
     debian::Apt,
@@ -51,6 +51,28 @@ impl Toolchain {
 
     pub(super) fn compiler(&self) -> PathBuf {
         self.directory.join("cc")
+    }
+
+    /// What of it is in every program.
+    pub(super) fn libraries_linked(&self) -> Result<Vec<Library>> {
+        let licences = ["MIT", "Apache-2.0 WITH LLVM-exception"];
+        (PACKAGES.into_iter().zip(["musl", "libunwind"]).zip(licences))
+            .map(|((package, name), licence)| {
+                let version = self.version(package).with_context(|| format!("{package} was not downloaded"))?;
+                Ok(Library { name, version, licence })
+            })
+            .collect()
+    }
+
+    /// The version of a downloaded package, from the name of its file: `NAME_VERSION_ARCH.deb`.
+    fn version(&self, package: &str) -> Option<String> {
+        let names =
+            fs::read_dir(&self.directory).ok()?.flatten().filter_map(|file| file.file_name().into_string().ok());
+        names.into_iter().find_map(|name| {
+            let rest = name.strip_prefix(package)?.strip_prefix('_')?.strip_suffix(".deb")?;
+            // Colons are escaped.
+            Some(rest.rsplit_once('_')?.0.replace("%3a", ":"))
+        })
     }
 
     pub(super) fn archiver(&self) -> String {

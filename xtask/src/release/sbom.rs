@@ -1,5 +1,5 @@
-//! The bill of materials: each crate that is part of the program, in CycloneDX 1.5's JSON. From `cargo metadata`, because
-//! what cargo-cyclonedx writes names the directory of the sources.
+//! The bill of materials: each crate and library that is part of the program, in CycloneDX 1.5's JSON. From `cargo
+//! metadata`, because what cargo-cyclonedx writes names the directory of the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +12,29 @@ use crate::command::{cargo, output};
 /// The command and the kernel program in it.
 const ROOTS: [&str; 2] = ["balancer-userspace", "balancer-ebpf"];
 
+/// What is linked with the program and no crate of its.
+pub(super) struct Library {
+    pub(super) name: &'static str,
+    pub(super) version: String,
+    pub(super) licence: &'static str,
+}
+
 /// The bill of the program for `target`.
-pub(super) fn bill(target: &str) -> Result<String> {
+pub(super) fn bill(target: &str, libraries: &[Library]) -> Result<String> {
     let metadata = output(cargo().args(["metadata", "--locked", "--format-version", "1", "--filter-platform", target]));
     let metadata: Value = serde_json::from_str(&metadata.context("`cargo metadata` failed")?)?;
     let lock = std::fs::read_to_string(crate::command::root().join("Cargo.lock")).context("Cargo.lock")?;
-    Ok(serde_json::to_string_pretty(&document(&metadata, &checksums(&lock)))? + "\n")
+    let mut document = document(&metadata, &checksums(&lock));
+    if let Some(components) = document["components"].as_array_mut() {
+        components.extend(libraries.iter().map(|Library { name, version, licence }| {
+            let reference = format!("pkg:generic/{name}@{version}");
+            json!({
+                "type": "library", "bom-ref": reference, "name": name, "version": version, "purl": reference,
+                "licenses": [{ "expression": licence }],
+            })
+        }));
+    }
+    Ok(serde_json::to_string_pretty(&document)? + "\n")
 }
 
 /// Each package's checksum, by name and version, in the text of a `Cargo.lock`.
