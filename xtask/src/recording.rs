@@ -28,11 +28,11 @@ const MARGIN: usize = 12;
 pub(crate) fn recording() -> Result<()> {
     ensure_root("the demo", "recording")?;
     setup(Purpose::Run)?;
-    programs(PRODUCT, true)?;
-    let balancer = built("release")?.join("balancer");
+    programs(PRODUCT, false)?;
+    let balancer = built("debug")?.join("balancer");
     println!("Running the demo for a minute");
-    // On a terminal, because only there a picture comes every second.
-    let command = format!("stty cols 200 rows 60; exec {} demo --seconds 54", balancer.display());
+    // On a terminal, because only there a picture comes every second; without keys, which would end the tour.
+    let command = format!("exec {} demo --seconds 54 < /dev/null", balancer.display());
     let text = output(program("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]));
     let frames = frames(&text.context("the demo failed, or there is no `script`")?);
     let found = SHOWN.map(|line| frames.iter().position(|frame| frame.contains(line)));
