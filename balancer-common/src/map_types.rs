@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -35,8 +35,8 @@ pub const FAMILY_V6: u8 = 6;
 
 /// What a packet is looked up by: address, port, protocol.
 ///
-/// In the service table, port 0 stands for every port, and port 0 with protocol 0 marks the address as a VIP. In the
-/// return table it is the source of a backend's reply.
+/// In the table of listeners, port 0 stands for every port or for ranges of them, and port 0 with protocol 0 marks the
+/// address as a VIP. In the return table it is the source of a backend's reply.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ServiceKey {
@@ -80,41 +80,110 @@ pub const DEVICE_CARRIES_TAGS: u32 = 2;
 /// The UDP port of Generic UDP Encapsulation (IANA), in host order.
 pub const GUE_PORT: u16 = 6080;
 
-/// One row of the service table: a cache line for every packet, and one for services with memory.
+/// One row of the table of listeners: where packets for an address, port and protocol belong. Half a cache line.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct ListenerRow {
+    /// What it is found by.
+    pub key: ServiceKey,
+    /// The row of its service. With [`LISTENER_RANGES`]: the first of its [`RangeRow`]s.
+    pub service: u32,
+    /// [`Listening`], or in a VIP marker [`Portless`].
+    pub details: u64,
+}
+
+impl ListenerRow {
+    /// What the program knows of the listener beside its service.
+    #[inline(always)]
+    #[must_use]
+    pub fn listening(&self) -> Listening {
+        bytemuck::cast(self.details)
+    }
+
+    /// In a VIP marker: what a fragment without ports may belong to.
+    #[inline(always)]
+    #[must_use]
+    pub fn portless(&self) -> &Portless {
+        bytemuck::cast_ref(&self.details)
+    }
+}
+
+/// What the program knows of a listener beside its service.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Listening {
+    /// `nat`: the port that backends listen on instead, network order; 0: the packet's own.
+    pub port: u16,
+    /// `LISTENER_*` bits.
+    pub flags: u16,
+    /// Its row of [`ListenerStats`]. With [`LISTENER_RANGES`]: how many [`RangeRow`]s there are.
+    pub counters: u32,
+}
+
+/// `Listening::flags`: it is counted, as one of several of its service.
+pub const LISTENER_COUNTS: u16 = 1;
+/// `Listening::flags`: ports without a listener of their own are looked up in [`RangeRow`]s.
+pub const LISTENER_RANGES: u16 = 2;
+/// Listeners of all services, at most.
+pub const MAX_LISTENERS: u32 = 65_536;
+/// Probes of a binary search among the ranges of one address and protocol, which cannot be more than there are ports.
+pub const RANGE_PROBES: u32 = 17;
+
+/// A range of ports of one address and protocol. Those of an address and protocol are disjoint and in rising order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct RangeRow {
+    /// The first port, host order.
+    pub first: u16,
+    /// The last port, host order.
+    pub last: u16,
+    /// The row of its service.
+    pub service: u32,
+    /// As of a listener with one port.
+    pub listening: Listening,
+}
+
+/// Per-CPU counters of one listener.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ListenerStats {
+    /// Packets with ports that came for it.
+    pub packets: u64,
+    /// TCP connections that were opened to it (SYN).
+    pub connections: u64,
+}
+
+/// One row of the table of services: a cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct ServiceRow {
-    /// What it is found by.
-    pub key: ServiceKey,
     /// Index of the service, below the number of services.
     pub id: u16,
     /// `SERVICE_*` bits.
     pub flags: u16,
+    /// The service's clock, in ticks modulo 2^14. Advanced with one store.
+    pub tick: u32,
     /// The live table, a [`LiveTable`]. Swapped with one store.
     pub table: u64,
     /// The key of this service's client hash.
     pub hash_key: HashKey,
     /// The client prefix as a mask; for IPv4 in the low or first four bytes.
     pub client_mask: [u64; 2],
-    /// The service's clock, in ticks modulo 2^14. Advanced with one store.
-    pub tick: u32,
     /// Ticks after which a client is forgotten.
     pub remember: u16,
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,
-    /// In a VIP marker: what a fragment without ports may belong to.
-    pub portless: Portless,
     /// Zero.
-    pub reserved: [u16; 24],
+    pub reserved: [u16; 6],
 }
 
-/// How many services an address has, and the port of the only one, by protocol: see [`Portless::index`].
-#[repr(C)]
+/// How many services an address has, and a port of the only one, by protocol: see [`Portless::index`].
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Portless {
-    /// The number of services (or of `nat` backends' ports), at most `u16::MAX`.
+    /// The number of services (or of VIPs that a `nat` backend answers as), at most `u16::MAX`.
     pub services: [u16; 2],
-    /// The port of the only one, network order; 0: every port.
+    /// A port of the only one, network order; 0: every port.
     pub port: [u16; 2],
 }
 
@@ -141,7 +210,7 @@ impl Portless {
         }
     }
 
-    /// Adds a service at `port` (network order).
+    /// Adds another service at `port` (network order).
     pub const fn add(&mut self, protocol: u8, port: u16) {
         if let Some(index) = Self::index(protocol) {
             self.services[index] = self.services[index].saturating_add(1);
@@ -226,8 +295,6 @@ pub struct SlotLine {
 
 /// `BackendStanding::flags`: the row may be used; without it packets are dropped as [`crate::verdict::DropReason::NoNextHop`].
 pub const BACKEND_REACHABLE: u8 = 1;
-/// `BackendStanding::flags`: the destination port is rewritten (`nat`).
-pub const BACKEND_PORT_CHANGES: u8 = 2;
 /// `BackendStanding::flags`: known clients stay here.
 pub const BACKEND_KEEPS_KNOWN: u8 = 4;
 /// `BackendStanding::flags`: the backend's address is IPv6.
@@ -259,11 +326,11 @@ pub struct BackendRow {
     pub ifindex: u32,
     /// The backend's address, network order.
     pub address: [u32; 4],
-    /// `nat`: what replacing the VIP by the backend's address adds to a complemented checksum, folded.
-    pub address_delta: u16,
-    /// `nat`: the same for address and port together, for the layer-4 checksum.
-    pub l4_delta: u16,
-    /// `nat`: the backend's port, network order.
+    /// `nat`: the sum of the address's words, folded: what it adds to a complemented checksum in place of a VIP.
+    pub address_sum: u16,
+    /// Zero.
+    pub unused: u16,
+    /// `nat`: the backend's port for every listener, network order; 0: what the listener says.
     pub port: u16,
     /// A [`Forwarding`], and perhaps [`FORWARDING_ASKS`].
     pub forwarding: u8,
@@ -329,10 +396,10 @@ pub struct ReturnRow {
     pub address_delta: u16,
     /// The same for address and port together.
     pub l4_delta: u16,
+    /// With port 0: 1 if only ports that a listener of the VIP has are the VIP's, 0 if all are.
+    pub listeners_only: u32,
     /// In a marker of a backend's address (port and protocol 0): what a reply's fragment without ports may belong to.
     pub portless: Portless,
-    /// Zero.
-    pub reserved: u32,
     /// The interfaces that the backend's packets come in by, a bit for each [`interface_row`]; 0: not known. Replaced with
     /// one store.
     pub interfaces: u64,
@@ -342,8 +409,8 @@ pub struct ReturnRow {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Control {
-    /// The active service table, a [`crate::service_table::TableView`].
-    pub services: u64,
+    /// The active table of listeners, a [`crate::service_table::TableView`].
+    pub listeners: u64,
     /// The active return table, a [`crate::service_table::TableView`].
     pub returns: u64,
     /// Which bit of the filter is a client's, see [`crate::seen`].
@@ -366,11 +433,11 @@ pub struct Control {
     pub unused: [u32; 2],
 }
 
-/// `Control::flags`: some service has port 0, so a miss is looked up a second time.
+/// `Control::flags`: some listener has port 0 or a range, so a miss is looked up a second time.
 pub const CONTROL_PORT_WILDCARD: u32 = 1;
 /// `Control::flags`: some service is `nat`, so a miss is looked up in the return table.
 pub const CONTROL_RETURNS: u32 = 2;
-/// `Control::flags`: some `nat` service has port 0.
+/// `Control::flags`: some `nat` service has a listener with port 0 or a range.
 pub const CONTROL_RETURN_WILDCARD: u32 = 4;
 
 /// Per-CPU counters of one interface.
@@ -699,7 +766,9 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<ServiceRow>() == 128);
+    assert!(size_of::<ListenerRow>() == 32 && size_of::<Listening>() == 8 && size_of::<Portless>() == 8);
+    assert!(size_of::<RangeRow>() == 16);
+    assert!(size_of::<ServiceRow>() == 64);
     assert!(size_of::<BackendRow>() == 64 && size_of::<BackendRows>() == 128);
     assert!(size_of::<ReturnRow>() == 64);
     assert!(size_of::<InterfaceRow>() == 64);
@@ -729,6 +798,9 @@ mod user {
     }
 
     pod!(
+        ListenerRow,
+        ListenerStats,
+        RangeRow,
         ServiceRow,
         SlotLine,
         BackendRows,

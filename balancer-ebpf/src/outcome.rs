@@ -42,7 +42,7 @@ pub(crate) enum Answerable {
 /// own, a global function: the verifier looks at it once, and its stack does not add to the others'.
 ///
 /// A number, as that is all a global function can return: kind in bits 0–7, a flag in bit 8, a [`DecisionIndex`] in bits
-/// 16–23, a value in bits 32–63.
+/// 16–23, a value in bits 32–63, of which a backend takes the lower half and its port the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step(pub(crate) u64);
 
@@ -102,17 +102,28 @@ impl Step {
         if ingress == egress { Self::TX } else { Self::with_value(Kind::Redirect, egress) }
     }
 
-    /// To a backend that is still to be chosen: see [`Step::with_choice`].
+    /// To a backend that is still to be chosen: see [`Step::with_choice`]. `port` is the backend's for the packet's listener
+    /// (network order); 0: the packet's own.
     #[inline(always)]
-    pub(crate) const fn to_backend(carries: Carries) -> Self {
-        match carries {
-            Carries::Header => Self(Kind::ToBackend as u64),
-            Carries::Nothing => Self(Kind::ToBackend as u64 | FLAG),
-        }
+    pub(crate) const fn to_backend(carries: Carries, port: u16) -> Self {
+        let flag = match carries {
+            Carries::Header => 0,
+            Carries::Nothing => FLAG,
+        };
+        Self(Kind::ToBackend as u64 | flag | (port as u64) << 48)
     }
 
-    /// An ICMP error, to a backend that is still to be chosen.
-    pub(crate) const ERROR_TO_BACKEND: Self = Self(Kind::ErrorToBackend as u64);
+    /// An ICMP error, to a backend that is still to be chosen; `port` is that of the packet that the error is about.
+    #[inline(always)]
+    pub(crate) const fn error_to_backend(port: u16) -> Self {
+        Self(Kind::ErrorToBackend as u64 | (port as u64) << 48)
+    }
+
+    /// The port of [`Step::to_backend`] and [`Step::error_to_backend`].
+    #[inline(always)]
+    pub(crate) const fn port(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
 
     /// The step with the backend that was chosen.
     #[inline(always)]
@@ -273,6 +284,12 @@ mod tests {
             let step = Step::to_client(u16::MAX, 17, carries);
             assert!(step.is(Kind::ToClient));
             assert_eq!((step.value(), step.carries()), (17 << 16 | u32::from(u16::MAX), carries));
+        }
+        for carries in [Carries::Header, Carries::Nothing] {
+            let choice = Choice { backend: 16_383, decision: DecisionIndex(5) };
+            let step = Step::to_backend(carries, u16::MAX).with_choice(choice);
+            assert!(step.is(Kind::ToBackend));
+            assert_eq!((step.choice(), step.carries(), step.port()), (choice, carries, u16::MAX));
         }
         for answerable in [Answerable::Yes, Answerable::No] {
             let choice = Choice { backend: 16_383, decision: DecisionIndex(5) };

@@ -54,17 +54,19 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     }
     let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
-    let Some(service) = service::of_port(control, services(control), ip, ports.destination) else {
+    let Some(listener) = service::of_port(control, listeners(control), ip, ports.destination) else {
         return not_for_a_service(control, ip, ports.source);
     };
-    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(ip) {
-        return Step::drop(DropReason::Martian);
-    }
+    let service = listener.service;
     if service.flags & SERVICE_RULES != 0 {
         return Step::RARE;
     }
+    listener.count(ports);
+    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(ip) {
+        return Step::drop(DropReason::Martian);
+    }
     match steer::choose(control, service, ip, ports) {
-        Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice),
+        Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice, listener.listening.port),
         Err(reason) => steer::nobody(service, reason),
     }
 }
@@ -106,12 +108,12 @@ fn others(ingress: Ingress, first: Step) -> Step {
     step
 }
 
-/// The active half of the service table. Read once for a packet: the controller makes the other half active with one
-/// store.
+/// The active half of the table of listeners. Read once for a packet: the controller makes the other half active with
+/// one store.
 #[inline(always)]
-pub(crate) fn services(control: &'static Control) -> TableView {
+pub(crate) fn listeners(control: &'static Control) -> TableView {
     // SAFETY: a reference is valid for reads.
-    TableView::from_word(unsafe { ptr::read_volatile(&raw const control.services) })
+    TableView::from_word(unsafe { ptr::read_volatile(&raw const control.listeners) })
 }
 
 #[inline(always)]

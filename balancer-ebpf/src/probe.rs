@@ -2,7 +2,7 @@
 
 use aya_ebpf::maps::Array;
 use balancer_common::{
-    map_types::{ReturnRow, ServiceKey, ServiceRow},
+    map_types::{ListenerRow, ReturnRow, ServiceKey},
     service_table::{PROBES, TableView},
 };
 
@@ -10,7 +10,7 @@ pub(crate) trait Keyed {
     fn key(&self) -> &ServiceKey;
 }
 
-impl Keyed for ServiceRow {
+impl Keyed for ListenerRow {
     #[inline(always)]
     fn key(&self) -> &ServiceKey {
         &self.key

@@ -35,7 +35,15 @@ extern "C" fn balancer_rare(context: *mut xdp_md) -> u64 {
 /// What every decision about a frame needs.
 struct Tables {
     control: &'static Control,
-    services: TableView,
+}
+
+impl Tables {
+    /// The active half. Read again for each look, as the stack is short: a half that packets may have seen is not written
+    /// before they are gone.
+    #[inline(always)]
+    fn listeners(&self) -> TableView {
+        path::listeners(self.control)
+    }
 }
 
 #[inline(always)]
@@ -43,16 +51,15 @@ fn decide(ingress: Ingress) -> Step {
     let bytes = ingress.frame();
     let Some(mut ip) = parse::ip(bytes) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
-    let services = path::services(control);
+    let tables = Tables { control };
     if !ip.well_formed || !path::within_frame(ingress, bytes, &ip) {
-        return malformed(services, &ip);
+        return malformed(tables.listeners(), &ip);
     }
     match opaque::follow(bytes, &mut ip) {
         Ok(()) => {}
-        Err(Stopped::Malformed) => return malformed(services, &ip),
+        Err(Stopped::Malformed) => return malformed(tables.listeners(), &ip),
         Err(Stopped::Waypoint) => return Step::PASS,
     }
-    let tables = Tables { control, services };
     match ip.protocol {
         TCP | UDP if ip.fragment.is_later() => later_fragment(&tables, &ip),
         DESTINATION_OPTIONS if ip.fragment.is_later() && ip.family == FAMILY_V6 => later_fragment(&tables, &ip),
@@ -64,8 +71,8 @@ fn decide(ingress: Ingress) -> Step {
 
 /// A broken packet: dropped if it is for a VIP.
 #[inline(always)]
-pub(crate) fn malformed(services: TableView, ip: &Ip<'_>) -> Step {
-    match service::vip(services, ip) {
+pub(crate) fn malformed(listeners: TableView, ip: &Ip<'_>) -> Step {
+    match service::vip(listeners, ip) {
         Some(_) => Step::drop(DropReason::Malformed),
         None => Step::PASS,
     }
@@ -74,14 +81,21 @@ pub(crate) fn malformed(services: TableView, ip: &Ip<'_>) -> Step {
 /// A packet with ports.
 #[inline(always)]
 fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
-    let Some(ports) = parse::ports(ip) else { return malformed(tables.services, ip) };
-    let Some(service) = service::of_port(tables.control, tables.services, ip, ports.destination) else {
+    let Some(ports) = parse::ports(ip) else { return malformed(tables.listeners(), ip) };
+    let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, ports.destination) else {
         return not_for_a_service(tables, ip, ports.source);
     };
+    listener.count(ports);
     if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(ip) {
         return Step::drop(DropReason::Martian);
     }
-    steer::choose_later(tables.control, service, ip, ports, Step::to_backend(Carries::Header))
+    steer::choose_later(
+        tables.control,
+        listener.service,
+        ip,
+        ports,
+        Step::to_backend(Carries::Header, listener.listening.port),
+    )
 }
 
 #[inline(always)]
@@ -94,7 +108,7 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, source_port: u16) -> Step {
         return Step::to_client(row.key.port, ip.protocol, Carries::Header);
     }
     // Its later fragments must not be taken for those of a service of the same address.
-    let mistakable = service::vip(tables.services, ip).is_some()
+    let mistakable = service::vip(tables.listeners(), ip).is_some()
         || replies && returns::portless(tables.control, &ip.source, ip.family, ip.protocol) != PortlessMatch::None;
     if ip.fragment.is_first() && mistakable {
         fragments::remember(ip, Way::Passed);
@@ -108,7 +122,7 @@ fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
     match fragments::recall(ip) {
         Some(Way::Passed) => Step::PASS,
         Some(Way::Backend(backend)) => {
-            Step::to_backend(Carries::Nothing).with_choice(Choice { backend, decision: DecisionIndex::NONE })
+            Step::to_backend(Carries::Nothing, 0).with_choice(Choice { backend, decision: DecisionIndex::NONE })
         }
         Some(Way::Client(port, protocol)) => to_client(port, protocol),
         None => first_not_seen(tables, ip),
@@ -117,15 +131,15 @@ fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
 
 #[inline(always)]
 fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
-    if let Some(marker) = service::vip(tables.services, ip) {
+    if let Some(marker) = service::vip(tables.listeners(), ip) {
         if ip.protocol == DESTINATION_OPTIONS {
             return Step::drop(DropReason::FragmentUnknown);
         }
-        return match marker.portless.find(ip.protocol) {
+        return match marker.portless().find(ip.protocol) {
             PortlessMatch::None => Step::PASS,
             PortlessMatch::Ambiguous => Step::drop(DropReason::FragmentUnknown),
             PortlessMatch::Only(port) => {
-                let Some(service) = service::of_port(tables.control, tables.services, ip, port) else {
+                let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, port) else {
                     return Step::drop(DropReason::FragmentUnknown);
                 };
                 if martian::is_source(ip) {
@@ -133,11 +147,11 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                 }
                 steer::peek_later(
                     tables.control,
-                    service,
+                    listener.service,
                     ip.family,
                     &ip.source,
                     None,
-                    Step::to_backend(Carries::Nothing),
+                    Step::to_backend(Carries::Nothing, 0),
                 )
             }
         };

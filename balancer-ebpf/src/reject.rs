@@ -74,7 +74,8 @@ impl Segment {
     fn of(ip: &Ip<'_>) -> Option<Self> {
         let [ends, sequence, acknowledgement, control, _]: [u32; 5] = ip.l4.load(0)?;
         let [offset, flags, ..]: [u8; 4] = bytemuck::cast(control);
-        let bytes = ip.l4_length().wrapping_sub(usize::from(offset >> 4) * 4);
+        // A header that is longer than its segment is nobody's.
+        let bytes = ip.l4_length().checked_sub(usize::from(offset >> 4) * 4)?;
         let length = bytes as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         Some(Self { ports: bytemuck::cast(ends), sequence, acknowledgement, flags, length })
     }

@@ -8,7 +8,7 @@ use balancer_common::{
     service_table::TableView,
 };
 
-use crate::{parse::Ip, probe};
+use crate::{parse::Ip, path, probe, service};
 
 /// Two halves, one of them active. The controller sets the real size when it loads the program.
 #[map]
@@ -29,7 +29,14 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
     if control.flags & CONTROL_RETURN_WILDCARD == 0 {
         return None;
     }
-    exact(control, &ServiceKey { port: 0, ..*key })
+    let row = exact(control, &ServiceKey { port: 0, ..*key })?;
+    // Other ports are the backend's own.
+    if row.listeners_only != 0
+        && service::of_key(control, path::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
+    {
+        return None;
+    }
+    Some(row)
 }
 
 /// The row of `key`, whose port may be 0 for every port.

@@ -92,10 +92,12 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     // SAFETY: the same layout.
     let key = unsafe { &*ptr::from_ref(&lookup).cast::<Key<RuleKey>>() };
     let Some(row) = RULES.get(key) else { return Ruled::NONE.0 };
-    let RuleRow { action, backend, counters } = *row;
-    let falls = action == RULE_PIN && !(backend != NO_BACKEND && forward::takes_clients(backend));
+    let said = word(row);
+    let backend = (said >> 16) as u16;
+    let falls = said as u16 == RULE_PIN && !(backend != NO_BACKEND && forward::takes_clients(backend));
     if service >> 16 == 0
-        && let Some(stats) = RULE_STATS.get_ptr_mut(counters)
+        // SAFETY: a reference is valid for reads.
+        && let Some(stats) = RULE_STATS.get_ptr_mut(unsafe { (&raw const row.counters).read_volatile() })
     {
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         let stats = unsafe { &mut *stats };
@@ -105,7 +107,17 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
             stats.packets += 1;
         }
     }
-    if falls { Ruled::NONE.0 } else { u64::from(action) | u64::from(backend) << 16 }
+    if falls { Ruled::NONE.0 } else { word(row) }
+}
+
+/// Action and backend of a rule as in [`Ruled`]. Read from the row each time, whose kind is never changed in place, as
+/// the stack is short.
+#[inline(always)]
+fn word(row: &RuleRow) -> u64 {
+    // SAFETY: a reference is valid for reads.
+    let (action, backend) =
+        unsafe { ((&raw const row.action).read_volatile(), (&raw const row.backend).read_volatile()) };
+    u64::from(action) | u64::from(backend) << 16
 }
 
 #[inline(never)]

@@ -1,48 +1,112 @@
-//! Which service owns a packet.
+//! Which service owns a packet: its listener's.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
-    map_types::{CONTROL_PORT_WILDCARD, Control, ServiceKey, ServiceRow},
+    map_types::{
+        CONTROL_PORT_WILDCARD, Control, LISTENER_COUNTS, LISTENER_RANGES, ListenerRow, Listening, RANGE_PROBES,
+        RangeRow, ServiceKey, ServiceRow,
+    },
     service_table::TableView,
 };
 
-use crate::{parse::Ip, probe::find};
+use crate::{
+    parse::{Ip, Ports},
+    probe, stats,
+};
 
 /// Two halves, one of them active. The controller sets the real size when it loads the program.
 #[map]
+static LISTENERS: Array<ListenerRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Two halves, the active one named by the listeners'.
+#[map]
+static RANGES: Array<RangeRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Two halves, the active one named by the listeners'.
+#[map]
 static SERVICES: Array<ServiceRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The service of `ip`'s destination and `port`, an exact one before one for every port.
-#[inline(always)]
-pub(crate) fn of_port(
-    control: &'static Control,
-    view: TableView,
-    ip: &Ip<'_>,
-    port: u16,
-) -> Option<&'static ServiceRow> {
-    of_key(control, view, &ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family })
+/// A service, and by which listener it was found.
+#[derive(Clone, Copy)]
+pub(crate) struct Listener {
+    pub(crate) service: &'static ServiceRow,
+    pub(crate) listening: Listening,
 }
 
-/// The service of `key`, an exact one before one for every port.
-#[inline(always)]
-pub(crate) fn of_key(control: &'static Control, view: TableView, key: &ServiceKey) -> Option<&'static ServiceRow> {
-    if let Some(row) = find(&SERVICES, view, key) {
-        return Some(row);
+impl Listener {
+    /// Counts a packet for it, where it is one of several.
+    #[inline(always)]
+    pub(crate) fn count(self, ports: Ports) {
+        if self.listening.flags & LISTENER_COUNTS != 0 {
+            stats::count_listener(self.listening.counters, ports.opens);
+        }
     }
-    if control.flags & CONTROL_PORT_WILDCARD == 0 {
-        return None;
-    }
-    find(&SERVICES, view, &ServiceKey { port: 0, ..*key })
 }
 
-/// The marker of `ip`'s destination, if that is the address of a service.
+/// The listener at `ip`'s destination and `port`, one for that port before one for every port or a range.
 #[inline(always)]
-pub(crate) fn vip(view: TableView, ip: &Ip<'_>) -> Option<&'static ServiceRow> {
+pub(crate) fn of_port(control: &'static Control, view: TableView, ip: &Ip<'_>, port: u16) -> Option<Listener> {
+    of_key(control, view, ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family })
+}
+
+/// The listener of `key`, one for that port before one for every port or a range.
+#[inline(always)]
+pub(crate) fn of_key(control: &'static Control, view: TableView, mut key: ServiceKey) -> Option<Listener> {
+    let port = u16::from_be(key.port);
+    let row = match probe::find(&LISTENERS, view, &key) {
+        Some(row) => row,
+        None if control.flags & CONTROL_PORT_WILDCARD == 0 => return None,
+        None => {
+            key.port = 0;
+            probe::find(&LISTENERS, view, &key)?
+        }
+    };
+    let listening = row.listening();
+    if listening.flags & LISTENER_RANGES == 0 {
+        return listener(row.service, listening);
+    }
+    let range = balancer_range(u64::from(row.service), u64::from(listening.counters), u64::from(port));
+    let range = RANGES.get(u32::try_from(range).ok()?)?;
+    listener(range.service, range.listening)
+}
+
+#[inline(always)]
+fn listener(service: u32, listening: Listening) -> Option<Listener> {
+    Some(Listener { service: SERVICES.get(service)?, listening })
+}
+
+/// The row of the range that has `port` (host order), of `count` from row `first` on; beyond 32 bits: there is none. A
+/// global function: the verifier looks at it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
+    const NONE: u64 = u64::MAX;
+    let (mut at, mut size) = (first as u32, count as u32);
+    for _ in 0..RANGE_PROBES {
+        if size <= 1 {
+            break;
+        }
+        let half = size / 2;
+        let Some(range) = RANGES.get(at.wrapping_add(half)) else { return NONE };
+        if u64::from(range.first) <= port {
+            at = at.wrapping_add(half);
+        }
+        size -= half;
+    }
+    match RANGES.get(at) {
+        Some(range) if u64::from(range.first) <= port && port <= u64::from(range.last) => u64::from(at),
+        _ => NONE,
+    }
+}
+
+/// The marker of `ip`'s destination, if that is a VIP.
+#[inline(always)]
+pub(crate) fn vip(view: TableView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
     marker(view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
 }
 
 /// The marker of a VIP, if `key`, which is a marker's, has one.
 #[inline(always)]
-pub(crate) fn marker(view: TableView, key: &ServiceKey) -> Option<&'static ServiceRow> {
-    find(&SERVICES, view, key)
+pub(crate) fn marker(view: TableView, key: &ServiceKey) -> Option<&'static ListenerRow> {
+    probe::find(&LISTENERS, view, key)
 }

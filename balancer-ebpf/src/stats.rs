@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use balancer_common::{
     map_types::{
-        BackendStats, Control, DropStats, InterfaceStats, MAX_BACKENDS, MAX_INTERFACES, MemoryStats,
-        NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
+        BackendStats, Control, DropStats, InterfaceStats, ListenerStats, MAX_BACKENDS, MAX_INTERFACES, MAX_LISTENERS,
+        MemoryStats, NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
     },
     memory::Recorded,
     verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
@@ -20,6 +20,9 @@ static INTERFACE_STATS: PerCpuArray<InterfaceStats> = PerCpuArray::with_max_entr
 
 #[map]
 static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
+
+#[map]
+static LISTENER_STATS: PerCpuArray<ListenerStats> = PerCpuArray::with_max_entries(MAX_LISTENERS, 0);
 
 #[map]
 static DROP_STATS: PerCpuArray<DropStats> = PerCpuArray::with_max_entries(1, 0);
@@ -52,6 +55,18 @@ pub fn count_verdict(ifindex: u32, verdict: Verdict) {
     if let Some(stats) = INTERFACE_STATS.get_ptr_mut(row(ifindex)) {
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe { (*stats).verdicts[verdict.index()] += 1 };
+    }
+}
+
+/// Counts a packet for a listener; whether it opens a TCP connection.
+#[inline(always)]
+pub(crate) fn count_listener(row: u32, opens: bool) {
+    if let Some(stats) = LISTENER_STATS.get_ptr_mut(row) {
+        // SAFETY: as in `count_verdict`.
+        unsafe {
+            (*stats).packets += 1;
+            (*stats).connections += u64::from(opens);
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! `balancer backend …`.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use balancer_api::{
     client::Client,
@@ -40,9 +43,12 @@ pub(super) enum BackendChange {
     Add {
         #[command(flatten)]
         backend: Subject,
-        /// Its address; without a port, the service's
+        /// Its address; without a port, the listeners'
         #[arg(value_name = "ADDR[:PORT]", value_parser = address)]
         address: String,
+        /// Its IPv6 address, where the service has listeners of both families
+        #[arg(long, value_name = "ADDR", value_parser = value::ipv6)]
+        address6: Option<IpAddr>,
         /// Share of new clients, 0 to 65535 [default: 100]
         #[arg(long, value_name = "N")]
         weight: Option<u16>,
@@ -110,8 +116,9 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
 
 async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
     match change {
-        BackendChange::Add { backend: Subject { name }, address, weight, backup } => {
-            let backend = AddBackend { name: name.backend, address, weight, backup };
+        BackendChange::Add { backend: Subject { name }, address, address6, weight, backup } => {
+            let address6 = address6.map(|address| address.to_string());
+            let backend = AddBackend { name: name.backend, address, address6, weight, backup };
             done(client.add_backend(&name.service, &backend).await?)
         }
         BackendChange::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
@@ -134,9 +141,15 @@ impl BackendChange {
             admin,
         };
         match self {
-            Self::Add { backend: Subject { name }, address, weight, backup } => PlanRequest::Add {
+            Self::Add { backend: Subject { name }, address, address6, weight, backup } => PlanRequest::Add {
                 service: name.service,
-                backend: AddBackend { name: name.backend, address, weight, backup },
+                backend: AddBackend {
+                    name: name.backend,
+                    address,
+                    address6: address6.map(|address| address.to_string()),
+                    weight,
+                    backup,
+                },
             },
             Self::Remove { backend: Subject { name }, force } => {
                 PlanRequest::Remove { service: name.service, name: name.backend, force }

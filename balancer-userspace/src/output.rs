@@ -58,10 +58,9 @@ pub(super) fn print_json(value: &impl Serialize) -> io::Result<()> {
 /// A service in one paragraph: a line about it, a table of its backends.
 pub(super) fn service(service: &ServiceView) -> String {
     let mut text = format!(
-        "service {}  {} {}  {}  {} slots, generation {}\n",
+        "service {}  {}  {}  {} slots, generation {}\n",
         service.name,
-        service.protocol,
-        service.address,
+        places(service),
         service.forwarding,
         grouped(service.table_size),
         grouped(service.table_generation),
@@ -75,6 +74,37 @@ pub(super) fn service(service: &ServiceView) -> String {
         text.push_str(&format!("WARNING: {warning}\n"));
     }
     text
+}
+
+/// `tcp 198.51.100.10:80`, and more behind commas.
+fn places(service: &ServiceView) -> String {
+    if service.listeners.len() < 2 {
+        return format!("{} {}", service.protocol, service.address);
+    }
+    let all = service.listeners.iter().map(|of| of.listener.as_str());
+    all.map(|listener| match listener.rsplit_once('/') {
+        Some((place, protocol)) => format!("{protocol} {place}"),
+        None => listener.to_owned(),
+    })
+    .collect::<Vec<_>>()
+    .join(", ")
+}
+
+/// The protocols of a service, each once.
+pub(super) fn protocols(service: &ServiceView) -> String {
+    let mut words: Vec<&str> =
+        service.listeners.iter().filter_map(|of| of.listener.rsplit_once('/')).map(|(_, protocol)| protocol).collect();
+    words.sort_unstable();
+    words.dedup();
+    words.join(", ")
+}
+
+/// The first address of a service, and how many more it has.
+pub(super) fn addresses(service: &ServiceView) -> String {
+    match service.listeners.len() {
+        0 | 1 => service.address.clone(),
+        several => format!("{} and {} more", service.address, several - 1),
+    }
 }
 
 /// A table of backends, the first column headed `name`.

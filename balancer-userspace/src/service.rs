@@ -1,8 +1,8 @@
 //! `balancer service …`.
 
 use balancer_api::client::Client;
-use balancer_model::{value, words::grouped};
-use clap::Subcommand;
+use balancer_model::{listeners::Listener, value, words::grouped};
+use clap::{Args, Subcommand};
 
 use super::{
     Failure,
@@ -17,6 +17,9 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Add or remove a listener
+    #[command(subcommand)]
+    Listen(Listen),
     /// Show a service and its backends
     Show {
         /// The service's name
@@ -28,9 +31,33 @@ pub(super) enum Verb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum Listen {
+    /// Listen on one more address, port or range of ports; nobody moves
+    Add(Which),
+    /// Listen on it no longer; nobody moves
+    Remove(Which),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// The service's name
+    #[arg(value_name = "SVC", value_parser = value::name)]
+    service: String,
+    /// Such as 198.51.100.10:443, 198.51.100.10:443/udp, [2001:db8::10]:443, 198.51.100.10:10000-10100/udp
+    #[arg(value_name = "ADDRESS", value_parser = value::listener)]
+    listener: Listener,
+}
+
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { json } => list(client, json).await,
+        Verb::Listen(Listen::Add(Which { service, listener })) => {
+            Ok(output::print(&format!("{}\n", client.add_listener(&service, listener).await?.message))?)
+        }
+        Verb::Listen(Listen::Remove(Which { service, listener })) => {
+            Ok(output::print(&format!("{}\n", client.remove_listener(&service, listener).await?.message))?)
+        }
         Verb::Show { service, json } => {
             let service = client.service(&service).await?;
             if json {
@@ -53,9 +80,9 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     for service in services {
         let in_use = service.backends.iter().filter(|backend| backend.slots > 0).count();
         table.row([
-            service.name,
-            service.protocol,
-            service.address,
+            service.name.clone(),
+            output::protocols(&service),
+            output::addresses(&service),
             service.forwarding,
             grouped(service.table_size),
             grouped(service.table_generation),

@@ -94,8 +94,13 @@ async fn reads_answer_what_the_controller_shows() {
 async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
     let fake = Fake::start().await;
     let client = Client::new(&fake.socket());
-    let add =
-        AddBackend { name: "web4".to_owned(), address: "[2001:db8::4]:8080".to_owned(), weight: Some(7), backup: true };
+    let add = AddBackend {
+        name: "web4".to_owned(),
+        address: "[2001:db8::4]:8080".to_owned(),
+        address6: None,
+        weight: Some(7),
+        backup: true,
+    };
     client.add_backend("web", &add).await.unwrap();
     client.remove_backend(&name("web2"), true).await.unwrap();
     client.remove_backend(&name("web2"), false).await.unwrap();
@@ -111,6 +116,7 @@ async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
             Change::Add {
                 name: name("web4"),
                 address: "2001:db8::4".parse().unwrap(),
+                address6: None,
                 port: Some(8080),
                 weight: Some(7),
                 backup: true
@@ -131,7 +137,13 @@ async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
 async fn refusals_keep_their_kind_and_words() {
     let fake = Fake::start().await;
     let client = Client::new(&fake.socket());
-    let add = AddBackend { name: "web1".to_owned(), address: "10.0.0.1".to_owned(), weight: None, backup: false };
+    let add = AddBackend {
+        name: "web1".to_owned(),
+        address: "10.0.0.1".to_owned(),
+        address6: None,
+        weight: None,
+        backup: false,
+    };
     for (answer, expected, words) in [
         (client.add_backend("web", &add).await, StatusCode::CONFLICT, "exists already"),
         (client.set_weight(&name("web9"), 1).await, StatusCode::NOT_FOUND, "did you mean"),

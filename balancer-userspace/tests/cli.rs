@@ -307,6 +307,7 @@ async fn changes_are_sent_and_their_answer_is_printed() {
             Change::Add {
                 name: name("web4"),
                 address: "10.0.0.4".parse().unwrap(),
+                address6: None,
                 port: Some(8080),
                 weight: Some(50),
                 backup: true

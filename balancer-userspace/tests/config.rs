@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
 use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
@@ -12,6 +12,7 @@ use balancer_model::{
         XdpMode,
     },
     file,
+    listeners::{Family, Listener},
 };
 use proptest::prelude::*;
 
@@ -23,6 +24,10 @@ fn good(name: &str) -> Config {
 }
 
 fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn listener(text: &str) -> Listener {
     text.parse().unwrap()
 }
 
@@ -52,8 +57,8 @@ fn defaults() {
         services: vec![ServiceConfig {
             name: "web".to_owned(),
             renamed_from: None,
-            address: address("198.51.100.10:80"),
-            protocol: Protocol::Tcp,
+            listen: vec![listener("198.51.100.10:80/tcp")],
+            ports: BTreeMap::new(),
             forwarding: Forwarding::Nat,
             table_size: 65_537,
             client_prefix: ClientPrefix { v4: 32, v6: 64 },
@@ -71,6 +76,7 @@ fn defaults() {
                 name: "web1".to_owned(),
                 renamed_from: None,
                 address: address("10.0.0.11:8080"),
+                address6: None,
                 weight: 100,
                 backup: false,
                 check: None,
@@ -126,11 +132,10 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
 
     let ways = through.backends.iter().map(|backend| backend.check.as_ref().map(|check| check.via));
     assert_eq!(ways.collect::<Vec<_>>(), [None, Some(Via::Service), Some(Via::Backend), Some(Via::Backend)]);
-    let vip = through.vip();
-    let targets = through
-        .backends
-        .iter()
-        .map(|backend| backend.check_target(backend.check.as_ref().unwrap_or(&through.check), vip).to_string());
+    let targets = through.backends.iter().map(|backend| {
+        let check = backend.check.as_ref().unwrap_or(&through.check);
+        through.check_target(backend, check, Family::V4).unwrap().to_string()
+    });
     let expected = ["198.51.100.12:80", "198.51.100.12:80", "10.0.0.13:80", "10.0.0.14:80"];
     assert_eq!(targets.collect::<Vec<_>>(), expected);
 }
@@ -169,20 +174,44 @@ fn every_key() {
     assert_eq!(web.check, check);
     let [web1, web2] = web.backends.as_slice() else { panic!("{:?}", web.backends) };
     assert_eq!((web1.weight, web1.backup, &web1.check), (0, false, &None));
-    // Without a port: the service's.
-    assert_eq!((web2.address, web2.weight, web2.backup), (address("10.0.0.12:80"), 65_535, true));
+    // Without a port: the listener's.
+    assert_eq!(web.backend_address(web2, Family::V4), Some(address("10.0.0.12:80")));
+    assert_eq!((web2.address, web2.weight, web2.backup), (address("10.0.0.12:0"), 65_535, true));
     assert_eq!(web2.check.as_ref().map(|check| &check.kind), Some(&CheckKind::None));
 
-    assert_eq!((dns.protocol, dns.forwarding), (Protocol::Udp, Forwarding::Dsr));
+    assert_eq!((dns.first().protocol, dns.forwarding), (Protocol::Udp, Forwarding::Dsr));
     assert_eq!(dns.check.kind, CheckKind::None, "nothing on UDP answers without being asked its own question");
-    assert_eq!(dns.backends[0].address, address("[2001:db8::11]:53"));
+    assert_eq!(dns.backend_address(&dns.backends[0], Family::V6), Some(address("[2001:db8::11]:53")));
+}
+
+#[test]
+fn several_listeners() {
+    let config = good("listeners.toml");
+    let [shop, dns] = config.services.as_slice() else { panic!("{:?}", config.services) };
+    let all = ["198.51.100.10:80/tcp", "198.51.100.10:443/tcp", "198.51.100.10:443/udp", "[2001:db8::10]:443/tcp"];
+    assert_eq!(shop.listen, all.map(listener));
+    assert_eq!(shop.families(), [Family::V4, Family::V6]);
+    assert_eq!(shop.listen.iter().map(|&of| shop.backend_port(of)).collect::<Vec<_>>(), [8080, 8443, 8443, 8443]);
+    let web1 = &shop.backends[0];
+    let at = |family| shop.backend_address(web1, family).unwrap();
+    assert_eq!([at(Family::V4), at(Family::V6)], [address("10.0.0.11:0"), address("[fd00::11]:0")]);
+    assert_eq!(shop.shown_address(web1), "10.0.0.11");
+    // One check, of the first listener that answers connections.
+    let target = |family| shop.check_target(web1, &shop.check, family).unwrap();
+    assert_eq!([target(Family::V4), target(Family::V6)], [address("10.0.0.11:8080"), address("[fd00::11]:8443")]);
+
+    assert_eq!(
+        dns.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["198.51.100.10:10000-10100/udp", "198.51.100.11:0/udp"]
+    );
+    assert_eq!(dns.check.kind, CheckKind::None);
 }
 
 #[test]
 fn every_port() {
     let config = good("every-port.toml");
     assert_eq!(config.metrics_listen, None);
-    assert_eq!(config.services[0].address, address("198.51.100.10:0"));
+    assert_eq!(config.services[0].listen, [listener("198.51.100.10:0/tcp")]);
     assert_eq!(config.services[0].backends[0].address, address("10.0.0.11:0"));
 }
 

@@ -83,6 +83,7 @@ async fn every_route_answers_as_described() {
         fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
         let path = path.replace("{service}", "web").replace("{backend}", "web2").replace("{ip}", "192.0.2.7");
         let path = path.replace("{address}", "10.1.2.0").replace("{length}", "24");
+        let path = path.replace("{protocol}", "udp").replace("{ports}", "443");
         assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
         let content = &operation["requestBody"]["content"]["application/json"];
         let body = if let Some(example) = content.get("example") {

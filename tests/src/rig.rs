@@ -18,10 +18,13 @@ use balancer_common::{
     map_types::{Forwarding, ReplyStats},
     verdict::{DropReason, MoveCause, Verdict},
 };
-use balancer_core::io::{BackendId, BackendSpec, NextHop, RuleSpec, ServiceId, ServiceSpec};
+use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, RuleSpec, ServiceId, ServiceSpec};
 use balancer_daemon::supervisor::Supervisor;
 use balancer_dataplane::{Budgets, Capacity, Dataplane as _, KernelDataplane, Layers};
-use balancer_model::config::{Failback, Protocol};
+use balancer_model::{
+    config::{Failback, Protocol},
+    listeners::{Family, Listener},
+};
 use ipnet::IpNet;
 use log::Log;
 use nix::sched::{CloneFlags, unshare};
@@ -121,7 +124,7 @@ impl Rig {
     fn load(services: &[Service], tells: bool, budgets: Budgets) -> anyhow::Result<Self> {
         let (in_ifindex, out_ifindex) = enter_namespace()?;
         let mut dataplane = KernelDataplane::load_limited(
-            Capacity { slots: 1 << 16, services: 64, returns: 64, clients: 1 << 10 },
+            Capacity { slots: 1 << 16, services: 64, listeners: 64, ranges: 64, returns: 64, clients: 1 << 10 },
             &[in_ifindex, out_ifindex],
             None,
             tells,
@@ -201,9 +204,9 @@ impl Rig {
             mtu: 1500,
             source: None,
         });
-        let (vip, forwarding) = (self.specs[index].address, self.services[index].forwarding);
+        let forwarding = self.services[index].forwarding;
         let id = BackendId(index as u16 + 1);
-        self.dataplane.write_backend(&backend(id, index, forwarding, vip, at.parse()?, next_hop))
+        self.dataplane.write_backend(&backend(id, index, forwarding, at.parse()?, next_hop))
     }
 
     /// Lets time pass for the controller.
@@ -256,7 +259,8 @@ impl Rig {
     /// When there is no such service, or the kernel refuses.
     pub fn add_backend(&mut self, address: &str, number: usize, at: IpAddr, takes_pinned: bool) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
-        let (vip, forwarding) = (self.specs[index].address, self.services[index].forwarding);
+        let forwarding = self.services[index].forwarding;
+        let port = self.specs[index].listeners[0].listener.socket().port();
         let id = BackendId(number as u16 + 1);
         let next_hop = NextHop {
             gateway: None,
@@ -266,7 +270,7 @@ impl Rig {
             mtu: 1500,
             source: None,
         };
-        let added = backend(id, index, forwarding, vip, SocketAddr::new(at, vip.port()), Some(next_hop));
+        let added = backend(id, index, forwarding, SocketAddr::new(at, port), Some(next_hop));
         self.dataplane.write_backend(&BackendSpec { takes_pinned, ..added })?;
         if takes_pinned {
             let table: Vec<u16> =
@@ -408,7 +412,7 @@ fn configure(
     let entry = match (address, service.target) {
         (Some(address), _) => {
             let address: SocketAddr = address.parse()?;
-            dataplane.write_backend(&backend(id, index, service.forwarding, vip, address, next_hop))?;
+            dataplane.write_backend(&backend(id, index, service.forwarding, address, next_hop))?;
             backends.push((id, address));
             id.0
         }
@@ -421,8 +425,13 @@ fn configure(
         tick_seconds: 0,
         id,
         hash_key: HashKey { k0: 1, k1: 2 },
-        address: vip,
-        protocol: service.protocol,
+        family: Family::of(vip.ip()),
+        listeners: vec![ListenerSpec {
+            id: ListenerId(index as u16),
+            listener: Listener::at(vip, service.protocol),
+            backend_port: 0,
+            counted: false,
+        }],
         client_prefix: if vip.is_ipv4() { 32 } else { 64 },
         forwarding: service.forwarding,
         remember: Duration::ZERO,
@@ -437,14 +446,12 @@ fn backend(
     id: BackendId,
     service: usize,
     forwarding: Forwarding,
-    vip: SocketAddr,
     address: SocketAddr,
     next_hop: Option<NextHop>,
 ) -> BackendSpec {
     BackendSpec {
         id,
         forwarding,
-        vip,
         address,
         next_hop,
         service: ServiceId(service as u16),

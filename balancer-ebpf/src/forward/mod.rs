@@ -45,10 +45,18 @@ pub(crate) use tunnel::step_encapsulate;
 #[map]
 static BACKENDS: Array<BackendRows> = Array::with_max_entries(MAX_BACKENDS, BPF_F_MMAPABLE);
 
-/// Rewrites a packet for its backend and sends it there.
+/// Rewrites a packet for its backend and sends it there. `port` is the backend's for the packet's listener (network
+/// order); 0: the packet's own.
 #[inline(always)]
-pub(crate) fn to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Step {
-    match sent(ingress, frame, ip, carries, choice) {
+pub(crate) fn to_backend(
+    ingress: Ingress,
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    carries: Carries,
+    choice: Choice,
+    port: u16,
+) -> Step {
+    match sent(ingress, frame, ip, carries, choice, port) {
         Ok(step) => step,
         Err(end) => decided(choice, end),
     }
@@ -62,23 +70,37 @@ fn decided(choice: Choice, end: Step) -> Step {
 }
 
 #[inline(always)]
-fn sent(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, choice: Choice) -> Result<Step, Step> {
+fn sent(
+    ingress: Ingress,
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    carries: Carries,
+    choice: Choice,
+    port: u16,
+) -> Result<Step, Step> {
     let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
     let row = backend.row;
     if row.forwarding > Forwarding::Nat as u8 {
         return Ok(if is_tunnel(row) {
             Step::encapsulate(choice, Answerable::Yes)
         } else {
-            Step::to_backend(carries).with_choice(choice)
+            Step::to_backend(carries, port).with_choice(choice)
         });
     }
-    write(ingress, frame, ip, carries, backend)?;
+    write(ingress, frame, ip, carries, backend, port)?;
     Ok(finish(ingress, ip, backend, choice, Sender::Client))
 }
 
 /// Rewrites a packet for its backend, which is reached without a tunnel.
 #[inline(always)]
-fn write(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, backend: Reachable) -> Result<(), Step> {
+fn write(
+    ingress: Ingress,
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    carries: Carries,
+    backend: Reachable,
+    port: u16,
+) -> Result<(), Step> {
     let row = backend.row;
     if !fits(ingress, ip, row) {
         return Err(Step::too_big(row.mtu));
@@ -86,7 +108,7 @@ fn write(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, carries: Carries, bac
     let written = if row.mode() == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
-        nat::to_backend(frame, ip, carries, backend)
+        nat::to_backend(frame, ip, carries, backend, port)
     };
     written.map_err(Step::drop)
 }
@@ -98,18 +120,13 @@ fn is_tunnel(row: &BackendRow) -> bool {
 
 /// The same as [`to_backend`], where the kernel may have to send the packet.
 #[inline(always)]
-fn sent_by_any(
-    ingress: Ingress,
-    frame: Packet<'_>,
-    ip: &Ip<'_>,
-    carries: Carries,
-    choice: Choice,
-) -> Result<Step, Step> {
+fn sent_by_any(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, step: Step) -> Result<Step, Step> {
+    let (carries, choice, port) = (step.carries(), step.choice(), step.port());
     let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
     if is_tunnel(backend.row) {
         return Ok(Step::encapsulate(choice, Answerable::Yes));
     }
-    write(ingress, frame, ip, carries, backend)?;
+    write(ingress, frame, ip, carries, backend, port)?;
     Ok(finish_by_any(ingress, frame, ip, backend, choice, Sender::Client))
 }
 
@@ -133,7 +150,7 @@ extern "C" fn balancer_to_backend(context: *mut xdp_md, step: u64) -> u64 {
     if ip.fragment.is_first() {
         fragments::remember(&ip, Way::Backend(step.choice().backend));
     }
-    match sent_by_any(ingress, frame, &ip, step.carries(), step.choice()) {
+    match sent_by_any(ingress, frame, &ip, step) {
         Ok(step) => step.0,
         Err(end) => decided(step.choice(), end).0,
     }
@@ -150,18 +167,19 @@ pub(crate) fn step_error_to_backend(ingress: Ingress, step: Step) -> Step {
 extern "C" fn balancer_error_to_backend(context: *mut xdp_md, step: u64) -> u64 {
     // SAFETY: `step_error_to_backend` passes the program's context on.
     let ingress = unsafe { Ingress::new(context) };
-    let choice = Step(step).choice();
+    let step = Step(step);
     let frame = ingress.frame();
     let Some(mut ip) = parse::ip(frame) else { return Step::PASS.0 };
     if opaque::follow(frame, &mut ip).is_err() {
         return Step::PASS.0;
     }
     let Some(inner) = errors::quoted(frame, &ip) else { return Step::PASS.0 };
-    error_to_backend(ingress, frame, &ip, &inner, choice).0
+    error_to_backend(ingress, frame, &ip, &inner, step).0
 }
 
 #[inline(always)]
-fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, choice: Choice) -> Step {
+fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, step: Step) -> Step {
+    let choice = step.choice();
     let Some(backend) = reachable(choice.backend) else { return no_next_hop(choice) };
     let row = backend.row;
     if is_tunnel(row) {
@@ -173,7 +191,7 @@ fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip
     let written = if row.mode() == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
     } else {
-        nat::error_to_backend(frame, ip, inner, backend)
+        nat::error_to_backend(frame, ip, inner, backend, step.port())
     };
     match written {
         Ok(()) => finish_by_any(ingress, frame, ip, backend, choice, Sender::Other),

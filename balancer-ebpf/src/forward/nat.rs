@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
-    map_types::{BACKEND_PORT_CHANGES, ReturnRow, ServiceKey},
+    map_types::{ReturnRow, ServiceKey},
     verdict::DropReason,
 };
 
@@ -23,16 +23,21 @@ use crate::{
     returns, station,
 };
 
+/// One end of `ip`, a VIP and its port `old` (network order), becomes the backend's. `port` is the backend's for the
+/// packet's listener; 0: it stays.
 #[inline(always)]
-fn there(backend: Reachable, end: End) -> Translation {
-    let Reachable { row, flags, .. } = backend;
-    Translation {
+fn there(backend: Reachable, ip: &Ip<'_>, end: End, old: u16, port: u16) -> Option<Translation> {
+    let row = backend.row;
+    let port = if row.port == 0 { port } else { row.port };
+    let delta = rewrite::leaving(ip, end)? + u64::from(row.address_sum);
+    let changed = if port == 0 { 0 } else { checksum::replace_u16(old, port) };
+    Some(Translation {
         end,
         address: row.address,
-        port: (flags & BACKEND_PORT_CHANGES != 0).then_some(row.port),
-        address_delta: row.address_delta,
-        l4_delta: row.l4_delta,
-    }
+        port: (port != 0).then_some(port),
+        address_delta: checksum::fold(delta),
+        l4_delta: checksum::fold(delta + changed),
+    })
 }
 
 #[inline(always)]
@@ -52,12 +57,18 @@ pub(crate) fn to_backend(
     ip: &Ip<'_>,
     carries: Carries,
     backend: Reachable,
+    port: u16,
 ) -> Result<(), DropReason> {
     if ip.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
     let row = backend.row;
-    rewrite::translate(ip, carries, &there(backend, End::Destination))
+    let old = match carries {
+        Carries::Header => ip.l4.load(2).ok_or(DropReason::Malformed)?,
+        Carries::Nothing => 0,
+    };
+    there(backend, ip, End::Destination, old, port)
+        .and_then(|new| rewrite::translate(ip, carries, &new))
         .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
         .ok_or(DropReason::Malformed)
 }
@@ -102,13 +113,17 @@ pub(super) fn error_to_backend(
     ip: &Ip<'_>,
     inner: &Ip<'_>,
     backend: Reachable,
+    port: u16,
 ) -> Result<(), DropReason> {
     let row = backend.row;
     if ip.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
-    rewrite::translate_ip(ip, End::Destination, &row.address, row.address_delta)
-        .and_then(|()| rewrite::translate_quoted(ip, inner, row.address_delta, &there(backend, End::Source)))
+    let old = if inner.fragment.is_later() { 0 } else { inner.l4.load(0).ok_or(DropReason::Malformed)? };
+    let outer = there(backend, ip, End::Destination, 0, 0).ok_or(DropReason::Malformed)?;
+    let new = there(backend, inner, End::Source, old, port).ok_or(DropReason::Malformed)?;
+    rewrite::translate_ip(ip, End::Destination, &row.address, outer.address_delta)
+        .and_then(|()| rewrite::translate_quoted(ip, inner, outer.address_delta, &new))
         .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
         .ok_or(DropReason::Malformed)
 }

@@ -77,6 +77,19 @@ pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_de
     }
 }
 
+/// The sum of the complemented words of one address of the IP header: what leaves a checksum when it is replaced. Read from
+/// the packet again, so that it need not be on the stack from parsing on.
+#[inline(always)]
+#[must_use]
+pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
+    if ip.family == FAMILY_V4 {
+        Some(checksum::sum_u32(!ip.header.load::<u32>(v4_address(end))?))
+    } else {
+        let [a, b, c, d]: [u32; 4] = ip.header.load(v6_address(end))?;
+        Some(checksum::sum_u32(!a) + checksum::sum_u32(!b) + checksum::sum_u32(!c) + checksum::sum_u32(!d))
+    }
+}
+
 /// Takes one hop off the TTL.
 #[inline(always)]
 #[must_use]

@@ -1,7 +1,7 @@
 //! ICMP errors about packets of services: they belong to the flow that they quote, whichever router sent them.
 
 use balancer_common::{
-    map_types::{Control, PortlessMatch, ServiceKey, ServiceRow},
+    map_types::{Control, ListenerRow, PortlessMatch, ServiceKey},
     service_table::TableView,
     verdict::DropReason,
 };
@@ -34,16 +34,16 @@ pub(crate) fn quoted<'a>(frame: Packet<'a>, ip: &Ip<'a>) -> Option<Ip<'a>> {
 pub(super) fn about_vip(
     frame: Packet<'_>,
     control: &'static Control,
-    services: TableView,
+    listeners: TableView,
     ip: &Ip<'_>,
-    marker: &ServiceRow,
+    marker: &ListenerRow,
 ) -> Step {
     let Some(inner) = quoted(frame, ip) else { return Step::drop(DropReason::Malformed) };
     if !is_ours(ip, &inner) {
         return Step::PASS;
     }
     let port = if inner.fragment.is_later() {
-        match marker.portless.find(inner.protocol) {
+        match marker.portless().find(inner.protocol) {
             PortlessMatch::Only(port) => port,
             PortlessMatch::Ambiguous => return Step::drop(DropReason::FragmentUnknown),
             PortlessMatch::None => return Step::PASS,
@@ -55,9 +55,16 @@ pub(super) fn about_vip(
         }
     };
     let key = ServiceKey { address: inner.source, port, protocol: inner.protocol, family: inner.family };
-    let Some(service) = service::of_key(control, services, &key) else { return Step::PASS };
+    let Some(listener) = service::of_key(control, listeners, key) else { return Step::PASS };
     let client_port = if inner.fragment.is_later() { None } else { inner.l4.load(2) };
-    steer::peek_later(control, service, inner.family, &inner.destination, client_port, Step::ERROR_TO_BACKEND)
+    steer::peek_later(
+        control,
+        listener.service,
+        inner.family,
+        &inner.destination,
+        client_port,
+        Step::error_to_backend(listener.listening.port),
+    )
 }
 
 /// An error to a client about a packet that was translated on its way to a `nat` backend.

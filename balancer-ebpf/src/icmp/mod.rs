@@ -72,18 +72,18 @@ fn decide(ingress: Ingress) -> Step {
     let frame = ingress.frame();
     let Some(mut ip) = parse::ip(frame) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
-    let services = path::services(control);
+    let listeners = path::listeners(control);
     let expected = if ip.family == FAMILY_V4 { ICMP } else { ICMP_V6 };
     if opaque::follow(frame, &mut ip).is_err() || ip.protocol != expected {
         return Step::PASS;
     }
-    let marker = service::vip(services, &ip);
+    let marker = service::vip(listeners, &ip);
     let Some([message, _code]) = ip.l4.load::<[u8; 2]>(0).filter(|_| ip.l4_length() >= ICMP_HEADER_LEN) else {
         return if marker.is_some() { Step::drop(DropReason::Malformed) } else { Step::PASS };
     };
     match (kind(ip.family, message), marker) {
         (Kind::EchoRequest, Some(_)) => echo::answer(frame, &ip),
-        (Kind::Error, Some(marker)) => errors::about_vip(frame, control, services, &ip, marker),
+        (Kind::Error, Some(marker)) => errors::about_vip(frame, control, listeners, &ip, marker),
         (Kind::Error, None) if control.flags & CONTROL_RETURNS != 0 => errors::about_translated(frame, control, &ip),
         (Kind::EchoRequest | Kind::Error, None) | (Kind::Other, _) => Step::PASS,
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer_core::top::By;
-use balancer_model::names::BackendName;
+use balancer_model::{listeners::Listener, names::BackendName};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -260,6 +260,22 @@ impl Client {
         self.get(&format!("/v1/rules{}", service_query(service))).await
     }
 
+    /// Adds a listener to a service.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn add_listener(&self, service: &str, listener: Listener) -> Answer<Changed> {
+        self.send(Method::PUT, &listener_path(service, listener), None::<&()>).await
+    }
+
+    /// Removes a listener from a service.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn remove_listener(&self, service: &str, listener: Listener) -> Answer<Changed> {
+        self.send(Method::DELETE, &listener_path(service, listener), None::<&()>).await
+    }
+
     /// Adds a rule, or replaces it.
     ///
     /// # Errors
@@ -351,6 +367,11 @@ impl Client {
 
 fn backend_path(name: &BackendName) -> String {
     format!("/v1/services/{}/backends/{}", name.service, name.backend)
+}
+
+fn listener_path(service: &str, listener: Listener) -> String {
+    let Listener { address, ports, protocol } = listener;
+    format!("/v1/services/{service}/listeners/{protocol}/{address}/{ports}")
 }
 
 fn rule_path(service: &str, prefix: IpNet) -> String {

@@ -7,6 +7,7 @@ use balancer_core::{
     plan::{Planned, PlannedMove, PlannedService},
     rules::Action,
 };
+use balancer_model::listeners::Family;
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1/status`.
@@ -58,10 +59,13 @@ pub struct Verdicts {
 pub struct ServiceView {
     /// Its name.
     pub name: String,
-    /// VIP and port.
+    /// The first listener's virtual IP and port, or range of ports.
     pub address: String,
-    /// `tcp` or `udp`.
+    /// The first listener's: `tcp` or `udp`.
     pub protocol: String,
+    /// Where it is reached.
+    #[serde(default)]
+    pub listeners: Vec<ListenerView>,
     /// `dsr` or `nat`.
     pub forwarding: String,
     /// M.
@@ -75,13 +79,49 @@ pub struct ServiceView {
     pub backends: Vec<BackendView>,
 }
 
+/// Where a service is reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListenerView {
+    /// `198.51.100.10:443/tcp`, as in `listen` of a configuration file.
+    pub listener: String,
+    /// Packets with ports that came for it; absent where it is the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// TCP connections opened to it; absent where it is the only one, or for UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+}
+
+/// What of a backend is its own in one address family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FamilyView {
+    /// `IPv4` or `IPv6`: that of its clients.
+    pub family: Family,
+    /// Where it is reached.
+    pub address: String,
+    /// `unknown`, `up` or `down`.
+    pub health: String,
+    /// As of the backend.
+    pub state: String,
+    /// As of the backend.
+    pub reason: String,
+    /// Slots of the family's live table.
+    pub slots: u32,
+    /// Entries in the client table; 0 without memory.
+    pub known_clients: u64,
+}
+
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendView {
     /// Its name in the service.
     pub name: String,
-    /// Address and port.
+    /// Its address, with a port where that is one for all listeners.
     pub address: String,
+    /// What is its own in each address family, where its service has listeners of both. Its state is then the worst of
+    /// them, its slots are those of the first listener's family, and all counters are of both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub families: Vec<FamilyView>,
     /// 0–65535.
     pub weight: u16,
     /// Whether it is used only when no primary backend is eligible.
@@ -224,6 +264,9 @@ pub struct AddBackend {
     pub name: String,
     /// `ADDR` or `ADDR:PORT` (`[ADDR]:PORT` for IPv6).
     pub address: String,
+    /// Its IPv6 address, where the service has listeners of both families.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<String>,
     /// 0–65535; absent: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,

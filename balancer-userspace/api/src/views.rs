@@ -1,10 +1,14 @@
 //! What is shown of a snapshot.
 
 use balancer_common::verdict::Verdict;
-use balancer_core::snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot, Snapshot};
-use balancer_model::config::forwarding_word;
+use balancer_core::snapshot::{
+    BackendSnapshot, CheckSnapshot, FamilySnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot, Snapshot,
+};
+use balancer_model::config::{Protocol, forwarding_word};
 
-use crate::model::{BackendView, HealthView, InterfaceView, ServiceView, StatusView, Verdicts};
+use crate::model::{
+    BackendView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView, Verdicts,
+};
 
 impl From<Snapshot> for StatusView {
     fn from(snapshot: Snapshot) -> Self {
@@ -40,8 +44,9 @@ impl From<ServiceSnapshot> for ServiceView {
     fn from(service: ServiceSnapshot) -> Self {
         Self {
             name: service.name,
-            address: service.address.to_string(),
-            protocol: service.protocol.to_string(),
+            address: service.listeners.first().map(|of| of.listener.place()).unwrap_or_default(),
+            protocol: service.listeners.first().map(|of| of.listener.protocol.to_string()).unwrap_or_default(),
+            listeners: service.listeners.into_iter().map(Into::into).collect(),
             forwarding: forwarding_word(service.forwarding).to_owned(),
             table_size: service.table_size,
             table_generation: service.table_generation,
@@ -51,11 +56,35 @@ impl From<ServiceSnapshot> for ServiceView {
     }
 }
 
+impl From<ListenerSnapshot> for ListenerView {
+    fn from(snapshot: ListenerSnapshot) -> Self {
+        let ListenerSnapshot { listener, stats } = snapshot;
+        Self {
+            listener: listener.to_string(),
+            packets: stats.map(|stats| stats.packets),
+            connections: stats.filter(|_| listener.protocol == Protocol::Tcp).map(|stats| stats.connections),
+        }
+    }
+}
+
+impl From<FamilySnapshot> for FamilyView {
+    fn from(snapshot: FamilySnapshot) -> Self {
+        let FamilySnapshot { family, address, health, state, reason, slots, known_clients } = snapshot;
+        let (health, state) = (health.to_owned(), state.word().to_owned());
+        Self { family, address, health, state, reason, slots, known_clients }
+    }
+}
+
 impl HealthView {
-    /// How a backend of `service` is checked.
+    /// How a backend of `service` is checked: once for each address family.
     #[must_use]
-    pub fn of(backend: BackendSnapshot, service: &str) -> Self {
-        let BackendSnapshot { name, state, reason, last_check, check, .. } = backend;
+    pub fn all(mut backend: BackendSnapshot, service: &str) -> Vec<Self> {
+        let checks = std::mem::take(&mut backend.check).into_iter();
+        checks.map(|check| Self::of(&backend, check, service)).collect()
+    }
+
+    fn of(backend: &BackendSnapshot, check: CheckSnapshot, service: &str) -> Self {
+        let BackendSnapshot { name, state, reason, .. } = backend.clone();
         let last = check.last.as_ref().map(|(outcome, _)| outcome.words());
         Self {
             service: service.to_owned(),
@@ -69,7 +98,7 @@ impl HealthView {
             reason,
             last_result: last.map(|(result, _)| result.to_owned()),
             last_reason: last.map(|(_, reason)| reason.to_owned()).unwrap_or_default(),
-            last_duration_seconds: last_check.map(|took| took.as_secs_f64()),
+            last_duration_seconds: check.took.map(|took| took.as_secs_f64()),
             last_seconds_ago: check.last.as_ref().map(|(_, ago)| ago.as_secs_f64()),
             passes: check.streak.0,
             failures: check.streak.1,
@@ -82,7 +111,8 @@ impl From<BackendSnapshot> for BackendView {
     fn from(backend: BackendSnapshot) -> Self {
         Self {
             name: backend.name,
-            address: backend.address.to_string(),
+            address: backend.address,
+            families: backend.families.into_iter().map(Into::into).collect(),
             weight: backend.weight,
             backup: backend.backup,
             admin: backend.admin.word().to_owned(),

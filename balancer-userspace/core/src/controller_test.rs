@@ -86,7 +86,14 @@ impl Bench {
 
     pub(super) fn add(&mut self, backend: &str, at: &str) -> Result<(String, Vec<Command>), Refused> {
         let address = at.parse::<IpAddr>().unwrap();
-        self.change(Change::Add { name: name(backend), address, port: Some(8080), weight: None, backup: false })
+        self.change(Change::Add {
+            name: name(backend),
+            address,
+            address6: None,
+            port: Some(8080),
+            weight: None,
+            backup: false,
+        })
     }
 
     pub(super) fn remove(&mut self, backend: &str) -> (String, Vec<Command>) {
@@ -290,6 +297,7 @@ fn a_change_undone_gives_no_number_back() {
     let add = Change::Add {
         name: name("web/new"),
         address: "10.0.0.99".parse().unwrap(),
+        address6: None,
         port: None,
         weight: None,
         backup: false,

@@ -68,8 +68,9 @@ impl ServiceSpec {
         let Self {
             id: _,
             hash_key,
-            address,
-            protocol: _,
+            family,
+            // A client is the same by all of them.
+            listeners: _,
             client_prefix,
             forwarding: _,
             remember,
@@ -80,7 +81,7 @@ impl ServiceSpec {
             backends: _,
         } = next;
         let Some(clock) = next.clock() else { return Some(Forgets::NobodyIsKnown) };
-        if address.is_ipv4() != self.address.is_ipv4() {
+        if *family != self.family {
             Some(Forgets::Everybody("the address is of the other family"))
         } else if *client_prefix != self.client_prefix {
             Some(Forgets::Everybody("client_prefix is another"))

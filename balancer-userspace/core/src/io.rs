@@ -12,7 +12,8 @@ use balancer_common::{
     verdict::MoveCause,
 };
 use balancer_model::{
-    config::{CheckConfig, Config, Failback, Protocol},
+    config::{CheckConfig, Config, Failback},
+    listeners::{Family, Listener},
     names::{BackendName, nearest},
     states::{Admin, Forced},
     validate::Problem,
@@ -24,6 +25,10 @@ use crate::{health::Health, rules::Action};
 /// Index of a service in the kernel's maps; stable while the service exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ServiceId(pub u16);
+
+/// Row of a listener's counters in the kernel's maps, unique over all services; stable while the listener exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct ListenerId(pub u16);
 
 /// Row of a backend in the kernel's maps, unique over all services: 1 to `MAX_BACKENDS` − 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -114,9 +119,11 @@ pub enum Change {
     Add {
         /// Its name.
         name: BackendName,
-        /// Its address; `None` as port: the service's.
+        /// Its address.
         address: IpAddr,
-        /// Its port; `None`: the service's.
+        /// Its IPv6 address, for services of both families.
+        address6: Option<IpAddr>,
+        /// Its port; `None`: the listener's.
         port: Option<u16>,
         /// Its weight; `None`: 100.
         weight: Option<u16>,
@@ -145,6 +152,20 @@ pub enum Change {
         name: BackendName,
         /// To what.
         weight: u16,
+    },
+    /// Add a listener to a service.
+    AddListener {
+        /// The service's name.
+        service: String,
+        /// What it listens on as well.
+        listener: Listener,
+    },
+    /// Remove a listener from a service.
+    RemoveListener {
+        /// The service's name.
+        service: String,
+        /// Which.
+        listener: Listener,
     },
     /// Override what the checks find.
     ForceHealth {
@@ -274,7 +295,7 @@ pub struct CheckSpec {
 /// What the kernel must know of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleSpec {
-    /// Whose clients, of the VIP's family.
+    /// Whose clients, of the service's family.
     pub prefix: IpNet,
     /// What becomes of them.
     pub action: RuleAction,
@@ -298,9 +319,7 @@ pub struct BackendSpec {
     pub id: BackendId,
     /// How it is reached.
     pub forwarding: Forwarding,
-    /// The service's address; port 0: every port.
-    pub vip: SocketAddr,
-    /// The backend's address; port 0: the client's destination port.
+    /// The backend's address; port 0: the one that the listener says.
     pub address: SocketAddr,
     /// `None`: unreachable, packets are dropped as `no_next_hop`.
     pub next_hop: Option<NextHop>,
@@ -324,11 +343,11 @@ pub struct ServiceSpec {
     pub id: ServiceId,
     /// The key of its client hash, derived from the fleet's key and the service's name.
     pub hash_key: HashKey,
-    /// VIP and port; port 0: every port.
-    pub address: SocketAddr,
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// Client prefix length for the VIP's family.
+    /// The family of its clients.
+    pub family: Family,
+    /// Where it is reached, in that family: at least one.
+    pub listeners: Vec<ListenerSpec>,
+    /// Client prefix length for the family.
     pub client_prefix: u8,
     /// How packets reach its backends.
     pub forwarding: Forwarding,
@@ -342,8 +361,21 @@ pub struct ServiceSpec {
     pub rules: bool,
     /// Whether clients that nobody takes are told so.
     pub reject: bool,
-    /// Its backends' ids and addresses: where `nat` replies come from.
+    /// Its backends' ids and addresses (port 0: the one that the listener says): where `nat` replies come from.
     pub backends: Vec<(BackendId, SocketAddr)>,
+}
+
+/// What the kernel must know of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerSpec {
+    /// Its counters.
+    pub id: ListenerId,
+    /// Address, ports and protocol.
+    pub listener: Listener,
+    /// `nat`: the port of backends without one of their own, if it is not the listener's; 0: it is.
+    pub backend_port: u16,
+    /// Whether its packets are counted: where it is one of several of its service.
+    pub counted: bool,
 }
 
 /// A line for the log and the list of events.

@@ -9,6 +9,7 @@ use balancer_common::{
     client::{hash_v4, hash_v6, mask_v4, mask_v6, slot},
     map_types::ALL_DOWN,
 };
+use balancer_model::listeners::Family;
 use ipnet::IpNet;
 
 use crate::{
@@ -72,38 +73,37 @@ impl Controller {
     /// asked for is of the other family.
     pub fn locate(&self, address: IpAddr, service: Option<&str>) -> Result<Vec<Located>, Refused> {
         let address = address.to_canonical();
-        let family = |ipv4: bool| if ipv4 { "IPv4" } else { "IPv6" };
         if let Some(name) = service {
-            let service = self.service(name)?;
+            let service = self.leg(name, Family::of(address)).map_or_else(|| self.service(name), Ok)?;
             return service.locate(address).map(|located| vec![located]).ok_or_else(|| {
-                let (theirs, mine) = (family(address.is_ipv4()), family(service.address().is_ipv4()));
+                let (theirs, mine) = (Family::of(address), service.family());
                 Refused::Invalid(format!("service {name} is {mine}: {address} is {theirs} and cannot be its client"))
             });
         }
         let located: Vec<Located> = self.services().iter().filter_map(|service| service.locate(address)).collect();
         if located.is_empty() {
-            return Err(Refused::NotFound(format!("no service is {}, as {address} is", family(address.is_ipv4()))));
+            return Err(Refused::NotFound(format!("no service is {}, as {address} is", Family::of(address))));
         }
         Ok(located)
     }
 }
 
 impl Service {
-    /// Where `client` is steered to; `None` if it is of the other family than the VIP.
+    /// Where `client` is steered to; `None` if it is of the other family.
     fn locate(&self, address: IpAddr) -> Option<Located> {
         let (prefix, key) = (self.client_prefix(), self.client_key());
-        let (client, hash) = match (address, self.address().ip()) {
-            (IpAddr::V4(client), IpAddr::V4(_)) => {
+        let (client, hash) = match (address, self.family()) {
+            (IpAddr::V4(client), Family::V4) => {
                 let masked = u32::from_ne_bytes(client.octets()) & mask_v4(prefix);
                 (IpAddr::V4(Ipv4Addr::from(masked.to_ne_bytes())), hash_v4(key, masked))
             }
-            (IpAddr::V6(client), IpAddr::V6(_)) => {
+            (IpAddr::V6(client), Family::V6) => {
                 let [high, low]: [u64; 2] = bytemuck::cast(client.octets());
                 let mask = mask_v6(prefix);
                 let masked = [high & mask[0], low & mask[1]];
                 (IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<[u64; 2], [u8; 16]>(masked))), hash_v6(key, masked))
             }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
+            (IpAddr::V4(_), Family::V6) | (IpAddr::V6(_), Family::V4) => return None,
         };
         let slot = slot(hash, self.table_size());
         let entry = self.live_table().get(slot as usize).copied().unwrap_or(ALL_DOWN);

@@ -1,12 +1,14 @@
 //! A configuration file that is read again, and what was changed at run time since it was last read.
 //!
-//! The file's word wins for what it has changed; what it says as before stays as it is at run time. Only the set of
-//! backends and their weights can differ at run time, so a service's other settings are always the file's.
+//! The file's word wins for what it has changed; what it says as before stays as it is at run time. Only the sets of
+//! listeners and backends and the latters' weights can differ at run time, so a service's other settings are always the
+//! file's.
 
 use std::collections::HashMap;
 
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
+    listeners::Listener,
     names::BackendName,
     renames::Named as _,
     validate,
@@ -35,9 +37,10 @@ pub fn merge(
     let mut merged = Merged::default();
     let written = file.clone();
     let mut additions = Vec::new();
+    let mut listeners = Vec::new();
     for service in now.iter().filter(|service| !file.iter().any(|other| other.name == service.name)) {
         let mut line = format!("service {} is no longer in the file: removed", service.name);
-        let at = |other: &&ServiceConfig| (other.address, other.protocol) == (service.address, service.protocol);
+        let at = |other: &&ServiceConfig| other.listen.iter().any(|listener| service.listen.contains(listener));
         if let Some(heir) = file.iter().find(at).filter(|heir| !now.iter().any(|other| other.name == heir.name)) {
             line += &format!(
                 "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
@@ -48,6 +51,7 @@ pub fn merge(
         merged.differences.push(line);
     }
     for mut service in file {
+        listen(base, now, (merged.services.len(), &mut service), &mut listeners, &mut merged.differences);
         let of = |services: &[ServiceConfig]| -> HashMap<String, BackendConfig> {
             let found = services.iter().find(|other| other.name == service.name);
             let backends = found.into_iter().flat_map(|service| &service.backends);
@@ -67,7 +71,8 @@ pub fn merge(
                     if here != backend {
                         merged.differences.push(format!(
                             "backend {name} {} was added at run time, the file now says otherwise: {}",
-                            here.address, backend.address
+                            service.shown_address(&here),
+                            service.shown_address(&backend)
                         ));
                     }
                     merged.called_back.extend(leaving.then_some(name));
@@ -88,7 +93,7 @@ pub fn merge(
                         continue;
                     }
                     merged.called_back.extend(leaving.then(|| name.clone()));
-                    backends.push(one(&name, before, here, backend, &mut merged.differences));
+                    backends.push(one((&service, &name), before, here, backend, &mut merged.differences));
                 }
             }
         }
@@ -114,6 +119,7 @@ pub fn merge(
         service.backends = backends;
         merged.services.push(service);
     }
+    add_listeners(listeners, &mut merged);
     add(additions, &leaves, &mut merged);
     for service in &mut merged.services {
         let names = |services: &[ServiceConfig]| -> Vec<String> {
@@ -131,6 +137,52 @@ pub fn merge(
     merged
 }
 
+/// Takes out of `service`, which is number `index` of the file's, the listeners that were removed at run time, and puts
+/// those that came at run time to the `additions`.
+fn listen(
+    base: &[ServiceConfig],
+    now: &[ServiceConfig],
+    (index, service): (usize, &mut ServiceConfig),
+    additions: &mut Vec<(usize, Listener)>,
+    differences: &mut Vec<String>,
+) {
+    let of = |services: &[ServiceConfig]| -> Option<Vec<Listener>> {
+        services.iter().find(|other| other.name == service.name).map(|service| service.listen.clone())
+    };
+    let (Some(before), Some(present)) = (of(base), of(now)) else { return };
+    let name = &service.name;
+    let came = present.iter().filter(|listener| !before.contains(listener) && !service.listen.contains(listener));
+    additions.extend(came.map(|&listener| (index, listener)));
+    let stay = |listener: &Listener| !before.contains(listener) || present.contains(listener);
+    if !service.listen.iter().any(stay) {
+        return;
+    }
+    for listener in service.listen.iter().filter(|listener| !stay(listener)) {
+        differences.push(format!("listener {listener} of {name} was removed at run time and stays removed"));
+    }
+    service.listen.retain(stay);
+}
+
+/// Adds the listeners that came at run time, but for those that cannot live with what the file says now.
+fn add_listeners(additions: Vec<(usize, Listener)>, merged: &mut Merged) {
+    let Merged { services, differences, .. } = merged;
+    for (index, listener) in additions {
+        let Some(service) = services.get_mut(index) else { continue };
+        service.listen.push(listener);
+        let name = service.name.clone();
+        match validate::services(services) {
+            Ok(()) => differences.push(format!("listener {listener} of {name} was added at run time and is kept")),
+            Err(refused) => {
+                if let Some(service) = services.get_mut(index) {
+                    service.listen.pop();
+                }
+                differences
+                    .push(format!("listener {listener} of {name} was added at run time and is removed: {refused}"));
+            }
+        }
+    }
+}
+
 /// Adds the backends that came at run time. One that cannot live with what the file says now has to go.
 fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> bool, merged: &mut Merged) {
     let Merged { services, differences, .. } = merged;
@@ -141,7 +193,7 @@ fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> b
     let all_fit = validate::services(&together).is_ok();
     for (index, backend) in additions {
         let Some(service) = services.get_mut(index) else { continue };
-        let (full, address) = (format!("{}/{}", service.name, backend.name), backend.address);
+        let (full, address) = (format!("{}/{}", service.name, backend.name), service.shown_address(&backend));
         let leaving = leaves(&service.name, &backend.name);
         service.backends.push(backend);
         let refused = if all_fit { None } else { validate::services(services).err() };
@@ -156,7 +208,7 @@ fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> b
 
 /// A backend that is in the file as before, and at run time.
 fn one(
-    name: &BackendName,
+    (service, name): (&ServiceConfig, &BackendName),
     before: &BackendConfig,
     here: BackendConfig,
     file: BackendConfig,
@@ -183,13 +235,15 @@ fn one(
     if same(before, &file) {
         differences.push(format!(
             "backend {name} {} was set at run time and is kept, the file says {} as before",
-            here.address, file.address
+            service.shown_address(&here),
+            service.shown_address(&file)
         ));
         return BackendConfig { weight, ..here };
     }
     differences.push(format!(
         "backend {name} {} was set at run time, the file now says otherwise: {}",
-        here.address, file.address
+        service.shown_address(&here),
+        service.shown_address(&file)
     ));
     BackendConfig { weight, ..file }
 }

@@ -338,7 +338,14 @@ mod tests {
         let mut file = web();
         file.backends.push(backend("web5", "10.0.0.15:8080"));
         let address = "10.0.0.16".parse().unwrap();
-        let add = Change::Add { name: name("web/web6"), address, port: Some(8080), weight: None, backup: false };
+        let add = Change::Add {
+            name: name("web/web6"),
+            address,
+            address6: None,
+            port: Some(8080),
+            weight: None,
+            backup: false,
+        };
         for change in [
             Change::SetWeight { name: name("web/web1"), weight: 300 },
             Change::SetAdmin { name: name("web/web2"), admin: Admin::Drain, timeout: None },

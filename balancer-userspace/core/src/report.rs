@@ -98,10 +98,10 @@ pub(crate) fn footing(footing: Footing) -> &'static str {
 }
 
 /// A service that stands on another ground than before.
-pub(crate) fn footing_report(service: &str, now: Footing) -> Report {
+pub(crate) fn footing_report(service: &str, label: &str, now: Footing) -> Report {
     let level = if now == Footing::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
     let about = Some(BackendName { service: service.to_owned(), backend: String::new() });
-    Report { level, about, message: format!("service {service} {}", footing(now)), moves: None }
+    Report { level, about, message: format!("service {label} {}", footing(now)), moves: None }
 }
 
 #[cfg(test)]

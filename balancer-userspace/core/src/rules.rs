@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Instant};
 
 use balancer_common::map_types::MAX_RULES;
-use balancer_model::{value::host_bits, words::grouped};
+use balancer_model::{listeners::Family, value::host_bits, words::grouped};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -136,13 +136,12 @@ impl Rules {
 ///
 /// # Errors
 /// [`Refused::Invalid`] says what would be right.
-pub fn check_prefix(service: &str, vip: IpAddr, prefix: IpNet) -> Result<(), Refused> {
+pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Refused> {
     if prefix.trunc() != prefix {
         return Err(Refused::Invalid(host_bits(prefix)));
     }
-    if prefix.addr().is_ipv4() != vip.is_ipv4() {
-        let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-        let (ours, theirs) = (family(vip), family(prefix.addr()));
+    let theirs = Family::of(prefix.addr());
+    if theirs != ours {
         return Err(Refused::Invalid(format!(
             "service {service} is {ours}: {prefix} is {theirs} and holds none of its clients"
         )));
@@ -211,7 +210,7 @@ mod tests {
 
     #[test]
     fn refusals_say_what_would_be_right() {
-        let refused = |prefix| check_prefix("web", "198.51.100.10".parse().unwrap(), net(prefix)).unwrap_err();
+        let refused = |prefix| check_prefix("web", Family::V4, net(prefix)).unwrap_err();
         assert_eq!(
             refused("10.1.2.3/24").to_string(),
             "10.1.2.3/24 has bits set behind its first 24; write 10.1.2.0/24, or 10.1.2.3/32 for the one address"

@@ -1,12 +1,18 @@
 //! Everything there is to see of a running balancer, copied out so that rendering never holds up the controller.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use balancer_common::map_types::{
-    BackendStats, DropStats, Forwarding, InterfaceStats, MemoryStats, ReplyStats, SampleStats,
+    BackendStats, DropStats, Forwarding, InterfaceStats, ListenerStats, MemoryStats, ReplyStats, SampleStats,
 };
 use balancer_model::{
-    config::Protocol,
+    config::ClientPrefix,
+    listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
 };
 
@@ -96,23 +102,30 @@ pub struct GoneSnapshot {
     pub stats: BackendStats,
 }
 
+/// A listener of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenerSnapshot {
+    /// Address, ports and protocol.
+    pub listener: Listener,
+    /// Counters, all CPUs; `None`: it is the only one, and is not counted by itself.
+    pub stats: Option<ListenerStats>,
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
-    /// Its index in the kernel's maps.
-    pub id: ServiceId,
-    /// The client prefix length for its family.
-    pub client_prefix: u8,
+    /// Its index in the kernel's maps; of one of both families its indices, that of its first listener's first.
+    pub ids: Vec<ServiceId>,
+    /// The client prefix lengths.
+    pub client_prefix: ClientPrefix,
     /// What last changed its table.
     pub last_change: Option<LastChange>,
     /// Filled in by who watches.
     pub statistics: ServiceStatistics,
     /// Its name.
     pub name: String,
-    /// VIP and port.
-    pub address: SocketAddr,
-    /// TCP or UDP.
-    pub protocol: Protocol,
+    /// Where it is reached.
+    pub listeners: Vec<ListenerSnapshot>,
     /// How packets reach the backends.
     pub forwarding: Forwarding,
     /// M.
@@ -138,6 +151,12 @@ pub struct ServiceSnapshot {
 }
 
 impl ServiceSnapshot {
+    /// The client prefix length for the family of an address.
+    #[must_use]
+    pub const fn prefix_of(&self, client: IpAddr) -> u8 {
+        if client.is_ipv4() { self.client_prefix.v4 } else { self.client_prefix.v6 }
+    }
+
     /// A counter of all backends there are and there were.
     #[must_use]
     pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
@@ -150,7 +169,7 @@ impl ServiceSnapshot {
     /// The rows of the backends that have any.
     pub fn ids(&self) -> impl Iterator<Item = BackendId> {
         let gone = self.gone.iter().map(|gone| gone.id);
-        self.backends.iter().map(|backend| backend.id).chain(gone)
+        self.backends.iter().flat_map(|backend| backend.ids.iter().copied()).chain(gone)
     }
 
     /// The places of their counters, in the same order.
@@ -202,12 +221,14 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
 /// A backend.
 #[derive(Clone, Debug)]
 pub struct BackendSnapshot {
-    /// Its row in the kernel's maps.
-    pub id: BackendId,
+    /// Its rows in the kernel's maps: one for each family of its service.
+    pub ids: Vec<BackendId>,
+    /// What is its own of each family, where its service has both.
+    pub families: Vec<FamilySnapshot>,
     /// Its name in the service.
     pub name: String,
-    /// Address and port.
-    pub address: SocketAddr,
+    /// Address, with a port where it has one for all listeners.
+    pub address: String,
     /// 0–65535.
     pub weight: u16,
     /// Whether it is a backup.
@@ -234,10 +255,29 @@ pub struct BackendSnapshot {
     pub checks: [u64; 3],
     /// How long the last health check took.
     pub last_check: Option<Duration>,
-    /// How it is checked, and what was found.
-    pub check: CheckSnapshot,
+    /// How it is checked, and what was found: once for each family of its service.
+    pub check: Vec<CheckSnapshot>,
     /// How often it entered each of [`BackendState::ALL`].
     pub transitions: [u64; BackendState::ALL.len()],
+}
+
+/// What of a backend is its own in one address family.
+#[derive(Clone, Debug)]
+pub struct FamilySnapshot {
+    /// Which.
+    pub family: Family,
+    /// Where it is reached.
+    pub address: String,
+    /// `unknown`, `up` or `down`.
+    pub health: &'static str,
+    /// What follows.
+    pub state: BackendState,
+    /// Why; may be empty.
+    pub reason: String,
+    /// Slots of the family's live table.
+    pub slots: u32,
+    /// Known clients at the last sweep.
+    pub known_clients: u64,
 }
 
 /// The health checks of a backend.
@@ -253,8 +293,10 @@ pub struct CheckSnapshot {
     pub verdict_age: Duration,
     /// What the operator says instead.
     pub forced: Option<Forced>,
-    /// The last check and when it ended.
+    /// The last check and how long ago it ended.
     pub last: Option<(CheckOutcome, Duration)>,
+    /// How long it took.
+    pub took: Option<Duration>,
     /// Passes and failures in a row.
     pub streak: (u32, u32),
     /// What has to come for another verdict; empty without checks.

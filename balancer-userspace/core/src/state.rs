@@ -14,6 +14,7 @@ use std::{
 use balancer_common::client::HashKey;
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
+    listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
 };
 use ipnet::IpNet;
@@ -21,13 +22,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     health::Health,
-    io::{BackendId, BackendSpec, ServiceId},
+    io::{BackendId, BackendSpec, ListenerId, ServiceId},
     next_hops::Hop,
     rules::Action,
 };
 
 /// The version written. A file of a later one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Everything that a restart must keep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +63,12 @@ pub struct SavedState {
 pub struct SavedService {
     /// Its index.
     pub id: ServiceId,
+    /// Whose clients it is for; absent: those of its first listener.
+    #[serde(default)]
+    pub family: Option<Family>,
+    /// The ids of its listeners.
+    #[serde(default)]
+    pub listeners: Vec<(Listener, ListenerId)>,
     /// Its configuration; `backends` is empty, they are below.
     pub settings: ServiceConfig,
     /// How often the live table was replaced.

@@ -16,6 +16,8 @@ use balancer_common::{
     map_types::{FAMILY_V4, Sample},
 };
 
+use balancer_model::config::ClientPrefix;
+
 use crate::io::BackendId;
 
 /// Counters of a summary: whoever has more than 1 in so many of the traffic has one.
@@ -272,13 +274,13 @@ fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
 
 /// The client that a packet was sampled of, where `prefix` bits of an address make a client.
 #[must_use]
-pub fn client_of(sample: &Sample, prefix: u8) -> IpAddr {
+pub fn client_of(sample: &Sample, prefix: ClientPrefix) -> IpAddr {
     if sample.family == u32::from(FAMILY_V4) {
         let [first, ..] = sample.source;
-        IpAddr::V4(Ipv4Addr::from((first & mask_v4(prefix)).to_ne_bytes()))
+        IpAddr::V4(Ipv4Addr::from((first & mask_v4(prefix.v4)).to_ne_bytes()))
     } else {
         let [low, high]: [u64; 2] = bytemuck::cast(sample.source);
-        let [mask_low, mask_high] = mask_v6(prefix);
+        let [mask_low, mask_high] = mask_v6(prefix.v6);
         IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>([low & mask_low, high & mask_high])))
     }
 }
@@ -286,6 +288,10 @@ pub fn client_of(sample: &Sample, prefix: u8) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn both(length: u8) -> ClientPrefix {
+        ClientPrefix { v4: length.min(32), v6: length }
+    }
 
     const WEB1: BackendId = BackendId(1);
     const WEB2: BackendId = BackendId(2);
@@ -399,11 +405,11 @@ mod tests {
             family: u32::from(FAMILY_V4),
             reserved: 0,
         };
-        assert_eq!(client_of(&sample, 32).to_string(), "203.0.113.77");
-        assert_eq!(client_of(&sample, 24).to_string(), "203.0.113.0");
+        assert_eq!(client_of(&sample, both(32)).to_string(), "203.0.113.77");
+        assert_eq!(client_of(&sample, both(24)).to_string(), "203.0.113.0");
         sample.family = 6;
         sample.source = bytemuck::cast("2001:db8:1:2:3:4:5:6".parse::<Ipv6Addr>().unwrap().octets());
-        assert_eq!(client_of(&sample, 64).to_string(), "2001:db8:1:2::");
-        assert_eq!(client_of(&sample, 128).to_string(), "2001:db8:1:2:3:4:5:6");
+        assert_eq!(client_of(&sample, both(64)).to_string(), "2001:db8:1:2::");
+        assert_eq!(client_of(&sample, both(128)).to_string(), "2001:db8:1:2:3:4:5:6");
     }
 }

@@ -232,7 +232,10 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::SetAdmin { name, .. }
         | Change::SetWeight { name, .. }
         | Change::ForceHealth { name, .. } => Some(name.clone()),
-        Change::AddRule { service, .. } | Change::RemoveRule { service, .. } => {
+        Change::AddRule { service, .. }
+        | Change::RemoveRule { service, .. }
+        | Change::AddListener { service, .. }
+        | Change::RemoveListener { service, .. } => {
             Some(BackendName { service: service.clone(), backend: String::new() })
         }
         Change::Reload(_) => None,

@@ -1,5 +1,6 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
+mod join;
 mod look;
 
 use std::{
@@ -158,20 +159,26 @@ impl<D: Dataplane> Owner<D> {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         let commands = self.controller.start(started.into_std());
-        let (mut backends, mut ruled) = (Vec::new(), Vec::new());
+        let (mut backends, mut listeners, mut ruled) = (Vec::new(), Vec::new(), Vec::new());
         for command in &commands {
             if let Command::WriteBackend(backend) = command {
                 backends.push((backend.id, backend.service));
             } else if let Command::SetRules { service, .. } = command {
                 ruled.push(*service);
+            } else if let Command::PublishServices(services) = command {
+                // Those of the first directory, which is the one from before.
+                if listeners.is_empty() {
+                    let all = services.iter().flat_map(|spec| &spec.listeners);
+                    listeners.extend(all.filter(|listener| listener.counted).map(|listener| listener.id));
+                }
             }
         }
         if !self.controller.goes_on() {
             // Ids mean something else than they did.
-            (backends, ruled) = (Vec::new(), Vec::new());
+            (backends, listeners, ruled) = (Vec::new(), Vec::new(), Vec::new());
             self.departed = Departed::default();
         }
-        self.dataplane.adopt(&backends, &ruled)?;
+        self.dataplane.adopt(&backends, &listeners, &ruled)?;
         self.execute(commands, started)?;
         self.last_changes.begin(&self.controller);
         let forgotten = std::mem::take(&mut self.forgotten);
@@ -533,7 +540,9 @@ impl<D: Dataplane> Owner<D> {
             }
             Command::PublishServices(services) => {
                 self.dataplane.publish_services(services).context("publishing the services")?;
-                self.prober.set_vips(services.iter().map(|service| service.address.ip()).collect());
+                self.prober.set_vips(
+                    services.iter().flat_map(|service| &service.listeners).map(|spec| spec.listener.address).collect(),
+                );
             }
             Command::SetRules { service, rules } => {
                 self.dataplane.set_rules(*service, rules).context("setting the rules of a service")?;
@@ -554,7 +563,8 @@ fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Opti
         return Some(service);
     }
     let old = before.iter().find(|spec| spec.id == service)?;
-    let same = |spec: &&ServiceSpec| (spec.address, spec.protocol) == (old.address, old.protocol);
+    let listens = |spec: &ServiceSpec, at| spec.listeners.iter().any(|other| other.listener == at);
+    let same = |spec: &&ServiceSpec| old.listeners.iter().any(|old| listens(spec, old.listener));
     now.iter().find(same).map(|spec| spec.id)
 }
 

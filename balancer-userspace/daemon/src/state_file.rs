@@ -8,6 +8,8 @@
 //!
 //! A file is written beside, synchronised and renamed, so that there is a whole one at every moment.
 
+mod older;
+
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
@@ -238,7 +240,12 @@ fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
     if envelope.balancer_state > VERSION {
         return Err(Bad::Newer(envelope.balancer_state));
     }
-    serde_json::from_str(envelope.body.get()).map_err(broken)
+    if envelope.balancer_state == VERSION {
+        return serde_json::from_str(envelope.body.get()).map_err(broken);
+    }
+    let mut body = serde_json::from_str(envelope.body.get()).map_err(broken)?;
+    older::upgrade(envelope.balancer_state, &mut body);
+    serde_json::from_value(body).map_err(broken)
 }
 
 #[cfg(test)]
@@ -346,7 +353,52 @@ mod tests {
         file.save(&state(1)).unwrap();
         file.save(&SavedState { version: VERSION + 1, ..state(2) }).unwrap();
         let error = file.load().unwrap_err().to_string();
-        assert!(error.contains("is of version 2, this controller reads up to 1"), "{error}");
+        assert!(error.contains("is of version 3, this controller reads up to 2"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_version_1_is_read() {
+        let (_directory, path) = place();
+        let mut file = StateFile::open(&path).unwrap();
+        file.save(&state(1)).unwrap();
+        // As it was: a service had one address, and a backend the service's port.
+        let mut body = serde_json::to_value(state(1)).unwrap();
+        body["version"] = 1.into();
+        let one = |service: &mut serde_json::Value, backends: Vec<&mut serde_json::Value>| {
+            let service = service.as_object_mut().unwrap();
+            service.remove("listen");
+            service.remove("ports");
+            service.insert("address".to_owned(), "198.51.100.10:80".into());
+            service.insert("protocol".to_owned(), "tcp".into());
+            for backend in backends {
+                backend.as_object_mut().unwrap().remove("address6");
+                if backend["address"] == "10.0.0.12:0" {
+                    backend["address"] = "10.0.0.12:80".into();
+                }
+            }
+        };
+        for service in body["file"].as_array_mut().unwrap() {
+            let mut backends = service["backends"].take();
+            one(service, backends.as_array_mut().unwrap().iter_mut().collect());
+            service["backends"] = backends;
+        }
+        for service in body["services"].as_array_mut().unwrap() {
+            let mut backends = service["backends"].take();
+            let configs = backends.as_array_mut().unwrap().iter_mut().map(|backend| &mut backend["config"]);
+            one(&mut service["settings"], configs.collect());
+            service["backends"] = backends;
+            service.as_object_mut().unwrap().retain(|key, _| key != "family" && key != "listeners");
+        }
+        let body = serde_json::value::to_raw_value(&body).unwrap();
+        let sum = checksum(1, body.get());
+        let envelope = Envelope { balancer_state: 1, checksum: &sum, body: &body };
+        fs::write(&path, serde_json::to_string(&envelope).unwrap()).unwrap();
+        let Loaded::State(read) = file.load().unwrap() else { panic!("not read") };
+        let mut expected = state(1);
+        for service in &mut expected.services {
+            (service.family, service.listeners) = (None, Vec::new());
+        }
+        assert_eq!(*read, expected);
     }
 
     #[test]

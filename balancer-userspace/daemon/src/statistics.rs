@@ -21,7 +21,7 @@ use balancer_core::{
     snapshot::{ServiceSnapshot, Snapshot},
     top::{By, Top, client_of},
 };
-use balancer_model::config::StatisticsConfig;
+use balancer_model::config::{ClientPrefix, StatisticsConfig};
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::oneshot,
@@ -61,7 +61,9 @@ pub struct Statistics {
 struct Seen {
     settings: StatisticsConfig,
     /// By service: its client prefix, and who is heavy.
-    services: HashMap<ServiceId, (u8, Arc<Top>)>,
+    services: HashMap<ServiceId, (ClientPrefix, Arc<Top>)>,
+    /// The other parts of services of both families, by their first.
+    parts: HashMap<ServiceId, ServiceId>,
     /// By name: ids may be others' after a restart.
     histories: HashMap<String, Arc<History>>,
     /// Where they are kept for the next controller.
@@ -126,9 +128,10 @@ impl Statistics {
         let now = self.now();
         let seen = self.seen();
         for service in &mut snapshot.services {
+            let id = first(service);
             let statistics = &mut service.statistics;
             statistics.interval = seen.settings.sample_interval;
-            if let Some((_, top)) = seen.services.get(&service.id) {
+            if let Some((_, top)) = seen.services.get(&id) {
                 statistics.top = Arc::clone(top);
             }
             let before = |ago| {
@@ -138,7 +141,7 @@ impl Statistics {
             (statistics.minute, statistics.hour) = (before(MINUTE), before(HOUR));
             statistics.history = seen.histories.get(&service.name).map(Arc::clone).unwrap_or_default();
             statistics.now = now;
-            statistics.warnings = seen.warnings.get(&service.id).cloned().unwrap_or_default();
+            statistics.warnings = seen.warnings.get(&id).cloned().unwrap_or_default();
         }
     }
 
@@ -193,7 +196,9 @@ impl Statistics {
 
     fn note(&self, snapshot: &Snapshot, step: bool, now: Instant) {
         let mut seen = self.seen();
-        let there: HashSet<ServiceId> = snapshot.services.iter().map(|service| service.id).collect();
+        let there: HashSet<ServiceId> = snapshot.services.iter().map(first).collect();
+        seen.parts =
+            (snapshot.services.iter()).flat_map(|service| service.ids.iter().map(|&id| (id, first(service)))).collect();
         seen.services.retain(|id, _| there.contains(id));
         let names: HashSet<&str> = snapshot.services.iter().map(|service| service.name.as_str()).collect();
         seen.histories.retain(|name, _| names.contains(name.as_str()));
@@ -201,19 +206,19 @@ impl Statistics {
         seen.named.retain(|_, named| now - *named < SILENCE);
         for service in &snapshot.services {
             let (prefix, top) =
-                seen.services.entry(service.id).or_insert_with(|| (service.client_prefix, Arc::default()));
+                seen.services.entry(first(service)).or_insert_with(|| (service.client_prefix, Arc::default()));
             if *prefix != service.client_prefix {
                 (*prefix, *top) = (service.client_prefix, Arc::default());
             }
             let top = Arc::clone(top);
             let heavy = heavy_clients(service, &top, seen.settings.heavy_client_share);
             for (client, text) in &heavy {
-                if let Entry::Vacant(unnamed) = seen.named.entry((service.id, *client)) {
+                if let Entry::Vacant(unnamed) = seen.named.entry((first(service), *client)) {
                     unnamed.insert(now);
                     warn!("{text}");
                 }
             }
-            seen.warnings.insert(service.id, heavy.into_iter().map(|(_, text)| text).collect());
+            seen.warnings.insert(first(service), heavy.into_iter().map(|(_, text)| text).collect());
         }
         if step {
             let at = self.now();
@@ -238,10 +243,16 @@ fn uptime() -> Duration {
 impl Seen {
     /// Whether the service is known.
     fn count(&mut self, sample: &Sample) -> bool {
-        let Some((prefix, top)) = self.services.get_mut(&ServiceId(sample.service)) else { return false };
+        let Some(first) = self.parts.get(&ServiceId(sample.service)) else { return false };
+        let Some((prefix, top)) = self.services.get_mut(first) else { return false };
         Arc::make_mut(top).count(client_of(sample, *prefix), BackendId(sample.backend), sample.bytes);
         true
     }
+}
+
+/// What a service is known by here.
+fn first(service: &ServiceSnapshot) -> ServiceId {
+    service.ids.first().copied().unwrap_or(ServiceId(u16::MAX))
 }
 
 /// Clients that send `least` or more of their backends' bytes, each with a line that says so and what would help. With
@@ -252,11 +263,11 @@ fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<(IpAdd
     }
     let named = top.heaviest(By::Bytes).into_iter().filter_map(|heavy| {
         let (share, samples) = top.share_of_backend(&heavy);
-        let backend = service.backends.iter().find(|backend| backend.id == heavy.backend)?;
+        let backend = service.backends.iter().find(|backend| backend.ids.contains(&heavy.backend))?;
         if samples < ENOUGH_SAMPLES || share < least {
             return None;
         }
-        let (name, prefix) = (&service.name, service.client_prefix);
+        let (name, prefix) = (&service.name, service.prefix_of(heavy.client));
         let text = format!(
             "client {client}/{prefix} sends {:.0}% of the bytes of backend {name}/{}; to spread it over all backends: \
              balancer rule add {name} {client}/{prefix} spread",

@@ -2,7 +2,7 @@
 
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket},
-    map_types::SLOTS_PER_LINE,
+    map_types::{Forwarding, SLOTS_PER_LINE},
 };
 use balancer_model::config::{Config, ServiceConfig};
 
@@ -11,9 +11,13 @@ use balancer_model::config::{Config, ServiceConfig};
 pub struct Capacity {
     /// Slots of all live tables, old ones on their way out included.
     pub slots: u32,
-    /// Services and VIP addresses.
+    /// Services, one for each family of a configured one.
     pub services: u32,
-    /// Backends of `nat` services and their addresses.
+    /// Listeners and VIP addresses.
+    pub listeners: u32,
+    /// Disjoint ranges of ports.
+    pub ranges: u32,
+    /// Backends of `nat` services, by their listeners, and their addresses.
     pub returns: u32,
     /// Known clients.
     pub clients: u32,
@@ -61,16 +65,20 @@ impl Capacity {
     #[must_use]
     pub fn for_services(config: &Config, services: &[ServiceConfig]) -> Self {
         let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
-        let tables = services.iter().map(|service| lines(service.table_size));
-        let backends: usize = services.iter().map(|service| service.backends.len()).sum();
+        let tables = services.iter().flat_map(|service| vec![lines(service.table_size); service.families().len()]);
+        let listeners: usize = services.iter().map(|service| service.listen.len()).sum();
+        let nat = services.iter().filter(|service| service.forwarding == Forwarding::Nat);
+        let ways: usize = nat.map(|service| service.backends.len() * (service.listen.len() + 1)).sum();
         let total: u32 = tables.clone().fold(0, u32::saturating_add);
         let largest = tables.max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {
             slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
-            services: at_least(2 * services.len(), 256),
-            returns: at_least(2 * backends, 512),
+            services: at_least(2 * services.len(), 128),
+            listeners: at_least(2 * listeners, 256),
+            ranges: at_least(2 * listeners, 256).min(1 << 17),
+            returns: at_least(ways, 512),
             clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
                 config.client_table_capacity
             } else {
@@ -86,7 +94,7 @@ mod tests {
 
     #[test]
     fn newcomers_of_all_services_are_an_eighth_of_the_capacity() {
-        let capacity = |clients| Capacity { slots: 0, services: 0, returns: 0, clients };
+        let capacity = |clients| Capacity { slots: 0, services: 0, listeners: 0, ranges: 0, returns: 0, clients };
         for (clients, services, shares) in [
             (262_144, 1, (16_384, 16_384)),
             (262_144, 3, (5461, 16_385)),

@@ -12,9 +12,10 @@ use aya::{
     maps::{MapData, PerCpuArray, PerCpuValues},
 };
 use balancer_common::map_types::{
-    BackendStats, DropStats, InterfaceStats, MAX_INTERFACES, MemoryStats, ReplyStats, SampleStats, interface_row,
+    BackendStats, DropStats, InterfaceStats, ListenerStats, MAX_INTERFACES, MemoryStats, ReplyStats, SampleStats,
+    interface_row,
 };
-use balancer_core::io::BackendId;
+use balancer_core::io::{BackendId, ListenerId};
 
 use super::batch::{self, BackendCounters};
 
@@ -22,12 +23,15 @@ use super::batch::{self, BackendCounters};
 pub(super) struct Counters {
     interfaces: PerCpuArray<MapData, InterfaceStats>,
     backends: PerCpuArray<MapData, BackendStats>,
+    listeners: PerCpuArray<MapData, ListenerStats>,
     drops: PerCpuArray<MapData, DropStats>,
     memory: PerCpuArray<MapData, MemoryStats>,
     samples: PerCpuArray<MapData, SampleStats>,
     replies: PerCpuArray<MapData, ReplyStats>,
     /// Backends whose counters are theirs: not those of whoever had the id before.
     counted: HashSet<BackendId>,
+    /// The same for listeners.
+    listening: HashSet<ListenerId>,
     many_backends: Arc<BackendCounters>,
     interface_multiplier: u32,
 }
@@ -39,11 +43,13 @@ impl Counters {
             many_backends: Arc::new(BackendCounters::new(descriptor(ebpf, "BACKEND_STATS")?)?),
             interfaces: per_cpu(ebpf, "INTERFACE_STATS")?,
             backends: per_cpu(ebpf, "BACKEND_STATS")?,
+            listeners: per_cpu(ebpf, "LISTENER_STATS")?,
             drops: per_cpu(ebpf, "DROP_STATS")?,
             memory: per_cpu(ebpf, "MEMORY_STATS")?,
             samples: per_cpu(ebpf, "SAMPLE_STATS")?,
             replies: per_cpu(ebpf, "REPLY_STATS")?,
             counted: HashSet::new(),
+            listening: HashSet::new(),
             interface_multiplier,
         })
     }
@@ -74,6 +80,29 @@ impl Counters {
             self.backends.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
         }
         Ok(begins)
+    }
+
+    /// Goes on counting for a listener that had its id before.
+    pub(super) fn adopt_listener(&mut self, id: ListenerId) {
+        self.listening.insert(id);
+    }
+
+    /// Counts for these listeners and no others: those that are new from zero.
+    pub(super) fn listen(&mut self, ids: HashSet<ListenerId>) -> anyhow::Result<()> {
+        for id in ids.difference(&self.listening) {
+            let zero = PerCpuValues::try_from(vec![ListenerStats::default(); cpu_count()?])?;
+            self.listeners.set(u32::from(id.0), zero, 0).context("clearing a listener's counters")?;
+        }
+        self.listening = ids;
+        Ok(())
+    }
+
+    pub(super) fn listener(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
+        let cpus = self.listeners.get(&u32::from(id.0), 0).context("reading a listener's counters")?;
+        Ok(cpus.iter().fold(ListenerStats::default(), |sum, cpu| ListenerStats {
+            packets: sum.packets + cpu.packets,
+            connections: sum.connections + cpu.connections,
+        }))
     }
 
     /// The id is free.

@@ -19,8 +19,24 @@ impl<T: bytemuck::Pod> Halves<T> {
         Ok(Self { rows, half, second_active: false })
     }
 
-    fn inactive_base(&self) -> u32 {
+    /// The first row of the half that is not in use.
+    pub(super) fn inactive_base(&self) -> u32 {
         if self.second_active { 0 } else { self.half }
+    }
+
+    /// Writes `rows` one after the other into the inactive half, which no packet reads, and says where the first lies.
+    pub(super) fn fill_densely(&mut self, rows: &[T], what: &str) -> anyhow::Result<u32> {
+        let base = self.inactive_base();
+        anyhow::ensure!(
+            rows.len() <= self.half as usize,
+            "no room for {} {what} in {} rows; a restart makes room",
+            rows.len(),
+            self.half
+        );
+        for (row, value) in (base..).zip(rows) {
+            self.rows.store(row as usize, *value);
+        }
+        Ok(base)
     }
 
     /// Writes `rows` into the inactive half, which no packet reads, and says where they lie.

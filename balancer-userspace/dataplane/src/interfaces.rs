@@ -121,19 +121,19 @@ struct Egress {
 pub(super) struct WaysIn {
     egress: HashMap<BackendId, Egress>,
     /// Backends' rows in the active half of the return table.
-    rows: HashMap<BackendId, u32>,
+    rows: HashMap<BackendId, Vec<u32>>,
 }
 
 impl WaysIn {
-    /// A backend's next hop is on `now`; `None`: not known. Gives its row, if that changes and it has one.
-    pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> Option<u32> {
+    /// A backend's next hop is on `now`; `None`: not known. Whether that changes and it has a row.
+    pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> bool {
         let egress = self.egress.entry(backend).or_default();
         if egress.now == now {
-            return None;
+            return false;
         }
         egress.before = egress.now.map(|before| (before, at + OVERLAP)).or(egress.before);
         egress.now = now;
-        self.rows.get(&backend).copied()
+        self.rows.contains_key(&backend)
     }
 
     /// The backend is no more.
@@ -142,8 +142,9 @@ impl WaysIn {
     }
 
     /// Where backends' rows are from now on.
-    pub(super) fn published(&mut self, rows: HashMap<BackendId, u32>) {
-        self.rows = rows;
+    pub(super) fn published(&mut self, rows: impl Iterator<Item = (BackendId, u32)>) {
+        self.rows.clear();
+        rows.for_each(|(backend, row)| self.rows.entry(backend).or_default().push(row));
     }
 
     /// Lets go of the ways of long ago; gives the backends that had one.
@@ -172,7 +173,7 @@ impl WaysIn {
         returns: &MappedArray<ReturnRow>,
     ) {
         for backend in backends {
-            if let Some(&row) = self.rows.get(&backend) {
+            for &row in self.rows.get(&backend).into_iter().flatten() {
                 let word = returns.word64(row as usize, offset_of!(ReturnRow, interfaces));
                 word.store(self.word(backend, interfaces), Ordering::Release);
             }

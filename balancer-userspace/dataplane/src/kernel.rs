@@ -21,14 +21,14 @@ use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
-        InterfaceStats, LAYOUT_VERSION, MAX_BACKENDS, NO_BACKEND, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL,
-        SLOTS_PER_LINE, ServiceRow,
+        InterfaceStats, LAYOUT_VERSION, ListenerRow, ListenerStats, MAX_BACKENDS, NO_BACKEND, RangeRow, ReplyStats,
+        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
     },
     seen,
     service_table::TableView,
 };
 use balancer_core::{
-    io::{BackendId, BackendSpec, RuleAction, RuleSpec, ServiceId, ServiceSpec},
+    io::{BackendId, BackendSpec, ListenerId, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     snapshot::MemorySnapshot,
 };
 use bytemuck::Zeroable as _;
@@ -53,6 +53,7 @@ use super::{
     interfaces::{Interfaces, WaysIn},
     kept::{Kept, NotesWriter},
     layers::Layers,
+    listeners,
     load::load_program,
     mapped::MappedArray,
     memory::Memory,
@@ -74,6 +75,8 @@ const TAKEN: &str = "the kernel program was handed on before";
 /// The kernel's data path.
 pub struct KernelDataplane {
     control: MappedArray<Control>,
+    listeners: Halves<ListenerRow>,
+    ranges: Halves<RangeRow>,
     services: Halves<ServiceRow>,
     returns: Halves<ReturnRow>,
     backends: Backends,
@@ -192,7 +195,9 @@ impl KernelDataplane {
             .map_max_entries("CLIENTS", buckets)
             .map_max_entries("SEEN", seen::words(buckets))
             .map_max_entries("SLOTS", lines)
-            .map_max_entries("SERVICES", 2 * placement::rows_for(capacity.services as usize))
+            .map_max_entries("LISTENERS", 2 * placement::rows_for(capacity.listeners as usize))
+            .map_max_entries("RANGES", 2 * capacity.ranges)
+            .map_max_entries("SERVICES", 2 * capacity.services)
             .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
             .load(OBJECT)
             .context("loading the kernel program")?;
@@ -211,6 +216,8 @@ impl KernelDataplane {
         let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
         let mut this = Self {
             control,
+            listeners: Halves::new(take(&mut ebpf, "LISTENERS")?)?,
+            ranges: Halves::new(take(&mut ebpf, "RANGES")?)?,
             services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
             returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
             backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
@@ -366,13 +373,16 @@ impl KernelDataplane {
     }
 
     /// Makes `view` and `flags` what packets see.
-    fn publish(&mut self, services: TableView, returns: TableView, flags: u32) {
-        // Between these stores a packet may see new services with old returns. Every order is safe for a connection
+    fn publish(&mut self, listeners: TableView, returns: TableView, flags: u32) {
+        // Between these stores a packet may see new listeners with old returns. Every order is safe for a connection
         // that exists in both; a new service's replies are only sent after its first packet.
         self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
         self.control.word32(0, offset_of!(Control, flags)).store(flags, Ordering::Release);
-        self.control.word64(0, offset_of!(Control, services)).store(services.to_word(), Ordering::Release);
-        self.services.second_active = services.base != 0;
+        self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
+        let second = listeners.base != 0;
+        self.listeners.second_active = second;
+        self.ranges.second_active = second;
+        self.services.second_active = second;
         self.returns.second_active = returns.base != 0;
     }
 
@@ -444,7 +454,7 @@ impl Dataplane for KernelDataplane {
         self.clients.belongs(id, Some(backend.service));
         // Before the first packet goes another way.
         let egress = backend.next_hop.map(|hop| hop.ifindex);
-        if self.ways_in.moved(id, egress, self.elapsed).is_some() {
+        if self.ways_in.moved(id, egress, self.elapsed) {
             self.ways_in.write([id], &self.interfaces, &self.returns.rows);
         }
         let (standing, row) = rows::backend(backend);
@@ -486,10 +496,10 @@ impl Dataplane for KernelDataplane {
         let mut converted = Vec::new();
         // Clocks are set when nothing can fail any more.
         let mut memories = Vec::with_capacity(services.len());
-        let mut service_rows = Vec::with_capacity(2 * services.len());
+        let mut service_rows = Vec::with_capacity(services.len());
         for spec in services {
             let (Some(table), Some(memory)) = (self.tables.location(spec.id), self.memories.get(&spec.id)) else {
-                bail!("service {} has no table", spec.address)
+                bail!("service {} has no table", spec.id.0)
             };
             let mut memory = memory.clone();
             let retimed = memory.retime(spec, self.elapsed);
@@ -497,7 +507,6 @@ impl Dataplane for KernelDataplane {
             service_rows.push(rows::service(spec, table, retimed.published, memory.tick));
             memories.push((spec.id, memory));
         }
-        service_rows.extend(rows::vip_markers(services));
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
         for row in &mut return_rows {
             row.interfaces = self.ways_in.word(BackendId(row.backend), &self.interfaces);
@@ -509,13 +518,16 @@ impl Dataplane for KernelDataplane {
         if let Some(published) = self.published {
             self.grace_periods.wait(published);
         }
-        let keys: Vec<_> = service_rows.iter().map(|row| row.key).collect();
-        let placed_services = self.services.fill(&service_rows, &keys)?;
+        let first_service = self.services.fill_densely(&service_rows, "services")?;
+        let found = listeners::rows(services, first_service, self.ranges.inactive_base());
+        self.ranges.fill_densely(&found.ranges, "ranges of ports")?;
+        let keys: Vec<_> = found.listeners.iter().map(|row| row.key).collect();
+        let placed_listeners = self.listeners.fill(&found.listeners, &keys)?;
         let keys: Vec<_> = return_rows.iter().map(|row| row.key).collect();
         let placed_returns = self.returns.fill(&return_rows, &keys)?;
 
         let mut flags = 0;
-        if services.iter().any(|spec| spec.address.port() == 0) {
+        if found.wildcard {
             flags |= CONTROL_PORT_WILDCARD;
         }
         if !return_rows.is_empty() {
@@ -532,9 +544,11 @@ impl Dataplane for KernelDataplane {
             }
         }
         self.settled.get_or_insert_with(|| services.to_vec());
-        self.publish(placed_services.view, placed_returns.view, flags);
+        let counted = services.iter().flat_map(|spec| &spec.listeners).filter(|listener| listener.counted);
+        self.counters.listen(counted.map(|listener| listener.id).collect())?;
+        self.publish(placed_listeners.view, placed_returns.view, flags);
         let backends = return_rows.iter().map(|row| BackendId(row.backend)).zip(placed_returns.rows);
-        self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND).collect());
+        self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND));
         self.published = Some(self.grace_periods.begin());
 
         let remembering = services.iter().filter(|spec| !spec.remember.is_zero()).count();
@@ -546,7 +560,7 @@ impl Dataplane for KernelDataplane {
             self.begin_period(salt);
         }
         self.directory = services.to_vec();
-        let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(placed_services.rows).collect();
+        let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(first_service..).collect();
         for gone in self.tables.published(&listed) {
             if let Some(memory) = self.memories.remove(&gone) {
                 self.former.entry(gone).or_insert(memory);
@@ -609,7 +623,13 @@ impl Dataplane for KernelDataplane {
         self.rules.fallbacks(service)
     }
 
-    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()> {
+    fn adopt(
+        &mut self,
+        backends: &[(BackendId, ServiceId)],
+        listeners: &[ListenerId],
+        ruled: &[ServiceId],
+    ) -> anyhow::Result<()> {
+        listeners.iter().for_each(|&id| self.counters.adopt_listener(id));
         for &(id, service) in backends {
             self.counters.adopt(id);
             self.clients.belongs(id, Some(service));
@@ -628,6 +648,10 @@ impl Dataplane for KernelDataplane {
 
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
         self.counters.backend(id)
+    }
+
+    fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
+        self.counters.listener(id)
     }
 
     fn backend_counters(&self) -> Arc<BackendCounters> {
@@ -735,7 +759,7 @@ fn all_interfaces() -> Vec<u32> {
 /// Views of two empty tables: valid before anything is published.
 fn empty_control() -> Control {
     let view = TableView { base: 0, bits: 1, seed: 0 }.to_word();
-    Control { services: view, returns: view, ..Control::zeroed() }
+    Control { listeners: view, returns: view, ..Control::zeroed() }
 }
 
 fn check_backend(id: BackendId) -> anyhow::Result<()> {

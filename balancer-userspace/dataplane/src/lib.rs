@@ -19,6 +19,7 @@ mod kept;
 mod kernel;
 mod kernel_types;
 mod layers;
+mod listeners;
 mod load;
 mod mapped;
 mod memory;
@@ -38,10 +39,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
-    map_types::{BackendStats, DropStats, InterfaceStats, ReplyStats, RuleStats},
+    map_types::{BackendStats, DropStats, InterfaceStats, ListenerStats, ReplyStats, RuleStats},
 };
 use balancer_core::{
-    io::{BackendId, BackendSpec, RuleSpec, ServiceId, ServiceSpec},
+    io::{BackendId, BackendSpec, ListenerId, RuleSpec, ServiceId, ServiceSpec},
     snapshot::MemorySnapshot,
 };
 use ipnet::IpNet;
@@ -111,12 +112,17 @@ pub trait Dataplane {
     /// last, for their service is gone, hashes otherwise or remembers for a shorter time; gives how many, by backend.
     fn complete(&mut self) -> Vec<(BackendId, Forgotten)>;
 
-    /// Goes on with the clients and counters that an earlier controller left for these backends, and with the rules that
+    /// Goes on with the clients and counters that an earlier controller left for these backends and listeners, and with the rules that
     /// it left for services that are `ruled`. What it left for others is forgotten.
     ///
     /// # Errors
     /// When the kernel refuses to remove a rule.
-    fn adopt(&mut self, backends: &[(BackendId, ServiceId)], ruled: &[ServiceId]) -> anyhow::Result<()>;
+    fn adopt(
+        &mut self,
+        backends: &[(BackendId, ServiceId)],
+        listeners: &[ListenerId],
+        ruled: &[ServiceId],
+    ) -> anyhow::Result<()>;
 
     /// Keeps counters of a backend for the next controller.
     fn keep_backend_history(&self, id: BackendId, history: &BackendHistory);
@@ -147,6 +153,12 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats>;
+
+    /// A listener's counters, summed over the CPUs. They start at zero where it becomes one of several of its service.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats>;
 
     /// The interfaces the program is attached to.
     fn attached(&self) -> &[Attachment];

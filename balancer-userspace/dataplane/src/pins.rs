@@ -21,7 +21,7 @@ use crate::{HostChanges, bpffs::Bpffs};
 /// Below the root of the BPF file system.
 const DIRECTORY: &str = "balancer";
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
-pub(super) const MAPS: [&str; 14] = [
+pub(super) const MAPS: [&str; 15] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
@@ -31,6 +31,7 @@ pub(super) const MAPS: [&str; 14] = [
     "RULE_STATS",
     "INTERFACE_STATS",
     "BACKEND_STATS",
+    "LISTENER_STATS",
     "DROP_STATS",
     "MEMORY_STATS",
     "REPLY_STATS",

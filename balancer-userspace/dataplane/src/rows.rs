@@ -1,7 +1,7 @@
 //! What the core says of services and backends, as the rows that the kernel program reads.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -10,14 +10,17 @@ use balancer_common::{
     client::{self, mask_v4, mask_v6},
     clock::Clock,
     map_types::{
-        BACKEND_KEEPS_KNOWN, BACKEND_PORT_CHANGES, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow,
-        BackendStanding, FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK,
-        SERVICE_READS_ALWAYS, SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
+        BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow, BackendStanding,
+        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_READS_ALWAYS,
+        SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
     },
     seen,
 };
-use balancer_core::io::{BackendSpec, ServiceSpec};
-use balancer_model::config::Failback;
+use balancer_core::io::{BackendSpec, ListenerSpec, ServiceSpec};
+use balancer_model::{
+    config::Failback,
+    listeners::{Family, Listener, PortRange},
+};
 use bytemuck::Zeroable as _;
 
 /// Seconds of silence after which a client's next datagram counts as a new connection.
@@ -36,7 +39,7 @@ pub(super) fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 }
 }
 
-fn key(address: SocketAddr, protocol: u8) -> ServiceKey {
+pub(super) fn key(address: SocketAddr, protocol: u8) -> ServiceKey {
     ServiceKey {
         address: address_words(address.ip()),
         port: address.port().to_be(),
@@ -60,14 +63,11 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
 /// The row of a backend, and what of it is a word of its own.
 #[must_use]
 pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
-    let (address_delta, l4_delta) = deltas(spec.vip, spec.address);
-    let port_changes = spec.vip.port() != 0 && spec.address.port() != 0;
     let tunnelled = matches!(spec.forwarding, Forwarding::Ipip | Forwarding::Gue);
     let tunnel_source = spec.tunnel_source.filter(|source| source.is_ipv4() == spec.address.is_ipv4());
     let mut row = BackendRow {
         address: address_words(spec.address.ip()),
-        address_delta,
-        l4_delta,
+        address_sum: checksum::fold(checksum::sum_address(&address_words(spec.address.ip()))),
         port: spec.address.port().to_be(),
         forwarding: spec.forwarding as u8,
         tunnel_source: tunnel_source.map(address_words).unwrap_or_default(),
@@ -76,8 +76,7 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     let mut standing = BackendStanding {
         service: spec.service.0,
         cause: spec.cause as u8,
-        flags: (u8::from(port_changes) * BACKEND_PORT_CHANGES)
-            | (u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN)
+        flags: (u8::from(spec.keeps_known) * BACKEND_KEEPS_KNOWN)
             | (u8::from(spec.address.is_ipv6()) * BACKEND_V6)
             | (u8::from(spec.takes_pinned) * BACKEND_TAKES_CLIENTS),
     };
@@ -114,7 +113,6 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
         flags |= SERVICE_REJECTS;
     }
     ServiceRow {
-        key: key(spec.address, spec.protocol.number()),
         id: spec.id.0,
         flags,
         tick: u32::from(tick),
@@ -122,9 +120,9 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
         idle: idle(clock),
         table: table.to_word(),
         hash_key: spec.hash_key,
-        client_mask: match spec.address.ip() {
-            IpAddr::V4(_) => [u64::from(mask_v4(spec.client_prefix)), 0],
-            IpAddr::V6(_) => mask_v6(spec.client_prefix),
+        client_mask: match spec.family {
+            Family::V4 => [u64::from(mask_v4(spec.client_prefix)), 0],
+            Family::V6 => mask_v6(spec.client_prefix),
         },
         ..ServiceRow::zeroed()
     }
@@ -145,12 +143,12 @@ pub(super) fn idle(clock: Clock) -> u16 {
 /// The hash of a client of a service, which names its slot and its bucket. `None`: not of the service's family.
 #[must_use]
 pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
-    match (spec.address.ip(), address) {
-        (IpAddr::V4(_), IpAddr::V4(address)) => {
+    match (spec.family, address) {
+        (Family::V4, IpAddr::V4(address)) => {
             let address = u32::from_ne_bytes(address.octets()) & mask_v4(spec.client_prefix);
             Some(client::hash_v4(spec.hash_key, address))
         }
-        (IpAddr::V6(_), IpAddr::V6(address)) => {
+        (Family::V6, IpAddr::V6(address)) => {
             let [high, low]: [u64; 2] = bytemuck::cast(address.octets());
             let [high_mask, low_mask] = mask_v6(spec.client_prefix);
             Some(client::hash_v6(spec.hash_key, [high & high_mask, low & low_mask]))
@@ -159,31 +157,20 @@ pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
     }
 }
 
-/// The rows that mark the addresses of `services` as VIPs.
-#[must_use]
-pub(super) fn vip_markers(services: &[ServiceSpec]) -> Vec<ServiceRow> {
-    let mut vips: BTreeMap<IpAddr, Portless> = BTreeMap::new();
-    for spec in services {
-        vips.entry(spec.address.ip()).or_default().add(spec.protocol.number(), spec.address.port().to_be());
-    }
-    vips.into_iter()
-        .map(|(address, portless)| ServiceRow { key: marker(address), id: u16::MAX, portless, ..ServiceRow::zeroed() })
-        .collect()
-}
-
 /// The rows that mark the addresses that `returns` come from.
 #[must_use]
 pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     let mut backends: HashMap<ServiceKey, Portless> = HashMap::new();
+    let mut known = HashSet::new();
     for row in returns {
         let address = ServiceKey { port: 0, protocol: 0, ..row.key };
-        backends.entry(address).or_default().add(row.key.protocol, row.key.port);
+        let portless = backends.entry(address).or_default();
+        // A fragment without ports has only its address changed.
+        if known.insert((address, row.key.protocol, row.vip)) {
+            portless.add(row.key.protocol, row.key.port);
+        }
     }
     backends.into_iter().map(|(key, portless)| ReturnRow { key, portless, ..ReturnRow::zeroed() }).collect()
-}
-
-fn marker(address: IpAddr) -> ServiceKey {
-    key(SocketAddr::new(address, 0), 0)
 }
 
 /// The ways back of a service's backends: none unless it is `nat`.
@@ -192,23 +179,35 @@ pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
     if spec.forwarding != Forwarding::Nat {
         return Vec::new();
     }
-    spec.backends
-        .iter()
-        .map(|&(id, address)| {
-            let every_port = spec.address.port() == 0 || address.port() == 0;
-            let from = if every_port { SocketAddr::new(address.ip(), 0) } else { address };
-            let (address_delta, l4_delta) = deltas(from, spec.address);
-            ReturnRow {
-                key: key(from, spec.protocol.number()),
-                vip: address_words(spec.address.ip()),
-                vip_port: if every_port { 0 } else { spec.address.port().to_be() },
+    let mut rows: Vec<ReturnRow> = Vec::new();
+    let mut whole = HashSet::new();
+    for &(id, address) in &spec.backends {
+        for listener in &spec.listeners {
+            let place = listener.listener;
+            let is_range = place.ports.single().is_none();
+            if is_range && !whole.insert((id, place.address, place.protocol)) {
+                continue;
+            }
+            let every = |other: &ListenerSpec| other.listener == Listener { ports: PortRange::EVERY, ..place };
+            let port = match (address.port(), listener.backend_port) {
+                (0, 0) => place.socket().port(),
+                (0, port) | (port, _) => port,
+            };
+            let from = SocketAddr::new(address.ip(), if is_range { 0 } else { port });
+            let (address_delta, l4_delta) = deltas(from, place.socket());
+            rows.push(ReturnRow {
+                key: key(from, place.protocol.number()),
+                vip: address_words(place.address),
+                vip_port: place.socket().port().to_be(),
                 backend: id.0,
                 address_delta,
                 l4_delta,
+                listeners_only: u32::from(is_range && !spec.listeners.iter().any(every)),
                 ..ReturnRow::zeroed()
-            }
-        })
-        .collect()
+            });
+        }
+    }
+    rows
 }
 
 #[cfg(test)]
@@ -222,7 +221,6 @@ mod tests {
         let (standing, _) = backend(&BackendSpec {
             id: BackendId(1),
             forwarding: Forwarding::Ipip,
-            vip: "198.51.100.10:80".parse().unwrap(),
             address: "[fd00::11]:80".parse().unwrap(),
             next_hop: Some(NextHop {
                 ifindex: 1,

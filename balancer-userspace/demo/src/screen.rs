@@ -125,6 +125,7 @@ mod tests {
     #[test]
     fn every_backend_has_a_line_with_its_share() {
         let backend = |name: &str, state: &str| BackendView {
+            families: Vec::new(),
             name: name.to_owned(),
             address: "10.0.0.11:8080".to_owned(),
             weight: 100,
@@ -145,6 +146,7 @@ mod tests {
             interfaces: Vec::new(),
             redirect_errors: BTreeMap::new(),
             services: vec![ServiceView {
+                listeners: Vec::new(),
                 name: "web".to_owned(),
                 address: "10.2.0.10:80".to_owned(),
                 protocol: "tcp".to_owned(),

@@ -1,11 +1,6 @@
 //! The valid configuration. Only `config::load` makes one, from a file that passed every check.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use balancer_common::{
     client::HashKey,
@@ -13,6 +8,8 @@ use balancer_common::{
 };
 use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
+
+use crate::listeners::{Family, Listener};
 
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +36,7 @@ pub struct Config {
     pub hash_key: Option<HashKey>,
     /// What is watched, and when it is told.
     pub statistics: StatisticsConfig,
-    /// Services in file order; names and (address, protocol) pairs are unique.
+    /// Services in file order; names and listeners are unique.
     pub services: Vec<ServiceConfig>,
 }
 
@@ -88,10 +85,11 @@ pub struct ServiceConfig {
     /// The name that it is hashed under, where that is an earlier one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// VIP and port; port 0 is every port.
-    pub address: SocketAddr,
-    /// TCP or UDP.
-    pub protocol: Protocol,
+    /// Where it is reached: at least one, none twice, none another service's.
+    pub listen: Vec<Listener>,
+    /// `nat`: the ports of backends by those of listeners, where they differ.
+    #[serde(default)]
+    pub ports: BTreeMap<u16, u16>,
     /// How packets reach the backends.
     pub forwarding: Forwarding,
     /// Slots of the lookup table: a prime, above the number of backends.
@@ -135,8 +133,11 @@ pub struct BackendConfig {
     /// The name that it is hashed under, where that is an earlier one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// Address and port. Without a port in the file: the service's.
+    /// Its address. Port 0: the listener's.
     pub address: SocketAddr,
+    /// Its address for listeners of the other family, IPv6; the port as above.
+    #[serde(default)]
+    pub address6: Option<SocketAddr>,
     /// Share of new clients; 0 takes none.
     pub weight: u16,
     /// Used only when no primary backend is eligible.
@@ -146,7 +147,7 @@ pub struct BackendConfig {
 }
 
 /// Layer-4 protocol of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// TCP.
@@ -380,15 +381,19 @@ impl StatusRanges {
     }
 }
 
-impl BackendConfig {
-    /// Where `check` (the backend's own or its service's) connects to, of a service at `vip`.
+impl ServiceConfig {
+    /// Where `check` (the backend's own or the service's) of a backend connects to, for clients of `family`; port 0: the
+    /// check has none, and nor has the service one that answers connections.
     #[must_use]
-    pub fn check_target(&self, check: &CheckConfig, vip: IpAddr) -> SocketAddr {
-        let address = match check.via {
-            Via::Backend => self.address.ip(),
+    pub fn check_target(&self, backend: &BackendConfig, check: &CheckConfig, family: Family) -> Option<SocketAddr> {
+        let address = backend.address_for(family, self.forwarding)?;
+        let vip = self.listeners(family).next()?.address;
+        let host = match check.via {
+            Via::Backend => address.ip(),
             Via::Service => vip,
         };
-        SocketAddr::new(address, check.kind.port().unwrap_or(self.address.port()))
+        let port = check.kind.port().or((address.port() != 0).then_some(address.port()));
+        Some(SocketAddr::new(host, port.unwrap_or_else(|| self.implied_check_port(family))))
     }
 }
 
@@ -433,14 +438,6 @@ impl fmt::Display for CheckConfig {
             Via::Service => " via service",
         };
         write!(f, "{via} every {interval}, timeout {timeout}, fall {}, rise {}", self.fall, self.rise)
-    }
-}
-
-impl ServiceConfig {
-    /// The VIP without the port.
-    #[must_use]
-    pub fn vip(&self) -> IpAddr {
-        self.address.ip()
     }
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use crate::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit, OnFailure,
         Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
     },
+    listeners::Listener,
     names::BackendName,
 };
 
@@ -61,6 +63,7 @@ pub fn backend(name: &str, at: &str) -> BackendConfig {
         name: name.to_owned(),
         renamed_from: None,
         address: address(at),
+        address6: None,
         weight: 100,
         backup: false,
         check: None,
@@ -70,11 +73,11 @@ pub fn backend(name: &str, at: &str) -> BackendConfig {
 /// A service at `at` with backends `NAME ADDRESS:PORT`.
 #[must_use]
 pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) -> ServiceConfig {
-    ServiceConfig {
+    let service = ServiceConfig {
         name: name.to_owned(),
         renamed_from: None,
-        address: address(at),
-        protocol: Protocol::Tcp,
+        listen: vec![Listener::at(address(at), Protocol::Tcp)],
+        ports: BTreeMap::new(),
         forwarding,
         table_size: 65_537,
         client_prefix: ClientPrefix { v4: 32, v6: 64 },
@@ -93,7 +96,8 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
             .map(|line| line.split_once(' ').unwrap())
             .map(|(name, at)| backend(name, at))
             .collect(),
-    }
+    };
+    service.normalised()
 }
 
 /// A configuration of `services`.

@@ -5,6 +5,7 @@ pub mod config;
 pub mod file;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
+pub mod listeners;
 pub mod names;
 mod primes;
 pub mod renames;

@@ -1,15 +1,22 @@
 //! What services must be like so that the data path can serve them: one set of rules, for a file, which has a line for
 //! every place, and for changes and what a restart finds, which have none.
 
-use std::{collections::HashMap, fmt, net::SocketAddr};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
-use balancer_common::map_types::{Forwarding, MAX_BACKENDS};
+use balancer_common::map_types::{Forwarding, MAX_BACKENDS, MAX_LISTENERS};
 
 use super::{
     primes::{MAX_TABLE_SIZE, is_prime, next_prime},
     renames, value,
 };
-use crate::config::{BackendConfig, Protocol, ServiceConfig, forwarding_word};
+use crate::{
+    config::{BackendConfig, Protocol, ServiceConfig, forwarding_word},
+    listeners::{Family, Listener, MAX_LISTENERS_OF_SERVICE, PortRange},
+};
 
 /// Below this many slots a backend, shares become uneven.
 pub(super) const SLOTS_PER_BACKEND: usize = 100;
@@ -20,8 +27,8 @@ const MAX_SERVICES: usize = u16::MAX as usize;
 pub enum Place {
     /// A service's name.
     Name(usize),
-    /// A service's address.
-    Address(usize),
+    /// A service's listener.
+    Listener(usize, usize),
     /// A service's table size.
     TableSize(usize),
     /// The name of a service's backend.
@@ -46,12 +53,14 @@ enum Fault {
     Invalid(String),
     /// A name twice.
     NameTaken { what: &'static str, name: String, first: Place },
-    /// Two services at one address.
-    AddressTaken { address: SocketAddr, protocol: Protocol, first: Place, by: String },
+    /// Two services at one place.
+    ListenerTaken { listener: Listener, first: Place, by: String },
+    /// Two ranges of ports of which neither is more exact.
+    Overlapping { one: Listener, other: Listener, at: Place, by: String },
     /// Two of one kind hashed under one name.
     HashedAlike(String),
     /// Two `nat` backends whose replies cannot be told apart.
-    Ambiguous { protocol: Protocol, one: String, other: String, address: [SocketAddr; 2], at: Place },
+    Ambiguous { one: String, other: String, address: [SocketAddr; 2], listeners: [Listener; 2], at: Place },
 }
 
 impl Problem {
@@ -60,9 +69,11 @@ impl Problem {
     pub fn is_conflict(&self) -> bool {
         match *self.fault {
             Fault::Invalid(_) => false,
-            Fault::NameTaken { .. } | Fault::AddressTaken { .. } | Fault::HashedAlike(_) | Fault::Ambiguous { .. } => {
-                true
-            }
+            Fault::NameTaken { .. }
+            | Fault::ListenerTaken { .. }
+            | Fault::Overlapping { .. }
+            | Fault::HashedAlike(_)
+            | Fault::Ambiguous { .. } => true,
         }
     }
 
@@ -75,13 +86,23 @@ impl Problem {
                 let line = line(*first).map(|line| format!(" on line {line}")).unwrap_or_default();
                 format!("the {what} name {name:?} is taken{line}; choose another")
             }
-            Fault::AddressTaken { address, protocol, first, by } => {
+            Fault::ListenerTaken { listener, first, by } => {
                 let service =
                     line(*first).map_or_else(|| format!("service {by}"), |line| format!("the service on line {line}"));
-                format!("{protocol} {address} is {service} already; give another address, port or protocol")
+                let (protocol, place) = (listener.protocol, listener.place());
+                format!("{protocol} {place} is {service} already; give another address, port or protocol")
             }
-            Fault::Ambiguous { protocol, one, other, address: [address, others], at } => {
+            Fault::Overlapping { one, other, at, by } => {
+                let line = line(*at).map_or_else(|| format!(" of service {by}"), |line| format!(" on line {line}"));
+                format!("{one} overlaps {other}{line}, and neither is within the other; give other ports")
+            }
+            Fault::Ambiguous { one, other, listeners: [first, second], .. } if one == other => format!(
+                "nat could not tell the replies of {one} for {first} and {second} apart: they come from one address and port; \
+                 leave the backend's port out, or give the listeners ports of their own with ports = {{ … }}"
+            ),
+            Fault::Ambiguous { one, other, address: [address, others], listeners: [listener, _], at } => {
                 let line = line(*at).map(|line| format!(", line {line}")).unwrap_or_default();
+                let protocol = listener.protocol;
                 format!(
                     "nat could not tell the {protocol} replies of {one} ({address}) and {other} ({others}{line}) apart; give one of \
                      them another address or port"
@@ -94,7 +115,7 @@ impl Problem {
 /// For who has no lines.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let says_where = matches!(self.at, Place::Name(_) | Place::Address(_));
+        let says_where = matches!(self.at, Place::Name(_) | Place::Listener(..));
         if !says_where && !matches!(*self.fault, Fault::Ambiguous { .. }) {
             write!(f, "service {}: ", self.service)?;
         }
@@ -114,16 +135,12 @@ pub fn services(services: &[ServiceConfig]) -> Result<(), Problem> {
 #[must_use]
 pub fn problems(services: &[ServiceConfig]) -> Vec<Problem> {
     let mut problems = Problems { services, found: Vec::new() };
-    let (mut names, mut addresses) = (HashMap::new(), HashMap::new());
+    let mut names = HashMap::new();
     for (index, service) in services.iter().enumerate() {
         let at = Place::Name(index);
         problems.name(at, &service.name, service.renamed_from.as_deref());
         if let Some(first) = names.insert(service.name.as_str(), at) {
             problems.add(at, Fault::NameTaken { what: "service", name: service.name.clone(), first });
-        }
-        let (address, protocol, at) = (service.address, service.protocol, Place::Address(index));
-        if let Some((first, by)) = addresses.insert((address, protocol), (at, &service.name)) {
-            problems.add(at, Fault::AddressTaken { address, protocol, first, by: by.clone() });
         }
         problems.backends(index, service);
         problems.table_size(index, service);
@@ -132,6 +149,7 @@ pub fn problems(services: &[ServiceConfig]) -> Vec<Problem> {
     for (index, service) in services.iter().enumerate() {
         problems.hashed_alike(&service.backends, |backend| Place::BackendName(index, backend));
     }
+    problems.listeners();
     problems.limits();
     problems.returns();
     problems.found
@@ -145,7 +163,7 @@ struct Problems<'a> {
 impl Problems<'_> {
     fn add(&mut self, at: Place, fault: Fault) {
         let (Place::Name(index)
-        | Place::Address(index)
+        | Place::Listener(index, _)
         | Place::TableSize(index)
         | Place::BackendName(index, _)
         | Place::BackendAddress(index, _)) = at;
@@ -171,6 +189,68 @@ impl Problems<'_> {
             }
             if let Err(text) = fits(service, backend) {
                 self.add(Place::BackendAddress(index, number), Fault::Invalid(text));
+            }
+        }
+    }
+
+    /// Listeners that are nothing by themselves, two services', or too many.
+    fn listeners(&mut self) {
+        let services = self.services;
+        let mut taken: HashMap<Listener, (Place, &str)> = HashMap::new();
+        let mut ranges: HashMap<(IpAddr, Protocol), Ranges<'_>> = HashMap::new();
+        for (index, service) in services.iter().enumerate() {
+            if service.listen.is_empty() {
+                self.add(
+                    Place::Name(index),
+                    Fault::Invalid("it has no listener; give listen = [\"ADDR:PORT\"]".to_owned()),
+                );
+            }
+            for (number, &listener) in service.listen.iter().enumerate() {
+                let at = Place::Listener(index, number);
+                if number == MAX_LISTENERS_OF_SERVICE {
+                    let text = format!("more than {MAX_LISTENERS_OF_SERVICE} listeners of one service; remove some");
+                    self.add(at, Fault::Invalid(text));
+                }
+                if let Err(text) = value::usable(listener.address) {
+                    self.add(at, Fault::Invalid(text));
+                }
+                if let Some((first, by)) = taken.insert(listener, (at, &service.name)) {
+                    self.add(at, Fault::ListenerTaken { listener, first, by: by.to_owned() });
+                } else if listener.ports.single().is_none() {
+                    let same = ranges.entry((listener.address, listener.protocol)).or_default();
+                    if let Some(&(other, place, by)) =
+                        same.iter().find(|(other, ..)| overlap(other.ports, listener.ports))
+                    {
+                        self.add(at, Fault::Overlapping { one: listener, other, at: place, by: by.to_owned() });
+                    }
+                    same.push((listener, at, &service.name));
+                }
+            }
+            self.ports(index, service);
+        }
+        let mut all = services
+            .iter()
+            .enumerate()
+            .flat_map(|(index, service)| (0..service.listen.len()).map(move |number| Place::Listener(index, number)));
+        if let Some(excess) = all.nth(MAX_LISTENERS as usize - 1) {
+            let text = format!("more than {} listeners over all services; remove some", MAX_LISTENERS - 1);
+            self.add(excess, Fault::Invalid(text));
+        }
+    }
+
+    /// `ports` for what keeps ports.
+    fn ports(&mut self, index: usize, service: &ServiceConfig) {
+        let at = Place::Name(index);
+        if !service.ports.is_empty() && service.forwarding != Forwarding::Nat {
+            let mode = forwarding_word(service.forwarding);
+            self.add(
+                at,
+                Fault::Invalid(format!("{mode} cannot change ports; remove ports, or use forwarding = \"nat\"")),
+            );
+        }
+        for (port, backend_port) in &service.ports {
+            if *backend_port == 0 {
+                self.add(at, Fault::Invalid(format!("ports has {port} = 0; give 1 to 65535")));
             }
         }
     }
@@ -217,28 +297,31 @@ impl Problems<'_> {
     /// `nat` backends whose replies the return path could not tell apart.
     fn returns(&mut self) {
         let nat = self.services.iter().enumerate().filter(|(_, service)| service.forwarding == Forwarding::Nat);
-        let sources: Vec<Source<'_>> = nat
-            .flat_map(|(index, service)| {
-                service.backends.iter().enumerate().map(move |(number, backend)| Source {
-                    service,
-                    backend,
-                    at: Place::BackendAddress(index, number),
-                })
-            })
-            .collect();
+        let mut sources = Vec::new();
+        for (index, service) in nat {
+            for (number, backend) in service.backends.iter().enumerate() {
+                for &listener in &service.listen {
+                    let at = Place::BackendAddress(index, number);
+                    sources.extend(Source::new(service, backend, listener, at));
+                }
+            }
+        }
         let mut exact: HashMap<(SocketAddr, Protocol), &Source<'_>> = HashMap::new();
         for source in &sources {
-            if let Some(other) = exact.insert((source.backend.address, source.service.protocol), source) {
+            if let Some(other) = exact.insert((source.from, source.listener.protocol), source)
+                && !source.is_told_with(other)
+            {
                 self.ambiguous(source, other);
             }
         }
         // A backend with every port also answers from the ports of others. That is the same only if the address behind
         // them is the same and no port changes.
-        for source in sources.iter().filter(|source| source.backend.address.port() != 0) {
-            let every_port = SocketAddr::new(source.backend.address.ip(), 0);
-            if let Some(other) = exact.get(&(every_port, source.service.protocol))
-                && !(other.service.vip() == source.service.vip()
-                    && source.service.address.port() == source.backend.address.port())
+        for source in sources.iter().filter(|source| source.from.port() != 0) {
+            let every_port = SocketAddr::new(source.from.ip(), 0);
+            if let Some(other) = exact.get(&(every_port, source.listener.protocol))
+                && other.may_answer_from(source.from.port())
+                && !(other.listener.address == source.listener.address
+                    && source.listener.ports.single() == Some(source.from.port()))
             {
                 self.ambiguous(source, other);
             }
@@ -246,10 +329,17 @@ impl Problems<'_> {
     }
 
     fn ambiguous(&mut self, source: &Source<'_>, other: &Source<'_>) {
-        let protocol = source.service.protocol;
-        let address = [source.backend.address, other.backend.address];
         let (one, two) = (source.name(), other.name());
-        self.add(source.at, Fault::Ambiguous { protocol, one, other: two, address, at: other.at });
+        self.add(
+            source.at,
+            Fault::Ambiguous {
+                one,
+                other: two,
+                address: [source.from, other.from],
+                listeners: [source.listener, other.listener],
+                at: other.at,
+            },
+        );
     }
 }
 
@@ -257,13 +347,48 @@ impl Problems<'_> {
 struct Source<'a> {
     service: &'a ServiceConfig,
     backend: &'a BackendConfig,
+    listener: Listener,
+    /// Port 0: every port.
+    from: SocketAddr,
     at: Place,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(service: &'a ServiceConfig, backend: &'a BackendConfig, listener: Listener, at: Place) -> Option<Self> {
+        let address = backend.address_for(listener.family(), service.forwarding)?;
+        let port = if address.port() == 0 { service.backend_port(listener) } else { address.port() };
+        Some(Self { service, backend, listener, from: SocketAddr::new(address.ip(), port), at })
+    }
+
     fn name(&self) -> String {
         format!("{}/{}", self.service.name, self.backend.name)
     }
+
+    /// Whether it does not matter which of both a reply is of: several ranges of one VIP.
+    fn is_told_with(&self, other: &Self) -> bool {
+        self.from.port() == 0
+            && self.listener.address == other.listener.address
+            && self.service.name == other.service.name
+    }
+
+    /// Whether one with every port answers from `port`: a range does so from its own alone.
+    fn may_answer_from(&self, port: u16) -> bool {
+        let of_vip = |listener: &&Listener| {
+            listener.address == self.listener.address && listener.protocol == self.listener.protocol
+        };
+        self.service.listen.iter().filter(of_vip).any(|listener| listener.ports.contains(port))
+    }
+}
+
+/// Ranges of ports, with their places and their services' names.
+type Ranges<'a> = Vec<(Listener, Place, &'a str)>;
+
+/// Whether ranges share ports and neither is within the other.
+const fn overlap(one: PortRange, other: PortRange) -> bool {
+    let apart = one.last < other.first || other.last < one.first;
+    let within = one.first >= other.first && one.last <= other.last;
+    let around = one.first <= other.first && one.last >= other.last;
+    !apart && !within && !around
 }
 
 /// Slots that so many backends have even shares of.
@@ -273,40 +398,65 @@ pub(super) fn enough_slots(backends: usize) -> u32 {
 
 /// Whether the service's packets can be forwarded to `backend`.
 fn fits(service: &ServiceConfig, backend: &BackendConfig) -> Result<(), String> {
-    let (vip, mode) = (service.address, forwarding_word(service.forwarding));
-    let (name, address) = (&backend.name, backend.address);
-    value::usable(address.ip())?;
-    if address.ip() == vip.ip() {
+    let name = &backend.name;
+    for address in [Some(backend.address), backend.address6].into_iter().flatten() {
+        value::usable(address.ip())?;
+        if service.listen.iter().any(|listener| listener.address == address.ip()) {
+            return Err(format!(
+                "the address of backend {name:?} is the service's own {}; give the server's own",
+                address.ip()
+            ));
+        }
+        port_fits(service, name, address.port())?;
+    }
+    if let Some(address6) = backend.address6
+        && (address6.is_ipv4() || backend.address.is_ipv6())
+    {
         return Err(format!(
-            "the address of backend {name:?} is the service's own {}; give the server's own",
-            vip.ip()
+            "backend {name:?} has address = {} and address6 = {}; give an IPv4 address and an IPv6 address",
+            backend.address.ip(),
+            address6.ip()
         ));
     }
-    let tunnel = matches!(service.forwarding, Forwarding::Ipip | Forwarding::Gue);
-    if address.is_ipv4() != vip.is_ipv4() && !tunnel {
-        let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
-        return Err(format!(
-            "backend {name:?} has the address {}, which {mode} cannot reach from {}; give an {family} address",
-            address.ip(),
-            vip.ip()
-        ));
-    }
-    match (service.forwarding, vip.port(), address.port()) {
-        (_, front_port, port) if front_port == port => Ok(()),
-        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, 0, port) => Err(format!(
-            "backend {name:?} has port {port}, and {mode} cannot change the client's port; leave the port out"
-        )),
-        (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue, front_port, port) => Err(format!(
-            "backend {name:?} has port {port}, and {mode} cannot change the service's {front_port}; leave the port out, or use \
-             forwarding = \"nat\""
-        )),
-        (Forwarding::Nat, 0, port) => Err(format!(
+    let missing =
+        service.families().into_iter().find(|&family| backend.address_for(family, service.forwarding).is_none());
+    missing.map_or(Ok(()), |family| Err(family_missing(service, backend, family)))
+}
+
+fn family_missing(service: &ServiceConfig, backend: &BackendConfig, family: Family) -> String {
+    let (name, mode) = (&backend.name, forwarding_word(service.forwarding));
+    let vip = service.listeners(family).next().unwrap_or(service.first()).address;
+    let give = if service.families().len() > 1 && family == Family::V6 {
+        "give an IPv6 address as well, address6 = \"…\"".to_owned()
+    } else {
+        format!("give an {family} address")
+    };
+    format!("backend {name:?} has the address {}, which {mode} cannot reach from {vip}; {give}", backend.address.ip())
+}
+
+/// Whether a backend may have `port` for all listeners; 0: it has none.
+fn port_fits(service: &ServiceConfig, name: &str, port: u16) -> Result<(), String> {
+    let mode = forwarding_word(service.forwarding);
+    let every = service.listen.iter().any(|listener| listener.ports.single().is_none());
+    match (service.forwarding, service.listen.as_slice()) {
+        _ if port == 0 => Ok(()),
+        (Forwarding::Nat, _) if every => Err(format!(
             "backend {name:?} has port {port}, and a service with every port cannot change it; leave the port out"
         )),
-        (Forwarding::Nat, _, 0) => Err(format!(
-            "backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535"
+        (Forwarding::Nat, _) => Ok(()),
+        (_, [only]) if only.ports == PortRange::EVERY => Err(format!(
+            "backend {name:?} has port {port}, and {mode} cannot change the client's port; leave the port out"
         )),
-        (Forwarding::Nat, _, _) => Ok(()),
+        (_, listen) => {
+            let ports = match listen {
+                [only] => only.ports.to_string(),
+                _ => "ports".to_owned(),
+            };
+            Err(format!(
+                "backend {name:?} has port {port}, and {mode} cannot change the service's {ports}; leave the port out, or use \
+                 forwarding = \"nat\""
+            ))
+        }
     }
 }
 
@@ -354,7 +504,6 @@ mod tests {
             (vec![nat("a", v4, "0.0.0.0:80")], "give the unicast address of one host"),
             (vec![nat("a", v4, "224.0.0.1:80")], "give the unicast address of one host"),
             (vec![nat("a", v4, "198.51.100.10:81")], "the service's own"),
-            (vec![nat("a", v4, "10.0.0.1:0")], "has port 0"),
             (vec![nat("a", "198.51.100.10:0", "10.0.0.1:80")], "a service with every port cannot change it"),
         ] {
             let refusal = refusal(&list);
@@ -390,7 +539,7 @@ mod tests {
         assert!(!clash(a("10.0.0.1:80"), nat("b", "198.51.100.11:80", "10.0.0.2:80")));
         assert!(!clash(a("10.0.0.1:80"), dsr("b", "198.51.100.11:80", "10.0.0.1:80")));
         let mut udp = nat("b", "198.51.100.11:80", "10.0.0.1:80");
-        udp.protocol = Protocol::Udp;
+        udp.listen[0].protocol = Protocol::Udp;
         assert!(!clash(a("10.0.0.1:80"), udp));
 
         assert!(!clash(a("10.0.0.1:80"), every("198.51.100.10")));

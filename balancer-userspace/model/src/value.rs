@@ -12,7 +12,10 @@ use balancer_common::client::HashKey;
 use ipnet::IpNet;
 
 use super::names::{BackendName, nearest};
-use crate::config::StatusRanges;
+use crate::{
+    config::{Protocol, StatusRanges},
+    listeners::{Listener, PortRange},
+};
 
 /// The longest duration there is.
 pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -147,6 +150,53 @@ pub(super) fn usable(ip: IpAddr) -> Result<(), String> {
     match kind {
         Some(kind) => Err(format!("the address {ip} is {kind}; give the unicast address of one host")),
         None => Ok(()),
+    }
+}
+
+/// An IPv6 address without a port.
+pub fn ipv6(text: &str) -> Result<IpAddr, String> {
+    match address(text)? {
+        (address @ IpAddr::V6(_), None) => Ok(address),
+        (_, Some(_)) => Err(format!("{} has a port; the one of the IPv4 address holds for both", quoted(text))),
+        (IpAddr::V4(_), None) => Err(format!("{} is no IPv6 address", quoted(text))),
+    }
+}
+
+/// `ADDR:PORT`, `ADDR:FIRST-LAST`, with `/tcp` or `/udp` behind it; port 0 is every port.
+pub fn listener(text: &str) -> Result<Listener, String> {
+    let (place, protocol) = match text.rsplit_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((place, "tcp")) => (place, Protocol::Tcp),
+        Some((place, "udp")) => (place, Protocol::Udp),
+        Some((_, other)) => return Err(format!("{} is no protocol; write \"tcp\" or \"udp\"", quoted(other))),
+    };
+    if let Some((address, ports)) = place.rsplit_once(':')
+        && let Some((first, last)) = ports.split_once('-')
+    {
+        let port =
+            |text: &str| text.parse::<u16>().map_err(|_| format!("{} is not a port; give 1 to 65535", quoted(text)));
+        let (first, last) = (port(first)?, port(last)?);
+        let (ip, _) = address_in_brackets(address)?;
+        return match (first, last) {
+            (0, _) => {
+                Err(format!("the range {ports} begins with port 0; give 1 to 65535, or port 0 alone for every port"))
+            }
+            _ if first == last => Err(format!("the range {ports} has one port; write \"{first}\"")),
+            _ if first > last => Err(format!("the range {ports} ends before it begins; write \"{last}-{first}\"")),
+            _ => Ok(Listener { address: ip, ports: PortRange { first, last }, protocol }),
+        };
+    }
+    service_address(place).map(|address| Listener::at(address, protocol))
+}
+
+/// An address as it stands in front of a port.
+fn address_in_brackets(text: &str) -> Result<(IpAddr, Option<u16>), String> {
+    match address(text)? {
+        (IpAddr::V6(_), None) if !text.starts_with('[') => {
+            Err(format!("the address {} has no brackets; write \"[{text}]\" in front of ports", quoted(text)))
+        }
+        (_, Some(_)) => Err(format!("{} has two ports; write \"ADDR:FIRST-LAST\"", quoted(text))),
+        address => Ok(address),
     }
 }
 

@@ -14,7 +14,10 @@ use balancer_core::{
     io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
     plan::{Planned, PlannedMove, PlannedService},
     rules::Action,
-    snapshot::{BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot},
+    snapshot::{
+        BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot, ServiceStatistics,
+        Snapshot,
+    },
 };
 use balancer_daemon::{
     api_server::{ControlSocket, serve},
@@ -23,7 +26,8 @@ use balancer_daemon::{
     keeper::Request,
 };
 use balancer_model::{
-    config::Protocol,
+    config::{ClientPrefix, Protocol},
+    listeners::Listener,
     states::{Admin, BackendState},
 };
 use tempfile::TempDir;
@@ -201,6 +205,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::Remove { .. }
                     | Change::SetWeight { .. }
                     | Change::ForceHealth { .. }
+                    | Change::AddListener { .. }
+                    | Change::RemoveListener { .. }
                     | Change::AddRule { .. }
                     | Change::RemoveRule { .. }
                     | Change::Reload(_) => Ok(()),
@@ -214,9 +220,10 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
 /// What the controller shows, with this state of `web1`.
 pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
-        id: BackendId(1),
+        ids: vec![BackendId(1)],
+        families: Vec::new(),
         name: name.to_owned(),
-        address: "10.0.0.11:8080".parse().unwrap(),
+        address: "10.0.0.11:8080".to_owned(),
         weight: 100,
         backup: false,
         admin,
@@ -230,7 +237,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
         checks: [10, 0, 1],
         last_check: Some(Duration::from_millis(3)),
-        check: CheckSnapshot {
+        check: vec![CheckSnapshot {
             target: "10.0.0.11:8080".parse().unwrap(),
             words: "tcp every 2s, timeout 1s, fall 3, rise 2".to_owned(),
             verdict: "up",
@@ -239,17 +246,20 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
             last: Some((CheckOutcome::Passed, Duration::from_secs(1))),
             streak: (10, 0),
             next_verdict: "down after 3 more failures".to_owned(),
-        },
+            took: Some(Duration::from_millis(3)),
+        }],
         transitions: [1, 1, 0, 0, 0, 0, 0],
     };
     let service = |name: &str, protocol, backends| ServiceSnapshot {
-        id: ServiceId(0),
-        client_prefix: 32,
+        ids: vec![ServiceId(0)],
+        client_prefix: ClientPrefix { v4: 32, v6: 64 },
         last_change: None,
         statistics: ServiceStatistics::default(),
         name: name.to_owned(),
-        address: "198.51.100.10:80".parse().unwrap(),
-        protocol,
+        listeners: vec![ListenerSnapshot {
+            listener: Listener::at("198.51.100.10:80".parse().unwrap(), protocol),
+            stats: None,
+        }],
         forwarding: Forwarding::Nat,
         table_size: 65_537,
         table_generation: 7,

@@ -12,10 +12,10 @@ use balancer_common::{
     client_table::BUCKET_ENTRIES,
     handover,
     map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, SLOTS_PER_LINE, TableSlot},
-    service_table::{PROBES, TableView},
+    service_table::TableView,
     verdict::{DropReason, Verdict},
 };
-use balancer_core::io::{BackendId, RuleSpec, ServiceId};
+use balancer_core::io::{BackendId, ListenerId, RuleSpec, ServiceId};
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -50,6 +50,8 @@ pub struct Kernel {
     before: Counters,
     /// Ids that backends have.
     backends: Vec<BackendId>,
+    /// Ids of listeners that are counted.
+    listeners: Vec<ListenerId>,
     /// Drops by reason at the last packet.
     drops: [u64; 16],
 }
@@ -74,7 +76,7 @@ impl Kernel {
         first.set(0)?;
         sched_setaffinity(nix::unistd::Pid::from_raw(0), &first).context("staying on the first CPU")?;
         let clients = BUCKETS as u32 * BUCKET_ENTRIES as u32 / 4;
-        let capacity = Capacity { slots: 1 << 16, services: 64, returns: 128, clients };
+        let capacity = Capacity { slots: 1 << 16, services: 64, listeners: 128, ranges: 128, returns: 512, clients };
         let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;
         dataplane.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
         let maps = Maps::of(dataplane.program()?)?;
@@ -87,20 +89,20 @@ impl Kernel {
             scene: Vec::new(),
             before: Counters::default(),
             backends: Vec::new(),
+            listeners: Vec::new(),
             drops: [0; 16],
         })
     }
 
     /// Finds the row of each service of `scene` in the active half of the table.
     fn place(&self, scene: &Scene) -> anyhow::Result<Vec<Placed>> {
-        let view = TableView::from_word(self.maps.control.get(&0, 0)?.services);
+        let view = TableView::from_word(self.maps.control.get(&0, 0)?.listeners);
+        let first = if view.base == 0 { 0 } else { self.maps.services.len() / 2 };
         let mut placed = BTreeMap::new();
-        for row in view.base..view.base + (1 << view.bits) + PROBES - 1 {
+        for row in first..first + scene.services.len() as u32 {
             let service = self.maps.services.get(&row, 0)?;
-            if service.key.family != 0 && service.key.protocol != 0 {
-                let (id, table) = (ServiceId(service.id), LiveTable::from_word(service.table));
-                placed.insert(service.id, Placed { id, row, table, slots: Vec::new(), rules: Vec::new() });
-            }
+            let (id, table) = (ServiceId(service.id), LiveTable::from_word(service.table));
+            placed.insert(service.id, Placed { id, row, table, slots: Vec::new(), rules: Vec::new() });
         }
         let mut of = |id: u16| placed.remove(&id).with_context(|| format!("service {id} has no row"));
         scene.services.iter().map(|service| of(service.spec.id.0)).collect()
@@ -162,6 +164,10 @@ impl Kernel {
         for &id in &self.backends {
             counters.backends.insert(id.0, self.dataplane.backend_stats(id)?);
         }
+        for &id in &self.listeners {
+            let stats = self.dataplane.listener_stats(id)?;
+            counters.listeners.insert(id.0, (stats.packets, stats.connections));
+        }
         let memory = self.dataplane.memory()?.stats;
         counters.memory.inserted = memory.inserted;
         counters.memory.evicted = memory.evicted;
@@ -199,6 +205,8 @@ impl Player for Kernel {
         }
         let specs: Vec<_> = scene.services.iter().map(|service| service.spec.clone()).collect();
         self.dataplane.publish_services(&specs)?;
+        let counted = specs.iter().flat_map(|spec| &spec.listeners).filter(|of| of.counted);
+        self.listeners = counted.map(|of| of.id).collect();
         self.scene = self.place(scene)?;
         for (index, service) in scene.services.iter().enumerate() {
             self.scene[index].slots.clone_from(&service.slots);
@@ -283,6 +291,11 @@ impl Player for Kernel {
             verdicts.iter().any(|&count| count > 0)
         });
         subtract(&mut counters.drops, &self.before.drops);
+        counters.listeners.retain(|id, (packets, connections)| {
+            let before = self.before.listeners.get(id).copied().unwrap_or_default();
+            (*packets, *connections) = (*packets - before.0, *connections - before.1);
+            *packets > 0
+        });
         counters.echo -= self.before.echo;
         counters.too_big -= self.before.too_big;
         counters.rejected -= self.before.rejected;

@@ -6,7 +6,10 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::Protocol;
+use balancer_model::{
+    config::Protocol,
+    listeners::{Listener, PortRange},
+};
 use fastrand::Rng;
 
 use super::{Scene, clients, icmp, once_in, one_of};
@@ -58,16 +61,22 @@ impl<'a> Source<'a> {
         &self.scene.services[rng.usize(..self.scene.services.len())]
     }
 
+    /// A service and one of its listeners.
+    pub(super) fn listener(&self, rng: &mut Rng) -> (&'a Service, Listener) {
+        let service = self.service(rng);
+        (service, service.spec.listeners[rng.usize(..service.spec.listeners.len())].listener)
+    }
+
     /// A packet of a client to a service.
     pub(super) fn to_service(&self, rng: &mut Rng) -> Frame {
-        let service = self.service(rng);
-        let mut client = client(rng, service.spec.address.is_ipv4());
-        let vip = at_port(rng, service.spec.address);
+        let (_, listener) = self.listener(rng);
+        let mut client = client(rng, listener.address.is_ipv4());
+        let vip = at_port_of(rng, listener);
         if once_in(rng, 60) {
-            let other = self.service(rng).spec.address.ip();
+            let other = self.listener(rng).1.address;
             client.set_ip(if other.is_ipv4() == vip.is_ipv4() { other } else { vip.ip() });
         }
-        between(rng, client, vip, service.spec.protocol)
+        between(rng, client, vip, listener.protocol)
     }
 
     /// A reply of a `nat` backend, or what looks like one.
@@ -76,9 +85,13 @@ impl<'a> Source<'a> {
             self.scene.services.iter().filter(|service| service.spec.forwarding == Forwarding::Nat).collect();
         let Some(service) = rng.choice(nat) else { return self.to_service(rng) };
         let Some(&(_, backend)) = rng.choice(&service.spec.backends) else { return self.to_service(rng) };
-        let client = client(rng, service.spec.address.is_ipv4());
-        let backend = at_port(rng, backend);
-        between(rng, backend, client, service.spec.protocol)
+        let of = service.spec.listeners[rng.usize(..service.spec.listeners.len())];
+        let client = client(rng, of.listener.address.is_ipv4());
+        let port = match (backend.port(), of.backend_port) {
+            (0, 0) => at_port_of(rng, of.listener).port(),
+            (0, port) | (port, _) => port,
+        };
+        between(rng, SocketAddr::new(backend.ip(), port), client, of.listener.protocol)
     }
 
     /// A packet that is for no service, but nearly.
@@ -163,10 +176,16 @@ pub(super) fn client(rng: &mut Rng, v4: bool) -> SocketAddr {
     SocketAddr::new(clients::address(rng, v4), 40_000 + rng.u16(..4))
 }
 
-/// An end that may stand for every port, at one.
-pub(super) fn at_port(rng: &mut Rng, end: SocketAddr) -> SocketAddr {
-    let port = if end.port() == 0 { one_of(rng, &[1, 80, 9999, 8003, 0]) } else { end.port() };
-    SocketAddr::new(end.ip(), port)
+/// One of the ports of a listener, or one beside them.
+fn at_port_of(rng: &mut Rng, listener: Listener) -> SocketAddr {
+    let PortRange { first, last } = listener.ports;
+    let ports = [first, last, first + (last - first) / 2, first.saturating_sub(1), last.saturating_add(1)];
+    let port = match listener.ports.single() {
+        Some(port) => port,
+        None if listener.ports == PortRange::EVERY => one_of(rng, &[1, 80, 9999, 8003, 0]),
+        None => one_of(rng, &ports),
+    };
+    SocketAddr::new(listener.address, port)
 }
 
 /// A packet from one end to another.

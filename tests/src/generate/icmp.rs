@@ -55,7 +55,7 @@ fn error(rng: &mut Rng, mut about: Frame) -> Frame {
 
 /// An echo request to a VIP, or past it.
 pub(super) fn echo(rng: &mut Rng, source: &Source<'_>) -> Frame {
-    let vip = source.service(rng).spec.address.ip();
+    let vip = source.listener(rng).1.address;
     let to = if once_in(rng, 6) { clients::address(rng, vip.is_ipv4()) } else { vip };
     let kind = if vip.is_ipv4() { 8 } else { 128 };
     let payload = rng.usize(..100);

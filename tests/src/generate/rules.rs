@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use balancer_core::io::{RuleAction, RuleSpec, ServiceSpec};
+use balancer_model::listeners::Family;
 use fastrand::Rng;
 use ipnet::IpNet;
 
@@ -10,7 +11,7 @@ use super::{clients, once_in, one_of};
 
 /// Rules of a service: prefixes of a few clients, one in the other.
 pub(super) fn random(rng: &mut Rng, service: &ServiceSpec) -> Vec<RuleSpec> {
-    let v4 = service.address.is_ipv4();
+    let v4 = service.family == Family::V4;
     let lengths: &[u8] =
         if v4 { &[0, 1, 8, 16, 23, 24, 28, 30, 31, 32, 32] } else { &[0, 3, 32, 47, 48, 56, 64, 65, 120, 127, 128] };
     let mut rules = BTreeMap::new();

@@ -1,7 +1,7 @@
 //! Random services, backends, tables and client tables.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -12,8 +12,11 @@ use balancer_common::{
     map_types::{ALL_DOWN, Forwarding, Mac, NO_BACKEND, TableSlot},
     verdict::MoveCause,
 };
-use balancer_core::io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec};
-use balancer_model::config::{Failback, Protocol};
+use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec};
+use balancer_model::{
+    config::{Failback, Protocol},
+    listeners::{Family, Listener, PortRange},
+};
 use fastrand::Rng;
 
 use super::{clients, once_in, one_of, rules};
@@ -65,12 +68,11 @@ impl Scene {
         };
         let clock = rng.bool().then(|| rng.u16(..) & TICK_MASK);
         let mut taken = HashSet::new();
-        let mut backends_taken = HashSet::new();
+        let mut ways_taken = HashMap::new();
         for id in 1..=rng.u16(4..=12) {
-            let address = SocketAddr::new(vip(rng), one_of(rng, &[80, 80, 53, 443, 8080, 0]));
-            let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Udp]);
-            if taken.insert((address, protocol.number())) {
-                scene.add_service(rng, ServiceId(id), address, protocol, &mut backends_taken);
+            let listeners = random_listeners(rng, id, &mut taken);
+            if !listeners.is_empty() {
+                scene.add_service(rng, ServiceId(id), listeners, &mut ways_taken);
                 if let (Some(clock), Some(service)) = (clock, scene.services.last_mut()) {
                     service.tick = clock;
                 }
@@ -84,17 +86,20 @@ impl Scene {
         &mut self,
         rng: &mut Rng,
         id: ServiceId,
-        address: SocketAddr,
-        protocol: Protocol,
-        taken: &mut HashSet<(SocketAddr, u8)>,
+        mut listeners: Vec<ListenerSpec>,
+        taken: &mut HashMap<(SocketAddr, u8), (u16, IpAddr)>,
     ) {
         let forwarding =
             one_of(rng, &[Forwarding::Dsr, Forwarding::Nat, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue]);
+        let v4 = listeners[0].listener.address.is_ipv4();
+        if forwarding != Forwarding::Nat {
+            listeners.iter_mut().for_each(|of| of.backend_port = 0);
+        }
         let mut backends = Vec::new();
         for _ in 0..one_of(rng, &[0, 1, 1, 2, 2, 2, 3, 3, 4, 5]) {
             let Some(row) = u16::try_from(self.backends.len() + 1).ok() else { continue };
-            let target = backend_address(rng, address, forwarding, row);
-            if !taken.insert((target, protocol.number())) {
+            let target = backend_address(rng, v4, forwarding, row, &listeners);
+            if forwarding == Forwarding::Nat && !take_ways(target, row, &listeners, taken) {
                 continue;
             }
             backends.push((BackendId(row), target));
@@ -106,7 +111,6 @@ impl Scene {
             let spec = BackendSpec {
                 id: BackendId(row),
                 forwarding,
-                vip: address,
                 address: target,
                 next_hop: None,
                 service: id,
@@ -123,9 +127,9 @@ impl Scene {
             tick_seconds: 0,
             id,
             hash_key: HashKey { k0: rng.u64(..), k1: rng.u64(..) },
-            address,
-            protocol,
-            client_prefix: one_of(rng, if address.is_ipv4() { &v4_prefixes } else { &v6_prefixes }),
+            family: if v4 { Family::V4 } else { Family::V6 },
+            listeners,
+            client_prefix: one_of(rng, if v4 { &v4_prefixes } else { &v6_prefixes }),
             forwarding,
             remember: Duration::from_secs(one_of(rng, &[0, 0, 1, 16, 60, 3600, 10_800, 864_000])),
             failback: one_of(rng, &[Failback::Stay, Failback::Return]),
@@ -173,7 +177,7 @@ impl Scene {
 
     fn add_client(&self, rng: &mut Rng, buckets: &mut [[u64; BUCKET_ENTRIES]], crowded: bool) {
         let Some(service) = rng.choice(&self.services) else { return };
-        let source = clients::address(rng, service.spec.address.is_ipv4());
+        let source = clients::address(rng, service.spec.family == Family::V4);
         let hash = if once_in(rng, if crowded { 2 } else { 4 }) { rng.u64(..) } else { client_hash(service, source) };
         let backend = match rng.u32(..10) {
             0 => rng.choice(&self.backends).map_or(NO_BACKEND, |backend| backend.id.0),
@@ -205,9 +209,57 @@ impl Scene {
     }
 }
 
-fn vip(rng: &mut Rng) -> IpAddr {
+/// Listeners of one family, of which none is in `taken`; perhaps none.
+fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) -> Vec<ListenerSpec> {
+    let (v4, mapped) = (rng.bool(), once_in(rng, 3));
+    let mut listeners = Vec::new();
+    for number in 0..one_of(rng, &[1, 1, 1, 2, 2, 3, 5]) {
+        let range = |first, last| PortRange { first, last };
+        // Apart, or one within the other.
+        let wide = [range(8000, 8099), range(8080, 8090), range(5000, 60_000), PortRange::EVERY, PortRange::EVERY];
+        let single = PortRange::of(one_of(rng, &[80, 80, 53, 443, 8080]));
+        let ports = if once_in(rng, 3) { one_of(rng, &wide) } else { single };
+        let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Udp]);
+        let listener = Listener { address: vip(rng, v4), ports, protocol };
+        if taken.insert(listener) {
+            let backend_port = if mapped && ports.single().is_some() { 9000 + service * 10 + number } else { 0 };
+            let id = ListenerId(service * 10 + number);
+            listeners.push(ListenerSpec { id, listener, backend_port, counted: false });
+        }
+    }
+    let counted = listeners.len() > 1;
+    listeners.iter_mut().for_each(|of| of.counted = counted);
+    listeners
+}
+
+/// Whether the replies of a backend can be told from all others.
+fn take_ways(
+    target: SocketAddr,
+    row: u16,
+    listeners: &[ListenerSpec],
+    taken: &mut HashMap<(SocketAddr, u8), (u16, IpAddr)>,
+) -> bool {
+    let mut ways = HashMap::new();
+    for of in listeners {
+        let port = match (of.listener.ports.single(), target.port(), of.backend_port) {
+            (None, ..) => 0,
+            (Some(port), 0, 0) => port,
+            (Some(_), 0, port) | (Some(_), port, _) => port,
+        };
+        let key = (SocketAddr::new(target.ip(), port), of.listener.protocol.number());
+        let way = (row, of.listener.address);
+        let before = ways.insert(key, way);
+        if taken.contains_key(&key) || before.is_some_and(|before| port != 0 || before != way) {
+            return false;
+        }
+    }
+    taken.extend(ways);
+    true
+}
+
+fn vip(rng: &mut Rng, v4: bool) -> IpAddr {
     let host = one_of(rng, &[10, 20, 30]);
-    if rng.bool() {
+    if v4 {
         Ipv4Addr::new(198, 51, 100, host).into()
     } else {
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host)).into()
@@ -215,12 +267,19 @@ fn vip(rng: &mut Rng) -> IpAddr {
 }
 
 /// `nat` backends share hosts, so that their ports matter.
-fn backend_address(rng: &mut Rng, vip: SocketAddr, forwarding: Forwarding, row: u16) -> SocketAddr {
+fn backend_address(
+    rng: &mut Rng,
+    v4: bool,
+    forwarding: Forwarding,
+    row: u16,
+    listeners: &[ListenerSpec],
+) -> SocketAddr {
+    let every_port = listeners.iter().any(|of| of.listener.ports.single().is_none());
     let (v4, host, port) = match forwarding {
-        Forwarding::Nat if vip.port() == 0 => (vip.is_ipv4(), rng.u16(21..27), 0),
-        Forwarding::Nat => (vip.is_ipv4(), rng.u16(21..27), 8000 + row),
-        Forwarding::Dsr => (vip.is_ipv4(), 100 + row, vip.port()),
-        Forwarding::Ipip | Forwarding::Gue => (rng.bool(), 100 + row, vip.port()),
+        Forwarding::Nat if every_port || once_in(rng, 3) => (v4, rng.u16(21..27), 0),
+        Forwarding::Nat => (v4, rng.u16(21..27), 8000 + row),
+        Forwarding::Dsr => (v4, 100 + row, 0),
+        Forwarding::Ipip | Forwarding::Gue => (rng.bool(), 100 + row, 0),
     };
     let ip = if v4 {
         Ipv4Addr::new(10, 0, 0, host as u8).into()

@@ -17,6 +17,8 @@ pub struct Counters {
     pub drops: [u64; DROP_COUNTERS],
     /// By backend; one that is not listed has counted nothing.
     pub backends: BTreeMap<u16, BackendStats>,
+    /// By listener: packets and TCP connections; one that is not listed has counted nothing.
+    pub listeners: BTreeMap<u16, (u64, u64)>,
     /// Newcomers to the client table.
     pub memory: Newcomers,
     /// Echo requests answered.
@@ -89,6 +91,10 @@ impl Counters {
             add(&mut sum.decisions, &stats.decisions);
             add(&mut sum.moves, &stats.moves);
         }
+        for (&id, &(packets, connections)) in &other.listeners {
+            let sum = self.listeners.entry(id).or_default();
+            *sum = (sum.0 + packets, sum.1 + connections);
+        }
         self.memory.inserted += other.memory.inserted;
         self.memory.evicted += other.memory.evicted;
         self.memory.full += other.memory.full;
@@ -115,6 +121,10 @@ impl Counters {
         };
         line("verdicts", format!("{:?}", self.verdicts), format!("{:?}", other.verdicts));
         line("drops", format!("{:?}", self.drops), format!("{:?}", other.drops));
+        for id in self.listeners.keys().chain(other.listeners.keys()) {
+            let of = |counters: &Self| format!("{:?}", counters.listeners.get(id).copied().unwrap_or_default());
+            line(&format!("listener {id}"), of(self), of(other));
+        }
         line("newcomers", format!("{:?}", self.memory), format!("{:?}", other.memory));
         let replies = |counters: &Self| format!("{:?}", (counters.echo, counters.too_big, counters.rejected));
         line("replies", replies(self), replies(other));

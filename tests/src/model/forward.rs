@@ -7,12 +7,11 @@ use balancer_common::{
     map_types::{Forwarding, Mac},
     verdict::DropReason,
 };
-use balancer_core::io::BackendSpec;
 
 use super::{
     Arrival, Fate, Hop, Route, State,
     checksum::{self, Covered, pseudo_header},
-    parse::{Packet, TCP, UDP},
+    parse::{self, Packet, TCP, UDP},
     state::WayBack,
     steer::Choice,
 };
@@ -89,7 +88,13 @@ impl State {
             Forwarding::Dsr => arrival.frame.to_vec(),
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
-                translated(arrival.frame, packet, there(&backend, End::Destination), carries)
+                let port = match carries {
+                    Carries::Ports => parse::word(arrival.frame, packet.l4() + 2).unwrap_or(0),
+                    Carries::Nothing => 0,
+                };
+                let port = self.backend_port(&backend, packet.destination, port, packet.protocol);
+                let new = New { end: End::Destination, address: backend.address.ip(), port };
+                translated(arrival.frame, packet, new, carries)
             }
         };
         write_macs(&mut frame, hop.destination_mac, hop.source_mac);
@@ -137,15 +142,9 @@ impl State {
 
     /// What a reply gets instead of its backend's end.
     pub(super) fn back(&self, way: WayBack, end: End) -> New {
-        let vip = self.services[way.service].spec.address;
-        New { end, address: vip.ip(), port: if way.port == 0 { 0 } else { vip.port() } }
+        let vip = self.services[way.service].spec.listeners[way.listener].listener;
+        New { end, address: vip.address, port: vip.ports.single().unwrap_or(0) }
     }
-}
-
-/// What a packet gets instead of the VIP's end.
-pub(super) fn there(backend: &BackendSpec, end: End) -> New {
-    let every_port = backend.vip.port() == 0;
-    New { end, address: backend.address.ip(), port: if every_port { 0 } else { backend.address.port() } }
 }
 
 pub(super) fn one_hop_is_left(packet: &Packet) -> Result<(), DropReason> {

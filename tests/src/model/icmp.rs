@@ -6,7 +6,7 @@ use super::{
     Arrival, Fate, State,
     checksum::{self, Covered, pseudo_header},
     forward::{
-        End, New, Way, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop, there,
+        End, New, Way, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop,
         write_macs,
     },
     parse::{self, Packet, TCP, UDP},
@@ -96,7 +96,10 @@ impl State {
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
                 let outer = New { end: End::Destination, address: backend.address.ip(), port: 0 };
-                translated(arrival.frame, packet, inner, outer, there(&backend, End::Source))
+                let old = parse::word(arrival.frame, inner.l4()).filter(|_| !inner.is_later_fragment());
+                let port = old.map_or(0, |old| self.backend_port(&backend, inner.source, old, inner.protocol));
+                let new = New { end: End::Source, address: backend.address.ip(), port };
+                translated(arrival.frame, packet, inner, outer, new)
             }
         };
         write_macs(&mut frame, hop.destination_mac, hop.source_mac);

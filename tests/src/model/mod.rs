@@ -122,9 +122,14 @@ impl State {
 
     fn with_ports(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let Some(ports) = parse::ports(arrival.frame, packet) else { return self.broken(packet.destination) };
-        let Some(service) = self.service(packet.destination, ports.destination, packet.protocol) else {
-            return self.not_for_a_service(arrival, packet, ports.source);
-        };
+        let found = self.listener(packet.destination, ports.destination, packet.protocol);
+        let Some((service, listener)) = found else { return self.not_for_a_service(arrival, packet, ports.source) };
+        let listener = self.services[service].spec.listeners[listener];
+        if listener.counted {
+            let (packets, connections) = self.counters.listeners.entry(listener.id.0).or_default();
+            *packets += 1;
+            *connections += u64::from(ports.opens);
+        }
         if self.is_martian(packet, ports.opens || packet.protocol == UDP) {
             return Err(DropReason::Martian);
         }

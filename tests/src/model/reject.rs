@@ -53,7 +53,7 @@ fn reset(frame: &[u8], packet: &Packet) -> Option<Vec<u8>> {
     if flags & RST != 0 || flags & ACK == 0 && packet.is_first_fragment() {
         return None;
     }
-    let data = packet.l4_length() - usize::from(frame[at + 12] >> 4) * 4;
+    let data = packet.l4_length().checked_sub(usize::from(frame[at + 12] >> 4) * 4)?;
     let taken = data as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
     let (sequence, acknowledgement, flags) =
         if flags & ACK != 0 { (acknowledgement, 0, RST) } else { (0, sequence.wrapping_add(taken), RST | ACK) };

@@ -11,7 +11,8 @@ use balancer_common::{
     map_types::{Forwarding, Mac, TableSlot},
     seen,
 };
-use balancer_core::io::{BackendSpec, RuleSpec, ServiceSpec};
+use balancer_core::io::{BackendSpec, ListenerSpec, RuleSpec, ServiceSpec};
+use balancer_model::listeners::{Listener, PortRange};
 
 use super::{
     Counters, Routes,
@@ -126,7 +127,8 @@ pub struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WayBack {
     pub(super) service: usize,
-    /// The backend's port as configured; 0: every port.
+    pub(super) listener: usize,
+    /// The backend's port; 0: every port, or each that a listener has.
     pub(super) port: u16,
     pub(super) backend: u16,
 }
@@ -199,50 +201,87 @@ impl State {
     }
 
     pub(super) fn is_vip(&self, address: IpAddr) -> bool {
-        self.services.iter().any(|service| service.spec.address.ip() == address)
+        self.services.iter().flat_map(|service| &service.spec.listeners).any(|of| of.listener.address == address)
     }
 
-    /// The service at an address, port and protocol: one for that port comes before one for every port.
+    /// The listener for an address, port and protocol, by the numbers of its service and of itself: the one with the
+    /// fewest ports.
+    pub(super) fn listener(&self, address: IpAddr, port: u16, protocol: u8) -> Option<(usize, usize)> {
+        let all = self.services.iter().enumerate().flat_map(|(service, of)| {
+            of.spec.listeners.iter().enumerate().map(move |(number, of)| ((service, number), of.listener))
+        });
+        let here = all.filter(|(_, listener)| {
+            listener.address == address && listener.protocol.number() == protocol && listener.ports.contains(port)
+        });
+        here.min_by_key(|(_, listener)| listener.ports.width()).map(|(place, _)| place)
+    }
+
+    /// The service at an address, port and protocol.
     pub(super) fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<usize> {
-        let at = |port: u16| {
-            self.services.iter().position(|Service { spec, .. }| {
-                spec.address.ip() == address && spec.address.port() == port && spec.protocol.number() == protocol
-            })
-        };
-        at(port).or_else(|| at(0))
+        self.listener(address, port, protocol).map(|(service, _)| service)
+    }
+
+    /// The port of `backend` for packets to a VIP's port; 0: it stays.
+    pub(super) fn backend_port(&self, backend: &BackendSpec, address: IpAddr, port: u16, protocol: u8) -> u16 {
+        if backend.address.port() != 0 {
+            return backend.address.port();
+        }
+        let listener = self.listener(address, port, protocol);
+        listener.map_or(0, |(service, number)| self.services[service].spec.listeners[number].backend_port)
     }
 
     /// The service that a packet without ports must be for.
     pub(super) fn only_service(&self, address: IpAddr, protocol: u8) -> Portless<usize> {
-        let of = |service: &Service| service.spec.address.ip() == address && service.spec.protocol.number() == protocol;
+        let of = |service: &Service| {
+            let mut listeners = service.spec.listeners.iter().map(|of| of.listener);
+            listeners.any(|of| of.address == address && of.protocol.number() == protocol)
+        };
         Portless::of((0..self.services.len()).filter(|&index| of(&self.services[index])))
     }
 
     fn ways_back(&self, address: IpAddr, protocol: u8) -> impl Iterator<Item = WayBack> {
-        let nat = (0..self.services.len()).filter(move |&index| {
-            let spec = &self.services[index].spec;
-            spec.forwarding == Forwarding::Nat && spec.protocol.number() == protocol
-        });
+        let nat =
+            (0..self.services.len()).filter(move |&index| self.services[index].spec.forwarding == Forwarding::Nat);
         nat.flat_map(move |service| {
             let spec = &self.services[service].spec;
-            let backends = spec.backends.iter().filter(move |(_, backend)| backend.ip() == address);
-            backends.map(move |(id, backend)| {
-                let port = if spec.address.port() == 0 { 0 } else { backend.port() };
-                WayBack { service, port, backend: id.0 }
+            let listeners =
+                (spec.listeners.iter().enumerate()).filter(move |(_, of)| of.listener.protocol.number() == protocol);
+            listeners.flat_map(move |(listener, of)| {
+                let backends = spec.backends.iter().filter(move |(_, backend)| backend.ip() == address);
+                backends.map(move |(id, backend)| {
+                    let port = match (of.listener.ports.single(), backend.port(), of.backend_port) {
+                        (None, ..) => 0,
+                        (Some(port), 0, 0) => port,
+                        (Some(_), 0, port) | (Some(_), port, _) => port,
+                    };
+                    WayBack { service, listener, port, backend: id.0 }
+                })
             })
         })
     }
 
     /// Whether a `nat` backend answers from this address, port and protocol: one for that port comes before one for every
-    /// port.
+    /// port, or for those that listeners of the VIP have.
     pub(super) fn way_back(&self, address: IpAddr, port: u16, protocol: u8) -> Option<WayBack> {
         let at = |port: u16| self.ways_back(address, protocol).find(|way| way.port == port);
-        at(port).or_else(|| at(0))
+        let listened = |way: &WayBack| {
+            let spec = &self.services[way.service].spec;
+            let vip = spec.listeners[way.listener].listener;
+            let every = |of: &ListenerSpec| of.listener == Listener { ports: PortRange::EVERY, ..vip };
+            spec.listeners.iter().any(every) || self.listener(vip.address, port, protocol).is_some()
+        };
+        at(port).or_else(|| at(0).filter(listened))
     }
 
-    /// The way back of a packet without ports.
+    /// The way back of a packet without ports: ways to one VIP are the same.
     pub(super) fn only_way_back(&self, address: IpAddr, protocol: u8) -> Portless<WayBack> {
-        Portless::of(self.ways_back(address, protocol))
+        let vip = |way: &WayBack| self.services[way.service].spec.listeners[way.listener].listener.address;
+        let mut vips = Vec::new();
+        Portless::of(self.ways_back(address, protocol).filter(|way| {
+            let new = !vips.contains(&vip(way));
+            vips.push(vip(way));
+            new
+        }))
     }
 
     /// A backend that packets can be sent to.

@@ -14,6 +14,7 @@ use balancer_tests::{
 };
 
 const CLIENTS: u32 = 400;
+const ONE: &str = r#"listen = ["198.51.100.10:80"]"#;
 
 /// What becomes of known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,12 @@ fn cases() -> Vec<Case> {
             connections: Connections::End,
             ..case("protocol", (r#"protocol = "tcp""#, r#"protocol = "udp""#), Stay)
         },
+        case("listen", (ONE, r#"listen = ["198.51.100.10:80", "198.51.100.10:443", "198.51.100.10:443/udp"]"#), Stay),
+        case("listen", (r#"listen = ["198.51.100.10:80", "198.51.100.10:443"]"#, ONE), Stay),
+        case("listen", (ONE, r#"listen = ["198.51.100.10:0"]"#), Stay),
+        case("listen", (ONE, r#"listen = ["198.51.100.10:50-100"]"#), Stay),
+        Case { connections: Connections::End, ..case("listen", (ONE, r#"listen = ["198.51.100.10:443"]"#), Stay) },
+        Case { with: r#"forwarding = "nat""#, ..case("ports", ("", "ports = { 80 = 8080 }"), Stay) },
         case("forwarding", (r#"forwarding = "dsr""#, r#"forwarding = "nat""#), Stay),
         case("table_size", ("table_size = 65537", "table_size = 1009"), Stay),
         case("client_prefix", ("", "client_prefix = { v4 = 24 }"), Forgotten),
@@ -139,6 +146,7 @@ fn cases() -> Vec<Case> {
         case("backend.name", ("backend.name = web3", "backend.name = web9"), Moved(MoveCause::Removed)),
         case("backend.renamed_from", ("backend.name = web3", "backend.renamed_from = web3"), Stay),
         case("backend.address", ("", "backend.address"), Stay),
+        case("backend.address6", ("", r#"backend.address6 = "fd00::13""#), Stay),
         case("backend.weight", ("", "backend.weight = 10"), Stay),
         case("backend.weight", ("", "backend.weight = 0"), Stay),
         case("backend.backup", ("", "backend.backup = true"), Stay),
@@ -175,6 +183,9 @@ fn file(with: &str, lines: &str) -> String {
             None => there = false,
         }
     }
+    if keys.contains_key("listen") {
+        keys.remove("address");
+    }
     let mut text = "[client_table]\ncapacity = 65536\n[[service]]\n".to_owned();
     keys.iter().for_each(|(key, value)| text += &format!("{key} = {value}\n"));
     for number in [1, 2, 4] {
@@ -192,8 +203,8 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
     let ServiceConfig {
         name: _,
         renamed_from: _,
-        address: _,
-        protocol: _,
+        listen: _,
+        ports: _,
         forwarding: _,
         table_size: _,
         client_prefix: _,
@@ -209,12 +220,14 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         check: _,
         backends: _,
     } = service;
-    let BackendConfig { name: _, renamed_from: _, address: _, weight: _, backup: _, check: _ } = backend;
+    let BackendConfig { name: _, renamed_from: _, address: _, address6: _, weight: _, backup: _, check: _ } = backend;
     vec![
         "name",
         "renamed_from",
         "address",
         "protocol",
+        "listen",
+        "ports",
         "forwarding",
         "table_size",
         "client_prefix",
@@ -232,6 +245,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "backend.name",
         "backend.renamed_from",
         "backend.address",
+        "backend.address6",
         "backend.weight",
         "backend.backup",
         "backend.check",
@@ -245,11 +259,13 @@ fn config(text: &str) -> Result<Config> {
 /// A packet of a client to the service as it is; where it went.
 fn send(world: &mut World, number: u32, flags: u8) -> Result<Option<String>> {
     let service = world.controller().services().first().context("no service")?;
-    let transport = match service.protocol() {
+    let (listener, _) = service.listeners().next().context("no listener")?;
+    let port = if listener.ports.contains(80) { 80 } else { listener.ports.first };
+    let transport = match listener.protocol {
         balancer_model::config::Protocol::Tcp => Transport::Tcp(flags),
         balancer_model::config::Protocol::Udp => Transport::Udp,
     };
-    let mut frame = Frame::new("192.0.2.1:40000", &service.address().to_string(), transport);
+    let mut frame = Frame::new("192.0.2.1:40000", &SocketAddr::new(listener.address, port).to_string(), transport);
     frame.source = SocketAddr::new(client(number).into(), 40_000);
     frame.payload.clear();
     world.deliver(&frame)

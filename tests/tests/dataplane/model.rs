@@ -11,6 +11,7 @@ use balancer_common::{
     map_types::Forwarding,
     verdict::{Decision, DropReason, MoveCause, Verdict},
 };
+use balancer_model::listeners::Family;
 use balancer_tests::{
     contest::{Kernel, hex, play, shrink},
     generate::{self, Scene, Step},
@@ -127,7 +128,9 @@ impl Total {
         for backend in &scene.backends {
             let stats = counters.backends.get(&backend.id.0).copied().unwrap_or_default();
             sent -= stats.packets;
-            let families = (backend.vip.is_ipv4(), backend.address.is_ipv4());
+            let of_clients = scene.services.iter().find(|service| service.spec.id == backend.service);
+            let v4 = of_clients.is_some_and(|service| service.spec.family == Family::V4);
+            let families = (v4, backend.address.is_ipv4());
             for mode in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue] {
                 for (v4, backend_v4) in [(false, false), (false, true), (true, false), (true, true)] {
                     let tunnel = matches!(mode, Forwarding::Ipip | Forwarding::Gue);

@@ -87,8 +87,10 @@ fn sequence(settings: &str) -> Result<()> {
     let mut world =
         World::new(&format!("remember = \"600s\"\ndrain = {{ timeout = \"60s\" }}\n{settings}"), 4, 65_536)?;
     let address = "10.0.0.15".parse()?;
-    let added =
-        holds(&mut world, Change::Add { name: named("web5"), address, port: None, weight: None, backup: false })?;
+    let added = holds(
+        &mut world,
+        Change::Add { name: named("web5"), address, address6: None, port: None, weight: None, backup: false },
+    )?;
     assert!(added.slots_moved > 12_000, "{added:?}");
     assert_eq!(added.known_clients_moved, 0);
     holds(&mut world, Change::SetWeight { name: named("web1"), weight: 10 })?;

@@ -6,10 +6,13 @@ use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::Sample;
 use balancer_core::top::client_of;
+use balancer_model::config::ClientPrefix;
 use balancer_tests::{
     frame::{ACK, SYN},
     world::World,
 };
+
+const PREFIX: ClientPrefix = ClientPrefix { v4: 24, v6: 64 };
 
 /// Test runs are on any CPU, and each draws for itself.
 fn cpus() -> usize {
@@ -46,7 +49,7 @@ fn samples_name_their_client_backend_and_bytes() -> Result<()> {
     let drawing = 3 * cpus();
     assert!(taken.len() <= CLIENTS as usize && taken.len() + drawing >= CLIENTS as usize, "{} samples", taken.len());
     for sample in &taken {
-        let client = client_of(sample, 24).to_string();
+        let client = client_of(sample, PREFIX).to_string();
         let home = homes.remove(&client.parse()?).unwrap_or_else(|| panic!("{client} twice, or nobody"));
         let backends = world.controller().services()[0].backends();
         let named = backends.iter().find(|backend| backend.id().0 == sample.backend).map(|backend| backend.name());
@@ -75,12 +78,12 @@ fn one_packet_in_so_many_is_sampled_whatever_the_rhythm() -> Result<()> {
         world.send(clients[turn as usize % 2], ACK)?;
         if turn % 4000 == 0 {
             for sample in taken(&mut samples) {
-                *counts.entry(client_of(&sample, 24)).or_insert(0u32) += 1;
+                *counts.entry(client_of(&sample, PREFIX)).or_insert(0u32) += 1;
             }
         }
     }
     for sample in taken(&mut samples) {
-        *counts.entry(client_of(&sample, 24)).or_insert(0) += 1;
+        *counts.entry(client_of(&sample, PREFIX)).or_insert(0) += 1;
     }
     let all: u32 = counts.values().sum();
     // 2,500 are expected; gaps between 1 and 31 make the standard deviation 29: more than eight of them.

@@ -66,7 +66,10 @@ fn changes(fifth: SocketAddr) -> Vec<(&'static str, Change)> {
     let weight = |backend, weight| Change::SetWeight { name: name(backend), weight };
     let (address, port) = (fifth.ip(), Some(fifth.port()));
     vec![
-        ("add web5", Change::Add { name: name("web5"), address, port, weight: Some(100), backup: false }),
+        (
+            "add web5",
+            Change::Add { name: name("web5"), address, address6: None, port, weight: Some(100), backup: false },
+        ),
         ("drain web1", admin("web1", Admin::Drain)),
         ("weight web5 50", weight("web5", 50)),
         ("ready web1", admin("web1", Admin::Ready)),
@@ -84,15 +87,20 @@ fn apply(site: &Site, change: &Change) {
     let change = change.clone();
     let changed = site.api(|api| async move {
         match change {
-            Change::Add { name, address, port, weight, backup } => {
+            Change::Add { name, address, address6: _, port, weight, backup } => {
                 let address = SocketAddr::new(address, port.unwrap()).to_string();
-                let backend = AddBackend { name: name.backend, address, weight, backup };
+                let backend = AddBackend { name: name.backend, address, address6: None, weight, backup };
                 api.add_backend(&name.service, &backend).await
             }
             Change::Remove { name, force } => api.remove_backend(&name, force).await,
             Change::SetAdmin { name, admin, .. } => api.set_admin(&name, &SetAdmin { admin, timeout: None }).await,
             Change::SetWeight { name, weight } => api.set_weight(&name, weight).await,
-            Change::ForceHealth { .. } | Change::AddRule { .. } | Change::RemoveRule { .. } | Change::Reload(_) => {
+            Change::AddListener { .. }
+            | Change::RemoveListener { .. }
+            | Change::ForceHealth { .. }
+            | Change::AddRule { .. }
+            | Change::RemoveRule { .. }
+            | Change::Reload(_) => {
                 unreachable!("not among the changes")
             }
         }

@@ -101,6 +101,7 @@ fn a_fifth_backend_takes_its_fifth() {
     let change = Change::Add {
         name: name.clone(),
         address: address.ip(),
+        address6: None,
         port: Some(address.port()),
         weight: None,
         backup: false,

@@ -12,6 +12,7 @@ mod first_contact;
 mod forget;
 mod fragments;
 mod host;
+mod listeners;
 mod metrics;
 mod neighbours;
 mod next_hops;

@@ -16,7 +16,7 @@ use super::{Controller, settle::Settled};
 use crate::{
     io::{Change, Command, Refused},
     report,
-    service::Service,
+    service::Backend,
     table::{Footing, Moves},
 };
 
@@ -37,7 +37,7 @@ impl Controller {
 
     fn make(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         match change {
-            Change::Add { name, address, port, weight, backup } => {
+            Change::Add { name, address, address6, port, weight, backup } => {
                 let (mut services, index) = self.edit(&name.service)?;
                 let Some(service) = services.get_mut(index) else { return Err(self.no_service(&name.service)) };
                 if service.backends.iter().any(|backend| backend.name == name.backend) {
@@ -45,12 +45,15 @@ impl Controller {
                         "backend {name} exists already: choose another name, or remove it first"
                     )));
                 }
-                let address = (address, port.unwrap_or(service.address.port())).into();
+                let port = service.port_of(&name.backend, port).map_err(Refused::Invalid)?;
+                let address = service.without_implied_port((address, port).into());
+                let address6 = address6.map(|address| service.without_implied_port((address, port).into()));
                 let weight = weight.unwrap_or(DEFAULT_WEIGHT);
                 service.backends.push(BackendConfig {
                     name: name.backend.clone(),
                     renamed_from: None,
                     address,
+                    address6,
                     weight,
                     backup,
                     check: None,
@@ -58,9 +61,9 @@ impl Controller {
                 self.reconfigure(services, &name, "added", now)
             }
             Change::Remove { name, force } => {
-                let backend = self.backend(&name)?;
-                if backend.may_keep_known() && !force {
-                    let known = backend.known_clients();
+                self.backend(&name)?;
+                if !force && self.parts(&name).any(Backend::may_keep_known) {
+                    let known = self.parts(&name).map(Backend::known_clients).sum();
                     return Ok(self.leave(&name, known, now));
                 }
                 let (mut services, index) = self.edit(&name.service)?;
@@ -69,6 +72,8 @@ impl Controller {
                 }
                 self.reconfigure(services, &name, "removed", now)
             }
+            Change::AddListener { service, listener } => self.add_listener(&service, listener, now),
+            Change::RemoveListener { service, listener } => self.remove_listener(&service, listener, now),
             Change::SetWeight { name, weight } => {
                 let (mut services, index) = self.edit(&name.service)?;
                 let old = self.backend(&name)?.weight();
@@ -169,9 +174,9 @@ impl Controller {
 
     /// A copy of the present configuration to make a change in, and the index of the service called `name`.
     pub(super) fn edit(&self, name: &str) -> Result<(Vec<ServiceConfig>, usize), Refused> {
-        let index = self.services.iter().position(|service| service.name() == name);
-        let index = index.ok_or_else(|| self.no_service(name))?;
-        Ok((self.services.iter().map(Service::config).collect(), index))
+        let configs = self.configs();
+        let index = configs.iter().position(|service| service.name == name);
+        Ok((configs, index.ok_or_else(|| self.no_service(name))?))
     }
 
     pub(super) fn reconfigure(
@@ -188,13 +193,17 @@ impl Controller {
     /// `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and what is now unusual about the service.
     pub(super) fn done(&self, name: &BackendName, what: &str, settled: &Settled) -> String {
         let mut message = format!("backend {name} {what}");
-        if let Ok(service) = self.service(&name.service) {
-            let none = Moves::default();
+        let none = Moves::default();
+        let (mut moved, mut footings) = (Vec::new(), String::new());
+        for service in self.legs(&name.service) {
             let moves = settled.moves.get(&service.id()).unwrap_or(&none);
-            message += &format!(": {}", report::moved(moves, service.table_size()));
+            moved.push(format!("{}{}", service.prefix(), report::moved(moves, service.table_size())));
             if service.footing() != Footing::Primaries {
-                message += &format!("; service {} {}", service.name(), report::footing(service.footing()));
+                footings += &format!("; service {} {}", service.label(), report::footing(service.footing()));
             }
+        }
+        if !moved.is_empty() {
+            message += &format!(": {}{footings}", moved.join(", "));
         }
         message
     }

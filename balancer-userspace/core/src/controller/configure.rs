@@ -8,6 +8,7 @@ use std::{
 
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
+    listeners::Family,
     names::BackendName,
     renames::{self, under_new_names},
     states::Admin,
@@ -18,7 +19,7 @@ use balancer_model::{
 use super::{Controller, settings::Differences, settle::Settled};
 use crate::{
     ids::Ids,
-    io::{Command, Refused, Report, ReportLevel, ServiceId},
+    io::{Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
     merge::merge,
     service::{Backend, Service},
     table::Moves,
@@ -41,10 +42,14 @@ impl Controller {
     ) -> Result<(String, Vec<Command>), Refused> {
         validate::services(&file)?;
         let present = under_new_names(self.configs(), &file);
-        let leaving: HashSet<(&str, &str)> = (self.services.iter().zip(&present))
-            .flat_map(|(service, named)| service.backends().iter().zip(&named.backends).map(move |pair| (named, pair)))
-            .filter(|(_, (backend, _))| backend.is_leaving())
-            .map(|(service, (_, backend))| (service.name.as_str(), backend.name.as_str()))
+        let configs = self.configs();
+        let leaving: HashSet<(&str, &str)> = (configs.iter().zip(&present))
+            .flat_map(|(old, new)| old.backends.iter().zip(&new.backends).map(move |pair| (old, new, pair)))
+            .filter(|(old, _, (backend, _))| {
+                let name = BackendName { service: old.name.clone(), backend: backend.name.clone() };
+                self.parts(&name).any(Backend::is_leaving)
+            })
+            .map(|(_, new, (_, backend))| (new.name.as_str(), backend.name.as_str()))
             .collect();
         let base = under_new_names(self.file.clone(), &file);
         let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), file.clone());
@@ -114,7 +119,7 @@ impl Controller {
         validate::services(&configs)?;
         let difference = self.difference(&configs);
         let renamed = renames::renamed(&self.configs(), &configs);
-        let added = difference.backends[0];
+        let added = self.rows_needed(&configs, &renamed);
         if added > self.ids.free() {
             return Err(Refused::Conflict(format!(
                 "{} to add and {} of {} left: remove some first",
@@ -123,28 +128,35 @@ impl Controller {
                 grouped(Ids::TOTAL as u64)
             )));
         }
-        if difference.services[0] + self.services.len() > usize::from(u16::MAX) {
+        if 2 * difference.services[0] + self.services.len() > usize::from(u16::MAX) {
             return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
         }
         // The id of a service that is gone, with clients still known at its backends, is not another's yet.
         let gone = self.gone.iter().map(|gone| gone.row.service);
         let used: HashSet<ServiceId> = self.services.iter().map(Service::id).chain(gone).collect();
         let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
-        let mut old_services: HashMap<String, Service> =
-            mem::take(&mut self.services).into_iter().map(|service| (service.name().to_owned(), service)).collect();
+        let listening: HashSet<ListenerId> = self.services.iter().flat_map(Service::listener_ids).collect();
+        let mut listener_ids = (0..=u16::MAX).map(ListenerId).filter(|id| !listening.contains(id));
+        let mut old_services: HashMap<(String, Family), Service> = mem::take(&mut self.services)
+            .into_iter()
+            .map(|service| ((service.name().to_owned(), service.family()), service))
+            .collect();
         let mut removed = Vec::new();
-        for mut config in configs {
+        for (config, family) in configs.into_iter().flat_map(parts) {
+            let mut config = config;
             let backends = mem::take(&mut config.backends);
-            let mut service = match old_services.remove(renamed.get(&config.name).unwrap_or(&config.name)) {
+            let before = (renamed.get(&config.name).unwrap_or(&config.name).clone(), family);
+            let mut service = match old_services.remove(&before) {
                 Some(mut service) => {
                     service.set_settings(config);
                     service
                 }
                 None => match service_ids.next() {
-                    Some(id) => Service::new(id, config, self.key),
+                    Some(id) => Service::new(id, family, config, self.key),
                     None => continue,
                 },
             };
+            service.name_listeners(&mut listener_ids);
             let present: Vec<BackendConfig> =
                 service.backends().iter().map(|backend| backend.config().clone()).collect();
             let renamed = renames::renamed(&present, &backends);
@@ -153,13 +165,14 @@ impl Controller {
                 service.backends_mut().drain(..).map(|backend| (backend.name().to_owned(), backend)).collect();
             let in_use = !old.is_empty();
             for config in backends {
+                let reached = service.reached(&config);
                 let backend = match old.remove(renamed.get(&config.name).unwrap_or(&config.name)) {
                     Some(mut backend) => {
-                        backend.configure(config);
+                        backend.configure(config, reached);
                         backend
                     }
                     None => match self.ids.take() {
-                        Some(id) => Backend::new(id, config, in_use, now),
+                        Some(id) => Backend::new(id, config, reached, in_use, now),
                         None => continue,
                     },
                 };
@@ -174,12 +187,29 @@ impl Controller {
         Ok((difference, self.settle(|_| true, removed, subject, now)))
     }
 
+    /// How many rows of backends `configs` takes beyond those there are.
+    fn rows_needed(&self, configs: &[ServiceConfig], renamed: &HashMap<String, String>) -> usize {
+        let rows = configs.iter().map(|config| {
+            let before = renamed.get(&config.name).unwrap_or(&config.name);
+            let needed = |family| {
+                let old = self.leg(before, family).map(Service::backends).unwrap_or_default();
+                let known: HashSet<&str> = old.iter().map(Backend::name).collect();
+                let present: Vec<BackendConfig> = old.iter().map(|backend| backend.config().clone()).collect();
+                let renamed = renames::renamed(&present, &config.backends);
+                let stays = |name: &String| known.contains(renamed.get(name).unwrap_or(name).as_str());
+                config.backends.iter().filter(|backend| !stays(&backend.name)).count()
+            };
+            config.families().into_iter().map(needed).sum::<usize>()
+        });
+        rows.sum()
+    }
+
     pub(super) fn difference(&self, configs: &[ServiceConfig]) -> Difference {
         let mut difference = Difference::default();
         let [added, removed, changed] = &mut difference.services;
         let [backends_added, backends_removed, backends_changed] = &mut difference.backends;
         let mut old: HashMap<String, ServiceConfig> =
-            self.services.iter().map(|service| (service.name().to_owned(), service.config())).collect();
+            self.configs().into_iter().map(|config| (config.name.clone(), config)).collect();
         let renamed = renames::renamed(&self.configs(), configs);
         for config in configs {
             let Some(before) = old.remove(renamed.get(&config.name).unwrap_or(&config.name)) else {
@@ -204,6 +234,11 @@ impl Controller {
         *backends_removed += old.values().map(|service| service.backends.len()).sum::<usize>();
         difference
     }
+}
+
+/// A configured service for each family of its clients.
+fn parts(config: ServiceConfig) -> impl Iterator<Item = (ServiceConfig, Family)> {
+    config.families().into_iter().map(move |family| (config.clone(), family))
 }
 
 /// What is called otherwise now.

@@ -5,6 +5,7 @@
 
 mod changes;
 mod configure;
+mod listeners;
 mod restore;
 mod resync;
 mod rules;
@@ -13,7 +14,7 @@ mod settle;
 mod stage;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     mem,
     net::IpAddr,
     time::{Duration, Instant},
@@ -21,7 +22,8 @@ use std::{
 
 use balancer_common::client::HashKey;
 use balancer_model::{
-    config::{Config, ServiceConfig},
+    config::{BackendConfig, Config, ServiceConfig},
+    listeners::Family,
     names::BackendName,
     words::grouped,
 };
@@ -117,15 +119,20 @@ impl Controller {
     #[must_use]
     pub fn largest(&self) -> Vec<ServiceConfig> {
         let mut services = self.first.clone();
-        for now in self.services.iter().map(Service::config) {
+        for now in self.configs() {
             let Some(service) = services.iter_mut().find(|service| service.name == now.name) else {
                 services.push(now);
                 continue;
             };
             service.table_size = service.table_size.max(now.table_size);
+            let more = now.listen.iter().filter(|listener| !service.listen.contains(listener));
+            let more: Vec<_> = more.copied().collect();
+            service.listen.extend(more);
             for backend in now.backends {
-                if !service.backends.iter().any(|other| other.name == backend.name && other.address == backend.address)
-                {
+                let same = |other: &BackendConfig| {
+                    other.name == backend.name && (other.address, other.address6) == (backend.address, backend.address6)
+                };
+                if !service.backends.iter().any(same) {
                     service.backends.push(backend);
                 }
             }
@@ -258,7 +265,7 @@ impl Controller {
     /// Whether a backend that was added still waits for its next hop, and takes no clients before.
     #[must_use]
     pub fn waits_for_next_hop(&self, name: &BackendName) -> bool {
-        self.backend(name).is_ok_and(|backend| backend.waits_for_next_hop(&self.hops))
+        self.parts(name).any(|backend| backend.waits_for_next_hop(&self.hops))
     }
 
     /// What adding a backend has come to, where `before` slots of its service had moved by then (required, needless).
@@ -320,7 +327,11 @@ impl Controller {
 
     /// The VIPs that the balancer is to give its interface.
     pub fn assigned_vips(&self) -> impl Iterator<Item = IpAddr> {
-        self.services.iter().filter(|service| service.assigns_vip()).map(|service| service.address().ip())
+        let assigning = self.services.iter().filter(|service| service.assigns_vip());
+        assigning
+            .flat_map(|service| service.listeners().map(|(listener, _)| listener.address))
+            .collect::<BTreeSet<_>>()
+            .into_iter()
     }
 
     /// The service called `name`.
@@ -329,6 +340,17 @@ impl Controller {
     /// [`Refused::NotFound`] with the most similar name.
     pub fn service(&self, name: &str) -> Result<&Service, Refused> {
         self.services.iter().find(|service| service.name() == name).ok_or_else(|| self.no_service(name))
+    }
+
+    /// The part of the service called `name` that is for clients of `family`.
+    #[must_use]
+    pub fn leg(&self, name: &str, family: Family) -> Option<&Service> {
+        self.services.iter().find(|service| service.name() == name && service.family() == family)
+    }
+
+    /// The parts of the service called `name`: one for each family of its listeners.
+    pub fn legs(&self, name: &str) -> impl Iterator<Item = &Service> {
+        self.services.iter().filter(move |service| service.name() == name)
     }
 
     /// The backend called `name`.
@@ -350,6 +372,12 @@ impl Controller {
         let present = backends.map(|backend| (backend.id(), backend.name()));
         let gone = self.gone.iter().map(|gone| (gone.row.id, gone.name.as_str()));
         present.chain(gone).find(|&(other, _)| other == id).map(|(_, name)| name)
+    }
+
+    /// A backend in each of the parts of its service.
+    pub fn parts<'a>(&'a self, name: &'a BackendName) -> impl Iterator<Item = &'a Backend> {
+        let backends = self.legs(&name.service).flat_map(Service::backends);
+        backends.filter(|backend| backend.name() == name.backend)
     }
 
     #[cfg(test)]
@@ -414,12 +442,18 @@ impl Controller {
             return Vec::new();
         }
         let mut names = Vec::new();
-        let mut services: Vec<ServiceConfig> = self.services.iter().map(Service::config).collect();
-        for (config, service) in services.iter_mut().zip(&self.services) {
-            for backend in service.backends().iter().filter(|backend| backend.has_left()) {
-                config.backends.retain(|other| other.name != backend.name());
-                names.push(service.name_of(backend));
-            }
+        let mut services = self.configs();
+        for config in &mut services {
+            let service = config.name.clone();
+            config.backends.retain(|backend| {
+                let name = BackendName { service: service.clone(), backend: backend.name.clone() };
+                let has_left = self.parts(&name).all(Backend::has_left);
+                names.extend(has_left.then_some(name));
+                !has_left
+            });
+        }
+        if names.is_empty() {
+            return Vec::new();
         }
         match self.configure(services, None, now) {
             Ok((_, settled)) => {

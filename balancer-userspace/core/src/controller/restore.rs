@@ -72,7 +72,18 @@ impl Controller {
 
     /// The services as they are configured now.
     pub(super) fn configs(&self) -> Vec<ServiceConfig> {
-        self.services.iter().map(Service::config).collect()
+        let mut configs: Vec<ServiceConfig> = Vec::with_capacity(self.services.len());
+        for service in &self.services {
+            let config = service.config();
+            let Some(first) = configs.last_mut().filter(|first| first.name == config.name) else {
+                configs.push(config);
+                continue;
+            };
+            // One that has left one part of its service stays until it has left the other.
+            let known: HashSet<String> = first.backends.iter().map(|backend| backend.name.clone()).collect();
+            first.backends.extend(config.backends.into_iter().filter(|backend| !known.contains(&backend.name)));
+        }
+        configs
     }
 }
 
@@ -80,13 +91,21 @@ impl Controller {
 fn consistent(state: &SavedState) -> Result<(), String> {
     let mut services = HashMap::new();
     let mut backends = HashSet::new();
+    let mut parts = HashSet::new();
     let mut configs = Vec::new();
     for service in &state.services {
         if let Some(other) = services.insert(service.id, &service.settings.name) {
             return Err(format!("services {other} and {} have one id", service.settings.name));
         }
         let configured = service.backends.iter().map(|backend| backend.config.clone());
-        configs.push(ServiceConfig { backends: configured.collect(), ..service.settings.clone() });
+        let config = ServiceConfig { backends: configured.collect(), ..service.settings.clone() };
+        let family = service.family.unwrap_or(config.first().family());
+        if !parts.insert((service.settings.name.clone(), family)) {
+            return Err(format!("service {} is there twice for {family}", service.settings.name));
+        }
+        if config.families().first() == Some(&family) {
+            configs.push(config);
+        }
     }
     let rows = state.gone.iter().map(|gone| (gone.row.id, &gone.name));
     let present = state.services.iter().flat_map(|service| &service.backends);

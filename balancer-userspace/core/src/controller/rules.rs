@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use balancer_common::map_types::MAX_RULES;
-use balancer_model::names::BackendName;
+use balancer_model::{listeners::Family, names::BackendName};
 use ipnet::IpNet;
 
 use super::Controller;
@@ -23,7 +23,8 @@ impl Controller {
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         let of = self.service(service)?;
-        rules::check_prefix(service, of.address().ip(), prefix)?;
+        let of = self.leg(service, Family::of(prefix.addr())).unwrap_or(of);
+        rules::check_prefix(service, of.family(), prefix)?;
         if let Action::Pin { backend } = &action {
             self.backend(&BackendName { service: service.to_owned(), backend: backend.clone() })?;
         }
@@ -36,10 +37,11 @@ impl Controller {
         if let Some(ttl) = ttl {
             message += &format!(" for {}", humantime::format_duration(ttl));
         }
-        if let Some(old) = self.rules_mut(service).and_then(|rules| rules.set(rule.clone())) {
+        if let Some(old) = self.rules_mut(service, prefix).and_then(|rules| rules.set(rule.clone())) {
             message += &format!(", replaces {}", old.action);
         }
-        if let Some(reason) = self.service(service)?.inactive(&rule) {
+        let of = self.leg(service, Family::of(prefix.addr())).map_or_else(|| self.service(service), Ok)?;
+        if let Some(reason) = of.inactive(&rule) {
             message += &format!("; it is not active: {reason}");
         }
         Ok((message, self.settle(|other| other.name() == service, Vec::new(), None, now).commands))
@@ -52,7 +54,7 @@ impl Controller {
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         self.service(service)?;
-        let Some(rule) = self.rules_mut(service).and_then(|rules| rules.remove(prefix)) else {
+        let Some(rule) = self.rules_mut(service, prefix).and_then(|rules| rules.remove(prefix)) else {
             return Err(Refused::NotFound(format!(
                 "service {service} has no rule for {prefix}; see \"balancer rule list {service}\""
             )));
@@ -81,7 +83,11 @@ impl Controller {
         commands
     }
 
-    fn rules_mut(&mut self, service: &str) -> Option<&mut Rules> {
-        self.services.iter_mut().find(|other| other.name() == service).map(Service::rules_mut)
+    /// Where the rule for a prefix is: in the part of the service that it is about, or else in the first, where it waits.
+    fn rules_mut(&mut self, service: &str, prefix: IpNet) -> Option<&mut Rules> {
+        let family = Family::of(prefix.addr());
+        let about = self.services.iter().position(|other| other.name() == service && other.family() == family);
+        let index = about.or_else(|| self.services.iter().position(|other| other.name() == service))?;
+        self.services.get_mut(index).map(Service::rules_mut)
     }
 }

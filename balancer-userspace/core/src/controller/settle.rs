@@ -73,7 +73,9 @@ impl Controller {
             }
             let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
             told.map(|transition| transition.report(&refreshed.moves, service.table_size()))
-                .chain(refreshed.footing.map(|footing| report::footing_report(service.name(), footing)))
+                .chain(
+                    refreshed.footing.map(|footing| report::footing_report(service.name(), &service.label(), footing)),
+                )
                 .for_each(|report| commands.add(Stage::Reports, Command::Report(report)));
             all_moves.insert(service.id(), refreshed.moves);
         }

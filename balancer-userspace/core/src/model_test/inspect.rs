@@ -246,8 +246,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         let row = BackendSpec {
             id,
             forwarding: config.forwarding,
-            vip: config.address,
-            address: backend.address(),
+            address: backend.config().address_for(service.family(), config.forwarding).unwrap(),
             next_hop,
             service: service.id(),
             keeps_known: standing.keeps_known || as_if_up,

@@ -187,7 +187,7 @@ impl World {
             commands.into_iter().for_each(|command| self.plane.apply(command));
         }
         for service in self.controller.services() {
-            let before = before_all.service(service.name()).unwrap();
+            let before = before_all.leg(service.name(), service.family()).unwrap();
             let same_backends = before.config() == service.config();
             let changes = service.table_generation() - before.table_generation();
             assert!(changes <= 1 || !same_backends, "{changes} tables at once");
@@ -424,7 +424,8 @@ impl World {
                 let name = BackendName { service, backend: format!("b{name}") };
                 let address = IpAddr::from([10, 0, 0, host]);
                 let taken = self.controller.backend(&name).is_ok();
-                let done = self.change(Change::Add { name: name.clone(), address, port, weight, backup });
+                let done =
+                    self.change(Change::Add { name: name.clone(), address, address6: None, port, weight, backup });
                 assert!(!taken || matches!(done, Err(Refused::Conflict(_))));
                 assert!(self.controller.backend(&name).is_ok() == (taken || done.is_ok()));
             }
@@ -633,8 +634,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
         }
         Edit::Add(index, name, host) => {
             if let Some(place) = place(index) {
-                let port = services[place].address.port();
-                services[place].backends.insert(0, backend(&format!("b{name}"), &format!("10.0.0.{host}:{port}")));
+                services[place].backends.insert(0, backend(&format!("b{name}"), &format!("10.0.0.{host}:0")));
             }
         }
         Edit::Move(index, host) => {

@@ -26,6 +26,8 @@ use crate::{
 pub struct Backend {
     pub(super) id: BackendId,
     pub(super) config: BackendConfig,
+    /// Where it is reached; port 0: by its service's listeners.
+    pub(super) reached: SocketAddr,
     pub(super) admin: Admin,
     pub(super) health: Health,
     pub(super) assessment: Option<Assessment>,
@@ -138,10 +140,11 @@ pub(super) struct Assessment {
 }
 
 impl Backend {
-    pub(crate) fn new(id: BackendId, config: BackendConfig, late: bool, now: Instant) -> Self {
+    pub(crate) fn new(id: BackendId, config: BackendConfig, reached: SocketAddr, late: bool, now: Instant) -> Self {
         Self {
             id,
             config,
+            reached,
             admin: Admin::Ready,
             health: Health::default(),
             assessment: None,
@@ -181,10 +184,10 @@ impl Backend {
         &self.config
     }
 
-    /// Address and port.
+    /// Where it is reached; port 0: by the ports of its service's listeners.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
-        self.config.address
+        self.reached
     }
 
     /// 0–65535.
@@ -301,11 +304,13 @@ impl Backend {
     }
 
     /// Takes over another configuration. Another address is another server, of which nothing is known.
-    pub(crate) fn configure(&mut self, config: BackendConfig) {
-        if self.config.address != config.address {
+    pub(crate) fn configure(&mut self, config: BackendConfig, reached: SocketAddr) {
+        let ports = [self.reached.port(), reached.port()];
+        if self.reached.ip() != reached.ip() || ports[0] != ports[1] && !ports.contains(&0) {
             self.forget_verdict();
             self.late = true;
         }
+        self.reached = reached;
         if self.config.name != config.name {
             self.called_otherwise();
         }
@@ -401,7 +406,7 @@ impl Backend {
 
     /// Whether it came to a service in use and the way to it is not known yet.
     pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
-        self.late && matches!(hops.get(self.config.address.ip()), Hop::Pending)
+        self.late && matches!(hops.get(self.reached.ip()), Hop::Pending)
     }
 
     /// Whether known clients stay with it.

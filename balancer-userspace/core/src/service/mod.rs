@@ -13,7 +13,8 @@ use std::{
 use backend::{Assessment, Drain, SlowStart};
 use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 use balancer_model::{
-    config::{CheckConfig, CheckKind, Failback, Protocol, ServiceConfig},
+    config::{BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig},
+    listeners::{Family, Listener},
     names::BackendName,
     renames::Named as _,
     states::{Admin, BackendState, Forced},
@@ -21,7 +22,9 @@ use balancer_model::{
 
 use crate::{
     health::{FailureKind, Verdict},
-    io::{BackendSpec, CheckNumber, CheckOutcome, CheckSpec, RuleSpec, ServiceId, ServiceSpec},
+    io::{
+        BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, RuleSpec, ServiceId, ServiceSpec,
+    },
     keys,
     maglev::Member,
     next_hops::{self, Hop, NextHops},
@@ -41,6 +44,9 @@ fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
 #[derive(Clone, Debug)]
 pub struct Service {
     id: ServiceId,
+    /// Whose clients it is for: a configured service is one of these for each family.
+    family: Family,
+    listeners: Vec<(Listener, ListenerId)>,
     /// Its configuration; `backends` is empty, they are below.
     settings: ServiceConfig,
     fleet: HashKey,
@@ -73,9 +79,11 @@ pub(crate) struct Refreshed {
 }
 
 impl Service {
-    pub(crate) fn new(id: ServiceId, settings: ServiceConfig, fleet: HashKey) -> Self {
+    pub(crate) fn new(id: ServiceId, family: Family, settings: ServiceConfig, fleet: HashKey) -> Self {
         Self {
             id,
+            family,
+            listeners: Vec::new(),
             fleet,
             client_key: keys::client_key(fleet, settings.identity()),
             table_key: keys::table_key(fleet, settings.identity()),
@@ -107,16 +115,61 @@ impl Service {
         &self.settings.name
     }
 
-    /// VIP and port.
+    /// The family of its clients.
     #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.settings.address
+    pub const fn family(&self) -> Family {
+        self.family
     }
 
-    /// TCP or UDP.
+    /// `shop`, and of a service of both families `shop (IPv6)`.
     #[must_use]
-    pub const fn protocol(&self) -> Protocol {
-        self.settings.protocol
+    pub fn label(&self) -> String {
+        if self.is_one_of_two() { format!("{} ({})", self.name(), self.family) } else { self.name().to_owned() }
+    }
+
+    /// Of a service of both families `IPv6: `.
+    pub(crate) fn prefix(&self) -> String {
+        if self.is_one_of_two() { format!("{}: ", self.family) } else { String::new() }
+    }
+
+    /// Whether its service has listeners of the other family as well.
+    #[must_use]
+    pub fn is_one_of_two(&self) -> bool {
+        self.settings.listen.iter().any(|listener| listener.family() != self.family)
+    }
+
+    /// Its listeners, all families' in configured order, with the ids of those of its own.
+    pub fn listeners(&self) -> impl Iterator<Item = (Listener, Option<ListenerId>)> {
+        self.settings.listen.iter().map(|&listener| (listener, self.listener_id(listener)))
+    }
+
+    fn listener_id(&self, listener: Listener) -> Option<ListenerId> {
+        self.listeners.iter().find(|(other, _)| *other == listener).map(|&(_, id)| id)
+    }
+
+    /// The ids of its listeners.
+    pub(crate) fn listener_ids(&self) -> impl Iterator<Item = ListenerId> {
+        self.listeners.iter().map(|&(_, id)| id)
+    }
+
+    /// Gives each of its listeners an id: the one before, or one of `free`.
+    pub(crate) fn name_listeners(&mut self, free: &mut impl Iterator<Item = ListenerId>) {
+        let before = std::mem::take(&mut self.listeners);
+        let known = |listener| before.iter().find(|(other, _)| *other == listener).map(|&(_, id)| id);
+        self.listeners = (self.settings.listeners(self.family))
+            .filter_map(|listener| Some((listener, known(listener).or_else(|| free.next())?)))
+            .collect();
+    }
+
+    /// Where a backend is reached: see [`ServiceConfig::backend_address`].
+    pub(crate) fn reached(&self, backend: &BackendConfig) -> SocketAddr {
+        self.settings.backend_address(backend, self.family).unwrap_or(backend.address)
+    }
+
+    /// A backend's address as it is shown.
+    #[must_use]
+    pub fn shown_address(&self, backend: &Backend) -> String {
+        self.settings.shown_address(&backend.config)
     }
 
     /// How packets reach its backends.
@@ -195,10 +248,26 @@ impl Service {
         self.footing.unwrap_or(Footing::NoBackend)
     }
 
-    /// The client prefix length for the VIP's family.
+    /// The client prefix length for its family.
     #[must_use]
     pub const fn client_prefix(&self) -> u8 {
-        if self.settings.address.is_ipv4() { self.settings.client_prefix.v4 } else { self.settings.client_prefix.v6 }
+        match self.family {
+            Family::V4 => self.settings.client_prefix.v4,
+            Family::V6 => self.settings.client_prefix.v6,
+        }
+    }
+
+    /// The client prefix lengths for both families.
+    #[must_use]
+    pub const fn client_prefixes(&self) -> ClientPrefix {
+        self.settings.client_prefix
+    }
+
+    /// Where the check of a backend connects to, whether or not it runs.
+    #[must_use]
+    pub fn check_target(&self, backend: &Backend) -> SocketAddr {
+        let check = self.check_config(backend);
+        self.settings.check_target(&backend.config, check, self.family).unwrap_or(backend.reached)
     }
 
     /// The key of its client hash.
@@ -217,8 +286,8 @@ impl Service {
         ServiceSpec {
             id: self.id,
             hash_key: self.client_key,
-            address: self.settings.address,
-            protocol: self.settings.protocol,
+            family: self.family,
+            listeners: self.listener_specs(),
             client_prefix: self.client_prefix(),
             forwarding: self.settings.forwarding,
             remember: self.settings.remember,
@@ -226,8 +295,26 @@ impl Service {
             failback: self.settings.failback,
             rules: !self.told_rules.is_empty(),
             reject: self.settings.reject,
-            backends: self.backends.iter().map(|backend| (backend.id, backend.config.address)).collect(),
+            backends: self.backends.iter().map(|backend| (backend.id, self.row_address(backend))).collect(),
         }
+    }
+
+    fn listener_specs(&self) -> Vec<ListenerSpec> {
+        let counted = self.settings.listen.len() > 1;
+        let spec = |&(listener, id): &(Listener, ListenerId)| ListenerSpec {
+            id,
+            listener,
+            backend_port: Some(self.settings.backend_port(listener))
+                .filter(|&port| Some(port) != listener.ports.single())
+                .unwrap_or(0),
+            counted,
+        };
+        self.listeners.iter().map(spec).collect()
+    }
+
+    /// A backend's address as the data path has it.
+    fn row_address(&self, backend: &Backend) -> SocketAddr {
+        backend.config.address_for(self.family, self.settings.forwarding).unwrap_or(backend.config.address)
     }
 
     pub(crate) fn backends_mut(&mut self) -> &mut Vec<Backend> {
@@ -267,8 +354,7 @@ impl Service {
             takes_pinned: self.rules.pins() && backend.takes_pinned(),
             id: backend.id,
             forwarding: self.settings.forwarding,
-            vip: self.settings.address,
-            address: backend.config.address,
+            address: self.row_address(backend),
             tunnel_source: next_hop.and_then(|next_hop| next_hop.source),
             next_hop,
         }
@@ -276,7 +362,7 @@ impl Service {
 
     /// The way to a backend, if its service's kind of forwarding can go it.
     fn way(&self, backend: &Backend, hops: &NextHops) -> Hop {
-        let address = backend.config.address.ip();
+        let address = backend.reached.ip();
         match hops.get(address) {
             Hop::Resolved(next_hop) => match next_hops::obstacle(self.settings.forwarding, address, &next_hop) {
                 Some(why) => Hop::Failed(why),
@@ -291,7 +377,8 @@ impl Service {
     pub fn check(&self, backend: &Backend) -> Option<(SocketAddr, CheckConfig)> {
         let check = self.check_config(backend);
         let wanted = backend.admin != Admin::Maint && check.kind != CheckKind::None;
-        wanted.then(|| (backend.config.check_target(check, self.settings.vip()), check.clone()))
+        let target = self.settings.check_target(&backend.config, check, self.family)?;
+        wanted.then(|| (target, check.clone()))
     }
 
     /// What the shell is told of the check that runs on a backend.
@@ -383,6 +470,9 @@ impl Service {
             } else if standing.takes_new && backend.config.weight == 0 {
                 reason = "weight 0".to_owned();
             }
+        }
+        if !reason.is_empty() {
+            reason = format!("{}{reason}", self.prefix());
         }
         Assessment { health, standing, drains: situation.drains(), reason }
     }

@@ -1,6 +1,6 @@
 //! Services and backends to and from what outlives the process.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use balancer_common::client::HashKey;
 use balancer_model::states::{Admin, BackendState};
@@ -16,6 +16,8 @@ impl Service {
     pub(crate) fn export(&self, clocks: Clocks) -> SavedService {
         SavedService {
             id: self.id,
+            family: Some(self.family),
+            listeners: self.listeners.clone(),
             settings: self.settings.clone(),
             table_generation: self.generation,
             slots_moved_required: self.required,
@@ -36,7 +38,9 @@ impl Service {
 
     /// The service as it was. Its table, which follows from the rest, is not there before a refresh.
     pub(crate) fn restored(state: SavedService, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
-        let mut this = Self::new(state.id, state.settings, fleet);
+        let family = state.family.unwrap_or(state.settings.first().family());
+        let mut this = Self::new(state.id, family, state.settings, fleet);
+        this.listeners = state.listeners;
         // The refresh counts the table as one more.
         this.generation = state.table_generation.saturating_sub(1);
         if state.tick_seconds > 0 {
@@ -48,7 +52,11 @@ impl Service {
         this.required = state.slots_moved_required;
         this.needless = state.slots_moved_needless;
         let shown: Vec<BackendState> = state.backends.iter().map(|backend| backend.state).collect();
-        this.backends = state.backends.into_iter().map(|backend| Backend::restored(backend, clocks)).collect();
+        let restored = |backend: SavedBackend| {
+            let reached = this.reached(&backend.config);
+            Backend::restored(backend, reached, clocks)
+        };
+        this.backends = state.backends.into_iter().map(restored).collect();
         for (index, shown) in shown.into_iter().enumerate() {
             this.reassess(index, shown, hops, clocks.now);
         }
@@ -98,8 +106,8 @@ impl Backend {
         }
     }
 
-    fn restored(state: SavedBackend, clocks: Clocks) -> Self {
-        let mut this = Self::new(state.id, state.config, state.late, clocks.now);
+    fn restored(state: SavedBackend, reached: SocketAddr, clocks: Clocks) -> Self {
+        let mut this = Self::new(state.id, state.config, reached, state.late, clocks.now);
         this.admin = state.admin;
         this.health = state.health;
         this.since = clocks.instant(state.since);

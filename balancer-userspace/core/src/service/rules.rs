@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use balancer_model::listeners::Family;
+
 use super::{Backend, Service};
 use crate::{
     io::{RuleAction, RuleSpec},
@@ -22,7 +24,7 @@ impl Service {
     /// Why `rule` decides about nobody just now, if so.
     #[must_use]
     pub fn inactive(&self, rule: &Rule) -> Option<String> {
-        if rule.prefix.addr().is_ipv4() != self.address().is_ipv4() {
+        if Family::of(rule.prefix.addr()) != self.family {
             return Some(format!("service {} has no clients of its family", self.name()));
         }
         let Action::Pin { backend: name } = &rule.action else { return None };
@@ -38,7 +40,7 @@ impl Service {
 
     /// What the kernel should know of its rules.
     pub(crate) fn rule_specs(&self) -> Arc<[RuleSpec]> {
-        let ours = self.rules.iter().filter(|rule| rule.prefix.addr().is_ipv4() == self.address().is_ipv4());
+        let ours = self.rules.iter().filter(|rule| Family::of(rule.prefix.addr()) == self.family);
         ours.map(|rule| RuleSpec {
             prefix: rule.prefix,
             action: match &rule.action {

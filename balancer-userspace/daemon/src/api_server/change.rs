@@ -13,11 +13,12 @@ pub(super) const ADMIN_SHAPE: &str = r#"{"admin": "ready"}, {"admin": "drain", "
 
 pub(super) fn add(
     service: String,
-    AddBackend { name, address, weight, backup }: AddBackend,
+    AddBackend { name, address, address6, weight, backup }: AddBackend,
 ) -> Result<Change, Failure> {
     let name = BackendName { service, backend: value::name(&name).map_err(Failure::bad_request)? };
     let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
-    Ok(Change::Add { name, address, port, weight, backup })
+    let address6 = address6.as_deref().map(value::ipv6).transpose().map_err(Failure::bad_request)?;
+    Ok(Change::Add { name, address, address6, port, weight, backup })
 }
 
 pub(super) fn set_admin(name: BackendName, SetAdmin { admin, timeout }: SetAdmin) -> Result<Change, Failure> {

@@ -17,7 +17,7 @@ use balancer_api::{
     },
 };
 use balancer_core::{io::Change, plan::clients_moved, rules::Action, snapshot::Snapshot};
-use balancer_model::{file, names::BackendName, states::Forced, value};
+use balancer_model::{file, listeners::Listener, names::BackendName, states::Forced, value};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
@@ -51,6 +51,8 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("PUT", "/v1/services/{service}/backends/{backend}/weight", put(set_weight)),
         ("PUT", "/v1/services/{service}/backends/{backend}/health", put(force_health)),
         ("DELETE", "/v1/services/{service}/backends/{backend}/clients", delete(forget_all)),
+        ("PUT", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", put(add_listener)),
+        ("DELETE", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", delete(remove_listener)),
         ("PUT", "/v1/services/{service}/rules/{address}/{length}", put(set_rule)),
         ("DELETE", "/v1/services/{service}/rules/{address}/{length}", delete(remove_rule)),
         ("GET", "/v1/backends", get(backends)),
@@ -276,6 +278,31 @@ async fn set_admin(
     change(&calls, asker, change::set_admin(BackendName { service, backend }, admin)?).await
 }
 
+async fn add_listener(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, protocol, address, ports)): Names<(String, String, String, String)>,
+    Asked(NoQuery {}): Asked<NoQuery>,
+) -> Outcome<Changed> {
+    let listener = listener(&protocol, &address, &ports)?;
+    change(&calls, asker, Change::AddListener { service, listener }).await
+}
+
+async fn remove_listener(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, protocol, address, ports)): Names<(String, String, String, String)>,
+    Asked(NoQuery {}): Asked<NoQuery>,
+) -> Outcome<Changed> {
+    let listener = listener(&protocol, &address, &ports)?;
+    change(&calls, asker, Change::RemoveListener { service, listener }).await
+}
+
+fn listener(protocol: &str, address: &str, ports: &str) -> Result<Listener, Failure> {
+    let address = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    value::listener(&format!("{address}:{ports}/{protocol}")).map_err(Failure::bad_request)
+}
+
 async fn set_weight(
     State(calls): State<Calls>,
     asker: Asker,
@@ -321,7 +348,7 @@ async fn health(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -
     let services = asked_for(snapshot(&calls).await?.services, |service| &service.name, query)?;
     let views = services.into_iter().flat_map(|service| {
         let name = service.name;
-        service.backends.into_iter().map(move |backend| HealthView::of(backend, &name))
+        service.backends.into_iter().flat_map(move |backend| HealthView::all(backend, &name))
     });
     Ok(Json(views.collect()))
 }

@@ -74,7 +74,7 @@ fn heaviest<'a>(
 ) -> impl Iterator<Item = (IpAddr, TopClient)> + 'a {
     let top = &service.statistics.top;
     let named = move |heavy: &Heavy| {
-        let found = service.backends.iter().find(|backend| backend.id == heavy.backend);
+        let found = service.backends.iter().find(|backend| backend.ids.contains(&heavy.backend));
         found.map(|backend| backend.name.clone())
     };
     top.heaviest(by).into_iter().map(move |heavy| (named(&heavy), heavy)).filter_map(move |(name, heavy)| {
@@ -83,7 +83,7 @@ fn heaviest<'a>(
         }
         let rate = top.rate(&heavy.seen, service.statistics.interval);
         let client = TopClient {
-            client: format!("{}/{}", heavy.client, service.client_prefix),
+            client: format!("{}/{}", heavy.client, service.prefix_of(heavy.client)),
             service: service.name.clone(),
             backend: name,
             share: top.share(&heavy.seen, by),

@@ -24,7 +24,10 @@ use anyhow::Context as _;
 use balancer_common::map_types::Forwarding;
 use balancer_core::controller::Controller;
 use balancer_dataplane::{Attachment, HostChanges, HostEnds};
-use balancer_model::config::{OnExit, XdpMode};
+use balancer_model::{
+    config::{OnExit, XdpMode},
+    listeners::Family,
+};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use rtnetlink::MulticastGroup;
 use tokio::{
@@ -77,15 +80,15 @@ impl Wanted {
     #[must_use]
     pub fn by(controller: &Controller) -> Self {
         let settings = controller.settings();
-        let translates = |v4: bool| {
+        let translates = |family: Family| {
             let mut services = controller.services().iter();
-            services.any(|service| service.forwarding() == Forwarding::Nat && service.address().is_ipv4() == v4)
+            services.any(|service| service.forwarding() == Forwarding::Nat && service.family() == family)
         };
         Self {
             interfaces: controller.interfaces().to_vec(),
             mode: settings.xdp_mode,
-            v4: translates(true),
-            v6: translates(false),
+            v4: translates(Family::V4),
+            v6: translates(Family::V6),
             vips: controller.assigned_vips().collect(),
             keep: settings.on_exit == OnExit::Keep,
             metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },

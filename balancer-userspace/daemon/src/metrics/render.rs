@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, fmt::Display};
 
-use balancer_common::verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Verdict};
+use balancer_common::{
+    map_types::ListenerStats,
+    verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Verdict},
+};
 use balancer_core::{
     snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
     top::By,
 };
-use balancer_model::states::BackendState;
+use balancer_model::{config::Protocol, states::BackendState};
 
 use super::text::{Kind, Text};
 
@@ -136,6 +139,14 @@ fn client_table(encoder: &mut Text, memory: &MemorySnapshot) {
     )
 }
 
+/// A service's listeners that are counted, with their text.
+fn listeners(service: &ServiceSnapshot) -> impl Iterator<Item = (&str, String, Protocol, ListenerStats)> {
+    service
+        .listeners
+        .iter()
+        .filter_map(|of| Some((service.name.as_str(), of.listener.to_string(), of.listener.protocol, of.stats?)))
+}
+
 fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
     fn service(service: &ServiceSnapshot) -> Labels<'_, 1> {
         [("service", &service.name)]
@@ -169,6 +180,25 @@ fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
         "rule_fallbacks",
         "Packets steered as without a rule, as the backend that it pins to took no clients.",
         services.iter().map(|s| (service(s), s.rule_fallbacks)),
+    );
+    let listening: Vec<_> = services.iter().flat_map(listeners).collect();
+    counters(
+        encoder,
+        "listener_packets",
+        "Packets with ports that came for a listener, where its service has several.",
+        listening.iter().map(|(service, listener, _, stats)| {
+            ([("service", *service), ("listener", listener.as_str())], stats.packets)
+        }),
+    );
+    counters(
+        encoder,
+        "listener_connections",
+        "TCP connections opened to a listener, where its service has several.",
+        listening.iter().filter(|(_, _, protocol, _)| *protocol == Protocol::Tcp).map(
+            |(service, listener, _, stats)| {
+                ([("service", *service), ("listener", listener.as_str())], stats.connections)
+            },
+        ),
     );
     gauges(
         encoder,
@@ -349,9 +379,9 @@ pub(super) mod tests {
     use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
     use balancer_core::{
         io::{BackendId, ServiceId},
-        snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceStatistics},
+        snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics},
     };
-    use balancer_model::{config::Protocol, states::Admin};
+    use balancer_model::{config::ClientPrefix, states::Admin};
 
     use super::*;
 
@@ -359,9 +389,10 @@ pub(super) mod tests {
         let mut decisions = [0; Decision::COUNT];
         decisions[Decision::Stateless.index()] = connections;
         BackendSnapshot {
-            id: BackendId(1),
+            ids: vec![BackendId(1)],
+            families: Vec::new(),
             name: name.to_owned(),
-            address: "10.0.0.11:8080".parse().unwrap(),
+            address: "10.0.0.11:8080".to_owned(),
             weight,
             backup: false,
             admin: Admin::Ready,
@@ -381,16 +412,17 @@ pub(super) mod tests {
             },
             checks: [5, 2, 1],
             last_check: (state == BackendState::Up).then_some(Duration::from_micros(1500)),
-            check: CheckSnapshot {
+            check: vec![CheckSnapshot {
                 target: "10.0.0.11:8080".parse().unwrap(),
                 words: "tcp".to_owned(),
                 verdict: "up",
                 verdict_age: Duration::ZERO,
                 forced: None,
                 last: None,
+                took: None,
                 streak: (5, 0),
                 next_verdict: String::new(),
-            },
+            }],
             transitions: [1, 1, 0, 0, 0, 0, 0],
         }
     }
@@ -409,13 +441,21 @@ pub(super) mod tests {
             stats: InterfaceStats { verdicts },
         };
         let service = ServiceSnapshot {
-            id: ServiceId(0),
-            client_prefix: 32,
+            ids: vec![ServiceId(0)],
+            client_prefix: ClientPrefix { v4: 32, v6: 64 },
             last_change: None,
             statistics: ServiceStatistics::default(),
             name: "web".to_owned(),
-            address: "198.51.100.10:80".parse().unwrap(),
-            protocol: Protocol::Tcp,
+            listeners: vec![
+                ListenerSnapshot {
+                    listener: "198.51.100.10:80".parse().unwrap(),
+                    stats: Some(ListenerStats { packets: 900, connections: 90 }),
+                },
+                ListenerSnapshot {
+                    listener: "198.51.100.10:443/udp".parse().unwrap(),
+                    stats: Some(ListenerStats { packets: 100, connections: 0 }),
+                },
+            ],
             forwarding: Forwarding::Nat,
             table_size: 60_000,
             table_generation: 4,

@@ -10,14 +10,15 @@ use balancer_core::{
     io::BackendId,
     service::{Backend, Service},
     snapshot::{
-        BackendSnapshot, CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot,
+        BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot,
+        ServiceSnapshot, ServiceStatistics, Snapshot,
     },
 };
 use balancer_dataplane::{BackendCounters, Dataplane};
 use nix::net::if_::if_indextoname;
 use tokio::time::Instant;
 
-use super::Owner;
+use super::{Owner, join::join};
 
 /// A snapshot for which the backends' counters have still to be read.
 pub struct Counting {
@@ -37,6 +38,7 @@ impl Counting {
         for place in self.snapshot.services.iter_mut().flat_map(ServiceSnapshot::stats_mut) {
             *place = stats.next().unwrap_or_default();
         }
+        self.snapshot.services = join(self.snapshot.services);
         Ok(self.snapshot)
     }
 }
@@ -91,9 +93,10 @@ impl<D: Dataplane> Owner<D> {
                     .backends()
                     .iter()
                     .map(|backend| BackendSnapshot {
-                        id: backend.id(),
+                        ids: vec![backend.id()],
+                        families: families(service, backend),
                         name: backend.name().to_owned(),
-                        address: backend.address(),
+                        address: service.shown_address(backend),
                         weight: backend.weight(),
                         backup: backend.is_backup(),
                         admin: backend.admin(),
@@ -107,19 +110,18 @@ impl<D: Dataplane> Owner<D> {
                         stats: BackendStats::default(),
                         checks: backend.checks(),
                         last_check: backend.last_check().map(|check| check.took),
-                        check: check_snapshot(service, backend, now),
+                        check: vec![check_snapshot(service, backend, now)],
                         transitions: backend.transitions(),
                     })
                     .collect();
                 let (slots_moved_required, slots_moved_needless) = service.slots_moved();
                 Ok(ServiceSnapshot {
-                    id: service.id(),
-                    client_prefix: service.client_prefix(),
+                    ids: vec![service.id()],
+                    client_prefix: service.client_prefixes(),
                     last_change: self.last_changes.of(service.id()),
                     statistics: ServiceStatistics::default(),
                     name: service.name().to_owned(),
-                    address: service.address(),
-                    protocol: service.protocol(),
+                    listeners: self.listeners(service)?,
                     forwarding: service.forwarding(),
                     table_size: service.table_size(),
                     table_generation: service.table_generation(),
@@ -158,6 +160,19 @@ impl<D: Dataplane> Owner<D> {
         Ok(Counting { snapshot, counters: self.dataplane.backend_counters() })
     }
 
+    /// Its listeners; those of the other family without counters.
+    fn listeners(&self, service: &Service) -> anyhow::Result<Vec<ListenerSnapshot>> {
+        let several = service.listeners().count() > 1;
+        service
+            .listeners()
+            .map(|(listener, id)| {
+                let id = id.filter(|_| several);
+                let stats = id.map(|id| self.dataplane.listener_stats(id)).transpose()?;
+                Ok(ListenerSnapshot { listener, stats })
+            })
+            .collect()
+    }
+
     /// By the interfaces' names; one that is gone has its index.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let name = |index| {
@@ -168,17 +183,32 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
+/// What is a backend's own in this part of a service of both families.
+fn families(service: &Service, backend: &Backend) -> Vec<FamilySnapshot> {
+    let of = || FamilySnapshot {
+        family: service.family(),
+        address: backend.address().ip().to_string(),
+        health: backend.health_word(),
+        state: backend.state(),
+        reason: backend.reason().to_owned(),
+        slots: backend.slots(),
+        known_clients: backend.known_clients(),
+    };
+    if service.is_one_of_two() { vec![of()] } else { Vec::new() }
+}
+
 fn check_snapshot(service: &Service, backend: &Backend, now: std::time::Instant) -> CheckSnapshot {
     let ago = |then| now.saturating_duration_since(then);
     let config = service.check_config(backend);
     let checked = service.check(backend).is_some();
     CheckSnapshot {
-        target: backend.config().check_target(config, service.address().ip()),
+        target: service.check_target(backend),
         words: config.to_string(),
         verdict: backend.health().verdict().word(),
         verdict_age: ago(backend.verdict_since()),
         forced: backend.forced(),
         last: backend.last_check().map(|last| (last.outcome.clone(), ago(last.ended))),
+        took: backend.last_check().map(|last| last.took),
         streak: backend.health().streak(),
         next_verdict: if checked { backend.health().next_verdict(config) } else { String::new() },
     }

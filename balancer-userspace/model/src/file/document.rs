@@ -151,7 +151,7 @@ fn relations(services: &[Placed], findings: &mut Findings<'_>) {
 fn place_of(services: &[Placed], place: Place) -> Option<usize> {
     Some(match place {
         Place::Name(service) => services.get(service)?.name_at,
-        Place::Address(service) => services.get(service)?.address_at,
+        Place::Listener(service, listener) => *services.get(service)?.listen_at.get(listener)?,
         Place::TableSize(service) => services.get(service)?.table_size_at,
         Place::BackendName(service, backend) => services.get(service)?.backends_at.get(backend)?.0,
         Place::BackendAddress(service, backend) => services.get(service)?.backends_at.get(backend)?.1,

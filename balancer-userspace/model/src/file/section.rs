@@ -1,5 +1,7 @@
 //! A TOML table that is read key by key. A key nobody asked for is unknown.
 
+use std::collections::BTreeMap;
+
 use toml::de::{DeTable, DeValue};
 
 use super::findings::Findings;
@@ -190,6 +192,26 @@ impl<'i> Section<'i> {
             let DeValue::Table(entries) = value else { return Err(wrong_type(key, &wanted, &value)) };
             Ok(Section::new(title, at, entries))
         })
+    }
+
+    /// Every entry left, with keys and values that are ports.
+    pub(super) fn ports(mut self, findings: &mut Findings<'_>) -> BTreeMap<u16, u16> {
+        let mut ports = BTreeMap::new();
+        for (key, value) in std::mem::take(&mut self.entries) {
+            let (at, name) = (key.span().start, key.into_inner());
+            let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port > 0);
+            let to = value.get_ref().as_integer().and_then(|integer| port(integer.as_str()));
+            match port(&name).zip(to) {
+                Some((from, to)) => drop(ports.insert(from, to)),
+                None => findings.error(
+                    at,
+                    format!("{} has an entry that is not PORT = PORT; write {} ", self.title, "{ 80 = 8080 }")
+                        .trim_end()
+                        .to_owned(),
+                ),
+            }
+        }
+        ports
     }
 
     /// Drops a key that has no meaning here; `why` is the rest of the message.

@@ -1,6 +1,10 @@
 //! `[[service]]` and `[[service.backend]]`.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use balancer_common::map_types::Forwarding;
 
@@ -14,6 +18,7 @@ use crate::{
         BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
         ServiceConfig, Via, WhenAllDown, forwarding_word,
     },
+    listeners::{self, Family, Listener, PortRange, implied_check_port},
     primes::{MAX_TABLE_SIZE, is_prime},
     validate::{SLOTS_PER_BACKEND, enough_slots},
     value,
@@ -32,31 +37,42 @@ const MIN_SLOW_START: Duration = Duration::from_secs(1);
 pub(super) struct Placed {
     pub(super) service: ServiceConfig,
     pub(super) name_at: usize,
-    pub(super) address_at: usize,
+    pub(super) listen_at: Vec<usize>,
     pub(super) table_size_at: usize,
     /// Of the backends' names and addresses.
     pub(super) backends_at: Vec<(usize, usize)>,
 }
 
 /// What of its service a backend's address depends on.
-#[derive(Clone, Copy)]
 struct Front {
-    address: SocketAddr,
+    listen: Vec<Listener>,
+    ports: BTreeMap<u16, u16>,
     forwarding: Forwarding,
+}
+
+impl Front {
+    /// The port that checks of a backend at `port` connect to.
+    fn check_port(&self, port: u16) -> u16 {
+        let family = self.listen.first().map_or(Family::V4, Listener::family);
+        if port == 0 { implied_check_port(&self.listen, &self.ports, family) } else { port }
+    }
 }
 
 /// Reads one service; `None` when it is invalid, which has been reported.
 pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Placed> {
     let at = section.at;
     section.require("name", "name = \"…\"", findings);
-    section.require("address", "address = \"ADDR:PORT\", the virtual IP and port", findings);
+    if !section.has("listen") {
+        section.require("address", "address = \"ADDR:PORT\", the virtual IP and port", findings);
+    }
     section.require("forwarding", "forwarding = \"dsr\" or \"nat\"", findings);
     let name = section.text("name", findings, value::name);
     let renamed_from = renamed_from(&mut section, name.as_ref(), findings);
-    let address = section.text("address", findings, value::service_address);
-    let protocol = section.text("protocol", findings, |text| {
-        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
-    });
+    let listen = listen(&mut section, findings);
+    let ports = section
+        .table("ports", "ports", "{ 80 = 8080, 443 = 8443 }", findings)
+        .map(|section| section.ports(findings))
+        .unwrap_or_default();
     let forwarding = section.text("forwarding", findings, |text| value::word("forwarding", text, FORWARDING));
     let table_size = section.integer("table_size", findings, (2, i64::from(MAX_TABLE_SIZE)));
     let client_prefix = section
@@ -92,17 +108,28 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         findings.warn(failback.at, text.to_owned());
     }
 
-    let front = address
-        .zip(forwarding)
-        .map(|(address, forwarding)| Front { address: address.value, forwarding: forwarding.value });
-    let protocol = protocol.map_or(Protocol::Tcp, |protocol| protocol.value);
+    let (listen, listen_at): (Vec<_>, Vec<_>) = listen
+        .map(|listen| listen.into_iter().map(|listener| (listener.value, listener.at)).unzip())
+        .unwrap_or_default();
+    let known = !listen.is_empty();
+    for port in ports.keys().filter(|_| known) {
+        if !listen.iter().any(|listener| listener.ports.single() == Some(*port)) {
+            findings.error(at, format!("ports has {port}, and no listener has that port; remove it"));
+        }
+    }
+    let front = (forwarding.filter(|_| known)).map(|forwarding| Front {
+        listen: listen.clone(),
+        ports: ports.clone(),
+        forwarding: forwarding.value,
+    });
+    let front = front.as_ref();
     // Nothing on UDP answers without being asked its own question, and there is no port 0 to connect to.
-    let connects = protocol == Protocol::Tcp && front.is_none_or(|front| front.address.port() != 0);
+    let connects = !known || listen.iter().any(|of| of.protocol == Protocol::Tcp && of.ports.single().is_some());
     let implied = Keys::implied(connects);
     let (keys, service_check) = match check_section.and_then(|section| check(section, None, findings)) {
         Some((keys, check)) => {
             if let Some(front) = front {
-                needs_port(&check, front.address.port(), findings);
+                needs_port(&check, front.check_port(0), findings);
                 via_fits(&check, front.forwarding, findings);
             }
             (keys, check.value)
@@ -110,7 +137,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         None => (implied.clone(), implied.config()),
     };
     if let Some(front) = front
-        && protocol == Protocol::Tcp
+        && front.listen.iter().any(|listener| listener.protocol == Protocol::Tcp)
     {
         via_could_be_service(check_at.unwrap_or(at), front, &keys, findings);
     }
@@ -123,19 +150,19 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let table_size = table_size.unwrap_or(Located { at, value: DEFAULT_TABLE_SIZE });
     uneven_shares(table_size, backend_count, findings);
 
-    let (name, address, forwarding) = (name?, address?, forwarding?);
+    let (name, forwarding) = (name?, forwarding.filter(|_| known)?);
     let (backends, backends_at) =
         backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
     Some(Placed {
         name_at: name.at,
-        address_at: address.at,
+        listen_at,
         table_size_at: table_size.at,
         backends_at,
         service: ServiceConfig {
             name: name.value,
             renamed_from,
-            address: address.value,
-            protocol,
+            listen,
+            ports,
             forwarding: forwarding.value,
             table_size: table_size.value,
             client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
@@ -150,8 +177,33 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
             assign_vip,
             check: service_check,
             backends,
-        },
+        }
+        .normalised(),
     })
+}
+
+/// `listen`, or `address` and `protocol` of one listener.
+fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Located<Listener>>> {
+    let at = section.at;
+    let protocol = section.text("protocol", findings, |text| {
+        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
+    });
+    let address = section.text("address", findings, value::service_address);
+    let wanted = "a list such as [\"198.51.100.10:80\", \"198.51.100.10:443/udp\"]";
+    let listen = section.texts("listen", wanted, findings, value::listener);
+    if let Some(listen) = listen {
+        if let Some(other) = address.map(|address| address.at).or(protocol.map(|protocol| protocol.at)) {
+            let text = "listen says address and protocol of every listener; remove address and protocol".to_owned();
+            findings.error(other, text);
+        }
+        if listen.is_empty() && !findings.has_errors() {
+            findings.error(at, "listen is empty; give at least one \"ADDR:PORT\"".to_owned());
+        }
+        return Some(listen);
+    }
+    let Located { at, value: address } = address?;
+    let protocol = protocol.map_or(Protocol::Tcp, |protocol| protocol.value);
+    Some(vec![Located { at, value: Listener::at(address, protocol) }])
 }
 
 /// A `renamed_from` that says the present name says nothing.
@@ -221,9 +273,9 @@ fn uneven_shares(size: Located<u32>, backends: usize, findings: &mut Findings<'_
 }
 
 /// Reports a check that would connect to port 0.
-fn needs_port(check: &Located<CheckConfig>, backend_port: u16, findings: &mut Findings<'_>) {
+fn needs_port(check: &Located<CheckConfig>, port: u16, findings: &mut Findings<'_>) {
     let connects = matches!(check.value.kind, CheckKind::Tcp { .. } | CheckKind::Http(_));
-    if connects && check.value.kind.port().is_none() && backend_port == 0 {
+    if connects && check.value.kind.port().is_none() && port == 0 {
         findings.error(check.at, "the check has no port, and the service has every port; add port = …".to_owned());
     }
 }
@@ -240,7 +292,7 @@ fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut
 }
 
 /// Warns of checks that do not see what clients see.
-fn via_could_be_service(at: usize, front: Front, keys: &Keys, findings: &mut Findings<'_>) {
+fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Findings<'_>) {
     let mode = match front.forwarding {
         Forwarding::Nat => return,
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => forwarding_word(front.forwarding),
@@ -249,7 +301,7 @@ fn via_could_be_service(at: usize, front: Front, keys: &Keys, findings: &mut Fin
         let text = format!(
             "a backend that does not hold {} is up and loses its clients: checks go to its own address; with {mode} they can \
              go as clients' packets do, add via = \"service\" to the check (via = \"backend\" if this is meant)",
-            front.address.ip()
+            front.listen.first().map(|listener| listener.address.to_string()).unwrap_or_default()
         );
         findings.warn(at, text);
     }
@@ -263,7 +315,7 @@ struct PlacedBackend {
 
 fn backend(
     mut section: Section<'_>,
-    front: Option<Front>,
+    front: Option<&Front>,
     service_check: &Keys,
     findings: &mut Findings<'_>,
 ) -> Option<PlacedBackend> {
@@ -272,6 +324,7 @@ fn backend(
     let name = section.text("name", findings, value::name);
     let renamed_from = renamed_from(&mut section, name.as_ref(), findings);
     let address = section.text("address", findings, value::address);
+    let address6 = section.text("address6", findings, value::address);
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
     let check = section
@@ -281,20 +334,29 @@ fn backend(
     section.finish(findings);
 
     let (name, address) = (name?, address?);
-    let (ip, port) = address.value;
     let front = front?;
-    let socket = SocketAddr::new(ip, port.unwrap_or(front.address.port()));
+    let mut socket = |address: Located<(IpAddr, Option<u16>)>| {
+        let (ip, port) = address.value;
+        let every = front.listen.iter().all(|listener| listener.ports == PortRange::EVERY);
+        if port == Some(0) && !every {
+            findings.error(address.at, listeners::port_zero(&name.value));
+        }
+        SocketAddr::new(ip, port.unwrap_or(0))
+    };
+    let (address_at, address6) = (address.at, address6.map(&mut socket));
+    let address = socket(address);
     if let Some(check) = &check {
-        needs_port(check, socket.port(), findings);
+        needs_port(check, front.check_port(address.port()), findings);
         via_fits(check, front.forwarding, findings);
     }
     Some(PlacedBackend {
         name_at: name.at,
-        address_at: address.at,
+        address_at,
         config: BackendConfig {
             name: name.value,
             renamed_from,
-            address: socket,
+            address,
+            address6,
             weight,
             backup,
             check: check.map(|check| check.value),

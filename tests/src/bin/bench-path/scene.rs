@@ -14,11 +14,14 @@ use balancer_common::{
     verdict::{MoveCause, Verdict},
 };
 use balancer_core::{
-    io::{BackendId, BackendSpec, NextHop, ServiceId, ServiceSpec},
+    io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
-use balancer_model::config::Failback;
+use balancer_model::{
+    config::Failback,
+    listeners::{Family, Listener},
+};
 use balancer_tests::{asm::ProgramArray, prog_run};
 
 use crate::{
@@ -66,7 +69,8 @@ impl Scene {
     }
 
     fn new() -> Result<Self> {
-        let capacity = Capacity { slots: 1 << 21, services: 64, returns: 256, clients: 8 * NEWCOMERS };
+        let capacity =
+            Capacity { slots: 1 << 21, services: 64, listeners: 64, ranges: 64, returns: 256, clients: 8 * NEWCOMERS };
         let mut dataplane = KernelDataplane::load(capacity, &[LOOPBACK])?;
         dataplane.set_layers(Layers::flat(&[(LOOPBACK, OWN_MAC)]));
         let mut specs = Vec::new();
@@ -160,7 +164,6 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
         dataplane.write_backend(&BackendSpec {
             id: backend,
             forwarding: service.forwarding,
-            vip,
             address,
             next_hop: Some(next_hop),
             service: id,
@@ -176,8 +179,13 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
         tick_seconds: 0,
         id,
         hash_key: KEY,
-        address: vip,
-        protocol: service.protocol,
+        family: Family::of(vip.ip()),
+        listeners: vec![ListenerSpec {
+            id: ListenerId(index as u16),
+            listener: Listener::at(vip, service.protocol),
+            backend_port: 0,
+            counted: false,
+        }],
         client_prefix: if vip.is_ipv4() { 32 } else { 64 },
         forwarding: service.forwarding,
         remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },

@@ -19,6 +19,8 @@ use super::chart::{Stretch, bars, stretches};
 
 /// Heavy clients shown.
 const RANKS: usize = 5;
+/// Listeners shown.
+const SHOWN_LISTENERS: usize = 4;
 /// What is not known.
 const NONE: &str = "–";
 
@@ -30,7 +32,7 @@ pub(super) fn service(service: &ServiceSnapshot) -> Markup {
             div.title {
                 h2 id=(id) { (service.name) }
                 p {
-                    (service.address) " " (service.protocol) " · " (forwarding_word(service.forwarding)) " · "
+                    (listeners(service)) " · " (forwarding_word(service.forwarding)) " · "
                     @if service.remembers { "clients are remembered" } @else { "no memory: the table alone decides" }
                 }
             }
@@ -43,6 +45,15 @@ pub(super) fn service(service: &ServiceSnapshot) -> Markup {
             }
         }
     }
+}
+
+/// Where it is reached: `198.51.100.10:80 tcp`, and how many more.
+fn listeners(service: &ServiceSnapshot) -> String {
+    let all = &service.listeners;
+    let shown = all.iter().take(SHOWN_LISTENERS).map(|of| format!("{} {}", of.listener.place(), of.listener.protocol));
+    let more = all.len().saturating_sub(SHOWN_LISTENERS);
+    let more = (more > 0).then(|| format!("{more} more"));
+    shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
 fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
@@ -272,7 +283,8 @@ fn moves(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
 /// Who carries the traffic, without saying who it is.
 fn heaviest(service: &ServiceSnapshot) -> Markup {
     let top = &service.statistics.top;
-    let name = |id| service.backends.iter().find(|backend| backend.id == id).map_or(NONE, |backend| &backend.name);
+    let name =
+        |id| service.backends.iter().find(|backend| backend.ids.contains(&id)).map_or(NONE, |backend| &backend.name);
     let rows: Vec<_> = top.heaviest(By::Bytes).into_iter().take(RANKS).collect();
     html! {
         @if !rows.is_empty() {

@@ -1,0 +1,81 @@
+//! A service of both address families is two in the core and the data path; it is shown as the one that is configured.
+
+use balancer_core::snapshot::{BackendSnapshot, ServiceSnapshot};
+use balancer_dataplane::batch;
+use balancer_model::states::BackendState;
+
+/// Puts the parts of services together, which lie next to each other.
+pub(super) fn join(services: Vec<ServiceSnapshot>) -> Vec<ServiceSnapshot> {
+    let mut joined: Vec<ServiceSnapshot> = Vec::with_capacity(services.len());
+    for service in services {
+        match joined.last_mut().filter(|first| first.name == service.name) {
+            Some(first) => add(first, service),
+            None => joined.push(service),
+        }
+    }
+    joined
+}
+
+fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
+    first.ids.extend(other.ids);
+    first.table_generation += other.table_generation;
+    first.slots_moved_required += other.slots_moved_required;
+    first.slots_moved_needless += other.slots_moved_needless;
+    first.table_build = first.table_build.max(other.table_build);
+    first.rule_fallbacks += other.rule_fallbacks;
+    if other.last_change.as_ref().map(|change| change.at) > first.last_change.as_ref().map(|change| change.at) {
+        first.last_change = other.last_change;
+    }
+    for listener in other.listeners {
+        // Each part has counters of its own listeners alone.
+        let same = first.listeners.iter_mut().find(|known| known.listener == listener.listener);
+        if let Some(known) = same.filter(|known| known.stats.is_none()) {
+            known.stats = listener.stats;
+        }
+    }
+    for (name, stats) in other.departed {
+        match first.departed.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => batch::add(sum, &stats),
+            None => first.departed.push((name, stats)),
+        }
+    }
+    first.gone.extend(other.gone);
+    for backend in other.backends {
+        match first.backends.iter_mut().find(|known| known.name == backend.name) {
+            Some(known) => add_backend(known, backend),
+            None => first.backends.push(backend),
+        }
+    }
+}
+
+fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
+    first.ids.extend(other.ids);
+    first.families.extend(other.families);
+    first.check.extend(other.check);
+    first.known_clients += other.known_clients;
+    batch::add(&mut first.stats, &other.stats);
+    first.drain_deadline = first.drain_deadline.max(other.drain_deadline);
+    first.eligible |= other.eligible;
+    first.checks.iter_mut().zip(other.checks).for_each(|(sum, count)| *sum += count);
+    first.transitions.iter_mut().zip(other.transitions).for_each(|(sum, count)| *sum += count);
+    if first.reason != other.reason {
+        let reasons = [&first.reason, &other.reason].map(String::as_str);
+        first.reason = reasons.into_iter().filter(|reason| !reason.is_empty()).collect::<Vec<_>>().join("; ");
+    }
+    if severity(other.state) > severity(first.state) {
+        (first.state, first.health) = (other.state, other.health);
+    }
+}
+
+/// What is shown of two states: the one that somebody should look at first.
+const fn severity(state: BackendState) -> u8 {
+    match state {
+        BackendState::Up => 0,
+        BackendState::Checking => 1,
+        BackendState::Drained => 2,
+        BackendState::Draining => 3,
+        BackendState::DrainingHealth => 4,
+        BackendState::Maint => 5,
+        BackendState::Down => 6,
+    }
+}

@@ -1,0 +1,55 @@
+//! State files of earlier versions, brought to the present one.
+
+use balancer_core::state::VERSION;
+use serde_json::{Value, json};
+
+/// Brings the body of a file of `version` to the present form.
+pub(super) fn upgrade(version: u32, body: &mut Value) {
+    if version < 2 {
+        one_listener_each(body);
+    }
+    if let Some(body) = body.as_object_mut() {
+        body.insert("version".to_owned(), json!(VERSION));
+    }
+}
+
+/// Version 1: a service had an `address` and a `protocol`, and a backend without a port of its own had the service's.
+fn one_listener_each(body: &mut Value) {
+    for service in array(body.get_mut("file")) {
+        let port = listen(service);
+        for backend in array(service.get_mut("backends")) {
+            leave_out(backend, port.as_deref());
+        }
+    }
+    for service in array(body.get_mut("services")) {
+        let port = service.get_mut("settings").and_then(listen);
+        for backend in array(service.get_mut("backends")) {
+            if let Some(config) = backend.get_mut("config") {
+                leave_out(config, port.as_deref());
+            }
+        }
+    }
+}
+
+fn array(value: Option<&mut Value>) -> impl Iterator<Item = &mut Value> {
+    value.and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// Gives a service `listen`; and its port.
+fn listen(service: &mut Value) -> Option<String> {
+    let service = service.as_object_mut()?;
+    let address = service.remove("address")?.as_str()?.to_owned();
+    let protocol = service.remove("protocol")?.as_str()?.to_owned();
+    service.insert("listen".to_owned(), json!([format!("{address}/{protocol}")]));
+    address.rsplit_once(':').map(|(_, port)| port.to_owned())
+}
+
+/// Makes a backend's port 0, for the listener's, if it is that.
+fn leave_out(backend: &mut Value, port: Option<&str>) {
+    let address = backend.get("address").and_then(Value::as_str).map(str::to_owned);
+    if let Some((host, own)) = address.as_deref().and_then(|address| address.rsplit_once(':'))
+        && Some(own) == port
+    {
+        backend["address"] = json!(format!("{host}:0"));
+    }
+}

@@ -1,0 +1,213 @@
+//! A service with several listeners: each client on one backend through all of them, in every mode and both families, with
+//! real sockets, through listeners that come and go, drains and maintenance.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_model::config::{Protocol, forwarding_word};
+use balancer_tests::{
+    site::Site,
+    topology::{Family, Shape, Topology},
+};
+use socket2::{Domain, Socket, Type};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const CLIENTS: u16 = 12;
+const BACKENDS: u16 = 3;
+/// Ports of listeners, and those of `nat` backends behind them.
+const PORTS: [(u16, u16); 2] = [(7080, 9080), (7443, 9443)];
+/// A port of a range, and one that comes later.
+const IN_RANGE: u16 = 7105;
+const LATER: u16 = 7200;
+
+/// Answers everybody with its name for as long as the test runs.
+fn serve(site: &Site, forwarding: Forwarding, number: u16) {
+    let name = format!("web{number}");
+    let topology = site.topology();
+    let nat = forwarding == Forwarding::Nat;
+    let port = |(listener, backend): (u16, u16)| if nat { backend } else { listener };
+    for family in Family::BOTH {
+        // Replies come from the address that was asked.
+        let everywhere: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let at = if nat { topology.backend_address(family, number - 1) } else { topology.vip(family) };
+        let sockets = topology.backends()[usize::from(number) - 1].run_in_thread(|| {
+            let streams: Vec<TcpListener> = (PORTS.map(port).into_iter().chain([LATER]))
+                .map(|port| listen(SocketAddr::new(everywhere, port)).unwrap())
+                .collect();
+            let datagrams: Vec<UdpSocket> = (PORTS.map(port).into_iter().chain([IN_RANGE]))
+                .map(|port| UdpSocket::bind((at, port)).unwrap())
+                .collect();
+            (streams, datagrams)
+        });
+        let (streams, datagrams) = sockets.unwrap();
+        for listener in streams {
+            let name = name.clone();
+            thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let _ = stream.and_then(|mut stream| stream.write_all(name.as_bytes()));
+                }
+            });
+        }
+        for socket in datagrams {
+            let name = name.clone();
+            thread::spawn(move || {
+                while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+                    let _ = socket.send_to(name.as_bytes(), from);
+                }
+            });
+        }
+    }
+}
+
+/// A listener for one family, so that both can have the port.
+fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&at.into())?;
+    socket.listen(64)?;
+    Ok(socket.into())
+}
+
+/// The backend that answers a client through a listener.
+fn ask(site: &Site, family: Family, client: u16, port: u16, protocol: Protocol) -> io::Result<String> {
+    let topology = site.topology();
+    let vip = SocketAddr::new(topology.vip(family), port);
+    let from = SocketAddr::new(topology.client_address(family, client), 0);
+    let answer = topology.client().run_in_thread(|| match protocol {
+        Protocol::Tcp => {
+            let socket = Socket::new(Domain::for_address(vip), Type::STREAM, None)?;
+            socket.bind(&from.into())?;
+            socket.connect_timeout(&vip.into(), PATIENCE)?;
+            let mut stream: TcpStream = socket.into();
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        }
+        Protocol::Udp => {
+            let socket = UdpSocket::bind(from)?;
+            socket.connect(vip)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.send(b"who?")?;
+            let mut answer = [0; 64];
+            let length = socket.recv(&mut answer)?;
+            Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+        }
+    });
+    answer.unwrap()
+}
+
+/// Where each client is, which is the same through all listeners.
+fn where_all_are(site: &Site, tcp: &[u16], udp: &[u16]) -> BTreeMap<(bool, u16), String> {
+    let mut homes = BTreeMap::new();
+    for family in Family::BOTH {
+        for client in 0..CLIENTS {
+            let listeners = tcp.iter().map(|&port| (port, Protocol::Tcp));
+            for (port, protocol) in listeners.chain(udp.iter().map(|&port| (port, Protocol::Udp))) {
+                let answer = ask(site, family, client, port, protocol);
+                assert!(answer.is_ok(), "{family:?} client {client} at {port}/{protocol}: {answer:?}");
+                let backend = answer.unwrap();
+                let home = homes.entry((family == Family::V4, client)).or_insert_with(|| backend.clone());
+                assert_eq!(*home, backend, "{family:?} client {client} at {port}/{protocol}");
+            }
+        }
+    }
+    homes
+}
+
+fn shop(topology: &Topology, forwarding: Forwarding) -> String {
+    let [v4, v6] = Family::BOTH.map(|family| topology.vip(family));
+    let ports = if forwarding == Forwarding::Nat { "ports = { 7080 = 9080, 7443 = 9443 }\n" } else { "" };
+    let mut text = format!(
+        "[[service]]\nname = \"shop\"\nforwarding = \"{}\"\nremember = \"1h\"\ncheck = {{ type = \"none\" }}\n{ports}\
+         listen = [\"{v4}:7080\", \"{v4}:7443\", \"{v4}:7080/udp\", \"{v4}:7443/udp\", \"{v4}:7100-7110/udp\",\n\
+         \"[{v6}]:7080\", \"[{v6}]:7443\", \"[{v6}]:7080/udp\", \"[{v6}]:7443/udp\", \"[{v6}]:7100-7110/udp\"]\n",
+        forwarding_word(forwarding)
+    );
+    for number in 1..=BACKENDS {
+        let [address, address6] = Family::BOTH.map(|family| topology.backend_address(family, number - 1));
+        let _ = write!(
+            text,
+            "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\naddress6 = \"{address6}\"\n"
+        );
+    }
+    text
+}
+
+fn each_client_has_one_backend(forwarding: Forwarding) {
+    let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
+    let site = Site::start(shape, forwarding, BACKENDS, |settings, topology| {
+        settings.families = Vec::new();
+        settings.lines = shop(topology, forwarding);
+        Ok(())
+    })
+    .unwrap();
+    (1..=BACKENDS).for_each(|number| serve(&site, forwarding, number));
+    let tcp = PORTS.map(|(port, _)| port);
+    let udp = [PORTS[0].0, PORTS[1].0, IN_RANGE];
+    let homes = where_all_are(&site, &tcp, &udp);
+    let used: std::collections::BTreeSet<&String> = homes.values().collect();
+    assert!(used.len() > 1, "one backend has them all: {homes:?}");
+
+    // Listeners that come and go move nobody.
+    let later = SocketAddr::new(site.topology().vip(Family::V4), LATER).to_string();
+    site.cli(&["service", "listen", "add", "shop", &later]).unwrap();
+    for client in 0..CLIENTS {
+        assert_eq!(ask(&site, Family::V4, client, LATER, Protocol::Tcp).unwrap(), homes[&(true, client)]);
+    }
+    site.cli(&["service", "listen", "remove", "shop", &later]).unwrap();
+    assert_eq!(where_all_are(&site, &tcp, &udp), homes);
+
+    // A drained backend keeps its clients, through all listeners.
+    site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
+    assert_eq!(where_all_are(&site, &tcp, &udp), homes);
+
+    // Those of a backend in maintenance go together, and nobody else goes.
+    site.cli(&["backend", "maint", "shop/web2"]).unwrap();
+    for (client, home) in where_all_are(&site, &tcp, &udp) {
+        let before = &homes[&client];
+        assert!(home == *before || before == "web2", "{client:?} went from {before} to {home}");
+        assert_ne!(home, "web2");
+    }
+
+    let metrics = site.metrics().unwrap();
+    let tcp_listener = format!("listener=\"{}:7080/tcp\"", site.topology().vip(Family::V4));
+    let connections = metrics.sum("listener_connections_total", &["service=\"shop\"", &tcp_listener]).unwrap();
+    assert_eq!(connections, f64::from(4 * CLIENTS));
+    let status = site.status().unwrap();
+    assert_eq!((status.services.len(), status.services[0].listeners.len()), (1, 10));
+    assert!(status.services[0].backends.iter().all(|backend| backend.families.len() == 2));
+}
+
+#[test]
+fn each_client_has_one_backend_dsr() {
+    each_client_has_one_backend(Forwarding::Dsr);
+}
+
+#[test]
+fn each_client_has_one_backend_nat() {
+    each_client_has_one_backend(Forwarding::Nat);
+}
+
+#[test]
+fn each_client_has_one_backend_ipip() {
+    each_client_has_one_backend(Forwarding::Ipip);
+}
+
+#[test]
+fn each_client_has_one_backend_gue() {
+    each_client_has_one_backend(Forwarding::Gue);
+}
