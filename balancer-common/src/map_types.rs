@@ -318,15 +318,17 @@ pub struct BackendRows {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendRow {
-    /// The next hop's MAC.
-    pub destination_mac: Mac,
-    /// The egress interface's MAC.
-    pub source_mac: Mac,
+    /// The first eight bytes of a frame: the next hop's MAC, and two bytes of the egress interface's. See
+    /// [`BackendRow::set_macs`].
+    pub macs_start: u64,
+    /// The other four bytes of the egress interface's MAC.
+    pub macs_end: u32,
     /// The egress interface.
     pub ifindex: u32,
     /// The backend's address, network order.
     pub address: [u32; 4],
-    /// `nat`: the sum of the address's words, folded: what it adds to a complemented checksum in place of a VIP.
+    /// `nat`: the sum of the address's words, folded: what it adds to a complemented checksum in place of a VIP. `ipip`
+    /// and `gue` over IPv4: that of both addresses of the outer header.
     pub address_sum: u16,
     /// Zero.
     pub unused: u16,
@@ -345,6 +347,14 @@ pub struct BackendRow {
 }
 
 impl BackendRow {
+    /// Has frames go to the MAC `destination`, from `source`. Kept in words, as the compiler copies bytes one by one.
+    pub const fn set_macs(&mut self, destination: Mac, source: Mac) {
+        let [a, b, c, d, e, f] = destination;
+        let [g, h, i, j, k, l] = source;
+        self.macs_start = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        self.macs_end = u32::from_ne_bytes([i, j, k, l]);
+    }
+
     /// A [`Forwarding`], without [`FORWARDING_ASKS`].
     #[inline(always)]
     #[must_use]

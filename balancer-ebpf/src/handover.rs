@@ -127,7 +127,7 @@ fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
 #[inline(always)]
 fn to_backend(skb: *mut __sk_buff, id: u16) -> Option<i32> {
     let row = forward::reachable(id)?.row;
-    rewrite::macs(frame(skb), row.destination_mac, row.source_mac)?;
+    rewrite::macs_to(frame(skb), row)?;
     // SAFETY: a plain helper call.
     Some(unsafe { bpf_redirect(row.ifindex, 0) } as i32)
 }

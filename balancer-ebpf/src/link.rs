@@ -2,13 +2,38 @@
 
 use core::mem::offset_of;
 
-use balancer_common::{checksum, map_types::FAMILY_V4};
+use balancer_common::{
+    checksum,
+    map_types::{BackendRow, FAMILY_V4},
+};
+use bytemuck::{Pod, Zeroable};
 use network_types::{
     eth::{EthHdr, EtherType},
-    ip::Ipv4Hdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
 };
 
 use crate::packet::Packet;
+
+/// Writes the link-layer header, without tags, of a packet of `family` to a backend.
+#[inline(always)]
+#[must_use]
+pub(crate) fn store_ethernet(frame: Packet<'_>, row: &BackendRow, family: u8) -> Option<()> {
+    frame.store(0, Ethernet { macs_start: row.macs_start, macs_end: row.macs_end, ether_type: ether_type(family) })
+}
+
+/// In the widths that it is written in.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Ethernet {
+    macs_start: u64,
+    macs_end: u32,
+    ether_type: u16,
+}
+
+#[inline(always)]
+const fn ether_type(family: u8) -> u16 {
+    if family == FAMILY_V4 { EtherType::Ipv4 as u16 } else { EtherType::Ipv6 as u16 }
+}
 
 const MACS_LEN: usize = offset_of!(EthHdr, ether_type);
 const TAG_LEN: usize = 4;
@@ -17,7 +42,7 @@ const TAG_LEN: usize = 4;
 #[inline(always)]
 #[must_use]
 pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usize, family: u8) -> Option<()> {
-    let ether_type = if family == FAMILY_V4 { EtherType::Ipv4 } else { EtherType::Ipv6 } as u16;
+    let ether_type = ether_type(family);
     // Everything is read before anything is written, as the places may overlap.
     let macs: [u32; 3] = frame.load(from)?;
     let first: u32 = frame.load(from + MACS_LEN)?;
@@ -54,22 +79,39 @@ pub(crate) struct V4 {
 #[inline(always)]
 #[must_use]
 pub(crate) fn store_v4(at: Packet<'_>, header: &V4) -> Option<()> {
-    const DONT_FRAGMENT: u16 = 0x4000;
-    let fragment = if header.id.is_some() { 0 } else { DONT_FRAGMENT.to_be() };
-    let words = [
-        u16::from_ne_bytes([0x45, header.tos]),
-        (header.length as u16).to_be(),
-        header.id.unwrap_or(0),
-        fragment,
-        u16::from_ne_bytes([header.ttl, header.protocol]),
-    ];
-    let [a, b, c, d, e] = words;
-    let addresses = checksum::sum_u32(header.source) + checksum::sum_u32(header.destination);
-    let sum = addresses + u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d) + u64::from(e);
-    at.store(0, words)?;
-    at.store(offset_of!(Ipv4Hdr, check), !checksum::fold(sum))?;
-    at.store(offset_of!(Ipv4Hdr, src_addr), [header.source, header.destination])
+    store_v4_between(at, header, checksum::sum_u32(header.source) + checksum::sum_u32(header.destination))
 }
+
+/// The same where the sum of both addresses is known.
+#[inline(always)]
+#[must_use]
+pub(crate) fn store_v4_between(at: Packet<'_>, header: &V4, addresses: u64) -> Option<()> {
+    const DONT_FRAGMENT: u16 = 0x4000;
+    let a = u16::from_ne_bytes([0x45, header.tos]);
+    let b = (header.length as u16).to_be();
+    let c = header.id.unwrap_or(0);
+    let d = if header.id.is_some() { 0 } else { DONT_FRAGMENT.to_be() };
+    let e = u16::from_ne_bytes([header.ttl, header.protocol]);
+    let sum = addresses + u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d) + u64::from(e);
+    let check = !checksum::fold(sum);
+    at.store(0, WholeV4 { a, b, c, d, e, check, source: header.source, destination: header.destination })
+}
+
+/// In the widths that it is written in.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct WholeV4 {
+    a: u16,
+    b: u16,
+    c: u16,
+    d: u16,
+    e: u16,
+    check: u16,
+    source: u32,
+    destination: u32,
+}
+
+const _: () = assert!(size_of::<WholeV4>() == Ipv4Hdr::LEN && offset_of!(WholeV4, check) == offset_of!(Ipv4Hdr, check));
 
 /// What decides about an IPv6 header apart from its addresses.
 #[derive(Clone, Copy, Debug)]
@@ -87,9 +129,38 @@ pub(crate) struct V6 {
 #[must_use]
 pub(crate) fn store_v6(at: Packet<'_>, header: &V6, source: &[u32; 4], destination: &[u32; 4]) -> Option<()> {
     let first = 6 << 28 | u32::from(header.traffic_class) << 20 | header.flow_label;
-    at.store(0, first.to_be())?;
-    at.store(4, (header.payload_length as u16).to_be())?;
-    at.store(6, [header.next_header, header.hop_limit])?;
-    at.store(8, *source)?;
-    at.store(24, *destination)
+    let [source_start, source_end] = halves(source);
+    let [destination_start, destination_end] = halves(destination);
+    at.store(
+        0,
+        WholeV6 {
+            first: first.to_be(),
+            payload_length: (header.payload_length as u16).to_be(),
+            next: u16::from_ne_bytes([header.next_header, header.hop_limit]),
+            source_start,
+            source_end,
+            destination_start,
+            destination_end,
+        },
+    )
 }
+
+#[inline(always)]
+const fn halves(address: &[u32; 4]) -> [u64; 2] {
+    [address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32]
+}
+
+/// In the widths that it is written in.
+#[repr(C, packed)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct WholeV6 {
+    first: u32,
+    payload_length: u16,
+    next: u16,
+    source_start: u64,
+    source_end: u64,
+    destination_start: u64,
+    destination_end: u64,
+}
+
+const _: () = assert!(size_of::<WholeV6>() == Ipv6Hdr::LEN);

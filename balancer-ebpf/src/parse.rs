@@ -40,7 +40,7 @@ const MAX_HEADERS_LENGTH: usize = 2048;
 
 const HEADERS_LENGTH_MASK: u64 = MAX_HEADERS_LENGTH as u64 - 1;
 /// The packet that an ICMP error quotes begins within the first 4096 bytes of the frame.
-const L3_OFFSET_MASK: u64 = 4095;
+pub(crate) const L3_OFFSET_MASK: u64 = 4095;
 const FRAGMENT_OFFSET_MASK: u64 = 0x1fff;
 
 /// What the header of a packet says of fragmentation.
@@ -148,6 +148,14 @@ impl<'a> Ip<'a> {
         self.protocol = (place >> 32) as u8;
         self.fragment.offset = (place >> 40 & FRAGMENT_OFFSET_MASK) as u16;
         self.fragment.more = place >> 56 & 1 != 0;
+    }
+
+    /// The same in `frame`, another view of the frame that it was read from: with fewer numbers to keep until here.
+    #[inline(always)]
+    #[must_use]
+    pub fn again(&self, frame: Packet<'a>) -> Self {
+        let header = frame.skip(self.l3_offset);
+        Self { header, l4: header.skip(self.headers_length), ..*self }
     }
 
     /// Where layer 4 begins in the frame.

@@ -1,7 +1,5 @@
 //! Rules for client prefixes: the longest prefix of a service that holds a client's address decides.
 
-use core::ptr;
-
 use aya_ebpf::{
     macros::map,
     maps::{
@@ -83,14 +81,23 @@ struct Lookup {
     key: RuleKey,
 }
 
+/// What is looked up. Not on the stack, of which the steps that lead here leave little.
+#[map]
+static LOOKUP: PerCpuArray<Lookup> = PerCpuArray::with_max_entries(1, 0);
+
 /// A global function: only services with rules pay for it, in instructions to verify as well.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
-    let lookup = Lookup { bits: RULE_KEY_BITS, key: RuleKey { service: service as u16, reserved: 0, address } };
-    // SAFETY: the same layout.
-    let key = unsafe { &*ptr::from_ref(&lookup).cast::<Key<RuleKey>>() };
+    let Some(lookup) = LOOKUP.get_ptr_mut(0) else { return Ruled::NONE.0 };
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. The same layout.
+    let key = unsafe {
+        (*lookup).bits = RULE_KEY_BITS;
+        (*lookup).key.service = service as u16;
+        (*lookup).key.address = address;
+        &*lookup.cast::<Key<RuleKey>>()
+    };
     let Some(row) = RULES.get(key) else { return Ruled::NONE.0 };
     let said = word(row);
     let backend = (said >> 16) as u16;

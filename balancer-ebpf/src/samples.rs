@@ -3,10 +3,13 @@
 //! Each packet costs a comparison with a number in the row that is counted in anyway. The gap to the next sample is drawn
 //! at random when one is taken, so that traffic with a rhythm is seen as it is.
 
-use aya_ebpf::{helpers::bpf_get_prandom_u32, macros::map, maps::RingBuf};
-use balancer_common::map_types::Sample;
+use core::mem::offset_of;
 
-use crate::{control, parse::Ip, stats};
+use aya_ebpf::{bindings::xdp_md, helpers::bpf_get_prandom_u32, macros::map, maps::RingBuf};
+use balancer_common::map_types::{FAMILY_V4, Sample};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::{control, ingress::Ingress, packet::Packet, parse, stats};
 
 /// Half a second of samples at 14 million packets a second. Losing some when it is full does no harm but to precision.
 #[map]
@@ -15,20 +18,33 @@ static SAMPLES: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 /// The controller looks by itself, four times a second: waking it for each sample would cost more than the sample.
 const BPF_RB_NO_WAKEUP: u64 = 1;
 
-/// Samples a packet of `bytes` that is on its way to `backend`, and draws which is next.
+/// Samples a packet of `bytes` that is on its way to `backend`, and draws which is next. Its IP header, of `family`, is at
+/// byte `at` of the frame.
 #[inline(always)]
-pub(crate) fn take(ip: &Ip<'_>, service: u16, backend: u16, bytes: usize) {
-    let [a, b, c, d] = ip.source;
-    let low = u64::from(a) | u64::from(b) << 32;
-    let high = u64::from(c) | u64::from(d) << 32;
-    let which = u64::from(service) | u64::from(backend) << 16 | u64::from(ip.family) << 32;
-    balancer_sample(low, high, which, bytes as u64);
+pub(crate) fn take(ingress: Ingress, at: usize, family: u8, service: u16, backend: u16, bytes: usize) {
+    let which = u64::from(service) | u64::from(backend) << 16 | u64::from(family) << 32 | (at as u64) << 48;
+    balancer_sample(ingress.context(), which, bytes as u64);
 }
 
-/// A global function: the verifier looks at it once, and the path that leads here is as short as it was.
+/// The source of a packet, network order, IPv4 in the first word.
+#[inline(always)]
+fn source(header: Packet<'_>, family: u8) -> Option<[u32; 4]> {
+    if family == FAMILY_V4 {
+        Some([header.load(offset_of!(Ipv4Hdr, src_addr))?, 0, 0, 0])
+    } else {
+        header.load(offset_of!(Ipv6Hdr, src_addr))
+    }
+}
+
+/// A global function: the verifier looks at it once, and the path that leads here is as short as it was. It reads the
+/// source again, which most packets need no more where it is called.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn balancer_sample(low: u64, high: u64, which: u64, bytes: u64) -> u64 {
+extern "C" fn balancer_sample(context: *mut xdp_md, which: u64, bytes: u64) -> u64 {
+    let family = (which >> 32) as u8;
+    // SAFETY: `take` passes the program's context on.
+    let frame = unsafe { Ingress::new(context) }.frame();
+    let Some(source) = source(frame.skip((which >> 48 & parse::L3_OFFSET_MASK) as usize), family) else { return 0 };
     let Some(control) = control::words() else { return 0 };
     // SAFETY: a reference is valid for reads; the controller writes the word in one piece.
     let interval = unsafe { (&raw const control.sample_interval).read_volatile() };
@@ -46,14 +62,8 @@ extern "C" fn balancer_sample(low: u64, high: u64, which: u64, bytes: u64) -> u6
     if !stats::sample_after(backend, gap) {
         return 0;
     }
-    let sample = Sample {
-        source: [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32],
-        bytes: bytes as u32,
-        service: which as u16,
-        backend,
-        family: (which >> 32) as u8 as u32,
-        reserved: 0,
-    };
+    let sample =
+        Sample { source, bytes: bytes as u32, service: which as u16, backend, family: u32::from(family), reserved: 0 };
     let entry = SAMPLES.reserve::<Sample>(0);
     stats::count_sample(entry.is_some());
     if let Some(mut entry) = entry {

@@ -185,7 +185,11 @@ impl World {
             source_mac: [2, 0, 0, 0, 0, 1],
             destination_mac: [2, 0, 0, 0, high, low],
             mtu: 1500,
-            source: None,
+            source: Some(if address.is_ipv4() {
+                [10, 0, 0, 254].into()
+            } else {
+                [0xfd00, 0, 0, 0, 0, 0, 0, 254].into()
+            }),
             gateway: None,
         };
         let commands = self.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, self.now());

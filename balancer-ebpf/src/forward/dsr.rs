@@ -6,5 +6,5 @@ use crate::{forward::rewrite, packet::Packet};
 
 #[inline(always)]
 pub(crate) fn to_backend(frame: Packet<'_>, row: &BackendRow) -> Result<(), DropReason> {
-    rewrite::macs(frame, row.destination_mac, row.source_mac).ok_or(DropReason::Malformed)
+    rewrite::macs_to(frame, row).ok_or(DropReason::Malformed)
 }

@@ -80,15 +80,18 @@ fn sent(
 ) -> Result<Step, Step> {
     let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
     let row = backend.row;
-    if row.forwarding > Forwarding::Nat as u8 {
-        return Ok(if is_tunnel(row) {
-            Step::encapsulate(choice, Answerable::Yes)
-        } else {
-            Step::to_backend(carries, port).with_choice(choice)
-        });
-    }
-    write(ingress, frame, ip, carries, backend, port)?;
-    Ok(finish(ingress, ip, backend, choice, Sender::Client))
+    let added = if row.forwarding <= Forwarding::Nat as u8 {
+        write(ingress, frame, ip, carries, backend, port)?;
+        0
+    } else if !is_tunnel(row) {
+        return Ok(Step::to_backend(carries, port).with_choice(choice));
+    } else {
+        match tunnel::wrap_plain(ingress, &ip.again(ingress.frame()), backend) {
+            Some(wrapped) => wrapped?,
+            None => return Ok(Step::encapsulate(choice, Answerable::Yes)),
+        }
+    };
+    Ok(finish(ingress, ip, backend, choice, Sender::Client { added }))
 }
 
 /// Rewrites a packet for its backend, which is reached without a tunnel.
@@ -127,7 +130,7 @@ fn sent_by_any(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, step: Step) -> 
         return Ok(Step::encapsulate(choice, Answerable::Yes));
     }
     write(ingress, frame, ip, carries, backend, port)?;
-    Ok(finish_by_any(ingress, frame, ip, backend, choice, Sender::Client))
+    Ok(finish_by_any(ingress, frame, ip, backend, choice, Sender::Client { added: 0 }))
 }
 
 /// A step: [`to_backend`] for a packet with its layer-4 header anywhere. A first fragment's way is remembered.
@@ -202,7 +205,8 @@ fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip
 /// Whose address a packet's source is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sender {
-    Client,
+    /// A client, whose packet is behind so many bytes of outer headers.
+    Client { added: usize },
     /// A router that says something about the packet of a backend.
     Other,
 }
@@ -211,8 +215,8 @@ enum Sender {
 fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) -> Step {
     let bytes = ip.l3_offset + ip.length;
     let due = stats::count_forwarded(choice.backend, bytes, choice.decision);
-    if due && sender == Sender::Client {
-        samples::take(ip, backend.service, choice.backend, bytes);
+    if due && let Sender::Client { added } = sender {
+        samples::take(ingress, added + ip.l3_offset, ip.family, backend.service, choice.backend, bytes);
     }
     Step::send(ingress.ifindex(), backend.row.ifindex)
 }

@@ -69,7 +69,7 @@ pub(crate) fn to_backend(
     };
     there(backend, ip, End::Destination, old, port)
         .and_then(|new| rewrite::translate(ip, carries, &new))
-        .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
+        .and_then(|()| rewrite::macs_to(frame, row))
         .ok_or(DropReason::Malformed)
 }
 
@@ -124,7 +124,7 @@ pub(super) fn error_to_backend(
     let new = there(backend, inner, End::Source, old, port).ok_or(DropReason::Malformed)?;
     rewrite::translate_ip(ip, End::Destination, &row.address, outer.address_delta)
         .and_then(|()| rewrite::translate_quoted(ip, inner, outer.address_delta, &new))
-        .and_then(|()| rewrite::macs(frame, row.destination_mac, row.source_mac))
+        .and_then(|()| rewrite::macs_to(frame, row))
         .ok_or(DropReason::Malformed)
 }
 

@@ -91,8 +91,9 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
         needed.address = [unsafe { query.__bindgen_anon_4.ipv4_dst }, 0, 0, 0];
     } else {
         needed.family = u32::from(FAMILY_V6);
-        // SAFETY: as above.
-        needed.address = unsafe { query.__bindgen_anon_4.ipv6_dst };
+        // SAFETY: as above. Word by word: copied whole, it is copied by a function, which takes a stack of its own.
+        let [a, b, c, d] = unsafe { &query.__bindgen_anon_4.ipv6_dst };
+        needed.address = [*a, *b, *c, *d];
     }
     Some(needed)
 }

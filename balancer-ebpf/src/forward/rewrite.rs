@@ -4,8 +4,9 @@ use core::mem::offset_of;
 
 use balancer_common::{
     checksum,
-    map_types::{FAMILY_V4, Mac},
+    map_types::{BackendRow, FAMILY_V4, Mac},
 };
+use bytemuck::{Pod, Zeroable};
 use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
@@ -50,6 +51,20 @@ pub fn macs(frame: Packet<'_>, destination: Mac, source: Mac) -> Option<()> {
     let [a, b, c, d, e, f] = destination;
     let [g, h, i, j, k, l] = source;
     frame.store(0, [a, b, c, d, e, f, g, h, i, j, k, l])
+}
+
+/// Writes the link-layer addresses of frames to a backend. `None`: the frame is too short.
+#[inline(always)]
+#[must_use]
+pub(crate) fn macs_to(frame: Packet<'_>, row: &BackendRow) -> Option<()> {
+    frame.store(0, Macs { start: row.macs_start, end: row.macs_end })
+}
+
+#[repr(C, packed)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Macs {
+    start: u64,
+    end: u32,
 }
 
 /// Replaces one end of a TCP or UDP packet and takes one hop off its TTL. `None`: a header is not there; the packet may

@@ -12,21 +12,26 @@ use balancer_common::{
     verdict::DropReason,
 };
 use network_types::{
+    eth::EthHdr,
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
     udp::UdpHdr,
 };
 
 use crate::{
-    forward::{Sender, decided, finish_by_any, reachable, rewrite},
+    forward::{Reachable, Sender, decided, finish_by_any, reachable, rewrite},
     ingress::Ingress,
     link::{self, V4, V6},
     outcome::{Answerable, Step},
+    packet::Packet,
     parse::{self, Ip, UDP},
     puzzles::{self, Puzzle},
     steer::Choice,
 };
 
 const OUTER_TTL: u8 = 64;
+const IPIP: u8 = Forwarding::Ipip as u8;
+const GUE: u8 = Forwarding::Gue as u8;
+const MALFORMED: Step = Step::drop(DropReason::Malformed);
 
 /// How many outer IPv4 packets that may be fragmented this CPU has sent.
 #[map]
@@ -52,7 +57,6 @@ extern "C" fn balancer_encapsulate(context: *mut xdp_md, step: u64) -> u64 {
 
 #[inline(always)]
 fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Result<Step, Step> {
-    const MALFORMED: Step = Step::drop(DropReason::Malformed);
     let frame = ingress.frame();
     let ip = parse::ip(frame).ok_or(MALFORMED)?;
     let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
@@ -60,26 +64,87 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Resul
     if ip.ttl <= 1 {
         return Err(Step::drop(DropReason::TtlExceeded));
     }
-    let gue = row.mode() == Forwarding::Gue as u8;
-    let v6 = backend.flags & BACKEND_V6 != 0;
-    let udp_length = if gue { UdpHdr::LEN } else { 0 };
-    let overhead = udp_length + if v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
+    let tunnel = Tunnel::of(backend);
     let mtu = row.mtu.min(u32::from(u16::MAX));
-    if ip.length + overhead > mtu as usize {
+    if ip.length + tunnel.overhead() > mtu as usize {
         return Err(match answerable {
-            Answerable::Yes => Step::too_big(mtu.saturating_sub(overhead as u32)),
+            Answerable::Yes => Step::too_big(mtu.saturating_sub(tunnel.overhead() as u32)),
             Answerable::No => Step::drop(DropReason::TooBig),
         });
     }
-    let inner = Inner::of(&ip).ok_or(MALFORMED)?;
-    rewrite::one_hop_less(&ip).ok_or(MALFORMED)?;
+    let added = wrap(ingress, &ip, row, tunnel)?;
+    let sender = if answerable == Answerable::Yes { Sender::Client { added } } else { Sender::Other };
+    Ok(finish_by_any(ingress, ingress.frame(), &ip, backend, choice, sender))
+}
+
+/// Puts a packet with nothing special about it in an outer one to its backend; how many bytes that adds. `None`: nothing
+/// is done, and [`step_encapsulate`] is to look at it.
+#[inline(always)]
+pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> Option<Result<usize, Step>> {
+    let row = backend.row;
+    if ip.l3_offset != EthHdr::LEN || ip.ttl <= 1 {
+        return None;
+    }
+    let ip = &Ip { l3_offset: EthHdr::LEN, ..*ip };
+    // Compiled for each tunnel, so that what is constant for it costs nothing.
+    let v6 = backend.flags & BACKEND_V6 != 0;
+    match row.forwarding {
+        IPIP if v6 => wrap_fitting(ingress, ip, row, Tunnel { gue: false, v6: true }),
+        IPIP => wrap_fitting(ingress, ip, row, Tunnel { gue: false, v6: false }),
+        GUE if v6 => wrap_fitting(ingress, ip, row, Tunnel { gue: true, v6: true }),
+        GUE => wrap_fitting(ingress, ip, row, Tunnel { gue: true, v6: false }),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn wrap_fitting(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel) -> Option<Result<usize, Step>> {
+    let longest = row.mtu.min(u32::from(u16::MAX)) as usize;
+    if ip.length + tunnel.overhead() <= longest { Some(wrap(ingress, ip, row, tunnel)) } else { None }
+}
+
+/// The headers that a backend's packets get.
+#[derive(Clone, Copy)]
+struct Tunnel {
+    gue: bool,
+    v6: bool,
+}
+
+impl Tunnel {
+    #[inline(always)]
+    fn of(backend: Reachable) -> Self {
+        Self { gue: backend.row.mode() == Forwarding::Gue as u8, v6: backend.flags & BACKEND_V6 != 0 }
+    }
+
+    /// Their length in bytes.
+    #[inline(always)]
+    const fn overhead(self) -> usize {
+        let ip = if self.v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
+        if self.gue { UdpHdr::LEN + ip } else { ip }
+    }
+
+    #[inline(always)]
+    const fn protocol(self, inner: u8) -> u8 {
+        match (self.gue, inner) {
+            (true, _) => UDP,
+            (false, FAMILY_V4) => IpProto::Ipv4 as u8,
+            (false, _) => IpProto::Ipv6 as u8,
+        }
+    }
+}
+
+/// Puts a packet in an outer one; how many bytes that adds. Views of the frame are void then.
+#[inline(always)]
+fn wrap(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel) -> Result<usize, Step> {
+    let inner = Inner::of(ip).ok_or(MALFORMED)?;
+    rewrite::one_hop_less(ip).ok_or(MALFORMED)?;
+    let overhead = tunnel.overhead();
     ingress.grow_head(overhead as i32).ok_or_else(|| {
         puzzles::tell(Puzzle::NoHeadroom, overhead as u32);
         Step::drop(DropReason::NoHeadroom)
     })?;
-    wrap(ingress, &inner, row, gue, v6, overhead).ok_or(MALFORMED)?;
-    let sender = if answerable == Answerable::Yes { Sender::Client } else { Sender::Other };
-    Ok(finish_by_any(ingress, ingress.frame(), &ip, backend, choice, sender))
+    put(ingress.frame(), &inner, row, tunnel).ok_or(MALFORMED)?;
+    Ok(overhead)
 }
 
 /// What the outer headers need of the inner ones; views of the frame are void by then.
@@ -106,24 +171,23 @@ impl Inner {
     }
 }
 
+/// Writes the link-layer and outer headers into the room that was made for them.
 #[inline(always)]
-fn wrap(ingress: Ingress, inner: &Inner, row: &BackendRow, gue: bool, v6: bool, overhead: usize) -> Option<()> {
-    let frame = ingress.frame();
-    let family = if v6 { FAMILY_V6 } else { FAMILY_V4 };
-    link::relocate(frame, overhead, 0, inner.l3_offset, family)?;
-    rewrite::macs(frame, row.destination_mac, row.source_mac)?;
-    let protocol = match (gue, inner.family) {
-        (true, _) => UDP,
-        (false, FAMILY_V4) => IpProto::Ipv4 as u8,
-        (false, _) => IpProto::Ipv6 as u8,
-    };
+fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Option<()> {
+    let family = if tunnel.v6 { FAMILY_V6 } else { FAMILY_V4 };
+    if inner.l3_offset != EthHdr::LEN {
+        link::relocate(frame, tunnel.overhead(), 0, inner.l3_offset, family)?;
+        rewrite::macs_to(frame, row)?;
+    } else {
+        link::store_ethernet(frame, row, family)?;
+    }
     let outer = frame.skip(inner.l3_offset);
-    let l4 = if v6 {
+    let l4 = if tunnel.v6 {
         let header = V6 {
             traffic_class: inner.tos,
             flow_label: u32::from(inner.entropy),
-            payload_length: overhead - Ipv6Hdr::LEN + inner.length,
-            next_header: protocol,
+            payload_length: tunnel.overhead() - Ipv6Hdr::LEN + inner.length,
+            next_header: tunnel.protocol(inner.family),
             hop_limit: OUTER_TTL,
         };
         link::store_v6(outer, &header, &row.tunnel_source, &row.address)?;
@@ -131,17 +195,17 @@ fn wrap(ingress: Ingress, inner: &Inner, row: &BackendRow, gue: bool, v6: bool, 
     } else {
         let header = V4 {
             tos: inner.tos,
-            length: overhead + inner.length,
+            length: tunnel.overhead() + inner.length,
             id: inner.may_be_fragmented.then(next_id),
             ttl: OUTER_TTL,
-            protocol,
+            protocol: tunnel.protocol(inner.family),
             source: row.tunnel_source[0],
             destination: row.address[0],
         };
-        link::store_v4(outer, &header)?;
+        link::store_v4_between(outer, &header, u64::from(row.address_sum))?;
         outer.skip(Ipv4Hdr::LEN)
     };
-    if !gue {
+    if !tunnel.gue {
         return Some(());
     }
     let length = (UdpHdr::LEN + inner.length) as u16;

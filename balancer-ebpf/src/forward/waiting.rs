@@ -32,7 +32,9 @@ pub(crate) fn may_wait(neighbour: &NeighbourWanted) -> bool {
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let may = is_answering(neighbour, now) && budget::may_wait();
     if !may && let Some(mut entry) = NEIGHBOURS_WANTED.reserve::<NeighbourWanted>(0) {
-        entry.write(*neighbour);
+        // Word by word: copied whole, it is copied by a function, which takes a stack of its own.
+        let NeighbourWanted { address: [a, b, c, d], ifindex, family } = neighbour;
+        entry.write(NeighbourWanted { address: [*a, *b, *c, *d], ifindex: *ifindex, family: *family });
         entry.submit(0);
     }
     may

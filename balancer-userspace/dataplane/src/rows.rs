@@ -73,6 +73,10 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
         tunnel_source: tunnel_source.map(address_words).unwrap_or_default(),
         ..BackendRow::zeroed()
     };
+    if tunnelled {
+        row.address_sum =
+            checksum::fold(checksum::sum_address(&row.tunnel_source) + checksum::sum_address(&row.address));
+    }
     let mut standing = BackendStanding {
         service: spec.service.0,
         cause: spec.cause as u8,
@@ -81,8 +85,7 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
             | (u8::from(spec.takes_pinned) * BACKEND_TAKES_CLIENTS),
     };
     if let Some(hop) = spec.next_hop {
-        row.destination_mac = hop.destination_mac;
-        row.source_mac = hop.source_mac;
+        row.set_macs(hop.destination_mac, hop.source_mac);
         row.ifindex = hop.ifindex;
         row.mtu = hop.mtu;
         if !tunnelled || tunnel_source.is_some() {

@@ -8,7 +8,7 @@ use balancer_common::map_types::Sample;
 use balancer_core::top::client_of;
 use balancer_model::config::ClientPrefix;
 use balancer_tests::{
-    frame::{ACK, SYN},
+    frame::{ACK, Frame, SYN},
     world::World,
 };
 
@@ -56,6 +56,32 @@ fn samples_name_their_client_backend_and_bytes() -> Result<()> {
         assert_eq!(named, Some(home.as_str()), "{client}");
         // Ethernet, IPv4, TCP.
         assert_eq!((sample.bytes, sample.service), (54, world.controller().services()[0].id().0));
+    }
+    Ok(())
+}
+
+/// Where outer headers are in front of the packet that the client has sent.
+#[test]
+fn samples_name_the_client_within_a_tunnel() -> Result<()> {
+    const CLIENT: &str = "172.16.3.9";
+    for (forwarding, vlans) in [("ipip", vec![]), ("gue", vec![]), ("ipip", vec![5]), ("gue", vec![5, 6])] {
+        let mut world = World::of(&format!(
+            "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"{forwarding}\"\n\
+             [[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n"
+        ))?;
+        let mut samples = world.take_samples()?;
+        world.sample_every(1);
+        let source = format!("{CLIENT}:40000");
+        let frame = Frame { vlans: vlans.clone(), ..Frame::tcp(&source, "198.51.100.10:80", ACK) };
+        for _ in 0..=cpus() {
+            assert_eq!(world.deliver(&frame)?.as_deref(), Some("web1"), "{forwarding} {vlans:?}");
+        }
+        let taken = taken(&mut samples);
+        assert!(!taken.is_empty(), "{forwarding} {vlans:?}: nothing is sampled");
+        for sample in taken {
+            assert_eq!(client_of(&sample, 32).to_string(), CLIENT, "{forwarding} {vlans:?}");
+            assert_eq!(sample.bytes as usize, frame.bytes().len(), "{forwarding} {vlans:?}");
+        }
     }
     Ok(())
 }
