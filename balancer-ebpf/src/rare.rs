@@ -60,6 +60,7 @@ fn decide(ingress: Ingress) -> Step {
         Err(Stopped::Malformed) => return malformed(tables.listeners(), &ip),
         Err(Stopped::Waypoint) => return Step::PASS,
     }
+    let ip = ip.again(ingress.frame());
     match ip.protocol {
         TCP | UDP if ip.fragment.is_later() => later_fragment(&tables, &ip),
         DESTINATION_OPTIONS if ip.fragment.is_later() && ip.family == FAMILY_V6 => later_fragment(&tables, &ip),

@@ -183,11 +183,8 @@ fn steer<Answer>(
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return live.map(|backend| chosen(Choice { backend, decision })).ok_or(nobody);
     }
-    let always = pin.is_some()
-        || slot.flags & SLOT_EXCEPTIONS != 0
-        || packet.datagram
-        || packet.peeks
-        || service.flags & SERVICE_READS_ALWAYS != 0;
+    let always =
+        pin.is_some() || slot.flags & SLOT_EXCEPTIONS != 0 || packet.peeks || service.flags & SERVICE_READS_ALWAYS != 0;
     if !always && !packet.opens && memory::seen(control, hash) {
         return live.map(|backend| chosen(Choice { backend, decision: DecisionIndex::NONE })).ok_or(nobody);
     }

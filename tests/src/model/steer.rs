@@ -129,7 +129,6 @@ impl State {
         let datagram = opening.is_some_and(|opening| opening.datagram);
         let always = pin.is_some()
             || slot.flags & SLOT_EXCEPTIONS != 0
-            || datagram
             || opening.is_none()
             || service.spec.remember.as_secs() < u64::from(seen::SHORTEST_MEMORY);
         if !always && !opens && self.seen.contains(hash) {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Result;
 use balancer_common::{
-    client_table::Entry,
+    client_table::{BUCKET_ENTRIES, Entry},
     verdict::{Decision, MoveCause},
 };
 use balancer_core::io::{Change, CheckOutcome};
@@ -408,6 +408,30 @@ fn a_client_with_one_connection_is_established_after_seconds() -> Result<()> {
     let late = entries.filter(|entry| !entry.established()).count();
     // One in ten thousand shares its bit in a period.
     assert!(late <= 1, "{late} of 400 are not established");
+    Ok(())
+}
+
+#[test]
+fn datagrams_of_a_known_client_read_its_entry_once_in_a_period() -> Result<()> {
+    let mut world = World::of(
+        "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:53\"\nprotocol = \"udp\"\nforwarding = \"dsr\"\n\
+         remember = \"3h\"\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n",
+    )?;
+    let frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
+    // The first has the client recorded, the second finds it known, the third is settled.
+    for packets in 1..=3 {
+        world.deliver(&frame)?;
+        assert_eq!((inserted(&world)?, world.counters()?.connections), (1, 1), "after {packets}");
+    }
+    let entries = world.entries()?;
+    assert_eq!(entries.len(), 1);
+    let nobody = entries.keys().map(|&bucket| (bucket, [0; BUCKET_ENTRIES])).collect();
+    world.write_late(&nobody)?;
+    world.deliver(&frame)?;
+    assert_eq!(inserted(&world)?, 1, "within the period the entry is not read");
+    world.pass(9)?;
+    world.deliver(&frame)?;
+    assert_eq!((inserted(&world)?, world.counters()?.connections), (2, 2), "in the next one it is");
     Ok(())
 }
 
