@@ -4,7 +4,7 @@
 use core::ptr;
 
 use balancer_common::{
-    map_types::{CONTROL_RETURNS, Control, SERVICE_RULES},
+    map_types::{CONTROL_RETURNS, Control},
     service_table::TableView,
     verdict::DropReason,
 };
@@ -17,7 +17,7 @@ use crate::{
     outcome::{Carries, Kind, Step},
     packet::Packet,
     parse::{self, Ip, TCP, UDP},
-    rare, reject, returns, service, station, steer,
+    rare, reject, returns, rules, service, station, steer,
 };
 
 /// Decides about one frame, and rewrites it where it is forwarded.
@@ -58,7 +58,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return not_for_a_service(control, ip, ports.source);
     };
     let service = listener.service;
-    if service.flags & SERVICE_RULES != 0 {
+    if rules::may_concern(service, ip.family, &ip.source) {
         return Step::RARE;
     }
     listener.count(ports);

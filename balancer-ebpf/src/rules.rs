@@ -1,9 +1,10 @@
 //! Rules for client prefixes: the longest prefix of a service that holds a client's address decides.
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{
-        PerCpuArray,
+        Array, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -13,6 +14,7 @@ use balancer_common::{
         MAX_RULES, NO_BACKEND, RULE_DENY, RULE_KEY_BITS, RULE_PIN, RULE_SPREAD, RuleKey, RuleRow, RuleStats,
         SERVICE_RULES, ServiceRow,
     },
+    rule_filter,
 };
 
 use crate::forward;
@@ -50,6 +52,23 @@ impl Ruled {
     pub(crate) const fn denies(self) -> bool {
         self.0 as u16 == RULE_DENY
     }
+}
+
+/// What most clients of services with rules look at alone, see [`balancer_common::rule_filter`].
+#[map]
+static RULE_FILTER: Array<u64> = Array::with_max_entries(rule_filter::WORDS, BPF_F_MMAPABLE);
+
+/// Whether a rule of `service`, if it has any, may concern `client`. If not, none does.
+#[inline(always)]
+pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -> bool {
+    if service.flags & SERVICE_RULES == 0 {
+        return false;
+    }
+    let is_set = |(word, bit): (u32, u64)| {
+        // SAFETY: a map value; the controller replaces it in one piece.
+        RULE_FILTER.get_ptr(word).is_none_or(|word| unsafe { word.read_volatile() } & bit != 0)
+    };
+    is_set(rule_filter::bit(rule_filter::place(service.id, family, client))) || is_set(rule_filter::every(service.id))
 }
 
 /// What the rules of `service` say of `client`. Counts, unless it only peeks.

@@ -30,6 +30,7 @@ pub mod privileges;
 mod redirects;
 mod regions;
 mod rows;
+mod rule_filter;
 mod rules;
 mod seen;
 mod tables;

@@ -18,12 +18,13 @@ use balancer_common::map_types::{
 use balancer_core::io::{RuleAction, RuleSpec, ServiceId};
 use ipnet::IpNet;
 
-use super::{counters, kept::Kept, rows::address_words};
+use super::{counters, kept::Kept, kernel::take, mapped::MappedArray, rows::address_words, rule_filter::RuleFilter};
 
 /// The rules that the kernel has.
 pub(super) struct RuleTable {
     trie: LpmTrie<MapData, RuleKey, RuleRow>,
     stats: PerCpuArray<MapData, RuleStats>,
+    filter: RuleFilter,
     services: HashMap<ServiceId, ServiceRules>,
     /// Rules of an earlier controller that nobody has asked for yet.
     left: HashMap<(u32, RuleKey), RuleRow>,
@@ -43,22 +44,28 @@ impl RuleTable {
         let trie = ebpf.take_map("RULES").context("the kernel object holds no map RULES")?;
         let trie: LpmTrie<_, RuleKey, RuleRow> = trie.try_into()?;
         let stats = counters::per_cpu(ebpf, "RULE_STATS")?;
+        let mut filter = RuleFilter::new(MappedArray::new(take(ebpf, "RULE_FILTER")?)?);
         let mut left = HashMap::new();
         for rule in trie.iter() {
             let (key, row) = rule.context("reading the rules of the controller before")?;
-            left.insert(parts(key), row);
+            let (bits, key) = parts(key);
+            // Of which family they are, their services will say.
+            filter.add(ServiceId(key.service), None);
+            left.insert((bits, key), row);
         }
         let used: HashSet<u32> = left.values().map(|row| row.counters).collect();
         let free = (0..MAX_RULES).filter(|counters| !used.contains(counters)).collect();
         let gone = kept.rule_fallbacks();
         let services = gone.map(|(id, fallbacks)| (id, ServiceRules { rules: BTreeMap::new(), fallbacks })).collect();
-        Ok(Self { trie, stats, services, left, free })
+        Ok(Self { trie, stats, filter, services, left, free })
     }
 
     /// Makes `rules` those of `service`.
     pub(super) fn set(&mut self, service: ServiceId, rules: &[RuleSpec], kept: &Kept) -> anyhow::Result<()> {
         for rule in rules {
             if let Some(row) = self.left.remove(&parts(key(service, rule.prefix))) {
+                self.filter.add(service, Some(rule.prefix));
+                self.filter.remove(service, None);
                 self.services.entry(service).or_default().rules.insert(rule.prefix, row);
             }
         }
@@ -93,6 +100,9 @@ impl RuleTable {
                 }
                 return Err(error).with_context(|| format!("the rule for {}", rule.prefix));
             }
+            if old.is_none() {
+                self.filter.add(service, Some(rule.prefix));
+            }
             self.services.entry(service).or_default().rules.insert(rule.prefix, row);
         }
         Ok(())
@@ -114,6 +124,7 @@ impl RuleTable {
         for (bits, key) in strangers.collect::<Vec<_>>() {
             let Some(row) = self.left.remove(&(bits, key)) else { continue };
             self.give_up(ServiceId(key.service), Key::new(bits, key), row, kept)?;
+            self.filter.remove(ServiceId(key.service), None);
         }
         Ok(())
     }
@@ -142,6 +153,7 @@ impl RuleTable {
         let Some(row) = self.row(service, prefix) else { return Ok(()) };
         self.give_up(service, key(service, prefix), row, kept)
             .with_context(|| format!("removing the rule for {prefix}"))?;
+        self.filter.remove(service, Some(prefix));
         if let Some(of) = self.services.get_mut(&service) {
             of.rules.remove(&prefix);
         }

@@ -44,7 +44,7 @@ const fn service(address: &'static str, protocol: Protocol, forwarding: Forwardi
 }
 
 /// Every service; their index is their id.
-pub(crate) const SERVICES: [Service; 9] = [
+pub(crate) const SERVICES: [Service; 10] = [
     service("198.51.100.1:80", Protocol::Tcp, Forwarding::Dsr, false),
     service("[2001:db8:f::1]:80", Protocol::Tcp, Forwarding::Dsr, false),
     service("198.51.100.2:80", Protocol::Tcp, Forwarding::Dsr, true),
@@ -54,7 +54,11 @@ pub(crate) const SERVICES: [Service; 9] = [
     service("198.51.100.3:80", Protocol::Tcp, Forwarding::Nat, false),
     service("198.51.100.4:80", Protocol::Tcp, Forwarding::Ipip, false),
     service("198.51.100.5:80", Protocol::Tcp, Forwarding::Gue, false),
+    service("198.51.100.6:80", Protocol::Tcp, Forwarding::Dsr, false),
 ];
+
+/// The service with a rule, which concerns none of the clients.
+pub(crate) const RULED: usize = 9;
 
 /// One way through the program.
 #[derive(Clone, Debug)]
@@ -156,6 +160,7 @@ pub(crate) fn all() -> Vec<Path> {
         path("IPv6 TCP dsr, memory settled, 1 client", "", Some(3)),
         path("IPv4 TCP dsr, all exceptions, 1 client", "", Some(2)).elsewhere(),
         path("IPv4 TCP dsr, all exceptions, 1M clients (fed)", "half of Katran's 435", Some(2)).elsewhere().of_many(),
+        path("IPv4 TCP dsr, a rule for others", "no memory + 4", Some(RULED)),
         path("IPv4 UDP dsr, no memory", "", Some(4)),
         path("IPv4 UDP dsr, memory, 1 client", "", Some(5)),
         path("IPv4 TCP nat (fed)", "dsr + 8", Some(6)).fed(1, &[V4_TTL, V4_PORTS]),

@@ -14,7 +14,9 @@ use balancer_common::{
     verdict::{MoveCause, Verdict},
 };
 use balancer_core::{
-    io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
+    io::{
+        BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, RuleAction, RuleSpec, ServiceId, ServiceSpec,
+    },
     maglev::{self, Member},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
@@ -26,7 +28,7 @@ use balancer_tests::{asm::ProgramArray, prog_run};
 
 use crate::{
     feeder::feeder,
-    paths::{self, Path, SERVICES, Service},
+    paths::{self, Path, RULED, SERVICES, Service},
 };
 
 /// Where test runs come in by, and go out by.
@@ -78,6 +80,8 @@ impl Scene {
             specs.push(configure(&mut dataplane, index, service)?);
         }
         dataplane.publish_services(&specs)?;
+        let rule = RuleSpec { prefix: "192.0.2.0/24".parse()?, action: RuleAction::Deny };
+        dataplane.set_rules(ServiceId(RULED as u16), &[rule])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         let mut scene = Self { dataplane, program };
         scene.make_known()?;
@@ -190,7 +194,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
         forwarding: service.forwarding,
         remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },
         failback: Failback::Stay,
-        rules: false,
+        rules: index == RULED,
         reject: false,
         backends: addresses,
     })

@@ -1,0 +1,78 @@
+//! Which clients some rule may concern: a filter that says for most of them that none does, without a look at the rules.
+//!
+//! A bit for each place of a service's clients: the first 16 bits of an IPv4 address, or a hash of the first 48 of an IPv6
+//! one. Services share the bits, each in an order of its own. Rules for larger prefixes than these have a bit in each place
+//! that they hold (IPv4), or one for all clients of the service.
+
+use crate::map_types::FAMILY_V4;
+
+/// Places.
+pub const PLACES: u32 = 1 << 16;
+/// Words of the filter: a bit for each place, then one for each service.
+pub const WORDS: u32 = 2 * PLACES / u64::BITS;
+
+/// Bits of an IPv4 address that name its place.
+pub const PREFIX_V4: u8 = 16;
+/// Bits of an IPv6 address that name its place.
+pub const PREFIX_V6: u8 = 48;
+
+/// The place of a client of a service, below [`PLACES`]. `address` is in memory order, IPv4 in the first word.
+#[inline(always)]
+#[must_use]
+pub const fn place(service: u16, family: u8, address: &[u32; 4]) -> u32 {
+    // An odd number: each service permutes the places.
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let client = if family == FAMILY_V4 {
+        address[0] as u16
+    } else {
+        ((address[0] as u64 | (address[1] as u64) << 32) << 16).wrapping_mul(MULTIPLIER).wrapping_shr(48) as u16
+    };
+    (client ^ service.wrapping_mul(MULTIPLIER as u16)) as u32
+}
+
+/// The word of a place, and the bit in it.
+#[inline(always)]
+#[must_use]
+pub const fn bit(place: u32) -> (u32, u64) {
+    (place / u64::BITS, 1 << (place % u64::BITS))
+}
+
+/// The word of all clients of a service, and the bit in it.
+#[inline(always)]
+#[must_use]
+pub const fn every(service: u16) -> (u32, u64) {
+    bit(PLACES + service as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::map_types::FAMILY_V6;
+
+    #[test]
+    fn a_place_depends_on_the_prefix_alone_and_words_hold_all_bits() {
+        let v4 = |octets: [u8; 4]| place(7, FAMILY_V4, &[u32::from_ne_bytes(octets), 0, 0, 0]);
+        assert_eq!(v4([10, 1, 2, 3]), v4([10, 1, 255, 0]));
+        assert_ne!(v4([10, 1, 2, 3]), v4([10, 2, 2, 3]));
+        let v6 = |bytes: [u8; 16]| place(7, FAMILY_V6, &bytemuck::cast(bytes));
+        let address = [0x20, 1, 0xd, 0xb8, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+        let mut other = address;
+        other[6..].fill(0);
+        assert_eq!(v6(address), v6(other));
+        other[5] = 8;
+        assert_ne!(v6(address), v6(other));
+        for service in [0, 1, 999, u16::MAX] {
+            let places: HashSet<u32> =
+                (0..PLACES).map(|client| place(service, FAMILY_V4, &[client, 0, 0, 0])).collect();
+            assert_eq!(places.len(), PLACES as usize);
+            assert!(places.iter().all(|&place| bit(place).0 < PLACES / u64::BITS));
+            assert!((PLACES / u64::BITS..WORDS).contains(&every(service).0));
+        }
+        let v6_places: HashSet<u32> =
+            (0..4096u32).map(|site| place(3, FAMILY_V6, &[0xb80d_0120, site, 0, 0])).collect();
+        // 4,096 in 65,536 places: 3,971 different ones are expected.
+        assert!(v6_places.len() > 3800, "{}", v6_places.len());
+    }
+}
