@@ -21,8 +21,9 @@ mod entry {
         redirects, stats,
     };
 
-    /// Steers one frame.
+    /// Steers one frame. Within the entry point: as a function of its own it would take a stack of its own.
     #[xdp(frags)]
+    #[inline(always)]
     fn balancer(context: XdpContext) -> u32 {
         // SAFETY: the kernel's context.
         let ingress = unsafe { Ingress::new(context.ctx) };

@@ -79,7 +79,8 @@ fn samples_name_the_client_within_a_tunnel() -> Result<()> {
         let taken = taken(&mut samples);
         assert!(!taken.is_empty(), "{forwarding} {vlans:?}: nothing is sampled");
         for sample in taken {
-            assert_eq!(client_of(&sample, 32).to_string(), CLIENT, "{forwarding} {vlans:?}");
+            let client = client_of(&sample, ClientPrefix { v4: 32, v6: 128 }).to_string();
+            assert_eq!(client, CLIENT, "{forwarding} {vlans:?}");
             assert_eq!(sample.bytes as usize, frame.bytes().len(), "{forwarding} {vlans:?}");
         }
     }

@@ -14,9 +14,7 @@ use balancer_common::{
     verdict::{MoveCause, Verdict},
 };
 use balancer_core::{
-    io::{
-        BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, RuleAction, RuleSpec, ServiceId, ServiceSpec,
-    },
+    io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
