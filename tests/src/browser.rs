@@ -117,11 +117,27 @@ impl Browser {
         self.post("url", &json!({"url": url})).map(drop)
     }
 
-    /// The text of the first element that `selector` finds, as it is shown.
+    /// The text of the first element that `selector` finds, as it is shown. A page that renews itself may take the element
+    /// away in between: then it is looked for again, a few times.
     ///
     /// # Errors
     /// When there is none.
     pub fn text(&self, selector: &str) -> Result<String> {
+        const TIMES: usize = 5;
+        let stale = |text: &Result<String>| {
+            text.as_ref().is_err_and(|error| error.to_string().contains("stale element reference"))
+        };
+        let mut text = self.text_once(selector);
+        for _ in 1..TIMES {
+            if !stale(&text) {
+                break;
+            }
+            text = self.text_once(selector);
+        }
+        text
+    }
+
+    fn text_once(&self, selector: &str) -> Result<String> {
         let found = self.post("element", &json!({"using": "css selector", "value": selector}))?;
         let elements: BTreeMap<String, String> = serde_json::from_value(found)?;
         let element = elements.values().next().with_context(|| format!("no {selector}"))?;

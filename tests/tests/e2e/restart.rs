@@ -239,12 +239,14 @@ fn maps_of_another_version_are_refused_with_the_way_out() {
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
     site.controller().process().stop().unwrap();
     let version = format!("\"layout_version\":{LAYOUT_VERSION}");
-    rewrite_notes(&site, &version, "\"layout_version\":9");
+    let other = LAYOUT_VERSION ^ 1;
+    let other_version = format!("\"layout_version\":{other}");
+    rewrite_notes(&site, &version, &other_version);
     let words = refusal(&site);
-    assert!(words.contains("layout 9") && words.contains("`balancer detach`"), "{words}");
+    assert!(words.contains(&format!("layout {other}")) && words.contains("`balancer detach`"), "{words}");
     // Nothing has changed: traffic goes on, and the right version would go on with it.
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
-    rewrite_notes(&site, "\"layout_version\":9", &version);
+    rewrite_notes(&site, &other_version, &version);
     site.restart(|_| {}).unwrap();
 
     site.controller().process().stop().unwrap();
