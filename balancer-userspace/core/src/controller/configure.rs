@@ -19,8 +19,9 @@ use balancer_model::{
 use super::{Controller, settings::Differences, settle::Settled};
 use crate::{
     ids::Ids,
-    io::{Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
+    io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
     merge::merge,
+    rules::Rule,
     service::{Backend, Service},
     table::Moves,
 };
@@ -142,6 +143,7 @@ impl Controller {
             .map(|service| ((service.name().to_owned(), service.family()), service))
             .collect();
         let mut removed = Vec::new();
+        let mut added = HashSet::new();
         for (config, family) in configs.into_iter().flat_map(parts) {
             let mut config = config;
             let backends = mem::take(&mut config.backends);
@@ -172,7 +174,10 @@ impl Controller {
                         backend
                     }
                     None => match self.ids.take() {
-                        Some(id) => Backend::new(id, config, reached, in_use, now),
+                        Some(id) => {
+                            added.insert(id);
+                            Backend::new(id, config, reached, in_use, now)
+                        }
                         None => continue,
                     },
                 };
@@ -182,9 +187,52 @@ impl Controller {
             removed.extend(old.into_values());
             self.services.push(service);
         }
+        for service in old_services.values() {
+            // The rules of a part that is gone wait in the other, for its clients to come back.
+            let heir = self.services.iter_mut().find(|other| other.name() == service.name());
+            if let Some(heir) = heir {
+                service.rules().iter().cloned().for_each(|rule| drop(heir.rules_mut().set(rule)));
+            }
+        }
+        self.sort_rules();
+        self.follow_twins(&added);
         removed.extend(old_services.into_values().flat_map(|mut service| mem::take(service.backends_mut())));
         removed.sort_unstable_by_key(Backend::id);
         Ok((difference, self.settle(|_| true, removed, subject, now)))
+    }
+
+    /// Has those that were `added` to one part of a service be as the operator wants them in the other, where they were.
+    fn follow_twins(&mut self, added: &HashSet<BackendId>) {
+        for index in 0..self.services.len() {
+            let Some(service) = self.services.get(index) else { continue };
+            let other = self.legs(service.name()).find(|other| other.family() != service.family());
+            let known = other.into_iter().flat_map(Service::backends).filter(|twin| !added.contains(&twin.id()));
+            let known: Vec<Backend> = known.cloned().collect();
+            let Some(service) = self.services.get_mut(index) else { continue };
+            for backend in service.backends_mut().iter_mut().filter(|backend| added.contains(&backend.id())) {
+                if let Some(twin) = known.iter().find(|twin| twin.name() == backend.name()) {
+                    backend.follow(twin);
+                }
+            }
+        }
+    }
+
+    /// Puts every rule into the part of its service that is for its family, if there is one.
+    fn sort_rules(&mut self) {
+        let place = |services: &[Service], name: &str, family| {
+            services.iter().position(|service| service.name() == name && service.family() == family)
+        };
+        for index in 0..self.services.len() {
+            let Some(service) = self.services.get(index) else { continue };
+            let foreign = service.rules().iter().filter(|rule| Family::of(rule.prefix.addr()) != service.family());
+            let foreign: Vec<Rule> = foreign.cloned().collect();
+            for rule in foreign {
+                let Some(service) = self.services.get(index) else { continue };
+                let Some(to) = place(&self.services, service.name(), Family::of(rule.prefix.addr())) else { continue };
+                self.services.get_mut(index).and_then(|service| service.rules_mut().remove(rule.prefix));
+                self.services.get_mut(to).and_then(|service| service.rules_mut().set(rule));
+            }
+        }
     }
 
     /// How many rows of backends `configs` takes beyond those there are.

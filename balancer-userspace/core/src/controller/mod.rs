@@ -380,6 +380,12 @@ impl Controller {
         backends.filter(|backend| backend.name() == name.backend)
     }
 
+    /// Whether a backend waits for the next hop of its own part of the service.
+    #[cfg(test)]
+    pub(crate) fn waits(&self, backend: &Backend) -> bool {
+        backend.waits_for_next_hop(&self.hops)
+    }
+
     #[cfg(test)]
     pub(crate) fn free_ids(&self) -> usize {
         self.ids.free()

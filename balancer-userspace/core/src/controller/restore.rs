@@ -71,7 +71,7 @@ impl Controller {
     }
 
     /// The services as they are configured now.
-    pub(super) fn configs(&self) -> Vec<ServiceConfig> {
+    pub(crate) fn configs(&self) -> Vec<ServiceConfig> {
         let mut configs: Vec<ServiceConfig> = Vec::with_capacity(self.services.len());
         for service in &self.services {
             let config = service.config();

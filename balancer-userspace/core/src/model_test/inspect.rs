@@ -12,6 +12,7 @@ use balancer_common::{
 use balancer_model::{
     config::{CheckKind, FailureAction, ServiceConfig, WhenAllDown},
     fixture::KEY,
+    listeners::Family,
     renames::Named as _,
     states::{Admin, BackendState, Forced},
 };
@@ -96,7 +97,13 @@ impl Drains {
                 present.insert(backend.id());
                 let admin = backend.admin();
                 let fresh = Drain { admin, timeout: None, until: None, empty_sweeps: 0 };
-                let drain = self.0.entry(backend.id()).or_insert_with(|| fresh.clone());
+                // In one part of a service as in the other, where it was before.
+                let name = service.name_of(backend);
+                let mut twins = controller.parts(&name);
+                let twin = twins.find(|twin| twin.id() != backend.id() && twin.admin() == Admin::Drain);
+                let twin = twin.and_then(|twin| self.0.get(&twin.id())).filter(|twin| twin.admin == admin);
+                let first = twin.map_or_else(|| fresh.clone(), |twin| Drain { empty_sweeps: 0, ..twin.clone() });
+                let drain = self.0.entry(backend.id()).or_insert(first);
                 if drain.admin != admin {
                     *drain = fresh;
                 }
@@ -174,8 +181,10 @@ pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drain
 
 fn inspect_rules(service: &Service, plane: &DataPlane) {
     let rules = plane.rules.get(&service.id()).cloned().unwrap_or_default();
-    assert_eq!(rules.len(), service.rules().len());
-    for (rule, told) in service.rules().iter().zip(&*rules) {
+    let ours: Vec<_> =
+        service.rules().iter().filter(|rule| Family::of(rule.prefix.addr()) == service.family()).collect();
+    assert_eq!(rules.len(), ours.len());
+    for (rule, told) in ours.into_iter().zip(&*rules) {
         let action = match &rule.action {
             Action::Pin { backend: name } => {
                 let id = service.backends().iter().find(|backend| backend.name() == name).map(Backend::id);
@@ -209,7 +218,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let with: u32 = backends.iter().map(Backend::slots).sum();
     assert_eq!(with + without, config.table_size, "the slots do not add up");
 
-    let waits = |backend: &Backend| controller.waits_for_next_hop(&service.name_of(backend));
+    let waits = |backend: &Backend| controller.waits(backend);
     let hop = |backend: &Backend| &plane.watched[&backend.address().ip()];
     let standing = |backend: &Backend| drains.standing(&config, backend, hop(backend), waits(backend), now);
     let all_wait = backends.iter().all(waits);

@@ -24,6 +24,8 @@ pub(super) enum Step {
     Weight(Index, u16),
     Force(Index, Option<Forced>),
     Rule(Index, u8, u8),
+    /// A service listens on one of a few more, or does so no longer.
+    Listen(Index, Index, bool),
     Reload(Vec<Edit>),
     /// Clients connect: every one whose number is divisible.
     Connect(u32),
@@ -48,6 +50,8 @@ pub(super) enum Edit {
     Policy(Index, u16),
     /// A service, and its first backend, are called otherwise; without saying so, if so.
     Rename(Index, u8, bool),
+    /// It listens on one of a few more, or does so no longer.
+    Listen(Index, Index),
     Prefix(Index),
 }
 
@@ -66,6 +70,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         1 => index().prop_map(Edit::DropService),
         1 => index().prop_map(Edit::Resize),
         1 => (index(), 0..3u8, prop::bool::weighted(0.2)).prop_map(|(index, to, silent)| Edit::Rename(index, to, silent)),
+        1 => (index(), index()).prop_map(|(index, at)| Edit::Listen(index, at)),
         1 => index().prop_map(Edit::Prefix),
         4 => (index(), any::<u16>()).prop_map(|(index, bits)| Edit::Policy(index, bits)),
     ]
@@ -91,6 +96,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (index(), weight()).prop_map(|(index, weight)| Step::Weight(index, weight)),
         3 => (index(), forced).prop_map(|(index, forced)| Step::Force(index, forced)),
         2 => (index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
+        3 => (index(), index(), prop::bool::weighted(0.6)).prop_map(|(index, at, add)| Step::Listen(index, at, add)),
         3 => prop::collection::vec(edit(), 0..4).prop_map(Step::Reload),
         4 => (1..4u32).prop_map(Step::Connect),
         1 => (1..4u32).prop_map(Step::Forget),

@@ -10,6 +10,7 @@ use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 use balancer_model::{
     config::{CheckKind, Failback, FailureAction, ServiceConfig, WhenAllDown},
     fixture::{KEY, backend, check, config, now, service},
+    listeners::{Family, Listener},
     names::BackendName,
     renames::{Named as _, under_new_names},
     states::{Admin, BackendState},
@@ -36,6 +37,20 @@ use crate::{
 /// Known clients that a service may have, by the high half of their hashes.
 const CLIENTS: u32 = 30;
 
+/// What services may listen on as well: some of it belongs to one service alone, and IPv6 to those whose backends have it.
+const LISTENERS: [&str; 6] = [
+    "198.51.100.10:443/tcp",
+    "198.51.100.10:443/udp",
+    "198.51.100.12:5000-5010/udp",
+    "198.51.100.12:5002/udp",
+    "[2001:db8::10]:80/tcp",
+    "[2001:db8::10]:443/udp",
+];
+
+fn listener(index: Index) -> Listener {
+    index.get(&LISTENERS).parse().unwrap()
+}
+
 fn tag(number: u32) -> u32 {
     (number + 1).wrapping_mul(0x9e37_79b9)
 }
@@ -48,6 +63,9 @@ fn services() -> Vec<ServiceConfig> {
     web.remember = Duration::from_secs(60);
     web.drain_timeout = Duration::from_secs(20);
     web.backends[3].backup = true;
+    for (backend, host) in web.backends.iter_mut().zip(1..) {
+        backend.address6 = Some(format!("[fd00::{host}]:0").parse().unwrap());
+    }
     let mut dns = service("dns", "198.51.100.11:53", Forwarding::Dsr, &["dns1 10.0.0.1:53", "dns2 10.0.0.2:53"]);
     dns.table_size = 13;
     dns.when_all_down = WhenAllDown::Drop;
@@ -153,7 +171,7 @@ impl World {
 
     /// Slots moved, required and needless, by service.
     fn moved(&self) -> BTreeMap<String, (u64, u64)> {
-        self.controller.services().iter().map(|service| (service.name().to_owned(), service.slots_moved())).collect()
+        self.controller.services().iter().map(|service| (service.label(), service.slots_moved())).collect()
     }
 
     fn event(&mut self, event: Event) {
@@ -192,14 +210,10 @@ impl World {
             let changes = service.table_generation() - before.table_generation();
             assert!(changes <= 1 || !same_backends, "{changes} tables at once");
             // One that waits for its next hop is as if it were not configured yet.
-            let waits = |controller: &Controller| -> Vec<bool> {
-                service
-                    .backends()
-                    .iter()
-                    .map(|backend| controller.waits_for_next_hop(&service.name_of(backend)))
-                    .collect()
+            let waits = |controller: &Controller, service: &Service| -> Vec<bool> {
+                service.backends().iter().map(|backend| controller.waits(backend)).collect()
             };
-            let same_backends = same_backends && waits(&before_all) == waits(&self.controller);
+            let same_backends = same_backends && waits(&before_all, before) == waits(&self.controller, service);
             if same_backends && (all_there(before) || all_there(service)) {
                 let needless = service.slots_moved().1 - before.slots_moved().1;
                 assert_eq!(needless, 0, "a failure or a return moved slots needlessly");
@@ -423,39 +437,41 @@ impl World {
                 let service = service.get(self.controller.services()).name().to_owned();
                 let name = BackendName { service, backend: format!("b{name}") };
                 let address = IpAddr::from([10, 0, 0, host]);
+                let both = name.service == "web" || host % 2 == 0;
+                let address6 = both.then(|| format!("fd00::{host}").parse().unwrap());
                 let taken = self.controller.backend(&name).is_ok();
-                let done =
-                    self.change(Change::Add { name: name.clone(), address, address6: None, port, weight, backup });
+                let done = self.change(Change::Add { name: name.clone(), address, address6, port, weight, backup });
                 assert!(!taken || matches!(done, Err(Refused::Conflict(_))));
                 assert!(self.controller.backend(&name).is_ok() == (taken || done.is_ok()));
             }
             Step::Remove(index, force) => {
-                let Some((name, id, _)) = self.backend(index) else { return };
+                let Some((name, ..)) = self.backend(index) else { return };
                 self.change(Change::Remove { name: name.clone(), force }).unwrap();
-                let there = self.controller.backend(&name).ok().filter(|backend| backend.id() == id);
-                assert!(there.is_none_or(|backend| !force && backend.is_leaving() && backend.admin() == Admin::Drain));
+                let mut there = self.controller.parts(&name);
+                assert!(there.all(|backend| !force && backend.is_leaving() && backend.admin() == Admin::Drain));
             }
             Step::Admin(index, admin, timeout) => {
-                let Some((name, id, _)) = self.backend(index) else { return };
+                let Some((name, ..)) = self.backend(index) else { return };
                 let before = self.controller.clone();
                 if self.controller.backend(&name).unwrap().admin() != admin || timeout.is_some() {
-                    self.drains.ask(id, admin, timeout);
+                    self.controller.parts(&name).for_each(|backend| self.drains.ask(backend.id(), admin, timeout));
                 }
                 self.change(Change::SetAdmin { name: name.clone(), admin, timeout }).unwrap();
-                assert_eq!(self.controller.backend(&name).unwrap().admin(), admin);
-                let (before, after) = [&before, &self.controller].map(|c| c.service(&name.service).unwrap()).into();
-                let needless = after.slots_moved().1 - before.slots_moved().1;
-                assert!(needless == 0 || !all_there(before) && !all_there(after), "a drain moved slots needlessly");
+                assert!(self.controller.parts(&name).all(|backend| backend.admin() == admin));
+                for (before, after) in before.legs(&name.service).zip(self.controller.legs(&name.service)) {
+                    let needless = after.slots_moved().1 - before.slots_moved().1;
+                    assert!(needless == 0 || !all_there(before) && !all_there(after), "a drain moved slots needlessly");
+                }
             }
             Step::Weight(index, weight) => {
                 let Some((name, ..)) = self.backend(index) else { return };
                 self.change(Change::SetWeight { name: name.clone(), weight }).unwrap();
-                assert_eq!(self.controller.backend(&name).unwrap().weight(), weight);
+                assert!(self.controller.parts(&name).all(|backend| backend.weight() == weight));
             }
             Step::Force(index, forced) => {
                 let Some((name, ..)) = self.backend(index) else { return };
                 self.change(Change::ForceHealth { name: name.clone(), forced }).unwrap();
-                assert_eq!(self.controller.backend(&name).unwrap().forced(), forced);
+                assert!(self.controller.parts(&name).all(|backend| backend.forced() == forced));
             }
             Step::Rule(index, prefix, kind) => {
                 let Some((name, ..)) = self.backend(index) else { return };
@@ -473,6 +489,23 @@ impl World {
                 };
                 let ttl = (kind == 1).then_some(Duration::from_secs(3));
                 self.change(Change::AddRule { service, prefix, action, ttl }).unwrap();
+            }
+            Step::Listen(index, at, add) => {
+                if self.controller.services().is_empty() {
+                    return;
+                }
+                let service = index.get(self.controller.services()).name().to_owned();
+                let listener = listener(at);
+                let before = self.moved();
+                let change = if add {
+                    Change::AddListener { service, listener }
+                } else {
+                    Change::RemoveListener { service, listener }
+                };
+                let _ = self.change(change);
+                let after = self.moved();
+                let stays = |(label, moved): (&String, &(u64, u64))| before.get(label).is_none_or(|old| old == moved);
+                assert!(after.iter().all(stays), "a listener moved slots");
             }
             Step::Reload(edits) => self.reload(edits),
             Step::Connect(every) => self.connect(every),
@@ -534,41 +567,46 @@ impl World {
     }
 
     fn reload(&mut self, edits: Vec<Edit>) {
-        let mut services: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
+        let mut services = self.controller.configs();
         for edit in edits {
             edit_file(&mut services, edit);
         }
-        let before: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
-        let before = under_new_names(before, &services);
+        let configs = self.controller.configs();
+        let before = under_new_names(configs.clone(), &services);
         let kept = self.seen_by_name();
-        let pairs = self.controller.services().iter().zip(&before);
+        let pairs = configs.iter().zip(&before);
         let leaving: BTreeSet<(String, String)> = pairs
             .flat_map(|(service, named)| {
-                let backends = service.backends().iter().zip(&named.backends);
-                let leaving = backends.filter(|(backend, _)| backend.is_leaving());
+                let backends = service.backends.iter().zip(&named.backends);
+                let leaving = backends.filter(|(backend, _)| {
+                    let name = BackendName { service: service.name.clone(), backend: backend.name.clone() };
+                    self.controller.parts(&name).any(Backend::is_leaving)
+                });
                 leaving.map(|(_, backend)| (named.name.clone(), backend.name.clone()))
             })
             .collect();
         let leaves = |service: &str, backend: &str| leaving.contains(&(service.to_owned(), backend.to_owned()));
         if self.change(Change::Reload(Box::new(config(services.clone())))).is_ok() {
-            let now: Vec<ServiceConfig> = self.controller.services().iter().map(Service::config).collect();
+            let now = self.controller.configs();
             let file = under_new_names(self.file.clone(), &services);
             assert_eq!(now, merge(&file, &before, leaves, services.clone()).services);
             self.file = services;
-            for (name, (id, admin, address)) in self.seen_by_name() {
-                let Some(before) = kept.get(&name).filter(|before| before.2 == address) else { continue };
+            for ((family, name), (id, admin, address)) in self.seen_by_name() {
+                let before = kept.get(&(family, name.clone()));
+                let Some(before) = before.filter(|before| before.2.ip() == address.ip()) else { continue };
                 let called_back = leaves(&name.service, &name.backend) && admin == Admin::Ready;
                 assert!(id == before.0 && (admin == before.1 || called_back), "{name} lost what is known of it");
             }
         }
     }
 
-    fn seen_by_name(&self) -> HashMap<BackendName, (BackendId, Admin, SocketAddr)> {
+    fn seen_by_name(&self) -> HashMap<(Family, BackendName), (BackendId, Admin, SocketAddr)> {
         let services = self.controller.services().iter();
         services
             .flat_map(|service| {
                 let seen = |backend: &Backend| (backend.id(), backend.admin(), backend.address());
-                service.backends().iter().map(move |backend| (service.name_of(backend), seen(backend)))
+                let named = |backend| (service.family(), service.name_of(backend));
+                service.backends().iter().map(move |backend| (named(backend), seen(backend)))
             })
             .collect()
     }
@@ -604,6 +642,14 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
                 let from = (!silent).then(|| backend.identity().to_owned());
                 backend.name = format!("q{to}");
                 backend.renamed_from = from.filter(|from| *from != backend.name);
+            }
+        }
+        Edit::Listen(index, at) => {
+            let Some(service) = place(index).map(|place| &mut services[place]) else { return };
+            let (at, before) = (listener(at), service.listen.len());
+            service.listen.retain(|other| *other != at);
+            if service.listen.len() == before {
+                service.listen.push(at);
             }
         }
         Edit::Prefix(index) => {

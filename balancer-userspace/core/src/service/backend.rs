@@ -317,6 +317,16 @@ impl Backend {
         self.config = config;
     }
 
+    /// Takes over what the operator wants of its `twin`, which is the same backend in the other part of its service.
+    pub(crate) fn follow(&mut self, twin: &Self) {
+        self.admin = twin.admin;
+        self.forced = twin.forced;
+        self.leaving = twin.leaving;
+        if twin.admin == Admin::Drain {
+            self.drain = Drain { timeout: twin.drain.timeout, until: twin.drain.until, empty_sweeps: 0 };
+        }
+    }
+
     /// It, or its service, has another name: its check is told of with that, and counts on.
     pub(super) fn called_otherwise(&mut self) {
         self.checked_anew = true;
