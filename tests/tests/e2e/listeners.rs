@@ -149,7 +149,8 @@ fn shop(topology: &Topology, forwarding: Forwarding) -> String {
 
 fn each_client_has_one_backend(forwarding: Forwarding) {
     let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
-    let site = Site::start(shape, forwarding, BACKENDS, |settings, topology| {
+    let mut site = Site::start(shape, forwarding, BACKENDS, |settings, topology| {
+        settings.on_exit = "keep";
         settings.families = Vec::new();
         settings.lines = shop(topology, forwarding);
         Ok(())
@@ -175,6 +176,10 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
+    // Nor does a controller that is killed and comes back move anybody, and it goes on counting.
+    site.kill_and_restart(|_| {}).unwrap();
+    assert_eq!(where_all_are(&site, &tcp, &udp), homes);
+
     // Those of a backend in maintenance go together, and nobody else goes.
     site.cli(&["backend", "maint", "shop/web2"]).unwrap();
     for (client, home) in where_all_are(&site, &tcp, &udp) {
@@ -186,7 +191,7 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     let metrics = site.metrics().unwrap();
     let tcp_listener = format!("listener=\"{}:7080/tcp\"", site.topology().vip(Family::V4));
     let connections = metrics.sum("listener_connections_total", &["service=\"shop\"", &tcp_listener]).unwrap();
-    assert_eq!(connections, f64::from(4 * CLIENTS));
+    assert_eq!(connections, f64::from(5 * CLIENTS));
     let status = site.status().unwrap();
     assert_eq!((status.services.len(), status.services[0].listeners.len()), (1, 10));
     assert!(status.services[0].backends.iter().all(|backend| backend.families.len() == 2));
