@@ -106,11 +106,7 @@ impl Controller {
 
     /// Begins to drain a backend that is to be removed.
     pub(super) fn leave(&mut self, name: &BackendName, known: u64, now: Instant) -> (String, Vec<Command>) {
-        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
-            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
-                backend.leave();
-            }
-        }
+        self.parts_mut(name).for_each(Backend::leave);
         let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
         let message = self.done(name, "drains before it is removed", &settled);
         let mut commands = settled.commands;
@@ -135,11 +131,7 @@ impl Controller {
         if self.backend(name)?.admin() == admin && timeout.is_none() {
             return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
         }
-        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
-            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
-                backend.set_admin(admin, timeout);
-            }
-        }
+        self.parts_mut(name).for_each(|backend| backend.set_admin(admin, timeout));
         let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
         Ok((self.done(name, word, &settled), settled.commands))
     }
@@ -159,11 +151,7 @@ impl Controller {
             let already = if forced.is_some() { format!("is {what}") } else { what.to_owned() };
             return Ok((format!("backend {name} {already} already: nothing changed"), Vec::new()));
         }
-        for service in self.services.iter_mut().filter(|service| service.name() == name.service) {
-            for backend in service.backends_mut().iter_mut().filter(|backend| backend.name() == name.backend) {
-                backend.force(forced);
-            }
-        }
+        self.parts_mut(name).for_each(|backend| backend.force(forced));
         let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
         let what = match forced {
             Some(_) => what.to_owned(),

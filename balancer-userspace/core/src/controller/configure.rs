@@ -42,8 +42,8 @@ impl Controller {
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         validate::services(&file)?;
-        let present = under_new_names(self.configs(), &file);
         let configs = self.configs();
+        let present = under_new_names(configs.clone(), &file);
         let leaving: HashSet<(&str, &str)> = (configs.iter().zip(&present))
             .flat_map(|(old, new)| old.backends.iter().zip(&new.backends).map(move |pair| (old, new, pair)))
             .filter(|(old, _, (backend, _))| {
@@ -54,7 +54,7 @@ impl Controller {
             .collect();
         let base = under_new_names(self.file.clone(), &file);
         let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), file.clone());
-        merged.differences.extend(self.configs().iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
+        merged.differences.extend(configs.iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
         let unchanged = |name: &&BackendName| {
             let now = self.backend(name).ok().map(Backend::config);
             let to_be = merged.services.iter().find(|service| service.name == name.service);
@@ -66,10 +66,7 @@ impl Controller {
         let Settled { mut commands, moves } = settled;
         let mut all_moves: Vec<Moves> = moves.into_values().collect();
         for backend in &merged.called_back {
-            for service in self.services.iter_mut().filter(|service| service.name() == backend.service) {
-                let called_back = service.backends_mut().iter_mut().filter(|other| other.name() == backend.backend);
-                called_back.for_each(|backend| backend.set_admin(Admin::Ready, None));
-            }
+            self.parts_mut(backend).for_each(|backend| backend.set_admin(Admin::Ready, None));
         }
         if !merged.called_back.is_empty() {
             difference.backends[2] += only_called_back;
@@ -118,8 +115,9 @@ impl Controller {
         now: Instant,
     ) -> Result<(Difference, Settled), Refused> {
         validate::services(&configs)?;
-        let difference = self.difference(&configs);
-        let renamed = renames::renamed(&self.configs(), &configs);
+        let present = self.configs();
+        let renamed = renames::renamed(&present, &configs);
+        let difference = difference(present, &renamed, &configs);
         let added = self.rows_needed(&configs, &renamed);
         if added > self.ids.free() {
             return Err(Refused::Conflict(format!(
@@ -204,7 +202,7 @@ impl Controller {
     /// Has those that were `added` to one part of a service be as the operator wants them in the other, where they were.
     fn follow_twins(&mut self, added: &HashSet<BackendId>) {
         for index in 0..self.services.len() {
-            let Some(service) = self.services.get(index) else { continue };
+            let Some(service) = self.services.get(index).filter(|service| service.is_one_of_two()) else { continue };
             let other = self.legs(service.name()).find(|other| other.family() != service.family());
             let known = other.into_iter().flat_map(Service::backends).filter(|twin| !added.contains(&twin.id()));
             let known: Vec<Backend> = known.cloned().collect();
@@ -237,10 +235,12 @@ impl Controller {
 
     /// How many rows of backends `configs` takes beyond those there are.
     fn rows_needed(&self, configs: &[ServiceConfig], renamed: &HashMap<String, String>) -> usize {
+        let parts: HashMap<(&str, Family), &[Backend]> =
+            (self.services.iter()).map(|service| ((service.name(), service.family()), service.backends())).collect();
         let rows = configs.iter().map(|config| {
             let before = renamed.get(&config.name).unwrap_or(&config.name);
             let needed = |family| {
-                let old = self.leg(before, family).map(Service::backends).unwrap_or_default();
+                let old = parts.get(&(before.as_str(), family)).copied().unwrap_or_default();
                 let known: HashSet<&str> = old.iter().map(Backend::name).collect();
                 let present: Vec<BackendConfig> = old.iter().map(|backend| backend.config().clone()).collect();
                 let renamed = renames::renamed(&present, &config.backends);
@@ -251,37 +251,37 @@ impl Controller {
         });
         rows.sum()
     }
+}
 
-    pub(super) fn difference(&self, configs: &[ServiceConfig]) -> Difference {
-        let mut difference = Difference::default();
-        let [added, removed, changed] = &mut difference.services;
-        let [backends_added, backends_removed, backends_changed] = &mut difference.backends;
-        let mut old: HashMap<String, ServiceConfig> =
-            self.configs().into_iter().map(|config| (config.name.clone(), config)).collect();
-        let renamed = renames::renamed(&self.configs(), configs);
-        for config in configs {
-            let Some(before) = old.remove(renamed.get(&config.name).unwrap_or(&config.name)) else {
-                *added += 1;
-                *backends_added += config.backends.len();
-                continue;
-            };
-            let settings = |config: &ServiceConfig| ServiceConfig { backends: Vec::new(), ..config.clone() };
-            *changed += usize::from(settings(&before) != settings(config));
-            let renamed = renames::renamed(&before.backends, &config.backends);
-            let mut old: HashMap<&str, &BackendConfig> =
-                before.backends.iter().map(|backend| (backend.name.as_str(), backend)).collect();
-            for backend in &config.backends {
-                match old.remove(renamed.get(&backend.name).unwrap_or(&backend.name).as_str()) {
-                    None => *backends_added += 1,
-                    Some(before) => *backends_changed += usize::from(before != backend),
-                }
+/// How `configs` differ from those `present`; `renamed` has the former names of services by their new ones.
+fn difference(present: Vec<ServiceConfig>, renamed: &HashMap<String, String>, configs: &[ServiceConfig]) -> Difference {
+    let mut difference = Difference::default();
+    let [added, removed, changed] = &mut difference.services;
+    let [backends_added, backends_removed, backends_changed] = &mut difference.backends;
+    let mut old: HashMap<String, ServiceConfig> =
+        present.into_iter().map(|config| (config.name.clone(), config)).collect();
+    for config in configs {
+        let Some(before) = old.remove(renamed.get(&config.name).unwrap_or(&config.name)) else {
+            *added += 1;
+            *backends_added += config.backends.len();
+            continue;
+        };
+        let settings = |config: &ServiceConfig| ServiceConfig { backends: Vec::new(), ..config.clone() };
+        *changed += usize::from(settings(&before) != settings(config));
+        let renamed = renames::renamed(&before.backends, &config.backends);
+        let mut old: HashMap<&str, &BackendConfig> =
+            before.backends.iter().map(|backend| (backend.name.as_str(), backend)).collect();
+        for backend in &config.backends {
+            match old.remove(renamed.get(&backend.name).unwrap_or(&backend.name).as_str()) {
+                None => *backends_added += 1,
+                Some(before) => *backends_changed += usize::from(before != backend),
             }
-            *backends_removed += old.len();
         }
-        *removed = old.len();
-        *backends_removed += old.values().map(|service| service.backends.len()).sum::<usize>();
-        difference
+        *backends_removed += old.len();
     }
+    *removed = old.len();
+    *backends_removed += old.values().map(|service| service.backends.len()).sum::<usize>();
+    difference
 }
 
 /// A configured service for each family of its clients.

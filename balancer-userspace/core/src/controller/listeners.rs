@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use balancer_model::{listeners::Listener, names::BackendName};
+use balancer_model::{config::ServiceConfig, listeners::Listener, names::BackendName};
 
 use super::Controller;
 use crate::io::{Command, Refused};
@@ -48,7 +48,7 @@ impl Controller {
 
     fn relisten(
         &mut self,
-        services: Vec<balancer_model::config::ServiceConfig>,
+        services: Vec<ServiceConfig>,
         service: &str,
         what: &str,
         now: Instant,

@@ -380,6 +380,12 @@ impl Controller {
         backends.filter(|backend| backend.name() == name.backend)
     }
 
+    /// [`Self::parts`], to change them.
+    pub(super) fn parts_mut(&mut self, name: &BackendName) -> impl Iterator<Item = &mut Backend> {
+        let legs = self.services.iter_mut().filter(|service| service.name() == name.service);
+        legs.flat_map(Service::backends_mut).filter(|backend| backend.name() == name.backend)
+    }
+
     /// Whether a backend waits for the next hop of its own part of the service.
     #[cfg(test)]
     pub(crate) fn waits(&self, backend: &Backend) -> bool {
@@ -443,23 +449,24 @@ impl Controller {
     }
 
     fn remove_those_that_left(&mut self, now: Instant) -> Vec<Command> {
-        let left = |service: &Service| service.backends().iter().any(Backend::has_left);
-        if !self.services.iter().any(left) {
-            return Vec::new();
-        }
-        let mut names = Vec::new();
-        let mut services = self.configs();
-        for config in &mut services {
-            let service = config.name.clone();
-            config.backends.retain(|backend| {
-                let name = BackendName { service: service.clone(), backend: backend.name.clone() };
-                let has_left = self.parts(&name).all(Backend::has_left);
-                names.extend(has_left.then_some(name));
-                !has_left
-            });
+        let mut names: Vec<BackendName> = Vec::new();
+        for service in &self.services {
+            let left = service.backends().iter().filter(|backend| backend.has_left());
+            for name in left.map(|backend| service.name_of(backend)) {
+                if !names.contains(&name) && self.parts(&name).all(Backend::has_left) {
+                    names.push(name);
+                }
+            }
         }
         if names.is_empty() {
             return Vec::new();
+        }
+        let mut services = self.configs();
+        for config in &mut services {
+            let gone = |backend: &BackendConfig| {
+                names.iter().any(|name| name.service == config.name && name.backend == backend.name)
+            };
+            config.backends.retain(|backend| !gone(backend));
         }
         match self.configure(services, None, now) {
             Ok((_, settled)) => {
