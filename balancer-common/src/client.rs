@@ -26,6 +26,68 @@ impl HashKey {
     }
 }
 
+const C0: u64 = 0x736f_6d65_7073_6575;
+const C1: u64 = 0x646f_7261_6e64_6f6d;
+const C2: u64 = 0x6c79_6765_6e65_7261;
+const C3: u64 = 0x7465_6462_7974_6573;
+
+impl HashKey {
+    /// What hashing under this key begins with.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begun(self) -> BegunHash {
+        let mut state = SipState { v0: self.k0 ^ C0, v1: self.k1 ^ C1, v2: self.k0 ^ C2, v3: self.k1 ^ C3 };
+        state.first_addition();
+        let SipState { v0, v1, v2, v3 } = state;
+        BegunHash { v0, v1, v2, v3 }
+    }
+}
+
+/// The state of SipHash under a key, as far as it does not depend on what is hashed: mixed with the constants, and with the
+/// first addition of the first round, which the message has no part in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct BegunHash {
+    v0: u64,
+    v1: u64,
+    v2: u64,
+    v3: u64,
+}
+
+impl BegunHash {
+    /// The key that hashing has begun under.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(&self) -> HashKey {
+        HashKey { k0: self.v2 ^ C2, k1: self.v3 ^ C3 }
+    }
+
+    #[inline(always)]
+    const fn absorb(self, word: u64) -> SipState {
+        let mut state = SipState { v0: self.v0, v1: self.v1, v2: self.v2, v3: self.v3 ^ word };
+        state.rest_of_round();
+        state.v0 ^= word;
+        state
+    }
+
+    /// SipHash-1-3 of the four bytes of an IPv4 address (`address` in memory order).
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(self, address: u32) -> u64 {
+        self.absorb(u32::from_le(address) as u64 | 4 << 56).finish()
+    }
+
+    /// SipHash-1-3 of the sixteen bytes of an IPv6 address (`address` in memory order).
+    #[inline(always)]
+    #[must_use]
+    pub const fn v6(self, address: [u64; 2]) -> u64 {
+        let mut state = self.absorb(u64::from_le(address[0]));
+        state.absorb(u64::from_le(address[1]));
+        state.absorb(16 << 56);
+        state.finish()
+    }
+}
+
 struct SipState {
     v0: u64,
     v1: u64,
@@ -34,21 +96,16 @@ struct SipState {
 }
 
 impl SipState {
+    /// The part of a round in which `v2` and `v3` have none.
     #[inline(always)]
-    const fn new(key: HashKey) -> Self {
-        Self {
-            v0: key.k0 ^ 0x736f_6d65_7073_6575,
-            v1: key.k1 ^ 0x646f_7261_6e64_6f6d,
-            v2: key.k0 ^ 0x6c79_6765_6e65_7261,
-            v3: key.k1 ^ 0x7465_6462_7974_6573,
-        }
-    }
-
-    #[inline(always)]
-    const fn round(&mut self) {
+    const fn first_addition(&mut self) {
         self.v0 = self.v0.wrapping_add(self.v1);
         self.v1 = self.v1.rotate_left(13) ^ self.v0;
         self.v0 = self.v0.rotate_left(32);
+    }
+
+    #[inline(always)]
+    const fn rest_of_round(&mut self) {
         self.v2 = self.v2.wrapping_add(self.v3);
         self.v3 = self.v3.rotate_left(16) ^ self.v2;
         self.v0 = self.v0.wrapping_add(self.v3);
@@ -56,6 +113,12 @@ impl SipState {
         self.v2 = self.v2.wrapping_add(self.v1);
         self.v1 = self.v1.rotate_left(17) ^ self.v2;
         self.v2 = self.v2.rotate_left(32);
+    }
+
+    #[inline(always)]
+    const fn round(&mut self) {
+        self.first_addition();
+        self.rest_of_round();
     }
 
     #[inline(always)]
@@ -75,24 +138,18 @@ impl SipState {
     }
 }
 
-/// SipHash-1-3 of the four bytes of an IPv4 address (`address` in memory order).
+/// [`BegunHash::v4`] under a key.
 #[inline(always)]
 #[must_use]
 pub const fn hash_v4(key: HashKey, address: u32) -> u64 {
-    let mut state = SipState::new(key);
-    state.absorb(u32::from_le(address) as u64 | 4 << 56);
-    state.finish()
+    key.begun().v4(address)
 }
 
-/// SipHash-1-3 of the sixteen bytes of an IPv6 address (`address` in memory order).
+/// [`BegunHash::v6`] under a key.
 #[inline(always)]
 #[must_use]
 pub const fn hash_v6(key: HashKey, address: [u64; 2]) -> u64 {
-    let mut state = SipState::new(key);
-    state.absorb(u64::from_le(address[0]));
-    state.absorb(u64::from_le(address[1]));
-    state.absorb(16 << 56);
-    state.finish()
+    key.begun().v6(address)
 }
 
 /// SipHash-1-3 of the sixteen bytes of an address (IPv4 in the first word, then zeros) and the two of a source port, in
@@ -100,8 +157,7 @@ pub const fn hash_v6(key: HashKey, address: [u64; 2]) -> u64 {
 #[inline(always)]
 #[must_use]
 pub const fn hash_connection(key: HashKey, address: [u64; 2], port: u16) -> u64 {
-    let mut state = SipState::new(key);
-    state.absorb(u64::from_le(address[0]));
+    let mut state = key.begun().absorb(u64::from_le(address[0]));
     state.absorb(u64::from_le(address[1]));
     state.absorb(u16::from_le(port) as u64 | 18 << 56);
     state.finish()
@@ -186,6 +242,12 @@ mod tests {
             let hash = hash_connection(HashKey::from_bytes(key), bytemuck::cast(address), u16::from_ne_bytes(port));
             let message: Vec<u8> = address.into_iter().chain(port).collect();
             prop_assert_eq!(hash, reference(key, &message));
+        }
+
+        #[test]
+        fn a_hash_that_has_begun_tells_its_key(k0: u64, k1: u64) {
+            let key = HashKey { k0, k1 };
+            prop_assert_eq!(key.begun().key(), key);
         }
 
         #[test]

@@ -49,6 +49,14 @@ impl Entry {
         Self((tag as u64) << 32 | (backend as u64) << 16 | (tick & TICK_MASK) as u64)
     }
 
+    /// The entry of an established client that somebody else knows, last seen `age` ticks before `now`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn heard_of(tag: u32, backend: u16, away: bool, age: u16, now: u16) -> Self {
+        let flags = ESTABLISHED | if away { AWAY } else { 0 };
+        Self(Self::new(tag, backend, now.wrapping_sub(age)).0 | flags)
+    }
+
     /// Whether there is no client.
     #[inline(always)]
     #[must_use]

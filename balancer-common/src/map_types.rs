@@ -8,12 +8,12 @@ use core::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    client::HashKey,
+    client::BegunHash,
     verdict::{DROP_COUNTERS, Decision, MOVE_COUNTERS, Verdict},
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 9;
+pub const LAYOUT_VERSION: u32 = 10;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -165,16 +165,39 @@ pub struct ServiceRow {
     pub tick: u32,
     /// The live table, a [`LiveTable`]. Swapped with one store.
     pub table: u64,
-    /// The key of this service's client hash.
-    pub hash_key: HashKey,
-    /// The client prefix as a mask; for IPv4 in the low or first four bytes.
-    pub client_mask: [u64; 2],
+    /// This service's client hash, begun under its key.
+    pub hash: BegunHash,
     /// Ticks after which a client is forgotten.
     pub remember: u16,
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,
-    /// Zero.
-    pub reserved: [u16; 6],
+    /// Whether the client prefix is longer than 64 bits, so that `client_mask` is that of the second word of an address.
+    pub long_prefix: u32,
+    /// The client prefix as a mask of the word of an address in which it ends, in memory order: of the first one, for IPv4 its
+    /// first four bytes, unless it is a long one.
+    pub client_mask: u64,
+}
+
+impl ServiceRow {
+    /// Has clients be told apart by this prefix, as a mask of both words of an address; for IPv4 in the first four bytes.
+    pub const fn set_client_mask(&mut self, [first, second]: [u64; 2]) {
+        self.long_prefix = (second != 0) as u32;
+        self.client_mask = if second == 0 { first } else { second };
+    }
+
+    /// An IPv4 client, of the first word of an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn masked_v4(&self, address: u32) -> u32 {
+        address & self.client_mask as u32
+    }
+
+    /// A client, of both words of an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn masked(&self, [first, second]: [u64; 2]) -> [u64; 2] {
+        if self.long_prefix == 0 { [first & self.client_mask, 0] } else { [first, second & self.client_mask] }
+    }
 }
 
 /// How many services an address has, and a port of the only one, by protocol: see [`Portless::index`].
@@ -439,8 +462,8 @@ pub struct Control {
     pub reserved: u32,
     /// Bit `ifindex % 64`: something may be known of that interface, see `DEVICE_*`.
     pub devices: u64,
-    /// Zero.
-    pub unused: [u32; 2],
+    /// A bit for each VIP, see [`crate::service_table::vip_bit`].
+    pub vips: u64,
 }
 
 /// `Control::flags`: some listener has port 0 or a range, so a miss is looked up a second time.
@@ -832,4 +855,26 @@ mod user {
         DecapPrefix,
         DecapStats
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::client::{mask_v4, mask_v6};
+
+    proptest! {
+        #[test]
+        fn a_row_masks_as_the_prefix_does(prefix4 in 0u8..=32, prefix6 in 0u8..=128, address: [u64; 2]) {
+            let mut row = ServiceRow::zeroed();
+            let mask = mask_v6(prefix6);
+            row.set_client_mask(mask);
+            prop_assert_eq!(row.masked(address), [address[0] & mask[0], address[1] & mask[1]]);
+            let mask = mask_v4(prefix4);
+            row.set_client_mask([u64::from(mask), 0]);
+            prop_assert_eq!(row.masked_v4(address[0] as u32), address[0] as u32 & mask);
+            prop_assert_eq!(row.masked([u64::from(address[0] as u32), 0]), [u64::from(address[0] as u32 & mask), 0]);
+        }
+    }
 }

@@ -5,6 +5,8 @@
 
 use crate::map_types::ServiceKey;
 
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Rows looked at for one key.
 pub const PROBES: u32 = 4;
 
@@ -45,7 +47,6 @@ impl TableView {
 #[inline(always)]
 #[must_use]
 fn hash(seed: u32, key: &ServiceKey) -> u32 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     let address = &key.address;
     let low = address[0] as u64 | (address[1] as u64) << 32;
     let high = address[2] as u64 | (address[3] as u64) << 32;
@@ -53,6 +54,15 @@ fn hash(seed: u32, key: &ServiceKey) -> u32 {
     let mut state = (low ^ (port << 32 | seed as u64)).wrapping_mul(MULTIPLIER);
     state = (state ^ state >> 29 ^ high).wrapping_mul(MULTIPLIER);
     (state >> 32) as u32
+}
+
+/// The bit of an address in the word that says of most addresses that they are no VIP.
+#[inline(always)]
+#[must_use]
+pub const fn vip_bit(address: &[u32; 4]) -> u64 {
+    let low = address[0] as u64 | (address[1] as u64) << 32;
+    let high = address[2] as u64 | (address[3] as u64) << 32;
+    1 << ((low ^ high.rotate_left(32)).wrapping_mul(MULTIPLIER) >> 58)
 }
 
 #[cfg(test)]
@@ -89,5 +99,13 @@ mod tests {
             }
         }
         assert!(used.iter().all(|&count| count <= 6), "{:?}", used.iter().max());
+    }
+
+    #[test]
+    fn neighbouring_addresses_have_bits_of_their_own() {
+        let v4 = (0..16u32).fold(0, |bits, host| bits | vip_bit(&[(0xc633_6400 + host).to_be(), 0, 0, 0]));
+        let v6 = (0..16u32).fold(0, |bits, host| bits | vip_bit(&[0xb80d_0120, 0, 0, host.to_be()]));
+        // 14 of 64 bits are expected of 16 addresses at random.
+        assert!(v4.count_ones() >= 10 && v6.count_ones() >= 10, "{v4:b} {v6:b}");
     }
 }

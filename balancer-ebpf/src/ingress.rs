@@ -9,9 +9,12 @@ use aya_ebpf::{
 
 use crate::packet::Packet;
 
-/// The context that the program was called with.
+/// The context that the program was called with, and the interface, which is three loads away.
 #[derive(Clone, Copy, Debug)]
-pub struct Ingress(*mut xdp_md);
+pub struct Ingress {
+    context: *mut xdp_md,
+    ifindex: u32,
+}
 
 impl Ingress {
     /// # Safety
@@ -19,28 +22,28 @@ impl Ingress {
     #[inline(always)]
     #[must_use]
     pub const unsafe fn new(context: *mut xdp_md) -> Self {
-        Self(context)
+        // SAFETY: the context is the kernel's.
+        Self { context, ifindex: unsafe { (*context).ingress_ifindex } }
     }
 
     /// The context for helper and global functions.
     #[inline(always)]
     #[must_use]
     pub const fn context(self) -> *mut xdp_md {
-        self.0
+        self.context
     }
 
     /// The context for helper functions that take any program's.
     #[inline(always)]
     pub(crate) const fn untyped(self) -> *mut c_void {
-        self.0.cast()
+        self.context.cast()
     }
 
     /// The interface the frame came in by.
     #[inline(always)]
     #[must_use]
-    pub fn ifindex(self) -> u32 {
-        // SAFETY: the context is the kernel's.
-        unsafe { (&raw const (*self.0).ingress_ifindex).read_volatile() }
+    pub const fn ifindex(self) -> u32 {
+        self.ifindex
     }
 
     /// The linear part of the frame. Views taken before `grow_head` or `cut_tail` are void.
@@ -50,8 +53,8 @@ impl Ingress {
         // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word
         // is read on its own, as the verifier demands.
         unsafe {
-            let start = (&raw const (*self.0).data).read_volatile();
-            let end = (&raw const (*self.0).data_end).read_volatile();
+            let start = (&raw const (*self.context).data).read_volatile();
+            let end = (&raw const (*self.context).data_end).read_volatile();
             Packet::new(start as usize, end as usize)
         }
     }
@@ -61,7 +64,7 @@ impl Ingress {
     #[must_use]
     pub fn frame_length(self) -> usize {
         // SAFETY: the context is the kernel's.
-        unsafe { bpf_xdp_get_buff_len(self.0) as usize }
+        unsafe { bpf_xdp_get_buff_len(self.context) as usize }
     }
 
     /// Puts `by` bytes in front of the frame (with a negative number: takes them away). `None`: there is no room, and
@@ -69,13 +72,13 @@ impl Ingress {
     #[inline(always)]
     pub(crate) fn grow_head(self, by: i32) -> Option<()> {
         // SAFETY: the context is the kernel's.
-        (unsafe { bpf_xdp_adjust_head(self.0, -by) } == 0).then_some(())
+        (unsafe { bpf_xdp_adjust_head(self.context, -by) } == 0).then_some(())
     }
 
     /// Takes `by` bytes off the end of the frame. `None`: it is not that long.
     #[inline(always)]
     pub(crate) fn cut_tail(self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
-        (unsafe { bpf_xdp_adjust_tail(self.0, -(by as i32)) } == 0).then_some(())
+        (unsafe { bpf_xdp_adjust_tail(self.context, -(by as i32)) } == 0).then_some(())
     }
 }

@@ -1,6 +1,9 @@
 //! Sources that no client can have.
 
-use balancer_common::map_types::{FAMILY_V4, ServiceKey};
+use balancer_common::{
+    map_types::{Control, FAMILY_V4, ServiceKey},
+    service_table::vip_bit,
+};
 
 use crate::{control, parse::Ip, path, service};
 
@@ -36,9 +39,14 @@ const fn is_same(one: &[u32; 4], other: &[u32; 4], family: u8) -> bool {
     }
 }
 
-/// Whether the source of `ip` is the VIP of any service: asked of what opens a connection, or may.
+/// Whether the source of `ip` is the VIP of any service: asked of what opens a connection, or may. For most addresses a word
+/// says that it is not.
 #[inline(always)]
-pub(crate) fn is_vip(ip: &Ip<'_>) -> bool {
+pub(crate) fn is_vip(control: &'static Control, ip: &Ip<'_>) -> bool {
+    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    if unsafe { (&raw const control.vips).read_volatile() } & vip_bit(&ip.source) == 0 {
+        return false;
+    }
     let [a, b, c, d] = ip.source;
     let (low, high) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
     balancer_source_is_vip(low, high, u64::from(ip.family)) != 0

@@ -55,7 +55,8 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    const NONE: Self = Self { offset: 0, more: false, id: 0 };
+    /// A whole packet.
+    pub(crate) const NONE: Self = Self { offset: 0, more: false, id: 0 };
 
     /// Whether this is not a whole packet.
     #[inline(always)]
@@ -180,16 +181,26 @@ pub struct Ports {
     pub source: u16,
     /// Network order.
     pub destination: u16,
-    /// A TCP segment that opens a connection: SYN without ACK.
-    pub opens: bool,
+    /// The bits of a TCP header that say what it is for; 0: a datagram. As they are, since a truth value would be kept in a
+    /// register or on the stack from here on.
+    control: u8,
 }
 
 impl Ports {
+    /// Whether it is a TCP segment that opens a connection: SYN without ACK.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(&self) -> bool {
+        const SYN: u8 = 0x02;
+        const ACK: u8 = 0x10;
+        self.control & (SYN | ACK) == SYN
+    }
+
     /// Whether `ip`, which these are of, opens a connection, or may: any datagram.
     #[inline(always)]
     #[must_use]
     pub const fn may_open(&self, ip: &Ip<'_>) -> bool {
-        self.opens || ip.protocol == UDP
+        self.opens() || ip.protocol == UDP
     }
 }
 
@@ -350,20 +361,14 @@ pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
         // All of the fixed header must be there: the checksum may have to be rewritten.
         let [ends, _, _, control, _]: [[u8; 4]; 5] = ip.l4.load(0)?;
         let [source, destination] = bytemuck::cast(ends);
-        let [offset, flags, ..] = control;
+        let [offset, control, ..] = control;
         let header_length = (offset >> 4) as usize * 4;
         let fits = header_length >= TcpHdr::LEN && (header_length <= ip.l4_length() || first_fragment);
-        const SYN: u8 = 0x02;
-        const ACK: u8 = 0x10;
-        (fits && ip.l4_length() >= TcpHdr::LEN).then_some(Ports {
-            source,
-            destination,
-            opens: flags & (SYN | ACK) == SYN,
-        })
+        (fits && ip.l4_length() >= TcpHdr::LEN).then_some(Ports { source, destination, control })
     } else {
         let [source, destination, length, _]: [u16; 4] = ip.l4.load(0)?;
         let length = order::length(length);
         let fits = length >= UdpHdr::LEN && (length <= ip.l4_length() || first_fragment);
-        (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { source, destination, opens: false })
+        (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { source, destination, control: 0 })
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     martian, memory,
     outcome::{Carries, Kind, Step},
     packet::Packet,
-    parse::{self, Ip, TCP, UDP},
+    parse::{self, Fragment, Ip, TCP, UDP},
     rare, reject, returns, rules, service, station, steer,
 };
 
@@ -52,6 +52,8 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     if !plain {
         return Step::RARE;
     }
+    // So that nothing of it need be kept.
+    let ip = &Ip { fragment: Fragment::NONE, ..*ip };
     let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
     let Some(listener) = service::of_port(control, listeners(control), ip, ports.destination) else {
@@ -62,7 +64,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return Step::RARE;
     }
     listener.count(ports);
-    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(ip) {
+    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(control, ip) {
         return Step::drop(DropReason::Martian);
     }
     match steer::choose(control, service, ip, ports) {

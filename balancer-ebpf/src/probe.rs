@@ -29,7 +29,7 @@ pub(crate) fn find<Row: Keyed>(rows: &'static Array<Row>, view: TableView, key: 
     let home = view.home_row(key);
     for probe in 0..PROBES {
         let row = rows.get(home + probe)?;
-        if row.key() == key {
+        if is_same(row.key(), key) {
             return Some(row);
         }
         // The controller puts a key into the first free row from its home on.
@@ -38,4 +38,14 @@ pub(crate) fn find<Row: Keyed>(rows: &'static Array<Row>, view: TableView, key: 
         }
     }
     None
+}
+
+/// Whether a row's key is the one looked for. Port, protocol and family are compared as one word.
+#[inline(always)]
+fn is_same(row: &ServiceKey, key: &ServiceKey) -> bool {
+    let rest = |key: &ServiceKey| {
+        let [first, second] = key.port.to_ne_bytes();
+        u32::from_ne_bytes([first, second, key.protocol, key.family])
+    };
+    rest(row) == rest(key) && row.address == key.address
 }

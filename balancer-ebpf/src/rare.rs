@@ -87,7 +87,7 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
         return not_for_a_service(tables, ip, ports.source);
     };
     listener.count(ports);
-    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(ip) {
+    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(tables.control, ip) {
         return Step::drop(DropReason::Martian);
     }
     steer::choose_later(

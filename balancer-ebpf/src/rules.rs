@@ -84,7 +84,8 @@ pub(crate) fn find(service: &ServiceRow, client: &[u32; 4], peeks: bool) -> Rule
 /// The hash of one connection of a client, `masked` to the service's prefix.
 #[inline(always)]
 pub(crate) fn connection_hash(service: &ServiceRow, masked: [u64; 2], port: u16) -> u64 {
-    balancer_connection_hash(service.hash_key.k0, service.hash_key.k1, masked[0], masked[1], u64::from(port))
+    let HashKey { k0, k1 } = service.hash.key();
+    balancer_connection_hash(k0, k1, masked[0], masked[1], u64::from(port))
 }
 
 /// An address as two words.

@@ -38,7 +38,7 @@ impl Listener {
     #[inline(always)]
     pub(crate) fn count(self, ports: Ports) {
         if self.listening.flags & LISTENER_COUNTS != 0 {
-            stats::count_listener(self.listening.counters, ports.opens);
+            stats::count_listener(self.listening.counters, ports.opens());
         }
     }
 }

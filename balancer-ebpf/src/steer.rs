@@ -134,7 +134,7 @@ struct Opening {
 impl Opening {
     #[inline(always)]
     fn of(ip: &Ip<'_>, ports: Ports) -> Self {
-        Self { port: Some(ports.source), opens: ports.opens, datagram: ip.protocol == UDP, peeks: false }
+        Self { port: Some(ports.source), opens: ports.opens(), datagram: ip.protocol == UDP, peeks: false }
     }
 }
 
@@ -238,14 +238,13 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
 #[inline(always)]
 fn client_hash(service: &ServiceRow, family: u8, client: &[u32; 4]) -> u64 {
     if family == FAMILY_V4 {
-        client::hash_v4(service.hash_key, client[0] & service.client_mask[0] as u32)
+        service.hash.v4(service.masked_v4(client[0]))
     } else {
-        client::hash_v6(service.hash_key, masked(service, client))
+        service.hash.v6(masked(service, client))
     }
 }
 
 #[inline(always)]
 fn masked(service: &ServiceRow, client: &[u32; 4]) -> [u64; 2] {
-    let [low, high] = rules::words(client);
-    [low & service.client_mask[0], high & service.client_mask[1]]
+    service.masked(rules::words(client))
 }

@@ -13,17 +13,20 @@ mod decap;
 mod demo;
 mod detach;
 mod events;
+mod fleet;
 mod health;
 mod help;
 mod journal;
 mod output;
 mod plan;
+mod ready;
 mod rule;
 mod run;
 mod service;
 mod stats;
 mod status;
 mod wait;
+mod withdraw;
 
 use std::{
     env,
@@ -70,6 +73,18 @@ enum Verb {
     Apply(apply::Args),
     /// Show interfaces, services and backends
     Status(status::Args),
+    /// Say whether clients can be sent to this balancer: exit code 0 ready or degraded, 1 not ready
+    #[command(after_help = help::see("several-balancers"))]
+    Ready(ready::Args),
+    /// Show the members of the fleet, its etcd, and what members tell each other
+    #[command(after_help = help::see("several-balancers"))]
+    Fleet(fleet::Args),
+    /// Take this balancer's VIPs away, and steer on: routers send clients elsewhere. It stays so over restarts
+    #[command(after_help = help::see("several-balancers"))]
+    Withdraw(withdraw::Args),
+    /// Bring this balancer's VIPs back
+    #[command(after_help = help::see("several-balancers"))]
+    Announce,
     /// Look at services
     #[command(subcommand)]
     Service(service::Verb),
@@ -106,6 +121,12 @@ enum Verb {
     Detach,
     /// Print a completion script for a shell
     Completions(completions::Args),
+    /// Take VIPs away when the balancer that started this has ended
+    #[command(hide = true, name = balancer_daemon::host::GUARD_VIPS)]
+    GuardVips {
+        /// The indices of their interfaces; lines of standard input replace them
+        interfaces: Vec<u32>,
+    },
 }
 
 /// Why a verb did not do what it was asked.
@@ -119,6 +140,9 @@ enum Failure {
     Usage(String),
     #[error("{0}")]
     WaitTimedOut(String),
+    /// Its output says what is to be said.
+    #[error("no")]
+    Told,
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0:#}")]
@@ -149,6 +173,10 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Check(args) => check::run(&args),
         Verb::Apply(args) => wait_for(apply::run(&client(), args)),
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
+        Verb::Ready(args) => wait_for(ready::run(&client(), &args)),
+        Verb::Fleet(args) => wait_for(fleet::run(&client(), &args)),
+        Verb::Withdraw(args) => wait_for(withdraw::withdraw(&client(), &args)),
+        Verb::Announce => wait_for(withdraw::announce(&client())),
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
@@ -161,6 +189,10 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Decap(args) => decap::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Detach => detach::run(),
+        Verb::GuardVips { interfaces } => {
+            balancer_daemon::host::guard_vips(interfaces.into_iter().collect());
+            Ok(())
+        }
         Verb::Completions(args) => completions::run(&args),
     }
 }
@@ -181,6 +213,7 @@ fn report(failure: &Failure) -> ExitCode {
     let (code, text) = match failure {
         // The reader of a pipe has seen enough.
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+        Failure::Told => return ExitCode::from(FAILED),
         // Already FILE:LINE: what, as editors expect it.
         Failure::Config(errors) => (FAILED, errors.to_string()),
         Failure::Client(ClientError::Refused { status: hyper::StatusCode::UNPROCESSABLE_ENTITY, message }) => {

@@ -5,13 +5,17 @@ use std::{
     time::Duration,
 };
 
-use balancer_api::{client::Client, model::StatusView};
+use balancer_api::{
+    client::Client,
+    model::{Fitness, StatusView},
+};
 use balancer_model::words::grouped;
 use ratatui::crossterm::terminal;
 
 use super::{
-    Failure,
+    Failure, fleet,
     output::{self, Table},
+    ready,
 };
 
 const REDRAW: Duration = Duration::from_secs(1);
@@ -95,7 +99,21 @@ fn render(status: &StatusView) -> String {
             grouped(seen.aborted),
         ]);
     }
-    let mut text = format!("generation {}\n\n{}", status.generation, table.render());
+    let mut text = format!("generation {}\n", status.generation);
+    if status.ready.state != Fitness::Ready {
+        text.push_str(&format!("{}\n", ready::line(&status.ready)));
+    }
+    if status.withdrawn {
+        text.push_str("withdrawn: its VIPs are taken away until `balancer announce`\n");
+    }
+    text.push_str(&format!("\n{}", table.render()));
+    if !status.vips.is_empty() {
+        let vips: Vec<String> = status.vips.iter().map(|vip| format!("{} ({})", vip.address, vip.interface)).collect();
+        text.push_str(&format!("VIPs on this machine: {}\n", vips.join(", ")));
+    }
+    if let Some(of) = &status.fleet {
+        text.push_str(&format!("{}\n", fleet::line(of)));
+    }
     for (interface, &frames) in &status.redirect_errors {
         let frames = grouped(frames);
         text.push_str(&format!("{frames} frames were redirected to {interface}, which did not take them\n"));

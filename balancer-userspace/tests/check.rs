@@ -154,6 +154,30 @@ fn doubtful_settings_are_warned_of_and_accepted() {
         assert!(text.starts_with(&format!("{}{warning}", file.display())), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
+    let fleet = |keys: &str| format!("[fleet]\nname = \"site1\"\n{keys}{GOOD}{backend}");
+    for (keys, warnings) in [
+        ("endpoints = [\"https://192.0.2.1:2379\"]\n", &[][..]),
+        (
+            "endpoints = [\"https://192.0.2.1:2379\", \"http://192.0.2.2:2379\"]\n",
+            &[":3: warning: \"http://192.0.2.2:2379\" is not encrypted"],
+        ),
+        (
+            "endpoints = [\"http://192.0.2.2:2379\"]\nca = \"/etc/ca.pem\"\n",
+            &[
+                ":3: warning: \"http://192.0.2.2:2379\" is not encrypted",
+                ":4: warning: no endpoint is https://: ca, cert and key have no effect",
+            ],
+        ),
+    ] {
+        let (_directory, file) = written(fleet(keys));
+        let output = check(&file);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert_eq!(text.lines().count(), warnings.len(), "{text}");
+        for (line, warning) in text.lines().zip(warnings) {
+            assert!(line.starts_with(&format!("{}{warning}", file.display())), "{line}");
+        }
+    }
     for (mode, check_lines, lines) in [
         ("dsr", "", 1),
         ("gue", "check = { type = \"http\" }\n", 1),

@@ -16,6 +16,7 @@ use balancer_api::{
     statistics::{StatsView, TopClient},
 };
 use balancer_core::io::{Change, Moved};
+use balancer_daemon::keeper::Wish;
 use balancer_model::{
     names::BackendName,
     states::{Admin, BackendState, Forced},
@@ -73,6 +74,8 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
         &["events"],
         &["events", "--follow", "--json"],
         &["wait", "web/web1", "up"],
+        &["withdraw", "--wait"],
+        &["announce"],
     ] {
         let output = balancer(&[verb, &["--socket", socket]].concat());
         assert_eq!(output.status.code(), Some(3), "{verb:?}");
@@ -91,7 +94,7 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
 #[test]
 fn help_is_about_commands_and_topics() {
     let all = stdout(&balancer(&["help"]));
-    for line in ["  service      Look at services", "  operations       install, add a server, deploy, "] {
+    for line in ["  service      Look at services", "  operations         install, add a server, deploy, "] {
         assert!(all.contains(&format!("\n{line}")), "{line:?} is not in {all}");
     }
     assert_eq!(all, stdout(&balancer(&["--help"])));
@@ -512,6 +515,63 @@ async fn a_plan_is_shown_and_nothing_is_changed() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("is refused"), "{}", stderr(&refused));
     assert_eq!(fake.changes(), []);
+}
+
+#[tokio::test]
+async fn readiness_is_an_exit_code_a_line_and_json() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    let missing = socket.with_file_name("missing.sock");
+    let name = "web/web1";
+    for (state, admin, line, [code, strict]) in [
+        ("ready", "ready", "ready", [0, 0]),
+        ("degraded", "drain", "degraded: the program is not on eth1", [0, 1]),
+        ("not_ready", "maint", "not ready: it was asked to end; and more", [1, 1]),
+    ] {
+        at(&socket, &["backend", admin, name]).await;
+        for (arguments, code) in [(&["ready"][..], code), (&["ready", "--strict"], strict)] {
+            let output = at(&socket, arguments).await;
+            assert_eq!(output.status.code(), Some(code), "{state} {arguments:?}");
+            assert_eq!(String::from_utf8(output.stdout.clone()).unwrap(), format!("{line}\n"));
+            assert_eq!(stderr(&output), "");
+        }
+        let output = at(&socket, &["ready", "--json"]).await;
+        assert_eq!(output.status.code(), Some(code));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let reasons = line.split_once(": ").map(|(_, reasons)| reasons.split("; ").collect::<Vec<_>>());
+        assert_eq!(json, serde_json::json!({"state": state, "reasons": reasons.unwrap_or_default()}));
+        let status = at(&socket, &["status"]).await;
+        let shown = if state == "ready" { String::new() } else { format!("{line}\n") };
+        assert!(String::from_utf8(status.stdout).unwrap().starts_with(&format!("generation 2\n{shown}\n")));
+    }
+    let output = at(&missing, &["ready"]).await;
+    assert_eq!(output.status.code(), Some(1), "where nobody answers");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with("not ready: no controller reachable at "), "{said}");
+    let output = at(&missing, &["ready", "--json"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["state"], "not_ready");
+}
+
+#[tokio::test]
+async fn withdraw_waits_until_no_vip_is_left() {
+    let fake = Fake::start().await;
+    let socket = fake.socket();
+    assert_eq!(stdout(&at(&socket, &["withdraw"]).await), "done\n");
+    let status = stdout(&at(&socket, &["status"]).await);
+    assert!(status.starts_with("generation 2\nwithdrawn: its VIPs are taken away"), "{status}");
+    assert!(status.contains("\nVIPs on this machine: 198.51.100.10 (lo)\n"), "{status}");
+    assert_eq!(stdout(&at(&socket, &["withdraw", "--wait"]).await), "done\nno VIP is left\n");
+    assert_eq!(stdout(&at(&socket, &["ready", "--strict"]).await), "ready\n");
+    let announced = at(&socket, &["ready", "--announced"]).await;
+    assert_eq!((announced.status.code(), announced.stdout.as_slice()), (Some(1), &b"not ready: it is withdrawn\n"[..]));
+    let status: StatusView = serde_json::from_str(&stdout(&at(&socket, &["status", "--json"]).await)).unwrap();
+    assert!(status.withdrawn && status.vips.is_empty());
+    assert_eq!(stdout(&at(&socket, &["announce"]).await), "done\n");
+    let stale = at(&socket, &["--if-generation", "1", "withdraw"]).await;
+    assert_eq!(stale.status.code(), Some(1));
+    assert_eq!(fake.wishes(), [true, true, false].map(Wish::Withdraw));
 }
 
 #[tokio::test]

@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration
 use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
-        BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback, FailureAction,
-        HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges, Tls, Via, WhenAllDown,
-        XdpMode,
+        AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback,
+        FailureAction, Fleet, HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges,
+        Tls, Via, WhenAllDown, WhenAlone, XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -54,6 +54,7 @@ fn defaults() {
         client_table_capacity: 262_144,
         hash_key: None,
         statistics: StatisticsConfig::default(),
+        fleet: None,
         services: vec![ServiceConfig {
             name: "web".to_owned(),
             renamed_from: None,
@@ -70,7 +71,7 @@ fn defaults() {
             on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
             start_down: false,
             reject: false,
-            assign_vip: false,
+            assign_vip: AssignVip::No,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -182,6 +183,54 @@ fn every_key() {
     assert_eq!((dns.first().protocol, dns.forwarding), (Protocol::Udp, Forwarding::Dsr));
     assert_eq!(dns.check.kind, CheckKind::None, "nothing on UDP answers without being asked its own question");
     assert_eq!(dns.backend_address(&dns.backends[0], Family::V6), Some(address("[2001:db8::11]:53")));
+}
+
+#[test]
+fn a_fleet() {
+    let url = |text: &str| text.to_owned();
+    let everything = Fleet {
+        name: "site1".to_owned(),
+        member: Some("lb1".to_owned()),
+        endpoints: ["https://192.0.2.1:2379", "https://etcd2.example.com:2379", "https://[2001:db8::3]:2379"]
+            .map(url)
+            .to_vec(),
+        ca: Some("/etc/balancer/etcd-ca.pem".into()),
+        cert: Some("/etc/balancer/etcd.pem".into()),
+        key: Some("/etc/balancer/etcd.key".into()),
+        lease: Duration::from_secs(60),
+        share_clients: false,
+        when_alone: WhenAlone::Withdraw,
+        linger: Duration::ZERO,
+    };
+    assert_eq!(good("everything.toml").fleet, Some(everything));
+    let defaults = Fleet {
+        name: "site1".to_owned(),
+        member: None,
+        endpoints: vec![url("https://192.0.2.1:2379")],
+        ca: None,
+        cert: None,
+        key: None,
+        lease: Duration::from_secs(5),
+        share_clients: true,
+        when_alone: WhenAlone::Serve,
+        linger: Duration::from_secs(3),
+    };
+    let config = good("fleet.toml");
+    assert_eq!(config.fleet, Some(defaults));
+    let assigned = config.services.iter().map(|service| service.assign_vip.clone()).collect::<Vec<_>>();
+    assert_eq!(assigned, [AssignVip::On("lo".to_owned()), AssignVip::No]);
+    assert_eq!(good("everything.toml").services[0].assign_vip, AssignVip::First);
+}
+
+#[test]
+fn vips_are_written_as_they_are_read() {
+    for (written, assign) in
+        [("false", AssignVip::No), ("true", AssignVip::First), ("\"lo\"", AssignVip::On("lo".to_owned()))]
+    {
+        assert_eq!(serde_json::from_str::<AssignVip>(written).unwrap(), assign);
+        assert_eq!(serde_json::to_string(&assign).unwrap(), written);
+        assert_eq!(assign.to_string(), written);
+    }
 }
 
 #[test]

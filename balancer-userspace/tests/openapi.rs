@@ -100,7 +100,7 @@ async fn every_route_answers_as_described() {
         // Plans change nothing, and what clients are remembered is not the configuration.
         let harmless = method == "GET" || path.ends_with("/plan") || path.contains("/clients");
         let harmless = harmless || content["example"]["dry_run"] == true;
-        assert_eq!(fake.changes().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
+        assert_eq!(fake.wishes().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
 
         // What is not described is refused, as described.
         let wrong = if body.is_empty() { None } else { Some(json!({"nonsense": true}).to_string()) };

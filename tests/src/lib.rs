@@ -7,6 +7,7 @@ pub mod asm;
 pub mod binaries;
 pub mod browser;
 pub mod contest;
+pub mod etcd;
 pub mod far;
 pub mod frame;
 pub mod generate;

@@ -291,6 +291,19 @@ impl Rig {
         self.dataplane.set_rules(ServiceId(index as u16), rules)
     }
 
+    /// Has all services that listen on the address `from` listen on `to` instead.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn move_vip(&mut self, from: IpAddr, to: IpAddr) -> anyhow::Result<()> {
+        for listener in self.specs.iter_mut().flat_map(|spec| &mut spec.listeners) {
+            if listener.listener.address == from {
+                listener.listener.address = to;
+            }
+        }
+        self.dataplane.publish_services(&self.specs)
+    }
+
     /// Has all services answer what nobody takes, or not.
     ///
     /// # Errors

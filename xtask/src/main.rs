@@ -58,8 +58,16 @@ enum Chore {
         #[arg(long, requires = "kernels", conflicts_with = "load")]
         suite: Vec<String>,
     },
-    /// Set up, then play a hundred thousand random sequences of events against the controller's model.
-    Soak,
+    /// Set up, then play a hundred thousand random sequences of events against the controller's model, and the lives of
+    /// many simulated fleets.
+    Soak {
+        /// How many fleets: about one a second.
+        #[arg(long, default_value_t = 2_000)]
+        fleets: u64,
+        /// The number of the first one's seed.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+    },
     /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program and scrapes, or only one.
     Bench {
         /// Only this one.
@@ -106,7 +114,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test { kernels: None, .. } => test::test(),
         Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
         Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
-        Chore::Soak => test::soak(),
+        Chore::Soak { fleets, first } => test::soak(fleets, first),
         Chore::Bench { only } => bench::bench(only),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),

@@ -15,10 +15,13 @@ pub(crate) fn test() -> Result<()> {
     run(cargo().args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]))
 }
 
-/// Plays a hundred thousand random sequences of events against the controller's model, which takes the optimiser.
-pub(crate) fn soak() -> Result<()> {
+/// Plays a hundred thousand random sequences of events against the controller's model, which takes the optimiser, and the
+/// lives of so many fleets.
+pub(crate) fn soak(fleets: u64, first: u64) -> Result<()> {
     setup(Purpose::Test)?;
     // Four tests of as many cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
-    run(cargo().args(model).env("PROPTEST_CASES", "25000"))
+    run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
+    let fleet = ["test", "--locked", "--release", "-p", "balancer-fleet", "members_agree", "--", "--nocapture"];
+    run(cargo().args(fleet).env("FLEET_SEEDS", fleets.to_string()).env("FLEET_FIRST_SEED", first.to_string()))
 }

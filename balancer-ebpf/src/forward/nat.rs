@@ -35,8 +35,8 @@ fn there(backend: Reachable, ip: &Ip<'_>, end: End, old: u16, port: u16) -> Opti
         end,
         address: row.address,
         port: (port != 0).then_some(port),
-        address_delta: checksum::fold(delta),
-        l4_delta: checksum::fold(delta + changed),
+        address_delta: delta,
+        l4_delta: delta + changed,
     })
 }
 
@@ -46,8 +46,8 @@ fn back(row: &ReturnRow, end: End) -> Translation {
         end,
         address: row.vip,
         port: (row.vip_port != 0).then_some(row.vip_port),
-        address_delta: row.address_delta,
-        l4_delta: row.l4_delta,
+        address_delta: u64::from(row.address_delta),
+        l4_delta: u64::from(row.l4_delta),
     }
 }
 
@@ -160,7 +160,7 @@ fn error_to_client(ingress: Ingress, port: u16) -> Step {
         Err(outcome) if outcome.is(Kind::TooBig) => return Step::drop(DropReason::TooBig),
         Err(outcome) => return outcome,
     };
-    let source_delta = checksum::fold(checksum::replace_address(&ip.source, &row.vip));
+    let source_delta = checksum::replace_address(&ip.source, &row.vip);
     let written = rewrite::translate_ip(&ip, End::Source, &row.vip, source_delta)
         .and_then(|()| rewrite::translate_quoted(&ip, &inner, source_delta, &back(row, End::Destination)));
     send(ingress, frame, &hop, written)

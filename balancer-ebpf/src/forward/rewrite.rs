@@ -38,10 +38,10 @@ pub struct Translation {
     pub address: [u32; 4],
     /// Network order; `None` leaves the port alone.
     pub port: Option<u16>,
-    /// What the address change adds to a complemented checksum, folded.
-    pub address_delta: u16,
-    /// What address and port change together add, folded.
-    pub l4_delta: u16,
+    /// What the address change adds to a complemented checksum; below 2^34.
+    pub address_delta: u64,
+    /// What address and port change together add; below 2^34.
+    pub l4_delta: u64,
 }
 
 /// Writes both link-layer addresses. `None`: the frame is too short.
@@ -82,7 +82,7 @@ pub(crate) fn translate(ip: &Ip<'_>, carries: Carries, new: &Translation) -> Opt
 /// Replaces one address of the IP header and takes one hop off its TTL.
 #[inline(always)]
 #[must_use]
-pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_delta: u16) -> Option<()> {
+pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_delta: u64) -> Option<()> {
     if ip.family == FAMILY_V4 {
         v4_one_hop_less(ip, address_delta)?;
         ip.header.store(v4_address(end), address[0])
@@ -92,16 +92,17 @@ pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_de
     }
 }
 
-/// The sum of the complemented words of one address of the IP header: what leaves a checksum when it is replaced. Read from
-/// the packet again, so that it need not be on the stack from parsing on.
+/// The sum of the complemented words of one address of the IP header, of 32 bits each, which fold to the same as words of 16:
+/// what leaves a checksum when it is replaced. Read from the packet again, so that it need not be on the stack from parsing
+/// on.
 #[inline(always)]
 #[must_use]
 pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
     if ip.family == FAMILY_V4 {
-        Some(checksum::sum_u32(!ip.header.load::<u32>(v4_address(end))?))
+        Some(u64::from(!ip.header.load::<u32>(v4_address(end))?))
     } else {
         let [a, b, c, d]: [u32; 4] = ip.header.load(v6_address(end))?;
-        Some(checksum::sum_u32(!a) + checksum::sum_u32(!b) + checksum::sum_u32(!c) + checksum::sum_u32(!d))
+        Some(u64::from(!a) + u64::from(!b) + u64::from(!c) + u64::from(!d))
     }
 }
 
@@ -113,12 +114,12 @@ pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
 }
 
 #[inline(always)]
-fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u16) -> Option<()> {
+fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u64) -> Option<()> {
     const TTL: usize = offset_of!(Ipv4Hdr, ttl);
     const CHECK: usize = offset_of!(Ipv4Hdr, check);
     let ttl_protocol: u16 = ip.header.load(TTL)?;
     let hop_less = u16::from_ne_bytes([ip.ttl.wrapping_sub(1), ip.protocol]);
-    let delta = u64::from(address_delta) + checksum::replace_u16(ttl_protocol, hop_less);
+    let delta = address_delta + checksum::replace_u16(ttl_protocol, hop_less);
     let check: u16 = ip.header.load(CHECK)?;
     ip.header.store(TTL, hop_less)?;
     ip.header.store(CHECK, checksum::apply(check, delta))
@@ -161,7 +162,7 @@ fn translate_l4(ip: &Ip<'_>, new: &Translation) -> Option<()> {
     if let Some(number) = new.port {
         ip.l4.store(port(new.end), number)?;
     }
-    let delta = u64::from(new.l4_delta);
+    let delta = new.l4_delta;
     if ip.protocol == TCP {
         ip.l4.store(TCP_CHECK, checksum::apply(ip.l4.load(TCP_CHECK)?, delta))
     } else {
@@ -174,8 +175,8 @@ fn translate_l4(ip: &Ip<'_>, new: &Translation) -> Option<()> {
 /// addresses adds to a checksum that covers them (ICMPv6).
 #[inline(always)]
 #[must_use]
-pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u16, new: &Translation) -> Option<()> {
-    let mut delta = u64::from(new.address_delta);
+pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u64, new: &Translation) -> Option<()> {
+    let mut delta = new.address_delta;
     if ip.family == FAMILY_V4 {
         const CHECK: usize = offset_of!(Ipv4Hdr, check);
         let old: u16 = inner.header.load(CHECK)?;
@@ -184,7 +185,7 @@ pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u16, ne
         inner.header.store(CHECK, check)?;
         inner.header.store(v4_address(new.end), new.address[0])?;
     } else {
-        delta += u64::from(outer_delta);
+        delta += outer_delta;
         inner.header.store(v6_address(new.end), new.address)?;
     }
     if !inner.fragment.is_later() {
@@ -195,7 +196,7 @@ pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u16, ne
             delta += checksum::replace_u16(old, number);
             inner.l4.store(port(new.end), number)?;
         }
-        let l4_delta = u64::from(new.l4_delta);
+        let l4_delta = new.l4_delta;
         if inner.protocol == UDP && quoted >= UDP_CHECK + 2 {
             let old: u16 = inner.l4.load(UDP_CHECK)?;
             let check = checksum::apply_udp(old, l4_delta);

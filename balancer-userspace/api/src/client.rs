@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::top::By;
+use balancer_core::{readiness::Readiness, top::By};
 use balancer_model::{listeners::Listener, names::BackendName};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -20,9 +20,9 @@ use super::{
     IF_GENERATION,
     events::EventsView,
     model::{
-        AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force,
-        ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule,
-        SetWeight, StatusView,
+        AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView,
+        FleetSnapshot, Force, ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView,
+        SetAdmin, SetRule, SetWeight, StatusView,
     },
     statistics::{StatsView, TopClient, TopQuery},
 };
@@ -105,6 +105,31 @@ impl Client {
     /// As [`ClientError`] says; so for every request.
     pub async fn status(&self) -> Answer<StatusView> {
         self.get("/v1/status").await
+    }
+
+    /// Whether it is fit to be sent clients; with `announced`, one that is withdrawn is not.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn ready(&self, announced: bool) -> Answer<Readiness> {
+        self.get(&format!("/v1/ready?announced={announced}")).await
+    }
+
+    /// The fleet that it is in.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; refused where it is in none.
+    pub async fn fleet(&self) -> Answer<FleetSnapshot> {
+        self.get("/v1/fleet").await
+    }
+
+    /// Has its VIPs taken away, or brought back.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn set_withdrawn(&self, withdrawn: bool) -> Answer<Changed> {
+        let method = if withdrawn { Method::PUT } else { Method::DELETE };
+        self.send(method, "/v1/withdrawn", None::<&()>).await
     }
 
     /// All services.

@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+pub use balancer_core::{
+    fleet::{FleetMember, FleetSnapshot},
+    readiness::{Fitness, Readiness},
+};
 use balancer_core::{
     locate::Located,
     plan::{Planned, PlannedMove, PlannedService},
@@ -22,6 +26,27 @@ pub struct StatusView {
     pub services: Vec<ServiceView>,
     /// How often users have changed something, over restarts.
     pub generation: u64,
+    /// Whether it is fit to be sent clients.
+    #[serde(default)]
+    pub ready: Readiness,
+    /// Whether the operator has taken its VIPs away.
+    #[serde(default)]
+    pub withdrawn: bool,
+    /// The VIPs that its machine has from it.
+    #[serde(default)]
+    pub vips: Vec<VipView>,
+    /// The fleet that it is in; `None`: in none.
+    #[serde(default)]
+    pub fleet: Option<FleetSnapshot>,
+}
+
+/// A VIP that the machine has from the balancer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipView {
+    /// The address.
+    pub address: IpAddr,
+    /// The name of the interface that has it.
+    pub interface: String,
 }
 
 /// An attached interface.

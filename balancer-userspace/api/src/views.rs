@@ -7,7 +7,7 @@ use balancer_core::snapshot::{
 use balancer_model::config::{Protocol, forwarding_word};
 
 use crate::model::{
-    BackendView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView, Verdicts,
+    BackendView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView, Verdicts, VipView,
 };
 
 impl From<Snapshot> for StatusView {
@@ -17,6 +17,12 @@ impl From<Snapshot> for StatusView {
             redirect_errors: snapshot.redirect_errors,
             services: snapshot.services.into_iter().map(Into::into).collect(),
             generation: snapshot.generation,
+            ready: snapshot.member.readiness,
+            withdrawn: snapshot.member.withdrawn,
+            vips: (snapshot.member.vips.into_iter())
+                .map(|(address, interface)| VipView { address, interface })
+                .collect(),
+            fleet: snapshot.fleet,
         }
     }
 }

@@ -66,6 +66,12 @@ pub struct Health {
 }
 
 impl Health {
+    /// One whose verdict was found by others.
+    #[must_use]
+    pub fn agreed(verdict: Verdict) -> Self {
+        Self { verdict, ..Self::default() }
+    }
+
     /// The verdict so far.
     #[must_use]
     pub fn verdict(&self) -> &Verdict {

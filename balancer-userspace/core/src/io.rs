@@ -113,7 +113,8 @@ pub struct NextHop {
 }
 
 /// A change that a user asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Change {
     /// Add a backend; refused if the name is taken.
     Add {
@@ -194,6 +195,7 @@ pub enum Change {
     },
     /// Take over what the configuration file says now. What was changed at run time stays where the file says what it
     /// said before.
+    #[serde(skip)]
     Reload(Box<Config>),
 }
 

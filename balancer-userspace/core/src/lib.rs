@@ -4,7 +4,9 @@
 //! `balancer-userspace/clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now`; the daemon uses
 //! `tokio::time::Instant::now().into_std()`.
 
+pub mod agreed;
 pub mod controller;
+pub mod fleet;
 pub mod forgets;
 pub mod health;
 pub mod held;
@@ -16,6 +18,7 @@ pub mod locate;
 pub mod maglev;
 pub mod merge;
 pub mod plan;
+pub mod readiness;
 pub mod rules;
 pub mod service;
 pub mod snapshot;
@@ -42,3 +45,5 @@ mod model_test;
 mod slow_start_test;
 #[cfg(test)]
 mod state_test;
+#[cfg(test)]
+mod vips_test;

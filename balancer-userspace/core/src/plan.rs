@@ -139,7 +139,7 @@ impl Controller {
     /// # Errors
     /// [`Refused`] if the change would be.
     pub fn plan(&self, change: Change, now: Instant) -> Result<Plan, Refused> {
-        let mut copy = self.clone();
+        let mut copy = self.as_one_that_decides();
         let (message, mut commands) = copy.change(change, now)?;
         let watched =
             |command: &Command| if let Command::WatchNextHop(address) = command { Some(*address) } else { None };

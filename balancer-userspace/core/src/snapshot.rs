@@ -17,9 +17,11 @@ use balancer_model::{
 };
 
 use crate::{
+    fleet::FleetSnapshot,
     history::{Counted, History},
     io::{BackendId, CheckOutcome, ServiceId},
     last_changes::LastChange,
+    readiness::Readiness,
     top::Top,
 };
 
@@ -40,6 +42,21 @@ pub struct Snapshot {
     pub memory: MemorySnapshot,
     /// How often users have changed something.
     pub generation: u64,
+    /// What it is to those who send it clients.
+    pub member: MemberSnapshot,
+    /// The fleet that it is in; `None`: in none.
+    pub fleet: Option<FleetSnapshot>,
+}
+
+/// What a balancer is to those who send it clients.
+#[derive(Clone, Debug, Default)]
+pub struct MemberSnapshot {
+    /// Whether it is fit.
+    pub readiness: Readiness,
+    /// Whether the operator has taken its VIPs away.
+    pub withdrawn: bool,
+    /// The VIPs that its machine has from a balancer, with their interfaces.
+    pub vips: Vec<(IpAddr, String)>,
 }
 
 /// The client table.

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    agreed::Way,
     health::Health,
     io::{BackendId, BackendSpec, ListenerId, ServiceId},
     next_hops::Hop,
@@ -56,6 +57,23 @@ pub struct SavedState {
     /// What backends that are gone for good have counted, by service and name. Filled by the shell.
     #[serde(default)]
     pub departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+    /// Whether the operator has taken the VIPs away. Filled by the shell.
+    #[serde(default)]
+    pub withdrawn: bool,
+    /// Which state of a fleet it is. Filled by the shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<SavedEpoch>,
+}
+
+/// A fleet's state by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedEpoch {
+    /// Its lineage: see `balancer-fleet`.
+    pub lineage: u64,
+    /// Its number in it.
+    pub number: u64,
+    /// When it was decided.
+    pub at: Moment,
 }
 
 /// A service.
@@ -146,6 +164,9 @@ pub struct SavedBackend {
     pub checks: [u64; 3],
     /// How often it entered each state.
     pub transitions: Vec<u64>,
+    /// What its fleet has agreed on of the way to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
 }
 
 /// A removed backend that clients may still be known at.

@@ -4,6 +4,7 @@ use balancer_api::model::{ClientQuery, ClientView, ForgottenView, RuleView};
 use balancer_core::{
     io::{Change, Refused},
     plan::Planned,
+    readiness::Announcement,
     snapshot::Snapshot,
 };
 use balancer_model::names::BackendName;
@@ -18,6 +19,11 @@ pub enum Call {
     Snapshot {
         /// The answer.
         reply: oneshot::Sender<anyhow::Result<Snapshot>>,
+    },
+    /// Whether it is fit to be sent clients.
+    Ready {
+        /// The answer.
+        reply: oneshot::Sender<Announcement>,
     },
     /// Which backend a client is steered to.
     Clients {

@@ -1,6 +1,6 @@
 //! `balancer decap`: strips tunnel headers on a backend, until it is asked to end.
 
-use std::{collections::BTreeSet, net::IpAddr, pin::pin, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::Context as _;
 use balancer_dataplane::{Decap, privileges};
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::{
     interfaces::{self, Interface},
-    shutdown,
+    shutdown::Signals,
 };
 
 /// How often the addresses are read without a notification, of which the kernel drops some when there are many at once.
@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// One line that says what stands in the way.
 pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
     privileges::check()?;
-    let shutdown = shutdown::listen().context("catching signals")?;
+    let mut signals = Signals::new().context("catching signals")?;
     let interfaces = interfaces::resolve(names).await?;
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut changes) =
@@ -54,12 +54,11 @@ pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMod
     }
     say(&decap.vips());
 
-    let mut shutdown = pin!(shutdown);
     let mut refresh = interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let signal = loop {
         tokio::select! {
-            signal = &mut shutdown => break signal,
+            signal = signals.next() => break signal,
             _ = refresh.tick() => {}
             Some(_) = changes.next() => while changes.try_recv().is_ok() {},
         }

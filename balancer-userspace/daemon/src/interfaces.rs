@@ -136,6 +136,15 @@ pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Int
     Ok(interfaces)
 }
 
+/// Whether there is an interface of this name, of whatever kind.
+pub(super) fn find(name: &str, links: &[Link]) -> anyhow::Result<()> {
+    if links.iter().any(|link| link.name == name) {
+        return Ok(());
+    }
+    let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+    bail!("interface {name} does not exist: there are {}", names.join(", "))
+}
+
 fn suggestion(name: &str, links: &[Link]) -> String {
     let mut usable: Vec<&str> = links.iter().filter(|link| link.mac.is_some()).map(|link| link.name.as_str()).collect();
     usable.sort_unstable();

@@ -38,11 +38,20 @@ const SOON: Duration = Duration::from_millis(500);
 /// How often counters are written, and how long after a failure it is tried again.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
+/// What somebody asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wish {
+    /// To change what clients find.
+    Change(Change),
+    /// To have this machine's VIPs taken away (`true`), or brought back.
+    Withdraw(bool),
+}
+
 /// A change that somebody asks for.
 #[derive(Debug)]
 pub struct Request {
     /// What.
-    pub change: Change,
+    pub wish: Wish,
     /// The uid of the peer that asked, for the log.
     pub uid: Option<u32>,
     /// Only if the configuration is of this generation.
@@ -146,7 +155,7 @@ impl<F: Save> Keeper<F> {
             if request.reply.is_closed() {
                 continue;
             }
-            match owner.propose(&request.change, request.if_generation) {
+            match owner.propose(&request.wish, request.if_generation) {
                 Ok((_, wanted)) if prepared.is_none() && wanted != *host.wanted() => {
                     self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
                 }
@@ -277,7 +286,15 @@ mod tests {
     fn request() -> (Request, oneshot::Receiver<Result<Changed, Refused>>) {
         let (reply, answer) = oneshot::channel();
         let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
-        (Request { change: Change::SetWeight { name, weight: 1 }, uid: None, if_generation: None, reply }, answer)
+        (
+            Request {
+                wish: Wish::Change(Change::SetWeight { name, weight: 1 }),
+                uid: None,
+                if_generation: None,
+                reply,
+            },
+            answer,
+        )
     }
 
     #[tokio::test]

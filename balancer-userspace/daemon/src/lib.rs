@@ -6,6 +6,7 @@ pub mod call;
 pub mod decap;
 mod departed;
 pub mod events;
+mod fleet;
 pub mod host;
 pub mod interfaces;
 pub mod keeper;

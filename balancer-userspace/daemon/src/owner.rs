@@ -2,6 +2,7 @@
 
 mod join;
 mod look;
+mod member;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,7 +26,7 @@ use balancer_core::{
     plan::{Plan, Planned},
     report,
     service::{Backend, Service},
-    state::{Clocks, SavedCounters, SavedState},
+    state::{Clocks, SavedCounters, SavedEpoch, SavedState},
 };
 use balancer_dataplane::{Dataplane, Forgotten, KnownClients};
 use balancer_model::{
@@ -37,10 +38,12 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 pub use self::look::Counting;
+use self::member::Member;
 use crate::{
     departed::Departed,
     events::{Events, subject},
     host::Wanted,
+    keeper::Wish,
     neighbours::Neighbours,
     prober::Prober,
 };
@@ -85,6 +88,11 @@ pub struct Owner<D> {
     forgotten: u64,
     /// Whether bringing it to what it should be has failed, so that it is to be tried again.
     out_of_step: bool,
+    member: Member,
+    /// Which state of a fleet it follows.
+    epoch: Option<SavedEpoch>,
+    /// Complete sweeps.
+    sweeps: u64,
 }
 
 impl<D: Dataplane> Owner<D> {
@@ -105,6 +113,9 @@ impl<D: Dataplane> Owner<D> {
             held: Held::default(),
             forgotten: 0,
             out_of_step: false,
+            member: Member::default(),
+            epoch: None,
+            sweeps: 0,
         }
     }
 
@@ -120,21 +131,34 @@ impl<D: Dataplane> Owner<D> {
 
     fn export_of(&self, controller: &Controller) -> SavedState {
         let clocks = clocks();
-        SavedState { departed: self.departed.export(clocks), ..controller.export(clocks) }
+        SavedState {
+            departed: self.departed.export(clocks),
+            withdrawn: self.is_withdrawn(),
+            epoch: self.epoch,
+            ..controller.export(clocks)
+        }
     }
 
     /// What a restart would have to keep after a change, and what would be wanted of this machine.
     ///
     /// # Errors
     /// When the change is refused.
-    pub fn propose(&self, change: &Change, if_generation: Option<u64>) -> Result<(SavedState, Wanted), Refused> {
+    pub fn propose(&self, wish: &Wish, if_generation: Option<u64>) -> Result<(SavedState, Wanted), Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(Refused::Stale(generation));
         }
-        let mut controller = self.controller.clone();
-        controller.change(change.clone(), Instant::now().into_std())?;
-        Ok((self.export_of(&controller), Wanted::by(&controller)))
+        match wish {
+            Wish::Change(change) => {
+                let mut controller = self.controller.clone();
+                controller.change(change.clone(), Instant::now().into_std())?;
+                Ok((self.export_of(&controller), self.wanted_by(&controller, self.is_withdrawn())))
+            }
+            Wish::Withdraw(withdrawn) => {
+                let state = SavedState { withdrawn: *withdrawn, ..self.export() };
+                Ok((state, self.wanted_by(&self.controller, *withdrawn)))
+            }
+        }
     }
 
     /// What would be wanted of this machine after a change.
@@ -144,7 +168,7 @@ impl<D: Dataplane> Owner<D> {
     pub fn wanted_after(&self, change: &Change) -> Result<Wanted, Refused> {
         let mut controller = self.controller.clone();
         controller.change(change.clone(), Instant::now().into_std())?;
-        Ok(Wanted::by(&controller))
+        Ok(self.wanted_by(&controller, self.is_withdrawn()))
     }
 
     /// Whether something has happened since this was asked last.
@@ -158,7 +182,12 @@ impl<D: Dataplane> Owner<D> {
     /// When the data path refuses.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
-        let commands = self.controller.start(started.into_std());
+        let follows = self.controller.is_follower();
+        let commands = if follows {
+            self.controller.start_following(started.into_std())
+        } else {
+            self.controller.start(started.into_std())
+        };
         let (mut backends, mut listeners, mut ruled) = (Vec::new(), Vec::new(), Vec::new());
         for command in &commands {
             if let Command::WriteBackend(backend) = command {
@@ -203,11 +232,6 @@ impl<D: Dataplane> Owner<D> {
         self.controller.settings()
     }
 
-    /// What is wanted of this machine.
-    pub fn wanted(&self) -> Wanted {
-        Wanted::by(&self.controller)
-    }
-
     /// The history.
     pub const fn events(&self) -> &Events {
         &self.events
@@ -243,6 +267,59 @@ impl<D: Dataplane> Owner<D> {
             error!("{error:#}; writing the whole state again");
             self.resync();
         }
+    }
+
+    /// The core.
+    pub(crate) const fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    pub(crate) const fn controller_mut(&mut self) -> &mut Controller {
+        &mut self.controller
+    }
+
+    /// Complete sweeps of the client table.
+    pub(crate) const fn sweeps(&self) -> u64 {
+        self.sweeps
+    }
+
+    /// Follows this state of its fleet from now on.
+    pub(crate) const fn set_epoch(&mut self, epoch: SavedEpoch) {
+        self.epoch = Some(epoch);
+    }
+
+    /// Whether its fleet's engine is out of reach, so that what it sees itself counts.
+    pub(crate) fn set_alone(&mut self, alone: bool) {
+        let now = Instant::now();
+        let commands = self.controller.set_alone(alone, now.into_std());
+        self.changed |= !commands.is_empty();
+        self.last_changes.note(&commands, None, &self.controller, now.into_std());
+        if let Err(error) = self.execute(commands, now) {
+            error!("{error:#}; writing the whole state again");
+            self.resync();
+        }
+    }
+
+    /// Does what follows from the fleet's state. What is to be told of it, the fleet has told.
+    ///
+    /// # Errors
+    /// When the data path refuses; the controller is what it was `before` then.
+    pub(crate) fn do_as_told(&mut self, commands: Vec<Command>, before: Controller) -> Result<(), String> {
+        let now = Instant::now();
+        self.changed = true;
+        let commands: Vec<Command> =
+            commands.into_iter().filter(|command| !matches!(command, Command::Report(_))).collect();
+        let last_changes = self.last_changes.clone();
+        self.last_changes.note(&commands, None, &self.controller, now.into_std());
+        if let Err(error) = self.execute(commands, now) {
+            self.controller.undo(before);
+            self.last_changes = last_changes;
+            self.resync();
+            return Err(format!("the data path refused: {error:#}"));
+        }
+        self.name_owners();
+        self.forgotten = 0;
+        Ok(())
     }
 
     /// Makes a change whole or not at all.
@@ -444,6 +521,7 @@ impl<D: Dataplane> Owner<D> {
             self.resync();
         }
         if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
+            self.sweeps += 1;
             self.handle(Event::Swept { known });
         }
         self.sum_up_departed();

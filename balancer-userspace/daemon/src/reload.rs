@@ -9,7 +9,7 @@ use tracing::{error, warn};
 
 use super::{
     call::{Call, Calls},
-    keeper::Request,
+    keeper::{Request, Wish},
     service_manager,
 };
 
@@ -45,7 +45,8 @@ async fn reload(calls: &Calls, file: PathBuf) -> Option<Result<usize, String>> {
     warnings.iter().for_each(|warning| warn!("{warning}"));
     let services = config.services.len();
     let (reply, answer) = oneshot::channel();
-    let request = Request { change: Change::Reload(Box::new(config)), uid: None, if_generation: None, reply };
+    let request =
+        Request { wish: Wish::Change(Change::Reload(Box::new(config))), uid: None, if_generation: None, reply };
     calls.send(Call::Change(request)).await.ok()?;
     match answer.await.ok()? {
         Ok(_) => Some(Ok(services)),

@@ -7,14 +7,16 @@ use balancer_common::client::HashKey;
 use balancer_core::{
     controller::Controller,
     keys,
-    state::{Clocks, SavedCounters, SavedState},
+    state::{Clocks, SavedCounters, SavedEpoch, SavedState},
 };
 use balancer_dataplane::Pins;
-use balancer_model::config::Config;
+use balancer_fleet::cards::Epoch;
+use balancer_model::config::{self, Config, ServiceConfig};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
+    fleet::Fleet,
     owner::wall,
     state_file::{Loaded, StateFile},
 };
@@ -24,7 +26,57 @@ pub(super) struct Resumed {
     pub(super) controller: Controller,
     /// What backends that are gone have counted.
     pub(super) departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+    /// Whether the operator has taken the VIPs away.
+    pub(super) withdrawn: bool,
     pub(super) file: StateFile,
+    /// Services that there must be room for.
+    pub(super) largest: Vec<ServiceConfig>,
+    /// Which state of a fleet it has followed.
+    pub(super) epoch: Option<SavedEpoch>,
+    /// The state itself.
+    state: Option<SavedState>,
+}
+
+impl Resumed {
+    /// Becomes a member of a fleet: from now on it follows what the fleet decides.
+    pub(super) async fn join(
+        &mut self,
+        fleet: &config::Fleet,
+        config: &Config,
+        pins: Option<&Pins>,
+    ) -> anyhow::Result<Fleet> {
+        let key = self.controller.key();
+        let epoch = self.epoch;
+        let held = epoch.zip(self.state.clone()).map(|(SavedEpoch { lineage, number, at }, state)| {
+            (Epoch { lineage, number }, SavedState { next_hops: Vec::new(), ..state }, at)
+        });
+        let member = Fleet::join(fleet, config, key, held).await?;
+        let now = Instant::now().into_std();
+        let settings = config.clone();
+        let fleets = member.key().unwrap_or(key);
+        let instance = self.controller.instance();
+        if fleets != key && pins.and_then(Pins::left).is_some() {
+            bail!(
+                "the fleet's hash key is another one than that of the maps that a balancer left running: give up what they \
+                 remember with `balancer detach` and start again"
+            );
+        }
+        if self.epoch.is_some() && fleets == key {
+            let controller = std::mem::replace(&mut self.controller, Controller::follower(settings, key, now));
+            self.controller = controller.into_follower(now);
+        } else {
+            self.controller = Controller::follower(settings, fleets, now);
+            self.controller.set_instance(instance);
+            self.epoch = None;
+        }
+        if let Some(state) = member.first_state() {
+            let clocks = Clocks { now, wall: wall() };
+            let both = Controller::restore(config.clone(), fleets, state.clone(), clocks);
+            // What contradicts itself is refused when it is followed.
+            self.largest.extend(both.map(|both| both.largest()).unwrap_or_default());
+        }
+        Ok(member)
+    }
 }
 
 /// Makes the controller of the state file, or a new one where there is none. `as_written` is the configuration without
@@ -61,12 +113,15 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         let key = config.hash_key.map_or_else(random_key, Ok)?;
         let mut controller = Controller::new(as_written, key);
         controller.set_instance(random()?);
-        return Ok(Resumed { controller, departed: BTreeMap::new(), file });
+        let largest = controller.largest();
+        let departed = BTreeMap::new();
+        return Ok(Resumed { controller, departed, withdrawn: false, file, largest, epoch: None, state: None });
     };
     if let (Some(pins), Some(_)) = (pins, notes) {
         pins.histories()?.bring_up_to_date(&mut state);
     }
-    let SavedState { hash_key, key_fingerprint, departed, .. } = (*state).clone();
+    let saved = config.fleet.is_some().then(|| (*state).clone());
+    let SavedState { hash_key, key_fingerprint, departed, withdrawn, epoch, .. } = (*state).clone();
     let key = config.hash_key.or(hash_key).map_or_else(random_key, Ok)?;
     let clocks = Clocks { now: Instant::now().into_std(), wall: wall() };
     let mut controller = Controller::restore(as_written, key, *state, clocks).map_err(|why| {
@@ -86,7 +141,8 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         // What the kernel remembers is under the old key.
         controller.set_instance(random()?);
     }
-    Ok(Resumed { controller, departed, file })
+    let largest = controller.largest();
+    Ok(Resumed { controller, departed, withdrawn, file, largest, epoch, state: saved })
 }
 
 fn random_key() -> anyhow::Result<HashKey> {

@@ -2,6 +2,7 @@
 //! next is made of; what a step has set up belongs to a value that undoes it when it is dropped.
 
 mod calls;
+mod leaving;
 mod running;
 mod shutdown;
 mod startup;
@@ -30,7 +31,7 @@ pub struct Launch {
     pub file: PathBuf,
 }
 
-/// Attaches and serves until SIGTERM or SIGINT. Whatever it set up is gone when it returns, also on an error.
+/// Attaches and serves until SIGTERM or SIGINT, or the second of them where clients can be sent elsewhere first. Whatever it set up is gone when it returns, also on an error.
 ///
 /// # Errors
 /// One line that says what stands in the way.

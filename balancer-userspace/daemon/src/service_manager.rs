@@ -8,6 +8,9 @@ use sd_notify::{NotifyState, notify, watchdog_enabled};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
+/// How long taking everything down may take: as in the unit, `TimeoutStopSec`.
+const AT_THE_END: Duration = Duration::from_secs(20);
+
 /// The service manager that started this process, if one did.
 #[derive(Debug)]
 pub struct ServiceManager {
@@ -36,6 +39,13 @@ impl ServiceManager {
             self.services = services;
             tell(&[NotifyState::Status(&serving(services))]);
         }
+    }
+
+    /// The end has begun, and takes so long before anything is taken down.
+    pub fn lingers(&self, time: Duration) {
+        let more = u32::try_from((time + AT_THE_END).as_micros()).unwrap_or(u32::MAX);
+        let status = NotifyState::Status("leaving: clients are steered until they come no more");
+        tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(more), status]);
     }
 
     /// The end has begun.

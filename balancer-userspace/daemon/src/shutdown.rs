@@ -1,8 +1,8 @@
 //! The signals that end the program.
 
-use std::{fmt, future::Future, io};
+use std::{fmt, io};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A signal that asks the program to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,20 +22,29 @@ impl fmt::Display for ShutdownSignal {
     }
 }
 
-/// Catches the signals from now on; the future ends with the first of them. One that comes before the future is awaited
-/// is not lost. Must be called on a tokio runtime.
-///
-/// # Errors
-/// When the kernel refuses to install a handler.
-pub fn listen() -> io::Result<impl Future<Output = ShutdownSignal> + Send + 'static> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+/// Catches the signals from its making on. One that comes before it is waited for is not lost.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel refuses to install a handler.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> ShutdownSignal {
         tokio::select! {
-            _ = terminate.recv() => ShutdownSignal::Terminate,
-            _ = interrupt.recv() => ShutdownSignal::Interrupt,
+            _ = self.terminate.recv() => ShutdownSignal::Terminate,
+            _ = self.interrupt.recv() => ShutdownSignal::Interrupt,
         }
-    })
+    }
 }
 
 #[cfg(test)]
@@ -45,12 +54,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn says_which_signal_came() {
-        for (sent, seen) in [(Signal::SIGTERM, ShutdownSignal::Terminate), (Signal::SIGINT, ShutdownSignal::Interrupt)]
-        {
-            let shutdown = listen().unwrap();
+    async fn says_which_signal_came_each_time() {
+        let mut signals = Signals::new().unwrap();
+        for (sent, seen) in [
+            (Signal::SIGTERM, ShutdownSignal::Terminate),
+            (Signal::SIGINT, ShutdownSignal::Interrupt),
+            (Signal::SIGTERM, ShutdownSignal::Terminate),
+        ] {
             raise(sent).unwrap();
-            assert_eq!(shutdown.await, seen);
+            assert_eq!(signals.next().await, seen);
         }
     }
 }

@@ -43,7 +43,9 @@ impl Capacity {
         (own, all.saturating_sub(own.saturating_mul(services)))
     }
 
-    pub(super) fn buckets(&self) -> u32 {
+    /// Buckets of the client table.
+    #[must_use]
+    pub fn buckets(&self) -> u32 {
         let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
         let buckets = entries.div_ceil(BUCKET_ENTRIES as u64).next_power_of_two();
         u32::try_from(buckets).unwrap_or(1 << 31)

@@ -185,6 +185,24 @@ impl ClientTable {
         }
     }
 
+    /// All entries, as packets change them.
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        self.buckets.words()
+    }
+
+    /// The service of a backend.
+    pub(super) fn service_of(&self, backend: u16) -> Option<ServiceId> {
+        self.services.get(usize::from(backend)).copied().flatten()
+    }
+
+    /// A client of this slot has come to be elsewhere, where the present pass may have been already.
+    pub(super) fn found_elsewhere(&mut self, service: ServiceId, slot: u32) {
+        let elsewhere = self.this_pass.get_mut(&service).and_then(|pass| pass.slots.get_mut(slot as usize));
+        if let Some(elsewhere) = elsewhere {
+            *elsewhere = true;
+        }
+    }
+
     /// The number of buckets.
     pub(super) fn buckets(&self) -> u32 {
         self.buckets.len() as u32

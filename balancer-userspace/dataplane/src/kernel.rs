@@ -25,12 +25,13 @@ use balancer_common::{
         ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
     },
     seen,
-    service_table::TableView,
+    service_table::{TableView, vip_bit},
 };
 use balancer_core::{
     io::{BackendId, BackendSpec, ListenerId, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     snapshot::MemorySnapshot,
 };
+use balancer_fleet::clients::Sharing;
 use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 use log::Log;
@@ -83,29 +84,31 @@ pub struct KernelDataplane {
     interfaces: Interfaces,
     ways_in: WaysIn,
     counters: Counters,
-    clients: ClientTable,
+    pub(super) clients: ClientTable,
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
     /// What is remembered by whom, of every service that has a table.
-    memories: HashMap<ServiceId, Memory>,
+    pub(super) memories: HashMap<ServiceId, Memory>,
     directory: Vec<ServiceSpec>,
     /// The directory when what was told was last complete; `None`: nothing was published yet.
     settled: Option<Vec<ServiceSpec>>,
     /// The memory, as it was then, of services whose clocks were set since, or that are gone.
     former: HashMap<ServiceId, Memory>,
-    elapsed: Duration,
+    pub(super) elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
     /// Before it is over no pass over the client table may begin: packets on their way may have seen what was before.
     next_pass: Option<Grace>,
     /// Before it is over packets may read the half of the directory that is not active.
     published: Option<Grace>,
-    tables: Tables,
+    pub(super) tables: Tables,
     attached: Vec<Attachment>,
     handover_key: u64,
     devices: DeviceTable,
     redirect_errors: RedirectErrors,
     kept: Kept,
+    /// What the other members of a fleet know of the clients; none where there is no fleet.
+    pub(super) sharing: Option<Sharing>,
     /// Until it is handed on.
     ebpf: Option<Ebpf>,
 }
@@ -242,6 +245,7 @@ impl KernelDataplane {
             devices: DeviceTable::new(&mut ebpf)?,
             redirect_errors: RedirectErrors::new(&mut ebpf)?,
             kept,
+            sharing: None,
             ebpf: Some(ebpf),
         };
         if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
@@ -372,13 +376,17 @@ impl KernelDataplane {
         self.control.word32(0, offset_of!(Control, sample_interval)).store(interval, Ordering::Release);
     }
 
-    /// Makes `view` and `flags` what packets see.
-    fn publish(&mut self, listeners: TableView, returns: TableView, flags: u32) {
+    /// Makes these what packets see.
+    fn publish(&mut self, listeners: TableView, returns: TableView, flags: u32, vips: u64) {
+        // Until the new listeners are seen, the VIPs of both are known.
+        let known = self.control.word64(0, offset_of!(Control, vips));
+        known.store(known.load(Ordering::Acquire) | vips, Ordering::Release);
         // Between these stores a packet may see new listeners with old returns. Every order is safe for a connection
         // that exists in both; a new service's replies are only sent after its first packet.
         self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
         self.control.word32(0, offset_of!(Control, flags)).store(flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
+        self.control.word64(0, offset_of!(Control, vips)).store(vips, Ordering::Release);
         let second = listeners.base != 0;
         self.listeners.second_active = second;
         self.ranges.second_active = second;
@@ -468,6 +476,7 @@ impl Dataplane for KernelDataplane {
         self.ways_in.forget(id);
         self.counters.end(id);
         self.clients.belongs(id, None);
+        self.sharing.iter_mut().for_each(|sharing| sharing.forget_backend(id.0));
         Ok(())
     }
 
@@ -546,7 +555,8 @@ impl Dataplane for KernelDataplane {
         self.settled.get_or_insert_with(|| services.to_vec());
         let counted = services.iter().flat_map(|spec| &spec.listeners).filter(|listener| listener.counted);
         self.counters.listen(counted.map(|listener| listener.id).collect())?;
-        self.publish(placed_listeners.view, placed_returns.view, flags);
+        let vips = found.listeners.iter().fold(0, |bits, row| bits | vip_bit(&row.key.address));
+        self.publish(placed_listeners.view, placed_returns.view, flags, vips);
         let backends = return_rows.iter().map(|row| BackendId(row.backend)).zip(placed_returns.rows);
         self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND));
         self.published = Some(self.grace_periods.begin());

@@ -33,6 +33,7 @@ mod rows;
 mod rule_filter;
 mod rules;
 mod seen;
+mod sharing;
 mod tables;
 mod threads;
 
@@ -60,6 +61,7 @@ pub use kept::{Histories, Kept, NotesWriter};
 pub use kernel::{HostEnds, KernelDataplane};
 pub use layers::Layers;
 pub use pins::{Notes, Pins};
+pub use sharing::ImportedClients;
 pub use threads::Threads;
 
 /// The compiled kernel program.

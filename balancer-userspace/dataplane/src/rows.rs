@@ -115,20 +115,21 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
     if spec.reject {
         flags |= SERVICE_REJECTS;
     }
-    ServiceRow {
+    let mut row = ServiceRow {
         id: spec.id.0,
         flags,
         tick: u32::from(tick),
         remember: clock.remember,
         idle: idle(clock),
         table: table.to_word(),
-        hash_key: spec.hash_key,
-        client_mask: match spec.family {
-            Family::V4 => [u64::from(mask_v4(spec.client_prefix)), 0],
-            Family::V6 => mask_v6(spec.client_prefix),
-        },
+        hash: spec.hash_key.begun(),
         ..ServiceRow::zeroed()
-    }
+    };
+    row.set_client_mask(match spec.family {
+        Family::V4 => [u64::from(mask_v4(spec.client_prefix)), 0],
+        Family::V6 => mask_v6(spec.client_prefix),
+    });
+    row
 }
 
 /// Seconds in which a client's entry is read once, in slots without exceptions. `None`: with every packet, or never.

@@ -143,6 +143,10 @@ mod tests {
         };
         let status = StatusView {
             generation: 0,
+            ready: balancer_api::model::Readiness::default(),
+            withdrawn: false,
+            vips: Vec::new(),
+            fleet: None,
             interfaces: Vec::new(),
             redirect_errors: BTreeMap::new(),
             services: vec![ServiceView {

@@ -10,6 +10,10 @@ use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::listeners::{Family, Listener};
+pub use crate::{
+    fleet::{Fleet, LINGER, WhenAlone},
+    vip::AssignVip,
+};
 
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +40,8 @@ pub struct Config {
     pub hash_key: Option<HashKey>,
     /// What is watched, and when it is told.
     pub statistics: StatisticsConfig,
+    /// The balancers that this one is of; `None`: it is alone.
+    pub fleet: Option<Fleet>,
     /// Services in file order; names and listeners are unique.
     pub services: Vec<ServiceConfig>,
 }
@@ -116,9 +122,9 @@ pub struct ServiceConfig {
     /// Whether clients that nobody takes are told so.
     #[serde(default)]
     pub reject: bool,
-    /// Whether the VIP is added to the interface while it is served.
+    /// Whether this machine is given the VIPs, and where.
     #[serde(default)]
-    pub assign_vip: bool,
+    pub assign_vip: AssignVip,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.

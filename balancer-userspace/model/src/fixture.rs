@@ -12,8 +12,8 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 
 use crate::{
     config::{
-        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit, OnFailure,
-        Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
+        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit,
+        OnFailure, Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
     },
     listeners::Listener,
     names::BackendName,
@@ -89,7 +89,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
         start_down: false,
         reject: false,
-        assign_vip: false,
+        assign_vip: AssignVip::No,
         check: check(),
         backends: backends
             .iter()
@@ -115,6 +115,7 @@ pub fn config(services: Vec<ServiceConfig>) -> Config {
         client_table_capacity: 262_144,
         hash_key: Some(KEY),
         statistics: StatisticsConfig::default(),
+        fleet: None,
         services,
     }
 }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod file;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
+mod fleet;
 pub mod listeners;
 pub mod names;
 mod primes;
@@ -12,4 +13,5 @@ pub mod renames;
 pub mod states;
 pub mod validate;
 pub mod value;
+mod vip;
 pub mod words;

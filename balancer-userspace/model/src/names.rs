@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A backend by the names users give it, `service/backend`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendName {
     /// The service's name.
     pub service: String,

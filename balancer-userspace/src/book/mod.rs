@@ -37,6 +37,7 @@ pub const CHAPTERS: &[Chapter] = chapters! {
     "operations" 7 "install, add a server, deploy, fail over, remove, upgrade"
     "commands" 7 "the command line: options, exit codes, signals, files"
     "restarts" 7 "the state file; restarts that stop no packet"
+    "several-balancers" 7 "ready or not; taking one out; VIPs for routing daemons"
     "configuration" 5 "every key of the file; what changing it does to clients"
     "forwarding" 7 "dsr, nat, ipip, gue: setting up backends, MTU, limits"
     "packets" 7 "what happens to each kind of packet"

@@ -13,17 +13,18 @@ use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceS
 use balancer_core::{
     io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
     plan::{Planned, PlannedMove, PlannedService},
+    readiness::{Announcement, Fitness, Readiness},
     rules::Action,
     snapshot::{
-        BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot, ServiceStatistics,
-        Snapshot,
+        BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ListenerSnapshot, MemberSnapshot, ServiceSnapshot,
+        ServiceStatistics, Snapshot,
     },
 };
 use balancer_daemon::{
     api_server::{ControlSocket, serve},
     call::Call,
     events::Events,
-    keeper::Request,
+    keeper::{Request, Wish},
 };
 use balancer_model::{
     config::{ClientPrefix, Protocol},
@@ -37,7 +38,7 @@ use tokio::{
 };
 
 /// Every change that arrived, with the uid it came from.
-pub(crate) type Seen = Arc<Mutex<Vec<(Change, Option<u32>)>>>;
+pub(crate) type Seen = Arc<Mutex<Vec<(Wish, Option<u32>)>>>;
 
 pub(crate) struct Fake {
     pub(crate) seen: Seen,
@@ -72,8 +73,13 @@ impl Fake {
         self.directory.path().join("run/balancer.sock")
     }
 
+    pub(crate) fn wishes(&self) -> Vec<Wish> {
+        self.seen.lock().unwrap().iter().map(|(wish, _)| wish.clone()).collect()
+    }
+
     pub(crate) fn changes(&self) -> Vec<Change> {
-        self.seen.lock().unwrap().iter().map(|(change, _)| change.clone()).collect()
+        let change = |wish| if let Wish::Change(change) = wish { Some(change) } else { None };
+        self.wishes().into_iter().filter_map(change).collect()
     }
 
     /// Stops the server and gives the directory its socket was in.
@@ -88,10 +94,11 @@ fn forgotten(forgotten: u64, moved: u64) -> ForgottenView {
     ForgottenView { message: format!("{forgotten} forgotten"), forgotten, moved }
 }
 
-/// Two services: `web` with `web1` and `web2`, `dns` without a backend. A drained backend shows `draining` twice.
+/// One whose VIPs are withdrawn shows them twice more. Two services: `web` with `web1` and `web2`, `dns` without a backend. A drained backend shows `draining` twice.
 async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events) {
     let mut admin = Admin::Ready;
     let mut looked = 0;
+    let (mut withdrawn, mut looked_withdrawn) = (false, 0);
     while let Some(call) = inbox.recv().await {
         match call {
             Call::Snapshot { reply } => {
@@ -102,7 +109,13 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     Admin::Drain => BackendState::Drained,
                     Admin::Maint => BackendState::Maint,
                 };
-                let _ = reply.send(Ok(snapshot(admin, state)));
+                let mut snapshot = snapshot(admin, state);
+                snapshot.member.withdrawn = withdrawn;
+                looked_withdrawn += u32::from(withdrawn);
+                if looked_withdrawn > 2 {
+                    snapshot.member.vips.clear();
+                }
+                let _ = reply.send(Ok(snapshot));
             }
             Call::Events { reply } => {
                 let _ = reply.send(events.clone());
@@ -187,8 +200,19 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Change(Request { if_generation: Some(1), reply, .. }) => {
                 let _ = reply.send(Err(Refused::Stale(2)));
             }
-            Call::Change(Request { change, uid, reply, .. }) => {
-                seen.lock().unwrap().push((change.clone(), uid));
+            Call::Ready { reply } => {
+                let _ = reply.send(Announcement { readiness: readiness(admin), withdrawn });
+            }
+            Call::Change(Request { wish, uid, reply, .. }) => {
+                seen.lock().unwrap().push((wish.clone(), uid));
+                let change = match wish {
+                    Wish::Change(change) => change,
+                    Wish::Withdraw(withdraw) => {
+                        withdrawn = withdraw;
+                        let _ = reply.send(Ok(Changed { message: "done".to_owned() }));
+                        continue;
+                    }
+                };
                 let answer = match change {
                     Change::Add { name, .. } if name.backend == "web1" => {
                         Err(Refused::Conflict(format!("backend {name} exists already; remove it first")))
@@ -292,5 +316,21 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         redirect_errors: std::collections::BTreeMap::new(),
         replies: ReplyStats::default(),
         generation: 2,
+        member: MemberSnapshot {
+            readiness: readiness(admin),
+            withdrawn: false,
+            vips: vec![("198.51.100.10".parse().unwrap(), "lo".to_owned())],
+        },
+        fleet: Some(balancer_core::fleet::FleetSnapshot::example()),
     }
+}
+
+/// Degraded while `web1` is drained, not ready while it is in maintenance.
+fn readiness(admin: Admin) -> Readiness {
+    let (state, reasons) = match admin {
+        Admin::Ready => (Fitness::Ready, Vec::new()),
+        Admin::Drain => (Fitness::Degraded, vec!["the program is not on eth1".to_owned()]),
+        Admin::Maint => (Fitness::NotReady, vec!["it was asked to end".to_owned(), "and more".to_owned()]),
+    };
+    Readiness { state, reasons }
 }

@@ -141,6 +141,7 @@ fn cases() -> Vec<Case> {
         case("start_down", ("", "start_down = true"), Stay),
         case("reject", ("", "reject = true"), Stay),
         case("assign_vip", ("", "assign_vip = true"), Stay),
+        case("assign_vip", ("assign_vip = true", "assign_vip = \"lo\""), Stay),
         case("check", (r#"check = { type = "none" }"#, check), Stay),
         case("backend", ("", "removed"), Moved(MoveCause::Removed)),
         case("backend.name", ("backend.name = web3", "backend.name = web9"), Moved(MoveCause::Removed)),

@@ -200,6 +200,32 @@ fn the_service_manager_is_told() {
     }
 }
 
+/// One that steers on for a while asks for the time that it takes, and says that it is alive meanwhile.
+#[test]
+fn the_service_manager_is_told_that_stopping_takes_longer() {
+    let directory = tempfile::tempdir().unwrap();
+    let (notify, variable) = notify_socket(directory.path());
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, topology| {
+        let variables = format!("{variable} WATCHDOG_USEC=200000");
+        settings.binary = Some(as_in_the_unit(directory.path(), &variables, ""));
+        settings.service_lines = "assign_vip = \"lo\"".to_owned();
+        topology.balancer().ip(&format!("addr del {}/32 dev lo", topology.vip(FAMILY)))?;
+        Ok(())
+    })
+    .unwrap();
+    site.controller().process().signal(Signal::SIGTERM).unwrap();
+    let words = told_next(&notify, "STOPPING=1\n");
+    let unit = include_str!("../../../packaging/balancer.service");
+    let limit = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.strip_suffix('s')).unwrap();
+    let (limit, linger): (u64, u64) = (limit.parse().unwrap(), 3);
+    let asked = words.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).unwrap();
+    assert!(asked.parse::<u64>().unwrap() >= (linger + limit) * 1_000_000, "{words}");
+    for _ in 0..5 {
+        assert_eq!(told(&notify), "WATCHDOG=1\n");
+    }
+    told_next(&notify, "STOPPING=1\n");
+}
+
 #[test]
 fn the_service_manager_is_told_of_reloads() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,12 +1,17 @@
 //! Packets for a service from addresses that no client can have.
 
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread,
+};
+
 use balancer_common::verdict::DropReason;
 use balancer_tests::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, options},
     rig::Rig,
 };
 
-use crate::cases::{Case, Then, dsr, run};
+use crate::cases::{Case, Then, dsr, run, services};
 
 const MARTIAN: Then = Then::Drop(DropReason::Martian);
 
@@ -82,6 +87,34 @@ fn no_client_is_another_vip() {
         }
         cases
     });
+}
+
+/// Most sources are no VIPs by a word of bits, which follows the services.
+#[test]
+fn an_address_is_a_vip_from_when_a_service_comes_until_it_goes() {
+    const DROP: u32 = 1;
+    const TX: u32 = 3;
+    thread::spawn(|| {
+        let mut rig = Rig::new(&services()).expect("a rig");
+        for (vip, other, service) in [
+            ("198.51.100.20", "198.51.100.99", "198.51.100.10:80"),
+            ("2001:db8::20", "2001:db8::99", "[2001:db8::10]:80"),
+        ] {
+            let [vip, other]: [IpAddr; 2] = [vip, other].map(|address| address.parse().expect("an address"));
+            let action = |rig: &Rig, source: IpAddr| {
+                let frame = Frame::tcp(&SocketAddr::new(source, 40000).to_string(), service, SYN).bytes();
+                rig.run(&frame).expect("a run").action
+            };
+            for _ in 0..2 {
+                assert_eq!([action(&rig, vip), action(&rig, other)], [DROP, TX], "{vip}, then {other}");
+                rig.move_vip(vip, other).expect("services");
+                assert_eq!([action(&rig, vip), action(&rig, other)], [TX, DROP], "{vip}, then {other}");
+                rig.move_vip(other, vip).expect("services");
+            }
+        }
+    })
+    .join()
+    .expect("the thread of the rig panicked");
 }
 
 /// A later fragment whose first was not seen goes to the only service of its protocol: not from everywhere.

@@ -50,10 +50,16 @@ pub(super) const BROWSER: [Tool; 2] = [
 ];
 
 /// Servers, or tools that come with one, that tests alone start.
-pub(super) const SERVERS: [Tool; 2] = [
+pub(super) const SERVERS: [Tool; 5] = [
     Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", pacman: "nginx" },
     Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
+    Tool { program: "bird", apt: "bird2", dnf: "bird", pacman: "bird" },
+    Tool::everywhere("keepalived", "keepalived"),
+    Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
 ];
+
+/// What tests ask etcd with.
+pub(super) const ENGINE: [Tool; 1] = [Tool { program: "etcdctl", apt: "etcd-client", dnf: "etcd", pacman: "etcd" }];
 
 /// What boots a Debian in a directory.
 pub(super) const MACHINES: [Tool; 2] = [
@@ -129,7 +135,7 @@ impl Manager {
 
 #[cfg(test)]
 mod tests {
-    use super::{BROWSER, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
+    use super::{BROWSER, ENGINE, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
 
     #[test]
     fn distributions_are_known_by_their_names_or_their_kin() {
@@ -155,28 +161,34 @@ mod tests {
     #[test]
     fn every_program_has_a_package_everywhere() {
         let names = |manager| {
-            let tools =
-                NAMESPACES.iter().chain(&INTERFACES).chain(&BROWSER).chain(&SERVERS).chain(&MACHINES).chain(&GUESTS);
+            let tools = NAMESPACES
+                .iter()
+                .chain(&INTERFACES)
+                .chain(&BROWSER)
+                .chain(&SERVERS)
+                .chain(&ENGINE)
+                .chain(&MACHINES)
+                .chain(&GUESTS);
             tools.map(|tool| tool.package(manager)).collect::<Vec<_>>()
         };
         assert_eq!(
             names(Manager::Apt),
-            "iproute2 ethtool chromium chromium-driver nginx-light prometheus debootstrap systemd-container \
-             qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
+            "iproute2 ethtool chromium chromium-driver nginx-light prometheus bird2 keepalived etcd-server etcd-client \
+             debootstrap systemd-container qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
-            "iproute ethtool chromium chromedriver nginx golang-github-prometheus debootstrap systemd-container \
-             qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
+            "iproute ethtool chromium chromedriver nginx golang-github-prometheus bird keepalived etcd etcd debootstrap \
+             systemd-container qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx prometheus debootstrap systemd qemu-system-x86 busybox cpio \
-             kmod xz dpkg binutils"
+            "iproute2 ethtool chromium chromium nginx prometheus bird keepalived etcd etcd debootstrap systemd \
+             qemu-system-x86 busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );

@@ -30,6 +30,7 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why nothing was changed.
     pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        self.refuse_as_follower()?;
         let done = self.make(change, now)?;
         self.generation += 1;
         Ok(done)

@@ -5,6 +5,7 @@
 
 mod changes;
 mod configure;
+mod follow;
 mod listeners;
 mod restore;
 mod resync;
@@ -22,13 +23,14 @@ use std::{
 
 use balancer_common::client::HashKey;
 use balancer_model::{
-    config::{BackendConfig, Config, ServiceConfig},
+    config::{AssignVip, BackendConfig, Config, ServiceConfig},
     listeners::Family,
     names::BackendName,
     words::grouped,
 };
 
 use crate::{
+    agreed::Role,
     ids::Ids,
     io::{
         BackendId, BackendSpec, CheckNumber, CheckOutcome, Command, Event, Refused, Report, ReportLevel, ServiceId,
@@ -65,6 +67,8 @@ pub struct Controller {
     gone: Vec<Gone>,
     /// The last check that was started.
     last_check: CheckNumber,
+    /// Who decides what the backends' standing is.
+    role: Role,
 }
 
 /// A removed backend whose row and id are still needed: its known clients have not all come back.
@@ -105,6 +109,7 @@ impl Controller {
             published: None,
             gone: Vec::new(),
             last_check: CheckNumber::default(),
+            role: Role::default(),
         }
     }
 
@@ -222,6 +227,9 @@ impl Controller {
     /// Takes note of events that came together: a service's table changes at most once, whatever happened to its
     /// backends.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
+        if self.role.follows() {
+            return self.witness_all(events, now);
+        }
         let mut concerned = HashSet::new();
         let mut sweeps = Vec::new();
         let mut ticked = false;
@@ -298,6 +306,9 @@ impl Controller {
     /// When to send [`Event::Tick`] at the latest: the end of the next drain or rule, or the next step of a slow start.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
+        if self.role.follows() {
+            return None;
+        }
         let backends = self.services.iter().flat_map(Service::backends).filter_map(Backend::deadline);
         backends.chain(self.services.iter().filter_map(|service| service.rules().next_end())).min()
     }
@@ -325,13 +336,39 @@ impl Controller {
         self.settings.interfaces()
     }
 
-    /// The VIPs that the balancer is to give its interface.
-    pub fn assigned_vips(&self) -> impl Iterator<Item = IpAddr> {
-        let assigning = self.services.iter().filter(|service| service.assigns_vip());
-        assigning
-            .flat_map(|service| service.listeners().map(|(listener, _)| listener.address))
-            .collect::<BTreeSet<_>>()
-            .into_iter()
+    /// The VIPs that the balancer is to give its machine, with the interfaces; none: the first. Where somebody else could
+    /// take its place (in a fleet, and where routing daemons announce what an interface has), only while it is `ready`,
+    /// those of services that are worth sending clients to.
+    #[must_use]
+    pub fn assigned_vips(&self, ready: bool) -> BTreeSet<(Option<String>, IpAddr)> {
+        let in_fleet = self.settings().fleet.is_some();
+        let assigned = self.services.iter().filter_map(|service| {
+            let (on, always) = match service.assign_vip() {
+                AssignVip::No => return None,
+                AssignVip::First => (None, !in_fleet),
+                AssignVip::On(interface) => (Some(interface.clone()), false),
+            };
+            let shown = always || ready && service.has_somebody();
+            let own = service.listeners().filter(|(_, id)| id.is_some());
+            shown.then(|| own.map(move |(listener, _)| (on.clone(), listener.address)))
+        });
+        assigned.flatten().collect()
+    }
+
+    /// Whether some service has `assign_vip`.
+    #[must_use]
+    pub fn assigns_vips(&self) -> bool {
+        self.services.iter().any(|service| *service.assign_vip() != AssignVip::No)
+    }
+
+    /// The interfaces that `assign_vip` names.
+    #[must_use]
+    pub fn vip_interfaces(&self) -> BTreeSet<String> {
+        let named = self.services.iter().filter_map(|service| match service.assign_vip() {
+            AssignVip::On(interface) => Some(interface.clone()),
+            AssignVip::No | AssignVip::First => None,
+        });
+        named.collect()
     }
 
     /// The service called `name`.

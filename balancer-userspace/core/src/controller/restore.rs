@@ -37,6 +37,8 @@ impl Controller {
             free_ids: self.ids.runs(),
             next_hops: self.hops.all().map(|(address, hop)| (address, hop.clone())).collect(),
             departed: std::collections::BTreeMap::new(),
+            epoch: None,
+            withdrawn: false,
         }
     }
 
@@ -46,28 +48,34 @@ impl Controller {
     /// # Errors
     /// What in the state contradicts itself, in one line.
     pub fn restore(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
-        consistent(&state)?;
         let mut this = Self::new(config, key);
         this.restored = true;
         this.instance = state.instance;
-        this.generation = state.generation;
-        this.file = state.file;
-        this.hops = NextHops::restored(state.next_hops);
-        this.gone = state
+        this.take_in(state, clocks)?;
+        Ok(this)
+    }
+
+    /// Takes over services, ids, removed backends, and what is known of next hops.
+    pub(super) fn take_in(&mut self, state: SavedState, clocks: Clocks) -> Result<(), String> {
+        consistent(&state)?;
+        self.generation = state.generation;
+        self.file = state.file;
+        self.hops = NextHops::restored(state.next_hops);
+        self.gone = state
             .gone
             .into_iter()
             .map(|gone| Gone { name: gone.name, row: gone.row, known: gone.known, empty_sweeps: 0 })
             .collect();
-        this.services =
-            state.services.into_iter().map(|service| Service::restored(service, key, &this.hops, clocks)).collect();
-        this.owners = this
+        let restored = |service| Service::restored(service, self.key, &self.hops, clocks);
+        self.services = state.services.into_iter().map(restored).collect();
+        self.owners = self
             .services
             .iter()
             .flat_map(|service| service.backends().iter().map(|backend| (backend.id(), service.id())))
             .collect();
-        let used = this.owners.keys().copied().chain(this.gone.iter().map(|gone| gone.row.id));
-        this.ids = Ids::restored(&state.free_ids, &used.map(|id| id.0).collect::<HashSet<_>>());
-        Ok(this)
+        let used = self.owners.keys().copied().chain(self.gone.iter().map(|gone| gone.row.id));
+        self.ids = Ids::restored(&state.free_ids, &used.map(|id| id.0).collect::<HashSet<_>>());
+        Ok(())
     }
 
     /// The services as they are configured now.

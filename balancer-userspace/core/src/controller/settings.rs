@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use balancer_model::config::{Config, OnExit, StatisticsConfig, XdpMode};
+use balancer_model::config::{Config, Fleet, OnExit, StatisticsConfig, XdpMode};
 
 /// The settings that hold now.
 #[derive(Clone, Debug)]
@@ -64,6 +64,7 @@ impl Settings {
             client_table_capacity,
             hash_key,
             statistics: StatisticsConfig { heavy_client_share, sample_interval },
+            fleet,
             // Merged with what was changed at run time.
             services: _,
         } = config;
@@ -73,6 +74,7 @@ impl Settings {
         differences.restart("control.socket", old.socket == *socket);
         differences.restart("client_table.capacity", old.client_table_capacity == *client_table_capacity);
         differences.restart("hash.key", old.hash_key == *hash_key);
+        fleets(old.fleet.as_ref(), fleet.as_ref(), &mut differences);
         differences.restart(
             "remember (no service has remembered its clients from the start, so no memory is set aside)",
             self.memory || !remembers(config),
@@ -117,6 +119,24 @@ impl Differences {
             self.lines.push(format!("{key}: {before} → {after}"));
         }
     }
+}
+
+/// A member is of its fleet from its start to its end.
+fn fleets(old: Option<&Fleet>, new: Option<&Fleet>, differences: &mut Differences) {
+    let (Some(old), Some(new)) = (old, new) else {
+        return differences.restart("fleet", old.is_none() && new.is_none());
+    };
+    let Fleet { name, member, endpoints, ca, cert, key, lease, share_clients, when_alone, linger } = new;
+    differences.restart("fleet.name", old.name == *name);
+    differences.restart("fleet.member", old.member == *member);
+    differences.restart("fleet.endpoints", old.endpoints == *endpoints);
+    differences.restart("fleet.ca", old.ca == *ca);
+    differences.restart("fleet.cert", old.cert == *cert);
+    differences.restart("fleet.key", old.key == *key);
+    differences.restart("fleet.lease", old.lease == *lease);
+    differences.restart("fleet.share_clients", old.share_clients == *share_clients);
+    differences.restart("fleet.when_alone", old.when_alone == *when_alone);
+    differences.restart("fleet.linger", old.linger == *linger);
 }
 
 fn remembers(config: &Config) -> bool {
@@ -189,6 +209,7 @@ mod tests {
             ("state_file = \"/other.json\"", "state_file cannot change"),
             ("control.socket = \"/other.sock\"", "control.socket cannot change"),
             ("client_table.capacity = 5", "client_table.capacity cannot change"),
+            ("fleet = { name = \"a\", endpoints = [\"https://192.0.2.1:2379\"] }", "fleet cannot change"),
             ("hash.key = \"hex:000102030405060708090a0b0c0d0e0f\"", "hash.key cannot change"),
         ] {
             let differences = settings.differences(&config(&format!("{base}\n{text}")));
@@ -196,6 +217,38 @@ mod tests {
             assert!(differences.refused.len() == 1 && differences.refused[0].starts_with(key), "{differences:?}");
         }
         assert!(settings.differences(&config("")).refused[0].contains("interfaces is empty"));
+    }
+
+    #[test]
+    fn a_fleet_stays_as_it_was_key_by_key() {
+        let fleet = |keys: &str| {
+            let mut all = vec![("name", "\"a\""), ("endpoints", "[\"https://192.0.2.1:2379\"]")];
+            all.extend([("cert", "\"/cert\""), ("key", "\"/key\"")]);
+            let (changed, value) = keys.split_once(" = ").unwrap_or_default();
+            all.retain(|(key, _)| *key != changed);
+            let lines = all.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
+            let changed = if changed.is_empty() { String::new() } else { format!("{changed} = {value}\n") };
+            config(&format!("interfaces = [\"eth0\"]\n[fleet]\n{lines}{changed}"))
+        };
+        let settings = Settings::of(&fleet(""));
+        assert_eq!(settings.differences(&fleet("")), Differences::default());
+        for line in [
+            "name = \"b\"",
+            "member = \"lb1\"",
+            "endpoints = [\"https://192.0.2.1:2380\"]",
+            "ca = \"/ca\"",
+            "cert = \"/other\"",
+            "key = \"/other\"",
+            "lease = \"7s\"",
+            "share_clients = false",
+            "when_alone = \"withdraw\"",
+            "linger = \"1s\"",
+        ] {
+            let key = line.split(' ').next().unwrap_or_default();
+            let refused = settings.differences(&fleet(line)).refused;
+            assert!(refused.len() == 1 && refused[0].starts_with(&format!("fleet.{key} cannot change")), "{refused:?}");
+        }
+        assert!(settings.differences(&config("interfaces = [\"eth0\"]")).refused[0].starts_with("fleet cannot change"));
     }
 
     #[test]

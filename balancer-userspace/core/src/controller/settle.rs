@@ -39,6 +39,7 @@ impl Controller {
         subject: Option<&BackendName>,
         now: Instant,
     ) -> Settled {
+        let now = self.role.time(now);
         let Self { services, hops, owners, ids, published, gone, last_check, .. } = self;
         let remembering: HashSet<ServiceId> =
             services.iter().filter(|service| service.remembers()).map(Service::id).collect();

@@ -13,6 +13,7 @@ use balancer_model::{
 };
 
 use crate::{
+    agreed::Way,
     health::Health,
     io::{BackendId, BackendSpec, CheckNumber, CheckOutcome},
     next_hops::{Hop, NextHops},
@@ -54,6 +55,12 @@ pub struct Backend {
     pub(crate) told: Told,
     /// Whether whoever checks it must forget what has been counted.
     checked_anew: bool,
+    /// What its fleet has agreed on of the way to it; `None`: there is no fleet, the own next hop decides.
+    pub(super) agreed_way: Option<Way>,
+    /// What the own checks have found, where the fleet's verdict is in `health`.
+    pub(super) witness: Option<Health>,
+    /// Why it counts as failed, whatever the fleet agreed on before it was out of reach.
+    pub(super) overruled: Option<String>,
 }
 
 /// What the shell was last told about a backend.
@@ -163,6 +170,9 @@ impl Backend {
             transitions: [0; BackendState::ALL.len()],
             told: Told::default(),
             checked_anew: false,
+            agreed_way: None,
+            witness: None,
+            overruled: None,
         }
     }
 
@@ -256,10 +266,14 @@ impl Backend {
         self.last_check.as_ref()
     }
 
-    /// The verdict of its checks.
+    /// The verdict of this balancer's own checks.
     #[must_use]
-    pub const fn health(&self) -> &Health {
-        &self.health
+    pub fn health(&self) -> &Health {
+        self.witness.as_ref().unwrap_or(&self.health)
+    }
+
+    pub(super) fn health_mut(&mut self) -> &mut Health {
+        self.witness.as_mut().unwrap_or(&mut self.health)
     }
 
     /// When the verdict of its checks last changed.
@@ -282,9 +296,10 @@ impl Backend {
     /// Counts a check. `service_check` is the service's.
     pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
-        let before = word(&self.health);
-        self.health.record(outcome, self.config.check.as_ref().unwrap_or(service_check));
-        if word(&self.health) != before {
+        let before = word(self.health());
+        let check = self.config.check.as_ref().unwrap_or(service_check).clone();
+        self.health_mut().record(outcome, &check);
+        if word(self.health()) != before {
             self.verdict_since = now;
         }
         self.last_check = Some(LastCheck { outcome: outcome.clone(), took, ended: now });
@@ -308,6 +323,7 @@ impl Backend {
         let ports = [self.reached.port(), reached.port()];
         if self.reached.ip() != reached.ip() || ports[0] != ports[1] && !ports.contains(&0) {
             self.forget_verdict();
+            self.agreed_way = self.agreed_way.take().map(|_| Way::Unknown);
             self.late = true;
         }
         self.reached = reached;
@@ -383,6 +399,11 @@ impl Backend {
         self.drain.empty_sweeps == Drain::ENOUGH_SWEEPS
     }
 
+    /// Takes note of a complete sweep where somebody else decides what follows from it.
+    pub(crate) const fn note_known(&mut self, known: u64) {
+        self.known = known;
+    }
+
     /// When a drain under way ends at the latest.
     #[must_use]
     pub fn drain_deadline(&self) -> Option<Instant> {
@@ -416,7 +437,11 @@ impl Backend {
 
     /// Whether it came to a service in use and the way to it is not known yet.
     pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
-        self.late && matches!(hops.get(self.reached.ip()), Hop::Pending)
+        self.late
+            && match &self.agreed_way {
+                Some(way) => *way == Way::Unknown,
+                None => matches!(hops.get(self.reached.ip()), Hop::Pending),
+            }
     }
 
     /// Whether known clients stay with it.
@@ -433,7 +458,7 @@ impl Backend {
 
     /// Back to unknown: nobody has been checking.
     pub(crate) fn forget_verdict(&mut self) {
-        self.health = Health::default();
+        *self.health_mut() = Health::default();
         self.last_check = None;
         self.checked_anew = true;
     }
@@ -454,7 +479,7 @@ impl Backend {
     pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
         let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
         if self.told.check.as_ref().is_some_and(other) {
-            self.health.count_anew();
+            self.health_mut().count_anew();
         }
         self.checked_anew = false;
         self.told.check = Some(ToldCheck { number, target, config });

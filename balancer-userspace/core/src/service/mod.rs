@@ -1,6 +1,7 @@
 //! Services at run time.
 
 mod backend;
+mod follow;
 mod restore;
 mod rules;
 
@@ -13,7 +14,7 @@ use std::{
 use backend::{Assessment, Drain, SlowStart};
 use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 use balancer_model::{
-    config::{BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig},
+    config::{AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig, WhenAllDown},
     listeners::{Family, Listener},
     names::BackendName,
     renames::Named as _,
@@ -21,6 +22,7 @@ use balancer_model::{
 };
 
 use crate::{
+    agreed::Way,
     health::{FailureKind, Verdict},
     io::{
         BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, RuleSpec, ServiceId, ServiceSpec,
@@ -213,9 +215,16 @@ impl Service {
         self.settings.failback
     }
 
-    /// Whether the balancer is to give its interface the VIP.
-    pub(crate) const fn assigns_vip(&self) -> bool {
-        self.settings.assign_vip
+    /// Whether it is worth sending clients to: somebody takes them, or keeps those that are known, or the operator wants
+    /// them steered whatever the checks say.
+    pub(crate) fn has_somebody(&self) -> bool {
+        let takes = |backend: &Backend| backend.takes_new_clients() || backend.keeps_known();
+        self.settings.when_all_down == WhenAllDown::Open || self.backends.iter().any(takes)
+    }
+
+    /// Whether, and where, the balancer is to give its machine the VIPs.
+    pub(crate) const fn assign_vip(&self) -> &AssignVip {
+        &self.settings.assign_vip
     }
 
     /// Whether clients are remembered.
@@ -372,6 +381,18 @@ impl Service {
         }
     }
 
+    /// The way to a backend as far as its standing depends on it: the fleet's, or else the own one.
+    fn judged_way(&self, backend: &Backend, hops: &NextHops) -> Way {
+        if let Some(way) = &backend.agreed_way {
+            return way.clone();
+        }
+        match self.way(backend, hops) {
+            Hop::Pending => Way::Unknown,
+            Hop::Resolved(_) => Way::Open,
+            Hop::Failed(why) => Way::Closed(why),
+        }
+    }
+
     /// The check that should run on a backend, and where to.
     #[must_use]
     pub fn check(&self, backend: &Backend) -> Option<(SocketAddr, CheckConfig)> {
@@ -389,7 +410,7 @@ impl Service {
             name: self.name_of(backend),
             target: told.target,
             check: told.config.clone(),
-            health: backend.health.clone(),
+            health: backend.health().clone(),
         }
     }
 
@@ -431,13 +452,14 @@ impl Service {
             Verdict::Up => (HealthFact::Up, String::new()),
             Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
         };
-        let (health, mut reason) = match (self.way(backend, hops), backend.forced) {
-            (Hop::Failed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
-            (Hop::Pending | Hop::Resolved(_), None) => checked,
-            (Hop::Pending | Hop::Resolved(_), Some(Forced::Down)) => {
+        let way = backend.overruled.clone().map_or_else(|| self.judged_way(backend, hops), Way::Closed);
+        let (health, mut reason) = match (way, backend.forced) {
+            (Way::Closed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
+            (Way::Unknown | Way::Open, None) => checked,
+            (Way::Unknown | Way::Open, Some(Forced::Down)) => {
                 (HealthFact::Down(FailureKind::Hard), "forced down by operator".to_owned())
             }
-            (Hop::Pending | Hop::Resolved(_), Some(Forced::Up)) => (
+            (Way::Unknown | Way::Open, Some(Forced::Up)) => (
                 HealthFact::Up,
                 match checked {
                     (HealthFact::Down(_), reason) => format!("forced up by operator, checks: {reason}"),
@@ -463,7 +485,7 @@ impl Service {
         if backend.admin == Admin::Maint {
             reason.clear();
         } else if reason.is_empty() {
-            if let Some((failures, why)) = backend.health.failing() {
+            if let Some((failures, why)) = backend.health().failing() {
                 reason = format!("{why}, {failures} of {} failures", check.fall);
             } else if standing.state == BackendState::Checking && !standing.takes_new {
                 reason = "no verdict yet, start_down = true".to_owned();
@@ -482,7 +504,9 @@ impl Service {
         let lasts = self.settings.slow_start;
         for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
-            let begins = backend.begins(assessment).then_some(SlowStart { since: now, lasts, step: 1 });
+            // One that follows is told.
+            let begins = backend.witness.is_none() && backend.begins(assessment);
+            let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
             let slow_start = backend.slow_start.or(begins).filter(|_| may);
             backend.slow_start = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));
         }

@@ -103,6 +103,7 @@ impl Backend {
             known: self.known,
             checks: self.checks,
             transitions: self.transitions.to_vec(),
+            way: self.agreed_way.clone(),
         }
     }
 
@@ -134,6 +135,7 @@ impl Backend {
             step,
         });
         this.known = state.known;
+        this.agreed_way = state.way;
         this.checks = state.checks;
         for (count, before) in this.transitions.iter_mut().zip(state.transitions) {
             *count = before;

@@ -16,7 +16,9 @@ use balancer_api::{
         HealthView, PlanView, RuleView, RuleWord, ServiceView, SetRule, SetWeight, StatusView,
     },
 };
-use balancer_core::{io::Change, plan::clients_moved, rules::Action, snapshot::Snapshot};
+use balancer_core::{
+    fleet::FleetSnapshot, io::Change, plan::clients_moved, readiness::Readiness, rules::Action, snapshot::Snapshot,
+};
 use balancer_model::{file, listeners::Listener, names::BackendName, states::Forced, value};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
@@ -31,7 +33,7 @@ use super::{
 };
 use crate::{
     call::{Call, Calls},
-    keeper::Request,
+    keeper::{Request, Wish},
 };
 
 /// How long the controller may take to answer.
@@ -43,6 +45,10 @@ const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
 fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
     vec![
         ("GET", "/v1/status", get(status)),
+        ("GET", "/v1/ready", get(ready)),
+        ("GET", "/v1/fleet", get(fleet)),
+        ("PUT", "/v1/withdrawn", put(withdraw)),
+        ("DELETE", "/v1/withdrawn", delete(announce)),
         ("GET", "/v1/services", get(services)),
         ("GET", "/v1/services/{service}", get(service)),
         ("POST", "/v1/services/{service}/backends", post(add_backend)),
@@ -145,8 +151,12 @@ async fn view(calls: &Calls) -> Result<StatusView, Failure> {
 }
 
 async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed> {
+    wish(calls, asker, Wish::Change(change)).await
+}
+
+async fn wish(calls: &Calls, asker: Asker, wish: Wish) -> Outcome<Changed> {
     let Asker { uid, if_generation } = asker;
-    Ok(Json(ask(calls, |reply| Call::Change(Request { change, uid, if_generation, reply })).await??))
+    Ok(Json(ask(calls, |reply| Call::Change(Request { wish, uid, if_generation, reply })).await??))
 }
 
 #[derive(Deserialize)]
@@ -169,6 +179,30 @@ struct RemoveQuery {
 
 async fn status(State(calls): State<Calls>) -> Outcome<StatusView> {
     view(&calls).await.map(Json)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadyQuery {
+    #[serde(default)]
+    announced: bool,
+}
+
+async fn ready(State(calls): State<Calls>, Asked(ReadyQuery { announced }): Asked<ReadyQuery>) -> Outcome<Readiness> {
+    Ok(Json(ask(&calls, |reply| Call::Ready { reply }).await?.seen(announced)))
+}
+
+async fn fleet(State(calls): State<Calls>, Asked(NoQuery {}): Asked<NoQuery>) -> Outcome<FleetSnapshot> {
+    let none = || Failure::new(StatusCode::NOT_FOUND, "this balancer is in no fleet: its configuration has no [fleet]");
+    snapshot(&calls).await?.fleet.ok_or_else(none).map(Json)
+}
+
+async fn withdraw(State(calls): State<Calls>, asker: Asker, Asked(NoQuery {}): Asked<NoQuery>) -> Outcome<Changed> {
+    wish(&calls, asker, Wish::Withdraw(true)).await
+}
+
+async fn announce(State(calls): State<Calls>, asker: Asker, Asked(NoQuery {}): Asked<NoQuery>) -> Outcome<Changed> {
+    wish(&calls, asker, Wish::Withdraw(false)).await
 }
 
 async fn services(State(calls): State<Calls>) -> Outcome<Vec<ServiceView>> {

@@ -20,7 +20,7 @@ pub fn put_back(changes: HostChanges) {
 }
 
 /// In a thread that waits for the kernel.
-fn remove_vips(on: BTreeSet<u32>) {
+pub(super) fn remove_vips(on: BTreeSet<u32>) {
     let work = move || -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {

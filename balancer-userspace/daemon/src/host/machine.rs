@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    net::IpAddr,
     path::PathBuf,
 };
 
@@ -12,11 +13,12 @@ use balancer_model::config::XdpMode;
 use futures_util::{StreamExt as _, stream};
 use rtnetlink::Handle;
 use tokio::task::block_in_place;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
-    Target,
+    Present, Target,
     announce::Announcer,
+    guard::Guard,
     plan::{self, On},
     switches::Switches,
     vips::{self, Place},
@@ -28,12 +30,17 @@ use crate::{
 
 /// Addresses that are added or removed at once.
 const AT_ONCE: usize = 64;
+/// Addresses that a line names; a count stands for the others.
+const NAMED: usize = 4;
 
 /// Everything that is changed beyond maps. Dropping it takes the program off and puts switches back; only addresses need
 /// [`remove_vips`](Self::remove_vips).
 pub(super) struct Machine {
     handle: Handle,
     announcer: Announcer,
+    guard: Guard,
+    /// Addresses that a balancer has added, as they were found last.
+    vips: BTreeSet<(IpAddr, String)>,
     /// Addresses that the neighbours know of, since their link is up.
     announced: BTreeSet<Place>,
     attacher: Attacher,
@@ -75,6 +82,8 @@ impl Machine {
         Self {
             handle,
             announcer: Announcer::default(),
+            guard: Guard::default(),
+            vips: BTreeSet::new(),
             announced: BTreeSet::new(),
             attacher,
             attached: Vec::new(),
@@ -94,9 +103,13 @@ impl Machine {
         }
     }
 
-    /// Where the program is.
-    pub(super) fn attachments(&self) -> Vec<Attachment> {
-        self.attached.iter().map(|attached| attached.at.clone()).collect()
+    /// What there is, as of the last round.
+    pub(super) fn present(&self) -> Present {
+        Present {
+            attached: self.attached.iter().map(|attached| attached.at.clone()).collect(),
+            vips: self.vips.clone(),
+            troubles: self.troubles.values().cloned().collect(),
+        }
     }
 
     /// Does what `target` asks for beyond what is, and takes nothing away. The interfaces `must` have to be there, and the
@@ -122,9 +135,10 @@ impl Machine {
             let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
             self.events.note(&format!("{how} {name} in {mode} mode"));
         }
-        let wanted = self.places(target, &links);
+        let Places { all: wanted, announced } = self.places(target, &links);
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
         self.write_notes()?;
+        self.guard(target)?;
         let found = vips::found(&self.handle).await?;
         let mut done = Ok(());
         let mut ours = plan::ours(&wanted, &found);
@@ -137,7 +151,7 @@ impl Machine {
                 Err(error) => done = done.and(Err(error)),
             }
         }
-        self.announce(&ours, &links);
+        self.announce(&(&ours & &announced), &links);
         done
     }
 
@@ -222,9 +236,11 @@ impl Machine {
         self.pins.take().map_or(Ok(()), |mut pins| pins.remove().map(drop))
     }
 
-    /// Whether interfaces of these names can be attached to.
-    pub(super) async fn check(&self, must: &[String]) -> anyhow::Result<()> {
-        interfaces::select(must, &interfaces::links(&self.handle).await?).map(drop)
+    /// Whether interfaces of these names can be attached to, and those of the others are there.
+    pub(super) async fn check(&self, attach: &[String], there: &BTreeSet<String>) -> anyhow::Result<()> {
+        let links = interfaces::links(&self.handle).await?;
+        interfaces::select(attach, &links)?;
+        there.iter().try_for_each(|name| interfaces::find(name, &links)).context("assign_vip")
     }
 
     /// Brings the machine to where `target` wants it, as far as that can be. Whether it can.
@@ -352,7 +368,7 @@ impl Machine {
     }
 
     async fn settle_vips(&mut self, target: &Target, links: &[Link]) -> anyhow::Result<()> {
-        let wanted = self.places(target, links);
+        let Places { all: wanted, announced } = self.places(target, links);
         self.vips_on.retain(|&ifindex| links.iter().any(|link| link.ifindex == ifindex));
         let before = self.vips_on.len();
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
@@ -360,11 +376,16 @@ impl Machine {
             // Before anything is done that is to be put back.
             self.write_notes()?;
         }
+        if let Err(error) = self.guard(target) {
+            self.trouble("guard", &error);
+        }
         let found = vips::found(&self.handle).await?;
         let plan = plan::addresses(&wanted, &found, &self.vips_on);
         let mut ours = plan::ours(&wanted, &found);
+        let mut stay = BTreeSet::new();
         for (place, removed) in self.remove(plan.remove, links).await {
             if let Err(error) = removed {
+                stay.insert(place);
                 self.trouble(&place.address.to_string(), &error);
             }
         }
@@ -376,7 +397,13 @@ impl Machine {
                 Err(error) => self.trouble(&place.address.to_string(), &error),
             }
         }
-        self.announce(&ours, links);
+        self.vips = (&ours | &stay).iter().map(|place| (place.address, named(place.ifindex, links))).collect();
+        for name in target.vips.iter().filter(|vip| !vip.announced).map(|vip| &vip.interface).collect::<BTreeSet<_>>() {
+            if let Err(error) = interfaces::find(name, links).context("assign_vip") {
+                self.trouble(name, &error);
+            }
+        }
+        self.announce(&(&ours & &announced), links);
         if self.round.is_empty() {
             self.vips_on = wanted.iter().map(|place| place.ifindex).collect();
         }
@@ -384,27 +411,48 @@ impl Machine {
     }
 
     /// The addresses wanted on interfaces that are there.
-    fn places(&self, target: &Target, links: &[Link]) -> BTreeSet<Place> {
+    fn places(&self, target: &Target, links: &[Link]) -> Places {
         let ifindex = |name: &String| {
             let attached = self.attached.iter().find(|attached| attached.at.name == *name);
             let link = || links.iter().find(|link| link.name == *name).map(|link| link.ifindex);
             attached.map(|attached| attached.at.ifindex).or_else(link)
         };
-        let places =
-            target.vips.iter().filter_map(|(name, address)| Some(Place { ifindex: ifindex(name)?, address: *address }));
-        places.collect()
+        let mut places = Places::default();
+        for vip in &target.vips {
+            let Some(ifindex) = ifindex(&vip.interface) else { continue };
+            let place = Place { ifindex, address: vip.address };
+            places.all.insert(place);
+            if vip.announced {
+                places.announced.insert(place);
+            }
+        }
+        places
     }
 
     async fn add(&self, places: Vec<Place>, links: &[Link]) -> Vec<(Place, anyhow::Result<()>)> {
         let adding = places.into_iter().map(async |place| (place, self.add_one(place, links).await));
-        stream::iter(adding).buffered(AT_ONCE).collect().await
+        let added: Vec<(Place, anyhow::Result<()>)> = stream::iter(adding).buffered(AT_ONCE).collect().await;
+        self.tell(&added, "added to", links);
+        added
     }
 
     async fn add_one(&self, place: Place, links: &[Link]) -> anyhow::Result<()> {
         let interface = named(place.ifindex, links);
-        vips::add(&self.handle, place).await.with_context(|| format!("interface {interface}"))?;
-        info!("{} added to {interface} (assign_vip)", place.address);
-        Ok(())
+        vips::add(&self.handle, place).await.with_context(|| format!("interface {interface}"))
+    }
+
+    /// Notes what was done to addresses, a line for each interface.
+    fn tell(&self, done: &[(Place, anyhow::Result<()>)], what: &str, links: &[Link]) {
+        let mut by_interface: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for (place, _) in done.iter().filter(|(_, done)| done.is_ok()) {
+            by_interface.entry(place.ifindex).or_default().push(place.address.to_string());
+        }
+        for (ifindex, addresses) in by_interface {
+            let (named_ones, others) = addresses.split_at(addresses.len().min(NAMED));
+            let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            let interface = named(ifindex, links);
+            self.events.note(&format!("VIP {}{more} {what} {interface} (assign_vip)", named_ones.join(", ")));
+        }
     }
 
     /// Tells the neighbours of addresses that are new, or whose link has just come up.
@@ -431,12 +479,18 @@ impl Machine {
         let removing = places.into_iter().map(async |place| {
             let interface = named(place.ifindex, links);
             let removed = vips::remove(&self.handle, place).await.with_context(|| format!("interface {interface}"));
-            if removed.is_ok() {
-                info!("{} removed from {interface}", place.address);
-            }
             (place, removed)
         });
-        stream::iter(removing).buffered(AT_ONCE).collect().await
+        let removed: Vec<(Place, anyhow::Result<()>)> = stream::iter(removing).buffered(AT_ONCE).collect().await;
+        self.tell(&removed, "removed from", links);
+        removed
+    }
+
+    /// Has the addresses go, also if this process is killed.
+    fn guard(&mut self, target: &Target) -> anyhow::Result<()> {
+        let none = BTreeSet::new();
+        let on = if target.guarded { &self.vips_on } else { &none };
+        block_in_place(|| self.guard.watch(on))
     }
 
     /// Removes every address of ours.
@@ -493,6 +547,14 @@ impl Machine {
         self.troubles = mem::take(&mut self.round);
         self.troubles.is_empty()
     }
+}
+
+/// Where addresses are wanted.
+#[derive(Debug, Default)]
+struct Places {
+    all: BTreeSet<Place>,
+    /// Those of them that the neighbours are told of.
+    announced: BTreeSet<Place>,
 }
 
 fn names(links: &[Link]) -> Vec<(String, u32)> {

@@ -7,6 +7,7 @@
 
 mod announce;
 mod changes;
+mod guard;
 mod machine;
 mod plan;
 mod scrapes;
@@ -38,7 +39,11 @@ use tokio::{
 };
 use tracing::warn;
 
-pub use self::{changes::put_back, scrapes::Listen};
+pub use self::{
+    changes::put_back,
+    guard::{VERB as GUARD_VIPS, guard_vips},
+    scrapes::Listen,
+};
 use self::{machine::Machine, scrapes::Scrapes};
 use super::{
     api_server::socket,
@@ -57,7 +62,7 @@ const TOGETHER: Duration = Duration::from_millis(50);
 /// What is wanted of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Where the program is to be. The first is given the VIPs.
+    /// Where the program is to be.
     pub interfaces: Vec<String>,
     /// How it is attached.
     pub mode: XdpMode,
@@ -65,8 +70,14 @@ pub struct Wanted {
     pub v4: bool,
     /// Whether IPv6 packets are.
     pub v6: bool,
-    /// The VIPs that the first interface is to have.
-    pub vips: BTreeSet<IpAddr>,
+    /// The VIPs that this machine is to have, with the names of their interfaces; `None`: the first, where they are
+    /// announced.
+    pub vips: BTreeSet<(Option<String>, IpAddr)>,
+    /// The names of interfaces that VIPs may come to, beside the first.
+    pub vip_interfaces: BTreeSet<String>,
+    /// Whether all its VIPs are to go, however the process ends, unless the data path outlives it. Those on
+    /// interfaces that are named are in any case.
+    pub guarded: bool,
     /// Whether the data path is to outlive the process.
     pub keep: bool,
     /// Where metrics are.
@@ -76,9 +87,9 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What a controller wants.
+    /// What a controller wants, which is `ready` for clients or not.
     #[must_use]
-    pub fn by(controller: &Controller) -> Self {
+    pub fn by(controller: &Controller, ready: bool) -> Self {
         let settings = controller.settings();
         let translates = |family: Family| {
             let mut services = controller.services().iter();
@@ -89,7 +100,9 @@ impl Wanted {
             mode: settings.xdp_mode,
             v4: translates(Family::V4),
             v6: translates(Family::V6),
-            vips: controller.assigned_vips().collect(),
+            vips: controller.assigned_vips(ready),
+            vip_interfaces: controller.vip_interfaces(),
+            guarded: settings.fleet.is_some(),
             keep: settings.on_exit == OnExit::Keep,
             metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },
             group: settings.socket_group.clone(),
@@ -104,17 +117,33 @@ struct Target {
     mode: XdpMode,
     v4: bool,
     v6: bool,
-    vips: BTreeSet<(String, IpAddr)>,
+    vips: BTreeSet<WantedVip>,
+    /// Whether they are to go however the process ends.
+    guarded: bool,
+}
+
+/// An address that an interface is to have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct WantedVip {
+    interface: String,
+    address: IpAddr,
+    /// Whether the neighbours are told.
+    announced: bool,
 }
 
 impl From<&Wanted> for Target {
     fn from(wanted: &Wanted) -> Self {
         // What is no target is done once, when it changes.
-        let Wanted { interfaces, mode, v4, v6, vips, keep: _, metrics: _, group: _ } = wanted.clone();
-        let first = interfaces.first().cloned();
-        let vips =
-            first.into_iter().flat_map(|first| vips.iter().map(move |&vip| (first.clone(), vip)).collect::<Vec<_>>());
-        Self { vips: vips.collect(), interfaces, mode, v4, v6 }
+        let Wanted { interfaces, mode, v4, v6, vips, vip_interfaces: _, guarded, keep, metrics: _, group: _ } =
+            wanted.clone();
+        let first = interfaces.first();
+        let vips = vips.into_iter().filter_map(|(on, address)| {
+            let announced = on.is_none();
+            Some(WantedVip { interface: on.or_else(|| first.cloned())?, address, announced })
+        });
+        let vips: BTreeSet<WantedVip> = vips.collect();
+        let guarded = !keep && (guarded || vips.iter().any(|vip| !vip.announced));
+        Self { vips, interfaces, mode, v4, v6, guarded }
     }
 }
 
@@ -125,6 +154,7 @@ impl Target {
         self.interfaces.extend(more);
         self.v4 |= other.v4;
         self.v6 |= other.v6;
+        self.guarded |= other.guarded;
         self.vips.extend(other.vips.iter().cloned());
         self
     }
@@ -169,8 +199,19 @@ pub struct Surroundings {
 pub struct Host {
     asks: mpsc::UnboundedSender<Ask>,
     wanted: Wanted,
-    attached: watch::Receiver<Vec<Attachment>>,
+    present: watch::Receiver<Present>,
     task: Task<()>,
+}
+
+/// What there is on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Where the program is.
+    pub attached: Vec<Attachment>,
+    /// VIPs that a balancer has added, with the names of their interfaces.
+    pub vips: BTreeSet<(IpAddr, String)>,
+    /// What stands in the way of what is wanted, a sentence each.
+    pub troubles: Vec<String>,
 }
 
 /// What a change needs is there. When this is dropped without being [made](Self::made), it is taken back.
@@ -207,7 +248,7 @@ impl Host {
         tokio::spawn(connection);
         let mut machine = Machine::new(handle, ends, state_file, inherited, events);
         let (asks, asked) = mpsc::unbounded_channel();
-        let (told, attached) = watch::channel(Vec::new());
+        let (told, present) = watch::channel(Present::default());
         let (ready, started) = oneshot::channel();
         let now = wanted.clone();
         // Attaching blocks, which only a task of the runtime may do.
@@ -215,6 +256,7 @@ impl Host {
         let task = supervisor.spawn("the keeping of this machine", async move {
             let target = Target::from(&now);
             let started = async {
+                machine.check(&[], &now.vip_interfaces).await?;
                 machine.extend(&target, &target.interfaces, target.mode).await?;
                 machine.take_over()?;
                 Scrapes::start(now.metrics, metrics, calls, watched)
@@ -222,7 +264,7 @@ impl Host {
             match started.await {
                 Ok(scrapes) => {
                     let well = machine.settle(&target).await;
-                    told.send_replace(machine.attachments());
+                    told.send_replace(machine.present());
                     let _ = ready.send(Ok(()));
                     let this = Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well };
                     this.serve(asked, messages, told).await;
@@ -235,21 +277,21 @@ impl Host {
             Ok(())
         });
         started.await.context("the task that changes this machine is gone")??;
-        Ok(Self { asks, wanted, attached, task })
+        Ok(Self { asks, wanted, present, task })
     }
 
-    /// Where the program is: waits until that is otherwise.
-    pub async fn attached(&mut self) -> Vec<Attachment> {
-        if self.attached.changed().await.is_err() {
+    /// What there is: waits until that is otherwise.
+    pub async fn changed(&mut self) -> Present {
+        if self.present.changed().await.is_err() {
             std::future::pending().await
         }
-        self.attached.borrow_and_update().clone()
+        self.present.borrow_and_update().clone()
     }
 
-    /// Where the program is now.
+    /// What there is now.
     #[must_use]
-    pub fn attachments(&self) -> Vec<Attachment> {
-        self.attached.borrow().clone()
+    pub fn present(&mut self) -> Present {
+        self.present.borrow_and_update().clone()
     }
 
     /// What is wanted now.
@@ -327,7 +369,7 @@ impl Keeping {
         mut self,
         mut asked: mpsc::UnboundedReceiver<Ask>,
         mut messages: impl Stream<Item = T> + Unpin,
-        told: watch::Sender<Vec<Attachment>>,
+        told: watch::Sender<Present>,
     ) {
         let mut looked = Instant::now();
         loop {
@@ -348,7 +390,7 @@ impl Keeping {
                 Some(Ask::Want(wanted)) => self.make(wanted).await,
                 Some(Ask::Prepare(wanted, reply)) => {
                     let prepared = self.prepare(&wanted).await;
-                    told.send_replace(self.machine.attachments());
+                    told.send_replace(self.machine.present());
                     let _ = reply.send(prepared);
                     continue;
                 }
@@ -366,9 +408,9 @@ impl Keeping {
             looked = Instant::now();
             self.settle().await;
             told.send_if_modified(|present| {
-                let attachments = self.machine.attachments();
-                let changed = *present != attachments;
-                *present = attachments;
+                let now = self.machine.present();
+                let changed = *present != now;
+                *present = now;
                 changed
             });
         }
@@ -382,11 +424,11 @@ impl Keeping {
     /// Has ready what `wanted` takes, beside what is wanted now; or nothing has changed.
     async fn prepare(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
         let target = Target::from(wanted);
-        let must = self.new_interfaces(wanted);
+        let (must, vip_interfaces) = self.new_interfaces(wanted);
         let both = target.and(&self.target);
         self.soon = Some((wanted.clone(), both.clone()));
         let prepared = async {
-            self.machine.check(&must).await?;
+            self.machine.check(&must, &vip_interfaces).await?;
             self.scrapes.prepare(wanted.metrics).await?;
             if wanted.keep && !self.wanted.keep {
                 self.machine.pin()?;
@@ -405,14 +447,17 @@ impl Keeping {
     }
 
     async fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
-        self.machine.check(&self.new_interfaces(wanted)).await?;
+        let (interfaces, vip_interfaces) = self.new_interfaces(wanted);
+        self.machine.check(&interfaces, &vip_interfaces).await?;
         self.scrapes.check(wanted.metrics).await?;
         let group = wanted.group.clone();
         spawn_blocking(move || socket::find(group.as_deref())).await?.map(drop)
     }
 
-    fn new_interfaces(&self, wanted: &Wanted) -> Vec<String> {
-        wanted.interfaces.iter().filter(|name| !self.target.interfaces.contains(name)).cloned().collect()
+    /// Those to attach to, and those that VIPs may come to.
+    fn new_interfaces(&self, wanted: &Wanted) -> (Vec<String>, BTreeSet<String>) {
+        let interfaces = wanted.interfaces.iter().filter(|name| !self.target.interfaces.contains(name)).cloned();
+        (interfaces.collect(), &wanted.vip_interfaces - &self.wanted.vip_interfaces)
     }
 
     /// The change is made.
@@ -469,7 +514,15 @@ mod tests {
             mode: XdpMode::Auto,
             v4,
             v6,
-            vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+            vips: vips
+                .iter()
+                .map(|vip| match vip.split_once(' ') {
+                    Some((interface, vip)) => (Some(interface.to_owned()), vip.parse().unwrap()),
+                    None => (None, vip.parse().unwrap()),
+                })
+                .collect(),
+            vip_interfaces: BTreeSet::new(),
+            guarded: false,
             keep: false,
             metrics: Listen { at: None, page: false },
             group: None,
@@ -481,13 +534,17 @@ mod tests {
         let old = Target::from(&wanted(&["a", "b"], true, false, &["192.0.2.1"]));
         let new = Target {
             mode: XdpMode::Native,
-            ..Target::from(&wanted(&["b", "c"], false, true, &["192.0.2.1", "192.0.2.2"]))
+            ..Target::from(&wanted(&["b", "c"], false, true, &["192.0.2.1", "192.0.2.2", "lo 192.0.2.3"]))
         };
         let both = new.and(&old);
         assert_eq!(both.interfaces, ["b", "c", "a"]);
-        assert_eq!((both.mode, both.v4, both.v6), (XdpMode::Native, true, true));
-        let vips: Vec<String> = both.vips.iter().map(|(name, vip)| format!("{name} {vip}")).collect();
-        assert_eq!(vips, ["a 192.0.2.1", "b 192.0.2.1", "b 192.0.2.2"]);
+        assert_eq!((both.mode, both.v4, both.v6, both.guarded), (XdpMode::Native, true, true, true));
+        let vips: Vec<String> = both
+            .vips
+            .iter()
+            .map(|WantedVip { interface, address, announced }| format!("{interface} {address} {announced}"))
+            .collect();
+        assert_eq!(vips, ["a 192.0.2.1 true", "b 192.0.2.1 true", "b 192.0.2.2 true", "lo 192.0.2.3 false"]);
         assert!(Target::from(&wanted(&[], true, true, &["192.0.2.1"])).vips.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! VIPs that the balancer gives its interface (`assign_vip = true`). Addresses that it adds are marked with a protocol
+//! VIPs that the balancer gives its machine (`assign_vip`). Addresses that it adds are marked with a protocol
 //! number of its own (`IFA_PROTO`), so that they can be told from an operator's whoever looks, and whenever.
 
 use std::{

@@ -1,5 +1,6 @@
 //! `/metrics` for Prometheus, and a page for people.
 
+mod fleet;
 mod page;
 mod render;
 mod text;
@@ -9,13 +10,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::anyhow;
 use axum::{
     Router,
-    extract::State,
+    extract::{Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use balancer_api::events::EventView;
 use balancer_core::snapshot::Snapshot;
+use serde::Deserialize;
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -70,7 +72,7 @@ struct Pages {
 /// # Errors
 /// When the listener is broken.
 pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: impl Future) -> anyhow::Result<()> {
-    let routes = Router::new().route("/metrics", get(metrics));
+    let routes = Router::new().route("/metrics", get(metrics)).route("/ready", get(ready));
     let routes = if page {
         routes.route("/", get(whole_page)).route("/numbers", get(page_numbers))
     } else {
@@ -83,6 +85,32 @@ pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: im
 async fn metrics(State(scrapes): State<Pages>) -> Response {
     let show = |snapshot: &Snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response());
     scrapes.answer(show).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadyQuery {
+    /// Whether one that is withdrawn is not ready.
+    #[serde(default)]
+    announced: bool,
+}
+
+/// 200 where clients may be sent to it, else 503; the state and a line for each reason.
+async fn ready(State(scrapes): State<Pages>, Query(ReadyQuery { announced }): Query<ReadyQuery>) -> Response {
+    let readiness = async {
+        let (reply, readiness) = oneshot::channel();
+        scrapes.calls.send(Call::Ready { reply }).await.ok()?;
+        Some(readiness.await.ok()?.seen(announced))
+    };
+    let readiness = match timeout(PATIENCE, readiness).await {
+        Ok(Some(readiness)) => readiness,
+        Ok(None) => return unavailable("not_ready\nthe balancer is shutting down\n"),
+        Err(_) => return unavailable("not_ready\nthe balancer is too busy to answer\n"),
+    };
+    let status = if readiness.state.serves() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let lines = std::iter::once(readiness.state.word()).chain(readiness.reasons.iter().map(String::as_str));
+    (status, [(header::CACHE_CONTROL, "no-store")], lines.map(|line| format!("{line}\n")).collect::<String>())
+        .into_response()
 }
 
 async fn whole_page(State(scrapes): State<Pages>) -> Response {
@@ -154,6 +182,11 @@ mod tests {
         sync::mpsc,
     };
 
+    use balancer_core::{
+        readiness::{Announcement, Fitness, Readiness},
+        snapshot::MemberSnapshot,
+    };
+
     use super::{render::tests::snapshot, *};
 
     /// A listener whose controller answers with `answer` until it is to shut down.
@@ -165,6 +198,9 @@ mod tests {
             while let Some(call) = asked.recv().await {
                 if let Call::Snapshot { reply } = call {
                     let _ = reply.send(answer());
+                } else if let Call::Ready { reply } = call {
+                    let readiness = answer().map(|snapshot| snapshot.member.readiness).unwrap_or_default();
+                    let _ = reply.send(Announcement { readiness, withdrawn: true });
                 }
             }
         });
@@ -205,6 +241,30 @@ mod tests {
         stop.send(()).unwrap();
         server.await.unwrap().unwrap();
         assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn says_whether_it_is_ready_in_a_status() {
+        let not_ready = || {
+            let reasons = vec!["one".to_owned(), "two".to_owned()];
+            let readiness = Readiness { state: Fitness::NotReady, reasons };
+            Ok(Snapshot { member: MemberSnapshot { readiness, ..MemberSnapshot::default() }, ..snapshot() })
+        };
+        let degraded = || Ok(snapshot());
+        for (answer, status, text) in
+            [(not_ready as fn() -> _, "503", "not_ready\none\ntwo\n"), (degraded, "200", "degraded\neth1\n")]
+        {
+            let (address, _stop, _server) = serving(answer).await;
+            let (head, body) = http(address, "GET", "/ready").await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+            assert!(head.contains("content-type: text/plain"), "{head}");
+            assert_eq!(body, text);
+            let (head, body) = http(address, "GET", "/ready?announced=true").await;
+            assert!(head.starts_with("HTTP/1.1 503 ") && body.starts_with("not_ready\nit is withdrawn\n"), "{body}");
+            assert!(http(address, "GET", "/ready?announced=perhaps").await.0.starts_with("HTTP/1.1 400 "));
+            let page = http(address, "GET", "/").await.1;
+            assert!(page.contains(if status == "503" { "Not ready: one; two. " } else { "Degraded: eth1. " }));
+        }
     }
 
     #[tokio::test]

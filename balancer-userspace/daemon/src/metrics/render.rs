@@ -7,12 +7,16 @@ use balancer_common::{
     verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Verdict},
 };
 use balancer_core::{
-    snapshot::{BackendSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
+    readiness::Fitness,
+    snapshot::{BackendSnapshot, MemberSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
     top::By,
 };
 use balancer_model::{config::Protocol, states::BackendState};
 
-use super::text::{Kind, Text};
+use super::{
+    fleet,
+    text::{Kind, Text},
+};
 
 /// Ranks of `top_client_share_ratio`.
 const RANKS: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
@@ -25,6 +29,10 @@ pub fn render(snapshot: &Snapshot) -> String {
     build(encoder);
     interfaces(encoder, snapshot);
     client_table(encoder, &snapshot.memory);
+    member(encoder, &snapshot.member);
+    if let Some(of) = &snapshot.fleet {
+        fleet::render(encoder, of);
+    }
     services(encoder, &snapshot.services);
     heavy(encoder, &snapshot.services);
     traffic(encoder, &snapshot.services);
@@ -32,9 +40,9 @@ pub fn render(snapshot: &Snapshot) -> String {
     text.into_string()
 }
 
-type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+pub(super) type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
-fn counters<'a, const N: usize>(
+pub(super) fn counters<'a, const N: usize>(
     encoder: &mut Text,
     name: &str,
     help: &str,
@@ -45,7 +53,7 @@ fn counters<'a, const N: usize>(
     samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
-fn gauges<'a, const N: usize, V: Display>(
+pub(super) fn gauges<'a, const N: usize, V: Display>(
     encoder: &mut Text,
     name: &str,
     help: &str,
@@ -108,6 +116,18 @@ fn interfaces(encoder: &mut Text, snapshot: &Snapshot) {
         "First fragments forwarded without a note of where to, as too many came at once.",
         std::iter::once(([], snapshot.replies.fragments_not_remembered)),
     );
+}
+
+/// What it is to those who send it clients.
+fn member(encoder: &mut Text, member: &MemberSnapshot) {
+    let one = |value: u64| std::iter::once(([], value));
+    let serves = u64::from(member.readiness.state.serves());
+    gauges(encoder, "ready", "Whether it is fit to be sent clients: 1 ready or degraded, 0 not ready.", one(serves));
+    let degraded = u64::from(member.readiness.state == Fitness::Degraded);
+    gauges(encoder, "degraded", "Whether it steers, but somebody should look.", one(degraded));
+    let withdrawn = u64::from(member.withdrawn);
+    gauges(encoder, "withdrawn", "Whether the operator has taken its VIPs away.", one(withdrawn));
+    gauges(encoder, "assigned_vips", "VIPs that the machine has from the balancer.", one(member.vips.len() as u64));
 }
 
 fn client_table(encoder: &mut Text, memory: &MemorySnapshot) {
@@ -378,7 +398,9 @@ pub(super) mod tests {
 
     use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
     use balancer_core::{
+        fleet::FleetSnapshot,
         io::{BackendId, ServiceId},
+        readiness::Readiness,
         snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics},
     };
     use balancer_model::{config::ClientPrefix, states::Admin};
@@ -485,6 +507,12 @@ pub(super) mod tests {
                 rejected: 8,
             },
             memory: MemorySnapshot::default(),
+            member: MemberSnapshot {
+                readiness: Readiness { state: Fitness::Degraded, reasons: vec!["eth1".to_owned()] },
+                withdrawn: false,
+                vips: vec![("198.51.100.10".parse().unwrap(), "lo".to_owned())],
+            },
+            fleet: Some(FleetSnapshot::example()),
         }
     }
 
@@ -539,11 +567,27 @@ pub(super) mod tests {
             "balancer_fragments_not_remembered_total 7",
             "balancer_redirect_errors_total{interface=\"eth1\"} 9",
             "balancer_packets_seen_total{interface=\"eth0\",verdict=\"tx\"} 1000",
+            "balancer_fleet_epoch 7",
+            "balancer_fleet_members{state=\"ready\"} 1",
+            "balancer_fleet_members{state=\"not_ready\"} 0",
+            "balancer_fleet_lag_seconds{member=\"lb2\"} 2.5",
+            "balancer_fleet_records{kind=\"told\"} 90",
+            "balancer_fleet_records_dropped_total{reason=\"full\"} 1",
+            "balancer_fleet_votes_differ{service=\"web\",backend=\"web2\"} 1",
+            "balancer_fleet_engine_reachable 1",
+            "balancer_fleet_engine_bytes_total{direction=\"received\"} 9000",
+            "balancer_fleet_commit_seconds 0.125",
+            "balancer_fleet_conflicts_total 2",
             "balancer_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
         ] {
             assert!(lines.contains(expected), "{expected} is not in\n{text}");
         }
         assert!(!text.contains("health_check_duration_seconds{service=\"web\",backend=\"web3\"}"));
+    }
+
+    #[test]
+    fn without_a_fleet_nothing_is_said_of_one() {
+        assert!(!render(&Snapshot { fleet: None, ..snapshot() }).contains("fleet"));
     }
 
     #[test]

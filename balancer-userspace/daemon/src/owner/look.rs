@@ -7,6 +7,7 @@ use balancer_common::{
     map_types::BackendStats,
 };
 use balancer_core::{
+    fleet::FleetSnapshot,
     io::BackendId,
     service::{Backend, Service},
     snapshot::{
@@ -27,6 +28,13 @@ pub struct Counting {
 }
 
 impl Counting {
+    /// What is to be seen of the fleet as well.
+    #[must_use]
+    pub fn with_fleet(mut self, fleet: Option<FleetSnapshot>) -> Self {
+        self.snapshot.fleet = fleet;
+        self
+    }
+
     /// Reads them: system calls, and as much to copy as there are backends and CPUs.
     ///
     /// # Errors
@@ -156,6 +164,8 @@ impl<D: Dataplane> Owner<D> {
             redirect_errors: self.redirect_errors()?,
             memory: self.dataplane.memory()?,
             generation: self.controller.generation(),
+            member: self.member_snapshot(),
+            fleet: None,
         };
         Ok(Counting { snapshot, counters: self.dataplane.backend_counters() })
     }

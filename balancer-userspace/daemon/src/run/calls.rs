@@ -14,8 +14,9 @@ use tokio::{sync::oneshot, time::Instant};
 use super::FIRST_NEXT_HOPS;
 use crate::{
     call::Call,
+    fleet::Fleet,
     host::{Host, Prepared},
-    keeper::{Keeper, Ready, Request},
+    keeper::{Keeper, Ready, Request, Wish},
     owner::{Forgetting, Owner},
     statistics::Statistics,
 };
@@ -24,6 +25,7 @@ use crate::{
 pub(super) fn answer(
     owner: &mut Owner<KernelDataplane>,
     keeper: &mut Keeper,
+    fleet: Option<&mut Fleet>,
     host: &Host,
     passes: &mut VecDeque<ForgettingPass>,
     statistics: &Arc<Statistics>,
@@ -41,6 +43,7 @@ pub(super) fn answer(
         },
         Call::Snapshot { reply } => match owner.snapshot() {
             Ok(counting) => {
+                let counting = counting.with_fleet(fleet.map(|fleet| fleet.snapshot(owner)));
                 let statistics = Arc::clone(statistics);
                 // There may be ten thousand backends, and nobody else has to wait for their counters.
                 tokio::task::spawn_blocking(move || {
@@ -55,6 +58,9 @@ pub(super) fn answer(
                 let _ = reply.send(Err(error));
             }
         },
+        Call::Ready { reply } => {
+            let _ = reply.send(owner.readiness());
+        }
         Call::Events { reply } => {
             let _ = reply.send(owner.events().clone());
         }
@@ -65,7 +71,10 @@ pub(super) fn answer(
         Call::Rules { service, reply } => {
             let _ = reply.send(owner.rules(service.as_deref()));
         }
-        Call::Change(request) => keeper.ask(request),
+        Call::Change(request) => match (fleet, &request.wish) {
+            (Some(fleet), Wish::Change(_)) => fleet.wish(request, owner),
+            (Some(_) | None, Wish::Change(_) | Wish::Withdraw(_)) => keeper.ask(request),
+        },
     }
 }
 
@@ -96,7 +105,16 @@ fn plan(owner: &Owner<KernelDataplane>, host: &Host, change: Change, reply: ones
 
 /// Makes a change that is on disk already.
 pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, (request, prepared): Ready) {
-    let Request { change, uid, reply, .. } = request;
+    let Request { wish, uid, reply, .. } = request;
+    let change = match wish {
+        Wish::Change(change) => change,
+        Wish::Withdraw(withdrawn) => {
+            let changed = owner.set_withdrawn(withdrawn, uid);
+            prepared.into_iter().for_each(Prepared::made);
+            let _ = reply.send(Ok(changed));
+            return;
+        }
+    };
     let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
     let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
     let changed = owner.change(change, uid);

@@ -5,7 +5,6 @@ use std::{
     fmt,
     future::{pending, ready},
     path::PathBuf,
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +14,7 @@ use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::NeighbourWanted;
 use balancer_core::io::Event;
 use balancer_dataplane::{Devices, KernelDataplane, Layers};
+use balancer_fleet::member::Input;
 use balancer_model::config::StatisticsConfig;
 use tokio::{
     io::unix::AsyncFd,
@@ -23,16 +23,20 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::calls::{Joining, answer, forget_part, make};
+use super::{
+    calls::{Joining, answer, forget_part, make},
+    leaving::Leaving,
+};
 use crate::{
     api_server::{self, ControlSocket},
     call::{Call, Calls},
     events::Events,
+    fleet::Fleet,
     host::Host,
     keeper::Keeper,
     owner::Owner,
     service_manager::ServiceManager,
-    shutdown::ShutdownSignal,
+    shutdown::{ShutdownSignal, Signals},
     statistics::Statistics,
     supervisor::{Attended, Ended, Endings, Supervisor, Task},
 };
@@ -49,7 +53,7 @@ pub(super) struct Running {
     pub(super) settings: StatisticsConfig,
     pub(super) state_file: PathBuf,
     pub(super) keeper: Keeper,
-    pub(super) signals: Pin<Box<dyn Future<Output = ShutdownSignal> + Send>>,
+    pub(super) signals: Signals,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) calls: mpsc::Receiver<Call>,
     pub(super) layers: watch::Receiver<Layers>,
@@ -61,6 +65,7 @@ pub(super) struct Running {
     pub(super) api: Api,
     pub(super) host: Host,
     pub(super) statistics: Arc<Statistics>,
+    pub(super) fleet: Option<Fleet>,
     pub(super) owner: Owner<KernelDataplane>,
     pub(super) endings: Endings,
     pub(super) supervisor: Supervisor,
@@ -81,11 +86,13 @@ impl Running {
             wanted,
             host,
             statistics,
+            fleet,
             owner,
             ..
         } = self;
         let mut keeps = host.wanted().keep;
         let mut joining = Joining::default();
+        let mut leaving: Option<Leaving> = None;
         let mut waiting = Vec::new();
         let mut passes = VecDeque::new();
         let mut sweep = interval(SWEEP);
@@ -95,7 +102,17 @@ impl Running {
             tokio::select! {
                 biased;
                 () = manager.keep_alive_due() => manager.keep_alive(),
-                signal = &mut *signals => return End::Asked(signal),
+                signal = signals.next() => {
+                    leaving = if leaving.is_none() { Leaving::begin(signal, owner, host, manager) } else { None };
+                    if leaving.is_none() {
+                        return End::Asked(signal);
+                    }
+                }
+                () = until(leaving.as_ref().map(|leaving| leaving.until)), if leaving.is_some() => {
+                    if let Some(leaving) = leaving {
+                        return End::Asked(leaving.signal);
+                    }
+                }
                 ended = self.endings.next() => return End::Failed(ended),
                 1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
                 () = until(deadline) => owner.handle(Event::Tick),
@@ -106,10 +123,20 @@ impl Running {
                         make(owner, &mut joining, ready);
                     }
                 }
-                Some(call) = calls.recv() => answer(owner, keeper, host, &mut passes, statistics, call),
+                input = heard(fleet) => {
+                    if let Some(fleet) = fleet {
+                        fleet.handle(input, owner);
+                    }
+                }
+                Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
                 _ = sweep.tick() => owner.sweep(),
                 Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
-                attached = host.attached() => owner.dataplane().set_attached(attached),
+                present = host.changed() => {
+                    owner.set_present(present);
+                    if let Some(leaving) = &mut leaving {
+                        Leaving::look(leaving, owner);
+                    }
+                }
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
                 Ok(()) = devices.changed() => {
                     let known = devices.borrow_and_update().clone();
@@ -120,10 +147,14 @@ impl Running {
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
             }
             joining.answer(owner);
+            if let Some(fleet) = fleet {
+                fleet.look(owner);
+            }
             if owner.take_changed() {
                 keeper.note();
                 manager.serves(owner.services());
                 host.want(owner.wanted());
+                owner.tell_readiness();
                 if *settings != owner.settings().statistics {
                     *settings = owner.settings().statistics;
                     statistics.set(*settings);
@@ -178,6 +209,14 @@ impl Api {
         let Self { task, stop } = self;
         drop(stop);
         let _ = task.ended().await;
+    }
+}
+
+/// What happens next in the fleet; nothing where there is none.
+async fn heard(fleet: &mut Option<Fleet>) -> Input {
+    match fleet {
+        Some(fleet) => fleet.next().await,
+        None => pending().await,
     }
 }
 

@@ -17,9 +17,12 @@ impl Shutdown {
     pub(super) async fn finish(self) -> anyhow::Result<()> {
         let Self { running, end } = self;
         // What is not named here goes last.
-        let Running { manager, keeper, history, reloads, watching, api, host, owner, calls, .. } = running;
+        let Running { manager, keeper, history, reloads, watching, api, host, owner, calls, fleet, .. } = running;
         if let End::Failed(ended) = &end {
             history.warn(&format!("{ended}: this process is of no use without it"));
+        }
+        if let Some(fleet) = fleet {
+            fleet.leave().await;
         }
         keeper.finish(&owner).await;
         manager.stopping("leaving");

@@ -1,9 +1,12 @@
 //! From a configuration to a balancer that serves.
 
-use std::{collections::HashSet, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
-use balancer_core::io::Event;
+use balancer_core::{
+    io::Event,
+    readiness::{FleetFacts, Stage},
+};
 use balancer_dataplane::{Capacity, KernelDataplane, Pins};
 use balancer_model::{
     config::{Config, OnExit},
@@ -24,6 +27,7 @@ use super::{
 use crate::{
     api_server::ControlSocket,
     events::Events,
+    fleet::Fleet,
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
@@ -34,7 +38,7 @@ use crate::{
     puzzles, reload,
     resume::{Resumed, resume},
     service_manager::ServiceManager,
-    shutdown::{self, ShutdownSignal},
+    shutdown::Signals,
     statistics::Statistics,
     supervisor::{Endings, Supervisor},
 };
@@ -49,26 +53,36 @@ pub(super) struct Startup {
     file: PathBuf,
     supervisor: Supervisor,
     endings: Endings,
-    signals: Pin<Box<dyn Future<Output = ShutdownSignal> + Send>>,
+    signals: Signals,
     hangup: Signal,
     ifindexes: Vec<u32>,
     socket: ControlSocket,
     /// What outlives this process, or has outlived another.
     pins: Option<Pins>,
     resumed: Resumed,
+    /// The fleet that it is a member of.
+    fleet: Option<Fleet>,
     metrics: Option<TcpListener>,
 }
 
 impl Startup {
     pub(super) async fn new(Launch { config, as_written, named, file }: Launch) -> anyhow::Result<Self> {
+        if let Some(fleet) = &config.fleet {
+            // Before anything is set up.
+            fleet.member_name().map_err(anyhow::Error::msg)?;
+        }
         let (supervisor, endings) = Supervisor::new();
-        let signals = Box::pin(shutdown::listen().context("catching signals")?);
+        let signals = Signals::new().context("catching signals")?;
         let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
         let interfaces = interfaces::resolve(&config.interfaces).await?;
         let ifindexes = interfaces.iter().map(|interface| interface.ifindex).collect();
         let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
         let pins = pins(&config)?;
-        let resumed = resume(&config, as_written, pins.as_ref())?;
+        let mut resumed = resume(&config, as_written, pins.as_ref())?;
+        let fleet = match &config.fleet {
+            Some(settings) => Some(resumed.join(settings, &config, pins.as_ref()).await?),
+            None => None,
+        };
         let metrics = match config.metrics_listen {
             Some(listen) => Some(metrics::bind(listen).await?),
             None => None,
@@ -85,6 +99,7 @@ impl Startup {
             socket,
             pins,
             resumed,
+            fleet,
             metrics,
         })
     }
@@ -103,10 +118,11 @@ impl Startup {
             socket,
             pins,
             resumed,
+            mut fleet,
             metrics,
         } = self;
         let outlives = pins.is_some();
-        let capacity = Capacity::for_services(&config, &resumed.controller.largest());
+        let capacity = Capacity::for_services(&config, &resumed.largest);
         let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins, puzzles::wanted(), &supervisor)?;
         tell_of(&mut dataplane, &config, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
@@ -120,7 +136,7 @@ impl Startup {
 
         let (events_in, mut events) = mpsc::channel(EVENTS);
         let (calls_in, calls) = mpsc::channel(CALLS);
-        let Resumed { mut controller, departed, file: mut state_file } = resumed;
+        let Resumed { mut controller, departed, withdrawn, file: mut state_file, epoch, .. } = resumed;
         controller.name_interfaces(named);
         let instance = controller.instance();
         let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
@@ -129,7 +145,15 @@ impl Startup {
         let prober = Prober::new(events_in, &supervisor).context("starting the thread of the health checks")?;
         let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
         owner.take_over_departed(departed);
+        owner.take_over_withdrawn(withdrawn);
+        owner.set_fleet(config.fleet.as_ref().map(|fleet| FleetFacts::stranger(fleet.when_alone)));
         owner.start()?;
+        if let Some(epoch) = epoch {
+            owner.set_epoch(epoch);
+        }
+        if let Some(fleet) = &mut fleet {
+            fleet.catch_up(&mut owner);
+        }
         await_next_hops(&mut owner, &mut events).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
@@ -146,8 +170,10 @@ impl Startup {
             socket: config.socket.clone(),
             supervisor: supervisor.clone(),
         };
-        let host = Host::start(owner.wanted(), surroundings).await?;
-        owner.dataplane().set_attached(host.attachments());
+        let mut host = Host::start(owner.wanted(), surroundings).await?;
+        owner.set_present(host.present());
+        owner.set_stage(Stage::Serving);
+        owner.tell_readiness();
         let statistics = Arc::new(if outlives {
             let adopted = owner.dataplane().kept().adopted();
             Statistics::beside(config.statistics, &config.state_file, adopted, &supervisor)
@@ -177,6 +203,7 @@ impl Startup {
             api,
             host,
             statistics,
+            fleet,
             owner,
             endings,
             supervisor,

@@ -11,6 +11,7 @@ use toml::de::DeTable;
 
 use super::{
     findings::Findings,
+    fleet::fleet,
     section::Section,
     service::{Placed, service},
 };
@@ -84,6 +85,9 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
     let statistics = root
         .table("statistics", "[statistics]", "{ heavy_client_share = 0.5 }", findings)
         .map(|section| statistics(section, findings));
+    let fleet = root
+        .table("fleet", "[fleet]", "{ name = \"site1\", endpoints = [\"https://192.0.2.1:2379\"] }", findings)
+        .and_then(|section| fleet(section, findings));
     let services = root.tables("service", "[[service]]", findings);
     root.finish(findings);
 
@@ -106,6 +110,7 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
         hash_key: hash_key.map(|key| key.value),
         statistics: statistics.unwrap_or_default(),
+        fleet,
         services: services.into_iter().map(|placed| placed.service).collect(),
     })
 }

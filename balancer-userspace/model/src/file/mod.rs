@@ -6,6 +6,7 @@
 pub mod check;
 mod document;
 mod findings;
+mod fleet;
 mod section;
 mod service;
 

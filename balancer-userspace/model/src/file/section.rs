@@ -14,6 +14,13 @@ pub(super) struct Located<T> {
     pub(super) value: T,
 }
 
+/// `true`, `false` or something else.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Either<T> {
+    Boolean(bool),
+    Text(T),
+}
+
 /// One table of the file. Getters report a value of the wrong type or content and then answer `None`, as for a key
 /// that is absent.
 #[derive(Debug)]
@@ -124,6 +131,24 @@ impl<'i> Section<'i> {
             None => Err(wrong_type(key, "true or false", &value)),
         });
         boolean.map(|boolean| boolean.value)
+    }
+
+    /// `true`, `false`, or a string that `parse` understands; `wanted` says so.
+    pub(super) fn boolean_or<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        findings: &mut Findings<'_>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Either<T>> {
+        let either = self.get(key, findings, |value| match &value {
+            DeValue::Boolean(boolean) => Ok(Either::Boolean(*boolean)),
+            DeValue::String(text) => parse(text).map(Either::Text),
+            DeValue::Integer(_) | DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
+                Err(wrong_type(key, wanted, &value))
+            }
+        });
+        either.map(|either| either.value)
     }
 
     /// A table under `key`, called `title` in messages; `example` shows one.

@@ -11,11 +11,11 @@ use balancer_common::map_types::Forwarding;
 use super::{
     check::{Keys, check},
     findings::Findings,
-    section::{Located, Section},
+    section::{Either, Located, Section},
 };
 use crate::{
     config::{
-        BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
+        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
         ServiceConfig, Via, WhenAllDown, forwarding_word,
     },
     listeners::{self, Family, Listener, PortRange, implied_check_port},
@@ -30,6 +30,7 @@ const DEFAULT_TABLE_SIZE: u32 = 65_537;
 const DEFAULT_WEIGHT: u16 = 100;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
+const VIP_ON: &str = "true, false, or the name of an interface such as \"lo\"";
 const MIN_SLOW_START: Duration = Duration::from_secs(1);
 
 /// A service with the places its relations to other services are reported at.
@@ -94,7 +95,11 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .map(|section| on_failure(section, findings));
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let reject = section.boolean("reject", findings).unwrap_or(false);
-    let assign_vip = section.boolean("assign_vip", findings).unwrap_or(false);
+    let assign_vip = match section.boolean_or("assign_vip", VIP_ON, findings, value::interface) {
+        None | Some(Either::Boolean(false)) => AssignVip::No,
+        Some(Either::Boolean(true)) => AssignVip::First,
+        Some(Either::Text(interface)) => AssignVip::On(interface),
+    };
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();

@@ -126,6 +126,13 @@ fn measure(rounds: u32) -> Result<Vec<Row>> {
     }
     let mut moves = [Runner::new(moving(1)?.as_fd(), &[0; 64])?, Runner::new(moving(3)?.as_fd(), &[0; 64])?];
 
+    // The first packet of a client in a period of the memory reads its entry. No period ends here, as nobody sweeps.
+    for Measured { path, full, .. } in &mut measured {
+        for _ in 0..path.clients().div_ceil(PACKETS) {
+            full.run()?;
+        }
+        full.best = f64::INFINITY;
+    }
     for _ in 0..rounds {
         for runner in &mut moves {
             ensure!(runner.run()? == XDP_TX as u32, "the frame cannot be moved");

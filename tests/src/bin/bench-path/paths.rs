@@ -4,7 +4,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_model::config::Protocol;
 use balancer_tests::{
     asm::Size,
-    frame::{ACK, Frame, Transport},
+    frame::{ACK, Frame, SYN, Transport},
 };
 
 use crate::{
@@ -21,6 +21,9 @@ const MAC: (i16, Size) = (0, Size::Double);
 const V4_TYPE: (i16, Size) = (12, Size::Half);
 const V4_TTL: (i16, Size) = (22, Size::Half);
 const V4_PORTS: (i16, Size) = (34, Size::Word);
+const V6_HOP_LIMIT: (i16, Size) = (20, Size::Half);
+const V6_DESTINATION: [(i16, Size); 2] = [(38, Size::Double), (46, Size::Double)];
+const V6_PORTS: (i16, Size) = (54, Size::Word);
 
 const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
@@ -44,7 +47,7 @@ const fn service(address: &'static str, protocol: Protocol, forwarding: Forwardi
 }
 
 /// Every service; their index is their id.
-pub(crate) const SERVICES: [Service; 10] = [
+pub(crate) const SERVICES: [Service; 11] = [
     service("198.51.100.1:80", Protocol::Tcp, Forwarding::Dsr, false),
     service("[2001:db8:f::1]:80", Protocol::Tcp, Forwarding::Dsr, false),
     service("198.51.100.2:80", Protocol::Tcp, Forwarding::Dsr, true),
@@ -55,6 +58,7 @@ pub(crate) const SERVICES: [Service; 10] = [
     service("198.51.100.4:80", Protocol::Tcp, Forwarding::Ipip, false),
     service("198.51.100.5:80", Protocol::Tcp, Forwarding::Gue, false),
     service("198.51.100.6:80", Protocol::Tcp, Forwarding::Dsr, false),
+    service("[2001:db8:f::3]:80", Protocol::Tcp, Forwarding::Nat, false),
 ];
 
 /// The service with a rule, which concerns none of the clients.
@@ -73,6 +77,8 @@ pub(crate) struct Path {
     pub(crate) service: Option<usize>,
     /// Where its packets come from.
     clients: Clients,
+    /// Of its TCP segments.
+    flags: u8,
     /// What makes the next packet; `None`: the program's own output.
     pub(crate) feed: Option<Feed>,
     /// Bytes that the program puts in front.
@@ -82,7 +88,7 @@ pub(crate) struct Path {
 impl Path {
     /// The first packet.
     pub(crate) fn frame(&self) -> Vec<u8> {
-        self.packet(ACK).bytes()
+        self.packet(self.flags).bytes()
     }
 
     fn packet(&self, flags: u8) -> Frame {
@@ -100,8 +106,7 @@ impl Path {
 
     /// The same packet as one that opens a connection, for every client.
     pub(crate) fn opening(&self) -> (Vec<u8>, Feed) {
-        let flags = balancer_tests::frame::SYN;
-        (self.packet(flags).bytes(), Feed { clients: self.clients, restores: Vec::new() })
+        (self.packet(SYN).bytes(), Feed { clients: self.clients, restores: Vec::new() })
     }
 }
 
@@ -112,10 +117,15 @@ fn path(name: &str, target: &'static str, service: Option<usize>) -> Path {
     } else {
         Clients { at: V4_SOURCE, first: FIRST_V4, count: 1 }
     };
-    Path { name: name.to_owned(), target, scene: Place::Settled, service, clients, feed: None, grows: 0 }
+    Path { name: name.to_owned(), target, scene: Place::Settled, service, clients, flags: ACK, feed: None, grows: 0 }
 }
 
 impl Path {
+    /// How many clients its packets come from.
+    pub(crate) fn clients(&self) -> u32 {
+        self.clients.count
+    }
+
     fn fed(mut self, count: u32, restores: &[(i16, Size)]) -> Self {
         self.clients.count = count;
         self.feed = Some(Feed { clients: self.clients, restores: restores.to_vec() });
@@ -124,6 +134,11 @@ impl Path {
 
     fn of_many(self) -> Self {
         self.fed(MILLION, &[])
+    }
+
+    fn opening_each(mut self) -> Self {
+        self.flags = SYN;
+        self
     }
 
     fn elsewhere(mut self) -> Self {
@@ -160,10 +175,15 @@ pub(crate) fn all() -> Vec<Path> {
         path("IPv6 TCP dsr, memory settled, 1 client", "", Some(3)),
         path("IPv4 TCP dsr, all exceptions, 1 client", "", Some(2)).elsewhere(),
         path("IPv4 TCP dsr, all exceptions, 1M clients (fed)", "half of Katran's 435", Some(2)).elsewhere().of_many(),
+        path("IPv4 TCP dsr, memory, SYN, 1 client", "", Some(2)).opening_each(),
+        path("IPv4 TCP dsr, memory, SYN, 1M clients (fed)", "", Some(2)).opening_each().of_many(),
         path("IPv4 TCP dsr, a rule for others", "no memory + 4", Some(RULED)),
         path("IPv4 UDP dsr, no memory", "", Some(4)),
         path("IPv4 UDP dsr, memory, 1 client", "", Some(5)),
+        path("IPv4 UDP dsr, memory, 1 client (fed)", "", Some(5)).fed(1, &[]),
         path("IPv4 TCP nat (fed)", "dsr + 8", Some(6)).fed(1, &[V4_TTL, V4_PORTS]),
+        path("IPv6 TCP nat (fed)", "IPv6 dsr + 8", Some(10))
+            .fed(1, &[V6_HOP_LIMIT, V6_DESTINATION[0], V6_DESTINATION[1], V6_PORTS]),
         path("IPv4 TCP ipip (fed)", "0.4 of Katran", Some(7)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(20),
         path("IPv4 TCP gue (fed)", "a quarter of Katran's 322", Some(8)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(28),
     ]

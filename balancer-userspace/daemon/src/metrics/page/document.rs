@@ -4,7 +4,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use balancer_api::events::EventView;
 use balancer_common::verdict::{DropReason, Verdict};
-use balancer_core::snapshot::{BackendSnapshot, MemorySnapshot, Snapshot};
+use balancer_core::{
+    readiness::Fitness,
+    snapshot::{BackendSnapshot, MemberSnapshot, MemorySnapshot, Snapshot},
+};
 use balancer_model::{
     states::BackendState,
     words::{counted, grouped},
@@ -59,7 +62,7 @@ fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Markup {
     let now = humantime::format_rfc3339_seconds(now).to_string();
     html! {
         main #main tabindex="-1" {
-            p.summary role="status" { (summary(snapshot)) }
+            p.summary role="status" { (member(&snapshot.member)) (summary(snapshot)) }
             @for one in &snapshot.services { (service(one)) }
             (history(events))
             div.flat {
@@ -92,6 +95,21 @@ fn title(snapshot: &Snapshot) -> Markup {
             }
         }
     }
+}
+
+/// What it is to those who send it clients, where there is something to say.
+fn member(member: &MemberSnapshot) -> String {
+    let MemberSnapshot { readiness, withdrawn, vips: _ } = member;
+    let mut text = String::new();
+    if *withdrawn {
+        text += "Withdrawn: its VIPs are taken away. ";
+    }
+    let state = match readiness.state {
+        Fitness::Ready => return text,
+        Fitness::Degraded => "Degraded",
+        Fitness::NotReady => "Not ready",
+    };
+    text + &format!("{state}: {}. ", readiness.reasons.join("; "))
 }
 
 /// What somebody should know first. It changes when something happens, and only then, as screen readers read it out.

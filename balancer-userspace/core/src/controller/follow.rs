@@ -1,0 +1,300 @@
+//! A controller of a fleet: one member's *decides* by what all have agreed on, and its state is what the controllers of
+//! all members *follow*.
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    time::Instant,
+};
+
+use balancer_common::client::HashKey;
+use balancer_model::config::{Config, ServiceConfig};
+
+use super::{Controller, settings::Differences};
+use crate::{
+    agreed::{Decided, Judgement, Opinion, Role},
+    io::{BackendId, Command, Event, Refused},
+    keys,
+    service::{Backend, Service},
+    state::{Clocks, SavedState},
+};
+
+impl Controller {
+    /// A controller that follows: it has no services before the first [`follow`](Self::follow).
+    #[must_use]
+    pub fn follower(config: Config, key: HashKey, now: Instant) -> Self {
+        let role = Role::Follows { as_of: now, alone: false };
+        let mut this = Self { role, ..Self::new(config, key) };
+        this.first.clear();
+        this
+    }
+
+    /// A restored controller that goes on as one that follows.
+    #[must_use]
+    pub fn into_follower(mut self, now: Instant) -> Self {
+        self.role = Role::Follows { as_of: now, alone: true };
+        self.first.clear();
+        self.services.iter_mut().for_each(|service| service.is_agreed_on(true));
+        self
+    }
+
+    /// Tells everything as it was before a restart. Comes once, before anything else, in place of [`start`](Self::start).
+    pub fn start_following(&mut self, now: Instant) -> Vec<Command> {
+        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(gone.row.clone())).collect();
+        commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
+        commands
+    }
+
+    /// A controller that decides, from a configuration: that of a fleet's first member.
+    #[must_use]
+    pub fn decider(config: Config, key: HashKey, now: Instant) -> Self {
+        let mut this = Self { role: Role::Decides, ..Self::new(config, key) };
+        let services = mem::take(&mut this.first);
+        let _ = this.start_anew(services, now);
+        this.decide(now);
+        this
+    }
+
+    /// A controller that decides, where another has.
+    ///
+    /// # Errors
+    /// What in the state contradicts itself, in one line.
+    pub fn decider_from(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
+        let config = Config { services: Vec::new(), ..config };
+        let mut this = Self { role: Role::Decides, ..Self::restore(config, key, state, clocks)? };
+        let _ = this.settle(|_| true, Vec::new(), None, clocks.now);
+        this.decide(clocks.now);
+        Ok(this)
+    }
+
+    /// Has backends that came since judged by what is agreed on.
+    fn decide(&mut self, now: Instant) {
+        self.services.iter_mut().for_each(|service| service.is_agreed_on(false));
+        let _ = self.settle(|_| true, Vec::new(), None, now);
+    }
+
+    /// Makes a change as one that decides: see [`change`](Self::change).
+    ///
+    /// # Errors
+    /// [`Refused`] says why nothing was changed.
+    pub fn decide_change(&mut self, change: crate::io::Change, now: Instant) -> Decided {
+        let decided = self.change(change, now)?;
+        self.decide(now);
+        Ok(decided)
+    }
+
+    /// Takes over what a member's configuration file says of services: see [`crate::merge`].
+    ///
+    /// # Errors
+    /// [`Refused`] says why nothing was changed.
+    pub fn decide_services(&mut self, file: Vec<ServiceConfig>, now: Instant) -> Decided {
+        let decided = self.reload(file, &Differences::default(), now)?;
+        self.generation += 1;
+        self.decide(now);
+        Ok(decided)
+    }
+
+    /// Takes over what is agreed on.
+    pub fn judge(&mut self, judgements: &[Judgement], now: Instant) -> Vec<Command> {
+        let mut concerned = HashSet::new();
+        for judgement in judgements {
+            let Some(&id) = self.owners.get(&judgement.backend) else { continue };
+            let Some(service) = self.services.iter_mut().find(|service| service.id() == id) else { continue };
+            if service.judge(judgement) {
+                concerned.insert(id);
+            }
+        }
+        self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
+    }
+
+    /// What others are to follow: its state, without what each of them knows for itself. Two of one moment can be
+    /// compared.
+    #[must_use]
+    pub fn agreed_state(&self, clocks: Clocks) -> SavedState {
+        let mut state = SavedState { hash_key: None, next_hops: Vec::new(), instance: 0, ..self.export(clocks) };
+        for gone in &mut state.gone {
+            gone.known = 0;
+        }
+        for backend in state.services.iter_mut().flat_map(|service| &mut service.backends) {
+            (backend.known, backend.checks) = (0, [0; 3]);
+        }
+        state
+    }
+
+    /// Does everything that has become due, so that [`agreed_state`](Self::agreed_state) says the same to whoever reads
+    /// it as of now.
+    pub fn decide_what_is_due(&mut self, now: Instant) -> Vec<Command> {
+        let mut commands = self.handle_all([Event::Tick], now);
+        commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
+        commands
+    }
+
+    /// Whether going from `before` to this takes slots from backends that keep their known clients.
+    #[must_use]
+    pub fn gives(&self, before: &Self) -> bool {
+        self.services.iter().any(|service| {
+            before.services.iter().find(|old| old.id() == service.id()).is_some_and(|old| service.gives(old))
+        })
+    }
+
+    /// Takes over a state that was decided at `clocks.wall`, now. What a state that contradicts itself, or is another
+    /// fleet's, says changes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line.
+    pub fn follow(&mut self, state: SavedState, clocks: Clocks) -> Result<Vec<Command>, String> {
+        if state.key_fingerprint != keys::fingerprint(self.key) {
+            return Err("it was made under another hash key".to_owned());
+        }
+        let mut next = self.clone();
+        next.take_in(state, clocks)?;
+        next.hops = mem::take(&mut self.hops);
+        let alone = matches!(self.role, Role::Follows { alone: true, .. });
+        next.role = Role::Follows { as_of: clocks.now, alone };
+        let before = mem::replace(self, next);
+        let mut dropped = self.succeed(before);
+        let settled = self.settle(|_| true, Vec::new(), None, clocks.now);
+        let mut commands = mem::take(&mut dropped.first);
+        commands.extend(settled.commands);
+        commands.extend(dropped.last);
+        Ok(commands)
+    }
+
+    /// Goes on where the controller before stood, service by service and backend by backend, as their ids say. Gives the
+    /// commands for what has gone.
+    fn succeed(&mut self, before: Self) -> Dropped {
+        let mut dropped = Dropped::default();
+        let told: HashMap<BackendId, _> = before.gone.iter().map(|gone| (gone.row.id, &gone.row)).collect();
+        let rows = self.gone.iter().filter(|gone| told.get(&gone.row.id) != Some(&&gone.row));
+        dropped.last.extend(rows.map(|gone| Command::WriteBackend(gone.row.clone())));
+        let needed: HashSet<BackendId> =
+            self.owners.keys().copied().chain(self.gone.iter().map(|gone| gone.row.id)).collect();
+        let freed = before.gone.iter().map(|gone| gone.row.id).filter(|id| !needed.contains(id));
+        dropped.last.extend(freed.map(Command::RetireBackend));
+        for old in before.services {
+            for backend in old.backends() {
+                // The same number for another service's backend: whoever is known there is not known here.
+                let stays = self.owners.get(&backend.id()) == Some(&old.id());
+                self.leave_behind(backend, stays, needed.contains(&backend.id()), &mut dropped);
+            }
+            if let Some(service) = self.services.iter_mut().find(|service| service.id() == old.id()) {
+                service.succeed(old);
+            }
+        }
+        self.services.iter_mut().for_each(|service| service.is_agreed_on(true));
+        dropped
+    }
+
+    fn leave_behind(&mut self, backend: &Backend, stays: bool, needed: bool, dropped: &mut Dropped) {
+        if stays {
+            return;
+        }
+        if backend.told.check.is_some() {
+            dropped.first.push(Command::StopChecks(backend.id()));
+        }
+        if let Some(address) = backend.told.watched
+            && self.hops.release(address)
+        {
+            dropped.last.push(Command::UnwatchNextHop(address));
+        }
+        if !needed {
+            dropped.last.push(Command::RetireBackend(backend.id()));
+        }
+    }
+
+    /// Whether the engine is out of reach, so that hard failures seen here count at once.
+    pub fn set_alone(&mut self, alone: bool, now: Instant) -> Vec<Command> {
+        if let Role::Follows { alone: before, .. } = &mut self.role {
+            *before = alone;
+        }
+        self.overrule(now)
+    }
+
+    fn overrule(&mut self, now: Instant) -> Vec<Command> {
+        let Role::Follows { alone, .. } = self.role else { return Vec::new() };
+        let Self { services, hops, .. } = self;
+        let news = services.iter_mut().filter_map(|service| service.overrule(hops, alone).then_some(service.id()));
+        let concerned: HashSet<_> = news.collect();
+        self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
+    }
+
+    /// Takes note of events as one that follows: what checks and next hops say is an opinion, and a way for packets.
+    pub(super) fn witness_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
+        let mut rows = HashSet::new();
+        for event in events {
+            match event {
+                Event::Checked { backend, check, outcome, took } => {
+                    let _ = self.checked(backend, (check, &outcome, took), now);
+                }
+                Event::NextHop { address, next_hop } => {
+                    if self.hops.set(address, next_hop) {
+                        rows.extend(self.services_with(|backend| backend.address().ip() == address));
+                    }
+                }
+                Event::Swept { known } => {
+                    let known: HashMap<BackendId, u64> = known.into_iter().collect();
+                    for backend in self.services.iter_mut().flat_map(Service::backends_mut) {
+                        backend.note_known(known.get(&backend.id()).copied().unwrap_or(0));
+                    }
+                    for gone in &mut self.gone {
+                        gone.known = known.get(&gone.row.id).copied().unwrap_or(0);
+                    }
+                }
+                Event::Tick => {}
+            }
+        }
+        let mut commands = self.settle(|service| rows.contains(&service.id()), Vec::new(), None, now).commands;
+        commands.extend(self.overrule(now));
+        commands
+    }
+
+    /// What this balancer says of every backend.
+    pub fn opinions(&self) -> impl Iterator<Item = (&Service, &Backend, Opinion)> {
+        let hops = &self.hops;
+        self.services.iter().flat_map(move |service| {
+            let opinion = move |backend| (service, backend, service.opinion(backend, hops));
+            service.backends().iter().map(opinion)
+        })
+    }
+
+    /// A copy that decides, to see what would become of a change.
+    pub(crate) fn as_one_that_decides(&self) -> Self {
+        let role = if self.role.follows() { Role::Decides } else { self.role.clone() };
+        Self { role, ..self.clone() }
+    }
+
+    /// The services as a configuration file last said.
+    #[must_use]
+    pub fn file(&self) -> &[ServiceConfig] {
+        &self.file
+    }
+
+    /// The hash key.
+    #[must_use]
+    pub const fn key(&self) -> HashKey {
+        self.key
+    }
+
+    /// Whether it is one that follows.
+    #[must_use]
+    pub const fn is_follower(&self) -> bool {
+        self.role.follows()
+    }
+
+    /// What a change asked of one that follows is answered with.
+    pub(super) fn refuse_as_follower(&self) -> Result<(), Refused> {
+        if self.role.follows() {
+            return Err(Refused::Conflict("this balancer is one of a fleet, which decides".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Commands for what has gone from one state to the next.
+#[derive(Default)]
+struct Dropped {
+    /// Before everything else.
+    first: Vec<Command>,
+    /// After everything else.
+    last: Vec<Command>,
+}

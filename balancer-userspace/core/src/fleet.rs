@@ -1,0 +1,128 @@
+//! What there is to see of a fleet, from one of its members.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A fleet as one of its members sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetSnapshot {
+    /// The fleet's name.
+    pub name: String,
+    /// This member's name.
+    pub member: String,
+    /// The number of the epoch that it applies; `None`: it has none yet.
+    pub epoch: Option<u64>,
+    /// The member that decides, if one is known.
+    pub leader: Option<String>,
+    /// Those that the engine knows, by name; this one always.
+    pub members: Vec<FleetMember>,
+    /// What they speak through.
+    pub engine: FleetEngine,
+    /// What they tell each other of clients.
+    pub records: FleetRecords,
+    /// Seconds from when the last epoch was decided, on its leader's clock, until it was applied here; `None`: none was
+    /// since it is in step.
+    pub commit_seconds: Option<f64>,
+    /// What keeps this member from taking part, in lines.
+    pub troubles: Vec<String>,
+}
+
+/// A member.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetMember {
+    /// Its name.
+    pub name: String,
+    /// The balancer's version.
+    pub version: String,
+    /// `ready`, `degraded`, `not_ready` or `withdrawn`.
+    pub ready: String,
+    /// The number of the epoch that it applies.
+    pub epoch: Option<u64>,
+    /// How long it has applied another epoch than the one that holds; 0: it applies that.
+    pub lag_seconds: f64,
+    /// Backends of which it sees something else than the fleet holds, as `service/backend`.
+    pub votes_differ: Vec<String>,
+}
+
+/// The engine as seen from here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetEngine {
+    /// Whether it can be used.
+    pub reachable: bool,
+    /// The endpoint in use, or the last one that was.
+    pub endpoint: Option<String>,
+    /// Its version.
+    pub version: String,
+    /// The server that leads its cluster, in hexadecimal; `None`: none is known.
+    pub leader: Option<String>,
+    /// What stood in the way last.
+    pub trouble: Option<String>,
+    /// Bytes sent to it since the start.
+    pub bytes_sent: u64,
+    /// Bytes received from it since the start.
+    pub bytes_received: u64,
+    /// What the server's database takes on disk.
+    pub database_bytes: u64,
+}
+
+/// Records since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetRecords {
+    /// Told to others.
+    pub told: u64,
+    /// Of others, of clients that were not known here, or elsewhere.
+    pub taken_over: u64,
+    /// Not taken over, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Clients that were found at two backends.
+    pub conflicts: u64,
+}
+
+impl FleetSnapshot {
+    /// Backends of which members see something else than the fleet holds: how many do.
+    #[must_use]
+    pub fn votes_that_differ(&self) -> BTreeMap<&str, usize> {
+        let mut votes = BTreeMap::new();
+        for name in self.members.iter().flat_map(|member| &member.votes_differ) {
+            *votes.entry(name.as_str()).or_default() += 1;
+        }
+        votes
+    }
+
+    /// A fleet of two, of which one is behind, for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn example() -> Self {
+        let member = |name: &str, ready: &str, epoch, lag_seconds| FleetMember {
+            name: name.to_owned(),
+            version: "0.1.0".to_owned(),
+            ready: ready.to_owned(),
+            epoch: Some(epoch),
+            lag_seconds,
+            votes_differ: Vec::new(),
+        };
+        let mut members = vec![member("lb1", "ready", 7, 0.0), member("lb2", "degraded", 6, 2.5)];
+        members[1].votes_differ = vec!["web/web2".to_owned()];
+        Self {
+            name: "site1".to_owned(),
+            member: "lb1".to_owned(),
+            epoch: Some(7),
+            leader: Some("lb1".to_owned()),
+            members,
+            engine: FleetEngine {
+                reachable: true,
+                endpoint: Some("https://192.0.2.1:2379".to_owned()),
+                version: "3.5.16".to_owned(),
+                leader: Some("8e9e05c52164694d".to_owned()),
+                trouble: None,
+                bytes_sent: 4_000,
+                bytes_received: 9_000,
+                database_bytes: 20_480,
+            },
+            records: FleetRecords { told: 90, taken_over: 80, dropped: [("full".to_owned(), 1)].into(), conflicts: 2 },
+            commit_seconds: Some(0.125),
+            troubles: Vec::new(),
+        }
+    }
+}

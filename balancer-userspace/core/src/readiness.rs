@@ -1,0 +1,281 @@
+//! Whether this balancer is fit to be sent clients, and why not.
+
+use balancer_model::{config::WhenAlone, words::grouped};
+use serde::{Deserialize, Serialize};
+
+/// Backends that a reason names; a count stands for the others.
+const NAMED: usize = 5;
+
+/// How fit it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fitness {
+    /// It steers as it should.
+    Ready,
+    /// It steers, but somebody should look.
+    Degraded,
+    /// It should not be sent clients.
+    #[default]
+    NotReady,
+}
+
+impl Fitness {
+    /// `ready`, `degraded` or `not_ready`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::NotReady => "not_ready",
+        }
+    }
+
+    /// Whether clients may be sent to it.
+    #[must_use]
+    pub const fn serves(self) -> bool {
+        match self {
+            Self::Ready | Self::Degraded => true,
+            Self::NotReady => false,
+        }
+    }
+}
+
+/// A verdict with its grounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// How fit it is.
+    pub state: Fitness,
+    /// Why it is not simply ready, a sentence each; empty where it is.
+    pub reasons: Vec<String>,
+}
+
+/// What the verdict is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// How far it has come.
+    pub stage: Stage,
+    /// How many interfaces its program is on.
+    pub attached: usize,
+    /// Interfaces that it is to be on, and is not.
+    pub missing: Vec<String>,
+    /// Whether the data path could not be brought to where it should be.
+    pub out_of_step: bool,
+    /// What of this machine is not as it should be, a sentence each.
+    pub troubles: Vec<String>,
+    /// What its fleet says; `None`: it is alone.
+    pub fleet: Option<FleetFacts>,
+}
+
+/// The stages of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Not everything is in place.
+    #[default]
+    Starting,
+    /// It serves.
+    Serving,
+    /// It was asked to end.
+    Leaving,
+}
+
+/// What a member knows of its place in the fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetFacts {
+    /// Whether it has the fleet's present epoch and the records of clients.
+    pub joined: bool,
+    /// Whether the engine answers.
+    pub engine_reachable: bool,
+    /// Whether it has not answered for longer than the lease.
+    pub alone: bool,
+    /// What becomes of VIPs then.
+    pub when_alone: WhenAlone,
+    /// Backends (`SERVICE/NAME`) that the fleet holds up and this member does not reach.
+    pub unreachable_here: Vec<String>,
+}
+
+impl FleetFacts {
+    /// Of a member that has heard nothing yet.
+    #[must_use]
+    pub const fn stranger(when_alone: WhenAlone) -> Self {
+        Self { joined: false, engine_reachable: false, alone: false, when_alone, unreachable_here: Vec::new() }
+    }
+}
+
+/// A verdict, and what is no part of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announcement {
+    /// The verdict.
+    pub readiness: Readiness,
+    /// Whether the operator has taken the VIPs away.
+    pub withdrawn: bool,
+}
+
+impl Announcement {
+    /// The verdict. With `announced` it is for those who cannot see whether the VIPs are there: one that is withdrawn is
+    /// not ready.
+    #[must_use]
+    pub fn seen(self, announced: bool) -> Readiness {
+        let Self { mut readiness, withdrawn } = self;
+        if announced && withdrawn {
+            readiness.state = Fitness::NotReady;
+            readiness.reasons.insert(0, "it is withdrawn".to_owned());
+        }
+        readiness
+    }
+}
+
+impl Facts {
+    /// The verdict.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let reasons = self.against();
+        if !reasons.is_empty() {
+            return Readiness { state: Fitness::NotReady, reasons };
+        }
+        let reasons = self.doubts();
+        let state = if reasons.is_empty() { Fitness::Ready } else { Fitness::Degraded };
+        Readiness { state, reasons }
+    }
+
+    /// What keeps clients away.
+    fn against(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        match self.stage {
+            Stage::Starting => return vec!["it is starting".to_owned()],
+            Stage::Serving => {}
+            Stage::Leaving => reasons.push("it was asked to end".to_owned()),
+        }
+        if self.attached == 0 {
+            reasons.push("the program is on no interface".to_owned());
+        }
+        match &self.fleet {
+            Some(fleet) if !fleet.joined => reasons.push(if fleet.engine_reachable {
+                "it has not joined the fleet yet: it has no epoch, or not all records of clients".to_owned()
+            } else {
+                "it has not joined the fleet yet: etcd is out of reach".to_owned()
+            }),
+            Some(fleet) if fleet.alone && fleet.when_alone == WhenAlone::Withdraw => {
+                reasons.push("etcd is out of reach for longer than the lease (when_alone = \"withdraw\")".to_owned())
+            }
+            Some(_) | None => {}
+        }
+        reasons
+    }
+
+    /// What does not keep them away.
+    fn doubts(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.missing.is_empty() {
+            reasons.push(format!("the program is not on {}", self.missing.join(", ")));
+        }
+        if self.out_of_step {
+            reasons.push("the data path is out of step; the log says why".to_owned());
+        }
+        reasons.extend(self.troubles.iter().cloned());
+        let Some(fleet) = &self.fleet else { return reasons };
+        if !fleet.engine_reachable {
+            reasons.push("etcd is out of reach: changes are refused".to_owned());
+        }
+        if !fleet.unreachable_here.is_empty() {
+            reasons.push(format!("it cannot reach {}, which the fleet holds up", some(&fleet.unreachable_here)));
+        }
+        reasons
+    }
+}
+
+/// `web/web1, web/web2 and 3 more`.
+fn some(names: &[String]) -> String {
+    let (shown, others) = names.split_at(names.len().min(NAMED));
+    let shown = shown.join(", ");
+    if others.is_empty() { shown } else { format!("{shown} and {} more", grouped(others.len() as u64)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serving(fleet: Option<FleetFacts>) -> Facts {
+        Facts { stage: Stage::Serving, attached: 1, fleet, ..Facts::default() }
+    }
+
+    fn member() -> FleetFacts {
+        FleetFacts { joined: true, engine_reachable: true, ..FleetFacts::stranger(WhenAlone::Serve) }
+    }
+
+    #[test]
+    fn what_serves_and_what_does_not() {
+        use Fitness::{Degraded, NotReady, Ready};
+        let fleet = |change: fn(&mut FleetFacts)| {
+            let mut member = member();
+            change(&mut member);
+            serving(Some(member))
+        };
+        let alone = serving(None);
+        for (facts, state, reasons) in [
+            (Facts::default(), NotReady, &["it is starting"][..]),
+            (alone.clone(), Ready, &[]),
+            (Facts { stage: Stage::Leaving, ..alone.clone() }, NotReady, &["it was asked to end"]),
+            (Facts { attached: 0, ..alone.clone() }, NotReady, &["the program is on no interface"]),
+            (Facts { missing: vec!["eth1".to_owned()], ..alone.clone() }, Degraded, &["the program is not on eth1"]),
+            (Facts { troubles: owned(&["no"]), ..alone.clone() }, Degraded, &["no"]),
+            (Facts { out_of_step: true, ..alone }, Degraded, &["the data path is out of step; the log says why"]),
+            (
+                serving(Some(FleetFacts::stranger(WhenAlone::Serve))),
+                NotReady,
+                &["it has not joined the fleet yet: etcd is out of reach"],
+            ),
+            (
+                fleet(|fleet| fleet.joined = false),
+                NotReady,
+                &["it has not joined the fleet yet: it has no epoch, or not all records of clients"],
+            ),
+            (fleet(|_| {}), Ready, &[]),
+            (fleet(|fleet| fleet.engine_reachable = false), Degraded, &["etcd is out of reach: changes are refused"]),
+            (
+                fleet(|fleet| (fleet.engine_reachable, fleet.alone) = (false, true)),
+                Degraded,
+                &["etcd is out of reach: changes are refused"],
+            ),
+            (
+                fleet(|fleet| {
+                    (fleet.engine_reachable, fleet.alone, fleet.when_alone) = (false, true, WhenAlone::Withdraw);
+                }),
+                NotReady,
+                &["etcd is out of reach for longer than the lease (when_alone = \"withdraw\")"],
+            ),
+            (
+                fleet(|fleet| fleet.unreachable_here = (1..=7).map(|number| format!("web/web{number}")).collect()),
+                Degraded,
+                &[
+                    "it cannot reach web/web1, web/web2, web/web3, web/web4, web/web5 and 2 more, which the fleet holds up",
+                ],
+            ),
+        ] {
+            let readiness = facts.readiness();
+            assert_eq!((readiness.state, readiness.reasons.as_slice()), (state, &*owned(reasons)), "{facts:?}");
+        }
+    }
+
+    fn owned(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    #[test]
+    fn who_is_withdrawn_is_not_ready_to_those_who_cannot_see_it() {
+        let readiness = Facts { missing: owned(&["eth1"]), ..serving(None) }.readiness();
+        for (withdrawn, announced) in [(false, false), (false, true), (true, false)] {
+            assert_eq!(Announcement { readiness: readiness.clone(), withdrawn }.seen(announced), readiness);
+        }
+        let withdrawn = Announcement { readiness, withdrawn: true }.seen(true);
+        assert_eq!(withdrawn.state, Fitness::NotReady);
+        assert_eq!(withdrawn.reasons, ["it is withdrawn", "the program is not on eth1"]);
+    }
+
+    #[test]
+    fn words_are_those_of_json() {
+        for fitness in [Fitness::Ready, Fitness::Degraded, Fitness::NotReady] {
+            assert_eq!(serde_json::to_value(fitness).unwrap(), fitness.word());
+        }
+        assert!(Fitness::Ready.serves() && Fitness::Degraded.serves() && !Fitness::NotReady.serves());
+    }
+}

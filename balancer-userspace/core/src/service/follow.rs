@@ -1,0 +1,150 @@
+//! A service whose state others decide.
+
+use balancer_common::map_types::ALL_DOWN;
+use balancer_model::config::CheckKind;
+
+use super::{Backend, Service};
+use crate::{
+    agreed::{Judgement, Opinion, Way},
+    health::{FailureKind, Health, Verdict},
+    next_hops::{Hop, NextHops},
+};
+
+impl Service {
+    /// Goes on where `before`, the same service in the state before, stands: with what the shell was told, and with what
+    /// only this balancer knows.
+    pub(crate) fn succeed(&mut self, before: Self) {
+        self.told_rules = before.told_rules;
+        self.builder = before.builder;
+        self.live = before.live;
+        self.home = before.home;
+        self.shares = before.shares;
+        self.footing = before.footing;
+        self.generation = before.generation;
+        (self.required, self.needless) = (before.required, before.needless);
+        for mut old in before.backends {
+            if let Some(backend) = self.backends.iter_mut().find(|backend| backend.id == old.id) {
+                backend.succeed(&mut old);
+            }
+        }
+    }
+
+    /// Has each backend judged by what is agreed on; `witness`: with its own checks beside it.
+    pub(crate) fn is_agreed_on(&mut self, witness: bool) {
+        for backend in &mut self.backends {
+            backend.agreed_way.get_or_insert_default();
+            if witness {
+                backend.witness.get_or_insert_default();
+            }
+        }
+    }
+
+    /// Takes over a judgement; true if it is news.
+    pub(crate) fn judge(&mut self, judgement: &Judgement) -> bool {
+        let Some(backend) = self.backends.iter_mut().find(|backend| backend.id == judgement.backend) else {
+            return false;
+        };
+        let news =
+            backend.agreed_way.as_ref() != Some(&judgement.way) || *backend.health.verdict() != judgement.verdict;
+        backend.agreed_way = Some(judgement.way.clone());
+        if *backend.health.verdict() != judgement.verdict {
+            backend.health = Health::agreed(judgement.verdict.clone());
+        }
+        news
+    }
+
+    /// What this balancer's own checks and next hops say of a backend.
+    pub(crate) fn opinion(&self, backend: &Backend, hops: &NextHops) -> Opinion {
+        match (self.way(backend, hops), backend.health().verdict()) {
+            (Hop::Failed(why), _) => Opinion::NoWay(why),
+            (Hop::Pending, _) => Opinion::Waiting,
+            (Hop::Resolved(_), _) if self.check_config(backend).kind == CheckKind::None => Opinion::Up,
+            (Hop::Resolved(_), Verdict::Unknown) => Opinion::Unknown,
+            (Hop::Resolved(_), Verdict::Up) => Opinion::Up,
+            (Hop::Resolved(_), Verdict::Down { kind, reason }) => Opinion::Down { kind: *kind, reason: reason.clone() },
+        }
+    }
+
+    /// Where nobody else decides, a backend that fails hard here counts as failed. True if that is news.
+    pub(crate) fn overrule(&mut self, hops: &NextHops, alone: bool) -> bool {
+        let mut news = false;
+        for index in 0..self.backends.len() {
+            let Some(backend) = self.backends.get(index) else { continue };
+            let fails = match self.opinion(backend, hops) {
+                Opinion::Down { kind: FailureKind::Hard, reason } | Opinion::NoWay(reason) if alone => Some(reason),
+                Opinion::Waiting | Opinion::Unknown | Opinion::Up | Opinion::Down { .. } | Opinion::NoWay(_) => None,
+            };
+            let Some(backend) = self.backends.get_mut(index) else { continue };
+            news |= fails.is_some() != backend.overruled.is_some();
+            backend.overruled = fails;
+        }
+        news
+    }
+
+    /// Whether some slot is taken from a backend that keeps its known clients, which then have to be known wherever
+    /// this table is to hold.
+    pub(crate) fn gives(&self, before: &Self) -> bool {
+        if !self.remembers() || !before.remembers() {
+            return false;
+        }
+        let mut keeps = vec![false; usize::from(ALL_DOWN) + 1];
+        for backend in self.backends.iter().filter(|backend| backend.may_keep_known()) {
+            if let Some(keeps) = keeps.get_mut(usize::from(backend.id.0)) {
+                *keeps = true;
+            }
+        }
+        self.live.len() != before.live.len()
+            || before
+                .live
+                .iter()
+                .zip(self.live.iter())
+                .any(|(old, new)| old != new && keeps.get(usize::from(*old)).copied().unwrap_or(false))
+    }
+
+    /// The slots that `self` and `before` say differently; all, if their numbers differ.
+    #[must_use]
+    pub fn slots_changed_since(&self, before: &Self) -> Vec<bool> {
+        if self.live.len() != before.live.len() {
+            return vec![true; before.live.len()];
+        }
+        before.live.iter().zip(self.live.iter()).map(|(old, new)| old != new).collect()
+    }
+}
+
+impl Backend {
+    /// Goes on where it stood in the state before.
+    fn succeed(&mut self, before: &mut Self) {
+        self.told = std::mem::take(&mut before.told);
+        self.assessment = before.assessment.take();
+        self.since = before.since;
+        self.transitions = before.transitions;
+        self.checks = before.checks;
+        self.known = before.known;
+        self.overruled = before.overruled.take();
+        if self.reached == before.reached {
+            self.witness = before.witness.take();
+            self.last_check = before.last_check.take();
+            self.verdict_since = before.verdict_since;
+        }
+        if self.config.name != before.config.name {
+            self.called_otherwise();
+        }
+    }
+
+    /// What is agreed on of the way to it, and of its health.
+    #[must_use]
+    pub fn agreed(&self) -> (&Way, &Verdict) {
+        (self.agreed_way.as_ref().unwrap_or(&Way::Unknown), self.health.verdict())
+    }
+
+    /// Whether this balancer itself cannot use it, though it is agreed that it can be used; why.
+    #[must_use]
+    pub fn unreachable_here(&self, opinion: &Opinion) -> Option<String> {
+        let agreed = matches!(self.health.verdict(), Verdict::Up | Verdict::Unknown)
+            && self.agreed_way.as_ref().is_some_and(|way| *way == Way::Open);
+        match opinion {
+            Opinion::Down { reason, .. } | Opinion::NoWay(reason) if agreed => Some(reason.clone()),
+            Opinion::Waiting | Opinion::Unknown | Opinion::Up | Opinion::Down { .. } | Opinion::NoWay(_) => None,
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! This balancer as a member of a fleet: what the engine says goes to the protocol (`balancer-fleet`), and what that says
+//! is done here.
+
+mod shown;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::pending,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use balancer_api::model::Changed;
+use balancer_common::client::HashKey;
+use balancer_core::{
+    agreed::Opinion,
+    fleet::{FleetMember, FleetSnapshot},
+    io::{BackendId, Change, Refused, Report, ReportLevel},
+    readiness::FleetFacts,
+    state::{Clocks, Moment, SavedEpoch, SavedState},
+};
+use balancer_dataplane::{Capacity, KernelDataplane};
+use balancer_engine::Engine;
+use balancer_fleet::{
+    cards::{Ballot, Epoch, Line, Wish},
+    engine::{Answer, News, Request as Ask},
+    member::{Done, Input, Member, Output, Settings},
+    records,
+};
+use balancer_model::{
+    config::{Config, Fleet as FleetConfig, ServiceConfig},
+    names::BackendName,
+    states::Admin,
+    words::grouped,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until, timeout_at},
+};
+use tracing::{info, warn};
+
+use shown::Shown;
+
+use crate::{
+    keeper::{self, Request},
+    owner::{Owner, wall},
+};
+
+/// How long a start waits for the fleet's state. Then it goes on with what it has.
+const FIRST_STATE: Duration = Duration::from_secs(5);
+
+/// Newcomers, seen in one tick only, that are told of in a second. Beyond that only those are that come back, so that a
+/// flood of sources does not become the engine's.
+const NEWCOMERS: usize = 2_000;
+
+/// A state of the fleet, as of a moment.
+pub(crate) type Held = (Epoch, SavedState, Moment);
+
+/// See the [module](self).
+pub(crate) struct Fleet {
+    config: FleetConfig,
+    member: Member,
+    engine: Engine,
+    /// The fleet's key, once it is known.
+    key: Option<HashKey>,
+    /// What the protocol said before there was anybody to do it.
+    early: VecDeque<Output>,
+    wishes: HashMap<u64, Asked>,
+    last_wish: u64,
+    ballot: Ballot,
+    sweeps: u64,
+    readiness: String,
+    alone: bool,
+    /// What the own file says of services, until that was compared with what the fleet's last said.
+    file: Option<Vec<ServiceConfig>>,
+    shown: Shown,
+}
+
+struct Asked {
+    uid: Option<u32>,
+    about: Option<BackendName>,
+    reply: oneshot::Sender<Result<Changed, Refused>>,
+}
+
+impl Fleet {
+    /// Looks for the fleet and waits for its state, for a while. `key` is what the configuration, or the state from before,
+    /// says.
+    pub(crate) async fn join(
+        fleet: &FleetConfig,
+        config: &Config,
+        key: HashKey,
+        held: Option<Held>,
+    ) -> anyhow::Result<Self> {
+        let name = fleet.member_name().map_err(anyhow::Error::msg)?;
+        let engine = Engine::start(balancer_engine::Settings {
+            fleet: fleet.name.clone(),
+            endpoints: fleet.endpoints.clone(),
+            ca: fleet.ca.clone(),
+            cert: fleet.cert.clone(),
+            key: fleet.key.clone(),
+            lease: fleet.lease,
+        });
+        let settings = Settings {
+            name,
+            instance: getrandom::u64().context("no random numbers")?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            buckets: Capacity::for_config(config).buckets(),
+            config: config.clone(),
+            key,
+            key_is_configured: config.hash_key.is_some(),
+            share_clients: fleet.share_clients,
+        };
+        let mut this = Self {
+            config: fleet.clone(),
+            member: Member::new(settings, held),
+            engine,
+            key: None,
+            early: VecDeque::new(),
+            wishes: HashMap::new(),
+            last_wish: 0,
+            ballot: Ballot::default(),
+            sweeps: 0,
+            readiness: "not_ready".to_owned(),
+            alone: true,
+            file: Some(config.services.clone()),
+            shown: Shown::default(),
+        };
+        this.await_state().await;
+        Ok(this)
+    }
+
+    /// Handles news until there is a state to follow, or it takes too long.
+    async fn await_state(&mut self) {
+        let deadline = Instant::now() + FIRST_STATE;
+        loop {
+            let Ok(input) = timeout_at(deadline, self.next()).await else {
+                let trouble = self.engine.facts.borrow().trouble.clone();
+                let why = trouble.unwrap_or_else(|| "nobody has written one yet".to_owned());
+                warn!("no state of the fleet within {} s: {why}; going on without", FIRST_STATE.as_secs());
+                return;
+            };
+            for output in self.member.handle(input, clocks()) {
+                match output {
+                    Output::Ask(request) => self.ask_early(request),
+                    Output::Key(key) => self.key = Some(key),
+                    later @ (Output::Follow { .. }
+                    | Output::Tell { .. }
+                    | Output::Import(_)
+                    | Output::Doubt
+                    | Output::Confirm
+                    | Output::Dump { .. }
+                    | Output::Alone(_)
+                    | Output::Answer { .. }
+                    | Output::Log { .. }) => self.early.push_back(later),
+                }
+            }
+            let follows = |output: &Output| matches!(output, Output::Follow { .. });
+            if self.early.iter().any(follows) || self.key.is_some() && self.is_up_to_date() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the epoch that was kept from before is the one that holds.
+    fn is_up_to_date(&self) -> bool {
+        self.member.is_in_step()
+    }
+
+    fn ask_early(&mut self, request: Ask) {
+        // Without a session nobody waits for an answer; with one there is room.
+        let _ = self.engine.requests.send(request);
+    }
+
+    /// The fleet's key, if it is known already.
+    pub(crate) const fn key(&self) -> Option<HashKey> {
+        self.key
+    }
+
+    /// The state that it is about to follow.
+    pub(crate) fn first_state(&self) -> Option<&SavedState> {
+        self.early
+            .iter()
+            .find_map(|output| if let Output::Follow { state, .. } = output { Some(&**state) } else { None })
+    }
+
+    /// What happens next. Nothing is lost if it is not waited for to the end.
+    pub(crate) async fn next(&mut self) -> Input {
+        let deadline = Instant::from_std(self.member.next_deadline(Instant::now().into_std()));
+        tokio::select! {
+            news = self.engine.news.recv() => match news {
+                Some(news) => Input::News(news),
+                // Its task ends with this process only.
+                None => pending().await,
+            },
+            () = sleep_until(deadline) => Input::Tick,
+        }
+    }
+
+    /// Does what was said before there was anybody to do it.
+    pub(crate) fn catch_up(&mut self, owner: &mut Owner<KernelDataplane>) {
+        if self.config.share_clients {
+            owner.dataplane().share_clients();
+        }
+        owner.set_alone(true);
+        let mut inputs = VecDeque::new();
+        for output in std::mem::take(&mut self.early) {
+            self.obey(output, owner, &mut inputs);
+        }
+        self.handle_all(inputs, owner);
+        self.look(owner);
+    }
+
+    /// Takes note of something, and does what follows.
+    pub(crate) fn handle(&mut self, input: Input, owner: &mut Owner<KernelDataplane>) {
+        self.handle_all(VecDeque::from([input]), owner);
+        self.look(owner);
+    }
+
+    fn handle_all(&mut self, mut inputs: VecDeque<Input>, owner: &mut Owner<KernelDataplane>) {
+        while let Some(input) = inputs.pop_front() {
+            for output in self.member.handle(input, clocks()) {
+                self.obey(output, owner, &mut inputs);
+            }
+        }
+    }
+
+    /// Tells the protocol what has become different here.
+    pub(crate) fn look(&mut self, owner: &mut Owner<KernelDataplane>) {
+        if self.member.is_in_step() && self.file.take().is_some_and(|file| file != owner.controller().file()) {
+            owner.events().warn(
+                "the configuration file says other services than the fleet's last one: the fleet's hold; `balancer apply` \
+                 makes the file's the fleet's",
+            );
+        }
+        self.shown.look(&self.member);
+        let mut inputs = VecDeque::new();
+        let ballot = Ballot::of(owner.opinions().map(|(_, id, opinion)| (id, opinion)));
+        if ballot != self.ballot {
+            self.ballot = ballot.clone();
+            inputs.push_back(Input::Ballot(ballot));
+        }
+        if owner.sweeps() != self.sweeps {
+            self.sweeps = owner.sweeps();
+            inputs.push_back(Input::Swept(owner.known_where_it_matters()));
+        }
+        owner.set_fleet(Some(self.facts(owner)));
+        let readiness = if owner.is_withdrawn() {
+            "withdrawn".to_owned()
+        } else {
+            owner.readiness().readiness.state.word().to_owned()
+        };
+        if readiness != self.readiness {
+            self.readiness.clone_from(&readiness);
+            inputs.push_back(Input::Readiness(readiness));
+        }
+        if !inputs.is_empty() {
+            self.handle_all(inputs, owner);
+        }
+    }
+
+    fn facts(&self, owner: &Owner<KernelDataplane>) -> FleetFacts {
+        let joined = self.member.epoch().is_some()
+            && (self.member.is_in_step() || !self.member.is_connected() || self.was_in_step());
+        FleetFacts {
+            joined,
+            engine_reachable: self.member.is_connected(),
+            alone: self.alone && !self.member.is_connected(),
+            when_alone: self.config.when_alone,
+            unreachable_here: owner.unreachable_here(),
+        }
+    }
+
+    /// Whether it has been in step since it was started: clients are sent to it, and go on being sent while it comes back.
+    fn was_in_step(&self) -> bool {
+        self.member.has_been_in_step()
+    }
+
+    fn obey(&mut self, output: Output, owner: &mut Owner<KernelDataplane>, inputs: &mut VecDeque<Input>) {
+        match output {
+            Output::Ask(request) => self.ask(request, inputs),
+            Output::Key(key) => {
+                self.key = Some(key);
+            }
+            Output::Follow { epoch, state, at, lines } => {
+                let was_in_step = self.member.is_in_step();
+                let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at };
+                let result = owner.follow(*state, saved, clocks_at(at));
+                if result.is_ok() {
+                    if was_in_step {
+                        self.shown.applied(at);
+                    }
+                    tell(owner, lines);
+                }
+                inputs.push_back(Input::Applied(epoch, result));
+            }
+            Output::Tell { document, state } => {
+                let changed = state.map(|(state, at)| owner.changed_slots(*state, clocks_at(at))).unwrap_or_default();
+                let records = owner.dataplane().tell_clients(self.epoch(), &changed, NEWCOMERS);
+                self.shown.told(records.len());
+                inputs.push_back(Input::Told { document, batches: records::batches(&records) });
+            }
+            Output::Import(records) => {
+                let epoch = self.epoch();
+                self.count(&owner.dataplane().import_clients(&records, epoch));
+            }
+            Output::Doubt => owner.dataplane().doubt_clients(),
+            Output::Confirm => owner.dataplane().confirm_clients(),
+            Output::Dump { to, instance } => {
+                let records = owner.dataplane().dump_clients(self.epoch());
+                self.shown.told(records.len());
+                info!("{} known clients are told to {to}", grouped(records.len() as u64));
+                inputs.push_back(Input::Dumped { to, instance, batches: records::batches(&records) });
+            }
+            Output::Alone(alone) => {
+                self.alone = alone;
+                owner.set_alone(alone);
+            }
+            Output::Answer { id, result } => self.answer(id, result, owner),
+            Output::Log { warning: true, message } => owner.events().warn(&message),
+            Output::Log { warning: false, message } => owner.events().note(&message),
+        }
+    }
+
+    fn epoch(&self) -> u32 {
+        // Only compared, and never that many.
+        self.member.epoch().map_or(0, |epoch| u32::try_from(epoch.number).unwrap_or(u32::MAX))
+    }
+
+    fn ask(&mut self, request: Ask, inputs: &mut VecDeque<Input>) {
+        if let Err(balancer_engine::Unsent::Full(Ask::Transaction { ticket, .. } | Ask::Read { ticket, .. })) =
+            self.engine.requests.send(request)
+        {
+            let answer = Answer::Unknown("too many requests wait".to_owned());
+            inputs.push_back(Input::News(News::Answered(ticket, answer)));
+        }
+    }
+
+    /// Asks the fleet for a change.
+    pub(crate) fn wish(&mut self, request: Request, owner: &mut Owner<KernelDataplane>) {
+        let Request { wish, uid, if_generation, reply } = request;
+        let keeper::Wish::Change(change) = wish else { return };
+        let about = crate::events::subject(&change);
+        let wish =
+            if let Change::Reload(config) = change { Wish::Services(config.services) } else { Wish::Change(change) };
+        self.last_wish += 1;
+        let id = self.last_wish;
+        self.wishes.insert(id, Asked { uid, about, reply });
+        self.handle(Input::Wish { id, wish, if_generation }, owner);
+    }
+
+    fn answer(&mut self, id: u64, result: Result<Done, Refused>, owner: &Owner<KernelDataplane>) {
+        let Some(asked) = self.wishes.remove(&id) else { return };
+        let result = result.map(|done| {
+            let mut message = format!("{}; applied by {} of {} members", done.message, done.applied, done.members);
+            if !done.lagging.is_empty() {
+                message += &format!("; not yet by {}", done.lagging.join(", "));
+                owner.events().warn(&format!("{} does not apply what was decided yet", done.lagging.join(", ")));
+            }
+            owner.events().change(asked.about.as_ref(), &message, asked.uid, None);
+            Changed { message }
+        });
+        // A caller that has gone away does not want its answer.
+        let _ = asked.reply.send(result);
+    }
+
+    fn count(&mut self, imported: &balancer_dataplane::ImportedClients) {
+        self.shown.imported(imported);
+    }
+
+    /// What there is to see of it.
+    pub(crate) fn snapshot(&mut self, owner: &Owner<KernelDataplane>) -> FleetSnapshot {
+        let own = FleetMember {
+            name: self.member.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: self.readiness.clone(),
+            epoch: self.member.epoch().map(|epoch| epoch.number),
+            lag_seconds: 0.0,
+            votes_differ: Vec::new(),
+        };
+        let facts = self.engine.facts.borrow().clone();
+        let engine = shown::engine(facts, &self.engine.traffic, self.member.is_connected());
+        self.shown.snapshot(&self.config.name, &self.member, own, engine, owner)
+    }
+
+    /// Ends the session, so that nobody waits for this member.
+    pub(crate) async fn leave(self) {
+        self.engine.stop().await;
+    }
+}
+
+/// What happened, as every member tells it.
+fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
+    for Line { warning, about, message } in lines {
+        let level = if warning { ReportLevel::Warn } else { ReportLevel::Info };
+        let about = about.map(|(service, backend)| BackendName { service, backend });
+        owner.events().report(&Report { level, about, message, moves: None });
+    }
+}
+
+fn clocks() -> Clocks {
+    Clocks { now: Instant::now().into_std(), wall: wall() }
+}
+
+/// Now, as of the moment that something was decided at on the leader's clock.
+fn clocks_at(at: Moment) -> Clocks {
+    Clocks { now: Instant::now().into_std(), wall: UNIX_EPOCH + at.0 }
+}
+
+impl Owner<KernelDataplane> {
+    /// Follows a state of the fleet, whole or not at all.
+    fn follow(&mut self, state: SavedState, epoch: SavedEpoch, clocks: Clocks) -> Result<(), String> {
+        let before = self.controller().clone();
+        let commands = self.controller_mut().follow(state, clocks)?;
+        self.do_as_told(commands, before)?;
+        self.set_epoch(epoch);
+        Ok(())
+    }
+
+    /// Known clients of backends that are drained or removed: what the fleet waits for.
+    fn known_where_it_matters(&self) -> Vec<(BackendId, u64)> {
+        let controller = self.controller();
+        let backends = controller.services().iter().flat_map(|service| service.backends());
+        let drained = backends.filter(|backend| backend.admin() == Admin::Drain || !backend.takes_new_clients());
+        let drained = drained.map(|backend| (backend.id(), backend.known_clients()));
+        let gone = controller.gone().iter().map(|gone| (gone.row.id, gone.known));
+        drained.chain(gone).filter(|&(_, known)| known > 0).collect()
+    }
+
+    fn opinions(&self) -> impl Iterator<Item = (String, BackendId, Opinion)> {
+        self.controller()
+            .opinions()
+            .map(|(service, backend, opinion)| (service.name_of(backend).to_string(), backend.id(), opinion))
+    }
+
+    /// Backends that the fleet holds up and this balancer does not reach.
+    fn unreachable_here(&self) -> Vec<String> {
+        let unreachable = self.controller().opinions().filter_map(|(service, backend, opinion)| {
+            backend.unreachable_here(&opinion).map(|_| service.name_of(backend).to_string())
+        });
+        unreachable.collect()
+    }
+
+    /// The slots of each service that a state would change.
+    fn changed_slots(&self, state: SavedState, clocks: Clocks) -> HashMap<balancer_core::io::ServiceId, Vec<bool>> {
+        let mut next = self.controller().clone();
+        if next.follow(state, clocks).is_err() {
+            return HashMap::new();
+        }
+        let changed = self.controller().services().iter().filter_map(|service| {
+            let next = next.services().iter().find(|next| next.id() == service.id())?;
+            Some((service.id(), next.slots_changed_since(service)))
+        });
+        changed.collect()
+    }
+}

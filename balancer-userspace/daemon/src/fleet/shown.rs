@@ -1,0 +1,144 @@
+//! What there is to see of a fleet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use balancer_core::{
+    agreed::Opinion,
+    fleet::{FleetEngine, FleetMember, FleetRecords, FleetSnapshot},
+    health::Verdict,
+    service::Backend,
+    state::Moment,
+};
+use balancer_dataplane::{ImportedClients, KernelDataplane};
+use balancer_engine::{Facts, Traffic};
+use balancer_fleet::{
+    cards::{Epoch, Member as Card},
+    member::Member,
+};
+use tokio::time::Instant;
+
+use crate::owner::{Owner, wall};
+
+/// How often members are looked at by themselves.
+const LOOKS_EVERY: Duration = Duration::from_millis(250);
+
+/// What is counted, and measured, for those who look.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    records: FleetRecords,
+    commit: Option<Duration>,
+    looked: Option<Instant>,
+    /// Members that apply another epoch than the one that holds: which, since when.
+    behind: HashMap<String, (Option<Epoch>, Instant)>,
+}
+
+impl Shown {
+    pub(super) fn told(&mut self, records: usize) {
+        self.records.told += records as u64;
+    }
+
+    pub(super) fn imported(&mut self, imported: &ImportedClients) {
+        self.records.taken_over += imported.taken_over();
+        for (reason, count) in imported.dropped() {
+            *self.records.dropped.entry(reason.to_owned()).or_default() += count;
+        }
+        self.records.conflicts += imported.conflicts;
+    }
+
+    /// What was decided at `at` is applied.
+    pub(super) fn applied(&mut self, at: Moment) {
+        self.commit = Some(wall().duration_since(UNIX_EPOCH + at.0).unwrap_or_default());
+    }
+
+    /// Notes who is behind, from time to time.
+    pub(super) fn look(&mut self, member: &Member) {
+        let now = Instant::now();
+        if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOKS_EVERY) {
+            self.note(member, &member.cards(), now);
+        }
+    }
+
+    fn note(&mut self, member: &Member, cards: &BTreeMap<String, Card>, now: Instant) {
+        self.looked = Some(now);
+        let holding = member.holding();
+        let behind = cards.iter().filter(|(_, card)| holding.is_some() && card.epoch != holding);
+        let since = |(name, card): (&String, &Card)| {
+            let known = self.behind.get(name).filter(|(epoch, _)| *epoch == card.epoch);
+            (name.clone(), (card.epoch, known.map_or(now, |(_, since)| *since)))
+        };
+        self.behind = behind.map(since).collect();
+    }
+
+    pub(super) fn snapshot(
+        &mut self,
+        fleet: &str,
+        member: &Member,
+        own: FleetMember,
+        engine: FleetEngine,
+        owner: &Owner<KernelDataplane>,
+    ) -> FleetSnapshot {
+        let (now, cards) = (Instant::now(), member.cards());
+        self.note(member, &cards, now);
+        let mut records = self.records.clone();
+        for (reason, _) in ImportedClients::default().dropped() {
+            records.dropped.entry(reason.to_owned()).or_default();
+        }
+        let mut members: BTreeMap<String, FleetMember> = [(own.name.clone(), own.clone())].into();
+        members.extend(cards.into_iter().map(|(name, card)| {
+            let lag = self.behind.get(&name).map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+            let votes_differ = differing(&card, member, owner);
+            let Card { version, readiness, epoch, .. } = card;
+            let (ready, epoch) = (readiness, epoch.map(|epoch| epoch.number));
+            (name.clone(), FleetMember { name, version, ready, epoch, lag_seconds: lag.as_secs_f64(), votes_differ })
+        }));
+        FleetSnapshot {
+            name: fleet.to_owned(),
+            member: own.name,
+            epoch: own.epoch,
+            leader: member.leader(),
+            members: members.into_values().collect(),
+            engine,
+            records,
+            commit_seconds: self.commit.map(|commit| commit.as_secs_f64()),
+            troubles: member.troubles(),
+        }
+    }
+}
+
+/// Backends of which a card says something else than what is applied here. Ids mean the same in the same epoch only.
+fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Vec<String> {
+    if card.epoch.is_none() || card.epoch != member.epoch() {
+        return Vec::new();
+    }
+    let services = owner.controller().services().iter();
+    let backends = services.flat_map(|service| service.backends().iter().map(move |backend| (service, backend)));
+    let differing = backends.filter(|(_, backend)| differs(backend, &card.ballot.opinion(backend.id())));
+    // A service of both families is two here.
+    let names: BTreeSet<String> = differing.map(|(service, backend)| service.name_of(backend).to_string()).collect();
+    names.into_iter().collect()
+}
+
+fn differs(backend: &Backend, opinion: &Opinion) -> bool {
+    match opinion {
+        Opinion::Down { .. } | Opinion::NoWay(_) => backend.unreachable_here(opinion).is_some(),
+        Opinion::Up => matches!(backend.health().verdict(), Verdict::Down { .. }),
+        Opinion::Waiting | Opinion::Unknown => false,
+    }
+}
+
+/// The engine as its driver and the protocol see it.
+pub(super) fn engine(facts: Facts, traffic: &Traffic, connected: bool) -> FleetEngine {
+    FleetEngine {
+        reachable: connected && facts.reachable,
+        endpoint: facts.endpoint,
+        version: facts.version,
+        leader: (facts.leader != 0).then(|| format!("{:x}", facts.leader)),
+        trouble: facts.trouble,
+        bytes_sent: traffic.sent(),
+        bytes_received: traffic.received(),
+        database_bytes: facts.database_bytes,
+    }
+}

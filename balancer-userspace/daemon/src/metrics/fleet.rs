@@ -1,0 +1,54 @@
+//! A fleet as Prometheus' text.
+
+use balancer_core::fleet::FleetSnapshot;
+
+use super::{
+    render::{counters, gauges},
+    text::Text,
+};
+
+/// What members say of themselves.
+const STATES: [&str; 4] = ["ready", "degraded", "not_ready", "withdrawn"];
+
+pub(super) fn render(encoder: &mut Text, fleet: &FleetSnapshot) {
+    members(encoder, fleet);
+    records(encoder, fleet);
+    engine(encoder, fleet);
+}
+
+fn members(encoder: &mut Text, fleet: &FleetSnapshot) {
+    let epoch = fleet.epoch.into_iter().map(|epoch| ([], epoch));
+    gauges(encoder, "fleet_epoch", "The epoch that is applied here.", epoch);
+    let in_state = |state: &str| fleet.members.iter().filter(|member| member.ready == state).count();
+    let members = STATES.iter().map(|&state| ([("state", state)], in_state(state)));
+    gauges(encoder, "fleet_members", "Members by what they say of themselves.", members);
+    let lags = fleet.members.iter().map(|member| ([("member", member.name.as_str())], member.lag_seconds));
+    gauges(encoder, "fleet_lag_seconds", "How long a member has not applied the epoch that holds.", lags);
+    let commit = fleet.commit_seconds.into_iter().map(|seconds| ([], seconds));
+    gauges(encoder, "fleet_commit_seconds", "The last epoch: from its decision until it was applied here.", commit);
+    let votes = fleet.votes_that_differ();
+    let votes = votes.iter().filter_map(|(name, &members)| {
+        let (service, backend) = name.split_once('/')?;
+        Some(([("service", service), ("backend", backend)], members))
+    });
+    gauges(encoder, "fleet_votes_differ", "Members that see something else of a backend than the fleet holds.", votes);
+}
+
+fn records(encoder: &mut Text, fleet: &FleetSnapshot) {
+    let records = &fleet.records;
+    let kinds = [("told", records.told), ("taken_over", records.taken_over)];
+    let kinds = kinds.into_iter().map(|(kind, count)| ([("kind", kind)], count));
+    gauges(encoder, "fleet_records", "Clients that members tell each other of, since the start.", kinds);
+    let dropped = records.dropped.iter().map(|(reason, &count)| ([("reason", reason.as_str())], count));
+    counters(encoder, "fleet_records_dropped", "Records of other members that were not taken over.", dropped);
+    let conflicts = std::iter::once(([], records.conflicts));
+    counters(encoder, "fleet_conflicts", "Clients that were found at two backends.", conflicts);
+}
+
+fn engine(encoder: &mut Text, fleet: &FleetSnapshot) {
+    let reachable = std::iter::once(([], u64::from(fleet.engine.reachable)));
+    gauges(encoder, "fleet_engine_reachable", "Whether etcd can be used.", reachable);
+    let bytes = [("sent", fleet.engine.bytes_sent), ("received", fleet.engine.bytes_received)];
+    let bytes = bytes.into_iter().map(|(direction, count)| ([("direction", direction)], count));
+    counters(encoder, "fleet_engine_bytes", "Bytes to and from etcd.", bytes);
+}

@@ -1,0 +1,164 @@
+//! What this balancer is to those who send it clients: fit or not, withdrawn or not, and which VIPs its machine has.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use balancer_api::model::Changed;
+use balancer_core::{
+    controller::Controller,
+    readiness::{Announcement, Facts, Fitness, FleetFacts, Readiness, Stage},
+    snapshot::MemberSnapshot,
+};
+use balancer_dataplane::{Dataplane, KernelDataplane};
+use balancer_model::config::OnExit;
+
+use super::Owner;
+use crate::host::{Present, Wanted};
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct Member {
+    stage: Stage,
+    /// Whether the operator has taken the VIPs away.
+    withdrawn: bool,
+    /// What the fleet says; `None`: it is alone.
+    fleet: Option<FleetFacts>,
+    /// VIPs that the machine has from a balancer.
+    vips: BTreeSet<(IpAddr, String)>,
+    /// What of the machine is not as it should be.
+    troubles: Vec<String>,
+    /// What was told last.
+    told: Option<Readiness>,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// Whether it is fit to be sent clients.
+    pub fn readiness(&self) -> Announcement {
+        Announcement { readiness: self.verdict(), withdrawn: self.member.withdrawn }
+    }
+
+    fn verdict(&self) -> Readiness {
+        let attached = self.dataplane.attached();
+        let on = |name: &&String| attached.iter().any(|interface| interface.name == **name);
+        let facts = Facts {
+            stage: self.member.stage,
+            attached: attached.len(),
+            missing: self.controller.interfaces().iter().filter(|name| !on(name)).cloned().collect(),
+            out_of_step: self.out_of_step,
+            troubles: self.member.troubles.clone(),
+            fleet: self.member.fleet.clone(),
+        };
+        facts.readiness()
+    }
+
+    /// What is wanted of this machine.
+    pub fn wanted(&self) -> Wanted {
+        self.wanted_by(&self.controller, self.member.withdrawn)
+    }
+
+    pub(super) fn wanted_by(&self, controller: &Controller, withdrawn: bool) -> Wanted {
+        let mut wanted = Wanted::by(controller, self.takes_clients());
+        let leaves = self.member.stage == Stage::Leaving && self.gives_way();
+        if withdrawn || leaves {
+            wanted.vips.clear();
+        }
+        wanted
+    }
+
+    /// Whether VIPs that somebody else could have may be here. The host adds them after it has attached the program, so a
+    /// balancer that is alone need not wait for that.
+    fn takes_clients(&self) -> bool {
+        match self.member.stage {
+            Stage::Starting => self.member.fleet.is_none(),
+            Stage::Serving | Stage::Leaving => self.verdict().state.serves(),
+        }
+    }
+
+    /// Whether clients can be sent elsewhere before it ends: in a fleet, and by routing daemons. One that leaves the kernel
+    /// steering, and has nobody beside it, does better to keep them.
+    pub fn gives_way(&self) -> bool {
+        let settings = self.controller.settings();
+        let keeps = settings.on_exit == OnExit::Keep;
+        settings.fleet.is_some() || !keeps && !self.controller.vip_interfaces().is_empty()
+    }
+
+    /// It has come so far.
+    pub fn set_stage(&mut self, stage: Stage) {
+        self.member.stage = stage;
+        self.changed = true;
+    }
+
+    /// What it knows of its place in the fleet.
+    pub fn set_fleet(&mut self, fleet: Option<FleetFacts>) {
+        if self.member.fleet != fleet {
+            self.member.fleet = fleet;
+            self.changed = true;
+        }
+    }
+
+    /// Goes on withdrawn, where another process has ended so.
+    pub const fn take_over_withdrawn(&mut self, withdrawn: bool) {
+        self.member.withdrawn = withdrawn;
+    }
+
+    /// Whether the operator has taken the VIPs away.
+    pub const fn is_withdrawn(&self) -> bool {
+        self.member.withdrawn
+    }
+
+    /// Whether the machine has no VIP from a balancer any more.
+    pub fn has_no_vips(&self) -> bool {
+        self.member.vips.is_empty()
+    }
+
+    /// Has the VIPs taken away, or brought back, for the user `uid`.
+    pub fn set_withdrawn(&mut self, withdrawn: bool, uid: Option<u32>) -> Changed {
+        let message = match (withdrawn, self.member.withdrawn, self.controller.assigns_vips()) {
+            (true, true, _) => "withdrawn already: nothing changed",
+            (false, false, _) => "not withdrawn: nothing changed",
+            (true, false, true) => "withdrawn: its VIPs go, steering goes on",
+            (true, false, false) => "withdrawn: no service has assign_vip, so its VIPs are for others to take away",
+            (false, true, true) => "announced: its VIPs come back",
+            (false, true, false) => "announced: no service has assign_vip, so its VIPs are for others to bring back",
+        };
+        let message = message.to_owned();
+        if withdrawn != self.member.withdrawn {
+            self.member.withdrawn = withdrawn;
+            self.changed = true;
+            self.events.change(None, &message, uid, None);
+        }
+        Changed { message }
+    }
+
+    /// Tells of a readiness that is not what it was.
+    pub fn tell_readiness(&mut self) {
+        let readiness = self.verdict();
+        let ready = Readiness { state: Fitness::Ready, reasons: Vec::new() };
+        let told = self.member.told.replace(readiness.clone()).unwrap_or(ready);
+        if told == readiness {
+            return;
+        }
+        let word = readiness.state.word().replace('_', " ");
+        match readiness.reasons.as_slice() {
+            [] => self.events.note(&word),
+            reasons => self.events.warn(&format!("{word}: {}", reasons.join("; "))),
+        }
+    }
+
+    pub(super) fn member_snapshot(&self) -> MemberSnapshot {
+        MemberSnapshot {
+            readiness: self.verdict(),
+            withdrawn: self.member.withdrawn,
+            vips: self.member.vips.iter().cloned().collect(),
+        }
+    }
+}
+
+impl Owner<KernelDataplane> {
+    /// What there is on this machine.
+    pub fn set_present(&mut self, present: Present) {
+        let Present { attached, vips, troubles } = present;
+        self.dataplane.set_attached(attached);
+        (self.member.vips, self.member.troubles) = (vips, troubles);
+        self.changed = true;
+    }
+}

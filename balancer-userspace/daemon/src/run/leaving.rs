@@ -1,0 +1,56 @@
+//! An end that nobody notices: VIPs go first, and clients are steered on until routers send them elsewhere.
+
+use std::time::Duration;
+
+use balancer_core::readiness::Stage;
+use balancer_dataplane::KernelDataplane;
+use balancer_model::config::LINGER;
+use tokio::time::Instant;
+
+use crate::{host::Host, owner::Owner, service_manager::ServiceManager, shutdown::ShutdownSignal};
+
+/// How long VIPs may take to go.
+const VIPS_GO: Duration = Duration::from_secs(3);
+
+/// A balancer that was asked to end, and still steers.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    /// What asked.
+    pub(super) signal: ShutdownSignal,
+    linger: Duration,
+    /// When it ends.
+    pub(super) until: Instant,
+    vips_gone: bool,
+}
+
+impl Leaving {
+    /// Begins, unless nobody could take its place: `None` then.
+    pub(super) fn begin(
+        signal: ShutdownSignal,
+        owner: &mut Owner<KernelDataplane>,
+        host: &Host,
+        manager: &ServiceManager,
+    ) -> Option<Self> {
+        if !owner.gives_way() {
+            return None;
+        }
+        let linger = owner.settings().fleet.as_ref().map_or(LINGER, |fleet| fleet.linger);
+        let shown = humantime::format_duration(linger);
+        owner.events().note(&format!("{signal}: its VIPs go; steering goes on for {shown} more"));
+        manager.lingers(linger + VIPS_GO);
+        owner.set_stage(Stage::Leaving);
+        let mut this = Self { signal, linger, until: Instant::now() + VIPS_GO + linger, vips_gone: false };
+        if host.wanted().vips.is_empty() {
+            this.look(owner);
+        }
+        Some(this)
+    }
+
+    /// Looks whether the VIPs are gone, which is when its time begins.
+    pub(super) fn look(&mut self, owner: &Owner<KernelDataplane>) {
+        if !self.vips_gone && owner.has_no_vips() {
+            self.vips_gone = true;
+            self.until = Instant::now() + self.linger;
+        }
+    }
+}

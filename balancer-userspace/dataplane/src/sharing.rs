@@ -1,0 +1,170 @@
+//! Clients that all members of a fleet know: told from, and written into, the client table that packets use.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use balancer_common::{client::slot, client_table::Entry};
+use balancer_core::io::ServiceId;
+use balancer_fleet::{
+    clients::{Facts, Imported, Sharing, Table},
+    records::Record,
+};
+
+use super::{KernelDataplane, clients::ClientTable, memory::Memory};
+
+/// What has become of records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImportedClients {
+    /// Clients that were not known here.
+    pub new: u64,
+    /// Clients that were known there.
+    pub known: u64,
+    /// Clients that have moved.
+    pub moved: u64,
+    /// Clients that were known at two backends.
+    pub conflicts: u64,
+    /// Records that said less than was known.
+    pub stale: u64,
+    /// Clients without room in their buckets.
+    pub full: u64,
+    /// Records of backends that are not there, or remember nobody.
+    pub strangers: u64,
+    /// Clients that were not seen for too long.
+    pub expired: u64,
+    /// Records that are no client's of a table of this size.
+    pub outside: u64,
+}
+
+impl ImportedClients {
+    /// Clients that are known here, or known elsewhere, because of records.
+    #[must_use]
+    pub const fn taken_over(&self) -> u64 {
+        self.new + self.moved
+    }
+
+    /// Records that were dropped, by why.
+    #[must_use]
+    pub const fn dropped(&self) -> [(&'static str, u64); 4] {
+        [("full", self.full), ("stranger", self.strangers), ("expired", self.expired), ("outside", self.outside)]
+    }
+
+    const fn count(&mut self, imported: Imported) {
+        let counter = match imported {
+            Imported::New => &mut self.new,
+            Imported::Known => &mut self.known,
+            Imported::Moved => &mut self.moved,
+            Imported::Conflict => &mut self.conflicts,
+            Imported::Stale => &mut self.stale,
+            Imported::Full => &mut self.full,
+            Imported::Stranger => &mut self.strangers,
+            Imported::Expired => &mut self.expired,
+            Imported::Outside => &mut self.outside,
+        };
+        *counter += 1;
+    }
+}
+
+struct Words<'a>(&'a [AtomicU64]);
+
+impl Table for Words<'_> {
+    fn entries(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load(&self, index: usize) -> Entry {
+        Entry(self.0.get(index).map_or(0, |word| word.load(Ordering::Relaxed)))
+    }
+
+    fn exchange(&self, index: usize, old: Entry, new: Entry) -> bool {
+        let exchange = |word: &AtomicU64| word.compare_exchange(old.0, new.0, Ordering::Release, Ordering::Relaxed);
+        self.0.get(index).is_some_and(|word| exchange(word).is_ok())
+    }
+}
+
+fn facts(clients: &ClientTable, memories: &HashMap<ServiceId, Memory>, id: u16) -> Option<Facts> {
+    let service = clients.service_of(id)?;
+    let memory = memories.get(&service)?;
+    let clock = memory.clock?;
+    Some(Facts { service: service.0, tick: memory.tick, remember: clock.remember })
+}
+
+impl KernelDataplane {
+    /// From now on takes note of what other members know.
+    pub fn share_clients(&mut self) {
+        self.sharing = Some(Sharing::new(self.clients.words().len()));
+    }
+
+    /// What the others are to be told in `epoch`: what they do not know, or not any more. Of clients that were seen in one
+    /// tick only, `newcomers` at most, and all in slots that are `changed`, by service.
+    pub fn tell_clients(
+        &mut self,
+        epoch: u32,
+        changed: &HashMap<ServiceId, Vec<bool>>,
+        mut newcomers: usize,
+    ) -> Vec<Record> {
+        let Self { clients, memories, sharing: Some(sharing), .. } = self else { return Vec::new() };
+        let at_once = |entry: Entry| {
+            let slots = clients.service_of(entry.backend()).and_then(|service| changed.get(&service));
+            if slots.is_some_and(|slots| slots.get(slot(entry.0, slots.len() as u32) as usize).is_none_or(|is| *is)) {
+                return true;
+            }
+            let may = newcomers > 0;
+            newcomers = newcomers.saturating_sub(1);
+            may
+        };
+        let words = Words(clients.words());
+        let records = sharing.collect(&words, 0..words.entries(), &|id| facts(clients, memories, id), epoch, at_once);
+        sharing.begin();
+        records
+    }
+
+    /// Everything that is known, for a member that knows nothing.
+    #[must_use]
+    pub fn dump_clients(&self, epoch: u32) -> Vec<Record> {
+        let Self { clients, memories, sharing: Some(sharing), .. } = self else { return Vec::new() };
+        let words = Words(clients.words());
+        sharing.dump(&words, 0..words.entries(), &|id| facts(clients, memories, id), epoch)
+    }
+
+    /// Others may have forgotten what they were told.
+    pub fn doubt_clients(&mut self) {
+        self.sharing.iter_mut().for_each(Sharing::doubt);
+    }
+
+    /// Somebody has told everything that the others know.
+    pub fn confirm_clients(&mut self) {
+        self.sharing.iter_mut().for_each(Sharing::confirm);
+    }
+
+    /// Takes over what another member tells, in `epoch`.
+    pub fn import_clients(&mut self, records: &[Record], epoch: u32) -> ImportedClients {
+        let mut sum = ImportedClients::default();
+        let Self { clients, memories, tables, sharing: Some(sharing), .. } = self else { return sum };
+        let mut elsewhere = Vec::new();
+        for record in records {
+            let imported = sharing.import(
+                &Words(clients.words()),
+                record,
+                &|id| facts(clients, memories, id),
+                epoch,
+                // Before packets can meet the entry: only those of flagged slots look for one.
+                |service, tag, backend| {
+                    let service = ServiceId(service);
+                    let Some(memory) = memories.get(&service) else { return };
+                    let place = slot(u64::from(tag) << 32, memory.table.len() as u32);
+                    if memory.table.get(place as usize) != Some(&backend) {
+                        tables.flag(service, place);
+                        elsewhere.push((service, place));
+                    }
+                },
+            );
+            sum.count(imported);
+        }
+        for (service, place) in elsewhere {
+            clients.found_elsewhere(service, place);
+        }
+        sum
+    }
+}

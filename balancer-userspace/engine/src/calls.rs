@@ -1,0 +1,108 @@
+//! Calls of etcd's API over one connection.
+
+use futures_util::stream;
+use http::uri::PathAndQuery;
+use prost::Message;
+use tokio::sync::mpsc;
+use tonic::{Request, Status, Streaming, client::Grpc, metadata::MetadataValue, transport::Channel};
+use tonic_prost::ProstCodec;
+
+use crate::message::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest,
+    LeaseRevokeResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse, TxnRequest, TxnResponse,
+    WatchRequest, WatchResponse,
+};
+
+/// The largest answer that is read, in bytes. A transaction has at most 1.5 MiB, but a watch that catches up gets up to
+/// a thousand at once.
+const LARGEST_ANSWER: usize = 64 << 20;
+
+/// A connection; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls {
+    grpc: Grpc<Channel>,
+}
+
+impl Calls {
+    pub(crate) fn new(channel: Channel) -> Self {
+        Self { grpc: Grpc::new(channel).max_decoding_message_size(LARGEST_ANSWER) }
+    }
+
+    pub(crate) async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
+        self.unary("/etcdserverpb.KV/Range", request).await
+    }
+
+    pub(crate) async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
+        self.unary("/etcdserverpb.KV/Txn", request).await
+    }
+
+    pub(crate) async fn grant(&self, ttl: i64) -> Result<LeaseGrantResponse, Status> {
+        self.unary("/etcdserverpb.Lease/LeaseGrant", LeaseGrantRequest { ttl }).await
+    }
+
+    pub(crate) async fn revoke(&self, id: i64) -> Result<LeaseRevokeResponse, Status> {
+        self.unary("/etcdserverpb.Lease/LeaseRevoke", LeaseRevokeRequest { id }).await
+    }
+
+    pub(crate) async fn status(&self) -> Result<StatusResponse, Status> {
+        self.unary("/etcdserverpb.Maintenance/Status", StatusRequest {}).await
+    }
+
+    /// Renews a lease: a stream of one request and one answer. Says for how many seconds; 0: there is no such lease.
+    pub(crate) async fn keep_alive(&self, id: i64) -> Result<i64, Status> {
+        let requests = stream::iter([LeaseKeepAliveRequest { id }]);
+        let mut answers: Streaming<LeaseKeepAliveResponse> =
+            self.streaming("/etcdserverpb.Lease/LeaseKeepAlive", requests).await?;
+        let answer = answers.message().await?;
+        Ok(answer.ok_or_else(|| Status::unavailable("no answer to a keep-alive"))?.ttl)
+    }
+
+    /// Begins a stream of watches; it ends when the sender of requests is dropped.
+    pub(crate) async fn watch(
+        &self,
+        requests: mpsc::Receiver<WatchRequest>,
+    ) -> Result<Streaming<WatchResponse>, Status> {
+        let requests = stream::unfold(requests, async |mut requests| {
+            let request = requests.recv().await?;
+            Some((request, requests))
+        });
+        self.streaming("/etcdserverpb.Watch/Watch", requests).await
+    }
+
+    async fn unary<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let mut grpc = self.ready().await?;
+        let answer = grpc.unary(asked(request), PathAndQuery::from_static(path), ProstCodec::default()).await?;
+        Ok(answer.into_inner())
+    }
+
+    async fn streaming<Q, A>(
+        &self,
+        path: &'static str,
+        requests: impl stream::Stream<Item = Q> + Send + 'static,
+    ) -> Result<Streaming<A>, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let mut grpc = self.ready().await?;
+        let answers = grpc.streaming(asked(requests), PathAndQuery::from_static(path), ProstCodec::default()).await?;
+        Ok(answers.into_inner())
+    }
+
+    async fn ready(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = self.grpc.clone();
+        grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        Ok(grpc)
+    }
+}
+
+/// A request that a server refuses, and a stream that it ends, while it knows no leader.
+fn asked<T>(content: T) -> Request<T> {
+    let mut request = Request::new(content);
+    request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+    request
+}

@@ -1,0 +1,116 @@
+//! A fleet's keys, and the judgement of what is found below them.
+
+use balancer_fleet::engine::{Entry, LONGEST_VALUE, Revision};
+
+use crate::message::KeyValue;
+
+/// The most that a copy, or an answer, may hold, in bytes of keys and values.
+pub(crate) const MOST: usize = 256 << 20;
+
+/// What an entry counts beside its key and value.
+const OVERHEAD: usize = 64;
+
+/// Where a fleet's keys are.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys(String);
+
+impl Keys {
+    pub(crate) fn new(fleet: &str) -> Self {
+        Self(format!("/balancer/{fleet}/"))
+    }
+
+    /// A key as etcd has it.
+    pub(crate) fn full(&self, key: &str) -> Vec<u8> {
+        [self.0.as_bytes(), key.as_bytes()].concat()
+    }
+
+    /// The fleet's own name of a key, if it has one that can be said.
+    pub(crate) fn own(&self, full: &[u8]) -> Option<String> {
+        let own = full.strip_prefix(self.0.as_bytes())?;
+        String::from_utf8(own.to_vec()).ok()
+    }
+
+    /// What may be passed on.
+    pub(crate) fn judge(&self, found: KeyValue) -> Verdict {
+        let Some(key) = self.own(&found.key) else { return Verdict::Nameless };
+        if found.value.len() > LONGEST_VALUE {
+            return Verdict::TooLong(key);
+        }
+        Verdict::Good(Entry {
+            key,
+            value: found.value,
+            created: Revision(found.create_revision),
+            modified: Revision(found.mod_revision),
+        })
+    }
+}
+
+/// What became of a key and its value.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Good(Entry),
+    /// The value is longer than any that is put.
+    TooLong(String),
+    /// The key is foreign, or not UTF-8.
+    Nameless,
+}
+
+/// What an entry counts.
+pub(crate) fn weight(entry: &Entry) -> usize {
+    entry.key.len() + entry.value.len() + OVERHEAD
+}
+
+/// The end of the range of all keys that begin so.
+pub(crate) fn end(prefix: &[u8]) -> Vec<u8> {
+    match prefix.iter().rposition(|&byte| byte < u8::MAX) {
+        Some(last) => {
+            let mut end = prefix[..=last].to_vec();
+            end[last] += 1;
+            end
+        }
+        // There is none: to the end of all keys.
+        None => vec![0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(key: &[u8], length: usize) -> KeyValue {
+        KeyValue { key: key.to_vec(), value: vec![0; length], create_revision: 3, mod_revision: 4 }
+    }
+
+    #[test]
+    fn keys_are_below_the_fleet() {
+        let keys = Keys::new("site1");
+        assert_eq!(keys.full("live/a"), b"/balancer/site1/live/a");
+        assert_eq!(keys.own(b"/balancer/site1/live/a").as_deref(), Some("live/a"));
+        for foreign in [&b"/balancer/site10/live/a"[..], b"/balancer/", b"", b"/balancer/site1/live/\xff"] {
+            assert_eq!(keys.own(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_ends_behind_its_prefix() {
+        for (prefix, expected) in [(&b"a/"[..], &b"a0"[..]), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"", b"\0")] {
+            assert_eq!(end(prefix), expected, "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_passed_on_is_named_where_it_has_a_name() {
+        let keys = Keys::new("f");
+        let entry = Entry {
+            key: "live/a".to_owned(),
+            value: vec![0; LONGEST_VALUE],
+            created: Revision(3),
+            modified: Revision(4),
+        };
+        assert_eq!(keys.judge(found(b"/balancer/f/live/a", LONGEST_VALUE)), Verdict::Good(entry));
+        let too_long = keys.judge(found(b"/balancer/f/live/a", LONGEST_VALUE + 1));
+        assert_eq!(too_long, Verdict::TooLong("live/a".to_owned()));
+        assert_eq!(keys.judge(found(b"/balancer/f/live/\xc3", 1)), Verdict::Nameless);
+        assert_eq!(keys.judge(found(b"/elsewhere/a", 1)), Verdict::Nameless);
+    }
+}

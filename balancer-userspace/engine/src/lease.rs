@@ -1,0 +1,88 @@
+//! The lease, and how long it is certain.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::{
+    link::{Link, no_answer},
+    links::Links,
+    words,
+};
+
+/// A lease that is longer is treated as if it were not.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A lease as granted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lease {
+    pub(crate) id: i64,
+    ttl: Duration,
+    /// When its last renewal was asked for: it runs out `ttl` later at the earliest.
+    asked: Instant,
+}
+
+impl Lease {
+    pub(crate) async fn grant(links: &Links, link: &Link) -> Result<Self, String> {
+        let settings = links.settings();
+        let seconds = settings.lease.as_secs_f64().ceil().max(1.0);
+        #[expect(clippy::cast_possible_truncation, reason = "whole seconds of a lease, and the cast saturates")]
+        let seconds = seconds as i64;
+        let asked = Instant::now();
+        let granting = timeout(settings.limit(), link.working.grant(seconds)).await;
+        let granted = match granting {
+            Ok(Ok(granted)) if granted.error.is_empty() && granted.ttl > 0 => granted,
+            Ok(Ok(granted)) => return Err(format!("etcd grants no lease: {}", granted.error)),
+            Ok(Err(status)) => return Err(words::status(&status)),
+            Err(_) => return Err(no_answer(settings.limit())),
+        };
+        let ttl = Duration::from_secs(granted.ttl.unsigned_abs()).min(LONGEST);
+        Ok(Self { id: granted.id, ttl, asked })
+    }
+
+    /// Renews it for as long as that works; says why it is lost.
+    pub(crate) async fn keep(mut self, links: &Links) -> String {
+        loop {
+            let end = self.asked + self.ttl;
+            // A process that was stopped for long finds itself here before it asks.
+            let renewing = async {
+                sleep_until(self.asked + self.ttl / 3).await;
+                self.renew(links).await
+            };
+            let renewed = tokio::select! {
+                biased;
+                () = sleep_until(end) => None,
+                renewed = renewing => renewed,
+            };
+            match renewed {
+                Some(asked) => self.asked = asked,
+                None if Instant::now() >= end => {
+                    return format!("the lease is not certain any more: not renewed for {} s", self.ttl.as_secs());
+                }
+                None => return "the lease has run out".to_owned(),
+            }
+        }
+    }
+
+    /// Asks one endpoint after the other. Says when what was answered was asked; `None`: there is no such lease.
+    async fn renew(&self, links: &Links) -> Option<Instant> {
+        let patience = links.settings().patience();
+        loop {
+            let link = links.link().await;
+            let asked = Instant::now();
+            let why = tokio::select! {
+                answer = timeout(patience, link.watching.keep_alive(self.id)) => match answer {
+                    Ok(Ok(seconds)) if seconds > 0 => {
+                        links.proved();
+                        return Some(asked);
+                    }
+                    Ok(Ok(_)) => return None,
+                    Ok(Err(status)) => words::status(&status),
+                    Err(_) => no_answer(patience),
+                },
+                () = links.gone(&link) => continue,
+            };
+            links.broken(&link, &why);
+        }
+    }
+}

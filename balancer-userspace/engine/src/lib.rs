@@ -1,0 +1,106 @@
+//! The engine of a fleet: a driver of etcd, version 3.4 or newer, for what [`balancer_fleet::engine`] relies on.
+//!
+//! It stays connected to one of the endpoints, by two connections: one for the watch and the lease, the other for what
+//! may be large. A watch says nothing of a server that dies without a word. So the server is asked how it is, on the same
+//! connection, and its silence is noticed within a third of the lease, or half a second. Then another endpoint takes its
+//! place, and the session goes on, as long as the lease is certain and the history of changes whole.
+
+mod calls;
+mod changes;
+mod copy;
+mod facts;
+mod handle;
+mod keys;
+mod lease;
+mod link;
+mod links;
+mod message;
+mod session;
+mod tls;
+mod words;
+mod work;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinHandle};
+
+pub use facts::{Facts, Traffic};
+pub use handle::{Newsfeed, Requests, Unsent};
+
+use keys::Keys;
+use links::Links;
+use session::Sessions;
+
+/// Where the engine is, and how it is used.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The fleet's name: its keys are below `/balancer/<fleet>/`.
+    pub fleet: String,
+    /// URLs, `http` or `https`, of which one is used at a time. Port 2379 where none is given.
+    pub endpoints: Vec<String>,
+    /// Certificates that the servers' are signed by, a file in PEM; `None`: the system's roots. This and the following
+    /// two are read anew for every connection, and only for `https`.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate, a file in PEM, with `key`.
+    pub cert: Option<PathBuf>,
+    /// Its key, a file in PEM.
+    pub key: Option<PathBuf>,
+    /// How long leased keys stay when nothing is heard of this process. Rounded up to seconds; etcd has a minimum, 2 s
+    /// unless its elections are set otherwise.
+    pub lease: Duration,
+}
+
+impl Settings {
+    /// How long a server may be silent, or take to be connected to, before another is tried.
+    fn patience(&self) -> Duration {
+        (self.lease / 3).max(Duration::from_millis(500))
+    }
+
+    /// How long a request may take. etcd itself gives up after 7 s.
+    fn limit(&self) -> Duration {
+        self.lease.clamp(Duration::from_secs(1), Duration::from_secs(7))
+    }
+}
+
+/// A driver at work. It stops when `news` is dropped, or every clone of `requests`: the lease is revoked then, if a
+/// server can be told.
+#[derive(Debug)]
+pub struct Engine {
+    /// Where requests go.
+    pub requests: Requests,
+    /// Where news come from.
+    pub news: Newsfeed,
+    /// How it is, at any time.
+    pub facts: watch::Receiver<Facts>,
+    /// What it costs.
+    pub traffic: Arc<Traffic>,
+    /// Ends when the driver has stopped.
+    pub task: JoinHandle<()>,
+}
+
+impl Engine {
+    /// Starts a driver on the current tokio runtime. It tries for ever: what stands in the way is in `facts`.
+    #[must_use]
+    pub fn start(settings: Settings) -> Self {
+        let (requests, asked, sender, news) = handle::queues();
+        let traffic = Arc::<Traffic>::default();
+        let (facts, watched) = watch::channel(Facts::default());
+        let keys = Keys::new(&settings.fleet);
+        let links = Links::new(settings, facts, Arc::clone(&traffic));
+        let task = tokio::spawn(async move {
+            let sessions = Sessions { links: &links, keys, news: sender, requests: asked, stale: None };
+            tokio::select! {
+                () = links.keep() => {}
+                () = sessions.run() => {}
+            }
+        });
+        Self { requests, news, facts: watched, traffic, task }
+    }
+
+    /// Ends the session, revokes the lease, and waits until that is done.
+    pub async fn stop(self) {
+        drop(self.news);
+        // It neither panics nor is it cancelled.
+        let _ = self.task.await;
+    }
+}

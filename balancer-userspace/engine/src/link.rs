@@ -1,0 +1,101 @@
+//! Connections to one endpoint.
+
+use std::{io, sync::Arc, sync::Mutex, time::Duration};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    Settings,
+    calls::Calls,
+    facts::{Counted, Traffic},
+    message::StatusResponse,
+    tls, words,
+};
+
+/// etcd's, where the endpoint names none.
+const PORT: u16 = 2379;
+
+/// Why a server is not used.
+pub(crate) const NO_LEADER: &str = "it knows no leader";
+
+/// How much of one stream may be under way, in bytes, and how much of a connection's.
+const WINDOWS: (u32, u32) = (2 << 20, 4 << 20);
+
+/// An endpoint, connected to.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    /// Each has another.
+    pub(crate) number: u64,
+    pub(crate) endpoint: String,
+    /// For the watch and the lease. What is large does not get in their way.
+    pub(crate) watching: Calls,
+    /// For everything else.
+    pub(crate) working: Calls,
+    /// Where this endpoint belongs.
+    pub(crate) cluster: u64,
+}
+
+/// Connects to an endpoint, and asks the server how it is.
+pub(crate) async fn connect(
+    settings: &Settings,
+    endpoint: &str,
+    number: u64,
+    traffic: &Arc<Traffic>,
+) -> Result<(Link, StatusResponse), String> {
+    let limit = settings.patience();
+    let connecting = async {
+        let (watching, working) =
+            tokio::try_join!(channel(settings, endpoint, traffic), channel(settings, endpoint, traffic))?;
+        let working = Calls::new(working);
+        let status = working.status().await.map_err(|status| first_words(endpoint, &status))?;
+        if status.leader == 0 {
+            return Err(NO_LEADER.to_owned());
+        }
+        let cluster = status.header.as_ref().map_or(0, |header| header.cluster_id);
+        let link = Link { number, endpoint: endpoint.to_owned(), watching: Calls::new(watching), working, cluster };
+        Ok((link, status))
+    };
+    timeout(limit, connecting).await.unwrap_or_else(|_| Err(no_answer(limit)))
+}
+
+/// A connection that is made once: when it ends, calls fail.
+async fn channel(settings: &Settings, endpoint: &str, traffic: &Arc<Traffic>) -> Result<Channel, String> {
+    let uri: Uri = endpoint.parse().map_err(|error| format!("not a URL: {error}"))?;
+    let host = uri.host().ok_or("a URL without a host")?.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = uri.port_u16().unwrap_or(PORT);
+    let mut connection =
+        Endpoint::from(uri.clone()).initial_stream_window_size(WINDOWS.0).initial_connection_window_size(WINDOWS.1);
+    if uri.scheme_str() == Some("https") {
+        let config = tls::config(settings, &host)?;
+        connection = connection.tls_config(config).map_err(|error| words::chain(&error))?;
+    }
+    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| error.to_string())?;
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let once = Mutex::new(Some(Counted::new(stream, Arc::clone(traffic))));
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = once.lock().ok().and_then(|mut stream| stream.take());
+        async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::other("the connection has ended")) }
+    });
+    connection.connect_with_connector(connector).await.map_err(|error| words::chain(&error))
+}
+
+/// Why the first call failed. A server that speaks TLS ends other connections without a word.
+fn first_words(endpoint: &str, status: &Status) -> String {
+    let why = words::status(status);
+    if words::is_broken(status) && endpoint.starts_with("http:") {
+        format!("{why}; if etcd speaks TLS, the endpoint is https://")
+    } else {
+        why
+    }
+}
+
+/// In words, how long was waited in vain.
+pub(crate) fn no_answer(limit: Duration) -> String {
+    format!("no answer within {} ms", limit.as_millis())
+}

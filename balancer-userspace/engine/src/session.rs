@@ -1,0 +1,147 @@
+//! Sessions, one after the other.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
+use balancer_fleet::engine::{LIVE, News};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tonic::Code;
+
+use crate::{
+    changes::Changes,
+    copy,
+    handle::{Asked, NewsSender},
+    keys::Keys,
+    lease::Lease,
+    link::NO_LEADER,
+    links::{Failure, Links, wait},
+    words,
+    work::{Over, Work},
+};
+
+/// How long to wait when there is something that makes every attempt fail, and each is dear.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Has sessions until nobody listens.
+pub(crate) struct Sessions<'a> {
+    pub(crate) links: &'a Links,
+    pub(crate) keys: Keys,
+    pub(crate) news: NewsSender,
+    pub(crate) requests: mpsc::Receiver<Asked>,
+    /// A lease that may still be there.
+    pub(crate) stale: Option<i64>,
+}
+
+impl Sessions<'_> {
+    pub(crate) async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            self.news.next();
+            let began = AtomicBool::new(false);
+            let (reason, pause) = match self.next(&began).await {
+                Over::Stopped => return,
+                Over::Lost(reason) => (reason, None),
+                Over::Hopeless(reason) => (reason, Some(LONG)),
+            };
+            self.links.trouble(reason.clone());
+            let began = began.into_inner();
+            failures = if began { 0 } else { failures + 1 };
+            if began {
+                tracing::warn!("the engine: the session is over: {reason}");
+                if !self.news.send(News::Lost { reason }).await {
+                    return;
+                }
+            } else {
+                tracing::warn!("the engine: no session: {reason}");
+            }
+            tokio::select! {
+                () = sleep(pause.unwrap_or(wait(failures))) => {}
+                () = self.news.closed() => return,
+            }
+        }
+    }
+
+    async fn next(&mut self, began: &AtomicBool) -> Over {
+        let links = self.links;
+        let link = tokio::select! {
+            link = links.link() => link,
+            () = self.news.closed() => return Over::Stopped,
+        };
+        links.expect(link.cluster);
+        self.revoke_stale().await;
+        let over = match Lease::grant(links, &link).await {
+            Ok(lease) => {
+                links.proved();
+                let over = self.hold(lease, began).await;
+                self.stale = Some(lease.id);
+                self.revoke_stale().await;
+                over
+            }
+            Err(why) => {
+                links.broken(&link, &why);
+                Over::Lost(why)
+            }
+        };
+        links.expect(0);
+        over
+    }
+
+    /// A session from the granting of its lease on.
+    async fn hold(&mut self, lease: Lease, began: &AtomicBool) -> Over {
+        let Self { links, keys, news, requests, .. } = self;
+        let (links, keys, news) = (*links, &*keys, &*news);
+        let work = Work { links, keys, news, lease, session: news.session() };
+        let following = async {
+            let copy = match copy::read(links, keys, LIVE, links.settings().limit()).await {
+                Ok(copy) => copy,
+                Err(why) => return Over::Hopeless(why),
+            };
+            let changes = Changes::after(copy.revision, &copy.entries, (links, keys, LIVE, news));
+            if !news.send(News::Joined { revision: copy.revision, entries: copy.entries }).await {
+                return Over::Stopped;
+            }
+            began.store(true, Relaxed);
+            links.facts.send_modify(|facts| facts.trouble = None);
+            Over::Lost(changes.follow().await)
+        };
+        tokio::select! {
+            biased;
+            why = lease.keep(links) => Over::Lost(why),
+            over = work.carry_out(requests) => over,
+            over = following => over,
+            () = news.closed() => Over::Stopped,
+            () = feel_pulse(links) => Over::Stopped,
+        }
+    }
+
+    /// Lets the lease go at once, if somebody can be told.
+    async fn revoke_stale(&mut self) {
+        let (Some(id), Some(link)) = (self.stale, self.links.now()) else { return };
+        match timeout(self.links.settings().patience(), link.working.revoke(id)).await {
+            Ok(Ok(_)) => self.stale = None,
+            Ok(Err(status)) if status.code() == Code::NotFound => self.stale = None,
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+}
+
+/// Finds out whether the server still lives, on the connection that the watch is on, which says nothing of it itself.
+/// Never returns.
+async fn feel_pulse(links: &Links) {
+    let beat = links.settings().patience() / 2;
+    loop {
+        let link = links.link().await;
+        sleep(beat).await;
+        match links.attempt(&link, beat, link.watching.status()).await {
+            Ok(status) if status.leader == 0 => links.broken(&link, NO_LEADER),
+            Ok(status) => links.heard(&status),
+            Err(Failure::Refused(status)) => links.broken(&link, &words::status(&status)),
+            Err(Failure::Broken(_)) => {}
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Errors in words.
+
+use std::{error::Error, iter};
+
+use tonic::{Code, Status};
+
+/// An error and what it comes from, without repetitions.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let errors = iter::successors(Some(error), |&error| error.source());
+    let mut words: Vec<String> = Vec::new();
+    // These say no more than that something failed.
+    let empty = ["transport error", "connection error"];
+    for error in errors.map(ToString::to_string).filter(|error| !empty.contains(&error.as_str())) {
+        if words.iter().all(|earlier| !earlier.contains(&error)) {
+            words.push(error);
+        }
+    }
+    if words.is_empty() { error.to_string() } else { explained(words.join(": ")) }
+}
+
+/// What a call ended with.
+pub(crate) fn status(status: &Status) -> String {
+    match status.source() {
+        // The server said nothing: the connection failed.
+        Some(source) => chain(source),
+        None if status.message().is_empty() => format!("etcd answers: {}", status.code()),
+        None => format!("etcd answers: {}", status.message().trim_start_matches("etcdserver: ")),
+    }
+}
+
+/// Whether the connection failed, rather than the server refused.
+pub(crate) fn is_broken(status: &Status) -> bool {
+    status.source().is_some() || matches!(status.code(), Code::Cancelled)
+}
+
+/// With what it means, where TLS' own words do not say whose certificate it is.
+fn explained(words: String) -> String {
+    let refused =
+        ["received fatal alert: BadCertificate", "CertificateRequired", "alert: UnknownCA", "alert: Certificate"];
+    let meaning = if words.contains("UnknownIssuer") || words.contains("invalid peer certificate: BadSignature") {
+        "etcd's certificate is not signed by a certificate of `ca`"
+    } else if words.contains("certificate not valid for name") {
+        "etcd's certificate is for another name than the endpoint's"
+    } else if refused.iter().any(|alert| words.contains(alert)) {
+        "etcd refuses this member's certificate, or the lack of one: see `cert` and `key`"
+    } else if words.contains("InvalidContentType") {
+        "what is there does not speak TLS: is it http://?"
+    } else {
+        return words;
+    };
+    format!("{meaning} ({words})")
+}

@@ -1,0 +1,117 @@
+//! Requests, carried out one after the other.
+
+use balancer_fleet::engine::{Answer, Condition, News, Request, Revision, Write};
+use tokio::{sync::mpsc, time::timeout};
+use tonic::Code;
+
+use crate::{
+    copy,
+    handle::{Asked, NewsSender},
+    keys::{Keys, end},
+    lease::Lease,
+    link::no_answer,
+    links::{Failure, Links},
+    message::{Compare, DeleteRangeRequest, Op, PutRequest, RequestOp, TxnRequest},
+    words,
+};
+
+/// How many times the time for one call a read may take.
+const READS: u32 = 6;
+
+/// Carries out a session's requests.
+pub(crate) struct Work<'a> {
+    pub(crate) links: &'a Links,
+    pub(crate) keys: &'a Keys,
+    pub(crate) news: &'a NewsSender,
+    pub(crate) lease: Lease,
+    /// Requests of other sessions are dropped.
+    pub(crate) session: u64,
+}
+
+/// Why a session is over.
+#[derive(Debug)]
+pub(crate) enum Over {
+    /// Nobody asks or listens any more.
+    Stopped,
+    /// The lease, or changes, are lost.
+    Lost(String),
+    /// The same would happen to the next session.
+    Hopeless(String),
+}
+
+impl Work<'_> {
+    pub(crate) async fn carry_out(self, requests: &mut mpsc::Receiver<Asked>) -> Over {
+        while let Some(asked) = requests.recv().await {
+            if asked.session != self.session {
+                continue;
+            }
+            let (ticket, answer) = match asked.request {
+                Request::Transaction { ticket, conditions, writes } => {
+                    match self.transaction(conditions, writes).await {
+                        Ok(answer) => (ticket, answer),
+                        Err(why) => return Over::Lost(why),
+                    }
+                }
+                Request::Read { ticket, prefix } => (ticket, self.read(&prefix).await),
+            };
+            if !self.news.send(News::Answered(ticket, answer)).await {
+                break;
+            }
+        }
+        Over::Stopped
+    }
+
+    /// Asks once, as a transaction whose answer is lost may have been made. `Err`: the lease is gone.
+    async fn transaction(&self, conditions: Vec<Condition>, writes: Vec<Write>) -> Result<Answer, String> {
+        let limit = self.links.settings().limit();
+        let Ok(link) = timeout(limit, self.links.link()).await else {
+            return Ok(Answer::Unknown("no endpoint can be reached".to_owned()));
+        };
+        let request = TxnRequest {
+            compare: conditions.into_iter().map(|condition| self.compare(condition)).collect(),
+            success: writes.into_iter().map(|write| self.write(write)).collect(),
+        };
+        Ok(match self.links.attempt(&link, limit, link.working.txn(request)).await {
+            Ok(answer) if answer.succeeded => Answer::Made(Revision(answer.header.map_or(0, |header| header.revision))),
+            Ok(_) => Answer::Refused,
+            Err(Failure::Refused(status)) if status.code() == Code::NotFound && status.message().contains("lease") => {
+                return Err("the lease has run out".to_owned());
+            }
+            Err(Failure::Refused(status)) => Answer::Unknown(words::status(&status)),
+            Err(Failure::Broken(why)) => Answer::Unknown(why),
+        })
+    }
+
+    async fn read(&self, prefix: &str) -> Answer {
+        let settings = self.links.settings();
+        let limit = settings.limit() * READS;
+        match timeout(limit, copy::read(self.links, self.keys, prefix, settings.limit())).await {
+            Ok(Ok(copy)) => Answer::Read(copy.entries),
+            Ok(Err(why)) => Answer::Unknown(why),
+            Err(_) => Answer::Unknown(no_answer(limit)),
+        }
+    }
+
+    fn compare(&self, condition: Condition) -> Compare {
+        match condition {
+            Condition::Absent(key) => Compare::created(self.keys.full(&key), 0),
+            Condition::Created(key, revision) => Compare::created(self.keys.full(&key), revision.0),
+            Condition::Modified(key, revision) => Compare::modified(self.keys.full(&key), revision.0),
+        }
+    }
+
+    fn write(&self, write: Write) -> RequestOp {
+        let op = match write {
+            Write::Put { key, value, leased } => {
+                let lease = if leased { self.lease.id } else { 0 };
+                Op::Put(PutRequest { key: self.keys.full(&key), value, lease })
+            }
+            Write::Delete(key) => Op::Delete(DeleteRangeRequest { key: self.keys.full(&key), range_end: Vec::new() }),
+            Write::DeletePrefix(prefix) => {
+                let key = self.keys.full(&prefix);
+                Op::Delete(DeleteRangeRequest { range_end: end(&key), key })
+            }
+        };
+        RequestOp { op: Some(op) }
+    }
+}

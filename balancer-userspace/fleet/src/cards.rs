@@ -1,0 +1,273 @@
+//! What stands in the store, as JSON. Everything that is read is input from outside: what cannot be read, or is of a later
+//! format, is refused whole.
+
+use balancer_common::client::HashKey;
+use balancer_core::{
+    agreed::Opinion,
+    health::FailureKind,
+    io::{BackendId, Change, Refused},
+    state::Moment,
+};
+use balancer_model::config::ServiceConfig;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// The format written. What says a later one is refused.
+pub const FORMAT: u32 = 1;
+
+/// Why a card cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadCard {
+    /// No JSON, or not of this kind.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    /// A later version of the balancer wrote it.
+    #[error("has format {0}; this balancer reads up to {FORMAT}: upgrade it")]
+    Later(u32),
+}
+
+/// What all members must have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Buckets of the client table.
+    pub buckets: u32,
+    /// The fleet's hash key.
+    pub key: HashKey,
+}
+
+/// Who decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its name.
+    pub member: String,
+    /// A number drawn by its process.
+    pub instance: u64,
+}
+
+/// An epoch's name. Numbers rise by one within a lineage; a new one begins where a fleet's store was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Drawn by the member that wrote the first epoch.
+    pub lineage: u64,
+    /// From 1.
+    pub number: u64,
+}
+
+/// A state, in the store's documents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateCard {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Which epoch it is, or is to be.
+    pub epoch: Epoch,
+    /// When it was decided.
+    pub at: Moment,
+    /// The document's name, which no other state has.
+    pub document: u64,
+    /// In how many parts.
+    pub parts: usize,
+    /// What happened, in lines for the log.
+    #[serde(default)]
+    pub lines: Vec<Line>,
+}
+
+/// A line for the log and the events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Whether something is wrong.
+    pub warning: bool,
+    /// The service and the backend that it is about, where it is about one.
+    pub about: Option<(String, String)>,
+    /// In words.
+    pub message: String,
+}
+
+/// What a member is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The balancer's version.
+    pub version: String,
+    /// A number drawn by its process.
+    pub instance: u64,
+    /// The epoch that it applies.
+    pub epoch: Option<Epoch>,
+    /// The document of the state whose clients it has told.
+    pub prepared: Option<u64>,
+    /// Whether it has epoch and records.
+    pub in_step: bool,
+    /// Whether it needs to be told all clients.
+    pub wants_clients: bool,
+    /// `ready`, `degraded`, `not_ready`, `withdrawn`.
+    pub readiness: String,
+    /// Complete sweeps of its client table.
+    pub sweeps: u64,
+    /// Known clients of backends that are drained or removed, where there are any.
+    pub known: Vec<(BackendId, u64)>,
+    /// What it says of backends.
+    pub ballot: Ballot,
+}
+
+/// What a member says of the backends of its epoch. Of those that are not listed: that they are up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ballot {
+    /// It does not know the way to them yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<BackendId>,
+    /// It has no verdict yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<BackendId>,
+    /// Down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<(BackendId, FailureKind, String)>,
+    /// It knows no way to them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_way: Vec<(BackendId, String)>,
+}
+
+impl Ballot {
+    /// Of all that a member thinks.
+    #[must_use]
+    pub fn of(opinions: impl Iterator<Item = (BackendId, Opinion)>) -> Self {
+        let mut ballot = Self::default();
+        for (id, opinion) in opinions {
+            match opinion {
+                Opinion::Waiting => ballot.waiting.push(id),
+                Opinion::Unknown => ballot.unknown.push(id),
+                Opinion::Up => {}
+                Opinion::Down { kind, reason } => ballot.down.push((id, kind, reason)),
+                Opinion::NoWay(why) => ballot.no_way.push((id, why)),
+            }
+        }
+        ballot
+    }
+
+    /// What it says of a backend.
+    #[must_use]
+    pub fn opinion(&self, id: BackendId) -> Opinion {
+        if let Some((_, kind, reason)) = self.down.iter().find(|(of, ..)| *of == id) {
+            return Opinion::Down { kind: *kind, reason: reason.clone() };
+        }
+        if let Some((_, why)) = self.no_way.iter().find(|(of, _)| *of == id) {
+            return Opinion::NoWay(why.clone());
+        }
+        if self.unknown.contains(&id) {
+            Opinion::Unknown
+        } else if self.waiting.contains(&id) {
+            Opinion::Waiting
+        } else {
+            Opinion::Up
+        }
+    }
+}
+
+/// What a user wants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// A change. Never [`Change::Reload`].
+    Change(Change),
+    /// What a member's file says of services.
+    Services(Vec<ServiceConfig>),
+}
+
+/// A change that is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// What.
+    pub wish: Wish,
+    /// The generation that it was made for.
+    pub if_generation: Option<u64>,
+}
+
+/// What has become of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// What was done, or why nothing was.
+    pub done: Result<String, Denied>,
+    /// The epoch that it is done in.
+    pub epoch: Epoch,
+}
+
+/// [`Refused`], to be sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Denied {
+    /// [`Refused::NotFound`].
+    NotFound(String),
+    /// [`Refused::Conflict`].
+    Conflict(String),
+    /// [`Refused::Invalid`].
+    Invalid(String),
+    /// [`Refused::Stale`].
+    Stale(u64),
+    /// [`Refused::Unsaved`].
+    Unsaved(String),
+}
+
+impl From<Refused> for Denied {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotFound(why) => Self::NotFound(why),
+            Refused::Conflict(why) => Self::Conflict(why),
+            Refused::Invalid(why) => Self::Invalid(why),
+            Refused::Stale(generation) => Self::Stale(generation),
+            Refused::Unsaved(why) => Self::Unsaved(why),
+        }
+    }
+}
+
+impl From<Denied> for Refused {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::NotFound(why) => Self::NotFound(why),
+            Denied::Conflict(why) => Self::Conflict(why),
+            Denied::Invalid(why) => Self::Invalid(why),
+            Denied::Stale(generation) => Self::Stale(generation),
+            Denied::Unsaved(why) => Self::Unsaved(why),
+        }
+    }
+}
+
+/// Where the dump for a member that joins is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dump {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Whose it is: the joining process.
+    pub instance: u64,
+    /// In how many parts.
+    pub parts: usize,
+}
+
+/// A card as it is stored.
+#[must_use]
+pub fn write(card: &impl Serialize) -> Vec<u8> {
+    // Plain data with string keys: it cannot fail, and an empty value is refused by every reader.
+    serde_json::to_vec(card).unwrap_or_default()
+}
+
+/// A stored card.
+///
+/// # Errors
+/// [`BadCard`]; nothing of it is used then.
+pub fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, BadCard> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let unreadable = |err: serde_json::Error| BadCard::Unreadable(err.to_string());
+    let Format { format } = serde_json::from_slice(value).map_err(unreadable)?;
+    if format > FORMAT {
+        return Err(BadCard::Later(format));
+    }
+    serde_json::from_slice(value).map_err(unreadable)
+}

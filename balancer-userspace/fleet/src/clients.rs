@@ -1,0 +1,460 @@
+//! Clients that all members know: what each tells the others of its client table, and what it takes over from them.
+//!
+//! Beside every entry of the table stands its *shadow*: what the others were last told, or have told. An entry is told
+//! when it differs: at once if its client has come to another backend, or is new; and again when a quarter of the time
+//! that it is remembered has passed since it was last told. Whether a newcomer that was seen in one tick only is told of
+//! is up to the caller: a flood of sources that nobody will see again must not become everybody's.
+
+use std::ops::Range;
+
+use balancer_common::client_table::{BUCKET_ENTRIES, Entries, Entry, TICK_MASK, find, victim};
+
+use crate::records::Record;
+
+/// A client table that packets change meanwhile.
+pub trait Table {
+    /// Entries in all: a power of two of buckets, [`BUCKET_ENTRIES`] each.
+    fn entries(&self) -> usize;
+    /// The entry at `index`; empty beyond the end.
+    fn load(&self, index: usize) -> Entry;
+    /// Replaces an entry that is still `old`.
+    fn exchange(&self, index: usize, old: Entry, new: Entry) -> bool;
+}
+
+/// What must be known of a backend's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Its service.
+    pub service: u16,
+    /// The service's present tick.
+    pub tick: u16,
+    /// Ticks after which a client is forgotten.
+    pub remember: u16,
+}
+
+/// What backends are there, and what holds for them; `None`: there is none of this id, or nobody is remembered.
+pub trait Backends {
+    /// Of the backend with this id.
+    fn facts(&self, id: u16) -> Option<Facts>;
+}
+
+impl<F: Fn(u16) -> Option<Facts>> Backends for F {
+    fn facts(&self, id: u16) -> Option<Facts> {
+        self(id)
+    }
+}
+
+/// What has become of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Imported {
+    /// The client was not known here, and is now.
+    New,
+    /// It was known at that backend.
+    Known,
+    /// It was known at another backend here, which it has left.
+    Moved,
+    /// It was known at another backend here, and was never there for the others.
+    Conflict,
+    /// It is known at another backend here, which holds.
+    Stale,
+    /// Its bucket has no room.
+    Full,
+    /// There is no such backend, or nobody is remembered there.
+    Stranger,
+    /// It was not seen for too long.
+    Expired,
+    /// There is no such bucket.
+    Outside,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Shadow {
+    /// The entry as others know it; 0: they do not.
+    told: u64,
+    /// The epoch in which its client came there.
+    epoch: u32,
+    /// See [`Record::moved`].
+    moved: bool,
+    /// Whether others may not know it any more.
+    doubtful: bool,
+    /// Whether it is to be told again as it is.
+    unheard: bool,
+}
+
+/// What others know of a client table. See the [module](self).
+#[derive(Debug)]
+pub struct Sharing {
+    shadows: Vec<Shadow>,
+    /// Whether everything has been told once: until then, nobody knows since when an entry is what it is.
+    begun: bool,
+}
+
+/// One bucket of a table, as it was read once.
+struct Bucket([Entry; BUCKET_ENTRIES]);
+
+impl Entries for Bucket {
+    fn load(&self, index: usize) -> Entry {
+        self.0.get(index).copied().unwrap_or(Entry::EMPTY)
+    }
+
+    fn store(&self, _: usize, _: Entry) {}
+}
+
+impl Sharing {
+    /// Nobody has been told anything of a table of so many entries.
+    #[must_use]
+    pub fn new(entries: usize) -> Self {
+        Self { shadows: vec![Shadow::default(); entries], begun: false }
+    }
+
+    /// Everything has been told once.
+    pub const fn begin(&mut self) {
+        self.begun = true;
+    }
+
+    /// A backend's number is free: nobody has been told of whoever comes to be known under it.
+    pub fn forget_backend(&mut self, id: u16) {
+        for shadow in self.shadows.iter_mut().filter(|shadow| Entry(shadow.told).backend() == id) {
+            *shadow = Shadow::default();
+        }
+    }
+
+    /// Others may have forgotten what they were told: what nobody tells before the next [`confirm`](Self::confirm) is
+    /// told again.
+    pub fn doubt(&mut self) {
+        for shadow in self.shadows.iter_mut().filter(|shadow| shadow.told != 0) {
+            shadow.doubtful = true;
+        }
+    }
+
+    /// Somebody has told everything that the others know.
+    pub fn confirm(&mut self) {
+        for shadow in self.shadows.iter_mut().filter(|shadow| shadow.doubtful) {
+            shadow.doubtful = false;
+            shadow.unheard = true;
+        }
+    }
+
+    /// What the others are to be told of these entries in `epoch`. `at_once` says which clients (by entry) are told of
+    /// even if they were seen in one tick only.
+    pub fn collect(
+        &mut self,
+        table: &impl Table,
+        range: Range<usize>,
+        backends: &impl Backends,
+        epoch: u32,
+        mut at_once: impl FnMut(Entry) -> bool,
+    ) -> Vec<Record> {
+        let epoch = if self.begun { epoch } else { 0 };
+        let mut records = Vec::new();
+        for index in range {
+            let entry = table.load(index);
+            let Some(shadow) = self.shadows.get_mut(index) else { break };
+            if entry.is_empty() {
+                continue;
+            }
+            let Some(facts) = backends.facts(entry.backend()) else { continue };
+            let age = entry.age(facts.tick);
+            if age > facts.remember {
+                continue;
+            }
+            let told = Entry(shadow.told);
+            let same = !told.is_empty() && told.tag() == entry.tag();
+            if same && told.backend() == entry.backend() && told.away() == entry.away() {
+                let since = entry.last_seen().wrapping_sub(told.last_seen()) & TICK_MASK;
+                let due = since >= (facts.remember / 4).max(1) && since <= TICK_MASK / 2;
+                if !due && !shadow.unheard {
+                    continue;
+                }
+            } else if same || entry.established() || at_once(entry) {
+                shadow.epoch = epoch;
+                shadow.moved = same && told.backend() != entry.backend();
+            } else {
+                continue;
+            }
+            (shadow.told, shadow.doubtful, shadow.unheard) = (entry.0, false, false);
+            records.push(Record {
+                bucket: (index / BUCKET_ENTRIES) as u32,
+                tag: entry.tag(),
+                backend: entry.backend(),
+                away: entry.away(),
+                moved: shadow.moved,
+                age,
+                epoch: shadow.epoch,
+            });
+        }
+        records
+    }
+
+    /// Everything that is known in these entries, for somebody who knows nothing.
+    #[must_use]
+    pub fn dump(&self, table: &impl Table, range: Range<usize>, backends: &impl Backends, epoch: u32) -> Vec<Record> {
+        let known = |index: usize| {
+            let entry = table.load(index);
+            let facts = backends.facts(entry.backend()).filter(|_| !entry.is_empty())?;
+            let age = entry.age(facts.tick);
+            let shadow = self.shadows.get(index).copied().unwrap_or_default();
+            let told = Entry(shadow.told);
+            let is_told = told.tag() == entry.tag() && told.backend() == entry.backend();
+            let (epoch, moved) = if is_told { (shadow.epoch, shadow.moved) } else { (epoch, false) };
+            let bucket = (index / BUCKET_ENTRIES) as u32;
+            let (tag, backend, away) = (entry.tag(), entry.backend(), entry.away());
+            (age <= facts.remember).then_some(Record { bucket, tag, backend, away, moved, age, epoch })
+        };
+        range.filter_map(known).collect()
+    }
+
+    /// Takes over what another member says, in `epoch`. `flag` is called with the service, the tag and the backend before an entry
+    /// is written: its slot of the table has a client elsewhere.
+    pub fn import(
+        &mut self,
+        table: &impl Table,
+        record: &Record,
+        backends: &impl Backends,
+        epoch: u32,
+        mut flag: impl FnMut(u16, u32, u16),
+    ) -> Imported {
+        let first = record.bucket as usize * BUCKET_ENTRIES;
+        if first + BUCKET_ENTRIES > table.entries() {
+            return Imported::Outside;
+        }
+        let Some(facts) = backends.facts(record.backend) else { return Imported::Stranger };
+        if record.age > facts.remember {
+            return Imported::Expired;
+        }
+        let bucket = Bucket(std::array::from_fn(|at| table.load(first + at)));
+        let new = Entry::heard_of(record.tag, record.backend, record.away, record.age, facts.tick);
+        let Some((at, old)) = find(&bucket, record.tag) else {
+            let ours = |id| backends.facts(id).is_some_and(|other| other.service == facts.service);
+            let Some((at, _)) = victim(&bucket, facts.tick, facts.remember, ours) else { return Imported::Full };
+            flag(facts.service, record.tag, record.backend);
+            return self.write(table, first + at, bucket.load(at), new, record, Imported::New);
+        };
+        let at = first + at;
+        if old.backend() == record.backend {
+            let (moved, since) = self.placed(at, old, epoch);
+            let newer = wins((record.moved, record.epoch, record.backend), (moved, since, record.backend));
+            let (moved, since, away) = if newer {
+                (record.moved, record.epoch, record.away)
+            } else if (moved, since) == (record.moved, record.epoch) {
+                (moved, since, old.away() && record.away)
+            } else {
+                (moved, since, old.away())
+            };
+            let age = record.age.min(old.age(facts.tick));
+            let entry = Entry::heard_of(record.tag, record.backend, away, age, facts.tick);
+            if table.exchange(at, old, entry)
+                && let Some(shadow) = self.shadows.get_mut(at)
+            {
+                *shadow = Shadow { told: entry.0, epoch: since, moved, ..Shadow::default() };
+            }
+            return Imported::Known;
+        }
+        let owner = backends.facts(old.backend());
+        if owner.is_some_and(|owner| owner.service != facts.service) {
+            // One in 2^32: another service's client has this bucket and tag.
+            return Imported::Full;
+        }
+        // Whether a backend keeps its clients now must not matter: members look at different moments.
+        let is_known = owner.is_some_and(|owner| old.age(owner.tick) <= owner.remember);
+        let own = self.placed(at, old, epoch);
+        if is_known && !wins((record.moved, record.epoch, record.backend), (own.0, own.1, old.backend())) {
+            // Whoever tells this does not know better: it is told once more.
+            if let Some(shadow) = self.shadows.get_mut(at) {
+                shadow.unheard = true;
+            }
+            return Imported::Stale;
+        }
+        let outcome = if is_known && !record.moved { Imported::Conflict } else { Imported::Moved };
+        flag(facts.service, record.tag, record.backend);
+        self.write(table, at, old, new, record, outcome)
+    }
+
+    /// Whether the client of an entry has moved to its backend, and in which epoch it came there: in this one, if nobody
+    /// was told yet.
+    fn placed(&self, at: usize, entry: Entry, epoch: u32) -> (bool, u32) {
+        let epoch = if self.begun { epoch } else { 0 };
+        let shadow = self.shadows.get(at).copied().unwrap_or_default();
+        let told = Entry(shadow.told);
+        if told.is_empty() || told.tag() != entry.tag() {
+            (false, epoch)
+        } else if told.backend() != entry.backend() {
+            (true, epoch)
+        } else {
+            (shadow.moved, shadow.epoch)
+        }
+    }
+
+    fn write(
+        &mut self,
+        table: &impl Table,
+        at: usize,
+        old: Entry,
+        new: Entry,
+        record: &Record,
+        outcome: Imported,
+    ) -> Imported {
+        if !table.exchange(at, old, new) {
+            // A packet was faster; what it has written is told with the next look.
+            return Imported::Stale;
+        }
+        if let Some(shadow) = self.shadows.get_mut(at) {
+            *shadow = Shadow { told: new.0, epoch: record.epoch, moved: record.moved, ..Shadow::default() };
+        }
+        outcome
+    }
+}
+
+/// Which of two places of a client (moved there, in which epoch, backend) holds where both are told of: a move, and the
+/// later one; else the older place. An order of what is told alone, so that everybody comes to the same result, in
+/// whatever order it is heard.
+fn wins(a: (bool, u32, u16), b: (bool, u32, u16)) -> bool {
+    match (a.0, b.0) {
+        (true, false) => true,
+        (false, true) => false,
+        (true, true) => (a.1, a.2) > (b.1, b.2),
+        (false, false) => (a.1, a.2) < (b.1, b.2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    struct Cells(Vec<Cell<u64>>);
+
+    impl Cells {
+        fn new(buckets: usize) -> Self {
+            Self(vec![Cell::new(0); buckets * BUCKET_ENTRIES])
+        }
+
+        fn put(&self, index: usize, entry: Entry) {
+            self.0[index].set(entry.0);
+        }
+    }
+
+    impl Table for Cells {
+        fn entries(&self) -> usize {
+            self.0.len()
+        }
+
+        fn load(&self, index: usize) -> Entry {
+            Entry(self.0.get(index).map_or(0, Cell::get))
+        }
+
+        fn exchange(&self, index: usize, old: Entry, new: Entry) -> bool {
+            let is = self.0[index].get() == old.0;
+            if is {
+                self.0[index].set(new.0);
+            }
+            is
+        }
+    }
+
+    const NOW: u16 = 1000;
+
+    /// Backends 1 to 19, of one service.
+    fn backends(id: u16) -> Option<Facts> {
+        (1..20).contains(&id).then_some(Facts { service: 0, tick: NOW, remember: 400 })
+    }
+
+    fn established(tag: u32, backend: u16, age: u16) -> Entry {
+        Entry::heard_of(tag, backend, false, age, NOW)
+    }
+
+    fn all(sharing: &mut Sharing, table: &Cells, epoch: u32) -> Vec<Record> {
+        sharing.collect(table, 0..table.entries(), &backends, epoch, |_| false)
+    }
+
+    fn record(tag: u32, backend: u16, epoch: u32) -> Record {
+        Record { bucket: 0, tag, backend, away: false, moved: false, age: 0, epoch }
+    }
+
+    #[test]
+    fn a_client_is_told_of_once_and_again_when_it_moves_or_a_quarter_has_passed() {
+        let (table, mut sharing) = (Cells::new(2), Sharing::new(16));
+        sharing.begin();
+        table.put(9, established(7, 3, 200));
+        let told = all(&mut sharing, &table, 5);
+        assert_eq!(told, [Record { bucket: 1, age: 200, ..record(7, 3, 5) }]);
+        assert_eq!(all(&mut sharing, &table, 6), []);
+        table.put(9, established(7, 3, 101));
+        assert_eq!(all(&mut sharing, &table, 6), []);
+        table.put(9, established(7, 3, 100));
+        assert_eq!(all(&mut sharing, &table, 6), [Record { bucket: 1, age: 100, ..record(7, 3, 5) }]);
+        table.put(9, established(7, 4, 0));
+        assert_eq!(all(&mut sharing, &table, 7), [Record { bucket: 1, moved: true, ..record(7, 4, 7) }]);
+    }
+
+    #[test]
+    fn newcomers_are_told_of_only_where_that_is_asked_for() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        sharing.begin();
+        table.put(0, Entry::new(7, 3, NOW));
+        assert_eq!(all(&mut sharing, &table, 1), []);
+        assert_eq!(sharing.collect(&table, 0..8, &backends, 1, |_| true), [record(7, 3, 1)]);
+        assert_eq!(sharing.collect(&table, 0..8, &backends, 2, |_| true), []);
+    }
+
+    #[test]
+    fn what_was_heard_is_not_told_again() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        let mut flagged = Vec::new();
+        let flag = |service, tag, backend| flagged.push((service, tag, backend));
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, flag), Imported::New);
+        assert_eq!(flagged, [(0, 7, 3)]);
+        assert_eq!(all(&mut sharing, &table, 2), []);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, |_, _, _| {}), Imported::Known);
+        assert_eq!(sharing.dump(&table, 0..8, &backends, 9), [record(7, 3, 1)]);
+    }
+
+    #[test]
+    fn a_client_that_two_know_at_two_backends_ends_at_the_older_for_both() {
+        for (left, right, winner) in [
+            ((3, 1), (4, 2), 3),
+            ((3, 2), (4, 1), 4),
+            ((4, 1), (3, 1), 3),
+            ((12, 1), (4, 9), 12),
+            ((12, 3), (13, 2), 13),
+        ] {
+            let end = |(own, own_epoch): (u16, u32), (other, epoch): (u16, u32)| {
+                let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+                sharing.begin();
+                table.put(0, established(7, own, 0));
+                all(&mut sharing, &table, own_epoch);
+                sharing.import(&table, &record(7, other, epoch), &backends, 9, |_, _, _| {});
+                table.load(0).backend()
+            };
+            assert_eq!((end(left, right), end(right, left)), (winner, winner), "{left:?} {right:?}");
+        }
+    }
+
+    #[test]
+    fn a_move_beats_a_place_on_both_sides() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        table.put(0, established(7, 3, 0));
+        all(&mut sharing, &table, 1);
+        let moved = Record { moved: true, ..record(7, 4, 9) };
+        assert_eq!(sharing.import(&table, &moved, &backends, 9, |_, _, _| {}), Imported::Moved);
+        assert_eq!(table.load(0).backend(), 4);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, |_, _, _| {}), Imported::Stale);
+        assert_eq!(table.load(0).backend(), 4);
+    }
+
+    #[test]
+    fn what_cannot_be_is_dropped() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        let mut import = |record: Record| sharing.import(&table, &record, &backends, 9, |_, _, _| {});
+        assert_eq!(import(Record { bucket: 1, ..record(7, 3, 1) }), Imported::Outside);
+        assert_eq!(import(Record { bucket: u32::MAX, ..record(7, 3, 1) }), Imported::Outside);
+        assert_eq!(import(record(7, 44, 1)), Imported::Stranger);
+        assert_eq!(import(Record { age: 401, ..record(7, 3, 1) }), Imported::Expired);
+        for tag in 0..8 {
+            assert_eq!(import(record(tag, 3, 1)), Imported::New);
+        }
+        assert_eq!(import(record(8, 3, 1)), Imported::Full);
+        assert_eq!(import(record(5, 12, 9)), Imported::Stale);
+    }
+}

@@ -1,0 +1,416 @@
+//! One member of a fleet.
+//!
+//! Everybody keeps a copy of what the store says (`session.rs`) and works towards what follows from it: applies the epoch
+//! that holds, tells the clients of its table, answers for its backends. One of them leads (`lead.rs`): it decides by
+//! everybody's ballots and users' wishes, and writes epochs, under the condition that it still is the leader and that
+//! the epoch before is the one it knows.
+//!
+//! An epoch that *gives*, that is, takes slots from backends that keep their known clients, is prepared first: everybody
+//! tells the others of the clients in slots that are about to change, and says so on its card. Cards and records are in
+//! one order for everybody, so whoever sees the epoch has seen all records that were told for it.
+
+mod lead;
+mod steps;
+mod wishes;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use balancer_common::client::HashKey;
+use balancer_core::{
+    io::{BackendId, Refused},
+    state::{Clocks, Moment, SavedState},
+};
+use balancer_model::config::Config;
+
+use crate::{
+    cards::{Ballot, Epoch, Leader, Line, Member as Card, StateCard, Wish},
+    engine::{News, Request, Ticket},
+    keys,
+    records::Record,
+    session::Session,
+};
+use lead::Leading;
+use wishes::Wishes;
+
+/// What a member is.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its name, which no other member has.
+    pub name: String,
+    /// A number drawn at its start.
+    pub instance: u64,
+    /// The balancer's version.
+    pub version: String,
+    /// Buckets of its client table.
+    pub buckets: u32,
+    /// Its configuration: where it is the first member, the fleet's.
+    pub config: Config,
+    /// The hash key that it brings; another one than the fleet's, from a configuration, is refused.
+    pub key: HashKey,
+    /// Whether the configuration says it.
+    pub key_is_configured: bool,
+    /// Whether clients are told of.
+    pub share_clients: bool,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The engine said something.
+    News(News),
+    /// What [`Output::Follow`] asked for has been done, or why not.
+    Applied(Epoch, Result<(), String>),
+    /// What [`Output::Tell`] asked for: batches of records.
+    Told {
+        /// As asked.
+        document: Option<u64>,
+        /// None, if there is nothing to tell.
+        batches: Vec<Vec<u8>>,
+    },
+    /// What [`Output::Dump`] asked for: everything that is known, in batches.
+    Dumped {
+        /// As asked.
+        to: String,
+        /// As asked.
+        instance: u64,
+        /// In order.
+        batches: Vec<Vec<u8>>,
+    },
+    /// What the member says of backends now.
+    Ballot(Ballot),
+    /// A sweep of its client table is complete: known clients of backends that are drained or removed.
+    Swept(Vec<(BackendId, u64)>),
+    /// What it says of itself: `ready`, `degraded`, `not_ready`, `withdrawn`.
+    Readiness(String),
+    /// A user wants something.
+    Wish {
+        /// To tell answers apart.
+        id: u64,
+        /// What.
+        wish: Wish,
+        /// The generation that it was made for.
+        if_generation: Option<u64>,
+    },
+    /// A deadline has come.
+    Tick,
+}
+
+/// Something to do, in the order given.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// To be asked of the engine.
+    Ask(Request),
+    /// The fleet's key, before the first epoch.
+    Key(HashKey),
+    /// Follow this state. Answered by [`Input::Applied`].
+    Follow {
+        /// Which.
+        epoch: Epoch,
+        /// What it says, as of when.
+        state: Box<SavedState>,
+        /// As of when.
+        at: Moment,
+        /// What happened.
+        lines: Vec<Line>,
+    },
+    /// Tell the clients that others have not been told of. Answered by [`Input::Told`].
+    Tell {
+        /// The document that they are told for; none: as every second.
+        document: Option<u64>,
+        /// Tell also those seen only once, in slots that this state changes.
+        state: Option<(Box<SavedState>, Moment)>,
+    },
+    /// Another member tells these.
+    Import(Vec<Record>),
+    /// Others may have forgotten what they were told.
+    Doubt,
+    /// What others know has been imported: what they do not know is to be told with the next [`Output::Tell`].
+    Confirm,
+    /// Dump all clients for another member. Answered by [`Input::Dumped`].
+    Dump {
+        /// For whom.
+        to: String,
+        /// Which process of it.
+        instance: u64,
+    },
+    /// Whether the engine is out of reach, so that hard failures seen here count.
+    Alone(bool),
+    /// What has become of a wish.
+    Answer {
+        /// As given.
+        id: u64,
+        /// What was done, by whom it is applied; or why nothing was.
+        result: Result<Done, Refused>,
+    },
+    /// A line for the log.
+    Log {
+        /// Whether something is wrong.
+        warning: bool,
+        /// In words.
+        message: String,
+    },
+}
+
+/// A wish that was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What was done.
+    pub message: String,
+    /// Members that apply it.
+    pub applied: usize,
+    /// Members that are there.
+    pub members: usize,
+    /// Those that do not apply it yet.
+    pub lagging: Vec<String>,
+}
+
+/// How far a member has come in knowing everybody's clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Clients {
+    /// It has to be told.
+    Wanted,
+    /// It reads what was dumped for it.
+    Reading,
+    /// It has read it.
+    Read,
+    /// It knows.
+    Known,
+}
+
+/// Records that were told, until everybody has seen them: who finds the fleet again tells its last ones once more.
+#[derive(Debug)]
+struct Batch {
+    number: u64,
+    value: Vec<u8>,
+    /// When they were told, if the store has them.
+    kept: Option<Instant>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Member {
+    settings: Settings,
+    session: Option<Session>,
+    joined: Option<Instant>,
+    last_ticket: Ticket,
+    /// Why it does not take part, if it does not.
+    refused: Option<String>,
+    /// The fleet's key, once it is known.
+    key: Option<HashKey>,
+    /// The epoch that it applies, and its state.
+    applied: Option<(Epoch, SavedState, Moment)>,
+    /// The epoch that it is being brought to, and its state.
+    applying: Option<Epoch>,
+    incoming: Option<(Epoch, SavedState, Moment)>,
+    /// An epoch that could not be applied, and why.
+    failed: Option<(Epoch, String)>,
+    /// The document whose clients it has told.
+    prepared: Option<u64>,
+    /// Whether it is telling, and for which document.
+    telling: Option<Option<u64>>,
+    /// When it last told.
+    told: Option<Instant>,
+    /// Told batches, oldest first.
+    batches: VecDeque<Batch>,
+    last_batch: u64,
+    clients: Clients,
+    /// Records that came before the epoch that they are about was applied.
+    early: Vec<Record>,
+    /// Whether it has once been in step since the session began, so that it need not be alone.
+    in_step: bool,
+    /// Whether it has been in any session.
+    been_in_step: bool,
+    alone: bool,
+    /// Members it dumps for, by their processes.
+    dumping: BTreeMap<String, (u64, Instant)>,
+    written: Option<Card>,
+    ballot: Ballot,
+    sweeps: u64,
+    known: Vec<(BackendId, u64)>,
+    readiness: String,
+    wishes: Wishes,
+    leading: Leading,
+    #[cfg(test)]
+    mutation: Option<Mutation>,
+}
+
+/// A deliberate mistake, which the simulation must find.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// New clients are told of only where something is prepared.
+    TellsNothingByItself,
+    /// Members that join are not told of clients.
+    JoinsWithoutClients,
+}
+
+impl Member {
+    /// How often new clients are told of.
+    pub const TELLS_EVERY: Duration = Duration::from_secs(1);
+    /// How long told records stay in the store, for members that are slow: longer than a lease.
+    const BATCH_STAYS: Duration = Duration::from_secs(90);
+    /// After which a dump that does not come is made again.
+    const DUMP_TAKES: Duration = Duration::from_secs(10);
+    /// How long a member stays alone after it has found the fleet again, so that failures are agreed on meanwhile.
+    const HOLDS: Duration = Duration::from_secs(2);
+
+    /// A member that applies `held`, an epoch from before, or nothing yet.
+    #[must_use]
+    pub fn new(settings: Settings, held: Option<(Epoch, SavedState, Moment)>) -> Self {
+        Self {
+            settings,
+            session: None,
+            joined: None,
+            last_ticket: Ticket::default(),
+            refused: None,
+            key: None,
+            applied: held,
+            applying: None,
+            incoming: None,
+            failed: None,
+            prepared: None,
+            telling: None,
+            told: None,
+            batches: VecDeque::new(),
+            last_batch: 0,
+            clients: Clients::Wanted,
+            early: Vec::new(),
+            in_step: false,
+            been_in_step: false,
+            alone: true,
+            dumping: BTreeMap::new(),
+            written: None,
+            ballot: Ballot::default(),
+            sweeps: 0,
+            known: Vec::new(),
+            readiness: "not_ready".to_owned(),
+            wishes: Wishes::default(),
+            leading: Leading::No,
+            #[cfg(test)]
+            mutation: None,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn leading(&self) -> String {
+        match &self.leading {
+            Leading::Leads(_) => "leads".to_owned(),
+            other @ (Leading::No | Leading::Stands | Leading::Doubts | Leading::Asks | Leading::Elected(_)) => {
+                format!("{other:?}")
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn mutate(&mut self, mutation: Option<Mutation>) {
+        self.mutation = mutation;
+    }
+
+    #[cfg(test)]
+    fn makes(&self, mistake: Mutation) -> bool {
+        self.mutation == Some(mistake)
+    }
+
+    /// Takes note of something, and says what to do.
+    pub fn handle(&mut self, input: Input, clocks: Clocks) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        match input {
+            Input::News(news) => self.hear(news, clocks, &mut outputs),
+            Input::Applied(epoch, result) => self.has_applied(epoch, result, &mut outputs),
+            Input::Told { document, batches } => self.has_told(document, batches, clocks.now, &mut outputs),
+            Input::Dumped { to, instance, batches } => self.has_dumped(&to, instance, batches, &mut outputs),
+            Input::Ballot(ballot) => self.ballot = ballot,
+            Input::Swept(known) => {
+                self.sweeps += 1;
+                self.known = known;
+            }
+            Input::Readiness(readiness) => self.readiness = readiness,
+            Input::Wish { id, wish, if_generation } => {
+                self.wish(id, wish, if_generation, clocks.now, &mut outputs);
+            }
+            Input::Tick => {}
+        }
+        self.step(clocks, &mut outputs);
+        outputs
+    }
+
+    /// When to send [`Input::Tick`] at the latest.
+    #[must_use]
+    pub fn next_deadline(&self, now: Instant) -> Instant {
+        let tells = now + Self::TELLS_EVERY / 4;
+        let lead = self.leading.next_deadline();
+        lead.into_iter().chain(self.wishes.next_deadline()).chain([tells]).min().unwrap_or(tells)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// The epoch that it applies.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.applied.as_ref().map(|(epoch, ..)| *epoch)
+    }
+
+    /// What it applies: to be kept over a restart.
+    #[must_use]
+    pub const fn held(&self) -> Option<&(Epoch, SavedState, Moment)> {
+        self.applied.as_ref()
+    }
+
+    /// Whether it has the epoch that holds and everybody's clients.
+    #[must_use]
+    pub const fn is_in_step(&self) -> bool {
+        self.in_step
+    }
+
+    /// Whether it has been in step since it was started.
+    #[must_use]
+    pub const fn has_been_in_step(&self) -> bool {
+        self.been_in_step
+    }
+
+    /// Whether it can reach the engine.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether it decides.
+    #[must_use]
+    pub const fn leads(&self) -> bool {
+        matches!(self.leading, Leading::Leads(_))
+    }
+
+    /// The epoch that holds, as last heard.
+    #[must_use]
+    pub fn holding(&self) -> Option<Epoch> {
+        let card = self.session.as_ref()?.card::<StateCard>(keys::EPOCH)?;
+        Some(card.ok()?.epoch)
+    }
+
+    /// The member that decides, as last heard.
+    #[must_use]
+    pub fn leader(&self) -> Option<String> {
+        let card = self.session.as_ref()?.card::<Leader>(keys::LEADER)?;
+        Some(card.ok()?.member)
+    }
+
+    /// What is wrong, in lines.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<String> {
+        let failed = self.failed.as_ref().map(|(epoch, why)| format!("epoch {} is not applied: {why}", epoch.number));
+        self.refused.iter().cloned().chain(failed).collect()
+    }
+
+    /// The members' cards, by name, as last heard.
+    #[must_use]
+    pub fn cards(&self) -> BTreeMap<String, Card> {
+        self.session.as_ref().map(Session::members).unwrap_or_default()
+    }
+}

@@ -1,0 +1,147 @@
+//! What members tell each other of clients.
+//!
+//! A batch is a header of eight bytes (format, zeros) and records of sixteen:
+//!
+//! ```text
+//! bytes 0–3 bucket | 4–7 tag | 8–9 backend | 10–11 flags and age in ticks | 12–15 epoch       little endian
+//! ```
+//!
+//! Bucket and tag name the client in everybody's table, as all have the same number of buckets and the same key. The age
+//! is that of the client's last packet that was noted; ticks are those of the client's service.
+
+use crate::engine::LONGEST_VALUE;
+
+const FORMAT: u8 = 1;
+const HEADER: usize = 8;
+const LENGTH: usize = 16;
+const AGE: u16 = 0x3fff;
+const AWAY: u16 = 1 << 15;
+const MOVED: u16 = 1 << 14;
+
+/// The most records of a batch.
+pub const MOST: usize = (LONGEST_VALUE / 2 - HEADER) / LENGTH;
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Record {
+    /// The client's bucket.
+    pub bucket: u32,
+    /// The high half of its hash.
+    pub tag: u32,
+    /// Where it is: a backend's id.
+    pub backend: u16,
+    /// Whether it is there because its home failed.
+    pub away: bool,
+    /// Whether it came there from another backend. Otherwise it was new to whoever tells it.
+    pub moved: bool,
+    /// Ticks since it was last seen, below 2^14.
+    pub age: u16,
+    /// The epoch in which it came there; 0: nobody knows.
+    pub epoch: u32,
+}
+
+/// What is wrong with a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadBatch {
+    /// Another version's, or garbage.
+    #[error("format {0}, not {FORMAT}")]
+    Format(u8),
+    /// Cut off, or too long.
+    #[error("{0} bytes are no whole number of records")]
+    Length(usize),
+}
+
+/// Batches of at most [`MOST`] records each.
+#[must_use]
+pub fn batches(records: &[Record]) -> Vec<Vec<u8>> {
+    records.chunks(MOST).map(batch).collect()
+}
+
+fn batch(records: &[Record]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + records.len() * LENGTH);
+    bytes.extend([FORMAT, 0, 0, 0, 0, 0, 0, 0]);
+    for record in records {
+        bytes.extend(record.bucket.to_le_bytes());
+        bytes.extend(record.tag.to_le_bytes());
+        bytes.extend(record.backend.to_le_bytes());
+        let flags = if record.away { AWAY } else { 0 } | if record.moved { MOVED } else { 0 };
+        bytes.extend((record.age & AGE | flags).to_le_bytes());
+        bytes.extend(record.epoch.to_le_bytes());
+    }
+    bytes
+}
+
+/// The records of a batch.
+///
+/// # Errors
+/// [`BadBatch`], and none of its records.
+pub fn read(bytes: &[u8]) -> Result<Vec<Record>, BadBatch> {
+    let (header, rest) = bytes.split_at_checked(HEADER).ok_or(BadBatch::Length(bytes.len()))?;
+    match header.first() {
+        Some(&FORMAT) => {}
+        other => return Err(BadBatch::Format(other.copied().unwrap_or(0))),
+    }
+    let (records, []) = rest.as_chunks::<LENGTH>() else { return Err(BadBatch::Length(bytes.len())) };
+    if records.len() > MOST {
+        return Err(BadBatch::Length(bytes.len()));
+    }
+    Ok(records.iter().map(record).collect())
+}
+
+fn record(bytes: &[u8; LENGTH]) -> Record {
+    let &[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+    let flags = u16::from_le_bytes([k, l]);
+    Record {
+        bucket: u32::from_le_bytes([a, b, c, d]),
+        tag: u32::from_le_bytes([e, f, g, h]),
+        backend: u16::from_le_bytes([i, j]),
+        away: flags & AWAY != 0,
+        moved: flags & MOVED != 0,
+        age: flags & AGE,
+        epoch: u32::from_le_bytes([m, n, o, p]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn any_record()(bucket: u32, tag: u32, backend: u16, away: bool, moved: bool, age in 0..=AGE, epoch: u32) -> Record {
+            Record { bucket, tag, backend, away, moved, age, epoch }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(records in prop::collection::vec(any_record(), 0..40)) {
+            let batches = batches(&records);
+            let back: Result<Vec<_>, _> = batches.iter().map(|batch| read(batch)).collect();
+            prop_assert_eq!(back.unwrap().concat(), records);
+        }
+
+        #[test]
+        fn garbage_is_no_batch_or_one_of_whole_records(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(records) = read(&bytes) {
+                prop_assert_eq!(batch(&records)[HEADER..].to_vec(), bytes[HEADER..].to_vec());
+            }
+        }
+    }
+
+    #[test]
+    fn many_records_make_several_batches_that_are_short_enough() {
+        let record = Record { bucket: 1, tag: 2, backend: 3, away: false, moved: true, age: 4, epoch: 5 };
+        let batches = batches(&vec![record; MOST + 1]);
+        assert_eq!(batches.iter().map(|batch| read(batch).unwrap().len()).collect::<Vec<_>>(), [MOST, 1]);
+        assert!(batches.iter().all(|batch| batch.len() <= LONGEST_VALUE));
+    }
+
+    #[test]
+    fn another_format_and_cut_off_batches_are_refused() {
+        assert_eq!(read(&[]), Err(BadBatch::Length(0)));
+        assert_eq!(read(&[2, 0, 0, 0, 0, 0, 0, 0]), Err(BadBatch::Format(2)));
+        assert_eq!(read(&[1, 0, 0, 0, 0, 0, 0, 0, 9]), Err(BadBatch::Length(9)));
+    }
+}

@@ -1,0 +1,295 @@
+//! A simulated member: the protocol, a controller that follows, and a data path.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    time::{Duration, Instant, SystemTime},
+};
+
+use balancer_core::{
+    controller::Controller,
+    io::{BackendId, CheckNumber, CheckOutcome, Command, Event, NextHop, ServiceId},
+    state::{Clocks, Moment, SavedState},
+};
+use balancer_model::{config::Config, fixture};
+
+use super::{
+    plane::{BUCKETS, Plane},
+    store::{Store, Time},
+};
+use crate::{
+    cards::{Ballot, Epoch},
+    clients::Sharing,
+    member::{Input, Member, Mutation, Output, Settings},
+    records,
+};
+
+/// What happened at a node that the world must know.
+pub(crate) enum Happened {
+    Answered(u64, Result<String, String>),
+    Applied,
+}
+
+/// What a process leaves behind: what the kernel holds, and its state.
+pub(crate) type Left = (Plane, Option<(Epoch, SavedState, Moment)>);
+
+pub(crate) struct Node {
+    pub(crate) index: usize,
+    pub(crate) member: Member,
+    pub(crate) controller: Controller,
+    pub(crate) plane: Plane,
+    sharing: Sharing,
+    /// When its clock began; clocks of members differ.
+    begin: Instant,
+    skew: Duration,
+    checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
+    watched: HashSet<IpAddr>,
+    ballot: Ballot,
+    pub(crate) stopped_until: Time,
+    pub(crate) alone: bool,
+    /// When it last was alone or out of step.
+    pub(crate) astray: Time,
+    pub(crate) born: Time,
+    /// When it last told its clients, and the epochs in which it did.
+    pub(crate) told: Time,
+    pub(crate) log: Vec<String>,
+    /// What was told and heard of clients, by tag.
+    heard: HashMap<u32, Vec<String>>,
+}
+
+fn hop() -> NextHop {
+    NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500, source: None, gateway: None }
+}
+
+impl Node {
+    /// `before`: what another process of this member has left behind.
+    pub(crate) fn start(
+        index: usize,
+        instance: u64,
+        config: Config,
+        begin: Instant,
+        now: Time,
+        before: Option<Left>,
+        mutation: Option<Mutation>,
+    ) -> Self {
+        let (plane, held) = before.map_or_else(|| (Plane::new(), None), |(plane, held)| (plane, held));
+        let settings = Settings {
+            name: format!("lb{index}"),
+            instance,
+            version: "1".to_owned(),
+            buckets: BUCKETS as u32,
+            config: config.clone(),
+            key: fixture::KEY,
+            key_is_configured: true,
+            share_clients: true,
+        };
+        let skew = Duration::from_secs(7 * index as u64);
+        let mut this = Self {
+            index,
+            member: Member::new(settings, held.clone()),
+            controller: Controller::follower(config.clone(), fixture::KEY, begin),
+            plane,
+            sharing: Sharing::new(BUCKETS * 8),
+            begin,
+            skew,
+            checks: HashMap::new(),
+            watched: HashSet::new(),
+            ballot: Ballot::default(),
+            stopped_until: 0,
+            alone: true,
+            astray: now,
+            born: now,
+            told: 0,
+            log: Vec::new(),
+            heard: HashMap::new(),
+        };
+        this.member.mutate(mutation);
+        if let Some((_, state, at)) = held {
+            let commands = this.controller.follow(state, this.as_of(at, now)).expect("its own state");
+            this.carry_out(commands);
+        }
+        let commands = this.controller.set_alone(true, this.clocks(now).now);
+        this.carry_out(commands);
+        this
+    }
+
+    /// Its clocks: the one on the wall is wrong by some seconds.
+    pub(crate) fn clocks(&self, now: Time) -> Clocks {
+        let elapsed = Duration::from_millis(now);
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) + self.skew + elapsed;
+        Clocks { now: self.begin + elapsed, wall }
+    }
+
+    fn as_of(&self, at: Moment, now: Time) -> Clocks {
+        Clocks { now: self.clocks(now).now, wall: SystemTime::UNIX_EPOCH + at.0 }
+    }
+
+    /// Has the member take note of something, and does what it says.
+    pub(crate) fn handle(
+        &mut self,
+        input: Input,
+        now: Time,
+        store: &mut Store,
+        rng: &mut fastrand::Rng,
+    ) -> Vec<Happened> {
+        let mut happened = Vec::new();
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            for output in self.member.handle(input, self.clocks(now)) {
+                self.obey(output, now, (store, rng), &mut inputs, &mut happened);
+            }
+            // In the order in which they came.
+            inputs.reverse();
+        }
+        if self.alone || !self.member.is_in_step() {
+            self.astray = now;
+        }
+        happened
+    }
+
+    fn obey(
+        &mut self,
+        output: Output,
+        now: Time,
+        (store, rng): (&mut Store, &mut fastrand::Rng),
+        inputs: &mut Vec<Input>,
+        happened: &mut Vec<Happened>,
+    ) {
+        match output {
+            Output::Ask(request) => store.ask(self.index, request, now, rng),
+            Output::Key(key) => assert_eq!(key, fixture::KEY),
+            Output::Follow { epoch, state, at, lines } => {
+                self.log.extend(lines.into_iter().map(|line| line.message));
+                let result = self.controller.follow(*state, self.as_of(at, now));
+                let result = result.map(|commands| self.carry_out(commands));
+                inputs.push(Input::Applied(epoch, result));
+                inputs.push(Input::Ballot(self.ballot_now()));
+                happened.push(Happened::Applied);
+            }
+            Output::Tell { document, .. } => {
+                let epoch = self.member.epoch().map_or(0, |epoch| epoch.number as u32);
+                let records = self.plane.collect(&mut self.sharing, epoch, now);
+                self.told = now;
+                self.sharing.begin();
+                for record in &records {
+                    let heard = self.heard.entry(record.tag).or_default();
+                    heard.push(format!(
+                        "{now}: told at {} in {}{}",
+                        record.backend,
+                        record.epoch,
+                        if record.moved { "!" } else { "" }
+                    ));
+                }
+                inputs.push(Input::Told { document, batches: records::batches(&records) });
+            }
+            Output::Import(records) => {
+                for record in records {
+                    let epoch = self.member.epoch().map_or(0, |epoch| epoch.number as u32);
+                    let outcome = self.plane.import(&mut self.sharing, &record, epoch, now);
+                    let heard = self.heard.entry(record.tag).or_default();
+                    heard.push(format!(
+                        "{now}: {outcome:?} at {} in {}{}",
+                        record.backend,
+                        record.epoch,
+                        if record.moved { "!" } else { "" }
+                    ));
+                }
+            }
+            Output::Doubt => self.sharing.doubt(),
+            Output::Confirm => self.sharing.confirm(),
+            Output::Dump { to, instance } => {
+                let epoch = self.member.epoch().map_or(0, |epoch| epoch.number as u32);
+                let records = self.plane.dump(&self.sharing, epoch, now);
+                inputs.push(Input::Dumped { to, instance, batches: records::batches(&records) });
+            }
+            Output::Alone(alone) => {
+                self.alone = alone;
+                let commands = self.controller.set_alone(alone, self.clocks(now).now);
+                self.carry_out(commands);
+            }
+            Output::Answer { id, result } => {
+                let result = result.map(|done| done.message).map_err(|refused| refused.to_string());
+                happened.push(Happened::Answered(id, result));
+            }
+            Output::Log { warning, message } => self.log.push(format!("{}{message}", if warning { "! " } else { "" })),
+        }
+    }
+
+    fn carry_out(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            match &command {
+                Command::StartChecks(check) => {
+                    self.checks.insert(check.backend, (check.number, check.target.ip()));
+                }
+                Command::StopChecks(id) => {
+                    self.checks.remove(id);
+                }
+                Command::WatchNextHop(address) => {
+                    self.watched.insert(*address);
+                }
+                Command::UnwatchNextHop(address) => {
+                    self.watched.remove(address);
+                }
+                Command::WriteBackend(_)
+                | Command::RetireBackend(_)
+                | Command::SwapTable { .. }
+                | Command::PublishServices(_)
+                | Command::SetRules { .. }
+                | Command::Report(_) => {}
+            }
+            self.plane.carry_out(command);
+        }
+    }
+
+    /// What it knows of a client, for people.
+    pub(crate) fn trace(&self, service: ServiceId, client: u32) -> String {
+        let Some(hash) = self.plane.hash(service, client) else { return String::new() };
+        let (entry, keeps) = self.plane.entry(hash);
+        let heard = self.heard.get(&((hash >> 32) as u32)).cloned().unwrap_or_default();
+        format!("lb{} {entry:?} keeps {keeps:?} {}", self.index, heard.join(", "))
+    }
+
+    /// Where it knows a client.
+    pub(crate) fn backend_of(&self, service: ServiceId, client: u32) -> Option<u16> {
+        self.plane.entry(self.plane.hash(service, client)?).0.map(|(backend, _)| backend)
+    }
+
+    fn ballot_now(&self) -> Ballot {
+        Ballot::of(self.controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion)))
+    }
+
+    /// Its checks run once: `reaches` says whom it reaches.
+    pub(crate) fn check(
+        &mut self,
+        now: Time,
+        reaches: impl Fn(IpAddr) -> bool,
+        store: &mut Store,
+        rng: &mut fastrand::Rng,
+    ) -> Vec<Happened> {
+        let mut events: Vec<Event> =
+            self.watched.iter().map(|&address| Event::NextHop { address, next_hop: Ok(hop()) }).collect();
+        events.extend(self.checks.iter().map(|(&backend, &(check, address))| {
+            let outcome =
+                if reaches(address) { CheckOutcome::Passed } else { CheckOutcome::Hard("connect: refused".to_owned()) };
+            Event::Checked { backend, check, outcome, took: Duration::from_millis(1) }
+        }));
+        let commands = self.controller.handle_all(events, self.clocks(now).now);
+        self.carry_out(commands);
+        let ballot = self.ballot_now();
+        if ballot == self.ballot {
+            return Vec::new();
+        }
+        self.ballot = ballot.clone();
+        self.handle(Input::Ballot(ballot), now, store, rng)
+    }
+
+    /// A sweep of its client table.
+    pub(crate) fn sweep(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
+        let known = self.plane.known();
+        let mut all: Vec<(BackendId, u64)> = known.iter().map(|(&id, &count)| (BackendId(id), count)).collect();
+        all.sort_unstable();
+        let commands = self.controller.handle_all([Event::Swept { known: all.clone() }], self.clocks(now).now);
+        self.carry_out(commands);
+        self.handle(Input::Swept(all), now, store, rng)
+    }
+}

@@ -1,0 +1,314 @@
+//! A store with the guarantees of the engine, and no more.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::engine::{Answer, Condition, Entry, LIVE, News, Request, Revision, Ticket, Write};
+
+/// Milliseconds since the beginning of the world.
+pub(crate) type Time = u64;
+
+#[derive(Clone)]
+struct Stored {
+    value: Vec<u8>,
+    created: Revision,
+    modified: Revision,
+    lease: Option<u64>,
+}
+
+/// A member's way to the store.
+#[derive(Default)]
+pub(crate) struct Line {
+    lease: Option<u64>,
+    /// When its lease runs out, as the member sees it.
+    lost_at: Time,
+    /// Requests on their way, and answers and changes on theirs.
+    up: VecDeque<(Time, Request)>,
+    answers: VecDeque<(Time, News)>,
+    changes: VecDeque<(Time, News)>,
+    /// Requests that somebody gave up, and that arrive all the same.
+    late: Vec<(Time, u64, Request)>,
+    joined: bool,
+    pub(crate) cut: bool,
+}
+
+/// See the [module](self).
+pub(crate) struct Store {
+    revision: i64,
+    keys: BTreeMap<String, Stored>,
+    /// When leases run out.
+    leases: BTreeMap<u64, Time>,
+    last_lease: u64,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) down: bool,
+    pub(crate) lease_time: Time,
+    /// One request in so many gets no answer; 0: all do.
+    pub(crate) loses_answers: u32,
+    pub(crate) slowest: Time,
+    pub(crate) writes: u64,
+}
+
+impl Store {
+    pub(crate) fn new(members: usize) -> Self {
+        Self {
+            revision: 1,
+            keys: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            last_lease: 0,
+            lines: (0..members).map(|_| Line::default()).collect(),
+            down: false,
+            lease_time: 5000,
+            loses_answers: 0,
+            slowest: 40,
+            writes: 0,
+        }
+    }
+
+    /// Everything is gone.
+    pub(crate) fn lose_everything(&mut self) {
+        self.keys.clear();
+        self.revision = 1;
+        self.leases.clear();
+    }
+
+    /// A member's process has ended.
+    pub(crate) fn hang_up(&mut self, member: usize) {
+        let line = &mut self.lines[member];
+        line.up.clear();
+        line.answers.clear();
+        line.changes.clear();
+        line.joined = false;
+        // The lease runs out by itself.
+    }
+
+    pub(crate) fn ask(&mut self, member: usize, request: Request, now: Time, rng: &mut fastrand::Rng) {
+        let line = &mut self.lines[member];
+        let at = later(line.up.back().map(|(at, _)| *at), now, self.slowest, rng);
+        line.up.push_back((at, request));
+    }
+
+    /// What happens up to `now`: news for members.
+    pub(crate) fn run(&mut self, now: Time, running: &[bool], rng: &mut fastrand::Rng) -> Vec<(usize, News)> {
+        let mut news = Vec::new();
+        for (member, runs) in running.iter().enumerate() {
+            self.renew(member, now, *runs);
+            self.carry_out(member, now, rng);
+        }
+        self.expire(now, rng);
+        for (member, runs) in running.iter().enumerate() {
+            if *runs {
+                self.deliver(member, now, rng, &mut news);
+            }
+        }
+        news
+    }
+
+    /// Keeps a lease alive, where the line is up and the process runs.
+    fn renew(&mut self, member: usize, now: Time, runs: bool) {
+        let (down, time) = (self.down, self.lease_time);
+        let line = &mut self.lines[member];
+        if line.joined
+            && runs
+            && !line.cut
+            && !down
+            && let Some(expires) = line.lease.and_then(|lease| self.leases.get_mut(&lease))
+        {
+            *expires = now + time;
+            line.lost_at = now + time;
+        }
+    }
+
+    fn carry_out(&mut self, member: usize, now: Time, rng: &mut fastrand::Rng) {
+        if self.lines[member].cut || self.down {
+            return;
+        }
+        let late: Vec<_> = {
+            let line = &mut self.lines[member];
+            let (due, rest) = std::mem::take(&mut line.late).into_iter().partition(|(at, ..)| *at <= now);
+            line.late = rest;
+            due
+        };
+        for (_, lease, request) in late {
+            self.make(request, lease, now, rng);
+        }
+        while self.lines[member].up.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, request)) = self.lines[member].up.pop_front() else { break };
+            let Some(lease) = self.lines[member].lease else { break };
+            let ticket = match &request {
+                Request::Transaction { ticket, .. } | Request::Read { ticket, .. } => *ticket,
+            };
+            let answer = if self.loses_answers > 0 && rng.u32(..self.loses_answers) == 0 {
+                match rng.u8(..3) {
+                    0 => {}
+                    1 => {
+                        self.make(request, lease, now, rng);
+                    }
+                    _ => self.lines[member].late.push((now + rng.u64(..3000), lease, request)),
+                }
+                Answer::Unknown("no answer".to_owned())
+            } else {
+                self.make(request, lease, now, rng)
+            };
+            self.answer(member, ticket, answer, now, rng);
+        }
+    }
+
+    fn answer(&mut self, member: usize, ticket: Ticket, answer: Answer, now: Time, rng: &mut fastrand::Rng) {
+        let line = &mut self.lines[member];
+        let at = later(line.answers.back().map(|(at, _)| *at), now, self.slowest, rng);
+        line.answers.push_back((at, News::Answered(ticket, answer)));
+    }
+
+    fn make(&mut self, request: Request, lease: u64, now: Time, rng: &mut fastrand::Rng) -> Answer {
+        match request {
+            Request::Read { prefix, .. } => {
+                let entries = self.keys.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+                Answer::Read(entries.map(|(key, stored)| entry(key, stored)).collect())
+            }
+            Request::Transaction { conditions, writes, .. } => {
+                assert!(conditions.len() + writes.len() <= 100, "too large a transaction");
+                if !conditions.iter().all(|condition| self.holds(condition)) {
+                    return Answer::Refused;
+                }
+                let leased = writes.iter().any(|write| matches!(write, Write::Put { leased: true, .. }));
+                if leased && !self.leases.contains_key(&lease) {
+                    return Answer::Unknown("the lease is not there".to_owned());
+                }
+                self.revision += 1;
+                self.writes += 1;
+                let (mut put, mut deleted) = (Vec::new(), Vec::new());
+                for write in writes {
+                    self.write(write, lease, &mut put, &mut deleted);
+                }
+                self.tell(put, deleted, now, rng);
+                Answer::Made(Revision(self.revision))
+            }
+        }
+    }
+
+    fn write(&mut self, write: Write, lease: u64, put: &mut Vec<Entry>, deleted: &mut Vec<String>) {
+        let modified = Revision(self.revision);
+        match write {
+            Write::Put { key, value, leased } => {
+                let created = self.keys.get(&key).map_or(modified, |stored| stored.created);
+                let stored = Stored { value, created, modified, lease: leased.then_some(lease) };
+                put.push(entry(&key, &stored));
+                self.keys.insert(key, stored);
+            }
+            Write::Delete(key) => {
+                if self.keys.remove(&key).is_some() {
+                    deleted.push(key);
+                }
+            }
+            Write::DeletePrefix(prefix) => {
+                let keys: Vec<String> = self.keys.keys().filter(|key| key.starts_with(&prefix)).cloned().collect();
+                for key in keys {
+                    self.keys.remove(&key);
+                    deleted.push(key);
+                }
+            }
+        }
+    }
+
+    fn holds(&self, condition: &Condition) -> bool {
+        match condition {
+            Condition::Absent(key) => !self.keys.contains_key(key),
+            Condition::Created(key, revision) => self.keys.get(key).is_some_and(|stored| stored.created == *revision),
+            Condition::Modified(key, revision) => self.keys.get(key).is_some_and(|stored| stored.modified == *revision),
+        }
+    }
+
+    /// Leases that have run out take their keys with them.
+    fn expire(&mut self, now: Time, rng: &mut fastrand::Rng) {
+        if self.down {
+            return;
+        }
+        let over: Vec<u64> = self.leases.iter().filter(|(_, at)| **at <= now).map(|(lease, _)| *lease).collect();
+        for lease in over {
+            self.leases.remove(&lease);
+            let of = |stored: &Stored| stored.lease == Some(lease);
+            let gone: Vec<String> =
+                self.keys.iter().filter(|(_, stored)| of(stored)).map(|(key, _)| key.clone()).collect();
+            if gone.is_empty() {
+                continue;
+            }
+            self.revision += 1;
+            for key in &gone {
+                self.keys.remove(key);
+            }
+            self.tell(Vec::new(), gone, now, rng);
+        }
+    }
+
+    fn tell(&mut self, put: Vec<Entry>, deleted: Vec<String>, now: Time, rng: &mut fastrand::Rng) {
+        let put: Vec<Entry> = put.into_iter().filter(|entry| entry.key.starts_with(LIVE)).collect();
+        let deleted: Vec<String> = deleted.into_iter().filter(|key| key.starts_with(LIVE)).collect();
+        if put.is_empty() && deleted.is_empty() {
+            return;
+        }
+        for line in self.lines.iter_mut().filter(|line| line.joined) {
+            let at = later(line.changes.back().map(|(at, _)| *at), now, self.slowest, rng);
+            let (put, deleted) = (put.clone(), deleted.clone());
+            line.changes.push_back((at, News::Changed { revision: Revision(self.revision), put, deleted }));
+        }
+    }
+
+    fn deliver(&mut self, member: usize, now: Time, rng: &mut fastrand::Rng, news: &mut Vec<(usize, News)>) {
+        let (down, lease_time) = (self.down, self.lease_time);
+        let line = &mut self.lines[member];
+        let over = line.lease.is_none_or(|lease| !self.leases.contains_key(&lease)) && !line.cut && !down;
+        if line.joined && (line.lost_at <= now || over) {
+            line.joined = false;
+            line.up.clear();
+            line.answers.clear();
+            line.changes.clear();
+            news.push((member, News::Lost { reason: "the lease has run out".to_owned() }));
+            return;
+        }
+        if !line.joined {
+            if line.cut || down || rng.u8(..10) > 0 {
+                return;
+            }
+            // The lease of the process, or of the session, before runs out by itself.
+            self.last_lease += 1;
+            line.lease = Some(self.last_lease);
+            line.joined = true;
+            line.lost_at = now + lease_time;
+            line.changes.clear();
+            self.leases.insert(self.last_lease, now + lease_time);
+            let live = self.keys.iter().filter(|(key, _)| key.starts_with(LIVE));
+            let entries = live.map(|(key, stored)| entry(key, stored)).collect();
+            news.push((member, News::Joined { revision: Revision(self.revision), entries }));
+            return;
+        }
+        if line.cut || down {
+            return;
+        }
+        // Answers and changes come by ways of their own.
+        let mut queues = [&mut line.answers, &mut line.changes];
+        if rng.bool() {
+            queues.reverse();
+        }
+        for queue in queues {
+            while queue.front().is_some_and(|(at, _)| *at <= now) {
+                news.extend(queue.pop_front().map(|(_, one)| (member, one)));
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
+        self.keys.get(key).map(|stored| stored.value.as_slice())
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
+    }
+}
+
+fn entry(key: &str, stored: &Stored) -> Entry {
+    Entry { key: key.to_owned(), value: stored.value.clone(), created: stored.created, modified: stored.modified }
+}
+
+/// Some time from now, after what was sent before.
+fn later(last: Option<Time>, now: Time, slowest: Time, rng: &mut fastrand::Rng) -> Time {
+    last.unwrap_or(0).max(now + rng.u64(1..=slowest))
+}

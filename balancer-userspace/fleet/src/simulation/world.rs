@@ -1,0 +1,486 @@
+//! Everything around the members, and what must hold in it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_core::io::{Change, ServiceId};
+use balancer_model::{
+    config::{Config, Failback, ServiceConfig},
+    fixture,
+    names::BackendName,
+    states::Admin,
+};
+
+use super::{
+    node::{Happened, Left, Node},
+    store::{Store, Time},
+};
+use crate::{
+    cards::Wish,
+    member::{Input, Member, Mutation},
+};
+
+/// A record is with everybody after this: it is told within a second, and takes its way.
+const SPREADS: Time = 1000 + 250 + 500;
+
+/// Where a client was last answered.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    backend: u16,
+    since: Time,
+    by: usize,
+    /// Whether whoever answered could not tell anybody.
+    unheard: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) now: Time,
+    pub(crate) rng: fastrand::Rng,
+    pub(crate) store: Store,
+    pub(crate) nodes: Vec<Option<Node>>,
+    begin: Instant,
+    /// What a node that does not run has left behind.
+    left: Vec<Option<Left>>,
+    config: Config,
+    places: HashMap<(ServiceId, u32), Place>,
+    dead: HashSet<IpAddr>,
+    cut: HashSet<(usize, IpAddr)>,
+    /// Whether one client's connections arrive at all members.
+    spread: bool,
+    wishes: HashMap<u64, (usize, Time)>,
+    last_wish: u64,
+    instances: u64,
+    mutation: Option<Mutation>,
+    pub(crate) skewed: u64,
+    pub(crate) moved: u64,
+    pub(crate) packets: u64,
+    pub(crate) granted: u64,
+    pub(crate) history: Vec<String>,
+}
+
+fn service(name: &str, at: &str, failback: Failback) -> ServiceConfig {
+    let backends: Vec<String> =
+        (1..=4).map(|last| format!("b{last} 10.0.{}.{last}:80", u8::from(name == "api"))).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let mut service = fixture::service(name, at, Forwarding::Dsr, &backends);
+    service.table_size = 251;
+    service.remember = Duration::from_secs(3000);
+    service.failback = failback;
+    service.drain_timeout = Duration::from_secs(20);
+    service.check.fall = 2;
+    service.check.rise = 2;
+    service
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, mutation: Option<Mutation>) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let members = rng.usize(2..=4);
+        let failback = if rng.bool() { Failback::Stay } else { Failback::Return };
+        let mut services = vec![service("web", "198.51.100.1:80", failback)];
+        if rng.bool() {
+            let mut api = service("api", "198.51.100.2:80", Failback::Stay);
+            api.slow_start = Duration::from_secs(10);
+            services.push(api);
+        }
+        let config = fixture::config(services);
+        let begin = fixture::now() + Duration::from_secs(100_000);
+        let mut this = Self {
+            now: 1000,
+            store: Store::new(members),
+            nodes: (0..members).map(|_| None).collect(),
+            begin,
+            left: (0..members).map(|_| None).collect(),
+            config,
+            places: HashMap::new(),
+            dead: HashSet::new(),
+            cut: HashSet::new(),
+            spread: rng.bool(),
+            wishes: HashMap::new(),
+            last_wish: 0,
+            instances: 0,
+            mutation,
+            skewed: 0,
+            moved: 0,
+            packets: 0,
+            granted: 0,
+            history: Vec::new(),
+            rng,
+        };
+        for index in 0..members {
+            this.start(index);
+        }
+        this
+    }
+
+    fn note(&mut self, what: String) {
+        self.history.push(format!("{:>7} {what}", self.now));
+    }
+
+    pub(crate) fn start(&mut self, index: usize) {
+        self.instances += 1;
+        let before = self.left[index].take();
+        self.note(format!("lb{index} starts, {} what was before", if before.is_some() { "with" } else { "without" }));
+        let node = Node::start(index, self.instances, self.config.clone(), self.begin, self.now, before, self.mutation);
+        self.nodes[index] = Some(node);
+    }
+
+    /// A process ends without a word. What the kernel holds goes on, or the machine is gone.
+    pub(crate) fn kill(&mut self, index: usize, machine: bool) {
+        let Some(node) = self.nodes[index].take() else { return };
+        self.note(format!("lb{index} is killed{}", if machine { " with its machine" } else { "" }));
+        self.store.hang_up(index);
+        self.wishes.retain(|_, (of, _)| *of != index);
+        self.cannot_tell(index);
+        if !machine {
+            let held = node.member.held().cloned();
+            self.left[index] = Some((node.plane, held));
+        }
+    }
+
+    /// What a member has seen last may reach nobody.
+    fn cannot_tell(&mut self, index: usize) {
+        for place in self.places.values_mut().filter(|place| place.by == index) {
+            place.unheard |= place.since + SPREADS > self.now;
+        }
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, time: Time) {
+        let until = self.now + time;
+        while self.now < until {
+            self.now += 10;
+            let running: Vec<bool> = self
+                .nodes
+                .iter()
+                .map(|node| node.as_ref().is_some_and(|node| node.stopped_until <= self.now))
+                .collect();
+            let news = self.store.run(self.now, &running, &mut self.rng);
+            for (index, one) in news {
+                self.tell(index, Input::News(one));
+            }
+            for index in (0..self.nodes.len()).filter(|&index| running[index]) {
+                if self.now.is_multiple_of(100) {
+                    self.tell(index, Input::Tick);
+                }
+                if self.now % 500 == (index as u64) * 10 {
+                    self.check(index);
+                }
+                if self.now % 4000 == (index as u64) * 30 {
+                    self.sweep(index);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, index: usize, input: Input) {
+        if let Some(node) = &mut self.nodes[index] {
+            let happened = node.handle(input, self.now, &mut self.store, &mut self.rng);
+            self.learn(happened);
+        }
+    }
+
+    fn check(&mut self, index: usize) {
+        let Self { nodes, dead, cut, store, rng, now, .. } = self;
+        if let Some(node) = &mut nodes[index] {
+            let reaches = |address| !dead.contains(&address) && !cut.contains(&(index, address));
+            let happened = node.check(*now, reaches, store, rng);
+            self.learn(happened);
+        }
+    }
+
+    fn sweep(&mut self, index: usize) {
+        if let Some(node) = &mut self.nodes[index] {
+            let happened = node.sweep(self.now, &mut self.store, &mut self.rng);
+            self.learn(happened);
+        }
+    }
+
+    fn learn(&mut self, happened: Vec<Happened>) {
+        for one in happened {
+            match one {
+                Happened::Answered(id, result) => {
+                    assert!(self.wishes.remove(&id).is_some(), "wish {id} is answered twice: {result:?}");
+                    self.granted += u64::from(result.is_ok());
+                    self.note(format!("wish {id}: {result:?}"));
+                }
+                Happened::Applied => {}
+            }
+        }
+    }
+
+    /// A connection of a client arrives.
+    pub(crate) fn packet(&mut self, client: u32) {
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.takes_packets(index)).collect();
+        if up.is_empty() {
+            return;
+        }
+        let index = if self.spread { up[self.rng.usize(..up.len())] } else { up[client as usize % up.len()] };
+        let Some(node) = &self.nodes[index] else { return };
+        let services: Vec<ServiceId> = node.plane.services().collect();
+        for service in services {
+            let Some(answer) =
+                self.nodes[index].as_ref().and_then(|node| node.plane.packet(service, client, self.now, false))
+            else {
+                continue;
+            };
+            self.packets += 1;
+            if let Some(backend) = answer.backend {
+                self.answered(index, service, client, backend);
+            }
+        }
+    }
+
+    /// Routers send packets to members that are ready, and to those that lost the engine.
+    fn takes_packets(&self, index: usize) -> bool {
+        self.nodes[index].as_ref().is_some_and(|node| {
+            node.member.epoch().is_some() && (node.member.is_in_step() || !node.member.is_connected())
+        })
+    }
+
+    fn answered(&mut self, index: usize, service: ServiceId, client: u32, backend: u16) {
+        let now = self.now;
+        let Some(node) = &self.nodes[index] else { return };
+        let unheard = node.alone || self.store.down || self.store.lines[index].cut || node.stopped_until > now;
+        let key = (service, client);
+        let Some(place) = self.places.get(&key).copied() else {
+            self.places.insert(key, Place { backend, since: now, by: index, unheard });
+            return;
+        };
+        if place.backend == backend {
+            return;
+        }
+        self.moved += 1;
+        let keeps = node.plane.rows.get(&place.backend).is_some_and(|row| row.keeps_known);
+        let failback = node.plane.rows.contains_key(&place.backend)
+            && self.config.services[0].failback == Failback::Return
+            && service == ServiceId(0);
+        let recent = place.since + SPREADS > now && place.by != index;
+        let astray = node.astray + SPREADS > now || node.stopped_until + SPREADS > now;
+        if keeps && !failback {
+            self.skewed += 1;
+            let knows = |node: &&Node| {
+                node.index != index
+                    && node.member.is_in_step()
+                    && !node.alone
+                    && node.astray + SPREADS <= now
+                    && node.backend_of(service, client) == Some(place.backend)
+            };
+            let somebody = self.nodes.iter().flatten().any(|node| knows(&node))
+                || place.by == index && node.born <= place.since && !astray;
+            if !recent && !astray && !place.unheard && somebody {
+                let last: Vec<&String> = self.history.iter().rev().take(12).collect();
+                let Some(node) = &self.nodes[index] else { return };
+                let traces: Vec<String> = self.nodes.iter().flatten().map(|node| node.trace(service, client)).collect();
+                panic!(
+                    "client {client} of {service:?}, at backend {} since {} ({:?}), is answered by lb{index} with {backend} at \
+                     {now}, which is at {:?}; {traces:?} {last:#?}",
+                    place.backend,
+                    place.since,
+                    place,
+                    node.member.epoch()
+                );
+            }
+        }
+        self.places.insert(key, Place { backend, since: now, by: index, unheard });
+    }
+
+    /// A user wants something of some member.
+    pub(crate) fn wish(&mut self) {
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.nodes[index].is_some()).collect();
+        let Some(&index) = up.get(self.rng.usize(..up.len().max(1))) else { return };
+        let service = if self.config.services.len() > 1 && self.rng.bool() { "api" } else { "web" };
+        let number = self.rng.u8(1..=8);
+        let name = BackendName { service: service.to_owned(), backend: format!("b{number}") };
+        let address = IpAddr::V4(Ipv4Addr::new(10, 0, u8::from(service == "api"), number));
+        let change = match self.rng.u8(..8) {
+            0..=2 => Change::Add { name, address, address6: None, port: Some(80), weight: None, backup: false },
+            3 => Change::Remove { name, force: self.rng.bool() },
+            4 => Change::SetAdmin { name, admin: Admin::Drain, timeout: None },
+            5 => Change::SetAdmin { name, admin: Admin::Maint, timeout: None },
+            6 => Change::SetAdmin { name, admin: Admin::Ready, timeout: None },
+            _ => Change::SetWeight { name, weight: self.rng.u16(1..300) },
+        };
+        self.last_wish += 1;
+        let id = self.last_wish;
+        self.note(format!("wish {id} at lb{index}: {change:?}"));
+        self.wishes.insert(id, (index, self.now));
+        self.tell(index, Input::Wish { id, wish: Wish::Change(change), if_generation: None });
+    }
+
+    /// Something goes wrong, or right again.
+    pub(crate) fn disturb(&mut self) {
+        let members = self.nodes.len();
+        let index = self.rng.usize(..members);
+        let number = self.rng.u8(1..=6);
+        let address = IpAddr::V4(Ipv4Addr::new(10, 0, self.rng.u8(..2), number));
+        match self.rng.u8(..14) {
+            0 | 1 => {
+                self.note(format!("{address} dies"));
+                self.dead.insert(address);
+            }
+            2..=4 => {
+                self.note(format!("{address} is back"));
+                self.dead.remove(&address);
+            }
+            5 => {
+                self.note(format!("lb{index} cannot reach {address}"));
+                self.cut.insert((index, address));
+            }
+            6 => self.cut.retain(|(of, _)| *of != index),
+            7 => {
+                let running = self.nodes.iter().flatten().count();
+                if running > 1 {
+                    let machine = self.rng.bool();
+                    self.kill(index, machine);
+                }
+            }
+            8 | 9 => {
+                if let Some(index) = (0..members).find(|&index| self.nodes[index].is_none()) {
+                    self.start(index);
+                }
+            }
+            10 => {
+                self.store.lines[index].cut ^= true;
+                self.cannot_tell(index);
+                self.note(format!(
+                    "lb{index} {} the store",
+                    if self.store.lines[index].cut { "loses" } else { "reaches" }
+                ));
+            }
+            11 => {
+                let time = self.rng.u64(..9000);
+                self.note(format!("lb{index} stops for {time}"));
+                let until = self.now + time;
+                self.cannot_tell(index);
+                if let Some(node) = &mut self.nodes[index] {
+                    node.stopped_until = until;
+                }
+            }
+            12 => {
+                self.store.loses_answers = if self.store.loses_answers > 0 { 0 } else { 12 };
+            }
+            _ => {
+                self.store.down ^= true;
+                (0..members).for_each(|index| self.cannot_tell(index));
+                self.note(format!("the store is {}", if self.store.down { "down" } else { "up" }));
+                if self.store.down && self.rng.u8(..4) == 0 {
+                    self.note("the store loses everything".to_owned());
+                    self.store.lose_everything();
+                }
+            }
+        }
+    }
+
+    /// Everything works, and nothing happens for a while; then all members must agree, and nothing be left to do.
+    pub(crate) fn settle(&mut self) {
+        self.note("calm".to_owned());
+        self.store.down = false;
+        self.store.loses_answers = 0;
+        self.cut.clear();
+        for line in &mut self.store.lines {
+            line.cut = false;
+        }
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].is_none() {
+                self.start(index);
+            }
+        }
+        let stopped = self.nodes.iter().flatten().map(|node| node.stopped_until).max().unwrap_or(0);
+        self.pass(stopped.saturating_sub(self.now) + 45_000);
+        self.agree();
+    }
+
+    /// F1: all members in step steer alike.
+    fn agree(&self) {
+        let nodes: Vec<&Node> = self.nodes.iter().flatten().collect();
+        let fail = |what: String| {
+            let last: Vec<&String> = self.history.iter().rev().take(40).collect();
+            let state: Vec<_> = nodes
+                .iter()
+                .map(|node| {
+                    let card: Vec<_> = node.log.iter().rev().take(4).collect();
+                    (node.member.epoch(), node.member.is_in_step(), node.member.leading(), node.member.troubles(), card)
+                })
+                .collect();
+            let cards: Vec<_> = nodes[0]
+                .member
+                .cards()
+                .into_iter()
+                .map(|(name, card)| (name, card.epoch, card.prepared, card.in_step))
+                .collect();
+            let next = self.store.get("live/next").map(|next| String::from_utf8_lossy(next).into_owned());
+            let leader = self.store.get("live/leader").map(|card| String::from_utf8_lossy(card).into_owned());
+            panic!("{what}: {state:#?} {cards:?} leader {leader:?} next {next:?} {last:#?}");
+        };
+        for node in &nodes {
+            if !node.member.is_in_step() || node.alone {
+                fail(format!("lb{} is not in step", node.index));
+            }
+            if node.member.epoch() != nodes[0].member.epoch() {
+                fail("members apply different epochs".to_owned());
+            }
+        }
+        if !self.wishes.is_empty() {
+            fail(format!("wishes are not answered: {:?}", self.wishes));
+        }
+        if nodes.iter().filter(|node| node.member.leads()).count() != 1 {
+            fail("not one leads".to_owned());
+        }
+        if self.store.get("live/next").is_some() {
+            fail("something is prepared and never committed".to_owned());
+        }
+        let stale = self.store.keys().filter(|key| {
+            key.starts_with("live/requests") || key.starts_with("live/answers") || key.starts_with("live/dumps")
+        });
+        let stale: Vec<&str> = stale.collect();
+        if !stale.is_empty() {
+            fail(format!("left in the store: {stale:?}"));
+        }
+        for service in nodes[0].plane.services() {
+            for node in &nodes {
+                if node.plane.table(service) != nodes[0].plane.table(service) {
+                    let states: Vec<String> = nodes
+                        .iter()
+                        .map(|node| {
+                            let service =
+                                node.controller.services().iter().find(|of| of.id() == service).expect("a service");
+                            let of = |backend: &balancer_core::service::Backend| {
+                                format!(
+                                    "{} {:?} {} {} {:?}",
+                                    backend.name(),
+                                    backend.state(),
+                                    backend.slots(),
+                                    backend.reason(),
+                                    backend.agreed()
+                                )
+                            };
+                            format!("lb{} {:?}", node.index, service.backends().iter().map(of).collect::<Vec<_>>())
+                        })
+                        .collect();
+                    fail(format!("tables of {service:?} differ: {states:#?}"));
+                }
+            }
+            let known = self.places.keys().filter(|(of, _)| *of == service).map(|(_, client)| *client);
+            for client in known.chain(900_000..900_040) {
+                let answers: Vec<Option<u16>> = nodes
+                    .iter()
+                    .map(|node| node.plane.packet(service, client, self.now, true).and_then(|answer| answer.backend))
+                    .collect();
+                if answers.iter().any(|answer| *answer != answers[0]) {
+                    let place = self.places.get(&(service, client));
+                    let entries: Vec<String> = nodes.iter().map(|node| node.trace(service, client)).collect();
+                    fail(format!(
+                        "client {client} of {service:?} is answered {answers:?}, and was at {place:?}; {entries:?}"
+                    ));
+                }
+            }
+        }
+    }
+}
+
+const _: () = assert!(Member::TELLS_EVERY.as_millis() == 1000);

@@ -1,0 +1,56 @@
+//! `balancer withdraw` and `balancer announce`.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use balancer_api::client::Client;
+use tokio::time::sleep;
+
+use super::{Failure, absence, output};
+
+/// How often the VIPs are looked at.
+const POLL: Duration = Duration::from_millis(100);
+/// After so many looks it is said what is waited for.
+const LONG: u32 = 20;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Return when the machine has none of them any more
+    #[arg(long)]
+    wait: bool,
+}
+
+pub(super) async fn withdraw(client: &Client, args: &Args) -> Result<(), Failure> {
+    let changed = client.set_withdrawn(true).await?;
+    output::print(&format!("{}\n", changed.message))?;
+    if args.wait { gone(client).await } else { Ok(()) }
+}
+
+/// Waits until no VIP is left, also over restarts of the controller.
+async fn gone(client: &Client) -> Result<(), Failure> {
+    let mut looks = 0;
+    loop {
+        let status = absence::answered(Some(absence::RESTART), async || client.status().await).await?;
+        if !status.withdrawn {
+            return Err(anyhow!("the VIPs were announced again while their end was waited for").into());
+        }
+        if status.vips.is_empty() {
+            return Ok(output::print("no VIP is left\n")?);
+        }
+        looks += 1;
+        if looks == LONG {
+            let left: Vec<String> =
+                status.vips.iter().map(|vip| format!("{} on {}", vip.address, vip.interface)).collect();
+            writeln!(io::stderr(), "balancer: waiting for {} to go", left.join(", "))?;
+        }
+        sleep(POLL).await;
+    }
+}
+
+pub(super) async fn announce(client: &Client) -> Result<(), Failure> {
+    let changed = client.set_withdrawn(false).await?;
+    Ok(output::print(&format!("{}\n", changed.message))?)
+}

@@ -1,0 +1,444 @@
+//! A balancer among several: ready or not, withdrawn and announced, VIPs for routing daemons, an end that nobody notices.
+//!
+//! | what it meets | restart | SIGKILL, keep | reload | apply of `assign_vip` | nobody up |
+//! | --- | --- | --- | --- | --- | --- |
+//! | VIP on an interface | goes and comes (`detach`) | stays; with `detach` goes, comes | stays | moves, goes, comes | goes (`drop`), stays (`open`) |
+//! | withdrawn | stays withdrawn | stays withdrawn | stays withdrawn | stays withdrawn | stays withdrawn |
+//! | announced | comes back | comes back | – | – | comes with the first backend |
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    net::SocketAddr,
+    process::Output,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    http_client::{Reply, Request},
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+const CHECK: &str = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#;
+const ON_LO: &str = "assign_vip = \"lo\"\nwhen_all_down = \"drop\"";
+
+/// A site whose balancer has no VIP but by `lines`, and two backends.
+fn site(on_exit: &'static str, lines: &str) -> Site {
+    Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
+        settings.families = vec![Family::V4, Family::V6];
+        settings.on_exit = on_exit;
+        settings.check = CHECK.to_owned();
+        settings.service_lines = lines.to_owned();
+        for family in Family::BOTH {
+            let length = if family == Family::V4 { 32 } else { 128 };
+            topology.balancer().ip(&format!("addr del {}/{length} dev lo", topology.vip(family)))?;
+        }
+        Ok(())
+    })
+    .unwrap()
+}
+
+/// Whether the kernel has the VIP on an interface.
+fn has(site: &Site, family: Family, interface: &str) -> bool {
+    let output = site.topology().balancer().command("ip").args(["addr", "show", "dev", interface]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().contains(&format!(" {}/", site.topology().vip(family)))
+}
+
+/// The interfaces that have the VIP, which are the same for both families.
+fn places(site: &Site) -> Vec<&'static str> {
+    let of = |family| ["lo", "eth0"].into_iter().filter(|on| has(site, family, on)).collect::<Vec<_>>();
+    let (v4, v6) = (of(Family::V4), of(Family::V6));
+    assert_eq!(v4, v6);
+    v4
+}
+
+#[track_caller]
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[track_caller]
+fn wait_places(site: &Site, expected: &[&str]) {
+    let as_expected = |on: &&str| Family::BOTH.iter().all(|&family| has(site, family, on) == expected.contains(on));
+    wait(&format!("VIPs are not on {expected:?}"), || ["lo", "eth0"].iter().all(as_expected));
+}
+
+fn said(output: &Output) -> (i32, String) {
+    (output.status.code().unwrap(), String::from_utf8(output.stdout.clone()).unwrap())
+}
+
+fn ready(site: &Site) -> (i32, String) {
+    said(&site.output(&["ready"]).unwrap())
+}
+
+/// Status and body of `/ready`.
+fn http_ready(site: &Site) -> Option<(u16, String)> {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/ready");
+    let reply: std::io::Result<Reply> = site.topology().balancer().run_in_thread(|| request.send()).unwrap();
+    reply.ok().map(|reply| (reply.status, String::from_utf8(reply.body).unwrap()))
+}
+
+/// Sends SIGTERM and does not wait.
+fn terminate(site: &mut Site) {
+    site.controller().process().signal(Signal::SIGTERM).unwrap();
+}
+
+fn exited(site: &mut Site) -> bool {
+    site.controller().process().exited().unwrap().is_some()
+}
+
+#[test]
+fn ready_from_its_start_to_its_end() {
+    let mut site = site("detach", "");
+    assert_eq!(ready(&site), (0, "ready\n".to_owned()));
+    assert_eq!(http_ready(&site), Some((200, "ready\n".to_owned())));
+    assert_eq!(site.metrics().unwrap().sample("balancer_ready"), Some(1.0));
+
+    // Its only interface goes away and comes back.
+    site.topology_mut().unplug_balancer().unwrap();
+    let reason = "the program is on no interface";
+    wait("it is still ready", || ready(&site) == (1, format!("not ready: {reason}\n")));
+    assert_eq!(http_ready(&site), Some((503, format!("not_ready\n{reason}\n"))));
+    assert_eq!(site.metrics().unwrap().sample("balancer_ready"), Some(0.0));
+    site.topology_mut().plug_balancer().unwrap();
+    wait("it is not ready again", || ready(&site).0 == 0);
+    let events = site.cli(&["events"]).unwrap();
+    let last = events.lines().rfind(|line| line.contains("ready")).unwrap();
+    assert!(events.contains(&format!("not ready: {reason}")) && last.ends_with(" ready"), "{events}");
+
+    site.controller().process().stop().unwrap();
+    let (code, line) = ready(&site);
+    assert_eq!(code, 1);
+    assert!(line.starts_with("not ready: no controller reachable at "), "{line}");
+    assert_eq!(http_ready(&site), None);
+}
+
+#[test]
+fn one_interface_of_two_missing_is_degraded() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 1, |_, _| Ok(())).unwrap();
+    assert_eq!(ready(&site).0, 0);
+    site.topology_mut().balancer().ip("link del eth0").unwrap();
+    wait("it is not degraded", || ready(&site) == (0, "degraded: the program is not on eth0\n".to_owned()));
+    assert_eq!(site.output(&["ready", "--strict"]).unwrap().status.code(), Some(1));
+    assert_eq!(http_ready(&site), Some((200, "degraded\nthe program is not on eth0\n".to_owned())));
+    let json: serde_json::Value = serde_json::from_slice(&site.output(&["ready", "--json"]).unwrap().stdout).unwrap();
+    assert_eq!(json, serde_json::json!({"state": "degraded", "reasons": ["the program is not on eth0"]}));
+}
+
+#[test]
+fn a_vip_on_an_interface_is_there_while_there_is_somebody_to_steer_to() {
+    let mut site = site("detach", ON_LO);
+    wait_places(&site, &["lo"]);
+    site.homes(Family::V4, 1..=5).unwrap();
+    site.homes(Family::V6, 1..=5).unwrap();
+    site.kill_backend(1).unwrap();
+    site.wait_state(1, &["down"]).unwrap();
+    assert_eq!(places(&site), ["lo"]);
+    site.kill_backend(2).unwrap();
+    wait_places(&site, &[]);
+    // As ready as before: its backends are not its own fitness.
+    assert_eq!(ready(&site).0, 0);
+    let events = site.cli(&["events"]).unwrap();
+    let vip = site.topology().vip(Family::V4);
+    assert!(events.contains(&format!("VIP {vip} removed from lo (assign_vip)")), "{events}");
+    site.start_backend(2).unwrap();
+    wait_places(&site, &["lo"]);
+
+    // With "open" nobody up is no reason.
+    site.apply(|settings| settings.service_lines = "assign_vip = \"lo\"\nwhen_all_down = \"open\"".to_owned()).unwrap();
+    site.kill_backend(2).unwrap();
+    site.wait_state(2, &["down"]).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(places(&site), ["lo"]);
+    site.apply(|settings| settings.service_lines = ON_LO.to_owned()).unwrap();
+    wait_places(&site, &[]);
+    // One that is withdrawn meanwhile stays so when somebody is up again.
+    site.cli(&["withdraw", "--wait"]).unwrap();
+    site.start_backend(1).unwrap();
+    site.wait_state(1, &["up"]).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    assert!(places(&site).is_empty());
+    site.cli(&["announce"]).unwrap();
+    wait_places(&site, &["lo"]);
+    site.controller().process().stop().unwrap();
+    assert!(places(&site).is_empty());
+}
+
+#[test]
+fn assign_vip_changes_in_a_running_balancer() {
+    let mut site = site("detach", "assign_vip = true");
+    assert_eq!(places(&site), ["eth0"]);
+    let apply = |site: &mut Site, line: &str| site.apply(|settings| settings.service_lines = line.to_owned());
+    for (line, on) in [
+        ("assign_vip = \"lo\"", &["lo"][..]),
+        ("assign_vip = true", &["eth0"]),
+        ("assign_vip = false", &[]),
+        ("assign_vip = \"eth0\"", &["eth0"]),
+        ("assign_vip = \"lo\"", &["lo"]),
+        ("", &[]),
+        ("assign_vip = true", &["eth0"]),
+    ] {
+        apply(&mut site, line).unwrap();
+        wait_places(&site, on);
+    }
+    let error = apply(&mut site, "assign_vip = \"br7\"").unwrap_err().to_string();
+    assert!(error.contains("assign_vip: interface br7 does not exist: there are lo, eth0"), "{error}");
+    assert_eq!(places(&site), ["eth0"]);
+    site.topology().balancer().ip("link add br7 type bridge").unwrap();
+    apply(&mut site, "assign_vip = \"br7\"").unwrap();
+    wait("not on br7", || Family::BOTH.iter().all(|&family| has(&site, family, "br7")));
+    wait_places(&site, &[]);
+    // An interface that goes away later does not end anything, and is noticed.
+    site.topology().balancer().ip("link del br7").unwrap();
+    wait("it does not notice", || ready(&site).1.starts_with("degraded: assign_vip: interface br7 does not exist"));
+    site.topology().balancer().ip("link add br7 type bridge").unwrap();
+    wait("not on the new br7", || Family::BOTH.iter().all(|&family| has(&site, family, "br7")));
+    wait("still degraded", || ready(&site) == (0, "ready\n".to_owned()));
+
+    // Withdrawn, through all of that.
+    site.cli(&["withdraw", "--wait"]).unwrap();
+    for line in ["assign_vip = true", "assign_vip = \"lo\"", "assign_vip = false", "assign_vip = \"lo\""] {
+        apply(&mut site, line).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        assert!(places(&site).is_empty(), "{line}");
+    }
+    site.cli(&["announce"]).unwrap();
+    wait_places(&site, &["lo"]);
+}
+
+#[test]
+fn withdrawn_lasts_until_it_is_announced() {
+    for lines in ["assign_vip = true", ON_LO] {
+        let on: &[&str] = if lines == ON_LO { &["lo"] } else { &["eth0"] };
+        let mut site = site("keep", lines);
+        wait_places(&site, on);
+        let out = site.cli(&["withdraw", "--wait"]).unwrap();
+        assert_eq!(out, "withdrawn: its VIPs go, steering goes on\nno VIP is left\n");
+        assert!(places(&site).is_empty(), "{lines}");
+        assert_eq!(ready(&site).0, 0);
+        let status = site.status().unwrap();
+        assert!(status.withdrawn && status.vips.is_empty());
+        assert_eq!(site.metrics().unwrap().sample("balancer_withdrawn"), Some(1.0));
+        assert_eq!(site.cli(&["withdraw"]).unwrap(), "withdrawn already: nothing changed\n");
+        // Clients are sent by a route, as before, and are steered.
+        site.homes(Family::V4, 1..=5).unwrap();
+
+        let stays = |site: &Site, after: &str| {
+            thread::sleep(Duration::from_millis(300));
+            assert!(places(site).is_empty(), "{lines}, {after}");
+            assert!(site.status().unwrap().withdrawn, "{lines}, {after}");
+        };
+        site.restart(|_| {}).unwrap();
+        stays(&site, "a restart");
+        site.kill_and_restart(|_| {}).unwrap();
+        stays(&site, "a kill");
+        site.apply(|settings| settings.prefix_v4 = 24).unwrap();
+        stays(&site, "apply");
+        site.controller().process().signal(Signal::SIGHUP).unwrap();
+        stays(&site, "a reload");
+
+        assert_eq!(site.cli(&["announce"]).unwrap(), "announced: its VIPs come back\n");
+        wait_places(&site, on);
+        assert_eq!(site.cli(&["announce"]).unwrap(), "not withdrawn: nothing changed\n");
+        let listed = Family::BOTH.map(|family| (site.topology().vip(family), on[0].to_owned()));
+        wait("status does not show them", || {
+            let vips = site.status().unwrap().vips;
+            vips.into_iter().map(|vip| (vip.address, vip.interface)).eq(listed.iter().cloned())
+        });
+        site.kill_and_restart(|_| {}).unwrap();
+        wait_places(&site, on);
+        let events = site.cli(&["events"]).unwrap();
+        assert!(events.contains("withdrawn: its VIPs go") && events.contains("announced: its VIPs come back"));
+    }
+}
+
+/// With `keep` the kernel goes on steering, so that VIPs stay where they are, at all times.
+#[test]
+fn kept_vips_do_not_flap() {
+    let mut site = site("keep", ON_LO);
+    wait_places(&site, &["lo"]);
+    let log = site.files().join("monitor.log");
+    let mut monitor = site.topology().balancer().command("ip");
+    monitor.args(["monitor", "address", "dev", "lo"]);
+    let mut monitor = balancer_tests::process::Process::spawn("ip monitor", &mut monitor, &log).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    site.restart(|_| {}).unwrap();
+    site.kill_and_restart(|_| {}).unwrap();
+    site.homes(Family::V4, 1..=5).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    monitor.kill().unwrap();
+    let seen = fs::read_to_string(&log).unwrap();
+    assert!(!seen.contains("Deleted"), "{seen}");
+    assert_eq!(places(&site), ["lo"]);
+}
+
+#[test]
+fn at_an_orderly_end_vips_go_first_and_clients_are_steered_on() {
+    let mut site = site("detach", ON_LO);
+    wait_places(&site, &["lo"]);
+    let before = site.homes(Family::V4, 1..=50).unwrap();
+    let stop = AtomicBool::new(false);
+    let (asked, failed) = thread::scope(|scope| {
+        let (requests, stop, client) = (
+            (1..=50)
+                .map(|client| Request { timeout: PATIENCE, ..site.request(Family::V4, client) })
+                .collect::<Vec<_>>(),
+            &stop,
+            site.topology().client().entrance(),
+        );
+        let clients = scope.spawn(move || {
+            client.enter().unwrap();
+            let (mut asked, mut failed) = (0u32, Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                for request in &requests {
+                    asked += 1;
+                    failed.extend(request.send().and_then(|reply| reply.answer()).err());
+                }
+            }
+            (asked, failed)
+        });
+        thread::sleep(Duration::from_millis(300));
+        let begin = Instant::now();
+        terminate(&mut site);
+        wait_places(&site, &[]);
+        let (code, line) = ready(&site);
+        assert_eq!((code, line.as_str()), (1, "not ready: it was asked to end\n"));
+        assert_eq!(http_ready(&site).unwrap().0, 503);
+        // Steering goes on; the clients leave a second before the end.
+        while begin.elapsed() < Duration::from_secs(2) {
+            assert!(!exited(&mut site), "it ended after {:?}", begin.elapsed());
+            thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let done = clients.join().unwrap();
+        wait("it does not end", || exited(&mut site));
+        assert!(begin.elapsed() > Duration::from_millis(2_900), "{:?}", begin.elapsed());
+        done
+    });
+    assert!(failed.is_empty() && asked > 100, "{} of {asked} failed: {:?}", failed.len(), failed.first());
+    site.start_again().unwrap();
+    wait_places(&site, &["lo"]);
+    assert_eq!(site.homes(Family::V4, 1..=50).unwrap(), before);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut site = site("detach", ON_LO);
+    let begin = Instant::now();
+    terminate(&mut site);
+    wait_places(&site, &[]);
+    terminate(&mut site);
+    wait("it does not end", || exited(&mut site));
+    assert!(begin.elapsed() < Duration::from_millis(2_900), "{:?}", begin.elapsed());
+    let status = site.controller().process().stop().unwrap();
+    assert!(status.success(), "{status}");
+}
+
+/// Whoever is alone has nobody to wait for.
+#[test]
+fn one_that_is_alone_ends_at_once() {
+    for (on_exit, lines, on) in
+        [("detach", "assign_vip = true", &[][..]), ("keep", "assign_vip = true", &["eth0"]), ("keep", ON_LO, &["lo"])]
+    {
+        let mut site = site(on_exit, lines);
+        let begin = Instant::now();
+        assert!(site.controller().process().stop().unwrap().success());
+        assert!(begin.elapsed() < Duration::from_secs(3), "{lines}: {:?}", begin.elapsed());
+        assert_eq!(places(&site), on, "{on_exit} {lines}");
+    }
+}
+
+/// In a fleet that it has not joined it is not ready, and has no VIPs, whatever `assign_vip` says.
+#[test]
+fn a_member_that_has_not_joined_is_not_ready() {
+    let fleet = "[fleet]\nname = \"test\"\nendpoints = [\"https://192.0.2.1:2379\"]\nlinger = \"500ms\"";
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, topology| {
+        settings.service_lines = "assign_vip = true".to_owned();
+        settings.lines = fleet.to_owned();
+        topology.balancer().ip(&format!("addr del {}/32 dev lo", topology.vip(Family::V4)))?;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(ready(&site), (1, "not ready: it has not joined the fleet yet: etcd is out of reach\n".to_owned()));
+    assert_eq!(http_ready(&site).unwrap().0, 503);
+    assert!(!has(&site, Family::V4, "eth0"));
+    assert!(site.cli(&["events"]).unwrap().contains("not ready: it has not joined the fleet yet"));
+    let error = site.apply(|settings| settings.lines = fleet.replace("500ms", "1s")).unwrap_err().to_string();
+    assert!(error.contains("fleet.linger cannot change while the balancer runs"), "{error}");
+    let begin = Instant::now();
+    assert!(site.controller().process().stop().unwrap().success());
+    assert!(begin.elapsed() > Duration::from_millis(400), "{:?}", begin.elapsed());
+}
+
+/// Nobody is to be sent here while nothing is steered.
+#[test]
+fn vips_on_an_interface_go_while_the_program_is_on_none() {
+    let mut site = site("detach", ON_LO);
+    wait_places(&site, &["lo"]);
+    site.topology_mut().unplug_balancer().unwrap();
+    wait("VIPs stay", || Family::BOTH.iter().all(|&family| !has(&site, family, "lo")));
+    site.topology_mut().plug_balancer().unwrap();
+    wait_places(&site, &["lo"]);
+}
+
+/// The data path ends with the process, so that nobody may be sent here any more, however it ends.
+#[test]
+fn one_that_is_killed_has_its_vips_taken_away() {
+    let mut site = site("detach", ON_LO);
+    wait_places(&site, &["lo"]);
+    for _ in 0..3 {
+        site.controller().process().kill().unwrap();
+        wait_places(&site, &[]);
+        site.start_again().unwrap();
+        wait_places(&site, &["lo"]);
+    }
+    // Who takes them away ends with the balancer, and another one comes if it is killed.
+    let guard = |site: &mut Site| -> Option<i32> {
+        let pid = site.controller().process().pid();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let children = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+        let mut pids = children.flat_map(|pids| pids.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        pids.find(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("guard-vips"))
+        })
+        .map(|pid| pid.parse().unwrap())
+    };
+    let first = guard(&mut site).unwrap();
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    wait("there is no other", || guard(&mut site).is_some_and(|other| other != first));
+    let other = guard(&mut site).unwrap();
+    // What is meant for the balancer does not end it, and an orderly end does.
+    kill(Pid::from_raw(other), Signal::SIGTERM).unwrap();
+    site.controller().process().kill().unwrap();
+    wait_places(&site, &[]);
+    site.start_again().unwrap();
+    let last = guard(&mut site).unwrap();
+    site.controller().process().signal(Signal::SIGTERM).unwrap();
+    wait("it does not end", || exited(&mut site));
+    assert!(!fs::exists(format!("/proc/{last}")).unwrap());
+    // With "keep" the kernel goes on steering: nothing to guard.
+    site.restart(|settings| settings.on_exit = "keep").unwrap();
+    wait_places(&site, &["lo"]);
+    assert_eq!(guard(&mut site), None);
+    site.apply(|settings| settings.on_exit = "detach").unwrap();
+    wait("nobody guards them", || guard(&mut site).is_some());
+    site.apply(|settings| settings.on_exit = "keep").unwrap();
+    wait("somebody guards them", || guard(&mut site).is_none());
+    site.controller().process().kill().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(places(&site), ["lo"]);
+    site.start_again().unwrap();
+}

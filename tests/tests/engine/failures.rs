@@ -1,0 +1,183 @@
+//! Members that die, freeze and return, and histories that end.
+
+use std::collections::BTreeMap;
+
+use balancer_engine::Settings;
+use balancer_fleet::engine::{Answer, News, Request, Revision};
+
+use crate::lab::{Driver, Lab, address, keys, put, put_leased};
+
+/// A driver of one endpoint.
+fn at(lab: &Lab, index: usize, lease: u64) -> Driver {
+    Driver::new(Settings { endpoints: vec![lab.cluster.endpoints()[index].clone()], ..lab.settings(lease) })
+}
+
+/// What a watcher has seen, which must be each revision once, in order.
+#[derive(Default)]
+struct Seen(BTreeMap<Revision, String>);
+
+impl Seen {
+    fn take(&mut self, news: News) {
+        let News::Changed { revision, mut put, deleted } = news else { panic!("{news:?}") };
+        assert_eq!(deleted, [""; 0]);
+        let entry = put.pop().unwrap();
+        assert_eq!((put.len(), entry.key.as_str()), (0, "live/counter"), "one write in each revision");
+        let last = self.0.last_key_value().map(|(&revision, _)| revision);
+        assert!(last < Some(revision), "{revision:?} after {last:?}");
+        self.0.insert(revision, String::from_utf8(entry.value).unwrap());
+    }
+}
+
+#[test]
+fn every_change_is_seen_once_and_in_order_while_members_die_and_freeze() {
+    Lab::new(3).run(async |lab| {
+        let mut writer = lab.join(15).await;
+        writer.made(vec![put_leased("live/writer")]).await;
+        // One at each endpoint at first, so that each failure strikes one.
+        let mut watchers = Vec::new();
+        for index in 0..3 {
+            let mut endpoints = lab.cluster.endpoints();
+            endpoints.rotate_left(index);
+            let mut watcher = Driver::new(Settings { endpoints, ..lab.settings(15) });
+            assert_eq!(keys(&watcher.joined().await.1), ["live/writer"]);
+            watchers.push((watcher, Seen::default()));
+        }
+        let mut made = BTreeMap::new();
+        let mut unknown = 0;
+        for round in 0..6 {
+            let member = round % 3;
+            for number in 0..60 {
+                match number {
+                    20 if round < 3 => lab.cluster.kill(member).unwrap(),
+                    20 => lab.cluster.freeze(member).unwrap(),
+                    50 if round < 3 => lab.start_member(u8::try_from(member).unwrap()),
+                    50 => lab.cluster.thaw(member).unwrap(),
+                    _ => {}
+                }
+                let value = format!("{round}/{number}");
+                match writer.transaction(vec![], vec![put("live/counter", value.clone())]).await {
+                    Answer::Made(revision) => drop(made.insert(revision, value)),
+                    Answer::Unknown(_) => unknown += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+            lab.cluster.wait_until_well(&lab.namespace, address(u8::try_from(member).unwrap())).unwrap();
+        }
+        let last = writer.made(vec![put("live/counter", "last")]).await;
+        made.insert(last, "last".to_owned());
+        for (watcher, seen) in &mut watchers {
+            while !seen.0.contains_key(&last) {
+                let news = watcher.next().await;
+                seen.take(news);
+            }
+            for (revision, value) in &made {
+                assert_eq!(seen.0.get(revision), Some(value), "{revision:?}");
+            }
+        }
+        let (first, others) = watchers.split_first().unwrap();
+        assert!(others.iter().all(|other| other.1.0 == first.1.0), "all have seen the same");
+        println!("{} changes seen by all three, {unknown} transactions without an answer", first.1.0.len());
+    });
+}
+
+#[test]
+fn the_session_goes_on_at_another_endpoint() {
+    Lab::new(3).run(async |lab| {
+        let mut driver = lab.join(30).await;
+        driver.made(vec![put_leased("live/mine")]).await;
+        for fault in ["killed", "frozen"] {
+            let endpoint = driver.engine.facts.borrow().endpoint.clone().unwrap();
+            let member = lab.cluster.endpoints().iter().position(|known| *known == endpoint).unwrap();
+            match fault {
+                "killed" => lab.cluster.kill(member).unwrap(),
+                _ => lab.cluster.freeze(member).unwrap(),
+            }
+            let moved = driver.engine.facts.clone();
+            tokio::time::timeout(crate::lab::PATIENCE, async {
+                let mut moved = moved;
+                moved.wait_for(|facts| facts.reachable && facts.endpoint.as_ref() != Some(&endpoint)).await.map(drop)
+            })
+            .await
+            .unwrap()
+            .unwrap();
+            // The new one may still be electing a leader.
+            while !matches!(driver.transaction(vec![], vec![put("live/other", fault)]).await, Answer::Made(_)) {}
+            match fault {
+                "killed" => lab.start_member(u8::try_from(member).unwrap()),
+                _ => lab.cluster.thaw(member).unwrap(),
+            }
+        }
+        assert_eq!(keys(&driver.read("live/").await), ["live/mine", "live/other"], "the lease was kept");
+    });
+}
+
+#[test]
+fn a_history_that_is_compacted_meanwhile_costs_the_session() {
+    Lab::new(3).run(async |lab| {
+        let mut driver = at(lab, 2, 60);
+        driver.joined().await;
+        driver.made(vec![put_leased("live/mine"), put("live/a", "")]).await;
+        lab.cluster.freeze(2).unwrap();
+        driver.trouble("no answer").await;
+        for value in ["1", "2", "3"] {
+            lab.etcdctl(0, &["put", "/balancer/site1/live/b", value]);
+        }
+        let status = lab.etcdctl(0, &["endpoint", "status", "--write-out=fields"]);
+        let revision = status.lines().find_map(|line| line.strip_prefix("\"Revision\" : ")).unwrap();
+        lab.etcdctl(0, &["compaction", revision]);
+        // What it still would have sent is lost with it.
+        lab.cluster.kill(2).unwrap();
+        lab.start_member(2);
+        let reason = driver.lost().await;
+        assert!(reason.contains("is compacted"), "{reason}");
+        let (_, entries) = driver.joined().await;
+        assert_eq!(keys(&entries), ["live/a", "live/b"], "the old lease is revoked");
+        driver.made(vec![put_leased("live/mine")]).await;
+    });
+}
+
+#[test]
+fn a_compacted_history_is_of_no_consequence_to_who_has_seen_it() {
+    Lab::new(1).run(async |lab| {
+        let mut driver = lab.join(60).await;
+        for value in ["1", "2", "3"] {
+            driver.made(vec![put("live/a", value)]).await;
+        }
+        let last = driver.made(vec![put("bulk/a", "")]).await;
+        lab.etcdctl(0, &["compaction", &last.0.to_string()]);
+        lab.cluster.kill(0).unwrap();
+        lab.start_member(0);
+        while !matches!(driver.transaction(vec![], vec![put("live/b", "")]).await, Answer::Made(_)) {}
+        assert_eq!(keys(&driver.read("live/").await), ["live/a", "live/b"]);
+    });
+}
+
+#[test]
+fn without_a_majority_requests_end_unknown_and_the_session_is_lost() {
+    Lab::new(3).run(async |lab| {
+        let mut driver = at(lab, 0, 3);
+        driver.joined().await;
+        lab.cluster.kill(1).unwrap();
+        lab.cluster.kill(2).unwrap();
+        let asked = driver.ask(|ticket| Request::Transaction {
+            ticket,
+            conditions: Vec::new(),
+            writes: vec![put("live/a", "")],
+        });
+        let mut unknown = false;
+        loop {
+            match driver.next().await {
+                News::Answered(ticket, Answer::Unknown(_)) => unknown = ticket == asked,
+                News::Lost { reason } => {
+                    assert!(reason.starts_with("the lease is not certain any more"), "{reason}");
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        println!("answered before the loss: {unknown}");
+        lab.cluster.start_member(1, &lab.namespace).unwrap();
+        lab.start_member(2);
+        driver.joined().await;
+    });
+}

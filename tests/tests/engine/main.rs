@@ -1,0 +1,17 @@
+//! The driver of the engine against real etcd, whose members are killed, frozen and compacted.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails by panicking, and says what came instead"
+)]
+
+mod lab;
+
+mod failures;
+mod foreign;
+mod leases;
+mod partitions;
+mod secrets;
+mod transactions;
+mod volumes;

@@ -1,0 +1,105 @@
+//! Much at once, and readers that take their time.
+
+use std::time::Duration;
+
+use balancer_fleet::engine::{Answer, LONGEST_VALUE, News, Request};
+
+use balancer_tests::namespace::run;
+
+use crate::lab::{Lab, keys, put, put_leased};
+
+#[test]
+fn many_and_large_values_are_read_whole_while_the_watch_goes_on() {
+    Lab::new(1).run(async |lab| {
+        let mut driver = lab.join(10).await;
+        let mut watcher = lab.join(10).await;
+        let mut expected = Vec::new();
+        for large in 0..40 {
+            let key = format!("bulk/large/{large:03}");
+            driver.made(vec![put(&key, vec![large; LONGEST_VALUE])]).await;
+            expected.push((key, LONGEST_VALUE));
+        }
+        for page in 0..40 {
+            let names: Vec<_> = (0..100).map(|number| format!("bulk/small/{page:03}/{number:03}")).collect();
+            driver.made(names.iter().map(|key| put(key, "x")).collect()).await;
+            expected.extend(names.into_iter().map(|key| (key, 1)));
+        }
+        let reading = watcher.ask(|ticket| Request::Read { ticket, prefix: "bulk/".to_owned() });
+        for number in 0..50 {
+            driver.made(vec![put("live/counter", number.to_string())]).await;
+        }
+        let (mut changes, mut found) = (0, None);
+        while changes < 50 || found.is_none() {
+            match watcher.next().await {
+                News::Changed { put, .. } => {
+                    assert_eq!(put[0].value, changes.to_string().into_bytes());
+                    changes += 1;
+                }
+                News::Answered(ticket, Answer::Read(entries)) if ticket == reading => found = Some(entries),
+                other => panic!("{other:?}"),
+            }
+        }
+        let found: Vec<_> = found.unwrap().into_iter().map(|entry| (entry.key, entry.value.len())).collect();
+        assert_eq!(found, expected);
+    });
+}
+
+#[test]
+fn a_copy_of_thousands_of_keys_is_whole_and_in_order() {
+    Lab::new(1).run(async |lab| {
+        let mut driver = lab.join(10).await;
+        let mut expected = Vec::new();
+        for page in 0..60 {
+            let names: Vec<_> = (0..100).map(|number| format!("live/{page:03}/{number:03}")).collect();
+            let length = if page % 10 == 0 { 10_000 } else { 10 };
+            driver.made(names.iter().map(|key| put(key, vec![7; length])).collect()).await;
+            expected.extend(names);
+        }
+        let mut late = crate::lab::Driver::new(lab.settings(10));
+        assert_eq!(keys(&late.joined().await.1), expected);
+    });
+}
+
+#[test]
+fn a_reader_that_takes_its_time_keeps_its_lease_and_misses_nothing() {
+    Lab::new(1).run(async |lab| {
+        let mut slow = lab.join(3).await;
+        slow.made(vec![put_leased("live/slow")]).await;
+        let mut driver = lab.join(10).await;
+        // More than fits into queues and windows.
+        let changes = 3000_usize;
+        for number in 0..changes {
+            driver.made(vec![put("live/counter", vec![u8::try_from(number % 251).unwrap(); 4000])]).await;
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(keys(&driver.read("live/slow").await), ["live/slow"]);
+        let mut next = 0;
+        while next < changes {
+            let (_, put, _) = slow.changed().await;
+            if put[0].key == "live/counter" {
+                assert_eq!(usize::from(put[0].value[0]), next % 251);
+                next += 1;
+            }
+        }
+    });
+}
+
+#[test]
+fn more_than_a_copy_may_hold_is_said_and_not_read_on() {
+    Lab::new(1).run(async |lab| {
+        let mut driver = lab.join(30).await;
+        let mut watcher = lab.join(30).await;
+        let write = |number: usize| put(&format!("live/{number}"), vec![1; LONGEST_VALUE]);
+        for number in 0..255 {
+            driver.made(vec![write(number)]).await;
+        }
+        // It watches as well, and may lose its session before it hears of this one.
+        driver.ask(|ticket| Request::Transaction { ticket, conditions: Vec::new(), writes: vec![write(255)] });
+        assert_eq!(watcher.lost().await, "more than 256 MiB below live/");
+        watcher.trouble("more than 256 MiB below /balancer/site1/live/").await;
+        drop(driver);
+        let mut mending = lab.cluster.client(&lab.namespace, crate::lab::address(0));
+        run(mending.args(["del", "--prefix", "/balancer/site1/live/1"])).unwrap();
+        assert!(watcher.joined().await.1.len() < 256);
+    });
+}
