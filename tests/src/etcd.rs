@@ -149,6 +149,24 @@ impl EtcdCluster {
         }
     }
 
+    /// The member that leads the others.
+    ///
+    /// # Errors
+    /// When none says that it does.
+    pub fn leader(&self, namespace: &Namespace) -> Result<usize> {
+        let id = |value: &serde_json::Value| value.as_u64();
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
+            let mut status = self.client(namespace, member.address);
+            let said: serde_json::Value =
+                serde_json::from_str(&run(status.args(["endpoint", "status", "-w", "json"]))?)?;
+            let status = &said[0]["Status"];
+            if id(&status["leader"]).is_some_and(|leader| Some(leader) == id(&status["header"]["member_id"])) {
+                return Ok(index);
+            }
+        }
+        bail!("no etcd says that it leads")
+    }
+
     /// `etcdctl`, asking the member at this address.
     #[must_use]
     pub fn client(&self, namespace: &Namespace, address: IpAddr) -> Command {

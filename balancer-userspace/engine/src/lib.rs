@@ -56,7 +56,13 @@ impl Settings {
         (self.lease / 3).max(Duration::from_millis(500))
     }
 
-    /// How long a request may take. etcd itself gives up after 7 s.
+    /// How long a transaction may take. What a server was asked while it had no leader is lost, and it does not say so
+    /// before 7 s have passed: an election takes 1 to 2 s.
+    fn transaction_limit(&self) -> Duration {
+        self.patience().max(Duration::from_secs(2)).min(self.limit())
+    }
+
+    /// How long any request may take. etcd itself gives up after 7 s.
     fn limit(&self) -> Duration {
         self.lease.clamp(Duration::from_secs(1), Duration::from_secs(7))
     }

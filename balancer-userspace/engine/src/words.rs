@@ -15,6 +15,12 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
             words.push(error);
         }
     }
+    if words
+        .iter()
+        .any(|word| word.contains("peer closed connection") || word.contains("closed before message completed"))
+    {
+        return "the server has ended the connection".to_owned();
+    }
     if words.is_empty() { error.to_string() } else { explained(words.join(": ")) }
 }
 

@@ -63,7 +63,7 @@ impl Work<'_> {
 
     /// Asks once, as a transaction whose answer is lost may have been made. `Err`: the lease is gone.
     async fn transaction(&self, conditions: Vec<Condition>, writes: Vec<Write>) -> Result<Answer, String> {
-        let limit = self.links.settings().limit();
+        let limit = self.links.settings().transaction_limit();
         let Ok(link) = timeout(limit, self.links.link()).await else {
             return Ok(Answer::Unknown("no endpoint can be reached".to_owned()));
         };

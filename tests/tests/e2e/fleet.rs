@@ -40,11 +40,16 @@ struct Fleet {
     others: Vec<Namespace>,
     topology: Topology,
     settings: Settings,
+    lease: &'static str,
     files: tempfile::TempDir,
 }
 
 impl Fleet {
     fn new() -> Self {
+        Self::with_lease("2s")
+    }
+
+    fn with_lease(lease: &'static str) -> Self {
         let topology = Topology::new(Shape::OneLegged, Forwarding::Dsr, BACKENDS.into()).unwrap();
         let on_segment = |name: &str, addresses: &[(&str, u8)]| {
             let namespace = Namespace::new(name).unwrap();
@@ -83,7 +88,8 @@ impl Fleet {
         settings.check = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
         let files = tempfile::tempdir().unwrap();
         let backends = (1..=BACKENDS).map(|number| Some(start_backend(&topology, number, files.path()))).collect();
-        let mut this = Self { controllers: Vec::new(), etcd, engines, backends, others, topology, settings, files };
+        let mut this =
+            Self { controllers: Vec::new(), etcd, engines, backends, others, topology, settings, lease, files };
         for number in 0..MEMBERS {
             let controller = this.start(number);
             this.controllers.push(Some(controller));
@@ -102,10 +108,11 @@ impl Fleet {
         fs::create_dir_all(&files).unwrap();
         let certificates = self.etcd.certificates().unwrap();
         let fleet = format!(
-            "[fleet]\nname = \"site1\"\nmember = \"lb{}\"\nendpoints = {:?}\nlease = \"2s\"\n\
+            "[fleet]\nname = \"site1\"\nmember = \"lb{}\"\nendpoints = {:?}\nlease = {:?}\n\
              ca = {:?}\ncert = {:?}\nkey = {:?}\n",
             number + 1,
             self.etcd.endpoints(),
+            self.lease,
             certificates.ca,
             certificates.cert,
             certificates.key
@@ -433,15 +440,18 @@ fn a_backend_is_down_when_most_see_it() {
 
 #[test]
 fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
-    let mut fleet = Fleet::new();
+    // Longer than etcd takes to elect.
+    let mut fleet = Fleet::with_lease("5s");
     let homes = fleet.one_answer();
-    // One of three etcds: nobody notices.
-    fleet.etcd.kill(0).unwrap();
+    // One of three etcds, the one that leads: nobody notices.
+    let first = fleet.etcd.leader(&fleet.engines[0]).unwrap();
+    fleet.etcd.kill(first).unwrap();
     let weight = fleet.cli(1, &["backend", "weight", "web/web1", "90"]);
     assert!(weight.contains("applied by 3 of 3"), "{weight}");
     // All.
-    fleet.etcd.kill(1).unwrap();
-    fleet.etcd.kill(2).unwrap();
+    for number in 0..ENGINES.len() {
+        fleet.etcd.kill(number).unwrap();
+    }
     wait("nobody is degraded", || {
         fleet.members().all(|number| fleet.cli(number, &["ready", "--json"]).contains("degraded"))
     });

@@ -4,7 +4,7 @@ use std::{mem, time::Instant};
 
 use balancer_core::state::Clocks;
 
-use super::{Batch, Clients, Input, Member, Output, lead::Leading};
+use super::{Batch, Clients, Member, Output, lead::Leading};
 use crate::{
     cards::{self, Common, Dump, Epoch, FORMAT, Member as Card, StateCard},
     engine::{Answer, Condition, Entry, News, Write},
@@ -128,9 +128,7 @@ impl Member {
             (Purpose::Barrier, Answer::Unknown(_)) => self.leading = Leading::Doubts,
             (Purpose::Lead, Answer::Made(revision)) => self.leading.has_written(revision),
             (Purpose::Lead, Answer::Refused | Answer::Unknown(_)) => self.leading = Leading::Doubts,
-            (Purpose::Wish(id), Answer::Refused) => self.wishes.fail(id, "the fleet's store refused it", outputs),
-            // It may have been made: the answer, if one comes, says so.
-            (Purpose::Wish(_), Answer::Unknown(_)) => {}
+            (Purpose::Wish(id), Answer::Unknown(_)) => self.wish_again(id, outputs),
             (Purpose::Clients, Answer::Read(entries)) => self.read_clients(&entries, outputs),
             (Purpose::Clients, Answer::Refused | Answer::Unknown(_) | Answer::Made(_)) => {
                 self.clients = Clients::Wanted;
@@ -490,11 +488,4 @@ impl Member {
 
 pub(super) fn put(key: &str, value: Vec<u8>, leased: bool) -> Write {
     Write::Put { key: key.to_owned(), value, leased }
-}
-
-/// A tick, for whoever has nothing else to say.
-impl Default for Input {
-    fn default() -> Self {
-        Self::Tick
-    }
 }

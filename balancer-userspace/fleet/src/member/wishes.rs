@@ -1,7 +1,8 @@
 //! What this member's users want of the fleet.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
     time::{Duration, Instant},
 };
 
@@ -10,9 +11,9 @@ use balancer_core::io::Refused;
 use super::{Done, Member, Output, steps::put};
 use crate::{
     cards::{self, Answer, Epoch, FORMAT, Member as Card, Request, Wish},
-    engine::Write,
+    engine::{Condition, Request as Ask, Ticket, Write},
     keys,
-    session::Purpose,
+    session::{Purpose, Session},
 };
 
 /// How long the leader has.
@@ -20,17 +21,34 @@ const PATIENCE: Duration = Duration::from_secs(7);
 /// How long members have to apply what was granted.
 const LAG: Duration = Duration::from_secs(2);
 
+/// How long an answer stays whose request may still be on its way: longer than etcd itself works on one, 7 s.
+const ANSWER_STAYS: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 struct Waiting {
     key: String,
+    request: Vec<u8>,
     until: Instant,
+    /// Whether it was asked for more than once.
+    repeated: bool,
     granted: Option<(String, Epoch)>,
+}
+
+impl Waiting {
+    /// To be asked of the leader. However often this arrives, it is seen to once: while the request waits, or its answer
+    /// is there, it is refused.
+    fn ask(&self, id: u64, session: &mut Session, last: &mut Ticket) -> Ask {
+        let absent = vec![Condition::Absent(self.key.clone()), Condition::Absent(keys::answer(&self.key))];
+        session.ask(last, Purpose::Wish(id), absent, vec![put(&self.key, self.request.clone(), true)])
+    }
 }
 
 /// Wishes that are not answered yet, by the users' numbers.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     waiting: BTreeMap<u64, Waiting>,
+    /// Answers that stay for a while, and until when.
+    staying: VecDeque<(String, Instant)>,
     last: u64,
 }
 
@@ -39,17 +57,10 @@ impl Wishes {
         self.waiting.values().map(|waiting| waiting.until).min()
     }
 
-    pub(super) fn fail(&mut self, id: u64, why: &str, outputs: &mut Vec<Output>) {
-        if self.waiting.remove(&id).is_some() {
-            outputs.push(Output::Answer { id, result: Err(Refused::Conflict(why.to_owned())) });
-        }
-    }
-
     pub(super) fn fail_all(&mut self, outputs: &mut Vec<Output>) {
-        let ids: Vec<u64> = self.waiting.keys().copied().collect();
-        for id in ids {
-            self.fail(id, "the fleet's engine is out of reach; whether the change is made is not known", outputs);
-        }
+        let why = "the fleet's engine is out of reach; whether the change is made is not known";
+        let failed = mem::take(&mut self.waiting).into_keys();
+        outputs.extend(failed.map(|id| Output::Answer { id, result: Err(Refused::Conflict(why.to_owned())) }));
     }
 }
 
@@ -74,9 +85,17 @@ impl Member {
         };
         self.wishes.last += 1;
         let key = keys::request(&asker, self.wishes.last);
-        let put = put(&key, cards::write(&Request { format: FORMAT, wish, if_generation }), true);
-        self.wishes.waiting.insert(id, Waiting { key, until: now + PATIENCE, granted: None });
-        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Wish(id), Vec::new(), vec![put])));
+        let request = cards::write(&Request { format: FORMAT, wish, if_generation });
+        let waiting = Waiting { key, request, until: now + PATIENCE, repeated: false, granted: None };
+        outputs.push(Output::Ask(waiting.ask(id, session, &mut self.last_ticket)));
+        self.wishes.waiting.insert(id, waiting);
+    }
+
+    /// Nobody knows whether the request was written: a server of the engine has failed, say.
+    pub(super) fn wish_again(&mut self, id: u64, outputs: &mut Vec<Output>) {
+        let (Some(session), Some(waiting)) = (&mut self.session, self.wishes.waiting.get_mut(&id)) else { return };
+        waiting.repeated = true;
+        outputs.push(Output::Ask(waiting.ask(id, session, &mut self.last_ticket)));
     }
 
     pub(super) fn answer_wishes(&mut self, now: Instant, outputs: &mut Vec<Output>) {
@@ -112,17 +131,27 @@ impl Member {
                 }
             }
         }
-        let waited_for: BTreeSet<String> =
-            self.wishes.waiting.values().map(|waiting| keys::answer(&waiting.key)).collect();
+        while self.wishes.staying.front().is_some_and(|(_, until)| *until <= now) {
+            self.wishes.staying.pop_front();
+        }
+        let waited_for = self.wishes.waiting.values().map(|waiting| keys::answer(&waiting.key));
+        let stay = self.wishes.staying.iter().map(|(key, _)| key.clone());
+        let wanted: BTreeSet<String> = waited_for.chain(stay).collect();
         let own = format!("{}{}/", keys::ANSWERS, keys::asker(&self.settings.name, self.settings.instance));
         let late = session.below(&own).map(|(_, entry)| entry.key.clone());
-        let late: Vec<Write> = late.filter(|key| !waited_for.contains(key)).map(Write::Delete).take(50).collect();
+        let late: Vec<Write> = late.filter(|key| !wanted.contains(key)).map(Write::Delete).take(50).collect();
         if !late.is_empty() && !session.waits_for(&Purpose::Orphans) {
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Orphans, Vec::new(), late)));
         }
         for (id, result) in answered {
             if let Some(waiting) = self.wishes.waiting.remove(&id) {
-                let deletes = vec![Write::Delete(keys::answer(&waiting.key)), Write::Delete(waiting.key)];
+                let answer = keys::answer(&waiting.key);
+                let mut deletes = vec![Write::Delete(waiting.key)];
+                if waiting.repeated {
+                    self.wishes.staying.push_back((answer, now + ANSWER_STAYS));
+                } else {
+                    deletes.push(Write::Delete(answer));
+                }
                 outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), deletes)));
             }
             outputs.push(Output::Answer { id, result });

@@ -1,8 +1,11 @@
 //! A store with the guarantees of the engine, and no more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::engine::{Answer, Condition, Entry, LIVE, News, Request, Revision, Ticket, Write};
+use crate::{
+    engine::{Answer, Condition, Entry, LIVE, News, Request, Revision, Ticket, Write},
+    keys,
+};
 
 /// Milliseconds since the beginning of the world.
 pub(crate) type Time = u64;
@@ -45,6 +48,8 @@ pub(crate) struct Store {
     pub(crate) loses_answers: u32,
     pub(crate) slowest: Time,
     pub(crate) writes: u64,
+    /// Answers to users' wishes that were ever given.
+    granted: BTreeSet<String>,
 }
 
 impl Store {
@@ -60,12 +65,14 @@ impl Store {
             loses_answers: 0,
             slowest: 40,
             writes: 0,
+            granted: BTreeSet::new(),
         }
     }
 
     /// Everything is gone.
     pub(crate) fn lose_everything(&mut self) {
         self.keys.clear();
+        self.granted.clear();
         self.revision = 1;
         self.leases.clear();
     }
@@ -176,11 +183,23 @@ impl Store {
                 self.revision += 1;
                 self.writes += 1;
                 let (mut put, mut deleted) = (Vec::new(), Vec::new());
+                self.note_granted(&writes);
                 for write in writes {
                     self.write(write, lease, &mut put, &mut deleted);
                 }
                 self.tell(put, deleted, now, rng);
                 Answer::Made(Revision(self.revision))
+            }
+        }
+    }
+
+    /// What changes the epoch is done once.
+    fn note_granted(&mut self, writes: &[Write]) {
+        let puts =
+            || writes.iter().filter_map(|write| if let Write::Put { key, .. } = write { Some(key) } else { None });
+        if puts().any(|key| key == keys::EPOCH) {
+            for answer in puts().filter(|key| key.starts_with(keys::ANSWERS)) {
+                assert!(self.granted.insert(answer.clone()), "a wish is granted twice: {answer}");
             }
         }
     }
