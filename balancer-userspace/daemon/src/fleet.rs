@@ -13,7 +13,6 @@ use anyhow::Context as _;
 use balancer_api::model::Changed;
 use balancer_common::client::HashKey;
 use balancer_core::{
-    agreed::Opinion,
     fleet::{FleetMember, FleetSnapshot},
     io::{BackendId, Change, Refused, Report, ReportLevel},
     readiness::FleetFacts,
@@ -155,15 +154,11 @@ impl Fleet {
                 }
             }
             let follows = |output: &Output| matches!(output, Output::Follow { .. });
-            if self.early.iter().any(follows) || self.key.is_some() && self.is_up_to_date() {
+            // In step: the epoch that was kept from before is the one that holds.
+            if self.early.iter().any(follows) || self.key.is_some() && self.member.is_in_step() {
                 return;
             }
         }
-    }
-
-    /// Whether the epoch that was kept from before is the one that holds.
-    fn is_up_to_date(&self) -> bool {
-        self.member.is_in_step()
     }
 
     fn ask_early(&mut self, request: Ask) {
@@ -210,10 +205,10 @@ impl Fleet {
         self.look(owner);
     }
 
-    /// Takes note of something, and does what follows.
+    /// Takes note of something, and does what follows. What has become different here is told with the next
+    /// [`look`](Self::look).
     pub(crate) fn handle(&mut self, input: Input, owner: &mut Owner<KernelDataplane>) {
         self.handle_all(VecDeque::from([input]), owner);
-        self.look(owner);
     }
 
     fn handle_all(&mut self, mut inputs: VecDeque<Input>, owner: &mut Owner<KernelDataplane>) {
@@ -234,7 +229,7 @@ impl Fleet {
         }
         self.shown.look(&self.member);
         let mut inputs = VecDeque::new();
-        let ballot = Ballot::of(owner.opinions().map(|(_, id, opinion)| (id, opinion)));
+        let ballot = Ballot::of(owner.controller().opinions().map(|(_, backend, opinion)| (backend.id(), opinion)));
         if ballot != self.ballot {
             self.ballot = ballot.clone();
             inputs.push_back(Input::Ballot(ballot));
@@ -259,8 +254,10 @@ impl Fleet {
     }
 
     fn facts(&self, owner: &Owner<KernelDataplane>) -> FleetFacts {
-        let joined = self.member.epoch().is_some()
-            && (self.member.is_in_step() || !self.member.is_connected() || self.was_in_step());
+        let member = &self.member;
+        // Once it has been in step, clients go on being sent to it while it comes back.
+        let joined =
+            member.epoch().is_some() && (member.is_in_step() || !member.is_connected() || member.has_been_in_step());
         FleetFacts {
             joined,
             engine_reachable: self.member.is_connected(),
@@ -270,17 +267,10 @@ impl Fleet {
         }
     }
 
-    /// Whether it has been in step since it was started: clients are sent to it, and go on being sent while it comes back.
-    fn was_in_step(&self) -> bool {
-        self.member.has_been_in_step()
-    }
-
     fn obey(&mut self, output: Output, owner: &mut Owner<KernelDataplane>, inputs: &mut VecDeque<Input>) {
         match output {
             Output::Ask(request) => self.ask(request, inputs),
-            Output::Key(key) => {
-                self.key = Some(key);
-            }
+            Output::Key(key) => self.key = Some(key),
             Output::Follow { epoch, state, at, lines } => {
                 let was_in_step = self.member.is_in_step();
                 let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at };
@@ -300,8 +290,8 @@ impl Fleet {
                 inputs.push_back(Input::Told { document, batches: records::batches(&records) });
             }
             Output::Import(records) => {
-                let epoch = self.epoch();
-                self.count(&owner.dataplane().import_clients(&records, epoch));
+                let imported = owner.dataplane().import_clients(&records, self.epoch());
+                self.shown.imported(&imported);
             }
             Output::Doubt => owner.dataplane().doubt_clients(),
             Output::Confirm => owner.dataplane().confirm_clients(),
@@ -363,10 +353,6 @@ impl Fleet {
         let _ = asked.reply.send(result);
     }
 
-    fn count(&mut self, imported: &balancer_dataplane::ImportedClients) {
-        self.shown.imported(imported);
-    }
-
     /// What there is to see of it.
     pub(crate) fn snapshot(&mut self, owner: &Owner<KernelDataplane>) -> FleetSnapshot {
         let own = FleetMember {
@@ -424,12 +410,6 @@ impl Owner<KernelDataplane> {
         let drained = drained.map(|backend| (backend.id(), backend.known_clients()));
         let gone = controller.gone().iter().map(|gone| (gone.row.id, gone.known));
         drained.chain(gone).filter(|&(_, known)| known > 0).collect()
-    }
-
-    fn opinions(&self) -> impl Iterator<Item = (String, BackendId, Opinion)> {
-        self.controller()
-            .opinions()
-            .map(|(service, backend, opinion)| (service.name_of(backend).to_string(), backend.id(), opinion))
     }
 
     /// Backends that the fleet holds up and this balancer does not reach.

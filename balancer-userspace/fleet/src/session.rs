@@ -1,6 +1,9 @@
 //! A session with the engine: what it says, and what was asked of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde::de::DeserializeOwned;
 
@@ -41,14 +44,17 @@ pub(crate) enum Purpose {
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     entries: BTreeMap<String, Entry>,
+    /// The members whose cards can be read, by name.
+    members: Arc<BTreeMap<String, Member>>,
     revision: Revision,
     asked: HashMap<Ticket, Purpose>,
 }
 
 impl Session {
     pub(crate) fn new(revision: Revision, entries: Vec<Entry>) -> Self {
-        let entries = entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-        Self { entries, revision, asked: HashMap::new() }
+        let mut session = Self::default();
+        session.change(revision, entries, &[]);
+        session
     }
 
     /// Up to where everything is known.
@@ -60,8 +66,21 @@ impl Session {
         self.revision = revision;
         for key in deleted {
             self.entries.remove(key);
+            self.note_member(key, None);
         }
-        self.entries.extend(put.into_iter().map(|entry| (entry.key.clone(), entry)));
+        for entry in put {
+            self.note_member(&entry.key, Some(&entry.value));
+            self.entries.insert(entry.key.clone(), entry);
+        }
+    }
+
+    fn note_member(&mut self, key: &str, card: Option<&[u8]>) {
+        let Some(name) = key.strip_prefix(keys::MEMBERS) else { return };
+        let members = Arc::make_mut(&mut self.members);
+        match card.and_then(|card| cards::read(card).ok()) {
+            Some(card) => drop(members.insert(name.to_owned(), card)),
+            None => drop(members.remove(name)),
+        }
     }
 
     /// Records are used once, when they come.
@@ -87,9 +106,8 @@ impl Session {
     }
 
     /// The members whose cards can be read, by name.
-    pub(crate) fn members(&self) -> BTreeMap<String, Member> {
-        let read = |(name, entry): (&str, &Entry)| Some((name.to_owned(), cards::read(&entry.value).ok()?));
-        self.below(keys::MEMBERS).filter_map(read).collect()
+    pub(crate) fn members(&self) -> Arc<BTreeMap<String, Member>> {
+        Arc::clone(&self.members)
     }
 
     /// The state that a card names; `None`: parts of it are not there.

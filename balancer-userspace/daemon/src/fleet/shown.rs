@@ -87,12 +87,17 @@ impl Shown {
             records.dropped.entry(reason.to_owned()).or_default();
         }
         let mut members: BTreeMap<String, FleetMember> = [(own.name.clone(), own.clone())].into();
-        members.extend(cards.into_iter().map(|(name, card)| {
-            let lag = self.behind.get(&name).map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
-            let votes_differ = differing(&card, member, owner);
-            let Card { version, readiness, epoch, .. } = card;
-            let (ready, epoch) = (readiness, epoch.map(|epoch| epoch.number));
-            (name.clone(), FleetMember { name, version, ready, epoch, lag_seconds: lag.as_secs_f64(), votes_differ })
+        members.extend(cards.iter().map(|(name, card)| {
+            let lag = self.behind.get(name).map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+            let shown = FleetMember {
+                name: name.clone(),
+                version: card.version.clone(),
+                ready: card.readiness.clone(),
+                epoch: card.epoch.map(|epoch| epoch.number),
+                lag_seconds: lag.as_secs_f64(),
+                votes_differ: differing(card, member, owner),
+            };
+            (name.clone(), shown)
         }));
         FleetSnapshot {
             name: fleet.to_owned(),

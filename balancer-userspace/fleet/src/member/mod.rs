@@ -15,6 +15,7 @@ mod wishes;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -410,7 +411,7 @@ impl Member {
 
     /// The members' cards, by name, as last heard.
     #[must_use]
-    pub fn cards(&self) -> BTreeMap<String, Card> {
+    pub fn cards(&self) -> Arc<BTreeMap<String, Card>> {
         self.session.as_ref().map(Session::members).unwrap_or_default()
     }
 }

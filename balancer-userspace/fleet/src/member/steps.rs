@@ -86,12 +86,16 @@ impl Member {
         // Those of a process before of this name are news.
         let own = format!("{}{}/", keys::RECORDS, self.asker());
         for batch in batches.iter().filter(|batch| !batch.key.starts_with(&own)) {
-            match records::read(&batch.value) {
-                Ok(records) => self.early.extend(records),
-                Err(err) => {
-                    let message = format!("clients told at {} are not taken over: {err}", batch.key);
-                    outputs.push(Output::Log { warning: true, message });
-                }
+            self.take_over(batch, outputs);
+        }
+    }
+
+    fn take_over(&mut self, batch: &Entry, outputs: &mut Vec<Output>) {
+        match records::read(&batch.value) {
+            Ok(records) => self.early.extend(records),
+            Err(err) => {
+                let message = format!("clients told at {} are not taken over: {err}", batch.key);
+                outputs.push(Output::Log { warning: true, message });
             }
         }
     }
@@ -381,14 +385,10 @@ impl Member {
             return;
         }
         for entry in entries {
-            match records::read(&entry.value) {
-                Ok(records) => self.early.extend(records),
-                Err(err) => {
-                    let message = format!("clients dumped at {} are not taken over: {err}", entry.key);
-                    outputs.push(Output::Log { warning: true, message });
-                }
-            }
+            self.take_over(entry, outputs);
         }
+        let Some(session) = &mut self.session else { return };
+        let name = &self.settings.name;
         self.clients = Clients::Read;
         let writes = vec![Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))];
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));

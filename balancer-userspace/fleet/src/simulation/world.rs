@@ -407,12 +407,9 @@ impl World {
                     (node.member.epoch(), node.member.is_in_step(), node.member.leading(), node.member.troubles(), card)
                 })
                 .collect();
-            let cards: Vec<_> = nodes[0]
-                .member
-                .cards()
-                .into_iter()
-                .map(|(name, card)| (name, card.epoch, card.prepared, card.in_step))
-                .collect();
+            let cards = nodes[0].member.cards();
+            let cards: Vec<_> =
+                cards.iter().map(|(name, card)| (name, card.epoch, card.prepared, card.in_step)).collect();
             let next = self.store.get("live/next").map(|next| String::from_utf8_lossy(next).into_owned());
             let leader = self.store.get("live/leader").map(|card| String::from_utf8_lossy(card).into_owned());
             panic!("{what}: {state:#?} {cards:?} leader {leader:?} next {next:?} {last:#?}");
