@@ -193,6 +193,14 @@ impl Fleet {
         status.services.iter().flat_map(of).collect()
     }
 
+    /// Waits until a backend is in this state in both services, at all members.
+    #[track_caller]
+    fn wait_for(&self, backend: &str, state: &str) {
+        let states = ["web", "web6"].map(|service| format!("{service}/{backend} {state} "));
+        let is = |lines: &[String]| states.iter().all(|state| lines.iter().any(|line| line.starts_with(state)));
+        wait(&format!("{backend} is not {state}"), || self.members().all(|number| is(&self.states(number))));
+    }
+
     fn requests(&self, family: Family) -> Vec<Request> {
         let target = SocketAddr::new(self.topology.vip(family), PORT);
         let request = |client| Request::new(SocketAddr::new(self.topology.client_address(family, client), 0), target);
@@ -425,16 +433,12 @@ fn a_backend_is_down_when_most_see_it() {
 
     // It dies: its clients move, once, to the same backends everywhere.
     fleet.backends[1] = None;
-    wait("web2 is not down", || {
-        fleet.members().all(|number| fleet.states(number).iter().any(|state| state.starts_with("web/web2 down")))
-    });
+    fleet.wait_for("web2", "down");
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web2"), BTreeMap::new());
     assert!(after.iter().flatten().all(|home| home != "web2"));
     fleet.backends[1] = Some(start_backend(&fleet.topology, 2, fleet.files.path()));
-    wait("web2 is not up", || {
-        fleet.members().all(|number| fleet.states(number).iter().any(|state| state.starts_with("web/web2 up")))
-    });
+    fleet.wait_for("web2", "up");
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
 }
 
@@ -463,9 +467,7 @@ fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
     // A backend dies meanwhile: each member acts on what it sees.
     fleet.backends[2] = None;
-    wait("web3 is steered to", || {
-        fleet.members().all(|number| fleet.states(number).iter().any(|state| state.starts_with("web/web3 down")))
-    });
+    fleet.wait_for("web3", "down");
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web3"), BTreeMap::new());
     // Back, with their disks: in step without a move.
