@@ -22,6 +22,7 @@ mod operations;
 mod page;
 mod path_mtu;
 mod puzzles;
+mod real_clients;
 mod real_servers;
 mod reject;
 mod restart;

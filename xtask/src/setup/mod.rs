@@ -76,6 +76,7 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.tools(&packages::INTERFACES)?;
         installer.tools(&packages::BROWSER)?;
         installer.servers(&packages::SERVERS)?;
+        installer.tools(&packages::CLIENTS)?;
         installer.tools(&packages::ENGINE)?;
         if !installed("cargo-nextest") {
             installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;

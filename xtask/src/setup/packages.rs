@@ -58,6 +58,14 @@ pub(super) const SERVERS: [Tool; 5] = [
     Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
 ];
 
+/// What tests ask servers with, and a server that no package starts.
+pub(super) const CLIENTS: [Tool; 4] = [
+    Tool::everywhere("curl", "curl"),
+    Tool::everywhere("iperf3", "iperf3"),
+    Tool { program: "dnsmasq", apt: "dnsmasq-base", dnf: "dnsmasq", pacman: "dnsmasq" },
+    Tool { program: "dig", apt: "bind9-dnsutils", dnf: "bind-utils", pacman: "bind" },
+];
+
 /// What tests ask etcd with.
 pub(super) const ENGINE: [Tool; 1] = [Tool { program: "etcdctl", apt: "etcd-client", dnf: "etcd", pacman: "etcd" }];
 
@@ -135,7 +143,7 @@ impl Manager {
 
 #[cfg(test)]
 mod tests {
-    use super::{BROWSER, ENGINE, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
+    use super::{BROWSER, CLIENTS, ENGINE, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
 
     #[test]
     fn distributions_are_known_by_their_names_or_their_kin() {
@@ -166,6 +174,7 @@ mod tests {
                 .chain(&INTERFACES)
                 .chain(&BROWSER)
                 .chain(&SERVERS)
+                .chain(&CLIENTS)
                 .chain(&ENGINE)
                 .chain(&MACHINES)
                 .chain(&GUESTS);
@@ -173,22 +182,22 @@ mod tests {
         };
         assert_eq!(
             names(Manager::Apt),
-            "iproute2 ethtool chromium chromium-driver nginx-light prometheus bird2 keepalived etcd-server etcd-client \
-             debootstrap systemd-container qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
+            "iproute2 ethtool chromium chromium-driver nginx-light prometheus bird2 keepalived etcd-server curl \
+             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
-            "iproute ethtool chromium chromedriver nginx golang-github-prometheus bird keepalived etcd etcd debootstrap \
-             systemd-container qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
+            "iproute ethtool chromium chromedriver nginx golang-github-prometheus bird keepalived etcd curl iperf3 \
+             dnsmasq bind-utils etcd debootstrap systemd-container qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx prometheus bird keepalived etcd etcd debootstrap systemd \
-             qemu-system-x86 busybox cpio kmod xz dpkg binutils"
+            "iproute2 ethtool chromium chromium nginx prometheus bird keepalived etcd curl iperf3 dnsmasq bind etcd \
+             debootstrap systemd qemu-system-x86 busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );

@@ -1,0 +1,430 @@
+//! Services with several listeners and the programs that need them: `curl` over HTTP and HTTPS with datagrams beside it,
+//! `iperf3` over TCP and UDP, `dig` that comes back over TCP. Each client is on one backend, whichever way it comes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    path::Path,
+    process::Output,
+    thread,
+};
+
+use balancer_api::model::ClientQuery;
+use balancer_common::map_types::Forwarding;
+use balancer_model::config::forwarding_word;
+use balancer_tests::{
+    process::Process,
+    site::{PATIENCE, Settings, Site, wait_log},
+    topology::{Family, Shape, Topology},
+};
+use rcgen::{CertificateParams, KeyPair};
+
+/// The backend of each client.
+type Homes = BTreeMap<IpAddr, String>;
+
+const NOBODY: [IpAddr; 0] = [];
+
+/// The output of a program on the clients' host, which must succeed.
+fn client_program(site: &Site, program: &str, arguments: &[&str]) -> String {
+    let output = site.topology().client().command(program).args(arguments).output();
+    assert!(output.is_ok(), "{program}: {output:?}; `cargo xtask setup` installs what is missing");
+    let Output { status, stdout, stderr } = output.unwrap();
+    let [stdout, stderr] = [stdout, stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(status.success(), "{program} {arguments:?}: {status}: {stdout}{stderr}");
+    stdout
+}
+
+/// A program on the host of `web{number}`, with its output in a file of the site's that `log` names.
+fn server_program(site: &Site, program: &str, number: u16, log: &str, arguments: &[String]) -> Process {
+    let mut command = site.topology().backends()[usize::from(number) - 1].command(program);
+    Process::spawn(log, command.args(arguments), &site.files().join(format!("{log}.log"))).unwrap()
+}
+
+/// Where the servers of `web{number}` are asked: by clients, and by checks where that differs.
+fn served(topology: &Topology, forwarding: Forwarding, family: Family, number: u16) -> Vec<IpAddr> {
+    let own = topology.backend_address(family, number - 1);
+    if forwarding == Forwarding::Nat { vec![own] } else { vec![topology.vip(family), own] }
+}
+
+/// A service `shop` with `backends` and with each of `listeners`, such as `443/udp`, at the VIPs of both families.
+fn service(topology: &Topology, forwarding: Forwarding, listeners: &[&str], more: &str, backends: u16) -> String {
+    let listen: Vec<String> = Family::BOTH
+        .iter()
+        .flat_map(|&family| {
+            let vip = SocketAddr::new(topology.vip(family), 0).to_string();
+            let vip = vip.trim_end_matches('0').to_owned();
+            listeners.iter().map(move |listener| format!("{vip}{listener}"))
+        })
+        .collect();
+    let mut text = format!(
+        "[[service]]\nname = \"shop\"\nforwarding = \"{}\"\nremember = \"1h\"\nclient_prefix = {{ v4 = 32, v6 = 128 }}\n\
+         listen = {listen:?}\n{more}",
+        forwarding_word(forwarding)
+    );
+    for number in 1..=backends {
+        let [address, address6] = Family::BOTH.map(|family| topology.backend_address(family, number - 1));
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\naddress6 = \"{address6}\"\n"
+        );
+    }
+    text
+}
+
+/// `hosts` hosts with nothing running on them but what a test starts, and the balancer.
+fn start(forwarding: Forwarding, hosts: u16, adapt: impl FnOnce(&mut Settings, &Topology)) -> Site {
+    let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
+    let mut site = Site::start(shape, forwarding, hosts, |settings, topology| {
+        settings.on_exit = "keep";
+        settings.families = Vec::new();
+        adapt(settings, topology);
+        Ok(())
+    })
+    .unwrap();
+    (1..=hosts).for_each(|number| site.kill_backend(number).unwrap());
+    site
+}
+
+const fn family(address: IpAddr) -> Family {
+    if address.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+/// Where the controller says that a client is.
+fn located(site: &Site, address: IpAddr) -> String {
+    let query = ClientQuery { address, service: Some("shop".to_owned()) };
+    let views = site.api(|api| async move { api.client(&query).await }).unwrap();
+    assert_eq!(views.len(), 1, "a client of a service has one place, whatever its listeners: {views:?}");
+    views[0].backend.clone().unwrap()
+}
+
+/// Waits until both families of `web{number}` are shown as `state`.
+fn wait_both(site: &mut Site, number: u16, state: &str) {
+    let name = format!("web{number}");
+    let waited = site.controller().wait_for(PATIENCE, &format!("{name} to be {state}"), |status| {
+        let backend = status.services[0].backends.iter().find(|backend| backend.name == name).unwrap();
+        backend.families.len() == 2 && backend.families.iter().all(|family| family.state == state)
+    });
+    waited.unwrap();
+}
+
+/// The clients that have another backend than before.
+fn moved(before: &Homes, after: &Homes) -> Vec<IpAddr> {
+    before.iter().filter(|(client, home)| after[*client] != **home).map(|(&client, _)| client).collect()
+}
+
+/// What a metric of listeners says of one, such as `80/tcp` of IPv4.
+fn counted(site: &Site, metric: &str, family: Family, port: u16, protocol: &str) -> f64 {
+    let listener = format!("listener=\"{}/{protocol}\"", SocketAddr::new(site.topology().vip(family), port));
+    site.metrics().unwrap().sum(metric, &["service=\"shop\"", &listener]).unwrap()
+}
+
+const NGINX: &str = "
+user root;
+worker_processes 1;
+pid FILES/nginxNUMBER.pid;
+error_log stderr;
+events { worker_connections 256; }
+http {
+    access_log off;
+    client_body_temp_path FILES/nginxNUMBER-body;
+    proxy_temp_path FILES/nginxNUMBER-proxy;
+    fastcgi_temp_path FILES/nginxNUMBER-fastcgi;
+    uwsgi_temp_path FILES/nginxNUMBER-uwsgi;
+    scgi_temp_path FILES/nginxNUMBER-scgi;
+    ssl_certificate FILES/certificate.pem;
+    ssl_certificate_key FILES/key.pem;
+    server {
+        listen 0.0.0.0:PLAIN;
+        listen [::]:PLAIN ipv6only=on;
+        listen 0.0.0.0:SECURE ssl http2;
+        listen [::]:SECURE ssl http2 ipv6only=on;
+        location / { return 200 \"webNUMBER $remote_addr $server_protocol\\n\"; }
+    }
+}
+";
+
+/// Where servers listen for the ports 80 and 443.
+const fn web_ports(forwarding: Forwarding) -> [u16; 2] {
+    if matches!(forwarding, Forwarding::Nat) { [8080, 8443] } else { [80, 443] }
+}
+
+/// nginx, over HTTP and HTTPS, on the host of `web{number}`.
+fn start_nginx(site: &Site, forwarding: Forwarding, number: u16) -> Process {
+    let [plain, secure] = web_ports(forwarding);
+    let config = site.files().join(format!("nginx{number}.conf"));
+    let text = NGINX
+        .replace("FILES", &site.files().display().to_string())
+        .replace("NUMBER", &number.to_string())
+        .replace("PLAIN", &plain.to_string())
+        .replace("SECURE", &secure.to_string());
+    fs::write(&config, text).unwrap();
+    let files = site.files().display().to_string();
+    let arguments = ["-p", &files, "-c", &config.display().to_string(), "-g", "daemon off;"].map(str::to_owned);
+    server_program(site, "/usr/sbin/nginx", number, &format!("nginx{number}"), &arguments)
+}
+
+/// A certificate for the VIPs and its key, as files.
+fn make_certificate(topology: &Topology, files: &Path) {
+    let names = Family::BOTH.map(|family| topology.vip(family).to_string());
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    fs::write(files.join("certificate.pem"), certificate.pem()).unwrap();
+    fs::write(files.join("key.pem"), key.serialize_pem()).unwrap();
+}
+
+/// Answers datagrams to port 443 with the name and who sent them, as a server of HTTP/3 has them, until the test ends.
+fn answer_datagrams(site: &Site, forwarding: Forwarding, number: u16) {
+    let [_, port] = web_ports(forwarding);
+    for family in Family::BOTH {
+        let at = SocketAddr::new(served(site.topology(), forwarding, family, number)[0], port);
+        let host = &site.topology().backends()[usize::from(number) - 1];
+        let socket = host.run_in_thread(|| UdpSocket::bind(at)).unwrap().unwrap();
+        thread::spawn(move || {
+            while let Ok((_, from)) = socket.recv_from(&mut [0; 2048]) {
+                let _ = socket.send_to(format!("web{number} {} h3", from.ip()).as_bytes(), from);
+            }
+        });
+    }
+}
+
+/// What a client hears for a datagram of the size that opens QUIC.
+fn datagram(site: &Site, client: IpAddr) -> String {
+    let (from, vip) = (SocketAddr::new(client, 0), SocketAddr::new(site.topology().vip(family(client)), 443));
+    let answer = site.topology().client().run_in_thread(|| {
+        let socket = UdpSocket::bind(from)?;
+        socket.connect(vip)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send(&[0xc0; 1200])?;
+        let mut answer = [0; 128];
+        let length = socket.recv(&mut answer)?;
+        std::io::Result::Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+    });
+    answer.unwrap().unwrap()
+}
+
+/// The backend of each of `clients`, which HTTP, HTTPS and datagrams agree upon, and which sees the client's address.
+fn shoppers(site: &Site, clients: std::ops::Range<u16>) -> Homes {
+    let authority = site.files().join("certificate.pem").display().to_string();
+    let mut homes = Homes::new();
+    for family in Family::BOTH {
+        let vip = SocketAddr::new(site.topology().vip(family), 0).to_string();
+        let vip = vip.trim_end_matches(":0");
+        for client in clients.clone() {
+            let client = site.topology().client_address(family, client);
+            let address = client.to_string();
+            let [http, https] = ["http", "https"].map(|scheme| format!("{scheme}://{vip}/"));
+            let curl =
+                ["-sS", "-g", "--noproxy", "*", "--max-time", "20", "--interface", &address, "--cacert", &authority];
+            let mut answers = client_program(site, "curl", &[&curl[..], &[&http, &https]].concat());
+            answers += &datagram(site, client);
+            let lines: Vec<Vec<&str>> = answers.lines().map(|line| line.split(' ').collect()).collect();
+            let home = lines[0][0];
+            let expected = ["HTTP/1.1", "HTTP/2.0", "h3"].map(|protocol| vec![home, &address, protocol]);
+            assert_eq!(lines, expected, "{client}");
+            homes.insert(client, home.to_owned());
+        }
+    }
+    homes
+}
+
+fn shop(topology: &Topology, forwarding: Forwarding, backends: u16) -> String {
+    let ports = if forwarding == Forwarding::Nat { "ports = { 80 = 8080, 443 = 8443 }\n" } else { "" };
+    let check =
+        "check = { type = \"http\", path = \"/\", interval = \"300ms\", timeout = \"250ms\", fall = 3, rise = 2 }\n";
+    service(topology, forwarding, &["80", "443", "443/udp"], &format!("{ports}{check}"), backends)
+}
+
+/// The clients of `web{number}`.
+fn of(homes: &Homes, number: u16) -> Vec<IpAddr> {
+    homes.iter().filter(|(_, home)| **home == format!("web{number}")).map(|(&client, _)| client).collect()
+}
+
+fn http_https_and_datagrams_agree(forwarding: Forwarding) {
+    const KNOWN: std::ops::Range<u16> = 1..13;
+    const NEW: std::ops::Range<u16> = 13..25;
+    let mut site = start(forwarding, 4, |settings, topology| settings.lines = shop(topology, forwarding, 3));
+    make_certificate(site.topology(), site.files());
+    let mut servers: Vec<Process> = (1..=4).map(|number| start_nginx(&site, forwarding, number)).collect();
+    (1..=4).for_each(|number| answer_datagrams(&site, forwarding, number));
+    (1..=3).for_each(|number| wait_both(&mut site, number, "up"));
+    let homes = shoppers(&site, KNOWN);
+    for number in 1..=3 {
+        assert!(!of(&homes, number).is_empty(), "nobody is on web{number}: {homes:?}");
+    }
+    homes.iter().for_each(|(&client, home)| assert_eq!(located(&site, client), *home));
+
+    // One more backend takes new clients, with all that they do, and moves nobody.
+    let lines = shop(site.topology(), forwarding, 4);
+    site.apply(|settings| settings.lines = lines).unwrap();
+    wait_both(&mut site, 4, "up");
+    assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
+    let new = shoppers(&site, NEW);
+    assert!(!of(&new, 4).is_empty(), "{new:?}");
+
+    // One that drains keeps its own, and gets no more.
+    site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
+    assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
+    assert_eq!(of(&shoppers(&site, 25..31), 1), NOBODY);
+
+    // The controller goes and comes back.
+    site.restart(|_| {}).unwrap();
+    assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
+    assert_eq!(moved(&new, &shoppers(&site, NEW)), NOBODY);
+
+    // The clients of one that fails go together, and stay where they went.
+    servers[1].stop().unwrap();
+    wait_both(&mut site, 2, "down");
+    let after = shoppers(&site, KNOWN);
+    assert_eq!(moved(&homes, &after), of(&homes, 2));
+    servers[1] = start_nginx(&site, forwarding, 2);
+    wait_both(&mut site, 2, "up");
+    assert_eq!(moved(&after, &shoppers(&site, KNOWN)), NOBODY);
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("moves_total", &["service=\"shop\""]).unwrap(), of(&homes, 2).len() as f64);
+}
+
+#[test]
+fn http_https_and_datagrams_agree_nat() {
+    http_https_and_datagrams_agree(Forwarding::Nat);
+}
+
+#[test]
+fn http_https_and_datagrams_agree_dsr() {
+    http_https_and_datagrams_agree(Forwarding::Dsr);
+}
+
+#[test]
+fn http_https_and_datagrams_agree_gue() {
+    http_https_and_datagrams_agree(Forwarding::Gue);
+}
+
+/// `iperf3`'s control connection and its data, over TCP and over UDP, reach one server: a datagram at another one than the
+/// control connection's would be refused, and the transfer would not begin.
+fn control_and_data_agree(forwarding: Forwarding) {
+    let site = start(forwarding, 3, |settings, topology| {
+        settings.lines = service(topology, forwarding, &["5201", "5201/udp"], "check = { type = \"none\" }\n", 3);
+    });
+    let mut servers = Vec::new();
+    for (number, family) in (1..=3).flat_map(|number| Family::BOTH.map(|family| (number, family))) {
+        // It answers datagrams from the address that it is bound to.
+        let at = served(site.topology(), forwarding, family, number)[0].to_string();
+        let arguments = ["-s", "--forceflush", "-B", &at].map(str::to_owned);
+        servers
+            .push((number, server_program(&site, "iperf3", number, &format!("iperf{number}{family:?}"), &arguments)));
+    }
+    for (_, server) in &mut servers {
+        wait_log(server, "that it listens", |line| line.contains("-----")).unwrap();
+    }
+    for family in Family::BOTH {
+        let vip = site.topology().vip(family).to_string();
+        for client in 1..=3 {
+            let address = site.topology().client_address(family, client);
+            let source = address.to_string();
+            let iperf = ["-c", &vip, "-B", &source, "--json", "-n", "64K", "-b", "4M", "-l", "1K"];
+            for (more, sum) in [(&[][..], "sum_received"), (&["-u"][..], "sum")] {
+                let report = client_program(&site, "iperf3", &[&iperf[..], more].concat());
+                let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+                let number = |key: &str| report["end"][sum][key].as_f64();
+                let (bytes, lost) = (number("bytes").unwrap_or(0.0), number("lost_packets").unwrap_or(0.0));
+                assert!(bytes > 1024.0 * lost, "{source} {more:?}: nothing arrived: {report}");
+            }
+            // Both are in the log of the backend that the controller names, and in no other.
+            let accepted = format!("Accepted connection from {source},");
+            let logs = servers.iter().filter(|(_, server)| server.tail(1000).unwrap().contains(&accepted));
+            let numbers: Vec<String> = logs.map(|(number, _)| format!("web{number}")).collect();
+            assert_eq!(numbers, [located(&site, address)], "{source}");
+        }
+        // A control connection for each transfer, and a connection of TCP's data.
+        let connections = counted(&site, "listener_connections_total", family, 5201, "tcp");
+        assert!(connections >= 9.0, "{connections} connections");
+        let datagrams = counted(&site, "listener_packets_total", family, 5201, "udp");
+        assert!(datagrams >= 3.0 * 64.0, "{datagrams} datagrams");
+    }
+}
+
+#[test]
+fn control_and_data_agree_nat() {
+    control_and_data_agree(Forwarding::Nat);
+}
+
+#[test]
+fn control_and_data_agree_dsr() {
+    control_and_data_agree(Forwarding::Dsr);
+}
+
+/// A name server on the host of `web{number}`, whose answers begin with its name; one is too long for a datagram.
+fn start_dnsmasq(site: &Site, forwarding: Forwarding, number: u16) -> Process {
+    let port = if forwarding == Forwarding::Nat { 5353 } else { 53 };
+    let name = format!("web{number}");
+    let long = vec!["x".repeat(250); 16].join(",");
+    let mut arguments =
+        ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]
+            .map(str::to_owned)
+            .to_vec();
+    arguments.extend(["--user=root", "--pid-file", "--log-facility=-"].map(str::to_owned));
+    arguments.push(format!("--port={port}"));
+    for family in Family::BOTH {
+        let addresses = served(site.topology(), forwarding, family, number);
+        arguments.extend(addresses.into_iter().map(|address| format!("--listen-address={address}")));
+    }
+    arguments.push(format!("--txt-record=who.test,{name}"));
+    arguments.push(format!("--txt-record=long.test,{name},{long}"));
+    server_program(site, "/usr/sbin/dnsmasq", number, &name, &arguments)
+}
+
+/// The backend of each of some clients, which `dig` over UDP, over TCP, and over TCP after a truncated answer agree upon.
+fn askers(site: &Site) -> Homes {
+    let mut homes = Homes::new();
+    for (family, number) in Family::BOTH.into_iter().flat_map(|family| (1..=8).map(move |number| (family, number))) {
+        let client = site.topology().client_address(family, number);
+        let (at, source) = (format!("@{}", site.topology().vip(family)), client.to_string());
+        let dig = ["+short", "+tries=2", "+time=10", "-b", &source, &at, "TXT"];
+        let ask = |more: &[&str]| client_program(site, "dig", &[&dig[..], more].concat());
+        let [udp, tcp] = [ask(&["+notcp", "who.test"]), ask(&["+tcp", "who.test"])];
+        assert_eq!(udp, tcp, "{client}");
+        let long = ask(&["long.test"]);
+        assert!(long.len() > 4000 && long.starts_with(udp.trim()), "{client}: {udp} then {long}");
+        homes.insert(client, udp.trim().trim_matches('"').to_owned());
+    }
+    homes
+}
+
+/// Name servers: who is answered over UDP is answered over TCP by the same, also when one of them fails.
+fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
+    let mut site = start(forwarding, 3, |settings, topology| {
+        let ports = if forwarding == Forwarding::Nat { "ports = { 53 = 5353 }\n" } else { "" };
+        let check = "check = { type = \"tcp\", interval = \"300ms\", timeout = \"250ms\", fall = 3, rise = 2 }\n";
+        settings.lines = service(topology, forwarding, &["53/udp", "53"], &format!("{ports}{check}"), 3);
+    });
+    let mut servers: Vec<Process> = (1..=3).map(|number| start_dnsmasq(&site, forwarding, number)).collect();
+    (1..=3).for_each(|number| wait_both(&mut site, number, "up"));
+    let homes = askers(&site);
+    for number in 1..=3 {
+        assert!(!of(&homes, number).is_empty(), "nobody is on web{number}: {homes:?}");
+    }
+    servers[2].stop().unwrap();
+    wait_both(&mut site, 3, "down");
+    assert_eq!(moved(&homes, &askers(&site)), of(&homes, 3));
+    for family in Family::BOTH {
+        // In each of two rounds, each of eight clients asks once over TCP and twice over UDP, of which one question comes
+        // back over TCP.
+        for (metric, protocol) in [("connections_total", "tcp"), ("packets_total", "udp")] {
+            let counted = counted(&site, &format!("listener_{metric}"), family, 53, protocol);
+            assert!(counted >= 32.0, "{family:?} {protocol}: {counted}");
+        }
+    }
+}
+
+#[test]
+fn names_over_udp_and_tcp_agree_nat() {
+    names_over_udp_and_tcp_agree(Forwarding::Nat);
+}
+
+#[test]
+fn names_over_udp_and_tcp_agree_dsr() {
+    names_over_udp_and_tcp_agree(Forwarding::Dsr);
+}
