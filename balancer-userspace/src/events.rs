@@ -11,7 +11,7 @@ use balancer_api::{
 };
 use balancer_model::value;
 
-use super::{Failure, absence, output};
+use super::{Failure, absence, fleet, output};
 
 /// How many earlier events `--follow` begins with.
 const TAIL: usize = 10;
@@ -36,6 +36,11 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         None => "since=0".to_owned(),
     };
     let mut found = client.events(&begin, Duration::ZERO).await?;
+    if !args.json
+        && let Some(fleet) = fleet::found(client).await?
+    {
+        output::print(&format!("{}\n", fleet::line(&fleet)))?;
+    }
     if !args.follow {
         return all(client, found, args.json).await;
     }

@@ -28,6 +28,11 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The fleet, if this balancer is in one.
+pub(super) async fn found(client: &Client) -> Result<Option<FleetSnapshot>, Failure> {
+    Ok(client.status().await?.fleet)
+}
+
 /// `fleet site1: this is lb1, epoch 12, 3 of 3 members ready`.
 pub(super) fn line(fleet: &FleetSnapshot) -> String {
     let ready = fleet.members.iter().filter(|member| member.ready == "ready").count();

@@ -264,8 +264,21 @@ async fn statistics_are_shown_and_a_live_view_needs_a_terminal() {
     assert_eq!(all[0].backends[0].expected_share, Some(0.5));
     assert_eq!(all[0].periods.iter().map(|period| period.period.as_str()).collect::<Vec<_>>(), ["start"]);
     let text = stdout(&at(&socket, &["stats", "web"]).await);
+    let head =
+        "fleet site1: this is lb1, epoch 7, 1 of 2 members ready\nfigures of this member alone; of all: --fleet\n\n";
+    let text = text.strip_prefix(head).unwrap_or_else(|| panic!("{text}"));
     assert!(text.starts_with("service web  stickiness -  imbalance 1.00  Gini of clients -\n"), "{text}");
     assert!(text.contains("table generation 7, 65,537 slots\n") && !text.contains("dns"), "{text}");
+
+    let text = stdout(&at(&socket, &["stats", "web", "--fleet"]).await);
+    assert!(text.contains("figures of all members together\n"), "{text}");
+    assert!(
+        text.contains("WARNING: without lb3: it has told nothing yet\n") && !text.contains("without lb2"),
+        "{text}"
+    );
+    let sum: Vec<StatsView> =
+        serde_json::from_str(&stdout(&at(&socket, &["stats", "--fleet", "--json"]).await)).unwrap();
+    assert_eq!(sum[0].periods[0].connections, all[0].periods[0].connections + 1000);
 
     let top: Vec<TopClient> = serde_json::from_str(&stdout(&at(&socket, &["client", "top", "--json"]).await)).unwrap();
     assert_eq!(top, []);
@@ -274,6 +287,8 @@ async fn statistics_are_shown_and_a_live_view_needs_a_terminal() {
     for (args, code, words) in [
         (&["stats", "--watch"][..], 1, "needs a terminal"),
         (&["stats", "wbe"], 1, "did you mean"),
+        (&["stats", "wbe", "--fleet"], 1, "did you mean"),
+        (&["stats", "--fleet", "--watch"], 2, "cannot be used with"),
         (
             &["client", "top", "--backend", "web/web9"],
             1,
@@ -449,6 +464,18 @@ async fn wait_ends_in_the_state_or_says_which_it_is() {
 }
 
 #[tokio::test]
+async fn a_fleet_is_shown() {
+    let fake = Fake::start().await;
+    let text = stdout(&at(&fake.socket(), &["fleet"]).await);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "fleet site1: this is lb1, epoch 7, 1 of 2 members ready");
+    assert!(lines.iter().any(|line| line.starts_with("lb1 (leads)  0.1.0    ready")), "{text}");
+    assert!(lines.iter().any(|line| line.contains("degraded") && line.ends_with("2.5 s  web/web2")), "{text}");
+    assert!(text.contains("etcd 3.5.16 at https://192.0.2.1:2379: reachable"), "{text}");
+    assert!(text.ends_with("records: 90 told, 80 taken over, 1 dropped (full), 2 conflicts\n"), "{text}");
+}
+
+#[tokio::test]
 async fn events_are_shown_with_their_time_and_who_asked() {
     let fake = Fake::start().await;
     let socket = fake.socket();
@@ -457,7 +484,8 @@ async fn events_are_shown_with_their_time_and_who_asked() {
     fake.events.change(Some(&about), "backend web/web1 drained: 32,769 of 65,537 slots moved", Some(1000), Some(moves));
     let shown = stdout(&at(&socket, &["events"]).await);
     let lines: Vec<&str> = shown.lines().collect();
-    let [note, change] = lines.as_slice() else { panic!("{shown}") };
+    let [fleet, note, change] = lines.as_slice() else { panic!("{shown}") };
+    assert_eq!(*fleet, "fleet site1: this is lb1, epoch 7, 1 of 2 members ready");
     assert!(note.ends_with("Z INFO attached to eth0 in native mode"), "{note}");
     assert!(
         change.ends_with("Z INFO backend web/web1 drained: 32,769 of 65,537 slots moved (by uid 1000)"),

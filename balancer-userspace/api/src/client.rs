@@ -198,6 +198,15 @@ impl Client {
         self.get(&format!("/v1/stats{}", service_query(service))).await
     }
 
+    /// The same of all members of the fleet together.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; where there is no fleet, or its engine is out of reach.
+    pub async fn fleet_stats(&self, service: Option<&str>) -> Answer<Vec<StatsView>> {
+        let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
+        self.get(&format!("/v1/stats?fleet=true{service}")).await
+    }
+
     /// The heaviest clients.
     ///
     /// # Errors

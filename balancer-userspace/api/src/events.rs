@@ -27,6 +27,9 @@ pub struct EventView {
     pub backend: Option<String>,
     /// The log's line.
     pub message: String,
+    /// Where there is a fleet: which of its members says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
     /// Who asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,

@@ -4,6 +4,7 @@ pub mod client;
 pub mod events;
 pub mod model;
 pub mod statistics;
+pub mod tally;
 mod views;
 
 /// Largest request body, in bytes, except that of a configuration.

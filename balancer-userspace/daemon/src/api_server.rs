@@ -7,7 +7,7 @@ mod events;
 mod failure;
 mod routes;
 pub(super) mod socket;
-mod statistics;
+pub(crate) mod statistics;
 
 use std::time::Duration;
 

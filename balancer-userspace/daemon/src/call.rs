@@ -1,5 +1,7 @@
 //! What the control API and the metrics listener ask of the one task that owns the controller.
 
+use std::collections::BTreeMap;
+
 use balancer_api::model::{ClientQuery, ClientView, ForgottenView, RuleView};
 use balancer_core::{
     io::{Change, Refused},
@@ -69,8 +71,24 @@ pub enum Call {
         /// How many entries, or why not.
         reply: oneshot::Sender<Result<ForgottenView, Refused>>,
     },
+    /// What the other members of the fleet have counted.
+    Tallies {
+        /// As they told it, or why that is not known.
+        reply: oneshot::Sender<Result<Tallies, Refused>>,
+    },
+    /// Tell the other members what this one has counted.
+    Tell(Vec<u8>),
     /// Change something.
     Change(Request),
+}
+
+/// What the other members of a fleet have counted.
+#[derive(Clone, Debug)]
+pub struct Tallies {
+    /// A packed [`Tally`](balancer_api::tally::Tally), or why there is none, by member.
+    pub others: BTreeMap<String, Result<Vec<u8>, String>>,
+    /// Whether all members know each client.
+    pub shared: bool,
 }
 
 /// The sending half, bounded: callers wait when the controller is busy.

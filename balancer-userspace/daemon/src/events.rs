@@ -35,6 +35,8 @@ pub struct Events(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    /// The member of a fleet that this is the history of.
+    member: Option<String>,
     kept: Mutex<Ring>,
     newest: watch::Sender<Newest>,
     waiters: Semaphore,
@@ -72,21 +74,22 @@ impl Events {
     /// A history in memory alone.
     #[must_use]
     pub fn new() -> Self {
-        Self::from_kept(VecDeque::new(), None)
+        Self::from_kept(VecDeque::new(), None, None)
     }
 
-    /// Goes on with the history kept beside `state_file`. Where that cannot be read or written, a warning says so.
+    /// Goes on with the history kept beside `state_file`, as this `member` of a fleet. Where that cannot be read or written, a warning says so.
     #[must_use]
-    pub fn beside(state_file: &Path, supervisor: &Supervisor) -> Self {
+    pub fn beside(state_file: &Path, member: Option<String>, supervisor: &Supervisor) -> Self {
         let path = state_file.with_file_name("events.jsonl");
         let events = file::read(&path, KEPT);
-        Self::from_kept(events, Some(EventFile::open(path, supervisor)))
+        Self::from_kept(events, Some(EventFile::open(path, supervisor)), member)
     }
 
-    fn from_kept(events: VecDeque<EventView>, file: Option<EventFile>) -> Self {
+    fn from_kept(events: VecDeque<EventView>, file: Option<EventFile>, member: Option<String>) -> Self {
         let sequence = events.back().map_or(0, |event| event.sequence);
         let newest = watch::Sender::new(Newest { sequence, closed: false });
         Self(Arc::new(Shared {
+            member,
             kept: Mutex::new(Ring { events, file }),
             newest,
             waiters: Semaphore::const_new(WAITERS),
@@ -145,6 +148,7 @@ impl Events {
             service: service.map(str::to_owned),
             backend: backend.map(str::to_owned),
             message: message.to_owned(),
+            member: self.0.member.clone(),
             uid,
             moves,
         };
@@ -303,7 +307,7 @@ mod tests {
     async fn the_history_outlives_the_process() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("lib/state.json");
-        let events = Events::beside(&state, &Supervisor::default());
+        let events = Events::beside(&state, None, &Supervisor::default());
         let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
         let moves = Some(Moved { slots: 16_384, needless: 0, known_clients: Some(1_204) });
         events.note("one");
@@ -315,11 +319,11 @@ mod tests {
         torn.extend_from_slice(b"{\"sequence\": 3, \"ti");
         std::fs::write(&path, torn).unwrap();
 
-        let events = Events::beside(&state, &Supervisor::default());
+        let events = Events::beside(&state, None, &Supervisor::default());
         assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap(), before);
         events.note("three");
         drop(events);
-        let events = Events::beside(&state, &Supervisor::default());
+        let events = Events::beside(&state, None, &Supervisor::default());
         let after = events.read(Since::Sequence(0), Duration::ZERO).await.unwrap();
         assert_eq!(messages(&after), ["one", "two", "three"]);
         assert_eq!(after.next, 3);
@@ -329,7 +333,7 @@ mod tests {
     async fn the_file_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
-        let events = Events::beside(&state, &Supervisor::default());
+        let events = Events::beside(&state, None, &Supervisor::default());
         for number in 0..3_000 {
             events.note(&format!("{number} {}", "x".repeat(1_000)));
         }
@@ -338,7 +342,7 @@ mod tests {
             let length = std::fs::metadata(directory.path().join(file)).unwrap().len();
             assert!((1..=file::MAX_SIZE + 2_000).contains(&length), "{file}: {length}");
         }
-        let events = Events::beside(&state, &Supervisor::default());
+        let events = Events::beside(&state, None, &Supervisor::default());
         events.note("last");
         let last = events.read(Since::Last(2), Duration::ZERO).await.unwrap();
         assert_eq!(last.next, 3_001);
@@ -349,7 +353,7 @@ mod tests {
     async fn without_a_file_the_history_is_kept_in_memory() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("lib"), "not a directory").unwrap();
-        let events = Events::beside(&directory.path().join("lib/state.json"), &Supervisor::default());
+        let events = Events::beside(&directory.path().join("lib/state.json"), None, &Supervisor::default());
         events.note("one");
         assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap().events.len(), 1);
     }

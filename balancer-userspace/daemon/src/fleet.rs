@@ -2,6 +2,7 @@
 //! is done here.
 
 mod shown;
+mod tallies;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -39,8 +40,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use shown::Shown;
+pub(crate) use tallies::tell as tell_tallies;
 
 use crate::{
+    call::Tallies,
     keeper::{self, Request},
     owner::{Owner, wall},
 };
@@ -65,7 +68,10 @@ pub(crate) struct Fleet {
     /// What the protocol said before there was anybody to do it.
     early: VecDeque<Output>,
     wishes: HashMap<u64, Asked>,
-    last_wish: u64,
+    /// Who waits for what members have counted.
+    readers: HashMap<u64, oneshot::Sender<Result<Tallies, Refused>>>,
+    /// The last number given to either.
+    last_asked: u64,
     ballot: Ballot,
     sweeps: u64,
     readiness: String,
@@ -116,7 +122,8 @@ impl Fleet {
             key: None,
             early: VecDeque::new(),
             wishes: HashMap::new(),
-            last_wish: 0,
+            readers: HashMap::new(),
+            last_asked: 0,
             ballot: Ballot::default(),
             sweeps: 0,
             readiness: "not_ready".to_owned(),
@@ -150,6 +157,7 @@ impl Fleet {
                     | Output::Dump { .. }
                     | Output::Alone(_)
                     | Output::Answer { .. }
+                    | Output::Tallies { .. }
                     | Output::Log { .. }) => self.early.push_back(later),
                 }
             }
@@ -164,6 +172,11 @@ impl Fleet {
     fn ask_early(&mut self, request: Ask) {
         // Without a session nobody waits for an answer; with one there is room.
         let _ = self.engine.requests.send(request);
+    }
+
+    /// This member's name.
+    pub(crate) fn name(&self) -> &str {
+        self.member.name()
     }
 
     /// The fleet's key, if it is known already.
@@ -306,6 +319,7 @@ impl Fleet {
                 owner.set_alone(alone);
             }
             Output::Answer { id, result } => self.answer(id, result, owner),
+            Output::Tallies { id, result } => self.answer_reader(id, result),
             Output::Log { warning: true, message } => owner.events().warn(&message),
             Output::Log { warning: false, message } => owner.events().note(&message),
         }
@@ -332,8 +346,8 @@ impl Fleet {
         let about = crate::events::subject(&change);
         let wish =
             if let Change::Reload(config) = change { Wish::Services(config.services) } else { Wish::Change(change) };
-        self.last_wish += 1;
-        let id = self.last_wish;
+        self.last_asked += 1;
+        let id = self.last_asked;
         self.wishes.insert(id, Asked { uid, about, reply });
         self.handle(Input::Wish { id, wish, if_generation }, owner);
     }

@@ -1,13 +1,14 @@
-//! States in the store: JSON, deflated, in parts.
+//! States and tallies in the store: JSON, deflated.
 
 use std::io::{Read as _, Write as _};
 
 use balancer_core::state::{SavedState, VERSION};
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::engine::LONGEST_VALUE;
 
-/// The largest state that is read, in bytes of JSON.
+/// The most that is read, in bytes of JSON.
 const LARGEST: u64 = 256 << 20;
 
 /// A state as it is stored.
@@ -15,10 +16,7 @@ const LARGEST: u64 = 256 << 20;
 /// # Errors
 /// In one line; it does not happen with a state that was exported.
 pub fn write(state: &SavedState) -> Result<Vec<Vec<u8>>, String> {
-    let json = serde_json::to_vec(state).map_err(|err| format!("cannot write the state: {err}"))?;
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(&json).map_err(|err| format!("cannot deflate the state: {err}"))?;
-    let bytes = encoder.finish().map_err(|err| format!("cannot deflate the state: {err}"))?;
+    let bytes = pack(state, "the state")?;
     Ok(bytes.chunks(LONGEST_VALUE / 2).map(<[u8]>::to_vec).collect())
 }
 
@@ -28,13 +26,7 @@ pub fn write(state: &SavedState) -> Result<Vec<Vec<u8>>, String> {
 /// What is wrong with it, in one line.
 pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, String> {
     let bytes: Vec<u8> = parts.flatten().copied().collect();
-    let mut json = Vec::new();
-    let read = DeflateDecoder::new(bytes.as_slice()).take(LARGEST).read_to_end(&mut json);
-    read.map_err(|err| format!("the state cannot be inflated: {err}"))?;
-    if json.len() as u64 >= LARGEST {
-        return Err(format!("the state is larger than {} MiB", LARGEST >> 20));
-    }
-    let state: SavedState = serde_json::from_slice(&json).map_err(|err| format!("the state cannot be read: {err}"))?;
+    let state: SavedState = unpack(&bytes, "the state")?;
     if state.version > VERSION {
         return Err(format!(
             "the state has version {}; this balancer reads up to {VERSION}: upgrade it",
@@ -42,4 +34,29 @@ pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, Str
         ));
     }
     Ok(state)
+}
+
+/// JSON, deflated. `what` it is stands in errors.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
+    let json = serde_json::to_vec(value).map_err(|err| format!("cannot write {what}: {err}"))?;
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(&json).map_err(|err| format!("cannot deflate {what}: {err}"))?;
+    encoder.finish().map_err(|err| format!("cannot deflate {what}: {err}"))
+}
+
+/// What [`pack`] made, perhaps elsewhere.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn unpack<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, String> {
+    let mut json = Vec::new();
+    let read = DeflateDecoder::new(bytes).take(LARGEST).read_to_end(&mut json);
+    read.map_err(|err| format!("{what} cannot be inflated: {err}"))?;
+    if json.len() as u64 >= LARGEST {
+        return Err(format!("{what} is larger than {} MiB", LARGEST >> 20));
+    }
+    serde_json::from_slice(&json).map_err(|err| format!("{what} cannot be read: {err}"))
 }

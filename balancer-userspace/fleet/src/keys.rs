@@ -12,6 +12,7 @@
 //! live/answers/NAME.PROCESS/NUMBER    what has become of it                    the leader's lease
 //! live/dumps/NAME                 where all clients are, for one that joins    the dumping member's lease
 //! bulk/dumps/NAME/PART            these clients                                the dumping member's lease
+//! bulk/tallies/NAME               what a member has counted                    the member's lease
 //! ```
 
 /// What all members must have in common.
@@ -34,6 +35,9 @@ pub const ANSWERS: &str = "live/answers/";
 pub const DUMPS: &str = "live/dumps/";
 /// States.
 pub const DOCUMENTS: &str = "live/documents/";
+
+/// What members have counted.
+pub const TALLIES: &str = "bulk/tallies/";
 
 /// A part of a state. Parts sort in their order.
 #[must_use]
@@ -87,4 +91,10 @@ pub fn dump(member: &str) -> String {
 #[must_use]
 pub fn dump_parts(member: &str) -> String {
     format!("bulk/dumps/{member}/")
+}
+
+/// What a member has counted.
+#[must_use]
+pub fn tally(member: &str) -> String {
+    format!("{TALLIES}{member}")
 }

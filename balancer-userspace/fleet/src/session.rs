@@ -38,6 +38,8 @@ pub(crate) enum Purpose {
     Other,
     /// The clients that were dumped for this member.
     Clients,
+    /// What members have counted, by the asker's number.
+    Tallies(u64),
 }
 
 /// See the [module](self).
@@ -143,6 +145,11 @@ impl Session {
     /// What an answer is for. Answers to what was asked in another session are nobody's.
     pub(crate) fn answered(&mut self, ticket: Ticket, answer: Answer) -> Option<(Purpose, Answer)> {
         Some((self.asked.remove(&ticket)?, answer))
+    }
+
+    /// Who waits for what members have counted.
+    pub(crate) fn who_wait_for_tallies(&self) -> impl Iterator<Item = u64> {
+        self.asked.values().filter_map(|purpose| if let Purpose::Tallies(id) = purpose { Some(*id) } else { None })
     }
 
     /// Whether something is asked for this, and not answered.

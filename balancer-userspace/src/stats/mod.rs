@@ -11,12 +11,13 @@ use std::{
 use anyhow::anyhow;
 use balancer_api::{
     client::Client,
+    model::FleetSnapshot,
     statistics::{PeriodView, StatsView},
 };
 use balancer_model::{value, words::grouped};
 
 use super::{
-    Failure, client,
+    Failure, client, fleet,
     output::{self, Table},
 };
 
@@ -28,6 +29,9 @@ pub(super) struct Args {
     /// Show a live view in the terminal; q or Ctrl-C ends it
     #[arg(long, conflicts_with = "json")]
     watch: bool,
+    /// Of all members of the fleet together, as they told within the last ten seconds
+    #[arg(long, conflicts_with = "watch")]
+    fleet: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -40,12 +44,20 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         }
         return watch::run(client, args.service.as_deref()).await;
     }
-    let services = client.stats(args.service.as_deref()).await?;
+    let service = args.service.as_deref();
+    let services = if args.fleet { client.fleet_stats(service).await? } else { client.stats(service).await? };
     if args.json {
         return Ok(output::print_json(&services)?);
     }
-    let texts: Vec<String> = services.into_iter().map(render).collect();
+    let mut texts: Vec<String> = fleet::found(client).await?.iter().map(|fleet| headline(fleet, args.fleet)).collect();
+    texts.extend(services.into_iter().map(render));
     Ok(output::print(&texts.join("\n"))?)
+}
+
+/// Whose figures follow.
+fn headline(fleet: &FleetSnapshot, all: bool) -> String {
+    let whose = if all { "all members together" } else { "this member alone; of all: --fleet" };
+    format!("{}\nfigures of {whose}\n", fleet::line(fleet))
 }
 
 fn ratio(ratio: Option<f64>) -> String {

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use balancer_api::model::{Changed, ClientView, ForgottenView, RuleView};
+use balancer_api::{
+    model::{Changed, ClientView, ForgottenView, RuleView},
+    tally::Tally,
+};
 use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
 use balancer_core::{
     io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
@@ -22,10 +25,11 @@ use balancer_core::{
 };
 use balancer_daemon::{
     api_server::{ControlSocket, serve},
-    call::Call,
+    call::{Call, Tallies},
     events::Events,
     keeper::{Request, Wish},
 };
+use balancer_fleet::documents;
 use balancer_model::{
     config::{ClientPrefix, Protocol},
     listeners::Listener,
@@ -200,6 +204,10 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Change(Request { if_generation: Some(1), reply, .. }) => {
                 let _ = reply.send(Err(Refused::Stale(2)));
             }
+            Call::Tallies { reply } => {
+                let _ = reply.send(Ok(tallies()));
+            }
+            Call::Tell(_) => {}
             Call::Ready { reply } => {
                 let _ = reply.send(Announcement { readiness: readiness(admin), withdrawn });
             }
@@ -333,4 +341,18 @@ fn readiness(admin: Admin) -> Readiness {
         Admin::Maint => (Fitness::NotReady, vec!["it was asked to end".to_owned(), "and more".to_owned()]),
     };
     Readiness { state, reasons }
+}
+
+/// What other members tell: one has counted a thousand connections of `web`, one has told nothing.
+fn tallies() -> Tallies {
+    let period = r#"{"period": "start", "seconds": null, "stickiness_ratio": null, "connections": 1000, "decisions": {}, "moves": {}}"#;
+    let tally = format!(
+        r#"{{"format": 1, "services": {{"web": {{"periods": [{period}], "backends": {{}}, "top_clients": []}}}}}}"#
+    );
+    let tally: Tally = serde_json::from_str(&tally).unwrap();
+    let others = [
+        ("lb2".to_owned(), documents::pack(&tally, "a tally")),
+        ("lb3".to_owned(), Err("it has told nothing yet".to_owned())),
+    ];
+    Tallies { others: others.into(), shared: true }
 }

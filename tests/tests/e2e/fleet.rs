@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_api::model::FleetSnapshot;
+use balancer_api::{model::FleetSnapshot, statistics::StatsView};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     backend::Backend,
@@ -355,6 +355,22 @@ fn members_are_one_balancer_through_changes_made_at_any_of_them() {
         }
         assert!(fleet.cli(number, &["status"]).contains(&format!("fleet site1: this is lb{}, epoch", number + 1)));
     }
+
+    // What each has counted adds up, at any of them.
+    let connections = |number, arguments: &[&str]| -> u64 {
+        let stats: Vec<StatsView> = serde_json::from_str(&fleet.cli(number, arguments)).unwrap();
+        stats[0].periods.iter().find(|period| period.period == "start").unwrap().connections
+    };
+    let alone: Vec<u64> = fleet.members().map(|number| connections(number, &["stats", "web", "--json"])).collect();
+    assert!(alone.iter().all(|&count| count > 0), "{alone:?}");
+    wait("what members count does not add up", || {
+        let together = |number| connections(number, &["stats", "web", "--json", "--fleet"]);
+        fleet.members().all(|number| together(number) == alone.iter().sum::<u64>())
+    });
+    let text = fleet.cli(1, &["stats", "web", "--fleet"]);
+    assert!(text.contains("of all members together") && !text.contains("WARNING"), "{text}");
+    let events = fleet.cli(1, &["events", "--json"]);
+    assert!(events.contains("\"member\": \"lb2\""), "{events}");
 
     // What a file says becomes everybody's by any of them; one whose file says otherwise follows, and says so.
     let file = fleet.files.path().join("lb3/balancer.toml");

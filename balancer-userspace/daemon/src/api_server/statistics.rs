@@ -1,11 +1,12 @@
 //! `/v1/stats` and `/v1/top`.
 
-use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr};
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use axum::{Json, extract::State};
 use balancer_api::{
     model::ClientQuery,
     statistics::{BackendShare, ChangeView, PeriodView, StatsView, TableView, TopClient, TopQuery},
+    tally::{self, Tally},
 };
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
 use balancer_core::{
@@ -13,27 +14,56 @@ use balancer_core::{
     snapshot::ServiceSnapshot,
     top::{By, Heavy},
 };
+use balancer_fleet::documents;
+use serde::Deserialize;
 
 use super::{
     failure::Failure,
-    routes::{Asked, Outcome, ServiceQuery, ask, no_service, snapshot},
+    routes::{Asked, Outcome, ask, no_service, snapshot},
 };
-use crate::call::{Call, Calls};
+use crate::call::{Call, Calls, Tallies};
 
 /// Clients listed where nobody says how many.
 const CLIENTS: usize = 10;
 /// Heavy clients listed in `/v1/stats`.
 const TOP_OF_STATS: usize = 5;
 
-pub(super) async fn stats(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<StatsView>> {
-    let services = services(&calls, query.service.as_deref()).await?;
-    let mut views = Vec::with_capacity(services.len());
-    for service in services {
-        let clients = heaviest(&service, None, By::Bytes).take(TOP_OF_STATS).collect();
-        let top_clients = look_up(&calls, clients).await?;
-        views.push(view(&service, top_clients));
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StatsQuery {
+    service: Option<String>,
+    #[serde(default)]
+    fleet: bool,
+}
+
+pub(super) async fn stats(State(calls): State<Calls>, Asked(query): Asked<StatsQuery>) -> Outcome<Vec<StatsView>> {
+    let mut views = views(&calls, query.service.as_deref()).await?;
+    if query.fleet {
+        let Tallies { others, shared } = ask(&calls, |reply| Call::Tallies { reply }).await??;
+        let read =
+            |bytes: Result<Vec<u8>, String>| bytes.and_then(|bytes| documents::unpack(&bytes, "what it has counted"));
+        let others = others.into_iter().map(|(member, bytes)| (member, read(bytes))).collect();
+        views = tally::add_up(views, &others, shared);
+    }
+    for view in &mut views {
+        view.top_clients.truncate(TOP_OF_STATS);
+        look_up(&calls, &mut view.top_clients).await?;
     }
     Ok(Json(views))
+}
+
+/// What is counted here, for other members of a fleet; `None`: the controller is shutting down.
+pub(crate) async fn tally(calls: &Calls) -> Option<Tally> {
+    views(calls, None).await.ok().map(|views| Tally::of(&views))
+}
+
+/// What there is to show of a service, or of all, but for which heavy clients are known.
+async fn views(calls: &Calls, service: Option<&str>) -> Result<Vec<StatsView>, Failure> {
+    let view = |service: &ServiceSnapshot| {
+        let clients = heaviest(service, None, By::Bytes).take(TOP_OF_STATS).collect();
+        view(service, clients)
+    };
+    Ok(services(calls, service).await?.iter().map(view).collect())
 }
 
 pub(super) async fn top(State(calls): State<Calls>, Asked(query): Asked<TopQuery>) -> Outcome<Vec<TopClient>> {
@@ -46,14 +76,16 @@ pub(super) async fn top(State(calls): State<Calls>, Asked(query): Asked<TopQuery
         return Err(Failure::bad_request(format!("there is no backend {name:?}; {cure}")));
     }
     let backend = query.backend.as_deref();
-    let mut clients: Vec<_> = services.iter().flat_map(|service| heaviest(service, backend, query.by)).collect();
+    let mut clients: Vec<TopClient> =
+        services.iter().flat_map(|service| heaviest(service, backend, query.by)).collect();
     let weight = |client: &TopClient| match query.by {
         By::Bytes => client.bytes_per_second,
         By::Packets => client.packets_per_second,
     };
-    clients.sort_by(|(_, a), (_, b)| weight(b).partial_cmp(&weight(a)).unwrap_or(Ordering::Equal));
+    clients.sort_by(|a, b| weight(b).partial_cmp(&weight(a)).unwrap_or(Ordering::Equal));
     clients.truncate(query.n.unwrap_or(CLIENTS));
-    look_up(&calls, clients).await.map(Json)
+    look_up(&calls, &mut clients).await?;
+    Ok(Json(clients))
 }
 
 async fn services(calls: &Calls, name: Option<&str>) -> Result<Vec<ServiceSnapshot>, Failure> {
@@ -71,7 +103,7 @@ fn heaviest<'a>(
     service: &'a ServiceSnapshot,
     backend: Option<&'a str>,
     by: By,
-) -> impl Iterator<Item = (IpAddr, TopClient)> + 'a {
+) -> impl Iterator<Item = TopClient> + 'a {
     let top = &service.statistics.top;
     let named = move |heavy: &Heavy| {
         let found = service.backends.iter().find(|backend| backend.ids.contains(&heavy.backend));
@@ -82,7 +114,7 @@ fn heaviest<'a>(
             return None;
         }
         let rate = top.rate(&heavy.seen, service.statistics.interval);
-        let client = TopClient {
+        Some(TopClient {
             client: format!("{}/{}", heavy.client, service.prefix_of(heavy.client)),
             service: service.name.clone(),
             backend: name,
@@ -90,22 +122,21 @@ fn heaviest<'a>(
             packets_per_second: rate.packets,
             bytes_per_second: rate.bytes,
             known: false,
-        };
-        Some((heavy.client, client))
+        })
     })
 }
 
 /// Asks the client table about each.
-async fn look_up(calls: &Calls, clients: Vec<(IpAddr, TopClient)>) -> Result<Vec<TopClient>, Failure> {
-    let mut known = Vec::with_capacity(clients.len());
-    for (address, mut client) in clients {
+async fn look_up(calls: &Calls, clients: &mut [TopClient]) -> Result<(), Failure> {
+    for client in clients {
+        let address = client.client.split_once('/').and_then(|(address, _)| address.parse().ok());
+        let Some(address) = address else { continue };
         let query = ClientQuery { address, service: Some(client.service.clone()) };
         // A service that has gone meanwhile knows nobody.
         let views = ask(calls, |reply| Call::Clients { query, reply }).await?.unwrap_or_default();
         client.known = views.iter().any(|view| view.known);
-        known.push(client);
     }
-    Ok(known)
+    Ok(())
 }
 
 fn view(service: &ServiceSnapshot, top_clients: Vec<TopClient>) -> StatsView {

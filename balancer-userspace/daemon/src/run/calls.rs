@@ -8,6 +8,7 @@ use balancer_core::{
     plan::Planned,
 };
 use balancer_dataplane::KernelDataplane;
+use balancer_fleet::member::Input;
 use balancer_model::names::BackendName;
 use tokio::{sync::oneshot, time::Instant};
 
@@ -70,6 +71,18 @@ pub(super) fn answer(
         Call::Plan { change, reply } => plan(owner, host, change, reply),
         Call::Rules { service, reply } => {
             let _ = reply.send(owner.rules(service.as_deref()));
+        }
+        Call::Tallies { reply } => match fleet {
+            Some(fleet) => fleet.ask_tallies(reply, owner),
+            None => {
+                let none = "this balancer is in no fleet: its configuration has no [fleet]";
+                let _ = reply.send(Err(Refused::NotFound(none.to_owned())));
+            }
+        },
+        Call::Tell(tally) => {
+            if let Some(fleet) = fleet {
+                fleet.handle(Input::Tally(tally), owner);
+            }
         }
         Call::Change(request) => match (fleet, &request.wish) {
             (Some(fleet), Wish::Change(_)) => fleet.wish(request, owner),

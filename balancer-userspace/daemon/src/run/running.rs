@@ -62,6 +62,7 @@ pub(super) struct Running {
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
     pub(super) watching: Attended<()>,
+    pub(super) telling: Option<Attended<()>>,
     pub(super) api: Api,
     pub(super) host: Host,
     pub(super) statistics: Arc<Statistics>,

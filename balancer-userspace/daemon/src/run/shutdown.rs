@@ -17,7 +17,8 @@ impl Shutdown {
     pub(super) async fn finish(self) -> anyhow::Result<()> {
         let Self { running, end } = self;
         // What is not named here goes last.
-        let Running { manager, keeper, history, reloads, watching, api, host, owner, calls, fleet, .. } = running;
+        let Running { manager, keeper, history, reloads, watching, telling, api, host, owner, calls, fleet, .. } =
+            running;
         if let End::Failed(ended) = &end {
             history.warn(&format!("{ended}: this process is of no use without it"));
         }
@@ -34,7 +35,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, calls, watching));
+        drop((reloads, calls, watching, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     api_server::ControlSocket,
     events::Events,
-    fleet::Fleet,
+    fleet::{self, Fleet},
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
@@ -141,7 +141,8 @@ impl Startup {
         let instance = controller.instance();
         let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
-        let history = Events::beside(&config.state_file, &supervisor);
+        let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
+        let history = Events::beside(&config.state_file, member, &supervisor);
         let prober = Prober::new(events_in, &supervisor).context("starting the thread of the health checks")?;
         let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
         owner.take_over_departed(departed);
@@ -183,6 +184,9 @@ impl Startup {
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
         let api = Api::serve(socket, calls_in.clone(), &supervisor);
+        let telling = fleet
+            .as_ref()
+            .map(|_| supervisor.attend("the telling of statistics", fleet::tell_tallies(calls_in.clone())));
         let reloads = supervisor.attend("the reading of the configuration", reload::follow(hangup, calls_in, file));
         let services = counted(config.services.len(), "service");
         history.note(&format!("serving {services}, control socket {}", config.socket.display()));
@@ -200,6 +204,7 @@ impl Startup {
             history,
             reloads,
             watching,
+            telling,
             api,
             host,
             statistics,

@@ -11,6 +11,7 @@
 
 mod lead;
 mod steps;
+mod tallies;
 mod wishes;
 
 use std::{
@@ -95,6 +96,10 @@ pub enum Input {
         /// The generation that it was made for.
         if_generation: Option<u64>,
     },
+    /// What the member has counted, for others to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
+    Tally(Vec<u8>),
+    /// Somebody wants to know what all members have counted. Answered by [`Output::Tallies`].
+    AskTallies(u64),
     /// A deadline has come.
     Tick,
 }
@@ -145,6 +150,13 @@ pub enum Output {
         id: u64,
         /// What was done, by whom it is applied; or why nothing was.
         result: Result<Done, Refused>,
+    },
+    /// What members have counted, by their names.
+    Tallies {
+        /// As asked.
+        id: u64,
+        /// Or why it is not known.
+        result: Result<Vec<(String, Vec<u8>)>, String>,
     },
     /// A line for the log.
     Log {
@@ -232,6 +244,8 @@ pub struct Member {
     sweeps: u64,
     known: Vec<(BackendId, u64)>,
     readiness: String,
+    /// What it has counted, as told last.
+    tally: Option<Vec<u8>>,
     wishes: Wishes,
     leading: Leading,
     #[cfg(test)]
@@ -288,6 +302,7 @@ impl Member {
             sweeps: 0,
             known: Vec::new(),
             readiness: "not_ready".to_owned(),
+            tally: None,
             wishes: Wishes::default(),
             leading: Leading::No,
             #[cfg(test)]
@@ -332,6 +347,8 @@ impl Member {
             Input::Wish { id, wish, if_generation } => {
                 self.wish(id, wish, if_generation, clocks.now, &mut outputs);
             }
+            Input::Tally(tally) => self.tally(tally, &mut outputs),
+            Input::AskTallies(id) => self.ask_tallies(id, &mut outputs),
             Input::Tick => {}
         }
         self.step(clocks, &mut outputs);

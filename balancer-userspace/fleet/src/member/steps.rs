@@ -28,6 +28,7 @@ impl Member {
     }
 
     fn join(&mut self, mut session: Session, now: Instant, outputs: &mut Vec<Output>) {
+        self.fail_tallies(outputs);
         self.forget_session();
         self.joined = Some(now);
         let batches = session.take_below(keys::RECORDS);
@@ -35,10 +36,12 @@ impl Member {
         outputs.push(Output::Doubt);
         self.hear_of_clients(&batches, outputs);
         self.tell_again(outputs);
+        self.put_tally(outputs);
         outputs.push(Output::Log { warning: false, message: "the fleet's engine is reached".to_owned() });
     }
 
     fn lose(&mut self, reason: &str, outputs: &mut Vec<Output>) {
+        self.fail_tallies(outputs);
         self.forget_session();
         outputs.push(Output::Log { warning: true, message: format!("the fleet's engine is out of reach: {reason}") });
         if !self.alone {
@@ -137,6 +140,7 @@ impl Member {
             (Purpose::Clients, Answer::Refused | Answer::Unknown(_) | Answer::Made(_)) => {
                 self.clients = Clients::Wanted;
             }
+            (Purpose::Tallies(id), answer) => outputs.push(super::tallies::answer(id, answer)),
             (
                 Purpose::Common
                 | Purpose::Card

@@ -211,6 +211,7 @@ impl Node {
                 let result = result.map(|done| done.message).map_err(|refused| refused.to_string());
                 happened.push(Happened::Answered(id, result));
             }
+            Output::Tallies { .. } => unreachable!("nobody asks"),
             Output::Log { warning, message } => self.log.push(format!("{}{message}", if warning { "! " } else { "" })),
         }
     }

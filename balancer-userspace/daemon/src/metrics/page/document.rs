@@ -14,7 +14,7 @@ use balancer_model::{
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::service::service;
+use super::{fleet::fleet, service::service};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
@@ -64,6 +64,7 @@ fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Markup {
         main #main tabindex="-1" {
             p.summary role="status" { (member(&snapshot.member)) (summary(snapshot)) }
             @for one in &snapshot.services { (service(one)) }
+            @if let Some(of) = &snapshot.fleet { (fleet(of)) }
             (history(events))
             div.flat {
                 (interfaces(snapshot))

@@ -5,6 +5,7 @@
 
 mod chart;
 mod document;
+mod fleet;
 mod service;
 
 use anyhow::Context as _;

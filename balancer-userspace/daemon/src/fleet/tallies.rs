@@ -1,0 +1,68 @@
+//! What this member counts, told to the others, and what they tell.
+
+use std::collections::BTreeMap;
+
+use balancer_core::{history::STEP, io::Refused};
+use balancer_dataplane::KernelDataplane;
+use balancer_fleet::{documents, engine::LONGEST_VALUE, member::Input};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::warn;
+
+use super::Fleet;
+use crate::{
+    api_server::statistics,
+    call::{Call, Calls, Tallies},
+    owner::Owner,
+};
+
+/// Tells the other members every ten seconds what this one has counted, until the controller is gone.
+pub(crate) async fn tell(calls: Calls) {
+    let mut step = interval(STEP);
+    step.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = false;
+    loop {
+        step.tick().await;
+        if calls.is_closed() {
+            return;
+        }
+        let Some(tally) = statistics::tally(&calls).await else { continue };
+        let Ok(tally) = documents::pack(&tally, "what is counted") else { continue };
+        if tally.len() <= LONGEST_VALUE {
+            let _ = calls.send(Call::Tell(tally)).await;
+        } else if !std::mem::replace(&mut said, true) {
+            warn!(
+                "what is counted here is not told to the fleet: it takes {} bytes, {LONGEST_VALUE} at most",
+                tally.len()
+            );
+        }
+    }
+}
+
+impl Fleet {
+    /// Asks what the other members have counted.
+    pub(crate) fn ask_tallies(
+        &mut self,
+        reply: oneshot::Sender<Result<Tallies, Refused>>,
+        owner: &mut Owner<KernelDataplane>,
+    ) {
+        self.last_asked += 1;
+        self.readers.insert(self.last_asked, reply);
+        self.handle(Input::AskTallies(self.last_asked), owner);
+    }
+
+    pub(super) fn answer_reader(&mut self, id: u64, told: Result<Vec<(String, Vec<u8>)>, String>) {
+        let Some(reply) = self.readers.remove(&id) else { return };
+        let result = told.map_err(Refused::Conflict).map(|told| {
+            let silent = |name: &String| (name.clone(), Err("it has told nothing yet".to_owned()));
+            let mut others: BTreeMap<_, _> = self.member.cards().keys().map(silent).collect();
+            others.extend(told.into_iter().map(|(name, bytes)| (name, Ok(bytes))));
+            others.remove(self.member.name());
+            Tallies { others, shared: self.config.share_clients }
+        });
+        // A caller that has gone away does not want its answer.
+        let _ = reply.send(result);
+    }
+}
