@@ -7,6 +7,7 @@ use clap::Subcommand;
 use super::{
     Failure, backend,
     output::{self, Table},
+    service,
 };
 
 #[derive(Debug, Subcommand)]
@@ -19,10 +20,22 @@ pub(super) enum Verb {
         #[command(subcommand)]
         change: backend::BackendChange,
     },
+    /// What a change of a service would move
+    Service {
+        /// Print JSON
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        change: service::ServiceChange,
+    },
 }
 
-pub(super) async fn run(client: &Client, Verb::Backend { json, change }: Verb) -> Result<(), Failure> {
-    let plan = client.plan(&change.plan()).await?;
+pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
+    let (request, json) = match verb {
+        Verb::Backend { json, change } => (change.plan(), json),
+        Verb::Service { json, change } => (change.plan(), json),
+    };
+    let plan = client.plan(&request).await?;
     if json {
         return Ok(output::print_json(&plan)?);
     }
@@ -44,6 +57,13 @@ pub(super) fn text(plan: &PlanView) -> String {
             clients(plan.known_clients_moved),
         )
     };
+    for (listeners, what) in
+        [(&plan.listeners_added, "would listen"), (&plan.listeners_removed, "would no longer listen")]
+    {
+        if !listeners.is_empty() {
+            text += &format!("{what} on {}\n", listeners.join(", "));
+        }
+    }
     if let Some(why) = &plan.forgotten_because {
         text += &format!("{} would be forgotten: {why}\n", clients(plan.known_clients_forgotten));
     }

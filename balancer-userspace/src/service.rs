@@ -1,6 +1,6 @@
 //! `balancer service …`.
 
-use balancer_api::client::Client;
+use balancer_api::{client::Client, model::PlanRequest};
 use balancer_model::{listeners::Listener, value, words::grouped};
 use clap::{Args, Subcommand};
 
@@ -17,9 +17,8 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Add or remove a listener
-    #[command(subcommand)]
-    Listen(Listen),
+    #[command(flatten)]
+    Change(ServiceChange),
     /// Show a service and its backends
     Show {
         /// The service's name
@@ -29,6 +28,14 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// What can be done to a service, or only planned.
+#[derive(Debug, Subcommand)]
+pub(super) enum ServiceChange {
+    /// Add or remove a listener
+    #[command(subcommand)]
+    Listen(Listen),
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,14 +56,29 @@ pub(super) struct Which {
     listener: Listener,
 }
 
+impl ServiceChange {
+    /// What asks for a plan of it.
+    pub(super) fn plan(self) -> PlanRequest {
+        match self {
+            Self::Listen(Listen::Add(Which { service, listener })) => {
+                PlanRequest::AddListener { service, listener: listener.to_string() }
+            }
+            Self::Listen(Listen::Remove(Which { service, listener })) => {
+                PlanRequest::RemoveListener { service, listener: listener.to_string() }
+            }
+        }
+    }
+}
+
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { json } => list(client, json).await,
-        Verb::Listen(Listen::Add(Which { service, listener })) => {
-            Ok(output::print(&format!("{}\n", client.add_listener(&service, listener).await?.message))?)
-        }
-        Verb::Listen(Listen::Remove(Which { service, listener })) => {
-            Ok(output::print(&format!("{}\n", client.remove_listener(&service, listener).await?.message))?)
+        Verb::Change(ServiceChange::Listen(change)) => {
+            let changed = match change {
+                Listen::Add(Which { service, listener }) => client.add_listener(&service, listener).await?,
+                Listen::Remove(Which { service, listener }) => client.remove_listener(&service, listener).await?,
+            };
+            Ok(output::print(&format!("{}\n", changed.message))?)
         }
         Verb::Show { service, json } => {
             let service = client.service(&service).await?;

@@ -539,6 +539,12 @@ async fn a_plan_is_shown_and_nothing_is_changed() {
     let plan: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(plan["known_clients_moved"], 1204);
     assert_eq!(plan["moves"][0]["from"], "web1");
+    let out = stdout(&at(&fake.socket(), &["plan", "service", "listen", "add", "web", "192.0.2.9:443/udp"]).await);
+    assert_eq!(out.lines().nth(1), Some("would listen on 192.0.2.9:443/udp"), "{out}");
+    let json =
+        stdout(&at(&fake.socket(), &["plan", "service", "listen", "add", "web", "192.0.2.9:80", "--json"]).await);
+    let plan: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(plan["listeners_added"], serde_json::json!(["192.0.2.9:80/tcp"]));
     let refused = at(&fake.socket(), &["plan", "backend", "weight", "web/web1", "7"]).await;
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("is refused"), "{}", stderr(&refused));

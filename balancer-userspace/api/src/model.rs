@@ -397,8 +397,8 @@ pub struct Applied {
     /// With `dry_run`: where file and run time differ, and what else would come of it.
     #[serde(default)]
     pub differences: Vec<String>,
-    /// The services in which slots or known clients move or would move, or clients are forgotten, as planned right before
-    /// the change.
+    /// The services in which slots or known clients move or would move, clients are forgotten, or listeners come or go, as
+    /// planned right before the change.
     #[serde(default)]
     pub services: Vec<PlanView>,
 }
@@ -456,16 +456,30 @@ pub enum PlanRequest {
         /// 0–65535.
         weight: u16,
     },
+    /// Adding a listener.
+    AddListener {
+        /// The service's name.
+        service: String,
+        /// As in `listen` of a configuration file.
+        listener: String,
+    },
+    /// Removing a listener.
+    RemoveListener {
+        /// The service's name.
+        service: String,
+        /// As in `listen` of a configuration file.
+        listener: String,
+    },
 }
 
-/// The answer to it, for the service whose backend it is.
+/// The answer to it, for the service that it is about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanView {
     /// The service's name.
     pub service: String,
-    /// M, after the change.
+    /// M, after the change; of both tables together where the service has listeners of both families.
     pub table_size: u32,
-    /// Slots of the live table that would have another backend.
+    /// Slots of the live table, or of both, that would have another backend.
     pub slots_moved: u32,
     /// Those among them that move between backends of which neither came to deserve more or less.
     pub needless_slots_moved: u32,
@@ -484,6 +498,12 @@ pub struct PlanView {
     /// Whether the service would be removed.
     #[serde(default)]
     pub removed: bool,
+    /// Listeners that come, such as `198.51.100.10:443/tcp`. A service that is removed has none to tell of.
+    #[serde(default)]
+    pub listeners_added: Vec<String>,
+    /// Listeners that go.
+    #[serde(default)]
+    pub listeners_removed: Vec<String>,
     /// From whom to whom.
     pub moves: Vec<MoveView>,
 }
@@ -513,6 +533,8 @@ impl From<PlannedService> for PlanView {
             known_clients_forgotten: planned.known_clients_forgotten,
             forgotten_because: planned.forgotten_because.map(str::to_owned),
             removed: planned.removed,
+            listeners_added: planned.listeners_added.iter().map(ToString::to_string).collect(),
+            listeners_removed: planned.listeners_removed.iter().map(ToString::to_string).collect(),
             moves: planned.moves.into_iter().map(Into::into).collect(),
         }
     }

@@ -1,5 +1,7 @@
 //! What a change would move, found out by making it in a copy.
 
+mod joined;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
@@ -14,7 +16,7 @@ use balancer_common::{
     memory::{Steering, steer},
     verdict::{CauseIndex, MoveCause},
 };
-use balancer_model::{config::Failback, words::counted};
+use balancer_model::{config::Failback, listeners::Listener, words::counted};
 
 use crate::{
     controller::Controller,
@@ -32,7 +34,7 @@ pub struct Plan {
     pub message: String,
     /// Further lines: what it would bring about beyond what it names.
     pub reports: Vec<String>,
-    /// The services that there are before.
+    /// The services that there are before; one of both address families is two.
     pub services: Vec<ServicePlan>,
 }
 
@@ -68,6 +70,10 @@ pub struct PlannedService {
     pub forgotten_because: Option<&'static str>,
     /// Whether the service would be removed.
     pub removed: bool,
+    /// Listeners that it does not have before; none if it would be removed.
+    pub listeners_added: Vec<Listener>,
+    /// Listeners that it does not have afterwards; none if it would be removed.
+    pub listeners_removed: Vec<Listener>,
     /// From whom to whom.
     pub moves: Vec<PlannedMove>,
 }
@@ -86,13 +92,15 @@ pub struct PlannedMove {
 }
 
 impl PlannedService {
-    /// Whether a slot or a known client is concerned.
+    /// Whether a slot, a known client or a listener is concerned.
     #[must_use]
     pub const fn does_something(&self) -> bool {
         self.slots_moved > 0
             || self.known_clients_moved > 0
             || self.known_clients_draining > 0
             || self.known_clients_forgotten > 0
+            || !self.listeners_added.is_empty()
+            || !self.listeners_removed.is_empty()
     }
 }
 
@@ -105,8 +113,12 @@ pub struct ServicePlan {
     pub id: ServiceId,
     moves: Moves,
     before: Side,
-    /// `None`: the service is removed.
+    /// `None`: the service is removed, or has no listener of this family any more.
     after: Option<Side>,
+    /// Whether the service is removed.
+    removed: bool,
+    listeners_added: Vec<Listener>,
+    listeners_removed: Vec<Listener>,
     /// Names of its backends, before and after, by id.
     names: HashMap<u16, String>,
     /// Whom it forgets.
@@ -153,21 +165,44 @@ impl Controller {
             let after = copy.services().iter().find(|service| service.id() == before.id());
             let all = before.backends().iter().chain(after.into_iter().flat_map(Service::backends));
             let gone = self.gone().iter().filter(|gone| gone.row.service == before.id());
+            let stays = after.or_else(|| self.other_part(before, &copy));
+            let forgets = before.spec().forgets(after.map(Service::spec).as_ref());
             ServicePlan {
-                service: after.unwrap_or(before).name().to_owned(),
+                service: stays.unwrap_or(before).name().to_owned(),
                 id: before.id(),
                 moves: after.map(|after| after.moves_since(before)).unwrap_or_default(),
                 before: Side::of(before),
                 after: after.map(Side::of),
+                removed: stays.is_none(),
+                listeners_added: stays.map(|stays| listeners_beyond(before, stays)).unwrap_or_default(),
+                listeners_removed: stays.map(|stays| listeners_beyond(stays, before)).unwrap_or_default(),
                 names: all
                     .map(|backend| (backend.id().0, backend.name().to_owned()))
                     .chain(gone.map(|gone| (gone.row.id.0, gone.name.clone())))
                     .collect(),
-                forgets: before.spec().forgets(after.map(Service::spec).as_ref()),
+                forgets: if after.is_none() && stays.is_some() {
+                    forgets.map(|_| Forgets::Everybody("it would have no listener of their family any more"))
+                } else {
+                    forgets
+                },
             }
         });
         Ok(Plan { message, reports: reports.collect(), services: services.collect() })
     }
+
+    /// What is left in `copy` of the service of `part`, which is not.
+    fn other_part<'a>(&self, part: &Service, copy: &'a Self) -> Option<&'a Service> {
+        let parts: Vec<ServiceId> =
+            self.services().iter().filter(|other| other.name() == part.name()).map(Service::id).collect();
+        let same = copy.services().iter().find(|service| parts.contains(&service.id()));
+        same.or_else(|| copy.services().iter().find(|service| service.name() == part.name()))
+    }
+}
+
+/// The listeners that `more` has and `service` has not.
+fn listeners_beyond(service: &Service, more: &Service) -> Vec<Listener> {
+    let present: HashSet<Listener> = service.listeners().map(|(listener, _)| listener).collect();
+    more.listeners().map(|(listener, _)| listener).filter(|listener| !present.contains(listener)).collect()
 }
 
 impl Plan {
@@ -308,7 +343,9 @@ impl ServicePlan {
         });
         PlannedService {
             service: self.service.clone(),
-            removed: self.after.is_none(),
+            removed: self.removed,
+            listeners_added: self.listeners_added.clone(),
+            listeners_removed: self.listeners_removed.clone(),
             table_size: self.after.as_ref().unwrap_or(&self.before).table.len() as u32,
             slots_moved: self.moves.total(),
             needless_slots_moved: self.moves.needless(),

@@ -58,11 +58,12 @@ impl Planning {
     /// Counts them: a look at the whole client table, in milliseconds.
     #[must_use]
     pub fn finish(self) -> Planned {
-        self.plan.counted(|count| {
+        let planned = self.plan.counted(|count| {
             if let Some(clients) = self.clients {
                 clients.for_each(count);
             }
-        })
+        });
+        planned.joined()
     }
 }
 

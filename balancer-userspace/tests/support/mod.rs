@@ -145,6 +145,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 });
             }
             Call::Plan { change, reply } => {
+                let added =
+                    if let Change::AddListener { listener, .. } = &change { vec![*listener] } else { Vec::new() };
                 let plan = PlannedService {
                     service: "web".to_owned(),
                     table_size: 65_537,
@@ -155,6 +157,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     known_clients_forgotten: 0,
                     forgotten_because: None,
                     removed: false,
+                    listeners_added: added,
+                    listeners_removed: Vec::new(),
                     moves: vec![
                         PlannedMove {
                             from: Some("web1".to_owned()),

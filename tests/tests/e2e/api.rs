@@ -127,6 +127,9 @@ fn nonsense_is_refused_and_changes_nothing() {
         ),
         (plan, br#"{"change":"weight","service":"web","name":"web9","weight":7}"#, 404, "web9"),
         (plan, br#"{"change":"remove","service":"wbe","name":"web1"}"#, 404, "web"),
+        (plan, br#"{"change":"add_listener","service":"web","listener":"192.0.2.9"}"#, 400, "192.0.2.9"),
+        (plan, br#"{"change":"add_listener","service":"wbe","listener":"192.0.2.9:80"}"#, 404, "web"),
+        (plan, br#"{"change":"remove_listener","service":"web","listener":"192.0.2.9:80"}"#, 404, "192.0.2.9:80"),
         // Bodies that are no object.
         (weight, b"", 400, "JSON object"),
         (weight, b"[1]", 400, "JSON object"),

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use balancer_api::model::PlanView;
 use balancer_common::map_types::Forwarding;
 use balancer_model::config::{Protocol, forwarding_word};
 use balancer_tests::{
@@ -165,6 +166,15 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
 
     // Listeners that come and go move nobody.
     let later = SocketAddr::new(site.topology().vip(Family::V4), LATER).to_string();
+    let planned = site.cli(&["plan", "service", "listen", "add", "shop", &later]).unwrap();
+    assert_eq!(
+        planned,
+        format!(
+            "service shop: 0 of 131,074 slots would move, 0 needless; 0 known clients would move\n\
+             would listen on {later}/tcp\n"
+        )
+    );
+    assert_eq!(site.status().unwrap().services[0].listeners.len(), 10, "a plan changes nothing");
     site.cli(&["service", "listen", "add", "shop", &later]).unwrap();
     for client in 0..CLIENTS {
         assert_eq!(ask(&site, Family::V4, client, LATER, Protocol::Tcp).unwrap(), homes[&(true, client)]);
@@ -180,7 +190,11 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     site.kill_and_restart(|_| {}).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
-    // Those of a backend in maintenance go together, and nobody else goes.
+    // Those of a backend in maintenance go together, and nobody else goes: as many as was planned, of both families.
+    let of_web2 = homes.values().filter(|home| *home == "web2").count();
+    let planned = site.cli(&["plan", "backend", "maint", "shop/web2", "--json"]).unwrap();
+    let planned: PlanView = serde_json::from_str(&planned).unwrap();
+    assert_eq!(planned.known_clients_moved, of_web2 as u64);
     site.cli(&["backend", "maint", "shop/web2"]).unwrap();
     for (client, home) in where_all_are(&site, &tcp, &udp) {
         let before = &homes[&client];

@@ -46,5 +46,13 @@ pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure>
             let name = of(&service, name);
             (service, Change::SetWeight { name, weight })
         }
+        PlanRequest::AddListener { service, listener } => {
+            let listener = value::listener(&listener).map_err(Failure::bad_request)?;
+            (service.clone(), Change::AddListener { service, listener })
+        }
+        PlanRequest::RemoveListener { service, listener } => {
+            let listener = value::listener(&listener).map_err(Failure::bad_request)?;
+            (service.clone(), Change::RemoveListener { service, listener })
+        }
     })
 }

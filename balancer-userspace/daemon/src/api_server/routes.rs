@@ -371,7 +371,8 @@ async fn apply(State(calls): State<Calls>, asker: Asker, headers: HeaderMap, bod
 
 async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Outcome<PlanView> {
     let shape = r#"{"change": "remove", "service": "web", "name": "web4", "force": false}; other changes are add \
-                   (with "backend"), admin (with "admin": {"admin": "drain"}) and weight (with "weight": 100)"#;
+                   (with "backend"), admin (with "admin": {"admin": "drain"}), weight (with "weight": 100), add_listener \
+                   and remove_listener (with "listener": "198.51.100.10:443/udp" instead of "name")"#;
     let request = read(&headers, body, shape).await?;
     let (service, change) = change::planned(request)?;
     let planned = ask(&calls, |reply| Call::Plan { change, reply }).await??;
