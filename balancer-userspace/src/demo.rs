@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::map_types::Forwarding;
-use balancer_demo::{Course, MAX_CLIENTS, Options, server};
+use balancer_demo::{Course, MAX_CLIENTS, Options, lab, server};
 use balancer_model::value;
 use clap::ValueEnum;
 
@@ -40,6 +40,16 @@ pub(super) struct Args {
     /// End by itself after so many seconds
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
+    /// Several balancers that are one fleet, behind a router with BIRD, on three etcds; commands to break it are printed
+    #[arg(long, value_name = "N", group = "lab", conflicts_with_all = ["once", "no_tour", "forwarding"],
+          value_parser = clap::value_parser!(u16).range(2..=i64::from(lab::MAX_MEMBERS)))]
+    fleet: Option<u16>,
+    /// Two balancers of which one stands by, with keepalived, on three etcds
+    #[arg(long, group = "lab", conflicts_with_all = ["once", "no_tour", "forwarding"])]
+    standby: bool,
+    /// With --fleet or --standby: a line of JSON each second instead of the table, the commands in the first one
+    #[arg(long, requires = "lab")]
+    json: bool,
     /// Show this balancer instead of this program
     #[arg(long, value_name = "PROGRAM")]
     balancer: Option<PathBuf>,
@@ -72,8 +82,20 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         return wait_for(async move { Ok(server::serve(&name, &listen).await?) });
     }
     let program = env::current_exe().context("this program's path is unknown")?;
+    let kind = args.fleet.map(lab::Kind::Spread).or(args.standby.then_some(lab::Kind::Standby));
+    let shown = match kind {
+        Some(kind) => lab::run(&lab_options(args, kind, program)),
+        None => balancer_demo::run(&options(args, program)),
+    };
+    shown.map_err(|error| match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(kind @ io::ErrorKind::BrokenPipe) => Failure::Output(kind.into()),
+        _ => Failure::Other(error),
+    })
+}
+
+fn options(args: Args, program: PathBuf) -> Options {
     let live = args.no_tour || args.seconds.is_some() || (io::stdout().is_terminal() && !args.once);
-    let options = Options {
+    Options {
         forwarding: match args.forwarding {
             Mode::Dsr => Forwarding::Dsr,
             Mode::Nat => Forwarding::Nat,
@@ -87,9 +109,17 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         },
         balancer: args.balancer.unwrap_or_else(|| program.clone()),
         program,
-    };
-    balancer_demo::run(&options).map_err(|error| match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(kind @ io::ErrorKind::BrokenPipe) => Failure::Output(kind.into()),
-        _ => Failure::Other(error),
-    })
+    }
+}
+
+fn lab_options(args: Args, kind: lab::Kind, program: PathBuf) -> lab::Options {
+    lab::Options {
+        kind,
+        clients: args.clients,
+        remember: args.remember,
+        limit: args.seconds.map(Duration::from_secs),
+        json: args.json,
+        balancer: args.balancer.unwrap_or_else(|| program.clone()),
+        program,
+    }
 }

@@ -1,7 +1,7 @@
 //! What the privileged tests are made of: the demo's hosts, with clients, web servers and a controller in them, to be
 //! measured; and packets for the kernel program alone.
 
-pub use balancer_demo::{backend, controller, namespace, process, topology, xdp};
+pub use balancer_demo::{backend, controller, namespace, process, routing, topology, xdp};
 
 pub mod asm;
 pub mod binaries;

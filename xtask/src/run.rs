@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{
     build::{PRODUCT, programs},
     command::{built, ensure_root, shown},
-    setup::{Purpose, setup},
+    setup::{self, Purpose, setup},
 };
 
 /// Without --config: the demo. With it: the balancer on this machine's interfaces.
@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// The balancer's configuration.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Options of `balancer demo`, such as --once.
+    /// Options of `balancer demo`, such as --once or --fleet 3.
     #[arg(conflicts_with = "config", trailing_var_arg = true, allow_hyphen_values = true)]
     demo: Vec<String>,
 }
@@ -40,6 +40,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         ensure_root("the demo", "run")?;
         setup(Purpose::Run)?;
+        if options.demo.iter().any(|option| option.starts_with("--fleet") || option == "--standby") {
+            setup::fleet()?;
+        }
         // The kernel program is optimised all the same; for the rest, that would take longer than it is worth here.
         programs(PRODUCT, false)?;
         let mut command = Command::new(built("debug")?.join("balancer"));

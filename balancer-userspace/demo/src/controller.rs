@@ -12,6 +12,9 @@ use balancer_api::model::StatusView;
 
 use crate::{namespace::Namespace, process::Process};
 
+/// Names the control socket to whoever talks to it.
+pub(crate) const SOCKET_VARIABLE: &str = "BALANCER_SOCKET";
+
 /// A `balancer run` in a namespace. Dropping it ends it cleanly.
 #[derive(Debug)]
 pub struct Controller {
@@ -27,6 +30,8 @@ impl Controller {
     /// When the program cannot be started.
     pub fn start(namespace: &Namespace, binary: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let mut command = namespace.command(binary);
+        // It would take the place of the configuration's.
+        command.env_remove(SOCKET_VARIABLE);
         command.arg("run").arg("--config").arg(config);
         let process = Process::spawn("balancer", &mut command, log)?;
         Ok(Self { process, binary: binary.to_owned(), socket: socket.to_owned() })
@@ -44,7 +49,7 @@ impl Controller {
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         Command::new(&self.binary)
             .args(arguments)
-            .env("BALANCER_SOCKET", &self.socket)
+            .env(SOCKET_VARIABLE, &self.socket)
             .output()
             .with_context(|| format!("cannot start {}", self.binary.display()))
     }

@@ -12,18 +12,30 @@ use anyhow::{Context as _, Result};
 /// Only root writes here.
 const PARENT: &str = "/run";
 
+/// For more than fits into memory.
+const ON_DISK: &str = "/var/tmp";
+
 /// First part of every name, before the owner's process id.
 const PREFIX: &str = "balancer-demo-";
 
-/// `/run/balancer-demo-PID`, for root alone. Dropping it removes it and what is in it.
+/// `balancer-demo-PID`, for root alone. Dropping it removes it and what is in it.
 #[derive(Debug)]
 pub(crate) struct Files(PathBuf);
 
 impl Files {
-    /// Makes it, and removes those of processes that are gone.
+    /// Makes it in `/run`, and removes those of processes that are gone.
     pub(crate) fn new() -> Result<Self> {
-        remove_leftovers();
-        let path = Path::new(PARENT).join(format!("{PREFIX}{}", process::id()));
+        [PARENT, ON_DISK].into_iter().for_each(remove_leftovers);
+        Self::within(PARENT)
+    }
+
+    /// Makes it in `/var/tmp`.
+    pub(crate) fn on_disk() -> Result<Self> {
+        Self::within(ON_DISK)
+    }
+
+    fn within(parent: &str) -> Result<Self> {
+        let path = Path::new(parent).join(format!("{PREFIX}{}", process::id()));
         DirBuilder::new().mode(0o700).create(&path).with_context(|| path.display().to_string())?;
         Ok(Self(path))
     }
@@ -39,8 +51,8 @@ impl Drop for Files {
     }
 }
 
-fn remove_leftovers() {
-    let Ok(entries) = fs::read_dir(PARENT) else { return };
+fn remove_leftovers(parent: &str) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         if entry
             .file_name()

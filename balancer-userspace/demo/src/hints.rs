@@ -9,7 +9,8 @@ use anyhow::Result;
 use balancer_api::model::StatusView;
 
 use crate::{
-    hosts::{Hosts, SPARE, name},
+    config::name,
+    hosts::{Hosts, SPARE},
     load,
     topology::Family,
 };

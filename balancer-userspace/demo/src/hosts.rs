@@ -12,15 +12,15 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use balancer_api::model::StatusView;
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::forwarding_word;
 
 use crate::{
     Options,
     backend::{self, Backend},
+    config::{self, Config, listen, name},
     controller::Controller,
     files::Files,
     interrupt::Interrupt,
-    topology::{Family, Shape, Topology},
+    topology::{Shape, Topology},
 };
 
 /// Backends that are started.
@@ -28,9 +28,6 @@ pub(crate) const STARTED: u16 = 3;
 
 /// A backend that is prepared but not started, by index.
 pub(crate) const SPARE: u16 = 3;
-
-/// The service's port.
-pub(crate) const PORT: u16 = 80;
 
 /// Everything there is. The order of the fields is the order in which it ends.
 pub(crate) struct Hosts {
@@ -109,8 +106,9 @@ impl Hosts {
             .collect::<Result<Vec<_>>>()?;
         let config = files.path().join("balancer.toml");
         let socket = files.path().join("balancer.sock");
-        fs::write(&config, config_text(&topology, forwarding, remember, files.path()))
-            .with_context(|| config.display().to_string())?;
+        let settings =
+            Config { forwarding, remember, backends: STARTED, files: files.path(), tables: "", service_lines: "" };
+        fs::write(&config, settings.text(&topology)).with_context(|| config.display().to_string())?;
         let log = files.path().join("balancer.log");
         let controller = Controller::start(topology.balancer(), balancer, &config, &socket, &log)?;
         Ok(Self { running: Running { controller, backends }, topology, forwarding, program: program.clone(), files })
@@ -126,7 +124,7 @@ impl Hosts {
 
     /// The address of backend `index` as the balancer knows it.
     pub(crate) fn backend_address(&self, index: u16) -> SocketAddr {
-        SocketAddr::new(self.topology.backend_address(Family::V4, index), backend_port(self.forwarding))
+        config::backend_address(&self.topology, self.forwarding, index)
     }
 
     /// A shell command that starts backend `index` on its host.
@@ -151,57 +149,4 @@ impl Hosts {
     pub(crate) fn log(&self) -> PathBuf {
         self.files.path().join("balancer.log")
     }
-}
-
-/// `web1` for index 0.
-pub(crate) fn name(index: u16) -> String {
-    format!("web{}", index + 1)
-}
-
-/// With `nat` the port changes on the way.
-const fn backend_port(forwarding: Forwarding) -> u16 {
-    match forwarding {
-        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
-        Forwarding::Nat => 8080,
-    }
-}
-
-fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<SocketAddr> {
-    let port = backend_port(forwarding);
-    let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, index), port));
-    let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
-    match forwarding {
-        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => own.into_iter().chain(vip).collect(),
-        Forwarding::Nat => own.to_vec(),
-    }
-}
-
-fn config_text(topology: &Topology, forwarding: Forwarding, remember: Duration, files: &Path) -> String {
-    let interfaces = topology.interfaces();
-    let word = forwarding_word(forwarding);
-    let remember = humantime::format_duration(remember);
-    let mut text = format!(
-        r#"interfaces = {interfaces:?}
-xdp_mode   = "native"
-state_file = "{files}/state.json"
-
-[control]
-socket = "{files}/balancer.sock"
-
-[[service]]
-name       = "web"
-address    = "{vip}"
-protocol   = "tcp"
-forwarding = "{word}"
-remember   = "{remember}"
-check      = {{ type = "http", path = "/healthz", interval = "1s", timeout = "500ms", fall = 2, rise = 2 }}
-"#,
-        files = files.display(),
-        vip = SocketAddr::new(topology.vip(Family::V4), PORT),
-    );
-    for index in 0..STARTED {
-        let address = SocketAddr::new(topology.backend_address(Family::V4, index), backend_port(forwarding));
-        text += &format!("\n  [[service.backend]]\n  name    = \"{}\"\n  address = \"{address}\"\n", name(index));
-    }
-    text
 }

@@ -5,7 +5,9 @@
 
 pub mod answer;
 pub mod backend;
+mod config;
 pub mod controller;
+pub mod etcd;
 mod files;
 mod guide;
 mod hints;
@@ -14,10 +16,13 @@ pub mod http_client;
 mod interrupt;
 mod ip_hash;
 mod keys;
+pub mod lab;
 mod load;
 pub mod namespace;
+mod needs;
 pub mod offload;
 pub mod process;
+pub mod routing;
 mod screen;
 pub mod server;
 pub mod topology;
@@ -25,15 +30,13 @@ mod tour;
 pub mod xdp;
 
 use std::{
-    env,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use balancer_api::model::StatusView;
 use balancer_common::map_types::Forwarding;
-use nix::unistd::geteuid;
 
 use crate::{guide::Guide, hosts::Hosts, interrupt::Interrupt, load::Load, screen::Screen, tour::Tour};
 pub use load::MAX_CLIENTS;
@@ -84,11 +87,7 @@ pub enum Course {
 /// Without root or `ip`; when something does not start or a step of the tour has no effect; when standard output is
 /// gone.
 pub fn run(options: &Options) -> Result<()> {
-    ensure!(geteuid().is_root(), "the demo needs root, for network namespaces and XDP: sudo balancer demo");
-    ensure!(
-        is_installed("ip"),
-        "the demo needs the program `ip`: install the package iproute2 (on Fedora and its kin iproute)"
-    );
+    needs::of_the_demo()?;
     // Before any thread or child is there, so that none of them is ended by a signal meant for this one.
     let interrupt = Interrupt::new()?;
     let started = Instant::now();
@@ -136,12 +135,7 @@ fn live(
         let status = hosts.running.status()?;
         guide.advance(&status, hosts, load)?;
         let seen = load.seen();
-        screen.show(&status, &seen, &guide.text(&seen))?;
+        screen.show(&(screen::render(&status, &seen) + &guide.text(&seen)))?;
     }
     Ok(())
-}
-
-fn is_installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|directory: PathBuf| Path::is_file(&directory.join(program)))
 }

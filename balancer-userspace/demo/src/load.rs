@@ -15,7 +15,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    hosts::PORT,
+    config::PORT,
     http_client::{Reply, Request},
     namespace::Entrance,
     topology::{Family, Topology},
@@ -23,6 +23,9 @@ use crate::{
 
 /// Requests per second, all clients together.
 const RATE: f64 = 300.0;
+
+/// How long a client waits for an answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Requests under way at once. Each worker speaks for clients of its own, so that one client's requests have an order.
 const WORKERS: usize = 16;
@@ -46,6 +49,8 @@ pub(crate) fn address(topology: &Topology, client: u16) -> IpAddr {
 pub(crate) struct Load {
     target: SocketAddr,
     sources: Vec<SocketAddr>,
+    /// Of a request.
+    timeout: Duration,
     seen: Mutex<Seen>,
     newcomers: AtomicBool,
     /// For each worker, how often all of its clients have been asked for.
@@ -61,6 +66,8 @@ pub(crate) struct Seen {
     pub(crate) failed: u64,
     /// Why the latest of them failed.
     pub(crate) last_failure: Option<String>,
+    /// When that was.
+    pub(crate) failed_at: Option<Instant>,
     /// Sessions that had to begin again.
     pub(crate) sessions_lost: u64,
     /// By backend.
@@ -105,10 +112,16 @@ impl Load {
         Self {
             target: SocketAddr::new(topology.vip(Family::V4), PORT),
             sources,
+            timeout: TIMEOUT,
             rounds: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             seen: Mutex::new(Seen::default()),
             newcomers: AtomicBool::new(false),
         }
+    }
+
+    /// With clients that wait so long for an answer.
+    pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// Keeps the clients asking, from inside `namespace`, for as long as `meanwhile` runs.
@@ -172,7 +185,8 @@ impl Load {
                 if index % NEWCOMERS == NEWCOMERS - 1 && !self.newcomers.load(Ordering::Relaxed) {
                     continue;
                 }
-                let reply = Request::new(source, self.target).session(client.session.clone()).send();
+                let request = Request::new(source, self.target).session(client.session.clone());
+                let reply = Request { timeout: self.timeout, ..request }.send();
                 self.lock().note(source.ip(), client, reply);
             }
             rounds.fetch_add(1, Ordering::Relaxed);
@@ -217,6 +231,7 @@ impl Seen {
             Err(error) => {
                 self.failed += 1;
                 self.last_failure = Some(error.to_string());
+                self.failed_at = Some(Instant::now());
                 return;
             }
         };

@@ -28,8 +28,8 @@ impl Screen {
         Duration::from_secs(if self.terminal { 1 } else { 3 })
     }
 
-    pub(crate) fn show(&mut self, status: &StatusView, seen: &Seen, beside: &str) -> Result<()> {
-        let text = render(status, seen) + beside;
+    /// Shows whole lines in the place of those before.
+    pub(crate) fn show(&mut self, text: &str) -> Result<()> {
         let mut out = io::stdout().lock();
         if self.terminal {
             if self.drawn > 0 {
@@ -54,7 +54,17 @@ pub(crate) fn line(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn render(status: &StatusView, seen: &Seen) -> String {
+/// The table of backends and what clients saw.
+pub(crate) fn render(status: &StatusView, seen: &Seen) -> String {
+    let mut text = backends(status, seen) + &summary(seen);
+    if let Some(failure) = &seen.last_failure {
+        text += &format!(" latest failure: {failure}\n");
+    }
+    text + "\n"
+}
+
+/// The table of backends.
+pub(crate) fn backends(status: &StatusView, seen: &Seen) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
@@ -93,18 +103,19 @@ fn render(status: &StatusView, seen: &Seen) -> String {
             ]);
         }
     }
-    let moves = seen.moves();
-    let mut text = format!(
-        "{}\n {clients} clients, {} requests answered, {} failed; {moves} moves, {} sessions begun again\n",
-        table.trim_fmt(),
+    table.trim_fmt() + "\n"
+}
+
+/// A line on all clients.
+pub(crate) fn summary(seen: &Seen) -> String {
+    format!(
+        " {} clients, {} requests answered, {} failed; {} moves, {} sessions begun again\n",
+        seen.clients(),
         seen.answered,
         seen.failed,
+        seen.moves(),
         seen.sessions_lost
-    );
-    if let Some(failure) = &seen.last_failure {
-        text += &format!(" latest failure: {failure}\n");
-    }
-    text + "\n"
+    )
 }
 
 fn share(part: u64, whole: u64) -> String {

@@ -14,63 +14,33 @@
 //! ```text
 //! client ── balancer ── switch ── web1, web2, …
 //! ```
+//!
+//! Routed, for several balancers:
+//!
+//! ```text
+//! client ── router ── switch ── lb1, lb2, …, web1, web2, …
+//! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod addresses;
+mod many;
+
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use balancer_common::map_types::Forwarding;
 
+pub use self::addresses::Family;
+use self::addresses::{
+    BALANCER, CLIENT, CLIENT_LEG, CLIENTS, FIRST_BACKEND, Net, SEGMENT, VIP, VIP_HOST, address, own_vip, route,
+};
 use crate::{
     namespace::{Namespace, join},
     offload::Offload,
     xdp::{Hook, Passer},
 };
 
-/// Hosts on the backends' segment: the balancer is 1, the clients' host 2, backends count from 11.
-const SEGMENT: Net = Net(0);
-/// The clients' addresses.
-const CLIENTS: Net = Net(1);
-/// The service's address.
-const VIP: Net = Net(2);
-/// Two-legged: the balancer is 1, the clients' host 2.
-const CLIENT_LEG: Net = Net(3);
-
-const BALANCER: u16 = 1;
-const CLIENT: u16 = 2;
-const FIRST_BACKEND: u16 = 11;
-const VIP_HOST: u16 = 10;
 /// Of the balancer's interface on the segment.
 const BALANCER_MAC: &str = "02:00:5e:10:00:01";
-
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both.
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    /// The other one.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::V4 => Self::V6,
-            Self::V6 => Self::V4,
-        }
-    }
-
-    const fn flag(self) -> &'static str {
-        match self {
-            Self::V4 => "-4",
-            Self::V6 => "-6",
-        }
-    }
-}
 
 /// Where the balancer's interfaces are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +49,9 @@ pub enum Shape {
     OneLegged,
     /// `eth0` towards the clients, `eth1` towards the backends.
     TwoLegged,
+    /// As one-legged, but the clients' host is behind a router, which has no route to the service's address yet, and no
+    /// balancer has that address.
+    Routed,
 }
 
 /// The hosts. Dropping it removes them.
@@ -87,7 +60,9 @@ pub struct Topology {
     shape: Shape,
     forwarding: Forwarding,
     client: Namespace,
+    router: Option<Namespace>,
     balancer: Namespace,
+    more_balancers: Vec<Namespace>,
     switch: Namespace,
     backends: Vec<Namespace>,
     /// What native `XDP_TX` wakes: the driver asks for a program at the other end, polling alone does not do.
@@ -105,7 +80,9 @@ impl Topology {
             shape,
             forwarding,
             client: Namespace::new("client")?,
-            balancer: Namespace::new("balancer")?,
+            router: None,
+            balancer: Namespace::new(if shape == Shape::Routed { "lb1" } else { "balancer" })?,
+            more_balancers: Vec::new(),
             switch: Namespace::new("switch")?,
             backends: Vec::new(),
             receivers: Vec::new(),
@@ -117,7 +94,12 @@ impl Topology {
         if shape == Shape::TwoLegged {
             topology.receivers.push(Passer::attach(&topology.client, "eth0", Hook::Native)?);
         }
-        topology.make_client()?;
+        topology.make_clients_addresses()?;
+        if shape == Shape::Routed {
+            topology.make_router()?
+        } else {
+            topology.make_client()?
+        }
         for _ in 0..backends {
             topology.add_backend()?;
         }
@@ -152,7 +134,7 @@ impl Topology {
     #[must_use]
     pub const fn interfaces(&self) -> &'static [&'static str] {
         match self.shape {
-            Shape::OneLegged => &["eth0"],
+            Shape::OneLegged | Shape::Routed => &["eth0"],
             Shape::TwoLegged => &["eth0", "eth1"],
         }
     }
@@ -161,6 +143,12 @@ impl Topology {
     #[must_use]
     pub const fn vip(&self, family: Family) -> IpAddr {
         VIP.host(family, VIP_HOST)
+    }
+
+    /// The prefix that services' addresses lie in.
+    #[must_use]
+    pub fn vips(family: Family) -> String {
+        VIP.prefix(family)
     }
 
     /// The source address of client `index`: any number from 1 to 65,534 is one.
@@ -242,12 +230,15 @@ impl Topology {
 
     fn make_balancer(&self) -> Result<()> {
         self.make_balancers_interfaces()?;
+        if self.shape == Shape::Routed {
+            return Ok(());
+        }
         Family::BOTH.into_iter().try_for_each(|family| own_vip(&self.balancer, family))
     }
 
     fn make_balancers_interfaces(&self) -> Result<()> {
         let segment_interface = match self.shape {
-            Shape::OneLegged => "eth0",
+            Shape::OneLegged | Shape::Routed => "eth0",
             Shape::TwoLegged => {
                 join((&self.balancer, "eth0"), (&self.client, "eth0"))?;
                 "eth1"
@@ -265,7 +256,7 @@ impl Topology {
         for family in Family::BOTH {
             address(&self.balancer, segment_interface, SEGMENT, family, BALANCER)?;
             match self.shape {
-                Shape::OneLegged => route(&self.balancer, CLIENTS, SEGMENT, family, CLIENT)?,
+                Shape::OneLegged | Shape::Routed => route(&self.balancer, CLIENTS, SEGMENT, family, CLIENT)?,
                 Shape::TwoLegged => {
                     address(&self.balancer, "eth0", CLIENT_LEG, family, BALANCER)?;
                     route(&self.balancer, CLIENTS, CLIENT_LEG, family, CLIENT)?;
@@ -275,14 +266,16 @@ impl Topology {
         Ok(())
     }
 
-    fn make_client(&self) -> Result<()> {
+    fn make_clients_addresses(&self) -> Result<()> {
         // Thousands of addresses at the cost of one route.
         self.client.ip(&format!("route add local {} dev lo", CLIENTS.prefix(Family::V4)))?;
         self.client.ip(&format!("-6 route add local {} dev lo", CLIENTS.prefix(Family::V6)))?;
-        self.client.sysctl("net/ipv6/ip_nonlocal_bind", "1")?;
+        self.client.sysctl("net/ipv6/ip_nonlocal_bind", "1")
+    }
 
+    fn make_client(&self) -> Result<()> {
         let segment_interface = match (self.shape, self.forwarding) {
-            (Shape::OneLegged, _) => Some("eth0"),
+            (Shape::OneLegged | Shape::Routed, _) => Some("eth0"),
             (Shape::TwoLegged, Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => Some("eth1"),
             (Shape::TwoLegged, Forwarding::Nat) => None,
         };
@@ -295,7 +288,7 @@ impl Topology {
                 address(&self.client, interface, SEGMENT, family, CLIENT)?;
             }
             let leg = match self.shape {
-                Shape::OneLegged => SEGMENT,
+                Shape::OneLegged | Shape::Routed => SEGMENT,
                 Shape::TwoLegged => {
                     address(&self.client, "eth0", CLIENT_LEG, family, CLIENT)?;
                     CLIENT_LEG
@@ -308,54 +301,4 @@ impl Topology {
         }
         Ok(())
     }
-}
-
-/// `10.N.0.0` and `fd00:N::`.
-#[derive(Clone, Copy, Debug)]
-struct Net(u8);
-
-impl Net {
-    const fn host(self, family: Family, host: u16) -> IpAddr {
-        match family {
-            Family::V4 => {
-                let [high, low] = host.to_be_bytes();
-                IpAddr::V4(Ipv4Addr::new(10, self.0, high, low))
-            }
-            Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, self.0 as u16, 0, 0, 0, 0, 0, host)),
-        }
-    }
-
-    fn prefix(self, family: Family) -> String {
-        format!("{}/{}", self.host(family, 0), Self::length(family))
-    }
-
-    const fn length(family: Family) -> u8 {
-        match family {
-            Family::V4 => 16,
-            Family::V6 => 64,
-        }
-    }
-}
-
-fn address(namespace: &Namespace, interface: &str, net: Net, family: Family, host: u16) -> Result<()> {
-    let nodad = if family == Family::V6 { "nodad" } else { "" };
-    let length = Net::length(family);
-    namespace.ip(&format!("addr add {}/{length} dev {interface} {nodad}", net.host(family, host)))?;
-    Ok(())
-}
-
-fn route(namespace: &Namespace, to: Net, through: Net, family: Family, gateway: u16) -> Result<()> {
-    let (prefix, gateway) = (to.prefix(family), through.host(family, gateway));
-    namespace.ip(&format!("{} route add {prefix} via {gateway}", family.flag()))?;
-    Ok(())
-}
-
-fn own_vip(namespace: &Namespace, family: Family) -> Result<()> {
-    let (vip, length) = match family {
-        Family::V4 => (VIP.host(family, VIP_HOST), 32),
-        Family::V6 => (VIP.host(family, VIP_HOST), 128),
-    };
-    let nodad = if family == Family::V6 { "nodad" } else { "" };
-    namespace.ip(&format!("addr add {vip}/{length} dev lo {nodad}"))?;
-    Ok(())
 }

@@ -7,7 +7,8 @@ use balancer_api::model::StatusView;
 use balancer_model::states::BackendState;
 
 use crate::{
-    hosts::{Hosts, SPARE, STARTED, name},
+    config::name,
+    hosts::{Hosts, SPARE, STARTED},
     ip_hash,
     load::{Load, Seen},
 };

@@ -1,6 +1,8 @@
 //! `balancer demo`: what its tour says; what is in its way; that it leaves nothing behind.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod lab;
+
 use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
@@ -43,7 +45,8 @@ fn left_by(pid: u32) -> Vec<PathBuf> {
     let prefix = format!("bal-{pid}-");
     let names = fs::read_dir("/run/netns").into_iter().flatten().map(|entry| entry.unwrap().path());
     let names = names.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&prefix));
-    names.chain([files_of(pid)].into_iter().filter(|files| files.exists())).collect()
+    let files = [files_of(pid), PathBuf::from(format!("/var/tmp/balancer-demo-{pid}"))];
+    names.chain(files.into_iter().filter(|files| files.exists())).collect()
 }
 
 /// A program that runs for ever and never has a status.

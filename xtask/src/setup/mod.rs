@@ -37,6 +37,11 @@ pub(crate) fn guests() -> Result<()> {
     installer.tools(&packages::GUESTS)
 }
 
+/// Installs what several balancers run beside them: etcd and routing daemons.
+pub(crate) fn fleet() -> Result<()> {
+    Installer::new().servers(&packages::FLEET)
+}
+
 /// Installs what links programs for `processor`, such as `aarch64`.
 pub(crate) fn cross_compiler(processor: &str) -> Result<()> {
     let compiler = format!("{processor}-linux-gnu-gcc");
@@ -76,6 +81,7 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.tools(&packages::INTERFACES)?;
         installer.tools(&packages::BROWSER)?;
         installer.servers(&packages::SERVERS)?;
+        installer.servers(&packages::FLEET)?;
         installer.tools(&packages::CLIENTS)?;
         installer.tools(&packages::ENGINE)?;
         if !installed("cargo-nextest") {

@@ -50,9 +50,13 @@ pub(super) const BROWSER: [Tool; 2] = [
 ];
 
 /// Servers, or tools that come with one, that tests alone start.
-pub(super) const SERVERS: [Tool; 5] = [
+pub(super) const SERVERS: [Tool; 2] = [
     Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", pacman: "nginx" },
     Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
+];
+
+/// What several balancers run beside them.
+pub(super) const FLEET: [Tool; 3] = [
     Tool { program: "bird", apt: "bird2", dnf: "bird", pacman: "bird" },
     Tool::everywhere("keepalived", "keepalived"),
     Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
@@ -143,7 +147,7 @@ impl Manager {
 
 #[cfg(test)]
 mod tests {
-    use super::{BROWSER, CLIENTS, ENGINE, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
+    use super::{BROWSER, CLIENTS, ENGINE, FLEET, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
 
     #[test]
     fn distributions_are_known_by_their_names_or_their_kin() {
@@ -174,6 +178,7 @@ mod tests {
                 .chain(&INTERFACES)
                 .chain(&BROWSER)
                 .chain(&SERVERS)
+                .chain(&FLEET)
                 .chain(&CLIENTS)
                 .chain(&ENGINE)
                 .chain(&MACHINES)

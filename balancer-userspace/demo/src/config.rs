@@ -1,0 +1,87 @@
+//! The configuration files of balancers that are shown.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use balancer_common::map_types::Forwarding;
+use balancer_model::config::forwarding_word;
+
+use crate::topology::{Family, Topology};
+
+/// The service's port.
+pub(crate) const PORT: u16 = 80;
+
+/// What differs between them.
+pub(crate) struct Config<'a> {
+    pub(crate) forwarding: Forwarding,
+    pub(crate) remember: Duration,
+    /// How many backends the service has at first.
+    pub(crate) backends: u16,
+    /// Where state and socket are.
+    pub(crate) files: &'a Path,
+    /// More tables.
+    pub(crate) tables: &'a str,
+    /// More lines of the service.
+    pub(crate) service_lines: &'a str,
+}
+
+impl Config<'_> {
+    pub(crate) fn text(&self, topology: &Topology) -> String {
+        let Self { forwarding, remember, backends, files, tables, service_lines } = self;
+        let mut text = format!(
+            r#"interfaces = {interfaces:?}
+xdp_mode   = "native"
+state_file = "{files}/state.json"
+
+[control]
+socket = "{files}/balancer.sock"
+{tables}
+[[service]]
+name       = "web"
+address    = "{vip}"
+protocol   = "tcp"
+forwarding = "{word}"
+remember   = "{remember}"
+check      = {{ type = "http", path = "/healthz", interval = "1s", timeout = "500ms", fall = 2, rise = 2 }}
+{service_lines}"#,
+            interfaces = topology.interfaces(),
+            files = files.display(),
+            vip = SocketAddr::new(topology.vip(Family::V4), PORT),
+            word = forwarding_word(*forwarding),
+            remember = humantime::format_duration(*remember),
+        );
+        for index in 0..*backends {
+            let address = backend_address(topology, *forwarding, index);
+            text += &format!("\n  [[service.backend]]\n  name    = \"{}\"\n  address = \"{address}\"\n", name(index));
+        }
+        text
+    }
+}
+
+/// `web1` for index 0.
+pub(crate) fn name(index: u16) -> String {
+    format!("web{}", index + 1)
+}
+
+/// The address of backend `index` as the balancer knows it.
+pub(crate) fn backend_address(topology: &Topology, forwarding: Forwarding, index: u16) -> SocketAddr {
+    SocketAddr::new(topology.backend_address(Family::V4, index), backend_port(forwarding))
+}
+
+/// Where backend `index` listens.
+pub(crate) fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<SocketAddr> {
+    let port = backend_port(forwarding);
+    let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, index), port));
+    let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
+    match forwarding {
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => own.into_iter().chain(vip).collect(),
+        Forwarding::Nat => own.to_vec(),
+    }
+}
+
+/// With `nat` the port changes on the way.
+const fn backend_port(forwarding: Forwarding) -> u16 {
+    match forwarding {
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
+        Forwarding::Nat => 8080,
+    }
+}

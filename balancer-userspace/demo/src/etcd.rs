@@ -1,0 +1,166 @@
+//! Servers of etcd, each where it is told, in one namespace or in several.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+
+use crate::{namespace::Namespace, process::Process};
+
+/// Where clients are answered, and where servers speak with each other.
+pub(crate) const CLIENTS: u16 = 2379;
+const PEERS: u16 = 2380;
+
+/// Files in PEM with which a server speaks TLS with clients; each client shows a certificate.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// What clients' certificates are signed by.
+    pub ca: PathBuf,
+    /// The server's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// One of the servers that are one etcd. Dropping it kills it: there is nothing to keep, and a frozen process would not
+/// hear a request to end.
+#[derive(Debug)]
+pub struct Server {
+    name: String,
+    endpoint: String,
+    address: IpAddr,
+    arguments: Vec<String>,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+/// The servers `etcd1`, `etcd2`, … at these addresses, none of them started; data and logs are in `directory`, `more` are
+/// arguments of each.
+#[must_use]
+pub fn servers(addresses: &[IpAddr], tls: Option<&Tls>, directory: &Path, more: &[String]) -> Vec<Server> {
+    let named: Vec<(String, IpAddr)> =
+        (1..).zip(addresses).map(|(number, &address)| (format!("etcd{number}"), address)).collect();
+    let initial: Vec<String> =
+        named.iter().map(|(name, address)| format!("{name}={}", url("http", *address, PEERS))).collect();
+    let initial = initial.join(",");
+    let server = |(name, address): (String, IpAddr)| {
+        let endpoint = url(if tls.is_some() { "https" } else { "http" }, address, CLIENTS);
+        let mut arguments = arguments(&name, &endpoint, address, &initial, directory);
+        if let Some(Tls { ca, cert, key }) = tls {
+            arguments.push("--client-cert-auth".to_owned());
+            for (name, path) in [("trusted-ca-file", ca), ("cert-file", cert), ("key-file", key)] {
+                arguments.push(format!("--{name}={}", path.display()));
+            }
+        }
+        arguments.extend_from_slice(more);
+        Server { log: directory.join(format!("{name}.log")), name, endpoint, address, arguments, process: None }
+    };
+    named.into_iter().map(server).collect()
+}
+
+impl Server {
+    /// `etcd1`, for the first one.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its URL for clients.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Its host.
+    #[must_use]
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// What `etcd` is started with.
+    #[must_use]
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// Its process, if it was started and not killed since.
+    pub const fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// The last `lines` lines of its output; `None`: it does not run.
+    #[must_use]
+    pub fn tail(&self, lines: usize) -> Option<String> {
+        self.process.as_ref()?.tail(lines).ok()
+    }
+
+    /// Whether it was started, and not killed since.
+    #[must_use]
+    pub const fn is_started(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Starts it, with what it knew. It ends with the calling thread at the latest.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&mut self, namespace: &Namespace) -> Result<()> {
+        let mut command = namespace.command("etcd");
+        command.args(&self.arguments);
+        self.process = Some(Process::spawn(&self.name, &mut command, &self.log)?);
+        Ok(())
+    }
+
+    /// Kills it, as a power failure does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill().map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it does not run, or the kernel refuses.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.process.as_mut().with_context(|| format!("{} does not run", self.name))?.signal(signal)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("{} is left running: {error:#}", self.name);
+        }
+    }
+}
+
+fn arguments(name: &str, endpoint: &str, address: IpAddr, initial: &str, directory: &Path) -> Vec<String> {
+    let peers = url("http", address, PEERS);
+    let data = directory.join(name).display().to_string();
+    [
+        ("name", name),
+        ("data-dir", &data),
+        ("listen-client-urls", endpoint),
+        ("advertise-client-urls", endpoint),
+        ("listen-peer-urls", &peers),
+        ("initial-advertise-peer-urls", &peers),
+        ("initial-cluster", initial),
+        ("initial-cluster-state", "new"),
+        ("logger", "zap"),
+        ("log-level", "warn"),
+    ]
+    .map(|(name, value)| format!("--{name}={value}"))
+    .into()
+}
+
+fn url(scheme: &str, address: IpAddr, port: u16) -> String {
+    format!("{scheme}://{}", SocketAddr::new(address, port))
+}

@@ -1,0 +1,134 @@
+//! What to try from another terminal, and the scripts that it takes.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use balancer_common::map_types::Forwarding;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Kind, member::BACKENDS, site::Lab};
+use crate::{
+    config::{backend_address, name},
+    controller::SOCKET_VARIABLE,
+    load,
+    namespace::Namespace,
+    topology::Family,
+};
+
+/// A program that can be started again as the lab has started it.
+pub(super) struct Script<'a> {
+    pub(super) name: &'a str,
+    pub(super) host: &'a Namespace,
+    pub(super) program: &'a Path,
+    pub(super) arguments: &'a [String],
+}
+
+impl Script<'_> {
+    /// Writes `start-NAME`, and `NAME.pid` if it runs with this process id; the script writes that, too.
+    pub(super) fn write(&self, files: &Path, pid: Option<u32>) -> Result<()> {
+        let Self { name, host, program, arguments } = self;
+        let (pid_file, log) = (files.join(format!("{name}.pid")), files.join(format!("{name}.again.log")));
+        let arguments: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
+        let text = format!(
+            "#!/bin/sh\nunset {SOCKET_VARIABLE}\necho $$ > {}\nexec ip netns exec {} {} {} >> {} 2>&1 < /dev/null\n",
+            quoted(&pid_file.display().to_string()),
+            host.name(),
+            quoted(&program.display().to_string()),
+            arguments.join(" "),
+            quoted(&log.display().to_string()),
+        );
+        let path = files.join(format!("start-{name}"));
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        if let Some(pid) = pid {
+            fs::write(&pid_file, format!("{pid}\n")).with_context(|| pid_file.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// A word for the shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// A line to be copied.
+#[derive(Clone, Debug, Serialize)]
+struct Command {
+    what: &'static str,
+    command: String,
+}
+
+/// The commands for people.
+pub(super) fn text(lab: &Lab) -> String {
+    let lines: Vec<String> = commands(lab).iter().map(|line| format!("  {:<24}{}", line.what, line.command)).collect();
+    format!(
+        "Configurations, logs and sockets are in {}\n\nTry from another terminal (as root):\n{}\nCtrl-C ends the lab and \
+         removes everything.\n",
+        lab.files.path().display(),
+        lines.join("\n")
+    )
+}
+
+/// The commands for programs.
+pub(super) fn json(lab: &Lab) -> Result<String> {
+    Ok(serde_json::to_string(&json!({ "commands": commands(lab) }))?)
+}
+
+fn commands(lab: &Lab) -> Vec<Command> {
+    let (balancer, files) = (lab.program.display(), lab.files.path().display());
+    let cable = |state: &str| {
+        // The port of the first balancer.
+        format!("ip -n {} link set balancer {state}", lab.topology.switch().name())
+    };
+    let kill = |name: &str| format!("kill -9 $(cat {files}/{name}.pid)");
+    let start = |name: &str| format!("sh {files}/start-{name} &");
+    let (spare, added) = (name(BACKENDS), backend_address(&lab.topology, Forwarding::Dsr, BACKENDS));
+    let client = load::address(&lab.topology, 7);
+    let mut lines = vec![
+        ("first", format!("export {SOCKET_VARIABLE}={files}/lb2/balancer.sock")),
+        ("look at the fleet", format!("{balancer} fleet")),
+        ("kill a balancer", kill("lb1")),
+        ("start it again", start("lb1")),
+        ("pull its cable", cable("down")),
+        ("and plug it in", cable("up")),
+        ("take it out", format!("{balancer} --socket {files}/lb1/balancer.sock withdraw")),
+        ("take it in", format!("{balancer} --socket {files}/lb1/balancer.sock announce")),
+        ("kill an etcd", kill("etcd1")),
+        ("start it again", start("etcd1")),
+        ("drain a backend", format!("{balancer} backend drain web/web2")),
+        ("and take it back", format!("{balancer} backend ready web/web2")),
+        ("kill a backend", kill("web1")),
+        ("start it again", start("web1")),
+        ("start one more", start(&spare)),
+        ("and put it to use", format!("{balancer} backend add web/{spare} {added}")),
+        ("where a client goes", format!("{balancer} client where {client}")),
+        (
+            "ask as a client",
+            format!(
+                "ip netns exec {} curl --interface {client} http://{}/",
+                lab.topology.client().name(),
+                lab.topology.vip(Family::V4)
+            ),
+        ),
+    ];
+    if let Kind::Spread(_) = lab.kind {
+        lines.push((
+            "the router's next hops",
+            format!("ip -n {} route show {}", lab.topology.router().name(), lab.topology.vip(Family::V4)),
+        ));
+    }
+    lines.into_iter().map(|(what, command)| Command { what, command }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_word_is_one_word_for_the_shell() {
+        let word = "a b'c $(d) \"e\"";
+        let output = std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output();
+        assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), word);
+    }
+}

@@ -1,0 +1,128 @@
+//! Several balancers that are one fleet, on one machine: a router in front of them, or a pair of which one stands by;
+//! etcd, web servers and clients; commands to break it, and a table of what clients see.
+
+mod commands;
+mod member;
+mod patience;
+mod site;
+mod view;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use self::{
+    patience::{Interrupted, Patience},
+    site::Lab,
+    view::View,
+};
+use crate::{
+    interrupt::Interrupt,
+    load::Load,
+    needs,
+    screen::{self, Screen},
+};
+
+/// Between two lines of JSON.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long clients wait for an answer: longer than a router takes to notice that a balancer's machine is gone, so that a
+/// connection's second or third attempt comes to another one.
+const CLIENTS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The most members of a fleet.
+pub const MAX_MEMBERS: u16 = 8;
+
+/// What to show.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many balancers there are, and who spreads clients over them.
+    pub kind: Kind,
+    /// Client addresses that send requests, 1 to [`crate::MAX_CLIENTS`].
+    pub clients: u16,
+    /// `remember` of the service.
+    pub remember: Duration,
+    /// How long it is shown; `None`: until a signal comes.
+    pub limit: Option<Duration>,
+    /// A line of JSON each second instead of the table.
+    pub json: bool,
+    /// This program, `balancer`.
+    pub program: PathBuf,
+    /// The balancer that is shown.
+    pub balancer: PathBuf,
+}
+
+/// Who spreads clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A router, by ECMP, over so many balancers: 2 to [`MAX_MEMBERS`].
+    Spread(u16),
+    /// Nobody: one of two has the VIP.
+    Standby,
+}
+
+impl Kind {
+    const fn balancers(self) -> u16 {
+        match self {
+            Self::Spread(balancers) => balancers,
+            Self::Standby => 2,
+        }
+    }
+
+    const fn programs(self) -> [&'static str; 2] {
+        match self {
+            Self::Spread(_) => ["etcd", "bird"],
+            Self::Standby => ["etcd", "keepalived"],
+        }
+    }
+
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Spread(_) => "balancers behind a router",
+            Self::Standby => "balancers of which one stands by",
+        }
+    }
+}
+
+/// Shows a fleet at work. Ctrl-C, `SIGTERM` and `SIGHUP` end it; nothing is left afterwards.
+///
+/// # Errors
+/// Without root or a program that it needs; when something does not start; when standard output is gone.
+pub fn run(options: &Options) -> Result<()> {
+    needs::of_the_demo()?;
+    needs::programs(&options.kind.programs())?;
+    // Before any thread or child is there, so that none of them is ended by a signal meant for this one.
+    let interrupt = Interrupt::new()?;
+    if !options.json {
+        let kind = options.kind;
+        screen::line(&format!("Starting {} {}, three etcds, four web servers", kind.balancers(), kind.words()))?;
+    }
+    let mut lab = match Lab::start(options, &Patience::new(&interrupt)) {
+        Err(error) if error.is::<Interrupted>() => return Ok(()),
+        started => started?,
+    };
+    if options.json {
+        screen::line(&commands::json(&lab)?)?
+    } else {
+        screen::line(&commands::text(&lab))?
+    }
+    let load = Load::new(&lab.topology, options.clients).with_timeout(CLIENTS_PATIENCE);
+    load.admit_newcomers();
+    let client = lab.topology.client().entrance();
+    load.run(&client, || show(&mut lab, options, &load, &interrupt))
+}
+
+fn show(lab: &mut Lab, options: &Options, load: &Load, interrupt: &Interrupt) -> Result<()> {
+    let started = Instant::now();
+    let mut screen = Screen::new();
+    let interval = if options.json { JSON_INTERVAL } else { screen.interval() };
+    let over = || options.limit.is_some_and(|limit| started.elapsed() >= limit);
+    while !interrupt.wait(interval)? && !over() {
+        let view = View::of(lab, load.seen());
+        if options.json { screen::line(&serde_json::to_string(&view.json())?)? } else { screen.show(&view.text())? }
+    }
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! Waiting that ends with success, a time limit, or a signal.
+
+use std::{
+    error::Error,
+    fmt,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+use crate::interrupt::Interrupt;
+
+/// How long a part of the lab may take until it works.
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// Between two looks.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Somebody asked for an end before all was there.
+#[derive(Debug)]
+pub(super) struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("interrupted")
+    }
+}
+
+impl Error for Interrupted {}
+
+/// Waits, unless there is a signal.
+pub(super) struct Patience<'a>(&'a Interrupt);
+
+impl<'a> Patience<'a> {
+    pub(super) const fn new(interrupt: &'a Interrupt) -> Self {
+        Self(interrupt)
+    }
+
+    /// Waits until `missing` gives `None`; what it gives otherwise is told when time is up.
+    pub(super) fn until(&self, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let Some(what) = missing()? else { return Ok(()) };
+            if Instant::now() > deadline {
+                bail!("{what} (after {} s)", LIMIT.as_secs());
+            }
+            if self.0.wait(GLANCE)? {
+                return Err(Interrupted.into());
+            }
+        }
+    }
+}
