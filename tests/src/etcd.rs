@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
@@ -101,6 +101,19 @@ impl EtcdCluster {
         let mut command = namespace.command("etcd");
         command.args(&member.arguments);
         member.process = Some(Process::spawn(&member.name, &mut command, &log)?);
+        Ok(())
+    }
+
+    /// Takes away what all members know, as if their disks were new. None may run.
+    ///
+    /// # Errors
+    /// When files cannot be removed.
+    pub fn lose_disks(&self) -> Result<()> {
+        for member in &self.members {
+            ensure!(member.process.is_none(), "{} still runs", member.name);
+            let data = self.directory.path().join(&member.name);
+            fs::remove_dir_all(&data).with_context(|| data.display().to_string())?;
+        }
         Ok(())
     }
 

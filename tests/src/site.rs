@@ -406,7 +406,11 @@ pub fn start_controller(topology: &Topology, settings: &Settings, files: &Path) 
     Controller::start(topology.balancer(), &settings.binary()?, &config, &socket, &log)
 }
 
-fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs: &Path) -> Result<Backend> {
+/// Starts the web server `web{number}` on its host: with `nat` at its own addresses, otherwise at the VIPs as well.
+///
+/// # Errors
+/// When it does not come up.
+pub fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs: &Path) -> Result<Backend> {
     let port = backend_port(forwarding);
     let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, number - 1), port));
     let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
@@ -424,7 +428,11 @@ fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs:
 }
 
 /// Starts `balancer decap` on the host of `web{number}` and waits until it serves.
-fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path) -> Result<Process> {
+/// Starts `balancer decap` beside `web{number}`.
+///
+/// # Errors
+/// When it does not come up.
+pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path) -> Result<Process> {
     let name = format!("decap{number}");
     let mut command = topology.backends()[usize::from(number) - 1].command(binaries::balancer()?);
     command.args(["decap", "--interface", "eth0", "--xdp-mode", xdp_mode]);

@@ -40,6 +40,7 @@ mod stations;
 mod statistics;
 mod stickiness;
 mod strangers;
+mod support;
 mod terminal;
 mod topology;
 mod transfers;

@@ -27,6 +27,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::support::wait;
+
 const CHECK: &str = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#;
 const ON_LO: &str = "assign_vip = \"lo\"\nwhen_all_down = \"drop\"";
 
@@ -58,15 +60,6 @@ fn places(site: &Site) -> Vec<&'static str> {
     let (v4, v6) = (of(Family::V4), of(Family::V6));
     assert_eq!(v4, v6);
     v4
-}
-
-#[track_caller]
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[track_caller]

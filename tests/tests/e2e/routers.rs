@@ -7,9 +7,8 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use balancer_api::model::ClientView;
@@ -21,11 +20,13 @@ use balancer_tests::{
     http_client::{Request, send_all},
     namespace::{Namespace, join},
     process::Process,
-    site::{PATIENCE, Settings, WORKERS, write_config},
+    site::{PATIENCE, Settings, WORKERS, start_backend, write_config},
     topology::{Family, Shape, Topology},
 };
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+use crate::support::{Load, under_load, wait};
 
 const PORT: u16 = 80;
 const BACKENDS: u16 = 3;
@@ -66,7 +67,9 @@ impl Pair {
         settings.check = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
         settings.service_lines = service_lines.to_owned();
         let files = tempfile::tempdir().unwrap();
-        let backends = (1..=BACKENDS).map(|number| Some(start_backend(&topology, number, files.path()))).collect();
+        let backends = (1..=BACKENDS)
+            .map(|number| Some(start_backend(&topology, Forwarding::Dsr, number, files.path()).unwrap()))
+            .collect();
         let start = |number, namespace| start_balancer(&topology, &settings, files.path(), number, namespace);
         let controllers = [start(0, topology.balancer()), start(1, &second)];
         Self { controllers, backends, second, topology, settings, files }
@@ -124,40 +127,11 @@ impl Pair {
         CLIENTS.map(|client| (client, (0..2).filter(|&number| knows(number, client)).count())).collect()
     }
 
-    /// Has clients connect all the time while `work` is done: how many requests were made and how many failed.
-    fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> (usize, Vec<String>) {
-        let stop = AtomicBool::new(false);
+    /// Has clients connect all the time while `work` is done.
+    fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> Load {
         let requests: Vec<Request> = Family::BOTH.iter().flat_map(|&family| self.requests(family)).collect();
         let entrance = self.topology.client().entrance();
-        thread::scope(|scope| {
-            let clients: Vec<_> = (0..2)
-                .map(|part| {
-                    let (stop, requests, entrance) = (&stop, &requests, &entrance);
-                    scope.spawn(move || {
-                        entrance.enter().unwrap();
-                        let (mut asked, mut failed) = (0, Vec::new());
-                        for request in requests.iter().skip(part).step_by(2).cycle() {
-                            if stop.load(Ordering::Relaxed) {
-                                break;
-                            }
-                            asked += 1;
-                            failed.extend(request.send().and_then(|reply| reply.answer()).err().map(|e| e.to_string()));
-                        }
-                        (asked, failed)
-                    })
-                })
-                .collect();
-            work(self);
-            stop.store(true, Ordering::Relaxed);
-            clients.into_iter().map(|client| client.join().unwrap()).fold(
-                (0, Vec::new()),
-                |mut sum, (asked, failed)| {
-                    sum.0 += asked;
-                    sum.1.extend(failed);
-                    sum
-                },
-            )
-        })
+        under_load(&entrance, &requests, || work(self))
     }
 
     /// Gateways of the router's route to the VIP.
@@ -192,14 +166,6 @@ impl Pair {
     }
 }
 
-fn start_backend(topology: &Topology, number: u16, files: &Path) -> Backend {
-    let own = Family::BOTH.map(|family| topology.backend_address(family, number - 1));
-    let vips = Family::BOTH.map(|family| topology.vip(family));
-    let listen: Vec<SocketAddr> = own.into_iter().chain(vips).map(|address| SocketAddr::new(address, PORT)).collect();
-    let namespace = &topology.backends()[usize::from(number) - 1];
-    Backend::start(&binaries::balancer().unwrap(), namespace, &format!("web{number}"), &listen, files).unwrap()
-}
-
 fn start_balancer(
     topology: &Topology,
     settings: &Settings,
@@ -214,15 +180,6 @@ fn start_balancer(
     let mut controller = Controller::start(namespace, &binaries::balancer().unwrap(), &config, &socket, &log).unwrap();
     controller.wait_ready(PATIENCE).unwrap();
     controller
-}
-
-#[track_caller]
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn start_bird(pair: &Pair, namespace: &Namespace, config: &Path) -> Process {
@@ -269,7 +226,7 @@ fn a_router_that_spreads_follows_what_balancers_announce() {
     assert!(both > CLIENTS.len() / 2, "{both} clients have come to both balancers");
 
     // One is taken out and comes back, the other one is stopped and started: nobody notices.
-    let (asked, failed) = pair.under_load(|pair| {
+    let load = pair.under_load(|pair| {
         pair.cli(0, &["withdraw", "--wait"]);
         pair.wait_next_hops(&[1]);
         pair.cli(0, &["announce"]);
@@ -280,13 +237,13 @@ fn a_router_that_spreads_follows_what_balancers_announce() {
         pair.start_again(1);
         pair.wait_next_hops(&[0, 1]);
     });
-    assert!(failed.is_empty() && asked > 200, "{} of {asked} failed: {:?}", failed.len(), failed.first());
+    load.assert_answered(200);
     assert_eq!(Family::BOTH.map(|family| pair.homes(family)), homes);
 
     // With nobody to steer to there is nothing to announce.
     pair.backends.iter_mut().for_each(|backend| *backend = None);
     pair.wait_next_hops(&[]);
-    pair.backends[1] = Some(start_backend(&pair.topology, 2, pair.files.path()));
+    pair.backends[1] = Some(start_backend(&pair.topology, Forwarding::Dsr, 2, pair.files.path()).unwrap());
     pair.wait_next_hops(&[0, 1]);
 }
 
@@ -342,7 +299,7 @@ fn a_pair_hands_its_vips_over() {
     assert!(pair.has_vips(1) && !pair.has_vips(0));
 
     // The active one is withdrawn, comes back, and its keepalived ends: nobody notices.
-    let (asked, failed) = pair.under_load(|pair| {
+    let load = pair.under_load(|pair| {
         pair.cli(1, &["withdraw"]);
         wait("the first one does not take over", || pair.has_vips(0) && !pair.has_vips(1));
         pair.cli(1, &["announce"]);
@@ -354,6 +311,6 @@ fn a_pair_hands_its_vips_over() {
         wait("the first one does not take over", || pair.has_vips(0));
         thread::sleep(Duration::from_secs(1));
     });
-    assert!(failed.is_empty() && asked > 50, "{} of {asked} failed: {:?}", failed.len(), failed.first());
+    load.assert_answered(50);
     assert_eq!(Family::BOTH.map(|family| pair.homes(family)), homes);
 }

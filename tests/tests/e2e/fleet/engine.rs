@@ -1,0 +1,111 @@
+//! A fleet without its engine, or without parts of it.
+
+use std::{collections::BTreeMap, thread, time::Duration};
+
+use balancer_tests::topology::Family;
+
+use super::{ENGINES, Fleet, Plan, moved};
+use crate::support::wait;
+
+#[test]
+fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
+    // Longer than etcd takes to elect.
+    let mut fleet = Fleet::planned(Plan { lease: "5s", ..Plan::default() });
+    let homes = fleet.one_answer();
+    // One of three etcds, the one that leads: nobody notices.
+    let first = fleet.etcd.leader(&fleet.engines[0]).unwrap();
+    fleet.etcd.kill(first).unwrap();
+    let weight = fleet.cli(1, &["backend", "weight", "web/web1", "90"]);
+    assert!(weight.contains("applied by 3 of 3"), "{weight}");
+    // All.
+    for number in 0..ENGINES.len() {
+        fleet.etcd.kill(number).unwrap();
+    }
+    wait("nobody is degraded", || {
+        fleet.members().all(|number| fleet.cli(number, &["ready", "--json"]).contains("degraded"))
+    });
+    let alone = fleet.shown(1);
+    assert!(!alone.engine.reachable && alone.members.iter().all(|member| member.name == "lb2"), "{alone:?}");
+    assert!(fleet.metrics(1).contains("balancer_fleet_engine_reachable 0"));
+    let refused = fleet.try_cli(1, &["backend", "weight", "web/web1", "80"]).unwrap_err();
+    assert!(refused.contains("out of reach"), "{refused}");
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+    // A backend dies meanwhile: each member acts on what it sees.
+    fleet.backends[2] = None;
+    fleet.wait_for("web3", "down");
+    let after = fleet.one_answer();
+    assert_eq!(moved(&homes, &after, "web3"), BTreeMap::new());
+    // Back, with their disks: in step without a move.
+    for (number, namespace) in fleet.engines.iter().enumerate() {
+        fleet.etcd.start_member(number, namespace).unwrap();
+    }
+    wait("changes are refused", || fleet.try_cli(0, &["backend", "weight", "web/web1", "70"]).is_ok());
+    fleet.wait_in_step();
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
+}
+
+#[test]
+fn an_engine_that_has_lost_everything_is_filled_again_without_a_move() {
+    let mut fleet = Fleet::new();
+    let homes = fleet.one_answer();
+    // Away from where the table says.
+    fleet.cli(1, &["backend", "weight", "web/web1", "10"]);
+    fleet.cli(1, &["backend", "weight", "web6/web1", "10"]);
+    fleet.wait_in_step();
+    let before = fleet.shown(0).epoch;
+    for number in 0..ENGINES.len() {
+        fleet.etcd.kill(number).unwrap();
+    }
+    wait("nobody is degraded", || {
+        fleet.members().all(|number| fleet.cli(number, &["ready", "--json"]).contains("degraded"))
+    });
+    fleet.etcd.lose_disks().unwrap();
+    for (number, namespace) in fleet.engines.iter().enumerate() {
+        fleet.etcd.start_member(number, namespace).unwrap();
+    }
+    wait("changes are refused", || fleet.try_cli(0, &["backend", "weight", "web/web3", "70"]).is_ok());
+    fleet.wait_in_step();
+    wait("not all are members again", || fleet.members().all(|number| fleet.shown(number).members.len() == 3));
+    // What was changed at run time is not forgotten, though only members know of it.
+    for number in fleet.members() {
+        let weights = fleet.cli(number, &["backend", "list", "web", "--json"]);
+        assert!(weights.contains("\"weight\": 10") && weights.contains("\"weight\": 70"), "{weights}");
+    }
+    assert!(fleet.shown(0).epoch > before, "{:?} after {before:?}", fleet.shown(0).epoch);
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+}
+
+#[test]
+fn a_member_without_its_engine_is_not_answered_two_ways_when_it_is_back() {
+    let mut fleet = Fleet::new();
+    let homes = fleet.one_answer();
+    // lb3 cannot reach any etcd; they can reach each other, and the others them.
+    let cut = |fleet: &Fleet, verb: &str| {
+        for engine in ENGINES {
+            fleet.namespace(2).ip(&format!("route {verb} blackhole {engine}/32")).unwrap();
+        }
+    };
+    cut(&fleet, "add");
+    wait("lb3 is not degraded", || fleet.cli(2, &["ready", "--json"]).contains("etcd is out of reach"));
+    assert!(fleet.try_cli(2, &["ready", "--strict"]).is_err());
+    // It does not count any more, and the others go on: newcomers of theirs come to backends that it does not know.
+    wait("lb3 still counts", || fleet.shown(0).members.len() == 2);
+    for (service, family) in [("web", Family::V4), ("web6", Family::V6)] {
+        let name = format!("{service}/web4");
+        let added = fleet.cli(0, &["backend", "add", &name, &fleet.backend_address(family, 4)]);
+        assert!(added.contains("; applied by 2 of 2 members"), "{added}");
+    }
+    let refused = fleet.try_cli(2, &["backend", "weight", "web/web1", "50"]).unwrap_err();
+    assert!(refused.contains("out of reach"), "{refused}");
+    // Known clients are answered alike through all three, also by the one that is behind.
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+    let load = fleet.under_load(|fleet| {
+        cut(fleet, "del");
+        wait("lb3 does not come back", || fleet.try_cli(2, &["ready", "--strict"]).is_ok());
+        fleet.wait_in_step();
+    });
+    load.assert_answered(20);
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+    assert!(fleet.states(2).iter().any(|state| state.starts_with("web/web4 up") && !state.ends_with(" 0")));
+}

@@ -1,0 +1,69 @@
+//! Members come and go.
+
+use std::{collections::BTreeMap, env, thread, time::Duration};
+
+use super::{Fleet, moved};
+use crate::support::wait;
+
+/// How often each member dies. `FLEET_ROUNDS=10` is the long way.
+fn rounds() -> usize {
+    env::var("FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
+}
+
+#[test]
+fn a_member_dies_and_comes_back_and_clients_that_are_away_stay() {
+    let mut fleet = Fleet::new();
+    let homes = fleet.one_answer();
+    // Away from where the table says: everybody stays where they are when the weights change.
+    fleet.cli(0, &["backend", "weight", "web/web1", "10"]);
+    fleet.cli(0, &["backend", "weight", "web6/web1", "10"]);
+    fleet.wait_in_step();
+    for number in [1, 0, 2].into_iter().cycle().take(3 * rounds()) {
+        let others: Vec<usize> = (0..3).filter(|&other| other != number).collect();
+        let load = fleet.under_load(|fleet| {
+            fleet.route(&others);
+            thread::sleep(Duration::from_millis(300));
+            fleet.kill(number);
+            thread::sleep(Duration::from_millis(1500));
+            fleet.start_again(number);
+            assert!(fleet.shown(number).records.taken_over > 0, "{:?}", fleet.shown(number).records);
+            fleet.route(&[0, 1, 2]);
+        });
+        load.assert_answered(50);
+        assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new(), "after lb{}", number + 1);
+    }
+}
+
+#[test]
+fn members_join_leave_and_are_upgraded_one_after_the_other() {
+    let mut fleet = Fleet::new();
+    let homes = fleet.one_answer();
+    fleet.cli(0, &["backend", "weight", "web/web1", "10"]);
+    fleet.cli(0, &["backend", "weight", "web6/web1", "10"]);
+    fleet.wait_in_step();
+    fleet.spread("1");
+    let load = fleet.under_load(|fleet| {
+        // A fourth joins; it is sent clients once it is ready.
+        fleet.start_again(3);
+        fleet.route_to_all();
+        wait("lb4 is not seen", || fleet.members().all(|number| fleet.shown(number).members.len() == 4));
+        // Each makes room for its next version: routers first, then the process.
+        for number in [1, 2, 3, 0] {
+            fleet.cli(number, &["withdraw", "--wait"]);
+            let others: Vec<usize> = fleet.members().filter(|&other| other != number).collect();
+            fleet.route(&others);
+            fleet.stop(number);
+            fleet.start_again(number);
+            fleet.cli(number, &["announce"]);
+            wait("it is not ready again", || fleet.try_cli(number, &["ready"]).is_ok());
+            fleet.route_to_all();
+        }
+        // One leaves for good.
+        fleet.cli(2, &["withdraw", "--wait"]);
+        fleet.route(&[0, 1, 3]);
+        fleet.stop(2);
+        wait("lb3 is still a member", || fleet.members().all(|number| fleet.shown(number).members.len() == 3));
+    });
+    load.assert_answered(200);
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+}

@@ -1,0 +1,362 @@
+//! Balancers that are one fleet, on a real etcd, behind a router that spreads clients by ECMP.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod changes;
+mod engine;
+mod many_clients;
+mod members;
+mod modes;
+mod verdicts;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+};
+
+use balancer_api::model::FleetSnapshot;
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    backend::Backend,
+    binaries,
+    controller::Controller,
+    etcd::{EtcdCluster, Options},
+    http_client::{Request, send_all},
+    namespace::{Namespace, join},
+    process::Process,
+    site::{PATIENCE, Settings, WORKERS, start_backend, start_decap, write_config},
+    topology::{Family, Shape, Topology},
+    xdp::{Hook, Passer},
+};
+
+use crate::support::{Load, under_load, wait};
+
+const PORT: u16 = 80;
+const BACKENDS: u16 = 4;
+const CLIENTS: std::ops::RangeInclusive<u16> = 1..=90;
+/// Of the balancers that there may be.
+const ADDRESSES: [[&str; 2]; 4] =
+    [["10.0.0.1", "fd00::1"], ["10.0.0.3", "fd00::3"], ["10.0.0.4", "fd00::4"], ["10.0.0.5", "fd00::5"]];
+const ENGINES: [&str; 3] = ["10.0.0.61", "10.0.0.62", "10.0.0.63"];
+
+/// What a fleet is to be.
+struct Plan {
+    forwarding: Forwarding,
+    /// Members that are started; of four that there are hosts for.
+    members: usize,
+    lease: &'static str,
+    /// Whether `web` takes datagrams as well.
+    datagrams: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { forwarding: Forwarding::Dsr, members: 3, lease: "2s", datagrams: false }
+    }
+}
+
+/// A host of clients that is the router as well, balancers, backends, three etcds, all on one segment.
+struct Fleet {
+    /// Ends the balancers before their hosts.
+    controllers: Vec<Option<Controller>>,
+    etcd: EtcdCluster,
+    engines: Vec<Namespace>,
+    backends: Vec<Option<Backend>>,
+    _decaps: Vec<Process>,
+    _passers: Vec<Passer>,
+    others: Vec<Namespace>,
+    topology: Topology,
+    settings: Settings,
+    plan: Plan,
+    files: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        Self::planned(Plan::default())
+    }
+
+    fn planned(plan: Plan) -> Self {
+        let forwarding = plan.forwarding;
+        let topology = Topology::new(Shape::OneLegged, forwarding, BACKENDS.into()).unwrap();
+        let on_segment = |name: &str, addresses: &[(&str, u8)]| {
+            let namespace = Namespace::new(name).unwrap();
+            join((&namespace, "eth0"), (topology.switch(), name)).unwrap();
+            topology.switch().ip(&format!("link set {name} master br0")).unwrap();
+            for (address, length) in addresses {
+                let nodad = if address.contains(':') { "nodad" } else { "" };
+                namespace.ip(&format!("addr add {address}/{length} dev eth0 {nodad}")).unwrap();
+            }
+            namespace
+        };
+        let others: Vec<Namespace> = (1..ADDRESSES.len())
+            .map(|number| {
+                on_segment(&format!("lb{}", number + 1), &[(ADDRESSES[number][0], 16), (ADDRESSES[number][1], 64)])
+            })
+            .collect();
+        let engines: Vec<Namespace> = ENGINES
+            .iter()
+            .enumerate()
+            .map(|(at, address)| on_segment(&format!("etcd{at}"), &[(*address, 16)]))
+            .collect();
+        for other in &others {
+            other.ip("route add 10.1.0.0/16 via 10.0.0.2").unwrap();
+            other.ip("-6 route add fd00:1::/64 via fd00::2").unwrap();
+        }
+        let passers = (1..ADDRESSES.len())
+            .map(|number| Passer::attach(topology.switch(), &format!("lb{}", number + 1), Hook::Native).unwrap())
+            .collect();
+        for family in Family::BOTH {
+            let length = if family == Family::V4 { 32 } else { 128 };
+            let vip = topology.vip(family);
+            topology.balancer().ip(&format!("addr del {vip}/{length} dev lo")).unwrap();
+            let net = if family == Family::V4 { "10.2.0.0/16" } else { "fd00:2::/64" };
+            topology.client().ip(&format!("{} route del {net}", if family == Family::V4 { "" } else { "-6" })).unwrap();
+        }
+        let places: Vec<(&Namespace, IpAddr)> =
+            engines.iter().zip(ENGINES).map(|(namespace, address)| (namespace, address.parse().unwrap())).collect();
+        let options = Options { tls: true, arguments: vec!["--unsafe-no-fsync".to_owned()] };
+        let etcd = EtcdCluster::start(&places, &options).unwrap();
+        let mut settings = Settings::new(&topology, forwarding, BACKENDS - 1);
+        settings.families = Family::BOTH.to_vec();
+        settings.remember = "1h";
+        settings.check = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
+        let files = tempfile::tempdir().unwrap();
+        let decaps = match forwarding {
+            Forwarding::Dsr | Forwarding::Nat => Vec::new(),
+            Forwarding::Ipip | Forwarding::Gue => {
+                (1..=BACKENDS).map(|number| start_decap(&topology, number, "native", files.path()).unwrap()).collect()
+            }
+        };
+        let mut this = Self {
+            controllers: ADDRESSES.iter().map(|_| None).collect(),
+            etcd,
+            engines,
+            backends: (0..BACKENDS).map(|_| None).collect(),
+            _decaps: decaps,
+            _passers: passers,
+            others,
+            topology,
+            settings,
+            plan,
+            files,
+        };
+        (1..=BACKENDS).for_each(|number| this.start_backend(number));
+        this.answer_through(&(0..this.plan.members).collect::<Vec<_>>());
+        for number in 0..this.plan.members {
+            this.controllers[number] = Some(this.start(number));
+        }
+        this.route_to_all();
+        this.wait_in_step();
+        this
+    }
+
+    /// With `nat` answers go through a balancer: any of these, and not always the one that the question came through.
+    fn answer_through(&self, members: &[usize]) {
+        if self.plan.forwarding != Forwarding::Nat {
+            return;
+        }
+        for (index, (flag, clients)) in [("-4", "10.1.0.0/16"), ("-6", "fd00:1::/64")].into_iter().enumerate() {
+            let hops: Vec<String> =
+                members.iter().map(|&number| format!("nexthop via {}", ADDRESSES[number][index])).collect();
+            for backend in self.topology.backends() {
+                backend.ip(&format!("{flag} route replace {clients} {}", hops.join(" "))).unwrap();
+            }
+        }
+    }
+
+    fn start_backend(&mut self, number: u16) {
+        let backend = start_backend(&self.topology, self.plan.forwarding, number, self.files.path()).unwrap();
+        self.backends[usize::from(number) - 1] = Some(backend);
+    }
+
+    /// The address of a backend as the command line takes it.
+    fn backend_address(&self, family: Family, number: u16) -> String {
+        let port = if self.plan.forwarding == Forwarding::Nat { 8080 } else { PORT };
+        SocketAddr::new(self.topology.backend_address(family, number - 1), port).to_string()
+    }
+
+    fn namespace(&self, number: usize) -> &Namespace {
+        number.checked_sub(1).map_or(self.topology.balancer(), |other| &self.others[other])
+    }
+
+    fn start(&self, number: usize) -> Controller {
+        let files = self.files.path().join(format!("lb{}", number + 1));
+        fs::create_dir_all(&files).unwrap();
+        let certificates = self.etcd.certificates().unwrap();
+        let fleet = format!(
+            "[fleet]\nname = \"site1\"\nmember = \"lb{}\"\nendpoints = {:?}\nlease = {:?}\n\
+             ca = {:?}\ncert = {:?}\nkey = {:?}\n",
+            number + 1,
+            self.etcd.endpoints(),
+            self.plan.lease,
+            certificates.ca,
+            certificates.cert,
+            certificates.key
+        );
+        let settings = Settings { lines: fleet, ..self.settings.clone() };
+        let config = write_config(&self.topology, &settings, &files).unwrap();
+        if self.plan.datagrams {
+            let vip = SocketAddr::new(self.topology.vip(Family::V4), PORT);
+            let (one, both) = (format!("address = \"{vip}\""), format!("listen = [\"{vip}\", \"{vip}/udp\"]"));
+            let text = fs::read_to_string(&config).unwrap();
+            assert!(text.contains(&one), "{text}");
+            let mut text = text.replace(&one, &both);
+            for number in 0..BACKENDS {
+                // The port is the listener's.
+                let own = self.topology.backend_address(Family::V4, number);
+                text = text.replace(&format!("\"{own}:{PORT}\""), &format!("\"{own}\""));
+            }
+            fs::write(&config, text).unwrap();
+        }
+        let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
+        let namespace = self.namespace(number);
+        Controller::start(namespace, &binaries::balancer().unwrap(), &config, &socket, &log).unwrap()
+    }
+
+    /// The router spreads over these members.
+    fn route(&self, members: &[usize]) {
+        for (index, family) in Family::BOTH.into_iter().enumerate() {
+            let hops: Vec<String> =
+                members.iter().map(|&number| format!("nexthop via {}", ADDRESSES[number][index])).collect();
+            let flag = if family == Family::V4 { "" } else { "-6" };
+            self.topology
+                .client()
+                .ip(&format!("{flag} route replace {} {}", self.topology.vip(family), hops.join(" ")))
+                .unwrap();
+        }
+    }
+
+    fn route_to_all(&self) {
+        self.route(&self.members().collect::<Vec<_>>());
+    }
+
+    fn spread(&self, policy: &str) {
+        for family in ["ipv4", "ipv6"] {
+            self.topology.client().sysctl(&format!("net/{family}/fib_multipath_hash_policy"), policy).unwrap();
+        }
+    }
+
+    fn members(&self) -> impl Iterator<Item = usize> {
+        (0..self.controllers.len()).filter(|&number| self.controllers[number].is_some())
+    }
+
+    fn try_cli(&self, number: usize, arguments: &[&str]) -> Result<String, String> {
+        let output = self.controllers[number].as_ref().unwrap().cli(arguments).unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    #[track_caller]
+    fn cli(&self, number: usize, arguments: &[&str]) -> String {
+        self.try_cli(number, arguments).unwrap_or_else(|error| panic!("{arguments:?} at {number}: {error}"))
+    }
+
+    /// All that run are ready, and have the same tables.
+    #[track_caller]
+    fn wait_in_step(&self) {
+        wait("not all are ready", || self.members().all(|number| self.try_cli(number, &["ready"]).is_ok()));
+        wait("backends differ", || {
+            let states: Vec<Vec<String>> = self.members().map(|number| self.states(number)).collect();
+            states.iter().all(|state| *state == states[0] && !state.is_empty())
+        });
+    }
+
+    /// What `balancer fleet --json` says.
+    fn shown(&self, number: usize) -> FleetSnapshot {
+        serde_json::from_str(&self.cli(number, &["fleet", "--json"])).unwrap()
+    }
+
+    fn metrics(&self, number: usize) -> String {
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
+        let request = Request { timeout: PATIENCE, ..request };
+        let reply = self.namespace(number).run_in_thread(|| request.send()).unwrap().unwrap();
+        String::from_utf8(reply.body).unwrap()
+    }
+
+    /// Backends of `web`, with state and slots.
+    fn states(&self, number: usize) -> Vec<String> {
+        let Ok(status) = self.controllers[number].as_ref().unwrap().status() else { return Vec::new() };
+        let of = |service: &balancer_api::model::ServiceView| {
+            let backend = |backend: &balancer_api::model::BackendView| {
+                format!("{}/{} {} {}", service.name, backend.name, backend.state, backend.slots)
+            };
+            service.backends.iter().map(backend).collect::<Vec<_>>()
+        };
+        status.services.iter().flat_map(of).collect()
+    }
+
+    /// Waits until a backend is in this state in both services, at all members.
+    #[track_caller]
+    fn wait_for(&self, backend: &str, state: &str) {
+        let states = ["web", "web6"].map(|service| format!("{service}/{backend} {state} "));
+        let is = |lines: &[String]| states.iter().all(|state| lines.iter().any(|line| line.starts_with(state)));
+        wait(&format!("{backend} is not {state}"), || self.members().all(|number| is(&self.states(number))));
+    }
+
+    fn requests(&self, family: Family) -> Vec<Request> {
+        let target = SocketAddr::new(self.topology.vip(family), PORT);
+        let request = |client| Request::new(SocketAddr::new(self.topology.client_address(family, client), 0), target);
+        CLIENTS.map(|client| Request { timeout: PATIENCE, ..request(client) }).collect()
+    }
+
+    /// The backend that answers each client.
+    #[track_caller]
+    fn homes(&self, family: Family) -> Vec<String> {
+        let replies = send_all(self.topology.client(), &self.requests(family), WORKERS).unwrap();
+        replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend).collect()
+    }
+
+    #[track_caller]
+    fn all_homes(&self) -> [Vec<String>; 2] {
+        Family::BOTH.map(|family| self.homes(family))
+    }
+
+    /// Every client is answered by the same backend whichever member it comes to.
+    #[track_caller]
+    fn one_answer(&self) -> [Vec<String>; 2] {
+        let members: Vec<usize> = self.members().collect();
+        let mut answers = Vec::new();
+        for &number in &members {
+            self.route(&[number]);
+            answers.push(self.all_homes());
+        }
+        self.route(&members);
+        for (number, answer) in members.iter().zip(&answers) {
+            assert_eq!(answer, &answers[0], "lb{} and lb{} answer differently", members[0] + 1, number + 1);
+        }
+        answers.remove(0)
+    }
+
+    /// Has clients connect all the time while `work` is done.
+    fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> Load {
+        let requests: Vec<Request> = Family::BOTH.iter().flat_map(|&family| self.requests(family)).collect();
+        let entrance = self.topology.client().entrance();
+        under_load(&entrance, &requests, || work(self))
+    }
+
+    fn kill(&mut self, number: usize) {
+        self.controllers[number].take().unwrap().process().kill().unwrap();
+    }
+
+    /// Ends it as a service manager does.
+    fn stop(&mut self, number: usize) {
+        let status = self.controllers[number].take().unwrap().process().stop().unwrap();
+        assert!(status.success(), "lb{}: {status}", number + 1);
+    }
+
+    fn start_again(&mut self, number: usize) {
+        self.controllers[number] = Some(self.start(number));
+        self.wait_in_step();
+    }
+}
+
+/// Clients of one backend that are at another one afterwards.
+fn moved(before: &[Vec<String>; 2], after: &[Vec<String>; 2], except: &str) -> BTreeMap<usize, (String, String)> {
+    let pairs = before.iter().flatten().zip(after.iter().flatten()).enumerate();
+    pairs
+        .filter(|(_, (old, new))| old != new && *old != except)
+        .map(|(at, (old, new))| (at, (old.clone(), new.clone())))
+        .collect()
+}

@@ -1,0 +1,46 @@
+//! A fleet over each way of forwarding.
+
+use std::collections::BTreeMap;
+
+use balancer_common::map_types::Forwarding;
+use balancer_tests::topology::Family;
+
+use super::{Fleet, Plan, moved};
+
+/// A backend is added and one drained under load, a member dies and comes back: nobody moves, and all answer alike.
+fn one_answer_through(forwarding: Forwarding) {
+    let mut fleet = Fleet::planned(Plan { forwarding, ..Plan::default() });
+    let homes = fleet.one_answer();
+    let load = fleet.under_load(|fleet| {
+        fleet.spread("1");
+        for (member, service, family) in [(1, "web", Family::V4), (2, "web6", Family::V6)] {
+            fleet.cli(member, &["backend", "add", &format!("{service}/web4"), &fleet.backend_address(family, 4)]);
+            fleet.cli(member, &["backend", "drain", &format!("{service}/web2")]);
+        }
+        fleet.wait_in_step();
+    });
+    load.assert_answered(100);
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+    fleet.route(&[1, 2]);
+    fleet.answer_through(&[1, 2]);
+    fleet.kill(0);
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+    fleet.start_again(0);
+    fleet.answer_through(&[0, 1, 2]);
+    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+}
+
+#[test]
+fn one_answer_with_nat() {
+    one_answer_through(Forwarding::Nat);
+}
+
+#[test]
+fn one_answer_with_ipip() {
+    one_answer_through(Forwarding::Ipip);
+}
+
+#[test]
+fn one_answer_with_gue() {
+    one_answer_through(Forwarding::Gue);
+}
