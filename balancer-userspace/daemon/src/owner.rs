@@ -31,6 +31,7 @@ use balancer_core::{
 use balancer_dataplane::{Dataplane, Forgotten, KnownClients};
 use balancer_model::{
     config::Config,
+    listeners::Family,
     names::BackendName,
     words::{counted, grouped},
 };
@@ -370,12 +371,12 @@ impl<D: Dataplane> Owner<D> {
 
     /// How many known clients stay with a backend; none where there is no such backend.
     fn keeps(&self, name: &BackendName) -> u64 {
-        self.controller.backend(name).ok().filter(|backend| backend.keeps_known()).map_or(0, Backend::known_clients)
+        self.controller.parts(name).filter(|backend| backend.keeps_known()).map(Backend::known_clients).sum()
     }
 
     /// Slots moved since start in a service (required, needless); none in one that does not exist.
     pub fn slots_moved(&self, service: &str) -> (u64, u64) {
-        self.controller.service(service).map(Service::slots_moved).unwrap_or_default()
+        sum(self.controller.legs(service).map(Service::slots_moved))
     }
 
     /// Whether an added backend still waits for its next hop.
@@ -392,8 +393,7 @@ impl<D: Dataplane> Owner<D> {
 
     /// As [`Owner::slots_moved`], of all services. One that goes takes its own along.
     fn all_slots_moved(&self) -> (u64, u64) {
-        let moved = self.controller.services().iter().map(Service::slots_moved);
-        moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
+        sum(self.controller.services().iter().map(Service::slots_moved))
     }
 
     /// Which backend a client is steered to.
@@ -402,9 +402,10 @@ impl<D: Dataplane> Owner<D> {
     /// When the service asked for does not exist.
     pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
         let mut located = self.controller.locate(query.address, query.service.as_deref())?;
+        let address = query.address.to_canonical();
         for client in &mut located {
-            let Ok(service) = self.controller.service(&client.service) else { continue };
-            let Some(known) = self.dataplane.client(service.id(), query.address) else { continue };
+            let Some(service) = self.controller.leg(&client.service, Family::of(address)) else { continue };
+            let Some(known) = self.dataplane.client(service.id(), address) else { continue };
             client.last_seen = Some(known.last_seen);
             if client.rule.is_some() {
                 continue;
@@ -425,11 +426,11 @@ impl<D: Dataplane> Owner<D> {
     /// When the service asked for does not exist, or a counter cannot be read.
     pub fn rules(&self, service: Option<&str>) -> Result<Vec<RuleView>, Refused> {
         let now = Instant::now().into_std();
-        let services = match service {
-            Some(name) => std::slice::from_ref(self.controller.service(name)?),
-            None => self.controller.services(),
-        };
-        let rules = services.iter().flat_map(|service| service.rules().iter().map(move |rule| (service, rule)));
+        if let Some(name) = service {
+            self.controller.service(name)?;
+        }
+        let services = self.controller.services().iter().filter(|of| service.is_none_or(|name| of.name() == name));
+        let rules = services.flat_map(|service| service.rules().iter().map(move |rule| (service, rule)));
         rules
             .map(|(service, rule)| {
                 let stats = self.dataplane.rule_stats(service.id(), rule.prefix);
@@ -455,13 +456,13 @@ impl<D: Dataplane> Owner<D> {
     /// When there is no such service, or none that remembers.
     pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
         let located = self.controller.locate(query.address, query.service.as_deref())?;
-        let services = located.iter().filter_map(|client| self.controller.service(&client.service).ok());
+        let address = query.address.to_canonical();
+        let services = located.iter().filter_map(|client| self.controller.leg(&client.service, Family::of(address)));
         let remembering: Vec<ServiceId> = services.filter(|service| service.remembers()).map(Service::id).collect();
         if remembering.is_empty() {
             let names: Vec<&str> = located.iter().map(|client| client.service.as_str()).collect();
             return Err(remembers_nobody(&names.join(", ")));
         }
-        let address = query.address.to_canonical();
         let mut sum = Forgotten::default();
         for service in remembering {
             let known = self.dataplane.client(service, address);
@@ -480,26 +481,32 @@ impl<D: Dataplane> Owner<D> {
     /// # Errors
     /// When there is no such backend, or its service remembers nobody.
     pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
-        let backend = self.controller.backend(&name)?.id();
-        let service = self.controller.service(&name.service)?;
-        if !service.remembers() {
+        self.controller.backend(&name)?;
+        if !self.controller.service(&name.service)?.remembers() {
             return Err(remembers_nobody(&name.service));
         }
-        Ok(Forgetting { service: service.id(), backend, name, uid, next: 0, sum: Forgotten::default() })
+        let parts = self.controller.legs(&name.service).flat_map(|service| {
+            let backends = service.backends().iter().filter(|backend| backend.name() == name.backend);
+            backends.map(|backend| (service.id(), backend.id()))
+        });
+        Ok(Forgetting { parts: parts.collect(), name, uid, next: 0, sum: Forgotten::default() })
     }
 
     /// Forgets the backend's clients in one more part of the client table. `Some` with the last.
     pub fn forget_more(&mut self, forgetting: &mut Forgetting) -> Option<ForgottenView> {
-        let Forgetting { service, backend, name, uid, next, sum } = forgetting;
-        let (part, following) = self.dataplane.forget_all(*backend, *next);
-        self.count_forgotten(*service, name.backend.clone(), part.moved);
-        sum.clients += part.clients;
-        sum.moved += part.moved;
-        match following {
-            Some(following) => {
-                *next = following;
-                None
+        let Forgetting { parts, name, uid, next, sum } = forgetting;
+        if let Some(&(service, backend)) = parts.last() {
+            let (part, following) = self.dataplane.forget_all(backend, *next);
+            self.count_forgotten(service, name.backend.clone(), part.moved);
+            sum.clients += part.clients;
+            sum.moved += part.moved;
+            *next = following.unwrap_or(0);
+            if following.is_none() {
+                parts.pop();
             }
+        }
+        match parts.last() {
+            Some(_) => None,
             None => Some(forgotten_view(&self.events, &format!("backend {name}"), Some(name), *sum, *uid)),
         }
     }
@@ -650,12 +657,18 @@ fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Opti
 /// A pass over the client table that forgets a backend's clients.
 #[derive(Debug)]
 pub struct Forgetting {
-    service: ServiceId,
-    backend: BackendId,
+    /// It in each part of its service that has still to be looked for.
+    parts: Vec<(ServiceId, BackendId)>,
     name: BackendName,
     uid: Option<u32>,
+    /// Where the look for the last of them goes on.
     next: usize,
     sum: Forgotten,
+}
+
+/// Slots moved (required, needless) in all.
+fn sum(moved: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
+    moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
 }
 
 fn remembers_nobody(services: &str) -> Refused {

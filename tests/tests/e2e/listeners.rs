@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_api::model::PlanView;
+use balancer_api::model::{ClientView, ForgottenView, PlanView, RuleView};
 use balancer_common::map_types::Forwarding;
 use balancer_model::config::{Protocol, forwarding_word};
 use balancer_tests::{
@@ -133,7 +133,8 @@ fn shop(topology: &Topology, forwarding: Forwarding) -> String {
     let [v4, v6] = Family::BOTH.map(|family| topology.vip(family));
     let ports = if forwarding == Forwarding::Nat { "ports = { 7080 = 9080, 7443 = 9443 }\n" } else { "" };
     let mut text = format!(
-        "[[service]]\nname = \"shop\"\nforwarding = \"{}\"\nremember = \"1h\"\ncheck = {{ type = \"none\" }}\n{ports}\
+        "[[service]]\nname = \"shop\"\nforwarding = \"{}\"\nremember = \"1h\"\n\
+         client_prefix = {{ v4 = 32, v6 = 128 }}\ncheck = {{ type = \"none\" }}\n{ports}\
          listen = [\"{v4}:7080\", \"{v4}:7443\", \"{v4}:7080/udp\", \"{v4}:7443/udp\", \"{v4}:7100-7110/udp\",\n\
          \"[{v6}]:7080\", \"[{v6}]:7443\", \"[{v6}]:7080/udp\", \"[{v6}]:7443/udp\", \"[{v6}]:7100-7110/udp\"]\n",
         forwarding_word(forwarding)
@@ -146,6 +147,21 @@ fn shop(topology: &Topology, forwarding: Forwarding) -> String {
         );
     }
     text
+}
+
+/// A client of each family is forgotten by its address, all others by their backends.
+fn forget_everybody(site: &Site) {
+    let forget = |arguments: &[&str]| -> u64 {
+        let text = site.cli(&[&["client", "forget", "--json"], arguments].concat()).unwrap();
+        serde_json::from_str::<ForgottenView>(&text).unwrap().forgotten
+    };
+    for family in Family::BOTH {
+        let address = site.topology().client_address(family, 1).to_string();
+        assert_eq!(forget(&[&address]), 1, "{address}");
+    }
+    let others: u64 =
+        ["shop/web1", "shop/web2", "shop/web3"].iter().map(|backend| forget(&["--backend", backend])).sum();
+    assert_eq!(others, 2 * u64::from(CLIENTS) - 2);
 }
 
 fn each_client_has_one_backend(forwarding: Forwarding) {
@@ -186,6 +202,19 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
+    // `client where` knows them all, also those whom the table sends elsewhere by now; rules are listed for both families.
+    for (&(v4, client), home) in &homes {
+        let address = site.topology().client_address(if v4 { Family::V4 } else { Family::V6 }, client).to_string();
+        let located: ClientView =
+            serde_json::from_str(&site.cli(&["client", "where", &address, "--service", "shop", "--json"]).unwrap())
+                .unwrap();
+        assert_eq!((located.backend.as_ref(), located.why.as_str()), (Some(home), "known"), "{address}");
+    }
+    let strangers = ["192.0.2.0/24", "2001:db8:ffff::/48"];
+    strangers.iter().for_each(|prefix| drop(site.cli(&["rule", "add", "shop", prefix, "deny"]).unwrap()));
+    let rules: Vec<RuleView> = serde_json::from_str(&site.cli(&["rule", "list", "shop", "--json"]).unwrap()).unwrap();
+    assert_eq!(rules.iter().map(|rule| rule.prefix.as_str()).collect::<Vec<_>>(), strangers);
+
     // Nor does a controller that is killed and comes back move anybody, and it goes on counting.
     site.kill_and_restart(|_| {}).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
@@ -201,6 +230,7 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
         assert!(home == *before || before == "web2", "{client:?} went from {before} to {home}");
         assert_ne!(home, "web2");
     }
+    forget_everybody(&site);
 
     let metrics = site.metrics().unwrap();
     let tcp_listener = format!("listener=\"{}:7080/tcp\"", site.topology().vip(Family::V4));

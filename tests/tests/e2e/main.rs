@@ -38,6 +38,7 @@ mod sessions;
 mod startup;
 mod stations;
 mod statistics;
+mod statistics_families;
 mod stickiness;
 mod strangers;
 mod support;

@@ -279,13 +279,12 @@ impl Controller {
     /// What adding a backend has come to, where `before` slots of its service had moved by then (required, needless).
     #[must_use]
     pub fn added(&self, name: &BackendName, before: (u64, u64)) -> String {
-        let (Ok(service), Ok(backend)) = (self.service(&name.service), self.backend(name)) else {
-            return format!("backend {name} added");
-        };
-        let (required, needless) = service.slots_moved();
+        let Ok(backend) = self.backend(name) else { return format!("backend {name} added") };
+        let moved = self.legs(&name.service).map(Service::slots_moved);
+        let (required, needless) = moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1));
         let needless = needless - before.1;
         let moved = required - before.0 + needless;
-        let size = grouped(service.table_size());
+        let size = grouped(self.legs(&name.service).map(|service| u64::from(service.table_size())).sum::<u64>());
         let reason = match backend.reason() {
             "" => String::new(),
             reason => format!(" ({reason})"),
