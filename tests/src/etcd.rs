@@ -10,34 +10,21 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use balancer_demo::etcd::{Server, Tls, servers};
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::{
-    namespace::{Namespace, run},
-    process::Process,
-};
+use crate::namespace::{Namespace, run};
 
 /// How long members may take to agree that they are well.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where clients are answered, and where members speak with each other.
-const CLIENTS: u16 = 2379;
-const PEERS: u16 = 2380;
-
 /// Several members that are one etcd. They end with it.
 pub struct EtcdCluster {
-    members: Vec<Member>,
+    members: Vec<Server>,
     certificates: Option<Certificates>,
     directory: TempDir,
-}
-
-struct Member {
-    name: String,
-    address: IpAddr,
-    arguments: Vec<String>,
-    process: Option<Process>,
 }
 
 /// What is to be started.
@@ -59,17 +46,9 @@ impl EtcdCluster {
         let directory = tempfile::tempdir()?;
         let addresses: Vec<IpAddr> = places.iter().map(|&(_, address)| address).collect();
         let certificates = if options.tls { Some(Certificates::make(directory.path(), &addresses)?) } else { None };
-        let initial: Vec<String> = (1..)
-            .zip(&addresses)
-            .map(|(number, &address)| format!("etcd{number}={}", url("http", address, PEERS)))
-            .collect();
-        let mut this = Self { members: Vec::new(), certificates, directory };
-        for (number, &address) in (1..).zip(&addresses) {
-            let name = format!("etcd{number}");
-            let mut arguments = this.arguments(&name, address, &initial.join(","));
-            arguments.extend_from_slice(&options.arguments);
-            this.members.push(Member { name, address, arguments, process: None });
-        }
+        let tls = certificates.as_ref().map(|certificates| &certificates.server);
+        let members = servers(&addresses, tls, directory.path(), &options.arguments);
+        let mut this = Self { members, certificates, directory };
         for (index, &(namespace, _)) in places.iter().enumerate() {
             this.start_member(index, namespace)?;
         }
@@ -82,7 +61,7 @@ impl EtcdCluster {
     /// URLs for clients.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|member| self.endpoint(member.address)).collect()
+        self.members.iter().map(|member| member.endpoint().to_owned()).collect()
     }
 
     /// Files for clients, where TLS is spoken.
@@ -96,12 +75,7 @@ impl EtcdCluster {
     /// # Errors
     /// When it cannot be started.
     pub fn start_member(&mut self, index: usize, namespace: &Namespace) -> Result<()> {
-        let log = self.directory.path().join(format!("{}.log", self.members[index].name));
-        let member = &mut self.members[index];
-        let mut command = namespace.command("etcd");
-        command.args(&member.arguments);
-        member.process = Some(Process::spawn(&member.name, &mut command, &log)?);
-        Ok(())
+        self.members[index].start(namespace)
     }
 
     /// Takes away what all members know, as if their disks were new. None may run.
@@ -110,8 +84,8 @@ impl EtcdCluster {
     /// When files cannot be removed.
     pub fn lose_disks(&self) -> Result<()> {
         for member in &self.members {
-            ensure!(member.process.is_none(), "{} still runs", member.name);
-            let data = self.directory.path().join(&member.name);
+            ensure!(!member.is_started(), "{} still runs", member.name());
+            let data = self.directory.path().join(member.name());
             fs::remove_dir_all(&data).with_context(|| data.display().to_string())?;
         }
         Ok(())
@@ -122,10 +96,7 @@ impl EtcdCluster {
     /// # Errors
     /// When the kernel refuses.
     pub fn kill(&mut self, index: usize) -> Result<()> {
-        match self.members[index].process.take() {
-            Some(mut process) => process.kill().map(drop),
-            None => Ok(()),
-        }
+        self.members[index].kill()
     }
 
     /// Stops a member without closing its connections.
@@ -133,7 +104,7 @@ impl EtcdCluster {
     /// # Errors
     /// When the kernel refuses.
     pub fn freeze(&mut self, index: usize) -> Result<()> {
-        self.signal(index, Signal::SIGSTOP)
+        self.members[index].signal(Signal::SIGSTOP)
     }
 
     /// Lets a frozen member go on.
@@ -141,7 +112,7 @@ impl EtcdCluster {
     /// # Errors
     /// When the kernel refuses.
     pub fn thaw(&mut self, index: usize) -> Result<()> {
-        self.signal(index, Signal::SIGCONT)
+        self.members[index].signal(Signal::SIGCONT)
     }
 
     /// Waits until a member says that it can do a linearizable read.
@@ -154,7 +125,7 @@ impl EtcdCluster {
             match run(self.client(namespace, address).args(["endpoint", "health"])) {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
-                    let logs = self.members.iter().filter_map(|member| member.process.as_ref()?.tail(5).ok());
+                    let logs = self.members.iter().filter_map(|member| member.tail(5));
                     bail!("etcd at {address} is not well: {error:#}\n{}", logs.collect::<Vec<_>>().join("\n"));
                 }
                 Err(_) => thread::sleep(Duration::from_millis(100)),
@@ -168,8 +139,8 @@ impl EtcdCluster {
     /// When none says that it does.
     pub fn leader(&self, namespace: &Namespace) -> Result<usize> {
         let id = |value: &serde_json::Value| value.as_u64();
-        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.process.is_some()) {
-            let mut status = self.client(namespace, member.address);
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_started()) {
+            let mut status = self.client(namespace, member.address());
             let said: serde_json::Value =
                 serde_json::from_str(&run(status.args(["endpoint", "status", "-w", "json"]))?)?;
             let status = &said[0]["Status"];
@@ -195,55 +166,8 @@ impl EtcdCluster {
         command
     }
 
-    fn endpoint(&self, address: IpAddr) -> String {
-        url(if self.certificates.is_some() { "https" } else { "http" }, address, CLIENTS)
-    }
-
-    fn arguments(&self, name: &str, address: IpAddr, initial: &str) -> Vec<String> {
-        let (clients, peers) = (self.endpoint(address), url("http", address, PEERS));
-        let data = self.directory.path().join(name).display().to_string();
-        let mut arguments: Vec<String> = [
-            ("name", name),
-            ("data-dir", &data),
-            ("listen-client-urls", &clients),
-            ("advertise-client-urls", &clients),
-            ("listen-peer-urls", &peers),
-            ("initial-advertise-peer-urls", &peers),
-            ("initial-cluster", initial),
-            ("initial-cluster-state", "new"),
-            ("logger", "zap"),
-            ("log-level", "warn"),
-        ]
-        .map(|(name, value)| format!("--{name}={value}"))
-        .into();
-        if let Some(certificates) = &self.certificates {
-            arguments.push("--client-cert-auth".to_owned());
-            for (name, path) in [
-                ("trusted-ca-file", &certificates.ca),
-                ("cert-file", &certificates.server_cert),
-                ("key-file", &certificates.server_key),
-            ] {
-                arguments.push(format!("--{name}={}", path.display()));
-            }
-        }
-        arguments
-    }
-
-    fn signal(&mut self, index: usize, signal: Signal) -> Result<()> {
-        self.members[index].process.as_mut().context("it does not run")?.signal(signal)
-    }
-}
-
-impl Drop for EtcdCluster {
-    fn drop(&mut self) {
-        // There is nothing to keep, and a frozen process would not hear a request to end.
-        for member in &mut self.members {
-            if let Some(mut process) = member.process.take()
-                && let Err(error) = process.kill()
-            {
-                eprintln!("{} is left running: {error:#}", member.name);
-            }
-        }
+    fn endpoint(&self, address: IpAddr) -> &str {
+        self.members.iter().find(|member| member.address() == address).map_or("", Server::endpoint)
     }
 }
 
@@ -256,8 +180,7 @@ pub struct Certificates {
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
-    server_cert: PathBuf,
-    server_key: PathBuf,
+    server: Tls,
 }
 
 impl Certificates {
@@ -281,13 +204,7 @@ impl Certificates {
         };
         let (server_cert, server_key) = signed("server", servers.iter().map(ToString::to_string).collect())?;
         let (cert, key) = signed("client", vec!["balancer".to_owned()])?;
-        Ok(Self { ca: write("ca.pem", authority.pem())?, cert, key, server_cert, server_key })
-    }
-}
-
-fn url(scheme: &str, address: IpAddr, port: u16) -> String {
-    match address {
-        IpAddr::V4(address) => format!("{scheme}://{address}:{port}"),
-        IpAddr::V6(address) => format!("{scheme}://[{address}]:{port}"),
+        let ca = write("ca.pem", authority.pem())?;
+        Ok(Self { server: Tls { ca: ca.clone(), cert: server_cert, key: server_key }, ca, cert, key })
     }
 }

@@ -18,8 +18,9 @@ use balancer_tests::{
     binaries,
     controller::Controller,
     http_client::{Request, send_all},
-    namespace::{Namespace, join},
+    namespace::Namespace,
     process::Process,
+    routing,
     site::{PATIENCE, Settings, WORKERS, start_backend, write_config},
     topology::{Family, Shape, Topology},
 };
@@ -31,14 +32,11 @@ use crate::support::{Load, under_load, wait};
 const PORT: u16 = 80;
 const BACKENDS: u16 = 3;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=60;
-/// Of the two balancers.
-const ADDRESSES: [[&str; 2]; 2] = [["10.0.0.1", "fd00::1"], ["10.0.0.3", "fd00::3"]];
 
-/// A client's host that is the router as well, two balancers, three backends with `dsr`, all on one segment.
+/// A host of clients behind a router, two balancers, three backends with `dsr`, all on one segment.
 struct Pair {
     controllers: [Controller; 2],
     backends: Vec<Option<Backend>>,
-    second: Namespace,
     topology: Topology,
     settings: Settings,
     files: TempDir,
@@ -46,20 +44,8 @@ struct Pair {
 
 impl Pair {
     fn new(service_lines: &str) -> Self {
-        let topology = Topology::new(Shape::OneLegged, Forwarding::Dsr, BACKENDS.into()).unwrap();
-        let second = Namespace::new("second").unwrap();
-        join((&second, "eth0"), (topology.switch(), "second")).unwrap();
-        topology.switch().ip("link set second master br0").unwrap();
-        for (address, length) in ADDRESSES[1].iter().zip([16, 64]) {
-            let nodad = if length == 64 { "nodad" } else { "" };
-            second.ip(&format!("addr add {address}/{length} dev eth0 {nodad}")).unwrap();
-        }
-        for family in Family::BOTH {
-            let (flag, length, net) =
-                if family == Family::V4 { ("", 32, "10.2.0.0/16") } else { ("-6", 128, "fd00:2::/64") };
-            topology.balancer().ip(&format!("addr del {}/{length} dev lo", topology.vip(family))).unwrap();
-            topology.client().ip(&format!("{flag} route del {net}")).unwrap();
-        }
+        let mut topology = Topology::new(Shape::Routed, Forwarding::Dsr, BACKENDS.into()).unwrap();
+        topology.add_balancer().unwrap();
         let mut settings = Settings::new(&topology, Forwarding::Dsr, BACKENDS);
         settings.xdp_mode = "generic";
         settings.families = Family::BOTH.to_vec();
@@ -70,19 +56,16 @@ impl Pair {
         let backends = (1..=BACKENDS)
             .map(|number| Some(start_backend(&topology, Forwarding::Dsr, number, files.path()).unwrap()))
             .collect();
-        let start = |number, namespace| start_balancer(&topology, &settings, files.path(), number, namespace);
-        let controllers = [start(0, topology.balancer()), start(1, &second)];
-        Self { controllers, backends, second, topology, settings, files }
+        let controllers = [0, 1].map(|number| start_balancer(&topology, &settings, files.path(), number));
+        Self { controllers, backends, topology, settings, files }
     }
 
     fn namespace(&self, number: usize) -> &Namespace {
-        if number == 0 { self.topology.balancer() } else { &self.second }
+        host(&self.topology, number)
     }
 
     fn start_again(&mut self, number: usize) {
-        let namespace = self.namespace(number);
-        let started = start_balancer(&self.topology, &self.settings, self.files.path(), number, namespace);
-        self.controllers[number] = started;
+        self.controllers[number] = start_balancer(&self.topology, &self.settings, self.files.path(), number);
     }
 
     fn cli(&self, number: usize, arguments: &[&str]) -> String {
@@ -91,15 +74,9 @@ impl Pair {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A configuration of `contrib/` with the addresses of this place.
-    fn sample(&self, file: &str, as_number: usize, replaced: &[(&str, &str)]) -> PathBuf {
-        let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib").join(file);
-        let mut text = fs::read_to_string(&contrib).unwrap();
-        for (from, to) in replaced {
-            assert!(text.contains(from), "{from} is not in {file}");
-            text = text.replace(from, to);
-        }
-        let path = self.files.path().join(format!("{as_number}-{}", file.replace('/', "-")));
+    /// A routing daemon's configuration in a file.
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.files.path().join(name);
         fs::write(&path, text).unwrap();
         path
     }
@@ -138,7 +115,7 @@ impl Pair {
     fn next_hops(&self, family: Family) -> Vec<String> {
         let flag = if family == Family::V4 { "-4" } else { "-6" };
         let vip = self.topology.vip(family).to_string();
-        let mut command = self.topology.client().command("ip");
+        let mut command = self.topology.router().command("ip");
         let output = command.args([flag, "route", "show", &vip]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -149,11 +126,11 @@ impl Pair {
     }
 
     #[track_caller]
-    fn wait_next_hops(&self, balancers: &[usize]) {
+    fn wait_next_hops(&self, balancers: &[u16]) {
         wait(&format!("the router's next hops are not {balancers:?}"), || {
-            Family::BOTH.iter().enumerate().all(|(index, &family)| {
-                let expected: Vec<&str> = balancers.iter().map(|&number| ADDRESSES[number][index]).collect();
-                self.next_hops(family) == expected
+            Family::BOTH.iter().all(|&family| {
+                let address = |&index| Topology::balancers_address(family, index).to_string();
+                self.next_hops(family) == balancers.iter().map(address).collect::<Vec<_>>()
             })
         });
     }
@@ -166,13 +143,12 @@ impl Pair {
     }
 }
 
-fn start_balancer(
-    topology: &Topology,
-    settings: &Settings,
-    files: &Path,
-    number: usize,
-    namespace: &Namespace,
-) -> Controller {
+fn host(topology: &Topology, number: usize) -> &Namespace {
+    topology.balancers().nth(number).unwrap()
+}
+
+fn start_balancer(topology: &Topology, settings: &Settings, files: &Path, number: usize) -> Controller {
+    let namespace = host(topology, number);
     let files = files.join(format!("lb{}", number + 1));
     fs::create_dir_all(&files).unwrap();
     let config = write_config(topology, settings, &files).unwrap();
@@ -182,26 +158,17 @@ fn start_balancer(
     controller
 }
 
-fn start_bird(pair: &Pair, namespace: &Namespace, config: &Path) -> Process {
-    let at = |end: &str| config.with_extension(end);
-    let mut command = namespace.command("bird");
-    command.arg("-f").arg("-c").arg(config).arg("-s").arg(at("ctl")).arg("-P").arg(at("pid"));
-    Process::spawn("bird", &mut command, &pair.files.path().join(at("log")))
-        .expect("bird is needed: cargo xtask setup, or apt-get install bird2")
-}
-
 /// BIRD on the router and on both balancers.
 fn birds(pair: &Pair) -> Vec<Process> {
-    let nets = [("198.51.100.0/24", "10.2.0.0/16"), ("2001:db8:100::/64", "fd00:2::/64")];
-    let router = [("192.0.2.11", "10.0.0.1"), ("192.0.2.12", "10.0.0.3"), ("192.0.2.1", "10.0.0.2")];
-    let router = pair.sample("bird/router.conf", 9, &[&router[..], &nets].concat());
-    let mut birds = vec![start_bird(pair, pair.topology.client(), &router)];
-    for (number, [v4, v6]) in ADDRESSES.iter().enumerate() {
-        let own = [("192.0.2.11", *v4), ("192.0.2.1", "10.0.0.2"), ("2001:db8::11", *v6)];
-        let config = pair.sample("bird/balancer.conf", number, &[&own[..], &nets].concat());
-        birds.push(start_bird(pair, pair.namespace(number), &config));
-    }
-    birds
+    let start = |namespace: &Namespace, config: &Path| {
+        routing::start_bird(namespace, config).expect("bird is needed: cargo xtask setup, or apt-get install bird2")
+    };
+    let router = pair.file("router.conf", &routing::router(2).unwrap());
+    let on_balancers = [0, 1].map(|index| {
+        let config = pair.file(&format!("lb{index}.conf"), &routing::balancer(index).unwrap());
+        start(pair.namespace(index.into()), &config)
+    });
+    std::iter::once(start(pair.topology.router(), &router)).chain(on_balancers).collect()
 }
 
 #[test]
@@ -217,8 +184,8 @@ fn a_router_that_spreads_follows_what_balancers_announce() {
     }
     let seen = pair.seen();
     assert!(seen.values().all(|&balancers| balancers == 1), "{seen:?}");
-    pair.topology.client().sysctl("net/ipv4/fib_multipath_hash_policy", "1").unwrap();
-    pair.topology.client().sysctl("net/ipv6/fib_multipath_hash_policy", "1").unwrap();
+    pair.topology.router().sysctl("net/ipv4/fib_multipath_hash_policy", "1").unwrap();
+    pair.topology.router().sysctl("net/ipv6/fib_multipath_hash_policy", "1").unwrap();
     for _ in 0..8 {
         assert_eq!(Family::BOTH.map(|family| pair.homes(family)), homes);
     }
@@ -254,25 +221,9 @@ fn start_keepalived(pair: &Pair, number: usize) -> Process {
         pair.files.path().display(),
         number + 1
     );
-    let (own, other) = (ADDRESSES[number][0], ADDRESSES[1 - number][0]);
-    let priority = if number == 0 { "priority 150" } else { "priority 100" };
-    let replaced = [
-        ("router_id lb1", if number == 0 { "router_id lb1" } else { "router_id lb2" }),
-        // The program lies below a directory that anybody may write to.
-        ("enable_script_security", ""),
-        ("/usr/sbin/balancer ready --announced", &script),
-        ("priority 150", priority),
-        ("192.0.2.11", own),
-        ("192.0.2.12", other),
-        ("198.51.100.10", &pair.topology.vip(Family::V4).to_string()),
-        ("2001:db8:100::10", &pair.topology.vip(Family::V6).to_string()),
-    ];
-    let config = pair.sample("keepalived/keepalived.conf", number, &replaced);
-    let at = |end: &str| config.with_extension(end);
-    let mut command = pair.namespace(number).command("keepalived");
-    command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp"]);
-    command.arg("-f").arg(&config).arg("-p").arg(at("pid")).arg("-r").arg(at("vrrp-pid"));
-    Process::spawn("keepalived", &mut command, &at("log"))
+    let config = routing::keepalived(&pair.topology, u16::try_from(number).unwrap(), &script).unwrap();
+    let config = pair.file(&format!("keepalived{number}.conf"), &config);
+    routing::start_keepalived(pair.namespace(number), &config)
         .expect("keepalived is needed: cargo xtask setup, or apt-get install keepalived")
 }
 
@@ -281,7 +232,7 @@ fn a_pair_hands_its_vips_over() {
     let mut pair = Pair::new("");
     // The VIPs are on the segment, wherever they are.
     for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
-        pair.topology.client().ip(&format!("{flag} route add {} dev eth0", pair.topology.vip(family))).unwrap();
+        pair.topology.router().ip(&format!("{flag} route add {} dev eth0", pair.topology.vip(family))).unwrap();
     }
     let _first = start_keepalived(&pair, 0);
     wait("the first one has no VIPs", || pair.has_vips(0));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
-use balancer_tests::topology::Family;
+use balancer_tests::topology::{Family, Topology};
 
 use super::{ENGINES, Fleet, Plan, moved};
 use crate::support::wait;
@@ -82,7 +82,7 @@ fn a_member_without_its_engine_is_not_answered_two_ways_when_it_is_back() {
     let homes = fleet.one_answer();
     // lb3 cannot reach any etcd; they can reach each other, and the others them.
     let cut = |fleet: &Fleet, verb: &str| {
-        for engine in ENGINES {
+        for engine in ENGINES.map(|host| Topology::host_address(Family::V4, host)) {
             fleet.namespace(2).ip(&format!("route {verb} blackhole {engine}/32")).unwrap();
         }
     };

@@ -22,11 +22,10 @@ use balancer_tests::{
     controller::Controller,
     etcd::{EtcdCluster, Options},
     http_client::{Request, send_all},
-    namespace::{Namespace, join},
+    namespace::Namespace,
     process::Process,
     site::{PATIENCE, Settings, WORKERS, start_backend, start_decap, write_config},
     topology::{Family, Shape, Topology},
-    xdp::{Hook, Passer},
 };
 
 use crate::support::{Load, under_load, wait};
@@ -34,10 +33,10 @@ use crate::support::{Load, under_load, wait};
 const PORT: u16 = 80;
 const BACKENDS: u16 = 4;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=90;
-/// Of the balancers that there may be.
-const ADDRESSES: [[&str; 2]; 4] =
-    [["10.0.0.1", "fd00::1"], ["10.0.0.3", "fd00::3"], ["10.0.0.4", "fd00::4"], ["10.0.0.5", "fd00::5"]];
-const ENGINES: [&str; 3] = ["10.0.0.61", "10.0.0.62", "10.0.0.63"];
+/// Balancers that there are hosts for.
+const HOSTS: u16 = 4;
+/// Numbers of etcd's hosts on the segment.
+const ENGINES: [u16; 3] = [61, 62, 63];
 
 /// What a fleet is to be.
 struct Plan {
@@ -55,7 +54,7 @@ impl Default for Plan {
     }
 }
 
-/// A host of clients that is the router as well, balancers, backends, three etcds, all on one segment.
+/// A host of clients behind a router, balancers, backends, three etcds, all on one segment.
 struct Fleet {
     /// Ends the balancers before their hosts.
     controllers: Vec<Option<Controller>>,
@@ -63,8 +62,6 @@ struct Fleet {
     engines: Vec<Namespace>,
     backends: Vec<Option<Backend>>,
     _decaps: Vec<Process>,
-    _passers: Vec<Passer>,
-    others: Vec<Namespace>,
     topology: Topology,
     settings: Settings,
     plan: Plan,
@@ -78,43 +75,14 @@ impl Fleet {
 
     fn planned(plan: Plan) -> Self {
         let forwarding = plan.forwarding;
-        let topology = Topology::new(Shape::OneLegged, forwarding, BACKENDS.into()).unwrap();
-        let on_segment = |name: &str, addresses: &[(&str, u8)]| {
-            let namespace = Namespace::new(name).unwrap();
-            join((&namespace, "eth0"), (topology.switch(), name)).unwrap();
-            topology.switch().ip(&format!("link set {name} master br0")).unwrap();
-            for (address, length) in addresses {
-                let nodad = if address.contains(':') { "nodad" } else { "" };
-                namespace.ip(&format!("addr add {address}/{length} dev eth0 {nodad}")).unwrap();
-            }
-            namespace
-        };
-        let others: Vec<Namespace> = (1..ADDRESSES.len())
-            .map(|number| {
-                on_segment(&format!("lb{}", number + 1), &[(ADDRESSES[number][0], 16), (ADDRESSES[number][1], 64)])
-            })
-            .collect();
-        let engines: Vec<Namespace> = ENGINES
-            .iter()
-            .enumerate()
-            .map(|(at, address)| on_segment(&format!("etcd{at}"), &[(*address, 16)]))
-            .collect();
-        for other in &others {
-            other.ip("route add 10.1.0.0/16 via 10.0.0.2").unwrap();
-            other.ip("-6 route add fd00:1::/64 via fd00::2").unwrap();
+        let mut topology = Topology::new(Shape::Routed, forwarding, BACKENDS.into()).unwrap();
+        for _ in 1..HOSTS {
+            topology.add_balancer().unwrap();
         }
-        let passers = (1..ADDRESSES.len())
-            .map(|number| Passer::attach(topology.switch(), &format!("lb{}", number + 1), Hook::Native).unwrap())
-            .collect();
-        for family in Family::BOTH {
-            let length = if family == Family::V4 { 32 } else { 128 };
-            let vip = topology.vip(family);
-            topology.balancer().ip(&format!("addr del {vip}/{length} dev lo")).unwrap();
-            let net = if family == Family::V4 { "10.2.0.0/16" } else { "fd00:2::/64" };
-            topology.client().ip(&format!("{} route del {net}", if family == Family::V4 { "" } else { "-6" })).unwrap();
-        }
+        let engines: Vec<Namespace> =
+            ENGINES.map(|host| topology.add_host(&format!("etcd{host}"), host).unwrap()).into();
         let places: Vec<(&Namespace, IpAddr)> =
-            engines.iter().zip(ENGINES).map(|(namespace, address)| (namespace, address.parse().unwrap())).collect();
+            engines.iter().zip(ENGINES.map(|host| Topology::host_address(Family::V4, host))).collect();
         let options = Options { tls: true, arguments: vec!["--unsafe-no-fsync".to_owned()] };
         let etcd = EtcdCluster::start(&places, &options).unwrap();
         let mut settings = Settings::new(&topology, forwarding, BACKENDS - 1);
@@ -129,13 +97,11 @@ impl Fleet {
             }
         };
         let mut this = Self {
-            controllers: ADDRESSES.iter().map(|_| None).collect(),
+            controllers: (0..HOSTS).map(|_| None).collect(),
             etcd,
             engines,
             backends: (0..BACKENDS).map(|_| None).collect(),
             _decaps: decaps,
-            _passers: passers,
-            others,
             topology,
             settings,
             plan,
@@ -156,11 +122,10 @@ impl Fleet {
         if self.plan.forwarding != Forwarding::Nat {
             return;
         }
-        for (index, (flag, clients)) in [("-4", "10.1.0.0/16"), ("-6", "fd00:1::/64")].into_iter().enumerate() {
-            let hops: Vec<String> =
-                members.iter().map(|&number| format!("nexthop via {}", ADDRESSES[number][index])).collect();
+        for (family, flag, clients) in [(Family::V4, "-4", "10.1.0.0/16"), (Family::V6, "-6", "fd00:1::/64")] {
+            let hops = next_hops(family, members);
             for backend in self.topology.backends() {
-                backend.ip(&format!("{flag} route replace {clients} {}", hops.join(" "))).unwrap();
+                backend.ip(&format!("{flag} route replace {clients} {hops}")).unwrap();
             }
         }
     }
@@ -177,7 +142,7 @@ impl Fleet {
     }
 
     fn namespace(&self, number: usize) -> &Namespace {
-        number.checked_sub(1).map_or(self.topology.balancer(), |other| &self.others[other])
+        self.topology.balancers().nth(number).unwrap()
     }
 
     fn start(&self, number: usize) -> Controller {
@@ -216,14 +181,10 @@ impl Fleet {
 
     /// The router spreads over these members.
     fn route(&self, members: &[usize]) {
-        for (index, family) in Family::BOTH.into_iter().enumerate() {
-            let hops: Vec<String> =
-                members.iter().map(|&number| format!("nexthop via {}", ADDRESSES[number][index])).collect();
+        for family in Family::BOTH {
+            let (vip, hops) = (self.topology.vip(family), next_hops(family, members));
             let flag = if family == Family::V4 { "" } else { "-6" };
-            self.topology
-                .client()
-                .ip(&format!("{flag} route replace {} {}", self.topology.vip(family), hops.join(" ")))
-                .unwrap();
+            self.topology.router().ip(&format!("{flag} route replace {vip} {hops}")).unwrap();
         }
     }
 
@@ -233,7 +194,7 @@ impl Fleet {
 
     fn spread(&self, policy: &str) {
         for family in ["ipv4", "ipv6"] {
-            self.topology.client().sysctl(&format!("net/{family}/fib_multipath_hash_policy"), policy).unwrap();
+            self.topology.router().sysctl(&format!("net/{family}/fib_multipath_hash_policy"), policy).unwrap();
         }
     }
 
@@ -350,6 +311,13 @@ impl Fleet {
         self.controllers[number] = Some(self.start(number));
         self.wait_in_step();
     }
+}
+
+/// These members, as `ip route` takes them.
+fn next_hops(family: Family, members: &[usize]) -> String {
+    let address = |&number| Topology::balancers_address(family, u16::try_from(number).unwrap());
+    let hops: Vec<String> = members.iter().map(|number| format!("nexthop via {}", address(number))).collect();
+    hops.join(" ")
 }
 
 /// Clients of one backend that are at another one afterwards.
