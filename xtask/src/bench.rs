@@ -23,12 +23,14 @@ pub(crate) enum Benchmark {
     Metrics,
     /// From the detection of a failure to its effect, on the wire; needs root.
     Failover,
+    /// 32 members of a fleet that know a million clients, on a real etcd; needs root and etcd-server.
+    Fleet,
 }
 
 /// Sets up and runs one benchmark, or all of them.
 pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     let wanted = |benchmark| only.is_none_or(|only| only == benchmark);
-    if [Benchmark::Path, Benchmark::Metrics, Benchmark::Failover].into_iter().any(wanted) {
+    if [Benchmark::Path, Benchmark::Metrics, Benchmark::Failover, Benchmark::Fleet].into_iter().any(wanted) {
         ensure_root("a benchmark of the kernel program", "bench")?;
     }
     setup(Purpose::Run)?;
@@ -45,6 +47,7 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
         (Benchmark::Path, "bench-path"),
         (Benchmark::Metrics, "bench-metrics"),
         (Benchmark::Failover, "bench-failover"),
+        (Benchmark::Fleet, "bench-fleet"),
     ];
     for (benchmark, binary) in binaries {
         if wanted(benchmark) {

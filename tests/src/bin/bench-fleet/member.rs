@@ -1,0 +1,326 @@
+//! A member of a fleet without a kernel: the real protocol, engine, core and sharing of clients, on a table in memory.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use balancer_common::{
+    client::HashKey,
+    client_table::{BUCKET_ENTRIES, Entry},
+};
+use balancer_core::{
+    controller::Controller,
+    io::{BackendId, Change, CheckNumber, CheckOutcome, Command, Event, NextHop},
+    state::Clocks,
+};
+use balancer_engine::Engine;
+use balancer_fleet::{
+    cards::{Ballot, Wish},
+    clients::{Facts, Sharing, Table},
+    member::{Input, Member, Output, Settings},
+    records,
+};
+use balancer_model::config::Config;
+use tokio::{
+    select,
+    sync::{mpsc, oneshot},
+    time::sleep_until,
+};
+
+/// Ticks after which a client is forgotten, and the present one.
+const REMEMBER: u16 = 32;
+const TICK: u16 = 1000;
+/// Ticks after which a client that is still seen is told of again: more than a quarter of `REMEMBER`.
+pub(crate) const STALE: u16 = REMEMBER / 4 + 1;
+const KEY: HashKey = HashKey { k0: 1, k1: 2 };
+
+/// What a member is to do.
+pub(crate) enum Order {
+    /// Make a change, and say when the fleet has answered.
+    Change(Box<Change>, oneshot::Sender<Result<String, String>>),
+    /// Know these clients, as all others do.
+    Fill(Arc<Vec<(usize, Entry)>>),
+    /// See these clients again.
+    See(Vec<usize>),
+    /// Find, by its checks, that this address is down.
+    Lose(IpAddr),
+}
+
+/// What has happened at a member.
+pub(crate) enum Told {
+    /// It is in step now, or not any more, and knows so many clients.
+    InStep(usize),
+    /// It applies an epoch; of the first service, backends that are up.
+    Applied(usize),
+    /// It has said something else of backends.
+    Voted,
+    /// It has filled its table.
+    Filled,
+}
+
+/// One report: from whom, what, when.
+pub(crate) type Report = (usize, Told, Instant);
+
+pub(crate) struct Light {
+    number: usize,
+    member: Member,
+    engine: Engine,
+    controller: Controller,
+    sharing: Sharing,
+    words: Words,
+    checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
+    watched: HashSet<IpAddr>,
+    lost: HashSet<IpAddr>,
+    ballot: Ballot,
+    answers: HashMap<u64, oneshot::Sender<Result<String, String>>>,
+    in_step: bool,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+struct Words(Vec<AtomicU64>);
+
+impl Table for Words {
+    fn entries(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load(&self, index: usize) -> Entry {
+        Entry(self.0.get(index).map_or(0, |word| word.load(Relaxed)))
+    }
+
+    fn exchange(&self, index: usize, old: Entry, new: Entry) -> bool {
+        self.0.get(index).is_some_and(|word| word.compare_exchange(old.0, new.0, Relaxed, Relaxed).is_ok())
+    }
+}
+
+fn clocks() -> Clocks {
+    Clocks { now: Instant::now(), wall: SystemTime::now() }
+}
+
+fn hop() -> NextHop {
+    NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500, source: None, gateway: None }
+}
+
+impl Light {
+    pub(crate) fn new(
+        number: usize,
+        config: Config,
+        entries: usize,
+        engine: Engine,
+        reports: mpsc::UnboundedSender<Report>,
+    ) -> Self {
+        let settings = Settings {
+            name: format!("lb{number:02}"),
+            instance: fastrand::u64(1..),
+            version: "bench".to_owned(),
+            buckets: u32::try_from(entries / BUCKET_ENTRIES).unwrap_or(u32::MAX),
+            config: config.clone(),
+            key: KEY,
+            key_is_configured: true,
+            share_clients: true,
+        };
+        Self {
+            number,
+            member: Member::new(settings, None),
+            engine,
+            controller: Controller::follower(config, KEY, Instant::now()),
+            sharing: Sharing::new(entries),
+            words: Words((0..entries).map(|_| AtomicU64::new(0)).collect()),
+            checks: HashMap::new(),
+            watched: HashSet::new(),
+            lost: HashSet::new(),
+            ballot: Ballot::default(),
+            answers: HashMap::new(),
+            in_step: false,
+            reports,
+        }
+    }
+
+    /// Serves until nobody orders anything any more.
+    pub(crate) async fn serve(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let mut wishes = 0;
+        loop {
+            let deadline = self.member.next_deadline(Instant::now());
+            select! {
+                biased;
+                news = self.engine.news.recv() => match news {
+                    Some(news) => self.handle(Input::News(news)),
+                    None => return,
+                },
+                order = orders.recv() => match order {
+                    Some(order) => self.obey_order(order, &mut wishes),
+                    None => return,
+                },
+                () = sleep_until(deadline.into()) => self.handle(Input::Tick),
+            }
+        }
+    }
+
+    fn obey_order(&mut self, order: Order, wishes: &mut u64) {
+        match order {
+            Order::Change(change, answer) => {
+                *wishes += 1;
+                self.answers.insert(*wishes, answer);
+                self.handle(Input::Wish { id: *wishes, wish: Wish::Change(*change), if_generation: None });
+            }
+            Order::Fill(clients) => {
+                for &(index, entry) in clients.iter() {
+                    self.words.0[index].store(entry.0, Relaxed);
+                }
+                let entries = self.words.entries();
+                let _ = self.sharing.collect(&self.words, 0..entries, &facts, self.epoch(), |_| true);
+                self.sharing.begin();
+                self.report(Told::Filled);
+            }
+            Order::See(indices) => {
+                for index in indices {
+                    let entry = self.words.load(index);
+                    let seen = Entry::heard_of(entry.tag(), entry.backend(), entry.away(), 0, TICK);
+                    self.words.0[index].store(seen.0, Relaxed);
+                }
+            }
+            Order::Lose(address) => {
+                self.lost.insert(address);
+                self.check();
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            for output in self.member.handle(input, clocks()) {
+                self.obey(output, &mut inputs);
+            }
+            // In the order in which they came.
+            inputs.reverse();
+        }
+        if self.member.is_in_step() != self.in_step {
+            self.in_step = !self.in_step;
+            let known = self.words.0.iter().filter(|word| word.load(Relaxed) != 0).count();
+            self.report(Told::InStep(known));
+        }
+    }
+
+    fn obey(&mut self, output: Output, inputs: &mut Vec<Input>) {
+        match output {
+            Output::Ask(request) => {
+                if let Err(error) = self.engine.requests.send(request) {
+                    eprintln!("lb{:02}: {error}", self.number);
+                }
+            }
+            Output::Follow { epoch, state, at, .. } => {
+                let clocks = Clocks { now: Instant::now(), wall: UNIX_EPOCH + at.0 };
+                let result = self.controller.follow(*state, clocks).map(|commands| self.carry_out(commands));
+                self.report(Told::Applied(self.up()));
+                inputs.push(Input::Applied(epoch, result));
+                self.check_into(inputs);
+            }
+            Output::Tell { document, .. } => {
+                let entries = self.words.entries();
+                let records = self.sharing.collect(&self.words, 0..entries, &facts, self.epoch(), |_| true);
+                self.sharing.begin();
+                inputs.push(Input::Told { document, batches: records::batches(&records) });
+            }
+            Output::Import(records) => {
+                let epoch = self.epoch();
+                for record in &records {
+                    let _ = self.sharing.import(&self.words, record, &facts, epoch, |_, _, _| {});
+                }
+            }
+            Output::Doubt => self.sharing.doubt(),
+            Output::Confirm => self.sharing.confirm(),
+            Output::Dump { to, instance } => {
+                let records = self.sharing.dump(&self.words, 0..self.words.entries(), &facts, self.epoch());
+                inputs.push(Input::Dumped { to, instance, batches: records::batches(&records) });
+            }
+            Output::Alone(alone) => {
+                let commands = self.controller.set_alone(alone, Instant::now());
+                self.carry_out(commands);
+            }
+            Output::Answer { id, result } => {
+                if let Some(answer) = self.answers.remove(&id) {
+                    let result = result.map(|done| format!("{} of {}", done.applied, done.members));
+                    let _ = answer.send(result.map_err(|refused| refused.to_string()));
+                }
+            }
+            Output::Log { warning: true, message } => eprintln!("lb{:02}: {message}", self.number),
+            Output::Key(_) | Output::Tallies { .. } | Output::Log { warning: false, .. } => {}
+        }
+    }
+
+    fn carry_out(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            match command {
+                Command::StartChecks(check) => {
+                    self.checks.insert(check.backend, (check.number, check.target.ip()));
+                }
+                Command::StopChecks(id) => drop(self.checks.remove(&id)),
+                Command::WatchNextHop(address) => drop(self.watched.insert(address)),
+                Command::UnwatchNextHop(address) => drop(self.watched.remove(&address)),
+                Command::WriteBackend(_)
+                | Command::RetireBackend(_)
+                | Command::SwapTable { .. }
+                | Command::PublishServices(_)
+                | Command::SetRules { .. }
+                | Command::Report(_) => {}
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        let mut inputs = Vec::new();
+        self.check_into(&mut inputs);
+        inputs.into_iter().for_each(|input| self.handle(input));
+    }
+
+    /// Its checks run once, and what it sees becomes its ballot.
+    fn check_into(&mut self, inputs: &mut Vec<Input>) {
+        let hops = self.watched.iter().map(|&address| Event::NextHop { address, next_hop: Ok(hop()) });
+        let checks = self.checks.iter().map(|(&backend, &(check, address))| {
+            let down = self.lost.contains(&address);
+            let outcome = if down { CheckOutcome::Hard("connect: refused".to_owned()) } else { CheckOutcome::Passed };
+            Event::Checked { backend, check, outcome, took: Duration::from_millis(1) }
+        });
+        let events: Vec<Event> = hops.chain(checks).collect();
+        let commands = self.controller.handle_all(events, Instant::now());
+        self.carry_out(commands);
+        let opinions = self.controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion));
+        let ballot = Ballot::of(opinions);
+        if ballot != self.ballot {
+            self.ballot = ballot.clone();
+            inputs.push(Input::Ballot(ballot));
+            self.report(Told::Voted);
+        }
+    }
+
+    /// Backends that are in the lookup table.
+    fn up(&self) -> usize {
+        let service = self.controller.services().first();
+        service.map_or(0, |service| service.backends().iter().filter(|backend| backend.slots() > 0).count())
+    }
+
+    fn epoch(&self) -> u32 {
+        self.member.epoch().map_or(0, |epoch| u32::try_from(epoch.number).unwrap_or(u32::MAX))
+    }
+
+    fn report(&self, what: Told) {
+        // Nobody listens at the end.
+        let _ = self.reports.send((self.number, what, Instant::now()));
+    }
+}
+
+fn facts(_: u16) -> Option<Facts> {
+    Some(Facts { service: 0, tick: TICK, remember: REMEMBER })
+}
+
+/// A client that everybody knows, and that was not seen for a while.
+pub(crate) fn known(tag: u32, backend: u16) -> Entry {
+    Entry::heard_of(tag, backend, false, STALE, TICK)
+}
