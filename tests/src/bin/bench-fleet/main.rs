@@ -325,6 +325,8 @@ impl<'a> Bench<'a> {
         self.start_member()?;
         let clients = self.args.clients;
         let done = self.all(1, |told| matches!(told, Told::InStep(known) if *known == clients)).await?;
+        // Until servers have said how they are.
+        sleep(Duration::from_secs(5)).await;
         println!(
             "one more member: in step, with all clients, after {}; {}",
             milliseconds(done - begin),
