@@ -17,6 +17,7 @@ use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
     prog_run,
+    stop::StopOnDrop,
     world::{World, client},
 };
 
@@ -41,15 +42,6 @@ struct Packet {
     start: Instant,
     end: Instant,
     to: Option<Mac>,
-}
-
-/// Ends the threads, also when something fails.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn load(program: &OwnedFd, clients: Vec<u32>, stop: &AtomicBool) -> Result<Vec<Packet>> {

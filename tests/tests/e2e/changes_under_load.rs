@@ -21,6 +21,7 @@ use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     http_client::Request,
     site::{PATIENCE, Site, home},
+    stop::StopOnDrop,
     topology::{Family, Shape},
 };
 
@@ -45,15 +46,6 @@ struct Reign {
     begun: Instant,
     gone: Option<Instant>,
     homes: BTreeMap<u16, String>,
-}
-
-/// Ends the workers, also when something panics.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn name(backend: &str) -> BackendName {

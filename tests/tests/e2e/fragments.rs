@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     site::Site,
+    stop::StopOnDrop,
     topology::{Family, Shape, Topology},
     transfer::{Transfer, add_services, listens, piece, socket, target},
 };
@@ -23,15 +24,6 @@ const CLIENTS: std::ops::RangeInclusive<u16> = 1..=24;
 const EACH: u64 = 4;
 /// A byte for the backend's number goes before the answer.
 const SIZE: usize = 65_000;
-
-/// Ends the servers, also when something panics.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Answers every datagram with itself, after the backend's number.
 fn echo(socket: &UdpSocket, number: u16, stop: &AtomicBool) -> Result<()> {

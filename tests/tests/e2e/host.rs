@@ -1,13 +1,7 @@
 //! What the balancer changes on its machine follows what the configuration wants, while it runs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs,
-    net::TcpListener,
-    os::unix::fs::MetadataExt as _,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, net::TcpListener, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
@@ -16,15 +10,9 @@ use balancer_tests::{
 };
 use nix::sys::signal::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::wait;
 
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn switch(site: &Site, key: &str) -> String {
     let output = site.topology().balancer().command("sysctl").args(["-n", key]).output().unwrap();

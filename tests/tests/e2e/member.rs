@@ -27,7 +27,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::support::wait;
+use crate::support::{runs, wait};
 
 const CHECK: &str = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#;
 const ON_LO: &str = "assign_vip = \"lo\"\nwhen_all_down = \"drop\"";
@@ -421,7 +421,7 @@ fn one_that_is_killed_has_its_vips_taken_away() {
     let last = guard(&mut site).unwrap();
     site.controller().process().signal(Signal::SIGTERM).unwrap();
     wait("it does not end", || exited(&mut site));
-    assert!(!fs::exists(format!("/proc/{last}")).unwrap());
+    wait("the guard goes on", || !runs(last));
     // With "keep" the kernel goes on steering: nothing to guard.
     site.restart(|settings| settings.on_exit = "keep").unwrap();
     wait_places(&site, &["lo"]);

@@ -326,11 +326,14 @@ fn control_and_data_agree(forwarding: Forwarding) {
             let source = address.to_string();
             let iperf = ["-c", &vip, "-B", &source, "--json", "-n", "64K", "-b", "4M", "-l", "1K"];
             for (more, sum) in [(&[][..], "sum_received"), (&["-u"][..], "sum")] {
-                let report = client_program(&site, "iperf3", &[&iperf[..], more].concat());
-                let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-                let number = |key: &str| report["end"][sum][key].as_f64();
-                let (bytes, lost) = (number("bytes").unwrap_or(0.0), number("lost_packets").unwrap_or(0.0));
-                assert!(bytes > 1024.0 * lost, "{source} {more:?}: nothing arrived: {report}");
+                let arrives = || {
+                    let report = client_program(&site, "iperf3", &[&iperf[..], more].concat());
+                    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+                    let number = |key: &str| report["end"][sum][key].as_f64().unwrap_or(0.0);
+                    number("bytes") > 1024.0 * number("lost_packets")
+                };
+                // A server that a busy machine let wait counts nothing of what it has not read when the transfer ends.
+                assert!((0..5).any(|_| arrives()), "{source} {more:?}: nothing arrives");
             }
             // Both are in the log of the backend that the controller names, and in no other.
             let accepted = format!("Accepted connection from {source},");

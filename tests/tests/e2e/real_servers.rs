@@ -17,6 +17,7 @@ use balancer_tests::{
     http_client::{Request, send_all},
     process::Process,
     site::{PATIENCE, Site, WORKERS, counts},
+    stop::StopOnDrop,
     topology::{Family, Shape},
     users::{Users, find_the_way_to_the_clients},
 };
@@ -243,15 +244,6 @@ fn moved(before: &BTreeMap<u16, String>, after: &BTreeMap<u16, String>) -> Vec<u
 
 fn of(homes: &BTreeMap<u16, String>, backend: &str) -> Vec<u16> {
     homes.iter().filter(|(_, home)| *home == backend).map(|(&client, _)| client).collect()
-}
-
-/// Ends the shoppers also when something panics.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

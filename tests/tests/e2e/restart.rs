@@ -19,6 +19,7 @@ use balancer_tests::{
     metrics::Metrics,
     namespace::Entrance,
     site::{PATIENCE, Settings, Site},
+    stop::StopOnDrop,
     topology::{Family, Shape, Topology},
 };
 
@@ -30,15 +31,6 @@ fn keep(settings: &mut Settings, _: &Topology) -> anyhow::Result<()> {
     settings.on_exit = "keep";
     settings.remember = "60s";
     Ok(())
-}
-
-/// Ends the workers, also when something panics.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Requests of all clients, again and again, until they are stopped: how many, and those that went wrong.

@@ -3,17 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::BTreeMap,
-    io,
     net::{SocketAddr, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     thread,
     time::Duration,
 };
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
+    datagrams,
     site::{PATIENCE, Site, counts},
+    stop::StopOnDrop,
     topology::{Family, Shape},
     users::{Users, find_the_way_to_the_clients},
 };
@@ -227,38 +227,6 @@ fn neighbours_behind_one_prefix_are_one_client() {
     assert_eq!((&view["client"], &view["known"]), (&"10.1.0.0/24".into(), &true.into()));
 }
 
-/// Answers every datagram with `name` until `stop`.
-fn echo(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Result<()> {
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let mut buffer = [0; 64];
-    while !stop.load(Ordering::Relaxed) {
-        match socket.recv_from(&mut buffer) {
-            Ok((_, from)) => drop(socket.send_to(name.as_bytes(), from)?),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// A datagram from each client, from a port of its own; who answered.
-fn ask_by_udp(site: &Site, clients: std::ops::RangeInclusive<u16>, vip: SocketAddr) -> BTreeMap<u16, String> {
-    let ask = || -> io::Result<BTreeMap<u16, String>> {
-        clients
-            .map(|client| {
-                let socket = UdpSocket::bind((site.topology().client_address(FAMILY, client), 0))?;
-                socket.set_read_timeout(Some(PATIENCE))?;
-                socket.send_to(b"?", vip)?;
-                let mut buffer = [0; 64];
-                let (length, from) = socket.recv_from(&mut buffer)?;
-                assert_eq!(from, vip);
-                Ok((client, String::from_utf8_lossy(&buffer[..length]).into_owned()))
-            })
-            .collect()
-    };
-    site.topology().client().run_in_thread(ask).unwrap().unwrap()
-}
-
 /// Three backends of `echo`; the fourth comes later.
 fn datagrams_stick(forwarding: Forwarding) {
     const PORT: u16 = 5300;
@@ -290,10 +258,11 @@ fn datagrams_stick(forwarding: Forwarding) {
             };
             let host = &site.topology().backends()[usize::from(number) - 1];
             let socket = host.run_in_thread(|| UdpSocket::bind(own)).unwrap().unwrap();
-            scope.spawn(move || echo(&socket, &format!("web{number}"), stop).unwrap());
+            scope.spawn(move || datagrams::answer_with(&socket, &format!("web{number}"), stop).unwrap());
         }
-        let _stops = Stop(&stop);
-        let homes = ask_by_udp(&site, CLIENTS, vip);
+        let _stop = StopOnDrop(&stop);
+        let ask = |clients| datagrams::ask(site.topology(), FAMILY, clients, vip).unwrap();
+        let homes = ask(CLIENTS);
         assert_eq!(counts(homes.values()).len(), 3);
         let address = SocketAddr::new(
             site.topology().backend_address(FAMILY, 3),
@@ -302,7 +271,7 @@ fn datagrams_stick(forwarding: Forwarding) {
         site.cli(&["backend", "add", "echo/web4", &address.to_string()]).unwrap();
         site.cli(&["backend", "drain", "echo/web1"]).unwrap();
         for _ in 0..3 {
-            assert_eq!(ask_by_udp(&site, CLIENTS, vip), homes, "{forwarding:?}");
+            assert_eq!(ask(CLIENTS), homes, "{forwarding:?}");
         }
         let clients = CLIENTS.count() as f64;
         assert_eq!(
@@ -310,24 +279,15 @@ fn datagrams_stick(forwarding: Forwarding) {
             (clients, clients),
             "4 datagrams of each client"
         );
-        let newcomers = ask_by_udp(&site, NEWCOMERS, vip);
+        let newcomers = ask(NEWCOMERS);
         assert!(newcomers.values().all(|home| home != "web1") && newcomers.values().any(|home| home == "web4"));
 
         // Idle for half a minute: the next datagram is a new connection, of a client that is still known.
         thread::sleep(Duration::from_secs(32));
-        assert_eq!(ask_by_udp(&site, CLIENTS, vip), homes, "{forwarding:?}");
+        assert_eq!(ask(CLIENTS), homes, "{forwarding:?}");
         let kept = site.metrics().unwrap().sum("decisions_total", &["service=\"echo\"", "result=\"kept\""]).unwrap();
         assert_eq!((sum("connections_total"), kept), (2.0 * clients + NEWCOMERS.count() as f64, clients));
     });
-}
-
-/// Ends the echoes whatever happens, so that a failed test ends too.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

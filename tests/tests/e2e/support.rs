@@ -2,12 +2,22 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    fmt::Display,
+    fs,
+    net::SocketAddr,
+    ops::RangeInclusive,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use balancer_tests::{http_client::Request, namespace::Entrance, site::PATIENCE};
+use balancer_tests::{
+    http_client::{Request, send_all},
+    namespace::Entrance,
+    site::{PATIENCE, WORKERS},
+    stop::StopOnDrop,
+    topology::{Family, Topology},
+};
 
 /// Waits until it is done. `what` is wrong where it takes too long.
 #[track_caller]
@@ -17,6 +27,12 @@ pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Whether a process runs. One that was killed is there until it has died, and until whoever inherits it has seen that.
+pub(crate) fn runs(pid: impl Display) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['R', 'S', 'D', 'T']))
 }
 
 /// What clients met that connected all the time.
@@ -54,7 +70,7 @@ pub(crate) fn under_load(entrance: &Entrance, requests: &[Request], work: impl F
             }
         };
         let clients = [0, 1].map(|part| scope.spawn(client(part)));
-        let _stops = Stop(&stop);
+        let _stop = StopOnDrop(&stop);
         work();
         stop.store(true, Ordering::Relaxed);
         let [mut load, other] = clients.map(|client| client.join().unwrap());
@@ -64,11 +80,16 @@ pub(crate) fn under_load(entrance: &Entrance, requests: &[Request], work: impl F
     })
 }
 
-/// Ends the clients also where the work panics.
-struct Stop<'a>(&'a AtomicBool);
+/// A request of each client.
+pub(crate) fn requests(topology: &Topology, family: Family, port: u16, clients: RangeInclusive<u16>) -> Vec<Request> {
+    let target = SocketAddr::new(topology.vip(family), port);
+    let source = |client| SocketAddr::new(topology.client_address(family, client), 0);
+    clients.map(|client| Request { timeout: PATIENCE, ..Request::new(source(client), target) }).collect()
+}
 
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// The backend that answers each.
+#[track_caller]
+pub(crate) fn homes(topology: &Topology, requests: &[Request]) -> Vec<String> {
+    let replies = send_all(topology.client(), requests, WORKERS).unwrap();
+    replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend).collect()
 }

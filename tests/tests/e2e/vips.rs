@@ -1,10 +1,7 @@
 //! `assign_vip`: the balancer gives its interface the VIPs, tells the neighbours, and takes them back.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
@@ -13,19 +10,13 @@ use balancer_tests::{
     topology::{Family, Shape},
 };
 
+use crate::support::wait;
+
 const ELSEWHERE: &str = "02:00:00:00:66:66";
 
 fn ip(namespace: &Namespace, arguments: &[&str]) -> String {
     let output = namespace.command("ip").args(arguments).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A site whose balancer has no VIP of its own, and whose client believes that the VIPs are elsewhere.

@@ -54,14 +54,7 @@ impl Lab {
     }
 
     pub(crate) fn settings(&self, lease: u64) -> Settings {
-        Settings {
-            fleet: "site1".to_owned(),
-            endpoints: self.cluster.endpoints(),
-            ca: None,
-            cert: None,
-            key: None,
-            lease: Duration::from_secs(lease),
-        }
+        settings(&self.cluster, lease)
     }
 
     /// A driver whose session has begun.
@@ -186,4 +179,16 @@ pub(crate) fn put_leased(key: &str) -> Write {
 
 pub(crate) fn keys(entries: &[Entry]) -> Vec<&str> {
     entries.iter().map(|entry| entry.key.as_str()).collect()
+}
+
+/// Of a driver that may use all members; `lease` in seconds.
+pub(crate) fn settings(cluster: &EtcdCluster, lease: u64) -> Settings {
+    Settings {
+        fleet: "site1".to_owned(),
+        endpoints: cluster.endpoints(),
+        ca: None,
+        cert: None,
+        key: None,
+        lease: Duration::from_secs(lease),
+    }
 }

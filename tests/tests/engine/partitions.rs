@@ -10,7 +10,7 @@ use balancer_tests::{
 };
 use tokio::{runtime::Builder, time::timeout};
 
-use crate::lab::{Driver, PATIENCE, keys, put, put_leased};
+use crate::lab::{Driver, PATIENCE, keys, put, put_leased, settings};
 
 /// Three members and the driver's host at one switch; the calling thread is on the driver's host.
 struct Network {
@@ -48,14 +48,7 @@ impl Network {
     }
 
     fn settings(&self, lease: u64) -> Settings {
-        Settings {
-            fleet: "site1".to_owned(),
-            endpoints: self.cluster.endpoints(),
-            ca: None,
-            cert: None,
-            key: None,
-            lease: std::time::Duration::from_secs(lease),
-        }
+        settings(&self.cluster, lease)
     }
 
     /// Which member a driver uses.

@@ -2,70 +2,32 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     net::{SocketAddr, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     thread,
-    time::Duration,
 };
 
-use balancer_tests::{
-    http_client::{Request, send_all},
-    site::{PATIENCE, WORKERS},
-    topology::Family,
-};
+use balancer_tests::{datagrams, stop::StopOnDrop, topology::Family};
 
 use super::{Fleet, PORT, Plan};
+use crate::support::{homes, requests};
 
 const CLIENTS: u16 = 20_000;
 /// Those that connect as well.
 const CONNECTING: u16 = 1_000;
 
-/// Answers each datagram with `name`.
-fn echo(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
-    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    let mut buffer = [0; 64];
-    while !stop.load(Ordering::Relaxed) {
-        if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-            socket.send_to(name.as_bytes(), from).unwrap();
-        }
-    }
-}
-
-/// Ends the echoes also where an assertion fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Fleet {
-    /// The backend that answers a datagram of each client, from a port of its own.
+    /// The backend that answers a datagram of each client.
+    #[track_caller]
     fn homes_by_datagrams(&self, family: Family) -> Vec<String> {
         let vip = SocketAddr::new(self.topology.vip(family), PORT);
-        let ask = |client| -> io::Result<String> {
-            let socket = UdpSocket::bind((self.topology.client_address(family, client), 0))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
-            socket.send_to(b"?", vip)?;
-            let mut buffer = [0; 64];
-            let length = socket.recv(&mut buffer)?;
-            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-        };
-        let all = || (1..=CLIENTS).map(ask).collect::<io::Result<_>>();
-        self.topology.client().run_in_thread(all).unwrap().unwrap()
+        datagrams::ask(&self.topology, family, 1..=CLIENTS, vip).unwrap().into_values().collect()
     }
 
     /// The backend that answers a connection of each of the first clients.
+    #[track_caller]
     fn homes_by_connections(&self, family: Family) -> Vec<String> {
-        let target = SocketAddr::new(self.topology.vip(family), PORT);
-        let source = |client| SocketAddr::new(self.topology.client_address(family, client), 0);
-        let requests: Vec<Request> = (1..=CONNECTING)
-            .map(|client| Request { timeout: PATIENCE, ..Request::new(source(client), target) })
-            .collect();
-        let replies = send_all(self.topology.client(), &requests, WORKERS).unwrap();
-        replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend).collect()
+        homes(&self.topology, &requests(&self.topology, family, PORT, 1..=CONNECTING))
     }
 
     /// All clients are where they were, by datagrams and by connections, through each of these sets of members.
@@ -90,9 +52,9 @@ fn twenty_thousand_clients_have_one_answer() {
             let vip = SocketAddr::new(fleet.topology.vip(family), PORT);
             let socket = host.run_in_thread(|| UdpSocket::bind(vip)).unwrap().unwrap();
             let stop = &stop;
-            scope.spawn(move || echo(&socket, &format!("web{number}"), stop));
+            scope.spawn(move || datagrams::answer_with(&socket, &format!("web{number}"), stop).unwrap());
         }
-        let _stops = Stop(&stop);
+        let _stop = StopOnDrop(&stop);
         fleet.route(&[0]);
         let homes = fleet.homes_by_datagrams(family);
         assert_eq!(homes.iter().collect::<BTreeSet<_>>().len(), 3);

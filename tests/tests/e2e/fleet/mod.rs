@@ -21,14 +21,14 @@ use balancer_tests::{
     binaries,
     controller::Controller,
     etcd::{EtcdCluster, Options},
-    http_client::{Request, send_all},
+    http_client::Request,
     namespace::Namespace,
     process::Process,
-    site::{PATIENCE, Settings, WORKERS, start_backend, start_decap, write_config},
+    site::{PATIENCE, Settings, start_backend, start_decap, write_config},
     topology::{Family, Shape, Topology},
 };
 
-use crate::support::{Load, under_load, wait};
+use crate::support::{Load, homes, requests, under_load, wait};
 
 const PORT: u16 = 80;
 const BACKENDS: u16 = 4;
@@ -256,17 +256,10 @@ impl Fleet {
         wait(&format!("{backend} is not {state}"), || self.members().all(|number| is(&self.states(number))));
     }
 
-    fn requests(&self, family: Family) -> Vec<Request> {
-        let target = SocketAddr::new(self.topology.vip(family), PORT);
-        let request = |client| Request::new(SocketAddr::new(self.topology.client_address(family, client), 0), target);
-        CLIENTS.map(|client| Request { timeout: PATIENCE, ..request(client) }).collect()
-    }
-
     /// The backend that answers each client.
     #[track_caller]
     fn homes(&self, family: Family) -> Vec<String> {
-        let replies = send_all(self.topology.client(), &self.requests(family), WORKERS).unwrap();
-        replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend).collect()
+        homes(&self.topology, &requests(&self.topology, family, PORT, CLIENTS))
     }
 
     #[track_caller]
@@ -292,7 +285,8 @@ impl Fleet {
 
     /// Has clients connect all the time while `work` is done.
     fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> Load {
-        let requests: Vec<Request> = Family::BOTH.iter().flat_map(|&family| self.requests(family)).collect();
+        let of = |family| requests(&self.topology, family, PORT, CLIENTS);
+        let requests: Vec<Request> = Family::BOTH.into_iter().flat_map(of).collect();
         let entrance = self.topology.client().entrance();
         under_load(&entrance, &requests, || work(self))
     }

@@ -1,0 +1,56 @@
+//! Clients and servers that speak by datagrams.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, UdpSocket},
+    ops::RangeInclusive,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    site::PATIENCE,
+    topology::{Family, Topology},
+};
+
+/// Answers every datagram with `name` until `stop`.
+///
+/// # Errors
+/// When the socket fails.
+pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Result<()> {
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut buffer = [0; 64];
+    while !stop.load(Ordering::Relaxed) {
+        match socket.recv_from(&mut buffer) {
+            Ok((_, from)) => drop(socket.send_to(name.as_bytes(), from)?),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A datagram from each client, from a port of its own; who answered.
+///
+/// # Errors
+/// When no answer comes, or from elsewhere than `vip`.
+pub fn ask(
+    topology: &Topology,
+    family: Family,
+    clients: RangeInclusive<u16>,
+    vip: SocketAddr,
+) -> Result<BTreeMap<u16, String>> {
+    let one = |client| {
+        let socket = UdpSocket::bind((topology.client_address(family, client), 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(b"?", vip)?;
+        let mut buffer = [0; 64];
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        ensure!(from == vip, "{from} answers for {vip}");
+        Ok((client, String::from_utf8_lossy(&buffer[..length]).into_owned()))
+    };
+    topology.client().run_in_thread(|| clients.map(one).collect())?
+}

@@ -1,0 +1,13 @@
+//! Threads that end with a test.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Tells threads to end when it is dropped, also where something panics.
+#[derive(Debug)]
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
