@@ -291,6 +291,24 @@ impl Rig {
         self.dataplane.set_rules(ServiceId(index as u16), rules)
     }
 
+    /// Has the service at `address` have these listeners instead, each with the port of its `nat` backends (0: its own).
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn listen(&mut self, address: &str, listeners: &[(Listener, u16)]) -> anyhow::Result<()> {
+        let index = self.service(address).context("no such service")?;
+        let used = self.specs.iter().flat_map(|spec| &spec.listeners).map(|listener| listener.id.0 + 1);
+        let free = used.max().unwrap_or_default()..;
+        let specs = listeners.iter().zip(free).map(|(&(listener, backend_port), id)| ListenerSpec {
+            id: ListenerId(id),
+            listener,
+            backend_port,
+            counted: listeners.len() > 1,
+        });
+        self.specs[index].listeners = specs.collect();
+        self.dataplane.publish_services(&self.specs)
+    }
+
     /// Has all services that listen on the address `from` listen on `to` instead.
     ///
     /// # Errors

@@ -513,6 +513,33 @@ mod tests {
     }
 
     #[test]
+    fn too_many_listeners_are_refused() {
+        let with_ports = |index: u8, count: u16| {
+            let mut one =
+                service(&format!("s{index}"), &format!("198.51.{index}.10:1"), Forwarding::Dsr, &["b 10.0.0.1:1"]);
+            let first = one.listen[0];
+            one.listen = (1..=count).map(|port| Listener { ports: PortRange::of(port), ..first }).collect();
+            one
+        };
+        assert_eq!(refusal(&[with_ports(0, 64)]), "");
+        assert_eq!(refusal(&[with_ports(0, 65)]), "more than 64 listeners of one service; remove some");
+        // 64 × 1,024 are one too many.
+        let mut all: Vec<ServiceConfig> = (0..1024u16)
+            .map(|index| {
+                let mut one = with_ports(index as u8, 64);
+                one.name = format!("s{index}");
+                for listener in &mut one.listen {
+                    listener.address = IpAddr::from([198, 51, (index >> 8) as u8, index as u8]);
+                }
+                one
+            })
+            .collect();
+        assert_eq!(refusal(&all), "more than 65535 listeners over all services; remove some");
+        all.last_mut().unwrap().listen.pop();
+        assert_eq!(refusal(&all), "");
+    }
+
+    #[test]
     fn too_many_backends_are_refused() {
         let mut many = nat("a", "198.51.100.10:0", "10.0.0.1:0");
         let backend = many.backends[0].clone();

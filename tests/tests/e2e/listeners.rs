@@ -21,16 +21,16 @@ use balancer_tests::{
 use socket2::{Domain, Socket, Type};
 
 const PATIENCE: Duration = Duration::from_secs(5);
-const CLIENTS: u16 = 12;
-const BACKENDS: u16 = 3;
+pub(crate) const CLIENTS: u16 = 12;
+pub(crate) const BACKENDS: u16 = 3;
 /// Ports of listeners, and those of `nat` backends behind them.
-const PORTS: [(u16, u16); 2] = [(7080, 9080), (7443, 9443)];
+pub(crate) const PORTS: [(u16, u16); 2] = [(7080, 9080), (7443, 9443)];
 /// A port of a range, and one that comes later.
-const IN_RANGE: u16 = 7105;
-const LATER: u16 = 7200;
+pub(crate) const IN_RANGE: u16 = 7105;
+pub(crate) const LATER: u16 = 7200;
 
 /// Answers everybody with its name for as long as the test runs.
-fn serve(site: &Site, forwarding: Forwarding, number: u16) {
+pub(crate) fn serve(site: &Site, forwarding: Forwarding, number: u16) {
     let name = format!("web{number}");
     let topology = site.topology();
     let nat = forwarding == Forwarding::Nat;
@@ -83,7 +83,7 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// The backend that answers a client through a listener.
-fn ask(site: &Site, family: Family, client: u16, port: u16, protocol: Protocol) -> io::Result<String> {
+pub(crate) fn ask(site: &Site, family: Family, client: u16, port: u16, protocol: Protocol) -> io::Result<String> {
     let topology = site.topology();
     let vip = SocketAddr::new(topology.vip(family), port);
     let from = SocketAddr::new(topology.client_address(family, client), 0);
@@ -112,7 +112,7 @@ fn ask(site: &Site, family: Family, client: u16, port: u16, protocol: Protocol) 
 }
 
 /// Where each client is, which is the same through all listeners.
-fn where_all_are(site: &Site, tcp: &[u16], udp: &[u16]) -> BTreeMap<(bool, u16), String> {
+pub(crate) fn where_all_are(site: &Site, tcp: &[u16], udp: &[u16]) -> BTreeMap<(bool, u16), String> {
     let mut homes = BTreeMap::new();
     for family in Family::BOTH {
         for client in 0..CLIENTS {
@@ -129,7 +129,7 @@ fn where_all_are(site: &Site, tcp: &[u16], udp: &[u16]) -> BTreeMap<(bool, u16),
     homes
 }
 
-fn shop(topology: &Topology, forwarding: Forwarding) -> String {
+pub(crate) fn shop(topology: &Topology, forwarding: Forwarding) -> String {
     let [v4, v6] = Family::BOTH.map(|family| topology.vip(family));
     let ports = if forwarding == Forwarding::Nat { "ports = { 7080 = 9080, 7443 = 9443 }\n" } else { "" };
     let mut text = format!(

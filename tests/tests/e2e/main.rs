@@ -13,6 +13,7 @@ mod fleet;
 mod forget;
 mod fragments;
 mod host;
+mod listener_changes;
 mod listeners;
 mod member;
 mod metrics;

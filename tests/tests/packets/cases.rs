@@ -106,9 +106,18 @@ pub(crate) fn run_with(
     prepare: impl FnOnce(&mut Rig) -> anyhow::Result<()> + Send + 'static,
     cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
 ) {
+    run_services(services(), prepare, cases);
+}
+
+/// The same with `services` alone.
+pub(crate) fn run_services(
+    services: Vec<Service>,
+    prepare: impl FnOnce(&mut Rig) -> anyhow::Result<()> + Send + 'static,
+    cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
+) {
     // A thread of its own: it moves into another namespace.
     let failures = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
-        let mut rig = Rig::new(&services())?;
+        let mut rig = Rig::new(&services)?;
         prepare(&mut rig)?;
         let cases = cases(&rig);
         assert!(!cases.is_empty());

@@ -27,7 +27,7 @@ fn reply(request: &Frame, kind: u8) -> Frame {
 }
 
 /// The reply's bytes. An ICMP checksum of 0 has another name, which is always right.
-fn reply_bytes(request: &Frame, kind: u8) -> Vec<u8> {
+pub(crate) fn reply_bytes(request: &Frame, kind: u8) -> Vec<u8> {
     let mut bytes = reply(request, kind).bytes();
     let check = 14 + 4 * request.vlans.len() + 20 + 2;
     if kind == 0 && bytes[check..check + 2] == [0, 0] {

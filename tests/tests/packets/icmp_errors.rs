@@ -54,7 +54,12 @@ fn address(text: &str) -> SocketAddr {
 }
 
 /// An error from `router` about `quoted`, of which it holds `length` bytes.
-fn error(router: &str, quoted: &Frame, length: usize, (_, kind, code, rest): (&str, u8, u8, [u8; 4])) -> Frame {
+pub(crate) fn error(
+    router: &str,
+    quoted: &Frame,
+    length: usize,
+    (_, kind, code, rest): (&str, u8, u8, [u8; 4]),
+) -> Frame {
     let mut payload = quoted.packet();
     payload.truncate(length);
     Frame {

@@ -14,6 +14,7 @@ mod fragments;
 mod handover;
 mod icmp_errors;
 mod jumbo;
+mod listeners;
 mod malformed;
 mod martian;
 mod nat;

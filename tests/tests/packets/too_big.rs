@@ -12,13 +12,13 @@ use balancer_tests::{
 use crate::cases::{Case, Then, dsr, nat, run, services};
 
 /// A TCP segment whose IP packet is `length` bytes long.
-fn segment(client: &str, vip: &str, length: usize) -> Frame {
+pub(crate) fn segment(client: &str, vip: &str, length: usize) -> Frame {
     let headers = 20 + if client.starts_with('[') { 40 } else { 20 };
     Frame { payload: (0..length - headers).map(|i| i as u8).collect(), ..Frame::tcp(client, vip, ACK) }
 }
 
 /// What its sender is told.
-fn told(frame: &Frame, mtu: usize) -> Frame {
+pub(crate) fn told(frame: &Frame, mtu: usize) -> Frame {
     let portless = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let packet = frame.packet();
     let (transport, tos, quote) = if frame.source.is_ipv4() {

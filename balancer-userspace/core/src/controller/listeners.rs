@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use balancer_model::{config::ServiceConfig, listeners::Listener, names::BackendName};
+use balancer_model::{config::ServiceConfig, listeners::Listener, names::BackendName, validate};
 
 use super::Controller;
 use crate::io::{Command, Refused};
@@ -20,6 +20,10 @@ impl Controller {
             return Ok((format!("service {service} listens on {listener} already: nothing changed"), Vec::new()));
         }
         config.listen.push(listener);
+        // What is there is not in the way of what is asked for, but the other way round.
+        let mut asked_last = services.clone();
+        asked_last[index..].rotate_left(1);
+        validate::services(&asked_last)?;
         self.relisten(services, service, &format!("listens on {listener}"), now)
     }
 

@@ -1,0 +1,310 @@
+//! A service with several listeners, at two VIPs: each takes packets, fragments and ICMP errors to the same backends, `nat`
+//! to ports of their own, and replies go back to where their connection was opened.
+
+use std::net::{IpAddr, SocketAddr};
+
+use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_model::config::Protocol;
+use balancer_tests::{
+    frame::{ACK, Frame, SYN, Transport},
+    rig::{IN_MAC, ROUTER_MAC, Rig, Service, Target},
+};
+
+use crate::{
+    cases::{Case, Then, run_services, to_backend_mac},
+    echo, icmp_errors, too_big, tunnel,
+};
+
+/// A service with listeners of one address family.
+struct Scene {
+    forwarding: Forwarding,
+    client: &'static str,
+    router: &'static str,
+    /// Two VIPs.
+    vips: [&'static str; 2],
+    backend: &'static str,
+    /// The service of the rig, by the listener that it is made with.
+    service: &'static str,
+    target: Target,
+}
+
+const fn v4(forwarding: Forwarding, vips: [&'static str; 2], service: &'static str, backend: &'static str) -> Scene {
+    let [client, router] = ["203.0.113.7:40000", "192.0.2.77:0"];
+    Scene { forwarding, client, router, vips, backend, service, target: Target::NoBackend }
+}
+
+const fn v6(forwarding: Forwarding, vips: [&'static str; 2], service: &'static str, backend: &'static str) -> Scene {
+    let [client, router] = ["[2001:db8:c::7]:40000", "[2001:db8:ff::77]:0"];
+    Scene { forwarding, client, router, vips, backend, service, target: Target::NoBackend }
+}
+
+const fn to(target: &'static str, scene: Scene) -> Scene {
+    Scene { target: Target::SameInterface(target), ..scene }
+}
+
+const SCENES: [Scene; 8] = {
+    use Forwarding::{Dsr, Gue, Ipip, Nat};
+    [
+        to("10.0.0.10:0", v4(Dsr, ["198.51.100.10", "198.51.100.11"], "198.51.100.10:80", "10.0.0.10")),
+        to("10.0.0.20:0", v4(Nat, ["198.51.100.20", "198.51.100.21"], "198.51.100.20:80", "10.0.0.20")),
+        to("10.0.0.30:0", v4(Ipip, ["198.51.100.30", "198.51.100.31"], "198.51.100.30:80", "10.0.0.30")),
+        to("10.0.0.40:0", v4(Gue, ["198.51.100.40", "198.51.100.41"], "198.51.100.40:80", "10.0.0.40")),
+        to("[fd00::10]:0", v6(Dsr, ["2001:db8::10", "2001:db8::11"], "[2001:db8::10]:80", "fd00::10")),
+        to("[fd00::20]:0", v6(Nat, ["2001:db8::20", "2001:db8::21"], "[2001:db8::20]:80", "fd00::20")),
+        to("[fd00::30]:0", v6(Ipip, ["2001:db8::30", "2001:db8::31"], "[2001:db8::30]:80", "fd00::30")),
+        to("[fd00::40]:0", v6(Gue, ["2001:db8::40", "2001:db8::41"], "[2001:db8::40]:80", "fd00::40")),
+    ]
+};
+
+/// Which VIP, the ports, the protocol, and the port of `nat` backends; 0: the packet's own. One port twice at a VIP, by
+/// both protocols, and twice in all, at both VIPs.
+const LISTENERS: [(usize, &str, Protocol, u16); 5] = [
+    (0, "80", Protocol::Tcp, 8080),
+    (0, "443", Protocol::Tcp, 8443),
+    (0, "443", Protocol::Udp, 8443),
+    (1, "443", Protocol::Tcp, 9443),
+    (1, "10000-10100", Protocol::Udp, 0),
+];
+
+/// One packet for each listener, and two for the range: VIP, port, protocol, port of the backend.
+const DOORS: [(usize, u16, Protocol, u16); 6] = [
+    (0, 80, Protocol::Tcp, 8080),
+    (0, 443, Protocol::Tcp, 8443),
+    (0, 443, Protocol::Udp, 8443),
+    (1, 443, Protocol::Tcp, 9443),
+    (1, 10_000, Protocol::Udp, 10_000),
+    (1, 10_100, Protocol::Udp, 10_100),
+];
+
+/// What no listener takes.
+const ELSEWHERE: [(usize, u16, Protocol); 6] = [
+    (0, 80, Protocol::Udp),
+    (0, 10_000, Protocol::Udp),
+    (1, 80, Protocol::Tcp),
+    (1, 443, Protocol::Udp),
+    (1, 9_999, Protocol::Udp),
+    (1, 10_101, Protocol::Udp),
+];
+
+impl Scene {
+    fn vip(&self, vip: usize, port: u16) -> SocketAddr {
+        SocketAddr::new(self.vips[vip].parse().expect("an address"), port)
+    }
+
+    fn backend(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.backend.parse::<IpAddr>().expect("an address"), port)
+    }
+
+    fn is_nat(&self) -> bool {
+        self.forwarding == Forwarding::Nat
+    }
+
+    fn name(&self, vip: usize, port: u16, protocol: Protocol) -> String {
+        format!("{:?} {}/{protocol}", self.forwarding, self.vip(vip, port))
+    }
+
+    /// A packet of the client.
+    fn frame(&self, vip: usize, port: u16, protocol: Protocol, flags: u8) -> Frame {
+        frame(self.client, &self.vip(vip, port).to_string(), protocol, flags)
+    }
+
+    /// What a packet looks like on its way to the backend's port.
+    fn forwarded(&self, rig: &Rig, frame: &Frame, port: u16) -> Frame {
+        let out = to_backend_mac(rig, frame, self.service);
+        match self.forwarding {
+            Forwarding::Dsr => out,
+            Forwarding::Nat => Frame { destination: self.backend(port), ttl: frame.ttl - 1, ..out },
+            Forwarding::Ipip => tunnel::wrapped(rig, "ipip", frame, self.service, self.backend),
+            Forwarding::Gue => tunnel::wrapped(rig, "gue", frame, self.service, self.backend),
+        }
+    }
+}
+
+fn frame(source: &str, destination: &str, protocol: Protocol, flags: u8) -> Frame {
+    let transport = match protocol {
+        Protocol::Tcp => Transport::Tcp(flags),
+        Protocol::Udp => Transport::Udp,
+    };
+    Frame { payload: (0..100).collect(), ..Frame::new(source, destination, transport) }
+}
+
+/// Runs what `cases` makes of each scene.
+fn run(cases: impl Fn(&Rig, &Scene) -> Vec<Case> + Send + 'static) {
+    let service = |scene: &Scene| Service {
+        address: scene.service,
+        protocol: Protocol::Tcp,
+        forwarding: scene.forwarding,
+        target: scene.target,
+    };
+    let listen = |rig: &mut Rig| {
+        for scene in &SCENES {
+            let mut listeners = Vec::new();
+            for (vip, ports, protocol, backend_port) in LISTENERS {
+                let address = scene.vip(vip, 0).to_string();
+                let address = address.strip_suffix('0').expect("a port");
+                let listener = format!("{address}{ports}/{protocol}").parse().map_err(anyhow::Error::msg)?;
+                listeners.push((listener, if scene.is_nat() { backend_port } else { 0 }));
+            }
+            rig.listen(scene.service, &listeners)?;
+        }
+        Ok(())
+    };
+    run_services(SCENES.iter().map(service).collect(), listen, move |rig| {
+        SCENES.iter().flat_map(|scene| cases(rig, scene)).collect()
+    });
+}
+
+#[test]
+fn each_takes_packets_to_the_backend() {
+    run(|rig, scene| {
+        let taken = DOORS.iter().flat_map(|&(vip, port, protocol, backend_port)| {
+            [SYN, ACK].map(|flags| {
+                let frame = scene.frame(vip, port, protocol, flags);
+                let out = scene.forwarded(rig, &frame, backend_port);
+                Case::new(format!("{} {flags}", scene.name(vip, port, protocol)), &frame, Then::Tx(out.bytes()))
+            })
+        });
+        let passed = ELSEWHERE.iter().map(|&(vip, port, protocol)| {
+            Case::new(scene.name(vip, port, protocol), &scene.frame(vip, port, protocol, SYN), Then::Pass)
+        });
+        taken.chain(passed).collect()
+    });
+}
+
+#[test]
+fn fragments_follow_the_first() {
+    run(|rig, scene| {
+        let mut cases = Vec::new();
+        if matches!(scene.forwarding, Forwarding::Ipip | Forwarding::Gue) {
+            // Outer packets that may be fragmented have an identification of their own: tests end to end show those.
+            return cases;
+        }
+        for (id, &(vip, port, protocol, backend_port)) in (1..).zip(&DOORS) {
+            let whole = Frame { dont_fragment: false, ..scene.frame(vip, port, protocol, ACK) };
+            let translated = Frame { destination: scene.backend(backend_port), ..whole.clone() };
+            let sent = if scene.is_nat() { translated } else { whole.clone() };
+            for (part, sent) in whole.fragments(40, id).iter().zip(sent.fragments(40, id)) {
+                // Checksums are of the whole, whose ports and addresses change.
+                let part_out = Frame { destination: part.destination, ..sent };
+                let out = scene.forwarded(rig, &part_out, backend_port);
+                let name = format!("{} part {:?}", scene.name(vip, port, protocol), part.payload.len());
+                cases.push(Case::new(name, part, Then::Tx(out.bytes())));
+            }
+        }
+        cases
+    });
+}
+
+#[test]
+fn replies_go_back_to_where_the_connection_was_opened() {
+    run(|_, scene| {
+        let mut cases = Vec::new();
+        for &(vip, port, protocol, backend_port) in &DOORS {
+            let reply = frame(&scene.backend(backend_port).to_string(), scene.client, protocol, SYN | ACK);
+            let restored = Frame {
+                destination_mac: ROUTER_MAC,
+                source_mac: IN_MAC,
+                source: scene.vip(vip, port),
+                ttl: reply.ttl - 1,
+                ..reply.clone()
+            };
+            let then = if scene.is_nat() { Then::Tx(restored.bytes()) } else { Then::Pass };
+            cases.push(Case::new(format!("from {backend_port}: {}", scene.name(vip, port, protocol)), &reply, then));
+        }
+        // Ports of listeners are none of a backend's where they are mapped.
+        for (port, protocol) in [(80, Protocol::Tcp), (443, Protocol::Tcp), (443, Protocol::Udp), (9443, Protocol::Udp)]
+        {
+            let reply = frame(&scene.backend(port).to_string(), scene.client, protocol, SYN | ACK);
+            cases.push(Case::new(format!("from {port}/{protocol}"), &reply, Then::Pass));
+        }
+        cases
+    });
+}
+
+#[test]
+fn errors_reach_the_backend_and_the_client() {
+    run(|rig, scene| {
+        let mut cases = Vec::new();
+        let kind = if scene.client.starts_with('[') {
+            ("packet too big", 2, 0, [0, 0, 5, 0])
+        } else {
+            ("fragmentation needed", 3, 4, [0, 0, 5, 0])
+        };
+        for &(vip, port, protocol, backend_port) in &DOORS {
+            let name = scene.name(vip, port, protocol);
+            let (at_vip, at_backend) = (scene.vip(vip, port).to_string(), scene.backend(backend_port).to_string());
+            let quoted = frame(&at_vip, scene.client, protocol, ACK);
+            let about_vip = icmp_errors::error(scene.router, &quoted, 68, kind);
+            let out = if scene.is_nat() {
+                let sent = frame(&at_backend, scene.client, protocol, ACK);
+                let sent = to_backend_mac(rig, &icmp_errors::error(scene.router, &sent, 68, kind), scene.service);
+                Frame { ttl: about_vip.ttl - 1, ..sent }
+            } else {
+                scene.forwarded(rig, &about_vip, backend_port)
+            };
+            cases.push(Case::new(format!("{name} to the backend"), &about_vip, Then::Tx(out.bytes())));
+            if scene.is_nat() {
+                let quoted = frame(scene.client, &at_backend, protocol, ACK);
+                let received = icmp_errors::error(&at_backend, &quoted, 68, kind);
+                let known = frame(scene.client, &at_vip, protocol, ACK);
+                let out = Frame {
+                    destination_mac: ROUTER_MAC,
+                    source_mac: IN_MAC,
+                    ttl: received.ttl - 1,
+                    ..icmp_errors::error(&at_vip, &known, 68, kind)
+                };
+                cases.push(Case::new(format!("{name} to the client"), &received, Then::Tx(out.bytes())));
+            }
+        }
+        for &(vip, port, protocol) in &ELSEWHERE {
+            let quoted = frame(&scene.vip(vip, port).to_string(), scene.client, protocol, ACK);
+            let about = icmp_errors::error(scene.router, &quoted, 68, kind);
+            cases.push(Case::new(format!("{} is nobody's", scene.name(vip, port, protocol)), &about, Then::Pass));
+        }
+        cases
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_told_whichever_it_came_through() {
+    run(|_, scene| {
+        let outer = match scene.forwarding {
+            Forwarding::Dsr | Forwarding::Nat => return what_is_used_up(scene),
+            Forwarding::Ipip => 0,
+            Forwarding::Gue => 8,
+        };
+        let mtu = 1500 - outer - if scene.client.starts_with('[') { 40 } else { 20 };
+        let tcp = DOORS.iter().filter(|(_, _, protocol, _)| *protocol == Protocol::Tcp);
+        tcp.map(|&(vip, port, protocol, _)| {
+            let segment = too_big::segment(scene.client, &scene.vip(vip, port).to_string(), 1500);
+            Case::new(scene.name(vip, port, protocol), &segment, Then::Tx(too_big::told(&segment, mtu).bytes()))
+        })
+        .collect()
+    });
+}
+
+/// With `nat` a packet takes a hop; with `dsr` it does not.
+fn what_is_used_up(scene: &Scene) -> Vec<Case> {
+    if !scene.is_nat() {
+        return Vec::new();
+    }
+    DOORS
+        .iter()
+        .map(|&(vip, port, protocol, _)| {
+            let last = Frame { ttl: 1, ..scene.frame(vip, port, protocol, ACK) };
+            Case::new(scene.name(vip, port, protocol), &last, Then::Drop(DropReason::TtlExceeded))
+        })
+        .collect()
+}
+
+#[test]
+fn both_vips_answer_echo_requests() {
+    run(|_, scene| {
+        let v6 = scene.client.starts_with('[');
+        let (request, answer) = if v6 { (128, 129) } else { (8, 0) };
+        let at = |vip: &str| if v6 { format!("[{vip}]:0") } else { format!("{vip}:0") };
+        let client = if v6 { "[2001:db8:c::7]:0" } else { "203.0.113.7:0" };
+        let pings = scene.vips.iter().map(|vip| (vip, Frame::icmp(client, &at(vip), request, 0, [0x12, 0x34, 0, 1])));
+        pings.map(|(vip, ping)| Case::new(*vip, &ping, Then::Tx(echo::reply_bytes(&ping, answer)))).collect()
+    });
+}
