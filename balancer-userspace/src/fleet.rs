@@ -1,10 +1,11 @@
 //! `balancer fleet`.
 
 use balancer_api::{
-    client::Client,
+    client::{Client, ClientError},
     model::{FleetMember, FleetSnapshot},
 };
 use balancer_model::words::grouped;
+use hyper::StatusCode;
 
 use super::{
     Failure,
@@ -30,7 +31,11 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
 
 /// The fleet, if this balancer is in one.
 pub(super) async fn found(client: &Client) -> Result<Option<FleetSnapshot>, Failure> {
-    Ok(client.status().await?.fleet)
+    match client.fleet().await {
+        Ok(fleet) => Ok(Some(fleet)),
+        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `fleet site1: this is lb1, epoch 12, 3 of 3 members ready`.

@@ -2,6 +2,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
+use balancer_core::ratios;
 use serde::{Deserialize, Serialize};
 
 use crate::statistics::{BackendShare, PeriodView, StatsView, TopClient};
@@ -110,17 +111,16 @@ fn conclude(view: &mut StatsView) {
     let load = |of: &BackendShare| if known { of.known_clients } else { of.connections };
     let whole: u64 = view.backends.iter().map(load).fold(0, u64::saturating_add);
     for backend in &mut view.backends {
-        backend.share = (whole > 0).then(|| load(backend) as f64 / whole as f64);
+        backend.share = ratios::share(load(backend), whole);
     }
-    let ratios = view.backends.iter().filter_map(|of| Some(of.share? / of.expected_share.filter(|&of| of > 0.0)?));
-    view.imbalance_ratio = ratios.max_by(f64::total_cmp);
+    view.imbalance_ratio = ratios::imbalance(view.backends.iter().map(|of| (of.share, of.expected_share)));
     // It is worked out from samples, which others do not tell.
     view.client_gini = None;
 }
 
 fn stickiness(decisions: &BTreeMap<String, u64>) -> Option<f64> {
-    let [kept, moved] = ["kept", "moved"].map(|word| decisions.get(word).copied().unwrap_or(0) as f64);
-    (kept + moved > 0.0).then(|| kept / (kept + moved))
+    let [kept, moved] = ["kept", "moved"].map(|word| decisions.get(word).copied().unwrap_or(0));
+    ratios::stickiness(kept, moved)
 }
 
 /// The clients of both, each once, the heaviest first.

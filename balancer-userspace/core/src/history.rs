@@ -5,6 +5,8 @@ use std::{collections::VecDeque, time::Duration};
 use balancer_common::verdict::{Decision, MOVE_COUNTERS};
 use serde::{Deserialize, Serialize};
 
+use crate::ratios;
+
 /// Time between two samples: as exact as "the last minute" is.
 pub const STEP: Duration = Duration::from_secs(10);
 /// Samples a step apart: those of ten minutes.
@@ -41,8 +43,8 @@ impl Counted {
     #[must_use]
     pub fn stickiness(&self) -> Option<f64> {
         let [kept, moved] = [Decision::Kept, Decision::Moved]
-            .map(|decision| self.decisions.get(decision.index()).copied().unwrap_or(0) as f64);
-        (kept + moved > 0.0).then(|| kept / (kept + moved))
+            .map(|decision| self.decisions.get(decision.index()).copied().unwrap_or(0));
+        ratios::stickiness(kept, moved)
     }
 }
 

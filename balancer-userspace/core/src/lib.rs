@@ -18,6 +18,7 @@ pub mod locate;
 pub mod maglev;
 pub mod merge;
 pub mod plan;
+pub mod ratios;
 pub mod readiness;
 pub mod rules;
 pub mod service;

@@ -21,6 +21,7 @@ use crate::{
     history::{Counted, History},
     io::{BackendId, CheckOutcome, ServiceId},
     last_changes::LastChange,
+    ratios::{self, share},
     readiness::Readiness,
     top::Top,
 };
@@ -217,22 +218,14 @@ impl ServiceSnapshot {
         let load: u64 = self.backends.iter().map(|backend| self.load(backend)).sum();
         let weight: u64 = self.backends.iter().map(BackendSnapshot::eligible_weight).sum();
         let shares = self.backends.iter();
-        shares.map(|backend| (ratio(self.load(backend), load), ratio(backend.eligible_weight(), weight))).collect()
+        shares.map(|backend| (share(self.load(backend), load), share(backend.eligible_weight(), weight))).collect()
     }
 
     /// The largest share over expected share.
     #[must_use]
     pub fn imbalance(&self) -> Option<f64> {
-        let ratios = self
-            .shares()
-            .into_iter()
-            .filter_map(|(share, expected)| Some(share? / expected.filter(|&expected| expected > 0.0)?));
-        ratios.max_by(f64::total_cmp)
+        ratios::imbalance(self.shares())
     }
-}
-
-fn ratio(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 /// A backend.
