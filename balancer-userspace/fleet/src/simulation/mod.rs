@@ -1,5 +1,6 @@
 //! Whole fleets at random: members with data paths, a store, users, clients, and everything that can go wrong.
 
+mod flaps;
 mod node;
 mod plane;
 mod store;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::map_types::Forwarding;
+use balancer_common::map_types::{Forwarding, NO_BACKEND};
 use balancer_core::io::{Change, ServiceId};
 use balancer_model::{
     config::{Config, Failback, ServiceConfig},
@@ -48,7 +48,7 @@ pub(crate) struct World {
     config: Config,
     places: HashMap<(ServiceId, u32), Place>,
     dead: HashSet<IpAddr>,
-    cut: HashSet<(usize, IpAddr)>,
+    pub(crate) cut: HashSet<(usize, IpAddr)>,
     /// Whether one client's connections arrive at all members.
     spread: bool,
     wishes: HashMap<u64, (usize, Time)>,
@@ -57,6 +57,8 @@ pub(crate) struct World {
     mutation: Option<Mutation>,
     pub(crate) skewed: u64,
     pub(crate) moved: u64,
+    /// Moves as members count them.
+    pub(crate) counted: u64,
     pub(crate) packets: u64,
     pub(crate) granted: u64,
     pub(crate) history: Vec<String>,
@@ -87,6 +89,23 @@ impl World {
             api.slow_start = Duration::from_secs(10);
             services.push(api);
         }
+        let spread = rng.bool();
+        Self::with(rng, members, services, spread, mutation)
+    }
+
+    /// Three members, one service, and clients whose connections arrive at all members.
+    pub(crate) fn of_three(seed: u64, failback: Failback) -> Self {
+        let services = vec![service("web", "198.51.100.1:80", failback)];
+        Self::with(fastrand::Rng::with_seed(seed), 3, services, true, None)
+    }
+
+    fn with(
+        rng: fastrand::Rng,
+        members: usize,
+        services: Vec<ServiceConfig>,
+        spread: bool,
+        mutation: Option<Mutation>,
+    ) -> Self {
         let config = fixture::config(services);
         let begin = fixture::now() + Duration::from_secs(100_000);
         let mut this = Self {
@@ -99,13 +118,14 @@ impl World {
             places: HashMap::new(),
             dead: HashSet::new(),
             cut: HashSet::new(),
-            spread: rng.bool(),
+            spread,
             wishes: HashMap::new(),
             last_wish: 0,
             instances: 0,
             mutation,
             skewed: 0,
             moved: 0,
+            counted: 0,
             packets: 0,
             granted: 0,
             history: Vec::new(),
@@ -229,6 +249,7 @@ impl World {
                 continue;
             };
             self.packets += 1;
+            self.counted += u64::from(answer.moved_from != NO_BACKEND);
             if let Some(backend) = answer.backend {
                 self.answered(index, service, client, backend);
             }
@@ -240,6 +261,11 @@ impl World {
         self.nodes[index].as_ref().is_some_and(|node| {
             node.member.epoch().is_some() && (node.member.is_in_step() || !node.member.is_connected())
         })
+    }
+
+    /// Where a client was last answered.
+    pub(crate) fn place(&self, service: ServiceId, client: u32) -> Option<u16> {
+        self.places.get(&(service, client)).map(|place| place.backend)
     }
 
     fn answered(&mut self, index: usize, service: ServiceId, client: u32, backend: u16) {

@@ -1,11 +1,64 @@
 //! A fleet without its engine, or without parts of it.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env, thread,
+    time::{Duration, Instant},
+};
 
+use balancer_model::value;
 use balancer_tests::topology::{Family, Topology};
 
 use super::{ENGINES, Fleet, Plan, moved};
 use crate::support::wait;
+
+/// How long all etcds are gone. `FLEET_OUTAGE=5m` is the long way.
+fn outage() -> Duration {
+    env::var("FLEET_OUTAGE").ok().map_or(Duration::ZERO, |time| value::duration(&time).unwrap())
+}
+
+impl Fleet {
+    fn kill_all_engines(&mut self) {
+        for number in 0..ENGINES.len() {
+            self.etcd.kill(number).unwrap();
+        }
+        wait("nobody is degraded", || {
+            self.members().all(|number| self.cli(number, &["ready", "--json"]).contains("degraded"))
+        });
+    }
+
+    /// Brings all etcds back, and waits until the members are one fleet again that makes changes.
+    fn start_all_engines(&mut self) {
+        let begin = Instant::now();
+        for (number, namespace) in self.engines.iter().enumerate() {
+            self.etcd.start_member(number, namespace).unwrap();
+        }
+        let started = begin.elapsed();
+        wait("changes are refused", || self.try_cli(0, &["backend", "weight", "web/web3", "70"]).is_ok());
+        let changes = begin.elapsed();
+        self.wait_in_step();
+        wait("not all are members again", || self.members().all(|number| self.shown(number).members.len() == 3));
+        let one = begin.elapsed();
+        println!(
+            "after {:.0?}: etcd runs {started:.1?} after its start, changes are made after {changes:.1?}, one fleet after {one:.1?}",
+            outage()
+        );
+    }
+
+    /// Clients go on talking while there is no etcd, through one member after the other.
+    fn sit_out(&self, homes: &[Vec<String>; 2], except: &str) {
+        let (begin, all) = (Instant::now(), [0, 1, 2]);
+        for member in all.into_iter().cycle() {
+            if begin.elapsed() >= outage() {
+                break;
+            }
+            thread::sleep(Duration::from_secs(5).min(outage()));
+            self.route(&[member]);
+            assert_eq!(moved(homes, &self.all_homes(), except), BTreeMap::new(), "after {:?}", begin.elapsed());
+        }
+        self.route(&all);
+    }
+}
 
 #[test]
 fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
@@ -18,12 +71,7 @@ fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
     let weight = fleet.cli(1, &["backend", "weight", "web/web1", "90"]);
     assert!(weight.contains("applied by 3 of 3"), "{weight}");
     // All.
-    for number in 0..ENGINES.len() {
-        fleet.etcd.kill(number).unwrap();
-    }
-    wait("nobody is degraded", || {
-        fleet.members().all(|number| fleet.cli(number, &["ready", "--json"]).contains("degraded"))
-    });
+    fleet.kill_all_engines();
     let alone = fleet.shown(1);
     assert!(!alone.engine.reachable && alone.members.iter().all(|member| member.name == "lb2"), "{alone:?}");
     assert!(fleet.metrics(1).contains("balancer_fleet_engine_reachable 0"));
@@ -35,12 +83,9 @@ fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
     fleet.wait_for("web3", "down");
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web3"), BTreeMap::new());
+    fleet.sit_out(&after, "");
     // Back, with their disks: in step without a move.
-    for (number, namespace) in fleet.engines.iter().enumerate() {
-        fleet.etcd.start_member(number, namespace).unwrap();
-    }
-    wait("changes are refused", || fleet.try_cli(0, &["backend", "weight", "web/web1", "70"]).is_ok());
-    fleet.wait_in_step();
+    fleet.start_all_engines();
     thread::sleep(Duration::from_secs(3));
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
 }
@@ -54,26 +99,23 @@ fn an_engine_that_has_lost_everything_is_filled_again_without_a_move() {
     fleet.cli(1, &["backend", "weight", "web6/web1", "10"]);
     fleet.wait_in_step();
     let before = fleet.shown(0).epoch;
-    for number in 0..ENGINES.len() {
-        fleet.etcd.kill(number).unwrap();
-    }
-    wait("nobody is degraded", || {
-        fleet.members().all(|number| fleet.cli(number, &["ready", "--json"]).contains("degraded"))
-    });
+    fleet.kill_all_engines();
+    // A backend dies meanwhile.
+    fleet.backends[1] = None;
+    fleet.wait_for("web2", "down");
+    let after = fleet.one_answer();
+    assert_eq!(moved(&homes, &after, "web2"), BTreeMap::new());
+    fleet.sit_out(&after, "");
     fleet.etcd.lose_disks().unwrap();
-    for (number, namespace) in fleet.engines.iter().enumerate() {
-        fleet.etcd.start_member(number, namespace).unwrap();
-    }
-    wait("changes are refused", || fleet.try_cli(0, &["backend", "weight", "web/web3", "70"]).is_ok());
-    fleet.wait_in_step();
-    wait("not all are members again", || fleet.members().all(|number| fleet.shown(number).members.len() == 3));
+    fleet.start_all_engines();
     // What was changed at run time is not forgotten, though only members know of it.
     for number in fleet.members() {
         let weights = fleet.cli(number, &["backend", "list", "web", "--json"]);
         assert!(weights.contains("\"weight\": 10") && weights.contains("\"weight\": 70"), "{weights}");
     }
     assert!(fleet.shown(0).epoch > before, "{:?} after {before:?}", fleet.shown(0).epoch);
-    assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
 }
 
 #[test]

@@ -1,41 +1,74 @@
 //! What members see of backends.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, env, time::Instant};
 
 use balancer_tests::topology::Family;
 
-use super::{Fleet, moved};
-use crate::support::wait;
+use super::{CLIENTS, Fleet, PORT, moved};
+use crate::support::{homes, requests, wait};
+
+/// How often a backend flaps. `FLEET_FLAPS=1000` is the long way.
+fn flaps() -> usize {
+    env::var("FLEET_FLAPS").ok().and_then(|flaps| flaps.parse().ok()).unwrap_or(12)
+}
+
+impl Fleet {
+    /// Cuts a member's own way to a backend, or mends it (`"add"`, `"del"`).
+    fn cut(&self, verb: &str, member: usize, backend: u16) {
+        for (family, flag, length) in [(Family::V4, "-4", 32), (Family::V6, "-6", 128)] {
+            let address = self.topology.backend_address(family, backend - 1);
+            self.namespace(member).ip(&format!("{flag} route {verb} blackhole {address}/{length}")).unwrap();
+        }
+    }
+
+    /// A member sees something else of these backends than the fleet holds, as another one shows.
+    fn differs(&self, member: usize, backends: &[&str]) -> bool {
+        let name = format!("lb{}", member + 1);
+        let shown = self.shown((member + 1) % 3).members;
+        shown.iter().any(|of| of.name == name && of.votes_differ == backends)
+    }
+
+    /// Known clients that moved, as all members together have counted, by the cause and the backend that they left.
+    fn counted(&self) -> BTreeMap<String, u64> {
+        let mut sum = BTreeMap::new();
+        for text in self.members().map(|number| self.metrics(number)) {
+            for (labels, count) in
+                text.lines().filter_map(|line| line.strip_prefix("balancer_moves_total")?.split_once(' '))
+            {
+                let count = count.parse::<f64>().unwrap() as u64;
+                if count > 0 {
+                    *sum.entry(labels.to_owned()).or_default() += count;
+                }
+            }
+        }
+        sum
+    }
+
+    fn taken_over(&self, member: usize) -> u64 {
+        self.shown(member).records.taken_over
+    }
+}
 
 #[test]
 fn a_backend_is_down_when_most_see_it() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
     // The third member's own way to web2 is cut: nothing moves, and it says so.
-    let cut = |fleet: &Fleet, verb: &str| {
-        for family in Family::BOTH {
-            let address = fleet.topology.backend_address(family, 1);
-            let flag = if family == Family::V4 { "-4" } else { "-6" };
-            let prefix = if family == Family::V4 { "32" } else { "128" };
-            fleet.namespace(2).ip(&format!("{flag} route {verb} blackhole {address}/{prefix}")).unwrap();
-        }
-    };
-    cut(&fleet, "add");
+    fleet.cut("add", 2, 2);
     wait("lb3 does not say that it cannot reach web2", || {
         let ready = fleet.cli(2, &["ready", "--json"]);
         ready.contains("degraded") && ready.contains("web/web2")
     });
-    wait("lb1 does not show that lb3 sees something else", || {
-        let members = fleet.shown(0).members;
-        let differs =
-            |name: &str| members.iter().any(|of| of.name == name && of.votes_differ == ["web/web2", "web6/web2"]);
-        differs("lb3") && !differs("lb1")
-    });
+    wait("lb1 does not show that lb3 sees something else", || fleet.differs(2, &["web/web2", "web6/web2"]));
+    assert!(!fleet.differs(0, &["web/web2", "web6/web2"]));
     let votes = "balancer_fleet_votes_differ{service=\"web\",backend=\"web2\"} 1";
     assert!(fleet.metrics(1).contains(votes), "{}", fleet.metrics(1));
     assert!(fleet.try_cli(2, &["ready", "--strict"]).is_err() && fleet.try_cli(2, &["ready"]).is_ok());
     assert!(fleet.states(0).iter().any(|state| state.starts_with("web/web2 up")), "{:?}", fleet.states(0));
-    cut(&fleet, "del");
+    // The way through lb3 alone is closed to its clients.
+    fleet.route(&[0, 1]);
+    assert_eq!(fleet.all_homes(), homes);
+    fleet.cut("del", 2, 2);
     wait("lb3 is not ready again", || fleet.try_cli(2, &["ready", "--strict"]).is_ok());
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
 
@@ -48,4 +81,84 @@ fn a_backend_is_down_when_most_see_it() {
     fleet.start_backend(2);
     fleet.wait_for("web2", "up");
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
+}
+
+#[test]
+fn a_backend_that_two_of_three_cannot_reach_loses_its_clients_once() {
+    let fleet = Fleet::new();
+    let homes = fleet.one_answer();
+    fleet.cut("add", 0, 2);
+    fleet.cut("add", 1, 2);
+    fleet.wait_for("web2", "down");
+    // The third one, which sees it up, does as the others.
+    wait("lb3 does not differ", || fleet.differs(2, &["web/web2", "web6/web2"]));
+    let leaving = homes.iter().flatten().filter(|home| *home == "web2").count();
+    let heard = [0, 1].map(|member| fleet.taken_over(member));
+    fleet.route(&[2]);
+    let after = fleet.all_homes();
+    assert_eq!(moved(&homes, &after, "web2"), BTreeMap::new());
+    assert!(leaving > 0 && after.iter().flatten().all(|home| home != "web2"));
+    wait("lb1 and lb2 have not heard of all that moved", || {
+        [0, 1].iter().all(|&member| fleet.taken_over(member) >= heard[member] + leaving as u64)
+    });
+    assert_eq!(fleet.one_answer(), after);
+    let counted = |fleet: &Fleet| {
+        let counted = fleet.counted();
+        assert!(counted.keys().all(|labels| labels.contains("web2") && labels.contains("down")), "{counted:?}");
+        counted.values().sum::<u64>()
+    };
+    assert_eq!(counted(&fleet), leaving as u64);
+    fleet.cut("del", 0, 2);
+    fleet.cut("del", 1, 2);
+    fleet.wait_for("web2", "up");
+    for number in fleet.members() {
+        wait("a member is not ready again", || fleet.try_cli(number, &["ready", "--strict"]).is_ok());
+    }
+    assert_eq!(fleet.one_answer(), after);
+    assert_eq!(counted(&fleet), leaving as u64);
+}
+
+/// With each flap newcomers come, so that it always has clients; through another member each time.
+#[test]
+fn nobody_pays_twice_for_a_backend_that_flaps() {
+    const NEWCOMERS: u16 = 6;
+    let fleet = Fleet::new();
+    let (begin, mut places, mut moves) = (Instant::now(), BTreeMap::new(), BTreeMap::new());
+    let mut known = *CLIENTS.end();
+    let mut connect = |fleet: &Fleet, clients: std::ops::RangeInclusive<u16>, member: usize, may_leave: bool| {
+        fleet.route(&[member]);
+        let answers = homes(&fleet.topology, &requests(&fleet.topology, Family::V4, PORT, clients.clone()));
+        for (client, home) in clients.zip(answers) {
+            if let Some(before) = places.insert(client, home.clone())
+                && before != home
+            {
+                assert!(may_leave && before == "web2", "client {client} moved from {before} to {home}");
+                *moves.entry(client).or_insert(0_u64) += 1;
+            }
+        }
+    };
+    for round in 0..flaps() {
+        let (one, other, third) = (round % 3, (round + 1) % 3, (round + 2) % 3);
+        let recent = known.saturating_sub(*CLIENTS.end() - 1)..=known;
+        connect(&fleet, recent.clone(), one, false);
+        // As one sees it.
+        fleet.cut("add", one, 2);
+        wait("the others do not see what one says", || fleet.differs(one, &["web/web2", "web6/web2"]));
+        connect(&fleet, recent.clone(), other, false);
+        // As two see it.
+        fleet.cut("add", other, 2);
+        fleet.wait_for("web2", "down");
+        connect(&fleet, recent.clone(), third, true);
+        fleet.cut("del", one, 2);
+        fleet.cut("del", other, 2);
+        fleet.wait_for("web2", "up");
+        connect(&fleet, recent, other, false);
+        known = known.saturating_add(NEWCOMERS).min(60_000);
+    }
+    println!("{} flaps in {:.0?}, {} clients moved", flaps(), begin.elapsed(), moves.len());
+    assert!(!moves.is_empty() && moves.values().all(|&count| count == 1), "{moves:?}");
+    let counted = fleet.counted();
+    assert!(counted.keys().all(|labels| labels.contains("web2") && labels.contains("down")), "{counted:?}");
+    assert_eq!(counted.values().sum::<u64>(), moves.values().sum::<u64>(), "{counted:?}");
+    assert_eq!(fleet.one_answer().iter().flatten().filter(|home| home.is_empty()).count(), 0);
 }

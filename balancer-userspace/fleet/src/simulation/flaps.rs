@@ -1,0 +1,87 @@
+//! A backend that comes and goes.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use balancer_core::io::ServiceId;
+use balancer_model::config::Failback;
+
+use super::world::World;
+
+const WEB: ServiceId = ServiceId(0);
+/// The backend that flaps.
+const FLAPPING: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+/// Clients that keep connecting: every other flap one stays away, and another one comes.
+const CLIENTS: u32 = 120;
+
+/// How often it flaps. `FLEET_FLAPS=1000` is the long way.
+fn flaps() -> u32 {
+    std::env::var("FLEET_FLAPS").ok().and_then(|flaps| flaps.parse().ok()).unwrap_or(24)
+}
+
+/// Where clients are after each has connected once, at whichever member its connection reaches.
+fn places(world: &mut World, clients: std::ops::Range<u32>) -> HashMap<u32, u16> {
+    clients.clone().for_each(|client| world.packet(client));
+    clients.map(|client| (client, world.place(WEB, client).expect("nobody answers"))).collect()
+}
+
+/// The backend's number.
+fn id(world: &World) -> u16 {
+    let node = world.nodes[0].as_ref().expect("it runs");
+    let row = node.plane.rows.values().find(|row| row.address.ip() == FLAPPING);
+    row.expect("it is there").id.0
+}
+
+fn cut(world: &mut World, members: &[usize]) {
+    world.cut = members.iter().map(|&member| (member, FLAPPING)).collect();
+}
+
+/// Flaps as seen by one member, by two, and by all three: how often clients moved.
+fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
+    world.settle();
+    let flapping = id(world);
+    let mut moves: HashMap<u32, u32> = HashMap::new();
+    for round in 0..flaps() {
+        let clients = round / 2..round / 2 + CLIENTS;
+        let before = places(world, clients.clone());
+        let seen_by = round as usize % 3 + 1;
+        let members: Vec<usize> = (0..seen_by).map(|member| (member + round as usize) % 3).collect();
+        cut(world, &members);
+        world.pass(2500);
+        let during = places(world, clients.clone());
+        for client in clients.clone() {
+            let leaves = seen_by > 1 && before[&client] == flapping;
+            assert_eq!(during[&client] != before[&client], leaves, "client {client} in round {round}");
+            *moves.entry(client).or_default() += u32::from(leaves);
+        }
+        cut(world, &[]);
+        // A backend that is back is prepared for: what clients did meanwhile is everybody's by then.
+        world.pass(4000);
+        let after = places(world, clients.clone());
+        for client in clients {
+            let wanted = if failback == Failback::Return { before[&client] } else { during[&client] };
+            assert_eq!(after[&client], wanted, "client {client} after round {round}");
+            *moves.entry(client).or_default() += u32::from(after[&client] != during[&client]);
+        }
+        // Who comes to another member before that has heard of its move is counted there as well.
+        world.pass(2000);
+    }
+    let sum: u32 = moves.values().sum();
+    assert_eq!((world.moved, world.counted), (sum.into(), sum.into()), "moves that clients saw, and that were counted");
+    assert!(sum > 0, "nobody moved");
+    moves
+}
+
+#[test]
+fn nobody_pays_twice_for_a_backend_that_flaps() {
+    let moves = flap(&mut World::of_three(1, Failback::Stay), Failback::Stay);
+    assert!(moves.values().all(|&count| count <= 1), "{moves:?}");
+}
+
+#[test]
+fn with_failback_clients_move_with_each_flap_that_most_members_see_and_back() {
+    let moves = flap(&mut World::of_three(2, Failback::Return), Failback::Return);
+    assert!(moves.values().all(|count| count % 2 == 0), "{moves:?}");
+}
