@@ -34,6 +34,8 @@ use crate::{
 
 const XDP_TX: u32 = 3;
 
+/// What keys of services come from.
+pub const KEY: HashKey = HashKey { k0: 11, k1: 12 };
 /// The service of a world.
 pub const VIP: &str = "198.51.100.10:80";
 /// The service of a world over IPv6.
@@ -114,7 +116,7 @@ impl World {
         // The loopback's index: where test runs come in by.
         let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        let controller = Controller::new(config, HashKey { k0: 11, k1: 12 });
+        let controller = Controller::new(config, KEY);
         let start = Instant::now();
         let mut world = Self {
             controller,
@@ -361,6 +363,14 @@ impl World {
     pub fn write_late(&mut self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> anyhow::Result<()> {
         let mut table = self.client_table()?;
         Ok(entries.iter().try_for_each(|(&index, bucket)| table.set(index, bucket, 0))?)
+    }
+
+    /// Buckets of the client table, a power of two.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn buckets(&mut self) -> anyhow::Result<u32> {
+        Ok(self.client_table()?.len())
     }
 
     fn client_table(&mut self) -> anyhow::Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {

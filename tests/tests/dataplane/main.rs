@@ -1,6 +1,7 @@
 //! The kernel program against its model and beneath the controller's core, in one process: no hosts, no network.
 
 mod changing_keys;
+mod contention;
 mod known_clients;
 mod memory;
 mod model;

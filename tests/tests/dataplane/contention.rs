@@ -1,0 +1,354 @@
+//! Packets of the same clients on several CPUs at once, against everything that a controller does meanwhile, in a client
+//! table that is too small. What one CPU does between another's two steps is left to chance.
+//!
+//! Each round ends at rest, and then everything must agree again. `CONTENTION_SECONDS` makes it longer than CI does,
+//! `CONTENTION_SEED` has the controller do the same again (when packets come is another matter).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    env,
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
+use balancer_core::{
+    io::{Change, CheckOutcome},
+    keys,
+};
+use balancer_dataplane::Dataplane as _;
+use balancer_model::{
+    names::BackendName,
+    states::{Admin, BackendState},
+};
+use balancer_tests::{
+    frame::{ACK, Frame, SYN},
+    prog_run,
+    stop::StopOnDrop,
+    world::{KEY, World, client},
+};
+use fastrand::Rng;
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+
+/// Three times as many as the table has room for.
+const CLIENTS: u32 = 3000;
+const ROOM: u32 = 1000;
+const BACKENDS: u8 = 5;
+const THREADS: usize = 2;
+const ROUND: Duration = Duration::from_millis(300);
+const XDP_TX: u32 = 3;
+
+/// The last bytes of a backend's MAC, which are those of its address.
+type Mac = [u8; 2];
+
+fn named(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+fn settings(remember: &str) -> String {
+    format!("remember = \"{remember}\"\ntable_size = 251\ndrain = {{ timeout = \"20s\" }}")
+}
+
+/// Backends that may serve somebody, from before they may until they may not any more.
+struct Reign {
+    begun: Instant,
+    gone: Option<Instant>,
+    serving: HashSet<Mac>,
+}
+
+struct Packet {
+    start: Instant,
+    end: Instant,
+    opens: bool,
+    to: Option<Mac>,
+}
+
+/// What the threads that send have to do with the one that makes changes.
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    pause: AtomicBool,
+    /// Threads that wait for the pause to end.
+    waiting: AtomicU64,
+    packets: Mutex<Vec<Packet>>,
+}
+
+fn frames(number: u32) -> [Vec<u8>; 2] {
+    [SYN, ACK].map(|flags| {
+        let mut frame = Frame::tcp("192.0.2.1:40000", "198.51.100.10:80", flags);
+        frame.source = SocketAddr::new(client(number).into(), 40_000);
+        frame.payload.clear();
+        frame.bytes()
+    })
+}
+
+fn send(program: &OwnedFd, frames: &[Vec<u8>; 2], opens: bool) -> Result<Packet> {
+    let start = Instant::now();
+    let ran = prog_run::run(program.as_fd(), &frames[usize::from(!opens)], 0, 1)?;
+    let to = (ran.action == XDP_TX).then(|| [ran.frame[4], ran.frame[5]]);
+    Ok(Packet { start, end: Instant::now(), opens, to })
+}
+
+/// Sends packets of all clients from one CPU, whichever come, until it is to stop.
+fn load(program: &OwnedFd, cpu: usize, mut random: Rng, shared: &Shared) -> Result<()> {
+    let mut one = CpuSet::new();
+    one.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &one)?;
+    let frames: Vec<_> = (0..CLIENTS).map(frames).collect();
+    let mut packets = Vec::new();
+    while !shared.stop.load(Ordering::Relaxed) {
+        if shared.pause.load(Ordering::Acquire) {
+            shared.packets.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.append(&mut packets);
+            shared.waiting.fetch_add(1, Ordering::AcqRel);
+            while shared.pause.load(Ordering::Acquire) && !shared.stop.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_micros(100));
+            }
+            shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            continue;
+        }
+        // A few hundred clients at a time, so that CPUs meet at the same entries.
+        let first = random.u32(0..CLIENTS);
+        for _ in 0..100 {
+            let number = (first + random.u32(0..50)) % CLIENTS;
+            packets.push(send(program, &frames[number as usize], random.u8(0..4) == 0)?);
+        }
+    }
+    Ok(())
+}
+
+/// The world, and what the test knows of it.
+struct Contest {
+    world: World,
+    program: OwnedFd,
+    /// Of the client table.
+    buckets: u32,
+    random: Rng,
+    /// Backends that were added while it ran.
+    added: Vec<String>,
+    reigns: Vec<Reign>,
+    packets: u64,
+    opened: u64,
+}
+
+impl Contest {
+    fn new(seed: u64) -> Result<Self> {
+        let mut world = World::new(&settings("1h"), BACKENDS, ROOM)?;
+        let program = world.program()?;
+        let mut new = Self {
+            buckets: world.buckets()?,
+            world,
+            program,
+            random: Rng::with_seed(seed),
+            added: Vec::new(),
+            reigns: Vec::new(),
+            packets: 0,
+            opened: 0,
+        };
+        new.reigns.push(new.reign(Instant::now()));
+        Ok(new)
+    }
+
+    fn reign(&self, begun: Instant) -> Reign {
+        let backends = self.world.controller().services().iter().flat_map(|service| service.backends());
+        let serving = backends.filter(|backend| serves(backend.state())).map(|backend| mac(backend.address()));
+        Reign { begun, gone: None, serving: serving.collect() }
+    }
+
+    /// Does one thing that controllers do, under packets.
+    fn act(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        self.act_at_random()?;
+        if let Some(reign) = self.reigns.last_mut() {
+            reign.gone = Some(Instant::now());
+        }
+        self.reigns.push(self.reign(begun));
+        Ok(())
+    }
+
+    fn act_at_random(&mut self) -> Result<()> {
+        // The last of those that are configured is always up: somebody takes every client.
+        let name = format!("web{}", self.random.u8(1..BACKENDS));
+        let refused = CheckOutcome::Hard("connect: refused".to_owned());
+        let world = &mut self.world;
+        match self.random.u8(0..20) {
+            0..=4 => drop(world.change_weight(&name, self.random.u16(1..300))?),
+            5..=6 => drop(world.admin(&name, Admin::Drain, None)?),
+            7 => drop(world.admin(&name, Admin::Maint, None)?),
+            8..=11 => drop(world.admin(&name, Admin::Ready, None)?),
+            12 => world.checked(&name, &refused, 3)?,
+            13..=14 => world.checked(&name, &CheckOutcome::Passed, 2)?,
+            15 => drop(world.forget(client(self.random.u32(0..CLIENTS)))?),
+            16 => drop(world.forget_all(&name)?),
+            17 => self.come_and_go()?,
+            18 => {
+                let remember = ["1h", "3h", "40s"][self.random.usize(0..3)];
+                drop(world.reload(&settings(remember), BACKENDS, ROOM)?);
+            }
+            _ => world.pass(1)?,
+        }
+        Ok(())
+    }
+
+    /// Adds a backend, or takes one away that was added, so that its id becomes another's.
+    fn come_and_go(&mut self) -> Result<()> {
+        if self.added.len() > 2 {
+            let name = named(&self.added.remove(0));
+            self.world.change(Change::Remove { name, force: true })?;
+        } else {
+            let host = self.random.u8(1..=250);
+            let name = format!("more{host}");
+            if !self.added.contains(&name) {
+                self.world.add(&name, host)?;
+                self.added.push(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Every packet went where somebody served at that moment.
+    fn look_at(&mut self, packets: Vec<Packet>) -> Result<()> {
+        for packet in &packets {
+            let from = self.reigns.partition_point(|reign| reign.gone.is_some_and(|gone| gone < packet.start));
+            let mut live = self.reigns.iter().skip(from).take_while(|reign| reign.begun <= packet.end);
+            let Some(to) = packet.to else { bail!("a packet was dropped, and somebody takes every client") };
+            ensure!(live.any(|reign| reign.serving.contains(&to)), "to {to:?}, which served nobody");
+            self.opened += u64::from(packet.opens);
+        }
+        self.packets += packets.len() as u64;
+        if let Some(last) = self.reigns.pop() {
+            self.reigns = vec![last];
+        }
+        Ok(())
+    }
+
+    /// Everything agrees, with no packet on its way and after passes over the client table.
+    fn at_rest(&mut self) -> Result<usize> {
+        self.world.pass(3)?;
+        let entries = self.world.entries()?;
+        self.no_entry_is_of_a_backend_that_is_gone(&entries)?;
+        let known = self.known(&entries);
+        for (&number, &to) in &known {
+            for opens in [false, true, false] {
+                let packet = send(&self.program, &frames(number), opens)?;
+                ensure!(packet.to == Some(to), "client {number} is known at {to:?} and went to {:?}", packet.to);
+                self.packets += 1;
+                self.opened += u64::from(opens);
+            }
+        }
+        self.all_packets_are_counted()?;
+        Ok(known.len())
+    }
+
+    fn no_entry_is_of_a_backend_that_is_gone(&self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> Result<()> {
+        let controller = self.world.controller();
+        let present = controller.services().iter().flat_map(|service| service.backends()).map(|backend| backend.id().0);
+        let ids: HashSet<u16> = present.chain(controller.gone().iter().map(|gone| gone.row.id.0)).collect();
+        for entry in entries.values().flatten().map(|&word| Entry(word)).filter(|entry| !entry.is_empty()) {
+            ensure!(ids.contains(&entry.backend()), "an entry of backend {}, which there is not", entry.backend());
+        }
+        Ok(())
+    }
+
+    /// Where clients are known whose backends keep them.
+    fn known(&self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> BTreeMap<u32, Mac> {
+        let backends = self.world.controller().services().iter().flat_map(|service| service.backends());
+        let serving: HashMap<u16, Mac> = backends
+            .filter(|backend| serves(backend.state()))
+            .map(|backend| (backend.id().0, mac(backend.address())))
+            .collect();
+        let key = keys::client_key(KEY, "web").begun();
+        let place = |number: u32| {
+            let hash = key.v4(u32::from_ne_bytes(client(number).octets()));
+            let bucket = entries.get(&(hash as u32 & (self.buckets - 1)))?;
+            let entry = bucket.iter().map(|&word| Entry(word)).find(|entry| entry.tag() == (hash >> 32) as u32)?;
+            serving.get(&entry.backend()).map(|&mac| (number, mac))
+        };
+        (0..CLIENTS).filter_map(place).collect()
+    }
+
+    fn all_packets_are_counted(&self) -> Result<()> {
+        let seen: u64 = self.world.dataplane().interface_stats(1)?.verdicts.iter().sum();
+        ensure!(seen == self.packets, "{seen} verdicts of {} packets", self.packets);
+        let counters = self.world.counters()?;
+        ensure!(counters.connections == self.opened, "{} connections of {}", counters.connections, self.opened);
+        let decided: u64 = counters.decisions.iter().sum();
+        ensure!(decided == self.opened, "{decided} decisions of {} connections", self.opened);
+        Ok(())
+    }
+}
+
+/// Whether clients may be at a backend in this state.
+const fn serves(state: BackendState) -> bool {
+    matches!(state, BackendState::Up | BackendState::Checking | BackendState::Draining | BackendState::DrainingHealth)
+}
+
+const fn mac(address: SocketAddr) -> Mac {
+    match address {
+        SocketAddr::V4(address) => [address.ip().octets()[2], address.ip().octets()[3]],
+        SocketAddr::V6(address) => [address.ip().octets()[14], address.ip().octets()[15]],
+    }
+}
+
+fn variable(name: &str, default: u64) -> Result<u64> {
+    env::var(name).map_or(Ok(default), |text| text.parse().with_context(|| format!("{name}={text}: give a number")))
+}
+
+#[test]
+fn cpus_and_the_controller_agree_whenever_all_is_at_rest() -> Result<()> {
+    let seconds = variable("CONTENTION_SECONDS", 20)?;
+    let seed = variable("CONTENTION_SEED", fastrand::u64(..))?;
+    println!("CONTENTION_SEED={seed}");
+    let mut contest = Contest::new(seed)?;
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let cpus: Vec<usize> =
+        (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).is_ok_and(|is| is)).take(THREADS).collect();
+    let shared = Shared::default();
+    let (mut rounds, mut changes, mut known) = (0u32, 0u32, 0);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    thread::scope(|scope| {
+        let shared = &shared;
+        let _stop = StopOnDrop(&shared.stop);
+        let mut threads = Vec::new();
+        for (number, &cpu) in (0..THREADS as u64).zip(cpus.iter().cycle()) {
+            let program = contest.world.program()?;
+            threads.push(scope.spawn(move || load(&program, cpu, Rng::with_seed(seed ^ number), shared)));
+        }
+        while Instant::now() < end {
+            let until = Instant::now() + ROUND;
+            while Instant::now() < until {
+                contest.act()?;
+                changes += 1;
+            }
+            shared.pause.store(true, Ordering::Release);
+            while shared.waiting.load(Ordering::Acquire) < THREADS as u64 {
+                ensure!(!threads.iter().any(thread::ScopedJoinHandle::is_finished), "a thread has ended");
+                thread::sleep(Duration::from_micros(100));
+            }
+            let packets = std::mem::take(&mut *shared.packets.lock().map_err(|_| anyhow::anyhow!("poisoned"))?);
+            contest.look_at(packets)?;
+            known += contest.at_rest().with_context(|| format!("at the end of round {rounds}"))?;
+            rounds += 1;
+            shared.pause.store(false, Ordering::Release);
+            while shared.waiting.load(Ordering::Acquire) > 0 {
+                thread::sleep(Duration::from_micros(100));
+            }
+        }
+        shared.stop.store(true, Ordering::Relaxed);
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    println!("{} packets, {changes} changes, {rounds} rounds, {known} known clients asked", contest.packets);
+    ensure!(contest.packets > 10_000 && known > 1000 && changes > rounds, "no load");
+    Ok(())
+}
