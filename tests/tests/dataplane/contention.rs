@@ -67,6 +67,7 @@ struct Reign {
 }
 
 struct Packet {
+    client: u32,
     start: Instant,
     end: Instant,
     opens: bool,
@@ -92,11 +93,11 @@ fn frames(number: u32) -> [Vec<u8>; 2] {
     })
 }
 
-fn send(program: &OwnedFd, frames: &[Vec<u8>; 2], opens: bool) -> Result<Packet> {
+fn send(program: &OwnedFd, client: u32, frames: &[Vec<u8>; 2], opens: bool) -> Result<Packet> {
     let start = Instant::now();
     let ran = prog_run::run(program.as_fd(), &frames[usize::from(!opens)], 0, 1)?;
     let to = (ran.action == XDP_TX).then(|| [ran.frame[4], ran.frame[5]]);
-    Ok(Packet { start, end: Instant::now(), opens, to })
+    Ok(Packet { client, start, end: Instant::now(), opens, to })
 }
 
 /// Sends packets of all clients from one CPU, whichever come, until it is to stop.
@@ -120,7 +121,7 @@ fn load(program: &OwnedFd, cpu: usize, mut random: Rng, shared: &Shared) -> Resu
         let first = random.u32(0..CLIENTS);
         for _ in 0..100 {
             let number = (first + random.u32(0..50)) % CLIENTS;
-            packets.push(send(program, &frames[number as usize], random.u8(0..4) == 0)?);
+            packets.push(send(program, number, &frames[number as usize], random.u8(0..4) == 0)?);
         }
     }
     Ok(())
@@ -136,6 +137,8 @@ struct Contest {
     /// Backends that were added while it ran.
     added: Vec<String>,
     reigns: Vec<Reign>,
+    /// Where clients stay in this round whom nobody forgets, unless their backend ceases to serve them.
+    staying: BTreeMap<u32, Mac>,
     packets: u64,
     opened: u64,
 }
@@ -151,6 +154,7 @@ impl Contest {
             random: Rng::with_seed(seed),
             added: Vec::new(),
             reigns: Vec::new(),
+            staying: BTreeMap::new(),
             packets: 0,
             opened: 0,
         };
@@ -187,8 +191,16 @@ impl Contest {
             8..=11 => drop(world.admin(&name, Admin::Ready, None)?),
             12 => world.checked(&name, &refused, 3)?,
             13..=14 => world.checked(&name, &CheckOutcome::Passed, 2)?,
-            15 => drop(world.forget(client(self.random.u32(0..CLIENTS)))?),
-            16 => drop(world.forget_all(&name)?),
+            15 => {
+                let number = self.random.u32(0..CLIENTS);
+                self.staying.remove(&number);
+                world.forget(client(number))?;
+            }
+            16 => {
+                let of = mac(world.controller().backend(&named(&name))?.address());
+                self.staying.retain(|_, at| *at != of);
+                world.forget_all(&name)?;
+            }
             17 => self.come_and_go()?,
             18 => {
                 let remember = ["1h", "3h", "40s"][self.random.usize(0..3)];
@@ -215,13 +227,16 @@ impl Contest {
         Ok(())
     }
 
-    /// Every packet went where somebody served at that moment.
+    /// Every packet went where somebody served at that moment, and those of established clients to where these were.
     fn look_at(&mut self, packets: Vec<Packet>) -> Result<()> {
+        self.staying.retain(|_, at| self.reigns.iter().all(|reign| reign.serving.contains(at)));
         for packet in &packets {
             let from = self.reigns.partition_point(|reign| reign.gone.is_some_and(|gone| gone < packet.start));
             let mut live = self.reigns.iter().skip(from).take_while(|reign| reign.begun <= packet.end);
             let Some(to) = packet.to else { bail!("a packet was dropped, and somebody takes every client") };
             ensure!(live.any(|reign| reign.serving.contains(&to)), "to {to:?}, which served nobody");
+            let stays = self.staying.get(&packet.client).unwrap_or(&to);
+            ensure!(*stays == to, "client {} was established at {stays:?} and went to {to:?}", packet.client);
             self.opened += u64::from(packet.opens);
         }
         self.packets += packets.len() as u64;
@@ -236,16 +251,18 @@ impl Contest {
         self.world.pass(3)?;
         let entries = self.world.entries()?;
         self.no_entry_is_of_a_backend_that_is_gone(&entries)?;
-        let known = self.known(&entries);
+        let known = self.known(&entries, |_| true);
         for (&number, &to) in &known {
             for opens in [false, true, false] {
-                let packet = send(&self.program, &frames(number), opens)?;
+                let packet = send(&self.program, number, &frames(number), opens)?;
                 ensure!(packet.to == Some(to), "client {number} is known at {to:?} and went to {:?}", packet.to);
                 self.packets += 1;
                 self.opened += u64::from(opens);
             }
         }
         self.all_packets_are_counted()?;
+        let entries = self.world.entries()?;
+        self.staying = self.known(&entries, Entry::established);
         Ok(known.len())
     }
 
@@ -259,8 +276,12 @@ impl Contest {
         Ok(())
     }
 
-    /// Where clients are known whose backends keep them.
-    fn known(&self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> BTreeMap<u32, Mac> {
+    /// Where clients are known of whom these are the entries, and whose backends keep them.
+    fn known(
+        &self,
+        entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>,
+        which: impl Fn(Entry) -> bool,
+    ) -> BTreeMap<u32, Mac> {
         let backends = self.world.controller().services().iter().flat_map(|service| service.backends());
         let serving: HashMap<u16, Mac> = backends
             .filter(|backend| serves(backend.state()))
@@ -271,7 +292,7 @@ impl Contest {
             let hash = key.v4(u32::from_ne_bytes(client(number).octets()));
             let bucket = entries.get(&(hash as u32 & (self.buckets - 1)))?;
             let entry = bucket.iter().map(|&word| Entry(word)).find(|entry| entry.tag() == (hash >> 32) as u32)?;
-            serving.get(&entry.backend()).map(|&mac| (number, mac))
+            serving.get(&entry.backend()).filter(|_| which(entry)).map(|&mac| (number, mac))
         };
         (0..CLIENTS).filter_map(place).collect()
     }
@@ -305,7 +326,7 @@ fn variable(name: &str, default: u64) -> Result<u64> {
 
 #[test]
 fn cpus_and_the_controller_agree_whenever_all_is_at_rest() -> Result<()> {
-    let seconds = variable("CONTENTION_SECONDS", 20)?;
+    let seconds = variable("CONTENTION_SECONDS", 10)?;
     let seed = variable("CONTENTION_SEED", fastrand::u64(..))?;
     println!("CONTENTION_SEED={seed}");
     let mut contest = Contest::new(seed)?;
@@ -313,7 +334,7 @@ fn cpus_and_the_controller_agree_whenever_all_is_at_rest() -> Result<()> {
     let cpus: Vec<usize> =
         (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).is_ok_and(|is| is)).take(THREADS).collect();
     let shared = Shared::default();
-    let (mut rounds, mut changes, mut known) = (0u32, 0u32, 0);
+    let (mut rounds, mut changes, mut known, mut stayed) = (0u32, 0u32, 0, 0);
     let end = Instant::now() + Duration::from_secs(seconds);
     thread::scope(|scope| {
         let shared = &shared;
@@ -335,7 +356,8 @@ fn cpus_and_the_controller_agree_whenever_all_is_at_rest() -> Result<()> {
                 thread::sleep(Duration::from_micros(100));
             }
             let packets = std::mem::take(&mut *shared.packets.lock().map_err(|_| anyhow::anyhow!("poisoned"))?);
-            contest.look_at(packets)?;
+            contest.look_at(packets).with_context(|| format!("in round {rounds}"))?;
+            stayed += contest.staying.len();
             known += contest.at_rest().with_context(|| format!("at the end of round {rounds}"))?;
             rounds += 1;
             shared.pause.store(false, Ordering::Release);
@@ -348,7 +370,10 @@ fn cpus_and_the_controller_agree_whenever_all_is_at_rest() -> Result<()> {
             .into_iter()
             .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
-    println!("{} packets, {changes} changes, {rounds} rounds, {known} known clients asked", contest.packets);
-    ensure!(contest.packets > 10_000 && known > 1000 && changes > rounds, "no load");
+    println!(
+        "{} packets, {changes} changes, {rounds} rounds, {known} known clients asked, {stayed} stayed",
+        contest.packets
+    );
+    ensure!(contest.packets > 10_000 && known > 1000 && stayed > 1000 && changes > rounds, "no load");
     Ok(())
 }
