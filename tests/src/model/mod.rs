@@ -11,6 +11,7 @@ mod counters;
 mod forward;
 mod fragments;
 mod icmp;
+mod memory;
 mod parse;
 mod reject;
 mod routes;

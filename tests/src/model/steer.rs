@@ -1,18 +1,20 @@
 //! Client → backend.
 
-use std::{cell::Cell, net::IpAddr};
+use std::net::IpAddr;
 
 use balancer_common::{
-    client,
-    client_table::{BUCKET_ENTRIES, Entries, Entry},
     map_types::{ALL_DOWN, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED},
-    memory::{BackendFacts, Query, Recorded, consult},
     seen,
     verdict::{CauseIndex, Decision, DropReason},
 };
 use balancer_model::config::Failback;
+use siphasher::sip::SipHasher13;
 
-use super::{BUCKETS, Service, State, rules::Rule};
+use super::{
+    BUCKETS, Service, State,
+    memory::{self, Asked, Newcomer},
+    rules::Rule,
+};
 
 /// Seconds of silence after which a client's next datagram counts as a new connection.
 const IDLE_SECONDS: u32 = 30;
@@ -38,48 +40,40 @@ pub(super) struct Choice {
 /// The hash of a client of a service: of its address, masked to the prefix.
 #[must_use]
 pub fn client_hash(service: &Service, source: IpAddr) -> u64 {
-    let prefix = u32::from(service.spec.client_prefix);
     match source {
-        IpAddr::V4(address) => {
-            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
-            let masked = (u32::from(address) & mask).to_be_bytes();
-            client::hash_v4(service.spec.hash_key, u32::from_ne_bytes(masked))
-        }
-        IpAddr::V6(address) => {
-            let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
-            let masked = (u128::from(address) & mask).to_be_bytes();
-            client::hash_v6(service.spec.hash_key, bytemuck::cast(masked))
-        }
+        IpAddr::V4(address) => hash(service, &masked(service, address.octets())),
+        IpAddr::V6(address) => hash(service, &masked(service, address.octets())),
     }
 }
 
-/// The hash of one connection of a client whose connections are spread.
+/// The hash of one connection of a client whose connections are spread: of the masked address, which zeros make as long as an
+/// IPv6 address, and the port.
 fn connection_hash(service: &Service, source: IpAddr, port: u16) -> u64 {
-    let mut address = [0; 16];
+    let mut bytes = [0; 18];
     match source {
-        IpAddr::V4(source) => address[..4].copy_from_slice(&source.octets()),
-        IpAddr::V6(source) => address = source.octets(),
+        IpAddr::V4(address) => bytes[..4].copy_from_slice(&masked(service, address.octets())),
+        IpAddr::V6(address) => bytes[..16].copy_from_slice(&masked(service, address.octets())),
     }
+    bytes[16..].copy_from_slice(&port.to_be_bytes());
+    hash(service, &bytes)
+}
+
+fn masked<const BYTES: usize>(service: &Service, mut address: [u8; BYTES]) -> [u8; BYTES] {
     for (bit, byte) in (0..).step_by(8).zip(&mut address) {
         let kept = u32::from(service.spec.client_prefix).saturating_sub(bit).min(8);
         *byte &= u8::MAX.checked_shl(8 - kept).unwrap_or(0);
     }
-    client::hash_connection(service.spec.hash_key, bytemuck::cast(address), port.to_be())
+    address
 }
 
-/// A bucket as the shared rule wants it.
-struct Bucket(Cell<[u64; BUCKET_ENTRIES]>);
+fn hash(service: &Service, bytes: &[u8]) -> u64 {
+    let key = service.spec.hash_key;
+    SipHasher13::new_with_keys(key.k0, key.k1).hash(bytes)
+}
 
-impl Entries for Bucket {
-    fn load(&self, index: usize) -> Entry {
-        Entry(self.0.get()[index])
-    }
-
-    fn store(&self, index: usize, entry: Entry) {
-        let mut entries = self.0.get();
-        entries[index] = entry.0;
-        self.0.set(entries);
-    }
+/// The slot of a hash: its upper half as a part of 2^32, of so many slots.
+fn slot_of(hash: u64, slots: usize) -> usize {
+    (u128::from(hash >> 32) * slots as u128 / (1 << 32)) as usize
 }
 
 impl State {
@@ -112,7 +106,7 @@ impl State {
             Some(Rule::Pin(backend)) => Some(backend),
             Some(Rule::Spread | Rule::Deny) | None => None,
         };
-        let slot = service.slots[client::slot(hash, service.slots.len() as u32) as usize];
+        let slot = service.slots[slot_of(hash, service.slots.len())];
         let (live, nobody) = match slot.backend {
             NO_BACKEND => (None, DropReason::NoBackend),
             ALL_DOWN => (None, DropReason::AllDown),
@@ -134,12 +128,12 @@ impl State {
         if !always && !opens && self.seen.contains(hash) {
             return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
         }
-        let query = Query {
-            pinned: pin.is_some(),
+        let asked = Asked {
             tag: (hash >> 32) as u32,
-            service: service.spec.id.0,
+            service: service.spec.id,
             live,
-            live_is_home: slot.flags & SLOT_REFILLED == 0,
+            pinned: pin.is_some(),
+            is_home: slot.flags & SLOT_REFILLED == 0,
             opens,
             datagram,
             failback: service.spec.failback == Failback::Return,
@@ -147,41 +141,39 @@ impl State {
             remember: clock.remember,
             idle: IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16,
         };
-        self.ask(hash, &query, opening.is_none(), !always).ok_or(nobody)
+        self.ask(hash, &asked, opening.is_none(), !always).ok_or(nobody)
     }
 
     /// `marks`: the client's next packets need not ask.
-    fn ask(&mut self, hash: u64, query: &Query, peeks: bool, marks: bool) -> Option<Choice> {
+    fn ask(&mut self, hash: u64, asked: &Asked, peeks: bool, marks: bool) -> Option<Choice> {
         let place = hash as usize % BUCKETS;
-        let bucket = Bucket(Cell::new(self.clients[place]));
-        let facts = |id: u16| {
-            let backend = self.backends.get(&id)?;
-            let cause = CauseIndex::from(backend.cause);
-            Some(BackendFacts { service: backend.service.0, keeps_known: backend.keeps_known, cause })
-        };
+        let mut bucket = self.clients[place];
         let newcomers = &mut self.newcomers;
-        let may_record = || !peeks && newcomers.take(query.service);
-        let answer = consult(&bucket, query, facts, may_record);
+        let may_record = || !peeks && newcomers.take(asked.service.0);
+        let answer = memory::ask(&mut bucket, asked, |id| self.backends.get(&id), may_record);
         if answer.known && marks {
             self.seen.insert(hash);
         }
         if !peeks {
-            self.clients[place] = bucket.0.get();
-            let memory = &mut self.counters.memory;
-            match answer.recorded {
-                Recorded::Known => {}
-                Recorded::Inserted => memory.inserted += 1,
-                Recorded::Evicted => {
-                    memory.inserted += 1;
-                    memory.evicted += 1;
-                }
-                Recorded::Full => memory.full += 1,
-                Recorded::Limited => memory.limited += 1,
-            }
-            if answer.moved_from != NO_BACKEND {
-                self.counters.backend(answer.moved_from).moves[answer.cause.counter()] += 1;
-            }
+            self.clients[place] = bucket;
+            self.count(&answer);
         }
         answer.backend.map(|backend| Choice { backend, decision: answer.decision })
+    }
+
+    fn count(&mut self, answer: &memory::Answer) {
+        let memory = &mut self.counters.memory;
+        match answer.newcomer {
+            None => {}
+            Some(Newcomer::Recorded { forgets_another }) => {
+                memory.inserted += 1;
+                memory.evicted += u64::from(forgets_another);
+            }
+            Some(Newcomer::Full) => memory.full += 1,
+            Some(Newcomer::Limited) => memory.limited += 1,
+        }
+        if let Some((from, cause)) = answer.moved {
+            self.counters.backend(from).moves[CauseIndex::from(cause).counter()] += 1;
+        }
     }
 }

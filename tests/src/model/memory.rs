@@ -1,0 +1,210 @@
+//! The rule of memory, written a second time and from the contract's words: nothing here is the kernel program's, and
+//! nothing is done for speed. Where the contract leaves something open, a comment says what the program does.
+
+use balancer_common::{
+    client_table::BUCKET_ENTRIES,
+    verdict::{Decision, MoveCause},
+};
+use balancer_core::io::{BackendSpec, ServiceId};
+
+/// Ages are counted modulo this.
+const TICKS: u16 = 1 << 14;
+
+/// What is remembered of a client: a word `tag:32 | backend:16 | away:1 | established:1 | last seen:14`, 0 being nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    tag: u32,
+    backend: u16,
+    /// It was moved here because its home had failed.
+    away: bool,
+    /// It was seen in more than one tick.
+    established: bool,
+    last_seen: u16,
+}
+
+impl Known {
+    fn read(word: u64) -> Option<Self> {
+        (word != 0).then_some(Self {
+            tag: (word >> 32) as u32,
+            backend: (word >> 16 & 0xffff) as u16,
+            away: word >> 15 & 1 == 1,
+            established: word >> 14 & 1 == 1,
+            last_seen: (word % u64::from(TICKS)) as u16,
+        })
+    }
+
+    fn write(self) -> u64 {
+        u64::from(self.tag) * (1 << 32)
+            + u64::from(self.backend) * (1 << 16)
+            + u64::from(self.away) * (1 << 15)
+            + u64::from(self.established) * (1 << 14)
+            + u64::from(self.last_seen)
+    }
+
+    /// Ticks since it was last seen. Where that was "in the future" by up to 8 ticks, by a CPU that was ahead: none.
+    fn age(self, now: u16) -> u16 {
+        let age = (now % TICKS + TICKS - self.last_seen) % TICKS;
+        if age >= TICKS - 8 { 0 } else { age }
+    }
+
+    fn seen(self, now: u16) -> Self {
+        if self.age(now) == 0 { self } else { Self { established: true, last_seen: now % TICKS, ..self } }
+    }
+}
+
+/// A packet that asks the memory.
+pub(super) struct Asked {
+    /// Half of the client's hash.
+    pub(super) tag: u32,
+    pub(super) service: ServiceId,
+    /// Whom the live table names, or a rule.
+    pub(super) live: Option<u16>,
+    /// A rule names it.
+    pub(super) pinned: bool,
+    /// The table would name it if nothing had failed.
+    pub(super) is_home: bool,
+    /// A SYN.
+    pub(super) opens: bool,
+    pub(super) datagram: bool,
+    /// `failback = "return"`.
+    pub(super) failback: bool,
+    pub(super) now: u16,
+    /// Ticks after which a client is forgotten.
+    pub(super) remember: u16,
+    /// Ticks of silence after which a datagram opens a connection.
+    pub(super) idle: u16,
+}
+
+/// What became of a client that was not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Newcomer {
+    Recorded {
+        forgets_another: bool,
+    },
+    /// No room.
+    Full,
+    /// Too many at once.
+    Limited,
+}
+
+/// What comes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// `None`: nobody takes the client.
+    pub(super) backend: Option<u16>,
+    /// If the packet opens a connection.
+    pub(super) decision: Option<Decision>,
+    /// A known client leaves this backend, for this cause.
+    pub(super) moved: Option<(u16, MoveCause)>,
+    pub(super) newcomer: Option<Newcomer>,
+    /// The client was known, and is.
+    pub(super) known: bool,
+}
+
+/// Where a client that is known goes.
+enum Goes {
+    /// Stays where it is.
+    Stays,
+    /// To the backend of the table or of a rule.
+    Moves { to: u16, cause: MoveCause, away: bool },
+    /// Nobody takes it, and it stays known.
+    Nowhere,
+}
+
+/// Steers one packet by memory, and remembers it in the client's `bucket`.
+pub(super) fn ask<'a>(
+    bucket: &mut [u64; BUCKET_ENTRIES],
+    asked: &Asked,
+    backend: impl Fn(u16) -> Option<&'a BackendSpec>,
+    may_record: impl FnOnce() -> bool,
+) -> Answer {
+    let is_ours = |known: &Known| backend(known.backend).is_some_and(|backend| backend.service == asked.service);
+    let found = (0..BUCKET_ENTRIES).find_map(|place| {
+        Known::read(bucket[place]).filter(|known| known.tag == asked.tag).map(|known| (place, known))
+    });
+    let of_us = found.filter(|(_, known)| is_ours(known));
+    let remembered = of_us.filter(|(_, known)| known.age(asked.now) <= asked.remember);
+    let silent = remembered.is_none_or(|(_, known)| known.age(asked.now) >= asked.idle);
+    let opens = asked.opens || asked.datagram && silent;
+
+    let Some((place, known)) = remembered else {
+        let decision = if asked.pinned { Decision::Pinned } else { Decision::New };
+        let newcomer = asked.live.map(|live| {
+            let new =
+                Known { tag: asked.tag, backend: live, away: false, established: false, last_seen: asked.now % TICKS };
+            match (found, of_us) {
+                (_, Some((place, _))) => {
+                    bucket[place] = new.write();
+                    Newcomer::Recorded { forgets_another: false }
+                }
+                // One of another service's has its place and its tag: it stays.
+                (Some(_), None) => Newcomer::Full,
+                (None, None) if !may_record() => Newcomer::Limited,
+                (None, None) => record(bucket, new, asked, is_ours),
+            }
+        });
+        return Answer {
+            backend: asked.live,
+            decision: opens.then_some(decision),
+            moved: None,
+            newcomer,
+            known: false,
+        };
+    };
+
+    let keeps = backend(known.backend).is_some_and(|backend| backend.keeps_known);
+    let lost = backend(known.backend).map_or(MoveCause::Removed, |backend| backend.cause);
+    let goes = goes(asked, known, keeps, lost, opens);
+    let decision = match goes {
+        Goes::Moves { .. } => Decision::Moved,
+        Goes::Stays if asked.pinned => Decision::Pinned,
+        Goes::Stays | Goes::Nowhere => Decision::Kept,
+    };
+    let (to, moved) = match goes {
+        Goes::Nowhere => (None, None),
+        Goes::Stays => {
+            bucket[place] = known.seen(asked.now).write();
+            (Some(known.backend), None)
+        }
+        Goes::Moves { to, cause, away } => {
+            bucket[place] = Known { backend: to, away, ..known.seen(asked.now) }.write();
+            (Some(to), Some((known.backend, cause)))
+        }
+    };
+    Answer { backend: to, decision: opens.then_some(decision), moved, newcomer: None, known: to.is_some() }
+}
+
+fn goes(asked: &Asked, known: Known, keeps: bool, lost: MoveCause, opens: bool) -> Goes {
+    match asked.live {
+        // A rule comes before everything.
+        Some(to) if asked.pinned && to != known.backend => Goes::Moves { to, cause: MoveCause::Rule, away: false },
+        Some(_) if asked.pinned => Goes::Stays,
+        // It is back at home with a new connection, once its home takes clients again.
+        Some(to) if keeps && asked.failback && opens && known.away && asked.is_home && to != known.backend => {
+            Goes::Moves { to, cause: MoveCause::Failback, away: false }
+        }
+        Some(_) | None if keeps => Goes::Stays,
+        None => Goes::Nowhere,
+        // Nobody else takes clients: the table is open.
+        Some(to) if to == known.backend => Goes::Stays,
+        Some(to) => Goes::Moves { to, cause: lost, away: !asked.is_home },
+    }
+}
+
+/// Gives a newcomer an empty place, or that of a client who is forgotten, or of the one who was seen once and longest ago.
+/// Who was seen twice keeps its place. Between equals the program takes the last.
+fn record(bucket: &mut [u64; BUCKET_ENTRIES], new: Known, asked: &Asked, is_ours: impl Fn(&Known) -> bool) -> Newcomer {
+    let expired = |known: &Known| is_ours(known) && known.age(asked.now) > asked.remember;
+    let oldest = |wanted: &dyn Fn(&Known) -> bool| {
+        let places = (0..BUCKET_ENTRIES).filter_map(|place| Some((place, Known::read(bucket[place])?)));
+        places.filter(|(_, known)| wanted(known)).max_by_key(|(_, known)| known.age(asked.now)).map(|(place, _)| place)
+    };
+    let empty = (0..BUCKET_ENTRIES).rfind(|&place| bucket[place] == 0);
+    let (place, forgets_another) = match (empty, oldest(&expired), oldest(&|known| !known.established)) {
+        (Some(place), _, _) | (None, Some(place), _) => (place, false),
+        (None, None, Some(place)) => (place, true),
+        (None, None, None) => return Newcomer::Full,
+    };
+    bucket[place] = new.write();
+    Newcomer::Recorded { forgets_another }
+}
