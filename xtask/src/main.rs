@@ -7,6 +7,7 @@ mod ci;
 mod command;
 mod debian;
 mod kernels;
+mod mutants;
 mod package;
 mod recording;
 mod release;
@@ -68,6 +69,12 @@ enum Chore {
         #[arg(long, default_value_t = 0)]
         first: u64,
     },
+    /// Set up, then make the rules of steering wrong, one at a time and in a copy, and see that tests find it; needs root.
+    Mutants {
+        /// Only those with this in their name.
+        #[arg(default_value = "")]
+        only: String,
+    },
     /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program and scrapes, or only one.
     Bench {
         /// Only this one.
@@ -115,6 +122,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
         Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
         Chore::Soak { fleets, first } => test::soak(fleets, first),
+        Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Bench { only } => bench::bench(only),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),

@@ -4,6 +4,7 @@
 //! A hundred thousand of them: `cargo xtask soak`.
 
 mod inspect;
+mod plain_maglev;
 mod plane;
 mod step;
 mod world;

@@ -17,13 +17,13 @@ use balancer_model::{
     states::{Admin, BackendState, Forced},
 };
 
-use super::plane::DataPlane;
+use super::{plain_maglev, plane::DataPlane};
 use crate::{
     controller::Controller,
     health::{FailureKind, Verdict},
     io::{BackendId, BackendSpec, CheckSpec, RuleAction},
     keys,
-    maglev::{self, Member},
+    maglev::Member,
     next_hops::Hop,
     rules::Action,
     service::{Backend, Service},
@@ -278,7 +278,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let configured =
         members(&|backend| backend.is_backup() == backup && backend.weight() > 0 && (all_wait || !waits(backend)));
     let key = keys::table_key(KEY, service.config().identity());
-    let Some(base) = maglev::table(&configured, config.table_size, key).filter(|_| !eligible.is_empty()) else {
+    let Some(base) = plain_maglev::table(&configured, config.table_size, key).filter(|_| !eligible.is_empty()) else {
         let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
         assert!(table.iter().all(|&other| other == entry), "{footing:?}: {counts:?}");
         assert!(home.is_none() || config.remember.is_zero());
@@ -298,7 +298,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         assert!(table.iter().all(|id| eligible.contains(id)), "{counts:?}, not {eligible:?}");
         return;
     }
-    let refill = maglev::table(&members(&|backend| eligible.contains(&backend.id().0)), config.table_size, key);
+    let refill = plain_maglev::table(&members(&|backend| eligible.contains(&backend.id().0)), config.table_size, key);
     for ((&base, &refill), &live) in base.iter().zip(&refill.unwrap()).zip(&**table) {
         assert_eq!(live, if eligible.contains(&base) { base } else { refill });
     }

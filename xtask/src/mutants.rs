@@ -1,0 +1,162 @@
+//! `cargo xtask mutants`: the heart's rules are made wrong, one at a time, in a copy of the checkout; the tests that are to
+//! find it must fail.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    command::{built, cargo, ensure_root, program, root},
+    setup::{Purpose, setup},
+};
+
+const LIST: &str = "tests/mutations.json";
+
+/// One thing that is made wrong.
+struct Mutation {
+    name: String,
+    file: PathBuf,
+    /// What stands there once.
+    find: String,
+    replace: String,
+    by: Finder,
+}
+
+/// Which tests are to find it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finder {
+    /// The kernel program against its model.
+    Contest,
+    /// The controller's core against its model.
+    Core,
+    /// Several CPUs at once.
+    Contention,
+}
+
+impl Finder {
+    fn of(word: &str) -> Result<Self> {
+        match word {
+            "contest" => Ok(Self::Contest),
+            "core" => Ok(Self::Core),
+            "contention" => Ok(Self::Contention),
+            _ => bail!("{LIST}: by = {word:?}; give \"contest\", \"core\" or \"contention\""),
+        }
+    }
+
+    const fn arguments(self) -> [&'static str; 3] {
+        match self {
+            Self::Contest => ["--package=balancer-tests", "--test=dataplane", "model::"],
+            Self::Core => ["--package=balancer-core", "--lib", "model_test::"],
+            Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
+        }
+    }
+}
+
+/// Makes each mutation whose name contains `only`, and fails if one is not found.
+pub(crate) fn mutants(only: &str) -> Result<()> {
+    ensure_root("the contest with the kernel program", "mutants")?;
+    setup(Purpose::Test)?;
+    let mutations: Vec<Mutation> = list()?.into_iter().filter(|of| of.name.contains(only)).collect();
+    ensure!(!mutations.is_empty(), "no mutation in {LIST} has {only:?} in its name");
+    let copy = Copy::of_the_checkout()?;
+    for finder in [Finder::Contest, Finder::Core, Finder::Contention] {
+        if mutations.iter().any(|of| of.by == finder) {
+            ensure!(copy.passes(finder)?, "the tests fail without any mutation");
+        }
+    }
+    let mut survivors = Vec::new();
+    for mutation in &mutations {
+        let start = Instant::now();
+        let found = !copy.with(mutation)?;
+        let verdict = if found { "found" } else { "NOT FOUND" };
+        println!("{verdict:9} after {:3.0} s: {}", start.elapsed().as_secs_f32(), mutation.name);
+        if !found {
+            survivors.push(mutation.name.as_str());
+        }
+    }
+    ensure!(survivors.is_empty(), "not found: {}", survivors.join(", "));
+    println!("{} mutations, all found", mutations.len());
+    Ok(())
+}
+
+fn list() -> Result<Vec<Mutation>> {
+    let text = fs::read_to_string(root().join(LIST)).with_context(|| format!("cannot read {LIST}"))?;
+    let list: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("{LIST} is not a list"))?;
+    list.iter().map(mutation).collect()
+}
+
+fn mutation(entry: &Value) -> Result<Mutation> {
+    let text = |key: &str| {
+        let text = entry.get(key).and_then(Value::as_str).map(str::to_owned);
+        text.with_context(|| format!("{LIST}: an entry has no text {key:?}: {entry}"))
+    };
+    Ok(Mutation {
+        name: text("name")?,
+        file: text("file")?.into(),
+        find: text("find")?,
+        replace: text("replace")?,
+        by: Finder::of(&text("by")?)?,
+    })
+}
+
+/// What is in the repository, where it may be made wrong.
+struct Copy {
+    tree: PathBuf,
+    target: PathBuf,
+}
+
+impl Copy {
+    fn of_the_checkout() -> Result<Self> {
+        let place = built("mutants")?;
+        let (tree, target) = (place.join("tree"), place.join("target"));
+        let output = program("git").args(["ls-files", "-z"]).output().context("cannot start `git ls-files`")?;
+        ensure!(output.status.success(), "`git ls-files` failed: this needs a checkout");
+        for file in output.stdout.split(|&byte| byte == 0).filter(|file| !file.is_empty()) {
+            let file = Path::new(std::str::from_utf8(file)?);
+            let Ok(bytes) = fs::read(root().join(file)) else { continue };
+            store(&tree.join(file), &bytes)?;
+        }
+        Ok(Self { tree, target })
+    }
+
+    /// Whether the tests pass.
+    fn passes(&self, finder: Finder) -> Result<bool> {
+        let mut command: Command = cargo();
+        command.args(["nextest", "run", "--locked"]).args(finder.arguments());
+        command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target).env("BALANCER_MODEL_PACKETS", "200000");
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let output = command.output().context("cannot start `cargo nextest`")?;
+        // Whoever cannot be built was not found by a test.
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(text.contains("Summary ["), "no test ran: {text}");
+        Ok(output.status.success())
+    }
+
+    /// Whether the tests pass with `mutation`.
+    fn with(&self, mutation: &Mutation) -> Result<bool> {
+        let path = self.tree.join(&mutation.file);
+        let right = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let times = right.matches(&mutation.find).count();
+        ensure!(times == 1, "{LIST}: {:?} is {times} times in {}", mutation.find, mutation.file.display());
+        store(&path, right.replace(&mutation.find, &mutation.replace).as_bytes())?;
+        let passes = self.passes(mutation.by);
+        store(&path, right.as_bytes())?;
+        passes
+    }
+}
+
+/// Writes a file that has other bytes, so that what was built of the same ones is not built again.
+fn store(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|present| present == bytes) {
+        return Ok(());
+    }
+    let parent = path.parent().context("a file lies in a directory")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
