@@ -60,14 +60,17 @@ enum Chore {
         suite: Vec<String>,
     },
     /// Set up, then play a hundred thousand random sequences of events against the controller's model, and the lives of
-    /// many simulated fleets.
+    /// as many simulated fleets.
     Soak {
-        /// How many fleets: about one a second.
-        #[arg(long, default_value_t = 2_000)]
-        fleets: u64,
+        /// How many fleets: about 20 a second on each processor.
+        #[arg(long, default_value_t = 100_000)]
+        seeds: u64,
         /// The number of the first one's seed.
         #[arg(long, default_value_t = 0)]
         first: u64,
+        /// No more fleets are begun after so many minutes.
+        #[arg(long)]
+        minutes: Option<u64>,
     },
     /// Set up, then make the rules of steering wrong, one at a time and in a copy, and see that tests find it; needs root.
     Mutants {
@@ -121,8 +124,8 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test { kernels: None, .. } => test::test(),
         Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
         Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
-        Chore::Soak { fleets, first } => test::soak(fleets, first),
         Chore::Mutants { only } => mutants::mutants(&only),
+        Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
         Chore::Bench { only } => bench::bench(only),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),

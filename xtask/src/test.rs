@@ -1,5 +1,7 @@
 //! `cargo xtask test`.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use crate::{
@@ -15,13 +17,25 @@ pub(crate) fn test() -> Result<()> {
     run(cargo().args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]))
 }
 
+/// Fleets between two lines that say how far it has come.
+const FLEETS_AT_ONCE: u64 = 2_000;
+
 /// Plays a hundred thousand random sequences of events against the controller's model, which takes the optimiser, and the
-/// lives of so many fleets.
-pub(crate) fn soak(fleets: u64, first: u64) -> Result<()> {
+/// lives of so many fleets. Fails with the first one in which something goes wrong, whose story is printed.
+pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     setup(Purpose::Test)?;
     // Four tests of as many cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
-    let fleet = ["test", "--locked", "--release", "-p", "balancer-fleet", "members_agree", "--", "--nocapture"];
-    run(cargo().args(fleet).env("FLEET_SEEDS", fleets.to_string()).env("FLEET_FIRST_SEED", first.to_string()))
+    let (begin, mut lived) = (Instant::now(), 0);
+    let limit = minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    while lived < seeds && limit.is_none_or(|limit| begin.elapsed() < limit) {
+        let some = FLEETS_AT_ONCE.min(seeds - lived);
+        let fleet = ["test", "--locked", "--release", "--quiet", "-p", "balancer-fleet", "members_agree"];
+        let from = (first + lived).to_string();
+        run(cargo().args(fleet).env("FLEET_SEEDS", some.to_string()).env("FLEET_FIRST_SEED", from))?;
+        lived += some;
+        println!("{lived} of {seeds} fleets, {} s", begin.elapsed().as_secs());
+    }
+    Ok(())
 }

@@ -224,6 +224,14 @@ impl Clocks {
         Moment((self.since_epoch() + ahead).saturating_sub(behind))
     }
 
+    /// The same two clocks as they were at `moment`, or as they are, if it is to come.
+    #[must_use]
+    pub fn as_of(self, moment: Moment) -> Self {
+        let now = self.instant(moment).min(self.now);
+        let ago = self.now.saturating_duration_since(now);
+        Self { now, wall: self.wall.checked_sub(ago).unwrap_or(self.wall) }
+    }
+
     /// `moment` on the monotonic clock; the earliest it knows, if it was before.
     #[must_use]
     pub fn instant(self, moment: Moment) -> Instant {

@@ -285,11 +285,11 @@ impl Fleet {
             Output::Ask(request) => self.ask(request, inputs),
             Output::Key(key) => self.key = Some(key),
             Output::Follow { epoch, state, at, lines } => {
-                let was_in_step = self.member.is_in_step();
+                let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
                 let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at };
                 let result = owner.follow(*state, saved, clocks_at(at));
                 if result.is_ok() {
-                    if was_in_step {
+                    if is_news {
                         self.shown.applied(at);
                     }
                     tell(owner, lines);

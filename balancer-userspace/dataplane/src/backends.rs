@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use balancer_common::map_types::{BACKEND_SECOND, BackendRow, BackendRows, BackendStanding};
+use balancer_common::map_types::{BACKEND_KEEPS_KNOWN, BACKEND_SECOND, BackendRow, BackendRows, BackendStanding};
 use balancer_core::io::BackendId;
 
 use super::{
@@ -51,6 +51,12 @@ impl Backends {
         }
         self.stand(id, standing, !second);
         self.replaced.insert(id, self.grace_periods.begin());
+    }
+
+    /// Whether a backend's known clients stay, as packets see it.
+    pub(super) fn keeps_known(&self, id: u16) -> bool {
+        let standing = self.rows.word32(usize::from(id), offset_of!(BackendRow, standing)).load(Ordering::Relaxed);
+        BackendStanding::from_word(standing).flags & BACKEND_KEEPS_KNOWN != 0
     }
 
     /// Makes of each backend's row what `of` makes of it.

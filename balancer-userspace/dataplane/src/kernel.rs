@@ -80,7 +80,7 @@ pub struct KernelDataplane {
     ranges: Halves<RangeRow>,
     services: Halves<ServiceRow>,
     returns: Halves<ReturnRow>,
-    backends: Backends,
+    pub(super) backends: Backends,
     interfaces: Interfaces,
     ways_in: WaysIn,
     counters: Counters,

@@ -12,7 +12,7 @@ use balancer_fleet::{
     records::Record,
 };
 
-use super::{KernelDataplane, clients::ClientTable, memory::Memory};
+use super::{KernelDataplane, backends::Backends, clients::ClientTable, memory::Memory};
 
 /// What has become of records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,11 +83,11 @@ impl Table for Words<'_> {
     }
 }
 
-fn facts(clients: &ClientTable, memories: &HashMap<ServiceId, Memory>, id: u16) -> Option<Facts> {
+fn facts(clients: &ClientTable, memories: &HashMap<ServiceId, Memory>, backends: &Backends, id: u16) -> Option<Facts> {
     let service = clients.service_of(id)?;
     let memory = memories.get(&service)?;
     let clock = memory.clock?;
-    Some(Facts { service: service.0, tick: memory.tick, remember: clock.remember })
+    Some(Facts { service: service.0, tick: memory.tick, remember: clock.remember, keeps: backends.keeps_known(id) })
 }
 
 impl KernelDataplane {
@@ -104,7 +104,7 @@ impl KernelDataplane {
         changed: &HashMap<ServiceId, Vec<bool>>,
         mut newcomers: usize,
     ) -> Vec<Record> {
-        let Self { clients, memories, sharing: Some(sharing), .. } = self else { return Vec::new() };
+        let Self { clients, memories, backends, sharing: Some(sharing), .. } = self else { return Vec::new() };
         let at_once = |entry: Entry| {
             let slots = clients.service_of(entry.backend()).and_then(|service| changed.get(&service));
             if slots.is_some_and(|slots| slots.get(slot(entry.0, slots.len() as u32) as usize).is_none_or(|is| *is)) {
@@ -115,17 +115,18 @@ impl KernelDataplane {
             may
         };
         let words = Words(clients.words());
-        let records = sharing.collect(&words, 0..words.entries(), &|id| facts(clients, memories, id), epoch, at_once);
-        sharing.begin();
+        let records =
+            sharing.collect(&words, 0..words.entries(), &|id| facts(clients, memories, backends, id), epoch, at_once);
+        sharing.has_told(epoch);
         records
     }
 
     /// Everything that is known, for a member that knows nothing.
     #[must_use]
     pub fn dump_clients(&self, epoch: u32) -> Vec<Record> {
-        let Self { clients, memories, sharing: Some(sharing), .. } = self else { return Vec::new() };
+        let Self { clients, memories, backends, sharing: Some(sharing), .. } = self else { return Vec::new() };
         let words = Words(clients.words());
-        sharing.dump(&words, 0..words.entries(), &|id| facts(clients, memories, id), epoch)
+        sharing.dump(&words, 0..words.entries(), &|id| facts(clients, memories, backends, id), epoch)
     }
 
     /// Others may have forgotten what they were told.
@@ -141,13 +142,13 @@ impl KernelDataplane {
     /// Takes over what another member tells, in `epoch`.
     pub fn import_clients(&mut self, records: &[Record], epoch: u32) -> ImportedClients {
         let mut sum = ImportedClients::default();
-        let Self { clients, memories, tables, sharing: Some(sharing), .. } = self else { return sum };
+        let Self { clients, memories, backends, tables, sharing: Some(sharing), .. } = self else { return sum };
         let mut elsewhere = Vec::new();
         for record in records {
             let imported = sharing.import(
                 &Words(clients.words()),
                 record,
-                &|id| facts(clients, memories, id),
+                &|id| facts(clients, memories, backends, id),
                 epoch,
                 // Before packets can meet the entry: only those of flagged slots look for one.
                 |service, tag, backend| {

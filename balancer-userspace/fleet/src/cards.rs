@@ -50,7 +50,7 @@ pub struct Leader {
 /// An epoch's name. Numbers rise by one within a lineage; a new one begins where a fleet's store was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch {
-    /// Drawn by the member that wrote the first epoch.
+    /// Made of a number that the member which wrote the first epoch drew; never given twice.
     pub lineage: u64,
     /// From 1.
     pub number: u64,

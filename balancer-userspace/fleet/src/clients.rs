@@ -30,6 +30,8 @@ pub struct Facts {
     pub tick: u16,
     /// Ticks after which a client is forgotten.
     pub remember: u16,
+    /// Whether its known clients stay.
+    pub keeps: bool,
 }
 
 /// What backends are there, and what holds for them; `None`: there is none of this id, or nobody is remembered.
@@ -87,6 +89,8 @@ pub struct Sharing {
     shadows: Vec<Shadow>,
     /// Whether everything has been told once: until then, nobody knows since when an entry is what it is.
     begun: bool,
+    /// The epoch in which everything was told last.
+    told_in: u32,
 }
 
 /// One bucket of a table, as it was read once.
@@ -104,12 +108,12 @@ impl Sharing {
     /// Nobody has been told anything of a table of so many entries.
     #[must_use]
     pub fn new(entries: usize) -> Self {
-        Self { shadows: vec![Shadow::default(); entries], begun: false }
+        Self { shadows: vec![Shadow::default(); entries], begun: false, told_in: 0 }
     }
 
-    /// Everything has been told once.
-    pub const fn begin(&mut self) {
-        self.begun = true;
+    /// Everything has been told, in this epoch.
+    pub const fn has_told(&mut self, epoch: u32) {
+        (self.begun, self.told_in) = (true, epoch);
     }
 
     /// A backend's number is free: nobody has been told of whoever comes to be known under it.
@@ -145,7 +149,7 @@ impl Sharing {
         epoch: u32,
         mut at_once: impl FnMut(Entry) -> bool,
     ) -> Vec<Record> {
-        let epoch = if self.begun { epoch } else { 0 };
+        let (new_in, gone_from) = (self.came_in(epoch, true), self.came_in(epoch, false));
         let mut records = Vec::new();
         for index in range {
             let entry = table.load(index);
@@ -167,8 +171,8 @@ impl Sharing {
                     continue;
                 }
             } else if same || entry.established() || at_once(entry) {
-                shadow.epoch = epoch;
                 shadow.moved = same && told.backend() != entry.backend();
+                shadow.epoch = if shadow.moved && !facts.keeps { gone_from } else { new_in };
             } else {
                 continue;
             }
@@ -232,7 +236,7 @@ impl Sharing {
         };
         let at = first + at;
         if old.backend() == record.backend {
-            let (moved, since) = self.placed(at, old, epoch);
+            let (moved, since) = self.placed(at, old, facts.keeps, epoch);
             let newer = wins((record.moved, record.epoch, record.backend), (moved, since, record.backend));
             let (moved, since, away) = if newer {
                 (record.moved, record.epoch, record.away)
@@ -257,7 +261,7 @@ impl Sharing {
         }
         // Whether a backend keeps its clients now must not matter: members look at different moments.
         let is_known = owner.is_some_and(|owner| old.age(owner.tick) <= owner.remember);
-        let own = self.placed(at, old, epoch);
+        let own = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
         if is_known && !wins((record.moved, record.epoch, record.backend), (own.0, own.1, old.backend())) {
             // Whoever tells this does not know better: it is told once more.
             if let Some(shadow) = self.shadows.get_mut(at) {
@@ -270,16 +274,25 @@ impl Sharing {
         self.write(table, at, old, new, record, outcome)
     }
 
+    /// The epoch in which a client came to be where it is that nobody was told of yet; 0: nobody knows. It came to a
+    /// backend that keeps nobody before that was so: whoever has left it meanwhile has moved later.
+    const fn came_in(&self, epoch: u32, keeps: bool) -> u32 {
+        match (self.begun, keeps) {
+            (false, _) => 0,
+            (true, true) => epoch,
+            (true, false) => self.told_in,
+        }
+    }
+
     /// Whether the client of an entry has moved to its backend, and in which epoch it came there: in this one, if nobody
     /// was told yet.
-    fn placed(&self, at: usize, entry: Entry, epoch: u32) -> (bool, u32) {
-        let epoch = if self.begun { epoch } else { 0 };
+    fn placed(&self, at: usize, entry: Entry, keeps: bool, epoch: u32) -> (bool, u32) {
         let shadow = self.shadows.get(at).copied().unwrap_or_default();
         let told = Entry(shadow.told);
         if told.is_empty() || told.tag() != entry.tag() {
-            (false, epoch)
+            (false, self.came_in(epoch, true))
         } else if told.backend() != entry.backend() {
-            (true, epoch)
+            (true, self.came_in(epoch, keeps))
         } else {
             (shadow.moved, shadow.epoch)
         }
@@ -357,7 +370,7 @@ mod tests {
 
     /// Backends 1 to 19, of one service.
     fn backends(id: u16) -> Option<Facts> {
-        (1..20).contains(&id).then_some(Facts { service: 0, tick: NOW, remember: 400 })
+        (1..20).contains(&id).then_some(Facts { service: 0, tick: NOW, remember: 400, keeps: true })
     }
 
     fn established(tag: u32, backend: u16, age: u16) -> Entry {
@@ -375,7 +388,7 @@ mod tests {
     #[test]
     fn a_client_is_told_of_once_and_again_when_it_moves_or_a_quarter_has_passed() {
         let (table, mut sharing) = (Cells::new(2), Sharing::new(16));
-        sharing.begin();
+        sharing.has_told(0);
         table.put(9, established(7, 3, 200));
         let told = all(&mut sharing, &table, 5);
         assert_eq!(told, [Record { bucket: 1, age: 200, ..record(7, 3, 5) }]);
@@ -391,7 +404,7 @@ mod tests {
     #[test]
     fn newcomers_are_told_of_only_where_that_is_asked_for() {
         let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
-        sharing.begin();
+        sharing.has_told(0);
         table.put(0, Entry::new(7, 3, NOW));
         assert_eq!(all(&mut sharing, &table, 1), []);
         assert_eq!(sharing.collect(&table, 0..8, &backends, 1, |_| true), [record(7, 3, 1)]);
@@ -421,7 +434,7 @@ mod tests {
         ] {
             let end = |(own, own_epoch): (u16, u32), (other, epoch): (u16, u32)| {
                 let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
-                sharing.begin();
+                sharing.has_told(0);
                 table.put(0, established(7, own, 0));
                 all(&mut sharing, &table, own_epoch);
                 sharing.import(&table, &record(7, other, epoch), &backends, 9, |_, _, _| {});
@@ -441,6 +454,26 @@ mod tests {
         assert_eq!(table.load(0).backend(), 4);
         assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, |_, _, _| {}), Imported::Stale);
         assert_eq!(table.load(0).backend(), 4);
+    }
+
+    #[test]
+    fn a_client_that_leaves_a_failed_backend_has_moved_later_than_it_came_there() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        let failed = |id| backends(id).map(|facts| Facts { keeps: id != 6, ..facts });
+        table.put(0, established(7, 2, 0));
+        all(&mut sharing, &table, 7);
+        sharing.has_told(7);
+        // It came to 6 in epoch 7, and 6 failed in epoch 8, before anybody was told.
+        table.put(0, established(7, 6, 0));
+        let came = sharing.collect(&table, 0..8, &failed, 8, |_| false);
+        assert_eq!(came, [Record { moved: true, ..record(7, 6, 7) }]);
+        sharing.has_told(8);
+        table.put(0, established(7, 3, 0));
+        let left = sharing.collect(&table, 0..8, &failed, 8, |_| false);
+        assert_eq!(left, [Record { moved: true, ..record(7, 3, 8) }]);
+        let (other, mut others) = (Cells::new(1), Sharing::new(8));
+        let mut import = |record| others.import(&other, record, &failed, 8, |_, _, _| {});
+        assert_eq!((import(&left[0]), import(&came[0])), (Imported::New, Imported::Stale));
     }
 
     #[test]

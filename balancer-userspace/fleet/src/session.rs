@@ -8,7 +8,7 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    cards::{self, BadCard, Member, StateCard},
+    cards::{self, BadCard, Common, Epoch, Member, StateCard},
     documents,
     engine::{Answer, Condition, Entry, Request, Revision, Ticket, Write},
     keys,
@@ -48,6 +48,10 @@ pub(crate) struct Session {
     entries: BTreeMap<String, Entry>,
     /// The members whose cards can be read, by name.
     members: Arc<BTreeMap<String, Member>>,
+    /// Cards that are looked at all the time, as they were read when they came.
+    common: Option<Result<Common, BadCard>>,
+    epoch: Option<Result<StateCard, BadCard>>,
+    next: Option<Result<StateCard, BadCard>>,
     revision: Revision,
     asked: HashMap<Ticket, Purpose>,
 }
@@ -68,11 +72,20 @@ impl Session {
         self.revision = revision;
         for key in deleted {
             self.entries.remove(key);
-            self.note_member(key, None);
+            self.note_card(key, None);
         }
         for entry in put {
-            self.note_member(&entry.key, Some(&entry.value));
+            self.note_card(&entry.key, Some(&entry.value));
             self.entries.insert(entry.key.clone(), entry);
+        }
+    }
+
+    fn note_card(&mut self, key: &str, card: Option<&[u8]>) {
+        match key {
+            keys::FLEET => self.common = card.map(cards::read),
+            keys::EPOCH => self.epoch = card.map(cards::read),
+            keys::NEXT => self.next = card.map(cards::read),
+            _ => self.note_member(key, card),
         }
     }
 
@@ -95,7 +108,27 @@ impl Session {
         self.entries.get(key)
     }
 
-    /// What can be read of a card; what cannot counts as absent.
+    /// What all members must have in common, if anything is said.
+    pub(crate) const fn common(&self) -> Option<&Result<Common, BadCard>> {
+        self.common.as_ref()
+    }
+
+    /// The card of the state that holds.
+    pub(crate) const fn epoch(&self) -> Option<&Result<StateCard, BadCard>> {
+        self.epoch.as_ref()
+    }
+
+    /// The epoch that holds, where its card can be read.
+    pub(crate) fn holding(&self) -> Option<Epoch> {
+        Some(self.epoch()?.as_ref().ok()?.epoch)
+    }
+
+    /// The card of the state that is being prepared, where it can be read.
+    pub(crate) fn next(&self) -> Option<&StateCard> {
+        self.next.as_ref()?.as_ref().ok()
+    }
+
+    /// What a card says, or why it cannot be read.
     pub(crate) fn card<T: DeserializeOwned>(&self, key: &str) -> Option<Result<T, BadCard>> {
         self.get(key).map(|entry| cards::read(&entry.value))
     }

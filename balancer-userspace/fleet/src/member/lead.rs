@@ -17,7 +17,7 @@ use balancer_core::{
     health::Verdict,
     io::{BackendId, Command, Event, ReportLevel},
     service::{Backend, Service},
-    state::{Clocks, SavedState},
+    state::{Clocks, Moment, SavedState},
 };
 
 use super::{Member, Output, steps::put};
@@ -40,7 +40,7 @@ pub(super) enum Leading {
     Stands,
     /// It is the leader, and does not know how what was written before has ended.
     Doubts,
-    /// It asks to be the leader still: whatever was asked before has ended when that is answered.
+    /// It asks to be the leader still: whatever was asked before has ended, or is refused, when that is answered.
     Asks,
     /// It is, as of this revision, and waits until it has seen everything up to there.
     Elected(Revision),
@@ -51,7 +51,8 @@ pub(super) enum Leading {
 /// What the leader knows.
 #[derive(Debug)]
 pub(super) struct Lead {
-    /// When the leader's key came to be: it is the condition of everything that is written.
+    /// When the leader's key was last put: it is the condition of everything that is written. A leader that does not know
+    /// how something has ended puts the key once more, after which whatever is still on its way is refused.
     fence: Revision,
     /// The epoch that holds, and when it was written.
     epoch: Option<(Epoch, Revision)>,
@@ -80,6 +81,8 @@ pub(super) struct Lead {
     /// Sweeps that were counted, by member.
     sweeps: BTreeMap<String, u64>,
     deadline: Option<Instant>,
+    #[cfg(test)]
+    mutation: Option<super::Mutation>,
 }
 
 /// Transactions to be made one after the other, and what holds then.
@@ -136,7 +139,7 @@ impl Member {
         self.take_office(clocks, outputs);
         let Some(session) = &mut self.session else { return };
         if let Leading::Leads(lead) = &mut self.leading {
-            if session.get(keys::LEADER).is_none_or(|entry| entry.created != lead.fence) {
+            if session.get(keys::LEADER).is_none_or(|entry| entry.modified != lead.fence) {
                 self.leading = Leading::No;
                 return;
             }
@@ -204,12 +207,13 @@ impl Member {
             return;
         }
         let own = |entry: &&Entry| is_own(&entry.value, self.settings.instance);
-        let Some(fence) = session.get(keys::LEADER).filter(own).map(|entry| entry.created) else {
+        let Some(fence) = session.get(keys::LEADER).filter(own).map(|entry| entry.modified) else {
             self.leading = Leading::No;
             return;
         };
         match self.new_lead(session, fence, clocks) {
             Ok(Some(lead)) => {
+                self.founded += u64::from(lead.epoch.is_none());
                 self.leading = Leading::Leads(Box::new(lead));
                 outputs.push(Output::Log { warning: false, message: "this balancer leads the fleet".to_owned() });
             }
@@ -228,20 +232,24 @@ impl Member {
     /// The leader's knowledge: of the epoch in the store, or else of the one that it applied last, or else of its file.
     fn new_lead(&self, session: &Session, fence: Revision, clocks: Clocks) -> Result<Option<Lead>, String> {
         let (config, key) = (self.settings.config.clone(), self.key.unwrap_or(self.settings.key));
-        let from = |state: SavedState| Controller::decider_from(config.clone(), key, state, clocks);
-        let (controller, epoch, document, lineage) = match session.card::<StateCard>(keys::EPOCH) {
+        // As it was written: what has become due since is decided with the first step, and written.
+        let from =
+            |state: SavedState, at: Moment| Controller::decider_from(config.clone(), key, state, clocks.as_of(at));
+        let (controller, epoch, document, lineage) = match session.epoch() {
             Some(card) => {
-                let card = card.map_err(|err| format!("{} in the store {err}", keys::EPOCH))?;
-                let Some(state) = session.state(&card) else { return Ok(None) };
+                let card = card.as_ref().map_err(|err| format!("{} in the store {err}", keys::EPOCH))?;
+                let Some(state) = session.state(card) else { return Ok(None) };
                 let written = session.get(keys::EPOCH).map(|entry| entry.modified).unwrap_or_default();
-                (from(state?)?, Some((card.epoch, written)), Some(card.document), card.epoch.lineage)
+                (from(state?, card.at)?, Some((card.epoch, written)), Some(card.document), card.epoch.lineage)
             }
             None => {
                 let controller = match &self.applied {
-                    Some((_, state, _)) => from(state.clone())?,
+                    Some((_, state, at)) => from(state.clone(), *at)?,
                     None => Controller::decider(config, key, clocks.now),
                 };
-                (controller, None, None, self.settings.instance)
+                // Far from those that another process would begin.
+                let lineage = self.settings.instance.wrapping_add(self.founded.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                (controller, None, None, lineage)
             }
         };
         let mut garbage: Vec<u64> = session
@@ -270,6 +278,8 @@ impl Member {
             since_all: epoch.map_or(0, |(epoch, _)| epoch.number),
             sweeps: BTreeMap::new(),
             deadline: None,
+            #[cfg(test)]
+            mutation: self.mutation,
         }))
     }
 }
@@ -326,6 +336,8 @@ impl Lead {
         let judge = |backend: &Backend| {
             let id = backend.id();
             let since = self.since.get(&id).copied().unwrap_or(self.since_all);
+            #[cfg(test)]
+            let since = if self.mutation == Some(super::Mutation::VotesForOtherEpochs) { 0 } else { since };
             let current = voters.iter().filter(|(.., number)| *number >= since);
             let opinions: Vec<(&str, Opinion)> =
                 current.map(|(name, card, _)| (*name, card.ballot.opinion(id))).collect();
@@ -507,7 +519,7 @@ impl Lead {
     }
 
     fn is_leader(&self) -> Condition {
-        Condition::Created(keys::LEADER.to_owned(), self.fence)
+        Condition::Modified(keys::LEADER.to_owned(), self.fence)
     }
 
     fn take_answers(&mut self, epoch: Epoch) -> Vec<Write> {
@@ -525,7 +537,12 @@ impl Lead {
     }
 
     fn next_transaction(&mut self) -> Option<Transaction> {
-        self.writing.as_mut()?.transactions.pop_front()
+        let next = self.writing.as_mut()?.transactions.pop_front();
+        #[cfg(test)]
+        if self.mutation == Some(super::Mutation::WritesUnconditionally) {
+            return next.map(|(_, writes)| (Vec::new(), writes));
+        }
+        next
     }
 
     fn has_written(&mut self, revision: Revision) {
@@ -568,6 +585,9 @@ fn is_own(leader: &[u8], instance: u64) -> bool {
 
 /// Answers whose askers have gone.
 fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
+    if session.below(keys::ANSWERS).next().is_none() {
+        return Vec::new();
+    }
     let askers: HashSet<String> = members.iter().map(|(name, card)| keys::asker(name, card.instance)).collect();
     let answers = session.below(keys::ANSWERS);
     let orphans = answers.filter(|(key, _)| key.split('/').next().is_none_or(|asker| !askers.contains(asker)));

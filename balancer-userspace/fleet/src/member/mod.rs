@@ -28,7 +28,7 @@ use balancer_core::{
 use balancer_model::config::Config;
 
 use crate::{
-    cards::{Ballot, Epoch, Leader, Line, Member as Card, StateCard, Wish},
+    cards::{Ballot, Epoch, Leader, Line, Member as Card, Wish},
     engine::{News, Request, Ticket},
     keys,
     records::Record,
@@ -111,7 +111,7 @@ pub enum Output {
     Ask(Request),
     /// The fleet's key, before the first epoch.
     Key(HashKey),
-    /// Follow this state. Answered by [`Input::Applied`].
+    /// Follow this state; again, where something else was followed meanwhile. Answered by [`Input::Applied`].
     Follow {
         /// Which.
         epoch: Epoch,
@@ -248,6 +248,8 @@ pub struct Member {
     tally: Option<Vec<u8>>,
     wishes: Wishes,
     leading: Leading,
+    /// Lineages that it has begun: each has another name, as the store may have been lost right after.
+    founded: u64,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
@@ -260,6 +262,10 @@ pub(crate) enum Mutation {
     TellsNothingByItself,
     /// Members that join are not told of clients.
     JoinsWithoutClients,
+    /// A leader writes without asking whether it still leads, and which epoch holds.
+    WritesUnconditionally,
+    /// Ballots count for backends that came after the epoch that they are about.
+    VotesForOtherEpochs,
 }
 
 impl Member {
@@ -305,6 +311,7 @@ impl Member {
             tally: None,
             wishes: Wishes::default(),
             leading: Leading::No,
+            founded: 0,
             #[cfg(test)]
             mutation: None,
         }
@@ -408,8 +415,7 @@ impl Member {
     /// The epoch that holds, as last heard.
     #[must_use]
     pub fn holding(&self) -> Option<Epoch> {
-        let card = self.session.as_ref()?.card::<StateCard>(keys::EPOCH)?;
-        Some(card.ok()?.epoch)
+        self.session.as_ref()?.holding()
     }
 
     /// The member that decides, as last heard.

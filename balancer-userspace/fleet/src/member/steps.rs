@@ -6,7 +6,7 @@ use balancer_core::state::Clocks;
 
 use super::{Batch, Clients, Member, Output, lead::Leading};
 use crate::{
-    cards::{self, Common, Dump, Epoch, FORMAT, Member as Card, StateCard},
+    cards::{self, Common, Dump, Epoch, FORMAT, Member as Card},
     engine::{Answer, Condition, Entry, News, Write},
     keys, records,
     session::{Purpose, Session},
@@ -105,7 +105,7 @@ impl Member {
 
     fn import(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
-        let holds = session.card::<StateCard>(keys::EPOCH).and_then(Result::ok).map(|card| card.epoch);
+        let holds = session.holding();
         if !self.early.is_empty() && holds.is_some() && holds == self.epoch() {
             outputs.push(Output::Import(mem::take(&mut self.early)));
         }
@@ -177,7 +177,7 @@ impl Member {
     fn has_in_common(&mut self, outputs: &mut Vec<Output>) -> bool {
         let Some(session) = &mut self.session else { return false };
         let settings = &self.settings;
-        let common = match session.card::<Common>(keys::FLEET) {
+        let common = match session.common().cloned() {
             None => {
                 if !session.waits_for(&Purpose::Common) {
                     let common =
@@ -226,30 +226,28 @@ impl Member {
     /// Brings itself to the epoch that holds.
     fn apply(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
-        let Some(card) = session.card::<StateCard>(keys::EPOCH) else { return };
+        let Some(card) = session.epoch() else { return };
         let card = match card {
             Ok(card) => card,
             Err(err) => {
                 let nowhere = Epoch { lineage: 0, number: 0 };
-                return self.cannot_apply(nowhere, err.to_string(), outputs);
+                let why = err.to_string();
+                return self.cannot_apply(nowhere, why, outputs);
             }
         };
         let tried = self.failed.as_ref().is_some_and(|(epoch, _)| *epoch == card.epoch);
         if self.epoch() == Some(card.epoch) || self.applying.is_some() || tried {
             return;
         }
-        match session.state(&card) {
+        let (epoch, at) = (card.epoch, card.at);
+        match session.state(card) {
             None => {}
-            Some(Err(why)) => self.cannot_apply(card.epoch, why, outputs),
+            Some(Err(why)) => self.cannot_apply(epoch, why, outputs),
             Some(Ok(state)) => {
-                self.applying = Some(card.epoch);
-                self.incoming = Some((card.epoch, state.clone(), card.at));
-                outputs.push(Output::Follow {
-                    epoch: card.epoch,
-                    state: Box::new(state),
-                    at: card.at,
-                    lines: card.lines,
-                });
+                let lines = card.lines.clone();
+                self.applying = Some(epoch);
+                self.incoming = Some((epoch, state.clone(), at));
+                outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines });
             }
         }
     }
@@ -286,18 +284,19 @@ impl Member {
         if self.telling.is_some() || self.applied.is_none() || self.applying.is_some() {
             return;
         }
-        let next = session.card::<StateCard>(keys::NEXT).and_then(Result::ok);
+        let next = session.next();
         #[cfg(test)]
         if next.is_none() && self.mutation == Some(super::Mutation::TellsNothingByItself) {
             return;
         }
         match next.filter(|next| self.prepared != Some(next.document)) {
             Some(next) => {
-                let Some(state) = session.state(&next) else { return };
+                let Some(state) = session.state(next) else { return };
                 // One that cannot be read cannot be applied either; nobody waits for it here.
                 let state = state.ok().map(|state| (Box::new(state), next.at));
-                self.telling = Some(Some(next.document));
-                outputs.push(Output::Tell { document: Some(next.document), state });
+                let document = Some(next.document);
+                self.telling = Some(document);
+                outputs.push(Output::Tell { document, state });
             }
             None if self.settings.share_clients && self.told.is_none_or(|told| told + Self::TELLS_EVERY <= now) => {
                 self.telling = Some(None);
@@ -455,7 +454,7 @@ impl Member {
     /// lasts: it is told everything that comes.
     fn is_in_step_now(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
-        let holds = session.card::<StateCard>(keys::EPOCH).and_then(Result::ok).map(|card| card.epoch);
+        let holds = session.holding();
         if holds.is_some() && holds == self.epoch() && self.clients == Clients::Known {
             self.in_step = true;
             self.been_in_step = true;
@@ -463,7 +462,16 @@ impl Member {
         if self.in_step && self.alone && self.joined.is_some_and(|joined| joined + Self::HOLDS <= now) {
             self.alone = false;
             outputs.push(Output::Alone(false));
+            self.follow_again(outputs);
         }
+    }
+
+    /// What it has decided for itself while it was alone is forgotten.
+    fn follow_again(&mut self, outputs: &mut Vec<Output>) {
+        let (Some((epoch, state, at)), None) = (self.applied.clone(), self.applying) else { return };
+        self.applying = Some(epoch);
+        self.incoming = Some((epoch, state.clone(), at));
+        outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines: Vec::new() });
     }
 
     fn write_card(&mut self, outputs: &mut Vec<Output>) {

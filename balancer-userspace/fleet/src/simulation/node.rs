@@ -170,7 +170,7 @@ impl Node {
                 let epoch = self.member.epoch().map_or(0, |epoch| epoch.number as u32);
                 let records = self.plane.collect(&mut self.sharing, epoch, now);
                 self.told = now;
-                self.sharing.begin();
+                self.sharing.has_told(epoch);
                 for record in &records {
                     let heard = self.heard.entry(record.tag).or_default();
                     heard.push(format!(

@@ -124,7 +124,7 @@ impl Plane {
         let row = self.rows.get(&id)?;
         let clock = self.service(row.service.0)?.clock()?;
         let tick = (now / 1000 / u64::from(clock.tick_seconds)) as u16 & 0x3fff;
-        Some(Facts { service: row.service.0, tick, remember: clock.remember })
+        Some(Facts { service: row.service.0, tick, remember: clock.remember, keeps: row.keeps_known })
     }
 
     /// The hash of a client, under a service's key.

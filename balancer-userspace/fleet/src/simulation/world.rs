@@ -18,6 +18,7 @@ use balancer_model::{
 use super::{
     node::{Happened, Left, Node},
     store::{Store, Time},
+    story::Setup,
 };
 use crate::{
     cards::Wish,
@@ -33,7 +34,8 @@ struct Place {
     backend: u16,
     since: Time,
     by: usize,
-    /// Whether whoever answered could not tell anybody.
+    /// Whether whoever answered could not tell anybody, or there was such an answer before: which of both places holds
+    /// is not agreed on yet.
     unheard: bool,
 }
 
@@ -49,6 +51,8 @@ pub(crate) struct World {
     places: HashMap<(ServiceId, u32), Place>,
     dead: HashSet<IpAddr>,
     pub(crate) cut: HashSet<(usize, IpAddr)>,
+    /// From when until when members last could not hear of anything.
+    deaf: Vec<(Time, Time)>,
     /// Whether one client's connections arrive at all members.
     spread: bool,
     wishes: HashMap<u64, (usize, Time)>,
@@ -79,18 +83,16 @@ fn service(name: &str, at: &str, failback: Failback) -> ServiceConfig {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, mutation: Option<Mutation>) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let members = rng.usize(2..=4);
-        let failback = if rng.bool() { Failback::Stay } else { Failback::Return };
+    pub(crate) fn new(seed: u64, setup: &Setup, mutation: Option<Mutation>) -> Self {
+        let failback = if setup.failback { Failback::Return } else { Failback::Stay };
         let mut services = vec![service("web", "198.51.100.1:80", failback)];
-        if rng.bool() {
+        if setup.two_services {
             let mut api = service("api", "198.51.100.2:80", Failback::Stay);
             api.slow_start = Duration::from_secs(10);
             services.push(api);
         }
-        let spread = rng.bool();
-        Self::with(rng, members, services, spread, mutation)
+        // Other numbers than the story's.
+        Self::with(fastrand::Rng::with_seed(!seed), setup.members, services, setup.spread, mutation)
     }
 
     /// Three members, one service, and clients whose connections arrive at all members.
@@ -118,6 +120,7 @@ impl World {
             places: HashMap::new(),
             dead: HashSet::new(),
             cut: HashSet::new(),
+            deaf: vec![(0, 0); members],
             spread,
             wishes: HashMap::new(),
             last_wish: 0,
@@ -169,8 +172,21 @@ impl World {
         }
     }
 
+    /// Notes which members can hear of what others tell.
+    fn listen(&mut self) {
+        for (line, (from, until)) in self.store.lines.iter().zip(&mut self.deaf) {
+            let is_deaf = line.cut || self.store.down;
+            if is_deaf && *until != Time::MAX {
+                (*from, *until) = (self.now, Time::MAX);
+            } else if !is_deaf && *until == Time::MAX {
+                *until = self.now;
+            }
+        }
+    }
+
     /// Lets time pass.
     pub(crate) fn pass(&mut self, time: Time) {
+        self.listen();
         let until = self.now + time;
         while self.now < until {
             self.now += 10;
@@ -184,7 +200,7 @@ impl World {
                 self.tell(index, Input::News(one));
             }
             for index in (0..self.nodes.len()).filter(|&index| running[index]) {
-                if self.now.is_multiple_of(100) {
+                if self.now % 200 == (index as u64) * 20 {
                     self.tell(index, Input::Tick);
                 }
                 if self.now % 500 == (index as u64) * 10 {
@@ -298,7 +314,9 @@ impl World {
             };
             let somebody = self.nodes.iter().flatten().any(|node| knows(&node))
                 || place.by == index && node.born <= place.since && !astray;
-            if !recent && !astray && !place.unheard && somebody {
+            let (from, until) = self.deaf[index];
+            let unknown = place.since + SPREADS > from && now < until.saturating_add(SPREADS);
+            if !recent && !astray && !unknown && !place.unheard && somebody {
                 let last: Vec<&String> = self.history.iter().rev().take(12).collect();
                 let Some(node) = &self.nodes[index] else { return };
                 let traces: Vec<String> = self.nodes.iter().flatten().map(|node| node.trace(service, client)).collect();
@@ -312,24 +330,36 @@ impl World {
                 );
             }
         }
+        let unheard = unheard || place.unheard || keeps && !failback;
         self.places.insert(key, Place { backend, since: now, by: index, unheard });
     }
 
+    /// Once members agree, what nobody could be told of is known, or nobody knows the client.
+    fn all_is_heard(&mut self) {
+        let Some(node) = self.nodes.iter().flatten().next() else { return };
+        for ((service, client), place) in self.places.iter_mut().filter(|(_, place)| place.unheard) {
+            let answer = node.plane.packet(*service, *client, self.now, true).and_then(|answer| answer.backend);
+            if let Some(backend) = answer.filter(|_| node.backend_of(*service, *client) == answer) {
+                (place.backend, place.since, place.unheard) = (backend, self.now, false);
+            }
+        }
+    }
+
     /// A user wants something of some member.
-    pub(crate) fn wish(&mut self) {
+    pub(crate) fn wish(&mut self, rng: &mut fastrand::Rng) {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.nodes[index].is_some()).collect();
-        let Some(&index) = up.get(self.rng.usize(..up.len().max(1))) else { return };
-        let service = if self.config.services.len() > 1 && self.rng.bool() { "api" } else { "web" };
-        let number = self.rng.u8(1..=8);
+        let Some(&index) = up.get(rng.usize(..up.len().max(1))) else { return };
+        let service = if self.config.services.len() > 1 && rng.bool() { "api" } else { "web" };
+        let number = rng.u8(1..=8);
         let name = BackendName { service: service.to_owned(), backend: format!("b{number}") };
         let address = IpAddr::V4(Ipv4Addr::new(10, 0, u8::from(service == "api"), number));
-        let change = match self.rng.u8(..8) {
+        let change = match rng.u8(..8) {
             0..=2 => Change::Add { name, address, address6: None, port: Some(80), weight: None, backup: false },
-            3 => Change::Remove { name, force: self.rng.bool() },
+            3 => Change::Remove { name, force: rng.bool() },
             4 => Change::SetAdmin { name, admin: Admin::Drain, timeout: None },
             5 => Change::SetAdmin { name, admin: Admin::Maint, timeout: None },
             6 => Change::SetAdmin { name, admin: Admin::Ready, timeout: None },
-            _ => Change::SetWeight { name, weight: self.rng.u16(1..300) },
+            _ => Change::SetWeight { name, weight: rng.u16(1..300) },
         };
         self.last_wish += 1;
         let id = self.last_wish;
@@ -339,12 +369,12 @@ impl World {
     }
 
     /// Something goes wrong, or right again.
-    pub(crate) fn disturb(&mut self) {
+    pub(crate) fn disturb(&mut self, rng: &mut fastrand::Rng) {
         let members = self.nodes.len();
-        let index = self.rng.usize(..members);
-        let number = self.rng.u8(1..=6);
-        let address = IpAddr::V4(Ipv4Addr::new(10, 0, self.rng.u8(..2), number));
-        match self.rng.u8(..14) {
+        let index = rng.usize(..members);
+        let number = rng.u8(1..=6);
+        let address = IpAddr::V4(Ipv4Addr::new(10, 0, rng.u8(..2), number));
+        match rng.u8(..14) {
             0 | 1 => {
                 self.note(format!("{address} dies"));
                 self.dead.insert(address);
@@ -361,7 +391,7 @@ impl World {
             7 => {
                 let running = self.nodes.iter().flatten().count();
                 if running > 1 {
-                    let machine = self.rng.bool();
+                    let machine = rng.bool();
                     self.kill(index, machine);
                 }
             }
@@ -371,21 +401,17 @@ impl World {
                 }
             }
             10 => {
-                self.store.lines[index].cut ^= true;
-                self.cannot_tell(index);
-                self.note(format!(
-                    "lb{index} {} the store",
-                    if self.store.lines[index].cut { "loses" } else { "reaches" }
-                ));
+                if self.store.lines[index].cut {
+                    self.note(format!("lb{index} reaches the store"));
+                    self.cannot_tell(index);
+                    self.store.lines[index].cut = false;
+                } else {
+                    self.lose_store(index);
+                }
             }
             11 => {
-                let time = self.rng.u64(..9000);
-                self.note(format!("lb{index} stops for {time}"));
-                let until = self.now + time;
-                self.cannot_tell(index);
-                if let Some(node) = &mut self.nodes[index] {
-                    node.stopped_until = until;
-                }
+                let time = rng.u64(..9000);
+                self.stop(index, time);
             }
             12 => {
                 self.store.loses_answers = if self.store.loses_answers > 0 { 0 } else { 12 };
@@ -394,12 +420,40 @@ impl World {
                 self.store.down ^= true;
                 (0..members).for_each(|index| self.cannot_tell(index));
                 self.note(format!("the store is {}", if self.store.down { "down" } else { "up" }));
-                if self.store.down && self.rng.u8(..4) == 0 {
-                    self.note("the store loses everything".to_owned());
-                    self.store.lose_everything();
+                if self.store.down && rng.u8(..4) == 0 {
+                    self.forget_everything();
                 }
             }
         }
+    }
+
+    /// A member cannot reach the store any more.
+    pub(crate) fn lose_store(&mut self, index: usize) {
+        self.note(format!("lb{index} loses the store"));
+        self.cannot_tell(index);
+        self.store.lines[index].cut = true;
+    }
+
+    /// A member does nothing for a while.
+    pub(crate) fn stop(&mut self, index: usize, time: Time) {
+        self.note(format!("lb{index} stops for {time}"));
+        self.cannot_tell(index);
+        let until = self.now + time;
+        if let Some(node) = &mut self.nodes[index] {
+            node.stopped_until = until;
+        }
+    }
+
+    /// The store's disks are gone.
+    pub(crate) fn forget_everything(&mut self) {
+        self.note("the store loses everything".to_owned());
+        self.store.lose_everything();
+    }
+
+    /// The member that decides.
+    pub(crate) fn leader(&self) -> usize {
+        let leads = |node: &Option<Node>| node.as_ref().is_some_and(|node| node.member.leads());
+        self.nodes.iter().position(leads).expect("somebody leads after a calm")
     }
 
     /// Everything works, and nothing happens for a while; then all members must agree, and nothing be left to do.
@@ -419,6 +473,7 @@ impl World {
         let stopped = self.nodes.iter().flatten().map(|node| node.stopped_until).max().unwrap_or(0);
         self.pass(stopped.saturating_sub(self.now) + 45_000);
         self.agree();
+        self.all_is_heard();
     }
 
     /// F1: all members in step steer alike.

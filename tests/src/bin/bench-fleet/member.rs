@@ -175,7 +175,7 @@ impl Light {
                 }
                 let entries = self.words.entries();
                 let _ = self.sharing.collect(&self.words, 0..entries, &facts, self.epoch(), |_| true);
-                self.sharing.begin();
+                self.sharing.has_told(self.epoch());
                 self.report(Told::Filled);
             }
             Order::See(indices) => {
@@ -225,7 +225,7 @@ impl Light {
             Output::Tell { document, .. } => {
                 let entries = self.words.entries();
                 let records = self.sharing.collect(&self.words, 0..entries, &facts, self.epoch(), |_| true);
-                self.sharing.begin();
+                self.sharing.has_told(self.epoch());
                 inputs.push(Input::Told { document, batches: records::batches(&records) });
             }
             Output::Import(records) => {
@@ -317,7 +317,7 @@ impl Light {
 }
 
 fn facts(_: u16) -> Option<Facts> {
-    Some(Facts { service: 0, tick: TICK, remember: REMEMBER })
+    Some(Facts { service: 0, tick: TICK, remember: REMEMBER, keeps: true })
 }
 
 /// A client that everybody knows, and that was not seen for a while.

@@ -1,0 +1,184 @@
+//! What happens to a fleet, as a list that can be made shorter.
+
+use std::{
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
+    sync::Once,
+};
+
+use super::{store::Time, world::World};
+use crate::member::Mutation;
+
+/// Everything that a seed leads to.
+#[derive(Clone, Debug)]
+pub(crate) struct Story {
+    /// Also of all delays in the store.
+    pub(crate) seed: u64,
+    pub(crate) setup: Setup,
+    steps: Vec<Step>,
+}
+
+/// What the fleet is.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) members: usize,
+    /// Whether clients go back to a backend that is back.
+    pub(crate) failback: bool,
+    pub(crate) two_services: bool,
+    /// Whether one client's connections arrive at all members.
+    pub(crate) spread: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A connection of this client.
+    Packet(u32),
+    /// A user wants something, which follows from this number.
+    Wish(u64),
+    /// Something goes wrong, or right again.
+    Disturb(u64),
+    Pass(Time),
+    /// Everything works again, and all must come to agree.
+    Settle,
+}
+
+/// How a story ended.
+pub(crate) struct End {
+    pub(crate) world: World,
+    /// What went wrong, if something did.
+    pub(crate) wrong: Option<String>,
+    /// Steps that were begun.
+    steps: usize,
+}
+
+/// Runs that shrinking may take.
+const ATTEMPTS: usize = 400;
+
+thread_local! {
+    static EXPECTS_PANICS: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Story {
+    /// Rounds of trouble and calm.
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let setup =
+            Setup { members: rng.usize(2..=4), failback: rng.bool(), two_services: rng.bool(), spread: rng.bool() };
+        let mut steps = vec![Step::Settle];
+        for _ in 0..3 {
+            let trouble = rng.u8(1..=6);
+            for _ in 0..rng.usize(5..40) {
+                steps.extend((0..rng.usize(..12)).map(|_| Step::Packet(rng.u32(..120))));
+                match rng.u8(..10) {
+                    0..=2 => steps.push(Step::Wish(rng.u64(..))),
+                    roll if roll < 2 + trouble => steps.push(Step::Disturb(rng.u64(..))),
+                    _ => {}
+                }
+                steps.push(Step::Pass(rng.u64(1..150) * 10));
+            }
+            steps.push(Step::Settle);
+        }
+        Self { seed, setup, steps }
+    }
+
+    /// Has it happen.
+    pub(crate) fn tell(&self, mutation: Option<Mutation>) -> End {
+        expect_panics();
+        let mut end = End { world: World::new(self.seed, &self.setup, mutation), wrong: None, steps: 0 };
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            for step in &self.steps {
+                end.steps += 1;
+                end.world.step(step);
+            }
+        }));
+        EXPECTS_PANICS.set(false);
+        end.wrong = told.err().map(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+        });
+        end
+    }
+
+    /// A story as short as can be found in some time that goes wrong as well, and what goes wrong in it.
+    pub(crate) fn shrunk(mut self, mutation: Option<Mutation>) -> (Self, End) {
+        let mut end = self.tell(mutation);
+        let mut attempts = ATTEMPTS;
+        self.steps.truncate(end.steps);
+        let mut size = self.steps.len() / 2;
+        while size > 0 {
+            let mut at = 0;
+            while at < self.steps.len() {
+                let mut shorter = self.clone();
+                shorter.steps.drain(at..self.steps.len().min(at + size));
+                if !self.replace(shorter, mutation, &mut end, &mut attempts) {
+                    at += size;
+                }
+            }
+            size /= 2;
+        }
+        let fewer = |change: fn(&mut Setup)| {
+            let mut simpler = self.clone();
+            change(&mut simpler.setup);
+            simpler
+        };
+        let simpler = [
+            fewer(|setup| setup.members = 2),
+            fewer(|setup| setup.members = 3),
+            fewer(|setup| setup.two_services = false),
+        ];
+        for story in simpler {
+            if story.setup.members <= self.setup.members {
+                let steps = self.steps.clone();
+                self.replace(Self { steps, ..story }, mutation, &mut end, &mut attempts);
+            }
+        }
+        (self, end)
+    }
+
+    /// Takes the place of this story if it goes wrong as well.
+    fn replace(&mut self, other: Self, mutation: Option<Mutation>, end: &mut End, attempts: &mut usize) -> bool {
+        if *attempts == 0 {
+            return false;
+        }
+        *attempts -= 1;
+        let ended = other.tell(mutation);
+        let goes_wrong = ended.wrong.is_some();
+        if goes_wrong {
+            *self = other;
+            self.steps.truncate(ended.steps);
+            *end = ended;
+        }
+        goes_wrong
+    }
+
+    /// How many steps it has.
+    pub(crate) const fn len(&self) -> usize {
+        self.steps.len()
+    }
+}
+
+impl World {
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Packet(client) => self.packet(client),
+            Step::Wish(number) => self.wish(&mut fastrand::Rng::with_seed(number)),
+            Step::Disturb(number) => self.disturb(&mut fastrand::Rng::with_seed(number)),
+            Step::Pass(time) => self.pass(time),
+            Step::Settle => self.settle(),
+        }
+    }
+}
+
+/// Panics of this thread are caught, and not printed: hundreds of them, while a story is made shorter.
+fn expect_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !EXPECTS_PANICS.get() {
+                before(panic);
+            }
+        }));
+    });
+    EXPECTS_PANICS.set(true);
+}
