@@ -1,6 +1,8 @@
 //! What stands in the store, as JSON. Everything that is read is input from outside: what cannot be read, or is of a later
 //! format, is refused whole.
 
+use std::time::Duration;
+
 use balancer_common::client::HashKey;
 use balancer_core::{
     agreed::Opinion,
@@ -23,6 +25,9 @@ pub enum BadCard {
     /// A later version of the balancer wrote it.
     #[error("has format {0}; this balancer reads up to {FORMAT}: upgrade it")]
     Later(u32),
+    /// Numbers that no fleet comes to.
+    #[error("says what cannot be: {0}")]
+    Impossible(&'static str),
 }
 
 /// What all members must have in common.
@@ -72,6 +77,30 @@ pub struct StateCard {
     /// What happened, in lines for the log.
     #[serde(default)]
     pub lines: Vec<Line>,
+}
+
+impl StateCard {
+    /// The longest time since 1970 that a card says.
+    const LATEST: Duration = Duration::from_secs(1 << 38);
+
+    /// A stored card.
+    ///
+    /// # Errors
+    /// [`BadCard`]; nothing of it is used then.
+    pub fn read(value: &[u8]) -> Result<Self, BadCard> {
+        let card: Self = read(value)?;
+        // Records say epochs in 32 bits.
+        if card.epoch.number >= u64::from(u32::MAX) {
+            return Err(BadCard::Impossible("the epoch's number"));
+        }
+        if card.at.0 > Self::LATEST {
+            return Err(BadCard::Impossible("when it was decided"));
+        }
+        if card.document == u64::MAX {
+            return Err(BadCard::Impossible("the document's number"));
+        }
+        Ok(card)
+    }
 }
 
 /// A line for the log and the events.
@@ -270,4 +299,32 @@ pub fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, BadCard> {
         return Err(BadCard::Later(format));
     }
     serde_json::from_slice(value).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(change: impl FnOnce(&mut serde_json::Value)) -> Result<StateCard, BadCard> {
+        let mut card = serde_json::json!({
+            "format": 1, "epoch": { "lineage": 1, "number": 2 }, "at": { "secs": 1_000_000, "nanos": 0 },
+            "document": 3, "parts": 1,
+        });
+        change(&mut card);
+        StateCard::read(&write(&card))
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_passed_over_and_its_format_is_refused() {
+        assert!(card(|card| card["colour"] = "red".into()).is_ok());
+        assert_eq!(card(|card| card["format"] = 2.into()), Err(BadCard::Later(2)));
+        assert!(matches!(card(|card| card["at"] = "now".into()), Err(BadCard::Unreadable(_))));
+    }
+
+    #[test]
+    fn numbers_that_no_fleet_comes_to_are_refused() {
+        assert!(matches!(card(|card| card["epoch"]["number"] = u64::MAX.into()), Err(BadCard::Impossible(_))));
+        assert!(matches!(card(|card| card["at"]["secs"] = u64::MAX.into()), Err(BadCard::Impossible(_))));
+        assert!(matches!(card(|card| card["document"] = u64::MAX.into()), Err(BadCard::Impossible(_))));
+    }
 }

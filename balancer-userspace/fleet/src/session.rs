@@ -83,8 +83,8 @@ impl Session {
     fn note_card(&mut self, key: &str, card: Option<&[u8]>) {
         match key {
             keys::FLEET => self.common = card.map(cards::read),
-            keys::EPOCH => self.epoch = card.map(cards::read),
-            keys::NEXT => self.next = card.map(cards::read),
+            keys::EPOCH => self.epoch = card.map(StateCard::read),
+            keys::NEXT => self.next = card.map(StateCard::read),
             _ => self.note_member(key, card),
         }
     }

@@ -7,6 +7,7 @@ mod node;
 mod plane;
 mod store;
 mod story;
+mod vandals;
 mod world;
 
 use crate::member::Mutation;

@@ -165,7 +165,7 @@ impl Store {
         line.answers.push_back((at, News::Answered(ticket, answer)));
     }
 
-    fn make(&mut self, request: Request, lease: u64, now: Time, rng: &mut fastrand::Rng) -> Answer {
+    pub(super) fn make(&mut self, request: Request, lease: u64, now: Time, rng: &mut fastrand::Rng) -> Answer {
         match request {
             Request::Read { prefix, .. } => {
                 let entries = self.keys.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     cards::Wish,
+    engine::{Request, Ticket, Write},
     member::{Input, Member, Mutation},
 };
 
@@ -448,6 +449,14 @@ impl World {
     pub(crate) fn forget_everything(&mut self) {
         self.note("the store loses everything".to_owned());
         self.store.lose_everything();
+    }
+
+    /// Somebody who is no member writes something.
+    pub(crate) fn vandalize(&mut self, key: String, value: Vec<u8>) {
+        self.note(format!("{key} is vandalized: {}", String::from_utf8_lossy(&value)));
+        let write = Write::Put { key, value, leased: false };
+        let request = Request::Transaction { ticket: Ticket(0), conditions: Vec::new(), writes: vec![write] };
+        self.store.make(request, 0, self.now, &mut self.rng);
     }
 
     /// The member that decides.
