@@ -265,6 +265,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
     fn entropy_spreads_and_is_an_ephemeral_port() {
         let v4: HashSet<u16> = (0..4096u32).map(|host| entropy(&[(0xcb00_0000 + host).to_be(), 0, 0, 0])).collect();
         let v6: HashSet<u16> = (0..4096u32).map(|host| entropy(&[0xb80d_0120, host, 0, 0x0100_0000])).collect();
@@ -274,6 +275,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
     fn slots_are_even() {
         let key = HashKey { k0: 1, k1: 2 };
         let mut counts = [0u32; 16];

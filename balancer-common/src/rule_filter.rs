@@ -52,6 +52,7 @@ mod tests {
     use crate::map_types::FAMILY_V6;
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
     fn a_place_depends_on_the_prefix_alone_and_words_hold_all_bits() {
         let v4 = |octets: [u8; 4]| place(7, FAMILY_V4, &[u32::from_ne_bytes(octets), 0, 0, 0]);
         assert_eq!(v4([10, 1, 2, 3]), v4([10, 1, 255, 0]));

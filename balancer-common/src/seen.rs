@@ -80,6 +80,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
     fn two_clients_share_a_bit_as_rarely_as_by_chance_and_not_in_the_next_period() {
         // 1,024 buckets for 2,048 clients.
         let hash = |client: u64| salt(client.wrapping_mul(77));

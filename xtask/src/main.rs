@@ -7,6 +7,7 @@ mod ci;
 mod command;
 mod debian;
 mod kernels;
+mod miri;
 mod mutants;
 mod package;
 mod recording;
@@ -72,6 +73,8 @@ enum Chore {
         #[arg(long)]
         minutes: Option<u64>,
     },
+    /// Interpret the host tests of what the kernel program is made of by Miri, which it installs.
+    Miri,
     /// Set up, then make the rules of steering wrong, one at a time and in a copy, and see that tests find it; needs root.
     Mutants {
         /// Only those with this in their name.
@@ -124,6 +127,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test { kernels: None, .. } => test::test(),
         Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
         Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
+        Chore::Miri => miri::miri(),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
         Chore::Bench { only } => bench::bench(only),

@@ -1,0 +1,32 @@
+//! `cargo xtask miri`.
+
+use anyhow::Result;
+
+use crate::{
+    command::{program, run},
+    setup::nightly,
+};
+
+/// Interprets the host tests of what kernel program and controller share, and of the kernel program's parsing: Miri finds
+/// what is undefined behaviour, whether or not it has an effect.
+pub(crate) fn miri() -> Result<()> {
+    let nightly = nightly()?;
+    run(program("rustup").args(["component", "add", "--toolchain", &nightly, "miri"]))?;
+    let mut command = program("rustup");
+    command.args([
+        "run",
+        &nightly,
+        "cargo",
+        "miri",
+        "test",
+        "--locked",
+        "--lib",
+        "-p",
+        "balancer-common",
+        "-p",
+        "balancer-ebpf",
+    ]);
+    // Frames lie where numbers say, as the kernel gives them; random cases are few, as each takes a hundred times as long.
+    command.env("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-permissive-provenance").env("PROPTEST_CASES", "16");
+    run(command.env("PROPTEST_FAILURE_PERSISTENCE", "off"))
+}
