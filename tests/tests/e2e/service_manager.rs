@@ -59,12 +59,15 @@ fn mask() -> String {
     format!("{:016x}", line.split(' ').map(bit).sum::<u64>())
 }
 
-/// A program that is the balancer as the unit starts it, with more `options` of `run`.
+/// A program that is the balancer as the unit starts it: with its capabilities, mounts and processes of its own, and more
+/// `options` of `run`.
 fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
     let script = directory.join("balancer");
     let binary = binaries::balancer().unwrap();
     let text = format!(
-        "#!/bin/sh\n{variables}\n[ \"$1\" != run ] || set -- \"$@\" {options}\nexec setpriv --bounding-set={} --no-new-privs {} \"$@\"\n",
+        "#!/bin/sh\n{variables}\n[ \"$1\" != run ] || set -- \"$@\" {options}\n\
+         exec unshare --mount sh -c 'mount -t proc -o hidepid=invisible proc /proc && exec \"$@\"' sh \
+         setpriv --bounding-set={} --no-new-privs {} \"$@\"\n",
         bounding_set(),
         binary.display()
     );
