@@ -33,6 +33,7 @@ mod returning;
 mod routers;
 mod rules;
 mod runtime_state;
+mod secrets;
 mod service_checks;
 mod service_manager;
 mod sessions;
