@@ -34,6 +34,40 @@ fn a_member_dies_and_comes_back_and_clients_that_are_away_stay() {
     }
 }
 
+/// The commands of the book's "Upgrading a fleet".
+fn upgrade() -> impl Iterator<Item = &'static str> {
+    let chapter = include_str!("../../../../docs/src/several-balancers.md");
+    let section = chapter.split("### Upgrading a fleet").nth(1).unwrap();
+    let block = section.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
+    block.lines().map(|line| line.strip_prefix("$ ").unwrap())
+}
+
+impl Fleet {
+    /// Types a command at a member. What other programs than the balancer do is done here.
+    fn types(&mut self, number: usize, command: &str) {
+        match command {
+            "apt install ./balancer_0.2.0-1_amd64.deb" => {}
+            "systemctl restart balancer" => {
+                self.stop(number);
+                self.controllers[number] = Some(self.start(number));
+            }
+            "until balancer ready; do sleep 1; done" => {
+                wait("it is not ready again", || self.try_cli(number, &["ready"]).is_ok());
+            }
+            _ => {
+                let words: Vec<&str> = command.split_whitespace().collect();
+                assert_eq!(words.first(), Some(&"balancer"), "say in this test what becomes of `{command}`");
+                self.cli(number, &words[1..]);
+                if words.contains(&"withdraw") {
+                    // As routers do.
+                    let others: Vec<usize> = self.members().filter(|&other| other != number).collect();
+                    self.route(&others);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn members_join_leave_and_are_upgraded_one_after_the_other() {
     let mut fleet = Fleet::new();
@@ -47,15 +81,9 @@ fn members_join_leave_and_are_upgraded_one_after_the_other() {
         fleet.start_again(3);
         fleet.route_to_all();
         wait("lb4 is not seen", || fleet.members().all(|number| fleet.shown(number).members.len() == 4));
-        // Each makes room for its next version: routers first, then the process.
+        // Each makes room for its next version.
         for number in [1, 2, 3, 0] {
-            fleet.cli(number, &["withdraw", "--wait"]);
-            let others: Vec<usize> = fleet.members().filter(|&other| other != number).collect();
-            fleet.route(&others);
-            fleet.stop(number);
-            fleet.start_again(number);
-            fleet.cli(number, &["announce"]);
-            wait("it is not ready again", || fleet.try_cli(number, &["ready"]).is_ok());
+            upgrade().for_each(|command| fleet.types(number, command));
             fleet.route_to_all();
         }
         // One leaves for good.
