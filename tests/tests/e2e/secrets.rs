@@ -1,5 +1,4 @@
 //! The key of client hashes decides who meets whom in a bucket: who knows it can fill one. Nothing that is shown has it.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
