@@ -60,8 +60,8 @@ enum Chore {
         #[arg(long, requires = "kernels", conflicts_with = "load")]
         suite: Vec<String>,
     },
-    /// Set up, then play a hundred thousand random sequences of events against the controller's model, and the lives of
-    /// as many simulated fleets.
+    /// Set up, then send packets from several processors against a busy controller, play a hundred thousand random
+    /// sequences of events against the controller's model, and the lives of as many simulated fleets; needs root.
     Soak {
         /// How many fleets: about 20 a second on each processor.
         #[arg(long, default_value_t = 100_000)]

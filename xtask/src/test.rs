@@ -20,10 +20,15 @@ pub(crate) fn test() -> Result<()> {
 /// Fleets between two lines that say how far it has come.
 const FLEETS_AT_ONCE: u64 = 2_000;
 
-/// Plays a hundred thousand random sequences of events against the controller's model, which takes the optimiser, and the
-/// lives of so many fleets. Fails with the first one in which something goes wrong, whose story is printed.
+/// Has several processors send packets of the same clients for ten minutes, against everything that a controller does; plays
+/// a hundred thousand random sequences of events against the controller's model, which takes the optimiser, and the lives of
+/// so many fleets. Fails with the first one in which something goes wrong, whose story is printed.
 pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
+    ensure_root("the kernel program under packets", "soak")?;
     setup(Purpose::Test)?;
+    // The test itself, as nextest ends what takes so long.
+    let contention = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "dataplane", "contention::"];
+    run(cargo().args(contention).args(["--", "--nocapture"]).env("CONTENTION_SECONDS", "600"))?;
     // Four tests of as many cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
