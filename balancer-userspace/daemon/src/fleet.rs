@@ -242,7 +242,7 @@ impl Fleet {
         }
         self.shown.look(&self.member);
         let mut inputs = VecDeque::new();
-        let ballot = Ballot::of(owner.controller().opinions().map(|(_, backend, opinion)| (backend.id(), opinion)));
+        let ballot = ballot(owner);
         if ballot != self.ballot {
             self.ballot = ballot.clone();
             inputs.push_back(Input::Ballot(ballot));
@@ -294,6 +294,10 @@ impl Fleet {
                     }
                     tell(owner, lines);
                 }
+                let result = result.map(|()| {
+                    self.ballot = ballot(owner);
+                    self.ballot.clone()
+                });
                 inputs.push_back(Input::Applied(epoch, result));
             }
             Output::Tell { document, state } => {
@@ -395,6 +399,11 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
         let about = about.map(|(service, backend)| BackendName { service, backend });
         owner.events().report(&Report { level, about, message, moves: None });
     }
+}
+
+/// What this balancer says of the backends that it follows.
+fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
+    Ballot::of(owner.controller().opinions().map(|(_, backend, opinion)| (backend.id(), opinion)))
 }
 
 fn clocks() -> Clocks {

@@ -245,12 +245,15 @@ impl Sharing {
             } else {
                 (moved, since, old.away())
             };
+            // Others do not know what holds against the record, unless they were told.
+            let holds = (moved, since, away) != (record.moved, record.epoch, record.away);
+            let unheard = holds && !self.is_heard(at, old);
             let age = record.age.min(old.age(facts.tick));
             let entry = Entry::heard_of(record.tag, record.backend, away, age, facts.tick);
             if table.exchange(at, old, entry)
                 && let Some(shadow) = self.shadows.get_mut(at)
             {
-                *shadow = Shadow { told: entry.0, epoch: since, moved, ..Shadow::default() };
+                *shadow = Shadow { told: entry.0, epoch: since, moved, unheard, ..Shadow::default() };
             }
             return Imported::Known;
         }
@@ -296,6 +299,15 @@ impl Sharing {
         } else {
             (shadow.moved, shadow.epoch)
         }
+    }
+
+    /// Whether others know the place of an entry's client, and since when it is there.
+    fn is_heard(&self, at: usize, entry: Entry) -> bool {
+        let shadow = self.shadows.get(at).copied().unwrap_or_default();
+        let told = Entry(shadow.told);
+        let place = |entry: Entry| (entry.tag(), entry.backend(), entry.away());
+        let is_told = !told.is_empty() && place(told) == place(entry);
+        is_told && !shadow.doubtful && !shadow.unheard
     }
 
     fn write(
@@ -454,6 +466,42 @@ mod tests {
         assert_eq!(table.load(0).backend(), 4);
         assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, |_, _, _| {}), Imported::Stale);
         assert_eq!(table.load(0).backend(), 4);
+    }
+
+    #[test]
+    fn what_others_do_not_know_is_told_though_they_tell_of_the_same_place() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        // Found in the table by a process that has just begun: nobody knows since when.
+        table.put(0, established(7, 9, 0));
+        let import = |sharing: &mut Sharing, record| sharing.import(&table, &record, &backends, 9, |_, _, _| {});
+        assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
+        assert_eq!(import(&mut sharing, record(7, 6, 4)), Imported::Stale);
+        assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
+        assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
+        // Now they know, whoever tells them late.
+        assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
+        assert_eq!(all(&mut sharing, &table, 9), []);
+        // Unless they may have forgotten.
+        sharing.doubt();
+        assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
+        assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
+    }
+
+    #[test]
+    fn where_two_have_moved_a_client_and_one_says_that_it_is_at_home_there_both_come_to_know() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        sharing.has_told(2);
+        table.put(0, established(7, 3, 0));
+        all(&mut sharing, &table, 2);
+        table.put(0, established(7, 4, 0));
+        let away = Record { moved: true, away: true, ..record(7, 4, 5) };
+        assert_eq!(sharing.import(&table, &away, &backends, 5, |_, _, _| {}), Imported::Known);
+        let told = all(&mut sharing, &table, 5);
+        assert_eq!(told, [Record { away: false, ..away }]);
+        let (other, mut others) = (Cells::new(1), Sharing::new(8));
+        assert_eq!(others.import(&other, &away, &backends, 5, |_, _, _| {}), Imported::New);
+        assert_eq!(others.import(&other, &told[0], &backends, 5, |_, _, _| {}), Imported::Known);
+        assert!(!other.load(0).away() && !table.load(0).away());
     }
 
     #[test]

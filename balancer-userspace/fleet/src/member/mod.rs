@@ -63,8 +63,8 @@ pub struct Settings {
 pub enum Input {
     /// The engine said something.
     News(News),
-    /// What [`Output::Follow`] asked for has been done, or why not.
-    Applied(Epoch, Result<(), String>),
+    /// What [`Output::Follow`] asked for has been done, and what the member says of that state's backends; or why not.
+    Applied(Epoch, Result<Ballot, String>),
     /// What [`Output::Tell`] asked for: batches of records.
     Told {
         /// As asked.
@@ -131,7 +131,7 @@ pub enum Output {
     },
     /// Another member tells these.
     Import(Vec<Record>),
-    /// Others may have forgotten what they were told.
+    /// Others may have forgotten what they were told. What they know is imported next.
     Doubt,
     /// What others know has been imported: what they do not know is to be told with the next [`Output::Tell`].
     Confirm,

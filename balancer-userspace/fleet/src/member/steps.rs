@@ -6,7 +6,7 @@ use balancer_core::state::Clocks;
 
 use super::{Batch, Clients, Member, Output, lead::Leading};
 use crate::{
-    cards::{self, Common, Dump, Epoch, FORMAT, Member as Card},
+    cards::{self, Ballot, Common, Dump, Epoch, FORMAT, Member as Card},
     engine::{Answer, Condition, Entry, News, Write},
     keys, records,
     session::{Purpose, Session},
@@ -33,7 +33,6 @@ impl Member {
         self.joined = Some(now);
         let batches = session.take_below(keys::RECORDS);
         self.session = Some(session);
-        outputs.push(Output::Doubt);
         self.hear_of_clients(&batches, outputs);
         self.tell_again(outputs);
         self.put_tally(outputs);
@@ -261,14 +260,16 @@ impl Member {
         self.failed = news;
     }
 
-    pub(super) fn has_applied(&mut self, epoch: Epoch, result: Result<(), String>, outputs: &mut Vec<Output>) {
+    pub(super) fn has_applied(&mut self, epoch: Epoch, result: Result<Ballot, String>, outputs: &mut Vec<Output>) {
         if self.applying != Some(epoch) {
             return;
         }
         self.applying = None;
         let incoming = self.incoming.take();
         match result {
-            Ok(()) => {
+            Ok(ballot) => {
+                // On one card with the epoch: a ballot from before would say of new backends that they are up.
+                self.ballot = ballot;
                 self.failed = None;
                 self.applied = incoming;
                 // What was told before this epoch is known; what came meanwhile is told now.
@@ -387,6 +388,8 @@ impl Member {
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), delete)));
             return;
         }
+        // Whoever dumps may have come later than what was told before: only what is in the dump is known to others.
+        outputs.push(Output::Doubt);
         for entry in entries {
             self.take_over(entry, outputs);
         }

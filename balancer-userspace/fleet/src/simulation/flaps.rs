@@ -6,9 +6,9 @@ use std::{
 };
 
 use balancer_core::io::ServiceId;
-use balancer_model::config::Failback;
+use balancer_model::config::{Failback, ServiceConfig};
 
-use super::world::World;
+use super::world::{World, service};
 
 const WEB: ServiceId = ServiceId(0);
 /// The backend that flaps.
@@ -74,14 +74,18 @@ fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
     moves
 }
 
+fn web(failback: Failback) -> ServiceConfig {
+    service("web", "198.51.100.1:80", failback)
+}
+
 #[test]
 fn nobody_pays_twice_for_a_backend_that_flaps() {
-    let moves = flap(&mut World::of_three(1, Failback::Stay), Failback::Stay);
+    let moves = flap(&mut World::of_three(1, web(Failback::Stay)), Failback::Stay);
     assert!(moves.values().all(|&count| count <= 1), "{moves:?}");
 }
 
 #[test]
 fn with_failback_clients_move_with_each_flap_that_most_members_see_and_back() {
-    let moves = flap(&mut World::of_three(2, Failback::Return), Failback::Return);
+    let moves = flap(&mut World::of_three(2, web(Failback::Return)), Failback::Return);
     assert!(moves.values().all(|count| count % 2 == 0), "{moves:?}");
 }

@@ -2,6 +2,7 @@
 //!
 //! A hundred thousand of them: `cargo xtask soak`. One alone, by its seed: `FLEET_FIRST_SEED=… FLEET_SEEDS=1`.
 
+mod directed;
 mod flaps;
 mod node;
 mod plane;
@@ -80,6 +81,18 @@ fn members_agree_and_nobody_moves_without_a_cause_4() {
     members_agree_and_nobody_moves_without_a_cause(3);
 }
 
+/// Seeds beyond those of every run in whose stories something went wrong once.
+const FOUND: [u64; 8] = [1082, 1772, 21153, 21960, 32117, 32159, 34153, 36394];
+
+#[test]
+fn fleets_in_which_something_went_wrong_once_agree() {
+    for seed in FOUND {
+        if Story::new(seed).tell(None).wrong.is_some() {
+            fail(seed);
+        }
+    }
+}
+
 /// The member that began a lineage begins another where the store has lost everything that others wrote meanwhile.
 #[test]
 fn a_fleet_whose_store_is_lost_goes_on_under_another_name() {
@@ -105,7 +118,7 @@ fn first_that_finds(mutation: Mutation) -> u64 {
 
 #[test]
 fn deliberate_mistakes_are_found() {
-    for mutation in [Mutation::JoinsWithoutClients, Mutation::WritesUnconditionally, Mutation::VotesForOtherEpochs] {
+    for mutation in [Mutation::JoinsWithoutClients, Mutation::WritesUnconditionally] {
         println!("{mutation:?}: seed {}", first_that_finds(mutation));
     }
 }

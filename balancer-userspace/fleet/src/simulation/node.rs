@@ -45,6 +45,7 @@ pub(crate) struct Node {
     checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
     watched: HashSet<IpAddr>,
     ballot: Ballot,
+    pub(crate) stopped_from: Time,
     pub(crate) stopped_until: Time,
     pub(crate) alone: bool,
     /// When it last was alone or out of step.
@@ -95,6 +96,7 @@ impl Node {
             checks: HashMap::new(),
             watched: HashSet::new(),
             ballot: Ballot::default(),
+            stopped_from: 0,
             stopped_until: 0,
             alone: true,
             astray: now,
@@ -161,9 +163,12 @@ impl Node {
             Output::Follow { epoch, state, at, lines } => {
                 self.log.extend(lines.into_iter().map(|line| line.message));
                 let result = self.controller.follow(*state, self.as_of(at, now));
-                let result = result.map(|commands| self.carry_out(commands));
+                let result = result.map(|commands| {
+                    self.carry_out(commands);
+                    self.ballot = self.ballot_now();
+                    self.ballot.clone()
+                });
                 inputs.push(Input::Applied(epoch, result));
-                inputs.push(Input::Ballot(self.ballot_now()));
                 happened.push(Happened::Applied);
             }
             Output::Tell { document, .. } => {

@@ -46,6 +46,10 @@ pub(crate) struct Store {
     pub(crate) lease_time: Time,
     /// One request in so many gets no answer; 0: all do.
     pub(crate) loses_answers: u32,
+    /// The next transaction that puts this key gets no answer, and arrives so much later.
+    pub(crate) delays: Option<(&'static str, Time)>,
+    /// Transactions that somebody gave up, and that were made all the same when they arrived.
+    pub(crate) late_made: u64,
     pub(crate) slowest: Time,
     pub(crate) writes: u64,
     /// Answers to users' wishes that were ever given.
@@ -63,6 +67,8 @@ impl Store {
             down: false,
             lease_time: 5000,
             loses_answers: 0,
+            delays: None,
+            late_made: 0,
             slowest: 40,
             writes: 0,
             granted: BTreeSet::new(),
@@ -135,7 +141,7 @@ impl Store {
             due
         };
         for (_, lease, request) in late {
-            self.make(request, lease, now, rng);
+            self.late_made += u64::from(matches!(self.make(request, lease, now, rng), Answer::Made(_)));
         }
         while self.lines[member].up.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, request)) = self.lines[member].up.pop_front() else { break };
@@ -143,7 +149,10 @@ impl Store {
             let ticket = match &request {
                 Request::Transaction { ticket, .. } | Request::Read { ticket, .. } => *ticket,
             };
-            let answer = if self.loses_answers > 0 && rng.u32(..self.loses_answers) == 0 {
+            let answer = if let Some((_, time)) = self.delays.take_if(|(key, _)| puts(&request, key)) {
+                self.lines[member].late.push((now + time, lease, request));
+                Answer::Unknown("no answer".to_owned())
+            } else if self.loses_answers > 0 && rng.u32(..self.loses_answers) == 0 {
                 match rng.u8(..3) {
                     0 => {}
                     1 => {
@@ -325,6 +334,15 @@ impl Store {
 
 fn entry(key: &str, stored: &Stored) -> Entry {
     Entry { key: key.to_owned(), value: stored.value.clone(), created: stored.created, modified: stored.modified }
+}
+
+fn puts(request: &Request, key: &str) -> bool {
+    match request {
+        Request::Transaction { writes, .. } => {
+            writes.iter().any(|write| matches!(write, Write::Put { key: of, .. } if of == key))
+        }
+        Request::Read { .. } => false,
+    }
 }
 
 /// Some time from now, after what was sent before.

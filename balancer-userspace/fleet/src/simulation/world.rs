@@ -50,7 +50,7 @@ pub(crate) struct World {
     left: Vec<Option<Left>>,
     config: Config,
     places: HashMap<(ServiceId, u32), Place>,
-    dead: HashSet<IpAddr>,
+    pub(crate) dead: HashSet<IpAddr>,
     pub(crate) cut: HashSet<(usize, IpAddr)>,
     /// From when until when members last could not hear of anything.
     deaf: Vec<(Time, Time)>,
@@ -69,7 +69,7 @@ pub(crate) struct World {
     pub(crate) history: Vec<String>,
 }
 
-fn service(name: &str, at: &str, failback: Failback) -> ServiceConfig {
+pub(crate) fn service(name: &str, at: &str, failback: Failback) -> ServiceConfig {
     let backends: Vec<String> =
         (1..=4).map(|last| format!("b{last} 10.0.{}.{last}:80", u8::from(name == "api"))).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
@@ -97,9 +97,8 @@ impl World {
     }
 
     /// Three members, one service, and clients whose connections arrive at all members.
-    pub(crate) fn of_three(seed: u64, failback: Failback) -> Self {
-        let services = vec![service("web", "198.51.100.1:80", failback)];
-        Self::with(fastrand::Rng::with_seed(seed), 3, services, true, None)
+    pub(crate) fn of_three(seed: u64, service: ServiceConfig) -> Self {
+        Self::with(fastrand::Rng::with_seed(seed), 3, vec![service], true, None)
     }
 
     fn with(
@@ -306,11 +305,14 @@ impl World {
         let astray = node.astray + SPREADS > now || node.stopped_until + SPREADS > now;
         if keeps && !failback {
             self.skewed += 1;
+            let in_step_since = node.astray;
             let knows = |node: &&Node| {
                 node.index != index
                     && node.member.is_in_step()
                     && !node.alone
                     && node.astray + SPREADS <= now
+                    // One that stands still tells nobody who came meanwhile.
+                    && (node.stopped_until + SPREADS <= now || in_step_since < node.stopped_from)
                     && node.backend_of(service, client) == Some(place.backend)
             };
             let somebody = self.nodes.iter().flatten().any(|node| knows(&node))
@@ -362,6 +364,11 @@ impl World {
             6 => Change::SetAdmin { name, admin: Admin::Ready, timeout: None },
             _ => Change::SetWeight { name, weight: rng.u16(1..300) },
         };
+        self.ask(index, change);
+    }
+
+    /// A user wants this of a member.
+    pub(crate) fn ask(&mut self, index: usize, change: Change) {
         self.last_wish += 1;
         let id = self.last_wish;
         self.note(format!("wish {id} at lb{index}: {change:?}"));
@@ -441,6 +448,9 @@ impl World {
         self.cannot_tell(index);
         let until = self.now + time;
         if let Some(node) = &mut self.nodes[index] {
+            if node.stopped_until <= self.now {
+                node.stopped_from = self.now;
+            }
             node.stopped_until = until;
         }
     }
@@ -486,7 +496,7 @@ impl World {
     }
 
     /// F1: all members in step steer alike.
-    fn agree(&self) {
+    pub(crate) fn agree(&self) {
         let nodes: Vec<&Node> = self.nodes.iter().flatten().collect();
         let fail = |what: String| {
             let last: Vec<&String> = self.history.iter().rev().take(40).collect();

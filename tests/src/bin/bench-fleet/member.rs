@@ -217,10 +217,13 @@ impl Light {
             }
             Output::Follow { epoch, state, at, .. } => {
                 let clocks = Clocks { now: Instant::now(), wall: UNIX_EPOCH + at.0 };
-                let result = self.controller.follow(*state, clocks).map(|commands| self.carry_out(commands));
+                let result = self.controller.follow(*state, clocks).map(|commands| {
+                    self.carry_out(commands);
+                    let _ = self.look();
+                    self.ballot.clone()
+                });
                 self.report(Told::Applied(self.up()));
                 inputs.push(Input::Applied(epoch, result));
-                self.check_into(inputs);
             }
             Output::Tell { document, .. } => {
                 let entries = self.words.entries();
@@ -280,8 +283,14 @@ impl Light {
         inputs.into_iter().for_each(|input| self.handle(input));
     }
 
-    /// Its checks run once, and what it sees becomes its ballot.
     fn check_into(&mut self, inputs: &mut Vec<Input>) {
+        if self.look() {
+            inputs.push(Input::Ballot(self.ballot.clone()));
+        }
+    }
+
+    /// Its checks run once, and what it sees becomes its ballot: whether that is news.
+    fn look(&mut self) -> bool {
         let hops = self.watched.iter().map(|&address| Event::NextHop { address, next_hop: Ok(hop()) });
         let checks = self.checks.iter().map(|(&backend, &(check, address))| {
             let down = self.lost.contains(&address);
@@ -293,11 +302,12 @@ impl Light {
         self.carry_out(commands);
         let opinions = self.controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion));
         let ballot = Ballot::of(opinions);
-        if ballot != self.ballot {
-            self.ballot = ballot.clone();
-            inputs.push(Input::Ballot(ballot));
+        let news = ballot != self.ballot;
+        if news {
+            self.ballot = ballot;
             self.report(Told::Voted);
         }
+        news
     }
 
     /// Backends that are in the lookup table.
