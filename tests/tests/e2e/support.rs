@@ -19,10 +19,10 @@ use balancer_tests::{
     topology::{Family, Topology},
 };
 
-/// Waits until it is done. `what` is wrong where it takes too long.
+/// Waits until it is done. `what` is wrong where it takes too long: so long that fleets come about on a busy machine.
 #[track_caller]
 pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + 3 * PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(20));
