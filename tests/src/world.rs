@@ -506,6 +506,11 @@ impl World {
     pub fn dataplane(&self) -> &KernelDataplane {
         &self.dataplane
     }
+
+    /// The data path, for what a fleet's other members know.
+    pub fn dataplane_mut(&mut self) -> &mut KernelDataplane {
+        &mut self.dataplane
+    }
 }
 
 impl Counters {

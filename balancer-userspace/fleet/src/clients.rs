@@ -140,7 +140,8 @@ impl Sharing {
     }
 
     /// What the others are to be told of these entries in `epoch`. `at_once` says which clients (by entry) are told of
-    /// even if they were seen in one tick only.
+    /// even if they were seen in one tick only. Those that a process before has left at a backend which keeps nobody are
+    /// not told of: whoever meets them sends them on, as if they were new.
     pub fn collect(
         &mut self,
         table: &impl Table,
@@ -164,6 +165,9 @@ impl Sharing {
             }
             let told = Entry(shadow.told);
             let same = !told.is_empty() && told.tag() == entry.tag();
+            if !same && !facts.keeps && !self.begun {
+                continue;
+            }
             if same && told.backend() == entry.backend() && told.away() == entry.away() {
                 let since = entry.last_seen().wrapping_sub(told.last_seen()) & TICK_MASK;
                 let due = since >= (facts.remember / 4).max(1) && since <= TICK_MASK / 2;
@@ -293,7 +297,8 @@ impl Sharing {
         let shadow = self.shadows.get(at).copied().unwrap_or_default();
         let told = Entry(shadow.told);
         if told.is_empty() || told.tag() != entry.tag() {
-            (false, self.came_in(epoch, true))
+            // A place of before that holds nobody any more, and that others do not know, is none.
+            (false, if self.begun || keeps { self.came_in(epoch, true) } else { u32::MAX })
         } else if told.backend() != entry.backend() {
             (true, self.came_in(epoch, keeps))
         } else {
@@ -485,6 +490,21 @@ mod tests {
         sharing.doubt();
         assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
         assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
+    }
+
+    #[test]
+    fn a_place_from_before_that_holds_nobody_is_none() {
+        let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
+        let drained = |id| backends(id).map(|facts| Facts { keeps: id != 3, ..facts });
+        table.put(0, established(7, 3, 0));
+        table.put(1, established(8, 3, 0));
+        // Somebody who did not know the client has sent it on meanwhile.
+        let sent = sharing.import(&table, &record(7, 2, 5), &drained, 5, |_, _, _| {});
+        assert_eq!((sent, table.load(0).backend()), (Imported::Conflict, 2));
+        assert_eq!(sharing.collect(&table, 0..8, &drained, 5, |_| true), []);
+        sharing.has_told(5);
+        table.put(1, established(8, 4, 0));
+        assert_eq!(sharing.collect(&table, 0..8, &drained, 5, |_| true), [record(8, 4, 5)]);
     }
 
     #[test]

@@ -14,21 +14,21 @@ use balancer_tests::{
 };
 
 const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";
-const CLIENTS: u32 = 200;
+pub(super) const CLIENTS: u32 = 200;
 
 /// A world over IPv4 or IPv6 with its clients.
-struct Scene {
-    world: World,
+pub(super) struct Scene {
+    pub(super) world: World,
     v6: bool,
 }
 
 impl Scene {
-    fn new(v6: bool) -> Result<Self> {
+    pub(super) fn new(v6: bool) -> Result<Self> {
         let world = if v6 { World::v6(REMEMBER, 4, 65_536) } else { World::new(REMEMBER, 4, 65_536) }?;
         Ok(Self { world, v6 })
     }
 
-    fn client(&self, number: u32) -> IpAddr {
+    pub(super) fn client(&self, number: u32) -> IpAddr {
         // One client for each /64.
         if self.v6 {
             Ipv6Addr::new(0x2001, 0xdb8, 0xc, number as u16, 0, 0, 0, 7).into()
@@ -37,7 +37,7 @@ impl Scene {
         }
     }
 
-    fn segment(&self, number: u32, flags: u8) -> Frame {
+    pub(super) fn segment(&self, number: u32, flags: u8) -> Frame {
         let mut frame = if self.v6 {
             Frame::tcp("[2001:db8::1]:40000", VIP_V6, flags)
         } else {
@@ -61,15 +61,20 @@ impl Scene {
         Frame { payload: vec![3; 200], ..self.segment(number, flags) }.fragments(80, id)
     }
 
-    fn deliver(&mut self, frame: &Frame) -> Result<String> {
+    pub(super) fn deliver(&mut self, frame: &Frame) -> Result<String> {
         self.world.deliver(frame)?.context("dropped")
+    }
+
+    /// Opens a connection: where it goes.
+    pub(super) fn connect_one(&mut self, number: u32) -> Result<String> {
+        self.deliver(&self.segment(number, SYN))
     }
 
     /// Makes every client known; those of web2.
     fn connect(&mut self) -> Result<Vec<u32>> {
         let mut there = Vec::new();
         for number in 0..CLIENTS {
-            if self.deliver(&self.segment(number, SYN))? == "web2" {
+            if self.connect_one(number)? == "web2" {
                 there.push(number);
             }
         }

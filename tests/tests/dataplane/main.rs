@@ -7,5 +7,6 @@ mod memory;
 mod model;
 mod plan;
 mod samples;
+mod sharing;
 mod swaps;
 mod verifier;

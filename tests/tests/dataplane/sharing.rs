@@ -1,0 +1,242 @@
+//! Clients that one balancer tells another one of: real packets on both, the kernel's own client tables between them.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, bail};
+use balancer_common::{
+    client_table::BUCKET_ENTRIES,
+    verdict::{Decision, MoveCause},
+};
+use balancer_dataplane::{Forgotten, ImportedClients};
+use balancer_fleet::records::Record;
+use balancer_model::{names::BackendName, states::Admin};
+use balancer_tests::{
+    frame::{ACK, SYN},
+    world::client,
+};
+
+use super::known_clients::{CLIENTS, Scene};
+
+/// The last bytes of web2's address.
+const WEB2: [u8; 2] = [0, 12];
+const WEB2_V6: [u8; 2] = [0, 0x12];
+
+/// A balancer that shares its clients, and has told all that it knows.
+fn member(v6: bool) -> Result<Scene> {
+    let mut scene = Scene::new(v6)?;
+    scene.world.dataplane_mut().share_clients();
+    assert_eq!(tell(&mut scene, 1), []);
+    Ok(scene)
+}
+
+/// One whose table has nobody at web2, which keeps the clients that it knows. No slot is flagged for another client any
+/// more.
+fn member_without_web2(v6: bool) -> Result<Scene> {
+    let mut scene = member(v6)?;
+    scene.world.change_weight("web2", 0)?;
+    scene.world.pass(4)?;
+    Ok(scene)
+}
+
+fn named(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+fn tell(scene: &mut Scene, epoch: u32) -> Vec<Record> {
+    scene.world.dataplane_mut().tell_clients(epoch, &HashMap::new(), usize::MAX)
+}
+
+fn import(scene: &mut Scene, records: &[Record]) -> ImportedClients {
+    scene.world.dataplane_mut().import_clients(records, 2)
+}
+
+/// Where every client was sent, and what was told of it.
+fn known(scene: &mut Scene) -> Result<(Vec<String>, Vec<Record>)> {
+    let homes = (0..CLIENTS).map(|number| scene.connect_one(number)).collect::<Result<_>>()?;
+    let records = tell(scene, 2);
+    assert_eq!(records.len(), CLIENTS as usize);
+    Ok((homes, records))
+}
+
+/// A client at web2, and what is told of it.
+fn one_at_web2(scene: &mut Scene) -> Result<(u32, Record)> {
+    let number = (0..CLIENTS).find(|&number| scene.world.home(scene.client(number)).ok() == Some(WEB2));
+    let number = number.context("nobody is at web2")?;
+    assert_eq!(scene.connect_one(number)?, "web2");
+    let [record] = tell(scene, 2)[..] else { bail!("one client, one record") };
+    Ok((number, record))
+}
+
+fn kept_where_they_were(v6: bool) -> Result<()> {
+    let (mut first, mut second) = (member(v6)?, member_without_web2(v6)?);
+    let (homes, records) = known(&mut first)?;
+    let all = u64::from(CLIENTS);
+    assert_eq!(import(&mut second, &records), ImportedClients { new: all, ..ImportedClients::default() });
+    assert_eq!(import(&mut second, &records), ImportedClients { known: all, ..ImportedClients::default() });
+    assert_eq!(tell(&mut second, 3), [], "what was heard is not told again");
+    let before = second.world.counters()?;
+    for (number, home) in (0..).zip(&homes) {
+        assert_eq!(&second.deliver(&second.segment(number, ACK))?, home, "client {number}");
+        assert_eq!(&second.connect_one(number)?, home, "client {number}");
+        assert_ne!(second.world.home(second.client(number))?, if v6 { WEB2_V6 } else { WEB2 }, "the table's");
+    }
+    let after = second.world.counters()?;
+    assert_eq!(after.decided(Decision::Kept), before.decided(Decision::Kept) + all);
+    assert_eq!(after.decided(Decision::New), before.decided(Decision::New));
+    assert_eq!(after.moves, [0; MoveCause::COUNT]);
+    Ok(())
+}
+
+#[test]
+fn clients_of_one_balancer_are_kept_by_another_one_whose_table_says_otherwise() -> Result<()> {
+    kept_where_they_were(false)?;
+    kept_where_they_were(true)
+}
+
+#[test]
+fn a_dump_says_what_was_told() -> Result<()> {
+    let mut first = member(false)?;
+    let (_, mut told) = known(&mut first)?;
+    let mut dumped = first.world.dataplane().dump_clients(9);
+    told.sort_by_key(|record| (record.bucket, record.tag));
+    dumped.sort_by_key(|record| (record.bucket, record.tag));
+    assert_eq!(dumped, told);
+    Ok(())
+}
+
+#[test]
+fn a_client_of_a_backend_that_is_not_there_is_not_taken_over() -> Result<()> {
+    let (mut first, mut second) = (member(false)?, member(false)?);
+    first.world.add("web5", 5)?;
+    let (homes, records) = known(&mut first)?;
+    let strangers = homes.iter().filter(|home| *home == "web5").count() as u64;
+    assert!(strangers > 10, "{strangers} of {CLIENTS} at web5");
+    let imported = import(&mut second, &records);
+    let new = u64::from(CLIENTS) - strangers;
+    assert_eq!(imported, ImportedClients { new, strangers, ..ImportedClients::default() });
+    for number in 0..CLIENTS {
+        assert_ne!(second.connect_one(number)?, "web5");
+    }
+    let counters = second.world.counters()?;
+    assert_eq!((counters.decided(Decision::Kept), counters.decided(Decision::New)), (new, strangers));
+    Ok(())
+}
+
+#[test]
+fn a_client_whose_bucket_is_full_goes_where_the_table_says() -> Result<()> {
+    let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
+    let (number, record) = one_at_web2(&mut first)?;
+    let others: Vec<Record> =
+        (1..=BUCKET_ENTRIES as u32).map(|other| Record { tag: record.tag ^ other, ..record }).collect();
+    let imported = import(&mut second, &others);
+    assert_eq!(imported, ImportedClients { new: BUCKET_ENTRIES as u64, ..ImportedClients::default() });
+    assert_eq!(import(&mut second, &[record]), ImportedClients { full: 1, ..ImportedClients::default() });
+    assert_ne!(second.connect_one(number)?, "web2");
+    let there = second.world.dataplane().dump_clients(3);
+    assert!(others.iter().all(|other| there.contains(other)), "nobody was pushed out");
+    let outside = Record { bucket: second.world.buckets()?, ..record };
+    assert_eq!(import(&mut second, &[outside]), ImportedClients { outside: 1, ..ImportedClients::default() });
+    Ok(())
+}
+
+#[test]
+fn a_client_that_was_told_of_can_be_forgotten() -> Result<()> {
+    let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
+    let (number, record) = one_at_web2(&mut first)?;
+    assert_eq!(import(&mut second, &[record]).new, 1);
+    assert_eq!(second.connect_one(number)?, "web2");
+    assert_eq!(second.world.forget(client(number))?, Forgotten { clients: 1, moved: 1 });
+    assert_ne!(second.connect_one(number)?, "web2");
+    second.world.pass(3)?;
+    assert_eq!(second.world.shown("web2")?.1, 0);
+    Ok(())
+}
+
+#[test]
+fn ages_are_told_and_sweeps_forget_by_them() -> Result<()> {
+    // Remembered for a minute.
+    let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
+    let (homes, _) = known(&mut first)?;
+    let at_web2 = homes.iter().filter(|home| *home == "web2").count() as u64;
+    first.world.pass(40)?;
+    let records = first.world.dataplane().dump_clients(2);
+    assert!(records.iter().all(|record| (39..=41).contains(&record.age)), "{:?}", records.first());
+    assert_eq!(import(&mut second, &records).new, u64::from(CLIENTS));
+    second.world.pass(15)?;
+    assert_eq!(second.world.shown("web2")?.1, at_web2);
+    let (number, _) = (0..).zip(&homes).find(|(_, home)| *home == "web2").context("nobody is at web2")?;
+    assert_eq!(second.connect_one(number)?, "web2");
+    second.world.pass(8)?;
+    assert_eq!(second.world.shown("web2")?.1, 1, "who was seen here");
+    // What is told of it makes it no older.
+    assert_eq!(
+        import(&mut second, &records),
+        ImportedClients { known: 1, new: u64::from(CLIENTS) - 1, ..ImportedClients::default() }
+    );
+    second.world.pass(22)?;
+    assert_eq!(second.world.shown("web2")?.1, 1);
+    let expired: Vec<Record> = records.iter().map(|record| Record { age: 61, ..*record }).collect();
+    assert_eq!(import(&mut second, &expired).expired, u64::from(CLIENTS));
+    Ok(())
+}
+
+#[test]
+fn a_move_is_told_once_and_holds_against_what_was_told_before() -> Result<()> {
+    let (mut first, mut second) = (member(false)?, member(false)?);
+    let (number, record) = one_at_web2(&mut first)?;
+    assert_eq!(import(&mut second, &[record]).new, 1);
+    second.world.admin("web2", Admin::Maint, None)?;
+    let moved_to = second.connect_one(number)?;
+    assert_ne!(moved_to, "web2");
+    assert_eq!(import(&mut second, &[record]), ImportedClients { stale: 1, ..ImportedClients::default() });
+    assert_eq!(second.connect_one(number)?, moved_to);
+
+    let told = tell(&mut second, 3);
+    let wanted = Record {
+        backend: second.world.controller().backend(&named(&moved_to))?.id().0,
+        moved: true,
+        epoch: 3,
+        ..record
+    };
+    assert_eq!(told, [Record { away: told[0].away, ..wanted }]);
+    assert_eq!(tell(&mut second, 3), []);
+    // There, nothing has happened to web2.
+    assert_eq!(import(&mut first, &told), ImportedClients { moved: 1, ..ImportedClients::default() });
+    assert_eq!(first.connect_one(number)?, moved_to);
+    assert_eq!(tell(&mut first, 3), []);
+    assert_eq!(first.world.counters()?.moves, [0; MoveCause::COUNT], "it was counted where it happened");
+    assert_eq!(second.world.counters()?.moved(MoveCause::Maint), 1);
+    Ok(())
+}
+
+#[test]
+fn what_others_may_have_forgotten_is_told_again_unless_they_tell_it() -> Result<()> {
+    let (mut first, mut second) = (member(false)?, member(false)?);
+    let (_, records) = known(&mut first)?;
+    import(&mut second, &records);
+    second.world.dataplane_mut().doubt_clients();
+    assert_eq!(tell(&mut second, 3), [], "not before it is known what others know");
+    let (half, rest) = records.split_at(records.len() / 2);
+    import(&mut second, half);
+    second.world.dataplane_mut().confirm_clients();
+    let mut told = tell(&mut second, 3);
+    let mut rest = rest.to_vec();
+    told.sort_by_key(|record| (record.bucket, record.tag));
+    rest.sort_by_key(|record| (record.bucket, record.tag));
+    assert_eq!(told, rest);
+    assert_eq!(tell(&mut second, 3), []);
+    Ok(())
+}
+
+#[test]
+fn newcomers_are_told_of_as_far_as_there_is_room_or_where_slots_change() -> Result<()> {
+    let mut first = member(false)?;
+    (0..CLIENTS).try_for_each(|number| first.deliver(&first.segment(number, SYN)).map(drop))?;
+    let none = HashMap::new();
+    assert_eq!(first.world.dataplane_mut().tell_clients(2, &none, 7).len(), 7);
+    assert_eq!(first.world.dataplane_mut().tell_clients(2, &none, 0), []);
+    let service = first.world.controller().services()[0].id();
+    let all = HashMap::from([(service, vec![true; 1])]);
+    assert_eq!(first.world.dataplane_mut().tell_clients(2, &all, 0).len(), CLIENTS as usize - 7);
+    Ok(())
+}
