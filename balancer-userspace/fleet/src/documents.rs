@@ -8,8 +8,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::engine::LONGEST_VALUE;
 
-/// The most that is read, in bytes of JSON.
-const LARGEST: u64 = 256 << 20;
+/// The most that is read, in bytes of JSON: several times the state of as many backends as there can be.
+const LARGEST: u64 = 64 << 20;
 
 /// A state as it is stored.
 ///
