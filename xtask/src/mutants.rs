@@ -119,8 +119,11 @@ impl Copy {
         ensure!(output.status.success(), "`git ls-files` failed: this needs a checkout");
         for file in output.stdout.split(|&byte| byte == 0).filter(|file| !file.is_empty()) {
             let file = Path::new(std::str::from_utf8(file)?);
-            let Ok(bytes) = fs::read(root().join(file)) else { continue };
-            store(&tree.join(file), &bytes)?;
+            let (path, copy) = (root().join(file), tree.join(file));
+            let Ok(bytes) = fs::read(&path) else { continue };
+            store(&copy, &bytes)?;
+            // The build runs scripts.
+            fs::set_permissions(&copy, fs::metadata(&path)?.permissions())?;
         }
         Ok(Self { tree, target })
     }
