@@ -21,4 +21,5 @@ pub mod site;
 pub mod stop;
 pub mod transfer;
 pub mod users;
+pub mod variable;
 pub mod world;

@@ -547,12 +547,15 @@ fn text(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> Str
     text
 }
 
-fn named(backend: &str) -> BackendName {
+/// A backend of the service `web`.
+#[must_use]
+pub fn named(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
 /// The last bytes of an address, which are those of its MAC.
-fn last(address: IpAddr) -> [u8; 2] {
+#[must_use]
+pub fn last(address: IpAddr) -> [u8; 2] {
     match address {
         IpAddr::V4(address) => [address.octets()[2], address.octets()[3]],
         IpAddr::V6(address) => [address.octets()[14], address.octets()[15]],

@@ -35,6 +35,13 @@ pub(crate) fn cargo() -> Command {
     program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// The cargo of a toolchain that rustup knows.
+pub(crate) fn cargo_of(toolchain: &str) -> Command {
+    let mut command = program("rustup");
+    command.args(["run", toolchain, "cargo"]);
+    command
+}
+
 /// A program, to be run in the root directory and without input.
 pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);

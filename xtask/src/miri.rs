@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    command::{program, run},
+    command::{cargo_of, program, run},
     setup::nightly,
 };
 
@@ -12,20 +12,8 @@ use crate::{
 pub(crate) fn miri() -> Result<()> {
     let nightly = nightly()?;
     run(program("rustup").args(["component", "add", "--toolchain", &nightly, "miri"]))?;
-    let mut command = program("rustup");
-    command.args([
-        "run",
-        &nightly,
-        "cargo",
-        "miri",
-        "test",
-        "--locked",
-        "--lib",
-        "-p",
-        "balancer-common",
-        "-p",
-        "balancer-ebpf",
-    ]);
+    let mut command = cargo_of(&nightly);
+    command.args(["miri", "test", "--locked", "--lib", "-p", "balancer-common", "-p", "balancer-ebpf"]);
     // Frames lie where numbers say, as the kernel gives them; random cases are few, as each takes a hundred times as long.
     command.env("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-permissive-provenance").env("PROPTEST_CASES", "16");
     run(command.env("PROPTEST_FAILURE_PERSISTENCE", "off"))

@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    env,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
@@ -24,15 +23,13 @@ use balancer_core::{
     keys,
 };
 use balancer_dataplane::Dataplane as _;
-use balancer_model::{
-    names::BackendName,
-    states::{Admin, BackendState},
-};
+use balancer_model::states::{Admin, BackendState};
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
     prog_run,
     stop::StopOnDrop,
-    world::{KEY, World, client},
+    variable,
+    world::{KEY, World, client, last, named},
 };
 use fastrand::Rng;
 use nix::{
@@ -50,10 +47,6 @@ const XDP_TX: u32 = 3;
 
 /// The last bytes of a backend's MAC, which are those of its address.
 type Mac = [u8; 2];
-
-fn named(backend: &str) -> BackendName {
-    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
-}
 
 fn settings(remember: &str) -> String {
     format!("remember = \"{remember}\"\ntable_size = 251\ndrain = {{ timeout = \"20s\" }}")
@@ -164,7 +157,7 @@ impl Contest {
 
     fn reign(&self, begun: Instant) -> Reign {
         let backends = self.world.controller().services().iter().flat_map(|service| service.backends());
-        let serving = backends.filter(|backend| serves(backend.state())).map(|backend| mac(backend.address()));
+        let serving = backends.filter(|backend| serves(backend.state())).map(|backend| last(backend.address().ip()));
         Reign { begun, gone: None, serving: serving.collect() }
     }
 
@@ -197,7 +190,7 @@ impl Contest {
                 world.forget(client(number))?;
             }
             16 => {
-                let of = mac(world.controller().backend(&named(&name))?.address());
+                let of = last(world.controller().backend(&named(&name))?.address().ip());
                 self.staying.retain(|_, at| *at != of);
                 world.forget_all(&name)?;
             }
@@ -285,7 +278,7 @@ impl Contest {
         let backends = self.world.controller().services().iter().flat_map(|service| service.backends());
         let serving: HashMap<u16, Mac> = backends
             .filter(|backend| serves(backend.state()))
-            .map(|backend| (backend.id().0, mac(backend.address())))
+            .map(|backend| (backend.id().0, last(backend.address().ip())))
             .collect();
         let key = keys::client_key(KEY, "web").begun();
         let place = |number: u32| {
@@ -313,21 +306,10 @@ const fn serves(state: BackendState) -> bool {
     matches!(state, BackendState::Up | BackendState::Checking | BackendState::Draining | BackendState::DrainingHealth)
 }
 
-const fn mac(address: SocketAddr) -> Mac {
-    match address {
-        SocketAddr::V4(address) => [address.ip().octets()[2], address.ip().octets()[3]],
-        SocketAddr::V6(address) => [address.ip().octets()[14], address.ip().octets()[15]],
-    }
-}
-
-fn variable(name: &str, default: u64) -> Result<u64> {
-    env::var(name).map_or(Ok(default), |text| text.parse().with_context(|| format!("{name}={text}: give a number")))
-}
-
 #[test]
 fn cpus_and_the_controller_agree_whenever_all_is_at_rest() -> Result<()> {
-    let seconds = variable("CONTENTION_SECONDS", 10)?;
-    let seed = variable("CONTENTION_SEED", fastrand::u64(..))?;
+    let seconds = variable::number("CONTENTION_SECONDS")?.unwrap_or(10);
+    let seed = variable::number("CONTENTION_SEED")?.unwrap_or_else(|| fastrand::u64(..));
     println!("CONTENTION_SEED={seed}");
     let mut contest = Contest::new(seed)?;
     let allowed = sched_getaffinity(Pid::from_raw(0))?;

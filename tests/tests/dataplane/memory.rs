@@ -14,10 +14,10 @@ use balancer_common::{
 };
 use balancer_core::io::{Change, CheckOutcome};
 use balancer_dataplane::{Dataplane as _, Forgotten};
-use balancer_model::{names::BackendName, states::Admin};
+use balancer_model::states::Admin;
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
-    world::{VIP, World, client},
+    world::{VIP, World, client, named},
 };
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -29,10 +29,6 @@ const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";
 
 fn refused() -> CheckOutcome {
     CheckOutcome::Hard("connect: refused".to_owned())
-}
-
-fn named(backend: &str) -> BackendName {
-    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
 /// Connects every client once; where each went.

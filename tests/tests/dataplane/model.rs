@@ -3,9 +3,7 @@
 //!
 //! `BALANCER_MODEL_SEED` chooses other packets, `BALANCER_MODEL_PACKETS` more or fewer of them.
 
-#![expect(clippy::panic, reason = "the helpers of tests fail like tests")]
-
-use std::{collections::BTreeMap, env, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
 use balancer_common::{
     map_types::Forwarding,
@@ -16,6 +14,7 @@ use balancer_tests::{
     contest::{Kernel, hex, play, shrink},
     generate::{self, Scene, Step},
     model::Counters,
+    variable,
 };
 
 const SEED: u64 = 0x0062_616c_616e_6365;
@@ -27,16 +26,12 @@ const ENOUGH: usize = 200_000;
 /// Steps between two looks at the counters.
 const LOOK: usize = 64;
 
-fn setting(name: &str) -> Option<u64> {
-    let text = env::var(name).ok()?;
-    let number = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
-    Some(number.unwrap_or_else(|error| panic!("{name}={text}: {error}")))
-}
-
 #[test]
 fn kernel_and_model_agree() {
-    let seed = setting("BALANCER_MODEL_SEED").unwrap_or(SEED);
-    let packets = setting("BALANCER_MODEL_PACKETS").map_or(PACKETS, |packets| packets as usize);
+    let seed = variable::number("BALANCER_MODEL_SEED").expect("a seed").unwrap_or(SEED);
+    let packets = variable::number("BALANCER_MODEL_PACKETS")
+        .expect("how many packets")
+        .map_or(PACKETS, |packets| packets as usize);
     // A thread of its own: it moves into another namespace.
     let report = std::thread::spawn(move || contest(seed, packets)).join().expect("the thread of the contest panicked");
     if let Some(report) = report.expect("the contest could not be held") {

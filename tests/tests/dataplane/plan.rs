@@ -11,17 +11,13 @@ use balancer_core::{
     plan::{PlannedMove, PlannedService},
 };
 use balancer_dataplane::Dataplane as _;
-use balancer_model::{names::BackendName, states::Admin};
+use balancer_model::states::Admin;
 use balancer_tests::{
     frame::SYN,
-    world::{World, client},
+    world::{World, client, named},
 };
 
 const CLIENTS: u32 = 5_000;
-
-fn named(backend: &str) -> BackendName {
-    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
-}
 
 fn admin(backend: &str, admin: Admin) -> Change {
     Change::SetAdmin { name: named(backend), admin, timeout: None }

@@ -9,10 +9,10 @@ use balancer_common::{
 };
 use balancer_dataplane::{Forgotten, ImportedClients};
 use balancer_fleet::records::Record;
-use balancer_model::{names::BackendName, states::Admin};
+use balancer_model::states::Admin;
 use balancer_tests::{
     frame::{ACK, SYN},
-    world::client,
+    world::{client, named},
 };
 
 use super::known_clients::{CLIENTS, Scene};
@@ -36,10 +36,6 @@ fn member_without_web2(v6: bool) -> Result<Scene> {
     scene.world.change_weight("web2", 0)?;
     scene.world.pass(4)?;
     Ok(scene)
-}
-
-fn named(backend: &str) -> BackendName {
-    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
 fn tell(scene: &mut Scene, epoch: u32) -> Vec<Record> {

@@ -13,12 +13,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use balancer_core::io::Change;
 use balancer_dataplane::Dataplane as _;
-use balancer_model::{names::BackendName, states::Admin};
+use balancer_model::states::Admin;
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
     prog_run,
     stop::StopOnDrop,
-    world::{World, client},
+    world::{World, client, named},
 };
 
 const SWAPS: usize = 1000;
@@ -76,7 +76,6 @@ fn homes(world: &World) -> Result<Vec<Mac>> {
 
 #[test]
 fn no_packet_goes_where_no_table_says() -> Result<()> {
-    let named = |backend: &str| BackendName { service: "web".to_owned(), backend: backend.to_owned() };
     let admin = |backend, admin| Change::SetAdmin { name: named(backend), admin, timeout: None };
     let weight = |backend, weight| Change::SetWeight { name: named(backend), weight };
     let changes = [

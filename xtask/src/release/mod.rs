@@ -11,7 +11,6 @@ mod sbom;
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,7 +18,7 @@ use clap::ValueEnum;
 
 use self::{musl::Toolchain, sbom::Library};
 use crate::{
-    command::{output, program, root, run},
+    command::{cargo_of, output, program, root, run},
     package::{accompany, deb},
     setup::{Purpose, cross_compiler, nightly, setup},
 };
@@ -146,10 +145,4 @@ fn build(arch: Arch, compiler: &str, wrapper: &Path, time: &str) -> Result<PathB
     println!("Building for {target}");
     run(&mut command)?;
     Ok(root().join("target").join(target).join("release/balancer"))
-}
-
-fn cargo_of(compiler: &str) -> Command {
-    let mut command = program("rustup");
-    command.args(["run", compiler, "cargo"]);
-    command
 }

@@ -2,11 +2,11 @@
 
 use std::{mem, time::Instant};
 
-use balancer_core::state::Clocks;
+use balancer_core::state::{Clocks, Moment, SavedState};
 
 use super::{Batch, Clients, Member, Output, lead::Leading};
 use crate::{
-    cards::{self, Ballot, Common, Dump, Epoch, FORMAT, Member as Card},
+    cards::{self, Ballot, Common, Dump, Epoch, FORMAT, Line, Member as Card},
     engine::{Answer, Condition, Entry, News, Write},
     keys, records,
     session::{Purpose, Session},
@@ -244,9 +244,7 @@ impl Member {
             Some(Err(why)) => self.cannot_apply(epoch, why, outputs),
             Some(Ok(state)) => {
                 let lines = card.lines.clone();
-                self.applying = Some(epoch);
-                self.incoming = Some((epoch, state.clone(), at));
-                outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines });
+                self.follow((epoch, state, at), lines, outputs);
             }
         }
     }
@@ -471,10 +469,14 @@ impl Member {
 
     /// What it has decided for itself while it was alone is forgotten.
     fn follow_again(&mut self, outputs: &mut Vec<Output>) {
-        let (Some((epoch, state, at)), None) = (self.applied.clone(), self.applying) else { return };
+        let (Some(applied), None) = (self.applied.clone(), self.applying) else { return };
+        self.follow(applied, Vec::new(), outputs);
+    }
+
+    fn follow(&mut self, (epoch, state, at): (Epoch, SavedState, Moment), lines: Vec<Line>, outputs: &mut Vec<Output>) {
         self.applying = Some(epoch);
         self.incoming = Some((epoch, state.clone(), at));
-        outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines: Vec::new() });
+        outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines });
     }
 
     fn write_card(&mut self, outputs: &mut Vec<Output>) {
