@@ -190,6 +190,11 @@ impl ClientTable {
         self.buckets.words()
     }
 
+    /// The service of each backend, by its id.
+    pub(super) fn services(&self) -> impl Iterator<Item = Option<ServiceId>> {
+        self.services.iter().copied()
+    }
+
     /// The service of a backend.
     pub(super) fn service_of(&self, backend: u16) -> Option<ServiceId> {
         self.services.get(usize::from(backend)).copied().flatten()

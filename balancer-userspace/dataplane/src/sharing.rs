@@ -8,7 +8,7 @@ use std::{
 use balancer_common::{client::slot, client_table::Entry};
 use balancer_core::io::ServiceId;
 use balancer_fleet::{
-    clients::{Facts, Imported, Sharing, Table},
+    clients::{self as fleet, Facts, Imported, Sharing, Table},
     records::Record,
 };
 
@@ -83,11 +83,25 @@ impl Table for Words<'_> {
     }
 }
 
-fn facts(clients: &ClientTable, memories: &HashMap<ServiceId, Memory>, backends: &Backends, id: u16) -> Option<Facts> {
-    let service = clients.service_of(id)?;
-    let memory = memories.get(&service)?;
-    let clock = memory.clock?;
-    Some(Facts { service: service.0, tick: memory.tick, remember: clock.remember, keeps: backends.keeps_known(id) })
+/// What holds for each backend's clients, by its id.
+struct AllFacts(Vec<Option<Facts>>);
+
+impl AllFacts {
+    fn of(clients: &ClientTable, memories: &HashMap<ServiceId, Memory>, backends: &Backends) -> Self {
+        let facts = |(id, service): (u16, Option<ServiceId>)| {
+            let service = service?;
+            let memory = memories.get(&service)?;
+            let remember = memory.clock?.remember;
+            Some(Facts { service: service.0, tick: memory.tick, remember, keeps: backends.keeps_known(id) })
+        };
+        Self((0..).zip(clients.services()).map(facts).collect())
+    }
+}
+
+impl fleet::Backends for AllFacts {
+    fn facts(&self, id: u16) -> Option<Facts> {
+        self.0.get(usize::from(id)).copied().flatten()
+    }
 }
 
 impl KernelDataplane {
@@ -114,9 +128,8 @@ impl KernelDataplane {
             newcomers = newcomers.saturating_sub(1);
             may
         };
-        let words = Words(clients.words());
-        let records =
-            sharing.collect(&words, 0..words.entries(), &|id| facts(clients, memories, backends, id), epoch, at_once);
+        let facts = AllFacts::of(clients, memories, backends);
+        let records = sharing.collect(&Words(clients.words()), &facts, epoch, at_once);
         sharing.has_told(epoch);
         records
     }
@@ -125,8 +138,7 @@ impl KernelDataplane {
     #[must_use]
     pub fn dump_clients(&self, epoch: u32) -> Vec<Record> {
         let Self { clients, memories, backends, sharing: Some(sharing), .. } = self else { return Vec::new() };
-        let words = Words(clients.words());
-        sharing.dump(&words, 0..words.entries(), &|id| facts(clients, memories, backends, id), epoch)
+        sharing.dump(&Words(clients.words()), &AllFacts::of(clients, memories, backends), epoch)
     }
 
     /// Others may have forgotten what they were told.
@@ -143,12 +155,13 @@ impl KernelDataplane {
     pub fn import_clients(&mut self, records: &[Record], epoch: u32) -> ImportedClients {
         let mut sum = ImportedClients::default();
         let Self { clients, memories, backends, tables, sharing: Some(sharing), .. } = self else { return sum };
+        let facts = AllFacts::of(clients, memories, backends);
         let mut elsewhere = Vec::new();
         for record in records {
             let imported = sharing.import(
                 &Words(clients.words()),
                 record,
-                &|id| facts(clients, memories, backends, id),
+                &facts,
                 epoch,
                 // Before packets can meet the entry: only those of flagged slots look for one.
                 |service, tag, backend| {

@@ -5,10 +5,11 @@
 //! that it is remembered has passed since it was last told. Whether a newcomer that was seen in one tick only is told of
 //! is up to the caller: a flood of sources that nobody will see again must not become everybody's.
 
-use std::ops::Range;
+mod shadows;
 
 use balancer_common::client_table::{BUCKET_ENTRIES, Entries, Entry, TICK_MASK, find, victim};
 
+use self::shadows::{Shadow, Shadows};
 use crate::records::Record;
 
 /// A client table that packets change meanwhile.
@@ -69,24 +70,10 @@ pub enum Imported {
     Outside,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Shadow {
-    /// The entry as others know it; 0: they do not.
-    told: u64,
-    /// The epoch in which its client came there.
-    epoch: u32,
-    /// See [`Record::moved`].
-    moved: bool,
-    /// Whether others may not know it any more.
-    doubtful: bool,
-    /// Whether it is to be told again as it is.
-    unheard: bool,
-}
-
 /// What others know of a client table. See the [module](self).
 #[derive(Debug)]
 pub struct Sharing {
-    shadows: Vec<Shadow>,
+    shadows: Shadows,
     /// Whether everything has been told once: until then, nobody knows since when an entry is what it is.
     begun: bool,
     /// The epoch in which everything was told last.
@@ -95,6 +82,12 @@ pub struct Sharing {
 
 /// One bucket of a table, as it was read once.
 struct Bucket([Entry; BUCKET_ENTRIES]);
+
+impl Bucket {
+    fn of(table: &impl Table, bucket: usize) -> Self {
+        Self(std::array::from_fn(|at| table.load(bucket * BUCKET_ENTRIES + at)))
+    }
+}
 
 impl Entries for Bucket {
     fn load(&self, index: usize) -> Entry {
@@ -108,7 +101,7 @@ impl Sharing {
     /// Nobody has been told anything of a table of so many entries.
     #[must_use]
     pub fn new(entries: usize) -> Self {
-        Self { shadows: vec![Shadow::default(); entries], begun: false, told_in: 0 }
+        Self { shadows: Shadows::new(entries / BUCKET_ENTRIES), begun: false, told_in: 0 }
     }
 
     /// Everything has been told, in this epoch.
@@ -118,90 +111,88 @@ impl Sharing {
 
     /// A backend's number is free: nobody has been told of whoever comes to be known under it.
     pub fn forget_backend(&mut self, id: u16) {
-        for shadow in self.shadows.iter_mut().filter(|shadow| Entry(shadow.told).backend() == id) {
-            *shadow = Shadow::default();
-        }
+        self.shadows.forget_backend(id);
     }
 
     /// Others may have forgotten what they were told: what nobody tells before the next [`confirm`](Self::confirm) is
     /// told again.
     pub fn doubt(&mut self) {
-        for shadow in self.shadows.iter_mut().filter(|shadow| shadow.told != 0) {
-            shadow.doubtful = true;
-        }
+        self.shadows.doubt();
     }
 
     /// Somebody has told everything that the others know.
     pub fn confirm(&mut self) {
-        for shadow in self.shadows.iter_mut().filter(|shadow| shadow.doubtful) {
-            shadow.doubtful = false;
-            shadow.unheard = true;
-        }
+        self.shadows.confirm();
     }
 
-    /// What the others are to be told of these entries in `epoch`. `at_once` says which clients (by entry) are told of
-    /// even if they were seen in one tick only. Those that a process before has left at a backend which keeps nobody are
-    /// not told of: whoever meets them sends them on, as if they were new.
+    /// What the others are to be told in `epoch`. `at_once` says which clients (by entry) are told of even if they were
+    /// seen in one tick only. Those that a process before has left at a backend which keeps nobody are not told of: whoever
+    /// meets them sends them on, as if they were new.
     pub fn collect(
         &mut self,
         table: &impl Table,
-        range: Range<usize>,
         backends: &impl Backends,
         epoch: u32,
         mut at_once: impl FnMut(Entry) -> bool,
     ) -> Vec<Record> {
-        let (new_in, gone_from) = (self.came_in(epoch, true), self.came_in(epoch, false));
         let mut records = Vec::new();
-        for index in range {
-            let entry = table.load(index);
-            let Some(shadow) = self.shadows.get_mut(index) else { break };
-            if entry.is_empty() {
+        for bucket in 0..table.entries() / BUCKET_ENTRIES {
+            let Bucket(entries) = Bucket::of(table, bucket);
+            if self.shadows.agree(bucket, &entries) {
                 continue;
             }
-            let Some(facts) = backends.facts(entry.backend()) else { continue };
-            let age = entry.age(facts.tick);
-            if age > facts.remember {
-                continue;
+            for (at, entry) in entries.into_iter().enumerate() {
+                let index = bucket * BUCKET_ENTRIES + at;
+                records.extend(self.news_of(index, entry, backends, epoch, &mut at_once));
             }
-            let told = Entry(shadow.told);
-            let same = !told.is_empty() && told.tag() == entry.tag();
-            if !same && !facts.keeps && !self.begun {
-                continue;
-            }
-            if same && told.backend() == entry.backend() && told.away() == entry.away() {
-                let since = entry.last_seen().wrapping_sub(told.last_seen()) & TICK_MASK;
-                let due = since >= (facts.remember / 4).max(1) && since <= TICK_MASK / 2;
-                if !due && !shadow.unheard {
-                    continue;
-                }
-            } else if same || entry.established() || at_once(entry) {
-                shadow.moved = same && told.backend() != entry.backend();
-                shadow.epoch = if shadow.moved && !facts.keeps { gone_from } else { new_in };
-            } else {
-                continue;
-            }
-            (shadow.told, shadow.doubtful, shadow.unheard) = (entry.0, false, false);
-            records.push(Record {
-                bucket: (index / BUCKET_ENTRIES) as u32,
-                tag: entry.tag(),
-                backend: entry.backend(),
-                away: entry.away(),
-                moved: shadow.moved,
-                age,
-                epoch: shadow.epoch,
-            });
         }
         records
     }
 
-    /// Everything that is known in these entries, for somebody who knows nothing.
+    /// What the others are to be told of one entry, if that is news to them; they have been told then.
+    fn news_of(
+        &mut self,
+        index: usize,
+        entry: Entry,
+        backends: &impl Backends,
+        epoch: u32,
+        at_once: impl FnOnce(Entry) -> bool,
+    ) -> Option<Record> {
+        let facts = backends.facts(entry.backend()).filter(|_| !entry.is_empty())?;
+        let age = entry.age(facts.tick);
+        let shadow = self.shadows.get(index);
+        let told = Entry(shadow.told);
+        let same = !told.is_empty() && told.tag() == entry.tag();
+        if age > facts.remember || !same && !facts.keeps && !self.begun {
+            return None;
+        }
+        let (moved, epoch) = if same && told.backend() == entry.backend() && told.away() == entry.away() {
+            let since = entry.last_seen().wrapping_sub(told.last_seen()) & TICK_MASK;
+            let due = since >= (facts.remember / 4).max(1) && since <= TICK_MASK / 2;
+            if !due && !shadow.unheard {
+                return None;
+            }
+            (shadow.moved, shadow.epoch)
+        } else if same || entry.established() || at_once(entry) {
+            let moved = same && told.backend() != entry.backend();
+            (moved, self.came_in(epoch, !moved || facts.keeps))
+        } else {
+            return None;
+        };
+        self.shadows.set(index, Shadow { told: entry.0, epoch, moved, ..Shadow::default() });
+        let bucket = (index / BUCKET_ENTRIES) as u32;
+        let (tag, backend, away) = (entry.tag(), entry.backend(), entry.away());
+        Some(Record { bucket, tag, backend, away, moved, age, epoch })
+    }
+
+    /// Everything that is known, for somebody who knows nothing.
     #[must_use]
-    pub fn dump(&self, table: &impl Table, range: Range<usize>, backends: &impl Backends, epoch: u32) -> Vec<Record> {
+    pub fn dump(&self, table: &impl Table, backends: &impl Backends, epoch: u32) -> Vec<Record> {
         let known = |index: usize| {
             let entry = table.load(index);
             let facts = backends.facts(entry.backend()).filter(|_| !entry.is_empty())?;
             let age = entry.age(facts.tick);
-            let shadow = self.shadows.get(index).copied().unwrap_or_default();
+            let shadow = self.shadows.get(index);
             let told = Entry(shadow.told);
             let is_told = told.tag() == entry.tag() && told.backend() == entry.backend();
             let (epoch, moved) = if is_told { (shadow.epoch, shadow.moved) } else { (epoch, false) };
@@ -209,7 +200,7 @@ impl Sharing {
             let (tag, backend, away) = (entry.tag(), entry.backend(), entry.away());
             (age <= facts.remember).then_some(Record { bucket, tag, backend, away, moved, age, epoch })
         };
-        range.filter_map(known).collect()
+        (0..table.entries()).filter_map(known).collect()
     }
 
     /// Takes over what another member says, in `epoch`. `flag` is called with the service, the tag and the backend before an entry
@@ -230,7 +221,7 @@ impl Sharing {
         if record.age > facts.remember {
             return Imported::Expired;
         }
-        let bucket = Bucket(std::array::from_fn(|at| table.load(first + at)));
+        let bucket = Bucket::of(table, record.bucket as usize);
         let new = Entry::heard_of(record.tag, record.backend, record.away, record.age, facts.tick);
         let Some((at, old)) = find(&bucket, record.tag) else {
             let ours = |id| backends.facts(id).is_some_and(|other| other.service == facts.service);
@@ -254,10 +245,8 @@ impl Sharing {
             let unheard = holds && !self.is_heard(at, old);
             let age = record.age.min(old.age(facts.tick));
             let entry = Entry::heard_of(record.tag, record.backend, away, age, facts.tick);
-            if table.exchange(at, old, entry)
-                && let Some(shadow) = self.shadows.get_mut(at)
-            {
-                *shadow = Shadow { told: entry.0, epoch: since, moved, unheard, ..Shadow::default() };
+            if table.exchange(at, old, entry) {
+                self.shadows.set(at, Shadow { told: entry.0, epoch: since, moved, unheard, ..Shadow::default() });
             }
             return Imported::Known;
         }
@@ -271,9 +260,7 @@ impl Sharing {
         let own = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
         if is_known && !wins((record.moved, record.epoch, record.backend), (own.0, own.1, old.backend())) {
             // Whoever tells this does not know better: it is told once more.
-            if let Some(shadow) = self.shadows.get_mut(at) {
-                shadow.unheard = true;
-            }
+            self.shadows.mark_unheard(at);
             return Imported::Stale;
         }
         let outcome = if is_known && !record.moved { Imported::Conflict } else { Imported::Moved };
@@ -294,7 +281,7 @@ impl Sharing {
     /// Whether the client of an entry has moved to its backend, and in which epoch it came there: in this one, if nobody
     /// was told yet.
     fn placed(&self, at: usize, entry: Entry, keeps: bool, epoch: u32) -> (bool, u32) {
-        let shadow = self.shadows.get(at).copied().unwrap_or_default();
+        let shadow = self.shadows.get(at);
         let told = Entry(shadow.told);
         if told.is_empty() || told.tag() != entry.tag() {
             // A place of before that holds nobody any more, and that others do not know, is none.
@@ -308,7 +295,7 @@ impl Sharing {
 
     /// Whether others know the place of an entry's client, and since when it is there.
     fn is_heard(&self, at: usize, entry: Entry) -> bool {
-        let shadow = self.shadows.get(at).copied().unwrap_or_default();
+        let shadow = self.shadows.get(at);
         let told = Entry(shadow.told);
         let place = |entry: Entry| (entry.tag(), entry.backend(), entry.away());
         let is_told = !told.is_empty() && place(told) == place(entry);
@@ -328,9 +315,7 @@ impl Sharing {
             // A packet was faster; what it has written is told with the next look.
             return Imported::Stale;
         }
-        if let Some(shadow) = self.shadows.get_mut(at) {
-            *shadow = Shadow { told: new.0, epoch: record.epoch, moved: record.moved, ..Shadow::default() };
-        }
+        self.shadows.set(at, Shadow { told: new.0, epoch: record.epoch, moved: record.moved, ..Shadow::default() });
         outcome
     }
 }
@@ -395,7 +380,7 @@ mod tests {
     }
 
     fn all(sharing: &mut Sharing, table: &Cells, epoch: u32) -> Vec<Record> {
-        sharing.collect(table, 0..table.entries(), &backends, epoch, |_| false)
+        sharing.collect(table, &backends, epoch, |_| false)
     }
 
     fn record(tag: u32, backend: u16, epoch: u32) -> Record {
@@ -424,8 +409,8 @@ mod tests {
         sharing.has_told(0);
         table.put(0, Entry::new(7, 3, NOW));
         assert_eq!(all(&mut sharing, &table, 1), []);
-        assert_eq!(sharing.collect(&table, 0..8, &backends, 1, |_| true), [record(7, 3, 1)]);
-        assert_eq!(sharing.collect(&table, 0..8, &backends, 2, |_| true), []);
+        assert_eq!(sharing.collect(&table, &backends, 1, |_| true), [record(7, 3, 1)]);
+        assert_eq!(sharing.collect(&table, &backends, 2, |_| true), []);
     }
 
     #[test]
@@ -437,7 +422,7 @@ mod tests {
         assert_eq!(flagged, [(0, 7, 3)]);
         assert_eq!(all(&mut sharing, &table, 2), []);
         assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, |_, _, _| {}), Imported::Known);
-        assert_eq!(sharing.dump(&table, 0..8, &backends, 9), [record(7, 3, 1)]);
+        assert_eq!(sharing.dump(&table, &backends, 9), [record(7, 3, 1)]);
     }
 
     #[test]
@@ -501,10 +486,10 @@ mod tests {
         // Somebody who did not know the client has sent it on meanwhile.
         let sent = sharing.import(&table, &record(7, 2, 5), &drained, 5, |_, _, _| {});
         assert_eq!((sent, table.load(0).backend()), (Imported::Conflict, 2));
-        assert_eq!(sharing.collect(&table, 0..8, &drained, 5, |_| true), []);
+        assert_eq!(sharing.collect(&table, &drained, 5, |_| true), []);
         sharing.has_told(5);
         table.put(1, established(8, 4, 0));
-        assert_eq!(sharing.collect(&table, 0..8, &drained, 5, |_| true), [record(8, 4, 5)]);
+        assert_eq!(sharing.collect(&table, &drained, 5, |_| true), [record(8, 4, 5)]);
     }
 
     #[test]
@@ -533,11 +518,11 @@ mod tests {
         sharing.has_told(7);
         // It came to 6 in epoch 7, and 6 failed in epoch 8, before anybody was told.
         table.put(0, established(7, 6, 0));
-        let came = sharing.collect(&table, 0..8, &failed, 8, |_| false);
+        let came = sharing.collect(&table, &failed, 8, |_| false);
         assert_eq!(came, [Record { moved: true, ..record(7, 6, 7) }]);
         sharing.has_told(8);
         table.put(0, established(7, 3, 0));
-        let left = sharing.collect(&table, 0..8, &failed, 8, |_| false);
+        let left = sharing.collect(&table, &failed, 8, |_| false);
         assert_eq!(left, [Record { moved: true, ..record(7, 3, 8) }]);
         let (other, mut others) = (Cells::new(1), Sharing::new(8));
         let mut import = |record| others.import(&other, record, &failed, 8, |_, _, _| {});

@@ -165,11 +165,11 @@ impl Plane {
     pub(crate) fn collect(&self, sharing: &mut Sharing, epoch: u32, now: Time) -> Vec<Record> {
         let facts = |id| self.facts(id, now);
         // Fewer than any budget of newcomers.
-        sharing.collect(&self.words, 0..self.words.entries(), &facts, epoch, |_| true)
+        sharing.collect(&self.words, &facts, epoch, |_| true)
     }
 
     pub(crate) fn dump(&self, sharing: &Sharing, epoch: u32, now: Time) -> Vec<Record> {
-        sharing.dump(&self.words, 0..self.words.entries(), &|id| self.facts(id, now), epoch)
+        sharing.dump(&self.words, &|id| self.facts(id, now), epoch)
     }
 
     pub(crate) fn import(&self, sharing: &mut Sharing, record: &Record, epoch: u32, now: Time) -> Imported {

@@ -173,8 +173,7 @@ impl Light {
                 for &(index, entry) in clients.iter() {
                     self.words.0[index].store(entry.0, Relaxed);
                 }
-                let entries = self.words.entries();
-                let _ = self.sharing.collect(&self.words, 0..entries, &facts, self.epoch(), |_| true);
+                let _ = self.sharing.collect(&self.words, &facts, self.epoch(), |_| true);
                 self.sharing.has_told(self.epoch());
                 self.report(Told::Filled);
             }
@@ -226,8 +225,7 @@ impl Light {
                 inputs.push(Input::Applied(epoch, result));
             }
             Output::Tell { document, .. } => {
-                let entries = self.words.entries();
-                let records = self.sharing.collect(&self.words, 0..entries, &facts, self.epoch(), |_| true);
+                let records = self.sharing.collect(&self.words, &facts, self.epoch(), |_| true);
                 self.sharing.has_told(self.epoch());
                 inputs.push(Input::Told { document, batches: records::batches(&records) });
             }
@@ -240,7 +238,7 @@ impl Light {
             Output::Doubt => self.sharing.doubt(),
             Output::Confirm => self.sharing.confirm(),
             Output::Dump { to, instance } => {
-                let records = self.sharing.dump(&self.words, 0..self.words.entries(), &facts, self.epoch());
+                let records = self.sharing.dump(&self.words, &facts, self.epoch());
                 inputs.push(Input::Dumped { to, instance, batches: records::batches(&records) });
             }
             Output::Alone(alone) => {

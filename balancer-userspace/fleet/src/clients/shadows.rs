@@ -1,0 +1,115 @@
+//! What the others know of each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3 bits.
+
+use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
+
+/// What the others know of one entry.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shadow {
+    /// The entry as others know it; 0: they do not.
+    pub(super) told: u64,
+    /// The epoch in which its client came there.
+    pub(super) epoch: u32,
+    /// See [`Record::moved`](crate::records::Record::moved).
+    pub(super) moved: bool,
+    /// Whether others may not know it any more.
+    pub(super) doubtful: bool,
+    /// Whether it is to be told again as it is.
+    pub(super) unheard: bool,
+}
+
+/// Those of all entries. What a look at the whole table reads lies apart from the rest.
+#[derive(Debug)]
+pub(super) struct Shadows {
+    told: Vec<[u64; BUCKET_ENTRIES]>,
+    epochs: Vec<[u32; BUCKET_ENTRIES]>,
+    /// A bit for each entry of a bucket.
+    moved: Vec<u8>,
+    doubtful: Vec<u8>,
+    unheard: Vec<u8>,
+}
+
+const _: () = assert!(BUCKET_ENTRIES == u8::BITS as usize);
+
+const fn bit(index: usize) -> u8 {
+    1 << (index % BUCKET_ENTRIES)
+}
+
+fn set(bits: &mut [u8], index: usize, is: bool) {
+    if let Some(bits) = bits.get_mut(index / BUCKET_ENTRIES) {
+        *bits = *bits & !bit(index) | if is { bit(index) } else { 0 };
+    }
+}
+
+fn is_set(bits: &[u8], index: usize) -> bool {
+    bits.get(index / BUCKET_ENTRIES).is_some_and(|bits| bits & bit(index) != 0)
+}
+
+impl Shadows {
+    pub(super) fn new(buckets: usize) -> Self {
+        Self {
+            told: vec![[0; BUCKET_ENTRIES]; buckets],
+            epochs: vec![[0; BUCKET_ENTRIES]; buckets],
+            moved: vec![0; buckets],
+            doubtful: vec![0; buckets],
+            unheard: vec![0; buckets],
+        }
+    }
+
+    /// That of an entry; beyond the end nobody was told anything.
+    pub(super) fn get(&self, index: usize) -> Shadow {
+        let (bucket, at) = (index / BUCKET_ENTRIES, index % BUCKET_ENTRIES);
+        Shadow {
+            told: self.told.get(bucket).map_or(0, |told| told[at]),
+            epoch: self.epochs.get(bucket).map_or(0, |epochs| epochs[at]),
+            moved: is_set(&self.moved, index),
+            doubtful: is_set(&self.doubtful, index),
+            unheard: is_set(&self.unheard, index),
+        }
+    }
+
+    /// Replaces that of an entry.
+    pub(super) fn set(&mut self, index: usize, shadow: Shadow) {
+        let (bucket, at) = (index / BUCKET_ENTRIES, index % BUCKET_ENTRIES);
+        if let (Some(told), Some(epochs)) = (self.told.get_mut(bucket), self.epochs.get_mut(bucket)) {
+            (told[at], epochs[at]) = (shadow.told, shadow.epoch);
+        }
+        set(&mut self.moved, index, shadow.moved);
+        set(&mut self.doubtful, index, shadow.doubtful);
+        set(&mut self.unheard, index, shadow.unheard);
+    }
+
+    /// An entry is to be told again as it is.
+    pub(super) fn mark_unheard(&mut self, index: usize) {
+        set(&mut self.unheard, index, true);
+    }
+
+    /// Whether the others know this bucket as it is, and have to be told nothing of it again.
+    pub(super) fn agree(&self, bucket: usize, entries: &[Entry; BUCKET_ENTRIES]) -> bool {
+        self.unheard.get(bucket) == Some(&0) && self.told.get(bucket) == Some(&entries.map(|entry| entry.0))
+    }
+
+    /// Nobody was told of clients of this backend.
+    pub(super) fn forget_backend(&mut self, id: u16) {
+        for bucket in 0..self.told.len() {
+            for at in 0..BUCKET_ENTRIES {
+                if self.told.get(bucket).is_some_and(|told| Entry(told[at]).backend() == id) {
+                    self.set(bucket * BUCKET_ENTRIES + at, Shadow::default());
+                }
+            }
+        }
+    }
+
+    /// Others may not know any more what they were told.
+    pub(super) fn doubt(&mut self) {
+        for (doubtful, told) in self.doubtful.iter_mut().zip(&self.told) {
+            *doubtful |= (0..BUCKET_ENTRIES).filter(|&at| told[at] != 0).fold(0, |bits, at| bits | bit(at));
+        }
+    }
+
+    /// What is doubtful still is to be told again.
+    pub(super) fn confirm(&mut self) {
+        for (doubtful, unheard) in self.doubtful.iter_mut().zip(&mut self.unheard) {
+            *unheard |= std::mem::take(doubtful);
+        }
+    }
+}
