@@ -9,6 +9,7 @@ pub mod browser;
 pub mod contest;
 pub mod datagrams;
 pub mod etcd;
+pub mod failover;
 pub mod far;
 pub mod frame;
 pub mod generate;

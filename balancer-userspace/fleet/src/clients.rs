@@ -78,6 +78,8 @@ pub struct Sharing {
     begun: bool,
     /// The epoch in which everything was told last.
     told_in: u32,
+    #[cfg(test)]
+    mutation: Option<crate::member::Mutation>,
 }
 
 /// One bucket of a table, as it was read once.
@@ -101,7 +103,18 @@ impl Sharing {
     /// Nobody has been told anything of a table of so many entries.
     #[must_use]
     pub fn new(entries: usize) -> Self {
-        Self { shadows: Shadows::new(entries / BUCKET_ENTRIES), begun: false, told_in: 0 }
+        Self {
+            shadows: Shadows::new(entries / BUCKET_ENTRIES),
+            begun: false,
+            told_in: 0,
+            #[cfg(test)]
+            mutation: None,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn mutate(&mut self, mutation: Option<crate::member::Mutation>) {
+        self.mutation = mutation;
     }
 
     /// Everything has been told, in this epoch.
@@ -169,12 +182,16 @@ impl Sharing {
         let (moved, epoch) = if same && told.backend() == entry.backend() && told.away() == entry.away() {
             let since = entry.last_seen().wrapping_sub(told.last_seen()) & TICK_MASK;
             let due = since >= (facts.remember / 4).max(1) && since <= TICK_MASK / 2;
+            #[cfg(test)]
+            let due = due && self.mutation != Some(crate::member::Mutation::TellsOnce);
             if !due && !shadow.unheard {
                 return None;
             }
             (shadow.moved, shadow.epoch)
         } else if same || entry.established() || at_once(entry) {
             let moved = same && told.backend() != entry.backend();
+            #[cfg(test)]
+            let moved = moved && self.mutation != Some(crate::member::Mutation::ForgetsMoves);
             (moved, self.came_in(epoch, !moved || facts.keeps))
         } else {
             return None;

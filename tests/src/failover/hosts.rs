@@ -10,47 +10,47 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
+use crate::namespace::{Namespace, join};
 use anyhow::{Context as _, Result};
 use balancer_demo::offload::Offload;
-use balancer_tests::namespace::{Namespace, join};
 use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
 
 /// The service's address.
-pub(crate) const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 10), 80);
+pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 10), 80);
 /// Where checks come from.
-pub(crate) const CHECKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+pub const CHECKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const PORT: u16 = 8080;
 /// Checks of one backend that wait to be answered.
 const BACKLOG: i32 = 16;
 
 /// The hosts. Dropping them removes them.
-pub(crate) struct Hosts {
+pub struct Hosts {
     /// The clients.
-    pub(crate) clients: Namespace,
+    pub clients: Namespace,
     /// The balancer.
-    pub(crate) balancer: Namespace,
+    pub balancer: Namespace,
     /// The backends.
-    pub(crate) backends: Namespace,
+    pub backends: Namespace,
 }
 
 /// Client `number`.
-pub(crate) const fn client(number: u16) -> Ipv4Addr {
+pub const fn client(number: u16) -> Ipv4Addr {
     in_net(1, number)
 }
 
 /// The number of a client's address.
-pub(crate) const fn client_number(address: Ipv4Addr) -> Option<u16> {
+pub const fn client_number(address: Ipv4Addr) -> Option<u16> {
     number_in(1, address)
 }
 
 /// Backend `number`.
-pub(crate) const fn backend(number: u16) -> SocketAddrV4 {
+pub const fn backend(number: u16) -> SocketAddrV4 {
     SocketAddrV4::new(in_net(4, number), PORT)
 }
 
 /// The number of a backend's address.
-pub(crate) const fn backend_number(address: Ipv4Addr) -> Option<u16> {
+pub const fn backend_number(address: Ipv4Addr) -> Option<u16> {
     number_in(4, address)
 }
 
@@ -71,7 +71,7 @@ impl Hosts {
     ///
     /// # Errors
     /// Without root, without `ip`, or when the kernel refuses.
-    pub(crate) fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let [clients, balancer, backends] =
             [Namespace::new("clients")?, Namespace::new("balancer")?, Namespace::new("backends")?];
         join((&balancer, "eth0"), (&clients, "eth0"))?;
@@ -100,7 +100,7 @@ impl Hosts {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
+    pub fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
         self.backends.run_in_thread(|| {
             for &number in numbers {
                 let server = listen(backend(number)).with_context(|| format!("listening at {}", backend(number)))?;
@@ -113,11 +113,11 @@ impl Hosts {
 
 /// The servers that listen.
 #[derive(Default)]
-pub(crate) struct Servers(BTreeMap<u16, TcpListener>);
+pub struct Servers(BTreeMap<u16, TcpListener>);
 
 impl Servers {
     /// From now on the kernel refuses connections to this backend.
-    pub(crate) fn close(&mut self, number: u16) {
+    pub fn close(&mut self, number: u16) {
         self.0.remove(&number);
     }
 }

@@ -10,15 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use balancer_tests::{
+use crate::{
     frame::{Frame, Transport},
     namespace::{Entrance, Namespace},
 };
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::prctl::set_timerslack;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::hosts::{VIP, client};
+use super::hosts::{VIP, client};
 
 /// Source port of all clients.
 const PORT: u16 = 40_000;
@@ -44,7 +44,7 @@ fn vip() -> SockAddr {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, flags: u8) -> Result<()> {
+pub fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, flags: u8) -> Result<()> {
     namespace.run_in_thread(|| {
         let socket = raw()?;
         for (sent, client) in clients.enumerate() {
@@ -58,14 +58,14 @@ pub(crate) fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + S
 }
 
 /// A steady load, until it is stopped or its time is over.
-pub(crate) struct Load {
+pub struct Load {
     stopped: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Load {
     /// Sends a packet of one client of each group every `pause`, of each client in turn, for `limit` at most.
-    pub(crate) fn start(namespace: Entrance, groups: &[Vec<u16>], flags: u8, pause: Duration, limit: Duration) -> Self {
+    pub fn start(namespace: Entrance, groups: &[Vec<u16>], flags: u8, pause: Duration, limit: Duration) -> Self {
         let packets: Vec<Vec<Vec<u8>>> =
             groups.iter().map(|group| group.iter().map(|&client| packet(client, flags)).collect()).collect();
         let stopped = Arc::new(AtomicBool::new(false));
@@ -101,7 +101,7 @@ impl Load {
     ///
     /// # Errors
     /// When it did not get so far.
-    pub(crate) fn stop(self) -> Result<()> {
+    pub fn stop(self) -> Result<()> {
         self.stopped.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the thread that sends packets has panicked"))?
     }

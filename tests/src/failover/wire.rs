@@ -14,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use balancer_tests::{
+use crate::{
     frame::{ACK, SYN},
     namespace::Entrance,
 };
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -27,7 +27,7 @@ use nix::{
     },
 };
 
-use crate::hosts;
+use super::hosts;
 
 /// IP and TCP headers.
 const HEADERS: usize = 40;
@@ -39,30 +39,30 @@ const RST: u8 = 4;
 
 /// What is known of one backend.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Watched {
+pub struct Watched {
     /// When checks were refused, each since the last that was not.
-    pub(crate) refused: Vec<Duration>,
+    pub refused: Vec<Duration>,
     /// When the last packet of a client arrived.
-    pub(crate) last: Option<Duration>,
+    pub last: Option<Duration>,
     /// When one of its clients first arrived elsewhere after that.
-    pub(crate) elsewhere: Option<Duration>,
+    pub elsewhere: Option<Duration>,
 }
 
 /// What has been seen. Times are those of the wall clock.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// Where each client's last packet went.
-    pub(crate) clients: HashMap<u16, u16>,
+    pub clients: HashMap<u16, u16>,
     /// Backends that are watched.
-    pub(crate) watched: HashMap<u16, Watched>,
+    pub watched: HashMap<u16, Watched>,
     /// The watched backend of each of their clients.
-    pub(crate) home: HashMap<u16, u16>,
+    pub home: HashMap<u16, u16>,
     /// When the last packet of all came by.
-    pub(crate) now: Duration,
+    pub now: Duration,
 }
 
 /// Sees packets until it is dropped.
-pub(crate) struct Wire {
+pub struct Wire {
     seen: Arc<Mutex<Seen>>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -73,7 +73,7 @@ impl Wire {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn tap(namespace: Entrance) -> Result<Self> {
+    pub fn tap(namespace: Entrance) -> Result<Self> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let ended = Arc::new(AtomicBool::new(false));
         let (theirs, end) = (Arc::clone(&seen), Arc::clone(&ended));
@@ -93,7 +93,7 @@ impl Wire {
     ///
     /// # Errors
     /// When it has missed packets, or the kernel refused.
-    pub(crate) fn seen(&mut self) -> Result<MutexGuard<'_, Seen>> {
+    pub fn seen(&mut self) -> Result<MutexGuard<'_, Seen>> {
         if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
             thread.join().map_err(|_| anyhow!("the thread that sees packets has panicked"))??;
             bail!("nobody sees packets any more");
@@ -153,7 +153,7 @@ fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
 
 impl Seen {
     /// Watches these backends from now on, and no others.
-    pub(crate) fn watch(&mut self, backends: &[u16]) {
+    pub fn watch(&mut self, backends: &[u16]) {
         self.watched = backends.iter().map(|&backend| (backend, Watched::default())).collect();
         let theirs = |&(_, backend): &(&u16, &u16)| self.watched.contains_key(backend);
         self.home = self.clients.iter().filter(theirs).map(|(&client, &backend)| (client, backend)).collect();

@@ -266,6 +266,14 @@ pub(crate) enum Mutation {
     WritesUnconditionally,
     /// Ballots count for backends that came after the epoch that they are about.
     VotesForOtherEpochs,
+    /// What gives is written before others have told whom they know.
+    CommitsWithoutWaiting,
+    /// Cards stay when their members are gone.
+    StaysWithoutLease,
+    /// Clients are told of once, however long they stay.
+    TellsOnce,
+    /// That a client was moved is not told.
+    ForgetsMoves,
 }
 
 impl Member {

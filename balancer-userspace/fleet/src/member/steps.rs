@@ -497,7 +497,11 @@ impl Member {
         if self.written.as_ref() == Some(&card) || session.waits_for(&Purpose::Card) {
             return;
         }
-        let put = put(&keys::member(&self.settings.name), cards::write(&card), true);
+        #[cfg(not(test))]
+        let leased = true;
+        #[cfg(test)]
+        let leased = self.mutation != Some(super::Mutation::StaysWithoutLease);
+        let put = put(&keys::member(&self.settings.name), cards::write(&card), leased);
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, Vec::new(), vec![put])));
         self.written = Some(card);
     }

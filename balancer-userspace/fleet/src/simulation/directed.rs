@@ -10,7 +10,10 @@ use balancer_core::{
     io::{Change, ServiceId},
     service::Service,
 };
-use balancer_model::{config::Failback, names::BackendName};
+use balancer_model::{
+    config::{Failback, ServiceConfig},
+    names::BackendName,
+};
 
 use super::{
     story::Setup,
@@ -22,6 +25,7 @@ use crate::{keys, member::Mutation};
 const STARTS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 /// A backend that is added.
 const ADDED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
+const CLIENTS: u32 = 300;
 
 fn add() -> Change {
     let name = BackendName { service: "web".to_owned(), backend: "b5".to_owned() };
@@ -37,9 +41,28 @@ fn tables(world: &World) -> Vec<Vec<u16>> {
 fn fleet(seed: u64, slow_start: Duration) -> World {
     let mut web = service("web", "198.51.100.1:80", Failback::Stay);
     web.slow_start = slow_start;
-    let mut world = World::of_three(seed, web);
+    agreeing(seed, web, None)
+}
+
+fn agreeing(seed: u64, web: ServiceConfig, mutation: Option<Mutation>) -> World {
+    let mut world = World::of_three(seed, web, mutation);
     world.settle();
     world
+}
+
+/// Two members that do not lead.
+fn followers(world: &World) -> [usize; 2] {
+    let leader = world.leader();
+    [(leader + 1) % 3, (leader + 2) % 3]
+}
+
+/// The backends of many clients, whose connections arrive at this member.
+fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
+    (0..CLIENTS).map(|client| world.packet_at(member, client)).collect()
+}
+
+fn differences(some: &[Option<u16>], others: &[Option<u16>]) -> usize {
+    some.iter().zip(others).filter(|(one, other)| one != other).count()
 }
 
 /// A backend fails, comes back, and begins slowly.
@@ -117,4 +140,97 @@ fn holds_up_what_nobody_reaches(mutation: Option<Mutation>) -> bool {
 fn a_new_backend_is_not_up_before_somebody_has_seen_it_be() {
     assert!(!holds_up_what_nobody_reaches(None));
     assert!(holds_up_what_nobody_reaches(Some(Mutation::VotesForOtherEpochs)));
+}
+
+/// Clients that come for the first time to a member that cannot tell anybody at once, when a backend is asked for, and to
+/// another one as soon as the backend is in its table: how many are moved.
+fn moved_by_a_change(mutation: Option<Mutation>) -> usize {
+    let mut world = agreeing(6, service("web", "198.51.100.1:80", Failback::Stay), mutation);
+    let [one, other] = followers(&world);
+    let table = &tables(&world)[other];
+    let leader = world.leader();
+    world.ask(leader, add());
+    let before = answers(&world, one);
+    world.stop(one, 1500);
+    for _ in 0..1000 {
+        if tables(&world)[other] != *table {
+            return differences(&before, &answers(&world, other));
+        }
+        world.pass(10);
+    }
+    panic!("the backend is in no table");
+}
+
+#[test]
+fn newcomers_of_one_member_are_known_to_another_one_that_applies_a_change() {
+    assert_eq!(moved_by_a_change(None), 0);
+    assert!(moved_by_a_change(Some(Mutation::CommitsWithoutWaiting)) > 20);
+}
+
+/// Whether the others begin to use a backend where a member is gone for good.
+fn goes_on_without_one(mutation: Option<Mutation>) -> bool {
+    let mut world = agreeing(7, service("web", "198.51.100.1:80", Failback::Stay), mutation);
+    let [one, _] = followers(&world);
+    let leader = world.leader();
+    world.kill(one, true);
+    let before = tables(&world);
+    world.pass(10_000);
+    world.ask(leader, add());
+    world.pass(20_000);
+    before != tables(&world)
+}
+
+#[test]
+fn nobody_waits_for_a_member_that_is_gone() {
+    assert!(goes_on_without_one(None));
+    assert!(!goes_on_without_one(Some(Mutation::StaysWithoutLease)));
+}
+
+/// Clients that talk through one member all the time, for longer than a silent one is remembered; then that member's
+/// machine is gone: how many are moved.
+fn moved_after_a_long_time(mutation: Option<Mutation>) -> usize {
+    let mut web = service("web", "198.51.100.1:80", Failback::Stay);
+    web.remember = Duration::from_secs(60);
+    let mut world = agreeing(8, web, mutation);
+    let [one, other] = followers(&world);
+    let before = answers(&world, one);
+    world.pass(3000);
+    let leader = world.leader();
+    world.ask(leader, add());
+    for _ in 0..50 {
+        world.pass(2000);
+        assert_eq!(answers(&world, one), before);
+    }
+    world.kill(one, true);
+    differences(&before, &answers(&world, other))
+}
+
+#[test]
+fn clients_of_one_member_are_known_to_the_others_as_long_as_they_talk() {
+    assert_eq!(moved_after_a_long_time(None), 0);
+    assert!(moved_after_a_long_time(Some(Mutation::TellsOnce)) > 20);
+}
+
+/// Clients that all members know at a backend which fails. They move at one member first, some of them to a backend that the
+/// table names no more when they reach another one: how many are not where they went.
+fn moved_twice(mutation: Option<Mutation>) -> usize {
+    let mut world = agreeing(9, service("web", "198.51.100.1:80", Failback::Stay), mutation);
+    let [one, other] = followers(&world);
+    let _ = answers(&world, one);
+    world.pass(3000);
+    world.dead.insert(STARTS);
+    world.pass(4000);
+    let after = answers(&world, one);
+    world.pass(3000);
+    let leader = world.leader();
+    world.dead.clear();
+    world.ask(leader, add());
+    world.pass(10_000);
+    differences(&after, &answers(&world, other))
+}
+
+#[test]
+fn a_move_is_known_to_others() {
+    assert_eq!(moved_twice(None), 0);
+    assert!(moved_twice(Some(Mutation::ForgetsMoves)) > 5);
 }

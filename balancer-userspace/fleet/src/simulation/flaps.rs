@@ -80,12 +80,12 @@ fn web(failback: Failback) -> ServiceConfig {
 
 #[test]
 fn nobody_pays_twice_for_a_backend_that_flaps() {
-    let moves = flap(&mut World::of_three(1, web(Failback::Stay)), Failback::Stay);
+    let moves = flap(&mut World::of_three(1, web(Failback::Stay), None), Failback::Stay);
     assert!(moves.values().all(|&count| count <= 1), "{moves:?}");
 }
 
 #[test]
 fn with_failback_clients_move_with_each_flap_that_most_members_see_and_back() {
-    let moves = flap(&mut World::of_three(2, web(Failback::Return)), Failback::Return);
+    let moves = flap(&mut World::of_three(2, web(Failback::Return), None), Failback::Return);
     assert!(moves.values().all(|count| count % 2 == 0), "{moves:?}");
 }

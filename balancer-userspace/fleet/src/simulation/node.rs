@@ -106,6 +106,7 @@ impl Node {
             heard: HashMap::new(),
         };
         this.member.mutate(mutation);
+        this.sharing.mutate(mutation);
         if let Some((_, state, at)) = held {
             let commands = this.controller.follow(state, this.as_of(at, now)).expect("its own state");
             this.carry_out(commands);

@@ -97,8 +97,8 @@ impl World {
     }
 
     /// Three members, one service, and clients whose connections arrive at all members.
-    pub(crate) fn of_three(seed: u64, service: ServiceConfig) -> Self {
-        Self::with(fastrand::Rng::with_seed(seed), 3, vec![service], true, None)
+    pub(crate) fn of_three(seed: u64, service: ServiceConfig, mutation: Option<Mutation>) -> Self {
+        Self::with(fastrand::Rng::with_seed(seed), 3, vec![service], true, mutation)
     }
 
     fn with(
@@ -270,6 +270,11 @@ impl World {
                 self.answered(index, service, client, backend);
             }
         }
+    }
+
+    /// A connection of a client of the first service arrives at this member: the backend that takes it.
+    pub(crate) fn packet_at(&self, index: usize, client: u32) -> Option<u16> {
+        self.nodes[index].as_ref()?.plane.packet(ServiceId(0), client, self.now, false)?.backend
     }
 
     /// Routers send packets to members that are ready, and to those that lost the engine.

@@ -7,10 +7,6 @@
 //! which arrives elsewhere; the truth lies between. All on one clock, as the kernel stamps packets, so everything is in it: the
 //! check's socket, the queues of events, the new table, and the packets that were on their way.
 
-mod hosts;
-mod load;
-mod wire;
-
 use std::{
     fmt::Write as _,
     fs,
@@ -25,6 +21,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use balancer_tests::{
     binaries,
     controller::Controller,
+    failover::{
+        hosts::{Hosts, Servers, VIP, backend},
+        load::{self, Load},
+        wire::Wire,
+    },
     frame::{ACK, SYN},
     http_client::Request,
     metrics::Metrics,
@@ -32,12 +33,6 @@ use balancer_tests::{
 };
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
-use crate::{
-    hosts::{Hosts, Servers, VIP, backend},
-    load::Load,
-    wire::Wire,
-};
 
 /// Failures in a row that make a backend down.
 const FALL: usize = 3;

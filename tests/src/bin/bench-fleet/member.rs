@@ -37,19 +37,29 @@ use tokio::{
 const REMEMBER: u16 = 32;
 const TICK: u16 = 1000;
 /// Ticks after which a client that is still seen is told of again: more than a quarter of `REMEMBER`.
-pub(crate) const STALE: u16 = REMEMBER / 4 + 1;
-const KEY: HashKey = HashKey { k0: 1, k1: 2 };
+const STALE: u16 = REMEMBER / 4 + 1;
+pub(crate) const KEY: HashKey = HashKey { k0: 1, k1: 2 };
 
 /// What a member is to do.
 pub(crate) enum Order {
     /// Make a change, and say when the fleet has answered.
     Change(Box<Change>, oneshot::Sender<Result<String, String>>),
     /// Know these clients, as all others do.
-    Fill(Arc<Vec<(usize, Entry)>>),
+    Fill(Arc<Vec<Known>>),
     /// See these clients again.
     See(Vec<usize>),
     /// Find, by its checks, that this address is down.
     Lose(IpAddr),
+}
+
+/// A client that everybody knows, and that was not seen for a while.
+pub(crate) struct Known {
+    /// Where its entry is.
+    pub(crate) index: usize,
+    /// The high half of its hash.
+    pub(crate) tag: u32,
+    /// Which of the service's backends it is at, counted from 0.
+    pub(crate) backend: u16,
 }
 
 /// What has happened at a member.
@@ -170,8 +180,13 @@ impl Light {
                 self.handle(Input::Wish { id: *wishes, wish: Wish::Change(*change), if_generation: None });
             }
             Order::Fill(clients) => {
-                for &(index, entry) in clients.iter() {
-                    self.words.0[index].store(entry.0, Relaxed);
+                let ids: Vec<u16> =
+                    self.controller.services().first().map_or_else(Vec::new, |service| {
+                        service.backends().iter().map(|backend| backend.id().0).collect()
+                    });
+                for client in clients.iter() {
+                    let entry = Entry::heard_of(client.tag, ids[usize::from(client.backend)], false, STALE, TICK);
+                    self.words.0[client.index].store(entry.0, Relaxed);
                 }
                 let _ = self.sharing.collect(&self.words, &facts, self.epoch(), |_| true);
                 self.sharing.has_told(self.epoch());
@@ -326,9 +341,4 @@ impl Light {
 
 fn facts(_: u16) -> Option<Facts> {
     Some(Facts { service: 0, tick: TICK, remember: REMEMBER, keeps: true })
-}
-
-/// A client that everybody knows, and that was not seen for a while.
-pub(crate) fn known(tag: u32, backend: u16) -> Entry {
-    Entry::heard_of(tag, backend, false, STALE, TICK)
 }
