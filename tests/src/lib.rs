@@ -12,6 +12,7 @@ pub mod etcd;
 pub mod failover;
 pub mod far;
 pub mod frame;
+pub mod fuzz;
 pub mod generate;
 pub mod http_client;
 pub mod metrics;

@@ -1,32 +1,110 @@
 //! `cargo xtask ci`.
 
-use anyhow::Result;
+use std::{
+    env,
+    fs::{self, File},
+    path::PathBuf,
+    process::Child,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
 
 use crate::{
     book::book,
-    command::{cargo, ensure_root, run, shown},
+    command::{built, cargo, ensure_root, program, run, shown},
     kernels,
-    setup::{Purpose, setup},
-    test::test,
+    setup::{Purpose, setup, typos},
+    test,
 };
 
-/// Checks everything that a change must pass, the cheapest first, and ends with the tests.
-pub(crate) fn ci() -> Result<()> {
+/// A half of what a change must pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Half {
+    /// What looks at the code, and loading on older kernels.
+    Checks,
+    /// What runs it.
+    Tests,
+}
+
+/// Checks everything that a change must pass. Tests wait more than they compute: the checks have what they leave of the
+/// processors, and begin when everything is built, as two builds would wait for each other.
+pub(crate) fn ci(half: Option<Half>) -> Result<()> {
     ensure_root("the test suite", "ci")?;
     setup(Purpose::Ci)?;
-    let checks: [&[&str]; 4] = [
-        &["fmt", "--all", "--check"],
-        &["deny", "--locked", "check", "bans", "licenses", "sources"],
+    match half {
+        Some(Half::Checks) => return checks(),
+        Some(Half::Tests) => return test::test(),
+        None => quick_checks()?,
+    }
+    let tests = test::build()?;
+    let beside = Beside::begin()?;
+    let tested = tests.run();
+    let checked = beside.end();
+    tested.and(checked)
+}
+
+/// What takes a moment, and stops a change soonest.
+fn quick_checks() -> Result<()> {
+    each(&[&["fmt", "--all", "--check"], &["machete"], &["deny", "--locked", "check", "bans", "licenses", "sources"]])?;
+    let mut typos = program(typos()?);
+    eprintln!("$ typos");
+    run(&mut typos)
+}
+
+fn checks() -> Result<()> {
+    each(&[
         &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+        &["test", "--locked", "--workspace", "--doc", "--quiet"],
         &["doc", "--workspace", "--no-deps", "--locked"],
-    ];
-    for check in checks {
+    ])?;
+    book()?;
+    kernels::load()
+}
+
+fn each(all: &[&[&str]]) -> Result<()> {
+    for arguments in all {
+        let begin = Instant::now();
         let mut command = cargo();
-        command.args(check);
+        command.args(*arguments);
         eprintln!("$ {}", shown(&command));
         run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
+        eprintln!("{} s", begin.elapsed().as_secs());
     }
-    book()?;
-    kernels::load()?;
-    test()
+    Ok(())
+}
+
+/// The checks, in a process of their own that gives way to others.
+struct Beside {
+    process: Child,
+    begin: Instant,
+}
+
+impl Beside {
+    fn log() -> Result<PathBuf> {
+        built("ci-checks.log")
+    }
+
+    fn begin() -> Result<Self> {
+        let log = File::create(Self::log()?).context("cannot write the log of the checks")?;
+        let own = env::current_exe().context("the running program's path is unknown")?;
+        let mut command = program("nice");
+        command.args(["-n", "19"]).arg(own).args(["ci", "--only", "checks"]);
+        let process = command.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start the checks")?;
+        println!("clippy, documentation, book and loading on older kernels: beside the tests");
+        Ok(Self { process, begin: Instant::now() })
+    }
+
+    /// Waits for them, and shows what they said if something is wrong.
+    fn end(mut self) -> Result<()> {
+        let status = self.process.wait().context("waiting for the checks")?;
+        let seconds = self.begin.elapsed().as_secs();
+        if status.success() {
+            println!("the checks beside the tests passed, {seconds} s after these began");
+            return Ok(());
+        }
+        eprintln!("{}", fs::read_to_string(Self::log()?).unwrap_or_default());
+        bail!("the checks beside the tests failed ({status}); what they said is above")
+    }
 }

@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod command;
 mod debian;
+mod fuzz;
 mod kernels;
 mod miri;
 mod mutants;
@@ -75,6 +76,18 @@ enum Chore {
     },
     /// Interpret the host tests of what the kernel program is made of by Miri, which it installs.
     Miri,
+    /// Give parsers, kernel program and controller inputs that coverage leads to (libFuzzer), until one fails; installs a
+    /// nightly compiler and cargo-fuzz; needs root.
+    Fuzz {
+        /// Only this target, one of those in fuzz/fuzz_targets.
+        target: Option<String>,
+        /// For so long each.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Then make the corpora in fuzz/corpus the fewest inputs that cover as much.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Set up, then make the rules of steering wrong, one at a time and in a copy, and see that tests find it; needs root.
     Mutants {
         /// Only those with this in their name.
@@ -105,8 +118,12 @@ enum Chore {
         #[arg(long)]
         arch: Vec<release::Arch>,
     },
-    /// Everything a change must pass: format, lints, docs, licences and dependencies, tests.
-    Ci,
+    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests.
+    Ci {
+        /// Only what looks at the code and loads it on older kernels, or only what runs it.
+        #[arg(long, value_name = "HALF")]
+        only: Option<ci::Half>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -128,6 +145,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
         Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
         Chore::Miri => miri::miri(),
+        Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
         Chore::Bench { only } => bench::bench(only),
@@ -136,6 +154,6 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite),
         Chore::Recording => recording::recording(),
         Chore::Release { arch } => release::release(&arch),
-        Chore::Ci => ci::ci(),
+        Chore::Ci { only } => ci::ci(only),
     }
 }

@@ -1,11 +1,15 @@
 //! `cargo xtask test`.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
-    command::{cargo, ensure_root, run},
+    command::{built, cargo, ensure_root, run},
     setup::{Purpose, setup},
 };
 
@@ -14,7 +18,35 @@ pub(crate) fn test() -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
     run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]))?;
-    run(cargo().args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]))
+    build()?.run()
+}
+
+/// Every test but those in documentation, built. Runs without another look by cargo, which would wait for other builds.
+pub(crate) struct Tests {
+    programs: PathBuf,
+    packages: PathBuf,
+}
+
+/// Builds them.
+pub(crate) fn build() -> Result<Tests> {
+    let directory = built("tests")?;
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let (programs, packages) = (directory.join("programs.json"), directory.join("packages.json"));
+    let to = |file: &Path| File::create(file).with_context(|| format!("cannot write {}", file.display()));
+    let list =
+        ["nextest", "list", "--locked", "--workspace", "--list-type", "binaries-only", "--message-format", "json"];
+    run(cargo().args(list).stdout(to(&programs)?))?;
+    run(cargo().args(["metadata", "--locked", "--format-version", "1", "--all-features"]).stdout(to(&packages)?))?;
+    Ok(Tests { programs, packages })
+}
+
+impl Tests {
+    /// Runs them all.
+    pub(crate) fn run(&self) -> Result<()> {
+        let mut command = cargo();
+        command.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&self.programs);
+        run(command.arg("--cargo-metadata").arg(&self.packages))
+    }
 }
 
 /// Fleets between two lines that say how far it has come.

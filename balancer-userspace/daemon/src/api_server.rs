@@ -12,7 +12,10 @@ pub(crate) mod statistics;
 use std::time::Duration;
 
 use axum::Extension;
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 
 use self::{asker::Peer, routes::router};
 pub use self::{routes::routes, socket::ControlSocket};
@@ -40,4 +43,10 @@ pub async fn serve(socket: ControlSocket, calls: Calls, shutdown: impl Future) -
         router.clone().layer(Extension(peer))
     };
     listener::serve(socket, LIMITS, of, shutdown).await
+}
+
+/// Serves one connection, from nobody in particular, to its end.
+pub(crate) async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
+    let router = router(calls).layer(Extension(Peer { uid: None }));
+    listener::serve_one(stream, router, LIMITS).await;
 }

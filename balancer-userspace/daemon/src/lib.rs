@@ -26,3 +26,4 @@ pub mod shutdown;
 pub mod state_file;
 pub mod statistics;
 pub mod supervisor;
+pub mod untrusted;

@@ -207,6 +207,17 @@ impl Connections {
     }
 }
 
+/// Serves one connection to its end.
+pub(super) async fn serve_one<S>(stream: S, router: Router, limits: Limits)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, _) = watch::channel(Activity { requests: 0, since: Instant::now() });
+    // Held until the end: nobody stops it.
+    let (_stop, stopped) = watch::channel(());
+    connection(stream, router, limits, (sender, Arc::default()), stopped).await;
+}
+
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,

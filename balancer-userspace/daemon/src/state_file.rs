@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use balancer_core::state::{SavedState, VERSION};
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// Largest file read, in bytes; far above what the largest state needs.
@@ -46,7 +46,7 @@ pub enum Loaded {
     Previous(Box<SavedState>, String),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
     balancer_state: u32,
@@ -56,9 +56,13 @@ struct Envelope<'a> {
 }
 
 /// Why a file is of no use.
-enum Bad {
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Bad {
+    #[error("there is none")]
     Missing,
+    #[error("version {0}, newer than {VERSION}")]
     Newer(u32),
+    #[error("{0}")]
     Broken(String),
 }
 
@@ -215,10 +219,13 @@ fn checksum(version: u32, body: &str) -> String {
 }
 
 fn seal(state: &SavedState) -> anyhow::Result<String> {
-    let body = serde_json::value::to_raw_value(state)?;
-    let checksum = checksum(state.version, body.get());
-    let envelope = Envelope { balancer_state: state.version, checksum: &checksum, body: &body };
-    Ok(serde_json::to_string(&envelope)? + "\n")
+    Ok(sealed(state.version, &serde_json::to_string(state)?))
+}
+
+/// `body`, which is JSON, as a file.
+pub(crate) fn sealed(version: u32, body: &str) -> String {
+    let checksum = checksum(version, body);
+    format!("{{\"balancer_state\":{version},\"checksum\":\"{checksum}\",\"body\":{body}}}\n")
 }
 
 fn read(path: &Path) -> Result<SavedState, Bad> {
@@ -230,7 +237,7 @@ fn read(path: &Path) -> Result<SavedState, Bad> {
     }
 }
 
-fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
+pub(crate) fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
     let broken = |error: serde_json::Error| Bad::Broken(format!("it is not a state file, or not a whole one: {error}"));
     let text = std::str::from_utf8(bytes).map_err(|_| Bad::Broken("it is not text".to_owned()))?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(broken)?;
@@ -389,10 +396,7 @@ mod tests {
             service["backends"] = backends;
             service.as_object_mut().unwrap().retain(|key, _| key != "family" && key != "listeners");
         }
-        let body = serde_json::value::to_raw_value(&body).unwrap();
-        let sum = checksum(1, body.get());
-        let envelope = Envelope { balancer_state: 1, checksum: &sum, body: &body };
-        fs::write(&path, serde_json::to_string(&envelope).unwrap()).unwrap();
+        fs::write(&path, sealed(1, &body.to_string())).unwrap();
         let Loaded::State(read) = file.load().unwrap() else { panic!("not read") };
         let mut expected = state(1);
         for service in &mut expected.services {

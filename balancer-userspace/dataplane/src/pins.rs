@@ -75,6 +75,17 @@ pub struct Notes {
     pub host: HostChanges,
 }
 
+impl Notes {
+    /// What is written in the row of notes, up to its first zero. `None`: nothing is.
+    ///
+    /// # Errors
+    /// When that is no note.
+    pub fn read(row: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+        let text = row.split(|&byte| byte == 0).next().unwrap_or_default();
+        if text.is_empty() { Ok(None) } else { serde_json::from_slice(text).map(Some) }
+    }
+}
+
 /// A pinned link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkPin {
@@ -211,12 +222,7 @@ impl Pins {
         let map = Map::Array(MapData::from_pin(&path).context("opening the pinned notes")?);
         let map: Array<_, NotesRow> = map.try_into().map_err(|_| self.foreign())?;
         let row = map.get(&0, 0).context("reading the pinned notes")?;
-        let text = row.text.as_flattened();
-        let text = text.split(|&byte| byte == 0).next().unwrap_or_default();
-        if text.is_empty() {
-            return Ok(None);
-        }
-        serde_json::from_slice(text).map(Some).map_err(|_| self.foreign())
+        Notes::read(row.text.as_flattened()).map_err(|_| self.foreign())
     }
 
     /// What the controller before wrote down about the maps that it left; `None` if these are new.

@@ -12,7 +12,7 @@ mod forward;
 mod fragments;
 mod icmp;
 mod memory;
-mod parse;
+pub(crate) mod parse;
 mod reject;
 mod routes;
 mod rules;

@@ -2,70 +2,70 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub(super) const ICMP: u8 = 1;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-pub(super) const ICMP_V6: u8 = 58;
-pub(super) const DESTINATION_OPTIONS: u8 = 60;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMP_V6: u8 = 58;
+pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 
 /// An IP packet and where its parts lie in the frame.
 #[derive(Clone, Debug)]
-pub(super) struct Packet {
+pub(crate) struct Packet {
     /// Where the IP header begins.
-    pub(super) start: usize,
-    pub(super) v6: bool,
-    pub(super) protocol: u8,
-    pub(super) ttl: u8,
-    pub(super) traffic_class: u8,
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
+    pub(crate) start: usize,
+    pub(crate) v6: bool,
+    pub(crate) protocol: u8,
+    pub(crate) ttl: u8,
+    pub(crate) traffic_class: u8,
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
     /// Length of the packet from the IP header on, as that says.
-    pub(super) length: usize,
+    pub(crate) length: usize,
     /// Length of everything before layer 4.
-    pub(super) headers: usize,
+    pub(crate) headers: usize,
     /// In units of eight bytes.
-    pub(super) fragment_offset: u16,
-    pub(super) more_fragments: bool,
-    pub(super) id: u32,
+    pub(crate) fragment_offset: u16,
+    pub(crate) more_fragments: bool,
+    pub(crate) id: u32,
     /// IPv4: routers must not fragment it. IPv6 never are.
-    pub(super) dont_fragment: bool,
+    pub(crate) dont_fragment: bool,
     /// The IP header agrees with itself.
     sound: bool,
 }
 
 impl Packet {
-    pub(super) fn is_fragment(&self) -> bool {
+    pub(crate) fn is_fragment(&self) -> bool {
         self.more_fragments || self.fragment_offset != 0
     }
 
-    pub(super) fn is_first_fragment(&self) -> bool {
+    pub(crate) fn is_first_fragment(&self) -> bool {
         self.more_fragments && self.fragment_offset == 0
     }
 
-    pub(super) fn is_later_fragment(&self) -> bool {
+    pub(crate) fn is_later_fragment(&self) -> bool {
         self.fragment_offset != 0
     }
 
     /// Where layer 4 begins in the frame.
-    pub(super) fn l4(&self) -> usize {
+    pub(crate) fn l4(&self) -> usize {
         self.start + self.headers
     }
 
     /// Length of layer 4.
-    pub(super) fn l4_length(&self) -> usize {
+    pub(crate) fn l4_length(&self) -> usize {
         self.length - self.headers
     }
 
     /// Where the packet ends in the frame; the link may have put bytes behind it.
-    pub(super) fn end(&self) -> usize {
+    pub(crate) fn end(&self) -> usize {
         self.start + self.length
     }
 }
 
-pub(super) enum Parsed {
+pub(crate) enum Parsed {
     /// No IP, or not enough of it to tell where it goes.
     NotIp,
     /// A source route that does not end here.
@@ -76,12 +76,12 @@ pub(super) enum Parsed {
     Packet(Packet),
 }
 
-pub(super) fn word(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// The frame's IP packet.
-pub(super) fn frame(frame: &[u8]) -> Parsed {
+pub(crate) fn frame(frame: &[u8]) -> Parsed {
     let Some(mut ether_type) = word(frame, 12) else { return Parsed::NotIp };
     let mut start = 14;
     for _ in 0..2 {
@@ -111,7 +111,7 @@ pub(super) fn frame(frame: &[u8]) -> Parsed {
 
 /// The packet that the ICMP error `error` quotes, of the same family. `None`: broken, or without as much of it as tells
 /// where it belongs.
-pub(super) fn quoted(frame: &[u8], error: &Packet) -> Option<Packet> {
+pub(crate) fn quoted(frame: &[u8], error: &Packet) -> Option<Packet> {
     let start = error.l4() + 8;
     let mut inner = if error.v6 { v6(frame, start) } else { v4(frame, start) }?;
     if !inner.sound {
@@ -216,16 +216,16 @@ fn follow(frame: &[u8], packet: &mut Packet) -> Followed {
 }
 
 /// The ports of a TCP or UDP packet.
-pub(super) struct Ports {
-    pub(super) source: u16,
-    pub(super) destination: u16,
+pub(crate) struct Ports {
+    pub(crate) source: u16,
+    pub(crate) destination: u16,
     /// SYN without ACK.
-    pub(super) opens: bool,
+    pub(crate) opens: bool,
 }
 
 /// The ports of a packet that is no later fragment. `None`: its header is not there, or contradicts itself. A first
 /// fragment need not hold all that its header promises, but the fixed part of it.
-pub(super) fn ports(frame: &[u8], packet: &Packet) -> Option<Ports> {
+pub(crate) fn ports(frame: &[u8], packet: &Packet) -> Option<Ports> {
     let segment = frame.get(packet.l4()..packet.end())?;
     let (fixed, promised) = if packet.protocol == TCP {
         (20, usize::from(segment.get(12)? >> 4) * 4)

@@ -2,6 +2,7 @@
 
 mod changing_keys;
 mod contention;
+mod corpora;
 mod known_clients;
 mod memory;
 mod model;

@@ -4,11 +4,11 @@ mod bpf;
 mod install;
 mod packages;
 
-use std::env::consts::ARCH;
+use std::{env::consts::ARCH, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::command::installed;
+use crate::command::{built, installed, program};
 use install::Installer;
 
 /// What a set-up is for; each takes what those before it take.
@@ -63,6 +63,36 @@ pub(crate) fn cargo_deb() -> Result<()> {
     Installer::new().cargo("cargo-deb", "3.8.0", &[], &[])
 }
 
+/// Installs what runs fuzz targets.
+pub(crate) fn cargo_fuzz() -> Result<()> {
+    if installed("cargo-fuzz") {
+        return Ok(());
+    }
+    Installer::new().cargo("cargo-fuzz", "0.13.1", &[], &[])
+}
+
+/// Installs what looks for misspelt words, already built from Python's package index, and says where it is.
+pub(crate) fn typos() -> Result<PathBuf> {
+    const NAME: &str = "typos";
+    if installed(NAME) {
+        return Ok(NAME.into());
+    }
+    let place = built("tools")?;
+    let own = place.join("bin").join(NAME);
+    if !own.exists() {
+        let mut installer = Installer::new();
+        installer.tools(&packages::PYTHON)?;
+        installer.step("a place for Python's packages", None, program("python3").args(["-m", "venv"]).arg(&place))?;
+        let mut command = program(place.join("bin/pip"));
+        installer.step(
+            NAME,
+            None,
+            command.args(["install", "--quiet", "--disable-pip-version-check", "typos==1.52.0"]),
+        )?;
+    }
+    Ok(own)
+}
+
 /// Installs what makes HTML of the book: without its server and its search, and compiled to be there soon.
 pub(crate) fn mdbook() -> Result<()> {
     let arguments = ["--no-default-features", "--debug"];
@@ -99,6 +129,12 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         if !installed("mdbook") {
             mdbook()?;
         }
+        if !installed("cargo-machete") {
+            let quickly = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")];
+            let quickly = quickly.map(|(key, value)| (format!("CARGO_PROFILE_RELEASE_{key}"), value.to_owned()));
+            installer.cargo("cargo-machete", "0.9.2", &[], &quickly)?;
+        }
+        typos()?;
     }
     println!("Set up: the kernel program is compiled with {compiler}");
     Ok(())

@@ -43,6 +43,10 @@ pub(super) const NAMESPACES: [Tool; 1] = [Tool { program: "ip", apt: "iproute2",
 /// What tests look at interfaces with.
 pub(super) const INTERFACES: [Tool; 1] = [Tool::everywhere("ethtool", "ethtool")];
 
+/// What comes from Python's package index.
+pub(super) const PYTHON: [Tool; 1] =
+    [Tool { program: "python3", apt: "python3-venv", dnf: "python3", pacman: "python" }];
+
 /// For the tests of the page.
 pub(super) const BROWSER: [Tool; 2] = [
     Tool::everywhere("chromium", "chromium"),

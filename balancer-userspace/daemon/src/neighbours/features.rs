@@ -52,7 +52,7 @@ fn ask() -> io::Result<HashMap<u32, bool>> {
         if answer.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        found.extend(messages(&answer)?.filter_map(device));
+        found.extend(told(&answer)?);
         if kinds(&answer).any(|kind| kind == DONE) {
             return Ok(found);
         }
@@ -116,6 +116,11 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
     })
+}
+
+/// What a datagram says of interfaces.
+pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, bool)>> {
+    Ok(messages(datagram)?.filter_map(device))
 }
 
 fn device(body: &[u8]) -> Option<(u32, bool)> {

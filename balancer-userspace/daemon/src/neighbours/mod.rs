@@ -5,6 +5,7 @@
 
 mod devices;
 mod features;
+mod heard;
 mod monitor;
 mod netlink;
 mod resolve;
@@ -24,6 +25,7 @@ use balancer_dataplane::{Devices, Layers};
 use resolve::NeighbourKey;
 use tokio::sync::{Notify, mpsc, watch};
 
+pub use self::heard::heard;
 use crate::supervisor::{Supervisor, Task};
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Monitor {
 }
 
 /// The changes in a datagram of one or more messages. One that cannot be read may be of any kind.
-fn updates(datagram: &mut BytesMut) -> Vec<Update> {
+pub(super) fn updates(datagram: &mut BytesMut) -> Vec<Update> {
     let mut updates = Vec::new();
     while datagram.len() >= HEADER {
         let length = datagram.clone().get_u32_ne() as usize;

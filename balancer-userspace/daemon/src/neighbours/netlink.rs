@@ -137,7 +137,7 @@ fn no_route(error: &io::Error) -> NoRoute {
     }
 }
 
-fn route(message: &RouteMessage) -> Option<Route> {
+pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let Way { ifindex, gateway, source } = way(&message.attributes);
     Some(Route { kind: message.header.kind, ifindex: ifindex?, gateway, source })
 }

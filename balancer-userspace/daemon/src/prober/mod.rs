@@ -12,17 +12,38 @@ mod rounds;
 mod service_path;
 mod tls;
 
-use std::{collections::HashSet, io, net::IpAddr};
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
-use balancer_core::io::{BackendId, BackendSpec, CheckSpec, Event};
-use balancer_model::config::CheckKind;
-use tokio::{runtime, sync::mpsc};
+use balancer_core::io::{BackendId, BackendSpec, CheckOutcome, CheckSpec, Event};
+use balancer_model::config::{CheckKind, HttpCheck};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    runtime,
+    sync::mpsc,
+};
 
 use self::{
+    http::Question,
     rounds::{Order, Rounds},
     service_path::Ways,
 };
 use crate::supervisor::{Supervisor, Thread};
+
+/// Has `check` ask over `stream`, a connection to `target`, and judge the answer.
+///
+/// # Errors
+/// When this machine lacks the means.
+pub(crate) async fn ask_over(
+    target: SocketAddr,
+    check: &HttpCheck,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> io::Result<CheckOutcome> {
+    Question::new(target, check)?.ask(stream).await
+}
 
 /// The running health checks. They end when this is dropped.
 #[derive(Debug)]

@@ -1,0 +1,51 @@
+//! Everything that is made of the kernel's datagrams, without a kernel: for fuzz targets.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use bytes::BytesMut;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use tokio::time::Instant;
+
+use super::{
+    devices, features,
+    monitor::updates,
+    netlink::{gateways, route},
+    resolve::{NoRoute, Route},
+    tracker::{PATIENCE, RETRY, Tracker},
+};
+use crate::layers;
+
+/// Hears two datagrams, one of rtnetlink and one that answers questions for drivers' features, while next hops of
+/// `addresses` are watched. Returns how many neighbours it would ask for, and how many changes it tells.
+#[must_use]
+pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, usize) {
+    let begin = Instant::now();
+    let mut tracker = Tracker::default();
+    for &address in addresses {
+        tracker.watch(address, begin);
+    }
+    // An answer to a question for a route is a message as the others.
+    let mut known: Option<Route> = None;
+    if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(changes)
+        && let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) = message.payload
+    {
+        known = route(&message);
+        tracker.set_gateways(gateways(&message).into_iter().collect());
+    }
+    for update in updates(&mut BytesMut::from(changes)) {
+        tracker.apply(update, begin);
+    }
+    for address in tracker.stale_routes() {
+        tracker.set_route(address, known.ok_or(NoRoute::Missing));
+    }
+    let asked = [begin, begin + RETRY, begin + PATIENCE].map(|now| tracker.evaluate(now).len());
+    let told = std::iter::from_fn(|| tracker.next_news()).count();
+    let features: Option<HashMap<u32, bool>> = features::told(features).ok().map(Iterator::collect);
+    let _ = devices::devices(tracker.links(), features.as_ref());
+    let layers = layers::of(tracker.links());
+    for link in tracker.links() {
+        let _ = (layers.stations(link.ifindex), layers.related(link.ifindex, 2));
+    }
+    (asked.iter().sum(), told)
+}

@@ -1,0 +1,42 @@
+//! What others send, in the hands of what reads it here, one function each: for fuzz targets, and for the replay of what
+//! they found.
+
+use std::{io, net::SocketAddr};
+
+use balancer_core::{io::CheckOutcome, state::SavedState};
+use balancer_model::config::HttpCheck;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use crate::neighbours::heard as netlink;
+use crate::{api_server, call::Calls, prober, state_file};
+
+/// The bytes of a state file.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
+    state_file::open_sealed(bytes).map_err(|bad| bad.to_string())
+}
+
+/// A state file of `version` with this body, under the right checksum.
+#[must_use]
+pub fn sealed(version: u32, body: &str) -> String {
+    state_file::sealed(version, body)
+}
+
+/// What a check makes of what comes over `stream`, a connection to `target`.
+///
+/// # Errors
+/// When this machine lacks the means.
+pub async fn answer(
+    target: SocketAddr,
+    check: &HttpCheck,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> io::Result<CheckOutcome> {
+    prober::ask_over(target, check, stream).await
+}
+
+/// A connection to the control socket, to its end.
+pub async fn control(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
+    api_server::serve_one(stream, calls).await;
+}

@@ -1,0 +1,63 @@
+//! What backends answer to checks.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use balancer_core::io::CheckOutcome;
+use balancer_daemon::untrusted;
+use balancer_model::config::{BodyTest, HttpCheck, StatusRanges, Tls};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
+
+use super::runtime;
+
+/// Gives `bytes` as the answer to a check, of the kind that the first byte says: bit 0 TLS, bit 1 silence afterwards
+/// instead of the connection's end, bit 2 a text in the body, bit 3 `HEAD`.
+pub fn checks(bytes: &[u8]) {
+    let Some((&kind, answer)) = bytes.split_first() else { return };
+    let check = HttpCheck {
+        tls: (kind & 1 != 0).then_some(Tls { verify: false }),
+        method: if kind & 8 != 0 { "HEAD" } else { "GET" }.to_owned(),
+        path: "/health".to_owned(),
+        host: Some("backend.example".to_owned()),
+        port: None,
+        expect_status: StatusRanges(vec![(200, 399)]),
+        expect_body: (kind & 4 != 0).then(|| BodyTest::Contains("in order".to_owned())),
+    };
+    let outcome = runtime().block_on(converse(&check, answer, kind & 2 != 0));
+    match outcome {
+        Some(CheckOutcome::Passed) => {
+            let says = |text: &[u8]| answer.windows(text.len()).any(|window| window == text);
+            assert!(kind & 1 == 0 && says(b"HTTP/1."), "an answer that is none has passed");
+        }
+        Some(CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Hindered(why)) => {
+            assert!(!why.is_empty(), "no reason");
+        }
+        None => assert!(kind & 2 != 0, "it goes on after the connection's end"),
+    }
+}
+
+/// `None`: there is none within a second.
+async fn converse(check: &HttpCheck, answer: &[u8], silent: bool) -> Option<CheckOutcome> {
+    let target = SocketAddr::from((Ipv4Addr::new(10, 0, 0, 9), 80));
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (mut asked, mut answers) = tokio::io::split(far);
+    let backend = async {
+        // Whoever has heard enough hangs up.
+        let _ = answers.write_all(answer).await;
+        if !silent {
+            let _ = answers.shutdown().await;
+        }
+        let _ = asked.read_to_end(&mut Vec::new()).await;
+        std::future::pending::<()>().await;
+    };
+    let judged = timeout(Duration::from_secs(1), untrusted::answer(target, check, near));
+    tokio::select! {
+        judged = judged => judged.ok().and_then(Result::ok),
+        () = backend => None,
+    }
+}

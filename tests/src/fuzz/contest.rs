@@ -1,0 +1,80 @@
+//! The kernel program against the model, in scenes that bytes lead through.
+
+use std::cell::RefCell;
+
+use arbitrary::{Result, Unstructured};
+
+use crate::{
+    contest::{Kernel, play},
+    generate::{self, Interfaces, Scene, Step},
+};
+
+/// Scenes that differ.
+const SCENES: usize = 32;
+/// Steps of a scene, of which bytes choose.
+const STEPS: usize = 256;
+/// Steps that are chosen at most.
+const LONGEST: usize = 24;
+
+thread_local! {
+    // Loading it takes longer than a thousand packets.
+    static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
+}
+
+struct Stage {
+    kernel: Kernel,
+    /// Those that have been played before, with all their steps.
+    scenes: [Option<(Scene, Vec<Step>)>; SCENES],
+}
+
+/// Plays a scene on both sides. The thread moves into a network namespace of its own.
+pub fn contest(bytes: &[u8]) {
+    STAGE.with_borrow_mut(|stage| {
+        let Stage { kernel, scenes } = stage.get_or_insert_with(|| {
+            let kernel = Kernel::new();
+            let kernel = kernel.unwrap_or_else(|error| unreachable!("the kernel program cannot be loaded: {error:#}"));
+            Stage { kernel, scenes: [const { None }; SCENES] }
+        });
+        // Bytes that run out end the scene.
+        let Some((&seed, bytes)) = bytes.split_first() else { return };
+        let seed = usize::from(seed) % SCENES;
+        let (scene, all) = scenes[seed].get_or_insert_with(|| scene(seed, kernel.interfaces));
+        let Ok(steps) = story(&mut Unstructured::new(bytes), all) else { return };
+        let played = play(kernel, scene, &steps, steps.len().max(1));
+        let played = played.unwrap_or_else(|error| unreachable!("the kernel refuses: {error:#}"));
+        assert!(played.is_ok(), "seed {seed}: {}", played.err().map(|found| found.what).unwrap_or_default());
+    });
+}
+
+fn scene(seed: usize, interfaces: Interfaces) -> (Scene, Vec<Step>) {
+    generate::scene(seed as u64, STEPS, interfaces)
+}
+
+fn story(bytes: &mut Unstructured<'_>, all: &[Step]) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    while !bytes.is_empty() && steps.len() < LONGEST {
+        let mut step = bytes.choose(all)?.clone();
+        if let Step::Packet { frame, .. } = &mut step {
+            change(bytes, frame)?;
+        }
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+/// Changes up to seven places of a frame, and perhaps its length.
+fn change(bytes: &mut Unstructured<'_>, frame: &mut Vec<u8>) -> Result<()> {
+    let how: u8 = bytes.arbitrary()?;
+    for _ in 0..how & 7 {
+        let at = bytes.choose_index(frame.len())?;
+        let value = bytes.arbitrary()?;
+        if let Some(byte) = frame.get_mut(at) {
+            *byte = value;
+        }
+    }
+    if how & 0x80 != 0 {
+        // The kernel takes no frame that is shorter than a link-layer header.
+        frame.truncate(bytes.int_in_range(14..=frame.len().max(14))?);
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! What is given bytes that nobody has thought of: one function for each kind of input. libFuzzer runs them (`fuzz/`), and
+//! `corpora` in `tests/dataplane` replays what it kept.
+//!
+//! A target panics if something is wrong.
+
+mod api;
+mod checks;
+mod config;
+mod contest;
+mod fleet;
+mod mutation;
+mod netlink;
+mod notes;
+mod packet;
+mod state;
+mod words;
+
+use std::path::PathBuf;
+
+pub use api::api;
+pub use checks::checks;
+pub use config::config;
+pub use contest::contest;
+pub use fleet::fleet;
+pub use netlink::netlink;
+pub use notes::notes;
+pub use packet::packet;
+pub use state::state;
+pub use words::words;
+
+/// What bytes are given to.
+pub type Target = fn(&[u8]);
+
+/// All targets, by the names of their corpora.
+pub const TARGETS: [(&str, Target); 10] = [
+    ("api", api),
+    ("checks", checks),
+    ("config", config),
+    ("contest", contest),
+    ("fleet", fleet),
+    ("netlink", netlink),
+    ("notes", notes),
+    ("packet", packet),
+    ("state", state),
+    ("words", words),
+];
+
+/// Where the corpus of a target is.
+#[must_use]
+pub fn corpus(target: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus")).join(target)
+}
+
+/// Where nobody waits: clocks stand still while there is something to do, and jump when there is nothing.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    let built = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    built.unwrap_or_else(|error| unreachable!("no runtime without I/O: {error}"))
+}

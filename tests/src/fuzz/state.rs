@@ -1,0 +1,93 @@
+//! State files.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use arbitrary::Unstructured;
+use balancer_core::{
+    controller::Controller,
+    io::{Change, Event},
+    state::{Clocks, SavedState, VERSION},
+};
+use balancer_daemon::untrusted;
+use balancer_model::{config::Config, file, names::BackendName, states::Admin};
+
+use super::{
+    config::{KEY, SLOTS},
+    mutation,
+};
+
+/// A configuration for whoever needs one.
+pub(super) const CONFIG: &str = include_str!("config.toml");
+
+/// Reads `bytes` as a state file: as it is, where the first byte is `=`; as the body of one of version 1 (`1`) or the
+/// present one, with the right checksum; or (`@`) as a controller's own state that somebody has changed. From a state that is
+/// taken a controller goes on, whose own state is taken as well.
+pub fn state(bytes: &[u8]) {
+    let Some((&how, rest)) = bytes.split_first() else { return };
+    let read = match (how, std::str::from_utf8(rest)) {
+        (b'@', _) => untrusted::state_file(changed(rest).as_bytes()),
+        (b'=', _) | (_, Err(_)) => untrusted::state_file(rest),
+        (b'1', Ok(body)) => untrusted::state_file(untrusted::sealed(1, body).as_bytes()),
+        (_, Ok(body)) => untrusted::state_file(untrusted::sealed(VERSION, body).as_bytes()),
+    };
+    match read {
+        Ok(state) if is_small(&state) => go_on(state),
+        Ok(_) => {}
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
+/// The file of a controller that has served for a while, changed by somebody else at a few places.
+fn changed(bytes: &[u8]) -> String {
+    let begin = Instant::now();
+    let mut controller = Controller::new(configured(), KEY);
+    let _ = controller.start(begin);
+    let name = BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
+    for change in [
+        Change::SetAdmin { name: name.clone(), admin: Admin::Drain, timeout: None },
+        Change::Remove { name: BackendName { backend: "web1".to_owned(), ..name }, force: true },
+    ] {
+        let _ = controller.change(change, begin);
+    }
+    let mut json = serde_json::to_value(controller.export(clocks(begin))).unwrap_or_default();
+    // Bytes that run out leave the rest as it is.
+    let _ = mutation::vandalize(&mut Unstructured::new(bytes), &mut json);
+    untrusted::sealed(VERSION, &json.to_string())
+}
+
+fn clocks(now: Instant) -> Clocks {
+    Clocks { now, wall: UNIX_EPOCH + Duration::from_secs(1 << 30) }
+}
+
+/// The configuration that all targets share.
+pub(super) fn configured() -> Config {
+    match file::parse(Path::new("balancer.toml"), CONFIG.as_bytes()) {
+        Ok((config, _)) => config,
+        Err(errors) => unreachable!("{errors}"),
+    }
+}
+
+pub(super) fn is_small(state: &SavedState) -> bool {
+    let services = state.services.iter().map(|service| &service.settings).chain(&state.file);
+    services.map(|service| service.table_size as usize).fold(0, usize::saturating_add) <= SLOTS
+}
+
+fn go_on(state: SavedState) {
+    let now = Instant::now();
+    let clocks = clocks(now);
+    let Ok(mut controller) = Controller::restore(configured(), KEY, state, clocks) else { return };
+    let _ = controller.start(now);
+    for _ in 0..3 {
+        let Some(deadline) = controller.next_deadline() else { break };
+        let _ = controller.handle(Event::Tick, deadline.max(now));
+    }
+    let exported = controller.export(clocks);
+    let text = serde_json::to_string(&exported).unwrap_or_default();
+    let again = untrusted::state_file(untrusted::sealed(VERSION, &text).as_bytes());
+    assert_eq!(again.as_ref().map(|again| &again.services), Ok(&exported.services), "not read as it was written");
+    let restored = Controller::restore(configured(), KEY, exported, clocks);
+    assert!(restored.is_ok(), "its own state is refused: {}", restored.err().unwrap_or_default());
+}

@@ -1,0 +1,94 @@
+//! `cargo xtask fuzz`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    command::{built, cargo_of, ensure_root, root, run},
+    setup::{Purpose, cargo_fuzz, nightly, setup},
+};
+
+/// A corpus in the repository has at most so many files, each of at most so many bytes.
+const FILES: usize = 200;
+const LONGEST: u64 = 4096;
+
+/// Gives targets inputs that coverage leads to, each for so many minutes, and stops at the first that fails: libFuzzer says
+/// where it has put the input. What is new stays below the target directory; with `keep`, it is made few and small, and takes
+/// the place of the corpus in the repository.
+pub(crate) fn fuzz(only: Option<&str>, minutes: u64, keep: bool) -> Result<()> {
+    ensure_root("the kernel program among the targets", "fuzz")?;
+    setup(Purpose::Build)?;
+    let nightly = nightly()?;
+    cargo_fuzz()?;
+    let all = targets()?;
+    let targets: Vec<&String> = all.iter().filter(|name| only.is_none_or(|only| only == *name)).collect();
+    ensure!(!targets.is_empty(), "there is no target {:?}; there are {}", only.unwrap_or_default(), all.join(", "));
+    // The same versions as everywhere; cargo adds what is missing.
+    fs::copy(root().join("Cargo.lock"), root().join("fuzz/Cargo.lock")).context("cannot copy Cargo.lock")?;
+    let work = built("fuzz")?;
+    for name in targets {
+        let (known, found) = (root().join("fuzz/corpus").join(name), work.join("corpus").join(name));
+        fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+        println!("{name}: {minutes} minutes; what is found is kept in {}", found.display());
+        let limits = [format!("-max_total_time={}", 60 * minutes), format!("-max_len={LONGEST}")];
+        let mut command = cargo_fuzz_run(&nightly, &work, name);
+        command.args([&found, &known]).arg("--").args(limits).args(["-timeout=20", "-rss_limit_mb=4096"]);
+        run(command.arg("-print_final_stats=1"))?;
+        if keep {
+            keep_few(&nightly, &work, name, &[&known, &found])?;
+        }
+    }
+    Ok(())
+}
+
+fn cargo_fuzz_run(nightly: &str, work: &Path, target: &str) -> Command {
+    let mut command = cargo_of(nightly);
+    command.args(["fuzz", "run", "--target-dir"]).arg(work.join("target")).arg(target);
+    command
+}
+
+/// The names of targets.
+fn targets() -> Result<Vec<String>> {
+    let directory = root().join("fuzz/fuzz_targets");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let path = entry?.path();
+        names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Replaces the first of `corpora` by the fewest inputs of all of them that cover as much.
+fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> Result<()> {
+    let few = work.join("few").join(target);
+    if few.exists() {
+        fs::remove_dir_all(&few)?;
+    }
+    fs::create_dir_all(&few)?;
+    let mut command = cargo_fuzz_run(nightly, work, target);
+    let limit = format!("-max_len={LONGEST}");
+    run(command.arg(&few).args(corpora).args(["--", "-set_cover_merge=1", "-timeout=20", &limit]))?;
+    let mut files: Vec<(u64, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(&few)? {
+        let entry = entry?;
+        files.push((entry.metadata()?.len(), entry.path()));
+    }
+    files.sort();
+    let [corpus, ..] = corpora else { return Ok(()) };
+    fs::remove_dir_all(corpus)?;
+    fs::create_dir_all(corpus)?;
+    let total = files.len();
+    files.truncate(FILES);
+    for (_, file) in &files {
+        let name = file.file_name().context("a file has a name")?;
+        fs::copy(file, corpus.join(name))?;
+    }
+    println!("{target}: {} of {total} inputs kept in {}", files.len(), corpus.display());
+    Ok(())
+}
