@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod model;
 pub mod prog_run;
 pub mod rig;
+pub mod sessions;
 pub mod site;
 pub mod stop;
 pub mod transfer;

@@ -8,6 +8,7 @@ mod command;
 mod debian;
 mod fuzz;
 mod kernels;
+mod lab;
 mod miri;
 mod mutants;
 mod package;
@@ -99,6 +100,12 @@ enum Chore {
         /// Only this one.
         only: Option<bench::Benchmark>,
     },
+    /// Set up, then try things with other people's software; needs root.
+    Lab {
+        /// What.
+        #[command(subcommand)]
+        lab: lab::Lab,
+    },
     /// Make HTML of the book in `docs/src`, in `docs/book`; installs mdbook if it is missing.
     Book,
     /// Set up, build for release, and make a Debian package with manual pages, completions and the systemd unit.
@@ -149,6 +156,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
         Chore::Bench { only } => bench::bench(only),
+        Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite),

@@ -36,6 +36,7 @@ mod runtime_state;
 mod secrets;
 mod service_checks;
 mod service_manager;
+mod session_lab;
 mod sessions;
 mod startup;
 mod stations;

@@ -30,16 +30,33 @@ impl Installer {
     /// Installs those of the servers that are missing; none is started: not now, and not when the system starts.
     pub(super) fn servers(&mut self, servers: &[Tool]) -> Result<()> {
         let packages = self.missing(servers)?;
+        self.without_starting(&packages)
+    }
+
+    /// Installs packages of Debian of which these files are missing; they start no services.
+    pub(super) fn files(&mut self, files: &[(&str, &'static str)]) -> Result<()> {
+        let missing = files.iter().filter(|(path, _)| !Path::new(path).exists());
+        let packages: Vec<&'static str> = missing.map(|&(_, package)| package).collect();
+        if !packages.is_empty() {
+            self.ensure_apt().with_context(|| format!("missing are Debian's {}", packages.join(", ")))?;
+        }
+        self.without_starting(&packages)
+    }
+
+    fn without_starting(&mut self, packages: &[&'static str]) -> Result<()> {
         if packages.is_empty() {
             return Ok(());
         }
         let policy = if self.manager == Some(Manager::Apt) { Some(Policy::refuse()?) } else { None };
-        self.packages(&packages)?;
+        self.packages(packages)?;
         drop(policy);
-        for package in packages {
-            let unit = package.split('-').next().unwrap_or(package);
-            if self.manager == Some(Manager::Apt) && Path::new("/run/systemd/system").exists() {
-                run(program("systemctl").args(["disable", "--now", "--quiet", unit]))?;
+        if self.manager != Some(Manager::Apt) || !Path::new("/run/systemd/system").exists() {
+            return Ok(());
+        }
+        for unit in packages.iter().flat_map(|package| units(package)) {
+            // Many packages bring none.
+            if output(program("systemctl").args(["cat", "--quiet", &unit])).is_some() {
+                run(program("systemctl").args(["disable", "--now", "--quiet", &unit]))?;
             }
         }
         Ok(())
@@ -147,6 +164,16 @@ impl Drop for Policy {
             eprintln!("cannot remove {}: {error}", path.display());
         }
     }
+}
+
+/// What a package may call its service: as itself, or by its first word.
+fn units(package: &str) -> Vec<String> {
+    let first = package.split('-').next().unwrap_or(package);
+    let mut units = vec![package.to_owned()];
+    if first != package {
+        units.push(first.to_owned());
+    }
+    units
 }
 
 fn announce(what: &str, command: &Command) {

@@ -2,6 +2,7 @@
 
 mod bpf;
 mod install;
+mod node;
 mod packages;
 
 use std::{env::consts::ARCH, path::PathBuf};
@@ -40,6 +41,16 @@ pub(crate) fn guests() -> Result<()> {
 /// Installs what several balancers run beside them: etcd and routing daemons.
 pub(crate) fn fleet() -> Result<()> {
     Installer::new().servers(&packages::FLEET)
+}
+
+/// Installs what the session lab runs. No package starts a service.
+pub(crate) fn session_lab() -> Result<()> {
+    let mut installer = Installer::new();
+    installer.servers(&packages::SERVERS)?;
+    installer.servers(&packages::FLEET)?;
+    installer.servers(&packages::SESSIONS)?;
+    installer.files(&packages::SESSION_LAB)?;
+    node::modules(&mut installer)
 }
 
 /// Installs what links programs for `processor`, such as `aarch64`.
@@ -114,6 +125,8 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.servers(&packages::FLEET)?;
         installer.tools(&packages::CLIENTS)?;
         installer.tools(&packages::ENGINE)?;
+        installer.servers(&packages::SESSIONS)?;
+        node::modules(&mut installer)?;
         if !installed("cargo-nextest") {
             installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;
         }

@@ -83,6 +83,30 @@ pub(super) const MACHINES: [Tool; 2] = [
     Tool { program: "systemd-nspawn", apt: "systemd-container", dnf: "systemd-container", pacman: "systemd" },
 ];
 
+/// What the session lab's reduced set runs.
+pub(super) const SESSIONS: [Tool; 4] = [
+    Tool { program: "node", apt: "nodejs", dnf: "nodejs", pacman: "nodejs" },
+    Tool { program: "npm", apt: "npm", dnf: "npm", pacman: "npm" },
+    Tool { program: "redis-server", apt: "redis-server", dnf: "redis", pacman: "redis" },
+    Tool::everywhere("memcached", "memcached"),
+];
+
+/// What the whole session lab runs besides: Debian's packages, each by a file that it brings.
+pub(super) const SESSION_LAB: [(&str, &str); 12] = [
+    ("/usr/bin/java", "default-jre-headless"),
+    ("/usr/share/tomcat10/bin/bootstrap.jar", "tomcat10-common"),
+    ("/usr/share/tomcat10/lib/catalina-tribes.jar", "libtomcat10-java"),
+    ("/usr/share/java/postgresql.jar", "libpostgresql-jdbc-java"),
+    ("/usr/share/doc/php-fpm", "php-fpm"),
+    ("/usr/share/doc/php-memcached", "php-memcached"),
+    ("/usr/share/doc/php-redis", "php-redis"),
+    ("/usr/bin/redis-sentinel", "redis-sentinel"),
+    ("/usr/bin/redis-cli", "redis-tools"),
+    ("/usr/sbin/haproxy", "haproxy"),
+    ("/usr/bin/setpriv", "util-linux"),
+    ("/usr/share/doc/postgresql", "postgresql"),
+];
+
 /// What boots other kernels.
 pub(super) const GUESTS: [Tool; 7] = [
     Tool {
@@ -151,7 +175,9 @@ impl Manager {
 
 #[cfg(test)]
 mod tests {
-    use super::{BROWSER, CLIENTS, ENGINE, FLEET, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS};
+    use super::{
+        BROWSER, CLIENTS, ENGINE, FLEET, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS, SESSIONS,
+    };
 
     #[test]
     fn distributions_are_known_by_their_names_or_their_kin() {
@@ -186,27 +212,28 @@ mod tests {
                 .chain(&CLIENTS)
                 .chain(&ENGINE)
                 .chain(&MACHINES)
+                .chain(&SESSIONS)
                 .chain(&GUESTS);
             tools.map(|tool| tool.package(manager)).collect::<Vec<_>>()
         };
         assert_eq!(
             names(Manager::Apt),
             "iproute2 ethtool chromium chromium-driver nginx-light prometheus bird2 keepalived etcd-server curl \
-             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
+             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
             "iproute ethtool chromium chromedriver nginx golang-github-prometheus bird keepalived etcd curl iperf3 \
-             dnsmasq bind-utils etcd debootstrap systemd-container qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
+             dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
             "iproute2 ethtool chromium chromium nginx prometheus bird keepalived etcd curl iperf3 dnsmasq bind etcd \
-             debootstrap systemd qemu-system-x86 busybox cpio kmod xz dpkg binutils"
+             debootstrap systemd nodejs npm redis memcached qemu-system-x86 busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );

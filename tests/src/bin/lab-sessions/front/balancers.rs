@@ -1,0 +1,326 @@
+//! The balancer: one, a pair of which one stands by, or a fleet behind a router.
+
+use std::{
+    cell::RefCell,
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_api::model::StatusView;
+use balancer_tests::{
+    binaries,
+    controller::Controller,
+    etcd::{self, EtcdCluster},
+    http_client::Request,
+    metrics::Metrics,
+    namespace::Namespace,
+    process::Process,
+    routing,
+    sessions::event::Event,
+    topology::{Family, Topology},
+};
+
+use crate::{
+    hosts::{BALANCERS, Hosts},
+    part::PATIENCE,
+    servers::{HEALTH, PORT},
+};
+
+const VIP: Family = Family::V4;
+/// Where the first balancer's cable is plugged in.
+const CABLE: &str = "balancer";
+/// For a scrape.
+const SCRAPE: Duration = Duration::from_secs(3);
+
+/// How many there are, and who chooses between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FrontOf {
+    /// One.
+    One,
+    /// Two, of which keepalived gives one the address.
+    Pair,
+    /// Three, over which a router spreads connections.
+    Fleet,
+}
+
+impl FrontOf {
+    pub(crate) const fn event(event: Event) -> Self {
+        match event {
+            Event::Standby => Self::Pair,
+            Event::Member => Self::Fleet,
+            _ => Self::One,
+        }
+    }
+
+    const fn balancers(self) -> u16 {
+        match self {
+            Self::One => 1,
+            Self::Pair => 2,
+            Self::Fleet => BALANCERS,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Balancer {
+    controller: Controller,
+    binary: PathBuf,
+    files: PathBuf,
+}
+
+/// Balancers that run. The order of the fields is the order in which they end.
+pub(crate) struct Balancers {
+    kind: FrontOf,
+    routing: Vec<Process>,
+    balancers: RefCell<Vec<Balancer>>,
+    _engines: Option<EtcdCluster>,
+}
+
+impl std::fmt::Debug for Balancers {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Balancers").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Balancers {
+    /// Starts balancers in front of so many servers, and waits until all servers are up.
+    pub(crate) fn start(hosts: &Hosts, servers: u16, kind: FrontOf) -> Result<Self> {
+        let engines = if kind == FrontOf::One { None } else { Some(start_engines(hosts)?) };
+        let endpoints = engines.as_ref().map(EtcdCluster::endpoints).unwrap_or_default();
+        let this = Self { kind, routing: Vec::new(), balancers: RefCell::default(), _engines: engines };
+        for index in 0..kind.balancers() {
+            let namespace = balancers_host(hosts, index)?;
+            let files = hosts.directory(&format!("lb{}", index + 1))?;
+            // What an earlier one has left would be restored.
+            drop(fs::remove_file(files.join("state.json")));
+            let text = config(&hosts.topology, servers, kind, index, &endpoints, &files);
+            fs::write(files.join("balancer.toml"), text)?;
+            let binary = binaries::balancer()?;
+            let controller = run(namespace, &binary, &files)?;
+            this.balancers.borrow_mut().push(Balancer { controller, binary, files });
+        }
+        this.start_behind_the_router(hosts, servers)
+    }
+
+    fn start_behind_the_router(mut self, hosts: &Hosts, servers: u16) -> Result<Self> {
+        for number in 1..=servers {
+            self.wait_state(number, "up")?;
+        }
+        let (router, vip) = (hosts.topology.router(), hosts.topology.vip(VIP));
+        match self.kind {
+            FrontOf::One => {
+                let (first, _) = Topology::balancer_address(VIP);
+                router.ip(&format!("-4 route replace {vip} via {first}"))?;
+            }
+            FrontOf::Pair => {
+                router.ip(&format!("-4 route replace {vip} dev eth0"))?;
+                for index in 0..2 {
+                    self.start_keepalived(hosts, index)?;
+                }
+            }
+            FrontOf::Fleet => self.start_birds(hosts)?,
+        }
+        Ok(self)
+    }
+
+    fn start_keepalived(&mut self, hosts: &Hosts, index: u16) -> Result<()> {
+        let (files, binary) = {
+            let balancers = self.balancers.borrow();
+            let balancer = balancers.get(usize::from(index)).context("there is no such balancer")?;
+            (balancer.files.clone(), balancer.binary.clone())
+        };
+        let ready = format!("{} --socket {}/balancer.sock ready --announced", binary.display(), files.display());
+        let config = files.join("keepalived.conf");
+        fs::write(&config, routing::keepalived(&hosts.topology, index, &ready)?)?;
+        let host = balancers_host(hosts, index)?;
+        self.routing.push(routing::start_keepalived(host, &config)?);
+        if index == 0 {
+            let address = format!("{}/32", hosts.topology.vip(VIP));
+            wait("keepalived to give the first balancer the address", || {
+                host.ip("-4 addr show dev eth0").is_ok_and(|text| text.contains(&address))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn start_birds(&mut self, hosts: &Hosts) -> Result<()> {
+        let router = hosts.topology.router();
+        // By ports, so that each client comes to all of them.
+        router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
+        let config = hosts.files().join("router.conf");
+        fs::write(&config, routing::router(BALANCERS)?)?;
+        self.routing.push(routing::start_bird(router, &config)?);
+        for index in 0..BALANCERS {
+            let config = hosts.files().join(format!("lb{}/bird.conf", index + 1));
+            fs::write(&config, routing::balancer(index)?)?;
+            self.routing.push(routing::start_bird(balancers_host(hosts, index)?, &config)?);
+        }
+        let vip = hosts.topology.vip(VIP);
+        wait("the router to know three balancers", || {
+            let routes = router.ip(&format!("-4 route show {vip}")).unwrap_or_default();
+            (0..BALANCERS).all(|index| {
+                let address = Topology::balancers_address(VIP, index).to_string();
+                routes.split_whitespace().any(|word| word == address)
+            })
+        })
+    }
+
+    /// Whether it is of this kind, and whole.
+    pub(crate) fn suits(&self, kind: FrontOf) -> bool {
+        self.kind == kind && kind == FrontOf::One
+    }
+
+    /// What a command line prints, such as `["backend", "drain", "web/web2"]`; asked of the last balancer.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let balancers = self.balancers.borrow();
+        let output = balancers.last().context("no balancer is left")?.controller.cli(arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`balancer {}` failed: {}", arguments.join(" "), said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Where a client that is not known goes.
+    pub(crate) fn home(&self, client: IpAddr) -> Result<String> {
+        let said = self.cli(&["client", "where", &client.to_string(), "--service", "web", "--json"])?;
+        let said: serde_json::Value = serde_json::from_str(&said)?;
+        Ok(said["backend"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until all balancers show a backend in this state.
+    pub(crate) fn wait_state(&self, number: u16, state: &str) -> Result<()> {
+        let name = format!("web{number}");
+        let shown = |status: &StatusView| {
+            let mut backends = status.services.iter().flat_map(|service| &service.backends);
+            backends.any(|backend| backend.name == name && backend.state == state)
+        };
+        for balancer in self.balancers.borrow_mut().iter_mut() {
+            balancer.controller.wait_for(PATIENCE, &format!("{name} to be {state}"), shown)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the only balancer and starts it again; with a copy of its program, if `upgrade`.
+    pub(crate) fn restart(&self, hosts: &Hosts, upgrade: bool) -> Result<()> {
+        let mut balancers = self.balancers.borrow_mut();
+        let balancer = balancers.first_mut().context("there is no balancer")?;
+        let status = balancer.controller.process().stop()?;
+        ensure!(status.success(), "the balancer ended with {status}: {}", balancer.controller.process().tail(5)?);
+        if upgrade {
+            let copy = hosts.files().join("balancer-new");
+            fs::copy(&balancer.binary, &copy).with_context(|| copy.display().to_string())?;
+            balancer.binary = copy;
+        }
+        balancer.controller = run(balancers_host(hosts, 0)?, &balancer.binary, &balancer.files)?;
+        balancer.controller.wait_ready(PATIENCE)?;
+        Ok(())
+    }
+
+    /// The first balancer's machine is gone: its program is killed, and its cable pulled.
+    pub(crate) fn lose_first(&self, hosts: &Hosts) -> Result<()> {
+        hosts.plug(CABLE, false)?;
+        self.balancers.borrow_mut().remove(0).controller.process().kill().map(drop)
+    }
+
+    /// Moves that all balancers have counted that there are.
+    pub(crate) fn moves(&self, hosts: &Hosts) -> u64 {
+        let gone = self.kind.balancers() - self.balancers.borrow().len() as u16;
+        let of = |index| -> Result<f64> {
+            let metrics = scrape(balancers_host(hosts, index)?)?;
+            // There is no sample before the first move.
+            Ok(metrics.sum("moves_total", &["service=\"web\""]).unwrap_or(0.0))
+        };
+        let counted: f64 = (gone..self.kind.balancers()).filter_map(|index| of(index).ok()).sum();
+        counted as u64
+    }
+
+    /// Ends all, takes pins away, and puts cable and routes back.
+    pub(crate) fn end(mut self, hosts: &Hosts) -> Result<()> {
+        self.routing.clear();
+        for balancer in self.balancers.get_mut() {
+            // Twice: it does not linger for those who do not come any more.
+            balancer.controller.process().signal(nix::sys::signal::Signal::SIGTERM)?;
+        }
+        let balancers = std::mem::take(self.balancers.get_mut());
+        let detached = balancers.into_iter().map(|mut balancer| {
+            balancer.controller.process().stop()?;
+            if self.kind == FrontOf::One {
+                let output = balancers_host(hosts, 0)?.command(&balancer.binary).arg("detach").output()?;
+                ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+            Ok(())
+        });
+        let detached: Vec<Result<()>> = detached.collect();
+        hosts.plug(CABLE, true)?;
+        // There is none where the router has learnt it.
+        drop(hosts.topology.router().ip(&format!("-4 route flush {}", hosts.topology.vip(VIP))));
+        detached.into_iter().collect()
+    }
+}
+
+fn run(namespace: &Namespace, binary: &Path, files: &Path) -> Result<Controller> {
+    let at = |name: &str| files.join(name);
+    Controller::start(namespace, binary, &at("balancer.toml"), &at("balancer.sock"), &at("balancer.log"))
+}
+
+fn balancers_host(hosts: &Hosts, index: u16) -> Result<&Namespace> {
+    hosts.topology.balancers().nth(index.into()).context("there is no such balancer")
+}
+
+fn start_engines(hosts: &Hosts) -> Result<EtcdCluster> {
+    let places: Vec<_> = hosts.engines.iter().zip(Hosts::engine_addresses()).collect();
+    let arguments = vec!["--unsafe-no-fsync".to_owned()];
+    EtcdCluster::start(&places, &etcd::Options { arguments, ..Default::default() })
+}
+
+fn scrape(namespace: &Namespace) -> Result<Metrics> {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
+    let request = Request { timeout: SCRAPE, ..request };
+    let reply = namespace.run_in_thread(|| request.send())??;
+    ensure!(reply.status == 200, "/metrics answered {}", reply.status);
+    Metrics::parse(&String::from_utf8(reply.body)?)
+}
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !done() {
+        ensure!(std::time::Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn config(topology: &Topology, servers: u16, kind: FrontOf, index: u16, endpoints: &[String], files: &Path) -> String {
+    let files = files.display();
+    let (on_exit, fleet, lines) = match kind {
+        FrontOf::One => ("keep", String::new(), ""),
+        FrontOf::Pair | FrontOf::Fleet => {
+            let member = format!("lb{}", index + 1);
+            let fleet = format!("[fleet]\nname = \"lab\"\nmember = \"{member}\"\nendpoints = {endpoints:?}\n");
+            let lines = if kind == FrontOf::Pair {
+                "assign_vip = false\n"
+            } else {
+                "assign_vip = \"lo\"\nwhen_all_down = \"drop\"\n"
+            };
+            ("detach", fleet, lines)
+        }
+    };
+    let mut text = format!(
+        "interfaces = [\"eth0\"]\nxdp_mode = \"native\"\non_exit = \"{on_exit}\"\nstate_file = \"{files}/state.json\"\n\
+         [control]\nsocket = \"{files}/balancer.sock\"\n[hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{fleet}\
+         [[service]]\nname = \"web\"\naddress = \"{}\"\nforwarding = \"dsr\"\nremember = \"3h\"\nfailback = \"stay\"\n\
+         check = {{ type = \"http\", path = \"{HEALTH}\", interval = \"1s\", fast_interval = \"200ms\", \
+         timeout = \"1s\", fall = 3, rise = 2 }}\n{lines}",
+        SocketAddr::new(topology.vip(VIP), PORT)
+    );
+    for number in 1..=servers {
+        let address = SocketAddr::new(topology.backend_address(VIP, number - 1), PORT);
+        // Writing to a string cannot fail.
+        let _ = write!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n");
+    }
+    text
+}

@@ -1,0 +1,71 @@
+//! What is between clients and servers.
+
+mod balancers;
+mod proxies;
+
+use anyhow::Result;
+use balancer_tests::sessions::{
+    event::Event,
+    row::{Front as Kind, Row},
+};
+
+pub(crate) use self::{
+    balancers::{Balancers, FrontOf},
+    proxies::{Proxy, Share},
+};
+use crate::hosts::Hosts;
+
+/// What is in front of the servers. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) enum Front {
+    /// The balancer, one or several.
+    Balancers(Box<Balancers>),
+    /// A classic.
+    Proxy(Proxy),
+}
+
+impl Front {
+    /// Starts what a row has in front, as an event needs it.
+    pub(crate) fn start(hosts: &Hosts, row: Row, event: Event) -> Result<Self> {
+        if row.front.is_balancer() {
+            let balancers = Balancers::start(hosts, row.strategy.servers(), FrontOf::event(event))?;
+            if row.front == Kind::Spread {
+                balancers.cli(&["rule", "add", "web", "0.0.0.0/0", "spread"])?;
+            }
+            return Ok(Self::Balancers(Box::new(balancers)));
+        }
+        Ok(Self::Proxy(Proxy::start(hosts, row.front, row.strategy.servers())?))
+    }
+
+    /// Whether it is as an event needs it, once it has forgotten its clients. Classics do not forget.
+    pub(crate) fn suits(&self, event: Event) -> bool {
+        match self {
+            Self::Balancers(balancers) => balancers.suits(FrontOf::event(event)),
+            Self::Proxy(_) => false,
+        }
+    }
+
+    /// Forgets the clients of so many servers, and of one that was added.
+    pub(crate) fn forget(&self, servers: u16) -> Result<()> {
+        let Self::Balancers(balancers) = self else { return Ok(()) };
+        (1..=servers).try_for_each(|number| {
+            balancers.cli(&["client", "forget", "--backend", &format!("web/web{number}")]).map(drop)
+        })
+    }
+
+    /// Moves that it has counted; `None`: it counts none.
+    pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
+        match self {
+            Self::Balancers(balancers) => Some(balancers.moves(hosts)),
+            Self::Proxy(_) => None,
+        }
+    }
+
+    /// Ends it and all that it has left.
+    pub(crate) fn end(self, hosts: &Hosts) -> Result<()> {
+        match self {
+            Self::Balancers(balancers) => balancers.end(hosts),
+            Self::Proxy(proxy) => proxy.end(hosts),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The hosts: clients behind a router, balancers, servers, and a network behind the servers for what they say to each
+//! other and to stores.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    namespace::{Namespace, join},
+    topology::{Shape, Topology},
+};
+use tempfile::TempDir;
+
+/// Balancers that there are hosts for.
+pub(crate) const BALANCERS: u16 = 3;
+/// Numbers of etcd's hosts on the segment.
+const ENGINES: [u16; 3] = [61, 62, 63];
+/// The first store's number on the network behind.
+const FIRST_STORE: u8 = 101;
+
+/// A host for a store, on the network behind alone.
+#[derive(Debug)]
+pub(crate) struct StoreHost {
+    pub(crate) namespace: Namespace,
+    pub(crate) address: IpAddr,
+    port: String,
+}
+
+/// All hosts. Dropping it removes them, and all that runs on them.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    pub(crate) topology: Topology,
+    pub(crate) engines: Vec<Namespace>,
+    pub(crate) stores: Vec<StoreHost>,
+    _temporary: Option<TempDir>,
+    files: PathBuf,
+}
+
+/// Bytes that an interface has sent and received.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Octets {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+}
+
+impl Hosts {
+    /// Makes hosts for so many servers and stores. Files outlive it only if they are to be kept.
+    pub(crate) fn new(servers: u16, stores: u8, keep: bool) -> Result<Self> {
+        let files = tempfile::Builder::new().prefix("lab-sessions-").tempdir()?;
+        // What a server that is not root writes lies below.
+        fs::set_permissions(files.path(), fs::Permissions::from_mode(0o711))?;
+        let mut topology = Topology::new(Shape::Routed, Forwarding::Dsr, usize::from(servers))?;
+        for _ in 1..BALANCERS {
+            topology.add_balancer()?;
+        }
+        let switch = topology.switch();
+        switch.ip("link add br1 type bridge mcast_snooping 0")?;
+        switch.ip("link set br1 up")?;
+        for (number, host) in (1..).zip(topology.backends()) {
+            behind(switch, host, "eth1", &format!("in-web{number}"), server_address(number))?;
+        }
+        let stores = (0..stores)
+            .map(|index| {
+                let name = format!("store{}", index + 1);
+                let (namespace, address) = (Namespace::new(&name)?, inner(FIRST_STORE + index));
+                behind(switch, &namespace, "eth0", &name, address)?;
+                Ok(StoreHost { namespace, address, port: name })
+            })
+            .collect::<Result<_>>()?;
+        let engines = ENGINES
+            .into_iter()
+            .map(|number| topology.add_host(&format!("etcd{}", number - 60), number))
+            .collect::<Result<_>>()?;
+        let path = files.path().to_owned();
+        let temporary = if keep {
+            eprintln!("configurations and logs are in {}", files.keep().display());
+            None
+        } else {
+            Some(files)
+        };
+        Ok(Self { topology, engines, stores, _temporary: temporary, files: path })
+    }
+
+    /// Where files lie.
+    pub(crate) fn files(&self) -> &Path {
+        &self.files
+    }
+
+    /// A new directory among the files.
+    pub(crate) fn directory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.files.join(name);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// Addresses of etcd's hosts.
+    pub(crate) fn engine_addresses() -> Vec<IpAddr> {
+        ENGINES.map(|number| Topology::host_address(balancer_tests::topology::Family::V4, number)).into()
+    }
+
+    /// Pulls a store's cable, or plugs it in.
+    pub(crate) fn plug_store(&self, index: usize, plugged: bool) -> Result<()> {
+        let store = self.stores.get(index).context("there is no such store")?;
+        self.plug(&store.port, plugged)
+    }
+
+    /// The cable of a port of the switch.
+    pub(crate) fn plug(&self, port: &str, plugged: bool) -> Result<()> {
+        let state = if plugged { "up" } else { "down" };
+        self.topology.switch().ip(&format!("link set {port} {state}")).map(drop)
+    }
+
+    /// What servers have sent and received on the network behind.
+    pub(crate) fn octets(&self) -> Result<Octets> {
+        let mut sum = Octets::default();
+        for host in self.topology.backends() {
+            let text = host.run_in_thread(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
+            let octets = octets_of(&text, "eth1").context("an interface without counters")?;
+            sum.sent += octets.sent;
+            sum.received += octets.received;
+        }
+        Ok(sum)
+    }
+}
+
+/// The address of server `number`, counted from 1, on the network behind.
+pub(crate) const fn server_address(number: u8) -> IpAddr {
+    inner(number)
+}
+
+/// The address that moves between stores.
+pub(crate) const STORE_VIP: IpAddr = inner(100);
+
+const fn inner(host: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 4, 0, host))
+}
+
+fn behind(switch: &Namespace, host: &Namespace, interface: &str, port: &str, address: IpAddr) -> Result<()> {
+    join((host, interface), (switch, port))?;
+    switch.ip(&format!("link set {port} master br1"))?;
+    host.ip(&format!("addr add {address}/24 dev {interface}")).map(drop)
+}
+
+/// Of `/proc/net/dev`.
+fn octets_of(text: &str, interface: &str) -> Option<Octets> {
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
+    let numbers: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+    Some(Octets { received: *numbers.first()?, sent: *numbers.get(8)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::octets_of;
+
+    #[test]
+    fn the_kernels_counters_are_read() {
+        let text = "Inter-|   Receive |  Transmit\n face |bytes packets\n    lo: 1 1 0 0 0 0 0 0 2 1 0 0 0 0 0 0\n  \
+                    eth1: 1000 10 0 0 0 0 0 0 2000 20 0 0 0 0 0 0\n";
+        let octets = octets_of(text, "eth1").unwrap();
+        assert_eq!((octets.received, octets.sent), (1000, 2000));
+        assert!(octets_of(text, "eth0").is_none());
+    }
+}

@@ -1,0 +1,375 @@
+//! Events, played to the clients of a row.
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use balancer_tests::{
+    sessions::{
+        cell::{Cell, Inner},
+        event::Event,
+        row::{Front as Kind, Row},
+        strategy::Home,
+        tally::tally,
+    },
+    topology::Family,
+};
+use std::net::SocketAddr;
+
+use crate::{
+    front::{Balancers, Front, Share},
+    hosts::{Hosts, Octets},
+    load::{Load, Plan},
+    part::PATIENCE,
+    servers::{PORT, Servers},
+    stores::{self, Stores},
+};
+
+/// Clients that share an address.
+const BEHIND_NAT: u16 = 100;
+/// The least number of that address.
+const NAT: u16 = 1000;
+/// Before an event, with everything as it was.
+const LEAD: Duration = Duration::from_millis(500);
+/// Requests of each client after an event.
+const ROUNDS: u64 = 2;
+/// How long these may take.
+const LIMIT: Duration = Duration::from_secs(12);
+/// How long a proxy may take to notice what it is not asked about.
+const NOTICE: Duration = Duration::from_secs(3);
+/// The backends that drains, and failures, are about.
+const DRAINED: u16 = 2;
+const VICTIM: u16 = 3;
+
+/// Everything of a row, running. The order of the fields is the order in which it ends.
+pub(crate) struct Scene {
+    load: Option<Load>,
+    front: Option<Front>,
+    servers: Servers,
+    stores: Stores,
+    hosts: Hosts,
+    row: Row,
+    clients: u16,
+    pause: Duration,
+}
+
+impl Scene {
+    /// Starts servers and stores of a row.
+    pub(crate) fn start(row: Row, clients: u16, pause: Duration, keep: bool) -> Result<Self> {
+        let strategy = row.strategy;
+        let hosts = Hosts::new(strategy.servers() + strategy.spares(), stores::hosts_of(strategy), keep)?;
+        let stores = Stores::start(strategy, &hosts)?;
+        let servers = Servers::start(strategy, stores.endpoints(&hosts), &hosts)?;
+        Ok(Self { load: None, front: None, servers, stores, hosts, row, clients, pause })
+    }
+
+    /// Plays an event and says what came of it.
+    pub(crate) fn play(&mut self, event: Event) -> Result<Cell> {
+        self.set_up_front(event)?;
+        self.prepare(event)?;
+        let load = self.load.as_ref().context("no clients")?;
+        load.wait_settled(PATIENCE)?;
+        load.pause();
+        let (moves, octets) = (self.moves(), self.hosts.octets()?);
+        let before = load.record();
+        load.resume();
+        let begin = Instant::now();
+        thread::sleep(LEAD);
+        self.act(event)?;
+        let load = self.load.as_ref().context("no clients")?;
+        load.wait_rounds(ROUNDS, LIMIT);
+        load.pause();
+        let seconds = begin.elapsed().as_secs_f64();
+        let cell = self.cell(event, &before, moves, octets, seconds)?;
+        self.load.as_ref().context("no clients")?.resume();
+        self.undo(event)?;
+        Ok(cell)
+    }
+
+    fn cell(
+        &self,
+        event: Event,
+        before: &BTreeMap<u16, (u16, String)>,
+        moves: Option<u64>,
+        octets: Octets,
+        seconds: f64,
+    ) -> Result<Cell> {
+        let seen = self.load.as_ref().context("no clients")?.recorded();
+        let concerned = concerned(event).map(|number| format!("web{number}"));
+        let tally = tally(&seen, before, concerned.as_deref());
+        let now = self.hosts.octets()?;
+        // Of a rule's clients nothing is remembered, so that none of them moves.
+        let counted = match (self.row.front, moves, self.moves()) {
+            (Kind::Sticky, Some(before), Some(after)) => Some(after.saturating_sub(before)),
+            _ => None,
+        };
+        Ok(Cell {
+            row: self.row,
+            event,
+            own: tally.own,
+            nat: tally.nat,
+            elsewhere: tally.elsewhere,
+            requests: tally.requests,
+            failed: tally.failed,
+            latency_ms: tally.latency,
+            moved_seen: tally.moved,
+            moved_counted: counted,
+            inner: self.inner(Octets { sent: now.sent - octets.sent, received: now.received - octets.received }),
+            seconds,
+            notes: Vec::new(),
+        })
+    }
+
+    /// Servers of a strategy speak with each other or with a store, never both.
+    const fn inner(&self, octets: Octets) -> Inner {
+        match self.row.strategy.home() {
+            Home::Servers => Inner { servers: octets.sent, store: 0 },
+            Home::Store | Home::Stores => Inner { servers: 0, store: octets.sent + octets.received },
+            Home::OneServer | Home::Client => Inner { servers: octets.sent, store: 0 },
+        }
+    }
+
+    fn moves(&self) -> Option<u64> {
+        self.front.as_ref()?.moves(&self.hosts)
+    }
+
+    /// Has what the event needs in front, which knows no clients, and clients that have not been here yet.
+    fn set_up_front(&mut self, event: Event) -> Result<()> {
+        self.load = None;
+        match &self.front {
+            Some(front) if front.suits(event) => front.forget(self.row.strategy.servers())?,
+            _ => {
+                if let Some(front) = self.front.take() {
+                    front.end(&self.hosts)?;
+                }
+                self.front = Some(Front::start(&self.hosts, self.row, event)?);
+            }
+        }
+        let plan = self.plan()?;
+        self.load = Some(Load::start(self.hosts.topology.client().entrance(), plan));
+        Ok(())
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let address = |number| SocketAddr::new(self.hosts.topology.client_address(Family::V4, number), 0);
+        let own = (1..=self.clients).map(|number| (number, number, address(number)));
+        let shared = self.shared_address()?;
+        let nat = (1..=BEHIND_NAT).map(|number| (self.clients + number, shared, address(shared)));
+        Ok(Plan {
+            clients: own.chain(nat).collect(),
+            target: SocketAddr::new(self.hosts.topology.vip(Family::V4), PORT),
+            refuses_cookies: self.row.strategy.refuses_cookies(),
+            pause: self.pause,
+        })
+    }
+
+    /// The first one whose clients are at the backend that failures are about: all of them live or die with it.
+    fn shared_address(&self) -> Result<u16> {
+        let Some(Front::Balancers(balancers)) = &self.front else { return Ok(NAT) };
+        for number in NAT..2 * NAT {
+            if balancers.home(self.hosts.topology.client_address(Family::V4, number))? == format!("web{VICTIM}") {
+                return Ok(number);
+            }
+        }
+        bail!("no client is at web{VICTIM}")
+    }
+
+    /// What must be so before the event.
+    fn prepare(&mut self, event: Event) -> Result<()> {
+        if event == Event::Return {
+            self.load.as_ref().context("no clients")?.wait_settled(PATIENCE)?;
+            self.servers.kill(VICTIM)?;
+            self.notice(VICTIM, "down")?;
+            self.load.as_ref().context("no clients")?.wait_rounds(ROUNDS, LIMIT);
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Nothing => Ok(()),
+            Event::Add => self.add(),
+            Event::Weight => self.weigh(true),
+            Event::Drain => self.drain(DRAINED, "5m"),
+            Event::DrainOver => self.drain(DRAINED, "1s"),
+            Event::Deploy => (1..=self.row.strategy.servers()).try_for_each(|number| self.deploy(number)),
+            Event::Kill => {
+                self.servers.kill(VICTIM)?;
+                self.notice(VICTIM, "down")
+            }
+            Event::Return => self.bring_back(VICTIM),
+            Event::Hang => {
+                self.servers.freeze(VICTIM, true)?;
+                self.notice(VICTIM, "down")
+            }
+            Event::Flap => (0..2).try_for_each(|_| {
+                self.servers.freeze(VICTIM, true)?;
+                self.notice(VICTIM, "down")?;
+                self.servers.freeze(VICTIM, false)?;
+                self.notice(VICTIM, "up")
+            }),
+            Event::Restart | Event::Upgrade => match self.front.as_mut().context("no front")? {
+                Front::Balancers(balancers) => balancers.restart(&self.hosts, event == Event::Upgrade),
+                Front::Proxy(proxy) => proxy.restart(&self.hosts),
+            },
+            Event::Standby | Event::Member => {
+                self.balancers()?.lose_first(&self.hosts)?;
+                // Until keepalived or BGP have noticed.
+                thread::sleep(NOTICE);
+                Ok(())
+            }
+            Event::StoreRestart => self.stores.restart(&self.hosts),
+            Event::StorePartition => {
+                self.hosts.plug_store(0, false)?;
+                thread::sleep(Duration::from_secs(2));
+                self.hosts.plug_store(0, true)
+            }
+            Event::StoreFull => self.stores.fill(&self.hosts, true),
+            Event::StoreFailover => {
+                self.stores.kill()?;
+                // Until whoever watches it has noticed, and another one has taken over.
+                thread::sleep(2 * NOTICE);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts things back as they were.
+    fn undo(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Add => match self.front.as_mut().context("no front")? {
+                Front::Balancers(balancers) => {
+                    let name = format!("web/web{}", self.row.strategy.servers() + 1);
+                    balancers.cli(&["backend", "remove", &name, "--force"]).map(drop)
+                }
+                Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
+                    servers.pop_last();
+                }),
+            },
+            Event::Weight => self.weigh(false),
+            Event::Drain | Event::DrainOver => self.ready(DRAINED),
+            Event::Kill => self.bring_back(VICTIM),
+            Event::Hang => {
+                self.servers.freeze(VICTIM, false)?;
+                self.notice(VICTIM, "up")
+            }
+            Event::StoreFull => self.stores.fill(&self.hosts, false),
+            Event::Nothing
+            | Event::Deploy
+            | Event::Return
+            | Event::Flap
+            | Event::Restart
+            | Event::Upgrade
+            | Event::Standby
+            | Event::Member
+            | Event::StoreRestart
+            | Event::StorePartition
+            | Event::StoreFailover => Ok(()),
+        }
+    }
+
+    fn balancers(&self) -> Result<&Balancers> {
+        match &self.front {
+            Some(Front::Balancers(balancers)) => Ok(balancers),
+            Some(Front::Proxy(_)) | None => bail!("there is no balancer in front"),
+        }
+    }
+
+    /// Waits until who is in front has seen what became of a server.
+    fn notice(&self, number: u16, state: &str) -> Result<()> {
+        match &self.front {
+            Some(Front::Balancers(balancers)) => balancers.wait_state(number, state),
+            Some(Front::Proxy(_)) | None => {
+                thread::sleep(NOTICE);
+                Ok(())
+            }
+        }
+    }
+
+    fn bring_back(&mut self, number: u16) -> Result<()> {
+        self.servers.start_one(&self.hosts, number)?;
+        self.notice(number, "up")
+    }
+
+    fn add(&mut self) -> Result<()> {
+        let number = self.row.strategy.servers() + 1;
+        let address = SocketAddr::new(self.hosts.topology.backend_address(Family::V4, number - 1), PORT).to_string();
+        match self.front.as_mut().context("no front")? {
+            Front::Balancers(balancers) => {
+                balancers.cli(&["backend", "add", &format!("web/web{number}"), &address])?;
+                balancers.wait_state(number, "up")
+            }
+            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
+                servers.insert(number, Share { weight: 10, drained: false });
+            }),
+        }
+    }
+
+    fn weigh(&mut self, light: bool) -> Result<()> {
+        match self.front.as_mut().context("no front")? {
+            Front::Balancers(balancers) => {
+                balancers.cli(&["backend", "weight", "web/web1", if light { "10" } else { "100" }]).map(drop)
+            }
+            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
+                servers.entry(1).and_modify(|share| share.weight = if light { 1 } else { 10 });
+            }),
+        }
+    }
+
+    fn drain(&mut self, number: u16, deadline: &str) -> Result<()> {
+        match self.front.as_mut().context("no front")? {
+            Front::Balancers(balancers) => {
+                let name = format!("web/web{number}");
+                let mut arguments = vec!["backend", "drain", &name, "--timeout", deadline];
+                if deadline == "1s" {
+                    arguments.push("--wait");
+                }
+                balancers.cli(&arguments).map(drop)
+            }
+            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
+                servers.entry(number).and_modify(|share| share.drained = true);
+            }),
+        }
+    }
+
+    fn ready(&mut self, number: u16) -> Result<()> {
+        match self.front.as_mut().context("no front")? {
+            Front::Balancers(balancers) => balancers.cli(&["backend", "ready", &format!("web/web{number}")]).map(drop),
+            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
+                servers.entry(number).and_modify(|share| share.drained = false);
+            }),
+        }
+    }
+
+    /// Drains a server, has it restarted, and takes it back.
+    fn deploy(&mut self, number: u16) -> Result<()> {
+        self.drain(number, "1s")?;
+        self.servers.stop(number)?;
+        self.servers.start_one(&self.hosts, number)?;
+        self.ready(number)?;
+        self.notice(number, "up")
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.load = None;
+        if let Some(front) = self.front.take()
+            && let Err(error) = front.end(&self.hosts)
+        {
+            eprintln!("something may be left behind: {error:#}");
+        }
+    }
+}
+
+/// The backend whose clients an event concerns.
+const fn concerned(event: Event) -> Option<u16> {
+    match event {
+        Event::DrainOver | Event::Drain => Some(DRAINED),
+        Event::Kill | Event::Hang | Event::Flap => Some(VICTIM),
+        _ => None,
+    }
+}

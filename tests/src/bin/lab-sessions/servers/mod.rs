@@ -1,0 +1,124 @@
+//! Web servers with sessions, each on its host.
+
+mod node;
+mod php;
+mod tomcat;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_tests::{
+    http_client::Request,
+    sessions::strategy::{Home, Strategy},
+    topology::Family,
+};
+use nix::sys::signal::Signal;
+
+use crate::{hosts::Hosts, part::Part, software};
+
+/// Where servers listen.
+pub(crate) const PORT: u16 = 80;
+/// What answers without looking at a session.
+pub(crate) const HEALTH: &str = "/?health=1";
+/// For a look at a server.
+const GLANCE: Duration = Duration::from_secs(1);
+
+/// What a server is started with.
+#[derive(Debug)]
+pub(crate) struct Setting<'a> {
+    hosts: &'a Hosts,
+    strategy: Strategy,
+    /// Of stores.
+    endpoints: &'a [String],
+    /// Servers in all.
+    servers: u16,
+}
+
+/// The programs of each server, from number 1.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    strategy: Strategy,
+    endpoints: Vec<String>,
+    servers: Vec<Vec<Part>>,
+}
+
+impl Servers {
+    /// Starts all servers, and waits until they answer.
+    pub(crate) fn start(strategy: Strategy, endpoints: Vec<String>, hosts: &Hosts) -> Result<Self> {
+        let count = strategy.servers() + strategy.spares();
+        let mut this = Self { strategy, endpoints, servers: (0..count).map(|_| Vec::new()).collect() };
+        for number in 1..=count {
+            this.spawn(hosts, number)?;
+            if strategy.home() == Home::Servers {
+                // Whoever starts asks the others for their sessions, and waits for those that start as well.
+                this.wait(hosts, number)?;
+            }
+        }
+        for number in 1..=count {
+            this.wait(hosts, number)?;
+        }
+        Ok(this)
+    }
+
+    /// Starts a server again, and waits until it answers.
+    pub(crate) fn start_one(&mut self, hosts: &Hosts, number: u16) -> Result<()> {
+        self.spawn(hosts, number)?;
+        self.wait(hosts, number)
+    }
+
+    /// Stops a server in an orderly manner.
+    pub(crate) fn stop(&mut self, number: u16) -> Result<()> {
+        self.parts(number)?.iter_mut().try_for_each(Part::stop)?;
+        self.parts(number)?.clear();
+        Ok(())
+    }
+
+    /// Kills all of a server at once.
+    pub(crate) fn kill(&mut self, number: u16) -> Result<()> {
+        self.parts(number)?.iter_mut().try_for_each(Part::kill)?;
+        self.parts(number)?.clear();
+        Ok(())
+    }
+
+    /// Stops a server without closing its connections, or lets it go on.
+    pub(crate) fn freeze(&mut self, number: u16, frozen: bool) -> Result<()> {
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        self.parts(number)?.iter().try_for_each(|part| part.signal(signal))
+    }
+
+    fn parts(&mut self, number: u16) -> Result<&mut Vec<Part>> {
+        self.servers.get_mut(usize::from(number) - 1).with_context(|| format!("there is no web{number}"))
+    }
+
+    fn spawn(&mut self, hosts: &Hosts, number: u16) -> Result<()> {
+        let servers = u16::try_from(self.servers.len())?;
+        let setting = Setting { hosts, strategy: self.strategy, endpoints: &self.endpoints, servers };
+        let parts = if software::is_node(self.strategy) {
+            node::start(&setting, number)
+        } else if software::is_php(self.strategy) {
+            php::start(&setting, number)
+        } else {
+            tomcat::start(&setting, number)
+        };
+        *self.parts(number)? = parts?;
+        Ok(())
+    }
+
+    fn wait(&mut self, hosts: &Hosts, number: u16) -> Result<()> {
+        let host = &hosts.topology.backends()[usize::from(number) - 1];
+        let any = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
+        let target = SocketAddr::new(hosts.topology.backend_address(Family::V4, number - 1), PORT);
+        let request = Request { timeout: GLANCE, ..Request::new(any, target).path(HEALTH) };
+        let well =
+            || host.run_in_thread(|| request.send()).is_ok_and(|reply| reply.is_ok_and(|reply| reply.status == 200));
+        let parts = self.parts(number)?;
+        ensure!(!parts.is_empty(), "web{number} has no programs");
+        for part in parts {
+            part.wait("answering", well)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,26 @@
+//! Node with Express.
+
+use anyhow::Result;
+use balancer_tests::sessions::strategy::Strategy;
+
+use super::{PORT, Setting};
+use crate::{part::Part, software};
+
+pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
+    let store = match setting.strategy {
+        Strategy::NodeRedis | Strategy::NodeRedisHaproxy | Strategy::NodeRedisKeepalived => "redis",
+        Strategy::NodeRedisSentinel => "sentinel",
+        Strategy::NodePostgres => "postgres",
+        Strategy::NodeCookie => "cookie",
+        Strategy::NodeEncryptedCookie => "encrypted-cookie",
+        _ => "memory",
+    };
+    let name = format!("web{number}");
+    let mut command = setting.hosts.topology.backends()[usize::from(number) - 1].command("node");
+    command.env("NODE_PATH", software::node_modules()?).env("NODE_ENV", "production");
+    command
+        .arg(software::sources().join("node/app.js"))
+        .args([&name, &PORT.to_string(), store])
+        .args(setting.endpoints);
+    Ok(vec![Part::start(&format!("{name}-node"), &mut command, setting.hosts.files())?])
+}

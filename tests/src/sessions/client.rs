@@ -1,0 +1,256 @@
+//! A client with a session: what it sends, and what it makes of the answers.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+/// Requests between two uploads.
+const UPLOAD_EVERY: u64 = 10;
+/// Bytes of an upload.
+pub const UPLOAD: usize = 16 << 10;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A session was begun.
+    Begun,
+    /// The counter is what it was, and one more.
+    Continued,
+    /// The server does not know the session.
+    Lost,
+    /// The server knows it as it was some requests ago.
+    Stale,
+    /// No answer, or not the application's.
+    Failed,
+}
+
+/// A request to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// Path and query.
+    pub target: String,
+    /// The value of the header `Cookie`, if there are any.
+    pub cookie: Option<String>,
+    /// Bytes of the body.
+    pub body: usize,
+}
+
+/// An answer that came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP's status.
+    pub status: u16,
+    /// Values of `Set-Cookie`.
+    pub cookies: Vec<String>,
+    /// The text.
+    pub body: String,
+}
+
+/// The answer of the application: `SERVER USER COUNT BYTES NEXT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said<'a> {
+    server: &'a str,
+    user: &'a str,
+    count: u64,
+    bytes: usize,
+    next: &'a str,
+}
+
+impl<'a> Said<'a> {
+    fn parse(body: &'a str) -> Option<Self> {
+        let mut words = body.split_whitespace();
+        let mut word = || words.next();
+        let said = Self {
+            server: word()?,
+            user: word()?,
+            count: word()?.parse().ok()?,
+            bytes: word()?.parse().ok()?,
+            next: word()?,
+        };
+        words.next().is_none().then_some(said)
+    }
+}
+
+/// A client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    name: String,
+    refuses_cookies: bool,
+    jar: BTreeMap<String, String>,
+    next: String,
+    /// The counter as it was last seen; `None`: no session.
+    count: Option<u64>,
+    /// Requests since then that may have been counted.
+    unanswered: u64,
+    sent: u64,
+    body: usize,
+}
+
+impl Client {
+    /// One that has not been here yet.
+    #[must_use]
+    pub fn new(number: u16, refuses_cookies: bool) -> Self {
+        Self {
+            name: format!("u{number}"),
+            refuses_cookies,
+            jar: BTreeMap::new(),
+            next: "/".to_owned(),
+            count: None,
+            unanswered: 0,
+            sent: u64::from(number),
+            body: 0,
+        }
+    }
+
+    /// Whether it believes that it has a session, and its last request was answered.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.count.is_some() && self.unanswered == 0
+    }
+
+    /// The next request: a login if there is no session, otherwise the counter is to go up, now and then by an upload.
+    pub fn request(&mut self) -> Request {
+        self.sent += 1;
+        let mut cookie = String::new();
+        for (name, value) in &self.jar {
+            let separator = if cookie.is_empty() { "" } else { "; " };
+            // Writing to a string cannot fail.
+            let _ = write!(cookie, "{separator}{name}={value}");
+        }
+        let cookie = (!cookie.is_empty()).then_some(cookie);
+        if self.count.is_none() {
+            self.body = 0;
+            let target = format!("{}?login={}", self.next, self.name);
+            return Request { method: "GET", target, cookie, body: 0 };
+        }
+        let (method, body) = if self.sent.is_multiple_of(UPLOAD_EVERY) { ("POST", UPLOAD) } else { ("GET", 0) };
+        self.body = body;
+        Request { method, target: self.next.clone(), cookie, body }
+    }
+
+    /// Takes an answer in: what became of the request, and the server that answered.
+    pub fn take(&mut self, answer: Option<&Answer>) -> (Verdict, Option<String>) {
+        let Some(answer) = answer else { return (self.failed(), None) };
+        let Some(said) = Said::parse(&answer.body).filter(|said| answer.status == 200 && said.bytes == self.body)
+        else {
+            return (self.failed(), None);
+        };
+        self.keep(answer, &said);
+        (self.judge(&said), Some(said.server.to_owned()))
+    }
+
+    fn failed(&mut self) -> Verdict {
+        if self.count.is_some() {
+            self.unanswered += 1;
+        }
+        Verdict::Failed
+    }
+
+    fn keep(&mut self, answer: &Answer, said: &Said<'_>) {
+        if self.refuses_cookies {
+            said.next.clone_into(&mut self.next);
+            return;
+        }
+        for cookie in &answer.cookies {
+            let pair = cookie.split(';').next().unwrap_or_default();
+            if let Some((name, value)) = pair.split_once('=') {
+                self.jar.insert(name.trim().to_owned(), value.trim().to_owned());
+            }
+        }
+    }
+
+    fn judge(&mut self, said: &Said<'_>) -> Verdict {
+        let known = said.user == self.name;
+        let Some(before) = self.count else {
+            if !known {
+                return Verdict::Failed;
+            }
+            self.count = Some(said.count);
+            self.unanswered = 0;
+            return Verdict::Begun;
+        };
+        let possible = before + 1..=before + 1 + self.unanswered;
+        self.unanswered = 0;
+        if !known {
+            self.count = None;
+            self.jar.clear();
+            "/".clone_into(&mut self.next);
+            return Verdict::Lost;
+        }
+        self.count = Some(said.count);
+        if possible.contains(&said.count) { Verdict::Continued } else { Verdict::Stale }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Answer, Client, UPLOAD, Verdict};
+
+    fn answer(body: &str) -> Answer {
+        Answer { status: 200, cookies: vec!["sid=x; Path=/; HttpOnly".to_owned()], body: body.to_owned() }
+    }
+
+    fn say(client: &mut Client, body: &str) -> Verdict {
+        client.request();
+        client.take(Some(&answer(body))).0
+    }
+
+    #[test]
+    fn a_session_goes_on_as_long_as_its_counter_does() {
+        let mut client = Client::new(1, false);
+        let login = client.request();
+        assert_eq!((login.target.as_str(), login.cookie), ("/?login=u1", None));
+        assert_eq!(client.take(Some(&answer("web1 u1 0 0 /"))), (Verdict::Begun, Some("web1".to_owned())));
+        assert!(client.is_settled());
+        assert_eq!(client.request().cookie.as_deref(), Some("sid=x"));
+        assert_eq!(client.take(Some(&answer("web2 u1 1 0 /"))).0, Verdict::Continued);
+        assert_eq!(say(&mut client, "web2 u1 1 0 /"), Verdict::Stale);
+        assert_eq!(say(&mut client, "web2 u1 2 0 /"), Verdict::Continued);
+        assert_eq!(say(&mut client, "web2 - 0 0 /"), Verdict::Lost);
+        let again = client.request();
+        assert_eq!((again.target.as_str(), again.cookie), ("/?login=u1", None));
+    }
+
+    #[test]
+    fn another_users_session_is_a_lost_one() {
+        let mut client = Client::new(1, false);
+        assert_eq!(say(&mut client, "web1 u1 0 0 /"), Verdict::Begun);
+        assert_eq!(say(&mut client, "web1 u2 1 0 /"), Verdict::Lost);
+    }
+
+    #[test]
+    fn what_was_not_answered_may_have_been_counted() {
+        for (counted, verdict) in
+            [(1, Verdict::Continued), (3, Verdict::Continued), (4, Verdict::Stale), (0, Verdict::Stale)]
+        {
+            let mut client = Client::new(1, false);
+            assert_eq!(say(&mut client, "web1 u1 0 0 /"), Verdict::Begun);
+            client.request();
+            assert_eq!(client.take(None).0, Verdict::Failed);
+            client.request();
+            let failed = Answer { status: 500, ..answer("web2 failed: no store") };
+            assert_eq!(client.take(Some(&failed)), (Verdict::Failed, Some("web2".to_owned())));
+            assert!(!client.is_settled());
+            assert_eq!(say(&mut client, &format!("web1 u1 {counted} 0 /")), verdict, "{counted}");
+        }
+    }
+
+    #[test]
+    fn an_upload_must_have_arrived_whole() {
+        let mut client = Client::new(8, false);
+        assert_eq!(say(&mut client, "web1 u8 0 0 /"), Verdict::Begun);
+        let upload = client.request();
+        assert_eq!((upload.method, upload.body), ("POST", UPLOAD));
+        assert_eq!(client.take(Some(&answer("web1 u8 1 100 /"))).0, Verdict::Failed);
+        let whole = format!("web1 u8 2 {UPLOAD} /");
+        assert_ne!(say(&mut client, &whole), Verdict::Continued, "nothing was uploaded by the second request");
+    }
+
+    #[test]
+    fn who_refuses_cookies_follows_the_url() {
+        let mut client = Client::new(1, true);
+        assert_eq!(say(&mut client, "web1 u1 0 0 /;jsessionid=A"), Verdict::Begun);
+        let next = client.request();
+        assert_eq!((next.target.as_str(), next.cookie), ("/;jsessionid=A", None));
+    }
+}

@@ -1,0 +1,131 @@
+//! Results in a directory: a file for each cell, so that a run goes on where it was interrupted.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{cell::Cell, event::Event, row::Row};
+
+/// The directory of a run.
+#[derive(Clone, Debug)]
+pub struct Results {
+    directory: PathBuf,
+}
+
+impl Results {
+    /// Of a directory, which is made. With `fresh`, what earlier runs left of cells is removed.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or read.
+    pub fn open(directory: &Path, fresh: bool) -> Result<Self> {
+        let cells = directory.join("cells");
+        fs::create_dir_all(&cells).with_context(|| cells.display().to_string())?;
+        let this = Self { directory: directory.to_owned() };
+        if fresh {
+            for path in this.files()? {
+                fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// The result of an event, if it is there.
+    #[must_use]
+    pub fn find(&self, row: Row, event: Event) -> Option<Cell> {
+        let text = fs::read(self.path(row, event)).ok()?;
+        // One that cannot be read is played again.
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Keeps a result. Whole or not at all.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep(&self, cell: &Cell) -> Result<()> {
+        let path = self.path(cell.row, cell.event);
+        let draft = path.with_extension("draft");
+        fs::write(&draft, serde_json::to_vec_pretty(cell)?).with_context(|| draft.display().to_string())?;
+        fs::rename(&draft, &path).with_context(|| path.display().to_string())
+    }
+
+    /// All results of these rows, in their order.
+    #[must_use]
+    pub fn cells(&self, rows: &[Row]) -> Vec<Cell> {
+        rows.iter().flat_map(|&row| row.events().filter_map(move |event| self.find(row, event))).collect()
+    }
+
+    /// Writes a file beside the cells: its path.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    fn path(&self, row: Row, event: Event) -> PathBuf {
+        self.directory.join("cells").join(format!("{}.{}.json", row.id(), event.id()))
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let cells = self.directory.join("cells");
+        let entries = fs::read_dir(&cells).with_context(|| cells.display().to_string())?;
+        let files = entries.flatten().map(|entry| entry.path());
+        Ok(files.filter(|path| path.extension().is_some_and(|end| end == "json" || end == "draft")).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::Results;
+    use crate::sessions::{
+        cell::{Cell, Inner, Latency, Sessions},
+        event::Event,
+        row::{Front, Row},
+        strategy::Strategy,
+    };
+
+    fn cell(event: Event) -> Cell {
+        Cell {
+            row: Row { strategy: Strategy::NodeMemory, front: Front::Sticky },
+            event,
+            own: Sessions { total: 3, survived: 2, lost: 1, stale: 0 },
+            nat: Sessions::default(),
+            elsewhere: Sessions::default(),
+            requests: 10,
+            failed: 1,
+            latency_ms: Latency { p50: 1.5, p99: 2.5 },
+            moved_seen: 1,
+            moved_counted: Some(1),
+            inner: Inner::default(),
+            seconds: 1.0,
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_where_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let results = Results::open(directory.path(), false).unwrap();
+        results.keep(&cell(Event::Kill)).unwrap();
+        results.keep(&cell(Event::Add)).unwrap();
+        let row = cell(Event::Add).row;
+        // Cut off while it was written by something else.
+        fs::write(directory.path().join("cells/node-memory.weight.json"), "{\"row\":").unwrap();
+
+        let again = Results::open(directory.path(), false).unwrap();
+        assert_eq!(again.find(row, Event::Kill), Some(cell(Event::Kill)));
+        assert_eq!((again.find(row, Event::Weight), again.find(row, Event::Nothing)), (None, None));
+        let found: Vec<Event> = again.cells(&[row]).into_iter().map(|cell| cell.event).collect();
+        assert_eq!(found, [Event::Add, Event::Kill]);
+
+        let fresh = Results::open(directory.path(), true).unwrap();
+        assert!(fresh.cells(&[row]).is_empty());
+    }
+}

@@ -1,0 +1,162 @@
+//! Rows of the table: a strategy, and what is in front of its servers.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    event::Event,
+    strategy::{Home, Strategy},
+};
+
+/// Who chooses a server for a connection, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Front {
+    /// The balancer, with memory.
+    Sticky,
+    /// The balancer, with a rule `spread` for everybody.
+    Spread,
+    /// nginx: `ip_hash`.
+    NginxIpHash,
+    /// nginx: `hash $remote_addr consistent`.
+    NginxConsistent,
+    /// nginx: a cookie that names the server, as `sticky` of its commercial edition.
+    NginxCookie,
+    /// `HAProxy`: `balance source`, `hash-type consistent`.
+    HaproxySource,
+    /// `HAProxy`: a stick table of sources.
+    HaproxyTable,
+    /// `HAProxy`: `cookie insert`.
+    HaproxyCookie,
+}
+
+impl Front {
+    /// What is in front.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Sticky => "balancer",
+            Self::Spread => "balancer, spread",
+            Self::NginxIpHash => "nginx ip_hash",
+            Self::NginxConsistent => "nginx hash consistent",
+            Self::NginxCookie => "nginx cookie map",
+            Self::HaproxySource => "HAProxy source",
+            Self::HaproxyTable => "HAProxy stick table",
+            Self::HaproxyCookie => "HAProxy cookie",
+        }
+    }
+
+    /// Whether it is the balancer.
+    #[must_use]
+    pub const fn is_balancer(self) -> bool {
+        matches!(self, Self::Sticky | Self::Spread)
+    }
+}
+
+/// A row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Row {
+    /// The servers.
+    pub strategy: Strategy,
+    /// What is in front of them.
+    pub front: Front,
+}
+
+impl Row {
+    /// Every row, in the order of the table.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let sticky = |&strategy: &Strategy| Self { strategy, front: Front::Sticky };
+        let spread = |&strategy: &Strategy| Self { strategy, front: Front::Spread };
+        let strategies = Strategy::value_variants();
+        let classics = Front::value_variants().iter().filter(|front| !front.is_balancer());
+        let mut rows: Vec<Self> = strategies.iter().map(sticky).collect();
+        rows.extend(strategies.iter().filter(|strategy| !strategy.is_growth()).map(spread));
+        rows.extend(classics.map(|&front| Self { strategy: Strategy::NodeMemory, front }));
+        rows
+    }
+
+    /// A name for files: `node-memory`, `node-memory.spread`.
+    #[must_use]
+    pub fn id(self) -> String {
+        let name =
+            |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |v| v.get_name().to_owned());
+        let strategy = name(self.strategy.to_possible_value());
+        if self.front == Front::Sticky {
+            return strategy;
+        }
+        format!("{strategy}.{}", name(self.front.to_possible_value()))
+    }
+
+    /// A name for people.
+    #[must_use]
+    pub fn title(self) -> String {
+        let strategy = self.strategy.title();
+        if self.front.is_balancer() {
+            let suffix = if self.front == Front::Spread { ", not sticky" } else { "" };
+            return format!("{strategy}{suffix}");
+        }
+        format!("{} · {strategy}", self.front.title())
+    }
+
+    /// Whether an event can happen to this row, and says something.
+    #[must_use]
+    pub fn has(self, event: Event) -> bool {
+        if self.strategy.is_growth() {
+            return event == Event::Nothing;
+        }
+        match (self.front, event) {
+            (Front::Sticky, Event::StoreRestart | Event::StorePartition) => self.strategy.has_store(),
+            (Front::Sticky, Event::StoreFull) => self.strategy.store_can_be_full(),
+            (Front::Sticky, Event::StoreFailover) => self.strategy.home() == Home::Stores,
+            (Front::Sticky, Event::Standby | Event::Member) => self.strategy.stands_for_its_kind(),
+            (Front::Sticky, _) if self.strategy.is_variation() => {
+                matches!(event, Event::Nothing | Event::Add | Event::Drain | Event::Kill | Event::Restart)
+            }
+            (Front::Sticky, _) => true,
+            (Front::Spread, _) => matches!(event, Event::Nothing | Event::Kill),
+            _ => matches!(
+                event,
+                Event::Nothing
+                    | Event::Add
+                    | Event::Weight
+                    | Event::Drain
+                    | Event::Kill
+                    | Event::Return
+                    | Event::Restart
+            ),
+        }
+    }
+
+    /// Its events, in the order in which they are played.
+    pub fn events(self) -> impl Iterator<Item = Event> {
+        Event::ALL.into_iter().filter(move |&event| self.has(event))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{Front, Row, Strategy};
+    use crate::sessions::event::Event;
+
+    #[test]
+    fn rows_have_names_of_their_own() {
+        let rows = Row::all();
+        let names: BTreeSet<String> = rows.iter().map(|row| row.id()).collect();
+        assert_eq!(names.len(), rows.len());
+        assert!(names.contains("node-memory") && names.contains("node-memory.nginx-ip-hash"), "{names:?}");
+        assert!(!names.contains("tomcat-delta9.spread"));
+    }
+
+    #[test]
+    fn stores_are_broken_only_where_there_are_some() {
+        let has = |strategy, event| Row { strategy, front: Front::Sticky }.has(event);
+        assert!(!has(Strategy::NodeMemory, Event::StoreRestart));
+        assert!(!has(Strategy::TomcatFile, Event::StorePartition));
+        assert!(has(Strategy::NodeRedis, Event::StoreRestart) && !has(Strategy::NodeRedis, Event::StoreFailover));
+        assert!(has(Strategy::NodeRedisSentinel, Event::StoreFailover));
+        assert!(!has(Strategy::TomcatDelta6, Event::Kill));
+    }
+}

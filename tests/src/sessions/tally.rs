@@ -1,0 +1,194 @@
+//! From what clients saw, request by request, to figures.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    cell::{Latency, Sessions},
+    client::Verdict,
+};
+
+/// A request that has ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// The client's number.
+    pub client: u16,
+    /// The number of its address.
+    pub address: u16,
+    /// When it began, in seconds since some beginning.
+    pub begin: f64,
+    /// How long it took, in seconds.
+    pub took: f64,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Who answered.
+    pub server: Option<String>,
+}
+
+/// What clients saw of an event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tally {
+    /// Of clients with addresses of their own.
+    pub own: Sessions,
+    /// Of clients that share one.
+    pub nat: Sessions,
+    /// Of those that were not at the backend that the event concerns.
+    pub elsewhere: Sessions,
+    /// All.
+    pub requests: u64,
+    /// Failed ones.
+    pub failed: u64,
+    /// Of those that were answered.
+    pub latency: Latency,
+    /// Addresses that came from one server to another, each time.
+    pub moved: u64,
+}
+
+/// Counts. `before` is where each client's session was when the event came; `concerned` the backend that it concerns.
+#[must_use]
+pub fn tally(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, concerned: Option<&str>) -> Tally {
+    let mut tally = Tally {
+        own: Sessions::default(),
+        nat: Sessions::default(),
+        elsewhere: Sessions::default(),
+        requests: seen.len() as u64,
+        failed: seen.iter().filter(|seen| seen.verdict == Verdict::Failed).count() as u64,
+        latency: latency(seen),
+        moved: moves(seen, before),
+    };
+    let shared = shared(before);
+    let mut fates: BTreeMap<u16, Fate> = BTreeMap::new();
+    for one in seen {
+        fates.entry(one.client).or_default().add(one.verdict);
+    }
+    for (client, (address, server)) in before {
+        let fate = fates.remove(client).unwrap_or_default();
+        let population = if shared.contains(address) { &mut tally.nat } else { &mut tally.own };
+        fate.count(population);
+        if concerned != Some(server.as_str()) {
+            fate.count(&mut tally.elsewhere);
+        }
+    }
+    tally
+}
+
+/// What became of a session.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fate {
+    lost: bool,
+    stale: bool,
+    unreachable: bool,
+}
+
+impl Fate {
+    const fn add(&mut self, verdict: Verdict) {
+        self.lost |= matches!(verdict, Verdict::Lost | Verdict::Begun);
+        self.stale |= matches!(verdict, Verdict::Stale);
+        self.unreachable = matches!(verdict, Verdict::Failed);
+    }
+
+    const fn count(self, sessions: &mut Sessions) {
+        let lost = self.lost || self.unreachable;
+        sessions.total += 1;
+        sessions.lost += lost as u64;
+        sessions.stale += self.stale as u64;
+        sessions.survived += !(lost || self.stale) as u64;
+    }
+}
+
+/// Addresses of several clients.
+fn shared(before: &BTreeMap<u16, (u16, String)>) -> BTreeSet<u16> {
+    let (mut once, mut more) = (BTreeSet::new(), BTreeSet::new());
+    for (address, _) in before.values() {
+        if !once.insert(*address) {
+            more.insert(*address);
+        }
+    }
+    more
+}
+
+/// In the order in which connections began, as that is when they are steered.
+fn moves(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>) -> u64 {
+    let mut at: BTreeMap<u16, &str> = before.values().map(|(address, server)| (*address, server.as_str())).collect();
+    let mut order: Vec<&Seen> = seen.iter().filter(|seen| seen.server.is_some()).collect();
+    order.sort_by(|a, b| a.begin.total_cmp(&b.begin));
+    let mut moves = 0;
+    for one in order {
+        let Some(server) = one.server.as_deref() else { continue };
+        if at.insert(one.address, server).is_some_and(|last| last != server) {
+            moves += 1;
+        }
+    }
+    moves
+}
+
+fn latency(seen: &[Seen]) -> Latency {
+    let mut took: Vec<f64> = seen.iter().filter(|seen| seen.verdict != Verdict::Failed).map(|seen| seen.took).collect();
+    took.sort_by(f64::total_cmp);
+    let at = |share: f64| {
+        // The least value that this share of all does not exceed.
+        let rank = (share * took.len() as f64).ceil() as usize;
+        took.get(rank.saturating_sub(1)).copied().unwrap_or(0.0) * 1e3
+    };
+    Latency { p50: at(0.5), p99: at(0.99) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{Seen, tally};
+    use crate::sessions::{cell::Sessions, client::Verdict};
+
+    fn seen(client: u16, address: u16, begin: f64, verdict: Verdict, server: &str) -> Seen {
+        let server = (!server.is_empty()).then(|| server.to_owned());
+        Seen { client, address, begin, took: 0.001, verdict, server }
+    }
+
+    fn before(clients: &[(u16, u16, &str)]) -> BTreeMap<u16, (u16, String)> {
+        clients.iter().map(|&(client, address, server)| (client, (address, server.to_owned()))).collect()
+    }
+
+    #[test]
+    fn sessions_survive_are_lost_or_go_back() {
+        let before =
+            before(&[(1, 1, "web1"), (2, 2, "web2"), (3, 3, "web1"), (4, 9, "web1"), (5, 9, "web1"), (6, 6, "web2")]);
+        let all = [
+            seen(1, 1, 0.0, Verdict::Continued, "web1"),
+            seen(2, 2, 0.1, Verdict::Failed, ""),
+            seen(2, 2, 1.1, Verdict::Lost, "web1"),
+            seen(2, 2, 2.1, Verdict::Begun, "web1"),
+            seen(3, 3, 0.2, Verdict::Stale, "web1"),
+            seen(4, 9, 0.3, Verdict::Continued, "web1"),
+            seen(5, 9, 0.4, Verdict::Failed, ""),
+            seen(5, 9, 1.4, Verdict::Continued, "web1"),
+            seen(6, 6, 0.5, Verdict::Failed, ""),
+        ];
+        let tally = tally(&all, &before, Some("web2"));
+        assert_eq!(tally.own, Sessions { total: 4, survived: 1, lost: 2, stale: 1 });
+        assert_eq!(tally.nat, Sessions { total: 2, survived: 2, lost: 0, stale: 0 });
+        assert_eq!(tally.elsewhere, Sessions { total: 4, survived: 3, lost: 0, stale: 1 });
+        assert_eq!((tally.requests, tally.failed, tally.moved), (9, 3, 1));
+    }
+
+    #[test]
+    fn an_address_moves_once_however_its_answers_cross() {
+        let before = before(&[(1, 9, "web1"), (2, 9, "web1")]);
+        let all = [
+            // Answered last, but steered first.
+            seen(2, 9, 1.0, Verdict::Lost, "web2"),
+            seen(1, 9, 0.9, Verdict::Continued, "web1"),
+            seen(1, 9, 1.9, Verdict::Lost, "web2"),
+        ];
+        assert_eq!(tally(&all, &before, None).moved, 1);
+    }
+
+    #[test]
+    fn percentiles_are_of_what_was_answered() {
+        let mut all: Vec<Seen> =
+            (1..=200).map(|n| Seen { took: f64::from(n) / 1e3, ..seen(1, 1, 0.0, Verdict::Continued, "a") }).collect();
+        all.push(Seen { took: 9.0, ..seen(1, 1, 0.0, Verdict::Failed, "") });
+        let latency = tally(&all, &BTreeMap::new(), None).latency;
+        assert_eq!((latency.p50, latency.p99), (100.0, 198.0));
+        assert_eq!(tally(&[], &BTreeMap::new(), None).latency.p99, 0.0);
+    }
+}

@@ -1,0 +1,130 @@
+//! The session lab: a reduced set of what it plays, with real servers, and what it says when a part is bad.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use balancer_tests::{
+    binaries,
+    sessions::{cell::Cell, event::Event, strategy::Strategy},
+};
+use tempfile::TempDir;
+
+/// Clients with addresses of their own, and those behind one.
+const CLIENTS: [u64; 2] = [150, 100];
+
+fn lab(output: &Path, strategy: &str, events: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lab-sessions"));
+    command.env("BALANCER_BINARY", binaries::balancer().unwrap());
+    command.args(["--strategy", strategy, "--front", "sticky", "--event", events, "--json", "--pause", "500"]);
+    command.args(["--clients", &CLIENTS[0].to_string(), "--output"]).arg(output).stdin(Stdio::null());
+    command
+}
+
+/// Runs it to its end, and checks that nothing of it is left.
+fn finish(command: &mut Command, temporary: &TempDir) -> Output {
+    let child = command.env("TMPDIR", temporary.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let prefix = format!("bal-{}-", child.id());
+    let output = child.wait_with_output().unwrap();
+    let names = fs::read_dir("/run/netns").into_iter().flatten().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = names.filter(|name| name.to_str().unwrap().starts_with(&prefix)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let files: Vec<_> = fs::read_dir(temporary.path()).unwrap().collect();
+    assert!(files.is_empty(), "{files:?}");
+    output
+}
+
+fn play(strategy: &str) -> Vec<Cell> {
+    let (output, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let done = finish(&mut lab(output.path(), strategy, "nothing,add,drain,kill,restart"), &temporary);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let cells: Vec<Cell> = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(cells.len(), 5);
+    for cell in &cells {
+        assert_eq!([cell.own.total, cell.nat.total], CLIENTS, "{cell:?}");
+        assert_eq!(cell.moves_agree(), Some(true), "{cell:?}");
+        assert!(cell.requests > cell.failed, "{cell:?}");
+    }
+    cells
+}
+
+#[test]
+fn a_servers_memory_loses_what_that_server_had_and_nothing_else() {
+    for cell in play("node-memory") {
+        assert_eq!(cell.row.strategy, Strategy::NodeMemory);
+        let (all, elsewhere) = (cell.sessions(), cell.elsewhere);
+        assert_eq!(elsewhere.survived, elsewhere.total, "{cell:?}");
+        if cell.event == Event::Kill {
+            assert!(elsewhere.total < all.total, "nobody was at the server that was killed");
+            assert_eq!(all.survived, elsewhere.survived, "{cell:?}");
+            assert!(cell.moved_seen > 0, "{cell:?}");
+        } else {
+            assert_eq!((all.survived, cell.moved_seen), (all.total, 0), "{cell:?}");
+        }
+    }
+}
+
+/// Also those of the server that is killed, and its clients are moved nevertheless.
+fn nothing_is_lost(strategy: &str) {
+    for cell in play(strategy) {
+        let all = cell.sessions();
+        assert_eq!(all.survived, all.total, "{cell:?}");
+        assert_eq!(cell.moved_seen > 0, cell.event == Event::Kill, "{cell:?}");
+    }
+}
+
+#[test]
+fn a_shared_store_loses_nothing() {
+    nothing_is_lost("node-redis");
+}
+
+#[test]
+fn cookies_lose_nothing() {
+    nothing_is_lost("node-cookie");
+}
+
+/// A `PATH` with these programs, and those that the lab itself takes.
+fn path_with(directory: &Path, programs: &[(&str, &str)]) -> PathBuf {
+    let path = directory.join("bin");
+    fs::create_dir(&path).unwrap();
+    for tool in ["ip", "sh"] {
+        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(|at| Path::new(at).join(tool));
+        symlink(found.iter().find(|file| file.exists()).unwrap(), path.join(tool)).unwrap();
+    }
+    for (name, script) in programs {
+        let program = path.join(name);
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    path
+}
+
+fn complaint(strategy: &str, programs: &[(&str, &str)]) -> String {
+    let (output, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = path_with(output.path(), programs);
+    let done = finish(lab(&output.path().join("results"), strategy, "nothing").env("PATH", path), &temporary);
+    assert_eq!(done.status.code(), Some(1));
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn a_missing_part_is_named_and_how_to_get_it() {
+    let said = complaint("node-redis", &[("node", "exit 1")]);
+    assert_eq!(
+        said,
+        "error: redis-server is missing: `cargo xtask lab sessions` installs it, or `apt-get install redis-server`\n"
+    );
+}
+
+#[test]
+fn a_server_that_does_not_start_ends_the_lab() {
+    let said = complaint("node-memory", &[("node", "echo listen EADDRINUSE: port 80 is taken >&2; exit 3")]);
+    assert!(said.contains("web1-node does not run (exit status: 3)"), "{said}");
+    assert!(said.contains("EADDRINUSE: port 80 is taken"), "{said}");
+}

@@ -1,0 +1,34 @@
+//! `cargo xtask lab`.
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::{
+    command::{built, cargo, ensure_root, program, run},
+    setup::{Purpose, session_lab, setup},
+};
+
+/// What is tried.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lab {
+    /// Which way of keeping sessions survives what: real servers and stores, and all that can happen to them.
+    Sessions {
+        /// Of the lab: `--strategy`, `--front`, `--event`, `--output DIRECTORY`, `--fresh`, `--json`, `--list`; `--help` says
+        /// more.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+}
+
+/// Sets up and runs it.
+pub(crate) fn lab(lab: &Lab) -> Result<()> {
+    let Lab::Sessions { options } = lab;
+    ensure_root("the session lab", "lab sessions")?;
+    setup(Purpose::Run)?;
+    session_lab()?;
+    // With the balancer that it runs.
+    let packages = ["--package", "balancer-userspace", "--package", "balancer-tests"];
+    let binaries = ["--bin", "balancer", "--bin", "lab-sessions"];
+    run(cargo().args(["build", "--locked", "--release", "--quiet"]).args(packages).args(binaries))?;
+    run(program(built("release")?.join("lab-sessions")).args(options))
+}

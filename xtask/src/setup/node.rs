@@ -1,0 +1,32 @@
+//! What the session lab's Node servers are made of: packages of the npm registry.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+use super::install::Installer;
+use crate::command::{program, root};
+
+/// Name them, and their exact versions.
+const FILES: [&str; 2] = ["package.json", "package-lock.json"];
+/// npm writes it when all are there.
+const DONE: &str = "node_modules/.package-lock.json";
+
+/// Installs them in `target/lab/node`, if they are missing or others are asked for by now.
+pub(super) fn modules(installer: &mut Installer) -> Result<()> {
+    let (from, to) = (root().join("tests/lab/node"), root().join("target/lab/node"));
+    let same =
+        |name: &str| fs::read(from.join(name)).is_ok_and(|text| fs::read(to.join(name)).is_ok_and(|old| old == text));
+    if FILES.into_iter().all(same) && to.join(DONE).is_file() {
+        return Ok(());
+    }
+    fs::create_dir_all(&to).with_context(|| to.display().to_string())?;
+    for name in FILES {
+        fs::copy(from.join(name), to.join(name)).with_context(|| from.join(name).display().to_string())?;
+    }
+    let mut command = program("npm");
+    command.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(&to);
+    installer
+        .step("the session lab's Node packages", None, &mut command)
+        .context("npm cannot install them: is its registry within reach?")
+}
