@@ -133,7 +133,10 @@ impl Client {
         let Some(answer) = answer else { return (self.failed(), None) };
         let Some(said) = Said::parse(&answer.body).filter(|said| answer.status == 200 && said.bytes == self.body)
         else {
-            return (self.failed(), None);
+            let mut words = answer.body.split_whitespace();
+            // Who fails says so in its own name.
+            let server = words.next().filter(|_| words.next() == Some("failed:"));
+            return (self.failed(), server.map(str::to_owned));
         };
         self.keep(answer, &said);
         (self.judge(&said), Some(said.server.to_owned()))

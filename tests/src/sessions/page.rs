@@ -115,10 +115,10 @@ fn picture(body: &mut String, title: &str, unit: &str, figures: impl Iterator<It
         return;
     }
     let height = LINE * figures.len();
-    let _ = write!(
+    let _ = writeln!(
         body,
         "<h2>{title}</h2><div class=\"scroll\"><svg role=\"img\" aria-label=\"{title}\" width=\"880\" height=\"{height}\" \
-         viewBox=\"0 0 880 {height}\">\n",
+         viewBox=\"0 0 880 {height}\">",
         title = escaped(title)
     );
     for (index, (name, value)) in figures.iter().enumerate() {
