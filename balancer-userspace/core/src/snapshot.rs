@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 
-use balancer_common::map_types::{
-    BackendStats, DropStats, Forwarding, InterfaceStats, ListenerStats, MemoryStats, ReplyStats, SampleStats,
+use balancer_common::{
+    map_types::{
+        BackendStats, DropStats, Forwarding, InterfaceStats, ListenerStats, MemoryStats, ReplyStats, SampleStats,
+    },
+    verdict::MOVE_COUNTERS,
 };
 use balancer_model::{
     config::ClientPrefix,
@@ -162,6 +165,8 @@ pub struct ServiceSnapshot {
     pub rule_fallbacks: u64,
     /// What backends that are gone for good have counted, by name; after an hour together.
     pub departed: Vec<(String, BackendStats)>,
+    /// Of the moves that were counted here, those that another member of the fleet has made as well, and counts; by cause.
+    pub repeated_moves: [u64; MOVE_COUNTERS],
     /// Removed backends that clients are still known at.
     pub gone: Vec<GoneSnapshot>,
     /// Its backends.
@@ -196,14 +201,17 @@ impl ServiceSnapshot {
         self.backends.iter_mut().map(|backend| &mut backend.stats).chain(gone)
     }
 
-    /// What all its backends have counted.
+    /// What all its backends have counted, but for moves that other members count.
     #[must_use]
     pub fn counted(&self) -> Counted {
         Counted {
             decisions: std::array::from_fn(|index| {
                 self.total(|stats| stats.decisions.get(index).copied().unwrap_or(0))
             }),
-            moves: std::array::from_fn(|index| self.total(|stats| stats.moves.get(index).copied().unwrap_or(0))),
+            moves: std::array::from_fn(|index| {
+                let moves = self.total(|stats| stats.moves.get(index).copied().unwrap_or(0));
+                moves.saturating_sub(self.repeated_moves.get(index).copied().unwrap_or(0))
+            }),
         }
     }
 

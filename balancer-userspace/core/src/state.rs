@@ -57,6 +57,9 @@ pub struct SavedState {
     /// What backends that are gone for good have counted, by service and name. Filled by the shell.
     #[serde(default)]
     pub departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+    /// Moves that other members of a fleet count, by service and cause. Filled by the shell.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has taken the VIPs away. Filled by the shell.
     #[serde(default)]
     pub withdrawn: bool,

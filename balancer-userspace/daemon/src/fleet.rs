@@ -306,9 +306,10 @@ impl Fleet {
                 self.shown.told(records.len());
                 inputs.push_back(Input::Told { document, batches: records::batches(&records) });
             }
-            Output::Import(records) => {
-                let imported = owner.dataplane().import_clients(&records, self.epoch());
+            Output::Import(told) => {
+                let imported = owner.dataplane().import_clients(&told, self.epoch());
                 self.shown.imported(&imported);
+                owner.count_repeated(imported.repeated);
             }
             Output::Doubt => owner.dataplane().doubt_clients(),
             Output::Confirm => owner.dataplane().confirm_clients(),

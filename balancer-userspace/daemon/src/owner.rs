@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use balancer_api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView};
 use balancer_common::{
     map_types::BackendStats,
-    verdict::{CauseIndex, MoveCause},
+    verdict::{CauseIndex, MOVE_COUNTERS, MoveCause},
 };
 use balancer_core::{
     controller::Controller,
@@ -80,6 +80,8 @@ pub struct Owner<D> {
     /// Which service each backend's counters belong to, and the backend's name.
     owners: HashMap<BackendId, (ServiceId, String)>,
     departed: Departed,
+    /// Moves that other members of the fleet count, by cause.
+    repeated_moves: HashMap<ServiceId, [u64; MOVE_COUNTERS]>,
     last_changes: LastChanges,
     /// Where the clocks of client memory began.
     started: Instant,
@@ -109,6 +111,7 @@ impl<D: Dataplane> Owner<D> {
             builds: HashMap::new(),
             owners: HashMap::new(),
             departed: Departed::default(),
+            repeated_moves: HashMap::new(),
             last_changes: LastChanges::default(),
             started: Instant::now(),
             changed: false,
@@ -121,9 +124,25 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Goes on counting for backends that are gone, where another process has ended.
-    pub fn take_over_departed(&mut self, departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>) {
+    /// Goes on counting for backends that are gone, and moves that others count, where another process has ended.
+    pub fn take_over_counters(
+        &mut self,
+        departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+        repeated_moves: BTreeMap<u16, Vec<u64>>,
+    ) {
         self.departed = Departed::restore(departed, clocks());
+        let moves = |kept: Vec<u64>| std::array::from_fn(|cause| kept.get(cause).copied().unwrap_or(0));
+        self.repeated_moves =
+            repeated_moves.into_iter().map(|(service, kept)| (ServiceId(service), moves(kept))).collect();
+    }
+
+    /// Moves were counted here that another member counts.
+    pub fn count_repeated(&mut self, moves: impl IntoIterator<Item = ((ServiceId, usize), u64)>) {
+        for ((service, cause), count) in moves {
+            if let Some(sum) = self.repeated_moves.entry(service).or_default().get_mut(cause) {
+                *sum += count;
+            }
+        }
     }
 
     /// What a restart must keep.
@@ -135,6 +154,7 @@ impl<D: Dataplane> Owner<D> {
         let clocks = clocks();
         SavedState {
             departed: self.departed.export(clocks),
+            repeated_moves: self.repeated_moves.iter().map(|(service, moves)| (service.0, moves.to_vec())).collect(),
             withdrawn: self.is_withdrawn(),
             epoch: self.epoch,
             ..controller.export(clocks)
@@ -208,6 +228,7 @@ impl<D: Dataplane> Owner<D> {
             // Ids mean something else than they did.
             (backends, listeners, ruled) = (Vec::new(), Vec::new(), Vec::new());
             self.departed = Departed::default();
+            self.repeated_moves.clear();
         }
         self.dataplane.adopt(&backends, &listeners, &ruled)?;
         self.execute(commands, started)?;
@@ -587,6 +608,7 @@ impl<D: Dataplane> Owner<D> {
         let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
         self.owners.retain(|_, (service, _)| listed.contains(service));
         self.departed.retain(&listed);
+        self.repeated_moves.retain(|service, _| listed.contains(service));
         Ok(())
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Resumed {
     pub(super) controller: Controller,
     /// What backends that are gone have counted.
     pub(super) departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+    /// Moves that other members of a fleet count.
+    pub(super) repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has taken the VIPs away.
     pub(super) withdrawn: bool,
     pub(super) file: StateFile,
@@ -114,14 +116,15 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         let mut controller = Controller::new(as_written, key);
         controller.set_instance(random()?);
         let largest = controller.largest();
-        let departed = BTreeMap::new();
-        return Ok(Resumed { controller, departed, withdrawn: false, file, largest, epoch: None, state: None });
+        let (departed, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
+        let (withdrawn, epoch, state) = (false, None, None);
+        return Ok(Resumed { controller, departed, repeated_moves, withdrawn, file, largest, epoch, state });
     };
     if let (Some(pins), Some(_)) = (pins, notes) {
         pins.histories()?.bring_up_to_date(&mut state);
     }
     let saved = config.fleet.is_some().then(|| (*state).clone());
-    let SavedState { hash_key, key_fingerprint, departed, withdrawn, epoch, .. } = (*state).clone();
+    let SavedState { hash_key, key_fingerprint, departed, repeated_moves, withdrawn, epoch, .. } = (*state).clone();
     let key = config.hash_key.or(hash_key).map_or_else(random_key, Ok)?;
     let clocks = Clocks { now: Instant::now().into_std(), wall: wall() };
     let mut controller = Controller::restore(as_written, key, *state, clocks).map_err(|why| {
@@ -142,7 +145,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         controller.set_instance(random()?);
     }
     let largest = controller.largest();
-    Ok(Resumed { controller, departed, withdrawn, file, largest, epoch, state: saved })
+    Ok(Resumed { controller, departed, repeated_moves, withdrawn, file, largest, epoch, state: saved })
 }
 
 fn random_key() -> anyhow::Result<HashKey> {

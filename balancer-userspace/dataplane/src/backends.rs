@@ -7,7 +7,10 @@ use std::{
 };
 
 use aya::maps::MapData;
-use balancer_common::map_types::{BACKEND_KEEPS_KNOWN, BACKEND_SECOND, BackendRow, BackendRows, BackendStanding};
+use balancer_common::{
+    map_types::{BACKEND_KEEPS_KNOWN, BACKEND_SECOND, BackendRow, BackendRows, BackendStanding},
+    verdict::{CauseIndex, MoveCause},
+};
 use balancer_core::io::BackendId;
 
 use super::{
@@ -55,8 +58,17 @@ impl Backends {
 
     /// Whether a backend's known clients stay, as packets see it.
     pub(super) fn keeps_known(&self, id: u16) -> bool {
-        let standing = self.rows.word32(usize::from(id), offset_of!(BackendRow, standing)).load(Ordering::Relaxed);
-        BackendStanding::from_word(standing).flags & BACKEND_KEEPS_KNOWN != 0
+        self.standing(id).flags & BACKEND_KEEPS_KNOWN != 0
+    }
+
+    /// Why clients leave a backend, as packets count it.
+    pub(super) fn cause_of_moves(&self, id: u16) -> CauseIndex {
+        if self.keeps_known(id) { MoveCause::Failback.into() } else { CauseIndex(self.standing(id).cause) }
+    }
+
+    fn standing(&self, id: u16) -> BackendStanding {
+        let word = self.rows.word32(usize::from(id), offset_of!(BackendRow, standing)).load(Ordering::Relaxed);
+        BackendStanding::from_word(word)
     }
 
     /// Makes of each backend's row what `of` makes of it.

@@ -1,7 +1,7 @@
 //! Clients that all members of a fleet know: told from, and written into, the client table that packets use.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -9,13 +9,14 @@ use balancer_common::{client::slot, client_table::Entry};
 use balancer_core::io::ServiceId;
 use balancer_fleet::{
     clients::{self as fleet, Facts, Imported, Sharing, Table},
+    member::Told,
     records::Record,
 };
 
 use super::{KernelDataplane, backends::Backends, clients::ClientTable, memory::Memory};
 
 /// What has become of records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImportedClients {
     /// Clients that were not known here.
     pub new: u64,
@@ -23,6 +24,8 @@ pub struct ImportedClients {
     pub known: u64,
     /// Clients that have moved.
     pub moved: u64,
+    /// Moves that were made here as well, and count where they are told of: by service and the index of the cause.
+    pub repeated: BTreeMap<(ServiceId, usize), u64>,
     /// Clients that were known at two backends.
     pub conflicts: u64,
     /// Records that said less than was known.
@@ -53,7 +56,7 @@ impl ImportedClients {
     const fn count(&mut self, imported: Imported) {
         let counter = match imported {
             Imported::New => &mut self.new,
-            Imported::Known => &mut self.known,
+            Imported::Known | Imported::Repeated(_) => &mut self.known,
             Imported::Moved => &mut self.moved,
             Imported::Conflict => &mut self.conflicts,
             Imported::Stale => &mut self.stale,
@@ -152,15 +155,16 @@ impl KernelDataplane {
     }
 
     /// Takes over what another member tells, in `epoch`.
-    pub fn import_clients(&mut self, records: &[Record], epoch: u32) -> ImportedClients {
+    pub fn import_clients(&mut self, told: &Told, epoch: u32) -> ImportedClients {
         let mut sum = ImportedClients::default();
         let Self { clients, memories, backends, tables, sharing: Some(sharing), .. } = self else { return sum };
         let facts = AllFacts::of(clients, memories, backends);
         let mut elsewhere = Vec::new();
-        for record in records {
+        for record in &told.records {
             let imported = sharing.import(
                 &Words(clients.words()),
                 record,
+                told.precedes,
                 &facts,
                 epoch,
                 // Before packets can meet the entry: only those of flagged slots look for one.
@@ -175,6 +179,9 @@ impl KernelDataplane {
                 },
             );
             sum.count(imported);
+            if let (Imported::Repeated(from), Some(service)) = (imported, clients.service_of(record.backend)) {
+                *sum.repeated.entry((service, backends.cause_of_moves(from).counter())).or_default() += 1;
+            }
         }
         for (service, place) in elsewhere {
             clients.found_elsewhere(service, place);

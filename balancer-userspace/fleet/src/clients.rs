@@ -7,6 +7,8 @@
 
 mod shadows;
 
+use std::collections::HashMap;
+
 use balancer_common::client_table::{BUCKET_ENTRIES, Entries, Entry, TICK_MASK, find, victim};
 
 use self::shadows::{Shadow, Shadows};
@@ -54,6 +56,9 @@ pub enum Imported {
     New,
     /// It was known at that backend.
     Known,
+    /// It was known at that backend, and has come there from this one by a move that another member has made as well, and
+    /// counts.
+    Repeated(u16),
     /// It was known at another backend here, which it has left.
     Moved,
     /// It was known at another backend here, and was never there for the others.
@@ -78,9 +83,25 @@ pub struct Sharing {
     begun: bool,
     /// The epoch in which everything was told last.
     told_in: u32,
+    /// Clients that have moved here of late, by their entries.
+    moves: HashMap<usize, Move>,
     #[cfg(test)]
     mutation: Option<crate::member::Mutation>,
 }
+
+/// A move that packets have made here, and that no other member has made as far as is known.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    tag: u32,
+    /// The backend that the client has left.
+    from: u16,
+    /// How often everything has been told since.
+    told: u8,
+}
+
+/// A move is one that others have made as well if they tell of it before everything was told here so often again: each
+/// tells every second.
+const REPEATED_WITHIN: u8 = 10;
 
 /// One bucket of a table, as it was read once.
 struct Bucket([Entry; BUCKET_ENTRIES]);
@@ -107,6 +128,7 @@ impl Sharing {
             shadows: Shadows::new(entries / BUCKET_ENTRIES),
             begun: false,
             told_in: 0,
+            moves: HashMap::new(),
             #[cfg(test)]
             mutation: None,
         }
@@ -118,13 +140,18 @@ impl Sharing {
     }
 
     /// Everything has been told, in this epoch.
-    pub const fn has_told(&mut self, epoch: u32) {
+    pub fn has_told(&mut self, epoch: u32) {
         (self.begun, self.told_in) = (true, epoch);
+        self.moves.retain(|_, of| {
+            of.told += 1;
+            of.told <= REPEATED_WITHIN
+        });
     }
 
     /// A backend's number is free: nobody has been told of whoever comes to be known under it.
     pub fn forget_backend(&mut self, id: u16) {
         self.shadows.forget_backend(id);
+        self.moves.retain(|_, of| of.from != id);
     }
 
     /// Others may have forgotten what they were told: what nobody tells before the next [`confirm`](Self::confirm) is
@@ -192,6 +219,9 @@ impl Sharing {
             let moved = same && told.backend() != entry.backend();
             #[cfg(test)]
             let moved = moved && self.mutation != Some(crate::member::Mutation::ForgetsMoves);
+            if moved {
+                self.moves.insert(index, Move { tag: entry.tag(), from: told.backend(), told: 0 });
+            }
             (moved, self.came_in(epoch, !moved || facts.keeps))
         } else {
             return None;
@@ -220,12 +250,13 @@ impl Sharing {
         (0..table.entries()).filter_map(known).collect()
     }
 
-    /// Takes over what another member says, in `epoch`. `flag` is called with the service, the tag and the backend before an entry
-    /// is written: its slot of the table has a client elsewhere.
+    /// Takes over what another member says, in `epoch`; `precedes`: a move that both have made counts there. `flag` is called
+    /// with the service, the tag and the backend before an entry is written: its slot of the table has a client elsewhere.
     pub fn import(
         &mut self,
         table: &impl Table,
         record: &Record,
+        precedes: bool,
         backends: &impl Backends,
         epoch: u32,
         mut flag: impl FnMut(u16, u32, u16),
@@ -259,12 +290,21 @@ impl Sharing {
             };
             // Others do not know what holds against the record, unless they were told.
             let holds = (moved, since, away) != (record.moved, record.epoch, record.away);
-            let unheard = holds && !self.is_heard(at, old);
+            let move_made_here = self.move_made_here(at, old).filter(|_| record.moved);
+            // Nor that it has moved here as well, where they are to count that once.
+            let untold = move_made_here.is_some_and(|(_, is_told)| !is_told) && !precedes;
+            let unheard = holds && !self.is_heard(at, old) || untold;
             let age = record.age.min(old.age(facts.tick));
             let entry = Entry::heard_of(record.tag, record.backend, away, age, facts.tick);
             if table.exchange(at, old, entry) {
                 self.shadows.set(at, Shadow { told: entry.0, epoch: since, moved, unheard, ..Shadow::default() });
             }
+            let Some((from, _)) = move_made_here else { return Imported::Known };
+            if precedes {
+                self.moves.remove(&at);
+                return Imported::Repeated(from);
+            }
+            self.moves.insert(at, Move { tag: record.tag, from, told: 0 });
             return Imported::Known;
         }
         let owner = backends.facts(old.backend());
@@ -308,6 +348,16 @@ impl Sharing {
         } else {
             (shadow.moved, shadow.epoch)
         }
+    }
+
+    /// The backend that an entry's client has left for where it is by packets here, if that was of late and no other member
+    /// counts it; and whether others were told.
+    fn move_made_here(&self, at: usize, entry: Entry) -> Option<(u16, bool)> {
+        let told = Entry(self.shadows.get(at).told);
+        if !told.is_empty() && told.tag() == entry.tag() && told.backend() != entry.backend() {
+            return Some((told.backend(), false));
+        }
+        self.moves.get(&at).filter(|of| of.tag == entry.tag()).map(|of| (of.from, true))
     }
 
     /// Whether others know the place of an entry's client, and since when it is there.
@@ -435,10 +485,10 @@ mod tests {
         let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
         let mut flagged = Vec::new();
         let flag = |service, tag, backend| flagged.push((service, tag, backend));
-        assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, flag), Imported::New);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), false, &backends, 9, flag), Imported::New);
         assert_eq!(flagged, [(0, 7, 3)]);
         assert_eq!(all(&mut sharing, &table, 2), []);
-        assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, |_, _, _| {}), Imported::Known);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), false, &backends, 9, |_, _, _| {}), Imported::Known);
         assert_eq!(sharing.dump(&table, &backends, 9), [record(7, 3, 1)]);
     }
 
@@ -456,7 +506,7 @@ mod tests {
                 sharing.has_told(0);
                 table.put(0, established(7, own, 0));
                 all(&mut sharing, &table, own_epoch);
-                sharing.import(&table, &record(7, other, epoch), &backends, 9, |_, _, _| {});
+                sharing.import(&table, &record(7, other, epoch), false, &backends, 9, |_, _, _| {});
                 table.load(0).backend()
             };
             assert_eq!((end(left, right), end(right, left)), (winner, winner), "{left:?} {right:?}");
@@ -469,9 +519,9 @@ mod tests {
         table.put(0, established(7, 3, 0));
         all(&mut sharing, &table, 1);
         let moved = Record { moved: true, ..record(7, 4, 9) };
-        assert_eq!(sharing.import(&table, &moved, &backends, 9, |_, _, _| {}), Imported::Moved);
+        assert_eq!(sharing.import(&table, &moved, false, &backends, 9, |_, _, _| {}), Imported::Moved);
         assert_eq!(table.load(0).backend(), 4);
-        assert_eq!(sharing.import(&table, &record(7, 3, 1), &backends, 9, |_, _, _| {}), Imported::Stale);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), false, &backends, 9, |_, _, _| {}), Imported::Stale);
         assert_eq!(table.load(0).backend(), 4);
     }
 
@@ -480,7 +530,7 @@ mod tests {
         let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
         // Found in the table by a process that has just begun: nobody knows since when.
         table.put(0, established(7, 9, 0));
-        let import = |sharing: &mut Sharing, record| sharing.import(&table, &record, &backends, 9, |_, _, _| {});
+        let import = |sharing: &mut Sharing, record| sharing.import(&table, &record, false, &backends, 9, |_, _, _| {});
         assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
         assert_eq!(import(&mut sharing, record(7, 6, 4)), Imported::Stale);
         assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
@@ -501,7 +551,7 @@ mod tests {
         table.put(0, established(7, 3, 0));
         table.put(1, established(8, 3, 0));
         // Somebody who did not know the client has sent it on meanwhile.
-        let sent = sharing.import(&table, &record(7, 2, 5), &drained, 5, |_, _, _| {});
+        let sent = sharing.import(&table, &record(7, 2, 5), false, &drained, 5, |_, _, _| {});
         assert_eq!((sent, table.load(0).backend()), (Imported::Conflict, 2));
         assert_eq!(sharing.collect(&table, &drained, 5, |_| true), []);
         sharing.has_told(5);
@@ -517,12 +567,12 @@ mod tests {
         all(&mut sharing, &table, 2);
         table.put(0, established(7, 4, 0));
         let away = Record { moved: true, away: true, ..record(7, 4, 5) };
-        assert_eq!(sharing.import(&table, &away, &backends, 5, |_, _, _| {}), Imported::Known);
+        assert_eq!(sharing.import(&table, &away, false, &backends, 5, |_, _, _| {}), Imported::Known);
         let told = all(&mut sharing, &table, 5);
         assert_eq!(told, [Record { away: false, ..away }]);
         let (other, mut others) = (Cells::new(1), Sharing::new(8));
-        assert_eq!(others.import(&other, &away, &backends, 5, |_, _, _| {}), Imported::New);
-        assert_eq!(others.import(&other, &told[0], &backends, 5, |_, _, _| {}), Imported::Known);
+        assert_eq!(others.import(&other, &away, false, &backends, 5, |_, _, _| {}), Imported::New);
+        assert_eq!(others.import(&other, &told[0], false, &backends, 5, |_, _, _| {}), Imported::Known);
         assert!(!other.load(0).away() && !table.load(0).away());
     }
 
@@ -542,14 +592,14 @@ mod tests {
         let left = sharing.collect(&table, &failed, 8, |_| false);
         assert_eq!(left, [Record { moved: true, ..record(7, 3, 8) }]);
         let (other, mut others) = (Cells::new(1), Sharing::new(8));
-        let mut import = |record| others.import(&other, record, &failed, 8, |_, _, _| {});
+        let mut import = |record| others.import(&other, record, false, &failed, 8, |_, _, _| {});
         assert_eq!((import(&left[0]), import(&came[0])), (Imported::New, Imported::Stale));
     }
 
     #[test]
     fn what_cannot_be_is_dropped() {
         let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
-        let mut import = |record: Record| sharing.import(&table, &record, &backends, 9, |_, _, _| {});
+        let mut import = |record: Record| sharing.import(&table, &record, false, &backends, 9, |_, _, _| {});
         assert_eq!(import(Record { bucket: 1, ..record(7, 3, 1) }), Imported::Outside);
         assert_eq!(import(Record { bucket: u32::MAX, ..record(7, 3, 1) }), Imported::Outside);
         assert_eq!(import(record(7, 44, 1)), Imported::Stranger);

@@ -37,6 +37,7 @@ impl Controller {
             free_ids: self.ids.runs(),
             next_hops: self.hops.all().map(|(address, hop)| (address, hop.clone())).collect(),
             departed: std::collections::BTreeMap::new(),
+            repeated_moves: std::collections::BTreeMap::new(),
             epoch: None,
             withdrawn: false,
         }

@@ -1,6 +1,7 @@
 //! A fleet as Prometheus' text.
 
-use balancer_core::fleet::FleetSnapshot;
+use balancer_common::verdict::{CauseIndex, MoveCause};
+use balancer_core::{fleet::FleetSnapshot, snapshot::ServiceSnapshot};
 
 use super::{
     render::{counters, gauges},
@@ -10,9 +11,20 @@ use super::{
 /// What members say of themselves.
 const STATES: [&str; 4] = ["ready", "degraded", "not_ready", "withdrawn"];
 
-pub(super) fn render(encoder: &mut Text, fleet: &FleetSnapshot) {
+pub(super) fn render(encoder: &mut Text, fleet: &FleetSnapshot, services: &[ServiceSnapshot]) {
     members(encoder, fleet);
     records(encoder, fleet);
+    counters(
+        encoder,
+        "fleet_moves_repeated",
+        "Moves counted here that another member counts as well: to be taken from the sum over members.",
+        services.iter().flat_map(|service| {
+            MoveCause::ALL.iter().map(move |&cause| {
+                let labels = [("service", service.name.as_str()), ("cause", cause.label())];
+                (labels, service.repeated_moves[CauseIndex::from(cause).counter()])
+            })
+        }),
+    );
     engine(encoder, fleet);
 }
 

@@ -31,7 +31,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     client_table(encoder, &snapshot.memory);
     member(encoder, &snapshot.member);
     if let Some(of) = &snapshot.fleet {
-        fleet::render(encoder, of);
+        fleet::render(encoder, of, &snapshot.services);
     }
     services(encoder, &snapshot.services);
     heavy(encoder, &snapshot.services);
@@ -487,6 +487,7 @@ pub(super) mod tests {
             remembers: false,
             rule_fallbacks: 0,
             departed: Vec::new(),
+            repeated_moves: [3, 0, 0, 0, 0, 0, 0, 0],
             gone: Vec::new(),
             backends: vec![
                 backend("web1", 100, BackendState::Up, 30),
@@ -578,6 +579,7 @@ pub(super) mod tests {
             "balancer_fleet_engine_bytes_total{direction=\"received\"} 9000",
             "balancer_fleet_commit_seconds 0.125",
             "balancer_fleet_conflicts_total 2",
+            "balancer_fleet_moves_repeated_total{service=\"web\",cause=\"down\"} 3",
             "balancer_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
         ] {
             assert!(lines.contains(expected), "{expected} is not in\n{text}");

@@ -33,6 +33,9 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
             known.stats = listener.stats;
         }
     }
+    for (sum, moves) in first.repeated_moves.iter_mut().zip(other.repeated_moves) {
+        *sum += moves;
+    }
     for (name, stats) in other.departed {
         match first.departed.iter_mut().find(|(known, _)| *known == name) {
             Some((_, sum)) => batch::add(sum, &stats),

@@ -138,6 +138,7 @@ impl<D: Dataplane> Owner<D> {
                     remembers: service.remembers(),
                     rule_fallbacks: self.dataplane.rule_fallbacks(service.id())?,
                     departed: self.departed.of(service.id()).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
+                    repeated_moves: self.repeated_moves.get(&service.id()).copied().unwrap_or_default(),
                     gone: self
                         .controller
                         .gone()

@@ -136,7 +136,7 @@ impl Startup {
 
         let (events_in, mut events) = mpsc::channel(EVENTS);
         let (calls_in, calls) = mpsc::channel(CALLS);
-        let Resumed { mut controller, departed, withdrawn, file: mut state_file, epoch, .. } = resumed;
+        let Resumed { mut controller, departed, repeated_moves, withdrawn, file: mut state_file, epoch, .. } = resumed;
         controller.name_interfaces(named);
         let instance = controller.instance();
         let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
@@ -145,7 +145,7 @@ impl Startup {
         let history = Events::beside(&config.state_file, member, &supervisor);
         let prober = Prober::new(events_in, &supervisor).context("starting the thread of the health checks")?;
         let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
-        owner.take_over_departed(departed);
+        owner.take_over_counters(departed, repeated_moves);
         owner.take_over_withdrawn(withdrawn);
         owner.set_fleet(config.fleet.as_ref().map(|fleet| FleetFacts::stranger(fleet.when_alone)));
         owner.start()?;

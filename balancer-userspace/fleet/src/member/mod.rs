@@ -130,7 +130,7 @@ pub enum Output {
         state: Option<(Box<SavedState>, Moment)>,
     },
     /// Another member tells these.
-    Import(Vec<Record>),
+    Import(Told),
     /// Others may have forgotten what they were told. What they know is imported next.
     Doubt,
     /// What others know has been imported: what they do not know is to be told with the next [`Output::Tell`].
@@ -165,6 +165,15 @@ pub enum Output {
         /// In words.
         message: String,
     },
+}
+
+/// What another member tells of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Where they are.
+    pub records: Vec<Record>,
+    /// Whether a move that both have made counts there: its name precedes this one's.
+    pub precedes: bool,
 }
 
 /// A wish that was granted.
@@ -231,7 +240,7 @@ pub struct Member {
     last_batch: u64,
     clients: Clients,
     /// Records that came before the epoch that they are about was applied.
-    early: Vec<Record>,
+    early: Vec<Told>,
     /// Whether it has once been in step since the session began, so that it need not be alone.
     in_step: bool,
     /// Whether it has been in any session.

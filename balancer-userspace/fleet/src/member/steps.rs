@@ -4,13 +4,16 @@ use std::{mem, time::Instant};
 
 use balancer_core::state::{Clocks, Moment, SavedState};
 
-use super::{Batch, Clients, Member, Output, lead::Leading};
+use super::{Batch, Clients, Member, Output, Told, lead::Leading};
 use crate::{
     cards::{self, Ballot, Common, Dump, Epoch, FORMAT, Line, Member as Card},
     engine::{Answer, Condition, Entry, News, Write},
     keys, records,
     session::{Purpose, Session},
 };
+
+/// Records that wait for their epoch at most: some 100 MB.
+const MOST_EARLY: usize = if cfg!(test) { 500 } else { 4 << 20 };
 
 impl Member {
     pub(super) fn hear(&mut self, news: News, clocks: Clocks, outputs: &mut Vec<Output>) {
@@ -85,16 +88,41 @@ impl Member {
 
     /// Takes over what others tell, once the epoch that they speak of is applied.
     fn hear_of_clients(&mut self, batches: &[Entry], outputs: &mut Vec<Output>) {
+        if !self.settings.share_clients {
+            return;
+        }
         // Those of a process before of this name are news.
         let own = format!("{}{}/", keys::RECORDS, self.asker());
         for batch in batches.iter().filter(|batch| !batch.key.starts_with(&own)) {
             self.take_over(batch, outputs);
         }
+        if self.clients != Clients::Read && self.early.iter().map(|told| told.records.len()).sum::<usize>() > MOST_EARLY
+        {
+            self.ask_for_clients_again(outputs);
+        }
+    }
+
+    /// Forgets what was told for an epoch that is not applied here, as nobody knows when it will be.
+    fn ask_for_clients_again(&mut self, outputs: &mut Vec<Output>) {
+        let Some(session) = &mut self.session else { return };
+        let name = &self.settings.name;
+        let writes = vec![Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))];
+        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));
+        self.early.clear();
+        self.clients = Clients::Wanted;
+        self.in_step = false;
+        let message = "too much was told of clients while the fleet's epoch is not applied here: \
+                       they are asked for again once it is";
+        outputs.push(Output::Log { warning: true, message: message.to_owned() });
     }
 
     fn take_over(&mut self, batch: &Entry, outputs: &mut Vec<Output>) {
         match records::read(&batch.value) {
-            Ok(records) => self.early.extend(records),
+            Ok(records) => {
+                let asker = batch.key.strip_prefix(keys::RECORDS).and_then(|key| key.split('/').next());
+                let precedes = asker.is_some_and(|asker| *asker < *self.asker());
+                self.early.push(Told { records, precedes });
+            }
             Err(err) => {
                 let message = format!("clients told at {} are not taken over: {err}", batch.key);
                 outputs.push(Output::Log { warning: true, message });
@@ -106,7 +134,7 @@ impl Member {
         let Some(session) = &self.session else { return };
         let holds = session.holding();
         if !self.early.is_empty() && holds.is_some() && holds == self.epoch() {
-            outputs.push(Output::Import(mem::take(&mut self.early)));
+            outputs.extend(mem::take(&mut self.early).into_iter().map(Output::Import));
         }
         if self.clients == Clients::Read && self.early.is_empty() {
             outputs.push(Output::Confirm);
@@ -137,7 +165,9 @@ impl Member {
             (Purpose::Wish(id), Answer::Unknown(_)) => self.wish_again(id, outputs),
             (Purpose::Clients, Answer::Read(entries)) => self.read_clients(&entries, outputs),
             (Purpose::Clients, Answer::Refused | Answer::Unknown(_) | Answer::Made(_)) => {
-                self.clients = Clients::Wanted;
+                if self.clients == Clients::Reading {
+                    self.clients = Clients::Wanted;
+                }
             }
             (Purpose::Tallies(id), answer) => outputs.push(super::tallies::answer(id, answer)),
             (
@@ -358,7 +388,8 @@ impl Member {
     /// Takes over the clients that were dumped for it.
     fn learn_clients(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
-        if self.clients != Clients::Wanted || self.applied.is_none() || self.applying.is_some() {
+        let asks = self.applied.is_some() && self.applying.is_none() && !session.waits_for(&Purpose::Clients);
+        if self.clients != Clients::Wanted || !asks {
             return;
         }
         let dump = session.card::<Dump>(&keys::dump(&self.settings.name)).and_then(Result::ok);
@@ -376,7 +407,7 @@ impl Member {
     }
 
     fn read_clients(&mut self, entries: &[Entry], outputs: &mut Vec<Output>) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = self.session.as_mut().filter(|_| self.clients == Clients::Reading) else { return };
         let name = &self.settings.name;
         let dump = session.card::<Dump>(&keys::dump(name)).and_then(Result::ok);
         if dump.is_none_or(|dump| dump.instance != self.settings.instance || dump.parts != entries.len()) {

@@ -234,3 +234,54 @@ fn a_move_is_known_to_others() {
     assert_eq!(moved_twice(None), 0);
     assert!(moved_twice(Some(Mutation::ForgetsMoves)) > 5);
 }
+
+/// Clients of a backend that fails, all of which reach all three members before anybody has told of their moves: how many
+/// there are, and how many moves are counted.
+fn count_moves() -> (usize, u64) {
+    let mut world = agreeing(10, service("web", "198.51.100.1:80", Failback::Stay), None);
+    let [one, _] = followers(&world);
+    let before = answers(&world, one);
+    world.pass(3000);
+    world.dead.insert(STARTS);
+    let table = tables(&world);
+    let mut made = 0;
+    while tables(&world).iter().zip(&table).any(|(now, then)| now == then) {
+        world.pass(10);
+    }
+    let after = answers(&world, one);
+    for member in 0..3 {
+        made += (0..CLIENTS).filter(|&client| before[client as usize] != after[client as usize]).count() as u64;
+        assert_eq!(answers(&world, member), after);
+    }
+    world.pass(5000);
+    let repeated: u64 = world.nodes.iter().flatten().map(|node| node.repeated).sum();
+    (differences(&before, &after), made - repeated)
+}
+
+#[test]
+fn a_move_that_several_members_make_is_counted_once() {
+    let (clients, counted) = count_moves();
+    assert!(clients > 50, "{clients}");
+    assert_eq!(counted, clients as u64);
+}
+
+#[test]
+fn what_is_told_while_no_epoch_can_be_applied_is_asked_for_again() {
+    let mut world = agreeing(11, service("web", "198.51.100.1:80", Failback::Stay), None);
+    let [one, other] = followers(&world);
+    let before = answers(&world, one);
+    world.pass(3000);
+    let epoch = world.store.get(keys::EPOCH).expect("an epoch").to_vec();
+    world.vandalize(keys::EPOCH.to_owned(), b"garbage".to_vec());
+    for clients in 1..=9 {
+        (clients * 1000..clients * 1000 + 60).for_each(|client| {
+            let _ = world.packet_at(one, client);
+        });
+        world.pass(1500);
+    }
+    let is_in_step = |world: &World| world.nodes[other].as_ref().is_some_and(|node| node.member.is_in_step());
+    assert!(!is_in_step(&world), "it keeps everything that it is told");
+    world.vandalize(keys::EPOCH.to_owned(), epoch);
+    world.settle();
+    assert_eq!(answers(&world, other), before);
+}

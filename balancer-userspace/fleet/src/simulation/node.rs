@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     cards::{Ballot, Epoch},
-    clients::Sharing,
-    member::{Input, Member, Mutation, Output, Settings},
+    clients::{Imported, Sharing},
+    member::{Input, Member, Mutation, Output, Settings, Told},
     records,
 };
 
@@ -54,6 +54,8 @@ pub(crate) struct Node {
     /// When it last told its clients, and the epochs in which it did.
     pub(crate) told: Time,
     pub(crate) log: Vec<String>,
+    /// Moves that it has made and others count.
+    pub(crate) repeated: u64,
     /// What was told and heard of clients, by tag.
     heard: HashMap<u32, Vec<String>>,
 }
@@ -103,6 +105,7 @@ impl Node {
             born: now,
             told: 0,
             log: Vec::new(),
+            repeated: 0,
             heard: HashMap::new(),
         };
         this.member.mutate(mutation);
@@ -188,10 +191,11 @@ impl Node {
                 }
                 inputs.push(Input::Told { document, batches: records::batches(&records) });
             }
-            Output::Import(records) => {
+            Output::Import(Told { records, precedes }) => {
                 for record in records {
                     let epoch = self.member.epoch().map_or(0, |epoch| epoch.number as u32);
-                    let outcome = self.plane.import(&mut self.sharing, &record, epoch, now);
+                    let outcome = self.plane.import(&mut self.sharing, &record, precedes, epoch, now);
+                    self.repeated += u64::from(matches!(outcome, Imported::Repeated(_)));
                     let heard = self.heard.entry(record.tag).or_default();
                     heard.push(format!(
                         "{now}: {outcome:?} at {} in {}{}",

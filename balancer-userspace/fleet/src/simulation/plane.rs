@@ -172,8 +172,15 @@ impl Plane {
         sharing.dump(&self.words, &|id| self.facts(id, now), epoch)
     }
 
-    pub(crate) fn import(&self, sharing: &mut Sharing, record: &Record, epoch: u32, now: Time) -> Imported {
-        sharing.import(&self.words, record, &|id| self.facts(id, now), epoch, |_, _, _| {})
+    pub(crate) fn import(
+        &self,
+        sharing: &mut Sharing,
+        record: &Record,
+        precedes: bool,
+        epoch: u32,
+        now: Time,
+    ) -> Imported {
+        sharing.import(&self.words, record, precedes, &|id| self.facts(id, now), epoch, |_, _, _| {})
     }
 
     /// The entry of a client, and whether its backend keeps it.

@@ -244,10 +244,10 @@ impl Light {
                 self.sharing.has_told(self.epoch());
                 inputs.push(Input::Told { document, batches: records::batches(&records) });
             }
-            Output::Import(records) => {
+            Output::Import(told) => {
                 let epoch = self.epoch();
-                for record in &records {
-                    let _ = self.sharing.import(&self.words, record, &facts, epoch, |_, _, _| {});
+                for record in &told.records {
+                    let _ = self.sharing.import(&self.words, record, told.precedes, &facts, epoch, |_, _, _| {});
                 }
             }
             Output::Doubt => self.sharing.doubt(),

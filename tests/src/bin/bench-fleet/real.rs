@@ -139,16 +139,15 @@ impl Real {
             self.controller.ensure_running()?;
             let seen = self.wire.seen()?;
             let backend = seen.watched.get(&watched).context("nobody watches")?;
-            if let (Some(last), Some(_)) = (backend.last, backend.elsewhere)
+            let mut theirs = self.places.iter_mut().filter(|(_, place)| **place == watched);
+            if let Some(last) = backend.last
                 && seen.now.saturating_sub(last) > SILENCE
+                && theirs.all(|(client, _)| seen.clients.get(client).is_some_and(|place| *place != watched))
             {
-                let last = Ok(last);
-                let now = seen.clients.clone();
-                drop(seen);
-                self.places.iter_mut().filter(|(_, place)| **place == watched).for_each(|(client, place)| {
-                    *place = now.get(client).copied().unwrap_or(*place);
-                });
-                return last;
+                for (client, place) in self.places.iter_mut().filter(|(_, place)| **place == watched) {
+                    *place = seen.clients.get(client).copied().unwrap_or(watched);
+                }
+                return Ok(last);
             }
             if Instant::now() >= deadline {
                 bail!("clients still go to a dead backend: {backend:?}");

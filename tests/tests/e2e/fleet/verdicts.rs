@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, env, time::Instant};
 
+use balancer_api::statistics::StatsView;
 use balancer_tests::topology::Family;
 
 use super::{CLIENTS, Fleet, PORT, moved};
@@ -44,6 +45,21 @@ impl Fleet {
         sum
     }
 
+    /// Moves since the start, as a member shows them for the fleet.
+    fn moves_of_all(&self, member: usize) -> u64 {
+        let stats: Vec<StatsView> = serde_json::from_str(&self.cli(member, &["stats", "--json", "--fleet"])).unwrap();
+        let periods = stats.iter().flat_map(|service| &service.periods).filter(|period| period.period == "start");
+        periods.flat_map(|period| period.moves.values()).sum()
+    }
+
+    /// Moves that members have counted and others count, in all.
+    fn repeated(&self) -> u64 {
+        let texts: Vec<String> = self.members().map(|number| self.metrics(number)).collect();
+        let series =
+            |line: &str| line.strip_prefix("balancer_fleet_moves_repeated_total{")?.split_once(' ')?.1.parse().ok();
+        texts.iter().flat_map(|text| text.lines()).filter_map(series).map(|count: f64| count as u64).sum()
+    }
+
     fn taken_over(&self, member: usize) -> u64 {
         self.shown(member).records.taken_over
     }
@@ -75,9 +91,14 @@ fn a_backend_is_down_when_most_see_it() {
     // It dies: its clients move, once, to the same backends everywhere.
     fleet.backends[1] = None;
     fleet.wait_for("web2", "down");
+    // Before members have told each other: some clients move at several.
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web2"), BTreeMap::new());
     assert!(after.iter().flatten().all(|home| home != "web2"));
+    let leaving = homes.iter().flatten().filter(|home| *home == "web2").count() as u64;
+    wait("moves are not counted once", || fleet.counted().values().sum::<u64>() - fleet.repeated() == leaving);
+    println!("{leaving} clients moved, {} of them at several members at once", fleet.repeated());
+    wait("members do not show each move once", || (0..3).all(|member| fleet.moves_of_all(member) == leaving));
     fleet.start_backend(2);
     fleet.wait_for("web2", "up");
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
