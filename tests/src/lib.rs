@@ -3,6 +3,15 @@
 
 pub use balancer_demo::{backend, controller, namespace, process, routing, topology, xdp};
 
+// The kernel program's parsing, compiled here: its crate brings functions such as `memcpy` for BPF, which return nothing and
+// would take the place of the host's.
+#[path = "../../balancer-ebpf/src/order.rs"]
+mod order;
+#[path = "../../balancer-ebpf/src/packet.rs"]
+pub mod packet;
+#[path = "../../balancer-ebpf/src/parse.rs"]
+pub mod parse;
+
 pub mod asm;
 pub mod binaries;
 pub mod browser;
@@ -11,6 +20,7 @@ pub mod datagrams;
 pub mod etcd;
 pub mod failover;
 pub mod far;
+pub mod faults;
 pub mod frame;
 pub mod fuzz;
 pub mod generate;

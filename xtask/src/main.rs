@@ -62,8 +62,9 @@ enum Chore {
         #[arg(long, requires = "kernels", conflicts_with = "load")]
         suite: Vec<String>,
     },
-    /// Set up, then send packets from several processors against a busy controller, play a hundred thousand random
-    /// sequences of events against the controller's model, and the lives of as many simulated fleets; needs root.
+    /// Set up, then send packets from several processors against a busy controller, wear out a whole site under traffic, play
+    /// a hundred thousand random sequences of events against the controller's model, and the lives of as many simulated
+    /// fleets; needs root.
     Soak {
         /// How many fleets: about 20 a second on each processor.
         #[arg(long, default_value_t = 100_000)]
@@ -71,7 +72,7 @@ enum Chore {
         /// The number of the first one's seed.
         #[arg(long, default_value_t = 0)]
         first: u64,
-        /// No more fleets are begun after so many minutes.
+        /// For how long a whole site is worn out (20), and after how long no more fleets are begun (never).
         #[arg(long)]
         minutes: Option<u64>,
     },

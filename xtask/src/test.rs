@@ -49,10 +49,14 @@ impl Tests {
     }
 }
 
+/// How long a whole site is worn out, in minutes, if nothing else is said.
+const WHOLE_SYSTEM: u64 = 20;
+
 /// Fleets between two lines that say how far it has come.
 const FLEETS_AT_ONCE: u64 = 2_000;
 
-/// Has several processors send packets of the same clients for ten minutes, against everything that a controller does; plays
+/// Has several processors send packets of the same clients for ten minutes, against everything that a controller does; wears
+/// out a whole site for as long as `minutes` say, or 20; plays
 /// a hundred thousand random sequences of events against the controller's model, which takes the optimiser, and the lives of
 /// so many fleets. Fails with the first one in which something goes wrong, whose story is printed.
 pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
@@ -61,6 +65,10 @@ pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     // The test itself, as nextest ends what takes so long.
     let contention = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "dataplane", "contention::"];
     run(cargo().args(contention).args(["--", "--nocapture"]).env("CONTENTION_SECONDS", "600"))?;
+    let seconds = (60 * minutes.unwrap_or(WHOLE_SYSTEM)).to_string();
+    run(cargo().args(["build", "--locked", "--quiet", "-p", "balancer-userspace"]))?;
+    let wear = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "e2e", "wear::"];
+    run(cargo().args(wear).args(["--", "--nocapture"]).env("SOAK_SECONDS", seconds))?;
     // Four tests of as many cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;

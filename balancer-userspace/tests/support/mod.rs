@@ -305,6 +305,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         remembers: false,
         rule_fallbacks: 0,
         departed: Vec::new(),
+        repeated_moves: Default::default(),
         gone: Vec::new(),
         backends,
     };

@@ -2,13 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use balancer_common::map_types::FAMILY_V4;
-use balancer_ebpf::{
+use crate::{
+    model::parse as model,
     packet::Packet,
     parse::{self, Ip, Ports, Stopped, TCP, UDP},
 };
-
-use crate::model::parse as model;
+use balancer_common::map_types::FAMILY_V4;
 
 /// What both say of a frame.
 #[derive(Debug, PartialEq)]

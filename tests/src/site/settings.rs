@@ -42,6 +42,8 @@ pub struct Settings {
     pub prefix_v4: u8,
     /// `detach` or `keep`.
     pub on_exit: &'static str,
+    /// Where the state is kept, if not beside the other files.
+    pub state: Option<PathBuf>,
     /// The program, if it is not the one just built.
     pub binary: Option<PathBuf>,
     /// More lines for each service.
@@ -65,6 +67,7 @@ impl Settings {
             remember: "0s",
             prefix_v4: 32,
             on_exit: "detach",
+            state: None,
             binary: None,
             service_lines: String::new(),
             lines: String::new(),
@@ -82,10 +85,11 @@ impl Settings {
             Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
         };
         let mut text = format!(
-            "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\non_exit = \"{on_exit}\"\nstate_file = \"{files}/state.json\"\n\
+            "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\non_exit = \"{on_exit}\"\nstate_file = \"{state}/state.json\"\n\
              [control]\nsocket = \"{files}/balancer.sock\"\n\
              [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{lines}\n",
-            files = files.display()
+            files = files.display(),
+            state = self.state.as_deref().unwrap_or(files).display()
         );
         for &family in &self.families {
             let (name, vip) = (service(family), SocketAddr::new(topology.vip(family), PORT));

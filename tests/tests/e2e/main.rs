@@ -50,3 +50,4 @@ mod topology;
 mod transfers;
 mod tunnels;
 mod vips;
+mod wear;

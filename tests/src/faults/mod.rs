@@ -1,0 +1,128 @@
+//! Faults of the machine under one process alone: disks that are full, read-only, slow or refuse to synchronise, and a wall
+//! clock that jumps. Nobody else's disk or clock is touched.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+const SHIM: &str = include_str!("shim.c");
+/// Room on the disk, in bytes: some states, and hardly more.
+const ROOM: &str = "size=512k,mode=700";
+
+/// A disk of its own, and what makes a program's clock and `fsync` lie.
+#[derive(Debug)]
+pub struct Faults {
+    place: PathBuf,
+    words: File,
+    program: PathBuf,
+}
+
+impl Faults {
+    /// Makes them below `place`, for `program`.
+    ///
+    /// # Errors
+    /// Without a C compiler, or without root.
+    pub fn new(place: &Path, program: &Path) -> Result<Self> {
+        let (source, shim) = (place.join("shim.c"), place.join("shim.so"));
+        fs::write(&source, SHIM)?;
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(&source).output();
+        let built = built.context("cannot start `cc`, which makes the shim")?;
+        ensure!(built.status.success(), "the shim: {}", String::from_utf8_lossy(&built.stderr));
+        let faults = place.join("faults");
+        fs::write(&faults, [0; 32])?;
+        let words = File::options().write(true).open(&faults)?;
+        let wrapper = place.join("balancer");
+        let line = format!(
+            "#!/bin/sh\nLD_PRELOAD={} FAULTS={} DISK={} exec {} \"$@\"\n",
+            shim.display(),
+            faults.display(),
+            place.join("disk").display(),
+            program.display()
+        );
+        fs::write(&wrapper, line)?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+        let this = Self { place: place.to_owned(), words, program: wrapper };
+        fs::create_dir(this.disk())?;
+        let disk = this.disk();
+        mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some(ROOM)).context("mounting a small disk")?;
+        Ok(this)
+    }
+
+    /// What is to be started instead of the program.
+    #[must_use]
+    pub fn program(&self) -> PathBuf {
+        self.program.clone()
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.place.join("disk")
+    }
+
+    /// Makes the disk full.
+    ///
+    /// # Errors
+    /// When it cannot be written for another reason.
+    pub fn fill(&self) -> Result<()> {
+        let filled = fs::write(self.disk().join("full"), vec![0; 1 << 20]);
+        match filled {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+            other => Err(anyhow::anyhow!("the disk takes more than it has room for: {other:?}")),
+        }
+    }
+
+    /// Makes the disk read-only for the program, or writable.
+    ///
+    /// # Errors
+    /// When the file of faults cannot be written.
+    pub fn read_only(&self, read_only: bool) -> Result<()> {
+        Ok(self.words.write_all_at(&i64::from(read_only).to_ne_bytes(), 24)?)
+    }
+
+    /// What `fsync` says (0: it works), and how long it takes.
+    ///
+    /// # Errors
+    /// When the file of faults cannot be written.
+    pub fn synchronising(&self, error: i32, milliseconds: i64) -> Result<()> {
+        self.words.write_all_at(&i64::from(error).to_ne_bytes(), 0)?;
+        Ok(self.words.write_all_at(&milliseconds.to_ne_bytes(), 8)?)
+    }
+
+    /// By how many seconds the wall clock is wrong.
+    ///
+    /// # Errors
+    /// When the file of faults cannot be written.
+    pub fn wall_clock(&self, seconds: i64) -> Result<()> {
+        Ok(self.words.write_all_at(&seconds.to_ne_bytes(), 16)?)
+    }
+
+    /// Heals the disk. The clock stays as it is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn heal(&self) -> Result<()> {
+        self.read_only(false)?;
+        self.synchronising(0, 0)?;
+        match fs::remove_file(self.disk().join("full")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        // Whoever still has a file open keeps it until it is closed.
+        if let Err(error) = umount2(&self.disk(), MntFlags::MNT_DETACH) {
+            eprintln!("a small disk stays mounted at {}: {error}", self.disk().display());
+        }
+    }
+}
