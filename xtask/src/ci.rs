@@ -108,3 +108,18 @@ impl Beside {
         bail!("the checks beside the tests failed ({status}); what they said is above")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// Nobody has tried an older compiler than the one that builds everything.
+    #[test]
+    fn the_oldest_compiler_that_is_promised_is_the_one_that_is_used() {
+        let value = |text: &'static str, key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
+            line.map(|value| value.trim().trim_matches('"'))
+        };
+        let promised = value(include_str!("../../Cargo.toml"), "rust-version").unwrap();
+        let used = value(include_str!("../../rust-toolchain.toml"), "channel").unwrap();
+        assert_eq!(used.rsplit_once('.').map(|(minor, _)| minor), Some(promised), "{used}");
+    }
+}

@@ -84,7 +84,10 @@ fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> R
     fs::remove_dir_all(corpus)?;
     fs::create_dir_all(corpus)?;
     let total = files.len();
-    files.truncate(FILES);
+    if total > FILES {
+        // Of all lengths.
+        files = (0..FILES).map(|index| files[index * total / FILES].clone()).collect();
+    }
     for (_, file) in &files {
         let name = file.file_name().context("a file has a name")?;
         fs::copy(file, corpus.join(name))?;

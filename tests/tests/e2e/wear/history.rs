@@ -1,7 +1,7 @@
 //! What clients saw, what was done meanwhile, and whether the one follows from the other.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Write as _,
     time::{Duration, Instant},
 };
@@ -82,6 +82,12 @@ impl History {
         for trouble in self.troubles.iter_mut().filter(|trouble| trouble.over.is_none()) {
             trouble.begun = trouble.begun.min(now);
         }
+    }
+
+    /// These were asked at rest, and answered.
+    pub(super) fn seen(&mut self, homes: BTreeMap<u16, String>) {
+        let now = Instant::now();
+        self.homes.extend(homes.into_iter().map(|(client, home)| (client, (home, now))));
     }
 
     /// Whether new clients may be without an answer.

@@ -401,6 +401,7 @@ impl<'a> Operator<'a> {
             "{}",
             self.history.story_until_now(&format!("said and seen of {differ:?} differ: {said:?} {seen:?}"))
         );
+        self.history.seen(seen);
         let after = self.site.metrics()?;
         for counter in ["connections_total", "decisions_total"] {
             let counted = after.sum(counter, &[])? - before.sum(counter, &[])?;
