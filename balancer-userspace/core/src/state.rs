@@ -68,6 +68,27 @@ pub struct SavedState {
     pub epoch: Option<SavedEpoch>,
 }
 
+impl SavedState {
+    /// Without what checks and sweeps count all the time, and without moments, which change only with something else.
+    #[must_use]
+    pub fn without_counts(mut self) -> Self {
+        for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
+            (backend.known, backend.checks) = (0, [0; 3]);
+            backend.health = Health::agreed(backend.health.verdict().clone());
+            (backend.since, backend.drain_until) = (Moment::NONE, backend.drain_until.map(|_| Moment::NONE));
+            if let Some(start) = &mut backend.slow_start {
+                start.since = Moment::NONE;
+            }
+        }
+        for rule in self.services.iter_mut().flat_map(|service| &mut service.rules) {
+            rule.ends = rule.ends.map(|_| Moment::NONE);
+        }
+        self.gone.iter_mut().for_each(|gone| gone.known = 0);
+        self.departed.values_mut().flat_map(BTreeMap::values_mut).for_each(|counters| counters.since = None);
+        self
+    }
+}
+
 /// A fleet's state by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedEpoch {
@@ -204,6 +225,11 @@ pub struct SavedCounters {
 /// A moment that means the same after a restart: time since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment(pub Duration);
+
+impl Moment {
+    /// Stands for one that does not matter.
+    const NONE: Self = Self(Duration::ZERO);
+}
 
 /// The same moment on two clocks, to convert between them.
 #[derive(Clone, Copy, Debug)]

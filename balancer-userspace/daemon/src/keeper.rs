@@ -35,7 +35,7 @@ use super::{
 
 /// How long what happens by itself may wait to be written.
 const SOON: Duration = Duration::from_millis(500);
-/// How often counters are written, and how long after a failure it is tried again.
+/// How often it is looked whether there is something to write that nobody has noted, and how long after a failure it is tried again.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
 /// What somebody asks for.
@@ -67,12 +67,32 @@ pub trait Save: Send + 'static {
     /// # Errors
     /// When it cannot be kept; what was there is then as before.
     fn save(&mut self, state: &SavedState) -> anyhow::Result<()>;
+
+    /// Replaces the state unless what is kept says nearly the same.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    fn refresh(&mut self, state: &SavedState) -> anyhow::Result<()> {
+        self.save(state)
+    }
 }
 
 impl Save for StateFile {
     fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
         Self::save(self, state)
     }
+
+    fn refresh(&mut self, state: &SavedState) -> anyhow::Result<()> {
+        Self::refresh(self, state, Instant::now().into_std())
+    }
+}
+
+/// Whether a state is written in which only counts are new.
+#[derive(Clone, Copy, Debug)]
+enum Counts {
+    Written,
+    /// Most of the time they are not.
+    Pass,
 }
 
 /// See the [module](self).
@@ -159,23 +179,27 @@ impl<F: Save> Keeper<F> {
                 Ok((_, wanted)) if prepared.is_none() && wanted != *host.wanted() => {
                     self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
                 }
-                Ok((state, _)) => self.write(state, Some((request, prepared))),
+                Ok((state, _)) => self.write(state, Some((request, prepared)), Counts::Written),
                 Err(refused) => {
                     let _ = request.reply.send(Err(refused));
                 }
             }
         }
         if self.idle.is_some() && self.due <= Instant::now() {
-            self.write(owner.export(), None);
+            self.write(owner.export(), None, Counts::Pass);
         }
     }
 
-    fn write(&mut self, state: SavedState, change: Option<Ready>) {
+    fn write(&mut self, state: SavedState, change: Option<Ready>, counts: Counts) {
         let Some(mut file) = self.idle.take() else { return };
         self.due = Instant::now() + NOW_AND_THEN;
         let task = tokio::task::spawn_blocking(move || {
+            let save = || match counts {
+                Counts::Written => file.save(&state),
+                Counts::Pass => file.refresh(&state),
+            };
             // A panic is the end of this state, not of the file.
-            let saved = panic::catch_unwind(AssertUnwindSafe(|| file.save(&state)));
+            let saved = panic::catch_unwind(AssertUnwindSafe(save));
             let saved = saved.unwrap_or_else(|panic| Err(anyhow!("writing the state {}", panicked(panic.as_ref()))));
             (file, saved)
         });
@@ -252,7 +276,7 @@ impl<F: Save> Keeper<F> {
             self.idle = Some(file);
         }
         if self.idle.is_some() {
-            self.write(owner.export(), None);
+            self.write(owner.export(), None, Counts::Written);
             self.progress().await;
         }
     }
@@ -306,14 +330,14 @@ mod tests {
         let mut keeper = Keeper::new(Broken { saved: 0 });
 
         let (first, answer) = request();
-        keeper.write(state.clone(), Some((first, None)));
+        keeper.write(state.clone(), Some((first, None)), Counts::Written);
         assert!(keeper.progress().await.is_none());
         let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
         assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
 
         let (second, _answer) = request();
         assert!(keeper.next_deadline().is_some());
-        keeper.write(state, Some((second, None)));
+        keeper.write(state, Some((second, None)), Counts::Written);
         assert!(keeper.progress().await.is_some());
     }
 }

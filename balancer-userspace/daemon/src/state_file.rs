@@ -12,9 +12,11 @@ mod older;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
+    hash::{DefaultHasher, Hasher as _},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, bail};
@@ -23,6 +25,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+/// How often counts are written that nothing else has come with.
+const COUNTS_EVERY: Duration = Duration::from_secs(300);
 /// Largest file read, in bytes; far above what the largest state needs.
 const MAX_SIZE: u64 = 256 << 20;
 
@@ -32,6 +36,8 @@ pub struct StateFile {
     path: PathBuf,
     /// Whether what is there may become the previous one.
     good: bool,
+    /// What was last written, but for counts, as a number; and when.
+    written: Option<(u64, Instant)>,
     _lock: Flock<File>,
 }
 
@@ -102,7 +108,7 @@ impl StateFile {
         })?;
         let pid = format!("{}\n", std::process::id());
         file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0)).with_context(cannot)?;
-        let this = Self { path: path.to_owned(), good: true, _lock: lock };
+        let this = Self { path: path.to_owned(), good: true, written: None, _lock: lock };
         this.probe().with_context(cannot)?;
         Ok(this)
     }
@@ -158,11 +164,26 @@ impl StateFile {
         )
     }
 
+    /// Replaces the state where it says something else than the file; where only counts are others, every five minutes.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; the file is then as before.
+    pub fn refresh(&mut self, state: &SavedState, now: Instant) -> anyhow::Result<()> {
+        let digest = digest(state)?;
+        if self.written.is_some_and(|(written, at)| written == digest && now < at + COUNTS_EVERY) {
+            return Ok(());
+        }
+        self.save(state)?;
+        self.written = Some((digest, now));
+        Ok(())
+    }
+
     /// Replaces the state; it is on disk when this returns.
     ///
     /// # Errors
     /// Where the kernel refuses; the file is then as before.
     pub fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
+        self.written = None;
         let cannot = || format!("cannot write the state file {}", self.path.display());
         let text = seal(state).with_context(cannot)?;
         let new = with_suffix(&self.path, "new");
@@ -216,6 +237,13 @@ fn checksum(version: u32, body: &str) -> String {
     hasher.update(&version.to_le_bytes());
     hasher.update(body.as_bytes());
     format!("{:08x}", hasher.finalize())
+}
+
+/// A number for all that a state says but for counts.
+fn digest(state: &SavedState) -> anyhow::Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&serde_json::to_vec(&state.clone().without_counts())?);
+    Ok(hasher.finish())
 }
 
 fn seal(state: &SavedState) -> anyhow::Result<String> {
@@ -303,6 +331,40 @@ mod tests {
             fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["state.json", "state.json.lock", "state.json.previous"]);
+    }
+
+    #[test]
+    fn counts_alone_are_written_from_time_to_time() {
+        let (_directory, path) = place();
+        let mut file = StateFile::open(&path).unwrap();
+        let (now, mut next) = (now(), state(1));
+        let later = now + COUNTS_EVERY / 2;
+        file.refresh(&next, now).unwrap();
+        let backend = |state: &mut SavedState| {
+            let backend = &mut state.services[0].backends[0];
+            (backend.known, backend.checks[0]) = (backend.known + 7, backend.checks[0] + 1);
+        };
+        let saved = |file: &mut StateFile| match file.load().unwrap() {
+            Loaded::State(saved) => *saved,
+            other @ (Loaded::Nothing | Loaded::Previous(..)) => panic!("{other:?}"),
+        };
+        backend(&mut next);
+        file.refresh(&next, later).unwrap();
+        assert_eq!(saved(&mut file), state(1));
+        // With something else, at once; and after a while.
+        next.generation = 2;
+        file.refresh(&next, later).unwrap();
+        assert_eq!(saved(&mut file), next);
+        backend(&mut next);
+        file.refresh(&next, later + COUNTS_EVERY).unwrap();
+        assert_eq!(saved(&mut file), next);
+        // A change is written, whatever was written before.
+        backend(&mut next);
+        file.save(&next).unwrap();
+        assert_eq!(saved(&mut file), next);
+        backend(&mut next);
+        file.refresh(&next, later + COUNTS_EVERY).unwrap();
+        assert_eq!(saved(&mut file), next);
     }
 
     #[test]
