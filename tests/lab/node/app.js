@@ -60,5 +60,8 @@ app.all('/', (request, response) => {
   const bytes = Buffer.isBuffer(request.body) ? request.body.length : 0;
   response.type('text').send(`${name} ${session.user ?? '-'} ${session.count ?? 0} ${bytes} /`);
 });
-app.use((error, request, response, next) => response.status(500).type('text').send(`${name} failed: ${error.message}`));
+app.use((error, request, response, next) => {
+  // A session that could not be stored after the answer was sent is told to nobody.
+  if (!response.headersSent) response.status(500).type('text').send(`${name} failed: ${error.message}`);
+});
 app.listen(Number(port), '0.0.0.0', () => console.log(`${name} listens`));

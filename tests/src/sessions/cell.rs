@@ -44,7 +44,8 @@ pub struct Cell {
     pub failed: u64,
     /// From the SYN to the whole answer, of those answered well.
     pub latency_ms: Latency,
-    /// Client addresses that came from one backend to another, as they saw it.
+    /// Client addresses that came from one backend to another, as they saw it; clients, where it was not the balancer with
+    /// memory.
     pub moved_seen: u64,
     /// What the balancers' counters say; `None`: they count nothing, or it was not the balancer.
     pub moved_counted: Option<u64>,

@@ -109,10 +109,13 @@ impl Row {
             (Front::Sticky, Event::StoreRestart | Event::StorePartition) => self.strategy.has_store(),
             (Front::Sticky, Event::StoreFull) => self.strategy.store_can_be_full(),
             (Front::Sticky, Event::StoreFailover) => self.strategy.home() == Home::Stores,
-            (Front::Sticky, Event::Standby | Event::Member) => self.strategy.stands_for_its_kind(),
-            (Front::Sticky, _) if self.strategy.is_variation() => {
-                matches!(event, Event::Nothing | Event::Add | Event::Drain | Event::Kill | Event::Restart)
+            (Front::Sticky, Event::Standby | Event::Member | Event::Upgrade | Event::Flap) => {
+                self.strategy.stands_for_its_kind()
             }
+            (Front::Sticky, _) if self.strategy.is_variation() => matches!(
+                event,
+                Event::Nothing | Event::Add | Event::Drain | Event::Kill | Event::Deploy | Event::Restart
+            ),
             (Front::Sticky, _) => true,
             (Front::Spread, _) => matches!(event, Event::Nothing | Event::Kill),
             _ => matches!(

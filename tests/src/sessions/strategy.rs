@@ -144,15 +144,21 @@ impl Strategy {
         matches!(self, Self::TomcatDelta3 | Self::TomcatDelta6 | Self::TomcatDelta9)
     }
 
-    /// Whether it is another one's servers with the same kind of home, which is played in full.
+    /// Whether another one with the same kind of home is played in full.
     #[must_use]
     pub const fn is_variation(self) -> bool {
         matches!(
             self,
-            Self::TomcatUrl
+            Self::PhpFiles
+                | Self::TomcatUrl
+                | Self::TomcatDelta
+                | Self::TomcatFile
+                | Self::PhpMemcached
+                | Self::PhpRedis
                 | Self::NodeRedisSentinel
                 | Self::NodeRedisHaproxy
                 | Self::NodeRedisKeepalived
+                | Self::NodePostgres
                 | Self::NodeEncryptedCookie
         )
     }

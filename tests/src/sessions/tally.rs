@@ -39,13 +39,22 @@ pub struct Tally {
     pub failed: u64,
     /// Of those that were answered.
     pub latency: Latency,
-    /// Addresses that came from one server to another, each time.
+    /// Addresses, or clients, that came from one server to another, each time.
     pub moved: u64,
+}
+
+/// Who moves as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// All clients of an address.
+    Address,
+    /// Each client.
+    Client,
 }
 
 /// Counts. `before` is where each client's session was when the event came; `concerned` the backend that it concerns.
 #[must_use]
-pub fn tally(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, concerned: Option<&str>) -> Tally {
+pub fn tally(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, concerned: Option<&str>, unit: Unit) -> Tally {
     let mut tally = Tally {
         own: Sessions::default(),
         nat: Sessions::default(),
@@ -53,7 +62,7 @@ pub fn tally(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, concerned: Op
         requests: seen.len() as u64,
         failed: seen.iter().filter(|seen| seen.verdict == Verdict::Failed).count() as u64,
         latency: latency(seen),
-        moved: moves(seen, before),
+        moved: moves(seen, before, unit),
     };
     let shared = shared(before);
     let mut fates: BTreeMap<u16, Fate> = BTreeMap::new();
@@ -107,14 +116,16 @@ fn shared(before: &BTreeMap<u16, (u16, String)>) -> BTreeSet<u16> {
 }
 
 /// In the order in which connections began, as that is when they are steered.
-fn moves(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>) -> u64 {
-    let mut at: BTreeMap<u16, &str> = before.values().map(|(address, server)| (*address, server.as_str())).collect();
+fn moves(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, unit: Unit) -> u64 {
+    let of = |client, address| if unit == Unit::Address { address } else { client };
+    let mut at: BTreeMap<u16, &str> =
+        before.iter().map(|(&client, (address, server))| (of(client, *address), server.as_str())).collect();
     let mut order: Vec<&Seen> = seen.iter().filter(|seen| seen.server.is_some()).collect();
     order.sort_by(|a, b| a.begin.total_cmp(&b.begin));
     let mut moves = 0;
     for one in order {
         let Some(server) = one.server.as_deref() else { continue };
-        if at.insert(one.address, server).is_some_and(|last| last != server) {
+        if at.insert(of(one.client, one.address), server).is_some_and(|last| last != server) {
             moves += 1;
         }
     }
@@ -136,7 +147,7 @@ fn latency(seen: &[Seen]) -> Latency {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Seen, tally};
+    use super::{Seen, Unit, tally};
     use crate::sessions::{cell::Sessions, client::Verdict};
 
     fn seen(client: u16, address: u16, begin: f64, verdict: Verdict, server: &str) -> Seen {
@@ -163,7 +174,7 @@ mod tests {
             seen(5, 9, 1.4, Verdict::Continued, "web1"),
             seen(6, 6, 0.5, Verdict::Failed, ""),
         ];
-        let tally = tally(&all, &before, Some("web2"));
+        let tally = tally(&all, &before, Some("web2"), Unit::Address);
         assert_eq!(tally.own, Sessions { total: 4, survived: 1, lost: 2, stale: 1 });
         assert_eq!(tally.nat, Sessions { total: 2, survived: 2, lost: 0, stale: 0 });
         assert_eq!(tally.elsewhere, Sessions { total: 4, survived: 3, lost: 0, stale: 1 });
@@ -179,7 +190,8 @@ mod tests {
             seen(1, 9, 0.9, Verdict::Continued, "web1"),
             seen(1, 9, 1.9, Verdict::Lost, "web2"),
         ];
-        assert_eq!(tally(&all, &before, None).moved, 1);
+        assert_eq!(tally(&all, &before, None, Unit::Address).moved, 1);
+        assert_eq!(tally(&all, &before, None, Unit::Client).moved, 2);
     }
 
     #[test]
@@ -187,8 +199,8 @@ mod tests {
         let mut all: Vec<Seen> =
             (1..=200).map(|n| Seen { took: f64::from(n) / 1e3, ..seen(1, 1, 0.0, Verdict::Continued, "a") }).collect();
         all.push(Seen { took: 9.0, ..seen(1, 1, 0.0, Verdict::Failed, "") });
-        let latency = tally(&all, &BTreeMap::new(), None).latency;
+        let latency = tally(&all, &BTreeMap::new(), None, Unit::Client).latency;
         assert_eq!((latency.p50, latency.p99), (100.0, 198.0));
-        assert_eq!(tally(&[], &BTreeMap::new(), None).latency.p99, 0.0);
+        assert_eq!(tally(&[], &BTreeMap::new(), None, Unit::Client).latency.p99, 0.0);
     }
 }

@@ -5,14 +5,20 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use balancer_tests::{
     binaries,
     sessions::{cell::Cell, event::Event, strategy::Strategy},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
+
+use crate::support::wait;
 
 /// Clients with addresses of their own, and those behind one.
 const CLIENTS: [u64; 2] = [150, 100];
@@ -28,6 +34,11 @@ fn lab(output: &Path, strategy: &str, events: &str) -> Command {
 /// Runs it to its end, and checks that nothing of it is left.
 fn finish(command: &mut Command, temporary: &TempDir) -> Output {
     let child = command.env("TMPDIR", temporary.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    end(child, temporary)
+}
+
+/// The same of one that runs.
+fn end(child: Child, temporary: &TempDir) -> Output {
     let prefix = format!("bal-{}-", child.id());
     let output = child.wait_with_output().unwrap();
     let names = fs::read_dir("/run/netns").into_iter().flatten().map(|entry| entry.unwrap().file_name());
@@ -85,6 +96,26 @@ fn a_shared_store_loses_nothing() {
 #[test]
 fn cookies_lose_nothing() {
     nothing_is_lost("node-cookie");
+}
+
+#[test]
+fn an_interrupted_lab_leaves_nothing_and_goes_on_where_it_was() {
+    let (output, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = output.path().join("cells/node-cookie.nothing.json");
+    let mut command = lab(output.path(), "node-cookie", "nothing,weight");
+    let child = command.env("TMPDIR", temporary.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait("the first result is not there", || first.exists());
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let ended = end(child, &temporary);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(1) && said.contains("interrupted"), "{said}");
+
+    let played = fs::metadata(&first).unwrap().modified().unwrap();
+    let again = finish(&mut lab(output.path(), "node-cookie", "nothing,weight"), &temporary);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(serde_json::from_slice::<Vec<Cell>>(&again.stdout).unwrap().len(), 2);
+    assert_eq!(fs::metadata(&first).unwrap().modified().unwrap(), played, "it was played again");
+    assert!(fs::read_to_string(output.path().join("index.html")).unwrap().contains("signed cookie"));
 }
 
 /// A `PATH` with these programs, and those that the lab itself takes.

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -60,6 +60,8 @@ struct Shared {
     stop: AtomicBool,
     paused: AtomicBool,
     under_way: AtomicUsize,
+    /// The longest that a timer was late, in microseconds.
+    late: AtomicU64,
     begin: Instant,
     state: Mutex<State>,
 }
@@ -85,6 +87,7 @@ impl Load {
             stop: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
+            late: AtomicU64::new(0),
             begin: Instant::now(),
             state: Mutex::default(),
         });
@@ -100,18 +103,24 @@ impl Load {
             for &(number, address, source) in &plan.clients {
                 local.spawn_local(live(Arc::clone(&inside), Rc::clone(&plan), number, address, source));
             }
+            local.spawn_local(watch_timers(Arc::clone(&inside)));
             runtime.block_on(local);
             Ok(())
         });
         Self { shared, addresses, thread: Some(thread) }
     }
 
-    /// Waits until every client has a session and a last request that went well.
-    pub(crate) fn wait_settled(&self, limit: Duration) -> Result<()> {
+    /// Waits until every client has a session and a last request that went well; or, where sessions do not last, has begun
+    /// one.
+    pub(crate) fn wait_settled(&self, limit: Duration, lasting: bool) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             let state = self.shared.state();
-            let open = state.standing.values().filter(|standing| !standing.settled).count();
+            let open = state
+                .standing
+                .values()
+                .filter(|standing| if lasting { !standing.settled } else { standing.server.is_none() })
+                .count();
             let failure = state.last_failure.clone();
             drop(state);
             if open == 0 {
@@ -152,6 +161,7 @@ impl Load {
 
     /// Records from now on. Says where each session is: the number of the client's address, and the server.
     pub(crate) fn record(&self) -> BTreeMap<u16, (u16, String)> {
+        self.shared.late.store(0, Ordering::SeqCst);
         let mut state = self.shared.state();
         state.recorded = Some(Vec::new());
         let known = |(&client, standing): (&u16, &Standing)| {
@@ -161,9 +171,17 @@ impl Load {
         state.standing.iter().filter_map(known).collect()
     }
 
-    /// What was recorded.
-    pub(crate) fn recorded(&self) -> Vec<Seen> {
-        self.shared.state().recorded.take().unwrap_or_default()
+    /// What was recorded, and why the last of the requests that failed did.
+    pub(crate) fn recorded(&self) -> (Vec<Seen>, Option<String>) {
+        let mut state = self.shared.state();
+        let recorded = state.recorded.take().unwrap_or_default();
+        let failed = recorded.iter().any(|seen| seen.verdict == Verdict::Failed);
+        (recorded, failed.then(|| state.last_failure.clone()))
+    }
+
+    /// How long clients had to wait for a processor, at most, since they are recorded.
+    pub(crate) fn late(&self) -> Duration {
+        Duration::from_micros(self.shared.late.load(Ordering::SeqCst))
     }
 
     fn end(&mut self) -> Result<()> {
@@ -205,6 +223,15 @@ impl Shared {
     }
 }
 
+async fn watch_timers(shared: Arc<Shared>) {
+    while !shared.is_over() {
+        let begin = Instant::now();
+        tokio::time::sleep(GLANCE).await;
+        let late = begin.elapsed().saturating_sub(GLANCE).as_micros();
+        shared.late.fetch_max(u64::try_from(late).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+}
+
 async fn live(shared: Arc<Shared>, plan: Rc<Plan>, number: u16, address: u16, source: SocketAddr) {
     let mut client = Client::new(number, plan.refuses_cookies);
     let mut first = true;
@@ -229,7 +256,10 @@ async fn visit(shared: &Shared, plan: &Plan, client: &mut Client, number: u16, a
     let took = begin.elapsed();
     let (verdict, server) = client.take(answered.as_ref().ok());
     let failure = (verdict == Verdict::Failed).then(|| match &answered {
-        Ok(answer) => format!("status {}: {}", answer.status, answer.body.chars().take(200).collect::<String>()),
+        Ok(answer) => {
+            let words = answer.body.split_whitespace().collect::<Vec<_>>().join(" ");
+            format!("status {}: {}", answer.status, words.chars().take(200).collect::<String>())
+        }
         Err(error) => error.to_string(),
     });
     let begin = begin.duration_since(shared.begin).as_secs_f64();

@@ -84,7 +84,9 @@ fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // In one line, also where a log is quoted.
+            let said = format!("{error:#}");
+            eprintln!("error: {}", said.lines().map(str::trim).collect::<Vec<_>>().join(" "));
             ExitCode::FAILURE
         }
     }

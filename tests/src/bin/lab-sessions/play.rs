@@ -13,14 +13,14 @@ use balancer_tests::{
         event::Event,
         row::{Front as Kind, Row},
         strategy::Home,
-        tally::tally,
+        tally::{Unit, tally},
     },
     topology::Family,
 };
 use std::net::SocketAddr;
 
 use crate::{
-    front::{Balancers, Front, Share},
+    front::{Balancers, Front},
     hosts::{Hosts, Octets},
     load::{Load, Plan},
     part::PATIENCE,
@@ -31,7 +31,11 @@ use crate::{
 /// Clients that share an address.
 const BEHIND_NAT: u16 = 100;
 /// The least number of that address.
-const NAT: u16 = 1000;
+const NAT: u16 = 62_000;
+/// Between the numbers of two addresses: hardly two are of one /24, which some would take for one client.
+const STRIDE: u16 = 200;
+/// Who waits longer for a processor may have seen failures that are the machine's.
+const BUSY: Duration = Duration::from_millis(200);
 /// Before an event, with everything as it was.
 const LEAD: Duration = Duration::from_millis(500);
 /// Requests of each client after an event.
@@ -71,7 +75,7 @@ impl Scene {
         self.set_up_front(event)?;
         self.prepare(event)?;
         let load = self.load.as_ref().context("no clients")?;
-        load.wait_settled(PATIENCE)?;
+        load.wait_settled(PATIENCE, self.sessions_last())?;
         load.pause();
         let (moves, octets) = (self.moves(), self.hosts.octets()?);
         let before = load.record();
@@ -97,9 +101,16 @@ impl Scene {
         octets: Octets,
         seconds: f64,
     ) -> Result<Cell> {
-        let seen = self.load.as_ref().context("no clients")?.recorded();
+        let (seen, failure) = self.load.as_ref().context("no clients")?.recorded();
+        let mut notes: Vec<String> =
+            failure.map(|failure| format!("the last failure: {failure}")).into_iter().collect();
+        let late = self.load.as_ref().context("no clients")?.late();
+        if late > BUSY {
+            notes.push(format!("the machine was busy: clients waited {} ms for a processor", late.as_millis()));
+        }
+        let unit = if self.row.front == Kind::Sticky { Unit::Address } else { Unit::Client };
         let concerned = concerned(event).map(|number| format!("web{number}"));
-        let tally = tally(&seen, before, concerned.as_deref());
+        let tally = tally(&seen, before, concerned.as_deref(), unit);
         let now = self.hosts.octets()?;
         // Of a rule's clients nothing is remembered, so that none of them moves.
         let counted = match (self.row.front, moves, self.moves()) {
@@ -119,7 +130,7 @@ impl Scene {
             moved_counted: counted,
             inner: self.inner(Octets { sent: now.sent - octets.sent, received: now.received - octets.received }),
             seconds,
-            notes: Vec::new(),
+            notes,
         })
     }
 
@@ -155,7 +166,7 @@ impl Scene {
 
     fn plan(&self) -> Result<Plan> {
         let address = |number| SocketAddr::new(self.hosts.topology.client_address(Family::V4, number), 0);
-        let own = (1..=self.clients).map(|number| (number, number, address(number)));
+        let own = (1..=self.clients).map(|number| (number, STRIDE * number, address(STRIDE * number)));
         let shared = self.shared_address()?;
         let nat = (1..=BEHIND_NAT).map(|number| (self.clients + number, shared, address(shared)));
         Ok(Plan {
@@ -168,8 +179,9 @@ impl Scene {
 
     /// The first one whose clients are at the backend that failures are about: all of them live or die with it.
     fn shared_address(&self) -> Result<u16> {
-        let Some(Front::Balancers(balancers)) = &self.front else { return Ok(NAT) };
-        for number in NAT..2 * NAT {
+        // Without memory or a hash of addresses, there is none.
+        let (Kind::Sticky, Some(Front::Balancers(balancers))) = (self.row.front, &self.front) else { return Ok(NAT) };
+        for number in NAT..NAT + 1000 {
             if balancers.home(self.hosts.topology.client_address(Family::V4, number))? == format!("web{VICTIM}") {
                 return Ok(number);
             }
@@ -180,7 +192,7 @@ impl Scene {
     /// What must be so before the event.
     fn prepare(&mut self, event: Event) -> Result<()> {
         if event == Event::Return {
-            self.load.as_ref().context("no clients")?.wait_settled(PATIENCE)?;
+            self.load.as_ref().context("no clients")?.wait_settled(PATIENCE, true)?;
             self.servers.kill(VICTIM)?;
             self.notice(VICTIM, "down")?;
             self.load.as_ref().context("no clients")?.wait_rounds(ROUNDS, LIMIT);
@@ -240,14 +252,13 @@ impl Scene {
     /// Puts things back as they were.
     fn undo(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Add => match self.front.as_mut().context("no front")? {
-                Front::Balancers(balancers) => {
+            Event::Add => match &self.front {
+                Some(Front::Balancers(balancers)) => {
                     let name = format!("web/web{}", self.row.strategy.servers() + 1);
                     balancers.cli(&["backend", "remove", &name, "--force"]).map(drop)
                 }
-                Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
-                    servers.pop_last();
-                }),
+                // There is another one for the next event.
+                Some(Front::Proxy(_)) | None => Ok(()),
             },
             Event::Weight => self.weigh(false),
             Event::Drain | Event::DrainOver => self.ready(DRAINED),
@@ -269,6 +280,11 @@ impl Scene {
             | Event::StorePartition
             | Event::StoreFailover => Ok(()),
         }
+    }
+
+    /// Whether a session lives until something happens.
+    fn sessions_last(&self) -> bool {
+        self.row.front != Kind::Spread || matches!(self.row.strategy.home(), Home::Client)
     }
 
     fn balancers(&self) -> Result<&Balancers> {
@@ -302,9 +318,7 @@ impl Scene {
                 balancers.cli(&["backend", "add", &format!("web/web{number}"), &address])?;
                 balancers.wait_state(number, "up")
             }
-            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
-                servers.insert(number, Share { weight: 10, drained: false });
-            }),
+            Front::Proxy(proxy) => proxy.add(&self.hosts, number),
         }
     }
 
@@ -313,9 +327,7 @@ impl Scene {
             Front::Balancers(balancers) => {
                 balancers.cli(&["backend", "weight", "web/web1", if light { "10" } else { "100" }]).map(drop)
             }
-            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
-                servers.entry(1).and_modify(|share| share.weight = if light { 1 } else { 10 });
-            }),
+            Front::Proxy(proxy) => proxy.weigh(&self.hosts, 1, if light { 1 } else { 10 }),
         }
     }
 
@@ -329,18 +341,14 @@ impl Scene {
                 }
                 balancers.cli(&arguments).map(drop)
             }
-            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
-                servers.entry(number).and_modify(|share| share.drained = true);
-            }),
+            Front::Proxy(proxy) => proxy.drain(&self.hosts, number, true),
         }
     }
 
     fn ready(&mut self, number: u16) -> Result<()> {
         match self.front.as_mut().context("no front")? {
             Front::Balancers(balancers) => balancers.cli(&["backend", "ready", &format!("web/web{number}")]).map(drop),
-            Front::Proxy(proxy) => proxy.change(&self.hosts, |servers| {
-                servers.entry(number).and_modify(|share| share.drained = false);
-            }),
+            Front::Proxy(proxy) => proxy.drain(&self.hosts, number, false),
         }
     }
 

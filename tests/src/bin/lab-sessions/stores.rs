@@ -195,7 +195,14 @@ impl Stores {
                 let data = hosts.files().join("postgres/data");
                 let mut command = store.namespace.command("setpriv");
                 command.args(UNPRIVILEGED).arg(software::postgres("postgres")?);
-                command.arg("-D").arg(data).args(["-h", "0.0.0.0", "-c", "unix_socket_directories="]);
+                command.arg("-D").arg(data).args([
+                    "-h",
+                    "0.0.0.0",
+                    "-c",
+                    "unix_socket_directories=",
+                    "-c",
+                    "synchronous_commit=off",
+                ]);
                 command.args(["-p", &POSTGRES.to_string()]);
                 let mut part = Part::start(&name, &mut command, logs)?;
                 part.wait("answering", || sql(store, "postgres", "SELECT 1").is_ok())?;

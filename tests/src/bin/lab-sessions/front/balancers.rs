@@ -225,16 +225,15 @@ impl Balancers {
         self.balancers.borrow_mut().remove(0).controller.process().kill().map(drop)
     }
 
-    /// Moves that all balancers have counted that there are.
-    pub(crate) fn moves(&self, hosts: &Hosts) -> u64 {
-        let gone = self.kind.balancers() - self.balancers.borrow().len() as u16;
-        let of = |index| -> Result<f64> {
-            let metrics = scrape(balancers_host(hosts, index)?)?;
+    /// Moves that all balancers have counted that there are; `None`: one of them did not say.
+    pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
+        let gone = usize::from(self.kind.balancers()) - self.balancers.borrow().len();
+        let of = |host| {
+            let metrics = scrape(host).ok()?;
             // There is no sample before the first move.
-            Ok(metrics.sum("moves_total", &["service=\"web\""]).unwrap_or(0.0))
+            Some(metrics.sum("moves_total", &["service=\"web\""]).unwrap_or(0.0) as u64)
         };
-        let counted: f64 = (gone..self.kind.balancers()).filter_map(|index| of(index).ok()).sum();
-        counted as u64
+        hosts.topology.balancers().take(usize::from(self.kind.balancers())).skip(gone).map(of).sum()
     }
 
     /// Ends all, takes pins away, and puts cable and routes back.

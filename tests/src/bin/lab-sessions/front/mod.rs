@@ -11,7 +11,7 @@ use balancer_tests::sessions::{
 
 pub(crate) use self::{
     balancers::{Balancers, FrontOf},
-    proxies::{Proxy, Share},
+    proxies::Proxy,
 };
 use crate::hosts::Hosts;
 
@@ -53,10 +53,10 @@ impl Front {
         })
     }
 
-    /// Moves that it has counted; `None`: it counts none.
+    /// Moves that it has counted; `None`: it counts none, or does not say.
     pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
         match self {
-            Self::Balancers(balancers) => Some(balancers.moves(hosts)),
+            Self::Balancers(balancers) => balancers.moves(hosts),
             Self::Proxy(_) => None,
         }
     }

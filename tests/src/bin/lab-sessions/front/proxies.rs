@@ -1,8 +1,16 @@
 //! The classics: nginx and `HAProxy`, each with the configuration that its manual recommends.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use balancer_tests::{
     sessions::row::Front as Kind,
     topology::{Family, Topology},
@@ -19,9 +27,9 @@ const FAMILY: Family = Family::V4;
 
 /// What a server is to its proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    pub(crate) weight: u16,
-    pub(crate) drained: bool,
+struct Share {
+    weight: u16,
+    drained: bool,
 }
 
 /// A proxy that runs on the first balancer's host.
@@ -48,12 +56,58 @@ impl Proxy {
         Ok(this)
     }
 
-    /// Changes servers in its configuration, and has it reread.
-    pub(crate) fn change(&mut self, hosts: &Hosts, change: impl FnOnce(&mut BTreeMap<u16, Share>)) -> Result<()> {
-        change(&mut self.servers);
+    /// Adds a server.
+    pub(crate) fn add(&mut self, hosts: &Hosts, number: u16) -> Result<()> {
+        self.servers.insert(number, Share { weight: 10, drained: false });
+        if self.kind != Kind::HaproxyTable {
+            return self.reload(hosts);
+        }
+        // A reload has been seen to lose the table, in spite of `peers`.
+        let address = address(&hosts.topology, number);
+        self.command(&format!("add server web/web{number} {address} weight 10 check"))?;
+        self.command(&format!("enable health web/web{number}"))?;
+        self.command(&format!("enable server web/web{number}"))
+    }
+
+    /// Changes the weight of a server, of 10.
+    pub(crate) fn weigh(&mut self, hosts: &Hosts, number: u16, weight: u16) -> Result<()> {
+        self.servers.entry(number).and_modify(|share| share.weight = weight);
+        if is_nginx(self.kind) {
+            return self.reload(hosts);
+        }
+        self.command(&format!("set weight web/web{number} {weight}"))
+    }
+
+    /// Drains a server, or takes it back.
+    pub(crate) fn drain(&mut self, hosts: &Hosts, number: u16, drained: bool) -> Result<()> {
+        self.servers.entry(number).and_modify(|share| share.drained = drained);
+        if is_nginx(self.kind) {
+            return self.reload(hosts);
+        }
+        let state = if drained { "drain" } else { "ready" };
+        self.command(&format!("set server web/web{number} state {state}"))
+    }
+
+    fn reload(&mut self, hosts: &Hosts) -> Result<()> {
         self.write(hosts)?;
         let signal = if is_nginx(self.kind) { Signal::SIGHUP } else { Signal::SIGUSR2 };
         self.part.as_mut().context("the proxy does not run")?.signal_alone(signal)
+    }
+
+    /// A command for HAProxy while it runs.
+    fn command(&self, text: &str) -> Result<()> {
+        let path = self.socket();
+        let mut stream = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
+        stream.write_all(format!("{text}\n").as_bytes())?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said)?;
+        let good = said.trim().is_empty() || said.contains("registered");
+        ensure!(good, "HAProxy does not take `{text}`: {}", said.trim());
+        Ok(())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.config.with_extension("sock")
     }
 
     /// Stops it and starts it again.
@@ -154,14 +208,14 @@ impl Proxy {
             _ => ("balance roundrobin\ncookie route insert indirect nocache\n", true),
         };
         let mut text = format!(
-            "global\nlocalpeer own\ndefaults\nmode http\ntimeout connect 1s\ntimeout client 5s\ntimeout server 5s\nretries 2\n\
+            "global\nlocalpeer own\nstats socket {} mode 600 level admin\ndefaults\nmode http\ntimeout connect 1s\ntimeout client 5s\ntimeout server 5s\nretries 2\n\
              option redispatch\npeers own\npeer own 127.0.0.1:10000\nlisten web\nbind :{PORT}\noption httpchk GET {HEALTH}\n\
-             {frontend}default-server inter 500ms fastinter 200ms fall 3 rise 2\n"
+             {frontend}default-server inter 500ms fastinter 200ms fall 3 rise 2\n",
+            self.socket().display()
         );
         for (&number, &share) in &self.servers {
             let cookie = if cookies { format!(" cookie web{number}") } else { String::new() };
-            // Weight 0 is HAProxy's way to drain: those whom a cookie or a table keeps stay.
-            let weight = if share.drained { 0 } else { share.weight };
+            let weight = share.weight;
             let address = address(topology, number);
             let _ = writeln!(text, "server web{number} {address} check weight {weight}{cookie}");
         }
