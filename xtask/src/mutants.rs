@@ -35,6 +35,8 @@ enum Finder {
     Contest,
     /// The controller's core against its model.
     Core,
+    /// The merge of a file and what was changed at run time against its second writing.
+    Merge,
     /// Several CPUs at once.
     Contention,
 }
@@ -44,8 +46,9 @@ impl Finder {
         match word {
             "contest" => Ok(Self::Contest),
             "core" => Ok(Self::Core),
+            "merge" => Ok(Self::Merge),
             "contention" => Ok(Self::Contention),
-            _ => bail!("{LIST}: by = {word:?}; give \"contest\", \"core\" or \"contention\""),
+            _ => bail!("{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\" or \"contention\""),
         }
     }
 
@@ -53,6 +56,7 @@ impl Finder {
         match self {
             Self::Contest => ["--package=balancer-tests", "--test=dataplane", "model::"],
             Self::Core => ["--package=balancer-core", "--lib", "model_test::"],
+            Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
         }
     }
@@ -65,7 +69,7 @@ pub(crate) fn mutants(only: &str) -> Result<()> {
     let mutations: Vec<Mutation> = list()?.into_iter().filter(|of| of.name.contains(only)).collect();
     ensure!(!mutations.is_empty(), "no mutation in {LIST} has {only:?} in its name");
     let copy = Copy::of_the_checkout()?;
-    for finder in [Finder::Contest, Finder::Core, Finder::Contention] {
+    for finder in [Finder::Contest, Finder::Core, Finder::Merge, Finder::Contention] {
         if mutations.iter().any(|of| of.by == finder) {
             ensure!(copy.passes(finder)?, "the tests fail without any mutation");
         }

@@ -36,7 +36,7 @@ pub fn merge(
 ) -> Merged {
     let mut merged = Merged::default();
     let written = file.clone();
-    let mut additions = Vec::new();
+    let (mut additions, mut moved) = (Vec::new(), Vec::new());
     let mut listeners = Vec::new();
     for service in now.iter().filter(|service| !file.iter().any(|other| other.name == service.name)) {
         let mut line = format!("service {} is no longer in the file: removed", service.name);
@@ -89,10 +89,12 @@ pub fn merge(
                 (Some(before), Some(here)) => {
                     if leaving && *before == backend {
                         merged.differences.push(format!("backend {name} is being removed and stays so"));
-                        backends.push(here);
+                        additions.push((merged.services.len(), here));
                         continue;
                     }
                     merged.called_back.extend(leaving.then(|| name.clone()));
+                    let place = (merged.services.len(), backends.len());
+                    moved.extend(moved_at_run_time(before, &here, &backend).then(|| (place, here.clone())));
                     backends.push(one((&service, &name), before, here, backend, &mut merged.differences));
                 }
             }
@@ -119,6 +121,7 @@ pub fn merge(
         service.backends = backends;
         merged.services.push(service);
     }
+    move_again(moved, &mut merged);
     add_listeners(listeners, &mut merged);
     add(additions, &leaves, &mut merged);
     for service in &mut merged.services {
@@ -135,6 +138,45 @@ pub fn merge(
         }
     }
     merged
+}
+
+/// Whether a backend is elsewhere than the file says, which says what it said before: removed and added again at run time.
+fn moved_at_run_time(before: &BackendConfig, here: &BackendConfig, file: &BackendConfig) -> bool {
+    same_but_for_weight(before, file) && !same_but_for_weight(before, here)
+}
+
+fn same_but_for_weight(one: &BackendConfig, other: &BackendConfig) -> bool {
+    BackendConfig { weight: 0, ..one.clone() } == BackendConfig { weight: 0, ..other.clone() }
+}
+
+/// Puts the backends that were moved at run time to where they are, but for those that cannot live there with what the
+/// file says now. `moved`: where in the list they are, as number of the service and of the backend.
+fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) {
+    let Merged { services, differences, .. } = merged;
+    let exchange = |services: &mut [ServiceConfig], (service, index): (usize, usize), other: BackendConfig| {
+        let backend = services.get_mut(service)?.backends.get_mut(index)?;
+        let other = BackendConfig { weight: backend.weight, ..other };
+        Some(std::mem::replace(backend, other))
+    };
+    let mut together = services.clone();
+    for (place, here) in &moved {
+        exchange(&mut together, *place, here.clone());
+    }
+    let all_fit = validate::services(&together).is_ok();
+    for (place, here) in moved {
+        let Some(file) = exchange(services, place, here.clone()) else { continue };
+        let refused = if all_fit { None } else { validate::services(services).err() };
+        let Some(service) = services.get(place.0) else { continue };
+        let backend = format!("backend {}/{} {}", service.name, here.name, service.shown_address(&here));
+        let said = service.shown_address(&file);
+        differences.push(match &refused {
+            None => format!("{backend} was set at run time and is kept, the file says {said} as before"),
+            Some(refused) => format!("{backend} was set at run time and is {said} again, as in the file: {refused}"),
+        });
+        if refused.is_some() {
+            exchange(services, place, file);
+        }
+    }
 }
 
 /// Takes out of `service`, which is number `index` of the file's, the listeners that were removed at run time, and puts
@@ -183,7 +225,8 @@ fn add_listeners(additions: Vec<(usize, Listener)>, merged: &mut Merged) {
     }
 }
 
-/// Adds the backends that came at run time. One that cannot live with what the file says now has to go.
+/// Adds the backends that came at run time, or are about to go. One that cannot live with what the file says now has to go
+/// at once.
 fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> bool, merged: &mut Merged) {
     let Merged { services, differences, .. } = merged;
     let mut together = services.clone();
@@ -199,14 +242,15 @@ fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> b
         let refused = if all_fit { None } else { validate::services(services).err() };
         if let Some(refused) = refused {
             services.get_mut(index).into_iter().for_each(|service| drop(service.backends.pop()));
-            differences.push(format!("backend {full} {address} was added at run time and is removed: {refused}"));
+            let was = if leaving { "was being removed" } else { "was added at run time" };
+            differences.push(format!("backend {full} {address} {was} and is removed: {refused}"));
         } else if !leaving {
             differences.push(format!("backend {full} {address} was added at run time and is kept"));
         }
     }
 }
 
-/// A backend that is in the file as before, and at run time.
+/// A backend that is in the file as before, and at run time, where the file says it is.
 fn one(
     (service, name): (&ServiceConfig, &BackendName),
     before: &BackendConfig,
@@ -225,28 +269,20 @@ fn one(
             format!("weight of {name}: {} set at run time, the file now says {}: {weight}", here.weight, file.weight)
         });
     }
-    let same = |one: &BackendConfig, other: &BackendConfig| {
-        BackendConfig { weight: 0, ..one.clone() } == BackendConfig { weight: 0, ..other.clone() }
-    };
-    // Another address than the file's: removed and added again at run time.
-    if same(before, &here) || same(&here, &file) {
-        return BackendConfig { weight, ..file };
-    }
-    if same(before, &file) {
+    let known = [before, &file].iter().any(|other| same_but_for_weight(&here, other));
+    if !known && !same_but_for_weight(before, &file) {
         differences.push(format!(
-            "backend {name} {} was set at run time and is kept, the file says {} as before",
+            "backend {name} {} was set at run time, the file now says otherwise: {}",
             service.shown_address(&here),
             service.shown_address(&file)
         ));
-        return BackendConfig { weight, ..here };
     }
-    differences.push(format!(
-        "backend {name} {} was set at run time, the file now says otherwise: {}",
-        service.shown_address(&here),
-        service.shown_address(&file)
-    ));
     BackendConfig { weight, ..file }
 }
+
+#[cfg(test)]
+#[path = "merge_test.rs"]
+mod merge_test;
 
 #[cfg(test)]
 mod tests {
@@ -327,6 +363,14 @@ mod tests {
                 &["backend web/b is being removed and stays so"],
             ),
             (
+                "being removed where the file now has another",
+                [&["a 1 1", "b 2 1"], &["a 1 1", "b- 3 1"], &["a 1 1", "b 2 1", "c 3 1"], &["a 1 1", "c 3 1"]],
+                &[
+                    "backend web/b is being removed and stays so",
+                    "backend web/b 10.0.0.3:8080 was being removed and is removed: ",
+                ],
+            ),
+            (
                 "being removed, changed in the file",
                 [&["b 2 1"], &["b- 2 1"], &["b 2 9"], &["b 2 9"]],
                 &["called back web/b"],
@@ -336,6 +380,22 @@ mod tests {
                 "moved at run time",
                 [&["a 1 1"], &["a 2 1"], &["a 1 1"], &["a 2 1"]],
                 &["backend web/a 10.0.0.2:8080 was set at run time and is kept, the file says 10.0.0.1:8080 as before"],
+            ),
+            (
+                "moved at run time to where the file now has another",
+                [&["a 1 1"], &["a 2 5"], &["a 1 1", "c 2 1"], &["a 1 5", "c 2 1"]],
+                &[
+                    "weight of web/a: 5 set at run time is kept, the file says 1 as before",
+                    "backend web/a 10.0.0.2:8080 was set at run time and is 10.0.0.1:8080 again, as in the file: ",
+                ],
+            ),
+            (
+                "two exchanged at run time",
+                [&["a 1 1", "b 2 1"], &["a 2 1", "b 1 1"], &["a 1 1", "b 2 1"], &["a 2 1", "b 1 1"]],
+                &[
+                    "backend web/a 10.0.0.2:8080 was set at run time and is kept, the file says 10.0.0.1:8080 as before",
+                    "backend web/b 10.0.0.1:8080 was set at run time and is kept, the file says 10.0.0.2:8080 as before",
+                ],
             ),
             (
                 "moved in both",
