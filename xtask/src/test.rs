@@ -68,7 +68,7 @@ pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     let seconds = (60 * minutes.unwrap_or(WHOLE_SYSTEM)).to_string();
     run(cargo().args(["build", "--locked", "--quiet", "-p", "balancer-userspace"]))?;
     let wear = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "e2e", "wear::"];
-    run(cargo().args(wear).args(["--", "--nocapture"]).env("SOAK_SECONDS", seconds))?;
+    run(cargo().args(wear).args(["--", "--nocapture", "--include-ignored"]).env("SOAK_SECONDS", seconds))?;
     // Four tests of as many cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
