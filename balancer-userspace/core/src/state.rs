@@ -69,11 +69,19 @@ pub struct SavedState {
 }
 
 impl SavedState {
+    /// Forgets what checks and sweeps count all the time.
+    pub fn forget_counts(&mut self) {
+        for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
+            (backend.known, backend.checks) = (0, [0; 3]);
+        }
+        self.gone.iter_mut().for_each(|gone| gone.known = 0);
+    }
+
     /// Without what checks and sweeps count all the time, and without moments, which change only with something else.
     #[must_use]
     pub fn without_counts(mut self) -> Self {
+        self.forget_counts();
         for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
-            (backend.known, backend.checks) = (0, [0; 3]);
             backend.health = Health::agreed(backend.health.verdict().clone());
             (backend.since, backend.drain_until) = (Moment::NONE, backend.drain_until.map(|_| Moment::NONE));
             if let Some(start) = &mut backend.slow_start {
@@ -83,7 +91,6 @@ impl SavedState {
         for rule in self.services.iter_mut().flat_map(|service| &mut service.rules) {
             rule.ends = rule.ends.map(|_| Moment::NONE);
         }
-        self.gone.iter_mut().for_each(|gone| gone.known = 0);
         self.departed.values_mut().flat_map(BTreeMap::values_mut).for_each(|counters| counters.since = None);
         self
     }

@@ -112,12 +112,7 @@ impl Controller {
     #[must_use]
     pub fn agreed_state(&self, clocks: Clocks) -> SavedState {
         let mut state = SavedState { hash_key: None, next_hops: Vec::new(), instance: 0, ..self.export(clocks) };
-        for gone in &mut state.gone {
-            gone.known = 0;
-        }
-        for backend in state.services.iter_mut().flat_map(|service| &mut service.backends) {
-            (backend.known, backend.checks) = (0, [0; 3]);
-        }
+        state.forget_counts();
         state
     }
 

@@ -105,8 +105,7 @@ impl Member {
     /// Forgets what was told for an epoch that is not applied here, as nobody knows when it will be.
     fn ask_for_clients_again(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
-        let name = &self.settings.name;
-        let writes = vec![Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))];
+        let writes = without_dump(&self.settings.name).into();
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));
         self.early.clear();
         self.clients = Clients::Wanted;
@@ -423,9 +422,8 @@ impl Member {
             self.take_over(entry, outputs);
         }
         let Some(session) = &mut self.session else { return };
-        let name = &self.settings.name;
         self.clients = Clients::Read;
-        let writes = vec![Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))];
+        let writes = without_dump(&self.settings.name).into();
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));
     }
 
@@ -449,10 +447,7 @@ impl Member {
             let dump = cards::read::<Dump>(&entry.value).ok();
             member.zip(dump).is_none_or(|(member, dump)| member.instance != dump.instance)
         });
-        let needless: Vec<Write> = needless
-            .take(10)
-            .flat_map(|(name, _)| [Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))])
-            .collect();
+        let needless: Vec<Write> = needless.take(10).flat_map(|(name, _)| without_dump(name)).collect();
         for (name, member) in members.iter().filter(|(_, member)| member.wants_clients) {
             let there = session.card::<Dump>(&keys::dump(name)).and_then(Result::ok);
             let is_there = there.is_some_and(|dump| dump.instance == member.instance);
@@ -536,6 +531,11 @@ impl Member {
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, Vec::new(), vec![put])));
         self.written = Some(card);
     }
+}
+
+/// Takes away what was dumped for a member.
+fn without_dump(name: &str) -> [Write; 2] {
+    [Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))]
 }
 
 pub(super) fn put(key: &str, value: Vec<u8>, leased: bool) -> Write {

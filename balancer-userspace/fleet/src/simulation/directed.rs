@@ -37,9 +37,19 @@ fn tables(world: &World) -> Vec<Vec<u16>> {
     world.nodes.iter().flatten().filter_map(|node| Some(node.plane.table(ServiceId(0))?.to_vec())).collect()
 }
 
+fn web() -> ServiceConfig {
+    service("web", "198.51.100.1:80", Failback::Stay)
+}
+
+/// A user asks the member that decides for a backend more.
+fn ask_for_one_more(world: &mut World) {
+    let leader = world.leader();
+    world.ask(leader, add());
+}
+
 /// Three members that agree, and a service whose backends begin slowly.
 fn fleet(seed: u64, slow_start: Duration) -> World {
-    let mut web = service("web", "198.51.100.1:80", Failback::Stay);
+    let mut web = web();
     web.slow_start = slow_start;
     agreeing(seed, web, None)
 }
@@ -145,11 +155,10 @@ fn a_new_backend_is_not_up_before_somebody_has_seen_it_be() {
 /// Clients that come for the first time to a member that cannot tell anybody at once, when a backend is asked for, and to
 /// another one as soon as the backend is in its table: how many are moved.
 fn moved_by_a_change(mutation: Option<Mutation>) -> usize {
-    let mut world = agreeing(6, service("web", "198.51.100.1:80", Failback::Stay), mutation);
+    let mut world = agreeing(6, web(), mutation);
     let [one, other] = followers(&world);
     let table = &tables(&world)[other];
-    let leader = world.leader();
-    world.ask(leader, add());
+    ask_for_one_more(&mut world);
     let before = answers(&world, one);
     world.stop(one, 1500);
     for _ in 0..1000 {
@@ -169,7 +178,7 @@ fn newcomers_of_one_member_are_known_to_another_one_that_applies_a_change() {
 
 /// Whether the others begin to use a backend where a member is gone for good.
 fn goes_on_without_one(mutation: Option<Mutation>) -> bool {
-    let mut world = agreeing(7, service("web", "198.51.100.1:80", Failback::Stay), mutation);
+    let mut world = agreeing(7, web(), mutation);
     let [one, _] = followers(&world);
     let leader = world.leader();
     world.kill(one, true);
@@ -189,14 +198,13 @@ fn nobody_waits_for_a_member_that_is_gone() {
 /// Clients that talk through one member all the time, for longer than a silent one is remembered; then that member's
 /// machine is gone: how many are moved.
 fn moved_after_a_long_time(mutation: Option<Mutation>) -> usize {
-    let mut web = service("web", "198.51.100.1:80", Failback::Stay);
+    let mut web = web();
     web.remember = Duration::from_secs(60);
     let mut world = agreeing(8, web, mutation);
     let [one, other] = followers(&world);
     let before = answers(&world, one);
     world.pass(3000);
-    let leader = world.leader();
-    world.ask(leader, add());
+    ask_for_one_more(&mut world);
     for _ in 0..50 {
         world.pass(2000);
         assert_eq!(answers(&world, one), before);
@@ -214,7 +222,7 @@ fn clients_of_one_member_are_known_to_the_others_as_long_as_they_talk() {
 /// Clients that all members know at a backend which fails. They move at one member first, some of them to a backend that the
 /// table names no more when they reach another one: how many are not where they went.
 fn moved_twice(mutation: Option<Mutation>) -> usize {
-    let mut world = agreeing(9, service("web", "198.51.100.1:80", Failback::Stay), mutation);
+    let mut world = agreeing(9, web(), mutation);
     let [one, other] = followers(&world);
     let _ = answers(&world, one);
     world.pass(3000);
@@ -222,9 +230,8 @@ fn moved_twice(mutation: Option<Mutation>) -> usize {
     world.pass(4000);
     let after = answers(&world, one);
     world.pass(3000);
-    let leader = world.leader();
     world.dead.clear();
-    world.ask(leader, add());
+    ask_for_one_more(&mut world);
     world.pass(10_000);
     differences(&after, &answers(&world, other))
 }
@@ -238,7 +245,7 @@ fn a_move_is_known_to_others() {
 /// Clients of a backend that fails, all of which reach all three members before anybody has told of their moves: how many
 /// there are, and how many moves are counted.
 fn count_moves() -> (usize, u64) {
-    let mut world = agreeing(10, service("web", "198.51.100.1:80", Failback::Stay), None);
+    let mut world = agreeing(10, web(), None);
     let [one, _] = followers(&world);
     let before = answers(&world, one);
     world.pass(3000);
@@ -250,7 +257,7 @@ fn count_moves() -> (usize, u64) {
     }
     let after = answers(&world, one);
     for member in 0..3 {
-        made += (0..CLIENTS).filter(|&client| before[client as usize] != after[client as usize]).count() as u64;
+        made += differences(&before, &after) as u64;
         assert_eq!(answers(&world, member), after);
     }
     world.pass(5000);
@@ -267,7 +274,7 @@ fn a_move_that_several_members_make_is_counted_once() {
 
 #[test]
 fn what_is_told_while_no_epoch_can_be_applied_is_asked_for_again() {
-    let mut world = agreeing(11, service("web", "198.51.100.1:80", Failback::Stay), None);
+    let mut world = agreeing(11, web(), None);
     let [one, other] = followers(&world);
     let before = answers(&world, one);
     world.pass(3000);
