@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::{
+    build::programs,
     command::{built, cargo, ensure_root, program, run},
     setup::{Purpose, setup},
 };
@@ -52,11 +53,7 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
     for (benchmark, binary) in binaries {
         if wanted(benchmark) {
             // With the balancer that it may run.
-            let packages = ["--package", "balancer-userspace", "--package", "balancer-tests"];
-            run(cargo()
-                .args(["build", "--locked", "--release"])
-                .args(packages)
-                .args(["--bin", "balancer", "--bin", binary]))?;
+            programs(&["balancer", binary], true)?;
             run(&mut program(built("release")?.join(binary)))?;
         }
     }

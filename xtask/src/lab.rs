@@ -4,7 +4,8 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::{
-    command::{built, cargo, ensure_root, program, run},
+    build::programs,
+    command::{built, ensure_root, program, run},
     setup::{Purpose, session_lab, setup},
 };
 
@@ -27,8 +28,6 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     setup(Purpose::Run)?;
     session_lab()?;
     // With the balancer that it runs.
-    let packages = ["--package", "balancer-userspace", "--package", "balancer-tests"];
-    let binaries = ["--bin", "balancer", "--bin", "lab-sessions"];
-    run(cargo().args(["build", "--locked", "--release", "--quiet"]).args(packages).args(binaries))?;
+    programs(&["balancer", "lab-sessions"], true)?;
     run(program(built("release")?.join("lab-sessions")).args(options))
 }

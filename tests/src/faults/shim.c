@@ -82,14 +82,7 @@ int open(const char *path, int flags, ...)
 	return open_file(path, flags, mode);
 }
 
-int open64(const char *path, int flags, ...)
-{
-	va_list rest;
-	va_start(rest, flags);
-	mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
-	va_end(rest);
-	return open_file(path, flags, mode);
-}
+int open64(const char *path, int flags, ...) __attribute__((alias("open")));
 
 int unlink(const char *path)
 {

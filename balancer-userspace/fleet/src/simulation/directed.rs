@@ -180,11 +180,10 @@ fn newcomers_of_one_member_are_known_to_another_one_that_applies_a_change() {
 fn goes_on_without_one(mutation: Option<Mutation>) -> bool {
     let mut world = agreeing(7, web(), mutation);
     let [one, _] = followers(&world);
-    let leader = world.leader();
     world.kill(one, true);
     let before = tables(&world);
     world.pass(10_000);
-    world.ask(leader, add());
+    ask_for_one_more(&mut world);
     world.pass(20_000);
     before != tables(&world)
 }

@@ -10,7 +10,6 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::SocketAddr,
     path::Path,
     process::ExitCode,
     thread,
@@ -24,12 +23,11 @@ use balancer_tests::{
     failover::{
         hosts::{Hosts, Servers, VIP, backend},
         load::{self, Load},
+        scrape,
         wire::Wire,
     },
     frame::{ACK, SYN},
-    http_client::Request,
     metrics::Metrics,
-    namespace::Namespace,
 };
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -254,14 +252,6 @@ impl Site {
     fn metrics(&self) -> Result<Metrics> {
         scrape(&self.hosts.balancer)
     }
-}
-
-fn scrape(namespace: &Namespace) -> Result<Metrics> {
-    let any = SocketAddr::from(([0, 0, 0, 0], 0));
-    let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
-    let reply = namespace.run_in_thread(|| request.send())??;
-    ensure!(reply.status == 200, "/metrics answered {}", reply.status);
-    Metrics::parse(&String::from_utf8(reply.body)?)
 }
 
 fn configuration(backends: u16, remember: &str, files: &Path) -> Result<String> {

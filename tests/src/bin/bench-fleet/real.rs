@@ -3,9 +3,7 @@
 use std::{
     collections::HashMap,
     fmt::Write as _,
-    fs,
-    net::SocketAddr,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -20,11 +18,10 @@ use balancer_tests::{
     failover::{
         hosts::{Hosts, Servers, client},
         load::{self, Load},
+        scrape,
         wire::Wire,
     },
     frame::ACK,
-    http_client::Request,
-    metrics::Metrics,
 };
 
 use crate::member::KEY;
@@ -160,10 +157,7 @@ impl Real {
     /// # Errors
     /// When it does not say.
     pub(crate) fn bytes(&self, hosts: &Hosts) -> Result<(u64, u64)> {
-        let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
-        let reply = hosts.balancer.run_in_thread(|| request.send())??;
-        let metrics = Metrics::parse(&String::from_utf8(reply.body)?)?;
+        let metrics = scrape(&hosts.balancer)?;
         let of = |direction: &str| metrics.sum("fleet_engine_bytes_total", &[&format!("direction=\"{direction}\"")]);
         Ok((of("sent")? as u64, of("received")? as u64))
     }
@@ -173,11 +167,11 @@ impl Real {
     /// # Errors
     /// When the kernel does not say.
     pub(crate) fn cpu(&mut self) -> Result<Duration> {
-        let path = format!("/proc/{}/schedstat", self.controller.process().pid());
         let threads = fs::read_dir(format!("/proc/{}/task", self.controller.process().pid()))?;
         let mut sum = Duration::ZERO;
         for thread in threads {
-            let text = fs::read_to_string(thread?.path().join("schedstat")).with_context(|| path.clone())?;
+            let path = thread?.path().join("schedstat");
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             let nanoseconds = text.split(' ').next().context("an empty schedstat")?.parse()?;
             sum += Duration::from_nanos(nanoseconds);
         }
