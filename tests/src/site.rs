@@ -29,7 +29,7 @@ use tokio::runtime::Runtime;
 use self::settings::{PORT, backend_port, config_path};
 pub use self::{
     expected::{change, core, counts, deviation, home},
-    settings::{Settings, service, write_config},
+    settings::{QUICK_CHECK, QUICK_HTTP_CHECK, Settings, service, write_config},
 };
 use crate::{
     backend::Backend,

@@ -52,6 +52,13 @@ pub struct Settings {
     pub lines: String,
 }
 
+/// A check that finds a dead server within a second, and takes none for dead that a loaded machine keeps waiting.
+pub const QUICK_CHECK: &str =
+    r#"{ type = "tcp", interval = "300ms", timeout = "300ms", fast_interval = "100ms", fall = 5, rise = 1 }"#;
+
+/// [`QUICK_CHECK`] of a server that tells its health by HTTP.
+pub const QUICK_HTTP_CHECK: &str = r#"{ type = "http", path = "/healthz", interval = "300ms", timeout = "300ms", fast_interval = "100ms", fall = 5, rise = 2 }"#;
+
 impl Settings {
     /// An IPv4 service of equal backends `1..=backends`, on all interfaces of the balancer's host, without checks.
     #[must_use]

@@ -8,7 +8,7 @@ use balancer_core::io::Change;
 use balancer_model::names::BackendName;
 use balancer_tests::{
     http_client::Reply,
-    site::{Settings, Site, counts},
+    site::{QUICK_HTTP_CHECK, Settings, Site, counts},
     topology::{Family, Shape, Topology},
 };
 
@@ -188,7 +188,7 @@ fn without_backends_nothing_is_forwarded() {
 
 #[test]
 fn all_down_is_what_the_service_says() {
-    let check = r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "200ms", fall = 2, rise = 2 }"#;
+    let check = QUICK_HTTP_CHECK;
     for word in ["open", "drop"] {
         let mut site = site(2, |settings, _| {
             settings.check = check.to_owned();

@@ -15,7 +15,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     http_client::Request,
     process::Process,
-    site::{PATIENCE, Site},
+    site::{PATIENCE, QUICK_HTTP_CHECK, Site},
     topology::{Family, Shape},
 };
 use serde_json::Value;
@@ -45,7 +45,7 @@ fn promtool_accepts_the_alerts_and_their_tests() {
 fn site() -> Site {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.remember = "3h";
-        settings.check = r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "200ms" }"#.to_owned();
+        settings.check = QUICK_HTTP_CHECK.to_owned();
         Ok(())
     })
     .unwrap();

@@ -5,7 +5,7 @@ use std::{fs, net::TcpListener, os::unix::fs::MetadataExt as _, thread, time::Du
 
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
-    site::{Settings, Site},
+    site::{QUICK_CHECK, Settings, Site},
     topology::{Family, Shape},
 };
 use nix::sys::signal::Signal;
@@ -32,7 +32,7 @@ fn the_first_nat_service_of_a_family_that_apply_brings_works_at_once() {
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         let mut site = Site::start(shape, Forwarding::Nat, 2, |settings, _| {
             settings.on_exit = "keep";
-            settings.check = r#"{ type = "tcp", interval = "200ms", timeout = "200ms" }"#.to_owned();
+            settings.check = QUICK_CHECK.to_owned();
             Ok(())
         })
         .unwrap();

@@ -12,7 +12,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     frame::{ACK, Frame},
     metrics::Metrics,
-    site::{PATIENCE, Site},
+    site::{PATIENCE, QUICK_HTTP_CHECK, Site},
     topology::{Family, Shape},
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -137,9 +137,7 @@ fn the_sums_are_exact_with_nat_on_two_legs() {
 #[test]
 fn states_and_checks_are_counted() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
-        settings.check =
-            r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "200ms", fall = 2, rise = 2 }"#
-                .to_owned();
+        settings.check = QUICK_HTTP_CHECK.to_owned();
         Ok(())
     })
     .unwrap();

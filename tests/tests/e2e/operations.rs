@@ -14,7 +14,7 @@ use std::{
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     binaries,
-    site::{Settings, Site},
+    site::{QUICK_HTTP_CHECK, Settings, Site},
     topology::{Family, Shape, Topology},
 };
 use tempfile::TempDir;
@@ -87,9 +87,7 @@ impl Operator {
             settings.backends.pop();
             settings.on_exit = "keep";
             settings.remember = "3h";
-            settings.check =
-                r#"{ type = "http", path = "/healthz", interval = "200ms", timeout = "200ms", fall = 2, rise = 2 }"#
-                    .to_owned();
+            settings.check = QUICK_HTTP_CHECK.to_owned();
             settings.service_lines = r#"drain = { timeout = "5s" }"#.to_owned();
             Ok(())
         };

@@ -20,7 +20,7 @@ use balancer_tests::{
     namespace::Namespace,
     process::Process,
     routing,
-    site::{PATIENCE, Settings, start_backend, write_config},
+    site::{PATIENCE, QUICK_CHECK, Settings, start_backend, write_config},
     topology::{Family, Shape, Topology},
 };
 use nix::sys::signal::Signal;
@@ -49,7 +49,7 @@ impl Pair {
         settings.xdp_mode = "generic";
         settings.families = Family::BOTH.to_vec();
         settings.remember = "1h";
-        settings.check = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
+        settings.check = QUICK_CHECK.to_owned();
         settings.service_lines = service_lines.to_owned();
         let files = tempfile::tempdir().unwrap();
         let backends = (1..=BACKENDS)

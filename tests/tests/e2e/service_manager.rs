@@ -18,7 +18,7 @@ use std::{
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     binaries,
-    site::{PATIENCE, Settings, Site, start_controller},
+    site::{PATIENCE, QUICK_CHECK, Settings, Site, start_controller},
     topology::{Family, Shape, Topology},
 };
 use nix::{
@@ -301,8 +301,7 @@ fn the_journal_is_told_priorities() {
     {
         let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
             settings.binary = Some(as_in_the_unit(directory.path(), JOURNAL, options));
-            settings.check =
-                r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
+            settings.check = QUICK_CHECK.to_owned();
             Ok(())
         })
         .unwrap();
@@ -337,7 +336,7 @@ fn every_line_of_a_json_log_is_an_object() {
     let directory = tempfile::tempdir().unwrap();
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.binary = Some(as_in_the_unit(directory.path(), "", "--log-format json"));
-        settings.check = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
+        settings.check = QUICK_CHECK.to_owned();
         Ok(())
     })
     .unwrap();

@@ -24,7 +24,7 @@ use balancer_tests::{
     http_client::Request,
     namespace::Namespace,
     process::Process,
-    site::{PATIENCE, Settings, start_backend, start_decap, write_config},
+    site::{PATIENCE, QUICK_CHECK, Settings, start_backend, start_decap, write_config},
     topology::{Family, Shape, Topology},
 };
 
@@ -88,7 +88,7 @@ impl Fleet {
         let mut settings = Settings::new(&topology, forwarding, BACKENDS - 1);
         settings.families = Family::BOTH.to_vec();
         settings.remember = "1h";
-        settings.check = r#"{ type = "tcp", interval = "200ms", timeout = "200ms", fall = 2, rise = 1 }"#.to_owned();
+        settings.check = QUICK_CHECK.to_owned();
         let files = tempfile::tempdir().unwrap();
         let decaps = match forwarding {
             Forwarding::Dsr | Forwarding::Nat => Vec::new(),
