@@ -66,6 +66,9 @@ pub struct SavedState {
     /// Which state of a fleet it is. Filled by the shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
+    /// What tells its moments also where the wall clock is set. Filled by the shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<SavedClock>,
 }
 
 impl SavedState {
@@ -75,6 +78,21 @@ impl SavedState {
             (backend.known, backend.checks) = (0, [0; 3]);
         }
         self.gone.iter_mut().for_each(|gone| gone.known = 0);
+    }
+
+    /// Has nothing last longer from `now` on than it was to when it began. For a state whose moments were told by a clock
+    /// that may have been set since then.
+    pub fn bound(&mut self, now: Moment) {
+        for service in &mut self.services {
+            for backend in &mut service.backends {
+                let timeout = backend.drain_timeout.unwrap_or(service.settings.drain_timeout);
+                let latest = Moment(now.0 + timeout);
+                backend.drain_until = backend.drain_until.map(|until| until.min(latest));
+                if let Some(start) = &mut backend.slow_start {
+                    start.since = start.since.min(now);
+                }
+            }
+        }
     }
 
     /// Without what checks and sweeps count all the time, and without moments, which change only with something else.
@@ -91,6 +109,7 @@ impl SavedState {
         for rule in self.services.iter_mut().flat_map(|service| &mut service.rules) {
             rule.ends = rule.ends.map(|_| Moment::NONE);
         }
+        self.clock = None;
         self.departed.values_mut().flat_map(BTreeMap::values_mut).for_each(|counters| counters.since = None);
         self
     }
@@ -230,12 +249,33 @@ pub struct SavedCounters {
 }
 
 /// A moment that means the same after a restart: time since the Unix epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment(pub Duration);
 
 impl Moment {
     /// Stands for one that does not matter.
     const NONE: Self = Self(Duration::ZERO);
+}
+
+/// The moment of a state by two clocks: the wall's, which may be set, and one that goes on evenly until the machine ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedClock {
+    /// Which start of the machine it was.
+    pub boot: String,
+    /// Since that start.
+    pub uptime: Duration,
+    /// On the wall.
+    pub wall: Moment,
+}
+
+impl SavedClock {
+    /// What the wall clock would be at this uptime, had nobody set it. Nothing if that is before this moment: then it is of
+    /// another start.
+    #[must_use]
+    pub fn wall_at(&self, uptime: Duration) -> Option<SystemTime> {
+        let since = uptime.checked_sub(self.uptime)?;
+        UNIX_EPOCH.checked_add(self.wall.0)?.checked_add(since)
+    }
 }
 
 /// The same moment on two clocks, to convert between them.

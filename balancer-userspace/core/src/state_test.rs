@@ -73,6 +73,25 @@ fn drains_go_on_and_end_when_they_were_to_end() {
 }
 
 #[test]
+fn nothing_lasts_longer_after_the_wall_clock_was_set_back() {
+    let timeout = Some(Duration::from_secs(100));
+    let web = ServiceConfig { slow_start: Duration::from_secs(60), ..remembering() };
+    let mut bench = Bench::new(vec![web.clone()]).0;
+    bench.change(Change::SetAdmin { name: name("web/web1"), admin: Admin::Drain, timeout }).unwrap();
+    bench.remove("web/web2");
+    let mut state = export(&bench);
+    let back = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL - Duration::from_secs(7 * 86_400) };
+    state.bound(back.moment(back.now));
+    bench.controller = Controller::restore(config(vec![web]), KEY, state, back).unwrap();
+    bench.controller.start(bench.now);
+    let until =
+        |backend| bench.controller.backend(&name(backend)).unwrap().drain_deadline().map(|until| until - bench.now);
+    assert_eq!(until("web/web1"), timeout);
+    assert_eq!(until("web/web2"), Some(remembering().drain_timeout));
+    assert!(bench.controller.next_deadline().unwrap() <= bench.now + Duration::from_secs(100));
+}
+
+#[test]
 fn ids_of_removed_backends_stay_reserved_while_they_are_known() {
     let mut bench = Bench::new(vec![remembering()]).0;
     bench.controller.handle(Event::Swept { known: vec![(bench.id("web/web2"), 7)] }, bench.now);

@@ -44,8 +44,9 @@ pub(crate) use tallies::tell as tell_tallies;
 
 use crate::{
     call::Tallies,
+    clocks::clocks,
     keeper::{self, Request},
-    owner::{Owner, wall},
+    owner::Owner,
 };
 
 /// How long a start waits for the fleet's state. Then it goes on with what it has.
@@ -405,10 +406,6 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
 /// What this balancer says of the backends that it follows.
 fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
     Ballot::of(owner.controller().opinions().map(|(_, backend, opinion)| (backend.id(), opinion)))
-}
-
-fn clocks() -> Clocks {
-    Clocks { now: Instant::now().into_std(), wall: wall() }
 }
 
 /// Now, as of the moment that something was decided at on the leader's clock.

@@ -3,6 +3,7 @@
 
 pub mod api_server;
 pub mod call;
+mod clocks;
 pub mod decap;
 mod departed;
 pub mod events;

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -26,7 +26,7 @@ use balancer_core::{
     plan::{Plan, Planned},
     report,
     service::{Backend, Service},
-    state::{Clocks, SavedCounters, SavedEpoch, SavedState},
+    state::{SavedCounters, SavedEpoch, SavedState},
 };
 use balancer_dataplane::{Dataplane, Forgotten, KnownClients};
 use balancer_model::{
@@ -41,6 +41,7 @@ use tracing::{error, info};
 pub use self::look::Counting;
 use self::member::Member;
 use crate::{
+    clocks,
     departed::Departed,
     events::{Events, subject},
     host::Wanted,
@@ -130,7 +131,7 @@ impl<D: Dataplane> Owner<D> {
         departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
         repeated_moves: BTreeMap<u16, Vec<u64>>,
     ) {
-        self.departed = Departed::restore(departed, clocks());
+        self.departed = Departed::restore(departed, clocks::clocks());
         let moves = |kept: Vec<u64>| std::array::from_fn(|cause| kept.get(cause).copied().unwrap_or(0));
         self.repeated_moves =
             repeated_moves.into_iter().map(|(service, kept)| (ServiceId(service), moves(kept))).collect();
@@ -151,12 +152,13 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn export_of(&self, controller: &Controller) -> SavedState {
-        let clocks = clocks();
+        let clocks = clocks::clocks();
         SavedState {
             departed: self.departed.export(clocks),
             repeated_moves: self.repeated_moves.iter().map(|(service, moves)| (service.0, moves.to_vec())).collect(),
             withdrawn: self.is_withdrawn(),
             epoch: self.epoch,
+            clock: clocks::saved(clocks),
             ..controller.export(clocks)
         }
     }
@@ -708,16 +710,6 @@ fn forgotten_view(
     let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
     events.change(about, &message, uid, None);
     ForgottenView { message, forgotten: clients, moved }
-}
-
-fn clocks() -> Clocks {
-    Clocks { now: Instant::now().into_std(), wall: wall() }
-}
-
-/// Not the core's clock: only to tell moments to the next process.
-#[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
-pub(super) fn wall() -> SystemTime {
-    SystemTime::now()
 }
 
 /// What moved between two readings of (required, needless).

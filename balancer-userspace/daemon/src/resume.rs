@@ -7,7 +7,7 @@ use balancer_common::client::HashKey;
 use balancer_core::{
     controller::Controller,
     keys,
-    state::{Clocks, SavedCounters, SavedEpoch, SavedState},
+    state::{SavedCounters, SavedEpoch, SavedState},
 };
 use balancer_dataplane::Pins;
 use balancer_fleet::cards::Epoch;
@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
+    clocks::{as_saved, clocks},
     fleet::Fleet,
-    owner::wall,
     state_file::{Loaded, StateFile},
 };
 
@@ -50,7 +50,7 @@ impl Resumed {
         let key = self.controller.key();
         let epoch = self.epoch;
         let held = epoch.zip(self.state.clone()).map(|(SavedEpoch { lineage, number, at }, state)| {
-            (Epoch { lineage, number }, SavedState { next_hops: Vec::new(), ..state }, at)
+            (Epoch { lineage, number }, SavedState { next_hops: Vec::new(), clock: None, ..state }, at)
         });
         let member = Fleet::join(fleet, config, key, held).await?;
         let now = Instant::now().into_std();
@@ -72,8 +72,7 @@ impl Resumed {
             self.epoch = None;
         }
         if let Some(state) = member.first_state() {
-            let clocks = Clocks { now, wall: wall() };
-            let both = Controller::restore(config.clone(), fleets, state.clone(), clocks);
+            let both = Controller::restore(config.clone(), fleets, state.clone(), clocks());
             // What contradicts itself is refused when it is followed.
             self.largest.extend(both.map(|both| both.largest()).unwrap_or_default());
         }
@@ -126,7 +125,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
     let saved = config.fleet.is_some().then(|| (*state).clone());
     let SavedState { hash_key, key_fingerprint, departed, repeated_moves, withdrawn, epoch, .. } = (*state).clone();
     let key = config.hash_key.or(hash_key).map_or_else(random_key, Ok)?;
-    let clocks = Clocks { now: Instant::now().into_std(), wall: wall() };
+    let clocks = as_saved(&mut state);
     let mut controller = Controller::restore(as_written, key, *state, clocks).map_err(|why| {
         anyhow!(
             "the state file {path} contradicts itself ({why}): put a good one in its place, or move it away to start with \

@@ -22,7 +22,6 @@ use balancer_core::{
     top::{By, Top, client_of},
 };
 use balancer_model::config::{ClientPrefix, StatisticsConfig};
-use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::oneshot,
     time::{Instant, MissedTickBehavior, interval},
@@ -32,6 +31,7 @@ use tracing::warn;
 use self::file::HistoryFile;
 use crate::{
     call::{Call, Calls},
+    clocks::uptime,
     supervisor::Supervisor,
 };
 
@@ -232,12 +232,6 @@ impl Statistics {
             }
         }
     }
-}
-
-/// Pinned counters and this clock begin with the machine's start, and go on over restarts of the process.
-fn uptime() -> Duration {
-    // Linux has had this clock since 2.6.39.
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
 impl Seen {

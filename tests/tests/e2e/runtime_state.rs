@@ -7,6 +7,7 @@ use balancer_api::model::StatusView;
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     binaries,
+    faults::Faults,
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
@@ -38,6 +39,32 @@ fn wait_log(site: &Site, words: &str) {
     while !log(site).contains(words) {
         assert!(Instant::now() < deadline, "the log does not say {words:?}: {}", log(site));
         thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// Set by hand or by NTP, between the last write of the state and the next start.
+#[test]
+fn drains_end_when_they_were_to_end_whatever_the_wall_clock_says() {
+    const DAY: i64 = 86_400;
+    let place = tempfile::tempdir().unwrap();
+    let faults = Faults::new(place.path(), &binaries::balancer().unwrap()).unwrap();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
+        settings.remember = "1h";
+        settings.on_exit = "keep";
+        settings.binary = Some(faults.program());
+        Ok(())
+    })
+    .unwrap();
+    let homes = site.homes(Family::V4, 1..=40).unwrap();
+    site.cli(&["backend", "drain", "web/web1", "--timeout", "300s"]).unwrap();
+    for seconds in [-2 * DAY, 2 * DAY, 0] {
+        site.controller().process().kill().unwrap();
+        faults.wall_clock(seconds).unwrap();
+        site.start_again().unwrap();
+        let status = site.status().unwrap();
+        let left = status.services[0].backends[0].drain_seconds_left;
+        assert!(left.is_some_and(|left| (200..=300).contains(&left)), "{left:?} s left");
+        assert_eq!(site.homes(Family::V4, 1..=40).unwrap(), homes);
     }
 }
 

@@ -39,6 +39,7 @@ impl Controller {
             departed: std::collections::BTreeMap::new(),
             repeated_moves: std::collections::BTreeMap::new(),
             epoch: None,
+            clock: None,
             withdrawn: false,
         }
     }

@@ -20,7 +20,7 @@ use balancer_fleet::{
 };
 use tokio::time::Instant;
 
-use crate::owner::{Owner, wall};
+use crate::{clocks::wall, owner::Owner};
 
 /// How often members are looked at by themselves.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);

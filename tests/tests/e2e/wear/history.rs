@@ -76,14 +76,6 @@ impl History {
         self.troubles.push(Trouble { backend, begun, over: None, kind });
     }
 
-    /// What is to come may come at any time.
-    pub(super) fn hasten(&mut self) {
-        let now = Instant::now();
-        for trouble in self.troubles.iter_mut().filter(|trouble| trouble.over.is_none()) {
-            trouble.begun = trouble.begun.min(now);
-        }
-    }
-
     /// These were asked at rest, and answered.
     pub(super) fn seen(&mut self, homes: BTreeMap<u16, String>) {
         let now = Instant::now();

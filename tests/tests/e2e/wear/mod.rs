@@ -88,7 +88,10 @@ fn rest(operator: &mut Operator<'_>, shared: &Shared) -> usize {
     let mut attempts = std::mem::take(&mut *shared.attempts.lock().unwrap());
     attempts.sort_by_key(|attempt| attempt.start);
     let wrong = operator.history.judge(&attempts);
-    assert!(wrong.is_empty(), "{} clients; the first: {}", wrong.len(), wrong[0]);
+    if !wrong.is_empty() {
+        let events = operator.site.cli(&["events", "--since", "1m"]).unwrap_or_default();
+        panic!("{} attempts are not explained:\n{}\nevents:\n{events}", wrong.len(), wrong.join("\n"));
+    }
     operator.look(CLIENTS).unwrap();
     operator.history.forget();
     shared.pause.store(false, Ordering::Release);
