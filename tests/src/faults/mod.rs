@@ -3,18 +3,19 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 const SHIM: &str = include_str!("shim.c");
-/// Room on the disk, in bytes: some states, and hardly more.
-const ROOM: &str = "size=512k,mode=700";
+/// Room on the disk: the state, and the histories beside it, which grow to 48 MiB.
+const ROOM: &str = "size=64m,mode=700";
+const MEBIBYTES: u32 = 64;
 
 /// A disk of its own, and what makes a program's clock and `fsync` lie.
 #[derive(Debug)]
@@ -72,11 +73,15 @@ impl Faults {
     /// # Errors
     /// When it cannot be written for another reason.
     pub fn fill(&self) -> Result<()> {
-        let filled = fs::write(self.disk().join("full"), vec![0; 1 << 20]);
-        match filled {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
-            other => Err(anyhow::anyhow!("the disk takes more than it has room for: {other:?}")),
+        let mut file = File::create(self.disk().join("full"))?;
+        let piece = vec![0; 1 << 20];
+        for _ in 0..=MEBIBYTES {
+            match file.write_all(&piece) {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
+                other => other?,
+            }
         }
+        bail!("the disk takes more than it has room for")
     }
 
     /// Makes the disk read-only for the program, or writable.

@@ -1,0 +1,74 @@
+//! The clocks that moments in the state file are told by.
+
+use std::{
+    fs,
+    sync::LazyLock,
+    time::{Duration, SystemTime},
+};
+
+use balancer_core::state::{Clocks, SavedClock, SavedState};
+use nix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+/// Not the core's clock: only to tell moments to the next process, and to other members of a fleet.
+#[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
+pub(super) fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Now, by both clocks.
+pub(super) fn clocks() -> Clocks {
+    Clocks { now: Instant::now().into_std(), wall: wall() }
+}
+
+/// Pinned counters and this clock begin with the machine's start, and go on over restarts of the process.
+pub(super) fn uptime() -> Duration {
+    // Linux has had this clock since 2.6.39.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+/// Which start of the machine this is; nothing where the kernel does not tell.
+fn boot() -> Option<&'static str> {
+    static BOOT: LazyLock<Option<String>> = LazyLock::new(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+    });
+    BOOT.as_deref()
+}
+
+/// What `clocks` are by the clock of this start of the machine, which nobody sets.
+pub(super) fn saved(clocks: Clocks) -> Option<SavedClock> {
+    let boot = boot()?.to_owned();
+    Some(SavedClock { boot, uptime: uptime(), wall: clocks.moment(clocks.now) })
+}
+
+/// Now, by the clocks that the moments of `state` were told by. Where the machine has started anew since then, only the
+/// wall clock has gone on, and nothing is left to last longer than it was to.
+pub(super) fn as_saved(state: &mut SavedState) -> Clocks {
+    let now = clocks();
+    let kept = state.clock.as_ref().filter(|clock| Some(clock.boot.as_str()) == boot());
+    match kept.and_then(|clock| clock.wall_at(uptime())) {
+        Some(wall) => Clocks { wall, ..now },
+        None => {
+            state.bound(now.moment(now.now));
+            now
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_was_set_does_not_count() {
+        let was = Clocks { wall: UNIX_EPOCH + Duration::from_secs(1000), ..clocks() };
+        let clock = saved(was).unwrap();
+        let wall = clock.wall_at(clock.uptime + Duration::from_secs(5)).unwrap();
+        assert_eq!(wall, UNIX_EPOCH + Duration::from_secs(1005));
+        assert_eq!(clock.wall_at(clock.uptime.saturating_sub(Duration::from_secs(1))), None, "not of this start");
+    }
+}
