@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use balancer_common::map_types::Forwarding;
 use balancer_demo::{Course, MAX_CLIENTS, Options, lab, server};
 use balancer_model::value;
@@ -59,6 +59,9 @@ pub(super) struct Args {
 enum Verb {
     /// Be one of the web servers: count each session's requests, answer /healthz, fail it after POST /fail?mode=503
     Server(ServerArgs),
+    /// Show which way of keeping sessions survives what: real servers and stores behind the balancer, and all that can
+    /// happen to them
+    Sessions(Box<balancer_lab::Options>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -78,19 +81,39 @@ enum Mode {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    if let Some(Verb::Server(ServerArgs { name, listen })) = args.verb {
-        return wait_for(async move { Ok(server::serve(&name, &listen).await?) });
-    }
     let program = env::current_exe().context("this program's path is unknown")?;
+    match args.verb {
+        Some(Verb::Server(ServerArgs { name, listen })) => {
+            return wait_for(async move { Ok(server::serve(&name, &listen).await?) });
+        }
+        Some(Verb::Sessions(options)) => {
+            return balancer_lab::run(&options, program).map_err(in_one_line).map_err(shown);
+        }
+        None => {}
+    }
     let kind = args.fleet.map(lab::Kind::Spread).or(args.standby.then_some(lab::Kind::Standby));
-    let shown = match kind {
+    match kind {
         Some(kind) => lab::run(&lab_options(args, kind, program)),
         None => balancer_demo::run(&options(args, program)),
-    };
-    shown.map_err(|error| match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+    }
+    .map_err(shown)
+}
+
+/// Also where a log is quoted.
+fn in_one_line(error: anyhow::Error) -> anyhow::Error {
+    if error.downcast_ref::<io::Error>().is_some() {
+        return error;
+    }
+    let said = format!("{error:#}");
+    anyhow!(said.lines().map(str::trim).collect::<Vec<_>>().join(" "))
+}
+
+/// What ended it, and whether that was who reads.
+fn shown(error: anyhow::Error) -> Failure {
+    match error.downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(kind @ io::ErrorKind::BrokenPipe) => Failure::Output(kind.into()),
         _ => Failure::Other(error),
-    })
+    }
 }
 
 fn options(args: Args, program: PathBuf) -> Options {

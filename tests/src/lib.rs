@@ -1,7 +1,7 @@
 //! What the privileged tests are made of: the demo's hosts, with clients, web servers and a controller in them, to be
 //! measured; and packets for the kernel program alone.
 
-pub use balancer_demo::{backend, controller, namespace, process, routing, topology, xdp};
+pub use balancer_demo::{backend, controller, metrics, namespace, process, routing, topology, xdp};
 
 // The kernel program's parsing, compiled here: its crate brings functions such as `memcpy` for BPF, which return nothing and
 // would take the place of the host's.
@@ -25,11 +25,9 @@ pub mod frame;
 pub mod fuzz;
 pub mod generate;
 pub mod http_client;
-pub mod metrics;
 pub mod model;
 pub mod prog_run;
 pub mod rig;
-pub mod sessions;
 pub mod site;
 pub mod stop;
 pub mod transfer;

@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 use crate::{
     build::programs,
-    command::{built, ensure_root, program, run},
+    command::{built, ensure_root, program, root, run},
     setup::{Purpose, session_lab, setup},
 };
 
@@ -28,6 +28,12 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     setup(Purpose::Run)?;
     session_lab()?;
     // With the balancer that it runs.
-    programs(&["balancer", "lab-sessions"], true)?;
-    run(program(built("release")?.join("lab-sessions")).args(options))
+    programs(&["balancer"], true)?;
+    let mut command = program(built("release")?.join("balancer"));
+    command.args(["demo", "sessions"]);
+    // What the user says comes later, and wins.
+    if !options.iter().any(|option| option.starts_with("--output")) {
+        command.arg("--output").arg(root().join("target/lab/sessions"));
+    }
+    run(command.args(options))
 }

@@ -57,7 +57,6 @@ pub(super) fn as_saved(state: &mut SavedState) -> Clocks {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use std::time::UNIX_EPOCH;
 

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use crate::{namespace::Namespace, process::Process};
 
 /// Where clients are answered, and where servers speak with each other.
-pub(crate) const CLIENTS: u16 = 2379;
+pub const CLIENTS: u16 = 2379;
 const PEERS: u16 = 2380;
 
 /// Files in PEM with which a server speaks TLS with clients; each client shows a certificate.

@@ -18,6 +18,7 @@ mod ip_hash;
 mod keys;
 pub mod lab;
 mod load;
+pub mod metrics;
 pub mod namespace;
 mod needs;
 pub mod offload;

@@ -8,10 +8,8 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use balancer_tests::{
-    binaries,
-    sessions::{cell::Cell, event::Event, strategy::Strategy},
-};
+use balancer_lab::{cell::Cell, event::Event, strategy::Strategy};
+use balancer_tests::binaries;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -24,9 +22,20 @@ use crate::support::wait;
 const CLIENTS: [u64; 2] = [150, 100];
 
 fn lab(output: &Path, strategy: &str, events: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lab-sessions"));
-    command.env("BALANCER_BINARY", binaries::balancer().unwrap());
-    command.args(["--strategy", strategy, "--front", "sticky", "--event", events, "--json", "--pause", "500"]);
+    let mut command = Command::new(binaries::balancer().unwrap());
+    command.args([
+        "demo",
+        "sessions",
+        "--strategy",
+        strategy,
+        "--front",
+        "sticky",
+        "--event",
+        events,
+        "--json",
+        "--pause",
+        "500",
+    ]);
     command.args(["--clients", &CLIENTS[0].to_string(), "--output"]).arg(output).stdin(Stdio::null());
     command
 }

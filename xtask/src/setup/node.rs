@@ -14,7 +14,7 @@ const DONE: &str = "node_modules/.package-lock.json";
 
 /// Installs them in `target/lab/node`, if they are missing or others are asked for by now.
 pub(super) fn modules(installer: &mut Installer) -> Result<()> {
-    let (from, to) = (root().join("tests/lab/node"), root().join("target/lab/node"));
+    let (from, to) = (root().join("balancer-userspace/lab/parts/node"), root().join("target/lab/node"));
     let same =
         |name: &str| fs::read(from.join(name)).is_ok_and(|text| fs::read(to.join(name)).is_ok_and(|old| old == text));
     if FILES.into_iter().all(same) && to.join(DONE).is_file() {

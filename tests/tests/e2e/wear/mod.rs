@@ -88,10 +88,8 @@ fn rest(operator: &mut Operator<'_>, shared: &Shared) -> usize {
     let mut attempts = std::mem::take(&mut *shared.attempts.lock().unwrap());
     attempts.sort_by_key(|attempt| attempt.start);
     let wrong = operator.history.judge(&attempts);
-    if !wrong.is_empty() {
-        let events = operator.site.cli(&["events", "--since", "1m"]).unwrap_or_default();
-        panic!("{} attempts are not explained:\n{}\nevents:\n{events}", wrong.len(), wrong.join("\n"));
-    }
+    let events = || operator.site.cli(&["events", "--since", "1m"]).unwrap_or_default();
+    assert!(wrong.is_empty(), "{} are not explained:\n{}\nevents:\n{}", wrong.len(), wrong.join("\n"), events());
     operator.look(CLIENTS).unwrap();
     operator.history.forget();
     shared.pause.store(false, Ordering::Release);

@@ -9,12 +9,9 @@ use std::{
     time::Duration,
 };
 
+use crate::strategy::{Home, Strategy};
 use anyhow::{Context as _, Result, ensure};
-use balancer_tests::{
-    http_client::Request,
-    sessions::strategy::{Home, Strategy},
-    topology::Family,
-};
+use balancer_demo::{http_client::Request, topology::Family};
 use nix::sys::signal::Signal;
 
 use crate::{hosts::Hosts, part::Part, software};

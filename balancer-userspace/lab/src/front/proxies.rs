@@ -10,11 +10,9 @@ use std::{
     path::PathBuf,
 };
 
+use crate::row::Front as Kind;
 use anyhow::{Context as _, Result, ensure};
-use balancer_tests::{
-    sessions::row::Front as Kind,
-    topology::{Family, Topology},
-};
+use balancer_demo::topology::{Family, Topology};
 use nix::sys::signal::Signal;
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use balancer_tests::process::Process;
+use balancer_demo::process::Process;
 use nix::{
     errno::Errno,
     sys::signal::{Signal, killpg},

@@ -13,14 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use balancer_tests::{
-    namespace::Entrance,
-    sessions::{
-        client::{Answer, Client, Request, Verdict},
-        tally::Seen,
-    },
+use crate::{
+    client::{Answer, Client, Request, Verdict},
+    tally::Seen,
 };
+use anyhow::{Context as _, Result, ensure};
+use balancer_demo::namespace::Entrance;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpSocket,

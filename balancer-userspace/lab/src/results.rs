@@ -11,7 +11,7 @@ use super::{cell::Cell, event::Event, row::Row};
 
 /// The directory of a run.
 #[derive(Clone, Debug)]
-pub struct Results {
+pub(crate) struct Results {
     directory: PathBuf,
 }
 
@@ -20,7 +20,7 @@ impl Results {
     ///
     /// # Errors
     /// When the directory cannot be made or read.
-    pub fn open(directory: &Path, fresh: bool) -> Result<Self> {
+    pub(crate) fn open(directory: &Path, fresh: bool) -> Result<Self> {
         let cells = directory.join("cells");
         fs::create_dir_all(&cells).with_context(|| cells.display().to_string())?;
         let this = Self { directory: directory.to_owned() };
@@ -34,7 +34,7 @@ impl Results {
 
     /// The result of an event, if it is there.
     #[must_use]
-    pub fn find(&self, row: Row, event: Event) -> Option<Cell> {
+    pub(crate) fn find(&self, row: Row, event: Event) -> Option<Cell> {
         let text = fs::read(self.path(row, event)).ok()?;
         // One that cannot be read is played again.
         serde_json::from_slice(&text).ok()
@@ -44,7 +44,7 @@ impl Results {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn keep(&self, cell: &Cell) -> Result<()> {
+    pub(crate) fn keep(&self, cell: &Cell) -> Result<()> {
         let path = self.path(cell.row, cell.event);
         let draft = path.with_extension("draft");
         fs::write(&draft, serde_json::to_vec_pretty(cell)?).with_context(|| draft.display().to_string())?;
@@ -53,7 +53,7 @@ impl Results {
 
     /// All results of these rows, in their order.
     #[must_use]
-    pub fn cells(&self, rows: &[Row]) -> Vec<Cell> {
+    pub(crate) fn cells(&self, rows: &[Row]) -> Vec<Cell> {
         rows.iter().flat_map(|&row| row.events().filter_map(move |event| self.find(row, event))).collect()
     }
 
@@ -61,7 +61,7 @@ impl Results {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.directory.join(name);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
         Ok(path)
@@ -84,7 +84,7 @@ mod tests {
     use std::fs;
 
     use super::Results;
-    use crate::sessions::{
+    use crate::{
         cell::{Cell, Inner, Latency, Sessions},
         event::Event,
         row::{Front, Row},

@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_demo::{
     namespace::{Namespace, join},
-    topology::{Shape, Topology},
+    topology::{Family, Shape, Topology},
 };
 use tempfile::TempDir;
 
@@ -39,6 +39,19 @@ pub(crate) struct Hosts {
     pub(crate) stores: Vec<StoreHost>,
     _temporary: Option<TempDir>,
     files: PathBuf,
+    balancer: PathBuf,
+    node_modules: Option<PathBuf>,
+}
+
+/// What the hosts get from outside.
+#[derive(Clone, Debug)]
+pub(crate) struct Outside {
+    /// The balancer's program.
+    pub(crate) balancer: PathBuf,
+    /// What Node's servers are made of, where it was said.
+    pub(crate) node_modules: Option<PathBuf>,
+    /// Whether files outlive the hosts.
+    pub(crate) keep: bool,
 }
 
 /// Bytes that an interface has sent and received.
@@ -49,8 +62,8 @@ pub(crate) struct Octets {
 }
 
 impl Hosts {
-    /// Makes hosts for so many servers and stores. Files outlive it only if they are to be kept.
-    pub(crate) fn new(servers: u16, stores: u8, keep: bool) -> Result<Self> {
+    /// Makes hosts for so many servers and stores.
+    pub(crate) fn new(servers: u16, stores: u8, outside: Outside) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("lab-sessions-").tempdir()?;
         // What a server that is not root writes lies below.
         fs::set_permissions(files.path(), fs::Permissions::from_mode(0o711))?;
@@ -77,13 +90,24 @@ impl Hosts {
             .map(|number| topology.add_host(&format!("etcd{}", number - 60), number))
             .collect::<Result<_>>()?;
         let path = files.path().to_owned();
-        let temporary = if keep {
+        let temporary = if outside.keep {
             eprintln!("configurations and logs are in {}", files.keep().display());
             None
         } else {
             Some(files)
         };
-        Ok(Self { topology, engines, stores, _temporary: temporary, files: path })
+        let Outside { balancer, node_modules, .. } = outside;
+        Ok(Self { topology, engines, stores, _temporary: temporary, files: path, balancer, node_modules })
+    }
+
+    /// The balancer's program.
+    pub(crate) fn balancer(&self) -> &Path {
+        &self.balancer
+    }
+
+    /// What Node's servers are made of, where it was said.
+    pub(crate) fn node_modules(&self) -> Option<&Path> {
+        self.node_modules.as_deref()
     }
 
     /// Where files lie.
@@ -100,7 +124,7 @@ impl Hosts {
 
     /// Addresses of etcd's hosts.
     pub(crate) fn engine_addresses() -> Vec<IpAddr> {
-        ENGINES.map(|number| Topology::host_address(balancer_tests::topology::Family::V4, number)).into()
+        ENGINES.map(|number| Topology::host_address(Family::V4, number)).into()
     }
 
     /// Pulls a store's cable, or plugs it in.

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, fmt::Write as _};
 /// Requests between two uploads.
 const UPLOAD_EVERY: u64 = 10;
 /// Bytes of an upload.
-pub const UPLOAD: usize = 16 << 10;
+pub(crate) const UPLOAD: usize = 16 << 10;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// A session was begun.
     Begun,
     /// The counter is what it was, and one more.
@@ -24,26 +24,26 @@ pub enum Verdict {
 
 /// A request to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// `GET` or `POST`.
-    pub method: &'static str,
+    pub(crate) method: &'static str,
     /// Path and query.
-    pub target: String,
+    pub(crate) target: String,
     /// The value of the header `Cookie`, if there are any.
-    pub cookie: Option<String>,
+    pub(crate) cookie: Option<String>,
     /// Bytes of the body.
-    pub body: usize,
+    pub(crate) body: usize,
 }
 
 /// An answer that came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// HTTP's status.
-    pub status: u16,
+    pub(crate) status: u16,
     /// Values of `Set-Cookie`.
-    pub cookies: Vec<String>,
+    pub(crate) cookies: Vec<String>,
     /// The text.
-    pub body: String,
+    pub(crate) body: String,
 }
 
 /// The answer of the application: `SERVER USER COUNT BYTES NEXT`.
@@ -73,7 +73,7 @@ impl<'a> Said<'a> {
 
 /// A client.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     name: String,
     refuses_cookies: bool,
     jar: BTreeMap<String, String>,
@@ -89,7 +89,7 @@ pub struct Client {
 impl Client {
     /// One that has not been here yet.
     #[must_use]
-    pub fn new(number: u16, refuses_cookies: bool) -> Self {
+    pub(crate) fn new(number: u16, refuses_cookies: bool) -> Self {
         Self {
             name: format!("u{number}"),
             refuses_cookies,
@@ -104,12 +104,12 @@ impl Client {
 
     /// Whether it believes that it has a session, and its last request was answered.
     #[must_use]
-    pub const fn is_settled(&self) -> bool {
+    pub(crate) const fn is_settled(&self) -> bool {
         self.count.is_some() && self.unanswered == 0
     }
 
     /// The next request: a login if there is no session, otherwise the counter is to go up, now and then by an upload.
-    pub fn request(&mut self) -> Request {
+    pub(crate) fn request(&mut self) -> Request {
         self.sent += 1;
         let mut cookie = String::new();
         for (name, value) in &self.jar {
@@ -129,7 +129,7 @@ impl Client {
     }
 
     /// Takes an answer in: what became of the request, and the server that answered.
-    pub fn take(&mut self, answer: Option<&Answer>) -> (Verdict, Option<String>) {
+    pub(crate) fn take(&mut self, answer: Option<&Answer>) -> (Verdict, Option<String>) {
         let Some(answer) = answer else { return (self.failed(), None) };
         let Some(said) = Said::parse(&answer.body).filter(|said| answer.status == 200 && said.bytes == self.body)
         else {

@@ -6,22 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
-use balancer_tests::{
-    sessions::{
-        cell::{Cell, Inner},
-        event::Event,
-        row::{Front as Kind, Row},
-        strategy::Home,
-        tally::{Unit, tally},
-    },
-    topology::Family,
+use crate::{
+    cell::{Cell, Inner},
+    event::Event,
+    row::{Front as Kind, Row},
+    strategy::Home,
+    tally::{Unit, tally},
 };
+use anyhow::{Context as _, Result, bail};
+use balancer_demo::topology::Family;
 use std::net::SocketAddr;
 
 use crate::{
     front::{Balancers, Front},
-    hosts::{Hosts, Octets},
+    hosts::{Hosts, Octets, Outside},
     load::{Load, Plan},
     part::PATIENCE,
     servers::{PORT, Servers},
@@ -62,9 +60,9 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// Starts servers and stores of a row.
-    pub(crate) fn start(row: Row, clients: u16, pause: Duration, keep: bool) -> Result<Self> {
+    pub(crate) fn start(row: Row, clients: u16, pause: Duration, outside: Outside) -> Result<Self> {
         let strategy = row.strategy;
-        let hosts = Hosts::new(strategy.servers() + strategy.spares(), stores::hosts_of(strategy), keep)?;
+        let hosts = Hosts::new(strategy.servers() + strategy.spares(), stores::hosts_of(strategy), outside)?;
         let stores = Stores::start(strategy, &hosts)?;
         let servers = Servers::start(strategy, stores.endpoints(&hosts), &hosts)?;
         Ok(Self { load: None, front: None, servers, stores, hosts, row, clients, pause })

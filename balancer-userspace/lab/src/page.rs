@@ -22,7 +22,7 @@ svg text{font:12px system-ui,sans-serif;fill:currentColor}svg rect{fill:#3b6fb6}
 
 /// The page.
 #[must_use]
-pub fn html(cells: &[Cell]) -> String {
+pub(crate) fn html(cells: &[Cell]) -> String {
     let behind =
         |wanted: fn(Front) -> bool| -> Vec<&Cell> { cells.iter().filter(|cell| wanted(cell.row.front)).collect() };
     let sticky = behind(|front| front == Front::Sticky);
@@ -191,7 +191,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{escaped, html};
-    use crate::sessions::{
+    use crate::{
         cell::{Cell, Inner, Latency, Sessions},
         event::Event,
         row::{Front, Row},

@@ -9,11 +9,9 @@ use std::{
     time::Duration,
 };
 
+use crate::strategy::Strategy;
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer_tests::{
-    namespace::{Namespace, run},
-    sessions::strategy::Strategy,
-};
+use balancer_demo::namespace::{Namespace, run};
 
 use crate::{
     hosts::{Hosts, STORE_VIP, StoreHost},
@@ -378,8 +376,7 @@ fn make_database(host: &Namespace, directory: &Path) -> Result<()> {
 
 fn make_tables(store: &StoreHost) -> Result<()> {
     sql(store, "postgres", "CREATE DATABASE lab")?;
-    let text = fs::read_to_string(software::sources().join("sessions.sql"))?;
-    sql(store, "lab", &text)
+    sql(store, "lab", software::own::TABLES)
 }
 
 fn sql(store: &StoreHost, database: &str, text: &str) -> Result<()> {

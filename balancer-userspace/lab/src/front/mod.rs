@@ -3,11 +3,11 @@
 mod balancers;
 mod proxies;
 
-use anyhow::Result;
-use balancer_tests::sessions::{
+use crate::{
     event::Event,
     row::{Front as Kind, Row},
 };
+use anyhow::Result;
 
 pub(crate) use self::{
     balancers::{Balancers, FrontOf},

@@ -142,7 +142,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::{Front, Row, Strategy};
-    use crate::sessions::event::Event;
+    use crate::event::Event;
 
     #[test]
     fn rows_have_names_of_their_own() {

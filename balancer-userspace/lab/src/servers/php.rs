@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use crate::strategy::Strategy;
 use anyhow::{Context as _, Result};
-use balancer_tests::sessions::strategy::Strategy;
 
 use super::{PORT, Setting};
 use crate::{part::Part, software};
@@ -41,10 +41,10 @@ pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
         at("proxy"),
         at("uwsgi"),
         at("scgi"),
-        software::sources().join("php/index.php").display(),
+        at("index.php"),
         at("fpm.sock"),
     );
-    for (file, text) in [("fpm.conf", fpm), ("nginx.conf", nginx)] {
+    for (file, text) in [("fpm.conf", fpm.as_str()), ("nginx.conf", &nginx), ("index.php", software::own::PHP)] {
         fs::write(at(file), text).with_context(|| at(file))?;
     }
     let host = &setting.hosts.topology.backends()[usize::from(number) - 1];

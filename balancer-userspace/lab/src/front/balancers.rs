@@ -9,18 +9,17 @@ use std::{
     time::Duration,
 };
 
+use crate::event::Event;
 use anyhow::{Context as _, Result, ensure};
 use balancer_api::model::StatusView;
-use balancer_tests::{
-    binaries,
+use balancer_demo::{
     controller::Controller,
-    etcd::{self, EtcdCluster},
+    etcd::{CLIENTS, Server, servers},
     http_client::Request,
     metrics::Metrics,
     namespace::Namespace,
     process::Process,
     routing,
-    sessions::event::Event,
     topology::{Family, Topology},
 };
 
@@ -77,7 +76,7 @@ pub(crate) struct Balancers {
     kind: FrontOf,
     routing: Vec<Process>,
     balancers: RefCell<Vec<Balancer>>,
-    _engines: Option<EtcdCluster>,
+    _engines: Vec<Server>,
 }
 
 impl std::fmt::Debug for Balancers {
@@ -89,8 +88,8 @@ impl std::fmt::Debug for Balancers {
 impl Balancers {
     /// Starts balancers in front of so many servers, and waits until all servers are up.
     pub(crate) fn start(hosts: &Hosts, servers: u16, kind: FrontOf) -> Result<Self> {
-        let engines = if kind == FrontOf::One { None } else { Some(start_engines(hosts)?) };
-        let endpoints = engines.as_ref().map(EtcdCluster::endpoints).unwrap_or_default();
+        let engines = if kind == FrontOf::One { Vec::new() } else { start_engines(hosts)? };
+        let endpoints: Vec<String> = engines.iter().map(|engine| engine.endpoint().to_owned()).collect();
         let this = Self { kind, routing: Vec::new(), balancers: RefCell::default(), _engines: engines };
         for index in 0..kind.balancers() {
             let namespace = balancers_host(hosts, index)?;
@@ -99,7 +98,7 @@ impl Balancers {
             drop(fs::remove_file(files.join("state.json")));
             let text = config(&hosts.topology, servers, kind, index, &endpoints, &files);
             fs::write(files.join("balancer.toml"), text)?;
-            let binary = binaries::balancer()?;
+            let binary = hosts.balancer().to_owned();
             let controller = run(namespace, &binary, &files)?;
             this.balancers.borrow_mut().push(Balancer { controller, binary, files });
         }
@@ -269,10 +268,25 @@ fn balancers_host(hosts: &Hosts, index: u16) -> Result<&Namespace> {
     hosts.topology.balancers().nth(index.into()).context("there is no such balancer")
 }
 
-fn start_engines(hosts: &Hosts) -> Result<EtcdCluster> {
-    let places: Vec<_> = hosts.engines.iter().zip(Hosts::engine_addresses()).collect();
-    let arguments = vec!["--unsafe-no-fsync".to_owned()];
-    EtcdCluster::start(&places, &etcd::Options { arguments, ..Default::default() })
+/// Starts three servers of etcd, and waits until each says that it is well.
+fn start_engines(hosts: &Hosts) -> Result<Vec<Server>> {
+    let addresses = Hosts::engine_addresses();
+    // Of an earlier front.
+    drop(fs::remove_dir_all(hosts.files().join("etcd")));
+    let directory = hosts.directory("etcd")?;
+    let mut engines = servers(&addresses, None, &directory, &["--unsafe-no-fsync".to_owned()]);
+    for (engine, host) in engines.iter_mut().zip(&hosts.engines) {
+        engine.start(host)?;
+    }
+    for (host, address) in hosts.engines.iter().zip(addresses) {
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let request = Request::new(any, SocketAddr::new(address, CLIENTS)).path("/health");
+        let request = Request { timeout: SCRAPE, ..request };
+        wait("etcd to be well", || {
+            host.run_in_thread(|| request.send()).is_ok_and(|reply| reply.is_ok_and(|reply| reply.status == 200))
+        })?;
+    }
+    Ok(engines)
 }
 
 fn scrape(namespace: &Namespace) -> Result<Metrics> {

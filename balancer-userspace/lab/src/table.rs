@@ -19,7 +19,7 @@ const COLUMNS: [&str; 9] = [
 
 /// A table with a line for each cell.
 #[must_use]
-pub fn text(cells: &[Cell]) -> String {
+pub(crate) fn text(cells: &[Cell]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["sessions", "event"].into_iter().chain(COLUMNS));
@@ -36,7 +36,7 @@ pub fn text(cells: &[Cell]) -> String {
 
 /// A line for one cell, while the lab runs.
 #[must_use]
-pub fn line(cell: &Cell) -> String {
+pub(crate) fn line(cell: &Cell) -> String {
     let [survived, own, nat, failed, p50, p99, moved, servers, store] = figures(cell);
     let notes = if cell.notes.is_empty() { String::new() } else { format!("; {}", cell.notes.join("; ")) };
     format!(
@@ -62,7 +62,7 @@ fn figures(cell: &Cell) -> [String; 9] {
 
 /// As short as it can be without saying that all or none survived where that is not so.
 #[must_use]
-pub fn percent(value: f64) -> String {
+pub(crate) fn percent(value: f64) -> String {
     let whole = value.fract().abs() < f64::EPSILON;
     if whole { format!("{value:.0}%") } else { format!("{:.1}%", value.clamp(0.1, 99.9)) }
 }

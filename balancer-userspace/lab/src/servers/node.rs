@@ -1,7 +1,9 @@
 //! Node with Express.
 
-use anyhow::Result;
-use balancer_tests::sessions::strategy::Strategy;
+use std::fs;
+
+use crate::strategy::Strategy;
+use anyhow::{Context as _, Result};
 
 use super::{PORT, Setting};
 use crate::{part::Part, software};
@@ -17,10 +19,9 @@ pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
     };
     let name = format!("web{number}");
     let mut command = setting.hosts.topology.backends()[usize::from(number) - 1].command("node");
-    command.env("NODE_PATH", software::node_modules()?).env("NODE_ENV", "production");
-    command
-        .arg(software::sources().join("node/app.js"))
-        .args([&name, &PORT.to_string(), store])
-        .args(setting.endpoints);
+    let application = setting.hosts.files().join("app.js");
+    fs::write(&application, software::own::NODE).with_context(|| application.display().to_string())?;
+    command.env("NODE_PATH", software::node_modules(setting.hosts.node_modules())?).env("NODE_ENV", "production");
+    command.arg(application).args([&name, &PORT.to_string(), store]).args(setting.endpoints);
     Ok(vec![Part::start(&format!("{name}-node"), &mut command, setting.hosts.files())?])
 }

@@ -2,8 +2,8 @@
 
 use std::{fmt::Write as _, fs, os::unix::fs::symlink};
 
+use crate::strategy::Strategy;
 use anyhow::{Context as _, Result};
-use balancer_tests::sessions::strategy::Strategy;
 
 use super::Setting;
 use crate::{hosts::server_address, part::Part, software};
@@ -18,15 +18,15 @@ pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
     for directory in ["conf", "logs", "temp", "work", "lib", "webapps/ROOT/WEB-INF"] {
         fs::create_dir_all(base.join(directory))?;
     }
-    let sources = software::sources().join("tomcat");
-    let copy = |from: &str, to: &str| {
-        fs::copy(sources.join(from), base.join(to)).map(drop).with_context(|| sources.join(from).display().to_string())
-    };
-    copy("session.jsp", "webapps/ROOT/session.jsp")?;
-    copy("web.xml", "webapps/ROOT/WEB-INF/web.xml")?;
-    let template = fs::read_to_string(sources.join("server.xml"))?;
-    let text = template.replace("@CLUSTER@", &cluster(setting, number)?).replace("@CONTEXT@", &context(setting)?);
-    fs::write(base.join("conf/server.xml"), text)?;
+    let cluster = cluster(setting, number)?;
+    let text = software::own::TOMCAT.replace("@CLUSTER@", &cluster).replace("@CONTEXT@", &context(setting)?);
+    for (file, text) in [
+        ("webapps/ROOT/session.jsp", software::own::TOMCAT_PAGE),
+        ("webapps/ROOT/WEB-INF/web.xml", software::own::TOMCAT_APPLICATION),
+        ("conf/server.xml", &text),
+    ] {
+        fs::write(base.join(file), text).with_context(|| base.join(file).display().to_string())?;
+    }
     let driver = base.join("lib/postgresql.jar");
     if setting.strategy == Strategy::TomcatPostgres && !driver.exists() {
         symlink(software::JDBC, &driver)?;

@@ -9,43 +9,43 @@ use super::{
 
 /// A request that has ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The client's number.
-    pub client: u16,
+    pub(crate) client: u16,
     /// The number of its address.
-    pub address: u16,
+    pub(crate) address: u16,
     /// When it began, in seconds since some beginning.
-    pub begin: f64,
+    pub(crate) begin: f64,
     /// How long it took, in seconds.
-    pub took: f64,
+    pub(crate) took: f64,
     /// What became of it.
-    pub verdict: Verdict,
+    pub(crate) verdict: Verdict,
     /// Who answered.
-    pub server: Option<String>,
+    pub(crate) server: Option<String>,
 }
 
 /// What clients saw of an event.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Of clients with addresses of their own.
-    pub own: Sessions,
+    pub(crate) own: Sessions,
     /// Of clients that share one.
-    pub nat: Sessions,
+    pub(crate) nat: Sessions,
     /// Of those that were not at the backend that the event concerns.
-    pub elsewhere: Sessions,
+    pub(crate) elsewhere: Sessions,
     /// All.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// Failed ones.
-    pub failed: u64,
+    pub(crate) failed: u64,
     /// Of those that were answered.
-    pub latency: Latency,
+    pub(crate) latency: Latency,
     /// Addresses, or clients, that came from one server to another, each time.
-    pub moved: u64,
+    pub(crate) moved: u64,
 }
 
 /// Who moves as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
+pub(crate) enum Unit {
     /// All clients of an address.
     Address,
     /// Each client.
@@ -54,7 +54,12 @@ pub enum Unit {
 
 /// Counts. `before` is where each client's session was when the event came; `concerned` the backend that it concerns.
 #[must_use]
-pub fn tally(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, concerned: Option<&str>, unit: Unit) -> Tally {
+pub(crate) fn tally(
+    seen: &[Seen],
+    before: &BTreeMap<u16, (u16, String)>,
+    concerned: Option<&str>,
+    unit: Unit,
+) -> Tally {
     let mut tally = Tally {
         own: Sessions::default(),
         nat: Sessions::default(),
@@ -148,7 +153,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::{Seen, Unit, tally};
-    use crate::sessions::{cell::Sessions, client::Verdict};
+    use crate::{cell::Sessions, client::Verdict};
 
     fn seen(client: u16, address: u16, begin: f64, verdict: Verdict, server: &str) -> Seen {
         let server = (!server.is_empty()).then(|| server.to_owned());

@@ -5,25 +5,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
-use balancer_tests::sessions::{
+use crate::{
+    event::Event,
     row::{Front, Row},
     strategy::Strategy,
 };
+use anyhow::{Context as _, Result, bail, ensure};
 
-/// Where the lab's own files are: applications and configurations.
-pub(crate) fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("lab")
+/// The lab's own applications and configurations.
+pub(crate) mod own {
+    pub(crate) const NODE: &str = include_str!("../parts/node/app.js");
+    pub(crate) const PHP: &str = include_str!("../parts/php/index.php");
+    pub(crate) const TOMCAT: &str = include_str!("../parts/tomcat/server.xml");
+    pub(crate) const TOMCAT_PAGE: &str = include_str!("../parts/tomcat/session.jsp");
+    pub(crate) const TOMCAT_APPLICATION: &str = include_str!("../parts/tomcat/web.xml");
+    pub(crate) const TABLES: &str = include_str!("../parts/sessions.sql");
+    /// What npm installs for the application.
+    pub(super) const NODE_PACKAGE: &str = include_str!("../parts/node/package.json");
 }
 
-/// Where `npm ci` has put what the Node servers are made of.
-pub(crate) fn node_modules() -> Result<PathBuf> {
+/// Where npm has put what the Node servers are made of: where `asked` says, or where a checkout's set-up installs it.
+pub(crate) fn node_modules(asked: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = asked {
+        let path = path.canonicalize().with_context(|| path.display().to_string())?;
+        ensure!(path.join("express").is_dir(), "{} has no express: {}", path.display(), npm_install());
+        return Ok(path);
+    }
     let own = env::current_exe().context("the running program's path is unknown")?;
-    let target = own.ancestors().find(|path| path.join("lab/node/node_modules").is_dir());
-    let target = target.context(
-        "what the Node servers are made of is missing (target/lab/node/node_modules): `cargo xtask lab sessions` installs it",
-    )?;
-    Ok(target.join("lab/node/node_modules"))
+    let mut places = own.ancestors().map(|path| path.join("lab/node/node_modules"));
+    places.find(|path| path.is_dir()).with_context(|| {
+        format!(
+            "what the Node servers are made of is missing: `cargo xtask lab sessions` installs it, or {}",
+            npm_install()
+        )
+    })
+}
+
+/// How to install what the Node servers are made of.
+fn npm_install() -> String {
+    let package: serde_json::Value = serde_json::from_str(own::NODE_PACKAGE).unwrap_or_default();
+    let wanted = package["dependencies"].as_object().into_iter().flatten();
+    let wanted: Vec<String> =
+        wanted.map(|(name, version)| format!("{name}@{}", version.as_str().unwrap_or_default())).collect();
+    format!("`npm install --prefix DIRECTORY {}`, and --node-modules DIRECTORY/node_modules", wanted.join(" "))
 }
 
 /// `PostgreSQL`'s programs.
@@ -45,7 +69,15 @@ pub(crate) fn php_fpm() -> Result<PathBuf> {
 }
 
 /// Complains where a part of a row is missing.
-pub(crate) fn ensure(row: Row) -> Result<()> {
+pub(crate) fn ensure_parts(row: Row, events: &[Event], modules: Option<&Path>) -> Result<()> {
+    for event in events {
+        let routing = match event {
+            Event::Standby => ("keepalived", "keepalived"),
+            Event::Member => ("bird", "bird2"),
+            _ => continue,
+        };
+        [("etcd", "etcd-server"), routing].iter().try_for_each(|&(name, package)| program(name, package))?;
+    }
     programs(row.strategy).iter().try_for_each(|&(name, package)| program(name, package))?;
     files(row.strategy).iter().try_for_each(|&(path, package)| file(path, package))?;
     match row.front {
@@ -58,8 +90,8 @@ pub(crate) fn ensure(row: Row) -> Result<()> {
             php_fpm().map(drop)
         }
         Strategy::TomcatPostgres => postgres("postgres").map(drop),
-        Strategy::NodePostgres => postgres("postgres").and_then(|_| node_modules()).map(drop),
-        strategy if is_node(strategy) => node_modules().map(drop),
+        Strategy::NodePostgres => postgres("postgres").and_then(|_| node_modules(modules)).map(drop),
+        strategy if is_node(strategy) => node_modules(modules).map(drop),
         _ => Ok(()),
     }
 }

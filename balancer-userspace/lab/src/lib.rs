@@ -1,69 +1,79 @@
 //! The session lab: real servers with sessions behind the balancer, clients that count theirs up, and everything that can
-//! happen to them.
+//! happen to them. Needs root, and the servers and stores of what is to be shown.
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a strategy, a front or an event does not need is not listed")]
 
+pub mod cell;
+mod client;
+pub mod event;
 mod front;
 mod hosts;
 mod interrupt;
 mod load;
+mod page;
 mod part;
 mod play;
+mod results;
+pub mod row;
 mod servers;
 mod software;
 mod stores;
+pub mod strategy;
+mod table;
+mod tally;
 
 use std::{
+    io::{self, Write as _},
     path::PathBuf,
-    process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_tests::sessions::{
+
+use crate::{
     event::Event,
-    page,
+    hosts::Outside,
+    play::Scene,
     results::Results,
     row::{Front, Row},
     strategy::Strategy,
-    table,
 };
-use clap::Parser;
 
-use crate::play::Scene;
-
-/// Shows which way of keeping sessions survives what; needs root.
-#[derive(Debug, Parser)]
-struct Options {
-    /// Only these strategies.
+/// What to play.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only these strategies
     #[arg(long, value_delimiter = ',')]
     strategy: Vec<Strategy>,
-    /// Only with these in front of the servers.
+    /// Only with these in front of the servers
     #[arg(long, value_delimiter = ',')]
     front: Vec<Front>,
-    /// Only these events.
+    /// Only these events
     #[arg(long, value_delimiter = ',')]
     event: Vec<Event>,
-    /// Where results are kept; what is there is not played again.
-    #[arg(long, default_value = "target/lab/sessions")]
+    /// Where results are kept; what is there is not played again
+    #[arg(long, value_name = "DIRECTORY", default_value = "balancer-sessions")]
     output: PathBuf,
-    /// Everything is played again.
+    /// Play everything again
     #[arg(long)]
     fresh: bool,
-    /// The results as JSON instead of a table.
+    /// Print the results as JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Only what there is to play.
+    /// Only list what there is to play
     #[arg(long)]
     list: bool,
-    /// Leaves the logs of what went wrong.
+    /// Leave configurations and logs in place
     #[arg(long)]
     keep: bool,
-    /// Clients with addresses of their own; 100 more share one.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=900))]
+    /// Clients with addresses of their own; 100 more share one
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=900))]
     clients: u16,
-    /// Milliseconds between two requests of a client.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    /// Milliseconds between two requests of a client
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pause: u64,
+    /// Where npm has installed what the Node servers are made of
+    #[arg(long, value_name = "DIRECTORY")]
+    node_modules: Option<PathBuf>,
 }
 
 impl Options {
@@ -80,19 +90,11 @@ impl Options {
     }
 }
 
-fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // In one line, also where a log is quoted.
-            let said = format!("{error:#}");
-            eprintln!("error: {}", said.lines().map(str::trim).collect::<Vec<_>>().join(" "));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(options: &Options) -> Result<()> {
+/// Plays what is asked for with the program `balancer`, and prints what came of it.
+///
+/// # Errors
+/// Without root; when a part is missing or does not run, and how to mend that; when a signal asks for an end.
+pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
     let rows = options.rows();
     let events: Vec<(Row, Event)> = rows
         .iter()
@@ -100,7 +102,7 @@ fn run(options: &Options) -> Result<()> {
         .collect();
     if options.list {
         for (row, event) in events {
-            println!("{} {}", row.id(), event.id());
+            writeln!(io::stdout(), "{} {}", row.id(), event.id())?;
         }
         return Ok(());
     }
@@ -110,18 +112,21 @@ fn run(options: &Options) -> Result<()> {
     let results = Results::open(&options.output, options.fresh)?;
     let open: Vec<(Row, Event)> =
         events.iter().copied().filter(|&(row, event)| results.find(row, event).is_none()).collect();
+    let outside = Outside { balancer, node_modules: options.node_modules.clone(), keep: options.keep };
+    let of = |row| -> Vec<Event> { open.iter().filter(|&&(other, _)| other == row).map(|&(_, event)| event).collect() };
     for &row in &rows {
-        if open.iter().any(|&(other, _)| other == row) {
-            software::ensure(row)?;
+        let events = of(row);
+        if !events.is_empty() {
+            software::ensure_parts(row, &events, options.node_modules.as_deref())?;
         }
     }
     let (begin, mut done) = (Instant::now(), 0);
     for &row in &rows {
-        let of_row: Vec<Event> = open.iter().filter(|&&(other, _)| other == row).map(|&(_, event)| event).collect();
-        if of_row.is_empty() {
+        let events = of(row);
+        if events.is_empty() {
             continue;
         }
-        play(options, row, &of_row, &results, &mut |line| {
+        play(options, row, &events, &results, &outside, &mut |line| {
             done += 1;
             eprintln!("[{done}/{} {:>4} s] {line}", open.len(), begin.elapsed().as_secs());
         })?;
@@ -129,9 +134,16 @@ fn run(options: &Options) -> Result<()> {
     conclude(options, &rows, &results)
 }
 
-fn play(options: &Options, row: Row, events: &[Event], results: &Results, say: &mut dyn FnMut(String)) -> Result<()> {
+fn play(
+    options: &Options,
+    row: Row,
+    events: &[Event],
+    results: &Results,
+    outside: &Outside,
+    say: &mut dyn FnMut(String),
+) -> Result<()> {
     let pause = Duration::from_millis(options.pause);
-    let mut scene = Scene::start(row, options.clients, pause, options.keep).with_context(|| row.title())?;
+    let mut scene = Scene::start(row, options.clients, pause, outside.clone()).with_context(|| row.title())?;
     for &event in events {
         interrupt::check()?;
         let cell = scene.play(event).with_context(|| format!("{}, {}", row.title(), event.title()))?;
@@ -146,9 +158,9 @@ fn conclude(options: &Options, rows: &[Row], results: &Results) -> Result<()> {
     cells.retain(|cell| options.wants(cell.event));
     let json = serde_json::to_string_pretty(&cells)?;
     if options.json {
-        println!("{json}");
+        writeln!(io::stdout(), "{json}")?;
     } else {
-        println!("{}", table::text(&cells));
+        writeln!(io::stdout(), "{}", table::text(&cells))?;
     }
     let all = results.cells(&Row::all());
     let raw = results.write("results.json", &serde_json::to_string_pretty(&all)?)?;
