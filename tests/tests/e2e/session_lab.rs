@@ -158,7 +158,7 @@ fn a_missing_part_is_named_and_how_to_get_it() {
     let said = complaint("node-redis", &[("node", "exit 1")]);
     assert_eq!(
         said,
-        "error: redis-server is missing: `cargo xtask lab sessions` installs it, or `apt-get install redis-server`\n"
+        "balancer: redis-server is missing: `cargo xtask lab sessions` installs it, or `apt-get install redis-server`\n"
     );
 }
 

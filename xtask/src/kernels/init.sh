@@ -20,7 +20,7 @@ suite() {
     name=$1
     shift
     start=$(up)
-    timeout 6000 "$@" >/run/output 2>&1
+    timeout 3600 "$@" >/run/output 2>&1
     code=$?
     grep -oE '[a-z]+: [0-9]+ verified instructions' /run/output | sed 's/^/@@ /'
     if [ $code != 0 ]; then
