@@ -38,10 +38,12 @@ pub fn merge(
     let written = file.clone();
     let (mut additions, mut moved) = (Vec::new(), Vec::new());
     let mut listeners = Vec::new();
-    for service in now.iter().filter(|service| !file.iter().any(|other| other.name == service.name)) {
+    let (base, all_now, written) = (by_name(base), now, by_name(&written));
+    let now = by_name(now);
+    for service in all_now.iter().filter(|service| !written.contains_key(service.name.as_str())) {
         let mut line = format!("service {} is no longer in the file: removed", service.name);
         let at = |other: &&ServiceConfig| other.listen.iter().any(|listener| service.listen.contains(listener));
-        if let Some(heir) = file.iter().find(at).filter(|heir| !now.iter().any(|other| other.name == heir.name)) {
+        if let Some(heir) = file.iter().find(at).filter(|heir| !now.contains_key(heir.name.as_str())) {
             line += &format!(
                 "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
                 heir.name,
@@ -51,14 +53,14 @@ pub fn merge(
         merged.differences.push(line);
     }
     for mut service in file {
-        listen(base, now, (merged.services.len(), &mut service), &mut listeners, &mut merged.differences);
-        let of = |services: &[ServiceConfig]| -> HashMap<String, BackendConfig> {
-            let found = services.iter().find(|other| other.name == service.name);
+        listen(&base, &now, (merged.services.len(), &mut service), &mut listeners, &mut merged.differences);
+        let of = |services: &ByName<'_>| -> HashMap<String, BackendConfig> {
+            let found = services.get(service.name.as_str());
             let backends = found.into_iter().flat_map(|service| &service.backends);
             backends.map(|backend| (backend.name.clone(), backend.clone())).collect()
         };
-        let (base, mut present) = (of(base), of(now));
-        let order = now.iter().find(|other| other.name == service.name);
+        let (base, mut present) = (of(&base), of(&now));
+        let order = now.get(service.name.as_str());
         let order: Vec<String> =
             order.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect();
         let mut backends = Vec::with_capacity(service.backends.len());
@@ -125,16 +127,15 @@ pub fn merge(
     add_listeners(listeners, &mut merged);
     add(additions, &leaves, &mut merged);
     for service in &mut merged.services {
-        let names = |services: &[ServiceConfig]| -> Vec<String> {
-            let found = services.iter().find(|other| other.name == service.name);
+        let names = |services: &ByName<'_>| -> Vec<String> {
+            let found = services.get(service.name.as_str());
             found.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect()
         };
         // One that was removed and added again at run time stays where it is then.
-        if names(&written) == names(base) {
-            let order = names(now);
-            service
-                .backends
-                .sort_by_key(|backend| order.iter().position(|name| *name == backend.name).unwrap_or(usize::MAX));
+        if names(&written) == names(&base) {
+            let order = names(&now);
+            let order: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
+            service.backends.sort_by_key(|backend| order.get(backend.name.as_str()).copied().unwrap_or(usize::MAX));
         }
     }
     merged
@@ -152,6 +153,9 @@ fn same_but_for_weight(one: &BackendConfig, other: &BackendConfig) -> bool {
 /// Puts the backends that were moved at run time to where they are, but for those that cannot live there with what the
 /// file says now. `moved`: where in the list they are, as number of the service and of the backend.
 fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) {
+    if moved.is_empty() {
+        return;
+    }
     let Merged { services, differences, .. } = merged;
     let exchange = |services: &mut [ServiceConfig], (service, index): (usize, usize), other: BackendConfig| {
         let backend = services.get_mut(service)?.backends.get_mut(index)?;
@@ -179,17 +183,23 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) 
     }
 }
 
+type ByName<'a> = HashMap<&'a str, &'a ServiceConfig>;
+
+fn by_name(services: &[ServiceConfig]) -> ByName<'_> {
+    services.iter().map(|service| (service.name.as_str(), service)).collect()
+}
+
 /// Takes out of `service`, which is number `index` of the file's, the listeners that were removed at run time, and puts
 /// those that came at run time to the `additions`.
 fn listen(
-    base: &[ServiceConfig],
-    now: &[ServiceConfig],
+    base: &ByName<'_>,
+    now: &ByName<'_>,
     (index, service): (usize, &mut ServiceConfig),
     additions: &mut Vec<(usize, Listener)>,
     differences: &mut Vec<String>,
 ) {
-    let of = |services: &[ServiceConfig]| -> Option<Vec<Listener>> {
-        services.iter().find(|other| other.name == service.name).map(|service| service.listen.clone())
+    let of = |services: &ByName<'_>| -> Option<Vec<Listener>> {
+        services.get(service.name.as_str()).map(|service| service.listen.clone())
     };
     let (Some(before), Some(present)) = (of(base), of(now)) else { return };
     let name = &service.name;

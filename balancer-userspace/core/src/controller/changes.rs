@@ -75,20 +75,7 @@ impl Controller {
             }
             Change::AddListener { service, listener } => self.add_listener(&service, listener, now),
             Change::RemoveListener { service, listener } => self.remove_listener(&service, listener, now),
-            Change::SetWeight { name, weight } => {
-                let (mut services, index) = self.edit(&name.service)?;
-                let old = self.backend(&name)?.weight();
-                if old == weight {
-                    return Ok((format!("backend {name} has weight {weight} already: nothing changed"), Vec::new()));
-                }
-                let service = services.get_mut(index);
-                for backend in service.into_iter().flat_map(|service| &mut service.backends) {
-                    if backend.name == name.backend {
-                        backend.weight = weight;
-                    }
-                }
-                self.reconfigure(services, &name, &format!("weight {old} → {weight}"), now)
-            }
+            Change::SetWeight { name, weight } => self.set_weight(&name, weight, now),
             Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
             Change::ForceHealth { name, forced } => self.force(&name, forced, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
@@ -113,6 +100,17 @@ impl Controller {
         let mut commands = settled.commands;
         commands.extend(self.remove_those_that_left(now));
         (format!("{message}; {} (--force does not wait for them)", counted(known as usize, "known client")), commands)
+    }
+
+    /// Any weight is right beside any other, so nothing else of the configuration is looked at.
+    fn set_weight(&mut self, name: &BackendName, weight: u16, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        let old = self.backend(name)?.weight();
+        if old == weight {
+            return Ok((format!("backend {name} has weight {weight} already: nothing changed"), Vec::new()));
+        }
+        self.parts_mut(name).for_each(|backend| backend.set_weight(weight));
+        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        Ok((self.done(name, &format!("weight {old} → {weight}"), &settled), settled.commands))
     }
 
     pub(super) fn set_admin(

@@ -44,12 +44,12 @@ impl Controller {
         validate::services(&file)?;
         let configs = self.configs();
         let present = under_new_names(configs.clone(), &file);
+        let left = self.services.iter().flat_map(|service| service.backends().iter().map(move |of| (service, of)));
+        let left = left.filter(|(_, backend)| backend.is_leaving());
+        let left: HashSet<(&str, &str)> = left.map(|(service, backend)| (service.name(), backend.name())).collect();
         let leaving: HashSet<(&str, &str)> = (configs.iter().zip(&present))
             .flat_map(|(old, new)| old.backends.iter().zip(&new.backends).map(move |pair| (old, new, pair)))
-            .filter(|(old, _, (backend, _))| {
-                let name = BackendName { service: old.name.clone(), backend: backend.name.clone() };
-                self.parts(&name).any(Backend::is_leaving)
-            })
+            .filter(|(old, _, (backend, _))| left.contains(&(old.name.as_str(), backend.name.as_str())))
             .map(|(_, new, (_, backend))| (new.name.as_str(), backend.name.as_str()))
             .collect();
         let base = under_new_names(self.file.clone(), &file);

@@ -215,7 +215,7 @@ impl Controller {
 
     /// Takes note of events as one that follows: what checks and next hops say is an opinion, and a way for packets.
     pub(super) fn witness_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
-        let mut rows = HashSet::new();
+        let mut reached_otherwise = HashSet::new();
         for event in events {
             match event {
                 Event::Checked { backend, check, outcome, took } => {
@@ -223,7 +223,7 @@ impl Controller {
                 }
                 Event::NextHop { address, next_hop } => {
                     if self.hops.set(address, next_hop) {
-                        rows.extend(self.services_with(|backend| backend.address().ip() == address));
+                        reached_otherwise.insert(address);
                     }
                 }
                 Event::Swept { known } => {
@@ -238,6 +238,7 @@ impl Controller {
                 Event::Tick => {}
             }
         }
+        let rows: HashSet<_> = self.services_reaching(&reached_otherwise).into_iter().collect();
         let mut commands = self.settle(|service| rows.contains(&service.id()), Vec::new(), None, now).commands;
         commands.extend(self.overrule(now));
         commands

@@ -233,6 +233,7 @@ impl Controller {
         let mut concerned = HashSet::new();
         let mut sweeps = Vec::new();
         let mut ticked = false;
+        let mut reached_otherwise = HashSet::new();
         for event in events {
             match event {
                 Event::Checked { backend, check, outcome, took } => {
@@ -240,7 +241,7 @@ impl Controller {
                 }
                 Event::NextHop { address, next_hop } => {
                     if self.hops.set(address, next_hop) {
-                        concerned.extend(self.services_with(|backend| backend.address().ip() == address));
+                        reached_otherwise.insert(address);
                     }
                 }
                 Event::Swept { known } => {
@@ -254,6 +255,7 @@ impl Controller {
                 }
             }
         }
+        concerned.extend(self.services_reaching(&reached_otherwise));
         let mut commands = Vec::new();
         if !concerned.is_empty() {
             commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
@@ -404,8 +406,9 @@ impl Controller {
     /// The name of the backend with this id in its service, one removed whose clients have not all come back included.
     #[must_use]
     pub fn name_of(&self, id: BackendId) -> Option<&str> {
-        let backends = self.services.iter().flat_map(Service::backends);
-        let present = backends.map(|backend| (backend.id(), backend.name()));
+        let owner = self.owners.get(&id);
+        let service = owner.and_then(|owner| self.services.iter().find(|service| service.id() == *owner));
+        let present = service.into_iter().flat_map(Service::backends).map(|backend| (backend.id(), backend.name()));
         let gone = self.gone.iter().map(|gone| (gone.row.id, gone.name.as_str()));
         present.chain(gone).find(|&(other, _)| other == id).map(|(_, name)| name)
     }
@@ -453,6 +456,14 @@ impl Controller {
     fn services_with(&self, wanted: impl Fn(&Backend) -> bool) -> Vec<ServiceId> {
         let has = |service: &&Service| service.backends().iter().any(&wanted);
         self.services.iter().filter(has).map(Service::id).collect()
+    }
+
+    /// The services with a backend at one of these addresses.
+    fn services_reaching(&self, addresses: &HashSet<IpAddr>) -> Vec<ServiceId> {
+        if addresses.is_empty() {
+            return Vec::new();
+        }
+        self.services_with(|backend| addresses.contains(&backend.address().ip()))
     }
 
     /// Takes note of how many clients each backend has. Gives the services in which one is drained now.

@@ -81,8 +81,15 @@ impl Controller {
             all_moves.insert(service.id(), refreshed.moves);
         }
 
-        let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
-        if published.as_ref() != Some(&specs) {
+        // What is published of a service changes only with it, and there may be thousands.
+        let is_same = |(spec, service): (&ServiceSpec, &Service)| {
+            spec.id == service.id() && (!concerned(service) || *spec == service.spec())
+        };
+        let all_same = |published: &Vec<ServiceSpec>| {
+            published.len() == services.len() && published.iter().zip(&*services).all(is_same)
+        };
+        if !published.as_ref().is_some_and(all_same) {
+            let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
             let before = published.replace(specs.clone());
             commands.publish(before.as_deref().unwrap_or_default(), specs);
         }

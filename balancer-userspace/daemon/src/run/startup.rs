@@ -250,18 +250,17 @@ fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
 async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>) {
     let mut missing: HashSet<IpAddr> = owner.addresses().collect();
     let deadline = Instant::now() + FIRST_NEXT_HOPS;
+    let mut found = Vec::new();
     while !missing.is_empty() {
-        match timeout_at(deadline, events.recv()).await {
-            Ok(Some(event)) => {
-                if let Event::NextHop { address, .. } = &event {
-                    missing.remove(address);
-                }
-                owner.handle(event);
-            }
-            Ok(None) | Err(_) => {
-                warn!("{} next hops are not resolved yet", missing.len());
-                break;
+        if !matches!(timeout_at(deadline, events.recv_many(&mut found, EVENTS)).await, Ok(1..)) {
+            warn!("{} next hops are not resolved yet", missing.len());
+            break;
+        }
+        for event in &found {
+            if let Event::NextHop { address, .. } = event {
+                missing.remove(address);
             }
         }
+        owner.handle_all(found.drain(..));
     }
 }

@@ -1,4 +1,4 @@
-//! What many services and backends cost the controller: a start, a restart, changes, a scrape, memory. A real balancer in a
+//! What many services and backends cost the controller: a start, a restart, changes, memory. A real balancer in a
 //! network namespace, asked through its socket; no packet is sent.
 
 mod machine;
@@ -17,10 +17,7 @@ use balancer_model::names::BackendName;
 use balancer_tests::{
     binaries,
     controller::Controller,
-    failover::{
-        hosts::{Hosts, backend},
-        scrape_text,
-    },
+    failover::hosts::{Hosts, backend},
 };
 use clap::Parser;
 use tokio::runtime::Runtime;
@@ -69,7 +66,6 @@ fn measure(options: &Options) -> Result<()> {
     row("start, until it is ready", &mut [site.start()?]);
     site.memory()?;
     site.changes(&runtime, rounds)?;
-    site.scrapes(rounds)?;
     let size = fs::metadata(site.files.path().join("state.json"))?.len();
     println!("{:<44} {:>9.1} MB", "state file", size as f64 / 1e6);
     site.memory()?;
@@ -148,19 +144,6 @@ impl Site {
         row("a file with one weight changed", applied);
         row("an unchanged file", unchanged);
         row("status", status);
-        Ok(())
-    }
-
-    fn scrapes(&self, rounds: u16) -> Result<()> {
-        let mut length = 0;
-        let mut times = (0..rounds)
-            .map(|_| {
-                let begin = Instant::now();
-                length = scrape_text(&self.hosts.balancer)?.len();
-                Ok(begin.elapsed())
-            })
-            .collect::<Result<Vec<_>>>()?;
-        row(&format!("scrape of {:.1} MB", length as f64 / 1e6), &mut times);
         Ok(())
     }
 
