@@ -69,7 +69,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=900))]
     clients: u16,
     /// Milliseconds between two requests of a client
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    #[arg(long, value_name = "N", default_value_t = 900, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pause: u64,
     /// Where npm has installed what the Node servers are made of
     #[arg(long, value_name = "DIRECTORY")]
