@@ -5,20 +5,19 @@ pub mod hosts;
 pub mod load;
 pub mod wire;
 
-use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use crate::{http_client::Request, metrics::Metrics, namespace::Namespace};
+use crate::{metrics::Metrics, namespace::Namespace};
+
+/// How long a scrape may take.
+const SCRAPE: Duration = Duration::from_secs(2);
 
 /// What the balancer in a namespace counts.
 ///
 /// # Errors
 /// When it does not answer, or says something else than metrics.
 pub fn scrape(namespace: &Namespace) -> Result<Metrics> {
-    let any = SocketAddr::from(([0, 0, 0, 0], 0));
-    let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
-    let reply = namespace.run_in_thread(|| request.send())??;
-    ensure!(reply.status == 200, "/metrics answered {}", reply.status);
-    Metrics::parse(&String::from_utf8(reply.body)?)
+    Metrics::scrape(namespace, SCRAPE)
 }

@@ -26,6 +26,7 @@ pub mod fuzz;
 pub mod generate;
 pub mod http_client;
 pub mod model;
+pub mod outcome;
 pub mod prog_run;
 pub mod rig;
 pub mod site;

@@ -36,7 +36,7 @@ use crate::{
     binaries,
     controller::Controller,
     http_client::{Reply, Request, send_all},
-    metrics::Metrics,
+    metrics::{Metrics, scrape_text},
     process::Process,
     topology::{Family, Shape, Topology},
 };
@@ -365,12 +365,7 @@ impl Site {
     /// # Errors
     /// When it does not answer.
     pub fn metrics_text(&self) -> Result<String> {
-        let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
-        let request = Request { timeout: PATIENCE, ..request };
-        let reply = self.topology.balancer().run_in_thread(|| request.send())??;
-        ensure!(reply.status == 200, "/metrics answered {}", reply.status);
-        Ok(String::from_utf8(reply.body)?)
+        scrape_text(self.topology.balancer(), PATIENCE)
     }
 
     /// The controller's core on the configuration file, in this process: what another balancer of the fleet, or this

@@ -27,11 +27,10 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     ensure_root("the session lab", "lab sessions")?;
     setup(Purpose::Run)?;
     session_lab()?;
-    // With the balancer that it runs.
     programs(&["balancer"], true)?;
     let mut command = program(built("release")?.join("balancer"));
     command.args(["demo", "sessions"]);
-    // What the user says comes later, and wins.
+    // Where the user says nothing else.
     if !options.iter().any(|option| option.starts_with("--output")) {
         command.arg("--output").arg(root().join("target/lab/sessions"));
     }

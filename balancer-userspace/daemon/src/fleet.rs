@@ -410,7 +410,7 @@ fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
 
 /// Now, as of the moment that something was decided at on the leader's clock.
 fn clocks_at(at: Moment) -> Clocks {
-    Clocks { now: Instant::now().into_std(), wall: UNIX_EPOCH + at.0 }
+    Clocks { wall: UNIX_EPOCH + at.0, ..clocks() }
 }
 
 impl Owner<KernelDataplane> {

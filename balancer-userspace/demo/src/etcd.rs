@@ -1,18 +1,21 @@
 //! Servers of etcd, each where it is told, in one namespace or in several.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use crate::{namespace::Namespace, process::Process};
+use crate::{http_client::Request, namespace::Namespace, process::Process};
 
 /// Where clients are answered, and where servers speak with each other.
-pub const CLIENTS: u16 = 2379;
+const CLIENTS: u16 = 2379;
 const PEERS: u16 = 2380;
+/// How soon a server says whether it is well.
+const HEALTH_LIMIT: Duration = Duration::from_millis(500);
 
 /// Files in PEM with which a server speaks TLS with clients; each client shows a certificate.
 #[derive(Clone, Debug)]
@@ -123,6 +126,15 @@ impl Server {
             Some(mut process) => process.kill().map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Whether it can be read from, as seen on its host.
+    #[must_use]
+    pub fn is_well(&self, host: &Namespace) -> bool {
+        let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let request = Request::new(any, SocketAddr::new(self.address, CLIENTS)).path("/health");
+        let request = Request { timeout: HEALTH_LIMIT, ..request };
+        host.run_in_thread(|| request.send()).is_ok_and(|reply| reply.is_ok_and(|reply| reply.status == 200))
     }
 
     /// Sends it a signal.

@@ -1,14 +1,37 @@
 //! What `/metrics` says, as numbers.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+
+use crate::{http_client::Request, namespace::Namespace};
+
+/// What the balancer in `namespace` answers to a scrape, as text, within this time.
+///
+/// # Errors
+/// When it does not answer, or with something else.
+pub fn scrape_text(namespace: &Namespace, limit: Duration) -> Result<String> {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
+    let request = Request { timeout: limit, ..request };
+    let reply = namespace.run_in_thread(|| request.send())??;
+    ensure!(reply.status == 200, "/metrics answered {}", reply.status);
+    Ok(String::from_utf8(reply.body)?)
+}
 
 /// The samples of one scrape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
+    /// Asks the balancer in `namespace`, which must answer within this time.
+    ///
+    /// # Errors
+    /// When it does not, or says something else than metrics.
+    pub fn scrape(namespace: &Namespace, limit: Duration) -> Result<Self> {
+        Self::parse(&scrape_text(namespace, limit)?)
+    }
+
     /// Reads the text; comments are left out.
     ///
     /// # Errors

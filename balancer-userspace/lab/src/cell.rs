@@ -100,3 +100,23 @@ impl Cell {
         bytes as f64 / self.requests.max(1) as f64
     }
 }
+
+/// A result of ten requests at which nothing moved, for tests.
+#[cfg(test)]
+pub(crate) fn fixture(row: Row, event: Event, own: Sessions) -> Cell {
+    Cell {
+        row,
+        event,
+        own,
+        nat: Sessions::default(),
+        elsewhere: Sessions::default(),
+        requests: 10,
+        failed: 0,
+        latency_ms: Latency { p50: 1.0, p99: 2.0 },
+        moved_seen: 0,
+        moved_counted: None,
+        inner: Inner::default(),
+        seconds: 1.0,
+        notes: Vec::new(),
+    }
+}

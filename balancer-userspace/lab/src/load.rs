@@ -13,10 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    client::{Answer, Client, Request, Verdict},
-    tally::Seen,
-};
 use anyhow::{Context as _, Result, ensure};
 use balancer_demo::namespace::Entrance;
 use tokio::{
@@ -25,7 +21,11 @@ use tokio::{
     task::LocalSet,
 };
 
-use crate::interrupt;
+use crate::{
+    client::{Answer, Client, Request, Verdict},
+    interrupt,
+    tally::Seen,
+};
 
 /// For all of a request.
 const TIMEOUT: Duration = Duration::from_secs(2);

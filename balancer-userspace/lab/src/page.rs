@@ -192,7 +192,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::{escaped, html};
     use crate::{
-        cell::{Cell, Inner, Latency, Sessions},
+        cell::{Cell, Inner, Latency, Sessions, fixture},
         event::Event,
         row::{Front, Row},
         strategy::Strategy,
@@ -200,19 +200,12 @@ mod tests {
 
     fn cell(strategy: Strategy, front: Front, event: Event, survived: u64) -> Cell {
         Cell {
-            row: Row { strategy, front },
-            event,
-            own: Sessions { total: 10, survived, lost: 10 - survived, stale: 0 },
-            nat: Sessions::default(),
-            elsewhere: Sessions::default(),
             requests: 100,
             failed: 3,
             latency_ms: Latency { p50: 1.0, p99: 40.0 },
             moved_seen: 2,
-            moved_counted: None,
             inner: Inner { servers: 0, store: 12_300 },
-            seconds: 1.0,
-            notes: Vec::new(),
+            ..fixture(Row { strategy, front }, event, Sessions { total: 10, survived, lost: 10 - survived, stale: 0 })
         }
     }
 

@@ -2,28 +2,26 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
+use anyhow::{Context as _, Result, bail};
+use balancer_demo::topology::Family;
+
 use crate::{
     cell::{Cell, Inner},
     event::Event,
-    row::{Front as Kind, Row},
-    strategy::Home,
-    tally::{Unit, tally},
-};
-use anyhow::{Context as _, Result, bail};
-use balancer_demo::topology::Family;
-use std::net::SocketAddr;
-
-use crate::{
     front::{Balancers, Front},
     hosts::{Hosts, Octets, Outside},
     load::{Load, Plan},
     part::PATIENCE,
+    row::{Front as Kind, Row},
     servers::{PORT, Servers},
     stores::{self, Stores},
+    strategy::Home,
+    tally::{Unit, tally},
 };
 
 /// Clients that share an address.

@@ -85,7 +85,7 @@ mod tests {
 
     use super::Results;
     use crate::{
-        cell::{Cell, Inner, Latency, Sessions},
+        cell::{Cell, Latency, Sessions, fixture},
         event::Event,
         row::{Front, Row},
         strategy::Strategy,
@@ -93,19 +93,15 @@ mod tests {
 
     fn cell(event: Event) -> Cell {
         Cell {
-            row: Row { strategy: Strategy::NodeMemory, front: Front::Sticky },
-            event,
-            own: Sessions { total: 3, survived: 2, lost: 1, stale: 0 },
-            nat: Sessions::default(),
-            elsewhere: Sessions::default(),
-            requests: 10,
             failed: 1,
             latency_ms: Latency { p50: 1.5, p99: 2.5 },
             moved_seen: 1,
             moved_counted: Some(1),
-            inner: Inner::default(),
-            seconds: 1.0,
-            notes: Vec::new(),
+            ..fixture(
+                Row { strategy: Strategy::NodeMemory, front: Front::Sticky },
+                event,
+                Sessions { total: 3, survived: 2, lost: 1, stale: 0 },
+            )
         }
     }
 

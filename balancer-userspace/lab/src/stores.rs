@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use crate::strategy::Strategy;
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_demo::namespace::{Namespace, run};
 
@@ -17,6 +16,7 @@ use crate::{
     hosts::{Hosts, STORE_VIP, StoreHost},
     part::Part,
     software,
+    strategy::Strategy,
 };
 
 pub(crate) const REDIS: u16 = 6379;

@@ -14,6 +14,7 @@ use balancer_core::controller::Controller;
 use balancer_daemon::{metrics::render, neighbours::Neighbours, owner::Owner, prober::Prober, supervisor::Supervisor};
 use balancer_dataplane::{Capacity, KernelDataplane};
 use balancer_model::file;
+use balancer_tests::outcome::outcome;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::mpsc;
 
@@ -22,13 +23,7 @@ const BACKENDS: u32 = 100;
 const ROUNDS: usize = 21;
 
 fn main() -> ExitCode {
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome(measure())
 }
 
 fn measure() -> Result<()> {

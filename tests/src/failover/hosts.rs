@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4, TcpListener},
     os::fd::AsRawFd as _,
+    path::Path,
 };
 
 use crate::namespace::{Namespace, join};
@@ -64,6 +65,17 @@ const fn number_in(net: u8, address: Ipv4Addr) -> Option<u16> {
         [10, second, high, low] if second == net => Some(u16::from_be_bytes([high, low])),
         _ => None,
     }
+}
+
+/// How a configuration for the balancer begins, its files in `files`: both interfaces, and a key that is always the same.
+#[must_use]
+pub fn settings(files: &Path) -> String {
+    let files = files.display();
+    format!(
+        "interfaces = [\"eth0\", \"eth1\"]\nxdp_mode = \"native\"\nstate_file = \"{files}/state.json\"\n\
+         [control]\nsocket = \"{files}/balancer.sock\"\n\
+         [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n"
+    )
 }
 
 impl Hosts {

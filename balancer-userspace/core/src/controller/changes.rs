@@ -92,10 +92,15 @@ impl Controller {
         }
     }
 
+    /// Settles the service of a backend that was changed.
+    fn settle_around(&mut self, name: &BackendName, now: Instant) -> Settled {
+        self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now)
+    }
+
     /// Begins to drain a backend that is to be removed.
     pub(super) fn leave(&mut self, name: &BackendName, known: u64, now: Instant) -> (String, Vec<Command>) {
         self.parts_mut(name).for_each(Backend::leave);
-        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let settled = self.settle_around(name, now);
         let message = self.done(name, "drains before it is removed", &settled);
         let mut commands = settled.commands;
         commands.extend(self.remove_those_that_left(now));
@@ -109,7 +114,7 @@ impl Controller {
             return Ok((format!("backend {name} has weight {weight} already: nothing changed"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.set_weight(weight));
-        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let settled = self.settle_around(name, now);
         Ok((self.done(name, &format!("weight {old} → {weight}"), &settled), settled.commands))
     }
 
@@ -131,7 +136,7 @@ impl Controller {
             return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.set_admin(admin, timeout));
-        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let settled = self.settle_around(name, now);
         Ok((self.done(name, word, &settled), settled.commands))
     }
 
@@ -151,7 +156,7 @@ impl Controller {
             return Ok((format!("backend {name} {already} already: nothing changed"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.force(forced));
-        let settled = self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now);
+        let settled = self.settle_around(name, now);
         let what = match forced {
             Some(_) => what.to_owned(),
             None => format!("{what} again, is {}", self.backend(name)?.state().word()),

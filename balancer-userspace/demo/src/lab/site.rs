@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::IpAddr,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -21,9 +21,8 @@ use super::{
 use crate::{
     backend::{self, Backend},
     config::{listen, name},
-    etcd::{self, Server, servers},
+    etcd::{Server, servers},
     files::Files,
-    http_client::Request,
     namespace::Namespace,
     process::Process,
     routing,
@@ -35,9 +34,6 @@ const ENGINES: [u16; 3] = [61, 62, 63];
 
 /// What etcd is started with besides. Nothing of it is to outlive the lab.
 const ENGINES_ARGUMENTS: [&str; 2] = ["--auto-compaction-retention=5m", "--unsafe-no-fsync"];
-
-/// How soon etcd says whether it is well.
-const HEALTH_LIMIT: Duration = Duration::from_millis(500);
 
 /// Between a request to end and the second one, which balancers do not linger after.
 const FAREWELL: Duration = Duration::from_millis(200);
@@ -51,10 +47,7 @@ pub(super) struct Engine {
 impl Engine {
     /// Whether it can be read from.
     pub(super) fn is_well(&self) -> bool {
-        let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
-        let target = SocketAddr::new(self.server.address(), etcd::CLIENTS);
-        let request = Request { timeout: HEALTH_LIMIT, ..Request::new(any, target).path("/health") };
-        self.host.run_in_thread(|| request.send()).is_ok_and(|reply| reply.is_ok_and(|reply| reply.status == 200))
+        self.server.is_well(&self.host)
     }
 }
 

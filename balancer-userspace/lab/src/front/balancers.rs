@@ -9,13 +9,11 @@ use std::{
     time::Duration,
 };
 
-use crate::event::Event;
 use anyhow::{Context as _, Result, ensure};
 use balancer_api::model::StatusView;
 use balancer_demo::{
     controller::Controller,
-    etcd::{CLIENTS, Server, servers},
-    http_client::Request,
+    etcd::{Server, servers},
     metrics::Metrics,
     namespace::Namespace,
     process::Process,
@@ -24,6 +22,7 @@ use balancer_demo::{
 };
 
 use crate::{
+    event::Event,
     hosts::{BALANCERS, Hosts},
     part::PATIENCE,
     servers::{HEALTH, PORT},
@@ -228,7 +227,7 @@ impl Balancers {
     pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
         let gone = usize::from(self.kind.balancers()) - self.balancers.borrow().len();
         let of = |host| {
-            let metrics = scrape(host).ok()?;
+            let metrics = Metrics::scrape(host, SCRAPE).ok()?;
             // There is no sample before the first move.
             Some(metrics.sum("moves_total", &["service=\"web\""]).unwrap_or(0.0) as u64)
         };
@@ -278,24 +277,10 @@ fn start_engines(hosts: &Hosts) -> Result<Vec<Server>> {
     for (engine, host) in engines.iter_mut().zip(&hosts.engines) {
         engine.start(host)?;
     }
-    for (host, address) in hosts.engines.iter().zip(addresses) {
-        let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let request = Request::new(any, SocketAddr::new(address, CLIENTS)).path("/health");
-        let request = Request { timeout: SCRAPE, ..request };
-        wait("etcd to be well", || {
-            host.run_in_thread(|| request.send()).is_ok_and(|reply| reply.is_ok_and(|reply| reply.status == 200))
-        })?;
+    for (engine, host) in engines.iter().zip(&hosts.engines) {
+        wait("etcd to be well", || engine.is_well(host))?;
     }
     Ok(engines)
-}
-
-fn scrape(namespace: &Namespace) -> Result<Metrics> {
-    let any = SocketAddr::from(([0, 0, 0, 0], 0));
-    let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
-    let request = Request { timeout: SCRAPE, ..request };
-    let reply = namespace.run_in_thread(|| request.send())??;
-    ensure!(reply.status == 200, "/metrics answered {}", reply.status);
-    Metrics::parse(&String::from_utf8(reply.body)?)
 }
 
 fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {

@@ -3,17 +3,17 @@
 mod balancers;
 mod proxies;
 
-use crate::{
-    event::Event,
-    row::{Front as Kind, Row},
-};
 use anyhow::Result;
 
 pub(crate) use self::{
     balancers::{Balancers, FrontOf},
     proxies::Proxy,
 };
-use crate::hosts::Hosts;
+use crate::{
+    event::Event,
+    hosts::Hosts,
+    row::{Front as Kind, Row},
+};
 
 /// What is in front of the servers. Dropping it ends it.
 #[derive(Debug)]

@@ -10,7 +10,6 @@ use std::{
     path::PathBuf,
 };
 
-use crate::row::Front as Kind;
 use anyhow::{Context as _, Result, ensure};
 use balancer_demo::topology::{Family, Topology};
 use nix::sys::signal::Signal;
@@ -18,6 +17,7 @@ use nix::sys::signal::Signal;
 use crate::{
     hosts::Hosts,
     part::Part,
+    row::Front as Kind,
     servers::{HEALTH, PORT},
 };
 

@@ -9,12 +9,16 @@ use std::{
     time::Duration,
 };
 
-use crate::strategy::{Home, Strategy};
 use anyhow::{Context as _, Result, ensure};
 use balancer_demo::{http_client::Request, topology::Family};
 use nix::sys::signal::Signal;
 
-use crate::{hosts::Hosts, part::Part, software};
+use crate::{
+    hosts::Hosts,
+    part::Part,
+    software,
+    strategy::{Home, Strategy},
+};
 
 /// Where servers listen.
 pub(crate) const PORT: u16 = 80;

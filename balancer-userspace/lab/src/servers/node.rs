@@ -2,11 +2,10 @@
 
 use std::fs;
 
-use crate::strategy::Strategy;
 use anyhow::{Context as _, Result};
 
 use super::{PORT, Setting};
-use crate::{part::Part, software};
+use crate::{part::Part, software, strategy::Strategy};
 
 pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
     let store = match setting.strategy {

@@ -2,11 +2,10 @@
 
 use std::{fmt::Write as _, fs, os::unix::fs::symlink};
 
-use crate::strategy::Strategy;
 use anyhow::{Context as _, Result};
 
 use super::Setting;
-use crate::{hosts::server_address, part::Part, software};
+use crate::{hosts::server_address, part::Part, software, strategy::Strategy};
 
 const HOME: &str = "/usr/share/tomcat10";
 /// Where servers tell each other of sessions.

@@ -21,13 +21,14 @@ use balancer_tests::{
     binaries,
     controller::Controller,
     failover::{
-        hosts::{Hosts, Servers, VIP, backend},
+        hosts::{Hosts, Servers, VIP, backend, settings},
         load::{self, Load},
         scrape,
         wire::Wire,
     },
     frame::{ACK, SYN},
     metrics::Metrics,
+    outcome::outcome,
 };
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -60,13 +61,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match measure(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome(measure(&Options::parse()))
 }
 
 fn measure(options: &Options) -> Result<()> {
@@ -255,16 +250,14 @@ impl Site {
 }
 
 fn configuration(backends: u16, remember: &str, files: &Path) -> Result<String> {
-    let files = files.display();
-    let mut text = format!(
-        "interfaces = [\"eth0\", \"eth1\"]\nxdp_mode = \"native\"\nstate_file = \"{files}/state.json\"\n\
-         [control]\nsocket = \"{files}/balancer.sock\"\n\
-         [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n\
-         [[service]]\nname = \"web\"\naddress = \"{VIP}\"\nforwarding = \"nat\"\ntable_size = 65537\n\
+    let mut text = settings(files);
+    write!(
+        text,
+        "[[service]]\nname = \"web\"\naddress = \"{VIP}\"\nforwarding = \"nat\"\ntable_size = 65537\n\
          remember = \"{remember}\"\n\
          check = {{ type = \"tcp\", interval = \"1s\", fast_interval = \"100ms\", timeout = \"1s\", fall = {FALL}, \
          rise = 1 }}\n"
-    );
+    )?;
     for number in 1..=backends {
         let address = backend(number);
         write!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n")?;

@@ -24,6 +24,7 @@ use balancer_tests::{
     etcd::{EtcdCluster, Options},
     failover::hosts::{self, Hosts, Servers, VIP},
     namespace::Namespace,
+    outcome::outcome,
 };
 use clap::Parser;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -61,13 +62,7 @@ fn clients(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
-    match measure(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome(measure(&Args::parse()))
 }
 
 fn measure(args: &Args) -> Result<()> {

@@ -22,6 +22,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use balancer_tests::{
     asm::{Program, ProgramArray, Register, constant},
+    outcome::outcome,
     prog_run,
 };
 use clap::Parser;
@@ -54,13 +55,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    match measure(options.rounds).and_then(|rows| report::print(&rows, options.json)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome(measure(options.rounds).and_then(|rows| report::print(&rows, options.json)))
 }
 
 /// A program, the frame it gets next, and its fastest run.

@@ -17,7 +17,8 @@ use balancer_model::names::BackendName;
 use balancer_tests::{
     binaries,
     controller::Controller,
-    failover::hosts::{Hosts, backend},
+    failover::hosts::{Hosts, backend, settings},
+    outcome::outcome,
 };
 use clap::Parser;
 use tokio::runtime::Runtime;
@@ -47,13 +48,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match measure(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome(measure(&Options::parse()))
 }
 
 fn measure(options: &Options) -> Result<()> {
@@ -162,13 +157,8 @@ fn timed<T, E: std::error::Error + Send + Sync + 'static>(what: impl FnOnce() ->
 }
 
 fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
-    let files = files.display();
     let Options { services, backends, table_size, forwarding, .. } = options;
-    let mut text = format!(
-        "interfaces = [\"eth0\", \"eth1\"]\nxdp_mode = \"native\"\nstate_file = \"{files}/state.json\"\n\
-         [control]\nsocket = \"{files}/balancer.sock\"\n\
-         [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n"
-    );
+    let mut text = settings(files);
     for service in 0..*services {
         let [high, low] = service.to_be_bytes();
         write!(

@@ -12,6 +12,7 @@ mod steps;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result};
+use balancer_tests::outcome::outcome;
 use clap::Parser;
 
 use crate::operator::Operator;
@@ -34,13 +35,7 @@ pub(crate) struct Options {
 }
 
 fn main() -> ExitCode {
-    match attempt(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome(attempt(&Options::parse()))
 }
 
 fn attempt(options: &Options) -> Result<()> {

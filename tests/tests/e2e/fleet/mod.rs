@@ -229,11 +229,7 @@ impl Fleet {
     }
 
     fn metrics(&self, number: usize) -> String {
-        let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
-        let request = Request { timeout: PATIENCE, ..request };
-        let reply = self.namespace(number).run_in_thread(|| request.send()).unwrap().unwrap();
-        String::from_utf8(reply.body).unwrap()
+        balancer_tests::metrics::scrape_text(self.namespace(number), PATIENCE).unwrap()
     }
 
     /// Backends of `web`, with state and slots.
