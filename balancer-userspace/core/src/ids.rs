@@ -11,7 +11,7 @@ use crate::io::BackendId;
 ///
 /// They are kept as runs of rising ids (first, last), none of which goes on where the one before it ends: nearly all ids
 /// are free nearly always, and a controller that decides for a fleet is copied and compared often.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ids(VecDeque<(u16, u16)>);
 
 impl Ids {

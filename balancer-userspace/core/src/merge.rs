@@ -4,7 +4,7 @@
 //! listeners and backends and the latters' weights can differ at run time, so a service's other settings are always the
 //! file's.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
@@ -18,7 +18,7 @@ use balancer_model::{
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
     /// The services to be.
-    pub services: Vec<ServiceConfig>,
+    pub services: Vec<Arc<ServiceConfig>>,
     /// Backends that were about to be removed and are wanted by the file.
     pub called_back: Vec<BackendName>,
     /// Where file and run time differ, one line each.
@@ -26,13 +26,13 @@ pub struct Merged {
 }
 
 /// Merges `file`, which is valid, into `now`, where `base` is what the file said before. `leaves` tells which backends
-/// of `now` are being removed.
+/// of `now` are being removed. A service that all three have alike is the one of `file`, not a copy.
 #[must_use]
 pub fn merge(
-    base: &[ServiceConfig],
-    now: &[ServiceConfig],
+    base: &[Arc<ServiceConfig>],
+    now: &[Arc<ServiceConfig>],
     leaves: impl Fn(&str, &str) -> bool,
-    file: Vec<ServiceConfig>,
+    file: Vec<Arc<ServiceConfig>>,
 ) -> Merged {
     let mut merged = Merged::default();
     let written = file.clone();
@@ -42,7 +42,7 @@ pub fn merge(
     let now = by_name(now);
     for service in all_now.iter().filter(|service| !written.contains_key(service.name.as_str())) {
         let mut line = format!("service {} is no longer in the file: removed", service.name);
-        let at = |other: &&ServiceConfig| other.listen.iter().any(|listener| service.listen.contains(listener));
+        let at = |other: &&Arc<ServiceConfig>| other.listen.iter().any(|listener| service.listen.contains(listener));
         if let Some(heir) = file.iter().find(at).filter(|heir| !now.contains_key(heir.name.as_str())) {
             line += &format!(
                 "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
@@ -52,7 +52,14 @@ pub fn merge(
         }
         merged.differences.push(line);
     }
-    for mut service in file {
+    let stays = |service: &ServiceConfig| service.backends.iter().all(|backend| !leaves(&service.name, &backend.name));
+    let settled: Vec<bool> = file.iter().map(|service| alike(&base, &now, service) && stays(service)).collect();
+    for (service, settled) in file.into_iter().zip(&settled) {
+        if *settled {
+            merged.services.push(service);
+            continue;
+        }
+        let mut service = Arc::unwrap_or_clone(service);
         listen(&base, &now, (merged.services.len(), &mut service), &mut listeners, &mut merged.differences);
         let of = |services: &ByName<'_>| -> HashMap<String, BackendConfig> {
             let found = services.get(service.name.as_str());
@@ -121,12 +128,12 @@ pub fn merge(
             }
         }
         service.backends = backends;
-        merged.services.push(service);
+        merged.services.push(Arc::new(service));
     }
     move_again(moved, &mut merged);
     add_listeners(listeners, &mut merged);
     add(additions, &leaves, &mut merged);
-    for service in &mut merged.services {
+    for (service, _) in merged.services.iter_mut().zip(settled).filter(|(_, settled)| !settled) {
         let names = |services: &ByName<'_>| -> Vec<String> {
             let found = services.get(service.name.as_str());
             found.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect()
@@ -135,7 +142,9 @@ pub fn merge(
         if names(&written) == names(&base) {
             let order = names(&now);
             let order: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
-            service.backends.sort_by_key(|backend| order.get(backend.name.as_str()).copied().unwrap_or(usize::MAX));
+            Arc::make_mut(service)
+                .backends
+                .sort_by_key(|backend| order.get(backend.name.as_str()).copied().unwrap_or(usize::MAX));
         }
     }
     merged
@@ -157,8 +166,8 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) 
         return;
     }
     let Merged { services, differences, .. } = merged;
-    let exchange = |services: &mut [ServiceConfig], (service, index): (usize, usize), other: BackendConfig| {
-        let backend = services.get_mut(service)?.backends.get_mut(index)?;
+    let exchange = |services: &mut [Arc<ServiceConfig>], (service, index): (usize, usize), other: BackendConfig| {
+        let backend = Arc::make_mut(services.get_mut(service)?).backends.get_mut(index)?;
         let other = BackendConfig { weight: backend.weight, ..other };
         Some(std::mem::replace(backend, other))
     };
@@ -183,10 +192,19 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) 
     }
 }
 
-type ByName<'a> = HashMap<&'a str, &'a ServiceConfig>;
+type ByName<'a> = HashMap<&'a str, &'a Arc<ServiceConfig>>;
 
-fn by_name(services: &[ServiceConfig]) -> ByName<'_> {
+fn by_name(services: &[Arc<ServiceConfig>]) -> ByName<'_> {
     services.iter().map(|service| (service.name.as_str(), service)).collect()
+}
+
+/// Whether `service` is what the file said before and what there is at run time.
+fn alike(base: &ByName<'_>, now: &ByName<'_>, service: &Arc<ServiceConfig>) -> bool {
+    let same = |of: &ByName<'_>| {
+        let other = of.get(service.name.as_str());
+        other.is_some_and(|other| Arc::ptr_eq(other, service) || *other == service)
+    };
+    same(base) && same(now)
 }
 
 /// Takes out of `service`, which is number `index` of the file's, the listeners that were removed at run time, and puts
@@ -219,13 +237,13 @@ fn listen(
 fn add_listeners(additions: Vec<(usize, Listener)>, merged: &mut Merged) {
     let Merged { services, differences, .. } = merged;
     for (index, listener) in additions {
-        let Some(service) = services.get_mut(index) else { continue };
+        let Some(service) = services.get_mut(index).map(Arc::make_mut) else { continue };
         service.listen.push(listener);
         let name = service.name.clone();
         match validate::services(services) {
             Ok(()) => differences.push(format!("listener {listener} of {name} was added at run time and is kept")),
             Err(refused) => {
-                if let Some(service) = services.get_mut(index) {
+                if let Some(service) = services.get_mut(index).map(Arc::make_mut) {
                     service.listen.pop();
                 }
                 differences
@@ -238,20 +256,23 @@ fn add_listeners(additions: Vec<(usize, Listener)>, merged: &mut Merged) {
 /// Adds the backends that came at run time, or are about to go. One that cannot live with what the file says now has to go
 /// at once.
 fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> bool, merged: &mut Merged) {
+    if additions.is_empty() {
+        return;
+    }
     let Merged { services, differences, .. } = merged;
     let mut together = services.clone();
     for (index, backend) in &additions {
-        together.get_mut(*index).into_iter().for_each(|service| service.backends.push(backend.clone()));
+        together.get_mut(*index).into_iter().for_each(|of| Arc::make_mut(of).backends.push(backend.clone()));
     }
     let all_fit = validate::services(&together).is_ok();
     for (index, backend) in additions {
-        let Some(service) = services.get_mut(index) else { continue };
+        let Some(service) = services.get_mut(index).map(Arc::make_mut) else { continue };
         let (full, address) = (format!("{}/{}", service.name, backend.name), service.shown_address(&backend));
         let leaving = leaves(&service.name, &backend.name);
         service.backends.push(backend);
         let refused = if all_fit { None } else { validate::services(services).err() };
         if let Some(refused) = refused {
-            services.get_mut(index).into_iter().for_each(|service| drop(service.backends.pop()));
+            services.get_mut(index).into_iter().for_each(|of| drop(Arc::make_mut(of).backends.pop()));
             let was = if leaving { "was being removed" } else { "was added at run time" };
             differences.push(format!("backend {full} {address} {was} and is removed: {refused}"));
         } else if !leaving {
@@ -304,7 +325,7 @@ mod tests {
     use super::*;
 
     /// A service of `NAME ADDRESS WEIGHT` lines; a name with `-` at its end is being removed.
-    fn web(backends: &[&str]) -> Vec<ServiceConfig> {
+    fn web(backends: &[&str]) -> Vec<Arc<ServiceConfig>> {
         let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &[]);
         for line in backends {
             let [name, host, weight] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
@@ -313,7 +334,7 @@ mod tests {
             backend.weight = weight.parse().unwrap();
             web.backends.push(backend);
         }
-        vec![web]
+        vec![Arc::new(web)]
     }
 
     #[test]
@@ -433,8 +454,8 @@ mod tests {
     fn settings_and_services_are_the_files() {
         let base = web(&["a 1 1"]);
         let mut file = base.clone();
-        file[0].remember = Duration::from_secs(60);
-        file.push(service("dns", "198.51.100.11:53", Forwarding::Dsr, &[]));
+        Arc::make_mut(&mut file[0]).remember = Duration::from_secs(60);
+        file.push(Arc::new(service("dns", "198.51.100.11:53", Forwarding::Dsr, &[])));
         let merged = merge(&base, &base, |_, _| false, file.clone());
         assert_eq!((merged.services, merged.differences), (file.clone(), Vec::new()));
         let merged = merge(&file, &file, |_, _| false, base.clone());

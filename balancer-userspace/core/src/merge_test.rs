@@ -1,6 +1,9 @@
 //! The merge, written a second time from what the book says of it: backend by backend, as values that three sides have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_model::{
@@ -17,14 +20,14 @@ type Place = (u8, u16);
 /// Backends by name, in order.
 type Side = Vec<(char, Place)>;
 
-fn config(side: &Side) -> Vec<ServiceConfig> {
+fn config(side: &Side) -> Vec<Arc<ServiceConfig>> {
     let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &[]);
     for (name, (host, weight)) in side {
         let mut of = backend(&name.to_string(), &format!("10.0.0.{host}:8080"));
         of.weight = *weight;
         web.backends.push(of);
     }
-    vec![web]
+    vec![Arc::new(web)]
 }
 
 fn find(side: &Side, name: char) -> Option<Place> {
@@ -97,7 +100,7 @@ prop_compose! {
     }
 }
 
-fn shown(services: &[ServiceConfig]) -> Side {
+fn shown(services: &[Arc<ServiceConfig>]) -> Side {
     let backends = services.iter().flat_map(|service| &service.backends);
     let host = |address: std::net::IpAddr| match address {
         std::net::IpAddr::V4(address) => address.octets()[3],

@@ -3,6 +3,7 @@
 //!
 //! A hundred thousand of them: `cargo xtask soak`.
 
+mod disk;
 mod inspect;
 mod plain_maglev;
 mod plane;

@@ -1,6 +1,6 @@
 //! The next hops of the backends' addresses. Backends that share an address share one watch.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use balancer_common::map_types::Forwarding;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextH
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Watch {
     hop: Hop,
     users: usize,
@@ -52,7 +52,8 @@ struct Watch {
 /// Every watched address.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NextHops {
-    watches: BTreeMap<IpAddr, Watch>,
+    /// Shared between copies until one of them changes.
+    watches: Arc<BTreeMap<IpAddr, Watch>>,
     /// What was known before a restart, until somebody watches.
     before: BTreeMap<IpAddr, Hop>,
 }
@@ -71,8 +72,7 @@ impl NextHops {
     /// Counts one more user of `address`; true if it is the first.
     pub(crate) fn watch(&mut self, address: IpAddr) -> bool {
         let before = &mut self.before;
-        let watch = self
-            .watches
+        let watch = Arc::make_mut(&mut self.watches)
             .entry(address)
             .or_insert_with(|| Watch { hop: before.remove(&address).unwrap_or_default(), users: 0 });
         watch.users += 1;
@@ -81,22 +81,39 @@ impl NextHops {
 
     /// Counts one user of `address` less; true if it was the last.
     pub(crate) fn release(&mut self, address: IpAddr) -> bool {
-        let Some(watch) = self.watches.get_mut(&address) else { return false };
+        let watches = Arc::make_mut(&mut self.watches);
+        let Some(watch) = watches.get_mut(&address) else { return false };
         watch.users -= 1;
         if watch.users > 0 {
             return false;
         }
-        self.watches.remove(&address);
+        watches.remove(&address);
         true
     }
 
     /// Takes over what was found out; false if it is known already, or nobody asked.
     pub(crate) fn set(&mut self, address: IpAddr, next_hop: Result<NextHop, String>) -> bool {
-        let Some(watch) = self.watches.get_mut(&address) else { return false };
         let hop = next_hop.map_or_else(Hop::Failed, Hop::Resolved);
-        let news = watch.hop != hop;
-        watch.hop = hop;
-        news
+        if self.watches.get(&address).is_none_or(|watch| watch.hop == hop) {
+            return false;
+        }
+        if let Some(watch) = Arc::make_mut(&mut self.watches).get_mut(&address) {
+            watch.hop = hop;
+        }
+        true
+    }
+
+    /// What is known otherwise than `before`; `None`: it is not watched any more.
+    pub(crate) fn changed_since(&self, before: &Self) -> Vec<(IpAddr, Option<Hop>)> {
+        if Arc::ptr_eq(&self.watches, &before.watches) {
+            return Vec::new();
+        }
+        let known = |(address, hop): (IpAddr, &Hop)| {
+            let news = before.watches.get(&address).is_none_or(|before| before.hop != *hop);
+            news.then(|| (address, Some(hop.clone())))
+        };
+        let gone = before.watches.keys().filter(|address| !self.watches.contains_key(address));
+        self.all().filter_map(known).chain(gone.map(|&address| (address, None))).collect()
     }
 
     pub(crate) fn get(&self, address: IpAddr) -> Hop {

@@ -151,6 +151,14 @@ impl Controller {
     /// # Errors
     /// [`Refused`] if the change would be.
     pub fn plan(&self, change: Change, now: Instant) -> Result<Plan, Refused> {
+        self.plan_and_make(change, now).map(|(plan, _)| plan)
+    }
+
+    /// As [`plan`](Self::plan), with a controller that has made the change.
+    ///
+    /// # Errors
+    /// [`Refused`] if the change would be.
+    pub fn plan_and_make(&self, change: Change, now: Instant) -> Result<(Plan, Self), Refused> {
         let mut copy = self.as_one_that_decides();
         let (message, mut commands) = copy.change(change, now)?;
         let watched =
@@ -161,7 +169,11 @@ impl Controller {
         let reports = commands
             .into_iter()
             .filter_map(|command| if let Command::Report(report) = command { Some(report.message) } else { None });
+        let untouched = self.services().shared_with(copy.services());
         let services = self.services().iter().map(|before| {
+            if untouched.contains(&before.id()) {
+                return ServicePlan::none(before);
+            }
             let after = copy.services().iter().find(|service| service.id() == before.id());
             let all = before.backends().iter().chain(after.into_iter().flat_map(Service::backends));
             let gone = self.gone().iter().filter(|gone| gone.row.service == before.id());
@@ -187,7 +199,8 @@ impl Controller {
                 },
             }
         });
-        Ok(Plan { message, reports: reports.collect(), services: services.collect() })
+        let services = services.collect();
+        Ok((Plan { message, reports: reports.collect(), services }, copy))
     }
 
     /// What is left in `copy` of the service of `part`, which is not.
@@ -299,6 +312,24 @@ impl Side {
 }
 
 impl ServicePlan {
+    /// Of a service that the change does not touch: its clients need not be counted.
+    fn none(service: &Service) -> Self {
+        let (table, _) = service.tables();
+        let side = Side { table, home: None, failback: false, keeps: HashSet::new(), drains: HashSet::new() };
+        Self {
+            service: service.name().to_owned(),
+            id: service.id(),
+            moves: Moves::default(),
+            before: side.clone(),
+            after: Some(side),
+            removed: false,
+            listeners_added: Vec::new(),
+            listeners_removed: Vec::new(),
+            names: HashMap::new(),
+            forgets: None,
+        }
+    }
+
     /// Counts a known client of this service by its entry. One that is on its way to another backend already is not moved
     /// by the change.
     fn count(&self, entry: Entry, seen: Duration, census: &mut Census) {

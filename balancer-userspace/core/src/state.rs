@@ -5,6 +5,8 @@
 //! `#[serde(default)]`, so that older files stay readable; what an older controller must not overlook gets a new
 //! [`VERSION`].
 
+mod changes;
+
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -27,6 +29,11 @@ use crate::{
     next_hops::Hop,
     rules::Action,
 };
+
+pub use self::changes::{ListChanges, SavedChanges};
+
+/// What backends that are gone for good have counted, by service and name.
+pub type SavedCountersByService = BTreeMap<u16, BTreeMap<String, SavedCounters>>;
 
 /// The version written. A file of a later one is refused.
 pub const VERSION: u32 = 2;
@@ -56,7 +63,7 @@ pub struct SavedState {
     pub next_hops: Vec<(IpAddr, Hop)>,
     /// What backends that are gone for good have counted, by service and name. Filled by the shell.
     #[serde(default)]
-    pub departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+    pub departed: SavedCountersByService,
     /// Moves that other members of a fleet count, by service and cause. Filled by the shell.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
@@ -93,25 +100,6 @@ impl SavedState {
                 }
             }
         }
-    }
-
-    /// Without what checks and sweeps count all the time, and without moments, which change only with something else.
-    #[must_use]
-    pub fn without_counts(mut self) -> Self {
-        self.forget_counts();
-        for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
-            backend.health = Health::agreed(backend.health.verdict().clone());
-            (backend.since, backend.drain_until) = (Moment::NONE, backend.drain_until.map(|_| Moment::NONE));
-            if let Some(start) = &mut backend.slow_start {
-                start.since = Moment::NONE;
-            }
-        }
-        for rule in self.services.iter_mut().flat_map(|service| &mut service.rules) {
-            rule.ends = rule.ends.map(|_| Moment::NONE);
-        }
-        self.clock = None;
-        self.departed.values_mut().flat_map(BTreeMap::values_mut).for_each(|counters| counters.since = None);
-        self
     }
 }
 
@@ -251,11 +239,6 @@ pub struct SavedCounters {
 /// A moment that means the same after a restart: time since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment(pub Duration);
-
-impl Moment {
-    /// Stands for one that does not matter.
-    const NONE: Self = Self(Duration::ZERO);
-}
 
 /// The moment of a state by two clocks: the wall's, which may be set, and one that goes on evenly until the machine ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

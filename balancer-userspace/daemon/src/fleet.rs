@@ -235,7 +235,9 @@ impl Fleet {
 
     /// Tells the protocol what has become different here.
     pub(crate) fn look(&mut self, owner: &mut Owner<KernelDataplane>) {
-        if self.member.is_in_step() && self.file.take().is_some_and(|file| file != owner.controller().file()) {
+        if self.member.is_in_step()
+            && self.file.take().is_some_and(|file| !owner.controller().file().iter().map(AsRef::as_ref).eq(&file))
+        {
             owner.events().warn(
                 "the configuration file says other services than the fleet's last one: the fleet's hold; `balancer apply` \
                  makes the file's the fleet's",

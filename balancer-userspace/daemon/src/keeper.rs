@@ -14,10 +14,7 @@ use std::{
 
 use anyhow::anyhow;
 use balancer_api::model::Changed;
-use balancer_core::{
-    io::{Change, Refused},
-    state::SavedState,
-};
+use balancer_core::io::{Change, Refused};
 use balancer_dataplane::Dataplane;
 use tokio::{
     sync::oneshot,
@@ -29,7 +26,8 @@ use tracing::error;
 use super::{
     host::{Host, Prepared},
     owner::Owner,
-    state_file::StateFile,
+    restorable::Restorable,
+    state_file::{Occasion, StateFile},
     supervisor::panicked,
 };
 
@@ -62,37 +60,17 @@ pub struct Request {
 
 /// Where the state is kept.
 pub trait Save: Send + 'static {
-    /// Replaces the state; it is kept when this returns.
+    /// Keeps the state; it is kept when this returns.
     ///
     /// # Errors
     /// When it cannot be kept; what was there is then as before.
-    fn save(&mut self, state: &SavedState) -> anyhow::Result<()>;
-
-    /// Replaces the state unless what is kept says nearly the same.
-    ///
-    /// # Errors
-    /// As [`save`](Self::save).
-    fn refresh(&mut self, state: &SavedState) -> anyhow::Result<()> {
-        self.save(state)
-    }
+    fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()>;
 }
 
 impl Save for StateFile {
-    fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
-        Self::save(self, state)
+    fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()> {
+        Self::keep(self, state, occasion)
     }
-
-    fn refresh(&mut self, state: &SavedState) -> anyhow::Result<()> {
-        Self::refresh(self, state, Instant::now().into_std())
-    }
-}
-
-/// Whether a state is written in which only counts are new.
-#[derive(Clone, Copy, Debug)]
-enum Counts {
-    Written,
-    /// Most of the time they are not.
-    Pass,
 }
 
 /// See the [module](self).
@@ -179,25 +157,22 @@ impl<F: Save> Keeper<F> {
                 Ok((_, wanted)) if prepared.is_none() && wanted != *host.wanted() => {
                     self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
                 }
-                Ok((state, _)) => self.write(state, Some((request, prepared)), Counts::Written),
+                Ok((state, _)) => self.write(state, Some((request, prepared)), Occasion::Change),
                 Err(refused) => {
                     let _ = request.reply.send(Err(refused));
                 }
             }
         }
         if self.idle.is_some() && self.due <= Instant::now() {
-            self.write(owner.export(), None, Counts::Pass);
+            self.write(owner.restorable(), None, Occasion::Refresh);
         }
     }
 
-    fn write(&mut self, state: SavedState, change: Option<Ready>, counts: Counts) {
+    fn write(&mut self, state: Restorable, change: Option<Ready>, occasion: Occasion) {
         let Some(mut file) = self.idle.take() else { return };
         self.due = Instant::now() + NOW_AND_THEN;
         let task = tokio::task::spawn_blocking(move || {
-            let save = || match counts {
-                Counts::Written => file.save(&state),
-                Counts::Pass => file.refresh(&state),
-            };
+            let save = || file.keep(state, occasion);
             // A panic is the end of this state, not of the file.
             let saved = panic::catch_unwind(AssertUnwindSafe(save));
             let saved = saved.unwrap_or_else(|panic| Err(anyhow!("writing the state {}", panicked(panic.as_ref()))));
@@ -276,7 +251,7 @@ impl<F: Save> Keeper<F> {
             self.idle = Some(file);
         }
         if self.idle.is_some() {
-            self.write(owner.export(), None, Counts::Written);
+            self.write(owner.restorable(), None, Occasion::Whole);
             self.progress().await;
         }
     }
@@ -284,9 +259,7 @@ impl<F: Save> Keeper<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use balancer_core::{controller::Controller, state::Clocks};
+    use balancer_core::controller::Controller;
     use balancer_model::{
         fixture::{KEY, config, now, web},
         names::BackendName,
@@ -300,7 +273,7 @@ mod tests {
     }
 
     impl Save for Broken {
-        fn save(&mut self, _: &SavedState) -> anyhow::Result<()> {
+        fn keep(&mut self, _: Restorable, _: Occasion) -> anyhow::Result<()> {
             self.saved += 1;
             assert!(self.saved > 1, "out of paper");
             Ok(())
@@ -326,18 +299,18 @@ mod tests {
         let mut controller = Controller::new(config(vec![web()]), KEY);
         let now = now();
         controller.start(now);
-        let state = controller.export(Clocks { now, wall: UNIX_EPOCH });
+        let state = Restorable::of(controller, now);
         let mut keeper = Keeper::new(Broken { saved: 0 });
 
         let (first, answer) = request();
-        keeper.write(state.clone(), Some((first, None)), Counts::Written);
+        keeper.write(state.clone(), Some((first, None)), Occasion::Change);
         assert!(keeper.progress().await.is_none());
         let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
         assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
 
         let (second, _answer) = request();
         assert!(keeper.next_deadline().is_some());
-        keeper.write(state, Some((second, None)), Counts::Written);
+        keeper.write(state, Some((second, None)), Occasion::Change);
         assert!(keeper.progress().await.is_some());
     }
 }

@@ -20,6 +20,7 @@ pub mod owner;
 pub mod prober;
 mod puzzles;
 mod reload;
+mod restorable;
 mod resume;
 pub mod run;
 pub mod service_manager;

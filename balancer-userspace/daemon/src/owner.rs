@@ -26,7 +26,7 @@ use balancer_core::{
     plan::{Plan, Planned},
     report,
     service::{Backend, Service},
-    state::{SavedCounters, SavedEpoch, SavedState},
+    state::{SavedCounters, SavedEpoch},
 };
 use balancer_dataplane::{Dataplane, Forgotten, KnownClients};
 use balancer_model::{
@@ -48,6 +48,7 @@ use crate::{
     keeper::Wish,
     neighbours::Neighbours,
     prober::Prober,
+    restorable::Restorable,
 };
 
 /// A plan for which the known clients have still to be counted.
@@ -147,19 +148,20 @@ impl<D: Dataplane> Owner<D> {
     }
 
     /// What a restart must keep.
-    pub fn export(&self) -> SavedState {
-        self.export_of(&self.controller)
+    pub fn restorable(&self) -> Restorable {
+        self.restorable_with(self.controller.clone())
     }
 
-    fn export_of(&self, controller: &Controller) -> SavedState {
+    fn restorable_with(&self, controller: Controller) -> Restorable {
         let clocks = clocks::clocks();
-        SavedState {
+        Restorable {
+            controller,
             departed: self.departed.export(clocks),
             repeated_moves: self.repeated_moves.iter().map(|(service, moves)| (service.0, moves.to_vec())).collect(),
             withdrawn: self.is_withdrawn(),
             epoch: self.epoch,
+            clocks,
             clock: clocks::saved(clocks),
-            ..controller.export(clocks)
         }
     }
 
@@ -167,7 +169,7 @@ impl<D: Dataplane> Owner<D> {
     ///
     /// # Errors
     /// When the change is refused.
-    pub fn propose(&self, wish: &Wish, if_generation: Option<u64>) -> Result<(SavedState, Wanted), Refused> {
+    pub fn propose(&self, wish: &Wish, if_generation: Option<u64>) -> Result<(Restorable, Wanted), Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(Refused::Stale(generation));
@@ -176,23 +178,14 @@ impl<D: Dataplane> Owner<D> {
             Wish::Change(change) => {
                 let mut controller = self.controller.clone();
                 controller.change(change.clone(), Instant::now().into_std())?;
-                Ok((self.export_of(&controller), self.wanted_by(&controller, self.is_withdrawn())))
+                let wanted = self.wanted_by(&controller, self.is_withdrawn());
+                Ok((self.restorable_with(controller), wanted))
             }
             Wish::Withdraw(withdrawn) => {
-                let state = SavedState { withdrawn: *withdrawn, ..self.export() };
+                let state = Restorable { withdrawn: *withdrawn, ..self.restorable() };
                 Ok((state, self.wanted_by(&self.controller, *withdrawn)))
             }
         }
-    }
-
-    /// What would be wanted of this machine after a change.
-    ///
-    /// # Errors
-    /// When the change is refused.
-    pub fn wanted_after(&self, change: &Change) -> Result<Wanted, Refused> {
-        let mut controller = self.controller.clone();
-        controller.change(change.clone(), Instant::now().into_std())?;
-        Ok(self.wanted_by(&controller, self.is_withdrawn()))
     }
 
     /// Whether something has happened since this was asked last.
@@ -357,7 +350,7 @@ impl<D: Dataplane> Owner<D> {
         let before = self.controller.clone();
         let slots_before = self.all_slots_moved();
         let about = subject(&change);
-        let added = matches!(change, Change::Add { .. });
+        let (added, reloaded) = (matches!(change, Change::Add { .. }), matches!(change, Change::Reload(_)));
         let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
         let (mut message, commands) = self.controller.change(change, now.into_std())?;
         let last_changes = self.last_changes.clone();
@@ -369,7 +362,9 @@ impl<D: Dataplane> Owner<D> {
             return Err(Refused::Conflict(format!("the data path refused, nothing was changed: {error:#}")));
         }
         let leaving = if about.as_ref().is_some_and(|name| self.keeps(name) > 0) { 0 } else { kept_before };
-        self.name_owners();
+        if reloaded {
+            self.name_owners();
+        }
         message += &report::clients_forgotten(std::mem::take(&mut self.forgotten));
         if leaving > 0 {
             message += &format!(", {} moved", counted(leaving as usize, "known client"));
@@ -383,13 +378,14 @@ impl<D: Dataplane> Owner<D> {
         Ok(Changed { message })
     }
 
-    /// What a change would move.
+    /// What a change would move, and what would be wanted of this machine then, if that is not the fleet's to decide.
     ///
     /// # Errors
     /// When the change would be refused.
-    pub fn plan(&self, change: Change) -> Result<Planning, Refused> {
-        let plan = self.controller.plan(change, Instant::now().into_std())?;
-        Ok(Planning { plan, clients: self.dataplane.known_clients() })
+    pub fn plan(&self, change: Change) -> Result<(Planning, Option<Wanted>), Refused> {
+        let (plan, after) = self.controller.plan_and_make(change, Instant::now().into_std())?;
+        let wanted = (!self.controller.is_follower()).then(|| self.wanted_by(&after, self.is_withdrawn()));
+        Ok((Planning { plan, clients: self.dataplane.known_clients() }, wanted))
     }
 
     /// How many known clients stay with a backend; none where there is no such backend.

@@ -97,7 +97,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
             info!("going on from the state in {path}, generation {}", state.generation);
             Some(state)
         }
-        Loaded::Previous(state, warning) => {
+        Loaded::Older(state, warning) => {
             warn!("{warning}");
             Some(state)
         }

@@ -1,18 +1,23 @@
-//! The file that keeps the controller's state.
+//! The file that keeps the controller's state, and the journal beside it.
 //!
 //! ```text
-//! state.json            {"balancer_state":1,"checksum":"…","body":{…}}    the CRC-32 is of the version and the body
-//! state.json.previous   the one before
-//! state.json.lock       locked by the controller that works with them; holds its process id
+//! state.json                    {"balancer_state":2,"checksum":"…","body":{…}}    the CRC-32 is of the version and the body
+//! state.json.journal            what was changed since, where the state is large
+//! state.json.previous           the state before, with the journal that belonged to it
+//! state.json.previous.journal
+//! state.json.lock               locked by the controller that works with them; holds its process id
 //! ```
 //!
-//! A file is written beside, synchronised and renamed, so that there is a whole one at every moment.
+//! A state is written beside, synchronised and renamed, so that there is a whole one at every moment. That takes as long as
+//! the state is large, so where it is, what became different since is appended to the journal instead, until that has
+//! become large as well.
 
+mod journal;
 mod older;
+mod sealed;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    hash::{DefaultHasher, Hasher as _},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -20,15 +25,21 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use balancer_core::state::{SavedState, VERSION};
+use balancer_core::state::{SavedClock, SavedState, VERSION};
 use nix::fcntl::{Flock, FlockArg};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+
+pub(crate) use self::sealed::{open_sealed, sealed};
+use self::{journal::Journal, sealed::Bad};
+use crate::restorable::Restorable;
 
 /// How often counts are written that nothing else has come with.
 const COUNTS_EVERY: Duration = Duration::from_secs(300);
 /// Largest file read, in bytes; far above what the largest state needs.
 const MAX_SIZE: u64 = 256 << 20;
+/// Smaller states are always written whole, in bytes: that takes as long as the disk needs for the first of them.
+const SMALL: u64 = 256 << 10;
+/// By how much the wall clock may have been set for the moments in a journal to be told by the clock of its state.
+const SLEW: Duration = Duration::from_secs(1);
 
 /// A state file that no other controller works with.
 #[derive(Debug)]
@@ -36,9 +47,23 @@ pub struct StateFile {
     path: PathBuf,
     /// Whether what is there may become the previous one.
     good: bool,
-    /// What was last written, but for counts, as a number; and when.
-    written: Option<(u64, Instant)>,
+    /// What is there, if this process has written it.
+    written: Option<Written>,
+    /// The length from which on there is a journal, in bytes.
+    small: u64,
     _lock: Flock<File>,
+}
+
+/// What is in a state file and its journal.
+#[derive(Debug)]
+struct Written {
+    state: Restorable,
+    /// When it was last written whole.
+    at: Instant,
+    clock: Option<SavedClock>,
+    /// Bytes of the whole state.
+    length: u64,
+    journal: Journal,
 }
 
 /// What a state file held.
@@ -48,28 +73,19 @@ pub enum Loaded {
     Nothing,
     /// The state.
     State(Box<SavedState>),
-    /// The state before the last one, and why.
-    Previous(Box<SavedState>, String),
+    /// An earlier state, and why.
+    Older(Box<SavedState>, String),
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Envelope<'a> {
-    balancer_state: u32,
-    checksum: &'a str,
-    #[serde(borrow)]
-    body: &'a RawValue,
-}
-
-/// Why a file is of no use.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Bad {
-    #[error("there is none")]
-    Missing,
-    #[error("version {0}, newer than {VERSION}")]
-    Newer(u32),
-    #[error("{0}")]
-    Broken(String),
+/// What a state is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// A change is about to be made.
+    Change,
+    /// Something may have happened. Where nothing has but counts, nothing is written for five minutes.
+    Refresh,
+    /// The whole state is wanted in one file: at the start and at the end.
+    Whole,
 }
 
 impl StateFile {
@@ -108,7 +124,7 @@ impl StateFile {
         })?;
         let pid = format!("{}\n", std::process::id());
         file.set_len(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0)).with_context(cannot)?;
-        let this = Self { path: path.to_owned(), good: true, written: None, _lock: lock };
+        let this = Self { path: path.to_owned(), good: true, written: None, small: SMALL, _lock: lock };
         this.probe().with_context(cannot)?;
         Ok(this)
     }
@@ -133,7 +149,12 @@ impl StateFile {
         let previous = with_suffix(&self.path, "previous");
         let (path, before) = (self.path.display(), previous.display());
         let why = match read(&self.path) {
-            Ok(state) => return Ok(Loaded::State(Box::new(state))),
+            Ok((state, None)) => return Ok(Loaded::State(Box::new(state))),
+            Ok((state, Some(why))) => {
+                let warning =
+                    format!("{why}: going on from the changes before that; what was changed after them is lost");
+                return Ok(Loaded::Older(Box::new(state), warning));
+            }
             Err(Bad::Missing) => return Ok(Loaded::Nothing),
             Err(Bad::Newer(version)) => bail!(
                 "the state file {path} is of version {version}, this controller reads up to {VERSION}: start the newer \
@@ -143,7 +164,7 @@ impl StateFile {
         };
         self.good = false;
         let then = match read(&previous) {
-            Ok(state) => {
+            Ok((state, _)) => {
                 let date = fs::metadata(&previous)
                     .and_then(|metadata| metadata.modified())
                     .map(|modified| format!(" of {}", humantime::format_rfc3339_seconds(modified)));
@@ -152,7 +173,7 @@ impl StateFile {
                      that is lost",
                     date.unwrap_or_default()
                 );
-                return Ok(Loaded::Previous(Box::new(state), warning));
+                return Ok(Loaded::Older(Box::new(state), warning));
             }
             Err(Bad::Missing) => "is not there".to_owned(),
             Err(Bad::Newer(version)) => format!("is of version {version}"),
@@ -164,65 +185,111 @@ impl StateFile {
         )
     }
 
-    /// Replaces the state where it says something else than the file; where only counts are others, every five minutes.
+    /// Has the files say `state`; they do when this returns.
     ///
     /// # Errors
-    /// Where the kernel refuses; the file is then as before.
-    pub fn refresh(&mut self, state: &SavedState, now: Instant) -> anyhow::Result<()> {
-        let digest = digest(state)?;
-        if self.written.is_some_and(|(written, at)| written == digest && now < at + COUNTS_EVERY) {
+    /// Where the kernel refuses; the files then say what they said.
+    pub fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()> {
+        let Some(mut written) = self.written.take() else { return self.keep_whole(state) };
+        let now = state.clocks.now;
+        let aged = now >= written.at + COUNTS_EVERY;
+        let changes = state.changes_since(&written.state);
+        let counted = aged && !state.controller.is_untouched_since(&written.state.controller);
+        if occasion == Occasion::Refresh && changes.is_empty() && !counted {
+            self.written = Some(written);
             return Ok(());
         }
-        self.save(state)?;
-        self.written = Some((digest, now));
+        let small = written.length < self.small;
+        if small || counted || occasion == Occasion::Whole || !goes_on(written.clock.as_ref(), state.clock.as_ref()) {
+            return self.keep_whole(state);
+        }
+        let line = written.journal.line(&changes).with_context(|| self.cannot())?;
+        if written.journal.length + line.len() as u64 > written.length / 2 {
+            return self.keep_whole(state);
+        }
+        written.journal.append(&line).with_context(|| self.cannot())?;
+        self.written = Some(Written { state, ..written });
         Ok(())
     }
 
-    /// Replaces the state; it is on disk when this returns.
-    ///
-    /// # Errors
-    /// Where the kernel refuses; the file is then as before.
-    pub fn save(&mut self, state: &SavedState) -> anyhow::Result<()> {
-        self.written = None;
-        let cannot = || format!("cannot write the state file {}", self.path.display());
-        let text = seal(state).with_context(cannot)?;
+    fn keep_whole(&mut self, state: Restorable) -> anyhow::Result<()> {
+        let saved = state.state();
+        let (checksum, length) = self.save(&saved)?;
+        let journal = Journal::begin(&self.path, checksum);
+        self.written = Some(Written { at: state.clocks.now, clock: saved.clock, state, length, journal });
+        Ok(())
+    }
+
+    fn cannot(&self) -> String {
+        format!("cannot write the state file {}", self.path.display())
+    }
+
+    /// Replaces the state; gives its checksum and its length in bytes.
+    fn save(&mut self, state: &SavedState) -> anyhow::Result<(String, u64)> {
+        let body = serde_json::to_string(state).with_context(|| self.cannot())?;
+        let text = sealed(state.version, &body);
+        self.replace(text.as_bytes()).with_context(|| self.cannot())?;
+        self.good = true;
+        Ok((sealed::checksum(state.version, &body), text.len() as u64))
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
         let new = with_suffix(&self.path, "new");
-        let mut file = create(&new).with_context(cannot)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)?;
+        let mut file = create(&new)?;
+        file.write_all(bytes).and_then(|()| file.sync_all())?;
+        let journal = journal::of_state(&self.path);
         if self.good {
             let previous = with_suffix(&self.path, "previous");
-            keep(&self.path, &previous).with_context(cannot)?;
+            keep(&journal, &journal::of_state(&previous))?;
+            keep(&self.path, &previous)?;
         }
-        fs::rename(&new, &self.path).with_context(cannot)?;
-        if let Some(directory) = self.path.parent() {
-            File::open(directory).and_then(|directory| directory.sync_all()).with_context(cannot)?;
-        }
-        self.good = true;
+        fs::rename(&new, &self.path)?;
+        sync_directory(&self.path)?;
+        // It belongs to the state before, and says so.
+        let _ = remove(&journal);
         Ok(())
+    }
+}
+
+/// Whether the wall clock has gone on from one moment to the other as the machine has.
+fn goes_on(from: Option<&SavedClock>, to: Option<&SavedClock>) -> bool {
+    match (from, to) {
+        (None, None) => true,
+        (Some(from), Some(to)) if from.boot == to.boot => {
+            let (wall, uptime) = (to.wall.0, to.uptime.saturating_sub(from.uptime));
+            wall.abs_diff(from.wall.0 + uptime) < SLEW
+        }
+        (Some(_) | None, Some(_) | None) => false,
     }
 }
 
 /// A file for its owner alone: it may hold the hash key.
 fn create(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    remove(path)?;
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Has `previous` be what is at `path`, which stays.
-fn keep(path: &Path, previous: &Path) -> io::Result<()> {
-    match fs::remove_file(previous) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Has `previous` be what is at `path`, which stays; nothing if there is nothing.
+fn keep(path: &Path, previous: &Path) -> io::Result<()> {
+    remove(previous)?;
     match fs::hard_link(path, previous) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // Not every file system has links.
         Err(_) => fs::copy(path, previous).map(drop),
         Ok(()) => Ok(()),
     }
+}
+
+/// Has the directory of `path` be on disk as it is.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -232,63 +299,32 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn checksum(version: u32, body: &str) -> String {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&version.to_le_bytes());
-    hasher.update(body.as_bytes());
-    format!("{:08x}", hasher.finalize())
-}
-
-/// A number for all that a state says but for counts.
-fn digest(state: &SavedState) -> anyhow::Result<u64> {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(&serde_json::to_vec(&state.clone().without_counts())?);
-    Ok(hasher.finish())
-}
-
-fn seal(state: &SavedState) -> anyhow::Result<String> {
-    Ok(sealed(state.version, &serde_json::to_string(state)?))
-}
-
-/// `body`, which is JSON, as a file.
-pub(crate) fn sealed(version: u32, body: &str) -> String {
-    let checksum = checksum(version, body);
-    format!("{{\"balancer_state\":{version},\"checksum\":\"{checksum}\",\"body\":{body}}}\n")
-}
-
-fn read(path: &Path) -> Result<SavedState, Bad> {
+/// The state in the file at `path` and its journal, and what of the latter is of no use.
+fn read(path: &Path) -> Result<(SavedState, Option<String>), Bad> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {
-        Ok(_) => open_sealed(&bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Bad::Missing),
-        Err(error) => Err(Bad::Broken(format!("it cannot be read: {error}"))),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Bad::Missing),
+        Err(error) => return Err(Bad::Broken(format!("it cannot be read: {error}"))),
     }
-}
-
-pub(crate) fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
-    let broken = |error: serde_json::Error| Bad::Broken(format!("it is not a state file, or not a whole one: {error}"));
-    let text = std::str::from_utf8(bytes).map_err(|_| Bad::Broken("it is not text".to_owned()))?;
-    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(broken)?;
-    if checksum(envelope.balancer_state, envelope.body.get()) != envelope.checksum {
-        return Err(Bad::Broken("its checksum is wrong".to_owned()));
-    }
-    if envelope.balancer_state > VERSION {
-        return Err(Bad::Newer(envelope.balancer_state));
-    }
-    if envelope.balancer_state == VERSION {
-        return serde_json::from_str(envelope.body.get()).map_err(broken);
-    }
-    let mut body = serde_json::from_str(envelope.body.get()).map_err(broken)?;
-    older::upgrade(envelope.balancer_state, &mut body);
-    serde_json::from_value(body).map_err(broken)
+    let opened = sealed::open(&bytes)?;
+    let mut state = sealed::state(&opened)?;
+    let replayed = journal::replay(&mut state, path, opened.checksum);
+    Ok((state, replayed.err()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::{os::unix::fs::PermissionsExt as _, time::UNIX_EPOCH};
 
-    use balancer_core::{controller::Controller, state::Clocks};
-    use balancer_model::fixture::{KEY, config, now, web};
+    use balancer_common::map_types::Forwarding;
+    use balancer_core::{
+        controller::Controller,
+        io::{Change, Event},
+        service::Service,
+        state::{Clocks, Moment},
+    };
+    use balancer_model::fixture::{KEY, backend, config, name, now, service, web};
     use tempfile::TempDir;
 
     use super::*;
@@ -310,7 +346,7 @@ mod tests {
         match loaded {
             Loaded::Nothing => panic!("a silent empty state"),
             Loaded::State(state) => state.generation,
-            Loaded::Previous(state, warning) => {
+            Loaded::Older(state, warning) => {
                 assert!(warning.contains("is lost") && !warning.contains('\n'), "{warning}");
                 state.generation
             }
@@ -333,38 +369,196 @@ mod tests {
         assert_eq!(names, ["state.json", "state.json.lock", "state.json.previous"]);
     }
 
+    /// A controller that serves, of which `web` is the smaller part; the moment it began.
+    fn begun() -> (Controller, Instant) {
+        let web = service("web", "198.51.100.10:80", Forwarding::Nat, &["web1 10.0.0.1:80", "web2 10.0.0.2:80"]);
+        let mut dns = service("dns", "198.51.100.11:53", Forwarding::Nat, &[]);
+        dns.backends = (1..20).map(|host| backend(&format!("dns{host}"), &format!("10.0.1.{host}:53"))).collect();
+        let mut controller = Controller::new(config(vec![web, dns]), KEY);
+        let now = now();
+        controller.start(now);
+        (controller, now)
+    }
+
+    fn weigh(controller: &mut Controller, weight: u16, now: Instant) {
+        controller.change(Change::SetWeight { name: name("web/web1"), weight }, now).unwrap();
+    }
+
+    /// Counts a sweep, and nothing else.
+    fn sweep(controller: &mut Controller, known: u64, now: Instant) {
+        let ids = controller.services().iter().flat_map(Service::backends).map(|backend| (backend.id(), known));
+        let known = ids.collect();
+        controller.handle(Event::Swept { known }, now);
+    }
+
+    fn loaded(file: &mut StateFile) -> SavedState {
+        match file.load().unwrap() {
+            Loaded::State(saved) => *saved,
+            other @ (Loaded::Nothing | Loaded::Older(..)) => panic!("{other:?}"),
+        }
+    }
+
+    fn keep_now(file: &mut StateFile, controller: &Controller, now: Instant, occasion: Occasion) {
+        file.keep(Restorable::of(controller.clone(), now), occasion).unwrap();
+    }
+
     #[test]
     fn counts_alone_are_written_from_time_to_time() {
         let (_directory, path) = place();
         let mut file = StateFile::open(&path).unwrap();
-        let (now, mut next) = (now(), state(1));
-        let later = now + COUNTS_EVERY / 2;
-        file.refresh(&next, now).unwrap();
-        let backend = |state: &mut SavedState| {
-            let backend = &mut state.services[0].backends[0];
-            (backend.known, backend.checks[0]) = (backend.known + 7, backend.checks[0] + 1);
+        let (mut controller, now) = begun();
+        keep_now(&mut file, &controller, now, Occasion::Refresh);
+        let first = loaded(&mut file);
+        sweep(&mut controller, 7, now);
+        keep_now(&mut file, &controller, now + COUNTS_EVERY / 2, Occasion::Refresh);
+        assert_eq!(loaded(&mut file), first);
+        // With something else, at once.
+        weigh(&mut controller, 50, now);
+        keep_now(&mut file, &controller, now + COUNTS_EVERY / 2, Occasion::Refresh);
+        let second = loaded(&mut file);
+        assert_eq!((second.generation, second.services[0].backends[0].known), (1, 7));
+        // And after a while; not even then where nothing was counted.
+        sweep(&mut controller, 8, now);
+        keep_now(&mut file, &controller, now + 2 * COUNTS_EVERY, Occasion::Refresh);
+        assert_eq!(loaded(&mut file).services[0].backends[0].known, 8);
+        fs::remove_file(&path).unwrap();
+        keep_now(&mut file, &controller, now + 4 * COUNTS_EVERY, Occasion::Refresh);
+        assert!(matches!(file.load().unwrap(), Loaded::Nothing), "written again");
+    }
+
+    #[test]
+    fn a_large_state_is_written_by_its_changes_until_they_are_half_as_much() {
+        let (_directory, path) = place();
+        let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
+        let (mut controller, now) = begun();
+        keep_now(&mut file, &controller, now, Occasion::Whole);
+        let whole = fs::read(&path).unwrap();
+        let journal = journal::of_state(&path);
+        let mut journals = 0;
+        for weight in 1..40 {
+            weigh(&mut controller, weight, now);
+            keep_now(&mut file, &controller, now, Occasion::Change);
+            assert_eq!(loaded(&mut file).services, controller.export(Clocks { now, wall: UNIX_EPOCH }).services);
+            let length = fs::metadata(&journal).map_or(0, |metadata| metadata.len());
+            assert!(length <= whole.len() as u64 / 2, "{length} of {}", whole.len());
+            if length == 0 {
+                break;
+            }
+            assert_eq!(fs::read(&path).unwrap(), whole, "the state was written whole");
+            journals += 1;
+        }
+        assert!((1..39).contains(&journals), "{journals}");
+        // With the journal that belonged to it, the state before is as late as it was.
+        fs::write(&path, "").unwrap();
+        assert_eq!(generation(&file.load().unwrap()), journals);
+    }
+
+    #[test]
+    fn changes_are_not_told_by_a_wall_clock_that_was_set_meanwhile() {
+        let (_directory, path) = place();
+        let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
+        let (mut controller, now) = begun();
+        let at = |controller: &Controller, uptime: u64, wall: u64| Restorable {
+            clock: Some(SavedClock {
+                boot: "b".to_owned(),
+                uptime: Duration::from_secs(uptime),
+                wall: Moment(Duration::from_secs(wall)),
+            }),
+            ..Restorable::of(controller.clone(), now)
         };
-        let saved = |file: &mut StateFile| match file.load().unwrap() {
-            Loaded::State(saved) => *saved,
-            other @ (Loaded::Nothing | Loaded::Previous(..)) => panic!("{other:?}"),
+        file.keep(at(&controller, 100, 1000), Occasion::Whole).unwrap();
+        let journal = journal::of_state(&path);
+        weigh(&mut controller, 50, now);
+        file.keep(at(&controller, 110, 1010), Occasion::Change).unwrap();
+        assert!(journal.exists());
+        weigh(&mut controller, 51, now);
+        file.keep(at(&controller, 111, 700), Occasion::Change).unwrap();
+        assert!(!journal.exists(), "moments of two clocks are in one state");
+        assert_eq!(loaded(&mut file).generation, 2);
+    }
+
+    #[test]
+    fn a_journal_cut_or_flipped_anywhere_is_noticed() {
+        let (_directory, path) = place();
+        let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
+        let (mut controller, now) = begun();
+        keep_now(&mut file, &controller, now, Occasion::Whole);
+        for weight in [50, 51] {
+            weigh(&mut controller, weight, now);
+            keep_now(&mut file, &controller, now, Occasion::Change);
+        }
+        let journal = journal::of_state(&path);
+        let good = fs::read(&journal).unwrap();
+        let first = good.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+        let mut check = |bytes: &[u8], expected: u64, told: Option<&str>| {
+            fs::write(&journal, bytes).unwrap();
+            let (state, warning) = match file.load().unwrap() {
+                Loaded::State(state) => (state, None),
+                Loaded::Older(state, warning) => (state, Some(warning)),
+                Loaded::Nothing => panic!("a silent empty state"),
+            };
+            assert_eq!(state.generation, expected, "{warning:?}");
+            assert_eq!(warning.is_some(), told.is_some(), "{warning:?}");
+            assert!(warning.is_none_or(|warning| warning.contains(told.unwrap()) && warning.contains("is lost")));
         };
-        backend(&mut next);
-        file.refresh(&next, later).unwrap();
-        assert_eq!(saved(&mut file), state(1));
-        // With something else, at once; and after a while.
-        next.generation = 2;
-        file.refresh(&next, later).unwrap();
-        assert_eq!(saved(&mut file), next);
-        backend(&mut next);
-        file.refresh(&next, later + COUNTS_EVERY).unwrap();
-        assert_eq!(saved(&mut file), next);
-        // A change is written, whatever was written before.
-        backend(&mut next);
-        file.save(&next).unwrap();
-        assert_eq!(saved(&mut file), next);
-        backend(&mut next);
-        file.refresh(&next, later + COUNTS_EVERY).unwrap();
-        assert_eq!(saved(&mut file), next);
+        // What was being written when the machine ended.
+        for length in (0..good.len()).filter(|length| length % first < 60 || length % 7 == 0) {
+            check(&good[..length], u64::from(length >= first), None);
+        }
+        check(&good, 2, None);
+        // All of the seals, and a part of what is under them.
+        for place in (0..good.len()).filter(|place| place % first < 60 || place % 7 == 0) {
+            let mut bytes = good.clone();
+            bytes[place] ^= 0x01;
+            match place {
+                // Without its end, it is not a whole line.
+                _ if place + 1 == good.len() => check(&bytes, 1, None),
+                _ if place < first => check(&bytes, 0, Some("line 1")),
+                _ => check(&bytes, 1, Some("line 2")),
+            }
+        }
+        check(&good[first..], 0, Some("the one before it is missing"));
+        check(&[&good[..first], &good[..first]].concat(), 1, Some("line 2"));
+    }
+
+    #[test]
+    fn a_journal_of_another_state_is_passed_over() {
+        let (_directory, path) = place();
+        let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
+        let (mut controller, now) = begun();
+        keep_now(&mut file, &controller, now, Occasion::Whole);
+        weigh(&mut controller, 50, now);
+        keep_now(&mut file, &controller, now, Occasion::Change);
+        let journal = journal::of_state(&path);
+        let left = fs::read(&journal).unwrap();
+        weigh(&mut controller, 51, now);
+        keep_now(&mut file, &controller, now, Occasion::Whole);
+        assert!(!journal.exists());
+        // The machine ended between the two.
+        fs::write(&journal, &left).unwrap();
+        assert_eq!(loaded(&mut file).generation, 2);
+        // A change that comes next begins anew.
+        weigh(&mut controller, 52, now);
+        keep_now(&mut file, &controller, now, Occasion::Change);
+        assert_eq!(loaded(&mut file).generation, 3);
+    }
+
+    #[test]
+    fn after_a_failure_the_state_is_written_whole() {
+        let (directory, path) = place();
+        let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
+        let (mut controller, now) = begun();
+        keep_now(&mut file, &controller, now, Occasion::Whole);
+        let away = directory.path().join("away");
+        fs::rename(path.parent().unwrap(), &away).unwrap();
+        weigh(&mut controller, 50, now);
+        let refused = file.keep(Restorable::of(controller.clone(), now), Occasion::Change).unwrap_err();
+        assert!(format!("{refused:#}").starts_with("cannot write the state file "), "{refused:#}");
+        fs::rename(&away, path.parent().unwrap()).unwrap();
+        assert_eq!(loaded(&mut file).generation, 0);
+        keep_now(&mut file, &controller, now, Occasion::Change);
+        assert!(!journal::of_state(&path).exists());
+        assert_eq!(loaded(&mut file).generation, 1);
     }
 
     #[test]
@@ -382,7 +576,7 @@ mod tests {
             match file.load().unwrap() {
                 // The newline at the end means nothing.
                 Loaded::State(loaded) => assert!(*loaded == state(2) && bytes.trim_ascii() == good.trim_ascii()),
-                loaded @ (Loaded::Nothing | Loaded::Previous(..)) => assert_eq!(generation(&loaded), 1),
+                loaded @ (Loaded::Nothing | Loaded::Older(..)) => assert_eq!(generation(&loaded), 1),
             }
             fs::remove_file(&previous).unwrap();
             if bytes.trim_ascii() != good.trim_ascii() {

@@ -1,16 +1,21 @@
 //! Building an open-addressed array whole: every key within its probes.
 
-use std::collections::HashMap;
-
 use anyhow::bail;
 use balancer_common::{
     map_types::ServiceKey,
     service_table::{PROBES, TableView},
 };
 
-/// Home rows for each key where there is room: few enough to stay in the cache, enough that four probes do.
-const ROWS_PER_KEY: usize = 16;
 const SEEDS: u32 = 64;
+/// Beyond so many keys, rows for each of them are memory that counts.
+const MANY: usize = 4096;
+
+/// Home rows for so many keys where there is room, a power of two: enough that nearly every key is found with the first
+/// probe, few enough to stay in the cache; and of many keys not more than four probes need.
+fn home_rows(keys: usize) -> usize {
+    let each = if keys <= MANY { 16 } else { 4 };
+    (keys.max(4) * each).next_power_of_two()
+}
 
 /// Where every key lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +29,8 @@ pub(super) struct Placement {
 /// Rows that a table of up to `keys` keys may take.
 #[must_use]
 pub(super) fn rows_for(keys: usize) -> u32 {
-    let home = (keys.max(4) * ROWS_PER_KEY).next_power_of_two();
     // One doubling more, for a table that no seed fits.
-    u32::try_from(home * 2).unwrap_or(u32::MAX / 2) + PROBES
+    u32::try_from(home_rows(keys) * 2).unwrap_or(u32::MAX / 2) + PROBES
 }
 
 /// Places `keys` (all different) in the rows from `base` on, of which there are `room`.
@@ -34,7 +38,7 @@ pub(super) fn rows_for(keys: usize) -> u32 {
 /// # Errors
 /// When they do not fit.
 pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result<Placement> {
-    let wanted = (keys.len().max(4) * ROWS_PER_KEY).next_power_of_two().trailing_zeros();
+    let wanted = home_rows(keys.len()).trailing_zeros();
     let Some(most) = room.saturating_sub(PROBES).checked_ilog2() else { bail!(no_room(keys, room)) };
     for bits in wanted.min(most)..=most.min(24) {
         for seed in 0..SEEDS {
@@ -51,16 +55,20 @@ fn no_room(keys: &[ServiceKey], room: u32) -> String {
     format!("no room for {} keys in {room} rows; a restart makes room", keys.len())
 }
 
+/// Linear probing in the order of the home rows, so that no key is further from its own than it must be ("Robin Hood
+/// hashing", P. Celis, 1986).
 fn try_place(keys: &[ServiceKey], view: TableView) -> Option<Vec<u32>> {
-    let mut taken = HashMap::with_capacity(keys.len());
-    for (index, key) in keys.iter().enumerate() {
-        let home = view.home_row(key);
-        let row = (home..home + PROBES).find(|row| !taken.contains_key(row))?;
-        taken.insert(row, index);
-    }
+    let mut homes: Vec<(u32, usize)> = keys.iter().map(|key| view.home_row(key)).zip(0..).collect();
+    homes.sort_unstable();
     let mut rows = vec![0; keys.len()];
-    for (row, index) in taken {
+    let mut free = 0;
+    for (home, index) in homes {
+        let row = home.max(free);
+        if row >= home + PROBES {
+            return None;
+        }
         rows[index] = row;
+        free = row + 1;
     }
     Some(rows)
 }
@@ -95,9 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_thousand_keys_fit() {
-        let keys: Vec<_> = (0..16_384).map(|host| key(0x0a00_0000 + host, 8080)).collect();
-        assert!(place(&keys, 0, rows_for(keys.len())).is_ok());
+    fn many_keys_fit() {
+        for (keys, mebibytes) in [(4096, 8), (16_384, 8), (65_536, 32), (131_072, 64)] {
+            let keys: Vec<_> = (0..keys).map(|host| key(0x0a00_0000 + host, 8080)).collect();
+            let room = rows_for(keys.len());
+            // Of rows of 64 bytes, as those of the way back are.
+            assert_eq!(room / (16 << 10), mebibytes);
+            assert!(place(&keys, 0, room).is_ok(), "{}", keys.len());
+        }
     }
 
     #[test]

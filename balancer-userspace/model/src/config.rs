@@ -131,6 +131,50 @@ pub struct ServiceConfig {
     pub backends: Vec<BackendConfig>,
 }
 
+impl ServiceConfig {
+    /// Whether it says what `other` says, but for backends.
+    #[must_use]
+    pub fn has_settings_of(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            renamed_from,
+            listen,
+            ports,
+            forwarding,
+            table_size,
+            client_prefix,
+            remember,
+            failback,
+            when_all_down,
+            slow_start,
+            drain_timeout,
+            on_failure,
+            start_down,
+            reject,
+            assign_vip,
+            check,
+            backends: _,
+        } = self;
+        *name == other.name
+            && *renamed_from == other.renamed_from
+            && *listen == other.listen
+            && *ports == other.ports
+            && *forwarding == other.forwarding
+            && *table_size == other.table_size
+            && *client_prefix == other.client_prefix
+            && *remember == other.remember
+            && *failback == other.failback
+            && *when_all_down == other.when_all_down
+            && *slow_start == other.slow_start
+            && *drain_timeout == other.drain_timeout
+            && *on_failure == other.on_failure
+            && *start_down == other.start_down
+            && *reject == other.reject
+            && *assign_vip == other.assign_vip
+            && *check == other.check
+    }
+}
+
 /// One `[[service.backend]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendConfig {

@@ -1,6 +1,9 @@
 //! What goes on under another name: `renamed_from` in a configuration tells a rename from a removal.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::config::{BackendConfig, ServiceConfig};
 
@@ -38,9 +41,32 @@ impl Named for BackendConfig {
     }
 }
 
+impl<N: Named> Named for Arc<N> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn renamed_from(&self) -> Option<&str> {
+        (**self).renamed_from()
+    }
+}
+
+impl<N: Named> Named for &N {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn renamed_from(&self) -> Option<&str> {
+        (**self).renamed_from()
+    }
+}
+
 /// The old name of each of `new` that goes on with one of `old` under another name: the one hashed under the name that
 /// it was renamed from, or else called so.
 pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
+    if new.iter().all(|new| new.renamed_from().is_none()) {
+        return HashMap::new();
+    }
     let mut taken: HashSet<&str> = new.iter().map(N::name).collect();
     let before: HashSet<&str> = old.iter().map(N::name).collect();
     let mut renamed = HashMap::new();
@@ -56,14 +82,18 @@ pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
 }
 
 /// `services` with the names that `file` has for them and for their backends.
-pub fn under_new_names(mut services: Vec<ServiceConfig>, file: &[ServiceConfig]) -> Vec<ServiceConfig> {
+#[must_use]
+pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<ServiceConfig>]) -> Vec<Arc<ServiceConfig>> {
     for (new, old) in renamed(&services, file) {
-        services.iter_mut().filter(|service| service.name == old).for_each(|service| service.name.clone_from(&new));
+        let called_so = services.iter_mut().filter(|service| service.name == old);
+        called_so.for_each(|service| Arc::make_mut(service).name.clone_from(&new));
     }
+    let wanted: HashMap<&str, &ServiceConfig> =
+        file.iter().map(|service| (service.name.as_str(), &**service)).collect();
     for service in &mut services {
-        let Some(wanted) = file.iter().find(|other| other.name == service.name) else { continue };
+        let Some(wanted) = wanted.get(service.name.as_str()) else { continue };
         for (new, old) in renamed(&service.backends, &wanted.backends) {
-            let called_so = service.backends.iter_mut().filter(|backend| backend.name == old);
+            let called_so = Arc::make_mut(service).backends.iter_mut().filter(|backend| backend.name == old);
             called_so.for_each(|backend| backend.name.clone_from(&new));
         }
     }

@@ -2,6 +2,7 @@
 //! every place, and for changes and what a restart finds, which have none.
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
     fmt,
     net::{IpAddr, SocketAddr},
@@ -127,14 +128,15 @@ impl fmt::Display for Problem {
 ///
 /// # Errors
 /// If something is.
-pub fn services(services: &[ServiceConfig]) -> Result<(), Problem> {
+pub fn services(services: &[impl Borrow<ServiceConfig>]) -> Result<(), Problem> {
     problems(services).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Everything that is wrong with `services` and their backends.
 #[must_use]
-pub fn problems(services: &[ServiceConfig]) -> Vec<Problem> {
-    let mut problems = Problems { services, found: Vec::new() };
+pub fn problems(services: &[impl Borrow<ServiceConfig>]) -> Vec<Problem> {
+    let services: Vec<&ServiceConfig> = services.iter().map(Borrow::borrow).collect();
+    let mut problems = Problems { services: &services, found: Vec::new() };
     let mut names = HashMap::new();
     for (index, service) in services.iter().enumerate() {
         let at = Place::Name(index);
@@ -145,7 +147,7 @@ pub fn problems(services: &[ServiceConfig]) -> Vec<Problem> {
         problems.backends(index, service);
         problems.table_size(index, service);
     }
-    problems.hashed_alike(services, Place::Name);
+    problems.hashed_alike(&services, Place::Name);
     for (index, service) in services.iter().enumerate() {
         problems.hashed_alike(&service.backends, |backend| Place::BackendName(index, backend));
     }
@@ -156,7 +158,7 @@ pub fn problems(services: &[ServiceConfig]) -> Vec<Problem> {
 }
 
 struct Problems<'a> {
-    services: &'a [ServiceConfig],
+    services: &'a [&'a ServiceConfig],
     found: Vec<Problem>,
 }
 

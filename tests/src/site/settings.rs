@@ -46,6 +46,8 @@ pub struct Settings {
     pub state: Option<PathBuf>,
     /// The program, if it is not the one just built.
     pub binary: Option<PathBuf>,
+    /// Services beside, with ten backends each that nobody asks for anything: forty make a state that is large.
+    pub crowd: u16,
     /// More lines for each service.
     pub service_lines: String,
     /// More lines for the whole, tables among them.
@@ -76,6 +78,7 @@ impl Settings {
             on_exit: "detach",
             state: None,
             binary: None,
+            crowd: 0,
             service_lines: String::new(),
             lines: String::new(),
         }
@@ -116,7 +119,25 @@ impl Settings {
                 );
             }
         }
-        text
+        text + &self.crowd(topology)
+    }
+
+    fn crowd(&self, topology: &Topology) -> String {
+        let vip = topology.vip(Family::V4);
+        let server = topology.backend_address(Family::V4, 0);
+        let service = |number: u16| {
+            let backends = (0..10).map(|backend| {
+                let port = 20_000 + 10 * number + backend;
+                format!("[[service.backend]]\nname = \"web{backend}\"\naddress = \"{server}:{port}\"\n")
+            });
+            format!(
+                "[[service]]\nname = \"crowd{number}\"\naddress = \"{vip}:{port}\"\nforwarding = \"nat\"\n\
+                 table_size = 1009\ncheck = {{ type = \"none\" }}\n{backends}",
+                port = 10_000 + number,
+                backends = backends.collect::<String>()
+            )
+        };
+        (0..self.crowd).map(service).collect()
     }
 }
 

@@ -202,6 +202,67 @@ fn changes_by_many_at_once_are_made_one_after_the_other() {
     assert_eq!((configured(&again), again.generation), (configured(&status), 501));
 }
 
+/// Where the state is large, a change is a line of the journal beside it.
+#[test]
+fn changes_of_a_large_state_survive_whatever_ends_the_balancer() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
+        settings.remember = "1h";
+        settings.on_exit = "keep";
+        settings.crowd = 60;
+        Ok(())
+    })
+    .unwrap();
+    let [state, journal] = ["state.json", "state.json.journal"].map(|name| site.files().join(name));
+    let web = |site: &Site| {
+        let status = site.status().unwrap();
+        let web = status.services.iter().find(|service| service.name == "web").unwrap();
+        let weights: Vec<u16> = web.backends.iter().map(|backend| backend.weight).collect();
+        (status.generation, weights)
+    };
+    let whole = fs::metadata(&state).unwrap().len();
+    assert!(whole > 256 << 10, "a state of {whole} bytes is not large");
+    site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
+    site.cli(&["backend", "remove", "web/web2", "--force"]).unwrap();
+    let written = fs::metadata(&journal).unwrap().len();
+    assert!((1..whole / 10).contains(&written), "{written} bytes of changes, {whole} of state");
+    let homes = site.homes(Family::V4, 1..=40).unwrap();
+    assert_eq!(web(&site), (2, vec![50, 100]));
+
+    site.controller().process().kill().unwrap();
+    site.start_again().unwrap();
+    assert_eq!(web(&site), (2, vec![50, 100]));
+    assert_eq!(site.homes(Family::V4, 1..=40).unwrap(), homes);
+    assert!(!journal.exists(), "a start writes the state whole");
+
+    // A change that was being written when the machine ended was not answered.
+    site.cli(&["backend", "weight", "web/web1", "60"]).unwrap();
+    site.cli(&["backend", "weight", "web/web1", "70"]).unwrap();
+    site.controller().process().kill().unwrap();
+    let lines = fs::read(&journal).unwrap();
+    fs::write(&journal, &lines[..lines.len() - 1]).unwrap();
+    site.start_again().unwrap();
+    assert_eq!(web(&site), (3, vec![60, 100]));
+    assert!(!log(&site).contains("is lost"), "{}", log(&site));
+
+    // One that was, and is not there any more, is told of.
+    site.cli(&["backend", "weight", "web/web1", "80"]).unwrap();
+    site.cli(&["backend", "weight", "web/web1", "90"]).unwrap();
+    site.controller().process().kill().unwrap();
+    let mut lines = fs::read(&journal).unwrap();
+    let last = lines.len() - 10;
+    lines[last] ^= 1;
+    fs::write(&journal, &lines).unwrap();
+    site.start_again().unwrap();
+    assert_eq!(web(&site), (4, vec![80, 100]));
+    assert!(log(&site).contains("line 2 of") && log(&site).contains("is lost"), "{}", log(&site));
+
+    // An orderly end leaves nothing but the state.
+    site.cli(&["backend", "weight", "web/web1", "30"]).unwrap();
+    site.restart(|_| {}).unwrap();
+    assert_eq!(web(&site), (5, vec![30, 100]));
+    assert!(!journal.exists());
+}
+
 #[test]
 fn a_state_that_cannot_be_used_or_kept_is_told() {
     let mut site = site(2);

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     mem,
+    sync::Arc,
     time::Instant,
 };
 
@@ -16,7 +17,7 @@ use balancer_model::{
     words::{counted, grouped},
 };
 
-use super::{Controller, settings::Differences, settle::Settled};
+use super::{Controller, Services, is_one, settings::Differences, settle::Settled, shared};
 use crate::{
     ids::Ids,
     io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
@@ -41,8 +42,11 @@ impl Controller {
         settings: &Differences,
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
-        validate::services(&file)?;
-        let configs = self.configs();
+        let file = self.with_those_known(file);
+        if !is_one(&file, &self.file) {
+            validate::services(&file)?;
+        }
+        let configs = self.present();
         let present = under_new_names(configs.clone(), &file);
         let left = self.services.iter().flat_map(|service| service.backends().iter().map(move |of| (service, of)));
         let left = left.filter(|(_, backend)| backend.is_leaving());
@@ -60,8 +64,11 @@ impl Controller {
             let to_be = merged.services.iter().find(|service| service.name == name.service);
             now == to_be.and_then(|service| service.backends.iter().find(|backend| backend.name == name.backend))
         };
+        if !is_one(&merged.services, &file) {
+            validate::services(&merged.services)?;
+        }
         let only_called_back = merged.called_back.iter().filter(unchanged).count();
-        let (mut difference, settled) = self.configure(merged.services, None, now)?;
+        let (mut difference, settled) = self.take_over(merged.services, None, now)?;
         self.file = file;
         let Settled { mut commands, moves } = settled;
         let mut all_moves: Vec<Moves> = moves.into_values().collect();
@@ -70,7 +77,8 @@ impl Controller {
         }
         if !merged.called_back.is_empty() {
             difference.backends[2] += only_called_back;
-            let settled = self.settle(|_| true, Vec::new(), None, now);
+            let called = |service: &Service| merged.called_back.iter().any(|name| name.service == service.name());
+            let settled = self.settle(called, Vec::new(), None, now);
             commands.extend(settled.commands);
             all_moves.extend(settled.moves.into_values());
         }
@@ -107,6 +115,16 @@ impl Controller {
         Ok((message, commands))
     }
 
+    /// `file` with the configurations that it had before in their place, where it says the same.
+    fn with_those_known(&self, file: Vec<ServiceConfig>) -> Vec<Arc<ServiceConfig>> {
+        let before: HashMap<&str, &Arc<ServiceConfig>> = self.file.iter().map(|of| (of.name.as_str(), of)).collect();
+        let known = |of: ServiceConfig| match before.get(of.name.as_str()) {
+            Some(before) if ***before == of => Arc::clone(before),
+            Some(_) | None => Arc::new(of),
+        };
+        file.into_iter().map(known).collect()
+    }
+
     /// Makes `configs` the services that there are, keeping what is known of those that stay.
     pub(super) fn configure(
         &mut self,
@@ -115,10 +133,24 @@ impl Controller {
         now: Instant,
     ) -> Result<(Difference, Settled), Refused> {
         validate::services(&configs)?;
-        let present = self.configs();
-        let renamed = renames::renamed(&present, &configs);
-        let difference = difference(present, &renamed, &configs);
-        let added = self.rows_needed(&configs, &renamed);
+        self.take_over(shared(configs), subject, now)
+    }
+
+    /// As [`configure`](Self::configure), of configurations that are valid.
+    fn take_over(
+        &mut self,
+        configs: Vec<Arc<ServiceConfig>>,
+        subject: Option<&BackendName>,
+        now: Instant,
+    ) -> Result<(Difference, Settled), Refused> {
+        let same = self.configured_so(&configs);
+        let is_same = |config: &ServiceConfig| same.contains(&config.name);
+        let changed: Vec<&ServiceConfig> =
+            configs.iter().map(AsRef::as_ref).filter(|config| !is_same(config)).collect();
+        let present = self.configs_of(|name| !same.contains(name));
+        let renamed = renames::renamed(&present.iter().collect::<Vec<_>>(), &changed);
+        let difference = difference(present, &renamed, &changed);
+        let added = self.rows_needed(&changed, &renamed);
         if added > self.ids.free() {
             return Err(Refused::Conflict(format!(
                 "{} to add and {} of {} left: remove some first",
@@ -136,18 +168,25 @@ impl Controller {
         let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
         let listening: HashSet<ListenerId> = self.services.iter().flat_map(Service::listener_ids).collect();
         let mut listener_ids = (0..=u16::MAX).map(ListenerId).filter(|id| !listening.contains(id));
-        let mut old_services: HashMap<(String, Family), Service> = mem::take(&mut self.services)
+        let mut old_services: HashMap<(String, Family), Arc<Service>> = mem::take(&mut self.services)
             .into_iter()
             .map(|service| ((service.name().to_owned(), service.family()), service))
             .collect();
         let mut removed = Vec::new();
         let mut added = HashSet::new();
-        for (config, family) in configs.into_iter().flat_map(parts) {
-            let mut config = config;
-            let backends = mem::take(&mut config.backends);
+        let mut concerned = HashSet::new();
+        for (config, family) in configs.iter().flat_map(|config| parts(config)) {
             let before = (renamed.get(&config.name).unwrap_or(&config.name).clone(), family);
-            let mut service = match old_services.remove(&before) {
-                Some(mut service) => {
+            let old = old_services.remove(&before);
+            if let Some(service) = old.as_ref().filter(|_| is_same(config)) {
+                self.services.push(Arc::clone(service));
+                continue;
+            }
+            let mut config = config.clone();
+            let backends = mem::take(&mut config.backends);
+            let mut service = match old {
+                Some(service) => {
+                    let mut service = Arc::unwrap_or_clone(service);
                     service.set_settings(config);
                     service
                 }
@@ -183,20 +222,34 @@ impl Controller {
                 service.backends_mut().push(backend);
             }
             removed.extend(old.into_values());
-            self.services.push(service);
+            concerned.insert(service.id());
+            self.services.push(Arc::new(service));
         }
         for service in old_services.values() {
             // The rules of a part that is gone wait in the other, for its clients to come back.
-            let heir = self.services.iter_mut().find(|other| other.name() == service.name());
-            if let Some(heir) = heir {
+            let heir = self.services.those_mut(|other| other.name() == service.name()).next();
+            if let Some(heir) = heir.filter(|_| !service.rules().is_empty()) {
                 service.rules().iter().cloned().for_each(|rule| drop(heir.rules_mut().set(rule)));
+                concerned.insert(heir.id());
             }
         }
-        self.sort_rules();
+        concerned.extend(self.sort_rules());
         self.follow_twins(&added);
-        removed.extend(old_services.into_values().flat_map(|mut service| mem::take(service.backends_mut())));
+        removed.extend(old_services.into_values().flat_map(|service| service.backends().to_vec()));
         removed.sort_unstable_by_key(Backend::id);
-        Ok((difference, self.settle(|_| true, removed, subject, now)))
+        Ok((difference, self.settle(|service| concerned.contains(&service.id()), removed, subject, now)))
+    }
+
+    /// The names of the services that are as `configs` say.
+    pub(super) fn configured_so(&self, configs: &[Arc<ServiceConfig>]) -> HashSet<String> {
+        let mut parts: HashMap<&str, Vec<&Service>> = HashMap::new();
+        self.services.iter().for_each(|service| parts.entry(service.name()).or_default().push(service));
+        let same = |config: &&Arc<ServiceConfig>| {
+            parts.get(config.name.as_str()).is_some_and(|parts| {
+                parts.len() == config.families().len() && parts.iter().all(|part| part.is_configured_as(config))
+            })
+        };
+        configs.iter().filter(same).map(|config| config.name.clone()).collect()
     }
 
     /// Has those that were `added` to one part of a service be as the operator wants them in the other, where they were.
@@ -206,6 +259,9 @@ impl Controller {
             let other = self.legs(service.name()).find(|other| other.family() != service.family());
             let known = other.into_iter().flat_map(Service::backends).filter(|twin| !added.contains(&twin.id()));
             let known: Vec<Backend> = known.cloned().collect();
+            if !service.backends().iter().any(|backend| added.contains(&backend.id())) {
+                continue;
+            }
             let Some(service) = self.services.get_mut(index) else { continue };
             for backend in service.backends_mut().iter_mut().filter(|backend| added.contains(&backend.id())) {
                 if let Some(twin) = known.iter().find(|twin| twin.name() == backend.name()) {
@@ -215,9 +271,11 @@ impl Controller {
         }
     }
 
-    /// Puts every rule into the part of its service that is for its family, if there is one.
-    fn sort_rules(&mut self) {
-        let place = |services: &[Service], name: &str, family| {
+    /// Puts every rule into the part of its service that is for its family, if there is one. Gives the services whose rules
+    /// are others then.
+    fn sort_rules(&mut self) -> Vec<ServiceId> {
+        let mut touched = Vec::new();
+        let place = |services: &Services, name: &str, family| {
             services.iter().position(|service| service.name() == name && service.family() == family)
         };
         for index in 0..self.services.len() {
@@ -227,14 +285,17 @@ impl Controller {
             for rule in foreign {
                 let Some(service) = self.services.get(index) else { continue };
                 let Some(to) = place(&self.services, service.name(), Family::of(rule.prefix.addr())) else { continue };
-                self.services.get_mut(index).and_then(|service| service.rules_mut().remove(rule.prefix));
-                self.services.get_mut(to).and_then(|service| service.rules_mut().set(rule));
+                let taken = self.services.get_mut(index).map(|service| (service.id(), service.rules_mut()));
+                touched.extend(taken.map(|(id, rules)| (id, rules.remove(rule.prefix)).0));
+                let given = self.services.get_mut(to).map(|service| (service.id(), service.rules_mut()));
+                touched.extend(given.map(|(id, rules)| (id, rules.set(rule)).0));
             }
         }
+        touched
     }
 
     /// How many rows of backends `configs` takes beyond those there are.
-    fn rows_needed(&self, configs: &[ServiceConfig], renamed: &HashMap<String, String>) -> usize {
+    fn rows_needed(&self, configs: &[&ServiceConfig], renamed: &HashMap<String, String>) -> usize {
         let parts: HashMap<(&str, Family), &[Backend]> =
             (self.services.iter()).map(|service| ((service.name(), service.family()), service.backends())).collect();
         let rows = configs.iter().map(|config| {
@@ -254,7 +315,11 @@ impl Controller {
 }
 
 /// How `configs` differ from those `present`; `renamed` has the former names of services by their new ones.
-fn difference(present: Vec<ServiceConfig>, renamed: &HashMap<String, String>, configs: &[ServiceConfig]) -> Difference {
+fn difference(
+    present: Vec<ServiceConfig>,
+    renamed: &HashMap<String, String>,
+    configs: &[&ServiceConfig],
+) -> Difference {
     let mut difference = Difference::default();
     let [added, removed, changed] = &mut difference.services;
     let [backends_added, backends_removed, backends_changed] = &mut difference.backends;
@@ -266,8 +331,7 @@ fn difference(present: Vec<ServiceConfig>, renamed: &HashMap<String, String>, co
             *backends_added += config.backends.len();
             continue;
         };
-        let settings = |config: &ServiceConfig| ServiceConfig { backends: Vec::new(), ..config.clone() };
-        *changed += usize::from(settings(&before) != settings(config));
+        *changed += usize::from(!before.has_settings_of(config));
         let renamed = renames::renamed(&before.backends, &config.backends);
         let mut old: HashMap<&str, &BackendConfig> =
             before.backends.iter().map(|backend| (backend.name.as_str(), backend)).collect();
@@ -285,8 +349,8 @@ fn difference(present: Vec<ServiceConfig>, renamed: &HashMap<String, String>, co
 }
 
 /// A configured service for each family of its clients.
-fn parts(config: ServiceConfig) -> impl Iterator<Item = (ServiceConfig, Family)> {
-    config.families().into_iter().map(move |family| (config.clone(), family))
+fn parts(config: &ServiceConfig) -> impl Iterator<Item = (&ServiceConfig, Family)> {
+    config.families().into_iter().map(move |family| (config, family))
 }
 
 /// What is called otherwise now.

@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     mem,
+    sync::Arc,
     time::Instant,
 };
 
@@ -34,7 +35,7 @@ impl Controller {
     pub fn into_follower(mut self, now: Instant) -> Self {
         self.role = Role::Follows { as_of: now, alone: true };
         self.first.clear();
-        self.services.iter_mut().for_each(|service| service.is_agreed_on(true));
+        self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(true));
         self
     }
 
@@ -69,7 +70,7 @@ impl Controller {
 
     /// Has backends that came since judged by what is agreed on.
     fn decide(&mut self, now: Instant) {
-        self.services.iter_mut().for_each(|service| service.is_agreed_on(false));
+        self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(false));
         let _ = self.settle(|_| true, Vec::new(), None, now);
     }
 
@@ -99,7 +100,7 @@ impl Controller {
         let mut concerned = HashSet::new();
         for judgement in judgements {
             let Some(&id) = self.owners.get(&judgement.backend) else { continue };
-            let Some(service) = self.services.iter_mut().find(|service| service.id() == id) else { continue };
+            let Some(service) = self.services.with_id_mut(id) else { continue };
             if service.judge(judgement) {
                 concerned.insert(id);
             }
@@ -127,9 +128,7 @@ impl Controller {
     /// Whether going from `before` to this takes slots from backends that keep their known clients.
     #[must_use]
     pub fn gives(&self, before: &Self) -> bool {
-        self.services.iter().any(|service| {
-            before.services.iter().find(|old| old.id() == service.id()).is_some_and(|old| service.gives(old))
-        })
+        self.services.iter().any(|service| before.services.with_id(service.id()).is_some_and(|old| service.gives(old)))
     }
 
     /// Takes over a state that was decided at `clocks.wall`, now. What a state that contradicts itself, or is another
@@ -172,11 +171,11 @@ impl Controller {
                 let stays = self.owners.get(&backend.id()) == Some(&old.id());
                 self.leave_behind(backend, stays, needed.contains(&backend.id()), &mut dropped);
             }
-            if let Some(service) = self.services.iter_mut().find(|service| service.id() == old.id()) {
-                service.succeed(old);
+            if let Some(service) = self.services.with_id_mut(old.id()) {
+                service.succeed(Arc::unwrap_or_clone(old));
             }
         }
-        self.services.iter_mut().for_each(|service| service.is_agreed_on(true));
+        self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(true));
         dropped
     }
 
@@ -208,8 +207,9 @@ impl Controller {
     fn overrule(&mut self, now: Instant) -> Vec<Command> {
         let Role::Follows { alone, .. } = self.role else { return Vec::new() };
         let Self { services, hops, .. } = self;
-        let news = services.iter_mut().filter_map(|service| service.overrule(hops, alone).then_some(service.id()));
-        let concerned: HashSet<_> = news.collect();
+        let others = services.those_mut(|service| service.is_to_be_overruled(hops, alone));
+        let concerned: HashSet<_> =
+            others.filter_map(|service| service.overrule(hops, alone).then_some(service.id())).collect();
         self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
     }
 
@@ -228,8 +228,10 @@ impl Controller {
                 }
                 Event::Swept { known } => {
                     let known: HashMap<BackendId, u64> = known.into_iter().collect();
-                    for backend in self.services.iter_mut().flat_map(Service::backends_mut) {
-                        backend.note_known(known.get(&backend.id()).copied().unwrap_or(0));
+                    let of = |backend: &Backend| known.get(&backend.id()).copied().unwrap_or(0);
+                    let news = |service: &Service| service.backends().iter().any(|at| at.known_clients() != of(at));
+                    for backend in self.services.those_mut(news).flat_map(Service::backends_mut) {
+                        backend.note_known(of(backend));
                     }
                     for gone in &mut self.gone {
                         gone.known = known.get(&gone.row.id).copied().unwrap_or(0);
@@ -261,7 +263,7 @@ impl Controller {
 
     /// The services as a configuration file last said.
     #[must_use]
-    pub fn file(&self) -> &[ServiceConfig] {
+    pub fn file(&self) -> &[Arc<ServiceConfig>] {
         &self.file
     }
 

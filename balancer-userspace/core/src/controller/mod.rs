@@ -10,6 +10,7 @@ mod listeners;
 mod restore;
 mod resync;
 mod rules;
+mod services;
 mod settings;
 mod settle;
 mod stage;
@@ -18,6 +19,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     mem,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -40,6 +42,8 @@ use crate::{
     service::{Backend, Service},
 };
 
+pub use self::services::{Iter, Services};
+
 /// Decides what the data path does. See the [module](self).
 #[derive(Clone, Debug)]
 pub struct Controller {
@@ -52,17 +56,17 @@ pub struct Controller {
     generation: u64,
     settings: settings::Settings,
     /// What the configuration file says.
-    file: Vec<ServiceConfig>,
+    file: Vec<Arc<ServiceConfig>>,
     /// What it says at start, until then.
     first: Vec<ServiceConfig>,
     /// Whether it goes on where another has ended.
     restored: bool,
-    services: Vec<Service>,
+    services: Services,
     owners: HashMap<BackendId, ServiceId>,
     ids: Ids,
     hops: NextHops,
     /// The directory of services as last published.
-    published: Option<Vec<ServiceSpec>>,
+    published: Option<Arc<Vec<ServiceSpec>>>,
     /// Removed backends that clients may still be known at.
     gone: Vec<Gone>,
     /// The last check that was started.
@@ -102,7 +106,7 @@ impl Controller {
             file: Vec::new(),
             first: config.services,
             restored: false,
-            services: Vec::new(),
+            services: Services::default(),
             owners: HashMap::new(),
             ids: Ids::new(),
             hops: NextHops::default(),
@@ -197,7 +201,7 @@ impl Controller {
     }
 
     fn start_anew(&mut self, services: Vec<ServiceConfig>, now: Instant) -> Vec<Command> {
-        self.file.clone_from(&services);
+        self.file = shared(services.clone());
         match self.configure(services, None, now) {
             Ok((_, settled)) => settled.commands,
             Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
@@ -209,7 +213,7 @@ impl Controller {
         Self {
             restored: false,
             file: Vec::new(),
-            services: Vec::new(),
+            services: Services::default(),
             owners: HashMap::new(),
             ids: Ids::new(),
             hops: NextHops::default(),
@@ -316,7 +320,7 @@ impl Controller {
 
     /// The services, in configuration order.
     #[must_use]
-    pub fn services(&self) -> &[Service] {
+    pub const fn services(&self) -> &Services {
         &self.services
     }
 
@@ -407,7 +411,7 @@ impl Controller {
     #[must_use]
     pub fn name_of(&self, id: BackendId) -> Option<&str> {
         let owner = self.owners.get(&id);
-        let service = owner.and_then(|owner| self.services.iter().find(|service| service.id() == *owner));
+        let service = owner.and_then(|owner| self.services.with_id(*owner));
         let present = service.into_iter().flat_map(Service::backends).map(|backend| (backend.id(), backend.name()));
         let gone = self.gone.iter().map(|gone| (gone.row.id, gone.name.as_str()));
         present.chain(gone).find(|&(other, _)| other == id).map(|(_, name)| name)
@@ -421,7 +425,7 @@ impl Controller {
 
     /// [`Self::parts`], to change them.
     pub(super) fn parts_mut(&mut self, name: &BackendName) -> impl Iterator<Item = &mut Backend> {
-        let legs = self.services.iter_mut().filter(|service| service.name() == name.service);
+        let legs = self.services.those_mut(|service| service.name() == name.service);
         legs.flat_map(Service::backends_mut).filter(|backend| backend.name() == name.backend)
     }
 
@@ -448,7 +452,7 @@ impl Controller {
         now: Instant,
     ) -> Option<ServiceId> {
         let &id = self.owners.get(&backend)?;
-        let service = self.services.iter_mut().find(|service| service.id() == id)?;
+        let service = self.services.with_id_mut(id)?;
         let index = service.backends().iter().position(|candidate| candidate.id() == backend)?;
         service.record(index, ended, &self.hops, now).then_some(id)
     }
@@ -469,10 +473,12 @@ impl Controller {
     /// Takes note of how many clients each backend has. Gives the services in which one is drained now.
     fn swept(&mut self, known: &HashMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
-        for service in &mut self.services {
+        let of = |backend: &Backend| known.get(&backend.id()).copied().unwrap_or(0);
+        let news = |service: &Service| service.backends().iter().any(|backend| backend.learns_from_sweep(of(backend)));
+        for service in self.services.those_mut(news) {
             let id = service.id();
             for backend in service.backends_mut() {
-                if backend.swept(known.get(&backend.id()).copied().unwrap_or(0)) {
+                if backend.swept(of(backend)) {
                     concerned.push(id);
                 }
             }
@@ -526,6 +532,16 @@ impl Controller {
             Err(refused) => vec![warning(format!("drained backends are not removed: {refused}"))],
         }
     }
+}
+
+/// Configurations as they are kept: most of them are what they were before each change.
+fn shared(services: Vec<ServiceConfig>) -> Vec<Arc<ServiceConfig>> {
+    services.into_iter().map(Arc::new).collect()
+}
+
+/// Whether both are one: then what is known to hold of one holds of the other.
+fn is_one(one: &[Arc<ServiceConfig>], other: &[Arc<ServiceConfig>]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))
 }
 
 fn warning(message: String) -> Command {

@@ -1,6 +1,9 @@
 //! The controller to and from what outlives the process.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use balancer_common::{client::HashKey, map_types::MAX_BACKENDS};
 use balancer_model::{
@@ -8,13 +11,13 @@ use balancer_model::{
     validate,
 };
 
-use super::{Controller, Gone};
+use super::{Controller, Gone, Services, is_one, shared};
 use crate::{
     ids::Ids,
     keys,
     next_hops::NextHops,
     service::Service,
-    state::{Clocks, SavedGone, SavedState, VERSION},
+    state::{Clocks, ListChanges, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
 impl Controller {
@@ -27,13 +30,9 @@ impl Controller {
             generation: self.generation,
             hash_key: self.keeps_key.then_some(self.key),
             key_fingerprint: keys::fingerprint(self.key),
-            file: self.file.clone(),
+            file: self.file.iter().map(|service| ServiceConfig::clone(service)).collect(),
             services: self.services.iter().map(|service| service.export(clocks)).collect(),
-            gone: self
-                .gone
-                .iter()
-                .map(|gone| SavedGone { name: gone.name.clone(), row: gone.row.clone(), known: gone.known })
-                .collect(),
+            gone: self.export_gone(),
             free_ids: self.ids.runs(),
             next_hops: self.hops.all().map(|(address, hop)| (address, hop.clone())).collect(),
             departed: std::collections::BTreeMap::new(),
@@ -42,6 +41,35 @@ impl Controller {
             clock: None,
             withdrawn: false,
         }
+    }
+
+    /// What became different since [`export`](Self::export) gave the state of `before`, an earlier copy.
+    #[must_use]
+    pub fn changes_since(&self, before: &Self, clocks: Clocks) -> SavedChanges {
+        let changed = self.services.changed_since(&before.services).map(|service| service.export(clocks)).collect();
+        let ids = |services: &Services| services.iter().map(Service::id).collect::<Vec<_>>().into_iter();
+        let rows = |gone: &[Gone]| gone.iter().map(|gone| (gone.name.clone(), gone.row.clone())).collect::<Vec<_>>();
+        SavedChanges {
+            generation: (self.generation != before.generation).then_some(self.generation),
+            file: changed_file(&before.file, &self.file),
+            services: ListChanges::new(ids(&before.services), ids(&self.services), changed),
+            gone: (rows(&self.gone) != rows(&before.gone)).then(|| self.export_gone()),
+            free_ids: (self.ids != before.ids).then(|| self.ids.runs()),
+            next_hops: self.hops.changed_since(&before.hops),
+            ..SavedChanges::default()
+        }
+    }
+
+    /// Whether not even a count is another than `before`, in an earlier copy.
+    #[must_use]
+    pub fn is_untouched_since(&self, before: &Self) -> bool {
+        let known = |gone: &[Gone]| gone.iter().map(|gone| gone.known).collect::<Vec<_>>();
+        self.services.is_untouched_since(&before.services) && known(&self.gone) == known(&before.gone)
+    }
+
+    fn export_gone(&self) -> Vec<SavedGone> {
+        let saved = |gone: &Gone| SavedGone { name: gone.name.clone(), row: gone.row.clone(), known: gone.known };
+        self.gone.iter().map(saved).collect()
     }
 
     /// The controller that `state` was exported from, with the same ids and tables; [`start`](Self::start) then takes
@@ -61,7 +89,7 @@ impl Controller {
     pub(super) fn take_in(&mut self, state: SavedState, clocks: Clocks) -> Result<(), String> {
         consistent(&state)?;
         self.generation = state.generation;
-        self.file = state.file;
+        self.file = shared(state.file);
         self.hops = NextHops::restored(state.next_hops);
         self.gone = state
             .gone
@@ -80,21 +108,54 @@ impl Controller {
         Ok(())
     }
 
+    /// The services as they are configured now, those that are as the file said without a copy.
+    pub(super) fn present(&self) -> Vec<Arc<ServiceConfig>> {
+        let as_in_file = self.configured_so(&self.file);
+        let file: HashMap<&str, &Arc<ServiceConfig>> = self.file.iter().map(|of| (of.name.as_str(), of)).collect();
+        let parts: Vec<&Service> = self.services.iter().collect();
+        let present = parts.chunk_by(|one, other| one.name() == other.name()).filter_map(|parts| {
+            let name = parts.first()?.name();
+            let same = file.get(name).filter(|_| as_in_file.contains(name));
+            same.map(|same| Arc::clone(same)).or_else(|| joined(parts).map(Arc::new))
+        });
+        present.collect()
+    }
+
     /// The services as they are configured now.
     pub(crate) fn configs(&self) -> Vec<ServiceConfig> {
-        let mut configs: Vec<ServiceConfig> = Vec::with_capacity(self.services.len());
-        for service in &self.services {
-            let config = service.config();
-            let Some(first) = configs.last_mut().filter(|first| first.name == config.name) else {
-                configs.push(config);
-                continue;
-            };
-            // One that has left one part of its service stays until it has left the other.
-            let known: HashSet<String> = first.backends.iter().map(|backend| backend.name.clone()).collect();
-            first.backends.extend(config.backends.into_iter().filter(|backend| !known.contains(&backend.name)));
-        }
-        configs
+        self.configs_of(|_| true)
     }
+
+    /// Those of them that are `wanted`.
+    pub(super) fn configs_of(&self, wanted: impl Fn(&str) -> bool) -> Vec<ServiceConfig> {
+        let parts: Vec<&Service> = self.services.iter().filter(|service| wanted(service.name())).collect();
+        parts.chunk_by(|one, other| one.name() == other.name()).filter_map(joined).collect()
+    }
+}
+
+/// The configuration of which these are the parts.
+fn joined(parts: &[&Service]) -> Option<ServiceConfig> {
+    let (first, others) = parts.split_first()?;
+    let mut config = first.config();
+    for part in others {
+        // One that has left one part of its service stays until it has left the other.
+        let known: HashSet<String> = config.backends.iter().map(|backend| backend.name.clone()).collect();
+        let left = part.backends().iter().filter(|backend| !known.contains(backend.name()));
+        config.backends.extend(left.map(|backend| backend.config().clone()));
+    }
+    Some(config)
+}
+
+fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> ListChanges<String, ServiceConfig> {
+    if is_one(before, now) {
+        return ListChanges::default();
+    }
+    let names = |services: &[Arc<ServiceConfig>]| services.iter().map(|of| of.name.clone()).collect::<Vec<_>>();
+    let old: HashMap<&str, &Arc<ServiceConfig>> = before.iter().map(|of| (of.name.as_str(), of)).collect();
+    let same =
+        |of: &Arc<ServiceConfig>| old.get(of.name.as_str()).is_some_and(|old| Arc::ptr_eq(old, of) || *old == of);
+    let changed = now.iter().filter(|of| !same(of)).map(|of| ServiceConfig::clone(of)).collect();
+    ListChanges::new(names(before).into_iter(), names(now).into_iter(), changed)
 }
 
 /// Checks what the controller relies on and a file made by somebody else may lack.

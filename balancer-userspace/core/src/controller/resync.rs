@@ -37,7 +37,7 @@ impl Controller {
             }
         }
         if let Some(directory) = &self.published {
-            commands.publish(&held.services, directory.clone());
+            commands.publish(&held.services, directory.to_vec());
         }
         for &id in held.checks.keys().filter(|id| !checks.contains_key(id)) {
             commands.add(Stage::Removed, Command::StopChecks(id));

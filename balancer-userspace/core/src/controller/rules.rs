@@ -67,7 +67,7 @@ impl Controller {
     pub(super) fn end_rules(&mut self, now: Instant) -> Vec<Command> {
         let mut concerned = Vec::new();
         let mut reports = Vec::new();
-        for service in &mut self.services {
+        for service in self.services.those_mut(|service| service.rules().next_end().is_some_and(|end| end <= now)) {
             for rule in service.rules_mut().take_ended(now) {
                 let message = format!("rule {} {} {} ended", service.name(), rule.prefix, rule.action);
                 let about = Some(BackendName { service: service.name().to_owned(), backend: String::new() });

@@ -46,7 +46,7 @@ impl Controller {
         let mut commands = Staged::default();
         let mut released = Vec::new();
 
-        for service in services.iter_mut().filter(|service| concerned(service)) {
+        for service in services.those_mut(&concerned) {
             for backend in service.backends_mut() {
                 let address = backend.address().ip();
                 if backend.told.watched != Some(address) {
@@ -59,8 +59,9 @@ impl Controller {
         }
 
         let mut all_moves = HashMap::new();
-        let is_published = |id: ServiceId| published.iter().flatten().any(|spec: &ServiceSpec| spec.id == id);
-        for service in services.iter_mut().filter(|service| concerned(service)) {
+        let is_published =
+            |id: ServiceId| published.iter().flat_map(|specs| specs.iter()).any(|spec: &ServiceSpec| spec.id == id);
+        for service in services.those_mut(&concerned) {
             tell_checks(service, last_check, &mut commands);
             let refreshed = service.refresh(hops, now);
             tell_rows(service, hops, &mut commands);
@@ -85,13 +86,13 @@ impl Controller {
         let is_same = |(spec, service): (&ServiceSpec, &Service)| {
             spec.id == service.id() && (!concerned(service) || *spec == service.spec())
         };
-        let all_same = |published: &Vec<ServiceSpec>| {
+        let all_same = |published: &Arc<Vec<ServiceSpec>>| {
             published.len() == services.len() && published.iter().zip(&*services).all(is_same)
         };
         if !published.as_ref().is_some_and(all_same) {
             let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
-            let before = published.replace(specs.clone());
-            commands.publish(before.as_deref().unwrap_or_default(), specs);
+            let before = published.replace(Arc::new(specs.clone()));
+            commands.publish(before.as_deref().map_or(&[], Vec::as_slice), specs);
         }
 
         for backend in &mut removed {

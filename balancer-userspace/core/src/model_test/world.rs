@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
@@ -18,6 +19,7 @@ use balancer_model::{
 use proptest::sample::Index;
 
 use super::{
+    disk::Disk,
     inspect::{Drains, inspect},
     plane::DataPlane,
     step::{Edit, Step},
@@ -87,6 +89,7 @@ pub(super) struct World {
     now: Instant,
     /// Which of the next commands that can fail does.
     failing: Option<Index>,
+    disk: Disk,
 }
 
 impl World {
@@ -97,7 +100,9 @@ impl World {
         for command in controller.start(now) {
             plane.apply(command);
         }
-        let mut world = Self { controller, plane, drains: Drains::default(), file: services(), now, failing: None };
+        let disk = Disk::new(&controller, now);
+        let drains = Drains::default();
+        let mut world = Self { controller, plane, drains, file: services(), now, failing: None, disk };
         world.look();
         world
     }
@@ -105,6 +110,7 @@ impl World {
     fn look(&mut self) {
         self.drains.follow(&self.controller, &self.plane, self.now);
         inspect(&self.controller, &self.plane, &self.drains, self.now);
+        self.disk.write(&self.controller, self.now);
     }
 
     /// Goes on in another process with an empty data plane, after a minute, if nothing is due within it.
@@ -147,6 +153,7 @@ impl World {
         assert_eq!(self.controller.export(clocks), state);
         (self.plane.watched, self.plane.clients) = (old.watched, old.clients);
         self.drains.restarted(&self.controller);
+        self.disk = Disk::new(&self.controller, self.now);
     }
 
     fn backend(&self, index: Index) -> Option<(BackendName, BackendId, IpAddr)> {
@@ -435,7 +442,7 @@ impl World {
                 if self.controller.services().is_empty() {
                     return;
                 }
-                let service = service.get(self.controller.services()).name().to_owned();
+                let service = service.get(&self.controller.services().iter().collect::<Vec<_>>()).name().to_owned();
                 let name = BackendName { service, backend: format!("b{name}") };
                 let address = IpAddr::from([10, 0, 0, host]);
                 let both = name.service == "web" || host % 2 == 0;
@@ -495,7 +502,7 @@ impl World {
                 if self.controller.services().is_empty() {
                     return;
                 }
-                let service = index.get(self.controller.services()).name().to_owned();
+                let service = index.get(&self.controller.services().iter().collect::<Vec<_>>()).name().to_owned();
                 let listener = listener(at);
                 let before = self.moved();
                 let change = if add {
@@ -572,8 +579,9 @@ impl World {
         for edit in edits {
             edit_file(&mut services, edit);
         }
+        let shared = |configs: &[ServiceConfig]| configs.iter().cloned().map(Arc::new).collect::<Vec<_>>();
         let configs = self.controller.configs();
-        let before = under_new_names(configs.clone(), &services);
+        let before = under_new_names(shared(&configs), &shared(&services));
         let kept = self.seen_by_name();
         let pairs = configs.iter().zip(&before);
         let leaving: BTreeSet<(String, String)> = pairs
@@ -588,9 +596,9 @@ impl World {
             .collect();
         let leaves = |service: &str, backend: &str| leaving.contains(&(service.to_owned(), backend.to_owned()));
         if self.change(Change::Reload(Box::new(config(services.clone())))).is_ok() {
-            let now = self.controller.configs();
-            let file = under_new_names(self.file.clone(), &services);
-            assert_eq!(now, merge(&file, &before, leaves, services.clone()).services);
+            let now = shared(&self.controller.configs());
+            let file = under_new_names(shared(&self.file), &shared(&services));
+            assert_eq!(now, merge(&file, &before, leaves, shared(&services)).services);
             self.file = services;
             for ((family, name), (id, admin, address)) in self.seen_by_name() {
                 let before = kept.get(&(family, name.clone()));

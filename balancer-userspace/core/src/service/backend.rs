@@ -389,6 +389,11 @@ impl Backend {
         self.leaving
     }
 
+    /// Whether a complete sweep that has found so many known clients changes anything.
+    pub(crate) const fn learns_from_sweep(&self, known: u64) -> bool {
+        self.known != known || self.drain.until.is_some() || self.drain.empty_sweeps > 0
+    }
+
     /// Takes note of a complete sweep. True if it ends a drain.
     pub(crate) fn swept(&mut self, known: u64) -> bool {
         self.known = known;

@@ -70,15 +70,27 @@ impl Service {
         let mut news = false;
         for index in 0..self.backends.len() {
             let Some(backend) = self.backends.get(index) else { continue };
-            let fails = match self.opinion(backend, hops) {
-                Opinion::Down { kind: FailureKind::Hard, reason } | Opinion::NoWay(reason) if alone => Some(reason),
-                Opinion::Waiting | Opinion::Unknown | Opinion::Up | Opinion::Down { .. } | Opinion::NoWay(_) => None,
-            };
+            let fails = self.fails_here(backend, hops, alone);
             let Some(backend) = self.backends.get_mut(index) else { continue };
             news |= fails.is_some() != backend.overruled.is_some();
             backend.overruled = fails;
         }
         news
+    }
+
+    /// Whether [`overrule`](Self::overrule) would change anything.
+    pub(crate) fn is_to_be_overruled(&self, hops: &NextHops, alone: bool) -> bool {
+        self.backends.iter().any(|backend| self.fails_here(backend, hops, alone) != backend.overruled)
+    }
+
+    fn fails_here(&self, backend: &Backend, hops: &NextHops, alone: bool) -> Option<String> {
+        if !alone {
+            return None;
+        }
+        match self.opinion(backend, hops) {
+            Opinion::Down { kind: FailureKind::Hard, reason } | Opinion::NoWay(reason) => Some(reason),
+            Opinion::Waiting | Opinion::Unknown | Opinion::Up | Opinion::Down { .. } => None,
+        }
     }
 
     /// Whether some slot is taken from a backend that keeps its known clients, which then have to be known wherever

@@ -6,6 +6,7 @@ mod restore;
 mod rules;
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -191,6 +192,11 @@ impl Service {
     pub fn config(&self) -> ServiceConfig {
         let backends = self.backends.iter().map(|backend| backend.config.clone()).collect();
         ServiceConfig { backends, ..self.settings.clone() }
+    }
+
+    /// Whether it is, and has backends, as `config` says, in the same order.
+    pub(crate) fn is_configured_as(&self, config: &ServiceConfig) -> bool {
+        self.settings.has_settings_of(config) && self.backends.iter().map(|of| &of.config).eq(&config.backends)
     }
 
     /// Its backends in configuration order, those added at run time last.
@@ -582,18 +588,26 @@ impl Service {
         let before = self.footing.replace(live.footing).unwrap_or(Footing::Primaries);
         let footing = (before != live.footing).then_some(live.footing);
 
-        let mut counts = vec![0u32; usize::from(u16::MAX) + 1];
-        for &entry in &*self.live {
-            if let Some(count) = counts.get_mut(usize::from(entry)) {
-                *count += 1;
-            }
-        }
+        let counts = counts(&self.live, &self.backends);
         let mut transitions = Vec::new();
         for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
-            backend.slots = counts.get(usize::from(backend.id.0)).copied().unwrap_or(0);
+            backend.slots = counts.get(&backend.id.0).copied().unwrap_or(0);
             backend.steered = self.shares.contains_key(&backend.id.0);
             transitions.extend(backend.enter(&self.settings.name, assessment, now));
         }
         Refreshed { swap, moves, transitions, footing }
     }
+}
+
+/// How many slots of `table` each backend has. There may be thousands of tables, each with few of the ids that there are.
+fn counts(table: &[u16], backends: &[Backend]) -> HashMap<u16, u32> {
+    let ids = || backends.iter().map(|backend| backend.id.0);
+    let (first, last) = (ids().min().unwrap_or(0), ids().max().unwrap_or(0));
+    let mut counts = vec![0; usize::from(last - first) + 1];
+    for entry in table {
+        if let Some(count) = entry.checked_sub(first).and_then(|index| counts.get_mut(usize::from(index))) {
+            *count += 1;
+        }
+    }
+    ids().map(|id| (id, counts.get(usize::from(id - first)).copied().unwrap_or(0))).collect()
 }

@@ -36,6 +36,20 @@ impl Service {
         }
     }
 
+    /// Whether a later start would find the same service as `before`, but for what checks and sweeps count all the time.
+    pub(crate) fn is_saved_as(&self, before: &Self) -> bool {
+        self.id == before.id
+            && self.family == before.family
+            && self.listeners == before.listeners
+            && self.settings == before.settings
+            && self.generation == before.generation
+            && (self.required, self.needless) == (before.required, before.needless)
+            && self.tick_seconds == before.tick_seconds
+            && self.rules.iter().eq(before.rules.iter())
+            && self.backends.len() == before.backends.len()
+            && self.backends.iter().zip(&before.backends).all(|(now, before)| now.is_saved_as(before))
+    }
+
     /// The service as it was. Its table, which follows from the rest, is not there before a refresh.
     pub(crate) fn restored(state: SavedService, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
         let family = state.family.unwrap_or(state.settings.first().family());
@@ -82,6 +96,23 @@ impl Service {
 }
 
 impl Backend {
+    /// See [`Service::is_saved_as`].
+    fn is_saved_as(&self, before: &Self) -> bool {
+        self.id == before.id
+            && self.config == before.config
+            && self.admin == before.admin
+            && self.health.verdict() == before.health.verdict()
+            && self.state() == before.state()
+            && self.since == before.since
+            && (self.drain.timeout, self.drain.until) == (before.drain.timeout, before.drain.until)
+            && self.leaving == before.leaving
+            && self.forced == before.forced
+            && self.slow_start == before.slow_start
+            && self.late == before.late
+            && self.transitions == before.transitions
+            && self.agreed_way == before.agreed_way
+    }
+
     fn export(&self, clocks: Clocks) -> SavedBackend {
         SavedBackend {
             id: self.id,

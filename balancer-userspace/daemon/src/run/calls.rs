@@ -93,10 +93,11 @@ pub(super) fn answer(
 
 /// Answers what a change would do, or why it would be refused.
 fn plan(owner: &Owner<KernelDataplane>, host: &Host, change: Change, reply: oneshot::Sender<Result<Planned, Refused>>) {
-    let wanted = owner.wanted_after(&change).ok().filter(|wanted| wanted != host.wanted());
-    let check = wanted.map(|wanted| host.check(wanted));
-    let planning = match owner.plan(change) {
-        Ok(planning) => planning,
+    let (planning, check) = match owner.plan(change) {
+        Ok((planning, wanted)) => {
+            let wanted = wanted.filter(|wanted| wanted != host.wanted());
+            (planning, wanted.map(|wanted| host.check(wanted)))
+        }
         Err(refused) => {
             let _ = reply.send(Err(refused));
             return;

@@ -39,6 +39,7 @@ use crate::{
     resume::{Resumed, resume},
     service_manager::ServiceManager,
     shutdown::Signals,
+    state_file::Occasion,
     statistics::Statistics,
     supervisor::{Endings, Supervisor},
 };
@@ -159,7 +160,7 @@ impl Startup {
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
         // Before anything is pinned that could not be told apart without it.
-        state_file.save(&owner.export())?;
+        state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
         let surroundings = Surroundings {
             ends,

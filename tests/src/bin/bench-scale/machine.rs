@@ -4,11 +4,11 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// Bytes that are resident, of its own and of maps that it has looked into.
+/// Bytes of its own that are resident; maps that it shares with the kernel are not.
 pub(super) fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS is no number")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("RssAnon is no number")?;
     Ok(kibibytes * 1024)
 }
 

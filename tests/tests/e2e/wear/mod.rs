@@ -96,7 +96,8 @@ fn rest(operator: &mut Operator<'_>, shared: &Shared) -> usize {
     attempts.len()
 }
 
-fn wear(forwarding: Forwarding, seed: u64, duration: Duration) {
+/// `crowd`: services beside, which make the state so large that there is a journal of it.
+fn wear(forwarding: Forwarding, crowd: u16, seed: u64, duration: Duration) {
     println!("SOAK_SEED={seed:#x} does the same to {forwarding:?}");
     let place = tempfile::tempdir().unwrap();
     let faults = Faults::new(place.path(), &binaries::balancer().unwrap()).unwrap();
@@ -106,6 +107,7 @@ fn wear(forwarding: Forwarding, seed: u64, duration: Duration) {
         settings.check = r#"{ type = "http", path = "/healthz", interval = "1s", fast_interval = "200ms" }"#.to_owned();
         settings.service_lines = format!("drain = {{ timeout = \"{}s\" }}\n", DRAIN.as_secs());
         settings.binary = Some(faults.program());
+        settings.crowd = crowd;
         settings.state = Some(faults.disk());
         Ok(())
     })
@@ -150,6 +152,6 @@ fn clients_see_only_what_follows_from_what_is_done() {
     let seconds = variable::number("SOAK_SECONDS").unwrap().unwrap_or(20);
     let seed = variable::number("SOAK_SEED").unwrap().unwrap_or_else(|| Rng::new().u64(..));
     let half = Duration::from_secs(seconds) / 2;
-    wear(Forwarding::Nat, seed, half);
-    wear(Forwarding::Dsr, seed, half);
+    wear(Forwarding::Nat, 60, seed, half);
+    wear(Forwarding::Dsr, 0, seed, half);
 }

@@ -1,0 +1,125 @@
+//! The services of a controller, shared between its copies until one of them changes one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Index,
+    slice,
+    sync::Arc,
+};
+
+use crate::{io::ServiceId, service::Service};
+
+/// Services in configuration order. A copy costs a pointer each.
+#[derive(Clone, Debug, Default)]
+pub struct Services(Vec<Arc<Service>>);
+
+/// See [`Services::iter`].
+pub type Iter<'a> = std::iter::Map<slice::Iter<'a, Arc<Service>>, fn(&Arc<Service>) -> &Service>;
+
+impl Services {
+    /// All, in their order.
+    pub fn iter(&self) -> Iter<'_> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first.
+    #[must_use]
+    pub fn first(&self) -> Option<&Service> {
+        self.get(0)
+    }
+
+    /// The one at `index`.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&Service> {
+        self.0.get(index).map(AsRef::as_ref)
+    }
+
+    /// The one with this id.
+    #[must_use]
+    pub fn with_id(&self, id: ServiceId) -> Option<&Service> {
+        self.iter().find(|service| service.id() == id)
+    }
+
+    pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut Service> {
+        self.0.get_mut(index).map(Arc::make_mut)
+    }
+
+    /// The one with this id, to change it.
+    pub(super) fn with_id_mut(&mut self, id: ServiceId) -> Option<&mut Service> {
+        self.those_mut(|service| service.id() == id).next()
+    }
+
+    /// Those `wanted`, to change them. The others stay shared.
+    pub(super) fn those_mut(&mut self, wanted: impl Fn(&Service) -> bool) -> impl Iterator<Item = &mut Service> {
+        self.0.iter_mut().filter(move |service| wanted(service)).map(Arc::make_mut)
+    }
+
+    pub(super) fn push(&mut self, service: Arc<Service>) {
+        self.0.push(service);
+    }
+
+    /// Those that were not touched since they were shared with `other`.
+    pub(crate) fn shared_with(&self, other: &Self) -> HashSet<ServiceId> {
+        let others: HashSet<*const Service> = other.0.iter().map(Arc::as_ptr).collect();
+        self.0.iter().filter(|service| others.contains(&Arc::as_ptr(service))).map(|service| service.id()).collect()
+    }
+
+    /// Whether nothing about them was touched since they were shared with `before`.
+    pub(super) fn is_untouched_since(&self, before: &Self) -> bool {
+        self.0.len() == before.0.len() && self.0.iter().zip(&before.0).all(|(now, before)| Arc::ptr_eq(now, before))
+    }
+
+    /// Those of which a later start would not find what it would have found `before`.
+    pub(super) fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Service> {
+        let before: HashMap<ServiceId, &Arc<Service>> =
+            before.0.iter().map(|service| (service.id(), service)).collect();
+        let same = move |service: &&Arc<Service>| {
+            before.get(&service.id()).is_some_and(|old| Arc::ptr_eq(old, service) || service.is_saved_as(old))
+        };
+        self.0.iter().filter(move |service| !same(service)).map(AsRef::as_ref)
+    }
+}
+
+impl Index<usize> for Services {
+    type Output = Service;
+
+    fn index(&self, index: usize) -> &Service {
+        &self.0[index]
+    }
+}
+
+impl<'a> IntoIterator for &'a Services {
+    type Item = &'a Service;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+impl IntoIterator for Services {
+    type Item = Arc<Service>;
+    type IntoIter = std::vec::IntoIter<Arc<Service>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl FromIterator<Service> for Services {
+    fn from_iter<I: IntoIterator<Item = Service>>(services: I) -> Self {
+        Self(services.into_iter().map(Arc::new).collect())
+    }
+}

@@ -1,0 +1,76 @@
+//! What a restart must keep.
+
+use std::collections::BTreeMap;
+
+use balancer_core::{
+    controller::Controller,
+    state::{Clocks, SavedChanges, SavedClock, SavedCountersByService, SavedEpoch, SavedState},
+};
+
+/// A copy of everything that a restart must keep, as it was at a moment. It shares nearly all with the controller, so that
+/// it costs little; making a [`SavedState`] of it does not.
+#[derive(Clone, Debug)]
+pub struct Restorable {
+    /// The services and all that follows from them.
+    pub controller: Controller,
+    /// What backends that are gone have counted.
+    pub departed: SavedCountersByService,
+    /// Moves that other members of a fleet count, by service and cause.
+    pub repeated_moves: BTreeMap<u16, Vec<u64>>,
+    /// Whether the operator has taken the VIPs away.
+    pub withdrawn: bool,
+    /// Which state of a fleet it is.
+    pub epoch: Option<SavedEpoch>,
+    /// The moment.
+    pub clocks: Clocks,
+    /// What tells the moment also where the wall clock is set.
+    pub clock: Option<SavedClock>,
+}
+
+impl Restorable {
+    /// The whole state.
+    #[must_use]
+    pub fn state(&self) -> SavedState {
+        SavedState {
+            departed: self.departed.clone(),
+            repeated_moves: self.repeated_moves.clone(),
+            withdrawn: self.withdrawn,
+            epoch: self.epoch,
+            clock: self.clock.clone(),
+            ..self.controller.export(self.clocks)
+        }
+    }
+
+    /// What became different since `before`.
+    #[must_use]
+    pub fn changes_since(&self, before: &Self) -> SavedChanges {
+        SavedChanges {
+            departed: (!same_counts(&self.departed, &before.departed)).then(|| self.departed.clone()),
+            repeated_moves: (self.repeated_moves != before.repeated_moves).then(|| self.repeated_moves.clone()),
+            withdrawn: (self.withdrawn != before.withdrawn).then_some(self.withdrawn),
+            epoch: self.epoch.filter(|_| self.epoch != before.epoch),
+            clock: self.clock.clone(),
+            ..self.controller.changes_since(&before.controller, self.clocks)
+        }
+    }
+}
+
+/// Moments are told anew each time, and differ by what the two clocks were read after each other.
+fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> bool {
+    let counts = |of: &SavedCountersByService| {
+        let mut of = of.clone();
+        of.values_mut().flat_map(BTreeMap::values_mut).for_each(|counters| counters.since = None);
+        of
+    };
+    counts(one) == counts(other)
+}
+
+#[cfg(test)]
+impl Restorable {
+    /// A controller's own, at `now` on the wall clock of the beginning of 1970.
+    pub(crate) fn of(controller: Controller, now: std::time::Instant) -> Self {
+        let (departed, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
+        let clocks = Clocks { now, wall: std::time::UNIX_EPOCH };
+        Self { controller, departed, repeated_moves, withdrawn: false, epoch: None, clocks, clock: None }
+    }
+}
