@@ -26,10 +26,10 @@ use balancer_core::controller::Controller as Core;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use self::settings::{PORT, backend_port, config_path};
+use self::settings::config_path;
 pub use self::{
     expected::{change, core, counts, deviation, home},
-    settings::{QUICK_CHECK, QUICK_HTTP_CHECK, Settings, service, write_config},
+    settings::{PORT, QUICK_CHECK, QUICK_HTTP_CHECK, Settings, backend_port, service, write_config},
 };
 use crate::{
     backend::Backend,

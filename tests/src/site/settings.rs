@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The services' port.
-pub(super) const PORT: u16 = 80;
+pub const PORT: u16 = 80;
 
 /// What the configuration file says.
 #[derive(Clone, Debug)]
@@ -143,8 +143,9 @@ pub(super) fn config_path(files: &Path) -> PathBuf {
     files.join("balancer.toml")
 }
 
-/// With `nat` the port changes on the way.
-pub(super) const fn backend_port(forwarding: Forwarding) -> u16 {
+/// The servers' port: with `nat` it changes on the way.
+#[must_use]
+pub const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
         Forwarding::Nat => 8080,
