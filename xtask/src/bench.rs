@@ -1,7 +1,7 @@
 //! `cargo xtask bench`.
 
-use anyhow::Result;
-use clap::ValueEnum;
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
 
 use crate::{
     build::programs,
@@ -30,8 +30,49 @@ pub(crate) enum Benchmark {
     Fleet,
 }
 
+/// What is done with ratios of the kernel program's speed to yardsticks that are measured beside it.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[group(multiple = false)]
+pub(crate) struct Gate {
+    /// Of `path`: fail if a path is more than 15% slower, in comparison with its yardstick, than tests/bench/path.json says.
+    #[arg(long, requires = "only")]
+    check: bool,
+    /// Of `path`: write tests/bench/path.json.
+    #[arg(long, requires = "only")]
+    record: bool,
+}
+
+impl Gate {
+    fn option(self) -> Option<&'static str> {
+        match self {
+            Self { check: true, .. } => Some("--check"),
+            Self { record: true, .. } => Some("--record"),
+            Self { check: false, record: false } => None,
+        }
+    }
+}
+
+/// The program that measures the kernel program.
+const PATH: &str = "bench-path";
+
+/// Compares the kernel program's speed with what is committed, by the unoptimized program that the tests' build has made:
+/// the kernel program is optimized in every build, and the time is the kernel's.
+pub(crate) fn check_paths() -> Result<()> {
+    run(program(built("debug")?.join(PATH)).arg("--check"))
+}
+
 /// Sets up and runs one benchmark, or all of them.
-pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
+pub(crate) fn bench(only: Option<Benchmark>, gate: Gate) -> Result<()> {
+    if let Some(option) = gate.option() {
+        ensure!(
+            only == Some(Benchmark::Path),
+            "{option} is about the kernel program: `cargo xtask bench path {option}`"
+        );
+        ensure_root("a benchmark of the kernel program", &format!("bench path {option}"))?;
+        setup(Purpose::Run)?;
+        programs(&[PATH], false)?;
+        return run(program(built("debug")?.join(PATH)).arg(option));
+    }
     let wanted = |benchmark| only.is_none_or(|only| only == benchmark);
     let privileged = [Benchmark::Path, Benchmark::Scale, Benchmark::Metrics, Benchmark::Failover, Benchmark::Fleet];
     if privileged.into_iter().any(wanted) {
@@ -48,7 +89,7 @@ pub(crate) fn bench(only: Option<Benchmark>) -> Result<()> {
         run(cargo().args(["bench", "--locked", "--package", "balancer-daemon", "--bench", "checks"]))?;
     }
     let binaries = [
-        (Benchmark::Path, "bench-path"),
+        (Benchmark::Path, PATH),
         (Benchmark::Scale, "bench-scale"),
         (Benchmark::Metrics, "bench-metrics"),
         (Benchmark::Failover, "bench-failover"),

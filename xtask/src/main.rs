@@ -100,6 +100,8 @@ enum Chore {
     Bench {
         /// Only this one.
         only: Option<bench::Benchmark>,
+        #[command(flatten)]
+        gate: bench::Gate,
     },
     /// Set up, then try things with other people's software; needs root.
     Lab {
@@ -126,7 +128,8 @@ enum Chore {
         #[arg(long)]
         arch: Vec<release::Arch>,
     },
-    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests.
+    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests,
+    /// the kernel program's speed.
     Ci {
         /// Only what looks at the code and loads it on older kernels, or only what runs it.
         #[arg(long, value_name = "HALF")]
@@ -156,7 +159,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
-        Chore::Bench { only } => bench::bench(only),
+        Chore::Bench { only, gate } => bench::bench(only, gate),
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
