@@ -96,12 +96,16 @@ enum Chore {
         #[arg(default_value = "")]
         only: String,
     },
-    /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program and scrapes, or only one.
+    /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program, scrapes, and beside proxies, or only
+    /// one.
     Bench {
         /// Only this one.
         only: Option<bench::Benchmark>,
         #[command(flatten)]
         gate: bench::Gate,
+        /// Of its program, such as --json; --help says which there are.
+        #[arg(last = true, requires = "only")]
+        options: Vec<String>,
     },
     /// Set up, then try things with other people's software; needs root.
     Lab {
@@ -159,7 +163,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
-        Chore::Bench { only, gate } => bench::bench(only, gate),
+        Chore::Bench { only, gate, options } => bench::bench(only, gate, &options),
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
