@@ -97,8 +97,8 @@ fn check(rounds: u32) -> Result<()> {
     let first = Bench::new()?.series(rounds, |_| true)?;
     let judged = gate::judge(&committed, first.figures()?, |suspects| {
         println!("measured again, as they were beyond their limits: {}", suspects.join("; "));
-        // Anew, as where things lie in memory makes a difference as well; few paths, so there is time for more rounds.
-        Bench::new()?.series(2 * rounds, |name| suspects.iter().any(|suspect| suspect == name))?.figures()
+        // Anew, as where things lie in memory makes a difference as well.
+        Bench::new()?.series(rounds, |name| suspects.iter().any(|suspect| suspect == name))?.figures()
     })?;
     report::print_judged(&first, &judged);
     if foreign {

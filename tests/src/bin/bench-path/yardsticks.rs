@@ -59,7 +59,7 @@ const ARRAYS: &str = "arrays";
 const ARRAYS_OF_MANY: &str = "arrays, 1M clients (fed)";
 /// What steering by the kernel's LRU hash costs. Paths are compared with it: it is of their size, and as they do, it
 /// computes a hash and looks up what is in the cache. The two above are a few ns, a tenth of what is taken off. With a
-/// million clients it waits for memory, and comes out between 130 and 180 ns without anything having changed.
+/// million clients it waits for memory, and comes out between 120 and 180 ns without anything having changed.
 pub(crate) const LRU_HASH: &str = "LRU_HASH";
 /// The same, with a million clients.
 const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients (fed)";
