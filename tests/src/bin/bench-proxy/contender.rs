@@ -58,6 +58,11 @@ impl Kind {
         }
     }
 
+    /// Whether it is made of what this system may not have.
+    pub(crate) const fn may_be_missing(self) -> bool {
+        matches!(self, Self::Classic(_) | Self::Nft)
+    }
+
     /// Complains if it is not there.
     pub(crate) fn ensure_installed(self) -> Result<()> {
         match self {

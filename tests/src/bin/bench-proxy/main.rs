@@ -59,14 +59,21 @@ fn main() -> ExitCode {
 
 fn compare(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
+    let chosen: Vec<Kind> = OTHERS.into_iter().filter(|kind| kind.title().contains(&options.only)).collect();
+    ensure!(
+        !chosen.is_empty(),
+        "nothing to compare has {:?} in its name; without --only the table has all",
+        options.only
+    );
     let (mut contenders, mut missing) = (vec![Contender::start(Kind::Direct)?], Vec::new());
-    for kind in OTHERS.into_iter().filter(|kind| kind.title().contains(&options.only)) {
-        match kind.ensure_installed().and_then(|()| Contender::start(kind)) {
+    for kind in chosen {
+        match start(kind) {
             Ok(contender) => contenders.push(contender),
-            Err(error) => {
+            Err(error) if kind.may_be_missing() => {
                 eprintln!("{} is left out: {error:#}", kind.title());
                 missing.push(kind.title());
             }
+            Err(error) => return Err(error.context(kind.title())),
         }
     }
     let mut all: Vec<Measured> =
@@ -86,6 +93,11 @@ fn compare(options: &Options) -> Result<()> {
         report::print(&all, options.rate);
     }
     Ok(())
+}
+
+fn start(kind: Kind) -> Result<Contender> {
+    kind.ensure_installed()?;
+    Contender::start(kind)
 }
 
 fn measure(contender: &mut Contender, options: &Options) -> Result<Figures> {

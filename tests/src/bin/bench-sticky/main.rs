@@ -44,13 +44,17 @@ fn main() -> ExitCode {
 
 fn compare(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
+    let chosen: Vec<Contender> =
+        ALL.into_iter().filter(|contender| contender.title().contains(&options.only)).collect();
+    ensure!(
+        !chosen.is_empty(),
+        "nothing to compare has {:?} in its name; without --only the table has all",
+        options.only
+    );
     let hosts = Hosts::new()?;
     let (mut all, mut missing) = (Vec::new(), Vec::new());
-    for contender in ALL {
+    for contender in chosen {
         let title = contender.title();
-        if !title.contains(&options.only) {
-            continue;
-        }
         if let Err(error) = contender.ensure_installed() {
             eprintln!("{title} is left out: {error:#}");
             missing.push(title);
