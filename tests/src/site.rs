@@ -26,10 +26,10 @@ use balancer_core::controller::Controller as Core;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use self::settings::{PORT, backend_port, config_path};
+use self::settings::config_path;
 pub use self::{
     expected::{change, core, counts, deviation, home},
-    settings::{QUICK_CHECK, QUICK_HTTP_CHECK, Settings, service, write_config},
+    settings::{PORT, QUICK_CHECK, QUICK_HTTP_CHECK, Settings, backend_port, service, write_config},
 };
 use crate::{
     backend::Backend,
@@ -344,7 +344,7 @@ impl Site {
     pub fn wait_state(&mut self, number: u16, states: &[&str]) -> Result<()> {
         let name = format!("web{number}");
         self.controller.wait_for(PATIENCE, &format!("{name} to be one of {states:?}"), |status| {
-            status.services.iter().all(|service| {
+            status.services.iter().filter(|service| !service.name.starts_with(settings::CROWD)).all(|service| {
                 let found = service.backends.iter().find(|backend| backend.name == name);
                 found.is_some_and(|backend| states.contains(&backend.state.as_str()))
             })

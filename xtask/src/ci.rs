@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
+    bench::check_paths,
     book::book,
     command::{built, cargo, ensure_root, program, run, shown},
     kernels,
@@ -35,14 +36,19 @@ pub(crate) fn ci(half: Option<Half>) -> Result<()> {
     setup(Purpose::Ci)?;
     match half {
         Some(Half::Checks) => return checks(),
-        Some(Half::Tests) => return test::test(),
+        Some(Half::Tests) => {
+            test::test()?;
+            return check_paths();
+        }
         None => quick_checks()?,
     }
     let tests = test::build()?;
     let beside = Beside::begin()?;
     let tested = tests.run();
     let checked = beside.end();
-    tested.and(checked)
+    tested.and(checked)?;
+    // When nothing runs beside it.
+    check_paths()
 }
 
 /// What takes a moment, and stops a change soonest.

@@ -96,10 +96,16 @@ enum Chore {
         #[arg(default_value = "")]
         only: String,
     },
-    /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program and scrapes, or only one.
+    /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program, scrapes, and beside proxies, or only
+    /// one.
     Bench {
         /// Only this one.
         only: Option<bench::Benchmark>,
+        #[command(flatten)]
+        gate: bench::Gate,
+        /// Of its program, such as --json; --help says which there are.
+        #[arg(last = true, requires = "only")]
+        options: Vec<String>,
     },
     /// Set up, then try things with other people's software; needs root.
     Lab {
@@ -126,7 +132,8 @@ enum Chore {
         #[arg(long)]
         arch: Vec<release::Arch>,
     },
-    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests.
+    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests,
+    /// the kernel program's speed.
     Ci {
         /// Only what looks at the code and loads it on older kernels, or only what runs it.
         #[arg(long, value_name = "HALF")]
@@ -156,7 +163,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
-        Chore::Bench { only } => bench::bench(only),
+        Chore::Bench { only, gate, options } => bench::bench(only, gate, &options),
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),

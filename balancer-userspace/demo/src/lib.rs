@@ -20,7 +20,7 @@ pub mod lab;
 mod load;
 pub mod metrics;
 pub mod namespace;
-mod needs;
+pub mod needs;
 pub mod offload;
 pub mod process;
 pub mod routing;

@@ -37,7 +37,9 @@ pub(crate) fn programs(wanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn is_installed(program: &str) -> bool {
+/// Whether a program is where commands are looked for.
+#[must_use]
+pub fn is_installed(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|directory: PathBuf| Path::is_file(&directory.join(program)))
 }

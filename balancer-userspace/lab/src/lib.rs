@@ -12,6 +12,7 @@ mod load;
 mod page;
 mod part;
 mod play;
+pub mod proxy;
 mod results;
 pub mod row;
 mod servers;

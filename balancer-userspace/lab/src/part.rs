@@ -20,7 +20,7 @@ use crate::interrupt;
 /// How long a part may take until it is well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// Between two looks.
-const GLANCE: Duration = Duration::from_millis(50);
+pub(crate) const GLANCE: Duration = Duration::from_millis(50);
 
 /// A program with its children, which are one process group. Dropping it ends them.
 #[derive(Debug)]
@@ -32,6 +32,11 @@ impl Part {
     /// Starts a command that a namespace has made. Its output goes to `NAME.log` in `logs`.
     pub(crate) fn start(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
         Ok(Self { process: Process::spawn(name, command, &logs.join(format!("{name}.log")))? })
+    }
+
+    /// The process id of the program itself.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Complains if it has ended.

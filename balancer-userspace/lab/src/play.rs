@@ -323,7 +323,7 @@ impl Scene {
             Front::Balancers(balancers) => {
                 balancers.cli(&["backend", "weight", "web/web1", if light { "10" } else { "100" }]).map(drop)
             }
-            Front::Proxy(proxy) => proxy.weigh(&self.hosts, 1, if light { 1 } else { 10 }),
+            Front::Proxy(proxy) => proxy.weigh(1, if light { 1 } else { 10 }),
         }
     }
 
@@ -337,14 +337,14 @@ impl Scene {
                 }
                 balancers.cli(&arguments).map(drop)
             }
-            Front::Proxy(proxy) => proxy.drain(&self.hosts, number, true),
+            Front::Proxy(proxy) => proxy.drain(number, true),
         }
     }
 
     fn ready(&mut self, number: u16) -> Result<()> {
         match self.front.as_mut().context("no front")? {
             Front::Balancers(balancers) => balancers.cli(&["backend", "ready", &format!("web/web{number}")]).map(drop),
-            Front::Proxy(proxy) => proxy.drain(&self.hosts, number, false),
+            Front::Proxy(proxy) => proxy.drain(number, false),
         }
     }
 

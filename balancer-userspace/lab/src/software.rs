@@ -5,12 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    event::Event,
-    row::{Front, Row},
-    strategy::Strategy,
-};
+use crate::{event::Event, front::rule, row::Row, strategy::Strategy};
 use anyhow::{Context as _, Result, bail, ensure};
+use balancer_demo::needs;
 
 /// The lab's own applications and configurations.
 pub(crate) mod own {
@@ -80,11 +77,10 @@ pub(crate) fn ensure_parts(row: Row, events: &[Event], modules: Option<&Path>) -
     }
     programs(row.strategy).iter().try_for_each(|&(name, package)| program(name, package))?;
     files(row.strategy).iter().try_for_each(|&(path, package)| file(path, package))?;
-    match row.front {
-        Front::Sticky | Front::Spread => Ok(()),
-        Front::NginxIpHash | Front::NginxConsistent | Front::NginxCookie => program("nginx", "nginx-light"),
-        Front::HaproxySource | Front::HaproxyTable | Front::HaproxyCookie => program("haproxy", "haproxy"),
-    }?;
+    if let Some(rule) = rule(row.front) {
+        let (name, package) = rule.program();
+        program(name, package)?;
+    }
     match row.strategy {
         Strategy::PhpFiles | Strategy::PhpMemcached | Strategy::PhpMemcachedReplicas | Strategy::PhpRedis => {
             php_fpm().map(drop)
@@ -162,11 +158,8 @@ fn files(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
 pub(crate) const JDBC: &str = "/usr/share/java/postgresql.jar";
 
 fn program(name: &str, package: &str) -> Result<()> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    if env::split_paths(&path).any(|directory| directory.join(name).is_file()) {
-        return Ok(());
-    }
-    bail!(missing(name, package))
+    ensure!(needs::is_installed(name), missing(name, package));
+    Ok(())
 }
 
 fn file(path: &str, package: &str) -> Result<()> {

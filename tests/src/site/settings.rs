@@ -16,8 +16,10 @@ use crate::{
     topology::{Family, Topology},
 };
 
+/// What the names of services beside begin with.
+pub(super) const CROWD: &str = "crowd";
 /// The services' port.
-pub(super) const PORT: u16 = 80;
+pub const PORT: u16 = 80;
 
 /// What the configuration file says.
 #[derive(Clone, Debug)]
@@ -128,10 +130,10 @@ impl Settings {
         let service = |number: u16| {
             let backends = (0..10).map(|backend| {
                 let port = 20_000 + 10 * number + backend;
-                format!("[[service.backend]]\nname = \"web{backend}\"\naddress = \"{server}:{port}\"\n")
+                format!("[[service.backend]]\nname = \"idle{backend}\"\naddress = \"{server}:{port}\"\n")
             });
             format!(
-                "[[service]]\nname = \"crowd{number}\"\naddress = \"{vip}:{port}\"\nforwarding = \"nat\"\n\
+                "[[service]]\nname = \"{CROWD}{number}\"\naddress = \"{vip}:{port}\"\nforwarding = \"nat\"\n\
                  table_size = 1009\ncheck = {{ type = \"none\" }}\n{backends}",
                 port = 10_000 + number,
                 backends = backends.collect::<String>()
@@ -164,8 +166,9 @@ pub(super) fn config_path(files: &Path) -> PathBuf {
     files.join("balancer.toml")
 }
 
-/// With `nat` the port changes on the way.
-pub(super) const fn backend_port(forwarding: Forwarding) -> u16 {
+/// The servers' port: with `nat` it changes on the way.
+#[must_use]
+pub const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
         Forwarding::Nat => 8080,

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 pub(crate) use self::{
     balancers::{Balancers, FrontOf},
-    proxies::Proxy,
+    proxies::{Proxy, rule},
 };
 use crate::{
     event::Event,
@@ -27,14 +27,14 @@ pub(crate) enum Front {
 impl Front {
     /// Starts what a row has in front, as an event needs it.
     pub(crate) fn start(hosts: &Hosts, row: Row, event: Event) -> Result<Self> {
-        if row.front.is_balancer() {
+        let Some(rule) = rule(row.front) else {
             let balancers = Balancers::start(hosts, row.strategy.servers(), FrontOf::event(event))?;
             if row.front == Kind::Spread {
                 balancers.cli(&["rule", "add", "web", "0.0.0.0/0", "spread"])?;
             }
             return Ok(Self::Balancers(Box::new(balancers)));
-        }
-        Ok(Self::Proxy(Proxy::start(hosts, row.front, row.strategy.servers())?))
+        };
+        Ok(Self::Proxy(Proxy::start(hosts, rule, row.strategy.servers())?))
     }
 
     /// Whether it is as an event needs it, once it has forgotten its clients. Classics do not forget.

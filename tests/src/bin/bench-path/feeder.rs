@@ -72,6 +72,7 @@ fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
 
 fn bytes(frame: &[u8], offset: i16, size: Size) -> u64 {
     let length = match size {
+        Size::Byte => 1,
         Size::Half => 2,
         Size::Word => 4,
         Size::Double => 8,

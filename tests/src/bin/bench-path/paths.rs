@@ -160,6 +160,16 @@ pub(crate) fn known() -> Path {
     path("known clients", "", Some(2)).of_many()
 }
 
+/// What a yardstick is measured with: a segment of one client's.
+pub(crate) fn of_one_client(name: &str) -> Path {
+    path(name, "", Some(0))
+}
+
+/// What a yardstick is measured with: a segment of each of a million clients.
+pub(crate) fn of_a_million_clients(name: &str) -> Path {
+    path(name, "", Some(0)).of_many()
+}
+
 /// Every path, in the order of the report.
 pub(crate) fn all() -> Vec<Path> {
     vec![

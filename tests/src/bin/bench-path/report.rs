@@ -1,47 +1,101 @@
 //! What is printed.
 
-use std::fs;
+use std::ops::RangeInclusive;
 
 use anyhow::{Context as _, Result};
+use balancer_tests::machine;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde_json::json;
 
-use crate::{Row, paths::REFERENCE};
+use crate::{bench::Series, gate::Judged, paths::REFERENCE, yardsticks::LRU_HASH};
 
-/// Prints the measured paths.
-pub(crate) fn print(rows: &[Row], json: bool) -> Result<()> {
-    let reference = rows.iter().find(|row| row.path.name == REFERENCE).context("the reference was not measured")?.net;
-    let machine = machine();
-    if json {
-        let paths: Vec<_> = rows
-            .iter()
-            .map(|row| json!({ "path": row.path.name, "ns": row.net, "ratio": row.net / reference, "target": row.path.target }))
-            .collect();
-        println!("{:#}", json!({ "machine": machine, "paths": paths }));
-        return Ok(());
+/// Prints what was measured.
+pub(crate) fn print(series: &Series, json: bool) -> Result<()> {
+    if json { print_json(series) } else { print_table(series) }
+}
+
+fn print_json(series: &Series) -> Result<()> {
+    let reference = reference(series)?;
+    let yardsticks: Vec<_> =
+        series.yardsticks.iter().map(|row| json!({ "yardstick": row.path.name, "ns": row.net })).collect();
+    let mut paths = Vec::new();
+    for (row, figure) in series.paths.iter().zip(series.figures()?) {
+        paths.push(json!({
+            "path": row.path.name,
+            "ns": row.net,
+            "ratio": row.net / reference,
+            "yardstick": figure.yardstick,
+            "yardstick_ratio": figure.ratio(),
+            "target": row.path.target,
+        }));
     }
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN).set_header(["path", "net ns", "ratio", "target, ns"]);
-    for row in rows {
-        let (net, ratio) = (format!("{:.1}", row.net), format!("{:.2}", row.net / reference));
-        table.add_row([&row.path.name, &net, &ratio, row.path.target]);
+    println!("{:#}", json!({ "machine": machine::describe(), "yardsticks": yardsticks, "paths": paths }));
+    Ok(())
+}
+
+fn print_table(series: &Series) -> Result<()> {
+    let reference = reference(series)?;
+    let mut table = table(&["path", "net ns", "ratio", &format!("in {LRU_HASH}"), "target, ns"], 1..=3);
+    for row in &series.yardsticks {
+        table.add_row([
+            &format!("yardstick: {}", row.path.name),
+            &tenths(row.net),
+            &ratio(row.net / reference),
+            "",
+            "",
+        ]);
     }
-    for column in [1, 2] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+    for (row, figure) in series.paths.iter().zip(series.figures()?) {
+        let in_yardsticks = ratio(figure.ratio());
+        table.add_row([&row.path.name, &tenths(row.net), &ratio(row.net / reference), &in_yardsticks, row.path.target]);
     }
-    println!("{machine}");
+    println!("{}", machine::describe());
     println!("ns per packet, net of an empty program; Katran's figures were measured on another machine");
     println!("{table}");
     Ok(())
 }
 
-/// The processor and the kernel.
-fn machine() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")).and_then(|line| line.split_once(": "));
-    let cpus = info.lines().filter(|line| line.starts_with("processor")).count();
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{cpus} × {}, Linux {}", model.map_or("unknown processor", |(_, name)| name), release.trim())
+/// Prints what paths cost in yardsticks, and what is committed.
+pub(crate) fn print_judged(series: &Series, judged: &[Judged]) {
+    println!("{}", machine::describe());
+    for row in &series.yardsticks {
+        println!("yardstick {}: {:.1} ns", row.path.name, row.net);
+    }
+    let mut table = table(&["path", "net ns", &format!("in {LRU_HASH}"), "committed", "difference"], 2..=4);
+    for Judged { figure, committed, .. } in judged {
+        let difference = format!("{:+.0}%", (figure.ratio() / committed - 1.0) * 100.0);
+        let (measured, committed) = (ratio(figure.ratio()), ratio(*committed));
+        table.add_row([&figure.path, &tenths(figure.ns), &measured, &committed, &difference]);
+    }
+    println!("{table}");
+    for Judged { figure, committed, .. } in judged.iter().filter(|judged| judged.faster) {
+        let (path, measured) = (&figure.path, figure.ratio());
+        println!(
+            "{path}: {measured:.2} where {committed:.2} is committed: `cargo xtask bench path --record` keeps it so"
+        );
+    }
+}
+
+fn reference(series: &Series) -> Result<f64> {
+    let reference = series.paths.iter().find(|row| row.path.name == REFERENCE);
+    Ok(reference.context("the reference was not measured")?.net)
+}
+
+fn table(header: &[&str], numbers: RangeInclusive<usize>) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(header.to_vec());
+    for column in table.column_iter_mut() {
+        if column.index == 1 || numbers.contains(&column.index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn tenths(ns: f64) -> String {
+    format!("{ns:.1}")
+}
+
+fn ratio(ratio: f64) -> String {
+    format!("{ratio:.2}")
 }

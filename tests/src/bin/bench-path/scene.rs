@@ -57,8 +57,9 @@ pub(crate) struct Scene {
 impl Scene {
     /// One for every [`Place`], in its order.
     pub(crate) fn all() -> Result<[Self; 2]> {
-        let settled = Self::new()?;
-        let mut exceptions = Self::new()?;
+        let mut scenes = [Self::new()?, Self::new()?];
+        make_known(&mut scenes)?;
+        let [settled, mut exceptions] = scenes;
         for index in 0..SERVICES.len() {
             exceptions.dataplane.swap_table(ServiceId(index as u16), table(index, 1)?, None)?;
         }
@@ -81,28 +82,7 @@ impl Scene {
         let rule = RuleSpec { prefix: "192.0.2.0/24".parse()?, action: RuleAction::Deny };
         dataplane.set_rules(ServiceId(RULED as u16), &[rule])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        let mut scene = Self { dataplane, program };
-        scene.make_known()?;
-        Ok(scene)
-    }
-
-    /// Opens a connection of every client, in each second as many as one service is sure to have recorded: half.
-    fn make_known(&mut self) -> Result<()> {
-        let path = paths::known();
-        let (mut frame, feed) = path.opening();
-        let array = ProgramArray::new(self.program.as_fd())?;
-        let program = feeder(&frame, &feed, 0, &array).load_frags().context("the feeder of known clients")?;
-        let at_once = NEWCOMERS / 2;
-        for second in 1..=u64::from(feed.clients.count.div_ceil(at_once)) {
-            frame = prog_run::run(program.as_fd(), &frame, LOOPBACK, at_once)?.frame;
-            while self.dataplane.sweep(Duration::from_secs(second)).is_none() {}
-            // By the kernel's clock: 2^30 ns.
-            thread::sleep(Duration::from_millis(1100));
-        }
-        let memory = self.dataplane.memory()?;
-        // A hash may name two clients, and a bucket may be full.
-        ensure!(memory.entries >= 999_000, "only {} clients are known: {:?}", memory.entries, memory.stats);
-        Ok(())
+        Ok(Self { dataplane, program })
     }
 
     /// The program.
@@ -125,6 +105,48 @@ impl Scene {
         ensure!(sent >= sum, "{}: {sum} packets to backends, {sent} sent", path.name);
         Ok(sum)
     }
+}
+
+/// A program that opens connections of one client after the other.
+struct Opener {
+    program: OwnedFd,
+    frame: Vec<u8>,
+    _next: ProgramArray,
+}
+
+impl Opener {
+    fn new(scene: &Scene) -> Result<Self> {
+        let (frame, feed) = paths::known().opening();
+        let next = ProgramArray::new(scene.program())?;
+        let program = feeder(&frame, &feed, 0, &next).load_frags().context("the feeder of known clients")?;
+        Ok(Self { program, frame, _next: next })
+    }
+
+    fn open(&mut self, count: u32) -> Result<()> {
+        self.frame = prog_run::run(self.program.as_fd(), &self.frame, LOOPBACK, count)?.frame;
+        Ok(())
+    }
+}
+
+/// Opens a connection of every client, in each second as many as one service is sure to have recorded: half. All scenes
+/// wait for the same seconds.
+fn make_known(scenes: &mut [Scene]) -> Result<()> {
+    let mut openers = scenes.iter().map(Opener::new).collect::<Result<Vec<_>>>()?;
+    let at_once = NEWCOMERS / 2;
+    for second in 1..=u64::from(paths::known().clients().div_ceil(at_once)) {
+        for (scene, opener) in scenes.iter_mut().zip(&mut openers) {
+            opener.open(at_once)?;
+            while scene.dataplane.sweep(Duration::from_secs(second)).is_none() {}
+        }
+        // By the kernel's clock: 2^30 ns.
+        thread::sleep(Duration::from_millis(1100));
+    }
+    for scene in scenes {
+        let memory = scene.dataplane.memory()?;
+        // A hash may name two clients, and a bucket may be full.
+        ensure!(memory.entries >= 999_000, "only {} clients are known: {:?}", memory.entries, memory.stats);
+    }
+    Ok(())
 }
 
 fn backends(service: usize) -> impl Iterator<Item = BackendId> {

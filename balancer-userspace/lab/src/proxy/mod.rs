@@ -1,0 +1,228 @@
+//! nginx and `HAProxy`, each with the configuration that its manual recommends.
+
+mod haproxy;
+mod nginx;
+mod rule;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_demo::namespace::Namespace;
+use nix::sys::signal::Signal;
+
+pub use self::rule::Rule;
+use crate::part::{GLANCE, PATIENCE, Part};
+
+/// A server behind a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// What the proxy calls it.
+    pub name: String,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Its share.
+    pub weight: u16,
+    /// Whether it gets no new clients.
+    pub drained: bool,
+}
+
+impl Server {
+    /// A server with the weight that all have at first.
+    #[must_use]
+    pub fn new(name: String, address: SocketAddr) -> Self {
+        Self { name, address, weight: 10, drained: false }
+    }
+}
+
+/// What a configuration is made of.
+#[derive(Debug)]
+struct Setup {
+    rule: Rule,
+    servers: Vec<Server>,
+    target: SocketAddr,
+    /// What servers are asked for by health checks; empty: they are not asked.
+    health: &'static str,
+    config: PathBuf,
+}
+
+/// A proxy that runs. Dropping it ends it.
+#[derive(Debug)]
+pub struct Proxy {
+    part: Option<Part>,
+    setup: Setup,
+}
+
+impl Proxy {
+    /// Starts it on `host`, with its files in `files`, and waits until it listens at `target`. `health` is the path that
+    /// health checks ask for, if the rule has any; empty: none.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(
+        host: &Namespace,
+        rule: Rule,
+        servers: Vec<Server>,
+        target: SocketAddr,
+        health: &'static str,
+        files: &Path,
+    ) -> Result<Self> {
+        let setup = Setup { rule, servers, target, health, config: files.join("proxy.conf") };
+        let mut this = Self { part: None, setup };
+        this.run(host)?;
+        Ok(this)
+    }
+
+    /// The servers, to be edited; a [restart](Self::restart) or reload takes it over.
+    pub const fn servers(&mut self) -> &mut Vec<Server> {
+        &mut self.setup.servers
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn server(&mut self, name: &str) -> Result<&mut Server> {
+        let found = self.setup.servers.iter_mut().find(|server| server.name == name);
+        found.with_context(|| format!("there is no server {name}"))
+    }
+
+    /// Adds a server while it runs.
+    ///
+    /// # Errors
+    /// When the proxy refuses.
+    pub fn add(&mut self, server: Server) -> Result<()> {
+        let Server { name, address, weight, .. } = &server;
+        // A reload has been seen to lose the table, in spite of `peers`.
+        let commands = [
+            format!("add server web/{name} {address} weight {weight} check"),
+            format!("enable health web/{name}"),
+            format!("enable server web/{name}"),
+        ];
+        self.setup.servers.push(server);
+        if self.setup.rule != Rule::HaproxyTable {
+            return self.reload();
+        }
+        commands.iter().try_for_each(|command| self.command(command))
+    }
+
+    /// Changes the weight of a server while it runs.
+    ///
+    /// # Errors
+    /// When the proxy refuses.
+    pub fn weigh(&mut self, name: &str, weight: u16) -> Result<()> {
+        self.server(name)?.weight = weight;
+        if self.setup.rule.is_nginx() {
+            return self.reload();
+        }
+        self.command(&format!("set weight web/{name} {weight}"))
+    }
+
+    /// Drains a server while it runs, or takes it back.
+    ///
+    /// # Errors
+    /// When the proxy refuses.
+    pub fn drain(&mut self, name: &str, drained: bool) -> Result<()> {
+        self.server(name)?.drained = drained;
+        if self.setup.rule.is_nginx() {
+            return self.reload();
+        }
+        let state = if drained { "drain" } else { "ready" };
+        self.command(&format!("set server web/{name} state {state}"))
+    }
+
+    /// Kills it and starts it again, with the servers as they are now.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self, host: &Namespace) -> Result<()> {
+        self.kill()?;
+        self.run(host)
+    }
+
+    /// The process that starts and ends with it.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.part.as_ref().map(Part::pid)
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        self.part.take().map_or(Ok(()), |mut part| part.kill())
+    }
+
+    fn reload(&mut self) -> Result<()> {
+        self.setup.write()?;
+        let signal = if self.setup.rule.is_nginx() { Signal::SIGHUP } else { Signal::SIGUSR2 };
+        self.part.as_mut().context("the proxy does not run")?.signal_alone(signal)
+    }
+
+    /// A command for HAProxy while it runs.
+    fn command(&self, text: &str) -> Result<()> {
+        let path = self.setup.socket();
+        let mut stream = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
+        stream.write_all(format!("{text}\n").as_bytes())?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said)?;
+        let good = said.trim().is_empty() || said.contains("registered");
+        ensure!(good, "HAProxy does not take `{text}`: {}", said.trim());
+        Ok(())
+    }
+
+    fn run(&mut self, host: &Namespace) -> Result<()> {
+        let Setup { rule, target, ref config, .. } = self.setup;
+        let listens = || host.run_in_thread(|| TcpStream::connect(target)).is_ok_and(|connected| connected.is_ok());
+        // The children of one that was killed end after it.
+        wait_until_free(target, listens)?;
+        self.setup.write()?;
+        let mut command = host.command(rule.program().0);
+        if rule.is_nginx() {
+            command.arg("-c").arg(config).arg("-e").arg(config.with_extension("log"));
+        } else {
+            command.arg("-W").arg("-db").arg("-f").arg(config);
+        }
+        let files = config.parent().context("a file without a directory")?;
+        let mut part = Part::start(rule.program().0, &mut command, files)?;
+        part.wait("listening", listens)?;
+        self.part = Some(part);
+        Ok(())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("a proxy is left running: {error:#}");
+        }
+    }
+}
+
+fn wait_until_free(target: SocketAddr, listens: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while listens() {
+        ensure!(Instant::now() < deadline, "somebody else listens at {target}");
+        thread::sleep(GLANCE);
+    }
+    Ok(())
+}
+
+impl Setup {
+    fn write(&self) -> Result<()> {
+        let text = if self.rule.is_nginx() { nginx::text(self)? } else { haproxy::text(self) };
+        fs::write(&self.config, text).with_context(|| self.config.display().to_string())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.config.with_extension("sock")
+    }
+}

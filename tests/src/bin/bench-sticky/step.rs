@@ -1,0 +1,113 @@
+//! What is done to the servers, and whom it moves.
+
+use anyhow::{Result, ensure};
+
+/// Equal servers at first.
+pub(crate) const SERVERS: u16 = 4;
+/// One that is there, but in no list yet.
+pub(crate) const SPARE: u16 = SERVERS + 1;
+/// The one that something is done to.
+pub(crate) const TARGET: u16 = 2;
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A server is deleted from the list.
+    Delete,
+    /// The list is written backwards, and who reads it is started anew.
+    Reorder,
+    /// A fifth server is added.
+    Add,
+    /// A server's weight is halved.
+    Weigh,
+    /// A server is drained.
+    Drain,
+    /// It is taken back.
+    Return,
+}
+
+/// Steps that are taken one after the other, from the same start each.
+pub(crate) const COURSES: [&[Step]; 5] =
+    [&[Step::Delete], &[Step::Reorder], &[Step::Add], &[Step::Weigh], &[Step::Drain, Step::Return]];
+
+/// Whom a step has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) step: Step,
+    /// Of the server that something was done to.
+    pub(crate) own: Share,
+    /// Of all other servers.
+    pub(crate) others: Share,
+}
+
+/// So many of so many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) moved: usize,
+    pub(crate) of: usize,
+}
+
+impl Step {
+    /// What it is called.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Delete => "delete one server",
+            Self::Reorder => "reorder the lines, restart",
+            Self::Add => "add a server",
+            Self::Weigh => "halve a server's weight",
+            Self::Drain => "drain a server",
+            Self::Return => "take it back",
+        }
+    }
+
+    /// Its name in JSON.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Reorder => "reorder",
+            Self::Add => "add",
+            Self::Weigh => "weigh",
+            Self::Drain => "drain",
+            Self::Return => "return",
+        }
+    }
+
+    /// Whether it concerns one server that has clients.
+    pub(crate) const fn has_target(self) -> bool {
+        !matches!(self, Self::Reorder | Self::Add)
+    }
+
+    /// Whom it has moved: where clients were at the start of the course, before the step, and after it.
+    pub(crate) fn moved(self, start: &[String], before: &[String], after: &[String]) -> Result<Moved> {
+        ensure!(start.len() == before.len() && before.len() == after.len(), "some clients were not seen");
+        let target = format!("web{TARGET}");
+        let mut moved = Moved { step: self, own: Share::default(), others: Share::default() };
+        for ((start, before), after) in start.iter().zip(before).zip(after) {
+            let share = if self.has_target() && *start == target { &mut moved.own } else { &mut moved.others };
+            share.of += 1;
+            share.moved += usize::from(before != after);
+        }
+        Ok(moved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Share, Step};
+
+    fn homes(numbers: &[u16]) -> Vec<String> {
+        numbers.iter().map(|number| format!("web{number}")).collect()
+    }
+
+    #[test]
+    fn clients_are_counted_where_they_were_at_the_start() {
+        let (start, drained, back) = (homes(&[1, 2, 2, 3]), homes(&[1, 3, 4, 1]), homes(&[1, 2, 4, 1]));
+        let drain = Step::Drain.moved(&start, &start, &drained).unwrap();
+        assert_eq!((drain.own, drain.others), (Share { moved: 2, of: 2 }, Share { moved: 1, of: 2 }));
+        let back = Step::Return.moved(&start, &drained, &back).unwrap();
+        assert_eq!((back.own, back.others), (Share { moved: 1, of: 2 }, Share { moved: 0, of: 2 }));
+        let reordered = Step::Reorder.moved(&start, &start, &drained).unwrap();
+        assert_eq!((reordered.own, reordered.others), (Share::default(), Share { moved: 3, of: 4 }));
+        assert!(Step::Add.moved(&start, &start, &drained[1..]).is_err());
+    }
+}
