@@ -33,7 +33,7 @@ fn settled(mut status: StatusView) -> StatusView {
 }
 
 /// Status code and body of the answer to raw bytes.
-fn exchange(site: &Site, request: &[u8]) -> (u16, String) {
+pub(crate) fn exchange(site: &Site, request: &[u8]) -> (u16, String) {
     let mut stream = UnixStream::connect(site.files().join("balancer.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -47,7 +47,7 @@ fn exchange(site: &Site, request: &[u8]) -> (u16, String) {
     (code, String::from_utf8(answer[head..].to_vec()).unwrap())
 }
 
-fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: balancer\r\ncontent-type: application/json\r\nconnection: close\r\n\
          content-length: {}\r\n\r\n",

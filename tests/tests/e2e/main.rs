@@ -6,6 +6,7 @@ mod configuration;
 mod contrib;
 mod demo;
 mod demo_server;
+mod described;
 mod devices;
 mod failover;
 mod first_contact;

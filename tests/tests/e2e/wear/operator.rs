@@ -379,11 +379,30 @@ impl<'a> Operator<'a> {
             self.mend(number)?;
             self.bring_back(number)?;
         }
+        self.await_checks()?;
         for number in 1..=BACKENDS {
             self.site.wait_state(number, &["up"])?;
             self.history.end(number);
         }
         self.look_at_the_state()
+    }
+
+    /// Until checks that began after the repair have passed everywhere. One that began before may still fail, and turn a
+    /// backend down that was never found to be.
+    fn await_checks(&self) -> Result<()> {
+        let passed = |number: u16| -> Result<f64> {
+            let backend = format!("backend=\"web{number}\"");
+            self.site.metrics()?.sum("health_checks_total", &["service=\"web\"", &backend, "result=\"passed\""])
+        };
+        let before: Vec<f64> = (1..=BACKENDS).map(passed).collect::<Result<_>>()?;
+        let deadline = Instant::now() + PATIENCE;
+        for (number, before) in (1..).zip(before) {
+            while passed(number)? < before + 2.0 {
+                ensure!(Instant::now() < deadline, "the checks of web{number} do not pass");
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(())
     }
 
     /// With nobody else about: where clients are is what the controller says, known or new, and all are counted.

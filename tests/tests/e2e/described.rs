@@ -1,0 +1,103 @@
+//! `docs/openapi.json` against the running controller: what it answers, and how it refuses, is described.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use anyhow::Context as _;
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    site::Site,
+    topology::{Family, Shape},
+};
+use serde_json::{Value, json};
+
+use crate::api::{exchange, request};
+
+/// A client that has been there.
+const CLIENT: u16 = 1;
+
+/// Method, path as it is described, and description of every operation: what adds comes before what takes away.
+fn operations(description: &Value) -> Vec<(String, String, Value)> {
+    let paths = description["paths"].as_object().unwrap().iter();
+    let mut operations: Vec<_> = paths
+        .flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().iter();
+            methods.map(move |(method, of)| (method.to_uppercase(), path.clone(), of.clone()))
+        })
+        .collect();
+    let order = ["POST", "PUT", "GET", "DELETE"];
+    operations.sort_by_key(|(method, path, _)| {
+        (order.iter().position(|other| other == method), method == "DELETE" && path.ends_with("/{backend}"))
+    });
+    operations
+}
+
+fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) {
+    // References lead into the whole document.
+    let mut document = schema.clone();
+    document["components"] = description["components"].clone();
+    let validator = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).build(&document).unwrap();
+    let errors: Vec<String> =
+        validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(errors.is_empty(), "{what} is not as docs/openapi.json describes it: {errors:#?}\n{value:#}");
+}
+
+/// Asks, and gives the status code; the answer is one that is described.
+fn ask(site: &Site, description: &Value, method: &str, path: &str, operation: &Value, body: &str) -> u16 {
+    let (status, answer) = exchange(site, &request(method, path, body.as_bytes()));
+    println!("{method} {path} {body} -> {status}");
+    let described = operation["responses"].get(status.to_string());
+    let described =
+        described.with_context(|| format!("{method} {path} answers {status}, not described: {answer}")).unwrap();
+    let schema = &described["content"]["application/json"]["schema"];
+    assert_valid(description, schema, &serde_json::from_str(&answer).unwrap(), &format!("{status} to {method} {path}"));
+    status
+}
+
+#[test]
+fn a_running_controller_answers_and_refuses_as_described() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
+        settings.remember = "1h";
+        Ok(())
+    })
+    .unwrap();
+    site.homes(Family::V4, CLIENT..=20).unwrap();
+    let description: Value = serde_json::from_str(include_str!("../../../docs/openapi.json")).unwrap();
+    let generation = || site.status().unwrap().generation;
+    let (vip, client) = (site.topology().vip(Family::V4), site.topology().client_address(Family::V4, CLIENT));
+    for (method, described, operation) in operations(&description) {
+        let address = if described.contains("/listeners/") { vip.to_string() } else { "10.1.2.0".to_owned() };
+        let path = described.replace("{service}", "web").replace("{backend}", "web2");
+        let path = path.replace("{ip}", &client.to_string()).replace("{address}", &address).replace("{length}", "24");
+        let path = path.replace("{protocol}", "udp").replace("{ports}", "443");
+        assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
+        let mut example = operation["requestBody"]["content"]["application/json"]["example"].clone();
+        if let Some(text) = example.get_mut("text") {
+            *text = fs::read_to_string(site.config()).unwrap().into();
+        }
+        let body = if example.is_null() { String::new() } else { example.to_string() };
+        let before = generation();
+        let status = ask(&site, &description, &method, &path, &operation, &body);
+        // A balancer that is alone has no fleet.
+        let expected = if described == "/v1/fleet" { 404 } else { 200 };
+        assert_eq!(status, expected, "{method} {path}");
+        let harmless = method == "GET" || example["dry_run"] == true;
+        let harmless =
+            harmless || ["/plan", "/clients", "/{ip}", "/withdrawn"].iter().any(|end| described.ends_with(end));
+        assert_eq!(generation() == before, harmless, "{method} {path}");
+
+        let responses = &operation["responses"];
+        let (path, body) = if !body.is_empty() {
+            (path, json!({ "nonsense": true }).to_string())
+        } else if responses.get("400").is_some() {
+            (format!("{path}?nonsense=1"), String::new())
+        } else if responses.get("404").is_some() {
+            (path.replace("/web", "/nosuch"), String::new())
+        } else {
+            continue;
+        };
+        let before = generation();
+        let status = ask(&site, &description, &method, &path, &operation, &body);
+        assert!(status >= 400 && generation() == before, "{method} {path} {body} was answered {status}");
+    }
+}
