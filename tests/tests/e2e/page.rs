@@ -64,8 +64,14 @@ if (!document.documentElement.lang || !document.title) wrong.push("no language o
 return wrong;"#;
 
 fn site(remember: &'static str) -> Site {
+    site_beside(remember, 0)
+}
+
+/// With so many services more.
+fn site_beside(remember: &'static str, crowd: u16) -> Site {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
         settings.remember = remember;
+        settings.crowd = crowd;
         settings.check = r#"{ type = "http", path = "/healthz", interval = "1s", timeout = "500ms" }"#.to_owned();
         Ok(())
     })
@@ -124,25 +130,48 @@ fn the_page_shows_a_drain_without_being_loaded_again() {
     assert_eq!(browser.console().unwrap(), Vec::<String>::new());
 }
 
+/// On narrow and wide screens, light and dark.
+fn assert_readable(browser: &Browser, url: &str) {
+    for width in [320, 360, 768, 1920] {
+        browser.resize(width, 800).unwrap();
+        browser.open(url).unwrap();
+        let wide = browser.run("return document.documentElement.scrollWidth").unwrap();
+        assert!(wide.as_u64().unwrap() <= u64::from(width), "{wide} at {width}");
+        for scheme in ["light", "dark"] {
+            browser.prefer(scheme).unwrap();
+            let least = browser.run(CONTRAST).unwrap();
+            println!("{url} {width} {scheme}: contrast {least}");
+            assert!(least[0].as_f64().unwrap() >= 4.5, "{least}");
+        }
+        assert_eq!(browser.run(STRUCTURE).unwrap(), Value::Array(Vec::new()));
+    }
+}
+
+#[test]
+fn of_many_services_there_is_an_overview_and_a_page_each() {
+    let site = site_beside("3h", 6);
+    let browser = Browser::start(site.topology().balancer(), true).unwrap();
+    assert_readable(&browser, URL);
+    let shown = browser.text("[id='row-web']").unwrap();
+    assert!(shown.contains("3 of 3 up") && shown.contains("60"), "{shown}");
+    assert!(browser.text("[id='row-crowd5']").unwrap().contains("10 of 10 up"));
+    browser.run("document.querySelector('[id=\"row-web\"] a').click()").unwrap();
+    wait_for("the service's page", || browser.text("h2").is_ok_and(|heading| heading == "web"));
+    wait_for("the script", || browser.text("#link").unwrap() == "Live");
+    // It stays the service's page, and follows what happens.
+    site.cli(&["backend", "drain", "web/web2"]).unwrap();
+    wait_for("web2 to drain on the page", || row(&browser, "web2").contains("draining"));
+    assert_readable(&browser, &format!("{URL}?service=crowd1"));
+    assert_eq!(browser.console().unwrap(), Vec::<String>::new());
+}
+
 #[test]
 fn everybody_can_read_it() {
     let mut site = site("3h");
     site.kill_backend(3).unwrap();
     site.wait_state(3, &["down"]).unwrap();
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
-    for width in [320, 360, 768, 1920] {
-        browser.resize(width, 800).unwrap();
-        browser.open(URL).unwrap();
-        let wide = browser.run("return document.documentElement.scrollWidth").unwrap();
-        assert!(wide.as_u64().unwrap() <= u64::from(width), "{wide} at {width}");
-        for scheme in ["light", "dark"] {
-            browser.prefer(scheme).unwrap();
-            let least = browser.run(CONTRAST).unwrap();
-            println!("{width} {scheme}: contrast {least}");
-            assert!(least[0].as_f64().unwrap() >= 4.5, "{least}");
-        }
-        assert_eq!(browser.run(STRUCTURE).unwrap(), Value::Array(Vec::new()));
-    }
+    assert_readable(&browser, URL);
     // The way of the tabulator: the link to the numbers, the metrics, the button.
     browser.open(URL).unwrap();
     let focus = |browser: &Browser| {

@@ -16,7 +16,7 @@ use axum::{
     routing::get,
 };
 use balancer_api::events::EventView;
-use balancer_core::snapshot::Snapshot;
+use balancer_core::{io::Refused, snapshot::Snapshot};
 use serde::Deserialize;
 use tokio::{
     net::TcpListener,
@@ -82,9 +82,19 @@ pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: im
     listener::serve(listener, LIMITS, |_| routes.clone(), shutdown).await
 }
 
-async fn metrics(State(scrapes): State<Pages>) -> Response {
-    let show = |snapshot: &Snapshot| Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response());
-    scrapes.answer(show).await
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceQuery {
+    /// Only this service.
+    service: Option<String>,
+}
+
+async fn metrics(State(scrapes): State<Pages>, Query(ServiceQuery { service }): Query<ServiceQuery>) -> Response {
+    let show = |snapshot: &mut Snapshot, service: Option<&str>| {
+        snapshot.services.retain(|of| service.is_none_or(|name| of.name == name));
+        Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response())
+    };
+    scrapes.answer(service, show).await
 }
 
 #[derive(Deserialize)]
@@ -113,14 +123,14 @@ async fn ready(State(scrapes): State<Pages>, Query(ReadyQuery { announced }): Qu
         .into_response()
 }
 
-async fn whole_page(State(scrapes): State<Pages>) -> Response {
+async fn whole_page(State(scrapes): State<Pages>, Query(ServiceQuery { service }): Query<ServiceQuery>) -> Response {
     let events = events(&scrapes.calls).await;
-    scrapes.answer(move |snapshot| page::whole(snapshot, &events)).await
+    scrapes.answer(service, move |snapshot, service| page::whole(snapshot, service, &events)).await
 }
 
-async fn page_numbers(State(scrapes): State<Pages>) -> Response {
+async fn page_numbers(State(scrapes): State<Pages>, Query(ServiceQuery { service }): Query<ServiceQuery>) -> Response {
     let events = events(&scrapes.calls).await;
-    scrapes.answer(move |snapshot| Ok(page::numbers(snapshot, &events))).await
+    scrapes.answer(service, move |snapshot, service| Ok(page::numbers(snapshot, service, &events))).await
 }
 
 /// The newest events, the oldest first; none where nobody answers.
@@ -139,8 +149,20 @@ fn unavailable(why: &'static str) -> Response {
 }
 
 impl Pages {
-    /// What `show` makes of a snapshot, or why there is none.
-    async fn answer(&self, show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static) -> Response {
+    /// What `show` makes of a snapshot and the service that is asked for, or why there is none.
+    async fn answer(
+        &self,
+        service: Option<String>,
+        show: impl FnOnce(&mut Snapshot, Option<&str>) -> anyhow::Result<Response> + Send + 'static,
+    ) -> Response {
+        let show = move |snapshot: &mut Snapshot| match service.as_deref() {
+            Some(name) if snapshot.services.iter().all(|service| service.name != name) => {
+                let known = snapshot.services.iter().map(|service| service.name.as_str());
+                let wrong = Refused::not_found("service", name, known);
+                Ok((StatusCode::NOT_FOUND, format!("{wrong}\n")).into_response())
+            }
+            service => show(snapshot, service),
+        };
         match timeout(PATIENCE, Arc::clone(&self.answers).acquire_owned()).await {
             Ok(Ok(permit)) => self.answer_permitted(permit, show).await,
             Ok(Err(_)) | Err(_) => unavailable("too many ask at once, or take their answers slowly\n"),
@@ -150,7 +172,7 @@ impl Pages {
     async fn answer_permitted(
         &self,
         permit: OwnedSemaphorePermit,
-        show: impl FnOnce(&Snapshot) -> anyhow::Result<Response> + Send + 'static,
+        show: impl FnOnce(&mut Snapshot) -> anyhow::Result<Response> + Send + 'static,
     ) -> Response {
         let snapshot = async {
             let (reply, snapshot) = oneshot::channel();
@@ -158,10 +180,10 @@ impl Pages {
             snapshot.await.ok()
         };
         // Given back when the last byte has left this process.
-        let show = move |snapshot: &Snapshot| show(snapshot).map(|shown| shown.map(|body| holding(body, permit)));
+        let show = move |snapshot: &mut Snapshot| show(snapshot).map(|shown| shown.map(|body| holding(body, permit)));
         let shown = match timeout(PATIENCE, snapshot).await {
             // Megabytes, with ten thousand backends: not in the way of other tasks.
-            Ok(Some(Ok(snapshot))) => tokio::task::spawn_blocking(move || show(&snapshot)).await.ok(),
+            Ok(Some(Ok(mut snapshot))) => tokio::task::spawn_blocking(move || show(&mut snapshot)).await.ok(),
             Ok(Some(Err(error))) => Some(Err(error)),
             Ok(None) => None,
             Err(_) => return unavailable("the balancer is too busy to answer\n"),
@@ -184,7 +206,7 @@ mod tests {
 
     use balancer_core::{
         readiness::{Announcement, Fitness, Readiness},
-        snapshot::MemberSnapshot,
+        snapshot::{MemberSnapshot, ServiceSnapshot},
     };
 
     use super::{render::tests::snapshot, *};
@@ -324,6 +346,43 @@ mod tests {
         tokio::spawn(serve(listener, calls, false, std::future::pending::<()>()));
         assert!(http(address, "GET", "/").await.1.contains("metrics are at /metrics"));
         assert!(http(address, "GET", "/numbers").await.0.starts_with("HTTP/1.1 404 "));
+    }
+
+    /// Services with the names, each as the one of [`snapshot`].
+    fn several<const N: usize>(names: [&str; N]) -> Snapshot {
+        let mut several = snapshot();
+        let one = several.services.remove(0);
+        several.services = names.map(|name| ServiceSnapshot { name: name.to_owned(), ..one.clone() }).into();
+        several
+    }
+
+    #[tokio::test]
+    async fn of_many_services_there_is_an_overview_and_a_page_each() {
+        let (address, _stop, _server) = serving(|| Ok(several(["a", "b", "c"]))).await;
+        let (_, body) = http(address, "GET", "/").await;
+        assert!(body.contains("id=\"services\"") && body.contains("href=\"/?service=b\""), "{body}");
+        assert!(body.contains("id=\"service-a\"") && body.contains("id=\"service-c\""), "few are shown as well");
+
+        let (address, _stop, _server) = serving(|| Ok(several(["a", "b", "c", "d"]))).await;
+        let (_, body) = http(address, "GET", "/").await;
+        assert!(body.contains("id=\"row-d\"") && !body.contains("id=\"service-d\""), "{body}");
+        for path in ["/?service=d", "/numbers?service=d"] {
+            let (head, body) = http(address, "GET", path).await;
+            assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+            assert!(body.contains("id=\"service-d\"") && !body.contains("id=\"service-a\""), "{path}: {body}");
+            assert!(body.contains("All services") && !body.contains("id=\"row-a\""), "{path}: {body}");
+        }
+        let (_, body) = http(address, "GET", "/metrics?service=d").await;
+        assert!(body.contains("service=\"d\"") && !body.contains("service=\"a\""), "{body}");
+        assert!(body.contains("balancer_drops_total"), "what is no service's is there: {body}");
+        for path in ["/?service=e", "/numbers?service=e", "/metrics?service=e"] {
+            let (head, body) = http(address, "GET", path).await;
+            assert!(
+                head.starts_with("HTTP/1.1 404 ") && body.starts_with("no service \"e\": "),
+                "{path}: {head} {body}"
+            );
+        }
+        assert!(http(address, "GET", "/metrics?servce=d").await.0.starts_with("HTTP/1.1 400 "));
     }
 
     #[tokio::test]

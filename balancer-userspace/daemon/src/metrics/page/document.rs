@@ -14,7 +14,11 @@ use balancer_model::{
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{fleet::fleet, service::service};
+use super::{
+    fleet::fleet,
+    overview::{FEW, overview},
+    service::service,
+};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
@@ -26,7 +30,7 @@ const SHOWN: usize = 12;
 const NAMED: usize = 4;
 
 /// The document as a browser first loads it; `nonce` marks its style and its script as its own.
-pub(super) fn document(snapshot: &Snapshot, events: &[EventView], nonce: &str) -> Markup {
+pub(super) fn document(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView], nonce: &str) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -45,7 +49,7 @@ pub(super) fn document(snapshot: &Snapshot, events: &[EventView], nonce: &str) -
                     p #link role="status" { "Reload for newer numbers" }
                     button #pause type="button" aria-pressed="false" hidden { "Pause" }
                 }
-                (numbers(snapshot, events))
+                (numbers(snapshot, selected, events))
                 script nonce=(nonce) { (PreEscaped(SCRIPT)) }
             }
         }
@@ -53,25 +57,39 @@ pub(super) fn document(snapshot: &Snapshot, events: &[EventView], nonce: &str) -
 }
 
 /// What the script asks for: the title and all that changes.
-pub(super) fn fragment(snapshot: &Snapshot, events: &[EventView]) -> Markup {
-    html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot, events)) }
+pub(super) fn fragment(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Markup {
+    html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot, selected, events)) }
 }
 
-fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Markup {
+fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Markup {
     let now = UNIX_EPOCH + Duration::from_secs(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
     let now = humantime::format_rfc3339_seconds(now).to_string();
     html! {
         main #main tabindex="-1" {
             p.summary role="status" { (member(&snapshot.member)) (summary(snapshot)) }
-            @for one in &snapshot.services { (service(one)) }
+            (services_shown(snapshot, selected))
             @if let Some(of) = &snapshot.fleet { (fleet(of)) }
-            (history(events))
+            (history(selected, events))
             div.flat {
                 (interfaces(snapshot))
                 (drops(snapshot))
                 (client_table(&snapshot.memory))
             }
             p.quiet { "As of " time datetime=(now) { (now.replace('T', " ").replace('Z', " UTC")) } }
+        }
+    }
+}
+
+/// The selected service, few of them, or an overview of many.
+fn services_shown(snapshot: &Snapshot, selected: Option<&str>) -> Markup {
+    let all = &snapshot.services;
+    html! {
+        @if let Some(name) = selected {
+            p { a href="/" { "All services" } }
+            @for one in all.iter().filter(|service| service.name == name) { (service(one)) }
+        } @else {
+            @if all.len() > 1 { (overview(snapshot)) }
+            @if all.len() <= FEW { @for one in all { (service(one)) } }
         }
     }
 }
@@ -140,9 +158,12 @@ fn services(snapshot: &Snapshot) -> String {
     counted(snapshot.services.len(), "service")
 }
 
-/// The last events about backends; others may name clients.
-fn history(events: &[EventView]) -> Markup {
-    let told = events.iter().rev().filter(|event| event.backend.is_some()).take(SHOWN);
+/// The last events about backends, those of the selected service if one is; others may name clients.
+fn history(selected: Option<&str>, events: &[EventView]) -> Markup {
+    let shown = |event: &&EventView| {
+        event.backend.is_some() && selected.is_none_or(|name| event.service.as_deref() == Some(name))
+    };
+    let told = events.iter().rev().filter(shown).take(SHOWN);
     let told: Vec<(String, &EventView)> =
         told.map(|event| (event.time.chars().take(19).collect::<String>().replace('T', " "), event)).collect();
     html! {

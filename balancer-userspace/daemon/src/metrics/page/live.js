@@ -33,7 +33,7 @@
   const refresh = async () => {
     const began = performance.now();
     try {
-      const answer = await fetch("/numbers", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+      const answer = await fetch(`/numbers${location.search}`, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
       const text = await answer.text();
       if (!answer.ok) throw new Error(text.trim());
       const page = new DOMParser().parseFromString(text, "text/html");

@@ -6,6 +6,7 @@
 mod chart;
 mod document;
 mod fleet;
+mod overview;
 mod service;
 
 use anyhow::Context as _;
@@ -29,11 +30,11 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// The page with `snapshot` on it.
+/// The page with `snapshot` on it; of its services only the `selected` one, if one is.
 ///
 /// # Errors
 /// When the system has no random numbers.
-pub(super) fn whole(snapshot: &Snapshot, events: &[EventView]) -> anyhow::Result<Response> {
+pub(super) fn whole(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> anyhow::Result<Response> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;
     let nonce = format!("{:032x}", u128::from_ne_bytes(random));
@@ -43,12 +44,12 @@ pub(super) fn whole(snapshot: &Snapshot, events: &[EventView]) -> anyhow::Result
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let policy = HeaderValue::try_from(policy).context("a header's value")?;
-    Ok(respond(document::document(snapshot, events, &nonce), policy))
+    Ok(respond(document::document(snapshot, selected, events, &nonce), policy))
 }
 
 /// The part of it that changes, for its script.
-pub(super) fn numbers(snapshot: &Snapshot, events: &[EventView]) -> Response {
-    respond(document::fragment(snapshot, events), HeaderValue::from_static("default-src 'none'"))
+pub(super) fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Response {
+    respond(document::fragment(snapshot, selected, events), HeaderValue::from_static("default-src 'none'"))
 }
 
 fn respond(markup: Markup, policy: HeaderValue) -> Response {

@@ -22,7 +22,7 @@ const RANKS: usize = 5;
 /// Listeners shown.
 const SHOWN_LISTENERS: usize = 4;
 /// What is not known.
-const NONE: &str = "–";
+pub(super) const NONE: &str = "–";
 
 pub(super) fn service(service: &ServiceSnapshot) -> Markup {
     let id = format!("service-{}", service.name);
@@ -48,7 +48,7 @@ pub(super) fn service(service: &ServiceSnapshot) -> Markup {
 }
 
 /// Where it is reached: `198.51.100.10:80 tcp`, and how many more.
-fn listeners(service: &ServiceSnapshot) -> String {
+pub(super) fn listeners(service: &ServiceSnapshot) -> String {
     let all = &service.listeners;
     let shown = all.iter().take(SHOWN_LISTENERS).map(|of| format!("{} {}", of.listener.place(), of.listener.protocol));
     let more = all.len().saturating_sub(SHOWN_LISTENERS);
@@ -127,7 +127,7 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
     }
 }
 
-fn per_second(stretch: &Stretch) -> f64 {
+pub(super) fn per_second(stretch: &Stretch) -> f64 {
     stretch.counted.decisions.iter().sum::<u64>() as f64 / stretch.length.as_secs_f64()
 }
 
@@ -313,6 +313,6 @@ fn heaviest(service: &ServiceSnapshot) -> Markup {
     }
 }
 
-fn percent(ratio: Option<f64>) -> String {
+pub(super) fn percent(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| NONE.to_owned(), |ratio| format!("{:.1} %", 100.0 * ratio))
 }
