@@ -28,8 +28,11 @@ use anyhow::{Context as _, anyhow, bail};
 use balancer_core::state::{SavedClock, SavedState, VERSION};
 use nix::fcntl::{Flock, FlockArg};
 
-pub(crate) use self::sealed::{open_sealed, sealed};
 use self::{journal::Journal, sealed::Bad};
+pub(crate) use self::{
+    journal::replay_lines,
+    sealed::{open_sealed, sealed},
+};
 use crate::restorable::Restorable;
 
 /// How often counts are written that nothing else has come with.

@@ -18,6 +18,14 @@ pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
     state_file::open_sealed(bytes).map_err(|bad| bad.to_string())
 }
 
+/// The bytes of the journal of a state that is under this checksum: `state` becomes what they make of it.
+///
+/// # Errors
+/// What is wrong with them; what came before that has been taken.
+pub fn journal(state: &mut SavedState, checksum: &str, bytes: &[u8]) -> Result<(), String> {
+    state_file::replay_lines(state, checksum, bytes)
+}
+
 /// A state file of `version` with this body, under the right checksum.
 #[must_use]
 pub fn sealed(version: u32, body: &str) -> String {

@@ -23,12 +23,15 @@ use super::{
 pub(super) const CONFIG: &str = include_str!("config.toml");
 
 /// Reads `bytes` as a state file: as it is, where the first byte is `=`; as the body of one of version 1 (`1`) or the
-/// present one, with the right checksum; or (`@`) as a controller's own state that somebody has changed. From a state that is
-/// taken a controller goes on, whose own state is taken as well.
+/// present one, with the right checksum; as a controller's own state that somebody has changed (`@`); or as such a state
+/// with a journal: one that somebody has changed (`&`), or any bytes (`+`). From a state that is taken a controller goes on,
+/// whose own state is taken as well.
 pub fn state(bytes: &[u8]) {
     let Some((&how, rest)) = bytes.split_first() else { return };
     let read = match (how, std::str::from_utf8(rest)) {
         (b'@', _) => untrusted::state_file(changed(rest).as_bytes()),
+        (b'&', _) => Ok(with_journal(changed_journal(rest).as_bytes())),
+        (b'+', _) => Ok(with_journal(rest)),
         (b'=', _) | (_, Err(_)) => untrusted::state_file(rest),
         (b'1', Ok(body)) => untrusted::state_file(untrusted::sealed(1, body).as_bytes()),
         (_, Ok(body)) => untrusted::state_file(untrusted::sealed(VERSION, body).as_bytes()),
@@ -40,18 +43,47 @@ pub fn state(bytes: &[u8]) {
     }
 }
 
-/// The file of a controller that has served for a while, changed by somebody else at a few places.
-fn changed(bytes: &[u8]) -> String {
+/// The checksum that journals here are of.
+const CHECKSUM: &str = "00000000";
+
+fn with_journal(lines: &[u8]) -> SavedState {
     let begin = Instant::now();
-    let mut controller = Controller::new(configured(), KEY);
-    let _ = controller.start(begin);
+    let mut state = served(begin).0.export(clocks(begin));
+    if let Err(why) = untrusted::journal(&mut state, CHECKSUM, lines) {
+        assert!(!why.is_empty());
+    }
+    state
+}
+
+/// A controller that has served, and what it was after a few changes more.
+fn served(begin: Instant) -> (Controller, Controller) {
+    let mut before = Controller::new(configured(), KEY);
+    let _ = before.start(begin);
+    let mut after = before.clone();
     let name = BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
     for change in [
         Change::SetAdmin { name: name.clone(), admin: Admin::Drain, timeout: None },
         Change::Remove { name: BackendName { backend: "web1".to_owned(), ..name }, force: true },
     ] {
-        let _ = controller.change(change, begin);
+        let _ = after.change(change, begin);
     }
+    (before, after)
+}
+
+/// A journal of one line, changed by somebody else at a few places of what it says, under the right checksum.
+fn changed_journal(bytes: &[u8]) -> String {
+    let begin = Instant::now();
+    let (before, after) = served(begin);
+    let changes = serde_json::to_value(after.changes_since(&before, clocks(begin))).unwrap_or_default();
+    let mut record = serde_json::json!({ "of": CHECKSUM, "number": 1, "changes": changes });
+    let _ = mutation::vandalize(&mut Unstructured::new(bytes), &mut record);
+    untrusted::sealed(VERSION, &record.to_string())
+}
+
+/// The file of a controller that has served for a while, changed by somebody else at a few places.
+fn changed(bytes: &[u8]) -> String {
+    let begin = Instant::now();
+    let controller = served(begin).1;
     let mut json = serde_json::to_value(controller.export(clocks(begin))).unwrap_or_default();
     // Bytes that run out leave the rest as it is.
     let _ = mutation::vandalize(&mut Unstructured::new(bytes), &mut json);

@@ -254,7 +254,7 @@ fn changes_of_a_large_state_survive_whatever_ends_the_balancer() {
     fs::write(&journal, &lines).unwrap();
     site.start_again().unwrap();
     assert_eq!(web(&site), (4, vec![80, 100]));
-    assert!(log(&site).contains("line 2 of") && log(&site).contains("is lost"), "{}", log(&site));
+    assert!(log(&site).contains("line 2 is of no use") && log(&site).contains("is lost"), "{}", log(&site));
 
     // An orderly end leaves nothing but the state.
     site.cli(&["backend", "weight", "web/web1", "30"]).unwrap();

@@ -99,8 +99,13 @@ pub(super) fn replay(state: &mut SavedState, state_file: &Path, checksum: &str) 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
     }
+    replay_lines(state, checksum, &bytes).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+/// As [`replay`], of what is in a journal.
+pub(crate) fn replay_lines(state: &mut SavedState, checksum: &str, bytes: &[u8]) -> Result<(), String> {
     for (number, line) in (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n')) {
-        let wrong = |why: &str| format!("line {number} of {} is of no use: {why}", path.display());
+        let wrong = |why: &str| format!("line {number} is of no use: {why}");
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(()) };
         let record = read(line).map_err(|bad| wrong(&bad.to_string()))?;
         if record.of != checksum {
