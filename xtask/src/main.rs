@@ -15,6 +15,7 @@ mod package;
 mod recording;
 mod release;
 mod run;
+mod sanitize;
 mod setup;
 mod test;
 mod try_package;
@@ -78,6 +79,13 @@ enum Chore {
     },
     /// Interpret the host tests of what the kernel program is made of by Miri, which it installs.
     Miri,
+    /// Run the unit tests that load no BPF program under AddressSanitizer, then under ThreadSanitizer, with a nightly
+    /// compiler, which it installs.
+    Sanitize {
+        /// Only under this one.
+        #[arg(long, value_name = "SANITIZER")]
+        only: Option<sanitize::Sanitizer>,
+    },
     /// Give parsers, kernel program and controller inputs that coverage leads to (libFuzzer), until one fails; installs a
     /// nightly compiler and cargo-fuzz; needs root.
     Fuzz {
@@ -160,6 +168,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
         Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
         Chore::Miri => miri::miri(),
+        Chore::Sanitize { only } => sanitize::sanitize(only),
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
