@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use balancer_common::map_types::Forwarding;
 pub use balancer_lab::proxy::{Proxy, Rule, Server};
 
@@ -10,6 +10,20 @@ use crate::{
     site::{PORT, backend_port},
     topology::{Family, Topology},
 };
+
+/// Those of `all` that have `only` in their titles.
+///
+/// # Errors
+/// When there is none.
+pub fn chosen<T, S: AsRef<str>>(
+    all: impl IntoIterator<Item = T>,
+    only: &str,
+    title: impl Fn(&T) -> S,
+) -> Result<Vec<T>> {
+    let chosen: Vec<T> = all.into_iter().filter(|contender| title(contender).as_ref().contains(only)).collect();
+    ensure!(!chosen.is_empty(), "nothing to compare has {only:?} in its name; without --only the table has all");
+    Ok(chosen)
+}
 
 /// What servers are asked for by a proxy's checks.
 const HEALTH: &str = "/healthz";

@@ -31,6 +31,7 @@ pub mod top;
 mod ids;
 mod next_hops;
 pub mod report;
+mod shared;
 
 #[cfg(test)]
 mod controller_test;

@@ -14,6 +14,8 @@ use balancer_model::{
     validate,
 };
 
+use crate::shared::{ByName, alike, by_name};
+
 /// What comes of a merge.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
@@ -53,7 +55,9 @@ pub fn merge(
         merged.differences.push(line);
     }
     let stays = |service: &ServiceConfig| service.backends.iter().all(|backend| !leaves(&service.name, &backend.name));
-    let settled: Vec<bool> = file.iter().map(|service| alike(&base, &now, service) && stays(service)).collect();
+    let is_in = |services: &ByName<'_>, service| alike(services, service).is_some();
+    let settled: Vec<bool> =
+        file.iter().map(|service| is_in(&base, service) && is_in(&now, service) && stays(service)).collect();
     for (service, settled) in file.into_iter().zip(&settled) {
         if *settled {
             merged.services.push(service);
@@ -190,21 +194,6 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) 
             exchange(services, place, file);
         }
     }
-}
-
-type ByName<'a> = HashMap<&'a str, &'a Arc<ServiceConfig>>;
-
-fn by_name(services: &[Arc<ServiceConfig>]) -> ByName<'_> {
-    services.iter().map(|service| (service.name.as_str(), service)).collect()
-}
-
-/// Whether `service` is what the file said before and what there is at run time.
-fn alike(base: &ByName<'_>, now: &ByName<'_>, service: &Arc<ServiceConfig>) -> bool {
-    let same = |of: &ByName<'_>| {
-        let other = of.get(service.name.as_str());
-        other.is_some_and(|other| Arc::ptr_eq(other, service) || *other == service)
-    };
-    same(base) && same(now)
 }
 
 /// Takes out of `service`, which is number `index` of the file's, the listeners that were removed at run time, and puts

@@ -17,13 +17,14 @@ use balancer_model::{
     words::{counted, grouped},
 };
 
-use super::{Controller, Services, is_one, settings::Differences, settle::Settled, shared};
+use super::{Controller, Services, settings::Differences, settle::Settled};
 use crate::{
     ids::Ids,
     io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
     merge::merge,
     rules::Rule,
     service::{Backend, Service},
+    shared::{alike, by_name, is_one, shared},
     table::Moves,
 };
 
@@ -42,7 +43,9 @@ impl Controller {
         settings: &Differences,
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
-        let file = self.with_those_known(file);
+        let before = by_name(&self.file);
+        let known = |service: Arc<ServiceConfig>| alike(&before, &service).cloned().unwrap_or(service);
+        let file: Vec<_> = shared(file).into_iter().map(known).collect();
         if !is_one(&file, &self.file) {
             validate::services(&file)?;
         }
@@ -113,16 +116,6 @@ impl Controller {
         let needless: u64 = all_moves.iter().map(|moves| u64::from(moves.needless())).sum();
         message += &format!(": {} of {} slots moved, {} needless", grouped(moved), grouped(slots), grouped(needless));
         Ok((message, commands))
-    }
-
-    /// `file` with the configurations that it had before in their place, where it says the same.
-    fn with_those_known(&self, file: Vec<ServiceConfig>) -> Vec<Arc<ServiceConfig>> {
-        let before: HashMap<&str, &Arc<ServiceConfig>> = self.file.iter().map(|of| (of.name.as_str(), of)).collect();
-        let known = |of: ServiceConfig| match before.get(of.name.as_str()) {
-            Some(before) if ***before == of => Arc::clone(before),
-            Some(_) | None => Arc::new(of),
-        };
-        file.into_iter().map(known).collect()
     }
 
     /// Makes `configs` the services that there are, keeping what is known of those that stay.
@@ -285,10 +278,14 @@ impl Controller {
             for rule in foreign {
                 let Some(service) = self.services.get(index) else { continue };
                 let Some(to) = place(&self.services, service.name(), Family::of(rule.prefix.addr())) else { continue };
-                let taken = self.services.get_mut(index).map(|service| (service.id(), service.rules_mut()));
-                touched.extend(taken.map(|(id, rules)| (id, rules.remove(rule.prefix)).0));
-                let given = self.services.get_mut(to).map(|service| (service.id(), service.rules_mut()));
-                touched.extend(given.map(|(id, rules)| (id, rules.set(rule)).0));
+                if let Some(service) = self.services.get_mut(index) {
+                    service.rules_mut().remove(rule.prefix);
+                    touched.push(service.id());
+                }
+                if let Some(service) = self.services.get_mut(to) {
+                    service.rules_mut().set(rule);
+                    touched.push(service.id());
+                }
             }
         }
         touched

@@ -40,6 +40,7 @@ use crate::{
     },
     next_hops::NextHops,
     service::{Backend, Service},
+    shared::shared,
 };
 
 pub use self::services::{Iter, Services};
@@ -532,16 +533,6 @@ impl Controller {
             Err(refused) => vec![warning(format!("drained backends are not removed: {refused}"))],
         }
     }
-}
-
-/// Configurations as they are kept: most of them are what they were before each change.
-fn shared(services: Vec<ServiceConfig>) -> Vec<Arc<ServiceConfig>> {
-    services.into_iter().map(Arc::new).collect()
-}
-
-/// Whether both are one: then what is known to hold of one holds of the other.
-fn is_one(one: &[Arc<ServiceConfig>], other: &[Arc<ServiceConfig>]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))
 }
 
 fn warning(message: String) -> Command {

@@ -11,12 +11,13 @@ use balancer_model::{
     validate,
 };
 
-use super::{Controller, Gone, Services, is_one, shared};
+use super::{Controller, Gone, Services};
 use crate::{
     ids::Ids,
     keys,
     next_hops::NextHops,
     service::Service,
+    shared::{alike, by_name, is_one, shared},
     state::{Clocks, ListChanges, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
@@ -47,7 +48,7 @@ impl Controller {
     #[must_use]
     pub fn changes_since(&self, before: &Self, clocks: Clocks) -> SavedChanges {
         let changed = self.services.changed_since(&before.services).map(|service| service.export(clocks)).collect();
-        let ids = |services: &Services| services.iter().map(Service::id).collect::<Vec<_>>().into_iter();
+        let ids = |services: &Services| services.iter().map(Service::id).collect();
         let rows = |gone: &[Gone]| gone.iter().map(|gone| (gone.name.clone(), gone.row.clone())).collect::<Vec<_>>();
         SavedChanges {
             generation: (self.generation != before.generation).then_some(self.generation),
@@ -111,7 +112,7 @@ impl Controller {
     /// The services as they are configured now, those that are as the file said without a copy.
     pub(super) fn present(&self) -> Vec<Arc<ServiceConfig>> {
         let as_in_file = self.configured_so(&self.file);
-        let file: HashMap<&str, &Arc<ServiceConfig>> = self.file.iter().map(|of| (of.name.as_str(), of)).collect();
+        let file = by_name(&self.file);
         let parts: Vec<&Service> = self.services.iter().collect();
         let present = parts.chunk_by(|one, other| one.name() == other.name()).filter_map(|parts| {
             let name = parts.first()?.name();
@@ -150,12 +151,10 @@ fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> Li
     if is_one(before, now) {
         return ListChanges::default();
     }
-    let names = |services: &[Arc<ServiceConfig>]| services.iter().map(|of| of.name.clone()).collect::<Vec<_>>();
-    let old: HashMap<&str, &Arc<ServiceConfig>> = before.iter().map(|of| (of.name.as_str(), of)).collect();
-    let same =
-        |of: &Arc<ServiceConfig>| old.get(of.name.as_str()).is_some_and(|old| Arc::ptr_eq(old, of) || *old == of);
-    let changed = now.iter().filter(|of| !same(of)).map(|of| ServiceConfig::clone(of)).collect();
-    ListChanges::new(names(before).into_iter(), names(now).into_iter(), changed)
+    let names = |services: &[Arc<ServiceConfig>]| services.iter().map(|of| of.name.clone()).collect();
+    let old = by_name(before);
+    let changed = now.iter().filter(|of| alike(&old, of).is_none()).map(|of| ServiceConfig::clone(of)).collect();
+    ListChanges::new(names(before), names(now), changed)
 }
 
 /// Checks what the controller relies on and a file made by somebody else may lack.

@@ -73,9 +73,8 @@ impl<K, T> ListChanges<K, T> {
 }
 
 impl<K: Eq + Hash, T> ListChanges<K, T> {
-    /// `changed`: those of the list that say something else than before.
-    pub(crate) fn new(before: impl Iterator<Item = K>, now: impl Iterator<Item = K>, changed: Vec<T>) -> Self {
-        let (before, now): (Vec<K>, Vec<K>) = (before.collect(), now.collect());
+    /// The keys `before` and `now`; `changed`: those of the list that say something else than before.
+    pub(crate) fn new(before: Vec<K>, now: Vec<K>, changed: Vec<T>) -> Self {
         Self { order: (before != now).then_some(now), changed }
     }
 

@@ -44,7 +44,11 @@ pub(super) fn checksum(version: u32, body: &str) -> String {
 
 /// `body`, which is JSON, as a line of a file.
 pub(crate) fn sealed(version: u32, body: &str) -> String {
-    let checksum = checksum(version, body);
+    under(version, &checksum(version, body), body)
+}
+
+/// As [`sealed`], where the checksum is known.
+pub(super) fn under(version: u32, checksum: &str, body: &str) -> String {
     format!("{{\"balancer_state\":{version},\"checksum\":\"{checksum}\",\"body\":{body}}}\n")
 }
 

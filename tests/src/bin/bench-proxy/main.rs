@@ -13,7 +13,7 @@ mod server;
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_tests::outcome::outcome;
+use balancer_tests::{classics::chosen, outcome::outcome};
 use clap::Parser;
 
 use self::{
@@ -54,12 +54,7 @@ fn main() -> ExitCode {
 
 fn compare(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
-    let chosen: Vec<Kind> = OTHERS.into_iter().filter(|kind| kind.title().contains(&options.only)).collect();
-    ensure!(
-        !chosen.is_empty(),
-        "nothing to compare has {:?} in its name; without --only the table has all",
-        options.only
-    );
+    let chosen = chosen(OTHERS, &options.only, |kind| kind.title())?;
     let (mut contenders, mut missing) = (vec![Contender::start(Kind::Direct)?], Vec::new());
     for kind in chosen {
         match start(kind) {

@@ -12,7 +12,7 @@ mod step;
 use std::{collections::BTreeSet, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_tests::outcome::outcome;
+use balancer_tests::{classics::chosen, outcome::outcome};
 use clap::Parser;
 
 use self::{
@@ -39,13 +39,7 @@ fn main() -> ExitCode {
 
 fn compare(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
-    let chosen: Vec<Contender> =
-        ALL.into_iter().filter(|contender| contender.title().contains(&options.only)).collect();
-    ensure!(
-        !chosen.is_empty(),
-        "nothing to compare has {:?} in its name; without --only the table has all",
-        options.only
-    );
+    let chosen = chosen(ALL, &options.only, |contender| contender.title())?;
     let hosts = Hosts::new()?;
     let (mut all, mut missing) = (Vec::new(), Vec::new());
     for contender in chosen {

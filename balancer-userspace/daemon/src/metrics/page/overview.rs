@@ -1,6 +1,5 @@
 //! All services, a row each.
 
-use balancer_common::verdict::Decision;
 use balancer_core::snapshot::{ServiceSnapshot, Snapshot};
 use balancer_model::{
     states::BackendState,
@@ -10,7 +9,7 @@ use maud::{Markup, html};
 
 use super::{
     chart::stretches,
-    service::{NONE, listeners, per_second, percent},
+    service::{NONE, imbalance, known_clients, listeners, rate, stickiness},
 };
 
 /// So many services are shown one below the other; of more there is an overview, with a page for each.
@@ -41,11 +40,7 @@ pub(super) fn overview(snapshot: &Snapshot) -> Markup {
 
 fn row(service: &ServiceSnapshot) -> Markup {
     let number = |label, value: String| html! { td.number role="cell" data-label=(label) { (value) } };
-    let count = |decision: Decision| service.total(|stats| stats.decisions[decision.index()]);
-    let (kept, moved) = (count(Decision::Kept), count(Decision::Moved));
-    let known: u64 = service.backends.iter().map(|backend| backend.known_clients).sum();
-    let returns = (service.remembers && kept + moved > 0).then(|| kept as f64 / (kept + moved) as f64);
-    let rate = stretches(service).last().map_or_else(|| NONE.to_owned(), |last| format!("{:.1}", per_second(last)));
+    let of_memory = |value: String| if service.remembers { value } else { NONE.to_owned() };
     html! {
         tr role="row" id=(format!("row-{}", service.name)) {
             th role="rowheader" scope="row" {
@@ -53,10 +48,10 @@ fn row(service: &ServiceSnapshot) -> Markup {
                 a href=(format!("/?service={}", service.name)) { (service.name) } " " span.quiet { (listeners(service)) }
             }
             td role="cell" data-label="Backends" { (backends(service)) }
-            (number("Known clients", if service.remembers { grouped(known) } else { NONE.to_owned() }))
-            (number("Stickiness", percent(returns)))
-            (number("Imbalance", service.imbalance().map_or_else(|| NONE.to_owned(), |ratio| format!("{ratio:.2}"))))
-            (number("Connections per second", rate))
+            (number("Known clients", of_memory(grouped(known_clients(service)))))
+            (number("Stickiness", of_memory(stickiness(service))))
+            (number("Imbalance", imbalance(service)))
+            (number("Connections per second", rate(&stretches(service))))
         }
     }
 }

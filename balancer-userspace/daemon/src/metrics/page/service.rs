@@ -56,21 +56,44 @@ pub(super) fn listeners(service: &ServiceSnapshot) -> String {
     shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
-fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
+pub(super) fn known_clients(service: &ServiceSnapshot) -> u64 {
+    service.backends.iter().map(|backend| backend.known_clients).sum()
+}
+
+/// Connections of clients that came back: to the backend that knows them, and to another one.
+fn returns(service: &ServiceSnapshot) -> (u64, u64) {
     let count = |decision: Decision| service.total(|stats| stats.decisions[decision.index()]);
-    let (kept, moved) = (count(Decision::Kept), count(Decision::Moved));
-    let known: u64 = service.backends.iter().map(|backend| backend.known_clients).sum();
+    (count(Decision::Kept), count(Decision::Moved))
+}
+
+/// Which part of the clients that came back was kept.
+pub(super) fn stickiness(service: &ServiceSnapshot) -> String {
+    let (kept, moved) = returns(service);
+    percent((kept + moved > 0).then(|| kept as f64 / (kept + moved) as f64))
+}
+
+pub(super) fn imbalance(service: &ServiceSnapshot) -> String {
+    service.imbalance().map_or_else(|| NONE.to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
+/// Connections per second of late.
+pub(super) fn rate(stretches: &[Stretch]) -> String {
+    stretches.last().map_or_else(|| NONE.to_owned(), |last| format!("{:.1}", per_second(last)))
+}
+
+fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
+    let (kept, moved) = returns(service);
     html! {
         dl.figures {
             @if service.remembers {
                 div {
                     dt { "Known clients" }
-                    dd { (grouped(known)) }
+                    dd { (grouped(known_clients(service))) }
                 }
                 div {
                     dt { "Stickiness" }
                     dd {
-                        (percent((kept + moved > 0).then(|| kept as f64 / (kept + moved) as f64)))
+                        (stickiness(service))
                         small { (grouped(moved)) " of " (grouped(kept + moved)) " returns moved" }
                     }
                 }
@@ -78,20 +101,14 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
             div {
                 dt { "Imbalance" }
                 dd {
-                    @match service.imbalance() {
-                        Some(ratio) => { (format!("{ratio:.2}")) }
-                        None => { (NONE) }
-                    }
+                    (imbalance(service))
                     small { "largest share over expected" }
                 }
             }
             div {
                 dt { "Connections per second" }
                 dd {
-                    @match stretches.last() {
-                        Some(last) => { (format!("{:.1}", per_second(last))) }
-                        None => { (NONE) }
-                    }
+                    (rate(stretches))
                     small { (grouped(service.total(|stats| stats.connections))) " since start" }
                 }
             }
@@ -127,7 +144,7 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
     }
 }
 
-pub(super) fn per_second(stretch: &Stretch) -> f64 {
+fn per_second(stretch: &Stretch) -> f64 {
     stretch.counted.decisions.iter().sum::<u64>() as f64 / stretch.length.as_secs_f64()
 }
 
@@ -313,6 +330,6 @@ fn heaviest(service: &ServiceSnapshot) -> Markup {
     }
 }
 
-pub(super) fn percent(ratio: Option<f64>) -> String {
+fn percent(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| NONE.to_owned(), |ratio| format!("{:.1} %", 100.0 * ratio))
 }
