@@ -7,14 +7,14 @@ use balancer_common::{
 };
 
 const SEEDS: u32 = 64;
-/// Beyond so many keys, rows for each of them are memory that counts.
+/// Up to so many keys have sixteen home rows each; beyond, rows are memory that counts.
 const MANY: usize = 4096;
 
 /// Home rows for so many keys where there is room, a power of two: enough that nearly every key is found with the first
-/// probe, few enough to stay in the cache; and of many keys not more than four probes need.
+/// probe, few enough to stay in the cache; and of many keys not more than four probes need. More keys never have fewer.
 fn home_rows(keys: usize) -> usize {
-    let each = if keys <= MANY { 16 } else { 4 };
-    (keys.max(4) * each).next_power_of_two()
+    let rows = if keys <= MANY { 16 * keys.max(4) } else { (4 * keys).max(16 * MANY) };
+    rows.next_power_of_two()
 }
 
 /// Where every key lies.
@@ -110,6 +110,7 @@ mod tests {
             // Of rows of 64 bytes, as those of the way back are.
             assert_eq!(room / (16 << 10), mebibytes);
             assert!(place(&keys, 0, room).is_ok(), "{}", keys.len());
+            assert!(rows_for(keys.len() + 1) >= room, "more than {} keys have less room", keys.len());
         }
     }
 
