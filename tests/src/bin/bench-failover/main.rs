@@ -26,9 +26,11 @@ use balancer_tests::{
         scrape,
         wire::Wire,
     },
+    figures::Spread,
     frame::{ACK, SYN},
     metrics::Metrics,
     outcome::outcome,
+    report::document::{Document, Series},
 };
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -58,6 +60,9 @@ struct Options {
     /// Failures of one backend at a time in each scenario; a quarter as many of several at once.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(4..))]
     rounds: u16,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
@@ -69,42 +74,42 @@ fn measure(options: &Options) -> Result<()> {
     // A descriptor for each backend here, and one for each check in the balancer.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    println!("from the deciding refusal of a check, in ms: min / median / max");
-    println!(
-        "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7}",
-        "", "failures", "last packet there", "next elsewhere", "controller's own", "tables"
-    );
+    if !options.json {
+        println!("from the deciding refusal of a check, in ms: min / median / max");
+        println!(
+            "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7}",
+            "", "failures", "last packet there", "next elsewhere", "controller's own", "tables"
+        );
+    }
+    let mut series = Vec::new();
     for backends in [8, 1000] {
         for remember in ["3h", "0s"] {
             let wanted = options.backends.is_none_or(|only| only == backends)
                 && options.remember.as_ref().is_none_or(|only| only == remember);
             if wanted {
-                scenario(backends, remember, options.rounds)
+                scenario(backends, remember, options, &mut series)
                     .with_context(|| format!("{backends} backends, remember {remember}"))?;
             }
         }
     }
-    Ok(())
+    if options.json { document(series).print() } else { Ok(()) }
 }
 
-fn scenario(backends: u16, remember: &str, rounds: u16) -> Result<()> {
+fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<Series>) -> Result<()> {
     let mut site = Site::new(backends, remember)?;
     let several = 10.min(backends / 2);
-    for (at_once, rounds) in [(1, rounds), (several, rounds / 4)] {
+    for (at_once, rounds) in [(1, options.rounds), (several, options.rounds / 4)] {
         let mut figures = Figures::default();
         for _ in 0..rounds {
             site.fail(at_once, &mut figures)?;
         }
         let how = if at_once == 1 { "one at a time".to_owned() } else { format!("{at_once} at once") };
-        println!(
-            "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7.1}",
-            format!("{backends} backends, remember {remember}, {how}"),
-            rounds * at_once,
-            spread(&mut figures.last),
-            spread(&mut figures.elsewhere),
-            spread(&mut figures.builds),
-            figures.tables / f64::from(rounds),
-        );
+        let what = format!("{backends} backends, remember {remember}, {how}");
+        if options.json {
+            series.extend(figures.series(&what));
+        } else {
+            figures.print(&what, rounds, at_once);
+        }
     }
     Ok(())
 }
@@ -119,11 +124,44 @@ struct Figures {
     tables: f64,
 }
 
-fn spread(figures: &mut [f64]) -> String {
-    figures.sort_unstable_by(f64::total_cmp);
-    let median = figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN);
-    let [least, most] = [figures.first(), figures.last()].map(|figure| figure.copied().unwrap_or(f64::NAN));
+impl Figures {
+    fn print(&self, what: &str, rounds: u16, at_once: u16) {
+        println!(
+            "{what:<38} {:>8} {:>20} {:>20} {:>20} {:>7.1}",
+            rounds * at_once,
+            spread(&self.last),
+            spread(&self.elsewhere),
+            spread(&self.builds),
+            self.tables / f64::from(rounds),
+        );
+    }
+
+    fn series(self, of: &str) -> [Series; 3] {
+        let all = [
+            ("last packet at the dead backend", self.last),
+            ("the same clients' next packet elsewhere", self.elsewhere),
+            ("the controller's own part", self.builds),
+        ];
+        all.map(|(what, samples)| Series::ours(of, what, "ms", samples))
+    }
+}
+
+fn spread(figures: &[f64]) -> String {
+    let Spread { least, median, most, .. } = Spread::of(figures.iter().copied());
     format!("{least:.2} / {median:.2} / {most:.2}")
+}
+
+fn document(series: Vec<Series>) -> Document {
+    Document {
+        benchmark: "failover".to_owned(),
+        title: "From the detection of a failure to its effect".to_owned(),
+        about: format!(
+            "From the {FALL}rd refused check in a row, on the wire, {CLIENTS} known clients; a sample is a failed backend \
+             (the controller's own part: a failure)."
+        ),
+        series,
+        left_out: Vec::new(),
+    }
 }
 
 /// A balancer with its clients and backends. The last fields are dropped last.

@@ -76,7 +76,7 @@ pub(crate) struct Path {
     /// Its service; `None`: the packet is nobody's.
     pub(crate) service: Option<usize>,
     /// Where its packets come from.
-    clients: Clients,
+    pub(crate) clients: Clients,
     /// Of its TCP segments.
     flags: u8,
     /// What makes the next packet; `None`: the program's own output.
@@ -158,6 +158,21 @@ pub(crate) const REFERENCE: &str = "IPv4 TCP dsr, no memory";
 /// A service with a million known clients, and a packet of theirs.
 pub(crate) fn known() -> Path {
     path("known clients", "", Some(2)).of_many()
+}
+
+/// The ways through the program that are measured with real frames, all of a million clients.
+pub(crate) fn live() -> [Path; 4] {
+    [
+        path("TCP `dsr`, memory", "", Some(2)).of_many(),
+        path("TCP `ipip`, no memory", "", Some(7)).of_many(),
+        path("UDP `dsr`, memory", "", Some(5)).of_many(),
+        path("TCP `nat`, no memory", "", Some(6)).of_many(),
+    ]
+}
+
+/// A service of datagrams with a million known clients, and a packet of theirs.
+pub(crate) fn known_by_datagrams() -> Path {
+    path("known clients of datagrams", "", Some(5)).of_many()
 }
 
 /// What a yardstick is measured with: a segment of one client's.
