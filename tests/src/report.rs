@@ -16,7 +16,7 @@ use self::{chart::Chart, document::Document, setting::Setting};
 /// What no benchmark measures, for those who read the figures.
 const NOT_MEASURED: [&str; 5] = [
     "Real network cards: packets are in memory (`path`), or cross veth pairs (`live`, `proxy`, `sticky`, `failover`).",
-    "Processors for arm64, and more than the processors named above.",
+    "Other processors than the one that is named above, those for arm64 among them.",
     "Several receive queues at once: `path` and `live` use one processor.",
     "How probably a known client is forgotten: `cargo xtask bench memory`.",
     "A fleet of balancers on etcd: `cargo xtask bench fleet`.",
@@ -51,9 +51,8 @@ impl Report {
     #[must_use]
     pub fn pictures(&self) -> Vec<(String, String)> {
         let place = format!("{}; {}", self.setting.machine.describe(), self.setting.date);
-        let drawn = |document: &Document| {
-            Some((document.benchmark.clone(), picture::svg(&Chart::of(document)?, &place)))
-        };
+        let drawn =
+            |document: &Document| Some((document.benchmark.clone(), picture::svg(&Chart::of(document)?, &place)));
         self.benchmarks.iter().filter_map(drawn).collect()
     }
 }

@@ -105,10 +105,7 @@ fn cargo_bench([package, name]: [&str; 2]) -> Command {
 pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &[String]) -> Result<()> {
     let Some(only) = only else { return page.make() };
     if let Some(option) = gate.option() {
-        ensure!(
-            only == Benchmark::Path,
-            "{option} is about the kernel program: `cargo xtask bench path {option}`"
-        );
+        ensure!(only == Benchmark::Path, "{option} is about the kernel program: `cargo xtask bench path {option}`");
         ensure_root("a benchmark of the kernel program", &format!("bench path {option}"))?;
         setup(Purpose::Run)?;
         programs(&[PATH], false)?;

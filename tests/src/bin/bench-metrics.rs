@@ -79,9 +79,10 @@ fn measure(options: &Options) -> Result<()> {
             }
         }
         let what = ["controller held", "counters read", "text written", "scrape"];
-        let series = what.into_iter().zip(times).map(|(what, times)| {
-            Series::ours("controller", what, "ms", times.into_iter().map(milliseconds).collect())
-        });
+        let series = what
+            .into_iter()
+            .zip(times)
+            .map(|(what, times)| Series::ours("controller", what, "ms", times.into_iter().map(milliseconds).collect()));
         let document = Document {
             benchmark: "metrics".to_owned(),
             title: "A scrape of a large balancer".to_owned(),

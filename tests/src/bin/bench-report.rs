@@ -61,8 +61,9 @@ fn table(directory: &Path) -> Result<Document> {
     Ok(Document {
         benchmark: "table".to_owned(),
         title: "Building lookup tables".to_owned(),
-        about: "65,537 slots, by kind of weights and number of backends; a failure: the live table after it. By Criterion."
-            .to_owned(),
+        about:
+            "65,537 slots, by kind of weights and number of backends; a failure: the live table after it. By Criterion."
+                .to_owned(),
         series: criterion::read(directory, &GROUPS)?,
         left_out: Vec::new(),
     })

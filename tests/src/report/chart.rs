@@ -115,7 +115,7 @@ pub(super) mod tests {
         assert_eq!(groups, [("fast", "1/s", 60.0), ("slow", "1/s", 60.0), ("moved", "% of clients", 75.0)]);
         assert_eq!(chart.rounds, (1, 3));
         let [balancer, nginx] = &chart.groups[0].bars[..] else { panic!("{chart:?}") };
-        assert_eq!((&*balancer.label, balancer.shown(), balancer.ours), ("balancer dsr", "20.0".to_owned(), true));
+        assert_eq!((&*balancer.label, balancer.shown(), balancer.ours), ("balancer dsr", "20".to_owned(), true));
         assert!(!nginx.ours);
     }
 

@@ -72,7 +72,9 @@ mod tests {
     #[test]
     fn samples_are_times_of_one_iteration() {
         let directory = tempfile::tempdir().unwrap();
-        for (path, function) in [("build/equal/100", "\"equal\""), ("build/equal/3", "\"equal\""), ("failure/3", "null")] {
+        for (path, function) in
+            [("build/equal/100", "\"equal\""), ("build/equal/3", "\"equal\""), ("failure/3", "null")]
+        {
             let new = directory.path().join(path).join("new");
             fs::create_dir_all(&new).unwrap();
             let value = path.rsplit('/').next().unwrap();

@@ -47,7 +47,11 @@ fn section(document: &Document) -> String {
     section += "| of | what | unit | rounds | min | median | p95 |\n| --- | --- | --- | ---: | ---: | ---: | ---: |\n";
     for series in &document.series {
         let Spread { least, median, p95, .. } = Spread::of(series.samples.iter().copied());
-        let [least, median, p95] = [least, median, p95].map(|value| cell(series, value));
+        let [mut least, median, mut p95] = [least, median, p95].map(|value| cell(series, value));
+        if series.samples.len() == 1 {
+            // One round has no spread.
+            (least, p95) = (String::new(), String::new());
+        }
         // Writing to a string does not fail.
         let _ = writeln!(
             section,
@@ -65,7 +69,7 @@ fn cell(series: &Series, value: f64) -> String {
     match series.total {
         Some(total) => {
             let percent = value * 100.0 / total.max(1) as f64;
-            format!("{value:.0} of {} ({percent:.1}%)", shown(total as f64))
+            format!("{} of {} ({percent:.1}%)", shown(value), shown(total as f64))
         }
         None => shown(value),
     }
@@ -91,8 +95,8 @@ mod tests {
         document.left_out.push("nft: it is in nftables".to_owned());
         let page = page(&Report::new(setting, vec![document], vec!["path".to_owned()]));
         for line in [
-            "| balancer `dsr` | rate | 1/s | 3 | 10.0 | 20.0 | 30.0 |",
-            "| nginx <1> | delete | clients | 1 | 150 of 200 (75.0%) | 150 of 200 (75.0%) | 150 of 200 (75.0%) |",
+            "| balancer `dsr` | rate | 1/s | 3 | 10 | 20 | 30 |",
+            "| nginx <1> | delete | clients | 1 |  | 150 of 200 (75.0%) |  |",
             "- Not installed: nft: it is in nftables",
             "- Failed: `cargo xtask bench path`.",
         ] {

@@ -4,7 +4,7 @@
 #[must_use]
 pub fn shown(value: f64) -> String {
     let digits = match value.abs() {
-        0.0 => 0,
+        value if value.fract() == 0.0 => 0,
         ..10.0 => 2,
         ..100.0 => 1,
         _ => 0,
@@ -14,7 +14,8 @@ pub fn shown(value: f64) -> String {
     }
     let text = format!("{value:.digits$}");
     let (sign, text) = text.strip_prefix('-').map_or(("", text.as_str()), |text| ("-", text));
-    let (whole, fraction) = text.split_once('.').map_or((text, String::new()), |(whole, rest)| (whole, format!(".{rest}")));
+    let (whole, fraction) =
+        text.split_once('.').map_or((text, String::new()), |(whole, rest)| (whole, format!(".{rest}")));
     format!("{sign}{}{fraction}", thousands(whole))
 }
 
@@ -35,7 +36,7 @@ mod tests {
 
     #[test]
     fn digits_say_something() {
-        let all = [0.0, 0.1234, 9.87, 33.456, -33.456, 123.4, 1234.5, 1_234_567.0, f64::NAN].map(shown);
-        assert_eq!(all, ["0", "0.12", "9.87", "33.5", "-33.5", "123", "1,234", "1,234,567", "?"]);
+        let all = [0.0, 4.0, 0.1234, 9.87, 33.456, -33.456, 123.4, 1234.6, 1_234_567.0, f64::NAN].map(shown);
+        assert_eq!(all, ["0", "4", "0.12", "9.87", "33.5", "-33.5", "123", "1,235", "1,234,567", "?"]);
     }
 }

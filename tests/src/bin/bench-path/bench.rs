@@ -143,11 +143,7 @@ impl Measured {
     fn row(&self, head: f64) -> Row {
         let head = if self.path.grows == 0 { 0.0 } else { head };
         let rounds = self.full.runs.iter().zip(&self.empty.runs).map(|(full, empty)| full - empty + head);
-        Row {
-            path: self.path.clone(),
-            net: self.full.best() - self.empty.best() + head,
-            rounds: rounds.collect(),
-        }
+        Row { path: self.path.clone(), net: self.full.best() - self.empty.best() + head, rounds: rounds.collect() }
     }
 }
 

@@ -181,12 +181,7 @@ fn table(service: usize, shift: u16) -> Result<Arc<[u16]>> {
     Ok(maglev::table(&members, TABLE_SIZE, KEY).context("no table")?.into())
 }
 
-fn configure(
-    dataplane: &mut KernelDataplane,
-    index: usize,
-    service: &Service,
-    ifindex: u32,
-) -> Result<ServiceSpec> {
+fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, ifindex: u32) -> Result<ServiceSpec> {
     let vip: SocketAddr = service.address.parse()?;
     let id = ServiceId(index as u16);
     let mut addresses = Vec::new();

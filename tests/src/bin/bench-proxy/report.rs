@@ -63,8 +63,20 @@ const COLUMNS: [Column; 5] = [
         drawn: false,
         of: |own, nobody| own.processor - nobody.processor,
     },
-    Column { title: "p50 µs", name: "a connection at a steady pace, p50", unit: "µs", drawn: false, of: |own, _| own.p50 },
-    Column { title: "p99 µs", name: "a connection at a steady pace, p99", unit: "µs", drawn: false, of: |own, _| own.p99 },
+    Column {
+        title: "p50 µs",
+        name: "a connection at a steady pace, p50",
+        unit: "µs",
+        drawn: false,
+        of: |own, _| own.p50,
+    },
+    Column {
+        title: "p99 µs",
+        name: "a connection at a steady pace, p99",
+        unit: "µs",
+        drawn: false,
+        of: |own, _| own.p99,
+    },
 ];
 
 impl Measured {
@@ -112,7 +124,9 @@ pub(crate) fn print(all: &[Measured], rate: u32) {
             let Spread { least, median, p95, .. } = Spread::of(measured.samples(column, nobody));
             format!("{least:.0} / {median:.0} / {p95:.0}")
         });
-        table.add_row([measured.kind.title().to_owned()].into_iter().chain(cells).chain([measured.failed().to_string()]));
+        table.add_row(
+            [measured.kind.title().to_owned()].into_iter().chain(cells).chain([measured.failed().to_string()]),
+        );
     }
     for index in 1..=COLUMNS.len() + 1 {
         if let Some(column) = table.column_mut(index) {
