@@ -169,3 +169,26 @@ fn copy_pictures(out: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::{BENCHES, BINARIES, Benchmark, WANTED, is_wanted, name};
+
+    #[test]
+    fn every_benchmark_has_one_program() {
+        for benchmark in Benchmark::value_variants() {
+            let benches = BENCHES.iter().filter(|(other, _)| other == benchmark).count();
+            let binaries = BINARIES.iter().filter(|(other, ..)| other == benchmark).count();
+            assert_eq!(benches + binaries, 1, "{}", name(*benchmark));
+        }
+    }
+
+    #[test]
+    fn only_what_takes_long_is_not_on_the_page() {
+        let missing = Benchmark::value_variants().iter().filter(|benchmark| !is_wanted(**benchmark));
+        assert_eq!(missing.map(|benchmark| name(*benchmark)).collect::<Vec<_>>(), ["memory", "fleet"]);
+        assert_eq!(WANTED.len() + 2, Benchmark::value_variants().len());
+    }
+}

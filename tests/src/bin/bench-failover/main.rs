@@ -7,6 +7,8 @@
 //! which arrives elsewhere; the truth lies between. All on one clock, as the kernel stamps packets, so everything is in it: the
 //! check's socket, the queues of events, the new table, and the packets that were on their way.
 
+mod figures;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -26,14 +28,15 @@ use balancer_tests::{
         scrape,
         wire::Wire,
     },
-    figures::Spread,
     frame::{ACK, SYN},
     metrics::Metrics,
     outcome::outcome,
-    report::document::{Document, Series},
+    report::document::Series,
 };
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use self::figures::{Figures, document};
 
 /// Failures in a row that make a backend down.
 const FALL: usize = 3;
@@ -112,56 +115,6 @@ fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<S
         }
     }
     Ok(())
-}
-
-/// What was measured, in ms.
-#[derive(Default)]
-struct Figures {
-    last: Vec<f64>,
-    elsewhere: Vec<f64>,
-    builds: Vec<f64>,
-    /// How many tables there were in all.
-    tables: f64,
-}
-
-impl Figures {
-    fn print(&self, what: &str, rounds: u16, at_once: u16) {
-        println!(
-            "{what:<38} {:>8} {:>20} {:>20} {:>20} {:>7.1}",
-            rounds * at_once,
-            spread(&self.last),
-            spread(&self.elsewhere),
-            spread(&self.builds),
-            self.tables / f64::from(rounds),
-        );
-    }
-
-    fn series(self, of: &str) -> [Series; 3] {
-        let all = [
-            ("last packet at the dead backend", self.last),
-            ("the same clients' next packet elsewhere", self.elsewhere),
-            ("the controller's own part", self.builds),
-        ];
-        all.map(|(what, samples)| Series::ours(of, what, "ms", samples))
-    }
-}
-
-fn spread(figures: &[f64]) -> String {
-    let Spread { least, median, most, .. } = Spread::of(figures.iter().copied());
-    format!("{least:.2} / {median:.2} / {most:.2}")
-}
-
-fn document(series: Vec<Series>) -> Document {
-    Document {
-        benchmark: "failover".to_owned(),
-        title: "From the detection of a failure to its effect".to_owned(),
-        about: format!(
-            "From the {FALL}rd refused check in a row, on the wire, {CLIENTS} known clients; a sample is a failed backend \
-             (the controller's own part: a failure)."
-        ),
-        series,
-        left_out: Vec::new(),
-    }
 }
 
 /// A balancer with its clients and backends. The last fields are dropped last.

@@ -75,3 +75,40 @@ fn whole(length: i32) -> Program {
         .set(Register::R0, XDP_DROP)
         .exit()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use balancer_tests::{asm::Map, prog_run};
+
+    use super::{bare, generator};
+    use crate::{XDP_TX, paths, scene::LOOPBACK};
+
+    const XDP_REDIRECT: u32 = 4;
+
+    #[test]
+    fn addresses_are_swapped() {
+        let frame = paths::known().frame();
+        let ran = prog_run::run(bare().load_frags().unwrap().as_fd(), &frame, LOOPBACK, 1).unwrap();
+        assert_eq!((ran.action, &ran.frame[..6], &ran.frame[6..12]), (XDP_TX as u32, &frame[6..12], &frame[..6]));
+        assert_eq!(ran.frame[12..], frame[12..]);
+    }
+
+    #[test]
+    fn every_frame_is_whole_and_the_next_clients() {
+        let path = paths::known();
+        let frame = path.frame();
+        let turn = Map::array(4, 1).unwrap();
+        turn.set(0, &(path.clients.first + path.clients.count - 2)).unwrap();
+        let program = generator(&frame, path.clients, &turn, LOOPBACK).load_xdp().unwrap();
+        // The last client, then the first again; of what another program has left of the frame.
+        for client in [path.clients.first + path.clients.count - 1, path.clients.first] {
+            let left = vec![0xff; frame.len()];
+            let ran = prog_run::run(program.as_fd(), &left, LOOPBACK, 1).unwrap();
+            assert_eq!(ran.action, XDP_REDIRECT);
+            assert_eq!(ran.frame[26..30], client.to_be_bytes());
+            assert_eq!((&ran.frame[..26], &ran.frame[30..56]), (&frame[..26], &frame[30..56]));
+        }
+    }
+}
