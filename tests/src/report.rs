@@ -50,7 +50,7 @@ impl Report {
     /// The pictures, each with the name of its benchmark.
     #[must_use]
     pub fn pictures(&self) -> Vec<(String, String)> {
-        let place = format!("{}; {}", self.setting.machine.describe(), self.setting.date);
+        let place = self.setting.in_short();
         let drawn =
             |document: &Document| Some((document.benchmark.clone(), picture::svg(&Chart::of(document)?, &place)));
         self.benchmarks.iter().filter_map(drawn).collect()

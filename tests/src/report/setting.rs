@@ -39,6 +39,14 @@ impl Setting {
             machine: Machine::here(),
         }
     }
+
+    /// Where, on which day, and beside how much other work.
+    #[must_use]
+    pub fn in_short(&self) -> String {
+        let day = self.date.split('T').next().unwrap_or_default();
+        let load = self.load_before.split(' ').next().unwrap_or_default();
+        format!("{}; {day}; load before: {load}", self.machine.describe())
+    }
 }
 
 fn commit() -> Option<String> {
