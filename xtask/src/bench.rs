@@ -112,9 +112,8 @@ pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &
         return run(program(built("debug")?.join(PATH)).arg(option).args(options));
     }
     if let Some((_, bench)) = BENCHES.iter().find(|(benchmark, _)| *benchmark == only) {
-        ensure!(options.is_empty(), "{} goes to a benchmark's program, which this one has not", options.join(" "));
         setup(Purpose::Run)?;
-        return run(&mut cargo_bench(*bench));
+        return run(cargo_bench(*bench).arg("--").args(options));
     }
     let found = BINARIES.iter().find(|(benchmark, ..)| *benchmark == only);
     let (_, binary, what) = found.context("this benchmark has no program")?;
