@@ -19,6 +19,7 @@ const BPF_PSEUDO_MAP_FD: u8 = 1;
 const BPF_FUNC_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_FUNC_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_FUNC_TAIL_CALL: i32 = 12;
+const BPF_FUNC_REDIRECT: i32 = 23;
 const BPF_FUNC_XDP_ADJUST_HEAD: i32 = 44;
 
 /// A register.
@@ -204,6 +205,12 @@ impl Program {
     #[must_use]
     pub fn exit(self) -> Self {
         self.with(instruction(0x95, Register::R0, Register::R0, 0, 0))
+    }
+
+    /// Ends with the frame going out by an interface: `bpf_redirect`.
+    #[must_use]
+    pub fn redirect(self, ifindex: u32) -> Self {
+        self.set(Register::R1, ifindex.cast_signed()).set(Register::R2, 0).call(BPF_FUNC_REDIRECT).exit()
     }
 
     /// Moves the start of the frame `by` bytes on; the context is in R6. Ends with 0, `XDP_ABORTED`, where that fails.

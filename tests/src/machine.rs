@@ -2,22 +2,81 @@
 
 use std::fs;
 
+use serde::Serialize;
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// What the kernel calls the processor.
+    pub processor: String,
+    /// How many there are.
+    pub processors: usize,
+    /// Whether a hypervisor says that it is there.
+    pub is_virtual: bool,
+    /// The kernel's version.
+    pub kernel: String,
+    /// What chooses the first processor's frequency, if anything does here.
+    pub governor: Option<String>,
+}
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Self {
+        let info = cpu_info();
+        let word = |file: &str| Some(fs::read_to_string(file).ok()?.trim().to_owned());
+        Self {
+            processor: processor_in(&info),
+            processors: info.lines().filter(|line| line.starts_with("processor")).count(),
+            is_virtual: is_virtual(&info),
+            kernel: word("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            governor: word("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        }
+    }
+
+    /// In a few words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let place = if self.is_virtual { " in a virtual machine" } else { "" };
+        format!("{} × {}{place}, Linux {}", self.processors, self.processor, self.kernel)
+    }
+}
+
 /// The processor and the kernel.
 #[must_use]
 pub fn describe() -> String {
-    let cpus = cpu_info().lines().filter(|line| line.starts_with("processor")).count();
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{cpus} × {}, Linux {}", processor(), release.trim())
+    Machine::here().describe()
 }
 
 /// What the kernel calls the processor.
 #[must_use]
 pub fn processor() -> String {
-    let info = cpu_info();
+    processor_in(&cpu_info())
+}
+
+fn processor_in(info: &str) -> String {
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).and_then(|line| line.split_once(": "));
     model.map_or("unknown processor", |(_, name)| name).to_owned()
 }
 
+fn is_virtual(info: &str) -> bool {
+    let flags = info.lines().find(|line| line.starts_with("flags"));
+    flags.is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"))
+}
+
 fn cpu_info() -> String {
     fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_virtual, processor_in};
+
+    #[test]
+    fn a_hypervisor_is_a_flag() {
+        let info = "processor\t: 0\nmodel name\t: A: B\nflags\t\t: fpu hypervisor lahf_lm\n";
+        assert!(is_virtual(info) && !is_virtual("flags\t\t: fpu\n") && !is_virtual(""));
+        assert_eq!(processor_in(info), "A: B");
+        assert_eq!(processor_in(""), "unknown processor");
+    }
 }

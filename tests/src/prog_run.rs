@@ -7,6 +7,8 @@ use std::{
 };
 
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`.
+const LIVE_FRAMES: u32 = 1 << 1;
 const MAX_FRAME: usize = 3 * 4096;
 
 /// The part of `union bpf_attr` that `BPF_PROG_TEST_RUN` reads.
@@ -102,12 +104,40 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32, 
         ..TestRun::default()
     };
     // SAFETY: the attributes describe buffers that live through the call, with their sizes.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>() as libc::c_uint)
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    unsafe { call(&mut attributes) }?;
     out.truncate(attributes.data_size_out as usize);
     Ok(Ran { action: attributes.retval, frame: out, duration: Duration::from_nanos(u64::from(attributes.duration)) })
+}
+
+/// Has the program make `count` real frames out of copies of `frame`, as if they came in by the loopback of this namespace,
+/// and the kernel do with each what the program answers. A copy may be what another run has left of it.
+///
+/// # Errors
+/// When the kernel refuses, as all before Linux 5.18 do.
+pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
+    let mut attributes = TestRun {
+        prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_in: frame.as_ptr() as u64,
+        repeat: count,
+        flags: LIVE_FRAMES,
+        ..TestRun::default()
+    };
+    // SAFETY: the attributes describe the frame, which lives through the call, with its size.
+    unsafe { call(&mut attributes) }
+}
+
+/// # Safety
+/// What the attributes point to must be as large as they say.
+unsafe fn call(attributes: &mut TestRun) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            std::ptr::from_mut(attributes),
+            size_of::<TestRun>() as libc::c_uint,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

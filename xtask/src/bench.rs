@@ -1,6 +1,10 @@
 //! `cargo xtask bench`.
 
-use anyhow::{Result, ensure};
+mod page;
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -8,6 +12,8 @@ use crate::{
     command::{built, cargo, ensure_root, program, run},
     setup::{Purpose, setup},
 };
+
+pub(crate) use self::page::Page;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -20,6 +26,8 @@ pub(crate) enum Benchmark {
     Checks,
     /// The kernel program, path by path; needs root.
     Path,
+    /// Real frames over veth pairs, beside a program that only sends them back; needs root.
+    Live,
     /// Starts, changes and memory with 1,000 services of 16 backends each; needs root.
     Scale,
     /// A scrape of 100 services with 100 backends each; needs root.
@@ -67,54 +75,51 @@ pub(crate) fn check_paths() -> Result<()> {
     run(program(built("debug")?.join(PATH)).arg("--check"))
 }
 
-/// Benchmarks that are programs of their own, and need root.
-const BINARIES: [(Benchmark, &str); 7] = [
-    (Benchmark::Path, PATH),
-    (Benchmark::Scale, "bench-scale"),
-    (Benchmark::Metrics, "bench-metrics"),
-    (Benchmark::Failover, "bench-failover"),
-    (Benchmark::Fleet, "bench-fleet"),
-    (Benchmark::Sticky, "bench-sticky"),
-    (Benchmark::Proxy, "bench-proxy"),
+/// Benchmarks that are programs of their own, and need root; with what makes a program do this one.
+const BINARIES: [(Benchmark, &str, &[&str]); 8] = [
+    (Benchmark::Path, PATH, &[]),
+    (Benchmark::Live, PATH, &["--live"]),
+    (Benchmark::Scale, "bench-scale", &[]),
+    (Benchmark::Metrics, "bench-metrics", &[]),
+    (Benchmark::Failover, "bench-failover", &[]),
+    (Benchmark::Fleet, "bench-fleet", &[]),
+    (Benchmark::Sticky, "bench-sticky", &[]),
+    (Benchmark::Proxy, "bench-proxy", &[]),
 ];
 
-/// Sets up and runs one benchmark, or all of them.
-pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, options: &[String]) -> Result<()> {
+/// Benchmarks that cargo runs: package and name.
+const BENCHES: [(Benchmark, [&str; 2]); 3] = [
+    (Benchmark::Table, ["balancer-core", "maglev"]),
+    (Benchmark::Memory, ["balancer-common", "seen"]),
+    (Benchmark::Checks, ["balancer-daemon", "checks"]),
+];
+
+/// `cargo bench` of one of them.
+fn cargo_bench([package, name]: [&str; 2]) -> Command {
+    let mut command = cargo();
+    command.args(["bench", "--locked", "--package", package, "--bench", name]);
+    command
+}
+
+/// Sets up and runs one benchmark, or all that make a page.
+pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &[String]) -> Result<()> {
+    let Some(only) = only else { return page.make() };
     if let Some(option) = gate.option() {
-        ensure!(
-            only == Some(Benchmark::Path),
-            "{option} is about the kernel program: `cargo xtask bench path {option}`"
-        );
+        ensure!(only == Benchmark::Path, "{option} is about the kernel program: `cargo xtask bench path {option}`");
         ensure_root("a benchmark of the kernel program", &format!("bench path {option}"))?;
         setup(Purpose::Run)?;
         programs(&[PATH], false)?;
         return run(program(built("debug")?.join(PATH)).arg(option).args(options));
     }
-    let wanted = |benchmark| only.is_none_or(|only| only == benchmark);
-    if BINARIES.iter().any(|&(benchmark, _)| wanted(benchmark)) {
-        ensure_root("a benchmark of the kernel program", "bench")?;
+    if let Some((_, bench)) = BENCHES.iter().find(|(benchmark, _)| *benchmark == only) {
+        setup(Purpose::Run)?;
+        return run(cargo_bench(*bench).arg("--").args(options));
     }
-    ensure!(
-        options.is_empty() || BINARIES.iter().any(|&(benchmark, _)| only == Some(benchmark)),
-        "{} goes to a benchmark's program, which this one has not",
-        options.join(" ")
-    );
+    let found = BINARIES.iter().find(|(benchmark, ..)| *benchmark == only);
+    let (_, binary, what) = found.context("this benchmark has no program")?;
+    ensure_root("a benchmark of the kernel program", "bench")?;
     setup(Purpose::Run)?;
-    if wanted(Benchmark::Table) {
-        run(cargo().args(["bench", "--locked", "--package", "balancer-core", "--bench", "maglev"]))?;
-    }
-    if wanted(Benchmark::Memory) {
-        run(cargo().args(["bench", "--locked", "--package", "balancer-common", "--bench", "seen"]))?;
-    }
-    if wanted(Benchmark::Checks) {
-        run(cargo().args(["bench", "--locked", "--package", "balancer-daemon", "--bench", "checks"]))?;
-    }
-    for (benchmark, binary) in BINARIES {
-        if wanted(benchmark) {
-            // With the balancer that it may run.
-            programs(&["balancer", binary], true)?;
-            run(program(built("release")?.join(binary)).args(options))?;
-        }
-    }
-    Ok(())
+    // With the balancer that it may run.
+    programs(&["balancer", binary], true)?;
+    run(program(built("release")?.join(binary)).args(*what).args(options))
 }

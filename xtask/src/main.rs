@@ -104,11 +104,13 @@ enum Chore {
         #[arg(default_value = "")]
         only: String,
     },
-    /// Set up, then run the benchmarks: of lookup tables, health checks, the kernel program, scrapes, and beside proxies, or only
-    /// one.
+    /// Set up, then run one benchmark; or, with --all or without a name, those that take a quarter of an hour together, and
+    /// put figures and pictures in target/bench; needs root.
     Bench {
-        /// Only this one.
+        /// Only this one, and print its figures.
         only: Option<bench::Benchmark>,
+        #[command(flatten)]
+        page: bench::Page,
         #[command(flatten)]
         gate: bench::Gate,
         /// Of its program, such as --json; --help says which there are.
@@ -172,7 +174,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
-        Chore::Bench { only, gate, options } => bench::bench(only, gate, &options),
+        Chore::Bench { only, page, gate, options } => bench::bench(only, gate, &page, &options),
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),

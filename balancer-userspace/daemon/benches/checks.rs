@@ -1,5 +1,5 @@
 //! What 1,000 health checks every 2 s cost: the processor time of this process, checks and controller, in percent of one
-//! core. The servers are another process, on loopback.
+//! core. The servers are another process, on loopback. With `--json` every period of the checks by itself.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -35,7 +35,10 @@ use tokio_rustls::{
 
 const BACKENDS: u32 = 1000;
 const WARM_UP: Duration = Duration::from_secs(4);
-const MEASURED: Duration = Duration::from_secs(10);
+/// All backends are checked once.
+const PERIOD: Duration = Duration::from_secs(2);
+const PERIODS: u32 = 5;
+const MEASURED: Duration = Duration::from_secs(PERIOD.as_secs() * PERIODS as u64);
 /// The argument of the process that serves.
 const SERVE: &str = "serve";
 
@@ -44,15 +47,60 @@ fn main() -> Result<()> {
     if std::env::args().nth(1).as_deref() == Some(SERVE) {
         return runtime.block_on(serve());
     }
+    let json = std::env::args().any(|argument| argument == "--json");
     let servers = Servers::start()?;
-    println!("{BACKENDS} backends, each checked every 2 s, for {} s:", MEASURED.as_secs());
+    let about = format!("{BACKENDS} backends, each checked every {} s, for {} s", PERIOD.as_secs(), MEASURED.as_secs());
+    if !json {
+        println!("{about}:");
+    }
+    let mut series = Vec::new();
     for (check, target) in [("tcp", servers.plain), ("http", servers.plain), ("https", servers.secure)] {
-        runtime.block_on(measure(check, target))?;
+        let measured = runtime.block_on(measure(check, target))?;
+        if json {
+            ensure!(measured.failed == 0, "{check}: {} checks failed{}", measured.failed, measured.why);
+            series.push(serde_json::json!({
+                "of": check, "what": "processor time, of one core", "unit": "%", "ours": true, "samples": measured.periods
+            }));
+        } else {
+            measured.print(check);
+        }
+    }
+    if json {
+        let title = "A thousand health checks every 2 s";
+        let document = serde_json::json!({
+            "benchmark": "checks", "title": title, "about": about, "series": series, "left_out": []
+        });
+        println!("{document:#}");
     }
     Ok(())
 }
 
-async fn measure(check: &str, target: SocketAddr) -> Result<()> {
+/// What checks of one kind cost.
+struct Measured {
+    /// Percent of one core, in each period.
+    periods: Vec<f64>,
+    used: Duration,
+    lasted: Duration,
+    passed: u32,
+    failed: u32,
+    /// Why the last one failed.
+    why: String,
+}
+
+impl Measured {
+    fn print(&self, check: &str) {
+        let Self { used, lasted, passed, failed, why, .. } = self;
+        let percent = percent(*used, *lasted);
+        let each = *used / (passed + failed).max(1);
+        println!("{check:>6}: {percent:5.2} % of one core, {each:?} a check, {passed} passed, {failed} failed{why}");
+    }
+}
+
+fn percent(used: Duration, lasted: Duration) -> f64 {
+    100.0 * used.as_secs_f64() / lasted.as_secs_f64()
+}
+
+async fn measure(check: &str, target: SocketAddr) -> Result<Measured> {
     let (events_in, mut events) = mpsc::channel(1024);
     let mut prober = Prober::new(events_in, &Supervisor::default())?;
     let mut controller = Controller::new(configuration(check)?, HashKey { k0: 1, k1: 2 });
@@ -63,15 +111,19 @@ async fn measure(check: &str, target: SocketAddr) -> Result<()> {
         }
     }
     let mut waiting = Vec::new();
-    let mut begin = None;
+    // When each period began, and the processor time until then.
+    let mut marks: Vec<(Instant, Duration)> = Vec::new();
     let (mut passed, mut failed) = (0u32, 0u32);
     let mut why = String::new();
     let end = start + WARM_UP + MEASURED;
     while let Ok(1..) = timeout_at(end, events.recv_many(&mut waiting, 1024)).await {
         let now = Instant::now();
-        if begin.is_none() && now >= start + WARM_UP {
-            begin = Some((now, processor_time()?));
-            (passed, failed) = (0, 0);
+        let count = marks.len() as u32;
+        if count < PERIODS && now >= start + WARM_UP + PERIOD * count {
+            marks.push((now, processor_time()?));
+            if count == 0 {
+                (passed, failed) = (0, 0);
+            }
         }
         for event in &waiting {
             if let Event::Checked { outcome, .. } = event {
@@ -85,12 +137,12 @@ async fn measure(check: &str, target: SocketAddr) -> Result<()> {
         }
         controller.handle_all(waiting.drain(..), now.into_std());
     }
-    let (began, before) = begin.context("no check ended")?;
+    let &(began, before) = marks.first().context("no check ended")?;
     let (used, lasted) = (processor_time()? - before, began.elapsed());
-    let percent = 100.0 * used.as_secs_f64() / lasted.as_secs_f64();
-    let each = used / (passed + failed).max(1);
-    println!("{check:>6}: {percent:5.2} % of one core, {each:?} a check, {passed} passed, {failed} failed{why}");
-    Ok(())
+    marks.push((Instant::now(), processor_time()?));
+    let periods = marks.iter().zip(marks.iter().skip(1));
+    let periods = periods.map(|((from, before), (to, after))| percent(*after - *before, *to - *from)).collect();
+    Ok(Measured { periods, used, lasted, passed, failed, why })
 }
 
 /// A service with all the backends, at addresses that nobody connects to.

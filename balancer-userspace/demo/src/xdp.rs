@@ -1,8 +1,8 @@
-//! A program of two instructions on an interface: one that makes a veth end poll, or one that is in another's way.
+//! Programs on interfaces, such as one of two instructions: it makes a veth end poll, or is in another's way.
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use anyhow::{Context as _, Result};
@@ -42,7 +42,7 @@ impl Passer {
     /// # Errors
     /// When there is no such interface, or the kernel refuses.
     pub fn attach(namespace: &Namespace, interface: &str, hook: Hook) -> Result<Self> {
-        let link = namespace.run_in_thread(|| attach(interface, hook))?;
+        let link = namespace.run_in_thread(|| attach(load(&PASS, 0)?.as_fd(), interface, hook))?;
         let link = link.with_context(|| format!("a passing program on {interface} of {}", namespace.name()))?;
         Ok(Self { _link: link })
     }
@@ -58,8 +58,11 @@ struct Link {
     flags: u32,
 }
 
-fn attach(interface: &str, hook: Hook) -> io::Result<OwnedFd> {
-    let program = load(&PASS, 0)?;
+/// Attaches a program to an interface of this thread's namespace, until what is returned is dropped.
+///
+/// # Errors
+/// When there is no such interface, or the kernel refuses.
+pub fn attach(program: BorrowedFd<'_>, interface: &str, hook: Hook) -> io::Result<OwnedFd> {
     let mut link = Link {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         target_ifindex: if_nametoindex(interface)?,

@@ -14,7 +14,12 @@ use balancer_core::controller::Controller;
 use balancer_daemon::{metrics::render, neighbours::Neighbours, owner::Owner, prober::Prober, supervisor::Supervisor};
 use balancer_dataplane::{Capacity, KernelDataplane};
 use balancer_model::file;
-use balancer_tests::outcome::outcome;
+use balancer_tests::{
+    figures::{Spread, milliseconds},
+    outcome::outcome,
+    report::document::{Document, Series},
+};
+use clap::Parser;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::mpsc;
 
@@ -22,11 +27,19 @@ const SERVICES: u32 = 100;
 const BACKENDS: u32 = 100;
 const ROUNDS: usize = 21;
 
-fn main() -> ExitCode {
-    outcome(measure())
+/// Measures what a scrape costs; needs root.
+#[derive(Parser)]
+struct Options {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
-fn measure() -> Result<()> {
+fn main() -> ExitCode {
+    outcome(measure(&Options::parse()))
+}
+
+fn measure(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
     unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
     let mut text = String::new();
@@ -51,7 +64,7 @@ fn measure() -> Result<()> {
             balancer_daemon::events::Events::new(),
         );
         owner.start()?;
-        let mut times: [Vec<Duration>; 3] = Default::default();
+        let mut times: [Vec<Duration>; 4] = Default::default();
         let mut length = 0;
         for _ in 0..ROUNDS {
             let start = Instant::now();
@@ -61,22 +74,29 @@ fn measure() -> Result<()> {
             let read = start.elapsed();
             length = render(&snapshot).len();
             let written = start.elapsed();
-            for (times, time) in times.iter_mut().zip([held, read - held, written - read]) {
+            for (times, time) in times.iter_mut().zip([held, read - held, written - read, written]) {
                 times.push(time);
             }
         }
-        println!(
-            "{SERVICES} services × {BACKENDS} backends, {:.1} MB of text; median of {ROUNDS}",
-            length as f64 / 1e6
-        );
-        let mut whole = Duration::ZERO;
-        for (what, times) in ["controller held", "counters read", "text written"].iter().zip(&mut times) {
-            times.sort_unstable();
-            let median = times[ROUNDS / 2];
-            whole += median;
-            println!("{what:<16} {:>7.2} ms", median.as_secs_f64() * 1e3);
+        let what = ["controller held", "counters read", "text written", "scrape"];
+        let series = what
+            .into_iter()
+            .zip(times)
+            .map(|(what, times)| Series::ours("controller", what, "ms", times.into_iter().map(milliseconds).collect()));
+        let document = Document {
+            benchmark: "metrics".to_owned(),
+            title: "A scrape of a large balancer".to_owned(),
+            about: format!("{SERVICES} services × {BACKENDS} backends, {:.1} MB of text", length as f64 / 1e6),
+            series: series.collect(),
+            left_out: Vec::new(),
+        };
+        if options.json {
+            return document.print();
         }
-        println!("{:<16} {:>7.2} ms", "scrape", whole.as_secs_f64() * 1e3);
+        println!("{}; median of {ROUNDS}", document.about);
+        for Series { what, unit, samples, .. } in &document.series {
+            println!("{what:<16} {:>7.2} {unit}", Spread::of(samples.iter().copied()).median);
+        }
         Ok(())
     })
 }

@@ -7,6 +7,8 @@
 //! which arrives elsewhere; the truth lies between. All on one clock, as the kernel stamps packets, so everything is in it: the
 //! check's socket, the queues of events, the new table, and the packets that were on their way.
 
+mod figures;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -29,9 +31,12 @@ use balancer_tests::{
     frame::{ACK, SYN},
     metrics::Metrics,
     outcome::outcome,
+    report::document::Series,
 };
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use self::figures::{Figures, document};
 
 /// Failures in a row that make a backend down.
 const FALL: usize = 3;
@@ -58,6 +63,9 @@ struct Options {
     /// Failures of one backend at a time in each scenario; a quarter as many of several at once.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(4..))]
     rounds: u16,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
@@ -69,61 +77,44 @@ fn measure(options: &Options) -> Result<()> {
     // A descriptor for each backend here, and one for each check in the balancer.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    println!("from the deciding refusal of a check, in ms: min / median / max");
-    println!(
-        "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7}",
-        "", "failures", "last packet there", "next elsewhere", "controller's own", "tables"
-    );
+    if !options.json {
+        println!("from the deciding refusal of a check, in ms: min / median / max");
+        println!(
+            "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7}",
+            "", "failures", "last packet there", "next elsewhere", "controller's own", "tables"
+        );
+    }
+    let mut series = Vec::new();
     for backends in [8, 1000] {
         for remember in ["3h", "0s"] {
             let wanted = options.backends.is_none_or(|only| only == backends)
                 && options.remember.as_ref().is_none_or(|only| only == remember);
             if wanted {
-                scenario(backends, remember, options.rounds)
+                scenario(backends, remember, options, &mut series)
                     .with_context(|| format!("{backends} backends, remember {remember}"))?;
             }
         }
     }
-    Ok(())
+    if options.json { document(series).print() } else { Ok(()) }
 }
 
-fn scenario(backends: u16, remember: &str, rounds: u16) -> Result<()> {
+fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<Series>) -> Result<()> {
     let mut site = Site::new(backends, remember)?;
     let several = 10.min(backends / 2);
-    for (at_once, rounds) in [(1, rounds), (several, rounds / 4)] {
+    for (at_once, rounds) in [(1, options.rounds), (several, options.rounds / 4)] {
         let mut figures = Figures::default();
         for _ in 0..rounds {
             site.fail(at_once, &mut figures)?;
         }
         let how = if at_once == 1 { "one at a time".to_owned() } else { format!("{at_once} at once") };
-        println!(
-            "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7.1}",
-            format!("{backends} backends, remember {remember}, {how}"),
-            rounds * at_once,
-            spread(&mut figures.last),
-            spread(&mut figures.elsewhere),
-            spread(&mut figures.builds),
-            figures.tables / f64::from(rounds),
-        );
+        let what = format!("{backends} backends, remember {remember}, {how}");
+        if options.json {
+            series.extend(figures.series(&what));
+        } else {
+            figures.print(&what, rounds, at_once);
+        }
     }
     Ok(())
-}
-
-/// What was measured, in ms.
-#[derive(Default)]
-struct Figures {
-    last: Vec<f64>,
-    elsewhere: Vec<f64>,
-    builds: Vec<f64>,
-    /// How many tables there were in all.
-    tables: f64,
-}
-
-fn spread(figures: &mut [f64]) -> String {
-    figures.sort_unstable_by(f64::total_cmp);
-    let median = figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN);
-    let [least, most] = [figures.first(), figures.last()].map(|figure| figure.copied().unwrap_or(f64::NAN));
-    format!("{least:.2} / {median:.2} / {most:.2}")
 }
 
 /// A balancer with its clients and backends. The last fields are dropped last.

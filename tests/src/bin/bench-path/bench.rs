@@ -24,19 +24,19 @@ use crate::{
 /// Packets of one run: ten of them see a million clients.
 const PACKETS: u32 = 100_000;
 
-/// A program, the frame it gets next, and its fastest run.
+/// A program, the frame it gets next, and what its runs took.
 struct Runner {
     program: OwnedFd,
     frame: Vec<u8>,
-    /// ns per packet.
-    best: f64,
+    /// ns per packet, of every run.
+    runs: Vec<f64>,
     /// What a feeder goes on with: the kernel empties the map with its last descriptor.
     _next: Option<ProgramArray>,
 }
 
 impl Runner {
     fn new(program: BorrowedFd<'_>, frame: &[u8]) -> Result<Self> {
-        Ok(Self { program: program.try_clone_to_owned()?, frame: frame.to_vec(), best: f64::INFINITY, _next: None })
+        Ok(Self { program: program.try_clone_to_owned()?, frame: frame.to_vec(), runs: Vec::new(), _next: None })
     }
 
     /// One run; the action of its last packet. The kernel answers in whole nanoseconds and waits for its RCU before and
@@ -45,9 +45,14 @@ impl Runner {
         let start = cpu_time()?;
         let ran = prog_run::run(self.program.as_fd(), &self.frame, LOOPBACK, PACKETS)?;
         let ns = (cpu_time()? - start).as_nanos() as f64 / f64::from(PACKETS);
-        self.best = self.best.min(ns);
+        self.runs.push(ns);
         self.frame = ran.frame;
         Ok(ran.action)
+    }
+
+    /// The fastest run.
+    fn best(&self) -> f64 {
+        self.runs.iter().copied().fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -98,7 +103,8 @@ impl Measured {
     }
 
     fn forget(&mut self) {
-        (self.full.best, self.empty.best) = (f64::INFINITY, f64::INFINITY);
+        self.full.runs.clear();
+        self.empty.runs.clear();
     }
 
     fn run_empty(&mut self) -> Result<()> {
@@ -136,7 +142,8 @@ impl Measured {
     /// ns per packet, if moving the start of a frame costs `head`.
     fn row(&self, head: f64) -> Row {
         let head = if self.path.grows == 0 { 0.0 } else { head };
-        Row { path: self.path.clone(), net: self.full.best - self.empty.best + head }
+        let rounds = self.full.runs.iter().zip(&self.empty.runs).map(|(full, empty)| full - empty + head);
+        Row { path: self.path.clone(), net: self.full.best() - self.empty.best() + head, rounds: rounds.collect() }
     }
 }
 
@@ -144,8 +151,10 @@ impl Measured {
 pub(crate) struct Row {
     /// The path.
     pub(crate) path: Path,
-    /// ns per packet, net.
+    /// ns per packet, net, of the fastest runs.
     pub(crate) net: f64,
+    /// The same of every round.
+    pub(crate) rounds: Vec<f64>,
 }
 
 /// What was measured in turns.
@@ -212,7 +221,7 @@ impl Bench {
             measured.forget();
         }
         for runner in moves.iter_mut() {
-            runner.best = f64::INFINITY;
+            runner.runs.clear();
         }
         for _ in 0..rounds {
             for runner in moves.iter_mut() {
@@ -226,7 +235,7 @@ impl Bench {
             }
         }
         // Two moves there and back more.
-        let head = (moves[1].best - moves[0].best) / 4.0;
+        let head = (moves[1].best() - moves[0].best()) / 4.0;
         Ok(Series {
             yardsticks: yardsticks.iter().map(|(measured, _)| measured.row(head)).collect(),
             paths: paths.iter().map(|measured| measured.row(head)).collect(),

@@ -70,7 +70,8 @@ fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
     program.or(Register::R2, Register::R1).store(Size::Double, FRAME, start, Register::R2)
 }
 
-fn bytes(frame: &[u8], offset: i16, size: Size) -> u64 {
+/// A part of the frame, as the program's loads and stores have it.
+pub(crate) fn bytes(frame: &[u8], offset: i16, size: Size) -> u64 {
     let length = match size {
         Size::Byte => 1,
         Size::Half => 2,

@@ -8,12 +8,15 @@
 //!
 //! Every run is checked against the program's counters: all its packets forwarded, or all passed.
 //!
+//! With `--live` real frames cross veth pairs instead, through the kernel program and through one that sends them back.
+//!
 //! *Yardsticks*, small programs that do what other load balancers do, are measured in the same turns. With `--check` each
 //! path's ratio to one of them is compared with `tests/bench/path.json`, which `--record` writes.
 
 mod bench;
 mod feeder;
 mod gate;
+mod live;
 mod paths;
 mod recorded;
 mod report;
@@ -39,6 +42,9 @@ const RECORDED: usize = 5;
 /// Measures every path of the kernel program, and yardsticks beside them; needs root.
 #[derive(Parser)]
 struct Options {
+    /// Instead: send real frames from veth to veth, and count what comes back.
+    #[arg(long, conflicts_with_all = ["check", "record"])]
+    live: bool,
     /// Print JSON.
     #[arg(long, conflicts_with_all = ["check", "record"])]
     json: bool,
@@ -48,7 +54,7 @@ struct Options {
     /// Write what `--check` compares with.
     #[arg(long)]
     record: bool,
-    /// Runs of each path, interleaved, of which the fastest counts.
+    /// Runs of each path, interleaved, of which the fastest counts (with --live, the median).
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(9..))]
     rounds: u32,
 }
@@ -67,7 +73,9 @@ fn perform(options: &Options) -> Result<()> {
     if let Err(error) = go_first() {
         eprintln!("other work on this CPU will be felt: {error}");
     }
-    if options.check {
+    if options.live {
+        live::perform(options.rounds, options.json)
+    } else if options.check {
         check(options.rounds)
     } else if options.record {
         record(options.rounds)

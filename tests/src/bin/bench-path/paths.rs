@@ -1,5 +1,7 @@
 //! What is measured.
 
+use std::net::Ipv4Addr;
+
 use balancer_common::map_types::Forwarding;
 use balancer_model::config::Protocol;
 use balancer_tests::{
@@ -26,6 +28,8 @@ const V6_DESTINATION: [(i16, Size); 2] = [(38, Size::Double), (46, Size::Double)
 const V6_PORTS: (i16, Size) = (54, Size::Word);
 
 const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
+/// Of datagrams: services have one key here, and so an entry for a client of one of them is in another's way.
+const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
 
@@ -76,7 +80,7 @@ pub(crate) struct Path {
     /// Its service; `None`: the packet is nobody's.
     pub(crate) service: Option<usize>,
     /// Where its packets come from.
-    clients: Clients,
+    pub(crate) clients: Clients,
     /// Of its TCP segments.
     flags: u8,
     /// What makes the next packet; `None`: the program's own output.
@@ -98,8 +102,12 @@ impl Path {
         let transport = if udp { Transport::Udp } else { Transport::Tcp(flags) };
         let nobody = if self.name.contains("IPv6") { "[2001:db8:e::1]:80" } else { "203.0.113.9:80" };
         let destination = service.map_or(nobody, |service| service.address);
-        let source = if v6 || self.name.contains("IPv6") { "[2001:db8:c:1::9]:40000" } else { "172.16.0.1:40000" };
-        let mut frame = Frame::new(source, destination, transport);
+        let source = if v6 || self.name.contains("IPv6") {
+            "[2001:db8:c:1::9]:40000".to_owned()
+        } else {
+            format!("{}:40000", Ipv4Addr::from_bits(self.clients.first))
+        };
+        let mut frame = Frame::new(&source, destination, transport);
         frame.payload = vec![0; 18];
         frame
     }
@@ -158,6 +166,23 @@ pub(crate) const REFERENCE: &str = "IPv4 TCP dsr, no memory";
 /// A service with a million known clients, and a packet of theirs.
 pub(crate) fn known() -> Path {
     path("known clients", "", Some(2)).of_many()
+}
+
+/// The ways through the program that are measured with real frames, all of a million clients.
+pub(crate) fn live() -> [Path; 4] {
+    [
+        path("TCP `dsr`, memory", "", Some(2)).of_many(),
+        path("TCP `ipip`, no memory", "", Some(7)).of_many(),
+        Path { name: "UDP `dsr`, memory".to_owned(), ..known_by_datagrams() },
+        path("TCP `nat`, no memory", "", Some(6)).of_many(),
+    ]
+}
+
+/// A service of datagrams with a million known clients, and a packet of theirs.
+pub(crate) fn known_by_datagrams() -> Path {
+    let mut path = path("known clients of datagrams", "", Some(5));
+    path.clients.first = FIRST_OF_DATAGRAMS;
+    path.of_many()
 }
 
 /// What a yardstick is measured with: a segment of one client's.

@@ -52,13 +52,15 @@ pub(crate) enum Place {
 pub(crate) struct Scene {
     dataplane: KernelDataplane,
     program: OwnedFd,
+    /// The interface that packets come in by, and go out by.
+    ifindex: u32,
 }
 
 impl Scene {
     /// One for every [`Place`], in its order.
     pub(crate) fn all() -> Result<[Self; 2]> {
-        let mut scenes = [Self::new()?, Self::new()?];
-        make_known(&mut scenes)?;
+        let mut scenes = [Self::new(LOOPBACK, 8 * NEWCOMERS)?, Self::new(LOOPBACK, 8 * NEWCOMERS)?];
+        make_known(&mut scenes, &[paths::known()])?;
         let [settled, mut exceptions] = scenes;
         for index in 0..SERVICES.len() {
             exceptions.dataplane.swap_table(ServiceId(index as u16), table(index, 1)?, None)?;
@@ -69,20 +71,27 @@ impl Scene {
         Ok([settled, exceptions])
     }
 
-    fn new() -> Result<Self> {
-        let capacity =
-            Capacity { slots: 1 << 21, services: 64, listeners: 64, ranges: 64, returns: 256, clients: 8 * NEWCOMERS };
-        let mut dataplane = KernelDataplane::load(capacity, &[LOOPBACK])?;
-        dataplane.set_layers(Layers::flat(&[(LOOPBACK, OWN_MAC)]));
+    /// One in which a million clients of segments and a million of datagrams are known where the table sends them.
+    pub(crate) fn settled(ifindex: u32) -> Result<Self> {
+        let mut scenes = [Self::new(ifindex, 16 * NEWCOMERS)?];
+        make_known(&mut scenes, &[paths::known(), paths::known_by_datagrams()])?;
+        let [scene] = scenes;
+        Ok(scene)
+    }
+
+    fn new(ifindex: u32, clients: u32) -> Result<Self> {
+        let capacity = Capacity { slots: 1 << 21, services: 64, listeners: 64, ranges: 64, returns: 256, clients };
+        let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
+        dataplane.set_layers(Layers::flat(&[(ifindex, OWN_MAC)]));
         let mut specs = Vec::new();
         for (index, service) in SERVICES.iter().enumerate() {
-            specs.push(configure(&mut dataplane, index, service)?);
+            specs.push(configure(&mut dataplane, index, service, ifindex)?);
         }
         dataplane.publish_services(&specs)?;
         let rule = RuleSpec { prefix: "192.0.2.0/24".parse()?, action: RuleAction::Deny };
         dataplane.set_rules(ServiceId(RULED as u16), &[rule])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { dataplane, program })
+        Ok(Self { dataplane, program, ifindex })
     }
 
     /// The program.
@@ -92,7 +101,7 @@ impl Scene {
 
     /// How many packets took this path so far.
     pub(crate) fn counted(&self, path: &Path) -> Result<u64> {
-        let verdicts = self.dataplane.interface_stats(LOOPBACK)?.verdicts;
+        let verdicts = self.dataplane.interface_stats(self.ifindex)?.verdicts;
         let Some(service) = path.service else { return Ok(verdicts[Verdict::Pass.index()]) };
         let mut sum = 0;
         for backend in backends(service) {
@@ -111,31 +120,34 @@ impl Scene {
 struct Opener {
     program: OwnedFd,
     frame: Vec<u8>,
+    ifindex: u32,
     _next: ProgramArray,
 }
 
 impl Opener {
-    fn new(scene: &Scene) -> Result<Self> {
-        let (frame, feed) = paths::known().opening();
+    fn new(scene: &Scene, known: &Path) -> Result<Self> {
+        let (frame, feed) = known.opening();
         let next = ProgramArray::new(scene.program())?;
         let program = feeder(&frame, &feed, 0, &next).load_frags().context("the feeder of known clients")?;
-        Ok(Self { program, frame, _next: next })
+        Ok(Self { program, frame, ifindex: scene.ifindex, _next: next })
     }
 
     fn open(&mut self, count: u32) -> Result<()> {
-        self.frame = prog_run::run(self.program.as_fd(), &self.frame, LOOPBACK, count)?.frame;
+        self.frame = prog_run::run(self.program.as_fd(), &self.frame, self.ifindex, count)?.frame;
         Ok(())
     }
 }
 
-/// Opens a connection of every client, in each second as many as one service is sure to have recorded: half. All scenes
-/// wait for the same seconds.
-fn make_known(scenes: &mut [Scene]) -> Result<()> {
-    let mut openers = scenes.iter().map(Opener::new).collect::<Result<Vec<_>>>()?;
+/// Opens a connection of every client of each of these services, in each second as many as one service is sure to have
+/// recorded: half. All scenes wait for the same seconds.
+fn make_known(scenes: &mut [Scene], known: &[Path]) -> Result<()> {
+    let of = |scene: &Scene| known.iter().map(|known| Opener::new(scene, known)).collect::<Result<Vec<_>>>();
+    let mut openers = scenes.iter().map(of).collect::<Result<Vec<_>>>()?;
     let at_once = NEWCOMERS / 2;
-    for second in 1..=u64::from(paths::known().clients().div_ceil(at_once)) {
-        for (scene, opener) in scenes.iter_mut().zip(&mut openers) {
-            opener.open(at_once)?;
+    let clients = known.iter().map(Path::clients).max().unwrap_or_default();
+    for second in 1..=u64::from(clients.div_ceil(at_once)) {
+        for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
+            openers.iter_mut().try_for_each(|opener| opener.open(at_once))?;
             while scene.dataplane.sweep(Duration::from_secs(second)).is_none() {}
         }
         // By the kernel's clock: 2^30 ns.
@@ -144,7 +156,8 @@ fn make_known(scenes: &mut [Scene]) -> Result<()> {
     for scene in scenes {
         let memory = scene.dataplane.memory()?;
         // A hash may name two clients, and a bucket may be full.
-        ensure!(memory.entries >= 999_000, "only {} clients are known: {:?}", memory.entries, memory.stats);
+        let least = 999_000 * known.len() as u64;
+        ensure!(memory.entries >= least, "only {} clients are known: {:?}", memory.entries, memory.stats);
     }
     Ok(())
 }
@@ -168,7 +181,7 @@ fn table(service: usize, shift: u16) -> Result<Arc<[u16]>> {
     Ok(maglev::table(&members, TABLE_SIZE, KEY).context("no table")?.into())
 }
 
-fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -> Result<ServiceSpec> {
+fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, ifindex: u32) -> Result<ServiceSpec> {
     let vip: SocketAddr = service.address.parse()?;
     let id = ServiceId(index as u16);
     let mut addresses = Vec::new();
@@ -177,7 +190,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service) -
         let address: SocketAddr =
             if vip.is_ipv4() { format!("10.0.0.{number}:8080") } else { format!("[fd00::{number}]:8080") }.parse()?;
         let next_hop = NextHop {
-            ifindex: LOOPBACK,
+            ifindex,
             source_mac: OWN_MAC,
             // What the program has forwarded is its next packet, and must be for it.
             destination_mac: OWN_MAC,

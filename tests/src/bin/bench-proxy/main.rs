@@ -3,7 +3,6 @@
 //! whose processors all share.
 
 mod contender;
-mod figures;
 mod load;
 mod nft;
 mod processor;
@@ -13,12 +12,11 @@ mod server;
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_tests::{classics::chosen, outcome::outcome};
+use balancer_tests::{classics::chosen, figures::percentile, outcome::outcome};
 use clap::Parser;
 
 use self::{
     contender::{Contender, Kind, OTHERS},
-    figures::percentile,
     load::Pace,
     report::{Figures, Measured},
 };
@@ -61,24 +59,24 @@ fn compare(options: &Options) -> Result<()> {
             Ok(contender) => contenders.push(contender),
             Err(error) if kind.may_be_missing() => {
                 eprintln!("{} is left out: {error:#}", kind.title());
-                missing.push(kind.title());
+                missing.push(format!("{}: {error:#}", kind.title()));
             }
             Err(error) => return Err(error.context(kind.title())),
         }
     }
     let mut all: Vec<Measured> =
-        contenders.iter().map(|contender| Measured { title: contender.kind.title(), rounds: Vec::new() }).collect();
+        contenders.iter().map(|contender| Measured { kind: contender.kind, rounds: Vec::new() }).collect();
     // The first round finds neighbours and fills caches.
     for round in 0..=options.rounds {
         for (contender, measured) in contenders.iter_mut().zip(&mut all) {
-            let figures = measure(contender, options).with_context(|| measured.title)?;
+            let figures = measure(contender, options).with_context(|| measured.kind.title())?;
             if round > 0 {
                 measured.rounds.push(figures);
             }
         }
     }
     if options.json {
-        println!("{:#}", report::json(&all, &missing, options.rate));
+        report::document(&all, missing, options.rate).print()?;
     } else {
         report::print(&all, options.rate);
     }

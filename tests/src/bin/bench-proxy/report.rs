@@ -1,10 +1,13 @@
 //! What is printed.
 
-use balancer_tests::machine;
+use balancer_tests::{
+    figures::Spread,
+    machine,
+    report::document::{Document, Series},
+};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use serde_json::{Value, json};
 
-use crate::{figures::Spread, load::WORKERS, processor::COUNTED};
+use crate::{contender::Kind, load::WORKERS, processor::COUNTED};
 
 /// What one round says of a contender.
 #[derive(Clone, Copy, Debug)]
@@ -23,34 +26,62 @@ pub(crate) struct Figures {
 
 /// A contender and its rounds.
 pub(crate) struct Measured {
-    pub(crate) title: &'static str,
+    pub(crate) kind: Kind,
     pub(crate) rounds: Vec<Figures>,
 }
 
 /// What is measured of a contender.
 struct Column {
     title: &'static str,
-    /// In JSON.
+    /// In full; in the picture.
     name: &'static str,
+    unit: &'static str,
+    drawn: bool,
     /// Of each round; the second contender is the one without anybody in the middle.
     of: fn(&Figures, &Figures) -> f64,
 }
 
 const COLUMNS: [Column; 5] = [
-    Column { title: "connections/s", name: "connections_per_second", of: |own, _| own.rate },
-    Column { title: "processor µs", name: "processor_us", of: |own, _| own.processor },
+    Column {
+        title: "connections/s",
+        name: "connections, as many as go",
+        unit: "1/s",
+        drawn: true,
+        of: |own, _| own.rate,
+    },
+    Column {
+        title: "processor µs",
+        name: "processor time of a connection",
+        unit: "µs",
+        drawn: true,
+        of: |own, _| own.processor,
+    },
     Column {
         title: "… more than nobody",
-        name: "processor_us_more",
+        name: "processor time of a connection, more than nobody",
+        unit: "µs",
+        drawn: false,
         of: |own, nobody| own.processor - nobody.processor,
     },
-    Column { title: "p50 µs", name: "p50_us", of: |own, _| own.p50 },
-    Column { title: "p99 µs", name: "p99_us", of: |own, _| own.p99 },
+    Column {
+        title: "p50 µs",
+        name: "a connection at a steady pace, p50",
+        unit: "µs",
+        drawn: false,
+        of: |own, _| own.p50,
+    },
+    Column {
+        title: "p99 µs",
+        name: "a connection at a steady pace, p99",
+        unit: "µs",
+        drawn: false,
+        of: |own, _| own.p99,
+    },
 ];
 
 impl Measured {
-    fn spread(&self, column: &Column, nobody: &Self) -> Spread {
-        Spread::of(self.rounds.iter().zip(&nobody.rounds).map(|(own, nobody)| (column.of)(own, nobody)))
+    fn samples(&self, column: &Column, nobody: &Self) -> Vec<f64> {
+        self.rounds.iter().zip(&nobody.rounds).map(|(own, nobody)| (column.of)(own, nobody)).collect()
     }
 
     fn failed(&self) -> usize {
@@ -58,25 +89,28 @@ impl Measured {
     }
 }
 
-pub(crate) fn json(all: &[Measured], missing: &[&str], rate: u32) -> Value {
-    let Some(nobody) = all.first() else { return Value::Null };
-    let one = |measured: &Measured| {
-        let mut object =
-            json!({ "name": measured.title, "rounds": measured.rounds.len(), "failed": measured.failed() });
-        for column in &COLUMNS {
-            let Spread { least, median, p95 } = measured.spread(column, nobody);
-            object[column.name] = json!({ "min": least, "median": median, "p95": p95 });
-        }
-        object
+/// The same for other programs.
+pub(crate) fn document(all: &[Measured], left_out: Vec<String>, rate: u32) -> Document {
+    let series = |measured: &Measured, nobody: &Measured| -> Vec<Series> {
+        let own = |column: &Column| Series {
+            ours: matches!(measured.kind, Kind::Balancer(_)),
+            heading: column.drawn.then(|| column.name.to_owned()),
+            ..Series::others(measured.kind.title(), column.name, column.unit, measured.samples(column, nobody))
+        };
+        let failed = measured.rounds.iter().map(|figures| figures.failed as f64).collect();
+        let failed = Series::others(measured.kind.title(), "connections that failed", "connections", failed);
+        COLUMNS.iter().map(own).chain([failed]).collect()
     };
-    json!({
-        "machine": machine::describe(),
-        "counted": COUNTED,
-        "at_once": WORKERS,
-        "paced_rate": rate,
-        "contenders": all.iter().map(one).collect::<Vec<_>>(),
-        "missing": missing,
-    })
+    Document {
+        benchmark: "proxy".to_owned(),
+        title: "What a connection costs".to_owned(),
+        about: format!(
+            "HTTP, a connection for each request, over veth pairs, in turns; all share the processors. As many as go: \
+             {WORKERS} at once. Steady pace: {rate} a second. {COUNTED}."
+        ),
+        series: all.first().map_or_else(Vec::new, |nobody| all.iter().flat_map(|one| series(one, nobody)).collect()),
+        left_out,
+    }
 }
 
 pub(crate) fn print(all: &[Measured], rate: u32) {
@@ -87,10 +121,12 @@ pub(crate) fn print(all: &[Measured], rate: u32) {
     table.load_style(ASCII_MARKDOWN).set_header(header);
     for measured in all {
         let cells = COLUMNS.iter().map(|column| {
-            let Spread { least, median, p95 } = measured.spread(column, nobody);
+            let Spread { least, median, p95, .. } = Spread::of(measured.samples(column, nobody));
             format!("{least:.0} / {median:.0} / {p95:.0}")
         });
-        table.add_row([measured.title.to_owned()].into_iter().chain(cells).chain([measured.failed().to_string()]));
+        table.add_row(
+            [measured.kind.title().to_owned()].into_iter().chain(cells).chain([measured.failed().to_string()]),
+        );
     }
     for index in 1..=COLUMNS.len() + 1 {
         if let Some(column) = table.column_mut(index) {

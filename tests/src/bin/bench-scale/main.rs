@@ -18,7 +18,9 @@ use balancer_tests::{
     binaries,
     controller::Controller,
     failover::hosts::{Hosts, backend, settings},
+    figures::{Spread, milliseconds},
     outcome::outcome,
+    report::document::{Document, Series},
 };
 use clap::Parser;
 use tokio::runtime::Runtime;
@@ -45,6 +47,9 @@ struct Options {
     /// How often each change is made.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
     rounds: u16,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
@@ -53,31 +58,48 @@ fn main() -> ExitCode {
 
 fn measure(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
-    let Options { services, backends, table_size, ref forwarding, rounds } = *options;
+    let Options { services, backends, table_size, ref forwarding, rounds, json } = *options;
     let all = u32::from(services) * u32::from(backends);
-    println!("{services} services × {backends} `{forwarding}` backends = {all}, {table_size} slots each");
+    let about = format!("{services} services × {backends} `{forwarding}` backends = {all}, {table_size} slots each");
+    let mut table = Vec::new();
     let mut site = Site::new(options)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    row("start, until it is ready", &mut [site.start()?]);
-    site.memory()?;
-    site.changes(&runtime, rounds)?;
+    table.push(times("start, until it is ready", vec![site.start()?]));
+    site.memory("after its start", &mut table)?;
+    site.changes(&runtime, rounds, &mut table)?;
     let size = fs::metadata(site.files.path().join("state.json"))?.len();
-    println!("{:<44} {:>9.1} MB", "state file", size as f64 / 1e6);
-    site.memory()?;
-    row("restart, until it is ready", &mut [site.start()?]);
+    table.push(bytes("state file", size));
+    site.memory("after the changes", &mut table)?;
+    table.push(times("restart, until it is ready", vec![site.start()?]));
+    if json {
+        return document(about, table).print();
+    }
+    println!("{about}");
+    table.iter().for_each(print);
     Ok(())
 }
 
-/// A line of the table: least, median and most of `times`.
-fn row(what: &str, times: &mut [Duration]) {
-    times.sort_unstable();
-    let ms = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
-    let [least, median, most] = [times.first(), times.get(times.len() / 2), times.last()].map(ms);
-    if times.len() == 1 {
-        println!("{what:<44} {least:>9.1} ms");
+fn times(what: &str, times: Vec<Duration>) -> Series {
+    Series::ours("controller", what, "ms", times.into_iter().map(milliseconds).collect())
+}
+
+fn bytes(what: &str, bytes: u64) -> Series {
+    Series::ours("controller", what, "MB", vec![bytes as f64 / 1e6])
+}
+
+fn print(series: &Series) {
+    let Series { what, unit, samples, .. } = series;
+    let Spread { least, median, most, .. } = Spread::of(samples.iter().copied());
+    if samples.len() == 1 {
+        println!("{what:<44} {least:>9.1} {unit}");
     } else {
-        println!("{what:<44} {least:>9.1} {median:>9.1} {most:>9.1} ms (least, median, most)");
+        println!("{what:<44} {least:>9.1} {median:>9.1} {most:>9.1} {unit} (least, median, most)");
     }
+}
+
+fn document(about: String, series: Vec<Series>) -> Document {
+    let title = "Starts, changes and memory of a large balancer".to_owned();
+    Document { benchmark: "scale".to_owned(), title, about, series, left_out: Vec::new() }
 }
 
 /// A balancer and its files. The hosts are dropped last.
@@ -118,12 +140,11 @@ impl Site {
     }
 
     /// Changes of one weight, files with and without one, from question to answer.
-    fn changes(&self, runtime: &Runtime, rounds: u16) -> Result<()> {
+    fn changes(&self, runtime: &Runtime, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
         let api = self.api();
         let name = BackendName { service: "service1".to_owned(), backend: "web1".to_owned() };
-        let mut times = [const { Vec::new() }; 4];
+        let [mut weight, mut applied, mut unchanged, mut status] = [const { Vec::new() }; 4];
         for round in 0..rounds {
-            let [weight, applied, unchanged, status] = &mut times;
             weight.push(timed(|| runtime.block_on(api.set_weight(&name, 50 + round)))?);
             let changed = self.text.replacen("weight = 100", &format!("weight = {}", 200 + round), 1);
             let apply = |text: String| {
@@ -134,18 +155,17 @@ impl Site {
             unchanged.push(apply(changed)?);
             status.push(timed(|| runtime.block_on(api.status()))?);
         }
-        let [weight, applied, unchanged, status] = &mut times;
-        row("one weight changed", weight);
-        row("a file with one weight changed", applied);
-        row("an unchanged file", unchanged);
-        row("status", status);
+        table.push(times("one weight changed", weight));
+        table.push(times("a file with one weight changed", applied));
+        table.push(times("an unchanged file", unchanged));
+        table.push(times("status", status));
         Ok(())
     }
 
-    fn memory(&mut self) -> Result<()> {
+    fn memory(&mut self, when: &str, table: &mut Vec<Series>) -> Result<()> {
         let pid = self.controller.as_mut().context("no balancer runs")?.process().pid();
-        println!("{:<44} {:>9.1} MB", "memory of the controller", resident(pid)? as f64 / 1e6);
-        println!("{:<44} {:>9.1} MB", "memory of its maps", maps(pid)? as f64 / 1e6);
+        table.push(bytes(&format!("memory of the controller {when}"), resident(pid)?));
+        table.push(bytes(&format!("memory of its maps {when}"), maps(pid)?));
         Ok(())
     }
 }

@@ -46,13 +46,13 @@ fn compare(options: &Options) -> Result<()> {
         let title = contender.title();
         if let Err(error) = contender.ensure_installed() {
             eprintln!("{title} is left out: {error:#}");
-            missing.push(title);
+            missing.push(format!("{title}: {error:#}"));
             continue;
         }
         all.push(watch(contender, &hosts).with_context(|| title)?);
     }
     if options.json {
-        println!("{:#}", report::json(&all, &missing));
+        report::document(&all, &missing).print()?;
     } else {
         println!("{}", report::table(&all));
     }
@@ -73,5 +73,6 @@ fn watch(contender: Contender, hosts: &Hosts) -> Result<Seen> {
             before = after;
         }
     }
-    Ok(Seen { title: contender.title(), version: contender.version()?, moved, of_one_network })
+    let ours = matches!(contender, Contender::Balancer(_));
+    Ok(Seen { title: contender.title(), ours, version: contender.version()?, moved, of_one_network })
 }

@@ -1,14 +1,17 @@
 //! What is printed.
 
-use balancer_tests::machine;
+use balancer_tests::report::document::{Document, Series};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
-use serde_json::{Value, json};
 
-use crate::step::{Moved, SERVERS, Share, Step};
+use crate::step::{Moved, SERVERS, Share};
+
+const ONE_NETWORK: &str = "servers that the addresses of one /24 reach";
 
 /// What became of a contender's clients.
 pub(crate) struct Seen {
     pub(crate) title: String,
+    /// Whether it is the balancer.
+    pub(crate) ours: bool,
     pub(crate) version: Option<String>,
     /// In the order of all steps.
     pub(crate) moved: Vec<Moved>,
@@ -16,29 +19,43 @@ pub(crate) struct Seen {
     pub(crate) of_one_network: usize,
 }
 
-pub(crate) fn json(all: &[Seen], missing: &[String]) -> Value {
-    let share = |share: Share| json!({ "moved": share.moved, "of": share.of });
-    let step = |moved: &Moved| {
-        json!({
-            "step": moved.step.name(),
-            "others": share(moved.others),
-            "own": moved.step.has_target().then(|| share(moved.own)),
-        })
+/// The same for other programs.
+pub(crate) fn document(all: &[Seen], missing: &[String]) -> Document {
+    let versions = all.iter().filter_map(|seen| Some(format!("{}: {}", seen.title, seen.version.as_ref()?)));
+    let about = format!(
+        "Clients that reach another server after a change of the servers than before, of thousands with a connection each, \
+         each in a /24 of its own; {SERVERS} equal servers. The same in every run. {}",
+        versions.collect::<Vec<_>>().join("; ")
+    );
+    Document {
+        benchmark: "sticky".to_owned(),
+        title: "Whom a change of the servers moves".to_owned(),
+        about,
+        series: all.iter().flat_map(series).collect(),
+        left_out: missing.to_vec(),
+    }
+}
+
+fn series(seen: &Seen) -> Vec<Series> {
+    let one = |what: String, share: Share, drawn: bool| Series {
+        total: Some(share.of as u64),
+        ours: seen.ours,
+        heading: drawn.then(|| what.clone()),
+        ..Series::others(seen.title.clone(), what, "clients", vec![share.moved as f64])
     };
-    let contender = |seen: &Seen| {
-        json!({
-            "name": seen.title,
-            "version": seen.version,
-            "steps": seen.moved.iter().map(step).collect::<Vec<_>>(),
-            "servers_of_one_network": seen.of_one_network,
-        })
-    };
-    json!({
-        "machine": machine::describe(),
-        "servers": SERVERS,
-        "contenders": all.iter().map(contender).collect::<Vec<_>>(),
-        "missing": missing,
-    })
+    let mut series = Vec::new();
+    for moved in &seen.moved {
+        let [others, own] = moved.step.rows();
+        series.push(one(others, moved.others, moved.step.should_move_no_others()));
+        if moved.step.has_target() {
+            series.push(one(own, moved.own, moved.step.should_move_nobody()));
+        }
+    }
+    series.push(Series {
+        ours: seen.ours,
+        ..Series::others(seen.title.clone(), ONE_NETWORK, "servers", vec![seen.of_one_network as f64])
+    });
+    series
 }
 
 pub(crate) fn table(all: &[Seen]) -> Table {
@@ -51,15 +68,14 @@ pub(crate) fn table(all: &[Seen]) -> Table {
         let cells = |of: fn(&Moved) -> Share| {
             all.iter().map(move |seen| seen.moved.get(index).map(of).map_or_else(String::new, cell))
         };
-        let (title, who) = (first.step.title(), if first.step.has_target() { ": of the other servers" } else { "" });
-        table.add_row(std::iter::once(format!("{title}{who}")).chain(cells(|moved| moved.others)));
+        let [others, own] = first.step.rows();
+        table.add_row(std::iter::once(others).chain(cells(|moved| moved.others)));
         if first.step.has_target() {
-            let own = if first.step == Step::Return { "… that were its own before" } else { "… its own" };
-            table.add_row(std::iter::once(own.to_owned()).chain(cells(|moved| moved.own)));
+            table.add_row(std::iter::once(own).chain(cells(|moved| moved.own)));
         }
     }
     let networks = all.iter().map(|seen| format!("{} of {SERVERS}", seen.of_one_network));
-    table.add_row(std::iter::once("servers that the addresses of one /24 reach".to_owned()).chain(networks));
+    table.add_row(std::iter::once(ONE_NETWORK.to_owned()).chain(networks));
     table
 }
 

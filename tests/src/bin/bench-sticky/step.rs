@@ -60,16 +60,22 @@ impl Step {
         }
     }
 
-    /// Its name in JSON.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Delete => "delete",
-            Self::Reorder => "reorder",
-            Self::Add => "add",
-            Self::Weigh => "weigh",
-            Self::Drain => "drain",
-            Self::Return => "return",
-        }
+    /// What is said of the clients of the other servers, and of its own.
+    pub(crate) fn rows(self) -> [String; 2] {
+        let title = self.title();
+        let others = if self.has_target() { format!("{title}: of the other servers") } else { title.to_owned() };
+        let own = if self == Self::Return { "that were its own before" } else { "its own" };
+        [others, format!("{title}: {own}")]
+    }
+
+    /// Whether clients of the other servers had better stay, and some rule or other moves them.
+    pub(crate) const fn should_move_no_others(self) -> bool {
+        matches!(self, Self::Delete | Self::Reorder | Self::Add | Self::Weigh)
+    }
+
+    /// Whether its own clients had better stay as well.
+    pub(crate) fn should_move_nobody(self) -> bool {
+        self == Self::Drain
     }
 
     /// Whether it concerns one server that has clients.

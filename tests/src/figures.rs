@@ -1,0 +1,68 @@
+//! What is made of the figures of many rounds.
+
+use std::time::Duration;
+
+/// Of the figures of all rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The least.
+    pub least: f64,
+    /// The one in the middle, the lower of two.
+    pub median: f64,
+    /// What 19 of 20 do not exceed.
+    pub p95: f64,
+    /// The greatest.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Not a number, all of it, where there are no figures.
+    pub fn of(figures: impl IntoIterator<Item = f64>) -> Self {
+        let mut figures: Vec<f64> = figures.into_iter().collect();
+        figures.sort_unstable_by(f64::total_cmp);
+        let at = |share| rank(figures.len(), share).and_then(|rank| figures.get(rank)).copied().unwrap_or(f64::NAN);
+        Self { least: at(0.0), median: at(0.5), p95: at(0.95), most: at(1.0) }
+    }
+}
+
+/// What so many of 100 do not exceed, of times in their order, in µs.
+#[must_use]
+pub fn percentile(sorted: &[Duration], share: f64) -> f64 {
+    let time = rank(sorted.len(), share).and_then(|rank| sorted.get(rank));
+    time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+}
+
+/// The nearest rank, counted from 0.
+fn rank(count: usize, share: f64) -> Option<usize> {
+    let rank = (count as f64 * share).ceil() as usize;
+    (count > 0).then(|| rank.clamp(1, count) - 1)
+}
+
+/// In ms.
+#[must_use]
+pub fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Spread, percentile};
+
+    #[test]
+    fn ranks_are_the_nearest() {
+        let spread = Spread::of([5.0, 1.0, 4.0, 2.0, 3.0]);
+        assert_eq!(spread, Spread { least: 1.0, median: 3.0, p95: 5.0, most: 5.0 });
+        let spread = Spread::of((1..=40).map(f64::from));
+        assert_eq!(spread, Spread { least: 1.0, median: 20.0, p95: 38.0, most: 40.0 });
+        let times: Vec<Duration> = (1..=100).map(Duration::from_micros).collect();
+        assert_eq!((percentile(&times, 0.5), percentile(&times, 0.99)), (50.0, 99.0));
+    }
+
+    #[test]
+    fn without_figures_there_is_no_number() {
+        assert!(Spread::of([]).median.is_nan());
+        assert!(percentile(&[], 0.5).is_nan());
+    }
+}

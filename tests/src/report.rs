@@ -1,0 +1,58 @@
+//! Many benchmarks on one page: what each of them says, and the tables and pictures that are made of it.
+
+pub mod chart;
+pub mod criterion;
+pub mod document;
+pub mod number;
+pub mod setting;
+
+mod markdown;
+mod picture;
+
+use serde::Serialize;
+
+use self::{chart::Chart, document::Document, setting::Setting};
+
+/// What no benchmark measures, for those who read the figures.
+const NOT_MEASURED: [&str; 5] = [
+    "Real network cards: packets are in memory (`path`), or cross veth pairs (`live`, `proxy`, `sticky`, `failover`).",
+    "Other processors than the one that is named above, those for arm64 among them.",
+    "Several receive queues at once: `path` and `live` use one processor.",
+    "How probably a known client is forgotten: `cargo xtask bench memory`.",
+    "A fleet of balancers on etcd: `cargo xtask bench fleet`.",
+];
+
+/// Everything that was measured by one command.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// When, where and by what.
+    pub setting: Setting,
+    /// What each benchmark says.
+    pub benchmarks: Vec<Document>,
+    /// Benchmarks that came to nothing.
+    pub failed: Vec<String>,
+    not_measured: [&'static str; 5],
+}
+
+impl Report {
+    /// Of the benchmarks that ended, and those that `failed`.
+    #[must_use]
+    pub const fn new(setting: Setting, benchmarks: Vec<Document>, failed: Vec<String>) -> Self {
+        Self { setting, benchmarks, failed, not_measured: NOT_MEASURED }
+    }
+
+    /// The tables.
+    #[must_use]
+    pub fn markdown(&self) -> String {
+        markdown::page(self)
+    }
+
+    /// The pictures, each with the name of its benchmark.
+    #[must_use]
+    pub fn pictures(&self) -> Vec<(String, String)> {
+        let place = self.setting.in_short();
+        let drawn =
+            |document: &Document| Some((document.benchmark.clone(), picture::svg(&Chart::of(document)?, &place)));
+        self.benchmarks.iter().filter_map(drawn).collect()
+    }
+}

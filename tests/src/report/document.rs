@@ -1,0 +1,104 @@
+//! What one benchmark says.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+/// What a benchmark has measured: what its program prints with `--json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    /// Its name.
+    pub benchmark: String,
+    /// What it is about, in one line.
+    pub title: String,
+    /// How it was measured.
+    pub about: String,
+    /// What was measured.
+    pub series: Vec<Series>,
+    /// What could not be measured here, and why.
+    pub left_out: Vec<String>,
+}
+
+/// One figure in every round.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    /// Whose figure it is: a program's, a path's.
+    pub of: String,
+    /// Which figure.
+    pub what: String,
+    /// Of the samples.
+    pub unit: String,
+    /// How many there could be, where the samples count some of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Whether it is the balancer's, and not what the balancer is compared with.
+    #[serde(default)]
+    pub ours: bool,
+    /// In the picture, where it stands: the heading above it. Others are in tables alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heading: Option<String>,
+    /// Of every round, as they came.
+    pub samples: Vec<f64>,
+}
+
+impl Series {
+    /// The balancer's.
+    #[must_use]
+    pub fn ours(of: impl Into<String>, what: impl Into<String>, unit: &str, samples: Vec<f64>) -> Self {
+        Self { ours: true, ..Self::others(of, what, unit, samples) }
+    }
+
+    /// Another's.
+    #[must_use]
+    pub fn others(of: impl Into<String>, what: impl Into<String>, unit: &str, samples: Vec<f64>) -> Self {
+        Self { of: of.into(), what: what.into(), unit: unit.to_owned(), samples, ..Self::default() }
+    }
+
+    /// The same, in the picture.
+    #[must_use]
+    pub fn under(self, heading: impl Into<String>) -> Self {
+        Self { heading: Some(heading.into()), ..self }
+    }
+}
+
+impl Document {
+    /// Reads what a benchmark has printed.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is something else.
+    pub fn read(file: &Path) -> Result<Self> {
+        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not what a benchmark prints with --json", file.display()))
+    }
+
+    /// Prints it, for others to read.
+    ///
+    /// # Errors
+    /// When a figure is none.
+    pub fn print(&self) -> Result<()> {
+        println!("{}", serde_json::to_string_pretty(self)?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Document, Series};
+
+    #[test]
+    fn what_is_printed_can_be_read() {
+        let series = vec![
+            Series::ours("balancer", "connections", "1/s", vec![1.5, 2.0]).under("connections"),
+            Series { total: Some(9), ..Series::others("nginx", "moved", "clients", vec![7.0]) },
+        ];
+        let document = Document { benchmark: "x".to_owned(), series, ..Document::default() };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), serde_json::to_vec(&document).unwrap()).unwrap();
+        assert_eq!(Document::read(file.path()).unwrap(), document);
+        std::fs::write(file.path(), "{}").unwrap();
+        let error = Document::read(file.path()).unwrap_err();
+        assert!(format!("{error:#}").contains("--json"), "{error:#}");
+    }
+}
