@@ -70,8 +70,15 @@ impl Scene {
     }
 
     fn new() -> Result<Self> {
-        let capacity =
-            Capacity { slots: 1 << 21, services: 64, listeners: 64, ranges: 64, returns: 256, clients: 8 * NEWCOMERS };
+        let capacity = Capacity {
+            slots: 1 << 21,
+            services: 64,
+            listeners: 64,
+            ranges: 64,
+            returns: 256,
+            backends: 1 << 14,
+            clients: 8 * NEWCOMERS,
+        };
         let mut dataplane = KernelDataplane::load(capacity, &[LOOPBACK])?;
         dataplane.set_layers(Layers::flat(&[(LOOPBACK, OWN_MAC)]));
         let mut specs = Vec::new();
