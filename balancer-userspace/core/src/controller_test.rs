@@ -577,8 +577,9 @@ fn with_all_ids_in_use_one_must_go() {
     let backends: Vec<String> =
         (0..65_534u32).map(|n| format!("b{n} 10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255)).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
-    let full = ServiceConfig { table_size: 251, ..service("web", "198.51.100.10:80", Forwarding::Dsr, &backends) };
-    let (mut bench, _) = Bench::new(vec![full]);
+    let full = service("web", "198.51.100.10:80", Forwarding::Dsr, &backends);
+    let (mut bench, commands) = Bench::new(vec![full]);
+    assert_eq!(lines(&commands), [""; 0]);
     assert_eq!((bench.id("web/b0"), bench.id("web/b65533")), (BackendId(1), BackendId(65_534)));
     let largest = bench.controller.largest();
     assert_eq!((largest.ids, largest.highest_id), (65_534, 65_534));

@@ -177,17 +177,17 @@ fn many(letter: char, count: u32) -> ServiceConfig {
 
 #[test]
 fn a_file_that_cannot_replace_what_was_before_is_started_with_alone() {
-    let mut bench = Bench::new(vec![many('a', 9_000)]).0;
-    let refused = bench.change(Change::Reload(Box::new(config(vec![many('b', 9_000)])))).unwrap_err();
-    assert!(refused.to_string().contains("9,000 backends to add"), "{refused}");
-    let commands = restart(&mut bench, Duration::ZERO, vec![many('b', 9_000)]);
+    let mut bench = Bench::new(vec![many('a', 33_000)]).0;
+    let refused = bench.change(Change::Reload(Box::new(config(vec![many('b', 33_000)])))).unwrap_err();
+    assert!(refused.to_string().contains("33,000 backends to add"), "{refused}");
+    let commands = restart(&mut bench, Duration::ZERO, vec![many('b', 33_000)]);
     assert!(!bench.controller.goes_on());
     assert!(bench.service().backends().iter().all(|backend| backend.name().starts_with('b')));
-    assert_eq!(bench.service().backends().len(), 9_000);
+    assert_eq!(bench.service().backends().len(), 33_000);
     assert!(lines(&commands).last().unwrap().starts_with("starting with the configuration file alone"));
     // What is told is of the file alone.
     let written = commands.iter().filter(|command| matches!(command, Command::WriteBackend(_))).count();
-    assert_eq!(written, 9_000);
+    assert_eq!(written, 33_000);
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl Replaced {
     pub(super) fn before_load(pins: &Pins, rows: u32) -> anyhow::Result<Self> {
         let mut replaced = Vec::new();
         for name in BY_BACKEND {
-            let temporary = format!("{name}.new");
+            let temporary = format!("NEW-{name}");
             // Of a controller that was killed on its way.
             pins.make_anew(&temporary)?;
             let (pin, new) = (pins.map(name), pins.map(&temporary));

@@ -27,7 +27,7 @@ const MANY: u32 = 16_500;
 
 /// A second service with so many backends, which nobody can reach.
 fn bulk(backends: u32) -> String {
-    let mut text = "[[service]]\nname = \"bulk\"\naddress = \"10.1.99.1:99\"\nforwarding = \"dsr\"\ntable_size = 251\n\
+    let mut text = "[[service]]\nname = \"bulk\"\naddress = \"10.1.99.1:99\"\nforwarding = \"dsr\"\n\
                     check = { type = \"none\" }\n"
         .to_owned();
     for number in 0..backends {
@@ -41,7 +41,7 @@ fn bulk(backends: u32) -> String {
 fn rows(site: &Site) -> [u32; 2] {
     let directory = pins(site);
     let left = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    assert_eq!(left.filter(|name| name.ends_with(".new")).count(), 0, "what replaces a map stays");
+    assert_eq!(left.filter(|name| name.starts_with("NEW-")).count(), 0, "what replaces a map stays");
     ["BACKEND_STATS", "BACKEND_HISTORY"]
         .map(|name| MapData::from_pin(directory.join(name)).unwrap().info().unwrap().max_entries())
 }
