@@ -288,7 +288,7 @@ impl Rig {
         self.dataplane.write_backend(&BackendSpec { takes_pinned, ..added })?;
         if takes_pinned {
             let table: Vec<u16> =
-                (0..TABLE_SIZE).map(|slot| if slot.is_multiple_of(2) { index as u16 + 1 } else { id.0 }).collect();
+                (0..TABLE_SIZE).map(|slot| if slot.is_multiple_of(2) { backend_id(index).0 } else { id.0 }).collect();
             self.dataplane.swap_table(ServiceId(index as u16), table.into(), None)?;
         }
         Ok(())
