@@ -15,6 +15,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     metrics::Metrics,
     site::{PATIENCE, Settings, Site},
+    topology::Family,
     users::Users,
 };
 use serde_json::Value;
@@ -67,7 +68,8 @@ fn restart(users: &mut Users, backends: u32, killed: bool) {
 fn id(site: &Site, name: &str) -> Option<u64> {
     let path = site.files().join("state.json");
     let state: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let backends = state["services"].as_array().unwrap().iter().flat_map(|of| of["backends"].as_array().unwrap());
+    let backends =
+        state["state"]["services"].as_array().unwrap().iter().flat_map(|of| of["backends"].as_array().unwrap());
     backends.clone().find(|backend| backend["config"]["name"] == name).and_then(|backend| backend["id"].as_u64())
 }
 
@@ -83,10 +85,10 @@ fn maps_of_backends_grow_and_shrink_with_the_file() {
     assert_eq!(rows(&users.site), [65_536; 2]);
 
     // A backend whose id only these maps have.
-    users.add_web5();
+    let address = users.site.backend_address(Family::V4, 5).to_string();
+    users.site.cli(&["backend", "add", "web/web5", &address]).unwrap();
     users.visit(301..=600);
     assert!(!users.clients_of("web5").is_empty());
-    users.wait_counted();
     users.site.restart(|_| {}).unwrap();
     let web5 = id(&users.site, "web5").unwrap();
     assert!(web5 > u64::from(MANY), "web5 has id {web5}");
@@ -95,7 +97,6 @@ fn maps_of_backends_grow_and_shrink_with_the_file() {
     // As long as it has that, so many rows are needed.
     restart(&mut users, 0, true);
     shrinks_to(&mut users, 32_768);
-    users.wait_counted();
     users.site.cli(&["backend", "remove", "web/web5", "--force"]).unwrap();
     users.only_its_clients_move("web5");
     shrinks_to(&mut users, 16_384);

@@ -456,9 +456,8 @@ impl Controller {
     pub fn name_of(&self, id: BackendId) -> Option<&str> {
         let owner = self.owners.get(&id);
         let service = owner.and_then(|owner| self.services.with_id(*owner));
-        let present = service.into_iter().flat_map(Service::backends).map(|backend| (backend.id(), backend.name()));
-        let gone = self.gone.iter().map(|gone| (gone.row.id, gone.name.as_str()));
-        present.chain(gone).find(|&(other, _)| other == id).map(|(_, name)| name)
+        let present = service.and_then(|service| service.backends().get(service.position(id)?)).map(Backend::name);
+        present.or_else(|| self.gone.iter().find(|gone| gone.row.id == id).map(|gone| gone.name.as_str()))
     }
 
     /// A backend in each of the parts of its service.
@@ -497,7 +496,7 @@ impl Controller {
     ) -> Option<ServiceId> {
         let &id = self.owners.get(&backend)?;
         let service = self.services.with_id_mut(id)?;
-        let index = service.backends().iter().position(|candidate| candidate.id() == backend)?;
+        let index = service.position(backend)?;
         service.record(index, ended, &self.hops, now).then_some(id)
     }
 
