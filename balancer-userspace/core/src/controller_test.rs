@@ -577,14 +577,14 @@ fn with_all_ids_in_use_one_must_go() {
     let backends: Vec<String> =
         (0..65_534u32).map(|n| format!("b{n} 10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255)).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
-    let full = service("web", "198.51.100.10:80", Forwarding::Dsr, &backends);
+    let full = service("web", "198.51.100.10:80", Forwarding::Nat, &backends);
     let (mut bench, commands) = Bench::new(vec![full]);
     assert_eq!(lines(&commands), [""; 0]);
     assert_eq!((bench.id("web/b0"), bench.id("web/b65533")), (BackendId(1), BackendId(65_534)));
     let largest = bench.controller.largest();
     assert_eq!((largest.ids, largest.highest_id), (65_534, 65_534));
     let error = "service web: more than 65534 backends over all services; remove some";
-    assert_eq!(bench.add("web/one-more", "10.9.9.9"), Err(Refused::Conflict(error.to_owned())));
+    assert_eq!(bench.add("web/one-more", "10.9.9.9"), Err(Refused::Invalid(error.to_owned())));
 }
 
 #[test]

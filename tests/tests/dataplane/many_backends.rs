@@ -33,7 +33,7 @@ fn visit(world: &mut World, flags: u8) -> Result<BTreeMap<u32, String>> {
     Ok(homes)
 }
 
-fn of<'a>(homes: &'a BTreeMap<u32, String>, name: &str) -> impl Iterator<Item = u32> {
+fn of(homes: &BTreeMap<u32, String>, name: &str) -> impl Iterator<Item = u32> {
     homes.iter().filter(move |(_, home)| *home == name).map(|(&number, _)| number)
 }
 
