@@ -59,10 +59,11 @@ pub const fn source(key: u64) -> Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::map_types::LAST_BACKEND;
 
     #[test]
     fn marks_survive_their_addresses() {
-        for handed in [Handed::Client, Handed::Backend(1), Handed::Backend(16_383)] {
+        for handed in [Handed::Client, Handed::Backend(1), Handed::Backend(0x1234), Handed::Backend(LAST_BACKEND)] {
             assert_eq!(Handed::of(handed.destination()), Some(handed));
             assert_eq!(handed.destination()[0] & 3, 2, "locally administered, of no group");
         }

@@ -19,8 +19,12 @@ pub const LAYOUT_VERSION: u32 = 10;
 pub const NO_BACKEND: u16 = 0;
 /// A table entry that names no backend: all of them are down and the service drops.
 pub const ALL_DOWN: u16 = u16::MAX;
-/// Rows of the backend map: ids 1 to `MAX_BACKENDS` − 1 may be given to backends. A power of two.
-pub const MAX_BACKENDS: u32 = 16_384;
+/// The last id that a backend may have. The first one is 1.
+pub const LAST_BACKEND: u16 = ALL_DOWN - 1;
+/// Rows of the maps of backends, where there are few of them. The controller sets the number when it loads the program.
+pub const FEWEST_BACKEND_ROWS: u32 = 16_384;
+/// Rows of the maps of backends, at most.
+pub const MOST_BACKEND_ROWS: u32 = 65_536;
 
 /// Rows of the interface map. A power of two.
 pub const MAX_INTERFACES: u32 = 64;
@@ -816,7 +820,8 @@ const _: () = {
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<Sample>() == 32);
     assert!(size_of::<NeighbourWanted>() == 24);
-    assert!(MAX_BACKENDS.is_power_of_two() && MAX_BACKENDS <= ALL_DOWN as u32);
+    assert!(FEWEST_BACKEND_ROWS.is_power_of_two() && MOST_BACKEND_ROWS.is_power_of_two());
+    assert!((LAST_BACKEND as u32) < MOST_BACKEND_ROWS);
 };
 
 #[cfg(feature = "user")]

@@ -261,6 +261,8 @@ impl Step {
 
 #[cfg(test)]
 mod tests {
+    use balancer_common::map_types::LAST_BACKEND;
+
     use super::*;
 
     #[test]
@@ -286,13 +288,13 @@ mod tests {
             assert_eq!((step.value(), step.carries()), (17 << 16 | u32::from(u16::MAX), carries));
         }
         for carries in [Carries::Header, Carries::Nothing] {
-            let choice = Choice { backend: 16_383, decision: DecisionIndex(5) };
+            let choice = Choice { backend: LAST_BACKEND, decision: DecisionIndex(5) };
             let step = Step::to_backend(carries, u16::MAX).with_choice(choice);
             assert!(step.is(Kind::ToBackend));
             assert_eq!((step.choice(), step.carries(), step.port()), (choice, carries, u16::MAX));
         }
         for answerable in [Answerable::Yes, Answerable::No] {
-            let choice = Choice { backend: 16_383, decision: DecisionIndex(5) };
+            let choice = Choice { backend: LAST_BACKEND, decision: DecisionIndex(5) };
             let step = Step::encapsulate(choice, answerable);
             assert!(step.is(Kind::Encapsulate));
             assert_eq!((step.choice(), step.answerable()), (choice, answerable));

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use balancer_common::{
     map_types::{
-        BackendStats, Control, DropStats, InterfaceStats, ListenerStats, MAX_BACKENDS, MAX_INTERFACES, MAX_LISTENERS,
-        MemoryStats, NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
+        BackendStats, Control, DropStats, InterfaceStats, ListenerStats, MAX_INTERFACES, MAX_LISTENERS, MemoryStats,
+        NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
     },
     memory::Recorded,
     verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
@@ -18,8 +18,9 @@ use balancer_common::{
 #[map]
 static INTERFACE_STATS: PerCpuArray<InterfaceStats> = PerCpuArray::with_max_entries(MAX_INTERFACES, 0);
 
+/// The controller sets the real number of rows when it loads the program.
 #[map]
-static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
+static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static LISTENER_STATS: PerCpuArray<ListenerStats> = PerCpuArray::with_max_entries(MAX_LISTENERS, 0);

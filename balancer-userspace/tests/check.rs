@@ -111,32 +111,32 @@ fn a_file_that_cannot_be_read_is_named() {
 
 #[test]
 fn four_mebibytes_are_read_and_no_more() {
-    let padding = "#".repeat((4 << 20) - GOOD.len());
+    let padding = "#".repeat((16 << 20) - GOOD.len());
     let (_directory, file) = written(format!("{GOOD}{padding}"));
     assert_eq!(check(&file).status.code(), Some(0));
 
     let (_directory, file) = written(format!("{GOOD}{padding}#"));
     let output = check(&file);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("is larger than 4 MiB"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is larger than 16 MiB"), "{}", stderr(&output));
 }
 
 #[test]
 fn the_kernel_map_bounds_the_backends() {
     let backends = |count: u32| {
-        let mut text = format!("{}check = {{ type = \"none\" }}\ntable_size = 1638431\n", GOOD.replace("nat", "dsr"));
+        let mut text = format!("{}check = {{ type = \"none\" }}\ntable_size = 6553441\n", GOOD.replace("nat", "dsr"));
         for backend in 0..count {
             let address = std::net::Ipv4Addr::from(0x0a00_0001 + backend);
             text.push_str(&format!("[[service.backend]]\nname = \"b{backend}\"\naddress = \"{address}\"\n"));
         }
         text
     };
-    let (_directory, file) = written(backends(16_383));
+    let (_directory, file) = written(backends(65_534));
     assert_eq!(stderr(&check(&file)), "");
 
-    let (_directory, file) = written(backends(16_384));
+    let (_directory, file) = written(backends(65_535));
     let text = stderr(&check(&file));
-    assert!(text.ends_with(": more than 16383 backends over all services; remove some\n"), "{text}");
+    assert!(text.ends_with(": more than 65534 backends over all services; remove some\n"), "{text}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use aya_log::EbpfLogger;
 use balancer_common::{
     client::HashKey,
     handover,
-    map_types::{Forwarding, ReplyStats},
+    map_types::{Forwarding, LAST_BACKEND, MOST_BACKEND_ROWS, ReplyStats},
     verdict::{DropReason, MoveCause, Verdict},
 };
 use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, RuleSpec, ServiceId, ServiceSpec};
@@ -74,6 +74,12 @@ pub enum Target {
     AllDown,
 }
 
+/// The id of the backend of the service at `index`: one of the highest, so that whatever has less room for it is noticed.
+#[must_use]
+pub const fn backend_id(index: usize) -> BackendId {
+    BackendId(LAST_BACKEND - index as u16)
+}
+
 /// The MAC of the backend of the service at `index`.
 #[must_use]
 pub const fn backend_mac(index: usize) -> [u8; 6] {
@@ -124,7 +130,15 @@ impl Rig {
     fn load(services: &[Service], tells: bool, budgets: Budgets) -> anyhow::Result<Self> {
         let (in_ifindex, out_ifindex) = enter_namespace()?;
         let mut dataplane = KernelDataplane::load_limited(
-            Capacity { slots: 1 << 16, services: 64, listeners: 64, ranges: 64, returns: 64, clients: 1 << 10 },
+            Capacity {
+                slots: 1 << 16,
+                services: 64,
+                listeners: 64,
+                ranges: 64,
+                returns: 64,
+                backends: MOST_BACKEND_ROWS,
+                clients: 1 << 10,
+            },
             &[in_ifindex, out_ifindex],
             None,
             tells,
@@ -205,7 +219,7 @@ impl Rig {
             source: None,
         });
         let forwarding = self.services[index].forwarding;
-        let id = BackendId(index as u16 + 1);
+        let id = backend_id(index);
         self.dataplane.write_backend(&backend(id, index, forwarding, at.parse()?, next_hop))
     }
 
@@ -261,7 +275,7 @@ impl Rig {
         let index = self.service(address).context("no such service")?;
         let forwarding = self.services[index].forwarding;
         let port = self.specs[index].listeners[0].listener.socket().port();
-        let id = BackendId(number as u16 + 1);
+        let id = backend_id(number);
         let next_hop = NextHop {
             gateway: None,
             ifindex: self.in_ifindex,
@@ -274,7 +288,7 @@ impl Rig {
         self.dataplane.write_backend(&BackendSpec { takes_pinned, ..added })?;
         if takes_pinned {
             let table: Vec<u16> =
-                (0..TABLE_SIZE).map(|slot| if slot.is_multiple_of(2) { index as u16 + 1 } else { id.0 }).collect();
+                (0..TABLE_SIZE).map(|slot| if slot.is_multiple_of(2) { backend_id(index).0 } else { id.0 }).collect();
             self.dataplane.swap_table(ServiceId(index as u16), table.into(), None)?;
         }
         Ok(())
@@ -348,7 +362,7 @@ impl Rig {
     /// # Errors
     /// When the kernel refuses the read.
     pub fn backend_stats(&self, index: usize) -> anyhow::Result<balancer_common::map_types::BackendStats> {
-        self.dataplane.backend_stats(BackendId(index as u16 + 1))
+        self.dataplane.backend_stats(backend_id(index))
     }
 }
 
@@ -424,7 +438,7 @@ fn configure(
     out_ifindex: u32,
 ) -> anyhow::Result<ServiceSpec> {
     let vip: SocketAddr = service.address.parse()?;
-    let id = BackendId(index as u16 + 1);
+    let id = backend_id(index);
     let hop = |ifindex, source_mac, mtu| NextHop {
         ifindex,
         source_mac,

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -15,6 +15,7 @@ use aya::maps::{Array, Map, MapData, RingBuf};
 use balancer_common::{
     client::HashKey,
     client_table::BUCKET_ENTRIES,
+    map_types::{LAST_BACKEND, MOST_BACKEND_ROWS},
     verdict::{CauseIndex, Decision, MoveCause},
 };
 use balancer_core::{
@@ -22,6 +23,7 @@ use balancer_core::{
     held::Held,
     io::{Change, CheckOutcome, Command, Event, NextHop},
     plan::Planned,
+    state::{Clocks, SavedState},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane};
 use balancer_model::{config::Config, file, names::BackendName, states::Admin};
@@ -100,6 +102,19 @@ impl World {
         Self::at(VIP_V6, "fd00::", settings, backends, clients)
     }
 
+    /// The same as [`World::new`] with ids of backends from `first` on, as if there were many others.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn with_ids(first: u16, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        let config = configuration(VIP, "10.0.0.", settings, backends, clients)?;
+        let clocks = Clocks { now: Instant::now(), wall: SystemTime::now() };
+        let nothing = Controller::new(Config { services: Vec::new(), ..config.clone() }, KEY).export(clocks);
+        let state = SavedState { free_ids: vec![(first, LAST_BACKEND)], ..nothing };
+        let controller = Controller::restore(config.clone(), KEY, state, clocks).map_err(anyhow::Error::msg)?;
+        Self::with(controller, Capacity { backends: MOST_BACKEND_ROWS, ..Capacity::for_config(&config) })
+    }
+
     fn at(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
         Self::of(&text(vip, net, settings, backends, clients))
     }
@@ -109,14 +124,18 @@ impl World {
     /// # Errors
     /// As [`World::new`].
     pub fn of(text: &str) -> anyhow::Result<Self> {
+        let config = parse(text)?;
+        let capacity = Capacity::for_config(&config);
+        Self::with(Controller::new(config, KEY), capacity)
+    }
+
+    fn with(controller: Controller, capacity: Capacity) -> anyhow::Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("this test needs root: it loads the program into the kernel");
         }
-        let config = parse(text)?;
         // The loopback's index: where test runs come in by.
-        let mut dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
+        let mut dataplane = KernelDataplane::load(capacity, &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        let controller = Controller::new(config, KEY);
         let start = Instant::now();
         let mut world = Self {
             controller,

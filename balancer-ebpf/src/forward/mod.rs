@@ -16,7 +16,7 @@ use balancer_common::{
     handover::Handed,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_SECOND, BACKEND_TAKES_CLIENTS, BackendRow, BackendRows,
-        BackendStanding, FORWARDING_ASKS, Forwarding, MAX_BACKENDS,
+        BackendStanding, FORWARDING_ASKS, Forwarding,
     },
     memory::BackendFacts,
     verdict::{CauseIndex, DropReason},
@@ -42,8 +42,9 @@ use crate::{
 pub(crate) use nat::{step_error_to_client, step_to_client};
 pub(crate) use tunnel::step_encapsulate;
 
+/// The controller sets the real number of rows when it loads the program.
 #[map]
-static BACKENDS: Array<BackendRows> = Array::with_max_entries(MAX_BACKENDS, BPF_F_MMAPABLE);
+static BACKENDS: Array<BackendRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Rewrites a packet for its backend and sends it there. `port` is the backend's for the packet's listener (network
 /// order); 0: the packet's own.

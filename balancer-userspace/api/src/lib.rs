@@ -9,7 +9,7 @@ mod views;
 
 /// Largest request body, in bytes, except that of a configuration.
 pub const MAX_REQUEST_BODY: usize = 64 << 10;
-/// Largest request body with a configuration, in bytes: a text of 4 MiB with most of it escaped.
-pub const MAX_CONFIGURATION_BODY: usize = 10 << 20;
+/// Largest request body with a configuration, in bytes: a text of 16 MiB with most of it escaped.
+pub const MAX_CONFIGURATION_BODY: usize = 40 << 20;
 /// The header of a change that is only to be made if the configuration is of this generation.
 pub const IF_GENERATION: &str = "if-generation";

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
@@ -19,6 +19,7 @@ use crate::{
     health::Health,
     io::{BackendId, Change, CheckOutcome, CheckSpec, Command, Event, Refused, ReportLevel},
     service::Service,
+    state::Clocks,
     table::Footing,
 };
 
@@ -552,6 +553,38 @@ fn ids_are_reused_last() {
     bench.remove("web/web1");
     bench.add("web/web1", "10.0.0.11").unwrap();
     assert_ne!(bench.id("web/web1"), first);
+}
+
+#[test]
+fn without_ids_nothing_is_added_and_a_restart_makes_room() {
+    let mut bench = Bench::web();
+    bench.controller.set_backend_rows(8);
+    for number in 5..=7 {
+        bench.add(&format!("web/web{number}"), &format!("10.0.0.{}", 10 + number)).unwrap();
+    }
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH };
+    let state = bench.controller.export(clocks);
+    let refused = Err(Refused::Conflict("1 backend to add and 0 of 7 left; a restart makes room".to_owned()));
+    assert_eq!(bench.add("web/web8", "10.0.0.18"), refused);
+    assert_eq!(bench.controller.export(clocks), state);
+    bench.remove("web/web1");
+    bench.add("web/web8", "10.0.0.18").unwrap();
+    assert_eq!(bench.id("web/web8"), BackendId(1), "the only one that is free");
+}
+
+#[test]
+fn with_all_ids_in_use_one_must_go() {
+    let backends: Vec<String> =
+        (0..65_534u32).map(|n| format!("b{n} 10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255)).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let full = service("web", "198.51.100.10:80", Forwarding::Nat, &backends);
+    let (mut bench, commands) = Bench::new(vec![full]);
+    assert_eq!(lines(&commands), [""; 0]);
+    assert_eq!((bench.id("web/b0"), bench.id("web/b65533")), (BackendId(1), BackendId(65_534)));
+    let largest = bench.controller.largest();
+    assert_eq!((largest.ids, largest.highest_id), (65_534, 65_534));
+    let error = "service web: more than 65534 backends over all services; remove some";
+    assert_eq!(bench.add("web/one-more", "10.9.9.9"), Err(Refused::Invalid(error.to_owned())));
 }
 
 #[test]

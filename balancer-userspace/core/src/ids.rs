@@ -1,8 +1,11 @@
 //! Backend ids: which are free, longest unused first.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    mem,
+};
 
-use balancer_common::map_types::MAX_BACKENDS;
+use balancer_common::map_types::{FEWEST_BACKEND_ROWS, LAST_BACKEND, MOST_BACKEND_ROWS};
 
 use crate::io::BackendId;
 
@@ -11,51 +14,94 @@ use crate::io::BackendId;
 ///
 /// They are kept as runs of rising ids (first, last), none of which goes on where the one before it ends: nearly all ids
 /// are free nearly always, and a controller that decides for a fleet is copied and compared often.
+///
+/// Ids are rows of maps, so those of few rows are used up before there are more.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Ids(VecDeque<(u16, u16)>);
+pub(crate) struct Ids {
+    free: VecDeque<(u16, u16)>,
+    /// Ids below it are given out, a power of two.
+    rows: u32,
+    /// What that may grow to.
+    most: u32,
+}
+
+/// The last id of so many rows.
+fn last(rows: u32) -> u16 {
+    u16::try_from(rows - 1).unwrap_or(LAST_BACKEND).min(LAST_BACKEND)
+}
 
 impl Ids {
-    /// How many backends there can be over all services.
-    pub(crate) const TOTAL: usize = MAX_BACKENDS as usize - 1;
-
     pub(crate) fn new() -> Self {
-        Self([(1, MAX_BACKENDS as u16 - 1)].into())
+        Self { free: [(1, last(FEWEST_BACKEND_ROWS))].into(), rows: FEWEST_BACKEND_ROWS, most: MOST_BACKEND_ROWS }
+    }
+
+    /// All of them, with the same room.
+    pub(crate) fn all_free(&self) -> Self {
+        Self { free: [(1, last(self.rows))].into(), ..*self }
     }
 
     /// The free ids in their order, as runs of rising ids (first, last).
     pub(crate) fn runs(&self) -> Vec<(u16, u16)> {
-        self.0.iter().copied().collect()
+        self.free.iter().copied().collect()
     }
 
-    /// The ids that are not `used`: those in `runs` in their order, then the others.
+    /// The ids that are not `used`: those in `runs` in their order, then the others, of as many rows as there must have been.
     pub(crate) fn restored(runs: &[(u16, u16)], used: &HashSet<u16>) -> Self {
-        let mut seen = vec![false; MAX_BACKENDS as usize];
+        let total = usize::from(LAST_BACKEND);
+        let listed = runs.iter().take(total).flat_map(|&(first, end)| first.max(1)..=end.min(LAST_BACKEND)).take(total);
+        let listed: Vec<u16> = listed.collect();
+        let highest = listed.iter().chain(used).copied().max().unwrap_or(0);
+        let rows = (u32::from(highest) + 1).next_power_of_two().clamp(FEWEST_BACKEND_ROWS, MOST_BACKEND_ROWS);
+        let mut seen = vec![false; MOST_BACKEND_ROWS as usize];
         for &id in used {
-            if let Some(seen) = seen.get_mut(usize::from(id)) {
-                *seen = true;
-            }
+            seen[usize::from(id)] = true;
         }
-        let all = 1..MAX_BACKENDS as u16;
-        let listed =
-            runs.iter().take(Self::TOTAL).flat_map(|&(first, last)| first.max(all.start)..=last.min(all.end - 1));
-        let mut ids = Self(VecDeque::new());
-        for id in listed.chain(all.clone()) {
-            if !std::mem::replace(&mut seen[usize::from(id)], true) {
+        let mut ids = Self { free: VecDeque::new(), rows, most: MOST_BACKEND_ROWS };
+        for id in listed.into_iter().chain(1..=last(rows)) {
+            if !mem::replace(&mut seen[usize::from(id)], true) {
                 ids.append(id, id);
             }
         }
         ids
     }
 
+    /// From now on there are so many rows, a power of two, and never more.
+    pub(crate) fn set_rows(&mut self, rows: u32) {
+        let end = last(rows);
+        for (first, last) in mem::take(&mut self.free) {
+            self.append(first, last.min(end));
+        }
+        if self.rows < rows {
+            self.append(last(self.rows) + 1, end);
+        }
+        (self.rows, self.most) = (rows, rows);
+    }
+
+    /// How many can be given out.
     pub(crate) fn free(&self) -> usize {
-        self.0.iter().map(|&(first, last)| usize::from(last - first) + 1).sum()
+        let free: usize = self.free.iter().map(|&(first, last)| usize::from(last - first) + 1).sum();
+        free + usize::from(last(self.most) - last(self.rows))
+    }
+
+    /// How many backends there can be over all services.
+    pub(crate) fn total(&self) -> usize {
+        usize::from(last(self.most))
+    }
+
+    /// Whether other maps would have room for more.
+    pub(crate) const fn lack_rows(&self) -> bool {
+        self.most < MOST_BACKEND_ROWS
     }
 
     pub(crate) fn take(&mut self) -> Option<BackendId> {
-        let run = self.0.front_mut()?;
+        if self.free.is_empty() && self.rows < self.most {
+            self.append(last(self.rows) + 1, last(2 * self.rows));
+            self.rows *= 2;
+        }
+        let run = self.free.front_mut()?;
         let id = run.0;
         if run.0 == run.1 {
-            self.0.pop_front();
+            self.free.pop_front();
         } else {
             run.0 += 1;
         }
@@ -65,10 +111,10 @@ impl Ids {
     /// Has a free id come after all others.
     pub(crate) fn postpone(&mut self, id: BackendId) {
         let id = id.0;
-        if !self.0.iter().any(|&(first, last)| (first..=last).contains(&id)) {
+        if !self.free.iter().any(|&(first, last)| (first..=last).contains(&id)) {
             return;
         }
-        for (first, last) in std::mem::take(&mut self.0) {
+        for (first, last) in mem::take(&mut self.free) {
             if (first..=last).contains(&id) {
                 self.append(first, id - 1);
                 self.append(id + 1, last);
@@ -87,9 +133,9 @@ impl Ids {
         if first > last {
             return;
         }
-        match self.0.back_mut() {
+        match self.free.back_mut() {
             Some((_, end)) if end.checked_add(1) == Some(first) => *end = last,
-            _ => self.0.push_back((first, last)),
+            _ => self.free.push_back((first, last)),
         }
     }
 }
@@ -110,8 +156,43 @@ mod tests {
         let first = ids.take().unwrap();
         ids.give_back(first);
         let round = all(ids);
-        assert_eq!(round.len(), Ids::TOTAL);
-        assert_eq!((round[0], round[Ids::TOTAL - 1]), (2, 1));
+        assert_eq!(round.len(), usize::from(LAST_BACKEND));
+        assert_eq!(round[..3], [2, 3, 4]);
+        // Those of few rows before those of more.
+        assert_eq!(round[16_380..16_385], [16_382, 16_383, 1, 16_384, 16_385]);
+        assert_eq!(round.last(), Some(&LAST_BACKEND));
+    }
+
+    #[test]
+    fn rows_are_given_out_and_no_others() {
+        let mut ids = Ids::new();
+        ids.set_rows(32_768);
+        assert_eq!((ids.free(), ids.total(), ids.lack_rows()), (32_767, 32_767, true));
+        let first = ids.take().unwrap();
+        ids.give_back(first);
+        ids.postpone(BackendId(20_000));
+        let mut fewer = ids.clone();
+        fewer.set_rows(16_384);
+        assert_eq!((fewer.runs(), fewer.free()), (vec![(2, 16_383), (1, 1)], 16_383));
+        fewer.set_rows(65_536);
+        assert_eq!(fewer.runs(), [(2, 16_383), (1, 1), (16_384, LAST_BACKEND)]);
+        assert_eq!((fewer.free(), fewer.lack_rows()), (65_534, false));
+        assert_eq!(all(ids.all_free()), (1..=32_767).collect::<Vec<_>>());
+        assert_eq!(all(ids)[32_764..], [32_767, 1, 20_000]);
+    }
+
+    #[test]
+    fn rows_are_as_many_as_there_must_have_been() {
+        for (runs, used, free) in [
+            (vec![], vec![], vec![(1, 16_383)]),
+            (vec![], vec![16_384], vec![(1, 16_383), (16_385, 32_767)]),
+            (vec![(5, 40_000), (1, 4)], vec![], vec![(5, 40_000), (1, 4), (40_001, LAST_BACKEND)]),
+            (vec![(2, LAST_BACKEND)], vec![1], vec![(2, LAST_BACKEND)]),
+        ] {
+            assert_eq!(Ids::restored(&runs, &used.into_iter().collect()).runs(), free);
+        }
+        let many = vec![(1, u16::MAX); usize::from(u16::MAX)];
+        assert_eq!(Ids::restored(&many, &HashSet::new()).runs(), [(1, LAST_BACKEND)]);
     }
 
     #[test]
@@ -124,7 +205,8 @@ mod tests {
         #[test]
         fn runs_are_a_queue_of_ids(steps in prop::collection::vec((0_u8..4, 1_u16..30), 0..200)) {
             let mut ids = Ids::new();
-            let mut queue: VecDeque<u16> = (1..MAX_BACKENDS as u16).collect();
+            ids.set_rows(16_384);
+            let mut queue: VecDeque<u16> = (1..16_384).collect();
             let mut taken = VecDeque::new();
             for (step, id) in steps {
                 match step {
@@ -153,7 +235,7 @@ mod tests {
             let restored = Ids::restored(&ids.runs(), &used);
             prop_assert_eq!(restored.runs(), ids.runs());
             let (ids, queue): (Vec<u16>, Vec<u16>) = (all(ids), queue.into());
-            prop_assert_eq!(ids, queue);
+            prop_assert!(ids == queue, "another order");
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct ServiceId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ListenerId(pub u16);
 
-/// Row of a backend in the kernel's maps, unique over all services: 1 to `MAX_BACKENDS` − 1.
+/// Row of a backend in the kernel's maps, unique over all services: 1 to `LAST_BACKEND`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendId(pub u16);
 

@@ -4,7 +4,7 @@
 //! listeners and backends and the latters' weights can differ at run time, so a service's other settings are always the
 //! file's.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
@@ -112,14 +112,15 @@ pub fn merge(
                 }
             }
         }
+        let new = backends.iter().filter(|backend| !base.contains_key(&backend.name));
+        // The first of those with one address.
+        let heirs: HashMap<SocketAddr, &BackendConfig> = new.rev().map(|backend| (backend.address, backend)).collect();
         for name in order {
             let Some(backend) = present.remove(&name) else { continue };
             let full = format!("{}/{name}", service.name);
             if base.contains_key(&name) {
                 let mut line = format!("backend {full} is no longer in the file: removed");
-                let heir =
-                    backends.iter().find(|heir| heir.address == backend.address && !base.contains_key(&heir.name));
-                if let Some(heir) = heir {
+                if let Some(heir) = heirs.get(&backend.address) {
                     line += &format!(
                         "; if it is called {} now, renamed_from = {:?} there keeps its known clients",
                         heir.name,

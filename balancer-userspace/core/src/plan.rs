@@ -12,7 +12,7 @@ use std::{
 use balancer_common::{
     client::slot,
     client_table::Entry,
-    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    map_types::{ALL_DOWN, MOST_BACKEND_ROWS, NO_BACKEND},
     memory::{Steering, steer},
     verdict::{CauseIndex, MoveCause},
 };
@@ -224,7 +224,7 @@ impl Plan {
     #[must_use]
     pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
         let Self { mut message, reports, services } = self;
-        let mut owners: Vec<Option<usize>> = vec![None; MAX_BACKENDS as usize];
+        let mut owners: Vec<Option<usize>> = vec![None; MOST_BACKEND_ROWS as usize];
         for (index, service) in services.iter().enumerate() {
             for &id in service.names.keys() {
                 if let Some(owner) = owners.get_mut(usize::from(id)) {

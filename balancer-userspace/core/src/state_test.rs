@@ -2,9 +2,10 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use balancer_common::map_types::Forwarding;
 use balancer_model::{
     config::ServiceConfig,
-    fixture::{KEY, backend, config, name, web},
+    fixture::{KEY, backend, config, name, service, web},
     states::{Admin, BackendState},
 };
 
@@ -12,7 +13,7 @@ use crate::{
     controller::Controller,
     controller_test::{Bench, lines},
     fixture::next_hop,
-    io::{Change, Command, Event},
+    io::{BackendId, Change, Command, Event},
     state::{Clocks, SavedState},
 };
 
@@ -176,15 +177,39 @@ fn many(letter: char, count: u32) -> ServiceConfig {
 
 #[test]
 fn a_file_that_cannot_replace_what_was_before_is_started_with_alone() {
-    let mut bench = Bench::new(vec![many('a', 9_000)]).0;
-    let refused = bench.change(Change::Reload(Box::new(config(vec![many('b', 9_000)])))).unwrap_err();
-    assert!(refused.to_string().contains("9,000 backends to add"), "{refused}");
-    let commands = restart(&mut bench, Duration::ZERO, vec![many('b', 9_000)]);
+    let mut bench = Bench::new(vec![many('a', 33_000)]).0;
+    let refused = bench.change(Change::Reload(Box::new(config(vec![many('b', 33_000)])))).unwrap_err();
+    assert!(refused.to_string().contains("33,000 backends to add"), "{refused}");
+    let commands = restart(&mut bench, Duration::ZERO, vec![many('b', 33_000)]);
     assert!(!bench.controller.goes_on());
     assert!(bench.service().backends().iter().all(|backend| backend.name().starts_with('b')));
-    assert_eq!(bench.service().backends().len(), 9_000);
+    assert_eq!(bench.service().backends().len(), 33_000);
     assert!(lines(&commands).last().unwrap().starts_with("starting with the configuration file alone"));
     // What is told is of the file alone.
     let written = commands.iter().filter(|command| matches!(command, Command::WriteBackend(_))).count();
-    assert_eq!(written, 9_000);
+    assert_eq!(written, 33_000);
+}
+
+#[test]
+fn ids_beyond_those_of_few_rows_outlive_a_restart() {
+    let mut bench = Bench::web();
+    let mut state = export(&bench);
+    state.services[0].backends[1].id = BackendId(40_000);
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
+    bench.controller = Controller::restore(config(vec![web()]), KEY, state.clone(), clocks).unwrap();
+    let largest = bench.controller.largest();
+    assert_eq!((largest.ids, largest.highest_id), (4, 40_000));
+    bench.controller.set_backend_rows(65_536);
+    bench.controller.start(bench.now);
+    assert_eq!(bench.id("web/web2"), BackendId(40_000));
+
+    // A file with other backends, beside which those from before are served at first.
+    let others = ["a 10.0.1.1:80", "b 10.0.1.2:80", "c 10.0.1.3:80"];
+    let file = service("other", "198.51.100.11:80", Forwarding::Dsr, &others);
+    bench.controller = Controller::restore(config(vec![file]), KEY, state.clone(), clocks).unwrap();
+    assert_eq!(bench.controller.largest().ids, 7);
+
+    state.services[0].backends[1].id = BackendId(u16::MAX);
+    let why = Controller::restore(config(vec![web()]), KEY, state, clocks).unwrap_err();
+    assert_eq!(why, "backend web2 has the id 65535, which is out of range or another's");
 }

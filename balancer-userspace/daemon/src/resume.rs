@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, anyhow, bail};
 use balancer_common::client::HashKey;
 use balancer_core::{
-    controller::Controller,
+    controller::{Controller, Largest},
     keys,
     state::{SavedCounters, SavedEpoch, SavedState},
 };
 use balancer_dataplane::Pins;
 use balancer_fleet::cards::Epoch;
-use balancer_model::config::{self, Config, ServiceConfig};
+use balancer_model::config::{self, Config};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -31,8 +31,8 @@ pub(super) struct Resumed {
     /// Whether the operator has taken the VIPs away.
     pub(super) withdrawn: bool,
     pub(super) file: StateFile,
-    /// Services that there must be room for.
-    pub(super) largest: Vec<ServiceConfig>,
+    /// What there must be room for.
+    pub(super) largest: Largest,
     /// Which state of a fleet it has followed.
     pub(super) epoch: Option<SavedEpoch>,
     /// The state itself.

@@ -2,9 +2,10 @@
 
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket},
-    map_types::{Forwarding, SLOTS_PER_LINE},
+    map_types::{FEWEST_BACKEND_ROWS, Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
 };
-use balancer_model::config::{Config, ServiceConfig};
+use balancer_core::controller::Largest;
+use balancer_model::config::Config;
 
 /// How large the maps are made. They cannot grow while the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Capacity {
     pub ranges: u32,
     /// Backends of `nat` services, by their listeners, and their addresses.
     pub returns: u32,
+    /// Rows of backends, which ids are below: a power of two.
+    pub backends: u32,
     /// Known clients.
     pub clients: u32,
 }
@@ -60,27 +63,29 @@ impl Capacity {
     /// Room for what `config` holds and for as much again.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
-        Self::for_services(config, &config.services)
+        Self::for_largest(config, &config.services.clone().into())
     }
 
-    /// Room for `services`, which are those of `config` or more, and for the clients of the former.
+    /// Room for `largest`, which is what `config` holds or more, and for the clients of the former.
     #[must_use]
-    pub fn for_services(config: &Config, services: &[ServiceConfig]) -> Self {
+    pub fn for_largest(config: &Config, largest: &Largest) -> Self {
+        let services = &largest.services;
         let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
         let tables = services.iter().flat_map(|service| vec![lines(service.table_size); service.families().len()]);
         let listeners: usize = services.iter().map(|service| service.listen.len()).sum();
         let nat = services.iter().filter(|service| service.forwarding == Forwarding::Nat);
         let ways: usize = nat.map(|service| service.backends.len() * (service.listen.len() + 1)).sum();
         let total: u32 = tables.clone().fold(0, u32::saturating_add);
-        let largest = tables.max().unwrap_or(0);
+        let longest = tables.max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {
-            slots: total.saturating_add(largest).saturating_mul(2).max(1 << 20),
+            slots: total.saturating_add(longest).saturating_mul(2).max(1 << 20),
             services: at_least(2 * services.len(), 128),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),
             returns: at_least(ways, 512),
+            backends: backend_rows(largest),
             clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
                 config.client_table_capacity
             } else {
@@ -90,13 +95,42 @@ impl Capacity {
     }
 }
 
+/// Rows for as many backends again. No id is 0.
+fn backend_rows(largest: &Largest) -> u32 {
+    let twice = u32::try_from(largest.ids).unwrap_or(u32::MAX / 4).saturating_mul(2);
+    let most = twice.max(largest.highest_id.into()).min(MOST_BACKEND_ROWS - 1);
+    (most + 1).next_power_of_two().max(FEWEST_BACKEND_ROWS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn backends_have_room_for_as_many_again() {
+        for (ids, highest_id, rows) in [
+            (0, 0, 16_384),
+            (8191, 16_383, 16_384),
+            (8192, 8192, 32_768),
+            (3, 16_384, 32_768),
+            (3, 40_000, 65_536),
+            (16_383, 16_383, 32_768),
+            (16_384, 16_384, 65_536),
+            (65_534, 65_534, 65_536),
+            (usize::MAX, u16::MAX, 65_536),
+        ] {
+            assert_eq!(
+                backend_rows(&Largest { services: Vec::new(), ids, highest_id }),
+                rows,
+                "{ids} ids, {highest_id}"
+            );
+        }
+    }
+
+    #[test]
     fn newcomers_of_all_services_are_an_eighth_of_the_capacity() {
-        let capacity = |clients| Capacity { slots: 0, services: 0, listeners: 0, ranges: 0, returns: 0, clients };
+        let capacity =
+            |clients| Capacity { slots: 0, services: 0, listeners: 0, ranges: 0, returns: 0, backends: 0, clients };
         for (clients, services, shares) in [
             (262_144, 1, (16_384, 16_384)),
             (262_144, 3, (5461, 16_385)),

@@ -19,7 +19,7 @@ use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Bucket, Entry, find},
     clock::Clock,
-    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    map_types::{ALL_DOWN, NO_BACKEND},
 };
 use balancer_core::{
     forgets::Forgets,
@@ -156,12 +156,13 @@ fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
 }
 
 impl ClientTable {
-    pub(super) fn new(buckets: MappedArray<Bucket>) -> Self {
+    /// Of backends whose ids are below `backends`.
+    pub(super) fn new(buckets: MappedArray<Bucket>, backends: usize) -> Self {
         Self {
             buckets: Arc::new(buckets),
-            services: vec![None; MAX_BACKENDS as usize],
+            services: vec![None; backends],
             next: 0,
-            known: vec![0; MAX_BACKENDS as usize],
+            known: vec![0; backends],
             this_pass: HashMap::new(),
             last_pass: HashMap::new(),
             forgotten: Again::default(),
@@ -408,7 +409,7 @@ impl ClientTable {
             settled.push((id, slots.filter(|(_, (before, now))| !**before && !**now).map(|(slot, _)| slot).collect()));
         }
         self.last_pass = this;
-        let known: Vec<_> = (0u16..)
+        let known: Vec<_> = (0..=u16::MAX)
             .zip(&self.known)
             .filter(|&(_, &count)| count > 0)
             .map(|(id, &count)| (BackendId(id), count))

@@ -21,7 +21,7 @@ use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
-        InterfaceStats, LAYOUT_VERSION, ListenerRow, ListenerStats, MAX_BACKENDS, NO_BACKEND, RangeRow, ReplyStats,
+        InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND, RangeRow, ReplyStats,
         ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
     },
     seen,
@@ -61,6 +61,7 @@ use super::{
     pins::{self, Notes, Pins},
     placement,
     redirects::{self, RedirectErrors, Whose},
+    replaced::Replaced,
     rows,
     rules::RuleTable,
     seen::Seen,
@@ -178,8 +179,9 @@ impl KernelDataplane {
         let handover_key = handover::draw_key()?;
         let whose = Whose::here();
         let mut loader = EbpfLoader::new();
+        let replaced = pins.as_ref().map(|pins| Replaced::before_load(pins, capacity.backends)).transpose()?;
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
-            loader.map_pin_path(name, path);
+            loader.map_pin_path(name, replaced.as_ref().and_then(|replaced| replaced.path(name)).unwrap_or(path));
         }
         if let Some(whose) = &whose {
             whose.tell(&mut loader);
@@ -202,8 +204,14 @@ impl KernelDataplane {
             .map_max_entries("RANGES", 2 * capacity.ranges)
             .map_max_entries("SERVICES", 2 * capacity.services)
             .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
+            .map_max_entries("BACKENDS", capacity.backends)
+            .map_max_entries("BACKEND_STATS", capacity.backends)
+            .map_max_entries("BACKEND_HISTORY", capacity.backends)
             .load(OBJECT)
             .context("loading the kernel program")?;
+        if let Some(replaced) = replaced {
+            replaced.carry_over(&ebpf)?;
+        }
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let kept = Kept::new(&mut ebpf, pins)?;
         let seen = Seen::new(MappedArray::new(take(&mut ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
@@ -227,7 +235,7 @@ impl KernelDataplane {
             interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
             ways_in: WaysIn::default(),
             counters: Counters::new(&mut ebpf, interface_multiplier)?,
-            clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?),
+            clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?, capacity.backends as usize),
             seen,
             rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
@@ -258,6 +266,23 @@ impl KernelDataplane {
             redirects::attach(ebpf)?;
         }
         Ok(this)
+    }
+
+    /// Rows of backends, which ids are below.
+    #[must_use]
+    pub const fn backend_rows(&self) -> u32 {
+        self.capacity.backends
+    }
+
+    fn check_backend(&self, id: BackendId) -> anyhow::Result<()> {
+        let rows = self.backends.len();
+        anyhow::ensure!((1..=LAST_BACKEND).contains(&id.0), "backend id {} is out of range", id.0);
+        anyhow::ensure!(
+            usize::from(id.0) < rows,
+            "no room for backend id {} in {rows} rows; a restart makes room",
+            id.0
+        );
+        Ok(())
     }
 
     /// Known clients that there is room for.
@@ -455,7 +480,7 @@ fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
 impl Dataplane for KernelDataplane {
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
         let id = backend.id;
-        check_backend(id)?;
+        self.check_backend(id)?;
         if self.counters.begin(id)? {
             self.kept.forget_backend(id);
         }
@@ -471,7 +496,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
-        check_backend(id)?;
+        self.check_backend(id)?;
         self.backends.retire(id);
         self.ways_in.forget(id);
         self.counters.end(id);
@@ -770,11 +795,6 @@ fn all_interfaces() -> Vec<u32> {
 fn empty_control() -> Control {
     let view = TableView { base: 0, bits: 1, seed: 0 }.to_word();
     Control { listeners: view, returns: view, ..Control::zeroed() }
-}
-
-fn check_backend(id: BackendId) -> anyhow::Result<()> {
-    anyhow::ensure!(id.0 > 0 && u32::from(id.0) < MAX_BACKENDS, "backend id {} is out of range", id.0);
-    Ok(())
 }
 
 pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {

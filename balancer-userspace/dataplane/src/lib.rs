@@ -29,6 +29,7 @@ mod placement;
 pub mod privileges;
 mod redirects;
 mod regions;
+mod replaced;
 mod rows;
 mod rule_filter;
 mod rules;

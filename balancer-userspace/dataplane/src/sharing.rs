@@ -97,7 +97,7 @@ impl AllFacts {
             let remember = memory.clock?.remember;
             Some(Facts { service: service.0, tick: memory.tick, remember, keeps: backends.keeps_known(id) })
         };
-        Self((0..).zip(clients.services()).map(facts).collect())
+        Self((0..=u16::MAX).zip(clients.services()).map(facts).collect())
     }
 }
 

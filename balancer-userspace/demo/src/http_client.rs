@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::answer::{Answer, BACKEND_HEADER, SESSION_COOKIE};
 
 /// The longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 8 << 20;
+const MAX_ANSWER: u64 = 64 << 20;
 
 /// One request, and the connection it is sent over.
 #[derive(Clone, Debug)]

@@ -194,6 +194,12 @@ impl ServiceConfig {
         std::iter::once(first).chain(other).collect()
     }
 
+    /// How many ids its backends take: each has one for each family.
+    #[must_use]
+    pub fn backend_ids(&self) -> usize {
+        self.backends.len() * self.families().len()
+    }
+
     /// The port that a backend without one of its own has for a listener; 0: the packet's own.
     #[must_use]
     pub fn backend_port(&self, listener: Listener) -> u16 {

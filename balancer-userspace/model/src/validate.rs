@@ -5,10 +5,11 @@ use std::{
     borrow::Borrow,
     collections::HashMap,
     fmt,
+    iter::repeat_n,
     net::{IpAddr, SocketAddr},
 };
 
-use balancer_common::map_types::{Forwarding, MAX_BACKENDS, MAX_LISTENERS};
+use balancer_common::map_types::{Forwarding, LAST_BACKEND, MAX_LISTENERS};
 
 use super::{
     primes::{MAX_TABLE_SIZE, is_prime, next_prime},
@@ -286,12 +287,15 @@ impl Problems<'_> {
             let text = format!("more than {MAX_SERVICES} services; remove some");
             self.add(Place::Name(MAX_SERVICES), Fault::Invalid(text));
         }
-        let room = MAX_BACKENDS as usize - 1;
+        let room = usize::from(LAST_BACKEND);
         let mut backends = services.iter().enumerate().flat_map(|(index, service)| {
-            (0..service.backends.len()).map(move |backend| Place::BackendAddress(index, backend))
+            let families = service.families().len();
+            (0..service.backends.len()).flat_map(move |number| repeat_n(Place::BackendAddress(index, number), families))
         });
         if let Some(excess) = backends.nth(room) {
-            let text = format!("more than {room} backends over all services; remove some");
+            let twice = services.iter().any(|service| service.families().len() > 1);
+            let each = if twice { ", those of services of both address families counted twice" } else { "" };
+            let text = format!("more than {room} backends over all services{each}; remove some");
             self.add(excess, Fault::Invalid(text));
         }
     }
@@ -545,14 +549,28 @@ mod tests {
     fn too_many_backends_are_refused() {
         let mut many = nat("a", "198.51.100.10:0", "10.0.0.1:0");
         let backend = many.backends[0].clone();
-        many.backends = (0..16_384u32)
+        many.backends = (0..65_535u32)
             .map(|n| BackendConfig {
                 name: format!("b{n}"),
                 address: (IpAddr::from((0x0a00_0001 + n).to_be_bytes()), 0).into(),
                 ..backend.clone()
             })
             .collect();
-        assert_eq!(refusal(&[many.clone()]), "service a: more than 16383 backends over all services; remove some");
+        assert_eq!(refusal(&[many.clone()]), "service a: more than 65534 backends over all services; remove some");
+        many.backends.pop();
+        assert_eq!(refusal(&[many.clone()]), "");
+        // Each of them has an id for each family.
+        let second = Listener { address: "2001:db8::1".parse().unwrap(), ..many.listen[0] };
+        many.listen.push(second);
+        many.backends.iter_mut().zip(1u128..).for_each(|(backend, n)| {
+            backend.address6 = Some((IpAddr::from(((0x2001_0db8 << 96) + (1 << 64) + n).to_be_bytes()), 0).into());
+        });
+        many.backends.truncate(32_768);
+        assert_eq!(
+            refusal(&[many.clone()]),
+            "service a: more than 65534 backends over all services, those of services of both address families counted \
+             twice; remove some"
+        );
         many.backends.pop();
         assert_eq!(refusal(&[many]), "");
     }

@@ -25,7 +25,7 @@ use super::{
     play::Player,
 };
 use crate::{
-    generate::{Interfaces, Scene, Step},
+    generate::{BACKEND_ROWS, Interfaces, Scene, Step},
     model::{BUCKETS, Counters, Fate, Hop, Route, Routes, SEEN_WORDS, Seen},
     prog_run,
     rig::{self, IN_MAC, OUT_MAC, OUT_MTU, ROUTER_MAC},
@@ -76,7 +76,15 @@ impl Kernel {
         first.set(0)?;
         sched_setaffinity(nix::unistd::Pid::from_raw(0), &first).context("staying on the first CPU")?;
         let clients = BUCKETS as u32 * BUCKET_ENTRIES as u32 / 4;
-        let capacity = Capacity { slots: 1 << 16, services: 64, listeners: 128, ranges: 128, returns: 512, clients };
+        let capacity = Capacity {
+            slots: 1 << 16,
+            services: 64,
+            listeners: 128,
+            ranges: 128,
+            returns: 512,
+            backends: BACKEND_ROWS,
+            clients,
+        };
         let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;
         dataplane.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
         let maps = Maps::of(dataplane.program()?)?;

@@ -16,7 +16,7 @@ use balancer_core::io::{BackendSpec, RuleSpec};
 use fastrand::Rng;
 
 use crate::model::Seen;
-pub use scene::{Interfaces, Scene};
+pub use scene::{BACKEND_ROWS, Interfaces, Scene};
 
 /// Something that happens in a scene.
 #[derive(Clone, Debug)]

@@ -25,6 +25,8 @@ use crate::{
     rig::{IN_MAC, OUT_MAC, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
 };
 
+/// Rows of backends. Their ids are some of the lowest and some of the highest, which have the highest bit of all.
+pub const BACKEND_ROWS: u32 = 49_152;
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
 
@@ -102,14 +104,15 @@ impl Scene {
             if forwarding == Forwarding::Nat && !take_ways(target, row, &listeners, taken) {
                 continue;
             }
-            backends.push((BackendId(row), target));
+            let own = backend_id(row);
+            backends.push((own, target));
             let tunnel_source = match target {
                 _ if once_in(rng, 12) => None,
                 SocketAddr::V4(_) => Some(TUNNEL_SOURCE_V4.into()),
                 SocketAddr::V6(_) => Some(TUNNEL_SOURCE_V6.into()),
             };
             let spec = BackendSpec {
-                id: BackendId(row),
+                id: own,
                 forwarding,
                 address: target,
                 next_hop: None,
@@ -181,7 +184,7 @@ impl Scene {
         let hash = if once_in(rng, if crowded { 2 } else { 4 }) { rng.u64(..) } else { client_hash(service, source) };
         let backend = match rng.u32(..10) {
             0 => rng.choice(&self.backends).map_or(NO_BACKEND, |backend| backend.id.0),
-            1 => rng.u16(16_384..),
+            1 => rng.u16(BACKEND_ROWS as u16..),
             _ => rng.choice(&service.spec.backends).map_or(u16::MAX, |(id, _)| id.0),
         };
         let ages = [0, 0, 1, 2, 30, 1000, 4096, 4097, 9000, 16_380];
@@ -230,6 +233,10 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
     let counted = listeners.len() > 1;
     listeners.iter_mut().for_each(|of| of.counted = counted);
     listeners
+}
+
+fn backend_id(row: u16) -> BackendId {
+    BackendId(if row.is_multiple_of(2) { row } else { BACKEND_ROWS as u16 - row })
 }
 
 /// Whether the replies of a backend can be told from all others.

@@ -24,7 +24,7 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) fn new(v6: bool) -> Result<Self> {
-        let world = if v6 { World::v6(REMEMBER, 4, 65_536) } else { World::new(REMEMBER, 4, 65_536) }?;
+        let world = if v6 { World::v6(REMEMBER, 4, 65_536) } else { World::with_ids(40_000, REMEMBER, 4, 65_536) }?;
         Ok(Self { world, v6 })
     }
 

@@ -4,6 +4,7 @@ mod changing_keys;
 mod contention;
 mod corpora;
 mod known_clients;
+mod many_backends;
 mod memory;
 mod model;
 mod plan;

@@ -30,6 +30,7 @@ mod reject;
 mod restart;
 mod restart_changes;
 mod restart_counters;
+mod restart_sizes;
 mod returning;
 mod routers;
 mod rules;

@@ -195,7 +195,7 @@ fn a_later_controller_with_detach_takes_everything_away_at_its_end() {
 }
 
 /// The directory of the pins of a site.
-fn pins(site: &Site) -> std::path::PathBuf {
+pub(super) fn pins(site: &Site) -> std::path::PathBuf {
     let mut stat = site.topology().balancer().command("stat");
     let output = stat.args(["-L", "-c", "%i", "/proc/self/ns/net"]).output().unwrap();
     let prefix = format!("{}-", String::from_utf8(output.stdout).unwrap().trim());

@@ -6,7 +6,7 @@ use balancer_common::{
 };
 use balancer_tests::{
     frame::{ACK, Frame, SYN},
-    rig::{IN_MAC, OUT_MAC, ROUTER_MAC, Rig},
+    rig::{IN_MAC, OUT_MAC, ROUTER_MAC, Rig, backend_id},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 
 fn to(rig: &Rig, service: &str) -> Handed {
     let index = rig.service(service).expect("a service of the rig");
-    Handed::Backend(index as u16 + 1)
+    Handed::Backend(backend_id(index).0)
 }
 
 /// Frame, service, and what becomes of it apart from its mark, for every mode and family; the backend is beyond the other

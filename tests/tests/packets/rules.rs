@@ -6,10 +6,10 @@ use balancer_common::{
     client::{self, HashKey},
     verdict::{Decision, DropReason},
 };
-use balancer_core::io::{BackendId, RuleAction, RuleSpec};
+use balancer_core::io::{RuleAction, RuleSpec};
 use balancer_tests::{
     frame::{ACK, Frame, SYN, Transport, options},
-    rig::{ROUTER_MAC, Rig, TABLE_SIZE, backend_mac},
+    rig::{ROUTER_MAC, Rig, TABLE_SIZE, backend_id, backend_mac},
 };
 
 use crate::cases::{Case, Then, run_with};
@@ -71,7 +71,7 @@ fn rules(place: usize) -> Vec<RuleSpec> {
     } else {
         ["203.0.113.0/24", "203.0.113.8/32", "203.0.113.16/28", "203.0.113.32/28"]
     };
-    let pin = |number: usize| RuleAction::Pin(Some(BackendId(number as u16 + 1)));
+    let pin = |number: usize| RuleAction::Pin(Some(backend_id(number)));
     let actions = [pin(pinned(place)), RuleAction::Deny, RuleAction::Spread, pin(unwilling(place))];
     let rules = prefixes.iter().zip(actions);
     rules.map(|(prefix, action)| RuleSpec { prefix: prefix.parse().expect("a prefix"), action }).collect()

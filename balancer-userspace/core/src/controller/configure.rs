@@ -19,7 +19,6 @@ use balancer_model::{
 
 use super::{Controller, Services, settings::Differences, settle::Settled};
 use crate::{
-    ids::Ids,
     io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
     merge::merge,
     rules::Rule,
@@ -146,10 +145,11 @@ impl Controller {
         let added = self.rows_needed(&changed, &renamed);
         if added > self.ids.free() {
             return Err(Refused::Conflict(format!(
-                "{} to add and {} of {} left: remove some first",
+                "{} to add and {} of {} left{}",
                 counted(added, "backend"),
                 grouped(self.ids.free() as u64),
-                grouped(Ids::TOTAL as u64)
+                grouped(self.ids.total() as u64),
+                if self.ids.lack_rows() { "; a restart makes room" } else { ": remove some first" }
             )));
         }
         if 2 * difference.services[0] + self.services.len() > usize::from(u16::MAX) {

@@ -88,6 +88,37 @@ pub struct Gone {
     empty_sweeps: u32,
 }
 
+/// What there must be room for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Largest {
+    /// Services as large as they are at any time.
+    pub services: Vec<ServiceConfig>,
+    /// Backend ids that are in use at one time.
+    pub ids: usize,
+    /// The highest of those that are in use already.
+    pub highest_id: u16,
+}
+
+impl Largest {
+    /// Takes in what comes instead.
+    pub fn extend(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.ids = self.ids.max(other.ids);
+        self.highest_id = self.highest_id.max(other.highest_id);
+    }
+}
+
+impl From<Vec<ServiceConfig>> for Largest {
+    fn from(services: Vec<ServiceConfig>) -> Self {
+        Self { ids: ids_of(&services), highest_id: 0, services }
+    }
+}
+
+/// The backend ids that services take.
+fn ids_of(services: &[ServiceConfig]) -> usize {
+    services.iter().map(ServiceConfig::backend_ids).sum()
+}
+
 impl Gone {
     /// The sweep that is under way when it is removed may have passed a client by; the second cannot.
     const ENOUGH_SWEEPS: u32 = 2;
@@ -124,10 +155,27 @@ impl Controller {
         &self.gone
     }
 
-    /// Services as large as those that [`start`](Self::start) comes to and comes from, or larger: what was before is told
-    /// first, and is replaced beside what replaces it.
+    /// What [`start`](Self::start) comes to and comes from, or more: what was before is told first, and is replaced beside
+    /// what replaces it.
     #[must_use]
-    pub fn largest(&self) -> Vec<ServiceConfig> {
+    pub fn largest(&self) -> Largest {
+        let services = self.largest_services();
+        let gone = self.gone.iter().map(|gone| gone.row.id);
+        Largest {
+            ids: ids_of(&services) + self.gone.len(),
+            highest_id: self.owners.keys().copied().chain(gone).max().map_or(0, |id| id.0),
+            services,
+        }
+    }
+
+    /// Has no more ids than the maps of backends have rows, a power of two. Those of a fleet are the fleet's.
+    pub fn set_backend_rows(&mut self, rows: u32) {
+        if !self.role.follows() {
+            self.ids.set_rows(rows);
+        }
+    }
+
+    fn largest_services(&self) -> Vec<ServiceConfig> {
         let mut services = self.first.clone();
         for now in self.configs() {
             let Some(service) = services.iter_mut().find(|service| service.name == now.name) else {
@@ -138,14 +186,9 @@ impl Controller {
             let more = now.listen.iter().filter(|listener| !service.listen.contains(listener));
             let more: Vec<_> = more.copied().collect();
             service.listen.extend(more);
-            for backend in now.backends {
-                let same = |other: &BackendConfig| {
-                    other.name == backend.name && (other.address, other.address6) == (backend.address, backend.address6)
-                };
-                if !service.backends.iter().any(same) {
-                    service.backends.push(backend);
-                }
-            }
+            let place = |backend: &BackendConfig| (backend.name.clone(), backend.address, backend.address6);
+            let there: HashSet<_> = service.backends.iter().map(place).collect();
+            service.backends.extend(now.backends.into_iter().filter(|backend| !there.contains(&place(backend))));
         }
         services
     }
@@ -216,7 +259,7 @@ impl Controller {
             file: Vec::new(),
             services: Services::default(),
             owners: HashMap::new(),
-            ids: Ids::new(),
+            ids: self.ids.all_free(),
             hops: NextHops::default(),
             published: None,
             gone: Vec::new(),
@@ -413,9 +456,8 @@ impl Controller {
     pub fn name_of(&self, id: BackendId) -> Option<&str> {
         let owner = self.owners.get(&id);
         let service = owner.and_then(|owner| self.services.with_id(*owner));
-        let present = service.into_iter().flat_map(Service::backends).map(|backend| (backend.id(), backend.name()));
-        let gone = self.gone.iter().map(|gone| (gone.row.id, gone.name.as_str()));
-        present.chain(gone).find(|&(other, _)| other == id).map(|(_, name)| name)
+        let present = service.and_then(|service| service.backends().get(service.position(id)?)).map(Backend::name);
+        present.or_else(|| self.gone.iter().find(|gone| gone.row.id == id).map(|gone| gone.name.as_str()))
     }
 
     /// A backend in each of the parts of its service.
@@ -454,7 +496,7 @@ impl Controller {
     ) -> Option<ServiceId> {
         let &id = self.owners.get(&backend)?;
         let service = self.services.with_id_mut(id)?;
-        let index = service.backends().iter().position(|candidate| candidate.id() == backend)?;
+        let index = service.position(backend)?;
         service.record(index, ended, &self.hops, now).then_some(id)
     }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use balancer_common::{client::HashKey, map_types::MAX_BACKENDS};
+use balancer_common::{client::HashKey, map_types::LAST_BACKEND};
 use balancer_model::{
     config::{Config, ServiceConfig},
     validate,
@@ -180,7 +180,7 @@ fn consistent(state: &SavedState) -> Result<(), String> {
     let rows = state.gone.iter().map(|gone| (gone.row.id, &gone.name));
     let present = state.services.iter().flat_map(|service| &service.backends);
     for (id, name) in present.map(|backend| (backend.id, &backend.config.name)).chain(rows) {
-        if !(1..MAX_BACKENDS as u16).contains(&id.0) || !backends.insert(id) {
+        if !(1..=LAST_BACKEND).contains(&id.0) || !backends.insert(id) {
             return Err(format!("backend {name} has the id {}, which is out of range or another's", id.0));
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_common::{
-    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    map_types::{ALL_DOWN, LAST_BACKEND, NO_BACKEND},
     verdict::MoveCause,
 };
 use balancer_model::{
@@ -154,7 +154,7 @@ pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drain
         .collect();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "an id is given out twice");
     assert_eq!(plane.rows.keys().copied().collect::<BTreeSet<_>>(), ids.iter().copied().collect());
-    assert_eq!(ids.len() + controller.free_ids(), MAX_BACKENDS as usize - 1, "ids are lost or given back twice");
+    assert_eq!(ids.len() + controller.free_ids(), usize::from(LAST_BACKEND), "ids are lost or given back twice");
     for gone in controller.gone() {
         assert_eq!(plane.rows[&gone.row.id], gone.row);
         assert!(!gone.row.keeps_known && !gone.row.takes_pinned && gone.row.next_hop.is_none());

@@ -10,7 +10,7 @@ use std::{
 use balancer_common::{
     client::slot,
     client_table::Entry,
-    map_types::{ALL_DOWN, MAX_BACKENDS, NO_BACKEND},
+    map_types::{ALL_DOWN, LAST_BACKEND, NO_BACKEND},
     memory::{Steered, Steering, steer},
     verdict::CauseIndex,
 };
@@ -60,7 +60,7 @@ impl DataPlane {
         let again = self.again;
         match command {
             Command::WriteBackend(spec) => {
-                assert!((1..MAX_BACKENDS as u16).contains(&spec.id.0));
+                assert!((1..=LAST_BACKEND).contains(&spec.id.0));
                 // One that is removed may have been without anything already.
                 let bare = spec.next_hop.is_none() && !spec.keeps_known;
                 assert!(again || bare || self.rows.get(&spec.id) != Some(&spec), "a row is written for nothing");

@@ -23,7 +23,7 @@ impl Service {
         self.generation = before.generation;
         (self.required, self.needless) = (before.required, before.needless);
         for mut old in before.backends {
-            if let Some(backend) = self.backends.iter_mut().find(|backend| backend.id == old.id) {
+            if let Some(backend) = self.position(old.id).and_then(|place| self.backends.get_mut(place)) {
                 backend.succeed(&mut old);
             }
         }
@@ -41,9 +41,8 @@ impl Service {
 
     /// Takes over a judgement; true if it is news.
     pub(crate) fn judge(&mut self, judgement: &Judgement) -> bool {
-        let Some(backend) = self.backends.iter_mut().find(|backend| backend.id == judgement.backend) else {
-            return false;
-        };
+        let place = self.position(judgement.backend);
+        let Some(backend) = place.and_then(|place| self.backends.get_mut(place)) else { return false };
         let news =
             backend.agreed_way.as_ref() != Some(&judgement.way) || *backend.health.verdict() != judgement.verdict;
         backend.agreed_way = Some(judgement.way.clone());

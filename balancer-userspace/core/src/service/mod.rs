@@ -26,7 +26,8 @@ use crate::{
     agreed::Way,
     health::{FailureKind, Verdict},
     io::{
-        BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, RuleSpec, ServiceId, ServiceSpec,
+        BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, RuleSpec, ServiceId,
+        ServiceSpec,
     },
     keys,
     maglev::Member,
@@ -203,6 +204,13 @@ impl Service {
     #[must_use]
     pub fn backends(&self) -> &[Backend] {
         &self.backends
+    }
+
+    /// Where among them the one with this id is. Most services have theirs in the order of ids.
+    pub(crate) fn position(&self, id: BackendId) -> Option<usize> {
+        let backends = &self.backends;
+        let guess = backends.binary_search_by_key(&id, Backend::id).ok();
+        guess.or_else(|| backends.iter().position(|backend| backend.id == id))
     }
 
     /// The live table: M backend ids, or `NO_BACKEND` or `ALL_DOWN`.

@@ -123,7 +123,7 @@ impl Startup {
             metrics,
         } = self;
         let outlives = pins.is_some();
-        let capacity = Capacity::for_services(&config, &resumed.largest);
+        let capacity = Capacity::for_largest(&config, &resumed.largest);
         let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins, puzzles::wanted(), &supervisor)?;
         tell_of(&mut dataplane, &config, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
@@ -139,6 +139,7 @@ impl Startup {
         let (calls_in, calls) = mpsc::channel(CALLS);
         let Resumed { mut controller, departed, repeated_moves, withdrawn, file: mut state_file, epoch, .. } = resumed;
         controller.name_interfaces(named);
+        controller.set_backend_rows(dataplane.backend_rows());
         let instance = controller.instance();
         let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());

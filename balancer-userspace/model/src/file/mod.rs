@@ -18,7 +18,7 @@ use findings::Findings;
 pub use findings::{ConfigErrors, Finding, Warning};
 
 /// Largest configuration file, in bytes.
-pub const MAX_FILE_SIZE: u64 = 4 << 20;
+pub const MAX_FILE_SIZE: u64 = 16 << 20;
 
 /// Reads and validates a configuration file.
 ///
@@ -38,7 +38,7 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigErrors> {
 /// As [`load`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Config, Vec<Warning>), ConfigErrors> {
     if bytes.len() as u64 > MAX_FILE_SIZE {
-        let what = "is larger than 4 MiB, the largest configuration; is it the right file?";
+        let what = "is larger than 16 MiB, the largest configuration; is it the right file?";
         return Err(ConfigErrors::whole_file(path, what.to_owned()));
     }
     let text = match std::str::from_utf8(bytes) {

@@ -80,7 +80,15 @@ impl Scene {
     }
 
     fn new(ifindex: u32, clients: u32) -> Result<Self> {
-        let capacity = Capacity { slots: 1 << 21, services: 64, listeners: 64, ranges: 64, returns: 256, clients };
+        let capacity = Capacity {
+            slots: 1 << 21,
+            services: 64,
+            listeners: 64,
+            ranges: 64,
+            returns: 256,
+            backends: 1 << 14,
+            clients,
+        };
         let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
         dataplane.set_layers(Layers::flat(&[(ifindex, OWN_MAC)]));
         let mut specs = Vec::new();

@@ -1,0 +1,98 @@
+//! Pinned maps of backends' counters, where there are more or fewer rows than an earlier controller had.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, bail};
+use aya::{
+    Ebpf,
+    maps::{Map, MapData, PerCpuArray},
+};
+use balancer_common::{kept::BackendHistory, map_types::BackendStats};
+use tracing::info;
+
+use super::{mapped::MappedArray, pins::Pins};
+
+/// Those that have a row for each backend.
+const BY_BACKEND: [&str; 2] = ["BACKEND_HISTORY", "BACKEND_STATS"];
+
+/// Maps that are made anew, with what was counted. Until all of that is in them, the pins of those from before stay.
+pub(super) struct Replaced(Vec<One>);
+
+struct One {
+    name: &'static str,
+    /// Where it is pinned.
+    pin: PathBuf,
+    /// Where the map that is to replace it is pinned at first.
+    new: PathBuf,
+    rows: u32,
+}
+
+impl Replaced {
+    /// Those of the pinned maps that have not as many `rows`.
+    pub(super) fn before_load(pins: &Pins, rows: u32) -> anyhow::Result<Self> {
+        let mut replaced = Vec::new();
+        for name in BY_BACKEND {
+            let temporary = format!("NEW-{name}");
+            // Of a controller that was killed on its way.
+            pins.make_anew(&temporary)?;
+            let (pin, new) = (pins.map(name), pins.map(&temporary));
+            if !pin.exists() {
+                continue;
+            }
+            let before = open(&pin)?.info().context("reading the map's description")?.max_entries();
+            if before != rows {
+                replaced.push(One { name, pin, new, rows: before });
+            }
+        }
+        Ok(Self(replaced))
+    }
+
+    /// Where a map is to be pinned, if it replaces another.
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
+        self.0.iter().find(|one| one.name == name).map(|one| one.new.clone())
+    }
+
+    /// Copies what there is room for, and has the new maps take the places of those from before.
+    pub(super) fn carry_over(self, ebpf: &Ebpf) -> anyhow::Result<()> {
+        for One { name, pin, new, rows } in self.0 {
+            let (from, to) = (open(&pin)?, open(&new)?);
+            let room = to.info().context("reading the map's description")?.max_entries();
+            match ebpf.map(name) {
+                Some(Map::PerCpuArray(_)) => copy_counters(from, to),
+                Some(Map::Array(_)) => copy_history(from, to),
+                _ => bail!("the kernel object holds no map {name} of a known kind"),
+            }
+            .with_context(|| format!("carrying over the map {name}"))?;
+            fs::rename(&new, &pin).with_context(|| format!("pinning the map {name}"))?;
+            info!(
+                "{name} has {room} rows instead of {rows}: what was counted is carried over, but for what is counted until \
+                 the program is replaced"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn open(pin: &PathBuf) -> anyhow::Result<MapData> {
+    MapData::from_pin(pin).with_context(|| format!("opening the pinned map {}", pin.display()))
+}
+
+fn copy_history(from: MapData, to: MapData) -> anyhow::Result<()> {
+    let (from, mut to) = (MappedArray::<BackendHistory>::new(from)?, MappedArray::<BackendHistory>::new(to)?);
+    for row in 0..from.len().min(to.len()) {
+        to.store(row, from.load(row));
+    }
+    Ok(())
+}
+
+fn copy_counters(from: MapData, to: MapData) -> anyhow::Result<()> {
+    let from: PerCpuArray<_, BackendStats> = Map::PerCpuArray(from).try_into()?;
+    let mut to: PerCpuArray<_, BackendStats> = Map::PerCpuArray(to).try_into()?;
+    for row in 0..from.len().min(to.len()) {
+        let counters = from.get(&row, 0)?;
+        if counters.iter().any(|counters| *counters != BackendStats::default()) {
+            to.set(row, counters, 0)?;
+        }
+    }
+    Ok(())
+}

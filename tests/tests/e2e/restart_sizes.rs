@@ -1,0 +1,114 @@
+//! Restarts with `on_exit = "keep"` with a file that has many more backends than the one before, and back: the maps of
+//! backends have other sizes, and clients and counters go on.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::maps::MapData;
+use balancer_common::map_types::Forwarding;
+use balancer_tests::{
+    metrics::Metrics,
+    site::{PATIENCE, Settings, Site},
+    topology::Family,
+    users::Users,
+};
+use serde_json::Value;
+
+use crate::restart::pins;
+
+/// More than half of the ids that few rows have, beyond which there are more rows.
+const FEW: u32 = 9000;
+const MANY: u32 = 16_500;
+
+/// A second service with so many backends, which nobody can reach.
+fn bulk(backends: u32) -> String {
+    let mut text = "[[service]]\nname = \"bulk\"\naddress = \"10.1.99.1:99\"\nforwarding = \"dsr\"\n\
+                    check = { type = \"none\" }\n"
+        .to_owned();
+    for number in 0..backends {
+        let address = Ipv4Addr::from(0xac1f_0000 + number);
+        write!(text, "[[service.backend]]\nname = \"b{number}\"\naddress = \"{address}\"\n").unwrap();
+    }
+    text
+}
+
+/// How many rows the pinned maps of backends have.
+fn rows(site: &Site) -> [u32; 2] {
+    let directory = pins(site);
+    let left = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.starts_with("NEW-")).count(), 0, "what replaces a map stays");
+    ["BACKEND_STATS", "BACKEND_HISTORY"]
+        .map(|name| MapData::from_pin(directory.join(name)).unwrap().info().unwrap().max_entries())
+}
+
+fn never_backwards(before: &Metrics, after: &Metrics) {
+    for (sample, value) in before.counters().filter(|(sample, _)| !sample.contains("bulk")) {
+        let now = after.sample(sample).unwrap_or(-1.0);
+        assert!(now >= value, "{sample} went from {value} to {now}");
+    }
+}
+
+fn restart(users: &mut Users, backends: u32, killed: bool) {
+    let before = users.site.metrics().unwrap();
+    let adapt = |settings: &mut Settings| {
+        settings.lines = if backends == 0 { String::new() } else { bulk(backends) };
+    };
+    if killed { users.site.kill_and_restart(adapt) } else { users.site.restart(adapt) }.unwrap();
+    never_backwards(&before, &users.site.metrics().unwrap());
+    users.nobody_moves(&format!("with {backends} backends more"));
+}
+
+/// The id of a backend, as the saved state has it.
+fn id(site: &Site, name: &str) -> Option<u64> {
+    let path = site.files().join("state.json");
+    let state: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let backends =
+        state["body"]["services"].as_array().unwrap().iter().flat_map(|of| of["backends"].as_array().unwrap());
+    backends.clone().find(|backend| backend["config"]["name"] == name).and_then(|backend| backend["id"].as_u64())
+}
+
+#[test]
+fn maps_of_backends_grow_and_shrink_with_the_file() {
+    let mut users = Users::new(Forwarding::Nat, |settings| settings.on_exit = "keep");
+    users.visit(1..=300);
+    assert_eq!(rows(&users.site), [16_384; 2]);
+
+    restart(&mut users, FEW, true);
+    assert_eq!(rows(&users.site), [32_768; 2]);
+    restart(&mut users, MANY, false);
+    assert_eq!(rows(&users.site), [65_536; 2]);
+
+    // A backend whose id only these maps have.
+    let address = users.site.backend_address(Family::V4, 5).to_string();
+    users.site.cli(&["backend", "add", "web/web5", &address]).unwrap();
+    users.visit(301..=600);
+    assert!(!users.clients_of("web5").is_empty());
+    users.site.restart(|_| {}).unwrap();
+    let web5 = id(&users.site, "web5").unwrap();
+    assert!(web5 > u64::from(MANY), "web5 has id {web5}");
+    users.nobody_moves("with a high id");
+
+    // As long as it has that, so many rows are needed.
+    restart(&mut users, 0, true);
+    shrinks_to(&mut users, 32_768);
+    users.site.cli(&["backend", "remove", "web/web5", "--force"]).unwrap();
+    users.only_its_clients_move("web5");
+    shrinks_to(&mut users, 16_384);
+}
+
+/// A backend that is gone has its row until two passes over the client table have found nobody there.
+fn shrinks_to(users: &mut Users, wanted: u32) {
+    let deadline = Instant::now() + 3 * PATIENCE;
+    while rows(&users.site) != [wanted; 2] {
+        assert!(Instant::now() < deadline, "{:?} rows, not {wanted}", rows(&users.site));
+        // A pass takes a second, and every start begins anew.
+        thread::sleep(Duration::from_secs(5));
+        restart(users, 0, false);
+    }
+}
