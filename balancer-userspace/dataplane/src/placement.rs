@@ -6,7 +6,9 @@ use balancer_common::{
     service_table::{PROBES, TableView},
 };
 
+/// Seeds that are tried with as many rows as there may be; and with fewer: what these do not fit, hardly any would.
 const SEEDS: u32 = 64;
+const FEW_SEEDS: u32 = 8;
 /// Up to so many keys have sixteen home rows each; beyond, rows are memory that counts.
 const MANY: usize = 4096;
 
@@ -40,8 +42,9 @@ pub(super) fn rows_for(keys: usize) -> u32 {
 pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result<Placement> {
     let wanted = home_rows(keys.len()).trailing_zeros();
     let Some(most) = room.saturating_sub(PROBES).checked_ilog2() else { bail!(no_room(keys, room)) };
-    for bits in wanted.min(most)..=most.min(24) {
-        for seed in 0..SEEDS {
+    let most = most.min(24);
+    for bits in wanted.min(most)..=most {
+        for seed in 0..if bits < most { FEW_SEEDS } else { SEEDS } {
             let view = TableView { base, bits: bits as u8, seed };
             if let Some(rows) = try_place(keys, view) {
                 return Ok(Placement { view, rows });
