@@ -104,8 +104,8 @@ enum Chore {
         #[arg(default_value = "")]
         only: String,
     },
-    /// Set up, then run one benchmark; or, with --all or without a name, those that take a quarter of an hour together, and
-    /// put figures and pictures in target/bench; needs root.
+    /// Set up, then run one benchmark; or, with --all or without a name, all but memory and fleet, and put figures and
+    /// pictures in target/bench; needs root.
     Bench {
         /// Only this one, and print its figures.
         only: Option<bench::Benchmark>,
