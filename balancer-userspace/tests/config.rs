@@ -13,6 +13,7 @@ use balancer_model::{
     },
     file,
     listeners::{Family, Listener},
+    table_size::TableSize,
 };
 use proptest::prelude::*;
 
@@ -61,7 +62,7 @@ fn defaults() {
             listen: vec![listener("198.51.100.10:80/tcp")],
             ports: BTreeMap::new(),
             forwarding: Forwarding::Nat,
-            table_size: 65_537,
+            table_size: TableSize::Fixed(65_537),
             client_prefix: ClientPrefix { v4: 32, v6: 64 },
             remember: Duration::from_secs(3 * 3600),
             failback: Failback::Stay,

@@ -11,6 +11,7 @@ use balancer_model::{
     config::{CheckConfig, CheckKind, ServiceConfig, WhenAllDown},
     fixture::{KEY, address, backend, config, name, now, service, web},
     states::{Admin, BackendState, Forced},
+    table_size::TableSize,
 };
 
 use crate::{
@@ -95,6 +96,12 @@ impl Bench {
             weight: None,
             backup: false,
         })
+    }
+
+    /// The way to an address is found.
+    fn reach(&mut self, address: &str) {
+        let found = Event::NextHop { address: address.parse().unwrap(), next_hop: Ok(next_hop(1)) };
+        self.controller.handle(found, self.now);
     }
 
     pub(super) fn remove(&mut self, backend: &str) -> (String, Vec<Command>) {
@@ -539,11 +546,102 @@ fn a_reload_keeps_what_stays_and_restarts_what_moved() {
 fn a_resized_table_is_replaced_whole() {
     let mut bench = Bench::web();
     let mut web = web();
-    web.table_size = 131_071;
+    web.table_size = 131_071.into();
     let (message, commands) = bench.reload(vec![web]).unwrap();
     assert!(message.starts_with("configuration applied, 1 service changed: "), "{message}");
     assert_eq!(kinds(&commands), ["swap"]);
     assert_eq!(bench.service().live_table().len(), 131_071);
+}
+
+/// A service of `count` backends that goes by their number.
+fn automatic(count: usize) -> ServiceConfig {
+    let backends: Vec<String> = (1..=count).map(|n| format!("web{n} 10.0.1.{n}:8080")).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    ServiceConfig { table_size: TableSize::Auto, ..service("web", "198.51.100.10:80", Forwarding::Nat, &backends) }
+}
+
+#[test]
+fn a_table_goes_by_the_number_of_backends() {
+    let (mut bench, _) = Bench::new(vec![automatic(39)]);
+    assert_eq!((bench.service().table_size(), bench.service().live_table().len()), (4099, 4099));
+    let before = bench.service().slots_moved();
+    let plan = |bench: &Bench| {
+        let add = Change::Add {
+            name: name("web/new"),
+            address: "10.0.2.9".parse().unwrap(),
+            address6: None,
+            port: Some(8080),
+            weight: None,
+            backup: false,
+        };
+        bench.controller.plan(add, bench.now).unwrap()
+    };
+    assert!(plan(&bench).message.ends_with("needless"), "{}", plan(&bench).message);
+    bench.add("web/more", "10.0.2.1").unwrap();
+    bench.reach("10.0.2.1");
+    assert_eq!(bench.service().table_size(), 4099);
+    assert!(!bench.controller.added(&name("web/more"), before).contains("grows"));
+
+    let (more, message) = (plan(&bench), "; the table grows from 4,099 to 16,411 slots");
+    assert!(more.message.ends_with(message), "{}", more.message);
+    assert_eq!(more.counted(|_| {}).services[0].table_size, 16_411);
+
+    // One that cannot be reached yet is as if it were not configured: clients move once.
+    let before = bench.service().slots_moved();
+    bench.add("web/last", "10.0.2.2").unwrap();
+    assert_eq!(bench.service().table_size(), 4099);
+    bench.reach("10.0.2.2");
+    assert_eq!(bench.service().table_size(), 16_411);
+    let added = bench.controller.added(&name("web/last"), before);
+    assert!(added.ends_with(message), "{added}");
+    // The past changes no table.
+    let fresh = {
+        let mut config = automatic(39);
+        config.backends.push(backend("more", "10.0.2.1:8080"));
+        config.backends.push(backend("last", "10.0.2.2:8080"));
+        Bench::new(vec![config]).0
+    };
+    let names = |bench: &Bench| -> Vec<String> {
+        let of = |id: &u16| bench.service().backends().iter().find(|backend| backend.id().0 == *id).unwrap();
+        bench.service().live_table().iter().map(|id| of(id).name().to_owned()).collect()
+    };
+    assert_eq!(names(&bench), names(&fresh));
+
+    let (message, _) = bench.remove("web/web1");
+    assert!(message.ends_with("; the table shrinks from 16,411 to 4,099 slots"), "{message}");
+    let (message, _) = bench.reload(vec![automatic(165)]).unwrap();
+    assert!(message.ends_with("; the table grows from 4,099 to 65,537 slots"), "{message}");
+    let two = |size: TableSize| {
+        let one = ServiceConfig { table_size: size, ..automatic(50) };
+        let other = service("other", "198.51.100.11:80", Forwarding::Nat, &["a 10.0.3.1:8080"]);
+        vec![one, ServiceConfig { table_size: size, ..other }]
+    };
+    bench.reload(two(TableSize::Fixed(251))).unwrap();
+    let (message, _) = bench.reload(two(TableSize::Auto)).unwrap();
+    assert!(message.ends_with("; the tables of 2 services have other sizes"), "{message}");
+}
+
+#[test]
+fn both_families_have_tables_of_one_size() {
+    let mut config = automatic(40);
+    let mut second = config.listen[0];
+    second.address = "2001:db8::10".parse().unwrap();
+    config.listen.push(second);
+    for (backend, number) in config.backends.iter_mut().zip(1..) {
+        backend.address6 = Some(address(&format!("[2001:db8:1::{number}]:8080")));
+    }
+    let (mut bench, commands) = Bench::new(vec![config.clone()]);
+    assert_eq!(lines(&commands), [""; 0]);
+    let mut more = config.backends[0].clone();
+    (more.name, more.address, more.address6) =
+        ("more".to_owned(), address("10.0.2.1:8080"), Some(address("[2001:db8:2::1]:8080")));
+    config.backends.push(more);
+    bench.reload(vec![config]).unwrap();
+    for address in ["10.0.2.1", "2001:db8:2::1"] {
+        bench.reach(address);
+    }
+    let sizes: Vec<u32> = bench.controller.services().iter().map(Service::table_size).collect();
+    assert_eq!(sizes, [16_411, 16_411]);
 }
 
 #[test]

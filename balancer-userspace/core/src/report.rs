@@ -1,6 +1,6 @@
 //! The lines that operators read.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
 use balancer_model::{
     names::BackendName,
@@ -17,6 +17,16 @@ use crate::{
 pub(crate) fn moved(moves: &Moves, table_size: u32) -> String {
     let (total, needless) = (moves.total(), moves.needless());
     format!("{} of {} slots moved, {} needless", grouped(total), grouped(table_size), grouped(needless))
+}
+
+/// What becomes of the size of a service's lookup table, as a part of a sentence; nothing where it stays.
+pub(crate) fn resized(before: u32, after: u32) -> String {
+    let how = match after.cmp(&before) {
+        Ordering::Equal => return String::new(),
+        Ordering::Greater => "grows",
+        Ordering::Less => "shrinks",
+    };
+    format!("; the table {how} from {} to {} slots", grouped(before), grouped(after))
 }
 
 /// Known clients that are strangers from now on, as a part of a sentence; nothing where there are none.

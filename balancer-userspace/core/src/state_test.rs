@@ -7,6 +7,7 @@ use balancer_model::{
     config::ServiceConfig,
     fixture::{KEY, backend, config, name, service, web},
     states::{Admin, BackendState},
+    table_size::TableSize,
 };
 
 use crate::{
@@ -212,4 +213,29 @@ fn ids_beyond_those_of_few_rows_outlive_a_restart() {
     state.services[0].backends[1].id = BackendId(u16::MAX);
     let why = Controller::restore(config(vec![web()]), KEY, state, clocks).unwrap_err();
     assert_eq!(why, "backend web2 has the id 65535, which is out of range or another's");
+}
+
+#[test]
+fn a_table_that_goes_by_the_number_of_backends_goes_on_so() {
+    for (size, text) in [(TableSize::Fixed(65_537), "65537"), (TableSize::Auto, "\"auto\"")] {
+        assert_eq!(serde_json::to_string(&size).unwrap(), text);
+        assert_eq!(serde_json::from_str::<TableSize>(text).unwrap(), size);
+    }
+    assert!(serde_json::from_str::<TableSize>("\"many\"").is_err());
+
+    let auto = |count: u32| ServiceConfig { table_size: TableSize::Auto, ..many('a', count) };
+    let mut bench = Bench::new(vec![auto(40)]).0;
+    bench.add("web/one-more", "10.1.0.1").unwrap();
+    let address = "10.1.0.1".parse().unwrap();
+    bench.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop(5)) }, bench.now);
+    let table = bench.service().live_table().to_vec();
+    assert_eq!(table.len(), 16_411);
+    restart(&mut bench, Duration::ZERO, vec![auto(40)]);
+    assert_eq!(bench.service().live_table(), table);
+    // A file whose table is smaller, beside which that from before is served at first.
+    let state = export(&bench);
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
+    let restored = |file| Controller::restore(config(vec![file]), KEY, state.clone(), clocks).unwrap();
+    assert_eq!(restored(auto(3)).largest().services[0].slots(), 16_411);
+    assert_eq!(restored(ServiceConfig { table_size: 251.into(), ..auto(3) }).largest().services[0].slots(), 16_411);
 }

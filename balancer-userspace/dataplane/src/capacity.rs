@@ -5,7 +5,7 @@ use balancer_common::{
     map_types::{FEWEST_BACKEND_ROWS, Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
 };
 use balancer_core::controller::Largest;
-use balancer_model::config::Config;
+use balancer_model::config::{Config, ServiceConfig};
 
 /// How large the maps are made. They cannot grow while the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +71,14 @@ impl Capacity {
     pub fn for_largest(config: &Config, largest: &Largest) -> Self {
         let services = &largest.services;
         let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
-        let tables = services.iter().flat_map(|service| vec![lines(service.table_size); service.families().len()]);
+        let tables = services.iter().flat_map(|service| vec![lines(service.slots()); service.families().len()]);
         let listeners: usize = services.iter().map(|service| service.listen.len()).sum();
         let nat = services.iter().filter(|service| service.forwarding == Forwarding::Nat);
         let ways: usize = nat.map(|service| service.backends.len() * (service.listen.len() + 1)).sum();
-        let total: u32 = tables.clone().fold(0, u32::saturating_add);
-        let longest = tables.max().unwrap_or(0);
+        let total: u32 = tables.fold(0, u32::saturating_add);
+        // One that goes by the number of backends may come to have twice as many of them.
+        let grown = |service: &ServiceConfig| lines(service.table_size.slots(2 * service.backends.len()));
+        let longest = services.iter().map(grown).max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {

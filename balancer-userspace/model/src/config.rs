@@ -9,10 +9,13 @@ use balancer_common::{
 use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::listeners::{Family, Listener};
 pub use crate::{
     fleet::{Fleet, LINGER, WhenAlone},
     vip::AssignVip,
+};
+use crate::{
+    listeners::{Family, Listener},
+    table_size::TableSize,
 };
 
 /// A whole configuration.
@@ -98,8 +101,8 @@ pub struct ServiceConfig {
     pub ports: BTreeMap<u16, u16>,
     /// How packets reach the backends.
     pub forwarding: Forwarding,
-    /// Slots of the lookup table: a prime, above the number of backends.
-    pub table_size: u32,
+    /// Slots of the lookup table.
+    pub table_size: TableSize,
     /// What of a source address makes a client.
     pub client_prefix: ClientPrefix,
     /// How long a client is remembered; zero: the table alone decides.
@@ -132,6 +135,12 @@ pub struct ServiceConfig {
 }
 
 impl ServiceConfig {
+    /// Slots of its lookup table, once all of its backends are reachable.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.table_size.slots(self.backends.len())
+    }
+
     /// Whether it says what `other` says, but for backends.
     #[must_use]
     pub fn has_settings_of(&self, other: &Self) -> bool {

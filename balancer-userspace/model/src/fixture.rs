@@ -17,6 +17,7 @@ use crate::{
     },
     listeners::Listener,
     names::BackendName,
+    table_size::TableSize,
 };
 
 /// The fleet's key.
@@ -79,7 +80,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         listen: vec![Listener::at(address(at), Protocol::Tcp)],
         ports: BTreeMap::new(),
         forwarding,
-        table_size: 65_537,
+        table_size: TableSize::Fixed(65_537),
         client_prefix: ClientPrefix { v4: 32, v6: 64 },
         remember: Duration::ZERO,
         failback: Failback::Stay,

@@ -11,6 +11,7 @@ pub mod names;
 mod primes;
 pub mod renames;
 pub mod states;
+pub mod table_size;
 pub mod validate;
 pub mod value;
 mod vip;

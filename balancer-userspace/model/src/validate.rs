@@ -13,15 +13,15 @@ use balancer_common::map_types::{Forwarding, LAST_BACKEND, MAX_LISTENERS};
 
 use super::{
     primes::{MAX_TABLE_SIZE, is_prime, next_prime},
-    renames, value,
+    renames,
+    table_size::SLOTS_PER_BACKEND,
+    value,
 };
 use crate::{
     config::{BackendConfig, Protocol, ServiceConfig, forwarding_word},
     listeners::{Family, Listener, MAX_LISTENERS_OF_SERVICE, PortRange},
 };
 
-/// Below this many slots a backend, shares become uneven.
-pub(super) const SLOTS_PER_BACKEND: usize = 100;
 const MAX_SERVICES: usize = u16::MAX as usize;
 
 /// What something is wrong about, in a list of services. Numbers count from 0.
@@ -259,7 +259,7 @@ impl Problems<'_> {
     }
 
     fn table_size(&mut self, index: usize, service: &ServiceConfig) {
-        let (size, backends) = (service.table_size, service.backends.len());
+        let (size, backends) = (service.slots(), service.backends.len());
         let text = if !is_prime(size) {
             format!("table_size = {size} is not prime; the next prime is {}", next_prime(size))
         } else if size as usize <= backends {
@@ -492,9 +492,9 @@ mod tests {
         let mut badly_named = web();
         badly_named.backends[1].name = "web 2".to_owned();
         let mut small = web();
-        small.table_size = 3;
+        small.table_size = 3.into();
         let mut even = web();
-        even.table_size = 65_536;
+        even.table_size = 65_536.into();
         let v4 = "198.51.100.10:80";
         for (list, expected) in [
             (vec![named_twice], "the backend name \"web1\" is taken; choose another"),

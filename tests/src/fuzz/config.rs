@@ -41,7 +41,7 @@ pub fn config(bytes: &[u8]) {
 }
 
 pub(super) fn is_small(config: &Config) -> bool {
-    let slots = config.services.iter().map(|service| service.table_size as usize * service.families().len());
+    let slots = config.services.iter().map(|service| service.slots() as usize * service.families().len());
     slots.sum::<usize>() <= SLOTS
 }
 

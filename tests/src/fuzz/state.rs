@@ -104,7 +104,7 @@ pub(super) fn configured() -> Config {
 
 pub(super) fn is_small(state: &SavedState) -> bool {
     let services = state.services.iter().map(|service| &service.settings).chain(&state.file);
-    services.map(|service| service.table_size as usize).fold(0, usize::saturating_add) <= SLOTS
+    services.map(|service| service.slots() as usize).fold(0, usize::saturating_add) <= SLOTS
 }
 
 fn go_on(state: SavedState) {

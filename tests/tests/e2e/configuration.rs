@@ -216,3 +216,35 @@ fn all_down_is_what_the_service_says() {
         assert_eq!(homes(&site), before);
     }
 }
+
+#[test]
+fn a_table_grows_with_the_number_of_backends() {
+    let mut site = site(2, |settings, topology| {
+        settings.on_exit = "keep";
+        settings.remember = "60s";
+        let (vip, host) = (topology.vip(FAMILY), topology.backend_address(FAMILY, 0));
+        settings.lines = format!(
+            "[[service]]\nname = \"auto\"\naddress = \"{vip}:99\"\nforwarding = \"nat\"\ntable_size = \"auto\"\n\
+             check = {{ type = \"none\" }}\n"
+        );
+        for number in 1..=40 {
+            let backend = format!("name = \"b{number}\"\naddress = \"{host}:{}\"\n", 9000 + number);
+            settings.lines += &format!("[[service.backend]]\n{backend}");
+        }
+        Ok(())
+    });
+    let size = |site: &Site| site.status().unwrap().services.iter().find(|of| of.name == "auto").unwrap().table_size;
+    assert_eq!(size(&site), 4099);
+    let address = format!("{}:9041", site.topology().backend_address(FAMILY, 0));
+    let planned = site.cli(&["plan", "backend", "add", "auto/b41", &address]).unwrap();
+    assert!(planned.contains("the table grows from 4,099 to 16,411 slots"), "{planned}");
+    assert_eq!(size(&site), 4099);
+    let added = site.cli(&["backend", "add", "auto/b41", &address]).unwrap();
+    assert!(added.contains("the table grows from 4,099 to 16,411 slots"), "{added}");
+    assert_eq!(size(&site), 16_411);
+    site.restart(|_| {}).unwrap();
+    assert_eq!(size(&site), 16_411, "it was added at run time and stays");
+    let removed = site.cli(&["backend", "remove", "auto/b41", "--force"]).unwrap();
+    assert!(removed.contains("the table shrinks from 16,411 to 4,099 slots"), "{removed}");
+    assert_eq!(size(&site), 4099);
+}

@@ -16,7 +16,7 @@ use super::{Controller, settle::Settled};
 use crate::{
     io::{Change, Command, Refused},
     report,
-    service::Backend,
+    service::{Backend, Service},
     table::{Footing, Moves},
 };
 
@@ -178,8 +178,11 @@ impl Controller {
         what: &str,
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
+        let size = |this: &Self| this.legs(&subject.service).next().map_or(0, Service::slots_wanted);
+        let before = size(self);
         let (_, settled) = self.configure(services, Some(subject), now)?;
-        Ok((self.done(subject, what, &settled), settled.commands))
+        let resized = report::resized(before, size(self));
+        Ok((self.done(subject, what, &settled) + &resized, settled.commands))
     }
 
     /// `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and what is now unusual about the service.

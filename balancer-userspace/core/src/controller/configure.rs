@@ -21,6 +21,7 @@ use super::{Controller, Services, settings::Differences, settle::Settled};
 use crate::{
     io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
     merge::merge,
+    report,
     rules::Rule,
     service::{Backend, Service},
     shared::{alike, by_name, is_one, shared},
@@ -69,6 +70,7 @@ impl Controller {
         if !is_one(&merged.services, &file) {
             validate::services(&merged.services)?;
         }
+        let sizes = self.table_sizes();
         let only_called_back = merged.called_back.iter().filter(unchanged).count();
         let (mut difference, settled) = self.take_over(merged.services, None, now)?;
         self.file = file;
@@ -114,7 +116,23 @@ impl Controller {
         let moved: u64 = all_moves.iter().map(|moves| u64::from(moves.total())).sum();
         let needless: u64 = all_moves.iter().map(|moves| u64::from(moves.needless())).sum();
         message += &format!(": {} of {} slots moved, {} needless", grouped(moved), grouped(slots), grouped(needless));
+        message += &self.resized_since(&sizes);
         Ok((message, commands))
+    }
+
+    /// What has become of the sizes of lookup tables, as a part of a sentence.
+    fn resized_since(&self, before: &HashMap<String, u32>) -> String {
+        let now = self.table_sizes();
+        let resized: Vec<(u32, u32)> = now
+            .iter()
+            .filter_map(|(name, &now)| Some((*before.get(name)?, now)))
+            .filter(|(before, now)| before != now)
+            .collect();
+        match resized[..] {
+            [] => String::new(),
+            [(before, now)] => report::resized(before, now),
+            _ => format!("; the tables of {} have other sizes", counted(resized.len(), "service")),
+        }
     }
 
     /// Makes `configs` the services that there are, keeping what is known of those that stay.

@@ -39,6 +39,7 @@ use crate::{
         ServiceSpec,
     },
     next_hops::NextHops,
+    report,
     service::{Backend, Service},
     shared::shared,
 };
@@ -182,7 +183,9 @@ impl Controller {
                 services.push(now);
                 continue;
             };
-            service.table_size = service.table_size.max(now.table_size);
+            if service.table_size != now.table_size {
+                service.table_size = service.slots().max(now.slots()).into();
+            }
             let more = now.listen.iter().filter(|listener| !service.listen.contains(listener));
             let more: Vec<_> = more.copied().collect();
             service.listen.extend(more);
@@ -339,10 +342,13 @@ impl Controller {
             "" => String::new(),
             reason => format!(" ({reason})"),
         };
+        let service = self.legs(&name.service).next();
+        let resized = service.map(|service| report::resized(service.slots_wanted_before(), service.slots_wanted()));
         format!(
-            "backend {name} added{reason}: {} of {size} slots moved, {} needless",
+            "backend {name} added{reason}: {} of {size} slots moved, {} needless{}",
             grouped(moved),
-            grouped(needless)
+            grouped(needless),
+            resized.unwrap_or_default()
         )
     }
 
@@ -544,6 +550,11 @@ impl Controller {
         });
     }
 
+    /// The slots of lookup tables, by service.
+    fn table_sizes(&self) -> HashMap<String, u32> {
+        self.services.iter().map(|service| (service.name().to_owned(), service.slots_wanted())).collect()
+    }
+
     fn remove_those_that_left(&mut self, now: Instant) -> Vec<Command> {
         let mut names: Vec<BackendName> = Vec::new();
         for service in &self.services {
@@ -564,10 +575,14 @@ impl Controller {
             };
             config.backends.retain(|backend| !gone(backend));
         }
+        let before = self.table_sizes();
         match self.configure(services, None, now) {
             Ok((_, settled)) => {
+                let after = self.table_sizes();
                 let removed = names.into_iter().map(|name| {
-                    let message = format!("backend {name} removed, it is drained");
+                    let size = |of: &HashMap<String, u32>| of.get(&name.service).copied().unwrap_or(0);
+                    let resized = report::resized(size(&before), size(&after));
+                    let message = format!("backend {name} removed, it is drained{resized}");
                     Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
                 });
                 settled.commands.into_iter().chain(removed).collect()

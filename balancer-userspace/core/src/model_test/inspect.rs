@@ -207,7 +207,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let config = service.config();
     let (table, home) = &plane.tables[&service.id()];
     assert_eq!(&**table, service.live_table());
-    assert_eq!(table.len() as u32, config.table_size);
+    assert_eq!(table.len() as u32, service.table_size());
     assert_eq!(service.table_generation(), plane.swaps[&service.id()]);
     let mut counts: HashMap<u16, u32> = HashMap::new();
     for entry in &**table {
@@ -216,7 +216,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let backends = service.backends();
     let without = counts.get(&NO_BACKEND).or(counts.get(&ALL_DOWN)).copied().unwrap_or(0);
     let with: u32 = backends.iter().map(Backend::slots).sum();
-    assert_eq!(with + without, config.table_size, "the slots do not add up");
+    assert_eq!(with + without, service.table_size(), "the slots do not add up");
 
     let waits = |backend: &Backend| controller.waits(backend);
     let hop = |backend: &Backend| &plane.watched[&backend.address().ip()];
@@ -278,7 +278,8 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let configured =
         members(&|backend| backend.is_backup() == backup && backend.weight() > 0 && (all_wait || !waits(backend)));
     let key = keys::table_key(KEY, service.config().identity());
-    let Some(base) = plain_maglev::table(&configured, config.table_size, key).filter(|_| !eligible.is_empty()) else {
+    let Some(base) = plain_maglev::table(&configured, service.table_size(), key).filter(|_| !eligible.is_empty())
+    else {
         let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
         assert!(table.iter().all(|&other| other == entry), "{footing:?}: {counts:?}");
         assert!(home.is_none() || config.remember.is_zero());
@@ -291,14 +292,15 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     base.iter().for_each(|&id| *shares.entry(id).or_default() += 1);
     for member in &configured {
         let slots = shares.get(&member.id).copied().unwrap_or(0);
-        let due = u64::from(config.table_size) * u64::from(member.weight);
+        let due = u64::from(service.table_size()) * u64::from(member.weight);
         assert!((slots * total).abs_diff(due) <= total, "{slots} slots for {member:?} of {total}");
     }
     if backends.iter().any(|backend| eligible.contains(&backend.id().0) && slow(backend)) {
         assert!(table.iter().all(|id| eligible.contains(id)), "{counts:?}, not {eligible:?}");
         return;
     }
-    let refill = plain_maglev::table(&members(&|backend| eligible.contains(&backend.id().0)), config.table_size, key);
+    let refill =
+        plain_maglev::table(&members(&|backend| eligible.contains(&backend.id().0)), service.table_size(), key);
     for ((&base, &refill), &live) in base.iter().zip(&refill.unwrap()).zip(&**table) {
         assert_eq!(live, if eligible.contains(&base) { base } else { refill });
     }

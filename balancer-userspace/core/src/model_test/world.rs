@@ -61,7 +61,7 @@ fn tag(number: u32) -> u32 {
 fn services() -> Vec<ServiceConfig> {
     let backends = ["web1 10.0.0.1:80", "web2 10.0.0.2:80", "web3 10.0.0.3:80", "web4 10.0.0.4:80"];
     let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &backends);
-    web.table_size = 113;
+    web.table_size = 113.into();
     web.remember = Duration::from_secs(60);
     web.drain_timeout = Duration::from_secs(20);
     web.backends[3].backup = true;
@@ -69,7 +69,7 @@ fn services() -> Vec<ServiceConfig> {
         backend.address6 = Some(format!("[fd00::{host}]:0").parse().unwrap());
     }
     let mut dns = service("dns", "198.51.100.11:53", Forwarding::Dsr, &["dns1 10.0.0.1:53", "dns2 10.0.0.2:53"]);
-    dns.table_size = 13;
+    dns.table_size = 13.into();
     dns.when_all_down = WhenAllDown::Drop;
     vec![web, dns]
 }
@@ -639,7 +639,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
         Edit::DropService(index) => drop(place(index).map(|place| services.remove(place))),
         Edit::Resize(index) => {
             if let Some(place) = place(index) {
-                services[place].table_size = if services[place].table_size == 113 { 251 } else { 113 };
+                services[place].table_size = if services[place].table_size == 113.into() { 251 } else { 113 }.into();
             }
         }
         Edit::Rename(index, to, silent) => {
@@ -684,7 +684,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
             let host = 20 + count;
             let at = format!("198.51.100.{host}:80");
             let mut added = service(&format!("s{count}"), &at, Forwarding::Nat, &[&format!("b1 10.0.1.{host}:80")]);
-            added.table_size = 61;
+            added.table_size = 61.into();
             services.push(added);
         }
         Edit::Add(index, name, host) => {

@@ -182,10 +182,20 @@ impl Service {
         self.settings.forwarding
     }
 
-    /// M.
+    /// M, of the live table.
     #[must_use]
-    pub const fn table_size(&self) -> u32 {
-        self.settings.table_size
+    pub fn table_size(&self) -> u32 {
+        if self.live.is_empty() { self.slots_wanted() } else { self.live.len() as u32 }
+    }
+
+    /// M, once all of its backends are reachable.
+    pub(crate) fn slots_wanted(&self) -> u32 {
+        self.settings.table_size.slots(self.backends.len())
+    }
+
+    /// The same before a backend was added.
+    pub(crate) fn slots_wanted_before(&self) -> u32 {
+        self.settings.table_size.slots(self.backends.len().saturating_sub(1))
     }
 
     /// Its configuration as it is now, with the backends added at run time and without those removed.
@@ -576,8 +586,8 @@ impl Service {
                 step: backend.slow_start.map(|slow_start| slow_start.step),
             })
             .collect();
-        let live =
-            self.builder.live(&candidates, self.settings.when_all_down, self.settings.table_size, self.table_key);
+        let slots = self.settings.table_size.slots(candidates.len());
+        let live = self.builder.live(&candidates, self.settings.when_all_down, slots, self.table_key);
 
         let moves = Moves::between(&self.live, &self.shares, &live.slots, &live.shares);
         self.required += u64::from(moves.total() - moves.needless());

@@ -74,7 +74,7 @@ pub(crate) fn service(name: &str, at: &str, failback: Failback) -> ServiceConfig
         (1..=4).map(|last| format!("b{last} 10.0.{}.{last}:80", u8::from(name == "api"))).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
     let mut service = fixture::service(name, at, Forwarding::Dsr, &backends);
-    service.table_size = 251;
+    service.table_size = 251.into();
     service.remember = Duration::from_secs(3000);
     service.failback = failback;
     service.drain_timeout = Duration::from_secs(20);

@@ -104,6 +104,28 @@ impl<'i> Section<'i> {
         })
     }
 
+    /// A whole number within bounds, or one of some words.
+    pub(super) fn integer_or<T: From<u32> + Copy>(
+        &mut self,
+        key: &'static str,
+        findings: &mut Findings<'_>,
+        (low, high): (u32, u32),
+        words: &[(&str, T)],
+    ) -> Option<Located<T>> {
+        self.get(key, findings, |value| match &value {
+            DeValue::Integer(integer) => u32::from_str_radix(integer.as_str(), integer.radix())
+                .ok()
+                .filter(|number| (low..=high).contains(number))
+                .map(T::from)
+                .ok_or_else(|| format!("{key} = {integer} is out of range; give {low} to {high}")),
+            DeValue::String(text) => value::word(key, text, words),
+            DeValue::Boolean(_) | DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
+                let words: String = words.iter().map(|(word, _)| format!(" or {word:?}")).collect();
+                Err(wrong_type(key, &format!("a whole number from {low} to {high}{words}"), &value))
+            }
+        })
+    }
+
     /// A number from 0 to 1.
     pub(super) fn part(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<Located<f64>> {
         self.get(key, findings, |value| {

@@ -20,13 +20,14 @@ use crate::{
     },
     listeners::{self, Family, Listener, PortRange, implied_check_port},
     primes::{MAX_TABLE_SIZE, is_prime},
-    validate::{SLOTS_PER_BACKEND, enough_slots},
+    table_size::{SLOTS_PER_BACKEND, TableSize},
+    validate::enough_slots,
     value,
 };
 
 const FORWARDING: &[(&str, Forwarding)] =
     &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat), ("ipip", Forwarding::Ipip), ("gue", Forwarding::Gue)];
-const DEFAULT_TABLE_SIZE: u32 = 65_537;
+const DEFAULT_TABLE_SIZE: TableSize = TableSize::Fixed(65_537);
 const DEFAULT_WEIGHT: u16 = 100;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
@@ -75,7 +76,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .map(|section| section.ports(findings))
         .unwrap_or_default();
     let forwarding = section.text("forwarding", findings, |text| value::word("forwarding", text, FORWARDING));
-    let table_size = section.integer("table_size", findings, (2, i64::from(MAX_TABLE_SIZE)));
+    let table_size = section.integer_or("table_size", findings, (2, MAX_TABLE_SIZE), &[("auto", TableSize::Auto)]);
     let client_prefix = section
         .table("client_prefix", "client_prefix", "{ v4 = 32, v6 = 64 }", findings)
         .map(|section| client_prefix(section, findings));
@@ -265,8 +266,8 @@ fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailur
 }
 
 /// Warns of too few slots for what the backends' weights promise.
-fn uneven_shares(size: Located<u32>, backends: usize, findings: &mut Findings<'_>) {
-    let Located { at, value: size } = size;
+fn uneven_shares(size: Located<TableSize>, backends: usize, findings: &mut Findings<'_>) {
+    let Located { at, value: TableSize::Fixed(size) } = size else { return };
     let enough = enough_slots(backends);
     if is_prime(size) && size as usize > backends && size < enough {
         let text = format!(
