@@ -57,6 +57,12 @@ pub(super) fn text(plan: &PlanView) -> String {
             clients(plan.known_clients_moved),
         )
     };
+    let before = plan.table_size_before;
+    // A balancer of an earlier version does not tell it.
+    if before > 0 && before != plan.table_size && !plan.removed {
+        let how = if before < plan.table_size { "grow" } else { "shrink" };
+        text += &format!("the table would {how} from {} to {} slots\n", grouped(before), grouped(plan.table_size));
+    }
     for (listeners, what) in
         [(&plan.listeners_added, "would listen"), (&plan.listeners_removed, "would no longer listen")]
     {

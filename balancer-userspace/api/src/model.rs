@@ -477,7 +477,10 @@ pub enum PlanRequest {
 pub struct PlanView {
     /// The service's name.
     pub service: String,
-    /// M, after the change; of both tables together where the service has listeners of both families.
+    /// M, before the change; of both tables together where the service has listeners of both families.
+    #[serde(default)]
+    pub table_size_before: u32,
+    /// The same after the change.
     pub table_size: u32,
     /// Slots of the live table, or of both, that would have another backend.
     pub slots_moved: u32,
@@ -525,6 +528,7 @@ impl From<PlannedService> for PlanView {
     fn from(planned: PlannedService) -> Self {
         Self {
             service: planned.service,
+            table_size_before: planned.table_size_before,
             table_size: planned.table_size,
             slots_moved: planned.slots_moved,
             needless_slots_moved: planned.needless_slots_moved,

@@ -54,6 +54,8 @@ pub struct Planned {
 pub struct PlannedService {
     /// The service's name.
     pub service: String,
+    /// M, before the change.
+    pub table_size_before: u32,
     /// M, after the change.
     pub table_size: u32,
     /// Slots of the live table that would have another backend.
@@ -377,6 +379,7 @@ impl ServicePlan {
             removed: self.removed,
             listeners_added: self.listeners_added.clone(),
             listeners_removed: self.listeners_removed.clone(),
+            table_size_before: self.before.table.len() as u32,
             table_size: self.after.as_ref().unwrap_or(&self.before).table.len() as u32,
             slots_moved: self.moves.total(),
             needless_slots_moved: self.moves.needless(),

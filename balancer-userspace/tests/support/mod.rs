@@ -149,6 +149,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     if let Change::AddListener { listener, .. } = &change { vec![*listener] } else { Vec::new() };
                 let plan = PlannedService {
                     service: "web".to_owned(),
+                    table_size_before: 65_537,
                     table_size: 65_537,
                     slots_moved: 16_384,
                     needless_slots_moved: 3,

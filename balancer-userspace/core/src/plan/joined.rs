@@ -20,6 +20,7 @@ impl Planned {
 impl PlannedService {
     /// Takes in the other part of the service. What both know of all listeners stays.
     fn add(&mut self, other: Self) {
+        self.table_size_before += other.table_size_before;
         self.table_size += other.table_size;
         self.slots_moved += other.slots_moved;
         self.needless_slots_moved += other.needless_slots_moved;
