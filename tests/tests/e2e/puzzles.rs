@@ -19,7 +19,7 @@ use balancer_model::config::Protocol;
 use balancer_tests::{
     binaries,
     frame::{ACK, Frame},
-    rig::{Rig, Service, Target},
+    rig::{Rig, Service, Target, backend_id},
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
@@ -84,7 +84,8 @@ fn each_puzzle_is_told_with_its_number_and_not_too_often() {
     assert_eq!(rig.drops(DropReason::NoRoute).unwrap(), rounds, "each is counted");
     let lines = lines.0.lock().unwrap();
     // BPF_FIB_LKUP_RET_UNREACHABLE.
-    for line in ["a reply has no way: the route lookup says 2", "a packet for backend row 2: no next hop"] {
+    let no_next_hop = format!("a packet for backend row {}: no next hop", backend_id(1).0);
+    for line in ["a reply has no way: the route lookup says 2", &no_next_hop] {
         let count = lines.iter().filter(|told| *told == line).count();
         let most = LINES * periods * thread::available_parallelism().unwrap().get();
         assert!((1..=most).contains(&count), "{line}: {count} of at most {most} in {lines:?}");
