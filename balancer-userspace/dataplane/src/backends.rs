@@ -31,11 +31,6 @@ impl Backends {
         Ok(Self { rows: MappedArray::new(map)?, grace_periods, replaced: HashMap::new() })
     }
 
-    /// How many rows there are: ids are below that.
-    pub(super) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
     /// Makes `row` a backend's, with `standing`: a packet sees the row before or this one.
     pub(super) fn write(&mut self, id: BackendId, standing: BackendStanding, row: BackendRow) {
         let index = usize::from(id.0);

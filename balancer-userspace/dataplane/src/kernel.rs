@@ -275,13 +275,9 @@ impl KernelDataplane {
     }
 
     fn check_backend(&self, id: BackendId) -> anyhow::Result<()> {
-        let rows = self.backends.len();
+        let rows = self.backend_rows();
         anyhow::ensure!((1..=LAST_BACKEND).contains(&id.0), "backend id {} is out of range", id.0);
-        anyhow::ensure!(
-            usize::from(id.0) < rows,
-            "no room for backend id {} in {rows} rows; a restart makes room",
-            id.0
-        );
+        anyhow::ensure!(u32::from(id.0) < rows, "no room for backend id {} in {rows} rows; a restart makes room", id.0);
         Ok(())
     }
 

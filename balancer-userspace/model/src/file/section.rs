@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::findings::Findings;
 use crate::value;
@@ -96,11 +96,7 @@ impl<'i> Section<'i> {
             let DeValue::Integer(integer) = &value else {
                 return Err(wrong_type(key, &format!("a whole number from {low} to {high}"), &value));
             };
-            i64::from_str_radix(integer.as_str(), integer.radix())
-                .ok()
-                .filter(|number| (low..=high).contains(number))
-                .and_then(|number| T::try_from(number).ok())
-                .ok_or_else(|| format!("{key} = {integer} is out of range; give {low} to {high}"))
+            whole(key, integer, (low, high))
         })
     }
 
@@ -113,11 +109,7 @@ impl<'i> Section<'i> {
         words: &[(&str, T)],
     ) -> Option<Located<T>> {
         self.get(key, findings, |value| match &value {
-            DeValue::Integer(integer) => u32::from_str_radix(integer.as_str(), integer.radix())
-                .ok()
-                .filter(|number| (low..=high).contains(number))
-                .map(T::from)
-                .ok_or_else(|| format!("{key} = {integer} is out of range; give {low} to {high}")),
+            DeValue::Integer(integer) => whole::<u32>(key, integer, (low.into(), high.into())).map(T::from),
             DeValue::String(text) => value::word(key, text, words),
             DeValue::Boolean(_) | DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
                 let words: String = words.iter().map(|(word, _)| format!(" or {word:?}")).collect();
@@ -287,6 +279,15 @@ impl<'i> Section<'i> {
                 .error(key.span().start, format!("unknown key {} in {}; {hint}", value::quoted(unknown), self.title));
         }
     }
+}
+
+/// The number of a value, between `low` and `high`.
+fn whole<T: TryFrom<i64>>(key: &str, integer: &DeInteger<'_>, (low, high): (i64, i64)) -> Result<T, String> {
+    i64::from_str_radix(integer.as_str(), integer.radix())
+        .ok()
+        .filter(|number| (low..=high).contains(number))
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("{key} = {integer} is out of range; give {low} to {high}"))
 }
 
 fn wrong_type(key: &str, wanted: &str, found: &DeValue<'_>) -> String {
