@@ -2,10 +2,17 @@
 //! up: a thread of its own waits.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    fmt,
+    sync::{Arc, PoisonError},
     thread,
     time::Duration,
 };
+
+#[cfg(not(test))]
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+#[cfg(test)]
+use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 use anyhow::Context as _;
 
@@ -26,10 +33,19 @@ impl Grace {
 #[derive(Debug)]
 pub(super) struct GracePeriods(Arc<Shared>);
 
-#[derive(Debug, Default)]
 struct Shared {
     periods: Mutex<Periods>,
     changed: Condvar,
+    /// Waits until every packet on its way has left.
+    wait: Wait,
+}
+
+type Wait = Box<dyn Fn() + Send + Sync>;
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("periods", &self.periods).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +60,12 @@ impl GracePeriods {
     /// # Errors
     /// When there can be no more threads.
     pub(super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        Self::waiting_by(threads, Box::new(wait_for_packets))
+    }
+
+    /// The same, where `wait` waits for packets.
+    pub(super) fn waiting_by(threads: &dyn Threads, wait: Wait) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared { periods: Mutex::default(), changed: Condvar::new(), wait });
         let ending = Ending(Arc::clone(&shared));
         threads
             .start("the wait for grace periods", Box::new(move || ending.0.serve()))
@@ -71,7 +92,7 @@ impl GracePeriods {
         let periods = self.0.changed.wait_while(self.0.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
         if periods.over < grace.0 {
             drop(periods);
-            wait_for_packets();
+            (self.0.wait)();
         }
     }
 }
@@ -107,7 +128,7 @@ impl Shared {
             }
             let wanted = periods.wanted;
             drop(periods);
-            wait_for_packets();
+            (self.wait)();
             self.lock().over = wanted;
             self.changed.notify_all();
         }
@@ -127,21 +148,57 @@ fn wait_for_packets() {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{
+        io,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use super::*;
-    use crate::threads::Unwatched;
+    use crate::threads::Shuttled;
+
+    const SCHEDULES: usize = 500;
 
     #[test]
     fn grace_periods_end_in_their_order() {
-        let periods = GracePeriods::spawn(&Unwatched).unwrap();
-        let (first, second) = (periods.begin(), periods.begin());
-        assert!(first < second);
-        periods.wait(second);
-        assert!(periods.is_over(first) && periods.is_over(second));
-        let third = periods.begin();
-        periods.wait(third);
-        assert!(periods.is_over(third));
+        shuttle::check_random(
+            || {
+                let periods = GracePeriods::waiting_by(&Shuttled, Box::new(shuttle::thread::yield_now)).unwrap();
+                let (first, second) = (periods.begin(), periods.begin());
+                assert!(first < second);
+                periods.wait(second);
+                assert!(periods.is_over(first) && periods.is_over(second));
+                let third = periods.begin();
+                periods.wait(third);
+                assert!(periods.is_over(third));
+            },
+            SCHEDULES,
+        );
+    }
+
+    #[test]
+    fn a_grace_period_is_over_only_after_a_wait_that_began_after_it() {
+        shuttle::check_random(
+            || {
+                let packet_has_left = Arc::new(AtomicBool::new(true));
+                let left = Arc::clone(&packet_has_left);
+                let wait = move || {
+                    while !left.load(Ordering::SeqCst) {
+                        shuttle::thread::yield_now();
+                    }
+                };
+                let periods = Arc::new(GracePeriods::waiting_by(&Shuttled, Box::new(wait)).unwrap());
+                // One that the thread may be waiting for already.
+                periods.begin();
+                packet_has_left.store(false, Ordering::SeqCst);
+                let grace = periods.begin();
+                let left = Arc::clone(&packet_has_left);
+                let packet = shuttle::thread::spawn(move || left.store(true, Ordering::SeqCst));
+                periods.wait(grace);
+                assert!(packet_has_left.load(Ordering::SeqCst));
+                packet.join().unwrap();
+            },
+            SCHEDULES,
+        );
     }
 
     /// Threads that end at once, as if they had panicked.
@@ -156,8 +213,13 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_thread_that_is_gone() {
-        let periods = GracePeriods::spawn(&Lost).unwrap();
-        let grace = periods.begin();
-        periods.wait(grace);
+        shuttle::check_random(
+            || {
+                let periods = GracePeriods::spawn(&Lost).unwrap();
+                let grace = periods.begin();
+                periods.wait(grace);
+            },
+            1,
+        );
     }
 }

@@ -44,7 +44,7 @@ use super::{
     batch::BackendCounters,
     budgets::Budgets,
     capacity::{Capacity, NOBODY},
-    clients::{ClientTable, KnownClients, Part},
+    clients::{ClientTable, KnownClients},
     counters::{Counters, interface_multiplier},
     devices::{DeviceTable, Devices},
     grace::{Grace, GracePeriods},
@@ -65,7 +65,8 @@ use super::{
     rows,
     rules::RuleTable,
     seen::Seen,
-    tables::{Known, Tables},
+    stickiness::Stickiness,
+    tables::Tables,
     threads::{Threads, Unwatched},
 };
 
@@ -85,12 +86,10 @@ pub struct KernelDataplane {
     interfaces: Interfaces,
     ways_in: WaysIn,
     counters: Counters,
-    pub(super) clients: ClientTable,
+    pub(super) stickiness: Stickiness,
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
-    /// What is remembered by whom, of every service that has a table.
-    pub(super) memories: HashMap<ServiceId, Memory>,
     directory: Vec<ServiceSpec>,
     /// The directory when what was told was last complete; `None`: nothing was published yet.
     settled: Option<Vec<ServiceSpec>>,
@@ -98,11 +97,8 @@ pub struct KernelDataplane {
     former: HashMap<ServiceId, Memory>,
     pub(super) elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
-    /// Before it is over no pass over the client table may begin: packets on their way may have seen what was before.
-    next_pass: Option<Grace>,
     /// Before it is over packets may read the half of the directory that is not active.
     published: Option<Grace>,
-    pub(super) tables: Tables,
     attached: Vec<Attachment>,
     handover_key: u64,
     devices: DeviceTable,
@@ -225,6 +221,9 @@ impl KernelDataplane {
             },
         );
         let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
+        let tables = Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
+        let clients = ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?, capacity.backends as usize);
+        let stickiness = Stickiness::new(tables, clients, Arc::clone(&grace_periods));
         let mut this = Self {
             control,
             listeners: Halves::new(take(&mut ebpf, "LISTENERS")?)?,
@@ -235,18 +234,15 @@ impl KernelDataplane {
             interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
             ways_in: WaysIn::default(),
             counters: Counters::new(&mut ebpf, interface_multiplier)?,
-            clients: ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?, capacity.backends as usize),
+            stickiness,
             seen,
             rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
-            memories: HashMap::new(),
             directory: Vec::new(),
             settled: None,
             former: HashMap::new(),
             elapsed: kept.elapsed_before(),
-            tables: Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods)),
             grace_periods,
-            next_pass: None,
             published: None,
             attached: Vec::new(),
             handover_key,
@@ -303,7 +299,7 @@ impl KernelDataplane {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance,
             interface_multiplier: self.counters.interface_multiplier(),
-            buckets: self.clients.buckets(),
+            buckets: self.stickiness.clients.buckets(),
             clients: self.capacity.clients,
             process: std::process::id(),
             state_file: state_file.to_owned(),
@@ -428,10 +424,10 @@ impl KernelDataplane {
         if let Some(salt) = self.seen.advance(elapsed) {
             self.begin_period(salt);
         }
-        for (id, memory) in &mut self.memories {
+        for (id, memory) in &mut self.stickiness.memories {
             memory.tick = memory.tick_at(elapsed);
             self.kept.keep_tick(*id, memory.tick);
-            if let Some(row) = self.tables.row(*id) {
+            if let Some(row) = self.stickiness.tables.row(*id) {
                 let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, tick));
                 word.store(u32::from(memory.tick), Ordering::Release);
             }
@@ -444,20 +440,11 @@ impl KernelDataplane {
         self.seen.clear();
     }
 
-    /// Flags every slot of a service with memory: rules send clients where the table does not, and are not there, or not
-    /// active, for ever.
-    fn flag_all(&mut self, service: ServiceId) {
-        let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
-        if remembers {
-            self.tables.flag_all(service);
-        }
-    }
-
     /// Has the ages of a service's clients in ticks of its new clock, and its row say for how long they are remembered.
     fn convert(&mut self, service: ServiceId, before: Clock, clock: Clock) {
-        let Some(memory) = self.memories.get(&service) else { return };
-        self.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
-        if let Some(row) = self.tables.row(service) {
+        let Some(memory) = self.stickiness.memories.get(&service) else { return };
+        self.stickiness.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
+        if let Some(row) = self.stickiness.tables.row(service) {
             let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
             word.store(bytemuck::cast([clock.remember, rows::idle(clock)]), Ordering::Release);
         }
@@ -480,7 +467,7 @@ impl Dataplane for KernelDataplane {
         if self.counters.begin(id)? {
             self.kept.forget_backend(id);
         }
-        self.clients.belongs(id, Some(backend.service));
+        self.stickiness.clients.belongs(id, Some(backend.service));
         // Before the first packet goes another way.
         let egress = backend.next_hop.map(|hop| hop.ifindex);
         if self.ways_in.moved(id, egress, self.elapsed) {
@@ -496,30 +483,30 @@ impl Dataplane for KernelDataplane {
         self.backends.retire(id);
         self.ways_in.forget(id);
         self.counters.end(id);
-        self.clients.belongs(id, None);
+        self.stickiness.clients.belongs(id, None);
         self.sharing.iter_mut().for_each(|sharing| sharing.forget_backend(id.0));
         Ok(())
     }
 
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
-        let remembers = self.memories.get(&service).is_some_and(|memory| memory.clock.is_some());
+        let is_new = !self.stickiness.memories.contains_key(&service);
         // One that is told again was given up by a change that is undone: its clients are where they were.
-        let former = self.former.get(&service).filter(|_| !self.memories.contains_key(&service)).cloned();
-        let known = Known { remembers, adopted: self.kept.adopted() || former.is_some() };
+        let former = self.former.get(&service).filter(|_| is_new).cloned();
+        let adopted = self.kept.adopted() || former.is_some();
+        let begin = || {
+            former.unwrap_or_else(|| {
+                if !self.directory.is_empty() {
+                    // Not one that an earlier controller knew under this id.
+                    self.kept.forget_service(service);
+                }
+                Memory::new(self.kept.tick(service))
+            })
+        };
         let rows = &self.services.rows;
-        let grace = self.tables.swap(service, Arc::clone(&table), home.as_deref(), known, |row, table| {
+        self.stickiness.swap(service, (table, home.as_deref()), adopted, begin, |row, table| {
             let word = rows.word64(row as usize, offset_of!(ServiceRow, table));
             word.store(table.to_word(), Ordering::Release);
-        })?;
-        self.next_pass = Some(grace);
-        if !self.directory.is_empty() && !self.memories.contains_key(&service) && former.is_none() {
-            // Not one that an earlier controller knew under this id.
-            self.kept.forget_service(service);
-        }
-        let begin = || former.unwrap_or_else(|| Memory::new(self.kept.tick(service)));
-        let memory = self.memories.entry(service).or_insert_with(begin);
-        memory.swapped(table);
-        Ok(())
+        })
     }
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
@@ -528,7 +515,9 @@ impl Dataplane for KernelDataplane {
         let mut memories = Vec::with_capacity(services.len());
         let mut service_rows = Vec::with_capacity(services.len());
         for spec in services {
-            let (Some(table), Some(memory)) = (self.tables.location(spec.id), self.memories.get(&spec.id)) else {
+            let (Some(table), Some(memory)) =
+                (self.stickiness.tables.location(spec.id), self.stickiness.memories.get(&spec.id))
+            else {
                 bail!("service {} has no table", spec.id.0)
             };
             let mut memory = memory.clone();
@@ -567,7 +556,7 @@ impl Dataplane for KernelDataplane {
             flags |= CONTROL_RETURN_WILDCARD;
         }
         for (id, memory) in memories {
-            if let Some(before) = self.memories.insert(id, memory)
+            if let Some(before) = self.stickiness.memories.insert(id, memory)
                 && self.directory.iter().any(|spec| spec.id == id)
             {
                 self.former.entry(id).or_insert(before);
@@ -592,14 +581,14 @@ impl Dataplane for KernelDataplane {
         }
         self.directory = services.to_vec();
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(first_service..).collect();
-        for gone in self.tables.published(&listed) {
-            if let Some(memory) = self.memories.remove(&gone) {
+        for gone in self.stickiness.tables.published(&listed) {
+            if let Some(memory) = self.stickiness.memories.remove(&gone) {
                 self.former.entry(gone).or_insert(memory);
             }
         }
         for spec in services {
             if self.rules.pins(spec.id) {
-                self.flag_all(spec.id);
+                self.stickiness.flag_all(spec.id);
             }
         }
         converted.into_iter().for_each(|(id, before, clock)| self.convert(id, before, clock));
@@ -614,7 +603,7 @@ impl Dataplane for KernelDataplane {
             .iter()
             .filter_map(|spec| {
                 let forgets = spec.forgets(now.get(&spec.id).copied())?;
-                let after = self.memories.get(&spec.id);
+                let after = self.stickiness.memories.get(&spec.id);
                 Some((spec.id, (forgets, former.get(&spec.id).or(after)?, after)))
             })
             .collect();
@@ -625,7 +614,7 @@ impl Dataplane for KernelDataplane {
         if let Some(published) = self.published {
             self.grace_periods.wait(published);
         }
-        self.clients.forget_those(&whom)
+        self.stickiness.clients.forget_those(&whom)
     }
 
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
@@ -633,15 +622,12 @@ impl Dataplane for KernelDataplane {
         let pins = rules.iter().any(|rule| matches!(rule.action, RuleAction::Pin(_)));
         if pins {
             // Before the first client is pinned. The sweep takes no flag back while there is such a rule.
-            self.flag_all(service);
+            self.stickiness.flag_all(service);
         }
         let set = self.rules.set(service, rules, &self.kept);
         if pins || pinned {
-            // A packet on its way may still obey the old rules: as if the table were swapped.
-            self.next_pass = Some(self.grace_periods.begin());
-            if let Some(memory) = self.memories.get_mut(&service) {
-                memory.swaps += 1;
-            }
+            // A packet on its way may still obey the old rules.
+            self.stickiness.distrust(service);
         }
         set
     }
@@ -663,9 +649,9 @@ impl Dataplane for KernelDataplane {
         listeners.iter().for_each(|&id| self.counters.adopt_listener(id));
         for &(id, service) in backends {
             self.counters.adopt(id);
-            self.clients.belongs(id, Some(service));
+            self.stickiness.clients.belongs(id, Some(service));
         }
-        self.clients.forget_strangers();
+        self.stickiness.clients.forget_strangers();
         self.rules.forget_left(|service| ruled.contains(&service), &self.kept)
     }
 
@@ -699,61 +685,39 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
         self.advance(elapsed);
-        if self.clients.at_start_of_pass()
-            && let Some(grace) = self.next_pass
-        {
-            if !self.grace_periods.is_over(grace) {
-                return None;
-            }
-            self.next_pass = None;
-        }
-        let Part { elsewhere, pass } = self.clients.sweep(SWEEP_PART, &self.memories);
-        for (service, slot) in elsewhere {
-            self.tables.flag(service, slot);
-        }
-        let pass = pass?;
-        self.next_pass = Some(self.grace_periods.begin());
-        for (service, slots) in pass.settled {
-            if !self.rules.pins(service) {
-                self.tables.take_back_exceptions(service, &slots);
-            }
-        }
-        Some(pass.known)
+        self.stickiness.sweep(SWEEP_PART, |service| self.rules.pins(service))
     }
 
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
         let spec = self.directory.iter().find(|spec| spec.id == service)?;
-        let entry = self.clients.find(rows::client_hash(spec, address)?)?;
-        self.memories.get(&service)?.known(entry, self.elapsed)
+        let entry = self.stickiness.clients.find(rows::client_hash(spec, address)?)?;
+        self.stickiness.memories.get(&service)?.known(entry, self.elapsed)
     }
 
     fn known_clients(&self) -> Option<KnownClients> {
-        let clocks: HashMap<ServiceId, (Clock, u16)> =
-            self.memories.iter().filter_map(|(&id, memory)| Some((id, (memory.clock?, memory.tick)))).collect();
-        (!clocks.is_empty()).then(|| self.clients.known(&clocks))
+        let clocks: HashMap<ServiceId, (Clock, u16)> = self
+            .stickiness
+            .memories
+            .iter()
+            .filter_map(|(&id, memory)| Some((id, (memory.clock?, memory.tick))))
+            .collect();
+        (!clocks.is_empty()).then(|| self.stickiness.clients.known(&clocks))
     }
 
     fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten {
         let spec = self.directory.iter().find(|spec| spec.id == service);
-        let hash = spec.and_then(|spec| rows::client_hash(spec, address));
-        match (hash, self.memories.get(&service)) {
-            (Some(hash), Some(memory)) => {
-                let forgotten = self.clients.forget(hash, memory);
-                // So that its next packet makes it known where that goes.
-                self.seen.forget(hash);
-                self.next_pass = Some(self.grace_periods.begin());
-                forgotten
-            }
-            _ => Forgotten::default(),
-        }
+        let Some(hash) = spec.and_then(|spec| rows::client_hash(spec, address)) else { return Forgotten::default() };
+        let forgotten = self.stickiness.forget(service, hash);
+        // So that its next packet makes it known where that goes.
+        self.seen.forget(hash);
+        forgotten
     }
 
     fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>) {
-        let part = self.clients.forget_all(backend, from, SWEEP_PART, &self.memories);
+        let part = self.stickiness.forget_all(backend, from, SWEEP_PART);
         if part.1.is_none() {
             let salt = self.seen.next(self.elapsed);
             self.begin_period(salt);
-            self.next_pass = Some(self.grace_periods.begin());
         }
         part
     }
@@ -761,8 +725,8 @@ impl Dataplane for KernelDataplane {
     fn memory(&self) -> anyhow::Result<MemorySnapshot> {
         Ok(MemorySnapshot {
             capacity: u64::from(self.capacity.clients),
-            entries: self.clients.entries(),
-            exceptions: self.tables.exceptions(),
+            entries: self.stickiness.clients.entries(),
+            exceptions: self.stickiness.tables.exceptions(),
             stats: self.counters.memory()?,
             samples: self.counters.samples()?,
         })

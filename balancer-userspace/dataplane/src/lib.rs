@@ -35,6 +35,7 @@ mod rule_filter;
 mod rules;
 mod seen;
 mod sharing;
+mod stickiness;
 mod tables;
 mod threads;
 

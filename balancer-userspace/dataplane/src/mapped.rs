@@ -20,8 +20,8 @@ pub(super) struct MappedArray<T> {
     memory: NonNull<T>,
     entries: usize,
     bytes: NonZeroUsize,
-    // Keeps the map alive for as long as it is mapped, and its descriptor for pinning.
-    _map: MapData,
+    // Keeps the map alive for as long as it is mapped, and its descriptor for pinning. A test has none.
+    _map: Option<MapData>,
     owns: PhantomData<T>,
 }
 
@@ -43,7 +43,21 @@ impl<T: Pod> MappedArray<T> {
         let bytes = (entries * value).next_multiple_of(page_size()?);
         let bytes = NonZeroUsize::new(bytes).context("empty map")?;
         let memory = map_shared(map.fd().as_fd(), bytes).context("mapping a map into memory")?.cast::<T>();
-        Ok(Self { memory, entries, bytes, _map: map, owns: PhantomData })
+        Ok(Self { memory, entries, bytes, _map: Some(map), owns: PhantomData })
+    }
+
+    /// An array of zeroes in memory, mapped twice: as the controller has it, and as the kernel program.
+    #[cfg(test)]
+    pub(super) fn twice(entries: usize) -> anyhow::Result<[Self; 2]> {
+        let bytes = (entries * size_of::<T>()).next_multiple_of(page_size()?);
+        let bytes = NonZeroUsize::new(bytes).context("empty map")?;
+        let file = tempfile::tempfile()?;
+        file.set_len(bytes.get() as u64)?;
+        let map = || -> anyhow::Result<Self> {
+            let memory = map_shared(file.as_fd(), bytes)?.cast::<T>();
+            Ok(Self { memory, entries, bytes, _map: None, owns: PhantomData })
+        };
+        Ok([map()?, map()?])
     }
 
     /// The number of entries.

@@ -13,7 +13,7 @@ use balancer_fleet::{
     records::Record,
 };
 
-use super::{KernelDataplane, backends::Backends, clients::ClientTable, memory::Memory};
+use super::{KernelDataplane, backends::Backends, clients::ClientTable, memory::Memory, stickiness::Stickiness};
 
 /// What has become of records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl fleet::Backends for AllFacts {
 impl KernelDataplane {
     /// From now on takes note of what other members know.
     pub fn share_clients(&mut self) {
-        self.sharing = Some(Sharing::new(self.clients.words().len()));
+        self.sharing = Some(Sharing::new(self.stickiness.clients.words().len()));
     }
 
     /// What the others are to be told in `epoch`: what they do not know, or not any more. Of clients that were seen in one
@@ -121,7 +121,10 @@ impl KernelDataplane {
         changed: &HashMap<ServiceId, Vec<bool>>,
         mut newcomers: usize,
     ) -> Vec<Record> {
-        let Self { clients, memories, backends, sharing: Some(sharing), .. } = self else { return Vec::new() };
+        let Self { stickiness: Stickiness { clients, memories, .. }, backends, sharing: Some(sharing), .. } = self
+        else {
+            return Vec::new();
+        };
         let at_once = |entry: Entry| {
             let slots = clients.service_of(entry.backend()).and_then(|service| changed.get(&service));
             if slots.is_some_and(|slots| slots.get(slot(entry.0, slots.len() as u32) as usize).is_none_or(|is| *is)) {
@@ -140,7 +143,10 @@ impl KernelDataplane {
     /// Everything that is known, for a member that knows nothing.
     #[must_use]
     pub fn dump_clients(&self, epoch: u32) -> Vec<Record> {
-        let Self { clients, memories, backends, sharing: Some(sharing), .. } = self else { return Vec::new() };
+        let Self { stickiness: Stickiness { clients, memories, .. }, backends, sharing: Some(sharing), .. } = self
+        else {
+            return Vec::new();
+        };
         sharing.dump(&Words(clients.words()), &AllFacts::of(clients, memories, backends), epoch)
     }
 
@@ -157,7 +163,11 @@ impl KernelDataplane {
     /// Takes over what another member tells, in `epoch`.
     pub fn import_clients(&mut self, told: &Told, epoch: u32) -> ImportedClients {
         let mut sum = ImportedClients::default();
-        let Self { clients, memories, backends, tables, sharing: Some(sharing), .. } = self else { return sum };
+        let Self { stickiness: Stickiness { clients, memories, tables, .. }, backends, sharing: Some(sharing), .. } =
+            self
+        else {
+            return sum;
+        };
         let facts = AllFacts::of(clients, memories, backends);
         let mut elsewhere = Vec::new();
         for record in &told.records {

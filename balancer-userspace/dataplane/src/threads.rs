@@ -19,3 +19,15 @@ impl Threads for Unwatched {
         thread::Builder::new().spawn(work).map(drop)
     }
 }
+
+/// Threads of which a scheduler runs one at a time, in an order of its choice.
+#[cfg(test)]
+pub(crate) struct Shuttled;
+
+#[cfg(test)]
+impl Threads for Shuttled {
+    fn start(&self, _: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        shuttle::thread::spawn(work);
+        Ok(())
+    }
+}
