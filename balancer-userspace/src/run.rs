@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use balancer_daemon::{service_manager, supervisor::panicked};
+use balancer_daemon::{configuration::Configurations, service_manager, supervisor::panicked};
 use balancer_model::{file, value};
 use clap::ValueEnum;
 use tracing::field::Field;
@@ -67,7 +67,8 @@ pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
 }
 
 fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
-    let (mut config, warnings) = file::load(&args.config)?;
+    let mut parser = file::Parser::default();
+    let (mut config, warnings) = parser.load(&args.config)?;
     let as_written = config.clone();
     let mut named = Vec::new();
     if !args.interfaces.is_empty() {
@@ -98,7 +99,13 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start tokio")?;
-    let launch = balancer_daemon::run::Launch { config, as_written, named, file: args.config };
+    let launch = balancer_daemon::run::Launch {
+        config,
+        as_written,
+        named,
+        file: args.config,
+        configurations: Configurations::new(parser),
+    };
     let ended = runtime.block_on(balancer_daemon::run::run(launch));
     // A file that is being read may never come.
     runtime.shutdown_timeout(FAREWELL);

@@ -21,6 +21,7 @@ use self::{asker::Peer, routes::router};
 pub use self::{routes::routes, socket::ControlSocket};
 use super::{
     call::Calls,
+    configuration::Configurations,
     listener::{self, Limits},
 };
 
@@ -36,8 +37,13 @@ const LIMITS: Limits = Limits {
 ///
 /// # Errors
 /// When the socket is broken.
-pub async fn serve(socket: ControlSocket, calls: Calls, shutdown: impl Future) -> anyhow::Result<()> {
-    let router = router(calls);
+pub async fn serve(
+    socket: ControlSocket,
+    calls: Calls,
+    configurations: Configurations,
+    shutdown: impl Future,
+) -> anyhow::Result<()> {
+    let router = router(calls, configurations);
     let of = move |stream: &UnixStream| {
         let peer = Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) };
         router.clone().layer(Extension(peer))
@@ -47,6 +53,6 @@ pub async fn serve(socket: ControlSocket, calls: Calls, shutdown: impl Future) -
 
 /// Serves one connection, from nobody in particular, to its end.
 pub(crate) async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
-    let router = router(calls).layer(Extension(Peer { uid: None }));
+    let router = router(calls, Configurations::default()).layer(Extension(Peer { uid: None }));
     listener::serve_one(stream, router, LIMITS).await;
 }

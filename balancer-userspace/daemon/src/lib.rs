@@ -4,6 +4,7 @@
 pub mod api_server;
 pub mod call;
 mod clocks;
+pub mod configuration;
 pub mod decap;
 mod departed;
 pub mod events;

@@ -3,22 +3,22 @@
 use std::path::PathBuf;
 
 use balancer_core::io::Change;
-use balancer_model::file;
-use tokio::{signal::unix::Signal, sync::oneshot, task::spawn_blocking};
+use tokio::{signal::unix::Signal, sync::oneshot};
 use tracing::{error, warn};
 
 use super::{
     call::{Call, Calls},
+    configuration::Configurations,
     keeper::{Request, Wish},
     service_manager,
 };
 
 /// Has what `file` says taken over at each SIGHUP, one after the other, while there is a controller. One that is not valid
 /// changes nothing, and the log says why.
-pub(super) async fn follow(mut hangup: Signal, calls: Calls, file: PathBuf) {
+pub(super) async fn follow(mut hangup: Signal, calls: Calls, configurations: Configurations, file: PathBuf) {
     while hangup.recv().await.is_some() {
         service_manager::reloading();
-        match reload(&calls, file.clone()).await {
+        match reload(&calls, &configurations, file.clone()).await {
             Some(Ok(services)) => service_manager::reloaded(Ok(services)),
             Some(Err(reason)) => service_manager::reloaded(Err(&reason)),
             // It ends.
@@ -28,9 +28,9 @@ pub(super) async fn follow(mut hangup: Signal, calls: Calls, file: PathBuf) {
 }
 
 /// How many services there are now, or why nothing was changed.
-async fn reload(calls: &Calls, file: PathBuf) -> Option<Result<usize, String>> {
+async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -> Option<Result<usize, String>> {
     let path = file.display().to_string();
-    let (config, warnings) = match spawn_blocking(move || file::load(&file)).await {
+    let (config, warnings) = match configurations.load(file).await {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(errors)) => {
             errors.findings().iter().for_each(|finding| error!("{finding}"));

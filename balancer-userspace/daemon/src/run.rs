@@ -13,6 +13,7 @@ use balancer_dataplane::privileges;
 use balancer_model::config::Config;
 
 use self::{shutdown::Shutdown, startup::Startup};
+use crate::configuration::Configurations;
 
 /// How long somebody waits for the first answers about next hops: start-up, so that the first packet finds its way, and
 /// who adds a backend.
@@ -29,6 +30,8 @@ pub struct Launch {
     pub named: Vec<String>,
     /// The file, to be read again.
     pub file: PathBuf,
+    /// What has parsed it.
+    pub configurations: Configurations,
 }
 
 /// Attaches and serves until SIGTERM or SIGINT, or the second of them where clients can be sent elsewhere first. Whatever it set up is gone when it returns, also on an error.

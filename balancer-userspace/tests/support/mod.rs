@@ -26,6 +26,7 @@ use balancer_core::{
 use balancer_daemon::{
     api_server::{ControlSocket, serve},
     call::{Call, Tallies},
+    configuration::Configurations,
     events::Events,
     keeper::{Request, Wish},
 };
@@ -67,7 +68,7 @@ impl Fake {
         events.note("attached to eth0 in native mode");
         tokio::spawn(controller(inbox, Arc::clone(&seen), events.clone()));
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(serve(socket, calls, async {
+        let server = tokio::spawn(serve(socket, calls, Configurations::default(), async {
             let _ = stopped.await;
         }));
         Self { seen, events, directory, stop, server }

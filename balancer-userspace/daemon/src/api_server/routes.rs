@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{FromRequestParts, Path, Query, State},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
@@ -19,9 +19,9 @@ use balancer_api::{
 use balancer_core::{
     fleet::FleetSnapshot, io::Change, plan::clients_moved, readiness::Readiness, rules::Action, snapshot::Snapshot,
 };
-use balancer_model::{file, listeners::Listener, names::BackendName, states::Forced, value};
+use balancer_model::{listeners::Listener, names::BackendName, states::Forced, value};
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     asker::Asker,
@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     call::{Call, Calls},
+    configuration::Configurations,
     keeper::{Request, Wish},
 };
 
@@ -81,7 +82,7 @@ pub fn routes() -> Vec<(&'static str, &'static str)> {
     table().into_iter().map(|(method, path, _)| (method, path)).collect()
 }
 
-pub(super) fn router(calls: Calls) -> Router {
+pub(super) fn router(calls: Calls, configurations: Configurations) -> Router {
     let router = table().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
     router
         .fallback(async |parts: Parts| {
@@ -93,6 +94,7 @@ pub(super) fn router(calls: Calls) -> Router {
             let text = format!("{path} does not take {}; the Allow header says what it takes", parts.method);
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, text)
         })
+        .layer(Extension(configurations))
         .with_state(calls)
 }
 
@@ -348,11 +350,16 @@ async fn set_weight(
     change(&calls, asker, Change::SetWeight { name: BackendName { service, backend }, weight }).await
 }
 
-async fn apply(State(calls): State<Calls>, asker: Asker, headers: HeaderMap, body: Body) -> Outcome<Applied> {
+async fn apply(
+    State(calls): State<Calls>,
+    Extension(configurations): Extension<Configurations>,
+    asker: Asker,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Applied> {
     let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
     let ApplyConfiguration { file, text, dry_run } = read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
-    // A large file takes a while.
-    let parsed = spawn_blocking(move || file::parse(file.as_ref(), text.as_bytes())).await;
+    let parsed = configurations.parse(file.into(), text).await;
     let (config, warnings) = parsed
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
         .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     api_server::{self, ControlSocket},
     call::{Call, Calls},
+    configuration::Configurations,
     events::Events,
     fleet::Fleet,
     host::Host,
@@ -196,13 +197,21 @@ pub(super) struct Api {
 }
 
 impl Api {
-    pub(super) fn serve(socket: ControlSocket, calls: Calls, supervisor: &Supervisor) -> Self {
+    pub(super) fn serve(
+        socket: ControlSocket,
+        calls: Calls,
+        configurations: Configurations,
+        supervisor: &Supervisor,
+    ) -> Self {
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
             // An error says that the sender is gone, which is the end as well.
             let _ = stopped.changed().await;
         };
-        Self { task: supervisor.spawn("the control socket", api_server::serve(socket, calls, ended)), stop }
+        Self {
+            task: supervisor.spawn("the control socket", api_server::serve(socket, calls, configurations, ended)),
+            stop,
+        }
     }
 
     /// Takes no more requests, and waits for the answers under way.

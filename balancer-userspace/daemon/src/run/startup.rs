@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     api_server::ControlSocket,
+    configuration::Configurations,
     events::Events,
     fleet::{self, Fleet},
     host::{Host, Surroundings},
@@ -52,6 +53,7 @@ pub(super) struct Startup {
     config: Config,
     named: Vec<String>,
     file: PathBuf,
+    configurations: Configurations,
     supervisor: Supervisor,
     endings: Endings,
     signals: Signals,
@@ -67,7 +69,8 @@ pub(super) struct Startup {
 }
 
 impl Startup {
-    pub(super) async fn new(Launch { config, as_written, named, file }: Launch) -> anyhow::Result<Self> {
+    pub(super) async fn new(launch: Launch) -> anyhow::Result<Self> {
+        let Launch { config, as_written, named, file, configurations } = launch;
         if let Some(fleet) = &config.fleet {
             // Before anything is set up.
             fleet.member_name().map_err(anyhow::Error::msg)?;
@@ -92,6 +95,7 @@ impl Startup {
             config,
             named,
             file,
+            configurations,
             supervisor,
             endings,
             signals,
@@ -111,6 +115,7 @@ impl Startup {
             config,
             named,
             file,
+            configurations,
             supervisor,
             endings,
             signals,
@@ -185,11 +190,12 @@ impl Startup {
         });
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
-        let api = Api::serve(socket, calls_in.clone(), &supervisor);
+        let api = Api::serve(socket, calls_in.clone(), configurations.clone(), &supervisor);
         let telling = fleet
             .as_ref()
             .map(|_| supervisor.attend("the telling of statistics", fleet::tell_tallies(calls_in.clone())));
-        let reloads = supervisor.attend("the reading of the configuration", reload::follow(hangup, calls_in, file));
+        let reload = reload::follow(hangup, calls_in, configurations, file);
+        let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
         history.note(&format!("serving {services}, control socket {}", config.socket.display()));
         Ok(Running {

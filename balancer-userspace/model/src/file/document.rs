@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use balancer_common::map_types::MAX_INTERFACES;
@@ -12,6 +13,7 @@ use toml::de::DeTable;
 use super::{
     findings::Findings,
     fleet::fleet,
+    pieces::{self, Known, Services},
     section::Section,
     service::{Placed, service},
 };
@@ -30,7 +32,15 @@ const MAX_CLIENT_TABLE_CAPACITY: i64 = 1 << 26;
 const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
 
 /// Makes a configuration of a text. What is wrong with it goes to `findings`; `None` only if something is.
-pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> {
+pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>) -> Option<Config> {
+    if let Some((head, services)) = pieces::parse(text, known, findings) {
+        return of_parts(Section::new("the file", 0, head), Some(services), findings);
+    }
+    as_a_whole(text, findings)
+}
+
+/// The same, whatever the text was before.
+pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Config> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut lines = HashSet::new();
     for error in &errors {
@@ -45,7 +55,11 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         return None;
     }
 
-    let mut root = Section::new("the file", 0, document.into_inner());
+    of_parts(Section::new("the file", 0, document.into_inner()), None, findings)
+}
+
+/// Makes a configuration of its parts. `services`: those of the file, if they are not in `root`.
+fn of_parts(mut root: Section<'_>, services: Option<Services>, findings: &mut Findings<'_>) -> Option<Config> {
     let interfaces = interfaces(&mut root, findings);
     let xdp_mode = root.text("xdp_mode", findings, |text| {
         let words = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
@@ -88,14 +102,18 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
     let fleet = root
         .table("fleet", "[fleet]", "{ name = \"site1\", endpoints = [\"https://192.0.2.1:2379\"] }", findings)
         .and_then(|section| fleet(section, findings));
-    let services = root.tables("service", "[[service]]", findings);
+    let in_root = root.tables("service", "[[service]]", findings).unwrap_or_default();
     root.finish(findings);
-
-    let services = services.unwrap_or_default();
-    if services.is_empty() && !findings.has_errors() {
-        findings.error(0, "no [[service]] in the file; add at least one".to_owned());
-    }
-    let services: Vec<_> = services.into_iter().filter_map(|section| service(section, findings)).collect();
+    let services = match services {
+        Some(services) => services,
+        None => {
+            if in_root.is_empty() && !findings.has_errors() {
+                findings.error(0, "no [[service]] in the file; add at least one".to_owned());
+            }
+            let placed = in_root.into_iter().filter_map(|section| service(section, findings));
+            placed.map(|placed| (0, Arc::new(placed))).collect()
+        }
+    };
     relations(&services, findings);
 
     Some(Config {
@@ -111,7 +129,7 @@ pub(super) fn config(text: &str, findings: &mut Findings<'_>) -> Option<Config> 
         hash_key: hash_key.map(|key| key.value),
         statistics: statistics.unwrap_or_default(),
         fleet,
-        services: services.into_iter().map(|placed| placed.service).collect(),
+        services: services.into_iter().map(|(_, placed)| placed.service.clone()).collect(),
     })
 }
 
@@ -144,8 +162,8 @@ fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String
 }
 
 /// Reports what is wrong with services that are valid each by itself.
-fn relations(services: &[Placed], findings: &mut Findings<'_>) {
-    let configs: Vec<_> = services.iter().map(|placed| placed.service.clone()).collect();
+fn relations(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) {
+    let configs: Vec<_> = services.iter().map(|(_, placed)| &placed.service).collect();
     for problem in validate::problems(&configs) {
         let at = |place| place_of(services, place).unwrap_or_default();
         let text = problem.text(|other| Some(findings.line(at(other))));
@@ -153,12 +171,20 @@ fn relations(services: &[Placed], findings: &mut Findings<'_>) {
     }
 }
 
-fn place_of(services: &[Placed], place: Place) -> Option<usize> {
-    Some(match place {
-        Place::Name(service) => services.get(service)?.name_at,
-        Place::Listener(service, listener) => *services.get(service)?.listen_at.get(listener)?,
-        Place::TableSize(service) => services.get(service)?.table_size_at,
-        Place::BackendName(service, backend) => services.get(service)?.backends_at.get(backend)?.0,
-        Place::BackendAddress(service, backend) => services.get(service)?.backends_at.get(backend)?.1,
-    })
+fn place_of(services: &[(usize, Arc<Placed>)], place: Place) -> Option<usize> {
+    let of = |service: usize| services.get(service);
+    let (start, at) = match place {
+        Place::Name(service) => of(service).map(|(start, placed)| (start, placed.name_at)),
+        Place::Listener(service, listener) => {
+            of(service).and_then(|(start, placed)| Some((start, *placed.listen_at.get(listener)?)))
+        }
+        Place::TableSize(service) => of(service).map(|(start, placed)| (start, placed.table_size_at)),
+        Place::BackendName(service, backend) => {
+            of(service).and_then(|(start, placed)| Some((start, placed.backends_at.get(backend)?.0)))
+        }
+        Place::BackendAddress(service, backend) => {
+            of(service).and_then(|(start, placed)| Some((start, placed.backends_at.get(backend)?.1)))
+        }
+    }?;
+    Some(start + at)
 }

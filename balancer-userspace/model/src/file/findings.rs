@@ -62,11 +62,13 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Collects findings while a text is validated. Places are byte offsets into the text.
+/// Collects findings while a text is validated. Places are byte offsets into the text, or into a piece of it.
 #[derive(Debug)]
 pub(super) struct Findings<'i> {
     file: &'i Path,
     line_starts: Vec<usize>,
+    /// Where the piece begins.
+    offset: usize,
     errors: Vec<(usize, String)>,
     warnings: Vec<(usize, String)>,
 }
@@ -74,11 +76,16 @@ pub(super) struct Findings<'i> {
 impl<'i> Findings<'i> {
     pub(super) fn new(file: &'i Path, text: &str) -> Self {
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { file, line_starts, errors: Vec::new(), warnings: Vec::new() }
+        Self { file, line_starts, offset: 0, errors: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// From now on places are offsets into the piece that begins at `offset` of the text.
+    pub(super) fn begin_piece(&mut self, offset: usize) {
+        self.offset = offset;
     }
 
     pub(super) fn line(&self, at: usize) -> usize {
-        self.line_starts.partition_point(|&start| start <= at)
+        self.line_starts.partition_point(|&start| start <= self.offset + at)
     }
 
     pub(super) fn error(&mut self, at: usize, text: String) {
@@ -91,6 +98,17 @@ impl<'i> Findings<'i> {
 
     pub(super) fn warn(&mut self, at: usize, text: String) {
         self.warnings.push((self.line(at), text));
+    }
+
+    /// How many errors and warnings there are.
+    pub(super) fn count(&self) -> usize {
+        self.errors.len() + self.warnings.len()
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        self.errors.clear();
+        self.warnings.clear();
+        self.offset = 0;
     }
 
     pub(super) fn has_errors(&self) -> bool {

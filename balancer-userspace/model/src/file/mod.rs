@@ -7,6 +7,7 @@ pub mod check;
 mod document;
 mod findings;
 mod fleet;
+mod pieces;
 mod section;
 mod service;
 
@@ -25,11 +26,19 @@ pub const MAX_FILE_SIZE: u64 = 16 << 20;
 /// # Errors
 /// Everything that is wrong with the file, as far as it can be told at once, in the order of its lines.
 pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+    Parser::default().load(path)
+}
+
+/// The contents of a configuration file; of one that is too large, more than it may have.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
         .map_err(|error| ConfigErrors::whole_file(path, format!("cannot be read: {error}")))?;
-    parse(path, &bytes)
+    Ok(bytes)
 }
 
 /// Validates the contents of a configuration file; `path` is for the messages.
@@ -37,22 +46,44 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigErrors> {
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Config, Vec<Warning>), ConfigErrors> {
-    if bytes.len() as u64 > MAX_FILE_SIZE {
-        let what = "is larger than 16 MiB, the largest configuration; is it the right file?";
-        return Err(ConfigErrors::whole_file(path, what.to_owned()));
+    Parser::default().parse(path, bytes)
+}
+
+/// Parses a file again and again: of services that are written as they were the last time, nothing is parsed.
+#[derive(Debug, Default)]
+pub struct Parser(pieces::Known);
+
+impl Parser {
+    /// As [`load`].
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load(&mut self, path: &Path) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+        self.parse(path, &read(path)?)
     }
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => {
-            let mut findings = Findings::new(path, "");
-            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
-            findings.error_on_line(line, "not UTF-8 text; save the file as UTF-8".to_owned());
-            return Err(findings.into_errors());
+
+    /// As [`parse`].
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn parse(&mut self, path: &Path, bytes: &[u8]) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+        if bytes.len() as u64 > MAX_FILE_SIZE {
+            let what = "is larger than 16 MiB, the largest configuration; is it the right file?";
+            return Err(ConfigErrors::whole_file(path, what.to_owned()));
         }
-    };
-    let mut findings = Findings::new(path, text);
-    match document::config(text, &mut findings) {
-        Some(config) if !findings.has_errors() => Ok((config, findings.into_warnings())),
-        _ => Err(findings.into_errors()),
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => {
+                let mut findings = Findings::new(path, "");
+                let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+                findings.error_on_line(line, "not UTF-8 text; save the file as UTF-8".to_owned());
+                return Err(findings.into_errors());
+            }
+        };
+        let mut findings = Findings::new(path, text);
+        match document::config(text, &mut self.0, &mut findings) {
+            Some(config) if !findings.has_errors() => Ok((config, findings.into_warnings())),
+            _ => Err(findings.into_errors()),
+        }
     }
 }

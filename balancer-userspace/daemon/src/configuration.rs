@@ -1,0 +1,50 @@
+//! Configuration files, parsed one after the other, wherever they come from.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use balancer_model::{
+    config::Config,
+    file::{self, ConfigErrors, Parser, Warning},
+};
+use tokio::task::{JoinError, spawn_blocking};
+
+/// What a file says.
+pub(crate) type Parsed = Result<(Config, Vec<Warning>), ConfigErrors>;
+
+/// The one parser, which knows what was parsed last.
+#[derive(Clone, Debug, Default)]
+pub struct Configurations(Arc<Mutex<Parser>>);
+
+impl Configurations {
+    /// With what `parser` has parsed.
+    #[must_use]
+    pub fn new(parser: Parser) -> Self {
+        Self(Arc::new(Mutex::new(parser)))
+    }
+
+    /// Reads and parses a file. A file that does not come holds up nobody else.
+    ///
+    /// # Errors
+    /// When the runtime ends meanwhile.
+    pub(crate) async fn load(&self, path: PathBuf) -> Result<Parsed, JoinError> {
+        let this = self.clone();
+        spawn_blocking(move || file::read(&path).and_then(|bytes| this.parse_now(path, &bytes))).await
+    }
+
+    /// Parses the contents of a file.
+    ///
+    /// # Errors
+    /// When the runtime ends meanwhile.
+    pub(crate) async fn parse(&self, path: PathBuf, text: String) -> Result<Parsed, JoinError> {
+        let this = self.clone();
+        // A large file takes a while.
+        spawn_blocking(move || this.parse_now(path, text.as_bytes())).await
+    }
+
+    fn parse_now(&self, path: PathBuf, bytes: &[u8]) -> Parsed {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).parse(&path, bytes)
+    }
+}

@@ -1,0 +1,196 @@
+//! A file in pieces, so that only those are parsed that are not as they were.
+//!
+//! Each line that begins with `[[service]]` begins a piece. Where what is before the first one and every piece are valid TOML by
+//! themselves, each string that begins in a piece ends in it, so the file means what its pieces mean one after the other; a
+//! header of an array of tables says the same wherever it stands. What is not so, or has an error, is read as a whole.
+
+use std::{collections::HashMap, sync::Arc};
+
+use toml::de::DeTable;
+
+use super::{
+    findings::Findings,
+    section::Section,
+    service::{Placed, service},
+};
+use crate::config::{CheckKind, ServiceConfig};
+
+const HEADER: &str = "[[service]]";
+
+/// Pieces of the text that was parsed last, and the services that they were.
+#[derive(Debug, Default)]
+pub(super) struct Known(HashMap<Box<str>, Arc<Placed>>);
+
+/// The services of a text, each with where its piece begins.
+pub(super) type Services = Vec<(usize, Arc<Placed>)>;
+
+/// What is before the services of a text, and these. `None`: the text must be read as a whole; `findings` is as it was then.
+pub(super) fn parse<'i>(
+    text: &'i str,
+    known: &mut Known,
+    findings: &mut Findings<'_>,
+) -> Option<(DeTable<'i>, Services)> {
+    let pieces = pieces(text);
+    let &(first, _) = pieces.first()?;
+    let head = valid(&text[..first]).filter(|head| !head.contains_key("service"))?;
+    let mut services = Services::with_capacity(pieces.len());
+    let mut now = HashMap::with_capacity(pieces.len());
+    for (start, piece) in pieces {
+        if let Some((piece, placed)) = known.0.remove_entry(piece) {
+            services.push((start, Arc::clone(&placed)));
+            now.insert(piece, placed);
+            continue;
+        }
+        let before = findings.count();
+        findings.begin_piece(start);
+        let Some(placed) = parse_piece(piece, findings).filter(|_| !findings.has_errors()) else {
+            findings.forget_all();
+            known.0.extend(now);
+            return None;
+        };
+        let placed = Arc::new(placed);
+        services.push((start, Arc::clone(&placed)));
+        if findings.count() == before && !depends_on_more(&placed.service) {
+            now.insert(piece.into(), placed);
+        }
+    }
+    findings.begin_piece(0);
+    known.0 = now;
+    Some((head, services))
+}
+
+/// Where pieces begin.
+fn starts(text: &str) -> impl Iterator<Item = usize> {
+    text.match_indices(HEADER).map(|(at, _)| at).filter(|&at| at == 0 || text.as_bytes().get(at - 1) == Some(&b'\n'))
+}
+
+fn pieces(text: &str) -> Vec<(usize, &str)> {
+    let ends = starts(text).skip(1).chain([text.len()]);
+    starts(text).zip(ends).map(|(start, end)| (start, &text[start..end])).collect()
+}
+
+fn valid(text: &str) -> Option<DeTable<'_>> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    errors.is_empty().then(|| document.into_inner())
+}
+
+/// The only service of a piece.
+fn parse_piece(piece: &str, findings: &mut Findings<'_>) -> Option<Placed> {
+    let mut root = Section::new("the file", 0, valid(piece)?);
+    let [section] = <[_; 1]>::try_from(root.tables("service", HEADER, findings)?).ok()?;
+    root.is_empty().then(|| service(section, findings))?
+}
+
+/// Whether a service is valid only as long as something outside of the file is as it is: the account that a program runs as.
+fn depends_on_more(service: &ServiceConfig) -> bool {
+    let checks = service.backends.iter().filter_map(|backend| backend.check.as_ref()).chain([&service.check]);
+    checks.into_iter().any(|check| matches!(check.kind, CheckKind::Exec(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::{Known, parse};
+    use crate::{
+        config::Config,
+        file::{ConfigErrors, Warning, document, findings::Findings},
+    };
+
+    type Outcome = Result<(Config, Vec<Warning>), ConfigErrors>;
+
+    fn outcome(text: &str, config: impl FnOnce(&mut Findings<'_>) -> Option<Config>) -> Outcome {
+        let mut findings = Findings::new(Path::new("web.toml"), text);
+        match config(&mut findings) {
+            Some(config) if !findings.has_errors() => Ok((config, findings.into_warnings())),
+            _ => Err(findings.into_errors()),
+        }
+    }
+
+    fn in_pieces(text: &str, known: &mut Known) -> Outcome {
+        outcome(text, |findings| document::config(text, known, findings))
+    }
+
+    fn as_a_whole(text: &str) -> Outcome {
+        outcome(text, |findings| document::as_a_whole(text, findings))
+    }
+
+    fn service(number: u16, more: &str) -> String {
+        format!(
+            "[[service]]\nname = \"s{number}\"\naddress = \"198.51.100.10:{number}\"\nforwarding = \"nat\"\n{more}\
+             [[service.backend]]\nname = \"b\"\naddress = \"10.0.0.1:{number}\"\n"
+        )
+    }
+
+    #[test]
+    fn only_pieces_that_are_new_are_parsed() {
+        let text = |weight| {
+            let more = format!("weight = {weight}\n");
+            format!("interfaces = [\"eth0\"]\n{}{}{more}{}", service(1, ""), service(2, ""), service(3, ""))
+        };
+        let mut known = Known::default();
+        let services = |text: &str, known: &mut Known| {
+            let mut findings = Findings::new(Path::new("web.toml"), text);
+            parse(text, known, &mut findings).unwrap().1
+        };
+        let before = services(&text(1), &mut known);
+        let after = services(&text(2), &mut known);
+        let same = |number: usize| std::sync::Arc::ptr_eq(&before[number].1, &after[number].1);
+        assert_eq!([same(0), same(1), same(2)], [true, false, true]);
+        assert_eq!(in_pieces(&text(3), &mut known), as_a_whole(&text(3)));
+        assert!(in_pieces("[[service]]\nname = 1\n", &mut known).is_err());
+        let again = services(&text(3), &mut known);
+        assert!(std::sync::Arc::ptr_eq(&before[0].1, &again[0].1), "a file with errors has nothing forgotten");
+    }
+
+    #[test]
+    fn the_account_of_a_program_is_looked_for_each_time() {
+        let check = "check = { type = \"exec\", command = [\"/bin/true\"], user = \"root\" }\n";
+        let text = service(1, check);
+        let mut known = Known::default();
+        assert_eq!(in_pieces(&text, &mut known), as_a_whole(&text));
+        assert!(known.0.is_empty());
+    }
+
+    /// What a file may be put together of, some of it such that a piece ends where nothing else does.
+    fn part() -> impl Strategy<Value = String> {
+        let odd = [
+            "note = \"\"\"\n[[service]]\n\"\"\"\n",
+            "note = \'\'\'\n[[service]]\nname = \"x\"\n\'\'\'\n",
+            "# [[service]]\n",
+            "\"\"\"\n",
+            "[[service]]\n",
+            " [[service]]\nname = \"indented\"\naddress = \"198.51.100.11:80\"\nforwarding = \"dsr\"\n",
+            "[[service]] # a comment\nname = \"c\"\naddress = \"198.51.100.12:80\"\nforwarding = \"dsr\"\n",
+            "[[service]]\r\n",
+            "[metrics]\nlisten = \"127.0.0.1:1\"\n",
+            "[service]\n",
+            "service = []\n",
+            "service.name = \"x\"\n",
+            "[service.check]\ntype = \"tcp\"\n",
+            "weight = 65537\n",
+            "table_size = 65536\n",
+            "list = [\n[[service]]\n]\n",
+            "interfaces = [\"eth0\"]\n",
+            "on_exit = \"keep\"",
+        ];
+        let services =
+            (1u16..5, prop::sample::select(vec!["", "remember = \"1h\"\n", "remeber = 1\n", "table_size = 101\n"]));
+        prop_oneof![
+            2 => prop::sample::select(odd.to_vec()).prop_map(str::to_owned),
+            3 => services.prop_map(|(number, more)| service(number, more)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn in_pieces_a_file_says_what_it_says_as_a_whole(texts in prop::collection::vec(prop::collection::vec(part(), 0..6), 1..4)) {
+            let mut known = Known::default();
+            for text in texts.into_iter().map(|parts| parts.concat()) {
+                prop_assert_eq!(in_pieces(&text, &mut known), as_a_whole(&text), "{}", text);
+            }
+        }
+    }
+}
