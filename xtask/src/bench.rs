@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     build::programs,
     command::{built, cargo, ensure_root, program, run},
-    setup::{Purpose, setup},
+    setup::{Purpose, classics, setup},
 };
 
 pub(crate) use self::page::Page;
@@ -36,11 +36,11 @@ pub(crate) enum Benchmark {
     Failover,
     /// 32 members of a fleet that know a million clients, on a real etcd; needs root and etcd-server.
     Fleet,
-    /// Whom a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; needs root, and as many
-    /// of the two as are to be compared.
+    /// Whom a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; installs the two;
+    /// needs root.
     Sticky,
-    /// What a connection costs through the balancer, HAProxy, nginx, nftables and nobody; needs root, and as many of the
-    /// three as are to be compared.
+    /// What a connection costs through the balancer, HAProxy, nginx, nftables and nobody; installs the three; needs
+    /// root.
     Proxy,
 }
 
@@ -101,6 +101,13 @@ fn cargo_bench([package, name]: [&str; 2]) -> Command {
     command
 }
 
+/// Installs the balancers that are compared, if that can be: a comparison leaves out what is not there, and says so.
+fn install_classics() {
+    if let Err(error) = classics() {
+        eprintln!("{error:#}; what is missing is left out");
+    }
+}
+
 /// Sets up and runs one benchmark, or all that make a page.
 pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &[String]) -> Result<()> {
     let Some(only) = only else { return page.make() };
@@ -119,6 +126,9 @@ pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &
     let (_, binary, what) = found.context("this benchmark has no program")?;
     ensure_root("a benchmark of the kernel program", "bench")?;
     setup(Purpose::Run)?;
+    if matches!(only, Benchmark::Proxy | Benchmark::Sticky) {
+        install_classics();
+    }
     // With the balancer that it may run.
     programs(&["balancer", binary], true)?;
     run(program(built("release")?.join(binary)).args(*what).args(options))

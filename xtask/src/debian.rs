@@ -90,6 +90,17 @@ impl Apt {
     pub(crate) fn download(&self, package: &str, directory: &Path) -> Result<()> {
         run(self.command("apt-get").args(["-qq", "download", package]).current_dir(directory))
     }
+
+    /// Downloads packages and what they depend on, unless they are there; gives the files.
+    pub(crate) fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut command = self.command("apt-get");
+        command.args(["-qq", "--yes", "--no-install-recommends", "--download-only", "install"]).args(packages);
+        run(&mut command)?;
+        let archives = self.directory.join("cache/archives");
+        let files = fs::read_dir(&archives).with_context(|| archives.display().to_string())?;
+        let files = files.flatten().map(|file| file.path());
+        Ok(files.filter(|file| file.extension().is_some_and(|extension| extension == "deb")).collect())
+    }
 }
 
 /// The sources for `suites`, on `mirrors`.

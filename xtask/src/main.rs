@@ -1,5 +1,6 @@
 //! The project's chores: set-up, build, demo, tests, benchmarks, CI.
 
+mod arch;
 mod bench;
 mod book;
 mod build;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::setup::Purpose;
+use crate::{arch::Arch, setup::Purpose};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's chores")]
@@ -51,18 +52,7 @@ enum Chore {
     /// Set up, build, and show the balancer at work: its demo, or on real interfaces with --config.
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
-    Test {
-        /// Instead: those of the kernel programs, in virtual machines with Debian's newest kernels of these versions
-        /// (6.1, 6.12.117, …); without one: 6.1, 6.12, 6.18 and the newest.
-        #[arg(long, value_name = "VERSION", num_args = 0..)]
-        kernels: Option<Vec<String>>,
-        /// Only have these kernels verify the programs.
-        #[arg(long, requires = "kernels")]
-        load: bool,
-        /// Only these suites, such as `packets` or `vlan`.
-        #[arg(long, requires = "kernels", conflicts_with = "load")]
-        suite: Vec<String>,
-    },
+    Test(kernels::Options),
     /// Set up, then send packets from several processors against a busy controller, wear out a whole site under traffic, play
     /// a hundred thousand random sequences of events against the controller's model, and the lives of as many simulated
     /// fleets; needs root.
@@ -140,7 +130,7 @@ enum Chore {
     Release {
         /// Only for these processors.
         #[arg(long)]
-        arch: Vec<release::Arch>,
+        arch: Vec<Arch>,
     },
     /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests,
     /// the kernel program's speed.
@@ -166,9 +156,8 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Setup { ci } => setup::setup(if ci { Purpose::Ci } else { Purpose::Test }),
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
-        Chore::Test { kernels: None, .. } => test::test(),
-        Chore::Test { kernels: Some(versions), load: true, .. } => kernels::test(&versions, &["verifier".to_owned()]),
-        Chore::Test { kernels: Some(versions), suite, .. } => kernels::test(&versions, &suite),
+        Chore::Test(options) if options.is_about_kernels() => kernels::test(&options),
+        Chore::Test(_) => test::test(),
         Chore::Miri => miri::miri(),
         Chore::Sanitize { only } => sanitize::sanitize(only),
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),

@@ -1,12 +1,18 @@
 //! Backends, and clients of `nat`, behind interfaces of the balancer's host that take no frames from XDP.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use balancer_common::map_types::Forwarding;
 use balancer_tests::{
-    site::Site,
+    site::{PATIENCE, Site},
     topology::{Family, Shape, Topology},
 };
 use nix::sys::signal::Signal;
@@ -14,10 +20,19 @@ use nix::sys::signal::Signal;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=30;
 const MODES: [Forwarding; 4] = [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue];
 
+/// The balancer's interface on the backends' segment.
+const fn port(shape: Shape) -> &'static str {
+    if matches!(shape, Shape::OneLegged) { "eth0" } else { "eth1" }
+}
+
 /// Moves the balancer's addresses and routes on the backends' segment from `from` to `to`.
 fn move_addresses(topology: &Topology, shape: Shape, from: &str, to: &str) -> Result<()> {
+    topology.balancer().ip(&format!("addr flush dev {from} scope global"))?;
+    give_addresses(topology, shape, to)
+}
+
+fn give_addresses(topology: &Topology, shape: Shape, to: &str) -> Result<()> {
     let balancer = topology.balancer();
-    balancer.ip(&format!("addr flush dev {from} scope global"))?;
     balancer.ip(&format!("link set {to} up"))?;
     balancer.ip(&format!("addr add 10.0.0.1/16 dev {to}"))?;
     balancer.ip(&format!("-6 addr add fd00::1/64 dev {to} nodad"))?;
@@ -30,7 +45,7 @@ fn move_addresses(topology: &Topology, shape: Shape, from: &str, to: &str) -> Re
 
 /// The interface on the backends' segment becomes the port of a bridge, which has its addresses from then on.
 fn bridge(topology: &Topology, shape: Shape) -> Result<()> {
-    let port = if shape == Shape::OneLegged { "eth0" } else { "eth1" };
+    let port = port(shape);
     let balancer = topology.balancer();
     balancer.ip("link add br0 type bridge mcast_snooping 0")?;
     balancer.ip(&format!("link set {port} master br0"))?;
@@ -64,7 +79,7 @@ fn start(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&Topology) -> 
 
 /// The interface on the backends' segment carries it as VLAN 7, and the switch takes the tags away.
 fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
-    let port = if shape == Shape::OneLegged { "eth0" } else { "eth1" };
+    let port = port(shape);
     let (balancer, switch) = (topology.balancer(), topology.switch());
     balancer.ip(&format!("link add link {port} name {port}.7 type vlan id 7"))?;
     switch.ip("link set balancer nomaster")?;
@@ -73,7 +88,7 @@ fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
     // As a NIC that leaves tags where they are. A pair gives them to its other end beside the frame otherwise.
     for (host, port) in [(balancer, port), (switch, "balancer")] {
         let off = host.command("ethtool").args(["-K", port, "txvlan", "off", "rxvlan", "off"]).output()?;
-        anyhow::ensure!(off.status.success(), "{off:?}");
+        ensure!(off.status.success(), "{off:?}");
     }
     move_addresses(topology, shape, port, &format!("{port}.7"))
 }
@@ -122,6 +137,58 @@ fn behind_a_vlan_two_legged() {
     served_by_the_kernel(Shape::TwoLegged, vlan);
 }
 
+/// This machine's network cards, two of them: the namespace that had them last may still be going.
+fn cards() -> Result<[String; 2]> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut names = Vec::new();
+        for interface in fs::read_dir("/sys/class/net")? {
+            let interface = interface?;
+            if interface.path().join("device").exists() {
+                names.push(interface.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        match <[String; 2]>::try_from(names) {
+            Ok(cards) => return Ok(cards),
+            Err(names) => ensure!(Instant::now() < deadline, "two network cards are wanted, there are {names:?}"),
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The backends' segment reaches the balancer over a cable between two of this machine's network cards.
+fn cable(topology: &Topology, shape: Shape) -> Result<()> {
+    let (near, far) = (port(shape), "balancer");
+    topology.balancer().ip(&format!("link del {near}"))?;
+    for (card, (host, name)) in cards()?.iter().zip([(topology.balancer(), near), (topology.switch(), far)]) {
+        let arguments = ["link", "set", card, "netns", host.name(), "name", name];
+        let moved = Command::new("ip").args(arguments).output()?;
+        ensure!(moved.status.success(), "{arguments:?}: {moved:?}");
+    }
+    topology.switch().ip(&format!("link set {far} master br0 up"))?;
+    give_addresses(topology, shape, near)
+}
+
+/// By the driver's own XDP. The cards go back to this machine when the site is gone.
+#[test]
+#[ignore = "needs two network cards joined by a cable, as the machines of `cargo xtask test --kernels` have them"]
+fn on_network_cards() {
+    for shape in [Shape::OneLegged, Shape::TwoLegged] {
+        for forwarding in MODES {
+            let mut site = start(shape, forwarding, |topology| cable(topology, shape));
+            wait_up(&mut site);
+            let homes = served(&site);
+            let modes: Vec<_> =
+                site.status().unwrap().interfaces.into_iter().map(|each| (each.name, each.xdp_mode)).collect();
+            assert!(modes.contains(&(port(shape).to_owned(), "native".to_owned())), "{modes:?}");
+            assert_eq!(counted(&site, "handed"), 0.0, "{shape:?} {forwarding:?}");
+            assert_eq!(counted(&site, "drop"), 0.0, "{shape:?} {forwarding:?}");
+            println!("{shape:?} {forwarding:?}: {homes:?}");
+        }
+    }
+}
+
 /// It becomes a bridge's port while it is in use, and is one no longer.
 #[test]
 fn a_bridge_comes_and_goes() {
@@ -145,14 +212,14 @@ fn a_bridge_comes_and_goes() {
 
 /// Waits until requests come through again: routes are followed.
 fn until_served(site: &mut Site) {
-    let deadline = std::time::Instant::now() + balancer_tests::site::PATIENCE;
-    let limit = std::time::Duration::from_millis(500);
+    let deadline = Instant::now() + PATIENCE;
+    let limit = Duration::from_millis(500);
     loop {
         let answers = Family::BOTH.map(|family| site.ask(family, 1..=8, limit).unwrap());
         if answers.iter().flatten().all(Result::is_ok) {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "no answers: {answers:?}");
+        assert!(Instant::now() < deadline, "no answers: {answers:?}");
     }
 }
 

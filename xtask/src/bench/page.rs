@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum as _};
 
-use super::{BENCHES, BINARIES, Benchmark, cargo_bench};
+use super::{BENCHES, BINARIES, Benchmark, cargo_bench, install_classics};
 use crate::{
     build::programs,
     command::{built, ensure_root, program, root, run, run_within},
@@ -61,6 +61,7 @@ impl Page {
             None => built("bench")?,
         };
         setup(Purpose::Run)?;
+        install_classics();
         build()?;
         let raw = out.join("raw");
         fs::create_dir_all(&raw).with_context(|| format!("cannot make {}", raw.display()))?;

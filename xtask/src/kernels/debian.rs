@@ -2,18 +2,19 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    arch::Arch,
     command::{output, program, run},
     debian::Apt,
 };
 
-const SUITES: [&str; 8] = [
+pub(super) const SUITES: [&str; 8] = [
     "bookworm",
     "bookworm-backports",
     "bookworm-security",
@@ -23,18 +24,20 @@ const SUITES: [&str; 8] = [
     "forky",
     "sid",
 ];
-/// Kernels for virtual machines are the smallest.
-const FLAVOUR: &str = "-cloud-amd64";
+/// The oldest kernel that is supported.
+const OLDEST: [u32; 2] = [6, 1];
 /// A kernel's package; newer kernels come in several.
 const PARTS: [&str; 3] = ["image", "binary", "modules"];
 /// What the tests' hosts are made of. Debian may have built some into the kernel.
-const MODULES: [&str; 8] = ["veth", "bridge", "8021q", "dummy", "tun", "sch_netem", "sch_ingress", "cls_bpf"];
+const MODULES: [&str; 10] =
+    ["veth", "bridge", "8021q", "dummy", "tun", "sch_netem", "sch_ingress", "cls_bpf", "virtio_pci", "virtio_net"];
 
 /// A kernel, unpacked.
 #[derive(Debug)]
 pub(super) struct Kernel {
     /// As `uname -r` says it, less the flavour.
     pub(super) version: String,
+    pub(super) arch: Arch,
     directory: PathBuf,
 }
 
@@ -43,9 +46,27 @@ impl Kernel {
         self.directory.join("vmlinuz")
     }
 
+    /// The version, and the processor if that is another than this machine's.
+    pub(super) fn label(&self) -> String {
+        if Arch::of_this_machine() == Some(self.arch) {
+            return self.version.clone();
+        }
+        format!("{} {}", self.version, self.arch.name())
+    }
+
     /// An archive with the modules, numbered in the order of loading.
     pub(super) fn modules(&self) -> PathBuf {
         self.directory.join("modules.cpio")
+    }
+
+    /// Whether it was unpacked with the modules that are wanted now.
+    fn is_complete(&self) -> bool {
+        fs::read_to_string(self.list()).is_ok_and(|list| list == MODULES.join(" "))
+    }
+
+    /// The modules asked for: written last.
+    fn list(&self) -> PathBuf {
+        self.directory.join("modules")
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -53,21 +74,41 @@ impl Kernel {
     }
 }
 
-/// The newest kernel of each version or beginning of one, or of all (`None`), downloaded unless it is there.
-pub(super) fn kernels(directory: &Path, wanted: &[Option<&str>]) -> Result<Vec<Kernel>> {
-    let apt = Apt::new(directory, &SUITES, None)?;
-    let all = versions(&apt)?;
+/// Which kernels of those that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which<'a> {
+    /// The newest of a version or beginning of one.
+    Of(&'a str),
+    /// The newest of all.
+    Newest,
+    /// The newest of each series from the oldest that is supported.
+    NewestOfEach,
+}
+
+/// Kernels for virtual machines are the smallest.
+fn flavour(arch: Arch) -> String {
+    format!("-cloud-{}", arch.debian())
+}
+
+/// These kernels, each once, downloaded unless they are there.
+pub(super) fn kernels(directory: &Path, arch: Arch, wanted: &[Which<'_>]) -> Result<Vec<Kernel>> {
+    let foreign = Arch::of_this_machine() != Some(arch);
+    let apt = Apt::new(directory, &SUITES, foreign.then(|| arch.debian()))?;
+    let all = versions(&apt, &flavour(arch))?;
     let mut kernels: Vec<Kernel> = Vec::new();
-    for series in wanted {
-        let version = newest(&all, *series).with_context(|| {
-            let what = series.map_or_else(|| "any kernel".to_owned(), |series| format!("a kernel {series}"));
-            format!(
-                "this machine's mirrors have no package of {what} ({FLAVOUR}): they must be Debian's, and be reached"
-            )
-        })?;
-        if kernels.iter().all(|kernel| kernel.version != version) {
-            let kernel = Kernel { version: version.to_owned(), directory: directory.join(version) };
-            if !kernel.modules().exists() {
+    for &which in wanted {
+        let found = which.among(&all);
+        ensure!(
+            !found.is_empty(),
+            "this machine's mirrors have no package of {which} ({}): they must be Debian's, and be reached",
+            flavour(arch)
+        );
+        for version in found {
+            if kernels.iter().any(|kernel| kernel.version == version) {
+                continue;
+            }
+            let kernel = Kernel { version: version.to_owned(), arch, directory: directory.join(version) };
+            if !kernel.is_complete() {
                 println!("Downloading Linux {version}");
                 unpack(&apt, &kernel).with_context(|| format!("Linux {version}"))?;
             }
@@ -77,19 +118,49 @@ pub(super) fn kernels(directory: &Path, wanted: &[Option<&str>]) -> Result<Vec<K
     Ok(kernels)
 }
 
-fn versions(apt: &Apt) -> Result<BTreeSet<String>> {
-    let found = apt.search(&format!("^linux-(image|binary)-[0-9].*{FLAVOUR}$"))?;
-    Ok(found.iter().filter_map(|package| version(package)).map(str::to_owned).collect())
+fn versions(apt: &Apt, flavour: &str) -> Result<BTreeSet<String>> {
+    let found = apt.search(&format!("^linux-(image|binary)-[0-9].*{flavour}$"))?;
+    Ok(found.iter().filter_map(|package| version(package, flavour)).map(str::to_owned).collect())
 }
 
-/// The newest version that is `series` or goes on behind it with other than a digit.
-fn newest<'a>(all: &'a BTreeSet<String>, series: Option<&str>) -> Option<&'a str> {
-    let of_series = |version: &&String| {
-        series.is_none_or(|series| {
-            version.strip_prefix(series).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
-        })
-    };
-    all.iter().filter(of_series).max_by_key(|version| numbers(version)).map(String::as_str)
+impl Which<'_> {
+    fn among<'a>(&self, all: &'a BTreeSet<String>) -> Vec<&'a str> {
+        let newest = |kernels: &mut dyn Iterator<Item = &'a String>| {
+            kernels.max_by_key(|version| numbers(version)).map(String::as_str)
+        };
+        match self {
+            Self::Newest => newest(&mut all.iter()).into_iter().collect(),
+            Self::Of(series) => newest(&mut all.iter().filter(|version| is_of(version, series))).into_iter().collect(),
+            Self::NewestOfEach => {
+                let series: BTreeSet<[u32; 2]> = all.iter().filter_map(|version| series(version)).collect();
+                let supported = series.into_iter().filter(|series| *series >= OLDEST);
+                let of = |wanted| newest(&mut all.iter().filter(move |version| series_is(version, wanted)));
+                supported.filter_map(of).collect()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Which<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Of(series) => write!(f, "a kernel {series}"),
+            Self::Newest | Self::NewestOfEach => f.write_str("any kernel"),
+        }
+    }
+}
+
+/// Whether a version is `series` or goes on behind it with other than a digit.
+fn is_of(version: &str, series: &str) -> bool {
+    version.strip_prefix(series).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+}
+
+fn series(version: &str) -> Option<[u32; 2]> {
+    numbers(version).first_chunk().copied()
+}
+
+fn series_is(version: &str, wanted: [u32; 2]) -> bool {
+    series(version) == Some(wanted)
 }
 
 fn numbers(version: &str) -> Vec<u32> {
@@ -97,14 +168,14 @@ fn numbers(version: &str) -> Vec<u32> {
 }
 
 /// The version in the name of a kernel's package. Packages of two numbers only name others.
-fn version(package: &str) -> Option<&str> {
+fn version<'a>(package: &'a str, flavour: &str) -> Option<&'a str> {
     let rest = package.strip_prefix("linux-image-").or_else(|| package.strip_prefix("linux-binary-"))?;
-    rest.strip_suffix(FLAVOUR).filter(|version| numbers(version).len() > 2)
+    rest.strip_suffix(flavour).filter(|version| numbers(version).len() > 2)
 }
 
 fn unpack(apt: &Apt, kernel: &Kernel) -> Result<()> {
-    let Kernel { version, directory } = kernel;
-    let full = format!("{version}{FLAVOUR}");
+    let Kernel { version, arch, directory } = kernel;
+    let full = format!("{version}{}", flavour(*arch));
     let tree = directory.join("tree");
     if directory.exists() {
         fs::remove_dir_all(directory)?;
@@ -130,6 +201,7 @@ fn unpack(apt: &Apt, kernel: &Kernel) -> Result<()> {
     }
     modules(kernel, &tree, &full)?;
     fs::remove_dir_all(tree)?;
+    fs::write(kernel.list(), MODULES.join(" "))?;
     Ok(())
 }
 
@@ -172,6 +244,7 @@ mod tests {
     #[test]
     fn the_newest_kernel_of_a_series_is_found() {
         let packages = [
+            "linux-image-5.10.0-46-cloud-amd64",
             "linux-image-6.1-cloud-amd64",
             "linux-image-6.1.0-9-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64",
@@ -182,12 +255,15 @@ mod tests {
             "linux-binary-7.2.13+deb14-cloud-amd64",
             "linux-image-7.2.13+deb14-amd64",
         ];
-        let all: BTreeSet<String> = packages.into_iter().filter_map(version).map(str::to_owned).collect();
-        assert_eq!(newest(&all, Some("6.1")), Some("6.1.0-56"));
-        assert_eq!(newest(&all, Some("6.12")), Some("6.12.117+deb13"));
-        assert_eq!(newest(&all, Some("6.12.90")), Some("6.12.90+deb13.1"));
-        assert_eq!(newest(&all, Some("6.1.0-9")), Some("6.1.0-9"));
-        assert_eq!(newest(&all, None), Some("7.2.13+deb14"));
-        assert_eq!(newest(&all, Some("5.10")), None);
+        let all: BTreeSet<String> =
+            packages.into_iter().filter_map(|package| version(package, "-cloud-amd64")).map(str::to_owned).collect();
+        let of = |series| Which::Of(series).among(&all);
+        assert_eq!(of("6.1"), ["6.1.0-56"]);
+        assert_eq!(of("6.12"), ["6.12.117+deb13"]);
+        assert_eq!(of("6.12.90"), ["6.12.90+deb13.1"]);
+        assert_eq!(of("6.1.0-9"), ["6.1.0-9"]);
+        assert_eq!(of("5.11"), [""; 0]);
+        assert_eq!(Which::Newest.among(&all), ["7.2.13+deb14"]);
+        assert_eq!(Which::NewestOfEach.among(&all), ["6.1.0-56", "6.12.117+deb13", "7.2.13+deb14"], "from 6.1 on");
     }
 }

@@ -4,14 +4,14 @@ use std::{
     fs::File,
     io::{self, BufRead as _, BufReader, Write as _},
     path::Path,
-    process::Stdio,
+    process::{Command, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context as _, Result};
 
 use super::{debian::Kernel, outcome::Outcome};
-use crate::command::program;
+use crate::{arch::Arch, command::program};
 
 const MEMORY: &str = "4G";
 /// A guest that hangs is given up.
@@ -25,14 +25,11 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
     for archive in [tests, &kernel.modules()] {
         io::copy(&mut File::open(archive)?, &mut archives)?;
     }
-    let mut qemu = program("timeout");
-    qemu.args([LIMIT, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY]);
-    qemu.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
+    let mut qemu = emulator(kernel.arch);
     qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&disk);
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
     let mut guest = qemu.stdout(Stdio::piped()).spawn().context("starting qemu")?;
     let mut log = File::create(kernel.log())?;
-    let mut outcome = Outcome::new(&kernel.version);
+    let mut outcome = Outcome::new(kernel.label());
     for line in BufReader::new(guest.stdout.take().context("qemu has no output")?).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
@@ -50,4 +47,25 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
     std::fs::remove_file(disk)?;
     outcome.end(start.elapsed());
     Ok(outcome)
+}
+
+/// The emulator with a machine that has a serial line, and two network cards joined by a cable.
+fn emulator(arch: Arch) -> Command {
+    let mut qemu = program("timeout");
+    qemu.args([LIMIT, arch.emulator(), "-accel", "tcg,thread=multi", "-smp", "2", "-m", MEMORY]);
+    qemu.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
+    let (cpu, line) = match arch {
+        Arch::X86_64 => ("max", "ttyS0"),
+        // Signed pointers as architected take an emulator most of its time.
+        Arch::Arm64 => ("max,pauth-impdef=on", "ttyAMA0"),
+    };
+    for (card, mac) in [("near", "52:54:00:00:00:01"), ("far", "52:54:00:00:00:02")] {
+        qemu.args(["-netdev", &format!("hubport,id={card},hubid=0")]);
+        qemu.args(["-device", &format!("virtio-net-pci,netdev={card},mac={mac}")]);
+    }
+    if arch == Arch::Arm64 {
+        qemu.args(["-machine", "virt"]);
+    }
+    qemu.args(["-cpu", cpu, "-append", &format!("console={line} quiet panic=-1 no_timer_check")]);
+    qemu
 }

@@ -6,27 +6,29 @@ use std::{
     io::Write as _,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::Suite;
-use crate::command::{built, cargo, output, program, run};
+use super::{Suite, tools};
+use crate::{
+    arch::Arch,
+    command::{built, cargo, output, program, run},
+    setup::cross_libraries,
+};
 
 /// Process 1.
 const INIT: &str = include_str!("init.sh");
-/// Programs that the tests start, besides their own.
-const TOOLS: [&str; 3] = ["ip", "ethtool", "busybox"];
 /// Tests that need [`PROGRAM`].
 const STARTS_PROGRAMS: &str = "e2e";
 /// Built beside those tests.
 const PROGRAM: &str = "balancer";
-const DIRECTORIES: [&str; 9] = ["dev", "proc", "sys", "run", "tmp", "root", "bin", "tools", "tests/deps"];
+const DIRECTORIES: [&str; 8] = ["dev", "proc", "sys", "run", "tmp", "root", "tools", "tests/deps"];
 
-/// Builds the suites and packs them; gives the archive.
-pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
+/// Builds the suites for a processor and packs them; gives the archive.
+pub(super) fn make(directory: &Path, arch: Arch, suites: &[Suite]) -> Result<PathBuf> {
     let root = directory.join("root");
     if root.exists() {
         fs::remove_dir_all(&root)?;
@@ -34,35 +36,34 @@ pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
     for part in DIRECTORIES {
         fs::create_dir_all(root.join(part))?;
     }
+    let builder = Builder::new(arch)?;
     let mut programs = vec![];
-    let target = built("debug")?;
     if test_programs(suites).contains(STARTS_PROGRAMS) {
-        run(cargo().args(["build", "--workspace", "--locked", "--quiet", "--bin", PROGRAM]))?;
-        programs.push((target.join(PROGRAM), root.join("tests").join(PROGRAM)));
+        run(builder.cargo("build").args(["--bin", PROGRAM]))?;
+        programs.push((builder.built()?.join(PROGRAM), root.join("tests").join(PROGRAM)));
     }
-    let built = executables(suites)?;
+    let built = builder.tests(suites)?;
     for name in test_programs(suites) {
         let from = built.get(name).with_context(|| format!("cargo built no tests {name}"))?;
         programs.push((from.clone(), root.join("tests/deps").join(name)));
     }
-    for tool in TOOLS {
-        let found = output(program("sh").args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {tool}")]));
-        programs.push((
-            PathBuf::from(found.with_context(|| format!("{tool} is not installed"))?),
-            root.join("tools").join(tool),
-        ));
-    }
-    let mut libraries = BTreeSet::new();
     for (from, to) in &programs {
-        libraries.extend(linked(from));
-        run(program("strip").arg("-o").arg(to).arg(from))?;
+        run(builder.strip().arg("-o").arg(to).arg(from))?;
+        if !builder.is_foreign {
+            tools::copy_libraries(from, &root)?;
+        }
     }
-    for library in libraries {
-        let to = root.join(library.strip_prefix("/").unwrap_or(&library));
-        fs::create_dir_all(to.parent().unwrap_or(&root))?;
-        fs::copy(&library, to).with_context(|| library.display().to_string())?;
+    if builder.is_foreign {
+        tools::unpack(arch, directory, &root)?;
+    } else {
+        tools::copy(&root)?;
+        fs::create_dir_all(root.join("bin"))?;
     }
-    symlink("/tools/busybox", root.join("bin/sh"))?;
+    let shell = root.join("bin/sh");
+    if fs::symlink_metadata(&shell).is_ok() {
+        fs::remove_file(&shell)?;
+    }
+    symlink("/tools/busybox", shell)?;
     fs::write(root.join("suites"), suites.iter().map(line).collect::<String>())?;
     fs::write(root.join("init"), INIT)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
@@ -70,6 +71,63 @@ pub(super) fn make(directory: &Path, suites: &[Suite]) -> Result<PathBuf> {
     pack(&root, &archive)?;
     fs::remove_dir_all(root)?;
     Ok(archive)
+}
+
+/// Builds for a processor; statically where it is not this machine's.
+struct Builder {
+    arch: Arch,
+    is_foreign: bool,
+    /// As Rust calls it.
+    target: String,
+}
+
+impl Builder {
+    fn new(arch: Arch) -> Result<Self> {
+        let is_foreign = Arch::of_this_machine() != Some(arch);
+        let target = format!("{}-unknown-linux-gnu", arch.processor());
+        if is_foreign {
+            cross_libraries(arch, &target)?;
+        }
+        Ok(Self { arch, is_foreign, target })
+    }
+
+    /// The whole workspace, so that the dependencies are built with the features that all other builds use.
+    fn cargo(&self, what: &str) -> Command {
+        let mut command = cargo();
+        command.args([what, "--workspace", "--locked", "--quiet"]);
+        if self.is_foreign {
+            let variable = format!("CARGO_TARGET_{}", self.target.to_uppercase().replace('-', "_"));
+            command.args(["--target", &self.target]);
+            command.env(format!("{variable}_LINKER"), self.binutil("gcc"));
+            command.env(format!("{variable}_RUSTFLAGS"), "-Ctarget-feature=+crt-static");
+        }
+        command
+    }
+
+    /// Where cargo puts programs.
+    fn built(&self) -> Result<PathBuf> {
+        if self.is_foreign { Ok(built(&self.target)?.join("debug")) } else { built("debug") }
+    }
+
+    fn binutil(&self, name: &str) -> String {
+        format!("{}-linux-gnu-{name}", self.arch.processor())
+    }
+
+    fn strip(&self) -> Command {
+        if self.is_foreign { program(self.binutil("strip")) } else { program("strip") }
+    }
+
+    /// Builds the suites' programs.
+    fn tests(&self, suites: &[Suite]) -> Result<BTreeMap<String, PathBuf>> {
+        let mut command = self.cargo("test");
+        command.args(["--no-run", "--message-format", "json"]);
+        command.args(test_programs(suites).into_iter().flat_map(|program| ["--test", program]));
+        let built = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
+        ensure!(built.status.success(), "building the tests failed");
+        let messages = String::from_utf8_lossy(&built.stdout);
+        let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(messages.filter_map(|message| executable(&message)).collect())
+    }
 }
 
 fn test_programs(suites: &[Suite]) -> BTreeSet<&'static str> {
@@ -83,30 +141,11 @@ fn line(suite: &Suite) -> String {
     format!("suite {name} env {environment} /tests/deps/{program} --test-threads 1 --nocapture {only}\n")
 }
 
-/// Builds the suites' programs.
-fn executables(suites: &[Suite]) -> Result<BTreeMap<String, PathBuf>> {
-    let mut command = cargo();
-    // The whole workspace, so that the dependencies are built with the features that all other builds use.
-    command.args(["test", "--workspace", "--locked", "--quiet", "--no-run", "--message-format", "json"]);
-    command.args(test_programs(suites).into_iter().flat_map(|program| ["--test", program]));
-    let built = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
-    ensure!(built.status.success(), "building the tests failed");
-    let messages = String::from_utf8_lossy(&built.stdout);
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    Ok(messages.filter_map(|message| executable(&message)).collect())
-}
-
 /// The name of the tests, and the program, that a message of cargo tells of.
 fn executable(message: &Value) -> Option<(String, PathBuf)> {
     let target = &message["target"];
     let tests = target["kind"].as_array()?.iter().any(|kind| kind == "test");
     Some((target["name"].as_str().filter(|_| tests)?.to_owned(), message["executable"].as_str()?.into()))
-}
-
-/// The libraries that a program is linked with.
-fn linked(binary: &Path) -> Vec<PathBuf> {
-    let listed = output(program("ldd").arg(binary)).unwrap_or_default();
-    listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
 /// Packs a directory for the kernel to unpack.

@@ -7,13 +7,20 @@ mod debian;
 mod guest;
 mod initramfs;
 mod outcome;
+mod tools;
 
 use std::{env::consts::ARCH, fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
 
-use self::{debian::Kernel, guest::boot, outcome::Outcome};
+use self::{
+    debian::{Kernel, Which},
+    guest::boot,
+    outcome::Outcome,
+};
 use crate::{
+    arch::Arch,
     command::root,
     setup::{Purpose, guests, setup},
 };
@@ -21,8 +28,57 @@ use crate::{
 /// Series whose newest kernel is tried if none is named; besides them the newest of all.
 const SERIES: [&str; 3] = ["6.1", "6.12", "6.18"];
 
+/// The word for the newest kernel of each series that is supported.
+const ALL: &str = "all";
+
 /// Series on which each change must load: the oldest that is supported, and the one with which most people run.
 const EVERY_CHANGE: [&str; 2] = ["6.1", "6.12"];
+
+/// Which tests run where.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Options {
+    /// Instead: those of the kernel programs, in virtual machines with Debian's newest kernels of these versions (6.1,
+    /// 6.12.117, …) or of all series from 6.1 on (all); without one: 6.1, 6.12, 6.18 and the newest.
+    #[arg(long, value_name = "VERSION", num_args = 0..)]
+    kernels: Option<Vec<String>>,
+    /// On this processor, instead of this machine's.
+    #[arg(long, requires = "kernels")]
+    arch: Option<Arch>,
+    /// Only have these kernels verify the programs.
+    #[arg(long, requires = "kernels")]
+    load: bool,
+    /// Only these suites, such as `packets` or `vlan`.
+    #[arg(long, requires = "kernels", conflicts_with = "load")]
+    suite: Vec<String>,
+}
+
+impl Options {
+    pub(crate) const fn is_about_kernels(&self) -> bool {
+        self.kernels.is_some()
+    }
+
+    fn kernels(&self) -> Vec<Which<'_>> {
+        match self.kernels.as_deref().unwrap_or_default() {
+            [] => SERIES.into_iter().map(Which::Of).chain([Which::Newest]).collect(),
+            versions => {
+                let which = |version| if version == ALL { Which::NewestOfEach } else { Which::Of(version) };
+                versions.iter().map(|version| which(version.as_str())).collect()
+            }
+        }
+    }
+
+    fn suites(&self) -> Result<Vec<Suite>> {
+        if let Some(unknown) = self.suite.iter().find(|name| !SUITES.iter().any(|suite| suite.name == **name)) {
+            bail!("no suite {unknown}; there are {}", SUITES.map(|suite| suite.name).join(", "));
+        }
+        let is_wanted = |suite: &Suite| match self.suite.as_slice() {
+            _ if self.load => suite.name == LOADING.name,
+            [] => true,
+            names => names.iter().any(|name| name == suite.name),
+        };
+        Ok(SUITES.into_iter().filter(is_wanted).collect())
+    }
+}
 
 /// Tests of one program, as they are run in a guest.
 #[derive(Debug)]
@@ -36,7 +92,7 @@ struct Suite {
 
 const LOADING: Suite = Suite { name: "verifier", program: "dataplane", only: "verifier::", environment: &[] };
 
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     LOADING,
     Suite { name: "packets", program: "packets", only: "", environment: &[] },
     Suite { name: "known_clients", program: "dataplane", only: "known_clients::", environment: &[] },
@@ -50,41 +106,39 @@ const SUITES: [Suite; 9] = [
     },
     Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
     Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
+    Suite { name: "cards", program: "e2e", only: "devices::on_network_cards --include-ignored", environment: &[] },
     Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },
 ];
 
-/// Runs the suites of these names, or all, on the newest kernel of each version or beginning of one, such as `6.12`, and
-/// prints a table.
-pub(crate) fn test(versions: &[String], names: &[String]) -> Result<()> {
-    let suites: Vec<Suite> = SUITES.into_iter().filter(|suite| names.is_empty() || is_among(suite, names)).collect();
-    let unknown = names.iter().find(|name| !SUITES.iter().any(|suite| suite.name == **name));
-    if let Some(unknown) = unknown {
-        bail!("no suite {unknown}; there are {}", SUITES.map(|suite| suite.name).join(", "));
-    }
+/// Runs suites on kernels, and prints a table.
+pub(crate) fn test(options: &Options) -> Result<()> {
+    let suites = options.suites()?;
     setup(Purpose::Run)?;
-    let mut wanted: Vec<Option<&str>> = versions.iter().map(|version| Some(version.as_str())).collect();
-    if wanted.is_empty() {
-        wanted = SERIES.into_iter().map(Some).chain([None]).collect();
-    }
-    run(&wanted, &suites)
+    let arch = match options.arch {
+        Some(arch) => arch,
+        None => this_machines()?,
+    };
+    run(arch, &options.kernels(), &suites)
 }
 
-fn is_among(suite: &Suite, names: &[String]) -> bool {
-    names.iter().any(|name| name == suite.name)
+fn this_machines() -> Result<Arch> {
+    Arch::of_this_machine().with_context(|| format!("there are no guests for {ARCH}"))
 }
 
 /// Has the kernels on which each change must load verify both programs.
 pub(crate) fn load() -> Result<()> {
-    run(&EVERY_CHANGE.map(Some), &[LOADING])
+    run(this_machines()?, &EVERY_CHANGE.map(Which::Of), &[LOADING])
 }
 
-fn run(wanted: &[Option<&str>], suites: &[Suite]) -> Result<()> {
-    ensure!(ARCH == "x86_64", "guests are made for x86_64, and this is {ARCH}");
-    guests()?;
-    let directory = root().join("target/kernels");
+fn run(arch: Arch, wanted: &[Which<'_>], suites: &[Suite]) -> Result<()> {
+    guests(arch)?;
+    let mut directory = root().join("target/kernels");
+    if Arch::of_this_machine() != Some(arch) {
+        directory.push(arch.name());
+    }
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let kernels = debian::kernels(&directory, wanted)?;
-    let tests = initramfs::make(&directory, suites)?;
+    let kernels = debian::kernels(&directory, arch, wanted)?;
+    let tests = initramfs::make(&directory, arch, suites)?;
     let mut outcomes = Vec::new();
     for kernel in &kernels {
         outcomes.push(on(kernel, &tests, suites)?);
@@ -96,7 +150,7 @@ fn run(wanted: &[Option<&str>], suites: &[Suite]) -> Result<()> {
 }
 
 fn on(kernel: &Kernel, tests: &Path, suites: &[Suite]) -> Result<Outcome> {
-    println!("Linux {}", kernel.version);
+    println!("Linux {}", kernel.label());
     let outcome = boot(kernel, tests)?;
     if !outcome.passed(suites) {
         println!("    log: {}", kernel.log().display());

@@ -19,8 +19,8 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    pub(super) fn new(kernel: &str) -> Self {
-        Self { kernel: kernel.to_owned(), ..Self::default() }
+    pub(super) fn new(kernel: String) -> Self {
+        Self { kernel, ..Self::default() }
     }
 
     pub(super) fn kernel(&self) -> &str {
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn heard(lines: &[&str]) -> Outcome {
-        let mut outcome = Outcome::new("6.1.0-56");
+        let mut outcome = Outcome::new("6.1.0-56".to_owned());
         lines.iter().for_each(|line| outcome.hear(line));
         outcome
     }

@@ -14,10 +14,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::ValueEnum;
 
 use self::{musl::Toolchain, sbom::Library};
 use crate::{
+    arch::Arch,
     command::{cargo_of, output, program, root, run},
     package::{accompany, deb},
     setup::{Purpose, cross_compiler, nightly, setup},
@@ -25,47 +25,6 @@ use crate::{
 
 /// Of the whole workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// A processor that releases are made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Arch {
-    /// As Debian's amd64.
-    X86_64,
-    /// As Debian's arm64.
-    Arm64,
-}
-
-impl Arch {
-    const ALL: [Self; 2] = [Self::X86_64, Self::Arm64];
-
-    /// As it is called in file names.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86-64",
-            Self::Arm64 => "arm64",
-        }
-    }
-
-    /// As Debian calls it.
-    const fn debian(self) -> &'static str {
-        match self {
-            Self::X86_64 => "amd64",
-            Self::Arm64 => "arm64",
-        }
-    }
-
-    /// As compilers call it.
-    pub(crate) const fn processor(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64",
-            Self::Arm64 => "aarch64",
-        }
-    }
-
-    fn target(self) -> String {
-        format!("{}-unknown-linux-musl", self.processor())
-    }
-}
 
 /// Builds for each of `architectures`, or all, and puts packages, archives, bills of materials and checksums into
 /// `target/dist`.
@@ -77,7 +36,7 @@ pub(crate) fn release(architectures: &[Arch]) -> Result<()> {
     let wrapper = remap::wrapper(&compiler)?;
     let mut programs = Vec::new();
     for &arch in architectures {
-        cross_compiler(arch.processor())?;
+        cross_compiler(arch)?;
         programs.push((arch, build(arch, &compiler, &wrapper, &time)?));
     }
     accompany()?;
@@ -96,6 +55,10 @@ pub(crate) fn release(architectures: &[Arch]) -> Result<()> {
     Ok(())
 }
 
+fn target(arch: Arch) -> String {
+    format!("{}-unknown-linux-musl", arch.processor())
+}
+
 fn standard_library(compiler: &str) -> Result<Library> {
     let version =
         output(program("rustup").args(["run", compiler, "rustc", "--version"])).context("no answer from rustc")?;
@@ -107,11 +70,11 @@ fn standard_library(compiler: &str) -> Result<Library> {
 fn pack(arch: Arch, binary: &Path, libraries: &[Library], directory: &Path, time: &str) -> Result<()> {
     let name = format!("balancer-{VERSION}-{}", arch.name());
     let bill = directory.join(format!("{name}.cdx.json"));
-    fs::write(&bill, sbom::bill(&arch.target(), libraries)?).with_context(|| bill.display().to_string())?;
+    fs::write(&bill, sbom::bill(&target(arch), libraries)?).with_context(|| bill.display().to_string())?;
     archive::make(directory, &name, binary, &bill, time)?;
     let package = directory.join(format!("balancer_{VERSION}-1_{}.deb", arch.debian()));
     let mut command = deb();
-    command.args(["--no-strip", "--target", &arch.target(), "--output"]).arg(&package);
+    command.args(["--no-strip", "--target", &target(arch), "--output"]).arg(&package);
     run(command.env("SOURCE_DATE_EPOCH", time))
 }
 
@@ -128,7 +91,7 @@ fn source_time() -> Result<String> {
 
 /// Builds the balancer; gives the program.
 fn build(arch: Arch, compiler: &str, wrapper: &Path, time: &str) -> Result<PathBuf> {
-    let target = arch.target();
+    let target = target(arch);
     let toolchain = Toolchain::make(arch)?;
     let variable = target.replace('-', "_");
     let mut command = cargo_of(compiler);

@@ -9,8 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Arch, sbom::Library};
+use super::sbom::Library;
 use crate::{
+    arch::Arch,
     command::{output, program, root, run},
     debian::Apt,
 };

@@ -5,11 +5,14 @@ mod install;
 mod node;
 mod packages;
 
-use std::{env::consts::ARCH, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use crate::command::{built, installed, program};
+use crate::{
+    arch::Arch,
+    command::{built, installed, output, program},
+};
 use install::Installer;
 
 /// What a set-up is for; each takes what those before it take.
@@ -30,12 +33,20 @@ pub(crate) fn machine() -> Result<()> {
     Installer::new().tools(&packages::MACHINES)
 }
 
-/// Installs what virtual machines with other kernels take.
-pub(crate) fn guests() -> Result<()> {
+/// Installs what virtual machines with other kernels take, on such a processor.
+pub(crate) fn guests(arch: Arch) -> Result<()> {
     let mut installer = Installer::new();
+    installer.tools(&[packages::emulator(arch)])?;
     installer.tools(&packages::NAMESPACES)?;
     installer.tools(&packages::INTERFACES)?;
     installer.tools(&packages::GUESTS)
+}
+
+/// Installs what benchmarks measure beside the balancer.
+pub(crate) fn classics() -> Result<()> {
+    let mut installer = Installer::new();
+    installer.servers(&packages::CLASSICS)?;
+    installer.files(&packages::CLASSICS_PARTS)
 }
 
 /// Installs what several balancers run beside them: etcd and routing daemons.
@@ -53,15 +64,36 @@ pub(crate) fn session_lab() -> Result<()> {
     node::modules(&mut installer)
 }
 
-/// Installs what links programs for `processor`, such as `aarch64`.
-pub(crate) fn cross_compiler(processor: &str) -> Result<()> {
+/// Installs what links programs for a processor.
+pub(crate) fn cross_compiler(arch: Arch) -> Result<()> {
+    let processor = arch.processor();
     let compiler = format!("{processor}-linux-gnu-gcc");
     if installed(&compiler) {
         return Ok(());
     }
-    let package =
-        if processor == ARCH { "gcc".to_owned() } else { format!("gcc-{}-linux-gnu", processor.replace('_', "-")) };
+    let package = if Arch::of_this_machine() == Some(arch) {
+        "gcc".to_owned()
+    } else {
+        format!("gcc-{}-linux-gnu", processor.replace('_', "-"))
+    };
     Installer::new().packages(&[&package]).with_context(|| format!("{compiler} is missing"))
+}
+
+/// Installs what compiles tests for another processor than this machine's: Rust's standard library, and glibc.
+pub(crate) fn cross_libraries(arch: Arch, target: &str) -> Result<()> {
+    cross_compiler(arch)?;
+    let mut installer = Installer::new();
+    let package = match arch {
+        Arch::X86_64 => "libc6-dev-amd64-cross",
+        Arch::Arm64 => "libc6-dev-arm64-cross",
+    };
+    installer.files(&[(&format!("/usr/{}-linux-gnu/lib/libc.a", arch.processor()), package)])?;
+    let has = output(program("rustup").args(["target", "list", "--installed"])).context("no answer from rustup")?;
+    if has.lines().any(|line| line == target) {
+        return Ok(());
+    }
+    let what = format!("Rust's standard library for {target}");
+    installer.step(&what, None, program("rustup").args(["target", "add", target]))
 }
 
 /// The rustup name of a compiler that brings the sources of the standard library, installed if it is missing.
@@ -132,6 +164,9 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         }
     }
     if purpose == Purpose::Ci {
+        if let Some(arch) = Arch::of_this_machine() {
+            installer.tools(&[packages::emulator(arch)])?;
+        }
         installer.tools(&packages::GUESTS)?;
         if !installed("cargo-deny") {
             // It runs for a second: compiled to be there soon.

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::arch::Arch;
+
 /// What installs packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
@@ -53,11 +55,19 @@ pub(super) const BROWSER: [Tool; 2] = [
     Tool { program: "chromedriver", apt: "chromium-driver", dnf: "chromedriver", pacman: "chromium" },
 ];
 
+const NGINX: Tool = Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", pacman: "nginx" };
+
 /// Servers, or tools that come with one, that tests alone start.
-pub(super) const SERVERS: [Tool; 2] = [
-    Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", pacman: "nginx" },
-    Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
-];
+pub(super) const SERVERS: [Tool; 2] =
+    [NGINX, Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" }];
+
+/// What benchmarks measure beside the balancer.
+pub(super) const CLASSICS: [Tool; 3] =
+    [NGINX, Tool::everywhere("haproxy", "haproxy"), Tool::everywhere("nft", "nftables")];
+
+/// What Debian has in packages of their own, each by a file that it brings.
+pub(super) const CLASSICS_PARTS: [(&str, &str); 1] =
+    [("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
 
 /// What several balancers run beside them.
 pub(super) const FLEET: [Tool; 3] = [
@@ -107,14 +117,17 @@ pub(super) const SESSION_LAB: [(&str, &str); 12] = [
     ("/usr/share/doc/postgresql", "postgresql"),
 ];
 
-/// What boots other kernels.
-pub(super) const GUESTS: [Tool; 7] = [
-    Tool {
-        program: "qemu-system-x86_64",
-        apt: "qemu-system-x86",
-        dnf: "qemu-system-x86-core",
-        pacman: "qemu-system-x86",
-    },
+/// What emulates a machine with such a processor.
+pub(super) const fn emulator(arch: Arch) -> Tool {
+    let (apt, dnf, pacman) = match arch {
+        Arch::X86_64 => ("qemu-system-x86", "qemu-system-x86-core", "qemu-system-x86"),
+        Arch::Arm64 => ("qemu-system-arm", "qemu-system-aarch64-core", "qemu-system-aarch64"),
+    };
+    Tool { program: arch.emulator(), apt, dnf, pacman }
+}
+
+/// What makes machines that boot other kernels.
+pub(super) const GUESTS: [Tool; 6] = [
     Tool { program: "busybox", apt: "busybox-static", dnf: "busybox", pacman: "busybox" },
     Tool::everywhere("cpio", "cpio"),
     Tool::everywhere("depmod", "kmod"),
@@ -176,7 +189,8 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::{
-        BROWSER, CLIENTS, ENGINE, FLEET, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS, SESSIONS,
+        Arch, BROWSER, CLASSICS, CLIENTS, ENGINE, FLEET, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS,
+        SESSIONS, emulator,
     };
 
     #[test]
@@ -202,6 +216,7 @@ mod tests {
 
     #[test]
     fn every_program_has_a_package_everywhere() {
+        let emulators = Arch::ALL.map(emulator);
         let names = |manager| {
             let tools = NAMESPACES
                 .iter()
@@ -213,20 +228,22 @@ mod tests {
                 .chain(&ENGINE)
                 .chain(&MACHINES)
                 .chain(&SESSIONS)
+                .chain(&CLASSICS)
+                .chain(&emulators)
                 .chain(&GUESTS);
             tools.map(|tool| tool.package(manager)).collect::<Vec<_>>()
         };
         assert_eq!(
             names(Manager::Apt),
             "iproute2 ethtool chromium chromium-driver nginx-light prometheus bird2 keepalived etcd-server curl \
-             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached qemu-system-x86 busybox-static cpio kmod xz-utils dpkg binutils"
+             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
             "iproute ethtool chromium chromedriver nginx golang-github-prometheus bird keepalived etcd curl iperf3 \
-             dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached qemu-system-x86-core busybox cpio kmod xz dpkg binutils"
+             dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );

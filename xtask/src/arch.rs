@@ -1,0 +1,55 @@
+//! Processors.
+
+use std::env::consts::ARCH;
+
+use clap::ValueEnum;
+
+/// A processor that releases are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arch {
+    /// As Debian's amd64.
+    X86_64,
+    /// As Debian's arm64.
+    Arm64,
+}
+
+impl Arch {
+    pub(crate) const ALL: [Self; 2] = [Self::X86_64, Self::Arm64];
+
+    /// This machine's.
+    pub(crate) fn of_this_machine() -> Option<Self> {
+        Self::ALL.into_iter().find(|arch| arch.processor() == ARCH)
+    }
+
+    /// As it is called in file names.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86-64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As Debian calls it.
+    pub(crate) const fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As compilers call it.
+    pub(crate) const fn processor(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    /// The qemu that emulates a whole machine.
+    pub(crate) const fn emulator(self) -> &'static str {
+        match self {
+            Self::X86_64 => "qemu-system-x86_64",
+            Self::Arm64 => "qemu-system-aarch64",
+        }
+    }
+}

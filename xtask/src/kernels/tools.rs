@@ -1,0 +1,71 @@
+//! Programs of the system that the tests start in a guest.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    arch::Arch,
+    command::{output, program, run},
+    debian::Apt,
+};
+
+/// The programs, and the packages of Debian that have them.
+const TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("ethtool", "ethtool"), ("busybox", "busybox-static")];
+/// The release of Debian that they are taken from for another processor.
+const SUITE: &str = "trixie";
+/// Directories that Debian has in `usr` since bookworm.
+const MERGED: [&str; 3] = ["bin", "sbin", "lib"];
+
+/// Copies those of this machine into a guest's directory, with the libraries that they are linked with.
+pub(super) fn copy(root: &Path) -> Result<()> {
+    for (tool, _) in TOOLS {
+        let found = output(program("sh").args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {tool}")]));
+        let found = PathBuf::from(found.with_context(|| format!("{tool} is not installed"))?);
+        let to = root.join("tools").join(tool);
+        fs::copy(&found, &to).with_context(|| found.display().to_string())?;
+        copy_libraries(&found, root)?;
+    }
+    Ok(())
+}
+
+/// Copies the libraries that a program of this machine is linked with.
+pub(super) fn copy_libraries(of: &Path, root: &Path) -> Result<()> {
+    let listed = output(program("ldd").arg(of)).unwrap_or_default();
+    let libraries: BTreeSet<&Path> =
+        listed.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new).collect();
+    for library in libraries {
+        let to = root.join(library.strip_prefix("/").unwrap_or(library));
+        if !to.exists() {
+            fs::create_dir_all(to.parent().unwrap_or(root))?;
+            fs::copy(library, to).with_context(|| library.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Unpacks Debian's for another processor, with what they depend on. What is downloaded stays in `directory`.
+pub(super) fn unpack(arch: Arch, directory: &Path, root: &Path) -> Result<()> {
+    let apt = Apt::new(&directory.join("tools"), &[SUITE], Some(arch.debian()))?;
+    for merged in MERGED {
+        fs::create_dir_all(root.join("usr").join(merged))?;
+        if !root.join(merged).exists() {
+            symlink(format!("usr/{merged}"), root.join(merged))?;
+        }
+    }
+    for package in apt.download_with_dependencies(&TOOLS.map(|(_, package)| package))? {
+        run(program("dpkg-deb").arg("--extract").arg(&package).arg(root))?;
+    }
+    for (tool, package) in TOOLS {
+        let places = ["usr/bin", "usr/sbin"].map(|place| format!("{place}/{tool}"));
+        let place = places.iter().find(|place| root.join(place).exists());
+        let place = place.with_context(|| format!("there is no {tool} in {package}"))?;
+        symlink(format!("../{place}"), root.join("tools").join(tool))?;
+    }
+    Ok(())
+}
