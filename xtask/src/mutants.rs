@@ -39,6 +39,8 @@ enum Finder {
     Merge,
     /// Several CPUs at once.
     Contention,
+    /// Packets against the controller, in orders that a scheduler chooses.
+    Races,
 }
 
 impl Finder {
@@ -48,7 +50,8 @@ impl Finder {
             "core" => Ok(Self::Core),
             "merge" => Ok(Self::Merge),
             "contention" => Ok(Self::Contention),
-            _ => bail!("{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\" or \"contention\""),
+            "races" => Ok(Self::Races),
+            _ => bail!("{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\" or \"races\""),
         }
     }
 
@@ -58,6 +61,7 @@ impl Finder {
             Self::Core => ["--package=balancer-core", "--lib", "model_test::"],
             Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
+            Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace)::/)"],
         }
     }
 }

@@ -148,10 +148,9 @@ fn wait_for_packets() {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::atomic::{AtomicBool, Ordering},
-    };
+    use std::{io, sync::atomic::Ordering};
+
+    use shuttle::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::threads::Shuttled;
