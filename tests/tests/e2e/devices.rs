@@ -137,8 +137,11 @@ fn behind_a_vlan_two_legged() {
     served_by_the_kernel(Shape::TwoLegged, vlan);
 }
 
-/// This machine's network cards, two of them: the namespace that had them last may still be going.
-fn cards() -> Result<[String; 2]> {
+const CARDS: [&str; 2] = ["card0", "card1"];
+
+/// Gives this machine's two network cards names that no host of a site has: the namespace that had them last may still be
+/// going.
+fn name_cards() -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut names = Vec::new();
@@ -148,23 +151,29 @@ fn cards() -> Result<[String; 2]> {
                 names.push(interface.file_name().to_string_lossy().into_owned());
             }
         }
-        names.sort();
-        match <[String; 2]>::try_from(names) {
-            Ok(cards) => return Ok(cards),
-            Err(names) => ensure!(Instant::now() < deadline, "two network cards are wanted, there are {names:?}"),
+        if names.len() == CARDS.len() {
+            let free = CARDS.iter().filter(|card| !names.iter().any(|name| name == *card));
+            let unnamed = names.iter().filter(|name| !CARDS.contains(&name.as_str()));
+            return unnamed.zip(free).try_for_each(|(name, card)| ip(&["link", "set", name, "name", card]));
         }
+        ensure!(Instant::now() < deadline, "two network cards are wanted, there are {names:?}");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// On this machine itself.
+fn ip(arguments: &[&str]) -> Result<()> {
+    let done = Command::new("ip").args(arguments).output()?;
+    ensure!(done.status.success(), "{arguments:?}: {done:?}");
+    Ok(())
 }
 
 /// The backends' segment reaches the balancer over a cable between two of this machine's network cards.
 fn cable(topology: &Topology, shape: Shape) -> Result<()> {
     let (near, far) = (port(shape), "balancer");
     topology.balancer().ip(&format!("link del {near}"))?;
-    for (card, (host, name)) in cards()?.iter().zip([(topology.balancer(), near), (topology.switch(), far)]) {
-        let arguments = ["link", "set", card, "netns", host.name(), "name", name];
-        let moved = Command::new("ip").args(arguments).output()?;
-        ensure!(moved.status.success(), "{arguments:?}: {moved:?}");
+    for (card, (host, name)) in CARDS.into_iter().zip([(topology.balancer(), near), (topology.switch(), far)]) {
+        ip(&["link", "set", card, "netns", host.name(), "name", name])?;
     }
     topology.switch().ip(&format!("link set {far} master br0 up"))?;
     give_addresses(topology, shape, near)
@@ -176,6 +185,7 @@ fn cable(topology: &Topology, shape: Shape) -> Result<()> {
 fn on_network_cards() {
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         for forwarding in MODES {
+            name_cards().unwrap();
             let mut site = start(shape, forwarding, |topology| cable(topology, shape));
             wait_up(&mut site);
             let homes = served(&site);
