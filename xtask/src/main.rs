@@ -21,7 +21,7 @@ mod setup;
 mod test;
 mod try_package;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -131,6 +131,9 @@ enum Chore {
         /// Only for these processors.
         #[arg(long)]
         arch: Vec<Arch>,
+        /// Sign the checksums with this SSH key, private, or public if the agent has the private one.
+        #[arg(long, value_name = "KEY")]
+        sign: Option<PathBuf>,
     },
     /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests,
     /// the kernel program's speed.
@@ -169,7 +172,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Package { attempt: false, .. } => package::package(),
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite),
         Chore::Recording => recording::recording(),
-        Chore::Release { arch } => release::release(&arch),
+        Chore::Release { arch, sign } => release::release(&arch, sign.as_deref()),
         Chore::Ci { only } => ci::ci(only),
     }
 }

@@ -119,8 +119,17 @@ pub(super) fn kernels(directory: &Path, arch: Arch, wanted: &[Which<'_>]) -> Res
 }
 
 fn versions(apt: &Apt, flavour: &str) -> Result<BTreeSet<String>> {
-    let found = apt.search(&format!("^linux-(image|binary)-[0-9].*{flavour}$"))?;
-    Ok(found.iter().filter_map(|package| version(package, flavour)).map(str::to_owned).collect())
+    Ok(whole(&apt.search(&format!("^linux-(image|binary|modules)-[0-9].*{flavour}$"))?, flavour))
+}
+
+/// The versions of kernels of which everything is among these packages: the modules as well, where they are not in the image's.
+fn whole(packages: &[String], flavour: &str) -> BTreeSet<String> {
+    let of = |part: &str| -> BTreeSet<&str> {
+        packages.iter().filter_map(|package| version(package.strip_prefix(part)?, flavour)).collect()
+    };
+    let [images, binaries, modules] = ["linux-image-", "linux-binary-", "linux-modules-"].map(of);
+    let monolithic = images.difference(&binaries);
+    monolithic.chain(binaries.intersection(&modules)).map(|&version| version.to_owned()).collect()
 }
 
 impl Which<'_> {
@@ -167,9 +176,8 @@ fn numbers(version: &str) -> Vec<u32> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// The version in the name of a kernel's package. Packages of two numbers only name others.
-fn version<'a>(package: &'a str, flavour: &str) -> Option<&'a str> {
-    let rest = package.strip_prefix("linux-image-").or_else(|| package.strip_prefix("linux-binary-"))?;
+/// The version in the rest of the name of a kernel's package. Packages of two numbers only name others.
+fn version<'a>(rest: &'a str, flavour: &str) -> Option<&'a str> {
     rest.strip_suffix(flavour).filter(|version| numbers(version).len() > 2)
 }
 
@@ -252,11 +260,15 @@ mod tests {
             "linux-image-6.12.90+deb13.1-cloud-amd64",
             "linux-image-6.12.117+deb12-cloud-amd64",
             "linux-image-6.12.117+deb13-cloud-amd64",
+            "linux-image-7.2.13+deb14-cloud-amd64",
             "linux-binary-7.2.13+deb14-cloud-amd64",
+            "linux-modules-7.2.13+deb14-cloud-amd64",
             "linux-image-7.2.13+deb14-amd64",
+            "linux-image-6.19.14+deb13-cloud-amd64",
+            "linux-binary-6.19.14+deb13-cloud-amd64",
         ];
-        let all: BTreeSet<String> =
-            packages.into_iter().filter_map(|package| version(package, "-cloud-amd64")).map(str::to_owned).collect();
+        let all = whole(&packages.map(str::to_owned), "-cloud-amd64");
+        assert!(!all.contains("6.19.14+deb13"), "its modules are not to be had");
         let of = |series| Which::Of(series).among(&all);
         assert_eq!(of("6.1"), ["6.1.0-56"]);
         assert_eq!(of("6.12"), ["6.12.117+deb13"]);

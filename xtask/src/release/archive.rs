@@ -6,6 +6,9 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{output, program, root, run};
 
+/// The file of checksums.
+pub(super) const CHECKSUMS: &str = "SHA256SUMS";
+
 /// Below the project's root: file, and its directory in the archive.
 const FILES: [(&str, &str); 7] = [
     ("README.md", ""),
@@ -48,13 +51,13 @@ pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, tim
     Ok(fs::remove_dir_all(tree)?)
 }
 
-/// Writes `SHA256SUMS` of all that is in `directory`.
+/// Writes the checksums of all that is in `directory`.
 pub(super) fn checksums(directory: &Path) -> Result<()> {
     let mut names =
         fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
     names.sort();
     let sums = output(within(directory, "sha256sum").args(names)).context("`sha256sum` failed")?;
-    Ok(fs::write(directory.join("SHA256SUMS"), sums + "\n")?)
+    Ok(fs::write(directory.join(CHECKSUMS), sums + "\n")?)
 }
 
 fn within(directory: &Path, name: &str) -> Command {

@@ -7,6 +7,7 @@ mod archive;
 mod musl;
 mod remap;
 mod sbom;
+mod signature;
 
 use std::{
     env, fs,
@@ -27,8 +28,9 @@ use crate::{
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Builds for each of `architectures`, or all, and puts packages, archives, bills of materials and checksums into
-/// `target/dist`.
-pub(crate) fn release(architectures: &[Arch]) -> Result<()> {
+/// `target/dist`; the checksums signed with `key`, if there is one.
+pub(crate) fn release(architectures: &[Arch], key: Option<&Path>) -> Result<()> {
+    let key = key.map(signature::key).transpose()?;
     let architectures = if architectures.is_empty() { &Arch::ALL[..] } else { architectures };
     setup(Purpose::Build)?;
     let compiler = nightly()?;
@@ -51,7 +53,10 @@ pub(crate) fn release(architectures: &[Arch]) -> Result<()> {
         pack(arch, &binary, &libraries, &directory, &time)?;
     }
     archive::checksums(&directory)?;
-    println!("{}:\n{}", directory.display(), fs::read_to_string(directory.join("SHA256SUMS"))?.trim_end());
+    if let Some(key) = key {
+        signature::sign(&directory.join(archive::CHECKSUMS), &key)?;
+    }
+    println!("{}:\n{}", directory.display(), fs::read_to_string(directory.join(archive::CHECKSUMS))?.trim_end());
     Ok(())
 }
 

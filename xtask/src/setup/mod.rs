@@ -49,6 +49,11 @@ pub(crate) fn classics() -> Result<()> {
     installer.files(&packages::CLASSICS_PARTS)
 }
 
+/// Installs what signs releases.
+pub(crate) fn signing() -> Result<()> {
+    Installer::new().tools(&packages::SIGNING)
+}
+
 /// Installs what several balancers run beside them: etcd and routing daemons.
 pub(crate) fn fleet() -> Result<()> {
     Installer::new().servers(&packages::FLEET)
@@ -158,6 +163,7 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.tools(&packages::CLIENTS)?;
         installer.tools(&packages::ENGINE)?;
         installer.servers(&packages::SESSIONS)?;
+        installer.tools(&packages::SIGNING)?;
         node::modules(&mut installer)?;
         if !installed("cargo-nextest") {
             installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;

@@ -69,6 +69,10 @@ pub(super) const CLASSICS: [Tool; 3] =
 pub(super) const CLASSICS_PARTS: [(&str, &str); 1] =
     [("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
 
+/// What signs releases.
+pub(super) const SIGNING: [Tool; 1] =
+    [Tool { program: "ssh-keygen", apt: "openssh-client", dnf: "openssh", pacman: "openssh" }];
+
 /// What several balancers run beside them.
 pub(super) const FLEET: [Tool; 3] = [
     Tool { program: "bird", apt: "bird2", dnf: "bird", pacman: "bird" },
@@ -190,7 +194,7 @@ impl Manager {
 mod tests {
     use super::{
         Arch, BROWSER, CLASSICS, CLIENTS, ENGINE, FLEET, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS,
-        SESSIONS, emulator,
+        SESSIONS, SIGNING, emulator,
     };
 
     #[test]
@@ -229,6 +233,7 @@ mod tests {
                 .chain(&MACHINES)
                 .chain(&SESSIONS)
                 .chain(&CLASSICS)
+                .chain(&SIGNING)
                 .chain(&emulators)
                 .chain(&GUESTS);
             tools.map(|tool| tool.package(manager)).collect::<Vec<_>>()
@@ -236,21 +241,22 @@ mod tests {
         assert_eq!(
             names(Manager::Apt),
             "iproute2 ethtool chromium chromium-driver nginx-light prometheus bird2 keepalived etcd-server curl \
-             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
+             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
             "iproute ethtool chromium chromedriver nginx golang-github-prometheus bird keepalived etcd curl iperf3 \
-             dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
+             dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
             "iproute2 ethtool chromium chromium nginx prometheus bird keepalived etcd curl iperf3 dnsmasq bind etcd \
-             debootstrap systemd nodejs npm redis memcached qemu-system-x86 busybox cpio kmod xz dpkg binutils"
+             debootstrap systemd nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86 \
+             qemu-system-aarch64 busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );

@@ -1,0 +1,73 @@
+//! Signing with an SSH key (`ssh-keygen -Y sign`), which those who release have, and those who download can check.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    command::{program, run},
+    setup::signing,
+};
+
+/// What the signature is for: one for something else with the same key is none.
+const NAMESPACE: &str = "balancer-release";
+
+/// The key's absolute path, before anything is built.
+pub(super) fn key(path: &Path) -> Result<PathBuf> {
+    signing()?;
+    fs::canonicalize(path).with_context(|| format!("the key {}", path.display()))
+}
+
+/// Writes the signature of `file` beside it, as `FILE.sig`.
+pub(super) fn sign(file: &Path, key: &Path) -> Result<()> {
+    // It would ask before it replaces one.
+    let signature = PathBuf::from(format!("{}.sig", file.display()));
+    if signature.exists() {
+        fs::remove_file(&signature).with_context(|| signature.display().to_string())?;
+    }
+    run(program("ssh-keygen").args(["-Y", "sign", "-n", NAMESPACE, "-f"]).arg(key).arg(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, process::Stdio};
+
+    use super::*;
+
+    fn make_key(at: &Path) -> Result<String> {
+        run(program("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(at))?;
+        Ok(fs::read_to_string(at.with_extension("pub"))?)
+    }
+
+    /// As the book says it.
+    fn is_signed(directory: &Path) -> Result<bool> {
+        let mut command = program("ssh-keygen");
+        command.args(["-Y", "verify", "-n", NAMESPACE, "-I", "release@example.com", "-f", "signers", "-s", "SUMS.sig"]);
+        let sums = fs::File::open(directory.join("SUMS"))?;
+        Ok(command.current_dir(directory).stdin(sums).stdout(Stdio::null()).status()?.success())
+    }
+
+    #[test]
+    fn a_signature_is_of_one_key_and_one_text() -> Result<()> {
+        let directory = std::env::temp_dir().join(format!("balancer-signature-{}", std::process::id()));
+        fs::create_dir_all(&directory)?;
+        let (own, other) = (make_key(&directory.join("own"))?, make_key(&directory.join("other"))?);
+        let (sums, signers) = (directory.join("SUMS"), directory.join("signers"));
+        fs::write(&sums, "0123  balancer.tar.gz\n")?;
+        sign(&sums, &key(&directory.join("own"))?)?;
+        fs::write(&signers, format!("release@example.com {own}"))?;
+        assert!(is_signed(&directory)?);
+        fs::write(&signers, format!("release@example.com {other}"))?;
+        assert!(!is_signed(&directory)?, "by another key");
+        fs::write(&signers, format!("release@example.com {own}"))?;
+        fs::write(&sums, "4567  balancer.tar.gz\n")?;
+        assert!(!is_signed(&directory)?, "other checksums");
+        sign(&sums, &directory.join("own"))?;
+        assert!(is_signed(&directory)?, "signed again");
+        fs::remove_dir_all(directory)?;
+        Ok(())
+    }
+}
