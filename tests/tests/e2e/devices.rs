@@ -197,6 +197,7 @@ fn on_network_cards() {
             println!("{shape:?} {forwarding:?}: {homes:?}");
         }
     }
+    name_cards().unwrap();
 }
 
 /// It becomes a bridge's port while it is in use, and is one no longer.

@@ -13,6 +13,14 @@ ulimit -n 65536
 exec </dev/null
 for module in /modules/*; do insmod "$module" || echo "@@ trouble $module cannot be loaded"; done
 ip link set lo up
+# By names that no host of a test has.
+cards=0
+for interface in /sys/class/net/*; do
+    if [ -e "$interface/device" ]; then
+        ip link set "${interface##*/}" name card$cards
+        cards=$((cards + 1))
+    fi
+done
 
 up() { cut -d. -f1 /proc/uptime; }
 
