@@ -14,6 +14,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_tests::{
     site::{PATIENCE, Site},
     topology::{Family, Shape, Topology},
+    xdp::{Hook, Passer},
 };
 use nix::sys::signal::Signal;
 
@@ -248,6 +249,42 @@ fn a_pair_whose_other_end_does_not_poll() {
     served(&site);
     assert!(counted(&site, "handed") > 0.0);
     assert_eq!(counted(&site, "redirect"), 0.0);
+}
+
+/// Its other end begins to poll, and ends, which changes no link.
+#[test]
+fn an_interface_takes_frames_at_times() {
+    let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |topology| {
+        topology.balancer().ip("link add eth2 type veth peer name p2")?;
+        topology.balancer().ip(&format!("link set p2 netns {}", topology.switch().name()))?;
+        topology.switch().ip("link set p2 master br0 up")?;
+        move_addresses(topology, Shape::TwoLegged, "eth1", "eth2")
+    });
+    wait_up(&mut site);
+    served(&site);
+    assert_eq!(counted(&site, "redirect"), 0.0);
+    let other_end = Passer::attach(site.topology().switch(), "p2", Hook::Native).unwrap();
+    until(&mut site, "redirect");
+    drop(other_end);
+    until(&mut site, "handed");
+    let log = site.controller().process().tail(100).unwrap();
+    assert!(log.contains("eth2 (veth) takes frames from XDP now"), "{log}");
+}
+
+/// Waits until packets get this verdict, and no other. A few may be lost on the way.
+fn until(site: &mut Site, verdict: &str) {
+    let other = if verdict == "handed" { "redirect" } else { "handed" };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = [verdict, other].map(|verdict| counted(site, verdict));
+        site.ask(Family::V4, CLIENTS, Duration::from_secs(1)).unwrap();
+        let after = [verdict, other].map(|verdict| counted(site, verdict));
+        if after[0] > before[0] && after[1] == before[1] {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{verdict} and {other}: {before:?}, then {after:?}");
+    }
+    served(site);
 }
 
 #[test]

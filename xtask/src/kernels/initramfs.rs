@@ -23,7 +23,7 @@ use crate::{
 const INIT: &str = include_str!("init.sh");
 /// Tests that need [`PROGRAM`].
 const STARTS_PROGRAMS: &str = "e2e";
-/// Built beside those tests.
+/// Built beside those tests, and a suite of its own.
 const PROGRAM: &str = "balancer";
 const DIRECTORIES: [&str; 8] = ["dev", "proc", "sys", "run", "tmp", "root", "tools", "tests/deps"];
 
@@ -38,7 +38,7 @@ pub(super) fn make(directory: &Path, arch: Arch, suites: &[Suite]) -> Result<Pat
     }
     let builder = Builder::new(arch)?;
     let mut programs = vec![];
-    if test_programs(suites).contains(STARTS_PROGRAMS) {
+    if suites.iter().any(|suite| [STARTS_PROGRAMS, PROGRAM].contains(&suite.program)) {
         run(builder.cargo("build").args(["--bin", PROGRAM]))?;
         programs.push((builder.built()?.join(PROGRAM), root.join("tests").join(PROGRAM)));
     }
@@ -131,13 +131,16 @@ impl Builder {
 }
 
 fn test_programs(suites: &[Suite]) -> BTreeSet<&'static str> {
-    suites.iter().map(|suite| suite.program).collect()
+    suites.iter().map(|suite| suite.program).filter(|program| *program != PROGRAM).collect()
 }
 
 /// How the guest's shell runs a suite.
 fn line(suite: &Suite) -> String {
     let Suite { name, program, only, environment } = suite;
     let environment = environment.join(" ");
+    if *program == PROGRAM {
+        return format!("suite {name} env {environment} /tests/{program} {only}\n");
+    }
     format!("suite {name} env {environment} /tests/deps/{program} --test-threads 1 --nocapture {only}\n")
 }
 

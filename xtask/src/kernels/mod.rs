@@ -80,19 +80,19 @@ impl Options {
     }
 }
 
-/// Tests of one program, as they are run in a guest.
+/// Tests of one program, as they are run in a guest, or the balancer itself.
 #[derive(Debug)]
 struct Suite {
     name: &'static str,
     program: &'static str,
-    /// Only tests whose names hold this.
+    /// Only tests whose names hold this; the balancer's arguments.
     only: &'static str,
     environment: &'static [&'static str],
 }
 
 const LOADING: Suite = Suite { name: "verifier", program: "dataplane", only: "verifier::", environment: &[] };
 
-const SUITES: [Suite; 10] = [
+const SUITES: [Suite; 11] = [
     LOADING,
     Suite { name: "packets", program: "packets", only: "", environment: &[] },
     Suite { name: "known_clients", program: "dataplane", only: "known_clients::", environment: &[] },
@@ -105,6 +105,7 @@ const SUITES: [Suite; 10] = [
         environment: &[],
     },
     Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
+    Suite { name: "demo", program: "balancer", only: "demo --once", environment: &[] },
     Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
     Suite { name: "cards", program: "e2e", only: "devices::on_network_cards --include-ignored", environment: &[] },
     Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },

@@ -2,7 +2,8 @@
 
 use std::{collections::HashMap, io, time::Duration};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
+use bytes::BytesMut;
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket, protocols::NETLINK_GENERIC};
 use nix::sys::{
     socket::{setsockopt, sockopt::ReceiveTimeout},
     time::{TimeVal, TimeValLike as _},
@@ -15,6 +16,11 @@ const CONTROLLER: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
+const FAMILY_GROUPS: u16 = 7;
+const GROUP_NAME: u16 = 1;
+const GROUP_ID: u16 = 2;
+/// The group in which the family tells of changes.
+const CHANGES: &[u8] = b"mgmt\0";
 const DEV_GET: u8 = 1;
 const DEV_IFINDEX: u16 = 1;
 const DEV_XDP_FEATURES: u16 = 3;
@@ -28,6 +34,8 @@ const GENERIC_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
 /// The kernel answers within the call that asks.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Room for one change.
+const DATAGRAM: usize = 4096;
 
 /// Whether each interface takes frames that XDP sends from another one. `None`: this kernel does not say.
 pub(super) fn takes_frames() -> Option<HashMap<u32, bool>> {
@@ -35,16 +43,8 @@ pub(super) fn takes_frames() -> Option<HashMap<u32, bool>> {
 }
 
 fn ask() -> io::Result<HashMap<u32, bool>> {
-    let mut socket = Socket::new(NETLINK_GENERIC)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
-    setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(PATIENCE.as_millis() as i64))?;
-    let mut name = Vec::new();
-    attribute(&mut name, FAMILY_NAME, b"netdev\0");
-    socket.send(&message(CONTROLLER, REQUEST, GET_FAMILY, &name), 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let family = messages(&answer)?.find_map(|body| attributes(body).find(|&(kind, _)| kind == FAMILY_ID));
-    let family = family.and_then(|(_, value)| Some(u16::from_ne_bytes(value.try_into().ok()?)));
-    let family = family.ok_or_else(|| io::Error::other("no family netdev"))?;
+    let mut socket = connect()?;
+    let family = Family::of(&mut socket)?.id;
     socket.send(&message(family, REQUEST | DUMP, DEV_GET, &[]), 0)?;
     let mut found = HashMap::new();
     loop {
@@ -55,6 +55,72 @@ fn ask() -> io::Result<HashMap<u32, bool>> {
         found.extend(told(&answer)?);
         if kinds(&answer).any(|kind| kind == DONE) {
             return Ok(found);
+        }
+    }
+}
+
+fn connect() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_GENERIC)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(PATIENCE.as_millis() as i64))?;
+    Ok(socket)
+}
+
+/// What the kernel calls the family.
+#[derive(Debug, PartialEq, Eq)]
+struct Family {
+    id: u16,
+    /// The group in which it tells of changes.
+    changes: Option<u32>,
+}
+
+impl Family {
+    fn of(socket: &mut Socket) -> io::Result<Self> {
+        let mut name = Vec::new();
+        attribute(&mut name, FAMILY_NAME, b"netdev\0");
+        socket.send(&message(CONTROLLER, REQUEST, GET_FAMILY, &name), 0)?;
+        let (answer, _) = socket.recv_from_full()?;
+        let family = messages(&answer)?.find_map(Self::read);
+        family.ok_or_else(|| io::Error::other("no family netdev"))
+    }
+
+    fn read(body: &[u8]) -> Option<Self> {
+        let groups = value(body, FAMILY_GROUPS).unwrap_or_default();
+        let changes = attributes(groups).find(|(_, group)| value(group, GROUP_NAME) == Some(CHANGES));
+        let changes = changes.and_then(|(_, group)| Some(u32::from_ne_bytes(value(group, GROUP_ID)?.try_into().ok()?)));
+        Some(Self { id: u16::from_ne_bytes(value(body, FAMILY_ID)?.try_into().ok()?), changes })
+    }
+}
+
+/// Hears that drivers say something else of XDP than before: many take frames only while a program is attached to their own
+/// interface, and no link changes with that.
+pub(super) struct Changes {
+    socket: TokioSocket,
+    buffer: BytesMut,
+}
+
+impl Changes {
+    /// `None`: this kernel does not tell.
+    pub(super) fn open() -> Option<Self> {
+        let open = || {
+            let family = Family::of(&mut connect()?)?;
+            let mut socket = TokioSocket::new(NETLINK_GENERIC)?;
+            socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+            let group = family.changes.ok_or_else(|| io::Error::other("no group of changes"))?;
+            socket.socket_mut().add_membership(group)?;
+            Ok::<_, io::Error>(Self { socket, buffer: BytesMut::new() })
+        };
+        open().map_err(|error| tracing::debug!("changes of XDP features: {error}")).ok()
+    }
+
+    /// Waits for a change. May be cancelled.
+    pub(super) async fn next(&mut self) -> io::Result<()> {
+        self.buffer.clear();
+        self.buffer.reserve(DATAGRAM);
+        match self.socket.recv(&mut self.buffer).await {
+            // Something was lost, which may be anything.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            heard => heard,
         }
     }
 }
@@ -118,15 +184,18 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
+fn value(body: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(body).find(|&(kind, _)| kind == wanted).map(|(_, value)| value)
+}
+
 /// What a datagram says of interfaces.
 pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, bool)>> {
     Ok(messages(datagram)?.filter_map(device))
 }
 
 fn device(body: &[u8]) -> Option<(u32, bool)> {
-    let of = |wanted| attributes(body).find(|&(kind, _)| kind == wanted).map(|(_, value)| value);
-    let ifindex = u32::from_ne_bytes(of(DEV_IFINDEX)?.try_into().ok()?);
-    let features = u64::from_ne_bytes(of(DEV_XDP_FEATURES)?.try_into().ok()?);
+    let ifindex = u32::from_ne_bytes(value(body, DEV_IFINDEX)?.try_into().ok()?);
+    let features = u64::from_ne_bytes(value(body, DEV_XDP_FEATURES)?.try_into().ok()?);
     Some((ifindex, features & TAKES_FRAMES != 0))
 }
 
@@ -147,6 +216,27 @@ mod tests {
         let found: Vec<_> = messages(&datagram).unwrap().filter_map(device).collect();
         assert_eq!(found, [(2, true), (3, false)]);
         assert!(kinds(&datagram).any(|kind| kind == DONE));
+    }
+
+    #[test]
+    fn the_group_of_changes_is_among_others() {
+        let group = |name: &[u8], id: u32| {
+            let mut group = Vec::new();
+            attribute(&mut group, GROUP_NAME, name);
+            attribute(&mut group, GROUP_ID, &id.to_ne_bytes());
+            group
+        };
+        let mut groups = Vec::new();
+        attribute(&mut groups, 1, &group(b"page-pool\0", 7));
+        attribute(&mut groups, 2, &group(b"mgmt\0", 9));
+        let mut body = Vec::new();
+        attribute(&mut body, FAMILY_ID, &0x1cu16.to_ne_bytes());
+        assert_eq!(Family::read(&body), Some(Family { id: 0x1c, changes: None }));
+        attribute(&mut body, FAMILY_GROUPS | 0x8000, &groups);
+        assert_eq!(Family::read(&body), Some(Family { id: 0x1c, changes: Some(9) }));
+        for cut in 0..body.len() {
+            assert_ne!(Family::read(&body[..cut]), Some(Family { id: 0x1c, changes: Some(9) }), "{cut}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    future,
+    future, io,
     net::IpAddr,
     sync::{Arc, PoisonError},
     time::Duration,
@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Wishes,
     devices::devices,
-    features::takes_frames,
+    features::{Changes, takes_frames},
     monitor::{Lost, Monitor},
     netlink::Netlink,
     resolve::NeighbourKey,
@@ -51,6 +51,8 @@ pub(super) struct Task {
     netlink: Netlink,
     /// `None` after it broke, until it can be opened again.
     monitor: Option<Monitor>,
+    /// Of what drivers say of XDP; `None` as well where the kernel does not tell.
+    changes: Option<Changes>,
     tracker: Tracker,
     watched: HashMap<IpAddr, u64>,
     /// The last call that `watched` knows of.
@@ -76,6 +78,7 @@ impl Task {
             by_kernel: BTreeSet::new(),
             netlink: Netlink::connect()?,
             monitor: Some(Monitor::open().context("opening a netlink socket")?),
+            changes: Changes::open(),
             tracker: Tracker::default(),
             watched: HashMap::new(),
             seen: 0,
@@ -102,6 +105,13 @@ impl Task {
                 () = self.wishes.changed.notified() => {}
                 Some(key) = self.wanted.recv() => self.ask_for_client(key).await,
                 updates = next(&mut self.monitor) => self.hear(updates),
+                heard = changed(&mut self.changes) => match heard {
+                    Ok(()) => {
+                        self.tell_devices();
+                        self.tell_of_devices();
+                    }
+                    Err(_) => self.changes = None,
+                },
                 permit = events.reserve(), if self.tracker.has_news() => match permit {
                     Ok(permit) => if let Some(event) = self.tracker.next_news() {
                         permit.send(event);
@@ -165,6 +175,9 @@ impl Task {
         if self.monitor.is_none() {
             self.monitor = Monitor::open().ok();
         }
+        if self.changes.is_none() {
+            self.changes = Changes::open();
+        }
         match self.read_tables().await {
             Ok(()) => {
                 for key in self.tracker.unconfirmed() {
@@ -185,33 +198,39 @@ impl Task {
         }
         self.tracker.resync(links, neighbours, Instant::now());
         self.tell_layers();
+        // A change of theirs may have been missed as well.
+        self.tell_devices();
         Ok(())
     }
 
     fn tell_layers(&mut self) {
         if self.tracker.take_links_changed() {
-            let layers = layers::of(self.tracker.links());
-            let said = takes_frames();
-            let devices = devices(self.tracker.links(), said.as_ref());
-            tell(&self.told.layers, layers);
-            tell(&self.told.devices, devices);
+            tell(&self.told.layers, layers::of(self.tracker.links()));
+            self.tell_devices();
         }
     }
 
-    /// Says once of an interface that backends are behind that XDP cannot send them their frames.
+    fn tell_devices(&self) {
+        tell(&self.told.devices, devices(self.tracker.links(), takes_frames().as_ref()));
+    }
+
+    /// Says of an interface that backends are behind when XDP cannot send them their frames, and when it can again.
     fn tell_of_devices(&mut self) {
         let devices = self.told.devices.borrow();
         let takes_none = |ifindex: &u32| devices.get(ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
-        let by_kernel: BTreeSet<u32> = self.tracker.egresses().into_iter().filter(takes_none).collect();
+        let (by_kernel, by_xdp): (BTreeSet<u32>, BTreeSet<u32>) =
+            self.tracker.egresses().into_iter().partition(takes_none);
         drop(devices);
-        for link in self.tracker.links().filter(|link| by_kernel.contains(&link.ifindex)) {
-            if !self.by_kernel.contains(&link.ifindex) {
-                let kind = link.kind.as_ref().map(|kind| format!(" ({kind})")).unwrap_or_default();
+        for link in self.tracker.links() {
+            let kind = link.kind.as_ref().map(|kind| format!(" ({kind})")).unwrap_or_default();
+            if by_kernel.contains(&link.ifindex) && !self.by_kernel.contains(&link.ifindex) {
                 tracing::info!(
                     "{}{kind} takes no frames from XDP: what does not leave by the interface it came in by, the kernel \
                      sends",
                     link.name
                 );
+            } else if by_xdp.contains(&link.ifindex) && self.by_kernel.contains(&link.ifindex) {
+                tracing::info!("{}{kind} takes frames from XDP now", link.name);
             }
         }
         self.by_kernel = by_kernel;
@@ -260,6 +279,13 @@ fn tell<T: PartialEq>(to: &watch::Sender<T>, what: T) {
         *told = what;
         changed
     });
+}
+
+async fn changed(changes: &mut Option<Changes>) -> io::Result<()> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => future::pending().await,
+    }
 }
 
 async fn next(monitor: &mut Option<Monitor>) -> Result<Vec<Update>, Lost> {
