@@ -177,7 +177,7 @@ mod tests {
             "on_exit = \"keep\"",
         ];
         let services =
-            (1u16..5, prop::sample::select(vec!["", "remember = \"1h\"\n", "remeber = 1\n", "table_size = 101\n"]));
+            (1u16..5, prop::sample::select(vec!["", "remember = \"1h\"\n", "remembers = 1\n", "table_size = 101\n"]));
         prop_oneof![
             2 => prop::sample::select(odd.to_vec()).prop_map(str::to_owned),
             3 => services.prop_map(|(number, more)| service(number, more)),
