@@ -113,15 +113,19 @@ impl Changes {
         open().map_err(|error| tracing::debug!("changes of XDP features: {error}")).ok()
     }
 
-    /// Waits for a change. May be cancelled.
+    /// Waits for a change; those that wait behind it are the same one. May be cancelled.
     pub(super) async fn next(&mut self) -> io::Result<()> {
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
         match self.socket.recv(&mut self.buffer).await {
             // Something was lost, which may be anything.
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
-            heard => heard,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            heard => heard?,
         }
+        while self.socket.socket_ref().recv(&mut self.buffer, libc::MSG_DONTWAIT).is_ok() {
+            self.buffer.clear();
+        }
+        Ok(())
     }
 }
 
