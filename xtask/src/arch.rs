@@ -21,6 +21,10 @@ impl Arch {
         Self::ALL.into_iter().find(|arch| arch.processor() == ARCH)
     }
 
+    pub(crate) fn is_this_machines(self) -> bool {
+        Self::of_this_machine() == Some(self)
+    }
+
     /// As it is called in file names.
     pub(crate) const fn name(self) -> &'static str {
         match self {

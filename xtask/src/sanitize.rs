@@ -54,8 +54,8 @@ impl Sanitizer {
                 "races::",
                 "grace::",
             ],
-            // A simulation has one thread, and so have races that a scheduler plays. Snapshots of 20,000 backends take so long on a busy machine that the server's
-            // limits of 5 s for a request and 20 s for its answer pass.
+            // A simulation has one thread, and so have races that a scheduler plays. Snapshots of 20,000 backends take so long
+            // on a busy machine that the server's limits of 5 s for a request and 20 s for its answer pass.
             Self::Thread => &[
                 "simulation::",
                 "races::",

@@ -5,14 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use balancer_model::{
-    config::Config,
-    file::{self, ConfigErrors, Parser, Warning},
-};
+use balancer_model::file::{self, Parsed, Parser};
 use tokio::task::{JoinError, spawn_blocking};
-
-/// What a file says.
-pub(crate) type Parsed = Result<(Config, Vec<Warning>), ConfigErrors>;
 
 /// The one parser, which knows what was parsed last.
 #[derive(Clone, Debug, Default)]

@@ -235,16 +235,21 @@ fn until_served(site: &mut Site) {
     }
 }
 
-/// The other end of the pair does not poll, so its peer takes no redirected frames: the kernel says so.
-#[test]
-fn a_pair_whose_other_end_does_not_poll() {
-    let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |topology| {
+/// The backends' segment is reached by `eth2` of a pair whose other end, `p2`, does not poll.
+fn start_behind_a_plain_pair() -> Site {
+    start(Shape::TwoLegged, Forwarding::Dsr, |topology| {
         topology.balancer().ip("link add eth2 type veth peer name p2")?;
         topology.balancer().ip(&format!("link set p2 netns {}", topology.switch().name()))?;
         topology.switch().ip("link set p2 master br0 up")?;
         // Checksums are complete all the same: nothing is offloaded by it.
         move_addresses(topology, Shape::TwoLegged, "eth1", "eth2")
-    });
+    })
+}
+
+/// The other end of the pair does not poll, so its peer takes no redirected frames: the kernel says so.
+#[test]
+fn a_pair_whose_other_end_does_not_poll() {
+    let mut site = start_behind_a_plain_pair();
     wait_up(&mut site);
     served(&site);
     assert!(counted(&site, "handed") > 0.0);
@@ -254,12 +259,7 @@ fn a_pair_whose_other_end_does_not_poll() {
 /// Its other end begins to poll, and ends, which changes no link.
 #[test]
 fn an_interface_takes_frames_at_times() {
-    let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |topology| {
-        topology.balancer().ip("link add eth2 type veth peer name p2")?;
-        topology.balancer().ip(&format!("link set p2 netns {}", topology.switch().name()))?;
-        topology.switch().ip("link set p2 master br0 up")?;
-        move_addresses(topology, Shape::TwoLegged, "eth1", "eth2")
-    });
+    let mut site = start_behind_a_plain_pair();
     wait_up(&mut site);
     served(&site);
     assert_eq!(counted(&site, "redirect"), 0.0);

@@ -14,7 +14,7 @@ use crate::{
     debian::Apt,
 };
 
-pub(super) const SUITES: [&str; 8] = [
+const SUITES: [&str; 8] = [
     "bookworm",
     "bookworm-backports",
     "bookworm-security",
@@ -48,7 +48,7 @@ impl Kernel {
 
     /// The version, and the processor if that is another than this machine's.
     pub(super) fn label(&self) -> String {
-        if Arch::of_this_machine() == Some(self.arch) {
+        if self.arch.is_this_machines() {
             return self.version.clone();
         }
         format!("{} {}", self.version, self.arch.name())
@@ -92,8 +92,7 @@ fn flavour(arch: Arch) -> String {
 
 /// These kernels, each once, downloaded unless they are there.
 pub(super) fn kernels(directory: &Path, arch: Arch, wanted: &[Which<'_>]) -> Result<Vec<Kernel>> {
-    let foreign = Arch::of_this_machine() != Some(arch);
-    let apt = Apt::new(directory, &SUITES, foreign.then(|| arch.debian()))?;
+    let apt = Apt::new(directory, &SUITES, (!arch.is_this_machines()).then(|| arch.debian()))?;
     let all = versions(&apt, &flavour(arch))?;
     let mut kernels: Vec<Kernel> = Vec::new();
     for &which in wanted {

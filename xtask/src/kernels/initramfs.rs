@@ -83,7 +83,7 @@ struct Builder {
 
 impl Builder {
     fn new(arch: Arch) -> Result<Self> {
-        let is_foreign = Arch::of_this_machine() != Some(arch);
+        let is_foreign = !arch.is_this_machines();
         let target = format!("{}-unknown-linux-gnu", arch.processor());
         if is_foreign {
             cross_libraries(arch, &target)?;

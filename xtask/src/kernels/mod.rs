@@ -134,7 +134,7 @@ pub(crate) fn load() -> Result<()> {
 fn run(arch: Arch, wanted: &[Which<'_>], suites: &[Suite]) -> Result<()> {
     guests(arch)?;
     let mut directory = root().join("target/kernels");
-    if Arch::of_this_machine() != Some(arch) {
+    if !arch.is_this_machines() {
         directory.push(arch.name());
     }
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;

@@ -76,7 +76,7 @@ pub(crate) fn cross_compiler(arch: Arch) -> Result<()> {
     if installed(&compiler) {
         return Ok(());
     }
-    let package = if Arch::of_this_machine() == Some(arch) {
+    let package = if arch.is_this_machines() {
         "gcc".to_owned()
     } else {
         format!("gcc-{}-linux-gnu", processor.replace('_', "-"))
@@ -171,9 +171,8 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
     }
     if purpose == Purpose::Ci {
         if let Some(arch) = Arch::of_this_machine() {
-            installer.tools(&[packages::emulator(arch)])?;
+            guests(arch)?;
         }
-        installer.tools(&packages::GUESTS)?;
         if !installed("cargo-deny") {
             // It runs for a second: compiled to be there soon.
             let quickly = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")];

@@ -157,7 +157,9 @@ impl Task {
                     }
                     self.tracker.apply(update, now);
                 }
-                self.tell_layers();
+                if self.tell_layers() {
+                    self.tell_devices();
+                }
             }
             Err(lost) => {
                 tracing::debug!("netlink: {lost}");
@@ -203,11 +205,13 @@ impl Task {
         Ok(())
     }
 
-    fn tell_layers(&mut self) {
-        if self.tracker.take_links_changed() {
+    /// Gives whether a link has changed.
+    fn tell_layers(&mut self) -> bool {
+        let changed = self.tracker.take_links_changed();
+        if changed {
             tell(&self.told.layers, layers::of(self.tracker.links()));
-            self.tell_devices();
         }
+        changed
     }
 
     fn tell_devices(&self) {

@@ -172,19 +172,18 @@ fn relations(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) {
 }
 
 fn place_of(services: &[(usize, Arc<Placed>)], place: Place) -> Option<usize> {
-    let of = |service: usize| services.get(service);
-    let (start, at) = match place {
-        Place::Name(service) => of(service).map(|(start, placed)| (start, placed.name_at)),
-        Place::Listener(service, listener) => {
-            of(service).and_then(|(start, placed)| Some((start, *placed.listen_at.get(listener)?)))
-        }
-        Place::TableSize(service) => of(service).map(|(start, placed)| (start, placed.table_size_at)),
-        Place::BackendName(service, backend) => {
-            of(service).and_then(|(start, placed)| Some((start, placed.backends_at.get(backend)?.0)))
-        }
-        Place::BackendAddress(service, backend) => {
-            of(service).and_then(|(start, placed)| Some((start, placed.backends_at.get(backend)?.1)))
-        }
-    }?;
+    let (Place::Name(service)
+    | Place::Listener(service, _)
+    | Place::TableSize(service)
+    | Place::BackendName(service, _)
+    | Place::BackendAddress(service, _)) = place;
+    let (start, placed) = services.get(service)?;
+    let at = match place {
+        Place::Name(_) => placed.name_at,
+        Place::Listener(_, listener) => *placed.listen_at.get(listener)?,
+        Place::TableSize(_) => placed.table_size_at,
+        Place::BackendName(_, backend) => placed.backends_at.get(backend)?.0,
+        Place::BackendAddress(_, backend) => placed.backends_at.get(backend)?.1,
+    };
     Some(start + at)
 }

@@ -5,6 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Parsed;
+use crate::config::Config;
+
 /// Errors told of one file; a count stands for the others.
 const MAX_ERRORS: usize = 100;
 
@@ -125,7 +128,15 @@ impl<'i> Findings<'i> {
         ConfigErrors(errors)
     }
 
-    pub(super) fn into_warnings(self) -> Vec<Warning> {
+    /// What came of a text: `config`, unless there are errors.
+    pub(super) fn outcome(self, config: Option<Config>) -> Parsed {
+        match config {
+            Some(config) if !self.has_errors() => Ok((config, self.into_warnings())),
+            _ => Err(self.into_errors()),
+        }
+    }
+
+    fn into_warnings(self) -> Vec<Warning> {
         in_order(self.file, self.warnings)
     }
 }

@@ -21,11 +21,14 @@ pub use findings::{ConfigErrors, Finding, Warning};
 /// Largest configuration file, in bytes.
 pub const MAX_FILE_SIZE: u64 = 16 << 20;
 
+/// What a file says, and what of it is probably not meant.
+pub type Parsed = Result<(Config, Vec<Warning>), ConfigErrors>;
+
 /// Reads and validates a configuration file.
 ///
 /// # Errors
 /// Everything that is wrong with the file, as far as it can be told at once, in the order of its lines.
-pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+pub fn load(path: &Path) -> Parsed {
     Parser::default().load(path)
 }
 
@@ -45,7 +48,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+pub fn parse(path: &Path, bytes: &[u8]) -> Parsed {
     Parser::default().parse(path, bytes)
 }
 
@@ -58,7 +61,7 @@ impl Parser {
     ///
     /// # Errors
     /// As [`load`].
-    pub fn load(&mut self, path: &Path) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+    pub fn load(&mut self, path: &Path) -> Parsed {
         self.parse(path, &read(path)?)
     }
 
@@ -66,7 +69,7 @@ impl Parser {
     ///
     /// # Errors
     /// As [`load`].
-    pub fn parse(&mut self, path: &Path, bytes: &[u8]) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+    pub fn parse(&mut self, path: &Path, bytes: &[u8]) -> Parsed {
         if bytes.len() as u64 > MAX_FILE_SIZE {
             let what = "is larger than 16 MiB, the largest configuration; is it the right file?";
             return Err(ConfigErrors::whole_file(path, what.to_owned()));
@@ -81,9 +84,7 @@ impl Parser {
             }
         };
         let mut findings = Findings::new(path, text);
-        match document::config(text, &mut self.0, &mut findings) {
-            Some(config) if !findings.has_errors() => Ok((config, findings.into_warnings())),
-            _ => Err(findings.into_errors()),
-        }
+        let config = document::config(text, &mut self.0, &mut findings);
+        findings.outcome(config)
     }
 }

@@ -59,14 +59,12 @@ pub(super) fn parse<'i>(
     Some((head, services))
 }
 
-/// Where pieces begin.
-fn starts(text: &str) -> impl Iterator<Item = usize> {
-    text.match_indices(HEADER).map(|(at, _)| at).filter(|&at| at == 0 || text.as_bytes().get(at - 1) == Some(&b'\n'))
-}
-
+/// Where each piece begins, and the piece.
 fn pieces(text: &str) -> Vec<(usize, &str)> {
-    let ends = starts(text).skip(1).chain([text.len()]);
-    starts(text).zip(ends).map(|(start, end)| (start, &text[start..end])).collect()
+    let begins_line = |&at: &usize| at == 0 || text.as_bytes().get(at - 1) == Some(&b'\n');
+    let starts: Vec<usize> = text.match_indices(HEADER).map(|(at, _)| at).filter(begins_line).collect();
+    let ends = starts.iter().skip(1).copied().chain([text.len()]);
+    starts.iter().zip(ends).map(|(&start, end)| (start, &text[start..end])).collect()
 }
 
 fn valid(text: &str) -> Option<DeTable<'_>> {
@@ -78,7 +76,10 @@ fn valid(text: &str) -> Option<DeTable<'_>> {
 fn parse_piece(piece: &str, findings: &mut Findings<'_>) -> Option<Placed> {
     let mut root = Section::new("the file", 0, valid(piece)?);
     let [section] = <[_; 1]>::try_from(root.tables("service", HEADER, findings)?).ok()?;
-    root.is_empty().then(|| service(section, findings))?
+    if !root.is_empty() {
+        return None;
+    }
+    service(section, findings)
 }
 
 /// Whether a service is valid only as long as something outside of the file is as it is: the account that a program runs as.
@@ -96,24 +97,20 @@ mod tests {
     use super::{Known, parse};
     use crate::{
         config::Config,
-        file::{ConfigErrors, Warning, document, findings::Findings},
+        file::{Parsed, document, findings::Findings},
     };
 
-    type Outcome = Result<(Config, Vec<Warning>), ConfigErrors>;
-
-    fn outcome(text: &str, config: impl FnOnce(&mut Findings<'_>) -> Option<Config>) -> Outcome {
+    fn outcome(text: &str, config: impl FnOnce(&mut Findings<'_>) -> Option<Config>) -> Parsed {
         let mut findings = Findings::new(Path::new("web.toml"), text);
-        match config(&mut findings) {
-            Some(config) if !findings.has_errors() => Ok((config, findings.into_warnings())),
-            _ => Err(findings.into_errors()),
-        }
+        let config = config(&mut findings);
+        findings.outcome(config)
     }
 
-    fn in_pieces(text: &str, known: &mut Known) -> Outcome {
+    fn in_pieces(text: &str, known: &mut Known) -> Parsed {
         outcome(text, |findings| document::config(text, known, findings))
     }
 
-    fn as_a_whole(text: &str) -> Outcome {
+    fn as_a_whole(text: &str) -> Parsed {
         outcome(text, |findings| document::as_a_whole(text, findings))
     }
 
