@@ -13,7 +13,9 @@ use balancer_model::{
     },
     file,
     listeners::{Family, Listener},
+    shared::shared,
     table_size::TableSize,
+    validate::Valid,
 };
 use proptest::prelude::*;
 
@@ -56,7 +58,7 @@ fn defaults() {
         hash_key: None,
         statistics: StatisticsConfig::default(),
         fleet: None,
-        services: vec![ServiceConfig {
+        services: Valid::new(shared(vec![ServiceConfig {
             name: "web".to_owned(),
             renamed_from: None,
             listen: vec![listener("198.51.100.10:80/tcp")],
@@ -83,7 +85,8 @@ fn defaults() {
                 backup: false,
                 check: None,
             }],
-        }],
+        }]))
+        .unwrap(),
     };
     assert_eq!(good("minimal.toml"), expected);
 }
@@ -91,7 +94,7 @@ fn defaults() {
 #[test]
 fn a_backends_check_takes_over_the_services_key_by_key() {
     let config = good("checks.toml");
-    let [web, implied, through] = config.services.as_slice() else { panic!("{:?}", config.services) };
+    let [web, implied, through] = &*config.services else { panic!("{:?}", config.services) };
     assert_eq!(web.slow_start, Duration::from_secs(30));
     let secure = HttpCheck {
         port: Some(8443),
@@ -148,7 +151,7 @@ fn every_key() {
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
     assert_eq!(config.xdp_mode, XdpMode::Native);
     assert_eq!(config.hash_key, Some(HashKey::from_bytes(std::array::from_fn(|index| index as u8))));
-    let [web, dns] = config.services.as_slice() else { panic!("{:?}", config.services) };
+    let [web, dns] = &*config.services else { panic!("{:?}", config.services) };
 
     assert_eq!(web.client_prefix, ClientPrefix { v4: 24, v6: 56 });
     assert_eq!((web.failback, web.when_all_down, web.start_down), (Failback::Return, WhenAllDown::Drop, true));
@@ -237,7 +240,7 @@ fn vips_are_written_as_they_are_read() {
 #[test]
 fn several_listeners() {
     let config = good("listeners.toml");
-    let [shop, dns] = config.services.as_slice() else { panic!("{:?}", config.services) };
+    let [shop, dns] = &*config.services else { panic!("{:?}", config.services) };
     let all = ["198.51.100.10:80/tcp", "198.51.100.10:443/tcp", "198.51.100.10:443/udp", "[2001:db8::10]:443/tcp"];
     assert_eq!(shop.listen, all.map(listener));
     assert_eq!(shop.families(), [Family::V4, Family::V6]);

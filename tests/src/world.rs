@@ -26,7 +26,7 @@ use balancer_core::{
     state::{Clocks, SavedState},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane};
-use balancer_model::{config::Config, file, names::BackendName, states::Admin};
+use balancer_model::{config::Config, file, names::BackendName, states::Admin, validate::Valid};
 
 use crate::{
     contest::{hold_newcomers, map_of},
@@ -109,7 +109,7 @@ impl World {
     pub fn with_ids(first: u16, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
         let config = configuration(VIP, "10.0.0.", settings, backends, clients)?;
         let clocks = Clocks { now: Instant::now(), wall: SystemTime::now() };
-        let nothing = Controller::new(Config { services: Vec::new(), ..config.clone() }, KEY).export(clocks);
+        let nothing = Controller::new(Config { services: Valid::default(), ..config.clone() }, KEY).export(clocks);
         let state = SavedState { free_ids: vec![(first, LAST_BACKEND)], ..nothing };
         let controller = Controller::restore(config.clone(), KEY, state, clocks).map_err(anyhow::Error::msg)?;
         Self::with(controller, Capacity { backends: MOST_BACKEND_ROWS, ..Capacity::for_config(&config) })

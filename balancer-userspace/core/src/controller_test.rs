@@ -533,13 +533,8 @@ fn a_reload_keeps_what_stays_and_restarts_what_moved() {
     assert_eq!(bench.shown("web/web1").0, BackendState::Down, "the verdict stays");
     assert_eq!(bench.shown("web/web2").0, BackendState::Checking, "another address is another server");
     assert_eq!(bench.shown("web/web3").0, BackendState::Drained, "the operator's wish stays");
-    let mut same: Vec<ServiceConfig> = bench.controller.services().iter().map(Service::config).collect();
-    assert_eq!(bench.reload(same.clone()).unwrap(), ("configuration applied: nothing changed".to_owned(), Vec::new()));
-
-    same[1].backends[0].address = address("[2001:db8::1]:80");
-    let ids: Vec<_> = bench.controller.services()[1].backends().iter().map(|backend| backend.id()).collect();
-    assert!(matches!(bench.reload(same), Err(Refused::Invalid(_))));
-    assert_eq!(bench.controller.services()[1].backends().iter().map(|backend| backend.id()).collect::<Vec<_>>(), ids);
+    let same: Vec<ServiceConfig> = bench.controller.services().iter().map(Service::config).collect();
+    assert_eq!(bench.reload(same).unwrap(), ("configuration applied: nothing changed".to_owned(), Vec::new()));
 }
 
 #[test]
@@ -687,9 +682,11 @@ fn with_all_ids_in_use_one_must_go() {
 
 #[test]
 fn a_first_configuration_that_cannot_work_serves_nothing() {
-    let (bench, commands) = Bench::new(vec![web(), web()]);
-    assert_eq!(lines(&commands), ["nothing is served: the service name \"web\" is taken; choose another"]);
-    assert!(bench.controller.services().is_empty());
+    let mut controller = Controller::new(config(vec![web()]), KEY);
+    controller.set_backend_rows(4);
+    let commands = controller.start(now());
+    assert_eq!(lines(&commands), ["nothing is served: 4 backends to add and 3 of 3 left; a restart makes room"]);
+    assert!(controller.services().is_empty());
 }
 
 #[test]

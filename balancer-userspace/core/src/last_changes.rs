@@ -1,10 +1,14 @@
 //! What last changed each service's table.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use crate::{
     controller::Controller,
     io::{Command, ServiceId},
+    service::Service,
 };
 
 /// A change of a service's table.
@@ -60,9 +64,9 @@ impl LastChanges {
             self.last.insert(id, change);
         }
         if commands.iter().any(|command| matches!(command, Command::PublishServices(_))) {
-            let there = |id: &ServiceId| controller.services().iter().any(|service| service.id() == *id);
-            self.moved.retain(|id, _| there(id));
-            self.last.retain(|id, _| there(id));
+            let there: HashSet<ServiceId> = controller.services().iter().map(Service::id).collect();
+            self.moved.retain(|id, _| there.contains(id));
+            self.last.retain(|id, _| there.contains(id));
         }
     }
 

@@ -31,7 +31,6 @@ pub mod top;
 mod ids;
 mod next_hops;
 pub mod report;
-mod shared;
 
 #[cfg(test)]
 mod controller_test;

@@ -11,10 +11,9 @@ use balancer_model::{
     listeners::Listener,
     names::BackendName,
     renames::Named as _,
-    validate,
+    shared::{ByName, alike, by_name},
+    validate::{self, Valid},
 };
-
-use crate::shared::{ByName, alike, by_name};
 
 /// What comes of a merge.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,20 +26,19 @@ pub struct Merged {
     pub differences: Vec<String>,
 }
 
-/// Merges `file`, which is valid, into `now`, where `base` is what the file said before. `leaves` tells which backends
+/// Merges `file` into `now`, where `base` is what the file said before. `leaves` tells which backends
 /// of `now` are being removed. A service that all three have alike is the one of `file`, not a copy.
 #[must_use]
 pub fn merge(
     base: &[Arc<ServiceConfig>],
     now: &[Arc<ServiceConfig>],
     leaves: impl Fn(&str, &str) -> bool,
-    file: Vec<Arc<ServiceConfig>>,
+    file: &Valid,
 ) -> Merged {
     let mut merged = Merged::default();
-    let written = file.clone();
     let (mut additions, mut moved) = (Vec::new(), Vec::new());
     let mut listeners = Vec::new();
-    let (base, all_now, written) = (by_name(base), now, by_name(&written));
+    let (base, all_now, written) = (by_name(base), now, by_name(file));
     let now = by_name(now);
     for service in all_now.iter().filter(|service| !written.contains_key(service.name.as_str())) {
         let mut line = format!("service {} is no longer in the file: removed", service.name);
@@ -58,7 +56,7 @@ pub fn merge(
     let is_in = |services: &ByName<'_>, service| alike(services, service).is_some();
     let settled: Vec<bool> =
         file.iter().map(|service| is_in(&base, service) && is_in(&now, service) && stays(service)).collect();
-    for (service, settled) in file.into_iter().zip(&settled) {
+    for (service, settled) in file.iter().cloned().zip(&settled) {
         if *settled {
             merged.services.push(service);
             continue;
@@ -135,9 +133,9 @@ pub fn merge(
         service.backends = backends;
         merged.services.push(Arc::new(service));
     }
-    move_again(moved, &mut merged);
-    add_listeners(listeners, &mut merged);
-    add(additions, &leaves, &mut merged);
+    move_again(moved, file, &mut merged);
+    add_listeners(listeners, file, &mut merged);
+    add(additions, &leaves, file, &mut merged);
     for (service, _) in merged.services.iter_mut().zip(settled).filter(|(_, settled)| !settled) {
         let names = |services: &ByName<'_>| -> Vec<String> {
             let found = services.get(service.name.as_str());
@@ -166,7 +164,7 @@ fn same_but_for_weight(one: &BackendConfig, other: &BackendConfig) -> bool {
 
 /// Puts the backends that were moved at run time to where they are, but for those that cannot live there with what the
 /// file says now. `moved`: where in the list they are, as number of the service and of the backend.
-fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) {
+fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged: &mut Merged) {
     if moved.is_empty() {
         return;
     }
@@ -180,19 +178,19 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, merged: &mut Merged) 
     for (place, here) in &moved {
         exchange(&mut together, *place, here.clone());
     }
-    let all_fit = validate::services(&together).is_ok();
+    let all_fit = validate::services(&together, file).is_ok();
     for (place, here) in moved {
-        let Some(file) = exchange(services, place, here.clone()) else { continue };
-        let refused = if all_fit { None } else { validate::services(services).err() };
+        let Some(written) = exchange(services, place, here.clone()) else { continue };
+        let refused = if all_fit { None } else { validate::services(services, file).err() };
         let Some(service) = services.get(place.0) else { continue };
         let backend = format!("backend {}/{} {}", service.name, here.name, service.shown_address(&here));
-        let said = service.shown_address(&file);
+        let said = service.shown_address(&written);
         differences.push(match &refused {
             None => format!("{backend} was set at run time and is kept, the file says {said} as before"),
             Some(refused) => format!("{backend} was set at run time and is {said} again, as in the file: {refused}"),
         });
         if refused.is_some() {
-            exchange(services, place, file);
+            exchange(services, place, written);
         }
     }
 }
@@ -224,13 +222,13 @@ fn listen(
 }
 
 /// Adds the listeners that came at run time, but for those that cannot live with what the file says now.
-fn add_listeners(additions: Vec<(usize, Listener)>, merged: &mut Merged) {
+fn add_listeners(additions: Vec<(usize, Listener)>, file: &Valid, merged: &mut Merged) {
     let Merged { services, differences, .. } = merged;
     for (index, listener) in additions {
         let Some(service) = services.get_mut(index).map(Arc::make_mut) else { continue };
         service.listen.push(listener);
         let name = service.name.clone();
-        match validate::services(services) {
+        match validate::services(services, file) {
             Ok(()) => differences.push(format!("listener {listener} of {name} was added at run time and is kept")),
             Err(refused) => {
                 if let Some(service) = services.get_mut(index).map(Arc::make_mut) {
@@ -245,7 +243,12 @@ fn add_listeners(additions: Vec<(usize, Listener)>, merged: &mut Merged) {
 
 /// Adds the backends that came at run time, or are about to go. One that cannot live with what the file says now has to go
 /// at once.
-fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> bool, merged: &mut Merged) {
+fn add(
+    additions: Vec<(usize, BackendConfig)>,
+    leaves: &impl Fn(&str, &str) -> bool,
+    file: &Valid,
+    merged: &mut Merged,
+) {
     if additions.is_empty() {
         return;
     }
@@ -254,13 +257,13 @@ fn add(additions: Vec<(usize, BackendConfig)>, leaves: &impl Fn(&str, &str) -> b
     for (index, backend) in &additions {
         together.get_mut(*index).into_iter().for_each(|of| Arc::make_mut(of).backends.push(backend.clone()));
     }
-    let all_fit = validate::services(&together).is_ok();
+    let all_fit = validate::services(&together, file).is_ok();
     for (index, backend) in additions {
         let Some(service) = services.get_mut(index).map(Arc::make_mut) else { continue };
         let (full, address) = (format!("{}/{}", service.name, backend.name), service.shown_address(&backend));
         let leaving = leaves(&service.name, &backend.name);
         service.backends.push(backend);
-        let refused = if all_fit { None } else { validate::services(services).err() };
+        let refused = if all_fit { None } else { validate::services(services, file).err() };
         if let Some(refused) = refused {
             services.get_mut(index).into_iter().for_each(|of| drop(Arc::make_mut(of).backends.pop()));
             let was = if leaving { "was being removed" } else { "was added at run time" };
@@ -325,6 +328,10 @@ mod tests {
             web.backends.push(backend);
         }
         vec![Arc::new(web)]
+    }
+
+    fn valid(services: Vec<Arc<ServiceConfig>>) -> Valid {
+        Valid::new(services).unwrap()
     }
 
     #[test]
@@ -431,7 +438,7 @@ mod tests {
         ];
         for (what, [base, now, file, expected], told) in cases {
             let leaves = |_: &str, name: &str| now.iter().any(|line| line.starts_with(&format!("{name}-")));
-            let merged = merge(&web(base), &web(now), leaves, web(file));
+            let merged = merge(&web(base), &web(now), leaves, &valid(web(file)));
             assert_eq!(merged.services, web(expected), "{what}");
             let called_back = merged.called_back.iter().map(|name| format!("called back {name}"));
             let said: Vec<String> = merged.differences.iter().cloned().chain(called_back).collect();
@@ -446,9 +453,9 @@ mod tests {
         let mut file = base.clone();
         Arc::make_mut(&mut file[0]).remember = Duration::from_secs(60);
         file.push(Arc::new(service("dns", "198.51.100.11:53", Forwarding::Dsr, &[])));
-        let merged = merge(&base, &base, |_, _| false, file.clone());
+        let merged = merge(&base, &base, |_, _| false, &valid(file.clone()));
         assert_eq!((merged.services, merged.differences), (file.clone(), Vec::new()));
-        let merged = merge(&file, &file, |_, _| false, base.clone());
+        let merged = merge(&file, &file, |_, _| false, &valid(base.clone()));
         assert_eq!(merged.services, base);
         assert_eq!(merged.differences, ["service dns is no longer in the file: removed"]);
     }

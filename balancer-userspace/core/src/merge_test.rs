@@ -9,7 +9,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_model::{
     config::ServiceConfig,
     fixture::{backend, service},
-    validate,
+    validate::Valid,
 };
 use proptest::prelude::*;
 
@@ -120,8 +120,8 @@ proptest! {
         leaving in prop::collection::btree_set(prop::char::range('a', 'e'), 0..3),
     ) {
         let leaves = |_: &str, name: &str| name.chars().next().is_some_and(|name| leaving.contains(&name));
-        let merged = merge(&config(&base), &config(&now), leaves, config(&file));
-        prop_assert_eq!(validate::services(&merged.services).err().map(|err| err.to_string()), None);
+        let merged = merge(&config(&base), &config(&now), leaves, &Valid::new(config(&file)).unwrap());
+        prop_assert_eq!(Valid::new(merged.services.clone()).err().map(|err| err.to_string()), None);
         let result: BTreeMap<char, Place> = shown(&merged.services).into_iter().collect();
         prop_assert_eq!(result, plainly(&base, &now, &leaving, &file));
     }

@@ -235,13 +235,16 @@ impl Plan {
             }
         }
         let mut censuses = vec![Census::default(); services.len()];
-        entries(&mut |entry, seen| {
-            let owner = owners.get(usize::from(entry.backend())).copied().flatten();
-            let of = owner.and_then(|index| Some((services.get(index)?, censuses.get_mut(index)?)));
-            if let Some((service, census)) = of {
-                service.count(entry, seen, census);
-            }
-        });
+        // Without a service that is touched there is nobody to look for.
+        if services.iter().any(|service| !service.names.is_empty()) {
+            entries(&mut |entry, seen| {
+                let owner = owners.get(usize::from(entry.backend())).copied().flatten();
+                let of = owner.and_then(|index| Some((services.get(index)?, censuses.get_mut(index)?)));
+                if let Some((service, census)) = of {
+                    service.count(entry, seen, census);
+                }
+            });
+        }
         let services: Vec<PlannedService> =
             services.iter().zip(&censuses).map(|(service, census)| service.with(census)).collect();
         message += &clients_moved(&services);

@@ -28,9 +28,10 @@ use balancer_fleet::{
     records,
 };
 use balancer_model::{
-    config::{Config, Fleet as FleetConfig, ServiceConfig},
+    config::{Config, Fleet as FleetConfig},
     names::BackendName,
     states::Admin,
+    validate::Valid,
     words::grouped,
 };
 use tokio::{
@@ -78,7 +79,7 @@ pub(crate) struct Fleet {
     readiness: String,
     alone: bool,
     /// What the own file says of services, until that was compared with what the fleet's last said.
-    file: Option<Vec<ServiceConfig>>,
+    file: Option<Valid>,
     shown: Shown,
 }
 
@@ -235,9 +236,7 @@ impl Fleet {
 
     /// Tells the protocol what has become different here.
     pub(crate) fn look(&mut self, owner: &mut Owner<KernelDataplane>) {
-        if self.member.is_in_step()
-            && self.file.take().is_some_and(|file| !owner.controller().file().iter().map(AsRef::as_ref).eq(&file))
-        {
+        if self.member.is_in_step() && self.file.take().is_some_and(|file| *owner.controller().file() != file) {
             owner.events().warn(
                 "the configuration file says other services than the fleet's last one: the fleet's hold; `balancer apply` \
                  makes the file's the fleet's",
@@ -352,8 +351,10 @@ impl Fleet {
         let Request { wish, uid, if_generation, reply } = request;
         let keeper::Wish::Change(change) = wish else { return };
         let about = crate::events::subject(&change);
-        let wish =
-            if let Change::Reload(config) = change { Wish::Services(config.services) } else { Wish::Change(change) };
+        let wish = match change {
+            Change::Reload(config) => Wish::Services(config.services.copies()),
+            change => Wish::Change(change),
+        };
         self.last_asked += 1;
         let id = self.last_asked;
         self.wishes.insert(id, Asked { uid, about, reply });

@@ -1,5 +1,7 @@
 //! How large the maps are made.
 
+use std::sync::Arc;
+
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket},
     map_types::{FEWEST_BACKEND_ROWS, Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
@@ -63,7 +65,7 @@ impl Capacity {
     /// Room for what `config` holds and for as much again.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
-        Self::for_largest(config, &config.services.clone().into())
+        Self::for_largest(config, &config.services.to_vec().into())
     }
 
     /// Room for `largest`, which is what `config` holds or more, and for the clients of the former.
@@ -77,7 +79,7 @@ impl Capacity {
         let ways: usize = nat.map(|service| service.backends.len() * (service.listen.len() + 1)).sum();
         let total: u32 = tables.fold(0, u32::saturating_add);
         // One that goes by the number of backends may come to have twice as many of them.
-        let grown = |service: &ServiceConfig| lines(service.table_size.slots(2 * service.backends.len()));
+        let grown = |service: &Arc<ServiceConfig>| lines(service.table_size.slots(2 * service.backends.len()));
         let longest = services.iter().map(grown).max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);

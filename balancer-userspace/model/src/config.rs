@@ -16,6 +16,7 @@ pub use crate::{
 use crate::{
     listeners::{Family, Listener},
     table_size::TableSize,
+    validate::Valid,
 };
 
 /// A whole configuration.
@@ -46,7 +47,7 @@ pub struct Config {
     /// The balancers that this one is of; `None`: it is alone.
     pub fleet: Option<Fleet>,
     /// Services in file order; names and listeners are unique.
-    pub services: Vec<ServiceConfig>,
+    pub services: Valid,
 }
 
 /// `[statistics]`.

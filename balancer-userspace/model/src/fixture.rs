@@ -17,7 +17,9 @@ use crate::{
     },
     listeners::Listener,
     names::BackendName,
+    shared::shared,
     table_size::TableSize,
+    validate::Valid,
 };
 
 /// The fleet's key.
@@ -101,7 +103,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
     service.normalised()
 }
 
-/// A configuration of `services`.
+/// A configuration of `services`, which are valid.
 #[must_use]
 pub fn config(services: Vec<ServiceConfig>) -> Config {
     Config {
@@ -117,7 +119,7 @@ pub fn config(services: Vec<ServiceConfig>) -> Config {
         hash_key: Some(KEY),
         statistics: StatisticsConfig::default(),
         fleet: None,
-        services,
+        services: Valid::new(shared(services)).unwrap(),
     }
 }
 

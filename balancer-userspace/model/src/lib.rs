@@ -10,6 +10,7 @@ pub mod listeners;
 pub mod names;
 mod primes;
 pub mod renames;
+pub mod shared;
 pub mod states;
 pub mod table_size;
 pub mod validate;

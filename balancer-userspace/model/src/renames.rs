@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::config::{BackendConfig, ServiceConfig};
+use crate::{
+    config::{BackendConfig, ServiceConfig},
+    shared::by_name,
+};
 
 /// What has a name, and one that it is hashed under.
 pub trait Named {
@@ -88,10 +91,11 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
         let called_so = services.iter_mut().filter(|service| service.name == old);
         called_so.for_each(|service| Arc::make_mut(service).name.clone_from(&new));
     }
-    let wanted: HashMap<&str, &ServiceConfig> =
-        file.iter().map(|service| (service.name.as_str(), &**service)).collect();
+    let wanted = by_name(file);
     for service in &mut services {
-        let Some(wanted) = wanted.get(service.name.as_str()) else { continue };
+        let Some(wanted) = wanted.get(service.name.as_str()).filter(|wanted| !Arc::ptr_eq(wanted, service)) else {
+            continue;
+        };
         for (new, old) in renamed(&service.backends, &wanted.backends) {
             let called_so = Arc::make_mut(service).backends.iter_mut().filter(|backend| backend.name == old);
             called_so.for_each(|backend| backend.name.clone_from(&new));
@@ -102,7 +106,7 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
 
 /// The first two of `all` that would be hashed under one name, with the place of the second.
 pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
-    let mut seen: HashMap<&str, &N> = HashMap::new();
+    let mut seen: foldhash::HashMap<&str, &N> = foldhash::HashMap::default();
     all.iter().enumerate().find_map(|(at, one)| seen.insert(one.identity(), one).map(|first| (at, first, one)))
 }
 

@@ -2,14 +2,16 @@
 //! every place, and for changes and what a restart finds, which have none.
 
 use std::{
-    borrow::Borrow,
-    collections::HashMap,
+    collections::BTreeMap,
     fmt,
     iter::repeat_n,
     net::{IpAddr, SocketAddr},
+    ops::Deref,
+    sync::Arc,
 };
 
 use balancer_common::map_types::{Forwarding, LAST_BACKEND, MAX_LISTENERS};
+use foldhash::{HashMap, HashSet};
 
 use super::{
     primes::{MAX_TABLE_SIZE, is_prime, next_prime},
@@ -20,6 +22,7 @@ use super::{
 use crate::{
     config::{BackendConfig, Protocol, ServiceConfig, forwarding_word},
     listeners::{Family, Listener, MAX_LISTENERS_OF_SERVICE, PortRange},
+    shared::{alike, by_name, is_one},
 };
 
 const MAX_SERVICES: usize = u16::MAX as usize;
@@ -125,32 +128,80 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The first thing that is wrong with `services` and their backends.
+/// Services that are valid, each by itself and all together. A copy costs nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Valid(Arc<[Arc<ServiceConfig>]>);
+
+impl Valid {
+    /// `services`, if nothing is wrong with them.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(services: Vec<Arc<ServiceConfig>>) -> Result<Self, Problem> {
+        self::services(&services, &Self::default())?;
+        Ok(Self(services.into()))
+    }
+
+    /// The same, with everything that is wrong, where some are `known`.
+    pub(crate) fn or_problems(services: Vec<Arc<ServiceConfig>>, known: &Self) -> Result<Self, Vec<Problem>> {
+        let problems = problems(&services, known);
+        if problems.is_empty() { Ok(Self(services.into())) } else { Err(problems) }
+    }
+
+    /// Copies of them, to be written down.
+    #[must_use]
+    pub fn copies(&self) -> Vec<ServiceConfig> {
+        self.iter().map(|service| ServiceConfig::clone(service)).collect()
+    }
+
+    /// The same; those that `others` has as well are shared with it.
+    #[must_use]
+    pub fn sharing(self, others: &[Arc<ServiceConfig>]) -> Self {
+        if is_one(&self, others) {
+            return self;
+        }
+        let others = by_name(others);
+        Self(self.iter().map(|service| Arc::clone(alike(&others, service).unwrap_or(service))).collect())
+    }
+}
+
+impl Deref for Valid {
+    type Target = [Arc<ServiceConfig>];
+
+    fn deref(&self) -> &[Arc<ServiceConfig>] {
+        &self.0
+    }
+}
+
+/// The first thing that is wrong with `services` and their backends. Those that are `known` are right by themselves.
 ///
 /// # Errors
 /// If something is.
-pub fn services(services: &[impl Borrow<ServiceConfig>]) -> Result<(), Problem> {
-    problems(services).into_iter().next().map_or(Ok(()), Err)
+pub fn services(services: &[Arc<ServiceConfig>], known: &Valid) -> Result<(), Problem> {
+    problems(services, known).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Everything that is wrong with `services` and their backends.
-#[must_use]
-pub fn problems(services: &[impl Borrow<ServiceConfig>]) -> Vec<Problem> {
-    let services: Vec<&ServiceConfig> = services.iter().map(Borrow::borrow).collect();
-    let mut problems = Problems { services: &services, found: Vec::new() };
-    let mut names = HashMap::new();
+fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
+    let known: HashSet<*const ServiceConfig> = known.iter().map(Arc::as_ptr).collect();
+    let mut problems = Problems { services, known, found: Vec::new() };
+    let mut names = HashMap::default();
     for (index, service) in services.iter().enumerate() {
         let at = Place::Name(index);
         problems.name(at, &service.name, service.renamed_from.as_deref());
         if let Some(first) = names.insert(service.name.as_str(), at) {
             problems.add(at, Fault::NameTaken { what: "service", name: service.name.clone(), first });
         }
-        problems.backends(index, service);
-        problems.table_size(index, service);
+        if !problems.is_known(service) {
+            problems.backends(index, service);
+            problems.table_size(index, service);
+        }
     }
-    problems.hashed_alike(&services, Place::Name);
+    problems.hashed_alike(services, Place::Name);
     for (index, service) in services.iter().enumerate() {
-        problems.hashed_alike(&service.backends, |backend| Place::BackendName(index, backend));
+        if !problems.is_known(service) {
+            problems.hashed_alike(&service.backends, |backend| Place::BackendName(index, backend));
+        }
     }
     problems.listeners();
     problems.limits();
@@ -159,11 +210,16 @@ pub fn problems(services: &[impl Borrow<ServiceConfig>]) -> Vec<Problem> {
 }
 
 struct Problems<'a> {
-    services: &'a [&'a ServiceConfig],
+    services: &'a [Arc<ServiceConfig>],
+    known: HashSet<*const ServiceConfig>,
     found: Vec<Problem>,
 }
 
 impl Problems<'_> {
+    fn is_known(&self, service: &Arc<ServiceConfig>) -> bool {
+        self.known.contains(&Arc::as_ptr(service))
+    }
+
     fn add(&mut self, at: Place, fault: Fault) {
         let (Place::Name(index)
         | Place::Listener(index, _)
@@ -183,7 +239,7 @@ impl Problems<'_> {
     }
 
     fn backends(&mut self, index: usize, service: &ServiceConfig) {
-        let mut names = HashMap::new();
+        let mut names = HashMap::default();
         for (number, backend) in service.backends.iter().enumerate() {
             let at = Place::BackendName(index, number);
             self.name(at, &backend.name, backend.renamed_from.as_deref());
@@ -199,8 +255,8 @@ impl Problems<'_> {
     /// Listeners that are nothing by themselves, two services', or too many.
     fn listeners(&mut self) {
         let services = self.services;
-        let mut taken: HashMap<Listener, (Place, &str)> = HashMap::new();
-        let mut ranges: HashMap<(IpAddr, Protocol), Ranges<'_>> = HashMap::new();
+        let mut taken: HashMap<Listener, (Place, &str)> = HashMap::default();
+        let mut ranges: HashMap<(IpAddr, Protocol), Ranges<'_>> = HashMap::default();
         for (index, service) in services.iter().enumerate() {
             if service.listen.is_empty() {
                 self.add(
@@ -288,6 +344,9 @@ impl Problems<'_> {
             self.add(Place::Name(MAX_SERVICES), Fault::Invalid(text));
         }
         let room = usize::from(LAST_BACKEND);
+        if services.iter().map(|service| service.backend_ids()).sum::<usize>() <= room {
+            return;
+        }
         let mut backends = services.iter().enumerate().flat_map(|(index, service)| {
             let families = service.families().len();
             (0..service.backends.len()).flat_map(move |number| repeat_n(Place::BackendAddress(index, number), families))
@@ -302,17 +361,12 @@ impl Problems<'_> {
 
     /// `nat` backends whose replies the return path could not tell apart.
     fn returns(&mut self) {
-        let nat = self.services.iter().enumerate().filter(|(_, service)| service.forwarding == Forwarding::Nat);
-        let mut sources = Vec::new();
-        for (index, service) in nat {
-            for (number, backend) in service.backends.iter().enumerate() {
-                for &listener in &service.listen {
-                    let at = Place::BackendAddress(index, number);
-                    sources.extend(Source::new(service, backend, listener, at));
-                }
-            }
+        if !self.may_confuse_returns() {
+            return;
         }
-        let mut exact: HashMap<(SocketAddr, Protocol), &Source<'_>> = HashMap::new();
+        let sources: Vec<_> = sources(self.services, |_| true).collect();
+        let mut exact: HashMap<(SocketAddr, Protocol), &Source<'_>> = HashMap::default();
+        exact.reserve(sources.len());
         for source in &sources {
             if let Some(other) = exact.insert((source.from, source.listener.protocol), source)
                 && !source.is_told_with(other)
@@ -320,18 +374,29 @@ impl Problems<'_> {
                 self.ambiguous(source, other);
             }
         }
-        // A backend with every port also answers from the ports of others. That is the same only if the address behind
-        // them is the same and no port changes.
         for source in sources.iter().filter(|source| source.from.port() != 0) {
             let every_port = SocketAddr::new(source.from.ip(), 0);
             if let Some(other) = exact.get(&(every_port, source.listener.protocol))
-                && other.may_answer_from(source.from.port())
-                && !(other.listener.address == source.listener.address
-                    && source.listener.ports.single() == Some(source.from.port()))
+                && source.is_taken_for(other)
             {
                 self.ambiguous(source, other);
             }
         }
+    }
+
+    /// Whether some might be confused. Those that are known together are not, so the others alone are compared with all.
+    fn may_confuse_returns(&self) -> bool {
+        let mut others: HashMap<(IpAddr, Protocol), BTreeMap<u16, Source<'_>>> = HashMap::default();
+        let key = |source: &Source<'_>| (source.from.ip(), source.listener.protocol);
+        for source in sources(self.services, |service| !self.is_known(service)) {
+            let there = others.entry(key(&source)).or_default();
+            if source.is_confused_with_one_of(there) {
+                return true;
+            }
+            there.insert(source.from.port(), source);
+        }
+        let mut known = sources(self.services, |service| !others.is_empty() && self.is_known(service));
+        known.any(|source| others.get(&key(&source)).is_some_and(|there| source.is_confused_with_one_of(there)))
     }
 
     fn ambiguous(&mut self, source: &Source<'_>, other: &Source<'_>) {
@@ -347,6 +412,21 @@ impl Problems<'_> {
             },
         );
     }
+}
+
+/// Where the replies of those services come from that are `wanted`.
+fn sources<'a>(
+    services: &'a [Arc<ServiceConfig>],
+    wanted: impl Fn(&Arc<ServiceConfig>) -> bool,
+) -> impl Iterator<Item = Source<'a>> {
+    let nat = move |service: &Arc<ServiceConfig>| service.forwarding == Forwarding::Nat && wanted(service);
+    let services = services.iter().enumerate().filter(move |(_, service)| nat(service));
+    services.flat_map(|(index, service)| {
+        service.backends.iter().enumerate().flat_map(move |(number, backend)| {
+            let at = Place::BackendAddress(index, number);
+            service.listen.iter().filter_map(move |&listener| Source::new(service, backend, listener, at))
+        })
+    })
 }
 
 /// Where replies come from.
@@ -375,6 +455,24 @@ impl<'a> Source<'a> {
         self.from.port() == 0
             && self.listener.address == other.listener.address
             && self.service.name == other.service.name
+    }
+
+    /// Whether `other` answers for every port of its address, and from that of this one as well. That is the same only if
+    /// the address behind them is the same and no port changes.
+    fn is_taken_for(&self, other: &Self) -> bool {
+        let port = self.from.port();
+        other.from.port() == 0
+            && other.may_answer_from(port)
+            && !(other.listener.address == self.listener.address && self.listener.ports.single() == Some(port))
+    }
+
+    /// Whether its replies could be taken for those of one of `others`, which come from its address by its protocol and
+    /// are given by their ports, or the other way round.
+    fn is_confused_with_one_of(&self, others: &BTreeMap<u16, Self>) -> bool {
+        let port = self.from.port();
+        others.get(&port).is_some_and(|other| !self.is_told_with(other))
+            || port != 0 && others.get(&0).is_some_and(|other| self.is_taken_for(other))
+            || port == 0 && others.values().any(|other| other.from.port() != 0 && other.is_taken_for(self))
     }
 
     /// Whether one with every port answers from `port`: a range does so from its own alone.
@@ -470,8 +568,13 @@ fn port_fits(service: &ServiceConfig, name: &str, port: u16) -> Result<(), Strin
 mod tests {
     use std::net::IpAddr;
 
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::fixture::{service, web};
+    use crate::{
+        fixture::{backend, service, web},
+        shared::shared,
+    };
 
     fn nat(name: &str, at: &str, backend: &str) -> ServiceConfig {
         service(name, at, Forwarding::Nat, &[&format!("b {backend}")])
@@ -482,7 +585,8 @@ mod tests {
     }
 
     fn refusal(list: &[ServiceConfig]) -> String {
-        services(list).map_or_else(|problem| problem.to_string(), |()| String::new())
+        services(&shared(list.to_vec()), &Valid::default())
+            .map_or_else(|problem| problem.to_string(), |()| String::new())
     }
 
     #[test]
@@ -579,7 +683,7 @@ mod tests {
     fn replies_must_tell_their_service() {
         let a = |backend: &str| nat("a", "198.51.100.10:80", backend);
         let every = |vip: &str| nat("every", &format!("{vip}:0"), "10.0.0.1:0");
-        let clash = |first: ServiceConfig, second: ServiceConfig| services(&[first, second]).is_err();
+        let clash = |first: ServiceConfig, second: ServiceConfig| !refusal(&[first, second]).is_empty();
         assert!(clash(a("10.0.0.1:80"), nat("b", "198.51.100.11:80", "10.0.0.1:80")));
         assert!(clash(a("10.0.0.1:8080"), nat("b", "198.51.100.10:81", "10.0.0.1:8080")));
         assert!(!clash(a("10.0.0.1:80"), nat("b", "198.51.100.11:80", "10.0.0.1:81")));
@@ -596,5 +700,58 @@ mod tests {
         let text = "nat could not tell the tcp replies of a/b (10.0.0.1:80) and every/b (10.0.0.1:0) apart; give one of them \
                     another address or port";
         assert_eq!(refusal(&[a("10.0.0.1:80"), every("198.51.100.11")]), text);
+    }
+
+    prop_compose! {
+        /// A service that easily is in the way of others.
+        fn crowded()(
+            name in 0..6_u8,
+            nat in prop::bool::weighted(0.9),
+            listen in prop::collection::vec((0..2_u8, prop::sample::select(vec![(0_u16, 0_u16), (80, 80), (81, 81), (80, 90)])), 1..3),
+            backends in prop::collection::vec((1..4_u8, prop::sample::select(vec![0_u16, 80, 81])), 0..3),
+        ) -> Arc<ServiceConfig> {
+            let mode = if nat { Forwarding::Nat } else { Forwarding::Dsr };
+            let mut of = service(&format!("s{name}"), "198.51.100.10:80", mode, &[]);
+            let first = of.listen[0];
+            let listener = |(vip, (first_port, last)): (u8, (u16, u16))| Listener {
+                address: IpAddr::from([198, 51, 100, 10 + vip]),
+                ports: PortRange { first: first_port, last: if last == 0 { u16::MAX } else { last } },
+                ..first
+            };
+            of.listen = listen.into_iter().map(listener).collect();
+            let backends = backends.into_iter().zip('a'..);
+            of.backends = backends
+                .map(|((host, port), name)| backend(&name.to_string(), &format!("10.0.0.{host}:{port}")))
+                .collect();
+            Arc::new(of)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn what_is_known_to_be_valid_hides_nothing(
+            candidates in prop::collection::vec(crowded(), 1..8),
+            others in prop::collection::vec((any::<prop::sample::Index>(), crowded()), 0..4),
+            removed in any::<bool>(),
+        ) {
+            let mut list: Vec<Arc<ServiceConfig>> = Vec::new();
+            for candidate in candidates {
+                list.push(candidate);
+                if services(&list, &Valid::default()).is_err() {
+                    list.pop();
+                }
+            }
+            let known = Valid::new(list.clone()).unwrap();
+            if removed && !list.is_empty() {
+                list.remove(0);
+            }
+            for (place, other) in others {
+                list.insert(place.index(list.len() + 1), other);
+            }
+            let said = |known: &Valid| problems(&list, known).iter().map(Problem::to_string).collect::<Vec<_>>();
+            prop_assert_eq!(said(&known), said(&Valid::default()));
+        }
     }
 }

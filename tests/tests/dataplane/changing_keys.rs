@@ -431,12 +431,13 @@ fn each_key_does_to_known_clients_what_is_said_4() {
 
 #[test]
 fn no_key_is_forgotten_here_and_in_the_book() -> Result<()> {
-    let service = config(&file("", ""))?.services.remove(0);
+    let config = config(&file("", ""))?;
+    let service = config.services.first().context("a service")?;
     let backend = service.backends.first().context("a backend")?;
     let chapter = include_str!("../../../docs/src/configuration.md");
     let (_, section) = chapter.split_once("\n## What changing a key does\n").context("the section")?;
     let (table, _) = section.split_once("\n## ").context("the end of the section")?;
-    for key in keys(&service, backend) {
+    for key in keys(service, backend) {
         assert!(cases().iter().any(|case| case.key == key), "no case for {key}");
         assert!(table.contains(&format!("`{key}`")), "{key} is not in the table of docs/src/configuration.md");
     }

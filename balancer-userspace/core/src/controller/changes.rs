@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -40,7 +41,9 @@ impl Controller {
         match change {
             Change::Add { name, address, address6, port, weight, backup } => {
                 let (mut services, index) = self.edit(&name.service)?;
-                let Some(service) = services.get_mut(index) else { return Err(self.no_service(&name.service)) };
+                let Some(service) = services.get_mut(index).map(Arc::make_mut) else {
+                    return Err(self.no_service(&name.service));
+                };
                 if service.backends.iter().any(|backend| backend.name == name.backend) {
                     return Err(Refused::Conflict(format!(
                         "backend {name} exists already: choose another name, or remove it first"
@@ -68,7 +71,7 @@ impl Controller {
                     return Ok(self.leave(&name, known, now));
                 }
                 let (mut services, index) = self.edit(&name.service)?;
-                if let Some(service) = services.get_mut(index) {
+                if let Some(service) = services.get_mut(index).map(Arc::make_mut) {
                     service.backends.retain(|backend| backend.name != name.backend);
                 }
                 self.reconfigure(services, &name, "removed", now)
@@ -113,7 +116,8 @@ impl Controller {
         if old == weight {
             return Ok((format!("backend {name} has weight {weight} already: nothing changed"), Vec::new()));
         }
-        self.parts_mut(name).for_each(|backend| backend.set_weight(weight));
+        let legs = self.services.those_mut(|service| service.name() == name.service);
+        legs.for_each(|service| service.set_weight(&name.backend, weight));
         let settled = self.settle_around(name, now);
         Ok((self.done(name, &format!("weight {old} → {weight}"), &settled), settled.commands))
     }
@@ -165,15 +169,15 @@ impl Controller {
     }
 
     /// A copy of the present configuration to make a change in, and the index of the service called `name`.
-    pub(super) fn edit(&self, name: &str) -> Result<(Vec<ServiceConfig>, usize), Refused> {
-        let configs = self.configs();
+    pub(super) fn edit(&self, name: &str) -> Result<(Vec<Arc<ServiceConfig>>, usize), Refused> {
+        let configs = self.present();
         let index = configs.iter().position(|service| service.name == name);
         Ok((configs, index.ok_or_else(|| self.no_service(name))?))
     }
 
     pub(super) fn reconfigure(
         &mut self,
-        services: Vec<ServiceConfig>,
+        services: Vec<Arc<ServiceConfig>>,
         subject: &BackendName,
         what: &str,
         now: Instant,

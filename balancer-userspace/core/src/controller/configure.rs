@@ -12,8 +12,9 @@ use balancer_model::{
     listeners::Family,
     names::BackendName,
     renames::{self, under_new_names},
+    shared::is_one,
     states::Admin,
-    validate,
+    validate::{self, Valid},
     words::{counted, grouped},
 };
 
@@ -24,7 +25,6 @@ use crate::{
     report,
     rules::Rule,
     service::{Backend, Service},
-    shared::{alike, by_name, is_one, shared},
     table::Moves,
 };
 
@@ -39,28 +39,24 @@ impl Controller {
     /// Takes over what the configuration file says now, where it says otherwise than before.
     pub(super) fn reload(
         &mut self,
-        file: Vec<ServiceConfig>,
+        file: Valid,
         settings: &Differences,
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
-        let before = by_name(&self.file);
-        let known = |service: Arc<ServiceConfig>| alike(&before, &service).cloned().unwrap_or(service);
-        let file: Vec<_> = shared(file).into_iter().map(known).collect();
-        if !is_one(&file, &self.file) {
-            validate::services(&file)?;
-        }
+        let file = file.sharing(&self.file);
         let configs = self.present();
         let present = under_new_names(configs.clone(), &file);
         let left = self.services.iter().flat_map(|service| service.backends().iter().map(move |of| (service, of)));
         let left = left.filter(|(_, backend)| backend.is_leaving());
         let left: HashSet<(&str, &str)> = left.map(|(service, backend)| (service.name(), backend.name())).collect();
         let leaving: HashSet<(&str, &str)> = (configs.iter().zip(&present))
+            .filter(|_| !left.is_empty())
             .flat_map(|(old, new)| old.backends.iter().zip(&new.backends).map(move |pair| (old, new, pair)))
             .filter(|(old, _, (backend, _))| left.contains(&(old.name.as_str(), backend.name.as_str())))
             .map(|(_, new, (_, backend))| (new.name.as_str(), backend.name.as_str()))
             .collect();
-        let base = under_new_names(self.file.clone(), &file);
-        let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), file.clone());
+        let base = under_new_names(self.file.to_vec(), &file);
+        let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), &file);
         merged.differences.extend(configs.iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
         let unchanged = |name: &&BackendName| {
             let now = self.backend(name).ok().map(Backend::config);
@@ -68,7 +64,7 @@ impl Controller {
             now == to_be.and_then(|service| service.backends.iter().find(|backend| backend.name == name.backend))
         };
         if !is_one(&merged.services, &file) {
-            validate::services(&merged.services)?;
+            validate::services(&merged.services, &file)?;
         }
         let sizes = self.table_sizes();
         let only_called_back = merged.called_back.iter().filter(unchanged).count();
@@ -138,16 +134,16 @@ impl Controller {
     /// Makes `configs` the services that there are, keeping what is known of those that stay.
     pub(super) fn configure(
         &mut self,
-        configs: Vec<ServiceConfig>,
+        configs: Vec<Arc<ServiceConfig>>,
         subject: Option<&BackendName>,
         now: Instant,
     ) -> Result<(Difference, Settled), Refused> {
-        validate::services(&configs)?;
-        self.take_over(shared(configs), subject, now)
+        validate::services(&configs, &self.file)?;
+        self.take_over(configs, subject, now)
     }
 
     /// As [`configure`](Self::configure), of configurations that are valid.
-    fn take_over(
+    pub(super) fn take_over(
         &mut self,
         configs: Vec<Arc<ServiceConfig>>,
         subject: Option<&BackendName>,
@@ -186,45 +182,45 @@ impl Controller {
         let mut removed = Vec::new();
         let mut added = HashSet::new();
         let mut concerned = HashSet::new();
-        for (config, family) in configs.iter().flat_map(|config| parts(config)) {
+        for (config, family) in configs.iter().flat_map(parts) {
             let before = (renamed.get(&config.name).unwrap_or(&config.name).clone(), family);
             let old = old_services.remove(&before);
             if let Some(service) = old.as_ref().filter(|_| is_same(config)) {
                 self.services.push(Arc::clone(service));
                 continue;
             }
-            let mut config = config.clone();
-            let backends = mem::take(&mut config.backends);
+            let mut settings = ServiceConfig::clone(config);
+            let backends = mem::take(&mut settings.backends);
             let mut service = match old {
                 Some(service) => {
                     let mut service = Arc::unwrap_or_clone(service);
-                    service.set_settings(config);
+                    service.set_settings(settings);
                     service
                 }
                 None => match service_ids.next() {
-                    Some(id) => Service::new(id, family, config, self.key),
+                    Some(id) => Service::new(id, family, settings, self.key),
                     None => continue,
                 },
             };
             service.name_listeners(&mut listener_ids);
             let present: Vec<BackendConfig> =
                 service.backends().iter().map(|backend| backend.config().clone()).collect();
-            let renamed = renames::renamed(&present, &backends);
+            let renamed = renames::renamed(&present, &config.backends);
             renamed.iter().for_each(|(new, old)| service.rules_mut().rename(old, new));
             let mut old: HashMap<String, Backend> =
                 service.backends_mut().drain(..).map(|backend| (backend.name().to_owned(), backend)).collect();
             let in_use = !old.is_empty();
-            for config in backends {
-                let reached = service.reached(&config);
-                let backend = match old.remove(renamed.get(&config.name).unwrap_or(&config.name)) {
+            for wanted in backends {
+                let reached = service.reached(&wanted);
+                let backend = match old.remove(renamed.get(&wanted.name).unwrap_or(&wanted.name)) {
                     Some(mut backend) => {
-                        backend.configure(config, reached);
+                        backend.configure(wanted, reached);
                         backend
                     }
                     None => match self.ids.take() {
                         Some(id) => {
                             added.insert(id);
-                            Backend::new(id, config, reached, in_use, now)
+                            Backend::new(id, wanted, reached, in_use, now)
                         }
                         None => continue,
                     },
@@ -233,6 +229,7 @@ impl Controller {
                 service.backends_mut().push(backend);
             }
             removed.extend(old.into_values());
+            service.note_configured(config);
             concerned.insert(service.id());
             self.services.push(Arc::new(service));
         }
@@ -256,9 +253,7 @@ impl Controller {
         let mut parts: HashMap<&str, Vec<&Service>> = HashMap::new();
         self.services.iter().for_each(|service| parts.entry(service.name()).or_default().push(service));
         let same = |config: &&Arc<ServiceConfig>| {
-            parts.get(config.name.as_str()).is_some_and(|parts| {
-                parts.len() == config.families().len() && parts.iter().all(|part| part.is_configured_as(config))
-            })
+            parts.get(config.name.as_str()).is_some_and(|parts| are_configured_as(parts, config))
         };
         configs.iter().filter(same).map(|config| config.name.clone()).collect()
     }
@@ -363,14 +358,22 @@ fn difference(
     difference
 }
 
+/// Whether `config` is the configuration of which these are the parts.
+pub(super) fn are_configured_as(parts: &[&Service], config: &Arc<ServiceConfig>) -> bool {
+    parts.len() == config.families().len() && parts.iter().all(|part| part.is_configured_as(config))
+}
+
 /// A configured service for each family of its clients.
-fn parts(config: &ServiceConfig) -> impl Iterator<Item = (&ServiceConfig, Family)> {
+fn parts(config: &Arc<ServiceConfig>) -> impl Iterator<Item = (&Arc<ServiceConfig>, Family)> {
     config.families().into_iter().map(move |family| (config, family))
 }
 
 /// What is called otherwise now.
-fn told_of_renames(old: &ServiceConfig, new: &ServiceConfig) -> Vec<String> {
+fn told_of_renames(old: &Arc<ServiceConfig>, new: &Arc<ServiceConfig>) -> Vec<String> {
     let mut lines = Vec::new();
+    if Arc::ptr_eq(old, new) {
+        return lines;
+    }
     if old.name != new.name {
         lines.push(format!("service {} is called {} now", old.name, new.name));
     }

@@ -9,7 +9,11 @@ use std::{
 };
 
 use balancer_common::client::HashKey;
-use balancer_model::config::{Config, ServiceConfig};
+use balancer_model::{
+    config::{Config, ServiceConfig},
+    shared::shared,
+    validate::Valid,
+};
 
 use super::{Controller, settings::Differences};
 use crate::{
@@ -26,7 +30,7 @@ impl Controller {
     pub fn follower(config: Config, key: HashKey, now: Instant) -> Self {
         let role = Role::Follows { as_of: now, alone: false };
         let mut this = Self { role, ..Self::new(config, key) };
-        this.first.clear();
+        this.first = Valid::default();
         this
     }
 
@@ -34,7 +38,7 @@ impl Controller {
     #[must_use]
     pub fn into_follower(mut self, now: Instant) -> Self {
         self.role = Role::Follows { as_of: now, alone: true };
-        self.first.clear();
+        self.first = Valid::default();
         self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(true));
         self
     }
@@ -61,7 +65,7 @@ impl Controller {
     /// # Errors
     /// What in the state contradicts itself, in one line.
     pub fn decider_from(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
-        let config = Config { services: Vec::new(), ..config };
+        let config = Config { services: Valid::default(), ..config };
         let mut this = Self { role: Role::Decides, ..Self::restore(config, key, state, clocks)? };
         let _ = this.settle(|_| true, Vec::new(), None, clocks.now);
         this.decide(clocks.now);
@@ -89,7 +93,7 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why nothing was changed.
     pub fn decide_services(&mut self, file: Vec<ServiceConfig>, now: Instant) -> Decided {
-        let decided = self.reload(file, &Differences::default(), now)?;
+        let decided = self.reload(Valid::new(shared(file))?, &Differences::default(), now)?;
         self.generation += 1;
         self.decide(now);
         Ok(decided)
@@ -263,7 +267,7 @@ impl Controller {
 
     /// The services as a configuration file last said.
     #[must_use]
-    pub fn file(&self) -> &[Arc<ServiceConfig>] {
+    pub const fn file(&self) -> &Valid {
         &self.file
     }
 

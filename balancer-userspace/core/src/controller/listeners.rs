@@ -1,6 +1,6 @@
 //! Listeners that come and go.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use balancer_model::{config::ServiceConfig, listeners::Listener, names::BackendName, validate};
 
@@ -15,7 +15,9 @@ impl Controller {
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         let (mut services, index) = self.edit(service)?;
-        let Some(config) = services.get_mut(index) else { return Err(self.no_service(service)) };
+        let Some(config) = services.get_mut(index).map(Arc::make_mut) else {
+            return Err(self.no_service(service));
+        };
         if config.listen.contains(&listener) {
             return Ok((format!("service {service} listens on {listener} already: nothing changed"), Vec::new()));
         }
@@ -23,7 +25,7 @@ impl Controller {
         // What is there is not in the way of what is asked for, but the other way round.
         let mut asked_last = services.clone();
         asked_last[index..].rotate_left(1);
-        validate::services(&asked_last)?;
+        validate::services(&asked_last, &self.file)?;
         self.relisten(services, service, &format!("listens on {listener}"), now)
     }
 
@@ -34,7 +36,9 @@ impl Controller {
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         let (mut services, index) = self.edit(service)?;
-        let Some(config) = services.get_mut(index) else { return Err(self.no_service(service)) };
+        let Some(config) = services.get_mut(index).map(Arc::make_mut) else {
+            return Err(self.no_service(service));
+        };
         let known: Vec<String> = config.listen.iter().map(Listener::to_string).collect();
         if !config.listen.contains(&listener) {
             let what = format!("listener of service {service}:");
@@ -52,7 +56,7 @@ impl Controller {
 
     fn relisten(
         &mut self,
-        services: Vec<ServiceConfig>,
+        services: Vec<Arc<ServiceConfig>>,
         service: &str,
         what: &str,
         now: Instant,

@@ -28,6 +28,7 @@ use balancer_model::{
     config::{AssignVip, BackendConfig, Config, ServiceConfig},
     listeners::Family,
     names::BackendName,
+    validate::Valid,
     words::grouped,
 };
 
@@ -41,7 +42,6 @@ use crate::{
     next_hops::NextHops,
     report,
     service::{Backend, Service},
-    shared::shared,
 };
 
 pub use self::services::{Iter, Services};
@@ -58,9 +58,9 @@ pub struct Controller {
     generation: u64,
     settings: settings::Settings,
     /// What the configuration file says.
-    file: Vec<Arc<ServiceConfig>>,
+    file: Valid,
     /// What it says at start, until then.
-    first: Vec<ServiceConfig>,
+    first: Valid,
     /// Whether it goes on where another has ended.
     restored: bool,
     services: Services,
@@ -93,7 +93,7 @@ pub struct Gone {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Largest {
     /// Services as large as they are at any time.
-    pub services: Vec<ServiceConfig>,
+    pub services: Vec<Arc<ServiceConfig>>,
     /// Backend ids that are in use at one time.
     pub ids: usize,
     /// The highest of those that are in use already.
@@ -109,15 +109,15 @@ impl Largest {
     }
 }
 
-impl From<Vec<ServiceConfig>> for Largest {
-    fn from(services: Vec<ServiceConfig>) -> Self {
+impl From<Vec<Arc<ServiceConfig>>> for Largest {
+    fn from(services: Vec<Arc<ServiceConfig>>) -> Self {
         Self { ids: ids_of(&services), highest_id: 0, services }
     }
 }
 
 /// The backend ids that services take.
-fn ids_of(services: &[ServiceConfig]) -> usize {
-    services.iter().map(ServiceConfig::backend_ids).sum()
+fn ids_of(services: &[Arc<ServiceConfig>]) -> usize {
+    services.iter().map(|service| service.backend_ids()).sum()
 }
 
 impl Gone {
@@ -136,7 +136,7 @@ impl Controller {
             instance: 0,
             generation: 0,
             settings: settings::Settings::of(&config),
-            file: Vec::new(),
+            file: Valid::default(),
             first: config.services,
             restored: false,
             services: Services::default(),
@@ -176,13 +176,18 @@ impl Controller {
         }
     }
 
-    fn largest_services(&self) -> Vec<ServiceConfig> {
-        let mut services = self.first.clone();
-        for now in self.configs() {
-            let Some(service) = services.iter_mut().find(|service| service.name == now.name) else {
+    fn largest_services(&self) -> Vec<Arc<ServiceConfig>> {
+        let mut services = self.first.to_vec();
+        let places: HashMap<&str, usize> = self.first.iter().map(|service| service.name.as_str()).zip(0..).collect();
+        for now in self.present() {
+            let Some(service) = places.get(now.name.as_str()).and_then(|&place| services.get_mut(place)) else {
                 services.push(now);
                 continue;
             };
+            if *service == now {
+                continue;
+            }
+            let service = Arc::make_mut(service);
             if service.table_size != now.table_size {
                 service.table_size = service.slots().max(now.slots()).into();
             }
@@ -191,7 +196,8 @@ impl Controller {
             service.listen.extend(more);
             let place = |backend: &BackendConfig| (backend.name.clone(), backend.address, backend.address6);
             let there: HashSet<_> = service.backends.iter().map(place).collect();
-            service.backends.extend(now.backends.into_iter().filter(|backend| !there.contains(&place(backend))));
+            let more = now.backends.iter().filter(|backend| !there.contains(&place(backend)));
+            service.backends.extend(more.cloned());
         }
         services
     }
@@ -247,9 +253,9 @@ impl Controller {
         commands
     }
 
-    fn start_anew(&mut self, services: Vec<ServiceConfig>, now: Instant) -> Vec<Command> {
-        self.file = shared(services.clone());
-        match self.configure(services, None, now) {
+    fn start_anew(&mut self, services: Valid, now: Instant) -> Vec<Command> {
+        self.file = services.clone();
+        match self.take_over(services.to_vec(), None, now) {
             Ok((_, settled)) => settled.commands,
             Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
         }
@@ -259,7 +265,7 @@ impl Controller {
     fn without_history(self) -> Self {
         Self {
             restored: false,
-            file: Vec::new(),
+            file: Valid::default(),
             services: Services::default(),
             owners: HashMap::new(),
             ids: self.ids.all_free(),
@@ -568,12 +574,13 @@ impl Controller {
         if names.is_empty() {
             return Vec::new();
         }
-        let mut services = self.configs();
-        for config in &mut services {
-            let gone = |backend: &BackendConfig| {
-                names.iter().any(|name| name.service == config.name && name.backend == backend.name)
-            };
-            config.backends.retain(|backend| !gone(backend));
+        let mut services = self.present();
+        let of = |config: &ServiceConfig, name: &BackendName| name.service == config.name;
+        for config in services.iter_mut().filter(|config| names.iter().any(|name| of(config, name))) {
+            let config = Arc::make_mut(config);
+            let left = names.iter().filter(|name| of(config, name)).map(|name| name.backend.as_str());
+            let left: HashSet<&str> = left.collect();
+            config.backends.retain(|backend| !left.contains(backend.name.as_str()));
         }
         let before = self.table_sizes();
         match self.configure(services, None, now) {

@@ -8,16 +8,16 @@ use std::{
 use balancer_common::{client::HashKey, map_types::LAST_BACKEND};
 use balancer_model::{
     config::{Config, ServiceConfig},
-    validate,
+    shared::{alike, by_name, is_one, shared},
+    validate::Valid,
 };
 
-use super::{Controller, Gone, Services};
+use super::{Controller, Gone, Services, configure::are_configured_as};
 use crate::{
     ids::Ids,
     keys,
     next_hops::NextHops,
     service::Service,
-    shared::{alike, by_name, is_one, shared},
     state::{Clocks, ListChanges, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
@@ -31,7 +31,7 @@ impl Controller {
             generation: self.generation,
             hash_key: self.keeps_key.then_some(self.key),
             key_fingerprint: keys::fingerprint(self.key),
-            file: self.file.iter().map(|service| ServiceConfig::clone(service)).collect(),
+            file: self.file.copies(),
             services: self.services.iter().map(|service| service.export(clocks)).collect(),
             gone: self.export_gone(),
             free_ids: self.ids.runs(),
@@ -88,9 +88,9 @@ impl Controller {
 
     /// Takes over services, ids, removed backends, and what is known of next hops.
     pub(super) fn take_in(&mut self, state: SavedState, clocks: Clocks) -> Result<(), String> {
-        consistent(&state)?;
+        let file = consistent(&state)?;
         self.generation = state.generation;
-        self.file = shared(state.file);
+        self.file = file;
         self.hops = NextHops::restored(state.next_hops);
         self.gone = state
             .gone
@@ -99,6 +99,12 @@ impl Controller {
             .collect();
         let restored = |service| Service::restored(service, self.key, &self.hops, clocks);
         self.services = state.services.into_iter().map(restored).collect();
+        let file = by_name(&self.file);
+        for service in self.services.those_mut(|_| true) {
+            if let Some(config) = file.get(service.name()).filter(|config| service.is_configured_as(config)) {
+                service.note_configured(config);
+            }
+        }
         self.owners = self
             .services
             .iter()
@@ -109,25 +115,20 @@ impl Controller {
         Ok(())
     }
 
-    /// The services as they are configured now, those that are as the file said without a copy.
-    pub(super) fn present(&self) -> Vec<Arc<ServiceConfig>> {
-        let as_in_file = self.configured_so(&self.file);
+    /// The services as they are configured now, without a copy of those that are as they were configured.
+    pub(crate) fn present(&self) -> Vec<Arc<ServiceConfig>> {
         let file = by_name(&self.file);
         let parts: Vec<&Service> = self.services.iter().collect();
         let present = parts.chunk_by(|one, other| one.name() == other.name()).filter_map(|parts| {
-            let name = parts.first()?.name();
-            let same = file.get(name).filter(|_| as_in_file.contains(name));
-            same.map(|same| Arc::clone(same)).or_else(|| joined(parts).map(Arc::new))
+            let first = parts.first()?;
+            let likely = first.configured_as().into_iter().chain(file.get(first.name()).copied());
+            let same = likely.filter(|config| are_configured_as(parts, config)).map(Arc::clone).next();
+            same.or_else(|| joined(parts).map(Arc::new))
         });
         present.collect()
     }
 
-    /// The services as they are configured now.
-    pub(crate) fn configs(&self) -> Vec<ServiceConfig> {
-        self.configs_of(|_| true)
-    }
-
-    /// Those of them that are `wanted`.
+    /// The services that are `wanted`, as they are configured now.
     pub(super) fn configs_of(&self, wanted: impl Fn(&str) -> bool) -> Vec<ServiceConfig> {
         let parts: Vec<&Service> = self.services.iter().filter(|service| wanted(service.name())).collect();
         parts.chunk_by(|one, other| one.name() == other.name()).filter_map(joined).collect()
@@ -157,8 +158,8 @@ fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> Li
     ListChanges::new(names(before), names(now), changed)
 }
 
-/// Checks what the controller relies on and a file made by somebody else may lack.
-fn consistent(state: &SavedState) -> Result<(), String> {
+/// Checks what the controller relies on and a file made by somebody else may lack. Gives what the configuration file said.
+fn consistent(state: &SavedState) -> Result<Valid, String> {
     let mut services = HashMap::new();
     let mut backends = HashSet::new();
     let mut parts = HashSet::new();
@@ -184,6 +185,6 @@ fn consistent(state: &SavedState) -> Result<(), String> {
             return Err(format!("backend {name} has the id {}, which is out of range or another's", id.0));
         }
     }
-    validate::services(&configs).map_err(|problem| problem.to_string())?;
-    validate::services(&state.file).map_err(|problem| problem.to_string())
+    Valid::new(shared(configs)).map_err(|problem| problem.to_string())?;
+    Valid::new(shared(state.file.clone())).map_err(|problem| problem.to_string())
 }

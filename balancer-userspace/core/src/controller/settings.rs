@@ -2,7 +2,10 @@
 
 use std::fmt::Display;
 
-use balancer_model::config::{Config, Fleet, OnExit, StatisticsConfig, XdpMode};
+use balancer_model::{
+    config::{Config, Fleet, OnExit, StatisticsConfig, XdpMode},
+    validate::Valid,
+};
 
 /// The settings that hold now.
 #[derive(Clone, Debug)]
@@ -28,7 +31,7 @@ pub(super) struct Differences {
 
 impl Settings {
     pub(super) fn of(config: &Config) -> Self {
-        let without_services = Config { services: Vec::new(), ..config.clone() };
+        let without_services = Config { services: Valid::default(), ..config.clone() };
         Self { config: without_services, named: Vec::new(), memory: remembers(config) }
     }
 

@@ -3,18 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 use balancer_model::{
-    config::{CheckKind, Failback, FailureAction, ServiceConfig, WhenAllDown},
+    config::{CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown},
     fixture::{KEY, backend, check, config, now, service},
     listeners::{Family, Listener},
     names::BackendName,
     renames::{Named as _, under_new_names},
+    shared::shared,
     states::{Admin, BackendState},
+    validate::Valid,
 };
 use proptest::sample::Index;
 
@@ -85,7 +86,7 @@ pub(super) struct World {
     plane: DataPlane,
     drains: Drains,
     /// The configuration file.
-    file: Vec<ServiceConfig>,
+    file: Valid,
     now: Instant,
     /// Which of the next commands that can fail does.
     failing: Option<Index>,
@@ -102,7 +103,8 @@ impl World {
         }
         let disk = Disk::new(&controller, now);
         let drains = Drains::default();
-        let mut world = Self { controller, plane, drains, file: services(), now, failing: None, disk };
+        let mut world =
+            Self { controller, plane, drains, file: Valid::new(shared(services())).unwrap(), now, failing: None, disk };
         world.look();
         world
     }
@@ -126,7 +128,8 @@ impl World {
         let clocks = Clocks { now: self.now, wall: clocks.wall + pause };
         let restored = serde_json::from_str(&text).unwrap();
         assert_eq!(restored, state);
-        let controller = Controller::restore(config(self.file.clone()), KEY, restored, clocks).unwrap();
+        let file = Config { services: self.file.clone(), ..config(Vec::new()) };
+        let controller = Controller::restore(file, KEY, restored, clocks).unwrap();
         let (before, moved) = (self.seen(), self.moved());
         let generation = self.controller.generation();
         self.controller = controller;
@@ -575,13 +578,13 @@ impl World {
     }
 
     fn reload(&mut self, edits: Vec<Edit>) {
-        let mut services = self.controller.configs();
+        let configs = self.controller.present();
+        let mut services: Vec<_> = configs.iter().map(|service| ServiceConfig::clone(service)).collect();
         for edit in edits {
             edit_file(&mut services, edit);
         }
-        let shared = |configs: &[ServiceConfig]| configs.iter().cloned().map(Arc::new).collect::<Vec<_>>();
-        let configs = self.controller.configs();
-        let before = under_new_names(shared(&configs), &shared(&services));
+        let Ok(file) = Valid::new(shared(services)) else { return };
+        let before = under_new_names(configs.clone(), &file);
         let kept = self.seen_by_name();
         let pairs = configs.iter().zip(&before);
         let leaving: BTreeSet<(String, String)> = pairs
@@ -595,11 +598,11 @@ impl World {
             })
             .collect();
         let leaves = |service: &str, backend: &str| leaving.contains(&(service.to_owned(), backend.to_owned()));
-        if self.change(Change::Reload(Box::new(config(services.clone())))).is_ok() {
-            let now = shared(&self.controller.configs());
-            let file = under_new_names(shared(&self.file), &shared(&services));
-            assert_eq!(now, merge(&file, &before, leaves, shared(&services)).services);
-            self.file = services;
+        let config = Config { services: file.clone(), ..config(Vec::new()) };
+        if self.change(Change::Reload(Box::new(config))).is_ok() {
+            let base = under_new_names(self.file.to_vec(), &file);
+            assert_eq!(self.controller.present(), merge(&base, &before, leaves, &file).services);
+            self.file = file;
             for ((family, name), (id, admin, address)) in self.seen_by_name() {
                 let before = kept.get(&(family, name.clone()));
                 let Some(before) = before.filter(|before| before.2.ip() == address.ip()) else { continue };

@@ -333,11 +333,6 @@ impl Backend {
         self.config = config;
     }
 
-    /// Takes over another weight.
-    pub(crate) const fn set_weight(&mut self, weight: u16) {
-        self.config.weight = weight;
-    }
-
     /// Takes over what the operator wants of its `twin`, which is the same backend in the other part of its service.
     pub(crate) fn follow(&mut self, twin: &Self) {
         self.admin = twin.admin;

@@ -53,6 +53,8 @@ pub struct Service {
     listeners: Vec<(Listener, ListenerId)>,
     /// Its configuration; `backends` is empty, they are below.
     settings: ServiceConfig,
+    /// What it was last configured as, while it still is, and so are its backends.
+    configured_as: Option<Arc<ServiceConfig>>,
     fleet: HashKey,
     client_key: HashKey,
     table_key: HashKey,
@@ -93,6 +95,7 @@ impl Service {
             table_key: keys::table_key(fleet, settings.identity()),
             tick_seconds: tick_after(0, settings.remember),
             settings,
+            configured_as: None,
             backends: Vec::new(),
             rules: Rules::default(),
             told_rules: Arc::default(),
@@ -206,8 +209,28 @@ impl Service {
     }
 
     /// Whether it is, and has backends, as `config` says, in the same order.
-    pub(crate) fn is_configured_as(&self, config: &ServiceConfig) -> bool {
-        self.settings.has_settings_of(config) && self.backends.iter().map(|of| &of.config).eq(&config.backends)
+    pub(crate) fn is_configured_as(&self, config: &Arc<ServiceConfig>) -> bool {
+        let is_so =
+            || self.settings.has_settings_of(config) && self.backends.iter().map(|of| &of.config).eq(&config.backends);
+        let is_known = self.configured_as.as_ref().is_some_and(|known| Arc::ptr_eq(known, config));
+        debug_assert!(!is_known || is_so(), "{} was changed otherwise than it was configured", self.name());
+        is_known || is_so()
+    }
+
+    /// What it is configured as, if that is known without a look at it.
+    pub(crate) const fn configured_as(&self) -> Option<&Arc<ServiceConfig>> {
+        self.configured_as.as_ref()
+    }
+
+    /// It is, and has backends, as `config` says.
+    pub(crate) fn note_configured(&mut self, config: &Arc<ServiceConfig>) {
+        self.configured_as = Some(Arc::clone(config));
+    }
+
+    /// Takes over another weight of a backend.
+    pub(crate) fn set_weight(&mut self, backend: &str, weight: u16) {
+        self.configured_as = None;
+        self.backends.iter_mut().filter(|of| of.config.name == backend).for_each(|of| of.config.weight = weight);
     }
 
     /// Its backends in configuration order, those added at run time last.
@@ -355,6 +378,7 @@ impl Service {
     }
 
     pub(crate) fn set_settings(&mut self, settings: ServiceConfig) {
+        self.configured_as = None;
         if !settings.remember.is_zero() {
             let tick_seconds = if self.remembers() { self.tick_seconds } else { 0 };
             self.tick_seconds = tick_after(tick_seconds, settings.remember);

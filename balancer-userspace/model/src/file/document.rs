@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{Config, OnExit, StatisticsConfig, XdpMode},
-    validate::{self, Place},
+    validate::{Place, Problem, Valid},
     value,
 };
 
@@ -34,7 +34,9 @@ const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
 /// Makes a configuration of a text. What is wrong with it goes to `findings`; `None` only if something is.
 pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>) -> Option<Config> {
     if let Some((head, services)) = pieces::parse(text, known, findings) {
-        return of_parts(Section::new("the file", 0, head), Some(services), findings);
+        let config = of_parts(Section::new("the file", 0, head), Some((services, &known.valid)), findings)?;
+        known.valid = config.services.clone();
+        return Some(config);
     }
     as_a_whole(text, findings)
 }
@@ -58,8 +60,12 @@ pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Conf
     of_parts(Section::new("the file", 0, document.into_inner()), None, findings)
 }
 
-/// Makes a configuration of its parts. `services`: those of the file, if they are not in `root`.
-fn of_parts(mut root: Section<'_>, services: Option<Services>, findings: &mut Findings<'_>) -> Option<Config> {
+/// Makes a configuration of its parts. `services`: those of the file, if they are not in `root`, and those that were valid.
+fn of_parts(
+    mut root: Section<'_>,
+    services: Option<(Services, &Valid)>,
+    findings: &mut Findings<'_>,
+) -> Option<Config> {
     let interfaces = interfaces(&mut root, findings);
     let xdp_mode = root.text("xdp_mode", findings, |text| {
         let words = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
@@ -104,17 +110,18 @@ fn of_parts(mut root: Section<'_>, services: Option<Services>, findings: &mut Fi
         .and_then(|section| fleet(section, findings));
     let in_root = root.tables("service", "[[service]]", findings).unwrap_or_default();
     root.finish(findings);
-    let services = match services {
+    let nothing = Valid::default();
+    let (services, known) = match services {
         Some(services) => services,
         None => {
             if in_root.is_empty() && !findings.has_errors() {
                 findings.error(0, "no [[service]] in the file; add at least one".to_owned());
             }
             let placed = in_root.into_iter().filter_map(|section| service(section, findings));
-            placed.map(|placed| (0, Arc::new(placed))).collect()
+            (placed.map(|placed| (0, Arc::new(placed))).collect(), &nothing)
         }
     };
-    relations(&services, findings);
+    let services = related(&services, known, findings)?;
 
     Some(Config {
         interfaces,
@@ -129,7 +136,7 @@ fn of_parts(mut root: Section<'_>, services: Option<Services>, findings: &mut Fi
         hash_key: hash_key.map(|key| key.value),
         statistics: statistics.unwrap_or_default(),
         fleet,
-        services: services.into_iter().map(|(_, placed)| placed.service.clone()).collect(),
+        services,
     })
 }
 
@@ -161,14 +168,17 @@ fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String
     names
 }
 
-/// Reports what is wrong with services that are valid each by itself.
-fn relations(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) {
-    let configs: Vec<_> = services.iter().map(|(_, placed)| &placed.service).collect();
-    for problem in validate::problems(&configs) {
-        let at = |place| place_of(services, place).unwrap_or_default();
-        let text = problem.text(|other| Some(findings.line(at(other))));
-        findings.error(at(problem.at), text);
-    }
+/// Services that are valid each by itself, if they are together; what is wrong with them is reported.
+fn related(services: &[(usize, Arc<Placed>)], known: &Valid, findings: &mut Findings<'_>) -> Option<Valid> {
+    let configs = services.iter().map(|(_, placed)| Arc::clone(&placed.service)).collect();
+    let report = |problems: Vec<Problem>| {
+        for problem in problems {
+            let at = |place| place_of(services, place).unwrap_or_default();
+            let text = problem.text(|other| Some(findings.line(at(other))));
+            findings.error(at(problem.at), text);
+        }
+    };
+    Valid::or_problems(configs, known).map_err(report).ok()
 }
 
 fn place_of(services: &[(usize, Arc<Placed>)], place: Place) -> Option<usize> {

@@ -4,8 +4,10 @@
 //! themselves, each string that begins in a piece ends in it, so the file means what its pieces mean one after the other; a
 //! header of an array of tables says the same wherever it stands. What is not so, or has an error, is read as a whole.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use foldhash::HashMap;
+use memchr::memmem;
 use toml::de::DeTable;
 
 use super::{
@@ -13,13 +15,20 @@ use super::{
     section::Section,
     service::{Placed, service},
 };
-use crate::config::{CheckKind, ServiceConfig};
+use crate::{
+    config::{CheckKind, ServiceConfig},
+    validate::Valid,
+};
 
 const HEADER: &str = "[[service]]";
 
 /// Pieces of the text that was parsed last, and the services that they were.
 #[derive(Debug, Default)]
-pub(super) struct Known(HashMap<Box<str>, Arc<Placed>>);
+pub(super) struct Known {
+    pieces: HashMap<Box<str>, Arc<Placed>>,
+    /// All services of the text.
+    pub(super) valid: Valid,
+}
 
 /// The services of a text, each with where its piece begins.
 pub(super) type Services = Vec<(usize, Arc<Placed>)>;
@@ -34,9 +43,10 @@ pub(super) fn parse<'i>(
     let &(first, _) = pieces.first()?;
     let head = valid(&text[..first]).filter(|head| !head.contains_key("service"))?;
     let mut services = Services::with_capacity(pieces.len());
-    let mut now = HashMap::with_capacity(pieces.len());
+    let mut now = HashMap::default();
+    now.reserve(pieces.len());
     for (start, piece) in pieces {
-        if let Some((piece, placed)) = known.0.remove_entry(piece) {
+        if let Some((piece, placed)) = known.pieces.remove_entry(piece) {
             services.push((start, Arc::clone(&placed)));
             now.insert(piece, placed);
             continue;
@@ -45,7 +55,7 @@ pub(super) fn parse<'i>(
         findings.begin_piece(start);
         let Some(placed) = parse_piece(piece, findings).filter(|_| !findings.has_errors()) else {
             findings.forget_all();
-            known.0.extend(now);
+            known.pieces.extend(now);
             return None;
         };
         let placed = Arc::new(placed);
@@ -55,14 +65,14 @@ pub(super) fn parse<'i>(
         }
     }
     findings.begin_piece(0);
-    known.0 = now;
+    known.pieces = now;
     Some((head, services))
 }
 
 /// Where each piece begins, and the piece.
 fn pieces(text: &str) -> Vec<(usize, &str)> {
     let begins_line = |&at: &usize| at == 0 || text.as_bytes().get(at - 1) == Some(&b'\n');
-    let starts: Vec<usize> = text.match_indices(HEADER).map(|(at, _)| at).filter(begins_line).collect();
+    let starts: Vec<usize> = memmem::find_iter(text.as_bytes(), HEADER).filter(begins_line).collect();
     let ends = starts.iter().skip(1).copied().chain([text.len()]);
     starts.iter().zip(ends).map(|(&start, end)| (start, &text[start..end])).collect()
 }
@@ -148,7 +158,7 @@ mod tests {
         let text = service(1, check);
         let mut known = Known::default();
         assert_eq!(in_pieces(&text, &mut known), as_a_whole(&text));
-        assert!(known.0.is_empty());
+        assert!(known.pieces.is_empty());
     }
 
     /// What a file may be put together of, some of it such that a piece ends where nothing else does.

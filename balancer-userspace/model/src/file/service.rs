@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,7 +38,7 @@ const MIN_SLOW_START: Duration = Duration::from_secs(1);
 /// A service with the places its relations to other services are reported at.
 #[derive(Debug)]
 pub(super) struct Placed {
-    pub(super) service: ServiceConfig,
+    pub(super) service: Arc<ServiceConfig>,
     pub(super) name_at: usize,
     pub(super) listen_at: Vec<usize>,
     pub(super) table_size_at: usize,
@@ -159,32 +160,32 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let (name, forwarding) = (name?, forwarding.filter(|_| known)?);
     let (backends, backends_at) =
         backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
+    let service = ServiceConfig {
+        name: name.value,
+        renamed_from,
+        listen,
+        ports,
+        forwarding: forwarding.value,
+        table_size: table_size.value,
+        client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
+        remember: remember.map_or(DEFAULT_REMEMBER, |remember| remember.value),
+        failback: failback.map_or(Failback::Stay, |failback| failback.value),
+        when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
+        slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
+        drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
+        on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
+        start_down,
+        reject,
+        assign_vip,
+        check: service_check,
+        backends,
+    };
     Some(Placed {
         name_at: name.at,
         listen_at,
         table_size_at: table_size.at,
         backends_at,
-        service: ServiceConfig {
-            name: name.value,
-            renamed_from,
-            listen,
-            ports,
-            forwarding: forwarding.value,
-            table_size: table_size.value,
-            client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
-            remember: remember.map_or(DEFAULT_REMEMBER, |remember| remember.value),
-            failback: failback.map_or(Failback::Stay, |failback| failback.value),
-            when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
-            slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
-            drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
-            on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
-            start_down,
-            reject,
-            assign_vip,
-            check: service_check,
-            backends,
-        }
-        .normalised(),
+        service: Arc::new(service.normalised()),
     })
 }
 

@@ -2,26 +2,32 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use balancer_model::config::ServiceConfig;
+use crate::config::ServiceConfig;
 
 /// Services by their names.
-pub(crate) type ByName<'a> = HashMap<&'a str, &'a Arc<ServiceConfig>>;
+pub type ByName<'a> = HashMap<&'a str, &'a Arc<ServiceConfig>>;
 
-pub(crate) fn by_name(services: &[Arc<ServiceConfig>]) -> ByName<'_> {
+/// Finds services by their names.
+#[must_use]
+pub fn by_name(services: &[Arc<ServiceConfig>]) -> ByName<'_> {
     services.iter().map(|service| (service.name.as_str(), service)).collect()
 }
 
-pub(crate) fn shared(services: Vec<ServiceConfig>) -> Vec<Arc<ServiceConfig>> {
+/// Makes services shareable.
+#[must_use]
+pub fn shared(services: Vec<ServiceConfig>) -> Vec<Arc<ServiceConfig>> {
     services.into_iter().map(Arc::new).collect()
 }
 
 /// The one among `services` that says the same as `service`.
-pub(crate) fn alike<'a>(services: &ByName<'a>, service: &Arc<ServiceConfig>) -> Option<&'a Arc<ServiceConfig>> {
+#[must_use]
+pub fn alike<'a>(services: &ByName<'a>, service: &Arc<ServiceConfig>) -> Option<&'a Arc<ServiceConfig>> {
     let other = services.get(service.name.as_str()).copied();
     other.filter(|other| Arc::ptr_eq(other, service) || *other == service)
 }
 
 /// Whether both are one: then what is known to hold of one holds of the other.
-pub(crate) fn is_one(one: &[Arc<ServiceConfig>], other: &[Arc<ServiceConfig>]) -> bool {
+#[must_use]
+pub fn is_one(one: &[Arc<ServiceConfig>], other: &[Arc<ServiceConfig>]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))
 }
