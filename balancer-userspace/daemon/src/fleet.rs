@@ -351,9 +351,10 @@ impl Fleet {
         let Request { wish, uid, if_generation, reply } = request;
         let keeper::Wish::Change(change) = wish else { return };
         let about = crate::events::subject(&change);
-        let wish = match change {
-            Change::Reload(config) => Wish::Services(config.services.copies()),
-            change => Wish::Change(change),
+        let wish = if let Change::Reload(config) = change {
+            Wish::Services(config.services.copies())
+        } else {
+            Wish::Change(change)
         };
         self.last_asked += 1;
         let id = self.last_asked;
