@@ -11,7 +11,11 @@ use balancer_core::{
     io::{Change, Event},
     state::Clocks,
 };
-use balancer_model::{config::Config, file, validate};
+use balancer_model::{
+    config::Config,
+    file,
+    validate::{self, Valid},
+};
 
 /// Slots of all lookup tables together: filling more of them takes too long here.
 pub(super) const SLOTS: usize = 40_000;
@@ -24,7 +28,10 @@ pub fn config(bytes: &[u8]) {
             for warning in &warnings {
                 assert!(!warning.to_string().is_empty());
             }
-            assert_eq!(validate::services(&config.services).map_err(|problem| problem.to_string()), Ok(()));
+            assert_eq!(
+                validate::services(&config.services, &Valid::default()).map_err(|problem| problem.to_string()),
+                Ok(())
+            );
             if is_small(&config) {
                 begin(config);
             }
