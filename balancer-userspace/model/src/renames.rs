@@ -1,9 +1,8 @@
 //! What goes on under another name: `renamed_from` in a configuration tells a rename from a removal.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{cell::LazyCell, sync::Arc};
+
+use foldhash::{HashMap, HashSet};
 
 use crate::{
     config::{BackendConfig, ServiceConfig},
@@ -68,11 +67,11 @@ impl<N: Named> Named for &N {
 /// it was renamed from, or else called so.
 pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
     if new.iter().all(|new| new.renamed_from().is_none()) {
-        return HashMap::new();
+        return HashMap::default();
     }
     let mut taken: HashSet<&str> = new.iter().map(N::name).collect();
     let before: HashSet<&str> = old.iter().map(N::name).collect();
-    let mut renamed = HashMap::new();
+    let mut renamed = HashMap::default();
     for new in new.iter().filter(|new| !before.contains(new.name())) {
         let Some(from) = new.renamed_from() else { continue };
         let goes_on = |is: fn(&N) -> &str| old.iter().find(|old| is(old) == from && !taken.contains(old.name()));
@@ -91,8 +90,11 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
         let called_so = services.iter_mut().filter(|service| service.name == old);
         called_so.for_each(|service| Arc::make_mut(service).name.clone_from(&new));
     }
-    let wanted = by_name(file);
-    for service in &mut services {
+    let wanted = LazyCell::new(|| by_name(file));
+    for (index, service) in services.iter_mut().enumerate() {
+        if file.get(index).is_some_and(|wanted| Arc::ptr_eq(wanted, service)) {
+            continue;
+        }
         let Some(wanted) = wanted.get(service.name.as_str()).filter(|wanted| !Arc::ptr_eq(wanted, service)) else {
             continue;
         };
@@ -106,7 +108,7 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
 
 /// The first two of `all` that would be hashed under one name, with the place of the second.
 pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
-    let mut seen: foldhash::HashMap<&str, &N> = foldhash::HashMap::default();
+    let mut seen: HashMap<&str, &N> = HashMap::default();
     all.iter().enumerate().find_map(|(at, one)| seen.insert(one.identity(), one).map(|first| (at, first, one)))
 }
 

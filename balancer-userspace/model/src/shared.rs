@@ -1,6 +1,8 @@
 //! Configurations that are shared: most of them are what they were before each change.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use crate::config::ServiceConfig;
 

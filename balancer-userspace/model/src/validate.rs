@@ -2,6 +2,7 @@
 //! every place, and for changes and what a restart finds, which have none.
 
 use std::{
+    cell::LazyCell,
     collections::BTreeMap,
     fmt,
     iter::repeat_n,
@@ -183,8 +184,8 @@ pub fn services(services: &[Arc<ServiceConfig>], known: &Valid) -> Result<(), Pr
 
 /// Everything that is wrong with `services` and their backends.
 fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
-    let known: HashSet<*const ServiceConfig> = known.iter().map(Arc::as_ptr).collect();
-    let mut problems = Problems { services, known, found: Vec::new() };
+    let pointers = known.iter().map(Arc::as_ptr).collect();
+    let mut problems = Problems { services, known, pointers, found: Vec::new() };
     let mut names = HashMap::default();
     for (index, service) in services.iter().enumerate() {
         let at = Place::Name(index);
@@ -211,13 +212,14 @@ fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
 
 struct Problems<'a> {
     services: &'a [Arc<ServiceConfig>],
-    known: HashSet<*const ServiceConfig>,
+    known: &'a Valid,
+    pointers: HashSet<*const ServiceConfig>,
     found: Vec<Problem>,
 }
 
 impl Problems<'_> {
     fn is_known(&self, service: &Arc<ServiceConfig>) -> bool {
-        self.known.contains(&Arc::as_ptr(service))
+        self.pointers.contains(&Arc::as_ptr(service))
     }
 
     fn add(&mut self, at: Place, fault: Fault) {
@@ -361,10 +363,11 @@ impl Problems<'_> {
 
     /// `nat` backends whose replies the return path could not tell apart.
     fn returns(&mut self) {
-        if !self.may_confuse_returns() {
+        // Two services that have one name may both have come from one that is known.
+        if self.found.is_empty() && !self.may_confuse_returns() {
             return;
         }
-        let sources: Vec<_> = sources(self.services, |_| true).collect();
+        let sources: Vec<_> = sources(self.services).collect();
         let mut exact: HashMap<(SocketAddr, Protocol), &Source<'_>> = HashMap::default();
         exact.reserve(sources.len());
         for source in &sources {
@@ -384,19 +387,40 @@ impl Problems<'_> {
         }
     }
 
-    /// Whether some might be confused. Those that are known together are not, so the others alone are compared with all.
+    /// Whether some might be confused. Those of services that are known, or have come from one that is, are not confused
+    /// with each other, so the others alone are compared with all.
     fn may_confuse_returns(&self) -> bool {
-        let mut others: HashMap<(IpAddr, Protocol), BTreeMap<u16, Source<'_>>> = HashMap::default();
+        let places = self.new_backends();
+        if places.is_empty() {
+            return false;
+        }
+        let is_new = |source: &Source<'_>| places.contains(&source.at);
+        let mut new: HashMap<(IpAddr, Protocol), BTreeMap<u16, Source<'_>>> = HashMap::default();
         let key = |source: &Source<'_>| (source.from.ip(), source.listener.protocol);
-        for source in sources(self.services, |service| !self.is_known(service)) {
-            let there = others.entry(key(&source)).or_default();
+        for source in sources(self.services).filter(is_new) {
+            let there = new.entry(key(&source)).or_default();
             if source.is_confused_with_one_of(there) {
                 return true;
             }
             there.insert(source.from.port(), source);
         }
-        let mut known = sources(self.services, |service| !others.is_empty() && self.is_known(service));
-        known.any(|source| others.get(&key(&source)).is_some_and(|there| source.is_confused_with_one_of(there)))
+        let mut others = sources(self.services).filter(|source| !is_new(source));
+        others.any(|source| new.get(&key(&source)).is_some_and(|there| source.is_confused_with_one_of(there)))
+    }
+
+    /// Where backends are that no known service of that name has at the same address behind the same listeners.
+    fn new_backends(&self) -> HashSet<Place> {
+        let known = LazyCell::new(|| by_name(self.known));
+        let mut new = HashSet::default();
+        for (index, service) in self.services.iter().enumerate().filter(|(_, service)| !self.is_known(service)) {
+            let fronts = |of: &ServiceConfig| (of.forwarding, of.listen.clone(), of.ports.clone());
+            let before = known.get(service.name.as_str()).filter(|before| fronts(before) == fronts(service));
+            let place = |backend: &BackendConfig| (backend.address, backend.address6);
+            let mut there: HashSet<_> = before.into_iter().flat_map(|before| &before.backends).map(place).collect();
+            let backends = service.backends.iter().enumerate().filter(|(_, backend)| !there.remove(&place(backend)));
+            new.extend(backends.map(|(number, _)| Place::BackendAddress(index, number)));
+        }
+        new
     }
 
     fn ambiguous(&mut self, source: &Source<'_>, other: &Source<'_>) {
@@ -414,14 +438,10 @@ impl Problems<'_> {
     }
 }
 
-/// Where the replies of those services come from that are `wanted`.
-fn sources<'a>(
-    services: &'a [Arc<ServiceConfig>],
-    wanted: impl Fn(&Arc<ServiceConfig>) -> bool,
-) -> impl Iterator<Item = Source<'a>> {
-    let nat = move |service: &Arc<ServiceConfig>| service.forwarding == Forwarding::Nat && wanted(service);
-    let services = services.iter().enumerate().filter(move |(_, service)| nat(service));
-    services.flat_map(|(index, service)| {
+/// Where the replies of services come from.
+fn sources(services: &[Arc<ServiceConfig>]) -> impl Iterator<Item = Source<'_>> {
+    let nat = services.iter().enumerate().filter(|(_, service)| service.forwarding == Forwarding::Nat);
+    nat.flat_map(|(index, service)| {
         service.backends.iter().enumerate().flat_map(move |(number, backend)| {
             let at = Place::BackendAddress(index, number);
             service.listen.iter().filter_map(move |&listener| Source::new(service, backend, listener, at))
@@ -734,6 +754,7 @@ mod tests {
         fn what_is_known_to_be_valid_hides_nothing(
             candidates in prop::collection::vec(crowded(), 1..8),
             others in prop::collection::vec((any::<prop::sample::Index>(), crowded()), 0..4),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), 0..4_u8, 0..2_u16), 0..4),
             removed in any::<bool>(),
         ) {
             let mut list: Vec<Arc<ServiceConfig>> = Vec::new();
@@ -746,6 +767,18 @@ mod tests {
             let known = Valid::new(list.clone()).unwrap();
             if removed && !list.is_empty() {
                 list.remove(0);
+            }
+            for (place, host, port) in edits {
+                if !list.is_empty() {
+                    let service = Arc::make_mut(place.get_mut(&mut list));
+                    if host == 0 {
+                        let first = service.listen[0];
+                        service.listen.push(Listener { ports: PortRange::of(80 + port), ..first });
+                    } else {
+                        let name = format!("n{host}");
+                        service.backends.push(backend(&name, &format!("10.0.0.{host}:{}", 80 * port)));
+                    }
+                }
             }
             for (place, other) in others {
                 list.insert(place.index(list.len() + 1), other);

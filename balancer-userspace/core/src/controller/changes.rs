@@ -13,11 +13,11 @@ use balancer_model::{
     words::counted,
 };
 
-use super::{Controller, settle::Settled};
+use super::{Controller, settle::Settled, sizes::Sizes};
 use crate::{
     io::{Change, Command, Refused},
     report,
-    service::{Backend, Service},
+    service::Backend,
     table::{Footing, Moves},
 };
 
@@ -182,10 +182,9 @@ impl Controller {
         what: &str,
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
-        let size = |this: &Self| this.legs(&subject.service).next().map_or(0, Service::slots_wanted);
-        let before = size(self);
+        let before = Sizes::before(&self.services);
         let (_, settled) = self.configure(services, Some(subject), now)?;
-        let resized = report::resized(before, size(self));
+        let resized = before.resized(&self.services, &subject.service);
         Ok((self.done(subject, what, &settled) + &resized, settled.commands))
     }
 

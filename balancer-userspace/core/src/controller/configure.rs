@@ -1,11 +1,6 @@
 //! From one configuration to the next.
 
-use std::{
-    collections::{HashMap, HashSet},
-    mem,
-    sync::Arc,
-    time::Instant,
-};
+use std::{mem, sync::Arc, time::Instant};
 
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
@@ -17,12 +12,12 @@ use balancer_model::{
     validate::{self, Valid},
     words::{counted, grouped},
 };
+use foldhash::{HashMap, HashSet};
 
-use super::{Controller, Services, settings::Differences, settle::Settled};
+use super::{Controller, Services, settings::Differences, settle::Settled, sizes::Sizes};
 use crate::{
     io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
     merge::merge,
-    report,
     rules::Rule,
     service::{Backend, Service},
     table::Moves,
@@ -46,8 +41,7 @@ impl Controller {
         let file = file.sharing(&self.file);
         let configs = self.present();
         let present = under_new_names(configs.clone(), &file);
-        let left = self.services.iter().flat_map(|service| service.backends().iter().map(move |of| (service, of)));
-        let left = left.filter(|(_, backend)| backend.is_leaving());
+        let left = self.services.iter().flat_map(|service| service.leaving().map(move |of| (service, of)));
         let left: HashSet<(&str, &str)> = left.map(|(service, backend)| (service.name(), backend.name())).collect();
         let leaving: HashSet<(&str, &str)> = (configs.iter().zip(&present))
             .filter(|_| !left.is_empty())
@@ -66,7 +60,7 @@ impl Controller {
         if !is_one(&merged.services, &file) {
             validate::services(&merged.services, &file)?;
         }
-        let sizes = self.table_sizes();
+        let sizes = Sizes::before(&self.services);
         let only_called_back = merged.called_back.iter().filter(unchanged).count();
         let (mut difference, settled) = self.take_over(merged.services, None, now)?;
         self.file = file;
@@ -112,23 +106,8 @@ impl Controller {
         let moved: u64 = all_moves.iter().map(|moves| u64::from(moves.total())).sum();
         let needless: u64 = all_moves.iter().map(|moves| u64::from(moves.needless())).sum();
         message += &format!(": {} of {} slots moved, {} needless", grouped(moved), grouped(slots), grouped(needless));
-        message += &self.resized_since(&sizes);
+        message += &sizes.all_resized(&self.services);
         Ok((message, commands))
-    }
-
-    /// What has become of the sizes of lookup tables, as a part of a sentence.
-    fn resized_since(&self, before: &HashMap<String, u32>) -> String {
-        let now = self.table_sizes();
-        let resized: Vec<(u32, u32)> = now
-            .iter()
-            .filter_map(|(name, &now)| Some((*before.get(name)?, now)))
-            .filter(|(before, now)| before != now)
-            .collect();
-        match resized[..] {
-            [] => String::new(),
-            [(before, now)] => report::resized(before, now),
-            _ => format!("; the tables of {} have other sizes", counted(resized.len(), "service")),
-        }
     }
 
     /// Makes `configs` the services that there are, keeping what is known of those that stay.
@@ -150,7 +129,11 @@ impl Controller {
         now: Instant,
     ) -> Result<(Difference, Settled), Refused> {
         let same = self.configured_so(&configs);
-        let is_same = |config: &ServiceConfig| same.contains(&config.name);
+        let is_same = |config: &ServiceConfig| same.contains(config.name.as_str());
+        let places = configs.iter().flat_map(parts).map(|(config, family)| (config.name.as_str(), family));
+        if same.len() == configs.len() && places.eq(self.services.iter().map(|of| (of.name(), of.family()))) {
+            return Ok((Difference::default(), self.settle(|_| false, Vec::new(), subject, now)));
+        }
         let changed: Vec<&ServiceConfig> =
             configs.iter().map(AsRef::as_ref).filter(|config| !is_same(config)).collect();
         let present = self.configs_of(|name| !same.contains(name));
@@ -175,17 +158,15 @@ impl Controller {
         let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
         let listening: HashSet<ListenerId> = self.services.iter().flat_map(Service::listener_ids).collect();
         let mut listener_ids = (0..=u16::MAX).map(ListenerId).filter(|id| !listening.contains(id));
-        let mut old_services: HashMap<(String, Family), Arc<Service>> = mem::take(&mut self.services)
-            .into_iter()
-            .map(|service| ((service.name().to_owned(), service.family()), service))
-            .collect();
+        let before = mem::take(&mut self.services);
+        let mut old_services: HashMap<(&str, Family), &Arc<Service>> =
+            before.shared().map(|service| ((service.name(), service.family()), service)).collect();
         let mut removed = Vec::new();
-        let mut added = HashSet::new();
-        let mut concerned = HashSet::new();
+        let mut added = HashSet::default();
+        let mut concerned = HashSet::default();
         for (config, family) in configs.iter().flat_map(parts) {
-            let before = (renamed.get(&config.name).unwrap_or(&config.name).clone(), family);
-            let old = old_services.remove(&before);
-            if let Some(service) = old.as_ref().filter(|_| is_same(config)) {
+            let old = old_services.remove(&(renamed.get(&config.name).unwrap_or(&config.name).as_str(), family));
+            if let Some(service) = old.filter(|_| is_same(config)) {
                 self.services.push(Arc::clone(service));
                 continue;
             }
@@ -193,7 +174,7 @@ impl Controller {
             let backends = mem::take(&mut settings.backends);
             let mut service = match old {
                 Some(service) => {
-                    let mut service = Arc::unwrap_or_clone(service);
+                    let mut service = Service::clone(service);
                     service.set_settings(settings);
                     service
                 }
@@ -243,19 +224,19 @@ impl Controller {
         }
         concerned.extend(self.sort_rules());
         self.follow_twins(&added);
-        removed.extend(old_services.into_values().flat_map(|service| service.backends().to_vec()));
+        removed.extend(old_services.into_values().flat_map(|service| service.backends().iter().cloned()));
         removed.sort_unstable_by_key(Backend::id);
         Ok((difference, self.settle(|service| concerned.contains(&service.id()), removed, subject, now)))
     }
 
     /// The names of the services that are as `configs` say.
-    pub(super) fn configured_so(&self, configs: &[Arc<ServiceConfig>]) -> HashSet<String> {
-        let mut parts: HashMap<&str, Vec<&Service>> = HashMap::new();
+    fn configured_so<'a>(&self, configs: &'a [Arc<ServiceConfig>]) -> HashSet<&'a str> {
+        let mut parts: HashMap<&str, Vec<&Service>> = HashMap::default();
         self.services.iter().for_each(|service| parts.entry(service.name()).or_default().push(service));
         let same = |config: &&Arc<ServiceConfig>| {
             parts.get(config.name.as_str()).is_some_and(|parts| are_configured_as(parts, config))
         };
-        configs.iter().filter(same).map(|config| config.name.clone()).collect()
+        configs.iter().filter(same).map(|config| config.name.as_str()).collect()
     }
 
     /// Has those that were `added` to one part of a service be as the operator wants them in the other, where they were.
@@ -306,6 +287,9 @@ impl Controller {
 
     /// How many rows of backends `configs` takes beyond those there are.
     fn rows_needed(&self, configs: &[&ServiceConfig], renamed: &HashMap<String, String>) -> usize {
+        if configs.is_empty() {
+            return 0;
+        }
         let parts: HashMap<(&str, Family), &[Backend]> =
             (self.services.iter()).map(|service| ((service.name(), service.family()), service.backends())).collect();
         let rows = configs.iter().map(|config| {

@@ -13,6 +13,7 @@ mod rules;
 mod services;
 mod settings;
 mod settle;
+mod sizes;
 mod stage;
 
 use std::{
@@ -45,6 +46,7 @@ use crate::{
 };
 
 pub use self::services::{Iter, Services};
+use self::sizes::Sizes;
 
 /// Decides what the data path does. See the [module](self).
 #[derive(Clone, Debug)]
@@ -556,11 +558,6 @@ impl Controller {
         });
     }
 
-    /// The slots of lookup tables, by service.
-    fn table_sizes(&self) -> HashMap<String, u32> {
-        self.services.iter().map(|service| (service.name().to_owned(), service.slots_wanted())).collect()
-    }
-
     fn remove_those_that_left(&mut self, now: Instant) -> Vec<Command> {
         let mut names: Vec<BackendName> = Vec::new();
         for service in &self.services {
@@ -582,13 +579,11 @@ impl Controller {
             let left: HashSet<&str> = left.collect();
             config.backends.retain(|backend| !left.contains(backend.name.as_str()));
         }
-        let before = self.table_sizes();
+        let before = Sizes::before(&self.services);
         match self.configure(services, None, now) {
             Ok((_, settled)) => {
-                let after = self.table_sizes();
                 let removed = names.into_iter().map(|name| {
-                    let size = |of: &HashMap<String, u32>| of.get(&name.service).copied().unwrap_or(0);
-                    let resized = report::resized(size(&before), size(&after));
+                    let resized = before.resized(&self.services, &name.service);
                     let message = format!("backend {name} removed, it is drained{resized}");
                     Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
                 });

@@ -1,11 +1,8 @@
 //! The services of a controller, shared between its copies until one of them changes one.
 
-use std::{
-    collections::{HashMap, HashSet},
-    ops::Index,
-    slice,
-    sync::Arc,
-};
+use std::{ops::Index, slice, sync::Arc};
+
+use foldhash::{HashMap, HashSet};
 
 use crate::{io::ServiceId, service::Service};
 
@@ -20,6 +17,11 @@ impl Services {
     /// All, in their order.
     pub fn iter(&self) -> Iter<'_> {
         self.0.iter().map(AsRef::as_ref)
+    }
+
+    /// All, to be shared.
+    pub(super) fn shared(&self) -> slice::Iter<'_, Arc<Service>> {
+        self.0.iter()
     }
 
     /// How many there are.
@@ -74,6 +76,12 @@ impl Services {
     pub(crate) fn shared_with(&self, other: &Self) -> HashSet<ServiceId> {
         let others: HashSet<*const Service> = other.0.iter().map(Arc::as_ptr).collect();
         self.0.iter().filter(|service| others.contains(&Arc::as_ptr(service))).map(|service| service.id()).collect()
+    }
+
+    /// Those that were touched since they were shared with `before`.
+    pub(super) fn touched_since<'a>(&'a self, before: &Self) -> impl Iterator<Item = &'a Service> {
+        let before: HashSet<*const Service> = before.0.iter().map(Arc::as_ptr).collect();
+        self.0.iter().filter(move |service| !before.contains(&Arc::as_ptr(service))).map(AsRef::as_ref)
     }
 
     /// Whether nothing about them was touched since they were shared with `before`.

@@ -62,6 +62,8 @@ pub struct Service {
     rules: Rules,
     /// What the shell was last told of them.
     pub(crate) told_rules: Arc<[RuleSpec]>,
+    /// Whether one of its backends is being removed.
+    has_leaving: bool,
     builder: Builder,
     live: Arc<[u16]>,
     home: Option<Arc<[u16]>>,
@@ -99,6 +101,7 @@ impl Service {
             backends: Vec::new(),
             rules: Rules::default(),
             told_rules: Arc::default(),
+            has_leaving: false,
             builder: Builder::default(),
             live: Arc::default(),
             home: None,
@@ -237,6 +240,13 @@ impl Service {
     #[must_use]
     pub fn backends(&self) -> &[Backend] {
         &self.backends
+    }
+
+    /// Those that are being removed.
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = &Backend> {
+        debug_assert!(self.has_leaving || !self.backends.iter().any(Backend::is_leaving), "{}", self.name());
+        let all = if self.has_leaving { self.backends.as_slice() } else { &[] };
+        all.iter().filter(|backend| backend.is_leaving())
     }
 
     /// Where among them the one with this id is. Most services have theirs in the order of ids.
@@ -580,6 +590,7 @@ impl Service {
     /// Assesses every backend anew and brings the live table in line.
     pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant) -> Refreshed {
         let remembers = self.remembers();
+        self.has_leaving = self.backends.iter().any(Backend::is_leaving);
         for index in 0..self.backends.len() {
             let Some(backend) = self.backends.get(index) else { continue };
             let drains = self.assess(backend, hops, now).drains;

@@ -1,6 +1,7 @@
 //! What is wrong, or doubtful, in a configuration file, and on which line.
 
 use std::{
+    cell::OnceCell,
     fmt,
     path::{Path, PathBuf},
 };
@@ -69,7 +70,9 @@ impl std::error::Error for ConfigErrors {}
 #[derive(Debug)]
 pub(super) struct Findings<'i> {
     file: &'i Path,
-    line_starts: Vec<usize>,
+    text: &'i str,
+    /// Where lines begin.
+    line_starts: OnceCell<Vec<usize>>,
     /// Where the piece begins.
     offset: usize,
     errors: Vec<(usize, String)>,
@@ -77,9 +80,8 @@ pub(super) struct Findings<'i> {
 }
 
 impl<'i> Findings<'i> {
-    pub(super) fn new(file: &'i Path, text: &str) -> Self {
-        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { file, line_starts, offset: 0, errors: Vec::new(), warnings: Vec::new() }
+    pub(super) fn new(file: &'i Path, text: &'i str) -> Self {
+        Self { file, text, line_starts: OnceCell::new(), offset: 0, errors: Vec::new(), warnings: Vec::new() }
     }
 
     /// From now on places are offsets into the piece that begins at `offset` of the text.
@@ -88,7 +90,8 @@ impl<'i> Findings<'i> {
     }
 
     pub(super) fn line(&self, at: usize) -> usize {
-        self.line_starts.partition_point(|&start| start <= self.offset + at)
+        let starts = || std::iter::once(0).chain(self.text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        self.line_starts.get_or_init(starts).partition_point(|&start| start <= self.offset + at)
     }
 
     pub(super) fn error(&mut self, at: usize, text: String) {

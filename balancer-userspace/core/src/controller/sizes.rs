@@ -1,0 +1,40 @@
+//! What a change does to the sizes of lookup tables.
+
+use std::collections::BTreeMap;
+
+use balancer_model::words::counted;
+
+use super::Services;
+use crate::{report, service::Service};
+
+/// The services before a change. While it is held, a service is copied before it is changed.
+pub(super) struct Sizes(Services);
+
+impl Sizes {
+    pub(super) fn before(services: &Services) -> Self {
+        Self(services.clone())
+    }
+
+    /// What has become of the size of one service's tables, as a part of a sentence; nothing if nothing has.
+    pub(super) fn resized(&self, now: &Services, service: &str) -> String {
+        let size = |of: &Services| of.iter().find(|of| of.name() == service).map_or(0, Service::slots_wanted);
+        report::resized(size(&self.0), size(now))
+    }
+
+    /// The same of all services that there were and are.
+    pub(super) fn all_resized(&self, now: &Services) -> String {
+        let touched: BTreeMap<&str, u32> =
+            now.touched_since(&self.0).map(|service| (service.name(), service.slots_wanted())).collect();
+        let before = |name: &str| self.0.iter().find(|service| service.name() == name).map(Service::slots_wanted);
+        let resized: Vec<(u32, u32)> = touched
+            .into_iter()
+            .filter_map(|(name, now)| Some((before(name)?, now)))
+            .filter(|(before, now)| before != now)
+            .collect();
+        match resized[..] {
+            [] => String::new(),
+            [(before, now)] => report::resized(before, now),
+            _ => format!("; the tables of {} have other sizes", counted(resized.len(), "service")),
+        }
+    }
+}
