@@ -18,7 +18,7 @@ use balancer_common::{
     verdict::{CauseIndex, MOVE_COUNTERS, MoveCause},
 };
 use balancer_core::{
-    controller::Controller,
+    controller::{Controller, Services},
     held::Held,
     io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
     last_changes::LastChanges,
@@ -325,6 +325,7 @@ impl<D: Dataplane> Owner<D> {
     pub(crate) fn do_as_told(&mut self, commands: Vec<Command>, before: Controller) -> Result<(), String> {
         let now = Instant::now();
         self.changed = true;
+        let services_before = before.services().clone();
         let commands: Vec<Command> =
             commands.into_iter().filter(|command| !matches!(command, Command::Report(_))).collect();
         let last_changes = self.last_changes.clone();
@@ -335,7 +336,7 @@ impl<D: Dataplane> Owner<D> {
             self.resync();
             return Err(format!("the data path refused: {error:#}"));
         }
-        self.name_owners();
+        self.name_owners(&services_before);
         self.forgotten = 0;
         Ok(())
     }
@@ -348,6 +349,7 @@ impl<D: Dataplane> Owner<D> {
         let now = Instant::now();
         self.changed = true;
         let before = self.controller.clone();
+        let services_before = before.services().clone();
         let slots_before = self.all_slots_moved();
         let about = subject(&change);
         let (added, reloaded) = (matches!(change, Change::Add { .. }), matches!(change, Change::Reload(_)));
@@ -363,7 +365,7 @@ impl<D: Dataplane> Owner<D> {
         }
         let leaving = if about.as_ref().is_some_and(|name| self.keeps(name) > 0) { 0 } else { kept_before };
         if reloaded {
-            self.name_owners();
+            self.name_owners(&services_before);
         }
         message += &report::clients_forgotten(std::mem::take(&mut self.forgotten));
         if leaving > 0 {
@@ -610,9 +612,9 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
-    /// Backends count under the names that they have now.
-    fn name_owners(&mut self) {
-        for service in self.controller.services() {
+    /// Backends of services that were touched since `before` count under the names that they have now.
+    fn name_owners(&mut self, before: &Services) {
+        for service in self.controller.services().touched_since(before) {
             for backend in service.backends() {
                 let owner = self.owners.get_mut(&backend.id()).map(|(_, name)| name);
                 if let Some(name) = owner.filter(|name| name.as_str() != backend.name()) {

@@ -50,7 +50,8 @@ impl Controller {
             .map(|(_, new, (_, backend))| (new.name.as_str(), backend.name.as_str()))
             .collect();
         let base = under_new_names(self.file.to_vec(), &file);
-        let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), &file);
+        let leaves = |service: &str, name: &str| !leaving.is_empty() && leaving.contains(&(service, name));
+        let mut merged = merge(&base, &present, leaves, &file);
         merged.differences.extend(configs.iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
         let unchanged = |name: &&BackendName| {
             let now = self.backend(name).ok().map(Backend::config);
@@ -231,8 +232,10 @@ impl Controller {
 
     /// The names of the services that are as `configs` say.
     fn configured_so<'a>(&self, configs: &'a [Arc<ServiceConfig>]) -> HashSet<&'a str> {
-        let mut parts: HashMap<&str, Vec<&Service>> = HashMap::default();
-        self.services.iter().for_each(|service| parts.entry(service.name()).or_default().push(service));
+        let parts: Vec<&Service> = self.services.iter().collect();
+        let parts = parts.chunk_by(|one, other| one.name() == other.name());
+        let parts: HashMap<&str, &[&Service]> =
+            parts.filter_map(|parts| Some((parts.first()?.name(), parts))).collect();
         let same = |config: &&Arc<ServiceConfig>| {
             parts.get(config.name.as_str()).is_some_and(|parts| are_configured_as(parts, config))
         };

@@ -79,7 +79,7 @@ impl Services {
     }
 
     /// Those that were touched since they were shared with `before`.
-    pub(super) fn touched_since<'a>(&'a self, before: &Self) -> impl Iterator<Item = &'a Service> {
+    pub fn touched_since<'a>(&'a self, before: &Self) -> impl Iterator<Item = &'a Service> {
         let before: HashSet<*const Service> = before.0.iter().map(Arc::as_ptr).collect();
         self.0.iter().filter(move |service| !before.contains(&Arc::as_ptr(service))).map(AsRef::as_ref)
     }
