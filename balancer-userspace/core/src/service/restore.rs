@@ -71,6 +71,7 @@ impl Service {
             Backend::restored(backend, reached, clocks)
         };
         this.backends = state.backends.into_iter().map(restored).collect();
+        this.has_leaving = this.backends.iter().any(Backend::is_leaving);
         for (index, shown) in shown.into_iter().enumerate() {
             this.reassess(index, shown, hops, clocks.now);
         }
