@@ -28,6 +28,17 @@ struct Mutation {
     by: Finder,
 }
 
+impl Mutation {
+    /// The file below `tree` that it makes wrong.
+    fn right_in(&self, tree: &Path) -> Result<String> {
+        let path = tree.join(&self.file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let times = text.matches(&self.find).count();
+        ensure!(times == 1, "{LIST}: {:?} is {times} times in {}", self.find, self.file.display());
+        Ok(text)
+    }
+}
+
 /// Which tests are to find it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Finder {
@@ -41,6 +52,8 @@ enum Finder {
     Contention,
     /// Packets against the controller, in orders that a scheduler chooses.
     Races,
+    /// What is looked at of a configuration that shares services with a valid one, against a look at everything.
+    Valid,
 }
 
 impl Finder {
@@ -51,7 +64,10 @@ impl Finder {
             "merge" => Ok(Self::Merge),
             "contention" => Ok(Self::Contention),
             "races" => Ok(Self::Races),
-            _ => bail!("{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\" or \"races\""),
+            "valid" => Ok(Self::Valid),
+            _ => bail!(
+                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\" or \"valid\""
+            ),
         }
     }
 
@@ -62,6 +78,7 @@ impl Finder {
             Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace)::/)"],
+            Self::Valid => ["--package=balancer-model", "--lib", "--filterset=test(/(validate|pieces)::/)"],
         }
     }
 }
@@ -73,9 +90,11 @@ pub(crate) fn mutants(only: &str) -> Result<()> {
     let mutations: Vec<Mutation> = list()?.into_iter().filter(|of| of.name.contains(only)).collect();
     ensure!(!mutations.is_empty(), "no mutation in {LIST} has {only:?} in its name");
     let copy = Copy::of_the_checkout()?;
-    for finder in [Finder::Contest, Finder::Core, Finder::Merge, Finder::Contention] {
-        if mutations.iter().any(|of| of.by == finder) {
+    let mut finders: Vec<Finder> = Vec::new();
+    for finder in mutations.iter().map(|of| of.by) {
+        if !finders.contains(&finder) {
             ensure!(copy.passes(finder)?, "the tests fail without any mutation");
+            finders.push(finder);
         }
     }
     let mut survivors = Vec::new();
@@ -152,9 +171,7 @@ impl Copy {
     /// Whether the tests pass with `mutation`.
     fn with(&self, mutation: &Mutation) -> Result<bool> {
         let path = self.tree.join(&mutation.file);
-        let right = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let times = right.matches(&mutation.find).count();
-        ensure!(times == 1, "{LIST}: {:?} is {times} times in {}", mutation.find, mutation.file.display());
+        let right = mutation.right_in(&self.tree)?;
         store(&path, right.replace(&mutation.find, &mutation.replace).as_bytes())?;
         let passes = self.passes(mutation.by);
         store(&path, right.as_bytes())?;
@@ -170,4 +187,14 @@ fn store(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().context("a file lies in a directory")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_wrong_stands_once_in_its_file() -> Result<()> {
+        list()?.iter().try_for_each(|mutation| mutation.right_in(root()).map(drop))
+    }
 }
