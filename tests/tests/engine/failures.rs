@@ -140,8 +140,21 @@ fn a_history_that_is_compacted_meanwhile_costs_the_session() {
 fn a_compacted_history_is_of_no_consequence_to_who_has_seen_it() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(60).await;
-        for value in ["1", "2", "3"] {
+        for value in ["1", "2"] {
             driver.made(vec![put("live/a", value)]).await;
+        }
+        let asked = driver.ask(|ticket| Request::Transaction {
+            ticket,
+            conditions: Vec::new(),
+            writes: vec![put("live/a", "3")],
+        });
+        let (mut answered, mut seen) = (false, false);
+        while !(answered && seen) {
+            match driver.next().await {
+                News::Answered(ticket, Answer::Made(_)) if ticket == asked => answered = true,
+                News::Changed { put, .. } => seen |= put.iter().any(|entry| entry.value == b"3"),
+                other => panic!("{other:?}"),
+            }
         }
         let last = driver.made(vec![put("bulk/a", "")]).await;
         lab.etcdctl(0, &["compaction", &last.0.to_string()]);
