@@ -171,9 +171,9 @@ impl Controller {
         let reports = commands
             .into_iter()
             .filter_map(|command| if let Command::Report(report) = command { Some(report.message) } else { None });
-        let untouched = self.services().shared_with(copy.services());
+        let touched: HashSet<ServiceId> = self.services().touched_since(copy.services()).map(Service::id).collect();
         let services = self.services().iter().map(|before| {
-            if untouched.contains(&before.id()) {
+            if !touched.contains(&before.id()) {
                 return ServicePlan::none(before);
             }
             let after = copy.services().iter().find(|service| service.id() == before.id());

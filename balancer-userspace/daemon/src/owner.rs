@@ -325,7 +325,6 @@ impl<D: Dataplane> Owner<D> {
     pub(crate) fn do_as_told(&mut self, commands: Vec<Command>, before: Controller) -> Result<(), String> {
         let now = Instant::now();
         self.changed = true;
-        let services_before = before.services().clone();
         let commands: Vec<Command> =
             commands.into_iter().filter(|command| !matches!(command, Command::Report(_))).collect();
         let last_changes = self.last_changes.clone();
@@ -336,7 +335,7 @@ impl<D: Dataplane> Owner<D> {
             self.resync();
             return Err(format!("the data path refused: {error:#}"));
         }
-        self.name_owners(&services_before);
+        self.name_owners(before.services());
         self.forgotten = 0;
         Ok(())
     }
@@ -349,7 +348,6 @@ impl<D: Dataplane> Owner<D> {
         let now = Instant::now();
         self.changed = true;
         let before = self.controller.clone();
-        let services_before = before.services().clone();
         let slots_before = self.all_slots_moved();
         let about = subject(&change);
         let (added, reloaded) = (matches!(change, Change::Add { .. }), matches!(change, Change::Reload(_)));
@@ -365,7 +363,7 @@ impl<D: Dataplane> Owner<D> {
         }
         let leaving = if about.as_ref().is_some_and(|name| self.keeps(name) > 0) { 0 } else { kept_before };
         if reloaded {
-            self.name_owners(&services_before);
+            self.name_owners(before.services());
         }
         message += &report::clients_forgotten(std::mem::take(&mut self.forgotten));
         if leaving > 0 {

@@ -50,8 +50,7 @@ impl Controller {
             .map(|(_, new, (_, backend))| (new.name.as_str(), backend.name.as_str()))
             .collect();
         let base = under_new_names(self.file.to_vec(), &file);
-        let leaves = |service: &str, name: &str| !leaving.is_empty() && leaving.contains(&(service, name));
-        let mut merged = merge(&base, &present, leaves, &file);
+        let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), &file);
         merged.differences.extend(configs.iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
         let unchanged = |name: &&BackendName| {
             let now = self.backend(name).ok().map(Backend::config);

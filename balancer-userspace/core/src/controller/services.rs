@@ -72,16 +72,10 @@ impl Services {
         self.0.push(service);
     }
 
-    /// Those that were not touched since they were shared with `other`.
-    pub(crate) fn shared_with(&self, other: &Self) -> HashSet<ServiceId> {
+    /// Those that were touched since they were shared with `other`, or are not in it.
+    pub fn touched_since<'a>(&'a self, other: &Self) -> impl Iterator<Item = &'a Service> {
         let others: HashSet<*const Service> = other.0.iter().map(Arc::as_ptr).collect();
-        self.0.iter().filter(|service| others.contains(&Arc::as_ptr(service))).map(|service| service.id()).collect()
-    }
-
-    /// Those that were touched since they were shared with `before`.
-    pub fn touched_since<'a>(&'a self, before: &Self) -> impl Iterator<Item = &'a Service> {
-        let before: HashSet<*const Service> = before.0.iter().map(Arc::as_ptr).collect();
-        self.0.iter().filter(move |service| !before.contains(&Arc::as_ptr(service))).map(AsRef::as_ref)
+        self.0.iter().filter(move |service| !others.contains(&Arc::as_ptr(service))).map(AsRef::as_ref)
     }
 
     /// Whether nothing about them was touched since they were shared with `before`.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use balancer_model::words::counted;
+use foldhash::HashMap;
 
 use super::Services;
 use crate::{report, service::Service};
@@ -25,10 +26,14 @@ impl Sizes {
     pub(super) fn all_resized(&self, now: &Services) -> String {
         let touched: BTreeMap<&str, u32> =
             now.touched_since(&self.0).map(|service| (service.name(), service.slots_wanted())).collect();
-        let before = |name: &str| self.0.iter().find(|service| service.name() == name).map(Service::slots_wanted);
+        if touched.is_empty() {
+            return String::new();
+        }
+        let before: HashMap<&str, u32> =
+            self.0.iter().map(|service| (service.name(), service.slots_wanted())).collect();
         let resized: Vec<(u32, u32)> = touched
             .into_iter()
-            .filter_map(|(name, now)| Some((before(name)?, now)))
+            .filter_map(|(name, now)| Some((*before.get(name)?, now)))
             .filter(|(before, now)| before != now)
             .collect();
         match resized[..] {
