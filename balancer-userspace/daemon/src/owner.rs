@@ -1,5 +1,6 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
+mod beginning;
 mod join;
 mod look;
 mod member;
@@ -38,7 +39,7 @@ use balancer_model::{
 use tokio::time::Instant;
 use tracing::{error, info};
 
-pub use self::look::Counting;
+pub use self::{beginning::Beginning, look::Counting};
 use self::member::Member;
 use crate::{
     clocks,
@@ -73,6 +74,8 @@ impl Planning {
 /// The core with everything that its commands act on.
 pub struct Owner<D> {
     controller: Controller,
+    /// Commands that are carried out at the start.
+    first: Vec<Command>,
     dataplane: D,
     neighbours: Neighbours,
     prober: Prober,
@@ -102,10 +105,14 @@ pub struct Owner<D> {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Takes over a controller that has not started.
-    pub fn new(controller: Controller, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
+    /// Takes over a controller, whose first commands wait for [`start`](Self::start).
+    pub fn new(beginning: Beginning, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
+        let Beginning { controller, commands, watches, .. } = beginning;
+        let mut held = Held::default();
+        watches.iter().for_each(|command| held.note(command));
         Self {
             controller,
+            first: commands,
             dataplane,
             neighbours,
             prober,
@@ -117,7 +124,7 @@ impl<D: Dataplane> Owner<D> {
             last_changes: LastChanges::default(),
             started: Instant::now(),
             changed: false,
-            held: Held::default(),
+            held,
             forgotten: 0,
             out_of_step: false,
             member: Member::default(),
@@ -199,12 +206,7 @@ impl<D: Dataplane> Owner<D> {
     /// When the data path refuses.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
-        let follows = self.controller.is_follower();
-        let commands = if follows {
-            self.controller.start_following(started.into_std())
-        } else {
-            self.controller.start(started.into_std())
-        };
+        let commands = std::mem::take(&mut self.first);
         let (mut backends, mut listeners, mut ruled) = (Vec::new(), Vec::new(), Vec::new());
         for command in &commands {
             if let Command::WriteBackend(backend) = command {

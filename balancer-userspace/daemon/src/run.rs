@@ -3,6 +3,7 @@
 
 mod calls;
 mod leaving;
+mod preparation;
 mod running;
 mod shutdown;
 mod startup;

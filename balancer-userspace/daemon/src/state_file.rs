@@ -232,16 +232,17 @@ impl StateFile {
     fn save(&mut self, state: &SavedState) -> anyhow::Result<(String, u64)> {
         let body = serde_json::to_string(state).with_context(|| self.cannot())?;
         let checksum = sealed::checksum(state.version, &body);
-        let text = sealed::under(state.version, &checksum, &body);
-        self.replace(text.as_bytes()).with_context(|| self.cannot())?;
+        let parts = sealed::parts(state.version, &checksum, &body);
+        self.replace(&parts).with_context(|| self.cannot())?;
         self.good = true;
-        Ok((checksum, text.len() as u64))
+        Ok((checksum, parts.iter().map(|part| part.len() as u64).sum()))
     }
 
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+    fn replace(&self, parts: &[impl AsRef<str>]) -> io::Result<()> {
         let new = with_suffix(&self.path, "new");
         let mut file = create(&new)?;
-        file.write_all(bytes).and_then(|()| file.sync_all())?;
+        parts.iter().try_for_each(|part| file.write_all(part.as_ref().as_bytes()))?;
+        file.sync_all()?;
         let journal = journal::of_state(&self.path);
         if self.good {
             let previous = with_suffix(&self.path, "previous");

@@ -1,9 +1,9 @@
 //! What services must be like so that the data path can serve them: one set of rules, for a file, which has a line for
 //! every place, and for changes and what a restart finds, which have none.
 
+mod returns;
+
 use std::{
-    cell::LazyCell,
-    collections::BTreeMap,
     fmt,
     iter::repeat_n,
     net::{IpAddr, SocketAddr},
@@ -14,6 +14,7 @@ use std::{
 use balancer_common::map_types::{Forwarding, LAST_BACKEND, MAX_LISTENERS};
 use foldhash::{HashMap, HashSet};
 
+use self::returns::Source;
 use super::{
     primes::{MAX_TABLE_SIZE, is_prime, next_prime},
     renames,
@@ -364,63 +365,13 @@ impl Problems<'_> {
     /// `nat` backends whose replies the return path could not tell apart.
     fn returns(&mut self) {
         // Two services that have one name may both have come from one that is known.
-        if self.found.is_empty() && !self.may_confuse_returns() {
+        let is_known = |service: &Arc<ServiceConfig>| self.is_known(service);
+        if self.found.is_empty() && !returns::may_be_confused(self.services, self.known, is_known) {
             return;
         }
-        let sources: Vec<_> = sources(self.services).collect();
-        let mut exact: HashMap<(SocketAddr, Protocol), &Source<'_>> = HashMap::default();
-        exact.reserve(sources.len());
-        for source in &sources {
-            if let Some(other) = exact.insert((source.from, source.listener.protocol), source)
-                && !source.is_told_with(other)
-            {
-                self.ambiguous(source, other);
-            }
+        for (source, other) in returns::confused(self.services) {
+            self.ambiguous(&source, &other);
         }
-        for source in sources.iter().filter(|source| source.from.port() != 0) {
-            let every_port = SocketAddr::new(source.from.ip(), 0);
-            if let Some(other) = exact.get(&(every_port, source.listener.protocol))
-                && source.is_taken_for(other)
-            {
-                self.ambiguous(source, other);
-            }
-        }
-    }
-
-    /// Whether some might be confused. Those of services that are known, or have come from one that is, are not confused
-    /// with each other, so the others alone are compared with all.
-    fn may_confuse_returns(&self) -> bool {
-        let places = self.new_backends();
-        if places.is_empty() {
-            return false;
-        }
-        let is_new = |source: &Source<'_>| places.contains(&source.at);
-        let mut new: HashMap<(IpAddr, Protocol), BTreeMap<u16, Source<'_>>> = HashMap::default();
-        let key = |source: &Source<'_>| (source.from.ip(), source.listener.protocol);
-        for source in sources(self.services).filter(is_new) {
-            let there = new.entry(key(&source)).or_default();
-            if source.is_confused_with_one_of(there) {
-                return true;
-            }
-            there.insert(source.from.port(), source);
-        }
-        let mut others = sources(self.services).filter(|source| !is_new(source));
-        others.any(|source| new.get(&key(&source)).is_some_and(|there| source.is_confused_with_one_of(there)))
-    }
-
-    /// Where backends are that no known service of that name has at the same address behind the same listeners.
-    fn new_backends(&self) -> HashSet<Place> {
-        let known = LazyCell::new(|| by_name(self.known));
-        let mut new = HashSet::default();
-        for (index, service) in self.services.iter().enumerate().filter(|(_, service)| !self.is_known(service)) {
-            let fronts = |of: &ServiceConfig| (of.forwarding, of.listen.clone(), of.ports.clone());
-            let before = known.get(service.name.as_str()).filter(|before| fronts(before) == fronts(service));
-            let place = |backend: &BackendConfig| (backend.address, backend.address6);
-            let mut there: HashSet<_> = before.into_iter().flat_map(|before| &before.backends).map(place).collect();
-            let backends = service.backends.iter().enumerate().filter(|(_, backend)| !there.remove(&place(backend)));
-            new.extend(backends.map(|(number, _)| Place::BackendAddress(index, number)));
-        }
-        new
     }
 
     fn ambiguous(&mut self, source: &Source<'_>, other: &Source<'_>) {
@@ -435,72 +386,6 @@ impl Problems<'_> {
                 at: other.at,
             },
         );
-    }
-}
-
-/// Where the replies of services come from.
-fn sources(services: &[Arc<ServiceConfig>]) -> impl Iterator<Item = Source<'_>> {
-    let nat = services.iter().enumerate().filter(|(_, service)| service.forwarding == Forwarding::Nat);
-    nat.flat_map(|(index, service)| {
-        service.backends.iter().enumerate().flat_map(move |(number, backend)| {
-            let at = Place::BackendAddress(index, number);
-            service.listen.iter().filter_map(move |&listener| Source::new(service, backend, listener, at))
-        })
-    })
-}
-
-/// Where replies come from.
-struct Source<'a> {
-    service: &'a ServiceConfig,
-    backend: &'a BackendConfig,
-    listener: Listener,
-    /// Port 0: every port.
-    from: SocketAddr,
-    at: Place,
-}
-
-impl<'a> Source<'a> {
-    fn new(service: &'a ServiceConfig, backend: &'a BackendConfig, listener: Listener, at: Place) -> Option<Self> {
-        let address = backend.address_for(listener.family(), service.forwarding)?;
-        let port = if address.port() == 0 { service.backend_port(listener) } else { address.port() };
-        Some(Self { service, backend, listener, from: SocketAddr::new(address.ip(), port), at })
-    }
-
-    fn name(&self) -> String {
-        format!("{}/{}", self.service.name, self.backend.name)
-    }
-
-    /// Whether it does not matter which of both a reply is of: several ranges of one VIP.
-    fn is_told_with(&self, other: &Self) -> bool {
-        self.from.port() == 0
-            && self.listener.address == other.listener.address
-            && self.service.name == other.service.name
-    }
-
-    /// Whether `other` answers for every port of its address, and from that of this one as well. That is the same only if
-    /// the address behind them is the same and no port changes.
-    fn is_taken_for(&self, other: &Self) -> bool {
-        let port = self.from.port();
-        other.from.port() == 0
-            && other.may_answer_from(port)
-            && !(other.listener.address == self.listener.address && self.listener.ports.single() == Some(port))
-    }
-
-    /// Whether its replies could be taken for those of one of `others`, which come from its address by its protocol and
-    /// are given by their ports, or the other way round.
-    fn is_confused_with_one_of(&self, others: &BTreeMap<u16, Self>) -> bool {
-        let port = self.from.port();
-        others.get(&port).is_some_and(|other| !self.is_told_with(other))
-            || port != 0 && others.get(&0).is_some_and(|other| self.is_taken_for(other))
-            || port == 0 && others.values().any(|other| other.from.port() != 0 && other.is_taken_for(self))
-    }
-
-    /// Whether one with every port answers from `port`: a range does so from its own alone.
-    fn may_answer_from(&self, port: u16) -> bool {
-        let of_vip = |listener: &&Listener| {
-            listener.address == self.listener.address && listener.protocol == self.listener.protocol
-        };
-        self.service.listen.iter().filter(of_vip).any(|listener| listener.ports.contains(port))
     }
 }
 
@@ -586,8 +471,6 @@ fn port_fits(service: &ServiceConfig, name: &str, port: u16) -> Result<(), Strin
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use proptest::prelude::*;
 
     use super::*;

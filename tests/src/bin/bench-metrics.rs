@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use balancer_common::client::HashKey;
 use balancer_core::controller::Controller;
-use balancer_daemon::{metrics::render, neighbours::Neighbours, owner::Owner, prober::Prober, supervisor::Supervisor};
+use balancer_daemon::{metrics::render, neighbours::Neighbours, owner::{Beginning, Owner}, prober::Prober, supervisor::Supervisor};
 use balancer_dataplane::{Capacity, KernelDataplane};
 use balancer_model::file;
 use balancer_tests::{
@@ -56,10 +56,11 @@ fn measure(options: &Options) -> Result<()> {
         let dataplane = KernelDataplane::load(Capacity::for_config(&config), &[1])?;
         let (events, _unread) = mpsc::channel(1);
         let controller = Controller::new(config, HashKey { k0: 1, k1: 2 });
+        let neighbours = Neighbours::spawn(events.clone(), &Supervisor::default())?;
         let mut owner = Owner::new(
-            controller,
+            Beginning::new(controller, &neighbours),
             dataplane,
-            Neighbours::spawn(events.clone(), &Supervisor::default())?,
+            neighbours,
             Prober::new(events, &Supervisor::default())?,
             balancer_daemon::events::Events::new(),
         );

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use super::{
     FIRST_NEXT_HOPS, Launch,
+    preparation::{Loading, Prepared},
     running::{Api, EVENTS, NeighbourRing, Running},
 };
 use crate::{
@@ -33,9 +34,7 @@ use crate::{
     interfaces,
     keeper::Keeper,
     metrics,
-    neighbours::Neighbours,
     owner::Owner,
-    prober::Prober,
     puzzles, reload,
     resume::{Resumed, resume},
     service_manager::ServiceManager,
@@ -128,8 +127,15 @@ impl Startup {
             metrics,
         } = self;
         let outlives = pins.is_some();
-        let capacity = Capacity::for_largest(&config, &resumed.largest);
-        let mut dataplane = KernelDataplane::load_kept(capacity, &ifindexes, pins, puzzles::wanted(), &supervisor)?;
+        let Resumed { mut controller, departed, repeated_moves, withdrawn, file: mut state_file, epoch, largest, .. } =
+            resumed;
+        let capacity = Capacity::for_largest(&config, &largest);
+        controller.name_interfaces(named);
+        controller.set_backend_rows(capacity.backends);
+        let instance = controller.instance();
+        let loading = Loading::begin(capacity, ifindexes, pins, &supervisor);
+        let (mut dataplane, prepared) = loading.meanwhile(controller, &supervisor).await?;
+        let Prepared { beginning, neighbours, prober, mut events, found } = prepared;
         tell_of(&mut dataplane, &config, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
         let neighbours_wanted = dataplane.take_neighbours_wanted()?;
@@ -140,18 +146,12 @@ impl Startup {
         dataplane.sample_every(config.statistics.sample_interval);
         let wanted = NeighbourRing::new(neighbours_wanted)?;
 
-        let (events_in, mut events) = mpsc::channel(EVENTS);
         let (calls_in, calls) = mpsc::channel(CALLS);
-        let Resumed { mut controller, departed, repeated_moves, withdrawn, file: mut state_file, epoch, .. } = resumed;
-        controller.name_interfaces(named);
-        controller.set_backend_rows(dataplane.backend_rows());
-        let instance = controller.instance();
-        let neighbours = Neighbours::spawn(events_in.clone(), &supervisor)?;
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
         let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
         let history = Events::beside(&config.state_file, member, &supervisor);
-        let prober = Prober::new(events_in, &supervisor).context("starting the thread of the health checks")?;
-        let mut owner = Owner::new(controller, dataplane, neighbours, prober, history.clone());
+        let patience = beginning.at() + FIRST_NEXT_HOPS;
+        let mut owner = Owner::new(beginning, dataplane, neighbours, prober, history.clone());
         owner.take_over_counters(departed, repeated_moves);
         owner.take_over_withdrawn(withdrawn);
         owner.set_fleet(config.fleet.as_ref().map(|fleet| FleetFacts::stranger(fleet.when_alone)));
@@ -162,7 +162,7 @@ impl Startup {
         if let Some(fleet) = &mut fleet {
             fleet.catch_up(&mut owner);
         }
-        await_next_hops(&mut owner, &mut events).await;
+        await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
         // Before anything is pinned that could not be told apart without it.
@@ -254,21 +254,27 @@ fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
     }
 }
 
-/// Handles events until each backend's address has had an answer, or it takes too long.
-async fn await_next_hops(owner: &mut Owner<KernelDataplane>, events: &mut mpsc::Receiver<Event>) {
+/// Handles `found` and the events after them until each backend's address has had an answer, or `deadline` has passed.
+async fn await_next_hops(
+    owner: &mut Owner<KernelDataplane>,
+    mut found: Vec<Event>,
+    events: &mut mpsc::Receiver<Event>,
+    deadline: Instant,
+) {
     let mut missing: HashSet<IpAddr> = owner.addresses().collect();
-    let deadline = Instant::now() + FIRST_NEXT_HOPS;
-    let mut found = Vec::new();
-    while !missing.is_empty() {
-        if !matches!(timeout_at(deadline, events.recv_many(&mut found, EVENTS)).await, Ok(1..)) {
-            warn!("{} next hops are not resolved yet", missing.len());
-            break;
-        }
+    loop {
         for event in &found {
             if let Event::NextHop { address, .. } = event {
                 missing.remove(address);
             }
         }
         owner.handle_all(found.drain(..));
+        if missing.is_empty() {
+            return;
+        }
+        if !matches!(timeout_at(deadline, events.recv_many(&mut found, EVENTS)).await, Ok(1..)) {
+            warn!("{} next hops are not resolved yet", missing.len());
+            return;
+        }
     }
 }

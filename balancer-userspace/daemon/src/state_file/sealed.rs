@@ -1,5 +1,7 @@
 //! A body of JSON under a version and a checksum.
 
+use std::borrow::Cow;
+
 use balancer_core::state::{SavedState, VERSION};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -44,12 +46,13 @@ pub(super) fn checksum(version: u32, body: &str) -> String {
 
 /// `body`, which is JSON, as a line of a file.
 pub(crate) fn sealed(version: u32, body: &str) -> String {
-    under(version, &checksum(version, body), body)
+    parts(version, &checksum(version, body), body).concat()
 }
 
-/// As [`sealed`], where the checksum is known.
-pub(super) fn under(version: u32, checksum: &str, body: &str) -> String {
-    format!("{{\"balancer_state\":{version},\"checksum\":\"{checksum}\",\"body\":{body}}}\n")
+/// As [`sealed`], where the checksum is known, in parts: a large body is not copied.
+pub(super) fn parts<'a>(version: u32, checksum: &str, body: &'a str) -> [Cow<'a, str>; 3] {
+    let head = format!("{{\"balancer_state\":{version},\"checksum\":\"{checksum}\",\"body\":");
+    [head.into(), body.into(), "}\n".into()]
 }
 
 pub(super) fn open(bytes: &[u8]) -> Result<Opened<'_>, Bad> {

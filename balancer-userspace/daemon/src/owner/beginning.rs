@@ -1,0 +1,45 @@
+//! What a controller wants done first: worked out, and next hops asked for, before there is a data path.
+
+use balancer_core::{controller::Controller, io::Command};
+use tokio::time::Instant;
+
+use crate::neighbours::Neighbours;
+
+/// A controller that has started, and its first commands.
+pub struct Beginning {
+    pub(super) controller: Controller,
+    /// To be carried out.
+    pub(super) commands: Vec<Command>,
+    /// Those about next hops, which are.
+    pub(super) watches: Vec<Command>,
+    at: Instant,
+}
+
+impl Beginning {
+    /// Starts `controller`, and has `neighbours` watch what it needs.
+    #[must_use]
+    pub fn new(mut controller: Controller, neighbours: &Neighbours) -> Self {
+        let at = Instant::now();
+        let now = at.into_std();
+        let all = if controller.is_follower() { controller.start_following(now) } else { controller.start(now) };
+        let (mut commands, mut watches) = (Vec::new(), Vec::new());
+        for command in all {
+            if let Command::WatchNextHop(address) = command {
+                neighbours.watch(address);
+                watches.push(command);
+            } else if let Command::UnwatchNextHop(address) = command {
+                neighbours.unwatch(address);
+                watches.push(command);
+            } else {
+                commands.push(command);
+            }
+        }
+        Self { controller, commands, watches, at }
+    }
+
+    /// When that was.
+    #[must_use]
+    pub const fn at(&self) -> Instant {
+        self.at
+    }
+}

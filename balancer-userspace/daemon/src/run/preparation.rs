@@ -1,0 +1,77 @@
+//! What a start gets ready while the kernel verifies the program, which takes a processor for most of the start.
+
+use anyhow::Context as _;
+use balancer_core::{controller::Controller, io::Event};
+use balancer_dataplane::{Capacity, KernelDataplane, Pins};
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinHandle, spawn_blocking},
+};
+
+use super::running::EVENTS;
+use crate::{
+    neighbours::Neighbours,
+    owner::Beginning,
+    prober::Prober,
+    puzzles,
+    supervisor::{Supervisor, panicked},
+};
+
+/// A program on its way into the kernel.
+pub(super) struct Loading(JoinHandle<anyhow::Result<KernelDataplane>>);
+
+/// All that needs no program.
+pub(super) struct Prepared {
+    pub(super) beginning: Beginning,
+    pub(super) neighbours: Neighbours,
+    pub(super) prober: Prober,
+    pub(super) events: mpsc::Receiver<Event>,
+    /// Those that came meanwhile.
+    pub(super) found: Vec<Event>,
+}
+
+impl Loading {
+    /// Begins to load it, on a thread of its own.
+    pub(super) fn begin(capacity: Capacity, ifindexes: Vec<u32>, pins: Option<Pins>, supervisor: &Supervisor) -> Self {
+        let (supervisor, tells) = (supervisor.clone(), puzzles::wanted());
+        Self(spawn_blocking(move || KernelDataplane::load_kept(capacity, &ifindexes, pins, tells, &supervisor)))
+    }
+
+    /// Gets `controller` ready until it is loaded. Does not return before, also on an error: what was made in the kernel
+    /// is undone by who has it.
+    pub(super) async fn meanwhile(
+        mut self,
+        controller: Controller,
+        supervisor: &Supervisor,
+    ) -> anyhow::Result<(KernelDataplane, Prepared)> {
+        let prepared = Prepared::new(controller, supervisor);
+        let (loaded, prepared) = match prepared {
+            Ok(mut prepared) => {
+                let loaded = loop {
+                    tokio::select! {
+                        loaded = &mut self.0 => break loaded,
+                        1.. = prepared.events.recv_many(&mut prepared.found, EVENTS) => {}
+                    }
+                };
+                (loaded, Ok(prepared))
+            }
+            Err(error) => (self.0.await, Err(error)),
+        };
+        Ok((loaded.map_err(ended)??, prepared?))
+    }
+}
+
+impl Prepared {
+    fn new(controller: Controller, supervisor: &Supervisor) -> anyhow::Result<Self> {
+        let (events_in, events) = mpsc::channel(EVENTS);
+        let neighbours = Neighbours::spawn(events_in.clone(), supervisor)?;
+        let prober = Prober::new(events_in, supervisor).context("starting the thread of the health checks")?;
+        let beginning = Beginning::new(controller, &neighbours);
+        Ok(Self { beginning, neighbours, prober, events, found: Vec::new() })
+    }
+}
+
+fn ended(error: JoinError) -> anyhow::Error {
+    let why = error.try_into_panic().map_or_else(|_| "was stopped".to_owned(), |panic| panicked(panic.as_ref()));
+    anyhow::anyhow!("the loading of the kernel program {why}")
+}

@@ -1,0 +1,155 @@
+//! Whose replies the return path of `nat` could not tell apart.
+
+use std::{
+    cell::LazyCell,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use balancer_common::map_types::Forwarding;
+use foldhash::{HashMap, HashSet};
+
+use super::{Place, Valid};
+use crate::{
+    config::{BackendConfig, Protocol, ServiceConfig},
+    listeners::Listener,
+    shared::by_name,
+};
+
+/// Where the replies of a `nat` backend to the clients of a listener come from.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    service: &'a ServiceConfig,
+    backend: &'a BackendConfig,
+    pub(super) listener: Listener,
+    /// Port 0: every port.
+    pub(super) from: SocketAddr,
+    pub(super) at: Place,
+}
+
+/// Pairs of sources that are taken for each other.
+pub(super) fn confused(services: &[Arc<ServiceConfig>]) -> Vec<(Source<'_>, Source<'_>)> {
+    let sources: Vec<_> = sources(services).collect();
+    let mut pairs = Vec::new();
+    let mut exact: HashMap<_, &Source<'_>> = HashMap::default();
+    exact.reserve(sources.len());
+    for source in &sources {
+        if let Some(other) = exact.insert(source.key(), source)
+            && !source.is_told_with(other)
+        {
+            pairs.push((*source, *other));
+        }
+    }
+    for source in sources.iter().filter(|source| source.from.port() != 0) {
+        if let Some(other) = exact.get(&source.every_port())
+            && source.is_taken_for(other)
+        {
+            pairs.push((*source, **other));
+        }
+    }
+    pairs
+}
+
+/// Whether there may be such pairs. Sources of services that are known to be valid, or have come from one that is, are not
+/// confused with each other, so the others alone are compared with all.
+pub(super) fn may_be_confused(
+    services: &[Arc<ServiceConfig>],
+    known: &Valid,
+    is_known: impl Fn(&Arc<ServiceConfig>) -> bool,
+) -> bool {
+    let places = new_backends(services, known, is_known);
+    if places.is_empty() {
+        return false;
+    }
+    let (new, old): (Vec<_>, Vec<_>) = sources(services).partition(|source| places.contains(&source.at));
+    let mut exact: HashMap<_, &Source<'_>> = HashMap::default();
+    exact.reserve(new.len());
+    for source in &new {
+        if exact.insert(source.key(), source).is_some_and(|other| !source.is_told_with(other)) {
+            return true;
+        }
+    }
+    if old.iter().any(|source| exact.get(&source.key()).is_some_and(|other| !source.is_told_with(other))) {
+        return true;
+    }
+    let all = || new.iter().chain(&old);
+    let with_every_port = all().filter(|source| source.from.port() == 0);
+    let with_every_port: HashMap<_, &Source<'_>> = with_every_port.map(|source| (source.key(), source)).collect();
+    !with_every_port.is_empty()
+        && all().filter(|source| source.from.port() != 0).any(|source| {
+            with_every_port.get(&source.every_port()).is_some_and(|other| source.is_taken_for(other))
+        })
+}
+
+/// Where backends are that no known service of that name has at the same address behind the same listeners.
+fn new_backends(
+    services: &[Arc<ServiceConfig>],
+    known: &Valid,
+    is_known: impl Fn(&Arc<ServiceConfig>) -> bool,
+) -> HashSet<Place> {
+    let known = LazyCell::new(|| by_name(known));
+    let mut new = HashSet::default();
+    for (index, service) in services.iter().enumerate().filter(|(_, service)| !is_known(service)) {
+        let fronts = |of: &ServiceConfig| (of.forwarding, of.listen.clone(), of.ports.clone());
+        let before = known.get(service.name.as_str()).filter(|before| fronts(before) == fronts(service));
+        let place = |backend: &BackendConfig| (backend.address, backend.address6);
+        let mut there: HashSet<_> = before.into_iter().flat_map(|before| &before.backends).map(place).collect();
+        let backends = service.backends.iter().enumerate().filter(|(_, backend)| !there.remove(&place(backend)));
+        new.extend(backends.map(|(number, _)| Place::BackendAddress(index, number)));
+    }
+    new
+}
+
+fn sources(services: &[Arc<ServiceConfig>]) -> impl Iterator<Item = Source<'_>> {
+    let nat = services.iter().enumerate().filter(|(_, service)| service.forwarding == Forwarding::Nat);
+    nat.flat_map(|(index, service)| {
+        service.backends.iter().enumerate().flat_map(move |(number, backend)| {
+            let at = Place::BackendAddress(index, number);
+            service.listen.iter().filter_map(move |&listener| Source::new(service, backend, listener, at))
+        })
+    })
+}
+
+impl<'a> Source<'a> {
+    fn new(service: &'a ServiceConfig, backend: &'a BackendConfig, listener: Listener, at: Place) -> Option<Self> {
+        let address = backend.address_for(listener.family(), service.forwarding)?;
+        let port = if address.port() == 0 { service.backend_port(listener) } else { address.port() };
+        Some(Self { service, backend, listener, from: SocketAddr::new(address.ip(), port), at })
+    }
+
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.service.name, self.backend.name)
+    }
+
+    const fn key(&self) -> (IpAddr, u16, Protocol) {
+        (self.from.ip(), self.from.port(), self.listener.protocol)
+    }
+
+    /// The key of one that answers from every port of its address.
+    const fn every_port(&self) -> (IpAddr, u16, Protocol) {
+        (self.from.ip(), 0, self.listener.protocol)
+    }
+
+    /// Whether it does not matter which of both a reply is of: several ranges of one VIP.
+    fn is_told_with(&self, other: &Self) -> bool {
+        self.from.port() == 0
+            && self.listener.address == other.listener.address
+            && self.service.name == other.service.name
+    }
+
+    /// Whether `other`, which answers for every port of its address, answers from that of this one as well. That is the same
+    /// only if the address behind them is the same and no port changes.
+    fn is_taken_for(&self, other: &Self) -> bool {
+        let port = self.from.port();
+        other.may_answer_from(port)
+            && !(other.listener.address == self.listener.address && self.listener.ports.single() == Some(port))
+    }
+
+    /// Whether one with every port answers from `port`: a range does so from its own alone.
+    fn may_answer_from(&self, port: u16) -> bool {
+        let of_vip = |listener: &&Listener| {
+            listener.address == self.listener.address && listener.protocol == self.listener.protocol
+        };
+        self.service.listen.iter().filter(of_vip).any(|listener| listener.ports.contains(port))
+    }
+}
