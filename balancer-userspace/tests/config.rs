@@ -115,7 +115,7 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
         rise: 2,
     };
     assert_eq!(web.check, check);
-    let own: Vec<Option<&CheckConfig>> = web.backends.iter().map(|backend| backend.check.as_ref()).collect();
+    let own: Vec<Option<&CheckConfig>> = web.backends.iter().map(|backend| backend.check.as_deref()).collect();
     assert_eq!(own[0], None);
     let body = Some(BodyTest::Contains("fine".to_owned()));
     let keys = HttpCheck { path: "/".to_owned(), expect_body: body, ..secure.clone() };
@@ -135,10 +135,10 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     let times = [quick.interval, quick.timeout, quick.fast_interval].map(|time| time.as_millis());
     assert_eq!(times, [300, 300, 100]);
 
-    let ways = through.backends.iter().map(|backend| backend.check.as_ref().map(|check| check.via));
+    let ways = through.backends.iter().map(|backend| backend.check.as_deref().map(|check| check.via));
     assert_eq!(ways.collect::<Vec<_>>(), [None, Some(Via::Service), Some(Via::Backend), Some(Via::Backend)]);
     let targets = through.backends.iter().map(|backend| {
-        let check = backend.check.as_ref().unwrap_or(&through.check);
+        let check = backend.check.as_deref().unwrap_or(&through.check);
         through.check_target(backend, check, Family::V4).unwrap().to_string()
     });
     let expected = ["198.51.100.12:80", "198.51.100.12:80", "10.0.0.13:80", "10.0.0.14:80"];

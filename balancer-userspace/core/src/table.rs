@@ -69,7 +69,7 @@ pub struct Live {
     /// Who is steered to. Empty with [`Footing::AllDown`] and [`Footing::NoBackend`].
     pub shares: Shares,
     /// M entries: ids out of `shares`, or else `ALL_DOWN` or `NO_BACKEND` throughout.
-    pub slots: Vec<u16>,
+    pub slots: Arc<[u16]>,
     /// The base table of the primaries. `None`: nobody is steered to one of them.
     pub home: Option<Arc<[u16]>>,
 }
@@ -95,7 +95,7 @@ impl Builder {
         let (footing, steered) = choose(candidates, when_all_down);
         let Some(first) = steered.first() else {
             let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
-            return Live { footing, shares: Shares::new(), slots: vec![entry; table_size as usize], home: None };
+            return Live { footing, shares: Shares::new(), slots: vec![entry; table_size as usize].into(), home: None };
         };
         let configured =
             candidates.iter().filter(|candidate| candidate.backup == first.backup && candidate.has_weight());
@@ -109,7 +109,7 @@ impl Builder {
         let step = |candidate: &Candidate<'_>| candidate.step.filter(|_| settled).unwrap_or(STEPS);
         let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
         let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
-        let mut slots = base.slots.to_vec();
+        let mut slots = Arc::clone(&base.slots);
         let heirs: Vec<Member<'_>> = steered
             .iter()
             .filter(|candidate| candidate.step.is_none() || !settled)
@@ -124,7 +124,7 @@ impl Builder {
                     *steps = step(candidate);
                 }
             }
-            for (slot, &substitute) in slots.iter_mut().zip(&*self.refill.slots) {
+            for (slot, &substitute) in Arc::make_mut(&mut slots).iter_mut().zip(&*self.refill.slots) {
                 let Some((steps, place)) = stays.get_mut(usize::from(*slot)) else { continue };
                 if *place >= *steps {
                     *slot = substitute;
@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(step(0, false, true, Open), (Footing::AsIfUp, vec![2]));
         assert_eq!(step(1, false, true, Open), (Footing::AsIfUp, vec![3]));
         assert_eq!(step(2, false, true, Open), (Footing::AllDown, vec![ALL_DOWN]));
-        assert_eq!(live(&[], M, KEY).slots, vec![NO_BACKEND; M as usize]);
+        assert_eq!(*live(&[], M, KEY).slots, vec![NO_BACKEND; M as usize]);
     }
 
     #[test]
@@ -370,9 +370,9 @@ mod tests {
         let names = names(2);
         let mut two = candidates(&names);
         two[0].member.weight = 0;
-        assert_eq!(live(&two, M, KEY).slots, vec![2; M as usize]);
+        assert_eq!(*live(&two, M, KEY).slots, vec![2; M as usize]);
         two[1].takes_new = false;
-        assert_eq!(live(&two, M, KEY).slots, vec![2; M as usize]);
+        assert_eq!(*live(&two, M, KEY).slots, vec![2; M as usize]);
         two[1].member.weight = 0;
         assert_eq!(live(&two, M, KEY).footing, Footing::AllDown);
     }
@@ -411,7 +411,7 @@ mod tests {
                 set[index].takes_new = takes_new;
                 let after = builder.live(&set, WhenAllDown::Open, M, KEY);
                 prop_assert_eq!(&after, &live(&set, M, KEY), "what is kept between two builds must not show");
-                for ((home, old), new) in all.slots.iter().zip(&before.slots).zip(&after.slots) {
+                for ((home, old), new) in all.slots.iter().zip(&*before.slots).zip(&*after.slots) {
                     let steered = |shares: &Shares| shares.contains_key(home);
                     prop_assert!(!steered(&before.shares) || home == old);
                     prop_assert!(!steered(&after.shares) || home == new);

@@ -39,8 +39,8 @@ use balancer_model::{
 use tokio::time::Instant;
 use tracing::{error, info};
 
-pub use self::{beginning::Beginning, look::Counting};
 use self::member::Member;
+pub use self::{beginning::Beginning, look::Counting};
 use crate::{
     clocks,
     departed::Departed,

@@ -35,7 +35,24 @@ const OLDEST: u16 = 16_000;
 #[derive(Clone, Debug)]
 struct Elsewhere {
     swaps: u64,
+    /// Slots of the service.
+    size: usize,
+    /// By slot, whether one is; empty: none is anywhere.
     slots: Vec<bool>,
+}
+
+impl Elsewhere {
+    /// Takes note of one; whether it is the first of its slot.
+    fn found(&mut self, slot: u32) -> bool {
+        if self.slots.is_empty() {
+            self.slots = vec![false; self.size];
+        }
+        self.slots.get_mut(slot as usize).is_some_and(|is| !std::mem::replace(is, true))
+    }
+
+    fn is_in(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).copied().unwrap_or(false)
+    }
 }
 
 /// The mapped client table and how far the sweep has come.
@@ -203,9 +220,8 @@ impl ClientTable {
 
     /// A client of this slot has come to be elsewhere, where the present pass may have been already.
     pub(super) fn found_elsewhere(&mut self, service: ServiceId, slot: u32) {
-        let elsewhere = self.this_pass.get_mut(&service).and_then(|pass| pass.slots.get_mut(slot as usize));
-        if let Some(elsewhere) = elsewhere {
-            *elsewhere = true;
+        if let Some(pass) = self.this_pass.get_mut(&service) {
+            pass.found(slot);
         }
     }
 
@@ -237,8 +253,13 @@ impl ClientTable {
         find(&Look(words), (hash >> 32) as u32).map(|(_, entry)| entry)
     }
 
-    /// Looks at up to `words` entries.
-    pub(super) fn sweep(&mut self, words: usize, services: &HashMap<ServiceId, Memory>) -> Part {
+    /// Looks at up to `words` entries. Where no slot of a service `is_flagged`, none is to be settled.
+    pub(super) fn sweep(
+        &mut self,
+        words: usize,
+        services: &HashMap<ServiceId, Memory>,
+        is_flagged: impl Fn(ServiceId) -> bool,
+    ) -> Part {
         if self.next == 0 {
             self.begin(services);
         }
@@ -278,9 +299,7 @@ impl ClientTable {
                     let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
                     continue;
                 }
-                if let Some(is) = elsewhere.as_mut().and_then(|elsewhere| elsewhere.slots.get_mut(place as usize))
-                    && !std::mem::replace(is, true)
-                {
+                if elsewhere.as_mut().is_some_and(|elsewhere| elsewhere.found(place)) {
                     found.push((service, place));
                 }
             }
@@ -289,7 +308,7 @@ impl ClientTable {
             }
         }
         self.next = end;
-        let pass = (end == all.len()).then(|| self.end(services));
+        let pass = (end == all.len()).then(|| self.end(services, is_flagged));
         Part { elsewhere: found, pass }
     }
 
@@ -392,21 +411,21 @@ impl ClientTable {
         self.this_pass = services
             .iter()
             .filter(|(_, memory)| memory.clock.is_some())
-            .map(|(&id, memory)| (id, Elsewhere { swaps: memory.swaps, slots: vec![false; memory.table.len()] }))
+            .map(|(&id, memory)| (id, Elsewhere { swaps: memory.swaps, size: memory.table.len(), slots: Vec::new() }))
             .collect();
     }
 
-    fn end(&mut self, services: &HashMap<ServiceId, Memory>) -> Pass {
+    fn end(&mut self, services: &HashMap<ServiceId, Memory>, is_flagged: impl Fn(ServiceId) -> bool) -> Pass {
         self.next = 0;
         let this = std::mem::take(&mut self.this_pass);
         let mut settled = Vec::new();
-        for (&id, now) in &this {
+        for (&id, now) in this.iter().filter(|&(&id, _)| is_flagged(id)) {
             let unchanged = services.get(&id).is_some_and(|memory| memory.swaps == now.swaps);
             let Some(before) = self.last_pass.get(&id).filter(|before| unchanged && before.swaps == now.swaps) else {
                 continue;
             };
-            let slots = (0u32..).zip(before.slots.iter().zip(&now.slots));
-            settled.push((id, slots.filter(|(_, (before, now))| !**before && !**now).map(|(slot, _)| slot).collect()));
+            let slots = 0..now.size as u32;
+            settled.push((id, slots.filter(|&slot| !before.is_in(slot) && !now.is_in(slot)).collect()));
         }
         self.last_pass = this;
         let known: Vec<_> = (0..=u16::MAX)

@@ -17,14 +17,19 @@ use super::{
     regions::Regions,
 };
 
+/// [`SLOT_EXCEPTIONS`] as it is kept here.
+const EXCEPTIONS: u8 = SLOT_EXCEPTIONS as u8;
+
+const _: () = assert!((SLOT_EXCEPTIONS | SLOT_REFILLED) <= u8::MAX as u16);
+
 /// The live table of a service.
 struct Table {
     lines: Range<u32>,
     size: u32,
     /// The backends of its slots.
     slots: Arc<[u16]>,
-    /// The flags of its slots.
-    flags: Vec<u16>,
+    /// The flags of its slots, of which there are two.
+    flags: Vec<u8>,
     /// How many of them have exceptions.
     exceptions: u64,
     /// Row of the active half of the service map, once published.
@@ -70,6 +75,11 @@ impl Tables {
         self.of.get(&service)?.row
     }
 
+    /// Whether a service has slots with exceptions.
+    pub(super) fn has_exceptions(&self, service: ServiceId) -> bool {
+        self.of.get(&service).is_some_and(|table| table.exceptions > 0)
+    }
+
     /// Slots with exceptions, of all tables.
     pub(super) fn exceptions(&self) -> u64 {
         self.of.values().map(|table| table.exceptions).sum()
@@ -89,24 +99,24 @@ impl Tables {
         anyhow::ensure!(size > 0, "a lookup table needs slots");
         let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
         let old = self.of.get(&service).filter(|_| remembers);
-        let flags: Vec<u16> = (0..table.len())
+        let flags: Vec<u8> = (0..table.len())
             .map(|slot| {
                 let refilled = home.is_none_or(|home| home.get(slot) != table.get(slot));
                 // Set before the swap is visible: the clients of a slot that changes stay where they are known, and
                 // those of a flagged slot may be anywhere.
                 let exceptions = match old {
                     Some(old) if old.size == size => {
-                        old.flags.get(slot).is_none_or(|flags| flags & SLOT_EXCEPTIONS != 0)
+                        old.flags.get(slot).is_none_or(|flags| flags & EXCEPTIONS != 0)
                             || old.slots.get(slot) != table.get(slot)
                     }
                     Some(_) => true,
                     // The clients of an earlier controller may be anywhere.
                     None => adopted,
                 };
-                (u16::from(refilled) * SLOT_REFILLED) | (u16::from(exceptions) * SLOT_EXCEPTIONS)
+                (u8::from(refilled) * SLOT_REFILLED as u8) | (u8::from(exceptions) * EXCEPTIONS)
             })
             .collect();
-        let mut slots = table.iter().zip(&flags).map(|(&backend, &flags)| TableSlot { backend, flags });
+        let mut slots = table.iter().zip(&flags).map(|(&backend, &flags)| TableSlot { backend, flags: flags.into() });
         for line in lines.clone() {
             let mut value = SlotLine::zeroed();
             for (place, slot) in value.slots.iter_mut().zip(&mut slots) {
@@ -116,7 +126,7 @@ impl Tables {
         }
         let old = self.of.remove(&service);
         let row = old.as_ref().and_then(|old| old.row);
-        let exceptions = flags.iter().filter(|&&flags| flags & SLOT_EXCEPTIONS != 0).count() as u64;
+        let exceptions = flags.iter().filter(|&&flags| flags & EXCEPTIONS != 0).count() as u64;
         let new = Table { lines, size, slots: table, flags, exceptions, row };
         if let Some(row) = row {
             publish(row, new.location());
@@ -156,10 +166,10 @@ impl Tables {
         let (Some(flags), Some(&backend)) = (table.flags.get_mut(slot as usize), table.slots.get(slot as usize)) else {
             return;
         };
-        if *flags & SLOT_EXCEPTIONS == 0 {
-            *flags |= SLOT_EXCEPTIONS;
+        if *flags & EXCEPTIONS == 0 {
+            *flags |= EXCEPTIONS;
             table.exceptions += 1;
-            store_slot(&self.slots, place, TableSlot { backend, flags: *flags });
+            store_slot(&self.slots, place, TableSlot { backend, flags: (*flags).into() });
         }
     }
 
@@ -172,12 +182,12 @@ impl Tables {
             else {
                 continue;
             };
-            if *flags & SLOT_EXCEPTIONS == 0 {
+            if *flags & EXCEPTIONS == 0 {
                 continue;
             }
-            *flags &= !SLOT_EXCEPTIONS;
+            *flags &= !EXCEPTIONS;
             table.exceptions -= 1;
-            store_slot(&self.slots, first + slot, TableSlot { backend, flags: *flags });
+            store_slot(&self.slots, first + slot, TableSlot { backend, flags: (*flags).into() });
         }
     }
 

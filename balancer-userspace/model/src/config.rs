@@ -203,7 +203,7 @@ pub struct BackendConfig {
     /// Used only when no primary backend is eligible.
     pub backup: bool,
     /// Overrides the service's check.
-    pub check: Option<CheckConfig>,
+    pub check: Option<Box<CheckConfig>>,
 }
 
 /// Layer-4 protocol of a service.

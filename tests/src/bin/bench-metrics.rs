@@ -11,7 +11,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use balancer_common::client::HashKey;
 use balancer_core::controller::Controller;
-use balancer_daemon::{metrics::render, neighbours::Neighbours, owner::{Beginning, Owner}, prober::Prober, supervisor::Supervisor};
+use balancer_daemon::{
+    metrics::render,
+    neighbours::Neighbours,
+    owner::{Beginning, Owner},
+    prober::Prober,
+    supervisor::Supervisor,
+};
 use balancer_dataplane::{Capacity, KernelDataplane};
 use balancer_model::file;
 use balancer_tests::{

@@ -52,7 +52,7 @@ struct Standing {
 
 /// What a failure does with known clients; `None`: it has not failed.
 fn failure(config: &ServiceConfig, backend: &Backend, hop: &Hop) -> Option<FailureAction> {
-    let check = backend.config().check.as_ref().unwrap_or(&config.check);
+    let check = backend.config().check.as_deref().unwrap_or(&config.check);
     let kind = match (hop, backend.forced(), backend.health().verdict()) {
         (Hop::Failed(_), ..) | (_, Some(Forced::Down), _) => FailureKind::Hard,
         (_, None, Verdict::Down { kind, .. }) if check.kind != CheckKind::None => *kind,
@@ -128,7 +128,7 @@ impl Drains {
         let remembers = !config.remember.is_zero();
         let drain = &self.0[&backend.id()];
         let over = drain.until.is_none_or(|until| until <= now) || drain.empty_sweeps >= 2;
-        let check = backend.config().check.as_ref().unwrap_or(&config.check);
+        let check = backend.config().check.as_deref().unwrap_or(&config.check);
         let unknown = *backend.health().verdict() == Verdict::Unknown
             && backend.forced().is_none()
             && check.kind != CheckKind::None;

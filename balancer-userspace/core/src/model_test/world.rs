@@ -698,7 +698,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
         Edit::Move(index, host) => {
             if let Some(backend) = place(index).and_then(|place| services[place].backends.first_mut()) {
                 backend.address.set_ip([10, 0, 0, host].into());
-                backend.check = Some(check());
+                backend.check = Some(Box::new(check()));
             }
         }
         Edit::Weight(index, weight) => {

@@ -58,7 +58,7 @@ pub struct Backend {
     /// What its fleet has agreed on of the way to it; `None`: there is no fleet, the own next hop decides.
     pub(super) agreed_way: Option<Way>,
     /// What the own checks have found, where the fleet's verdict is in `health`.
-    pub(super) witness: Option<Health>,
+    pub(super) witness: Option<Box<Health>>,
     /// Why it counts as failed, whatever the fleet agreed on before it was out of reach.
     pub(super) overruled: Option<String>,
 }
@@ -68,7 +68,7 @@ pub struct Backend {
 pub(crate) struct Told {
     pub(crate) row: Option<BackendSpec>,
     pub(crate) watched: Option<IpAddr>,
-    pub(crate) check: Option<ToldCheck>,
+    pub(crate) check: Option<Box<ToldCheck>>,
 }
 
 /// A check that runs.
@@ -269,11 +269,11 @@ impl Backend {
     /// The verdict of this balancer's own checks.
     #[must_use]
     pub fn health(&self) -> &Health {
-        self.witness.as_ref().unwrap_or(&self.health)
+        self.witness.as_deref().unwrap_or(&self.health)
     }
 
     pub(super) fn health_mut(&mut self) -> &mut Health {
-        self.witness.as_mut().unwrap_or(&mut self.health)
+        self.witness.as_deref_mut().unwrap_or(&mut self.health)
     }
 
     /// When the verdict of its checks last changed.
@@ -297,7 +297,7 @@ impl Backend {
     pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
         let before = word(self.health());
-        let check = self.config.check.as_ref().unwrap_or(service_check).clone();
+        let check = self.config.check.as_deref().unwrap_or(service_check).clone();
         self.health_mut().record(outcome, &check);
         if word(self.health()) != before {
             self.verdict_since = now;
@@ -483,11 +483,11 @@ impl Backend {
     /// was asked.
     pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
         let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
-        if self.told.check.as_ref().is_some_and(other) {
+        if self.told.check.as_deref().is_some_and(other) {
             self.health_mut().count_anew();
         }
         self.checked_anew = false;
-        self.told.check = Some(ToldCheck { number, target, config });
+        self.told.check = Some(Box::new(ToldCheck { number, target, config }));
     }
 
     /// The check that runs.

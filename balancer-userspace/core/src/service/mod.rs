@@ -475,7 +475,7 @@ impl Service {
     /// The check of a backend: its own, or else the service's.
     #[must_use]
     pub fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
-        backend.config.check.as_ref().unwrap_or(&self.settings.check)
+        backend.config.check.as_deref().unwrap_or(&self.settings.check)
     }
 
     /// Counts a check of the backend at `index`; true if the service should be looked at again.
@@ -634,7 +634,7 @@ impl Service {
             self.home = live.home;
         }
         if changed {
-            self.live = live.slots.into();
+            self.live = live.slots;
             self.generation += 1;
         }
         self.shares = live.shares;

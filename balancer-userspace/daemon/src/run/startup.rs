@@ -127,8 +127,9 @@ impl Startup {
             metrics,
         } = self;
         let outlives = pins.is_some();
-        let Resumed { mut controller, departed, repeated_moves, withdrawn, file: mut state_file, epoch, largest, .. } =
-            resumed;
+        let Resumed {
+            mut controller, departed, repeated_moves, withdrawn, file: mut state_file, epoch, largest, ..
+        } = resumed;
         let capacity = Capacity::for_largest(&config, &largest);
         controller.name_interfaces(named);
         controller.set_backend_rows(capacity.backends);

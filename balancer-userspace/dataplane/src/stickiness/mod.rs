@@ -88,7 +88,8 @@ impl Stickiness {
             }
             self.next_pass = None;
         }
-        let Part { elsewhere, pass } = self.clients.sweep(words, &self.memories);
+        let Part { elsewhere, pass } =
+            self.clients.sweep(words, &self.memories, |service| self.tables.has_exceptions(service));
         for (service, slot) in elsewhere {
             self.tables.flag(service, slot);
         }

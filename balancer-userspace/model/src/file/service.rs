@@ -366,7 +366,7 @@ fn backend(
             address6,
             weight,
             backup,
-            check: check.map(|check| check.value),
+            check: check.map(|check| Box::new(check.value)),
         },
     })
 }

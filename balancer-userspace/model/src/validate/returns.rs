@@ -76,9 +76,9 @@ pub(super) fn may_be_confused(
     let with_every_port = all().filter(|source| source.from.port() == 0);
     let with_every_port: HashMap<_, &Source<'_>> = with_every_port.map(|source| (source.key(), source)).collect();
     !with_every_port.is_empty()
-        && all().filter(|source| source.from.port() != 0).any(|source| {
-            with_every_port.get(&source.every_port()).is_some_and(|other| source.is_taken_for(other))
-        })
+        && all()
+            .filter(|source| source.from.port() != 0)
+            .any(|source| with_every_port.get(&source.every_port()).is_some_and(|other| source.is_taken_for(other)))
 }
 
 /// Where backends are that no known service of that name has at the same address behind the same listeners.
