@@ -33,10 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Debug, Parser)]
 struct Options {
     /// Services.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
     services: u16,
     /// Backends of each.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     backends: u16,
     /// Slots of each lookup table.
     #[arg(long, default_value_t = 4099)]
@@ -107,6 +107,8 @@ struct Site {
     controller: Option<Controller>,
     config: PathBuf,
     text: String,
+    /// The last service and its last backend; files change the first.
+    last: (String, String),
     files: tempfile::TempDir,
     hosts: Hosts,
 }
@@ -117,7 +119,9 @@ impl Site {
         let config = files.path().join("balancer.toml");
         let text = configuration(options, files.path())?;
         fs::write(&config, &text)?;
-        Ok(Self { controller: None, config, text, files, hosts: Hosts::new()? })
+        let Options { services, backends, .. } = options;
+        let last = (format!("service{}", services - 1), format!("web{}", backends - 1));
+        Ok(Self { controller: None, config, text, last, files, hosts: Hosts::new()? })
     }
 
     /// Starts the balancer, or stops it and starts it again; how long the start takes.
@@ -142,7 +146,7 @@ impl Site {
     /// Changes of one weight, files with and without one, from question to answer.
     fn changes(&self, runtime: &Runtime, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
         let api = self.api();
-        let name = BackendName { service: "service1".to_owned(), backend: "web1".to_owned() };
+        let name = BackendName { service: self.last.0.clone(), backend: self.last.1.clone() };
         let [mut weight, mut applied, mut unchanged, mut status] = [const { Vec::new() }; 4];
         for round in 0..rounds {
             weight.push(timed(|| runtime.block_on(api.set_weight(&name, 50 + round)))?);
