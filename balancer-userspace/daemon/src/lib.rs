@@ -18,6 +18,7 @@ mod listener;
 pub mod metrics;
 pub mod neighbours;
 pub mod owner;
+mod packet_socket;
 pub mod prober;
 mod puzzles;
 mod reload;

@@ -9,8 +9,10 @@ use std::{
 };
 
 use balancer_common::map_types::Mac;
-use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+use socket2::{Domain, SockFilter, Socket, Type};
 use tokio::{io::unix::AsyncFd, sync::mpsc, task::AbortHandle};
+
+use crate::packet_socket::{self, link_address};
 
 /// Packets of one connection that may wait.
 const WAITING: usize = 256;
@@ -53,11 +55,7 @@ impl Wire {
             };
             io::Error::other(format!("a packet socket cannot be opened: {error}{hint}"))
         };
-        let open = || -> io::Result<Socket> {
-            let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        };
+        let open = || packet_socket::open(Type::DGRAM);
         let first_port = fastrand::u16(BLOCKS) * PORTS;
         let wire =
             Self { out: open().map_err(explain)?, first_port, waiting: Mutex::default(), listening: OnceLock::new() };
@@ -181,21 +179,6 @@ fn ends(packet: &[u8]) -> Option<(SocketAddr, u16)> {
     };
     let port = |at: usize| Some(u16::from_be_bytes(packet.get(header + at..header + at + 2)?.try_into().ok()?));
     Some((SocketAddr::new(source, port(0)?), port(2)?))
-}
-
-fn link_address(protocol: u16, ifindex: u32, to: Option<Mac>) -> SockAddr {
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: it is one of the platform's address types, for which all bytes are valid.
-    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = protocol.to_be();
-    address.sll_ifindex = ifindex as i32;
-    if let Some(to) = to {
-        address.sll_halen = 6;
-        address.sll_addr[..6].copy_from_slice(&to);
-    }
-    // SAFETY: an address of this length was just written.
-    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
 const LOAD_BYTE: u16 = 0x30;
