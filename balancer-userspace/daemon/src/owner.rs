@@ -107,9 +107,7 @@ pub struct Owner<D> {
 impl<D: Dataplane> Owner<D> {
     /// Takes over a controller, whose first commands wait for [`start`](Self::start).
     pub fn new(beginning: Beginning, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
-        let Beginning { controller, commands, watches, .. } = beginning;
-        let mut held = Held::default();
-        watches.iter().for_each(|command| held.note(command));
+        let Beginning { controller, commands, held, .. } = beginning;
         Self {
             controller,
             first: commands,

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     ops::RangeInclusive,
+    os::unix::fs::MetadataExt as _,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -17,7 +18,7 @@ use balancer_common::{
 use balancer_tests::{
     http_client::Request,
     metrics::Metrics,
-    namespace::Entrance,
+    namespace::{Entrance, Namespace},
     site::{PATIENCE, Settings, Site},
     stop::StopOnDrop,
     topology::{Family, Shape, Topology},
@@ -194,14 +195,18 @@ fn a_later_controller_with_detach_takes_everything_away_at_its_end() {
     assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
 }
 
+/// The directories of pins that balancers in the network namespace of `host` have left; other tests' are beside them.
+pub(super) fn own_pins(host: &Namespace) -> Vec<std::path::PathBuf> {
+    let namespace = host.run_in_thread(|| std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()).unwrap();
+    let prefix = format!("{namespace}-");
+    let entries = std::fs::read_dir("/sys/fs/bpf/balancer").into_iter().flatten().map(|entry| entry.unwrap());
+    let own = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    own.map(|entry| entry.path()).collect()
+}
+
 /// The directory of the pins of a site.
 pub(super) fn pins(site: &Site) -> std::path::PathBuf {
-    let mut stat = site.topology().balancer().command("stat");
-    let output = stat.args(["-L", "-c", "%i", "/proc/self/ns/net"]).output().unwrap();
-    let prefix = format!("{}-", String::from_utf8(output.stdout).unwrap().trim());
-    let entries = std::fs::read_dir("/sys/fs/bpf/balancer").unwrap().map(|entry| entry.unwrap());
-    let mut own = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    own.next().expect("no pins").path()
+    own_pins(site.topology().balancer()).into_iter().next().expect("no pins")
 }
 
 fn rewrite_notes(site: &Site, from: &str, to: &str) {

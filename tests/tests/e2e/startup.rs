@@ -5,10 +5,7 @@ use std::{
     collections::BTreeSet,
     fs,
     net::TcpListener,
-    os::unix::{
-        fs::{MetadataExt as _, PermissionsExt as _},
-        net::UnixListener,
-    },
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::Path,
     process::{Command, Output},
     thread,
@@ -26,6 +23,8 @@ use balancer_tests::{
 };
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+use crate::restart::own_pins;
 
 const FAMILY: Family = Family::V4;
 
@@ -47,15 +46,10 @@ fn traces(topology: &Topology) -> BTreeSet<String> {
         switches
     });
     traces.extend(switches.unwrap());
-    // Other tests have pins beside it, each below its own network namespace's number.
-    let namespace = host.run_in_thread(|| fs::metadata("/proc/thread-self/ns/net").unwrap().ino()).unwrap();
-    let names = |directory: &str| {
-        let entries = fs::read_dir(directory).into_iter().flatten();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
-    };
-    traces.extend(names("/sys/fs/bpf").into_iter().filter(|name| name != "balancer"));
-    let own = format!("{namespace}-");
-    traces.extend(names("/sys/fs/bpf/balancer").into_iter().filter(|name| name.starts_with(&own)));
+    if let Ok(pinned) = fs::read_dir("/sys/fs/bpf") {
+        let pinned = pinned.map(|entry| entry.unwrap().path()).filter(|path| !path.ends_with("balancer"));
+        traces.extend(pinned.chain(own_pins(host)).map(|path| path.display().to_string()));
+    }
     traces
 }
 

@@ -1,6 +1,6 @@
 //! What a controller wants done first: worked out, and next hops asked for, before there is a data path.
 
-use balancer_core::{controller::Controller, io::Command};
+use balancer_core::{controller::Controller, held::Held, io::Command};
 use tokio::time::Instant;
 
 use crate::neighbours::Neighbours;
@@ -10,8 +10,8 @@ pub struct Beginning {
     pub(super) controller: Controller,
     /// To be carried out.
     pub(super) commands: Vec<Command>,
-    /// Those about next hops, which are.
-    pub(super) watches: Vec<Command>,
+    /// What is of the others, those about next hops.
+    pub(super) held: Held,
     at: Instant,
 }
 
@@ -22,19 +22,19 @@ impl Beginning {
         let at = Instant::now();
         let now = at.into_std();
         let all = if controller.is_follower() { controller.start_following(now) } else { controller.start(now) };
-        let (mut commands, mut watches) = (Vec::new(), Vec::new());
+        let (mut commands, mut held) = (Vec::new(), Held::default());
         for command in all {
             if let Command::WatchNextHop(address) = command {
                 neighbours.watch(address);
-                watches.push(command);
             } else if let Command::UnwatchNextHop(address) = command {
                 neighbours.unwatch(address);
-                watches.push(command);
             } else {
                 commands.push(command);
+                continue;
             }
+            held.note(&command);
         }
-        Self { controller, commands, watches, at }
+        Self { controller, commands, held, at }
     }
 
     /// When that was.

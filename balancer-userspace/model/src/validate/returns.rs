@@ -29,25 +29,7 @@ pub(super) struct Source<'a> {
 
 /// Pairs of sources that are taken for each other.
 pub(super) fn confused(services: &[Arc<ServiceConfig>]) -> Vec<(Source<'_>, Source<'_>)> {
-    let sources: Vec<_> = sources(services).collect();
-    let mut pairs = Vec::new();
-    let mut exact: HashMap<_, &Source<'_>> = HashMap::default();
-    exact.reserve(sources.len());
-    for source in &sources {
-        if let Some(other) = exact.insert(source.key(), source)
-            && !source.is_told_with(other)
-        {
-            pairs.push((*source, *other));
-        }
-    }
-    for source in sources.iter().filter(|source| source.from.port() != 0) {
-        if let Some(other) = exact.get(&source.every_port())
-            && source.is_taken_for(other)
-        {
-            pairs.push((*source, **other));
-        }
-    }
-    pairs
+    pairs(&sources(services).collect::<Vec<_>>(), &[])
 }
 
 /// Whether there may be such pairs. Sources of services that are known to be valid, or have come from one that is, are not
@@ -62,23 +44,42 @@ pub(super) fn may_be_confused(
         return false;
     }
     let (new, old): (Vec<_>, Vec<_>) = sources(services).partition(|source| places.contains(&source.at));
-    let mut exact: HashMap<_, &Source<'_>> = HashMap::default();
+    !pairs(&new, &old).is_empty()
+}
+
+/// Pairs of which one at least is `new`; those of `old` are not confused with each other.
+fn pairs<'a>(new: &[Source<'a>], old: &[Source<'a>]) -> Vec<(Source<'a>, Source<'a>)> {
+    let mut pairs = Vec::new();
+    let mut exact: HashMap<_, &Source<'a>> = HashMap::default();
     exact.reserve(new.len());
-    for source in &new {
-        if exact.insert(source.key(), source).is_some_and(|other| !source.is_told_with(other)) {
-            return true;
+    for source in new {
+        if let Some(other) = exact.insert(source.key(), source)
+            && !source.is_told_with(other)
+        {
+            pairs.push((*source, *other));
         }
     }
-    if old.iter().any(|source| exact.get(&source.key()).is_some_and(|other| !source.is_told_with(other))) {
-        return true;
+    for source in old {
+        if let Some(other) = exact.get(&source.key())
+            && !source.is_told_with(other)
+        {
+            pairs.push((*source, **other));
+        }
     }
-    let all = || new.iter().chain(&old);
+    let all = || new.iter().chain(old);
     let with_every_port = all().filter(|source| source.from.port() == 0);
-    let with_every_port: HashMap<_, &Source<'_>> = with_every_port.map(|source| (source.key(), source)).collect();
-    !with_every_port.is_empty()
-        && all()
-            .filter(|source| source.from.port() != 0)
-            .any(|source| with_every_port.get(&source.every_port()).is_some_and(|other| source.is_taken_for(other)))
+    let with_every_port: HashMap<_, &Source<'a>> = with_every_port.map(|source| (source.key(), source)).collect();
+    if with_every_port.is_empty() {
+        return pairs;
+    }
+    for source in all().filter(|source| source.from.port() != 0) {
+        if let Some(other) = with_every_port.get(&source.every_port())
+            && source.is_taken_for(other)
+        {
+            pairs.push((*source, **other));
+        }
+    }
+    pairs
 }
 
 /// Where backends are that no known service of that name has at the same address behind the same listeners.

@@ -108,7 +108,7 @@ struct Site {
     config: PathBuf,
     text: String,
     /// The last service and its last backend; files change the first.
-    last: (String, String),
+    last: BackendName,
     files: tempfile::TempDir,
     hosts: Hosts,
 }
@@ -120,7 +120,7 @@ impl Site {
         let text = configuration(options, files.path())?;
         fs::write(&config, &text)?;
         let Options { services, backends, .. } = options;
-        let last = (format!("service{}", services - 1), format!("web{}", backends - 1));
+        let last = BackendName { service: format!("service{}", services - 1), backend: format!("web{}", backends - 1) };
         Ok(Self { controller: None, config, text, last, files, hosts: Hosts::new()? })
     }
 
@@ -146,10 +146,9 @@ impl Site {
     /// Changes of one weight, files with and without one, from question to answer.
     fn changes(&self, runtime: &Runtime, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
         let api = self.api();
-        let name = BackendName { service: self.last.0.clone(), backend: self.last.1.clone() };
         let [mut weight, mut applied, mut unchanged, mut status] = [const { Vec::new() }; 4];
         for round in 0..rounds {
-            weight.push(timed(|| runtime.block_on(api.set_weight(&name, 50 + round)))?);
+            weight.push(timed(|| runtime.block_on(api.set_weight(&self.last, 50 + round)))?);
             let changed = self.text.replacen("weight = 100", &format!("weight = {}", 200 + round), 1);
             let apply = |text: String| {
                 let configuration = ApplyConfiguration { file: "balancer.toml".to_owned(), text, dry_run: false };
