@@ -68,6 +68,11 @@ impl History {
         self.steps.iter().copied()
     }
 
+    /// The moments of the last hour, a minute apart, the oldest first.
+    pub fn minutes(&self) -> impl Iterator<Item = (Duration, Counted)> {
+        self.minutes.iter().copied()
+    }
+
     /// The moment nearest to `ago` before `now`, and what had been counted then. `None`: nothing was kept.
     #[must_use]
     pub fn before(&self, now: Duration, ago: Duration) -> Option<(Duration, Counted)> {

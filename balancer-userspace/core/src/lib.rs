@@ -22,6 +22,7 @@ pub mod ratios;
 pub mod readiness;
 pub mod rules;
 pub mod service;
+pub mod shares;
 pub mod snapshot;
 pub mod standing;
 pub mod state;

@@ -26,6 +26,7 @@ use crate::{
     last_changes::LastChange,
     ratios::{self, share},
     readiness::Readiness,
+    shares::{Load, ShareHistory},
     top::Top,
 };
 
@@ -104,6 +105,8 @@ pub struct ServiceStatistics {
     pub hour: Option<(Duration, Counted)>,
     /// What had been counted every ten seconds of the last ten minutes.
     pub history: Arc<History>,
+    /// Which shares its backends had in the minutes of the last hour.
+    pub shares: Arc<ShareHistory>,
     /// The moment of the snapshot on the history's clock.
     pub now: Duration,
     /// What somebody should look at, a line each.
@@ -132,6 +135,17 @@ pub struct ListenerSnapshot {
     pub stats: Option<ListenerStats>,
 }
 
+/// The lookup table of a service, or of one of its address families.
+#[derive(Clone, Debug)]
+pub struct TableSnapshot {
+    /// Which family's.
+    pub family: Family,
+    /// M backend ids, or `ALL_DOWN` or `NO_BACKEND` throughout.
+    pub live: Arc<[u16]>,
+    /// The same while all primary backends take new clients; `None`: none of them does.
+    pub base: Option<Arc<[u16]>>,
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
@@ -151,6 +165,8 @@ pub struct ServiceSnapshot {
     pub forwarding: Forwarding,
     /// M.
     pub table_size: u32,
+    /// Its lookup table; of a service of both address families both.
+    pub tables: Vec<TableSnapshot>,
     /// How often the live table was replaced.
     pub table_generation: u64,
     /// Slots moved because their backend may not keep them, since start.
@@ -215,8 +231,19 @@ impl ServiceSnapshot {
         }
     }
 
-    const fn load(&self, backend: &BackendSnapshot) -> u64 {
-        if self.remembers { backend.known_clients } else { backend.stats.connections }
+    /// What shares are parts of.
+    #[must_use]
+    pub const fn load_kind(&self) -> Load {
+        if self.remembers { Load::Clients } else { Load::Connections }
+    }
+
+    /// What a backend has of it, connections since the start.
+    #[must_use]
+    pub const fn load(&self, backend: &BackendSnapshot) -> u64 {
+        match self.load_kind() {
+            Load::Clients => backend.known_clients,
+            Load::Connections => backend.stats.connections,
+        }
     }
 
     /// Of every backend, in their order: its part of the known clients (without memory: of the connections), and what that

@@ -6,7 +6,7 @@
 mod file;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,8 +16,9 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::Sample;
 use balancer_core::{
-    history::{Counted, History, STEP},
+    history::{History, STEP},
     io::{BackendId, ServiceId},
+    shares::ShareHistory,
     snapshot::{ServiceSnapshot, Snapshot},
     top::{By, Top, client_of},
 };
@@ -28,7 +29,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use self::file::HistoryFile;
+use self::file::{HistoryFile, Moment};
 use crate::{
     call::{Call, Calls},
     clocks::uptime,
@@ -45,8 +46,17 @@ const ASK: Duration = Duration::from_secs(1);
 const ENOUGH_SAMPLES: f64 = 64.0;
 /// How long the log is silent about a client that it has named.
 const SILENCE: Duration = Duration::from_secs(3600);
+/// Of more backends the file would become too large: their shares begin anew with each process.
+const SHARES_KEPT: usize = 4096;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// The last hour of a service.
+#[derive(Clone, Debug, Default)]
+struct Past {
+    counted: Arc<History>,
+    shares: Arc<ShareHistory>,
+}
 
 /// What was seen so far.
 #[derive(Debug)]
@@ -65,7 +75,7 @@ struct Seen {
     /// The other parts of services of both families, by their first.
     parts: HashMap<ServiceId, ServiceId>,
     /// By name: ids may be others' after a restart.
-    histories: HashMap<String, Arc<History>>,
+    histories: HashMap<String, Past>,
     /// Where they are kept for the next controller.
     file: Option<HistoryFile>,
     warnings: HashMap<ServiceId, Vec<String>>,
@@ -87,8 +97,7 @@ impl Statistics {
     pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool, supervisor: &Supervisor) -> Self {
         let this = Self::new(settings);
         if adopted {
-            let histories = file::read(state_file, this.uptime).into_iter();
-            this.seen().histories = histories.map(|(service, history)| (service, Arc::new(history))).collect();
+            this.seen().histories = file::read(state_file, this.uptime);
         } else {
             file::forget(state_file);
         }
@@ -135,11 +144,12 @@ impl Statistics {
                 statistics.top = Arc::clone(top);
             }
             let before = |ago| {
-                let (at, counted) = seen.histories.get(&service.name)?.before(now, ago)?;
+                let (at, counted) = seen.histories.get(&service.name)?.counted.before(now, ago)?;
                 Some((now.saturating_sub(at), counted))
             };
             (statistics.minute, statistics.hour) = (before(MINUTE), before(HOUR));
-            statistics.history = seen.histories.get(&service.name).map(Arc::clone).unwrap_or_default();
+            let Past { counted, shares } = seen.histories.get(&service.name).cloned().unwrap_or_default();
+            (statistics.history, statistics.shares) = (counted, shares);
             statistics.now = now;
             statistics.warnings = seen.warnings.get(&id).cloned().unwrap_or_default();
         }
@@ -221,20 +231,33 @@ impl Statistics {
             seen.warnings.insert(first(service), heavy.into_iter().map(|(_, text)| text).collect());
         }
         if step {
-            let at = self.now();
-            let counted: BTreeMap<String, Counted> =
-                snapshot.services.iter().map(|service| (service.name.clone(), service.counted())).collect();
-            for (name, &counted) in &counted {
-                Arc::make_mut(seen.histories.entry(name.clone()).or_default()).keep(at, counted);
-            }
-            if let Some(file) = &mut seen.file {
-                file.keep(at, counted);
-            }
+            seen.keep(self.now(), &snapshot.services);
         }
     }
 }
 
 impl Seen {
+    /// What the services have counted `at` a time becomes a part of their histories.
+    fn keep(&mut self, at: Duration, services: &[ServiceSnapshot]) {
+        let mut moment = Moment { at: at.as_millis() as u64, ..Moment::default() };
+        let few = services.iter().map(|service| service.backends.len()).sum::<usize>() <= SHARES_KEPT;
+        for service in services {
+            let past = self.histories.entry(service.name.clone()).or_default();
+            let counted = service.counted();
+            Arc::make_mut(&mut past.counted).keep(at, counted);
+            moment.services.insert(service.name.clone(), counted);
+            let loads: Vec<(&str, u64)> =
+                service.backends.iter().map(|backend| (backend.name.as_str(), service.load(backend))).collect();
+            let shares = Arc::make_mut(&mut past.shares);
+            if shares.keep(at, service.load_kind(), &loads) && few {
+                moment.shares.extend(shares.last().map(|last| (service.name.clone(), last)));
+            }
+        }
+        if let Some(file) = &mut self.file {
+            file.keep(&moment);
+        }
+    }
+
     /// Whether the service is known.
     fn count(&mut self, sample: &Sample) -> bool {
         let Some(first) = self.parts.get(&ServiceId(sample.service)) else { return false };

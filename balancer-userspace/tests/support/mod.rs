@@ -152,6 +152,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     service: "web".to_owned(),
                     table_size_before: 65_537,
                     table_size: 65_537,
+                    tables: Vec::new(),
                     slots_moved: 16_384,
                     needless_slots_moved: 3,
                     known_clients_moved: 1_204,

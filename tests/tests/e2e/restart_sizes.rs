@@ -87,6 +87,7 @@ fn maps_of_backends_grow_and_shrink_with_the_file() {
     // A backend whose id only these maps have.
     let address = users.site.backend_address(Family::V4, 5).to_string();
     users.site.cli(&["backend", "add", "web/web5", &address]).unwrap();
+    users.site.wait_state(5, &["up"]).unwrap();
     users.visit(301..=600);
     assert!(!users.clients_of("web5").is_empty());
     users.site.restart(|_| {}).unwrap();

@@ -263,7 +263,8 @@ impl Service {
     }
 
     /// The live table and the base table, for the data path.
-    pub(crate) fn tables(&self) -> (Arc<[u16]>, Option<Arc<[u16]>>) {
+    #[must_use]
+    pub fn tables(&self) -> (Arc<[u16]>, Option<Arc<[u16]>>) {
         (Arc::clone(&self.live), self.home.clone())
     }
 

@@ -401,17 +401,19 @@ pub(super) mod tests {
         fleet::FleetSnapshot,
         io::{BackendId, ServiceId},
         readiness::Readiness,
-        snapshot::{CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics},
+        snapshot::{
+            CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics, TableSnapshot,
+        },
     };
-    use balancer_model::{config::ClientPrefix, states::Admin};
+    use balancer_model::{config::ClientPrefix, listeners::Family, states::Admin};
 
     use super::*;
 
-    fn backend(name: &str, weight: u16, state: BackendState, connections: u64) -> BackendSnapshot {
+    fn backend(id: u16, name: &str, weight: u16, state: BackendState, connections: u64) -> BackendSnapshot {
         let mut decisions = [0; Decision::COUNT];
         decisions[Decision::Stateless.index()] = connections;
         BackendSnapshot {
-            ids: vec![BackendId(1)],
+            ids: vec![BackendId(id)],
             families: Vec::new(),
             name: name.to_owned(),
             address: "10.0.0.11:8080".to_owned(),
@@ -462,6 +464,7 @@ pub(super) mod tests {
             xdp_mode: "native",
             stats: InterfaceStats { verdicts },
         };
+        let table = (0..60_000).map(|slot| slot / 20_000).collect();
         let service = ServiceSnapshot {
             ids: vec![ServiceId(0)],
             client_prefix: ClientPrefix { v4: 32, v6: 64 },
@@ -480,6 +483,7 @@ pub(super) mod tests {
             ],
             forwarding: Forwarding::Nat,
             table_size: 60_000,
+            tables: vec![TableSnapshot { family: Family::V4, live: table, base: None }],
             table_generation: 4,
             slots_moved_required: 20_000,
             slots_moved_needless: 12,
@@ -490,9 +494,9 @@ pub(super) mod tests {
             repeated_moves: [3, 0, 0, 0, 0, 0, 0, 0],
             gone: Vec::new(),
             backends: vec![
-                backend("web1", 100, BackendState::Up, 30),
-                backend("web2", 300, BackendState::Up, 60),
-                backend("web3", 100, BackendState::Down, 10),
+                backend(0, "web1", 100, BackendState::Up, 30),
+                backend(1, "web2", 300, BackendState::Up, 60),
+                backend(2, "web3", 100, BackendState::Down, 10),
             ],
         };
         Snapshot {

@@ -18,6 +18,7 @@ pub(super) fn join(services: Vec<ServiceSnapshot>) -> Vec<ServiceSnapshot> {
 
 fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     first.ids.extend(other.ids);
+    first.tables.extend(other.tables);
     first.table_generation += other.table_generation;
     first.slots_moved_required += other.slots_moved_required;
     first.slots_moved_needless += other.slots_moved_needless;

@@ -12,7 +12,7 @@ use balancer_core::{
     service::{Backend, Service},
     snapshot::{
         BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot,
-        ServiceSnapshot, ServiceStatistics, Snapshot,
+        ServiceSnapshot, ServiceStatistics, Snapshot, TableSnapshot,
     },
 };
 use balancer_dataplane::{BackendCounters, Dataplane};
@@ -132,6 +132,7 @@ impl<D: Dataplane> Owner<D> {
                     listeners: self.listeners(service)?,
                     forwarding: service.forwarding(),
                     table_size: service.table_size(),
+                    tables: vec![table(service)],
                     table_generation: service.table_generation(),
                     slots_moved_required,
                     slots_moved_needless,
@@ -192,6 +193,11 @@ impl<D: Dataplane> Owner<D> {
         };
         Ok(self.dataplane.redirect_errors()?.into_iter().map(|(index, frames)| (name(index), frames)).collect())
     }
+}
+
+fn table(service: &Service) -> TableSnapshot {
+    let (live, base) = service.tables();
+    TableSnapshot { family: service.family(), live, base }
 }
 
 /// What is a backend's own in this part of a service of both families.

@@ -4,13 +4,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use balancer_core::history::{Counted, History};
+use balancer_core::{history::Counted, shares::Load};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::Past;
 use crate::{
     lines::{self, Kind, LineFile},
     supervisor::Supervisor,
@@ -23,12 +25,16 @@ const MOMENTS: Kind = Kind { name: "statistics", writer: "the writer of statisti
 #[derive(Debug)]
 pub(super) struct HistoryFile(LineFile);
 
-#[derive(Serialize, Deserialize)]
+/// What is kept of a moment, by service.
+#[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct HistoryLine {
+pub(super) struct Moment {
     /// Milliseconds since the machine started.
-    at: u64,
-    services: BTreeMap<String, Counted>,
+    pub(super) at: u64,
+    pub(super) services: BTreeMap<String, Counted>,
+    /// Of the minute that ends now, if one does: what shares are of, and each backend's, in 65,535ths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) shares: BTreeMap<String, (Load, Vec<(String, u16)>)>,
 }
 
 impl HistoryFile {
@@ -37,9 +43,8 @@ impl HistoryFile {
         Self(LineFile::open(path(state_file), MOMENTS, supervisor))
     }
 
-    /// Keeps what the services have counted `at` a time since the machine started.
-    pub(super) fn keep(&mut self, at: Duration, services: BTreeMap<String, Counted>) {
-        if let Ok(line) = serde_json::to_vec(&HistoryLine { at: at.as_millis() as u64, services }) {
+    pub(super) fn keep(&mut self, moment: &Moment) {
+        if let Ok(line) = serde_json::to_vec(moment) {
             self.0.append(line);
         }
     }
@@ -47,16 +52,21 @@ impl HistoryFile {
 
 /// The histories beside `state_file` up to `now`, by service. Lines that make no sense, as a torn last one, are passed
 /// over.
-pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, History> {
-    let mut histories: HashMap<String, History> = HashMap::new();
+pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, Past> {
+    let mut histories: HashMap<String, Past> = HashMap::new();
     for line in lines::read(&path(state_file), MOMENTS) {
-        let Ok(HistoryLine { at, services }) = serde_json::from_slice(&line) else { continue };
+        let Ok(Moment { at, services, shares }) = serde_json::from_slice(&line) else {
+            continue;
+        };
         let at = Duration::from_millis(at);
         if at > now {
             continue;
         }
         for (service, counted) in services {
-            histories.entry(service).or_default().keep(at, counted);
+            Arc::make_mut(&mut histories.entry(service).or_default().counted).keep(at, counted);
+        }
+        for (service, (load, parts)) in shares {
+            Arc::make_mut(&mut histories.entry(service).or_default().shares).resume(at, load, parts);
         }
     }
     histories
@@ -78,6 +88,8 @@ fn path(state_file: &Path) -> PathBuf {
 mod tests {
     use std::io::Write as _;
 
+    use balancer_core::shares::ShareHistory;
+
     use super::*;
 
     fn counted(decisions: u64) -> Counted {
@@ -87,7 +99,8 @@ mod tests {
     }
 
     fn moment(file: &mut HistoryFile, at: u64, decisions: u64) {
-        file.keep(Duration::from_secs(at), BTreeMap::from([("web".to_owned(), counted(decisions))]));
+        let services = BTreeMap::from([("web".to_owned(), counted(decisions))]);
+        file.keep(&Moment { at: at * 1000, services, shares: BTreeMap::new() });
     }
 
     #[test]
@@ -108,10 +121,29 @@ mod tests {
 
         let histories = read(&state, Duration::from_secs(1035));
         let steps: Vec<_> =
-            histories["web"].steps().map(|(at, counted)| (at.as_secs(), counted.decisions[0])).collect();
+            histories["web"].counted.steps().map(|(at, counted)| (at.as_secs(), counted.decisions[0])).collect();
         assert_eq!(steps, [(1000, 1), (1010, 2), (1030, 3)]);
         forget(&state);
         assert!(read(&state, Duration::from_secs(1035)).is_empty());
+    }
+
+    #[test]
+    fn shares_go_on_and_lines_without_them_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state.json");
+        let mut file = HistoryFile::open(&state, &Supervisor::default());
+        let mut shares = ShareHistory::default();
+        for (minute, clients) in [(1, 1), (2, 3)] {
+            let at = Duration::from_secs(60 * minute);
+            assert!(shares.keep(at, Load::Clients, &[("web1", 1), ("web2", clients)]));
+            let shares = BTreeMap::from([("web".to_owned(), shares.last().unwrap())]);
+            file.keep(&Moment { at: at.as_millis() as u64, services: BTreeMap::new(), shares });
+            moment(&mut file, 60 * minute + 10, minute);
+        }
+        drop(file);
+        let past = &read(&state, Duration::from_secs(200))["web"];
+        assert!(past.shares.minutes().eq(shares.minutes()), "{past:?}");
+        assert_eq!(past.counted.steps().count(), 2);
     }
 
     #[test]
@@ -122,7 +154,7 @@ mod tests {
         (0..3000).for_each(|step| moment(&mut file, step * 10, step));
         drop(file);
         let now = Duration::from_secs(30_000);
-        let (at, counted) = read(&state, now)["web"].before(now, Duration::from_secs(3600)).unwrap();
+        let (at, counted) = read(&state, now)["web"].counted.before(now, Duration::from_secs(3600)).unwrap();
         assert!(at.abs_diff(Duration::from_secs(26_400)) <= Duration::from_secs(35), "{at:?}");
         assert_eq!(counted.decisions[0], at.as_secs() / 10);
         let lines = lines::read(&path(&state), MOMENTS).count();

@@ -5,12 +5,42 @@ use std::time::Duration;
 use balancer_core::{history::Counted, snapshot::ServiceSnapshot};
 use maud::{Markup, html};
 
-/// Time that a picture shows, the newest at the right.
-const SPAN: Duration = Duration::from_secs(600);
-/// A shorter one says nothing of a rate.
+/// The axis of the last ten minutes.
+pub(super) const TEN_MINUTES: Axis = Axis(Duration::from_secs(600));
+/// The axis of the last hour.
+pub(super) const HOUR: Axis = Axis(Duration::from_secs(3600));
+/// A shorter stretch says nothing of a rate.
 const LEAST: Duration = Duration::from_secs(1);
 /// Coordinates of a picture; it is stretched to its place.
-const SIZE: (f64, f64) = (600.0, 100.0);
+const WIDTH: f64 = 600.0;
+pub(super) const HEIGHT: f64 = 100.0;
+
+/// The time that a picture shows, the newest at the right.
+pub(super) struct Axis(Duration);
+
+impl Axis {
+    pub(super) const fn span(&self) -> Duration {
+        self.0
+    }
+
+    /// Where a time so long ago is.
+    pub(super) fn x(&self, ago: Duration) -> f64 {
+        WIDTH - self.width(ago)
+    }
+
+    fn width(&self, time: Duration) -> f64 {
+        WIDTH * time.as_secs_f64() / self.0.as_secs_f64()
+    }
+}
+
+/// A picture in these coordinates.
+pub(super) fn picture(class: &str, content: &Markup) -> Markup {
+    html! {
+        svg.(class) viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" aria-hidden="true" focusable="false" {
+            (content)
+        }
+    }
+}
 
 /// What was counted in a stretch of time.
 pub(super) struct Stretch {
@@ -21,36 +51,43 @@ pub(super) struct Stretch {
     pub(super) counted: Counted,
 }
 
-/// The last ten minutes, the oldest stretch first, up to the snapshot.
+/// The last ten minutes, ten seconds each, the oldest first, up to the snapshot.
 pub(super) fn stretches(service: &ServiceSnapshot) -> Vec<Stretch> {
-    let statistics = &service.statistics;
-    let moments: Vec<(Duration, Counted)> =
-        statistics.history.steps().chain([(statistics.now, service.counted())]).collect();
+    between(service, service.statistics.history.steps(), &TEN_MINUTES)
+}
+
+/// The last hour, a minute each.
+pub(super) fn minutes(service: &ServiceSnapshot) -> Vec<Stretch> {
+    between(service, service.statistics.history.minutes(), &HOUR)
+}
+
+fn between(service: &ServiceSnapshot, moments: impl Iterator<Item = (Duration, Counted)>, axis: &Axis) -> Vec<Stretch> {
+    let now = service.statistics.now;
+    let moments: Vec<(Duration, Counted)> = moments.chain([(now, service.counted())]).collect();
     let pairs = moments.iter().zip(moments.iter().skip(1));
     let stretches = pairs.map(|((begin, before), (end, after))| Stretch {
-        ago: statistics.now.saturating_sub(*begin),
+        ago: now.saturating_sub(*begin),
         length: end.saturating_sub(*begin),
         counted: after.since(before),
     });
-    stretches.filter(|stretch| stretch.length >= LEAST && stretch.ago <= SPAN).collect()
+    stretches.filter(|stretch| stretch.length >= LEAST && stretch.ago <= axis.span()).collect()
 }
 
 /// A bar for each stretch, as high as `value` makes it.
-pub(super) fn bars(stretches: &[Stretch], value: impl Fn(&Stretch) -> f64) -> Markup {
-    let (width, height) = SIZE;
+pub(super) fn bars(axis: &Axis, stretches: &[Stretch], value: impl Fn(&Stretch) -> f64) -> Markup {
     let most = stretches.iter().map(&value).fold(0.0, f64::max);
-    let per_second = width / SPAN.as_secs_f64();
-    html! {
-        svg.chart viewBox=(format!("0 0 {width} {height}")) preserveAspectRatio="none" aria-hidden="true" focusable="false" {
+    picture(
+        "chart",
+        &html! {
             @for stretch in stretches {
-                @let tall = if most > 0.0 { height * value(stretch) / most } else { 0.0 };
+                @let tall = if most > 0.0 { HEIGHT * value(stretch) / most } else { 0.0 };
                 @if tall > 0.0 {
-                    rect.fill x=(format!("{:.1}", width - stretch.ago.as_secs_f64() * per_second))
-                        y=(format!("{:.1}", height - tall))
-                        width=(format!("{:.1}", (stretch.length.as_secs_f64() * per_second - 1.0).max(1.0)))
+                    rect.fill x=(format!("{:.1}", axis.x(stretch.ago)))
+                        y=(format!("{:.1}", HEIGHT - tall))
+                        width=(format!("{:.1}", (axis.width(stretch.length) - 1.0).max(1.0)))
                         height=(format!("{tall:.1}")) {}
                 }
             }
-        }
-    }
+        },
+    )
 }

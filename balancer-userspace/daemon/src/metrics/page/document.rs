@@ -1,6 +1,6 @@
 //! The whole document.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use balancer_api::events::EventView;
 use balancer_common::verdict::{DropReason, Verdict};
@@ -62,12 +62,12 @@ pub(super) fn fragment(snapshot: &Snapshot, selected: Option<&str>, events: &[Ev
 }
 
 fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Markup {
-    let now = UNIX_EPOCH + Duration::from_secs(UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
-    let now = humantime::format_rfc3339_seconds(now).to_string();
+    let now = UNIX_EPOCH + UNIX_EPOCH.elapsed().unwrap_or_default();
+    let shown = humantime::format_rfc3339_seconds(now).to_string();
     html! {
         main #main tabindex="-1" {
             p.summary role="status" { (member(&snapshot.member)) (summary(snapshot)) }
-            (services_shown(snapshot, selected))
+            (services_shown(snapshot, selected, events, now))
             @if let Some(of) = &snapshot.fleet { (fleet(of)) }
             (history(selected, events))
             div.flat {
@@ -75,21 +75,21 @@ fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) ->
                 (drops(snapshot))
                 (client_table(&snapshot.memory))
             }
-            p.quiet { "As of " time datetime=(now) { (now.replace('T', " ").replace('Z', " UTC")) } }
+            p.quiet { "As of " time datetime=(shown) { (shown.replace('T', " ").replace('Z', " UTC")) } }
         }
     }
 }
 
 /// The selected service, few of them, or an overview of many.
-fn services_shown(snapshot: &Snapshot, selected: Option<&str>) -> Markup {
+fn services_shown(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView], now: SystemTime) -> Markup {
     let all = &snapshot.services;
     html! {
         @if let Some(name) = selected {
             p { a href="/" { "All services" } }
-            @for one in all.iter().filter(|service| service.name == name) { (service(one)) }
+            @for one in all.iter().filter(|service| service.name == name) { (service(one, events, now)) }
         } @else {
             @if all.len() > 1 { (overview(snapshot)) }
-            @if all.len() <= FEW { @for one in all { (service(one)) } }
+            @if all.len() <= FEW { @for one in all { (service(one, events, now)) } }
         }
     }
 }

@@ -4,10 +4,13 @@
 //! Whoever may scrape may see it, so it shows shares and ranks of clients, never an address of one.
 
 mod chart;
+mod colours;
 mod document;
 mod fleet;
+mod hour;
 mod overview;
 mod service;
+mod slot_map;
 
 use anyhow::Context as _;
 use axum::{

@@ -1,7 +1,8 @@
 //! A service's part of the page.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use balancer_api::events::EventView;
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
 use balancer_core::{
     history::Counted,
@@ -15,7 +16,12 @@ use balancer_model::{
 };
 use maud::{Markup, html};
 
-use super::chart::{Stretch, bars, stretches};
+use super::{
+    chart::{Stretch, TEN_MINUTES, bars, stretches},
+    colours::Colours,
+    hour::{hour, load_words},
+    slot_map::slot_maps,
+};
 
 /// Heavy clients shown.
 const RANKS: usize = 5;
@@ -24,9 +30,10 @@ const SHOWN_LISTENERS: usize = 4;
 /// What is not known.
 pub(super) const NONE: &str = "–";
 
-pub(super) fn service(service: &ServiceSnapshot) -> Markup {
+pub(super) fn service(service: &ServiceSnapshot, events: &[EventView], now: SystemTime) -> Markup {
     let id = format!("service-{}", service.name);
     let stretches = stretches(service);
+    let colours = Colours::of(service);
     html! {
         section aria-labelledby=(id) {
             div.title {
@@ -37,6 +44,11 @@ pub(super) fn service(service: &ServiceSnapshot) -> Markup {
                 }
             }
             (figures(service, &stretches))
+            div.columns {
+                (hour(service, &colours, events, now))
+                div.maps { (slot_maps(service, &colours)) }
+            }
+            (colours.legend(service))
             (backends(service, &id))
             (moves(service, &stretches))
             div.columns {
@@ -138,7 +150,7 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
                     "Connections per second over the last ten minutes: at most "
                     (format!("{:.1}", stretches.iter().map(per_second).fold(0.0, f64::max)))
                 }
-                (bars(stretches, per_second))
+                (bars(&TEN_MINUTES, stretches, per_second))
             }
         }
     }
@@ -153,11 +165,10 @@ fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
 }
 
 fn backends(service: &ServiceSnapshot, id: &str) -> Markup {
-    let of = if service.remembers { "known clients" } else { "connections" };
     html! {
         // The roles again, as a narrow screen shows each row as a card.
         table.cards role="table" aria-describedby=(id) {
-            caption { "Backends; shares of " (of) }
+            caption { "Backends; shares of " (load_words(service.load_kind())) }
             thead role="rowgroup" {
                 tr role="row" {
                     @for heading in ["Backend", "State", "Reason"] {
@@ -287,7 +298,7 @@ fn moves(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
                         (period_cells(&periods, of))
                         td.spark {
                             @if stretches.iter().any(|stretch| of(&stretch.counted) > 0) {
-                                (bars(stretches, |stretch| of(&stretch.counted) as f64))
+                                (bars(&TEN_MINUTES, stretches, |stretch| of(&stretch.counted) as f64))
                             } @else { span.quiet { "none" } }
                         }
                     }

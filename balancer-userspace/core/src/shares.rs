@@ -1,0 +1,222 @@
+//! Which part of a service's load each backend had in each minute of the last hour.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Minutes kept.
+const MINUTES: usize = 60;
+/// Samples are no closer than this: one a minute, late or early by half of the ten seconds between two looks.
+const APART: Duration = Duration::from_secs(55);
+
+/// What a share is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// Known clients at the end of the minute.
+    Clients,
+    /// Connections of the minute.
+    Connections,
+}
+
+/// The shares of a minute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Minute {
+    /// When it ended, on the history's clock.
+    pub at: Duration,
+    names: Arc<[String]>,
+    /// As many as names, in 65,535ths. Empty: there was nothing to divide.
+    parts: Box<[u16]>,
+}
+
+impl Minute {
+    /// Each backend's share, 0 to 1, in the service's order of backends; none where there was no load.
+    pub fn shares(&self) -> impl Iterator<Item = (&str, f64)> {
+        let names = self.names.iter().map(String::as_str);
+        names.zip(self.parts.iter().map(|&part| f64::from(part) / f64::from(u16::MAX)))
+    }
+}
+
+/// The last hour of a service.
+#[derive(Clone, Debug, Default)]
+pub struct ShareHistory {
+    load: Option<Load>,
+    minutes: VecDeque<Minute>,
+    /// What the backends of the last minute had counted; only where shares are of connections.
+    counted: Option<Vec<u64>>,
+}
+
+impl ShareHistory {
+    /// Keeps what each backend, by name, has at `now`: known clients, or connections since the start. What comes less
+    /// than a minute after the last time is passed over; whether it was kept.
+    pub fn keep(&mut self, now: Duration, load: Load, backends: &[(&str, u64)]) -> bool {
+        self.expect(load);
+        if self.minutes.back().is_some_and(|last| now.saturating_sub(last.at) < APART) {
+            return false;
+        }
+        let names = self.names(backends.iter().map(|(name, _)| *name));
+        let parts = match load {
+            Load::Clients => parts(backends.iter().map(|(_, clients)| *clients)),
+            Load::Connections => {
+                let before = self.counted_of(&names);
+                self.counted = Some(backends.iter().map(|(_, count)| *count).collect());
+                parts(backends.iter().zip(before).map(|((_, now), before)| now.saturating_sub(before)))
+            }
+        };
+        self.put(Minute { at: now, names, parts });
+        true
+    }
+
+    /// Goes on after a minute that another process kept.
+    pub fn resume(&mut self, at: Duration, load: Load, parts: Vec<(String, u16)>) {
+        self.expect(load);
+        let names = self.names(parts.iter().map(|(name, _)| name.as_str()));
+        self.put(Minute { at, names, parts: parts.into_iter().map(|(_, part)| part).collect() });
+    }
+
+    /// What the last minute's shares are of, and the parts to [resume](Self::resume) with.
+    #[must_use]
+    pub fn last(&self) -> Option<(Load, Vec<(String, u16)>)> {
+        let last = self.minutes.back()?;
+        Some((self.load?, last.names.iter().cloned().zip(last.parts.iter().copied()).collect()))
+    }
+
+    /// The minutes of the last hour, the oldest first.
+    pub fn minutes(&self) -> impl DoubleEndedIterator<Item = &Minute> {
+        self.minutes.iter()
+    }
+
+    /// Shares of one kind of load say nothing beside those of another.
+    fn expect(&mut self, load: Load) {
+        if self.load != Some(load) {
+            *self = Self { load: Some(load), ..Self::default() };
+        }
+    }
+
+    /// The last minute's names, if they are the same.
+    fn names<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Arc<[String]> {
+        match self.minutes.back() {
+            Some(last) if last.names.iter().map(String::as_str).eq(names.clone()) => Arc::clone(&last.names),
+            _ => names.map(str::to_owned).collect(),
+        }
+    }
+
+    /// What each of `names` had counted a minute ago. Nothing is known of the first minute, which has no connections
+    /// then; a backend that is new since had counted nothing.
+    fn counted_of(&self, names: &Arc<[String]>) -> Vec<u64> {
+        let (Some(last), Some(counted)) = (self.minutes.back(), &self.counted) else {
+            return vec![u64::MAX; names.len()];
+        };
+        if Arc::ptr_eq(&last.names, names) {
+            return counted.clone();
+        }
+        let before: HashMap<&str, u64> = last.names.iter().map(String::as_str).zip(counted.iter().copied()).collect();
+        names.iter().map(|name| before.get(name.as_str()).copied().unwrap_or(0)).collect()
+    }
+
+    fn put(&mut self, minute: Minute) {
+        if self.minutes.len() >= MINUTES {
+            self.minutes.pop_front();
+        }
+        self.minutes.push_back(minute);
+    }
+}
+
+/// Each count's part of their sum, in 65,535ths; none of nothing.
+fn parts(counts: impl Iterator<Item = u64> + Clone) -> Box<[u16]> {
+    let sum: u128 = counts.clone().map(u128::from).sum();
+    if sum == 0 {
+        return Box::default();
+    }
+    // At most 65,535, as no count is more than the sum.
+    counts.map(|count| ((u128::from(count) * u128::from(u16::MAX) + sum / 2) / sum) as u16).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn shown(history: &ShareHistory) -> Vec<(u64, Vec<(String, f64)>)> {
+        let rounded = |share: f64| (share * 1000.0).round() / 1000.0;
+        let minutes = history.minutes();
+        let shares = minutes.map(|minute| {
+            (minute.at.as_secs(), minute.shares().map(|(name, share)| (name.to_owned(), rounded(share))).collect())
+        });
+        shares.collect()
+    }
+
+    fn of(shares: &[(&str, f64)]) -> Vec<(String, f64)> {
+        shares.iter().map(|(name, share)| ((*name).to_owned(), *share)).collect()
+    }
+
+    #[test]
+    fn an_hour_of_minutes_is_kept() {
+        let mut history = ShareHistory::default();
+        for step in 0..720 {
+            history.keep(SECOND * 10 * step, Load::Clients, &[("a", 1), ("b", u64::from(step))]);
+        }
+        let minutes = shown(&history);
+        assert_eq!(minutes.len(), MINUTES);
+        assert_eq!(minutes[0], (3600, of(&[("a", 0.003), ("b", 0.997)])));
+        assert_eq!(minutes[59].0, 7140);
+        let same = history.minutes().all(|minute| Arc::ptr_eq(&minute.names, &history.minutes[0].names));
+        assert!(same, "names of equal backends are kept once");
+    }
+
+    #[test]
+    fn connections_are_those_of_the_minute() {
+        let mut history = ShareHistory::default();
+        let keep = |history: &mut ShareHistory, minute, counts: &[(&str, u64)]| {
+            assert!(history.keep(SECOND * 60 * minute, Load::Connections, counts));
+        };
+        keep(&mut history, 1, &[("a", 1000), ("b", 9000)]);
+        keep(&mut history, 2, &[("a", 1300), ("b", 9100)]);
+        // `a` was removed and added again: it counts from zero. `c` is new.
+        keep(&mut history, 3, &[("b", 9200), ("c", 100), ("a", 0)]);
+        keep(&mut history, 4, &[("b", 9200), ("c", 100), ("a", 0)]);
+        let expected = [
+            (60, of(&[])),
+            (120, of(&[("a", 0.75), ("b", 0.25)])),
+            (180, of(&[("b", 0.5), ("c", 0.5), ("a", 0.0)])),
+            (240, of(&[])),
+        ];
+        assert_eq!(shown(&history), expected);
+    }
+
+    #[test]
+    fn another_kind_of_load_begins_anew() {
+        let mut history = ShareHistory::default();
+        assert!(history.keep(SECOND * 60, Load::Connections, &[("a", 5)]));
+        assert!(history.keep(SECOND * 61, Load::Clients, &[("a", 5)]));
+        assert!(!history.keep(SECOND * 62, Load::Clients, &[("a", 5)]));
+        assert_eq!(shown(&history), [(61, of(&[("a", 1.0)]))]);
+    }
+
+    #[test]
+    fn another_process_goes_on() {
+        for load in [Load::Clients, Load::Connections] {
+            let mut history = ShareHistory::default();
+            assert!(history.last().is_none());
+            history.keep(SECOND * 60, load, &[("a", 0), ("b", 0)]);
+            history.keep(SECOND * 120, load, &[("a", 3), ("b", 1)]);
+            let mut next = ShareHistory::default();
+            let (kind, parts) = history.last().unwrap();
+            next.resume(SECOND * 120, kind, parts);
+            next.keep(SECOND * 180, load, &[("a", 3), ("b", 1)]);
+            let after = if load == Load::Clients { of(&[("a", 0.75), ("b", 0.25)]) } else { of(&[]) };
+            assert_eq!(shown(&next), [(120, of(&[("a", 0.75), ("b", 0.25)])), (180, after)]);
+        }
+    }
+
+    #[test]
+    fn huge_counts_are_divided() {
+        assert_eq!(&*parts([u64::MAX, u64::MAX].into_iter()), [32_768, 32_768]);
+        assert_eq!(&*parts([u64::MAX, 0].into_iter()), [u16::MAX, 0]);
+    }
+}

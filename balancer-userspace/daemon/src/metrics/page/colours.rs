@@ -1,0 +1,140 @@
+//! Which backend is drawn in which colour, the same in all pictures of a service.
+
+use std::collections::HashMap;
+
+use balancer_core::snapshot::ServiceSnapshot;
+use maud::{Markup, html};
+
+/// Backends with a colour of their own, those with the greatest shares; the others have one together.
+const OWN: usize = 8;
+
+/// Backends that have a colour of their own.
+pub(super) struct Colours<'a> {
+    /// In the order in which they appeared, so that nobody's colour changes when another one comes or goes.
+    own: Vec<&'a str>,
+    others: bool,
+}
+
+impl<'a> Colours<'a> {
+    /// Those of the last hour of a service.
+    pub(super) fn of(service: &'a ServiceSnapshot) -> Self {
+        let mut all: Vec<(&str, f64)> = Vec::new();
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let past = service.statistics.shares.minutes().flat_map(|minute| minute.shares());
+        let present = service.backends.iter().zip(service.shares());
+        let present = present.map(|(backend, (share, _))| (backend.name.as_str(), share.unwrap_or(0.0)));
+        for (name, share) in past.chain(present) {
+            let place = *places.entry(name).or_insert_with(|| {
+                all.push((name, 0.0));
+                all.len() - 1
+            });
+            if let Some((_, greatest)) = all.get_mut(place) {
+                *greatest = share.max(*greatest);
+            }
+        }
+        let mut shares: Vec<f64> = all.iter().map(|(_, share)| *share).collect();
+        shares.sort_by(|a, b| b.total_cmp(a));
+        let least = shares.get(OWN - 1).copied().unwrap_or(0.0);
+        // Of equal ones the first.
+        let above = all.iter().filter(|(_, share)| *share > least).count();
+        let mut equal = OWN - above.min(OWN);
+        let others = all.len() > OWN;
+        all.retain(|(_, share)| {
+            let stays = *share > least || (*share >= least && equal > 0);
+            equal -= usize::from(stays && *share <= least);
+            stays
+        });
+        Self { own: all.into_iter().map(|(name, _)| name).collect(), others }
+    }
+
+    /// How many colours are used.
+    pub(super) fn count(&self) -> usize {
+        self.own.len() + usize::from(self.others)
+    }
+
+    /// The place of a backend's colour among them.
+    pub(super) fn place(&self, name: &str) -> usize {
+        self.own.iter().position(|own| *own == name).unwrap_or(self.own.len())
+    }
+
+    /// The style's class of the colour at a place.
+    pub(super) fn class(&self, place: usize) -> String {
+        if place < self.own.len() { format!("c{place}") } else { "others".to_owned() }
+    }
+
+    /// Whose colour is which.
+    pub(super) fn legend(&self, service: &ServiceSnapshot) -> Markup {
+        html! {
+            ul.legend {
+                @for (place, name) in self.own.iter().enumerate() {
+                    li {
+                        (swatch(&self.class(place))) (name)
+                        @if service.backends.iter().all(|backend| backend.name != *name) { span.quiet { " (removed)" } }
+                    }
+                }
+                @if self.others { li { (swatch("others")) "all others" } }
+            }
+        }
+    }
+}
+
+fn swatch(class: &str) -> Markup {
+    html! {
+        svg.swatch viewBox="0 0 1 1" aria-hidden="true" focusable="false" { rect.(class) width="1" height="1" {} } " "
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use balancer_core::shares::{Load, ShareHistory};
+
+    use super::*;
+    use crate::metrics::render::tests::snapshot;
+
+    fn service(minutes: &[&[(&str, u64)]]) -> ServiceSnapshot {
+        let mut service = snapshot().services.remove(0);
+        let mut shares = ShareHistory::default();
+        for (minute, loads) in (1..).zip(minutes) {
+            shares.keep(Duration::from_secs(60 * minute), Load::Clients, loads);
+        }
+        service.statistics.shares = Arc::new(shares);
+        service
+    }
+
+    #[test]
+    fn nobody_changes_colour_when_another_one_goes() {
+        // web1 to web3 are there; old was removed.
+        let service = service(&[&[("old", 5), ("web1", 5), ("web2", 5)], &[("web1", 5), ("web2", 5)]]);
+        let colours = Colours::of(&service);
+        assert_eq!(colours.own, ["old", "web1", "web2", "web3"]);
+        assert_eq!((colours.count(), colours.class(colours.place("web2"))), (4, "c2".to_owned()));
+        let legend = colours.legend(&service).into_string();
+        assert!(legend.contains("old<span class=\"quiet\"> (removed)"), "{legend}");
+        assert_eq!(legend.matches("removed").count(), 1, "{legend}");
+    }
+
+    #[test]
+    fn of_many_the_greatest_have_colours() {
+        let names: Vec<String> = (0..12).map(|index| format!("b{index}")).collect();
+        // The last is the greatest; b2 to b10 are equal.
+        let loads: Vec<(&str, u64)> =
+            names.iter().map(String::as_str).zip([0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 90]).collect();
+        let mut service = service(&[&loads]);
+        service.backends.clear();
+        let colours = Colours::of(&service);
+        assert_eq!(colours.own, ["b2", "b3", "b4", "b5", "b6", "b7", "b8", "b11"]);
+        assert_eq!((colours.count(), colours.class(colours.place("b9"))), (9, "others".to_owned()));
+        assert!(colours.legend(&service).into_string().contains("all others"));
+    }
+
+    #[test]
+    fn without_load_they_are_there_as_well() {
+        let mut service = service(&[]);
+        service.backends.iter_mut().for_each(|backend| backend.stats.connections = 0);
+        assert_eq!(Colours::of(&service).own, ["web1", "web2", "web3"]);
+        service.backends.clear();
+        assert_eq!(Colours::of(&service).count(), 0);
+    }
+}

@@ -1,0 +1,313 @@
+//! A picture of a service's last hour: its backends' shares as a stacked band, what happened to it, and the known clients
+//! that moved, on one time axis.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
+
+use balancer_api::events::EventView;
+use balancer_core::{
+    shares::{Load, Minute},
+    snapshot::ServiceSnapshot,
+};
+use balancer_model::words::{counted, grouped};
+use maud::{Markup, html};
+
+use super::{
+    chart::{HEIGHT, HOUR, Stretch, bars, minutes, picture},
+    colours::Colours,
+};
+
+/// A minute whose sample came later than this began when a minute before it; what was before that is not known.
+const LATE: Duration = Duration::from_secs(90);
+const MINUTE: Duration = Duration::from_secs(60);
+/// Left free between one backend's part of the band and the next one's, of the band's [`HEIGHT`].
+const GAP: f64 = 0.6;
+
+/// The band, the events of the service at `now`, the moves, and the axis.
+pub(super) fn hour(service: &ServiceSnapshot, colours: &Colours<'_>, events: &[EventView], now: SystemTime) -> Markup {
+    let columns = columns(service, colours);
+    let moves = minutes(service);
+    html! {
+        figure {
+            figcaption { "Shares of " (load_words(service.load_kind())) " over the last hour" }
+            (picture("band", &html! {
+                @for place in 0..colours.count() {
+                    @let path = path(&columns, place);
+                    @if !path.is_empty() { path.(colours.class(place)) d=(path) {} }
+                }
+                @for (ago, event) in marks(service, events, now) {
+                    @let x = format!("{:.1}", HOUR.x(ago));
+                    line.event x1=(x) x2=(x) y1="0" y2=(HEIGHT) vector-effect="non-scaling-stroke" {
+                        title { (event.time) " " (event.message) }
+                    }
+                }
+            }))
+            (axis())
+            @if service.remembers { (moved(&moves)) }
+        }
+    }
+}
+
+pub(super) const fn load_words(load: Load) -> &'static str {
+    match load {
+        Load::Clients => "known clients",
+        Load::Connections => "connections",
+    }
+}
+
+fn axis() -> Markup {
+    html! {
+        div.axis aria-hidden="true" {
+            @for minutes in [60, 45, 30, 15] { span { "−" (minutes) " min" } }
+            span { "now" }
+        }
+    }
+}
+
+fn moved(moves: &[Stretch]) -> Markup {
+    let of = |stretch: &Stretch| stretch.counted.moves.iter().sum::<u64>();
+    let all: u64 = moves.iter().map(of).sum();
+    html! {
+        figcaption {
+            @if all == 0 { "No known client moved in the last hour" } @else {
+                (counted_clients(all)) " moved in the last hour, at most "
+                (grouped(moves.iter().map(of).max().unwrap_or(0))) " in a minute"
+            }
+        }
+        @if all > 0 { div.moves { (bars(&HOUR, moves, |stretch| of(stretch) as f64)) } }
+    }
+}
+
+fn counted_clients(count: u64) -> String {
+    usize::try_from(count).map_or_else(|_| grouped(count), |count| counted(count, "known client"))
+}
+
+/// A minute of the band.
+#[derive(Debug, PartialEq)]
+struct Column {
+    /// How long ago it began and ended.
+    from: Duration,
+    to: Duration,
+    /// Where the part of each colour ends, 0 to 1, by the colour's place.
+    ends: Vec<f64>,
+}
+
+fn columns(service: &ServiceSnapshot, colours: &Colours<'_>) -> Vec<Column> {
+    let statistics = &service.statistics;
+    let ago = |at: Duration| statistics.now.saturating_sub(at);
+    let mut before: Option<&Minute> = None;
+    let mut columns = Vec::new();
+    for minute in statistics.shares.minutes() {
+        let began =
+            before.replace(minute).map(|before| before.at).filter(|&began| minute.at.saturating_sub(began) < LATE);
+        let from = ago(began.unwrap_or(minute.at.saturating_sub(MINUTE)));
+        columns.extend(column(colours, from, ago(minute.at), minute.shares()));
+    }
+    // Known clients are those of now; connections are of a minute, and this one is not over.
+    if let (Load::Clients, Some(last)) = (service.load_kind(), before) {
+        let shares = service.backends.iter().zip(service.shares());
+        let shares = shares.filter_map(|(backend, (share, _))| Some((backend.name.as_str(), share?)));
+        columns.extend(column(colours, ago(last.at), Duration::ZERO, shares));
+    }
+    columns.retain(|column| column.to < HOUR.span());
+    columns
+}
+
+/// `None`: there was no load.
+fn column<'a>(
+    colours: &Colours<'_>,
+    from: Duration,
+    to: Duration,
+    shares: impl Iterator<Item = (&'a str, f64)>,
+) -> Option<Column> {
+    let mut ends = vec![0.0; colours.count()];
+    for (name, share) in shares {
+        if let Some(part) = ends.get_mut(colours.place(name)) {
+            *part += share;
+        }
+    }
+    let mut sum = 0.0;
+    for end in &mut ends {
+        sum += *end;
+        *end = sum;
+    }
+    (sum > 0.0).then_some(Column { from, to, ends })
+}
+
+/// The part of one colour: a rectangle for all minutes in which it was the same.
+fn path(columns: &[Column], place: usize) -> String {
+    let mut path = String::new();
+    let mut open: Option<(f64, f64, [String; 2])> = None;
+    let mut close = |rectangle: Option<(f64, f64, [String; 2])>| {
+        if let Some((left, right, [top, bottom])) = rectangle.filter(|(_, _, [top, bottom])| top != bottom) {
+            // A string takes whatever is written.
+            let _ = write!(path, "M{left:.1} {top}H{right:.1}V{bottom}H{left:.1}z");
+        }
+    };
+    for column in columns {
+        let end = |place: usize| column.ends.get(place).copied().unwrap_or(0.0) * HEIGHT;
+        let (top, bottom) = (place.checked_sub(1).map_or(0.0, end), end(place));
+        // The gap is taken from the part itself, unless that would leave nothing to see.
+        let bottom = if bottom - top > 2.0 * GAP { bottom - GAP } else { bottom };
+        let sides = [top, bottom].map(|y| format!("{y:.1}"));
+        let (left, right) = (HOUR.x(column.from).max(0.0), HOUR.x(column.to));
+        open = match open.take() {
+            Some((from, to, same)) if same == sides && (left - to).abs() < 0.05 => Some((from, right, same)),
+            other => {
+                close(other);
+                Some((left, right, sides))
+            }
+        };
+    }
+    close(open);
+    path
+}
+
+/// What happened to the service's backends in the last hour, and how long ago.
+fn marks<'a>(
+    service: &ServiceSnapshot,
+    events: &'a [EventView],
+    now: SystemTime,
+) -> impl Iterator<Item = (Duration, &'a EventView)> {
+    let own = events.iter().filter(|event| event.backend.is_some() && event.service.as_ref() == Some(&service.name));
+    let own = own.collect::<Vec<_>>().into_iter();
+    own.filter_map(move |event| {
+        let at = humantime::parse_rfc3339(&event.time).ok()?;
+        // A clock that was set back shows what was as now.
+        let ago = now.duration_since(at).unwrap_or_default();
+        (ago <= HOUR.span()).then_some((ago, event))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::UNIX_EPOCH};
+
+    use balancer_common::verdict::MoveCause;
+    use balancer_core::{
+        history::{Counted, History},
+        shares::ShareHistory,
+    };
+
+    use super::*;
+    use crate::metrics::render::tests::snapshot;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A service that remembers, `now` seconds after the machine has started, with the known clients of web1 and web2 at
+    /// some earlier seconds and 60 and 20 of them now.
+    fn service(now: u64, past: &[(u64, u64, u64)]) -> ServiceSnapshot {
+        let mut service = snapshot().services.remove(0);
+        service.remembers = true;
+        service.backends.truncate(2);
+        (service.backends[0].known_clients, service.backends[1].known_clients) = (60, 20);
+        let mut shares = ShareHistory::default();
+        for &(at, web1, web2) in past {
+            assert!(shares.keep(SECOND * at as u32, Load::Clients, &[("web1", web1), ("web2", web2)]));
+        }
+        service.statistics.shares = Arc::new(shares);
+        service.statistics.now = SECOND * now as u32;
+        service
+    }
+
+    fn drawn(service: &ServiceSnapshot, events: &[EventView]) -> String {
+        hour(service, &Colours::of(service), events, UNIX_EPOCH + SECOND * 10_000).into_string()
+    }
+
+    #[test]
+    fn equal_minutes_are_one_rectangle() {
+        let text = drawn(&service(3630, &[(3480, 3, 1), (3540, 3, 1), (3600, 1, 1)]), &[]);
+        // From 210 s ago, in pixels of six seconds: alike until 90 s ago, half until 30 s ago, and as now.
+        let (first, second) = ("M565.0 0.0H585.0V74.4H565.0z", "M565.0 75.0H585.0V99.4H565.0z");
+        assert!(
+            text.contains(&format!("<path class=\"c0\" d=\"{first}M585.0 0.0H595.0V49.4H585.0zM595.0 0.0")),
+            "{text}"
+        );
+        assert!(text.contains(&format!("<path class=\"c1\" d=\"{second}")), "{text}");
+        assert!(text.contains("Shares of known clients over the last hour"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_empty() {
+        // Nobody sampled between 100 and 3,000 s; what is more than an hour ago does not count.
+        let mut past = service(3700, &[(50, 1, 0), (110, 1, 0), (3600, 1, 0)]);
+        past.backends.clear();
+        let colours = Colours::of(&past);
+        let columns = columns(&past, &colours);
+        let times: Vec<_> = columns.iter().map(|column| (column.from.as_secs(), column.to.as_secs())).collect();
+        assert_eq!(times, [(3650, 3590), (160, 100)]);
+        assert!(path(&columns, 0).starts_with("M0.0 0.0H1.7V"), "{}", path(&columns, 0));
+        assert_eq!(drawn(&service(10, &[]), &[]).matches("<path").count(), 0);
+    }
+
+    #[test]
+    fn connections_of_this_minute_are_not_drawn_yet() {
+        let mut shares = ShareHistory::default();
+        for (at, web1) in [(60, 0), (120, 0), (180, 9)] {
+            shares.keep(SECOND * at, Load::Connections, &[("web1", web1), ("web2", 0)]);
+        }
+        let mut service = service(190, &[]);
+        service.remembers = false;
+        service.statistics.shares = Arc::new(shares);
+        let columns = columns(&service, &Colours::of(&service));
+        assert_eq!(columns, [Column { from: SECOND * 70, to: SECOND * 10, ends: vec![1.0, 1.0] }]);
+        assert!(drawn(&service, &[]).contains("Shares of connections over the last hour"));
+    }
+
+    fn event(time: &str, service: &str, backend: Option<&str>) -> EventView {
+        EventView {
+            sequence: 1,
+            time: time.to_owned(),
+            level: "info".to_owned(),
+            kind: "state".to_owned(),
+            service: Some(service.to_owned()),
+            backend: backend.map(str::to_owned),
+            message: format!("<{service}> {backend:?} at {time}"),
+            member: None,
+            uid: None,
+            moves: None,
+        }
+    }
+
+    #[test]
+    fn events_of_its_backends_are_marked_where_they_were() {
+        // It is 02:46:40.
+        let events = [
+            event("1970-01-01T01:46:30.000Z", "web", Some("web1")),
+            event("1970-01-01T02:16:40.000Z", "web", Some("web1")),
+            event("1970-01-01T02:26:40.000Z", "other", Some("web1")),
+            event("1970-01-01T02:26:40.000Z", "web", None),
+            event("1970-01-01T02:47:00.000Z", "web", Some("web2")),
+            event("yesterday", "web", Some("web2")),
+        ];
+        let text = drawn(&service(3700, &[(3600, 1, 1)]), &events);
+        assert_eq!(text.matches("class=\"event\"").count(), 2, "{text}");
+        assert!(text.contains("x1=\"300.0\" x2=\"300.0\"") && text.contains("x1=\"600.0\""), "{text}");
+        assert!(
+            text.contains("&lt;web&gt; Some(\"web1\") at 1970") || text.contains("&lt;web&gt; Some(&quot;web1"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn moves_have_their_place_on_the_same_axis() {
+        let mut moving = service(3600, &[(3540, 1, 1)]);
+        assert!(drawn(&moving, &[]).contains("No known client moved in the last hour"));
+        let counted = |moves| {
+            let mut counted = Counted::default();
+            counted.moves[balancer_common::verdict::CauseIndex::from(MoveCause::Down).counter()] = moves;
+            counted
+        };
+        let mut history = History::default();
+        for (at, moves) in [(1740, 0), (1800, 0), (1860, 1_200), (1920, 1_250)] {
+            history.keep(SECOND * at, counted(moves));
+        }
+        moving.backends[0].stats.moves[balancer_common::verdict::CauseIndex::from(MoveCause::Down).counter()] = 1_253;
+        moving.statistics.history = Arc::new(history);
+        let text = drawn(&moving, &[]);
+        assert!(text.contains("1,250 known clients moved in the last hour, at most 1,200 in a minute"), "{text}");
+        assert!(text.contains("<rect class=\"fill\" x=\"300.0\""), "{text}");
+    }
+}
