@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 10;
+pub const LAYOUT_VERSION: u32 = 11;
 
 /// A table entry that names no backend: the service has none configured.
 pub const NO_BACKEND: u16 = 0;
@@ -485,22 +485,35 @@ pub struct InterfaceStats {
     pub verdicts: [u64; Verdict::COUNT],
 }
 
-/// Per-CPU counters of one backend.
+/// Counters of one backend on one CPU: two cache lines, of which a packet that opens nothing needs the second.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendStats {
+    /// Known clients moved from here, by [`crate::verdict::MoveCause`].
+    pub moves: [u64; MOVE_COUNTERS],
+    /// New connections by [`Decision`], those that could not be forwarded as well.
+    pub decisions: [u64; Decision::COUNT],
+    /// New connections (TCP SYN) forwarded to the backend.
+    pub connections: u64,
     /// Packets forwarded to the backend.
     pub packets: u64,
     /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
     /// The packet to sample next, by its number in `packets`; 0: not drawn yet. Means nothing but to its CPU.
     pub next_sample: u64,
-    /// New connections (TCP SYN) forwarded to the backend.
-    pub connections: u64,
-    /// New connections by [`Decision`], those that could not be forwarded as well.
-    pub decisions: [u64; Decision::COUNT],
-    /// Known clients moved from here, by [`crate::verdict::MoveCause`].
-    pub moves: [u64; MOVE_COUNTERS],
+}
+
+impl core::ops::AddAssign<&Self> for BackendStats {
+    /// Adds up counters, not what means nothing but to its CPU.
+    fn add_assign(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.connections += other.connections;
+        let counters = other.decisions.iter().chain(&other.moves);
+        for (sum, value) in self.decisions.iter_mut().chain(&mut self.moves).zip(counters) {
+            *sum += value;
+        }
+    }
 }
 
 /// A packet forwarded to a backend, one of many: sent to the controller, to tell heavy clients by.
@@ -807,6 +820,8 @@ const _: () = {
     assert!(size_of::<RangeRow>() == 16);
     assert!(size_of::<ServiceRow>() == 64);
     assert!(size_of::<BackendRow>() == 64 && size_of::<BackendRows>() == 128);
+    assert!(size_of::<BackendStats>() == 128 && offset_of!(BackendStats, connections) >= 64);
+    assert!(offset_of!(BackendStats, moves) == 0 && MOVE_COUNTERS <= 8);
     assert!(size_of::<ReturnRow>() == 64);
     assert!(size_of::<InterfaceRow>() == 64);
     assert!(offset_of!(ReturnRow, interfaces).is_multiple_of(size_of::<u64>()) && MAX_INTERFACES <= u64::BITS);

@@ -122,19 +122,19 @@ labelled! {
     }
 }
 
-/// Room for counters by [`MoveCause`]: a power of two.
-pub const MOVE_COUNTERS: usize = 8;
+/// Counters by [`MoveCause`].
+pub const MOVE_COUNTERS: usize = MoveCause::COUNT;
 
-/// A [`MoveCause`] as the kernel program carries it: the bare index, which it masks right before it counts.
+/// A [`MoveCause`] as the kernel program carries it: the bare index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CauseIndex(pub u8);
 
 impl CauseIndex {
-    /// A position below [`MOVE_COUNTERS`].
+    /// The position of its counter.
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> usize {
-        self.0 as usize & (MOVE_COUNTERS - 1)
+        self.0 as usize
     }
 }
 
@@ -194,4 +194,3 @@ impl From<Option<Decision>> for DecisionIndex {
 }
 
 const _: () = assert!(DropReason::COUNT <= DROP_COUNTERS && DROP_COUNTERS.is_power_of_two());
-const _: () = assert!(MoveCause::COUNT <= MOVE_COUNTERS && MOVE_COUNTERS.is_power_of_two());

@@ -7,6 +7,7 @@
 
 mod budget;
 mod control;
+mod cpu_rows;
 pub mod decap;
 mod devices;
 pub mod forward;

@@ -17,7 +17,7 @@ use balancer_common::{
     rule_filter,
 };
 
-use crate::forward;
+use crate::{cpu_rows, forward};
 
 /// Room for the new row of a rule that is replaced: older kernels ask for it even where no row is added.
 const SPARE: u32 = 1;
@@ -25,8 +25,9 @@ const SPARE: u32 = 1;
 #[map]
 static RULES: LpmTrie<RuleKey, RuleRow> = LpmTrie::with_max_entries(MAX_RULES + SPARE, 0);
 
+/// [`MAX_RULES`] for each CPU, whose number is chosen at load.
 #[map]
-static RULE_STATS: PerCpuArray<RuleStats> = PerCpuArray::with_max_entries(MAX_RULES, 0);
+static RULE_STATS: Array<RuleStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// What a rule says of a packet: `RULE_*` or 0 in bits 0–15, a backend in bits 16–31.
 #[derive(Clone, Copy)]
@@ -124,7 +125,7 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     let falls = said as u16 == RULE_PIN && !(backend != NO_BACKEND && forward::takes_clients(backend));
     if service >> 16 == 0
         // SAFETY: a reference is valid for reads.
-        && let Some(stats) = RULE_STATS.get_ptr_mut(unsafe { (&raw const row.counters).read_volatile() })
+        && let Some(stats) = cpu_rows::own(&RULE_STATS, MAX_RULES, unsafe { (&raw const row.counters).read_volatile() })
     {
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         let stats = unsafe { &mut *stats };

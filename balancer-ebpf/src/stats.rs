@@ -2,6 +2,7 @@
 
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_MMAPABLE,
     helpers::bpf_ktime_get_coarse_ns,
     macros::map,
     maps::{Array, PerCpuArray},
@@ -15,15 +16,18 @@ use balancer_common::{
     verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
 };
 
+use crate::cpu_rows;
+
 #[map]
 static INTERFACE_STATS: PerCpuArray<InterfaceStats> = PerCpuArray::with_max_entries(MAX_INTERFACES, 0);
 
-/// The controller sets the real number of rows when it loads the program.
+/// [`BACKEND_ROWS`] for each CPU.
 #[map]
-static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(1, 0);
+static BACKEND_STATS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// [`MAX_LISTENERS`] for each CPU.
 #[map]
-static LISTENER_STATS: PerCpuArray<ListenerStats> = PerCpuArray::with_max_entries(MAX_LISTENERS, 0);
+static LISTENER_STATS: Array<ListenerStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 static DROP_STATS: PerCpuArray<DropStats> = PerCpuArray::with_max_entries(1, 0);
@@ -44,6 +48,16 @@ static REPLY_STATS: PerCpuArray<ReplyStats> = PerCpuArray::with_max_entries(1, 0
 #[unsafe(no_mangle)]
 static INTERFACE_MULTIPLIER: Global<u32> = Global::new(1 << 26);
 
+/// Backends that there is room for, chosen at load, as is the number of CPUs' blocks.
+#[unsafe(no_mangle)]
+static BACKEND_ROWS: Global<u32> = Global::new(1);
+
+/// The row of a backend.
+#[inline(always)]
+fn backend_row(backend: u16) -> Option<*mut BackendStats> {
+    cpu_rows::own(&BACKEND_STATS, BACKEND_ROWS.load(), u32::from(backend))
+}
+
 /// The row of an interface, below [`MAX_INTERFACES`] for those that are attached to.
 #[inline(always)]
 pub(crate) fn row(ifindex: u32) -> u32 {
@@ -62,7 +76,7 @@ pub fn count_verdict(ifindex: u32, verdict: Verdict) {
 /// Counts a packet for a listener; whether it opens a TCP connection.
 #[inline(always)]
 pub(crate) fn count_listener(row: u32, opens: bool) {
-    if let Some(stats) = LISTENER_STATS.get_ptr_mut(row) {
+    if let Some(stats) = cpu_rows::own(&LISTENER_STATS, MAX_LISTENERS, row) {
         // SAFETY: as in `count_verdict`.
         unsafe {
             (*stats).packets += 1;
@@ -122,7 +136,7 @@ pub(crate) fn count_not_remembered() {
 /// [sampled](crate::samples).
 #[inline(always)]
 pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) -> bool {
-    let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) else { return false };
+    let Some(stats) = backend_row(backend) else { return false };
     // SAFETY: as in `count_verdict`.
     let stats = unsafe { &mut *stats };
     stats.packets += 1;
@@ -138,7 +152,7 @@ pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionInde
 /// draw.
 #[inline(always)]
 pub(crate) fn sample_after(backend: u16, gap: u32) -> bool {
-    let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) else { return false };
+    let Some(stats) = backend_row(backend) else { return false };
     // SAFETY: as in `count_verdict`.
     let stats = unsafe { &mut *stats };
     let drawn = stats.next_sample != 0;
@@ -164,7 +178,7 @@ pub(crate) fn count_sample(sent: bool) {
 #[inline(always)]
 pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
     if let Some(counter) = decision.counter()
-        && let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(backend))
+        && let Some(stats) = backend_row(backend)
     {
         // SAFETY: as in `count_verdict`.
         unsafe { (*stats).decisions[counter] += 1 };
@@ -174,9 +188,10 @@ pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
 /// Counts a known client moved from a backend.
 #[inline(always)]
 pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
-    if let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(from)) {
-        // SAFETY: as in `count_verdict`.
-        unsafe { (*stats).moves[cause.counter()] += 1 };
+    if let Some(stats) = backend_row(from) {
+        // Masked, as the verifier wants a bound of the very register. The counters of moves are the first words of the row.
+        // SAFETY: within the row; as in `count_verdict`.
+        unsafe { *stats.cast::<u64>().add(cause.counter() & 7) += 1 };
     }
 }
 

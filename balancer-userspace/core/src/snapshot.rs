@@ -205,16 +205,11 @@ impl ServiceSnapshot {
         present.chain(gone).chain(departed).map(counter).sum()
     }
 
-    /// The rows of the backends that have any.
-    pub fn ids(&self) -> impl Iterator<Item = BackendId> {
-        let gone = self.gone.iter().map(|gone| gone.id);
-        self.backends.iter().flat_map(|backend| backend.ids.iter().copied()).chain(gone)
-    }
-
-    /// The places of their counters, in the same order.
-    pub fn stats_mut(&mut self) -> impl Iterator<Item = &mut BackendStats> {
-        let gone = self.gone.iter_mut().map(|gone| &mut gone.stats);
-        self.backends.iter_mut().map(|backend| &mut backend.stats).chain(gone)
+    /// The places of the counters of rows in the kernel's maps, before services of both families are put together.
+    pub fn stats_mut(&mut self) -> impl Iterator<Item = (BackendId, &mut BackendStats)> {
+        let gone = self.gone.iter_mut().map(|gone| (gone.id, &mut gone.stats));
+        let present = self.backends.iter_mut();
+        present.filter_map(|backend| Some((*backend.ids.first()?, &mut backend.stats))).chain(gone)
     }
 
     /// What all its backends have counted, but for moves that other members count.

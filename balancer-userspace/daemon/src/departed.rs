@@ -11,7 +11,6 @@ use balancer_core::{
     io::ServiceId,
     state::{Clocks, SavedCounters},
 };
-use balancer_dataplane::batch;
 
 /// Stands for all that have been gone for long. No backend can have this name.
 pub(crate) const TOGETHER: &str = "(departed)";
@@ -61,7 +60,7 @@ impl Departed {
     pub(super) fn add(&mut self, service: ServiceId, name: String, stats: &BackendStats, now: Instant) {
         let rows = self.services.entry(service).or_default();
         let row = rows.entry(name).or_insert_with(|| Row { stats: BackendStats::default(), since: now });
-        batch::add(&mut row.stats, stats);
+        row.stats += stats;
         row.since = now;
     }
 
@@ -83,7 +82,7 @@ impl Departed {
                 let goes = old(name, row) && !present.contains(name);
                 if goes {
                     any = true;
-                    batch::add(&mut sum, &row.stats);
+                    sum += &row.stats;
                 }
                 !goes
             });
@@ -91,7 +90,7 @@ impl Departed {
                 continue;
             }
             let row = || Row { stats: BackendStats::default(), since: now };
-            batch::add(&mut rows.entry(TOGETHER.to_owned()).or_insert_with(row).stats, &sum);
+            rows.entry(TOGETHER.to_owned()).or_insert_with(row).stats += &sum;
         }
     }
 
@@ -160,7 +159,7 @@ mod tests {
 
     fn sum(departed: &Departed) -> BackendStats {
         let mut sum = BackendStats::default();
-        departed.of(WEB).for_each(|(_, stats)| batch::add(&mut sum, stats));
+        departed.of(WEB).for_each(|(_, stats)| sum += stats);
         sum
     }
 
@@ -173,7 +172,7 @@ mod tests {
         for number in 0..600 {
             let now = start + number * MINUTE;
             departed.add(WEB, format!("pod-{number}"), &counted(u64::from(number)), now);
-            batch::add(&mut all, &counted(u64::from(number)));
+            all += &counted(u64::from(number));
             departed.sum_up(now, |_| HashSet::new());
             assert!(names(&departed).len() <= 61, "{:?}", names(&departed));
             assert_eq!(sum(&departed), all);

@@ -1,29 +1,25 @@
 //! The counters that packets keep: for each CPU, added up when somebody asks.
 
-use std::{
-    collections::HashSet,
-    os::fd::{AsFd as _, OwnedFd},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, Pod,
     maps::{MapData, PerCpuArray, PerCpuValues},
 };
 use balancer_common::map_types::{
-    BackendStats, DropStats, InterfaceStats, ListenerStats, MAX_INTERFACES, MemoryStats, ReplyStats, SampleStats,
-    interface_row,
+    BackendStats, DropStats, InterfaceStats, ListenerStats, MAX_INTERFACES, MAX_LISTENERS, MemoryStats, ReplyStats,
+    SampleStats, interface_row,
 };
 use balancer_core::io::{BackendId, ListenerId};
 
-use super::batch::{self, BackendCounters};
+use super::{backend_counters::BackendCounters, cpu_rows::CpuRows};
 
 /// All but those of rules, which are in [`super::rules`].
 pub(super) struct Counters {
     interfaces: PerCpuArray<MapData, InterfaceStats>,
-    backends: PerCpuArray<MapData, BackendStats>,
-    listeners: PerCpuArray<MapData, ListenerStats>,
+    backends: Arc<BackendCounters>,
+    listeners: CpuRows<ListenerStats>,
     drops: PerCpuArray<MapData, DropStats>,
     memory: PerCpuArray<MapData, MemoryStats>,
     samples: PerCpuArray<MapData, SampleStats>,
@@ -32,18 +28,16 @@ pub(super) struct Counters {
     counted: HashSet<BackendId>,
     /// The same for listeners.
     listening: HashSet<ListenerId>,
-    many_backends: Arc<BackendCounters>,
     interface_multiplier: u32,
 }
 
 impl Counters {
-    /// `interface_multiplier` is that of [`interface_row`].
-    pub(super) fn new(ebpf: &mut Ebpf, interface_multiplier: u32) -> anyhow::Result<Self> {
+    /// With so many rows of backends; `interface_multiplier` is that of [`interface_row`].
+    pub(super) fn new(ebpf: &mut Ebpf, backends: u32, interface_multiplier: u32) -> anyhow::Result<Self> {
         Ok(Self {
-            many_backends: Arc::new(BackendCounters::new(descriptor(ebpf, "BACKEND_STATS")?)?),
             interfaces: per_cpu(ebpf, "INTERFACE_STATS")?,
-            backends: per_cpu(ebpf, "BACKEND_STATS")?,
-            listeners: per_cpu(ebpf, "LISTENER_STATS")?,
+            backends: Arc::new(BackendCounters::new(CpuRows::take(ebpf, "BACKEND_STATS", backends)?)),
+            listeners: CpuRows::take(ebpf, "LISTENER_STATS", MAX_LISTENERS)?,
             drops: per_cpu(ebpf, "DROP_STATS")?,
             memory: per_cpu(ebpf, "MEMORY_STATS")?,
             samples: per_cpu(ebpf, "SAMPLE_STATS")?,
@@ -73,13 +67,12 @@ impl Counters {
     }
 
     /// Counts for a backend: from zero, if its id was another's. Whether it was.
-    pub(super) fn begin(&mut self, id: BackendId) -> anyhow::Result<bool> {
+    pub(super) fn begin(&mut self, id: BackendId) -> bool {
         let begins = self.counted.insert(id);
         if begins {
-            let zero = PerCpuValues::try_from(vec![BackendStats::default(); cpu_count()?])?;
-            self.backends.set(u32::from(id.0), zero, 0).context("clearing a backend's counters")?;
+            self.backends.clear(id);
         }
-        Ok(begins)
+        begins
     }
 
     /// Goes on counting for a listener that had its id before.
@@ -88,21 +81,18 @@ impl Counters {
     }
 
     /// Counts for these listeners and no others: those that are new from zero.
-    pub(super) fn listen(&mut self, ids: HashSet<ListenerId>) -> anyhow::Result<()> {
+    pub(super) fn listen(&mut self, ids: HashSet<ListenerId>) {
         for id in ids.difference(&self.listening) {
-            let zero = PerCpuValues::try_from(vec![ListenerStats::default(); cpu_count()?])?;
-            self.listeners.set(u32::from(id.0), zero, 0).context("clearing a listener's counters")?;
+            self.listeners.clear(u32::from(id.0));
         }
         self.listening = ids;
-        Ok(())
     }
 
-    pub(super) fn listener(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
-        let cpus = self.listeners.get(&u32::from(id.0), 0).context("reading a listener's counters")?;
-        Ok(cpus.iter().fold(ListenerStats::default(), |sum, cpu| ListenerStats {
+    pub(super) fn listener(&self, id: ListenerId) -> ListenerStats {
+        self.listeners.read(u32::from(id.0)).fold(ListenerStats::default(), |sum, cpu| ListenerStats {
             packets: sum.packets + cpu.packets,
             connections: sum.connections + cpu.connections,
-        }))
+        })
     }
 
     /// The id is free.
@@ -110,16 +100,12 @@ impl Counters {
         self.counted.remove(&id);
     }
 
-    pub(super) fn backend(&self, id: BackendId) -> anyhow::Result<BackendStats> {
-        let cpus = self.backends.get(&u32::from(id.0), 0).context("reading a backend's counters")?;
-        Ok(cpus.iter().fold(BackendStats::default(), |mut sum, cpu| {
-            batch::add(&mut sum, cpu);
-            sum
-        }))
+    pub(super) fn backend(&self, id: BackendId) -> BackendStats {
+        self.backends.read(id)
     }
 
     pub(super) fn many_backends(&self) -> Arc<BackendCounters> {
-        Arc::clone(&self.many_backends)
+        Arc::clone(&self.backends)
     }
 
     pub(super) fn interface(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
@@ -182,14 +168,6 @@ pub(super) fn per_cpu<T: Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<Per
 
 pub(super) fn cpu_count() -> anyhow::Result<usize> {
     aya::util::nr_cpus().map_err(|(what, error)| anyhow!("counting the CPUs ({what}): {error}"))
-}
-
-/// A descriptor of its own for a map.
-fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
-    let Some(aya::maps::Map::PerCpuArray(map)) = ebpf.map(name) else {
-        bail!("the kernel object holds no per-CPU array {name}")
-    };
-    Ok(map.fd().as_fd().try_clone_to_owned()?)
 }
 
 /// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does, or

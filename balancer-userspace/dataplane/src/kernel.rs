@@ -21,8 +21,8 @@ use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
-        InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND, RangeRow, ReplyStats,
-        ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
+        InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, MAX_LISTENERS, MAX_RULES, NO_BACKEND,
+        RangeRow, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
     },
     seen,
     service_table::{TableView, vip_bit},
@@ -40,12 +40,13 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::{
     Dataplane, Forgotten, KnownClient, OBJECT,
     attach::{Attacher, Attachment},
+    backend_counters::BackendCounters,
     backends::Backends,
-    batch::BackendCounters,
     budgets::Budgets,
     capacity::{Capacity, NOBODY},
     clients::{ClientTable, KnownClients},
     counters::{Counters, interface_multiplier},
+    cpu_rows,
     devices::{DeviceTable, Devices},
     grace::{Grace, GracePeriods},
     halves::Halves,
@@ -175,7 +176,8 @@ impl KernelDataplane {
         let handover_key = handover::draw_key()?;
         let whose = Whose::here();
         let mut loader = EbpfLoader::new();
-        let replaced = pins.as_ref().map(|pins| Replaced::before_load(pins, capacity.backends)).transpose()?;
+        let blocks = cpu_rows::blocks()?;
+        let replaced = pins.as_ref().map(|pins| Replaced::before_load(pins, capacity.backends, blocks)).transpose()?;
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, replaced.as_ref().and_then(|replaced| replaced.path(name)).unwrap_or(path));
         }
@@ -201,12 +203,15 @@ impl KernelDataplane {
             .map_max_entries("SERVICES", 2 * capacity.services)
             .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
             .map_max_entries("BACKENDS", capacity.backends)
-            .map_max_entries("BACKEND_STATS", capacity.backends)
+            .override_global("BACKEND_ROWS", &capacity.backends, true)
+            .map_max_entries("BACKEND_STATS", blocks * capacity.backends)
+            .map_max_entries("LISTENER_STATS", blocks * MAX_LISTENERS)
+            .map_max_entries("RULE_STATS", blocks * MAX_RULES)
             .map_max_entries("BACKEND_HISTORY", capacity.backends)
             .load(OBJECT)
             .context("loading the kernel program")?;
         if let Some(replaced) = replaced {
-            replaced.carry_over(&ebpf)?;
+            replaced.carry_over(capacity.backends)?;
         }
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let kept = Kept::new(&mut ebpf, pins)?;
@@ -233,7 +238,7 @@ impl KernelDataplane {
             backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
             interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
             ways_in: WaysIn::default(),
-            counters: Counters::new(&mut ebpf, interface_multiplier)?,
+            counters: Counters::new(&mut ebpf, capacity.backends, interface_multiplier)?,
             stickiness,
             seen,
             rules: RuleTable::new(&mut ebpf, &kept)?,
@@ -464,7 +469,7 @@ impl Dataplane for KernelDataplane {
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
         let id = backend.id;
         self.check_backend(id)?;
-        if self.counters.begin(id)? {
+        if self.counters.begin(id) {
             self.kept.forget_backend(id);
         }
         self.stickiness.clients.belongs(id, Some(backend.service));
@@ -564,7 +569,7 @@ impl Dataplane for KernelDataplane {
         }
         self.settled.get_or_insert_with(|| services.to_vec());
         let counted = services.iter().flat_map(|spec| &spec.listeners).filter(|listener| listener.counted);
-        self.counters.listen(counted.map(|listener| listener.id).collect())?;
+        self.counters.listen(counted.map(|listener| listener.id).collect());
         let vips = found.listeners.iter().fold(0, |bits, row| bits | vip_bit(&row.key.address));
         self.publish(placed_listeners.view, placed_returns.view, flags, vips);
         let backends = return_rows.iter().map(|row| BackendId(row.backend)).zip(placed_returns.rows);
@@ -633,11 +638,11 @@ impl Dataplane for KernelDataplane {
     }
 
     fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats> {
-        self.rules.stats(service, prefix)
+        Ok(self.rules.stats(service, prefix))
     }
 
     fn rule_fallbacks(&self, service: ServiceId) -> anyhow::Result<u64> {
-        self.rules.fallbacks(service)
+        Ok(self.rules.fallbacks(service))
     }
 
     fn adopt(
@@ -664,11 +669,12 @@ impl Dataplane for KernelDataplane {
     }
 
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats> {
-        self.counters.backend(id)
+        self.check_backend(id)?;
+        Ok(self.counters.backend(id))
     }
 
     fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
-        self.counters.listener(id)
+        Ok(self.counters.listener(id))
     }
 
     fn backend_counters(&self) -> Arc<BackendCounters> {

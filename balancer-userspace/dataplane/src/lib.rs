@@ -1,13 +1,14 @@
 //! The kernel's side of the controller: the only place in user space that names maps.
 
 mod attach;
+mod backend_counters;
 mod backends;
-pub mod batch;
 mod bpffs;
 mod budgets;
 mod capacity;
 mod clients;
 mod counters;
+mod cpu_rows;
 mod decap;
 mod devices;
 mod grace;
@@ -52,7 +53,7 @@ use balancer_core::{
 use ipnet::IpNet;
 
 pub use attach::{Attached, Attacher, Attachment};
-pub use batch::BackendCounters;
+pub use backend_counters::BackendCounters;
 pub use budgets::Budgets;
 pub use capacity::Capacity;
 pub use clients::KnownClients;

@@ -16,6 +16,7 @@ use bytemuck::Pod;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// A mapped array of `T`, whose size is a multiple of eight bytes, so that kernel and user space agree on the stride.
+#[derive(Debug)]
 pub(super) struct MappedArray<T> {
     memory: NonNull<T>,
     entries: usize,

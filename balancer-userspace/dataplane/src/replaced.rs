@@ -2,18 +2,16 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context as _, bail};
-use aya::{
-    Ebpf,
-    maps::{Map, MapData, PerCpuArray},
-};
+use anyhow::Context as _;
+use aya::maps::MapData;
 use balancer_common::{kept::BackendHistory, map_types::BackendStats};
 use tracing::info;
 
-use super::{mapped::MappedArray, pins::Pins};
+use super::{cpu_rows::CpuRows, mapped::MappedArray, pins::Pins};
 
 /// Those that have a row for each backend.
-const BY_BACKEND: [&str; 2] = ["BACKEND_HISTORY", "BACKEND_STATS"];
+const BY_BACKEND: [&str; 2] = [HISTORY, "BACKEND_STATS"];
+const HISTORY: &str = "BACKEND_HISTORY";
 
 /// Maps that are made anew, with what was counted. Until all of that is in them, the pins of those from before stay.
 pub(super) struct Replaced(Vec<One>);
@@ -28,10 +26,10 @@ struct One {
 }
 
 impl Replaced {
-    /// Those of the pinned maps that have not as many `rows`.
-    pub(super) fn before_load(pins: &Pins, rows: u32) -> anyhow::Result<Self> {
+    /// Those of the pinned maps that have not as many `rows`, or have counters of another number of CPUs' `blocks`.
+    pub(super) fn before_load(pins: &Pins, rows: u32, blocks: u32) -> anyhow::Result<Self> {
         let mut replaced = Vec::new();
-        for name in BY_BACKEND {
+        for (name, each) in BY_BACKEND.into_iter().zip([1, blocks]) {
             let temporary = format!("NEW-{name}");
             // Of a controller that was killed on its way.
             pins.make_anew(&temporary)?;
@@ -40,8 +38,8 @@ impl Replaced {
                 continue;
             }
             let before = open(&pin)?.info().context("reading the map's description")?.max_entries();
-            if before != rows {
-                replaced.push(One { name, pin, new, rows: before });
+            if before != each * rows {
+                replaced.push(One { name, pin, new, rows: before / each });
             }
         }
         Ok(Self(replaced))
@@ -53,16 +51,11 @@ impl Replaced {
     }
 
     /// Copies what there is room for, and has the new maps take the places of those from before.
-    pub(super) fn carry_over(self, ebpf: &Ebpf) -> anyhow::Result<()> {
+    pub(super) fn carry_over(self, room: u32) -> anyhow::Result<()> {
         for One { name, pin, new, rows } in self.0 {
             let (from, to) = (open(&pin)?, open(&new)?);
-            let room = to.info().context("reading the map's description")?.max_entries();
-            match ebpf.map(name) {
-                Some(Map::PerCpuArray(_)) => copy_counters(from, to),
-                Some(Map::Array(_)) => copy_history(from, to),
-                _ => bail!("the kernel object holds no map {name} of a known kind"),
-            }
-            .with_context(|| format!("carrying over the map {name}"))?;
+            if name == HISTORY { copy_history(from, to) } else { copy_counters((from, rows), (to, room)) }
+                .with_context(|| format!("carrying over the map {name}"))?;
             fs::rename(&new, &pin).with_context(|| format!("pinning the map {name}"))?;
             info!(
                 "{name} has {room} rows instead of {rows}: what was counted is carried over, but for what is counted until \
@@ -85,14 +78,8 @@ fn copy_history(from: MapData, to: MapData) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn copy_counters(from: MapData, to: MapData) -> anyhow::Result<()> {
-    let from: PerCpuArray<_, BackendStats> = Map::PerCpuArray(from).try_into()?;
-    let mut to: PerCpuArray<_, BackendStats> = Map::PerCpuArray(to).try_into()?;
-    for row in 0..from.len().min(to.len()) {
-        let counters = from.get(&row, 0)?;
-        if counters.iter().any(|counters| *counters != BackendStats::default()) {
-            to.set(row, counters, 0)?;
-        }
-    }
+/// Between maps with so many rows for each CPU.
+fn copy_counters((from, had): (MapData, u32), (to, has): (MapData, u32)) -> anyhow::Result<()> {
+    CpuRows::<BackendStats>::of(to, has)?.copy_from(&CpuRows::of(from, had)?);
     Ok(())
 }

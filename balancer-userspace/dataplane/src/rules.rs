@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use aya::{
     Ebpf,
     maps::{
-        MapData, PerCpuArray, PerCpuValues,
+        MapData,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -18,12 +18,14 @@ use balancer_common::map_types::{
 use balancer_core::io::{RuleAction, RuleSpec, ServiceId};
 use ipnet::IpNet;
 
-use super::{counters, kept::Kept, kernel::take, mapped::MappedArray, rows::address_words, rule_filter::RuleFilter};
+use super::{
+    cpu_rows::CpuRows, kept::Kept, kernel::take, mapped::MappedArray, rows::address_words, rule_filter::RuleFilter,
+};
 
 /// The rules that the kernel has.
 pub(super) struct RuleTable {
     trie: LpmTrie<MapData, RuleKey, RuleRow>,
-    stats: PerCpuArray<MapData, RuleStats>,
+    stats: CpuRows<RuleStats>,
     filter: RuleFilter,
     services: HashMap<ServiceId, ServiceRules>,
     /// Rules of an earlier controller that nobody has asked for yet.
@@ -43,7 +45,7 @@ impl RuleTable {
     pub(super) fn new(ebpf: &mut Ebpf, kept: &Kept) -> anyhow::Result<Self> {
         let trie = ebpf.take_map("RULES").context("the kernel object holds no map RULES")?;
         let trie: LpmTrie<_, RuleKey, RuleRow> = trie.try_into()?;
-        let stats = counters::per_cpu(ebpf, "RULE_STATS")?;
+        let stats = CpuRows::take(ebpf, "RULE_STATS", MAX_RULES)?;
         let mut filter = RuleFilter::new(MappedArray::new(take(ebpf, "RULE_FILTER")?)?);
         let mut left = HashMap::new();
         for rule in trie.iter() {
@@ -135,14 +137,14 @@ impl RuleTable {
     }
 
     /// The counters of one rule.
-    pub(super) fn stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats> {
-        self.row(service, prefix).map_or(Ok(RuleStats::default()), |row| self.sum(row.counters))
+    pub(super) fn stats(&self, service: ServiceId, prefix: IpNet) -> RuleStats {
+        self.row(service, prefix).map(|row| self.sum(row.counters)).unwrap_or_default()
     }
 
     /// See `Dataplane::rule_fallbacks`.
-    pub(super) fn fallbacks(&self, service: ServiceId) -> anyhow::Result<u64> {
-        let Some(of) = self.services.get(&service) else { return Ok(0) };
-        of.rules.values().try_fold(of.fallbacks, |sum, row| Ok(sum + self.sum(row.counters)?.fallbacks))
+    pub(super) fn fallbacks(&self, service: ServiceId) -> u64 {
+        let Some(of) = self.services.get(&service) else { return 0 };
+        of.rules.values().fold(of.fallbacks, |sum, row| sum + self.sum(row.counters).fallbacks)
     }
 
     fn row(&self, service: ServiceId, prefix: IpNet) -> Option<RuleRow> {
@@ -164,9 +166,9 @@ impl RuleTable {
     fn give_up(&mut self, service: ServiceId, key: Key<RuleKey>, row: RuleRow, kept: &Kept) -> anyhow::Result<()> {
         let before = self.services.entry(service).or_default().fallbacks;
         // First, so that a controller that is killed in between takes no counter backwards.
-        kept.keep_rule_fallbacks(service, before + self.sum(row.counters)?.fallbacks);
+        kept.keep_rule_fallbacks(service, before + self.sum(row.counters).fallbacks);
         self.trie.remove(&key).context("taking a rule out of the trie")?;
-        let fallbacks = before + self.sum(row.counters)?.fallbacks;
+        let fallbacks = before + self.sum(row.counters).fallbacks;
         kept.keep_rule_fallbacks(service, fallbacks);
         self.services.entry(service).or_default().fallbacks = fallbacks;
         self.free.push_back(row.counters);
@@ -175,17 +177,15 @@ impl RuleTable {
 
     fn take_counters(&mut self) -> anyhow::Result<u32> {
         let counters = self.free.pop_front().with_context(|| format!("more than {MAX_RULES} rules"))?;
-        let zero = PerCpuValues::try_from(vec![RuleStats::default(); counters::cpu_count()?])?;
-        self.stats.set(counters, zero, 0).context("clearing a rule's counters")?;
+        self.stats.clear(counters);
         Ok(counters)
     }
 
-    fn sum(&self, counters: u32) -> anyhow::Result<RuleStats> {
-        let cpus = self.stats.get(&counters, 0).context("reading a rule's counters")?;
-        Ok(cpus.iter().fold(RuleStats::default(), |sum, cpu| RuleStats {
+    fn sum(&self, counters: u32) -> RuleStats {
+        self.stats.read(counters).fold(RuleStats::default(), |sum, cpu| RuleStats {
             packets: sum.packets + cpu.packets,
             fallbacks: sum.fallbacks + cpu.fallbacks,
-        }))
+        })
     }
 }
 

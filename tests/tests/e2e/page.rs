@@ -205,7 +205,7 @@ fn the_numbers_are_there_without_scripts() {
     }
 }
 
-/// `BALANCER_PICTURES=docs/src cargo nextest run -p balancer-tests pictures --run-ignored only`
+/// `BALANCER_PICTURES=docs/src cargo test -p balancer-tests --test e2e pictures -- --ignored`, 14 minutes
 #[test]
 #[ignore = "draws the pictures of the documentation"]
 fn pictures() {

@@ -38,13 +38,13 @@ fn bulk(backends: u32) -> String {
     text
 }
 
-/// How many rows the pinned maps of backends have.
+/// How many rows the pinned maps of backends have, that of counters for each CPU.
 fn rows(site: &Site) -> [u32; 2] {
     let directory = pins(site);
     let left = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(left.filter(|name| name.starts_with("NEW-")).count(), 0, "what replaces a map stays");
-    ["BACKEND_STATS", "BACKEND_HISTORY"]
-        .map(|name| MapData::from_pin(directory.join(name)).unwrap().info().unwrap().max_entries())
+    let entries = |name| MapData::from_pin(directory.join(name)).unwrap().info().unwrap().max_entries();
+    [entries("BACKEND_STATS") / u32::try_from(aya::util::nr_cpus().unwrap()).unwrap(), entries("BACKEND_HISTORY")]
 }
 
 fn never_backwards(before: &Metrics, after: &Metrics) {

@@ -491,7 +491,7 @@ pub(super) mod tests {
             remembers: false,
             rule_fallbacks: 0,
             departed: Vec::new(),
-            repeated_moves: [3, 0, 0, 0, 0, 0, 0, 0],
+            repeated_moves: [3, 0, 0, 0, 0, 0, 0],
             gone: Vec::new(),
             backends: vec![
                 backend(0, "web1", 100, BackendState::Up, 30),

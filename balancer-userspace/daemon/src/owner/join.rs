@@ -1,7 +1,6 @@
 //! A service of both address families is two in the core and the data path; it is shown as the one that is configured.
 
 use balancer_core::snapshot::{BackendSnapshot, ServiceSnapshot};
-use balancer_dataplane::batch;
 use balancer_model::states::BackendState;
 
 /// Puts the parts of services together, which lie next to each other.
@@ -39,7 +38,7 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     }
     for (name, stats) in other.departed {
         match first.departed.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, sum)) => batch::add(sum, &stats),
+            Some((_, sum)) => *sum += &stats,
             None => first.departed.push((name, stats)),
         }
     }
@@ -57,7 +56,7 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     first.families.extend(other.families);
     first.check.extend(other.check);
     first.known_clients += other.known_clients;
-    batch::add(&mut first.stats, &other.stats);
+    first.stats += &other.stats;
     first.drain_deadline = first.drain_deadline.max(other.drain_deadline);
     first.eligible |= other.eligible;
     first.checks.iter_mut().zip(other.checks).for_each(|(sum, count)| *sum += count);

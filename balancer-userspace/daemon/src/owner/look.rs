@@ -8,7 +8,6 @@ use balancer_common::{
 };
 use balancer_core::{
     fleet::FleetSnapshot,
-    io::BackendId,
     service::{Backend, Service},
     snapshot::{
         BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot,
@@ -35,19 +34,14 @@ impl Counting {
         self
     }
 
-    /// Reads them: system calls, and as much to copy as there are backends and CPUs.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn finish(mut self) -> anyhow::Result<Snapshot> {
-        let rows = || self.snapshot.services.iter();
-        let ids: Vec<BackendId> = rows().flat_map(ServiceSnapshot::ids).collect();
-        let mut stats = self.counters.read(&ids)?.into_iter();
-        for place in self.snapshot.services.iter_mut().flat_map(ServiceSnapshot::stats_mut) {
-            *place = stats.next().unwrap_or_default();
+    /// Reads them: as much to copy as there are backends and CPUs.
+    #[must_use]
+    pub fn finish(mut self) -> Snapshot {
+        for (id, stats) in self.snapshot.services.iter_mut().flat_map(ServiceSnapshot::stats_mut) {
+            *stats = self.counters.read(id);
         }
         self.snapshot.services = join(self.snapshot.services);
-        Ok(self.snapshot)
+        self.snapshot
     }
 }
 

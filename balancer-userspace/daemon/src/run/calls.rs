@@ -48,11 +48,9 @@ pub(super) fn answer(
                 let statistics = Arc::clone(statistics);
                 // There may be ten thousand backends, and nobody else has to wait for their counters.
                 tokio::task::spawn_blocking(move || {
-                    let snapshot = counting.finish().map(|mut snapshot| {
-                        statistics.complete(&mut snapshot);
-                        snapshot
-                    });
-                    let _ = reply.send(snapshot);
+                    let mut snapshot = counting.finish();
+                    statistics.complete(&mut snapshot);
+                    let _ = reply.send(Ok(snapshot));
                 });
             }
             Err(error) => {

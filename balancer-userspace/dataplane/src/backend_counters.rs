@@ -1,0 +1,29 @@
+//! The counters of many backends, to be read away from the task that owns the controller.
+
+use balancer_common::map_types::BackendStats;
+use balancer_core::io::BackendId;
+
+use super::cpu_rows::CpuRows;
+
+/// Reads counters of backends.
+#[derive(Debug)]
+pub struct BackendCounters(CpuRows<BackendStats>);
+
+impl BackendCounters {
+    pub(super) const fn new(rows: CpuRows<BackendStats>) -> Self {
+        Self(rows)
+    }
+
+    /// What a backend has counted on all CPUs.
+    #[must_use]
+    pub fn read(&self, id: BackendId) -> BackendStats {
+        self.0.read(u32::from(id.0)).fold(BackendStats::default(), |mut sum, cpu| {
+            sum += &cpu;
+            sum
+        })
+    }
+
+    pub(super) fn clear(&self, id: BackendId) {
+        self.0.clear(u32::from(id.0));
+    }
+}
