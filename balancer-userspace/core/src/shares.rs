@@ -29,7 +29,7 @@ pub struct Minute {
     /// When it ended, on the history's clock.
     pub at: Duration,
     names: Arc<[String]>,
-    /// As many as names, in 65,535ths. Empty: there was nothing to divide.
+    /// As many as names, in parts of 65,535. Empty: there was nothing to divide.
     parts: Box<[u16]>,
 }
 
@@ -126,7 +126,7 @@ impl ShareHistory {
     }
 }
 
-/// Each count's part of their sum, in 65,535ths; none of nothing.
+/// Each count's part of their sum, in parts of 65,535; none of nothing.
 fn parts(counts: impl Iterator<Item = u64> + Clone) -> Box<[u16]> {
     let sum: u128 = counts.clone().map(u128::from).sum();
     if sum == 0 {

@@ -32,7 +32,7 @@ pub(super) struct Moment {
     /// Milliseconds since the machine started.
     pub(super) at: u64,
     pub(super) services: BTreeMap<String, Counted>,
-    /// Of the minute that ends now, if one does: what shares are of, and each backend's, in 65,535ths.
+    /// Of the minute that ends now, if one does: what shares are of, and each backend's, in parts of 65,535.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) shares: BTreeMap<String, (Load, Vec<(String, u16)>)>,
 }
