@@ -75,7 +75,9 @@ pub(super) struct Findings<'i> {
     line_starts: OnceCell<Vec<usize>>,
     /// Where the piece begins.
     offset: usize,
+    /// By their lines.
     errors: Vec<(usize, String)>,
+    /// By their places in the text.
     warnings: Vec<(usize, String)>,
 }
 
@@ -90,8 +92,12 @@ impl<'i> Findings<'i> {
     }
 
     pub(super) fn line(&self, at: usize) -> usize {
+        self.line_of_text(self.offset + at)
+    }
+
+    fn line_of_text(&self, at: usize) -> usize {
         let starts = || std::iter::once(0).chain(self.text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        self.line_starts.get_or_init(starts).partition_point(|&start| start <= self.offset + at)
+        self.line_starts.get_or_init(starts).partition_point(|&start| start <= at)
     }
 
     pub(super) fn error(&mut self, at: usize, text: String) {
@@ -103,12 +109,13 @@ impl<'i> Findings<'i> {
     }
 
     pub(super) fn warn(&mut self, at: usize, text: String) {
-        self.warnings.push((self.line(at), text));
+        self.warnings.push((self.offset + at, text));
     }
 
-    /// How many errors and warnings there are.
-    pub(super) fn count(&self) -> usize {
-        self.errors.len() + self.warnings.len()
+    /// The warnings about the piece, with their places in it.
+    pub(super) fn warnings_of_piece(&self) -> Vec<(usize, String)> {
+        let begins = self.warnings.iter().rposition(|(at, _)| *at < self.offset).map_or(0, |before| before + 1);
+        self.warnings.iter().skip(begins).map(|(at, text)| (at - self.offset, text.clone())).collect()
     }
 
     pub(super) fn forget_all(&mut self) {
@@ -139,8 +146,9 @@ impl<'i> Findings<'i> {
         }
     }
 
-    fn into_warnings(self) -> Vec<Warning> {
-        in_order(self.file, self.warnings)
+    fn into_warnings(mut self) -> Vec<Warning> {
+        let warnings = std::mem::take(&mut self.warnings).into_iter();
+        in_order(self.file, warnings.map(|(at, text)| (self.line_of_text(at), text)).collect())
     }
 }
 

@@ -25,9 +25,17 @@ const HEADER: &str = "[[service]]";
 /// Pieces of the text that was parsed last, and the services that they were.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    pieces: HashMap<Box<str>, Arc<Placed>>,
+    pieces: HashMap<Box<str>, Piece>,
     /// All services of the text.
     pub(super) valid: Valid,
+}
+
+/// What a piece says.
+#[derive(Debug)]
+struct Piece {
+    service: Arc<Placed>,
+    /// With their places in the piece.
+    warnings: Vec<(usize, String)>,
 }
 
 /// The services of a text, each with where its piece begins.
@@ -46,22 +54,22 @@ pub(super) fn parse<'i>(
     let mut now = HashMap::default();
     now.reserve(pieces.len());
     for (start, piece) in pieces {
-        if let Some((piece, placed)) = known.pieces.remove_entry(piece) {
-            services.push((start, Arc::clone(&placed)));
-            now.insert(piece, placed);
+        findings.begin_piece(start);
+        if let Some((piece, known)) = known.pieces.remove_entry(piece) {
+            known.warnings.iter().for_each(|(at, text)| findings.warn(*at, text.clone()));
+            services.push((start, Arc::clone(&known.service)));
+            now.insert(piece, known);
             continue;
         }
-        let before = findings.count();
-        findings.begin_piece(start);
         let Some(placed) = parse_piece(piece, findings).filter(|_| !findings.has_errors()) else {
             findings.forget_all();
             known.pieces.extend(now);
             return None;
         };
-        let placed = Arc::new(placed);
-        services.push((start, Arc::clone(&placed)));
-        if findings.count() == before && !depends_on_more(&placed.service) {
-            now.insert(piece.into(), placed);
+        let service = Arc::new(placed);
+        services.push((start, Arc::clone(&service)));
+        if !depends_on_more(&service.service) {
+            now.insert(piece.into(), Piece { service, warnings: findings.warnings_of_piece() });
         }
     }
     findings.begin_piece(0);
@@ -153,6 +161,20 @@ mod tests {
     }
 
     #[test]
+    fn warnings_are_given_again_where_they_stand_now() {
+        let doubtful = service(2, "table_size = 53\n");
+        let before = format!("{}{doubtful}", service(1, ""));
+        let after = format!("interfaces = [\"eth0\"]\n{}# more\n{doubtful}{}", service(1, ""), service(3, ""));
+        let mut known = Known::default();
+        for text in [&before, &after, &before] {
+            let said = in_pieces(text, &mut known);
+            assert_eq!(said, as_a_whole(text));
+            assert_eq!(said.unwrap().1.len(), 1);
+        }
+        assert_eq!(known.pieces.values().filter(|piece| !piece.warnings.is_empty()).count(), 1);
+    }
+
+    #[test]
     fn the_account_of_a_program_is_looked_for_each_time() {
         let check = "check = { type = \"exec\", command = [\"/bin/true\"], user = \"root\" }\n";
         let text = service(1, check);
@@ -183,8 +205,16 @@ mod tests {
             "interfaces = [\"eth0\"]\n",
             "on_exit = \"keep\"",
         ];
-        let services =
-            (1u16..5, prop::sample::select(vec!["", "remember = \"1h\"\n", "remembers = 1\n", "table_size = 101\n"]));
+        let services = (
+            1u16..5,
+            prop::sample::select(vec![
+                "",
+                "remember = \"1h\"\n",
+                "remembers = 1\n",
+                "table_size = 101\n",
+                "table_size = 53\n",
+            ]),
+        );
         prop_oneof![
             2 => prop::sample::select(odd.to_vec()).prop_map(str::to_owned),
             3 => services.prop_map(|(number, more)| service(number, more)),
