@@ -72,16 +72,12 @@ fn moved(moves: &[Stretch]) -> Markup {
     html! {
         figcaption {
             @if all == 0 { "No known client moved in the last hour" } @else {
-                (counted_clients(all)) " moved in the last hour, at most "
+                (counted(all as usize, "known client")) " moved in the last hour, at most "
                 (grouped(moves.iter().map(of).max().unwrap_or(0))) " in a minute"
             }
         }
         @if all > 0 { div.moves { (bars(&HOUR, moves, |stretch| of(stretch) as f64)) } }
     }
-}
-
-fn counted_clients(count: u64) -> String {
-    usize::try_from(count).map_or_else(|_| grouped(count), |count| counted(count, "known client"))
 }
 
 /// A minute of the band.
@@ -167,12 +163,11 @@ fn path(columns: &[Column], place: usize) -> String {
 
 /// What happened to the service's backends in the last hour, and how long ago.
 fn marks<'a>(
-    service: &ServiceSnapshot,
+    service: &'a ServiceSnapshot,
     events: &'a [EventView],
     now: SystemTime,
 ) -> impl Iterator<Item = (Duration, &'a EventView)> {
     let own = events.iter().filter(|event| event.backend.is_some() && event.service.as_ref() == Some(&service.name));
-    let own = own.collect::<Vec<_>>().into_iter();
     own.filter_map(move |event| {
         let at = humantime::parse_rfc3339(&event.time).ok()?;
         // A clock that was set back shows what was as now.
