@@ -344,10 +344,10 @@ impl Site {
     pub fn wait_state(&mut self, number: u16, states: &[&str]) -> Result<()> {
         let name = format!("web{number}");
         self.controller.wait_for(PATIENCE, &format!("{name} to be one of {states:?}"), |status| {
-            let services = status.services.iter().filter(|service| !service.name.starts_with(settings::CROWD));
-            let named = services.flat_map(|service| &service.backends).filter(|backend| backend.name == name);
-            let found: Vec<&str> = named.map(|backend| backend.state.as_str()).collect();
-            !found.is_empty() && found.iter().all(|state| states.contains(state))
+            status.services.iter().filter(|service| !service.name.starts_with(settings::CROWD)).all(|service| {
+                let found = service.backends.iter().find(|backend| backend.name == name);
+                found.is_some_and(|backend| states.contains(&backend.state.as_str()))
+            })
         })?;
         Ok(())
     }

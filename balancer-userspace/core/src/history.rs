@@ -12,7 +12,7 @@ pub const STEP: Duration = Duration::from_secs(10);
 /// Samples a step apart: those of ten minutes.
 const STEPS: usize = 61;
 /// Samples for the hour are no closer than this: as one a minute is, late or early by half a step.
-const NEARLY_A_MINUTE: Duration = Duration::from_secs(55);
+pub(crate) const NEARLY_A_MINUTE: Duration = Duration::from_secs(55);
 /// Samples are no closer than this, also where a restart has come between.
 const HALF_A_STEP: Duration = Duration::from_secs(5);
 /// Samples for the hour: more than an hour's, however close they are.

@@ -8,10 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::history::NEARLY_A_MINUTE;
+
 /// Minutes kept.
 const MINUTES: usize = 60;
-/// Samples are no closer than this: one a minute, late or early by half of the ten seconds between two looks.
-const APART: Duration = Duration::from_secs(55);
 
 /// What a share is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +55,7 @@ impl ShareHistory {
     /// than a minute after the last time is passed over; whether it was kept.
     pub fn keep(&mut self, now: Duration, load: Load, backends: &[(&str, u64)]) -> bool {
         self.expect(load);
-        if self.minutes.back().is_some_and(|last| now.saturating_sub(last.at) < APART) {
+        if self.minutes.back().is_some_and(|last| now.saturating_sub(last.at) < NEARLY_A_MINUTE) {
             return false;
         }
         let names = self.names(backends.iter().map(|(name, _)| *name));

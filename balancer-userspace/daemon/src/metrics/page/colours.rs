@@ -32,19 +32,13 @@ impl<'a> Colours<'a> {
                 *greatest = share.max(*greatest);
             }
         }
-        let mut shares: Vec<f64> = all.iter().map(|(_, share)| *share).collect();
-        shares.sort_by(|a, b| b.total_cmp(a));
-        let least = shares.get(OWN - 1).copied().unwrap_or(0.0);
-        // Of equal ones the first.
-        let above = all.iter().filter(|(_, share)| *share > least).count();
-        let mut equal = OWN - above.min(OWN);
         let others = all.len() > OWN;
-        all.retain(|(_, share)| {
-            let stays = *share > least || (*share >= least && equal > 0);
-            equal -= usize::from(stays && *share <= least);
-            stays
-        });
-        Self { own: all.into_iter().map(|(name, _)| name).collect(), others }
+        let mut greatest: Vec<(usize, (&str, f64))> = all.into_iter().enumerate().collect();
+        // Of equal ones the first, as it keeps the order of these.
+        greatest.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
+        greatest.truncate(OWN);
+        greatest.sort_by_key(|&(place, _)| place);
+        Self { own: greatest.into_iter().map(|(_, (name, _))| name).collect(), others }
     }
 
     /// How many colours are used.
