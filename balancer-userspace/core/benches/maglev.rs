@@ -60,7 +60,7 @@ fn failure(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::from_parameter(backends), &failures, |bencher, failures| {
             let mut turn = failures.iter().cycle();
             bencher.iter(|| {
-                turn.next().map(|candidates| builder.live(black_box(candidates), WhenAllDown::Open, SLOTS, KEY))
+                turn.next().map(|candidates| builder.live(black_box(candidates), WhenAllDown::Open, (SLOTS, KEY), &[]))
             });
         });
     }

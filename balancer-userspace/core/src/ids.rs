@@ -9,6 +9,12 @@ use balancer_common::map_types::{FEWEST_BACKEND_ROWS, LAST_BACKEND, MOST_BACKEND
 
 use crate::io::BackendId;
 
+/// Where in `all` the one with this id is. What came together has rising ids, so that is tried first.
+pub(crate) fn place<T, Id: Copy + Ord>(all: &[T], id: Id, id_of: impl Fn(&T) -> Id) -> Option<usize> {
+    let guess = all.binary_search_by_key(&id, &id_of).ok();
+    guess.or_else(|| all.iter().position(|one| id_of(one) == id))
+}
+
 /// The free backend ids. One that is given back is the last to be given out again, so that whatever still holds it has
 /// the longest possible time to let go.
 ///

@@ -45,7 +45,7 @@ impl LastChanges {
             .iter()
             .filter_map(|command| if let Command::SwapTable { service, .. } = command { Some(*service) } else { None });
         for id in swapped {
-            let Some(service) = controller.services().iter().find(|service| service.id() == id) else { continue };
+            let Some(service) = controller.services().with_id(id) else { continue };
             let moved = service.slots_moved();
             let before = self.moved.insert(id, moved).unwrap_or_default();
             let (required, needless) = (moved.0.saturating_sub(before.0), moved.1.saturating_sub(before.1));

@@ -42,6 +42,8 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod forced_test;
 #[cfg(test)]
+mod foresight_test;
+#[cfg(test)]
 mod model_test;
 #[cfg(test)]
 mod slow_start_test;

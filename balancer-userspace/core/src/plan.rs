@@ -176,7 +176,7 @@ impl Controller {
             if !touched.contains(&before.id()) {
                 return ServicePlan::none(before);
             }
-            let after = copy.services().iter().find(|service| service.id() == before.id());
+            let after = copy.services().with_id(before.id());
             let all = before.backends().iter().chain(after.into_iter().flat_map(Service::backends));
             let gone = self.gone().iter().filter(|gone| gone.row.service == before.id());
             let stays = after.or_else(|| self.other_part(before, &copy));

@@ -84,13 +84,14 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The live table of `candidates` with `table_size` slots under the service's table key.
+    /// The live table of `candidates` with `table_size` slots under the service's table key. What of it is `made` already
+    /// is not made again.
     pub fn live(
         &mut self,
         candidates: &[Candidate<'_>],
         when_all_down: WhenAllDown,
-        table_size: u32,
-        key: HashKey,
+        (table_size, key): (u32, HashKey),
+        made: &[Made],
     ) -> Live {
         let (footing, steered) = choose(candidates, when_all_down);
         let Some(first) = steered.first() else {
@@ -101,7 +102,7 @@ impl Builder {
             candidates.iter().filter(|candidate| candidate.backup == first.backup && candidate.has_weight());
         let configured: Vec<Member<'_>> = configured.map(|candidate| candidate.member).collect();
         let base = if first.backup { &mut self.backups } else { &mut self.primaries };
-        base.update(&configured, table_size, key);
+        base.update(&configured, (table_size, key), made);
         let home = (!first.backup).then(|| Arc::clone(&base.slots));
 
         let settled = steered.iter().any(|candidate| candidate.step.is_none());
@@ -116,7 +117,7 @@ impl Builder {
             .map(|candidate| candidate.member)
             .collect();
         if heirs.len() < configured.len() {
-            self.refill.update(&heirs, table_size, key);
+            self.refill.update(&heirs, (table_size, key), made);
             // By id: how many of every ten slots stay, and the next one's place in its ten.
             let mut stays = vec![(0, 0); usize::from(u16::MAX) + 1];
             for candidate in &steered {
@@ -134,12 +135,30 @@ impl Builder {
         }
         Live { footing, shares, slots, home }
     }
+
+    /// What it has made and would make again if it had to.
+    #[must_use]
+    pub fn made(&self) -> Vec<Made> {
+        [&self.primaries, &self.backups, &self.refill].map(|base| Made(base.clone())).into()
+    }
+}
+
+/// A Maglev table, to be found where it is wanted.
+#[derive(Clone, Debug)]
+pub struct Made(Base);
+
+#[cfg(test)]
+impl Made {
+    /// Whether it is this very table, of which there is one.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        !self.0.slots.is_empty() && Arc::ptr_eq(&self.0.slots, &other.0.slots)
+    }
 }
 
 /// A base table and what it was made of.
 #[derive(Clone, Debug, Default)]
 struct Base {
-    of: Option<Ingredients>,
+    of: Option<Arc<Ingredients>>,
     slots: Arc<[u16]>,
 }
 
@@ -152,13 +171,20 @@ struct Ingredients {
 }
 
 impl Base {
-    fn update(&mut self, members: &[Member<'_>], table_size: u32, key: HashKey) {
+    fn update(&mut self, members: &[Member<'_>], (table_size, key): (u32, HashKey), made: &[Made]) {
         let members_owned = members.iter().map(|member| (member.id, member.weight, member.name.to_owned())).collect();
-        let of = Some(Ingredients { members: members_owned, table_size, key });
-        if self.of != of {
-            self.slots = maglev::table(members, table_size, key).unwrap_or_default().into();
-            self.of = of;
+        let of = Ingredients { members: members_owned, table_size, key };
+        let is_so = |base: &Self| base.of.as_deref() == Some(&of);
+        if is_so(self) {
+            return;
         }
+        *self = match made.iter().map(|Made(base)| base).find(|base| is_so(base)) {
+            Some(base) => base.clone(),
+            None => Self {
+                slots: maglev::table(members, table_size, key).unwrap_or_default().into(),
+                of: Some(Arc::new(of)),
+            },
+        };
     }
 }
 
@@ -297,7 +323,7 @@ mod tests {
     }
 
     fn live(candidates: &[Candidate<'_>], table_size: u32, key: HashKey) -> Live {
-        Builder::default().live(candidates, WhenAllDown::Open, table_size, key)
+        Builder::default().live(candidates, WhenAllDown::Open, (table_size, key), &[])
     }
 
     const KEY: HashKey = HashKey { k0: 8, k1: 9 };
@@ -342,6 +368,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_made_is_not_made_again() {
+        let names = names(3);
+        let mut set = candidates(&names);
+        let mut builder = Builder::default();
+        builder.live(&set, WhenAllDown::Open, (M, KEY), &[]);
+        set[1].takes_new = false;
+        let mut other = builder.clone();
+        other.live(&set, WhenAllDown::Open, (M, KEY), &[]);
+        builder.live(&set, WhenAllDown::Open, (M, KEY), &other.made());
+        assert!(Arc::ptr_eq(&builder.refill.slots, &other.refill.slots));
+        set[0].member.weight = 1;
+        builder.live(&set, WhenAllDown::Open, (M, KEY), &other.made());
+        assert!(!Arc::ptr_eq(&builder.refill.slots, &other.refill.slots));
+    }
+
+    #[test]
     fn grounds_come_in_order() {
         let names = names(3);
         let mut three = candidates(&names);
@@ -349,7 +391,7 @@ mod tests {
         let mut step = |index: usize, takes_new: bool, maint: bool, when: WhenAllDown| {
             three[index].takes_new = takes_new;
             three[index].maint = maint;
-            let live = Builder::default().live(&three, when, M, KEY);
+            let live = Builder::default().live(&three, when, (M, KEY), &[]);
             let used: BTreeSet<u16> = live.slots.iter().copied().collect();
             (live.footing, used.into_iter().collect::<Vec<_>>())
         };
@@ -405,11 +447,13 @@ mod tests {
             let mut set = candidates(&names);
             let all = live(&set, M, KEY);
             let mut builder = Builder::default();
+            let mut made = Vec::new();
             for (index, takes_new) in changes {
                 let index = index.index(count);
-                let before = builder.live(&set, WhenAllDown::Open, M, KEY);
+                made.extend(builder.made());
+                let before = builder.live(&set, WhenAllDown::Open, (M, KEY), &[]);
                 set[index].takes_new = takes_new;
-                let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+                let after = builder.live(&set, WhenAllDown::Open, (M, KEY), &made);
                 prop_assert_eq!(&after, &live(&set, M, KEY), "what is kept between two builds must not show");
                 for ((home, old), new) in all.slots.iter().zip(&*before.slots).zip(&*after.slots) {
                     let steered = |shares: &Shares| shares.contains_key(home);
@@ -420,7 +464,7 @@ mod tests {
             for candidate in &mut set {
                 candidate.takes_new = true;
             }
-            prop_assert_eq!(builder.live(&set, WhenAllDown::Open, M, KEY), all);
+            prop_assert_eq!(builder.live(&set, WhenAllDown::Open, (M, KEY), &[]), all);
         }
 
         #[test]
@@ -442,7 +486,7 @@ mod tests {
             let mut builder = Builder::default();
             for step in 1..=STEPS {
                 set[which].step = Some(step);
-                let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+                let after = builder.live(&set, WhenAllDown::Open, (M, KEY), &[]);
                 let moves = Moves::between(&before.slots, &before.shares, &after.slots, &after.shares);
                 prop_assert_eq!((moves.needless(), moves.to(newcomer).0), (0, moves.total()), "step {}", step);
                 let has = after.slots.iter().filter(|&&id| id == newcomer).count();
@@ -450,7 +494,7 @@ mod tests {
                 before = after;
             }
             set[which].step = None;
-            let after = builder.live(&set, WhenAllDown::Open, M, KEY);
+            let after = builder.live(&set, WhenAllDown::Open, (M, KEY), &[]);
             prop_assert_eq!(after.slots.iter().filter(|&&id| id == newcomer).count(), full);
             prop_assert_eq!(after, live(&set, M, KEY));
         }

@@ -452,7 +452,7 @@ impl Owner<KernelDataplane> {
             return HashMap::new();
         }
         let changed = self.controller().services().iter().filter_map(|service| {
-            let next = next.services().iter().find(|next| next.id() == service.id())?;
+            let next = next.services().with_id(service.id())?;
             Some((service.id(), next.slots_changed_since(service)))
         });
         changed.collect()

@@ -1,7 +1,7 @@
 //! Keeps the state file up to date.
 //!
-//! A change is on disk before it is made: the state that it would lead to is written while the owner goes on handling
-//! events, then the change is made and answered. If the file cannot be written, nothing has changed. Where the change needs
+//! A change is on disk before it is made: the state that it would lead to is worked out and written while the owner goes on
+//! handling events, then the change is made and answered. If the file cannot be written, nothing has changed. Where the change needs
 //! something of this machine, that is prepared before. Changes are made in the order asked for. What happens by itself is
 //! written soon after, what is only counted now and then.
 
@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::anyhow;
 use balancer_api::model::Changed;
-use balancer_core::io::{Change, Refused};
+use balancer_core::{
+    controller::Foresight,
+    io::{Change, Refused},
+};
 use balancer_dataplane::Dataplane;
 use tokio::{
     sync::oneshot,
@@ -25,7 +28,7 @@ use tracing::error;
 
 use super::{
     host::{Host, Prepared},
-    owner::Owner,
+    owner::{Owner, Proposal},
     restorable::Restorable,
     state_file::{Occasion, StateFile},
     supervisor::panicked,
@@ -86,14 +89,33 @@ pub struct Keeper<F = StateFile> {
     failing: bool,
 }
 
-/// A change that may be made, with what was prepared for it.
-pub type Ready = (Request, Option<Prepared>);
+/// A change that may be made.
+#[derive(Debug)]
+pub struct Ready {
+    /// It.
+    pub request: Request,
+    /// What was prepared for it.
+    pub prepared: Option<Prepared>,
+    /// The lookup tables that it takes.
+    pub foresight: Foresight,
+}
 
-/// A change that this machine must be made ready for.
+type Proposed = Result<Box<Proposal>, Refused>;
+
+/// How far the first change that waits has come: what it leads to is worked out, this machine is made ready for that if it
+/// must be, and it is worked out again, as things may have happened meanwhile.
 #[derive(Debug)]
 enum Stage {
+    Proposing(JoinHandle<Proposed>, Request, Option<Prepared>),
+    Proposed(Box<Proposal>, Request, Option<Prepared>),
     Preparing(JoinHandle<anyhow::Result<Prepared>>, Request),
     Prepared(Prepared, Request),
+}
+
+/// What has come to its end.
+enum Staged {
+    Proposed(Result<Proposed, JoinError>),
+    Prepared(Result<anyhow::Result<Prepared>, JoinError>),
 }
 
 #[derive(Debug)]
@@ -132,39 +154,56 @@ impl<F: Save> Keeper<F> {
     /// When to call [`advance`](Self::advance) at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.idle.is_some().then_some(self.due)
+        (self.idle.is_some() && !self.is_proposing()).then_some(self.due)
     }
 
-    /// Begins to prepare or to write, if there is something to write and nothing is under way. Refuses what cannot be done.
+    /// What is being worked out is written next, and knows nothing of what would be written before.
+    const fn is_proposing(&self) -> bool {
+        matches!(self.stage, Some(Stage::Proposing(..)))
+    }
+
+    /// Begins to work out, to prepare or to write, if there is something to write and nothing is under way. Refuses what
+    /// cannot be done.
     pub fn advance<D: Dataplane>(&mut self, owner: &Owner<D>, host: &Host) {
         while self.idle.is_some() {
-            let (request, prepared) = match self.stage.take() {
+            match self.stage.take() {
                 None => match self.waiting.pop_front() {
-                    Some(request) => (request, None),
+                    Some(request) => self.propose(owner, request, None),
                     None => break,
                 },
-                Some(Stage::Prepared(prepared, request)) => (request, Some(prepared)),
-                preparing @ Some(Stage::Preparing(..)) => {
-                    self.stage = preparing;
+                Some(Stage::Prepared(prepared, request)) => self.propose(owner, request, Some(prepared)),
+                Some(Stage::Proposed(proposal, request, prepared)) => {
+                    let Proposal { state, wanted, foresight } = *proposal;
+                    if prepared.is_none() && wanted != *host.wanted() {
+                        self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
+                    } else {
+                        self.write(state, Some(Ready { request, prepared, foresight }), Occasion::Change);
+                    }
+                }
+                under_way @ Some(Stage::Proposing(..) | Stage::Preparing(..)) => {
+                    self.stage = under_way;
                     break;
-                }
-            };
-            // Nobody waits for the answer: the caller was told that the outcome is unknown.
-            if request.reply.is_closed() {
-                continue;
-            }
-            match owner.propose(&request.wish, request.if_generation) {
-                Ok((_, wanted)) if prepared.is_none() && wanted != *host.wanted() => {
-                    self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
-                }
-                Ok((state, _)) => self.write(state, Some((request, prepared)), Occasion::Change),
-                Err(refused) => {
-                    let _ = request.reply.send(Err(refused));
                 }
             }
         }
-        if self.idle.is_some() && self.due <= Instant::now() {
+        if self.idle.is_some() && !self.is_proposing() && self.due <= Instant::now() {
             self.write(owner.restorable(), None, Occasion::Refresh);
+        }
+    }
+
+    fn propose<D: Dataplane>(&mut self, owner: &Owner<D>, request: Request, prepared: Option<Prepared>) {
+        // Nobody waits for the answer: the caller was told that the outcome is unknown.
+        if request.reply.is_closed() {
+            return;
+        }
+        match owner.propose(request.wish.clone(), request.if_generation) {
+            Ok(proposing) => {
+                let task = tokio::task::spawn_blocking(|| proposing.finish().map(Box::new));
+                self.stage = Some(Stage::Proposing(task, request, prepared));
+            }
+            Err(refused) => {
+                let _ = request.reply.send(Err(refused));
+            }
         }
     }
 
@@ -181,7 +220,7 @@ impl<F: Save> Keeper<F> {
         self.writing = Some(Writing { task, change });
     }
 
-    /// Waits for the end of what is being prepared or written: for ever if nothing is. Gives a change that may be made now;
+    /// Waits for the end of what is being worked out, prepared or written: for ever if nothing is. Gives a change that may be made now;
     /// one that may not has been answered.
     pub async fn progress(&mut self) -> Option<Ready> {
         let Self { writing, stage, .. } = self;
@@ -191,17 +230,30 @@ impl<F: Save> Keeper<F> {
                 None => pending().await,
             }
         };
-        let prepared = async {
+        let staged = async {
             match stage {
-                Some(Stage::Preparing(task, _)) => task.await,
-                Some(Stage::Prepared(..)) | None => pending().await,
+                Some(Stage::Proposing(task, ..)) => Staged::Proposed(task.await),
+                Some(Stage::Preparing(task, _)) => Staged::Prepared(task.await),
+                Some(Stage::Proposed(..) | Stage::Prepared(..)) | None => pending().await,
             }
         };
         tokio::select! {
-            written = written => self.written(written),
-            prepared = prepared => {
-                self.prepared(prepared.unwrap_or_else(|error| Err(error.into())));
-                None
+            written = written => return self.written(written),
+            staged = staged => match staged {
+                Staged::Proposed(proposed) => self.proposed(proposed),
+                Staged::Prepared(prepared) => self.prepared(prepared.unwrap_or_else(|error| Err(error.into()))),
+            }
+        }
+        None
+    }
+
+    fn proposed(&mut self, proposed: Result<Proposed, JoinError>) {
+        let Some(Stage::Proposing(_, request, prepared)) = self.stage.take() else { return };
+        let failed = |error| Err(Refused::Conflict(format!("nothing was changed: working it out failed: {error}")));
+        match proposed.unwrap_or_else(failed) {
+            Ok(proposal) => self.stage = Some(Stage::Proposed(proposal, request, prepared)),
+            Err(refused) => {
+                let _ = request.reply.send(Err(refused));
             }
         }
     }
@@ -234,7 +286,7 @@ impl<F: Save> Keeper<F> {
             error!("{error:#}; a restart would go on from an older state");
         }
         self.failing = true;
-        if let Some((request, _)) = change {
+        if let Some(Ready { request, .. }) = change {
             let refused = Refused::Unsaved(format!("nothing was changed: {error:#}"));
             let _ = request.reply.send(Err(refused));
         }
@@ -294,6 +346,10 @@ mod tests {
         )
     }
 
+    fn ready(request: Request) -> Ready {
+        Ready { request, prepared: None, foresight: Foresight::default() }
+    }
+
     #[tokio::test]
     async fn a_write_that_panics_refuses_its_change_and_holds_up_no_other() {
         let mut controller = Controller::new(config(vec![web()]), KEY);
@@ -303,14 +359,14 @@ mod tests {
         let mut keeper = Keeper::new(Broken { saved: 0 });
 
         let (first, answer) = request();
-        keeper.write(state.clone(), Some((first, None)), Occasion::Change);
+        keeper.write(state.clone(), Some(ready(first)), Occasion::Change);
         assert!(keeper.progress().await.is_none());
         let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
         assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
 
         let (second, _answer) = request();
         assert!(keeper.next_deadline().is_some());
-        keeper.write(state, Some((second, None)), Occasion::Change);
+        keeper.write(state, Some(ready(second)), Occasion::Change);
         assert!(keeper.progress().await.is_some());
     }
 }

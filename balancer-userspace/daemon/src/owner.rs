@@ -4,6 +4,8 @@ mod beginning;
 mod join;
 mod look;
 mod member;
+mod proposal;
+mod show;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,17 +21,16 @@ use balancer_common::{
     verdict::{CauseIndex, MOVE_COUNTERS, MoveCause},
 };
 use balancer_core::{
-    controller::{Controller, Services},
+    controller::{Controller, Doubts, Foresight, Services},
     held::Held,
     io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
     last_changes::LastChanges,
     locate::Why,
-    plan::{Plan, Planned},
     report,
     service::{Backend, Service},
     state::{SavedCounters, SavedEpoch},
 };
-use balancer_dataplane::{Dataplane, Forgotten, KnownClients};
+use balancer_dataplane::{Dataplane, Forgotten};
 use balancer_model::{
     config::Config,
     listeners::Family,
@@ -40,36 +41,19 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use self::member::Member;
-pub use self::{beginning::Beginning, look::Counting};
+pub use self::{
+    beginning::Beginning,
+    look::Counting,
+    proposal::{Draft, Planning, Proposal, Proposing},
+};
 use crate::{
     clocks,
     departed::Departed,
     events::{Events, subject},
-    host::Wanted,
-    keeper::Wish,
     neighbours::Neighbours,
     prober::Prober,
     restorable::Restorable,
 };
-
-/// A plan for which the known clients have still to be counted.
-pub struct Planning {
-    plan: Plan,
-    clients: Option<KnownClients>,
-}
-
-impl Planning {
-    /// Counts them: a look at the whole client table, in milliseconds.
-    #[must_use]
-    pub fn finish(self) -> Planned {
-        let planned = self.plan.counted(|count| {
-            if let Some(clients) = self.clients {
-                clients.for_each(count);
-            }
-        });
-        planned.joined()
-    }
-}
 
 /// The core with everything that its commands act on.
 pub struct Owner<D> {
@@ -154,42 +138,15 @@ impl<D: Dataplane> Owner<D> {
 
     /// What a restart must keep.
     pub fn restorable(&self) -> Restorable {
-        self.restorable_with(self.controller.clone())
-    }
-
-    fn restorable_with(&self, controller: Controller) -> Restorable {
         let clocks = clocks::clocks();
         Restorable {
-            controller,
+            controller: self.controller.clone(),
             departed: self.departed.export(clocks),
             repeated_moves: self.repeated_moves.iter().map(|(service, moves)| (service.0, moves.to_vec())).collect(),
             withdrawn: self.is_withdrawn(),
             epoch: self.epoch,
             clocks,
             clock: clocks::saved(clocks),
-        }
-    }
-
-    /// What a restart would have to keep after a change, and what would be wanted of this machine.
-    ///
-    /// # Errors
-    /// When the change is refused.
-    pub fn propose(&self, wish: &Wish, if_generation: Option<u64>) -> Result<(Restorable, Wanted), Refused> {
-        let generation = self.controller.generation();
-        if if_generation.is_some_and(|wanted| wanted != generation) {
-            return Err(Refused::Stale(generation));
-        }
-        match wish {
-            Wish::Change(change) => {
-                let mut controller = self.controller.clone();
-                controller.change(change.clone(), Instant::now().into_std())?;
-                let wanted = self.wanted_by(&controller, self.is_withdrawn());
-                Ok((self.restorable_with(controller), wanted))
-            }
-            Wish::Withdraw(withdrawn) => {
-                let state = Restorable { withdrawn: *withdrawn, ..self.restorable() };
-                Ok((state, self.wanted_by(&self.controller, *withdrawn)))
-            }
         }
     }
 
@@ -287,6 +244,16 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
+    /// Backends that have begun to fail since this was asked last, or no longer do.
+    pub fn take_doubts(&mut self) -> Option<Doubts> {
+        self.controller.take_doubts()
+    }
+
+    /// Has these tables for backends that go on failing.
+    pub fn foresee(&mut self, foresight: Foresight) {
+        self.controller.foresee(foresight);
+    }
+
     /// The core.
     pub(crate) const fn controller(&self) -> &Controller {
         &self.controller
@@ -340,11 +307,18 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
-    /// Makes a change whole or not at all.
+    /// Makes a change whole or not at all; the tables of its proposal are not made again.
     ///
     /// # Errors
     /// When it is refused, by the controller or by the data path; nothing has changed then.
-    pub fn change(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
+    pub fn change(&mut self, change: Change, uid: Option<u32>, foresight: Foresight) -> Result<Changed, Refused> {
+        self.controller.expect(foresight);
+        let changed = self.make(change, uid);
+        self.controller.expect(Foresight::default());
+        changed
+    }
+
+    fn make(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
         let now = Instant::now();
         self.changed = true;
         let before = self.controller.clone();
@@ -376,16 +350,6 @@ impl<D: Dataplane> Owner<D> {
             self.events.change(about.as_ref(), &message, uid, Some(moves));
         }
         Ok(Changed { message })
-    }
-
-    /// What a change would move, and what would be wanted of this machine then, if that is not the fleet's to decide.
-    ///
-    /// # Errors
-    /// When the change would be refused.
-    pub fn plan(&self, change: Change) -> Result<(Planning, Option<Wanted>), Refused> {
-        let (plan, after) = self.controller.plan_and_make(change, Instant::now().into_std())?;
-        let wanted = (!self.controller.is_follower()).then(|| self.wanted_by(&after, self.is_withdrawn()));
-        Ok((Planning { plan, clients: self.dataplane.known_clients() }, wanted))
     }
 
     /// How many known clients stay with a backend; none where there is no such backend.

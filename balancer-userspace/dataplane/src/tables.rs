@@ -19,6 +19,8 @@ use super::{
 
 /// [`SLOT_EXCEPTIONS`] as it is kept here.
 const EXCEPTIONS: u8 = SLOT_EXCEPTIONS as u8;
+/// [`SLOT_REFILLED`] as it is kept here.
+const REFILLED: u8 = SLOT_REFILLED as u8;
 
 const _: () = assert!((SLOT_EXCEPTIONS | SLOT_REFILLED) <= u8::MAX as u16);
 
@@ -99,28 +101,12 @@ impl Tables {
         anyhow::ensure!(size > 0, "a lookup table needs slots");
         let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
         let old = self.of.get(&service).filter(|_| remembers);
-        let flags: Vec<u8> = (0..table.len())
-            .map(|slot| {
-                let refilled = home.is_none_or(|home| home.get(slot) != table.get(slot));
-                // Set before the swap is visible: the clients of a slot that changes stay where they are known, and
-                // those of a flagged slot may be anywhere.
-                let exceptions = match old {
-                    Some(old) if old.size == size => {
-                        old.flags.get(slot).is_none_or(|flags| flags & EXCEPTIONS != 0)
-                            || old.slots.get(slot) != table.get(slot)
-                    }
-                    Some(_) => true,
-                    // The clients of an earlier controller may be anywhere.
-                    None => adopted,
-                };
-                (u8::from(refilled) * SLOT_REFILLED as u8) | (u8::from(exceptions) * EXCEPTIONS)
-            })
-            .collect();
-        let mut slots = table.iter().zip(&flags).map(|(&backend, &flags)| TableSlot { backend, flags: flags.into() });
-        for line in lines.clone() {
+        let flags = flags(&table, home, old, adopted);
+        let per_line = SLOTS_PER_LINE as usize;
+        for (line, (slots, flags)) in lines.clone().zip(table.chunks(per_line).zip(flags.chunks(per_line))) {
             let mut value = SlotLine::zeroed();
-            for (place, slot) in value.slots.iter_mut().zip(&mut slots) {
-                *place = slot;
+            for (place, (&backend, &flags)) in value.slots.iter_mut().zip(slots.iter().zip(flags)) {
+                *place = TableSlot { backend, flags: flags.into() };
             }
             self.slots.store(line as usize, value);
         }
@@ -204,6 +190,29 @@ impl Tables {
             format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
         })
     }
+}
+
+/// The flags of the slots of `table`, where it comes after `old`, below which a service with memory has clients, or after
+/// what an earlier controller may have left clients in.
+fn flags(table: &[u16], home: Option<&[u16]>, old: Option<&Table>, adopted: bool) -> Vec<u8> {
+    let mut flags: Vec<u8> = match home.filter(|home| home.len() == table.len()) {
+        Some(home) => table.iter().zip(home).map(|(now, home)| u8::from(now != home) * REFILLED).collect(),
+        None => vec![REFILLED; table.len()],
+    };
+    // Set before the swap is visible: the clients of a slot that changes stay where they are known, and those of a flagged
+    // slot may be anywhere.
+    match old {
+        Some(old) if old.slots.len() == table.len() => {
+            for (flags, (now, (before, known))) in
+                flags.iter_mut().zip(table.iter().zip(old.slots.iter().zip(&old.flags)))
+            {
+                *flags |= (known & EXCEPTIONS) | (u8::from(now != before) * EXCEPTIONS);
+            }
+        }
+        None if !adopted => {}
+        Some(_) | None => flags.iter_mut().for_each(|flags| *flags |= EXCEPTIONS),
+    }
+    flags
 }
 
 /// Replaces one slot in one piece.

@@ -115,11 +115,24 @@ impl Hosts {
     pub fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
         self.backends.run_in_thread(|| {
             for &number in numbers {
-                let server = listen(backend(number)).with_context(|| format!("listening at {}", backend(number)))?;
+                let server =
+                    listen(backend(number), BACKLOG).with_context(|| format!("listening at {}", backend(number)))?;
                 servers.0.insert(number, server);
             }
             Ok(())
         })?
+    }
+}
+
+impl Hosts {
+    /// Makes one server listen at all backends, of which so many are connected to at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn listen_everywhere(&self, at_once: u16) -> Result<TcpListener> {
+        self.backends.sysctl("net/core/somaxconn", &at_once.to_string())?;
+        let server = || listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), at_once.into());
+        self.backends.run_in_thread(server)?
     }
 }
 
@@ -135,7 +148,7 @@ impl Servers {
 }
 
 /// A server that needs nobody to accept: the kernel waits for a request that checks do not send, and answers them.
-fn listen(address: SocketAddrV4) -> Result<TcpListener> {
+fn listen(address: SocketAddrV4, backlog: i32) -> Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     let seconds: libc::c_int = 1;
@@ -150,6 +163,6 @@ fn listen(address: SocketAddrV4) -> Result<TcpListener> {
         )
     })?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(backlog)?;
     Ok(socket.into())
 }

@@ -6,6 +6,7 @@
 mod changes;
 mod configure;
 mod follow;
+mod foresight;
 mod listeners;
 mod restore;
 mod resync;
@@ -45,8 +46,11 @@ use crate::{
     service::{Backend, Service},
 };
 
-pub use self::services::{Iter, Services};
-use self::sizes::Sizes;
+use self::{foresight::Foreseen, sizes::Sizes};
+pub use self::{
+    foresight::{Doubts, Foresight},
+    services::{Iter, Services},
+};
 
 /// Decides what the data path does. See the [module](self).
 #[derive(Clone, Debug)]
@@ -77,6 +81,7 @@ pub struct Controller {
     last_check: CheckNumber,
     /// Who decides what the backends' standing is.
     role: Role,
+    foreseen: Foreseen,
 }
 
 /// A removed backend whose row and id are still needed: its known clients have not all come back.
@@ -149,6 +154,7 @@ impl Controller {
             gone: Vec::new(),
             last_check: CheckNumber::default(),
             role: Role::default(),
+            foreseen: Foreseen::default(),
         }
     }
 
@@ -372,8 +378,7 @@ impl Controller {
         if self.role.follows() {
             return None;
         }
-        let backends = self.services.iter().flat_map(Service::backends).filter_map(Backend::deadline);
-        backends.chain(self.services.iter().filter_map(|service| service.rules().next_end())).min()
+        self.services.iter().filter_map(Service::deadline).min()
     }
 
     /// The services, in configuration order.
@@ -511,7 +516,13 @@ impl Controller {
         let &id = self.owners.get(&backend)?;
         let service = self.services.with_id_mut(id)?;
         let index = service.position(backend)?;
-        service.record(index, ended, &self.hops, now).then_some(id)
+        let is_doubtful = |service: &Service| service.backends().get(index).is_some_and(Backend::is_doubtful);
+        let before = is_doubtful(service);
+        let news = service.record(index, ended, &self.hops, now);
+        if is_doubtful(service) != before {
+            self.foreseen.doubt(id);
+        }
+        news.then_some(id)
     }
 
     fn services_with(&self, wanted: impl Fn(&Backend) -> bool) -> Vec<ServiceId> {

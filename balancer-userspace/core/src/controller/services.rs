@@ -4,7 +4,7 @@ use std::{ops::Index, slice, sync::Arc};
 
 use foldhash::{HashMap, HashSet};
 
-use crate::{io::ServiceId, service::Service};
+use crate::{ids::place, io::ServiceId, service::Service};
 
 /// Services in configuration order. A copy costs a pointer each.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,11 @@ impl Services {
     /// All, in their order.
     pub fn iter(&self) -> Iter<'_> {
         self.0.iter().map(AsRef::as_ref)
+    }
+
+    /// The one with this id, to be shared.
+    pub(super) fn shared_with_id(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.0.get(self.place(id)?)
     }
 
     /// All, to be shared.
@@ -51,9 +56,7 @@ impl Services {
     /// The one with this id.
     #[must_use]
     pub fn with_id(&self, id: ServiceId) -> Option<&Service> {
-        // Of services that came together the ids rise.
-        let guess = self.0.binary_search_by_key(&id, |service| service.id()).ok();
-        guess.and_then(|index| self.get(index)).or_else(|| self.iter().find(|service| service.id() == id))
+        self.get(self.place(id)?)
     }
 
     pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut Service> {
@@ -62,7 +65,11 @@ impl Services {
 
     /// The one with this id, to change it.
     pub(super) fn with_id_mut(&mut self, id: ServiceId) -> Option<&mut Service> {
-        self.those_mut(|service| service.id() == id).next()
+        self.get_mut(self.place(id)?)
+    }
+
+    fn place(&self, id: ServiceId) -> Option<usize> {
+        place(&self.0, id, |service| service.id())
     }
 
     /// Those `wanted`, to change them. The others stay shared.

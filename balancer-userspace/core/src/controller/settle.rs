@@ -40,7 +40,7 @@ impl Controller {
         now: Instant,
     ) -> Settled {
         let now = self.role.time(now);
-        let Self { services, hops, owners, ids, published, gone, last_check, .. } = self;
+        let Self { services, hops, owners, ids, published, gone, last_check, foreseen, .. } = self;
         let remembering: HashSet<ServiceId> =
             services.iter().filter(|service| service.remembers()).map(Service::id).collect();
         let mut commands = Staged::default();
@@ -63,7 +63,10 @@ impl Controller {
             |id: ServiceId| published.iter().flat_map(|specs| specs.iter()).any(|spec: &ServiceSpec| spec.id == id);
         for service in services.those_mut(&concerned) {
             tell_checks(service, last_check, &mut commands);
-            let refreshed = service.refresh(hops, now);
+            let refreshed = service.refresh(hops, now, &foreseen.of(service.id()));
+            if service.has_doubts() {
+                foreseen.doubt(service.id());
+            }
             tell_rows(service, hops, &mut commands);
             if refreshed.swap {
                 commands.swap(service, is_published(service.id()));

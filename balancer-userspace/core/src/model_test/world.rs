@@ -1,7 +1,7 @@
 //! A controller, its data plane, and time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant, UNIX_EPOCH},
 };
@@ -26,7 +26,7 @@ use super::{
     step::{Edit, Step},
 };
 use crate::{
-    controller::Controller,
+    controller::{Controller, Doubts, Foresight},
     fixture::next_hop,
     io::{BackendId, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused, ServiceId},
     merge::merge,
@@ -91,6 +91,8 @@ pub(super) struct World {
     /// Which of the next commands that can fail does.
     failing: Option<Index>,
     disk: Disk,
+    /// Tables that are being made for backends that may fail.
+    foreseeing: VecDeque<Doubts>,
 }
 
 impl World {
@@ -103,8 +105,8 @@ impl World {
         }
         let disk = Disk::new(&controller, now);
         let drains = Drains::default();
-        let mut world =
-            Self { controller, plane, drains, file: Valid::new(shared(services())).unwrap(), now, failing: None, disk };
+        let (file, foreseeing) = (Valid::new(shared(services())).unwrap(), VecDeque::new());
+        let mut world = Self { controller, plane, drains, file, now, failing: None, disk, foreseeing };
         world.look();
         world
     }
@@ -113,6 +115,21 @@ impl World {
         self.drains.follow(&self.controller, &self.plane, self.now);
         inspect(&self.controller, &self.plane, &self.drains, self.now);
         self.disk.write(&self.controller, self.now);
+        self.foreseeing.extend(self.controller.take_doubts());
+    }
+
+    /// Tables of some time ago are ready.
+    fn foresee(&mut self) {
+        if let Some(doubts) = self.foreseeing.pop_front() {
+            self.controller.foresee(doubts.resolve());
+        }
+    }
+
+    /// The tables that a copy makes for a change.
+    fn propose(&self, change: Change) -> Foresight {
+        let mut copy = self.controller.clone();
+        let _ = copy.change(change, self.now);
+        copy.foresight_since(self.controller.services())
     }
 
     /// Goes on in another process with an empty data plane, after a minute, if nothing is due within it.
@@ -126,6 +143,7 @@ impl World {
         let pause = if deadline.is_some_and(|at| at <= self.now + minute) { Duration::ZERO } else { minute };
         self.now += pause;
         let clocks = Clocks { now: self.now, wall: clocks.wall + pause };
+        self.foreseeing.clear();
         let restored = serde_json::from_str(&text).unwrap();
         assert_eq!(restored, state);
         let file = Config { services: self.file.clone(), ..config(Vec::new()) };
@@ -297,6 +315,7 @@ impl World {
         }
         let plan = self.controller.plan(change.clone(), self.now);
         let old = self.plane.clone();
+        self.controller.expect(self.propose(change.clone()));
         match self.controller.change(change, self.now) {
             Ok((message, commands)) => {
                 assert!(!message.is_empty() && !message.contains('\n'));
@@ -537,6 +556,7 @@ impl World {
             }
             Step::Wait(time) => self.pass(time),
             Step::Fail(place) => self.failing = Some(place),
+            Step::Foresee => self.foresee(),
             Step::Restart => self.restart(),
         }
         self.look();

@@ -248,6 +248,11 @@ impl Backend {
         self.steered
     }
 
+    /// Whether it takes new clients, and has begun to fail.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.steered && self.health().failing().is_some()
+    }
+
     /// Whether rules may pin clients to it: its weight, and whether a backup is needed, do not matter then.
     #[must_use]
     pub fn takes_pinned(&self) -> bool {
@@ -297,8 +302,8 @@ impl Backend {
     pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
         let before = word(self.health());
-        let check = self.config.check.as_deref().unwrap_or(service_check).clone();
-        self.health_mut().record(outcome, &check);
+        let check = self.config.check.as_deref().unwrap_or(service_check);
+        self.witness.as_deref_mut().unwrap_or(&mut self.health).record(outcome, check);
         if word(self.health()) != before {
             self.verdict_since = now;
         }

@@ -4,9 +4,11 @@ mod backend;
 mod follow;
 mod restore;
 mod rules;
+mod tables;
 
 use std::{
     collections::HashMap,
+    mem,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -25,17 +27,17 @@ use balancer_model::{
 use crate::{
     agreed::Way,
     health::{FailureKind, Verdict},
+    ids::place,
     io::{
         BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, RuleSpec, ServiceId,
         ServiceSpec,
     },
     keys,
-    maglev::Member,
     next_hops::{self, Hop, NextHops},
     report::Transition,
     rules::Rules,
     standing::{HealthFact, Situation, Standing},
-    table::{Builder, Candidate, Footing, Moves, STEPS, Shares},
+    table::{Builder, Footing, Made, Moves, STEPS, Shares},
 };
 pub use backend::Backend;
 pub(crate) use backend::ToldCheck;
@@ -64,6 +66,8 @@ pub struct Service {
     pub(crate) told_rules: Arc<[RuleSpec]>,
     /// Whether one of its backends is being removed.
     has_leaving: bool,
+    /// When something about its backends is due, since it was last looked at.
+    due: Option<Instant>,
     builder: Builder,
     live: Arc<[u16]>,
     home: Option<Arc<[u16]>>,
@@ -102,6 +106,7 @@ impl Service {
             rules: Rules::default(),
             told_rules: Arc::default(),
             has_leaving: false,
+            due: None,
             builder: Builder::default(),
             live: Arc::default(),
             home: None,
@@ -249,11 +254,15 @@ impl Service {
         all.iter().filter(|backend| backend.is_leaving())
     }
 
-    /// Where among them the one with this id is. Most services have theirs in the order of ids.
+    /// When something about it is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        debug_assert_eq!(self.due, self.backends.iter().filter_map(Backend::deadline).min(), "{}", self.name());
+        self.due.into_iter().chain(self.rules.next_end()).min()
+    }
+
+    /// Where among them the one with this id is.
     pub(crate) fn position(&self, id: BackendId) -> Option<usize> {
-        let backends = &self.backends;
-        let guess = backends.binary_search_by_key(&id, Backend::id).ok();
-        guess.or_else(|| backends.iter().position(|backend| backend.id == id))
+        place(&self.backends, id, Backend::id)
     }
 
     /// The live table: M backend ids, or `NO_BACKEND` or `ALL_DOWN`.
@@ -589,7 +598,8 @@ impl Service {
     }
 
     /// Assesses every backend anew and brings the live table in line.
-    pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant) -> Refreshed {
+    /// What of its tables is `made` already is not made again.
+    pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
         let remembers = self.remembers();
         self.has_leaving = self.backends.iter().any(Backend::is_leaving);
         for index in 0..self.backends.len() {
@@ -607,28 +617,24 @@ impl Service {
         let mut assessments: Vec<Assessment> =
             self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
         self.start_slowly(&mut assessments, now);
-        let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
-        let candidates: Vec<Candidate<'_>> = self
-            .backends
-            .iter()
-            .zip(&assessments)
+        let all_wait = self.all_wait(hops);
+        let takes_new = self.backends.iter().zip(&assessments).map(|(backend, assessment)| {
             // As if it were not configured yet, so that it moves slots once, when it can serve them.
-            .filter(|(backend, _)| all_wait || !backend.waits_for_next_hop(hops))
-            .map(|(backend, assessment)| Candidate {
-                member: Member { id: backend.id.0, name: backend.config.identity(), weight: backend.config.weight },
-                backup: backend.config.backup,
-                maint: backend.admin == Admin::Maint,
-                takes_new: assessment.standing.takes_new,
-                step: backend.slow_start.map(|slow_start| slow_start.step),
-            })
-            .collect();
-        let slots = self.settings.table_size.slots(candidates.len());
-        let live = self.builder.live(&candidates, self.settings.when_all_down, slots, self.table_key);
+            (all_wait || !backend.waits_for_next_hop(hops)).then_some(assessment.standing.takes_new)
+        });
+        let takes_new: Vec<Option<bool>> = takes_new.collect();
+        let mut builder = mem::take(&mut self.builder);
+        let live = self.build(&mut builder, &takes_new, made);
+        self.builder = builder;
 
-        let moves = Moves::between(&self.live, &self.shares, &live.slots, &live.shares);
+        let changed = !Arc::ptr_eq(&self.live, &live.slots) && *self.live != *live.slots;
+        let moves = if changed {
+            Moves::between(&self.live, &self.shares, &live.slots, &live.shares)
+        } else {
+            Moves::default()
+        };
         self.required += u64::from(moves.total() - moves.needless());
         self.needless += u64::from(moves.needless());
-        let changed = *self.live != *live.slots;
         let swap = changed || self.remembers() && self.home != live.home;
         if swap {
             // Without memory nobody asks for it; it is told once somebody does.
@@ -649,6 +655,7 @@ impl Service {
             backend.steered = self.shares.contains_key(&backend.id.0);
             transitions.extend(backend.enter(&self.settings.name, assessment, now));
         }
+        self.due = self.backends.iter().filter_map(Backend::deadline).min();
         Refreshed { swap, moves, transitions, footing }
     }
 }

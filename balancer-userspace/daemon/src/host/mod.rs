@@ -235,6 +235,27 @@ impl Drop for Prepared {
     }
 }
 
+/// Tells whether something could be had ready.
+pub struct Checker {
+    asks: mpsc::UnboundedSender<Ask>,
+    wanted: Wanted,
+}
+
+impl Checker {
+    /// Whether what `wanted` takes could be, as far as that can be told without changing anything.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub async fn check(self, wanted: Wanted) -> anyhow::Result<()> {
+        if wanted == self.wanted {
+            return Ok(());
+        }
+        let (reply, done) = oneshot::channel();
+        let _ = self.asks.send(Ask::Check(wanted, reply));
+        done.await.context("the balancer ends")?
+    }
+}
+
 impl Host {
     /// Brings the machine to where it is wanted, and keeps it there.
     ///
@@ -323,17 +344,9 @@ impl Host {
         }
     }
 
-    /// Whether what `wanted` takes could be had ready, as far as that can be told without changing anything.
-    ///
-    /// # Errors
-    /// What stands in the way.
-    pub fn check(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        let asks = self.asks.clone();
-        async move {
-            let (reply, done) = oneshot::channel();
-            let _ = asks.send(Ask::Check(wanted, reply));
-            done.await.context("the balancer ends")?
-        }
+    /// Who can tell what could be had ready.
+    pub fn checker(&self) -> Checker {
+        Checker { asks: self.asks.clone(), wanted: self.wanted.clone() }
     }
 
     /// Ends the task. Puts everything back, unless it is to be left for the next controller.

@@ -1,6 +1,6 @@
 //! A snapshot as Prometheus' text. Label values are names from the configuration, never a client's address.
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::collections::BTreeMap;
 
 use balancer_common::{
     map_types::ListenerStats,
@@ -15,7 +15,7 @@ use balancer_model::{config::Protocol, states::BackendState};
 
 use super::{
     fleet,
-    text::{Kind, Text},
+    text::{Kind, Labels, Text, Value, Written},
 };
 
 /// Ranks of `top_client_share_ratio`.
@@ -35,29 +35,23 @@ pub fn render(snapshot: &Snapshot) -> String {
     }
     services(encoder, &snapshot.services);
     heavy(encoder, &snapshot.services);
-    traffic(encoder, &snapshot.services);
-    health(encoder, &snapshot.services);
+    let backends = backends(&snapshot.services);
+    traffic(encoder, &snapshot.services, &backends);
+    health(encoder, &backends);
     text.into_string()
 }
 
-pub(super) type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
-
-pub(super) fn counters<'a, const N: usize>(
-    encoder: &mut Text,
-    name: &str,
-    help: &str,
-    samples: impl Iterator<Item = (Labels<'a, N>, u64)>,
-) {
+pub(super) fn counters<L: Labels>(encoder: &mut Text, name: &str, help: &str, samples: impl Iterator<Item = (L, u64)>) {
     let name = format!("balancer_{name}_total");
     encoder.family(&name, help, Kind::Counter);
     samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
-pub(super) fn gauges<'a, const N: usize, V: Display>(
+pub(super) fn gauges<L: Labels, V: Value>(
     encoder: &mut Text,
     name: &str,
     help: &str,
-    samples: impl Iterator<Item = (Labels<'a, N>, V)>,
+    samples: impl Iterator<Item = (L, V)>,
 ) {
     let name = format!("balancer_{name}");
     encoder.family(&name, help, Kind::Gauge);
@@ -168,7 +162,7 @@ fn listeners(service: &ServiceSnapshot) -> impl Iterator<Item = (&str, String, P
 }
 
 fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
-    fn service(service: &ServiceSnapshot) -> Labels<'_, 1> {
+    fn service(service: &ServiceSnapshot) -> [(&'static str, &str); 1] {
         [("service", &service.name)]
     }
     counters(
@@ -182,17 +176,15 @@ fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
             })
         }),
     );
+    let moves: Vec<_> = services.iter().flat_map(moves).collect();
     counters(
         encoder,
         "moves",
         "Known clients moved, by the backend they left and why.",
-        services.iter().flat_map(|service| {
-            moves(service).into_iter().flat_map(move |(from, moves)| {
-                MoveCause::ALL.iter().map(move |&cause| {
-                    let labels = [("service", service.name.as_str()), ("from", from), ("cause", cause.label())];
-                    (labels, moves[CauseIndex::from(cause).counter()])
-                })
-            })
+        moves.iter().flat_map(|(labels, moves)| {
+            MoveCause::ALL
+                .iter()
+                .map(move |&cause| ((labels, [("cause", cause.label())]), moves[CauseIndex::from(cause).counter()]))
         }),
     );
     counters(
@@ -256,7 +248,7 @@ fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
 }
 
 /// Clients moved, by the name of the backend they left: one that was removed is counted on, and by the next of its name.
-fn moves(service: &ServiceSnapshot) -> BTreeMap<&str, [u64; MOVE_COUNTERS]> {
+fn moves(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, [u64; MOVE_COUNTERS])> {
     let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
     let gone = service.gone.iter().map(|gone| (gone.name.as_str(), &gone.stats));
     let departed = service.departed.iter().map(|(name, stats)| (name.as_str(), stats));
@@ -265,21 +257,24 @@ fn moves(service: &ServiceSnapshot) -> BTreeMap<&str, [u64; MOVE_COUNTERS]> {
         let sums = by_name.entry(name).or_insert([0; MOVE_COUNTERS]);
         sums.iter_mut().zip(stats.moves).for_each(|(sum, moves)| *sum += moves);
     }
-    by_name
+    let labels = |from| Written::new(&[("service", service.name.as_str()), ("from", from)]);
+    by_name.into_iter().map(move |(from, moves)| (labels(from), moves))
 }
 
-/// Every backend, with its labels.
-fn backends(services: &[ServiceSnapshot]) -> impl Iterator<Item = (Labels<'_, 2>, &BackendSnapshot)> {
-    services.iter().flat_map(|service| {
-        service.backends.iter().map(|backend| {
-            let labels: Labels<'_, 2> = [("service", &service.name), ("backend", &backend.name)];
-            (labels, backend)
-        })
-    })
+/// A backend with its labels.
+type Labelled<'a> = (Written, &'a BackendSnapshot);
+
+fn backends(services: &[ServiceSnapshot]) -> Vec<Labelled<'_>> {
+    let all = services.iter().flat_map(|service| {
+        let labels = |backend: &str| Written::new(&[("service", service.name.as_str()), ("backend", backend)]);
+        service.backends.iter().map(move |backend| (labels(&backend.name), backend))
+    });
+    all.collect()
 }
 
-fn traffic(encoder: &mut Text, services: &[ServiceSnapshot]) {
-    let counted = |count: fn(&BackendSnapshot) -> u64| backends(services).map(move |(labels, b)| (labels, count(b)));
+fn traffic(encoder: &mut Text, services: &[ServiceSnapshot], backends: &[Labelled<'_>]) {
+    let counted =
+        |count: fn(&BackendSnapshot) -> u64| backends.iter().map(move |(labels, backend)| (labels, count(backend)));
     counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections));
     counters(encoder, "packets", "Packets forwarded.", counted(|b| b.stats.packets));
     counters(encoder, "bytes", "Bytes forwarded, from the Ethernet header on.", counted(|b| b.stats.bytes));
@@ -287,17 +282,12 @@ fn traffic(encoder: &mut Text, services: &[ServiceSnapshot]) {
         encoder,
         "table_slots",
         "Slots of the lookup table.",
-        backends(services).map(|(labels, backend)| (labels, backend.slots)),
+        backends.iter().map(|(labels, backend)| (labels, backend.slots)),
     );
-    gauges(
-        encoder,
-        "known_clients",
-        "Entries in the client table.",
-        backends(services).map(|(labels, backend)| (labels, backend.known_clients)),
-    );
+    gauges(encoder, "known_clients", "Entries in the client table.", counted(|backend| backend.known_clients));
     let draining = || {
-        backends(services)
-            .filter_map(|(labels, backend)| Some((labels, backend.known_clients, backend.drain_deadline?)))
+        let all = backends.iter();
+        all.filter_map(|(labels, backend)| Some((labels, backend.known_clients, backend.drain_deadline?)))
     };
     gauges(
         encoder,
@@ -312,25 +302,19 @@ fn traffic(encoder: &mut Text, services: &[ServiceSnapshot]) {
         "When a drain under way ends at the latest.",
         draining().map(|(labels, _, left)| (labels, (now + left).as_secs_f64())),
     );
-    let shares = || {
-        services.iter().flat_map(|service| {
-            service.backends.iter().zip(service.shares()).map(|(backend, shares)| {
-                let labels: Labels<'_, 2> = [("service", &service.name), ("backend", &backend.name)];
-                (labels, shares)
-            })
-        })
-    };
+    let shares: Vec<_> = services.iter().flat_map(ServiceSnapshot::shares).collect();
+    let shares = || backends.iter().zip(&shares).map(|((labels, _), shares)| (labels, shares));
     gauges(
         encoder,
         "backend_share_ratio",
         "Share of the service's known clients, or of its connections without memory.",
-        shares().filter_map(|(labels, (share, _))| Some((labels, share?))),
+        shares().filter_map(|(labels, (share, _))| Some((labels, (*share)?))),
     );
     gauges(
         encoder,
         "backend_expected_share_ratio",
         "Weight over the weight of all backends that take new clients.",
-        shares().filter_map(|(labels, (_, expected))| Some((labels, expected?))),
+        shares().filter_map(|(labels, (_, expected))| Some((labels, (*expected)?))),
     );
 }
 
@@ -350,42 +334,38 @@ fn heavy(encoder: &mut Text, services: &[ServiceSnapshot]) {
     );
 }
 
-fn health(encoder: &mut Text, services: &[ServiceSnapshot]) {
+fn health(encoder: &mut Text, backends: &[Labelled<'_>]) {
     gauges(
         encoder,
         "backend_state",
         "1 for the state that the backend is in, 0 for the others.",
-        backends(services).flat_map(|([service, name], backend)| {
-            BackendState::ALL.map(|state| ([service, name, ("state", state.word())], u32::from(backend.state == state)))
+        backends.iter().flat_map(|(labels, backend)| {
+            BackendState::ALL.map(|state| ((labels, [("state", state.word())]), u32::from(backend.state == state)))
         }),
     );
     counters(
         encoder,
         "backend_transitions",
         "How often the backend entered a state.",
-        backends(services).flat_map(|([service, name], backend)| {
-            BackendState::ALL
-                .into_iter()
-                .zip(backend.transitions)
-                .map(move |(state, times)| ([service, name, ("to", state.word())], times))
+        backends.iter().flat_map(|(labels, backend)| {
+            let counts = BackendState::ALL.into_iter().zip(backend.transitions);
+            counts.map(move |(state, times)| ((labels, [("to", state.word())]), times))
         }),
     );
     counters(
         encoder,
         "health_checks",
         "Health checks, by result.",
-        backends(services).flat_map(|([service, name], backend)| {
-            ["passed", "soft", "hard"]
-                .into_iter()
-                .zip(backend.checks)
-                .map(move |(result, checks)| ([service, name, ("result", result)], checks))
+        backends.iter().flat_map(|(labels, backend)| {
+            let counts = ["passed", "soft", "hard"].into_iter().zip(backend.checks);
+            counts.map(move |(result, checks)| ((labels, [("result", result)]), checks))
         }),
     );
     gauges(
         encoder,
         "health_check_duration_seconds",
         "How long the last health check took.",
-        backends(services).filter_map(|(labels, backend)| Some((labels, backend.last_check?.as_secs_f64()))),
+        backends.iter().filter_map(|(labels, backend)| Some((labels, backend.last_check?.as_secs_f64()))),
     )
 }
 

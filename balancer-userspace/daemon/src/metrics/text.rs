@@ -1,6 +1,6 @@
 //! Prometheus' text format, version 0.0.4: every Prometheus reads it, and promtool checks it.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Write as _;
 
 /// What a family's samples are.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +9,78 @@ pub(super) enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+}
+
+/// A sample's labels.
+pub(super) trait Labels {
+    /// Appends them as they stand between braces.
+    fn write(&self, text: &mut String);
+}
+
+impl<const N: usize> Labels for [(&'static str, &str); N] {
+    fn write(&self, text: &mut String) {
+        for (index, (label, value)) in self.iter().enumerate() {
+            if index > 0 {
+                text.push(',');
+            }
+            text.push_str(label);
+            text.push_str("=\"");
+            push_label_value(text, value);
+            text.push('"');
+        }
+    }
+}
+
+/// Labels that many samples have, written once.
+#[derive(Debug)]
+pub(super) struct Written(String);
+
+impl Written {
+    pub(super) fn new(labels: &impl Labels) -> Self {
+        let mut text = String::new();
+        labels.write(&mut text);
+        Self(text)
+    }
+}
+
+impl Labels for &Written {
+    fn write(&self, text: &mut String) {
+        text.push_str(&self.0);
+    }
+}
+
+/// Those that many samples have, and others.
+impl<const N: usize> Labels for (&Written, [(&'static str, &str); N]) {
+    fn write(&self, text: &mut String) {
+        self.0.write(text);
+        text.push(',');
+        self.1.write(text);
+    }
+}
+
+/// A sample's value.
+pub(super) trait Value {
+    /// Appends it.
+    fn write(self, text: &mut String);
+}
+
+macro_rules! whole_numbers {
+    ($($number:ty),*) => {$(
+        impl Value for $number {
+            fn write(self, text: &mut String) {
+                text.push_str(itoa::Buffer::new().format(self));
+            }
+        }
+    )*};
+}
+
+whole_numbers!(u16, u32, u64, usize);
+
+impl Value for f64 {
+    fn write(self, text: &mut String) {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{self}");
+    }
 }
 
 /// The text so far.
@@ -27,40 +99,39 @@ impl Text {
     }
 
     /// A sample of that name.
-    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(super) fn sample(&mut self, name: &str, labels: &impl Labels, value: impl Value) {
         self.0.push_str(name);
-        let mut before = '{';
-        for (label, value) in labels {
-            self.0.push(before);
-            self.0.push_str(label);
-            self.0.push_str("=\"");
-            self.label_value(value);
-            self.0.push('"');
-            before = ',';
-        }
-        if !labels.is_empty() {
+        let bare = self.0.len();
+        self.0.push('{');
+        let empty = self.0.len();
+        labels.write(&mut self.0);
+        if self.0.len() == empty {
+            self.0.truncate(bare);
+        } else {
             self.0.push('}');
         }
-        let _ = writeln!(self.0, " {value}");
-    }
-
-    fn label_value(&mut self, value: &str) {
-        if !value.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
-            self.0.push_str(value);
-            return;
-        }
-        for character in value.chars() {
-            match character {
-                '\\' => self.0.push_str("\\\\"),
-                '"' => self.0.push_str("\\\""),
-                '\n' => self.0.push_str("\\n"),
-                other => self.0.push(other),
-            }
-        }
+        self.0.push(' ');
+        value.write(&mut self.0);
+        self.0.push('\n');
     }
 
     pub(super) fn into_string(self) -> String {
         self.0
+    }
+}
+
+fn push_label_value(text: &mut String, value: &str) {
+    if !value.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
+        text.push_str(value);
+        return;
+    }
+    for character in value.chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            other => text.push(other),
+        }
     }
 }
 
@@ -73,10 +144,14 @@ mod tests {
         let mut text = Text::default();
         text.family("x_total", "What.", Kind::Counter);
         text.sample("x_total", &[("a", "plain"), ("b", "\"\\\n")], 7u64);
+        let written = Written::new(&[("a", "once")]);
+        text.sample("x_total", &&written, 8u64);
+        text.sample("x_total", &(&written, [("b", "more")]), 9u64);
         text.family("y", "Which.", Kind::Gauge);
         text.sample("y", &[], 0.25);
         let expected = concat!(
             "# HELP x_total What.\n# TYPE x_total counter\nx_total{a=\"plain\",b=\"\\\"\\\\\\n\"} 7\n",
+            "x_total{a=\"once\"} 8\nx_total{a=\"once\",b=\"more\"} 9\n",
             "# HELP y Which.\n# TYPE y gauge\ny 0.25\n",
         );
         assert_eq!(text.into_string(), expected);

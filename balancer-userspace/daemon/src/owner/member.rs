@@ -30,6 +30,24 @@ pub(super) struct Member {
     told: Option<Readiness>,
 }
 
+/// Its place among those that could have its VIPs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    takes_clients: bool,
+    leaves: bool,
+}
+
+impl Place {
+    /// What a controller wants of this machine.
+    pub(super) fn wanted(self, controller: &Controller, withdrawn: bool) -> Wanted {
+        let mut wanted = Wanted::by(controller, self.takes_clients);
+        if withdrawn || self.leaves {
+            wanted.vips.clear();
+        }
+        wanted
+    }
+}
+
 impl<D: Dataplane> Owner<D> {
     /// Whether it is fit to be sent clients.
     pub fn readiness(&self) -> Announcement {
@@ -52,16 +70,12 @@ impl<D: Dataplane> Owner<D> {
 
     /// What is wanted of this machine.
     pub fn wanted(&self) -> Wanted {
-        self.wanted_by(&self.controller, self.member.withdrawn)
+        self.place().wanted(&self.controller, self.member.withdrawn)
     }
 
-    pub(super) fn wanted_by(&self, controller: &Controller, withdrawn: bool) -> Wanted {
-        let mut wanted = Wanted::by(controller, self.takes_clients());
+    pub(super) fn place(&self) -> Place {
         let leaves = self.member.stage == Stage::Leaving && self.gives_way();
-        if withdrawn || leaves {
-            wanted.vips.clear();
-        }
-        wanted
+        Place { takes_clients: self.takes_clients(), leaves }
     }
 
     /// Whether VIPs that somebody else could have may be here. The host adds them after it has attached the program, so a

@@ -64,14 +64,15 @@ impl Check {
     /// When this machine lacks the means (file descriptors, memory, ports, the program), which says nothing of the
     /// backend.
     pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
+        // There may be tens of thousands, of which most wait: what only some of them take is not in the size of all.
         let deadline = Instant::now() + self.timeout;
         let question = match &self.what {
-            What::Program(program) => return program.run(deadline, self.timeout).await,
+            What::Program(program) => return Box::pin(program.run(deadline, self.timeout)).await,
             What::Connection => None,
             What::Answer(question) => Some(&**question),
         };
         if let Some((backend, ways)) = &self.through {
-            return self.run_through(ways, *backend, question, deadline).await;
+            return Box::pin(self.run_through(ways, *backend, question, deadline)).await;
         }
         let stream = match timeout_at(deadline, self.connect(question.is_some())).await {
             Ok(Ok(stream)) => stream,
@@ -80,7 +81,7 @@ impl Check {
             Err(_) => return Ok(timed_out("connect", self.timeout)),
         };
         let Some(question) = question else { return Ok(CheckOutcome::Passed) };
-        match timeout_at(deadline, question.ask(stream)).await {
+        match timeout_at(deadline, Box::pin(question.ask(stream))).await {
             Ok(outcome) => outcome,
             Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
         }

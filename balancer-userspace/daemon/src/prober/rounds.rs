@@ -175,7 +175,27 @@ async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> i
 
 #[cfg(test)]
 mod tests {
+    use balancer_core::health::Health;
+    use balancer_model::fixture;
+
     use super::*;
+
+    /// One that waits for its next check; there may be 60,000.
+    #[tokio::test]
+    async fn a_check_that_waits_is_small() {
+        let spec = CheckSpec {
+            backend: BackendId(1),
+            number: CheckNumber(1),
+            name: fixture::name("web/web1"),
+            target: "127.0.0.1:1".parse().unwrap(),
+            check: fixture::check(),
+            health: Health::default(),
+        };
+        let (found, _told) = mpsc::channel(1);
+        let pace = Pace::new(fastrand::Rng::new(), Instant::now());
+        let size = size_of_val(&run(spec, Ways::default(), pace, found));
+        assert!(size < 2048, "{size} bytes");
+    }
 
     #[tokio::test]
     async fn a_check_that_panics_ends_them_all() {

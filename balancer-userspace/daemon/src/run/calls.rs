@@ -10,15 +10,19 @@ use balancer_core::{
 use balancer_dataplane::KernelDataplane;
 use balancer_fleet::member::Input;
 use balancer_model::names::BackendName;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, spawn_blocking},
+    time::Instant,
+};
 
 use super::FIRST_NEXT_HOPS;
 use crate::{
     call::Call,
     fleet::Fleet,
-    host::{Host, Prepared},
+    host::{Checker, Host, Prepared},
     keeper::{Keeper, Ready, Request, Wish},
-    owner::{Forgetting, Owner},
+    owner::{Forgetting, Owner, Planning},
     statistics::Statistics,
 };
 
@@ -47,7 +51,7 @@ pub(super) fn answer(
                 let counting = counting.with_fleet(fleet.map(|fleet| fleet.snapshot(owner)));
                 let statistics = Arc::clone(statistics);
                 // There may be ten thousand backends, and nobody else has to wait for their counters.
-                tokio::task::spawn_blocking(move || {
+                spawn_blocking(move || {
                     let mut snapshot = counting.finish();
                     statistics.complete(&mut snapshot);
                     let _ = reply.send(Ok(snapshot));
@@ -66,7 +70,12 @@ pub(super) fn answer(
         Call::Clients { query, reply } => {
             let _ = reply.send(owner.locate(&query));
         }
-        Call::Plan { change, reply } => plan(owner, host, change, reply),
+        Call::Plan { change, reply } => {
+            let planned = plan(owner.plan(change), host.checker());
+            tokio::spawn(async {
+                let _ = reply.send(planned.await);
+            });
+        }
         Call::Rules { service, reply } => {
             let _ = reply.send(owner.rules(service.as_deref()));
         }
@@ -89,34 +98,23 @@ pub(super) fn answer(
     }
 }
 
-/// Answers what a change would do, or why it would be refused.
-fn plan(owner: &Owner<KernelDataplane>, host: &Host, change: Change, reply: oneshot::Sender<Result<Planned, Refused>>) {
-    let (planning, check) = match owner.plan(change) {
-        Ok((planning, wanted)) => {
-            let wanted = wanted.filter(|wanted| wanted != host.wanted());
-            (planning, wanted.map(|wanted| host.check(wanted)))
-        }
-        Err(refused) => {
-            let _ = reply.send(Err(refused));
-            return;
-        }
-    };
-    tokio::spawn(async move {
-        if let Some(check) = check
-            && let Err(error) = check.await
-        {
-            let _ = reply.send(Err(Refused::Conflict(format!("nothing was changed: {error:#}"))));
-            return;
-        }
-        // The client table may be large, and nobody else has to wait for it.
-        tokio::task::spawn_blocking(move || {
-            let _ = reply.send(Ok(planning.finish()));
-        });
-    });
+/// What a change would do, or why it would be refused. Tables are made and the client table is looked through for it, for
+/// which nobody else has to wait.
+async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> {
+    let (draft, wanted) = spawn_blocking(|| planning.draft()).await.map_err(failed)??;
+    if let Some(wanted) = wanted {
+        checker.check(wanted).await.map_err(|error| Refused::Conflict(format!("nothing was changed: {error:#}")))?;
+    }
+    spawn_blocking(|| draft.count()).await.map_err(failed)
+}
+
+fn failed(error: JoinError) -> Refused {
+    Refused::Conflict(format!("nothing was changed: working it out failed: {error}"))
 }
 
 /// Makes a change that is on disk already.
-pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, (request, prepared): Ready) {
+pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, ready: Ready) {
+    let Ready { request, prepared, foresight } = ready;
     let Request { wish, uid, reply, .. } = request;
     let change = match wish {
         Wish::Change(change) => change,
@@ -129,7 +127,7 @@ pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, (r
     };
     let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
     let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
-    let changed = owner.change(change, uid);
+    let changed = owner.change(change, uid, foresight);
     if changed.is_ok() {
         prepared.into_iter().for_each(Prepared::made);
     }

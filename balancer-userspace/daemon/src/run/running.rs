@@ -19,6 +19,7 @@ use balancer_model::config::StatisticsConfig;
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::warn;
@@ -97,6 +98,7 @@ impl Running {
         let mut leaving: Option<Leaving> = None;
         let mut waiting = Vec::new();
         let mut passes = VecDeque::new();
+        let mut foreseeing = JoinSet::new();
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -131,6 +133,7 @@ impl Running {
                     }
                 }
                 Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
+                Some(Ok(foresight)) = foreseeing.join_next() => owner.foresee(foresight),
                 _ = sweep.tick() => owner.sweep(),
                 Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
                 present = host.changed() => {
@@ -147,6 +150,9 @@ impl Running {
                     }
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
+            }
+            if let Some(doubts) = owner.take_doubts() {
+                foreseeing.spawn_blocking(|| doubts.resolve());
             }
             joining.answer(owner);
             if let Some(fleet) = fleet {

@@ -1,6 +1,7 @@
-//! What many services and backends cost the controller: a start, a restart, changes, memory. A real balancer in a
+//! What many services and backends cost the controller: a start, a restart, changes, memory, or health checks. A real balancer in a
 //! network namespace, asked through its socket; no packet is sent.
 
+mod checks;
 mod machine;
 
 use std::{
@@ -44,7 +45,10 @@ struct Options {
     /// How packets reach backends.
     #[arg(long, default_value = "nat")]
     forwarding: String,
-    /// How often each change is made.
+    /// Check each backend so often (tcp) and measure that instead of starts and changes; 5s, say.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    checks: Option<Duration>,
+    /// How often each change is made, or for how many periods of checks.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
     rounds: u16,
     /// Print JSON instead of a table.
@@ -58,19 +62,15 @@ fn main() -> ExitCode {
 
 fn measure(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
-    let Options { services, backends, table_size, ref forwarding, rounds, json } = *options;
+    let Options { services, backends, table_size, ref forwarding, checks, rounds, json } = *options;
     let all = u32::from(services) * u32::from(backends);
     let about = format!("{services} services × {backends} `{forwarding}` backends = {all}, {table_size} slots each");
     let mut table = Vec::new();
     let mut site = Site::new(options)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    table.push(times("start, until it is ready", vec![site.start()?]));
-    site.memory("after its start", &mut table)?;
-    site.changes(&runtime, rounds, &mut table)?;
-    let size = fs::metadata(site.files.path().join("state.json"))?.len();
-    table.push(bytes("state file", size));
-    site.memory("after the changes", &mut table)?;
-    table.push(times("restart, until it is ready", vec![site.start()?]));
+    match checks {
+        Some(interval) => checks::checks(&mut site, interval, rounds, &mut table)?,
+        None => site.controls(rounds, &mut table)?,
+    }
     if json {
         return document(about, table).print();
     }
@@ -122,6 +122,19 @@ impl Site {
         let Options { services, backends, .. } = options;
         let last = BackendName { service: format!("service{}", services - 1), backend: format!("web{}", backends - 1) };
         Ok(Self { controller: None, config, text, last, files, hosts: Hosts::new()? })
+    }
+
+    /// A start, changes, a restart.
+    fn controls(&mut self, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        table.push(times("start, until it is ready", vec![self.start()?]));
+        self.memory("after its start", table)?;
+        self.changes(&runtime, rounds, table)?;
+        let size = fs::metadata(self.files.path().join("state.json"))?.len();
+        table.push(bytes("state file", size));
+        self.memory("after the changes", table)?;
+        table.push(times("restart, until it is ready", vec![self.start()?]));
+        Ok(())
     }
 
     /// Starts the balancer, or stops it and starts it again; how long the start takes.
@@ -180,14 +193,18 @@ fn timed<T, E: std::error::Error + Send + Sync + 'static>(what: impl FnOnce() ->
 }
 
 fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
-    let Options { services, backends, table_size, forwarding, .. } = options;
+    let Options { services, backends, table_size, forwarding, checks, .. } = options;
     let mut text = settings(files);
+    let check = match checks {
+        Some(interval) => format!("type = \"tcp\", interval = \"{}\"", humantime::format_duration(*interval)),
+        None => "type = \"none\"".to_owned(),
+    };
     for service in 0..*services {
         let [high, low] = service.to_be_bytes();
         write!(
             text,
             "[[service]]\nname = \"service{service}\"\naddress = \"10.2.{high}.{low}:80\"\nforwarding = \"{forwarding}\"\n\
-             table_size = {table_size}\ncheck = {{ type = \"none\" }}\n"
+             table_size = {table_size}\ncheck = {{ {check} }}\n"
         )?;
         for number in 0..*backends {
             // As many as there are addresses; beyond, with other ports.

@@ -1,0 +1,93 @@
+//! Lookup tables that are made before they are wanted, on a copy of what needs them, so that nobody waits for one: tables
+//! of a change that is being kept on disk, and of backends that have begun to fail.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    mem,
+    sync::Arc,
+};
+
+use super::{Controller, Services};
+use crate::{io::ServiceId, service::Service, table::Made};
+
+/// Tables by service. Where they turn out not to be the ones that are wanted, those are made.
+#[derive(Clone, Debug, Default)]
+pub struct Foresight(HashMap<ServiceId, Arc<[Made]>>);
+
+#[cfg(test)]
+impl Foresight {
+    pub(crate) fn of(&self, service: ServiceId) -> &[Made] {
+        &self.0[&service]
+    }
+}
+
+/// What a controller has been given, and what it waits for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Foreseen {
+    /// For the change that is being made.
+    change: Foresight,
+    /// For backends that have begun to fail.
+    doubts: Foresight,
+    /// Services of which other backends are in doubt than were.
+    doubted: BTreeSet<ServiceId>,
+}
+
+impl Foreseen {
+    /// The tables there are for a service.
+    pub(super) fn of(&self, service: ServiceId) -> Vec<Made> {
+        let found = [&self.change, &self.doubts].into_iter().filter_map(|foresight| foresight.0.get(&service));
+        found.flat_map(|made| made.iter().cloned()).collect()
+    }
+
+    /// Other backends of a service are in doubt, or what would become of it without them is something else.
+    pub(super) fn doubt(&mut self, service: ServiceId) {
+        self.doubted.insert(service);
+    }
+}
+
+/// Services with backends that have begun to fail.
+#[derive(Debug)]
+pub struct Doubts(Vec<(Arc<Service>, Vec<Option<bool>>)>);
+
+impl Doubts {
+    /// Makes the tables that are wanted if they fail: as long as a table takes for each.
+    #[must_use]
+    pub fn resolve(self) -> Foresight {
+        let made =
+            |(service, takes_new): (Arc<Service>, Vec<Option<bool>>)| (service.id(), service.made_for(&takes_new));
+        Foresight(self.0.into_iter().map(made).map(|(id, made)| (id, made.into())).collect())
+    }
+}
+
+impl Controller {
+    /// The tables of the services that were touched since they were shared with `before`.
+    #[must_use]
+    pub fn foresight_since(&self, before: &Services) -> Foresight {
+        Foresight(self.services.touched_since(before).map(|service| (service.id(), service.made().into())).collect())
+    }
+
+    /// Has these tables for the change that comes next, instead of those of the last.
+    pub fn expect(&mut self, foresight: Foresight) {
+        self.foreseen.change = foresight;
+    }
+
+    /// Has these tables for backends that go on failing.
+    pub fn foresee(&mut self, foresight: Foresight) {
+        // Of those that have recovered meanwhile it has been told, or will be.
+        self.foreseen.doubts.0.extend(foresight.0);
+    }
+
+    /// What there is to foresee since this was asked last.
+    pub fn take_doubts(&mut self) -> Option<Doubts> {
+        let mut doubts = Vec::new();
+        for id in mem::take(&mut self.foreseen.doubted) {
+            let service = self.services.shared_with_id(id).filter(|service| service.has_doubts());
+            let Some(service) = service else {
+                self.foreseen.doubts.0.remove(&id);
+                continue;
+            };
+            doubts.push((Arc::clone(service), service.takes_new_without_doubtful(&self.hops)));
+        }
+        (!doubts.is_empty()).then_some(Doubts(doubts))
+    }
+}

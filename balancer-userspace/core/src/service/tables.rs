@@ -1,0 +1,59 @@
+//! A service's lookup tables: those that it has, and those that it would have.
+
+use balancer_model::{renames::Named as _, states::Admin};
+
+use super::{Backend, Service};
+use crate::{
+    maglev::Member,
+    next_hops::NextHops,
+    table::{Builder, Candidate, Live, Made},
+};
+
+impl Service {
+    pub(super) fn all_wait(&self, hops: &NextHops) -> bool {
+        self.backends.iter().all(|backend| backend.waits_for_next_hop(hops))
+    }
+
+    /// The live table, where `takes_new` says of every backend whether it takes new clients; `None`: it does not count yet.
+    pub(super) fn build(&self, builder: &mut Builder, takes_new: &[Option<bool>], made: &[Made]) -> Live {
+        let candidates = self.backends.iter().zip(takes_new).filter_map(|(backend, takes_new)| {
+            Some(Candidate {
+                member: Member { id: backend.id.0, name: backend.config.identity(), weight: backend.config.weight },
+                backup: backend.config.backup,
+                maint: backend.admin == Admin::Maint,
+                takes_new: (*takes_new)?,
+                step: backend.slow_start.map(|slow_start| slow_start.step),
+            })
+        });
+        let candidates: Vec<Candidate<'_>> = candidates.collect();
+        let slots = self.settings.table_size.slots(candidates.len());
+        builder.live(&candidates, self.settings.when_all_down, (slots, self.table_key), made)
+    }
+
+    /// Whether a backend that takes new clients has begun to fail.
+    pub(crate) fn has_doubts(&self) -> bool {
+        self.backends.iter().any(Backend::is_doubtful)
+    }
+
+    /// Of every backend whether it takes new clients if those that have begun to fail do not, for [`Self::made_for`].
+    pub(crate) fn takes_new_without_doubtful(&self, hops: &NextHops) -> Vec<Option<bool>> {
+        let all_wait = self.all_wait(hops);
+        let takes_new = |backend: &Backend| {
+            let counts = all_wait || !backend.waits_for_next_hop(hops);
+            counts.then(|| backend.takes_pinned() && !backend.is_doubtful())
+        };
+        self.backends.iter().map(takes_new).collect()
+    }
+
+    /// The tables that it would make.
+    pub(crate) fn made_for(&self, takes_new: &[Option<bool>]) -> Vec<Made> {
+        let mut builder = self.builder.clone();
+        let _ = self.build(&mut builder, takes_new, &[]);
+        builder.made()
+    }
+
+    /// The tables that it has made.
+    pub(crate) fn made(&self) -> Vec<Made> {
+        self.builder.made()
+    }
+}

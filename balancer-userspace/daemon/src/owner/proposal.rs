@@ -1,0 +1,119 @@
+//! What a wish would lead to: worked out on a copy, so that the owner goes on handling events.
+
+use std::time::Instant;
+
+use balancer_core::{
+    controller::{Controller, Foresight},
+    io::{Change, Refused},
+    plan::{Plan, Planned},
+};
+use balancer_dataplane::{Dataplane, KnownClients};
+
+use super::{Owner, member::Place};
+use crate::{host::Wanted, keeper::Wish, restorable::Restorable};
+
+/// A wish, and a copy of what it would change.
+pub struct Proposing {
+    wish: Wish,
+    state: Restorable,
+    place: Place,
+}
+
+/// What a wish leads to.
+#[derive(Debug)]
+pub struct Proposal {
+    /// What a restart would have to keep.
+    pub state: Restorable,
+    /// What would be wanted of this machine.
+    pub wanted: Wanted,
+    /// The lookup tables that it takes.
+    pub foresight: Foresight,
+}
+
+impl Proposing {
+    /// Works it out: as long as the tables take that it moves.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn finish(self) -> Result<Proposal, Refused> {
+        let Self { wish, mut state, place } = self;
+        let before = state.controller.services().clone();
+        match wish {
+            Wish::Change(change) => {
+                state.controller.change(change, state.clocks.now)?;
+            }
+            Wish::Withdraw(withdrawn) => state.withdrawn = withdrawn,
+        }
+        let wanted = place.wanted(&state.controller, state.withdrawn);
+        let foresight = state.controller.foresight_since(&before);
+        Ok(Proposal { state, wanted, foresight })
+    }
+}
+
+/// A change of which somebody asks what it would do, and a copy of what it would change.
+pub struct Planning {
+    controller: Controller,
+    change: Change,
+    now: Instant,
+    place: Place,
+    withdrawn: bool,
+    clients: Option<KnownClients>,
+}
+
+/// A plan for which the known clients have still to be counted.
+pub struct Draft {
+    plan: Plan,
+    clients: Option<KnownClients>,
+}
+
+impl Planning {
+    /// Works it out, and what would be wanted of this machine then, if that is not the fleet's to decide.
+    ///
+    /// # Errors
+    /// When the change would be refused.
+    pub fn draft(self) -> Result<(Draft, Option<Wanted>), Refused> {
+        let Self { controller, change, now, place, withdrawn, clients } = self;
+        let (plan, after) = controller.plan_and_make(change, now)?;
+        let wanted = (!controller.is_follower()).then(|| place.wanted(&after, withdrawn));
+        Ok((Draft { plan, clients }, wanted))
+    }
+}
+
+impl Draft {
+    /// Counts them: a look at the whole client table, in milliseconds.
+    #[must_use]
+    pub fn count(self) -> Planned {
+        let planned = self.plan.counted(|count| {
+            if let Some(clients) = self.clients {
+                clients.for_each(count);
+            }
+        });
+        planned.joined()
+    }
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// Begins to work out what a restart would have to keep after a change, and what would be wanted of this machine.
+    ///
+    /// # Errors
+    /// When the configuration is of another generation.
+    pub fn propose(&self, wish: Wish, if_generation: Option<u64>) -> Result<Proposing, Refused> {
+        let generation = self.controller.generation();
+        if if_generation.is_some_and(|wanted| wanted != generation) {
+            return Err(Refused::Stale(generation));
+        }
+        Ok(Proposing { wish, state: self.restorable(), place: self.place() })
+    }
+
+    /// Begins to work out what a change would move.
+    pub fn plan(&self, change: Change) -> Planning {
+        Planning {
+            controller: self.controller.clone(),
+            change,
+            now: tokio::time::Instant::now().into_std(),
+            place: self.place(),
+            withdrawn: self.is_withdrawn(),
+            clients: self.dataplane.known_clients(),
+        }
+    }
+}

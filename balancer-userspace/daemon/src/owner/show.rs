@@ -1,0 +1,113 @@
+//! A service as it is seen.
+
+use std::time::{Duration, Instant};
+
+use balancer_common::{map_types::BackendStats, verdict::MOVE_COUNTERS};
+use balancer_core::{
+    controller::Gone,
+    last_changes::LastChange,
+    service::{Backend, Service},
+    snapshot::{
+        BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, ServiceSnapshot,
+        ServiceStatistics, TableSnapshot,
+    },
+};
+
+/// What of a service the core does not know.
+pub(super) struct Aside {
+    pub(super) last_change: Option<LastChange>,
+    pub(super) listeners: Vec<ListenerSnapshot>,
+    pub(super) rule_fallbacks: u64,
+    /// What backends that are gone for good have counted, by name.
+    pub(super) departed: Vec<(String, BackendStats)>,
+    /// Moves that other members of the fleet count, by cause.
+    pub(super) repeated_moves: [u64; MOVE_COUNTERS],
+    pub(super) table_build: Duration,
+}
+
+/// A service at the moment `now`, of all those that are `gone` its own among them; backends have counted nothing yet.
+pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant) -> ServiceSnapshot {
+    let (slots_moved_required, slots_moved_needless) = service.slots_moved();
+    let (live, base) = service.tables();
+    let gone = gone.iter().filter(|gone| gone.row.service == service.id());
+    ServiceSnapshot {
+        ids: vec![service.id()],
+        client_prefix: service.client_prefixes(),
+        last_change: aside.last_change,
+        statistics: ServiceStatistics::default(),
+        name: service.name().to_owned(),
+        listeners: aside.listeners,
+        forwarding: service.forwarding(),
+        table_size: service.table_size(),
+        tables: vec![TableSnapshot { family: service.family(), live, base }],
+        table_generation: service.table_generation(),
+        slots_moved_required,
+        slots_moved_needless,
+        table_build: aside.table_build,
+        remembers: service.remembers(),
+        rule_fallbacks: aside.rule_fallbacks,
+        departed: aside.departed,
+        repeated_moves: aside.repeated_moves,
+        gone: gone.map(show_gone).collect(),
+        backends: service.backends().iter().map(|backend| show_backend(service, backend, now)).collect(),
+    }
+}
+
+fn show_gone(gone: &Gone) -> GoneSnapshot {
+    GoneSnapshot { id: gone.row.id, name: gone.name.clone(), known_clients: gone.known, stats: BackendStats::default() }
+}
+
+fn show_backend(service: &Service, backend: &Backend, now: Instant) -> BackendSnapshot {
+    BackendSnapshot {
+        ids: vec![backend.id()],
+        families: families(service, backend),
+        name: backend.name().to_owned(),
+        address: service.shown_address(backend),
+        weight: backend.weight(),
+        backup: backend.is_backup(),
+        admin: backend.admin(),
+        health: backend.health_word(),
+        state: backend.state(),
+        reason: backend.reason().to_owned(),
+        slots: backend.slots(),
+        known_clients: backend.known_clients(),
+        drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
+        eligible: backend.takes_new_clients(),
+        stats: BackendStats::default(),
+        checks: backend.checks(),
+        last_check: backend.last_check().map(|check| check.took),
+        check: vec![check_snapshot(service, backend, now)],
+        transitions: backend.transitions(),
+    }
+}
+
+/// What is a backend's own in this part of a service of both families.
+fn families(service: &Service, backend: &Backend) -> Vec<FamilySnapshot> {
+    let of = || FamilySnapshot {
+        family: service.family(),
+        address: backend.address().ip().to_string(),
+        health: backend.health_word(),
+        state: backend.state(),
+        reason: backend.reason().to_owned(),
+        slots: backend.slots(),
+        known_clients: backend.known_clients(),
+    };
+    if service.is_one_of_two() { vec![of()] } else { Vec::new() }
+}
+
+fn check_snapshot(service: &Service, backend: &Backend, now: Instant) -> CheckSnapshot {
+    let ago = |then| now.saturating_duration_since(then);
+    let config = service.check_config(backend);
+    let checked = service.check(backend).is_some();
+    CheckSnapshot {
+        target: service.check_target(backend),
+        words: config.to_string(),
+        verdict: backend.health().verdict().word(),
+        verdict_age: ago(backend.verdict_since()),
+        forced: backend.forced(),
+        last: backend.last_check().map(|last| (last.outcome.clone(), ago(last.ended))),
+        took: backend.last_check().map(|last| last.took),
+        streak: backend.health().streak(),
+        next_verdict: if checked { backend.health().next_verdict(config) } else { String::new() },
+    }
+}
