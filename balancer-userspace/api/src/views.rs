@@ -96,8 +96,8 @@ impl HealthView {
             service: service.to_owned(),
             backend: name,
             target: check.target.to_string(),
-            check: check.words,
-            verdict: check.verdict.to_owned(),
+            check: check.words.as_ref().to_owned(),
+            verdict: check.health.verdict().word().to_owned(),
             verdict_seconds: check.verdict_age.as_secs_f64(),
             forced: check.forced,
             state: state.word().to_owned(),
@@ -106,9 +106,9 @@ impl HealthView {
             last_reason: last.map(|(_, reason)| reason.to_owned()).unwrap_or_default(),
             last_duration_seconds: check.took.map(|took| took.as_secs_f64()),
             last_seconds_ago: check.last.as_ref().map(|(_, ago)| ago.as_secs_f64()),
-            passes: check.streak.0,
-            failures: check.streak.1,
-            next_verdict: check.next_verdict,
+            passes: check.health.streak().0,
+            failures: check.health.streak().1,
+            next_verdict: check.next_verdict(),
         }
     }
 }

@@ -118,19 +118,19 @@ impl Health {
         (self.passes, self.failures, self.last_failure) = (0, 0, None);
     }
 
-    /// What has to come for another verdict: `down after 2 more failures`.
+    /// What has to come for another verdict where so many passes or failures make one: `down after 2 more failures`.
     #[must_use]
-    pub fn next_verdict(&self, check: &CheckConfig) -> String {
+    pub fn next_verdict(&self, (rise, fall): (u32, u32)) -> String {
         let more = |count: u32, one: &str, many: &str| match count {
             1 => format!("1 more {one}"),
             count => format!("{count} more {many}"),
         };
-        let failures = more(check.fall.saturating_sub(self.failures), "failure", "failures");
+        let failures = more(fall.saturating_sub(self.failures), "failure", "failures");
         match self.verdict {
             Verdict::Unknown => format!("up after 1 more pass, down after {failures}"),
             Verdict::Up => format!("down after {failures}"),
             Verdict::Down { .. } => {
-                format!("up after {}", more(check.rise.saturating_sub(self.passes), "pass", "passes"))
+                format!("up after {}", more(rise.saturating_sub(self.passes), "pass", "passes"))
             }
         }
     }
@@ -238,7 +238,7 @@ mod tests {
             };
             health.record(&outcome, &check(3, 2));
         }
-        (health.is_pending(), health.next_verdict(&check(3, 2)))
+        (health.is_pending(), health.next_verdict((2, 3)))
     }
 
     #[test]

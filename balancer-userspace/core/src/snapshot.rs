@@ -21,6 +21,7 @@ use balancer_model::{
 
 use crate::{
     fleet::FleetSnapshot,
+    health::Health,
     history::{Counted, History},
     io::{BackendId, CheckOutcome, ServiceId},
     last_changes::LastChange,
@@ -326,10 +327,10 @@ pub struct CheckSnapshot {
     /// What is checked.
     pub target: SocketAddr,
     /// The check in words.
-    pub words: String,
-    /// `unknown`, `up` or `down`.
-    pub verdict: &'static str,
-    /// Since when.
+    pub words: Arc<str>,
+    /// What was found.
+    pub health: Health,
+    /// Since when that is the verdict.
     pub verdict_age: Duration,
     /// What the operator says instead.
     pub forced: Option<Forced>,
@@ -337,10 +338,16 @@ pub struct CheckSnapshot {
     pub last: Option<(CheckOutcome, Duration)>,
     /// How long it took.
     pub took: Option<Duration>,
-    /// Passes and failures in a row.
-    pub streak: (u32, u32),
+    /// Passes and failures in a row that make a verdict; `None`: nothing is checked.
+    pub rise_fall: Option<(u32, u32)>,
+}
+
+impl CheckSnapshot {
     /// What has to come for another verdict; empty without checks.
-    pub next_verdict: String,
+    #[must_use]
+    pub fn next_verdict(&self) -> String {
+        self.rise_fall.map_or_else(String::new, |rise_fall| self.health.next_verdict(rise_fall))
+    }
 }
 
 impl BackendSnapshot {

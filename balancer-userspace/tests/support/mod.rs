@@ -14,6 +14,7 @@ use balancer_api::{
 };
 use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
 use balancer_core::{
+    health::Health,
     io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
     plan::{Planned, PlannedMove, PlannedService},
     readiness::{Announcement, Fitness, Readiness},
@@ -32,7 +33,7 @@ use balancer_daemon::{
 };
 use balancer_fleet::documents;
 use balancer_model::{
-    config::{ClientPrefix, Protocol},
+    config::{CheckConfig, CheckKind, ClientPrefix, Protocol, Via},
     listeners::Listener,
     states::{Admin, BackendState},
 };
@@ -257,6 +258,17 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
 
 /// What the controller shows, with this state of `web1`.
 pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
+    let check = CheckConfig {
+        kind: CheckKind::Tcp { port: None },
+        via: Via::Backend,
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(1),
+        fast_interval: Duration::from_millis(500),
+        fall: 3,
+        rise: 2,
+    };
+    let mut health = Health::default();
+    (0..10).for_each(|_| health.record(&CheckOutcome::Passed, &check));
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
         ids: vec![BackendId(1)],
         families: Vec::new(),
@@ -277,13 +289,12 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         last_check: Some(Duration::from_millis(3)),
         check: vec![CheckSnapshot {
             target: "10.0.0.11:8080".parse().unwrap(),
-            words: "tcp every 2s, timeout 1s, fall 3, rise 2".to_owned(),
-            verdict: "up",
+            words: check.to_string().into(),
+            health: health.clone(),
             verdict_age: Duration::from_secs(60),
             forced: None,
             last: Some((CheckOutcome::Passed, Duration::from_secs(1))),
-            streak: (10, 0),
-            next_verdict: "down after 3 more failures".to_owned(),
+            rise_fall: Some((check.rise, check.fall)),
             took: Some(Duration::from_millis(3)),
         }],
         transitions: [1, 1, 0, 0, 0, 0, 0],

@@ -464,10 +464,21 @@ impl Service {
     /// The check that should run on a backend, and where to.
     #[must_use]
     pub fn check(&self, backend: &Backend) -> Option<(SocketAddr, CheckConfig)> {
+        Some((self.checked_at(backend)?, self.check_config(backend).clone()))
+    }
+
+    /// Where the check that should run on a backend connects to.
+    #[must_use]
+    pub fn checked_at(&self, backend: &Backend) -> Option<SocketAddr> {
         let check = self.check_config(backend);
         let wanted = backend.admin != Admin::Maint && check.kind != CheckKind::None;
-        let target = self.settings.check_target(&backend.config, check, self.family)?;
-        wanted.then(|| (target, check.clone()))
+        self.settings.check_target(&backend.config, check, self.family).filter(|_| wanted)
+    }
+
+    /// The check of backends that have none of their own.
+    #[must_use]
+    pub const fn own_check(&self) -> &CheckConfig {
+        &self.settings.check
     }
 
     /// What the shell is told of the check that runs on a backend.

@@ -379,6 +379,7 @@ pub(super) mod tests {
     use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
     use balancer_core::{
         fleet::FleetSnapshot,
+        health::{Health, Verdict as Found},
         io::{BackendId, ServiceId},
         readiness::Readiness,
         snapshot::{
@@ -418,14 +419,13 @@ pub(super) mod tests {
             last_check: (state == BackendState::Up).then_some(Duration::from_micros(1500)),
             check: vec![CheckSnapshot {
                 target: "10.0.0.11:8080".parse().unwrap(),
-                words: "tcp".to_owned(),
-                verdict: "up",
+                words: "tcp".into(),
+                health: Health::agreed(Found::Up),
                 verdict_age: Duration::ZERO,
                 forced: None,
                 last: None,
                 took: None,
-                streak: (5, 0),
-                next_verdict: String::new(),
+                rise_fall: None,
             }],
             transitions: [1, 1, 0, 0, 0, 0, 0],
         }

@@ -1,6 +1,9 @@
 //! A service as it is seen.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use balancer_common::{map_types::BackendStats, verdict::MOVE_COUNTERS};
 use balancer_core::{
@@ -30,6 +33,8 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
     let (slots_moved_required, slots_moved_needless) = service.slots_moved();
     let (live, base) = service.tables();
     let gone = gone.iter().filter(|gone| gone.row.service == service.id());
+    // Nearly all backends have their service's check, and it takes time to put into words.
+    let check: Arc<str> = service.own_check().to_string().into();
     ServiceSnapshot {
         ids: vec![service.id()],
         client_prefix: service.client_prefixes(),
@@ -49,7 +54,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),
-        backends: service.backends().iter().map(|backend| show_backend(service, backend, now)).collect(),
+        backends: service.backends().iter().map(|backend| show_backend(service, backend, &check, now)).collect(),
     }
 }
 
@@ -57,7 +62,7 @@ fn show_gone(gone: &Gone) -> GoneSnapshot {
     GoneSnapshot { id: gone.row.id, name: gone.name.clone(), known_clients: gone.known, stats: BackendStats::default() }
 }
 
-fn show_backend(service: &Service, backend: &Backend, now: Instant) -> BackendSnapshot {
+fn show_backend(service: &Service, backend: &Backend, check: &Arc<str>, now: Instant) -> BackendSnapshot {
     BackendSnapshot {
         ids: vec![backend.id()],
         families: families(service, backend),
@@ -76,7 +81,7 @@ fn show_backend(service: &Service, backend: &Backend, now: Instant) -> BackendSn
         stats: BackendStats::default(),
         checks: backend.checks(),
         last_check: backend.last_check().map(|check| check.took),
-        check: vec![check_snapshot(service, backend, now)],
+        check: vec![check_snapshot(service, backend, check, now)],
         transitions: backend.transitions(),
     }
 }
@@ -95,19 +100,18 @@ fn families(service: &Service, backend: &Backend) -> Vec<FamilySnapshot> {
     if service.is_one_of_two() { vec![of()] } else { Vec::new() }
 }
 
-fn check_snapshot(service: &Service, backend: &Backend, now: Instant) -> CheckSnapshot {
+fn check_snapshot(service: &Service, backend: &Backend, words: &Arc<str>, now: Instant) -> CheckSnapshot {
     let ago = |then| now.saturating_duration_since(then);
+    let own = backend.config().check.as_deref();
     let config = service.check_config(backend);
-    let checked = service.check(backend).is_some();
     CheckSnapshot {
         target: service.check_target(backend),
-        words: config.to_string(),
-        verdict: backend.health().verdict().word(),
+        words: own.map_or_else(|| Arc::clone(words), |own| own.to_string().into()),
+        health: backend.health().clone(),
         verdict_age: ago(backend.verdict_since()),
         forced: backend.forced(),
         last: backend.last_check().map(|last| (last.outcome.clone(), ago(last.ended))),
         took: backend.last_check().map(|last| last.took),
-        streak: backend.health().streak(),
-        next_verdict: if checked { backend.health().next_verdict(config) } else { String::new() },
+        rise_fall: service.checked_at(backend).is_some().then_some((config.rise, config.fall)),
     }
 }
