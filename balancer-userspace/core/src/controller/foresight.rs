@@ -47,15 +47,24 @@ impl Foreseen {
 
 /// Services with backends that have begun to fail.
 #[derive(Debug)]
-pub struct Doubts(Vec<(Arc<Service>, Vec<Option<bool>>)>);
+pub struct Doubts(Vec<Doubt>);
+
+#[derive(Debug)]
+struct Doubt {
+    service: Arc<Service>,
+    /// Of every backend whether it takes new clients if those that have begun to fail do not.
+    takes_new: Vec<Option<bool>>,
+    /// What was foreseen before, which may still be what is wanted.
+    made: Vec<Made>,
+}
 
 impl Doubts {
     /// Makes the tables that are wanted if they fail: as long as a table takes for each.
     #[must_use]
     pub fn resolve(self) -> Foresight {
         let made =
-            |(service, takes_new): (Arc<Service>, Vec<Option<bool>>)| (service.id(), service.made_for(&takes_new));
-        Foresight(self.0.into_iter().map(made).map(|(id, made)| (id, made.into())).collect())
+            |Doubt { service, takes_new, made }: Doubt| (service.id(), service.made_for(&takes_new, &made).into());
+        Foresight(self.0.into_iter().map(made).collect())
     }
 }
 
@@ -71,10 +80,11 @@ impl Controller {
         self.foreseen.change = foresight;
     }
 
-    /// Has these tables for backends that go on failing.
+    /// Has these tables for backends that go on failing, of services in which some still do.
     pub fn foresee(&mut self, foresight: Foresight) {
-        // Of those that have recovered meanwhile it has been told, or will be.
-        self.foreseen.doubts.0.extend(foresight.0);
+        let services = &self.services;
+        let in_doubt = |id: ServiceId| services.with_id(id).is_some_and(Service::has_doubts);
+        self.foreseen.doubts.0.extend(foresight.0.into_iter().filter(|(id, _)| in_doubt(*id)));
     }
 
     /// What there is to foresee since this was asked last.
@@ -86,7 +96,8 @@ impl Controller {
                 self.foreseen.doubts.0.remove(&id);
                 continue;
             };
-            doubts.push((Arc::clone(service), service.takes_new_without_doubtful(&self.hops)));
+            let takes_new = service.takes_new_without_doubtful(&self.hops);
+            doubts.push(Doubt { service: Arc::clone(service), takes_new, made: self.foreseen.of(id) });
         }
         (!doubts.is_empty()).then_some(Doubts(doubts))
     }

@@ -45,10 +45,10 @@ impl Service {
         self.backends.iter().map(takes_new).collect()
     }
 
-    /// The tables that it would make.
-    pub(crate) fn made_for(&self, takes_new: &[Option<bool>]) -> Vec<Made> {
+    /// The tables that it would have, of which some may be `made` already.
+    pub(crate) fn made_for(&self, takes_new: &[Option<bool>], made: &[Made]) -> Vec<Made> {
         let mut builder = self.builder.clone();
-        let _ = self.build(&mut builder, takes_new, &[]);
+        let _ = self.build(&mut builder, takes_new, made);
         builder.made()
     }
 
