@@ -39,6 +39,11 @@ impl Foreseen {
         found.flat_map(|made| made.iter().cloned()).collect()
     }
 
+    /// Forgets what was foreseen of services that are not `there`.
+    pub(super) fn keep(&mut self, there: impl Fn(ServiceId) -> bool) {
+        self.doubts.0.retain(|&id, _| there(id));
+    }
+
     /// Other backends of a service are in doubt, or what would become of it without them is something else.
     pub(super) fn doubt(&mut self, service: ServiceId) {
         self.doubted.insert(service);

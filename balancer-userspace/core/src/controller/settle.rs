@@ -96,6 +96,7 @@ impl Controller {
             let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
             let before = published.replace(Arc::new(specs.clone()));
             commands.publish(before.as_deref().map_or(&[], Vec::as_slice), specs);
+            foreseen.keep(|id| services.with_id(id).is_some());
         }
 
         for backend in &mut removed {

@@ -20,10 +20,11 @@ use std::{
 
 use balancer_core::io::{BackendId, BackendSpec, CheckOutcome, CheckSpec, Event};
 use balancer_model::config::{CheckKind, HttpCheck};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     runtime,
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
 };
 
 use self::{
@@ -43,6 +44,16 @@ pub(crate) async fn ask_over(
     stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<CheckOutcome> {
     Question::new(target, check)?.ask(stream).await
+}
+
+/// One in so many of the files that this process may have open is a check's at most. Whole racks may not answer, and
+/// everything else needs files as well, among it what a program that checks has beside its own.
+const SHARE: u64 = 4;
+
+/// How many checks may be under way at once.
+fn at_once() -> io::Result<usize> {
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(usize::try_from(files / SHARE).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS))
 }
 
 /// The running health checks. They end when this is dropped.
@@ -68,13 +79,13 @@ impl Prober {
     /// something, within 100 ms where it only counts. When the channel is full, checks wait.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the thread cannot be started, or the kernel does not say how many files there may be.
     pub fn new(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> io::Result<Self> {
         // All sockets and timers on one thread: a check wakes nobody but itself, and a slow handshake delays no change.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, given) = mpsc::unbounded_channel();
         let ways = Ways::default();
-        let rounds = Rounds::new(events, ways.clone());
+        let rounds = Rounds::new(events, ways.clone(), at_once()?);
         let thread = supervisor.thread("the health checks", move || runtime.block_on(rounds.follow(given)))?;
         Ok(Self { orders: Some(orders), thread: Some(thread), ways })
     }

@@ -4,13 +4,14 @@ use std::{
     collections::{HashMap, VecDeque},
     future::pending,
     io, panic,
+    sync::Arc,
     time::Duration,
 };
 
 use balancer_core::io::{BackendId, CheckNumber, CheckOutcome, CheckSpec, Event};
 use balancer_model::config::CheckConfig;
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until},
 };
@@ -48,6 +49,7 @@ struct Found {
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
     ways: Ways,
+    permits: Arc<Semaphore>,
     tasks: HashMap<BackendId, (CheckNumber, AbortHandle)>,
     running: JoinSet<()>,
     origin: Instant,
@@ -57,9 +59,11 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
-    pub(super) fn new(events: mpsc::Sender<Event>, ways: Ways) -> Self {
+    /// None yet. No more than `at_once` are under way; others wait until one of them has ended.
+    pub(super) fn new(events: mpsc::Sender<Event>, ways: Ways, at_once: usize) -> Self {
         let (tasks, held) = (HashMap::new(), VecDeque::new());
-        Self { events, ways, tasks, running: JoinSet::new(), origin: Instant::now(), held, due: None }
+        let permits = Arc::new(Semaphore::new(at_once));
+        Self { events, ways, permits, tasks, running: JoinSet::new(), origin: Instant::now(), held, due: None }
     }
 
     /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
@@ -115,7 +119,8 @@ impl Rounds {
         if let Order::Start(spec) = order {
             let pace = Pace::new(fastrand::Rng::new(), self.origin);
             let number = spec.number;
-            let task = self.running.spawn(run(*spec, self.ways.clone(), pace, found.clone()));
+            let permits = Arc::clone(&self.permits);
+            let task = self.running.spawn(run(*spec, self.ways.clone(), pace, permits, found.clone()));
             self.tasks.insert(backend, (number, task));
         }
     }
@@ -132,7 +137,7 @@ impl Rounds {
 }
 
 /// The checks of one backend.
-async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, found: mpsc::Sender<Found>) {
+async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, permits: Arc<Semaphore>, found: mpsc::Sender<Found>) {
     let CheckSpec { backend, number, name, target, check: config, mut health } = spec;
     let first = if health.is_pending() { config.fast_interval } else { config.interval };
     sleep_until(pace.first(Instant::now(), first)).await;
@@ -140,6 +145,7 @@ async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, found: mpsc::Sender<Fo
     let mut check = None;
     let mut hindered = false;
     loop {
+        let Ok(permit) = permits.acquire().await else { return };
         let start = Instant::now();
         let outcome = once(&mut check, &whom, &config).await.unwrap_or_else(|error| {
             let why = error.to_string();
@@ -151,6 +157,7 @@ async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, found: mpsc::Sender<Fo
             }
             CheckOutcome::Hindered(why)
         });
+        drop(permit);
         hindered = matches!(outcome, CheckOutcome::Hindered(_));
         // The controller gets the same outcomes and counts them in the same way.
         let (verdict, was_pending) = (health.verdict().clone(), health.is_pending());
@@ -175,25 +182,83 @@ async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> i
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::HashSet,
+        net::SocketAddr,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
     use balancer_core::health::Health;
-    use balancer_model::fixture;
+    use balancer_model::{
+        config::{CheckKind, HttpCheck, StatusRanges},
+        fixture,
+    };
+    use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
     use super::*;
+
+    fn spec(number: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
+        let (backend, number) = (BackendId(number), CheckNumber(number.into()));
+        CheckSpec { backend, number, name: fixture::name("web/web1"), target, check, health: Health::default() }
+    }
+
+    /// Servers that take connections and say nothing hold up checks, and no check has more connections than it may.
+    #[tokio::test]
+    async fn so_many_are_under_way_at_once_and_no_more() {
+        const AT_ONCE: usize = 2;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        let (events, mut told) = mpsc::channel(16);
+        let (orders, given) = mpsc::unbounded_channel();
+        tokio::spawn(Rounds::new(events, Ways::default(), AT_ONCE).follow(given));
+        let interval = Duration::from_millis(100);
+        let http = HttpCheck {
+            port: None,
+            tls: None,
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            host: None,
+            expect_status: StatusRanges(vec![(200, 399)]),
+            expect_body: None,
+        };
+        let kind = CheckKind::Http(http);
+        let check = CheckConfig { kind, interval, timeout: interval, fast_interval: interval, ..fixture::check() };
+        for number in 1..=5 {
+            orders.send(Order::Start(Box::new(spec(number, target, check.clone())))).unwrap();
+        }
+        let count = Arc::new(AtomicUsize::new(0));
+        let mut checked = HashSet::new();
+        while checked.len() < 5 {
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let mut stream = accepted.unwrap().0;
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let open = Arc::clone(&count);
+                    tokio::spawn(async move {
+                        let mut bytes = [0; 64];
+                        while matches!(stream.read(&mut bytes).await, Ok(1..)) {}
+                        open.fetch_sub(1, Ordering::SeqCst);
+                    });
+                    // One that has ended may be heard of after the next has begun.
+                    tokio::time::sleep(interval / 5).await;
+                    assert!(count.load(Ordering::SeqCst) <= AT_ONCE, "more than {AT_ONCE} at once");
+                }
+                event = told.recv() => {
+                    let Some(Event::Checked { backend, outcome, .. }) = event else { panic!("{event:?}") };
+                    assert!(matches!(outcome, CheckOutcome::Hard(_)), "{outcome:?}");
+                    checked.insert(backend);
+                }
+            }
+        }
+    }
 
     /// One that waits for its next check; there may be 60,000.
     #[tokio::test]
     async fn a_check_that_waits_is_small() {
-        let spec = CheckSpec {
-            backend: BackendId(1),
-            number: CheckNumber(1),
-            name: fixture::name("web/web1"),
-            target: "127.0.0.1:1".parse().unwrap(),
-            check: fixture::check(),
-            health: Health::default(),
-        };
+        let spec = spec(1, "127.0.0.1:1".parse().unwrap(), fixture::check());
         let (found, _told) = mpsc::channel(1);
         let pace = Pace::new(fastrand::Rng::new(), Instant::now());
-        let size = size_of_val(&run(spec, Ways::default(), pace, found));
+        let size = size_of_val(&run(spec, Ways::default(), pace, Arc::new(Semaphore::new(1)), found));
         assert!(size < 2048, "{size} bytes");
     }
 
@@ -201,7 +266,7 @@ mod tests {
     async fn a_check_that_panics_ends_them_all() {
         let (events, _told) = mpsc::channel(1);
         let (_orders, given) = mpsc::unbounded_channel();
-        let mut rounds = Rounds::new(events, Ways::default());
+        let mut rounds = Rounds::new(events, Ways::default(), 1);
         rounds.running.spawn(async { panic!("no such number") });
         let ended = tokio::spawn(rounds.follow(given)).await;
         assert!(ended.is_err_and(|error| error.to_string().contains("no such number")));
