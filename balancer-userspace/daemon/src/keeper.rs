@@ -1,9 +1,9 @@
 //! Keeps the state file up to date.
 //!
 //! A change is on disk before it is made: the state that it would lead to is worked out and written while the owner goes on
-//! handling events, then the change is made and answered. If the file cannot be written, nothing has changed. Where the change needs
-//! something of this machine, that is prepared before. Changes are made in the order asked for. What happens by itself is
-//! written soon after, what is only counted now and then.
+//! handling events, then the change is made and answered. If the file cannot be written, nothing has changed. Where the
+//! change needs something of this machine, that is prepared before. Changes are made in the order asked for. What happens
+//! by itself is written soon after, what is only counted now and then.
 
 use std::{
     collections::VecDeque,
@@ -28,7 +28,7 @@ use tracing::error;
 
 use super::{
     host::{Host, Prepared},
-    owner::{Owner, Proposal},
+    owner::{Owner, Proposal, not_worked_out},
     restorable::Restorable,
     state_file::{Occasion, StateFile},
     supervisor::panicked,
@@ -220,8 +220,8 @@ impl<F: Save> Keeper<F> {
         self.writing = Some(Writing { task, change });
     }
 
-    /// Waits for the end of what is being worked out, prepared or written: for ever if nothing is. Gives a change that may be made now;
-    /// one that may not has been answered.
+    /// Waits for the end of what is being worked out, prepared or written: for ever if nothing is. Gives a change that may
+    /// be made now; one that may not has been answered.
     pub async fn progress(&mut self) -> Option<Ready> {
         let Self { writing, stage, .. } = self;
         let written = async {
@@ -249,8 +249,7 @@ impl<F: Save> Keeper<F> {
 
     fn proposed(&mut self, proposed: Result<Proposed, JoinError>) {
         let Some(Stage::Proposing(_, request, prepared)) = self.stage.take() else { return };
-        let failed = |error| Err(Refused::Conflict(format!("nothing was changed: working it out failed: {error}")));
-        match proposed.unwrap_or_else(failed) {
+        match proposed.unwrap_or_else(|error| Err(not_worked_out(error))) {
             Ok(proposal) => self.stage = Some(Stage::Proposed(proposal, request, prepared)),
             Err(refused) => {
                 let _ = request.reply.send(Err(refused));

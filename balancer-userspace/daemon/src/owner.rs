@@ -44,7 +44,7 @@ use self::member::Member;
 pub use self::{
     beginning::Beginning,
     look::Counting,
-    proposal::{Draft, Planning, Proposal, Proposing},
+    proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };
 use crate::{
     clocks,

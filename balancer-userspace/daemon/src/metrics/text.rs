@@ -74,7 +74,7 @@ macro_rules! whole_numbers {
     )*};
 }
 
-whole_numbers!(u16, u32, u64, usize);
+whole_numbers!(u32, u64, usize);
 
 impl Value for f64 {
     fn write(self, text: &mut String) {

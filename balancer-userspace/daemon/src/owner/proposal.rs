@@ -8,6 +8,7 @@ use balancer_core::{
     plan::{Plan, Planned},
 };
 use balancer_dataplane::{Dataplane, KnownClients};
+use tokio::task::JoinError;
 
 use super::{Owner, member::Place};
 use crate::{host::Wanted, keeper::Wish, restorable::Restorable};
@@ -90,6 +91,11 @@ impl Draft {
         });
         planned.joined()
     }
+}
+
+/// The answer where the thread that works it out has ended before it was done.
+pub fn not_worked_out(error: JoinError) -> Refused {
+    Refused::Conflict(format!("nothing was changed: working it out failed: {error}"))
 }
 
 impl<D: Dataplane> Owner<D> {

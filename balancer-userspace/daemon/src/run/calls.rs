@@ -10,11 +10,7 @@ use balancer_core::{
 use balancer_dataplane::KernelDataplane;
 use balancer_fleet::member::Input;
 use balancer_model::names::BackendName;
-use tokio::{
-    sync::oneshot,
-    task::{JoinError, spawn_blocking},
-    time::Instant,
-};
+use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::FIRST_NEXT_HOPS;
 use crate::{
@@ -22,7 +18,7 @@ use crate::{
     fleet::Fleet,
     host::{Checker, Host, Prepared},
     keeper::{Keeper, Ready, Request, Wish},
-    owner::{Forgetting, Owner, Planning},
+    owner::{Forgetting, Owner, Planning, not_worked_out},
     statistics::Statistics,
 };
 
@@ -101,15 +97,11 @@ pub(super) fn answer(
 /// What a change would do, or why it would be refused. Tables are made and the client table is looked through for it, for
 /// which nobody else has to wait.
 async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> {
-    let (draft, wanted) = spawn_blocking(|| planning.draft()).await.map_err(failed)??;
+    let (draft, wanted) = spawn_blocking(|| planning.draft()).await.map_err(not_worked_out)??;
     if let Some(wanted) = wanted {
         checker.check(wanted).await.map_err(|error| Refused::Conflict(format!("nothing was changed: {error:#}")))?;
     }
-    spawn_blocking(|| draft.count()).await.map_err(failed)
-}
-
-fn failed(error: JoinError) -> Refused {
-    Refused::Conflict(format!("nothing was changed: working it out failed: {error}"))
+    spawn_blocking(|| draft.count()).await.map_err(not_worked_out)
 }
 
 /// Makes a change that is on disk already.

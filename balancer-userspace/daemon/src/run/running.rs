@@ -118,6 +118,7 @@ impl Running {
                     }
                 }
                 ended = self.endings.next() => return End::Failed(ended),
+                Some(Ok(foresight)) = foreseeing.join_next() => owner.foresee(foresight),
                 1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
                 () = until(deadline) => owner.handle(Event::Tick),
                 () = until(joining.next_deadline()) => {}
@@ -133,7 +134,6 @@ impl Running {
                     }
                 }
                 Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
-                Some(Ok(foresight)) = foreseeing.join_next() => owner.foresee(foresight),
                 _ = sweep.tick() => owner.sweep(),
                 Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
                 present = host.changed() => {
@@ -151,7 +151,10 @@ impl Running {
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
             }
-            if let Some(doubts) = owner.take_doubts() {
+            // One after the other, as there may be many tables to make and few processors.
+            if foreseeing.is_empty()
+                && let Some(doubts) = owner.take_doubts()
+            {
                 foreseeing.spawn_blocking(|| doubts.resolve());
             }
             joining.answer(owner);
