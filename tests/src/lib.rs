@@ -30,6 +30,7 @@ pub mod http_client;
 pub mod machine;
 pub mod model;
 pub mod outcome;
+pub mod processor_time;
 pub mod prog_run;
 pub mod report;
 pub mod rig;

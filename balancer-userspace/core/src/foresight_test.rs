@@ -3,7 +3,6 @@
 use balancer_model::fixture::name;
 
 use crate::{
-    controller::Doubts,
     controller_test::Bench,
     io::{Change, CheckOutcome},
     table::Made,
@@ -21,8 +20,8 @@ fn up() -> Bench {
 }
 
 /// Has what is in doubt foreseen; gives the tables that are wanted if it comes.
-fn foresee(bench: &mut Bench, doubts: Option<Doubts>) -> Vec<Made> {
-    let foresight = doubts.unwrap().resolve();
+fn foresee(bench: &mut Bench) -> Vec<Made> {
+    let foresight = bench.controller.take_doubts().unwrap().resolve();
     let made = foresight.of(bench.service().id()).to_vec();
     bench.controller.foresee(foresight);
     made
@@ -37,8 +36,7 @@ fn has_taken(bench: &Bench, made: &[Made]) -> bool {
 fn a_backend_that_begins_to_fail_has_its_table_made() {
     let mut bench = up();
     bench.check("web/web2", REFUSED());
-    let doubts = bench.controller.take_doubts();
-    let made = foresee(&mut bench, doubts);
+    let made = foresee(&mut bench);
     bench.check("web/web2", REFUSED());
     assert!(bench.controller.take_doubts().is_none(), "it is made already");
     assert!(!has_taken(&bench, &made));
@@ -52,12 +50,10 @@ fn of_several_the_last_to_fail_finds_its_table() {
     for backend in ["web/web1", "web/web3", "web/web1"] {
         bench.check(backend, REFUSED());
     }
-    let doubts = bench.controller.take_doubts();
-    let both = foresee(&mut bench, doubts);
+    let both = foresee(&mut bench);
     bench.check("web/web1", REFUSED());
     assert!(!has_taken(&bench, &both), "one alone was not foreseen");
-    let doubts = bench.controller.take_doubts();
-    let again = foresee(&mut bench, doubts);
+    let again = foresee(&mut bench);
     assert!(again[2].is(&both[2]), "it was made again");
     bench.check("web/web3", REFUSED());
     bench.check("web/web3", REFUSED());
@@ -68,8 +64,7 @@ fn of_several_the_last_to_fail_finds_its_table() {
 fn one_that_recovers_is_in_doubt_no_longer() {
     let mut bench = up();
     bench.check("web/web2", REFUSED());
-    let doubts = bench.controller.take_doubts();
-    let made = foresee(&mut bench, doubts);
+    let made = foresee(&mut bench);
     bench.check("web/web2", CheckOutcome::Passed);
     assert!(bench.controller.take_doubts().is_none());
     bench.refuse("web/web2");

@@ -33,7 +33,8 @@ use balancer_daemon::{
 };
 use balancer_fleet::documents;
 use balancer_model::{
-    config::{CheckConfig, CheckKind, ClientPrefix, Protocol, Via},
+    config::{ClientPrefix, Protocol},
+    fixture,
     listeners::Listener,
     states::{Admin, BackendState},
 };
@@ -258,15 +259,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
 
 /// What the controller shows, with this state of `web1`.
 pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
-    let check = CheckConfig {
-        kind: CheckKind::Tcp { port: None },
-        via: Via::Backend,
-        interval: Duration::from_secs(2),
-        timeout: Duration::from_secs(1),
-        fast_interval: Duration::from_millis(500),
-        fall: 3,
-        rise: 2,
-    };
+    let check = fixture::check();
     let mut health = Health::default();
     (0..10).for_each(|_| health.record(&CheckOutcome::Passed, &check));
     let backend = |name: &str, admin, state, slots| BackendSnapshot {

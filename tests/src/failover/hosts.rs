@@ -122,9 +122,7 @@ impl Hosts {
             Ok(())
         })?
     }
-}
 
-impl Hosts {
     /// Makes one server listen at all backends, of which so many are connected to at once.
     ///
     /// # Errors

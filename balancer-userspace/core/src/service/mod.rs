@@ -628,12 +628,7 @@ impl Service {
         let mut assessments: Vec<Assessment> =
             self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
         self.start_slowly(&mut assessments, now);
-        let all_wait = self.all_wait(hops);
-        let takes_new = self.backends.iter().zip(&assessments).map(|(backend, assessment)| {
-            // As if it were not configured yet, so that it moves slots once, when it can serve them.
-            (all_wait || !backend.waits_for_next_hop(hops)).then_some(assessment.standing.takes_new)
-        });
-        let takes_new: Vec<Option<bool>> = takes_new.collect();
+        let takes_new = self.counted(assessments.iter().map(|assessment| assessment.standing.takes_new), hops);
         let mut builder = mem::take(&mut self.builder);
         let live = self.build(&mut builder, &takes_new, made);
         self.builder = builder;

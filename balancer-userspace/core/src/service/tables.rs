@@ -10,8 +10,12 @@ use crate::{
 };
 
 impl Service {
-    pub(super) fn all_wait(&self, hops: &NextHops) -> bool {
-        self.backends.iter().all(|backend| backend.waits_for_next_hop(hops))
+    /// Of every backend what `takes_new` says. `None`: it does not count yet, as if it were not configured, so that it moves
+    /// slots once, when it can serve them.
+    pub(super) fn counted(&self, takes_new: impl Iterator<Item = bool>, hops: &NextHops) -> Vec<Option<bool>> {
+        let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
+        let counts = self.backends.iter().map(|backend| all_wait || !backend.waits_for_next_hop(hops));
+        counts.zip(takes_new).map(|(counts, takes_new)| counts.then_some(takes_new)).collect()
     }
 
     /// The live table, where `takes_new` says of every backend whether it takes new clients; `None`: it does not count yet.
@@ -37,12 +41,7 @@ impl Service {
 
     /// Of every backend whether it takes new clients if those that have begun to fail do not, for [`Self::made_for`].
     pub(crate) fn takes_new_without_doubtful(&self, hops: &NextHops) -> Vec<Option<bool>> {
-        let all_wait = self.all_wait(hops);
-        let takes_new = |backend: &Backend| {
-            let counts = all_wait || !backend.waits_for_next_hop(hops);
-            counts.then(|| backend.takes_pinned() && !backend.is_doubtful())
-        };
-        self.backends.iter().map(takes_new).collect()
+        self.counted(self.backends.iter().map(|backend| backend.takes_pinned() && !backend.is_doubtful()), hops)
     }
 
     /// The tables that it would have, of which some may be `made` already.

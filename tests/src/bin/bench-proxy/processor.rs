@@ -3,11 +3,9 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result};
-use nix::{
-    time::{ClockId, clock_getcpuclockid, clock_gettime},
-    unistd::Pid,
-};
+use anyhow::Result;
+use balancer_tests::processor_time;
+use nix::time::{ClockId, clock_gettime};
 
 /// What is counted, for those who read the figures.
 pub(crate) const COUNTED: &str = "processor time is that of clients, servers, what is in the middle and ksoftirqd, by the \
@@ -18,8 +16,7 @@ pub(crate) fn used(middle: Option<u32>) -> Result<Duration> {
     let mut used = Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?);
     let middle = middle.map_or_else(Vec::new, with_children);
     for pid in middle.into_iter().chain(kernel_threads()?) {
-        let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).with_context(|| format!("process {pid}"))?;
-        used += Duration::from(clock_gettime(clock)?);
+        used += processor_time::of(pid)?;
     }
     Ok(used)
 }

@@ -1,18 +1,8 @@
-//! What a process holds and uses.
+//! What a process holds.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Context as _, Result};
-use nix::{
-    time::{clock_getcpuclockid, clock_gettime},
-    unistd::Pid,
-};
-
-/// The processor time that it has used, in the kernel as well.
-pub(super) fn processor_time(pid: u32) -> Result<Duration> {
-    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).with_context(|| format!("process {pid}"))?;
-    Ok(clock_gettime(clock)?.into())
-}
 
 /// Bytes of its own that are resident; maps that it shares with the kernel are not.
 pub(super) fn resident(pid: u32) -> Result<u64> {

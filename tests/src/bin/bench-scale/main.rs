@@ -1,5 +1,5 @@
-//! What many services and backends cost the controller: a start, a restart, changes, memory, or health checks. A real balancer in a
-//! network namespace, asked through its socket; no packet is sent.
+//! What many services and backends cost the controller: a start, a restart, changes, memory, or health checks. A real
+//! balancer in a network namespace, asked through its socket; no client sends a packet.
 
 mod checks;
 mod machine;

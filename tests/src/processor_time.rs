@@ -1,0 +1,18 @@
+//! What processes take of the processors.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::{
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
+
+/// What a process has used, in the kernel as well.
+///
+/// # Errors
+/// When there is no such process.
+pub fn of(pid: u32) -> Result<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).with_context(|| format!("process {pid}"))?;
+    Ok(clock_gettime(clock)?.into())
+}
