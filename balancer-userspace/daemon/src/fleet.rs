@@ -153,7 +153,7 @@ impl Fleet {
                     Output::Key(key) => self.key = Some(key),
                     later @ (Output::Follow { .. }
                     | Output::Tell { .. }
-                    | Output::Import(_)
+                    | Output::Import { .. }
                     | Output::Doubt
                     | Output::Confirm
                     | Output::Dump { .. }
@@ -308,8 +308,8 @@ impl Fleet {
                 self.shown.told(records.len());
                 inputs.push_back(Input::Told { document, batches: records::batches(&records) });
             }
-            Output::Import(told) => {
-                let imported = owner.dataplane().import_clients(&told, self.epoch());
+            Output::Import { told, emptied } => {
+                let imported = owner.dataplane().import_clients(&told, self.epoch(), &emptied);
                 self.shown.imported(&imported);
                 owner.count_repeated(imported.repeated);
             }

@@ -8,7 +8,8 @@ use std::{
 use balancer_common::{client::slot, client_table::Entry};
 use balancer_core::io::ServiceId;
 use balancer_fleet::{
-    clients::{self as fleet, Facts, Imported, Sharing, Table},
+    clients::{self as fleet, Facts, Heard, Imported, Sharing, Table},
+    emptied::Emptied,
     member::Told,
     records::Record,
 };
@@ -160,23 +161,23 @@ impl KernelDataplane {
         self.sharing.iter_mut().for_each(Sharing::confirm);
     }
 
-    /// Takes over what another member tells, in `epoch`.
-    pub fn import_clients(&mut self, told: &Told, epoch: u32) -> ImportedClients {
+    /// Takes over what another member tells, in `epoch`, by which these backends were `emptied`.
+    pub fn import_clients(&mut self, told: &Told, epoch: u32, emptied: &Emptied) -> ImportedClients {
         let mut sum = ImportedClients::default();
         let Self { stickiness: Stickiness { clients, memories, tables, .. }, backends, sharing: Some(sharing), .. } =
             self
         else {
             return sum;
         };
+        let heard = Heard { precedes: told.precedes, epoch, emptied };
         let facts = AllFacts::of(clients, memories, backends);
         let mut elsewhere = Vec::new();
         for record in &told.records {
             let imported = sharing.import(
                 &Words(clients.words()),
                 record,
-                told.precedes,
+                heard,
                 &facts,
-                epoch,
                 // Before packets can meet the entry: only those of flagged slots look for one.
                 |service, tag, backend| {
                     let service = ServiceId(service);

@@ -13,6 +13,8 @@ use balancer_core::{
 use balancer_model::config::ServiceConfig;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::emptied::Emptied;
+
 /// The format written. What says a later one is refused.
 pub const FORMAT: u32 = 1;
 
@@ -74,6 +76,9 @@ pub struct StateCard {
     pub document: u64,
     /// In how many parts.
     pub parts: usize,
+    /// Which backends could not keep their clients, and when.
+    #[serde(default, skip_serializing_if = "Emptied::is_empty")]
+    pub emptied: Emptied,
     /// What happened, in lines for the log.
     #[serde(default)]
     pub lines: Vec<Line>,

@@ -5,14 +5,18 @@
 //! that it is remembered has passed since it was last told. Whether a newcomer that was seen in one tick only is told of
 //! is up to the caller: a flood of sources that nobody will see again must not become everybody's.
 
+mod place;
 mod shadows;
 
 use std::collections::HashMap;
 
 use balancer_common::client_table::{BUCKET_ENTRIES, Entries, Entry, TICK_MASK, find, victim};
 
-use self::shadows::{Shadow, Shadows};
-use crate::records::Record;
+use self::{
+    place::Place,
+    shadows::{Shadow, Shadows},
+};
+use crate::{emptied::Emptied, records::Record};
 
 /// A client table that packets change meanwhile.
 pub trait Table {
@@ -222,7 +226,7 @@ impl Sharing {
             if moved {
                 self.moves.insert(index, Move { tag: entry.tag(), from: told.backend(), told: 0 });
             }
-            (moved, self.came_in(epoch, !moved || facts.keeps))
+            (moved, self.came_in(epoch, facts.keeps))
         } else {
             return None;
         };
@@ -242,7 +246,8 @@ impl Sharing {
             let shadow = self.shadows.get(index);
             let told = Entry(shadow.told);
             let is_told = told.tag() == entry.tag() && told.backend() == entry.backend();
-            let (epoch, moved) = if is_told { (shadow.epoch, shadow.moved) } else { (epoch, false) };
+            let came_in = || self.came_in(epoch, facts.keeps);
+            let (epoch, moved) = if is_told { (shadow.epoch, shadow.moved) } else { (came_in(), false) };
             let bucket = (index / BUCKET_ENTRIES) as u32;
             let (tag, backend, away) = (entry.tag(), entry.backend(), entry.away());
             (age <= facts.remember).then_some(Record { bucket, tag, backend, away, moved, age, epoch })
@@ -250,17 +255,18 @@ impl Sharing {
         (0..table.entries()).filter_map(known).collect()
     }
 
-    /// Takes over what another member says, in `epoch`; `precedes`: a move that both have made counts there. `flag` is called
-    /// with the service, the tag and the backend before an entry is written: its slot of the table has a client elsewhere.
+    /// Takes over what another member says. `flag` is called with the service, the tag and the backend before an entry is
+    /// written: its slot of the table has a client elsewhere.
     pub fn import(
         &mut self,
         table: &impl Table,
         record: &Record,
-        precedes: bool,
+        heard: Heard<'_>,
         backends: &impl Backends,
-        epoch: u32,
         mut flag: impl FnMut(u16, u32, u16),
     ) -> Imported {
+        let Heard { precedes, epoch, emptied } = heard;
+        let theirs = Place::of(record);
         let first = record.bucket as usize * BUCKET_ENTRIES;
         if first + BUCKET_ENTRIES > table.entries() {
             return Imported::Outside;
@@ -279,17 +285,14 @@ impl Sharing {
         };
         let at = first + at;
         if old.backend() == record.backend {
-            let (moved, since) = self.placed(at, old, facts.keeps, epoch);
-            let newer = wins((record.moved, record.epoch, record.backend), (moved, since, record.backend));
-            let (moved, since, away) = if newer {
-                (record.moved, record.epoch, record.away)
-            } else if (moved, since) == (record.moved, record.epoch) {
-                (moved, since, old.away() && record.away)
+            let ours = self.placed(at, old, facts.keeps, epoch);
+            let (place, away) = if theirs.holds_against(&ours, emptied) {
+                (theirs, record.away)
             } else {
-                (moved, since, old.away())
+                (ours, old.away() && (record.away || ours != theirs))
             };
             // Others do not know what holds against the record, unless they were told.
-            let holds = (moved, since, away) != (record.moved, record.epoch, record.away);
+            let holds = (place, away) != (theirs, record.away);
             let move_made_here = self.move_made_here(at, old).filter(|_| record.moved);
             // Nor that it has moved here as well, where they are to count that once.
             let untold = move_made_here.is_some_and(|(_, is_told)| !is_told) && !precedes;
@@ -297,7 +300,8 @@ impl Sharing {
             let age = record.age.min(old.age(facts.tick));
             let entry = Entry::heard_of(record.tag, record.backend, away, age, facts.tick);
             if table.exchange(at, old, entry) {
-                self.shadows.set(at, Shadow { told: entry.0, epoch: since, moved, unheard, ..Shadow::default() });
+                let Place { moved, epoch, .. } = place;
+                self.shadows.set(at, Shadow { told: entry.0, epoch, moved, unheard, ..Shadow::default() });
             }
             let Some((from, _)) = move_made_here else { return Imported::Known };
             if precedes {
@@ -314,8 +318,8 @@ impl Sharing {
         }
         // Whether a backend keeps its clients now must not matter: members look at different moments.
         let is_known = owner.is_some_and(|owner| old.age(owner.tick) <= owner.remember);
-        let own = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
-        if is_known && !wins((record.moved, record.epoch, record.backend), (own.0, own.1, old.backend())) {
+        let ours = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
+        if is_known && !theirs.holds_against(&ours, emptied) {
             // Whoever tells this does not know better: it is told once more.
             self.shadows.mark_unheard(at);
             return Imported::Stale;
@@ -335,18 +339,18 @@ impl Sharing {
         }
     }
 
-    /// Whether the client of an entry has moved to its backend, and in which epoch it came there: in this one, if nobody
-    /// was told yet.
-    fn placed(&self, at: usize, entry: Entry, keeps: bool, epoch: u32) -> (bool, u32) {
+    /// The place of an entry's client: where it came in this epoch, if nobody was told yet.
+    fn placed(&self, at: usize, entry: Entry, keeps: bool, epoch: u32) -> Place {
         let shadow = self.shadows.get(at);
-        let told = Entry(shadow.told);
+        let (told, backend) = (Entry(shadow.told), entry.backend());
         if told.is_empty() || told.tag() != entry.tag() {
             // A place of before that holds nobody any more, and that others do not know, is none.
-            (false, if self.begun || keeps { self.came_in(epoch, true) } else { u32::MAX })
-        } else if told.backend() != entry.backend() {
-            (true, self.came_in(epoch, keeps))
+            let epoch = if self.begun || keeps { self.came_in(epoch, keeps) } else { Place::NONE };
+            Place { backend, moved: false, epoch }
+        } else if told.backend() != backend {
+            Place { backend, moved: true, epoch: self.came_in(epoch, keeps) }
         } else {
-            (shadow.moved, shadow.epoch)
+            Place { backend, moved: shadow.moved, epoch: shadow.epoch }
         }
     }
 
@@ -387,21 +391,20 @@ impl Sharing {
     }
 }
 
-/// Which of two places of a client (moved there, in which epoch, backend) holds where both are told of: a move, and the
-/// later one; else the older place. An order of what is told alone, so that everybody comes to the same result, in
-/// whatever order it is heard.
-fn wins(a: (bool, u32, u16), b: (bool, u32, u16)) -> bool {
-    match (a.0, b.0) {
-        (true, false) => true,
-        (false, true) => false,
-        (true, true) => (a.1, a.2) > (b.1, b.2),
-        (false, false) => (a.1, a.2) < (b.1, b.2),
-    }
+/// What is to be known of a member's telling.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard<'a> {
+    /// Whether a move that both have made counts there.
+    pub precedes: bool,
+    /// The epoch that is applied here, and whose it is.
+    pub epoch: u32,
+    /// Which backends could not keep their clients, by that epoch.
+    pub emptied: &'a Emptied,
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{cell::Cell, sync::LazyLock};
 
     use super::*;
 
@@ -450,6 +453,11 @@ mod tests {
         sharing.collect(table, &backends, epoch, |_| false)
     }
 
+    fn heard(epoch: u32) -> Heard<'static> {
+        static NONE: LazyLock<Emptied> = LazyLock::new(Emptied::default);
+        Heard { precedes: false, epoch, emptied: &NONE }
+    }
+
     fn record(tag: u32, backend: u16, epoch: u32) -> Record {
         Record { bucket: 0, tag, backend, away: false, moved: false, age: 0, epoch }
     }
@@ -485,10 +493,10 @@ mod tests {
         let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
         let mut flagged = Vec::new();
         let flag = |service, tag, backend| flagged.push((service, tag, backend));
-        assert_eq!(sharing.import(&table, &record(7, 3, 1), false, &backends, 9, flag), Imported::New);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), heard(9), &backends, flag), Imported::New);
         assert_eq!(flagged, [(0, 7, 3)]);
         assert_eq!(all(&mut sharing, &table, 2), []);
-        assert_eq!(sharing.import(&table, &record(7, 3, 1), false, &backends, 9, |_, _, _| {}), Imported::Known);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), heard(9), &backends, |_, _, _| {}), Imported::Known);
         assert_eq!(sharing.dump(&table, &backends, 9), [record(7, 3, 1)]);
     }
 
@@ -506,7 +514,7 @@ mod tests {
                 sharing.has_told(0);
                 table.put(0, established(7, own, 0));
                 all(&mut sharing, &table, own_epoch);
-                sharing.import(&table, &record(7, other, epoch), false, &backends, 9, |_, _, _| {});
+                sharing.import(&table, &record(7, other, epoch), heard(9), &backends, |_, _, _| {});
                 table.load(0).backend()
             };
             assert_eq!((end(left, right), end(right, left)), (winner, winner), "{left:?} {right:?}");
@@ -519,9 +527,9 @@ mod tests {
         table.put(0, established(7, 3, 0));
         all(&mut sharing, &table, 1);
         let moved = Record { moved: true, ..record(7, 4, 9) };
-        assert_eq!(sharing.import(&table, &moved, false, &backends, 9, |_, _, _| {}), Imported::Moved);
+        assert_eq!(sharing.import(&table, &moved, heard(9), &backends, |_, _, _| {}), Imported::Moved);
         assert_eq!(table.load(0).backend(), 4);
-        assert_eq!(sharing.import(&table, &record(7, 3, 1), false, &backends, 9, |_, _, _| {}), Imported::Stale);
+        assert_eq!(sharing.import(&table, &record(7, 3, 1), heard(9), &backends, |_, _, _| {}), Imported::Stale);
         assert_eq!(table.load(0).backend(), 4);
     }
 
@@ -530,7 +538,7 @@ mod tests {
         let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
         // Found in the table by a process that has just begun: nobody knows since when.
         table.put(0, established(7, 9, 0));
-        let import = |sharing: &mut Sharing, record| sharing.import(&table, &record, false, &backends, 9, |_, _, _| {});
+        let import = |sharing: &mut Sharing, record| sharing.import(&table, &record, heard(9), &backends, |_, _, _| {});
         assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
         assert_eq!(import(&mut sharing, record(7, 6, 4)), Imported::Stale);
         assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
@@ -551,7 +559,7 @@ mod tests {
         table.put(0, established(7, 3, 0));
         table.put(1, established(8, 3, 0));
         // Somebody who did not know the client has sent it on meanwhile.
-        let sent = sharing.import(&table, &record(7, 2, 5), false, &drained, 5, |_, _, _| {});
+        let sent = sharing.import(&table, &record(7, 2, 5), heard(5), &drained, |_, _, _| {});
         assert_eq!((sent, table.load(0).backend()), (Imported::Conflict, 2));
         assert_eq!(sharing.collect(&table, &drained, 5, |_| true), []);
         sharing.has_told(5);
@@ -567,12 +575,12 @@ mod tests {
         all(&mut sharing, &table, 2);
         table.put(0, established(7, 4, 0));
         let away = Record { moved: true, away: true, ..record(7, 4, 5) };
-        assert_eq!(sharing.import(&table, &away, false, &backends, 5, |_, _, _| {}), Imported::Known);
+        assert_eq!(sharing.import(&table, &away, heard(5), &backends, |_, _, _| {}), Imported::Known);
         let told = all(&mut sharing, &table, 5);
         assert_eq!(told, [Record { away: false, ..away }]);
         let (other, mut others) = (Cells::new(1), Sharing::new(8));
-        assert_eq!(others.import(&other, &away, false, &backends, 5, |_, _, _| {}), Imported::New);
-        assert_eq!(others.import(&other, &told[0], false, &backends, 5, |_, _, _| {}), Imported::Known);
+        assert_eq!(others.import(&other, &away, heard(5), &backends, |_, _, _| {}), Imported::New);
+        assert_eq!(others.import(&other, &told[0], heard(5), &backends, |_, _, _| {}), Imported::Known);
         assert!(!other.load(0).away() && !table.load(0).away());
     }
 
@@ -592,14 +600,14 @@ mod tests {
         let left = sharing.collect(&table, &failed, 8, |_| false);
         assert_eq!(left, [Record { moved: true, ..record(7, 3, 8) }]);
         let (other, mut others) = (Cells::new(1), Sharing::new(8));
-        let mut import = |record| others.import(&other, record, false, &failed, 8, |_, _, _| {});
+        let mut import = |record| others.import(&other, record, heard(8), &failed, |_, _, _| {});
         assert_eq!((import(&left[0]), import(&came[0])), (Imported::New, Imported::Stale));
     }
 
     #[test]
     fn what_cannot_be_is_dropped() {
         let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
-        let mut import = |record: Record| sharing.import(&table, &record, false, &backends, 9, |_, _, _| {});
+        let mut import = |record: Record| sharing.import(&table, &record, heard(9), &backends, |_, _, _| {});
         assert_eq!(import(Record { bucket: 1, ..record(7, 3, 1) }), Imported::Outside);
         assert_eq!(import(Record { bucket: u32::MAX, ..record(7, 3, 1) }), Imported::Outside);
         assert_eq!(import(record(7, 44, 1)), Imported::Stranger);

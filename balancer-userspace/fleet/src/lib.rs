@@ -4,6 +4,7 @@
 pub mod cards;
 pub mod clients;
 pub mod documents;
+pub mod emptied;
 pub mod engine;
 pub mod keys;
 pub mod member;

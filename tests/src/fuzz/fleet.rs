@@ -218,7 +218,7 @@ impl World {
                 let _ = self.plane.set_alone(alone, now);
             }
             Output::Key(HashKey { .. })
-            | Output::Import(_)
+            | Output::Import { .. }
             | Output::Doubt
             | Output::Confirm
             | Output::Answer { .. }

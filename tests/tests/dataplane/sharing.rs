@@ -8,7 +8,7 @@ use balancer_common::{
     verdict::{Decision, MoveCause},
 };
 use balancer_dataplane::{Forgotten, ImportedClients};
-use balancer_fleet::{member::Told, records::Record};
+use balancer_fleet::{emptied::Emptied, member::Told, records::Record};
 use balancer_model::states::Admin;
 use balancer_tests::{
     frame::{ACK, SYN},
@@ -43,7 +43,8 @@ fn tell(scene: &mut Scene, epoch: u32) -> Vec<Record> {
 }
 
 fn import(scene: &mut Scene, records: &[Record]) -> ImportedClients {
-    scene.world.dataplane_mut().import_clients(&Told { records: records.to_vec(), precedes: false }, 2)
+    let told = Told { records: records.to_vec(), precedes: false };
+    scene.world.dataplane_mut().import_clients(&told, 2, &Emptied::default())
 }
 
 /// Where every client was sent, and what was told of it.

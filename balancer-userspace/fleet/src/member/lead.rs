@@ -24,6 +24,7 @@ use super::{Member, Output, steps::put};
 use crate::{
     cards::{self, Answer, Epoch, FORMAT, Leader, Line, Member as Card, Request, StateCard, Wish},
     documents,
+    emptied::Emptied,
     engine::{Condition, Entry, LONGEST_VALUE, Revision, Write},
     keys,
     session::{Purpose, Session, document_name},
@@ -61,6 +62,9 @@ pub(super) struct Lead {
     first: u64,
     committed: Controller,
     decided: Controller,
+    /// Backends that keep their clients in the epoch that holds, and those that could not.
+    keeping: HashSet<BackendId>,
+    emptied: Emptied,
     /// Whether what is committed has been taken from since it was written.
     taken: bool,
     /// What is being prepared.
@@ -235,12 +239,13 @@ impl Member {
         // As it was written: what has become due since is decided with the first step, and written.
         let from =
             |state: SavedState, at: Moment| Controller::decider_from(config.clone(), key, state, clocks.as_of(at));
-        let (controller, epoch, document, lineage) = match session.epoch() {
+        let (controller, epoch, document, emptied, lineage) = match session.epoch() {
             Some(card) => {
                 let card = card.as_ref().map_err(|err| format!("{} in the store {err}", keys::EPOCH))?;
                 let Some(state) = session.state(card) else { return Ok(None) };
                 let written = session.get(keys::EPOCH).map(|entry| entry.modified).unwrap_or_default();
-                (from(state?, card.at)?, Some((card.epoch, written)), Some(card.document), card.epoch.lineage)
+                let (epoch, document) = (Some((card.epoch, written)), Some(card.document));
+                (from(state?, card.at)?, epoch, document, card.emptied.clone(), card.epoch.lineage)
             }
             None => {
                 let controller = match &self.applied {
@@ -249,7 +254,7 @@ impl Member {
                 };
                 // Far from those that another process would begin.
                 let lineage = self.settings.instance.wrapping_add(self.founded.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                (controller, None, None, lineage)
+                (controller, None, None, Emptied::clone(&self.emptied), lineage)
             }
         };
         let mut garbage: Vec<u64> = session
@@ -264,6 +269,8 @@ impl Member {
             epoch,
             lineage,
             first: self.epoch().map_or(1, |epoch| epoch.number + 1),
+            keeping: keeping(&controller),
+            emptied,
             committed: controller.clone(),
             decided: controller,
             taken: false,
@@ -313,13 +320,7 @@ impl Lead {
         }
         let mut after = self.committed.clone();
         let _ = after.judge(&downs, now);
-        let keeping: HashSet<BackendId> = after
-            .services()
-            .iter()
-            .flat_map(|service| service.backends())
-            .filter(|backend| backend.keeps_known())
-            .map(|backend| backend.id())
-            .collect();
+        let keeping = keeping(&after);
         downs.into_iter().partition(|judgement| !keeping.contains(&judgement.backend))
     }
 
@@ -501,11 +502,24 @@ impl Lead {
             at: clocks.moment(clocks.now),
             document: self.document,
             parts: parts.len(),
+            emptied: self.emptied_by(controller, epoch),
             lines,
         };
         let name = document_name(card.document);
         let writes = parts.into_iter().enumerate();
         Ok((card, writes.map(|(part, bytes)| put(&keys::document(&name, part), bytes, false)).collect()))
+    }
+
+    /// Which backends could not keep their clients once this is the epoch that holds.
+    fn emptied_by(&self, next: &Controller, epoch: Epoch) -> Emptied {
+        let keep = keeping(next);
+        let mut emptied = self.emptied.clone();
+        #[cfg(test)]
+        if self.mutation == Some(super::Mutation::ForgetsWhoHadToLeave) {
+            return emptied;
+        }
+        emptied.note(self.keeping.iter().filter(|id| !keep.contains(id)).map(|id| id.0), epoch.number as u32);
+        emptied
     }
 
     /// Parts that are large go first, one by one.
@@ -562,6 +576,7 @@ impl Lead {
                     self.prepared = None;
                 }
                 self.epoch = Some((card.epoch, revision));
+                (self.keeping, self.emptied) = (keeping(&controller), card.emptied);
                 self.committed = *controller;
             }
         }
@@ -603,6 +618,12 @@ fn targets(controller: &Controller) -> HashMap<BackendId, (SocketAddr, SocketAdd
         service.backends().iter().map(target).collect()
     };
     controller.services().iter().flat_map(of).collect()
+}
+
+/// Backends whose known clients stay.
+fn keeping(controller: &Controller) -> HashSet<BackendId> {
+    let backends = controller.services().iter().flat_map(Service::backends);
+    backends.filter(|backend| backend.keeps_known()).map(Backend::id).collect()
 }
 
 fn is_down(judgement: &Judgement) -> bool {

@@ -29,6 +29,7 @@ use balancer_model::config::Config;
 
 use crate::{
     cards::{Ballot, Epoch, Leader, Line, Member as Card, Wish},
+    emptied::Emptied,
     engine::{News, Request, Ticket},
     keys,
     records::Record,
@@ -130,7 +131,12 @@ pub enum Output {
         state: Option<(Box<SavedState>, Moment)>,
     },
     /// Another member tells these.
-    Import(Told),
+    Import {
+        /// What it tells.
+        told: Told,
+        /// Which backends could not keep their clients, by the epoch that holds.
+        emptied: Arc<Emptied>,
+    },
     /// Others may have forgotten what they were told. What they know is imported next.
     Doubt,
     /// What others know has been imported: what they do not know is to be told with the next [`Output::Tell`].
@@ -224,6 +230,8 @@ pub struct Member {
     key: Option<HashKey>,
     /// The epoch that it applies, and its state.
     applied: Option<(Epoch, SavedState, Moment)>,
+    /// Which backends could not keep their clients, by the epoch that holds, as last heard.
+    emptied: Arc<Emptied>,
     /// The epoch that it is being brought to, and its state.
     applying: Option<Epoch>,
     incoming: Option<(Epoch, SavedState, Moment)>,
@@ -283,6 +291,8 @@ pub(crate) enum Mutation {
     TellsOnce,
     /// That a client was moved is not told.
     ForgetsMoves,
+    /// Which backends could not keep their clients is not taken note of.
+    ForgetsWhoHadToLeave,
 }
 
 impl Member {
@@ -306,6 +316,7 @@ impl Member {
             refused: None,
             key: None,
             applied: held,
+            emptied: Arc::default(),
             applying: None,
             incoming: None,
             failed: None,

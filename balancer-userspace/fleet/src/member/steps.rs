@@ -1,6 +1,6 @@
 //! What every member does.
 
-use std::{mem, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
 use balancer_core::state::{Clocks, Moment, SavedState};
 
@@ -133,7 +133,8 @@ impl Member {
         let Some(session) = &self.session else { return };
         let holds = session.holding();
         if !self.early.is_empty() && holds.is_some() && holds == self.epoch() {
-            outputs.extend(mem::take(&mut self.early).into_iter().map(Output::Import));
+            let import = |told| Output::Import { told, emptied: Arc::clone(&self.emptied) };
+            outputs.extend(mem::take(&mut self.early).into_iter().map(import));
         }
         if self.clients == Clients::Read && self.early.is_empty() {
             outputs.push(Output::Confirm);
@@ -263,6 +264,9 @@ impl Member {
                 return self.cannot_apply(nowhere, why, outputs);
             }
         };
+        if *self.emptied != card.emptied {
+            self.emptied = Arc::new(card.emptied.clone());
+        }
         let tried = self.failed.as_ref().is_some_and(|(epoch, _)| *epoch == card.epoch);
         if self.epoch() == Some(card.epoch) || self.applying.is_some() || tried {
             return;

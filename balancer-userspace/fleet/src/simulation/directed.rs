@@ -218,27 +218,63 @@ fn clients_of_one_member_are_known_to_the_others_as_long_as_they_talk() {
     assert!(moved_after_a_long_time(Some(Mutation::TellsOnce)) > 20);
 }
 
-/// Clients that all members know at a backend which fails. They move at one member first, some of them to a backend that the
-/// table names no more when they reach another one: how many are not where they went.
-fn moved_twice(mutation: Option<Mutation>) -> usize {
-    let mut world = agreeing(9, web(), mutation);
+/// Clients of a backend that fails, all of which are known elsewhere then, and go home through one member once it is back.
+/// Another backend comes, to which the table gives some of them: how many are not at home when they reach another member.
+fn moved_home(mutation: Option<Mutation>) -> usize {
+    let mut web = web();
+    web.failback = Failback::Return;
+    let mut world = agreeing(9, web, mutation);
     let [one, other] = followers(&world);
-    let _ = answers(&world, one);
+    let before = answers(&world, one);
     world.pass(3000);
     world.dead.insert(STARTS);
     world.pass(4000);
-    let after = answers(&world, one);
+    assert!(differences(&before, &answers(&world, one)) > 50);
     world.pass(3000);
     world.dead.clear();
+    world.pass(4000);
+    assert_eq!(answers(&world, one), before);
+    world.pass(3000);
     ask_for_one_more(&mut world);
     world.pass(10_000);
-    differences(&after, &answers(&world, other))
+    differences(&before, &answers(&world, other))
 }
 
 #[test]
 fn a_move_is_known_to_others() {
-    assert_eq!(moved_twice(None), 0);
-    assert!(moved_twice(Some(Mutation::ForgetsMoves)) > 5);
+    assert_eq!(moved_home(None), 0);
+    assert!(moved_home(Some(Mutation::ForgetsMoves)) > 5);
+}
+
+/// A member cannot hear while a backend fails and is back; meanwhile the machines of all others are gone, and come back
+/// knowing nobody: how many clients it takes with it to where it knows them, from where they have gone since.
+fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
+    let mut world = agreeing(12, web(), mutation);
+    let ([one, away], leader) = (followers(&world), world.leader());
+    let before = answers(&world, one);
+    world.pass(3000);
+    world.lose_store(away);
+    world.pass(8000);
+    world.dead.insert(STARTS);
+    world.pass(4000);
+    [one, leader].iter().for_each(|&index| world.kill(index, true));
+    // What they told goes with their leases.
+    world.pass(8000);
+    [one, leader].iter().for_each(|&index| world.start(index));
+    world.pass(10_000);
+    let after = answers(&world, one);
+    assert!(differences(&before, &after) > 50);
+    world.pass(3000);
+    world.dead.clear();
+    world.pass(4000);
+    world.settle();
+    differences(&after, &answers(&world, one))
+}
+
+#[test]
+fn who_was_away_moves_nobody_back_to_a_backend_that_has_failed_meanwhile() {
+    assert_eq!(moved_by_one_who_was_away(None), 0);
+    assert!(moved_by_one_who_was_away(Some(Mutation::ForgetsWhoHadToLeave)) > 50);
 }
 
 /// Clients of a backend that fails, all of which reach all three members before anybody has told of their moves: how many

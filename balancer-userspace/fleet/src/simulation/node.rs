@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     cards::{Ballot, Epoch},
-    clients::{Imported, Sharing},
+    clients::{Heard, Imported, Sharing},
     member::{Input, Member, Mutation, Output, Settings, Told},
     records,
 };
@@ -191,10 +191,11 @@ impl Node {
                 }
                 inputs.push(Input::Told { document, batches: records::batches(&records) });
             }
-            Output::Import(Told { records, precedes }) => {
+            Output::Import { told: Told { records, precedes }, emptied } => {
+                let epoch = self.member.epoch().map_or(0, |epoch| epoch.number as u32);
                 for record in records {
-                    let epoch = self.member.epoch().map_or(0, |epoch| epoch.number as u32);
-                    let outcome = self.plane.import(&mut self.sharing, &record, precedes, epoch, now);
+                    let heard = Heard { precedes, epoch, emptied: &emptied };
+                    let outcome = self.plane.import(&mut self.sharing, &record, heard, now);
                     self.repeated += u64::from(matches!(outcome, Imported::Repeated(_)));
                     let heard = self.heard.entry(record.tag).or_default();
                     heard.push(format!(

@@ -13,7 +13,7 @@ use balancer_model::config::Failback;
 
 use super::store::Time;
 use crate::{
-    clients::{Facts, Imported, Sharing, Table},
+    clients::{Facts, Heard, Imported, Sharing, Table},
     records::Record,
 };
 
@@ -172,15 +172,8 @@ impl Plane {
         sharing.dump(&self.words, &|id| self.facts(id, now), epoch)
     }
 
-    pub(crate) fn import(
-        &self,
-        sharing: &mut Sharing,
-        record: &Record,
-        precedes: bool,
-        epoch: u32,
-        now: Time,
-    ) -> Imported {
-        sharing.import(&self.words, record, precedes, &|id| self.facts(id, now), epoch, |_, _, _| {})
+    pub(crate) fn import(&self, sharing: &mut Sharing, record: &Record, heard: Heard<'_>, now: Time) -> Imported {
+        sharing.import(&self.words, record, heard, &|id| self.facts(id, now), |_, _, _| {})
     }
 
     /// The entry of a client, and whether its backend keeps it.

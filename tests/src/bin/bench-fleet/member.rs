@@ -22,7 +22,7 @@ use balancer_core::{
 use balancer_engine::Engine;
 use balancer_fleet::{
     cards::{Ballot, Wish},
-    clients::{Facts, Sharing, Table},
+    clients::{Facts, Heard, Sharing, Table},
     member::{Input, Member, Output, Settings},
     records,
 };
@@ -244,10 +244,10 @@ impl Light {
                 self.sharing.has_told(self.epoch());
                 inputs.push(Input::Told { document, batches: records::batches(&records) });
             }
-            Output::Import(told) => {
-                let epoch = self.epoch();
+            Output::Import { told, emptied } => {
+                let heard = Heard { precedes: told.precedes, epoch: self.epoch(), emptied: &emptied };
                 for record in &told.records {
-                    let _ = self.sharing.import(&self.words, record, told.precedes, &facts, epoch, |_, _, _| {});
+                    let _ = self.sharing.import(&self.words, record, heard, &facts, |_, _, _| {});
                 }
             }
             Output::Doubt => self.sharing.doubt(),

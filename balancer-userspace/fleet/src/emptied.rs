@@ -1,0 +1,76 @@
+//! Backends that could not keep the clients they knew.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The epochs in which backends last ceased to keep their known clients, by their ids. A client that came to one of them in
+/// an epoch before is there no longer: it has gone on, or does so as soon as it comes, wherever somebody has seen it since.
+///
+/// It is part of the epoch, so that a member which was away meanwhile judges what it knows from before as all others do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Emptied(BTreeMap<u16, u32>);
+
+impl Emptied {
+    /// As many are remembered, those of the latest epochs: some 12 bytes each of every epoch that is written.
+    const MOST: usize = 1024;
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a client that came to this backend in the epoch `came` was there no longer in the epoch `later`.
+    #[must_use]
+    pub fn between(&self, backend: u16, came: u32, later: u32) -> bool {
+        self.0.get(&backend).is_some_and(|&emptied| came < emptied && emptied <= later)
+    }
+
+    /// These backends cease to keep their clients in `epoch`.
+    pub(crate) fn note(&mut self, backends: impl IntoIterator<Item = u16>, epoch: u32) {
+        self.0.extend(backends.into_iter().map(|backend| (backend, epoch)));
+        if self.0.len() > Self::MOST {
+            let mut epochs: Vec<(u32, u16)> = self.0.iter().map(|(backend, epoch)| (*epoch, *backend)).collect();
+            epochs.sort_unstable();
+            for (_, backend) in &epochs[..epochs.len() - Self::MOST] {
+                self.0.remove(backend);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_came_before_the_last_time_is_there_no_longer() {
+        let mut emptied = Emptied::default();
+        emptied.note([4, 5], 3);
+        emptied.note([4], 9);
+        let until = |backend, later| [2, 3, 8, 9].map(|came| emptied.between(backend, came, later));
+        assert_eq!(until(4, 20), [true, true, true, false]);
+        assert_eq!(until(4, 8), [false; 4]);
+        assert_eq!(until(5, 3), [true, false, false, false]);
+        assert_eq!(until(6, 20), [false; 4]);
+    }
+
+    #[test]
+    fn those_of_the_latest_epochs_are_remembered() {
+        let mut emptied = Emptied::default();
+        emptied.note(0..1000, 2);
+        emptied.note(1000..2000, 1);
+        assert_eq!(emptied.0.len(), Emptied::MOST);
+        let is_known = |backend| emptied.between(backend, 0, 9);
+        assert!(is_known(0) && is_known(1999) && !is_known(1000));
+    }
+
+    #[test]
+    fn it_is_read_as_it_is_written() {
+        let mut emptied = Emptied::default();
+        emptied.note([65_000, 7], 4_000_000_000);
+        let text = serde_json::to_string(&emptied).unwrap();
+        assert_eq!(text, r#"{"7":4000000000,"65000":4000000000}"#);
+        assert_eq!(serde_json::from_str::<Emptied>(&text).unwrap(), emptied);
+    }
+}
