@@ -1,6 +1,7 @@
 //! Tables that are made before they are wanted.
 
-use balancer_model::fixture::name;
+use balancer_common::map_types::Forwarding;
+use balancer_model::fixture::{self, name};
 
 use crate::{
     controller_test::Bench,
@@ -29,7 +30,7 @@ fn foresee(bench: &mut Bench) -> Vec<Made> {
 
 /// Whether the table that slots were last refilled from is one of `made`.
 fn has_taken(bench: &Bench, made: &[Made]) -> bool {
-    bench.service().made().last().is_some_and(|last| made.iter().any(|made| made.is(last)))
+    bench.service().made().get(1).is_some_and(|refill| made.iter().any(|made| made.is(refill)))
 }
 
 #[test]
@@ -45,19 +46,40 @@ fn a_backend_that_begins_to_fail_has_its_table_made() {
 }
 
 #[test]
-fn of_several_the_last_to_fail_finds_its_table() {
+fn each_of_several_finds_its_table_and_so_do_all() {
     let mut bench = up();
     for backend in ["web/web1", "web/web3", "web/web1"] {
         bench.check(backend, REFUSED());
     }
     let both = foresee(&mut bench);
     bench.check("web/web1", REFUSED());
-    assert!(!has_taken(&bench, &both), "one alone was not foreseen");
+    assert!(has_taken(&bench, &both), "one alone was not foreseen");
     let again = foresee(&mut bench);
-    assert!(again[2].is(&both[2]), "it was made again");
+    let last = [&both, &again].map(|made| made.last().unwrap());
+    assert!(last[0].is(last[1]), "it was made again");
     bench.check("web/web3", REFUSED());
     bench.check("web/web3", REFUSED());
     assert!(has_taken(&bench, &both));
+}
+
+#[test]
+fn of_very_many_those_are_foreseen_whose_checks_come_next() {
+    let names: Vec<String> = (1..=9).map(|number| format!("web{number} 10.0.0.{number}:80")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (mut bench, _) = Bench::new(vec![fixture::service("web", "198.51.100.1:80", Forwarding::Dsr, &names)]);
+    let all: Vec<String> = (1..=9).map(|number| format!("web/web{number}")).collect();
+    for backend in &all {
+        bench.pass(backend);
+    }
+    for backend in all.iter().skip(1).rev().cycle().take(16) {
+        bench.check(backend, REFUSED());
+    }
+    let made = foresee(&mut bench);
+    bench.check("web/web5", REFUSED());
+    assert!(!has_taken(&bench, &made), "the fifth was foreseen");
+    let made = foresee(&mut bench);
+    bench.check("web/web9", REFUSED());
+    assert!(has_taken(&bench, &made), "the first was not");
 }
 
 #[test]

@@ -139,7 +139,8 @@ impl Builder {
     /// What it has made and would make again if it had to.
     #[must_use]
     pub fn made(&self) -> Vec<Made> {
-        [&self.primaries, &self.backups, &self.refill].map(|base| Made(base.clone())).into()
+        let made = [&self.primaries, &self.backups, &self.refill].into_iter().filter(|base| base.of.is_some());
+        made.map(|base| Made(base.clone())).collect()
     }
 }
 
@@ -147,11 +148,10 @@ impl Builder {
 #[derive(Clone, Debug)]
 pub struct Made(Base);
 
-#[cfg(test)]
 impl Made {
     /// Whether it is this very table, of which there is one.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        !self.0.slots.is_empty() && Arc::ptr_eq(&self.0.slots, &other.0.slots)
+        Arc::ptr_eq(&self.0.slots, &other.0.slots)
     }
 }
 

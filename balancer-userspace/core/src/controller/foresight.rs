@@ -10,6 +10,12 @@ use std::{
 use super::{Controller, Services};
 use crate::{io::ServiceId, service::Service, table::Made};
 
+/// Of so many backends of a service that have begun to fail it is foreseen that each of them fails and the others do not yet.
+const ALONE: usize = 4;
+
+/// Where more services than this have such backends, only that all of them fail: each table takes memory.
+const MANY: usize = 64;
+
 /// Tables by service. Where they turn out not to be the ones that are wanted, those are made.
 #[derive(Clone, Debug, Default)]
 pub struct Foresight(HashMap<ServiceId, Arc<[Made]>>);
@@ -57,18 +63,17 @@ pub struct Doubts(Vec<Doubt>);
 #[derive(Debug)]
 struct Doubt {
     service: Arc<Service>,
-    /// Of every backend whether it takes new clients if those that have begun to fail do not.
-    takes_new: Vec<Option<bool>>,
+    /// What may come of it: see [`Service::takes_new_without_doubtful`].
+    cases: Vec<Vec<Option<bool>>>,
     /// What was foreseen before, which may still be what is wanted.
     made: Vec<Made>,
 }
 
 impl Doubts {
-    /// Makes the tables that are wanted if they fail: as long as a table takes for each.
+    /// Makes the tables that are wanted if they fail, one or all: as long as so many tables take.
     #[must_use]
     pub fn resolve(self) -> Foresight {
-        let made =
-            |Doubt { service, takes_new, made }: Doubt| (service.id(), service.made_for(&takes_new, &made).into());
+        let made = |Doubt { service, cases, made }: Doubt| (service.id(), service.made_for(&cases, &made).into());
         Foresight(self.0.into_iter().map(made).collect())
     }
 }
@@ -95,14 +100,16 @@ impl Controller {
     /// What there is to foresee since this was asked last.
     pub fn take_doubts(&mut self) -> Option<Doubts> {
         let mut doubts = Vec::new();
+        let services = self.foreseen.doubts.0.len() + self.foreseen.doubted.len();
+        let alone = if services > MANY { 0 } else { ALONE };
         for id in mem::take(&mut self.foreseen.doubted) {
             let service = self.services.shared_with_id(id).filter(|service| service.has_doubts());
             let Some(service) = service else {
                 self.foreseen.doubts.0.remove(&id);
                 continue;
             };
-            let takes_new = service.takes_new_without_doubtful(&self.hops);
-            doubts.push(Doubt { service: Arc::clone(service), takes_new, made: self.foreseen.of(id) });
+            let cases = service.takes_new_without_doubtful(alone, &self.hops);
+            doubts.push(Doubt { service: Arc::clone(service), cases, made: self.foreseen.of(id) });
         }
         (!doubts.is_empty()).then_some(Doubts(doubts))
     }

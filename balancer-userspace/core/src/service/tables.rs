@@ -39,16 +39,29 @@ impl Service {
         self.backends.iter().any(Backend::is_doubtful)
     }
 
-    /// Of every backend whether it takes new clients if those that have begun to fail do not, for [`Self::made_for`].
-    pub(crate) fn takes_new_without_doubtful(&self, hops: &NextHops) -> Vec<Option<bool>> {
-        self.counted(self.backends.iter().map(|backend| backend.takes_pinned() && !backend.is_doubtful()), hops)
+    /// Of every backend whether it takes new clients, for [`Self::made_for`]: if one backend that has begun to fail does not,
+    /// for the first `alone` of them in the order of their next checks; and if none of them does.
+    pub(crate) fn takes_new_without_doubtful(&self, alone: usize, hops: &NextHops) -> Vec<Vec<Option<bool>>> {
+        let mut doubtful: Vec<&Backend> = self.backends.iter().filter(|backend| backend.is_doubtful()).collect();
+        doubtful.sort_by_key(|backend| backend.last_check().map(|check| check.ended));
+        let without = |fails: &dyn Fn(&Backend) -> bool| {
+            self.counted(self.backends.iter().map(|backend| backend.takes_pinned() && !fails(backend)), hops)
+        };
+        let alone = if doubtful.len() > 1 { alone } else { 0 };
+        let next = doubtful.iter().take(alone).map(|next| without(&|backend| backend.id == next.id));
+        next.chain([without(&Backend::is_doubtful)]).collect()
     }
 
-    /// The tables that it would have, of which some may be `made` already.
-    pub(crate) fn made_for(&self, takes_new: &[Option<bool>], made: &[Made]) -> Vec<Made> {
+    /// The tables that it would have in each of these cases, of which some may be `made` already.
+    pub(crate) fn made_for(&self, cases: &[Vec<Option<bool>>], made: &[Made]) -> Vec<Made> {
         let mut builder = self.builder.clone();
-        let _ = self.build(&mut builder, takes_new, made);
-        builder.made()
+        let mut all: Vec<Made> = Vec::new();
+        for takes_new in cases {
+            let _ = self.build(&mut builder, takes_new, made);
+            let new = builder.made().into_iter().filter(|new| !all.iter().any(|known| known.is(new)));
+            all.extend(new.collect::<Vec<_>>());
+        }
+        all
     }
 
     /// The tables that it has made.
