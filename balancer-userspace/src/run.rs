@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use balancer_daemon::{configuration::Configurations, service_manager, supervisor::panicked};
+use balancer_daemon::{arena, configuration::Configurations, service_manager, supervisor::panicked};
 use balancer_model::{file, value};
 use clap::ValueEnum;
 use tracing::field::Field;
@@ -67,6 +67,7 @@ pub(super) fn run(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
 }
 
 fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
+    arena::share();
     let mut parser = file::Parser::default();
     let (mut config, warnings) = parser.load(&args.config)?;
     let as_written = config.clone();

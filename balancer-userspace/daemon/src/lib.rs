@@ -2,6 +2,7 @@
 //! netlink, both listeners, and what is changed on this machine.
 
 pub mod api_server;
+pub mod arena;
 pub mod call;
 mod clocks;
 pub mod configuration;

@@ -262,6 +262,38 @@ fn started(topology: &Topology, settings: &Settings, files: &Path) -> Controller
     controller
 }
 
+/// Arenas of threads other than the first: 64 MiB each, at a multiple of that, of which the rest is out of reach.
+fn arenas_of_threads(maps: &str) -> usize {
+    const ARENA: u64 = 64 << 20;
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    let mappings: Vec<(u64, u64, &str)> = maps
+        .lines()
+        .map(|line| {
+            let (range, rest) = line.split_once(' ').unwrap();
+            let (begin, end) = range.split_once('-').unwrap();
+            (number(begin), number(end), &rest[..4])
+        })
+        .collect();
+    let is_arena = |pair: &&[(u64, u64, &str)]| {
+        let &[(begin, end, used), (rest, last, unused)] = *pair else { return false };
+        (used, unused, end) == ("rw-p", "---p", rest) && begin % ARENA == 0 && last == begin + ARENA
+    };
+    mappings.windows(2).filter(is_arena).count()
+}
+
+#[test]
+fn its_threads_take_memory_from_one_arena() {
+    let (topology, settings, files) = one_leg();
+    let mut controller = started(&topology, &settings, files.path());
+    for _ in 0..10 {
+        controller.status().unwrap();
+    }
+    let pid = controller.process().pid();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+    assert!(threads > 2, "it has {threads} threads");
+    assert_eq!(arenas_of_threads(&fs::read_to_string(format!("/proc/{pid}/maps")).unwrap()), 0);
+}
+
 #[test]
 fn a_signal_ends_it_cleanly() {
     let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
