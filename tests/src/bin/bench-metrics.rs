@@ -1,5 +1,5 @@
-//! What a scrape of a large balancer costs: 100 services with 100 backends each. How long the task that owns the
-//! controller is held, how long the counters take to read and the text to write (neither holds it).
+//! What a scrape of a large balancer costs: how long the task that owns the controller is held, how long the counters take to
+//! read and the text to write (neither holds it).
 
 use std::{
     fmt::Write as _,
@@ -29,13 +29,17 @@ use clap::Parser;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::mpsc;
 
-const SERVICES: u32 = 100;
-const BACKENDS: u32 = 100;
 const ROUNDS: usize = 21;
 
 /// Measures what a scrape costs; needs root.
 #[derive(Parser)]
 struct Options {
+    /// Services.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    services: u16,
+    /// Backends of each.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=250))]
+    backends: u16,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -48,12 +52,14 @@ fn main() -> ExitCode {
 fn measure(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
     unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+    let Options { services, backends, json } = *options;
     let mut text = String::new();
-    for service in 0..SERVICES {
-        writeln!(text, "[[service]]\nname = \"service{service}\"\naddress = \"198.51.100.{service}:80\"")?;
+    for service in 0..services {
+        let [high, low] = service.to_be_bytes();
+        writeln!(text, "[[service]]\nname = \"service{service}\"\naddress = \"198.51.{high}.{low}:80\"")?;
         writeln!(text, "forwarding = \"dsr\"\ncheck = {{ type = \"none\" }}")?;
-        for backend in 0..BACKENDS {
-            writeln!(text, "[[service.backend]]\nname = \"web{backend}\"\naddress = \"10.0.{service}.{backend}\"")?;
+        for backend in 1..=backends {
+            writeln!(text, "[[service.backend]]\nname = \"web{backend}\"\naddress = \"10.{high}.{low}.{backend}\"")?;
         }
     }
     let (config, _) = file::parse(Path::new("bench.toml"), text.as_bytes())?;
@@ -93,11 +99,11 @@ fn measure(options: &Options) -> Result<()> {
         let document = Document {
             benchmark: "metrics".to_owned(),
             title: "A scrape of a large balancer".to_owned(),
-            about: format!("{SERVICES} services × {BACKENDS} backends, {:.1} MB of text", length as f64 / 1e6),
+            about: format!("{services} services × {backends} backends, {:.1} MB of text", length as f64 / 1e6),
             series: series.collect(),
             left_out: Vec::new(),
         };
-        if options.json {
+        if json {
             return document.print();
         }
         println!("{}; median of {ROUNDS}", document.about);
