@@ -87,6 +87,21 @@ impl SavedState {
         self.gone.iter_mut().for_each(|gone| gone.known = 0);
     }
 
+    /// Everything that a controller counts on.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
+        let services = self
+            .services
+            .iter()
+            .flat_map(|service| [service.table_generation, service.slots_moved_required, service.slots_moved_needless]);
+        let backends = self
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .flat_map(|backend| backend.checks.iter().chain(&backend.transitions).copied().chain([backend.known]));
+        let gone = self.gone.iter().map(|gone| gone.known);
+        [self.generation].into_iter().chain(services).chain(backends).chain(gone)
+    }
+
     /// Has nothing last longer from `now` on than it was to when it began. For a state whose moments were told by a clock
     /// that may have been set since then.
     pub fn bound(&mut self, now: Moment) {

@@ -216,6 +216,25 @@ fn ids_beyond_those_of_few_rows_outlive_a_restart() {
 }
 
 #[test]
+fn a_state_with_a_count_that_nothing_comes_to_is_refused() {
+    let bench = Bench::web();
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
+    let spoil: [fn(&mut SavedState); 5] = [
+        |state| state.generation = u64::MAX,
+        |state| state.services[0].slots_moved_required = u64::MAX,
+        |state| state.services[0].backends[1].checks[2] = u64::MAX,
+        |state| state.services[0].backends[1].transitions[0] = u64::MAX,
+        |state| state.services[0].backends[1].known = u64::MAX,
+    ];
+    for spoil in spoil {
+        let mut state = export(&bench);
+        spoil(&mut state);
+        let why = Controller::restore(config(vec![web()]), KEY, state, clocks).unwrap_err();
+        assert_eq!(why, "it has a count of 18446744073709551615, which nothing comes to");
+    }
+}
+
+#[test]
 fn a_table_that_goes_by_the_number_of_backends_goes_on_so() {
     for (size, text) in [(TableSize::Fixed(65_537), "65537"), (TableSize::Auto, "\"auto\"")] {
         assert_eq!(serde_json::to_string(&size).unwrap(), text);

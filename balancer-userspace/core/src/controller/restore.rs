@@ -21,6 +21,9 @@ use crate::{
     state::{Clocks, ListChanges, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
+/// The highest count that a state may say, from which one can count on.
+const MOST_COUNTED: u64 = u64::MAX / 2;
+
 impl Controller {
     /// What a later [`restore`](Self::restore) needs.
     #[must_use]
@@ -160,6 +163,9 @@ fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> Li
 
 /// Checks what the controller relies on and a file made by somebody else may lack. Gives what the configuration file said.
 fn consistent(state: &SavedState) -> Result<Valid, String> {
+    if let Some(count) = state.counts().find(|count| *count > MOST_COUNTED) {
+        return Err(format!("it has a count of {count}, which nothing comes to"));
+    }
     let mut services = HashMap::new();
     let mut backends = HashSet::new();
     let mut parts = HashSet::new();

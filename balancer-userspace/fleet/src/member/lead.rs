@@ -62,8 +62,8 @@ pub(super) struct Lead {
     first: u64,
     committed: Controller,
     decided: Controller,
-    /// Backends that keep their clients in the epoch that holds, and those that could not.
-    keeping: HashSet<BackendId>,
+    /// Of every id whether its backend keeps its clients in the epoch that holds; and those that could not.
+    keeping: Vec<bool>,
     emptied: Emptied,
     /// Whether what is committed has been taken from since it was written.
     taken: bool,
@@ -321,7 +321,7 @@ impl Lead {
         let mut after = self.committed.clone();
         let _ = after.judge(&downs, now);
         let keeping = keeping(&after);
-        downs.into_iter().partition(|judgement| !keeping.contains(&judgement.backend))
+        downs.into_iter().partition(|judgement| !keeping[usize::from(judgement.backend.0)])
     }
 
     /// What members' opinions come to, where that is news.
@@ -512,13 +512,14 @@ impl Lead {
 
     /// Which backends could not keep their clients once this is the epoch that holds.
     fn emptied_by(&self, next: &Controller, epoch: Epoch) -> Emptied {
-        let keep = keeping(next);
         let mut emptied = self.emptied.clone();
         #[cfg(test)]
         if self.mutation == Some(super::Mutation::ForgetsWhoHadToLeave) {
             return emptied;
         }
-        emptied.note(self.keeping.iter().filter(|id| !keep.contains(id)).map(|id| id.0), epoch.number as u32);
+        let keeping = self.keeping.iter().zip(keeping(next));
+        let cease = (0..=u16::MAX).zip(keeping).filter_map(|(id, (kept, keeps))| (*kept && !keeps).then_some(id));
+        emptied.note(cease, epoch.number as u32);
         emptied
     }
 
@@ -620,10 +621,13 @@ fn targets(controller: &Controller) -> HashMap<BackendId, (SocketAddr, SocketAdd
     controller.services().iter().flat_map(of).collect()
 }
 
-/// Backends whose known clients stay.
-fn keeping(controller: &Controller) -> HashSet<BackendId> {
-    let backends = controller.services().iter().flat_map(Service::backends);
-    backends.filter(|backend| backend.keeps_known()).map(Backend::id).collect()
+/// Of every id whether its backend's known clients stay.
+fn keeping(controller: &Controller) -> Vec<bool> {
+    let mut keeping = vec![false; usize::from(u16::MAX) + 1];
+    for backend in controller.services().iter().flat_map(Service::backends) {
+        keeping[usize::from(backend.id().0)] = backend.keeps_known();
+    }
+    keeping
 }
 
 fn is_down(judgement: &Judgement) -> bool {
