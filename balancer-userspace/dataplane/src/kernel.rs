@@ -1,5 +1,7 @@
 //! The data path in the kernel: loads the program, attaches it, and writes its maps.
 
+mod start;
+
 use std::{
     collections::{BTreeMap, HashMap},
     mem::offset_of,
@@ -11,20 +13,19 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{MapData, RingBuf},
     programs::Xdp,
 };
-use aya_log::{EbpfLogger, Level};
+use aya_log::EbpfLogger;
 use balancer_common::{
     clock::Clock,
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
-        InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, MAX_LISTENERS, MAX_RULES, NO_BACKEND,
-        RangeRow, ReplyStats, ReturnRow, RuleStats, SAMPLE_INTERVAL, SLOTS_PER_LINE, ServiceRow,
+        InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND, RangeRow, ReplyStats,
+        ReturnRow, RuleStats, ServiceRow,
     },
-    seen,
     service_table::{TableView, vip_bit},
 };
 use balancer_core::{
@@ -32,43 +33,33 @@ use balancer_core::{
     snapshot::MemorySnapshot,
 };
 use balancer_fleet::clients::Sharing;
-use bytemuck::Zeroable as _;
 use ipnet::IpNet;
 use log::Log;
-use nix::unistd::{SysconfVar, sysconf};
 
 use super::{
-    Dataplane, Forgotten, KnownClient, OBJECT,
+    Dataplane, Forgotten, KnownClient,
     attach::{Attacher, Attachment},
     backend_counters::BackendCounters,
     backends::Backends,
-    budgets::Budgets,
-    capacity::{Capacity, NOBODY},
-    clients::{ClientTable, KnownClients},
-    counters::{Counters, interface_multiplier},
-    cpu_rows,
+    capacity::Capacity,
+    clients::KnownClients,
+    counters::Counters,
     devices::{DeviceTable, Devices},
     grace::{Grace, GracePeriods},
     halves::Halves,
-    handover,
     host_changes::HostChanges,
     interfaces::{Interfaces, WaysIn},
     kept::{Kept, NotesWriter},
     layers::Layers,
     listeners,
-    load::load_program,
     mapped::MappedArray,
     memory::Memory,
-    pins::{self, Notes, Pins},
-    placement,
-    redirects::{self, RedirectErrors, Whose},
-    replaced::Replaced,
+    pins::{Notes, Pins},
+    redirects::RedirectErrors,
     rows,
     rules::RuleTable,
     seen::Seen,
     stickiness::Stickiness,
-    tables::Tables,
-    threads::{Threads, Unwatched},
 };
 
 /// Entries looked at in one part of a sweep: about a millisecond's work.
@@ -122,153 +113,6 @@ pub struct HostEnds {
 }
 
 impl KernelDataplane {
-    /// Loads the program and makes its maps, which go with this process. Nothing is attached yet, and no packet is touched.
-    ///
-    /// # Errors
-    /// When the kernel refuses the program or a map.
-    pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
-        Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
-    }
-
-    /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there. Whether it `tells` of
-    /// what is puzzling cannot be changed later.
-    ///
-    /// # Errors
-    /// When the kernel refuses the program or a map.
-    pub fn load_kept(
-        capacity: Capacity,
-        ifindexes: &[u32],
-        pins: Option<Pins>,
-        tells: bool,
-        threads: &dyn Threads,
-    ) -> anyhow::Result<Self> {
-        Self::load_limited(capacity, ifindexes, pins, tells, threads, Budgets::here())
-    }
-
-    /// The same with other budgets for each CPU.
-    ///
-    /// # Errors
-    /// When the kernel refuses the program or a map.
-    pub fn load_limited(
-        mut capacity: Capacity,
-        ifindexes: &[u32],
-        pins: Option<Pins>,
-        tells: bool,
-        threads: &dyn Threads,
-        budgets: Budgets,
-    ) -> anyhow::Result<Self> {
-        let notes = pins.as_ref().and_then(Pins::left);
-        let interface_multiplier =
-            interface_multiplier(ifindexes, &all_interfaces(), notes.map(|notes| notes.interface_multiplier))?;
-        let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
-        let mut buckets = capacity.buckets();
-        if let Some(notes) = notes {
-            if notes.clients == NOBODY && capacity.clients != NOBODY {
-                pins.iter().try_for_each(|pins| pins.make_anew("CLIENTS"))?;
-            } else {
-                // The table cannot change its size without forgetting where its clients are.
-                buckets = notes.buckets;
-                capacity.clients = notes.clients;
-            }
-        }
-        let mask = buckets - 1;
-        let (log_level, log_size) = log_settings(tells)?;
-        let handover_key = handover::draw_key()?;
-        let whose = Whose::here();
-        let mut loader = EbpfLoader::new();
-        let blocks = cpu_rows::blocks()?;
-        let replaced = pins.as_ref().map(|pins| Replaced::before_load(pins, capacity.backends, blocks)).transpose()?;
-        for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
-            loader.map_pin_path(name, replaced.as_ref().and_then(|replaced| replaced.path(name)).unwrap_or(path));
-        }
-        if let Some(whose) = &whose {
-            whose.tell(&mut loader);
-        }
-        let Budgets { errors, echo, fragments, waiting } = budgets;
-        let mut ebpf = loader
-            .override_global("ERROR_BUDGET", &errors, true)
-            .override_global("ECHO_BUDGET", &echo, true)
-            .override_global("FRAGMENT_BUDGET", &fragments, true)
-            .override_global("WAITING_BUDGET", &waiting, true)
-            .override_global("INTERFACE_MULTIPLIER", &interface_multiplier, true)
-            .override_global("CLIENT_BUCKET_MASK", &mask, true)
-            .override_global(aya_log::LEVEL, &log_level, true)
-            .map_max_entries("AYA_LOGS", log_size)
-            .override_global("HANDOVER_KEY", &handover_key, true)
-            .map_max_entries("CLIENTS", buckets)
-            .map_max_entries("SEEN", seen::words(buckets))
-            .map_max_entries("SLOTS", lines)
-            .map_max_entries("LISTENERS", 2 * placement::rows_for(capacity.listeners as usize))
-            .map_max_entries("RANGES", 2 * capacity.ranges)
-            .map_max_entries("SERVICES", 2 * capacity.services)
-            .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
-            .map_max_entries("BACKENDS", capacity.backends)
-            .override_global("BACKEND_ROWS", &capacity.backends, true)
-            .map_max_entries("BACKEND_STATS", blocks * capacity.backends)
-            .map_max_entries("LISTENER_STATS", blocks * MAX_LISTENERS)
-            .map_max_entries("RULE_STATS", blocks * MAX_RULES)
-            .map_max_entries("BACKEND_HISTORY", capacity.backends)
-            .load(OBJECT)
-            .context("loading the kernel program")?;
-        if let Some(replaced) = replaced {
-            replaced.carry_over(capacity.backends)?;
-        }
-        let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
-        let kept = Kept::new(&mut ebpf, pins)?;
-        let seen = Seen::new(MappedArray::new(take(&mut ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
-        control.store(
-            0,
-            Control {
-                seen_salt: seen.salt(),
-                layout_version: LAYOUT_VERSION,
-                sample_interval: SAMPLE_INTERVAL,
-                ..empty_control()
-            },
-        );
-        let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
-        let tables = Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
-        let clients = ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?, capacity.backends as usize);
-        let stickiness = Stickiness::new(tables, clients, Arc::clone(&grace_periods));
-        let mut this = Self {
-            control,
-            listeners: Halves::new(take(&mut ebpf, "LISTENERS")?)?,
-            ranges: Halves::new(take(&mut ebpf, "RANGES")?)?,
-            services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
-            returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
-            backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
-            interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
-            ways_in: WaysIn::default(),
-            counters: Counters::new(&mut ebpf, capacity.backends, interface_multiplier)?,
-            stickiness,
-            seen,
-            rules: RuleTable::new(&mut ebpf, &kept)?,
-            capacity,
-            directory: Vec::new(),
-            settled: None,
-            former: HashMap::new(),
-            elapsed: kept.elapsed_before(),
-            grace_periods,
-            published: None,
-            attached: Vec::new(),
-            handover_key,
-            devices: DeviceTable::new(&mut ebpf)?,
-            redirect_errors: RedirectErrors::new(&mut ebpf)?,
-            kept,
-            sharing: None,
-            ebpf: Some(ebpf),
-        };
-        if this.kept.notes().is_some_and(|notes| notes.interface_multiplier != interface_multiplier) {
-            this.counters.forget_interfaces()?;
-        }
-        load_program("balancer", this.program()?)?;
-        let ebpf = this.ebpf.as_mut().context(TAKEN)?;
-        handover::load(ebpf)?;
-        if whose.is_some() {
-            redirects::attach(ebpf)?;
-        }
-        Ok(this)
-    }
-
     /// Rows of backends, which ids are below.
     #[must_use]
     pub const fn backend_rows(&self) -> u32 {
@@ -454,15 +298,6 @@ impl KernelDataplane {
             word.store(bytemuck::cast([clock.remember, rows::idle(clock)]), Ordering::Release);
         }
     }
-}
-
-/// The level of the program's log and the bytes of its ring, which the kernel wants to be whole pages.
-fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
-    if tells {
-        return Ok((Level::Debug as u8, 1 << 17));
-    }
-    let page = sysconf(SysconfVar::PAGE_SIZE).context("the size of a page")?.context("the size of a page")?;
-    Ok((0, u32::try_from(page)?))
 }
 
 impl Dataplane for KernelDataplane {
@@ -749,18 +584,6 @@ impl Dataplane for KernelDataplane {
     fn drop_stats(&self) -> anyhow::Result<DropStats> {
         self.counters.drops()
     }
-}
-
-/// The indices of this network namespace; none where the kernel does not tell.
-fn all_interfaces() -> Vec<u32> {
-    let all = nix::net::if_::if_nameindex().ok();
-    all.iter().flat_map(|all| all.iter()).map(|interface| interface.index()).collect()
-}
-
-/// Views of two empty tables: valid before anything is published.
-fn empty_control() -> Control {
-    let view = TableView { base: 0, bits: 1, seed: 0 }.to_word();
-    Control { listeners: view, returns: view, ..Control::zeroed() }
 }
 
 pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {

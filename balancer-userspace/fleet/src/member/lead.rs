@@ -4,10 +4,12 @@
 //! goes into both and is written at once. Everything else goes into the second alone; where that gives, it is prepared
 //! first, and nothing more is decided until it is committed.
 
+mod office;
+mod writing;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     mem,
-    net::SocketAddr,
     time::Instant,
 };
 
@@ -17,17 +19,17 @@ use balancer_core::{
     health::Verdict,
     io::{BackendId, Command, Event, ReportLevel},
     service::{Backend, Service},
-    state::{Clocks, Moment, SavedState},
+    state::Clocks,
 };
 
-use super::{Member, Output, steps::put};
+use self::writing::{Then, Writing};
+use super::{Member, Output};
 use crate::{
-    cards::{self, Answer, Epoch, FORMAT, Leader, Line, Member as Card, Request, StateCard, Wish},
-    documents,
+    cards::{self, Epoch, Line, Member as Card, Request, StateCard, Wish},
     emptied::Emptied,
-    engine::{Condition, Entry, LONGEST_VALUE, Revision, Write},
+    engine::{Revision, Write},
     keys,
-    session::{Purpose, Session, document_name},
+    session::{Purpose, Session},
     votes,
 };
 
@@ -89,28 +91,6 @@ pub(super) struct Lead {
     mutation: Option<super::Mutation>,
 }
 
-/// Transactions to be made one after the other, and what holds then.
-#[derive(Debug)]
-struct Writing {
-    transactions: VecDeque<Transaction>,
-    then: Then,
-}
-
-#[derive(Debug)]
-enum Then {
-    Committed(StateCard, Box<Controller>),
-    Prepared(StateCard),
-    Answered,
-}
-
-type Transaction = (Vec<Condition>, Vec<Write>);
-
-/// Bytes of documents in a transaction.
-const LARGE: usize = LONGEST_VALUE / 2 + 1;
-
-/// Documents deleted in a transaction.
-const MOST_GARBAGE: usize = 8;
-
 /// Requests seen to at once: each takes two writes of a transaction.
 const REQUESTS_AT_ONCE: usize = 32;
 
@@ -166,128 +146,6 @@ impl Member {
                 outputs.push(Output::Ask(request));
             }
         }
-    }
-
-    /// Stands for leader where there is none.
-    fn stand(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
-        let Some(session) = &mut self.session else { return };
-        let name = keys::LEADER.to_owned();
-        let card = Leader { format: FORMAT, member: self.settings.name.clone(), instance: self.settings.instance };
-        let write = put(keys::LEADER, cards::write(&card), true);
-        match (&self.leading, session.get(keys::LEADER)) {
-            (Leading::Doubts, Some(entry)) => {
-                let condition = Condition::Created(name, entry.created);
-                self.leading = Leading::Asks;
-                let request = session.ask(&mut self.last_ticket, Purpose::Barrier, vec![condition], vec![write]);
-                outputs.push(Output::Ask(request));
-            }
-            (Leading::Doubts, None) => self.leading = Leading::No,
-            // What it was told not to be may have come true since.
-            (Leading::No, Some(entry)) if is_own(&entry.value, self.settings.instance) => {
-                self.leading = Leading::Doubts;
-            }
-            (Leading::No, None) => {
-                let members = session.members();
-                let somebody = members.values().any(|member| member.in_step);
-                let waits = self.joined.is_none_or(|joined| joined + Self::HOLDS / 2 > clocks.now);
-                let best = members.iter().max_by_key(|(name, member)| (member.epoch.map(|epoch| epoch.number), *name));
-                // Where nobody is in step, the one with the latest epoch leads, once the others had time to come as well.
-                let best = best.is_some_and(|(name, _)| *name == self.settings.name);
-                if self.in_step || !somebody && best && !waits {
-                    self.leading = Leading::Stands;
-                    let absent = vec![Condition::Absent(name)];
-                    let request = session.ask(&mut self.last_ticket, Purpose::Campaign, absent, vec![write]);
-                    outputs.push(Output::Ask(request));
-                }
-            }
-            (Leading::No | Leading::Stands | Leading::Asks | Leading::Elected(_) | Leading::Leads(_), _) => {}
-        }
-    }
-
-    fn take_office(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
-        let Leading::Elected(revision) = self.leading else { return };
-        let Some(session) = &self.session else { return };
-        if session.revision() < revision {
-            return;
-        }
-        let own = |entry: &&Entry| is_own(&entry.value, self.settings.instance);
-        let Some(fence) = session.get(keys::LEADER).filter(own).map(|entry| entry.modified) else {
-            self.leading = Leading::No;
-            return;
-        };
-        match self.new_lead(session, fence, clocks) {
-            Ok(Some(lead)) => {
-                self.founded += u64::from(lead.epoch.is_none());
-                self.leading = Leading::Leads(Box::new(lead));
-                outputs.push(Output::Log { warning: false, message: "this balancer leads the fleet".to_owned() });
-            }
-            Ok(None) => {}
-            Err(why) => {
-                let message = format!("this balancer cannot lead the fleet: {why}");
-                let news = self.failed.as_ref().is_none_or(|(_, known)| *known != message);
-                if news {
-                    outputs.push(Output::Log { warning: true, message: message.clone() });
-                    self.failed = Some((Epoch { lineage: 0, number: 0 }, message));
-                }
-            }
-        }
-    }
-
-    /// The leader's knowledge: of the epoch in the store, or else of the one that it applied last, or else of its file.
-    fn new_lead(&self, session: &Session, fence: Revision, clocks: Clocks) -> Result<Option<Lead>, String> {
-        let (config, key) = (self.settings.config.clone(), self.key.unwrap_or(self.settings.key));
-        // As it was written: what has become due since is decided with the first step, and written.
-        let from =
-            |state: SavedState, at: Moment| Controller::decider_from(config.clone(), key, state, clocks.as_of(at));
-        let (controller, epoch, document, emptied, lineage) = match session.epoch() {
-            Some(card) => {
-                let card = card.as_ref().map_err(|err| format!("{} in the store {err}", keys::EPOCH))?;
-                let Some(state) = session.state(card) else { return Ok(None) };
-                let written = session.get(keys::EPOCH).map(|entry| entry.modified).unwrap_or_default();
-                let (epoch, document) = (Some((card.epoch, written)), Some(card.document));
-                (from(state?, card.at)?, epoch, document, card.emptied.clone(), card.epoch.lineage)
-            }
-            None => {
-                let controller = match &self.applied {
-                    Some((_, state, at)) => from(state.clone(), *at)?,
-                    None => Controller::decider(config, key, clocks.now),
-                };
-                // Far from those that another process would begin.
-                let lineage = self.settings.instance.wrapping_add(self.founded.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                (controller, None, None, Emptied::clone(&self.emptied), lineage)
-            }
-        };
-        let mut garbage: Vec<u64> = session
-            .below(keys::DOCUMENTS)
-            .filter_map(|(key, _)| u64::from_str_radix(key.split('/').next()?, 16).ok())
-            .filter(|other| Some(*other) != document)
-            .collect();
-        garbage.dedup();
-        let last = garbage.iter().copied().chain(document).max().unwrap_or(0);
-        Ok(Some(Lead {
-            fence,
-            epoch,
-            lineage,
-            first: self.epoch().map_or(1, |epoch| epoch.number + 1),
-            keeping: keeping(&controller),
-            emptied,
-            committed: controller.clone(),
-            decided: controller,
-            taken: false,
-            prepared: None,
-            writing: None,
-            answers: Vec::new(),
-            seen: HashSet::new(),
-            lines: Vec::new(),
-            garbage: garbage.into_iter().chain(document).collect(),
-            document: last,
-            since: HashMap::new(),
-            since_all: epoch.map_or(0, |(epoch, _)| epoch.number),
-            sweeps: BTreeMap::new(),
-            deadline: None,
-            #[cfg(test)]
-            mutation: self.mutation,
-        }))
     }
 }
 
@@ -445,160 +303,6 @@ impl Lead {
         self.lines.extend(lines(commands));
         Ok(message)
     }
-
-    fn commit_first(&mut self, clocks: Clocks) -> Result<(), String> {
-        let commands = self.decided.decide_what_is_due(clocks.now);
-        self.lines.extend(lines(commands));
-        self.commit(self.decided.clone(), true, clocks)
-    }
-
-    /// Writes a controller's state as the epoch that holds.
-    fn commit(&mut self, controller: Controller, is_decided: bool, clocks: Clocks) -> Result<(), String> {
-        let lines = mem::take(&mut self.lines);
-        let (card, parts) = self.state_card(&controller, lines, clocks)?;
-        self.commit_card(card, parts, controller, is_decided);
-        Ok(())
-    }
-
-    fn commit_card(&mut self, card: StateCard, parts: Vec<Write>, controller: Controller, is_decided: bool) {
-        let epoch = Condition::Absent(keys::EPOCH.to_owned());
-        let epoch = self.epoch.map_or(epoch, |(_, written)| Condition::Modified(keys::EPOCH.to_owned(), written));
-        let mut writes = vec![put(keys::EPOCH, cards::write(&card), false), Write::Delete(keys::NEXT.to_owned())];
-        if is_decided {
-            writes.extend(self.take_answers(card.epoch));
-        }
-        self.garbage.retain(|document| *document != card.document);
-        let some = self.garbage.len().min(MOST_GARBAGE);
-        let old = self.garbage.drain(..some);
-        writes.extend(old.map(|document| Write::DeletePrefix(keys::documents(&document_name(document)))));
-        self.garbage.push(card.document);
-        let transactions = self.in_transactions(parts, (vec![self.is_leader(), epoch], writes));
-        self.write(transactions, Then::Committed(card, Box::new(controller)));
-    }
-
-    /// Has everybody prepare for what is decided.
-    fn prepare(&mut self, clocks: Clocks) -> Result<(), String> {
-        let (card, parts) = self.state_card(&self.decided.clone(), Vec::new(), clocks)?;
-        let writes = vec![put(keys::NEXT, cards::write(&card), false)];
-        let transactions = self.in_transactions(parts, (vec![self.is_leader()], writes));
-        self.write(transactions, Then::Prepared(card));
-        Ok(())
-    }
-
-    /// The card of a state that is to follow the epoch that holds, and the parts of its document.
-    fn state_card(
-        &mut self,
-        controller: &Controller,
-        lines: Vec<Line>,
-        clocks: Clocks,
-    ) -> Result<(StateCard, Vec<Write>), String> {
-        let parts = documents::write(&controller.agreed_state(clocks))?;
-        self.document += 1;
-        let epoch =
-            Epoch { lineage: self.lineage, number: self.epoch.map_or(self.first, |(epoch, _)| epoch.number + 1) };
-        let card = StateCard {
-            format: FORMAT,
-            epoch,
-            at: clocks.moment(clocks.now),
-            document: self.document,
-            parts: parts.len(),
-            emptied: self.emptied_by(controller, epoch),
-            lines,
-        };
-        let name = document_name(card.document);
-        let writes = parts.into_iter().enumerate();
-        Ok((card, writes.map(|(part, bytes)| put(&keys::document(&name, part), bytes, false)).collect()))
-    }
-
-    /// Which backends could not keep their clients once this is the epoch that holds.
-    fn emptied_by(&self, next: &Controller, epoch: Epoch) -> Emptied {
-        let mut emptied = self.emptied.clone();
-        #[cfg(test)]
-        if self.mutation == Some(super::Mutation::ForgetsWhoHadToLeave) {
-            return emptied;
-        }
-        let keeping = self.keeping.iter().zip(keeping(next));
-        let cease = (0..=u16::MAX).zip(keeping).filter_map(|(id, (kept, keeps))| (*kept && !keeps).then_some(id));
-        emptied.note(cease, epoch.number as u32);
-        emptied
-    }
-
-    /// Parts that are large go first, one by one.
-    fn in_transactions(&self, parts: Vec<Write>, last: Transaction) -> Vec<Transaction> {
-        let (conditions, mut writes) = last;
-        let size: usize = parts.iter().map(size).sum();
-        if size < LARGE {
-            writes.extend(parts);
-            return vec![(conditions, writes)];
-        }
-        let alone = |part| (vec![self.is_leader()], vec![part]);
-        parts.into_iter().map(alone).chain([(conditions, writes)]).collect()
-    }
-
-    fn is_leader(&self) -> Condition {
-        Condition::Modified(keys::LEADER.to_owned(), self.fence)
-    }
-
-    fn take_answers(&mut self, epoch: Epoch) -> Vec<Write> {
-        let mut writes = Vec::new();
-        for (request, done) in mem::take(&mut self.answers) {
-            let answer = Answer { format: FORMAT, done, epoch };
-            writes.push(put(&keys::answer(&request), cards::write(&answer), true));
-            writes.push(Write::Delete(request));
-        }
-        writes
-    }
-
-    fn write(&mut self, transactions: Vec<Transaction>, then: Then) {
-        self.writing = Some(Writing { transactions: transactions.into(), then });
-    }
-
-    fn next_transaction(&mut self) -> Option<Transaction> {
-        let next = self.writing.as_mut()?.transactions.pop_front();
-        #[cfg(test)]
-        if self.mutation == Some(super::Mutation::WritesUnconditionally) {
-            return next.map(|(_, writes)| (Vec::new(), writes));
-        }
-        next
-    }
-
-    fn has_written(&mut self, revision: Revision) {
-        let Some(writing) = self.writing.take() else { return };
-        if !writing.transactions.is_empty() {
-            self.writing = Some(writing);
-            return;
-        }
-        match writing.then {
-            Then::Prepared(card) => self.prepared = Some(card),
-            Then::Answered => {}
-            Then::Committed(card, controller) => {
-                self.note_changed_backends(&controller, card.epoch.number);
-                if self.prepared.as_ref().is_some_and(|prepared| prepared.document == card.document) {
-                    self.prepared = None;
-                }
-                self.epoch = Some((card.epoch, revision));
-                (self.keeping, self.emptied) = (keeping(&controller), card.emptied);
-                self.committed = *controller;
-            }
-        }
-    }
-
-    /// Ballots of members that apply an earlier epoch say nothing of a backend that is new or elsewhere.
-    fn note_changed_backends(&mut self, next: &Controller, number: u64) {
-        let before = targets(&self.committed);
-        let after = targets(next);
-        self.since.retain(|id, _| after.contains_key(id));
-        let first = self.epoch.is_none();
-        for (id, target) in after {
-            if first || before.get(&id) != Some(&target) {
-                self.since.insert(id, number);
-            }
-        }
-    }
-}
-
-fn is_own(leader: &[u8], instance: u64) -> bool {
-    cards::read::<Leader>(leader).is_ok_and(|leader| leader.instance == instance)
 }
 
 /// Answers whose askers have gone.
@@ -612,15 +316,6 @@ fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
     orphans.map(|(_, entry)| Write::Delete(entry.key.clone())).take(REQUESTS_AT_ONCE).collect()
 }
 
-/// Where backends are reached and checked.
-fn targets(controller: &Controller) -> HashMap<BackendId, (SocketAddr, SocketAddr)> {
-    let of = |service: &'_ Service| -> Vec<_> {
-        let target = |backend: &Backend| (backend.id(), (backend.address(), service.check_target(backend)));
-        service.backends().iter().map(target).collect()
-    };
-    controller.services().iter().flat_map(of).collect()
-}
-
 /// Of every id whether its backend's known clients stay.
 fn keeping(controller: &Controller) -> Vec<bool> {
     let mut keeping = vec![false; usize::from(u16::MAX) + 1];
@@ -632,13 +327,6 @@ fn keeping(controller: &Controller) -> Vec<bool> {
 
 fn is_down(judgement: &Judgement) -> bool {
     matches!(judgement.way, Way::Closed(_)) || matches!(judgement.verdict, Verdict::Down { .. })
-}
-
-fn size(write: &Write) -> usize {
-    match write {
-        Write::Put { value, .. } => value.len(),
-        Write::Delete(_) | Write::DeletePrefix(_) => 0,
-    }
 }
 
 /// The lines among a controller's commands. What it would have done is nobody's: those that follow do it.

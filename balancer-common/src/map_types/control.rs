@@ -1,0 +1,41 @@
+//! Words that every packet reads.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Words that the controller publishes and the kernel program reads on every packet.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Control {
+    /// The active table of listeners, a [`crate::service_table::TableView`].
+    pub listeners: u64,
+    /// The active return table, a [`crate::service_table::TableView`].
+    pub returns: u64,
+    /// Which bit of the filter is a client's, see [`crate::seen`].
+    pub seen_salt: u64,
+    /// `CONTROL_*` bits.
+    pub flags: u32,
+    /// [`LAYOUT_VERSION`](super::LAYOUT_VERSION).
+    pub layout_version: u32,
+    /// Newcomers of one service that may be recorded in a period, whatever the others do: see
+    /// [`NewcomerBudget`](super::NewcomerBudget).
+    pub newcomers_own: u32,
+    /// Newcomers that may be recorded in a period beyond that, of all services together.
+    pub newcomers_common: u32,
+    /// One in so many forwarded packets is sampled, on average; 0: none.
+    pub sample_interval: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Bit `ifindex % 64`: something may be known of that interface, see `DEVICE_*`.
+    pub devices: u64,
+    /// A bit for each VIP, see [`crate::service_table::vip_bit`].
+    pub vips: u64,
+}
+
+/// `Control::flags`: some listener has port 0 or a range, so a miss is looked up a second time.
+pub const CONTROL_PORT_WILDCARD: u32 = 1;
+/// `Control::flags`: some service is `nat`, so a miss is looked up in the return table.
+pub const CONTROL_RETURNS: u32 = 2;
+/// `Control::flags`: some `nat` service has a listener with port 0 or a range.
+pub const CONTROL_RETURN_WILDCARD: u32 = 4;
+
+const _: () = assert!(size_of::<Control>() == 64);

@@ -1,0 +1,119 @@
+//! What is counted, and what is sampled.
+
+use core::mem::offset_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{verdict::DROP_COUNTERS, verdict::Decision, verdict::MOVE_COUNTERS, verdict::Verdict};
+
+/// Per-CPU counters of one interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct InterfaceStats {
+    /// Packets by [`Verdict`].
+    pub verdicts: [u64; Verdict::COUNT],
+}
+
+/// Counters of one backend on one CPU: two cache lines, of which a packet that opens nothing needs the second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct BackendStats {
+    /// Known clients moved from here, by [`crate::verdict::MoveCause`].
+    pub moves: [u64; MOVE_COUNTERS],
+    /// New connections by [`Decision`], those that could not be forwarded as well.
+    pub decisions: [u64; Decision::COUNT],
+    /// New connections (TCP SYN) forwarded to the backend.
+    pub connections: u64,
+    /// Packets forwarded to the backend.
+    pub packets: u64,
+    /// Bytes of those packets, from the Ethernet header on.
+    pub bytes: u64,
+    /// The packet to sample next, by its number in `packets`; 0: not drawn yet. Means nothing but to its CPU.
+    pub next_sample: u64,
+}
+
+impl core::ops::AddAssign<&Self> for BackendStats {
+    /// Adds up counters, not what means nothing but to its CPU.
+    fn add_assign(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.connections += other.connections;
+        let counters = other.decisions.iter().chain(&other.moves);
+        for (sum, value) in self.decisions.iter_mut().chain(&mut self.moves).zip(counters) {
+            *sum += value;
+        }
+    }
+}
+
+/// A packet forwarded to a backend, one of many: sent to the controller, to tell heavy clients by.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Sample {
+    /// Its source, unmasked; network order, IPv4 in the first word.
+    pub source: [u32; 4],
+    /// Bytes, from the Ethernet header on.
+    pub bytes: u32,
+    /// Index of the service.
+    pub service: u16,
+    /// The backend's id.
+    pub backend: u16,
+    /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
+    pub family: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Per-CPU counters of samples.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SampleStats {
+    /// Sent to the controller.
+    pub sent: u64,
+    /// Lost: the controller was behind.
+    pub lost: u64,
+}
+
+/// One in so many forwarded packets is sampled, unless the configuration says otherwise.
+pub const SAMPLE_INTERVAL: u32 = 1024;
+
+/// Per-CPU counters of the client table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct MemoryStats {
+    /// Clients recorded.
+    pub inserted: u64,
+    /// Clients forgotten to make room for others.
+    pub evicted: u64,
+    /// Newcomers not recorded because their bucket was full of established clients.
+    pub full: u64,
+    /// Newcomers not recorded because there were too many at once.
+    pub limited: u64,
+}
+
+/// Per-CPU counters of dropped packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DropStats {
+    /// Packets by [`crate::verdict::DropReason`].
+    pub reasons: [u64; DROP_COUNTERS],
+}
+
+/// Per-CPU counters of packets that the program answers itself, whose verdict is `tx`, and of what it does not remember.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ReplyStats {
+    /// Echo requests to a VIP that were answered.
+    pub echo: u64,
+    /// Packets too big for their way that were answered with fragmentation-needed or packet-too-big.
+    pub too_big: u64,
+    /// First fragments whose way was not remembered, as there were too many at once. They are forwarded.
+    pub fragments_not_remembered: u64,
+    /// Packets that nobody takes, answered with a reset or "unreachable".
+    pub rejected: u64,
+}
+
+const _: () = {
+    assert!(size_of::<BackendStats>() == 128 && offset_of!(BackendStats, connections) >= 64);
+    assert!(offset_of!(BackendStats, moves) == 0 && MOVE_COUNTERS <= 8);
+    assert!(size_of::<Sample>() == 32);
+};

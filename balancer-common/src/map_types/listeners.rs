@@ -1,0 +1,152 @@
+//! Where services are reached: addresses, ports and ranges of ports.
+
+use bytemuck::{Pod, Zeroable};
+
+/// What a packet is looked up by: address, port, protocol.
+///
+/// In the table of listeners, port 0 stands for every port or for ranges of them, and port 0 with protocol 0 marks the
+/// address as a VIP. In the return table it is the source of a backend's reply.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ServiceKey {
+    /// IPv4 in the first word, or IPv6; network order.
+    pub address: [u32; 4],
+    /// Network order.
+    pub port: u16,
+    /// IANA protocol number: 6, 17, or 0 for a VIP marker.
+    pub protocol: u8,
+    /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6); 0 in an empty row.
+    pub family: u8,
+}
+
+/// One row of the table of listeners: where packets for an address, port and protocol belong. Half a cache line.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct ListenerRow {
+    /// What it is found by.
+    pub key: ServiceKey,
+    /// The row of its service. With [`LISTENER_RANGES`]: the first of its [`RangeRow`]s.
+    pub service: u32,
+    /// [`Listening`], or in a VIP marker [`Portless`].
+    pub details: u64,
+}
+
+impl ListenerRow {
+    /// What the program knows of the listener beside its service.
+    #[inline(always)]
+    #[must_use]
+    pub fn listening(&self) -> Listening {
+        bytemuck::cast(self.details)
+    }
+
+    /// In a VIP marker: what a fragment without ports may belong to.
+    #[inline(always)]
+    #[must_use]
+    pub fn portless(&self) -> &Portless {
+        bytemuck::cast_ref(&self.details)
+    }
+}
+
+/// What the program knows of a listener beside its service.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Listening {
+    /// `nat`: the port that backends listen on instead, network order; 0: the packet's own.
+    pub port: u16,
+    /// `LISTENER_*` bits.
+    pub flags: u16,
+    /// Its row of [`ListenerStats`]. With [`LISTENER_RANGES`]: how many [`RangeRow`]s there are.
+    pub counters: u32,
+}
+
+/// `Listening::flags`: it is counted, as one of several of its service.
+pub const LISTENER_COUNTS: u16 = 1;
+/// `Listening::flags`: ports without a listener of their own are looked up in [`RangeRow`]s.
+pub const LISTENER_RANGES: u16 = 2;
+/// Listeners of all services, at most.
+pub const MAX_LISTENERS: u32 = 65_536;
+/// Probes of a binary search among the ranges of one address and protocol, which cannot be more than there are ports.
+pub const RANGE_PROBES: u32 = 17;
+
+/// A range of ports of one address and protocol. Those of an address and protocol are disjoint and in rising order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct RangeRow {
+    /// The first port, host order.
+    pub first: u16,
+    /// The last port, host order.
+    pub last: u16,
+    /// The row of its service.
+    pub service: u32,
+    /// As of a listener with one port.
+    pub listening: Listening,
+}
+
+/// Per-CPU counters of one listener.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ListenerStats {
+    /// Packets with ports that came for it.
+    pub packets: u64,
+    /// TCP connections that were opened to it (SYN).
+    pub connections: u64,
+}
+
+/// How many services an address has, and a port of the only one, by protocol: see [`Portless::index`].
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Portless {
+    /// The number of services (or of VIPs that a `nat` backend answers as), at most `u16::MAX`.
+    pub services: [u16; 2],
+    /// A port of the only one, network order; 0: every port.
+    pub port: [u16; 2],
+}
+
+impl Portless {
+    /// Position of TCP and UDP in the arrays; `None` for another protocol.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(protocol: u8) -> Option<usize> {
+        match protocol {
+            6 => Some(0),
+            17 => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Adds another service at `port` (network order).
+    pub const fn add(&mut self, protocol: u8, port: u16) {
+        if let Some(index) = Self::index(protocol) {
+            self.services[index] = self.services[index].saturating_add(1);
+            self.port[index] = port;
+        }
+    }
+
+    /// What a fragment of `protocol` belongs to.
+    #[inline(always)]
+    #[must_use]
+    pub const fn find(&self, protocol: u8) -> PortlessMatch {
+        let Some(index) = Self::index(protocol) else { return PortlessMatch::None };
+        match self.services[index] {
+            0 => PortlessMatch::None,
+            1 => PortlessMatch::Only(self.port[index]),
+            _ => PortlessMatch::Ambiguous,
+        }
+    }
+}
+
+/// What a fragment without ports belongs to, going by its address and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortlessMatch {
+    /// Nothing: there is no service with this protocol.
+    None,
+    /// The only one there is, at this port (network order).
+    Only(u16),
+    /// One of several.
+    Ambiguous,
+}
+
+const _: () = {
+    assert!(size_of::<ListenerRow>() == 32 && size_of::<Listening>() == 8 && size_of::<Portless>() == 8);
+    assert!(size_of::<RangeRow>() == 16);
+};

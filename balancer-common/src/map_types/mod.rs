@@ -1,0 +1,67 @@
+//! Keys and values of the kernel maps. Every layout exists here once.
+//!
+//! Addresses, ports and masks are in memory (network) order; everything else is native. An IPv4 address occupies the
+//! first word of its four, the rest is zero.
+
+mod backends;
+mod budgets;
+mod control;
+mod counters;
+mod decap;
+mod fragments;
+mod interfaces;
+mod listeners;
+mod rules;
+mod services;
+mod tables;
+
+pub use self::{
+    backends::*, budgets::*, control::*, counters::*, decap::*, fragments::*, interfaces::*, listeners::*, rules::*,
+    services::*, tables::*,
+};
+
+/// Version of every layout in this module. A pinned map of another version is not adopted.
+pub const LAYOUT_VERSION: u32 = 11;
+
+/// `ServiceKey::family` of IPv4.
+pub const FAMILY_V4: u8 = 4;
+/// `ServiceKey::family` of IPv6.
+pub const FAMILY_V6: u8 = 6;
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),+ $(,)?) => {$(
+            // SAFETY: `bytemuck::Pod` is derived: no padding, every bit pattern valid.
+            unsafe impl aya::Pod for $type {}
+        )+};
+    }
+
+    pod!(
+        ListenerRow,
+        ListenerStats,
+        RangeRow,
+        ServiceRow,
+        SlotLine,
+        BackendRows,
+        ReturnRow,
+        Control,
+        InterfaceRow,
+        InterfaceStats,
+        BackendStats,
+        DropStats,
+        MemoryStats,
+        NewcomerBudget,
+        SampleStats,
+        ReplyStats,
+        Budget,
+        RuleKey,
+        RuleRow,
+        RuleStats,
+        DecapKey,
+        DecapPrefix,
+        DecapStats
+    );
+}

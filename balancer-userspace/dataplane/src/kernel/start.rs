@@ -1,0 +1,236 @@
+//! How the data path comes to be: the object with its numbers, then the maps, then the programs.
+
+use std::{collections::HashMap, sync::Arc};
+
+use anyhow::Context as _;
+use aya::{Ebpf, EbpfLoader};
+use aya_log::Level;
+use balancer_common::{
+    map_types::{Control, LAYOUT_VERSION, MAX_LISTENERS, MAX_RULES, SAMPLE_INTERVAL, SLOTS_PER_LINE},
+    seen,
+    service_table::TableView,
+};
+use bytemuck::Zeroable as _;
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::{KernelDataplane, TAKEN, take};
+use crate::{
+    OBJECT,
+    backends::Backends,
+    budgets::Budgets,
+    capacity::{Capacity, NOBODY},
+    clients::ClientTable,
+    counters::{Counters, interface_multiplier},
+    cpu_rows,
+    devices::DeviceTable,
+    grace::GracePeriods,
+    halves::Halves,
+    handover,
+    interfaces::{Interfaces, WaysIn},
+    kept::Kept,
+    load::load_program,
+    mapped::MappedArray,
+    pins::{self, Pins},
+    placement,
+    redirects::{self, RedirectErrors, Whose},
+    replaced::Replaced,
+    rules::RuleTable,
+    seen::Seen,
+    stickiness::Stickiness,
+    tables::Tables,
+    threads::{Threads, Unwatched},
+};
+
+/// What the kernel program and its maps are made with.
+struct Numbers<'a> {
+    capacity: &'a Capacity,
+    budgets: Budgets,
+    /// Of the client table.
+    buckets: u32,
+    interface_multiplier: u32,
+    handover_key: u64,
+    /// Whether it tells of what is puzzling.
+    tells: bool,
+}
+
+impl KernelDataplane {
+    /// Loads the program and makes its maps, which go with this process. Nothing is attached yet, and no packet is touched.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
+        Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
+    }
+
+    /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there. Whether it `tells` of
+    /// what is puzzling cannot be changed later.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load_kept(
+        capacity: Capacity,
+        ifindexes: &[u32],
+        pins: Option<Pins>,
+        tells: bool,
+        threads: &dyn Threads,
+    ) -> anyhow::Result<Self> {
+        Self::load_limited(capacity, ifindexes, pins, tells, threads, Budgets::here())
+    }
+
+    /// The same with other budgets for each CPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or a map.
+    pub fn load_limited(
+        mut capacity: Capacity,
+        ifindexes: &[u32],
+        pins: Option<Pins>,
+        tells: bool,
+        threads: &dyn Threads,
+        budgets: Budgets,
+    ) -> anyhow::Result<Self> {
+        let multiplier_left = pins.as_ref().and_then(Pins::left).map(|notes| notes.interface_multiplier);
+        let interface_multiplier = interface_multiplier(ifindexes, &all_interfaces(), multiplier_left)?;
+        let buckets = buckets(&mut capacity, pins.as_ref())?;
+        let handover_key = handover::draw_key()?;
+        let whose = Whose::here();
+        let numbers = Numbers { capacity: &capacity, budgets, buckets, interface_multiplier, handover_key, tells };
+        let mut ebpf = numbers.load(pins.as_ref(), whose.as_ref())?;
+
+        let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
+        let kept = Kept::new(&mut ebpf, pins)?;
+        let seen = Seen::new(MappedArray::new(take(&mut ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
+        control.store(0, first_control(seen.salt()));
+        let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
+        let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
+        let tables = Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
+        let clients = ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?, capacity.backends as usize);
+        let stickiness = Stickiness::new(tables, clients, Arc::clone(&grace_periods));
+        let mut this = Self {
+            control,
+            listeners: Halves::new(take(&mut ebpf, "LISTENERS")?)?,
+            ranges: Halves::new(take(&mut ebpf, "RANGES")?)?,
+            services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
+            returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
+            backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
+            interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
+            ways_in: WaysIn::default(),
+            counters: Counters::new(&mut ebpf, capacity.backends, interface_multiplier)?,
+            stickiness,
+            seen,
+            rules: RuleTable::new(&mut ebpf, &kept)?,
+            capacity,
+            directory: Vec::new(),
+            settled: None,
+            former: HashMap::new(),
+            elapsed: kept.elapsed_before(),
+            grace_periods,
+            published: None,
+            attached: Vec::new(),
+            handover_key,
+            devices: DeviceTable::new(&mut ebpf)?,
+            redirect_errors: RedirectErrors::new(&mut ebpf)?,
+            kept,
+            sharing: None,
+            ebpf: Some(ebpf),
+        };
+        if multiplier_left.is_some_and(|left| left != interface_multiplier) {
+            this.counters.forget_interfaces()?;
+        }
+        load_program("balancer", this.program()?)?;
+        let ebpf = this.ebpf.as_mut().context(TAKEN)?;
+        handover::load(ebpf)?;
+        if whose.is_some() {
+            redirects::attach(ebpf)?;
+        }
+        Ok(this)
+    }
+}
+
+impl Numbers<'_> {
+    /// Makes the maps, or takes those that are pinned.
+    fn load(&self, pins: Option<&Pins>, whose: Option<&Whose>) -> anyhow::Result<Ebpf> {
+        let Self { capacity, budgets, buckets, interface_multiplier, handover_key, tells } = self;
+        let Budgets { errors, echo, fragments, waiting } = budgets;
+        let mask = buckets - 1;
+        let (log_level, log_size) = log_settings(*tells)?;
+        let blocks = cpu_rows::blocks()?;
+        let replaced = pins.map(|pins| Replaced::before_load(pins, capacity.backends, blocks)).transpose()?;
+        let mut loader = EbpfLoader::new();
+        for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
+            loader.map_pin_path(name, replaced.as_ref().and_then(|replaced| replaced.path(name)).unwrap_or(path));
+        }
+        if let Some(whose) = whose {
+            whose.tell(&mut loader);
+        }
+        let ebpf = loader
+            .override_global("ERROR_BUDGET", errors, true)
+            .override_global("ECHO_BUDGET", echo, true)
+            .override_global("FRAGMENT_BUDGET", fragments, true)
+            .override_global("WAITING_BUDGET", waiting, true)
+            .override_global("INTERFACE_MULTIPLIER", interface_multiplier, true)
+            .override_global("CLIENT_BUCKET_MASK", &mask, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .map_max_entries("AYA_LOGS", log_size)
+            .override_global("HANDOVER_KEY", handover_key, true)
+            .map_max_entries("CLIENTS", *buckets)
+            .map_max_entries("SEEN", seen::words(*buckets))
+            .map_max_entries("SLOTS", capacity.slots.div_ceil(SLOTS_PER_LINE))
+            .map_max_entries("LISTENERS", 2 * placement::rows_for(capacity.listeners as usize))
+            .map_max_entries("RANGES", 2 * capacity.ranges)
+            .map_max_entries("SERVICES", 2 * capacity.services)
+            .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
+            .map_max_entries("BACKENDS", capacity.backends)
+            .override_global("BACKEND_ROWS", &capacity.backends, true)
+            .map_max_entries("BACKEND_STATS", blocks * capacity.backends)
+            .map_max_entries("LISTENER_STATS", blocks * MAX_LISTENERS)
+            .map_max_entries("RULE_STATS", blocks * MAX_RULES)
+            .map_max_entries("BACKEND_HISTORY", capacity.backends)
+            .load(OBJECT)
+            .context("loading the kernel program")?;
+        if let Some(replaced) = replaced {
+            replaced.carry_over(capacity.backends)?;
+        }
+        Ok(ebpf)
+    }
+}
+
+/// Buckets of the client table. One that is left cannot change its size without forgetting where its clients are: then the
+/// capacity is that one's.
+fn buckets(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<u32> {
+    let Some((pins, notes)) = pins.and_then(|pins| Some((pins, pins.left()?))) else { return Ok(capacity.buckets()) };
+    if notes.clients == NOBODY && capacity.clients != NOBODY {
+        pins.make_anew("CLIENTS")?;
+        return Ok(capacity.buckets());
+    }
+    capacity.clients = notes.clients;
+    Ok(notes.buckets)
+}
+
+/// The indices of this network namespace; none where the kernel does not tell.
+fn all_interfaces() -> Vec<u32> {
+    let all = nix::net::if_::if_nameindex().ok();
+    all.iter().flat_map(|all| all.iter()).map(|interface| interface.index()).collect()
+}
+
+/// The level of the program's log and the bytes of its ring, which the kernel wants to be whole pages.
+fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
+    if tells {
+        return Ok((Level::Debug as u8, 1 << 17));
+    }
+    let page = sysconf(SysconfVar::PAGE_SIZE).context("the size of a page")?.context("the size of a page")?;
+    Ok((0, u32::try_from(page)?))
+}
+
+/// Before anything is published: views of two empty tables, which are valid.
+fn first_control(seen_salt: u64) -> Control {
+    let view = TableView { base: 0, bits: 1, seed: 0 }.to_word();
+    Control {
+        listeners: view,
+        returns: view,
+        seen_salt,
+        layout_version: LAYOUT_VERSION,
+        sample_interval: SAMPLE_INTERVAL,
+        ..Control::zeroed()
+    }
+}

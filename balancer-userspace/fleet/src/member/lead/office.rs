@@ -1,0 +1,146 @@
+//! How a member becomes the leader, and what it knows then.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use balancer_core::{
+    controller::Controller,
+    state::{Clocks, Moment, SavedState},
+};
+
+use super::{Lead, Leading, keeping};
+use crate::{
+    cards::{self, Epoch, FORMAT, Leader},
+    emptied::Emptied,
+    engine::{Condition, Entry, Revision},
+    keys,
+    member::{Member, Output, steps::put},
+    session::{Purpose, Session},
+};
+
+impl Member {
+    /// Stands for leader where there is none.
+    pub(super) fn stand(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
+        let Some(session) = &mut self.session else { return };
+        let name = keys::LEADER.to_owned();
+        let card = Leader { format: FORMAT, member: self.settings.name.clone(), instance: self.settings.instance };
+        let write = put(keys::LEADER, cards::write(&card), true);
+        match (&self.leading, session.get(keys::LEADER)) {
+            (Leading::Doubts, Some(entry)) => {
+                let condition = Condition::Created(name, entry.created);
+                self.leading = Leading::Asks;
+                let request = session.ask(&mut self.last_ticket, Purpose::Barrier, vec![condition], vec![write]);
+                outputs.push(Output::Ask(request));
+            }
+            (Leading::Doubts, None) => self.leading = Leading::No,
+            // What it was told not to be may have come true since.
+            (Leading::No, Some(entry)) if is_own(&entry.value, self.settings.instance) => {
+                self.leading = Leading::Doubts;
+            }
+            (Leading::No, None) => {
+                let members = session.members();
+                let somebody = members.values().any(|member| member.in_step);
+                let waits = self.joined.is_none_or(|joined| joined + Self::HOLDS / 2 > clocks.now);
+                let best = members.iter().max_by_key(|(name, member)| (member.epoch.map(|epoch| epoch.number), *name));
+                // Where nobody is in step, the one with the latest epoch leads, once the others had time to come as well.
+                let best = best.is_some_and(|(name, _)| *name == self.settings.name);
+                if self.in_step || !somebody && best && !waits {
+                    self.leading = Leading::Stands;
+                    let absent = vec![Condition::Absent(name)];
+                    let request = session.ask(&mut self.last_ticket, Purpose::Campaign, absent, vec![write]);
+                    outputs.push(Output::Ask(request));
+                }
+            }
+            (Leading::No | Leading::Stands | Leading::Asks | Leading::Elected(_) | Leading::Leads(_), _) => {}
+        }
+    }
+
+    pub(super) fn take_office(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
+        let Leading::Elected(revision) = self.leading else { return };
+        let Some(session) = &self.session else { return };
+        if session.revision() < revision {
+            return;
+        }
+        let own = |entry: &&Entry| is_own(&entry.value, self.settings.instance);
+        let Some(fence) = session.get(keys::LEADER).filter(own).map(|entry| entry.modified) else {
+            self.leading = Leading::No;
+            return;
+        };
+        match self.new_lead(session, fence, clocks) {
+            Ok(Some(lead)) => {
+                self.founded += u64::from(lead.epoch.is_none());
+                self.leading = Leading::Leads(Box::new(lead));
+                outputs.push(Output::Log { warning: false, message: "this balancer leads the fleet".to_owned() });
+            }
+            Ok(None) => {}
+            Err(why) => {
+                let message = format!("this balancer cannot lead the fleet: {why}");
+                let news = self.failed.as_ref().is_none_or(|(_, known)| *known != message);
+                if news {
+                    outputs.push(Output::Log { warning: true, message: message.clone() });
+                    self.failed = Some((Epoch { lineage: 0, number: 0 }, message));
+                }
+            }
+        }
+    }
+
+    /// The leader's knowledge: of the epoch in the store, or else of the one that it applied last, or else of its file.
+    fn new_lead(&self, session: &Session, fence: Revision, clocks: Clocks) -> Result<Option<Lead>, String> {
+        let (config, key) = (self.settings.config.clone(), self.key.unwrap_or(self.settings.key));
+        // As it was written: what has become due since is decided with the first step, and written.
+        let from =
+            |state: SavedState, at: Moment| Controller::decider_from(config.clone(), key, state, clocks.as_of(at));
+        let (controller, epoch, document, emptied, lineage) = match session.epoch() {
+            Some(card) => {
+                let card = card.as_ref().map_err(|err| format!("{} in the store {err}", keys::EPOCH))?;
+                let Some(state) = session.state(card) else { return Ok(None) };
+                let written = session.get(keys::EPOCH).map(|entry| entry.modified).unwrap_or_default();
+                let (epoch, document) = (Some((card.epoch, written)), Some(card.document));
+                (from(state?, card.at)?, epoch, document, card.emptied.clone(), card.epoch.lineage)
+            }
+            None => {
+                let controller = match &self.applied {
+                    Some((_, state, at)) => from(state.clone(), *at)?,
+                    None => Controller::decider(config, key, clocks.now),
+                };
+                // Far from those that another process would begin.
+                let lineage = self.settings.instance.wrapping_add(self.founded.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                (controller, None, None, Emptied::clone(&self.emptied), lineage)
+            }
+        };
+        let mut garbage: Vec<u64> = session
+            .below(keys::DOCUMENTS)
+            .filter_map(|(key, _)| u64::from_str_radix(key.split('/').next()?, 16).ok())
+            .filter(|other| Some(*other) != document)
+            .collect();
+        garbage.dedup();
+        let last = garbage.iter().copied().chain(document).max().unwrap_or(0);
+        Ok(Some(Lead {
+            fence,
+            epoch,
+            lineage,
+            first: self.epoch().map_or(1, |epoch| epoch.number + 1),
+            keeping: keeping(&controller),
+            emptied,
+            committed: controller.clone(),
+            decided: controller,
+            taken: false,
+            prepared: None,
+            writing: None,
+            answers: Vec::new(),
+            seen: HashSet::new(),
+            lines: Vec::new(),
+            garbage: garbage.into_iter().chain(document).collect(),
+            document: last,
+            since: HashMap::new(),
+            since_all: epoch.map_or(0, |(epoch, _)| epoch.number),
+            sweeps: BTreeMap::new(),
+            deadline: None,
+            #[cfg(test)]
+            mutation: self.mutation,
+        }))
+    }
+}
+
+fn is_own(leader: &[u8], instance: u64) -> bool {
+    cards::read::<Leader>(leader).is_ok_and(|leader| leader.instance == instance)
+}

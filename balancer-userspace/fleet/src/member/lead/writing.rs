@@ -1,0 +1,215 @@
+//! What the leader writes: epochs, what is to be prepared for, and answers to requests.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    net::SocketAddr,
+};
+
+use balancer_core::{
+    controller::Controller,
+    io::BackendId,
+    service::{Backend, Service},
+    state::Clocks,
+};
+
+use super::{Lead, keeping, lines};
+use crate::{
+    cards::{self, Answer, Epoch, FORMAT, Line, StateCard},
+    documents,
+    emptied::Emptied,
+    engine::{Condition, LONGEST_VALUE, Revision, Write},
+    keys,
+    member::steps::put,
+    session::document_name,
+};
+
+/// Transactions to be made one after the other, and what holds then.
+#[derive(Debug)]
+pub(super) struct Writing {
+    transactions: VecDeque<Transaction>,
+    then: Then,
+}
+
+#[derive(Debug)]
+pub(super) enum Then {
+    Committed(StateCard, Box<Controller>),
+    Prepared(StateCard),
+    Answered,
+}
+
+type Transaction = (Vec<Condition>, Vec<Write>);
+
+/// Bytes of documents in a transaction.
+const LARGE: usize = LONGEST_VALUE / 2 + 1;
+
+/// Documents deleted in a transaction.
+const MOST_GARBAGE: usize = 8;
+
+impl Lead {
+    pub(super) fn commit_first(&mut self, clocks: Clocks) -> Result<(), String> {
+        let commands = self.decided.decide_what_is_due(clocks.now);
+        self.lines.extend(lines(commands));
+        self.commit(self.decided.clone(), true, clocks)
+    }
+
+    /// Writes a controller's state as the epoch that holds.
+    pub(super) fn commit(&mut self, controller: Controller, is_decided: bool, clocks: Clocks) -> Result<(), String> {
+        let lines = mem::take(&mut self.lines);
+        let (card, parts) = self.state_card(&controller, lines, clocks)?;
+        self.commit_card(card, parts, controller, is_decided);
+        Ok(())
+    }
+
+    pub(super) fn commit_card(&mut self, card: StateCard, parts: Vec<Write>, controller: Controller, is_decided: bool) {
+        let epoch = Condition::Absent(keys::EPOCH.to_owned());
+        let epoch = self.epoch.map_or(epoch, |(_, written)| Condition::Modified(keys::EPOCH.to_owned(), written));
+        let mut writes = vec![put(keys::EPOCH, cards::write(&card), false), Write::Delete(keys::NEXT.to_owned())];
+        if is_decided {
+            writes.extend(self.take_answers(card.epoch));
+        }
+        self.garbage.retain(|document| *document != card.document);
+        let some = self.garbage.len().min(MOST_GARBAGE);
+        let old = self.garbage.drain(..some);
+        writes.extend(old.map(|document| Write::DeletePrefix(keys::documents(&document_name(document)))));
+        self.garbage.push(card.document);
+        let transactions = self.in_transactions(parts, (vec![self.is_leader(), epoch], writes));
+        self.write(transactions, Then::Committed(card, Box::new(controller)));
+    }
+
+    /// Has everybody prepare for what is decided.
+    pub(super) fn prepare(&mut self, clocks: Clocks) -> Result<(), String> {
+        let (card, parts) = self.state_card(&self.decided.clone(), Vec::new(), clocks)?;
+        let writes = vec![put(keys::NEXT, cards::write(&card), false)];
+        let transactions = self.in_transactions(parts, (vec![self.is_leader()], writes));
+        self.write(transactions, Then::Prepared(card));
+        Ok(())
+    }
+
+    /// The card of a state that is to follow the epoch that holds, and the parts of its document.
+    fn state_card(
+        &mut self,
+        controller: &Controller,
+        lines: Vec<Line>,
+        clocks: Clocks,
+    ) -> Result<(StateCard, Vec<Write>), String> {
+        let parts = documents::write(&controller.agreed_state(clocks))?;
+        self.document += 1;
+        let epoch =
+            Epoch { lineage: self.lineage, number: self.epoch.map_or(self.first, |(epoch, _)| epoch.number + 1) };
+        let card = StateCard {
+            format: FORMAT,
+            epoch,
+            at: clocks.moment(clocks.now),
+            document: self.document,
+            parts: parts.len(),
+            emptied: self.emptied_by(controller, epoch),
+            lines,
+        };
+        let name = document_name(card.document);
+        let writes = parts.into_iter().enumerate();
+        Ok((card, writes.map(|(part, bytes)| put(&keys::document(&name, part), bytes, false)).collect()))
+    }
+
+    /// Which backends could not keep their clients once this is the epoch that holds.
+    fn emptied_by(&self, next: &Controller, epoch: Epoch) -> Emptied {
+        let mut emptied = self.emptied.clone();
+        #[cfg(test)]
+        if self.mutation == Some(crate::member::Mutation::ForgetsWhoHadToLeave) {
+            return emptied;
+        }
+        let keeping = self.keeping.iter().zip(keeping(next));
+        let cease = (0..=u16::MAX).zip(keeping).filter_map(|(id, (kept, keeps))| (*kept && !keeps).then_some(id));
+        emptied.note(cease, epoch.number as u32);
+        emptied
+    }
+
+    /// Parts that are large go first, one by one.
+    fn in_transactions(&self, parts: Vec<Write>, last: Transaction) -> Vec<Transaction> {
+        let (conditions, mut writes) = last;
+        let size: usize = parts.iter().map(size).sum();
+        if size < LARGE {
+            writes.extend(parts);
+            return vec![(conditions, writes)];
+        }
+        let alone = |part| (vec![self.is_leader()], vec![part]);
+        parts.into_iter().map(alone).chain([(conditions, writes)]).collect()
+    }
+
+    pub(super) fn is_leader(&self) -> Condition {
+        Condition::Modified(keys::LEADER.to_owned(), self.fence)
+    }
+
+    pub(super) fn take_answers(&mut self, epoch: Epoch) -> Vec<Write> {
+        let mut writes = Vec::new();
+        for (request, done) in mem::take(&mut self.answers) {
+            let answer = Answer { format: FORMAT, done, epoch };
+            writes.push(put(&keys::answer(&request), cards::write(&answer), true));
+            writes.push(Write::Delete(request));
+        }
+        writes
+    }
+
+    pub(super) fn write(&mut self, transactions: Vec<Transaction>, then: Then) {
+        self.writing = Some(Writing { transactions: transactions.into(), then });
+    }
+
+    pub(super) fn next_transaction(&mut self) -> Option<Transaction> {
+        let next = self.writing.as_mut()?.transactions.pop_front();
+        #[cfg(test)]
+        if self.mutation == Some(crate::member::Mutation::WritesUnconditionally) {
+            return next.map(|(_, writes)| (Vec::new(), writes));
+        }
+        next
+    }
+
+    pub(super) fn has_written(&mut self, revision: Revision) {
+        let Some(writing) = self.writing.take() else { return };
+        if !writing.transactions.is_empty() {
+            self.writing = Some(writing);
+            return;
+        }
+        match writing.then {
+            Then::Prepared(card) => self.prepared = Some(card),
+            Then::Answered => {}
+            Then::Committed(card, controller) => {
+                self.note_changed_backends(&controller, card.epoch.number);
+                if self.prepared.as_ref().is_some_and(|prepared| prepared.document == card.document) {
+                    self.prepared = None;
+                }
+                self.epoch = Some((card.epoch, revision));
+                (self.keeping, self.emptied) = (keeping(&controller), card.emptied);
+                self.committed = *controller;
+            }
+        }
+    }
+
+    /// Ballots of members that apply an earlier epoch say nothing of a backend that is new or elsewhere.
+    fn note_changed_backends(&mut self, next: &Controller, number: u64) {
+        let before = targets(&self.committed);
+        let after = targets(next);
+        self.since.retain(|id, _| after.contains_key(id));
+        let first = self.epoch.is_none();
+        for (id, target) in after {
+            if first || before.get(&id) != Some(&target) {
+                self.since.insert(id, number);
+            }
+        }
+    }
+}
+
+/// Where backends are reached and checked.
+fn targets(controller: &Controller) -> HashMap<BackendId, (SocketAddr, SocketAddr)> {
+    let of = |service: &'_ Service| -> Vec<_> {
+        let target = |backend: &Backend| (backend.id(), (backend.address(), service.check_target(backend)));
+        service.backends().iter().map(target).collect()
+    };
+    controller.services().iter().flat_map(of).collect()
+}
+
+fn size(write: &Write) -> usize {
+    match write {
+        Write::Put { value, .. } => value.len(),
+        Write::Delete(_) | Write::DeletePrefix(_) => 0,
+    }
+}
