@@ -169,7 +169,7 @@ fn a_key_that_the_configuration_has_is_not_kept() {
 }
 
 /// `count` backends named after `letter`.
-fn many(letter: char, count: u32) -> ServiceConfig {
+pub(super) fn many(letter: char, count: u32) -> ServiceConfig {
     let mut service = remembering();
     let address = |number: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + number);
     service.backends = (0..count).map(|n| backend(&format!("{letter}{n}"), &format!("{}:8080", address(n)))).collect();

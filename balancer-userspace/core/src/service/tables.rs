@@ -58,8 +58,11 @@ impl Service {
         let mut all: Vec<Made> = Vec::new();
         for takes_new in cases {
             let _ = self.build(&mut builder, takes_new, made);
-            let new = builder.made().into_iter().filter(|new| !all.iter().any(|known| known.is(new)));
-            all.extend(new.collect::<Vec<_>>());
+            for new in builder.made() {
+                if !all.iter().any(|known| known.is(&new)) {
+                    all.push(new);
+                }
+            }
         }
         all
     }

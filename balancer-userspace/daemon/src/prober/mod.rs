@@ -131,7 +131,7 @@ impl Prober {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::SocketAddr, time::Duration};
+    use std::time::Duration;
 
     use balancer_core::{
         health::Health,
@@ -139,17 +139,12 @@ mod tests {
     };
     use balancer_model::{
         config::{CheckConfig, ExecCheck},
-        fixture::{self, name},
+        fixture,
     };
     use nix::unistd::{User, geteuid};
     use tokio::net::TcpListener;
 
-    use super::*;
-
-    fn spec(backend: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
-        let (backend, number) = (BackendId(backend), CheckNumber(u64::from(backend)));
-        CheckSpec { backend, number, name: name("web/web1"), target, check, health: Health::default() }
-    }
+    use super::{rounds::tests::spec, *};
 
     fn tcp() -> CheckConfig {
         let interval = Duration::from_millis(100);

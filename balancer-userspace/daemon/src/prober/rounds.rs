@@ -181,7 +181,7 @@ async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> i
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         collections::HashSet,
         net::SocketAddr,
@@ -197,7 +197,8 @@ mod tests {
 
     use super::*;
 
-    fn spec(number: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
+    /// A check that its backend's number names.
+    pub(in crate::prober) fn spec(number: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
         let (backend, number) = (BackendId(number), CheckNumber(number.into()));
         CheckSpec { backend, number, name: fixture::name("web/web1"), target, check, health: Health::default() }
     }
