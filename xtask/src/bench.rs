@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    build::programs,
+    build::{Aim, programs},
     command::{built, cargo, ensure_root, program, run},
     setup::{Purpose, classics, setup},
 };
@@ -115,7 +115,7 @@ pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &
         ensure!(only == Benchmark::Path, "{option} is about the kernel program: `cargo xtask bench path {option}`");
         ensure_root("a benchmark of the kernel program", &format!("bench path {option}"))?;
         setup(Purpose::Run)?;
-        programs(&[PATH], false)?;
+        programs(&[PATH], Aim::Test)?;
         return run(program(built("debug")?.join(PATH)).arg(option).args(options));
     }
     if let Some((_, bench)) = BENCHES.iter().find(|(benchmark, _)| *benchmark == only) {
@@ -130,6 +130,6 @@ pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &
         install_classics();
     }
     // With the balancer that it may run.
-    programs(&["balancer", binary], true)?;
+    programs(&["balancer", binary], Aim::Release)?;
     run(program(built("release")?.join(binary)).args(*what).args(options))
 }

@@ -13,27 +13,74 @@ pub(crate) const PRODUCT: &[&str] = &["balancer"];
 /// What tries the package.
 pub(crate) const PACKAGE_TRIAL: &[&str] = &["balancer", "try-package"];
 
+/// What programs are built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// A look: there soonest. The kernel program is optimised all the same.
+    Demo,
+    /// Tests, which simulate for long.
+    Test,
+    /// Traffic, and measuring.
+    Release,
+}
+
+/// What Cargo.toml has optimised for tests.
+const SIMULATED: [&str; 4] = ["balancer-common", "balancer-core", "balancer-fleet", "balancer-model"];
+
+impl Aim {
+    fn options(self) -> Vec<String> {
+        match self {
+            Self::Demo => {
+                let unoptimised = SIMULATED.map(|package| format!("profile.dev.package.{package}.opt-level=0"));
+                let quick = ["profile.dev.debug=false", "profile.dev.incremental=false"].map(str::to_owned);
+                quick.into_iter().chain(unoptimised).flat_map(|option| ["--config".to_owned(), option]).collect()
+            }
+            Self::Test => Vec::new(),
+            Self::Release => vec!["--release".to_owned()],
+        }
+    }
+
+    /// The folder of the target directory that the program is in.
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Demo | Self::Test => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// Sets up and builds the balancer.
 pub(crate) fn build(release: bool) -> Result<()> {
     setup(Purpose::Build)?;
-    programs(PRODUCT, release)
+    programs(PRODUCT, if release { Aim::Release } else { Aim::Test })
 }
 
 /// Builds programs, side by side.
-pub(crate) fn programs(names: &[&str], release: bool) -> Result<()> {
+pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
     let mut command = cargo();
-    command.args(["build", "--locked", "--package", "balancer-userspace"]);
+    command.args(["build", "--locked", "--package", "balancer-userspace"]).args(aim.options());
     if names != PRODUCT {
         command.args(["--package", "balancer-tests"]);
     }
     for name in names {
         command.args(["--bin", name]);
     }
-    if release {
-        command.arg("--release");
-    }
-    if !built(if release { "release" } else { "debug" })?.join("balancer").exists() {
+    if !built(aim.folder())?.join("balancer").exists() {
         println!("Building {}: the first time this takes minutes", names.join(", "));
     }
     run(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SIMULATED;
+
+    #[test]
+    fn what_is_optimised_for_tests_is_known() {
+        let manifest = include_str!("../../Cargo.toml");
+        let optimised =
+            manifest.lines().filter_map(|line| line.strip_prefix("[profile.dev.package.")?.strip_suffix(']'));
+        let optimised: Vec<&str> = optimised.filter(|package| !package.starts_with('"')).collect();
+        assert_eq!(optimised, SIMULATED);
+    }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::{
-    build::programs,
+    build::{Aim, programs},
     command::{built, ensure_root, program, root, run},
     setup::{Purpose, session_lab, setup},
 };
@@ -27,7 +27,7 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     ensure_root("the session lab", "lab sessions")?;
     setup(Purpose::Run)?;
     session_lab()?;
-    programs(&["balancer"], true)?;
+    programs(&["balancer"], Aim::Release)?;
     let mut command = program(built("release")?.join("balancer"));
     command.args(["demo", "sessions"]);
     // Where the user says nothing else.

@@ -21,7 +21,7 @@ pub(crate) fn package() -> Result<()> {
 /// `programs` are built for release.
 pub(crate) fn contents(programs: &[&str]) -> Result<()> {
     setup(Purpose::Build)?;
-    build::programs(programs, true)?;
+    build::programs(programs, build::Aim::Release)?;
     accompany()
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn accompany() -> Result<()> {
     command.args(["run", "--locked", "--package", "balancer-userspace", "--example", "man-pages", "--"]);
     run(command.arg(&man))?;
 
-    build::programs(build::PRODUCT, false)?;
+    build::programs(build::PRODUCT, build::Aim::Test)?;
     let completions = directory.join("completions");
     fs::create_dir_all(&completions).with_context(|| completions.display().to_string())?;
     for (shell, file) in [("bash", "balancer.bash"), ("zsh", "_balancer"), ("fish", "balancer.fish")] {

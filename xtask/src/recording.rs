@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    build::{PRODUCT, programs},
+    build::{Aim, PRODUCT, programs},
     command::{built, ensure_root, output, program, root},
     setup::{Purpose, setup},
 };
@@ -28,7 +28,7 @@ const MARGIN: usize = 12;
 pub(crate) fn recording() -> Result<()> {
     ensure_root("the demo", "recording")?;
     setup(Purpose::Run)?;
-    programs(PRODUCT, false)?;
+    programs(PRODUCT, Aim::Demo)?;
     let balancer = built("debug")?.join("balancer");
     println!("Running the demo for a minute");
     // On a terminal, because only there a picture comes every second; without keys, which would end the tour.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build::{PRODUCT, programs},
+    build::{Aim, PRODUCT, programs},
     command::{built, ensure_root, shown},
     setup::{self, Purpose, setup},
 };
@@ -30,7 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut command = if let Some(config) = &options.config {
         let config = config.canonicalize().with_context(|| config.display().to_string())?;
         setup(Purpose::Build)?;
-        programs(PRODUCT, true)?;
+        programs(PRODUCT, Aim::Release)?;
         let mut command = Command::new(built("release")?.join("balancer"));
         command.arg("run").arg("--config").arg(config);
         for interface in &options.interface {
@@ -43,8 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if options.demo.iter().any(|option| option.starts_with("--fleet") || option == "--standby") {
             setup::fleet()?;
         }
-        // The kernel program is optimised all the same; for the rest, that would take longer than it is worth here.
-        programs(PRODUCT, false)?;
+        programs(PRODUCT, Aim::Demo)?;
         let mut command = Command::new(built("debug")?.join("balancer"));
         command.arg("demo").args(&options.demo);
         command

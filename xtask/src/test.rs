@@ -2,7 +2,9 @@
 
 use std::{
     fs::{self, File},
+    num::NonZero,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -45,6 +47,9 @@ impl Tests {
     pub(crate) fn run(&self) -> Result<()> {
         let mut command = cargo();
         command.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&self.programs);
+        // They wait more than they compute.
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        command.env("NEXTEST_TEST_THREADS", (processors + processors.div_ceil(2)).to_string());
         run(command.arg("--cargo-metadata").arg(&self.packages))
     }
 }

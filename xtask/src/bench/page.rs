@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum as _};
 
 use super::{BENCHES, BINARIES, Benchmark, cargo_bench, install_classics};
 use crate::{
-    build::programs,
+    build::{Aim, programs},
     command::{built, ensure_root, program, root, run, run_within},
     setup::{Purpose, setup},
 };
@@ -120,7 +120,7 @@ fn build() -> Result<()> {
     binaries.extend(BINARIES.iter().filter(|(benchmark, ..)| is_wanted(*benchmark)).map(|(_, binary, _)| *binary));
     binaries.sort_unstable();
     binaries.dedup();
-    programs(&binaries, true)?;
+    programs(&binaries, Aim::Release)?;
     for (benchmark, bench) in BENCHES {
         if is_wanted(benchmark) {
             run(cargo_bench(bench).arg("--no-run"))?;

@@ -141,11 +141,20 @@ pub(crate) fn typos() -> Result<PathBuf> {
     Ok(own)
 }
 
-/// Installs what makes HTML of the book: without its server and its search, and compiled to be there soon.
+const MDBOOK: &str = "0.5.4";
+
+/// Installs what makes HTML of the book, without its server and its search.
 pub(crate) fn mdbook() -> Result<()> {
-    let arguments = ["--no-default-features", "--debug"];
-    let quickly = [("CARGO_PROFILE_DEV_DEBUG".to_owned(), "false".to_owned())];
-    Installer::new().cargo("mdbook", "0.5.4", &arguments, &quickly)
+    soon(&mut Installer::new(), "mdbook", MDBOOK, &["--no-default-features"])
+}
+
+/// Installs a program that runs for a few seconds, compiled to be there soon.
+fn soon(installer: &mut Installer, name: &str, version: &str, arguments: &[&str]) -> Result<()> {
+    if installed(name) {
+        return Ok(());
+    }
+    let arguments: Vec<&str> = [&["--debug"], arguments].concat();
+    installer.cargo(name, version, &arguments, &[("CARGO_PROFILE_DEV_DEBUG".to_owned(), "false".to_owned())])
 }
 
 /// Installs what is missing. Quick and quiet when nothing is.
@@ -173,20 +182,9 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         if let Some(arch) = Arch::of_this_machine() {
             guests(arch)?;
         }
-        if !installed("cargo-deny") {
-            // It runs for a second: compiled to be there soon.
-            let quickly = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")];
-            let quickly = quickly.map(|(key, value)| (format!("CARGO_PROFILE_RELEASE_{key}"), value.to_owned()));
-            installer.cargo("cargo-deny", "0.20.2", &[], &quickly)?;
-        }
-        if !installed("mdbook") {
-            mdbook()?;
-        }
-        if !installed("cargo-machete") {
-            let quickly = [("OPT_LEVEL", "1"), ("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")];
-            let quickly = quickly.map(|(key, value)| (format!("CARGO_PROFILE_RELEASE_{key}"), value.to_owned()));
-            installer.cargo("cargo-machete", "0.9.2", &[], &quickly)?;
-        }
+        soon(&mut installer, "cargo-deny", "0.20.2", &[])?;
+        soon(&mut installer, "mdbook", MDBOOK, &["--no-default-features"])?;
+        soon(&mut installer, "cargo-machete", "0.9.2", &[])?;
         typos()?;
     }
     println!("Set up: the kernel program is compiled with {compiler}");
