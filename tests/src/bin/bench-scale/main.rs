@@ -2,6 +2,7 @@
 //! balancer in a network namespace, asked through its socket; no client sends a packet.
 
 mod checks;
+mod clients;
 mod machine;
 
 use std::{
@@ -48,6 +49,9 @@ struct Options {
     /// Check each backend so often (tcp) and measure that instead of starts and changes; 5s, say.
     #[arg(long, value_parser = humantime::parse_duration)]
     checks: Option<Duration>,
+    /// Make so many clients known, and measure changes of `remember` instead of starts and changes.
+    #[arg(long, conflicts_with = "checks")]
+    clients: Option<u32>,
     /// How often each change is made, or for how many periods of checks.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
     rounds: u16,
@@ -62,14 +66,15 @@ fn main() -> ExitCode {
 
 fn measure(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
-    let Options { services, backends, table_size, ref forwarding, checks, rounds, json } = *options;
+    let Options { services, backends, table_size, ref forwarding, checks, clients, rounds, json } = *options;
     let all = u32::from(services) * u32::from(backends);
     let about = format!("{services} services × {backends} `{forwarding}` backends = {all}, {table_size} slots each");
     let mut table = Vec::new();
     let mut site = Site::new(options)?;
-    match checks {
-        Some(interval) => checks::checks(&mut site, interval, rounds, &mut table)?,
-        None => site.controls(rounds, &mut table)?,
+    match (checks, clients) {
+        (Some(interval), _) => checks::checks(&mut site, interval, rounds, &mut table)?,
+        (None, Some(clients)) => clients::clients(&mut site, clients, all, rounds, &mut table)?,
+        (None, None) => site.controls(rounds, &mut table)?,
     }
     if json {
         return document(about, table).print();
@@ -193,8 +198,13 @@ fn timed<T, E: std::error::Error + Send + Sync + 'static>(what: impl FnOnce() ->
 }
 
 fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
-    let Options { services, backends, table_size, forwarding, checks, .. } = options;
+    let Options { services, backends, table_size, forwarding, checks, clients, .. } = options;
     let mut text = settings(files);
+    let mut remember = String::new();
+    if let Some(clients) = clients {
+        writeln!(text, "[client_table]\ncapacity = {clients}")?;
+        remember = format!("remember = \"{}\"\n", clients::REMEMBER[0]);
+    }
     let check = match checks {
         Some(interval) => format!("type = \"tcp\", interval = \"{}\"", humantime::format_duration(*interval)),
         None => "type = \"none\"".to_owned(),
@@ -204,7 +214,7 @@ fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
         write!(
             text,
             "[[service]]\nname = \"service{service}\"\naddress = \"10.2.{high}.{low}:80\"\nforwarding = \"{forwarding}\"\n\
-             table_size = {table_size}\ncheck = {{ {check} }}\n"
+             table_size = {table_size}\n{remember}check = {{ {check} }}\n"
         )?;
         for number in 0..*backends {
             // As many as there are addresses; beyond, with other ports.
