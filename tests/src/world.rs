@@ -25,7 +25,7 @@ use balancer_core::{
     plan::Planned,
     state::{Clocks, SavedState},
 };
-use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane};
+use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane, Reread};
 use balancer_model::{config::Config, file, names::BackendName, states::Admin, validate::Valid};
 
 use crate::{
@@ -57,6 +57,7 @@ pub struct World {
     held: Held,
     /// Known clients that changes made strangers.
     forgotten: u64,
+    leaves_rereading: bool,
 }
 
 /// Counters of a service.
@@ -147,6 +148,7 @@ impl World {
             departed: Counters::default(),
             held: Held::default(),
             forgotten: 0,
+            leaves_rereading: false,
         };
         let commands = world.controller.start(start);
         world.execute(commands)?;
@@ -168,10 +170,8 @@ impl World {
             }
         }
         if published {
-            for (_, forgotten) in self.dataplane.complete() {
-                self.departed.moves[MoveCause::Forgotten.index()] += forgotten.moved;
-                self.forgotten += forgotten.clients;
-            }
+            self.dataplane.complete();
+            while !self.leaves_rereading && !self.reread() {}
         }
         // What comes of a command comes after all of them.
         watched.into_iter().try_for_each(|address| self.resolve(address))
@@ -322,7 +322,7 @@ impl World {
     ///
     /// # Errors
     /// As [`World::reload`].
-    pub fn plan(&self, text: &str) -> anyhow::Result<Planned> {
+    pub fn plan(&mut self, text: &str) -> anyhow::Result<Planned> {
         let plan = self.controller.plan(Change::Reload(Box::new(parse(text)?)), self.now())?;
         let clients = self.dataplane.known_clients();
         Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each(&mut *count))))
@@ -497,6 +497,41 @@ impl World {
             sum.add(&self.dataplane.backend_stats(id)?);
         }
         Ok(sum)
+    }
+
+    /// From now on what changes leave to be done in the client table waits for [`World::reread`].
+    pub const fn leave_rereading(&mut self) {
+        self.leaves_rereading = true;
+    }
+
+    /// Goes on in the client table with what the last change leaves to be done there, by a part. Whether that was the last.
+    pub fn reread(&mut self) -> bool {
+        let forgotten = match self.dataplane.reread() {
+            Reread::Waits => {
+                std::thread::sleep(Duration::from_micros(50));
+                return self.reread();
+            }
+            Reread::GoesOn => return false,
+            Reread::Ends(forgotten) => forgotten,
+        };
+        for (_, forgotten) in forgotten {
+            self.departed.moves[MoveCause::Forgotten.index()] += forgotten.moved;
+            self.forgotten += forgotten.clients;
+        }
+        true
+    }
+
+    /// How long ago a client was seen, if it is known.
+    #[must_use]
+    pub fn seen(&self, client: impl Into<IpAddr>) -> Option<Duration> {
+        let service = self.controller.services().first()?.id();
+        Some(self.dataplane.client(service, client.into())?.last_seen)
+    }
+
+    /// Lets `seconds` pass, and whether a sweep of the client table ended meanwhile.
+    pub fn wait(&mut self, seconds: u64) -> bool {
+        self.elapsed += Duration::from_secs(seconds);
+        self.dataplane.sweep(self.elapsed).is_some()
     }
 
     /// Known clients that changes made strangers so far.

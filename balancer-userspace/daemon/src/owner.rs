@@ -5,10 +5,11 @@ mod join;
 mod look;
 mod member;
 mod proposal;
+mod rereading;
 mod show;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -31,20 +32,18 @@ use balancer_core::{
     state::{SavedCounters, SavedEpoch},
 };
 use balancer_dataplane::{Dataplane, Forgotten};
-use balancer_model::{
-    config::Config,
-    listeners::Family,
-    names::BackendName,
-    words::{counted, grouped},
-};
+use balancer_model::{config::Config, listeners::Family, names::BackendName, words::grouped};
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use self::member::Member;
 pub use self::{
     beginning::Beginning,
     look::Counting,
     proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
+};
+use self::{
+    member::Member,
+    rereading::{Report, Rereading},
 };
 use crate::{
     clocks,
@@ -77,8 +76,12 @@ pub struct Owner<D> {
     /// Whether something has happened since somebody asked.
     changed: bool,
     held: Held,
+    /// What the last change leaves to be done in the client table.
+    rereading: Option<Rereading>,
     /// Known clients forgotten by changes that are not told of yet.
     forgotten: u64,
+    /// What changes have come to whose clients were forgotten part by part.
+    told: VecDeque<Changed>,
     /// Whether bringing it to what it should be has failed, so that it is to be tried again.
     out_of_step: bool,
     member: Member,
@@ -107,7 +110,9 @@ impl<D: Dataplane> Owner<D> {
             started: Instant::now(),
             changed: false,
             held,
+            rereading: None,
             forgotten: 0,
+            told: VecDeque::new(),
             out_of_step: false,
             member: Member::default(),
             epoch: None,
@@ -184,6 +189,7 @@ impl<D: Dataplane> Owner<D> {
         }
         self.dataplane.adopt(&backends, &listeners, &ruled)?;
         self.execute(commands, started)?;
+        self.reread_all();
         self.last_changes.begin(&self.controller);
         let forgotten = std::mem::take(&mut self.forgotten);
         if forgotten > 0 {
@@ -303,22 +309,27 @@ impl<D: Dataplane> Owner<D> {
             return Err(format!("the data path refused: {error:#}"));
         }
         self.name_owners(before.services());
-        self.forgotten = 0;
         Ok(())
     }
 
-    /// Makes a change whole or not at all; the tables of its proposal are not made again.
+    /// Makes a change whole or not at all; the tables of its proposal are not made again. `None`: what it comes to is
+    /// [told](Self::take_told) once its clients are forgotten.
     ///
     /// # Errors
     /// When it is refused, by the controller or by the data path; nothing has changed then.
-    pub fn change(&mut self, change: Change, uid: Option<u32>, foresight: Foresight) -> Result<Changed, Refused> {
+    pub fn change(
+        &mut self,
+        change: Change,
+        uid: Option<u32>,
+        foresight: Foresight,
+    ) -> Result<Option<Changed>, Refused> {
         self.controller.expect(foresight);
         let changed = self.make(change, uid);
         self.controller.expect(Foresight::default());
         changed
     }
 
-    fn make(&mut self, change: Change, uid: Option<u32>) -> Result<Changed, Refused> {
+    fn make(&mut self, change: Change, uid: Option<u32>) -> Result<Option<Changed>, Refused> {
         let now = Instant::now();
         self.changed = true;
         let before = self.controller.clone();
@@ -326,8 +337,9 @@ impl<D: Dataplane> Owner<D> {
         let about = subject(&change);
         let (added, reloaded) = (matches!(change, Change::Add { .. }), matches!(change, Change::Reload(_)));
         let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
-        let (mut message, commands) = self.controller.change(change, now.into_std())?;
+        let (message, commands) = self.controller.change(change, now.into_std())?;
         let last_changes = self.last_changes.clone();
+        let publishes = publishes(&commands);
         self.last_changes.note(&commands, Some(&message), &self.controller, now.into_std());
         if let Err(error) = self.execute(commands, now) {
             self.controller.undo(before);
@@ -339,17 +351,16 @@ impl<D: Dataplane> Owner<D> {
         if reloaded {
             self.name_owners(before.services());
         }
-        message += &report::clients_forgotten(std::mem::take(&mut self.forgotten));
-        if leaving > 0 {
-            message += &format!(", {} moved", counted(leaving as usize, "known client"));
-        }
         let moves =
             Moved { known_clients: (leaving > 0).then_some(leaving), ..moved(slots_before, self.all_slots_moved()) };
         // One that waits for its next hop is told of once it is known what comes of it.
-        if !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name))) {
-            self.events.change(about.as_ref(), &message, uid, Some(moves));
+        let is_event = !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name)));
+        let report = Report { message, about, uid, moves, is_event };
+        match &mut self.rereading {
+            Some(rereading) if publishes => rereading.report = Some(report),
+            Some(_) | None => return Ok(Some(self.tell(report))),
         }
-        Ok(Changed { message })
+        Ok(None)
     }
 
     /// How many known clients stay with a backend; none where there is no such backend.
@@ -547,11 +558,15 @@ impl<D: Dataplane> Owner<D> {
     fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
         // Every directory that was replaced.
         let mut before: Vec<ServiceSpec> = Vec::new();
-        let mut published = false;
+        let published = publishes(&commands);
+        if published {
+            self.reread_all();
+        }
+        // Nobody was to be told of these.
+        self.forgotten = 0;
         for command in commands {
             self.carry_out(&command, since)?;
             if matches!(command, Command::PublishServices(_)) {
-                published = true;
                 before.append(&mut self.held.services);
             }
             self.held.note(&command);
@@ -560,17 +575,9 @@ impl<D: Dataplane> Owner<D> {
             return Ok(());
         }
         // Not before: what fails is undone.
-        for (backend, forgotten) in self.dataplane.complete() {
-            self.forgotten += forgotten.clients;
-            let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
-            if let Some(service) = heir(service, &before, &self.held.services) {
-                self.count_forgotten(service, name, forgotten.moved);
-            }
-        }
-        let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
-        self.owners.retain(|_, (service, _)| listed.contains(service));
-        self.departed.retain(&listed);
-        self.repeated_moves.retain(|service, _| listed.contains(service));
+        self.dataplane.complete();
+        self.rereading = Some(Rereading { before, report: None, at: Instant::now() });
+        self.reread();
         Ok(())
     }
 
@@ -627,15 +634,9 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The service that the clients of `service` come to now: itself, or who has its address. `None`: there is nobody.
-fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Option<ServiceId> {
-    if now.iter().any(|spec| spec.id == service) {
-        return Some(service);
-    }
-    let old = before.iter().find(|spec| spec.id == service)?;
-    let listens = |spec: &ServiceSpec, at| spec.listeners.iter().any(|other| other.listener == at);
-    let same = |spec: &&ServiceSpec| old.listeners.iter().any(|old| listens(spec, old.listener));
-    now.iter().find(same).map(|spec| spec.id)
+/// Whether the directory of services is replaced.
+fn publishes(commands: &[Command]) -> bool {
+    commands.iter().any(|command| matches!(command, Command::PublishServices(_)))
 }
 
 /// A pass over the client table that forgets a backend's clients.

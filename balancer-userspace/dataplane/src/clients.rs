@@ -7,7 +7,7 @@
 //! that is found elsewhere has its slot flagged at once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,15 +21,9 @@ use balancer_common::{
     clock::Clock,
     map_types::{ALL_DOWN, NO_BACKEND},
 };
-use balancer_core::{
-    forgets::Forgets,
-    io::{BackendId, ServiceId},
-};
+use balancer_core::io::{BackendId, ServiceId};
 
 use super::{Forgotten, mapped::MappedArray, memory::Memory};
-
-/// An age above that of every client that is remembered, in ticks.
-const OLDEST: u16 = 16_000;
 
 /// The slots of one service in which some client is elsewhere.
 #[derive(Clone, Debug)]
@@ -148,12 +142,12 @@ impl KnownClients {
 }
 
 /// How long ago a client was seen, to a tick.
-fn seen(entry: Entry, now: u16, clock: Clock) -> Duration {
+pub(super) fn seen(entry: Entry, now: u16, clock: Clock) -> Duration {
     Duration::from_secs(u64::from(entry.age(now)) * u64::from(clock.tick_seconds))
 }
 
 /// Empties an entry, if it is `wanted`, however often a packet rewrites it meanwhile.
-fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<Entry> {
+pub(super) fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<Entry> {
     let empty = |raw| wanted(Entry(raw)).then_some(0);
     word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, empty).ok().map(Entry)
 }
@@ -167,7 +161,7 @@ fn count(entry: Entry, memory: &Memory) -> Forgotten {
 }
 
 /// Whether the live table sends a client that is not known any more to another backend.
-fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
+pub(super) fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
     let live = memory.table.get(slot(entry.0, memory.table.len() as u32) as usize).copied();
     live.is_some_and(|live| live != NO_BACKEND && live != ALL_DOWN && live != entry.backend())
 }
@@ -247,10 +241,11 @@ impl ClientTable {
         KnownClients { buckets: Arc::clone(&self.buckets), clocks: self.services.iter().map(of).collect() }
     }
 
-    pub(super) fn find(&self, hash: u64) -> Option<Entry> {
+    /// The entry of a client, and its index.
+    pub(super) fn find(&self, hash: u64) -> Option<(usize, Entry)> {
         let bucket = hash as usize & (self.buckets.len() - 1);
         let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
-        find(&Look(words), (hash >> 32) as u32).map(|(_, entry)| entry)
+        find(&Look(words), (hash >> 32) as u32).map(|(place, entry)| (bucket * BUCKET_ENTRIES + place, entry))
     }
 
     /// Looks at up to `words` entries. Where no slot of a service `is_flagged`, none is to be settled.
@@ -351,58 +346,6 @@ impl ClientTable {
             self.forgotten.backends.insert(backend.0, memory.swaps);
         }
         (sum, following)
-    }
-
-    /// Forgets whom a service `forgets`, by service, where it knew its clients by one memory and (unless it is gone) knows
-    /// them by another.
-    pub(super) fn forget_those(
-        &self,
-        whom: &HashMap<ServiceId, (Forgets, &Memory, Option<&Memory>)>,
-    ) -> Vec<(BackendId, Forgotten)> {
-        let mut forgotten: BTreeMap<u16, Forgotten> = BTreeMap::new();
-        for word in self.buckets.words() {
-            let entry = Entry(word.load(Ordering::Relaxed));
-            if entry.is_empty() {
-                continue;
-            }
-            let service = self.services.get(usize::from(entry.backend())).copied().flatten();
-            let Some((forgets, before, after)) = service.and_then(|service| whom.get(&service)) else { continue };
-            // Ages are written in ticks of the clock that there is.
-            let memory = after.filter(|after| after.clock.is_some()).unwrap_or(before);
-            let (Some(clock), Some(before)) = (memory.clock, before.clock) else { continue };
-            let is_known = |entry: Entry| {
-                let seen = seen(entry, memory.tick, clock);
-                let was_known = seen.as_secs() / u64::from(before.tick_seconds) <= u64::from(before.remember);
-                (forgets.includes(seen), was_known)
-            };
-            let same = |other: Entry| other.backend() == entry.backend() && is_known(other).0;
-            let Some(entry) = take(word, same).filter(|&entry| is_known(entry).1) else { continue };
-            let goes = match after {
-                Some(after) if forgets.table_says_where() => goes_elsewhere(entry, after),
-                Some(_) | None => true,
-            };
-            let of = forgotten.entry(entry.backend()).or_default();
-            of.clients += 1;
-            of.moved += u64::from(goes);
-        }
-        forgotten.into_iter().map(|(id, forgotten)| (BackendId(id), forgotten)).collect()
-    }
-
-    /// Writes the ages of a service's entries, which are in ticks of `old_seconds`, in ticks of `seconds`. An entry that
-    /// a packet has touched meanwhile has the age 0, which is the same in both.
-    pub(super) fn convert(&self, service: ServiceId, now: u16, old_seconds: u32, seconds: u32) {
-        for word in self.buckets.words() {
-            let raw = word.load(Ordering::Relaxed);
-            let entry = Entry(raw);
-            let of = self.services.get(usize::from(entry.backend())).copied().flatten();
-            if entry.is_empty() || of != Some(service) {
-                continue;
-            }
-            // Rounded down: nobody is forgotten early.
-            let age = u64::from(entry.age(now)) * u64::from(old_seconds) / u64::from(seconds);
-            let aged = entry.aged(u16::try_from(age).unwrap_or(u16::MAX).min(OLDEST), now);
-            let _ = word.compare_exchange(raw, aged.0, Ordering::Relaxed, Ordering::Relaxed);
-        }
     }
 
     fn begin(&mut self, services: &HashMap<ServiceId, Memory>) {

@@ -1,5 +1,6 @@
 //! The data path in the kernel: loads the program, attaches it, and writes its maps.
 
+mod rereading;
 mod start;
 
 use std::{
@@ -37,7 +38,7 @@ use ipnet::IpNet;
 use log::Log;
 
 use super::{
-    Dataplane, Forgotten, KnownClient,
+    Dataplane, Forgotten, KnownClient, Reread,
     attach::{Attacher, Attachment},
     backend_counters::BackendCounters,
     backends::Backends,
@@ -56,6 +57,7 @@ use super::{
     memory::Memory,
     pins::{Notes, Pins},
     redirects::RedirectErrors,
+    rereading::Rereading,
     rows,
     rules::RuleTable,
     seen::Seen,
@@ -87,6 +89,8 @@ pub struct KernelDataplane {
     settled: Option<Vec<ServiceSpec>>,
     /// The memory, as it was then, of services whose clocks were set since, or that are gone.
     former: HashMap<ServiceId, Memory>,
+    /// What is left to be done in the client table.
+    rereading: Option<Rereading>,
     pub(super) elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
     /// Before it is over packets may read the half of the directory that is not active.
@@ -130,6 +134,12 @@ impl KernelDataplane {
     #[must_use]
     pub const fn room_for_clients(&self) -> u32 {
         self.capacity.clients
+    }
+
+    /// Parts of a complete sweep.
+    #[must_use]
+    pub fn sweep_parts(&self) -> usize {
+        self.stickiness.clients.words().len().div_ceil(SWEEP_PART)
     }
 
     /// What outlives this process.
@@ -288,16 +298,6 @@ impl KernelDataplane {
         self.control.word64(0, offset_of!(Control, seen_salt)).store(salt, Ordering::Release);
         self.seen.clear();
     }
-
-    /// Has the ages of a service's clients in ticks of its new clock, and its row say for how long they are remembered.
-    fn convert(&mut self, service: ServiceId, before: Clock, clock: Clock) {
-        let Some(memory) = self.stickiness.memories.get(&service) else { return };
-        self.stickiness.clients.convert(service, memory.tick, before.tick_seconds, clock.tick_seconds);
-        if let Some(row) = self.stickiness.tables.row(service) {
-            let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
-            word.store(bytemuck::cast([clock.remember, rows::idle(clock)]), Ordering::Release);
-        }
-    }
 }
 
 impl Dataplane for KernelDataplane {
@@ -350,7 +350,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
-        let mut converted = Vec::new();
+        self.reread_all();
         // Clocks are set when nothing can fail any more.
         let mut memories = Vec::with_capacity(services.len());
         let mut service_rows = Vec::with_capacity(services.len());
@@ -361,9 +361,8 @@ impl Dataplane for KernelDataplane {
                 bail!("service {} has no table", spec.id.0)
             };
             let mut memory = memory.clone();
-            let retimed = memory.retime(spec, self.elapsed);
-            converted.extend(retimed.converted.map(|(before, clock)| (spec.id, before, clock)));
-            service_rows.push(rows::service(spec, table, retimed.published, memory.tick));
+            memory.retime(spec.clock(), self.elapsed);
+            service_rows.push(rows::service(spec, table, memory.published(), memory.tick));
             memories.push((spec.id, memory));
         }
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
@@ -431,30 +430,15 @@ impl Dataplane for KernelDataplane {
                 self.stickiness.flag_all(spec.id);
             }
         }
-        converted.into_iter().for_each(|(id, before, clock)| self.convert(id, before, clock));
         self.rules.keep(|id| listed.contains_key(&id), &self.kept)
     }
 
-    fn complete(&mut self) -> Vec<(BackendId, Forgotten)> {
-        let former = std::mem::take(&mut self.former);
-        let Some(settled) = self.settled.replace(self.directory.clone()) else { return Vec::new() };
-        let now: HashMap<ServiceId, &ServiceSpec> = self.directory.iter().map(|spec| (spec.id, spec)).collect();
-        let whom: HashMap<_, _> = settled
-            .iter()
-            .filter_map(|spec| {
-                let forgets = spec.forgets(now.get(&spec.id).copied())?;
-                let after = self.stickiness.memories.get(&spec.id);
-                Some((spec.id, (forgets, former.get(&spec.id).or(after)?, after)))
-            })
-            .collect();
-        if whom.is_empty() {
-            return Vec::new();
-        }
-        // A packet on its way may still record its client as before.
-        if let Some(published) = self.published {
-            self.grace_periods.wait(published);
-        }
-        self.stickiness.clients.forget_those(&whom)
+    fn complete(&mut self) {
+        self.begin_rereading();
+    }
+
+    fn reread(&mut self) -> Reread {
+        self.reread_part()
     }
 
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
@@ -526,16 +510,22 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
         self.advance(elapsed);
+        // Ages are not in ticks of their clocks yet.
+        if self.rereading.is_some() {
+            return None;
+        }
         self.stickiness.sweep(SWEEP_PART, |service| self.rules.pins(service))
     }
 
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
         let spec = self.directory.iter().find(|spec| spec.id == service)?;
-        let entry = self.stickiness.clients.find(rows::client_hash(spec, address)?)?;
-        self.stickiness.memories.get(&service)?.known(entry, self.elapsed)
+        let (index, entry) = self.stickiness.clients.find(rows::client_hash(spec, address)?)?;
+        let is_reread = self.rereading.as_ref().is_none_or(|rereading| rereading.has_read(index));
+        self.stickiness.memories.get(&service)?.known(entry, is_reread, self.elapsed)
     }
 
-    fn known_clients(&self) -> Option<KnownClients> {
+    fn known_clients(&mut self) -> Option<KnownClients> {
+        self.reread_all();
         let clocks: HashMap<ServiceId, (Clock, u16)> = self
             .stickiness
             .memories
@@ -546,6 +536,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten {
+        self.reread_all();
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let Some(hash) = spec.and_then(|spec| rows::client_hash(spec, address)) else { return Forgotten::default() };
         let forgotten = self.stickiness.forget(service, hash);
@@ -555,6 +546,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>) {
+        self.reread_all();
         let part = self.stickiness.forget_all(backend, from, SWEEP_PART);
         if part.1.is_none() {
             let salt = self.seen.next(self.elapsed);

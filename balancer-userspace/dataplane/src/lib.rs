@@ -31,6 +31,7 @@ pub mod privileges;
 mod redirects;
 mod regions;
 mod replaced;
+mod rereading;
 mod rows;
 mod rule_filter;
 mod rules;
@@ -88,6 +89,17 @@ pub struct Forgotten {
     pub moved: u64,
 }
 
+/// How far what a change leaves to be done in the client table has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reread {
+    /// Packets are on their way that may still record their clients as before; that is over in some milliseconds.
+    Waits,
+    /// There are more parts.
+    GoesOn,
+    /// Nothing is left; so many clients of backends were forgotten.
+    Ends(Vec<(BackendId, Forgotten)>),
+}
+
 /// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
 pub trait Dataplane {
     /// Writes a backend's row.
@@ -114,9 +126,13 @@ pub trait Dataplane {
     /// When a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
-    /// What was told is complete and stays. Forgets the clients that nobody can be known as any more since this was said
-    /// last, for their service is gone, hashes otherwise or remembers for a shorter time; gives how many, by backend.
-    fn complete(&mut self) -> Vec<(BackendId, Forgotten)>;
+    /// What was told is complete and stays. Clients that nobody can be known as any more since this was said last, for their
+    /// service is gone, hashes otherwise or remembers for a shorter time, are to be forgotten by [`reread`](Self::reread).
+    fn complete(&mut self);
+
+    /// Looks at the next part of the client table, about a millisecond's work, for what was last said to be complete. Who
+    /// publishes services before the end is not told of it.
+    fn reread(&mut self) -> Reread;
 
     /// Goes on with the clients and counters that an earlier controller left for these backends and listeners, and with the rules that
     /// it left for services that are `ruled`. What it left for others is forgotten.
@@ -184,7 +200,7 @@ pub trait Dataplane {
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient>;
 
     /// Every known client, to be looked at by another thread. `None`: no service remembers any.
-    fn known_clients(&self) -> Option<KnownClients>;
+    fn known_clients(&mut self) -> Option<KnownClients>;
 
     /// The client table.
     ///

@@ -122,6 +122,7 @@ impl KernelDataplane {
         changed: &HashMap<ServiceId, Vec<bool>>,
         mut newcomers: usize,
     ) -> Vec<Record> {
+        self.reread_all();
         let Self { stickiness: Stickiness { clients, memories, .. }, backends, sharing: Some(sharing), .. } = self
         else {
             return Vec::new();
@@ -143,7 +144,8 @@ impl KernelDataplane {
 
     /// Everything that is known, for a member that knows nothing.
     #[must_use]
-    pub fn dump_clients(&self, epoch: u32) -> Vec<Record> {
+    pub fn dump_clients(&mut self, epoch: u32) -> Vec<Record> {
+        self.reread_all();
         let Self { stickiness: Stickiness { clients, memories, .. }, backends, sharing: Some(sharing), .. } = self
         else {
             return Vec::new();
@@ -163,6 +165,7 @@ impl KernelDataplane {
 
     /// Takes over what another member tells, in `epoch`, by which these backends were `emptied`.
     pub fn import_clients(&mut self, told: &Told, epoch: u32, emptied: &Emptied) -> ImportedClients {
+        self.reread_all();
         let mut sum = ImportedClients::default();
         let Self { stickiness: Stickiness { clients, memories, tables, .. }, backends, sharing: Some(sharing), .. } =
             self

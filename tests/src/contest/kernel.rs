@@ -4,6 +4,8 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -16,7 +18,7 @@ use balancer_common::{
     verdict::{DropReason, Verdict},
 };
 use balancer_core::io::{BackendId, ListenerId, RuleSpec, ServiceId};
-use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers, Reread};
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};
 
@@ -213,6 +215,10 @@ impl Player for Kernel {
         }
         let specs: Vec<_> = scene.services.iter().map(|service| service.spec.clone()).collect();
         self.dataplane.publish_services(&specs)?;
+        self.dataplane.complete();
+        while !matches!(self.dataplane.reread(), Reread::Ends(_)) {
+            thread::sleep(Duration::from_micros(50));
+        }
         let counted = specs.iter().flat_map(|spec| &spec.listeners).filter(|of| of.counted);
         self.listeners = counted.map(|of| of.id).collect();
         self.scene = self.place(scene)?;

@@ -310,7 +310,7 @@ fn run(case: &Case) -> Result<()> {
     let before = world.counters()?;
 
     let mut known = 0;
-    world.dataplane().known_clients().into_iter().for_each(|clients| clients.for_each(|_, _| known += 1));
+    world.dataplane_mut().known_clients().into_iter().for_each(|clients| clients.for_each(|_, _| known += 1));
     let planned = world.plan(&file(case.with, new))?;
     let message = world.apply(&file(case.with, new))?;
     let of: Vec<&PlannedService> =

@@ -8,6 +8,7 @@ mod many_backends;
 mod memory;
 mod model;
 mod plan;
+mod rereading;
 mod samples;
 mod sharing;
 mod swaps;

@@ -23,10 +23,10 @@ fn admin(backend: &str, admin: Admin) -> Change {
     Change::SetAdmin { name: named(backend), admin, timeout: None }
 }
 
-fn plan(world: &World, change: Change) -> Result<PlannedService> {
+fn plan(world: &mut World, change: Change) -> Result<PlannedService> {
     let plan = world.controller().plan(change, Instant::now())?;
     let planned = plan.counted(|count| {
-        if let Some(clients) = world.dataplane().known_clients() {
+        if let Some(clients) = world.dataplane_mut().known_clients() {
             clients.for_each(count);
         }
     });
@@ -106,7 +106,7 @@ fn sequence(settings: &str) -> Result<()> {
     // Who is on the way elsewhere anyway is not the change's.
     connect_all(&mut world)?;
     world.checked("web1", &CheckOutcome::Hard("refused".to_owned()), 3)?;
-    let planned = plan(&world, Change::SetWeight { name: named("web2"), weight: 200 })?;
+    let planned = plan(&mut world, Change::SetWeight { name: named("web2"), weight: 200 })?;
     assert_eq!(planned.known_clients_moved, 0);
     // Nobody left: they would be dropped, or stay where they are.
     for backend in ["web2", "web3"] {

@@ -94,7 +94,7 @@ fn clients_of_one_balancer_are_kept_by_another_one_whose_table_says_otherwise() 
 fn a_dump_says_what_was_told() -> Result<()> {
     let mut first = member(false)?;
     let (_, mut told) = known(&mut first)?;
-    let mut dumped = first.world.dataplane().dump_clients(9);
+    let mut dumped = first.world.dataplane_mut().dump_clients(9);
     told.sort_by_key(|record| (record.bucket, record.tag));
     dumped.sort_by_key(|record| (record.bucket, record.tag));
     assert_eq!(dumped, told);
@@ -129,7 +129,7 @@ fn a_client_whose_bucket_is_full_goes_where_the_table_says() -> Result<()> {
     assert_eq!(imported, ImportedClients { new: BUCKET_ENTRIES as u64, ..ImportedClients::default() });
     assert_eq!(import(&mut second, &[record]), ImportedClients { full: 1, ..ImportedClients::default() });
     assert_ne!(second.connect_one(number)?, "web2");
-    let there = second.world.dataplane().dump_clients(3);
+    let there = second.world.dataplane_mut().dump_clients(3);
     assert!(others.iter().all(|other| there.contains(other)), "nobody was pushed out");
     let outside = Record { bucket: second.world.buckets()?, ..record };
     assert_eq!(import(&mut second, &[outside]), ImportedClients { outside: 1, ..ImportedClients::default() });
@@ -156,7 +156,7 @@ fn ages_are_told_and_sweeps_forget_by_them() -> Result<()> {
     let (homes, _) = known(&mut first)?;
     let at_web2 = homes.iter().filter(|home| *home == "web2").count() as u64;
     first.world.pass(40)?;
-    let records = first.world.dataplane().dump_clients(2);
+    let records = first.world.dataplane_mut().dump_clients(2);
     assert!(records.iter().all(|record| (39..=41).contains(&record.age)), "{:?}", records.first());
     assert_eq!(import(&mut second, &records).new, u64::from(CLIENTS));
     second.world.pass(15)?;

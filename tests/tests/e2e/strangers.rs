@@ -2,11 +2,16 @@
 //! `renamed_from` keeps them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use balancer_api::model::Applied;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{site::Site, users::Users};
+use balancer_tests::{binaries, site::Site, users::Users};
 
 const CLIENTS: u64 = 300;
 
@@ -118,4 +123,50 @@ fn a_renamed_service_and_backend_go_on_with_their_clients() {
     let applied = apply(&users.site, |text| text.replace("renamed_from = \"web\"\n", ""));
     assert_eq!(applied.services[0].forgotten_because.as_deref(), Some("it is hashed under another name"));
     assert!(applied.message.contains("300 known clients forgotten"), "{}", applied.message);
+}
+
+/// The client table of this one has 64 parts, so that something happens between two of them.
+#[test]
+fn what_meets_while_the_client_table_is_gone_through_is_all_done() {
+    let mut users = Users::new(Forwarding::Nat, |settings| {
+        settings.on_exit = "keep";
+        settings.remember = "10m";
+        settings.lines = "[client_table]\ncapacity = 4000000".to_owned();
+    });
+    users.site.cli(&["backend", "weight", "web/web1", "10"]).unwrap();
+    users.visit(1..=CLIENTS as u16);
+    let text = fs::read_to_string(users.site.config()).unwrap();
+    let file = |name: &str, remember: &str| {
+        let path = users.site.files().join(name);
+        fs::write(&path, text.replace("remember = \"10m\"", &format!("remember = \"{remember}\""))).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    // Ticks of 1, 22 and 633 seconds.
+    let files = [file("day.toml", "24h"), file("month.toml", "30d"), file("minutes.toml", "10m")];
+    let address = users.site.topology().client_address(balancer_tests::topology::Family::V4, 300).to_string();
+    thread::scope(|scope| {
+        let site = &users.site;
+        let applies = files.iter().map(|file| vec!["apply", file]);
+        let others = [vec!["backend", "weight", "web/web1", "100"], vec!["backend", "drain", "web/web3"]];
+        let asked = [vec!["client", "where", &address], vec!["apply", &files[0], "--dry-run"], vec!["status"]];
+        let commands: Vec<Vec<&str>> = applies.chain(others).chain(asked).collect();
+        let run = |command: Vec<_>| scope.spawn(move || site.cli(&command).unwrap());
+        let running: Vec<_> = commands.into_iter().map(run).collect();
+        running.into_iter().for_each(|command| drop(command.join().unwrap()));
+    });
+    users.nobody_moves("by three changes of remember, a weight and a drain at once");
+    assert_eq!(forgotten(&users.site, "web"), 0.0);
+
+    // Ended in the middle of it, one time or another.
+    for (round, file) in [&files[1], &files[0]].into_iter().cycle().take(6).enumerate() {
+        let mut command = Command::new(binaries::balancer().unwrap());
+        command.args(["apply", file, "--socket"]).arg(users.site.files().join("balancer.sock"));
+        let mut asking = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(40 + 25 * round as u64));
+        users.site.restart(|_| {}).unwrap();
+        asking.wait().unwrap();
+        users.nobody_moves(&format!("over end {round}, with another remember before and after"));
+    }
+    let applied = apply(&users.site, |text| text.replace("v4 = 32", "v4 = 31"));
+    assert!(applied.message.ends_with(", 300 known clients forgotten"), "{}", applied.message);
 }

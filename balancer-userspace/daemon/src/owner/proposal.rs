@@ -112,7 +112,7 @@ impl<D: Dataplane> Owner<D> {
     }
 
     /// Begins to work out what a change would move.
-    pub fn plan(&self, change: Change) -> Planning {
+    pub fn plan(&mut self, change: Change) -> Planning {
         Planning {
             controller: self.controller.clone(),
             change,

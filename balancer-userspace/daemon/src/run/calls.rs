@@ -125,11 +125,14 @@ pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, re
     }
     match (name, before) {
         (Some(name), Some(before)) if changed.is_ok() && owner.waits_for_next_hop(&name) => {
-            joining.0.push(Join { name, before, uid, until: Instant::now() + FIRST_NEXT_HOPS, reply });
+            joining.joins.push(Join { name, before, uid, until: Instant::now() + FIRST_NEXT_HOPS, reply });
         }
-        _ => {
-            let _ = reply.send(changed);
-        }
+        _ => match changed.transpose() {
+            Some(changed) => {
+                let _ = reply.send(changed);
+            }
+            None => joining.forgetting.push_back(reply),
+        },
     }
 }
 
@@ -150,10 +153,14 @@ pub(super) fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDe
     }
 }
 
-/// Backends that were added and wait for their next hops. The answer to whoever added one waits with it, so that it says
-/// what has come of it.
+/// Changes that are made, and whose answers wait so that they say what has come of them.
 #[derive(Default)]
-pub(super) struct Joining(Vec<Join>);
+pub(super) struct Joining {
+    /// Backends that were added and wait for their next hops.
+    joins: Vec<Join>,
+    /// Whoever made changes whose clients are being forgotten, in the order made.
+    forgetting: VecDeque<oneshot::Sender<Result<Changed, Refused>>>,
+}
 
 struct Join {
     name: BackendName,
@@ -165,15 +172,20 @@ struct Join {
 
 impl Joining {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.0.iter().map(|join| join.until).min()
+        self.joins.iter().map(|join| join.until).min()
     }
 
     /// Answers those whose wait, or whose time, is over.
-    pub(super) fn answer(&mut self, owner: &Owner<KernelDataplane>) {
+    pub(super) fn answer(&mut self, owner: &mut Owner<KernelDataplane>) {
+        while let Some(changed) = owner.take_told() {
+            if let Some(reply) = self.forgetting.pop_front() {
+                let _ = reply.send(Ok(changed));
+            }
+        }
         let now = Instant::now();
-        for join in std::mem::take(&mut self.0) {
+        for join in std::mem::take(&mut self.joins) {
             if owner.waits_for_next_hop(&join.name) && now < join.until {
-                self.0.push(join);
+                self.joins.push(join);
             } else {
                 let _ = join.reply.send(Ok(owner.added(&join.name, join.before, join.uid)));
             }

@@ -45,8 +45,10 @@ use crate::{
 
 /// Events that may wait for the controller; whoever has more to say waits.
 pub(super) const EVENTS: usize = 1024;
-/// How often a part of the client table is swept.
+/// How often a part of the client table is swept, at least.
 const SWEEP: Duration = Duration::from_millis(250);
+/// How long a sweep of the whole takes, about, at most.
+const SWEEP_ALL: Duration = Duration::from_secs(8);
 
 /// Everything that serves. What is dropped goes in the order of the fields.
 pub(super) struct Running {
@@ -99,10 +101,11 @@ impl Running {
         let mut waiting = Vec::new();
         let mut passes = VecDeque::new();
         let mut foreseeing = JoinSet::new();
-        let mut sweep = interval(SWEEP);
+        let parts = u32::try_from(owner.dataplane().sweep_parts()).unwrap_or(u32::MAX);
+        let mut sweep = interval(SWEEP.min(SWEEP_ALL / parts.max(1)));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let deadline = owner.next_deadline();
+            let (deadline, rereads) = (owner.next_deadline(), owner.rereads_at());
             tokio::select! {
                 biased;
                 () = manager.keep_alive_due() => manager.keep_alive(),
@@ -142,7 +145,6 @@ impl Running {
                         Leaving::look(leaving, owner);
                     }
                 }
-                () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
                 Ok(()) = devices.changed() => {
                     let known = devices.borrow_and_update().clone();
                     if let Err(error) = owner.dataplane().set_devices(&known) {
@@ -150,6 +152,9 @@ impl Running {
                     }
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
+                // Ready for as long as something is left, and so the last.
+                () = until(rereads) => owner.reread(),
+                () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
             }
             // One after the other, as there may be many tables to make and few processors.
             if foreseeing.is_empty()
@@ -241,6 +246,8 @@ async fn heard(fleet: &mut Option<Fleet>) -> Input {
 
 async fn until(deadline: Option<Instant>) {
     match deadline {
+        // A timer's ticks are of a millisecond.
+        Some(deadline) if deadline <= Instant::now() => {}
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
     }

@@ -17,14 +17,16 @@ impl Shutdown {
     pub(super) async fn finish(self) -> anyhow::Result<()> {
         let Self { running, end } = self;
         // What is not named here goes last.
-        let Running { manager, keeper, history, reloads, watching, telling, api, host, owner, calls, fleet, .. } =
-            running;
+        let Running {
+            manager, keeper, history, reloads, watching, telling, api, host, mut owner, calls, fleet, ..
+        } = running;
         if let End::Failed(ended) = &end {
             history.warn(&format!("{ended}: this process is of no use without it"));
         }
         if let Some(fleet) = fleet {
             fleet.leave().await;
         }
+        owner.reread_all();
         keeper.finish(&owner).await;
         manager.stopping("leaving");
         let leave = host.wanted().keep;

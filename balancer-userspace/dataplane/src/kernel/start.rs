@@ -123,6 +123,7 @@ impl KernelDataplane {
             directory: Vec::new(),
             settled: None,
             former: HashMap::new(),
+            rereading: None,
             elapsed: kept.elapsed_before(),
             grace_periods,
             published: None,

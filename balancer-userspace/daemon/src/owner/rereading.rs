@@ -1,0 +1,110 @@
+//! What a change leaves to be done in the client table, a part at a time between other things: whoever made it hears of it
+//! at the end, with how many clients were forgotten.
+
+use std::{collections::HashSet, thread, time::Duration};
+
+use balancer_api::model::Changed;
+use balancer_core::{
+    io::{Moved, ServiceId, ServiceSpec},
+    report,
+};
+use balancer_dataplane::{Dataplane, Reread};
+use balancer_model::{names::BackendName, words::counted};
+use tokio::time::Instant;
+
+use super::Owner;
+
+/// What is left of the last change.
+pub(super) struct Rereading {
+    /// Every directory that was replaced.
+    pub(super) before: Vec<ServiceSpec>,
+    /// What is told at the end.
+    pub(super) report: Option<Report>,
+    /// When to go on.
+    pub(super) at: Instant,
+}
+
+/// How often it is asked whether packets on their way have left.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A change that was made.
+pub(super) struct Report {
+    pub(super) message: String,
+    pub(super) about: Option<BackendName>,
+    pub(super) uid: Option<u32>,
+    pub(super) moves: Moved,
+    /// Whether the history is told as well.
+    pub(super) is_event: bool,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// When to go on with what a change leaves to be done in the client table, if there is something.
+    pub fn rereads_at(&self) -> Option<Instant> {
+        self.rereading.as_ref().map(|rereading| rereading.at)
+    }
+
+    /// Goes on with it, by about a millisecond's work.
+    pub fn reread(&mut self) {
+        let Some(rereading) = &mut self.rereading else { return };
+        let forgotten = match self.dataplane.reread() {
+            Reread::Waits => {
+                rereading.at = Instant::now() + PAUSE;
+                return;
+            }
+            Reread::GoesOn => return,
+            Reread::Ends(forgotten) => forgotten,
+        };
+        let Some(Rereading { before, report, .. }) = self.rereading.take() else { return };
+        self.forgotten = forgotten.iter().map(|(_, forgotten)| forgotten.clients).sum();
+        for (backend, forgotten) in forgotten {
+            let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
+            if let Some(service) = heir(service, &before, &self.held.services) {
+                self.count_forgotten(service, name, forgotten.moved);
+            }
+        }
+        let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
+        self.owners.retain(|_, (service, _)| listed.contains(service));
+        self.departed.retain(&listed);
+        self.repeated_moves.retain(|service, _| listed.contains(service));
+        if let Some(report) = report {
+            let told = self.tell(report);
+            self.told.push_back(told);
+        }
+    }
+
+    /// Does all that is left.
+    pub fn reread_all(&mut self) {
+        while let Some(at) = self.rereads_at() {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            self.reread();
+        }
+    }
+
+    /// What the next change has come to of those whose clients were forgotten part by part, in the order made.
+    pub fn take_told(&mut self) -> Option<Changed> {
+        self.told.pop_front()
+    }
+
+    pub(super) fn tell(&mut self, report: Report) -> Changed {
+        let Report { mut message, about, uid, moves, is_event } = report;
+        message += &report::clients_forgotten(std::mem::take(&mut self.forgotten));
+        if let Some(leaving) = moves.known_clients {
+            message += &format!(", {} moved", counted(leaving as usize, "known client"));
+        }
+        if is_event {
+            self.events.change(about.as_ref(), &message, uid, Some(moves));
+        }
+        Changed { message }
+    }
+}
+
+/// The service that the clients of `service` come to now: itself, or who has its address. `None`: there is nobody.
+fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Option<ServiceId> {
+    if now.iter().any(|spec| spec.id == service) {
+        return Some(service);
+    }
+    let old = before.iter().find(|spec| spec.id == service)?;
+    let listens = |spec: &ServiceSpec, at| spec.listeners.iter().any(|other| other.listener == at);
+    let same = |spec: &&ServiceSpec| old.listeners.iter().any(|old| listens(spec, old.listener));
+    now.iter().find(same).map(|spec| spec.id)
+}
