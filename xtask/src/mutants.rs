@@ -52,6 +52,8 @@ enum Finder {
     Contention,
     /// Packets against the controller, in orders that a scheduler chooses.
     Races,
+    /// What happens between two parts of a pass over the client table that a change needs.
+    Rereading,
     /// What is looked at of a configuration that shares services with a valid one, against a look at everything.
     Valid,
 }
@@ -64,9 +66,10 @@ impl Finder {
             "merge" => Ok(Self::Merge),
             "contention" => Ok(Self::Contention),
             "races" => Ok(Self::Races),
+            "rereading" => Ok(Self::Rereading),
             "valid" => Ok(Self::Valid),
             _ => bail!(
-                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\" or \"valid\""
+                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\", \"rereading\" or \"valid\""
             ),
         }
     }
@@ -77,6 +80,7 @@ impl Finder {
             Self::Core => ["--package=balancer-core", "--lib", "model_test::"],
             Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
+            Self::Rereading => ["--package=balancer-tests", "--test=dataplane", "rereading::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace)::/)"],
             Self::Valid => ["--package=balancer-model", "--lib", "--filterset=test(/(validate|pieces)::/)"],
         }

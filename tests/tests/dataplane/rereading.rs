@@ -106,6 +106,14 @@ fn who_is_too_old_is_forgotten_in_parts_and_who_comes_meanwhile_is_not() -> Resu
     }
     assert_eq!(moved, elsewhere);
     nobody_moves(&mut world, &homes, (0..CLIENTS).step_by(2).chain(back.iter().copied()))?;
+
+    // From now on a minute is a minute for packets as well; of eight parts of the table one is swept.
+    world.wait(90);
+    let mut elsewhere = 0;
+    for number in (0..CLIENTS).step_by(2) {
+        elsewhere += u32::from(world.connect(client(number))? != homes[&number]);
+    }
+    assert!(elsewhere > CLIENTS / 10, "only {elsewhere} clients that were not seen for 90 s went by the table");
     Ok(())
 }
 
