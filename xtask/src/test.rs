@@ -1,6 +1,7 @@
 //! `cargo xtask test`.
 
 use std::{
+    env,
     fs::{self, File},
     num::NonZero,
     path::{Path, PathBuf},
@@ -45,11 +46,14 @@ pub(crate) fn build() -> Result<Tests> {
 impl Tests {
     /// Runs them all.
     pub(crate) fn run(&self) -> Result<()> {
+        const AT_ONCE: &str = "NEXTEST_TEST_THREADS";
         let mut command = cargo();
         command.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&self.programs);
-        // They wait more than they compute.
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        command.env("NEXTEST_TEST_THREADS", (processors + processors.div_ceil(2)).to_string());
+        if env::var_os(AT_ONCE).is_none() {
+            // They wait more than they compute.
+            let processors = thread::available_parallelism().map_or(1, NonZero::get);
+            command.env(AT_ONCE, (processors + processors.div_ceil(2)).to_string());
+        }
         run(command.arg("--cargo-metadata").arg(&self.packages))
     }
 }
