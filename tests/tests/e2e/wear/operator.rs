@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
+    net::SocketAddr,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ use balancer_api::model::{AddBackend, SetAdmin};
 use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     faults::Faults,
-    site::{PATIENCE, Site},
+    site::{PATIENCE, PORT, Site},
 };
 use fastrand::Rng;
 
@@ -28,6 +29,11 @@ pub(super) const DRAIN: Duration = Duration::from_secs(3);
 const FEWEST: usize = 2;
 /// The wall clock is wrong by two days at most.
 const JUMP: i64 = 2 * 86_400;
+
+/// With ticks of one second and of 22, so that ages are written anew.
+const REMEMBER: [&str; 3] = ["300s", "2h", "24h"];
+/// Where no client comes to. For datagrams, as `nat` could not tell connections to it from those to the other port.
+const SPARE_PORT: u16 = 8081;
 
 /// What was granted, and must hold from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +57,8 @@ pub(super) struct Operator<'a> {
     /// Backends that are there.
     wanted: BTreeMap<u16, Wanted>,
     failed: BTreeMap<u16, Fault>,
+    /// Whether the service listens on one more port.
+    listens: bool,
     disk_is_well: bool,
     pub(super) deeds: BTreeMap<&'static str, u64>,
 }
@@ -63,7 +71,8 @@ impl<'a> Operator<'a> {
     pub(super) fn new(site: &'a mut Site, faults: &'a Faults, rng: Rng) -> Self {
         let wanted = (1..=BACKENDS).map(|number| (number, Wanted { weight: 100, ready: true })).collect();
         let history = History::default();
-        Self { site, faults, rng, history, wanted, failed: BTreeMap::new(), disk_is_well: true, deeds: BTreeMap::new() }
+        let (failed, deeds) = (BTreeMap::new(), BTreeMap::new());
+        Self { site, faults, rng, history, wanted, failed, listens: false, disk_is_well: true, deeds }
     }
 
     fn note(&mut self, kind: &'static str, what: String) {
@@ -74,7 +83,7 @@ impl<'a> Operator<'a> {
     /// Does something.
     pub(super) fn act(&mut self) -> Result<()> {
         let number = self.rng.u16(1..=BACKENDS);
-        match self.rng.u32(0..20) {
+        match self.rng.u32(0..23) {
             0..=2 => self.weigh(number),
             3 | 4 => self.drain(number),
             5 => self.remove(number),
@@ -89,6 +98,8 @@ impl<'a> Operator<'a> {
             16 => self.apply(),
             17 => self.wear_the_disk(),
             18 => self.turn_the_clock(),
+            19 | 20 => self.remember(),
+            21 => self.listen(),
             _ => self.flood(),
         }
     }
@@ -190,7 +201,9 @@ impl<'a> Operator<'a> {
 
     /// A name can be given again once the backend that had it has gone.
     fn add(&mut self, number: u16) -> Result<()> {
-        let address = self.site.backend_address(FAMILY, number).to_string();
+        let at = self.site.backend_address(FAMILY, number);
+        // Only `nat` changes ports.
+        let address = if at.port() == PORT { at.ip().to_string() } else { at.to_string() };
         let backend =
             AddBackend { name: format!("web{number}"), address, address6: None, weight: Some(100), backup: false };
         let gone = Instant::now() + PATIENCE;
@@ -302,6 +315,27 @@ impl<'a> Operator<'a> {
         if self.made("apply", result)? { self.look_at_the_state() } else { Ok(()) }
     }
 
+    /// Another file, in which everybody is remembered for long enough; what was changed at run time stays.
+    fn remember(&mut self) -> Result<()> {
+        let remember = self.rng.choice(REMEMBER).unwrap_or(REMEMBER[0]);
+        self.note("changes of remember", format!("apply remember = {remember}"));
+        let result = self.site.apply(|settings| settings.remember = remember).map(drop);
+        if self.made("apply", result)? { self.look_at_the_state() } else { Ok(()) }
+    }
+
+    fn listen(&mut self) -> Result<()> {
+        let verb = if self.listens { "remove" } else { "add" };
+        let what = format!("listen {verb} {SPARE_PORT}");
+        self.note("listeners", what.clone());
+        let listener = format!("{}/udp", SocketAddr::new(self.site.topology().vip(FAMILY), SPARE_PORT));
+        let result = self.site.cli(&["service", "listen", verb, "web", &listener]).map(drop);
+        if self.made(&what, result)? {
+            self.listens = !self.listens;
+            self.look_at_the_state()?;
+        }
+        Ok(())
+    }
+
     fn wear_the_disk(&mut self) -> Result<()> {
         if !self.disk_is_well {
             return self.mend_the_disk();
@@ -365,6 +399,12 @@ impl<'a> Operator<'a> {
             if is != Some(*wanted) {
                 let _infallible = writeln!(wrong, "{name} is {is:?}, and {wanted:?} was granted");
             }
+        }
+        let listeners = status.services.iter().flat_map(|service| &service.listeners);
+        let listens = listeners.filter(|of| of.listener.contains(&format!(":{SPARE_PORT}/"))).count();
+        if listens != usize::from(self.listens) {
+            let _infallible =
+                writeln!(wrong, "it listens on port {SPARE_PORT} {listens} times; granted: {}", self.listens);
         }
         if wrong.is_empty() {
             return Ok(());
