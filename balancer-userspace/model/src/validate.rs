@@ -603,6 +603,13 @@ mod tests {
         let text = "nat could not tell the tcp replies of a/b (10.0.0.1:80) and every/b (10.0.0.1:0) apart; give one of them \
                     another address or port";
         assert_eq!(refusal(&[a("10.0.0.1:80"), every("198.51.100.11")]), text);
+
+        // Whichever of the two is known to be valid.
+        for known in [a("10.0.0.1:80"), every("198.51.100.11")] {
+            let known = Valid::new(shared(vec![known])).unwrap();
+            let both = [a("10.0.0.1:80"), every("198.51.100.11")].map(Arc::new);
+            assert_eq!(services(&both, &known).unwrap_err().to_string(), text);
+        }
     }
 
     prop_compose! {

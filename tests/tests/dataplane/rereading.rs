@@ -1,7 +1,7 @@
 //! What a change of `remember` leaves to be done in the client table, part by part: what happens between two parts finds
 //! known clients where they were, as old as they are.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use balancer_common::verdict::MoveCause;
@@ -95,6 +95,11 @@ fn who_is_too_old_is_forgotten_in_parts_and_who_comes_meanwhile_is_not() -> Resu
     let old: Vec<u32> = (0..CLIENTS).filter(|number| number % 2 == 1).collect();
     let shown: Vec<u32> = old.iter().copied().filter(|&number| world.seen(client(number)).is_some()).collect();
     assert!(shown.is_empty(), "too old for a minute, and shown as known: {shown:?}");
+    // Nobody is swept by ages in the wrong unit.
+    for _ in 0..2 * PARTS {
+        assert!(!world.wait(0), "a sweep has ended");
+        thread::sleep(Duration::from_millis(1));
+    }
     let (back, gone) = old.split_at(100);
     nobody_moves(&mut world, &homes, back.iter().copied())?;
     while !world.reread() {}
