@@ -56,6 +56,8 @@ impl<D: Dataplane> Owner<D> {
         };
         let Some(Rereading { before, report, .. }) = self.rereading.take() else { return };
         self.forgotten = forgotten.iter().map(|(_, forgotten)| forgotten.clients).sum();
+        // So that a restart goes on with what is counted.
+        self.changed |= !forgotten.is_empty();
         for (backend, forgotten) in forgotten {
             let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
             if let Some(service) = heir(service, &before, &self.held.services) {
