@@ -3,14 +3,12 @@
 use anyhow::Result;
 
 use crate::{
-    command::{installed, program, root, run},
+    command::{program, root, run},
     setup::mdbook,
 };
 
 /// Makes HTML of the book.
 pub(crate) fn book() -> Result<()> {
-    if !installed("mdbook") {
-        mdbook()?;
-    }
+    mdbook()?;
     run(program("mdbook").arg("build").arg(root().join("docs")))
 }

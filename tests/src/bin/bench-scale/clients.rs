@@ -2,7 +2,6 @@
 //! others wait meanwhile.
 
 use std::{
-    fs,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -17,7 +16,7 @@ use balancer_api::{
 use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 use balancer_tests::report::document::Series;
 
-use super::{PATIENCE, Site, timed, times};
+use super::{PATIENCE, Site, machine::map_ids, timed, times};
 
 /// What is changed to and fro, with ticks of other lengths.
 pub(super) const REMEMBER: [&str; 2] = ["3h", "30d"];
@@ -88,10 +87,7 @@ fn meanwhile<T>(api: &Client, what: impl FnOnce() -> Result<T>) -> Result<(T, Du
 }
 
 fn client_table(pid: u32) -> Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
-        let id = text.lines().find_map(|line| line.strip_prefix("map_id:")?.trim().parse().ok());
-        let Some(id) = id else { continue };
+    for id in map_ids(pid)? {
         if MapInfo::from_id(id)?.name_as_str() == Some("CLIENTS") {
             return Ok(Map::Array(MapData::from_id(id)?).try_into()?);
         }

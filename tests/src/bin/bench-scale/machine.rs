@@ -1,6 +1,6 @@
 //! What a process holds.
 
-use std::fs;
+use std::{collections::BTreeMap, fs, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
@@ -14,15 +14,21 @@ pub(super) fn resident(pid: u32) -> Result<u64> {
 
 /// Bytes that the kernel holds for the BPF maps that the process has open.
 pub(super) fn maps(pid: u32) -> Result<u64> {
-    let mut maps = std::collections::BTreeMap::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
-        let number = |key: &str| -> Option<u64> {
-            text.lines().find_map(|line| line.strip_prefix(key))?.trim_start_matches(':').trim().parse().ok()
-        };
-        if let (Some(id), Some(bytes)) = (number("map_id"), number("memlock")) {
-            maps.insert(id, bytes);
-        }
-    }
+    let maps: BTreeMap<u32, u64> =
+        descriptors(pid)?.filter_map(|text| Some((number(&text, "map_id")?, number(&text, "memlock")?))).collect();
     Ok(maps.values().sum())
+}
+
+/// The ids of the BPF maps that the process has open; some of them more than once.
+pub(super) fn map_ids(pid: u32) -> Result<impl Iterator<Item = u32>> {
+    Ok(descriptors(pid)?.filter_map(|text| number(&text, "map_id")))
+}
+
+/// What the kernel tells of each open descriptor.
+fn descriptors(pid: u32) -> Result<impl Iterator<Item = String>> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok()))
+}
+
+fn number<T: FromStr>(text: &str, key: &str) -> Option<T> {
+    text.lines().find_map(|line| line.strip_prefix(key))?.trim_start_matches(':').trim().parse().ok()
 }

@@ -14,7 +14,7 @@ use balancer_api::model::{AddBackend, SetAdmin};
 use balancer_model::{names::BackendName, states::Admin};
 use balancer_tests::{
     faults::Faults,
-    site::{PATIENCE, PORT, Site},
+    site::{PATIENCE, PORT, Settings, Site},
 };
 use fastrand::Rng;
 
@@ -311,7 +311,11 @@ impl<'a> Operator<'a> {
     /// The file as it is: what was changed at run time stays.
     fn apply(&mut self) -> Result<()> {
         self.note("applies", "apply the same file".to_owned());
-        let result = self.site.apply(|_| {}).map(drop);
+        self.apply_with(|_| {})
+    }
+
+    fn apply_with(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
+        let result = self.site.apply(adapt).map(drop);
         if self.made("apply", result)? { self.look_at_the_state() } else { Ok(()) }
     }
 
@@ -319,8 +323,7 @@ impl<'a> Operator<'a> {
     fn remember(&mut self) -> Result<()> {
         let remember = self.rng.choice(REMEMBER).unwrap_or(REMEMBER[0]);
         self.note("changes of remember", format!("apply remember = {remember}"));
-        let result = self.site.apply(|settings| settings.remember = remember).map(drop);
-        if self.made("apply", result)? { self.look_at_the_state() } else { Ok(()) }
+        self.apply_with(|settings| settings.remember = remember)
     }
 
     fn listen(&mut self) -> Result<()> {
