@@ -37,32 +37,36 @@ fn build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The live table after one backend has failed.
+/// The live table after one backend has failed, and after half of them have.
 fn failure(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("failure");
     for backends in BACKENDS {
         let names = names(backends);
-        let without = |down: u16| -> Vec<Candidate<'_>> {
+        let without = |down: &dyn Fn(u16) -> bool| -> Vec<Candidate<'_>> {
             (0..backends)
                 .zip(&names)
                 .map(|(n, name)| Candidate {
                     member: Member { id: n + 1, name, weight: 100 },
                     backup: false,
                     maint: false,
-                    takes_new: n != down,
+                    takes_new: !down(n),
                     step: None,
                 })
                 .collect()
         };
         // In turn, so that each failure is another one than the last.
-        let failures = [without(0), without(1)];
-        let mut builder = Builder::default();
-        group.bench_with_input(BenchmarkId::from_parameter(backends), &failures, |bencher, failures| {
-            let mut turn = failures.iter().cycle();
-            bencher.iter(|| {
-                turn.next().map(|candidates| builder.live(black_box(candidates), WhenAllDown::Open, (SLOTS, KEY), &[]))
+        let one = [without(&|n| n == 0), without(&|n| n == 1)];
+        let half = [without(&|n| n % 2 == 0), without(&|n| n % 2 == 1)];
+        for (label, failures) in [("one", one), ("half", half)] {
+            let mut builder = Builder::default();
+            group.bench_with_input(BenchmarkId::new(label, backends), &failures, |bencher, failures| {
+                let mut turn = failures.iter().cycle();
+                bencher.iter(|| {
+                    turn.next()
+                        .map(|candidates| builder.live(black_box(candidates), WhenAllDown::Open, (SLOTS, KEY), &[]))
+                });
             });
-        });
+        }
     }
     group.finish();
 }

@@ -32,6 +32,7 @@ pub mod top;
 mod ids;
 mod next_hops;
 pub mod report;
+mod succession;
 
 #[cfg(test)]
 mod controller_test;

@@ -13,11 +13,17 @@
 //! - The last √M free slots, which would take most of the draws, go by rank instead: each turn takes the slot with the
 //!   smallest `mix` of backend and slot (`Preference::best`).
 //!
+//! A slot's *runner-up* is the first backend whose draw fell on it when another had it already. It would mostly have had the slot
+//! if that other had not been there, so this is known without a table for each backend that may go.
+//!
 //! A table is a function of the set of (name, weight), of M and of the key. Ids only label the result.
 
 use std::{collections::BTreeMap, hash::Hasher as _};
 
-use balancer_common::client::{HashKey, slot};
+use balancer_common::{
+    client::{HashKey, slot},
+    map_types::NO_BACKEND,
+};
 use siphasher::sip::SipHasher24;
 
 /// A backend of a table.
@@ -31,11 +37,20 @@ pub struct Member<'a> {
     pub weight: u16,
 }
 
-/// The lookup table of `members`: `table_size` ids. `None` if no member has a weight.
+/// A lookup table of M slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// M ids.
+    pub slots: Vec<u16>,
+    /// M ids, none of them the slot's own; `NO_BACKEND`: no other one's draw fell on the slot.
+    pub runners_up: Vec<u16>,
+}
+
+/// The lookup table of `members`, with `table_size` slots. `None` if no member has a weight.
 ///
 /// The order of `members` does not matter. Each gets its exact share `M·w/Σw`, rounded up or down.
 #[must_use]
-pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Vec<u16>> {
+pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Table> {
     let mut members: Vec<&Member<'_>> = members.iter().filter(|member| member.weight > 0).collect();
     if members.is_empty() {
         return None;
@@ -45,28 +60,58 @@ pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Ve
     let mut preferences: Vec<Preference> =
         members.iter().map(|member| Preference::new(member.name, table_size, key)).collect();
 
-    let mut table = vec![0; table_size as usize];
-    let mut taken = Bitmap::new(table_size);
+    let mut filling = Filling::new(table_size);
     let mut free = table_size;
     let few = table_size.isqrt();
     let mut rest = Vec::new();
     turns(&apportion(&weights, table_size), |index| {
         let (Some(preference), Some(member)) = (preferences.get_mut(index), members.get(index)) else { return };
         let slot = if free > few {
-            preference.draw(&taken, table_size)
+            preference.draw(member.id, &mut filling)
         } else {
             if rest.is_empty() {
-                rest = (0..table_size).filter(|&slot| !taken.contains(slot)).collect();
+                rest = filling.taken.others(table_size);
             }
             preference.best(&mut rest)
         };
-        taken.insert(slot);
+        filling.take(slot, member.id);
         free -= 1;
-        if let Some(entry) = table.get_mut(slot as usize) {
-            *entry = member.id;
-        }
     });
-    Some(table)
+    Some(filling.table())
+}
+
+/// A table that is being filled.
+struct Filling {
+    /// Whose a slot is, and its runner-up.
+    entries: Vec<(u16, u16)>,
+    taken: Bitmap,
+}
+
+impl Filling {
+    fn new(table_size: u32) -> Self {
+        Self { entries: vec![(NO_BACKEND, NO_BACKEND); table_size as usize], taken: Bitmap::new(table_size) }
+    }
+
+    fn take(&mut self, slot: u32, id: u16) {
+        self.taken.insert(slot);
+        if let Some((taker, _)) = self.entries.get_mut(slot as usize) {
+            *taker = id;
+        }
+    }
+
+    /// A draw of `id` has fallen on a slot that is taken. Written whatever it was, as no processor could predict a branch.
+    #[inline(always)]
+    fn lose(&mut self, slot: u32, id: u16) {
+        if let Some((taker, runner_up)) = self.entries.get_mut(slot as usize) {
+            let is_first = (*runner_up == NO_BACKEND) & (*taker != id);
+            *runner_up |= id * u16::from(is_first);
+        }
+    }
+
+    fn table(self) -> Table {
+        let (slots, runners_up) = self.entries.into_iter().unzip();
+        Table { slots, runners_up }
+    }
 }
 
 /// How many of `slots` slots each of `weights` gets: `slots·w/Σw` rounded down, and the slots left over one each to the
@@ -135,22 +180,18 @@ struct Preference {
 
 impl Preference {
     fn new(name: &str, table_size: u32, key: HashKey) -> Self {
-        let hash = |purpose: u8| {
-            let mut hasher = SipHasher24::new_with_keys(key.k0, key.k1);
-            hasher.write(&[purpose]);
-            hasher.write(name.as_bytes());
-            hasher.finish()
-        };
-        let offset = hash(0);
-        Self { offset, skip: hash(1) | 1, position: offset, next: slot(mix(offset), table_size) }
+        let [offset, skip] = [0, 1].map(|purpose| hash(key, purpose, name));
+        Self { offset, skip: skip | 1, position: offset, next: slot(mix(offset), table_size) }
     }
 
-    /// The first draw from here on that is not taken.
+    /// The first draw of the backend `id` from here on that is not taken.
     #[inline]
-    fn draw(&mut self, taken: &Bitmap, table_size: u32) -> u32 {
+    fn draw(&mut self, id: u16, filling: &mut Filling) -> u32 {
+        let table_size = filling.entries.len() as u32;
         let mut free = self.next;
         let mut position = self.position;
-        while taken.contains(free) {
+        while filling.taken.contains(free) {
+            filling.lose(free, id);
             position = position.wrapping_add(self.skip);
             free = slot(mix(position), table_size);
         }
@@ -169,9 +210,17 @@ impl Preference {
     }
 }
 
+/// SipHash-2-4 of what a hash is for and of a name.
+pub(crate) fn hash(key: HashKey, purpose: u8, name: &str) -> u64 {
+    let mut hasher = SipHasher24::new_with_keys(key.k0, key.k1);
+    hasher.write(&[purpose]);
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}
+
 /// Folds a 128-bit product into 64 pseudo-random bits, as wyrand does with its counter (Wang Yi, "wyhash").
 #[inline(always)]
-const fn mix(counter: u64) -> u64 {
+pub(crate) const fn mix(counter: u64) -> u64 {
     let product = counter as u128 * (counter ^ 0x8bb8_4b93_962e_acc9) as u128;
     (product >> 64) as u64 ^ product as u64
 }
@@ -187,6 +236,12 @@ impl Bitmap {
     #[inline(always)]
     fn contains(&self, slot: u32) -> bool {
         self.0.get((slot / 64) as usize).is_some_and(|word| word >> (slot % 64) & 1 != 0)
+    }
+
+    /// The slots below `slots` that it has not.
+    fn others(&self, slots: u32) -> Vec<u32> {
+        let words = (0..).step_by(64).zip(&self.0).filter(|&(_, word)| *word != u64::MAX);
+        words.flat_map(|(first, _)| first..first + 64).filter(|&slot| slot < slots && !self.contains(slot)).collect()
     }
 
     #[inline(always)]
@@ -235,22 +290,30 @@ mod tests {
     }
 
     /// The same tables by the definition: no bitmap, no draws ahead, every preference list from its start.
-    fn by_definition(members: &[Member<'_>], table_size: u32, key: HashKey) -> Vec<u16> {
+    fn by_definition(members: &[Member<'_>], table_size: u32, key: HashKey) -> Table {
         let mut members = members.to_vec();
         members.sort_by_key(|member| member.name);
         let weights: Vec<u16> = members.iter().map(|member| member.weight).collect();
         let mut free: BTreeSet<u32> = (0..table_size).collect();
-        let mut table = vec![0; table_size as usize];
+        let none = vec![NO_BACKEND; table_size as usize];
+        let mut table = Table { slots: none.clone(), runners_up: none };
         turns(&apportion(&weights, table_size), |index| {
             let Preference { offset, skip, .. } = Preference::new(members[index].name, table_size, key);
             let at = |j: u64| offset.wrapping_add(skip.wrapping_mul(j));
             let chosen = if free.len() as u32 > table_size.isqrt() {
-                (0..).map(|j| slot(mix(at(j)), table_size)).find(|slot| free.contains(slot)).unwrap()
+                let draws = || (0..).map(|j| slot(mix(at(j)), table_size));
+                let chosen = draws().find(|slot| free.contains(slot)).unwrap();
+                for slot in draws().take_while(|&slot| slot != chosen).map(|slot| slot as usize) {
+                    if table.slots[slot] != members[index].id && table.runners_up[slot] == NO_BACKEND {
+                        table.runners_up[slot] = members[index].id;
+                    }
+                }
+                chosen
             } else {
                 *free.iter().min_by_key(|&&slot| mix(!at(u64::from(slot)))).unwrap()
             };
             free.remove(&chosen);
-            table[chosen as usize] = members[index].id;
+            table.slots[chosen as usize] = members[index].id;
         });
         table
     }
@@ -269,7 +332,7 @@ mod tests {
         for (weights, expected) in cases {
             let named: Weights =
                 weights.iter().enumerate().map(|(index, &weight)| (format!("web{index}"), weight)).collect();
-            let counts = counts(&table(&members(&named), M, HashKey { k0: 3, k1: 4 }).unwrap());
+            let counts = counts(&table(&members(&named), M, HashKey { k0: 3, k1: 4 }).unwrap().slots);
             let counts: Vec<u32> = (1..).zip(weights).map(|(id, _)| counts[&id]).collect();
             assert_eq!(counts, expected, "{weights:?}");
         }
@@ -279,7 +342,7 @@ mod tests {
     fn more_backends_than_slots_leave_some_without() {
         let names: Weights = (0..12).map(|n| (format!("web{n}"), 1)).collect();
         let table = table(&members(&names), 7, HashKey { k0: 3, k1: 4 }).unwrap();
-        assert_eq!(counts(&table).len(), 7);
+        assert_eq!(counts(&table.slots).len(), 7);
     }
 
     #[test]
@@ -293,7 +356,21 @@ mod tests {
         // Any other table means that an upgraded balancer steers clients elsewhere than the rest of its fleet.
         let weights = [("web1".to_owned(), 1), ("web2".to_owned(), 2), ("web3".to_owned(), 1)];
         let table = table(&members(&weights), 13, HashKey { k0: 3, k1: 4 }).unwrap();
-        assert_eq!(table, [3, 3, 3, 2, 2, 1, 2, 2, 2, 1, 2, 1, 2]);
+        assert_eq!(table.slots, [3, 3, 3, 2, 2, 1, 2, 2, 2, 1, 2, 1, 2]);
+        assert_eq!(table.runners_up, [0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_runner_up_mostly_has_the_slot_when_its_backend_is_gone() {
+        for count in [3u16, 10, 60] {
+            let names: Weights = (0..count).map(|n| (format!("web{n}"), 100)).collect();
+            let all = members(&names);
+            let with = table(&all, M, HashKey { k0: 3, k1: 4 }).unwrap();
+            let without = table(&all[1..], M, HashKey { k0: 3, k1: 4 }).unwrap();
+            let its: Vec<usize> = (0..M as usize).filter(|&slot| with.slots[slot] == 1).collect();
+            let right = its.iter().filter(|&&slot| with.runners_up[slot] == without.slots[slot]).count();
+            assert!(right * 100 >= its.len() * 92, "{right} of {} for {count} backends", its.len());
+        }
     }
 
     #[test]
@@ -302,7 +379,7 @@ mod tests {
         let key = HashKey { k0: 3, k1: 4 };
         let table = table(&members(&weights), M, key).unwrap();
         let clients: Vec<u16> =
-            (0..20_000u32).map(|n| table[slot(hash_v4(key, (0x0a00_0000 + n).to_be()), M) as usize]).collect();
+            (0..20_000u32).map(|n| table.slots[slot(hash_v4(key, (0x0a00_0000 + n).to_be()), M) as usize]).collect();
         for (id, count) in counts(&clients) {
             assert!(count.abs_diff(5_000) <= 250, "backend {id} has {count} of 20,000 clients");
         }
@@ -334,7 +411,7 @@ mod tests {
             let total: u64 = weights.iter().map(|&(_, weight)| u64::from(weight)).sum();
             prop_assume!(total > 0);
             let members = members(&weights);
-            let counts = counts(&table(&members, M, key).unwrap());
+            let counts = counts(&table(&members, M, key).unwrap().slots);
             prop_assert_eq!(counts.values().sum::<u32>(), M);
             for member in members {
                 let count = u64::from(counts.get(&member.id).copied().unwrap_or(0));
@@ -362,7 +439,7 @@ mod tests {
             let five = members(&weights);
             let added = five[added.index(5)];
             let four: Vec<Member<'_>> = five.iter().copied().filter(|member| member.id != added.id).collect();
-            let (before, after) = (table(&four, M, key).unwrap(), table(&five, M, key).unwrap());
+            let [before, after] = [&four, &five].map(|members| table(members, M, key).unwrap().slots);
             let moved = before.iter().zip(&after).filter(|(old, new)| old != new).count() as f64 / f64::from(M);
             let needless = before.iter().zip(&after).filter(|&(old, &new)| *old != new && new != added.id).count();
             prop_assert!((0.17..=0.23).contains(&moved), "{} of the slots moved", moved);

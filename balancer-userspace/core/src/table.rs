@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! base = Maglev(configured backends, by name and weight)
-//! live = base, with the slots of backends that are not steered to refilled from Maglev(those that are), same slot
+//! live = base, with the slots of backends that are not steered to gone to their successors among those that are
 //! ```
 //!
-//! A backend that starts slowly has only so many of every [`STEPS`] slots of its own; the others are refilled from those
+//! A backend that starts slowly has only so many of every [`STEPS`] slots of its own; the others go to those
 //! that do not start slowly. So each step moves slots to it, and none between others or back.
 //!
 //! So a live table is a function of (configured backends, steered-to backends, M, key), without history: balancers with
-//! the same view agree, a failure or a drain moves no slot that a healthy backend has in the base table, and a return
+//! the same view agree, a failure or a drain moves the slots of that backend alone, and a return
 //! restores the table exactly. Backups have a base table of their own, used when no primary takes new clients.
 
 use std::{
@@ -23,7 +23,10 @@ use balancer_common::{
 };
 use balancer_model::config::WhenAllDown;
 
-use crate::maglev::{self, Member};
+use crate::{
+    maglev::{self, Member},
+    succession::Succession,
+};
 
 /// How many steps a slow start has; with the last one it is over.
 pub const STEPS: u8 = 10;
@@ -75,12 +78,23 @@ pub struct Live {
 }
 
 /// Builds the live tables of one service. Keeps the base tables, which change only when the configuration does, and the
-/// last table that slots were refilled from.
+/// last table that slots without a successor were given from. A slot keeps its owner as long as that is steered to, so it goes on
+/// from the last live table where backends have only gone since.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     primaries: Base,
     backups: Base,
-    refill: Base,
+    remnant: Base,
+    last: Option<Last>,
+}
+
+/// A live table in which nobody starts slowly, and each slot has a successor.
+#[derive(Clone, Debug)]
+struct Last {
+    base: Arc<[u16]>,
+    /// In ascending order.
+    steered: Vec<u16>,
+    slots: Arc<[u16]>,
 }
 
 impl Builder {
@@ -110,27 +124,31 @@ impl Builder {
         let step = |candidate: &Candidate<'_>| candidate.step.filter(|_| settled).unwrap_or(STEPS);
         let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
         let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
-        let mut slots = Arc::clone(&base.slots);
         let heirs: Vec<Member<'_>> = steered
             .iter()
             .filter(|candidate| candidate.step.is_none() || !settled)
             .map(|candidate| candidate.member)
             .collect();
+        let last = self.last.take().filter(|last| heirs.len() == steered.len() && last.precedes(&base.slots, &shares));
+        let mut slots = last.map_or_else(|| Arc::clone(&base.slots), |last| last.slots);
         if heirs.len() < configured.len() {
-            self.refill.update(&heirs, (table_size, key), made);
-            // By id: how many of every ten slots stay, and the next one's place in its ten.
-            let mut stays = vec![(0, 0); usize::from(u16::MAX) + 1];
-            for candidate in &steered {
-                if let Some((steps, _)) = stays.get_mut(usize::from(candidate.member.id)) {
-                    *steps = step(candidate);
+            let mut all_have_successors = true;
+            let steps = steered.iter().map(|candidate| (candidate.member.id, step(candidate)));
+            let mut rows = Rows::new(&configured, &heirs, steps);
+            let succession = Succession::new(&base.slots, &base.runners_up, key);
+            for (index, slot) in Arc::make_mut(&mut slots).iter_mut().enumerate() {
+                if rows.keeps(*slot) {
+                    continue;
                 }
+                *slot = succession.first(index, |id| rows.is_heir(id)).unwrap_or_else(|| {
+                    all_have_successors = false;
+                    self.remnant.update(&heirs, (table_size, key), made);
+                    self.remnant.slots.get(index).copied().unwrap_or(NO_BACKEND)
+                });
             }
-            for (slot, &substitute) in Arc::make_mut(&mut slots).iter_mut().zip(&*self.refill.slots) {
-                let Some((steps, place)) = stays.get_mut(usize::from(*slot)) else { continue };
-                if *place >= *steps {
-                    *slot = substitute;
-                }
-                *place = (*place + 1) % STEPS;
+            if all_have_successors && heirs.len() == steered.len() {
+                let (base, steered) = (Arc::clone(&base.slots), shares.keys().copied().collect());
+                self.last = Some(Last { base, steered, slots: Arc::clone(&slots) });
             }
         }
         Live { footing, shares, slots, home }
@@ -139,7 +157,7 @@ impl Builder {
     /// What it has made and would make again if it had to.
     #[must_use]
     pub fn made(&self) -> Vec<Made> {
-        let made = [&self.primaries, &self.backups, &self.refill].into_iter().filter(|base| base.of.is_some());
+        let made = [&self.primaries, &self.backups, &self.remnant].into_iter().filter(|base| base.of.is_some());
         made.map(|base| Made(base.clone())).collect()
     }
 }
@@ -150,6 +168,7 @@ pub struct Made(Base);
 
 impl Made {
     /// Whether it is this very table, of which there is one.
+    #[cfg(test)]
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0.slots, &other.0.slots)
     }
@@ -160,6 +179,7 @@ impl Made {
 struct Base {
     of: Option<Arc<Ingredients>>,
     slots: Arc<[u16]>,
+    runners_up: Arc<[u16]>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -180,11 +200,73 @@ impl Base {
         }
         *self = match made.iter().map(|Made(base)| base).find(|base| is_so(base)) {
             Some(base) => base.clone(),
-            None => Self {
-                slots: maglev::table(members, table_size, key).unwrap_or_default().into(),
-                of: Some(Arc::new(of)),
-            },
+            None => {
+                let (slots, runners_up) = maglev::table(members, table_size, key)
+                    .map_or_else(Default::default, |table| (table.slots.into(), table.runners_up.into()));
+                Self { of: Some(Arc::new(of)), slots, runners_up }
+            }
         };
+    }
+}
+
+impl Last {
+    /// Whether of those that were steered to some have gone since, and nobody has come.
+    fn precedes(&self, base: &Arc<[u16]>, shares: &Shares) -> bool {
+        Arc::ptr_eq(&self.base, base) && shares.keys().all(|id| self.steered.binary_search(id).is_ok())
+    }
+}
+
+/// What a live table asks of backends for each slot, by id from the least on: of the many that there may be a service has few.
+struct Rows {
+    least: u16,
+    rows: Vec<Row>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Row {
+    /// How many of every [`STEPS`] of its slots it keeps.
+    steps: u8,
+    /// The next slot's place among these.
+    place: u8,
+    is_heir: bool,
+}
+
+impl Rows {
+    fn new(configured: &[Member<'_>], heirs: &[Member<'_>], steps: impl Iterator<Item = (u16, u8)>) -> Self {
+        let ids = || configured.iter().map(|member| member.id);
+        let (least, most) = (ids().min().unwrap_or(0), ids().max().unwrap_or(0));
+        let mut all = Self { least, rows: vec![Row::default(); usize::from(most - least) + 1] };
+        for (id, steps) in steps {
+            all.row(id).into_iter().for_each(|row| row.steps = steps);
+        }
+        for heir in heirs {
+            all.row(heir.id).into_iter().for_each(|row| row.is_heir = true);
+        }
+        all
+    }
+
+    #[inline(always)]
+    fn row(&mut self, id: u16) -> Option<&mut Row> {
+        self.rows.get_mut(usize::from(id.checked_sub(self.least)?))
+    }
+
+    /// Whether a backend keeps the next of its slots.
+    #[inline(always)]
+    fn keeps(&mut self, id: u16) -> bool {
+        let Some(row) = self.row(id) else { return true };
+        // So that most slots wait for none before them.
+        if row.steps == 0 || row.steps == STEPS {
+            return row.steps != 0;
+        }
+        let keeps = row.place < row.steps;
+        row.place = (row.place + 1) % STEPS;
+        keeps
+    }
+
+    #[inline(always)]
+    fn is_heir(&self, id: u16) -> bool {
+        let row = id.checked_sub(self.least).and_then(|index| self.rows.get(usize::from(index)));
+        row.is_some_and(|row| row.is_heir)
     }
 }
 
@@ -373,14 +455,71 @@ mod tests {
         let mut set = candidates(&names);
         let mut builder = Builder::default();
         builder.live(&set, WhenAllDown::Open, (M, KEY), &[]);
-        set[1].takes_new = false;
+        set[0].member.weight = 1;
         let mut other = builder.clone();
         other.live(&set, WhenAllDown::Open, (M, KEY), &[]);
         builder.live(&set, WhenAllDown::Open, (M, KEY), &other.made());
-        assert!(Arc::ptr_eq(&builder.refill.slots, &other.refill.slots));
-        set[0].member.weight = 1;
+        assert!(Arc::ptr_eq(&builder.primaries.slots, &other.primaries.slots));
+        set[0].member.weight = 2;
         builder.live(&set, WhenAllDown::Open, (M, KEY), &other.made());
-        assert!(!Arc::ptr_eq(&builder.refill.slots, &other.refill.slots));
+        assert!(!Arc::ptr_eq(&builder.primaries.slots, &other.primaries.slots));
+    }
+
+    #[test]
+    fn whoever_is_left_alone_has_everything() {
+        let names = names(200);
+        let mut set = candidates(&names);
+        for candidate in &mut set[1..] {
+            candidate.takes_new = false;
+        }
+        assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);
+        // It has no slot of the base table that anybody could draw.
+        set[0].member.weight = 1;
+        set[1..].iter_mut().for_each(|candidate| candidate.member.weight = u16::MAX);
+        assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);
+    }
+
+    #[test]
+    fn among_few_that_are_left_there_is_no_history_either() {
+        let names = names(40);
+        let mut set = candidates(&names);
+        let mut builder = Builder::default();
+        for left in [4, 2, 3, 1, 5, 4] {
+            for (index, candidate) in set.iter_mut().enumerate() {
+                candidate.takes_new = index < left;
+            }
+            assert_eq!(builder.live(&set, WhenAllDown::Open, (M, KEY), &[]), live(&set, M, KEY), "{left} left");
+        }
+    }
+
+    #[test]
+    fn the_removal_of_one_that_is_away_moves_hardly_anything() {
+        for count in [3, 4, 10] {
+            let names = names(count);
+            let mut set = candidates(&names);
+            set[1].takes_new = false;
+            let away = live(&set, 65_537, KEY);
+            set.remove(1);
+            let gone = live(&set, 65_537, KEY);
+            let moves = Moves::between(&away.slots, &away.shares, &gone.slots, &gone.shares);
+            assert!(moves.total() < 65_537 / 50, "{} slots of {count} backends", moves.total());
+        }
+    }
+
+    #[test]
+    fn slots_of_many_are_taken_over_in_proportion_to_weights() {
+        let names = names(40);
+        let mut set = candidates(&names);
+        for (index, candidate) in set.iter_mut().enumerate() {
+            candidate.member.weight = if index % 4 < 2 { 100 } else { 300 };
+            candidate.takes_new = index % 2 == 0;
+        }
+        let live = live(&set, 65_537, KEY);
+        for candidate in set.iter().filter(|candidate| candidate.takes_new) {
+            let has = live.slots.iter().filter(|&&id| id == candidate.member.id).count() as f64;
+            let due = 65_537.0 * f64::from(candidate.member.weight) / f64::from(10 * 100 + 10 * 300);
+            assert!((has / due - 1.0).abs() < 0.1, "{has} slots, {due} would be in proportion");
+        }
     }
 
     #[test]
@@ -465,6 +604,25 @@ mod tests {
                 candidate.takes_new = true;
             }
             prop_assert_eq!(builder.live(&set, WhenAllDown::Open, (M, KEY), &[]), all);
+        }
+
+        #[test]
+        fn with_half_of_them_left_a_failure_and_a_return_move_no_slot_between_others(
+            count in 2usize..40, away in prop::collection::vec(any::<Index>(), 0..20), which in any::<Index>()
+        ) {
+            let names = names(count);
+            let mut set = candidates(&names);
+            let which = which.index(count);
+            for index in away.into_iter().take(count / 2 - 1).map(|index| index.index(count)) {
+                set[index].takes_new = index == which;
+            }
+            let up = live(&set, M, KEY);
+            set[which].takes_new = false;
+            let down = live(&set, M, KEY);
+            let failed = set[which].member.id;
+            for (before, after) in up.slots.iter().zip(&*down.slots) {
+                prop_assert!(before == after || *before == failed);
+            }
         }
 
         #[test]

@@ -22,7 +22,7 @@ use balancer_common::{
     verdict::{CauseIndex, MOVE_COUNTERS, MoveCause},
 };
 use balancer_core::{
-    controller::{Controller, Doubts, Foresight, Services},
+    controller::{Controller, Foresight, Services},
     held::Held,
     io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
     last_changes::LastChanges,
@@ -248,16 +248,6 @@ impl<D: Dataplane> Owner<D> {
             error!("{error:#}; writing the whole state again");
             self.resync();
         }
-    }
-
-    /// Backends that have begun to fail since this was asked last, or no longer do.
-    pub fn take_doubts(&mut self) -> Option<Doubts> {
-        self.controller.take_doubts()
-    }
-
-    /// Has these tables for backends that go on failing.
-    pub fn foresee(&mut self, foresight: Foresight) {
-        self.controller.foresee(foresight);
     }
 
     /// The core.

@@ -160,8 +160,10 @@ fn of_many_services_there_is_an_overview_and_a_page_each() {
     let site = site_beside("3h", 6);
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
     assert_readable(&browser, URL);
-    let shown = browser.text("[id='row-web']").unwrap();
-    assert!(shown.contains("3 of 3 up") && shown.contains("60"), "{shown}");
+    wait_for("all known clients to be counted", || {
+        let shown = browser.text("[id='row-web']").unwrap();
+        shown.contains("3 of 3 up") && shown.contains("60")
+    });
     assert!(browser.text("[id='row-crowd5']").unwrap().contains("10 of 10 up"));
     browser.run("document.querySelector('[id=\"row-web\"] a').click()").unwrap();
     wait_for("the service's page", || browser.text("h2").is_ok_and(|heading| heading == "web"));

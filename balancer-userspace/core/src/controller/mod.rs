@@ -46,9 +46,9 @@ use crate::{
     service::{Backend, Service},
 };
 
-use self::{foresight::Foreseen, sizes::Sizes};
+use self::sizes::Sizes;
 pub use self::{
-    foresight::{Doubts, Foresight},
+    foresight::Foresight,
     services::{Iter, Services},
 };
 
@@ -81,7 +81,7 @@ pub struct Controller {
     last_check: CheckNumber,
     /// Who decides what the backends' standing is.
     role: Role,
-    foreseen: Foreseen,
+    foreseen: Foresight,
 }
 
 /// A removed backend whose row and id are still needed: its known clients have not all come back.
@@ -154,7 +154,7 @@ impl Controller {
             gone: Vec::new(),
             last_check: CheckNumber::default(),
             role: Role::default(),
-            foreseen: Foreseen::default(),
+            foreseen: Foresight::default(),
         }
     }
 
@@ -516,13 +516,7 @@ impl Controller {
         let &id = self.owners.get(&backend)?;
         let service = self.services.with_id_mut(id)?;
         let index = service.position(backend)?;
-        let is_doubtful = |service: &Service| service.backends().get(index).is_some_and(Backend::is_doubtful);
-        let before = is_doubtful(service);
-        let news = service.record(index, ended, &self.hops, now);
-        if is_doubtful(service) != before {
-            self.foreseen.doubt(id);
-        }
-        news.then_some(id)
+        service.record(index, ended, &self.hops, now).then_some(id)
     }
 
     fn services_with(&self, wanted: impl Fn(&Backend) -> bool) -> Vec<ServiceId> {

@@ -19,11 +19,6 @@ impl Services {
         self.0.iter().map(AsRef::as_ref)
     }
 
-    /// The one with this id, to be shared.
-    pub(super) fn shared_with_id(&self, id: ServiceId) -> Option<&Arc<Service>> {
-        self.0.get(self.place(id)?)
-    }
-
     /// All, to be shared.
     pub(super) fn shared(&self) -> slice::Iter<'_, Arc<Service>> {
         self.0.iter()

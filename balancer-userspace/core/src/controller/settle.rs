@@ -63,10 +63,7 @@ impl Controller {
             |id: ServiceId| published.iter().flat_map(|specs| specs.iter()).any(|spec: &ServiceSpec| spec.id == id);
         for service in services.those_mut(&concerned) {
             tell_checks(service, last_check, &mut commands);
-            let refreshed = service.refresh(hops, now, &foreseen.of(service.id()));
-            if service.has_doubts() {
-                foreseen.doubt(service.id());
-            }
+            let refreshed = service.refresh(hops, now, foreseen.of(service.id()));
             tell_rows(service, hops, &mut commands);
             if refreshed.swap {
                 commands.swap(service, is_published(service.id()));
@@ -96,7 +93,6 @@ impl Controller {
             let specs: Vec<ServiceSpec> = services.iter().map(Service::spec).collect();
             let before = published.replace(Arc::new(specs.clone()));
             commands.publish(before.as_deref().map_or(&[], Vec::as_slice), specs);
-            foreseen.keep(|id| services.with_id(id).is_some());
         }
 
         for backend in &mut removed {

@@ -285,11 +285,11 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         assert!(home.is_none() || config.remember.is_zero());
         return;
     };
-    let told = home.as_deref() == Some(&*base).filter(|_| !backup);
+    let told = home.as_deref() == Some(&*base.slots).filter(|_| !backup);
     assert!(told || config.remember.is_zero(), "not the base table: {home:?}");
     let total: u64 = configured.iter().map(|member| u64::from(member.weight)).sum();
     let mut shares: HashMap<u16, u64> = HashMap::new();
-    base.iter().for_each(|&id| *shares.entry(id).or_default() += 1);
+    base.slots.iter().for_each(|&id| *shares.entry(id).or_default() += 1);
     for member in &configured {
         let slots = shares.get(&member.id).copied().unwrap_or(0);
         let due = u64::from(service.table_size()) * u64::from(member.weight);
@@ -297,11 +297,11 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     }
     if backends.iter().any(|backend| eligible.contains(&backend.id().0) && slow(backend)) {
         assert!(table.iter().all(|id| eligible.contains(id)), "{counts:?}, not {eligible:?}");
+        let stays =
+            |id: u16| backends.iter().any(|backend| backend.id().0 == id && eligible.contains(&id) && !slow(backend));
+        assert!(base.slots.iter().zip(&**table).all(|(base, live)| base == live || !stays(*base)));
         return;
     }
-    let refill =
-        plain_maglev::table(&members(&|backend| eligible.contains(&backend.id().0)), service.table_size(), key);
-    for ((&base, &refill), &live) in base.iter().zip(&refill.unwrap()).zip(&**table) {
-        assert_eq!(live, if eligible.contains(&base) { base } else { refill });
-    }
+    let left = members(&|backend| eligible.contains(&backend.id().0));
+    assert_eq!(&**table, plain_maglev::left(&base, &left, key));
 }

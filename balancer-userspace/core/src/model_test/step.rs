@@ -34,8 +34,6 @@ pub(super) enum Step {
     Wait(Duration),
     /// One of the commands that the next change or event comes to fails.
     Fail(Index),
-    /// Tables that were begun to be made for backends that may fail are ready.
-    Foresee,
     Restart,
 }
 
@@ -105,7 +103,6 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Sweep),
         3 => (1u64..60).prop_map(|seconds| Step::Wait(Duration::from_secs(seconds))),
         4 => index().prop_map(Step::Fail),
-        6 => Just(Step::Foresee),
         1 => Just(Step::Restart),
     ]
 }

@@ -1,7 +1,7 @@
 //! A controller, its data plane, and time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant, UNIX_EPOCH},
 };
@@ -26,7 +26,7 @@ use super::{
     step::{Edit, Step},
 };
 use crate::{
-    controller::{Controller, Doubts, Foresight},
+    controller::{Controller, Foresight},
     fixture::next_hop,
     io::{BackendId, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused, ServiceId},
     merge::merge,
@@ -91,8 +91,6 @@ pub(super) struct World {
     /// Which of the next commands that can fail does.
     failing: Option<Index>,
     disk: Disk,
-    /// Tables that are being made for backends that may fail.
-    foreseeing: VecDeque<Doubts>,
 }
 
 impl World {
@@ -105,8 +103,8 @@ impl World {
         }
         let disk = Disk::new(&controller, now);
         let drains = Drains::default();
-        let (file, foreseeing) = (Valid::new(shared(services())).unwrap(), VecDeque::new());
-        let mut world = Self { controller, plane, drains, file, now, failing: None, disk, foreseeing };
+        let file = Valid::new(shared(services())).unwrap();
+        let mut world = Self { controller, plane, drains, file, now, failing: None, disk };
         world.look();
         world
     }
@@ -115,14 +113,6 @@ impl World {
         self.drains.follow(&self.controller, &self.plane, self.now);
         inspect(&self.controller, &self.plane, &self.drains, self.now);
         self.disk.write(&self.controller, self.now);
-        self.foreseeing.extend(self.controller.take_doubts());
-    }
-
-    /// Tables of some time ago are ready.
-    fn foresee(&mut self) {
-        if let Some(doubts) = self.foreseeing.pop_front() {
-            self.controller.foresee(doubts.resolve());
-        }
     }
 
     /// The tables that a copy makes for a change.
@@ -143,7 +133,6 @@ impl World {
         let pause = if deadline.is_some_and(|at| at <= self.now + minute) { Duration::ZERO } else { minute };
         self.now += pause;
         let clocks = Clocks { now: self.now, wall: clocks.wall + pause };
-        self.foreseeing.clear();
         let restored = serde_json::from_str(&text).unwrap();
         assert_eq!(restored, state);
         let file = Config { services: self.file.clone(), ..config(Vec::new()) };
@@ -556,7 +545,6 @@ impl World {
             }
             Step::Wait(time) => self.pass(time),
             Step::Fail(place) => self.failing = Some(place),
-            Step::Foresee => self.foresee(),
             Step::Restart => self.restart(),
         }
         self.look();

@@ -248,11 +248,6 @@ impl Backend {
         self.steered
     }
 
-    /// Whether it takes new clients, and has begun to fail.
-    pub(crate) fn is_doubtful(&self) -> bool {
-        self.steered && self.health().failing().is_some()
-    }
-
     /// Whether rules may pin clients to it: its weight, and whether a backup is needed, do not matter then.
     #[must_use]
     pub fn takes_pinned(&self) -> bool {

@@ -1,8 +1,8 @@
-//! A service's lookup tables: those that it has, and those that it would have.
+//! A service's lookup tables.
 
 use balancer_model::{renames::Named as _, states::Admin};
 
-use super::{Backend, Service};
+use super::Service;
 use crate::{
     maglev::Member,
     next_hops::NextHops,
@@ -32,39 +32,6 @@ impl Service {
         let candidates: Vec<Candidate<'_>> = candidates.collect();
         let slots = self.settings.table_size.slots(candidates.len());
         builder.live(&candidates, self.settings.when_all_down, (slots, self.table_key), made)
-    }
-
-    /// Whether a backend that takes new clients has begun to fail.
-    pub(crate) fn has_doubts(&self) -> bool {
-        self.backends.iter().any(Backend::is_doubtful)
-    }
-
-    /// Of every backend whether it takes new clients, for [`Self::made_for`]: if one backend that has begun to fail does not,
-    /// for the first `alone` of them in the order of their next checks; and if none of them does.
-    pub(crate) fn takes_new_without_doubtful(&self, alone: usize, hops: &NextHops) -> Vec<Vec<Option<bool>>> {
-        let mut doubtful: Vec<&Backend> = self.backends.iter().filter(|backend| backend.is_doubtful()).collect();
-        doubtful.sort_by_key(|backend| backend.last_check().map(|check| check.ended));
-        let without = |fails: &dyn Fn(&Backend) -> bool| {
-            self.counted(self.backends.iter().map(|backend| backend.takes_pinned() && !fails(backend)), hops)
-        };
-        let alone = if doubtful.len() > 1 { alone } else { 0 };
-        let next = doubtful.iter().take(alone).map(|next| without(&|backend| backend.id == next.id));
-        next.chain([without(&Backend::is_doubtful)]).collect()
-    }
-
-    /// The tables that it would have in each of these cases, of which some may be `made` already.
-    pub(crate) fn made_for(&self, cases: &[Vec<Option<bool>>], made: &[Made]) -> Vec<Made> {
-        let mut builder = self.builder.clone();
-        let mut all: Vec<Made> = Vec::new();
-        for takes_new in cases {
-            let _ = self.build(&mut builder, takes_new, made);
-            for new in builder.made() {
-                if !all.iter().any(|known| known.is(&new)) {
-                    all.push(new);
-                }
-            }
-        }
-        all
     }
 
     /// The tables that it has made.

@@ -19,7 +19,6 @@ use balancer_model::config::StatisticsConfig;
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
-    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::warn;
@@ -100,7 +99,6 @@ impl Running {
         let mut leaving: Option<Leaving> = None;
         let mut waiting = Vec::new();
         let mut passes = VecDeque::new();
-        let mut foreseeing = JoinSet::new();
         let parts = u32::try_from(owner.dataplane().sweep_parts()).unwrap_or(u32::MAX);
         let mut sweep = interval(SWEEP.min(SWEEP_ALL / parts.max(1)));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,7 +119,6 @@ impl Running {
                     }
                 }
                 ended = self.endings.next() => return End::Failed(ended),
-                Some(Ok(foresight)) = foreseeing.join_next() => owner.foresee(foresight),
                 1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
                 () = until(deadline) => owner.handle(Event::Tick),
                 () = until(joining.next_deadline()) => {}
@@ -155,12 +152,6 @@ impl Running {
                 // Ready for as long as something is left, and so the last.
                 () = until(rereads) => owner.reread(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
-            }
-            // One after the other, as there may be many tables to make and few processors.
-            if foreseeing.is_empty()
-                && let Some(doubts) = owner.take_doubts()
-            {
-                foreseeing.spawn_blocking(|| doubts.resolve());
             }
             joining.answer(owner);
             if let Some(fleet) = fleet {

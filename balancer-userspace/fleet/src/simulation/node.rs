@@ -287,9 +287,6 @@ impl Node {
         }));
         let commands = self.controller.handle_all(events, self.clocks(now).now);
         self.carry_out(commands);
-        if let Some(doubts) = self.controller.take_doubts() {
-            self.controller.foresee(doubts.resolve());
-        }
         let ballot = self.ballot_now();
         if ballot == self.ballot {
             return Vec::new();

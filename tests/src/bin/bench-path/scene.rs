@@ -186,7 +186,7 @@ fn table(service: usize, shift: u16) -> Result<Arc<[u16]>> {
             weight: 1,
         })
         .collect();
-    Ok(maglev::table(&members, TABLE_SIZE, KEY).context("no table")?.into())
+    Ok(maglev::table(&members, TABLE_SIZE, KEY).context("no table")?.slots.into())
 }
 
 fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, ifindex: u32) -> Result<ServiceSpec> {
