@@ -17,6 +17,7 @@ pub mod last_changes;
 pub mod locate;
 pub mod maglev;
 pub mod merge;
+pub mod moves;
 pub mod plan;
 pub mod ratios;
 pub mod readiness;
@@ -29,6 +30,7 @@ pub mod state;
 pub mod table;
 pub mod top;
 
+mod by_id;
 mod ids;
 mod next_hops;
 pub mod report;

@@ -22,9 +22,9 @@ use crate::{
     controller::Controller,
     forgets::Forgets,
     io::{Change, Command, Event, NextHop, Refused, ServiceId},
+    moves::Moves,
     report,
     service::{Backend, Service},
-    table::Moves,
 };
 
 /// What a change would do.

@@ -10,7 +10,8 @@ use balancer_model::{
 
 use crate::{
     io::{Moved, Report, ReportLevel},
-    table::{Footing, Moves},
+    moves::Moves,
+    table::Footing,
 };
 
 /// What a change moved: `13,107 of 65,537 slots moved, 215 needless`.

@@ -1,4 +1,4 @@
-//! Live tables: who is steered to now, and what a change moves.
+//! Live tables: who is steered to now.
 //!
 //! ```text
 //! base = Maglev(configured backends, by name and weight)
@@ -12,10 +12,7 @@
 //! the same view agree, a failure or a drain moves the slots of that backend alone, and a return
 //! restores the table exactly. Backups have a base table of their own, used when no primary takes new clients.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use balancer_common::{
     client::HashKey,
@@ -24,6 +21,7 @@ use balancer_common::{
 use balancer_model::config::WhenAllDown;
 
 use crate::{
+    by_id::ById,
     maglev::{self, Member},
     succession::Succession,
 };
@@ -129,7 +127,8 @@ impl Builder {
             .filter(|candidate| candidate.step.is_none() || !settled)
             .map(|candidate| candidate.member)
             .collect();
-        let last = self.last.take().filter(|last| heirs.len() == steered.len() && last.precedes(&base.slots, &shares));
+        let nobody_is_slow = heirs.len() == steered.len();
+        let last = self.last.take().filter(|last| nobody_is_slow && last.precedes(&base.slots, &shares));
         let mut slots = last.map_or_else(|| Arc::clone(&base.slots), |last| last.slots);
         if heirs.len() < configured.len() {
             let mut all_have_successors = true;
@@ -146,7 +145,7 @@ impl Builder {
                     self.remnant.slots.get(index).copied().unwrap_or(NO_BACKEND)
                 });
             }
-            if all_have_successors && heirs.len() == steered.len() {
+            if all_have_successors && nobody_is_slow {
                 let (base, steered) = (Arc::clone(&base.slots), shares.keys().copied().collect());
                 self.last = Some(Last { base, steered, slots: Arc::clone(&slots) });
             }
@@ -216,11 +215,8 @@ impl Last {
     }
 }
 
-/// What a live table asks of backends for each slot, by id from the least on: of the many that there may be a service has few.
-struct Rows {
-    least: u16,
-    rows: Vec<Row>,
-}
+/// What a live table asks of backends for each slot.
+struct Rows(ById<Row>);
 
 #[derive(Clone, Copy, Default)]
 struct Row {
@@ -233,27 +229,20 @@ struct Row {
 
 impl Rows {
     fn new(configured: &[Member<'_>], heirs: &[Member<'_>], steps: impl Iterator<Item = (u16, u8)>) -> Self {
-        let ids = || configured.iter().map(|member| member.id);
-        let (least, most) = (ids().min().unwrap_or(0), ids().max().unwrap_or(0));
-        let mut all = Self { least, rows: vec![Row::default(); usize::from(most - least) + 1] };
+        let mut rows = ById::new(configured.iter().map(|member| member.id), Row::default());
         for (id, steps) in steps {
-            all.row(id).into_iter().for_each(|row| row.steps = steps);
+            rows.set(id, |row| row.steps = steps);
         }
         for heir in heirs {
-            all.row(heir.id).into_iter().for_each(|row| row.is_heir = true);
+            rows.set(heir.id, |row| row.is_heir = true);
         }
-        all
-    }
-
-    #[inline(always)]
-    fn row(&mut self, id: u16) -> Option<&mut Row> {
-        self.rows.get_mut(usize::from(id.checked_sub(self.least)?))
+        Self(rows)
     }
 
     /// Whether a backend keeps the next of its slots.
     #[inline(always)]
     fn keeps(&mut self, id: u16) -> bool {
-        let Some(row) = self.row(id) else { return true };
+        let Some(row) = self.0.get_mut(id) else { return true };
         // So that most slots wait for none before them.
         if row.steps == 0 || row.steps == STEPS {
             return row.steps != 0;
@@ -265,8 +254,7 @@ impl Rows {
 
     #[inline(always)]
     fn is_heir(&self, id: u16) -> bool {
-        let row = id.checked_sub(self.least).and_then(|index| self.rows.get(usize::from(index)));
-        row.is_some_and(|row| row.is_heir)
+        self.0.get(id).is_some_and(|row| row.is_heir)
     }
 }
 
@@ -296,94 +284,14 @@ fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -
     grounds.into_iter().find(|(_, steered)| !steered.is_empty()).unwrap_or((nobody, Vec::new()))
 }
 
-/// The slots that differ between two live tables of a service.
-///
-/// A move from backend A to backend B is *required* if A has come to deserve less (it is no longer steered to, is gone,
-/// or its weight was lowered) or B more (it was added, is steered to again, or its weight was raised), or if A or B is
-/// no backend at all. Every other move is *needless*: neither of the two has changed.
-///
-/// Where the number of slots changed, each new slot is compared with the old one that its clients' hashes fell into.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Moves {
-    /// From whom to whom, one for each slot moved.
-    pairs: Vec<(u16, u16)>,
-    needless: u32,
-}
-
-impl Moves {
-    /// What replacing the live table `old` by `new` moves. `old` without slots: nothing, there were no clients yet.
-    #[must_use]
-    pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {
-        if old.is_empty() {
-            return Self::default();
-        }
-        // By id: nothing speaks for leaving it, nothing for coming to it. Many slots move, few backends change.
-        let mut unchanged = vec![(false, false); usize::from(u16::MAX) + 1];
-        for (&id, &before) in old_shares {
-            unchanged[usize::from(id)].0 = new_shares.get(&id).copied().unwrap_or(0) >= before;
-        }
-        for (&id, &after) in new_shares {
-            unchanged[usize::from(id)].1 = after <= old_shares.get(&id).copied().unwrap_or(0);
-        }
-        let needless = |from: u16, to: u16| unchanged[usize::from(from)].0 && unchanged[usize::from(to)].1;
-        let mut moves = Self::default();
-        for (slot, &to) in new.iter().enumerate() {
-            let slot = if old.len() == new.len() { slot } else { slot * old.len() / new.len() };
-            let Some(&from) = old.get(slot).filter(|&&from| from != to) else { continue };
-            moves.pairs.push((from, to));
-            moves.needless += u32::from(needless(from, to));
-        }
-        moves
-    }
-
-    /// From whom to whom, one for each slot moved.
-    #[must_use]
-    pub fn pairs(&self) -> &[(u16, u16)] {
-        &self.pairs
-    }
-
-    /// Slots moved.
-    #[must_use]
-    pub fn total(&self) -> u32 {
-        self.pairs.len() as u32
-    }
-
-    /// Slots moved although neither the old nor the new backend has changed.
-    #[must_use]
-    pub const fn needless(&self) -> u32 {
-        self.needless
-    }
-
-    /// Slots that left a backend, and over how many others (not counting entries that name none) they were spread.
-    #[must_use]
-    pub fn from(&self, id: u16) -> (u32, usize) {
-        Self::count(self.pairs.iter().filter(|pair| pair.0 == id).map(|pair| pair.1))
-    }
-
-    /// Slots that came to a backend, and from how many others.
-    #[must_use]
-    pub fn to(&self, id: u16) -> (u32, usize) {
-        Self::count(self.pairs.iter().filter(|pair| pair.1 == id).map(|pair| pair.0))
-    }
-
-    fn count(others: impl Iterator<Item = u16>) -> (u32, usize) {
-        let mut slots = 0;
-        let mut distinct = BTreeSet::new();
-        for other in others {
-            slots += 1;
-            if other != NO_BACKEND && other != ALL_DOWN {
-                distinct.insert(other);
-            }
-        }
-        (slots, distinct.len())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::{prelude::*, sample::Index};
 
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::moves::Moves;
 
     const M: u32 = 4_093;
 
@@ -556,23 +464,6 @@ mod tests {
         assert_eq!(*live(&two, M, KEY).slots, vec![2; M as usize]);
         two[1].member.weight = 0;
         assert_eq!(live(&two, M, KEY).footing, Footing::AllDown);
-    }
-
-    #[test]
-    fn moves_are_required_where_a_share_changed() {
-        let shares = |shares: &[(u16, u32)]| shares.iter().copied().collect::<Shares>();
-        let (old, new) = (shares(&[(1, 10), (2, 10), (3, 10)]), shares(&[(1, 10), (2, 5), (4, 10)]));
-        let needless = |from, to| Moves::between(&[from], &old, &[to], &new).needless();
-        assert_eq!(needless(3, 1), 0, "3 is gone");
-        assert_eq!(needless(2, 1), 0, "2 was lowered");
-        assert_eq!(needless(1, 4), 0, "4 is new");
-        assert_eq!(needless(1, 2), 1, "1 stays as it was, 2 was not raised");
-        assert_eq!(needless(NO_BACKEND, 1), 0);
-        assert_eq!(needless(1, ALL_DOWN), 0);
-        assert_eq!(Moves::between(&[1], &old, &[1], &new).total(), 0);
-        assert_eq!(Moves::between(&[], &old, &[1], &new).total(), 0);
-        let resized = Moves::between(&[1, 2], &old, &[1, 1, 2, 1], &old);
-        assert_eq!((resized.total(), resized.to(1)), (1, (1, 1)));
     }
 
     proptest! {

@@ -16,9 +16,10 @@ use balancer_model::{
 use super::{Controller, settle::Settled, sizes::Sizes};
 use crate::{
     io::{Change, Command, Refused},
+    moves::Moves,
     report,
     service::Backend,
-    table::{Footing, Moves},
+    table::Footing,
 };
 
 /// Weight of a backend that is added without one.

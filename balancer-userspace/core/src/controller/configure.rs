@@ -18,9 +18,9 @@ use super::{Controller, Services, settings::Differences, settle::Settled, sizes:
 use crate::{
     io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
     merge::merge,
+    moves::Moves,
     rules::Rule,
     service::{Backend, Service},
-    table::Moves,
 };
 
 /// How one configuration differs from the one before.

@@ -16,10 +16,10 @@ use super::{
 };
 use crate::{
     io::{BackendSpec, CheckNumber, Command, ServiceId, ServiceSpec},
+    moves::Moves,
     next_hops::NextHops,
     report,
     service::{Backend, Service},
-    table::Moves,
 };
 
 /// What became different.

@@ -26,6 +26,7 @@ use balancer_model::{
 
 use crate::{
     agreed::Way,
+    by_id::ById,
     health::{FailureKind, Verdict},
     ids::place,
     io::{
@@ -33,11 +34,12 @@ use crate::{
         ServiceSpec,
     },
     keys,
+    moves::Moves,
     next_hops::{self, Hop, NextHops},
     report::Transition,
     rules::Rules,
     standing::{HealthFact, Situation, Standing},
-    table::{Builder, Footing, Made, Moves, STEPS, Shares},
+    table::{Builder, Footing, Made, STEPS, Shares},
 };
 pub use backend::Backend;
 pub(crate) use backend::ToldCheck;
@@ -668,13 +670,10 @@ impl Service {
 
 /// How many slots of `table` each backend has. There may be thousands of tables, each with few of the ids that there are.
 fn counts(table: &[u16], backends: &[Backend]) -> HashMap<u16, u32> {
-    let ids = || backends.iter().map(|backend| backend.id.0);
-    let (first, last) = (ids().min().unwrap_or(0), ids().max().unwrap_or(0));
-    let mut counts = vec![0; usize::from(last - first) + 1];
-    for entry in table {
-        if let Some(count) = entry.checked_sub(first).and_then(|index| counts.get_mut(usize::from(index))) {
-            *count += 1;
-        }
+    let ids = backends.iter().map(|backend| backend.id.0);
+    let mut counts = ById::new(ids.clone(), 0);
+    for &entry in table {
+        counts.set(entry, |count| *count += 1);
     }
-    ids().map(|id| (id, counts.get(usize::from(id - first)).copied().unwrap_or(0))).collect()
+    ids.map(|id| (id, counts.get(id).copied().unwrap_or(0))).collect()
 }
