@@ -12,6 +12,7 @@ pub mod handover;
 pub mod kept;
 pub mod map_types;
 pub mod memory;
+pub mod query;
 pub mod rule_filter;
 pub mod seen;
 pub mod service_table;

@@ -3,6 +3,7 @@
 use crate::{
     client_table::{Entries, Entry, find, victim},
     map_types::NO_BACKEND,
+    query::Query,
     verdict::{CauseIndex, Decision, MoveCause},
 };
 
@@ -97,33 +98,6 @@ const fn steer_pinned(packet: &Steering) -> Steered {
     }
 }
 
-/// A packet that consults the client table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Query {
-    /// The high half of the client's hash.
-    pub tag: u32,
-    /// The service.
-    pub service: u16,
-    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
-    pub live: Option<u16>,
-    /// Whether the live table's backend is also the base table's.
-    pub live_is_home: bool,
-    /// A rule names the backend: `live` is that one.
-    pub pinned: bool,
-    /// A TCP segment that opens a connection.
-    pub opens: bool,
-    /// A datagram: the first one, or the first after `idle` ticks, counts as a new connection.
-    pub datagram: bool,
-    /// `failback = "return"`.
-    pub failback: bool,
-    /// The service's tick.
-    pub now: u16,
-    /// Ticks after which an entry is expired.
-    pub remember: u16,
-    /// Ticks after which a datagram opens a connection; at least 1.
-    pub idle: u16,
-}
-
 /// What the rule of memory needs to know of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendFacts {
@@ -178,7 +152,7 @@ pub fn consult(
     may_record: impl FnOnce() -> bool,
 ) -> Answer {
     // Not left in an option, whose content is undefined where there is none: the verifier refuses to see that copied.
-    let (index, old) = match find(bucket, query.tag) {
+    let (index, old) = match find(bucket, query.tag()) {
         Some(found) => found,
         None => (0, Entry::EMPTY),
     };
@@ -228,7 +202,7 @@ pub fn consult(
         }
         Recorded::Known
     } else if let (None, Some(live)) = (entry, steered.backend) {
-        let newcomer = Entry::new(query.tag, live, query.now);
+        let newcomer = Entry::new(query.tag(), live, query.now);
         if own {
             // Its own entry, expired.
             bucket.store(index, newcomer);
@@ -352,7 +326,7 @@ mod tests {
     }
 
     const QUERY: Query = Query {
-        tag: 77,
+        hash: 77 << 32,
         service: 1,
         live: Some(5),
         live_is_home: true,
@@ -360,6 +334,8 @@ mod tests {
         opens: true,
         datagram: false,
         failback: false,
+        peeks: false,
+        marks: false,
         now: 1000,
         remember: 500,
         idle: 30,
@@ -415,11 +391,11 @@ mod tests {
         let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(950).0));
         let before: Vec<_> = (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect();
         for tag in 1000..2000 {
-            let answer = consult(&bucket, &Query { tag, ..QUERY }, serving, || true);
+            let answer = consult(&bucket, &Query { hash: tag << 32, ..QUERY }, serving, || true);
             assert_eq!((answer.backend, answer.recorded), (Some(5), Recorded::Full));
         }
         assert_eq!(before, (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect::<Vec<_>>());
-        let limited = consult(&bucket, &Query { tag: 5000, ..QUERY }, serving, || false);
+        let limited = consult(&bucket, &Query { hash: 5000 << 32, ..QUERY }, serving, || false);
         assert_eq!((limited.backend, limited.recorded), (Some(5), Recorded::Limited));
     }
 

@@ -21,7 +21,6 @@ mod martian;
 mod memory;
 mod opaque;
 mod order;
-pub mod outcome;
 pub mod packet;
 pub mod parse;
 mod path;
@@ -38,6 +37,8 @@ mod shared;
 mod station;
 pub mod stats;
 mod steer;
+pub mod step;
+mod steps;
 
 pub use ingress::Ingress;
 pub use path::process;

@@ -14,11 +14,10 @@ mod entry {
     use balancer_ebpf::{
         Ingress,
         decap::{self, Decapsulated},
-        handover,
-        outcome::Outcome,
-        process,
+        handover, process,
         puzzles::{self, Puzzle},
         redirects, stats,
+        step::Outcome,
     };
 
     /// Steers one frame. Within the entry point: as a function of its own it would take a stack of its own.

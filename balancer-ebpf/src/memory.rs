@@ -10,16 +10,16 @@ use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
     map_types::{Control, NO_BACKEND},
     memory::consult as consult_bucket,
+    query::{PackedQuery, Query},
     seen,
     verdict::{DecisionIndex, DropReason},
 };
 
 use crate::{
     control, forward, opaque,
-    outcome::Step,
     puzzles::{self, Puzzle},
     stats,
-    steer::{Choice, Question},
+    step::{Choice, Step, Unchosen},
 };
 
 /// Buckets, a power of two; the controller sets the real number when it loads the program.
@@ -89,66 +89,15 @@ impl Entries for Shared {
     }
 }
 
-/// A [`Query`] in two words, and the answer in one: what crosses into [`balancer_consult`].
-mod words {
-    use balancer_common::{map_types::ALL_DOWN, memory::Query};
-
-    use crate::steer::Question;
-
-    const LIVE_IS_HOME: u64 = 1 << 48;
-    const OPENS: u64 = 1 << 49;
-    const DATAGRAM: u64 = 1 << 50;
-    const FAILBACK: u64 = 1 << 51;
-    /// Only look.
-    pub(super) const PEEK: u64 = 1 << 52;
-    const PINNED: u64 = 1 << 53;
-    /// The client's bit is to be set.
-    pub(super) const MARK: u64 = 1 << 54;
-
-    #[inline(always)]
-    pub(super) fn pack(question: &Question) -> [u64; 2] {
-        let query = &question.query;
-        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
-        let live = query.live.unwrap_or(ALL_DOWN);
-        [
-            u64::from(live)
-                | u64::from(query.service) << 16
-                | u64::from(query.now) << 32
-                | bit(query.live_is_home, LIVE_IS_HOME)
-                | bit(query.opens, OPENS)
-                | bit(query.datagram, DATAGRAM)
-                | bit(query.failback, FAILBACK)
-                | bit(query.pinned, PINNED)
-                | bit(question.peeks, PEEK)
-                | bit(question.marks, MARK),
-            u64::from(query.remember) | u64::from(query.idle) << 16,
-        ]
-    }
-
-    #[inline(always)]
-    pub(super) fn unpack(tag: u32, [first, second]: [u64; 2]) -> Query {
-        let live = first as u16;
-        Query {
-            tag,
-            service: (first >> 16) as u16,
-            live: (live != ALL_DOWN).then_some(live),
-            live_is_home: first & LIVE_IS_HOME != 0,
-            opens: first & OPENS != 0,
-            datagram: first & DATAGRAM != 0,
-            failback: first & FAILBACK != 0,
-            pinned: first & PINNED != 0,
-            now: (first >> 32) as u16,
-            remember: second as u16,
-            idle: (second >> 16) as u16,
-        }
-    }
-}
-
 /// Steers by memory. `None`: nobody takes the client.
 #[inline(always)]
-pub(crate) fn consult(question: &Question) -> Option<Choice> {
-    let [first, second] = words::pack(question);
-    choice(balancer_consult(question.hash, first, second))
+pub(crate) fn consult(query: &Query) -> Option<Choice> {
+    answered(query.packed())
+}
+
+#[inline(always)]
+fn answered(PackedQuery([hash, first, second]): PackedQuery) -> Option<Choice> {
+    choice(balancer_consult(hash, first, second))
 }
 
 #[inline(always)]
@@ -157,26 +106,24 @@ fn choice(answer: u64) -> Option<Choice> {
     (backend != NO_BACKEND).then_some(Choice { backend, decision: DecisionIndex((answer >> 16) as u8) })
 }
 
-/// A question put off until [`resume`], so that the consultation's stack does not come on top of the asking step's.
+/// A query put off until [`resume`], so that the consultation's stack does not come on top of the asking step's.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Pending {
-    hash: u64,
-    words: [u64; 2],
-    step: u64,
-    nobody: u64,
+    query: PackedQuery,
+    step: Unchosen,
+    nobody: Step,
 }
 
 #[map]
 static PENDING: PerCpuArray<Pending> = PerCpuArray::with_max_entries(1, 0);
 
-/// Puts a question off; `step` is to be taken with the answer, `nobody` if nobody takes the client.
+/// Puts a query off; `step` is to be taken with the answer, `nobody` if nobody takes the client.
 #[inline(always)]
-pub(crate) fn consult_later(question: &Question, step: Step, nobody: Step) -> Option<Step> {
+pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Option<Step> {
     let pending = PENDING.get_ptr_mut(0)?;
-    let asked = Pending { hash: question.hash, words: words::pack(question), step: step.0, nobody: nobody.0 };
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
-    unsafe { pending.write(asked) };
+    unsafe { pending.write(Pending { query: query.packed(), step, nobody }) };
     Some(Step::CONSULT)
 }
 
@@ -185,10 +132,10 @@ pub(crate) fn consult_later(question: &Question, step: Step, nobody: Step) -> Op
 pub(crate) fn resume() -> Step {
     let Some(pending) = PENDING.get_ptr(0) else { return Step::drop(DropReason::NoBackend) };
     // SAFETY: as in `consult_later`.
-    let Pending { hash, words: [first, second], step, nobody } = unsafe { pending.read() };
-    match choice(balancer_consult(hash, first, second)) {
-        Some(choice) => Step(step).with_choice(choice),
-        None => Step(nobody),
+    let Pending { query, step, nobody } = unsafe { pending.read() };
+    match answered(query) {
+        Some(choice) => step.chosen(choice),
+        None => nobody,
     }
 }
 
@@ -197,23 +144,25 @@ pub(crate) fn resume() -> Step {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
-    let query = words::unpack((hash >> 32) as u32, [first, second]);
+    let packed = PackedQuery([hash, first, second]);
+    let query = packed.unpacked();
     let Some(control) = control::words() else { return u64::from(NO_BACKEND) };
     let index = hash as u32 & CLIENT_BUCKET_MASK.load();
     let Some(bucket) = CLIENTS.get_ptr_mut(index) else {
         puzzles::tell(Puzzle::BeyondClients, index);
         return u64::from(NO_BACKEND);
     };
-    let peek = first & words::PEEK != 0;
     // SAFETY: a map value of this size.
-    let shared = Shared { entries: unsafe { &raw mut (*bucket).entries }, read_only: peek, hash };
-    let answer = consult_bucket(&shared, &query, forward::facts, || !peek && stats::may_record(control, query.service));
-    if !peek {
+    let shared = Shared { entries: unsafe { &raw mut (*bucket).entries }, read_only: query.peeks, hash };
+    let answer = consult_bucket(&shared, &query, forward::facts, || {
+        !packed.peeks() && stats::may_record(control, query.service)
+    });
+    if !packed.peeks() {
         stats::count_recorded(answer.recorded);
         if answer.moved_from != NO_BACKEND {
             stats::count_moved(answer.moved_from, answer.cause);
         }
-        if answer.known && first & words::MARK != 0 {
+        if answer.known && packed.marks() {
             mark(control, hash);
         }
     }

@@ -1,5 +1,5 @@
-//! The path of most packets: service → backend → forward. Everything else, rules among it, is behind one branch, in steps
-//! of its own.
+//! The path of most packets: service → backend → forward. Everything else, rules among it, is behind one branch, in
+//! [`crate::steps`].
 
 use core::ptr;
 
@@ -11,13 +11,13 @@ use balancer_common::{
 
 use crate::{
     control, forward,
-    icmp::{self, too_big},
     ingress::Ingress,
-    martian, memory,
-    outcome::{Carries, Kind, Step},
+    martian,
     packet::Packet,
     parse::{self, Fragment, Ip, TCP, UDP},
-    rare, reject, returns, rules, service, station, steer,
+    returns, rules, service, station, steer,
+    step::{Carries, Step, ToClient},
+    steps,
 };
 
 /// Decides about one frame, and rewrites it where it is forwarded.
@@ -27,7 +27,7 @@ pub fn process(ingress: Ingress) -> Step {
         return Step::PASS;
     }
     let step = plain(ingress);
-    if step.is_last() { step } else { others(ingress, step) }
+    if step.is_last() { step } else { steps::take(ingress, step) }
 }
 
 #[inline(always)]
@@ -73,43 +73,6 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     }
 }
 
-/// The steps, in an order in which each names only later ones.
-#[inline(always)]
-fn others(ingress: Ingress, first: Step) -> Step {
-    let mut step = first;
-    if step.is(Kind::Rare) {
-        step = rare::step(ingress);
-    }
-    if step.is(Kind::Icmp) {
-        step = icmp::step(ingress);
-    }
-    if step.is(Kind::Consult) {
-        step = memory::resume();
-    }
-    if step.is(Kind::ToBackend) {
-        step = forward::step_to_backend(ingress, step);
-    }
-    if step.is(Kind::ErrorToBackend) {
-        step = forward::step_error_to_backend(ingress, step);
-    }
-    if step.is(Kind::ToClient) {
-        step = forward::step_to_client(ingress, step);
-    }
-    if step.is(Kind::ErrorToClient) {
-        step = forward::step_error_to_client(ingress, step);
-    }
-    if step.is(Kind::Encapsulate) {
-        step = forward::step_encapsulate(ingress, step);
-    }
-    if step.is(Kind::Reject) {
-        step = reject::answer(ingress, step);
-    }
-    if step.is(Kind::TooBig) || step.is(Kind::Unreachable) {
-        step = too_big::answer(ingress, step);
-    }
-    step
-}
-
 /// The active half of the table of listeners. Read once for a packet: the controller makes the other half active with
 /// one store.
 #[inline(always)]
@@ -124,7 +87,7 @@ fn not_for_a_service(control: &'static Control, ip: &Ip<'_>, source_port: u16) -
         return Step::PASS;
     }
     match returns::find(control, ip, source_port) {
-        Some(row) => Step::to_client(row.key.port, ip.protocol, Carries::Header),
+        Some(row) => Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header }),
         None => Step::PASS,
     }
 }

@@ -1,7 +1,6 @@
 //! What is not a whole TCP or UDP packet right behind its IP header (broken packets, IPv6 extension headers, fragments,
 //! ICMP), and what is for a service with rules.
 
-use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     map_types::{CONTROL_RETURNS, Control, FAMILY_V6, PortlessMatch},
     service_table::TableView,
@@ -13,24 +12,10 @@ use crate::{
     fragments::{self, Way},
     ingress::Ingress,
     martian, opaque,
-    outcome::{Carries, Step},
     parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Stopped, TCP, UDP},
-    path, returns, service,
-    steer::{self, Choice},
+    path, returns, service, steer,
+    step::{Carries, Choice, Step, ToBackend, ToClient},
 };
-
-/// Decides about one frame that is not like most.
-#[inline(always)]
-pub(crate) fn step(ingress: Ingress) -> Step {
-    Step(balancer_rare(ingress.context()))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_rare(context: *mut xdp_md) -> u64 {
-    // SAFETY: `step` passes the program's context on.
-    decide(unsafe { Ingress::new(context) }).0
-}
 
 /// What every decision about a frame needs.
 struct Tables {
@@ -46,8 +31,9 @@ impl Tables {
     }
 }
 
+/// Decides about one frame that is not like most.
 #[inline(always)]
-fn decide(ingress: Ingress) -> Step {
+pub(crate) fn decide(ingress: Ingress) -> Step {
     let bytes = ingress.frame();
     let Some(mut ip) = parse::ip(bytes) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
@@ -95,7 +81,7 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
         listener.service,
         ip,
         ports,
-        Step::to_backend(Carries::Header, listener.listening.port),
+        ToBackend::unchosen(Carries::Header, listener.listening.port),
     )
 }
 
@@ -106,7 +92,7 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, source_port: u16) -> Step {
         if ip.fragment.is_first() {
             fragments::remember(ip, Way::Client(row.key.port, ip.protocol));
         }
-        return Step::to_client(row.key.port, ip.protocol, Carries::Header);
+        return to_client(row.key.port, ip.protocol, Carries::Header);
     }
     // Its later fragments must not be taken for those of a service of the same address.
     let mistakable = service::vip(tables.listeners(), ip).is_some()
@@ -123,9 +109,10 @@ fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
     match fragments::recall(ip) {
         Some(Way::Passed) => Step::PASS,
         Some(Way::Backend(backend)) => {
-            Step::to_backend(Carries::Nothing, 0).with_choice(Choice { backend, decision: DecisionIndex::NONE })
+            let choice = Choice { backend, decision: DecisionIndex::NONE };
+            Step::to(ToBackend { choice, carries: Carries::Nothing, port: 0 })
         }
-        Some(Way::Client(port, protocol)) => to_client(port, protocol),
+        Some(Way::Client(port, protocol)) => to_client(port, protocol, Carries::Nothing),
         None => first_not_seen(tables, ip),
     }
 }
@@ -152,7 +139,7 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                     ip.family,
                     &ip.source,
                     None,
-                    Step::to_backend(Carries::Nothing, 0),
+                    ToBackend::unchosen(Carries::Nothing, 0),
                 )
             }
         };
@@ -162,12 +149,12 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
     }
     // A backend has packets of its own, so what cannot be told to be a reply is none.
     match returns::portless(tables.control, &ip.source, ip.family, ip.protocol) {
-        PortlessMatch::Only(port) => to_client(port, ip.protocol),
+        PortlessMatch::Only(port) => to_client(port, ip.protocol, Carries::Nothing),
         PortlessMatch::None | PortlessMatch::Ambiguous => Step::PASS,
     }
 }
 
 #[inline(always)]
-const fn to_client(port: u16, protocol: u8) -> Step {
-    Step::to_client(port, protocol, Carries::Nothing)
+fn to_client(port: u16, protocol: u8, carries: Carries) -> Step {
+    Step::to(ToClient { port, protocol, carries })
 }

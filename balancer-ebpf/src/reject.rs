@@ -1,6 +1,5 @@
 //! Telling clients at once that nobody takes them: with a reset, or with an ICMP error.
 
-use aya_ebpf::bindings::xdp_md;
 use balancer_common::{checksum, map_types::FAMILY_V4};
 use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -10,13 +9,12 @@ use network_types::{
 use crate::{
     budget,
     icmp::{REPLY_TTL, is_group, is_one_host, swap_macs},
-    ingress::Ingress,
     link::{self, V4, V6},
-    opaque,
-    outcome::Step,
     packet::Packet,
-    parse::{self, Ip, TCP},
+    parse::{Ip, TCP},
     stats,
+    step::{IcmpError, Payload as _, Reject, Step, Told},
+    steps::Found,
 };
 
 const FIN: u8 = 0x01;
@@ -29,32 +27,18 @@ const SHORTEST: usize = 60;
 /// The shortest answer ends as many bytes before that.
 const PADDING: usize = 6;
 
-/// Answers a packet with a TCP or UDP header that nobody takes; the step says why.
+/// Answers a packet with a TCP or UDP header that nobody takes.
 #[inline(always)]
-pub(crate) fn answer(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_reject(ingress.context(), step.0))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_reject(context: *mut xdp_md, step: u64) -> u64 {
-    let step = Step(step);
-    // SAFETY: `answer` passes the program's context on.
-    let ingress = unsafe { Ingress::new(context) };
-    let frame = ingress.frame();
-    let Some(mut ip) = parse::ip(frame) else { return step.given_up().0 };
-    if opaque::follow(frame, &mut ip).is_err() {
-        return step.given_up().0;
+pub(crate) fn answer(found: &Found, told: Told<Reject>) -> Step {
+    if found.ip.protocol != TCP {
+        return Step::to(IcmpError::Unreachable(told.get().reason));
     }
-    if ip.protocol != TCP {
-        return Step::unreachable(step.reason()).0;
-    }
-    match reset(ingress, frame, &ip) {
+    match reset(found) {
         Some(()) => {
             stats::count_rejected();
-            Step::TX.0
+            Step::TX
         }
-        None => step.given_up().0,
+        None => told.get().given_up(),
     }
 }
 
@@ -94,13 +78,14 @@ impl Segment {
 
 /// Turns a segment into its reset. `None`: it is not answered. The frame may then be anything.
 #[inline(always)]
-fn reset(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
+fn reset(found: &Found) -> Option<()> {
+    let Found { ingress, frame, ip } = found;
     let segment = Segment::of(ip)?;
     // How long a fragmented segment is its first part does not say.
     let known = segment.flags & ACK != 0 || !ip.fragment.is_part();
     let told = segment.flags & RST == 0
         && known
-        && !is_group(frame)
+        && !is_group(*frame)
         && is_one_host(&ip.source, ip.family)
         && budget::may_send_error();
     if !told {

@@ -11,28 +11,21 @@ use balancer_common::{
         ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REJECTS,
         SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
-    memory::Query,
-    verdict::{Decision, DecisionIndex, DropReason},
+    query::Query,
+    verdict::{Decision, DecisionIndex, DropIndex, DropReason},
 };
 
 use crate::{
     memory,
-    outcome::Step,
     parse::{Ip, Ports, UDP},
     puzzles::{self, Puzzle},
     rules::{self, Ruled},
+    step::{Choice, Reject, Step, Unchosen},
 };
 
 /// The live tables of all services, each a run of whole lines.
 #[map]
 static SLOTS: Array<SlotLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-
-/// A backend and how it was chosen, if the packet opens a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Choice {
-    pub(crate) backend: u16,
-    pub(crate) decision: DecisionIndex,
-}
 
 /// The backend of the client that sent `ip`, for a service without rules.
 #[inline(always)]
@@ -50,24 +43,24 @@ pub(crate) fn choose(
         packet,
         Ruled::NONE,
         |choice| choice,
-        |question| memory::consult(question).ok_or(question.nobody),
+        |query, nobody| memory::consult(query).ok_or(nobody),
     )
 }
 
-/// `step` with the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked.
+/// `step` to the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked.
 #[inline(always)]
 pub(crate) fn choose_later(
     control: &'static Control,
     service: &'static ServiceRow,
     ip: &Ip<'_>,
     ports: Ports,
-    step: Step,
+    step: Unchosen,
 ) -> Step {
     let packet = Opening::of(ip, ports);
     later(control, service, ip.family, &ip.source, packet, step)
 }
 
-/// `step` with the backend that a packet of `client` from `port` (if that is known) would be steered to that opens
+/// `step` to the backend that a packet of `client` from `port` (if that is known) would be steered to that opens
 /// nothing. Nothing is recorded or counted.
 #[inline(always)]
 pub(crate) fn peek_later(
@@ -76,7 +69,7 @@ pub(crate) fn peek_later(
     family: u8,
     client: &[u32; 4],
     port: Option<u16>,
-    step: Step,
+    step: Unchosen,
 ) -> Step {
     later(control, service, family, client, Opening { port, opens: false, datagram: false, peeks: true }, step)
 }
@@ -88,7 +81,7 @@ fn later(
     family: u8,
     client: &[u32; 4],
     packet: Opening,
-    step: Step,
+    step: Unchosen,
 ) -> Step {
     let ruled = rules::find(service, client, packet.peeks);
     let steered = steer(
@@ -97,8 +90,8 @@ fn later(
         &Client { family, address: client },
         packet,
         ruled,
-        |choice| step.with_choice(choice),
-        |question| memory::consult_later(question, step, end(service, packet, question.nobody)).ok_or(question.nobody),
+        |choice| step.chosen(choice),
+        |query, nobody| memory::consult_later(query, step, end(service, packet, nobody)).ok_or(nobody),
     );
     match steered {
         Ok(step) => step,
@@ -109,7 +102,11 @@ fn later(
 /// What becomes of a packet of a client that nobody takes.
 #[inline(always)]
 pub(crate) fn nobody(service: &'static ServiceRow, reason: DropReason) -> Step {
-    if service.flags & SERVICE_REJECTS != 0 { Step::reject(reason) } else { Step::drop(reason) }
+    if service.flags & SERVICE_REJECTS != 0 {
+        Step::to(Reject { reason: DropIndex(reason as u8) })
+    } else {
+        Step::drop(reason)
+    }
 }
 
 /// The same, or of a packet about a client's.
@@ -144,17 +141,6 @@ struct Client<'a> {
     address: &'a [u32; 4],
 }
 
-/// What the memory is asked.
-pub(crate) struct Question {
-    pub(crate) hash: u64,
-    pub(crate) query: Query,
-    pub(crate) peeks: bool,
-    /// Whether the client's bit is to be set, so that its packets read nothing for the rest of the period.
-    pub(crate) marks: bool,
-    /// Why nobody takes the client, if so.
-    pub(crate) nobody: DropReason,
-}
-
 #[inline(always)]
 fn steer<Answer>(
     control: &'static Control,
@@ -163,7 +149,7 @@ fn steer<Answer>(
     packet: Opening,
     ruled: Ruled,
     chosen: impl Fn(Choice) -> Answer,
-    ask: impl FnOnce(&Question) -> Result<Answer, DropReason>,
+    ask: impl FnOnce(&Query, DropReason) -> Result<Answer, DropReason>,
 ) -> Result<Answer, DropReason> {
     if ruled.denies() {
         return Err(DropReason::Denied);
@@ -189,7 +175,7 @@ fn steer<Answer>(
         return live.map(|backend| chosen(Choice { backend, decision: DecisionIndex::NONE })).ok_or(nobody);
     }
     let query = Query {
-        tag: (hash >> 32) as u32,
+        hash,
         service: service.id,
         live,
         live_is_home: slot.flags & SLOT_REFILLED == 0,
@@ -197,11 +183,13 @@ fn steer<Answer>(
         opens: packet.opens,
         datagram: packet.datagram,
         failback: service.flags & SERVICE_FAILBACK != 0,
+        peeks: packet.peeks,
+        marks: !always,
         now: now(service),
         remember: service.remember,
         idle: service.idle,
     };
-    ask(&Question { hash, query, peeks: packet.peeks, marks: !always, nobody })
+    ask(&query, nobody)
 }
 
 /// The backend of a slot, and what it means if there is none.

@@ -1,17 +1,13 @@
 //! Getting a packet to its backend, and a `nat` reply to its client.
 
 mod dsr;
-mod nat;
+pub(crate) mod nat;
 pub(crate) mod neighbour;
 pub mod rewrite;
-mod tunnel;
+pub(crate) mod tunnel;
 mod waiting;
 
-use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, xdp_md},
-    macros::map,
-    maps::Array,
-};
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     handover::Handed,
     map_types::{
@@ -28,19 +24,15 @@ use crate::{
     handover,
     icmp::errors,
     ingress::Ingress,
-    opaque,
-    outcome::{Answerable, Carries, Step},
     packet::Packet,
-    parse::{self, Ip},
+    parse::Ip,
     puzzles::{self, Puzzle},
     samples,
     shared::{Shared, word},
     stats,
-    steer::Choice,
+    step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Step, ToBackend, Told},
+    steps::Found,
 };
-
-pub(crate) use nat::{step_error_to_client, step_to_client};
-pub(crate) use tunnel::step_encapsulate;
 
 /// The controller sets the real number of rows when it loads the program.
 #[map]
@@ -85,11 +77,11 @@ fn sent(
         write(ingress, frame, ip, carries, backend, port)?;
         0
     } else if !is_tunnel(row) {
-        return Ok(Step::to_backend(carries, port).with_choice(choice));
+        return Ok(Step::to(ToBackend { choice, carries, port }));
     } else {
         match tunnel::wrap_plain(ingress, &ip.again(ingress.frame()), backend) {
             Some(wrapped) => wrapped?,
-            None => return Ok(Step::encapsulate(choice, Answerable::Yes)),
+            None => return Ok(Step::to(Encapsulate { choice, answerable: Answerable::Yes })),
         }
     };
     Ok(finish(ingress, ip, backend, choice, Sender::Client { added }))
@@ -107,7 +99,7 @@ fn write(
 ) -> Result<(), Step> {
     let row = backend.row;
     if !fits(ingress, ip, row) {
-        return Err(Step::too_big(row.mtu));
+        return Err(Step::to(IcmpError::TooBig(row.mtu)));
     }
     let written = if row.mode() == Forwarding::Dsr as u8 {
         dsr::to_backend(frame, row)
@@ -122,83 +114,52 @@ fn is_tunnel(row: &BackendRow) -> bool {
     row.mode() > Forwarding::Nat as u8
 }
 
-/// The same as [`to_backend`], where the kernel may have to send the packet.
+/// The same as [`to_backend`] for a packet with its layer-4 header anywhere, which the kernel may have to send. A first
+/// fragment's way is remembered.
 #[inline(always)]
-fn sent_by_any(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, step: Step) -> Result<Step, Step> {
-    let (carries, choice, port) = (step.carries(), step.choice(), step.port());
-    let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
+pub(crate) fn any_to_backend(found: &Found, told: Told<ToBackend>) -> Step {
+    if found.ip.fragment.is_first() {
+        fragments::remember(&found.ip, Way::Backend(told.get().choice.backend));
+    }
+    match sent_by_any(found, told) {
+        Ok(step) => step,
+        Err(end) => decided(told.get().choice, end),
+    }
+}
+
+#[inline(always)]
+fn sent_by_any(found: &Found, told: Told<ToBackend>) -> Result<Step, Step> {
+    let Found { ingress, frame, ip } = found;
+    let choice = || told.get().choice;
+    let backend = reachable(choice().backend).ok_or_else(|| no_next_hop(choice()))?;
     if is_tunnel(backend.row) {
-        return Ok(Step::encapsulate(choice, Answerable::Yes));
+        return Ok(Step::to(Encapsulate { choice: choice(), answerable: Answerable::Yes }));
     }
-    write(ingress, frame, ip, carries, backend, port)?;
-    Ok(finish_by_any(ingress, frame, ip, backend, choice, Sender::Client { added: 0 }))
+    write(*ingress, *frame, ip, told.get().carries, backend, told.get().port)?;
+    Ok(finish_by_any(*ingress, *frame, ip, backend, choice(), Sender::Client { added: 0 }))
 }
 
-/// A step: [`to_backend`] for a packet with its layer-4 header anywhere. A first fragment's way is remembered.
+/// Sends an ICMP error about a packet from a VIP to the backend that the packet came from.
 #[inline(always)]
-pub(crate) fn step_to_backend(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_to_backend(ingress.context(), step.0))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_to_backend(context: *mut xdp_md, step: u64) -> u64 {
-    // SAFETY: `step_to_backend` passes the program's context on.
-    let ingress = unsafe { Ingress::new(context) };
-    let step = Step(step);
-    let frame = ingress.frame();
-    let Some(mut ip) = parse::ip(frame) else { return Step::PASS.0 };
-    if opaque::follow(frame, &mut ip).is_err() {
-        return Step::PASS.0;
-    }
-    if ip.fragment.is_first() {
-        fragments::remember(&ip, Way::Backend(step.choice().backend));
-    }
-    match sent_by_any(ingress, frame, &ip, step) {
-        Ok(step) => step.0,
-        Err(end) => decided(step.choice(), end).0,
-    }
-}
-
-/// A step: sends an ICMP error about a packet from a VIP to the backend that the packet came from.
-#[inline(always)]
-pub(crate) fn step_error_to_backend(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_error_to_backend(ingress.context(), step.0))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_error_to_backend(context: *mut xdp_md, step: u64) -> u64 {
-    // SAFETY: `step_error_to_backend` passes the program's context on.
-    let ingress = unsafe { Ingress::new(context) };
-    let step = Step(step);
-    let frame = ingress.frame();
-    let Some(mut ip) = parse::ip(frame) else { return Step::PASS.0 };
-    if opaque::follow(frame, &mut ip).is_err() {
-        return Step::PASS.0;
-    }
-    let Some(inner) = errors::quoted(frame, &ip) else { return Step::PASS.0 };
-    error_to_backend(ingress, frame, &ip, &inner, step).0
-}
-
-#[inline(always)]
-fn error_to_backend(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>, inner: &Ip<'_>, step: Step) -> Step {
-    let choice = step.choice();
+pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Step {
+    let Found { ingress, frame, ip } = found;
+    let ErrorToBackend { choice, port } = told.get();
+    let Some(inner) = errors::quoted(*frame, ip) else { return Step::PASS };
     let Some(backend) = reachable(choice.backend) else { return no_next_hop(choice) };
     let row = backend.row;
     if is_tunnel(row) {
-        return Step::encapsulate(choice, Answerable::No);
+        return Step::to(Encapsulate { choice, answerable: Answerable::No });
     }
-    if !fits(ingress, ip, row) {
+    if !fits(*ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
     let written = if row.mode() == Forwarding::Dsr as u8 {
-        dsr::to_backend(frame, row)
+        dsr::to_backend(*frame, row)
     } else {
-        nat::error_to_backend(frame, ip, inner, backend, step.port())
+        nat::error_to_backend(*frame, ip, &inner, backend, port)
     };
     match written {
-        Ok(()) => finish_by_any(ingress, frame, ip, backend, choice, Sender::Other),
+        Ok(()) => finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other),
         Err(reason) => Step::drop(reason),
     }
 }

@@ -1,6 +1,5 @@
 //! Network address translation without state: the way there by the backend's row, the way back by the return table.
 
-use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
     map_types::{ReturnRow, ServiceKey},
@@ -16,11 +15,11 @@ use crate::{
     },
     icmp::errors,
     ingress::Ingress,
-    opaque,
-    outcome::{Carries, Kind, Step},
     packet::Packet,
-    parse::{self, Ip},
+    parse::Ip,
     returns, station,
+    step::{Carries, ErrorToClient, IcmpError, Kind, Step, ToClient, Told},
+    steps::Found,
 };
 
 /// One end of `ip`, a VIP and its port `old` (network order), becomes the backend's. `port` is the backend's for the
@@ -73,37 +72,20 @@ pub(crate) fn to_backend(
         .ok_or(DropReason::Malformed)
 }
 
-/// A step: turns a backend's reply into the VIP's and sends it to the client, where the kernel's routes say.
+/// Turns a backend's reply into the VIP's and sends it to the client, where the kernel's routes say.
 #[inline(always)]
-pub(crate) fn step_to_client(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_to_client(ingress.context(), step.0))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_to_client(context: *mut xdp_md, step: u64) -> u64 {
-    // SAFETY: `step_to_client` passes the program's context on.
-    let ingress = unsafe { Ingress::new(context) };
-    let step = Step(step);
-    reply(ingress, step.value() as u16, (step.value() >> 16) as u8, step.carries()).0
-}
-
-#[inline(always)]
-fn reply(ingress: Ingress, port: u16, protocol: u8, carries: Carries) -> Step {
-    let frame = ingress.frame();
-    let Some(mut ip) = parse::ip(frame) else { return Step::PASS };
+pub(crate) fn to_client(found: &Found, told: Told<ToClient>) -> Step {
+    let Found { ingress, frame, ip } = found;
+    let ToClient { port, protocol, carries } = told.get();
     let Some(control) = control::words() else { return Step::PASS };
-    if opaque::follow(frame, &mut ip).is_err() {
-        return Step::PASS;
-    }
     let key = ServiceKey { address: ip.source, port, protocol, family: ip.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
-    let hop = match way_back(ingress, &ip, row) {
+    let hop = match way_back(*ingress, ip, row) {
         Ok(hop) => hop,
-        Err(outcome) => return outcome,
+        Err(end) => return end,
     };
-    let written = rewrite::translate(&ip, carries, &back(row, End::Source));
-    send(ingress, frame, &hop, written)
+    let written = rewrite::translate(ip, carries, &back(row, End::Source));
+    send(*ingress, *frame, &hop, written)
 }
 
 /// Sends an ICMP error about a packet from the VIP to the backend that the packet came from.
@@ -128,42 +110,26 @@ pub(super) fn error_to_backend(
         .ok_or(DropReason::Malformed)
 }
 
-/// A step: sends an ICMP error about a translated packet to the client, as if the VIP had been its destination. Whoever
-/// on the backends' side sent the error, to the client it comes from the VIP (RFC 5508, REQ-5): it may have no route
-/// there.
+/// Sends an ICMP error about a translated packet to the client, as if the VIP had been its destination. Whoever on the
+/// backends' side sent the error, to the client it comes from the VIP (RFC 5508, REQ-5): it may have no route there.
 #[inline(always)]
-pub(crate) fn step_error_to_client(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_error_to_client(ingress.context(), step.value()))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_error_to_client(context: *mut xdp_md, port: u32) -> u64 {
-    // SAFETY: `step_error_to_client` passes the program's context on.
-    error_to_client(unsafe { Ingress::new(context) }, port as u16).0
-}
-
-#[inline(always)]
-fn error_to_client(ingress: Ingress, port: u16) -> Step {
-    let frame = ingress.frame();
-    let Some(mut ip) = parse::ip(frame) else { return Step::PASS };
+pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step {
+    let ErrorToClient { port } = told.get();
+    let Found { ingress, frame, ip } = found;
     let Some(control) = control::words() else { return Step::PASS };
-    if opaque::follow(frame, &mut ip).is_err() {
-        return Step::PASS;
-    }
-    let Some(inner) = errors::quoted(frame, &ip) else { return Step::PASS };
+    let Some(inner) = errors::quoted(*frame, ip) else { return Step::PASS };
     let key = ServiceKey { address: inner.destination, port, protocol: inner.protocol, family: inner.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
-    let hop = match way_back(ingress, &ip, row) {
+    let hop = match way_back(*ingress, ip, row) {
         Ok(hop) => hop,
         // No error about an error.
-        Err(outcome) if outcome.is(Kind::TooBig) => return Step::drop(DropReason::TooBig),
-        Err(outcome) => return outcome,
+        Err(end) if end.is(Kind::IcmpError) => return Step::drop(DropReason::TooBig),
+        Err(end) => return end,
     };
     let source_delta = checksum::replace_address(&ip.source, &row.vip);
-    let written = rewrite::translate_ip(&ip, End::Source, &row.vip, source_delta)
-        .and_then(|()| rewrite::translate_quoted(&ip, &inner, source_delta, &back(row, End::Destination)));
-    send(ingress, frame, &hop, written)
+    let written = rewrite::translate_ip(ip, End::Source, &row.vip, source_delta)
+        .and_then(|()| rewrite::translate_quoted(ip, &inner, source_delta, &back(row, End::Destination)));
+    send(*ingress, *frame, &hop, written)
 }
 
 /// The next hop to the client. A packet for this machine itself (the answer to a health check) passes unchanged, and the
@@ -180,7 +146,7 @@ fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Result<Hop, Step>
         _ if !expected => Err(Step::drop(DropReason::WrongInterface)),
         Route::Hop(_) if ip.ttl <= 1 => Err(Step::drop(DropReason::TtlExceeded)),
         Route::Hop(hop) => Ok(hop),
-        Route::TooBig(mtu) => Err(Step::too_big(mtu)),
+        Route::TooBig(mtu) => Err(Step::to(IcmpError::TooBig(mtu))),
         Route::None(reason) => Err(Step::drop(reason)),
     }
 }

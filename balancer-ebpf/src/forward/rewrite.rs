@@ -15,9 +15,9 @@ use network_types::{
 
 use crate::{
     icmp::{ICMP_CHECK, ICMP_HEADER_LEN},
-    outcome::Carries,
     packet::Packet,
     parse::{Ip, TCP, UDP},
+    step::Carries,
 };
 
 /// Which end of a packet is replaced.

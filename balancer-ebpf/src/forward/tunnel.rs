@@ -5,7 +5,7 @@
 //! without a checksum, over IPv6 as well (RFC 6935, RFC 6936: the inner packet has its own). The UDP source port, or the
 //! IPv6 flow label (RFC 6438), spreads clients.
 
-use aya_ebpf::{bindings::xdp_md, helpers::bpf_get_smp_processor_id, macros::map, maps::PerCpuArray};
+use aya_ebpf::{helpers::bpf_get_smp_processor_id, macros::map, maps::PerCpuArray};
 use balancer_common::{
     client,
     map_types::{BACKEND_V6, BackendRow, FAMILY_V4, FAMILY_V6, Forwarding, GUE_PORT},
@@ -21,11 +21,10 @@ use crate::{
     forward::{Reachable, Sender, decided, finish_by_any, reachable, rewrite},
     ingress::Ingress,
     link::{self, V4, V6},
-    outcome::{Answerable, Step},
     packet::Packet,
     parse::{self, Ip, UDP},
     puzzles::{self, Puzzle},
-    steer::Choice,
+    step::{Answerable, Encapsulate, IcmpError, Step, Told},
 };
 
 const OUTER_TTL: u8 = 64;
@@ -37,26 +36,18 @@ const MALFORMED: Step = Step::drop(DropReason::Malformed);
 #[map]
 static IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// A step: sends a packet to its backend in an outer packet.
+/// Sends a packet to its backend in an outer packet.
 #[inline(always)]
-pub(crate) fn step_encapsulate(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_encapsulate(ingress.context(), step.0))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_encapsulate(context: *mut xdp_md, step: u64) -> u64 {
-    // SAFETY: `step_encapsulate` passes the program's context on.
-    let ingress = unsafe { Ingress::new(context) };
-    let step = Step(step);
-    match to_backend(ingress, step.choice(), step.answerable()) {
-        Ok(step) => step.0,
-        Err(end) => decided(step.choice(), end).0,
+pub(crate) fn to_backend(ingress: Ingress, told: Told<Encapsulate>) -> Step {
+    match sent(ingress, told) {
+        Ok(step) => step,
+        Err(end) => decided(told.get().choice, end),
     }
 }
 
 #[inline(always)]
-fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Result<Step, Step> {
+fn sent(ingress: Ingress, told: Told<Encapsulate>) -> Result<Step, Step> {
+    let Encapsulate { choice, answerable } = told.get();
     let frame = ingress.frame();
     let ip = parse::ip(frame).ok_or(MALFORMED)?;
     let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
@@ -68,7 +59,7 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Resul
     let mtu = row.mtu.min(u32::from(u16::MAX));
     if ip.length + tunnel.overhead() > mtu as usize {
         return Err(match answerable {
-            Answerable::Yes => Step::too_big(mtu.saturating_sub(tunnel.overhead() as u32)),
+            Answerable::Yes => Step::to(IcmpError::TooBig(mtu.saturating_sub(tunnel.overhead() as u32))),
             Answerable::No => Step::drop(DropReason::TooBig),
         });
     }
@@ -78,7 +69,7 @@ fn to_backend(ingress: Ingress, choice: Choice, answerable: Answerable) -> Resul
 }
 
 /// Puts a packet with nothing special about it in an outer one to its backend; how many bytes that adds. `None`: nothing
-/// is done, and [`step_encapsulate`] is to look at it.
+/// is done, and [`to_backend`] is to look at it.
 #[inline(always)]
 pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> Option<Result<usize, Step>> {
     let row = backend.row;

@@ -9,10 +9,10 @@ use balancer_common::{
 use super::ICMP_HEADER_LEN;
 use crate::{
     opaque,
-    outcome::Step,
     packet::Packet,
     parse::{self, Ip, TCP, UDP},
     returns, service, steer,
+    step::{ErrorToBackend, ErrorToClient, Step},
 };
 
 /// Source and destination port.
@@ -63,7 +63,7 @@ pub(super) fn about_vip(
         inner.family,
         &inner.destination,
         client_port,
-        Step::error_to_backend(listener.listening.port),
+        ErrorToBackend::unchosen(listener.listening.port),
     )
 }
 
@@ -84,7 +84,7 @@ pub(super) fn about_translated(frame: Packet<'_>, control: &'static Control, ip:
         inner.l4.load(2).and_then(|port| returns::of_key(control, &ServiceKey { port, ..key }))
     };
     match row {
-        Some(row) => Step::error_to_client(row.key.port),
+        Some(row) => Step::to(ErrorToClient { port: row.key.port }),
         None => Step::PASS,
     }
 }

@@ -4,7 +4,6 @@ mod echo;
 pub(crate) mod errors;
 pub(crate) mod too_big;
 
-use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     map_types::{CONTROL_RETURNS, FAMILY_V4, Mac},
     verdict::DropReason,
@@ -13,12 +12,11 @@ use balancer_common::{
 use crate::{
     control,
     forward::rewrite,
-    ingress::Ingress,
-    opaque,
-    outcome::Step,
     packet::Packet,
-    parse::{self, ICMP, ICMP_V6},
+    parse::{ICMP, ICMP_V6},
     path, service,
+    step::Step,
+    steps::Found,
 };
 
 /// Length of the fixed ICMP header, which an error quotes the packet behind.
@@ -56,35 +54,22 @@ const fn kind(family: u8, message: u8) -> Kind {
 
 /// Decides about an ICMP message that is not fragmented.
 #[inline(always)]
-pub(crate) fn step(ingress: Ingress) -> Step {
-    Step(balancer_icmp(ingress.context()))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_icmp(context: *mut xdp_md) -> u64 {
-    // SAFETY: `step` passes the program's context on.
-    decide(unsafe { Ingress::new(context) }).0
-}
-
-#[inline(always)]
-fn decide(ingress: Ingress) -> Step {
-    let frame = ingress.frame();
-    let Some(mut ip) = parse::ip(frame) else { return Step::PASS };
+pub(crate) fn decide(found: &Found) -> Step {
+    let Found { frame, ip, .. } = found;
     let Some(control) = control::words() else { return Step::PASS };
     let listeners = path::listeners(control);
     let expected = if ip.family == FAMILY_V4 { ICMP } else { ICMP_V6 };
-    if opaque::follow(frame, &mut ip).is_err() || ip.protocol != expected {
+    if ip.protocol != expected {
         return Step::PASS;
     }
-    let marker = service::vip(listeners, &ip);
+    let marker = service::vip(listeners, ip);
     let Some([message, _code]) = ip.l4.load::<[u8; 2]>(0).filter(|_| ip.l4_length() >= ICMP_HEADER_LEN) else {
         return if marker.is_some() { Step::drop(DropReason::Malformed) } else { Step::PASS };
     };
     match (kind(ip.family, message), marker) {
-        (Kind::EchoRequest, Some(_)) => echo::answer(frame, &ip),
-        (Kind::Error, Some(marker)) => errors::about_vip(frame, control, listeners, &ip, marker),
-        (Kind::Error, None) if control.flags & CONTROL_RETURNS != 0 => errors::about_translated(frame, control, &ip),
+        (Kind::EchoRequest, Some(_)) => echo::answer(*frame, ip),
+        (Kind::Error, Some(marker)) => errors::about_vip(*frame, control, listeners, ip, marker),
+        (Kind::Error, None) if control.flags & CONTROL_RETURNS != 0 => errors::about_translated(*frame, control, ip),
         (Kind::EchoRequest | Kind::Error, None) | (Kind::Other, _) => Step::PASS,
     }
 }

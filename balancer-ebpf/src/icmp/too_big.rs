@@ -1,7 +1,6 @@
 //! Telling the sender of a packet that is too big for its way what would fit (RFC 792 and 1191, RFC 4443), and that of a
 //! datagram that nobody takes that it is in vain (RFC 1812 section 5.2.7.1).
 
-use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
     map_types::FAMILY_V4,
@@ -12,13 +11,13 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use super::{ICMP_CHECK, ICMP_HEADER_LEN, REPLY_TTL, is_group, is_one_host, swap_macs};
 use crate::{
     budget,
-    ingress::Ingress,
     link::{self, V4, V6},
     opaque,
-    outcome::{Kind, Step},
     packet::Packet,
-    parse::{self, ICMP, ICMP_V6, Ip},
+    parse::{ICMP, ICMP_V6, Ip},
     stats,
+    step::{IcmpError, Payload as _, Step, Told},
+    steps::Found,
 };
 
 /// An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and its quote here a multiple of eight.
@@ -32,66 +31,52 @@ const STEPS: usize = MAX_QUOTE_V6 / STEP;
 /// Precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
 
-/// Answers a packet to a VIP, or a `nat` backend's reply, that nothing longer than the step's MTU fits its way, or that
-/// nobody takes it. The senders of IPv4 packets that may be fragmented are told of MTUs as well: nothing here fragments,
-/// but they can.
+/// Answers a packet to a VIP, or a `nat` backend's reply. The senders of IPv4 packets that may be fragmented are told of
+/// MTUs as well: nothing here fragments, but they can.
 #[inline(always)]
-pub(crate) fn answer(ingress: Ingress, step: Step) -> Step {
-    Step(balancer_icmp_error(ingress.context(), step.0))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_icmp_error(context: *mut xdp_md, step: u64) -> u64 {
-    let step = Step(step);
-    let unreachable = step.is(Kind::Unreachable);
-    // SAFETY: `answer` passes the program's context on.
-    let outcome = match reply(unsafe { Ingress::new(context) }, step) {
-        Some(()) if unreachable => {
-            stats::count_rejected();
-            Step::TX
-        }
-        Some(()) => {
-            stats::count_too_big();
-            Step::TX
-        }
-        None if unreachable => step.given_up(),
-        None => Step::drop(DropReason::TooBig),
-    };
-    outcome.0
+pub(crate) fn answer(found: &Found, told: Told<IcmpError>) -> Step {
+    if reply(found, told).is_none() {
+        return told.get().given_up();
+    }
+    match told.get() {
+        IcmpError::TooBig(_) => stats::count_too_big(),
+        IcmpError::Unreachable(_) => stats::count_rejected(),
+    }
+    Step::TX
 }
 
 /// The first eight bytes of the message.
 #[inline(always)]
-fn message(step: Step, family: u8) -> [u8; ICMP_HEADER_LEN] {
-    let denied = step.reason() == DropIndex(DropReason::Denied as u8);
-    let mtu = step.value();
-    match (step.is(Kind::Unreachable), family == FAMILY_V4) {
+fn message(error: IcmpError, family: u8) -> [u8; ICMP_HEADER_LEN] {
+    match (error, family == FAMILY_V4) {
         // Destination unreachable: administratively prohibited, or the port.
-        (true, true) => [3, if denied { 13 } else { 3 }, 0, 0, 0, 0, 0, 0],
-        (true, false) => [1, if denied { 1 } else { 4 }, 0, 0, 0, 0, 0, 0],
+        (IcmpError::Unreachable(reason), true) => [3, if is_denied(reason) { 13 } else { 3 }, 0, 0, 0, 0, 0, 0],
+        (IcmpError::Unreachable(reason), false) => [1, if is_denied(reason) { 1 } else { 4 }, 0, 0, 0, 0, 0, 0],
         // Destination unreachable, fragmentation needed: the MTU of the next hop in the low half of the second word.
-        (false, true) => {
+        (IcmpError::TooBig(mtu), true) => {
             let [high, low] = (mtu.min(u32::from(u16::MAX)) as u16).to_be_bytes();
             [3, 4, 0, 0, 0, 0, high, low]
         }
         // Packet too big: the MTU in the second word.
-        (false, false) => {
+        (IcmpError::TooBig(mtu), false) => {
             let [a, b, c, d] = mtu.to_be_bytes();
             [2, 0, 0, 0, a, b, c, d]
         }
     }
 }
 
+#[inline(always)]
+fn is_denied(reason: DropIndex) -> bool {
+    reason == DropIndex(DropReason::Denied as u8)
+}
+
 /// `None`: the sender is not told. The frame may then be anything.
 #[inline(always)]
-fn reply(ingress: Ingress, step: Step) -> Option<()> {
-    let frame = ingress.frame();
-    let mut ip = parse::ip(frame)?;
-    opaque::follow(frame, &mut ip).ok()?;
-    let told =
+fn reply(found: &Found, told: Told<IcmpError>) -> Option<()> {
+    let Found { ingress, frame, ip } = *found;
+    let is_told =
         !ip.fragment.is_later() && !is_group(frame) && is_one_host(&ip.source, ip.family) && budget::may_send_error();
-    if !told {
+    if !is_told {
         return None;
     }
     let (header, most) =
@@ -106,7 +91,7 @@ fn reply(ingress: Ingress, step: Step) -> Option<()> {
     swap_macs(frame)?;
     let outer = frame.skip(ip.l3_offset);
     let pseudo = if ip.family == FAMILY_V4 { v4(outer, &ip, quote) } else { v6(outer, &ip, quote) }?;
-    outer.store(header, message(step, ip.family))?;
+    outer.store(header, message(told.get(), ip.family))?;
     let check = checksum::fold(pseudo + opaque::number(sum(outer.skip(header), ICMP_HEADER_LEN + quote))?);
     ingress.frame().skip(ip.l3_offset + header).store(ICMP_CHECK, !check)
 }

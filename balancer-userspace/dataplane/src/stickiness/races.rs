@@ -15,7 +15,8 @@ use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
     clock::Clock,
     map_types::{LiveTable, SLOT_EXCEPTIONS, SLOTS_PER_LINE, SlotLine, TableSlot},
-    memory::{BackendFacts, Query, Recorded, consult},
+    memory::{BackendFacts, Recorded, consult},
+    query::Query,
     verdict::MoveCause,
 };
 use balancer_core::io::{BackendId, ServiceId};
@@ -145,7 +146,7 @@ impl Packets {
             return Steered { backend: live.backend, is_known: true, newest };
         }
         let query = Query {
-            tag: client.tag(),
+            hash: client.0,
             service: SERVICE.0,
             live: Some(live.backend),
             live_is_home: true,
@@ -153,6 +154,8 @@ impl Packets {
             opens: false,
             datagram: false,
             failback: false,
+            peeks: false,
+            marks: !always,
             now: self.tick.load(SeqCst),
             remember: REMEMBER,
             idle: 1,

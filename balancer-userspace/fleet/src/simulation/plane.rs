@@ -6,7 +6,8 @@ use balancer_common::{
     client::{hash_v4, slot},
     client_table::{BUCKET_ENTRIES, Entries, Entry, find},
     map_types::{ALL_DOWN, NO_BACKEND},
-    memory::{Answer, BackendFacts, Query, consult},
+    memory::{Answer, BackendFacts, consult},
+    query::Query,
 };
 use balancer_core::io::{BackendSpec, Command, ServiceId, ServiceSpec};
 use balancer_model::config::Failback;
@@ -143,7 +144,7 @@ impl Plane {
         let bucket = hash as usize & (BUCKETS - 1);
         let bucket = Bucket(&self.words.0[bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES], !looks);
         let query = Query {
-            tag: (hash >> 32) as u32,
+            hash,
             service: service.0,
             live,
             live_is_home: home.as_ref().is_some_and(|home| Some(home[at]) == live),
@@ -151,6 +152,8 @@ impl Plane {
             opens: true,
             datagram: false,
             failback: spec.failback == Failback::Return,
+            peeks: looks,
+            marks: false,
             now: (now / 1000 / u64::from(clock.tick_seconds)) as u16 & 0x3fff,
             remember: clock.remember,
             idle: 1,

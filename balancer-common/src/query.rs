@@ -1,0 +1,164 @@
+//! What the client table is asked about a packet.
+
+use crate::map_types::ALL_DOWN;
+
+const LIVE_IS_HOME: u64 = 1 << 48;
+const OPENS: u64 = 1 << 49;
+const DATAGRAM: u64 = 1 << 50;
+const FAILBACK: u64 = 1 << 51;
+const PEEKS: u64 = 1 << 52;
+const PINNED: u64 = 1 << 53;
+const MARKS: u64 = 1 << 54;
+
+/// A packet that consults the client table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The client's hash.
+    pub hash: u64,
+    /// The service.
+    pub service: u16,
+    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
+    pub live: Option<u16>,
+    /// Whether the live table's backend is also the base table's.
+    pub live_is_home: bool,
+    /// A rule names the backend: `live` is that one.
+    pub pinned: bool,
+    /// A TCP segment that opens a connection.
+    pub opens: bool,
+    /// A datagram: the first one, or the first after `idle` ticks, counts as a new connection.
+    pub datagram: bool,
+    /// `failback = "return"`.
+    pub failback: bool,
+    /// The packet only quotes one of the client: nothing is recorded or counted.
+    pub peeks: bool,
+    /// The client's bit in the filter of [`crate::seen`] is to be set if it is known.
+    pub marks: bool,
+    /// The service's tick.
+    pub now: u16,
+    /// Ticks after which an entry is expired.
+    pub remember: u16,
+    /// Ticks after which a datagram opens a connection; at least 1.
+    pub idle: u16,
+}
+
+impl Query {
+    /// What the client's entry has of its hash: the high half.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag(&self) -> u32 {
+        (self.hash >> 32) as u32
+    }
+
+    /// As the arguments of a function of the kernel program.
+    #[inline(always)]
+    #[must_use]
+    pub fn packed(&self) -> PackedQuery {
+        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+        let first = u64::from(self.live.unwrap_or(ALL_DOWN))
+            | u64::from(self.service) << 16
+            | u64::from(self.now) << 32
+            | bit(self.live_is_home, LIVE_IS_HOME)
+            | bit(self.opens, OPENS)
+            | bit(self.datagram, DATAGRAM)
+            | bit(self.failback, FAILBACK)
+            | bit(self.pinned, PINNED)
+            | bit(self.peeks, PEEKS)
+            | bit(self.marks, MARKS);
+        PackedQuery([self.hash, first, u64::from(self.remember) | u64::from(self.idle) << 16])
+    }
+}
+
+/// A [`Query`] in three words. `live`, `service` and `now` are in the low 48 bits of the second, the flags above them;
+/// `remember` and `idle` in the third.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedQuery(pub [u64; 3]);
+
+impl PackedQuery {
+    /// [`Query::peeks`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn peeks(self) -> bool {
+        self.0[1] & PEEKS != 0
+    }
+
+    /// [`Query::marks`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn marks(self) -> bool {
+        self.0[1] & MARKS != 0
+    }
+
+    /// What it stands for.
+    #[inline(always)]
+    #[must_use]
+    pub fn unpacked(self) -> Query {
+        let Self([hash, first, second]) = self;
+        let live = first as u16;
+        Query {
+            hash,
+            service: (first >> 16) as u16,
+            live: (live != ALL_DOWN).then_some(live),
+            live_is_home: first & LIVE_IS_HOME != 0,
+            pinned: first & PINNED != 0,
+            opens: first & OPENS != 0,
+            datagram: first & DATAGRAM != 0,
+            failback: first & FAILBACK != 0,
+            peeks: self.peeks(),
+            marks: self.marks(),
+            now: (first >> 32) as u16,
+            remember: second as u16,
+            idle: (second >> 16) as u16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Query = Query {
+        hash: 0,
+        service: 0,
+        live: None,
+        live_is_home: false,
+        pinned: false,
+        opens: false,
+        datagram: false,
+        failback: false,
+        peeks: false,
+        marks: false,
+        now: 0,
+        remember: 0,
+        idle: 0,
+    };
+
+    #[test]
+    fn each_part_survives_its_words_and_touches_no_other() {
+        let each = [
+            NONE,
+            Query { hash: u64::MAX, ..NONE },
+            Query { service: u16::MAX, ..NONE },
+            Query { live: Some(0), ..NONE },
+            Query { live: Some(ALL_DOWN - 1), ..NONE },
+            Query { live_is_home: true, ..NONE },
+            Query { pinned: true, ..NONE },
+            Query { opens: true, ..NONE },
+            Query { datagram: true, ..NONE },
+            Query { failback: true, ..NONE },
+            Query { peeks: true, ..NONE },
+            Query { marks: true, ..NONE },
+            Query { now: u16::MAX, ..NONE },
+            Query { remember: u16::MAX, ..NONE },
+            Query { idle: u16::MAX, ..NONE },
+        ];
+        for query in each {
+            assert_eq!(query.packed().unpacked(), query);
+        }
+    }
+
+    #[test]
+    fn a_tag_is_the_high_half() {
+        assert_eq!(Query { hash: 0x1234_5678_9abc_def0, ..NONE }.tag(), 0x1234_5678);
+    }
+}

@@ -1,0 +1,503 @@
+//! What becomes of a packet, and what is to be done next with it.
+
+use core::marker::PhantomData;
+
+use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
+
+/// The decision about one packet; `main.rs` turns it into an XDP action and its counters. What it needs besides is in the
+/// [`Step`], so that the branches here and there become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// To the kernel, unchanged.
+    Pass,
+    /// Out of the interface it came in by: forwarded, or turned into an answer to its sender.
+    Tx,
+    /// Forwarded, out of another interface: see [`Step::egress`].
+    Redirect,
+    /// To the kernel, rewritten and marked, which sends it: see [`crate::handover`].
+    Handed,
+    /// Dropped: see [`Step::reason`].
+    Drop,
+    /// The program failed.
+    Abort,
+}
+
+/// A backend and how it was chosen, if the packet opens a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) backend: u16,
+    pub(crate) decision: DecisionIndex,
+}
+
+/// What follows the IP header of a packet on its way to a backend or back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// A TCP or UDP header.
+    Header,
+    /// A later fragment's bytes.
+    Nothing,
+}
+
+/// Whether a packet's sender may be told about it: not if it is an ICMP error itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answerable {
+    Yes,
+    No,
+}
+
+/// What is to be done next with a packet: nothing more, or a step of [`crate::steps`] with its [`Payload`].
+///
+/// A number, as that is all a global function can return: the kind in bits 0–7, the payload above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step(u64);
+
+/// What a [`Step`] does; up to [`Kind::Drop`], nothing comes after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Pass = 1,
+    Tx,
+    Redirect,
+    Handed,
+    Drop,
+    Rare,
+    Icmp,
+    Consult,
+    ToBackend,
+    ErrorToBackend,
+    ToClient,
+    ErrorToClient,
+    Encapsulate,
+    Reject,
+    IcmpError,
+}
+
+/// What a step is told. It leaves bits 0–7 of its word free.
+pub(crate) trait Payload: Copy {
+    const KIND: Kind;
+
+    fn word(self) -> u64;
+
+    fn of_word(word: u64) -> Self;
+
+    /// The end of a packet that the step can do nothing with.
+    #[inline(always)]
+    fn given_up(self) -> Step {
+        Step::PASS
+    }
+}
+
+/// A step's payload in its word: one number to keep, until it is looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct Told<What>(u64, PhantomData<What>);
+
+impl<What: Payload> Told<What> {
+    #[inline(always)]
+    pub(crate) const fn of_word(word: u64) -> Self {
+        Self(word, PhantomData)
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(self) -> What {
+        What::of_word(self.0)
+    }
+}
+
+/// To a backend. A first fragment's way is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ToBackend {
+    pub(crate) choice: Choice,
+    pub(crate) carries: Carries,
+    /// The backend's for the packet's listener (network order); 0: the packet's own.
+    pub(crate) port: u16,
+}
+
+/// An ICMP error about a packet of a backend, to that backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ErrorToBackend {
+    pub(crate) choice: Choice,
+    /// As [`ToBackend::port`], of the packet that the error is about.
+    pub(crate) port: u16,
+}
+
+/// A reply of a `nat` backend, to its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ToClient {
+    /// The one that the return table has it under (network order).
+    pub(crate) port: u16,
+    /// The one that the return table has it under.
+    pub(crate) protocol: u8,
+    pub(crate) carries: Carries,
+}
+
+/// An ICMP error about a packet to a `nat` backend, to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ErrorToClient {
+    /// The one that the return table has the packet under (network order).
+    pub(crate) port: u16,
+}
+
+/// To a backend in an outer packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Encapsulate {
+    pub(crate) choice: Choice,
+    pub(crate) answerable: Answerable,
+}
+
+/// Back to its sender, who is told that nobody takes it; dropped for this reason where that cannot be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reject {
+    pub(crate) reason: DropIndex,
+}
+
+/// Back to its sender in an ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IcmpError {
+    /// Nothing longer than this fits, in bytes.
+    TooBig(u32),
+    /// Nobody takes it; dropped for this reason where that cannot be said.
+    Unreachable(DropIndex),
+}
+
+/// A step to a backend that is still to be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unchosen(u64);
+
+const FLAG: u64 = 1 << 8;
+
+#[inline(always)]
+const fn flag(set: bool) -> u64 {
+    if set { FLAG } else { 0 }
+}
+
+impl Choice {
+    const NONE: Self = Self { backend: 0, decision: DecisionIndex::NONE };
+
+    #[inline(always)]
+    const fn word(self) -> u64 {
+        (self.decision.0 as u64) << 16 | (self.backend as u64) << 32
+    }
+
+    #[inline(always)]
+    const fn of_word(word: u64) -> Self {
+        Self { backend: (word >> 32) as u16, decision: DecisionIndex((word >> 16) as u8) }
+    }
+}
+
+impl Carries {
+    #[inline(always)]
+    const fn word(self) -> u64 {
+        flag(matches!(self, Self::Nothing))
+    }
+
+    #[inline(always)]
+    const fn of_word(word: u64) -> Self {
+        if word & FLAG == 0 { Self::Header } else { Self::Nothing }
+    }
+}
+
+impl ToBackend {
+    #[inline(always)]
+    pub(crate) fn unchosen(carries: Carries, port: u16) -> Unchosen {
+        Unchosen(Step::to(Self { choice: Choice::NONE, carries, port }).0)
+    }
+}
+
+impl ErrorToBackend {
+    #[inline(always)]
+    pub(crate) fn unchosen(port: u16) -> Unchosen {
+        Unchosen(Step::to(Self { choice: Choice::NONE, port }).0)
+    }
+}
+
+impl Unchosen {
+    #[inline(always)]
+    pub(crate) const fn chosen(self, choice: Choice) -> Step {
+        Step(self.0 | choice.word())
+    }
+}
+
+impl Payload for ToBackend {
+    const KIND: Kind = Kind::ToBackend;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.choice.word() | self.carries.word() | u64::from(self.port) << 48
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { choice: Choice::of_word(word), carries: Carries::of_word(word), port: (word >> 48) as u16 }
+    }
+}
+
+impl Payload for ErrorToBackend {
+    const KIND: Kind = Kind::ErrorToBackend;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.choice.word() | u64::from(self.port) << 48
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { choice: Choice::of_word(word), port: (word >> 48) as u16 }
+    }
+}
+
+impl Payload for ToClient {
+    const KIND: Kind = Kind::ToClient;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.carries.word() | u64::from(self.port) << 32 | u64::from(self.protocol) << 48
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { port: (word >> 32) as u16, protocol: (word >> 48) as u8, carries: Carries::of_word(word) }
+    }
+}
+
+impl Payload for ErrorToClient {
+    const KIND: Kind = Kind::ErrorToClient;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        u64::from(self.port) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { port: (word >> 32) as u16 }
+    }
+}
+
+impl Payload for Encapsulate {
+    const KIND: Kind = Kind::Encapsulate;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.choice.word() | flag(self.answerable == Answerable::No)
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        let answerable = if word & FLAG == 0 { Answerable::Yes } else { Answerable::No };
+        Self { choice: Choice::of_word(word), answerable }
+    }
+}
+
+impl Payload for Reject {
+    const KIND: Kind = Kind::Reject;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        u64::from(self.reason.0) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { reason: DropIndex((word >> 32) as u8) }
+    }
+
+    #[inline(always)]
+    fn given_up(self) -> Step {
+        Step::dropped(self.reason)
+    }
+}
+
+impl Payload for IcmpError {
+    const KIND: Kind = Kind::IcmpError;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        match self {
+            Self::TooBig(mtu) => u64::from(mtu) << 32,
+            Self::Unreachable(reason) => FLAG | u64::from(reason.0) << 32,
+        }
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        let value = (word >> 32) as u32;
+        if word & FLAG == 0 { Self::TooBig(value) } else { Self::Unreachable(DropIndex(value as u8)) }
+    }
+
+    #[inline(always)]
+    fn given_up(self) -> Step {
+        match self {
+            Self::TooBig(_) => Step::drop(DropReason::TooBig),
+            Self::Unreachable(reason) => Step::dropped(reason),
+        }
+    }
+}
+
+impl Step {
+    /// To the kernel, unchanged.
+    pub(crate) const PASS: Self = Self(Kind::Pass as u64);
+    /// Out of the interface it came in by.
+    pub(crate) const TX: Self = Self(Kind::Tx as u64);
+    /// To the kernel, which sends it.
+    pub(crate) const HANDED: Self = Self(Kind::Handed as u64);
+    /// Not like most: see [`crate::rare`].
+    pub(crate) const RARE: Self = Self(Kind::Rare as u64);
+    /// An ICMP message: see [`crate::icmp`].
+    pub(crate) const ICMP: Self = Self(Kind::Icmp as u64);
+    /// To the backend that the memory says: see [`crate::memory`].
+    pub(crate) const CONSULT: Self = Self(Kind::Consult as u64);
+
+    /// Dropped.
+    #[inline(always)]
+    pub(crate) const fn drop(reason: DropReason) -> Self {
+        Self::dropped(DropIndex(reason as u8))
+    }
+
+    #[inline(always)]
+    const fn dropped(reason: DropIndex) -> Self {
+        Self(Kind::Drop as u64 | (reason.0 as u64) << 32)
+    }
+
+    /// Out of `egress`, for a packet that came in by `ingress`.
+    #[inline(always)]
+    pub(crate) const fn send(ingress: u32, egress: u32) -> Self {
+        if ingress == egress { Self::TX } else { Self(Kind::Redirect as u64 | (egress as u64) << 32) }
+    }
+
+    /// The step that takes this.
+    #[inline(always)]
+    pub(crate) fn to<What: Payload>(told: What) -> Self {
+        Self(What::KIND as u64 | told.word())
+    }
+
+    /// What crosses into a global function, and back out of it.
+    #[inline(always)]
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The step of [`Step::word`].
+    #[inline(always)]
+    pub(crate) const fn of_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is(self, kind: Kind) -> bool {
+        self.0 & 0xff == kind as u64
+    }
+
+    /// Whether no step is left.
+    #[inline(always)]
+    pub(crate) const fn is_last(self) -> bool {
+        self.0 & 0xff <= Kind::Drop as u64
+    }
+
+    /// What has become of the packet, when no step is left.
+    #[inline(always)]
+    #[must_use]
+    pub const fn outcome(self) -> Outcome {
+        if self.is(Kind::Tx) {
+            Outcome::Tx
+        } else if self.is(Kind::Pass) {
+            Outcome::Pass
+        } else if self.is(Kind::Redirect) {
+            Outcome::Redirect
+        } else if self.is(Kind::Handed) {
+            Outcome::Handed
+        } else if self.is(Kind::Drop) {
+            Outcome::Drop
+        } else {
+            Outcome::Abort
+        }
+    }
+
+    /// What would have to come next, for whoever looks into why it did not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn kind(self) -> u32 {
+        self.0 as u8 as u32
+    }
+
+    /// The interface of [`Outcome::Redirect`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn egress(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The reason of [`Outcome::Drop`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(self) -> DropIndex {
+        DropIndex((self.0 >> 32) as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::fmt::Debug;
+
+    use balancer_common::map_types::LAST_BACKEND;
+
+    use super::*;
+
+    #[test]
+    fn outcomes_survive_their_word() {
+        assert_eq!(Step::PASS.outcome(), Outcome::Pass);
+        assert_eq!(Step::send(3, 3).outcome(), Outcome::Tx);
+        assert!(Step::HANDED.is_last() && Step::HANDED.outcome() == Outcome::Handed);
+        let redirected = Step::send(3, u32::MAX);
+        assert_eq!((redirected.outcome(), redirected.egress()), (Outcome::Redirect, u32::MAX));
+        assert!(Step::TX.is_last() && Step::drop(DropReason::Malformed).is_last() && !Step::RARE.is_last());
+        assert_eq!(Step::RARE.outcome(), Outcome::Abort);
+        for &reason in DropReason::ALL {
+            let dropped = Step::drop(reason);
+            assert_eq!((dropped.outcome(), dropped.reason()), (Outcome::Drop, DropIndex::from(reason)));
+        }
+    }
+
+    fn survives<What: Payload + PartialEq + Debug>(told: What) {
+        let step = Step::to(told);
+        assert!(step.is(What::KIND) && !step.is_last(), "{told:?}");
+        assert_eq!(Told::<What>::of_word(step.word()).get(), told);
+    }
+
+    #[test]
+    fn payloads_survive_their_word() {
+        let choice = Choice { backend: LAST_BACKEND, decision: DecisionIndex(5) };
+        for carries in [Carries::Header, Carries::Nothing] {
+            survives(ToBackend { choice, carries, port: u16::MAX });
+            survives(ToBackend { choice, carries, port: 0 });
+            survives(ToClient { port: u16::MAX, protocol: 17, carries });
+        }
+        survives(ErrorToBackend { choice, port: u16::MAX });
+        survives(ErrorToClient { port: u16::MAX });
+        for answerable in [Answerable::Yes, Answerable::No] {
+            survives(Encapsulate { choice, answerable });
+        }
+        for &reason in DropReason::ALL {
+            let reason = DropIndex::from(reason);
+            survives(Reject { reason });
+            survives(IcmpError::Unreachable(reason));
+        }
+        survives(IcmpError::TooBig(u32::MAX));
+        survives(IcmpError::TooBig(0));
+    }
+
+    #[test]
+    fn a_step_waits_for_its_backend() {
+        let choice = Choice { backend: LAST_BACKEND, decision: DecisionIndex(5) };
+        let chosen = ToBackend::unchosen(Carries::Nothing, 80).chosen(choice);
+        assert_eq!(chosen, Step::to(ToBackend { choice, carries: Carries::Nothing, port: 80 }));
+        assert_eq!(ErrorToBackend::unchosen(80).chosen(choice), Step::to(ErrorToBackend { choice, port: 80 }));
+    }
+
+    #[test]
+    fn who_cannot_be_told_is_dropped() {
+        let reason = DropReason::Denied.into();
+        assert_eq!(Reject { reason }.given_up(), Step::drop(DropReason::Denied));
+        assert_eq!(IcmpError::Unreachable(reason).given_up(), Step::drop(DropReason::Denied));
+        assert_eq!(IcmpError::TooBig(1400).given_up(), Step::drop(DropReason::TooBig));
+    }
+}

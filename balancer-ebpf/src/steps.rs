@@ -1,0 +1,102 @@
+//! The steps: everything that few packets need. Each is a global function: the verifier looks at it once, and its stack
+//! does not add to the others'.
+
+use aya_ebpf::bindings::xdp_md;
+
+use crate::{
+    forward::{self, nat, tunnel},
+    icmp::{self, too_big},
+    ingress::Ingress,
+    memory, opaque,
+    packet::Packet,
+    parse::{self, Ip},
+    rare, reject,
+    step::{
+        Encapsulate, ErrorToBackend, ErrorToClient, IcmpError, Kind, Payload, Reject, Step, ToBackend, ToClient, Told,
+    },
+};
+
+/// A frame whose layer-4 header has been found.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) ingress: Ingress,
+    pub(crate) frame: Packet<'static>,
+    pub(crate) ip: Ip<'static>,
+}
+
+impl Found {
+    #[inline(always)]
+    fn of(ingress: Ingress) -> Option<Self> {
+        let frame = ingress.frame();
+        let mut ip = parse::ip(frame)?;
+        opaque::follow(frame, &mut ip).ok()?;
+        Some(Self { ingress, frame, ip })
+    }
+}
+
+/// Declares steps. Each is a global function that is given the frame (`Ingress`: as it came in; `Found`: with its layer-4
+/// header found) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each leads only
+/// to later ones.
+macro_rules! steps {
+    ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $told:ident)?) $run:path;)*) => {
+        $(
+            #[inline(never)]
+            #[unsafe(no_mangle)]
+            extern "C" fn $global(context: *mut xdp_md $(, $told: u64)?) -> u64 {
+                // SAFETY: the function below passes the program's context on.
+                let ingress = unsafe { Ingress::new(context) };
+                steps!(@run ingress, $frame, $run $(, Told::<$kind>::of_word($told))?).word()
+            }
+        )*
+
+        #[inline(always)]
+        fn $take(ingress: Ingress, first: Step) -> Step {
+            let mut step = first;
+            $(
+                if step.is(Kind::$kind) {
+                    $(let $told = step.word();)?
+                    step = Step::of_word($global(ingress.context() $(, $told)?));
+                }
+            )*
+            step
+        }
+    };
+    (@run $ingress:ident, Ingress, $run:path $(, $told:expr)?) => { $run($ingress $(, $told)?) };
+    (@run $ingress:ident, Found, $run:path) => {
+        match Found::of($ingress) {
+            Some(found) => $run(&found),
+            None => Step::PASS,
+        }
+    };
+    (@run $ingress:ident, Found, $run:path, $told:expr) => {
+        match Found::of($ingress) {
+            Some(found) => $run(&found, $told),
+            None => $told.get().given_up(),
+        }
+    };
+}
+
+steps! {
+    look:
+    Rare => balancer_rare(Ingress) rare::decide;
+    Icmp => balancer_icmp(Found) icmp::decide;
+}
+
+steps! {
+    act:
+    ToBackend => balancer_to_backend(Found, told) forward::any_to_backend;
+    ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
+    ToClient => balancer_to_client(Found, told) nat::to_client;
+    ErrorToClient => balancer_error_to_client(Found, told) nat::error_to_client;
+    Encapsulate => balancer_encapsulate(Ingress, told) tunnel::to_backend;
+    Reject => balancer_reject(Found, told) reject::answer;
+    IcmpError => balancer_icmp_error(Found, told) too_big::answer;
+}
+
+/// Takes the steps from `first` on.
+#[inline(always)]
+pub(crate) fn take(ingress: Ingress, first: Step) -> Step {
+    let step = look(ingress, first);
+    let step = if step.is(Kind::Consult) { memory::resume() } else { step };
+    act(ingress, step)
+}
