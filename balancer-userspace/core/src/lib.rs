@@ -6,6 +6,7 @@
 
 pub mod agreed;
 pub mod controller;
+pub mod fingerprint;
 pub mod fleet;
 pub mod forgets;
 pub mod health;

@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use balancer_api::model::Changed;
 use balancer_common::client::HashKey;
 use balancer_core::{
+    fingerprint,
     fleet::{FleetMember, FleetSnapshot},
     io::{BackendId, Change, Refused, Report, ReportLevel},
     readiness::FleetFacts,
@@ -111,6 +112,7 @@ impl Fleet {
             name,
             instance: getrandom::u64().context("no random numbers")?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            steering: fingerprint::of_steering(),
             buckets: Capacity::for_config(config).buckets(),
             config: config.clone(),
             key,

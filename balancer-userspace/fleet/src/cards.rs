@@ -126,6 +126,9 @@ pub struct Member {
     pub format: u32,
     /// The balancer's version.
     pub version: String,
+    /// [`balancer_core::fingerprint`]; 0: it does not say.
+    #[serde(default)]
+    pub steering: u32,
     /// A number drawn by its process.
     pub instance: u64,
     /// The epoch that it applies.

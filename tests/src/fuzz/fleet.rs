@@ -143,6 +143,7 @@ impl World {
             name: "lb1".to_owned(),
             instance: 1,
             version: "0.1.0".to_owned(),
+            steering: 1,
             buckets: 1024,
             config: config.clone(),
             key: KEY,

@@ -10,12 +10,13 @@
 //! one order for everybody, so whoever sees the epoch has seen all records that were told for it.
 
 mod lead;
+mod others;
 mod steps;
 mod tallies;
 mod wishes;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -47,6 +48,8 @@ pub struct Settings {
     pub instance: u64,
     /// The balancer's version.
     pub version: String,
+    /// A number of how it steers: [`balancer_core::fingerprint`].
+    pub steering: u32,
     /// Buckets of its client table.
     pub buckets: u32,
     /// Its configuration: where it is the first member, the fleet's.
@@ -237,6 +240,8 @@ pub struct Member {
     incoming: Option<(Epoch, SavedState, Moment)>,
     /// An epoch that could not be applied, and why.
     failed: Option<(Epoch, String)>,
+    /// Members that steer otherwise.
+    others: BTreeSet<String>,
     /// The document whose clients it has told.
     prepared: Option<u64>,
     /// Whether it is telling, and for which document.
@@ -320,6 +325,7 @@ impl Member {
             applying: None,
             incoming: None,
             failed: None,
+            others: BTreeSet::new(),
             prepared: None,
             telling: None,
             told: None,
@@ -457,7 +463,8 @@ impl Member {
     #[must_use]
     pub fn troubles(&self) -> Vec<String> {
         let failed = self.failed.as_ref().map(|(epoch, why)| format!("epoch {} is not applied: {why}", epoch.number));
-        self.refused.iter().cloned().chain(failed).collect()
+        let others = self.others.iter().map(|name| others::steers_otherwise(name));
+        self.refused.iter().cloned().chain(failed).chain(others).collect()
     }
 
     /// The members' cards, by name, as last heard.

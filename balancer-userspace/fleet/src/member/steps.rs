@@ -58,6 +58,7 @@ impl Member {
         self.refused = None;
         self.applying = None;
         self.failed = None;
+        self.others.clear();
         self.prepared = None;
         self.telling = None;
         self.early.clear();
@@ -197,6 +198,7 @@ impl Member {
             self.dump(clocks.now, outputs);
             self.lead(clocks, outputs);
             self.is_in_step_now(clocks.now, outputs);
+            self.compare(outputs);
         }
         self.answer_wishes(clocks.now, outputs);
         self.write_card(outputs);
@@ -513,6 +515,7 @@ impl Member {
         let card = Card {
             format: FORMAT,
             version: self.settings.version.clone(),
+            steering: self.settings.steering,
             instance: self.settings.instance,
             epoch: self.epoch(),
             prepared: self.prepared,

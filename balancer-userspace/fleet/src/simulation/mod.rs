@@ -8,6 +8,7 @@ mod node;
 mod plane;
 mod store;
 mod story;
+mod upgrades;
 mod vandals;
 mod world;
 

@@ -80,6 +80,7 @@ impl Node {
             name: format!("lb{index}"),
             instance,
             version: "1".to_owned(),
+            steering: 1 + u32::from(plane.is_another_version()),
             buckets: BUCKETS as u32,
             config: config.clone(),
             key: fixture::KEY,

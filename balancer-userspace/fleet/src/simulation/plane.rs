@@ -59,6 +59,8 @@ pub(crate) struct Plane {
     pub(crate) rows: HashMap<u16, BackendSpec>,
     tables: HashMap<ServiceId, Tables>,
     services: Vec<ServiceSpec>,
+    /// Whether its lookup tables are another version's.
+    turned: bool,
 }
 
 struct Bucket<'a>(&'a [Cell<u64>], bool);
@@ -77,7 +79,7 @@ impl Entries for Bucket<'_> {
 
 impl Plane {
     pub(crate) fn new() -> Self {
-        Self { words: Words::new(), rows: HashMap::new(), tables: HashMap::new(), services: Vec::new() }
+        Self { words: Words::new(), rows: HashMap::new(), tables: HashMap::new(), services: Vec::new(), turned: false }
     }
 
     pub(crate) fn carry_out(&mut self, command: Command) {
@@ -97,7 +99,9 @@ impl Plane {
                 for &id in table.iter().filter(|&&id| id != NO_BACKEND && id != ALL_DOWN) {
                     assert!(self.rows.contains_key(&id), "the table names backend {id}, which has no row");
                 }
-                self.tables.insert(service, (table, home));
+                let version =
+                    |table: Arc<[u16]>| if self.turned { table.iter().rev().copied().collect() } else { table };
+                self.tables.insert(service, (version(table), home.map(version)));
             }
             Command::PublishServices(services) => self.services = services,
             Command::SetRules { .. }
@@ -107,6 +111,15 @@ impl Plane {
             | Command::StopChecks(_)
             | Command::Report(_) => {}
         }
+    }
+
+    /// From now on it is given lookup tables of another version: as many slots for each backend, in other places.
+    pub(crate) const fn turn(&mut self) {
+        self.turned = true;
+    }
+
+    pub(crate) const fn is_another_version(&self) -> bool {
+        self.turned
     }
 
     pub(crate) fn services(&self) -> impl Iterator<Item = ServiceId> {

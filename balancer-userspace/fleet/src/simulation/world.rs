@@ -165,6 +165,15 @@ impl World {
         }
     }
 
+    /// The process of a member is replaced by one of a version with other lookup tables.
+    pub(crate) fn upgrade(&mut self, index: usize) {
+        self.kill(index, false);
+        if let Some((plane, _)) = &mut self.left[index] {
+            plane.turn();
+        }
+        self.start(index);
+    }
+
     /// What a member has seen last may reach nobody.
     fn cannot_tell(&mut self, index: usize) {
         for place in self.places.values_mut().filter(|place| place.by == index) {

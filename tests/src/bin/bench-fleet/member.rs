@@ -16,6 +16,7 @@ use balancer_common::{
 };
 use balancer_core::{
     controller::Controller,
+    fingerprint,
     io::{BackendId, Change, CheckNumber, CheckOutcome, Command, Event, NextHop},
     state::Clocks,
 };
@@ -129,6 +130,7 @@ impl Light {
             name: format!("lb{number:02}"),
             instance: fastrand::u64(1..),
             version: "bench".to_owned(),
+            steering: fingerprint::of_steering(),
             buckets: u32::try_from(entries / BUCKET_ENTRIES).unwrap_or(u32::MAX),
             config: config.clone(),
             key: KEY,

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, env, thread, time::Duration};
 
-use super::{Fleet, moved};
+use balancer_tests::topology::{Family, Topology};
+use serde_json::Value;
+
+use super::{ENGINES, Fleet, moved};
 use crate::support::wait;
 
 /// How often each member dies. `FLEET_ROUNDS=10` is the long way.
@@ -94,4 +97,33 @@ fn members_join_leave_and_are_upgraded_one_after_the_other() {
     });
     load.assert_answered(200);
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
+    fleet.hear_of_another_version();
+}
+
+impl Fleet {
+    /// A fifth is of a version with other lookup tables, as its card says: that is warned of until it has gone.
+    fn hear_of_another_version(&self) {
+        let etcdctl = |arguments: &[&str]| {
+            let address = Topology::host_address(Family::V4, ENGINES[0]);
+            let output = self.etcd.client(&self.engines[0], address).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let key = |member: &str| format!("/balancer/site1/live/members/{member}");
+        let mut card: Value = etcdctl(&["get", &key("lb1"), "--print-value-only"]).parse().unwrap();
+        let steering = &mut card["steering"];
+        assert!(steering.as_u64().is_some_and(|number| number != 0), "{steering}");
+        *steering = 1.into();
+        card["in_step"] = false.into();
+        etcdctl(&["put", &key("lb5"), &card.to_string()]);
+        let warning = "WARNING: lb5 computes other lookup tables than this balancer";
+        wait("nobody warns", || self.members().all(|number| self.cli(number, &["fleet"]).contains(warning)));
+        etcdctl(&["del", &key("lb5")]);
+        wait("somebody warns still", || self.members().all(|number| !self.cli(number, &["fleet"]).contains("WARNING")));
+        let lines = self.cli(0, &["events"]);
+        assert!(
+            lines.contains("lb5 computes other lookup tables") && lines.contains("all members steer alike"),
+            "{lines}"
+        );
+    }
 }
