@@ -59,8 +59,8 @@ pub(crate) fn build(release: bool) -> Result<()> {
 pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--locked", "--package", "balancer-userspace"]).args(aim.options());
-    if names != PRODUCT {
-        command.args(["--package", "balancer-tests"]);
+    for name in names.iter().filter(|name| !PRODUCT.contains(name)) {
+        command.args(["--package", if name.starts_with("bench-") { "balancer-bench" } else { "balancer-tests" }]);
     }
     for name in names {
         command.args(["--bin", name]);

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use arbitrary::{Result, Unstructured};
 
-use crate::{
+use balancer_packet_model::{
     contest::{Kernel, play},
     generate::{self, Interfaces, Scene, Step},
 };

@@ -11,20 +11,19 @@ mod fleet;
 mod mutation;
 mod netlink;
 mod notes;
-mod packet;
 mod state;
 mod words;
 
 use std::path::PathBuf;
 
 pub use api::api;
+pub use balancer_packet_model::parsing::compare as packet;
 pub use checks::checks;
 pub use config::config;
 pub use contest::contest;
 pub use fleet::fleet;
 pub use netlink::netlink;
 pub use notes::notes;
-pub use packet::packet;
 pub use state::state;
 pub use words::words;
 

@@ -8,10 +8,8 @@ use balancer_common::verdict::{Decision, MoveCause};
 use balancer_core::{io::CheckOutcome, plan::PlannedService};
 use balancer_dataplane::Dataplane as _;
 use balancer_model::config::{BackendConfig, Config, ServiceConfig};
-use balancer_tests::{
-    frame::{ACK, Frame, SYN, Transport},
-    world::{VIP, World, client},
-};
+use balancer_packet_model::world::{VIP, World, client};
+use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 
 const CLIENTS: u32 = 400;
 const ONE: &str = r#"listen = ["198.51.100.10:80"]"#;

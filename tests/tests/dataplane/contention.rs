@@ -24,12 +24,12 @@ use balancer_core::{
 };
 use balancer_dataplane::Dataplane as _;
 use balancer_model::states::{Admin, BackendState};
-use balancer_tests::{
+use balancer_packet_model::world::{KEY, World, client, last, named};
+use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     prog_run,
     stop::StopOnDrop,
     variable,
-    world::{KEY, World, client, last, named},
 };
 use fastrand::Rng;
 use nix::{

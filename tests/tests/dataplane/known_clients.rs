@@ -8,10 +8,8 @@ use anyhow::{Context as _, Result};
 use balancer_common::verdict::{Decision, MoveCause};
 use balancer_dataplane::Dataplane as _;
 use balancer_model::states::Admin;
-use balancer_tests::{
-    frame::{ACK, DESTINATION_OPTIONS, Frame, HOP_BY_HOP, SYN, options},
-    world::{VIP, VIP_V6, World, client},
-};
+use balancer_packet_model::world::{VIP, VIP_V6, World, client};
+use balancer_testkit::frame::{ACK, DESTINATION_OPTIONS, Frame, HOP_BY_HOP, SYN, options};
 
 const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";
 pub(super) const CLIENTS: u32 = 200;

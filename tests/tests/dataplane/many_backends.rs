@@ -11,10 +11,8 @@ use balancer_common::{
 use balancer_core::io::{BackendId, BackendSpec, CheckOutcome, NextHop, ServiceId};
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane};
 use balancer_model::states::Admin;
-use balancer_tests::{
-    frame::{ACK, SYN},
-    world::{World, client, named},
-};
+use balancer_packet_model::world::{World, client, named};
+use balancer_testkit::frame::{ACK, SYN};
 
 const CLIENTS: u32 = 400;
 const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";

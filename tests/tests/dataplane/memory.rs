@@ -15,10 +15,8 @@ use balancer_common::{
 use balancer_core::io::{Change, CheckOutcome};
 use balancer_dataplane::{Dataplane as _, Forgotten};
 use balancer_model::states::Admin;
-use balancer_tests::{
-    frame::{ACK, Frame, SYN},
-    world::{VIP, World, client, named},
-};
+use balancer_packet_model::world::{VIP, World, client, named};
+use balancer_testkit::frame::{ACK, Frame, SYN};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,

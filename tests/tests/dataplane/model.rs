@@ -10,12 +10,12 @@ use balancer_common::{
     verdict::{Decision, DropReason, MoveCause, Verdict},
 };
 use balancer_model::listeners::Family;
-use balancer_tests::{
+use balancer_packet_model::{
     contest::{Kernel, hex, play, shrink},
     generate::{self, Scene, Step},
     model::Counters,
-    variable,
 };
+use balancer_testkit::variable;
 
 const SEED: u64 = 0x0062_616c_616e_6365;
 const PACKETS: usize = 1_000_000;

@@ -12,10 +12,8 @@ use balancer_core::{
 };
 use balancer_dataplane::Dataplane as _;
 use balancer_model::states::Admin;
-use balancer_tests::{
-    frame::SYN,
-    world::{World, client, named},
-};
+use balancer_packet_model::world::{World, client, named};
+use balancer_testkit::frame::SYN;
 
 const CLIENTS: u32 = 5_000;
 

@@ -8,7 +8,7 @@ use balancer_common::verdict::MoveCause;
 use balancer_core::io::CheckOutcome;
 use balancer_dataplane::Dataplane as _;
 use balancer_fleet::{emptied::Emptied, member::Told};
-use balancer_tests::world::{World, client};
+use balancer_packet_model::world::{World, client};
 
 const CLIENTS: u32 = 2_000;
 /// So many that the table has eight parts.

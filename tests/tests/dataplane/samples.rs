@@ -7,10 +7,8 @@ use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::Sample;
 use balancer_core::top::client_of;
 use balancer_model::config::ClientPrefix;
-use balancer_tests::{
-    frame::{ACK, Frame, SYN},
-    world::World,
-};
+use balancer_packet_model::world::World;
+use balancer_testkit::frame::{ACK, Frame, SYN};
 
 const PREFIX: ClientPrefix = ClientPrefix { v4: 24, v6: 64 };
 

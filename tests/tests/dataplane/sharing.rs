@@ -10,10 +10,8 @@ use balancer_common::{
 use balancer_dataplane::{Forgotten, ImportedClients};
 use balancer_fleet::{emptied::Emptied, member::Told, records::Record};
 use balancer_model::states::Admin;
-use balancer_tests::{
-    frame::{ACK, SYN},
-    world::{client, named},
-};
+use balancer_packet_model::world::{client, named};
+use balancer_testkit::frame::{ACK, SYN};
 
 use super::known_clients::{CLIENTS, Scene};
 

@@ -14,11 +14,11 @@ use anyhow::{Context as _, Result, ensure};
 use balancer_core::io::Change;
 use balancer_dataplane::Dataplane as _;
 use balancer_model::states::Admin;
-use balancer_tests::{
+use balancer_packet_model::world::{World, client, named};
+use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     prog_run,
     stop::StopOnDrop,
-    world::{World, client, named},
 };
 
 const SWAPS: usize = 1000;

@@ -9,7 +9,7 @@ use std::{
 
 use balancer_api::model::{ApiError, StatusView, Verdicts};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
@@ -217,7 +217,7 @@ fn a_broken_request_is_nobody_elses_trouble() {
 fn the_command_line_refuses_what_makes_no_sense() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
     let before = settled(site.status().unwrap());
-    let binary = balancer_tests::binaries::balancer().unwrap();
+    let binary = balancer_testkit::binaries::balancer().unwrap();
     for (arguments, code, words) in [
         ("backend drain web/web9", 1, "web9"),
         ("backend drain wbe/web1", 1, "web"),

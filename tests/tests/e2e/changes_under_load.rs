@@ -18,7 +18,7 @@ use balancer_api::model::{AddBackend, SetAdmin};
 use balancer_common::map_types::Forwarding;
 use balancer_core::{controller::Controller as Core, io::Change};
 use balancer_model::{names::BackendName, states::Admin};
-use balancer_tests::{
+use balancer_testkit::{
     http_client::Request,
     site::{PATIENCE, Site, home},
     stop::StopOnDrop,
@@ -153,7 +153,7 @@ fn nobody_else_notices(forwarding: Forwarding) {
     let attempts = under_load(&site, || {
         for (what, change) in changes(fifth).iter().cycle().take(CHANGES) {
             thread::sleep(PAUSE);
-            balancer_tests::site::change(&mut core, change.clone()).unwrap();
+            balancer_testkit::site::change(&mut core, change.clone()).unwrap();
             let next = homes(&core, &site);
             let begun = Instant::now();
             apply(&site, change);

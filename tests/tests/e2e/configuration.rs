@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 use balancer_common::map_types::Forwarding;
 use balancer_core::io::Change;
 use balancer_model::names::BackendName;
-use balancer_tests::{
+use balancer_testkit::{
     http_client::Reply,
     site::{QUICK_HTTP_CHECK, Settings, Site, counts},
     topology::{Family, Shape, Topology},
@@ -106,7 +106,7 @@ fn a_fifth_backend_takes_its_fifth() {
         weight: None,
         backup: false,
     };
-    balancer_tests::site::change(&mut core, change).unwrap();
+    balancer_testkit::site::change(&mut core, change).unwrap();
     let newcomer = core.backend(&name).unwrap().id().0;
     let changed: Vec<u16> =
         old.iter().zip(core.services()[0].live_table()).filter(|(old, new)| old != new).map(|(_, &new)| new).collect();

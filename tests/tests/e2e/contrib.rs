@@ -12,7 +12,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     http_client::Request,
     process::Process,
     site::{PATIENCE, QUICK_HTTP_CHECK, Site},

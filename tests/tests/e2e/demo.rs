@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_tests::binaries;
+use balancer_testkit::binaries;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use balancer_tests::{backend::Backend, binaries, http_client::Request, namespace::Namespace};
+use balancer_testkit::{backend::Backend, binaries, http_client::Request, namespace::Namespace};
 
 const LISTEN: &str = "127.0.0.1:8080";
 

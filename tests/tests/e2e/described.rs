@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::Context as _;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::Site,
     topology::{Family, Shape},
 };

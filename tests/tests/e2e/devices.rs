@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{PATIENCE, Site},
     topology::{Family, Shape, Topology},
     xdp::{Hook, Passer},

@@ -14,7 +14,7 @@ use balancer_core::{
     io::{CheckOutcome, Event},
 };
 use balancer_model::names::BackendName;
-use balancer_tests::{
+use balancer_testkit::{
     site::{Site, counts, deviation, home},
     topology::{Family, Shape},
 };

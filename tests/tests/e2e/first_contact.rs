@@ -12,7 +12,7 @@ use std::{
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     http_client::{Request, send_all},
     namespace::Namespace,
     site::{PATIENCE, Settings, Site, WORKERS},

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::Site,
     topology::{Family, Shape},
 };

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::Site,
     stop::StopOnDrop,
     topology::{Family, Shape, Topology},

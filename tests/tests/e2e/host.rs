@@ -4,7 +4,7 @@
 use std::{fs, net::TcpListener, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{QUICK_CHECK, Settings, Site},
     topology::{Family, Shape},
 };

@@ -6,7 +6,7 @@ use std::{fs, net::SocketAddr};
 
 use balancer_common::map_types::Forwarding;
 use balancer_model::config::Protocol;
-use balancer_tests::{
+use balancer_testkit::{
     site::Site,
     topology::{Family, Shape},
 };

@@ -17,7 +17,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     http_client::{Reply, Request},
     site::{PATIENCE, QUICK_CHECK, Site},
     topology::{Family, Shape},
@@ -266,7 +266,7 @@ fn kept_vips_do_not_flap() {
     let log = site.files().join("monitor.log");
     let mut monitor = site.topology().balancer().command("ip");
     monitor.args(["monitor", "address", "dev", "lo"]);
-    let mut monitor = balancer_tests::process::Process::spawn("ip monitor", &mut monitor, &log).unwrap();
+    let mut monitor = balancer_testkit::process::Process::spawn("ip monitor", &mut monitor, &log).unwrap();
     thread::sleep(Duration::from_millis(300));
     site.restart(|_| {}).unwrap();
     site.kill_and_restart(|_| {}).unwrap();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };

@@ -12,7 +12,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     site::{QUICK_HTTP_CHECK, Settings, Site},
     topology::{Family, Shape, Topology},

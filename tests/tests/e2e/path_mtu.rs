@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     far::{Far, NARROW},
     namespace::Namespace,
     site::Site,

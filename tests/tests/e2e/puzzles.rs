@@ -16,7 +16,7 @@ use std::{
 use aya::maps::MapInfo;
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
 use balancer_model::config::Protocol;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     frame::{ACK, Frame},
     rig::{Rig, Service, Target, backend_id},

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     http_client::{Request, send_all},
     process::Process,
     site::{PATIENCE, Site, WORKERS, counts},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::Site,
     topology::{Family, Shape},
 };
@@ -56,7 +56,7 @@ fn ask(site: &Site, family: Family, patience: Duration) -> ErrorKind {
 fn clients_of_nobody_are_refused_at_once() {
     let site = site(true, Forwarding::Nat);
     for family in Family::BOTH {
-        site.cli(&["backend", "maint", &format!("{}/web1", balancer_tests::site::service(family))]).unwrap();
+        site.cli(&["backend", "maint", &format!("{}/web1", balancer_testkit::site::service(family))]).unwrap();
         assert_eq!(connect(&site, family), ErrorKind::ConnectionRefused, "{family:?}");
         assert_eq!(ask(&site, family, PATIENCE), ErrorKind::ConnectionRefused, "{family:?}");
     }
@@ -68,7 +68,7 @@ fn clients_of_nobody_are_refused_at_once() {
 fn the_denied_are_refused_at_once() {
     let site = site(true, Forwarding::Nat);
     for (family, everybody) in [(Family::V4, "0.0.0.0/0"), (Family::V6, "::/0")] {
-        site.cli(&["rule", "add", balancer_tests::site::service(family), everybody, "deny"]).unwrap();
+        site.cli(&["rule", "add", balancer_testkit::site::service(family), everybody, "deny"]).unwrap();
         assert_eq!(connect(&site, family), ErrorKind::ConnectionRefused, "{family:?}");
     }
 }

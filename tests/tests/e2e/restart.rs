@@ -15,7 +15,7 @@ use balancer_common::{
     kept::NotesRow,
     map_types::{Forwarding, LAYOUT_VERSION},
 };
-use balancer_tests::{
+use balancer_testkit::{
     http_client::Request,
     metrics::Metrics,
     namespace::{Entrance, Namespace},
@@ -96,7 +96,7 @@ fn restarts(forwarding: Forwarding) {
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
     // Another file with another inode, as a new version is.
     let upgrade = site.files().join("balancer-upgrade");
-    std::fs::copy(balancer_tests::binaries::balancer().unwrap(), &upgrade).unwrap();
+    std::fs::copy(balancer_testkit::binaries::balancer().unwrap(), &upgrade).unwrap();
 
     let done = nobody_notices(&mut site, &homes, |site| {
         for _ in 0..10 {
@@ -166,7 +166,7 @@ fn pins_outlive_a_mount_namespace() {
     let wrapper = tempfile::tempdir().unwrap();
     let script = wrapper.path().join("balancer");
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |settings, topology| {
-        let binary = balancer_tests::binaries::balancer()?;
+        let binary = balancer_testkit::binaries::balancer()?;
         let text =
             format!("#!/bin/sh\nexec ip netns exec {} {} \"$@\"\n", topology.balancer().name(), binary.display());
         std::fs::write(&script, text)?;
@@ -224,7 +224,7 @@ fn rewrite_notes(site: &Site, from: &str, to: &str) {
 
 /// Starts the balancer, which must refuse; its words.
 fn refusal(site: &Site) -> String {
-    let mut command = site.topology().balancer().command(balancer_tests::binaries::balancer().unwrap());
+    let mut command = site.topology().balancer().command(balancer_testkit::binaries::balancer().unwrap());
     let output = command.arg("run").arg("--config").arg(site.config()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
@@ -262,7 +262,7 @@ fn a_second_controller_is_refused() {
     let other = site.files().join("other.toml");
     let config = config.replace("balancer.sock", "other.sock").replace("[hash]", "[metrics]\nlisten = \"off\"\n[hash]");
     std::fs::write(&other, config).unwrap();
-    let mut command = site.topology().balancer().command(balancer_tests::binaries::balancer().unwrap());
+    let mut command = site.topology().balancer().command(balancer_testkit::binaries::balancer().unwrap());
     let output = command.arg("run").arg("--config").arg(&other).output().unwrap();
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{words}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     metrics::Metrics,
     namespace::join,
     site::{PATIENCE, Site},

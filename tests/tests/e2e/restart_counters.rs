@@ -12,7 +12,7 @@ use std::{
 
 use balancer_api::statistics::{PeriodView, StatsView};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{PATIENCE, Site},
     topology::{Family, Shape},
     users::find_the_way_to_the_clients,

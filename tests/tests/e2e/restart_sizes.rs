@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::MapData;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     metrics::Metrics,
     site::{PATIENCE, Settings, Site},
     topology::Family,

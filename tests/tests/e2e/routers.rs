@@ -12,7 +12,7 @@ use std::{
 
 use balancer_api::model::ClientView;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     backend::Backend,
     binaries,
     controller::Controller,

@@ -17,11 +17,11 @@ use balancer_core::{
 };
 use balancer_dataplane::Dataplane as _;
 use balancer_model::states::Admin;
-use balancer_tests::{
+use balancer_packet_model::world::{World, client};
+use balancer_testkit::{
     frame::{ACK, SYN},
     site::Site,
     topology::{Family, Shape},
-    world::{World, client},
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};

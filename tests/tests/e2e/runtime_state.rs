@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, process::Command, thread, time::Instant};
 
 use balancer_api::model::StatusView;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     faults::Faults,
     site::{PATIENCE, Site},

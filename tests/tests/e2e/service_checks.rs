@@ -4,7 +4,7 @@
 use std::{fs, thread, time::Duration};
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };

@@ -16,7 +16,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     site::{PATIENCE, QUICK_CHECK, Settings, Site, start_controller},
     topology::{Family, Shape, Topology},

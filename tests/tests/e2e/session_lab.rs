@@ -9,7 +9,7 @@ use std::{
 };
 
 use balancer_lab::{cell::Cell, event::Event, strategy::Strategy};
-use balancer_tests::binaries;
+use balancer_testkit::binaries;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     datagrams,
     site::{PATIENCE, Site, counts},
     stop::StopOnDrop,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     controller::Controller,
     process::Process,

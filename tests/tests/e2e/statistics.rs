@@ -11,7 +11,7 @@ use std::{
 
 use balancer_api::statistics::{StatsView, TopClient};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     metrics::Metrics,
     site::{PATIENCE, Site},
     topology::{Family, Shape},

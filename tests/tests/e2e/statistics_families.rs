@@ -14,7 +14,7 @@ use balancer_api::{
     statistics::{PeriodView, StatsView, TopClient},
 };
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{PATIENCE, Site},
     topology::{Family, Shape, Topology},
 };

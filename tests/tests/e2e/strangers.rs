@@ -11,7 +11,7 @@ use std::{
 
 use balancer_api::model::Applied;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{binaries, site::Site, users::Users};
+use balancer_testkit::{binaries, site::Site, users::Users};
 
 const CLIENTS: u64 = 300;
 
@@ -91,7 +91,7 @@ fn a_renamed_service_and_backend_go_on_with_their_clients() {
     for arguments in [vec!["backend", "weight", "web/web4", "50"], vec!["backend", "drain", "web/web3"]] {
         users.site.cli(&arguments).unwrap();
     }
-    let address = users.site.topology().client_address(balancer_tests::topology::Family::V4, 7).to_string();
+    let address = users.site.topology().client_address(balancer_testkit::topology::Family::V4, 7).to_string();
     users.site.cli(&["rule", "add", "web", &format!("{address}/32"), "pin", "web2"]).unwrap();
     users.visit([7]);
     let before = users.site.metrics().unwrap().sum("connections_total", &["backend=\"web2\""]).unwrap();
@@ -143,7 +143,7 @@ fn what_meets_while_the_client_table_is_gone_through_is_all_done() {
     };
     // Ticks of 1, 22 and 633 seconds.
     let files = [file("day.toml", "24h"), file("month.toml", "30d"), file("minutes.toml", "10m")];
-    let address = users.site.topology().client_address(balancer_tests::topology::Family::V4, 300).to_string();
+    let address = users.site.topology().client_address(balancer_testkit::topology::Family::V4, 300).to_string();
     thread::scope(|scope| {
         let site = &users.site;
         let applies = files.iter().map(|file| vec!["apply", file]);

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_tests::{
+use balancer_testkit::{
     http_client::{Request, send_all},
     namespace::Entrance,
     site::{PATIENCE, WORKERS},

@@ -12,7 +12,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     site::{PATIENCE, Settings, Site},
     topology::{Shape, Topology},

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     site::{Settings, Site},
     topology::{Family, Shape, Topology},
     transfer::{Transfer, add_services},

@@ -11,7 +11,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     frame::Frame,
     process::Process,

@@ -4,7 +4,7 @@
 use std::{thread, time::Duration};
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     namespace::Namespace,
     site::Site,
     topology::{Family, Shape},

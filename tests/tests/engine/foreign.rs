@@ -4,7 +4,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
 use balancer_engine::Settings;
 use balancer_fleet::engine::{Answer, LONGEST_VALUE, Write};
-use balancer_tests::{
+use balancer_testkit::{
     etcd::{EtcdCluster, Options},
     namespace::{Namespace, join, run},
 };

@@ -8,7 +8,7 @@ use std::{
 
 use balancer_engine::{Engine, Settings};
 use balancer_fleet::engine::{Answer, Condition, Entry, News, Request, Revision, Ticket, Write};
-use balancer_tests::{
+use balancer_testkit::{
     etcd::{EtcdCluster, Options},
     namespace::{Namespace, run},
 };

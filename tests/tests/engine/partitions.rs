@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use balancer_engine::Settings;
 use balancer_fleet::engine::Answer;
-use balancer_tests::{
+use balancer_testkit::{
     etcd::{EtcdCluster, Options},
     namespace::{Namespace, join},
 };

@@ -3,7 +3,7 @@
 use std::fs;
 
 use balancer_engine::Settings;
-use balancer_tests::etcd::{Certificates, Options};
+use balancer_testkit::etcd::{Certificates, Options};
 
 use crate::lab::{Driver, Lab, address, put};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use balancer_fleet::engine::{Answer, LONGEST_VALUE, News, Request};
 
-use balancer_tests::namespace::run;
+use balancer_testkit::namespace::run;
 
 use crate::lab::{Lab, keys, put, put_leased};
 

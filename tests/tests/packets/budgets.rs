@@ -2,7 +2,7 @@
 
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_dataplane::Budgets;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     rig::Rig,
 };

@@ -6,7 +6,7 @@ use balancer_common::{
     verdict::{DropReason, Verdict},
 };
 use balancer_model::config::Protocol;
-use balancer_tests::{
+use balancer_testkit::{
     frame::Frame,
     rig::{IN_MAC, OUT_MAC, Rig, Service, Target, backend_mac},
 };

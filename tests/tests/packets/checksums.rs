@@ -1,6 +1,6 @@
 //! Values at which one's complement sums wrap around: the incremental update must equal a sum from scratch.
 
-use balancer_tests::frame::{ACK, Frame, Transport};
+use balancer_testkit::frame::{ACK, Frame, Transport};
 
 use crate::cases::{Case, Then, nat, run};
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, Transport, options},
     rig::Decap,
 };

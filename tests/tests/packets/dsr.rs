@@ -1,6 +1,6 @@
 //! Direct server return: only the link-layer addresses change.
 
-use balancer_tests::frame::{ACK, Frame, SYN};
+use balancer_testkit::frame::{ACK, Frame, SYN};
 
 use crate::cases::{Case, Then, dsr, run};
 
@@ -54,8 +54,8 @@ fn forwarded_with_nothing_but_macs_changed() {
         let any = Frame::tcp(CLIENTS[0].0, "198.51.100.30:9999", SYN);
         let index = rig.service("198.51.100.30:0").expect("the wildcard service");
         let out = Frame {
-            destination_mac: balancer_tests::rig::backend_mac(index),
-            source_mac: balancer_tests::rig::IN_MAC,
+            destination_mac: balancer_testkit::rig::backend_mac(index),
+            source_mac: balancer_testkit::rig::IN_MAC,
             ..any.clone()
         };
         cases.push(Case::new("every port", &any, Then::Tx(out.bytes())));
@@ -66,7 +66,7 @@ fn forwarded_with_nothing_but_macs_changed() {
 #[test]
 fn connections_packets_and_bytes_are_counted() {
     std::thread::spawn(|| {
-        let rig = balancer_tests::rig::Rig::new(&crate::cases::services()).expect("a rig");
+        let rig = balancer_testkit::rig::Rig::new(&crate::cases::services()).expect("a rig");
         let syn = Frame::tcp(CLIENTS[0].0, "198.51.100.10:80", SYN).bytes();
         let ack = Frame::tcp(CLIENTS[0].0, "198.51.100.10:80", ACK).bytes();
         let syn_ack = Frame::tcp(CLIENTS[0].0, "198.51.100.10:80", SYN | ACK).bytes();

@@ -1,7 +1,7 @@
 //! Echo requests: answered for VIPs, passed for everybody else.
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{DESTINATION_OPTIONS, Frame, Transport, options},
     rig::Rig,
 };

@@ -1,7 +1,7 @@
 //! IPv6 extension headers: followed to the ports, and left as they are.
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::frame::{
+use balancer_testkit::frame::{
     ACK, DESTINATION_OPTIONS, Extension, FRAGMENT, Frame, HOP_BY_HOP, SYN, Transport, fragment, options, routing,
 };
 
@@ -50,8 +50,8 @@ fn followed_to_the_ports() {
         let reply =
             Frame { extensions: vec![options(DESTINATION_OPTIONS, 2)], ..Frame::tcp("[fd00::21]:8080", CLIENT, ACK) };
         let out = Frame {
-            destination_mac: balancer_tests::rig::ROUTER_MAC,
-            source_mac: balancer_tests::rig::IN_MAC,
+            destination_mac: balancer_testkit::rig::ROUTER_MAC,
+            source_mac: balancer_testkit::rig::IN_MAC,
             source: "[2001:db8::20]:80".parse().expect("an address"),
             ttl: reply.ttl - 1,
             ..reply.clone()

@@ -1,7 +1,7 @@
 //! Fragments: the first is steered by its ports, the rest follow it.
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, Transport, fragment, options},
     rig::{IN_MAC, ROUTER_MAC, Rig},
 };

@@ -4,7 +4,7 @@ use balancer_common::{
     handover::Handed,
     map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES},
 };
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     rig::{IN_MAC, OUT_MAC, ROUTER_MAC, Rig, backend_id},
 };

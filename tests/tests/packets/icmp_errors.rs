@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, Transport, options},
     rig::{IN_MAC, ROUTER_MAC, Rig},
 };

@@ -1,7 +1,7 @@
 //! Frames longer than their linear part: only headers are looked at.
 
 use balancer_common::verdict::{DropReason, Verdict};
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame},
     prog_run::{run_linear, splits_frames},
     rig::Rig,

@@ -1,7 +1,7 @@
 //! Broken frames: dropped and counted when they are for a VIP, passed when that cannot be told or is not so.
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::frame::{ACK, Frame, SYN};
+use balancer_testkit::frame::{ACK, Frame, SYN};
 
 use crate::cases::{Case, Then, run};
 

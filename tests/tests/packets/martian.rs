@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, options},
     rig::Rig,
 };

@@ -1,7 +1,7 @@
 //! Network address translation on the way to the backend.
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::frame::{ACK, Frame, SYN, Transport};
+use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 
 use crate::cases::{Case, Then, nat, run};
 

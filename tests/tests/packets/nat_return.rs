@@ -1,7 +1,7 @@
 //! Replies of `nat` backends: the VIP is put back, and the client is found by the kernel's routes.
 
 use balancer_common::{handover::Handed, verdict::DropReason};
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
     rig::{IN_MAC, ROUTER_MAC, Rig},
 };

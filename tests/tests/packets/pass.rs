@@ -1,6 +1,6 @@
 //! What is not for a service goes to the kernel, bytes unchanged.
 
-use balancer_tests::frame::{DESTINATION_OPTIONS, Frame, SYN, Transport};
+use balancer_testkit::frame::{DESTINATION_OPTIONS, Frame, SYN, Transport};
 
 use crate::cases::{Case, Then, run};
 

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame},
     prog_run,
     rig::{IN_MAC, OUT_MAC, Rig},

@@ -7,7 +7,7 @@ use balancer_common::{
     verdict::{Decision, DropReason},
 };
 use balancer_core::io::{RuleAction, RuleSpec};
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport, options},
     rig::{ROUTER_MAC, Rig, TABLE_SIZE, backend_id, backend_mac},
 };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use balancer_common::verdict::DropReason;
 use balancer_dataplane::Layers;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame, Mac, SYN},
     prog_run::Ran,
     rig::{IN_MAC, OUT_MAC, Rig},

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use balancer_common::verdict::DropReason;
 use balancer_dataplane::Budgets;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame, Transport},
     rig::{OUT_MTU, Rig},
 };
@@ -131,7 +131,7 @@ fn replies_too_big_for_the_clients_interface() {
     run(|_| {
         let restored = |frame: &Frame, vip: &str| Frame {
             destination_mac: [2, 0, 0, 0, 0, 8],
-            source_mac: balancer_tests::rig::OUT_MAC,
+            source_mac: balancer_testkit::rig::OUT_MAC,
             source: vip.parse().expect("an address"),
             ttl: frame.ttl - 1,
             ..frame.clone()

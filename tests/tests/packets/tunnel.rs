@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use balancer_common::{client::entropy, verdict::DropReason};
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, options},
     rig::{IN_MAC, OUT_MAC, Rig, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6, backend_mac},
 };

@@ -1,7 +1,7 @@
 //! Services that cannot forward say why.
 
 use balancer_common::verdict::DropReason;
-use balancer_tests::{
+use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     rig::Rig,
 };

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, ensure};
-use balancer_tests::{
+use balancer_testkit::{
     http_client::Request,
     topology::{Family, Topology},
 };

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer_tests::{
+use balancer_testkit::{
     namespace::{Namespace, run},
     process::Process,
 };

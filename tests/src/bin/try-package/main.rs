@@ -12,7 +12,7 @@ mod steps;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result};
-use balancer_tests::outcome::outcome;
+use balancer_testkit::outcome::outcome;
 use clap::Parser;
 
 use crate::operator::Operator;

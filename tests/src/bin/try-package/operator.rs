@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     backend::Backend,
     binaries,
     topology::{Family, Shape, Topology},

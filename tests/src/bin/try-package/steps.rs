@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use balancer_tests::topology::{Family, Topology};
+use balancer_testkit::topology::{Family, Topology};
 
 use crate::operator::Operator;
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_tests::binaries;
+use balancer_testkit::binaries;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use balancer_api::{model::FleetSnapshot, statistics::StatsView};
-use balancer_tests::topology::Family;
+use balancer_testkit::topology::Family;
 
 use super::{Fleet, moved};
 use crate::support::wait;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer_model::value;
-use balancer_tests::topology::{Family, Topology};
+use balancer_testkit::topology::{Family, Topology};
 
 use super::{ENGINES, Fleet, Plan, moved};
 use crate::support::wait;

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use balancer_tests::{datagrams, stop::StopOnDrop, topology::Family};
+use balancer_testkit::{datagrams, stop::StopOnDrop, topology::Family};
 
 use super::{Fleet, PORT, Plan};
 use crate::support::{homes, requests};

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, env, thread, time::Duration};
 
-use balancer_tests::topology::{Family, Topology};
+use balancer_testkit::topology::{Family, Topology};
 use serde_json::Value;
 
 use super::{ENGINES, Fleet, moved};

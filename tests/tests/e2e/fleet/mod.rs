@@ -16,7 +16,7 @@ use std::{
 
 use balancer_api::model::FleetSnapshot;
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     backend::Backend,
     binaries,
     controller::Controller,
@@ -229,7 +229,7 @@ impl Fleet {
     }
 
     fn metrics(&self, number: usize) -> String {
-        balancer_tests::metrics::scrape_text(self.namespace(number), PATIENCE).unwrap()
+        balancer_testkit::metrics::scrape_text(self.namespace(number), PATIENCE).unwrap()
     }
 
     /// Backends of `web`, with state and slots.

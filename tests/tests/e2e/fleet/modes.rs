@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::topology::Family;
+use balancer_testkit::topology::Family;
 
 use super::{Fleet, Plan, moved};
 

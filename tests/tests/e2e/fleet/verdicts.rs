@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, env, time::Instant};
 
 use balancer_api::statistics::StatsView;
-use balancer_tests::topology::Family;
+use balancer_testkit::topology::Family;
 
 use super::{CLIENTS, Fleet, PORT, moved};
 use crate::support::{homes, requests, wait};

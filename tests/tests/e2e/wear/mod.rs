@@ -18,7 +18,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_tests::{
+use balancer_testkit::{
     binaries,
     faults::Faults,
     http_client::Request,

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_api::model::{AddBackend, SetAdmin};
 use balancer_model::{names::BackendName, states::Admin};
-use balancer_tests::{
+use balancer_testkit::{
     faults::Faults,
     site::{PATIENCE, PORT, Settings, Site},
 };

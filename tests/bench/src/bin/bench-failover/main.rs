@@ -1,0 +1,259 @@
+//! How long a failure takes from its detection to its effect, seen on the wire between a running balancer and its
+//! backends.
+//!
+//! A backend's port is closed while packets of its clients go on. From then on the kernel refuses the balancer's checks;
+//! the `fall`-th refusal in a row is the first packet from which the balancer can know of the failure. Measured is the time
+//! from there to the last packet of a client that arrives at the dead backend, and to the next of the same clients' packets,
+//! which arrives elsewhere; the truth lies between. All on one clock, as the kernel stamps packets, so everything is in it: the
+//! check's socket, the queues of events, the new table, and the packets that were on their way.
+
+mod figures;
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use balancer_bench::{
+    failover::{
+        hosts::{Hosts, Servers, VIP, backend, settings},
+        load::{self, Load},
+        scrape,
+        wire::Wire,
+    },
+    report::document::Series,
+};
+use balancer_testkit::{
+    binaries,
+    controller::Controller,
+    frame::{ACK, SYN},
+    metrics::Metrics,
+    outcome::outcome,
+};
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use self::figures::{Figures, document};
+
+/// Failures in a row that make a backend down.
+const FALL: usize = 3;
+/// Clients, all known before the first failure.
+const CLIENTS: u16 = 10_000;
+/// Between two packets of the clients of one backend: of one that fails alone, of one of several.
+const PAUSES: [Duration; 2] = [Duration::from_micros(50), Duration::from_micros(250)];
+/// How long the load goes on before the failure.
+const LEAD: Duration = Duration::from_millis(100);
+/// How long no packet must have arrived at a dead backend for the last one to be the last.
+const SILENCE: Duration = Duration::from_millis(200);
+/// How long a detection may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Measures how long failures take from detection to effect; needs root.
+#[derive(Parser)]
+struct Options {
+    /// Only with so many backends.
+    #[arg(long)]
+    backends: Option<u16>,
+    /// Only with such a memory: 3h or 0s.
+    #[arg(long)]
+    remember: Option<String>,
+    /// Failures of one backend at a time in each scenario; a quarter as many of several at once.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(4..))]
+    rounds: u16,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    outcome(measure(&Options::parse()))
+}
+
+fn measure(options: &Options) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
+    // A descriptor for each backend here, and one for each check in the balancer.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    if !options.json {
+        println!("from the deciding refusal of a check, in ms: min / median / max");
+        println!(
+            "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7}",
+            "", "failures", "last packet there", "next elsewhere", "controller's own", "tables"
+        );
+    }
+    let mut series = Vec::new();
+    for backends in [8, 1000] {
+        for remember in ["3h", "0s"] {
+            let wanted = options.backends.is_none_or(|only| only == backends)
+                && options.remember.as_ref().is_none_or(|only| only == remember);
+            if wanted {
+                scenario(backends, remember, options, &mut series)
+                    .with_context(|| format!("{backends} backends, remember {remember}"))?;
+            }
+        }
+    }
+    if options.json { document(series).print() } else { Ok(()) }
+}
+
+fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<Series>) -> Result<()> {
+    let mut site = Site::new(backends, remember)?;
+    let several = 10.min(backends / 2);
+    for (at_once, rounds) in [(1, options.rounds), (several, options.rounds / 4)] {
+        let mut figures = Figures::default();
+        for _ in 0..rounds {
+            site.fail(at_once, &mut figures)?;
+        }
+        let how = if at_once == 1 { "one at a time".to_owned() } else { format!("{at_once} at once") };
+        let what = format!("{backends} backends, remember {remember}, {how}");
+        if options.json {
+            series.extend(figures.series(&what));
+        } else {
+            figures.print(&what, rounds, at_once);
+        }
+    }
+    Ok(())
+}
+
+/// A balancer with its clients and backends. The last fields are dropped last.
+struct Site {
+    controller: Controller,
+    wire: Wire,
+    servers: Servers,
+    /// The next backend to fail.
+    next: u16,
+    backends: u16,
+    hosts: Hosts,
+    _files: tempfile::TempDir,
+}
+
+impl Site {
+    fn new(backends: u16, remember: &str) -> Result<Self> {
+        let hosts = Hosts::new()?;
+        let mut servers = Servers::default();
+        hosts.listen(&(1..=backends).collect::<Vec<_>>(), &mut servers)?;
+        let wire = Wire::tap(hosts.backends.entrance())?;
+        let files = tempfile::tempdir()?;
+        let (config, socket) = (files.path().join("balancer.toml"), files.path().join("balancer.sock"));
+        fs::write(&config, configuration(backends, remember, files.path())?)?;
+        let log = files.path().join("balancer.log");
+        let controller = Controller::start(&hosts.balancer, &binaries::balancer()?, &config, &socket, &log)?;
+        let mut site = Self { controller, wire, servers, next: 1, backends, hosts, _files: files };
+        site.controller.wait_for(PATIENCE, "every backend being up", |status| {
+            status.services.iter().flat_map(|service| &service.backends).all(|backend| backend.state == "up")
+        })?;
+        Ok(site)
+    }
+
+    /// Fails backends together, and brings them back.
+    fn fail(&mut self, at_once: u16, figures: &mut Figures) -> Result<()> {
+        load::once(&self.hosts.clients, 1..=CLIENTS, SYN)?;
+        thread::sleep(LEAD);
+        let failing = self.choose(at_once)?;
+        let groups: Vec<Vec<u16>> = {
+            let mut seen = self.wire.seen()?;
+            seen.watch(&failing);
+            let of = |backend| seen.home.iter().filter(move |(_, home)| **home == backend).map(|(&client, _)| client);
+            failing.iter().map(|&backend| of(backend).collect()).collect()
+        };
+        let before = self.tables()?;
+        let pause = PAUSES[usize::from(at_once > 1)];
+        let load = Load::start(self.hosts.clients.entrance(), &groups, ACK, pause, PATIENCE);
+        thread::sleep(LEAD);
+        for &number in &failing {
+            self.servers.close(number);
+        }
+        self.await_silence()?;
+        load.stop()?;
+        let metrics = self.metrics()?;
+        figures.builds.push(metrics.sum("table_build_seconds", &[])? * 1e3);
+        figures.tables += metrics.sum("table_generation", &[])? - before;
+        self.take(figures)?;
+        self.bring_back(&failing)
+    }
+
+    /// The next backends that have clients.
+    fn choose(&mut self, count: u16) -> Result<Vec<u16>> {
+        let seen = self.wire.seen()?;
+        ensure!(seen.clients.len() == usize::from(CLIENTS), "only {} clients were served", seen.clients.len());
+        let mut chosen = Vec::new();
+        for _ in 0..self.backends {
+            let number = self.next;
+            self.next = self.next % self.backends + 1;
+            if seen.clients.values().any(|&backend| backend == number) {
+                chosen.push(number);
+                if chosen.len() == usize::from(count) {
+                    return Ok(chosen);
+                }
+            }
+        }
+        bail!("fewer than {count} backends have clients")
+    }
+
+    fn await_silence(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            thread::sleep(Duration::from_millis(20));
+            self.controller.ensure_running()?;
+            let seen = self.wire.seen()?;
+            let silent = seen.watched.values().all(|watched| {
+                watched.refused.len() >= FALL
+                    && watched.last.is_some_and(|last| seen.now.saturating_sub(last) > SILENCE)
+            });
+            if silent {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "clients still go to a dead backend: {:?}", seen.watched);
+        }
+    }
+
+    fn take(&mut self, figures: &mut Figures) -> Result<()> {
+        for (number, watched) in &self.wire.seen()?.watched {
+            let missing = || format!("backend {number}: {watched:?}");
+            let detected = watched.refused.get(FALL - 1).with_context(missing)?;
+            let since = |at: Option<Duration>| -> Result<f64> {
+                Ok((at.with_context(missing)?.as_secs_f64() - detected.as_secs_f64()) * 1e3)
+            };
+            figures.last.push(since(watched.last)?);
+            figures.elsewhere.push(since(watched.elsewhere)?);
+        }
+        Ok(())
+    }
+
+    fn bring_back(&mut self, numbers: &[u16]) -> Result<()> {
+        self.hosts.listen(numbers, &mut self.servers)?;
+        for number in numbers {
+            let output = self.controller.cli(&["wait", &format!("web/web{number}"), "up", "--timeout", "20s"])?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    fn tables(&self) -> Result<f64> {
+        self.metrics()?.sum("table_generation", &[])
+    }
+
+    fn metrics(&self) -> Result<Metrics> {
+        scrape(&self.hosts.balancer)
+    }
+}
+
+fn configuration(backends: u16, remember: &str, files: &Path) -> Result<String> {
+    let mut text = settings(files);
+    write!(
+        text,
+        "[[service]]\nname = \"web\"\naddress = \"{VIP}\"\nforwarding = \"nat\"\ntable_size = 65537\n\
+         remember = \"{remember}\"\n\
+         check = {{ type = \"tcp\", interval = \"1s\", fast_interval = \"100ms\", timeout = \"1s\", fall = {FALL}, \
+         rise = 1 }}\n"
+    )?;
+    for number in 1..=backends {
+        let address = backend(number);
+        write!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n")?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,249 @@
+//! Programs on packets, and how long they take.
+
+use std::{
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_bench::asm::{Program, ProgramArray, Register, constant};
+use balancer_testkit::prog_run;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::{
+    XDP_TX,
+    feeder::feeder,
+    gate::{Figure, TOLERANCE, TOLERANCE_OF_MISSES},
+    paths::{self, Path},
+    scene::{LOOPBACK, Scene},
+    yardsticks::{self, LRU_HASH, Yardstick},
+};
+
+/// Packets of one run: ten of them see a million clients.
+const PACKETS: u32 = 100_000;
+
+/// A program, the frame it gets next, and what its runs took.
+struct Runner {
+    program: OwnedFd,
+    frame: Vec<u8>,
+    /// ns per packet, of every run.
+    runs: Vec<f64>,
+    /// What a feeder goes on with: the kernel empties the map with its last descriptor.
+    _next: Option<ProgramArray>,
+}
+
+impl Runner {
+    fn new(program: BorrowedFd<'_>, frame: &[u8]) -> Result<Self> {
+        Ok(Self { program: program.try_clone_to_owned()?, frame: frame.to_vec(), runs: Vec::new(), _next: None })
+    }
+
+    /// One run; the action of its last packet. The kernel answers in whole nanoseconds and waits for its RCU before and
+    /// after, so what counts is the thread's CPU time; the system call's own is the same for all.
+    fn run(&mut self) -> Result<u32> {
+        let start = cpu_time()?;
+        let ran = prog_run::run(self.program.as_fd(), &self.frame, LOOPBACK, PACKETS)?;
+        let ns = (cpu_time()? - start).as_nanos() as f64 / f64::from(PACKETS);
+        self.runs.push(ns);
+        self.frame = ran.frame;
+        Ok(ran.action)
+    }
+
+    /// The fastest run.
+    fn best(&self) -> f64 {
+        self.runs.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+}
+
+fn cpu_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+/// A path with its program and the empty one, each behind the same feeder if it has one.
+struct Measured {
+    path: Path,
+    full: Runner,
+    empty: Runner,
+}
+
+impl Measured {
+    fn new(path: Path, program: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> Result<Self> {
+        let frame = path.frame();
+        let Some(feed) = &path.feed else {
+            let (full, empty) = (Runner::new(program, &frame)?, Runner::new(empty, &frame)?);
+            return Ok(Self { path, full, empty });
+        };
+        let grower;
+        let nothing = if path.grows == 0 {
+            empty
+        } else {
+            let program = Program::default().copy(Register::R6, Register::R1).adjust_head(-path.grows);
+            grower = program.set(Register::R0, XDP_TX).exit().load_frags()?;
+            grower.as_fd()
+        };
+        // What the program would have put in front.
+        let fed = [vec![0; path.grows as usize], frame.clone()].concat();
+        let behind = |program| -> Result<Runner> {
+            let next = ProgramArray::new(program)?;
+            let feeder = feeder(&frame, feed, path.grows, &next)
+                .load_frags()
+                .with_context(|| format!("{}: the feeder", path.name))?;
+            Ok(Runner { _next: Some(next), ..Runner::new(feeder.as_fd(), &fed)? })
+        };
+        Ok(Self { full: behind(program)?, empty: behind(nothing)?, path })
+    }
+
+    /// Has every client seen once.
+    fn warm_up(&mut self) -> Result<()> {
+        for _ in 0..self.path.clients().div_ceil(PACKETS) {
+            self.full.run()?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.full.runs.clear();
+        self.empty.runs.clear();
+    }
+
+    fn run_empty(&mut self) -> Result<()> {
+        ensure!(self.empty.run()? == XDP_TX as u32, "{}: the empty program did not answer XDP_TX", self.path.name);
+        Ok(())
+    }
+
+    fn run_in(&mut self, scene: &Scene) -> Result<()> {
+        self.run_empty()?;
+        let before = scene.counted(&self.path)?;
+        self.full.run()?;
+        let counted = scene.counted(&self.path)? - before;
+        ensure!(
+            counted == u64::from(PACKETS),
+            "{}: {counted} of {PACKETS} packets took the path that is measured",
+            self.path.name
+        );
+        Ok(())
+    }
+
+    fn run_yardstick(&mut self, writes: bool) -> Result<()> {
+        self.run_empty()?;
+        let action = self.full.run()?;
+        ensure!(action == XDP_TX as u32, "{}: the yardstick answered {action}, not XDP_TX", self.path.name);
+        let written = self.full.frame.starts_with(&yardsticks::WRITTEN);
+        ensure!(
+            written == writes,
+            "{}: the yardstick's MAC addresses are {:x?}",
+            self.path.name,
+            self.full.frame.get(..12)
+        );
+        Ok(())
+    }
+
+    /// ns per packet, if moving the start of a frame costs `head`.
+    fn row(&self, head: f64) -> Row {
+        let head = if self.path.grows == 0 { 0.0 } else { head };
+        let rounds = self.full.runs.iter().zip(&self.empty.runs).map(|(full, empty)| full - empty + head);
+        Row { path: self.path.clone(), net: self.full.best() - self.empty.best() + head, rounds: rounds.collect() }
+    }
+}
+
+/// What a path, or a yardstick, costs.
+pub(crate) struct Row {
+    /// The path.
+    pub(crate) path: Path,
+    /// ns per packet, net, of the fastest runs.
+    pub(crate) net: f64,
+    /// The same of every round.
+    pub(crate) rounds: Vec<f64>,
+}
+
+/// What was measured in turns.
+pub(crate) struct Series {
+    /// In the order of [`yardsticks::all`].
+    pub(crate) yardsticks: Vec<Row>,
+    /// In the order of [`paths::all`].
+    pub(crate) paths: Vec<Row>,
+}
+
+impl Series {
+    /// Every path beside the yardstick.
+    pub(crate) fn figures(&self) -> Result<Vec<Figure>> {
+        let yardstick = self.yardsticks.iter().find(|row| row.path.name == LRU_HASH);
+        let yardstick = yardstick.with_context(|| format!("{LRU_HASH} was not measured"))?;
+        let figure = |row: &Row| Figure {
+            path: row.path.name.clone(),
+            ns: row.net,
+            yardstick: yardstick.path.name.clone(),
+            yardstick_ns: yardstick.net,
+            tolerance: if row.path.clients() > 1 { TOLERANCE_OF_MISSES } else { TOLERANCE },
+        };
+        Ok(self.paths.iter().map(figure).collect())
+    }
+}
+
+/// Everything that is measured, loaded and warm.
+pub(crate) struct Bench {
+    scenes: [Scene; 2],
+    yardsticks: Vec<(Measured, bool)>,
+    paths: Vec<Measured>,
+    moves: [Runner; 2],
+}
+
+impl Bench {
+    /// Loads the programs and makes their clients known: twenty seconds, most of which it sleeps.
+    pub(crate) fn new() -> Result<Self> {
+        let scenes = Scene::all()?;
+        let empty = constant(XDP_TX).load_frags()?;
+        let mut yardsticks = Vec::new();
+        for Yardstick { path, program, writes } in yardsticks::all()? {
+            yardsticks.push((Measured::new(path, program.as_fd(), empty.as_fd())?, writes));
+        }
+        let mut paths = Vec::new();
+        for path in paths::all() {
+            let program = scenes[path.scene as usize].program();
+            paths.push(Measured::new(path, program, empty.as_fd())?);
+        }
+        let moves = [Runner::new(moving(1)?.as_fd(), &[0; 64])?, Runner::new(moving(3)?.as_fd(), &[0; 64])?];
+        // The first packet of a client in a period of the memory reads its entry. No period ends here, as nobody sweeps.
+        for measured in yardsticks.iter_mut().map(|(measured, _)| measured).chain(&mut paths) {
+            measured.warm_up()?;
+        }
+        Ok(Self { scenes, yardsticks, paths, moves })
+    }
+
+    /// Runs all yardsticks and the paths that are `wanted` by name in turns, so many times; their fastest runs count.
+    pub(crate) fn series(&mut self, rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Series> {
+        let Self { scenes, yardsticks, paths, moves } = self;
+        let mut paths: Vec<_> = paths.iter_mut().filter(|measured| wanted(&measured.path.name)).collect();
+        for measured in
+            yardsticks.iter_mut().map(|(measured, _)| measured).chain(paths.iter_mut().map(|path| &mut **path))
+        {
+            measured.forget();
+        }
+        for runner in moves.iter_mut() {
+            runner.runs.clear();
+        }
+        for _ in 0..rounds {
+            for runner in moves.iter_mut() {
+                ensure!(runner.run()? == XDP_TX as u32, "the frame cannot be moved");
+            }
+            for (measured, writes) in yardsticks.iter_mut() {
+                measured.run_yardstick(*writes)?;
+            }
+            for measured in &mut paths {
+                measured.run_in(&scenes[measured.path.scene as usize])?;
+            }
+        }
+        // Two moves there and back more.
+        let head = (moves[1].best() - moves[0].best()) / 4.0;
+        Ok(Series {
+            yardsticks: yardsticks.iter().map(|(measured, _)| measured.row(head)).collect(),
+            paths: paths.iter().map(|measured| measured.row(head)).collect(),
+        })
+    }
+}
+
+/// A program that moves the start of the frame there and back so many times.
+fn moving(times: u32) -> Result<OwnedFd> {
+    let program = Program::default().copy(Register::R6, Register::R1);
+    let program = (0..times).fold(program, |program, _| program.adjust_head(20).adjust_head(-20));
+    Ok(program.set(Register::R0, XDP_TX).exit().load_frags()?)
+}

@@ -1,0 +1,84 @@
+//! Programs that put a frame into its first state and go on with another program.
+
+use balancer_bench::asm::{Program, ProgramArray, Register, Size};
+
+const CONTEXT: Register = Register::R6;
+const FRAME: Register = Register::R7;
+const END: Register = Register::R8;
+
+/// What a feeder does to a frame.
+#[derive(Clone, Debug)]
+pub(crate) struct Feed {
+    /// The clients, who take turns.
+    pub(crate) clients: Clients,
+    /// Parts of the frame that it writes as they were first, in the widths that the program reads them in: a read of
+    /// several writes would wait for all of them.
+    pub(crate) restores: Vec<(i16, Size)>,
+}
+
+/// Clients: source addresses that differ in one word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clients {
+    /// Where that word is.
+    pub(crate) at: i16,
+    /// The first client's, in host order.
+    pub(crate) first: u32,
+    /// How many clients.
+    pub(crate) count: u32,
+}
+
+/// A program that makes the frame (without the `grows` bytes before it) `frame` again, but from the next client, and goes on
+/// with the program in `next`.
+pub(crate) fn feeder(frame: &[u8], feed: &Feed, grows: i32, next: &ProgramArray) -> Program {
+    let mut program = Program::default().copy(CONTEXT, Register::R1);
+    if grows != 0 {
+        program = program.adjust_head(grows);
+    }
+    program = program
+        .load(Size::Word, FRAME, CONTEXT, 0)
+        .load(Size::Word, END, CONTEXT, 4)
+        .copy(Register::R1, FRAME)
+        .add(Register::R1, frame.len() as i32)
+        .skip_if_at_most(Register::R1, END, 2)
+        .set(Register::R0, 0)
+        .exit();
+    for &(offset, size) in &feed.restores {
+        program = program.set_double(Register::R1, bytes(frame, offset, size)).store(size, FRAME, offset, Register::R1);
+    }
+    next_client(program, frame, &feed.clients).continue_with(next)
+}
+
+/// The client's word is half of a double word that is written whole.
+fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
+    let Clients { at, first, count } = *clients;
+    let program = program
+        .load(Size::Word, Register::R2, FRAME, at)
+        .swap_word(Register::R2)
+        .add(Register::R2, 1)
+        .set_double(Register::R1, u64::from(first + count - 1))
+        .skip_if_at_most(Register::R2, Register::R1, 2)
+        .set_double(Register::R2, u64::from(first))
+        .swap_word(Register::R2);
+    // IPv4: source, destination. IPv6: the prefix's two words, of which the second changes.
+    let (start, kept) = if at == super::paths::V4_SOURCE { (at, at + 4) } else { (at - 4, at - 4) };
+    let constant = bytes(frame, kept, Size::Word);
+    let program = if kept > at {
+        program.set_double(Register::R1, constant << 32)
+    } else {
+        program.shift_left(Register::R2, 32).set_double(Register::R1, constant)
+    };
+    program.or(Register::R2, Register::R1).store(Size::Double, FRAME, start, Register::R2)
+}
+
+/// A part of the frame, as the program's loads and stores have it.
+pub(crate) fn bytes(frame: &[u8], offset: i16, size: Size) -> u64 {
+    let length = match size {
+        Size::Byte => 1,
+        Size::Half => 2,
+        Size::Word => 4,
+        Size::Double => 8,
+    };
+    let mut word = [0; 8];
+    word[..length].copy_from_slice(&frame[offset as usize..offset as usize + length]);
+    u64::from_le_bytes(word)
+}

@@ -1,0 +1,100 @@
+//! Real frames: from one end of a veth pair to a program at the other end, which sends them back, where they are counted.
+
+mod programs;
+mod report;
+mod wire;
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_bench::asm::Map;
+use balancer_testkit::{namespace::Namespace, prog_run};
+
+use self::{
+    programs::{bare, generator},
+    report::Measured,
+    wire::Wire,
+};
+use crate::{
+    paths::{self, Path},
+    scene::Scene,
+};
+
+/// Frames of one run: each of a million clients sends two.
+const FRAMES: u32 = 2_000_000;
+/// What the kernel may drop of them.
+const LOST: u32 = FRAMES / 1000;
+
+/// Measures, and prints; in the last namespace that is entered, this thread's for good.
+pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
+    let far = Namespace::new("far")?;
+    let near = Namespace::new("near")?;
+    let wires = [Wire::new(&far, &near, "bare")?, Wire::new(&far, &near, "balancer")?];
+    near.enter()?;
+    let scene = Scene::settled(wires[1].near_index)?;
+    let bare = bare().load_frags().context("the bare program")?;
+    let [of_bare, of_balancer] = wires;
+    let of_bare = of_bare.attach(&near, bare.as_fd())?;
+    let of_balancer = of_balancer.attach(&near, scene.program())?;
+    // Where frames are made and counted.
+    far.enter()?;
+    let mut lanes = vec![Lane::new("bare: MAC addresses swapped", paths::known(), &of_bare, None)?];
+    for path in paths::live() {
+        lanes.push(Lane::new(&path.name.clone(), path, &of_balancer, Some(&scene))?);
+    }
+    let mut measured: Vec<_> = lanes.iter().map(|lane| Measured::new(&lane.name, lane.scene.is_some())).collect();
+    // The first round finds every client's row.
+    for round in 0..=rounds {
+        for (lane, measured) in lanes.iter().zip(&mut measured) {
+            let rate = lane.run().with_context(|| lane.name.clone())?;
+            if round > 0 {
+                measured.rates.push(rate);
+            }
+        }
+    }
+    report::print(&measured, json)
+}
+
+/// Frames of one kind, on their way through one program.
+struct Lane<'a> {
+    name: String,
+    generator: OwnedFd,
+    frame: Vec<u8>,
+    path: Path,
+    wire: &'a Wire,
+    /// Where the program is the balancer's.
+    scene: Option<&'a Scene>,
+}
+
+impl<'a> Lane<'a> {
+    fn new(name: &str, path: Path, wire: &'a Wire, scene: Option<&'a Scene>) -> Result<Self> {
+        let frame = path.frame();
+        // Whose turn it is.
+        let turn = Map::array(4, 1)?;
+        turn.set(0, &(path.clients.first - 1))?;
+        let generator = generator(&frame, path.clients, &turn, wire.far_index);
+        let generator = generator.load_xdp().with_context(|| format!("{name}: the generator"))?;
+        Ok(Self { name: name.to_owned(), generator, frame, path, wire, scene })
+    }
+
+    /// Sends so many frames; how many of them came back in a second.
+    fn run(&self) -> Result<f64> {
+        let counted = || self.scene.map_or(Ok(0), |scene| scene.counted(&self.path));
+        let (before, steered) = (self.wire.received()?, counted()?);
+        let start = Instant::now();
+        prog_run::run_live(self.generator.as_fd(), &self.frame, FRAMES).context("making real frames")?;
+        let took = start.elapsed();
+        let arrived = self.wire.wait_for(before + u64::from(FRAMES))? - before;
+        let least = u64::from(FRAMES - LOST);
+        ensure!(arrived >= least, "only {arrived} of {FRAMES} frames came back");
+        let steered = counted()? - steered;
+        ensure!(
+            self.scene.is_none() || steered >= least,
+            "only {steered} of {FRAMES} frames took the path that is measured"
+        );
+        Ok(arrived as f64 / took.as_secs_f64())
+    }
+}

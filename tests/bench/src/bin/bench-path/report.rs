@@ -1,0 +1,123 @@
+//! What is printed.
+
+use std::ops::RangeInclusive;
+
+use anyhow::{Context as _, Result};
+use balancer_bench::{
+    machine,
+    report::document::{Document, Series as Measured},
+};
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+
+use crate::{
+    bench::{Row, Series},
+    gate::Judged,
+    paths::{Path, REFERENCE},
+    yardsticks::LRU_HASH,
+};
+
+/// Prints what was measured.
+pub(crate) fn print(series: &Series, json: bool) -> Result<()> {
+    if json { document(series).print() } else { print_table(series) }
+}
+
+fn document(series: &Series) -> Document {
+    let yardsticks = series.yardsticks.iter().map(|row| (row, false));
+    let paths = series.paths.iter().map(|row| (row, true));
+    let one = |(row, ours): (&Row, bool)| Measured {
+        ours,
+        heading: heading(&row.path),
+        ..Measured::others(
+            row.path.name.clone(),
+            if ours { "path" } else { "yardstick" },
+            "ns per packet",
+            row.rounds.clone(),
+        )
+    };
+    Document {
+        benchmark: "path".to_owned(),
+        title: "What a packet costs in the kernel program".to_owned(),
+        about: "`BPF_PROG_TEST_RUN` of 100,000 packets on one processor, net of an empty program in the same round. \
+                Yardsticks are small programs that do what most load balancers do."
+            .to_owned(),
+        series: yardsticks.chain(paths).map(one).collect(),
+        left_out: Vec::new(),
+    }
+}
+
+/// Where it stands in the picture, which has one row for each way of steering.
+fn heading(path: &Path) -> Option<String> {
+    let name = &path.name;
+    if path.clients() > 1 {
+        return Some("each packet another of a million clients'".to_owned());
+    }
+    let twin = ["IPv6", "not ours", "1 client (fed)"].iter().any(|part| name.contains(part));
+    (!twin).then(|| "one client".to_owned())
+}
+
+fn print_table(series: &Series) -> Result<()> {
+    let reference = reference(series)?;
+    let mut table = table(&["path", "net ns", "ratio", &format!("in {LRU_HASH}"), "target, ns"], 1..=3);
+    for row in &series.yardsticks {
+        table.add_row([
+            &format!("yardstick: {}", row.path.name),
+            &tenths(row.net),
+            &ratio(row.net / reference),
+            "",
+            "",
+        ]);
+    }
+    for (row, figure) in series.paths.iter().zip(series.figures()?) {
+        let in_yardsticks = ratio(figure.ratio());
+        table.add_row([&row.path.name, &tenths(row.net), &ratio(row.net / reference), &in_yardsticks, row.path.target]);
+    }
+    println!("{}", machine::describe());
+    println!("ns per packet, net of an empty program; Katran's figures were measured on another machine");
+    println!("{table}");
+    Ok(())
+}
+
+/// Prints what paths cost in yardsticks, and what is committed.
+pub(crate) fn print_judged(series: &Series, judged: &[Judged]) {
+    println!("{}", machine::describe());
+    for row in &series.yardsticks {
+        println!("yardstick {}: {:.1} ns", row.path.name, row.net);
+    }
+    let mut table = table(&["path", "net ns", &format!("in {LRU_HASH}"), "committed", "difference"], 2..=4);
+    for Judged { figure, committed, .. } in judged {
+        let difference = format!("{:+.0}%", (figure.ratio() / committed - 1.0) * 100.0);
+        let (measured, committed) = (ratio(figure.ratio()), ratio(*committed));
+        table.add_row([&figure.path, &tenths(figure.ns), &measured, &committed, &difference]);
+    }
+    println!("{table}");
+    for Judged { figure, committed, .. } in judged.iter().filter(|judged| judged.faster) {
+        let (path, measured) = (&figure.path, figure.ratio());
+        println!(
+            "{path}: {measured:.2} where {committed:.2} is committed: `cargo xtask bench path --record` keeps it so"
+        );
+    }
+}
+
+fn reference(series: &Series) -> Result<f64> {
+    let reference = series.paths.iter().find(|row| row.path.name == REFERENCE);
+    Ok(reference.context("the reference was not measured")?.net)
+}
+
+fn table(header: &[&str], numbers: RangeInclusive<usize>) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(header.to_vec());
+    for column in table.column_iter_mut() {
+        if column.index == 1 || numbers.contains(&column.index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn tenths(ns: f64) -> String {
+    format!("{ns:.1}")
+}
+
+fn ratio(ratio: f64) -> String {
+    format!("{ratio:.2}")
+}

@@ -1,0 +1,183 @@
+//! Small programs that do what every load balancer does, or what most do: the kernel program's paths are compared with
+//! them, as they become slower and faster with the machine.
+
+use std::{io, os::fd::OwnedFd};
+
+use anyhow::{Context as _, Result};
+use balancer_bench::asm::{Map, Program, Register, Size};
+
+use crate::{
+    XDP_TX,
+    paths::{self, Path},
+};
+
+const XDP_PASS: i32 = 2;
+
+const CONTEXT: Register = Register::R6;
+const FRAME: Register = Register::R7;
+const END: Register = Register::R8;
+
+/// Ethernet, IPv4 without options and TCP.
+const HEADERS: i32 = 54;
+const ETHER_TYPE: i16 = 12;
+const VERSION_AND_LENGTH: i16 = 14;
+const FRAGMENT: i16 = 20;
+const PROTOCOL: i16 = 23;
+const SOURCE: i16 = 26;
+const PORTS: i16 = 34;
+const TCP: i32 = 6;
+
+/// Slots of the array that clients are spread over.
+const SLOTS: u32 = 1 << 16;
+/// Backends behind the hash table.
+const BACKENDS: u32 = 256;
+/// Connections that the hash table has room for.
+const CONNECTIONS: u32 = 1 << 20;
+/// Where the key of the hash table is on the stack: addresses, ports, protocol.
+const KEY: i16 = -16;
+/// Where the number of a slot or of a backend is on the stack.
+const NUMBER: i16 = -20;
+
+/// The first bytes of the destination MAC addresses that yardsticks write.
+pub(crate) const WRITTEN: [u8; 4] = [2, 0, 0, 1];
+
+/// What is measured beside the paths.
+pub(crate) struct Yardstick {
+    /// Its packets.
+    pub(crate) path: Path,
+    /// The program.
+    pub(crate) program: OwnedFd,
+    /// Whether it writes MAC addresses.
+    pub(crate) writes: bool,
+}
+
+/// What a segment costs that is only looked at.
+const PARSE: &str = "parse";
+/// What steering by an array costs.
+const ARRAYS: &str = "arrays";
+/// The same, with a million clients.
+const ARRAYS_OF_MANY: &str = "arrays, 1M clients (fed)";
+/// What steering by the kernel's LRU hash costs. Paths are compared with it: it is of their size, and as they do, it
+/// computes a hash and looks up what is in the cache. The two above are a few ns, a tenth of what is taken off. With a
+/// million clients it waits for memory, and comes out between 120 and 180 ns without anything having changed.
+pub(crate) const LRU_HASH: &str = "LRU_HASH";
+/// The same, with a million clients.
+const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients (fed)";
+
+/// Every yardstick, in the order of the report.
+pub(crate) fn all() -> Result<Vec<Yardstick>> {
+    let one = |name, program: io::Result<OwnedFd>, writes| yardstick(paths::of_one_client(name), program, writes);
+    let many = |name, program: io::Result<OwnedFd>| yardstick(paths::of_a_million_clients(name), program, true);
+    Ok(vec![
+        one(PARSE, parse_only(), false)?,
+        one(ARRAYS, floor_by_arrays(), true)?,
+        many(ARRAYS_OF_MANY, floor_by_arrays())?,
+        one(LRU_HASH, hash_and_lru_hash(), true)?,
+        many(LRU_HASH_OF_MANY, hash_and_lru_hash())?,
+    ])
+}
+
+fn yardstick(path: Path, program: io::Result<OwnedFd>, writes: bool) -> Result<Yardstick> {
+    let program = program.with_context(|| format!("the yardstick {}", path.name))?;
+    Ok(Yardstick { path, program, writes })
+}
+
+/// Parses, and sends what is a whole TCP segment over IPv4 back as it is: what no program that looks at TCP can be below.
+fn parse_only() -> io::Result<OwnedFd> {
+    parsed().set(Register::R0, XDP_TX).exit().load_frags()
+}
+
+/// Parses, multiplies the source address, and writes the MAC addresses that an array has for the product: the least that
+/// steers by the client's address.
+fn floor_by_arrays() -> io::Result<OwnedFd> {
+    let slots = rows(SLOTS)?;
+    sent(slot(parsed(), SLOTS).store(Size::Word, Register::R10, NUMBER, Register::R1), &slots).load_frags()
+}
+
+/// Parses, and looks up the connection by addresses, ports and protocol in an LRU hash of the kernel's, where it is
+/// recorded if it is not known; then writes the MAC addresses that an array has for the backend: what most load balancers
+/// in XDP do.
+fn hash_and_lru_hash() -> io::Result<OwnedFd> {
+    let (connections, backends) = (Map::lru_hash(16, 4, CONNECTIONS)?, rows(BACKENDS)?);
+    let keyed = parsed()
+        .load(Size::Double, Register::R1, FRAME, SOURCE)
+        .store(Size::Double, Register::R10, KEY, Register::R1)
+        .load(Size::Word, Register::R1, FRAME, PORTS)
+        .store(Size::Word, Register::R10, KEY + 8, Register::R1)
+        .set(Register::R1, TCP)
+        .store(Size::Word, Register::R10, KEY + 12, Register::R1);
+    let recorded = slot(Program::default(), BACKENDS).store(Size::Word, Register::R10, NUMBER, Register::R1).update(
+        &connections,
+        KEY,
+        NUMBER,
+    );
+    let known = Program::default().load(Size::Word, Register::R1, Register::R0, 0).store(
+        Size::Word,
+        Register::R10,
+        NUMBER,
+        Register::R1,
+    );
+    sent(keyed.look_up(&connections, KEY).branch(Register::R0, recorded, known), &backends).load_frags()
+}
+
+/// Passes what is not a whole TCP segment over IPv4 without options.
+fn parsed() -> Program {
+    let program = Program::default()
+        .copy(CONTEXT, Register::R1)
+        .load(Size::Word, FRAME, CONTEXT, 0)
+        .load(Size::Word, END, CONTEXT, 4)
+        .copy(Register::R1, FRAME)
+        .add(Register::R1, HEADERS)
+        .skip_if_at_most(Register::R1, END, 2)
+        .set(Register::R0, XDP_PASS)
+        .exit();
+    let ipv4 = u16::from_ne_bytes([0x08, 0x00]);
+    let program = unless(program.load(Size::Half, Register::R1, FRAME, ETHER_TYPE), ipv4.into());
+    let program = unless(program.load(Size::Byte, Register::R1, FRAME, VERSION_AND_LENGTH), 0x45);
+    let program = program.load(Size::Half, Register::R1, FRAME, FRAGMENT);
+    // "More fragments" and the offset.
+    let program = unless(program.and(Register::R1, u16::from_ne_bytes([0x3f, 0xff]).into()), 0);
+    unless(program.load(Size::Byte, Register::R1, FRAME, PROTOCOL), TCP)
+}
+
+/// Passes the packet unless R1 is `value`.
+fn unless(program: Program, value: i32) -> Program {
+    program.skip_if(Register::R1, value, 2).set(Register::R0, XDP_PASS).exit()
+}
+
+/// R1 = a number below `count`, a power of two, for the source address.
+fn slot(program: Program, count: u32) -> Program {
+    program
+        .load(Size::Word, Register::R1, FRAME, SOURCE)
+        // 2^32 less 2^32 divided by the golden ratio, in 31 bits.
+        .multiply(Register::R1, 0x61c8_8647)
+        // What the lowest byte in network order has changed, the highest one here, is among these bits.
+        .shift_right(Register::R1, 24)
+        .and(Register::R1, (count - 1).cast_signed())
+}
+
+/// Writes the MAC addresses of the row whose number is on the stack, and sends.
+fn sent(program: Program, rows: &Map) -> Program {
+    program
+        .look_up(rows, NUMBER)
+        .skip_unless(Register::R0, 0, 2)
+        .set(Register::R0, XDP_PASS)
+        .exit()
+        .load(Size::Double, Register::R1, Register::R0, 0)
+        .store(Size::Double, FRAME, 0, Register::R1)
+        .load(Size::Word, Register::R1, Register::R0, 8)
+        .store(Size::Word, FRAME, 8, Register::R1)
+        .set(Register::R0, XDP_TX)
+        .exit()
+}
+
+/// Rows of two MAC addresses, in as many bytes as divide a cache line.
+fn rows(count: u32) -> io::Result<Map> {
+    let rows = Map::array(16, count)?;
+    for number in 0..count {
+        let [high, low] = (number as u16).to_be_bytes();
+        let [a, b, c, d] = WRITTEN;
+        rows.set(number, &[a, b, c, d, high, low, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0])?;
+    }
+    Ok(rows)
+}

@@ -1,0 +1,159 @@
+//! What is compared, each with clients, servers and a host in the middle of its own, so that none pays for another.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_bench::classics::{self, Proxy, Rule};
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    controller::Controller,
+    http_client::Request,
+    site::{PATIENCE, PORT, Settings, backend_port, start_controller},
+    topology::{Family, Shape, Topology},
+};
+use tempfile::TempDir;
+
+use crate::{nft, server::Server};
+
+/// Equal servers.
+const SERVERS: u16 = 4;
+/// Addresses between two clients, so that few share a network.
+const STRIDE: u16 = 16;
+/// How many clients there are.
+const CLIENTS: u16 = 4_000;
+/// For a whole connection.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is in the middle.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// A router; clients choose servers themselves.
+    Direct,
+    /// The balancer.
+    Balancer(Forwarding),
+    /// A proxy.
+    Classic(Rule),
+    /// The kernel's own translation of addresses.
+    Nft,
+}
+
+/// All but [`Kind::Direct`], with which they are compared, in the order of the table.
+pub(crate) const OTHERS: [Kind; 5] = [
+    Kind::Balancer(Forwarding::Dsr),
+    Kind::Balancer(Forwarding::Nat),
+    Kind::Nft,
+    Kind::Classic(Rule::HaproxyStream),
+    Kind::Classic(Rule::NginxStream),
+];
+
+impl Kind {
+    /// What it is called.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Direct => "nobody: a router",
+            Self::Balancer(Forwarding::Nat) => "balancer `nat`",
+            Self::Balancer(_) => "balancer `dsr`",
+            Self::Classic(rule) => rule.title(),
+            Self::Nft => "nftables DNAT, `jhash ip saddr`",
+        }
+    }
+
+    /// Whether it is made of what this system may not have.
+    pub(crate) const fn may_be_missing(self) -> bool {
+        matches!(self, Self::Classic(_) | Self::Nft)
+    }
+
+    /// Complains if it is not there.
+    pub(crate) fn ensure_installed(self) -> Result<()> {
+        match self {
+            Self::Direct | Self::Balancer(_) => Ok(()),
+            Self::Classic(rule) => rule.ensure_installed(),
+            Self::Nft => nft::ensure_installed(),
+        }
+    }
+}
+
+/// What runs in the middle.
+enum Middle {
+    Kernel,
+    Balancer(Controller),
+    Proxy(Proxy),
+}
+
+/// One that runs. The order of the fields is the order in which all ends.
+pub(crate) struct Contender {
+    pub(crate) kind: Kind,
+    middle: Middle,
+    _servers: Vec<Server>,
+    pub(crate) topology: Topology,
+    _files: TempDir,
+}
+
+impl Contender {
+    pub(crate) fn start(kind: Kind) -> Result<Self> {
+        let forwarding = match kind {
+            Kind::Balancer(forwarding) => forwarding,
+            Kind::Direct | Kind::Classic(_) | Kind::Nft => Forwarding::Nat,
+        };
+        let topology = Topology::new(Shape::TwoLegged, forwarding, SERVERS.into())?;
+        let port = backend_port(forwarding);
+        let servers = topology.backends().iter().map(|host| Server::start(host, port)).collect::<Result<_>>()?;
+        let files = tempfile::tempdir()?;
+        let middle = match kind {
+            Kind::Direct => {
+                topology.forward(true)?;
+                Middle::Kernel
+            }
+            Kind::Balancer(_) => Middle::Balancer(balancer(&topology, forwarding, &files)?),
+            Kind::Classic(rule) => Middle::Proxy(classics::start(&topology, rule, SERVERS, files.path())?),
+            Kind::Nft => {
+                topology.forward(true)?;
+                nft::translate(&topology, SERVERS, port, files.path())?;
+                Middle::Kernel
+            }
+        };
+        Ok(Self { kind, middle, _servers: servers, topology, _files: files })
+    }
+
+    /// The process in the middle.
+    pub(crate) fn process(&mut self) -> Result<Option<u32>> {
+        match &mut self.middle {
+            Middle::Kernel => Ok(None),
+            Middle::Balancer(controller) => {
+                controller.ensure_running()?;
+                Ok(Some(controller.process().pid()))
+            }
+            Middle::Proxy(proxy) => proxy.pid().context("the proxy has ended").map(Some),
+        }
+    }
+
+    /// So many requests, of all clients in turn.
+    pub(crate) fn requests(&self, count: u32) -> Vec<Request> {
+        let clients = (0..CLIENTS).cycle().take(count as usize);
+        let request = |number: u16| {
+            let source = SocketAddr::new(self.topology.client_address(Family::V4, 1 + number * STRIDE), 0);
+            Request { timeout: TIMEOUT, ..Request::new(source, self.target(number)) }
+        };
+        clients.map(request).collect()
+    }
+
+    fn target(&self, client: u16) -> SocketAddr {
+        match self.kind {
+            Kind::Direct => {
+                let server = self.topology.backend_address(Family::V4, client % SERVERS);
+                SocketAddr::new(server, backend_port(Forwarding::Nat))
+            }
+            Kind::Balancer(_) | Kind::Classic(_) | Kind::Nft => SocketAddr::new(self.topology.vip(Family::V4), PORT),
+        }
+    }
+}
+
+fn balancer(topology: &Topology, forwarding: Forwarding, files: &TempDir) -> Result<Controller> {
+    let settings = Settings { remember: "3h", ..Settings::new(topology, forwarding, SERVERS) };
+    let mut controller = start_controller(topology, &settings, files.path())?;
+    let status = controller.wait_for(PATIENCE, "every server being up", |status| {
+        status.services.iter().flat_map(|service| &service.backends).all(|backend| backend.state == "up")
+    })?;
+    ensure!(!status.services.is_empty(), "the balancer has no service");
+    Ok(controller)
+}

@@ -1,0 +1,83 @@
+//! Clients: each request has a connection of its own.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use balancer_testkit::{http_client::Request, namespace::Namespace};
+use nix::sys::prctl::set_timerslack;
+
+/// Requests under way at once, at most.
+pub(crate) const WORKERS: usize = 8;
+
+/// When requests are sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// One after the other, as fast as answers come.
+    Full,
+    /// So far apart.
+    Every(Duration),
+}
+
+/// What became of the requests.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    /// Of each that was answered.
+    pub(crate) latencies: Vec<Duration>,
+    /// Those that were not.
+    pub(crate) failed: usize,
+    /// From the first request to the last answer.
+    pub(crate) took: Duration,
+}
+
+/// Sends all requests from inside `namespace`, but none after `limit`.
+pub(crate) fn send(namespace: &Namespace, requests: &[Request], pace: Pace, limit: Duration) -> Result<Outcome> {
+    let (next, start) = (AtomicUsize::new(0), Instant::now());
+    let outcomes = thread::scope(|scope| {
+        let work = || work(namespace, requests, pace, start, limit, &next);
+        let threads: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<Outcome>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let mut all = Outcome { took: start.elapsed(), ..Outcome::default() };
+    for outcome in outcomes {
+        all.latencies.extend(outcome.latencies);
+        all.failed += outcome.failed;
+    }
+    ensure!(!all.latencies.is_empty(), "nobody was answered");
+    all.latencies.sort_unstable();
+    Ok(all)
+}
+
+fn work(
+    namespace: &Namespace,
+    requests: &[Request],
+    pace: Pace,
+    start: Instant,
+    limit: Duration,
+    next: &AtomicUsize,
+) -> Result<Outcome> {
+    namespace.enter()?;
+    // Else pauses are longer by 50 µs.
+    set_timerslack(1)?;
+    let mut outcome = Outcome::default();
+    while start.elapsed() < limit {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        let Some(request) = requests.get(index) else { break };
+        if let Pace::Every(interval) = pace {
+            let due = interval.mul_f64(index as f64);
+            thread::sleep(due.saturating_sub(start.elapsed()));
+        }
+        let begin = Instant::now();
+        match request.send() {
+            Ok(reply) if reply.status == 200 => outcome.latencies.push(begin.elapsed()),
+            _ => outcome.failed += 1,
+        }
+    }
+    Ok(outcome)
+}

@@ -1,0 +1,108 @@
+//! What a connection costs that goes through the balancer, beside what it costs through proxies, through the kernel's own
+//! translation of addresses, and through nobody: real HTTP from many addresses, over network namespaces of one machine,
+//! whose processors all share.
+
+mod contender;
+mod load;
+mod nft;
+mod processor;
+mod report;
+mod server;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_bench::{classics::chosen, figures::percentile};
+use balancer_testkit::outcome::outcome;
+use clap::Parser;
+
+use self::{
+    contender::{Contender, Kind, OTHERS},
+    load::Pace,
+    report::{Figures, Measured},
+};
+
+/// No load goes on for longer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long the steady load takes, in seconds.
+const PACED: u32 = 2;
+
+/// Measures what a connection costs through the balancer, through proxies and through nobody; needs root.
+#[derive(Parser)]
+struct Options {
+    /// How often each is measured, in turns.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Connections as fast as they go, in each round.
+    #[arg(long, default_value_t = 4_000, value_parser = clap::value_parser!(u32).range(100..))]
+    connections: u32,
+    /// Connections a second for p50 and p99, for 2 s in each round.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// Beside nobody, only those with this in their names, such as balancer.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    outcome(compare(&Options::parse()))
+}
+
+fn compare(options: &Options) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
+    let chosen = chosen(OTHERS, &options.only, |kind| kind.title())?;
+    let (mut contenders, mut missing) = (vec![Contender::start(Kind::Direct)?], Vec::new());
+    for kind in chosen {
+        match start(kind) {
+            Ok(contender) => contenders.push(contender),
+            Err(error) if kind.may_be_missing() => {
+                eprintln!("{} is left out: {error:#}", kind.title());
+                missing.push(format!("{}: {error:#}", kind.title()));
+            }
+            Err(error) => return Err(error.context(kind.title())),
+        }
+    }
+    let mut all: Vec<Measured> =
+        contenders.iter().map(|contender| Measured { kind: contender.kind, rounds: Vec::new() }).collect();
+    // The first round finds neighbours and fills caches.
+    for round in 0..=options.rounds {
+        for (contender, measured) in contenders.iter_mut().zip(&mut all) {
+            let figures = measure(contender, options).with_context(|| measured.kind.title())?;
+            if round > 0 {
+                measured.rounds.push(figures);
+            }
+        }
+    }
+    if options.json {
+        report::document(&all, missing, options.rate).print()?;
+    } else {
+        report::print(&all, options.rate);
+    }
+    Ok(())
+}
+
+fn start(kind: Kind) -> Result<Contender> {
+    kind.ensure_installed()?;
+    Contender::start(kind)
+}
+
+fn measure(contender: &mut Contender, options: &Options) -> Result<Figures> {
+    let [fast, steady] = [options.connections, options.rate * PACED].map(|count| contender.requests(count));
+    let middle = contender.process()?;
+    let clients = contender.topology.client();
+    let before = processor::used(middle)?;
+    let full = load::send(clients, &fast, Pace::Full, LIMIT)?;
+    let used = processor::used(middle)?.saturating_sub(before);
+    let paced = load::send(clients, &steady, Pace::Every(Duration::from_secs(1) / options.rate), LIMIT)?;
+    let answered = full.latencies.len() as f64;
+    Ok(Figures {
+        rate: answered / full.took.as_secs_f64(),
+        processor: used.as_secs_f64() * 1e6 / answered,
+        p50: percentile(&paced.latencies, 0.5),
+        p99: percentile(&paced.latencies, 0.99),
+        failed: full.failed + paced.failed,
+    })
+}

@@ -1,0 +1,75 @@
+//! Puts together what benchmarks have printed with `--json`: `cargo xtask bench --all` runs them, and then this.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use balancer_bench::report::{Report, criterion, document::Document, setting::Setting};
+use balancer_testkit::outcome::outcome;
+use clap::Parser;
+
+/// Groups of the benchmark of lookup tables.
+const GROUPS: [&str; 2] = ["build", "failure"];
+
+/// Makes results.json, results.md and pictures of what benchmarks have printed.
+#[derive(Parser)]
+struct Options {
+    /// Where they are written.
+    out: PathBuf,
+    /// A file that a benchmark has printed with --json.
+    #[arg(long)]
+    printed: Vec<PathBuf>,
+    /// Criterion's directory, if lookup tables were measured.
+    #[arg(long)]
+    criterion: Option<PathBuf>,
+    /// A benchmark that failed.
+    #[arg(long)]
+    failed: Vec<String>,
+    /// What was typed.
+    #[arg(long)]
+    command: String,
+    /// The load before it began.
+    #[arg(long, default_value = "unknown")]
+    load: String,
+    /// How long it took.
+    #[arg(long, default_value_t = 0)]
+    seconds: u64,
+}
+
+fn main() -> ExitCode {
+    outcome(report(Options::parse()))
+}
+
+fn report(options: Options) -> Result<()> {
+    let Options { out, printed, criterion, failed, command, load, seconds } = options;
+    let mut benchmarks = printed.iter().map(|file| Document::read(file)).collect::<Result<Vec<_>>>()?;
+    benchmarks.extend(criterion.as_deref().map(table).transpose()?);
+    let report = Report::new(Setting::here(command, load, Duration::from_secs(seconds)), benchmarks, failed);
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    write(&out, "results.json", &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    write(&out, "results.md", &report.markdown())?;
+    report.pictures().iter().try_for_each(|(name, picture)| write(&out, &format!("{name}.svg"), picture))
+}
+
+fn table(directory: &Path) -> Result<Document> {
+    Ok(Document {
+        benchmark: "table".to_owned(),
+        title: "Building lookup tables".to_owned(),
+        about:
+            "65,537 slots, by kind of weights and number of backends; a failure: the live table after it. By Criterion."
+                .to_owned(),
+        series: criterion::read(directory, &GROUPS)?,
+        left_out: Vec::new(),
+    })
+}
+
+fn write(out: &Path, name: &str, text: &str) -> Result<()> {
+    let file = out.join(name);
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("{}", file.display());
+    Ok(())
+}

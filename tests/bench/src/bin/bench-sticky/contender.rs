@@ -1,0 +1,73 @@
+//! What is compared: the balancer, and proxies in its place.
+
+use anyhow::Result;
+use balancer_bench::classics::Rule;
+use balancer_testkit::topology::Topology;
+
+use crate::{
+    balanced::Balanced,
+    classic::{Classic, Hosts},
+    step::Step,
+};
+
+/// Who chooses servers, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Contender {
+    /// A proxy.
+    Classic(Rule),
+    /// The balancer, which remembers clients for so long.
+    Balancer(&'static str),
+}
+
+/// All of them, in the order of the table.
+pub(crate) const ALL: [Contender; 7] = [
+    Contender::Classic(Rule::NginxIpHash),
+    Contender::Classic(Rule::NginxHash),
+    Contender::Classic(Rule::NginxConsistent),
+    Contender::Classic(Rule::HaproxySource),
+    Contender::Classic(Rule::HaproxyConsistent),
+    Contender::Balancer("3h"),
+    Contender::Balancer("0s"),
+];
+
+/// A contender that runs. Dropping it ends it.
+pub(crate) trait Front {
+    /// Where it runs.
+    fn topology(&self) -> &Topology;
+    /// Does what a step says, and comes back once it has its effect.
+    fn perform(&mut self, step: Step) -> Result<()>;
+}
+
+impl Contender {
+    /// What it is called.
+    pub(crate) fn title(self) -> String {
+        match self {
+            Self::Classic(rule) => rule.title().to_owned(),
+            Self::Balancer(memory) => format!("balancer, `remember = \"{memory}\"`"),
+        }
+    }
+
+    /// Its version, where that is not the one under test.
+    pub(crate) fn version(self) -> Result<Option<String>> {
+        match self {
+            Self::Classic(rule) => rule.version().map(Some),
+            Self::Balancer(_) => Ok(None),
+        }
+    }
+
+    /// Complains if it is not there.
+    pub(crate) fn ensure_installed(self) -> Result<()> {
+        match self {
+            Self::Classic(rule) => rule.ensure_installed(),
+            Self::Balancer(_) => Ok(()),
+        }
+    }
+
+    /// Starts it as if there had been nobody before; proxies on `hosts`.
+    pub(crate) fn start(self, hosts: &Hosts) -> Result<Box<dyn Front + '_>> {
+        Ok(match self {
+            Self::Classic(rule) => Box::new(Classic::start(hosts, rule)?),
+            Self::Balancer(memory) => Box::new(Balanced::start(memory)?),
+        })
+    }
+}

@@ -1,0 +1,79 @@
+//! Whom a change of the servers moves: the same thousands of clients connect through nginx, HAProxy and the balancer, before
+//! a server is deleted, drained and so on, and after it. Real programs, real connections, and answers that say who gave
+//! them.
+
+mod balanced;
+mod classic;
+mod clients;
+mod contender;
+mod report;
+mod step;
+
+use std::{collections::BTreeSet, process::ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_bench::classics::chosen;
+use balancer_testkit::outcome::outcome;
+use clap::Parser;
+
+use self::{
+    classic::Hosts,
+    contender::{ALL, Contender},
+    report::Seen,
+    step::COURSES,
+};
+
+/// Counts whom a change of the servers moves, by proxies and by the balancer; needs root.
+#[derive(Parser)]
+struct Options {
+    /// Only those with this in their names, such as HAProxy.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    outcome(compare(&Options::parse()))
+}
+
+fn compare(options: &Options) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
+    let chosen = chosen(ALL, &options.only, |contender| contender.title())?;
+    let hosts = Hosts::new()?;
+    let (mut all, mut missing) = (Vec::new(), Vec::new());
+    for contender in chosen {
+        let title = contender.title();
+        if let Err(error) = contender.ensure_installed() {
+            eprintln!("{title} is left out: {error:#}");
+            missing.push(format!("{title}: {error:#}"));
+            continue;
+        }
+        all.push(watch(contender, &hosts).with_context(|| title)?);
+    }
+    if options.json {
+        report::document(&all, &missing).print()?;
+    } else {
+        println!("{}", report::table(&all));
+    }
+    Ok(())
+}
+
+fn watch(contender: Contender, hosts: &Hosts) -> Result<Seen> {
+    let (mut moved, mut of_one_network) = (Vec::new(), 0);
+    for course in COURSES {
+        let mut front = contender.start(hosts)?;
+        let start = clients::all(front.topology())?;
+        of_one_network = clients::of_one_network(front.topology())?.into_iter().collect::<BTreeSet<_>>().len();
+        let mut before = start.clone();
+        for &step in course {
+            front.perform(step).with_context(|| step.title())?;
+            let after = clients::all(front.topology())?;
+            moved.push(step.moved(&start, &before, &after)?);
+            before = after;
+        }
+    }
+    let ours = matches!(contender, Contender::Balancer(_));
+    Ok(Seen { title: contender.title(), ours, version: contender.version()?, moved, of_one_network })
+}

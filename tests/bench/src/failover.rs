@@ -1,0 +1,23 @@
+//! What measurements of failures have in common: hosts, a steady load of clients' packets, and what crosses the backends'
+//! wire.
+
+pub mod hosts;
+pub mod load;
+pub mod wire;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use balancer_testkit::{metrics::Metrics, namespace::Namespace};
+
+/// How long a scrape may take.
+const SCRAPE: Duration = Duration::from_secs(2);
+
+/// What the balancer in a namespace counts.
+///
+/// # Errors
+/// When it does not answer, or says something else than metrics.
+pub fn scrape(namespace: &Namespace) -> Result<Metrics> {
+    Metrics::scrape(namespace, SCRAPE)
+}

@@ -1,0 +1,166 @@
+//! The hosts: clients and backends, each in one namespace, and the balancer between them.
+//!
+//! ```text
+//! clients 10.1.0.0/16 ── 10.3.0.2 ── 10.3.0.1 eth0, balancer, eth1 10.0.0.1 ── 10.0.0.2 ── backends 10.4.0.0/16
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    os::fd::AsRawFd as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use balancer_demo::offload::Offload;
+use balancer_testkit::namespace::{Namespace, join};
+use nix::errno::Errno;
+use socket2::{Domain, Socket, Type};
+
+/// The service's address.
+pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 10), 80);
+/// Where checks come from.
+pub const CHECKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const PORT: u16 = 8080;
+/// Checks of one backend that wait to be answered.
+const BACKLOG: i32 = 16;
+
+/// The hosts. Dropping them removes them.
+pub struct Hosts {
+    /// The clients.
+    pub clients: Namespace,
+    /// The balancer.
+    pub balancer: Namespace,
+    /// The backends.
+    pub backends: Namespace,
+}
+
+/// Client `number`.
+pub const fn client(number: u16) -> Ipv4Addr {
+    in_net(1, number)
+}
+
+/// The number of a client's address.
+pub const fn client_number(address: Ipv4Addr) -> Option<u16> {
+    number_in(1, address)
+}
+
+/// Backend `number`.
+pub const fn backend(number: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(in_net(4, number), PORT)
+}
+
+/// The number of a backend's address.
+pub const fn backend_number(address: Ipv4Addr) -> Option<u16> {
+    number_in(4, address)
+}
+
+const fn in_net(net: u8, number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, net, high, low)
+}
+
+const fn number_in(net: u8, address: Ipv4Addr) -> Option<u16> {
+    match address.octets() {
+        [10, second, high, low] if second == net => Some(u16::from_be_bytes([high, low])),
+        _ => None,
+    }
+}
+
+/// How a configuration for the balancer begins, its files in `files`: both interfaces, and a key that is always the same.
+#[must_use]
+pub fn settings(files: &Path) -> String {
+    let files = files.display();
+    format!(
+        "interfaces = [\"eth0\", \"eth1\"]\nxdp_mode = \"native\"\nstate_file = \"{files}/state.json\"\n\
+         [control]\nsocket = \"{files}/balancer.sock\"\n\
+         [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n"
+    )
+}
+
+impl Hosts {
+    /// Makes them, with their routes.
+    ///
+    /// # Errors
+    /// Without root, without `ip`, or when the kernel refuses.
+    pub fn new() -> Result<Self> {
+        let [clients, balancer, backends] =
+            [Namespace::new("clients")?, Namespace::new("balancer")?, Namespace::new("backends")?];
+        join((&balancer, "eth0"), (&clients, "eth0"))?;
+        join((&balancer, "eth1"), (&backends, "eth0"))?;
+        for interface in ["eth0", "eth1"] {
+            balancer.offload(interface, &[(Offload::Merging, false)])?;
+        }
+        clients.ip("addr add 10.3.0.2/24 dev eth0")?;
+        clients.ip("route add default via 10.3.0.1")?;
+        balancer.ip("addr add 10.3.0.1/24 dev eth0")?;
+        balancer.ip("route add 10.1.0.0/16 via 10.3.0.2")?;
+        balancer.ip("addr add 10.0.0.1/24 dev eth1")?;
+        // Behind a gateway, because the kernel's table of neighbours has room for a thousand in all.
+        balancer.ip("route add 10.4.0.0/16 via 10.0.0.2")?;
+        backends.ip("addr add 10.0.0.2/24 dev eth0")?;
+        backends.ip("route add default via 10.0.0.1")?;
+        backends.ip("route add local 10.4.0.0/16 dev lo")?;
+        // Nobody answers clients: a reset would look like that of a check, and cost as much as a packet.
+        backends.ip("rule add pref 10 lookup local")?;
+        backends.ip("rule add pref 5 from 10.1.0.0/16 blackhole")?;
+        backends.ip("rule del pref 0")?;
+        Ok(Self { clients, balancer, backends })
+    }
+
+    /// Makes servers listen at backends.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
+        self.backends.run_in_thread(|| {
+            for &number in numbers {
+                let server =
+                    listen(backend(number), BACKLOG).with_context(|| format!("listening at {}", backend(number)))?;
+                servers.0.insert(number, server);
+            }
+            Ok(())
+        })?
+    }
+
+    /// Makes one server listen at all backends, of which so many are connected to at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn listen_everywhere(&self, at_once: u16) -> Result<TcpListener> {
+        self.backends.sysctl("net/core/somaxconn", &at_once.to_string())?;
+        let server = || listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), at_once.into());
+        self.backends.run_in_thread(server)?
+    }
+}
+
+/// The servers that listen.
+#[derive(Default)]
+pub struct Servers(BTreeMap<u16, TcpListener>);
+
+impl Servers {
+    /// From now on the kernel refuses connections to this backend.
+    pub fn close(&mut self, number: u16) {
+        self.0.remove(&number);
+    }
+}
+
+/// A server that needs nobody to accept: the kernel waits for a request that checks do not send, and answers them.
+fn listen(address: SocketAddrV4, backlog: i32) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    let seconds: libc::c_int = 1;
+    // SAFETY: the option is an integer, which is read during the call.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of_val(&seconds) as libc::socklen_t,
+        )
+    })?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,108 @@
+//! Packets of clients.
+
+use std::{
+    net::{SocketAddr, SocketAddrV4},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use balancer_testkit::{
+    frame::{Frame, Transport},
+    namespace::{Entrance, Namespace},
+};
+use nix::sys::prctl::set_timerslack;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::hosts::{VIP, client};
+
+/// Source port of all clients.
+const PORT: u16 = 40_000;
+/// Packets of a salvo, and the pause after it: 20,000 a second.
+const SALVO: (usize, Duration) = (20, Duration::from_millis(1));
+
+/// An IPv4 socket that sends packets with whatever source they name.
+fn raw() -> Result<Socket> {
+    let protocol = Protocol::from(libc::IPPROTO_RAW);
+    Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).context("sending packets with other sources")
+}
+
+fn packet(number: u16, flags: u8) -> Vec<u8> {
+    let source = SocketAddrV4::new(client(number), PORT).to_string();
+    Frame::new(&source, &VIP.to_string(), Transport::Tcp(flags)).packet()
+}
+
+fn vip() -> SockAddr {
+    SocketAddr::V4(VIP).into()
+}
+
+/// Sends one packet of each client.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, flags: u8) -> Result<()> {
+    namespace.run_in_thread(|| {
+        let socket = raw()?;
+        for (sent, client) in clients.enumerate() {
+            socket.send_to(&packet(client, flags), &vip())?;
+            if sent % SALVO.0 == 0 {
+                thread::sleep(SALVO.1);
+            }
+        }
+        Ok(())
+    })?
+}
+
+/// A steady load, until it is stopped or its time is over.
+pub struct Load {
+    stopped: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Load {
+    /// Sends a packet of one client of each group every `pause`, of each client in turn, for `limit` at most.
+    pub fn start(namespace: Entrance, groups: &[Vec<u16>], flags: u8, pause: Duration, limit: Duration) -> Self {
+        let packets: Vec<Vec<Vec<u8>>> =
+            groups.iter().map(|group| group.iter().map(|&client| packet(client, flags)).collect()).collect();
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stopped);
+        let thread = thread::spawn(move || {
+            namespace.enter()?;
+            let (socket, vip) = (raw()?, vip());
+            // Else pauses are longer by 50 µs.
+            set_timerslack(1)?;
+            let start = Instant::now();
+            let mut next = start;
+            let mut turn = 0;
+            while !stop.load(Ordering::Relaxed) {
+                ensure!(start.elapsed() < limit, "the load was not stopped in time");
+                for group in &packets {
+                    if let Some(packet) = group.get(turn % group.len().max(1)) {
+                        socket.send_to(packet, &vip)?;
+                    }
+                }
+                turn += 1;
+                next += pause;
+                let now = Instant::now();
+                // What could not be sent in time is not made up for.
+                next = next.max(now);
+                thread::sleep(next - now);
+            }
+            Ok(())
+        });
+        Self { stopped, thread }
+    }
+
+    /// Stops it.
+    ///
+    /// # Errors
+    /// When it did not get so far.
+    pub fn stop(self) -> Result<()> {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the thread that sends packets has panicked"))?
+    }
+}

@@ -1,0 +1,195 @@
+//! What crosses the backends' end of the wire, with the kernel's time stamps: clients' packets as they arrive, answers to
+//! checks as they leave.
+
+use std::{
+    collections::HashMap,
+    io::IoSliceMut,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use balancer_testkit::{
+    frame::{ACK, SYN},
+    namespace::Entrance,
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt, socket,
+        sockopt,
+    },
+};
+
+use super::hosts;
+
+/// IP and TCP headers.
+const HEADERS: usize = 40;
+/// The socket's queue, in bytes: for seconds.
+const QUEUE: usize = 64 << 20;
+/// How often the queue is emptied. The kernel stamps packets when they come.
+const PAUSE: Duration = Duration::from_millis(2);
+const RST: u8 = 4;
+
+/// What is known of one backend.
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    /// When checks were refused, each since the last that was not.
+    pub refused: Vec<Duration>,
+    /// When the last packet of a client arrived.
+    pub last: Option<Duration>,
+    /// When one of its clients first arrived elsewhere after that.
+    pub elsewhere: Option<Duration>,
+}
+
+/// What has been seen. Times are those of the wall clock.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Where each client's last packet went.
+    pub clients: HashMap<u16, u16>,
+    /// Backends that are watched.
+    pub watched: HashMap<u16, Watched>,
+    /// The watched backend of each of their clients.
+    pub home: HashMap<u16, u16>,
+    /// When the last packet of all came by.
+    pub now: Duration,
+}
+
+/// Sees packets until it is dropped.
+pub struct Wire {
+    seen: Arc<Mutex<Seen>>,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Wire {
+    /// Begins at all interfaces of a namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn tap(namespace: Entrance) -> Result<Self> {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let ended = Arc::new(AtomicBool::new(false));
+        let (theirs, end) = (Arc::clone(&seen), Arc::clone(&ended));
+        let thread = thread::spawn(move || {
+            namespace.enter()?;
+            let socket = packets().context("seeing packets")?;
+            while !end.load(Ordering::Relaxed) {
+                receive(&socket, &mut lock(&theirs))?;
+                thread::sleep(PAUSE);
+            }
+            Ok(())
+        });
+        Ok(Self { seen, ended, thread: Some(thread) })
+    }
+
+    /// What it has seen.
+    ///
+    /// # Errors
+    /// When it has missed packets, or the kernel refused.
+    pub fn seen(&mut self) -> Result<MutexGuard<'_, Seen>> {
+        if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
+            thread.join().map_err(|_| anyhow!("the thread that sees packets has panicked"))??;
+            bail!("nobody sees packets any more");
+        }
+        Ok(lock(&self.seen))
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn packets() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Packet, SockType::Datagram, flags, SockProtocol::EthAll)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &QUEUE)?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+    setsockopt(&socket, sockopt::RxqOvfl, &1)?;
+    Ok(socket)
+}
+
+/// Takes everything that waits.
+fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
+    let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec, u32);
+    let mut packet = [0; HEADERS];
+    loop {
+        let mut buffer = [IoSliceMut::new(&mut packet)];
+        let message = match recvmsg::<()>(socket.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::empty()) {
+            Ok(message) => message,
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error).context("seeing packets"),
+        };
+        let (mut at, whole) = (None, message.bytes == HEADERS);
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmTimestampns(time) = control {
+                at = Some(Duration::from(time));
+            } else if let ControlMessageOwned::RxqOvfl(lost) = control {
+                ensure!(lost == 0, "{lost} packets were not seen");
+            }
+        }
+        let at = at.context("a packet without a time stamp")?;
+        if whole {
+            seen.packet(&packet, at);
+        }
+    }
+}
+
+impl Seen {
+    /// Watches these backends from now on, and no others.
+    pub fn watch(&mut self, backends: &[u16]) {
+        self.watched = backends.iter().map(|&backend| (backend, Watched::default())).collect();
+        let theirs = |&(_, backend): &(&u16, &u16)| self.watched.contains_key(backend);
+        self.home = self.clients.iter().filter(theirs).map(|(&client, &backend)| (client, backend)).collect();
+    }
+
+    /// The beginning of an IPv4 packet.
+    fn packet(&mut self, packet: &[u8; HEADERS], at: Duration) {
+        let [0x45, .., p0, p1, p2, p3, q0, q1, q2, q3] = packet[..20] else { return };
+        if packet[9] != 6 {
+            return;
+        }
+        let (source, destination) = (Ipv4Addr::new(p0, p1, p2, p3), Ipv4Addr::new(q0, q1, q2, q3));
+        self.now = self.now.max(at);
+        if let (Some(client), Some(backend)) = (hosts::client_number(source), hosts::backend_number(destination)) {
+            self.arrived(client, backend, at);
+        } else if let (Some(backend), hosts::CHECKER) = (hosts::backend_number(source), destination)
+            && let Some(watched) = self.watched.get_mut(&backend)
+        {
+            // A refusal has no sequence number of its own, as the reset of a connection has.
+            match packet[33] {
+                flags if flags & RST != 0 && packet[24..28] == [0; 4] => watched.refused.push(at),
+                flags if flags & (SYN | ACK) == SYN | ACK => watched.refused.clear(),
+                _ => {}
+            }
+        }
+    }
+
+    fn arrived(&mut self, client: u16, backend: u16, at: Duration) {
+        self.clients.insert(client, backend);
+        let Some(home) = self.home.get(&client) else { return };
+        let Some(watched) = self.watched.get_mut(home) else { return };
+        if backend == *home {
+            watched.last = Some(at);
+            watched.elsewhere = None;
+        } else {
+            watched.elsewhere.get_or_insert(at);
+        }
+    }
+}

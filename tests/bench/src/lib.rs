@@ -1,0 +1,9 @@
+//! What the benchmarks have in common: loads, figures and reports.
+
+pub mod asm;
+pub mod classics;
+pub mod failover;
+pub mod figures;
+pub mod machine;
+pub mod processor_time;
+pub mod report;

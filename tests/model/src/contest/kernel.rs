@@ -1,0 +1,368 @@
+//! The loaded kernel program, set up through the controller's data path.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use aya::maps::PerCpuValues;
+use balancer_common::{
+    client_table::BUCKET_ENTRIES,
+    handover,
+    map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, SLOTS_PER_LINE, TableSlot},
+    service_table::TableView,
+    verdict::{DropReason, Verdict},
+};
+use balancer_core::io::{BackendId, ListenerId, RuleSpec, ServiceId};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers, Reread};
+use ipnet::IpNet;
+use nix::sched::{CpuSet, sched_setaffinity};
+
+use super::{
+    maps::{self, Maps},
+    play::Player,
+};
+use crate::{
+    generate::{BACKEND_ROWS, Interfaces, Scene, Step},
+    model::{BUCKETS, Counters, Fate, Hop, Route, Routes, SEEN_WORDS, Seen},
+};
+use balancer_testkit::{
+    prog_run,
+    rig::{self, IN_MAC, OUT_MAC, OUT_MTU, ROUTER_MAC},
+};
+
+/// The MAC of the router beyond the other interface.
+const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+/// The kernel program.
+pub struct Kernel {
+    dataplane: KernelDataplane,
+    program: OwnedFd,
+    maps: Maps,
+    /// Where packets come in.
+    pub interfaces: Interfaces,
+    scene: Vec<Placed>,
+    /// Counters as they were when the scene began.
+    before: Counters,
+    /// Ids that backends have.
+    backends: Vec<BackendId>,
+    /// Ids of listeners that are counted.
+    listeners: Vec<ListenerId>,
+    /// Drops by reason at the last packet.
+    drops: [u64; 16],
+}
+
+/// A service: where its row and live table are, and what it has.
+struct Placed {
+    id: ServiceId,
+    row: u32,
+    table: LiveTable,
+    slots: Vec<TableSlot>,
+    rules: Vec<IpNet>,
+}
+
+impl Kernel {
+    /// Moves the thread into a namespace of its own and onto the first CPU, and loads the program.
+    ///
+    /// # Errors
+    /// Without root, and where the kernel refuses.
+    pub fn new() -> anyhow::Result<Self> {
+        let (usual, other) = rig::enter_namespace()?;
+        let mut first = CpuSet::new();
+        first.set(0)?;
+        sched_setaffinity(nix::unistd::Pid::from_raw(0), &first).context("staying on the first CPU")?;
+        let clients = BUCKETS as u32 * BUCKET_ENTRIES as u32 / 4;
+        let capacity = Capacity {
+            slots: 1 << 16,
+            services: 64,
+            listeners: 128,
+            ranges: 128,
+            returns: 512,
+            backends: BACKEND_ROWS,
+            clients,
+        };
+        let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;
+        dataplane.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
+        let maps = Maps::of(dataplane.program()?)?;
+        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            dataplane,
+            program,
+            maps,
+            interfaces: Interfaces { usual, other },
+            scene: Vec::new(),
+            before: Counters::default(),
+            backends: Vec::new(),
+            listeners: Vec::new(),
+            drops: [0; 16],
+        })
+    }
+
+    /// Finds the row of each service of `scene` in the active half of the table.
+    fn place(&self, scene: &Scene) -> anyhow::Result<Vec<Placed>> {
+        let view = TableView::from_word(self.maps.control.get(&0, 0)?.listeners);
+        let first = if view.base == 0 { 0 } else { self.maps.services.len() / 2 };
+        let mut placed = BTreeMap::new();
+        for row in first..first + scene.services.len() as u32 {
+            let service = self.maps.services.get(&row, 0)?;
+            let (id, table) = (ServiceId(service.id), LiveTable::from_word(service.table));
+            placed.insert(service.id, Placed { id, row, table, slots: Vec::new(), rules: Vec::new() });
+        }
+        let mut of = |id: u16| placed.remove(&id).with_context(|| format!("service {id} has no row"));
+        scene.services.iter().map(|service| of(service.spec.id.0)).collect()
+    }
+
+    fn write_slots(&mut self, service: usize, slots: &[TableSlot]) -> anyhow::Result<()> {
+        let first = self.scene[service].table.first;
+        for (slot, &value) in (first..).zip(slots) {
+            let mut line = self.maps.slots.get(&(slot / SLOTS_PER_LINE), 0)?;
+            if line.slots[(slot % SLOTS_PER_LINE) as usize] != value {
+                line.slots[(slot % SLOTS_PER_LINE) as usize] = value;
+                self.maps.slots.set(slot / SLOTS_PER_LINE, line, 0)?;
+            }
+        }
+        self.scene[service].slots = slots.to_vec();
+        Ok(())
+    }
+
+    fn set_rules(&mut self, service: usize, rules: &[RuleSpec]) -> anyhow::Result<()> {
+        let placed = &mut self.scene[service];
+        placed.rules = rules.iter().map(|rule| rule.prefix).collect();
+        self.dataplane.set_rules(placed.id, rules)?;
+        // The data path flags slots itself; here the scene says which are.
+        let slots = std::mem::take(&mut placed.slots);
+        self.write_slots(service, &slots)
+    }
+
+    fn write_tick(&mut self, service: usize, tick: u16) -> anyhow::Result<()> {
+        let row = self.scene[service].row;
+        let mut service = self.maps.services.get(&row, 0)?;
+        service.tick = u32::from(tick);
+        Ok(self.maps.services.set(row, service, 0)?)
+    }
+
+    fn set_seen(&mut self, seen: &Seen) -> anyhow::Result<()> {
+        let mut control = self.maps.control.get(&0, 0)?;
+        control.seen_salt = seen.salt;
+        self.maps.control.set(0, control, 0)?;
+        self.maps.seen.store(&seen.words);
+        Ok(())
+    }
+
+    /// What is limited by the clock is not here.
+    fn grant_budgets(&mut self) -> anyhow::Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        for kind in 0..BUDGETS {
+            self.maps.budgets.set(kind, PerCpuValues::try_from(vec![Budget::default(); cpus])?, 0)?;
+        }
+        Ok(())
+    }
+
+    /// As `dataplane` reads them.
+    fn read(&self) -> anyhow::Result<Counters> {
+        let mut counters = Counters::default();
+        for ifindex in [self.interfaces.usual, self.interfaces.other] {
+            counters.verdicts.insert(ifindex, self.dataplane.interface_stats(ifindex)?.verdicts);
+        }
+        counters.drops = self.dataplane.drop_stats()?.reasons;
+        for &id in &self.backends {
+            counters.backends.insert(id.0, self.dataplane.backend_stats(id)?);
+        }
+        for &id in &self.listeners {
+            let stats = self.dataplane.listener_stats(id)?;
+            counters.listeners.insert(id.0, (stats.packets, stats.connections));
+        }
+        let memory = self.dataplane.memory()?.stats;
+        counters.memory.inserted = memory.inserted;
+        counters.memory.evicted = memory.evicted;
+        counters.memory.full = memory.full;
+        counters.memory.limited = memory.limited;
+        let replies = self.dataplane.reply_stats()?;
+        (counters.echo, counters.too_big, counters.rejected) = (replies.echo, replies.too_big, replies.rejected);
+        anyhow::ensure!(replies.fragments_not_remembered == 0, "budgets are spent");
+        for Placed { id, rules, .. } in &self.scene {
+            for &prefix in rules {
+                counters.rules.insert((id.0, prefix), self.dataplane.rule_stats(*id, prefix)?);
+            }
+            counters.fallbacks.insert(id.0, self.dataplane.rule_fallbacks(*id)?);
+        }
+        Ok(counters)
+    }
+}
+
+impl Player for Kernel {
+    fn begin(&mut self, scene: &Scene) -> anyhow::Result<()> {
+        for id in std::mem::take(&mut self.backends) {
+            self.dataplane.retire_backend(id)?;
+        }
+        for Placed { id, .. } in std::mem::take(&mut self.scene) {
+            // Their counters begin anew with their next rules.
+            self.dataplane.set_rules(id, &[])?;
+        }
+        for backend in &scene.backends {
+            self.dataplane.write_backend(backend)?;
+            self.backends.push(backend.id);
+        }
+        for service in &scene.services {
+            let table: Vec<u16> = service.slots.iter().map(|slot| slot.backend).collect();
+            self.dataplane.swap_table(service.spec.id, table.into(), None)?;
+        }
+        let specs: Vec<_> = scene.services.iter().map(|service| service.spec.clone()).collect();
+        self.dataplane.publish_services(&specs)?;
+        self.dataplane.complete();
+        while !matches!(self.dataplane.reread(), Reread::Ends(_)) {
+            thread::sleep(Duration::from_micros(50));
+        }
+        let counted = specs.iter().flat_map(|spec| &spec.listeners).filter(|of| of.counted);
+        self.listeners = counted.map(|of| of.id).collect();
+        self.scene = self.place(scene)?;
+        for (index, service) in scene.services.iter().enumerate() {
+            self.scene[index].slots.clone_from(&service.slots);
+            self.set_rules(index, &service.rules)?;
+            self.write_tick(index, service.tick)?;
+        }
+        let mut control = self.maps.control.get(&0, 0)?;
+        control.newcomers_own = scene.newcomers.own;
+        control.newcomers_common = scene.newcomers.common;
+        self.maps.control.set(0, control, 0)?;
+        maps::hold_newcomers(&mut self.maps.newcomers)?;
+        self.maps.clients.store(&scene.clients);
+        self.set_seen(&scene.seen)?;
+        let datagrams: Vec<_> = self.maps.fragments.keys().collect::<Result<_, _>>()?;
+        for datagram in datagrams {
+            self.maps.fragments.remove(&datagram)?;
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        self.maps.memory_stats.set(0, PerCpuValues::try_from(vec![MemoryStats::default(); cpus])?, 0)?;
+        self.grant_budgets()?;
+        self.maps.outer_ids.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        self.maps.forget_asked()?;
+        self.before = self.read()?;
+        self.drops = self.before.drops;
+        Ok(())
+    }
+
+    fn change(&mut self, step: &Step) -> anyhow::Result<()> {
+        match step {
+            Step::Packet { .. } => Ok(()),
+            Step::Table { service, slots } => self.write_slots(*service, slots),
+            Step::Backend(backend) => self.dataplane.write_backend(backend),
+            Step::Tick { service, tick } => self.write_tick(*service, *tick),
+            Step::Rules { service, rules } => self.set_rules(*service, rules),
+            Step::Epoch => maps::hold_newcomers(&mut self.maps.newcomers),
+            Step::Clients(clients) => {
+                self.maps.clients.store(clients);
+                Ok(())
+            }
+            Step::Seen(seen) => self.set_seen(seen),
+        }
+    }
+
+    fn packet(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Fate> {
+        let ran = prog_run::run(self.program.as_fd(), frame, ingress, 1)?;
+        match ran.action {
+            XDP_PASS if ran.frame == frame => Ok(Fate::Pass),
+            XDP_PASS if ran.frame[6..12] == handover::source(self.dataplane.handover_key()) => {
+                let mut frame = ran.frame;
+                frame[6..12].fill(0);
+                Ok(Fate::Handed(frame))
+            }
+            XDP_PASS => bail!("passed with other bytes"),
+            XDP_TX => Ok(Fate::Tx(ran.frame)),
+            XDP_REDIRECT => Ok(Fate::Redirect(ran.frame)),
+            XDP_DROP => {
+                let drops = self.dataplane.drop_stats()?.reasons;
+                let counted = |reason: &&DropReason| drops[reason.index()] == self.drops[reason.index()] + 1;
+                let reason = DropReason::ALL.iter().find(counted).context("a drop that is not counted")?;
+                self.drops = drops;
+                Ok(Fate::Drop(*reason))
+            }
+            action => bail!("action {action}"),
+        }
+    }
+
+    fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]> {
+        self.maps.clients.load().to_vec()
+    }
+
+    fn seen(&self) -> [u64; SEEN_WORDS] {
+        self.maps.seen.load()
+    }
+
+    fn counters(&mut self) -> anyhow::Result<Counters> {
+        // How long neighbours have been asked for, the clock says: not here.
+        self.grant_budgets()?;
+        self.maps.forget_asked()?;
+        let mut counters = self.read()?;
+        counters.verdicts.retain(|ifindex, verdicts| {
+            subtract(verdicts, self.before.verdicts.get(ifindex).unwrap_or(&[0; Verdict::COUNT]));
+            verdicts.iter().any(|&count| count > 0)
+        });
+        subtract(&mut counters.drops, &self.before.drops);
+        counters.listeners.retain(|id, (packets, connections)| {
+            let before = self.before.listeners.get(id).copied().unwrap_or_default();
+            (*packets, *connections) = (*packets - before.0, *connections - before.1);
+            *packets > 0
+        });
+        counters.echo -= self.before.echo;
+        counters.too_big -= self.before.too_big;
+        counters.rejected -= self.before.rejected;
+        counters.backends.retain(|_, stats| *stats != BackendStats::default());
+        counters.rules.retain(|_, stats| *stats != RuleStats::default());
+        counters.fallbacks.retain(|id, count| {
+            *count -= self.before.fallbacks.get(id).copied().unwrap_or_default();
+            *count > 0
+        });
+        Ok(counters)
+    }
+
+    /// The routes of [`rig::enter_namespace`].
+    fn routes(&self) -> Routes {
+        let usual = Hop { ifindex: self.interfaces.usual, source_mac: IN_MAC, destination_mac: ROUTER_MAC, mtu: 1500 };
+        let other = Hop {
+            ifindex: self.interfaces.other,
+            source_mac: OUT_MAC,
+            destination_mac: OTHER_ROUTER_MAC,
+            mtu: OUT_MTU as usize,
+        };
+        let known = |prefix, hop| (prefix, Route::Hop(hop));
+        let nets = [
+            known("10.0.0.0/8", usual),
+            ("10.0.0.0/24", Route::NoNeighbour),
+            known("10.0.0.254/32", usual),
+            ("10.0.1.0/24", Route::NoNeighbour),
+            known("10.0.1.254/32", other),
+            ("203.0.113.0/24", Route::NoNeighbour),
+            known("203.0.113.7/32", usual),
+            known("203.0.114.0/24", other),
+            ("192.0.2.128/25", Route::Forbidden),
+            known("2001:db8:c::/48", usual),
+            ("2001:db8:c::66/128", Route::NoNeighbour),
+            known("2001:db8:d::/48", other),
+            ("fd00::/64", Route::NoNeighbour),
+            known("fd00::fe/128", usual),
+            ("fd01::/64", Route::NoNeighbour),
+            known("fd01::fe/128", other),
+        ];
+        // The machine's own, and everybody's.
+        let own = ["10.0.0.1", "10.0.0.255", "10.0.1.1", "10.0.1.255", "203.0.113.1", "203.0.113.255"];
+        let own6 = ["fd00::1", "fd00::", "fd01::1", "fd01::"];
+        let own = own.into_iter().chain(own6).filter_map(|address| address.parse::<IpAddr>().ok());
+        let nets = nets.into_iter().filter_map(|(net, route)| Some((net.parse::<IpNet>().ok()?, route)));
+        Routes(nets.chain(own.map(|address| (IpNet::from(address), Route::Kernel))).collect())
+    }
+}
+
+fn subtract(from: &mut [u64], what: &[u64]) {
+    for (from, what) in from.iter_mut().zip(what) {
+        *from -= what;
+    }
+}

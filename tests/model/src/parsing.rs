@@ -1,0 +1,113 @@
+//! The headers of frames as the kernel program finds them, against the model's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use balancer_common::map_types::FAMILY_V4;
+
+use crate::{
+    model::parse as model,
+    packet::Packet,
+    parse::{self, Ip, Ports, Stopped, TCP, UDP},
+};
+
+/// What both say of a frame.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    NotIp,
+    Waypoint,
+    Broken { destination: IpAddr },
+    Packet(Headers),
+}
+
+#[derive(Debug, PartialEq)]
+struct Headers {
+    start: usize,
+    l4: usize,
+    length: usize,
+    protocol: u8,
+    ttl: u8,
+    traffic_class: u8,
+    source: IpAddr,
+    destination: IpAddr,
+    fragment: (u16, bool, u32),
+    may_be_fragmented: bool,
+    /// Source, destination, whether it opens a connection; of TCP and UDP that is no later fragment.
+    ports: Option<Option<(u16, u16, bool)>>,
+}
+
+/// Compares what both make of the frame `bytes`.
+///
+/// # Panics
+/// If they differ.
+pub fn compare(bytes: &[u8]) {
+    // The kernel gives no shorter ones.
+    if bytes.len() >= 14 {
+        assert_eq!(program(&mut bytes.to_vec()), plainly(bytes));
+    }
+}
+
+fn address(v4: bool, words: [u32; 4]) -> IpAddr {
+    let bytes: [u8; 16] = bytemuck::cast(words);
+    let [a, b, c, d, ..] = bytes;
+    if v4 { Ipv4Addr::new(a, b, c, d).into() } else { Ipv6Addr::from(bytes).into() }
+}
+
+fn program(bytes: &mut [u8]) -> Seen {
+    let frame = Packet::from_slice(bytes);
+    let Some(mut ip) = parse::ip(frame) else { return Seen::NotIp };
+    let v4 = ip.family == FAMILY_V4;
+    let destination = address(v4, ip.destination);
+    if !ip.well_formed || !ip.header.holds(ip.length) {
+        return Seen::Broken { destination };
+    }
+    match parse::follow(frame, &mut ip, Some) {
+        Ok(()) => {}
+        Err(Stopped::Malformed) => return Seen::Broken { destination },
+        Err(Stopped::Waypoint) => return Seen::Waypoint,
+    }
+    // The program keeps it as it is in the packet.
+    let id = if v4 { u16::from_be(ip.fragment.id as u16).into() } else { u32::from_be(ip.fragment.id) };
+    Seen::Packet(Headers {
+        start: ip.l3_offset,
+        l4: ip.l4_offset(),
+        length: ip.length,
+        protocol: ip.protocol,
+        ttl: ip.ttl,
+        traffic_class: ip.traffic_class().unwrap_or_default(),
+        source: address(v4, ip.source),
+        destination,
+        fragment: (ip.fragment.offset, ip.fragment.more, id),
+        may_be_fragmented: ip.may_be_fragmented(),
+        ports: ports(&ip),
+    })
+}
+
+fn ports(ip: &Ip<'_>) -> Option<Option<(u16, u16, bool)>> {
+    let found = |ports: Ports| (u16::from_be(ports.source), u16::from_be(ports.destination), ports.opens());
+    let has_ports = [TCP, UDP].contains(&ip.protocol) && !ip.fragment.is_later();
+    has_ports.then(|| parse::ports(ip).map(found))
+}
+
+fn plainly(frame: &[u8]) -> Seen {
+    let packet = match model::frame(frame) {
+        model::Parsed::NotIp => return Seen::NotIp,
+        model::Parsed::Waypoint => return Seen::Waypoint,
+        model::Parsed::Broken { destination } => return Seen::Broken { destination },
+        model::Parsed::Packet(packet) => packet,
+    };
+    let has_ports = [model::TCP, model::UDP].contains(&packet.protocol) && !packet.is_later_fragment();
+    let ports = || model::ports(frame, &packet).map(|ports| (ports.source, ports.destination, ports.opens));
+    Seen::Packet(Headers {
+        start: packet.start,
+        l4: packet.l4(),
+        length: packet.length,
+        protocol: packet.protocol,
+        ttl: packet.ttl,
+        traffic_class: packet.traffic_class,
+        source: packet.source,
+        destination: packet.destination,
+        fragment: (packet.fragment_offset, packet.more_fragments, packet.id),
+        may_be_fragmented: !packet.dont_fragment,
+        ports: has_ports.then(ports),
+    })
+}

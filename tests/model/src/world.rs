@@ -1,0 +1,623 @@
+//! The controller's core and the loaded kernel program in one process: changes and failures on one side, packets on the
+//! other, time under the test's control. Next hops and health are told to the core; no packet leaves the kernel's test run.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use aya::maps::{Array, Map, MapData, RingBuf};
+use balancer_common::{
+    client::HashKey,
+    client_table::BUCKET_ENTRIES,
+    map_types::{LAST_BACKEND, MOST_BACKEND_ROWS},
+    verdict::{CauseIndex, Decision, MoveCause},
+};
+use balancer_core::{
+    controller::Controller,
+    held::Held,
+    io::{Change, CheckOutcome, Command, Event, NextHop},
+    plan::Planned,
+    state::{Clocks, SavedState},
+};
+use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane, Reread};
+use balancer_model::{config::Config, file, names::BackendName, states::Admin, validate::Valid};
+
+use crate::contest::{hold_newcomers, map_of};
+use balancer_testkit::{
+    frame::{Frame, SYN, Transport},
+    prog_run,
+};
+
+const XDP_TX: u32 = 3;
+
+/// What keys of services come from.
+pub const KEY: HashKey = HashKey { k0: 11, k1: 12 };
+/// The service of a world.
+pub const VIP: &str = "198.51.100.10:80";
+/// The service of a world over IPv6.
+pub const VIP_V6: &str = "[2001:db8::10]:80";
+
+/// A controller and a data path.
+pub struct World {
+    controller: Controller,
+    dataplane: KernelDataplane,
+    program: OwnedFd,
+    start: Instant,
+    elapsed: Duration,
+    /// Who is behind the last two bytes of a next hop's MAC.
+    backends: HashMap<[u8; 2], String>,
+    /// What backends that are gone have counted.
+    departed: Counters,
+    held: Held,
+    /// Known clients that changes made strangers.
+    forgotten: u64,
+    leaves_rereading: bool,
+}
+
+/// Counters of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// New connections by decision.
+    pub decisions: [u64; Decision::COUNT],
+    /// Moved clients by cause.
+    pub moves: [u64; MoveCause::COUNT],
+    /// New connections.
+    pub connections: u64,
+}
+
+impl Counters {
+    /// New connections decided so.
+    #[must_use]
+    pub fn decided(&self, decision: Decision) -> u64 {
+        self.decisions[decision.index()]
+    }
+
+    /// Clients moved for this cause.
+    #[must_use]
+    pub fn moved(&self, cause: MoveCause) -> u64 {
+        self.moves[cause.index()]
+    }
+}
+
+impl World {
+    /// A world with one service `web` of `settings` (lines of its `[[service]]`) and backends `web1` to `webN` at
+    /// `10.0.0.11:80` and on, made for `clients` known clients.
+    ///
+    /// # Errors
+    /// Without root, for a bad configuration, and where the kernel refuses.
+    pub fn new(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        Self::at(VIP, "10.0.0.", settings, backends, clients)
+    }
+
+    /// The same over IPv6: the VIP is [`VIP_V6`], backends are at `fd00::11` and on.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn v6(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        Self::at(VIP_V6, "fd00::", settings, backends, clients)
+    }
+
+    /// The same as [`World::new`] with ids of backends from `first` on, as if there were many others.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn with_ids(first: u16, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        let config = configuration(VIP, "10.0.0.", settings, backends, clients)?;
+        let clocks = Clocks { now: Instant::now(), wall: SystemTime::now() };
+        let nothing = Controller::new(Config { services: Valid::default(), ..config.clone() }, KEY).export(clocks);
+        let state = SavedState { free_ids: vec![(first, LAST_BACKEND)], ..nothing };
+        let controller = Controller::restore(config.clone(), KEY, state, clocks).map_err(anyhow::Error::msg)?;
+        Self::with(controller, Capacity { backends: MOST_BACKEND_ROWS, ..Capacity::for_config(&config) })
+    }
+
+    fn at(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
+        Self::of(&text(vip, net, settings, backends, clients))
+    }
+
+    /// A world of a configuration file, whose (first) service the clients of [`World::connect`] and the like come to.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn of(text: &str) -> anyhow::Result<Self> {
+        let config = parse(text)?;
+        let capacity = Capacity::for_config(&config);
+        Self::with(Controller::new(config, KEY), capacity)
+    }
+
+    fn with(controller: Controller, capacity: Capacity) -> anyhow::Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("this test needs root: it loads the program into the kernel");
+        }
+        // The loopback's index: where test runs come in by.
+        let mut dataplane = KernelDataplane::load(capacity, &[1])?;
+        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        let start = Instant::now();
+        let mut world = Self {
+            controller,
+            dataplane,
+            program,
+            start,
+            elapsed: Duration::ZERO,
+            backends: HashMap::new(),
+            departed: Counters::default(),
+            held: Held::default(),
+            forgotten: 0,
+            leaves_rereading: false,
+        };
+        let commands = world.controller.start(start);
+        world.execute(commands)?;
+        Ok(world)
+    }
+
+    fn now(&self) -> Instant {
+        self.start + self.elapsed
+    }
+
+    fn execute(&mut self, commands: Vec<Command>) -> anyhow::Result<()> {
+        let (mut watched, mut published) = (Vec::new(), false);
+        for command in commands {
+            self.carry_out(&command)?;
+            self.held.note(&command);
+            published |= matches!(command, Command::PublishServices(_));
+            if let Command::WatchNextHop(address) = command {
+                watched.push(address);
+            }
+        }
+        if published {
+            self.dataplane.complete();
+            while !self.leaves_rereading && !self.reread() {}
+        }
+        // What comes of a command comes after all of them.
+        watched.into_iter().try_for_each(|address| self.resolve(address))
+    }
+
+    fn carry_out(&mut self, command: &Command) -> anyhow::Result<()> {
+        match command {
+            Command::WriteBackend(backend) => self.dataplane.write_backend(backend)?,
+            Command::RetireBackend(id) => {
+                let stats = self.dataplane.backend_stats(*id)?;
+                self.departed.add(&stats);
+                self.dataplane.retire_backend(*id)?;
+            }
+            Command::SwapTable { service, table, home } => {
+                self.dataplane.swap_table(*service, Arc::clone(table), home.clone())?;
+            }
+            Command::PublishServices(services) => self.dataplane.publish_services(services)?,
+            Command::SetRules { service, rules } => self.dataplane.set_rules(*service, rules)?,
+            Command::WatchNextHop(_)
+            | Command::UnwatchNextHop(_)
+            | Command::StartChecks(_)
+            | Command::StopChecks(_)
+            | Command::Report(_) => {}
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, address: IpAddr) -> anyhow::Result<()> {
+        let [high, low] = last(address);
+        let next_hop = NextHop {
+            ifindex: 1,
+            source_mac: [2, 0, 0, 0, 0, 1],
+            destination_mac: [2, 0, 0, 0, high, low],
+            mtu: 1500,
+            source: Some(if address.is_ipv4() {
+                [10, 0, 0, 254].into()
+            } else {
+                [0xfd00, 0, 0, 0, 0, 0, 0, 254].into()
+            }),
+            gateway: None,
+        };
+        let commands = self.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, self.now());
+        self.execute(commands)
+    }
+
+    fn name_backends(&mut self) {
+        for backend in self.controller.services().iter().flat_map(|service| service.backends()) {
+            self.backends.insert(last(backend.address().ip()), backend.name().to_owned());
+        }
+    }
+
+    /// Makes a change. One that the kernel refuses is undone.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn change(&mut self, change: Change) -> anyhow::Result<String> {
+        let before = self.controller.clone();
+        let (message, commands) = self.controller.change(change, self.now())?;
+        if let Err(error) = self.execute(commands) {
+            self.controller = before;
+            let commands = self.controller.resync(&self.held);
+            self.execute(commands).context("undoing a change")?;
+            return Err(error);
+        }
+        Ok(message)
+    }
+
+    /// Sets a backend's weight.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn change_weight(&mut self, name: &str, weight: u16) -> anyhow::Result<String> {
+        self.change(Change::SetWeight { name: named(name), weight })
+    }
+
+    /// The packets that are sampled. Can be taken once.
+    ///
+    /// # Errors
+    /// When they were taken before.
+    pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        self.dataplane.take_samples()
+    }
+
+    /// From now on one forwarded packet in `interval` is sampled, on average.
+    pub fn sample_every(&self, interval: u32) {
+        self.dataplane.sample_every(interval);
+    }
+
+    /// Adds backend `name` at `10.0.1.HOST`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn add(&mut self, name: &str, host: u8) -> anyhow::Result<String> {
+        let address = Ipv4Addr::new(10, 0, 1, host).into();
+        self.change(Change::Add { name: named(name), address, address6: None, port: None, weight: None, backup: false })
+    }
+
+    /// Sets a backend's administrative state.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn admin(&mut self, name: &str, admin: Admin, timeout: Option<Duration>) -> anyhow::Result<String> {
+        self.change(Change::SetAdmin { name: named(name), admin, timeout })
+    }
+
+    /// Tells `times` results of health checks.
+    ///
+    /// # Errors
+    /// For an unknown backend.
+    pub fn checked(&mut self, name: &str, outcome: &CheckOutcome, times: u32) -> anyhow::Result<()> {
+        let backend = self.controller.backend(&named(name))?;
+        let (backend, check) = (backend.id(), backend.check_number().unwrap_or_default());
+        for _ in 0..times {
+            let event = Event::Checked { backend, check, outcome: outcome.clone(), took: Duration::from_millis(1) };
+            let commands = self.controller.handle(event, self.now());
+            self.execute(commands)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the configuration file again, as [`World::new`] would have made it.
+    ///
+    /// # Errors
+    /// When it is not valid, or refused.
+    pub fn reload(&mut self, settings: &str, backends: u8, clients: u32) -> anyhow::Result<String> {
+        self.change(Change::Reload(Box::new(configuration(VIP, "10.0.0.", settings, backends, clients)?)))
+    }
+
+    /// The same with `more` services behind it.
+    ///
+    /// # Errors
+    /// As [`World::reload`].
+    pub fn reload_with(&mut self, settings: &str, backends: u8, clients: u32, more: &str) -> anyhow::Result<String> {
+        self.apply(&(text(VIP, "10.0.0.", settings, backends, clients) + more))
+    }
+
+    /// Takes over a configuration file.
+    ///
+    /// # Errors
+    /// As [`World::reload`].
+    pub fn apply(&mut self, text: &str) -> anyhow::Result<String> {
+        let message = self.change(Change::Reload(Box::new(parse(text)?)))?;
+        self.name_backends();
+        Ok(message)
+    }
+
+    /// What taking over a configuration file would do, its known clients counted.
+    ///
+    /// # Errors
+    /// As [`World::reload`].
+    pub fn plan(&mut self, text: &str) -> anyhow::Result<Planned> {
+        let plan = self.controller.plan(Change::Reload(Box::new(parse(text)?)), self.now())?;
+        let clients = self.dataplane.known_clients();
+        Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each(&mut *count))))
+    }
+
+    /// How many of so many looks at the client table, in a row and at the present time, end a pass over it.
+    pub fn passes(&mut self, looks: u32) -> u32 {
+        (0..looks).map(|_| u32::from(self.dataplane.sweep(self.elapsed).is_some())).sum()
+    }
+
+    /// Forgets a client.
+    ///
+    /// # Errors
+    /// When there is no such service, which there is.
+    pub fn forget(&mut self, client: Ipv4Addr) -> anyhow::Result<Forgotten> {
+        let service = self.controller.services().first().context("a world has a service")?.id();
+        Ok(self.dataplane.forget(service, client.into()))
+    }
+
+    /// Forgets all clients of a backend.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn forget_all(&mut self, name: &str) -> anyhow::Result<u64> {
+        let backend = self.controller.backend(&named(name))?.id();
+        let (mut sum, mut from) = (0, Some(0));
+        while let Some(part) = from {
+            let (forgotten, following) = self.dataplane.forget_all(backend, part);
+            sum += forgotten.clients;
+            from = following;
+        }
+        Ok(sum)
+    }
+
+    /// Lets newcomers be recorded again, as in a second that has just begun and that lasts until the next call.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn hold_newcomers(&mut self) -> anyhow::Result<()> {
+        hold_newcomers(&mut Map::Array(map_of(self.dataplane.program()?, "NEWCOMERS")?).try_into()?)
+    }
+
+    /// The words of the client table that name a client, by bucket.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn entries(&mut self) -> anyhow::Result<BTreeMap<u32, [u64; BUCKET_ENTRIES]>> {
+        let table = self.client_table()?;
+        let filled = (0..table.len()).map(|index| Ok((index, table.get(&index, 0)?)));
+        filled.filter(|read| !matches!(read, Ok((_, bucket)) if *bucket == [0; BUCKET_ENTRIES])).collect()
+    }
+
+    /// Writes entries again that there were once, as a packet does that has been on its way for long.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn write_late(&mut self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> anyhow::Result<()> {
+        let mut table = self.client_table()?;
+        Ok(entries.iter().try_for_each(|(&index, bucket)| table.set(index, bucket, 0))?)
+    }
+
+    /// Buckets of the client table, a power of two.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn buckets(&mut self) -> anyhow::Result<u32> {
+        Ok(self.client_table()?.len())
+    }
+
+    fn client_table(&mut self) -> anyhow::Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
+        Ok(Map::Array(map_of(self.dataplane.program()?, "CLIENTS")?).try_into()?)
+    }
+
+    /// Lets `seconds` pass at once, and looks at the client table as it is then.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn skip(&mut self, seconds: u64) -> anyhow::Result<()> {
+        self.elapsed += Duration::from_secs(seconds.saturating_sub(1));
+        self.pass(1)
+    }
+
+    /// Lets `seconds` pass, one by one, with a complete sweep of the client table in each, and the ends of drains.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn pass(&mut self, seconds: u64) -> anyhow::Result<()> {
+        for _ in 0..seconds {
+            self.elapsed += Duration::from_secs(1);
+            if self.controller.next_deadline().is_some_and(|deadline| deadline <= self.now()) {
+                let commands = self.controller.handle(Event::Tick, self.now());
+                self.execute(commands)?;
+            }
+            let known = loop {
+                if let Some(known) = self.dataplane.sweep(self.elapsed) {
+                    break known;
+                }
+                // Between passes it waits for packets to leave.
+                std::thread::sleep(Duration::from_micros(50));
+            };
+            let commands = self.controller.handle(Event::Swept { known }, self.now());
+            self.execute(commands)?;
+        }
+        Ok(())
+    }
+
+    /// Sends one TCP segment of `client`'s; the name of the backend it went to, or `None` if it was dropped.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run the program, or the frame went to nobody's MAC.
+    pub fn send(&mut self, client: Ipv4Addr, flags: u8) -> anyhow::Result<Option<String>> {
+        self.send_transport(client, Transport::Tcp(flags))
+    }
+
+    /// The loaded program, for packets from other threads.
+    ///
+    /// # Errors
+    /// When no more descriptors are to be had.
+    pub fn program(&self) -> std::io::Result<OwnedFd> {
+        self.program.try_clone()
+    }
+
+    /// The live table's backend for a client, as the last bytes of its MAC: those of its address.
+    ///
+    /// # Errors
+    /// When nobody takes it.
+    pub fn home(&self, client: impl Into<IpAddr>) -> anyhow::Result<[u8; 2]> {
+        let located = self.controller.locate(client.into(), Some("web"))?;
+        let name = located.first().and_then(|client| client.backend.as_deref()).context("nobody takes it")?;
+        Ok(last(self.controller.backend(&named(name))?.address().ip()))
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// As [`World::send`]; when nobody takes it.
+    pub fn connect(&mut self, client: Ipv4Addr) -> anyhow::Result<String> {
+        self.send(client, SYN)?.with_context(|| format!("nobody takes {client}"))
+    }
+
+    fn send_transport(&mut self, client: Ipv4Addr, transport: Transport) -> anyhow::Result<Option<String>> {
+        let mut frame = Frame::new("192.0.2.1:40000", VIP, transport);
+        frame.source = SocketAddr::new(client.into(), 40_000);
+        frame.payload.clear();
+        self.deliver(&frame)
+    }
+
+    /// Sends any frame; the name of the backend it went to, or `None` if it was dropped.
+    ///
+    /// # Errors
+    /// As [`World::send`].
+    pub fn deliver(&mut self, frame: &Frame) -> anyhow::Result<Option<String>> {
+        let ran = prog_run::run(self.program.as_fd(), &frame.bytes(), 0, 1)?;
+        if ran.action != XDP_TX {
+            return Ok(None);
+        }
+        let mac = [ran.frame[4], ran.frame[5]];
+        if !self.backends.contains_key(&mac) {
+            self.name_backends();
+        }
+        self.backends.get(&mac).cloned().map(Some).with_context(|| format!("sent to {:02x?}", &ran.frame[..6]))
+    }
+
+    /// The service's counters, those of removed backends included.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn counters(&self) -> anyhow::Result<Counters> {
+        let mut sum = self.departed;
+        let present = self.controller.services().iter().flat_map(|service| service.backends()).map(|b| b.id());
+        for id in present.chain(self.controller.gone().iter().map(|gone| gone.row.id)) {
+            sum.add(&self.dataplane.backend_stats(id)?);
+        }
+        Ok(sum)
+    }
+
+    /// From now on what changes leave to be done in the client table waits for [`World::reread`].
+    pub const fn leave_rereading(&mut self) {
+        self.leaves_rereading = true;
+    }
+
+    /// Goes on in the client table with what the last change leaves to be done there, by a part. Whether that was the last.
+    pub fn reread(&mut self) -> bool {
+        let forgotten = match self.dataplane.reread() {
+            Reread::Waits => {
+                std::thread::sleep(Duration::from_micros(50));
+                return self.reread();
+            }
+            Reread::GoesOn => return false,
+            Reread::Ends(forgotten) => forgotten,
+        };
+        for (_, forgotten) in forgotten {
+            self.departed.moves[MoveCause::Forgotten.index()] += forgotten.moved;
+            self.forgotten += forgotten.clients;
+        }
+        true
+    }
+
+    /// How long ago a client was seen, if it is known.
+    #[must_use]
+    pub fn seen(&self, client: impl Into<IpAddr>) -> Option<Duration> {
+        let service = self.controller.services().first()?.id();
+        Some(self.dataplane.client(service, client.into())?.last_seen)
+    }
+
+    /// Lets `seconds` pass, and whether a sweep of the client table ended meanwhile.
+    pub fn wait(&mut self, seconds: u64) -> bool {
+        self.elapsed += Duration::from_secs(seconds);
+        self.dataplane.sweep(self.elapsed).is_some()
+    }
+
+    /// Known clients that changes made strangers so far.
+    #[must_use]
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// What is shown of a backend: its state and its known clients.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn shown(&self, name: &str) -> anyhow::Result<(&'static str, u64)> {
+        let backend = self.controller.backend(&named(name))?;
+        Ok((backend.state().word(), backend.known_clients()))
+    }
+
+    /// The controller.
+    #[must_use]
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// The data path.
+    #[must_use]
+    pub fn dataplane(&self) -> &KernelDataplane {
+        &self.dataplane
+    }
+
+    /// The data path, for what a fleet's other members know.
+    pub fn dataplane_mut(&mut self) -> &mut KernelDataplane {
+        &mut self.dataplane
+    }
+}
+
+impl Counters {
+    fn add(&mut self, stats: &balancer_common::map_types::BackendStats) {
+        self.connections += stats.connections;
+        for (sum, value) in self.decisions.iter_mut().zip(stats.decisions) {
+            *sum += value;
+        }
+        for &cause in MoveCause::ALL {
+            self.moves[cause.index()] += stats.moves[CauseIndex::from(cause).counter()];
+        }
+    }
+}
+
+fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Config> {
+    parse(&text(vip, net, settings, backends, clients))
+}
+
+fn parse(text: &str) -> anyhow::Result<Config> {
+    let (mut config, _) = file::parse(Path::new("world.toml"), text.as_bytes())?;
+    // A running balancer has some; a world is attached to none.
+    config.interfaces = vec!["in0".to_owned()];
+    Ok(config)
+}
+
+fn text(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> String {
+    let mut text = format!(
+        "[client_table]\ncapacity = {clients}\n[[service]]\nname = \"web\"\naddress = \"{vip}\"\n\
+         forwarding = \"dsr\"\n{settings}\n"
+    );
+    for number in 1..=backends {
+        text += &format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"{net}{}\"\n", 10 + number);
+    }
+    text
+}
+
+/// A backend of the service `web`.
+#[must_use]
+pub fn named(backend: &str) -> BackendName {
+    BackendName { service: "web".to_owned(), backend: backend.to_owned() }
+}
+
+/// The last bytes of an address, which are those of its MAC.
+#[must_use]
+pub fn last(address: IpAddr) -> [u8; 2] {
+    match address {
+        IpAddr::V4(address) => [address.octets()[2], address.octets()[3]],
+        IpAddr::V6(address) => [address.octets()[14], address.octets()[15]],
+    }
+}
+
+/// The client with this number: `172.16.0.0` and on.
+#[must_use]
+pub fn client(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0xac10_0000 + number)
+}

@@ -1,0 +1,21 @@
+//! What the privileged tests and the benchmarks are made of: the demo's hosts, with clients, web servers and a controller in them;
+//! and frames for the kernel program alone.
+
+pub use balancer_demo::{backend, controller, metrics, namespace, process, routing, topology, xdp};
+
+pub mod binaries;
+pub mod browser;
+pub mod datagrams;
+pub mod etcd;
+pub mod far;
+pub mod faults;
+pub mod frame;
+pub mod http_client;
+pub mod outcome;
+pub mod prog_run;
+pub mod rig;
+pub mod site;
+pub mod stop;
+pub mod transfer;
+pub mod users;
+pub mod variable;
