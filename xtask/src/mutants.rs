@@ -2,6 +2,7 @@
 //! find it must fail.
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -148,6 +149,7 @@ impl Copy {
         let (tree, target) = (place.join("tree"), place.join("target"));
         let output = program("git").args(["ls-files", "-z"]).output().context("cannot start `git ls-files`")?;
         ensure!(output.status.success(), "`git ls-files` failed: this needs a checkout");
+        let mut copies = HashSet::new();
         for file in output.stdout.split(|&byte| byte == 0).filter(|file| !file.is_empty()) {
             let file = Path::new(std::str::from_utf8(file)?);
             let (path, copy) = (root().join(file), tree.join(file));
@@ -155,7 +157,9 @@ impl Copy {
             store(&copy, &bytes)?;
             // The build runs scripts.
             fs::set_permissions(&copy, fs::metadata(&path)?.permissions())?;
+            copies.insert(copy);
         }
+        remove_others(&tree, &copies)?;
         Ok(Self { tree, target })
     }
 
@@ -183,6 +187,20 @@ impl Copy {
     }
 }
 
+/// Removes the files below `directory` that are not among these: Cargo would build what has been moved since.
+fn remove_others(directory: &Path, files: &HashSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            remove_others(&path, files)?;
+        } else if !files.contains(&path) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file that has other bytes, so that what was built of the same ones is not built again.
 fn store(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|present| present == bytes) {
@@ -200,5 +218,16 @@ mod tests {
     #[test]
     fn what_is_made_wrong_stands_once_in_its_file() -> Result<()> {
         list()?.iter().try_for_each(|mutation| mutation.right_in(root()).map(drop))
+    }
+
+    #[test]
+    fn what_has_been_moved_is_not_built() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let [stays, goes] = ["stays.rs", "once/here.rs"].map(|name| directory.path().join(name));
+        store(&stays, b"")?;
+        store(&goes, b"")?;
+        remove_others(directory.path(), &HashSet::from([stays.clone()]))?;
+        assert!(stays.exists() && !goes.exists());
+        Ok(())
     }
 }
