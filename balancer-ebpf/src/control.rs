@@ -1,7 +1,9 @@
 //! The words that the controller publishes.
 
+use core::ptr;
+
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use balancer_common::map_types::Control;
+use balancer_common::{map_types::Control, service_table::TableView};
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -9,4 +11,12 @@ static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[inline(always)]
 pub(crate) fn words() -> Option<&'static Control> {
     CONTROL.get(0)
+}
+
+/// The active half of the table of listeners. Read once for a packet: the controller makes the other half active with
+/// one store.
+#[inline(always)]
+pub(crate) fn listeners(control: &'static Control) -> TableView {
+    // SAFETY: a reference is valid for reads.
+    TableView::from_word(unsafe { ptr::read_volatile(&raw const control.listeners) })
 }

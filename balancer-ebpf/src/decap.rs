@@ -29,7 +29,7 @@ use crate::{
     link, opaque, order,
     packet::Packet,
     parse::{self, Ip, UDP},
-    path, rules,
+    rules,
 };
 
 /// The local addresses, each with what it is: `DECAP_*`.
@@ -109,7 +109,7 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
         return Decapsulated::Malformed;
     };
     let room = outer.l4_length().wrapping_sub(tunnel_length);
-    if !path::within_frame(ingress, frame, &outer) || inner.length > room || room > outer.length {
+    if !ingress.holds_all(frame, &outer) || inner.length > room || room > outer.length {
         return Decapsulated::Malformed;
     }
     if !is_local(&inner.destination, family, DECAP_VIP) {

@@ -1,10 +1,9 @@
-//! Frames that XDP cannot send, sent by the kernel: `mark` is what the XDP program does, [`process`] what becomes of the
-//! frame where the kernel takes it in, before its firewall, its routing and its checks of source addresses.
+//! Frames that XDP cannot send, sent by the kernel: `forward::mark` is what the XDP program does, [`process`] what becomes
+//! of the frame where the kernel takes it in, before its firewall, its routing and its checks of source addresses.
 //!
 //! The kernel's own transmit path resolves neighbours and keeps packets meanwhile, and knows every kind of interface.
 
 use aya_ebpf::{
-    Global,
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
     helpers::{
         bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_load_bytes_relative, bpf_skb_pull_data,
@@ -14,35 +13,20 @@ use aya_ebpf::{
     maps::PerCpuArray,
 };
 use balancer_common::{
-    handover::{self, Handed},
+    handover::Handed,
     map_types::{FAMILY_V4, Mac},
 };
 use network_types::{eth::EthHdr, ip::Ipv6Hdr};
 
 use crate::{
-    forward::{self, neighbour, rewrite},
+    backends,
+    forward::{mark, neighbour, rewrite},
     packet::Packet,
     parse::{self, MAX_VLAN_TAGS},
 };
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
-
-/// Drawn at load.
-#[unsafe(no_mangle)]
-static HANDOVER_KEY: Global<u64> = Global::new(0);
-
-/// Marks a frame, rewritten from the IP header on, to be sent by the kernel.
-#[inline(always)]
-pub(crate) fn mark(frame: Packet<'_>, handed: Handed) -> Option<()> {
-    rewrite::macs(frame, handed.destination(), own_source())
-}
-
-/// What stands for the source of a frame that is handed over.
-#[inline(always)]
-pub(crate) fn own_source() -> Mac {
-    handover::source(HANDOVER_KEY.load())
-}
 
 /// Sends one frame if it is marked; otherwise others decide. The result is a `TC_ACT_*`.
 #[inline(always)]
@@ -59,7 +43,7 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn marked(frame: Packet<'_>) -> Option<u32> {
     let source: Mac = frame.load(size_of::<Mac>())?;
-    if source == own_source() { frame.load(0) } else { None }
+    if source == mark::own_source() { frame.load(0) } else { None }
 }
 
 /// A link-layer header. Not on the stack, where words must be aligned.
@@ -83,7 +67,7 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     }
     // SAFETY: as above; programs on one CPU do not interrupt each other in the receive path.
     let [a, b, c, d, _, _, g, h, i, j, k, l, m, n] = unsafe { &*place };
-    if [*g, *h, *i, *j, *k, *l] != own_source() {
+    if [*g, *h, *i, *j, *k, *l] != mark::own_source() {
         return None;
     }
     let (destination, ether_type) = ([*a, *b, *c, *d, 0, 0], [*m, *n]);
@@ -91,7 +75,7 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     if unsafe { bpf_skb_change_head(skb, length, 0) } != 0 {
         return None;
     }
-    rewrite::macs(frame(skb), destination, own_source())?;
+    rewrite::macs(frame(skb), destination, mark::own_source())?;
     frame(skb).store(2 * size_of::<Mac>(), ether_type)?;
     Some(u32::from_ne_bytes([*a, *b, *c, *d]))
 }
@@ -126,7 +110,7 @@ fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
 
 #[inline(always)]
 fn to_backend(skb: *mut __sk_buff, id: u16) -> Option<i32> {
-    let row = forward::reachable(id)?.row;
+    let row = backends::reachable(id)?.row;
     rewrite::macs_to(frame(skb), row)?;
     // SAFETY: a plain helper call.
     Some(unsafe { bpf_redirect(row.ifindex, 0) } as i32)

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
 };
 
-use crate::packet::Packet;
+use crate::{packet::Packet, parse::Ip};
 
 /// The context that the program was called with, and the interface, which is three loads away.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +65,13 @@ impl Ingress {
     pub fn frame_length(self) -> usize {
         // SAFETY: the context is the kernel's.
         unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+    }
+
+    /// Whether the frame, which `frame` is the linear part of, holds what the IP header promises.
+    #[inline(always)]
+    pub(crate) fn holds_all(self, frame: Packet<'_>, ip: &Ip<'_>) -> bool {
+        let promised = ip.l3_offset + ip.length;
+        frame.holds(promised) || promised <= self.frame_length()
     }
 
     /// Puts `by` bytes in front of the frame (with a negative number: takes them away). `None`: there is no room, and

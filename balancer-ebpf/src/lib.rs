@@ -5,12 +5,15 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod answer;
+mod backends;
 mod budget;
 mod control;
 mod cpu_rows;
 pub mod decap;
 mod devices;
 pub mod forward;
+mod found;
 mod fragments;
 pub mod handover;
 mod icmp;

@@ -16,7 +16,7 @@ use balancer_common::{
 };
 
 use crate::{
-    control, forward, opaque,
+    backends, control, opaque,
     puzzles::{self, Puzzle},
     stats,
     step::{Choice, Step, Unchosen},
@@ -154,7 +154,7 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
     };
     // SAFETY: a map value of this size.
     let shared = Shared { entries: unsafe { &raw mut (*bucket).entries }, read_only: query.peeks, hash };
-    let answer = consult_bucket(&shared, &query, forward::facts, || {
+    let answer = consult_bucket(&shared, &query, backends::facts, || {
         !packed.peeks() && stats::may_record(control, query.service)
     });
     if !packed.peeks() {

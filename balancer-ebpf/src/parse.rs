@@ -27,6 +27,10 @@ pub const UDP: u8 = IpProto::Udp as u8;
 pub const ICMP: u8 = IpProto::Icmp as u8;
 /// The IANA number of ICMPv6.
 pub const ICMP_V6: u8 = IpProto::Ipv6Icmp as u8;
+/// Length of the fixed ICMP header, which an error quotes the packet behind.
+pub const ICMP_HEADER_LEN: usize = 8;
+/// Offset of the checksum in it.
+pub const ICMP_CHECK: usize = 2;
 /// The IANA number of IPv6 destination options.
 pub const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
 const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;

@@ -1,11 +1,8 @@
 //! The path of most packets: service → backend → forward. Everything else, rules among it, is behind one branch, in
 //! [`crate::steps`].
 
-use core::ptr;
-
 use balancer_common::{
     map_types::{CONTROL_RETURNS, Control},
-    service_table::TableView,
     verdict::DropReason,
 };
 
@@ -48,7 +45,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let plain = (ip.protocol == TCP || ip.protocol == UDP)
         && ip.well_formed
         && !ip.fragment.is_part()
-        && within_frame(ingress, frame, ip);
+        && ingress.holds_all(frame, ip);
     if !plain {
         return Step::RARE;
     }
@@ -56,7 +53,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let ip = &Ip { fragment: Fragment::NONE, ..*ip };
     let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
-    let Some(listener) = service::of_port(control, listeners(control), ip, ports.destination) else {
+    let Some(listener) = service::of_port(control, control::listeners(control), ip, ports.destination) else {
         return not_for_a_service(control, ip, ports.source);
     };
     let service = listener.service;
@@ -73,14 +70,6 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     }
 }
 
-/// The active half of the table of listeners. Read once for a packet: the controller makes the other half active with
-/// one store.
-#[inline(always)]
-pub(crate) fn listeners(control: &'static Control) -> TableView {
-    // SAFETY: a reference is valid for reads.
-    TableView::from_word(unsafe { ptr::read_volatile(&raw const control.listeners) })
-}
-
 #[inline(always)]
 fn not_for_a_service(control: &'static Control, ip: &Ip<'_>, source_port: u16) -> Step {
     if control.flags & CONTROL_RETURNS == 0 {
@@ -90,11 +79,4 @@ fn not_for_a_service(control: &'static Control, ip: &Ip<'_>, source_port: u16) -
         Some(row) => Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header }),
         None => Step::PASS,
     }
-}
-
-/// Whether the frame holds what the IP header promises.
-#[inline(always)]
-pub(crate) fn within_frame(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> bool {
-    let promised = ip.l3_offset + ip.length;
-    frame.holds(promised) || promised <= ingress.frame_length()
 }

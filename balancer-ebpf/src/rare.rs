@@ -13,7 +13,7 @@ use crate::{
     ingress::Ingress,
     martian, opaque,
     parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Stopped, TCP, UDP},
-    path, returns, service, steer,
+    returns, service, steer,
     step::{Carries, Choice, Step, ToBackend, ToClient},
 };
 
@@ -27,7 +27,7 @@ impl Tables {
     /// before they are gone.
     #[inline(always)]
     fn listeners(&self) -> TableView {
-        path::listeners(self.control)
+        control::listeners(self.control)
     }
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
     let Some(mut ip) = parse::ip(bytes) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
     let tables = Tables { control };
-    if !ip.well_formed || !path::within_frame(ingress, bytes, &ip) {
+    if !ip.well_formed || !ingress.holds_all(bytes, &ip) {
         return malformed(tables.listeners(), &ip);
     }
     match opaque::follow(bytes, &mut ip) {

@@ -7,14 +7,14 @@ use network_types::{
 };
 
 use crate::{
+    answer::{REPLY_TTL, is_group, is_one_host, swap_macs},
     budget,
-    icmp::{REPLY_TTL, is_group, is_one_host, swap_macs},
+    found::Found,
     link::{self, V4, V6},
     packet::Packet,
     parse::{Ip, TCP},
     stats,
     step::{IcmpError, Payload as _, Reject, Step, Told},
-    steps::Found,
 };
 
 const FIN: u8 = 0x01;

@@ -8,7 +8,7 @@ use balancer_common::{
     service_table::TableView,
 };
 
-use crate::{parse::Ip, path, probe, service};
+use crate::{control, parse::Ip, probe, service};
 
 /// Two halves, one of them active. The controller sets the real size when it loads the program.
 #[map]
@@ -32,7 +32,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
     let row = exact(control, &ServiceKey { port: 0, ..*key })?;
     // Other ports are the backend's own.
     if row.listeners_only != 0
-        && service::of_key(control, path::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
+        && service::of_key(control, control::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
     {
         return None;
     }

@@ -17,7 +17,7 @@ use balancer_common::{
     rule_filter,
 };
 
-use crate::{cpu_rows, forward};
+use crate::{backends, cpu_rows};
 
 /// Room for the new row of a rule that is replaced: older kernels ask for it even where no row is added.
 const SPARE: u32 = 1;
@@ -122,7 +122,7 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     let Some(row) = RULES.get(key) else { return Ruled::NONE.0 };
     let said = word(row);
     let backend = (said >> 16) as u16;
-    let falls = said as u16 == RULE_PIN && !(backend != NO_BACKEND && forward::takes_clients(backend));
+    let falls = said as u16 == RULE_PIN && !(backend != NO_BACKEND && backends::takes_clients(backend));
     if service >> 16 == 0
         // SAFETY: a reference is valid for reads.
         && let Some(stats) = cpu_rows::own(&RULE_STATS, MAX_RULES, unsafe { (&raw const row.counters).read_volatile() })

@@ -94,41 +94,39 @@ pub fn count_drop(reason: DropIndex) {
     }
 }
 
-#[inline(always)]
-fn replies() -> Option<&'static mut ReplyStats> {
-    // SAFETY: as in `count_verdict`; the reference does not outlive its caller's statement.
-    REPLY_STATS.get_ptr_mut(0).map(|stats| unsafe { &mut *stats })
-}
-
 /// Counts an echo request answered.
 #[inline(always)]
 pub(crate) fn count_echo() {
-    if let Some(replies) = replies() {
-        replies.echo += 1;
+    if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        unsafe { (*stats).echo += 1 };
     }
 }
 
 /// Counts a packet that was too big and whose sender was told.
 #[inline(always)]
 pub(crate) fn count_too_big() {
-    if let Some(replies) = replies() {
-        replies.too_big += 1;
+    if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        unsafe { (*stats).too_big += 1 };
     }
 }
 
 /// Counts a packet that nobody takes and whose sender was told.
 #[inline(always)]
 pub(crate) fn count_rejected() {
-    if let Some(replies) = replies() {
-        replies.rejected += 1;
+    if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        unsafe { (*stats).rejected += 1 };
     }
 }
 
 /// Counts a first fragment whose way is not remembered.
 #[inline(always)]
 pub(crate) fn count_not_remembered() {
-    if let Some(replies) = replies() {
-        replies.fragments_not_remembered += 1;
+    if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
+        // SAFETY: as in `count_verdict`.
+        unsafe { (*stats).fragments_not_remembered += 1 };
     }
 }
 

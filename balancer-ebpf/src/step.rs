@@ -45,7 +45,7 @@ pub(crate) enum Answerable {
     No,
 }
 
-/// What is to be done next with a packet: nothing more, or a step of [`crate::steps`] with its [`Payload`].
+/// What is to be done next with a packet: nothing more, or a step of `steps` with its `Payload`.
 ///
 /// A number, as that is all a global function can return: the kind in bits 0–7, the payload above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,39 +4,19 @@
 use aya_ebpf::bindings::xdp_md;
 
 use crate::{
-    forward::{self, nat, tunnel},
+    forward::{self, encapsulate, nat},
+    found::Found,
     icmp::{self, too_big},
     ingress::Ingress,
-    memory, opaque,
-    packet::Packet,
-    parse::{self, Ip},
-    rare, reject,
+    memory, rare, reject,
     step::{
         Encapsulate, ErrorToBackend, ErrorToClient, IcmpError, Kind, Payload, Reject, Step, ToBackend, ToClient, Told,
     },
 };
 
-/// A frame whose layer-4 header has been found.
-#[derive(Clone, Copy)]
-pub(crate) struct Found {
-    pub(crate) ingress: Ingress,
-    pub(crate) frame: Packet<'static>,
-    pub(crate) ip: Ip<'static>,
-}
-
-impl Found {
-    #[inline(always)]
-    fn of(ingress: Ingress) -> Option<Self> {
-        let frame = ingress.frame();
-        let mut ip = parse::ip(frame)?;
-        opaque::follow(frame, &mut ip).ok()?;
-        Some(Self { ingress, frame, ip })
-    }
-}
-
 /// Declares steps. Each is a global function that is given the frame (`Ingress`: as it came in; `Found`: with its layer-4
-/// header found) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each leads only
-/// to later ones.
+/// header found) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each
+/// leads only to later ones.
 macro_rules! steps {
     ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $told:ident)?) $run:path;)*) => {
         $(
@@ -88,7 +68,7 @@ steps! {
     ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
     ToClient => balancer_to_client(Found, told) nat::to_client;
     ErrorToClient => balancer_error_to_client(Found, told) nat::error_to_client;
-    Encapsulate => balancer_encapsulate(Ingress, told) tunnel::to_backend;
+    Encapsulate => balancer_encapsulate(Ingress, told) encapsulate::to_backend;
     Reject => balancer_reject(Found, told) reject::answer;
     IcmpError => balancer_icmp_error(Found, told) too_big::answer;
 }

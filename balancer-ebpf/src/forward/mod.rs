@@ -1,42 +1,30 @@
 //! Getting a packet to its backend, and a `nat` reply to its client.
 
 mod dsr;
+pub(crate) mod encapsulate;
+pub(crate) mod mark;
 pub(crate) mod nat;
 pub(crate) mod neighbour;
 pub mod rewrite;
-pub(crate) mod tunnel;
+mod sent;
+mod tunnel;
 mod waiting;
 
-use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
-    handover::Handed,
-    map_types::{
-        BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_SECOND, BACKEND_TAKES_CLIENTS, BackendRow, BackendRows,
-        BackendStanding, FORWARDING_ASKS, Forwarding,
-    },
-    memory::BackendFacts,
-    verdict::{CauseIndex, DropReason},
+    map_types::{BackendRow, Forwarding},
+    verdict::DropReason,
 };
 
 use crate::{
-    devices,
+    backends::{Reachable, reachable},
+    found::Found,
     fragments::{self, Way},
-    handover,
-    icmp::errors,
     ingress::Ingress,
     packet::Packet,
     parse::Ip,
-    puzzles::{self, Puzzle},
-    samples,
-    shared::{Shared, word},
-    stats,
     step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Step, ToBackend, Told},
-    steps::Found,
 };
-
-/// The controller sets the real number of rows when it loads the program.
-#[map]
-static BACKENDS: Array<BackendRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+use sent::{Sender, decided, finish, finish_by_any, no_next_hop};
 
 /// Rewrites a packet for its backend and sends it there. `port` is the backend's for the packet's listener (network
 /// order); 0: the packet's own.
@@ -49,21 +37,14 @@ pub(crate) fn to_backend(
     choice: Choice,
     port: u16,
 ) -> Step {
-    match sent(ingress, frame, ip, carries, choice, port) {
+    match rewritten(ingress, frame, ip, carries, choice, port) {
         Ok(step) => step,
         Err(end) => decided(choice, end),
     }
 }
 
-/// The `end` of a packet that does not reach the backend chosen for it. The choice is counted all the same.
 #[inline(always)]
-fn decided(choice: Choice, end: Step) -> Step {
-    stats::count_decided(choice.backend, choice.decision);
-    end
-}
-
-#[inline(always)]
-fn sent(
+fn rewritten(
     ingress: Ingress,
     frame: Packet<'_>,
     ip: &Ip<'_>,
@@ -144,7 +125,7 @@ fn sent_by_any(found: &Found, told: Told<ToBackend>) -> Result<Step, Step> {
 pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Step {
     let Found { ingress, frame, ip } = found;
     let ErrorToBackend { choice, port } = told.get();
-    let Some(inner) = errors::quoted(*frame, ip) else { return Step::PASS };
+    let Some(inner) = found.quoted() else { return Step::PASS };
     let Some(backend) = reachable(choice.backend) else { return no_next_hop(choice) };
     let row = backend.row;
     if is_tunnel(row) {
@@ -162,97 +143,6 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
         Ok(()) => finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other),
         Err(reason) => Step::drop(reason),
     }
-}
-
-/// Whose address a packet's source is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sender {
-    /// A client, whose packet is behind so many bytes of outer headers.
-    Client { added: usize },
-    /// A router that says something about the packet of a backend.
-    Other,
-}
-
-#[inline(always)]
-fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) -> Step {
-    let bytes = ip.l3_offset + ip.length;
-    let due = stats::count_forwarded(choice.backend, bytes, choice.decision);
-    if due && let Sender::Client { added } = sender {
-        samples::take(ingress, added + ip.l3_offset, ip.family, backend.service, choice.backend, bytes);
-    }
-    Step::send(ingress.ifindex(), backend.row.ifindex)
-}
-
-/// The same where the kernel may have to send the packet.
-#[inline(always)]
-fn finish_by_any(
-    ingress: Ingress,
-    frame: Packet<'_>,
-    ip: &Ip<'_>,
-    backend: Reachable,
-    choice: Choice,
-    sender: Sender,
-) -> Step {
-    let step = finish(ingress, ip, backend, choice, sender);
-    let row = backend.row;
-    if row.forwarding & FORWARDING_ASKS == 0 || !devices::kernel_sends(ip, ingress.ifindex(), row.ifindex) {
-        return step;
-    }
-    match handover::mark(frame, Handed::Backend(choice.backend)) {
-        Some(()) => Step::HANDED,
-        None => Step::drop(DropReason::Malformed),
-    }
-}
-
-/// What the rule of memory needs to know of a backend.
-#[inline(always)]
-pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
-    let BackendStanding { service, cause, flags } = standing(rows(backend)?);
-    Some(BackendFacts { service, keeps_known: flags & BACKEND_KEEPS_KNOWN != 0, cause: CauseIndex(cause) })
-}
-
-/// Whether a rule may pin clients to a backend.
-#[inline(always)]
-pub(crate) fn takes_clients(backend: u16) -> bool {
-    rows(backend).is_some_and(|rows| standing(rows).flags & BACKEND_TAKES_CLIENTS != 0)
-}
-
-#[inline(always)]
-fn rows(backend: u16) -> Option<Shared<BackendRows>> {
-    Shared::at(&BACKENDS, u32::from(backend))
-}
-
-#[inline(always)]
-fn standing(rows: Shared<BackendRows>) -> BackendStanding {
-    BackendStanding::from_word(word!(rows, rows[0].standing))
-}
-
-/// A backend that packets can be sent to, as it was when it was looked at.
-#[derive(Clone, Copy)]
-pub(crate) struct Reachable {
-    pub(crate) row: &'static BackendRow,
-    pub(crate) flags: u8,
-    pub(crate) service: u16,
-}
-
-#[inline(always)]
-pub(crate) fn reachable(backend: u16) -> Option<Reachable> {
-    let rows = rows(backend)?;
-    let BackendStanding { service, flags, .. } = standing(rows);
-    if flags & BACKEND_REACHABLE == 0 {
-        return None;
-    }
-    let second = usize::from(flags & BACKEND_SECOND != 0) & 1;
-    // SAFETY: a map value. The controller writes to a row only after it was out of use for a grace period, which a packet
-    // does not outlast.
-    let row = unsafe { &(*rows.pointer()).rows[second] };
-    Some(Reachable { row, flags, service })
-}
-
-#[inline(always)]
-fn no_next_hop(choice: Choice) -> Step {
-    puzzles::tell(Puzzle::NoNextHop, u32::from(choice.backend));
-    Step::drop(DropReason::NoNextHop)
 }
 
 /// Whether a packet that keeps its length fits the interface it leaves by. By the one it came in by it always does (it

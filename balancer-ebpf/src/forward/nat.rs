@@ -7,19 +7,18 @@ use balancer_common::{
 };
 
 use crate::{
+    backends::Reachable,
     control,
     forward::{
-        Reachable,
         neighbour::{self, Hop, Route},
         rewrite::{self, End, Translation},
     },
-    icmp::errors,
+    found::Found,
     ingress::Ingress,
     packet::Packet,
     parse::Ip,
     returns, station,
     step::{Carries, ErrorToClient, IcmpError, Kind, Step, ToClient, Told},
-    steps::Found,
 };
 
 /// One end of `ip`, a VIP and its port `old` (network order), becomes the backend's. `port` is the backend's for the
@@ -117,7 +116,7 @@ pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step 
     let ErrorToClient { port } = told.get();
     let Found { ingress, frame, ip } = found;
     let Some(control) = control::words() else { return Step::PASS };
-    let Some(inner) = errors::quoted(*frame, ip) else { return Step::PASS };
+    let Some(inner) = found.quoted() else { return Step::PASS };
     let key = ServiceKey { address: inner.destination, port, protocol: inner.protocol, family: inner.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
     let hop = match way_back(*ingress, ip, row) {

@@ -18,8 +18,7 @@ use balancer_common::{
 
 use crate::{
     devices,
-    forward::waiting,
-    handover,
+    forward::{mark, waiting},
     ingress::Ingress,
     parse::Ip,
     puzzles::{self, Puzzle},
@@ -162,7 +161,7 @@ extern "C" fn balancer_hand_over_waiting() -> u64 {
 #[inline(always)]
 fn mark(query: &mut FibLookup) {
     query.ifindex = 0;
-    query.smac = handover::own_source();
+    query.smac = mark::own_source();
     query.dmac = Handed::Client.destination();
 }
 

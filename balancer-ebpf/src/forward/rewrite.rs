@@ -14,9 +14,8 @@ use network_types::{
 };
 
 use crate::{
-    icmp::{ICMP_CHECK, ICMP_HEADER_LEN},
     packet::Packet,
-    parse::{Ip, TCP, UDP},
+    parse::{ICMP_CHECK, ICMP_HEADER_LEN, Ip, TCP, UDP},
     step::Carries,
 };
 

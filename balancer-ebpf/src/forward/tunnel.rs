@@ -18,58 +18,27 @@ use network_types::{
 };
 
 use crate::{
-    forward::{Reachable, Sender, decided, finish_by_any, reachable, rewrite},
+    backends::Reachable,
+    forward::rewrite,
     ingress::Ingress,
     link::{self, V4, V6},
     packet::Packet,
-    parse::{self, Ip, UDP},
+    parse::{Ip, UDP},
     puzzles::{self, Puzzle},
-    step::{Answerable, Encapsulate, IcmpError, Step, Told},
+    step::Step,
 };
 
 const OUTER_TTL: u8 = 64;
 const IPIP: u8 = Forwarding::Ipip as u8;
 const GUE: u8 = Forwarding::Gue as u8;
-const MALFORMED: Step = Step::drop(DropReason::Malformed);
+pub(super) const MALFORMED: Step = Step::drop(DropReason::Malformed);
 
 /// How many outer IPv4 packets that may be fragmented this CPU has sent.
 #[map]
 static IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// Sends a packet to its backend in an outer packet.
-#[inline(always)]
-pub(crate) fn to_backend(ingress: Ingress, told: Told<Encapsulate>) -> Step {
-    match sent(ingress, told) {
-        Ok(step) => step,
-        Err(end) => decided(told.get().choice, end),
-    }
-}
-
-#[inline(always)]
-fn sent(ingress: Ingress, told: Told<Encapsulate>) -> Result<Step, Step> {
-    let Encapsulate { choice, answerable } = told.get();
-    let frame = ingress.frame();
-    let ip = parse::ip(frame).ok_or(MALFORMED)?;
-    let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
-    let row = backend.row;
-    if ip.ttl <= 1 {
-        return Err(Step::drop(DropReason::TtlExceeded));
-    }
-    let tunnel = Tunnel::of(backend);
-    let mtu = row.mtu.min(u32::from(u16::MAX));
-    if ip.length + tunnel.overhead() > mtu as usize {
-        return Err(match answerable {
-            Answerable::Yes => Step::to(IcmpError::TooBig(mtu.saturating_sub(tunnel.overhead() as u32))),
-            Answerable::No => Step::drop(DropReason::TooBig),
-        });
-    }
-    let added = wrap(ingress, &ip, row, tunnel)?;
-    let sender = if answerable == Answerable::Yes { Sender::Client { added } } else { Sender::Other };
-    Ok(finish_by_any(ingress, ingress.frame(), &ip, backend, choice, sender))
-}
-
 /// Puts a packet with nothing special about it in an outer one to its backend; how many bytes that adds. `None`: nothing
-/// is done, and [`to_backend`] is to look at it.
+/// is done, and [`super::encapsulate`] is to look at it.
 #[inline(always)]
 pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> Option<Result<usize, Step>> {
     let row = backend.row;
@@ -96,20 +65,20 @@ fn wrap_fitting(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel)
 
 /// The headers that a backend's packets get.
 #[derive(Clone, Copy)]
-struct Tunnel {
+pub(super) struct Tunnel {
     gue: bool,
     v6: bool,
 }
 
 impl Tunnel {
     #[inline(always)]
-    fn of(backend: Reachable) -> Self {
+    pub(super) fn of(backend: Reachable) -> Self {
         Self { gue: backend.row.mode() == Forwarding::Gue as u8, v6: backend.flags & BACKEND_V6 != 0 }
     }
 
     /// Their length in bytes.
     #[inline(always)]
-    const fn overhead(self) -> usize {
+    pub(super) const fn overhead(self) -> usize {
         let ip = if self.v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
         if self.gue { UdpHdr::LEN + ip } else { ip }
     }
@@ -126,7 +95,7 @@ impl Tunnel {
 
 /// Puts a packet in an outer one; how many bytes that adds. Views of the frame are void then.
 #[inline(always)]
-fn wrap(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel) -> Result<usize, Step> {
+pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel) -> Result<usize, Step> {
     let inner = Inner::of(ip).ok_or(MALFORMED)?;
     rewrite::one_hop_less(ip).ok_or(MALFORMED)?;
     let overhead = tunnel.overhead();

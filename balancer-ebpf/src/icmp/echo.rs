@@ -5,8 +5,14 @@ use core::mem::offset_of;
 use balancer_common::{checksum, map_types::FAMILY_V4, verdict::DropReason};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::{ICMP_CHECK, REPLY_TTL, is_group, is_one_host, swap_macs};
-use crate::{budget, packet::Packet, parse::Ip, stats, step::Step};
+use crate::{
+    answer::{REPLY_TTL, is_group, is_one_host, swap_macs},
+    budget,
+    packet::Packet,
+    parse::{ICMP_CHECK, Ip},
+    stats,
+    step::Step,
+};
 
 /// Turns an echo request to a VIP into its reply.
 #[inline(always)]

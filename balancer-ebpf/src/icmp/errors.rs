@@ -6,40 +6,19 @@ use balancer_common::{
     verdict::DropReason,
 };
 
-use super::ICMP_HEADER_LEN;
 use crate::{
-    opaque,
-    packet::Packet,
-    parse::{self, Ip, TCP, UDP},
+    found::Found,
+    parse::{Ip, TCP, UDP},
     returns, service, steer,
     step::{ErrorToBackend, ErrorToClient, Step},
 };
 
-/// Source and destination port.
-const PORTS_LEN: usize = 4;
-
-/// The packet that an error quotes. `None`: too short, or broken.
-#[inline(always)]
-pub(crate) fn quoted<'a>(frame: Packet<'a>, ip: &Ip<'a>) -> Option<Ip<'a>> {
-    let mut inner = parse::inner(frame, ip.l4_offset() + ICMP_HEADER_LEN, ip.family)?;
-    opaque::follow(frame, &mut inner).ok()?;
-    let room = ip.l4_length().wrapping_sub(ICMP_HEADER_LEN);
-    let needed = inner.headers_length + if inner.fragment.is_later() { 0 } else { PORTS_LEN };
-    (needed <= room).then_some(inner)
-}
-
 /// An error to a VIP about a packet that a backend sent as the VIP: to the backend of the client it was for. Nothing is
 /// recorded, and no decision is counted.
 #[inline(always)]
-pub(super) fn about_vip(
-    frame: Packet<'_>,
-    control: &'static Control,
-    listeners: TableView,
-    ip: &Ip<'_>,
-    marker: &ListenerRow,
-) -> Step {
-    let Some(inner) = quoted(frame, ip) else { return Step::drop(DropReason::Malformed) };
-    if !is_ours(ip, &inner) {
+pub(super) fn about_vip(found: &Found, control: &'static Control, listeners: TableView, marker: &ListenerRow) -> Step {
+    let Some(inner) = found.quoted() else { return Step::drop(DropReason::Malformed) };
+    if !is_ours(&found.ip, &inner) {
         return Step::PASS;
     }
     let port = if inner.fragment.is_later() {
@@ -69,9 +48,9 @@ pub(super) fn about_vip(
 
 /// An error to a client about a packet that was translated on its way to a `nat` backend.
 #[inline(always)]
-pub(super) fn about_translated(frame: Packet<'_>, control: &'static Control, ip: &Ip<'_>) -> Step {
-    let Some(inner) = quoted(frame, ip) else { return Step::PASS };
-    if !is_ours(ip, &inner) {
+pub(super) fn about_translated(found: &Found, control: &'static Control) -> Step {
+    let Some(inner) = found.quoted() else { return Step::PASS };
+    if !is_ours(&found.ip, &inner) {
         return Step::PASS;
     }
     let key = ServiceKey { address: inner.destination, port: 0, protocol: inner.protocol, family: inner.family };

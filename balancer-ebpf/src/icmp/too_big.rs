@@ -8,16 +8,16 @@ use balancer_common::{
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::{ICMP_CHECK, ICMP_HEADER_LEN, REPLY_TTL, is_group, is_one_host, swap_macs};
 use crate::{
+    answer::{REPLY_TTL, is_group, is_one_host, swap_macs},
     budget,
+    found::Found,
     link::{self, V4, V6},
     opaque,
     packet::Packet,
-    parse::{ICMP, ICMP_V6, Ip},
+    parse::{ICMP, ICMP_CHECK, ICMP_HEADER_LEN, ICMP_V6, Ip},
     stats,
     step::{IcmpError, Payload as _, Step, Told},
-    steps::Found,
 };
 
 /// An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and its quote here a multiple of eight.

@@ -1,0 +1,62 @@
+//! The rows of backends.
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
+use balancer_common::{
+    map_types::{
+        BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_SECOND, BACKEND_TAKES_CLIENTS, BackendRow, BackendRows,
+        BackendStanding,
+    },
+    memory::BackendFacts,
+    verdict::CauseIndex,
+};
+
+use crate::shared::{Shared, word};
+
+/// The controller sets the real number of rows when it loads the program.
+#[map]
+static BACKENDS: Array<BackendRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What the rule of memory needs to know of a backend.
+#[inline(always)]
+pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
+    let BackendStanding { service, cause, flags } = standing(rows(backend)?);
+    Some(BackendFacts { service, keeps_known: flags & BACKEND_KEEPS_KNOWN != 0, cause: CauseIndex(cause) })
+}
+
+/// Whether a rule may pin clients to a backend.
+#[inline(always)]
+pub(crate) fn takes_clients(backend: u16) -> bool {
+    rows(backend).is_some_and(|rows| standing(rows).flags & BACKEND_TAKES_CLIENTS != 0)
+}
+
+#[inline(always)]
+fn rows(backend: u16) -> Option<Shared<BackendRows>> {
+    Shared::at(&BACKENDS, u32::from(backend))
+}
+
+#[inline(always)]
+fn standing(rows: Shared<BackendRows>) -> BackendStanding {
+    BackendStanding::from_word(word!(rows, rows[0].standing))
+}
+
+/// A backend that packets can be sent to, as it was when it was looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct Reachable {
+    pub(crate) row: &'static BackendRow,
+    pub(crate) flags: u8,
+    pub(crate) service: u16,
+}
+
+#[inline(always)]
+pub(crate) fn reachable(backend: u16) -> Option<Reachable> {
+    let rows = rows(backend)?;
+    let BackendStanding { service, flags, .. } = standing(rows);
+    if flags & BACKEND_REACHABLE == 0 {
+        return None;
+    }
+    let second = usize::from(flags & BACKEND_SECOND != 0) & 1;
+    // SAFETY: a map value. The controller writes to a row only after it was out of use for a grace period, which a packet
+    // does not outlast.
+    let row = unsafe { &(*rows.pointer()).rows[second] };
+    Some(Reachable { row, flags, service })
+}

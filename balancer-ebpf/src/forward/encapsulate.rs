@@ -1,0 +1,46 @@
+//! Tunnels for packets with something special about them.
+
+use balancer_common::verdict::DropReason;
+
+use crate::{
+    backends::reachable,
+    forward::{
+        sent::{Sender, decided, finish_by_any},
+        tunnel::{MALFORMED, Tunnel, wrap},
+    },
+    ingress::Ingress,
+    parse,
+    step::{Answerable, Encapsulate, IcmpError, Step, Told},
+};
+
+/// Sends a packet to its backend in an outer packet.
+#[inline(always)]
+pub(crate) fn to_backend(ingress: Ingress, told: Told<Encapsulate>) -> Step {
+    match sent(ingress, told) {
+        Ok(step) => step,
+        Err(end) => decided(told.get().choice, end),
+    }
+}
+
+#[inline(always)]
+fn sent(ingress: Ingress, told: Told<Encapsulate>) -> Result<Step, Step> {
+    let Encapsulate { choice, answerable } = told.get();
+    let frame = ingress.frame();
+    let ip = parse::ip(frame).ok_or(MALFORMED)?;
+    let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
+    let row = backend.row;
+    if ip.ttl <= 1 {
+        return Err(Step::drop(DropReason::TtlExceeded));
+    }
+    let tunnel = Tunnel::of(backend);
+    let mtu = row.mtu.min(u32::from(u16::MAX));
+    if ip.length + tunnel.overhead() > mtu as usize {
+        return Err(match answerable {
+            Answerable::Yes => Step::to(IcmpError::TooBig(mtu.saturating_sub(tunnel.overhead() as u32))),
+            Answerable::No => Step::drop(DropReason::TooBig),
+        });
+    }
+    let added = wrap(ingress, &ip, row, tunnel)?;
+    let sender = if answerable == Answerable::Yes { Sender::Client { added } } else { Sender::Other };
+    Ok(finish_by_any(ingress, ingress.frame(), &ip, backend, choice, sender))
+}

@@ -1,0 +1,68 @@
+//! What is done with every packet that reaches its backend, and with those that do not.
+
+use balancer_common::{handover::Handed, map_types::FORWARDING_ASKS, verdict::DropReason};
+
+use crate::{
+    backends::Reachable,
+    devices,
+    forward::mark,
+    ingress::Ingress,
+    packet::Packet,
+    parse::Ip,
+    puzzles::{self, Puzzle},
+    samples, stats,
+    step::{Choice, Step},
+};
+
+/// The `end` of a packet that does not reach the backend chosen for it. The choice is counted all the same.
+#[inline(always)]
+pub(super) fn decided(choice: Choice, end: Step) -> Step {
+    stats::count_decided(choice.backend, choice.decision);
+    end
+}
+
+/// Whose address a packet's source is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// A client, whose packet is behind so many bytes of outer headers.
+    Client { added: usize },
+    /// A router that says something about the packet of a backend.
+    Other,
+}
+
+#[inline(always)]
+pub(super) fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) -> Step {
+    let bytes = ip.l3_offset + ip.length;
+    let due = stats::count_forwarded(choice.backend, bytes, choice.decision);
+    if due && let Sender::Client { added } = sender {
+        samples::take(ingress, added + ip.l3_offset, ip.family, backend.service, choice.backend, bytes);
+    }
+    Step::send(ingress.ifindex(), backend.row.ifindex)
+}
+
+/// The same where the kernel may have to send the packet.
+#[inline(always)]
+pub(super) fn finish_by_any(
+    ingress: Ingress,
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    backend: Reachable,
+    choice: Choice,
+    sender: Sender,
+) -> Step {
+    let step = finish(ingress, ip, backend, choice, sender);
+    let row = backend.row;
+    if row.forwarding & FORWARDING_ASKS == 0 || !devices::kernel_sends(ip, ingress.ifindex(), row.ifindex) {
+        return step;
+    }
+    match mark::put(frame, Handed::Backend(choice.backend)) {
+        Some(()) => Step::HANDED,
+        None => Step::drop(DropReason::Malformed),
+    }
+}
+
+#[inline(always)]
+pub(super) fn no_next_hop(choice: Choice) -> Step {
+    puzzles::tell(Puzzle::NoNextHop, u32::from(choice.backend));
+    Step::drop(DropReason::NoNextHop)
+}
