@@ -24,9 +24,9 @@
 mod addresses;
 mod many;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, thread};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use balancer_common::map_types::Forwarding;
 
 pub use self::addresses::Family;
@@ -100,9 +100,7 @@ impl Topology {
         } else {
             topology.make_client()?
         }
-        for _ in 0..backends {
-            topology.add_backend()?;
-        }
+        topology.backends = topology.make_backends(backends)?;
         Ok(topology)
     }
 
@@ -184,8 +182,24 @@ impl Topology {
     /// # Errors
     /// When the kernel refuses.
     pub fn add_backend(&mut self) -> Result<()> {
-        let number = self.backends.len() + 1;
-        let host = FIRST_BACKEND + u16::try_from(self.backends.len()).context("too many backends")?;
+        let backend = self.make_backend(self.backends.len())?;
+        self.backends.push(backend);
+        Ok(())
+    }
+
+    /// Side by side, as each waits for some ten commands.
+    fn make_backends(&self, backends: usize) -> Result<Vec<Namespace>> {
+        thread::scope(|scope| {
+            let made: Vec<_> = (0..backends).map(|index| scope.spawn(move || self.make_backend(index))).collect();
+            made.into_iter()
+                .map(|made| made.join().map_err(|_| anyhow!("a backend's host could not be made"))?)
+                .collect()
+        })
+    }
+
+    fn make_backend(&self, index: usize) -> Result<Namespace> {
+        let number = index + 1;
+        let host = FIRST_BACKEND + u16::try_from(index).context("too many backends")?;
         let backend = Namespace::new(&format!("web{number}"))?;
         join((&backend, "eth0"), (&self.switch, &format!("web{number}")))?;
         self.switch.ip(&format!("link set web{number} master br0"))?;
@@ -205,8 +219,7 @@ impl Topology {
                 own_vip(&backend, family)?;
             }
         }
-        self.backends.push(backend);
-        Ok(())
+        Ok(backend)
     }
 
     /// Takes the balancer's only interface away.
