@@ -67,10 +67,10 @@ impl Gate {
 }
 
 /// The program that measures the kernel program.
-const PATH: &str = "bench-path";
+pub(crate) const PATH: &str = "bench-path";
 
-/// Compares the kernel program's speed with what is committed, by the unoptimized program that the tests' build has made:
-/// the kernel program is optimized in every build, and the time is the kernel's.
+/// Compares the kernel program's speed with what is committed, by the unoptimized [`PATH`] that is built beside the
+/// tests: the kernel program is optimized in every build, and the time is the kernel's.
 pub(crate) fn check_paths() -> Result<()> {
     run(program(built("debug")?.join(PATH)).arg("--check"))
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    bench::check_paths,
+    bench::{PATH, check_paths},
     book::book,
     command::{built, cargo, ensure_root, program, run, shown},
     kernels,
@@ -37,12 +37,12 @@ pub(crate) fn ci(half: Option<Half>) -> Result<()> {
     match half {
         Some(Half::Checks) => return checks(),
         Some(Half::Tests) => {
-            test::test()?;
+            test::test(Some(PATH))?;
             return check_paths();
         }
         None => quick_checks()?,
     }
-    let tests = test::build()?;
+    let tests = test::build(Some(PATH))?;
     let beside = Beside::begin()?;
     let tested = tests.run();
     let checked = beside.end();

@@ -160,7 +160,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
         Chore::Test(options) if options.is_about_kernels() => kernels::test(&options),
-        Chore::Test(_) => test::test(),
+        Chore::Test(_) => test::test(None),
         Chore::Miri => miri::miri(),
         Chore::Sanitize { only } => sanitize::sanitize(only),
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),

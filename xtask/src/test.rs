@@ -16,12 +16,12 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// Sets up and runs every test. The test runner's summary is the last thing printed.
-pub(crate) fn test() -> Result<()> {
+/// Sets up and runs every test, with a program built beside them. The test runner's summary is the last thing printed.
+pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
     run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]))?;
-    build()?.run()
+    build(beside)?.run()
 }
 
 /// Every test but those in documentation, built. Runs without another look by cargo, which would wait for other builds.
@@ -30,12 +30,14 @@ pub(crate) struct Tests {
     packages: PathBuf,
 }
 
-/// Builds them.
-pub(crate) fn build() -> Result<Tests> {
+/// Builds them, and a program that is needed after them, which is so built with what they are.
+pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
     let directory = built("tests")?;
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let (programs, packages) = (directory.join("programs.json"), directory.join("packages.json"));
     let to = |file: &Path| File::create(file).with_context(|| format!("cannot write {}", file.display()));
+    let beside = beside.iter().flat_map(|name| ["--bin", name]);
+    run(cargo().args(["build", "--locked", "--workspace", "--tests"]).args(beside))?;
     let list =
         ["nextest", "list", "--locked", "--workspace", "--list-type", "binaries-only", "--message-format", "json"];
     run(cargo().args(list).stdout(to(&programs)?))?;
