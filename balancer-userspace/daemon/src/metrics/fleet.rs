@@ -11,7 +11,7 @@ use super::{
 /// What members say of themselves.
 const STATES: [&str; 4] = ["ready", "degraded", "not_ready", "withdrawn"];
 
-pub(super) fn render(encoder: &mut Text, fleet: &FleetSnapshot, services: &[ServiceSnapshot]) {
+pub(super) fn render(encoder: &mut Text<'_>, fleet: &FleetSnapshot, services: &[ServiceSnapshot]) {
     members(encoder, fleet);
     records(encoder, fleet);
     counters(
@@ -28,7 +28,7 @@ pub(super) fn render(encoder: &mut Text, fleet: &FleetSnapshot, services: &[Serv
     engine(encoder, fleet);
 }
 
-fn members(encoder: &mut Text, fleet: &FleetSnapshot) {
+fn members(encoder: &mut Text<'_>, fleet: &FleetSnapshot) {
     let epoch = fleet.epoch.into_iter().map(|epoch| ([], epoch));
     gauges(encoder, "fleet_epoch", "The epoch that is applied here.", epoch);
     let in_state = |state: &str| fleet.members.iter().filter(|member| member.ready == state).count();
@@ -46,7 +46,7 @@ fn members(encoder: &mut Text, fleet: &FleetSnapshot) {
     gauges(encoder, "fleet_votes_differ", "Members that see something else of a backend than the fleet holds.", votes);
 }
 
-fn records(encoder: &mut Text, fleet: &FleetSnapshot) {
+fn records(encoder: &mut Text<'_>, fleet: &FleetSnapshot) {
     let records = &fleet.records;
     let kinds = [("told", records.told), ("taken_over", records.taken_over)];
     let kinds = kinds.into_iter().map(|(kind, count)| ([("kind", kind)], count));
@@ -57,7 +57,7 @@ fn records(encoder: &mut Text, fleet: &FleetSnapshot) {
     counters(encoder, "fleet_conflicts", "Clients that were found at two backends.", conflicts);
 }
 
-fn engine(encoder: &mut Text, fleet: &FleetSnapshot) {
+fn engine(encoder: &mut Text<'_>, fleet: &FleetSnapshot) {
     let reachable = std::iter::once(([], u64::from(fleet.engine.reachable)));
     gauges(encoder, "fleet_engine_reachable", "Whether etcd can be used.", reachable);
     let bytes = [("sent", fleet.engine.bytes_sent), ("received", fleet.engine.bytes_received)];

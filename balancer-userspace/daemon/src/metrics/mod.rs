@@ -2,6 +2,7 @@
 
 mod fleet;
 mod page;
+mod pieces;
 mod render;
 mod text;
 
@@ -29,6 +30,7 @@ use super::{
     events::Since,
     listener::{self, Limits, holding},
 };
+use pieces::Pieces;
 pub use render::render;
 
 /// What [`render()`] writes.
@@ -42,7 +44,7 @@ const LIMITS: Limits = Limits {
     lifetime: Duration::from_secs(60),
     farewell: Duration::from_secs(1),
 };
-/// Answers in memory at once: with ten thousand backends each is 23 MB.
+/// Answers at once: each has a snapshot in memory until it is written.
 const ANSWERS: usize = 4;
 
 /// Listens on `listen`.
@@ -90,9 +92,12 @@ struct ServiceQuery {
 }
 
 async fn metrics(State(scrapes): State<Pages>, Query(ServiceQuery { service }): Query<ServiceQuery>) -> Response {
-    let show = |snapshot: &mut Snapshot, service: Option<&str>| {
+    let show = |mut snapshot: Snapshot, service: Option<&str>, reply: Reply| {
         snapshot.services.retain(|of| service.is_none_or(|name| of.name == name));
-        Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], render(snapshot)).into_response())
+        let mut pieces =
+            Pieces::new(|body| reply.send(Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response())));
+        let last = render(&snapshot, &mut |piece| pieces.more(piece));
+        pieces.end(last);
     };
     scrapes.answer(service, show).await
 }
@@ -125,12 +130,18 @@ async fn ready(State(scrapes): State<Pages>, Query(ReadyQuery { announced }): Qu
 
 async fn whole_page(State(scrapes): State<Pages>, Query(ServiceQuery { service }): Query<ServiceQuery>) -> Response {
     let events = events(&scrapes.calls).await;
-    scrapes.answer(service, move |snapshot, service| page::whole(snapshot, service, &events)).await
+    let show = move |snapshot: Snapshot, service: Option<&str>, reply: Reply| {
+        reply.send(page::whole(&snapshot, service, &events));
+    };
+    scrapes.answer(service, show).await
 }
 
 async fn page_numbers(State(scrapes): State<Pages>, Query(ServiceQuery { service }): Query<ServiceQuery>) -> Response {
     let events = events(&scrapes.calls).await;
-    scrapes.answer(service, move |snapshot, service| Ok(page::numbers(snapshot, service, &events))).await
+    let show = move |snapshot: Snapshot, service: Option<&str>, reply: Reply| {
+        reply.send(Ok(page::numbers(&snapshot, service, &events)));
+    };
+    scrapes.answer(service, show).await
 }
 
 /// The newest events, the oldest first; none where nobody answers.
@@ -148,20 +159,31 @@ fn unavailable(why: &'static str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
+/// Where an answer goes.
+struct Reply(oneshot::Sender<anyhow::Result<Response>>);
+
+impl Reply {
+    fn send(self, answer: anyhow::Result<Response>) {
+        // Whoever asked may be gone.
+        let _ = self.0.send(answer);
+    }
+}
+
 impl Pages {
-    /// What `show` makes of a snapshot and the service that is asked for, or why there is none.
+    /// What `show` makes of a snapshot and the service that is asked for, or why there is none. `show` has a thread on which
+    /// it may wait.
     async fn answer(
         &self,
         service: Option<String>,
-        show: impl FnOnce(&mut Snapshot, Option<&str>) -> anyhow::Result<Response> + Send + 'static,
+        show: impl FnOnce(Snapshot, Option<&str>, Reply) + Send + 'static,
     ) -> Response {
-        let show = move |snapshot: &mut Snapshot| match service.as_deref() {
+        let show = move |snapshot: Snapshot, reply: Reply| match service.as_deref() {
             Some(name) if snapshot.services.iter().all(|service| service.name != name) => {
                 let known = snapshot.services.iter().map(|service| service.name.as_str());
                 let wrong = Refused::not_found("service", name, known);
-                Ok((StatusCode::NOT_FOUND, format!("{wrong}\n")).into_response())
+                reply.send(Ok((StatusCode::NOT_FOUND, format!("{wrong}\n")).into_response()));
             }
-            service => show(snapshot, service),
+            service => show(snapshot, service, reply),
         };
         match timeout(PATIENCE, Arc::clone(&self.answers).acquire_owned()).await {
             Ok(Ok(permit)) => self.answer_permitted(permit, show).await,
@@ -172,18 +194,26 @@ impl Pages {
     async fn answer_permitted(
         &self,
         permit: OwnedSemaphorePermit,
-        show: impl FnOnce(&mut Snapshot) -> anyhow::Result<Response> + Send + 'static,
+        show: impl FnOnce(Snapshot, Reply) + Send + 'static,
     ) -> Response {
         let snapshot = async {
             let (reply, snapshot) = oneshot::channel();
             self.calls.send(Call::Snapshot { reply }).await.ok()?;
             snapshot.await.ok()
         };
-        // Given back when the last byte has left this process.
-        let show = move |snapshot: &mut Snapshot| show(snapshot).map(|shown| shown.map(|body| holding(body, permit)));
         let shown = match timeout(PATIENCE, snapshot).await {
-            // Megabytes, with ten thousand backends: not in the way of other tasks.
-            Ok(Some(Ok(mut snapshot))) => tokio::task::spawn_blocking(move || show(&mut snapshot)).await.ok(),
+            Ok(Some(Ok(snapshot))) => {
+                // Given back when the last byte has left this process.
+                let permit = Arc::new(permit);
+                let writing = Arc::clone(&permit);
+                let (reply, shown) = oneshot::channel();
+                // Megabytes, with ten thousand backends: not in the way of other tasks.
+                tokio::task::spawn_blocking(move || {
+                    let _writing = writing;
+                    show(snapshot, Reply(reply));
+                });
+                shown.await.ok().map(|shown| shown.map(|shown| shown.map(|body| holding(body, permit))))
+            }
             Ok(Some(Err(error))) => Some(Err(error)),
             Ok(None) => None,
             Err(_) => return unavailable("the balancer is too busy to answer\n"),
@@ -209,7 +239,10 @@ mod tests {
         snapshot::{MemberSnapshot, ServiceSnapshot},
     };
 
-    use super::{render::tests::snapshot, *};
+    use super::{
+        render::tests::{snapshot, text},
+        *,
+    };
 
     /// A listener whose controller answers with `answer` until it is to shut down.
     async fn serving(
@@ -251,7 +284,7 @@ mod tests {
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         assert!(head.contains(&format!("content-type: {CONTENT_TYPE}")), "{head}");
-        assert_eq!(body, render(&snapshot()));
+        assert_eq!(body, text(&snapshot()));
 
         let (head, body) = http(address, "GET", "/").await;
         assert!(head.starts_with("HTTP/1.1 200 ") && body.contains("/metrics"), "{head} {body}");
@@ -289,14 +322,55 @@ mod tests {
         }
     }
 
+    /// 46 MB of text.
+    fn large() -> anyhow::Result<Snapshot> {
+        let mut large = snapshot();
+        let backends = large.services[0].backends.clone();
+        large.services[0].backends = backends.into_iter().cycle().take(20_000).collect();
+        Ok(large)
+    }
+
+    /// A body that came in chunks.
+    fn whole(mut chunks: &str) -> String {
+        let mut body = String::new();
+        loop {
+            let (length, rest) = chunks.split_once("\r\n").unwrap();
+            let (chunk, rest) = rest.split_at(usize::from_str_radix(length, 16).unwrap());
+            if chunk.is_empty() {
+                return body;
+            }
+            body.push_str(chunk);
+            chunks = rest.strip_prefix("\r\n").unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_comes_in_pieces_and_a_short_one_says_how_long_it_is() {
+        let (address, _stop, _server) = serving(large).await;
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{head}");
+        assert!(whole(&body) == text(&large().unwrap()), "{} bytes", body.len());
+        let (address, _stop, _server) = serving(|| Ok(snapshot())).await;
+        let (head, body) = http(address, "GET", "/metrics").await;
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+    }
+
+    #[tokio::test]
+    async fn the_end_does_not_wait_for_whoever_takes_an_answer_slowly() {
+        let (address, stop, server) = serving(large).await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        slow.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
+        stop.send(()).unwrap();
+        server.await.unwrap().unwrap();
+        // It is told that this was not all: the last chunk is missing.
+        let mut rest = Vec::new();
+        let _ = slow.read_to_end(&mut rest).await;
+        assert!(rest.len() < 32 << 20 && !rest.ends_with(b"0\r\n\r\n"), "{}", rest.len());
+    }
+
     #[tokio::test]
     async fn answers_that_nobody_takes_are_few_and_bounded_in_time() {
-        let large = || {
-            let mut large = snapshot();
-            let backends = large.services[0].backends.clone();
-            large.services[0].backends = backends.into_iter().cycle().take(20_000).collect();
-            Ok(large)
-        };
         let (address, _stop, _server) = serving(large).await;
         // Far more than sockets buffer, and nobody reads.
         let mut stuck = Vec::new();

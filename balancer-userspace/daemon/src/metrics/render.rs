@@ -21,10 +21,10 @@ use super::{
 /// Ranks of `top_client_share_ratio`.
 const RANKS: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
 
-/// The text of `snapshot`, every name prefixed with `balancer_`.
-#[must_use]
-pub fn render(snapshot: &Snapshot) -> String {
-    let mut text = Text::default();
+/// The text of `snapshot`, every name prefixed with `balancer_`: `full` takes its pieces as they are written, and the last is
+/// returned.
+pub fn render(snapshot: &Snapshot, full: &mut dyn FnMut(String)) -> String {
+    let mut text = Text::new(full);
     let encoder = &mut text;
     build(encoder);
     interfaces(encoder, snapshot);
@@ -38,17 +38,22 @@ pub fn render(snapshot: &Snapshot) -> String {
     let backends = backends(&snapshot.services);
     traffic(encoder, &snapshot.services, &backends);
     health(encoder, &backends);
-    text.into_string()
+    text.end()
 }
 
-pub(super) fn counters<L: Labels>(encoder: &mut Text, name: &str, help: &str, samples: impl Iterator<Item = (L, u64)>) {
+pub(super) fn counters<L: Labels>(
+    encoder: &mut Text<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (L, u64)>,
+) {
     let name = format!("balancer_{name}_total");
     encoder.family(&name, help, Kind::Counter);
     samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
 pub(super) fn gauges<L: Labels, V: Value>(
-    encoder: &mut Text,
+    encoder: &mut Text<'_>,
     name: &str,
     help: &str,
     samples: impl Iterator<Item = (L, V)>,
@@ -58,12 +63,12 @@ pub(super) fn gauges<L: Labels, V: Value>(
     samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
-fn build(encoder: &mut Text) {
+fn build(encoder: &mut Text<'_>) {
     let labels = [("version", env!("CARGO_PKG_VERSION"))];
     gauges(encoder, "build_info", "The running program.", std::iter::once((labels, 1u32)));
 }
 
-fn interfaces(encoder: &mut Text, snapshot: &Snapshot) {
+fn interfaces(encoder: &mut Text<'_>, snapshot: &Snapshot) {
     gauges(
         encoder,
         "xdp_mode",
@@ -113,7 +118,7 @@ fn interfaces(encoder: &mut Text, snapshot: &Snapshot) {
 }
 
 /// What it is to those who send it clients.
-fn member(encoder: &mut Text, member: &MemberSnapshot) {
+fn member(encoder: &mut Text<'_>, member: &MemberSnapshot) {
     let one = |value: u64| std::iter::once(([], value));
     let serves = u64::from(member.readiness.state.serves());
     gauges(encoder, "ready", "Whether it is fit to be sent clients: 1 ready or degraded, 0 not ready.", one(serves));
@@ -124,7 +129,7 @@ fn member(encoder: &mut Text, member: &MemberSnapshot) {
     gauges(encoder, "assigned_vips", "VIPs that the machine has from the balancer.", one(member.vips.len() as u64));
 }
 
-fn client_table(encoder: &mut Text, memory: &MemorySnapshot) {
+fn client_table(encoder: &mut Text<'_>, memory: &MemorySnapshot) {
     let one = |value: u64| std::iter::once(([], value));
     gauges(encoder, "client_table_entries", "Known clients at the last sweep.", one(memory.entries));
     gauges(encoder, "client_table_capacity", "Known clients the table is made for.", one(memory.capacity));
@@ -161,7 +166,7 @@ fn listeners(service: &ServiceSnapshot) -> impl Iterator<Item = (&str, String, P
         .filter_map(|of| Some((service.name.as_str(), of.listener.to_string(), of.listener.protocol, of.stats?)))
 }
 
-fn services(encoder: &mut Text, services: &[ServiceSnapshot]) {
+fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     fn service(service: &ServiceSnapshot) -> [(&'static str, &str); 1] {
         [("service", &service.name)]
     }
@@ -272,7 +277,7 @@ fn backends(services: &[ServiceSnapshot]) -> Vec<Labelled<'_>> {
     all.collect()
 }
 
-fn traffic(encoder: &mut Text, services: &[ServiceSnapshot], backends: &[Labelled<'_>]) {
+fn traffic(encoder: &mut Text<'_>, services: &[ServiceSnapshot], backends: &[Labelled<'_>]) {
     let counted =
         |count: fn(&BackendSnapshot) -> u64| backends.iter().map(move |(labels, backend)| (labels, count(backend)));
     counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections));
@@ -319,7 +324,7 @@ fn traffic(encoder: &mut Text, services: &[ServiceSnapshot], backends: &[Labelle
 }
 
 /// Shares of the heaviest clients, by rank: who they are is nobody's business here.
-fn heavy(encoder: &mut Text, services: &[ServiceSnapshot]) {
+fn heavy(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     gauges(
         encoder,
         "top_client_share_ratio",
@@ -334,7 +339,7 @@ fn heavy(encoder: &mut Text, services: &[ServiceSnapshot]) {
     );
 }
 
-fn health(encoder: &mut Text, backends: &[Labelled<'_>]) {
+fn health(encoder: &mut Text<'_>, backends: &[Labelled<'_>]) {
     gauges(
         encoder,
         "backend_state",
@@ -501,6 +506,13 @@ pub(super) mod tests {
         }
     }
 
+    /// The whole text.
+    pub(in crate::metrics) fn text(snapshot: &Snapshot) -> String {
+        let mut pieces = Vec::new();
+        let last = render(snapshot, &mut |piece| pieces.push(piece));
+        pieces.concat() + &last
+    }
+
     fn samples(text: &str) -> impl Iterator<Item = &str> {
         text.lines().filter(|line| !line.starts_with('#'))
     }
@@ -515,7 +527,7 @@ pub(super) mod tests {
 
     #[test]
     fn lines_are_exact() {
-        let text = render(&snapshot());
+        let text = text(&snapshot());
         let lines: HashSet<&str> = text.lines().collect();
         let version = format!("balancer_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
         for expected in [
@@ -573,12 +585,12 @@ pub(super) mod tests {
 
     #[test]
     fn without_a_fleet_nothing_is_said_of_one() {
-        assert!(!render(&Snapshot { fleet: None, ..snapshot() }).contains("fleet"));
+        assert!(!text(&Snapshot { fleet: None, ..snapshot() }).contains("fleet"));
     }
 
     #[test]
     fn sums_are_exact() {
-        let text = render(&snapshot());
+        let text = text(&snapshot());
         assert_eq!(sum(&text, "balancer_decisions_total"), sum(&text, "balancer_connections_total"));
         assert_eq!(sum(&text, "balancer_table_slots"), 60_000);
         assert_eq!(sum(&text, "balancer_packets_seen_total"), 1007);
@@ -597,7 +609,7 @@ pub(super) mod tests {
         snapshot.services[0].departed = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
         snapshot.services[0].gone =
             vec![GoneSnapshot { id: BackendId(9), name: "web2".to_owned(), known_clients: 7, stats: moved(4) }];
-        let text = render(&snapshot);
+        let text = text(&snapshot);
         let of = |from: &str| {
             let series = format!("balancer_moves_total{{service=\"web\",from=\"{from}\",cause=\"removed\"}} ");
             samples(&text).filter_map(|line| line.strip_prefix(&series)).collect::<Vec<_>>()
@@ -607,7 +619,7 @@ pub(super) mod tests {
 
     #[test]
     fn every_series_occurs_once_and_names_no_client() {
-        let text = render(&snapshot());
+        let text = text(&snapshot());
         let mut seen = HashSet::new();
         for line in samples(&text) {
             let series = line.rsplit_once(' ').unwrap().0;
@@ -619,7 +631,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_book_has_every_metric_and_no_other() {
-        let text = render(&snapshot());
+        let text = text(&snapshot());
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE balancer_"));
         let exported: BTreeSet<_> = types.filter_map(|line| line.split(' ').next()).collect();
         let chapter = include_str!("../../../../docs/src/metrics.md");
@@ -635,7 +647,7 @@ pub(super) mod tests {
             backend.stats = BackendStats::default();
             backend.eligible = false;
         }
-        let text = render(&snapshot);
+        let text = text(&snapshot);
         assert!(!samples(&text).any(|line| line.contains("_ratio{")), "{text}");
         assert!(!text.contains("NaN"), "{text}");
     }
@@ -648,7 +660,7 @@ pub(super) mod tests {
             (0..samples).for_each(|_| top.count(client.parse().unwrap(), BackendId(1), 100));
         }
         snapshot.services[0].statistics.top = std::sync::Arc::new(top);
-        let text = render(&snapshot);
+        let text = text(&snapshot);
         let ranks: Vec<&str> = samples(&text).filter(|line| line.starts_with("balancer_top_client")).collect();
         let of = |rank: u32, share: &str| {
             format!("balancer_top_client_share_ratio{{service=\"web\",rank=\"{rank}\"}} {share}")

@@ -1,6 +1,6 @@
 //! Prometheus' text format, version 0.0.4: every Prometheus reads it, and promtool checks it.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, mem};
 
 /// What a family's samples are.
 #[derive(Clone, Copy, Debug)]
@@ -83,11 +83,23 @@ impl Value for f64 {
     }
 }
 
-/// The text so far.
-#[derive(Debug, Default)]
-pub(super) struct Text(String);
+/// How long a piece of text is, about: few answers are longer, and many of these fit into memory.
+const PIECE: usize = 256 * 1024;
+/// No sample is much longer.
+const SAMPLE: usize = 1024;
 
-impl Text {
+/// The text since its last full piece.
+pub(super) struct Text<'a> {
+    text: String,
+    full: &'a mut dyn FnMut(String),
+}
+
+impl<'a> Text<'a> {
+    /// A text whose pieces go to `full`, but for the last.
+    pub(super) fn new(full: &'a mut dyn FnMut(String)) -> Self {
+        Self { text: String::new(), full }
+    }
+
     /// Begins the samples of one name.
     pub(super) fn family(&mut self, name: &str, help: &str, kind: Kind) {
         let kind = match kind {
@@ -95,28 +107,33 @@ impl Text {
             Kind::Gauge => "gauge",
         };
         // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
     /// A sample of that name.
     pub(super) fn sample(&mut self, name: &str, labels: &impl Labels, value: impl Value) {
-        self.0.push_str(name);
-        let bare = self.0.len();
-        self.0.push('{');
-        let empty = self.0.len();
-        labels.write(&mut self.0);
-        if self.0.len() == empty {
-            self.0.truncate(bare);
+        self.text.push_str(name);
+        let bare = self.text.len();
+        self.text.push('{');
+        let empty = self.text.len();
+        labels.write(&mut self.text);
+        if self.text.len() == empty {
+            self.text.truncate(bare);
         } else {
-            self.0.push('}');
+            self.text.push('}');
         }
-        self.0.push(' ');
-        value.write(&mut self.0);
-        self.0.push('\n');
+        self.text.push(' ');
+        value.write(&mut self.text);
+        self.text.push('\n');
+        if self.text.len() >= PIECE {
+            let next = String::with_capacity(PIECE + SAMPLE);
+            (self.full)(mem::replace(&mut self.text, next));
+        }
     }
 
-    pub(super) fn into_string(self) -> String {
-        self.0
+    /// The last piece.
+    pub(super) fn end(self) -> String {
+        self.text
     }
 }
 
@@ -141,7 +158,8 @@ mod tests {
 
     #[test]
     fn lines_are_as_prometheus_reads_them() {
-        let mut text = Text::default();
+        let mut none = |piece| panic!("{piece}");
+        let mut text = Text::new(&mut none);
         text.family("x_total", "What.", Kind::Counter);
         text.sample("x_total", &[("a", "plain"), ("b", "\"\\\n")], 7u64);
         let written = Written::new(&[("a", "once")]);
@@ -154,6 +172,21 @@ mod tests {
             "x_total{a=\"once\"} 8\nx_total{a=\"once\",b=\"more\"} 9\n",
             "# HELP y Which.\n# TYPE y gauge\ny 0.25\n",
         );
-        assert_eq!(text.into_string(), expected);
+        assert_eq!(text.end(), expected);
+    }
+    #[test]
+    fn a_long_text_comes_in_pieces_of_whole_lines() {
+        let mut pieces = Vec::new();
+        let mut keep = |piece| pieces.push(piece);
+        let mut text = Text::new(&mut keep);
+        for number in 0..40_000u64 {
+            text.sample("x_total", &[("a", "a name of some length")], number);
+        }
+        let last = text.end();
+        pieces.push(last);
+        assert!(pieces.len() > 4 && pieces.iter().all(|piece| piece.len() < PIECE + SAMPLE && piece.ends_with('\n')));
+        let all = pieces.concat();
+        let numbers = all.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap());
+        assert!(numbers.eq(0..40_000));
     }
 }

@@ -85,7 +85,8 @@ fn measure(options: &Options) -> Result<()> {
             let held = start.elapsed();
             let snapshot = counting.finish();
             let read = start.elapsed();
-            length = render(&snapshot).len();
+            length = 0;
+            length += render(&snapshot, &mut |piece| length += piece.len()).len();
             let written = start.elapsed();
             for (times, time) in times.iter_mut().zip([held, read - held, written - read, written]) {
                 times.push(time);

@@ -1,0 +1,128 @@
+//! Text that may be long, sent while it is being written: a few pieces of it are in memory, however long it is.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum::body::{Body, Bytes};
+use hyper::body::Frame;
+use tokio::sync::mpsc;
+
+/// Pieces that may wait for whoever reads them.
+const AHEAD: usize = 2;
+
+/// Where a text goes, and what becomes a body.
+pub(super) struct Pieces<F> {
+    begin: Option<F>,
+    rest: Option<mpsc::Sender<Piece>>,
+}
+
+enum Piece {
+    Text(String),
+    /// Without it the text is not whole: its writer has failed.
+    End,
+}
+
+impl<F: FnOnce(Body)> Pieces<F> {
+    /// `begin` has the body with the first piece. A text of one piece says in its body how long it is.
+    pub(super) const fn new(begin: F) -> Self {
+        Self { begin: Some(begin), rest: None }
+    }
+
+    /// A piece that others follow. Waits until there is room; goes nowhere when nobody reads any more.
+    pub(super) fn more(&mut self, text: String) {
+        if let Some(begin) = self.begin.take() {
+            let (rest, pieces) = mpsc::channel(AHEAD);
+            begin(Body::new(Parts(pieces)));
+            self.rest = Some(rest);
+        }
+        self.send(Piece::Text(text));
+    }
+
+    /// The last piece.
+    pub(super) fn end(mut self, text: String) {
+        if let Some(begin) = self.begin.take() {
+            begin(text.into());
+        } else {
+            self.more(text);
+            self.send(Piece::End);
+        }
+    }
+
+    fn send(&self, piece: Piece) {
+        if let Some(rest) = &self.rest {
+            let _ = rest.blocking_send(piece);
+        }
+    }
+}
+
+/// A body of pieces.
+struct Parts(mpsc::Receiver<Piece>);
+
+impl hyper::body::Body for Parts {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Poll::Ready(match ready!(self.0.poll_recv(context)) {
+            Some(Piece::Text(text)) => Some(Ok(Frame::data(text.into()))),
+            Some(Piece::End) => None,
+            None => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use http_body_util::BodyExt as _;
+    use hyper::body::Body as _;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// The body of a text that `write` writes on a thread of its own.
+    async fn written(write: impl FnOnce(Pieces<Box<dyn FnOnce(Body) + Send>>) + Send + 'static) -> Body {
+        let (sender, body) = oneshot::channel();
+        let begin = Box::new(|body| sender.send(body).unwrap());
+        thread::spawn(move || write(Pieces::new(begin)));
+        body.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_short_text_has_a_length_and_a_long_one_comes_in_pieces() {
+        let short = written(|pieces| pieces.end("all".to_owned())).await;
+        assert_eq!(short.size_hint().exact(), Some(3));
+        let long = written(|mut pieces| {
+            for number in 0..100 {
+                pieces.more(format!("{number} "));
+            }
+            pieces.end("end".to_owned());
+        });
+        let long = long.await;
+        assert_eq!(long.size_hint().exact(), None);
+        let text = long.collect().await.unwrap().to_bytes();
+        assert!(text.starts_with(b"0 1 2 ") && text.ends_with(b"98 99 end"), "{text:?}");
+    }
+
+    #[tokio::test]
+    async fn a_text_whose_writer_fails_is_not_taken_for_whole() {
+        let broken = written(|mut pieces| pieces.more("the first of two".to_owned())).await;
+        assert!(broken.collect().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_writer_does_not_wait_for_a_reader_that_is_gone() {
+        let (done, ended) = oneshot::channel();
+        let body = written(|mut pieces| {
+            (0..100).for_each(|_| pieces.more("more".to_owned()));
+            pieces.end(String::new());
+            done.send(()).unwrap();
+        });
+        drop(body.await);
+        ended.await.unwrap();
+    }
+}
