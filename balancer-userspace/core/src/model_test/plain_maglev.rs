@@ -14,10 +14,6 @@ struct Filler {
     skip: u64,
     /// How many draws it has made.
     draws: u64,
-    /// How many slots it is to have, and has not.
-    count: u64,
-    left: u64,
-    credit: u64,
 }
 
 /// A lookup table, and who comes next at each of its slots.
@@ -31,33 +27,25 @@ pub(super) fn table(members: &[Member<'_>], slots: u32, key: HashKey) -> Option<
     let mut members: Vec<_> = members.iter().filter(|member| member.weight != 0).collect();
     members.sort_by_key(|member| member.name);
     let counts = counts(&members.iter().map(|member| u64::from(member.weight)).collect::<Vec<_>>(), u64::from(slots))?;
-    let mut fillers: Vec<Filler> = (members.iter().zip(counts))
-        .map(|(member, count)| {
+    let mut fillers: Vec<Filler> = (members.iter())
+        .map(|member| {
             let [offset, skip] = [0, 1].map(|purpose| seed(key, purpose, member.name));
-            Filler { id: member.id, offset, skip: skip | 1, draws: 0, count, left: count, credit: 0 }
+            Filler { id: member.id, offset, skip: skip | 1, draws: 0 }
         })
         .collect();
-    let price = fillers.iter().map(|filler| filler.count).max()?;
     let mut table: Vec<Option<u16>> = vec![None; slots as usize];
     let mut next = table.clone();
-    for round in 1u64.. {
-        let free = |table: &[Option<u16>]| table.iter().filter(|slot| slot.is_none()).count();
-        if free(&table) == 0 {
-            break;
-        }
-        // Who has a 2^c-th of the largest share, or less, is asked in each 2^c-th round, the largest shares first.
-        for class in (0..64).take_while(|class| round.is_multiple_of(1 << class)) {
-            for filler in fillers.iter_mut().filter(|of| of.count > 0 && (price / of.count).ilog2() == class) {
-                filler.credit += filler.count << class;
-                if filler.credit < price || filler.left == 0 {
-                    continue;
-                }
-                filler.credit -= price;
-                filler.left -= 1;
-                let few = free(&table) <= slots.isqrt() as usize;
-                let slot = if few { filler.ranked(&table) } else { filler.drawn(&table, &mut next) };
-                table[slot] = Some(filler.id);
-            }
+    let turns = turns(&counts);
+    for &turn in &turns {
+        let few = table.iter().filter(|slot| slot.is_none()).count() <= slots.isqrt() as usize;
+        let filler = &mut fillers[turn];
+        let slot = if few { filler.ranked(&table) } else { filler.drawn(&table, &mut next) };
+        table[slot] = Some(filler.id);
+    }
+    for &turn in &turns {
+        for _ in 0..2 {
+            let slot = fillers[turn].draw(slots);
+            fillers[turn].lose(slot, &table, &mut next);
         }
     }
     Some(Plain { slots: table.into_iter().collect::<Option<_>>()?, next })
@@ -92,19 +80,52 @@ fn counts(weights: &[u64], slots: u64) -> Option<Vec<u64>> {
     Some(counts)
 }
 
+/// Whose turn it is, from first to last.
+fn turns(counts: &[u64]) -> Vec<usize> {
+    let price = counts.iter().copied().max().unwrap_or(0);
+    let mut credits = vec![0; counts.len()];
+    let mut turns = Vec::new();
+    for round in 1u64.. {
+        if turns.len() as u64 == counts.iter().sum::<u64>() {
+            break;
+        }
+        // Who has a 2^c-th of the largest share, or less, is asked in each 2^c-th round, the largest shares first.
+        for class in (0..64).take_while(|class| round.is_multiple_of(1 << class)) {
+            for (index, &count) in counts.iter().enumerate().filter(|of| *of.1 > 0 && (price / of.1).ilog2() == class) {
+                credits[index] += count << class;
+                let had = turns.iter().filter(|&&turn| turn == index).count() as u64;
+                if credits[index] >= price && had < count {
+                    credits[index] -= price;
+                    turns.push(index);
+                }
+            }
+        }
+    }
+    turns
+}
+
 impl Filler {
-    /// The first slot of its draws that nobody has; of those that others have it is `next` where nobody was before.
+    fn draw(&mut self, slots: u32) -> usize {
+        let draw = mixed(self.offset.wrapping_add(self.draws.wrapping_mul(self.skip)));
+        self.draws += 1;
+        (((draw >> 32) * u64::from(slots)) >> 32) as usize
+    }
+
+    /// Of a slot that another has it is `next` where nobody was before.
+    fn lose(&self, slot: usize, table: &[Option<u16>], next: &mut [Option<u16>]) {
+        if table[slot] != Some(self.id) && next[slot].is_none() {
+            next[slot] = Some(self.id);
+        }
+    }
+
+    /// The first slot of its draws that nobody has.
     fn drawn(&mut self, table: &[Option<u16>], next: &mut [Option<u16>]) -> usize {
         loop {
-            let draw = mixed(self.offset.wrapping_add(self.draws.wrapping_mul(self.skip)));
-            self.draws += 1;
-            let slot = (((draw >> 32) * table.len() as u64) >> 32) as usize;
+            let slot = self.draw(table.len() as u32);
             if table[slot].is_none() {
                 return slot;
             }
-            if table[slot] != Some(self.id) && next[slot].is_none() {
-                next[slot] = Some(self.id);
-            }
+            self.lose(slot, table, next);
         }
     }
 
