@@ -78,9 +78,10 @@ fn start(operator: &mut Operator) -> Result<String> {
 fn privileges(operator: &mut Operator) -> Result<String> {
     let main = operator.property("MainPID")?;
     let status = operator.types(&format!("cat /proc/{main}/status"))?;
-    // Bits 12, 38 and 39.
+    // CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF.
+    let capabilities: u64 = [5, 6, 7, 12, 13, 38, 39].into_iter().map(|bit| 1 << bit).sum();
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        ensure!(status.contains(&format!("{set}:\t000000c000001000\n")), "{status}");
+        ensure!(status.contains(&format!("{set}:\t{capabilities:016x}\n")), "{status}");
     }
     ensure!(status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n"), "{status}");
     let words = operator.types("systemd-analyze security --no-pager balancer")?;
