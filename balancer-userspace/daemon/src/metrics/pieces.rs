@@ -1,7 +1,7 @@
 //! Text that may be long, sent while it is being written: a few pieces of it are in memory, however long it is.
 
 use std::{
-    io,
+    io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -10,12 +10,17 @@ use axum::body::{Body, Bytes};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
+/// Texts up to this length are sent whole, and say how long they are: not everybody who asks understands pieces.
+const WHOLE: usize = 16 << 20;
 /// Pieces that may wait for whoever reads them.
 const AHEAD: usize = 2;
 
-/// Where a text goes, and what becomes a body.
+/// Where a text goes.
 pub(super) struct Pieces<F> {
+    /// Takes the body, once.
     begin: Option<F>,
+    /// What is written until then.
+    kept: String,
     rest: Option<mpsc::Sender<Piece>>,
 }
 
@@ -26,34 +31,35 @@ enum Piece {
 }
 
 impl<F: FnOnce(Body)> Pieces<F> {
-    /// `begin` has the body with the first piece. A text of one piece says in its body how long it is.
+    /// `begin` has the body as soon as the text ends, or is so long that its beginning is sent.
     pub(super) const fn new(begin: F) -> Self {
-        Self { begin: Some(begin), rest: None }
+        Self { begin: Some(begin), kept: String::new(), rest: None }
     }
 
     /// A piece that others follow. Waits until there is room; goes nowhere when nobody reads any more.
     pub(super) fn more(&mut self, text: String) {
-        if let Some(begin) = self.begin.take() {
+        if let Some(rest) = &self.rest {
+            let _ = rest.blocking_send(Piece::Text(text));
+            return;
+        }
+        self.kept.push_str(&text);
+        if self.kept.len() > WHOLE
+            && let Some(begin) = self.begin.take()
+        {
             let (rest, pieces) = mpsc::channel(AHEAD);
             begin(Body::new(Parts(pieces)));
+            let _ = rest.blocking_send(Piece::Text(mem::take(&mut self.kept)));
             self.rest = Some(rest);
         }
-        self.send(Piece::Text(text));
     }
 
     /// The last piece.
     pub(super) fn end(mut self, text: String) {
-        if let Some(begin) = self.begin.take() {
-            begin(text.into());
-        } else {
-            self.more(text);
-            self.send(Piece::End);
-        }
-    }
-
-    fn send(&self, piece: Piece) {
-        if let Some(rest) = &self.rest {
-            let _ = rest.blocking_send(piece);
+        self.more(text);
+        if let Some(begin) = self.begin {
+            begin(self.kept.into());
+        } else if let Some(rest) = self.rest {
+            let _ = rest.blocking_send(Piece::End);
         }
     }
 }
@@ -94,23 +100,27 @@ mod tests {
 
     #[tokio::test]
     async fn a_short_text_has_a_length_and_a_long_one_comes_in_pieces() {
-        let short = written(|pieces| pieces.end("all".to_owned())).await;
-        assert_eq!(short.size_hint().exact(), Some(3));
+        let short = written(|mut pieces| {
+            pieces.more("not ".to_owned());
+            pieces.end("all".to_owned());
+        });
+        assert_eq!(short.await.size_hint().exact(), Some(7));
         let long = written(|mut pieces| {
             for number in 0..100 {
-                pieces.more(format!("{number} "));
+                pieces.more(format!("{number}{}", " ".repeat(WHOLE / 50)));
             }
             pieces.end("end".to_owned());
         });
         let long = long.await;
         assert_eq!(long.size_hint().exact(), None);
         let text = long.collect().await.unwrap().to_bytes();
-        assert!(text.starts_with(b"0 1 2 ") && text.ends_with(b"98 99 end"), "{text:?}");
+        let words: Vec<&str> = std::str::from_utf8(&text).unwrap().split_whitespace().collect();
+        assert_eq!([words[0], words[99], words[100]], ["0", "99", "end"]);
     }
 
     #[tokio::test]
     async fn a_text_whose_writer_fails_is_not_taken_for_whole() {
-        let broken = written(|mut pieces| pieces.more("the first of two".to_owned())).await;
+        let broken = written(|mut pieces| pieces.more("the first of two".repeat(WHOLE / 10))).await;
         assert!(broken.collect().await.is_err());
     }
 
@@ -118,7 +128,7 @@ mod tests {
     async fn a_writer_does_not_wait_for_a_reader_that_is_gone() {
         let (done, ended) = oneshot::channel();
         let body = written(|mut pieces| {
-            (0..100).for_each(|_| pieces.more("more".to_owned()));
+            (0..100).for_each(|_| pieces.more("more".repeat(WHOLE / 100)));
             pieces.end(String::new());
             done.send(()).unwrap();
         });
