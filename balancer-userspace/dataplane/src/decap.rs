@@ -24,7 +24,7 @@ use super::{
     OBJECT,
     attach::{self, Attached},
     counters::per_cpu,
-    load::load_program,
+    load::{load_program, not_loaded},
     rows::{address_words, family},
 };
 
@@ -52,7 +52,7 @@ impl Decap {
             .override_global(aya_log::LEVEL, &0u8, true)
             .override_global("DECAP_FROM_SOME", &some, true)
             .load(OBJECT)
-            .context("loading the kernel program")?;
+            .map_err(not_loaded)?;
         let taken = |ebpf: &mut Ebpf, name| {
             ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))
         };

@@ -9,10 +9,29 @@ use std::{
 };
 
 use anyhow::anyhow;
-use aya::programs::{ProgramError, Xdp};
+use aya::{
+    EbpfError,
+    maps::MapError,
+    programs::{ProgramError, Xdp},
+};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::privileges;
+
+/// Why the kernel does not take a whole object: maps that it does not make, mostly.
+pub(super) fn not_loaded(error: EbpfError) -> anyhow::Error {
+    let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
+        return anyhow::Error::new(error).context("loading the kernel program");
+    };
+    let advice = match io_error.raw_os_error() {
+        Some(libc::ENOMEM) => {
+            "; maps count in the memory limit of a control group (MemoryMax= of a unit): raise it, or make \
+             [client_table] capacity smaller"
+        }
+        _ => "",
+    };
+    anyhow!("the kernel does not make the map {name}: {io_error}{advice}")
+}
 
 /// Has the kernel verify and take the program.
 ///
@@ -105,6 +124,18 @@ mod tests {
 math between pkt pointer and register with unbounded min value is not allowed
 processed 58321 insns (limit 1000000) max_states_per_insn 21 total_states 3021 peak_states 1499 mark_read 98
 ";
+
+    #[test]
+    fn maps_without_memory_are_named_with_what_counts_them() {
+        let create = |code| {
+            let io_error = io::Error::from_raw_os_error(code);
+            not_loaded(MapError::CreateError { name: "CLIENTS".to_owned(), io_error }.into()).to_string()
+        };
+        let text = create(libc::ENOMEM);
+        assert!(text.starts_with("the kernel does not make the map CLIENTS: Cannot allocate memory"), "{text}");
+        assert!(text.contains("MemoryMax=") && text.ends_with("[client_table] capacity smaller"), "{text}");
+        assert!(create(libc::E2BIG).ends_with("(os error 7)"));
+    }
 
     #[test]
     fn a_refusal_says_kernel_program_reason_and_where_the_log_is() {

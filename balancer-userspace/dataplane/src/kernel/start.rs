@@ -28,7 +28,7 @@ use crate::{
     handover,
     interfaces::{Interfaces, WaysIn},
     kept::Kept,
-    load::load_program,
+    load::{load_program, not_loaded},
     mapped::MappedArray,
     pins::{self, Pins},
     placement,
@@ -188,7 +188,7 @@ impl Numbers<'_> {
             .map_max_entries("RULE_STATS", blocks * MAX_RULES)
             .map_max_entries("BACKEND_HISTORY", capacity.backends)
             .load(OBJECT)
-            .context("loading the kernel program")?;
+            .map_err(not_loaded)?;
         if let Some(replaced) = replaced {
             replaced.carry_over(capacity.backends)?;
         }
