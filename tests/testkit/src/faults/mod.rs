@@ -1,6 +1,8 @@
 //! Faults of the machine under one process alone: disks that are full, read-only, slow or refuse to synchronise, and a wall
 //! clock that jumps. Nobody else's disk or clock is touched.
 
+pub mod memory;
+
 use std::{
     fs::{self, File},
     io::{self, Write as _},

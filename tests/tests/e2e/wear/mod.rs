@@ -1,5 +1,5 @@
 //! A whole site that is worn out: an operator who does anything, backends and links that fail, a disk that is full, read-only,
-//! slow or broken, a wall clock that jumps, floods, and a controller that is restarted, killed, and stopped in the middle of
+//! slow or broken, a wall clock that jumps, floods, memory that runs out, and a controller that is restarted, killed, and stopped in the middle of
 //! changes, all under traffic. Clients must see nothing but what follows from it.
 //!
 //! `SOAK_SECONDS` makes it longer, `SOAK_SEED` does the same things again.

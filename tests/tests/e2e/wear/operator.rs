@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use balancer_api::model::{AddBackend, SetAdmin};
 use balancer_model::{names::BackendName, states::Admin};
 use balancer_testkit::{
-    faults::Faults,
+    faults::{Faults, memory::NoMemory},
     site::{PATIENCE, PORT, Settings, Site},
 };
 use fastrand::Rng;
@@ -83,7 +83,7 @@ impl<'a> Operator<'a> {
     /// Does something.
     pub(super) fn act(&mut self) -> Result<()> {
         let number = self.rng.u16(1..=BACKENDS);
-        match self.rng.u32(0..23) {
+        match self.rng.u32(0..24) {
             0..=2 => self.weigh(number),
             3 | 4 => self.drain(number),
             5 => self.remove(number),
@@ -100,6 +100,7 @@ impl<'a> Operator<'a> {
             18 => self.turn_the_clock(),
             19 | 20 => self.remember(),
             21 => self.listen(),
+            22 => self.starve(),
             _ => self.flood(),
         }
     }
@@ -274,6 +275,27 @@ impl<'a> Operator<'a> {
     fn kill(&mut self) -> Result<()> {
         self.note("kills", "kill -9".to_owned());
         self.site.controller().process().kill()?;
+        self.come_back()
+    }
+
+    /// The kernel ends the controller at the next page that it wants, in the middle of whatever it does.
+    fn starve(&mut self) -> Result<()> {
+        self.note("times without memory", "no memory is left".to_owned());
+        let group = NoMemory::new()?;
+        group.take(self.site.controller().process().pid())?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.site.controller().process().exited()?.is_none() {
+            if Instant::now() > deadline {
+                self.site.controller().process().kill()?;
+                bail!("{}", self.history.story_until_now("it does without more memory"));
+            }
+            // Questions and their answers want some.
+            let _ = self.site.status();
+        }
+        self.come_back()
+    }
+
+    fn come_back(&mut self) -> Result<()> {
         self.mend_the_disk()?;
         // Traffic goes on without one.
         thread::sleep(Duration::from_millis(self.rng.u64(0..1500)));

@@ -1,0 +1,56 @@
+//! A control group that has no memory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Where version 1 has its groups of memory, and version 2 all groups.
+const VERSIONS: [(&str, &str); 2] =
+    [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+
+/// Whatever more memory a process takes that is put in here, the kernel ends it for. Removed when this is dropped, which
+/// needs the process to have ended.
+#[derive(Debug)]
+pub struct NoMemory(PathBuf);
+
+impl NoMemory {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// Without root, or where the kernel does not limit the memory of control groups.
+    pub fn new() -> Result<Self> {
+        for (mount, limit) in VERSIONS {
+            let group = Path::new(mount).join(format!("balancer-test-{}", process::id()));
+            if fs::create_dir(&group).is_err() {
+                continue;
+            }
+            let this = Self(group);
+            let limit = this.0.join(limit);
+            if limit.exists() {
+                fs::write(&limit, "0").with_context(|| limit.display().to_string())?;
+                return Ok(this);
+            }
+        }
+        bail!("no control group with a limit of memory can be made below {} or {}", VERSIONS[0].0, VERSIONS[1].0)
+    }
+
+    /// Puts a process in.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn take(&self, process: u32) -> Result<()> {
+        fs::write(self.0.join("cgroup.procs"), process.to_string()).context("putting a process into a control group")
+    }
+}
+
+impl Drop for NoMemory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("{} is left behind: {error}", self.0.display());
+        }
+    }
+}
