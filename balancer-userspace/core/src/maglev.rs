@@ -14,8 +14,8 @@
 //!   smallest `mix` of backend and slot (`Preference::best`).
 //!
 //! A slot's *runner-up* is the first backend whose draw fell on it when another had it already. It would mostly have had the slot
-//! if that other had not been there, so this is known without a table for each backend that may go. When the table is full the
-//! backends take all their turns once more, with [`FURTHER`] draws each, as one slot in twenty has no runner-up by then.
+//! if that other had not been there, so this is known without a table for each backend that may go. When the table is full, one slot
+//! in twenty of four equal backends has none: the backends take all their turns once more, with two draws each.
 //!
 //! A table is a function of the set of (name, weight), of M and of the key. Ids only label the result.
 
