@@ -131,6 +131,15 @@ impl<'a> Ip<'a> {
         Some(if self.family == FAMILY_V4 { second } else { first << 4 | second >> 4 })
     }
 
+    /// The family again, as the packet itself says it. Where it was a constant of each path that lay on the stack, Linux 6.18.15
+    /// took the branch for IPv4 on all of them; of what a packet says the verifier knows nothing.
+    #[inline(always)]
+    #[must_use]
+    pub fn version(&self) -> Option<u8> {
+        let [first]: [u8; 1] = self.header.load(0)?;
+        Some(first >> 4)
+    }
+
     /// Where the headers lie and what [`follow`] found, as a number for [`Ip::put`].
     #[inline(always)]
     #[must_use]

@@ -40,7 +40,8 @@ fn sent(ingress: Ingress, told: Told<Encapsulate>) -> Result<Step, Step> {
             Answerable::No => Step::drop(DropReason::TooBig),
         });
     }
-    let added = wrap(ingress, &ip, row, tunnel)?;
+    let family = ip.version().ok_or(MALFORMED)?;
+    let added = wrap(ingress, &ip, family, row, tunnel)?;
     let sender = if answerable == Answerable::Yes { Sender::Client { added } } else { Sender::Other };
     Ok(finish_by_any(ingress, ingress.frame(), &ip, backend, choice, sender))
 }

@@ -60,7 +60,7 @@ pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> O
 #[inline(always)]
 fn wrap_fitting(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel) -> Option<Result<usize, Step>> {
     let longest = row.mtu.min(u32::from(u16::MAX)) as usize;
-    if ip.length + tunnel.overhead() <= longest { Some(wrap(ingress, ip, row, tunnel)) } else { None }
+    if ip.length + tunnel.overhead() <= longest { Some(wrap(ingress, ip, ip.family, row, tunnel)) } else { None }
 }
 
 /// The headers that a backend's packets get.
@@ -93,10 +93,10 @@ impl Tunnel {
     }
 }
 
-/// Puts a packet in an outer one; how many bytes that adds. Views of the frame are void then.
+/// Puts a packet of this `family` in an outer one; how many bytes that adds. Views of the frame are void then.
 #[inline(always)]
-pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel) -> Result<usize, Step> {
-    let inner = Inner::of(ip).ok_or(MALFORMED)?;
+pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, family: u8, row: &BackendRow, tunnel: Tunnel) -> Result<usize, Step> {
+    let inner = Inner::of(ip, family).ok_or(MALFORMED)?;
     rewrite::one_hop_less(ip).ok_or(MALFORMED)?;
     let overhead = tunnel.overhead();
     ingress.grow_head(overhead as i32).ok_or_else(|| {
@@ -119,11 +119,11 @@ struct Inner {
 
 impl Inner {
     #[inline(always)]
-    fn of(ip: &Ip<'_>) -> Option<Self> {
+    fn of(ip: &Ip<'_>, family: u8) -> Option<Self> {
         Some(Self {
             l3_offset: ip.l3_offset,
             length: ip.length,
-            family: ip.family,
+            family,
             tos: ip.traffic_class()?,
             may_be_fragmented: ip.may_be_fragmented(),
             entropy: client::entropy(&ip.source),
