@@ -1,7 +1,7 @@
 //! Attaching the program to interfaces, and saying what stands in the way.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +23,7 @@ use super::{
     handover::Handover,
     kernel::program,
     offload::ReceiveOffload,
+    pinned_link::take_off,
     pins::{LinkPin, LinkPins, Pins},
 };
 
@@ -92,13 +93,13 @@ impl Attached {
     /// # Errors
     /// When the kernel refuses.
     pub fn detach(self) -> anyhow::Result<()> {
-        let unpinned =
-            self.pin.as_deref().map_or(Ok(()), unpin).with_context(|| format!("detaching from {}", self.at.name));
+        let off =
+            self.pin.as_deref().map_or(Ok(()), take_off).with_context(|| format!("detaching from {}", self.at.name));
         drop(self.link);
         if let Some(handover) = self.handover {
             handover.detach();
         }
-        unpinned
+        off
     }
 
     /// Has it outlive this process.
@@ -113,7 +114,7 @@ impl Attached {
 
     /// Forgets it: the interface is gone.
     pub fn let_go(mut self) {
-        if let Some(Err(error)) = self.pin.as_deref().map(unpin) {
+        if let Some(Err(error)) = self.pin.as_deref().map(take_off) {
             warn!("interface {}: {error:#}", self.at.name);
         }
         if let Some(handover) = self.handover.take() {
@@ -208,7 +209,7 @@ pub(super) fn attach(
     for pin in pins.into_iter().flat_map(LinkPins::links).filter(|pin| pin.ifindex == ifindex) {
         if mode == XdpMode::Native && !pin.native || mode == XdpMode::Generic && pin.native {
             info!("interface {name}: attaching anew, in the mode that xdp_mode now says");
-            unpin(&pin.path)?;
+            take_off(&pin.path)?;
         } else if let Some(link) = adopt(program, name, &pin)? {
             let LinkPin { native, path, .. } = pin;
             return Ok(attached(native, true, link, Some(path)));
@@ -253,7 +254,7 @@ fn adopt(program: &mut Xdp, name: &str, pin: &LinkPin) -> anyhow::Result<Option<
         Ok(id) => Ok(Some(program.take_link(id).with_context(|| format!("interface {name}"))?)),
         // The interface it was made for is gone; this is another one with its index.
         Err(error) if errno(&error) == Some(libc::ENOLINK) => {
-            unpin(&pin.path)?;
+            take_off(&pin.path)?;
             Ok(None)
         }
         Err(error) => Err(error).with_context(|| format!("interface {name}: replacing the program that runs")),
@@ -271,11 +272,6 @@ fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
 /// The first failure, after all were tried.
 pub(super) fn detach_all(attached: &mut Vec<Attached>) -> anyhow::Result<()> {
     attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and)
-}
-
-/// Removes a pin. The program goes off the interface if nobody else holds the link.
-pub(super) fn unpin(path: &Path) -> anyhow::Result<()> {
-    fs::remove_file(path).context("removing the pin of a link")
 }
 
 #[derive(Debug, thiserror::Error)]

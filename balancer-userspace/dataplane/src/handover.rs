@@ -1,7 +1,7 @@
 //! The program that sends what XDP cannot: attached where the kernel takes frames in, beside the XDP program.
 
 use std::{
-    fs, mem,
+    mem,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +16,7 @@ use aya::{
     util::KernelVersion,
 };
 
-use super::{load::load_with, pins::LinkPins};
+use super::{load::load_with, pinned_link::take_off, pins::LinkPins};
 
 const PROGRAM: &str = "handover";
 
@@ -182,8 +182,8 @@ fn attach_filter(program: &mut SchedClassifier, name: &str, key: u64) -> anyhow:
 }
 
 fn remove_pin(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        tracing::warn!("removing the pin {}: {error}", path.display());
+    if let Err(error) = take_off(path) {
+        tracing::warn!("{error:#}");
     }
 }
 

@@ -25,6 +25,7 @@ mod load;
 mod mapped;
 mod memory;
 pub mod offload;
+mod pinned_link;
 mod pins;
 mod placement;
 pub mod privileges;

@@ -15,7 +15,7 @@ use balancer_common::{kept::NotesRow, map_types::LAYOUT_VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{handover, kept::Histories};
+use super::{handover, kept::Histories, pinned_link::take_off};
 use crate::{HostChanges, bpffs::Bpffs};
 
 /// Below the root of the BPF file system.
@@ -204,7 +204,7 @@ impl Pins {
     /// When such a link cannot be removed.
     pub fn finish(&mut self, ifindexes: &[u32]) -> anyhow::Result<()> {
         for link in self.links().into_iter().filter(|link| !ifindexes.contains(&link.ifindex)) {
-            super::attach::unpin(&link.path)?;
+            take_off(&link.path)?;
         }
         self.unfinished = false;
         Ok(())
@@ -273,20 +273,22 @@ impl Pins {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> anyhow::Result<usize> {
-        self.links().iter().for_each(|link| handover::remove_filters(link.ifindex));
-        self.remove()
+        let links = self.links();
+        links.iter().try_for_each(|link| take_off(&link.path))?;
+        for link in &links {
+            self.link_pins().handovers(link.ifindex).iter().try_for_each(|pin| take_off(pin))?;
+            handover::remove_filters(link.ifindex);
+        }
+        self.remove()?;
+        Ok(links.len())
     }
 
-    /// Takes the program off every interface and removes everything.
+    /// Removes everything. Programs whose links this process has open stay on.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn remove(&mut self) -> anyhow::Result<usize> {
+    pub fn remove(&mut self) -> anyhow::Result<()> {
         let directory = self.directory();
-        let links = self.links();
-        for link in &links {
-            fs::remove_file(&link.path).with_context(|| format!("removing the link to interface {}", link.ifindex))?;
-        }
         for entry in fs::read_dir(&directory).context("reading the directory of pins")?.flatten() {
             fs::remove_file(entry.path())
                 .with_context(|| format!("removing the pin {}", entry.file_name().to_string_lossy()))?;
@@ -295,7 +297,7 @@ impl Pins {
         // The last one takes the common directory with it.
         let _ = fs::remove_dir(self.bpffs.path(DIRECTORY));
         self.unfinished = false;
-        Ok(links.len())
+        Ok(())
     }
 
     fn directory(&self) -> PathBuf {

@@ -100,13 +100,7 @@ impl Reply {
             let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
             found.map(|header| String::from_utf8_lossy(header.value).into_owned())
         };
-        let body = bytes[head..].to_vec();
-        if let Some(length) = header("content-length")
-            && length.parse() != Ok(body.len())
-        {
-            let message = format!("{} bytes of a body of {length}", body.len());
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-        }
+        let body = whole_body(&bytes[head..], header("transfer-encoding"), header("content-length"))?;
         let status = response.code.ok_or_else(|| invalid("no status"))?;
         Ok(Self { status, backend: header(BACKEND_HEADER).unwrap_or_default(), body })
     }
@@ -117,6 +111,38 @@ impl Reply {
     /// When something else wrote it.
     pub fn answer(&self) -> io::Result<Answer> {
         serde_json::from_slice(&self.body).map_err(invalid)
+    }
+}
+
+/// A body that ends where the connection does, without the framing of its chunks.
+///
+/// # Errors
+/// `UnexpectedEof` when it was cut.
+pub fn whole_body(body: &[u8], transfer_encoding: Option<String>, length: Option<String>) -> io::Result<Vec<u8>> {
+    let cut = |what: String| io::Error::new(io::ErrorKind::UnexpectedEof, what);
+    if transfer_encoding.is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
+        return joined(body).ok_or_else(|| cut(format!("no last chunk in {} bytes", body.len())));
+    }
+    match length {
+        Some(length) if length.parse() != Ok(body.len()) => {
+            Err(cut(format!("{} bytes of a body of {length}", body.len())))
+        }
+        Some(_) | None => Ok(body.to_vec()),
+    }
+}
+
+/// The bytes in chunks that have all come.
+fn joined(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    loop {
+        let httparse::Status::Complete((begin, length)) = httparse::parse_chunk_size(rest).ok()? else { return None };
+        if length == 0 {
+            // Nothing follows but the empty line: no trailer is asked for.
+            return (rest.get(begin..)? == b"\r\n").then_some(whole);
+        }
+        let end = begin.checked_add(usize::try_from(length).ok()?)?;
+        whole.extend_from_slice(rest.get(begin..end)?);
+        rest = rest.get(end..)?.strip_prefix(b"\r\n")?;
     }
 }
 
@@ -163,11 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_answer_is_an_error() {
+    fn answers_come_whole_or_in_chunks_and_a_cut_one_is_an_error() {
         let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-        assert!(Reply::parse(whole).is_ok());
-        for end in 0..whole.len() {
-            assert_eq!(Reply::parse(&whole[..end]).unwrap_err().kind(), ErrorKind::UnexpectedEof, "{end} bytes");
+        let chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n";
+        for answer in [&whole[..], chunks] {
+            assert_eq!(Reply::parse(answer).unwrap().body, b"ok");
+            for end in 0..answer.len() {
+                assert_eq!(Reply::parse(&answer[..end]).unwrap_err().kind(), ErrorKind::UnexpectedEof, "{end} bytes");
+            }
         }
         assert_eq!(Reply::parse(b"SSH-2.0-x\r\n").unwrap_err().kind(), ErrorKind::InvalidData);
     }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_demo::namespace::Entrance;
+use balancer_demo::{http_client::whole_body, namespace::Entrance};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpSocket,
@@ -294,34 +294,13 @@ fn parse(bytes: &[u8]) -> io::Result<Answer> {
         let named = response.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
         named.map(|header| String::from_utf8_lossy(header.value).into_owned()).collect()
     };
-    let body = &bytes[head..];
-    let body = if values("transfer-encoding").iter().any(|value| value.eq_ignore_ascii_case("chunked")) {
-        joined(body).ok_or_else(|| invalid("chunks that are none"))?
-    } else {
-        if values("content-length").first().is_some_and(|length| length.parse() != Ok(body.len())) {
-            return Err(invalid("the answer was cut"));
-        }
-        body.to_vec()
-    };
+    let first = |name: &str| values(name).into_iter().next();
+    let body = whole_body(&bytes[head..], first("transfer-encoding"), first("content-length"))?;
     Ok(Answer {
         status: response.code.unwrap_or_default(),
         cookies: values("set-cookie"),
         body: String::from_utf8_lossy(&body).into_owned(),
     })
-}
-
-/// The bytes in chunks that have all come.
-fn joined(mut rest: &[u8]) -> Option<Vec<u8>> {
-    let mut whole = Vec::new();
-    loop {
-        let httparse::Status::Complete((begin, length)) = httparse::parse_chunk_size(rest).ok()? else { return None };
-        if length == 0 {
-            return Some(whole);
-        }
-        let end = begin.checked_add(usize::try_from(length).ok()?)?;
-        whole.extend_from_slice(rest.get(begin..end)?);
-        rest = rest.get(end..)?.strip_prefix(b"\r\n")?;
-    }
 }
 
 #[cfg(test)]

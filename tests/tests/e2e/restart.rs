@@ -22,6 +22,7 @@ use balancer_testkit::{
     site::{PATIENCE, Settings, Site},
     stop::StopOnDrop,
     topology::{Family, Shape, Topology},
+    xdp::{Hook, Passer},
 };
 
 const CLIENTS: RangeInclusive<u16> = 1..=120;
@@ -158,6 +159,50 @@ fn traffic_goes_on_without_a_controller_until_it_is_detached() {
     // A fresh start knows nobody.
     site.restart(|_| {}).unwrap();
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
+}
+
+/// While every processor has something else to do, as the kernel puts off what need not be done at once.
+fn with_busy_processors<T>(work: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stop = &stop;
+        let _stop = StopOnDrop(stop);
+        for _ in 0..2 * thread::available_parallelism().unwrap().get() {
+            scope.spawn(move || while !stop.load(Ordering::Relaxed) {});
+        }
+        work()
+    })
+}
+
+#[test]
+fn another_program_takes_the_interface_as_soon_as_it_is_detached() {
+    for (mode, hook) in [("native", Hook::Native), ("generic", Hook::Generic)] {
+        let adapt = |settings: &mut Settings, topology: &Topology| {
+            settings.xdp_mode = mode;
+            keep(settings, topology)
+        };
+        let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, adapt).unwrap();
+        for _ in 0..3 {
+            assert!(site.controller().process().stop().unwrap().success());
+            with_busy_processors(|| {
+                assert!(site.detach().unwrap().status.success());
+                let other = Passer::attach(site.topology().balancer(), "eth0", hook);
+                assert!(other.is_ok(), "{mode}: {:#}", other.unwrap_err());
+            });
+            site.start_again().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_restart_changes_the_mode_of_a_program_that_stayed() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 3, keep).unwrap();
+    let homes = site.homes(FAMILY, CLIENTS).unwrap();
+    for mode in ["generic", "native", "generic", "native"] {
+        with_busy_processors(|| site.restart(|settings| settings.xdp_mode = mode)).unwrap();
+        assert_eq!(site.status().unwrap().interfaces[0].xdp_mode, mode);
+        assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes, "{mode}");
+    }
 }
 
 /// `ip netns exec` gives its command mounts of its own, which go with it.

@@ -233,7 +233,7 @@ impl Machine {
 
     fn unpin(&mut self) -> anyhow::Result<()> {
         self.attacher.unpin(&mut self.attached);
-        self.pins.take().map_or(Ok(()), |mut pins| pins.remove().map(drop))
+        self.pins.take().map_or(Ok(()), |mut pins| pins.remove())
     }
 
     /// Whether interfaces of these names can be attached to, and those of the others are there.
@@ -510,7 +510,7 @@ impl Machine {
     pub(super) async fn detach(mut self) -> anyhow::Result<()> {
         self.remove_vips().await;
         let detached = self.attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and);
-        let unpinned = self.pins.take().map_or(Ok(()), |mut pins| pins.remove().map(drop));
+        let unpinned = self.pins.take().map_or(Ok(()), |mut pins| pins.remove());
         detached.and(unpinned)
     }
 

@@ -1,0 +1,63 @@
+//! Taking a program off where its link is pinned.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    mem::size_of,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use anyhow::Context as _;
+use tracing::warn;
+
+/// Commands of the system call `bpf`, as `linux/bpf.h` has them.
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_LINK_DETACH: libc::c_int = 34;
+
+/// Takes the program off its interface and removes the pin. The program is off when this returns: without its pin alone the
+/// kernel takes it off some time later, and until then it steers, and no other program can be attached.
+///
+/// # Errors
+/// When the pin cannot be removed.
+pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
+    if let Err(error) = open(pin).and_then(|link| detach(link.as_fd())) {
+        warn!("the program of {} goes off its interface later: {error}", pin.display());
+    }
+    fs::remove_file(pin).with_context(|| format!("removing the pin of a link, {}", pin.display()))
+}
+
+/// What `BPF_OBJ_GET` reads of `union bpf_attr`.
+#[repr(C)]
+struct ObjectPath {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+fn open(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attributes = ObjectPath { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the attributes point to a string that lives through the call.
+    let opened = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<ObjectPath>() as libc::c_uint)
+    };
+    if opened < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let descriptor = RawFd::try_from(opened).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for this process, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let link_fd = link.as_raw_fd();
+    // SAFETY: the attributes are one descriptor, and hold no pointers.
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const link_fd, size_of::<RawFd>() as libc::c_uint)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
