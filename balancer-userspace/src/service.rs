@@ -52,7 +52,7 @@ pub(super) struct Which {
     #[arg(value_name = "SVC", value_parser = value::name)]
     service: String,
     /// Such as 198.51.100.10:443, 198.51.100.10:443/udp, [2001:db8::10]:443, 198.51.100.10:10000-10100/udp
-    #[arg(value_name = "ADDRESS", value_parser = value::listener)]
+    #[arg(value_name = "ADDRESS")]
     listener: Listener,
 }
 

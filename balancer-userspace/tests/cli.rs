@@ -16,7 +16,7 @@ use balancer_api::{
     statistics::{StatsView, TopClient},
 };
 use balancer_core::io::{Change, Moved};
-use balancer_daemon::keeper::Wish;
+use balancer_daemon::call::Wish;
 use balancer_model::{
     names::BackendName,
     states::{Admin, BackendState, Forced},

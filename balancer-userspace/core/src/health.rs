@@ -3,7 +3,31 @@
 use balancer_model::config::CheckConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::io::CheckOutcome;
+/// How a health check ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// As expected.
+    Passed,
+    /// It answered, and the answer says no (`status 503`, `body without "ok"`).
+    Soft(String),
+    /// Nobody answered (`connect: refused`, `timeout after 1s`).
+    Hard(String),
+    /// This machine could not check, which says nothing of the backend.
+    Hindered(String),
+}
+
+impl CheckOutcome {
+    /// `passed`, `soft`, `hard` or `hindered`, and why.
+    #[must_use]
+    pub fn words(&self) -> (&'static str, &str) {
+        match self {
+            Self::Passed => ("passed", ""),
+            Self::Soft(reason) => ("soft", reason),
+            Self::Hard(reason) => ("hard", reason),
+            Self::Hindered(reason) => ("hindered", reason),
+        }
+    }
+}
 
 /// How a backend fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

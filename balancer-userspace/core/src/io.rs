@@ -14,12 +14,12 @@ use balancer_common::{
 use balancer_model::{
     config::{CheckConfig, Config, Failback},
     listeners::{Family, Listener},
-    names::{BackendName, nearest},
+    names::BackendName,
     states::{Admin, Forced},
-    validate::Problem,
 };
 use ipnet::IpNet;
 
+pub use crate::{health::CheckOutcome, refused::Refused};
 use crate::{health::Health, rules::Action};
 
 /// Index of a service in the kernel's maps; stable while the service exists.
@@ -67,32 +67,6 @@ pub enum Event {
     },
     /// A deadline given by `next_deadline` has come.
     Tick,
-}
-
-/// How a health check ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CheckOutcome {
-    /// As expected.
-    Passed,
-    /// It answered, and the answer says no (`status 503`, `body without "ok"`).
-    Soft(String),
-    /// Nobody answered (`connect: refused`, `timeout after 1s`).
-    Hard(String),
-    /// This machine could not check, which says nothing of the backend.
-    Hindered(String),
-}
-
-impl CheckOutcome {
-    /// `passed`, `soft`, `hard` or `hindered`, and why.
-    #[must_use]
-    pub fn words(&self) -> (&'static str, &str) {
-        match self {
-            Self::Passed => ("passed", ""),
-            Self::Soft(reason) => ("soft", reason),
-            Self::Hard(reason) => ("hard", reason),
-            Self::Hindered(reason) => ("hindered", reason),
-        }
-    }
 }
 
 /// How frames reach a backend.
@@ -197,45 +171,6 @@ pub enum Change {
     /// said before.
     #[serde(skip)]
     Reload(Box<Config>),
-}
-
-/// Why a change was refused; nothing has changed then.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The change names something that does not exist.
-    #[error("{0}")]
-    NotFound(String),
-    /// The change contradicts what is there.
-    #[error("{0}")]
-    Conflict(String),
-    /// The change makes no sense.
-    #[error("{0}")]
-    Invalid(String),
-    /// The change was made for a configuration that has changed since.
-    #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
-    Stale(u64),
-    /// The change could not be kept over a restart.
-    #[error("{0}")]
-    Unsaved(String),
-}
-
-impl Refused {
-    /// [`Refused::NotFound`] for `name`, with the nearest of the names there are.
-    #[must_use]
-    pub fn not_found<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Self {
-        Self::NotFound(match (nearest(name, known.clone()), { known }.next()) {
-            (Some(nearest), _) => format!("no {what} {name:?}: did you mean {nearest:?}?"),
-            (None, Some(example)) => format!("no {what} {name:?}: there is {example:?}, for example"),
-            (None, None) => format!("no {what} {name:?}: there are none"),
-        })
-    }
-}
-
-impl From<Problem> for Refused {
-    fn from(problem: Problem) -> Self {
-        let text = problem.to_string();
-        if problem.is_conflict() { Self::Conflict(text) } else { Self::Invalid(text) }
-    }
 }
 
 /// Something for the shell to do, in the order given.
@@ -412,18 +347,4 @@ pub enum ReportLevel {
     Info,
     /// Somebody should look.
     Warn,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_nearest_name_is_suggested() {
-        let hint =
-            |name, known: &[&'static str]| Refused::not_found("service", name, known.iter().copied()).to_string();
-        assert_eq!(hint("wbe", &["api", "web"]), "no service \"wbe\": did you mean \"web\"?");
-        assert_eq!(hint("mail", &["web"]), "no service \"mail\": there is \"web\", for example");
-        assert_eq!(hint("mail", &[]), "no service \"mail\": there are none");
-    }
 }

@@ -22,6 +22,7 @@ pub mod moves;
 pub mod plan;
 pub mod ratios;
 pub mod readiness;
+pub mod refused;
 pub mod rules;
 pub mod service;
 pub mod shares;

@@ -7,7 +7,7 @@ use balancer_model::{listeners::Family, value::host_bits, words::grouped};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::io::Refused;
+use crate::refused::Refused;
 
 /// What becomes of the clients of a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use balancer_api::model::{ClientQuery, ClientView, ForgottenView, RuleView};
+use balancer_api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView};
 use balancer_core::{
     io::{Change, Refused},
     plan::Planned,
@@ -12,7 +12,29 @@ use balancer_core::{
 use balancer_model::names::BackendName;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{events::Events, keeper::Request};
+use crate::events::Events;
+
+/// What somebody asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wish {
+    /// To change what clients find.
+    Change(Change),
+    /// To have this machine's VIPs taken away (`true`), or brought back.
+    Withdraw(bool),
+}
+
+/// A change that somebody asks for.
+#[derive(Debug)]
+pub struct Request {
+    /// What.
+    pub wish: Wish,
+    /// The uid of the peer that asked, for the log.
+    pub uid: Option<u32>,
+    /// Only if the configuration is of this generation.
+    pub if_generation: Option<u64>,
+    /// What was done, or why not.
+    pub reply: oneshot::Sender<Result<Changed, Refused>>,
+}
 
 /// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.
 #[derive(Debug)]

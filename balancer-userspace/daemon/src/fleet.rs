@@ -45,9 +45,8 @@ use shown::Shown;
 pub(crate) use tallies::tell as tell_tallies;
 
 use crate::{
-    call::Tallies,
+    call::{self, Request, Tallies},
     clocks::clocks,
-    keeper::{self, Request},
     owner::Owner,
 };
 
@@ -351,7 +350,7 @@ impl Fleet {
     /// Asks the fleet for a change.
     pub(crate) fn wish(&mut self, request: Request, owner: &mut Owner<KernelDataplane>) {
         let Request { wish, uid, if_generation, reply } = request;
-        let keeper::Wish::Change(change) = wish else { return };
+        let call::Wish::Change(change) = wish else { return };
         let about = crate::events::subject(&change);
         let wish = if let Change::Reload(config) = change {
             Wish::Services(config.services.copies())

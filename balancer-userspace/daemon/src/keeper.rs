@@ -13,20 +13,16 @@ use std::{
 };
 
 use anyhow::anyhow;
-use balancer_api::model::Changed;
-use balancer_core::{
-    controller::Foresight,
-    io::{Change, Refused},
-};
+use balancer_core::{controller::Foresight, io::Refused};
 use balancer_dataplane::Dataplane;
 use tokio::{
-    sync::oneshot,
     task::{JoinError, JoinHandle},
     time::Instant,
 };
 use tracing::error;
 
 use super::{
+    call::Request,
     host::{Host, Prepared},
     owner::{Owner, Proposal, not_worked_out},
     restorable::Restorable,
@@ -38,28 +34,6 @@ use super::{
 const SOON: Duration = Duration::from_millis(500);
 /// How often it is looked whether there is something to write that nobody has noted, and how long after a failure it is tried again.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
-
-/// What somebody asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Wish {
-    /// To change what clients find.
-    Change(Change),
-    /// To have this machine's VIPs taken away (`true`), or brought back.
-    Withdraw(bool),
-}
-
-/// A change that somebody asks for.
-#[derive(Debug)]
-pub struct Request {
-    /// What.
-    pub wish: Wish,
-    /// The uid of the peer that asked, for the log.
-    pub uid: Option<u32>,
-    /// Only if the configuration is of this generation.
-    pub if_generation: Option<u64>,
-    /// What was done, or why not.
-    pub reply: oneshot::Sender<Result<Changed, Refused>>,
-}
 
 /// Where the state is kept.
 pub trait Save: Send + 'static {
@@ -310,13 +284,16 @@ impl<F: Save> Keeper<F> {
 
 #[cfg(test)]
 mod tests {
-    use balancer_core::controller::Controller;
+    use balancer_api::model::Changed;
+    use balancer_core::{controller::Controller, io::Change};
     use balancer_model::{
         fixture::{KEY, config, now, web},
         names::BackendName,
     };
+    use tokio::sync::oneshot;
 
     use super::*;
+    use crate::call::Wish;
 
     /// Panics with the first state.
     struct Broken {

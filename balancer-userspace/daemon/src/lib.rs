@@ -11,6 +11,7 @@ mod departed;
 pub mod events;
 mod fleet;
 pub mod host;
+pub mod host_state;
 pub mod interfaces;
 pub mod keeper;
 mod layers;

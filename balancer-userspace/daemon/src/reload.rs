@@ -7,9 +7,8 @@ use tokio::{signal::unix::Signal, sync::oneshot};
 use tracing::{error, warn};
 
 use super::{
-    call::{Call, Calls},
+    call::{Call, Calls, Request, Wish},
     configuration::Configurations,
-    keeper::{Request, Wish},
     service_manager,
 };
 

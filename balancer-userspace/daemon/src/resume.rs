@@ -9,7 +9,7 @@ use balancer_core::{
     keys,
     state::{SavedCounters, SavedEpoch, SavedState},
 };
-use balancer_dataplane::Pins;
+use balancer_dataplane::{Histories, Pins};
 use balancer_fleet::cards::Epoch;
 use balancer_model::config::{self, Config};
 use tokio::time::Instant;
@@ -120,7 +120,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         return Ok(Resumed { controller, departed, repeated_moves, withdrawn, file, largest, epoch, state });
     };
     if let (Some(pins), Some(_)) = (pins, notes) {
-        pins.histories()?.bring_up_to_date(&mut state);
+        Histories::open(pins)?.bring_up_to_date(&mut state);
     }
     let saved = config.fleet.is_some().then(|| (*state).clone());
     let SavedState { hash_key, key_fingerprint, departed, repeated_moves, withdrawn, epoch, .. } = (*state).clone();

@@ -21,10 +21,11 @@ use tracing::{info, warn};
 
 use super::{
     handover::Handover,
-    kernel::program,
+    link_pins::{LinkPin, LinkPins},
+    object::program,
     offload::ReceiveOffload,
     pinned_link::take_off,
-    pins::{LinkPin, LinkPins, Pins},
+    pins::Pins,
 };
 
 /// Where the program is.

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use aya::{Ebpf, maps::MapData};
 use bytemuck::Pod;
 
-use super::{kernel::take, mapped::MappedArray};
+use super::{mapped::MappedArray, object::take};
 
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 

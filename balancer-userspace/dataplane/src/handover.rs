@@ -16,7 +16,7 @@ use aya::{
     util::KernelVersion,
 };
 
-use super::{load::load_with, pinned_link::take_off, pins::LinkPins};
+use super::{link_pins::LinkPins, load::load_with, pinned_link::take_off};
 
 const PROGRAM: &str = "handover";
 

@@ -21,8 +21,8 @@ use balancer_core::{
 use bytemuck::Zeroable as _;
 
 use super::{
-    kernel::take,
     mapped::MappedArray,
+    object::take,
     pins::{MAPS, Notes, Pins},
 };
 use crate::HostChanges;
@@ -178,7 +178,11 @@ pub struct Histories {
 }
 
 impl Histories {
-    pub(super) fn open(pins: &Pins) -> anyhow::Result<Self> {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub fn open(pins: &Pins) -> anyhow::Result<Self> {
         let map =
             |name: &str| MapData::from_pin(pins.map(name)).with_context(|| format!("opening the pinned map {name}"));
         Ok(Self {

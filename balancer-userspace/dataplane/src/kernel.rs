@@ -55,6 +55,7 @@ use super::{
     listeners,
     mapped::MappedArray,
     memory::Memory,
+    object,
     pins::{Notes, Pins},
     redirects::RedirectErrors,
     rereading::Rereading,
@@ -190,7 +191,7 @@ impl KernelDataplane {
     /// # Errors
     /// When the object holds none, which would be a broken build, or when it was taken.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
-        program(self.ebpf.as_mut().context(TAKEN)?)
+        object::program(self.ebpf.as_mut().context(TAKEN)?)
     }
 
     /// The program is now on these interfaces.
@@ -576,15 +577,4 @@ impl Dataplane for KernelDataplane {
     fn drop_stats(&self) -> anyhow::Result<DropStats> {
         self.counters.drops()
     }
-}
-
-pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
-    let Some(aya::maps::Map::Array(map)) = ebpf.take_map(name) else {
-        bail!("the kernel object holds no array {name}")
-    };
-    Ok(map)
-}
-
-pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
 }

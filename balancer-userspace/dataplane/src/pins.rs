@@ -15,7 +15,11 @@ use balancer_common::{kept::NotesRow, map_types::LAYOUT_VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{handover, kept::Histories, pinned_link::take_off};
+use super::{
+    handover,
+    link_pins::{LinkPin, LinkPins},
+    pinned_link::take_off,
+};
 use crate::{HostChanges, bpffs::Bpffs};
 
 /// Below the root of the BPF file system.
@@ -83,49 +87,6 @@ impl Notes {
     pub fn read(row: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let text = row.split(|&byte| byte == 0).next().unwrap_or_default();
         if text.is_empty() { Ok(None) } else { serde_json::from_slice(text).map(Some) }
-    }
-}
-
-/// A pinned link.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LinkPin {
-    pub(super) ifindex: u32,
-    pub(super) native: bool,
-    pub(super) path: PathBuf,
-}
-
-/// The directory of pins, where links are in it.
-#[derive(Clone, Debug)]
-pub(super) struct LinkPins(PathBuf);
-
-impl LinkPins {
-    /// Where a link to an interface is to be pinned.
-    pub(super) fn link(&self, ifindex: u32, native: bool) -> PathBuf {
-        self.0.join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
-    }
-
-    /// Where the link of the program that hands frames over is to be pinned.
-    pub(super) fn handover(&self, ifindex: u32, key: u64) -> PathBuf {
-        self.0.join(format!("HANDOVER-{ifindex}-{key:012x}"))
-    }
-
-    /// The pinned links of such programs on an interface.
-    pub(super) fn handovers(&self, ifindex: u32) -> Vec<PathBuf> {
-        let prefix = format!("HANDOVER-{ifindex}-");
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let of_interface = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-        of_interface.map(|entry| entry.path()).collect()
-    }
-
-    /// The pinned links.
-    pub(super) fn links(&self) -> Vec<LinkPin> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let pins = entries.filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let (ifindex, mode) = name.strip_prefix("LINK-")?.split_once('-')?;
-            Some(LinkPin { ifindex: ifindex.parse().ok()?, native: mode == "native", path: entry.path() })
-        });
-        pins.collect()
     }
 }
 
@@ -231,14 +192,6 @@ impl Pins {
         self.left.as_ref()
     }
 
-    /// The counters in the pinned maps.
-    ///
-    /// # Errors
-    /// When they cannot be mapped.
-    pub fn histories(&self) -> anyhow::Result<Histories> {
-        Histories::open(self)
-    }
-
     fn foreign(&self) -> anyhow::Error {
         anyhow!("the pins in {} are of another version of balancer; remove them with `balancer detach`", self.name)
     }
@@ -260,7 +213,7 @@ impl Pins {
 
     /// Where links are pinned. It can be reached while this lives.
     pub(super) fn link_pins(&self) -> LinkPins {
-        LinkPins(self.directory())
+        LinkPins::new(self.directory())
     }
 
     /// The pinned links.

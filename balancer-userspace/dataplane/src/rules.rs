@@ -19,7 +19,7 @@ use balancer_core::io::{RuleAction, RuleSpec, ServiceId};
 use ipnet::IpNet;
 
 use super::{
-    cpu_rows::CpuRows, kept::Kept, kernel::take, mapped::MappedArray, rows::address_words, rule_filter::RuleFilter,
+    cpu_rows::CpuRows, kept::Kept, mapped::MappedArray, object::take, rows::address_words, rule_filter::RuleFilter,
 };
 
 /// The rules that the kernel has.

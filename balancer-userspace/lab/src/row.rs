@@ -3,8 +3,9 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::{
     event::Event,
+    proxy::Rule,
     strategy::{Home, Strategy},
 };
 
@@ -31,6 +32,19 @@ pub enum Front {
 }
 
 impl Front {
+    /// The rule of a classic.
+    pub(crate) const fn rule(self) -> Option<Rule> {
+        match self {
+            Self::Sticky | Self::Spread => None,
+            Self::NginxIpHash => Some(Rule::NginxIpHash),
+            Self::NginxConsistent => Some(Rule::NginxConsistent),
+            Self::NginxCookie => Some(Rule::NginxCookie),
+            Self::HaproxySource => Some(Rule::HaproxyConsistent),
+            Self::HaproxyTable => Some(Rule::HaproxyTable),
+            Self::HaproxyCookie => Some(Rule::HaproxyCookie),
+        }
+    }
+
     /// What is in front.
     #[must_use]
     pub const fn title(self) -> &'static str {

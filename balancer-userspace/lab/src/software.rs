@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{event::Event, front::rule, row::Row, strategy::Strategy};
+use crate::{event::Event, row::Row, strategy::Strategy};
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_demo::needs;
 
@@ -77,7 +77,7 @@ pub(crate) fn ensure_parts(row: Row, events: &[Event], modules: Option<&Path>) -
     }
     programs(row.strategy).iter().try_for_each(|&(name, package)| program(name, package))?;
     files(row.strategy).iter().try_for_each(|&(path, package)| file(path, package))?;
-    if let Some(rule) = rule(row.front) {
+    if let Some(rule) = row.front.rule() {
         let (name, package) = rule.program();
         program(name, package)?;
     }

@@ -1,6 +1,8 @@
 //! What the balancer is configured to be: types that are valid once they exist, the words that users write and see, and
 //! the one validation of them.
 
+mod addresses;
+mod check;
 pub mod config;
 pub mod file;
 #[cfg(any(test, feature = "fixture"))]
@@ -9,7 +11,9 @@ mod fleet;
 pub mod listeners;
 pub mod names;
 mod primes;
+mod protocol;
 pub mod renames;
+mod service;
 pub mod shared;
 pub mod states;
 pub mod table_size;

@@ -1,18 +1,16 @@
 //! What services listen on.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
 };
 
-use balancer_common::map_types::Forwarding;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{BackendConfig, Protocol, ServiceConfig},
-    value,
+    protocol::Protocol,
+    value::{address, quoted, service_address},
 };
 
 /// Listeners of one service, at most.
@@ -148,12 +146,46 @@ impl fmt::Display for Listener {
     }
 }
 
-/// The same; without a protocol it is TCP.
+/// `ADDR:PORT`, `ADDR:FIRST-LAST`, with `/tcp` or `/udp` behind it, without which it is TCP; port 0 is every port.
 impl FromStr for Listener {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        value::listener(text)
+        let (place, protocol) = match text.rsplit_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((place, "tcp")) => (place, Protocol::Tcp),
+            Some((place, "udp")) => (place, Protocol::Udp),
+            Some((_, other)) => return Err(format!("{} is no protocol; write \"tcp\" or \"udp\"", quoted(other))),
+        };
+        if let Some((address, ports)) = place.rsplit_once(':')
+            && let Some((first, last)) = ports.split_once('-')
+        {
+            let port = |text: &str| {
+                text.parse::<u16>().map_err(|_| format!("{} is not a port; give 1 to 65535", quoted(text)))
+            };
+            let (first, last) = (port(first)?, port(last)?);
+            let (ip, _) = address_in_brackets(address)?;
+            return match (first, last) {
+                (0, _) => Err(format!(
+                    "the range {ports} begins with port 0; give 1 to 65535, or port 0 alone for every port"
+                )),
+                _ if first == last => Err(format!("the range {ports} has one port; write \"{first}\"")),
+                _ if first > last => Err(format!("the range {ports} ends before it begins; write \"{last}-{first}\"")),
+                _ => Ok(Self { address: ip, ports: PortRange { first, last }, protocol }),
+            };
+        }
+        service_address(place).map(|address| Self::at(address, protocol))
+    }
+}
+
+/// An address as it stands in front of a port.
+fn address_in_brackets(text: &str) -> Result<(IpAddr, Option<u16>), String> {
+    match address(text)? {
+        (IpAddr::V6(_), None) if !text.starts_with('[') => {
+            Err(format!("the address {} has no brackets; write \"[{text}]\" in front of ports", quoted(text)))
+        }
+        (_, Some(_)) => Err(format!("{} has two ports; write \"ADDR:FIRST-LAST\"", quoted(text))),
+        address => Ok(address),
     }
 }
 
@@ -166,138 +198,6 @@ impl Serialize for Listener {
 impl<'de> Deserialize<'de> for Listener {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl ServiceConfig {
-    /// The first listener, which a service has at least.
-    #[must_use]
-    pub fn first(&self) -> Listener {
-        let nowhere = Listener {
-            address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-            ports: PortRange::EVERY,
-            protocol: Protocol::Tcp,
-        };
-        self.listen.first().copied().unwrap_or(nowhere)
-    }
-
-    /// Its listeners of one family.
-    pub fn listeners(&self, family: Family) -> impl Iterator<Item = Listener> {
-        self.listen.iter().copied().filter(move |listener| listener.family() == family)
-    }
-
-    /// The families of its clients, that of its first listener first.
-    #[must_use]
-    pub fn families(&self) -> Vec<Family> {
-        let first = self.first().family();
-        let other = self.listen.iter().map(Listener::family).find(|&family| family != first);
-        std::iter::once(first).chain(other).collect()
-    }
-
-    /// How many ids its backends take: each has one for each family.
-    #[must_use]
-    pub fn backend_ids(&self) -> usize {
-        self.backends.len() * self.families().len()
-    }
-
-    /// The port that a backend without one of its own has for a listener; 0: the packet's own.
-    #[must_use]
-    pub fn backend_port(&self, listener: Listener) -> u16 {
-        backend_port(&self.ports, listener)
-    }
-
-    /// The port that a check connects to which has none, at a backend that has none: that of the first TCP listener with
-    /// one port, else of the first listener with one; 0: there is none.
-    #[must_use]
-    pub fn implied_check_port(&self, family: Family) -> u16 {
-        implied_check_port(&self.listen, &self.ports, family)
-    }
-
-    /// Where a backend is reached by packets of a family. Without a port of its own it has that of the only listener, or 0
-    /// where there are several. `None`: it has no address that `forwarding` could use.
-    #[must_use]
-    pub fn backend_address(&self, backend: &BackendConfig, family: Family) -> Option<SocketAddr> {
-        let address = backend.address_for(family, self.forwarding)?;
-        let port = match (address.port(), self.listen.as_slice()) {
-            (0, [only]) => self.backend_port(*only),
-            (port, _) => port,
-        };
-        Some(SocketAddr::new(address.ip(), port))
-    }
-
-    /// Itself with the ports of backends left out where they are the only listener's anyway.
-    #[must_use]
-    pub fn normalised(mut self) -> Self {
-        let mut backends = std::mem::take(&mut self.backends);
-        for backend in &mut backends {
-            backend.address = self.without_implied_port(backend.address);
-            backend.address6 = backend.address6.map(|address| self.without_implied_port(address));
-        }
-        Self { backends, ..self }
-    }
-
-    /// `address` with port 0, if its port is the only listener's anyway.
-    #[must_use]
-    pub fn without_implied_port(&self, address: SocketAddr) -> SocketAddr {
-        let implied = match self.listen.as_slice() {
-            [only] => self.backend_port(*only),
-            _ => 0,
-        };
-        let port = if address.port() == implied { 0 } else { address.port() };
-        SocketAddr::new(address.ip(), port)
-    }
-
-    /// What is wrong with a port that somebody gave a backend called `name`.
-    ///
-    /// # Errors
-    /// When it is 0 and a listener is not for every port.
-    pub fn port_of(&self, name: &str, port: Option<u16>) -> Result<u16, String> {
-        let every = self.listen.iter().all(|listener| listener.ports == PortRange::EVERY);
-        match port {
-            Some(0) if !every => Err(port_zero(name)),
-            port => Ok(port.unwrap_or(0)),
-        }
-    }
-
-    /// A backend's address as it is shown: with a port only where it has one for all listeners, or the listener has every
-    /// port.
-    #[must_use]
-    pub fn shown_address(&self, backend: &BackendConfig) -> String {
-        let address = self.backend_address(backend, Family::of(backend.address.ip())).unwrap_or(backend.address);
-        if address.port() == 0 && self.listen.len() > 1 { address.ip().to_string() } else { address.to_string() }
-    }
-}
-
-/// What to say of a backend with port 0 where the listener has not every port.
-pub(crate) fn port_zero(name: &str) -> String {
-    format!("backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535")
-}
-
-fn backend_port(ports: &BTreeMap<u16, u16>, listener: Listener) -> u16 {
-    match listener.ports.single() {
-        Some(port) => ports.get(&port).copied().unwrap_or(port),
-        None => 0,
-    }
-}
-
-/// [`ServiceConfig::implied_check_port`].
-pub(crate) fn implied_check_port(listen: &[Listener], ports: &BTreeMap<u16, u16>, family: Family) -> u16 {
-    let single = |listener: &&Listener| listener.ports.single().is_some();
-    let tcp = |listener: &&Listener| listener.protocol == Protocol::Tcp && single(listener);
-    let of_family = || listen.iter().filter(|listener| listener.family() == family);
-    let listener = of_family().find(tcp).or_else(|| listen.iter().find(tcp)).or_else(|| of_family().find(single));
-    listener.map_or(0, |listener| backend_port(ports, *listener))
-}
-
-impl BackendConfig {
-    /// The address (port 0: the listener's) that packets of a family are sent to. Tunnels carry either family to any
-    /// address; where there is one of the packets' own family, they prefer it.
-    #[must_use]
-    pub fn address_for(&self, family: Family, forwarding: Forwarding) -> Option<SocketAddr> {
-        let all = [Some(self.address), self.address6];
-        let own = all.into_iter().flatten().find(|address| Family::of(address.ip()) == family);
-        let tunnel = matches!(forwarding, Forwarding::Ipip | Forwarding::Gue);
-        own.or(tunnel.then_some(self.address))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{cell::LazyCell, sync::Arc};
 use foldhash::{HashMap, HashSet};
 
 use crate::{
-    config::{BackendConfig, ServiceConfig},
+    service::{BackendConfig, ServiceConfig},
     shared::by_name,
 };
 

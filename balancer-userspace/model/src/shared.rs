@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 
-use crate::config::ServiceConfig;
+use crate::service::ServiceConfig;
 
 /// Services by their names.
 pub type ByName<'a> = HashMap<&'a str, &'a Arc<ServiceConfig>>;

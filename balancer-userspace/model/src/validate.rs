@@ -22,8 +22,9 @@ use super::{
     value,
 };
 use crate::{
-    config::{BackendConfig, Protocol, ServiceConfig, forwarding_word},
     listeners::{Family, Listener, MAX_LISTENERS_OF_SERVICE, PortRange},
+    protocol::Protocol,
+    service::{BackendConfig, ServiceConfig, forwarding_word},
     shared::{alike, by_name, is_one},
 };
 

@@ -11,11 +11,7 @@ use std::{
 use balancer_common::client::HashKey;
 use ipnet::IpNet;
 
-use super::names::{BackendName, nearest};
-use crate::{
-    config::{Protocol, StatusRanges},
-    listeners::{Listener, PortRange},
-};
+use crate::names::{BackendName, nearest};
 
 /// The longest duration there is.
 pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -162,44 +158,6 @@ pub fn ipv6(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// `ADDR:PORT`, `ADDR:FIRST-LAST`, with `/tcp` or `/udp` behind it; port 0 is every port.
-pub fn listener(text: &str) -> Result<Listener, String> {
-    let (place, protocol) = match text.rsplit_once('/') {
-        None => (text, Protocol::Tcp),
-        Some((place, "tcp")) => (place, Protocol::Tcp),
-        Some((place, "udp")) => (place, Protocol::Udp),
-        Some((_, other)) => return Err(format!("{} is no protocol; write \"tcp\" or \"udp\"", quoted(other))),
-    };
-    if let Some((address, ports)) = place.rsplit_once(':')
-        && let Some((first, last)) = ports.split_once('-')
-    {
-        let port =
-            |text: &str| text.parse::<u16>().map_err(|_| format!("{} is not a port; give 1 to 65535", quoted(text)));
-        let (first, last) = (port(first)?, port(last)?);
-        let (ip, _) = address_in_brackets(address)?;
-        return match (first, last) {
-            (0, _) => {
-                Err(format!("the range {ports} begins with port 0; give 1 to 65535, or port 0 alone for every port"))
-            }
-            _ if first == last => Err(format!("the range {ports} has one port; write \"{first}\"")),
-            _ if first > last => Err(format!("the range {ports} ends before it begins; write \"{last}-{first}\"")),
-            _ => Ok(Listener { address: ip, ports: PortRange { first, last }, protocol }),
-        };
-    }
-    service_address(place).map(|address| Listener::at(address, protocol))
-}
-
-/// An address as it stands in front of a port.
-fn address_in_brackets(text: &str) -> Result<(IpAddr, Option<u16>), String> {
-    match address(text)? {
-        (IpAddr::V6(_), None) if !text.starts_with('[') => {
-            Err(format!("the address {} has no brackets; write \"[{text}]\" in front of ports", quoted(text)))
-        }
-        (_, Some(_)) => Err(format!("{} has two ports; write \"ADDR:FIRST-LAST\"", quoted(text))),
-        address => Ok(address),
-    }
-}
-
 /// A VIP with its port; 0 is every port.
 pub fn service_address(text: &str) -> Result<SocketAddr, String> {
     match address(text)? {
@@ -233,21 +191,6 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         return Err(format!("{} is longer than a year; give at most \"365days\"", quoted(text)));
     }
     Ok(duration)
-}
-
-/// Ranges of HTTP statuses, `200-399` or `200,204,301-302`.
-pub fn status_ranges(text: &str) -> Result<StatusRanges, String> {
-    let status = |text: &str| text.trim().parse().ok().filter(|status| (100..=599).contains(status));
-    let range = |part: &str| {
-        let (low, high) = part.split_once('-').unwrap_or((part, part));
-        Some((status(low)?, status(high)?)).filter(|(low, high): &(u16, u16)| low <= high)
-    };
-    text.split(',').map(range).collect::<Option<Vec<_>>>().map(StatusRanges).ok_or_else(|| {
-        format!(
-            "{} is not a set of HTTP statuses; write codes and ranges within 100-599, such as \"200-399\" or \"200,204\"",
-            quoted(text)
-        )
-    })
 }
 
 /// The name of a network interface.
@@ -369,15 +312,6 @@ mod tests {
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         for wrong in ["", "2", "-1s", "2 parsecs", "100000years", "99999999999999999999s"] {
             assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn statuses() {
-        assert_eq!(status_ranges("200-399"), Ok(StatusRanges(vec![(200, 399)])));
-        assert_eq!(status_ranges("200, 204,301-302"), Ok(StatusRanges(vec![(200, 200), (204, 204), (301, 302)])));
-        for wrong in ["", "200,", "399-200", "99", "600", "2xx", "200-300-400", "-200"] {
-            assert!(status_ranges(wrong).is_err(), "{wrong}");
         }
     }
 

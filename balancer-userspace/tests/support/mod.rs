@@ -26,10 +26,9 @@ use balancer_core::{
 };
 use balancer_daemon::{
     api_server::{ControlSocket, serve},
-    call::{Call, Tallies},
+    call::{Call, Request, Tallies, Wish},
     configuration::Configurations,
     events::Events,
-    keeper::{Request, Wish},
 };
 use balancer_fleet::documents;
 use balancer_model::{

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use balancer_api::model::Changed;
 use balancer_core::{controller::Controller, io::Change};
 use balancer_daemon::{
-    call::Call,
-    keeper::{Request, Wish},
+    call::{Call, Request, Wish},
     untrusted,
 };
 use tokio::{

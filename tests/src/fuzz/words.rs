@@ -3,13 +3,17 @@
 use std::fmt::Debug;
 
 use balancer_api::model::SetRule;
-use balancer_model::{config::Protocol, listeners::Listener, value};
+use balancer_model::{
+    config::{Protocol, StatusRanges},
+    listeners::Listener,
+    value,
+};
 
 /// Reads `bytes`, as far as they are text, as each kind of word.
 pub fn words(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     read(text, value::duration, |duration| humantime::format_duration(*duration).to_string());
-    read(text, value::listener, Listener::to_string);
+    read(text, str::parse::<Listener>, Listener::to_string);
     read(text, value::prefix, ToString::to_string);
     read(text, value::backend_name, ToString::to_string);
     read(text, value::interface, Clone::clone);
@@ -20,7 +24,7 @@ pub fn words(bytes: &[u8]) {
     let _ = value::address(text).map_err(whole);
     let _ = value::ipv6(text).map_err(whole);
     let _ = value::listen_address(text).map_err(whole);
-    let _ = value::status_ranges(text).map_err(whole);
+    let _ = text.parse::<StatusRanges>().map_err(whole);
     let _ = value::absolute_path(text).map_err(whole);
     let _ = value::socket_path(text).map_err(whole);
     let _ = value::hash_key(text).map_err(|error| assert!(!error.contains(text) || text.len() < 8, "{error}"));

@@ -47,11 +47,11 @@ pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure>
             (service, Change::SetWeight { name, weight })
         }
         PlanRequest::AddListener { service, listener } => {
-            let listener = value::listener(&listener).map_err(Failure::bad_request)?;
+            let listener = listener.parse().map_err(Failure::bad_request)?;
             (service.clone(), Change::AddListener { service, listener })
         }
         PlanRequest::RemoveListener { service, listener } => {
-            let listener = value::listener(&listener).map_err(Failure::bad_request)?;
+            let listener = listener.parse().map_err(Failure::bad_request)?;
             (service.clone(), Change::RemoveListener { service, listener })
         }
     })

@@ -32,9 +32,8 @@ use super::{
     statistics,
 };
 use crate::{
-    call::{Call, Calls},
+    call::{Call, Calls, Request, Wish},
     configuration::Configurations,
-    keeper::{Request, Wish},
 };
 
 /// How long the controller may take to answer.
@@ -336,7 +335,7 @@ async fn remove_listener(
 
 fn listener(protocol: &str, address: &str, ports: &str) -> Result<Listener, Failure> {
     let address = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
-    value::listener(&format!("{address}:{ports}/{protocol}")).map_err(Failure::bad_request)
+    format!("{address}:{ports}/{protocol}").parse().map_err(Failure::bad_request)
 }
 
 async fn set_weight(

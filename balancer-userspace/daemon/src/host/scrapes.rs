@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     call::Calls,
+    host_state::Listen,
     metrics,
     supervisor::{Supervisor, Task},
 };
@@ -22,15 +23,6 @@ use crate::{
 /// How long the address may take to be free after its listener is told to end.
 const RELEASE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// Where metrics are served, and whether with a page for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// `None`: nowhere.
-    pub at: Option<SocketAddr>,
-    /// The page at `/`.
-    pub page: bool,
-}
 
 /// The server, and what it is to become.
 pub(super) struct Scrapes {

@@ -12,7 +12,7 @@ use balancer_dataplane::{Dataplane, KernelDataplane};
 use balancer_model::config::OnExit;
 
 use super::Owner;
-use crate::host::{Present, Wanted};
+use crate::host_state::{Present, Wanted};
 
 /// See the [module](self).
 #[derive(Debug, Default)]

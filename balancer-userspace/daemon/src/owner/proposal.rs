@@ -11,7 +11,7 @@ use balancer_dataplane::{Dataplane, KnownClients};
 use tokio::task::JoinError;
 
 use super::{Owner, member::Place};
-use crate::{host::Wanted, keeper::Wish, restorable::Restorable};
+use crate::{call::Wish, host_state::Wanted, restorable::Restorable};
 
 /// A wish, and a copy of what it would change.
 pub struct Proposing {

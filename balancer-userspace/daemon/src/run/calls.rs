@@ -14,10 +14,10 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::FIRST_NEXT_HOPS;
 use crate::{
-    call::Call,
+    call::{Call, Request, Wish},
     fleet::Fleet,
     host::{Checker, Host, Prepared},
-    keeper::{Keeper, Ready, Request, Wish},
+    keeper::{Keeper, Ready},
     owner::{Forgetting, Owner, Planning, not_worked_out},
     statistics::Statistics,
 };

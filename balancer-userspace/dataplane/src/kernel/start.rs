@@ -13,7 +13,7 @@ use balancer_common::{
 use bytemuck::Zeroable as _;
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::{KernelDataplane, TAKEN, take};
+use super::{KernelDataplane, TAKEN};
 use crate::{
     OBJECT,
     backends::Backends,
@@ -30,6 +30,7 @@ use crate::{
     kept::Kept,
     load::{load_program, not_loaded},
     mapped::MappedArray,
+    object::take,
     pins::{self, Pins},
     placement,
     redirects::{self, RedirectErrors, Whose},

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 pub(crate) use self::{
     balancers::{Balancers, FrontOf},
-    proxies::{Proxy, rule},
+    proxies::Proxy,
 };
 use crate::{
     event::Event,
@@ -27,7 +27,7 @@ pub(crate) enum Front {
 impl Front {
     /// Starts what a row has in front, as an event needs it.
     pub(crate) fn start(hosts: &Hosts, row: Row, event: Event) -> Result<Self> {
-        let Some(rule) = rule(row.front) else {
+        let Some(rule) = row.front.rule() else {
             let balancers = Balancers::start(hosts, row.strategy.servers(), FrontOf::event(event))?;
             if row.front == Kind::Spread {
                 balancers.cli(&["rule", "add", "web", "0.0.0.0/0", "spread"])?;

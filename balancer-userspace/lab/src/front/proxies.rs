@@ -8,7 +8,6 @@ use balancer_demo::topology::{Family, Topology};
 use crate::{
     hosts::Hosts,
     proxy::{self, Rule, Server},
-    row::Front as Kind,
     servers::{HEALTH, PORT},
 };
 
@@ -54,19 +53,6 @@ impl Proxy {
         let vip = hosts.topology.vip(FAMILY);
         hosts.topology.balancer().ip(&format!("addr del {vip}/32 dev lo"))?;
         hosts.topology.router().ip(&format!("-4 route flush {vip}")).map(drop)
-    }
-}
-
-/// The rule of a classic; `None`: it is the balancer.
-pub(crate) const fn rule(kind: Kind) -> Option<Rule> {
-    match kind {
-        Kind::Sticky | Kind::Spread => None,
-        Kind::NginxIpHash => Some(Rule::NginxIpHash),
-        Kind::NginxConsistent => Some(Rule::NginxConsistent),
-        Kind::NginxCookie => Some(Rule::NginxCookie),
-        Kind::HaproxySource => Some(Rule::HaproxyConsistent),
-        Kind::HaproxyTable => Some(Rule::HaproxyTable),
-        Kind::HaproxyCookie => Some(Rule::HaproxyCookie),
     }
 }
 

@@ -283,7 +283,7 @@ fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>)
     let own_path = section.text("path", findings, path);
     let secure = keys.kind == Type::Https;
     let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
-    let own_status = section.text("expect_status", findings, value::status_ranges);
+    let own_status = section.text("expect_status", findings, |text| text.parse::<StatusRanges>());
     let text = section.text("expect_body", findings, |text| match text.len() {
         1..=MAX_BODY_TEXT => Ok(text.to_owned()),
         length => Err(format!("expect_body has {length} bytes; give 1 to {MAX_BODY_TEXT}")),

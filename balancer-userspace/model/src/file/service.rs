@@ -15,11 +15,12 @@ use super::{
     section::{Either, Located, Section},
 };
 use crate::{
+    addresses::{implied_check_port, port_zero},
     config::{
         AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
         ServiceConfig, Via, WhenAllDown, forwarding_word,
     },
-    listeners::{self, Family, Listener, PortRange, implied_check_port},
+    listeners::{Family, Listener, PortRange},
     primes::{MAX_TABLE_SIZE, is_prime},
     table_size::{SLOTS_PER_BACKEND, TableSize},
     validate::enough_slots,
@@ -197,7 +198,7 @@ fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<
     });
     let address = section.text("address", findings, value::service_address);
     let wanted = "a list such as [\"198.51.100.10:80\", \"198.51.100.10:443/udp\"]";
-    let listen = section.texts("listen", wanted, findings, value::listener);
+    let listen = section.texts("listen", wanted, findings, |text| text.parse::<Listener>());
     if let Some(listen) = listen {
         if let Some(other) = address.map(|address| address.at).or(protocol.map(|protocol| protocol.at)) {
             let text = "listen says address and protocol of every listener; remove address and protocol".to_owned();
@@ -346,7 +347,7 @@ fn backend(
         let (ip, port) = address.value;
         let every = front.listen.iter().all(|listener| listener.ports == PortRange::EVERY);
         if port == Some(0) && !every {
-            findings.error(address.at, listeners::port_zero(&name.value));
+            findings.error(address.at, port_zero(&name.value));
         }
         SocketAddr::new(ip, port.unwrap_or(0))
     };

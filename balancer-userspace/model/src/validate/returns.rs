@@ -11,8 +11,9 @@ use foldhash::{HashMap, HashSet};
 
 use super::{Place, Valid};
 use crate::{
-    config::{BackendConfig, Protocol, ServiceConfig},
     listeners::Listener,
+    protocol::Protocol,
+    service::{BackendConfig, ServiceConfig},
     shared::by_name,
 };
 

@@ -1,0 +1,85 @@
+//! What is wanted of this machine, and what there is.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_core::controller::Controller;
+use balancer_dataplane::Attachment;
+use balancer_model::{
+    config::{OnExit, XdpMode},
+    listeners::Family,
+};
+
+/// What is wanted of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where the program is to be.
+    pub interfaces: Vec<String>,
+    /// How it is attached.
+    pub mode: XdpMode,
+    /// Whether IPv4 packets are translated.
+    pub v4: bool,
+    /// Whether IPv6 packets are.
+    pub v6: bool,
+    /// The VIPs that this machine is to have, with the names of their interfaces; `None`: the first, where they are
+    /// announced.
+    pub vips: BTreeSet<(Option<String>, IpAddr)>,
+    /// The names of interfaces that VIPs may come to, beside the first.
+    pub vip_interfaces: BTreeSet<String>,
+    /// Whether all its VIPs are to go, however the process ends, unless the data path outlives it. Those on
+    /// interfaces that are named are in any case.
+    pub guarded: bool,
+    /// Whether the data path is to outlive the process.
+    pub keep: bool,
+    /// Where metrics are.
+    pub metrics: Listen,
+    /// Whose the control socket is besides root.
+    pub group: Option<String>,
+}
+
+impl Wanted {
+    /// What a controller wants, which is `ready` for clients or not.
+    #[must_use]
+    pub fn by(controller: &Controller, ready: bool) -> Self {
+        let settings = controller.settings();
+        let translates = |family: Family| {
+            let mut services = controller.services().iter();
+            services.any(|service| service.forwarding() == Forwarding::Nat && service.family() == family)
+        };
+        Self {
+            interfaces: controller.interfaces().to_vec(),
+            mode: settings.xdp_mode,
+            v4: translates(Family::V4),
+            v6: translates(Family::V6),
+            vips: controller.assigned_vips(ready),
+            vip_interfaces: controller.vip_interfaces(),
+            guarded: settings.fleet.is_some(),
+            keep: settings.on_exit == OnExit::Keep,
+            metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },
+            group: settings.socket_group.clone(),
+        }
+    }
+}
+
+/// Where metrics are served, and whether with a page for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `None`: nowhere.
+    pub at: Option<SocketAddr>,
+    /// The page at `/`.
+    pub page: bool,
+}
+
+/// What there is on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Where the program is.
+    pub attached: Vec<Attachment>,
+    /// VIPs that a balancer has added, with the names of their interfaces.
+    pub vips: BTreeSet<(IpAddr, String)>,
+    /// What stands in the way of what is wanted, a sentence each.
+    pub troubles: Vec<String>,
+}

@@ -1,0 +1,50 @@
+//! Where links are pinned, and which are.
+
+use std::{fs, path::PathBuf};
+
+/// A pinned link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LinkPin {
+    pub(super) ifindex: u32,
+    pub(super) native: bool,
+    pub(super) path: PathBuf,
+}
+
+/// The directory of pins, where links are in it.
+#[derive(Clone, Debug)]
+pub(super) struct LinkPins(PathBuf);
+
+impl LinkPins {
+    pub(super) const fn new(directory: PathBuf) -> Self {
+        Self(directory)
+    }
+
+    /// Where a link to an interface is to be pinned.
+    pub(super) fn link(&self, ifindex: u32, native: bool) -> PathBuf {
+        self.0.join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
+    }
+
+    /// Where the link of the program that hands frames over is to be pinned.
+    pub(super) fn handover(&self, ifindex: u32, key: u64) -> PathBuf {
+        self.0.join(format!("HANDOVER-{ifindex}-{key:012x}"))
+    }
+
+    /// The pinned links of such programs on an interface.
+    pub(super) fn handovers(&self, ifindex: u32) -> Vec<PathBuf> {
+        let prefix = format!("HANDOVER-{ifindex}-");
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let of_interface = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        of_interface.map(|entry| entry.path()).collect()
+    }
+
+    /// The pinned links.
+    pub(super) fn links(&self) -> Vec<LinkPin> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let pins = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (ifindex, mode) = name.strip_prefix("LINK-")?.split_once('-')?;
+            Some(LinkPin { ifindex: ifindex.parse().ok()?, native: mode == "native", path: entry.path() })
+        });
+        pins.collect()
+    }
+}

@@ -1,0 +1,161 @@
+//! Where services and their backends are reached.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use balancer_common::map_types::Forwarding;
+
+use crate::{
+    check::{CheckConfig, Via},
+    listeners::{Family, Listener, PortRange},
+    protocol::Protocol,
+    service::{BackendConfig, ServiceConfig},
+};
+
+impl ServiceConfig {
+    /// The first listener, which a service has at least.
+    #[must_use]
+    pub fn first(&self) -> Listener {
+        let nowhere = Listener {
+            address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            ports: PortRange::EVERY,
+            protocol: Protocol::Tcp,
+        };
+        self.listen.first().copied().unwrap_or(nowhere)
+    }
+
+    /// Its listeners of one family.
+    pub fn listeners(&self, family: Family) -> impl Iterator<Item = Listener> {
+        self.listen.iter().copied().filter(move |listener| listener.family() == family)
+    }
+
+    /// The families of its clients, that of its first listener first.
+    #[must_use]
+    pub fn families(&self) -> Vec<Family> {
+        let first = self.first().family();
+        let other = self.listen.iter().map(Listener::family).find(|&family| family != first);
+        std::iter::once(first).chain(other).collect()
+    }
+
+    /// How many ids its backends take: each has one for each family.
+    #[must_use]
+    pub fn backend_ids(&self) -> usize {
+        self.backends.len() * self.families().len()
+    }
+
+    /// The port that a backend without one of its own has for a listener; 0: the packet's own.
+    #[must_use]
+    pub fn backend_port(&self, listener: Listener) -> u16 {
+        backend_port(&self.ports, listener)
+    }
+
+    /// The port that a check connects to which has none, at a backend that has none: that of the first TCP listener with
+    /// one port, else of the first listener with one; 0: there is none.
+    #[must_use]
+    pub fn implied_check_port(&self, family: Family) -> u16 {
+        implied_check_port(&self.listen, &self.ports, family)
+    }
+
+    /// Where a backend is reached by packets of a family. Without a port of its own it has that of the only listener, or 0
+    /// where there are several. `None`: it has no address that `forwarding` could use.
+    #[must_use]
+    pub fn backend_address(&self, backend: &BackendConfig, family: Family) -> Option<SocketAddr> {
+        let address = backend.address_for(family, self.forwarding)?;
+        let port = match (address.port(), self.listen.as_slice()) {
+            (0, [only]) => self.backend_port(*only),
+            (port, _) => port,
+        };
+        Some(SocketAddr::new(address.ip(), port))
+    }
+
+    /// Where `check` (the backend's own or the service's) of a backend connects to, for clients of `family`; port 0: the
+    /// check has none, and nor has the service one that answers connections.
+    #[must_use]
+    pub fn check_target(&self, backend: &BackendConfig, check: &CheckConfig, family: Family) -> Option<SocketAddr> {
+        let address = backend.address_for(family, self.forwarding)?;
+        let vip = self.listeners(family).next()?.address;
+        let host = match check.via {
+            Via::Backend => address.ip(),
+            Via::Service => vip,
+        };
+        let port = check.kind.port().or((address.port() != 0).then_some(address.port()));
+        Some(SocketAddr::new(host, port.unwrap_or_else(|| self.implied_check_port(family))))
+    }
+
+    /// Itself with the ports of backends left out where they are the only listener's anyway.
+    #[must_use]
+    pub fn normalised(mut self) -> Self {
+        let mut backends = std::mem::take(&mut self.backends);
+        for backend in &mut backends {
+            backend.address = self.without_implied_port(backend.address);
+            backend.address6 = backend.address6.map(|address| self.without_implied_port(address));
+        }
+        Self { backends, ..self }
+    }
+
+    /// `address` with port 0, if its port is the only listener's anyway.
+    #[must_use]
+    pub fn without_implied_port(&self, address: SocketAddr) -> SocketAddr {
+        let implied = match self.listen.as_slice() {
+            [only] => self.backend_port(*only),
+            _ => 0,
+        };
+        let port = if address.port() == implied { 0 } else { address.port() };
+        SocketAddr::new(address.ip(), port)
+    }
+
+    /// What is wrong with a port that somebody gave a backend called `name`.
+    ///
+    /// # Errors
+    /// When it is 0 and a listener is not for every port.
+    pub fn port_of(&self, name: &str, port: Option<u16>) -> Result<u16, String> {
+        let every = self.listen.iter().all(|listener| listener.ports == PortRange::EVERY);
+        match port {
+            Some(0) if !every => Err(port_zero(name)),
+            port => Ok(port.unwrap_or(0)),
+        }
+    }
+
+    /// A backend's address as it is shown: with a port only where it has one for all listeners, or the listener has every
+    /// port.
+    #[must_use]
+    pub fn shown_address(&self, backend: &BackendConfig) -> String {
+        let address = self.backend_address(backend, Family::of(backend.address.ip())).unwrap_or(backend.address);
+        if address.port() == 0 && self.listen.len() > 1 { address.ip().to_string() } else { address.to_string() }
+    }
+}
+
+/// What to say of a backend with port 0 where the listener has not every port.
+pub(crate) fn port_zero(name: &str) -> String {
+    format!("backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535")
+}
+
+fn backend_port(ports: &BTreeMap<u16, u16>, listener: Listener) -> u16 {
+    match listener.ports.single() {
+        Some(port) => ports.get(&port).copied().unwrap_or(port),
+        None => 0,
+    }
+}
+
+/// [`ServiceConfig::implied_check_port`].
+pub(crate) fn implied_check_port(listen: &[Listener], ports: &BTreeMap<u16, u16>, family: Family) -> u16 {
+    let single = |listener: &&Listener| listener.ports.single().is_some();
+    let tcp = |listener: &&Listener| listener.protocol == Protocol::Tcp && single(listener);
+    let of_family = || listen.iter().filter(|listener| listener.family() == family);
+    let listener = of_family().find(tcp).or_else(|| listen.iter().find(tcp)).or_else(|| of_family().find(single));
+    listener.map_or(0, |listener| backend_port(ports, *listener))
+}
+
+impl BackendConfig {
+    /// The address (port 0: the listener's) that packets of a family are sent to. Tunnels carry either family to any
+    /// address; where there is one of the packets' own family, they prefer it.
+    #[must_use]
+    pub fn address_for(&self, family: Family, forwarding: Forwarding) -> Option<SocketAddr> {
+        let all = [Some(self.address), self.address6];
+        let own = all.into_iter().flatten().find(|address| Family::of(address.ip()) == family);
+        let tunnel = matches!(forwarding, Forwarding::Ipip | Forwarding::Gue);
+        own.or(tunnel.then_some(self.address))
+    }
+}

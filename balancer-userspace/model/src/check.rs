@@ -1,0 +1,242 @@
+//! Health checks of the configuration.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use regex::bytes::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::value::quoted;
+
+/// A health check.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckConfig {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Which way.
+    #[serde(default)]
+    pub via: Via,
+    /// Time from the start of one check to the start of the next, before jitter; at least 100 ms.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// How long an answer may take; at least 100 ms, at most `interval`.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Instead of `interval` while a verdict is pending; at least 100 ms, at most `interval`.
+    pub fast_interval: Duration,
+    /// Consecutive failures that make a backend down; at least 1.
+    pub fall: u32,
+    /// Consecutive successes that make a backend up; at least 1.
+    pub rise: u32,
+}
+
+/// Which way a health check goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// To the backend's own address, as the kernel routes it.
+    #[default]
+    Backend,
+    /// To the service's VIP, by the backend's forwarding, as clients' packets go. Neither with `nat`, which makes the
+    /// backend's own address of the VIP, nor for programs.
+    Service,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum CheckKind {
+    /// No check: health stays `unknown`, which counts as up.
+    None,
+    /// A TCP connection is accepted.
+    Tcp {
+        /// Instead of the backend's port.
+        port: Option<u16>,
+    },
+    /// An HTTP/1.1 request is answered with an expected status.
+    Http(HttpCheck),
+    /// A program ends with exit code 0.
+    Exec(ExecCheck),
+}
+
+/// An HTTP health check.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HttpCheck {
+    /// Instead of the backend's port.
+    pub port: Option<u16>,
+    /// Over TLS.
+    pub tls: Option<Tls>,
+    /// `GET`, `HEAD`, `OPTIONS`, …
+    pub method: String,
+    /// Path and query, starting with a slash.
+    pub path: String,
+    /// The `Host` header, and without its port the server name in TLS; `None`: the backend's address.
+    pub host: Option<String>,
+    /// Accepted statuses.
+    pub expect_status: StatusRanges,
+    /// What the first 64 KiB of the body are tested for.
+    pub expect_body: Option<BodyTest>,
+}
+
+/// TLS under a health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// Whether the certificate must be valid, by the system's roots.
+    pub verify: bool,
+}
+
+/// What is wanted of a body.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "BodyText", into = "BodyText")]
+pub enum BodyTest {
+    /// The text occurs in it.
+    Contains(String),
+    /// The expression matches somewhere in it.
+    Matches(Regex),
+}
+
+/// A [`BodyTest`] as text.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BodyText {
+    Contains(String),
+    Matches(String),
+}
+
+impl From<BodyTest> for BodyText {
+    fn from(test: BodyTest) -> Self {
+        match test {
+            BodyTest::Contains(text) => Self::Contains(text),
+            BodyTest::Matches(expression) => Self::Matches(expression.as_str().to_owned()),
+        }
+    }
+}
+
+impl TryFrom<BodyText> for BodyTest {
+    type Error = regex::Error;
+
+    fn try_from(text: BodyText) -> Result<Self, regex::Error> {
+        Ok(match text {
+            BodyText::Contains(text) => Self::Contains(text),
+            BodyText::Matches(expression) => Self::Matches(Regex::new(&expression)?),
+        })
+    }
+}
+
+impl PartialEq for BodyTest {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Contains(one), Self::Contains(other)) => one == other,
+            (Self::Matches(one), Self::Matches(other)) => one.as_str() == other.as_str(),
+            (Self::Contains(_) | Self::Matches(_), _) => false,
+        }
+    }
+}
+
+/// A health check by a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecCheck {
+    /// What the program is told instead of the backend's port.
+    pub port: Option<u16>,
+    /// The program and its arguments; not empty.
+    pub command: Vec<String>,
+    /// The name of the user that it runs as.
+    #[serde(default = "ExecCheck::default_user")]
+    pub user: String,
+}
+
+impl ExecCheck {
+    /// Who may do least.
+    #[must_use]
+    pub fn default_user() -> String {
+        "nobody".to_owned()
+    }
+}
+
+/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. Not empty, each within 100–599.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusRanges(pub Vec<(u16, u16)>);
+
+impl StatusRanges {
+    /// Whether `status` lies in a range.
+    #[must_use]
+    pub fn contains(&self, status: u16) -> bool {
+        self.0.iter().any(|&(low, high)| (low..=high).contains(&status))
+    }
+}
+
+/// `200-399` or `200,204,301-302`.
+impl FromStr for StatusRanges {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let status = |text: &str| text.trim().parse().ok().filter(|status| (100..=599).contains(status));
+        let range = |part: &str| {
+            let (low, high) = part.split_once('-').unwrap_or((part, part));
+            Some((status(low)?, status(high)?)).filter(|(low, high): &(u16, u16)| low <= high)
+        };
+        text.split(',').map(range).collect::<Option<Vec<_>>>().map(Self).ok_or_else(|| {
+            format!(
+                "{} is not a set of HTTP statuses; write codes and ranges within 100-599, such as \"200-399\" or \"200,204\"",
+                quoted(text)
+            )
+        })
+    }
+}
+
+impl CheckKind {
+    /// The port checked instead of the backend's.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        match self {
+            Self::None => None,
+            Self::Tcp { port } => *port,
+            Self::Http(http) => http.port,
+            Self::Exec(exec) => exec.port,
+        }
+    }
+}
+
+/// `http GET /healthz`.
+impl fmt::Display for CheckKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Tcp { .. } => f.write_str("tcp"),
+            Self::Http(http) => {
+                let scheme = if http.tls.is_some() { "https" } else { "http" };
+                write!(f, "{scheme} {} {}", http.method, http.path)
+            }
+            Self::Exec(exec) => write!(f, "exec {}", exec.command.join(" ")),
+        }
+    }
+}
+
+/// `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`.
+impl fmt::Display for CheckConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        if self.kind == CheckKind::None {
+            return Ok(());
+        }
+        let [interval, timeout] = [self.interval, self.timeout].map(humantime::format_duration);
+        let via = match self.via {
+            Via::Backend => "",
+            Via::Service => " via service",
+        };
+        write!(f, "{via} every {interval}, timeout {timeout}, fall {}, rise {}", self.fall, self.rise)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses() {
+        assert_eq!("200-399".parse(), Ok(StatusRanges(vec![(200, 399)])));
+        assert_eq!("200, 204,301-302".parse(), Ok(StatusRanges(vec![(200, 200), (204, 204), (301, 302)])));
+        for wrong in ["", "200,", "399-200", "99", "600", "2xx", "200-300-400", "-200"] {
+            assert!(wrong.parse::<StatusRanges>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A service of the configuration.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use balancer_common::map_types::Forwarding;
+use serde::{Deserialize, Serialize};
+
+use crate::{check::CheckConfig, listeners::Listener, table_size::TableSize, vip::AssignVip};
+
+/// One `[[service]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceConfig {
+    /// Unique name, 1–63 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// The name that it is hashed under, where that is an earlier one.
+    #[serde(default)]
+    pub renamed_from: Option<String>,
+    /// Where it is reached: at least one, none twice, none another service's.
+    pub listen: Vec<Listener>,
+    /// `nat`: the ports of backends by those of listeners, where they differ.
+    #[serde(default)]
+    pub ports: BTreeMap<u16, u16>,
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// Slots of the lookup table.
+    pub table_size: TableSize,
+    /// What of a source address makes a client.
+    pub client_prefix: ClientPrefix,
+    /// How long a client is remembered; zero: the table alone decides.
+    #[serde(with = "humantime_serde")]
+    pub remember: Duration,
+    /// Where moved clients go when their home returns.
+    pub failback: Failback,
+    /// What happens when no backend is eligible.
+    pub when_all_down: WhenAllDown,
+    /// How long a returning backend takes to reach its full share of new clients.
+    #[serde(with = "humantime_serde")]
+    pub slow_start: Duration,
+    /// How long a draining backend keeps its known clients.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// What a failed health check does.
+    pub on_failure: OnFailure,
+    /// Whether a backend counts as down until its first verdict.
+    pub start_down: bool,
+    /// Whether clients that nobody takes are told so.
+    #[serde(default)]
+    pub reject: bool,
+    /// Whether this machine is given the VIPs, and where.
+    #[serde(default)]
+    pub assign_vip: AssignVip,
+    /// The health check of backends without one of their own.
+    pub check: CheckConfig,
+    /// Backends in file order; names are unique in the service.
+    pub backends: Vec<BackendConfig>,
+}
+
+impl ServiceConfig {
+    /// Slots of its lookup table, once all of its backends are reachable.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.table_size.slots(self.backends.len())
+    }
+
+    /// Whether it says what `other` says, but for backends.
+    #[must_use]
+    pub fn has_settings_of(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            renamed_from,
+            listen,
+            ports,
+            forwarding,
+            table_size,
+            client_prefix,
+            remember,
+            failback,
+            when_all_down,
+            slow_start,
+            drain_timeout,
+            on_failure,
+            start_down,
+            reject,
+            assign_vip,
+            check,
+            backends: _,
+        } = self;
+        *name == other.name
+            && *renamed_from == other.renamed_from
+            && *listen == other.listen
+            && *ports == other.ports
+            && *forwarding == other.forwarding
+            && *table_size == other.table_size
+            && *client_prefix == other.client_prefix
+            && *remember == other.remember
+            && *failback == other.failback
+            && *when_all_down == other.when_all_down
+            && *slow_start == other.slow_start
+            && *drain_timeout == other.drain_timeout
+            && *on_failure == other.on_failure
+            && *start_down == other.start_down
+            && *reject == other.reject
+            && *assign_vip == other.assign_vip
+            && *check == other.check
+    }
+}
+
+/// One `[[service.backend]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendConfig {
+    /// Unique in its service, 1–63 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// The name that it is hashed under, where that is an earlier one.
+    #[serde(default)]
+    pub renamed_from: Option<String>,
+    /// Its address. Port 0: the listener's.
+    pub address: SocketAddr,
+    /// Its address for listeners of the other family, IPv6; the port as above.
+    #[serde(default)]
+    pub address6: Option<SocketAddr>,
+    /// Share of new clients; 0 takes none.
+    pub weight: u16,
+    /// Used only when no primary backend is eligible.
+    pub backup: bool,
+    /// Overrides the service's check.
+    pub check: Option<Box<CheckConfig>>,
+}
+
+/// Prefix lengths that make a client of a source address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientPrefix {
+    /// 0–32.
+    pub v4: u8,
+    /// 0–128.
+    pub v6: u8,
+}
+
+/// Where moved clients go when their home backend returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failback {
+    /// They stay where they are.
+    Stay,
+    /// They go home.
+    Return,
+}
+
+/// What happens when no backend is eligible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenAllDown {
+    /// Steer as if every backend that is not in maintenance were up.
+    Open,
+    /// Drop, counted.
+    Drop,
+}
+
+/// What a failed health check does with known clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnFailure {
+    /// Nobody answers.
+    pub hard: FailureAction,
+    /// It answers, and the answer says no.
+    pub soft: FailureAction,
+}
+
+/// What becomes of the known clients of a failed backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureAction {
+    /// Moved at once.
+    Move,
+    /// Kept until the drain deadline.
+    Drain,
+}
+
+/// The configuration's word for a forwarding mode.
+#[must_use]
+pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::Dsr => "dsr",
+        Forwarding::Nat => "nat",
+        Forwarding::Ipip => "ipip",
+        Forwarding::Gue => "gue",
+    }
+}
