@@ -132,11 +132,12 @@ impl<'a> Ip<'a> {
     }
 
     /// The family again, as the packet itself says it. Where it was a constant of each path that lay on the stack, Linux 6.18.15
-    /// took the branch for IPv4 on all of them; of what a packet says the verifier knows nothing.
+    /// took the branch for IPv4 on all of them; of what a packet says the verifier knows nothing. Two bytes are read, as Linux
+    /// 6.1 does not understand how the end is compared with for one.
     #[inline(always)]
     #[must_use]
     pub fn version(&self) -> Option<u8> {
-        let [first]: [u8; 1] = self.header.load(0)?;
+        let [first, _]: [u8; 2] = self.header.load(0)?;
         Some(first >> 4)
     }
 
@@ -149,6 +150,30 @@ impl<'a> Ip<'a> {
             | (self.protocol as u64) << 32
             | (self.fragment.offset as u64 & FRAGMENT_OFFSET_MASK) << 40
             | (self.fragment.more as u64) << 56
+    }
+
+    /// The whole packet in `frame` of which [`Ip::place`] said `place`, with the given TTL, as far as headers are rewritten:
+    /// without addresses and length.
+    #[inline(always)]
+    #[must_use]
+    pub fn placed(frame: Packet<'a>, place: u64, ttl: u8) -> Option<Self> {
+        let mut ip = Self {
+            header: frame,
+            l4: frame,
+            l3_offset: 0,
+            family: 0,
+            protocol: 0,
+            ttl,
+            fragment: Fragment::NONE,
+            well_formed: true,
+            length: 0,
+            headers_length: 0,
+            source: [0; 4],
+            destination: [0; 4],
+        };
+        ip.put(frame, place);
+        ip.family = if ip.version()? == 4 { FAMILY_V4 } else { FAMILY_V6 };
+        Some(ip)
     }
 
     /// Takes over what [`Ip::place`] said of this packet, which lies in `frame`.

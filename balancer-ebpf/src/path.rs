@@ -54,7 +54,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
     let Some(listener) = service::of_port(control, control::listeners(control), ip, ports.destination) else {
-        return not_for_a_service(control, ip, ports.source);
+        return not_for_a_service(control, ingress, ip, ports.source);
     };
     let service = listener.service;
     if rules::may_concern(service, ip.family, &ip.source) {
@@ -71,12 +71,11 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
 }
 
 #[inline(always)]
-fn not_for_a_service(control: &'static Control, ip: &Ip<'_>, source_port: u16) -> Step {
+fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, source_port: u16) -> Step {
     if control.flags & CONTROL_RETURNS == 0 {
         return Step::PASS;
     }
-    match returns::find(control, ip, source_port) {
-        Some(row) => Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header }),
-        None => Step::PASS,
-    }
+    let Some(row) = returns::find(control, ip, source_port) else { return Step::PASS };
+    let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });
+    forward::nat::to_client_again(ingress, ip, row, step)
 }

@@ -41,10 +41,6 @@ fn source(header: Packet<'_>, family: u8) -> Option<[u32; 4]> {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_sample(context: *mut xdp_md, which: u64, bytes: u64) -> u64 {
-    let family = (which >> 32) as u8;
-    // SAFETY: `take` passes the program's context on.
-    let frame = unsafe { Ingress::new(context) }.frame();
-    let Some(source) = source(frame.skip((which >> 48 & parse::L3_OFFSET_MASK) as usize), family) else { return 0 };
     let Some(control) = control::words() else { return 0 };
     // SAFETY: a reference is valid for reads; the controller writes the word in one piece.
     let interval = unsafe { (&raw const control.sample_interval).read_volatile() };
@@ -62,13 +58,26 @@ extern "C" fn balancer_sample(context: *mut xdp_md, which: u64, bytes: u64) -> u
     if !stats::sample_after(backend, gap) {
         return 0;
     }
-    let sample =
-        Sample { source, bytes: bytes as u32, service: which as u16, backend, family: u32::from(family), reserved: 0 };
-    let entry = SAMPLES.reserve::<Sample>(0);
-    stats::count_sample(entry.is_some());
-    if let Some(mut entry) = entry {
-        entry.write(sample);
-        entry.submit(BPF_RB_NO_WAKEUP);
-    }
+    let Some(mut entry) = SAMPLES.reserve::<Sample>(0) else {
+        stats::count_sample(false);
+        return 0;
+    };
+    stats::count_sample(true);
+    let family = (which >> 32) as u8;
+    // SAFETY: `take` passes the program's context on.
+    let frame = unsafe { Ingress::new(context) }.frame();
+    let Some(source) = source(frame.skip((which >> 48 & parse::L3_OFFSET_MASK) as usize), family) else {
+        entry.discard(BPF_RB_NO_WAKEUP);
+        return 0;
+    };
+    entry.write(Sample {
+        source,
+        bytes: bytes as u32,
+        service: which as u16,
+        backend,
+        family: u32::from(family),
+        reserved: 0,
+    });
+    entry.submit(BPF_RB_NO_WAKEUP);
     0
 }

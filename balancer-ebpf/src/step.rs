@@ -387,6 +387,13 @@ impl Step {
         self.0 & 0xff == kind as u64
     }
 
+    /// Whether the packet leaves.
+    #[inline(always)]
+    pub(crate) const fn sends(self) -> bool {
+        let kind = self.0 & 0xff;
+        Kind::Tx as u64 <= kind && kind <= Kind::Handed as u64
+    }
+
     /// Whether no step is left.
     #[inline(always)]
     pub(crate) const fn is_last(self) -> bool {

@@ -57,6 +57,8 @@ enum Finder {
     Rereading,
     /// What is looked at of a configuration that shares services with a valid one, against a look at everything.
     Valid,
+    /// Replies whose next hops are known from a moment ago.
+    Packets,
 }
 
 impl Finder {
@@ -69,8 +71,9 @@ impl Finder {
             "races" => Ok(Self::Races),
             "rereading" => Ok(Self::Rereading),
             "valid" => Ok(Self::Valid),
+            "packets" => Ok(Self::Packets),
             _ => bail!(
-                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\", \"rereading\" or \"valid\""
+                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\", \"rereading\", \"valid\" or \"packets\""
             ),
         }
     }
@@ -83,6 +86,7 @@ impl Finder {
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
             Self::Rereading => ["--package=balancer-tests", "--test=dataplane", "rereading::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace)::/)"],
+            Self::Packets => ["--package=balancer-tests", "--test=packets", "recent_hops::"],
             Self::Valid => ["--package=balancer-model", "--lib", "--filterset=test(/(validate|pieces)::/)"],
         }
     }

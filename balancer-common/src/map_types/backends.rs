@@ -139,6 +139,15 @@ pub struct ReturnRow {
     pub interfaces: u64,
 }
 
+impl ReturnRow {
+    /// The port that replies come from, to clients; `None`: the packet's own.
+    #[inline(always)]
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        (self.vip_port != 0).then_some(self.vip_port)
+    }
+}
+
 const _: () = {
     assert!(size_of::<BackendRow>() == 64 && size_of::<BackendRows>() == 128);
     assert!(size_of::<ReturnRow>() == 64);

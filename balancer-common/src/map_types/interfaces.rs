@@ -73,6 +73,9 @@ pub struct NeighbourAsked {
 /// Neighbours that are asked for, at most; the oldest make room.
 pub const MAX_ASKED: u32 = 4096;
 
+/// Next hops of clients that each CPU keeps for a moment.
+pub const RECENT_HOPS_OF_CPU: u32 = 2048;
+
 const _: () = {
     assert!(size_of::<InterfaceRow>() == 64);
     assert!(size_of::<NeighbourWanted>() == 24);

@@ -5,6 +5,7 @@ pub(crate) mod encapsulate;
 pub(crate) mod mark;
 pub(crate) mod nat;
 pub(crate) mod neighbour;
+mod recent_hops;
 pub mod rewrite;
 mod sent;
 mod tunnel;

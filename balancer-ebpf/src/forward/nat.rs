@@ -1,5 +1,6 @@
 //! Network address translation without state: the way there by the backend's row, the way back by the return table.
 
+use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
     map_types::{ReturnRow, ServiceKey},
@@ -10,7 +11,8 @@ use crate::{
     backends::Reachable,
     control,
     forward::{
-        neighbour::{self, Hop, Route},
+        neighbour,
+        recent_hops::RecentHop,
         rewrite::{self, End, Translation},
     },
     found::Found,
@@ -18,7 +20,7 @@ use crate::{
     packet::Packet,
     parse::Ip,
     returns, station,
-    step::{Carries, ErrorToClient, IcmpError, Kind, Step, ToClient, Told},
+    step::{Carries, ErrorToClient, Kind, Step, ToClient, Told},
 };
 
 /// One end of `ip`, a VIP and its port `old` (network order), becomes the backend's. `port` is the backend's for the
@@ -43,7 +45,7 @@ fn back(row: &ReturnRow, end: End) -> Translation {
     Translation {
         end,
         address: row.vip,
-        port: (row.vip_port != 0).then_some(row.vip_port),
+        port: row.port(),
         address_delta: u64::from(row.address_delta),
         l4_delta: u64::from(row.l4_delta),
     }
@@ -71,6 +73,44 @@ pub(crate) fn to_backend(
         .ok_or(DropReason::Malformed)
 }
 
+/// [`to_client`] for a reply whose next hop was found a moment ago; `otherwise` for any other.
+#[inline(always)]
+pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static ReturnRow, otherwise: Step) -> Step {
+    // SAFETY: as in `way_back`.
+    let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
+    if !expected || ip.ttl <= 1 {
+        return otherwise;
+    }
+    match neighbour::recent(ingress, ip, &row.vip) {
+        Some(hop) => Step::of_word(sent_again(ingress.context(), row, hop, ip.place(), ip.ttl.into())),
+        None => otherwise,
+    }
+}
+
+/// A function, so that what it has on the stack does not add to what the path's steps have on theirs.
+#[inline(never)]
+extern "C" fn sent_again(
+    context: *mut xdp_md,
+    row: &'static ReturnRow,
+    hop: &'static RecentHop,
+    place: u64,
+    ttl: u64,
+) -> u64 {
+    // SAFETY: the function above passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let frame = ingress.frame();
+    let written = Ip::placed(frame, place, ttl as u8).and_then(|ip| {
+        rewrite::translate_ip(&ip, End::Source, &row.vip, row.address_delta.into())?;
+        rewrite::translate_l4(&ip, End::Source, row.port(), row.l4_delta.into())?;
+        rewrite::macs(frame, hop.destination_mac, hop.source_mac)
+    });
+    let step = match written {
+        Some(()) => Step::send(ingress.ifindex(), hop.egress),
+        None => Step::drop(DropReason::Malformed),
+    };
+    step.word()
+}
+
 /// Turns a backend's reply into the VIP's and sends it to the client, where the kernel's routes say.
 #[inline(always)]
 pub(crate) fn to_client(found: &Found, told: Told<ToClient>) -> Step {
@@ -79,12 +119,12 @@ pub(crate) fn to_client(found: &Found, told: Told<ToClient>) -> Step {
     let Some(control) = control::words() else { return Step::PASS };
     let key = ServiceKey { address: ip.source, port, protocol, family: ip.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
-    let hop = match way_back(*ingress, ip, row) {
-        Ok(hop) => hop,
-        Err(end) => return end,
-    };
+    let way = way_back(*ingress, ip, row);
+    if !way.sends() {
+        return way;
+    }
     let written = rewrite::translate(ip, carries, &back(row, End::Source));
-    send(*ingress, *frame, &hop, written)
+    send(way, *frame, written)
 }
 
 /// Sends an ICMP error about a packet from the VIP to the backend that the packet came from.
@@ -119,42 +159,46 @@ pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step 
     let Some(inner) = found.quoted() else { return Step::PASS };
     let key = ServiceKey { address: inner.destination, port, protocol: inner.protocol, family: inner.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
-    let hop = match way_back(*ingress, ip, row) {
-        Ok(hop) => hop,
+    let way = way_back(*ingress, ip, row);
+    if way.is(Kind::IcmpError) {
         // No error about an error.
-        Err(end) if end.is(Kind::IcmpError) => return Step::drop(DropReason::TooBig),
-        Err(end) => return end,
-    };
-    let source_delta = checksum::replace_address(&ip.source, &row.vip);
+        return Step::drop(DropReason::TooBig);
+    }
+    if !way.sends() {
+        return way;
+    }
+    let Some(left) = rewrite::leaving(ip, End::Source) else { return Step::drop(DropReason::Malformed) };
+    let source_delta = left + checksum::sum_address(&row.vip);
     let written = rewrite::translate_ip(ip, End::Source, &row.vip, source_delta)
         .and_then(|()| rewrite::translate_quoted(ip, &inner, source_delta, &back(row, End::Destination)));
-    send(*ingress, *frame, &hop, written)
+    send(way, *frame, written)
 }
 
-/// The next hop to the client. A packet for this machine itself (the answer to a health check) passes unchanged, and the
+/// How a packet leaves for the client. One for this machine itself (the answer to a health check) passes unchanged, and the
 /// sender of one that is too big is shown what it sent, so the way is looked up before anything is written. (The kernel
 /// cannot be left to tell it: it forwards IPv6 only if it does so on all interfaces.)
 ///
 /// A packet that came in by another interface than the backend's may be anybody's who says that it is the backend.
 #[inline(always)]
-fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Result<Hop, Step> {
+fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
     let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
-    match neighbour::route(ingress, ip, &row.vip) {
-        Route::Kernel => Err(Step::PASS),
-        _ if !expected => Err(Step::drop(DropReason::WrongInterface)),
-        Route::Hop(_) if ip.ttl <= 1 => Err(Step::drop(DropReason::TtlExceeded)),
-        Route::Hop(hop) => Ok(hop),
-        Route::TooBig(mtu) => Err(Step::to(IcmpError::TooBig(mtu))),
-        Route::None(reason) => Err(Step::drop(reason)),
+    let way = neighbour::route(ingress, ip, &row.vip);
+    if way.is(Kind::Pass) {
+        way
+    } else if !expected {
+        Step::drop(DropReason::WrongInterface)
+    } else if way.sends() && ip.ttl <= 1 {
+        Step::drop(DropReason::TtlExceeded)
+    } else {
+        way
     }
 }
 
 #[inline(always)]
-fn send(ingress: Ingress, frame: Packet<'_>, hop: &Hop, written: Option<()>) -> Step {
-    match written.and_then(|()| rewrite::macs(frame, hop.destination_mac, hop.source_mac)) {
-        Some(()) if hop.ifindex == 0 => Step::HANDED,
-        Some(()) => Step::send(ingress.ifindex(), hop.ifindex),
+fn send(way: Step, frame: Packet<'_>, written: Option<()>) -> Step {
+    match written.and_then(|()| neighbour::macs()).and_then(|(to, from)| rewrite::macs(frame, to, from)) {
+        Some(()) => way,
         None => Step::drop(DropReason::Malformed),
     }
 }

@@ -18,30 +18,19 @@ use balancer_common::{
 
 use crate::{
     devices,
-    forward::{mark, waiting},
+    forward::{
+        mark,
+        recent_hops::{Question, RecentHop},
+        waiting,
+    },
     ingress::Ingress,
     parse::Ip,
     puzzles::{self, Puzzle},
+    step::{IcmpError, Step},
 };
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-
-/// How a frame leaves. By interface 0: handed over, and the addresses are the mark.
-pub(crate) struct Hop {
-    pub(crate) ifindex: u32,
-    pub(crate) source_mac: Mac,
-    pub(crate) destination_mac: Mac,
-}
-
-pub(crate) enum Route {
-    Hop(Hop),
-    /// The kernel takes it: this machine's own.
-    Kernel,
-    /// Nothing longer than this fits the way.
-    TooBig(u32),
-    None(DropReason),
-}
 
 /// The lookup under way. Not on the stack, of which it would take an eighth, and where the kernel does not allow words of
 /// a MAC address to be read at any alignment.
@@ -97,38 +86,77 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
     Some(needed)
 }
 
-/// The next hop of a packet from `source` to `ip`'s destination.
+/// The next hop of a packet from `source` to `ip`'s destination, if XDP sends it and the kernel has said so a moment ago.
 #[inline(always)]
-pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Route {
+pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option<&'static RecentHop> {
+    let hop = Question { ingress: ingress.ifindex(), ip, source }.recent()?;
+    let is_good = !devices::kernel_sends(ip, ingress.ifindex(), hop.egress) && fits(ingress, ip, hop.egress, hop.mtu);
+    is_good.then_some(hop)
+}
+
+/// How a packet from `source` to `ip`'s destination leaves: a step that sends it, to the [`macs`] that are known from then
+/// on. Or what becomes of it otherwise; it passes where the kernel takes it, as this machine's own.
+#[inline(always)]
+pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Step {
     let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source) else {
-        return Route::None(DropReason::NoRoute);
+        return Step::drop(DropReason::NoRoute);
     };
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS => {
             // SAFETY: a row of this CPU, as in `ask`. A lookup that succeeds leaves the way's MTU here, or 0 (kernels
             // before 5.12).
-            let (egress, mtu) = unsafe { ((*query).ifindex, usize::from((*query).__bindgen_anon_1.mtu_result)) };
-            if mtu != 0 && ip.length > mtu && egress != ingress.ifindex() {
-                return Route::TooBig(mtu as u32);
+            let (egress, mtu) = unsafe { ((*query).ifindex, (*query).__bindgen_anon_1.mtu_result) };
+            if devices::kernel_sends(ip, ingress.ifindex(), egress) {
+                return handed_if_it_fits(ingress, ip, egress, mtu);
             }
-            if devices::kernel_sends(ip, ingress.ifindex(), egress) && balancer_hand_over() == 0 {
-                return Route::None(DropReason::NoRoute);
-            }
+            // SAFETY: as above.
+            let (source_mac, destination_mac) = unsafe { ((*query).smac, (*query).dmac) };
+            Question { ingress: ingress.ifindex(), ip, source }.answered(egress, source_mac, destination_mac, mtu);
+            sent(ingress, ip, egress, mtu)
         }
-        BPF_FIB_LKUP_RET_NO_NEIGH => {
-            if balancer_hand_over_waiting() == 0 {
-                return Route::None(DropReason::NoNeighbour);
-            }
-        }
-        BPF_FIB_LKUP_RET_NOT_FWDED => return Route::Kernel,
+        BPF_FIB_LKUP_RET_NO_NEIGH if balancer_hand_over_waiting() != 0 => Step::HANDED,
+        BPF_FIB_LKUP_RET_NO_NEIGH => Step::drop(DropReason::NoNeighbour),
+        BPF_FIB_LKUP_RET_NOT_FWDED => Step::PASS,
         _ => {
             puzzles::tell(Puzzle::NoRoute, answer);
-            return Route::None(DropReason::NoRoute);
+            Step::drop(DropReason::NoRoute)
         }
     }
-    // SAFETY: as above; read now, as it may have become the mark.
-    let query = unsafe { &*query };
-    Route::Hop(Hop { ifindex: query.ifindex, source_mac: query.smac, destination_mac: query.dmac })
+}
+
+#[inline(always)]
+fn sent(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> Step {
+    if fits(ingress, ip, egress, mtu) {
+        Step::send(ingress.ifindex(), egress)
+    } else {
+        Step::to(IcmpError::TooBig(mtu.into()))
+    }
+}
+
+#[inline(always)]
+fn handed_if_it_fits(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> Step {
+    if !fits(ingress, ip, egress, mtu) {
+        Step::to(IcmpError::TooBig(mtu.into()))
+    } else if balancer_hand_over() == 0 {
+        Step::drop(DropReason::NoRoute)
+    } else {
+        Step::HANDED
+    }
+}
+
+/// Whether a packet is not longer than its way's MTU (0: not known).
+#[inline(always)]
+fn fits(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> bool {
+    mtu == 0 || ip.length <= usize::from(mtu) || egress == ingress.ifindex()
+}
+
+/// The addresses that a frame leaves with, destination first, once [`route`] has found its way. Those of one that is handed
+/// over are its mark.
+#[inline(always)]
+pub(crate) fn macs() -> Option<(Mac, Mac)> {
+    // SAFETY: as in `ask`.
+    let query = unsafe { &*QUERY.get_ptr(0)? };
+    Some((query.dmac, query.smac))
 }
 
 /// Makes a mark of the addresses that the lookup has found. A function of its own, so that the verifier sees what follows
@@ -160,7 +188,6 @@ extern "C" fn balancer_hand_over_waiting() -> u64 {
 
 #[inline(always)]
 fn mark(query: &mut FibLookup) {
-    query.ifindex = 0;
     query.smac = mark::own_source();
     query.dmac = Handed::Client.destination();
 }

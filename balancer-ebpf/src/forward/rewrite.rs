@@ -74,7 +74,7 @@ pub(crate) fn translate(ip: &Ip<'_>, carries: Carries, new: &Translation) -> Opt
     translate_ip(ip, new.end, &new.address, new.address_delta)?;
     match carries {
         Carries::Nothing => Some(()),
-        Carries::Header => translate_l4(ip, new),
+        Carries::Header => translate_l4(ip, new.end, new.port, new.l4_delta),
     }
 }
 
@@ -102,6 +102,17 @@ pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
     } else {
         let [a, b, c, d]: [u32; 4] = ip.header.load(v6_address(end))?;
         Some(u64::from(!a) + u64::from(!b) + u64::from(!c) + u64::from(!d))
+    }
+}
+
+/// Where the packet goes: network order, IPv4 in the first word. Read from the packet again, as above.
+#[inline(always)]
+#[must_use]
+pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
+    if ip.family == FAMILY_V4 {
+        Some([ip.header.load(v4_address(End::Destination))?, 0, 0, 0])
+    } else {
+        ip.header.load(v6_address(End::Destination))
     }
 }
 
@@ -156,12 +167,13 @@ const fn port(end: End) -> usize {
 const TCP_CHECK: usize = offset_of!(TcpHdr, check);
 const UDP_CHECK: usize = offset_of!(UdpHdr, check);
 
+/// Replaces one port of the TCP or UDP header, unless it stays.
 #[inline(always)]
-fn translate_l4(ip: &Ip<'_>, new: &Translation) -> Option<()> {
-    if let Some(number) = new.port {
-        ip.l4.store(port(new.end), number)?;
+#[must_use]
+pub(crate) fn translate_l4(ip: &Ip<'_>, end: End, number: Option<u16>, delta: u64) -> Option<()> {
+    if let Some(number) = number {
+        ip.l4.store(port(end), number)?;
     }
-    let delta = new.l4_delta;
     if ip.protocol == TCP {
         ip.l4.store(TCP_CHECK, checksum::apply(ip.l4.load(TCP_CHECK)?, delta))
     } else {

@@ -20,6 +20,7 @@ mod martian;
 mod nat;
 mod nat_return;
 mod pass;
+mod recent_hops;
 mod reject;
 mod replaced;
 mod rules;

@@ -9,7 +9,7 @@ use balancer_testkit::{
 use crate::cases::{Case, Then, handed, run};
 
 /// What a backend's reply looks like on its way to the client.
-fn restored(frame: &Frame, vip: &str) -> Frame {
+pub(crate) fn restored(frame: &Frame, vip: &str) -> Frame {
     Frame {
         destination_mac: ROUTER_MAC,
         source_mac: IN_MAC,

@@ -6,7 +6,9 @@ use anyhow::Context as _;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::Level;
 use balancer_common::{
-    map_types::{Control, LAYOUT_VERSION, MAX_LISTENERS, MAX_RULES, SAMPLE_INTERVAL, SLOTS_PER_LINE},
+    map_types::{
+        Control, LAYOUT_VERSION, MAX_LISTENERS, MAX_RULES, RECENT_HOPS_OF_CPU, SAMPLE_INTERVAL, SLOTS_PER_LINE,
+    },
     seen,
     service_table::TableView,
 };
@@ -187,6 +189,7 @@ impl Numbers<'_> {
             .map_max_entries("BACKEND_STATS", blocks * capacity.backends)
             .map_max_entries("LISTENER_STATS", blocks * MAX_LISTENERS)
             .map_max_entries("RULE_STATS", blocks * MAX_RULES)
+            .map_max_entries("RECENT_HOPS", blocks * RECENT_HOPS_OF_CPU)
             .map_max_entries("BACKEND_HISTORY", capacity.backends)
             .load(OBJECT)
             .map_err(not_loaded)?;

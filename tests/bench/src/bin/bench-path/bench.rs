@@ -7,15 +7,15 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_bench::asm::{Program, ProgramArray, Register, constant};
-use balancer_testkit::prog_run;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     XDP_TX,
     feeder::feeder,
     gate::{Figure, TOLERANCE, TOLERANCE_OF_MISSES},
+    ground,
     paths::{self, Path},
-    scene::{LOOPBACK, Scene},
+    scene::Scene,
     yardsticks::{self, LRU_HASH, Yardstick},
 };
 
@@ -41,7 +41,7 @@ impl Runner {
     /// after, so what counts is the thread's CPU time; the system call's own is the same for all.
     fn run(&mut self) -> Result<u32> {
         let start = cpu_time()?;
-        let ran = prog_run::run(self.program.as_fd(), &self.frame, LOOPBACK, PACKETS)?;
+        let ran = ground::run(self.program.as_fd(), &self.frame, PACKETS)?;
         let ns = (cpu_time()? - start).as_nanos() as f64 / f64::from(PACKETS);
         self.runs.push(ns);
         self.frame = ran.frame;

@@ -5,6 +5,8 @@ use balancer_bench::asm::{Program, ProgramArray, Register, Size};
 const CONTEXT: Register = Register::R6;
 const FRAME: Register = Register::R7;
 const END: Register = Register::R8;
+/// The Ethernet type.
+const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// What a feeder does to a frame.
 #[derive(Clone, Debug)]
@@ -60,7 +62,7 @@ fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
         .set_double(Register::R2, u64::from(first))
         .swap_word(Register::R2);
     // IPv4: source, destination. IPv6: the prefix's two words, of which the second changes.
-    let (start, kept) = if at == super::paths::V4_SOURCE { (at, at + 4) } else { (at - 4, at - 4) };
+    let (start, kept) = if frame[12..14] == IPV6 { (at - 4, at - 4) } else { (at, at + 4) };
     let constant = bytes(frame, kept, Size::Word);
     let program = if kept > at {
         program.set_double(Register::R1, constant << 32)

@@ -16,6 +16,7 @@
 mod bench;
 mod feeder;
 mod gate;
+mod ground;
 mod live;
 mod paths;
 mod recorded;
@@ -25,12 +26,12 @@ mod yardsticks;
 
 use std::{io, process::ExitCode};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use balancer_bench::machine;
 use balancer_testkit::outcome::outcome;
 use clap::Parser;
 use nix::{
-    sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare},
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
 };
 
@@ -66,7 +67,6 @@ fn main() -> ExitCode {
 
 fn perform(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
-    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
     // The program's counters and its limits are each CPU's own.
     let mut cpus = CpuSet::new();
     cpus.set(sched_getcpu()?)?;
@@ -75,8 +75,10 @@ fn perform(options: &Options) -> Result<()> {
         eprintln!("other work on this CPU will be felt: {error}");
     }
     if options.live {
-        live::perform(options.rounds, options.json)
-    } else if options.check {
+        return live::perform(options.rounds, options.json);
+    }
+    ground::enter()?;
+    if options.check {
         check(options.rounds)
     } else if options.record {
         record(options.rounds)

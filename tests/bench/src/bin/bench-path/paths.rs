@@ -1,9 +1,10 @@
 //! What is measured.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use balancer_bench::asm::Size;
 use balancer_common::map_types::Forwarding;
+use balancer_core::io::BackendId;
 use balancer_model::config::Protocol;
 use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Where the source address is.
-pub(crate) const V4_SOURCE: i16 = 26;
+const V4_SOURCE: i16 = 26;
 /// Where the source address's second word is.
 const V6_SOURCE: i16 = 26;
 /// An outer header is written over it, and whether a frame is for this machine is read from eight bytes.
@@ -22,9 +23,12 @@ const V4_TYPE: (i16, Size) = (12, Size::Half);
 const V4_TTL: (i16, Size) = (22, Size::Half);
 const V4_PORTS: (i16, Size) = (34, Size::Word);
 const V6_HOP_LIMIT: (i16, Size) = (20, Size::Half);
+const V6_SOURCE_END: (i16, Size) = (30, Size::Double);
 const V6_DESTINATION: [(i16, Size); 2] = [(38, Size::Double), (46, Size::Double)];
 const V6_PORTS: (i16, Size) = (54, Size::Word);
 
+/// Who gets replies, by family.
+const CLIENTS: [&str; 2] = ["172.16.0.1:40000", "[2001:db8:c:1::9]:40000"];
 const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
 /// Of datagrams: services have one key here, and so an entry for a client of one of them is in another's way.
 const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
@@ -42,6 +46,12 @@ pub(crate) struct Service {
     pub(crate) forwarding: Forwarding,
     /// Whether clients are remembered.
     pub(crate) remembers: bool,
+}
+
+impl Service {
+    fn is_v6(&self) -> bool {
+        self.address.starts_with('[')
+    }
 }
 
 const fn service(address: &'static str, protocol: Protocol, forwarding: Forwarding, remembers: bool) -> Service {
@@ -63,6 +73,25 @@ pub(crate) const SERVICES: [Service; 11] = [
     service("[2001:db8:f::3]:80", Protocol::Tcp, Forwarding::Nat, false),
 ];
 
+/// Backends of each service.
+pub(crate) const BACKENDS: u16 = 8;
+
+/// The backends of a service.
+pub(crate) fn backends(service: usize) -> impl Iterator<Item = BackendId> {
+    (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
+}
+
+/// Where a backend listens: of the family of its service.
+pub(crate) fn backend(id: BackendId) -> SocketAddr {
+    let service = usize::from((id.0 - 1) / BACKENDS);
+    let ip = if SERVICES[service].is_v6() {
+        Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(id.0)).into()
+    } else {
+        Ipv4Addr::from_bits(u32::from_be_bytes([10, 0, 0, 0]) | u32::from(id.0)).into()
+    };
+    SocketAddr::new(ip, 8080)
+}
+
 /// The service with a rule, which concerns none of the clients.
 pub(crate) const RULED: usize = 9;
 
@@ -79,6 +108,8 @@ pub(crate) struct Path {
     pub(crate) service: Option<usize>,
     /// Where its packets come from.
     pub(crate) clients: Clients,
+    /// Whether its packets are a backend's, to a client.
+    pub(crate) replies: bool,
     /// Of its TCP segments.
     flags: u8,
     /// What makes the next packet; `None`: the program's own output.
@@ -93,9 +124,14 @@ impl Path {
         self.packet(self.flags).bytes()
     }
 
+    /// The backend that its replies come from.
+    fn replier(&self) -> Option<SocketAddr> {
+        backends(self.service?).next().map(backend)
+    }
+
     fn packet(&self, flags: u8) -> Frame {
         let service = self.service.map(|index| &SERVICES[index]);
-        let v6 = self.service.is_some_and(|index| SERVICES[index].address.starts_with('['));
+        let v6 = self.service.is_some_and(|index| SERVICES[index].is_v6());
         let udp = service.is_some_and(|service| service.protocol == Protocol::Udp);
         let transport = if udp { Transport::Udp } else { Transport::Tcp(flags) };
         let nobody = if self.name.contains("IPv6") { "[2001:db8:e::1]:80" } else { "203.0.113.9:80" };
@@ -104,6 +140,10 @@ impl Path {
             "[2001:db8:c:1::9]:40000".to_owned()
         } else {
             format!("{}:40000", Ipv4Addr::from_bits(self.clients.first))
+        };
+        let (source, destination) = match self.replier() {
+            Some(backend) if self.replies => (backend.to_string(), CLIENTS[usize::from(v6)]),
+            _ => (source, destination),
         };
         let mut frame = Frame::new(&source, destination, transport);
         frame.payload = vec![0; 18];
@@ -117,13 +157,23 @@ impl Path {
 }
 
 fn path(name: &str, target: &'static str, service: Option<usize>) -> Path {
-    let v6 = service.is_some_and(|index| SERVICES[index].address.starts_with('['));
+    let v6 = service.is_some_and(|index| SERVICES[index].is_v6());
     let clients = if v6 {
         Clients { at: V6_SOURCE, first: FIRST_V6, count: 1 }
     } else {
         Clients { at: V4_SOURCE, first: FIRST_V4, count: 1 }
     };
-    Path { name: name.to_owned(), target, scene: Place::Settled, service, clients, flags: ACK, feed: None, grows: 0 }
+    Path {
+        name: name.to_owned(),
+        target,
+        scene: Place::Settled,
+        service,
+        clients,
+        replies: false,
+        flags: ACK,
+        feed: None,
+        grows: 0,
+    }
 }
 
 impl Path {
@@ -140,6 +190,17 @@ impl Path {
 
     fn of_many(self) -> Self {
         self.fed(MILLION, &[])
+    }
+
+    /// From the service's first backend to a client.
+    fn replying(mut self, restores: &[(i16, Size)]) -> Self {
+        self.replies = true;
+        self.clients.first = match self.replier().map(|backend| backend.ip()) {
+            Some(IpAddr::V4(address)) => address.to_bits(),
+            Some(IpAddr::V6(address)) => (address.to_bits() >> 64) as u32,
+            None => 0,
+        };
+        self.fed(1, restores)
     }
 
     fn opening_each(mut self) -> Self {
@@ -217,6 +278,8 @@ pub(crate) fn all() -> Vec<Path> {
         path("IPv4 TCP nat (fed)", "dsr + 8", Some(6)).fed(1, &[V4_TTL, V4_PORTS]),
         path("IPv6 TCP nat (fed)", "IPv6 dsr + 8", Some(10))
             .fed(1, &[V6_HOP_LIMIT, V6_DESTINATION[0], V6_DESTINATION[1], V6_PORTS]),
+        path("IPv4 TCP nat, reply (fed)", "60", Some(6)).replying(&[V4_TTL, V4_PORTS]),
+        path("IPv6 TCP nat, reply (fed)", "", Some(10)).replying(&[V6_HOP_LIMIT, V6_SOURCE_END, V6_PORTS]),
         path("IPv4 TCP ipip (fed)", "0.4 of Katran", Some(7)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(20),
         path("IPv4 TCP gue (fed)", "a quarter of Katran's 322", Some(8)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(28),
     ]

@@ -15,7 +15,7 @@ use balancer_common::{
     verdict::{MoveCause, Verdict},
 };
 use balancer_core::{
-    io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, RuleAction, RuleSpec, ServiceId, ServiceSpec},
+    io::{BackendSpec, ListenerId, ListenerSpec, NextHop, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
@@ -27,15 +27,13 @@ use balancer_testkit::prog_run;
 
 use crate::{
     feeder::feeder,
-    paths::{self, Path, RULED, SERVICES, Service},
+    ground::INTERFACE,
+    paths::{self, BACKENDS, Path, RULED, SERVICES, Service, backends},
 };
 
-/// Where test runs come in by, and go out by.
-pub(crate) const LOOPBACK: u32 = 1;
 /// The destination of every packet.
-const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const TABLE_SIZE: u32 = 65_537;
-const BACKENDS: u16 = 8;
 const KEY: HashKey = HashKey { k0: 11, k1: 12 };
 /// Clients that may be recorded in a second: an eighth of what the table is made for.
 const NEWCOMERS: u32 = 125_000;
@@ -60,7 +58,7 @@ pub(crate) struct Scene {
 impl Scene {
     /// One for every [`Place`], in its order.
     pub(crate) fn all() -> Result<[Self; 2]> {
-        let mut scenes = [Self::new(LOOPBACK, 8 * NEWCOMERS)?, Self::new(LOOPBACK, 8 * NEWCOMERS)?];
+        let mut scenes = [Self::new(INTERFACE, 8 * NEWCOMERS)?, Self::new(INTERFACE, 8 * NEWCOMERS)?];
         make_known(&mut scenes, &[paths::known()])?;
         let [settled, mut exceptions] = scenes;
         for index in 0..SERVICES.len() {
@@ -118,8 +116,11 @@ impl Scene {
             ensure!(stats.moves.iter().sum::<u64>() == 0, "{}: clients were moved", path.name);
             sum += stats.packets;
         }
-        // Every packet to a backend leaves by the interface it came in by.
+        // Every packet leaves by the interface it came in by.
         let sent = verdicts[Verdict::Tx.index()];
+        if path.replies {
+            return Ok(sent);
+        }
         ensure!(sent >= sum, "{}: {sum} packets to backends, {sent} sent", path.name);
         Ok(sum)
     }
@@ -171,10 +172,6 @@ fn make_known(scenes: &mut [Scene], known: &[Path]) -> Result<()> {
     Ok(())
 }
 
-fn backends(service: usize) -> impl Iterator<Item = BackendId> {
-    (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
-}
-
 /// The service's table; each backend has the slots that `shift` backends before it would have otherwise.
 fn table(service: usize, shift: u16) -> Result<Arc<[u16]>> {
     let names: Vec<String> = (0..BACKENDS).map(|number| format!("backend {number}")).collect();
@@ -195,9 +192,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
     let id = ServiceId(index as u16);
     let mut addresses = Vec::new();
     for backend in backends(index) {
-        let number = backend.0 as u8;
-        let address: SocketAddr =
-            if vip.is_ipv4() { format!("10.0.0.{number}:8080") } else { format!("[fd00::{number}]:8080") }.parse()?;
+        let address = paths::backend(backend);
         let next_hop = NextHop {
             ifindex,
             source_mac: OWN_MAC,

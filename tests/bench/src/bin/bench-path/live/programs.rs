@@ -84,9 +84,10 @@ mod tests {
     use balancer_testkit::prog_run;
 
     use super::{bare, generator};
-    use crate::{XDP_TX, paths, scene::LOOPBACK};
+    use crate::{XDP_TX, paths};
 
     const XDP_REDIRECT: u32 = 4;
+    const LOOPBACK: u32 = 1;
 
     #[test]
     fn addresses_are_swapped() {

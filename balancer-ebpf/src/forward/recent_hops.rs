@@ -1,0 +1,94 @@
+//! Next hops of clients, as the kernel gave them a moment ago: asking it again costs two to five times what the rest of a
+//! reply does, and most replies are one of several in a row. What has changed in routes and neighbours counts within
+//! [`LIFETIME`] and a tick of the kernel's clock, whether or not a controller runs.
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
+use balancer_common::map_types::{Mac, RECENT_HOPS_OF_CPU};
+
+use crate::{cpu_rows, forward::rewrite, parse::Ip};
+
+/// ns: 17 ms.
+const LIFETIME: u64 = 1 << 24;
+
+/// An answer of the kernel's, beside what was asked: one line of the cache.
+#[repr(C)]
+pub(crate) struct RecentHop {
+    source: [u32; 4],
+    destination: [u32; 4],
+    /// When, by the kernel's coarse clock.
+    asked: u64,
+    ingress: u32,
+    /// The egress interface.
+    pub(super) egress: u32,
+    pub(super) source_mac: Mac,
+    pub(super) destination_mac: Mac,
+    protocol: u8,
+    family: u8,
+    /// Of the way, in bytes; 0: the kernel did not say.
+    pub(super) mtu: u16,
+}
+
+const _: () = assert!(size_of::<RecentHop>() == 64);
+
+/// [`RECENT_HOPS_OF_CPU`] for each CPU. The flag has rows begin with a line of the cache.
+#[map]
+static RECENT_HOPS: Array<RecentHop> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What is asked of the kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) ingress: u32,
+    pub(super) ip: &'a Ip<'a>,
+    pub(super) source: &'a [u32; 4],
+}
+
+impl Question<'_> {
+    /// Where its answer is kept, if it is kept. Others that are kept there take turns with it.
+    #[inline(always)]
+    fn place(&self, [a, b, c, d]: [u32; 4]) -> Option<*mut RecentHop> {
+        let folded = u64::from(a ^ c) << 32 | u64::from(b ^ d);
+        // Knuth, The Art of Computer Programming, volume 3, section 6.4: multiplicative hashing.
+        let row = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        cpu_rows::own(&RECENT_HOPS, RECENT_HOPS_OF_CPU, row as u32 % RECENT_HOPS_OF_CPU)
+    }
+
+    #[inline(always)]
+    fn is_of(&self, hop: &RecentHop, destination: &[u32; 4]) -> bool {
+        let Self { ingress, ip, source } = *self;
+        let differ = |a: &[u32; 4], b: &[u32; 4]| (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+        let kinds = u32::from(hop.protocol ^ ip.protocol) | u32::from(hop.family ^ ip.family);
+        differ(&hop.destination, destination) | differ(&hop.source, source) | (hop.ingress ^ ingress) | kinds == 0
+    }
+
+    /// The answer, if it was given a moment ago.
+    #[inline(always)]
+    pub(super) fn recent(&self) -> Option<&'static RecentHop> {
+        // Read again, so that it need not be on the stack from parsing on.
+        let destination = rewrite::destination(self.ip)?;
+        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        let hop = unsafe { &*self.place(destination)? };
+        // SAFETY: a plain helper call.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        (now.wrapping_sub(hop.asked) < LIFETIME && self.is_of(hop, &destination)).then_some(hop)
+    }
+
+    /// Keeps the answer.
+    #[inline(always)]
+    pub(super) fn answered(&self, egress: u32, source_mac: Mac, destination_mac: Mac, mtu: u16) {
+        let Some(place) = self.place(self.ip.destination) else { return };
+        let Self { ingress, ip, source } = *self;
+        // SAFETY: a row of this CPU, as above.
+        let hop = unsafe { &mut *place };
+        // SAFETY: a plain helper call.
+        hop.asked = unsafe { bpf_ktime_get_coarse_ns() };
+        hop.source = *source;
+        hop.destination = ip.destination;
+        hop.ingress = ingress;
+        hop.egress = egress;
+        hop.source_mac = source_mac;
+        hop.destination_mac = destination_mac;
+        hop.protocol = ip.protocol;
+        hop.family = ip.family;
+        hop.mtu = mtu;
+    }
+}

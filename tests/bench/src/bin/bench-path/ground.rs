@@ -1,0 +1,44 @@
+//! The machine that packets are said to reach: one interface, and a router beyond it.
+
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context as _, Result};
+use balancer_testkit::{namespace::Namespace, prog_run};
+
+use crate::scene::OWN_MAC;
+
+/// The index of the interface.
+pub(crate) const INTERFACE: u32 = 7;
+
+/// Moves this thread there for good: a namespace of its own, which goes with the thread.
+pub(crate) fn enter() -> Result<()> {
+    let namespace = Namespace::new("path")?;
+    namespace.sysctl("net/ipv4/conf/all/forwarding", "1")?;
+    namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    let mac = OWN_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let (near, far) = (format!("link add name near index {INTERFACE} address {mac} type veth"), "peer name far");
+    namespace.ip(&format!("{near} {far}"))?;
+    for line in [
+        "link set near up",
+        "link set far up",
+        "addr add 10.0.0.254/24 dev near",
+        "addr add fd00::fe/64 dev near nodad",
+        "route add default via 10.0.0.253",
+        "-6 route add default via fd00::fd",
+    ] {
+        namespace.ip(line)?;
+    }
+    // What the program has sent to the router is its next packet, and must be for this machine.
+    for router in ["10.0.0.253", "fd00::fd"] {
+        namespace.ip(&format!("neigh add {router} lladdr {mac} dev near nud permanent"))?;
+    }
+    namespace.enter()
+}
+
+/// Runs the program on `frame`, which comes in by the interface, `repeat` times, each time on what the run before left.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<prog_run::Ran> {
+    prog_run::run(program, frame, INTERFACE, repeat).context("running a program on packets in memory")
+}

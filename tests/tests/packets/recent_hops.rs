@@ -1,0 +1,160 @@
+//! Replies whose clients' next hops the kernel was asked for a moment ago: they leave as if it were asked each time.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{process::Command, thread, time::Duration};
+
+use balancer_common::{handover::Handed, map_types::DEVICE_TAKES_NO_FRAMES, verdict::DropReason};
+use balancer_testkit::{
+    frame::{ACK, Frame},
+    rig::{OUT_MAC, OUT_MTU, ROUTER_MAC, Rig},
+};
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
+
+use crate::{
+    cases::{Case, Then, check, handed, run, services},
+    nat_return::restored,
+    too_big::{segment, told},
+};
+
+/// Beyond the other interface.
+const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
+/// Longer than an answer of the kernel's is kept.
+const LATER: Duration = Duration::from_millis(60);
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+/// Backend and VIP, by family.
+const BACKENDS: [(&str, &str); 2] = [("10.0.0.21:8080", "198.51.100.20:80"), ("[fd00::21]:8080", "[2001:db8::20]:80")];
+
+/// Runs `test` on one CPU, in a namespace of its own.
+fn with_rig(test: impl FnOnce(&mut Rig) + Send + 'static) {
+    let work = move || {
+        let mut cpus = CpuSet::new();
+        cpus.set(sched_getcpu().unwrap()).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+        test(&mut Rig::new(&services()).unwrap());
+    };
+    thread::spawn(work).join().unwrap();
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// What becomes of a reply: the action, and the MAC that it goes to.
+fn leaves(rig: &Rig, backend: &str, client: &str) -> (u32, [u8; 6]) {
+    let ran = rig.run(&Frame::tcp(backend, client, ACK).bytes()).unwrap();
+    (ran.action, ran.frame[..6].try_into().unwrap())
+}
+
+/// A reply that leaves by the other interface.
+fn redirected(reply: &Frame, vip: &str) -> Frame {
+    Frame { destination_mac: OTHER_ROUTER_MAC, source_mac: OUT_MAC, ..restored(reply, vip) }
+}
+
+/// Many more clients than next hops are kept of, beyond two routers.
+#[test]
+fn each_client_has_its_own_however_many_there_are() {
+    with_rig(|rig| {
+        let near = (XDP_TX, ROUTER_MAC);
+        let far = (XDP_REDIRECT, OTHER_ROUTER_MAC);
+        let v4 = (0..3000).map(|number: u32| {
+            let [.., high, low] = number.to_be_bytes();
+            (BACKENDS[0].0, format!("10.100.{high}.{low}:40000"), near)
+        });
+        let v4_far = (1..250).map(|number| (BACKENDS[0].0, format!("203.0.114.{number}:40000"), far));
+        let v6 = (0..3000).map(|number| {
+            let (net, way) = if number % 2 == 0 { ("c", near) } else { ("d", far) };
+            (BACKENDS[1].0, format!("[2001:db8:{net}:{number:x}::1]:40000"), way)
+        });
+        let clients: Vec<_> = v4.chain(v4_far).chain(v6).collect();
+        for round in 0..2 {
+            for (backend, client, way) in &clients {
+                for time in 0..2 {
+                    assert_eq!(leaves(rig, backend, client), *way, "{client}, time {time} of round {round}");
+                }
+            }
+        }
+    });
+}
+
+/// Where routes go by the source, two VIPs have two ways to one client.
+#[test]
+fn each_vip_has_its_own() {
+    with_rig(|rig| {
+        ip("rule add from 198.51.100.31 lookup 100");
+        ip("route add default via 10.0.1.254 table 100");
+        for _ in 0..4 {
+            assert_eq!(leaves(rig, "10.0.0.21:8080", "203.0.113.7:40000"), (XDP_TX, ROUTER_MAC));
+            assert_eq!(leaves(rig, "10.0.0.32:80", "203.0.113.7:40000"), (XDP_REDIRECT, OTHER_ROUTER_MAC));
+        }
+    });
+}
+
+#[test]
+fn what_changes_on_the_way_counts_a_moment_later() {
+    with_rig(|rig| {
+        let clients = ["203.0.113.7:40000", "[2001:db8:c::7]:40000"];
+        let go = |expected: (u32, [u8; 6])| {
+            for ((backend, _), client) in BACKENDS.iter().zip(clients) {
+                for _ in 0..3 {
+                    assert_eq!(leaves(rig, backend, client), expected, "{client}");
+                }
+            }
+        };
+        go((XDP_TX, ROUTER_MAC));
+        ip("neigh replace 203.0.113.7 lladdr 02:00:00:00:00:77 dev in0 nud permanent");
+        ip("neigh replace fd00::fe lladdr 02:00:00:00:00:77 dev in0 nud permanent");
+        thread::sleep(LATER);
+        go((XDP_TX, [2, 0, 0, 0, 0, 0x77]));
+        ip("route add 203.0.113.7/32 via 10.0.1.254");
+        ip("-6 route add 2001:db8:c::7/128 via fd01::fe");
+        thread::sleep(LATER);
+        go((XDP_REDIRECT, OTHER_ROUTER_MAC));
+    });
+}
+
+#[test]
+fn a_packet_is_looked_at_all_the_same() {
+    run(|_: &Rig| {
+        let mut cases = Vec::new();
+        for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.114.9:40000", "[2001:db8:d::9]:40000"]) {
+            let reply = segment(backend, client, 100);
+            let long = segment(backend, client, OUT_MTU as usize + 1);
+            let last_hop = Frame { ttl: 1, ..reply.clone() };
+            let goes = |name: &str| {
+                Case::new(format!("{client}: {name}"), &reply, Then::Redirect(redirected(&reply, vip).bytes()))
+            };
+            let is_told = Then::Tx(told(&long, OUT_MTU as usize).bytes());
+            cases.extend([
+                goes("the first"),
+                goes("the second"),
+                Case::new(format!("{client}: longer than its way takes"), &long, is_told),
+                goes("after one that was too long"),
+                Case::new(format!("{client}: TTL used up"), &last_hop, Then::Drop(DropReason::TtlExceeded)),
+                goes("after one whose TTL was used up"),
+            ]);
+        }
+        cases
+    });
+}
+
+#[test]
+fn an_interface_may_take_no_frames_any_more() {
+    with_rig(|rig| {
+        for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.114.9:40000", "[2001:db8:d::9]:40000"]) {
+            let reply = Frame::tcp(backend, client, ACK);
+            let goes = Case::new(client, &reply, Then::Redirect(redirected(&reply, vip).bytes()));
+            rig.set_devices([]).unwrap();
+            check(rig, &goes).unwrap();
+            check(rig, &goes).unwrap();
+            rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_FRAMES)]).unwrap();
+            let then = Then::Handed(handed(rig, &redirected(&reply, vip), Handed::Client).bytes());
+            check(rig, &Case::new(client, &reply, then)).unwrap();
+        }
+    });
+}
