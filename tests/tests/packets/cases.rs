@@ -139,7 +139,7 @@ fn counters(rig: &Rig) -> anyhow::Result<Vec<(String, u64)>> {
     verdicts.chain(drops).collect()
 }
 
-pub(crate) fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
+fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
     let before = counters(rig)?;
     let ran = rig.run(&case.frame)?;
     let after = counters(rig)?;

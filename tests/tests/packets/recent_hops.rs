@@ -3,7 +3,7 @@
 
 use std::{process::Command, thread, time::Duration};
 
-use balancer_common::{handover::Handed, map_types::DEVICE_TAKES_NO_FRAMES, verdict::DropReason};
+use balancer_common::{handover::Handed, map_types::DEVICE_CARRIES_TAGS, verdict::DropReason};
 use balancer_testkit::{
     frame::{ACK, Frame},
     rig::{OUT_MAC, OUT_MTU, ROUTER_MAC, Rig},
@@ -14,7 +14,7 @@ use nix::{
 };
 
 use crate::{
-    cases::{Case, Then, check, handed, run, services},
+    cases::{Case, Then, handed, run, run_with, services},
     nat_return::restored,
     too_big::{segment, told},
 };
@@ -30,12 +30,12 @@ const XDP_REDIRECT: u32 = 4;
 const BACKENDS: [(&str, &str); 2] = [("10.0.0.21:8080", "198.51.100.20:80"), ("[fd00::21]:8080", "[2001:db8::20]:80")];
 
 /// Runs `test` on one CPU, in a namespace of its own.
-fn with_rig(test: impl FnOnce(&mut Rig) + Send + 'static) {
+fn with_rig(test: impl FnOnce(&Rig) + Send + 'static) {
     let work = move || {
         let mut cpus = CpuSet::new();
         cpus.set(sched_getcpu().unwrap()).unwrap();
         sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-        test(&mut Rig::new(&services()).unwrap());
+        test(&Rig::new(&services()).unwrap());
     };
     thread::spawn(work).join().unwrap();
 }
@@ -143,18 +143,28 @@ fn a_packet_is_looked_at_all_the_same() {
     });
 }
 
+/// The next hop of one that XDP sends may be that of one that the kernel has to send.
 #[test]
-fn an_interface_may_take_no_frames_any_more() {
-    with_rig(|rig| {
-        for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.114.9:40000", "[2001:db8:d::9]:40000"]) {
-            let reply = Frame::tcp(backend, client, ACK);
-            let goes = Case::new(client, &reply, Then::Redirect(redirected(&reply, vip).bytes()));
-            rig.set_devices([]).unwrap();
-            check(rig, &goes).unwrap();
-            check(rig, &goes).unwrap();
-            rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_FRAMES)]).unwrap();
-            let then = Then::Handed(handed(rig, &redirected(&reply, vip), Handed::Client).bytes());
-            check(rig, &Case::new(client, &reply, then)).unwrap();
-        }
-    });
+fn whether_xdp_sends_a_packet_is_its_own() {
+    run_with(
+        |rig| rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS)]),
+        |rig| {
+            let mut cases = Vec::new();
+            for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.113.7:40000", "[2001:db8:c::7]:40000"]) {
+                let reply = Frame::tcp(backend, client, ACK);
+                let tagged = Frame { vlans: vec![10], ..reply.clone() };
+                let is_handed = Then::Handed(handed(rig, &restored(&tagged, vip), Handed::Client).bytes());
+                let goes = |name: &str| {
+                    Case::new(format!("{client}: {name}"), &reply, Then::Tx(restored(&reply, vip).bytes()))
+                };
+                cases.extend([
+                    goes("the first"),
+                    goes("the second"),
+                    Case::new(format!("{client}: with a tag"), &tagged, is_handed),
+                    goes("after one with a tag"),
+                ]);
+            }
+            cases
+        },
+    );
 }
