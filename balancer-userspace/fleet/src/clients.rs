@@ -355,13 +355,14 @@ impl Sharing {
     }
 
     /// The backend that an entry's client has left for where it is by packets here, if that was of late and no other member
-    /// counts it; and whether others were told.
+    /// counts it; and whether this member has told the others so: that another one tells of the same place is not enough.
     fn move_made_here(&self, at: usize, entry: Entry) -> Option<(u16, bool)> {
         let told = Entry(self.shadows.get(at).told);
         if !told.is_empty() && told.tag() == entry.tag() && told.backend() != entry.backend() {
             return Some((told.backend(), false));
         }
-        self.moves.get(&at).filter(|of| of.tag == entry.tag()).map(|of| (of.from, true))
+        let is_told = !self.shadows.get(at).unheard;
+        self.moves.get(&at).filter(|of| of.tag == entry.tag()).map(|of| (of.from, is_told))
     }
 
     /// Whether others know the place of an entry's client, and since when it is there.

@@ -4,6 +4,8 @@ use std::{cell::Cell, sync::LazyLock};
 
 use super::*;
 
+mod counts;
+
 struct Cells(Vec<Cell<u64>>);
 
 impl Cells {
