@@ -5,8 +5,6 @@ use balancer_bench::asm::{Program, ProgramArray, Register, Size};
 const CONTEXT: Register = Register::R6;
 const FRAME: Register = Register::R7;
 const END: Register = Register::R8;
-/// The Ethernet type.
-const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// What a feeder does to a frame.
 #[derive(Clone, Debug)]
@@ -18,11 +16,13 @@ pub(crate) struct Feed {
     pub(crate) restores: Vec<(i16, Size)>,
 }
 
-/// Clients: source addresses that differ in one word.
+/// Clients: addresses that differ in one word.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clients {
     /// Where that word is.
     pub(crate) at: i16,
+    /// Where the word before or after it is, with which it is read and so written.
+    pub(crate) beside: i16,
     /// The first client's, in host order.
     pub(crate) first: u32,
     /// How many clients.
@@ -50,9 +50,8 @@ pub(crate) fn feeder(frame: &[u8], feed: &Feed, grows: i32, next: &ProgramArray)
     next_client(program, frame, &feed.clients).continue_with(next)
 }
 
-/// The client's word is half of a double word that is written whole.
 fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
-    let Clients { at, first, count } = *clients;
+    let Clients { at, beside, first, count } = *clients;
     let program = program
         .load(Size::Word, Register::R2, FRAME, at)
         .swap_word(Register::R2)
@@ -61,15 +60,13 @@ fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
         .skip_if_at_most(Register::R2, Register::R1, 2)
         .set_double(Register::R2, u64::from(first))
         .swap_word(Register::R2);
-    // IPv4: source, destination. IPv6: the prefix's two words, of which the second changes.
-    let (start, kept) = if frame[12..14] == IPV6 { (at - 4, at - 4) } else { (at, at + 4) };
-    let constant = bytes(frame, kept, Size::Word);
-    let program = if kept > at {
-        program.set_double(Register::R1, constant << 32)
+    let kept = bytes(frame, beside, Size::Word);
+    let program = if beside > at {
+        program.set_double(Register::R1, kept << 32)
     } else {
-        program.shift_left(Register::R2, 32).set_double(Register::R1, constant)
+        program.shift_left(Register::R2, 32).set_double(Register::R1, kept)
     };
-    program.or(Register::R2, Register::R1).store(Size::Double, FRAME, start, Register::R2)
+    program.or(Register::R2, Register::R1).store(Size::Double, FRAME, at.min(beside), Register::R2)
 }
 
 /// A part of the frame, as the program's loads and stores have it.

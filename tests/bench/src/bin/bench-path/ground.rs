@@ -7,8 +7,10 @@ use balancer_testkit::{namespace::Namespace, prog_run};
 
 use crate::scene::OWN_MAC;
 
-/// The index of the interface.
+/// The index of the interface that packets come in by.
 pub(crate) const INTERFACE: u32 = 7;
+/// The index of another one, of which nothing is known.
+pub(crate) const OTHER_INTERFACE: u32 = 8;
 
 /// Moves this thread there for good: a namespace of its own, which goes with the thread.
 pub(crate) fn enter() -> Result<()> {

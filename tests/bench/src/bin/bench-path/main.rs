@@ -18,10 +18,12 @@ mod feeder;
 mod gate;
 mod ground;
 mod live;
+mod many;
 mod paths;
 mod recorded;
 mod report;
 mod scene;
+mod services;
 mod yardsticks;
 
 use std::{io, process::ExitCode};

@@ -1,185 +1,152 @@
 //! What is measured.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use balancer_bench::asm::Size;
-use balancer_common::map_types::Forwarding;
-use balancer_core::io::BackendId;
+use balancer_common::verdict::Verdict;
 use balancer_model::config::Protocol;
 use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 
 use crate::{
     feeder::{Clients, Feed},
+    many,
     scene::Place,
+    services::{
+        DATAGRAMS, ELSEWHERE, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN, PLAIN_V6,
+        REMEMBERED_DATAGRAMS, RULED, RULED_NEARBY, SERVICES, backend, backends,
+    },
 };
 
-/// Where the source address is.
-const V4_SOURCE: i16 = 26;
-/// Where the source address's second word is.
-const V6_SOURCE: i16 = 26;
+/// Where the source address is, or its second word.
+const SOURCE: i16 = 26;
+/// Its first word.
+const V6_SITE: i16 = 22;
+const V4_DESTINATION: i16 = 30;
+/// The first word of the destination.
+const V6_DESTINATION_SITE: i16 = 38;
 /// An outer header is written over it, and whether a frame is for this machine is read from eight bytes.
 const MAC: (i16, Size) = (0, Size::Double);
-const V4_TYPE: (i16, Size) = (12, Size::Half);
+const TYPE: (i16, Size) = (12, Size::Half);
 const V4_TTL: (i16, Size) = (22, Size::Half);
 const V4_PORTS: (i16, Size) = (34, Size::Word);
 const V6_HOP_LIMIT: (i16, Size) = (20, Size::Half);
-const V6_SOURCE_END: (i16, Size) = (30, Size::Double);
+const V6_SOURCE: [(i16, Size); 2] = [(22, Size::Double), (30, Size::Double)];
 const V6_DESTINATION: [(i16, Size); 2] = [(38, Size::Double), (46, Size::Double)];
 const V6_PORTS: (i16, Size) = (54, Size::Word);
 
-/// Who gets replies, by family.
-const CLIENTS: [&str; 2] = ["172.16.0.1:40000", "[2001:db8:c:1::9]:40000"];
+const CLIENT_V6: &str = "[2001:db8:c:1::9]:40000";
 const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
 /// Of datagrams: services have one key here, and so an entry for a client of one of them is in another's way.
 const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
 
-/// A service that a path goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Service {
-    /// VIP and port.
-    pub(crate) address: &'static str,
-    /// TCP or UDP.
-    pub(crate) protocol: Protocol,
-    /// How packets reach the backends.
-    pub(crate) forwarding: Forwarding,
-    /// Whether clients are remembered.
-    pub(crate) remembers: bool,
-}
-
-impl Service {
-    fn is_v6(&self) -> bool {
-        self.address.starts_with('[')
-    }
-}
-
-const fn service(address: &'static str, protocol: Protocol, forwarding: Forwarding, remembers: bool) -> Service {
-    Service { address, protocol, forwarding, remembers }
-}
-
-/// Every service; their index is their id.
-pub(crate) const SERVICES: [Service; 11] = [
-    service("198.51.100.1:80", Protocol::Tcp, Forwarding::Dsr, false),
-    service("[2001:db8:f::1]:80", Protocol::Tcp, Forwarding::Dsr, false),
-    service("198.51.100.2:80", Protocol::Tcp, Forwarding::Dsr, true),
-    service("[2001:db8:f::2]:80", Protocol::Tcp, Forwarding::Dsr, true),
-    service("198.51.100.1:53", Protocol::Udp, Forwarding::Dsr, false),
-    service("198.51.100.2:53", Protocol::Udp, Forwarding::Dsr, true),
-    service("198.51.100.3:80", Protocol::Tcp, Forwarding::Nat, false),
-    service("198.51.100.4:80", Protocol::Tcp, Forwarding::Ipip, false),
-    service("198.51.100.5:80", Protocol::Tcp, Forwarding::Gue, false),
-    service("198.51.100.6:80", Protocol::Tcp, Forwarding::Dsr, false),
-    service("[2001:db8:f::3]:80", Protocol::Tcp, Forwarding::Nat, false),
-];
-
-/// Backends of each service.
-pub(crate) const BACKENDS: u16 = 8;
-
-/// The backends of a service.
-pub(crate) fn backends(service: usize) -> impl Iterator<Item = BackendId> {
-    (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
-}
-
-/// Where a backend listens: of the family of its service.
-pub(crate) fn backend(id: BackendId) -> SocketAddr {
-    let service = usize::from((id.0 - 1) / BACKENDS);
-    let ip = if SERVICES[service].is_v6() {
-        Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(id.0)).into()
-    } else {
-        Ipv4Addr::from_bits(u32::from_be_bytes([10, 0, 0, 0]) | u32::from(id.0)).into()
-    };
-    SocketAddr::new(ip, 8080)
-}
-
-/// The service with a rule, which concerns none of the clients.
-pub(crate) const RULED: usize = 9;
-
 /// One way through the program.
 #[derive(Clone, Debug)]
 pub(crate) struct Path {
     /// What it is called.
     pub(crate) name: String,
-    /// What it is to cost, in words.
-    pub(crate) target: &'static str,
+    /// ns that it is to cost, in words.
+    pub(crate) wanted: &'static str,
     /// Where it is measured.
     pub(crate) scene: Place,
-    /// Its service; `None`: the packet is nobody's.
-    pub(crate) service: Option<usize>,
+    /// What becomes of its packets.
+    pub(crate) end: End,
     /// Where its packets come from.
     pub(crate) clients: Clients,
-    /// Whether its packets are a backend's, to a client.
-    pub(crate) replies: bool,
-    /// Of its TCP segments.
-    flags: u8,
+    packet: Frame,
+    /// What the program gets once before each run.
+    before: Option<Frame>,
     /// What makes the next packet; `None`: the program's own output.
     pub(crate) feed: Option<Feed>,
     /// Bytes that the program puts in front.
     pub(crate) grows: i32,
 }
 
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The program has nothing to do with it.
+    Passed,
+    /// It reaches a backend of the service.
+    AtBackend(usize),
+    /// It leaves by the interface that it came in by.
+    Sent,
+}
+
+impl End {
+    /// Which of the interface's counters shows it.
+    pub(crate) fn verdict(self) -> Verdict {
+        match self {
+            Self::Passed => Verdict::Pass,
+            Self::AtBackend(service) if SERVICES[service].elsewhere => Verdict::Redirect,
+            Self::AtBackend(_) | Self::Sent => Verdict::Tx,
+        }
+    }
+}
+
 impl Path {
     /// The first packet.
     pub(crate) fn frame(&self) -> Vec<u8> {
-        self.packet(self.flags).bytes()
+        self.packet.bytes()
     }
 
-    /// The backend that its replies come from.
-    fn replier(&self) -> Option<SocketAddr> {
-        backends(self.service?).next().map(backend)
-    }
-
-    fn packet(&self, flags: u8) -> Frame {
-        let service = self.service.map(|index| &SERVICES[index]);
-        let v6 = self.service.is_some_and(|index| SERVICES[index].is_v6());
-        let udp = service.is_some_and(|service| service.protocol == Protocol::Udp);
-        let transport = if udp { Transport::Udp } else { Transport::Tcp(flags) };
-        let nobody = if self.name.contains("IPv6") { "[2001:db8:e::1]:80" } else { "203.0.113.9:80" };
-        let destination = service.map_or(nobody, |service| service.address);
-        let source = if v6 || self.name.contains("IPv6") {
-            "[2001:db8:c:1::9]:40000".to_owned()
-        } else {
-            format!("{}:40000", Ipv4Addr::from_bits(self.clients.first))
-        };
-        let (source, destination) = match self.replier() {
-            Some(backend) if self.replies => (backend.to_string(), CLIENTS[usize::from(v6)]),
-            _ => (source, destination),
-        };
-        let mut frame = Frame::new(&source, destination, transport);
-        frame.payload = vec![0; 18];
-        frame
+    /// What the program gets once before each run.
+    pub(crate) fn before(&self) -> Option<Vec<u8>> {
+        self.before.as_ref().map(Frame::bytes)
     }
 
     /// The same packet as one that opens a connection, for every client.
     pub(crate) fn opening(&self) -> (Vec<u8>, Feed) {
-        (self.packet(SYN).bytes(), Feed { clients: self.clients, restores: Vec::new() })
+        let is_tcp = matches!(self.packet.transport, Transport::Tcp(_));
+        let transport = if is_tcp { Transport::Tcp(SYN) } else { self.packet.transport };
+        let opening = Frame { transport, ..self.packet.clone() };
+        (opening.bytes(), Feed { clients: self.clients, restores: Vec::new() })
     }
-}
 
-fn path(name: &str, target: &'static str, service: Option<usize>) -> Path {
-    let v6 = service.is_some_and(|index| SERVICES[index].is_v6());
-    let clients = if v6 {
-        Clients { at: V6_SOURCE, first: FIRST_V6, count: 1 }
-    } else {
-        Clients { at: V4_SOURCE, first: FIRST_V4, count: 1 }
-    };
-    Path {
-        name: name.to_owned(),
-        target,
-        scene: Place::Settled,
-        service,
-        clients,
-        replies: false,
-        flags: ACK,
-        feed: None,
-        grows: 0,
-    }
-}
-
-impl Path {
     /// How many clients its packets come from.
     pub(crate) fn clients(&self) -> u32 {
         self.clients.count
+    }
+
+    /// Whether each of its packets is of another client, or for another service.
+    pub(crate) fn varies(&self) -> bool {
+        self.clients.count > 1
+    }
+
+    fn new(name: &str, end: End, packet: Frame) -> Self {
+        let (beside, first) = if packet.source.is_ipv4() { (V4_DESTINATION, FIRST_V4) } else { (V6_SITE, FIRST_V6) };
+        Self {
+            name: name.to_owned(),
+            wanted: "",
+            scene: Place::Settled,
+            end,
+            clients: Clients { at: SOURCE, beside, first, count: 1 },
+            packet,
+            before: None,
+            feed: None,
+            grows: 0,
+        }
+    }
+
+    fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
+    fn wanted(self, wanted: &'static str) -> Self {
+        Self { wanted, ..self }
+    }
+
+    fn at(self, scene: Place) -> Self {
+        Self { scene, ..self }
+    }
+
+    fn growing(self, by: i32) -> Self {
+        Self { grows: by, ..self }
+    }
+
+    fn after(self, before: Frame) -> Self {
+        Self { before: Some(before), ..self }
     }
 
     fn fed(mut self, count: u32, restores: &[(i16, Size)]) -> Self {
@@ -192,31 +159,96 @@ impl Path {
         self.fed(MILLION, &[])
     }
 
-    /// From the service's first backend to a client.
-    fn replying(mut self, restores: &[(i16, Size)]) -> Self {
-        self.replies = true;
-        self.clients.first = match self.replier().map(|backend| backend.ip()) {
-            Some(IpAddr::V4(address)) => address.to_bits(),
-            Some(IpAddr::V6(address)) => (address.to_bits() >> 64) as u32,
-            None => 0,
-        };
-        self.fed(1, restores)
-    }
-
     fn opening_each(mut self) -> Self {
-        self.flags = SYN;
+        self.packet.transport = Transport::Tcp(SYN);
         self
     }
 
-    fn elsewhere(mut self) -> Self {
-        self.scene = Place::Exceptions;
+    fn tagged(mut self) -> Self {
+        self.packet.vlans = vec![100];
         self
     }
+}
 
-    fn growing(mut self, by: i32) -> Self {
-        self.grows = by;
-        self
+fn frame(source: &str, destination: &str, transport: Transport) -> Frame {
+    Frame { payload: vec![0; 18], ..Frame::new(source, destination, transport) }
+}
+
+fn client_v4(first: u32) -> String {
+    format!("{}:40000", Ipv4Addr::from_bits(first))
+}
+
+/// A packet of one client to a service.
+fn to(name: &str, service: usize) -> Path {
+    let address = SERVICES[service].address.to_string();
+    let (source, transport) = match SERVICES[service].protocol {
+        Protocol::Udp => (client_v4(FIRST_OF_DATAGRAMS), Transport::Udp),
+        Protocol::Tcp if SERVICES[service].is_v6() => (CLIENT_V6.to_owned(), Transport::Tcp(ACK)),
+        Protocol::Tcp => (client_v4(FIRST_V4), Transport::Tcp(ACK)),
+    };
+    let mut path = Path::new(name, End::AtBackend(service), frame(&source, &address, transport));
+    if SERVICES[service].protocol == Protocol::Udp {
+        path.clients.first = FIRST_OF_DATAGRAMS;
     }
+    path
+}
+
+/// A packet that concerns no service.
+fn foreign(name: &str, source: &str, destination: &str) -> Path {
+    Path::new(name, End::Passed, frame(source, destination, Transport::Tcp(ACK)))
+}
+
+/// A packet from the service's first backend to a client.
+fn reply(name: &str, service: usize) -> Path {
+    let v6 = SERVICES[service].is_v6();
+    let backend =
+        backends(service).map(|id| backend(id, v6)).next().unwrap_or(SocketAddr::new(IpAddr::from([0; 4]), 0));
+    let client = if v6 { CLIENT_V6.to_owned() } else { client_v4(FIRST_V4) };
+    let packet = frame(&backend.to_string(), &client, Transport::Tcp(ACK));
+    let mut path = Path::new(name, End::Sent, packet);
+    path.clients.first = match backend.ip() {
+        IpAddr::V4(address) => address.to_bits(),
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u32,
+    };
+    path
+}
+
+/// The same to a million clients in turn, whose next hops nobody has asked for in this moment.
+fn reply_to_many(name: &str, service: usize) -> Path {
+    let mut path = reply(name, service);
+    if SERVICES[service].is_v6() {
+        path.clients = Clients { at: V6_DESTINATION_SITE + 4, beside: V6_DESTINATION_SITE, first: FIRST_V6, count: 1 };
+        path.fed(MILLION, &[V6_HOP_LIMIT, V6_SOURCE[0], V6_SOURCE[1], V6_PORTS])
+    } else {
+        path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: FIRST_V4, count: 1 };
+        path.fed(MILLION, &[V4_TTL, V4_PORTS])
+    }
+}
+
+/// A packet for each of a thousand services in turn.
+pub(crate) fn to_each_service() -> Path {
+    let vip = many::service(0).address.to_string();
+    let packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
+    let mut path = Path::new("IPv4 TCP dsr, memory settled, 1,000 services (fed)", End::Sent, packet);
+    path.scene = Place::ManyServices;
+    path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: many::FIRST_VIP, count: 1 };
+    path.fed(many::SERVICES.into(), &[])
+}
+
+/// The two fragments of a datagram.
+fn fragments() -> [Frame; 2] {
+    let datagram = frame(&client_v4(FIRST_OF_DATAGRAMS), &SERVICES[DATAGRAMS].address.to_string(), Transport::Udp);
+    let part = |number: usize| datagram.fragments(16, 7).swap_remove(number);
+    [part(0), part(1)]
+}
+
+/// A router says to the VIP that a packet to a client could not be delivered.
+fn error_about_a_reply() -> Frame {
+    let unreachable = Transport::Icmp(3, 1, [0; 4]);
+    let vip = SERVICES[PLAIN].address.to_string();
+    let mut quoted = frame(&vip, &client_v4(FIRST_V4), Transport::Tcp(ACK)).packet();
+    quoted.truncate(28);
+    Frame { payload: quoted, ..Frame::new("203.0.113.9:0", &vip, unreachable) }
 }
 
 /// The name of the path that others are compared with.
@@ -224,63 +256,136 @@ pub(crate) const REFERENCE: &str = "IPv4 TCP dsr, no memory";
 
 /// A service with a million known clients, and a packet of theirs.
 pub(crate) fn known() -> Path {
-    path("known clients", "", Some(2)).of_many()
+    to("known clients", MEMORY).of_many()
+}
+
+/// The same over IPv6.
+pub(crate) fn known_over_v6() -> Path {
+    to("known clients over IPv6", MEMORY_V6).of_many()
+}
+
+/// The same of datagrams.
+pub(crate) fn known_by_datagrams() -> Path {
+    to("known clients of datagrams", REMEMBERED_DATAGRAMS).of_many()
 }
 
 /// The ways through the program that are measured with real frames, all of a million clients.
 pub(crate) fn live() -> [Path; 4] {
     [
-        path("TCP `dsr`, memory", "", Some(2)).of_many(),
-        path("TCP `ipip`, no memory", "", Some(7)).of_many(),
-        Path { name: "UDP `dsr`, memory".to_owned(), ..known_by_datagrams() },
-        path("TCP `nat`, no memory", "", Some(6)).of_many(),
+        to("TCP `dsr`, memory", MEMORY).of_many(),
+        to("TCP `ipip`, no memory", IPIP).of_many(),
+        to("UDP `dsr`, memory", REMEMBERED_DATAGRAMS).of_many(),
+        to("TCP `nat`, no memory", NAT).of_many(),
     ]
-}
-
-/// A service of datagrams with a million known clients, and a packet of theirs.
-pub(crate) fn known_by_datagrams() -> Path {
-    let mut path = path("known clients of datagrams", "", Some(5));
-    path.clients.first = FIRST_OF_DATAGRAMS;
-    path.of_many()
 }
 
 /// What a yardstick is measured with: a segment of one client's.
 pub(crate) fn of_one_client(name: &str) -> Path {
-    path(name, "", Some(0))
+    to(name, PLAIN)
 }
 
 /// What a yardstick is measured with: a segment of each of a million clients.
 pub(crate) fn of_a_million_clients(name: &str) -> Path {
-    path(name, "", Some(0)).of_many()
+    to(name, PLAIN).of_many()
 }
 
 /// Every path, in the order of the report.
 pub(crate) fn all() -> Vec<Path> {
+    [not_ours(), remembering_nobody(), remembering(), datagrams(), ruled(), translated(), tunnelled(), rare()].concat()
+}
+
+fn not_ours() -> Vec<Path> {
     vec![
-        path("not ours, IPv4 → pass", "half of Katran's 48", None),
-        path("not ours, IPv6 → pass", "half of Katran's 48", None),
-        path(REFERENCE, "25; a quarter of Katran's 112", Some(0)),
-        path("IPv4 TCP dsr, no memory, 1 client (fed)", "", Some(0)).fed(1, &[]),
-        path("IPv4 TCP dsr, no memory, 1M clients (fed)", "as one client", Some(0)).of_many(),
-        path("IPv6 TCP dsr, no memory", "0.4 of Katran's 158", Some(1)),
-        path("IPv4 TCP dsr, memory settled, 1 client", "32", Some(2)),
-        path("IPv4 TCP dsr, memory settled, 1 client (fed)", "", Some(2)).fed(1, &[]),
-        path("IPv4 TCP dsr, memory settled, 1M clients (fed)", "32; 1.3 of one client", Some(2)).of_many(),
-        path("IPv6 TCP dsr, memory settled, 1 client", "", Some(3)),
-        path("IPv4 TCP dsr, all exceptions, 1 client", "", Some(2)).elsewhere(),
-        path("IPv4 TCP dsr, all exceptions, 1M clients (fed)", "half of Katran's 435", Some(2)).elsewhere().of_many(),
-        path("IPv4 TCP dsr, memory, SYN, 1 client", "", Some(2)).opening_each(),
-        path("IPv4 TCP dsr, memory, SYN, 1M clients (fed)", "", Some(2)).opening_each().of_many(),
-        path("IPv4 TCP dsr, a rule for others", "no memory + 4", Some(RULED)),
-        path("IPv4 UDP dsr, no memory", "", Some(4)),
-        path("IPv4 UDP dsr, memory, 1 client", "", Some(5)),
-        path("IPv4 UDP dsr, memory, 1 client (fed)", "", Some(5)).fed(1, &[]),
-        path("IPv4 TCP nat (fed)", "dsr + 8", Some(6)).fed(1, &[V4_TTL, V4_PORTS]),
-        path("IPv6 TCP nat (fed)", "IPv6 dsr + 8", Some(10))
-            .fed(1, &[V6_HOP_LIMIT, V6_DESTINATION[0], V6_DESTINATION[1], V6_PORTS]),
-        path("IPv4 TCP nat, reply (fed)", "60", Some(6)).replying(&[V4_TTL, V4_PORTS]),
-        path("IPv6 TCP nat, reply (fed)", "", Some(10)).replying(&[V6_HOP_LIMIT, V6_SOURCE_END, V6_PORTS]),
-        path("IPv4 TCP ipip (fed)", "0.4 of Katran", Some(7)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(20),
-        path("IPv4 TCP gue (fed)", "a quarter of Katran's 322", Some(8)).fed(1, &[MAC, V4_TYPE, V4_TTL]).growing(28),
+        foreign("not ours, IPv4 → pass", &client_v4(FIRST_V4), "203.0.113.9:80").wanted("6"),
+        foreign("not ours, IPv6 → pass", CLIENT_V6, "[2001:db8:e::1]:80").wanted("6"),
     ]
+}
+
+fn remembering_nobody() -> Vec<Path> {
+    vec![
+        to(REFERENCE, PLAIN).wanted("17"),
+        to("IPv4 TCP dsr, no memory, 1 client (fed)", PLAIN).fed(1, &[]).wanted("17"),
+        to("IPv4 TCP dsr, no memory, 1M clients (fed)", PLAIN).of_many().wanted("19"),
+        to("IPv6 TCP dsr, no memory", PLAIN_V6),
+        to("IPv4 TCP dsr, no memory, VLAN tag", PLAIN).tagged(),
+        to("IPv4 TCP dsr, no memory, redirect", ELSEWHERE),
+    ]
+}
+
+fn remembering() -> Vec<Path> {
+    let exceptions = |name| to(name, MEMORY).at(Place::Exceptions);
+    vec![
+        to("IPv4 TCP dsr, memory settled, 1 client", MEMORY).wanted("17"),
+        to("IPv4 TCP dsr, memory settled, 1 client (fed)", MEMORY).fed(1, &[]).wanted("17"),
+        to("IPv4 TCP dsr, memory settled, 1M clients (fed)", MEMORY).of_many().wanted("22"),
+        to("IPv6 TCP dsr, memory settled, 1 client", MEMORY_V6).wanted("20"),
+        known_over_v6().named("IPv6 TCP dsr, memory settled, 1M clients (fed)").at(Place::OverV6).wanted("25"),
+        to_each_service(),
+        exceptions("IPv4 TCP dsr, all exceptions, 1 client"),
+        exceptions("IPv4 TCP dsr, all exceptions, 1M clients (fed)").of_many(),
+        to("IPv4 TCP dsr, memory, SYN, 1 client", MEMORY).opening_each().wanted("35"),
+        to("IPv4 TCP dsr, memory, SYN, 1M clients (fed)", MEMORY).opening_each().of_many().wanted("170"),
+        to("IPv6 TCP dsr, memory, SYN, 1 client", MEMORY_V6).opening_each(),
+    ]
+}
+
+fn datagrams() -> Vec<Path> {
+    let many = known_by_datagrams().named("IPv4 UDP dsr, memory, 1M clients (fed)");
+    vec![
+        to("IPv4 UDP dsr, no memory", DATAGRAMS),
+        to("IPv4 UDP dsr, memory, 1 client", REMEMBERED_DATAGRAMS).wanted("30"),
+        to("IPv4 UDP dsr, memory, 1 client (fed)", REMEMBERED_DATAGRAMS).fed(1, &[]).wanted("30"),
+        many.at(Place::Datagrams).wanted("60"),
+    ]
+}
+
+fn ruled() -> Vec<Path> {
+    vec![
+        to("IPv4 TCP dsr, a rule for others", RULED).wanted("no memory + 4"),
+        to("IPv4 TCP dsr, a rule for neighbours", RULED_NEARBY),
+        to("IPv4 TCP dsr, memory, pinned by a rule", PINNED),
+    ]
+}
+
+fn translated() -> Vec<Path> {
+    vec![
+        to("IPv4 TCP nat (fed)", NAT).fed(1, &[V4_TTL, V4_PORTS]).wanted("dsr + 4"),
+        to("IPv4 TCP nat, 1M clients (fed)", NAT).fed(MILLION, &[V4_TTL, V4_PORTS]).wanted("dsr + 4"),
+        to("IPv6 TCP nat (fed)", NAT_V6).fed(1, &[V6_HOP_LIMIT, V6_DESTINATION[0], V6_DESTINATION[1], V6_PORTS]),
+        reply("IPv4 TCP nat, reply (fed)", NAT).fed(1, &[V4_TTL, V4_PORTS]).wanted("60"),
+        reply_to_many("IPv4 TCP nat, reply, 1M clients (fed)", NAT),
+        reply("IPv6 TCP nat, reply (fed)", NAT_V6).fed(1, &[V6_HOP_LIMIT, V6_SOURCE[1], V6_PORTS]),
+        reply_to_many("IPv6 TCP nat, reply, 1M clients (fed)", NAT_V6),
+    ]
+}
+
+fn tunnelled() -> Vec<Path> {
+    let v4 = [MAC, TYPE, V4_TTL];
+    let v6 = [MAC, TYPE, V6_HOP_LIMIT];
+    vec![
+        to("IPv4 TCP ipip (fed)", IPIP).fed(1, &v4).growing(20).wanted("34"),
+        to("IPv4 TCP ipip, 1M clients (fed)", IPIP).fed(MILLION, &v4).growing(20).wanted("40"),
+        to("IPv6 TCP ipip (fed)", IPIP_V6).fed(1, &v6).growing(40),
+        to("IPv4 TCP gue (fed)", GUE).fed(1, &v4).growing(28).wanted("38"),
+        to("IPv4 TCP gue, 1M clients (fed)", GUE).fed(MILLION, &v4).growing(28).wanted("44"),
+        to("IPv6 TCP gue (fed)", GUE_V6).fed(1, &v6).growing(48),
+    ]
+}
+
+/// What is not a whole packet of TCP or UDP.
+fn rare() -> Vec<Path> {
+    let [first, later] = fragments();
+    let end = End::AtBackend(DATAGRAMS);
+    vec![
+        Path::new("IPv4 UDP dsr, first fragment, beyond the limit", end, first.clone()),
+        Path::new("IPv4 UDP dsr, later fragment", end, later).after(first),
+        Path::new("IPv4 ICMP error about a reply, dsr", End::AtBackend(PLAIN), error_about_a_reply()),
+    ]
+}
+
+/// The first client of each path to a service.
+#[cfg(test)]
+pub(crate) fn first_clients() -> impl Iterator<Item = IpAddr> {
+    let to_service = |path: &Path| matches!(path.end, End::AtBackend(_));
+    all().into_iter().filter(to_service).map(|path| path.packet.source.ip())
 }

@@ -13,6 +13,7 @@ use crate::{
     bench::{Row, Series},
     gate::Judged,
     paths::{Path, REFERENCE},
+    scene::Place,
     yardsticks::LRU_HASH,
 };
 
@@ -48,8 +49,8 @@ fn document(series: &Series) -> Document {
 /// Where it stands in the picture, which has one row for each way of steering.
 fn heading(path: &Path) -> Option<String> {
     let name = &path.name;
-    if path.clients() > 1 {
-        return Some("each packet another of a million clients'".to_owned());
+    if path.varies() {
+        return (path.scene != Place::ManyServices).then(|| "each packet another of a million clients'".to_owned());
     }
     let twin = ["IPv6", "not ours", "1 client (fed)"].iter().any(|part| name.contains(part));
     (!twin).then(|| "one client".to_owned())
@@ -57,7 +58,7 @@ fn heading(path: &Path) -> Option<String> {
 
 fn print_table(series: &Series) -> Result<()> {
     let reference = reference(series)?;
-    let mut table = table(&["path", "net ns", "ratio", &format!("in {LRU_HASH}"), "target, ns"], 1..=3);
+    let mut table = table(&["path", "net ns", "ratio", &format!("in {LRU_HASH}"), "wanted, ns"], 1..=3);
     for row in &series.yardsticks {
         table.add_row([
             &format!("yardstick: {}", row.path.name),
@@ -69,10 +70,10 @@ fn print_table(series: &Series) -> Result<()> {
     }
     for (row, figure) in series.paths.iter().zip(series.figures()?) {
         let in_yardsticks = ratio(figure.ratio());
-        table.add_row([&row.path.name, &tenths(row.net), &ratio(row.net / reference), &in_yardsticks, row.path.target]);
+        table.add_row([&row.path.name, &tenths(row.net), &ratio(row.net / reference), &in_yardsticks, row.path.wanted]);
     }
     println!("{}", machine::describe());
-    println!("ns per packet, net of an empty program; Katran's figures were measured on another machine");
+    println!("ns per packet, net of an empty program; wanted on a machine that is not this one");
     println!("{table}");
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! Loaded programs with services, backends and known clients.
 
 use std::{
-    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
     thread,
@@ -10,12 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_bench::asm::ProgramArray;
-use balancer_common::{
-    client::HashKey,
-    verdict::{MoveCause, Verdict},
-};
+use balancer_common::verdict::MoveCause;
 use balancer_core::{
-    io::{BackendSpec, ListenerId, ListenerSpec, NextHop, RuleAction, RuleSpec, ServiceId, ServiceSpec},
+    io::{BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
@@ -27,14 +23,14 @@ use balancer_testkit::prog_run;
 
 use crate::{
     feeder::feeder,
-    ground::INTERFACE,
-    paths::{self, BACKENDS, Path, RULED, SERVICES, Service, backends},
+    ground::{INTERFACE, OTHER_INTERFACE},
+    many,
+    paths::{self, End, Path},
+    services::{self, BACKENDS, SERVICES, Service, backends, tunnel_source},
 };
 
 /// The destination of every packet.
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const TABLE_SIZE: u32 = 65_537;
-const KEY: HashKey = HashKey { k0: 11, k1: 12 };
 /// Clients that may be recorded in a second: an eighth of what the table is made for.
 const NEWCOMERS: u32 = 125_000;
 
@@ -45,44 +41,54 @@ pub(crate) enum Place {
     Settled,
     /// A million clients are known, and every slot of the table has changed since.
     Exceptions,
+    /// As settled, but clients of datagrams.
+    Datagrams,
+    /// As settled, but clients over IPv6.
+    OverV6,
+    /// There are a thousand services, of each of which one client is known.
+    ManyServices,
 }
 
 /// A loaded program.
 pub(crate) struct Scene {
     dataplane: KernelDataplane,
     program: OwnedFd,
-    /// The interface that packets come in by, and go out by.
+    /// The interface that packets come in by.
     ifindex: u32,
 }
 
 impl Scene {
     /// One for every [`Place`], in its order.
-    pub(crate) fn all() -> Result<[Self; 2]> {
-        let mut scenes = [Self::new(INTERFACE, 8 * NEWCOMERS)?, Self::new(INTERFACE, 8 * NEWCOMERS)?];
-        make_known(&mut scenes, &[paths::known()])?;
-        let [settled, mut exceptions] = scenes;
-        for index in 0..SERVICES.len() {
-            exceptions.dataplane.swap_table(ServiceId(index as u16), table(index, 1)?, None)?;
-        }
-        let flagged = exceptions.dataplane.memory()?.exceptions;
-        let remembering = SERVICES.iter().filter(|service| service.remembers).count() as u64;
-        ensure!(flagged == u64::from(TABLE_SIZE) * remembering, "{flagged} slots are flagged");
-        Ok([settled, exceptions])
+    pub(crate) fn all() -> Result<[Self; 5]> {
+        let one = || Self::new(&SERVICES, INTERFACE, 8 * NEWCOMERS);
+        let many: Vec<_> = (0..many::SERVICES).map(many::service).collect();
+        let mut scenes = [one()?, one()?, one()?, one()?, Self::new(&many, INTERFACE, NEWCOMERS)?];
+        let known = [
+            vec![paths::known()],
+            vec![paths::known()],
+            vec![paths::known_by_datagrams()],
+            vec![paths::known_over_v6()],
+            vec![paths::to_each_service()],
+        ];
+        make_known(&mut scenes, &known)?;
+        scenes[Place::Exceptions as usize].move_everybody()?;
+        Ok(scenes)
     }
 
     /// One in which a million clients of segments and a million of datagrams are known where the table sends them.
     pub(crate) fn settled(ifindex: u32) -> Result<Self> {
-        let mut scenes = [Self::new(ifindex, 16 * NEWCOMERS)?];
-        make_known(&mut scenes, &[paths::known(), paths::known_by_datagrams()])?;
+        let mut scenes = [Self::new(&SERVICES, ifindex, 16 * NEWCOMERS)?];
+        make_known(&mut scenes, &[vec![paths::known(), paths::known_by_datagrams()]])?;
         let [scene] = scenes;
         Ok(scene)
     }
 
-    fn new(ifindex: u32, clients: u32) -> Result<Self> {
+    fn new(services: &[Service], ifindex: u32, clients: u32) -> Result<Self> {
+        let rows = (services.len() as u32).next_power_of_two().max(64);
         let capacity = Capacity {
-            slots: 1 << 21,
-            services: 64,
-            listeners: 64,
+            slots: 1 << 23,
+            services: rows,
+            listeners: 2 * rows,
             ranges: 64,
             returns: 256,
             backends: 1 << 14,
@@ -91,14 +97,27 @@ impl Scene {
         let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
         dataplane.set_layers(Layers::flat(&[(ifindex, OWN_MAC)]));
         let mut specs = Vec::new();
-        for (index, service) in SERVICES.iter().enumerate() {
+        for (index, service) in services.iter().enumerate() {
             specs.push(configure(&mut dataplane, index, service, ifindex)?);
         }
         dataplane.publish_services(&specs)?;
-        let rule = RuleSpec { prefix: "192.0.2.0/24".parse()?, action: RuleAction::Deny };
-        dataplane.set_rules(ServiceId(RULED as u16), &[rule])?;
+        for (index, service) in services.iter().enumerate() {
+            dataplane.set_rules(ServiceId(index as u16), &service.rules(index)?)?;
+        }
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         Ok(Self { dataplane, program, ifindex })
+    }
+
+    /// Gives every slot to another backend.
+    fn move_everybody(&mut self) -> Result<()> {
+        let mut remembering = 0;
+        for (index, service) in SERVICES.iter().enumerate() {
+            self.dataplane.swap_table(ServiceId(index as u16), table(index, service, 1)?, None)?;
+            remembering += if service.remembers { u64::from(service.slots) } else { 0 };
+        }
+        let flagged = self.dataplane.memory()?.exceptions;
+        ensure!(flagged == remembering, "{flagged} slots are flagged, not {remembering}");
+        Ok(())
     }
 
     /// The program.
@@ -108,20 +127,15 @@ impl Scene {
 
     /// How many packets took this path so far.
     pub(crate) fn counted(&self, path: &Path) -> Result<u64> {
-        let verdicts = self.dataplane.interface_stats(self.ifindex)?.verdicts;
-        let Some(service) = path.service else { return Ok(verdicts[Verdict::Pass.index()]) };
+        let ended = self.dataplane.interface_stats(self.ifindex)?.verdicts[path.end.verdict().index()];
+        let End::AtBackend(service) = path.end else { return Ok(ended) };
         let mut sum = 0;
         for backend in backends(service) {
             let stats = self.dataplane.backend_stats(backend)?;
             ensure!(stats.moves.iter().sum::<u64>() == 0, "{}: clients were moved", path.name);
             sum += stats.packets;
         }
-        // Every packet leaves by the interface it came in by.
-        let sent = verdicts[Verdict::Tx.index()];
-        if path.replies {
-            return Ok(sent);
-        }
-        ensure!(sent >= sum, "{}: {sum} packets to backends, {sent} sent", path.name);
+        ensure!(ended >= sum, "{}: {sum} packets to backends, {ended} sent", path.name);
         Ok(sum)
     }
 }
@@ -148,13 +162,15 @@ impl Opener {
     }
 }
 
-/// Opens a connection of every client of each of these services, in each second as many as one service is sure to have
+/// Opens a connection of every client of these paths of each scene, in each second as many as one service is sure to have
 /// recorded: half. All scenes wait for the same seconds.
-fn make_known(scenes: &mut [Scene], known: &[Path]) -> Result<()> {
-    let of = |scene: &Scene| known.iter().map(|known| Opener::new(scene, known)).collect::<Result<Vec<_>>>();
-    let mut openers = scenes.iter().map(of).collect::<Result<Vec<_>>>()?;
+fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
+    let of = |(scene, known): (&Scene, &Vec<Path>)| {
+        known.iter().map(|known| Opener::new(scene, known)).collect::<Result<Vec<_>>>()
+    };
+    let mut openers = scenes.iter().zip(known).map(of).collect::<Result<Vec<_>>>()?;
     let at_once = NEWCOMERS / 2;
-    let clients = known.iter().map(Path::clients).max().unwrap_or_default();
+    let clients = known.iter().flatten().map(Path::clients).max().unwrap_or_default();
     for second in 1..=u64::from(clients.div_ceil(at_once)) {
         for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
             openers.iter_mut().try_for_each(|opener| opener.open(at_once))?;
@@ -163,38 +179,35 @@ fn make_known(scenes: &mut [Scene], known: &[Path]) -> Result<()> {
         // By the kernel's clock: 2^30 ns.
         thread::sleep(Duration::from_millis(1100));
     }
-    for scene in scenes {
+    for (scene, known) in scenes.iter().zip(known) {
         let memory = scene.dataplane.memory()?;
+        let clients: u64 = known.iter().map(|path| u64::from(path.clients())).sum();
         // A hash may name two clients, and a bucket may be full.
-        let least = 999_000 * known.len() as u64;
-        ensure!(memory.entries >= least, "only {} clients are known: {:?}", memory.entries, memory.stats);
+        let least = clients - clients / 1000;
+        ensure!(memory.entries >= least, "only {} of {clients} clients are known: {:?}", memory.entries, memory.stats);
     }
     Ok(())
 }
 
 /// The service's table; each backend has the slots that `shift` backends before it would have otherwise.
-fn table(service: usize, shift: u16) -> Result<Arc<[u16]>> {
+fn table(index: usize, service: &Service, shift: u16) -> Result<Arc<[u16]>> {
     let names: Vec<String> = (0..BACKENDS).map(|number| format!("backend {number}")).collect();
     let members: Vec<_> = names
         .iter()
         .zip(0..)
-        .map(|(name, number)| Member {
-            id: service as u16 * BACKENDS + (number + shift) % BACKENDS + 1,
-            name,
-            weight: 1,
-        })
+        .map(|(name, number)| Member { id: index as u16 * BACKENDS + (number + shift) % BACKENDS + 1, name, weight: 1 })
         .collect();
-    Ok(maglev::table(&members, TABLE_SIZE, KEY).context("no table")?.slots.into())
+    Ok(maglev::table(&members, service.slots, service.key).context("no table")?.slots.into())
 }
 
 fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, ifindex: u32) -> Result<ServiceSpec> {
-    let vip: SocketAddr = service.address.parse()?;
     let id = ServiceId(index as u16);
+    let v6 = service.is_v6();
     let mut addresses = Vec::new();
     for backend in backends(index) {
-        let address = paths::backend(backend);
+        let address = services::backend(backend, v6);
         let next_hop = NextHop {
-            ifindex,
+            ifindex: if service.elsewhere { OTHER_INTERFACE } else { ifindex },
             source_mac: OWN_MAC,
             // What the program has forwarded is its next packet, and must be for it.
             destination_mac: OWN_MAC,
@@ -211,27 +224,27 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
             keeps_known: true,
             cause: MoveCause::Down,
             takes_pinned: true,
-            tunnel_source: Some("10.0.0.254".parse()?),
+            tunnel_source: Some(tunnel_source(v6)),
         })?;
         addresses.push((backend, address));
     }
-    dataplane.swap_table(id, table(index, 0)?, None)?;
+    dataplane.swap_table(id, table(index, service, 0)?, None)?;
     Ok(ServiceSpec {
         tick_seconds: 0,
         id,
-        hash_key: KEY,
-        family: Family::of(vip.ip()),
+        hash_key: service.key,
+        family: Family::of(service.address.ip()),
         listeners: vec![ListenerSpec {
             id: ListenerId(index as u16),
-            listener: Listener::at(vip, service.protocol),
+            listener: Listener::at(service.address, service.protocol),
             backend_port: 0,
             counted: false,
         }],
-        client_prefix: if vip.is_ipv4() { 32 } else { 64 },
+        client_prefix: if v6 { 64 } else { 32 },
         forwarding: service.forwarding,
         remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },
         failback: Failback::Stay,
-        rules: index == RULED,
+        rules: service.rule.is_some(),
         reject: false,
         backends: addresses,
     })

@@ -23,7 +23,7 @@ const KEY: i16 = -4;
 /// Makes a frame what `frame` was, from the next client, and sends it to an interface. Whose turn it is stands in a map, as
 /// the kernel uses many copies of a frame in no order.
 pub(super) fn generator(frame: &[u8], clients: Clients, turn: &Map, target: u32) -> Program {
-    let Clients { at, first, count } = clients;
+    let Clients { at, first, count, .. } = clients;
     let mut program = whole(WRITTEN.into())
         .set(Register::R1, 0)
         .store(Size::Word, Register::R10, KEY, Register::R1)

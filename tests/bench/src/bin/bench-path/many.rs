@@ -1,0 +1,19 @@
+//! A thousand services.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use balancer_common::{client::HashKey, map_types::Forwarding};
+
+use crate::services::Service;
+
+/// How many.
+pub(crate) const SERVICES: u16 = 1000;
+/// The first's VIP; the others' follow it.
+pub(crate) const FIRST_VIP: u32 = u32::from_be_bytes([198, 18, 0, 1]);
+
+/// One of them. Each has a key of its own, as the client is the same and entries are found by the hash.
+pub(crate) fn service(index: u16) -> Service {
+    let vip = IpAddr::V4(Ipv4Addr::from_bits(FIRST_VIP + u32::from(index)));
+    let key = HashKey { k0: index.into(), k1: 12 };
+    Service { key, slots: 4099, ..Service::tcp(vip, Forwarding::Dsr).remembering() }
+}

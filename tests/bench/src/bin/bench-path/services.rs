@@ -1,0 +1,183 @@
+//! The services that paths go through, and their backends.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+use balancer_common::{client::HashKey, map_types::Forwarding};
+use balancer_core::io::{BackendId, RuleAction, RuleSpec};
+use balancer_model::config::Protocol;
+
+/// A service that a path goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Service {
+    /// VIP and port.
+    pub(crate) address: SocketAddr,
+    /// TCP or UDP.
+    pub(crate) protocol: Protocol,
+    /// How packets reach the backends.
+    pub(crate) forwarding: Forwarding,
+    /// Whether clients are remembered.
+    pub(crate) remembers: bool,
+    /// Whether backends are behind another interface than clients.
+    pub(crate) elsewhere: bool,
+    /// The prefix of its rule, if it has one.
+    pub(crate) rule: Option<&'static str>,
+    /// Whether the rule pins clients to its first backend; or else it denies.
+    pub(crate) pins: bool,
+    /// The key that its clients are hashed with.
+    pub(crate) key: HashKey,
+    /// Slots of its table.
+    pub(crate) slots: u32,
+}
+
+impl Service {
+    const fn new(address: SocketAddr, protocol: Protocol, forwarding: Forwarding) -> Self {
+        let key = HashKey { k0: 11, k1: 12 };
+        Self {
+            address,
+            protocol,
+            forwarding,
+            remembers: false,
+            elsewhere: false,
+            rule: None,
+            pins: false,
+            key,
+            slots: 65_537,
+        }
+    }
+
+    /// By TCP on port 80.
+    pub(crate) const fn tcp(vip: IpAddr, forwarding: Forwarding) -> Self {
+        Self::new(SocketAddr::new(vip, 80), Protocol::Tcp, forwarding)
+    }
+
+    const fn udp(vip: IpAddr) -> Self {
+        Self::new(SocketAddr::new(vip, 53), Protocol::Udp, Forwarding::Dsr)
+    }
+
+    /// With memory.
+    pub(crate) const fn remembering(self) -> Self {
+        Self { remembers: true, ..self }
+    }
+
+    const fn denying(self, prefix: &'static str) -> Self {
+        Self { rule: Some(prefix), ..self }
+    }
+
+    const fn pinning(self, prefix: &'static str) -> Self {
+        Self { rule: Some(prefix), pins: true, ..self }
+    }
+
+    /// Whether it is reached over IPv6, as its backends are.
+    pub(crate) const fn is_v6(&self) -> bool {
+        self.address.is_ipv6()
+    }
+
+    /// Its rules, if it is service `index`.
+    ///
+    /// # Errors
+    /// When a prefix does not parse.
+    pub(crate) fn rules(&self, index: usize) -> Result<Vec<RuleSpec>> {
+        let Some(prefix) = self.rule else { return Ok(Vec::new()) };
+        let action = if self.pins { RuleAction::Pin(backends(index).next()) } else { RuleAction::Deny };
+        Ok(vec![RuleSpec { prefix: prefix.parse()?, action }])
+    }
+}
+
+const fn v4(last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, last))
+}
+
+const fn v6(last: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, last))
+}
+
+/// By [`SERVICES`].
+pub(crate) const PLAIN: usize = 0;
+pub(crate) const PLAIN_V6: usize = 1;
+pub(crate) const MEMORY: usize = 2;
+pub(crate) const MEMORY_V6: usize = 3;
+pub(crate) const DATAGRAMS: usize = 4;
+pub(crate) const REMEMBERED_DATAGRAMS: usize = 5;
+pub(crate) const NAT: usize = 6;
+pub(crate) const NAT_V6: usize = 7;
+pub(crate) const IPIP: usize = 8;
+pub(crate) const IPIP_V6: usize = 9;
+pub(crate) const GUE: usize = 10;
+pub(crate) const GUE_V6: usize = 11;
+pub(crate) const ELSEWHERE: usize = 12;
+/// With a rule for others, whose addresses are nowhere near.
+pub(crate) const RULED: usize = 13;
+/// With a rule for neighbours of the clients, so that packets look for theirs.
+pub(crate) const RULED_NEARBY: usize = 14;
+/// With a rule that pins the clients.
+pub(crate) const PINNED: usize = 15;
+
+/// Every service; their index is their id. No VIP has the bit of a path's first client, whose SYN would have to ask whether the
+/// client is a VIP ([`balancer_common::service_table::vip_bit`]).
+pub(crate) const SERVICES: [Service; 16] = [
+    Service::tcp(v4(1), Forwarding::Dsr),
+    Service::tcp(v6(1), Forwarding::Dsr),
+    Service::tcp(v4(2), Forwarding::Dsr).remembering(),
+    Service::tcp(v6(2), Forwarding::Dsr).remembering(),
+    Service::udp(v4(1)),
+    Service::udp(v4(2)).remembering(),
+    Service::tcp(v4(3), Forwarding::Nat),
+    Service::tcp(v6(3), Forwarding::Nat),
+    Service::tcp(v4(4), Forwarding::Ipip),
+    Service::tcp(v6(4), Forwarding::Ipip),
+    Service::tcp(v4(5), Forwarding::Gue),
+    Service::tcp(v6(6), Forwarding::Gue),
+    Service { elsewhere: true, ..Service::tcp(v4(6), Forwarding::Dsr) },
+    Service::tcp(v4(7), Forwarding::Dsr).denying("192.0.2.0/24"),
+    Service::tcp(v4(8), Forwarding::Dsr).denying("172.16.255.0/24"),
+    Service::tcp(v4(10), Forwarding::Dsr).remembering().pinning("172.16.0.0/24"),
+];
+
+/// Backends of each service.
+pub(crate) const BACKENDS: u16 = 8;
+
+/// The backends of a service.
+pub(crate) fn backends(service: usize) -> impl Iterator<Item = BackendId> {
+    (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
+}
+
+/// Where a backend listens.
+pub(crate) fn backend(id: BackendId, v6: bool) -> SocketAddr {
+    let ip = if v6 {
+        Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(id.0)).into()
+    } else {
+        Ipv4Addr::from_bits(u32::from_be_bytes([10, 0, 0, 0]) | u32::from(id.0)).into()
+    };
+    SocketAddr::new(ip, 8080)
+}
+
+/// Where tunnels to a backend begin.
+pub(crate) fn tunnel_source(v6: bool) -> IpAddr {
+    if v6 { Ipv6Addr::from_bits(0xfd00 << 112 | 0xfe).into() } else { Ipv4Addr::new(10, 0, 0, 254).into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::service_table::vip_bit;
+
+    use super::*;
+
+    fn bit(address: IpAddr) -> u64 {
+        let bytes = match address {
+            IpAddr::V4(address) => [&address.octets()[..], &[0; 12]].concat(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let mut words = [0; 4];
+        bytemuck::cast_slice_mut(&mut words).copy_from_slice(&bytes);
+        vip_bit(&words)
+    }
+
+    #[test]
+    fn no_first_client_looks_like_a_vip() {
+        let vips = SERVICES.iter().fold(0, |bits, service| bits | bit(service.address.ip()));
+        for client in crate::paths::first_clients() {
+            assert_eq!(vips & bit(client), 0, "{client}");
+        }
+    }
+}
