@@ -506,13 +506,12 @@ impl World {
 
     /// Goes on in the client table with what the last change leaves to be done there, by a part. Whether that was the last.
     pub fn reread(&mut self) -> bool {
-        let forgotten = match self.dataplane.reread() {
-            Reread::Waits => {
-                std::thread::sleep(Duration::from_micros(50));
-                return self.reread();
+        let forgotten = loop {
+            match self.dataplane.reread() {
+                Reread::Waits => std::thread::sleep(Duration::from_micros(50)),
+                Reread::GoesOn => return false,
+                Reread::Ends(forgotten) => break forgotten,
             }
-            Reread::GoesOn => return false,
-            Reread::Ends(forgotten) => forgotten,
         };
         for (_, forgotten) in forgotten {
             self.departed.moves[MoveCause::Forgotten.index()] += forgotten.moved;
