@@ -21,7 +21,7 @@ use balancer_common::{
 use balancer_core::{
     controller::Controller,
     held::Held,
-    io::{Change, CheckOutcome, Command, Event, NextHop},
+    io::{BackendId, Change, CheckOutcome, Command, Event, NextHop},
     plan::Planned,
     state::{Clocks, SavedState},
 };
@@ -492,11 +492,25 @@ impl World {
     /// Where the kernel refuses.
     pub fn counters(&self) -> anyhow::Result<Counters> {
         let mut sum = self.departed;
-        let present = self.controller.services().iter().flat_map(|service| service.backends()).map(|b| b.id());
-        for id in present.chain(self.controller.gone().iter().map(|gone| gone.row.id)) {
+        for id in self.counting() {
             sum.add(&self.dataplane.backend_stats(id)?);
         }
         Ok(sum)
+    }
+
+    /// New connections of each backend that has an id, and of all that had one.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn connections_by_backend(&self) -> anyhow::Result<Vec<(Option<BackendId>, u64)>> {
+        let departed = std::iter::once(Ok((None, self.departed.connections)));
+        let counting = self.counting().map(|id| Ok((Some(id), self.dataplane.backend_stats(id)?.connections)));
+        departed.chain(counting).collect()
+    }
+
+    fn counting(&self) -> impl Iterator<Item = BackendId> {
+        let present = self.controller.services().iter().flat_map(|service| service.backends()).map(|b| b.id());
+        present.chain(self.controller.gone().iter().map(|gone| gone.row.id))
     }
 
     /// From now on what changes leave to be done in the client table waits for [`World::reread`].
