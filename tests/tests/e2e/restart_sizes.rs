@@ -103,7 +103,7 @@ fn maps_of_backends_grow_and_shrink_with_the_file() {
     shrinks_to(&mut users, 16_384);
 }
 
-/// A backend that is gone has its row until two passes over the client table have found nobody there.
+/// A backend that is gone has its row until three passes over the client table have found nobody there.
 fn shrinks_to(users: &mut Users, wanted: u32) {
     let deadline = Instant::now() + 3 * PATIENCE;
     while rows(&users.site) != [wanted; 2] {

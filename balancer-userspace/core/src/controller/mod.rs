@@ -128,8 +128,10 @@ fn ids_of(services: &[Arc<ServiceConfig>]) -> usize {
 }
 
 impl Gone {
-    /// The sweep that is under way when it is removed may have passed a client by; the second cannot.
-    const ENOUGH_SWEEPS: u32 = 2;
+    /// Sweeps in a row that find nobody before its id is free. The one that is under way when it is removed may have passed
+    /// a client by; the second cannot. Before the third begins, packets have left that moved its last clients during the
+    /// second, and have counted them.
+    pub const ENOUGH_SWEEPS: u32 = 3;
 }
 
 impl Controller {
@@ -548,7 +550,7 @@ impl Controller {
         concerned
     }
 
-    /// Gives up the rows of removed backends that two complete sweeps have found without a client.
+    /// Gives up the rows of removed backends that enough sweeps have found without a client.
     fn retire_those_that_nobody_knows(&mut self, known: &HashMap<BackendId, u64>, commands: &mut Vec<Command>) {
         let ids = &mut self.ids;
         self.gone.retain_mut(|gone| {

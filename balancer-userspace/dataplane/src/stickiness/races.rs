@@ -14,12 +14,15 @@ use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
     clock::Clock,
-    map_types::{LiveTable, SLOT_EXCEPTIONS, SLOTS_PER_LINE, SlotLine, TableSlot},
+    map_types::{LiveTable, NO_BACKEND, SLOT_EXCEPTIONS, SLOTS_PER_LINE, SlotLine, TableSlot},
     memory::{BackendFacts, Recorded, consult},
     query::Query,
     verdict::MoveCause,
 };
-use balancer_core::io::{BackendId, ServiceId};
+use balancer_core::{
+    controller::Gone,
+    io::{BackendId, ServiceId},
+};
 use shuttle::{
     rand::{Rng as _, thread_rng},
     sync::{
@@ -87,6 +90,10 @@ struct Packets {
     tick: AtomicU16,
     seen: AtomicU64,
     keeps_known: [AtomicBool; BACKENDS],
+    /// Known clients moved from each backend, as packets count them.
+    moved_from: [AtomicU64; BACKENDS],
+    /// What a packet lets others do between a move and counting it: so many steps.
+    counts_after: AtomicU64,
     on_their_way: Mutex<OnTheirWay>,
     left: Condvar,
 }
@@ -165,6 +172,10 @@ impl Packets {
             Some(BackendFacts { service: SERVICE.0, keeps_known, cause: MoveCause::Down.into() })
         };
         let answer = consult(&Words(self, client.bucket()), &query, facts, || true);
+        if answer.moved_from != NO_BACKEND {
+            (0..self.counts_after.load(SeqCst)).for_each(|_| self.step());
+            self.moved_from[usize::from(answer.moved_from)].fetch_add(1, SeqCst);
+        }
         if answer.known && !always {
             self.seen.fetch_or(client.bit(), SeqCst);
         }
@@ -210,6 +221,8 @@ impl Controller {
             tick: AtomicU16::new(1),
             seen: AtomicU64::new(0),
             keeps_known: std::array::from_fn(|_| AtomicBool::new(true)),
+            moved_from: std::array::from_fn(|_| AtomicU64::new(0)),
+            counts_after: AtomicU64::new(1),
             on_their_way: Mutex::default(),
             left: Condvar::new(),
         });
@@ -244,6 +257,16 @@ impl Controller {
 
     fn sweep(&mut self) -> bool {
         self.stickiness.sweep(PART, |_| false).is_some()
+    }
+
+    /// Ends a pass, or makes one: whether nobody was found at a backend.
+    fn sweep_finds_nobody_at(&mut self, backend: BackendId) -> bool {
+        loop {
+            match self.stickiness.sweep(PART, |_| false) {
+                Some(known) => return known.iter().all(|&(id, _)| id != backend),
+                None => thread::yield_now(),
+            }
+        }
     }
 
     /// Complete passes, with nothing else to do.
@@ -440,6 +463,38 @@ fn once_a_failure_is_told_no_packet_goes_to_the_failed_backend() {
         controller.sweep_parts(12);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         controller.assert_exceptions_are_flagged();
+    });
+}
+
+#[test]
+fn all_moves_from_a_removed_backend_are_counted_before_its_id_is_free() {
+    const REMOVED: BackendId = BackendId(HERE[0]);
+    const PASS_AND_MORE: u64 = 100;
+    in_many_orders(|| {
+        let mut controller = Controller::new(3, &HERE);
+        let client = Client::new(0, 0, 0);
+        // The pass under way has left the bucket before the client is known.
+        assert!(!controller.sweep() && !controller.sweep());
+        controller.packets.send(client);
+        controller.swap(&THERE);
+        controller.packets.keeps_known[usize::from(REMOVED.0)].store(false, SeqCst);
+        controller.packets.counts_after.store(PASS_AND_MORE, SeqCst);
+        let mut in_a_row = u32::from(controller.sweep_finds_nobody_at(REMOVED));
+        let packets = Arc::clone(&controller.packets);
+        let packet = thread::spawn(move || {
+            packets.send(client);
+        });
+        // The packet has moved the client, and need not have counted it.
+        while controller.packets.known().any(|entry| entry.backend() == REMOVED.0) {
+            thread::yield_now();
+        }
+        while in_a_row < Gone::ENOUGH_SWEEPS {
+            in_a_row = if controller.sweep_finds_nobody_at(REMOVED) { in_a_row + 1 } else { 0 };
+        }
+        let moves = || controller.packets.moved_from[usize::from(REMOVED.0)].load(SeqCst);
+        let counted = moves();
+        packet.join().unwrap();
+        assert_eq!(moves(), counted, "a packet counted for whoever has the id now");
     });
 }
 

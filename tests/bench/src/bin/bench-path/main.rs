@@ -61,6 +61,9 @@ struct Options {
     /// Runs of each path, interleaved, of which the fastest counts (with --live, the median).
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(9..))]
     rounds: u32,
+    /// Only paths whose names have this in them.
+    #[arg(long, value_name = "TEXT", default_value = "", conflicts_with_all = ["check", "record", "live"])]
+    only: String,
 }
 
 fn main() -> ExitCode {
@@ -85,7 +88,7 @@ fn perform(options: &Options) -> Result<()> {
     } else if options.record {
         record(options.rounds)
     } else {
-        report::print(&Bench::new()?.series(options.rounds, |_| true)?, options.json)
+        report::print(&Bench::new()?.series(options.rounds, |name| name.contains(&options.only))?, options.json)
     }
 }
 
