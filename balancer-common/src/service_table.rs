@@ -1,6 +1,6 @@
 //! The open-addressed arrays that services and `nat` returns are found in: at most [`PROBES`] neighbouring rows.
 //!
-//! The controller builds a table whole in the half of the map that is not in use (reseeding until every key lies within
+//! The controller builds a table whole in the half of the map that is not in use (with another factor until every key lies within
 //! its probes) and then publishes it with one 64-bit store.
 
 use crate::map_types::ServiceKey;
@@ -10,58 +10,79 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Rows looked at for one key.
 pub const PROBES: u32 = 4;
 
-/// Which part of the map is in use: base row, size and seed in the one word that the controller stores.
+/// Which part of the map is in use: base row, size and factor in the one word that the controller stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableView {
     /// First row; below 2^24.
     pub base: u32,
     /// Binary logarithm of the number of home rows, 1 to 24. The table has [`PROBES`] − 1 rows more.
     pub bits: u8,
-    /// Seed of the hash behind [`TableView::home_row`].
-    pub seed: u32,
+    /// Factor of the hash behind [`TableView::home_row`], see [`factor`].
+    pub factor: u32,
 }
 
 impl TableView {
     /// Packs the view into the published word.
     #[must_use]
     pub const fn to_word(self) -> u64 {
-        (self.seed as u64) << 32 | (self.bits as u64) << 24 | (self.base & 0x00ff_ffff) as u64
+        let shift = 32 - self.bits as u64;
+        (self.factor as u64) << 32 | shift << 24 | (self.base & 0x00ff_ffff) as u64
     }
 
     /// Unpacks the published word.
-    #[inline(always)]
     #[must_use]
     pub const fn from_word(word: u64) -> Self {
-        Self { base: word as u32 & 0x00ff_ffff, bits: (word >> 24) as u8, seed: (word >> 32) as u32 }
+        Self { base: word as u32 & 0x00ff_ffff, bits: 32 - (word >> 24) as u8, factor: (word >> 32) as u32 }
     }
 
     /// The row of the map that probing for `key` starts at.
-    #[inline(always)]
     #[must_use]
     pub fn home_row(self, key: &ServiceKey) -> u32 {
-        self.base + (hash(self.seed, key) >> (32u32.wrapping_sub(self.bits as u32) & 31))
+        PublishedView(self.to_word()).home_row(key)
     }
 }
 
-/// A seeded hash of a service key: multiply and fold. Keys come from the configuration, not from outsiders.
+/// A [`TableView`] in the word that is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishedView(pub u64);
+
+impl PublishedView {
+    /// [`TableView::home_row`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn home_row(self, key: &ServiceKey) -> u32 {
+        let base = self.0 as u32 & 0x00ff_ffff;
+        base.wrapping_add(hash((self.0 >> 32) as u32, key).wrapping_shr((self.0 >> 24) as u32))
+    }
+}
+
+/// The factor of the hash that is tried next after so many others; odd.
+#[must_use]
+pub const fn factor(tried: u32) -> u32 {
+    tried.wrapping_mul(0x2545_f491).wrapping_add(0x85eb_ca6b) | 1
+}
+
+/// A hash of a service key, of which the high bits are to be taken: multiply-shift (Dietzfelbinger et al., 1997) of the
+/// address, folded to a word, and of the rest. Keys come from the configuration, not from outsiders.
 #[inline(always)]
 #[must_use]
-fn hash(seed: u32, key: &ServiceKey) -> u32 {
-    let address = &key.address;
-    let low = address[0] as u64 | (address[1] as u64) << 32;
-    let high = address[2] as u64 | (address[3] as u64) << 32;
-    let port = key.port as u64 | (key.protocol as u64) << 16 | (key.family as u64) << 24;
-    let mut state = (low ^ (port << 32 | seed as u64)).wrapping_mul(MULTIPLIER);
-    state = (state ^ state >> 29 ^ high).wrapping_mul(MULTIPLIER);
-    (state >> 32) as u32
+const fn hash(factor: u32, key: &ServiceKey) -> u32 {
+    let (low, high) = halves(&key.address);
+    let address = low ^ high.wrapping_mul(MULTIPLIER);
+    let address = (address ^ address >> 32) as u32;
+    address.wrapping_mul(factor).wrapping_add(key.rest().wrapping_mul(0x9e37_79b1))
+}
+
+#[inline(always)]
+const fn halves(address: &[u32; 4]) -> (u64, u64) {
+    (address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32)
 }
 
 /// The bit of an address in the word that says of most addresses that they are no VIP.
 #[inline(always)]
 #[must_use]
 pub const fn vip_bit(address: &[u32; 4]) -> u64 {
-    let low = address[0] as u64 | (address[1] as u64) << 32;
-    let high = address[2] as u64 | (address[3] as u64) << 32;
+    let (low, high) = halves(address);
     1 << ((low ^ high.rotate_left(32)).wrapping_mul(MULTIPLIER) >> 58)
 }
 
@@ -72,24 +93,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_view_survives_its_word(base in 0u32..1 << 24, bits in 1u8..=24, seed in any::<u32>()) {
-            let view = TableView { base, bits, seed };
+        fn a_view_survives_its_word(base in 0u32..1 << 24, bits in 1u8..=24, factor in any::<u32>()) {
+            let view = TableView { base, bits, factor };
             prop_assert_eq!(TableView::from_word(view.to_word()), view);
         }
 
         #[test]
         fn a_home_row_is_inside_the_table(
-            address in any::<[u32; 4]>(), port in any::<u16>(), bits in 1u8..=24, seed in any::<u32>()
+            address in any::<[u32; 4]>(), port in any::<u16>(), bits in 1u8..=24, tried in any::<u32>()
         ) {
             let key = ServiceKey { address, port, protocol: 6, family: 6 };
-            let row = TableView { base: 7, bits, seed }.home_row(&key);
+            let row = TableView { base: 7, bits, factor: factor(tried) }.home_row(&key);
             prop_assert!(row < 7 + (1 << bits));
         }
     }
 
     #[test]
     fn neighbouring_addresses_and_ports_spread() {
-        let view = TableView { base: 0, bits: 10, seed: 3 };
+        let view = TableView { base: 0, bits: 10, factor: factor(3) };
         let mut used = [0u8; 1024];
         for host in 0..32u32 {
             for port in 0..16u16 {

@@ -54,9 +54,8 @@ pub(crate) fn reachable(backend: u16) -> Option<Reachable> {
     if flags & BACKEND_REACHABLE == 0 {
         return None;
     }
-    let second = usize::from(flags & BACKEND_SECOND != 0) & 1;
-    // SAFETY: a map value. The controller writes to a row only after it was out of use for a grace period, which a packet
-    // does not outlast.
-    let row = unsafe { &(*rows.pointer()).rows[second] };
+    // SAFETY: a map value, and the offset is that of one of its rows. The controller writes to a row only after it was out of
+    // use for a grace period, which a packet does not outlast.
+    let row = unsafe { &*rows.pointer().byte_add(usize::from(flags & BACKEND_SECOND)).cast::<BackendRow>() };
     Some(Reachable { row, flags, service })
 }

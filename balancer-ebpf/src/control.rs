@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use balancer_common::{map_types::Control, service_table::TableView};
+use balancer_common::{map_types::Control, service_table::PublishedView};
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -16,7 +16,7 @@ pub(crate) fn words() -> Option<&'static Control> {
 /// The active half of the table of listeners. Read once for a packet: the controller makes the other half active with
 /// one store.
 #[inline(always)]
-pub(crate) fn listeners(control: &'static Control) -> TableView {
+pub(crate) fn listeners(control: &'static Control) -> PublishedView {
     // SAFETY: a reference is valid for reads.
-    TableView::from_word(unsafe { ptr::read_volatile(&raw const control.listeners) })
+    PublishedView(unsafe { ptr::read_volatile(&raw const control.listeners) })
 }

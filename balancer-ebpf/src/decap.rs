@@ -109,7 +109,7 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
         return Decapsulated::Malformed;
     };
     let room = outer.l4_length().wrapping_sub(tunnel_length);
-    if !ingress.holds_all(frame, &outer) || inner.length > room || room > outer.length {
+    if !ingress.holds_all(&outer) || inner.length > room || room > outer.length {
         return Decapsulated::Malformed;
     }
     if !is_local(&inner.destination, family, DECAP_VIP) {

@@ -7,13 +7,14 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
 };
 
-use crate::{packet::Packet, parse::Ip};
+use crate::{packet::Packet, parse::Ip, stats};
 
 /// The context that the program was called with, and the interface, which is three loads away.
 #[derive(Clone, Copy, Debug)]
 pub struct Ingress {
     context: *mut xdp_md,
     ifindex: u32,
+    row: u32,
 }
 
 impl Ingress {
@@ -21,9 +22,17 @@ impl Ingress {
     /// The context must be the one that the kernel called the program with.
     #[inline(always)]
     #[must_use]
-    pub const unsafe fn new(context: *mut xdp_md) -> Self {
+    pub unsafe fn new(context: *mut xdp_md) -> Self {
         // SAFETY: the context is the kernel's.
-        Self { context, ifindex: unsafe { (*context).ingress_ifindex } }
+        let ifindex = unsafe { (*context).ingress_ifindex };
+        Self { context, ifindex, row: stats::row(ifindex) }
+    }
+
+    /// The interface's row of what there is for each.
+    #[inline(always)]
+    #[must_use]
+    pub const fn row(self) -> u32 {
+        self.row
     }
 
     /// The context for helper and global functions.
@@ -67,11 +76,10 @@ impl Ingress {
         unsafe { bpf_xdp_get_buff_len(self.context) as usize }
     }
 
-    /// Whether the frame, which `frame` is the linear part of, holds what the IP header promises.
+    /// Whether the frame holds what an IP header in it promises: its linear part does, or all of it.
     #[inline(always)]
-    pub(crate) fn holds_all(self, frame: Packet<'_>, ip: &Ip<'_>) -> bool {
-        let promised = ip.l3_offset + ip.length;
-        frame.holds(promised) || promised <= self.frame_length()
+    pub(crate) fn holds_all(self, ip: &Ip<'_>) -> bool {
+        ip.header.holds(ip.length) || ip.l3_offset + ip.length <= self.frame_length()
     }
 
     /// Puts `by` bytes in front of the frame (with a negative number: takes them away). `None`: there is no room, and

@@ -50,7 +50,7 @@ mod entry {
                 (XDP_ABORTED, Verdict::Aborted)
             }
         };
-        stats::count_verdict(ingress.ifindex(), verdict);
+        stats::count_verdict(ingress.row(), verdict);
         action
     }
 

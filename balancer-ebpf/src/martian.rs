@@ -18,12 +18,13 @@ pub(crate) fn is_source(ip: &Ip<'_>) -> bool {
 const fn is_nobodys(source: &[u32; 4], family: u8) -> bool {
     let [a, b, c, d] = *source;
     if family == FAMILY_V4 {
-        const FIRST: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
-        const LOOPBACK: u32 = u32::from_ne_bytes([127, 0, 0, 0]);
-        const HIGH: u32 = u32::from_ne_bytes([0xf0, 0, 0, 0]);
-        const GROUP: u32 = u32::from_ne_bytes([0xe0, 0, 0, 0]);
+        let [first, ..] = a.to_ne_bytes();
+        // Of most addresses the first byte tells.
+        if first != 127 && first.wrapping_sub(1) < 223 {
+            return false;
+        }
         // 0.0.0.0 and 255.255.255.255 are neighbours.
-        a & FIRST == LOOPBACK || a & HIGH == GROUP || a.wrapping_add(1) <= 1
+        first == 127 || first & 0xf0 == 224 || a.wrapping_add(1) <= 1
     } else {
         const GROUP: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
         a & GROUP == GROUP || (a | b | c) == 0 && d & u32::from_be(!1) == 0

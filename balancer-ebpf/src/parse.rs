@@ -45,42 +45,56 @@ const MAX_HEADERS_LENGTH: usize = 2048;
 const HEADERS_LENGTH_MASK: u64 = MAX_HEADERS_LENGTH as u64 - 1;
 /// The packet that an ICMP error quotes begins within the first 4096 bytes of the frame.
 pub(crate) const L3_OFFSET_MASK: u64 = 4095;
-const FRAGMENT_OFFSET_MASK: u64 = 0x1fff;
 
 /// What the header of a packet says of fragmentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// Offset in units of eight bytes.
-    pub offset: u16,
-    /// Whether more fragments follow.
-    pub more: bool,
+    /// As in IPv4: the offset in units of eight bytes, and [`Fragment::MORE`]. One number, which is 0 for a whole packet.
+    field: u16,
     /// The identification, as it is in the packet. [`ip`] leaves it 0.
     pub id: u32,
 }
 
 impl Fragment {
+    const MORE: u16 = 0x2000;
+    const FIELD_MASK: u16 = 0x3fff;
+
     /// A whole packet.
-    pub(crate) const NONE: Self = Self { offset: 0, more: false, id: 0 };
+    pub(crate) const NONE: Self = Self { field: 0, id: 0 };
+
+    /// Offset in units of eight bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn offset(self) -> u16 {
+        self.field & !Self::MORE
+    }
+
+    /// Whether more fragments follow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn more(self) -> bool {
+        self.field & Self::MORE != 0
+    }
 
     /// Whether this is not a whole packet.
     #[inline(always)]
     #[must_use]
     pub const fn is_part(self) -> bool {
-        self.offset != 0 || self.more
+        self.field != 0
     }
 
     /// Whether this is a fragment other than the first, so that no layer-4 header follows.
     #[inline(always)]
     #[must_use]
     pub const fn is_later(self) -> bool {
-        self.offset != 0
+        self.offset() != 0
     }
 
     /// Whether this is the first of several.
     #[inline(always)]
     #[must_use]
     pub const fn is_first(self) -> bool {
-        self.offset == 0 && self.more
+        self.field == Self::MORE
     }
 }
 
@@ -97,8 +111,6 @@ pub struct Ip<'a> {
     pub family: u8,
     /// The layer-4 protocol.
     pub protocol: u8,
-    /// TTL or hop limit.
-    pub ttl: u8,
     /// Whether it is a whole packet.
     pub fragment: Fragment,
     /// Whether the header agrees with itself and with the bytes that are there.
@@ -121,6 +133,19 @@ impl<'a> Ip<'a> {
         const DONT_FRAGMENT: u16 = 0x4000;
         let flags = self.header.load::<u16>(offset_of!(Ipv4Hdr, frags)).unwrap_or_default();
         self.family == FAMILY_V4 && u16::from_be(flags) & DONT_FRAGMENT == 0
+    }
+
+    /// TTL or hop limit. Read from the packet where it is needed, as most packets are sent without.
+    #[inline(always)]
+    #[must_use]
+    pub fn ttl(&self) -> u8 {
+        let [hop_limit, _]: [u8; 2] = if self.family == FAMILY_V4 {
+            self.header.load(offset_of!(Ipv4Hdr, ttl))
+        } else {
+            self.header.load(offset_of!(Ipv6Hdr, hop_limit))
+        }
+        .unwrap_or_default();
+        hop_limit
     }
 
     /// TOS or traffic class: DSCP and congestion bits.
@@ -148,22 +173,20 @@ impl<'a> Ip<'a> {
         self.l3_offset as u64 & L3_OFFSET_MASK
             | (self.headers_length as u64 & HEADERS_LENGTH_MASK) << 16
             | (self.protocol as u64) << 32
-            | (self.fragment.offset as u64 & FRAGMENT_OFFSET_MASK) << 40
-            | (self.fragment.more as u64) << 56
+            | (self.fragment.field as u64) << 40
     }
 
-    /// The whole packet in `frame` of which [`Ip::place`] said `place`, with the given TTL, as far as headers are rewritten:
-    /// without addresses and length.
+    /// The whole packet in `frame` of which [`Ip::place`] said `place`, as far as headers are rewritten: without addresses and
+    /// length.
     #[inline(always)]
     #[must_use]
-    pub fn placed(frame: Packet<'a>, place: u64, ttl: u8) -> Option<Self> {
+    pub fn placed(frame: Packet<'a>, place: u64) -> Option<Self> {
         let mut ip = Self {
             header: frame,
             l4: frame,
             l3_offset: 0,
             family: 0,
             protocol: 0,
-            ttl,
             fragment: Fragment::NONE,
             well_formed: true,
             length: 0,
@@ -185,8 +208,7 @@ impl<'a> Ip<'a> {
         self.l4 = self.header.skip(headers_length);
         self.headers_length = headers_length;
         self.protocol = (place >> 32) as u8;
-        self.fragment.offset = (place >> 40 & FRAGMENT_OFFSET_MASK) as u16;
-        self.fragment.more = place >> 56 & 1 != 0;
+        self.fragment.field = (place >> 40) as u16 & Fragment::FIELD_MASK;
     }
 
     /// The same in `frame`, another view of the frame that it was read from: with fewer numbers to keep until here.
@@ -215,30 +237,43 @@ impl<'a> Ip<'a> {
 /// The ports of a TCP or UDP header, and what else of it decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// Network order.
-    pub source: u16,
-    /// Network order.
-    pub destination: u16,
-    /// The bits of a TCP header that say what it is for; 0: a datagram. As they are, since a truth value would be kept in a
-    /// register or on the stack from here on.
-    control: u8,
+    /// Both as one word of the packet, which the compiler keeps in one register.
+    ends: u32,
+    opening: u32,
 }
 
 impl Ports {
+    /// Network order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source(&self) -> u16 {
+        let [a, b, ..] = self.ends.to_ne_bytes();
+        u16::from_ne_bytes([a, b])
+    }
+
+    /// Network order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn destination(&self) -> u16 {
+        let [.., a, b] = self.ends.to_ne_bytes();
+        u16::from_ne_bytes([a, b])
+    }
+
+    const OPENS: u32 = 1;
+    const MAY_OPEN: u32 = 2;
+
     /// Whether it is a TCP segment that opens a connection: SYN without ACK.
     #[inline(always)]
     #[must_use]
     pub const fn opens(&self) -> bool {
-        const SYN: u8 = 0x02;
-        const ACK: u8 = 0x10;
-        self.control & (SYN | ACK) == SYN
+        self.opening == Self::OPENS
     }
 
-    /// Whether `ip`, which these are of, opens a connection, or may: any datagram.
+    /// The same, or a datagram, which may open one.
     #[inline(always)]
     #[must_use]
-    pub const fn may_open(&self, ip: &Ip<'_>) -> bool {
-        self.opens() || ip.protocol == UDP
+    pub const fn may_open(&self) -> bool {
+        self.opening != 0
     }
 }
 
@@ -246,23 +281,42 @@ impl Ports {
 #[inline(always)]
 #[must_use]
 pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
-    with_ip(frame, Some)
-}
-
-/// What `then` makes of the IP header of a frame: compiled once for each family, so that what is constant for one of them
-/// costs nothing. `None`: as [`ip`].
-#[inline(always)]
-#[must_use]
-pub fn with_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Option<Then>) -> Option<Then> {
     let (l3_offset, ether_type) = ethernet(frame)?;
     let header = frame.skip(l3_offset);
     if ether_type == EtherType::Ipv4 as u16 {
-        then(ipv4(header, l3_offset)?)
+        ipv4(header, l3_offset)
     } else if ether_type == EtherType::Ipv6 as u16 {
-        then(ipv6(header, l3_offset)?)
+        ipv6(header, l3_offset)
     } else {
         None
     }
+}
+
+/// What is made of a whole TCP or UDP packet right behind an IP header without options: of `then` for its header, which is
+/// compiled once for each family, so that what is constant for one of them costs nothing; `otherwise` for any other frame of
+/// IP. `None`: not IP.
+#[inline(always)]
+#[must_use]
+pub fn with_plain_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Then, otherwise: Then) -> Option<Then> {
+    let mut l3_offset = EthHdr::LEN;
+    let mut ether_type: u16 = frame.load(offset_of!(EthHdr, ether_type))?;
+    // So that most are compared once.
+    if ether_type != EtherType::Ipv4 as u16 && ether_type != EtherType::Ipv6 as u16 {
+        (l3_offset, ether_type) = ethernet(frame)?;
+    }
+    let header = frame.skip(l3_offset);
+    if ether_type == EtherType::Ipv4 as u16 {
+        if let Some(ip) = plain_ipv4(header, l3_offset) {
+            return Some(then(ip));
+        }
+    } else if ether_type == EtherType::Ipv6 as u16 {
+        if let Some(ip) = plain_ipv6(header, l3_offset) {
+            return Some(then(ip));
+        }
+    } else {
+        return None;
+    }
+    Some(otherwise)
 }
 
 /// Length of the link-layer headers and the type of what follows (in memory order, as the variants of [`EtherType`]).
@@ -280,13 +334,46 @@ fn ethernet(frame: Packet<'_>) -> Option<(usize, u16)> {
     Some((offset, ether_type))
 }
 
+/// [`ipv4`] of a whole TCP or UDP packet without options.
+#[inline(always)]
+fn plain_ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
+    // Version, header length, and what says of fragments.
+    const LOOKED_AT: u64 = u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff]);
+    const PLAIN: u64 = u64::from_ne_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
+    let [source, destination]: [u32; 2] = header.load(offset_of!(Ipv4Hdr, src_addr))?;
+    let start: u64 = header.load(0)?;
+    let [_ttl, protocol]: [u8; 2] = header.load(offset_of!(Ipv4Hdr, ttl))?;
+    let length = order::length(bytemuck::cast::<u64, [u16; 4]>(start)[1]);
+    let plain = start & LOOKED_AT == PLAIN && (protocol == TCP || protocol == UDP) && length >= Ipv4Hdr::LEN;
+    plain.then_some(Ip {
+        header,
+        l4: header.skip(Ipv4Hdr::LEN),
+        l3_offset,
+        family: FAMILY_V4,
+        protocol,
+        fragment: Fragment::NONE,
+        well_formed: true,
+        length,
+        headers_length: Ipv4Hdr::LEN,
+        source: [source, 0, 0, 0],
+        destination: [destination, 0, 0, 0],
+    })
+}
+
+/// [`ipv6`] of a TCP or UDP packet without extension headers.
+#[inline(always)]
+fn plain_ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
+    let ip = ipv6(header, l3_offset)?;
+    (ip.well_formed && (ip.protocol == TCP || ip.protocol == UDP)).then_some(Ip { well_formed: true, ..ip })
+}
+
 #[inline(always)]
 fn ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let [source, destination]: [u32; 2] = header.load(offset_of!(Ipv4Hdr, src_addr))?;
     let [version_ihl, _tos]: [u8; 2] = header.load(0)?;
     let length = order::length(header.load(offset_of!(Ipv4Hdr, tot_len))?);
-    let fragment = u16::from_be(header.load(offset_of!(Ipv4Hdr, frags))?);
-    let [ttl, protocol]: [u8; 2] = header.load(offset_of!(Ipv4Hdr, ttl))?;
+    let field = u16::from_be(header.load(offset_of!(Ipv4Hdr, frags))?) & Fragment::FIELD_MASK;
+    let [_ttl, protocol]: [u8; 2] = header.load(offset_of!(Ipv4Hdr, ttl))?;
     let header_length = ((version_ihl & 0xf) as usize) * 4;
     Some(Ip {
         header,
@@ -294,8 +381,7 @@ fn ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
         l3_offset,
         family: FAMILY_V4,
         protocol,
-        ttl,
-        fragment: Fragment { offset: fragment & 0x1fff, more: fragment & 0x2000 != 0, id: 0 },
+        fragment: Fragment { field, id: 0 },
         well_formed: version_ihl >> 4 == 4 && header_length >= Ipv4Hdr::LEN && length >= header_length,
         length,
         headers_length: header_length,
@@ -309,14 +395,13 @@ fn ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let [source, destination]: [[u32; 4]; 2] = header.load(offset_of!(Ipv6Hdr, src_addr))?;
     let [version, _flow]: [u8; 2] = header.load(0)?;
     let payload_length = order::length(header.load(offset_of!(Ipv6Hdr, payload_len))?);
-    let [protocol, ttl]: [u8; 2] = header.load(offset_of!(Ipv6Hdr, next_hdr))?;
+    let [protocol, _hop_limit]: [u8; 2] = header.load(offset_of!(Ipv6Hdr, next_hdr))?;
     Some(Ip {
         header,
         l4: header.skip(Ipv6Hdr::LEN),
         l3_offset,
         family: FAMILY_V6,
         protocol,
-        ttl,
         fragment: Fragment::NONE,
         well_formed: version >> 4 == 6,
         length: Ipv6Hdr::LEN + payload_length,
@@ -369,7 +454,7 @@ pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Op
         } else {
             let field = u16::from_be(ip.l4.load(2).ok_or(Stopped::Malformed)?);
             let id: u32 = ip.l4.load(4).ok_or(Stopped::Malformed)?;
-            ip.fragment = Fragment { offset: field >> 3, more: field & 1 != 0, id };
+            ip.fragment = Fragment { field: field >> 3 | (field & 1) * Fragment::MORE, id };
         }
         ip.protocol = next;
         ip.headers_length += header_length;
@@ -390,6 +475,9 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
     ip.well_formed.then_some(ip)
 }
 
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
 /// The ports of a TCP or UDP packet. `None`: the header is not there or contradicts itself.
 #[inline(always)]
 #[must_use]
@@ -398,15 +486,17 @@ pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
     if ip.protocol == TCP {
         // All of the fixed header must be there: the checksum may have to be rewritten.
         let [ends, _, _, control, _]: [[u8; 4]; 5] = ip.l4.load(0)?;
-        let [source, destination] = bytemuck::cast(ends);
         let [offset, control, ..] = control;
         let header_length = (offset >> 4) as usize * 4;
         let fits = header_length >= TcpHdr::LEN && (header_length <= ip.l4_length() || first_fragment);
-        (fits && ip.l4_length() >= TcpHdr::LEN).then_some(Ports { source, destination, control })
+        let opening = u32::from(control & (SYN | ACK) == SYN);
+        let ports = Ports { ends: u32::from_ne_bytes(ends), opening };
+        (fits && ip.l4_length() >= TcpHdr::LEN).then_some(ports)
     } else {
-        let [source, destination, length, _]: [u16; 4] = ip.l4.load(0)?;
+        let [ends, rest]: [u32; 2] = ip.l4.load(0)?;
+        let [length, ..]: [u16; 2] = bytemuck::cast(rest);
         let length = order::length(length);
         let fits = length >= UdpHdr::LEN && (length <= ip.l4_length() || first_fragment);
-        (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { source, destination, control: 0 })
+        (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { ends, opening: Ports::MAY_OPEN })
     }
 }

@@ -7,11 +7,11 @@ use balancer_common::{
 };
 
 use crate::{
-    control, forward,
+    backends, control, forward,
     ingress::Ingress,
     martian,
     packet::Packet,
-    parse::{self, Fragment, Ip, TCP, UDP},
+    parse::{self, Ip},
     returns, rules, service, station, steer,
     step::{Carries, Step, ToClient},
     steps,
@@ -24,48 +24,48 @@ pub fn process(ingress: Ingress) -> Step {
         return Step::PASS;
     }
     let step = plain(ingress);
+    // Where it goes on from here is known to the compiler.
+    if step == Step::TX {
+        return Step::TX;
+    }
     if step.is_last() { step } else { steps::take(ingress, step) }
 }
 
 #[inline(always)]
 fn plain(ingress: Ingress) -> Step {
     let frame = ingress.frame();
-    match parse::with_ip(
+    let plain = parse::with_plain_ip(
         frame,
         #[inline(always)]
-        |ip| Some(packet(ingress, frame, &ip)),
-    ) {
-        Some(step) => step,
-        None => Step::PASS,
-    }
+        |ip| packet(ingress, frame, &ip),
+        Step::RARE,
+    );
+    plain.unwrap_or(Step::PASS)
 }
 
 #[inline(always)]
 fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
-    let plain = (ip.protocol == TCP || ip.protocol == UDP)
-        && ip.well_formed
-        && !ip.fragment.is_part()
-        && ingress.holds_all(frame, ip);
-    if !plain {
+    if !ingress.holds_all(ip) {
         return Step::RARE;
     }
-    // So that nothing of it need be kept.
-    let ip = &Ip { fragment: Fragment::NONE, ..*ip };
     let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
-    let Some(listener) = service::of_port(control, control::listeners(control), ip, ports.destination) else {
-        return not_for_a_service(control, ingress, ip, ports.source);
+    let Some(listener) = service::of_port(control, control::listeners(control), ip, ports.destination()) else {
+        return not_for_a_service(control, ingress, ip, ports.source());
     };
     let service = listener.service;
     if rules::may_concern(service, ip.family, &ip.source) {
         return Step::RARE;
     }
     listener.count(ports);
-    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(control, ip) {
+    if martian::is_source(ip) || ports.may_open() && martian::is_vip(control, ip) {
         return Step::drop(DropReason::Martian);
     }
     match steer::choose(control, service, ip, ports) {
-        Ok(choice) => forward::to_backend(ingress, frame, ip, Carries::Header, choice, listener.listening.port),
+        Ok(choice) => match backends::reachable(choice.backend) {
+            Some(backend) => forward::to_backend(ingress, frame, ip, choice, backend, listener.listening.port),
+            None => steer::unreachable(service, choice),
+        },
         Err(reason) => steer::nobody(service, reason),
     }
 }

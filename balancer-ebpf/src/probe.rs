@@ -3,7 +3,7 @@
 use aya_ebpf::maps::Array;
 use balancer_common::{
     map_types::{ListenerRow, ReturnRow, ServiceKey},
-    service_table::{PROBES, TableView},
+    service_table::{PROBES, PublishedView},
 };
 
 pub(crate) trait Keyed {
@@ -25,7 +25,11 @@ impl Keyed for ReturnRow {
 }
 
 #[inline(always)]
-pub(crate) fn find<Row: Keyed>(rows: &'static Array<Row>, view: TableView, key: &ServiceKey) -> Option<&'static Row> {
+pub(crate) fn find<Row: Keyed>(
+    rows: &'static Array<Row>,
+    view: PublishedView,
+    key: &ServiceKey,
+) -> Option<&'static Row> {
     let home = view.home_row(key);
     for probe in 0..PROBES {
         let row = rows.get(home + probe)?;
@@ -40,12 +44,8 @@ pub(crate) fn find<Row: Keyed>(rows: &'static Array<Row>, view: TableView, key: 
     None
 }
 
-/// Whether a row's key is the one looked for. Port, protocol and family are compared as one word.
+/// Whether a row's key is the one looked for.
 #[inline(always)]
 fn is_same(row: &ServiceKey, key: &ServiceKey) -> bool {
-    let rest = |key: &ServiceKey| {
-        let [first, second] = key.port.to_ne_bytes();
-        u32::from_ne_bytes([first, second, key.protocol, key.family])
-    };
-    rest(row) == rest(key) && row.address == key.address
+    row.rest() == key.rest() && row.address == key.address
 }

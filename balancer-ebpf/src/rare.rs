@@ -3,7 +3,7 @@
 
 use balancer_common::{
     map_types::{CONTROL_RETURNS, Control, FAMILY_V6, PortlessMatch},
-    service_table::TableView,
+    service_table::PublishedView,
     verdict::{DecisionIndex, DropReason},
 };
 
@@ -26,7 +26,7 @@ impl Tables {
     /// The active half. Read again for each look, as the stack is short: a half that packets may have seen is not written
     /// before they are gone.
     #[inline(always)]
-    fn listeners(&self) -> TableView {
+    fn listeners(&self) -> PublishedView {
         control::listeners(self.control)
     }
 }
@@ -38,7 +38,7 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
     let Some(mut ip) = parse::ip(bytes) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
     let tables = Tables { control };
-    if !ip.well_formed || !ingress.holds_all(bytes, &ip) {
+    if !ip.well_formed || !ingress.holds_all(&ip) {
         return malformed(tables.listeners(), &ip);
     }
     match opaque::follow(bytes, &mut ip) {
@@ -58,7 +58,7 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
 
 /// A broken packet: dropped if it is for a VIP.
 #[inline(always)]
-pub(crate) fn malformed(listeners: TableView, ip: &Ip<'_>) -> Step {
+pub(crate) fn malformed(listeners: PublishedView, ip: &Ip<'_>) -> Step {
     match service::vip(listeners, ip) {
         Some(_) => Step::drop(DropReason::Malformed),
         None => Step::PASS,
@@ -69,11 +69,11 @@ pub(crate) fn malformed(listeners: TableView, ip: &Ip<'_>) -> Step {
 #[inline(always)]
 fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     let Some(ports) = parse::ports(ip) else { return malformed(tables.listeners(), ip) };
-    let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, ports.destination) else {
-        return not_for_a_service(tables, ip, ports.source);
+    let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, ports.destination()) else {
+        return not_for_a_service(tables, ip, ports.source());
     };
     listener.count(ports);
-    if martian::is_source(ip) || ports.may_open(ip) && martian::is_vip(tables.control, ip) {
+    if martian::is_source(ip) || ports.may_open() && martian::is_vip(tables.control, ip) {
         return Step::drop(DropReason::Martian);
     }
     steer::choose_later(

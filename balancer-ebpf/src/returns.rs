@@ -5,7 +5,7 @@ use core::ptr;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     map_types::{CONTROL_RETURN_WILDCARD, Control, PortlessMatch, ReturnRow, ServiceKey},
-    service_table::TableView,
+    service_table::PublishedView,
 };
 
 use crate::{control, parse::Ip, probe, service};
@@ -43,7 +43,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
 #[inline(always)]
 pub(crate) fn exact(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
     // SAFETY: a reference is valid for reads. Read once: the controller makes the other half active with one store.
-    let view = TableView::from_word(unsafe { ptr::read_volatile(&raw const control.returns) });
+    let view = PublishedView(unsafe { ptr::read_volatile(&raw const control.returns) });
     probe::find(&RETURNS, view, key)
 }
 

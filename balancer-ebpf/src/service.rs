@@ -6,7 +6,7 @@ use balancer_common::{
         CONTROL_PORT_WILDCARD, Control, LISTENER_COUNTS, LISTENER_RANGES, ListenerRow, Listening, RANGE_PROBES,
         RangeRow, ServiceKey, ServiceRow,
     },
-    service_table::TableView,
+    service_table::PublishedView,
 };
 
 use crate::{
@@ -45,13 +45,13 @@ impl Listener {
 
 /// The listener at `ip`'s destination and `port`, one for that port before one for every port or a range.
 #[inline(always)]
-pub(crate) fn of_port(control: &'static Control, view: TableView, ip: &Ip<'_>, port: u16) -> Option<Listener> {
+pub(crate) fn of_port(control: &'static Control, view: PublishedView, ip: &Ip<'_>, port: u16) -> Option<Listener> {
     of_key(control, view, ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family })
 }
 
 /// The listener of `key`, one for that port before one for every port or a range.
 #[inline(always)]
-pub(crate) fn of_key(control: &'static Control, view: TableView, mut key: ServiceKey) -> Option<Listener> {
+pub(crate) fn of_key(control: &'static Control, view: PublishedView, mut key: ServiceKey) -> Option<Listener> {
     let port = u16::from_be(key.port);
     let row = match probe::find(&LISTENERS, view, &key) {
         Some(row) => row,
@@ -101,12 +101,12 @@ extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
 
 /// The marker of `ip`'s destination, if that is a VIP.
 #[inline(always)]
-pub(crate) fn vip(view: TableView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
+pub(crate) fn vip(view: PublishedView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
     marker(view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
 }
 
 /// The marker of a VIP, if `key`, which is a marker's, has one.
 #[inline(always)]
-pub(crate) fn marker(view: TableView, key: &ServiceKey) -> Option<&'static ListenerRow> {
+pub(crate) fn marker(view: PublishedView, key: &ServiceKey) -> Option<&'static ListenerRow> {
     probe::find(&LISTENERS, view, key)
 }

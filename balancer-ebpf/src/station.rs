@@ -23,7 +23,7 @@ static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES,
 #[inline(always)]
 pub(crate) fn is_ours(ingress: Ingress) -> bool {
     let Some(destination) = destination(ingress.frame()) else { return true };
-    let Some(row) = Shared::at(&INTERFACES, stats::row(ingress.ifindex())) else { return true };
+    let Some(row) = Shared::at(&INTERFACES, ingress.row()) else { return true };
     destination == word!(row, stations[0]) || balancer_is_ours(ingress.context()) != 0
 }
 
@@ -60,13 +60,12 @@ pub(crate) fn is_attached(ifindex: u32) -> bool {
 /// The row of the interface that the frame came in by. `None`: the controller has told nothing of it.
 #[inline(always)]
 fn known(ingress: Ingress) -> Option<Shared<InterfaceRow>> {
-    let ifindex = ingress.ifindex();
-    let row = Shared::at(&INTERFACES, stats::row(ifindex))?;
-    (word!(row, ifindex) == ifindex).then_some(row)
+    let row = Shared::at(&INTERFACES, ingress.row())?;
+    (word!(row, ifindex) == ingress.ifindex()).then_some(row)
 }
 
 /// Whether the frame came in by one of `interfaces`, a bit for each row; 0, or an interface that is not known: it did.
 #[inline(always)]
 pub(crate) fn came_by(ingress: Ingress, interfaces: u64) -> bool {
-    interfaces == 0 || known(ingress).is_none() || interfaces >> (stats::row(ingress.ifindex()) & 63) & 1 != 0
+    interfaces == 0 || known(ingress).is_none() || interfaces >> (ingress.row() & 63) & 1 != 0
 }

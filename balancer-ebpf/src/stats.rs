@@ -64,10 +64,10 @@ pub(crate) fn row(ifindex: u32) -> u32 {
     interface_row(ifindex, INTERFACE_MULTIPLIER.load())
 }
 
-/// Counts what became of a packet that came in by `ifindex`.
+/// Counts what became of a packet that came in by the interface of `row`.
 #[inline(always)]
-pub fn count_verdict(ifindex: u32, verdict: Verdict) {
-    if let Some(stats) = INTERFACE_STATS.get_ptr_mut(row(ifindex)) {
+pub fn count_verdict(row: u32, verdict: Verdict) {
+    if let Some(stats) = INTERFACE_STATS.get_ptr_mut(row) {
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe { (*stats).verdicts[verdict.index()] += 1 };
     }

@@ -9,14 +9,14 @@ use balancer_common::{
     client,
     map_types::{
         ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REJECTS,
-        SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
+        SERVICE_REMEMBERS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
     },
     query::Query,
     verdict::{Decision, DecisionIndex, DropIndex, DropReason},
 };
 
 use crate::{
-    memory,
+    forward, memory,
     parse::{Ip, Ports, UDP},
     puzzles::{self, Puzzle},
     rules::{self, Ruled},
@@ -27,7 +27,8 @@ use crate::{
 #[map]
 static SLOTS: Array<SlotLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The backend of the client that sent `ip`, for a service without rules.
+/// The backend of the client that sent `ip`, for a service without rules; or [`NO_BACKEND`] or [`ALL_DOWN`] in its place,
+/// which are no backends that can be reached: see [`unreachable`].
 #[inline(always)]
 pub(crate) fn choose(
     control: &'static Control,
@@ -90,12 +91,24 @@ fn later(
         &Client { family, address: client },
         packet,
         ruled,
-        |choice| step.chosen(choice),
+        |choice| match candidate(choice.backend) {
+            Ok(_) => step.chosen(choice),
+            Err(reason) => end(service, packet, reason),
+        },
         |query, nobody| memory::consult_later(query, step, end(service, packet, nobody)).ok_or(nobody),
     );
     match steered {
         Ok(step) => step,
         Err(reason) => end(service, packet, reason),
+    }
+}
+
+/// What becomes of a packet whose backend, by [`choose`], cannot be reached.
+#[inline(always)]
+pub(crate) fn unreachable(service: &'static ServiceRow, choice: Choice) -> Step {
+    match candidate(choice.backend) {
+        Ok(_) => forward::no_way_to(choice),
+        Err(reason) => nobody(service, reason),
     }
 }
 
@@ -131,7 +144,7 @@ struct Opening {
 impl Opening {
     #[inline(always)]
     fn of(ip: &Ip<'_>, ports: Ports) -> Self {
-        Self { port: Some(ports.source), opens: ports.opens(), datagram: ip.protocol == UDP, peeks: false }
+        Self { port: Some(ports.source()), opens: ports.opens(), datagram: ip.protocol == UDP, peeks: false }
     }
 }
 
@@ -161,19 +174,21 @@ fn steer<Answer>(
         client_hash(service, client.family, client.address)
     };
     let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
-    let (live, nobody) = candidate(slot);
     let pin = ruled.pin();
-    let live = pin.or(live);
+    let backend = pin.unwrap_or(slot.backend);
     if service.flags & SERVICE_REMEMBERS == 0 || ruled.spreads() {
         let decision = if pin.is_some() { Decision::Pinned } else { Decision::Stateless };
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
-        return live.map(|backend| chosen(Choice { backend, decision })).ok_or(nobody);
+        return Ok(chosen(Choice { backend, decision }));
     }
-    let always =
-        pin.is_some() || slot.flags & SLOT_EXCEPTIONS != 0 || packet.peeks || service.flags & SERVICE_READS_ALWAYS != 0;
+    let always = pin.is_some() || packet.peeks || (slot.flags | service.flags) & SERVICE_READS_ALWAYS != 0;
     if !always && !packet.opens && memory::seen(control, hash) {
-        return live.map(|backend| chosen(Choice { backend, decision: DecisionIndex::NONE })).ok_or(nobody);
+        return Ok(chosen(Choice { backend, decision: DecisionIndex::NONE }));
     }
+    let (live, nobody) = match candidate(backend) {
+        Ok(live) => (Some(live), DropReason::AllDown),
+        Err(reason) => (None, reason),
+    };
     let query = Query {
         hash,
         service: service.id,
@@ -192,13 +207,13 @@ fn steer<Answer>(
     ask(&query, nobody)
 }
 
-/// The backend of a slot, and what it means if there is none.
+/// What stands in a slot in place of a backend is the reason why there is none.
 #[inline(always)]
-const fn candidate(slot: TableSlot) -> (Option<u16>, DropReason) {
-    match slot.backend {
-        NO_BACKEND => (None, DropReason::NoBackend),
-        ALL_DOWN => (None, DropReason::AllDown),
-        backend => (Some(backend), DropReason::AllDown),
+const fn candidate(backend: u16) -> Result<u16, DropReason> {
+    match backend {
+        NO_BACKEND => Err(DropReason::NoBackend),
+        ALL_DOWN => Err(DropReason::AllDown),
+        backend => Ok(backend),
     }
 }
 

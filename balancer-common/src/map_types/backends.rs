@@ -21,8 +21,8 @@ pub const BACKEND_KEEPS_KNOWN: u8 = 4;
 pub const BACKEND_V6: u8 = 8;
 /// `BackendStanding::flags`: it takes new clients, so that a rule may pin some here.
 pub const BACKEND_TAKES_CLIENTS: u8 = 16;
-/// `BackendStanding::flags`: the second of [`BackendRows`] is in use.
-pub const BACKEND_SECOND: u8 = 32;
+/// `BackendStanding::flags`: the second of [`BackendRows`] is in use. Its offset, so that nothing is left to compute.
+pub const BACKEND_SECOND: u8 = size_of::<BackendRow>() as u8;
 
 /// A backend's row, found by backend id: twice, so that the one that is not in use can be written while packets read the
 /// other. The [`BackendStanding`] of the first holds for both, and says which is in use.

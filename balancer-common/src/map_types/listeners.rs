@@ -19,6 +19,16 @@ pub struct ServiceKey {
     pub family: u8,
 }
 
+impl ServiceKey {
+    /// All but the address, as one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rest(&self) -> u32 {
+        let [first, second] = self.port.to_ne_bytes();
+        u32::from_ne_bytes([first, second, self.protocol, self.family])
+    }
+}
+
 /// One row of the table of listeners: where packets for an address, port and protocol belong. Half a cache line.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::SLOT_EXCEPTIONS;
 use crate::client::BegunHash;
 
 /// How packets reach the backends of a service. What needs an outer header comes last.
@@ -70,13 +71,14 @@ impl ServiceRow {
 }
 
 /// `ServiceRow::flags`: clients are remembered.
-pub const SERVICE_REMEMBERS: u16 = 1;
+pub const SERVICE_REMEMBERS: u16 = 8;
 /// `ServiceRow::flags`: clients that were moved away go home with a new connection.
 pub const SERVICE_FAILBACK: u16 = 2;
 /// `ServiceRow::flags`: it has rules for client prefixes.
 pub const SERVICE_RULES: u16 = 4;
-/// `ServiceRow::flags`: the memory is so short that every packet reads its client's entry.
-pub const SERVICE_READS_ALWAYS: u16 = 8;
+/// `ServiceRow::flags`: the memory is so short that every packet reads its client's entry. The bit that says the same in a
+/// slot, so that both are looked at at once.
+pub const SERVICE_READS_ALWAYS: u16 = SLOT_EXCEPTIONS;
 /// `ServiceRow::flags`: what nobody takes is answered.
 pub const SERVICE_REJECTS: u16 = 16;
 

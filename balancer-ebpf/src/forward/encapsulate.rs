@@ -29,7 +29,7 @@ fn sent(ingress: Ingress, told: Told<Encapsulate>) -> Result<Step, Step> {
     let ip = parse::ip(frame).ok_or(MALFORMED)?;
     let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
     let row = backend.row;
-    if ip.ttl <= 1 {
+    if ip.ttl() <= 1 {
         return Err(Step::drop(DropReason::TtlExceeded));
     }
     let tunnel = Tunnel::of(backend);

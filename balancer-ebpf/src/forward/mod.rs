@@ -27,18 +27,24 @@ use crate::{
 };
 use sent::{Sender, decided, finish, finish_by_any, no_next_hop};
 
-/// Rewrites a packet for its backend and sends it there. `port` is the backend's for the packet's listener (network
+/// The end of a packet whose backend has no next hop.
+#[inline(always)]
+pub(crate) fn no_way_to(choice: Choice) -> Step {
+    decided(choice, no_next_hop(choice))
+}
+
+/// Rewrites a whole packet for its backend and sends it there. `port` is the backend's for the packet's listener (network
 /// order); 0: the packet's own.
 #[inline(always)]
 pub(crate) fn to_backend(
     ingress: Ingress,
     frame: Packet<'_>,
     ip: &Ip<'_>,
-    carries: Carries,
     choice: Choice,
+    backend: Reachable,
     port: u16,
 ) -> Step {
-    match rewritten(ingress, frame, ip, carries, choice, port) {
+    match rewritten(ingress, frame, ip, choice, backend, port) {
         Ok(step) => step,
         Err(end) => decided(choice, end),
     }
@@ -49,12 +55,12 @@ fn rewritten(
     ingress: Ingress,
     frame: Packet<'_>,
     ip: &Ip<'_>,
-    carries: Carries,
     choice: Choice,
+    backend: Reachable,
     port: u16,
 ) -> Result<Step, Step> {
-    let backend = reachable(choice.backend).ok_or_else(|| no_next_hop(choice))?;
     let row = backend.row;
+    let carries = Carries::Header;
     let added = if row.forwarding <= Forwarding::Nat as u8 {
         write(ingress, frame, ip, carries, backend, port)?;
         0

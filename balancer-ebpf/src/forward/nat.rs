@@ -59,7 +59,7 @@ pub(crate) fn to_backend(
     backend: Reachable,
     port: u16,
 ) -> Result<(), DropReason> {
-    if ip.ttl <= 1 {
+    if ip.ttl() <= 1 {
         return Err(DropReason::TtlExceeded);
     }
     let row = backend.row;
@@ -78,28 +78,22 @@ pub(crate) fn to_backend(
 pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static ReturnRow, otherwise: Step) -> Step {
     // SAFETY: as in `way_back`.
     let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
-    if !expected || ip.ttl <= 1 {
+    if !expected || ip.ttl() <= 1 {
         return otherwise;
     }
     match neighbour::recent(ingress, ip, &row.vip) {
-        Some(hop) => Step::of_word(sent_again(ingress.context(), row, hop, ip.place(), ip.ttl.into())),
+        Some(hop) => Step::of_word(sent_again(ingress.context(), row, hop, ip.place())),
         None => otherwise,
     }
 }
 
 /// A function, so that what it has on the stack does not add to what the path's steps have on theirs.
 #[inline(never)]
-extern "C" fn sent_again(
-    context: *mut xdp_md,
-    row: &'static ReturnRow,
-    hop: &'static RecentHop,
-    place: u64,
-    ttl: u64,
-) -> u64 {
+extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'static RecentHop, place: u64) -> u64 {
     // SAFETY: the function above passes the program's context on.
     let ingress = unsafe { Ingress::new(context) };
     let frame = ingress.frame();
-    let written = Ip::placed(frame, place, ttl as u8).and_then(|ip| {
+    let written = Ip::placed(frame, place).and_then(|ip| {
         rewrite::translate_ip(&ip, End::Source, &row.vip, row.address_delta.into())?;
         rewrite::translate_l4(&ip, End::Source, row.port(), row.l4_delta.into())?;
         rewrite::macs(frame, hop.destination_mac, hop.source_mac)
@@ -137,7 +131,7 @@ pub(super) fn error_to_backend(
     port: u16,
 ) -> Result<(), DropReason> {
     let row = backend.row;
-    if ip.ttl <= 1 {
+    if ip.ttl() <= 1 {
         return Err(DropReason::TtlExceeded);
     }
     let old = if inner.fragment.is_later() { 0 } else { inner.l4.load(0).ok_or(DropReason::Malformed)? };
@@ -188,7 +182,7 @@ fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
         way
     } else if !expected {
         Step::drop(DropReason::WrongInterface)
-    } else if way.sends() && ip.ttl <= 1 {
+    } else if way.sends() && ip.ttl() <= 1 {
         Step::drop(DropReason::TtlExceeded)
     } else {
         way

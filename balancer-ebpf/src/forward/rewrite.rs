@@ -128,7 +128,8 @@ fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u64) -> Option<()> {
     const TTL: usize = offset_of!(Ipv4Hdr, ttl);
     const CHECK: usize = offset_of!(Ipv4Hdr, check);
     let ttl_protocol: u16 = ip.header.load(TTL)?;
-    let hop_less = u16::from_ne_bytes([ip.ttl.wrapping_sub(1), ip.protocol]);
+    let [ttl, protocol] = ttl_protocol.to_ne_bytes();
+    let hop_less = u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]);
     let delta = address_delta + checksum::replace_u16(ttl_protocol, hop_less);
     let check: u16 = ip.header.load(CHECK)?;
     ip.header.store(TTL, hop_less)?;
@@ -137,7 +138,7 @@ fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u64) -> Option<()> {
 
 #[inline(always)]
 fn v6_one_hop_less(ip: &Ip<'_>) -> Option<()> {
-    ip.header.store(offset_of!(Ipv6Hdr, hop_limit), ip.ttl.wrapping_sub(1))
+    ip.header.store(offset_of!(Ipv6Hdr, hop_limit), ip.ttl().wrapping_sub(1))
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use balancer_common::{
     map_types::{Control, ListenerRow, PortlessMatch, ServiceKey},
-    service_table::TableView,
+    service_table::PublishedView,
     verdict::DropReason,
 };
 
@@ -16,7 +16,12 @@ use crate::{
 /// An error to a VIP about a packet that a backend sent as the VIP: to the backend of the client it was for. Nothing is
 /// recorded, and no decision is counted.
 #[inline(always)]
-pub(super) fn about_vip(found: &Found, control: &'static Control, listeners: TableView, marker: &ListenerRow) -> Step {
+pub(super) fn about_vip(
+    found: &Found,
+    control: &'static Control,
+    listeners: PublishedView,
+    marker: &ListenerRow,
+) -> Step {
     let Some(inner) = found.quoted() else { return Step::drop(DropReason::Malformed) };
     if !is_ours(&found.ip, &inner) {
         return Step::PASS;

@@ -3,12 +3,13 @@
 use anyhow::bail;
 use balancer_common::{
     map_types::ServiceKey,
-    service_table::{PROBES, TableView},
+    service_table::{PROBES, TableView, factor},
 };
 
-/// Seeds that are tried with as many rows as there may be; and with fewer: what these do not fit, hardly any would.
-const SEEDS: u32 = 64;
-const FEW_SEEDS: u32 = 8;
+/// Factors of the hash that are tried with as many rows as there may be; and with fewer: what these do not fit, hardly any
+/// would.
+const FACTORS: u32 = 64;
+const FEW_FACTORS: u32 = 8;
 /// Up to so many keys have sixteen home rows each; beyond, rows are memory that counts.
 const MANY: usize = 4096;
 
@@ -44,8 +45,8 @@ pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result
     let Some(most) = room.saturating_sub(PROBES).checked_ilog2() else { bail!(no_room(keys, room)) };
     let most = most.min(24);
     for bits in wanted.min(most)..=most {
-        for seed in 0..if bits < most { FEW_SEEDS } else { SEEDS } {
-            let view = TableView { base, bits: bits as u8, seed };
+        for tried in 0..if bits < most { FEW_FACTORS } else { FACTORS } {
+            let view = TableView { base, bits: bits as u8, factor: factor(tried) };
             if let Some(rows) = try_place(keys, view) {
                 return Ok(Placement { view, rows });
             }

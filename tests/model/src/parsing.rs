@@ -72,18 +72,18 @@ fn program(bytes: &mut [u8]) -> Seen {
         l4: ip.l4_offset(),
         length: ip.length,
         protocol: ip.protocol,
-        ttl: ip.ttl,
+        ttl: ip.ttl(),
         traffic_class: ip.traffic_class().unwrap_or_default(),
         source: address(v4, ip.source),
         destination,
-        fragment: (ip.fragment.offset, ip.fragment.more, id),
+        fragment: (ip.fragment.offset(), ip.fragment.more(), id),
         may_be_fragmented: ip.may_be_fragmented(),
         ports: ports(&ip),
     })
 }
 
 fn ports(ip: &Ip<'_>) -> Option<Option<(u16, u16, bool)>> {
-    let found = |ports: Ports| (u16::from_be(ports.source), u16::from_be(ports.destination), ports.opens());
+    let found = |ports: Ports| (u16::from_be(ports.source()), u16::from_be(ports.destination()), ports.opens());
     let has_ports = [TCP, UDP].contains(&ip.protocol) && !ip.fragment.is_later();
     has_ports.then(|| parse::ports(ip).map(found))
 }

@@ -229,7 +229,7 @@ fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
 
 /// Before anything is published: views of two empty tables, which are valid.
 fn first_control(seen_salt: u64) -> Control {
-    let view = TableView { base: 0, bits: 1, seed: 0 }.to_word();
+    let view = TableView { base: 0, bits: 1, factor: 1 }.to_word();
     Control {
         listeners: view,
         returns: view,
