@@ -259,8 +259,8 @@ impl Ports {
         u16::from_ne_bytes([a, b])
     }
 
-    const OPENS: u32 = 1;
-    const MAY_OPEN: u32 = 2;
+    const OPENS: u32 = SYN as u32;
+    const DATAGRAM: u32 = 0x100;
 
     /// Whether it is a TCP segment that opens a connection: SYN without ACK.
     #[inline(always)]
@@ -273,7 +273,7 @@ impl Ports {
     #[inline(always)]
     #[must_use]
     pub const fn may_open(&self) -> bool {
-        self.opening != 0
+        self.opens() || self.opening == Self::DATAGRAM
     }
 }
 
@@ -292,7 +292,7 @@ pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
     }
 }
 
-/// What is made of a whole TCP or UDP packet right behind an IP header without options: of `then` for its header, which is
+/// What is made of a whole packet behind an IP header without options, which extension headers may follow: of `then` for its header, which is
 /// compiled once for each family, so that what is constant for one of them costs nothing; `otherwise` for any other frame of
 /// IP. `None`: not IP.
 #[inline(always)]
@@ -334,7 +334,7 @@ fn ethernet(frame: Packet<'_>) -> Option<(usize, u16)> {
     Some((offset, ether_type))
 }
 
-/// [`ipv4`] of a whole TCP or UDP packet without options.
+/// [`ipv4`] of a whole packet without options.
 #[inline(always)]
 fn plain_ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     // Version, header length, and what says of fragments.
@@ -344,7 +344,7 @@ fn plain_ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let start: u64 = header.load(0)?;
     let [_ttl, protocol]: [u8; 2] = header.load(offset_of!(Ipv4Hdr, ttl))?;
     let length = order::length(bytemuck::cast::<u64, [u16; 4]>(start)[1]);
-    let plain = start & LOOKED_AT == PLAIN && (protocol == TCP || protocol == UDP) && length >= Ipv4Hdr::LEN;
+    let plain = start & LOOKED_AT == PLAIN && length >= Ipv4Hdr::LEN;
     plain.then_some(Ip {
         header,
         l4: header.skip(Ipv4Hdr::LEN),
@@ -360,11 +360,11 @@ fn plain_ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     })
 }
 
-/// [`ipv6`] of a TCP or UDP packet without extension headers.
+/// [`ipv6`] of a packet that is well formed.
 #[inline(always)]
 fn plain_ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let ip = ipv6(header, l3_offset)?;
-    (ip.well_formed && (ip.protocol == TCP || ip.protocol == UDP)).then_some(Ip { well_formed: true, ..ip })
+    ip.well_formed.then_some(Ip { well_formed: true, ..ip })
 }
 
 #[inline(always)]
@@ -478,7 +478,7 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// The ports of a TCP or UDP packet. `None`: the header is not there or contradicts itself.
+/// The ports of a TCP or UDP packet. `None`: it is neither, or the header is not there or contradicts itself.
 #[inline(always)]
 #[must_use]
 pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
@@ -489,14 +489,16 @@ pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
         let [offset, control, ..] = control;
         let header_length = (offset >> 4) as usize * 4;
         let fits = header_length >= TcpHdr::LEN && (header_length <= ip.l4_length() || first_fragment);
-        let opening = u32::from(control & (SYN | ACK) == SYN);
+        let opening = u32::from(control & (SYN | ACK));
         let ports = Ports { ends: u32::from_ne_bytes(ends), opening };
         (fits && ip.l4_length() >= TcpHdr::LEN).then_some(ports)
-    } else {
+    } else if ip.protocol == UDP {
         let [ends, rest]: [u32; 2] = ip.l4.load(0)?;
         let [length, ..]: [u16; 2] = bytemuck::cast(rest);
         let length = order::length(length);
         let fits = length >= UdpHdr::LEN && (length <= ip.l4_length() || first_fragment);
-        (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { ends, opening: Ports::MAY_OPEN })
+        (fits && ip.l4_length() >= UdpHdr::LEN).then_some(Ports { ends, opening: Ports::DATAGRAM })
+    } else {
+        None
     }
 }

@@ -20,10 +20,11 @@ use crate::{
 /// Decides about one frame, and rewrites it where it is forwarded.
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Step {
-    if !station::is_ours(ingress) {
+    let frame = ingress.frame();
+    if !station::is_ours(ingress, frame) {
         return Step::PASS;
     }
-    let step = plain(ingress);
+    let step = plain(ingress, frame);
     // Where it goes on from here is known to the compiler.
     if step == Step::TX {
         return Step::TX;
@@ -32,8 +33,7 @@ pub fn process(ingress: Ingress) -> Step {
 }
 
 #[inline(always)]
-fn plain(ingress: Ingress) -> Step {
-    let frame = ingress.frame();
+fn plain(ingress: Ingress, frame: Packet<'static>) -> Step {
     let plain = parse::with_plain_ip(
         frame,
         #[inline(always)]

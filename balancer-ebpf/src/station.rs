@@ -21,8 +21,8 @@ static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES,
 
 /// Whether a frame is for this machine, or for a group of stations.
 #[inline(always)]
-pub(crate) fn is_ours(ingress: Ingress) -> bool {
-    let Some(destination) = destination(ingress.frame()) else { return true };
+pub(crate) fn is_ours(ingress: Ingress, frame: Packet<'_>) -> bool {
+    let Some(destination) = destination(frame) else { return true };
     let Some(row) = Shared::at(&INTERFACES, ingress.row()) else { return true };
     destination == word!(row, stations[0]) || balancer_is_ours(ingress.context()) != 0
 }

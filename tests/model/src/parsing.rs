@@ -43,6 +43,25 @@ pub fn compare(bytes: &[u8]) {
     // The kernel gives no shorter ones.
     if bytes.len() >= 14 {
         assert_eq!(program(&mut bytes.to_vec()), plainly(bytes));
+        assert_short_way(&mut bytes.to_vec());
+    }
+}
+
+/// The short way through the headers of most packets finds them, and them alone, as the long one does.
+fn assert_short_way(bytes: &mut [u8]) {
+    let frame = Packet::from_slice(bytes);
+    let long = parse::ip(frame);
+    let is_plain = |ip: &Ip<'_>| {
+        let options = ip.headers_length != if ip.family == FAMILY_V4 { 20 } else { 40 };
+        ip.well_formed && !ip.fragment.is_part() && !options
+    };
+    match (parse::with_plain_ip(frame, Some, None), long) {
+        (None, long) => assert!(long.is_none(), "the long way finds IP: {long:?}"),
+        (Some(None), long) => assert!(!long.as_ref().is_some_and(is_plain), "plain, and not found: {long:?}"),
+        (Some(plain), long) => {
+            assert!(long.as_ref().is_some_and(is_plain), "not plain: {long:?}");
+            assert_eq!(format!("{plain:?}"), format!("{long:?}"));
+        }
     }
 }
 
