@@ -101,7 +101,7 @@ fn go_first() -> io::Result<()> {
 }
 
 fn check(rounds: u32) -> Result<()> {
-    let processor = machine::processor();
+    let processor = machine::generation();
     let (committed, foreign) = recorded::committed(&processor)?;
     let measured: Vec<_> = paths::all().into_iter().map(|path| (LRU_HASH.to_owned(), path.name)).collect();
     gate::ensure_complete(&committed, &measured)?;
@@ -142,5 +142,5 @@ fn record(rounds: u32) -> Result<()> {
         report::print(&series, false)?;
         all.push(series.figures()?);
     }
-    recorded::record(&machine::processor(), gate::medians(&all))
+    recorded::record(&machine::generation(), gate::medians(&all))
 }
