@@ -1,7 +1,7 @@
 //! The open-addressed arrays that services and `nat` returns are found in: at most [`PROBES`] neighbouring rows.
 //!
-//! The controller builds a table whole in the half of the map that is not in use (with another factor until every key lies within
-//! its probes) and then publishes it with one 64-bit store.
+//! The controller builds a table whole in the half of the map that is not in use (with another factor until every key lies
+//! within its probes) and then publishes it with one 64-bit store.
 
 use crate::map_types::ServiceKey;
 
@@ -29,12 +29,6 @@ impl TableView {
         (self.factor as u64) << 32 | shift << 24 | (self.base & 0x00ff_ffff) as u64
     }
 
-    /// Unpacks the published word.
-    #[must_use]
-    pub const fn from_word(word: u64) -> Self {
-        Self { base: word as u32 & 0x00ff_ffff, bits: 32 - (word >> 24) as u8, factor: (word >> 32) as u32 }
-    }
-
     /// The row of the map that probing for `key` starts at.
     #[must_use]
     pub fn home_row(self, key: &ServiceKey) -> u32 {
@@ -47,12 +41,18 @@ impl TableView {
 pub struct PublishedView(pub u64);
 
 impl PublishedView {
+    /// [`TableView::base`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn base(self) -> u32 {
+        self.0 as u32 & 0x00ff_ffff
+    }
+
     /// [`TableView::home_row`].
     #[inline(always)]
     #[must_use]
     pub const fn home_row(self, key: &ServiceKey) -> u32 {
-        let base = self.0 as u32 & 0x00ff_ffff;
-        base.wrapping_add(hash((self.0 >> 32) as u32, key).wrapping_shr((self.0 >> 24) as u32))
+        self.base().wrapping_add(hash((self.0 >> 32) as u32, key).wrapping_shr((self.0 >> 24) as u32))
     }
 }
 
@@ -63,13 +63,13 @@ pub const fn factor(tried: u32) -> u32 {
 }
 
 /// A hash of a service key, of which the high bits are to be taken: multiply-shift (Dietzfelbinger et al., 1997) of the
-/// address, folded to a word, and of the rest. Keys come from the configuration, not from outsiders.
+/// address and of the rest, added up. Keys come from the configuration, not from outsiders.
 #[inline(always)]
 #[must_use]
 const fn hash(factor: u32, key: &ServiceKey) -> u32 {
     let (low, high) = halves(&key.address);
-    let address = low ^ high.wrapping_mul(MULTIPLIER);
-    let address = (address ^ address >> 32) as u32;
+    // In host order, as what a factor multiplies only counts from its bits upwards, and hosts in a row differ in their last byte.
+    let address = (u64::from_be(high).wrapping_add(low).wrapping_mul(MULTIPLIER) >> 32) as u32;
     address.wrapping_mul(factor).wrapping_add(key.rest().wrapping_mul(0x9e37_79b1))
 }
 
@@ -93,18 +93,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_view_survives_its_word(base in 0u32..1 << 24, bits in 1u8..=24, factor in any::<u32>()) {
-            let view = TableView { base, bits, factor };
-            prop_assert_eq!(TableView::from_word(view.to_word()), view);
-        }
-
-        #[test]
         fn a_home_row_is_inside_the_table(
-            address in any::<[u32; 4]>(), port in any::<u16>(), bits in 1u8..=24, tried in any::<u32>()
+            address in any::<[u32; 4]>(), port in any::<u16>(), bits in 1u8..=24, base in 0u32..1 << 23, tried in any::<u32>()
         ) {
             let key = ServiceKey { address, port, protocol: 6, family: 6 };
-            let row = TableView { base: 7, bits, factor: factor(tried) }.home_row(&key);
-            prop_assert!(row < 7 + (1 << bits));
+            let row = TableView { base, bits, factor: factor(tried) }.home_row(&key);
+            prop_assert!((base..base + (1 << bits)).contains(&row));
         }
     }
 

@@ -239,6 +239,7 @@ impl<'a> Ip<'a> {
 pub struct Ports {
     /// Both as one word of the packet, which the compiler keeps in one register.
     ends: u32,
+    /// SYN and ACK as they are in a TCP header, or [`Ports::DATAGRAM`]. A truth value would be made at once, for all packets.
     opening: u32,
 }
 
@@ -292,9 +293,8 @@ pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
     }
 }
 
-/// What is made of a whole packet behind an IP header without options, which extension headers may follow: of `then` for its header, which is
-/// compiled once for each family, so that what is constant for one of them costs nothing; `otherwise` for any other frame of
-/// IP. `None`: not IP.
+/// What `then` makes of the header of a whole, well-formed packet over IPv4 without options or over IPv6; it is compiled once for
+/// each family, so that what is constant for one of them costs nothing. `otherwise`: any other frame of IP. `None`: not IP.
 #[inline(always)]
 #[must_use]
 pub fn with_plain_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Then, otherwise: Then) -> Option<Then> {
@@ -454,7 +454,8 @@ pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Op
         } else {
             let field = u16::from_be(ip.l4.load(2).ok_or(Stopped::Malformed)?);
             let id: u32 = ip.l4.load(4).ok_or(Stopped::Malformed)?;
-            ip.fragment = Fragment { field: field >> 3 | (field & 1) * Fragment::MORE, id };
+            let more = if field & 1 == 0 { 0 } else { Fragment::MORE };
+            ip.fragment = Fragment { field: field >> 3 | more, id };
         }
         ip.protocol = next;
         ip.headers_length += header_length;

@@ -2,9 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// A table entry that names no backend: the service has none configured.
+/// A table entry that names no backend: the service has none configured. No backend has this id, so its row is never reachable.
 pub const NO_BACKEND: u16 = 0;
-/// A table entry that names no backend: all of them are down and the service drops.
+/// A table entry that names no backend: all of them are down and the service drops. As above.
 pub const ALL_DOWN: u16 = u16::MAX;
 
 /// Where a live table lies.

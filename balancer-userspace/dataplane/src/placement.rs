@@ -119,6 +119,29 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_a_pattern_fit() {
+        let v6 = |subnet: u32, host: u32, port: u16| ServiceKey {
+            address: [0x2001_0db8_u32.to_be(), subnet.to_be(), 0, host.to_be()],
+            port: port.to_be(),
+            protocol: 17,
+            family: 6,
+        };
+        let patterns: [Vec<ServiceKey>; 5] = [
+            (0..16_384).map(|host| v6(0, host, 443)).collect(),
+            (0..16_384).map(|subnet| v6(subnet, 1, 443)).collect(),
+            (0..16_384).map(|number| v6(number / 128, number % 128, 443)).collect(),
+            (0..16_384).map(|number| key(0xcb00_7100 + number / 64, 8000 + (number % 64) as u16)).collect(),
+            (0..16_384).map(|number| key(0x0a00_0001 + (number << 8), 443)).collect(),
+        ];
+        for keys in patterns {
+            let placement = place(&keys, 0, rows_for(keys.len())).unwrap();
+            let near =
+                keys.iter().zip(&placement.rows).filter(|(key, row)| placement.view.home_row(key) == **row).count();
+            assert!(near * 2 > keys.len(), "{near} of {} with the first probe, such as {:?}", keys.len(), keys[1]);
+        }
+    }
+
+    #[test]
     fn a_map_sized_for_fewer_takes_them_denser() {
         let keys: Vec<_> = (0..804).map(|host| key(0xc633_6400 + host / 2, 80 + (host % 2) as u16 * 363)).collect();
         let placement = place(&keys, 0, rows_for(256)).unwrap();

@@ -14,7 +14,7 @@ use balancer_common::{
     client_table::BUCKET_ENTRIES,
     handover,
     map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, SLOTS_PER_LINE, TableSlot},
-    service_table::TableView,
+    service_table::PublishedView,
     verdict::{DropReason, Verdict},
 };
 use balancer_core::io::{BackendId, ListenerId, RuleSpec, ServiceId};
@@ -108,8 +108,8 @@ impl Kernel {
 
     /// Finds the row of each service of `scene` in the active half of the table.
     fn place(&self, scene: &Scene) -> anyhow::Result<Vec<Placed>> {
-        let view = TableView::from_word(self.maps.control.get(&0, 0)?.listeners);
-        let first = if view.base == 0 { 0 } else { self.maps.services.len() / 2 };
+        let view = PublishedView(self.maps.control.get(&0, 0)?.listeners);
+        let first = if view.base() == 0 { 0 } else { self.maps.services.len() / 2 };
         let mut placed = BTreeMap::new();
         for row in first..first + scene.services.len() as u32 {
             let service = self.maps.services.get(&row, 0)?;
