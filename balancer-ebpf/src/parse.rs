@@ -476,8 +476,10 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
     ip.well_formed.then_some(ip)
 }
 
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
+/// The bit of a TCP header.
+pub(crate) const SYN: u8 = 0x02;
+/// The bit of a TCP header.
+pub(crate) const ACK: u8 = 0x10;
 
 /// The ports of a TCP or UDP packet. `None`: it is neither, or the header is not there or contradicts itself.
 #[inline(always)]

@@ -12,15 +12,13 @@ use crate::{
     found::Found,
     link::{self, V4, V6},
     packet::Packet,
-    parse::{Ip, TCP},
+    parse::{ACK, Ip, SYN, TCP},
     stats,
     step::{IcmpError, Payload as _, Reject, Step, Told},
 };
 
 const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
 
 /// The shortest frame on a link, without its check sequence.
 const SHORTEST: usize = 60;

@@ -72,8 +72,7 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn is_virtual(info: &str) -> bool {
-    let flags = info.lines().find(|line| line.starts_with("flags"));
-    flags.is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"))
+    field(info, "flags").is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"))
 }
 
 fn cpu_info() -> String {

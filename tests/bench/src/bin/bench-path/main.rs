@@ -61,7 +61,7 @@ struct Options {
     /// Runs of each path, interleaved, of which the fastest counts (with --live, the median).
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(9..))]
     rounds: u32,
-    /// Only paths whose names have this in them.
+    /// Only paths whose names have this in them, and the one that the others are compared with.
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with_all = ["check", "record", "live"])]
     only: String,
 }
@@ -88,7 +88,8 @@ fn perform(options: &Options) -> Result<()> {
     } else if options.record {
         record(options.rounds)
     } else {
-        report::print(&Bench::new()?.series(options.rounds, |name| name.contains(&options.only))?, options.json)
+        let wanted = |name: &str| name == paths::REFERENCE || name.contains(&options.only);
+        report::print(&Bench::new()?.series(options.rounds, wanted)?, options.json)
     }
 }
 
