@@ -15,14 +15,19 @@ use crate::{
     book::book,
     command::{built, cargo, ensure_root, program, run, shown},
     kernels,
+    miri::Miri,
     setup::{Purpose, setup, typos},
     test,
+    try_package::{SUITE, try_package},
 };
+
+/// How a line begins that says what was left out.
+const NOT_RUN: &str = "Not run: ";
 
 /// A half of what a change must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Half {
-    /// What looks at the code, and loading on older kernels.
+    /// What looks at the code, loading on older kernels, Miri, and the package.
     Checks,
     /// What runs it.
     Tests,
@@ -65,7 +70,12 @@ fn checks() -> Result<()> {
         &["doc", "--workspace", "--no-deps", "--locked"],
     ])?;
     book()?;
-    kernels::load()
+    kernels::load()?;
+    match Miri::install() {
+        Ok(miri) => miri.run()?,
+        Err(error) => println!("{NOT_RUN}Miri, which cannot be installed: {error:#}"),
+    }
+    try_package(SUITE)
 }
 
 fn each(all: &[&[&str]]) -> Result<()> {
@@ -100,7 +110,7 @@ impl Beside {
         let mut command = program("nice");
         command.args(["-n", "19"]).arg(own).args(["ci", "--only", "checks"]);
         let process = command.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start the checks")?;
-        println!("clippy, documentation, book and loading on older kernels: beside the tests");
+        println!("clippy, documentation, book, loading on older kernels, Miri and the package: beside the tests");
         Ok(Self { process, begin: Instant::now() })
     }
 
@@ -108,11 +118,13 @@ impl Beside {
     fn end(mut self) -> Result<()> {
         let status = self.process.wait().context("waiting for the checks")?;
         let seconds = self.begin.elapsed().as_secs();
+        let said = fs::read_to_string(Self::log()?).unwrap_or_default();
         if status.success() {
             println!("the checks beside the tests passed, {seconds} s after these began");
+            said.lines().filter(|line| line.starts_with(NOT_RUN)).for_each(|line| println!("{line}"));
             return Ok(());
         }
-        eprintln!("{}", fs::read_to_string(Self::log()?).unwrap_or_default());
+        eprintln!("{said}");
         bail!("the checks beside the tests failed ({status}); what they said is above")
     }
 }

@@ -121,7 +121,7 @@ enum Chore {
         #[arg(long = "try")]
         attempt: bool,
         /// Debian's release on that machine.
-        #[arg(long, requires = "attempt", default_value = "bookworm")]
+        #[arg(long, requires = "attempt", default_value = try_package::SUITE)]
         suite: String,
     },
     /// Run the demo and make a moving picture of its kill step, `docs/src/kill.svg`; needs root and `script`.
@@ -161,7 +161,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Run(options) => run::run(&options),
         Chore::Test(options) if options.is_about_kernels() => kernels::test(&options),
         Chore::Test(_) => test::test(None),
-        Chore::Miri => miri::miri(),
+        Chore::Miri => miri::Miri::install()?.run(),
         Chore::Sanitize { only } => sanitize::sanitize(only),
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),

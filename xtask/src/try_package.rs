@@ -11,6 +11,9 @@ use crate::{
     setup::machine,
 };
 
+/// The Debian that the package is tried on if nobody asks for another.
+pub(crate) const SUITE: &str = "bookworm";
+
 /// Makes the package and a later version of it, and has both tried on a machine with Debian's `suite` and systemd.
 pub(crate) fn try_package(suite: &str) -> Result<()> {
     ensure_root("trying the package", "package --try")?;

@@ -25,6 +25,8 @@ use nix::{
 
 /// Where it is mounted by custom.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
+/// The balancer's own, below its root.
+pub(crate) const DIRECTORY: &str = "balancer";
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const MAGIC: FsType = FsType(0xcafe_4a11);
 
@@ -72,9 +74,12 @@ fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
     }
 }
 
-/// The file system at its customary place in this thread's mount namespace.
+/// The file system at its customary place in this thread's mount namespace, or as much of it as a service manager lets
+/// this process see: the balancer's own directory.
 fn here() -> Option<Bpffs> {
-    if statfs(MOUNT_POINT).ok()?.filesystem_type() != MAGIC {
+    let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == MAGIC);
+    let root = Path::new(MOUNT_POINT);
+    if !is_bpffs(root) && !is_bpffs(&root.join(DIRECTORY)) {
         return None;
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

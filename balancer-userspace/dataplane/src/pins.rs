@@ -20,10 +20,11 @@ use super::{
     link_pins::{LinkPin, LinkPins},
     pinned_link::take_off,
 };
-use crate::{HostChanges, bpffs::Bpffs};
+use crate::{
+    HostChanges,
+    bpffs::{Bpffs, DIRECTORY},
+};
 
-/// Below the root of the BPF file system.
-const DIRECTORY: &str = "balancer";
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
 pub(super) const MAPS: [&str; 15] = [
     "NOTES",

@@ -27,7 +27,8 @@ pub fn words(bytes: &[u8]) {
     let _ = text.parse::<StatusRanges>().map_err(whole);
     let _ = value::absolute_path(text).map_err(whole);
     let _ = value::socket_path(text).map_err(whole);
-    let _ = value::hash_key(text).map_err(|error| assert!(!error.contains(text) || text.len() < 8, "{error}"));
+    // A key is a secret: what is said of one that is refused is the same for all.
+    let _ = value::hash_key(text).map_err(|error| assert_eq!(Err(error), value::hash_key("")));
     if let Ok(rule) = serde_json::from_str::<SetRule>(text) {
         let again = serde_json::to_string(&rule).map(|text| serde_json::from_str::<SetRule>(&text).ok());
         assert_eq!(again.ok().flatten(), Some(rule));

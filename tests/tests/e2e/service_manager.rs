@@ -34,41 +34,49 @@ use crate::support::{runs, wait};
 
 const FAMILY: Family = Family::V4;
 
-/// What the unit gives, as `setpriv` wants it: `-all,+bpf,…`.
-fn bounding_set() -> String {
-    let unit = include_str!("../../../packaging/balancer.service");
-    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
-    let names = line.split(' ').map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
+const UNIT: &str = include_str!("../../../packaging/balancer.service");
+const EXEC_CHECKS: &str = include_str!("../../../contrib/systemd/exec-checks.conf");
+
+/// The capabilities that a unit, or an addition to one, gives.
+fn capabilities(unit: &str) -> Vec<&str> {
+    let mut lines = ["CapabilityBoundingSet=", "AmbientCapabilities="]
+        .map(|key| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap().split(' ').collect());
+    assert_eq!(lines[0], lines[1]);
+    std::mem::take(&mut lines[0])
+}
+
+/// As `setpriv` wants them: `-all,+bpf,…`.
+fn bounding_set(capabilities: &[&str]) -> String {
+    let names = capabilities.iter().map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
     format!("-all{}", names.collect::<String>())
 }
 
-/// The same as `/proc` shows it.
+/// What the unit gives, as `/proc` shows it.
 fn mask() -> String {
-    let unit = include_str!("../../../packaging/balancer.service");
-    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
-    let bit = |name: &str| match name {
-        "CAP_KILL" => 1u64 << 5,
-        "CAP_SETGID" => 1 << 6,
-        "CAP_SETUID" => 1 << 7,
-        "CAP_NET_ADMIN" => 1 << 12,
+    let bit = |name| match name {
+        "CAP_NET_ADMIN" => 1u64 << 12,
         "CAP_NET_RAW" => 1 << 13,
         "CAP_PERFMON" => 1 << 38,
         "CAP_BPF" => 1 << 39,
         other => panic!("is {other} needed?"),
     };
-    format!("{:016x}", line.split(' ').map(bit).sum::<u64>())
+    format!("{:016x}", capabilities(UNIT).into_iter().map(bit).sum::<u64>())
 }
 
-/// A program that is the balancer as the unit starts it: with its capabilities, mounts and processes of its own, and more
-/// `options` of `run`.
+/// A program that is the balancer as the unit starts it, but as root: with its capabilities, mounts and processes of its
+/// own, and more `options` of `run`.
 fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
+    with_capabilities(&capabilities(UNIT), directory, variables, options)
+}
+
+fn with_capabilities(capabilities: &[&str], directory: &Path, variables: &str, options: &str) -> PathBuf {
     let script = directory.join("balancer");
     let binary = binaries::balancer().unwrap();
     let text = format!(
         "#!/bin/sh\n{variables}\n[ \"$1\" != run ] || set -- \"$@\" {options}\n\
          exec unshare --mount sh -c 'mount -t proc -o hidepid=invisible proc /proc && exec \"$@\"' sh \
          setpriv --bounding-set={} --no-new-privs {} \"$@\"\n",
-        bounding_set(),
+        bounding_set(capabilities),
         binary.display()
     );
     fs::write(&script, text).unwrap();
@@ -113,7 +121,7 @@ fn the_units_capabilities_are_enough() {
     }
 }
 
-/// Programs of checks have nothing of what the unit may do, and are ended all the same.
+/// Programs of checks have nothing of what the unit and its addition may do, and are ended all the same.
 #[test]
 fn programs_of_checks_run_as_nobody() {
     let directory = tempfile::tempdir().unwrap();
@@ -130,7 +138,8 @@ fn programs_of_checks_run_as_nobody() {
         r#"{{ type = "exec", command = ["sh", "-c", {script:?}], interval = "400ms", timeout = "400ms", fall = 2, rise = 1 }}"#
     );
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |settings, _| {
-        settings.binary = Some(as_in_the_unit(directory.path(), "", ""));
+        let capabilities = [capabilities(UNIT), capabilities(EXEC_CHECKS)].concat();
+        settings.binary = Some(with_capabilities(&capabilities, directory.path(), "", ""));
         settings.check = check;
         Ok(())
     })
@@ -143,6 +152,23 @@ fn programs_of_checks_run_as_nobody() {
     let pids = fs::read_to_string(&begun).unwrap();
     assert!(pids.lines().count() >= 2, "{pids}");
     wait("programs of checks go on", || !pids.lines().any(runs));
+}
+
+/// Without the addition such a check says what is missing, health stays unknown, and clients are served.
+#[test]
+fn the_unit_alone_runs_no_programs_of_checks() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, |settings, _| {
+        settings.binary = Some(as_in_the_unit(directory.path(), "", ""));
+        settings.check = r#"{ type = "exec", command = ["true"], interval = "400ms", timeout = "400ms" }"#.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    let log = site.files().join("balancer.log");
+    let wanted = "cannot run a program as user \"nobody\" without CAP_KILL, CAP_SETGID, CAP_SETUID (for the packaged unit: \
+                  contrib/systemd/exec-checks.conf)";
+    wait("no warning", || fs::read_to_string(&log).is_ok_and(|log| log.contains(wanted)));
+    site.homes(FAMILY, 1..=4).unwrap();
 }
 
 /// The next datagram for the service manager.
@@ -218,8 +244,7 @@ fn the_service_manager_is_told_that_stopping_takes_longer() {
     .unwrap();
     site.controller().process().signal(Signal::SIGTERM).unwrap();
     let words = told_next(&notify, "STOPPING=1\n");
-    let unit = include_str!("../../../packaging/balancer.service");
-    let limit = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.strip_suffix('s')).unwrap();
+    let limit = UNIT.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.strip_suffix('s')).unwrap();
     let (limit, linger): (u64, u64) = (limit.parse().unwrap(), 3);
     let asked = words.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")).unwrap();
     assert!(asked.parse::<u64>().unwrap() >= (linger + limit) * 1_000_000, "{words}");

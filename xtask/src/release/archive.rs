@@ -10,7 +10,7 @@ use crate::command::{output, program, root, run};
 pub(super) const CHECKSUMS: &str = "SHA256SUMS";
 
 /// Below the project's root: file, and its directory in the archive.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("README.md", ""),
     ("CHANGELOG.md", ""),
     ("LICENSE-APACHE", ""),
@@ -18,6 +18,7 @@ const FILES: [(&str, &str); 7] = [
     ("packaging/balancer.service", ""),
     ("packaging/balancer.toml", ""),
     ("docs/openapi.json", "docs"),
+    ("contrib/systemd/exec-checks.conf", "contrib/systemd"),
 ];
 
 /// Generated ones.
@@ -26,13 +27,15 @@ const DIRECTORIES: [&str; 2] = ["man", "completions"];
 /// Makes `NAME.tar.gz` in `directory`: a directory with the program and what belongs to it.
 pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, time: &str) -> Result<()> {
     let tree = directory.join(name);
-    fs::create_dir_all(tree.join("docs"))?;
+    fs::create_dir_all(&tree)?;
     copy(binary, &tree.join("balancer"))?;
     copy(bill, &tree.join("sbom.cdx.json"))?;
     for (file, place) in FILES {
         let from = root().join(file);
         let file = from.file_name().context("a file needs a name")?.to_owned();
-        copy(&from, &tree.join(place).join(file))?;
+        let place = tree.join(place);
+        fs::create_dir_all(&place)?;
+        copy(&from, &place.join(file))?;
     }
     for generated in DIRECTORIES {
         fs::create_dir_all(tree.join(generated))?;

@@ -129,7 +129,9 @@ impl Account {
             needed.into_iter().filter(|&needed| !has(needed)).map(|missing| missing.to_string()).collect();
         if found.uid != geteuid() && !missing.is_empty() {
             let missing = missing.join(", ");
-            return Err(io::Error::other(format!("cannot run a program as user {user:?} without {missing}")));
+            return Err(io::Error::other(format!(
+                "cannot run a program as user {user:?} without {missing} (for the packaged unit: contrib/systemd/exec-checks.conf)"
+            )));
         }
         Ok(Self { uid: found.uid, gid: found.gid, sheds_groups: has(Capability::CAP_SETGID) })
     }

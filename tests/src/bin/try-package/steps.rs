@@ -10,7 +10,7 @@ use crate::operator::Operator;
 /// Does something and checks it. Gives what is worth telling.
 type Step = fn(&mut Operator) -> Result<String>;
 
-pub(crate) const STEPS: [(&str, Step); 17] = [
+pub(crate) const STEPS: [(&str, Step); 19] = [
     ("install", install),
     ("start without a configuration", start_in_vain),
     ("start", start),
@@ -25,6 +25,8 @@ pub(crate) const STEPS: [(&str, Step); 17] = [
     ("assigned VIP", assigned_vip),
     ("upgrade", upgrade),
     ("stop and start", stop_and_start),
+    ("run by hand in between", run_by_hand),
+    ("programs of checks", programs_of_checks),
     ("boot with a late network", boot),
     ("remove", remove),
     ("purge", purge),
@@ -39,7 +41,8 @@ fn install(operator: &mut Operator) -> Result<String> {
     ensure!(words.contains("balancer: edit /etc/balancer/balancer.toml"), "no hint: {words}");
     operator.reads("systemctl is-enabled balancer", &["disabled"])?;
     operator.reads("getent group balancer", &["balancer:x:"])?;
-    operator.reads("stat -c '%a %U:%G' /etc/balancer/balancer.toml", &["640 root:root"])?;
+    operator.reads("getent passwd balancer", &["/usr/sbin/nologin"])?;
+    operator.reads("stat -c '%a %U:%G' /etc/balancer/balancer.toml", &["640 root:balancer"])?;
     operator.types("systemd-analyze verify --man=no balancer.service").and_then(|words| {
         ensure!(words.is_empty(), "{words}");
         operator.types("dpkg-query --show balancer")
@@ -78,13 +81,15 @@ fn start(operator: &mut Operator) -> Result<String> {
 fn privileges(operator: &mut Operator) -> Result<String> {
     let main = operator.property("MainPID")?;
     let status = operator.types(&format!("cat /proc/{main}/status"))?;
-    // CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF.
-    let capabilities: u64 = [5, 6, 7, 12, 13, 38, 39].into_iter().map(|bit| 1 << bit).sum();
+    // CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF.
+    let capabilities: u64 = [12, 13, 38, 39].into_iter().map(|bit| 1 << bit).sum();
+    let uid = operator.types("id -u balancer")?;
+    ensure!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         ensure!(status.contains(&format!("{set}:\t{capabilities:016x}\n")), "{status}");
     }
     ensure!(status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n"), "{status}");
-    let words = operator.types("systemd-analyze security --no-pager balancer")?;
+    let words = operator.types("systemd-analyze security --no-pager --threshold=20 balancer")?;
     Ok(words.lines().last().unwrap_or_default().trim_start_matches(['→', ' ']).to_owned())
 }
 
@@ -237,6 +242,53 @@ fn stop_and_start(operator: &mut Operator) -> Result<String> {
         operator.types("balancer status").map(|_| ())
     })?;
     Ok(traffic)
+}
+
+/// As root, who leaves files and pins of root's behind.
+fn run_by_hand(operator: &mut Operator) -> Result<String> {
+    let ((), traffic) = operator.under_traffic(|operator| {
+        operator.types("systemctl stop balancer")?;
+        operator.types(
+            "mkdir -p /run/balancer; balancer run --config /etc/balancer/balancer.toml >/root/by-hand.log 2>&1 & echo $! >/root/by-hand.pid",
+        )?;
+        operator.wait("balancer status >/dev/null && echo serving", "serving")?;
+        operator.types("balancer backend weight web/web1 90")?;
+        operator.types("kill $(cat /root/by-hand.pid)")?;
+        operator.wait("kill -0 $(cat /root/by-hand.pid) 2>/dev/null || echo gone", "gone")?;
+        operator.reads("stat -c %U /var/lib/balancer/state.json", &["root"])?;
+        operator.types("systemctl start balancer")?;
+        operator.types("balancer backend weight web/web1 100").map(|_| ())
+    })?;
+    operator.reads("stat -c %U /var/lib/balancer/state.json", &["balancer"])?;
+    operator.reads("find /sys/fs/bpf/balancer ! -user balancer | wc -l", &["0"])?;
+    Ok(traffic)
+}
+
+/// The unit alone may not start them as another user; with what the package brings for it, it may.
+fn programs_of_checks(operator: &mut Operator) -> Result<String> {
+    let place = "/etc/systemd/system/balancer.service.d";
+    operator.types(
+        "sed -i 's/check = { type = \"http\".*/check = { type = \"exec\", command = [\"sh\", \"-c\", \
+         \"test $(id -un) = nobody \\&\\& test $BALANCER_BACKEND = web1\"], interval = \"500ms\", timeout = \"500ms\" }/' \
+         /etc/balancer/balancer.toml",
+    )?;
+    operator.types("systemctl restart balancer")?;
+    operator.wait(
+        "journalctl --no-pager --unit=balancer --priority=warning --lines=20 | grep -c -m 1 'without CAP_KILL, CAP_SETGID, CAP_SETUID'",
+        "1",
+    )?;
+    operator
+        .types(&format!("install -D -m 0644 -t {place} /usr/share/doc/balancer/contrib/systemd/exec-checks.conf"))?;
+    operator.types("systemctl daemon-reload && systemctl restart balancer")?;
+    for service in ["web", "web6"] {
+        // Its known clients may keep it from being down.
+        operator.wait(&format!("balancer backend list {service} | grep -c 'web2 .*exit code 1$'"), "1")?;
+        operator.types(&format!("balancer wait {service}/web1 up --timeout 30s"))?;
+    }
+    operator.configures(100, "")?;
+    operator.types(&format!("rm -r {place} && systemctl daemon-reload && systemctl restart balancer"))?;
+    operator.types("balancer wait web/web2 up --timeout 30s && balancer wait web6/web2 up --timeout 30s")?;
+    Ok("refused without the addition, run as nobody with it".to_owned())
 }
 
 /// The interface gets its name, addresses and routes three seconds after `network.target`.
