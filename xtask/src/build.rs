@@ -10,9 +10,6 @@ use crate::{
 /// The product.
 pub(crate) const PRODUCT: &[&str] = &["balancer"];
 
-/// What tries the package.
-pub(crate) const PACKAGE_TRIAL: &[&str] = &["balancer", "try-package"];
-
 /// What programs are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {

@@ -12,37 +12,38 @@ use crate::{
 
 /// Sets up, builds for release, generates manual pages and completions, and makes a Debian package of it all.
 pub(crate) fn package() -> Result<()> {
-    contents(build::PRODUCT)?;
+    contents(&[])?;
     run(&mut stripped())
 }
 
-/// All that a package is made of, and what makes it.
-///
-/// `programs` are built for release.
+/// All that a package is made of, and what makes it; and programs of the tests.
 pub(crate) fn contents(programs: &[&str]) -> Result<()> {
     setup(Purpose::Build)?;
-    build::programs(programs, build::Aim::Release)?;
-    accompany()
+    build::programs(build::PRODUCT, build::Aim::Release)?;
+    accompany(programs)
 }
 
-/// Generates manual pages and completions below `target/package`, and installs what makes packages.
-pub(crate) fn accompany() -> Result<()> {
+/// Generates manual pages and completions below `target/package`, and installs what makes packages. `programs` are built
+/// besides, as tests are.
+pub(crate) fn accompany(programs: &[&str]) -> Result<()> {
+    // With the features that the whole workspace has, as for tests: nothing is compiled twice.
+    let mut command = cargo();
+    command.args(["build", "--locked", "--workspace", "--example", "man-pages", "--bin", "balancer"]);
+    run(command.args(programs.iter().flat_map(|name| ["--bin", name])))?;
+    let built = built("debug")?;
+
     let directory = root().join("target/package");
     let man = directory.join("man");
     // Pages of commands that are no more would be packed as well.
     if man.exists() {
         fs::remove_dir_all(&man).with_context(|| man.display().to_string())?;
     }
-    // Not for release: it would compile everything that only tests need once more.
-    let mut command = cargo();
-    command.args(["run", "--locked", "--package", "balancer-userspace", "--example", "man-pages", "--"]);
-    run(command.arg(&man))?;
+    run(program(built.join("examples/man-pages")).arg(&man))?;
 
-    build::programs(build::PRODUCT, build::Aim::Test)?;
     let completions = directory.join("completions");
     fs::create_dir_all(&completions).with_context(|| completions.display().to_string())?;
     for (shell, file) in [("bash", "balancer.bash"), ("zsh", "_balancer"), ("fish", "balancer.fish")] {
-        let text = output(program(built("debug")?.join("balancer")).args(["completions", shell]));
+        let text = output(program(built.join("balancer")).args(["completions", shell]));
         let text = text.with_context(|| format!("`balancer completions {shell}` failed"))?;
         fs::write(completions.join(file), text + "\n").with_context(|| format!("writing {file}"))?;
     }

@@ -5,19 +5,19 @@ use std::fs;
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build::PACKAGE_TRIAL,
     command::{built, ensure_root, program, root, run},
     package::{contents, stripped},
     setup::machine,
 };
 
+const TRIAL: &str = "try-package";
 /// The Debian that the package is tried on if nobody asks for another.
 pub(crate) const SUITE: &str = "bookworm";
 
 /// Makes the package and a later version of it, and has both tried on a machine with Debian's `suite` and systemd.
 pub(crate) fn try_package(suite: &str) -> Result<()> {
     ensure_root("trying the package", "package --try")?;
-    contents(PACKAGE_TRIAL)?;
+    contents(&[TRIAL])?;
     machine()?;
     let directory = root().join("target/package/try");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
@@ -27,7 +27,7 @@ pub(crate) fn try_package(suite: &str) -> Result<()> {
     run(&mut stripped())?;
     let mut made = fs::read_dir(root().join("target/debian"))?.flatten().map(|entry| entry.path());
     let package = made.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let mut command = program(built("release")?.join("try-package"));
+    let mut command = program(built("debug")?.join(TRIAL));
     command.arg("--package").arg(package.context("no package in target/debian")?).arg("--upgrade").arg(upgrade);
     run(command.args(["--suite", suite]).arg("--directory").arg(directory.join("machine")))
 }

@@ -41,7 +41,7 @@ pub(crate) fn release(architectures: &[Arch], key: Option<&Path>) -> Result<()> 
         cross_compiler(arch)?;
         programs.push((arch, build(arch, &compiler, &wrapper, &time)?));
     }
-    accompany()?;
+    accompany(&[])?;
     let directory = root().join("target/dist");
     if directory.exists() {
         fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;

@@ -108,7 +108,7 @@ pub(crate) fn nightly() -> Result<String> {
 
 /// Installs what makes Debian packages.
 pub(crate) fn cargo_deb() -> Result<()> {
-    Installer::new().cargo("cargo-deb", "3.8.0", &[], &[])
+    soon(&mut Installer::new(), "cargo-deb", "3.8.0", &[])
 }
 
 /// Installs what runs fuzz targets.
@@ -116,7 +116,7 @@ pub(crate) fn cargo_fuzz() -> Result<()> {
     if installed("cargo-fuzz") {
         return Ok(());
     }
-    Installer::new().cargo("cargo-fuzz", "0.13.1", &[], &[])
+    soon(&mut Installer::new(), "cargo-fuzz", "0.13.1", &[])
 }
 
 /// Installs what looks for misspelt words, already built from Python's package index, and says where it is.
@@ -182,6 +182,8 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         if let Some(arch) = Arch::of_this_machine() {
             guests(arch)?;
         }
+        installer.tools(&packages::MACHINES)?;
+        cargo_deb()?;
         soon(&mut installer, "cargo-deny", "0.20.2", &[])?;
         soon(&mut installer, "mdbook", MDBOOK, &["--no-default-features"])?;
         soon(&mut installer, "cargo-machete", "0.9.2", &[])?;
