@@ -1,23 +1,30 @@
-//! The open-addressed arrays that services and `nat` returns are found in: at most [`PROBES`] neighbouring rows.
+//! The open-addressed arrays that services and `nat` returns are found in: at most [`PROBES`] rows, a pair of neighbouring
+//! ones at each of two places that follow from the key (cuckoo hashing with buckets of two: Pagh and Rodler, 2001; Dietzfelbinger
+//! and Weidling, 2007).
 //!
-//! The controller builds a table whole in the half of the map that is not in use (with another factor until every key lies
-//! within its probes) and then publishes it with one 64-bit store.
+//! The controller builds a table whole in the half of the map that is not in use (with another factor until every key has a
+//! row) and then publishes it with one 64-bit store.
 
 use crate::map_types::ServiceKey;
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+const OTHER_MULTIPLIER: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
 /// Rows looked at for one key.
-pub const PROBES: u32 = 4;
+pub const PROBES: usize = 4;
+
+/// Rows are numbered in so many bits.
+const ROW_BITS: u32 = 24;
+const ROWS: u32 = (1 << ROW_BITS) - 1;
 
 /// Which part of the map is in use: base row, size and factor in the one word that the controller stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableView {
-    /// First row; below 2^24.
+    /// First row; a multiple of the number of rows, below 2^24.
     pub base: u32,
-    /// Binary logarithm of the number of home rows, 1 to 24. The table has [`PROBES`] − 1 rows more.
+    /// Binary logarithm of the number of rows, 1 to 23.
     pub bits: u8,
-    /// Factor of the hash behind [`TableView::home_row`], see [`factor`].
+    /// Factor of the hash behind [`TableView::rows`], see [`factor`].
     pub factor: u32,
 }
 
@@ -26,13 +33,15 @@ impl TableView {
     #[must_use]
     pub const fn to_word(self) -> u64 {
         let shift = 32 - self.bits as u64;
-        (self.factor as u64) << 32 | shift << 24 | (self.base & 0x00ff_ffff) as u64
+        (self.factor as u64) << 32 | shift << ROW_BITS | (self.base & ROWS) as u64
     }
 
-    /// The row of the map that probing for `key` starts at.
+    /// The rows of the map that are looked at for `key`, one after the other.
     #[must_use]
-    pub fn home_row(self, key: &ServiceKey) -> u32 {
-        PublishedView(self.to_word()).home_row(key)
+    pub const fn rows(self, key: &ServiceKey) -> [u32; PROBES] {
+        let home = PublishedView(self.to_word()).home(key);
+        let (first, third) = (home.first(), home.third(KeyWords::of(key)));
+        [first, first ^ 1, third, third ^ 1]
     }
 }
 
@@ -42,17 +51,66 @@ pub struct PublishedView(pub u64);
 
 impl PublishedView {
     /// [`TableView::base`].
-    #[inline(always)]
     #[must_use]
     pub const fn base(self) -> u32 {
-        self.0 as u32 & 0x00ff_ffff
+        self.0 as u32 & ROWS
     }
 
-    /// [`TableView::home_row`].
+    /// Where looking for `key` begins.
     #[inline(always)]
     #[must_use]
-    pub const fn home_row(self, key: &ServiceKey) -> u32 {
-        self.base().wrapping_add(hash((self.0 >> 32) as u32, key).wrapping_shr((self.0 >> 24) as u32))
+    pub const fn home(self, key: &ServiceKey) -> Home {
+        self.home_of(KeyWords::of(key))
+    }
+
+    /// The same for a key in words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn home_of(self, key: KeyWords) -> Home {
+        let index = hash((self.0 >> 32) as u32, key).wrapping_shr((self.0 >> ROW_BITS) as u32);
+        Home((self.0 as u32).wrapping_add(index))
+    }
+}
+
+/// A key in few words, as they are passed in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyWords {
+    /// The first half of the address.
+    pub low: u64,
+    /// The second half of the address.
+    pub high: u64,
+    /// All but the address.
+    pub rest: u32,
+}
+
+impl KeyWords {
+    /// The words of `key`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(key: &ServiceKey) -> Self {
+        let (low, high) = halves(&key.address);
+        Self { low, high, rest: key.rest() }
+    }
+}
+
+/// A key's first row, and what else its other rows follow from, in one word: the kernel program has few registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home(u32);
+
+impl Home {
+    /// The row of the map that is looked at first; its neighbour is `first() ^ 1`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn first(self) -> u32 {
+        self.0 & ROWS
+    }
+
+    /// The row that is looked at third for the key whose home this is; its neighbour is the row of this number `^ 1`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn third(self, key: KeyWords) -> u32 {
+        let shift = self.0 >> ROW_BITS;
+        (self.first() & !u32::MAX.wrapping_shr(shift)) | other_hash(key).wrapping_shr(shift)
     }
 }
 
@@ -66,11 +124,19 @@ pub const fn factor(tried: u32) -> u32 {
 /// address and of the rest, added up. Keys come from the configuration, not from outsiders.
 #[inline(always)]
 #[must_use]
-const fn hash(factor: u32, key: &ServiceKey) -> u32 {
-    let (low, high) = halves(&key.address);
+const fn hash(factor: u32, key: KeyWords) -> u32 {
+    let KeyWords { low, high, rest } = key;
     // In host order, as what a factor multiplies only counts from its bits upwards, and hosts in a row differ in their last byte.
     let address = (u64::from_be(high).wrapping_add(low).wrapping_mul(MULTIPLIER) >> 32) as u32;
-    address.wrapping_mul(factor).wrapping_add(key.rest().wrapping_mul(0x9e37_79b1))
+    address.wrapping_mul(factor).wrapping_add(rest.wrapping_mul(0x9e37_79b1))
+}
+
+/// Another hash, of no factor.
+#[inline(always)]
+#[must_use]
+const fn other_hash(key: KeyWords) -> u32 {
+    let address = key.low.wrapping_mul(OTHER_MULTIPLIER) ^ u64::from_be(key.high).wrapping_mul(MULTIPLIER);
+    ((address >> 32) as u32).wrapping_mul(0xc2b2_ae35).wrapping_add(key.rest.wrapping_mul(0x27d4_eb2f))
 }
 
 #[inline(always)]
@@ -93,12 +159,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_home_row_is_inside_the_table(
-            address in any::<[u32; 4]>(), port in any::<u16>(), bits in 1u8..=24, base in 0u32..1 << 23, tried in any::<u32>()
+        fn rows_are_pairs_inside_the_table(
+            address in any::<[u32; 4]>(), port in any::<u16>(), bits in 1u8..=23, second in any::<bool>(), tried in any::<u32>()
         ) {
             let key = ServiceKey { address, port, protocol: 6, family: 6 };
-            let row = TableView { base, bits, factor: factor(tried) }.home_row(&key);
-            prop_assert!((base..base + (1 << bits)).contains(&row));
+            let base = u32::from(second) << bits;
+            let view = TableView { base, bits, factor: factor(tried) };
+            let rows = view.rows(&key);
+            prop_assert!(rows.iter().all(|row| (base..base + (1 << bits)).contains(row)));
+            prop_assert_eq!([rows[1], rows[3]], [rows[0] ^ 1, rows[2] ^ 1]);
         }
     }
 
@@ -110,7 +179,7 @@ mod tests {
             for port in 0..16u16 {
                 let address = [(0xc633_6400 + host).to_be(), 0, 0, 0];
                 let key = ServiceKey { address, port: (8000 + port).to_be(), protocol: 6, family: 4 };
-                used[view.home_row(&key) as usize] += 1;
+                used[view.rows(&key)[0] as usize] += 1;
             }
         }
         assert!(used.iter().all(|&count| count <= 6), "{:?}", used.iter().max());

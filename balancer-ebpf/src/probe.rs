@@ -1,9 +1,11 @@
 //! Looking up a key in the active half of an open-addressed array.
 
+use core::ops::ControlFlow;
+
 use aya_ebpf::maps::Array;
 use balancer_common::{
     map_types::{ListenerRow, ReturnRow, ServiceKey},
-    service_table::{PROBES, PublishedView},
+    service_table::{Home, KeyWords, PublishedView},
 };
 
 pub(crate) trait Keyed {
@@ -30,18 +32,81 @@ pub(crate) fn find<Row: Keyed>(
     view: PublishedView,
     key: &ServiceKey,
 ) -> Option<&'static Row> {
-    let home = view.home_row(key);
-    for probe in 0..PROBES {
-        let row = rows.get(home + probe)?;
-        if is_same(row.key(), key) {
-            return Some(row);
-        }
-        // The controller puts a key into the first free row from its home on.
-        if row.key().family == 0 {
-            return None;
+    let home = view.home(key);
+    match pair(rows, home.first(), |row| is_same(row, key)) {
+        ControlFlow::Break(found) => found,
+        ControlFlow::Continue(()) => {
+            let KeyWords { low, high, rest } = KeyWords::of(key);
+            second_pair(rows, home, low, high, rest)
         }
     }
-    None
+}
+
+/// [`find`] as a function of its own, for what is looked up rarely.
+#[inline(always)]
+pub(crate) fn find_apart<Row: Keyed>(
+    rows: &'static Array<Row>,
+    view: PublishedView,
+    key: &ServiceKey,
+) -> Option<&'static Row> {
+    let KeyWords { low, high, rest } = KeyWords::of(key);
+    both_pairs(rows, view, low, high, rest)
+}
+
+#[inline(never)]
+fn both_pairs<Row: Keyed>(
+    rows: &'static Array<Row>,
+    view: PublishedView,
+    low: u64,
+    high: u64,
+    rest: u32,
+) -> Option<&'static Row> {
+    let key = KeyWords { low, high, rest };
+    let home = view.home_of(key);
+    match pair(rows, home.first(), |row| KeyWords::of(row) == key) {
+        ControlFlow::Break(found) => found,
+        ControlFlow::Continue(()) => in_second_pair(rows, home, key),
+    }
+}
+
+/// A function of its own: what it needs would not fit beside what its callers have on the stack.
+#[inline(never)]
+fn second_pair<Row: Keyed>(
+    rows: &'static Array<Row>,
+    home: Home,
+    low: u64,
+    high: u64,
+    rest: u32,
+) -> Option<&'static Row> {
+    in_second_pair(rows, home, KeyWords { low, high, rest })
+}
+
+#[inline(always)]
+fn in_second_pair<Row: Keyed>(rows: &'static Array<Row>, home: Home, key: KeyWords) -> Option<&'static Row> {
+    match pair(rows, home.third(key), |row| KeyWords::of(row) == key) {
+        ControlFlow::Break(found) => found,
+        ControlFlow::Continue(()) => None,
+    }
+}
+
+/// Looks for a key in a row and in its neighbour. Breaks when it is known whether the table has it.
+#[inline(always)]
+fn pair<Row: Keyed>(
+    rows: &'static Array<Row>,
+    first: u32,
+    is_wanted: impl Fn(&ServiceKey) -> bool,
+) -> ControlFlow<Option<&'static Row>> {
+    for index in [first, first ^ 1] {
+        let Some(row) = rows.get(index) else { return ControlFlow::Break(None) };
+        if is_wanted(row.key()) {
+            return ControlFlow::Break(Some(row));
+        }
+        // The controller puts a key into the first of its rows that no other key has.
+        if row.key().family == 0 {
+            return ControlFlow::Break(None);
+        }
+    }
+    ControlFlow::Continue(())
 }
 
 /// Whether a row's key is the one looked for.

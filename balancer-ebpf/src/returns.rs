@@ -29,7 +29,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
     if control.flags & CONTROL_RETURN_WILDCARD == 0 {
         return None;
     }
-    let row = exact(control, &ServiceKey { port: 0, ..*key })?;
+    let row = probe::find_apart(&RETURNS, view(control), &ServiceKey { port: 0, ..*key })?;
     // Other ports are the backend's own.
     if row.listeners_only != 0
         && service::of_key(control, control::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
@@ -42,9 +42,15 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
 /// The row of `key`, whose port may be 0 for every port.
 #[inline(always)]
 pub(crate) fn exact(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
-    // SAFETY: a reference is valid for reads. Read once: the controller makes the other half active with one store.
-    let view = PublishedView(unsafe { ptr::read_volatile(&raw const control.returns) });
-    probe::find(&RETURNS, view, key)
+    probe::find(&RETURNS, view(control), key)
+}
+
+/// The active half of the table of ways back. Read once for a look-up: the controller makes the other half active with one
+/// store.
+#[inline(always)]
+fn view(control: &'static Control) -> PublishedView {
+    // SAFETY: a reference is valid for reads.
+    PublishedView(unsafe { ptr::read_volatile(&raw const control.returns) })
 }
 
 /// What a fragment without ports from a backend's `address` may be a reply of.

@@ -58,7 +58,7 @@ pub(crate) fn of_key(control: &'static Control, view: PublishedView, mut key: Se
         None if control.flags & CONTROL_PORT_WILDCARD == 0 => return None,
         None => {
             key.port = 0;
-            probe::find(&LISTENERS, view, &key)?
+            probe::find_apart(&LISTENERS, view, &key)?
         }
     };
     let listening = row.listening();

@@ -59,6 +59,10 @@ enum Finder {
     Valid,
     /// Replies whose next hops are known from a moment ago.
     Packets,
+    /// Where keys of listeners and of ways back are put.
+    Placement,
+    /// Listeners and ways back in tables that are nearly full.
+    Tables,
 }
 
 impl Finder {
@@ -72,8 +76,10 @@ impl Finder {
             "rereading" => Ok(Self::Rereading),
             "valid" => Ok(Self::Valid),
             "packets" => Ok(Self::Packets),
+            "placement" => Ok(Self::Placement),
+            "tables" => Ok(Self::Tables),
             _ => bail!(
-                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\", \"rereading\", \"valid\" or \"packets\""
+                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\", \"rereading\", \"valid\", \"packets\", \"placement\" or \"tables\""
             ),
         }
     }
@@ -87,6 +93,8 @@ impl Finder {
             Self::Rereading => ["--package=balancer-tests", "--test=dataplane", "rereading::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace)::/)"],
             Self::Packets => ["--package=balancer-tests", "--test=packets", "recent_hops::"],
+            Self::Placement => ["--package=balancer-dataplane", "--lib", "placement::"],
+            Self::Tables => ["--package=balancer-tests", "--test=packets", "full_tables::"],
             Self::Valid => ["--package=balancer-model", "--lib", "--filterset=test(/(validate|pieces)::/)"],
         }
     }

@@ -62,7 +62,8 @@ impl Capacity {
         u64::from(self.buckets()) * size_of::<Bucket>() as u64
     }
 
-    /// Room for what `config` holds and for as much again.
+    /// Room for what `config` holds and for as much again; for half as many slots again, and for three quarters of the ways
+    /// back.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
         Self::for_largest(config, &config.services.to_vec().into())
@@ -84,11 +85,14 @@ impl Capacity {
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {
-            slots: total.saturating_add(longest).saturating_mul(2).max(1 << 20),
+            // One half again: these are most of the memory where there are thousands of backends. Besides the longest table
+            // while it is replaced, also where what is free does not lie together.
+            slots: total.saturating_add(total / 2).saturating_add(longest.saturating_mul(2)).max(1 << 20),
             services: at_least(2 * services.len(), 128),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),
-            returns: at_least(ways, 512),
+            // Most of the memory beside slots: 60,000 backends with one listener each have a power of two.
+            returns: at_least(ways - ways / 8, 512),
             backends: backend_rows(largest),
             clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
                 config.client_table_capacity

@@ -11,6 +11,7 @@ mod dsr;
 mod echo;
 mod extensions;
 mod fragments;
+mod full_tables;
 mod handover;
 mod icmp_errors;
 mod jumbo;
