@@ -71,7 +71,6 @@ fn try_place(keys: &[ServiceKey], view: TableView) -> Option<Vec<u32>> {
     for key in 0..keys.len() as u32 {
         rows.insert(key)?;
     }
-    rows.settle();
     Some(rows.of_keys())
 }
 
@@ -92,6 +91,8 @@ impl Rows {
 
     /// Gives `key` the first of its rows that is free. If none is, it pushes another key from one of them, which then looks
     /// for a row as well. `None`: that goes on for too long.
+    ///
+    /// A row that has a key always has one from then on, so that no key is ever beyond a free row of its own.
     fn insert(&mut self, mut key: u32) -> Option<()> {
         for push in 0..PUSHES {
             let probes = self.probes[key as usize];
@@ -104,28 +105,6 @@ impl Rows {
             key = std::mem::replace(&mut self.keys[row as usize], key);
         }
         None
-    }
-
-    /// Moves keys until each has the first of its rows that no other has.
-    fn settle(&mut self) {
-        loop {
-            let mut moved = false;
-            for row in 0..self.keys.len() {
-                let key = self.keys[row];
-                if key == FREE {
-                    continue;
-                }
-                let before = self.probes[key as usize].into_iter().take_while(|&probe| probe as usize != row);
-                if let Some(free) = { before }.find(|&probe| self.keys[probe as usize] == FREE) {
-                    self.keys[row] = FREE;
-                    self.keys[free as usize] = key;
-                    moved = true;
-                }
-            }
-            if !moved {
-                return;
-            }
-        }
     }
 
     fn of_keys(&self) -> Vec<u32> {

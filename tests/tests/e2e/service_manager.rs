@@ -158,7 +158,7 @@ fn programs_of_checks_run_as_nobody() {
 #[test]
 fn the_unit_alone_runs_no_programs_of_checks() {
     let directory = tempfile::tempdir().unwrap();
-    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, |settings, _| {
+    let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, |settings, _| {
         settings.binary = Some(as_in_the_unit(directory.path(), "", ""));
         settings.check = r#"{ type = "exec", command = ["true"], interval = "400ms", timeout = "400ms" }"#.to_owned();
         Ok(())
