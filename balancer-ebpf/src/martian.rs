@@ -60,7 +60,7 @@ extern "C" fn balancer_source_is_vip(low: u64, high: u64, family: u64) -> u64 {
     let Some(control) = control::words() else { return 0 };
     let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
     let key = ServiceKey { address, port: 0, protocol: 0, family: family as u8 };
-    u64::from(service::marker(control::listeners(control), &key).is_some())
+    u64::from(service::is_vip(control::listeners(control), &key))
 }
 
 #[cfg(test)]

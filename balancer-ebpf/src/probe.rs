@@ -42,6 +42,20 @@ pub(crate) fn find<Row: Keyed>(
     }
 }
 
+/// [`find`] without a function of its own for the second place: for functions that are called by others with much on the stack.
+#[inline(always)]
+pub(crate) fn find_whole<Row: Keyed>(
+    rows: &'static Array<Row>,
+    view: PublishedView,
+    key: KeyWords,
+) -> Option<&'static Row> {
+    let home = view.home_of(key);
+    match pair(rows, home.first(), |row| KeyWords::of(row) == key) {
+        ControlFlow::Break(found) => found,
+        ControlFlow::Continue(()) => in_second_pair(rows, home, key),
+    }
+}
+
 /// [`find`] as a function of its own, for what is looked up rarely.
 #[inline(always)]
 pub(crate) fn find_apart<Row: Keyed>(
@@ -61,12 +75,7 @@ fn both_pairs<Row: Keyed>(
     high: u64,
     rest: u32,
 ) -> Option<&'static Row> {
-    let key = KeyWords { low, high, rest };
-    let home = view.home_of(key);
-    match pair(rows, home.first(), |row| KeyWords::of(row) == key) {
-        ControlFlow::Break(found) => found,
-        ControlFlow::Continue(()) => in_second_pair(rows, home, key),
-    }
+    find_whole(rows, view, KeyWords { low, high, rest })
 }
 
 /// A function of its own: what it needs would not fit beside what its callers have on the stack.

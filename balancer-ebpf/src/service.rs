@@ -6,7 +6,7 @@ use balancer_common::{
         CONTROL_PORT_WILDCARD, Control, LISTENER_COUNTS, LISTENER_RANGES, ListenerRow, Listening, RANGE_PROBES,
         RangeRow, ServiceKey, ServiceRow,
     },
-    service_table::PublishedView,
+    service_table::{KeyWords, PublishedView},
 };
 
 use crate::{
@@ -102,11 +102,11 @@ extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
 /// The marker of `ip`'s destination, if that is a VIP.
 #[inline(always)]
 pub(crate) fn vip(view: PublishedView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
-    marker(view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
+    probe::find(&LISTENERS, view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
 }
 
-/// The marker of a VIP, if `key`, which is a marker's, has one.
+/// Whether there is a marker of `key`, which is one's: whether its address is a VIP.
 #[inline(always)]
-pub(crate) fn marker(view: PublishedView, key: &ServiceKey) -> Option<&'static ListenerRow> {
-    probe::find(&LISTENERS, view, key)
+pub(crate) fn is_vip(view: PublishedView, key: &ServiceKey) -> bool {
+    probe::find_whole(&LISTENERS, view, KeyWords::of(key)).is_some()
 }
