@@ -92,8 +92,9 @@ fn the_unit_is_as_systemd_wants_it() {
         "Type=notify",
         "Restart=on-failure",
         "NoNewPrivileges=yes",
-        "CapabilityBoundingSet=CAP_BPF CAP_KILL CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON CAP_SETGID CAP_SETUID",
-        "AmbientCapabilities=CAP_BPF CAP_KILL CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON CAP_SETGID CAP_SETUID",
+        "User=balancer",
+        "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
+        "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
         // The last for announcing VIPs.
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET",
     ] {

@@ -37,6 +37,14 @@ impl Aim {
         }
     }
 
+    /// What Cargo calls its profile.
+    pub(crate) const fn profile(self) -> &'static str {
+        match self {
+            Self::Demo | Self::Test => "dev",
+            Self::Release => "release",
+        }
+    }
+
     /// The folder of the target directory that the program is in.
     const fn folder(self) -> &'static str {
         match self {

@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use crate::{
     bench::{PATH, check_paths},
     book::book,
+    build::Aim,
     command::{built, cargo, ensure_root, program, run, shown},
     kernels,
     miri::Miri,
@@ -24,33 +25,38 @@ use crate::{
 /// How a line begins that says what was left out.
 const NOT_RUN: &str = "Not run: ";
 
-/// A half of what a change must pass.
+/// A part of what a change must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Half {
-    /// What looks at the code, loading on older kernels, Miri, and the package.
+pub(crate) enum Part {
+    /// What looks at the code, loading on older kernels, and Miri.
     Checks,
+    /// The package, of the tests' programs: those of a release would take minutes of all processors.
+    Package,
     /// What runs it.
     Tests,
 }
 
 /// Checks everything that a change must pass. Tests wait more than they compute: the checks have what they leave of the
-/// processors, and begin when everything is built, as two builds would wait for each other.
-pub(crate) fn ci(half: Option<Half>) -> Result<()> {
+/// processors, and begin when everything is built, as two builds would wait for each other. So does the trial of the package, which
+/// waits as well.
+pub(crate) fn ci(half: Option<Part>) -> Result<()> {
     ensure_root("the test suite", "ci")?;
     setup(Purpose::Ci)?;
     match half {
-        Some(Half::Checks) => return checks(),
-        Some(Half::Tests) => {
+        Some(Part::Checks) => return checks(),
+        Some(Part::Package) => return try_package(SUITE, Aim::Test),
+        Some(Part::Tests) => {
             test::test(Some(PATH))?;
             return check_paths();
         }
         None => quick_checks()?,
     }
     let tests = test::build(Some(PATH))?;
-    let beside = Beside::begin()?;
+    let checks = Beside::begin(Part::Checks, "clippy, documentation, book, loading on older kernels and Miri")?;
+    let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;
     let tested = tests.run();
-    let checked = beside.end();
-    tested.and(checked)?;
+    let (checked, packed) = (checks.end(), package.end());
+    tested.and(checked).and(packed)?;
     // When nothing runs beside it.
     check_paths()
 }
@@ -72,10 +78,12 @@ fn checks() -> Result<()> {
     book()?;
     kernels::load()?;
     match Miri::install() {
-        Ok(miri) => miri.run()?,
-        Err(error) => println!("{NOT_RUN}Miri, which cannot be installed: {error:#}"),
+        Ok(miri) => miri.run(),
+        Err(error) => {
+            println!("{NOT_RUN}Miri, which cannot be installed: {error:#}");
+            Ok(())
+        }
     }
-    try_package(SUITE)
 }
 
 fn each(all: &[&[&str]]) -> Result<()> {
@@ -92,40 +100,42 @@ fn each(all: &[&[&str]]) -> Result<()> {
     Ok(())
 }
 
-/// The checks, in a process of their own that gives way to others.
+/// Something in a process of its own that gives way to others.
 struct Beside {
+    what: &'static str,
+    log: PathBuf,
     process: Child,
     begin: Instant,
 }
 
 impl Beside {
-    fn log() -> Result<PathBuf> {
-        built("ci-checks.log")
-    }
-
-    fn begin() -> Result<Self> {
-        let log = File::create(Self::log()?).context("cannot write the log of the checks")?;
+    fn begin(part: Part, what: &'static str) -> Result<Self> {
+        let name = part.to_possible_value().context("every part has a name")?;
+        let path = built(&format!("ci-{}.log", name.get_name()))?;
+        let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         // Building the tests may have built this program anew, so that what runs has no path of its own any more.
         let own = format!("/proc/{}/exe", process::id());
         let mut command = program("nice");
-        command.args(["-n", "19"]).arg(own).args(["ci", "--only", "checks"]);
-        let process = command.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start the checks")?;
-        println!("clippy, documentation, book, loading on older kernels, Miri and the package: beside the tests");
-        Ok(Self { process, begin: Instant::now() })
+        command.args(["-n", "19"]).arg(own).args(["ci", "--only", name.get_name()]);
+        let process =
+            command.stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("cannot start {what}"))?;
+        println!("{what}: beside the tests");
+        Ok(Self { what, log: path, process, begin: Instant::now() })
     }
 
     /// Waits for them, and shows what they said if something is wrong.
     fn end(mut self) -> Result<()> {
-        let status = self.process.wait().context("waiting for the checks")?;
+        let what = self.what;
+        let status = self.process.wait().with_context(|| format!("waiting for {what}"))?;
         let seconds = self.begin.elapsed().as_secs();
-        let said = fs::read_to_string(Self::log()?).unwrap_or_default();
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
         if status.success() {
-            println!("the checks beside the tests passed, {seconds} s after these began");
+            println!("{what}: passed, {seconds} s after the tests began");
             said.lines().filter(|line| line.starts_with(NOT_RUN)).for_each(|line| println!("{line}"));
             return Ok(());
         }
         eprintln!("{said}");
-        bail!("the checks beside the tests failed ({status}); what they said is above")
+        bail!("{what}: failed ({status}); what was said is above")
     }
 }
 

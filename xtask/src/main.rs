@@ -140,7 +140,7 @@ enum Chore {
     Ci {
         /// Only what looks at the code and loads it on older kernels, or only what runs it.
         #[arg(long, value_name = "HALF")]
-        only: Option<ci::Half>,
+        only: Option<ci::Part>,
     },
 }
 
@@ -170,7 +170,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
-        Chore::Package { attempt: true, suite } => try_package::try_package(&suite),
+        Chore::Package { attempt: true, suite } => try_package::try_package(&suite, build::Aim::Release),
         Chore::Recording => recording::recording(),
         Chore::Release { arch, sign } => release::release(&arch, sign.as_deref()),
         Chore::Ci { only } => ci::ci(only),

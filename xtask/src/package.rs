@@ -5,28 +5,30 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build,
+    build::{self, Aim},
     command::{built, cargo, installed, output, program, root, run},
     setup::{Purpose, cargo_deb, setup},
 };
 
 /// Sets up, builds for release, generates manual pages and completions, and makes a Debian package of it all.
 pub(crate) fn package() -> Result<()> {
-    contents(&[])?;
-    run(&mut stripped())
+    contents(Aim::Release, &[])?;
+    run(&mut stripped(Aim::Release))
 }
 
-/// All that a package is made of, and what makes it; and programs of the tests.
-pub(crate) fn contents(programs: &[&str]) -> Result<()> {
+/// All that a package is made of, with programs for `aim`, and what makes it; and programs of the tests.
+pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
     setup(Purpose::Build)?;
-    build::programs(build::PRODUCT, build::Aim::Release)?;
+    if aim == Aim::Release {
+        build::programs(build::PRODUCT, aim)?;
+    }
     accompany(programs)
 }
 
 /// Generates manual pages and completions below `target/package`, and installs what makes packages. `programs` are built
 /// besides, as tests are.
 pub(crate) fn accompany(programs: &[&str]) -> Result<()> {
-    // With the features that the whole workspace has, as for tests: nothing is compiled twice.
+    // For tests, with the features that the whole workspace has, as for tests: nothing is compiled twice.
     let mut command = cargo();
     command.args(["build", "--locked", "--workspace", "--example", "man-pages", "--bin", "balancer"]);
     run(command.args(programs.iter().flat_map(|name| ["--bin", name])))?;
@@ -54,10 +56,10 @@ pub(crate) fn accompany(programs: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Makes a package of what is there, without its tens of megabytes of debug information.
-pub(crate) fn stripped() -> Command {
+/// Makes a package of what is there for `aim`, without its tens of megabytes of debug information.
+pub(crate) fn stripped(aim: Aim) -> Command {
     let mut command = deb();
-    command.arg("--strip");
+    command.args(["--strip", "--profile", aim.profile()]);
     command
 }
 

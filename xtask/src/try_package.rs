@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 
 use crate::{
+    build::Aim,
     command::{built, ensure_root, program, root, run},
     package::{contents, stripped},
     setup::machine,
@@ -14,17 +15,18 @@ const TRIAL: &str = "try-package";
 /// The Debian that the package is tried on if nobody asks for another.
 pub(crate) const SUITE: &str = "bookworm";
 
-/// Makes the package and a later version of it, and has both tried on a machine with Debian's `suite` and systemd.
-pub(crate) fn try_package(suite: &str) -> Result<()> {
+/// Makes the package of programs for `aim` and a later version of it, and has both tried on a machine with Debian's `suite` and
+/// systemd.
+pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     ensure_root("trying the package", "package --try")?;
-    contents(&[TRIAL])?;
+    contents(aim, &[TRIAL])?;
     machine()?;
     let directory = root().join("target/package/try");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let upgrade = directory.join("upgrade.deb");
-    run(stripped().args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
+    run(stripped(aim).args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
     // Last, because each takes the one before away.
-    run(&mut stripped())?;
+    run(&mut stripped(aim))?;
     let mut made = fs::read_dir(root().join("target/debian"))?.flatten().map(|entry| entry.path());
     let package = made.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
     let mut command = program(built("debug")?.join(TRIAL));
