@@ -22,15 +22,18 @@ pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
     if aim == Aim::Release {
         build::programs(build::PRODUCT, aim)?;
     }
-    accompany(programs)
+    accompany(aim, programs)
 }
 
 /// Generates manual pages and completions below `target/package`, and installs what makes packages. `programs` are built
 /// besides, as tests are.
-pub(crate) fn accompany(programs: &[&str]) -> Result<()> {
-    // For tests, with the features that the whole workspace has, as for tests: nothing is compiled twice.
+pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--locked", "--workspace", "--example", "man-pages", "--bin", "balancer"]);
+    if aim == Aim::Test {
+        // They are there, and have features of dependencies that would have to be compiled without them.
+        command.arg("--tests");
+    }
     run(command.args(programs.iter().flat_map(|name| ["--bin", name])))?;
     let built = built("debug")?;
 

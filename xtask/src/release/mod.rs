@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 use self::{musl::Toolchain, sbom::Library};
 use crate::{
     arch::Arch,
+    build::Aim,
     command::{cargo_of, output, program, root, run},
     package::{accompany, deb},
     setup::{Purpose, cross_compiler, nightly, setup},
@@ -41,7 +42,7 @@ pub(crate) fn release(architectures: &[Arch], key: Option<&Path>) -> Result<()> 
         cross_compiler(arch)?;
         programs.push((arch, build(arch, &compiler, &wrapper, &time)?));
     }
-    accompany(&[])?;
+    accompany(Aim::Release, &[])?;
     let directory = root().join("target/dist");
     if directory.exists() {
         fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
