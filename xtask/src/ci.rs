@@ -39,10 +39,10 @@ pub(crate) enum Part {
 /// Checks everything that a change must pass. Tests wait more than they compute: the checks have what they leave of the
 /// processors, and begin when everything is built, as two builds would wait for each other. So does the trial of the package, which
 /// waits as well.
-pub(crate) fn ci(half: Option<Part>) -> Result<()> {
+pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     ensure_root("the test suite", "ci")?;
     setup(Purpose::Ci)?;
-    match half {
+    match part {
         Some(Part::Checks) => return checks(),
         Some(Part::Package) => return try_package(SUITE, Aim::Test),
         Some(Part::Tests) => {
