@@ -92,10 +92,7 @@ fn second_pair<Row: Keyed>(
 
 #[inline(always)]
 fn in_second_pair<Row: Keyed>(rows: &'static Array<Row>, home: Home, key: KeyWords) -> Option<&'static Row> {
-    match pair(rows, home.third(key), |row| KeyWords::of(row) == key) {
-        ControlFlow::Break(found) => found,
-        ControlFlow::Continue(()) => None,
-    }
+    pair(rows, home.third(key), |row| KeyWords::of(row) == key).break_value().flatten()
 }
 
 /// Looks for a key in a row and in its neighbour. Breaks when it is known whether the table has it.

@@ -135,11 +135,11 @@ enum Chore {
         #[arg(long, value_name = "KEY")]
         sign: Option<PathBuf>,
     },
-    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, tests,
-    /// the kernel program's speed.
+    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, Miri, the
+    /// package, tests, the kernel program's speed.
     Ci {
-        /// Only what looks at the code and loads it on older kernels, or only what runs it.
-        #[arg(long, value_name = "HALF")]
+        /// Only what looks at the code, has Miri interpret it and loads it on older kernels, only the package, or only what runs it.
+        #[arg(long, value_name = "PART")]
         only: Option<ci::Part>,
     },
 }

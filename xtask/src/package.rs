@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Aim},
-    command::{built, cargo, installed, output, program, root, run},
+    command::{built, cargo, output, program, root, run},
     setup::{Purpose, cargo_deb, setup},
 };
 
@@ -53,10 +53,7 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
         fs::write(completions.join(file), text + "\n").with_context(|| format!("writing {file}"))?;
     }
 
-    if !installed("cargo-deb") {
-        cargo_deb()?;
-    }
-    Ok(())
+    cargo_deb()
 }
 
 /// Makes a package of what is there for `aim`, without its tens of megabytes of debug information.

@@ -39,10 +39,10 @@ const EXEC_CHECKS: &str = include_str!("../../../contrib/systemd/exec-checks.con
 
 /// The capabilities that a unit, or an addition to one, gives.
 fn capabilities(unit: &str) -> Vec<&str> {
-    let mut lines = ["CapabilityBoundingSet=", "AmbientCapabilities="]
+    let [bounding, ambient]: [Vec<&str>; 2] = ["CapabilityBoundingSet=", "AmbientCapabilities="]
         .map(|key| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap().split(' ').collect());
-    assert_eq!(lines[0], lines[1]);
-    std::mem::take(&mut lines[0])
+    assert_eq!(bounding, ambient);
+    bounding
 }
 
 /// As `setpriv` wants them: `-all,+bpf,…`.

@@ -113,9 +113,6 @@ pub(crate) fn cargo_deb() -> Result<()> {
 
 /// Installs what runs fuzz targets.
 pub(crate) fn cargo_fuzz() -> Result<()> {
-    if installed("cargo-fuzz") {
-        return Ok(());
-    }
     soon(&mut Installer::new(), "cargo-fuzz", "0.13.1", &[])
 }
 
@@ -182,7 +179,7 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         if let Some(arch) = Arch::of_this_machine() {
             guests(arch)?;
         }
-        installer.tools(&packages::MACHINES)?;
+        machine()?;
         cargo_deb()?;
         soon(&mut installer, "cargo-deny", "0.20.2", &[])?;
         soon(&mut installer, "mdbook", MDBOOK, &["--no-default-features"])?;
