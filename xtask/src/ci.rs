@@ -92,8 +92,6 @@ fn each(all: &[&[&str]]) -> Result<()> {
         let mut command = cargo();
         command.args(*arguments);
         eprintln!("$ {}", shown(&command));
-        // Cargo's, of this program: with it `cargo machete` takes its own name for a directory.
-        command.env_remove("CARGO_PKG_NAME");
         run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
         eprintln!("{} s", begin.elapsed().as_secs());
     }

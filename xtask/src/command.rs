@@ -16,6 +16,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Where system tools lie that a user's `PATH` may leave out.
 const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
 
+/// How the variables begin in which cargo tells a program of its package.
+const OWN_PACKAGE: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+
 /// The project's root directory.
 pub(crate) fn root() -> &'static Path {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -32,14 +35,27 @@ pub(crate) fn built(profile: &str) -> Result<PathBuf> {
 
 /// The cargo that started this program.
 pub(crate) fn cargo() -> Command {
-    program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_own_package(&mut command);
+    command
 }
 
 /// The cargo of a toolchain that rustup knows.
 pub(crate) fn cargo_of(toolchain: &str) -> Command {
     let mut command = program("rustup");
     command.args(["run", toolchain, "cargo"]);
+    forget_own_package(&mut command);
     command
+}
+
+/// Takes away what cargo tells this program of its own package. Some build scripts (ring's) look at such variables: they, and
+/// all that depends on them, would be built anew by each cargo that has others. `cargo machete` takes a name for a directory.
+fn forget_own_package(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| OWN_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// A program, to be run in the root directory and without input.
@@ -108,4 +124,20 @@ pub(crate) fn ensure_root(what: &str, chore: &str) -> Result<()> {
 
 pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{cargo, cargo_of};
+
+    /// Once, a build beside the tests took their programs away and made them again.
+    #[test]
+    fn every_cargo_has_the_same_environment_whoever_started_it() {
+        for command in [cargo(), cargo_of("nightly")] {
+            for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION_PATCH"] {
+                assert!(std::env::var_os(name).is_some(), "the test's own {name}");
+                assert!(command.get_envs().any(|(removed, value)| removed == name && value.is_none()), "{name}");
+            }
+        }
+    }
 }
