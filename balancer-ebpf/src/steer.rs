@@ -9,7 +9,7 @@ use balancer_common::{
     client,
     map_types::{
         ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REJECTS,
-        SERVICE_REMEMBERS, SLOT_REFILLED, SLOTS_PER_LINE, ServiceRow, SlotLine, TableSlot,
+        SERVICE_REMEMBERS, SLOT_REFILLED, ServiceRow, SlotLine, TableSlot,
     },
     query::Query,
     verdict::{Decision, DecisionIndex, DropIndex, DropReason},
@@ -181,7 +181,7 @@ fn steer<Answer>(
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return Ok(chosen(Choice { backend, decision }));
     }
-    let always = pin.is_some() || packet.peeks || (slot.flags | service.flags) & SERVICE_READS_ALWAYS != 0;
+    let always = pin.is_some() || packet.peeks || (slot.flags as u16 | service.flags) & SERVICE_READS_ALWAYS != 0;
     if !always && !packet.opens && memory::seen(control, hash) {
         return Ok(chosen(Choice { backend, decision: DecisionIndex::NONE }));
     }
@@ -223,19 +223,24 @@ fn now(service: &'static ServiceRow) -> u16 {
     unsafe { ptr::read_volatile(&raw const service.tick) as u16 }
 }
 
+/// The slot of a client's hash. Its flags have other bits as well.
 #[inline(always)]
 fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     // Read once: the controller swaps the table with one store to this word.
     // SAFETY: a reference is valid for reads.
     let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
-    let slot = table.first.wrapping_add(client::slot(hash, table.size));
-    let Some(line) = SLOTS.get(slot / SLOTS_PER_LINE) else {
-        puzzles::tell(Puzzle::BeyondTables, slot);
+    let place = table.place(client::slot(hash, table.size));
+    let Some(line) = SLOTS.get(place.line) else {
+        puzzles::tell(Puzzle::BeyondTables, place.line);
         return None;
     };
-    // SAFETY: as above. Backend and flags are one word, which the controller replaces in one piece.
-    let word = unsafe { (&raw const line.slots[(slot % SLOTS_PER_LINE) as usize]).cast::<u32>().read_volatile() };
-    Some(bytemuck::cast(word))
+    // SAFETY: a reference is valid for reads; the controller replaces this word in one piece.
+    let flags = unsafe { ptr::read_volatile(&raw const line.flags) };
+    // The verifier does not know that the index is that of a slot.
+    let index = (place.index % (size_of::<SlotLine>() / size_of::<u16>()) as u32) as usize;
+    // SAFETY: within the line, which is as many half words. What packets read changes in its flags alone.
+    let backend = unsafe { ptr::from_ref(line).cast::<u16>().add(index).read() };
+    Some(TableSlot { backend, flags: flags >> index })
 }
 
 #[inline(always)]

@@ -21,7 +21,7 @@ pub use self::{
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 11;
+pub const LAYOUT_VERSION: u32 = 12;
 
 /// `ServiceKey::family` of IPv4.
 pub const FAMILY_V4: u8 = 4;

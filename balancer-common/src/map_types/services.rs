@@ -78,7 +78,7 @@ pub const SERVICE_FAILBACK: u16 = 2;
 pub const SERVICE_RULES: u16 = 4;
 /// `ServiceRow::flags`: the memory is so short that every packet reads its client's entry. The bit that says the same in a
 /// slot, so that both are looked at at once.
-pub const SERVICE_READS_ALWAYS: u16 = SLOT_EXCEPTIONS;
+pub const SERVICE_READS_ALWAYS: u16 = SLOT_EXCEPTIONS as u16;
 /// `ServiceRow::flags`: what nobody takes is answered.
 pub const SERVICE_REJECTS: u16 = 16;
 

@@ -2,12 +2,18 @@
 
 use std::{
     collections::HashMap,
+    mem::offset_of,
     ops::Range,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use anyhow::Context as _;
-use balancer_common::map_types::{LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, TableSlot};
+use balancer_common::map_types::{
+    LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, SlotPlace, TableSlot,
+};
 use balancer_core::io::ServiceId;
 use bytemuck::Zeroable as _;
 
@@ -17,12 +23,8 @@ use super::{
     regions::Regions,
 };
 
-/// [`SLOT_EXCEPTIONS`] as it is kept here.
-const EXCEPTIONS: u8 = SLOT_EXCEPTIONS as u8;
-/// [`SLOT_REFILLED`] as it is kept here.
-const REFILLED: u8 = SLOT_REFILLED as u8;
-
-const _: () = assert!((SLOT_EXCEPTIONS | SLOT_REFILLED) <= u8::MAX as u16);
+/// [`SLOT_EXCEPTIONS`] of each slot of a line.
+const EXCEPTIONS: u64 = ((1 << SLOTS_PER_LINE) - 1) * SLOT_EXCEPTIONS;
 
 /// The live table of a service.
 struct Table {
@@ -30,8 +32,6 @@ struct Table {
     size: u32,
     /// The backends of its slots.
     slots: Arc<[u16]>,
-    /// The flags of its slots, of which there are two.
-    flags: Vec<u8>,
     /// How many of them have exceptions.
     exceptions: u64,
     /// Row of the active half of the service map, once published.
@@ -40,7 +40,7 @@ struct Table {
 
 impl Table {
     fn location(&self) -> LiveTable {
-        LiveTable { first: self.lines.start * SLOTS_PER_LINE, size: self.size }
+        LiveTable { first: self.lines.start, size: self.size }
     }
 }
 
@@ -101,19 +101,15 @@ impl Tables {
         anyhow::ensure!(size > 0, "a lookup table needs slots");
         let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
         let old = self.of.get(&service).filter(|_| remembers);
-        let flags = flags(&table, home, old, adopted);
-        let per_line = SLOTS_PER_LINE as usize;
-        for (line, (slots, flags)) in lines.clone().zip(table.chunks(per_line).zip(flags.chunks(per_line))) {
-            let mut value = SlotLine::zeroed();
-            for (place, (&backend, &flags)) in value.slots.iter_mut().zip(slots.iter().zip(flags)) {
-                *place = TableSlot { backend, flags: flags.into() };
-            }
+        let mut exceptions = 0;
+        for (index, line) in lines.clone().enumerate() {
+            let value = self.line(index, &table, home, old, adopted);
+            exceptions += u64::from((value.flags & EXCEPTIONS).count_ones());
             self.slots.store(line as usize, value);
         }
         let old = self.of.remove(&service);
         let row = old.as_ref().and_then(|old| old.row);
-        let exceptions = flags.iter().filter(|&&flags| flags & EXCEPTIONS != 0).count() as u64;
-        let new = Table { lines, size, slots: table, flags, exceptions, row };
+        let new = Table { lines, size, slots: table, exceptions, row };
         if let Some(row) = row {
             publish(row, new.location());
         }
@@ -147,34 +143,50 @@ impl Tables {
 
     /// Flags a slot of a service.
     pub(super) fn flag(&mut self, service: ServiceId, slot: u32) {
-        let Some(table) = self.of.get_mut(&service) else { return };
-        let place = table.location().first + slot;
-        let (Some(flags), Some(&backend)) = (table.flags.get_mut(slot as usize), table.slots.get(slot as usize)) else {
-            return;
-        };
-        if *flags & EXCEPTIONS == 0 {
-            *flags |= EXCEPTIONS;
+        let Some(table) = self.of.get_mut(&service).filter(|table| slot < table.size) else { return };
+        let SlotPlace { line, index } = table.location().place(slot);
+        let (flags, bit) = (flags(&self.slots, line), SLOT_EXCEPTIONS << index);
+        let before = flags.load(Ordering::Relaxed);
+        if before & bit == 0 {
             table.exceptions += 1;
-            store_slot(&self.slots, place, TableSlot { backend, flags: (*flags).into() });
+            flags.store(before | bit, Ordering::Release);
         }
     }
 
     /// Takes the flags of these slots of a service back.
     pub(super) fn take_back_exceptions(&mut self, service: ServiceId, slots: &[u32]) {
         let Some(table) = self.of.get_mut(&service) else { return };
-        let first = table.location().first;
-        for &slot in slots {
-            let (Some(flags), Some(&backend)) = (table.flags.get_mut(slot as usize), table.slots.get(slot as usize))
-            else {
-                continue;
-            };
-            if *flags & EXCEPTIONS == 0 {
-                continue;
+        for &slot in slots.iter().filter(|&&slot| slot < table.size) {
+            let SlotPlace { line, index } = table.location().place(slot);
+            let (flags, bit) = (flags(&self.slots, line), SLOT_EXCEPTIONS << index);
+            let before = flags.load(Ordering::Relaxed);
+            if before & bit != 0 {
+                table.exceptions -= 1;
+                flags.store(before & !bit, Ordering::Release);
             }
-            *flags &= !EXCEPTIONS;
-            table.exceptions -= 1;
-            store_slot(&self.slots, first + slot, TableSlot { backend, flags: (*flags).into() });
         }
+    }
+
+    /// A line of `table`, where that comes after `old`, below which a service with memory has clients, or after what an
+    /// earlier controller may have left clients in.
+    fn line(&self, index: usize, table: &[u16], home: Option<&[u16]>, old: Option<&Table>, adopted: bool) -> SlotLine {
+        let mut line = SlotLine::zeroed();
+        let begin = index * SLOTS_PER_LINE as usize;
+        let end = table.len().min(begin + SLOTS_PER_LINE as usize);
+        let home = home.filter(|home| home.len() == table.len());
+        let same = old.filter(|old| old.slots.len() == table.len());
+        // The clients of a slot that changes stay where they are known, and those of a flagged slot may be anywhere.
+        let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
+        let anywhere = if same.is_none() { old.is_some() || adopted } else { false };
+        for (index, slot) in (begin..end).enumerate() {
+            let backend = table[slot];
+            let refilled = home.is_none_or(|home| home[slot] != backend);
+            let moved = same.is_some_and(|old| old.slots[slot] != backend);
+            let flags = u64::from(refilled) * SLOT_REFILLED | u64::from(moved || anywhere) * SLOT_EXCEPTIONS;
+            line.set(index as u32, TableSlot { backend, flags });
+        }
+        line.flags |= known.unwrap_or(0) & EXCEPTIONS;
+        line
     }
 
     fn allocate(&mut self, lines: u32) -> anyhow::Result<Range<u32>> {
@@ -192,31 +204,7 @@ impl Tables {
     }
 }
 
-/// The flags of the slots of `table`, where it comes after `old`, below which a service with memory has clients, or after
-/// what an earlier controller may have left clients in.
-fn flags(table: &[u16], home: Option<&[u16]>, old: Option<&Table>, adopted: bool) -> Vec<u8> {
-    let mut flags: Vec<u8> = match home.filter(|home| home.len() == table.len()) {
-        Some(home) => table.iter().zip(home).map(|(now, home)| u8::from(now != home) * REFILLED).collect(),
-        None => vec![REFILLED; table.len()],
-    };
-    // Set before the swap is visible: the clients of a slot that changes stay where they are known, and those of a flagged
-    // slot may be anywhere.
-    match old {
-        Some(old) if old.slots.len() == table.len() => {
-            for (flags, (now, (before, known))) in
-                flags.iter_mut().zip(table.iter().zip(old.slots.iter().zip(&old.flags)))
-            {
-                *flags |= (known & EXCEPTIONS) | (u8::from(now != before) * EXCEPTIONS);
-            }
-        }
-        None if !adopted => {}
-        Some(_) | None => flags.iter_mut().for_each(|flags| *flags |= EXCEPTIONS),
-    }
-    flags
-}
-
-/// Replaces one slot in one piece.
-fn store_slot(slots: &MappedArray<SlotLine>, place: u32, slot: TableSlot) {
-    let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
-    slots.word32((place / SLOTS_PER_LINE) as usize, offset).store(bytemuck::cast(slot), Ordering::Release);
+/// The flags of a line, which this controller alone writes.
+fn flags(slots: &MappedArray<SlotLine>, line: u32) -> &AtomicU64 {
+    slots.word64(line as usize, offset_of!(SlotLine, flags))
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     env,
+    mem::offset_of,
     sync::{Arc, atomic::Ordering::SeqCst},
 };
 
@@ -14,7 +15,7 @@ use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
     clock::Clock,
-    map_types::{LiveTable, NO_BACKEND, SLOT_EXCEPTIONS, SLOTS_PER_LINE, SlotLine, TableSlot},
+    map_types::{LiveTable, NO_BACKEND, SLOT_EXCEPTIONS, SlotLine, SlotPlace, TableSlot},
     memory::{BackendFacts, Recorded, consult},
     query::Query,
     verdict::MoveCause,
@@ -146,7 +147,7 @@ impl Packets {
     fn steer(&self, client: Client) -> Steered {
         let table = LiveTable::from_word(self.table.load(SeqCst));
         self.step();
-        let live = self.slot(table.first + slot(client.0, table.size));
+        let live = self.slot(table, client.0);
         let newest = self.announced.load(SeqCst);
         let always = live.flags & SLOT_EXCEPTIONS != 0;
         if !always && self.seen.load(SeqCst) & client.bit() != 0 {
@@ -183,9 +184,12 @@ impl Packets {
         Steered { backend: answer.backend.expect("every slot has a backend"), is_known, newest }
     }
 
-    fn slot(&self, place: u32) -> TableSlot {
-        let offset = (place % SLOTS_PER_LINE) as usize * size_of::<TableSlot>();
-        bytemuck::cast(self.slots.word32((place / SLOTS_PER_LINE) as usize, offset).load(SeqCst))
+    /// A hash's slot in a table, read in two steps as the kernel program does.
+    fn slot(&self, table: LiveTable, hash: u64) -> TableSlot {
+        let SlotPlace { line, index } = table.place(slot(hash, table.size));
+        let flags = self.slots.word64(line as usize, offset_of!(SlotLine, flags)).load(SeqCst);
+        self.step();
+        SlotLine { flags, ..self.slots.load(line as usize) }.slot(index)
     }
 
     /// Waits until everybody who is on the way now has left.
@@ -302,7 +306,7 @@ impl Controller {
     fn assert_exceptions_are_flagged(&self) {
         let table = self.stickiness.tables.location(SERVICE).unwrap();
         for entry in self.packets.known() {
-            let live = self.packets.slot(table.first + slot(entry.0, table.size));
+            let live = self.packets.slot(table, entry.0);
             assert!(
                 live.backend == entry.backend() || live.flags & SLOT_EXCEPTIONS != 0,
                 "{entry:x?} is not at {}, and its slot has no exception",

@@ -13,7 +13,7 @@ use aya::maps::PerCpuValues;
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     handover,
-    map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, SLOTS_PER_LINE, TableSlot},
+    map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, TableSlot},
     service_table::PublishedView,
     verdict::{DropReason, Verdict},
 };
@@ -121,12 +121,13 @@ impl Kernel {
     }
 
     fn write_slots(&mut self, service: usize, slots: &[TableSlot]) -> anyhow::Result<()> {
-        let first = self.scene[service].table.first;
-        for (slot, &value) in (first..).zip(slots) {
-            let mut line = self.maps.slots.get(&(slot / SLOTS_PER_LINE), 0)?;
-            if line.slots[(slot % SLOTS_PER_LINE) as usize] != value {
-                line.slots[(slot % SLOTS_PER_LINE) as usize] = value;
-                self.maps.slots.set(slot / SLOTS_PER_LINE, line, 0)?;
+        let table = self.scene[service].table;
+        for (slot, &value) in (0..).zip(slots) {
+            let place = table.place(slot);
+            let mut line = self.maps.slots.get(&place.line, 0)?;
+            if line.slot(place.index) != value {
+                line.set(place.index, value);
+                self.maps.slots.set(place.line, line, 0)?;
             }
         }
         self.scene[service].slots = slots.to_vec();

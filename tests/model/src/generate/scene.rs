@@ -9,7 +9,7 @@ use std::{
 use balancer_common::{
     client::HashKey,
     client_table::{BUCKET_ENTRIES, Entry, TICK_MASK},
-    map_types::{ALL_DOWN, Forwarding, Mac, NO_BACKEND, TableSlot},
+    map_types::{ALL_DOWN, Forwarding, Mac, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED, TableSlot},
     verdict::MoveCause,
 };
 use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec};
@@ -312,7 +312,7 @@ pub(super) fn table(rng: &mut Rng, service: &ServiceSpec, size: usize) -> Vec<Ta
             Some((id, _)) if !nobody && !once_in(rng, 30) => id.0,
             _ => one_of(rng, &[NO_BACKEND, ALL_DOWN]),
         },
-        flags: rng.u16(..4),
+        flags: u64::from(rng.bool()) * SLOT_EXCEPTIONS | u64::from(rng.bool()) * SLOT_REFILLED,
     };
     (0..size).map(slot).collect()
 }
