@@ -80,14 +80,14 @@ impl SlotLine {
     /// A slot, by its index.
     #[must_use]
     pub const fn slot(&self, index: u32) -> TableSlot {
-        let flags = self.flags >> index & (SLOT_EXCEPTIONS | SLOT_REFILLED);
+        let flags = (self.flags >> index) & (SLOT_EXCEPTIONS | SLOT_REFILLED);
         TableSlot { backend: self.backends[index as usize], flags }
     }
 
     /// Replaces a slot.
     pub const fn set(&mut self, index: u32, slot: TableSlot) {
         self.backends[index as usize] = slot.backend;
-        self.flags = self.flags & !((SLOT_EXCEPTIONS | SLOT_REFILLED) << index) | slot.flags << index;
+        self.flags = (self.flags & !((SLOT_EXCEPTIONS | SLOT_REFILLED) << index)) | (slot.flags << index);
     }
 }
 
@@ -111,7 +111,7 @@ mod tests {
             backends: [u16; SLOTS_PER_LINE as usize], all in any::<u64>(), index in 0..SLOTS_PER_LINE, backend: u16, flags in 0u64..4
         ) {
             let before = SlotLine { backends, flags: all & 0x0fff_ffff_0fff_ffff };
-            let slot = TableSlot { backend, flags: flags & SLOT_EXCEPTIONS | (flags >> 1) * SLOT_REFILLED };
+            let slot = TableSlot { backend, flags: (flags & 1) * SLOT_EXCEPTIONS + (flags >> 1) * SLOT_REFILLED };
             let mut after = before;
             after.set(index, slot);
             for other in 0..SLOTS_PER_LINE {

@@ -20,7 +20,7 @@ use balancer_model::{
     states::{Admin, BackendState, Forced},
 };
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     agreed::Way,
@@ -38,9 +38,9 @@ pub type SavedCountersByService = BTreeMap<u16, BTreeMap<String, SavedCounters>>
 /// The version written. A file of a later one is refused.
 pub const VERSION: u32 = 2;
 
-/// Everything that a restart must keep.
+/// Everything that a restart must keep. To be written, its lists may be [`Listed`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SavedState {
+pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, NextHops = Vec<(IpAddr, Hop)>> {
     /// [`VERSION`].
     pub version: u32,
     /// Which kernel maps belong to it: a number drawn when they were made.
@@ -52,15 +52,15 @@ pub struct SavedState {
     /// Tells whether the clients' hashes are the same as before, whoever gave the key.
     pub key_fingerprint: u64,
     /// The services as the configuration file last said.
-    pub file: Vec<ServiceConfig>,
+    pub file: File,
     /// The services as they are.
-    pub services: Vec<SavedService>,
+    pub services: Services,
     /// Removed backends that clients may still be known at.
     pub gone: Vec<SavedGone>,
     /// Free backend ids, next one first, as runs (first, last).
     pub free_ids: Vec<(u16, u16)>,
     /// What is known of the ways to the backends.
-    pub next_hops: Vec<(IpAddr, Hop)>,
+    pub next_hops: NextHops,
     /// What backends that are gone for good have counted, by service and name. Filled by the shell.
     #[serde(default)]
     pub departed: SavedCountersByService,
@@ -76,6 +76,16 @@ pub struct SavedState {
     /// What tells its moments also where the wall clock is set. Filled by the shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
+}
+
+/// A list, each of whose items is made when it is written: all of a large state at once would be tens of megabytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<List>(pub(crate) List);
+
+impl<List: Fn() -> Items, Items: Iterator<Item: Serialize>> Serialize for Listed<List> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
 }
 
 impl SavedState {

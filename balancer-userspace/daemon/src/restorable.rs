@@ -6,9 +6,10 @@ use balancer_core::{
     controller::Controller,
     state::{Clocks, SavedChanges, SavedClock, SavedCountersByService, SavedEpoch, SavedState},
 };
+use serde::Serialize;
 
 /// A copy of everything that a restart must keep, as it was at a moment. It shares nearly all with the controller, so that
-/// it costs little; making a [`SavedState`] of it does not.
+/// it costs little; writing its [`SavedState`] does not.
 #[derive(Clone, Debug)]
 pub struct Restorable {
     /// The services and all that follows from them.
@@ -28,16 +29,16 @@ pub struct Restorable {
 }
 
 impl Restorable {
-    /// The whole state.
+    /// The whole state, to be written.
     #[must_use]
-    pub fn state(&self) -> SavedState {
+    pub fn state(&self) -> SavedState<impl Serialize + '_, impl Serialize + '_, impl Serialize + '_> {
         SavedState {
             departed: self.departed.clone(),
             repeated_moves: self.repeated_moves.clone(),
             withdrawn: self.withdrawn,
             epoch: self.epoch,
             clock: self.clock.clone(),
-            ..self.controller.export(self.clocks)
+            ..self.controller.export_listed(self.clocks)
         }
     }
 

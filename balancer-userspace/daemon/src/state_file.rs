@@ -18,7 +18,7 @@ mod sealed;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -27,6 +27,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use balancer_core::state::{SavedClock, SavedState, VERSION};
 use nix::fcntl::{Flock, FlockArg};
+use serde::Serialize;
 
 use self::{journal::Journal, sealed::Bad};
 pub(crate) use self::{
@@ -217,10 +218,9 @@ impl StateFile {
     }
 
     fn keep_whole(&mut self, state: Restorable) -> anyhow::Result<()> {
-        let saved = state.state();
-        let (checksum, length) = self.save(&saved)?;
+        let (checksum, length) = self.save(&state.state())?;
         let journal = Journal::begin(&self.path, checksum);
-        self.written = Some(Written { at: state.clocks.now, clock: saved.clock, state, length, journal });
+        self.written = Some(Written { at: state.clocks.now, clock: state.clock.clone(), state, length, journal });
         Ok(())
     }
 
@@ -229,19 +229,19 @@ impl StateFile {
     }
 
     /// Replaces the state; gives its checksum and its length in bytes.
-    fn save(&mut self, state: &SavedState) -> anyhow::Result<(String, u64)> {
-        let body = serde_json::to_string(state).with_context(|| self.cannot())?;
-        let checksum = sealed::checksum(state.version, &body);
-        let parts = sealed::parts(state.version, &checksum, &body);
-        self.replace(&parts).with_context(|| self.cannot())?;
+    fn save(
+        &mut self,
+        state: &SavedState<impl Serialize, impl Serialize, impl Serialize>,
+    ) -> anyhow::Result<(String, u64)> {
+        let written = self.replace(state.version, state).with_context(|| self.cannot())?;
         self.good = true;
-        Ok((checksum, parts.iter().map(|part| part.len() as u64).sum()))
+        Ok(written)
     }
 
-    fn replace(&self, parts: &[impl AsRef<str>]) -> io::Result<()> {
+    fn replace(&self, version: u32, state: &impl Serialize) -> io::Result<(String, u64)> {
         let new = with_suffix(&self.path, "new");
-        let mut file = create(&new)?;
-        parts.iter().try_for_each(|part| file.write_all(part.as_ref().as_bytes()))?;
+        let file = create(&new)?;
+        let written = sealed::write(&file, version, state)?;
         file.sync_all()?;
         let journal = journal::of_state(&self.path);
         if self.good {
@@ -253,7 +253,7 @@ impl StateFile {
         sync_directory(&self.path)?;
         // It belongs to the state before, and says so.
         let _ = remove(&journal);
-        Ok(())
+        Ok(written)
     }
 }
 

@@ -11,9 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use balancer_common::map_types::{
-    LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, SlotPlace, TableSlot,
-};
+use balancer_common::map_types::{LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, SlotPlace};
 use balancer_core::io::ServiceId;
 use bytemuck::Zeroable as _;
 
@@ -182,8 +180,9 @@ impl Tables {
             let backend = table[slot];
             let refilled = home.is_none_or(|home| home[slot] != backend);
             let moved = same.is_some_and(|old| old.slots[slot] != backend);
-            let flags = u64::from(refilled) * SLOT_REFILLED | u64::from(moved || anywhere) * SLOT_EXCEPTIONS;
-            line.set(index as u32, TableSlot { backend, flags });
+            line.backends[index] = backend;
+            let flags = u64::from(refilled) * SLOT_REFILLED + u64::from(moved || anywhere) * SLOT_EXCEPTIONS;
+            line.flags |= flags << index;
         }
         line.flags |= known.unwrap_or(0) & EXCEPTIONS;
         line

@@ -12,13 +12,15 @@ use balancer_model::{
     validate::Valid,
 };
 
+use serde::Serialize;
+
 use super::{Controller, Gone, Services, configure::are_configured_as};
 use crate::{
     ids::Ids,
     keys,
     next_hops::NextHops,
     service::Service,
-    state::{Clocks, ListChanges, SavedChanges, SavedGone, SavedState, VERSION},
+    state::{Clocks, ListChanges, Listed, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
 /// The highest count that a state may say, from which one can count on.
@@ -28,17 +30,39 @@ impl Controller {
     /// What a later [`restore`](Self::restore) needs.
     #[must_use]
     pub fn export(&self, clocks: Clocks) -> SavedState {
+        let services = self.services.iter().map(|service| service.export(clocks)).collect();
+        let next_hops = self.hops.all().map(|(address, hop)| (address, hop.clone())).collect();
+        self.export_lists(self.file.copies(), services, next_hops)
+    }
+
+    /// The same, to be written.
+    #[must_use]
+    pub fn export_listed(
+        &self,
+        clocks: Clocks,
+    ) -> SavedState<impl Serialize + '_, impl Serialize + '_, impl Serialize + '_> {
+        let file = || self.file.iter().map(AsRef::<ServiceConfig>::as_ref);
+        let services = move || self.services.iter().map(move |service| service.export(clocks));
+        self.export_lists(Listed(file), Listed(services), Listed(|| self.hops.all()))
+    }
+
+    fn export_lists<File, Services, NextHops>(
+        &self,
+        file: File,
+        services: Services,
+        next_hops: NextHops,
+    ) -> SavedState<File, Services, NextHops> {
         SavedState {
             version: VERSION,
             instance: self.instance,
             generation: self.generation,
             hash_key: self.keeps_key.then_some(self.key),
             key_fingerprint: keys::fingerprint(self.key),
-            file: self.file.copies(),
-            services: self.services.iter().map(|service| service.export(clocks)).collect(),
+            file,
+            services,
             gone: self.export_gone(),
             free_ids: self.ids.runs(),
-            next_hops: self.hops.all().map(|(address, hop)| (address, hop.clone())).collect(),
+            next_hops,
             departed: std::collections::BTreeMap::new(),
             repeated_moves: std::collections::BTreeMap::new(),
             epoch: None,

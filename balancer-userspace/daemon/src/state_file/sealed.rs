@@ -1,9 +1,13 @@
 //! A body of JSON under a version and a checksum.
 
-use std::borrow::Cow;
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    os::unix::fs::FileExt as _,
+};
 
 use balancer_core::state::{SavedState, VERSION};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::older;
@@ -36,23 +40,76 @@ pub(crate) enum Bad {
     Broken(String),
 }
 
+/// How much of a body is in memory at a time while it is written, in bytes.
+const PIECE: usize = 64 << 10;
+/// A checksum that is not known yet.
+const UNKNOWN: &str = "00000000";
+/// What comes after the body.
+const END: &str = "}\n";
+
 /// The CRC-32 of a version and a body.
-pub(super) fn checksum(version: u32, body: &str) -> String {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&version.to_le_bytes());
-    hasher.update(body.as_bytes());
-    format!("{:08x}", hasher.finalize())
+struct Checksum(crc32fast::Hasher);
+
+impl Checksum {
+    fn of(version: u32) -> Self {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&version.to_le_bytes());
+        Self(hasher)
+    }
+
+    fn end(self) -> String {
+        format!("{:08x}", self.0.finalize())
+    }
+}
+
+fn checksum(version: u32, body: &str) -> String {
+    let mut checksum = Checksum::of(version);
+    checksum.0.update(body.as_bytes());
+    checksum.end()
+}
+
+/// What comes before the checksum, and what comes between it and the body.
+fn head(version: u32) -> (String, &'static str) {
+    (format!("{{\"balancer_state\":{version},\"checksum\":\""), "\",\"body\":")
 }
 
 /// `body`, which is JSON, as a line of a file.
 pub(crate) fn sealed(version: u32, body: &str) -> String {
-    parts(version, &checksum(version, body), body).concat()
+    let (before, after) = head(version);
+    [&before, &checksum(version, body), after, body, END].concat()
 }
 
-/// As [`sealed`], where the checksum is known, in parts: a large body is not copied.
-pub(super) fn parts<'a>(version: u32, checksum: &str, body: &'a str) -> [Cow<'a, str>; 3] {
-    let head = format!("{{\"balancer_state\":{version},\"checksum\":\"{checksum}\",\"body\":");
-    [head.into(), body.into(), "}\n".into()]
+/// Writes the line [`sealed`] of `body` into an empty file, in pieces; gives its checksum and its length in bytes.
+pub(super) fn write(mut file: &File, version: u32, body: &impl Serialize) -> io::Result<(String, u64)> {
+    let (before, after) = head(version);
+    file.write_all([&before, UNKNOWN, after].concat().as_bytes())?;
+    let mut pieces = BufWriter::with_capacity(PIECE, Summed { file, checksum: Checksum::of(version), length: 0 });
+    serde_json::to_writer(&mut pieces, body)?;
+    let Summed { checksum, length, .. } = pieces.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.write_all(END.as_bytes())?;
+    let checksum = checksum.end();
+    file.write_all_at(checksum.as_bytes(), before.len() as u64)?;
+    Ok((checksum, (before.len() + UNKNOWN.len() + after.len() + END.len()) as u64 + length))
+}
+
+/// A file, and what is known of what was written.
+struct Summed<'a> {
+    file: &'a File,
+    checksum: Checksum,
+    length: u64,
+}
+
+impl Write for Summed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.checksum.0.update(&bytes[..written]);
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 pub(super) fn open(bytes: &[u8]) -> Result<Opened<'_>, Bad> {

@@ -88,6 +88,26 @@ fn keep_now(file: &mut StateFile, controller: &Controller, now: Instant, occasio
 }
 
 #[test]
+fn what_is_written_in_pieces_is_the_whole_state_under_its_seal() {
+    let (_directory, path) = place();
+    let mut file = StateFile::open(&path).unwrap();
+    let now = now();
+    for backends in [2, 2000] {
+        let mut dns = service("dns", "198.51.100.11:53", Forwarding::Nat, &[]);
+        dns.backends =
+            (0..backends).map(|host| backend(&format!("dns{host}"), &format!("10.0.1.1:{}", host + 1))).collect();
+        let mut controller = Controller::new(config(vec![web(), dns]), KEY);
+        controller.start(now);
+        keep_now(&mut file, &controller, now, Occasion::Whole);
+        let Restorable { controller, clocks, .. } = Restorable::of(controller.clone(), now);
+        let whole = sealed(VERSION, &serde_json::to_string(&controller.export(clocks)).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+        assert_eq!(file.written.as_ref().unwrap().length, whole.len() as u64);
+    }
+    assert!(fs::metadata(&path).unwrap().len() > 200_000, "more than some pieces");
+}
+
+#[test]
 fn counts_alone_are_written_from_time_to_time() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();

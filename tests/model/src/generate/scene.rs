@@ -312,7 +312,7 @@ pub(super) fn table(rng: &mut Rng, service: &ServiceSpec, size: usize) -> Vec<Ta
             Some((id, _)) if !nobody && !once_in(rng, 30) => id.0,
             _ => one_of(rng, &[NO_BACKEND, ALL_DOWN]),
         },
-        flags: u64::from(rng.bool()) * SLOT_EXCEPTIONS | u64::from(rng.bool()) * SLOT_REFILLED,
+        flags: u64::from(rng.bool()) * SLOT_EXCEPTIONS + u64::from(rng.bool()) * SLOT_REFILLED,
     };
     (0..size).map(slot).collect()
 }
