@@ -175,7 +175,7 @@ impl Tables {
         let same = old.filter(|old| old.slots.len() == table.len());
         // The clients of a slot that changes stay where they are known, and those of a flagged slot may be anywhere.
         let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
-        let anywhere = if same.is_none() { old.is_some() || adopted } else { false };
+        let anywhere = same.is_none() && (old.is_some() || adopted);
         for (index, slot) in (begin..end).enumerate() {
             let backend = table[slot];
             let refilled = home.is_none_or(|home| home[slot] != backend);
