@@ -40,6 +40,35 @@ impl Table {
     fn location(&self) -> LiveTable {
         LiveTable { first: self.lines.start, size: self.size }
     }
+
+    /// Whether a slot has exceptions, from now on.
+    fn set_exception(&mut self, slots: &MappedArray<SlotLine>, slot: u32, has: bool) {
+        if slot >= self.size {
+            return;
+        }
+        let SlotPlace { line, index } = self.location().place(slot);
+        let (flags, bit) = (flags(slots, line), SLOT_EXCEPTIONS << index);
+        let before = flags.load(Ordering::Relaxed);
+        if (before & bit != 0) == has {
+            return;
+        }
+        if has {
+            self.exceptions += 1;
+        } else {
+            self.exceptions -= 1;
+        }
+        flags.store(before ^ bit, Ordering::Release);
+    }
+}
+
+/// What the lines of a new table depend on besides its own slots.
+struct Before<'a> {
+    /// The base table, if it is as long.
+    home: Option<&'a [u16]>,
+    /// The table that it comes after, if that is as long.
+    same: Option<&'a Table>,
+    /// Known clients may be anywhere.
+    anywhere: bool,
 }
 
 /// Those of all services.
@@ -99,9 +128,15 @@ impl Tables {
         anyhow::ensure!(size > 0, "a lookup table needs slots");
         let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
         let old = self.of.get(&service).filter(|_| remembers);
+        let same = old.filter(|old| old.slots.len() == table.len());
+        let before = Before {
+            home: home.filter(|home| home.len() == table.len()),
+            same,
+            anywhere: same.is_none() && (old.is_some() || adopted),
+        };
         let mut exceptions = 0;
         for (index, line) in lines.clone().enumerate() {
-            let value = self.line(index, &table, home, old, adopted);
+            let value = self.line(index, &table, &before);
             exceptions += u64::from((value.flags & EXCEPTIONS).count_ones());
             self.slots.store(line as usize, value);
         }
@@ -141,41 +176,25 @@ impl Tables {
 
     /// Flags a slot of a service.
     pub(super) fn flag(&mut self, service: ServiceId, slot: u32) {
-        let Some(table) = self.of.get_mut(&service).filter(|table| slot < table.size) else { return };
-        let SlotPlace { line, index } = table.location().place(slot);
-        let (flags, bit) = (flags(&self.slots, line), SLOT_EXCEPTIONS << index);
-        let before = flags.load(Ordering::Relaxed);
-        if before & bit == 0 {
-            table.exceptions += 1;
-            flags.store(before | bit, Ordering::Release);
+        if let Some(table) = self.of.get_mut(&service) {
+            table.set_exception(&self.slots, slot, true);
         }
     }
 
     /// Takes the flags of these slots of a service back.
     pub(super) fn take_back_exceptions(&mut self, service: ServiceId, slots: &[u32]) {
-        let Some(table) = self.of.get_mut(&service) else { return };
-        for &slot in slots.iter().filter(|&&slot| slot < table.size) {
-            let SlotPlace { line, index } = table.location().place(slot);
-            let (flags, bit) = (flags(&self.slots, line), SLOT_EXCEPTIONS << index);
-            let before = flags.load(Ordering::Relaxed);
-            if before & bit != 0 {
-                table.exceptions -= 1;
-                flags.store(before & !bit, Ordering::Release);
-            }
+        if let Some(table) = self.of.get_mut(&service) {
+            slots.iter().for_each(|&slot| table.set_exception(&self.slots, slot, false));
         }
     }
 
-    /// A line of `table`, where that comes after `old`, below which a service with memory has clients, or after what an
-    /// earlier controller may have left clients in.
-    fn line(&self, index: usize, table: &[u16], home: Option<&[u16]>, old: Option<&Table>, adopted: bool) -> SlotLine {
+    /// A line of `table`.
+    fn line(&self, index: usize, table: &[u16], &Before { home, same, anywhere }: &Before<'_>) -> SlotLine {
         let mut line = SlotLine::zeroed();
         let begin = index * SLOTS_PER_LINE as usize;
         let end = table.len().min(begin + SLOTS_PER_LINE as usize);
-        let home = home.filter(|home| home.len() == table.len());
-        let same = old.filter(|old| old.slots.len() == table.len());
         // The clients of a slot that changes stay where they are known, and those of a flagged slot may be anywhere.
         let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
-        let anywhere = same.is_none() && (old.is_some() || adopted);
         for (index, slot) in (begin..end).enumerate() {
             let backend = table[slot];
             let refilled = home.is_none_or(|home| home[slot] != backend);

@@ -12,7 +12,7 @@ use std::{fmt, fs, path::Path, process::Command, time::Duration};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::install::Installer;
-use crate::command::{installed, output, program};
+use crate::command::{cargo, installed, output, program};
 
 /// The rustup name of the nightly that everybody is to compile the kernel program with.
 const PINNED: &str = include_str!("../../../balancer-userspace/dataplane/nightly");
@@ -188,14 +188,14 @@ fn install_linker(installer: &mut Installer, llvm: u32) -> Result<()> {
 }
 
 fn install_binstall(installer: &mut Installer) -> Result<()> {
-    installer.step(BINSTALL, None, program("cargo").args(["install", "--locked", BINSTALL]))?;
+    installer.step(BINSTALL, None, cargo().args(["install", "--locked", BINSTALL]))?;
     download_linker(installer)
 }
 
 /// A prebuilt linker brings its own LLVM, newer than any compiler's at its release.
 fn download_linker(installer: &mut Installer) -> Result<()> {
     let version = format!("{LINKER}@{LINKER_VERSION}");
-    installer.step(&version, None, program("cargo").args(["binstall", "--no-confirm", &version]))
+    installer.step(&version, None, cargo().args(["binstall", "--no-confirm", &version]))
 }
 
 fn build_linker(installer: &mut Installer, llvm: u32) -> Result<()> {

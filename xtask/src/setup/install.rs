@@ -107,7 +107,7 @@ impl Installer {
         variables: &[(String, String)],
     ) -> Result<()> {
         if installed("cargo-binstall") {
-            let mut command = program("cargo");
+            let mut command = cargo();
             command.args(["binstall", "--no-confirm", "--disable-strategies", "compile", &format!("{name}@{version}")]);
             if self.step(&format!("{name} {version}"), None, &mut command).is_ok() {
                 return Ok(());

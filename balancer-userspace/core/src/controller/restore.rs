@@ -11,7 +11,6 @@ use balancer_model::{
     shared::{alike, by_name, is_one, shared},
     validate::Valid,
 };
-
 use serde::Serialize;
 
 use super::{Controller, Gone, Services, configure::are_configured_as};

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Seek as _, Write},
     os::unix::fs::FileExt as _,
 };
 
@@ -47,25 +47,21 @@ const UNKNOWN: &str = "00000000";
 /// What comes after the body.
 const END: &str = "}\n";
 
-/// The CRC-32 of a version and a body.
-struct Checksum(crc32fast::Hasher);
+/// The CRC-32 of a version and of a body that is yet to come.
+fn begin_checksum(version: u32) -> crc32fast::Hasher {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&version.to_le_bytes());
+    hasher
+}
 
-impl Checksum {
-    fn of(version: u32) -> Self {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&version.to_le_bytes());
-        Self(hasher)
-    }
-
-    fn end(self) -> String {
-        format!("{:08x}", self.0.finalize())
-    }
+fn end_checksum(hasher: crc32fast::Hasher) -> String {
+    format!("{:08x}", hasher.finalize())
 }
 
 fn checksum(version: u32, body: &str) -> String {
-    let mut checksum = Checksum::of(version);
-    checksum.0.update(body.as_bytes());
-    checksum.end()
+    let mut hasher = begin_checksum(version);
+    hasher.update(body.as_bytes());
+    end_checksum(hasher)
 }
 
 /// What comes before the checksum, and what comes between it and the body.
@@ -83,27 +79,25 @@ pub(crate) fn sealed(version: u32, body: &str) -> String {
 pub(super) fn write(mut file: &File, version: u32, body: &impl Serialize) -> io::Result<(String, u64)> {
     let (before, after) = head(version);
     file.write_all([&before, UNKNOWN, after].concat().as_bytes())?;
-    let mut pieces = BufWriter::with_capacity(PIECE, Summed { file, checksum: Checksum::of(version), length: 0 });
+    let mut pieces = BufWriter::with_capacity(PIECE, Summed { file, hasher: begin_checksum(version) });
     serde_json::to_writer(&mut pieces, body)?;
-    let Summed { checksum, length, .. } = pieces.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let Summed { hasher, .. } = pieces.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.write_all(END.as_bytes())?;
-    let checksum = checksum.end();
+    let checksum = end_checksum(hasher);
     file.write_all_at(checksum.as_bytes(), before.len() as u64)?;
-    Ok((checksum, (before.len() + UNKNOWN.len() + after.len() + END.len()) as u64 + length))
+    Ok((checksum, file.stream_position()?))
 }
 
-/// A file, and what is known of what was written.
+/// A file, and the checksum of what was written.
 struct Summed<'a> {
     file: &'a File,
-    checksum: Checksum,
-    length: u64,
+    hasher: crc32fast::Hasher,
 }
 
 impl Write for Summed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
-        self.checksum.0.update(&bytes[..written]);
-        self.length += written as u64;
+        self.hasher.update(&bytes[..written]);
         Ok(written)
     }
 

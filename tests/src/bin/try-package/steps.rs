@@ -37,7 +37,7 @@ const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet --yes"
 const WATCHDOG: &str = "[Service]\nWatchdogSec=3s\n";
 
 fn install(operator: &mut Operator) -> Result<String> {
-    let words = operator.types(&format!("{APT} install /root/balancer.deb"))?;
+    let words = operator.types(&format!("{APT} install ~/balancer.deb"))?;
     ensure!(words.contains("balancer: edit /etc/balancer/balancer.toml"), "no hint: {words}");
     operator.reads("systemctl is-enabled balancer", &["disabled"])?;
     operator.reads("getent group balancer", &["balancer:x:"])?;
@@ -219,7 +219,7 @@ fn upgrade(operator: &mut Operator) -> Result<String> {
     let before = operator.types("dpkg-query --show --showformat '${Version}' balancer")?;
     let ((), traffic) = operator.under_traffic(|operator| {
         let main = operator.property("MainPID")?;
-        operator.types(&format!("{APT} install /root/upgrade.deb"))?;
+        operator.types(&format!("{APT} install ~/upgrade.deb"))?;
         operator.new_main_process(&main)?;
         operator.reads(
             "readlink /proc/$(systemctl show --property=MainPID --value balancer)/exe",
@@ -249,12 +249,12 @@ fn run_by_hand(operator: &mut Operator) -> Result<String> {
     let ((), traffic) = operator.under_traffic(|operator| {
         operator.types("systemctl stop balancer")?;
         operator.types(
-            "mkdir -p /run/balancer; balancer run --config /etc/balancer/balancer.toml >/root/by-hand.log 2>&1 & echo $! >/root/by-hand.pid",
+            "mkdir -p /run/balancer; balancer run --config /etc/balancer/balancer.toml >~/by-hand.log 2>&1 & echo $! >~/by-hand.pid",
         )?;
         operator.wait("balancer status >/dev/null && echo serving", "serving")?;
         operator.types("balancer backend weight web/web1 90")?;
-        operator.types("kill $(cat /root/by-hand.pid)")?;
-        operator.wait("kill -0 $(cat /root/by-hand.pid) 2>/dev/null || echo gone", "gone")?;
+        operator.types("kill $(cat ~/by-hand.pid)")?;
+        operator.wait("kill -0 $(cat ~/by-hand.pid) 2>/dev/null || echo gone", "gone")?;
         operator.reads("stat -c %U /var/lib/balancer/state.json", &["root"])?;
         operator.types("systemctl start balancer")?;
         operator.types("balancer backend weight web/web1 100").map(|_| ())
