@@ -110,7 +110,8 @@ pub(crate) fn mutants(only: &str) -> Result<()> {
     let mut finders: Vec<Finder> = Vec::new();
     for finder in mutations.iter().map(|of| of.by) {
         if !finders.contains(&finder) {
-            ensure!(copy.passes(finder)?, "the tests fail without any mutation");
+            let (passes, text) = copy.tested(finder)?;
+            ensure!(passes, "the tests fail without any mutation:\n{text}");
             finders.push(finder);
         }
     }
@@ -175,17 +176,17 @@ impl Copy {
         Ok(Self { tree, target })
     }
 
-    /// Whether the tests pass.
-    fn passes(&self, finder: Finder) -> Result<bool> {
+    /// Whether the tests pass, and what they said.
+    fn tested(&self, finder: Finder) -> Result<(bool, String)> {
         let mut command: Command = cargo();
         command.args(["nextest", "run", "--locked"]).args(finder.arguments());
         command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target).env("BALANCER_MODEL_PACKETS", "200000");
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let output = command.output().context("cannot start `cargo nextest`")?;
         // Whoever cannot be built was not found by a test.
-        let text = String::from_utf8_lossy(&output.stderr);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(text.contains("Summary ["), "no test ran: {text}");
-        Ok(output.status.success())
+        Ok((output.status.success(), text))
     }
 
     /// Whether the tests pass with `mutation`.
@@ -193,9 +194,9 @@ impl Copy {
         let path = self.tree.join(&mutation.file);
         let right = mutation.right_in(&self.tree)?;
         store(&path, right.replace(&mutation.find, &mutation.replace).as_bytes())?;
-        let passes = self.passes(mutation.by);
+        let tested = self.tested(mutation.by);
         store(&path, right.as_bytes())?;
-        passes
+        Ok(tested?.0)
     }
 }
 
