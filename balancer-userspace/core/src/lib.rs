@@ -36,6 +36,7 @@ mod by_id;
 mod ids;
 mod next_hops;
 pub mod report;
+mod runners_up;
 mod succession;
 
 #[cfg(test)]

@@ -17,7 +17,10 @@ use balancer_common::{
     map_types::NO_BACKEND,
 };
 
-use crate::maglev::{hash, mix};
+use crate::{
+    maglev::{hash, mix},
+    runners_up::RunnersUp,
+};
 
 /// As many draws find nobody for one slot in four billion where backends with half of the slots are left, and for one in 29
 /// where those with a tenth are.
@@ -27,14 +30,14 @@ const DRAWS: u64 = 32;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Succession<'a> {
     base: &'a [u16],
-    runners_up: &'a [u16],
+    runners_up: &'a RunnersUp,
     offset: u64,
     skip: u64,
 }
 
 impl<'a> Succession<'a> {
     /// Of a table under `key`.
-    pub(crate) fn new(base: &'a [u16], runners_up: &'a [u16], key: HashKey) -> Self {
+    pub(crate) fn new(base: &'a [u16], runners_up: &'a RunnersUp, key: HashKey) -> Self {
         Self { base, runners_up, offset: hash(key, 2, ""), skip: hash(key, 3, "") | 1 }
     }
 
@@ -42,7 +45,7 @@ impl<'a> Succession<'a> {
     #[inline(always)]
     pub(crate) fn first(&self, of: usize, may: impl Fn(u16) -> bool) -> Option<u16> {
         let draws = of as u64 * DRAWS..(of as u64 + 1) * DRAWS;
-        let runner_up = self.runners_up.get(of).copied().unwrap_or(NO_BACKEND);
+        let runner_up = self.runners_up.of(of);
         // Looked at together, as no processor could predict which of them is the first.
         let few = [runner_up, self.drawn(draws.start), self.drawn(draws.start + 1), self.drawn(draws.start + 2)];
         let may_have = few.iter().zip(0..).fold(0u32, |bits, (&id, at)| bits | u32::from(may(id)) << at);

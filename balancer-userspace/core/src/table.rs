@@ -23,6 +23,7 @@ use balancer_model::config::WhenAllDown;
 use crate::{
     by_id::ById,
     maglev::{self, Member},
+    runners_up::RunnersUp,
     succession::Succession,
 };
 
@@ -178,7 +179,7 @@ impl Made {
 struct Base {
     of: Option<Arc<Ingredients>>,
     slots: Arc<[u16]>,
-    runners_up: Arc<[u16]>,
+    runners_up: RunnersUp,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -201,7 +202,7 @@ impl Base {
             Some(base) => base.clone(),
             None => {
                 let (slots, runners_up) = maglev::table(members, table_size, key)
-                    .map_or_else(Default::default, |table| (table.slots.into(), table.runners_up.into()));
+                    .map_or_else(Default::default, |table| (table.slots.into(), RunnersUp::new(&table.runners_up)));
                 Self { of: Some(Arc::new(of)), slots, runners_up }
             }
         };
