@@ -177,7 +177,7 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Write a backend's row. Comes before a table names it.
-    WriteBackend(BackendSpec),
+    WriteBackend(Arc<BackendSpec>),
     /// Forget a backend's row. Comes after the last table that names it is gone.
     RetireBackend(BackendId),
     /// Replace a service's live table, whole.

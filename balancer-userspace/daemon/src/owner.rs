@@ -587,7 +587,7 @@ impl<D: Dataplane> Owner<D> {
         match command {
             Command::WriteBackend(backend) => {
                 self.dataplane.write_backend(backend).with_context(|| format!("backend {}", backend.address))?;
-                self.prober.set_way(backend);
+                self.prober.set_way(Arc::clone(backend));
                 if let Some(name) = self.controller.name_of(backend.id) {
                     self.owners.insert(backend.id, (backend.service, name.to_owned()));
                 }

@@ -45,7 +45,7 @@ impl Controller {
 
     /// Tells everything as it was before a restart. Comes once, before anything else, in place of [`start`](Self::start).
     pub fn start_following(&mut self, now: Instant) -> Vec<Command> {
-        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(gone.row.clone())).collect();
+        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
         commands
     }
@@ -164,7 +164,7 @@ impl Controller {
         let mut dropped = Dropped::default();
         let told: HashMap<BackendId, _> = before.gone.iter().map(|gone| (gone.row.id, &gone.row)).collect();
         let rows = self.gone.iter().filter(|gone| told.get(&gone.row.id) != Some(&&gone.row));
-        dropped.last.extend(rows.map(|gone| Command::WriteBackend(gone.row.clone())));
+        dropped.last.extend(rows.map(|gone| Command::WriteBackend(Arc::clone(&gone.row))));
         let needed: HashSet<BackendId> =
             self.owners.keys().copied().chain(self.gone.iter().map(|gone| gone.row.id)).collect();
         let freed = before.gone.iter().map(|gone| gone.row.id).filter(|id| !needed.contains(id));

@@ -90,7 +90,7 @@ pub struct Gone {
     /// Its name in the service it was in.
     pub name: String,
     /// Its row, which keeps nobody.
-    pub row: BackendSpec,
+    pub row: Arc<BackendSpec>,
     /// Known clients at the last sweep.
     pub known: u64,
     empty_sweeps: u32,
@@ -243,7 +243,7 @@ impl Controller {
             return self.start_anew(services, now);
         }
         let before = self.clone();
-        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(gone.row.clone())).collect();
+        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
         match self.reload(services.clone(), &settings::Differences::default(), now) {
             Ok((message, more)) => {

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::{Controller, Gone, Services, configure::are_configured_as};
 use crate::{
     ids::Ids,
+    io::BackendSpec,
     keys,
     next_hops::NextHops,
     service::Service,
@@ -75,7 +76,7 @@ impl Controller {
     pub fn changes_since(&self, before: &Self, clocks: Clocks) -> SavedChanges {
         let changed = self.services.changed_since(&before.services).map(|service| service.export(clocks)).collect();
         let ids = |services: &Services| services.iter().map(Service::id).collect();
-        let rows = |gone: &[Gone]| gone.iter().map(|gone| (gone.name.clone(), gone.row.clone())).collect::<Vec<_>>();
+        let rows = |gone: &[Gone]| gone.iter().map(|gone| (gone.name.clone(), Arc::clone(&gone.row))).collect::<Vec<_>>();
         SavedChanges {
             generation: (self.generation != before.generation).then_some(self.generation),
             file: changed_file(&before.file, &self.file),
@@ -95,7 +96,7 @@ impl Controller {
     }
 
     fn export_gone(&self) -> Vec<SavedGone> {
-        let saved = |gone: &Gone| SavedGone { name: gone.name.clone(), row: gone.row.clone(), known: gone.known };
+        let saved = |gone: &Gone| SavedGone { name: gone.name.clone(), row: BackendSpec::clone(&gone.row), known: gone.known };
         self.gone.iter().map(saved).collect()
     }
 
@@ -121,7 +122,7 @@ impl Controller {
         self.gone = state
             .gone
             .into_iter()
-            .map(|gone| Gone { name: gone.name, row: gone.row, known: gone.known, empty_sweeps: 0 })
+            .map(|gone| Gone { name: gone.name, row: Arc::new(gone.row), known: gone.known, empty_sweeps: 0 })
             .collect();
         let restored = |service| Service::restored(service, self.key, &self.hops, clocks);
         self.services = state.services.into_iter().map(restored).collect();

@@ -19,7 +19,7 @@ impl Controller {
     /// What brings a shell that holds `held` to what it was told, in an order that is safe at every step. Rows, tables, the directory and rules are written again whatever is there.
     #[must_use]
     pub fn resync(&mut self, held: &Held) -> Vec<Command> {
-        let rows: Vec<BackendSpec> = self.told_rows().collect();
+        let rows: Vec<Arc<BackendSpec>> = self.told_rows().collect();
         let wanted: BTreeSet<BackendId> = rows.iter().map(|row| row.id).collect();
         let watched: BTreeSet<_> = self.hops.all().map(|(address, _)| address).collect();
         let checks = self.told_checks();
@@ -56,9 +56,9 @@ impl Controller {
         commands.in_order()
     }
 
-    fn told_rows(&self) -> impl Iterator<Item = BackendSpec> {
+    fn told_rows(&self) -> impl Iterator<Item = Arc<BackendSpec>> {
         let present = self.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.clone());
-        present.chain(self.gone.iter().map(|gone| gone.row.clone()))
+        present.chain(self.gone.iter().map(|gone| Arc::clone(&gone.row)))
     }
 
     fn told_checks(&self) -> BTreeMap<BackendId, CheckSpec> {

@@ -108,8 +108,15 @@ impl Controller {
                 // Its known clients are told apart by its id until the last of them has moved or is forgotten.
                 Some(row) => {
                     let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
-                    let row = BackendSpec { next_hop: None, keeps_known: false, takes_pinned: false, cause, ..row };
-                    commands.add(Stage::Removed, Command::WriteBackend(row.clone()));
+                    let bare = BackendSpec {
+                        next_hop: None,
+                        keeps_known: false,
+                        takes_pinned: false,
+                        cause,
+                        ..BackendSpec::clone(&row)
+                    };
+                    let row = Arc::new(bare);
+                    commands.add(Stage::Removed, Command::WriteBackend(Arc::clone(&row)));
                     gone.push(Gone {
                         name: backend.name().to_owned(),
                         row,
@@ -138,8 +145,9 @@ fn tell_rows(service: &mut Service, hops: &NextHops, commands: &mut Staged) {
         let Some(backend) = service.backends().get(index) else { continue };
         let row = service.row(backend, hops);
         let Some(backend) = service.backends_mut().get_mut(index) else { continue };
-        if backend.told.row.as_ref() != Some(&row) {
-            backend.told.row = Some(row.clone());
+        if backend.told.row.as_deref() != Some(&row) {
+            let row = Arc::new(row);
+            backend.told.row = Some(Arc::clone(&row));
             commands.add(Stage::Rows, Command::WriteBackend(row));
         }
     }

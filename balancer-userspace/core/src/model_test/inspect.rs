@@ -263,7 +263,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
             takes_pinned: pinned && standing.takes_new,
             tunnel_source: None,
         };
-        assert_eq!(plane.rows[&id], row, "{backend:?}");
+        assert_eq!(*plane.rows[&id], row, "{backend:?}");
         let drains = drains.0[&id].until.filter(|_| standing.keeps_known);
         assert_eq!(backend.drain_deadline(), drains, "{backend:?}");
     }

@@ -28,7 +28,7 @@ pub(super) type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 /// What the commands made of an empty data plane.
 #[derive(Clone, Default)]
 pub(super) struct DataPlane {
-    pub(super) rows: BTreeMap<BackendId, BackendSpec>,
+    pub(super) rows: BTreeMap<BackendId, Arc<BackendSpec>>,
     pub(super) tables: BTreeMap<ServiceId, Tables>,
     pub(super) services: Vec<ServiceSpec>,
     /// What is watched, and what was found.

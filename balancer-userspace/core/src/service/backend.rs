@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -66,7 +67,7 @@ pub struct Backend {
 /// What the shell was last told about a backend.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
-    pub(crate) row: Option<BackendSpec>,
+    pub(crate) row: Option<Arc<BackendSpec>>,
     pub(crate) watched: Option<IpAddr>,
     pub(crate) check: Option<Box<ToldCheck>>,
 }

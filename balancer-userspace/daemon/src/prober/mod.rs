@@ -16,6 +16,7 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use balancer_core::io::{BackendId, BackendSpec, CheckOutcome, CheckSpec, Event};
@@ -102,7 +103,7 @@ impl Prober {
     }
 
     /// How the data path reaches a backend from now on, for checks that go the same way.
-    pub fn set_way(&self, row: &BackendSpec) {
+    pub fn set_way(&self, row: Arc<BackendSpec>) {
         self.ways.insert(row);
     }
 

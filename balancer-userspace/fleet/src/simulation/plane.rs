@@ -56,7 +56,7 @@ type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 /// Everything that a packet depends on.
 pub(crate) struct Plane {
     pub(crate) words: Words,
-    pub(crate) rows: HashMap<u16, BackendSpec>,
+    pub(crate) rows: HashMap<u16, Arc<BackendSpec>>,
     tables: HashMap<ServiceId, Tables>,
     services: Vec<ServiceSpec>,
     /// Whether its lookup tables are another version's.

@@ -38,7 +38,7 @@ pub(in super::super) struct Conversation {
     packets: Packets,
     begun: Instant,
     port: Port,
-    row: BackendSpec,
+    row: Arc<BackendSpec>,
     next_hop: NextHop,
 }
 
@@ -47,7 +47,7 @@ impl Conversation {
     ///
     /// # Errors
     /// When this machine lacks the means.
-    pub(super) fn new(wire: &Arc<Wire>, row: BackendSpec, own: IpAddr, vip: SocketAddr) -> io::Result<Self> {
+    pub(super) fn new(wire: &Arc<Wire>, row: Arc<BackendSpec>, own: IpAddr, vip: SocketAddr) -> io::Result<Self> {
         let next_hop = row.next_hop.ok_or_else(|| io::Error::other("the way to the backend is not known"))?;
         let port = wire.port(own, vip)?;
         let room = (next_hop.mtu as usize).min(usize::from(u16::MAX));

@@ -37,13 +37,13 @@ pub(super) struct Ways {
 
 #[derive(Debug, Default)]
 struct Known {
-    rows: HashMap<BackendId, BackendSpec>,
+    rows: HashMap<BackendId, Arc<BackendSpec>>,
     vips: HashSet<IpAddr>,
 }
 
 impl Ways {
-    pub(super) fn insert(&self, row: &BackendSpec) {
-        self.known().rows.insert(row.id, row.clone());
+    pub(super) fn insert(&self, row: Arc<BackendSpec>) {
+        self.known().rows.insert(row.id, row);
     }
 
     pub(super) fn remove(&self, id: BackendId) {
