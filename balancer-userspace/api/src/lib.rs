@@ -3,6 +3,7 @@
 pub mod client;
 pub mod events;
 pub mod model;
+pub mod one_by_one;
 pub mod statistics;
 pub mod tally;
 mod views;

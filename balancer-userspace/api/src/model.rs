@@ -16,14 +16,14 @@ use serde::{Deserialize, Serialize};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StatusView {
+pub struct StatusView<Services = Vec<ServiceView>> {
     /// Attached interfaces.
     pub interfaces: Vec<InterfaceView>,
     /// Frames that were redirected and not sent, by the interface that they were to leave by.
     #[serde(default)]
     pub redirect_errors: BTreeMap<String, u64>,
     /// Services in configuration order.
-    pub services: Vec<ServiceView>,
+    pub services: Services,
     /// How often users have changed something, over restarts.
     pub generation: u64,
     /// Whether it is fit to be sent clients.

@@ -2,20 +2,36 @@
 
 use balancer_common::verdict::Verdict;
 use balancer_core::snapshot::{
-    BackendSnapshot, CheckSnapshot, FamilySnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot, Snapshot,
+    BackendSnapshot, CheckSnapshot, Coming, FamilySnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot,
+    Snapshot,
 };
 use balancer_model::config::{Protocol, forwarding_word};
 
-use crate::model::{
-    BackendView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView, Verdicts, VipView,
+use crate::{
+    model::{
+        BackendView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView, Verdicts, VipView,
+    },
+    one_by_one::OneByOne,
 };
 
 impl From<Snapshot> for StatusView {
     fn from(snapshot: Snapshot) -> Self {
+        Self::of(snapshot.map(|services| services.into_iter().map(Into::into).collect()))
+    }
+}
+
+impl From<Snapshot<Coming>> for StatusView<OneByOne<ServiceView>> {
+    fn from(snapshot: Snapshot<Coming>) -> Self {
+        Self::of(snapshot.map(|services| OneByOne::new(services.map(Into::into))))
+    }
+}
+
+impl<Services> StatusView<Services> {
+    fn of(snapshot: Snapshot<Services>) -> Self {
         Self {
             interfaces: snapshot.interfaces.into_iter().map(Into::into).collect(),
             redirect_errors: snapshot.redirect_errors,
-            services: snapshot.services.into_iter().map(Into::into).collect(),
+            services: snapshot.services,
             generation: snapshot.generation,
             ready: snapshot.member.readiness,
             withdrawn: snapshot.member.withdrawn,

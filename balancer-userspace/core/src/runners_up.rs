@@ -33,9 +33,9 @@ impl RunnersUp {
     #[inline(always)]
     pub(crate) fn of(&self, slot: usize) -> u16 {
         let id = match self {
-            Self::Near { below, distances } => {
-                distances.get(slot).map(|&distance| if distance == 0 { NO_BACKEND } else { below + u16::from(distance) })
-            }
+            Self::Near { below, distances } => distances
+                .get(slot)
+                .map(|&distance| if distance == 0 { NO_BACKEND } else { below + u16::from(distance) }),
             Self::Far(ids) => ids.get(slot).copied(),
         };
         id.unwrap_or(NO_BACKEND)

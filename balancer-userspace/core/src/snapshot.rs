@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -33,11 +34,11 @@ use crate::{
 
 /// A moment's state.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
     /// Attached interfaces.
     pub interfaces: Vec<InterfaceSnapshot>,
     /// Services in configuration order.
-    pub services: Vec<ServiceSnapshot>,
+    pub services: Services,
     /// Dropped packets.
     pub drops: DropStats,
     /// Packets that were answered in XDP.
@@ -52,6 +53,55 @@ pub struct Snapshot {
     pub member: MemberSnapshot,
     /// The fleet that it is in; `None`: in none.
     pub fleet: Option<FleetSnapshot>,
+}
+
+/// Services of a snapshot that are put together one at a time: of sixty thousand backends few are in memory then.
+pub struct Coming(Box<dyn Iterator<Item = ServiceSnapshot> + Send>);
+
+impl Coming {
+    /// What this gives.
+    #[must_use]
+    pub fn new(services: impl Iterator<Item = ServiceSnapshot> + Send + 'static) -> Self {
+        Self(Box::new(services))
+    }
+}
+
+impl fmt::Debug for Coming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coming").finish_non_exhaustive()
+    }
+}
+
+impl Iterator for Coming {
+    type Item = ServiceSnapshot;
+
+    fn next(&mut self) -> Option<ServiceSnapshot> {
+        self.0.next()
+    }
+}
+
+impl<Services> Snapshot<Services> {
+    /// With what `make` makes of the services.
+    #[must_use]
+    pub fn map<Made>(self, make: impl FnOnce(Services) -> Made) -> Snapshot<Made> {
+        let Self { interfaces, services, drops, replies, redirect_errors, memory, generation, member, fleet } = self;
+        let services = make(services);
+        Snapshot { interfaces, services, drops, replies, redirect_errors, memory, generation, member, fleet }
+    }
+}
+
+impl Snapshot<Coming> {
+    /// With all services at once.
+    #[must_use]
+    pub fn whole(self) -> Snapshot {
+        self.map(Iterator::collect)
+    }
+}
+
+impl From<Snapshot> for Snapshot<Coming> {
+    fn from(snapshot: Snapshot) -> Self {
+        snapshot.map(|services| Coming::new(services.into_iter()))
+    }
 }
 
 /// What a balancer is to those who send it clients.

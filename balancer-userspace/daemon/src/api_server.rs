@@ -8,6 +8,7 @@ mod failure;
 mod routes;
 pub(super) mod socket;
 pub(crate) mod statistics;
+mod written;
 
 use std::time::Duration;
 

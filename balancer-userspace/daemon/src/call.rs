@@ -7,7 +7,7 @@ use balancer_core::{
     io::{Change, Refused},
     plan::Planned,
     readiness::Announcement,
-    snapshot::Snapshot,
+    snapshot::{Coming, Snapshot},
 };
 use balancer_model::names::BackendName;
 use tokio::sync::{mpsc, oneshot};
@@ -39,10 +39,10 @@ pub struct Request {
 /// One request with the way its answer goes back. A dropped `reply` means that the controller is shutting down.
 #[derive(Debug)]
 pub enum Call {
-    /// Everything there is to see.
+    /// Everything there is to see. What services come of it takes as long as there are backends and CPUs.
     Snapshot {
         /// The answer.
-        reply: oneshot::Sender<anyhow::Result<Snapshot>>,
+        reply: oneshot::Sender<anyhow::Result<Snapshot<Coming>>>,
     },
     /// Whether it is fit to be sent clients.
     Ready {

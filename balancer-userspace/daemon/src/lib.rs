@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod neighbours;
 pub mod owner;
 mod packet_socket;
+mod pieces;
 pub mod prober;
 mod puzzles;
 mod reload;

@@ -6,7 +6,7 @@
 mod file;
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,12 +19,13 @@ use balancer_core::{
     history::{History, STEP},
     io::{BackendId, ServiceId},
     shares::ShareHistory,
-    snapshot::{ServiceSnapshot, Snapshot},
+    snapshot::{Coming, ServiceSnapshot, ServiceStatistics, Snapshot},
     top::{By, Top, client_of},
 };
 use balancer_model::config::{ClientPrefix, StatisticsConfig};
 use tokio::{
     sync::oneshot,
+    task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval},
 };
 use tracing::warn;
@@ -132,27 +133,15 @@ impl Statistics {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what was seen to a snapshot.
-    pub fn complete(&self, snapshot: &mut Snapshot) {
+    /// Adds what was seen to the services of a snapshot.
+    #[must_use]
+    pub fn complete(self: Arc<Self>, snapshot: Snapshot<Coming>) -> Snapshot<Coming> {
         let now = self.now();
-        let seen = self.seen();
-        for service in &mut snapshot.services {
-            let id = first(service);
-            let statistics = &mut service.statistics;
-            statistics.interval = seen.settings.sample_interval;
-            if let Some((_, top)) = seen.services.get(&id) {
-                statistics.top = Arc::clone(top);
-            }
-            let before = |ago| {
-                let (at, counted) = seen.histories.get(&service.name)?.counted.before(now, ago)?;
-                Some((now.saturating_sub(at), counted))
-            };
-            (statistics.minute, statistics.hour) = (before(MINUTE), before(HOUR));
-            let Past { counted, shares } = seen.histories.get(&service.name).cloned().unwrap_or_default();
-            (statistics.history, statistics.shares) = (counted, shares);
-            statistics.now = now;
-            statistics.warnings = seen.warnings.get(&id).cloned().unwrap_or_default();
-        }
+        let complete = move |mut service: ServiceSnapshot| {
+            service.statistics = self.seen().statistics(&service, now);
+            service
+        };
+        snapshot.map(|services| Coming::new(services.map(complete)))
     }
 
     /// Watches until the controller is gone.
@@ -179,7 +168,11 @@ impl Statistics {
                 return;
             }
             if let Ok(Ok(snapshot)) = answer.await {
-                self.note(&snapshot, step, now);
+                let this = Arc::clone(&self);
+                // There may be sixty thousand backends, and nobody else has to wait for their counters.
+                if spawn_blocking(move || this.note(snapshot.services, step, now)).await.is_err() {
+                    return;
+                }
             }
             if step {
                 stepped = Some(now);
@@ -204,57 +197,100 @@ impl Statistics {
         }
     }
 
-    fn note(&self, snapshot: &Snapshot, step: bool, now: Instant) {
+    fn note(&self, services: Coming, step: bool, now: Instant) {
+        let mut kept = step.then(|| Step::at(self.now()));
+        let (mut parts, mut names) = (HashMap::new(), HashSet::new());
+        for service in services {
+            let mut seen = self.seen();
+            seen.note(&service, now);
+            if let Some(step) = &mut kept {
+                seen.keep(&service, step);
+            }
+            parts.extend(service.ids.iter().map(|&id| (id, first(&service))));
+            names.insert(service.name);
+        }
         let mut seen = self.seen();
-        let there: HashSet<ServiceId> = snapshot.services.iter().map(first).collect();
-        seen.parts =
-            (snapshot.services.iter()).flat_map(|service| service.ids.iter().map(|&id| (id, first(service)))).collect();
+        let there: HashSet<ServiceId> = parts.values().copied().collect();
+        seen.parts = parts;
         seen.services.retain(|id, _| there.contains(id));
-        let names: HashSet<&str> = snapshot.services.iter().map(|service| service.name.as_str()).collect();
-        seen.histories.retain(|name, _| names.contains(name.as_str()));
+        seen.histories.retain(|name, _| names.contains(name));
         seen.warnings.retain(|id, _| there.contains(id));
         seen.named.retain(|_, named| now - *named < SILENCE);
-        for service in &snapshot.services {
-            let (prefix, top) =
-                seen.services.entry(first(service)).or_insert_with(|| (service.client_prefix, Arc::default()));
-            if *prefix != service.client_prefix {
-                (*prefix, *top) = (service.client_prefix, Arc::default());
-            }
-            let top = Arc::clone(top);
-            let heavy = heavy_clients(service, &top, seen.settings.heavy_client_share);
-            for (client, text) in &heavy {
-                if let Entry::Vacant(unnamed) = seen.named.entry((first(service), *client)) {
-                    unnamed.insert(now);
-                    warn!("{text}");
-                }
-            }
-            seen.warnings.insert(first(service), heavy.into_iter().map(|(_, text)| text).collect());
-        }
-        if step {
-            seen.keep(self.now(), &snapshot.services);
+        if let (Some(file), Some(step)) = (&mut seen.file, kept) {
+            file.keep(&step.moment());
         }
     }
 }
 
+/// What is kept of all services at a time.
+struct Step {
+    at: Duration,
+    moment: Moment,
+    backends: usize,
+}
+
+impl Step {
+    fn at(at: Duration) -> Self {
+        Self { at, moment: Moment { at: at.as_millis() as u64, ..Moment::default() }, backends: 0 }
+    }
+
+    const fn are_few(&self) -> bool {
+        self.backends <= SHARES_KEPT
+    }
+
+    fn moment(self) -> Moment {
+        if self.are_few() { self.moment } else { Moment { shares: BTreeMap::new(), ..self.moment } }
+    }
+}
+
 impl Seen {
-    /// What the services have counted `at` a time becomes a part of their histories.
-    fn keep(&mut self, at: Duration, services: &[ServiceSnapshot]) {
-        let mut moment = Moment { at: at.as_millis() as u64, ..Moment::default() };
-        let few = services.iter().map(|service| service.backends.len()).sum::<usize>() <= SHARES_KEPT;
-        for service in services {
-            let past = self.histories.entry(service.name.clone()).or_default();
-            let counted = service.counted();
-            Arc::make_mut(&mut past.counted).keep(at, counted);
-            moment.services.insert(service.name.clone(), counted);
-            let loads: Vec<(&str, u64)> =
-                service.backends.iter().map(|backend| (backend.name.as_str(), service.load(backend))).collect();
-            let shares = Arc::make_mut(&mut past.shares);
-            if shares.keep(at, service.load_kind(), &loads) && few {
-                moment.shares.extend(shares.last().map(|last| (service.name.clone(), last)));
+    /// What a snapshot says of a service beside what the controller knows.
+    fn statistics(&self, service: &ServiceSnapshot, now: Duration) -> ServiceStatistics {
+        let id = first(service);
+        let Past { counted, shares } = self.histories.get(&service.name).cloned().unwrap_or_default();
+        let before = |ago| counted.before(now, ago).map(|(at, counted)| (now.saturating_sub(at), counted));
+        ServiceStatistics {
+            interval: self.settings.sample_interval,
+            top: self.services.get(&id).map(|(_, top)| Arc::clone(top)).unwrap_or_default(),
+            minute: before(MINUTE),
+            hour: before(HOUR),
+            now,
+            warnings: self.warnings.get(&id).cloned().unwrap_or_default(),
+            shares,
+            history: counted,
+        }
+    }
+
+    /// Looks for heavy clients of a service, which is heard of from now on.
+    fn note(&mut self, service: &ServiceSnapshot, now: Instant) {
+        let id = first(service);
+        let (prefix, top) = self.services.entry(id).or_insert_with(|| (service.client_prefix, Arc::default()));
+        if *prefix != service.client_prefix {
+            (*prefix, *top) = (service.client_prefix, Arc::default());
+        }
+        let top = Arc::clone(top);
+        let heavy = heavy_clients(service, &top, self.settings.heavy_client_share);
+        for (client, text) in &heavy {
+            if let Entry::Vacant(unnamed) = self.named.entry((id, *client)) {
+                unnamed.insert(now);
+                warn!("{text}");
             }
         }
-        if let Some(file) = &mut self.file {
-            file.keep(&moment);
+        self.warnings.insert(id, heavy.into_iter().map(|(_, text)| text).collect());
+    }
+
+    /// What a service has counted becomes a part of its history.
+    fn keep(&mut self, service: &ServiceSnapshot, step: &mut Step) {
+        step.backends += service.backends.len();
+        let past = self.histories.entry(service.name.clone()).or_default();
+        let counted = service.counted();
+        Arc::make_mut(&mut past.counted).keep(step.at, counted);
+        step.moment.services.insert(service.name.clone(), counted);
+        let loads: Vec<(&str, u64)> =
+            service.backends.iter().map(|backend| (backend.name.as_str(), service.load(backend))).collect();
+        let shares = Arc::make_mut(&mut past.shares);
+        if shares.keep(step.at, service.load_kind(), &loads) && step.are_few() {
+            step.moment.shares.extend(shares.last().map(|last| (service.name.clone(), last)));
         }
     }
 

@@ -121,7 +121,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 if looked_withdrawn > 2 {
                     snapshot.member.vips.clear();
                 }
-                let _ = reply.send(Ok(snapshot));
+                let _ = reply.send(Ok(snapshot.into()));
             }
             Call::Events { reply } => {
                 let _ = reply.send(events.clone());

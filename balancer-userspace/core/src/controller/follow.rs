@@ -45,7 +45,8 @@ impl Controller {
 
     /// Tells everything as it was before a restart. Comes once, before anything else, in place of [`start`](Self::start).
     pub fn start_following(&mut self, now: Instant) -> Vec<Command> {
-        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
+        let mut commands: Vec<Command> =
+            self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
         commands
     }

@@ -243,7 +243,8 @@ impl Controller {
             return self.start_anew(services, now);
         }
         let before = self.clone();
-        let mut commands: Vec<Command> = self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
+        let mut commands: Vec<Command> =
+            self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
         match self.reload(services.clone(), &settings::Differences::default(), now) {
             Ok((message, more)) => {

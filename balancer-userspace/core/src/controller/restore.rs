@@ -76,7 +76,8 @@ impl Controller {
     pub fn changes_since(&self, before: &Self, clocks: Clocks) -> SavedChanges {
         let changed = self.services.changed_since(&before.services).map(|service| service.export(clocks)).collect();
         let ids = |services: &Services| services.iter().map(Service::id).collect();
-        let rows = |gone: &[Gone]| gone.iter().map(|gone| (gone.name.clone(), Arc::clone(&gone.row))).collect::<Vec<_>>();
+        let rows =
+            |gone: &[Gone]| gone.iter().map(|gone| (gone.name.clone(), Arc::clone(&gone.row))).collect::<Vec<_>>();
         SavedChanges {
             generation: (self.generation != before.generation).then_some(self.generation),
             file: changed_file(&before.file, &self.file),
@@ -96,7 +97,8 @@ impl Controller {
     }
 
     fn export_gone(&self) -> Vec<SavedGone> {
-        let saved = |gone: &Gone| SavedGone { name: gone.name.clone(), row: BackendSpec::clone(&gone.row), known: gone.known };
+        let saved =
+            |gone: &Gone| SavedGone { name: gone.name.clone(), row: BackendSpec::clone(&gone.row), known: gone.known };
         self.gone.iter().map(saved).collect()
     }
 

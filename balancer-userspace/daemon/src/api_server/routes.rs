@@ -7,6 +7,7 @@ use axum::{
     body::Body,
     extract::{FromRequestParts, Path, Query, State},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+    response::Response,
     routing::{MethodRouter, delete, get, post, put},
 };
 use balancer_api::{
@@ -17,11 +18,16 @@ use balancer_api::{
     },
 };
 use balancer_core::{
-    fleet::FleetSnapshot, io::Change, plan::clients_moved, readiness::Readiness, rules::Action, snapshot::Snapshot,
+    fleet::FleetSnapshot,
+    io::Change,
+    plan::clients_moved,
+    readiness::Readiness,
+    rules::Action,
+    snapshot::{Coming, Snapshot},
 };
 use balancer_model::{listeners::Listener, names::BackendName, states::Forced, value};
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
 use super::{
     asker::Asker,
@@ -30,6 +36,7 @@ use super::{
     events,
     failure::Failure,
     statistics,
+    written::written,
 };
 use crate::{
     call::{Call, Calls, Request, Wish},
@@ -141,10 +148,16 @@ pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) 
     })
 }
 
-pub(super) async fn snapshot(calls: &Calls) -> Result<Snapshot, Failure> {
+/// Everything there is to see, with services that are put together as they are read.
+async fn coming(calls: &Calls) -> Result<Snapshot<Coming>, Failure> {
     ask(calls, |reply| Call::Snapshot { reply })
         .await?
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
+}
+
+pub(super) async fn snapshot(calls: &Calls) -> Result<Snapshot, Failure> {
+    let coming = coming(calls).await?;
+    spawn_blocking(|| coming.whole()).await.map_err(|_| Failure::stopping())
 }
 
 async fn view(calls: &Calls) -> Result<StatusView, Failure> {
@@ -178,8 +191,8 @@ struct RemoveQuery {
     force: bool,
 }
 
-async fn status(State(calls): State<Calls>) -> Outcome<StatusView> {
-    view(&calls).await.map(Json)
+async fn status(State(calls): State<Calls>) -> Result<Response, Failure> {
+    written(StatusView::from(coming(&calls).await?)).await
 }
 
 #[derive(Deserialize)]
@@ -195,7 +208,7 @@ async fn ready(State(calls): State<Calls>, Asked(ReadyQuery { announced }): Aske
 
 async fn fleet(State(calls): State<Calls>, Asked(NoQuery {}): Asked<NoQuery>) -> Outcome<FleetSnapshot> {
     let none = || Failure::new(StatusCode::NOT_FOUND, "this balancer is in no fleet: its configuration has no [fleet]");
-    snapshot(&calls).await?.fleet.ok_or_else(none).map(Json)
+    coming(&calls).await?.fleet.ok_or_else(none).map(Json)
 }
 
 async fn withdraw(State(calls): State<Calls>, asker: Asker, Asked(NoQuery {}): Asked<NoQuery>) -> Outcome<Changed> {

@@ -2,7 +2,6 @@
 
 mod fleet;
 mod page;
-mod pieces;
 mod render;
 mod text;
 
@@ -29,10 +28,12 @@ use super::{
     call::{Call, Calls},
     events::Since,
     listener::{self, Limits, holding},
+    pieces::Pieces,
 };
-use pieces::Pieces;
 pub use render::render;
 
+/// Texts up to this length are sent whole: not everybody who scrapes understands pieces.
+const WHOLE: usize = 16 << 20;
 /// What [`render()`] writes.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
@@ -95,7 +96,7 @@ async fn metrics(State(scrapes): State<Pages>, Query(ServiceQuery { service }): 
     let show = |mut snapshot: Snapshot, service: Option<&str>, reply: Reply| {
         snapshot.services.retain(|of| service.is_none_or(|name| of.name == name));
         let mut pieces =
-            Pieces::new(|body| reply.send(Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response())));
+            Pieces::new(WHOLE, |body| reply.send(Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response())));
         let last = render(&snapshot, &mut |piece| pieces.more(piece));
         pieces.end(last);
     };
@@ -210,7 +211,7 @@ impl Pages {
                 // Megabytes, with ten thousand backends: not in the way of other tasks.
                 tokio::task::spawn_blocking(move || {
                     let _writing = writing;
-                    show(snapshot, Reply(reply));
+                    show(snapshot.whole(), Reply(reply));
                 });
                 shown.await.ok().map(|shown| shown.map(|shown| shown.map(|body| holding(body, permit))))
             }
@@ -252,7 +253,7 @@ mod tests {
         tokio::spawn(async move {
             while let Some(call) = asked.recv().await {
                 if let Call::Snapshot { reply } = call {
-                    let _ = reply.send(answer());
+                    let _ = reply.send(answer().map(Into::into));
                 } else if let Call::Ready { reply } = call {
                     let readiness = answer().map(|snapshot| snapshot.member.readiness).unwrap_or_default();
                     let _ = reply.send(Announcement { readiness, withdrawn: true });

@@ -1,18 +1,20 @@
 //! A service of both address families is two in the core and the data path; it is shown as the one that is configured.
 
+use std::iter;
+
 use balancer_core::snapshot::{BackendSnapshot, ServiceSnapshot};
 use balancer_model::states::BackendState;
 
 /// Puts the parts of services together, which lie next to each other.
-pub(super) fn join(services: Vec<ServiceSnapshot>) -> Vec<ServiceSnapshot> {
-    let mut joined: Vec<ServiceSnapshot> = Vec::with_capacity(services.len());
-    for service in services {
-        match joined.last_mut().filter(|first| first.name == service.name) {
-            Some(first) => add(first, service),
-            None => joined.push(service),
+pub(super) fn join(services: impl Iterator<Item = ServiceSnapshot>) -> impl Iterator<Item = ServiceSnapshot> {
+    let mut services = services.peekable();
+    iter::from_fn(move || {
+        let mut first = services.next()?;
+        while let Some(other) = services.next_if(|other| other.name == first.name) {
+            add(&mut first, other);
         }
-    }
-    joined
+        Some(first)
+    })
 }
 
 fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {

@@ -7,7 +7,7 @@ use balancer_core::{
     controller::{Gone, Services},
     fleet::FleetSnapshot,
     service::Service,
-    snapshot::{InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot, Snapshot},
+    snapshot::{Coming, InterfaceSnapshot, ListenerSnapshot, Snapshot},
 };
 use balancer_dataplane::{BackendCounters, Dataplane};
 use nix::net::if_::if_indextoname;
@@ -28,7 +28,7 @@ pub struct Counting {
     gone: Vec<Gone>,
     counters: Arc<BackendCounters>,
     /// Everything else.
-    rest: Snapshot,
+    rest: Snapshot<()>,
 }
 
 impl Counting {
@@ -39,16 +39,16 @@ impl Counting {
         self
     }
 
-    /// Makes it: as much to copy as there are backends and CPUs.
+    /// Makes it: as much to copy as there are backends and CPUs, service by service.
     #[must_use]
-    pub fn finish(self) -> Snapshot {
+    pub fn finish(self) -> Snapshot<Coming> {
         let Self { now, services, aside, gone, counters, rest } = self;
-        let shown = services.iter().zip(aside).map(|(service, aside)| show(service, aside, &gone, now));
-        let mut services: Vec<ServiceSnapshot> = shown.collect();
-        for (id, stats) in services.iter_mut().flat_map(ServiceSnapshot::stats_mut) {
-            *stats = counters.read(id);
-        }
-        Snapshot { services: join(services), ..rest }
+        let shown = aside.into_iter().enumerate().filter_map(move |(index, aside)| {
+            let mut service = show(services.get(index)?, aside, &gone, now);
+            service.stats_mut().for_each(|(id, stats)| *stats = counters.read(id));
+            Some(service)
+        });
+        rest.map(|()| Coming::new(join(shown)))
     }
 }
 
@@ -95,7 +95,7 @@ impl<D: Dataplane> Owner<D> {
             .collect::<anyhow::Result<_>>()?;
         let rest = Snapshot {
             interfaces,
-            services: Vec::new(),
+            services: (),
             drops: self.dataplane.drop_stats()?,
             replies: self.dataplane.reply_stats()?,
             redirect_errors: self.redirect_errors()?,

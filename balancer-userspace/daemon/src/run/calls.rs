@@ -45,13 +45,7 @@ pub(super) fn answer(
         Call::Snapshot { reply } => match owner.snapshot() {
             Ok(counting) => {
                 let counting = counting.with_fleet(fleet.map(|fleet| fleet.snapshot(owner)));
-                let statistics = Arc::clone(statistics);
-                // There may be ten thousand backends, and nobody else has to wait for their counters.
-                spawn_blocking(move || {
-                    let mut snapshot = counting.finish();
-                    statistics.complete(&mut snapshot);
-                    let _ = reply.send(Ok(snapshot));
-                });
+                let _ = reply.send(Ok(Arc::clone(statistics).complete(counting.finish())));
             }
             Err(error) => {
                 let _ = reply.send(Err(error));

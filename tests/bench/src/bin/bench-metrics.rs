@@ -83,7 +83,7 @@ fn measure(options: &Options) -> Result<()> {
             let start = Instant::now();
             let counting = owner.snapshot()?;
             let held = start.elapsed();
-            let snapshot = counting.finish();
+            let snapshot = counting.finish().whole();
             let read = start.elapsed();
             length = 0;
             length += render(&snapshot, &mut |piece| length += piece.len()).len();

@@ -1,7 +1,8 @@
 //! Text that may be long, sent while it is being written: a few pieces of it are in memory, however long it is.
 
 use std::{
-    io, mem,
+    io::{self, Write},
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -10,40 +11,41 @@ use axum::body::{Body, Bytes};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-/// Texts up to this length are sent whole, and say how long they are: not everybody who asks understands pieces.
-const WHOLE: usize = 16 << 20;
 /// Pieces that may wait for whoever reads them.
 const AHEAD: usize = 2;
 
 /// Where a text goes.
-pub(super) struct Pieces<F> {
+pub(crate) struct Pieces<F> {
+    /// Texts up to this length are sent whole, and say how long they are.
+    whole: usize,
     /// Takes the body, once.
     begin: Option<F>,
     /// What is written until then.
-    kept: String,
+    kept: Vec<u8>,
     rest: Option<mpsc::Sender<Piece>>,
 }
 
 enum Piece {
-    Text(String),
+    Text(Vec<u8>),
     /// Without it the text is not whole: its writer has failed.
     End,
 }
 
 impl<F: FnOnce(Body)> Pieces<F> {
-    /// `begin` has the body as soon as the text ends, or is so long that its beginning is sent.
-    pub(super) const fn new(begin: F) -> Self {
-        Self { begin: Some(begin), kept: String::new(), rest: None }
+    /// `begin` has the body as soon as the text ends, or has more than `whole` bytes, so that its beginning is sent.
+    pub(crate) const fn new(whole: usize, begin: F) -> Self {
+        Self { whole, begin: Some(begin), kept: Vec::new(), rest: None }
     }
 
     /// A piece that others follow. Waits until there is room; goes nowhere when nobody reads any more.
-    pub(super) fn more(&mut self, text: String) {
+    pub(crate) fn more(&mut self, text: impl Into<Vec<u8>>) {
+        let text = text.into();
         if let Some(rest) = &self.rest {
             let _ = rest.blocking_send(Piece::Text(text));
             return;
         }
-        self.kept.push_str(&text);
-        if self.kept.len() > WHOLE
+        self.kept.extend_from_slice(&text);
+        if self.kept.len() > self.whole
             && let Some(begin) = self.begin.take()
         {
             let (rest, pieces) = mpsc::channel(AHEAD);
@@ -54,13 +56,24 @@ impl<F: FnOnce(Body)> Pieces<F> {
     }
 
     /// The last piece.
-    pub(super) fn end(mut self, text: String) {
+    pub(crate) fn end(mut self, text: impl Into<Vec<u8>>) {
         self.more(text);
         if let Some(begin) = self.begin {
             begin(self.kept.into());
         } else if let Some(rest) = self.rest {
             let _ = rest.blocking_send(Piece::End);
         }
+    }
+}
+
+impl<F: FnOnce(Body)> Write for Pieces<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.more(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -90,26 +103,28 @@ mod tests {
 
     use super::*;
 
+    const WHOLE: usize = 1 << 20;
+
     /// The body of a text that `write` writes on a thread of its own.
     async fn written(write: impl FnOnce(Pieces<Box<dyn FnOnce(Body) + Send>>) + Send + 'static) -> Body {
         let (sender, body) = oneshot::channel();
         let begin = Box::new(|body| sender.send(body).unwrap());
-        thread::spawn(move || write(Pieces::new(begin)));
+        thread::spawn(move || write(Pieces::new(WHOLE, begin)));
         body.await.unwrap()
     }
 
     #[tokio::test]
     async fn a_short_text_has_a_length_and_a_long_one_comes_in_pieces() {
         let short = written(|mut pieces| {
-            pieces.more("not ".to_owned());
-            pieces.end("all".to_owned());
+            pieces.more("not ");
+            pieces.end("all");
         });
         assert_eq!(short.await.size_hint().exact(), Some(7));
         let long = written(|mut pieces| {
             for number in 0..100 {
                 pieces.more(format!("{number}{}", " ".repeat(WHOLE / 50)));
             }
-            pieces.end("end".to_owned());
+            pieces.end("end");
         });
         let long = long.await;
         assert_eq!(long.size_hint().exact(), None);
@@ -129,7 +144,7 @@ mod tests {
         let (done, ended) = oneshot::channel();
         let body = written(|mut pieces| {
             (0..100).for_each(|_| pieces.more("more".repeat(WHOLE / 100)));
-            pieces.end(String::new());
+            pieces.end("");
             done.send(()).unwrap();
         });
         drop(body.await);

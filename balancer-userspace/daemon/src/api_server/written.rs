@@ -1,0 +1,57 @@
+//! Answers that may be long, sent while they are being written.
+
+use std::io::BufWriter;
+
+use axum::{
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse as _, Response},
+};
+use serde::Serialize;
+use tokio::{sync::oneshot, task::spawn_blocking};
+
+use super::failure::Failure;
+use crate::pieces::Pieces;
+
+/// Answers up to this length are sent whole, and say how long they are.
+const WHOLE: usize = 1 << 20;
+/// How much is sent at a time, in bytes.
+const PIECE: usize = 64 << 10;
+
+/// `answer` as JSON, of which a few pieces are in memory at a time.
+pub(super) async fn written(answer: impl Serialize + Send + 'static) -> Result<Response, Failure> {
+    let (begin, body) = oneshot::channel();
+    spawn_blocking(move || {
+        // Whoever asked may be gone.
+        let pieces = Pieces::new(WHOLE, |body| drop(begin.send(body)));
+        let mut text = BufWriter::with_capacity(PIECE, pieces);
+        // An answer that lacks its end says so.
+        if serde_json::to_writer(&mut text, &answer).is_ok()
+            && let Ok(pieces) = text.into_inner()
+        {
+            pieces.end("");
+        }
+    });
+    let body = body.await.map_err(|_| Failure::stopping())?;
+    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_api::one_by_one::OneByOne;
+    use http_body_util::BodyExt as _;
+    use hyper::body::Body as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn lists_of_any_length_are_as_they_are_when_they_are_whole() {
+        for (items, is_long) in [(0, false), (3, false), (200_000, true)] {
+            let list = (0..items).map(|number| format!("number {number}"));
+            let answer = written(OneByOne::new(list.clone())).await.unwrap();
+            assert_eq!(answer.headers().get(CONTENT_TYPE).unwrap(), "application/json");
+            assert_eq!(answer.body().size_hint().exact().is_none(), is_long);
+            let text = answer.into_body().collect().await.unwrap().to_bytes();
+            assert!(text == serde_json::to_vec(&list.collect::<Vec<_>>()).unwrap(), "{items} items");
+        }
+    }
+}
