@@ -506,17 +506,20 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Advances the clocks of client memory and looks at the next part of the client table. A data path that is out of
-    /// step is told everything again.
-    pub fn sweep(&mut self) {
+    /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.
+    pub fn keep_up(&mut self) {
         if self.out_of_step {
             self.resync();
         }
+        self.sum_up_departed();
+    }
+
+    /// Advances the clocks of client memory and looks at the next part of the client table.
+    pub fn sweep(&mut self) {
         if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
             self.sweeps += 1;
             self.handle(Event::Swept { known });
         }
-        self.sum_up_departed();
     }
 
     fn sum_up_departed(&mut self) {

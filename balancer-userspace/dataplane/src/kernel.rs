@@ -65,8 +65,8 @@ use super::{
     stickiness::Stickiness,
 };
 
-/// Entries looked at in one part of a sweep: about a millisecond's work.
-const SWEEP_PART: usize = 1 << 18;
+/// Entries looked at in one part of a sweep: about an eighth of a millisecond's work, for which a failure may have to wait.
+const SWEEP_PART: usize = 1 << 15;
 /// Why there is no program.
 const TAKEN: &str = "the kernel program was handed on before";
 

@@ -52,7 +52,7 @@ struct Watch {
     through: Option<NeighbourKey>,
     /// What was last handed out.
     told: Option<Result<NextHop, String>>,
-    asking: Option<Asking>,
+    asking: Option<Box<Asking>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,8 @@ struct Asking {
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     tables: Tables,
-    watches: BTreeMap<IpAddr, Watch>,
+    /// In boxes, as there is more room in a tree than is used.
+    watches: BTreeMap<IpAddr, Box<Watch>>,
     /// Addresses whose route must be looked up.
     stale_routes: BTreeSet<IpAddr>,
     /// Addresses of which there may be news.
@@ -87,7 +88,7 @@ pub(super) struct Tracker {
 impl Tracker {
     /// Watches `address` from scratch: what holds is told even if it was told before.
     pub(super) fn watch(&mut self, address: IpAddr, now: Instant) {
-        self.watches.insert(address, Watch::default());
+        self.watches.insert(address, Box::default());
         self.stale_routes.insert(address);
         self.due = Some(now);
     }
@@ -220,11 +221,8 @@ impl Tracker {
                 }
                 Resolution::Unanswered { neighbour, failed, reason } => {
                     self.relevant.insert(neighbour);
-                    let asking = watch.asking.take().filter(|asking| asking.neighbour == neighbour).unwrap_or(Asking {
-                        neighbour,
-                        since: now,
-                        last: None,
-                    });
+                    let asking = watch.asking.take().filter(|asking| asking.neighbour == neighbour);
+                    let asking = asking.map_or(Asking { neighbour, since: now, last: None }, |asking| *asking);
                     let last = match asking.last {
                         Some(last) if now < last + RETRY => last,
                         _ => {
@@ -232,7 +230,7 @@ impl Tracker {
                             now
                         }
                     };
-                    watch.asking = Some(Asking { last: Some(last), ..asking });
+                    watch.asking = Some(Box::new(Asking { last: Some(last), ..asking }));
                     let rests_on_it = watch.through == Some(neighbour) && matches!(watch.current, Some(Ok(_)));
                     let given_up = asking.since + PATIENCE;
                     if now >= given_up || (failed && rests_on_it) {

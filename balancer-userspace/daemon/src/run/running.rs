@@ -44,10 +44,14 @@ use crate::{
 
 /// Events that may wait for the controller; whoever has more to say waits.
 pub(super) const EVENTS: usize = 1024;
-/// How often a part of the client table is swept, at least.
-const SWEEP: Duration = Duration::from_millis(250);
+/// How often a part of the client table is swept, at least, where there are many.
+const SWEEP: Duration = Duration::from_millis(31);
+/// How long a sweep of the whole takes, about, at least.
+const SWEEP_FEW: Duration = Duration::from_millis(250);
 /// How long a sweep of the whole takes, about, at most.
 const SWEEP_ALL: Duration = Duration::from_secs(8);
+/// How often the owner sees to what has failed.
+const UPKEEP: Duration = Duration::from_millis(250);
 
 /// Everything that serves. What is dropped goes in the order of the fields.
 pub(super) struct Running {
@@ -99,9 +103,11 @@ impl Running {
         let mut leaving: Option<Leaving> = None;
         let mut waiting = Vec::new();
         let mut passes = VecDeque::new();
-        let parts = u32::try_from(owner.dataplane().sweep_parts()).unwrap_or(u32::MAX);
-        let mut sweep = interval(SWEEP.min(SWEEP_ALL / parts.max(1)));
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let [mut sweep, mut upkeep] = [sweeps(owner.dataplane().sweep_parts()), UPKEEP].map(|every| {
+            let mut ticks = interval(every);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
         loop {
             let (deadline, rereads) = (owner.next_deadline(), owner.rereads_at());
             tokio::select! {
@@ -134,6 +140,7 @@ impl Running {
                     }
                 }
                 Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
+                _ = upkeep.tick() => owner.keep_up(),
                 _ = sweep.tick() => owner.sweep(),
                 Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
                 present = host.changed() => {
@@ -235,6 +242,12 @@ async fn heard(fleet: &mut Option<Fleet>) -> Input {
     }
 }
 
+/// How often one of so many parts of the client table is swept.
+fn sweeps(parts: usize) -> Duration {
+    let parts = u32::try_from(parts).unwrap_or(u32::MAX).max(1);
+    SWEEP.max(SWEEP_FEW / parts).min(SWEEP_ALL / parts)
+}
+
 async fn until(deadline: Option<Instant>) {
     match deadline {
         // A timer's ticks are of a millisecond.
@@ -262,5 +275,19 @@ impl NeighbourRing {
         }
         ready.clear_ready();
         wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweeps_take_from_a_quarter_of_a_second_to_eight_seconds() {
+        for (parts, milliseconds) in [(0, 250), (1, 250), (4, 250), (64, 1984), (512, 8000), (8192, 8000)] {
+            let all = sweeps(parts) * u32::try_from(parts.max(1)).unwrap();
+            let off = all.abs_diff(Duration::from_millis(milliseconds));
+            assert!(off < Duration::from_millis(10), "{parts} parts take {all:?}");
+        }
     }
 }
