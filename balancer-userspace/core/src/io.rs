@@ -299,7 +299,7 @@ pub struct ServiceSpec {
     /// Whether clients that nobody takes are told so.
     pub reject: bool,
     /// Its backends' ids and addresses (port 0: the one that the listener says): where `nat` replies come from.
-    pub backends: Vec<(BackendId, SocketAddr)>,
+    pub backends: Arc<[(BackendId, SocketAddr)]>,
 }
 
 /// What the kernel must know of a listener.

@@ -108,60 +108,53 @@ fn row(ifindex: u32, multiplier: u32) -> usize {
     interface_row(ifindex, multiplier) as usize
 }
 
-/// Where a backend's next hop is.
-#[derive(Clone, Copy, Debug, Default)]
-struct Egress {
-    now: Option<u32>,
-    /// Where it was, and until when that counts.
-    before: Option<(u32, Duration)>,
-}
-
 /// Which interfaces the replies of `nat` backends come in by.
 #[derive(Debug, Default)]
 pub(super) struct WaysIn {
-    egress: HashMap<BackendId, Egress>,
-    /// Backends' rows in the active half of the return table.
-    rows: HashMap<BackendId, Vec<u32>>,
+    /// Interfaces of the next hops that are known.
+    now: HashMap<BackendId, u32>,
+    /// Where they were, and until when that counts.
+    before: HashMap<BackendId, (u32, Duration)>,
+    /// Backends' rows in the active half of the return table, in rising order of ids.
+    rows: Vec<(BackendId, u32)>,
 }
 
 impl WaysIn {
     /// A backend's next hop is on `now`; `None`: not known. Whether that changes and it has a row.
     pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> bool {
-        let egress = self.egress.entry(backend).or_default();
-        if egress.now == now {
+        let before = match now {
+            Some(now) => self.now.insert(backend, now),
+            None => self.now.remove(&backend),
+        };
+        if before == now {
             return false;
         }
-        egress.before = egress.now.map(|before| (before, at + OVERLAP)).or(egress.before);
-        egress.now = now;
-        self.rows.contains_key(&backend)
+        self.before.extend(before.map(|before| (backend, (before, at + OVERLAP))));
+        !self.rows_of(backend).is_empty()
     }
 
     /// The backend is no more.
     pub(super) fn forget(&mut self, backend: BackendId) {
-        self.egress.remove(&backend);
+        self.now.remove(&backend);
+        self.before.remove(&backend);
     }
 
     /// Where backends' rows are from now on.
     pub(super) fn published(&mut self, rows: impl Iterator<Item = (BackendId, u32)>) {
-        self.rows.clear();
-        rows.for_each(|(backend, row)| self.rows.entry(backend).or_default().push(row));
+        self.rows = rows.collect();
+        self.rows.sort_unstable();
     }
 
     /// Lets go of the ways of long ago; gives the backends that had one.
     pub(super) fn expire(&mut self, at: Duration) -> Vec<BackendId> {
-        let old = self.egress.iter_mut().filter(|(_, egress)| egress.before.is_some_and(|(_, until)| at >= until));
-        old.map(|(&backend, egress)| {
-            egress.before = None;
-            backend
-        })
-        .collect()
+        self.before.extract_if(|_, (_, until)| at >= *until).map(|(backend, _)| backend).collect()
     }
 
     /// The word of [`ReturnRow::interfaces`] for a backend. Where its next hop is not known its replies are not lost, too.
     pub(super) fn word(&self, backend: BackendId, interfaces: &Interfaces) -> u64 {
-        let Some(Egress { now: Some(now), before }) = self.egress.get(&backend) else { return 0 };
-        let ways = interfaces.ways_in(*now);
-        let before = before.map_or(0, |(before, _)| interfaces.ways_in(before));
+        let Some(&now) = self.now.get(&backend) else { return 0 };
+        let ways = interfaces.ways_in(now);
+        let before = self.before.get(&backend).map_or(0, |&(before, _)| interfaces.ways_in(before));
         if ways == 0 { 0 } else { ways | before }
     }
 
@@ -173,7 +166,7 @@ impl WaysIn {
         returns: &MappedArray<ReturnRow>,
     ) {
         for backend in backends {
-            for &row in self.rows.get(&backend).into_iter().flatten() {
+            for &(_, row) in self.rows_of(backend) {
                 let word = returns.word64(row as usize, offset_of!(ReturnRow, interfaces));
                 word.store(self.word(backend, interfaces), Ordering::Release);
             }
@@ -182,6 +175,14 @@ impl WaysIn {
 
     /// Backends with a row.
     pub(super) fn all(&self) -> Vec<BackendId> {
-        self.rows.keys().copied().collect()
+        let mut all: Vec<BackendId> = self.rows.iter().map(|&(backend, _)| backend).collect();
+        all.dedup();
+        all
+    }
+
+    fn rows_of(&self, backend: BackendId) -> &[(BackendId, u32)] {
+        let first = self.rows.partition_point(|&(of, _)| of < backend);
+        let rows = self.rows.get(first..).unwrap_or_default();
+        rows.split_at(rows.partition_point(|&(of, _)| of == backend)).0
     }
 }

@@ -185,7 +185,7 @@ pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
     }
     let mut rows: Vec<ReturnRow> = Vec::new();
     let mut whole = HashSet::new();
-    for &(id, address) in &spec.backends {
+    for &(id, address) in spec.backends.iter() {
         for listener in &spec.listeners {
             let place = listener.listener;
             let is_range = place.ports.single().is_none();

@@ -483,7 +483,7 @@ fn configure(
         failback: Failback::Stay,
         rules: false,
         reject: false,
-        backends,
+        backends: backends.into(),
     })
 }
 

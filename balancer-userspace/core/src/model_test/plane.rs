@@ -93,7 +93,7 @@ impl DataPlane {
             Command::PublishServices(services) => {
                 for service in &services {
                     assert!(self.tables.contains_key(&service.id), "a service is published without a table");
-                    for (id, address) in &service.backends {
+                    for (id, address) in service.backends.iter() {
                         assert_eq!(self.rows[id].address, *address, "the way back differs from the way to");
                     }
                     let ruled = self.rules.get(&service.id).is_some_and(|rules| !rules.is_empty());

@@ -14,8 +14,9 @@ mod tracker;
 
 use std::{
     collections::HashMap,
+    mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::Context as _;
@@ -38,27 +39,23 @@ const WANTED: usize = 256;
 /// is bounded by the number of addresses.
 #[derive(Debug, Default)]
 struct Wishes {
-    watched: Mutex<Watched>,
+    /// By address, whether it is to be watched: the last of the wishes that the task has not taken yet.
+    untaken: Mutex<HashMap<IpAddr, bool>>,
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Watched {
-    /// How many calls there were.
-    calls: u64,
-    /// Watched addresses, each with the number of the call that asked for it.
-    addresses: HashMap<IpAddr, u64>,
-}
-
 impl Wishes {
-    fn change(&self, change: impl FnOnce(&mut HashMap<IpAddr, u64>, u64)) {
-        {
-            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-            watched.calls += 1;
-            let call = watched.calls;
-            change(&mut watched.addresses, call);
-        }
+    fn wish(&self, address: IpAddr, watched: bool) {
+        self.untaken().insert(address, watched);
         self.changed.notify_one();
+    }
+
+    fn take(&self) -> HashMap<IpAddr, bool> {
+        mem::take(&mut *self.untaken())
+    }
+
+    fn untaken(&self) -> MutexGuard<'_, HashMap<IpAddr, bool>> {
+        self.untaken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,16 +110,12 @@ impl Neighbours {
     /// Keeps the next hop of `address` known: an event as soon as it is resolved (or, after some 2.5 s, why it is not),
     /// and one at each change. Watching an address again sends the event again. Never blocks.
     pub fn watch(&self, address: IpAddr) {
-        self.wishes.change(|addresses, call| {
-            addresses.insert(address, call);
-        });
+        self.wishes.wish(address, true);
     }
 
     /// `address` is of no more interest, however often it was watched. Never blocks.
     pub fn unwatch(&self, address: IpAddr) {
-        self.wishes.change(|addresses, _| {
-            addresses.remove(&address);
-        });
+        self.wishes.wish(address, false);
     }
 
     /// Has the kernel resolve a neighbour that a `nat` reply needs. Bounded: at most once a second for each neighbour
@@ -135,5 +128,23 @@ impl Neighbours {
         };
         // A full queue is the bound at work.
         let _ = self.wanted.try_send(NeighbourKey { ifindex: wanted.ifindex, address });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_wishes_for_an_address_the_last_counts_and_each_is_taken_once() {
+        let wishes = Wishes::default();
+        let address = |last| IpAddr::from([10, 0, 0, last]);
+        for (last, watched) in [(1, true), (2, true), (2, false), (3, false), (3, true), (1, true)] {
+            wishes.wish(address(last), watched);
+        }
+        assert_eq!(wishes.take(), HashMap::from([(address(1), true), (address(2), false), (address(3), true)]));
+        wishes.wish(address(1), false);
+        assert_eq!(wishes.take(), HashMap::from([(address(1), false)]));
+        assert!(wishes.take().is_empty());
     }
 }

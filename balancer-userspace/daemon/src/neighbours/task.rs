@@ -3,8 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     future, io,
-    net::IpAddr,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -54,9 +53,6 @@ pub(super) struct Task {
     /// Of what drivers say of XDP; `None` as well where the kernel does not tell.
     changes: Option<Changes>,
     tracker: Tracker,
-    watched: HashMap<IpAddr, u64>,
-    /// The last call that `watched` knows of.
-    seen: u64,
     limiter: Limiter,
     resync_at: Instant,
     gateways_at: Instant,
@@ -80,8 +76,6 @@ impl Task {
             monitor: Some(Monitor::open().context("opening a netlink socket")?),
             changes: Changes::open(),
             tracker: Tracker::default(),
-            watched: HashMap::new(),
-            seen: 0,
             limiter: Limiter::new(now),
             resync_at: now,
             gateways_at: now,
@@ -125,24 +119,14 @@ impl Task {
     }
 
     fn take_wishes(&mut self) {
-        let wished = {
-            let wished = self.wishes.watched.lock().unwrap_or_else(PoisonError::into_inner);
-            if wished.calls == self.seen {
-                return;
-            }
-            self.seen = wished.calls;
-            wished.addresses.clone()
-        };
-        for address in self.watched.keys().filter(|address| !wished.contains_key(address)) {
-            self.tracker.unwatch(*address);
-        }
         let now = Instant::now();
-        for (address, call) in &wished {
-            if self.watched.get(address) != Some(call) {
-                self.tracker.watch(*address, now);
+        for (address, watched) in self.wishes.take() {
+            if watched {
+                self.tracker.watch(address, now);
+            } else {
+                self.tracker.unwatch(address);
             }
         }
-        self.watched = wished;
     }
 
     fn hear(&mut self, updates: Result<Vec<Update>, Lost>) {
@@ -332,6 +316,8 @@ impl Limiter {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn key(last: u8) -> NeighbourKey {

@@ -82,7 +82,7 @@ impl<'a> Source<'a> {
         let nat: Vec<&Service> =
             self.scene.services.iter().filter(|service| service.spec.forwarding == Forwarding::Nat).collect();
         let Some(service) = rng.choice(nat) else { return self.to_service(rng) };
-        let Some(&(_, backend)) = rng.choice(&service.spec.backends) else { return self.to_service(rng) };
+        let Some(&(_, backend)) = rng.choice(service.spec.backends.iter()) else { return self.to_service(rng) };
         let of = service.spec.listeners[rng.usize(..service.spec.listeners.len())];
         let client = client(rng, of.listener.address.is_ipv4());
         let port = match (backend.port(), of.backend_port) {

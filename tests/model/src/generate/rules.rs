@@ -34,6 +34,6 @@ fn action(rng: &mut Rng, service: &ServiceSpec) -> RuleAction {
         0 => RuleAction::Deny,
         1..=3 => RuleAction::Spread,
         _ if once_in(rng, 8) => RuleAction::Pin(None),
-        _ => RuleAction::Pin(rng.choice(&service.backends).map(|&(id, _)| id)),
+        _ => RuleAction::Pin(rng.choice(service.backends.iter()).map(|&(id, _)| id)),
     }
 }

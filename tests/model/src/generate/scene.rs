@@ -134,7 +134,7 @@ impl Scene {
             forwarding,
             remember: Duration::from_secs(one_of(rng, &[0, 0, 1, 16, 60, 3600, 10_800, 864_000])),
             failback: one_of(rng, &[Failback::Stay, Failback::Return]),
-            backends,
+            backends: backends.into(),
             rules: rng.bool(),
             reject: rng.bool(),
         };
@@ -183,7 +183,7 @@ impl Scene {
         let backend = match rng.u32(..10) {
             0 => rng.choice(&self.backends).map_or(NO_BACKEND, |backend| backend.id.0),
             1 => rng.u16(BACKEND_ROWS as u16..),
-            _ => rng.choice(&service.spec.backends).map_or(u16::MAX, |(id, _)| id.0),
+            _ => rng.choice(service.spec.backends.iter()).map_or(u16::MAX, |(id, _)| id.0),
         };
         let ages = [0, 0, 1, 2, 30, 1000, 4096, 4097, 9000, 16_380];
         let age = one_of(rng, if crowded { &ages[..3] } else { &ages });
@@ -308,7 +308,7 @@ pub(super) fn random_seen(rng: &mut Rng) -> Seen {
 pub(super) fn table(rng: &mut Rng, service: &ServiceSpec, size: usize) -> Vec<TableSlot> {
     let nobody = once_in(rng, 25);
     let slot = |_| TableSlot {
-        backend: match rng.choice(&service.backends) {
+        backend: match rng.choice(service.backends.iter()) {
             Some((id, _)) if !nobody && !once_in(rng, 30) => id.0,
             _ => one_of(rng, &[NO_BACKEND, ALL_DOWN]),
         },

@@ -246,6 +246,6 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         failback: Failback::Stay,
         rules: service.rule.is_some(),
         reject: false,
-        backends: addresses,
+        backends: addresses.into(),
     })
 }
