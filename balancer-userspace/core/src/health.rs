@@ -86,7 +86,7 @@ pub struct Health {
     passes: u32,
     failures: u32,
     /// The kind and reason of the last failure, and how many in a row were of that kind.
-    last_failure: Option<(FailureKind, String, u32)>,
+    last_failure: Option<Box<(FailureKind, String, u32)>>,
 }
 
 impl Health {
@@ -105,7 +105,7 @@ impl Health {
     /// Failures in a row that have not changed the verdict yet, and the last one's reason.
     #[must_use]
     pub fn failing(&self) -> Option<(u32, &str)> {
-        match (&self.verdict, &self.last_failure) {
+        match (&self.verdict, self.last_failure.as_deref()) {
             (Verdict::Unknown | Verdict::Up, Some((_, reason, _))) => Some((self.failures, reason)),
             (Verdict::Unknown | Verdict::Up, None) | (Verdict::Down { .. }, _) => None,
         }
@@ -130,7 +130,7 @@ impl Health {
     /// Whether the last check speaks against the verdict, which more like it will change.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        match (&self.verdict, &self.last_failure) {
+        match (&self.verdict, self.last_failure.as_deref()) {
             (Verdict::Unknown | Verdict::Up, _) => self.failures > 0,
             (Verdict::Down { kind, .. }, Some((last, ..))) => kind != last,
             (Verdict::Down { .. }, None) => true,
@@ -173,11 +173,11 @@ impl Health {
     fn fail(&mut self, kind: FailureKind, reason: &str, fall: u32) {
         self.passes = 0;
         self.failures = self.failures.saturating_add(1);
-        let alike = match self.last_failure {
-            Some((last, _, alike)) if last == kind => alike.saturating_add(1),
+        let alike = match self.last_failure.as_deref() {
+            Some((last, _, alike)) if *last == kind => alike.saturating_add(1),
             Some(_) | None => 1,
         };
-        self.last_failure = Some((kind, reason.to_owned(), alike));
+        self.last_failure = Some(Box::new((kind, reason.to_owned(), alike)));
         let convinced = match self.verdict {
             Verdict::Unknown | Verdict::Up => self.failures >= fall,
             Verdict::Down { kind: known, .. } => known == kind || alike >= fall,

@@ -1,6 +1,6 @@
 //! What a service had counted at earlier moments, so that the last minute and the last hour can be told.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use balancer_common::verdict::{Decision, MOVE_COUNTERS};
 use serde::{Deserialize, Serialize};
@@ -51,26 +51,31 @@ impl Counted {
 /// The earlier moments of a service.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    steps: VecDeque<(Duration, Counted)>,
-    minutes: VecDeque<(Duration, Counted)>,
+    steps: Moments,
+    minutes: Moments,
 }
+
+/// Times, and what had been counted then: the same memory while nothing more is.
+type Moments = VecDeque<(Duration, Arc<Counted>)>;
 
 impl History {
     /// Keeps what is counted at `now`, a time on any clock that does not stand still. Comes every [`STEP`]; sooner after a
     /// restart, which is passed over.
     pub fn keep(&mut self, now: Duration, counted: Counted) {
-        push(&mut self.steps, STEPS, HALF_A_STEP, (now, counted));
+        let last = self.steps.back().map(|(_, last)| last).filter(|last| ***last == counted);
+        let counted = last.map_or_else(|| Arc::new(counted), Arc::clone);
+        push(&mut self.steps, STEPS, HALF_A_STEP, (now, Arc::clone(&counted)));
         push(&mut self.minutes, MINUTES, NEARLY_A_MINUTE, (now, counted));
     }
 
     /// The moments of the last ten minutes, a step apart, the oldest first.
     pub fn steps(&self) -> impl Iterator<Item = (Duration, Counted)> {
-        self.steps.iter().copied()
+        self.steps.iter().map(of)
     }
 
     /// The moments of the last hour, a minute apart, the oldest first.
     pub fn minutes(&self) -> impl Iterator<Item = (Duration, Counted)> {
-        self.minutes.iter().copied()
+        self.minutes.iter().map(of)
     }
 
     /// The moment nearest to `ago` before `now`, and what had been counted then. `None`: nothing was kept.
@@ -78,11 +83,15 @@ impl History {
     pub fn before(&self, now: Duration, ago: Duration) -> Option<(Duration, Counted)> {
         let wanted = now.saturating_sub(ago);
         let kept = self.minutes.iter().chain(&self.steps);
-        kept.min_by_key(|(at, _)| at.abs_diff(wanted)).copied()
+        kept.min_by_key(|(at, _)| at.abs_diff(wanted)).map(of)
     }
 }
 
-fn push(queue: &mut VecDeque<(Duration, Counted)>, room: usize, apart: Duration, value: (Duration, Counted)) {
+fn of((at, counted): &(Duration, Arc<Counted>)) -> (Duration, Counted) {
+    (*at, **counted)
+}
+
+fn push(queue: &mut Moments, room: usize, apart: Duration, value: (Duration, Arc<Counted>)) {
     if queue.back().is_some_and(|(last, _)| value.0.saturating_sub(*last) < apart) {
         return;
     }

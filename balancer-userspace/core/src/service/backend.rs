@@ -40,7 +40,7 @@ pub struct Backend {
     /// Known clients at the last sweep.
     pub(super) known: u64,
     pub(super) drain: Drain,
-    pub(super) slow_start: Option<SlowStart>,
+    pub(super) slow_start: Option<Box<SlowStart>>,
     /// Whether it is removed once it is drained.
     pub(super) leaving: bool,
     /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
@@ -419,7 +419,10 @@ impl Backend {
 
     /// When something about it is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.drain_deadline().into_iter().chain(self.slow_start.and_then(SlowStart::next_step)).min()
+        self.drain_deadline()
+            .into_iter()
+            .chain(self.slow_start.as_ref().and_then(|slow_start| slow_start.next_step()))
+            .min()
     }
 
     /// Whether it begins to take new clients where it did not before, `assessment` being the new one. At the
@@ -435,7 +438,7 @@ impl Backend {
 
     /// Where nothing else explains its state and it starts slowly: `slow start, step 3 of 10`.
     pub(super) fn explain(&self, assessment: &mut Assessment) {
-        let step = self.slow_start.map(|slow_start| slow_start.step).filter(|&step| step < STEPS);
+        let step = self.slow_start.as_ref().map(|slow_start| slow_start.step).filter(|&step| step < STEPS);
         if let Some(step) = step.filter(|_| assessment.reason.is_empty()) {
             assessment.reason = format!("slow start, step {step} of {STEPS}");
         }

@@ -588,8 +588,9 @@ impl Service {
             // One that follows is told.
             let begins = backend.witness.is_none() && backend.begins(assessment);
             let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
-            let slow_start = backend.slow_start.or(begins).filter(|_| may);
-            backend.slow_start = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));
+            let slow_start = backend.slow_start.as_deref().copied().or(begins).filter(|_| may);
+            let advanced = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));
+            backend.slow_start = advanced.map(Box::new);
         }
         for backup in [false, true] {
             let together = || {
@@ -600,7 +601,8 @@ impl Service {
             };
             // With nobody to take the other clients there is no slow start; and it is over for all of them at once.
             let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
-            let through = together().all(|(backend, _)| backend.slow_start.is_none_or(|start| start.step == STEPS));
+            let through =
+                together().all(|(backend, _)| backend.slow_start.as_ref().is_none_or(|start| start.step == STEPS));
             if all_start || through {
                 for backend in self.backends.iter_mut().filter(|backend| backend.config.backup == backup) {
                     backend.slow_start = None;

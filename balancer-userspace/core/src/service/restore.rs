@@ -126,7 +126,7 @@ impl Backend {
             drain_until: self.drain.until.map(|until| clocks.moment(until)),
             leaving: self.leaving,
             forced: self.forced,
-            slow_start: self.slow_start.map(|slow_start| SavedSlowStart {
+            slow_start: self.slow_start.as_ref().map(|slow_start| SavedSlowStart {
                 since: clocks.moment(slow_start.since),
                 lasts: slow_start.lasts,
                 step: slow_start.step,
@@ -161,10 +161,8 @@ impl Backend {
         };
         this.leaving = state.leaving;
         this.forced = state.forced;
-        this.slow_start = state.slow_start.map(|SavedSlowStart { since, lasts, step }| SlowStart {
-            since: clocks.instant(since),
-            lasts,
-            step,
+        this.slow_start = state.slow_start.map(|SavedSlowStart { since, lasts, step }| {
+            Box::new(SlowStart { since: clocks.instant(since), lasts, step })
         });
         this.known = state.known;
         this.agreed_way = state.way;

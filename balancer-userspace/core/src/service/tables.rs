@@ -26,7 +26,7 @@ impl Service {
                 backup: backend.config.backup,
                 maint: backend.admin == Admin::Maint,
                 takes_new: (*takes_new)?,
-                step: backend.slow_start.map(|slow_start| slow_start.step),
+                step: backend.slow_start.as_ref().map(|slow_start| slow_start.step),
             })
         });
         let candidates: Vec<Candidate<'_>> = candidates.collect();
