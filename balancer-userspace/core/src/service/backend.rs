@@ -56,10 +56,17 @@ pub struct Backend {
     pub(crate) told: Told,
     /// Whether whoever checks it must forget what has been counted.
     checked_anew: bool,
-    /// What its fleet has agreed on of the way to it; `None`: there is no fleet, the own next hop decides.
+    /// `None`: there is no fleet.
+    pub(super) fleet: Option<Box<InFleet>>,
+}
+
+/// What a backend has in a fleet besides.
+#[derive(Clone, Debug, Default)]
+pub(super) struct InFleet {
+    /// What the fleet has agreed on of the way to it; `None`: the own next hop decides.
     pub(super) agreed_way: Option<Way>,
-    /// What the own checks have found, where the fleet's verdict is in `health`.
-    pub(super) witness: Option<Box<Health>>,
+    /// What the own checks have found, where the fleet's verdict is in the backend's `health`.
+    pub(super) witness: Option<Health>,
     /// Why it counts as failed, whatever the fleet agreed on before it was out of reach.
     pub(super) overruled: Option<String>,
 }
@@ -171,9 +178,7 @@ impl Backend {
             transitions: [0; BackendState::ALL.len()],
             told: Told::default(),
             checked_anew: false,
-            agreed_way: None,
-            witness: None,
-            overruled: None,
+            fleet: None,
         }
     }
 
@@ -270,11 +275,38 @@ impl Backend {
     /// The verdict of this balancer's own checks.
     #[must_use]
     pub fn health(&self) -> &Health {
-        self.witness.as_deref().unwrap_or(&self.health)
+        self.witness().unwrap_or(&self.health)
     }
 
     pub(super) fn health_mut(&mut self) -> &mut Health {
-        self.witness.as_deref_mut().unwrap_or(&mut self.health)
+        let witness = self.fleet.as_mut().and_then(|fleet| fleet.witness.as_mut());
+        witness.unwrap_or(&mut self.health)
+    }
+
+    /// What the own checks have found, where the verdict is a fleet's.
+    pub(super) fn witness(&self) -> Option<&Health> {
+        self.fleet.as_ref()?.witness.as_ref()
+    }
+
+    /// What its fleet has agreed on of the way to it.
+    pub(super) fn agreed_way(&self) -> Option<&Way> {
+        self.fleet.as_ref()?.agreed_way.as_ref()
+    }
+
+    /// Why it counts as failed, whatever its fleet has agreed on.
+    pub(super) fn overruled(&self) -> Option<&str> {
+        self.fleet.as_ref()?.overruled.as_deref()
+    }
+
+    /// What it has in its fleet, which there is.
+    pub(super) fn in_fleet(&mut self) -> &mut InFleet {
+        self.fleet.get_or_insert_default()
+    }
+
+    pub(super) fn overrule(&mut self, why: Option<String>) {
+        if why.as_deref() != self.overruled() {
+            self.in_fleet().overruled = why;
+        }
     }
 
     /// When the verdict of its checks last changed.
@@ -298,8 +330,9 @@ impl Backend {
     pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
         let before = word(self.health());
+        let witness = self.fleet.as_mut().and_then(|fleet| fleet.witness.as_mut());
         let check = self.config.check.as_deref().unwrap_or(service_check);
-        self.witness.as_deref_mut().unwrap_or(&mut self.health).record(outcome, check);
+        witness.unwrap_or(&mut self.health).record(outcome, check);
         if word(self.health()) != before {
             self.verdict_since = now;
         }
@@ -324,7 +357,9 @@ impl Backend {
         let ports = [self.reached.port(), reached.port()];
         if self.reached.ip() != reached.ip() || ports[0] != ports[1] && !ports.contains(&0) {
             self.forget_verdict();
-            self.agreed_way = self.agreed_way.take().map(|_| Way::Unknown);
+            if let Some(way) = self.fleet.as_mut().and_then(|fleet| fleet.agreed_way.as_mut()) {
+                *way = Way::Unknown;
+            }
             self.late = true;
         }
         self.reached = reached;
@@ -447,7 +482,7 @@ impl Backend {
     /// Whether it came to a service in use and the way to it is not known yet.
     pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
         self.late
-            && match &self.agreed_way {
+            && match self.agreed_way() {
                 Some(way) => *way == Way::Unknown,
                 None => matches!(hops.get(self.reached.ip()), Hop::Pending),
             }

@@ -32,9 +32,10 @@ impl Service {
     /// Has each backend judged by what is agreed on; `witness`: with its own checks beside it.
     pub(crate) fn is_agreed_on(&mut self, witness: bool) {
         for backend in &mut self.backends {
-            backend.agreed_way.get_or_insert_default();
+            let fleet = backend.in_fleet();
+            fleet.agreed_way.get_or_insert_default();
             if witness {
-                backend.witness.get_or_insert_default();
+                fleet.witness.get_or_insert_default();
             }
         }
     }
@@ -43,9 +44,8 @@ impl Service {
     pub(crate) fn judge(&mut self, judgement: &Judgement) -> bool {
         let place = self.position(judgement.backend);
         let Some(backend) = place.and_then(|place| self.backends.get_mut(place)) else { return false };
-        let news =
-            backend.agreed_way.as_ref() != Some(&judgement.way) || *backend.health.verdict() != judgement.verdict;
-        backend.agreed_way = Some(judgement.way.clone());
+        let news = backend.agreed_way() != Some(&judgement.way) || *backend.health.verdict() != judgement.verdict;
+        backend.in_fleet().agreed_way = Some(judgement.way.clone());
         if *backend.health.verdict() != judgement.verdict {
             backend.health = Health::agreed(judgement.verdict.clone());
         }
@@ -71,15 +71,15 @@ impl Service {
             let Some(backend) = self.backends.get(index) else { continue };
             let fails = self.fails_here(backend, hops, alone);
             let Some(backend) = self.backends.get_mut(index) else { continue };
-            news |= fails.is_some() != backend.overruled.is_some();
-            backend.overruled = fails;
+            news |= fails.is_some() != backend.overruled().is_some();
+            backend.overrule(fails);
         }
         news
     }
 
     /// Whether [`overrule`](Self::overrule) would change anything.
     pub(crate) fn is_to_be_overruled(&self, hops: &NextHops, alone: bool) -> bool {
-        self.backends.iter().any(|backend| self.fails_here(backend, hops, alone) != backend.overruled)
+        self.backends.iter().any(|backend| self.fails_here(backend, hops, alone).as_deref() != backend.overruled())
     }
 
     fn fails_here(&self, backend: &Backend, hops: &NextHops, alone: bool) -> Option<String> {
@@ -131,9 +131,12 @@ impl Backend {
         self.transitions = before.transitions;
         self.checks = before.checks;
         self.known = before.known;
-        self.overruled = before.overruled.take();
+        let fleet = before.fleet.take().unwrap_or_default();
+        self.overrule(fleet.overruled);
         if self.reached == before.reached {
-            self.witness = before.witness.take();
+            if self.witness().is_some() || fleet.witness.is_some() {
+                self.in_fleet().witness = fleet.witness;
+            }
             self.last_check = before.last_check.take();
             self.verdict_since = before.verdict_since;
         }
@@ -145,14 +148,14 @@ impl Backend {
     /// What is agreed on of the way to it, and of its health.
     #[must_use]
     pub fn agreed(&self) -> (&Way, &Verdict) {
-        (self.agreed_way.as_ref().unwrap_or(&Way::Unknown), self.health.verdict())
+        (self.agreed_way().unwrap_or(&Way::Unknown), self.health.verdict())
     }
 
     /// Whether this balancer itself cannot use it, though it is agreed that it can be used; why.
     #[must_use]
     pub fn unreachable_here(&self, opinion: &Opinion) -> Option<String> {
         let agreed = matches!(self.health.verdict(), Verdict::Up | Verdict::Unknown)
-            && self.agreed_way.as_ref().is_some_and(|way| *way == Way::Open);
+            && self.agreed_way().is_some_and(|way| *way == Way::Open);
         match opinion {
             Opinion::Down { reason, .. } | Opinion::NoWay(reason) if agreed => Some(reason.clone()),
             Opinion::Waiting | Opinion::Unknown | Opinion::Up | Opinion::Down { .. } | Opinion::NoWay(_) => None,

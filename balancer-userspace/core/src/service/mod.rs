@@ -453,7 +453,7 @@ impl Service {
 
     /// The way to a backend as far as its standing depends on it: the fleet's, or else the own one.
     fn judged_way(&self, backend: &Backend, hops: &NextHops) -> Way {
-        if let Some(way) = &backend.agreed_way {
+        if let Some(way) = backend.agreed_way() {
             return way.clone();
         }
         match self.way(backend, hops) {
@@ -533,7 +533,7 @@ impl Service {
             Verdict::Up => (HealthFact::Up, String::new()),
             Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
         };
-        let way = backend.overruled.clone().map_or_else(|| self.judged_way(backend, hops), Way::Closed);
+        let way = backend.overruled().map(str::to_owned).map_or_else(|| self.judged_way(backend, hops), Way::Closed);
         let (health, mut reason) = match (way, backend.forced) {
             (Way::Closed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
             (Way::Unknown | Way::Open, None) => checked,
@@ -586,7 +586,7 @@ impl Service {
         for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
             // One that follows is told.
-            let begins = backend.witness.is_none() && backend.begins(assessment);
+            let begins = backend.witness().is_none() && backend.begins(assessment);
             let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
             let slow_start = backend.slow_start.as_deref().copied().or(begins).filter(|_| may);
             let advanced = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));

@@ -111,7 +111,7 @@ impl Backend {
             && self.slow_start == before.slow_start
             && self.late == before.late
             && self.transitions == before.transitions
-            && self.agreed_way == before.agreed_way
+            && self.agreed_way() == before.agreed_way()
     }
 
     fn export(&self, clocks: Clocks) -> SavedBackend {
@@ -135,7 +135,7 @@ impl Backend {
             known: self.known,
             checks: self.checks,
             transitions: self.transitions.to_vec(),
-            way: self.agreed_way.clone(),
+            way: self.agreed_way().cloned(),
         }
     }
 
@@ -165,7 +165,9 @@ impl Backend {
             Box::new(SlowStart { since: clocks.instant(since), lasts, step })
         });
         this.known = state.known;
-        this.agreed_way = state.way;
+        if let Some(way) = state.way {
+            this.in_fleet().agreed_way = Some(way);
+        }
         this.checks = state.checks;
         for (count, before) in this.transitions.iter_mut().zip(state.transitions) {
             *count = before;
