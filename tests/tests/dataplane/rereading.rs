@@ -12,7 +12,7 @@ use balancer_packet_model::world::{World, client};
 
 const CLIENTS: u32 = 2_000;
 /// So many that the table has eight parts.
-const ROOM: u32 = 400_000;
+const ROOM: u32 = 50_000;
 const PARTS: usize = 8;
 /// Ticks of two seconds.
 const TWO_HOURS: &str = "remember = \"2h\"";
@@ -136,7 +136,7 @@ fn whoever_needs_to_know_ages_does_not_wait() -> Result<()> {
             Ok(())
         }),
         ("a plan", |world| {
-            let text = "[client_table]\ncapacity = 400000\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\n\
+            let text = "[client_table]\ncapacity = 50000\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\n\
                         forwarding = \"dsr\"\nremember = \"10m\"\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n";
             let planned = world.plan(text)?;
             let forgotten: u64 = planned.services.iter().map(|of| of.known_clients_forgotten).sum();
