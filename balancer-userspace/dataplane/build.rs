@@ -24,6 +24,8 @@ fn main() -> Result<()> {
         env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", format!("{root}/bpf-linker.sh"));
         // Builds, checks and documentation have an OUT_DIR each, and the program is the same for all of them.
         env::set_var("CARGO_BUILD_BUILD_DIR", target.join("bpf"));
+        // Compiled in parts, what each inlines is another program, which the verifier does not accept.
+        env::set_var("CARGO_INCREMENTAL", "0");
         // What this build prints comes out as warnings: errors shall, progress shall not.
         env::set_var("CARGO_TERM_QUIET", "true");
     };
