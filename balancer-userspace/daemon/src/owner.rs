@@ -1,6 +1,7 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
 mod beginning;
+mod forgetting;
 mod join;
 mod look;
 mod member;
@@ -16,11 +17,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use balancer_api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView};
-use balancer_common::{
-    map_types::BackendStats,
-    verdict::{CauseIndex, MOVE_COUNTERS, MoveCause},
-};
+use balancer_api::model::{Changed, ClientQuery, ClientView, RuleView};
+use balancer_common::verdict::MOVE_COUNTERS;
 use balancer_core::{
     controller::{Controller, Foresight, Services},
     held::Held,
@@ -31,13 +29,14 @@ use balancer_core::{
     service::{Backend, Service},
     state::{SavedCounters, SavedEpoch},
 };
-use balancer_dataplane::{Dataplane, Forgotten};
-use balancer_model::{config::Config, listeners::Family, names::BackendName, words::grouped};
+use balancer_dataplane::Dataplane;
+use balancer_model::{config::Config, listeners::Family, names::BackendName};
 use tokio::time::Instant;
 use tracing::{error, info};
 
 pub use self::{
     beginning::Beginning,
+    forgetting::Forgetting,
     look::Counting,
     proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };
@@ -434,86 +433,6 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
-    /// Forgets a client in every service that remembers, or in the one asked for.
-    ///
-    /// # Errors
-    /// When there is no such service, or none that remembers.
-    pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
-        let located = self.controller.locate(query.address, query.service.as_deref())?;
-        let address = query.address.to_canonical();
-        let services = located.iter().filter_map(|client| self.controller.leg(&client.service, Family::of(address)));
-        let remembering: Vec<ServiceId> = services.filter(|service| service.remembers()).map(Service::id).collect();
-        if remembering.is_empty() {
-            let names: Vec<&str> = located.iter().map(|client| client.service.as_str()).collect();
-            return Err(remembers_nobody(&names.join(", ")));
-        }
-        let mut sum = Forgotten::default();
-        for service in remembering {
-            let known = self.dataplane.client(service, address);
-            let forgotten = self.dataplane.forget(service, address);
-            if let Some(name) = known.and_then(|known| self.controller.name_of(known.backend)).map(str::to_owned) {
-                self.count_forgotten(service, name, forgotten.moved);
-            }
-            sum.clients += forgotten.clients;
-            sum.moved += forgotten.moved;
-        }
-        Ok(forgotten_view(&self.events, &format!("client {address}"), None, sum, uid))
-    }
-
-    /// Begins to forget the clients of a backend; [`Owner::forget_more`] goes on.
-    ///
-    /// # Errors
-    /// When there is no such backend, or its service remembers nobody.
-    pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
-        self.controller.backend(&name)?;
-        if !self.controller.service(&name.service)?.remembers() {
-            return Err(remembers_nobody(&name.service));
-        }
-        let parts = self.controller.legs(&name.service).flat_map(|service| {
-            let backends = service.backends().iter().filter(|backend| backend.name() == name.backend);
-            backends.map(|backend| (service.id(), backend.id()))
-        });
-        Ok(Forgetting { parts: parts.collect(), name, uid, next: 0, sum: Forgotten::default() })
-    }
-
-    /// Forgets the backend's clients in one more part of the client table. `Some` with the last.
-    pub fn forget_more(&mut self, forgetting: &mut Forgetting) -> Option<ForgottenView> {
-        let Forgetting { parts, name, uid, next, sum } = forgetting;
-        if let Some(&(service, backend)) = parts.last() {
-            let (part, following) = self.dataplane.forget_all(backend, *next);
-            self.count_forgotten(service, name.backend.clone(), part.moved);
-            sum.clients += part.clients;
-            sum.moved += part.moved;
-            *next = following.unwrap_or(0);
-            if following.is_none() {
-                parts.pop();
-            }
-        }
-        match parts.last() {
-            Some(_) => None,
-            None => Some(forgotten_view(&self.events, &format!("backend {name}"), Some(name), *sum, *uid)),
-        }
-    }
-
-    /// Nobody can tell from a later packet that its client was known elsewhere, so the move is counted at once.
-    fn count_forgotten(&mut self, service: ServiceId, backend: String, moved: u64) {
-        if moved > 0 {
-            let mut stats = BackendStats::default();
-            if let Some(count) = stats.moves.get_mut(CauseIndex::from(MoveCause::Forgotten).counter()) {
-                *count = moved;
-            }
-            self.departed.add(service, backend, &stats, Instant::now().into_std());
-        }
-    }
-
-    /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.
-    pub fn keep_up(&mut self) {
-        if self.out_of_step {
-            self.resync();
-        }
-        self.sum_up_departed();
-    }
-
     /// Advances the clocks of client memory and looks at the next part of the client table.
     pub fn sweep(&mut self) {
         if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
@@ -632,38 +551,9 @@ fn publishes(commands: &[Command]) -> bool {
     commands.iter().any(|command| matches!(command, Command::PublishServices(_)))
 }
 
-/// A pass over the client table that forgets a backend's clients.
-#[derive(Debug)]
-pub struct Forgetting {
-    /// It in each part of its service that has still to be looked for.
-    parts: Vec<(ServiceId, BackendId)>,
-    name: BackendName,
-    uid: Option<u32>,
-    /// Where the look for the last of them goes on.
-    next: usize,
-    sum: Forgotten,
-}
-
 /// Slots moved (required, needless) in all.
 fn sum(moved: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
     moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
-}
-
-fn remembers_nobody(services: &str) -> Refused {
-    Refused::Conflict(format!("nobody to forget: {services} has no memory of clients (remember = \"0s\")"))
-}
-
-fn forgotten_view(
-    events: &Events,
-    whose: &str,
-    about: Option<&BackendName>,
-    Forgotten { clients, moved }: Forgotten,
-    uid: Option<u32>,
-) -> ForgottenView {
-    let (known, go) = (grouped(clients), grouped(moved));
-    let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
-    events.change(about, &message, uid, None);
-    ForgottenView { message, forgotten: clients, moved }
 }
 
 /// What moved between two readings of (required, needless).

@@ -279,8 +279,7 @@ impl Backend {
     }
 
     pub(super) fn health_mut(&mut self) -> &mut Health {
-        let witness = self.fleet.as_mut().and_then(|fleet| fleet.witness.as_mut());
-        witness.unwrap_or(&mut self.health)
+        own_health(&mut self.health, self.fleet.as_deref_mut())
     }
 
     /// What the own checks have found, where the verdict is a fleet's.
@@ -330,9 +329,8 @@ impl Backend {
     pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
         let before = word(self.health());
-        let witness = self.fleet.as_mut().and_then(|fleet| fleet.witness.as_mut());
         let check = self.config.check.as_deref().unwrap_or(service_check);
-        witness.unwrap_or(&mut self.health).record(outcome, check);
+        own_health(&mut self.health, self.fleet.as_deref_mut()).record(outcome, check);
         if word(self.health()) != before {
             self.verdict_since = now;
         }
@@ -552,4 +550,9 @@ impl Backend {
         let known = if old.keeps_known { self.known } else { 0 };
         Some(Transition { name, id: self.id.0, before, after, lasted, reason, known, keeps_known })
     }
+}
+
+/// What the own checks have found: beside a backend's `health` where that is its fleet's.
+fn own_health<'a>(health: &'a mut Health, fleet: Option<&'a mut InFleet>) -> &'a mut Health {
+    fleet.and_then(|fleet| fleet.witness.as_mut()).unwrap_or(health)
 }

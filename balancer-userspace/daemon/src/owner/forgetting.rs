@@ -1,0 +1,128 @@
+//! Known clients that somebody wants forgotten: one, or all of a backend.
+
+use balancer_api::model::{ClientQuery, ForgottenView};
+use balancer_common::{
+    map_types::BackendStats,
+    verdict::{CauseIndex, MoveCause},
+};
+use balancer_core::{
+    io::{BackendId, Refused, ServiceId},
+    service::Service,
+};
+use balancer_dataplane::{Dataplane, Forgotten};
+use balancer_model::{listeners::Family, names::BackendName, words::grouped};
+use tokio::time::Instant;
+
+use super::Owner;
+use crate::events::Events;
+
+/// A pass over the client table that forgets a backend's clients.
+#[derive(Debug)]
+pub struct Forgetting {
+    /// It in each part of its service that has still to be looked for.
+    parts: Vec<(ServiceId, BackendId)>,
+    name: BackendName,
+    uid: Option<u32>,
+    /// Where the look for the last of them goes on.
+    next: usize,
+    sum: Forgotten,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// Forgets a client in every service that remembers, or in the one asked for.
+    ///
+    /// # Errors
+    /// When there is no such service, or none that remembers.
+    pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
+        let located = self.controller.locate(query.address, query.service.as_deref())?;
+        let address = query.address.to_canonical();
+        let services = located.iter().filter_map(|client| self.controller.leg(&client.service, Family::of(address)));
+        let remembering: Vec<ServiceId> = services.filter(|service| service.remembers()).map(Service::id).collect();
+        if remembering.is_empty() {
+            let names: Vec<&str> = located.iter().map(|client| client.service.as_str()).collect();
+            return Err(remembers_nobody(&names.join(", ")));
+        }
+        let mut sum = Forgotten::default();
+        for service in remembering {
+            let known = self.dataplane.client(service, address);
+            let forgotten = self.dataplane.forget(service, address);
+            if let Some(name) = known.and_then(|known| self.controller.name_of(known.backend)).map(str::to_owned) {
+                self.count_forgotten(service, name, forgotten.moved);
+            }
+            sum.clients += forgotten.clients;
+            sum.moved += forgotten.moved;
+        }
+        Ok(forgotten_view(&self.events, &format!("client {address}"), None, sum, uid))
+    }
+
+    /// Begins to forget the clients of a backend; [`Owner::forget_more`] goes on.
+    ///
+    /// # Errors
+    /// When there is no such backend, or its service remembers nobody.
+    pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
+        self.controller.backend(&name)?;
+        if !self.controller.service(&name.service)?.remembers() {
+            return Err(remembers_nobody(&name.service));
+        }
+        let parts = self.controller.legs(&name.service).flat_map(|service| {
+            let backends = service.backends().iter().filter(|backend| backend.name() == name.backend);
+            backends.map(|backend| (service.id(), backend.id()))
+        });
+        Ok(Forgetting { parts: parts.collect(), name, uid, next: 0, sum: Forgotten::default() })
+    }
+
+    /// Forgets the backend's clients in one more part of the client table. `Some` with the last.
+    pub fn forget_more(&mut self, forgetting: &mut Forgetting) -> Option<ForgottenView> {
+        let Forgetting { parts, name, uid, next, sum } = forgetting;
+        if let Some(&(service, backend)) = parts.last() {
+            let (part, following) = self.dataplane.forget_all(backend, *next);
+            self.count_forgotten(service, name.backend.clone(), part.moved);
+            sum.clients += part.clients;
+            sum.moved += part.moved;
+            *next = following.unwrap_or(0);
+            if following.is_none() {
+                parts.pop();
+            }
+        }
+        match parts.last() {
+            Some(_) => None,
+            None => Some(forgotten_view(&self.events, &format!("backend {name}"), Some(name), *sum, *uid)),
+        }
+    }
+
+    /// Nobody can tell from a later packet that its client was known elsewhere, so the move is counted at once.
+    pub(super) fn count_forgotten(&mut self, service: ServiceId, backend: String, moved: u64) {
+        if moved > 0 {
+            let mut stats = BackendStats::default();
+            if let Some(count) = stats.moves.get_mut(CauseIndex::from(MoveCause::Forgotten).counter()) {
+                *count = moved;
+            }
+            self.departed.add(service, backend, &stats, Instant::now().into_std());
+        }
+    }
+
+    /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.
+    pub fn keep_up(&mut self) {
+        if self.out_of_step {
+            self.resync();
+        }
+        self.sum_up_departed();
+    }
+}
+
+fn remembers_nobody(services: &str) -> Refused {
+    Refused::Conflict(format!("nobody to forget: {services} has no memory of clients (remember = \"0s\")"))
+}
+
+fn forgotten_view(
+    events: &Events,
+    whose: &str,
+    about: Option<&BackendName>,
+    Forgotten { clients, moved }: Forgotten,
+    uid: Option<u32>,
+) -> ForgottenView {
+    let (known, go) = (grouped(clients), grouped(moved));
+    let message = format!("{whose}: {known} known clients forgotten, {go} of them go elsewhere now");
+    events.change(about, &message, uid, None);
+    ForgottenView { message, forgotten: clients, moved }
+}
