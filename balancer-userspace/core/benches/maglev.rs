@@ -1,13 +1,22 @@
-//! How long lookup tables take over 65,537 slots. The goal for 1,000 backends is 1.8 ms (Maglev, NSDI 2016).
+//! How long lookup tables take over 65,537 slots, and what a failure takes in the controller's core with all that follows from
+//! it. The goal for a table of 1,000 backends is 1.8 ms (Maglev, NSDI 2016).
 
-use std::hint::black_box;
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
-use balancer_common::client::HashKey;
+use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_core::{
+    controller::Controller,
+    io::{BackendId, CheckNumber, CheckOutcome, Command, Event, NextHop},
     maglev::{self, Member},
     table::{Builder, Candidate},
 };
-use balancer_model::config::WhenAllDown;
+use balancer_model::{
+    config::WhenAllDown,
+    fixture::{self, config, service},
+};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 const SLOTS: u32 = 65_537;
@@ -71,5 +80,82 @@ fn failure(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, build, failure);
+/// A service whose backends are up.
+struct Site {
+    controller: Controller,
+    checks: Vec<(BackendId, CheckNumber)>,
+    now: Instant,
+}
+
+impl Site {
+    fn new(backends: u16) -> Self {
+        let lines: Vec<String> =
+            (0..backends).map(|n| format!("web{n} 10.1.{}.{}:8080", n / 250, n % 250 + 1)).collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let mut web = service("web", "203.0.113.1:80", Forwarding::Nat, &lines);
+        web.remember = Duration::from_hours(3);
+        let now = fixture::now();
+        let mut controller = Controller::new(config(vec![web]), KEY);
+        let commands = controller.start(now);
+        let mut site = Self { controller, checks: Vec::new(), now };
+        let mac = [2, 0, 0, 0, 0, 1];
+        let next_hop =
+            NextHop { ifindex: 2, source_mac: mac, destination_mac: mac, mtu: 1500, source: None, gateway: None };
+        for command in &commands {
+            if let Command::WatchNextHop(address) = command {
+                site.controller.handle(Event::NextHop { address: *address, next_hop: Ok(next_hop) }, now);
+            } else if let Command::StartChecks(check) = command {
+                site.checks.push((check.backend, check.number));
+            }
+        }
+        (0..site.checks.len()).for_each(|index| site.bring_back(index));
+        site
+    }
+
+    /// The running check of a backend ends so; the commands that follow.
+    fn check(&mut self, index: usize, outcome: CheckOutcome) -> usize {
+        let (backend, check) = self.checks[index % self.checks.len()];
+        self.now += Duration::from_millis(100);
+        let checked = Event::Checked { backend, check, outcome, took: Duration::from_millis(1) };
+        self.controller.handle(checked, self.now).len()
+    }
+
+    fn refuse(&mut self, index: usize) -> usize {
+        self.check(index, CheckOutcome::Hard("connect: refused".to_owned()))
+    }
+
+    fn bring_back(&mut self, index: usize) {
+        (0..2).for_each(|_| {
+            self.check(index, CheckOutcome::Passed);
+        });
+    }
+}
+
+/// The deciding refusal of a check, until the core's commands are there.
+fn decision(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decision");
+    for backends in BACKENDS {
+        let mut site = Site::new(backends);
+        let mut next = 0;
+        group.bench_function(BenchmarkId::from_parameter(backends), |bencher| {
+            bencher.iter_custom(|times| {
+                let mut took = Duration::ZERO;
+                for _ in 0..times {
+                    next += 1;
+                    (0..2).for_each(|_| {
+                        site.refuse(next);
+                    });
+                    let start = fixture::now();
+                    black_box(site.refuse(next));
+                    took += start.elapsed();
+                    site.bring_back(next);
+                }
+                took
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, build, failure, decision);
 criterion_main!(benches);

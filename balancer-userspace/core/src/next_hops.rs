@@ -1,8 +1,9 @@
 //! The next hops of the backends' addresses. Backends that share an address share one watch.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use balancer_common::map_types::Forwarding;
+use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::io::NextHop;
@@ -53,9 +54,9 @@ struct Watch {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NextHops {
     /// Shared between copies until one of them changes.
-    watches: Arc<BTreeMap<IpAddr, Watch>>,
+    watches: Arc<HashMap<IpAddr, Watch>>,
     /// What was known before a restart, until somebody watches.
-    before: BTreeMap<IpAddr, Hop>,
+    before: HashMap<IpAddr, Hop>,
 }
 
 impl NextHops {
@@ -64,9 +65,11 @@ impl NextHops {
         Self { before: before.into_iter().collect(), ..Self::default() }
     }
 
-    /// What is known.
+    /// What is known, by address in ascending order.
     pub(crate) fn all(&self) -> impl Iterator<Item = (IpAddr, &Hop)> {
-        self.watches.iter().map(|(&address, watch)| (address, &watch.hop))
+        let mut all: Vec<_> = self.watches.iter().map(|(&address, watch)| (address, &watch.hop)).collect();
+        all.sort_unstable_by_key(|&(address, _)| address);
+        all.into_iter()
     }
 
     /// Counts one more user of `address`; true if it is the first.
@@ -103,22 +106,22 @@ impl NextHops {
         true
     }
 
-    /// What is known otherwise than `before`; `None`: it is not watched any more.
+    /// What is known otherwise than `before`, in no order; `None`: it is not watched any more.
     pub(crate) fn changed_since(&self, before: &Self) -> Vec<(IpAddr, Option<Hop>)> {
         if Arc::ptr_eq(&self.watches, &before.watches) {
             return Vec::new();
         }
-        let known = |(address, hop): (IpAddr, &Hop)| {
-            let news = before.watches.get(&address).is_none_or(|before| before.hop != *hop);
-            news.then(|| (address, Some(hop.clone())))
+        let known = |(address, Watch { hop, .. }): (&IpAddr, &Watch)| {
+            let news = before.watches.get(address).is_none_or(|before| before.hop != *hop);
+            news.then(|| (*address, Some(hop.clone())))
         };
         let gone = before.watches.keys().filter(|address| !self.watches.contains_key(address));
-        self.all().filter_map(known).chain(gone.map(|&address| (address, None))).collect()
+        self.watches.iter().filter_map(known).chain(gone.map(|&address| (address, None))).collect()
     }
 
-    pub(crate) fn get(&self, address: IpAddr) -> Hop {
-        let known = self.watches.get(&address).map(|watch| &watch.hop).or_else(|| self.before.get(&address));
-        known.cloned().unwrap_or_default()
+    pub(crate) fn get(&self, address: IpAddr) -> &Hop {
+        let known = self.watches.get(&address).map(|watch| &watch.hop);
+        known.or_else(|| self.before.get(&address)).unwrap_or(&Hop::Pending)
     }
 }
 

@@ -12,7 +12,7 @@
 //! the same view agree, a failure or a drain moves the slots of that backend alone, and a return
 //! restores the table exactly. Backups have a base table of their own, used when no primary takes new clients.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use balancer_common::{
     client::HashKey,
@@ -61,7 +61,46 @@ pub enum Footing {
 }
 
 /// The weights of the backends that are steered to, times the steps they have taken, by id.
-pub type Shares = BTreeMap<u16, u32>;
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shares(Vec<(u16, u32)>);
+
+impl Shares {
+    /// Nobody's.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Whether a backend is steered to.
+    #[must_use]
+    pub fn has(&self, id: u16) -> bool {
+        self.0.binary_search_by_key(&id, |&(id, _)| id).is_ok()
+    }
+
+    /// The backends that are steered to, in ascending order.
+    pub fn ids(&self) -> impl Iterator<Item = u16> + Clone {
+        self.0.iter().map(|&(id, _)| id)
+    }
+
+    /// All, by id in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, u32)> {
+        self.0.iter().copied()
+    }
+
+    /// Whether all who have one have one of `others`.
+    fn are_among(&self, others: &[u16]) -> bool {
+        let mut others = others.iter();
+        self.ids().all(|id| others.any(|&other| other == id))
+    }
+}
+
+impl FromIterator<(u16, u32)> for Shares {
+    fn from_iter<I: IntoIterator<Item = (u16, u32)>>(shares: I) -> Self {
+        let mut shares: Vec<(u16, u32)> = shares.into_iter().collect();
+        shares.sort_unstable_by_key(|&(id, _)| id);
+        Self(shares)
+    }
+}
 
 /// A live table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,7 +186,7 @@ impl Builder {
                 });
             }
             if all_have_successors && nobody_is_slow {
-                let (base, steered) = (Arc::clone(&base.slots), shares.keys().copied().collect());
+                let (base, steered) = (Arc::clone(&base.slots), shares.ids().collect());
                 self.last = Some(Last { base, steered, slots: Arc::clone(&slots) });
             }
         }
@@ -182,7 +221,7 @@ struct Base {
     runners_up: RunnersUp,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Ingredients {
     /// Id, weight and name.
     members: Vec<(u16, u16, String)>,
@@ -192,9 +231,7 @@ struct Ingredients {
 
 impl Base {
     fn update(&mut self, members: &[Member<'_>], (table_size, key): (u32, HashKey), made: &[Made]) {
-        let members_owned = members.iter().map(|member| (member.id, member.weight, member.name.to_owned())).collect();
-        let of = Ingredients { members: members_owned, table_size, key };
-        let is_so = |base: &Self| base.of.as_deref() == Some(&of);
+        let is_so = |base: &Self| base.of.as_deref().is_some_and(|of| of.are(members, table_size, key));
         if is_so(self) {
             return;
         }
@@ -203,16 +240,29 @@ impl Base {
             None => {
                 let (slots, runners_up) = maglev::table(members, table_size, key)
                     .map_or_else(Default::default, |table| (table.slots.into(), RunnersUp::new(&table.runners_up)));
-                Self { of: Some(Arc::new(of)), slots, runners_up }
+                Self { of: Some(Arc::new(Ingredients::new(members, table_size, key))), slots, runners_up }
             }
         };
+    }
+}
+
+impl Ingredients {
+    fn new(members: &[Member<'_>], table_size: u32, key: HashKey) -> Self {
+        let members = members.iter().map(|member| (member.id, member.weight, member.name.to_owned()));
+        Self { members: members.collect(), table_size, key }
+    }
+
+    fn are(&self, members: &[Member<'_>], table_size: u32, key: HashKey) -> bool {
+        let own = self.members.iter().map(|(id, weight, name)| (*id, *weight, name.as_str()));
+        let others = members.iter().map(|member| (member.id, member.weight, member.name));
+        self.table_size == table_size && self.key == key && own.eq(others)
     }
 }
 
 impl Last {
     /// Whether of those that were steered to some have gone since, and nobody has come.
     fn precedes(&self, base: &Arc<[u16]>, shares: &Shares) -> bool {
-        Arc::ptr_eq(&self.base, base) && shares.keys().all(|id| self.steered.binary_search(id).is_ok())
+        Arc::ptr_eq(&self.base, base) && shares.are_among(&self.steered)
     }
 }
 
@@ -487,7 +537,7 @@ mod tests {
                 let after = builder.live(&set, WhenAllDown::Open, (M, KEY), &made);
                 prop_assert_eq!(&after, &live(&set, M, KEY), "what is kept between two builds must not show");
                 for ((home, old), new) in all.slots.iter().zip(&*before.slots).zip(&*after.slots) {
-                    let steered = |shares: &Shares| shares.contains_key(home);
+                    let steered = |shares: &Shares| shares.has(*home);
                     prop_assert!(!steered(&before.shares) || home == old);
                     prop_assert!(!steered(&after.shares) || home == new);
                 }

@@ -192,18 +192,16 @@ impl Tables {
     fn line(&self, index: usize, table: &[u16], &Before { home, same, anywhere }: &Before<'_>) -> SlotLine {
         let mut line = SlotLine::zeroed();
         let begin = index * SLOTS_PER_LINE as usize;
-        let end = table.len().min(begin + SLOTS_PER_LINE as usize);
+        let slots = begin..table.len().min(begin + SLOTS_PER_LINE as usize);
+        let backends = &table[slots.clone()];
+        let all = (1 << backends.len()) - 1;
+        let refilled = home.map_or(all, |home| differing(backends, &home[slots.clone()]));
         // The clients of a slot that changes stay where they are known, and those of a flagged slot may be anywhere.
+        let moved = same.map_or(0, |old| differing(backends, &old.slots[slots]));
+        let elsewhere = if anywhere { all } else { moved };
         let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
-        for (index, slot) in (begin..end).enumerate() {
-            let backend = table[slot];
-            let refilled = home.is_none_or(|home| home[slot] != backend);
-            let moved = same.is_some_and(|old| old.slots[slot] != backend);
-            line.backends[index] = backend;
-            let flags = u64::from(refilled) * SLOT_REFILLED + u64::from(moved || anywhere) * SLOT_EXCEPTIONS;
-            line.flags |= flags << index;
-        }
-        line.flags |= known.unwrap_or(0) & EXCEPTIONS;
+        line.backends[..backends.len()].copy_from_slice(backends);
+        line.flags = (refilled * SLOT_REFILLED) | (elsewhere * SLOT_EXCEPTIONS) | (known.unwrap_or(0) & EXCEPTIONS);
         line
     }
 
@@ -220,6 +218,15 @@ impl Tables {
             format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
         })
     }
+}
+
+/// A bit for each slot of a line that is another backend's than in `others`. Mostly none is.
+fn differing(backends: &[u16], others: &[u16]) -> u64 {
+    if backends == others {
+        return 0;
+    }
+    let differs = backends.iter().zip(others).map(|(one, other)| u64::from(one != other));
+    differs.enumerate().fold(0, |bits, (index, differs)| bits | differs << index)
 }
 
 /// The flags of a line, which this controller alone writes.

@@ -158,9 +158,10 @@ fn tell_checks(service: &mut Service, last: &mut CheckNumber, commands: &mut Sta
     for index in 0..service.backends().len() {
         let Some(backend) = service.backends().get(index) else { continue };
         let wanted = service.check(backend);
-        if backend.is_checked_as(wanted.as_ref()) {
+        if backend.is_checked_as(wanted) {
             continue;
         }
+        let wanted = wanted.map(|(target, config)| (target, config.clone()));
         let Some(backend) = service.backends_mut().get_mut(index) else { continue };
         match wanted {
             Some(wanted) => {

@@ -167,7 +167,10 @@ pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drain
             let (target, check) = service.check(backend)?;
             let (number, name) = (plane.checked.get(&backend.id())?.number, service.name_of(backend));
             let health = backend.health().clone();
-            Some((backend.id(), CheckSpec { backend: backend.id(), number, name, target, check, health }))
+            Some((
+                backend.id(),
+                CheckSpec { backend: backend.id(), number, name, target, check: check.clone(), health },
+            ))
         })
     });
     assert_eq!(plane.checked, checked.collect(), "the checks that run, and those that should");

@@ -99,7 +99,7 @@ pub struct LastCheck {
 }
 
 /// How far a drain has come.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Drain {
     /// Instead of the service's drain timeout.
     pub(super) timeout: Option<Duration>,
@@ -506,11 +506,11 @@ impl Backend {
     }
 
     /// Whether the check that the shell was told of is the one that should run.
-    pub(crate) fn is_checked_as(&self, wanted: Option<&(SocketAddr, CheckConfig)>) -> bool {
+    pub(crate) fn is_checked_as(&self, wanted: Option<(SocketAddr, &CheckConfig)>) -> bool {
         match (&self.told.check, wanted) {
             (None, None) => true,
             (Some(told), Some((target, config))) => {
-                !self.checked_anew && told.target == *target && told.config == *config
+                !self.checked_anew && told.target == target && told.config == *config
             }
             (Some(_), None) | (None, Some(_)) => false,
         }

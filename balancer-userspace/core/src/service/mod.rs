@@ -7,7 +7,6 @@ mod rules;
 mod tables;
 
 use std::{
-    collections::HashMap,
     mem,
     net::SocketAddr,
     sync::Arc,
@@ -442,13 +441,12 @@ impl Service {
     /// The way to a backend, if its service's kind of forwarding can go it.
     fn way(&self, backend: &Backend, hops: &NextHops) -> Hop {
         let address = backend.reached.ip();
-        match hops.get(address) {
-            Hop::Resolved(next_hop) => match next_hops::obstacle(self.settings.forwarding, address, &next_hop) {
-                Some(why) => Hop::Failed(why),
-                None => Hop::Resolved(next_hop),
-            },
-            hop @ (Hop::Pending | Hop::Failed(_)) => hop,
-        }
+        let hop = hops.get(address);
+        let obstacle = match hop {
+            Hop::Resolved(next_hop) => next_hops::obstacle(self.settings.forwarding, address, next_hop),
+            Hop::Pending | Hop::Failed(_) => None,
+        };
+        obstacle.map_or_else(|| hop.clone(), Hop::Failed)
     }
 
     /// The way to a backend as far as its standing depends on it: the fleet's, or else the own one.
@@ -465,8 +463,8 @@ impl Service {
 
     /// The check that should run on a backend, and where to.
     #[must_use]
-    pub fn check(&self, backend: &Backend) -> Option<(SocketAddr, CheckConfig)> {
-        Some((self.checked_at(backend)?, self.check_config(backend).clone()))
+    pub fn check<'a>(&'a self, backend: &'a Backend) -> Option<(SocketAddr, &'a CheckConfig)> {
+        Some((self.checked_at(backend)?, self.check_config(backend)))
     }
 
     /// Where the check that should run on a backend connects to.
@@ -617,20 +615,26 @@ impl Service {
     pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
         let remembers = self.remembers();
         self.has_leaving = self.backends.iter().any(Backend::is_leaving);
+        let mut assessments = Vec::with_capacity(self.backends.len());
         for index in 0..self.backends.len() {
             let Some(backend) = self.backends.get(index) else { continue };
-            let drains = self.assess(backend, hops, now).drains;
+            let mut assessment = self.assess(backend, hops, now);
             let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
-            let Some(backend) = self.backends.get_mut(index) else { continue };
             // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
-            if drains || backend.admin == Admin::Drain && remembers {
-                backend.drain.until.get_or_insert(now + timeout);
+            let drain = if assessment.drains || backend.admin == Admin::Drain && remembers {
+                Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
             } else {
-                backend.drain = Drain { timeout: backend.drain.timeout, ..Drain::default() };
+                Drain { timeout: backend.drain.timeout, ..Drain::default() }
+            };
+            if drain != backend.drain {
+                if let Some(backend) = self.backends.get_mut(index) {
+                    backend.drain = drain;
+                }
+                let Some(backend) = self.backends.get(index) else { continue };
+                assessment = self.assess(backend, hops, now);
             }
+            assessments.push(assessment);
         }
-        let mut assessments: Vec<Assessment> =
-            self.backends.iter().map(|backend| self.assess(backend, hops, now)).collect();
         self.start_slowly(&mut assessments, now);
         let takes_new = self.counted(assessments.iter().map(|assessment| assessment.standing.takes_new), hops);
         let mut builder = mem::take(&mut self.builder);
@@ -661,8 +665,8 @@ impl Service {
         let counts = counts(&self.live, &self.backends);
         let mut transitions = Vec::new();
         for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
-            backend.slots = counts.get(&backend.id.0).copied().unwrap_or(0);
-            backend.steered = self.shares.contains_key(&backend.id.0);
+            backend.slots = counts.get(backend.id.0).copied().unwrap_or(0);
+            backend.steered = self.shares.has(backend.id.0);
             transitions.extend(backend.enter(&self.settings.name, assessment, now));
         }
         self.due = self.backends.iter().filter_map(Backend::deadline).min();
@@ -671,11 +675,10 @@ impl Service {
 }
 
 /// How many slots of `table` each backend has. There may be thousands of tables, each with few of the ids that there are.
-fn counts(table: &[u16], backends: &[Backend]) -> HashMap<u16, u32> {
-    let ids = backends.iter().map(|backend| backend.id.0);
-    let mut counts = ById::new(ids.clone(), 0);
+fn counts(table: &[u16], backends: &[Backend]) -> ById<u32> {
+    let mut counts = ById::new(backends.iter().map(|backend| backend.id.0), 0);
     for &entry in table {
         counts.set(entry, |count| *count += 1);
     }
-    ids.map(|id| (id, counts.get(id).copied().unwrap_or(0))).collect()
+    counts
 }
