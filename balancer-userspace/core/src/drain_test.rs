@@ -91,6 +91,13 @@ fn a_drain_ends_at_its_deadline() {
 }
 
 #[test]
+fn a_drain_without_time_is_over_at_once() {
+    let mut bench = bench();
+    let (_, commands) = drain(&mut bench, Some(Duration::ZERO));
+    assert_eq!((state(&bench), kept(&commands)), (BackendState::Drained, vec![Err(MoveCause::Drain)]));
+}
+
+#[test]
 fn a_drain_ends_when_two_sweeps_find_nobody() {
     let mut bench = bench();
     drain(&mut bench, None);

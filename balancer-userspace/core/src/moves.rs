@@ -67,13 +67,19 @@ impl Moves {
     }
 
     fn count(others: impl Iterator<Item = u16>) -> (u32, usize) {
-        let mut others: Vec<u16> = others.collect();
-        let slots = others.len() as u32;
-        others.retain(|&other| other != NO_BACKEND && other != ALL_DOWN);
-        others.sort_unstable();
-        others.dedup();
-        (slots, others.len())
+        let (mut slots, mut distinct) = (0, [0u64; 1 << 10]);
+        for other in others {
+            slots += 1;
+            if let Some(word) = distinct.get_mut(usize::from(other) / 64).filter(|_| is_backend(other)) {
+                *word |= 1 << (other % 64);
+            }
+        }
+        (slots, distinct.into_iter().map(u64::count_ones).sum::<u32>() as usize)
     }
+}
+
+const fn is_backend(id: u16) -> bool {
+    id != NO_BACKEND && id != ALL_DOWN
 }
 
 /// What differs between two tables of one size. Few slots do, mostly, so whole runs are compared first; within those that differ

@@ -581,6 +581,9 @@ impl Service {
     /// Begins, advances and ends slow starts.
     fn start_slowly(&mut self, assessments: &mut [Assessment], now: Instant) {
         let lasts = self.settings.slow_start;
+        if lasts.is_zero() && self.backends.iter().all(|backend| backend.slow_start.is_none()) {
+            return;
+        }
         for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
             // One that follows is told.
