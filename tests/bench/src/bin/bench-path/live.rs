@@ -21,6 +21,7 @@ use self::{
 use crate::{
     paths::{self, Path},
     scene::Scene,
+    yardsticks::floor_by_arrays,
 };
 
 /// Frames of one run: each of a million clients sends two.
@@ -32,16 +33,22 @@ const LOST: u32 = FRAMES / 1000;
 pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     let far = Namespace::new("far")?;
     let near = Namespace::new("near")?;
-    let wires = [Wire::new(&far, &near, "bare")?, Wire::new(&far, &near, "balancer")?];
+    let [of_bare, of_arrays] = ["bare", "arrays"].map(|name| Wire::new(&far, &near, name));
+    let of_balancer = Wire::new(&far, &near, "balancer")?;
     near.enter()?;
-    let scene = Scene::settled(wires[1].near_index)?;
+    let scene = Scene::settled(of_balancer.near_index)?;
     let bare = bare().load_frags().context("the bare program")?;
-    let [of_bare, of_balancer] = wires;
-    let of_bare = of_bare.attach(&near, bare.as_fd())?;
+    let arrays = floor_by_arrays().context("the yardstick")?;
+    let of_bare = of_bare?.attach(&near, bare.as_fd())?;
+    let of_arrays = of_arrays?.attach(&near, arrays.as_fd())?;
     let of_balancer = of_balancer.attach(&near, scene.program())?;
     // Where frames are made and counted.
     far.enter()?;
-    let mut lanes = vec![Lane::new("bare: MAC addresses swapped", paths::known(), &of_bare, None)?];
+    let yardstick = "yardstick: arrays";
+    let mut lanes = vec![
+        Lane::new("bare: MAC addresses swapped", paths::known(), &of_bare, None)?,
+        Lane::new(yardstick, paths::of_a_million_clients(yardstick), &of_arrays, None)?,
+    ];
     for path in paths::live() {
         lanes.push(Lane::new(&path.name.clone(), path, &of_balancer, Some(&scene))?);
     }

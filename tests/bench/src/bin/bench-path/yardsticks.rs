@@ -89,7 +89,7 @@ fn parse_only() -> io::Result<OwnedFd> {
 
 /// Parses, multiplies the source address, and writes the MAC addresses that an array has for the product: the least that
 /// steers by the client's address.
-fn floor_by_arrays() -> io::Result<OwnedFd> {
+pub(crate) fn floor_by_arrays() -> io::Result<OwnedFd> {
     let slots = rows(SLOTS)?;
     sent(slot(parsed(), SLOTS).store(Size::Word, Register::R10, NUMBER, Register::R1), &slots).load_frags()
 }
