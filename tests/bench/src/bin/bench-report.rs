@@ -13,7 +13,7 @@ use balancer_testkit::outcome::outcome;
 use clap::Parser;
 
 /// Groups of the benchmark of lookup tables.
-const GROUPS: [&str; 2] = ["build", "failure"];
+const GROUPS: [&str; 3] = ["build", "failure", "decision"];
 
 /// Makes results.json, results.md and pictures of what benchmarks have printed.
 #[derive(Parser)]
@@ -60,7 +60,8 @@ fn table(directory: &Path) -> Result<Document> {
         benchmark: "table".to_owned(),
         title: "Building lookup tables".to_owned(),
         about:
-            "65,537 slots, by kind of weights and number of backends; a failure: the live table after it. By Criterion."
+            "65,537 slots, by kind of weights and number of backends; a failure: the live table after it; a decision: \
+                all that the controller's core works out when a check fails for the last time. By Criterion."
                 .to_owned(),
         series: criterion::read(directory, &GROUPS)?,
         left_out: Vec::new(),
