@@ -102,8 +102,8 @@ fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
 
 /// The same of two sizes: each new slot, and the old one that its clients' hashes fell into.
 fn rescaled(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
-    let before = (0..new.len()).filter_map(|slot| old.get(slot * old.len() / new.len()));
-    before.copied().zip(new.iter().copied()).filter(|(from, to)| from != to).collect()
+    let pair = |(slot, &to): (usize, &u16)| Some((*old.get(slot * old.len() / new.len())?, to));
+    new.iter().enumerate().filter_map(pair).filter(|(from, to)| from != to).collect()
 }
 
 #[cfg(test)]

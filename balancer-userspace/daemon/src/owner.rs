@@ -441,6 +441,14 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
+    /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.
+    pub fn keep_up(&mut self) {
+        if self.out_of_step {
+            self.resync();
+        }
+        self.sum_up_departed();
+    }
+
     fn sum_up_departed(&mut self) {
         let Self { controller, departed, .. } = self;
         departed.sum_up(Instant::now().into_std(), |id| {

@@ -100,14 +100,6 @@ impl<D: Dataplane> Owner<D> {
             self.departed.add(service, backend, &stats, Instant::now().into_std());
         }
     }
-
-    /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.
-    pub fn keep_up(&mut self) {
-        if self.out_of_step {
-            self.resync();
-        }
-        self.sum_up_departed();
-    }
 }
 
 fn remembers_nobody(services: &str) -> Refused {

@@ -33,14 +33,15 @@ const LOST: u32 = FRAMES / 1000;
 pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     let far = Namespace::new("far")?;
     let near = Namespace::new("near")?;
-    let [of_bare, of_arrays] = ["bare", "arrays"].map(|name| Wire::new(&far, &near, name));
+    let of_bare = Wire::new(&far, &near, "bare")?;
+    let of_arrays = Wire::new(&far, &near, "arrays")?;
     let of_balancer = Wire::new(&far, &near, "balancer")?;
     near.enter()?;
     let scene = Scene::settled(of_balancer.near_index)?;
     let bare = bare().load_frags().context("the bare program")?;
     let arrays = floor_by_arrays().context("the yardstick")?;
-    let of_bare = of_bare?.attach(&near, bare.as_fd())?;
-    let of_arrays = of_arrays?.attach(&near, arrays.as_fd())?;
+    let of_bare = of_bare.attach(&near, bare.as_fd())?;
+    let of_arrays = of_arrays.attach(&near, arrays.as_fd())?;
     let of_balancer = of_balancer.attach(&near, scene.program())?;
     // Where frames are made and counted.
     far.enter()?;

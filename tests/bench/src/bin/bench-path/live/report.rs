@@ -44,18 +44,16 @@ fn document(all: &[Measured], bare: &Measured) -> Document {
         series.under(what)
     };
     let rates = all.iter().map(|measured| one(measured, "frames that come back", "1/s", measured.rates.clone()));
-    let parts = all
-        .iter()
-        .skip(1)
-        .map(|measured| one(measured, "in comparison with the bare program", "%", measured.parts(bare)));
+    let others = all.iter().skip(1);
+    let parts = others.map(|measured| one(measured, "in comparison with the bare program", "%", measured.parts(bare)));
     Document {
         benchmark: "live".to_owned(),
         title: "Real frames over veth pairs, on one processor".to_owned(),
         about: format!(
             "{FRAMES} frames a round, each of the next of a million clients, are made by a program \
              (`BPF_F_TEST_XDP_LIVE_FRAMES`), cross a veth pair to the balancer's program, to one that only swaps MAC \
-             addresses, or to the yardstick that steers by an array, and are sent back (`XDP_TX`) and counted: all of it on one processor, so that the rate includes \
-             making and counting. veth figures, not a network card's."
+             addresses, or to the yardstick that steers by an array, and are sent back (`XDP_TX`) and counted: all of it \
+             on one processor, so that the rate includes making and counting. veth figures, not a network card's."
         ),
         series: rates.chain(parts).collect(),
         left_out: Vec::new(),
