@@ -60,6 +60,10 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
 pub(crate) fn stripped(aim: Aim) -> Command {
     let mut command = deb();
     command.args(["--strip", "--profile", aim.profile()]);
+    if aim == Aim::Test {
+        // Nobody downloads it, and compressing programs that are not optimized well takes longer than anything that is tried.
+        command.arg("--fast");
+    }
     command
 }
 

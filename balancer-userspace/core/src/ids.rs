@@ -58,7 +58,7 @@ impl Ids {
         let listed: Vec<u16> = listed.collect();
         let highest = listed.iter().chain(used).copied().max().unwrap_or(0);
         let rows = (u32::from(highest) + 1).next_power_of_two().clamp(FEWEST_BACKEND_ROWS, MOST_BACKEND_ROWS);
-        let mut seen = vec![false; MOST_BACKEND_ROWS as usize];
+        let mut seen = vec![false; rows as usize];
         for &id in used {
             seen[usize::from(id)] = true;
         }
