@@ -15,20 +15,29 @@ pub(crate) const PRODUCT: &[&str] = &["balancer"];
 pub(crate) enum Aim {
     /// A look: there soonest. The kernel program is optimised all the same.
     Demo,
-    /// Tests, which simulate for long.
+    /// Tests, which simulate for long and start many balancers.
     Test,
     /// Traffic, and measuring.
     Release,
 }
 
 /// What Cargo.toml has optimised for tests.
-const SIMULATED: [&str; 4] = ["balancer-common", "balancer-core", "balancer-fleet", "balancer-model"];
+const OPTIMISED: [&str; 8] = [
+    "balancer-common",
+    "balancer-core",
+    "balancer-fleet",
+    "balancer-model",
+    "aya",
+    "aya-obj",
+    "object",
+    "balancer-dataplane",
+];
 
 impl Aim {
     fn options(self) -> Vec<String> {
         match self {
             Self::Demo => {
-                let unoptimised = SIMULATED.map(|package| format!("profile.dev.package.{package}.opt-level=0"));
+                let unoptimised = OPTIMISED.map(|package| format!("profile.dev.package.{package}.opt-level=0"));
                 let quick = ["profile.dev.debug=false", "profile.dev.incremental=false"].map(str::to_owned);
                 quick.into_iter().chain(unoptimised).flat_map(|option| ["--config".to_owned(), option]).collect()
             }
@@ -78,7 +87,7 @@ pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::SIMULATED;
+    use super::OPTIMISED;
 
     #[test]
     fn what_is_optimised_for_tests_is_known() {
@@ -86,6 +95,6 @@ mod tests {
         let optimised =
             manifest.lines().filter_map(|line| line.strip_prefix("[profile.dev.package.")?.strip_suffix(']'));
         let optimised: Vec<&str> = optimised.filter(|package| !package.starts_with('"')).collect();
-        assert_eq!(optimised, SIMULATED);
+        assert_eq!(optimised, OPTIMISED);
     }
 }

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, time::Instant};
 use balancer_common::client::HashKey;
 use balancer_model::states::{Admin, BackendState};
 
-use super::{Backend, Drain, Service, SlowStart};
+use super::{
+    Service,
+    backend::{Backend, Drain, SlowStart},
+};
 use crate::{
     next_hops::NextHops,
     rules::Rule,
