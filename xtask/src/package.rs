@@ -61,7 +61,7 @@ pub(crate) fn stripped(aim: Aim) -> Command {
     let mut command = deb();
     command.args(["--strip", "--profile", aim.profile()]);
     if aim == Aim::Test {
-        // Nobody downloads it, and compressing programs that are not optimized well takes longer than anything that is tried.
+        // Nobody downloads it, and compressing two of them well took a minute of processor time.
         command.arg("--fast");
     }
     command
