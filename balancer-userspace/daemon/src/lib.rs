@@ -22,6 +22,7 @@ pub mod neighbours;
 pub mod owner;
 mod packet_socket;
 mod pieces;
+mod precedence;
 pub mod prober;
 mod puzzles;
 mod reload;

@@ -12,9 +12,10 @@ use std::{path::PathBuf, time::Duration};
 
 use balancer_dataplane::privileges;
 use balancer_model::config::Config;
+use tracing::info;
 
 use self::{shutdown::Shutdown, startup::Startup};
-use crate::configuration::Configurations;
+use crate::{configuration::Configurations, precedence};
 
 /// How long somebody waits for the first answers about next hops: start-up, so that the first packet finds its way, and
 /// who adds a backend.
@@ -42,6 +43,13 @@ pub struct Launch {
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
     privileges::check()?;
     let mut running = Startup::new(launch).await?.finish().await?;
+    if let Err(error) = precedence::take() {
+        info!(
+            "no precedence over other programs ({error}): failures are acted on later where processors are busy; CAP_SYS_NICE gives \
+             it, or LimitNICE=-{} in the unit",
+            precedence::STEPS
+        );
+    }
     let end = running.serve().await;
     Shutdown::new(running, end).finish().await
 }

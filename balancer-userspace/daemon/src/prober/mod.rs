@@ -33,7 +33,10 @@ use self::{
     rounds::{Order, Rounds},
     service_path::Ways,
 };
-use crate::supervisor::{Supervisor, Thread};
+use crate::{
+    precedence,
+    supervisor::{Supervisor, Thread},
+};
 
 /// Has `check` ask over `stream`, a connection to `target`, and judge the answer.
 ///
@@ -87,7 +90,11 @@ impl Prober {
         let (orders, given) = mpsc::unbounded_channel();
         let ways = Ways::default();
         let rounds = Rounds::new(events, ways.clone(), at_once()?);
-        let thread = supervisor.thread("the health checks", move || runtime.block_on(rounds.follow(given)))?;
+        let thread = supervisor.thread("the health checks", move || {
+            // Whoever serves tells where there is none.
+            let _ = precedence::take();
+            runtime.block_on(rounds.follow(given));
+        })?;
         Ok(Self { orders: Some(orders), thread: Some(thread), ways })
     }
 

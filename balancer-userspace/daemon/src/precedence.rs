@@ -1,0 +1,71 @@
+//! Which threads run first where there are more than processors: those between a failed check and the packet that goes
+//! elsewhere.
+
+use std::io;
+
+/// By how much the nice value is lowered.
+pub(crate) const STEPS: i32 = 10;
+/// The lowest nice value that there is.
+const LOWEST: i32 = -20;
+
+/// From now on the calling thread runs before those that have no precedence; threads and programs that it starts have none. An
+/// operator's choice of another scheduling policy stays, and one of a nice value counts.
+///
+/// # Errors
+/// Where the kernel does not let this process have it.
+pub(crate) fn take() -> io::Result<()> {
+    let Some(wanted) = lowered(attributes()?) else { return Ok(()) };
+    // SAFETY: the kernel reads as much of the attributes as they say they have, which is all of them.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wanted, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The calling thread's.
+fn attributes() -> io::Result<libc::sched_attr> {
+    let size = size_of::<libc::sched_attr>() as u32;
+    let mut attributes = libc::sched_attr {
+        size,
+        sched_policy: 0,
+        sched_flags: 0,
+        sched_nice: 0,
+        sched_priority: 0,
+        sched_runtime: 0,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the kernel writes `size` bytes at most, which is all that is there.
+    let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    if result == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What they are with precedence; `None`: they are of a policy that knows no nice values.
+fn lowered(attributes: libc::sched_attr) -> Option<libc::sched_attr> {
+    let is_other = attributes.sched_policy == libc::SCHED_OTHER as u32;
+    is_other.then(|| libc::sched_attr {
+        sched_flags: libc::SCHED_FLAG_RESET_ON_FORK as u64,
+        sched_nice: attributes.sched_nice.saturating_sub(STEPS).max(LOWEST),
+        // Some kernels tell of a slice here, and take only that of a thread that has chosen one.
+        sched_runtime: 0,
+        ..attributes
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nice(nice: i32, policy: i32) -> Option<i32> {
+        let attributes = libc::sched_attr { sched_nice: nice, sched_policy: policy as u32, ..attributes().unwrap() };
+        lowered(attributes).map(|lowered| lowered.sched_nice)
+    }
+
+    #[test]
+    fn an_operators_choice_counts() {
+        assert_eq!(nice(0, libc::SCHED_OTHER), Some(-10));
+        assert_eq!(nice(5, libc::SCHED_OTHER), Some(-5));
+        assert_eq!(nice(-15, libc::SCHED_OTHER), Some(-20));
+        for policy in [libc::SCHED_RR, libc::SCHED_FIFO, libc::SCHED_BATCH, libc::SCHED_IDLE] {
+            assert_eq!(nice(0, policy), None, "{policy}");
+        }
+    }
+}
