@@ -23,7 +23,7 @@ const SLOTS: u32 = 65_537;
 const KEY: HashKey = HashKey { k0: 1, k1: 2 };
 type Weight = fn(u16) -> u16;
 
-const BACKENDS: [u16; 3] = [3, 100, 1000];
+const BACKENDS: [u16; 4] = [3, 8, 100, 1000];
 
 fn names(backends: u16) -> Vec<String> {
     (0..backends).map(|n| format!("web{n}")).collect()

@@ -5,6 +5,7 @@
 //! `tokio::time::Instant::now().into_std()`.
 
 pub mod agreed;
+pub mod bits;
 pub mod controller;
 pub mod fingerprint;
 pub mod fleet;

@@ -2,7 +2,11 @@
 
 use balancer_common::map_types::{ALL_DOWN, NO_BACKEND};
 
-use crate::{by_id::ById, table::Shares};
+use crate::{
+    bits::{RUN, bits, set},
+    by_id::ById,
+    table::Shares,
+};
 
 /// The slots that differ between two live tables of a service.
 ///
@@ -82,20 +86,12 @@ const fn is_backend(id: u16) -> bool {
     id != NO_BACKEND && id != ALL_DOWN
 }
 
-/// What differs between two tables of one size. Few slots do, mostly, so whole runs are compared first; within those that differ
-/// no processor could predict which.
+/// What differs between two tables of one size. Few slots do, mostly, so whole runs are compared first.
 fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
-    const RUN: usize = 32;
     let mut all = Vec::new();
     for (old, new) in old.chunks(RUN).zip(new.chunks(RUN)).filter(|(old, new)| old != new) {
-        let (mut pairs, mut count) = ([(0, 0); RUN], 0);
-        for (&from, &to) in old.iter().zip(new) {
-            if let Some(pair) = pairs.get_mut(count) {
-                *pair = (from, to);
-            }
-            count += usize::from(from != to);
-        }
-        all.extend(pairs.into_iter().take(count));
+        let differs = bits(old.iter().zip(new), |(from, to)| from != to);
+        all.extend(set(differs).filter_map(|place| Some((*old.get(place)?, *new.get(place)?))));
     }
     all
 }

@@ -21,6 +21,7 @@ use balancer_common::{
 use balancer_model::config::WhenAllDown;
 
 use crate::{
+    bits::{RUN, bits, set},
     by_id::ById,
     maglev::{self, Member},
     runners_up::RunnersUp,
@@ -169,21 +170,32 @@ impl Builder {
             .collect();
         let nobody_is_slow = heirs.len() == steered.len();
         let last = self.last.take().filter(|last| nobody_is_slow && last.precedes(&base.slots, &shares));
-        let mut slots = last.map_or_else(|| Arc::clone(&base.slots), |last| last.slots);
+        let (mut slots, had_slots): (_, Vec<u16>) = match last {
+            Some(last) => (last.slots, last.steered),
+            None => (Arc::clone(&base.slots), configured.iter().map(|member| member.id).collect()),
+        };
         if heirs.len() < configured.len() {
             let mut all_have_successors = true;
             let steps = steered.iter().map(|candidate| (candidate.member.id, step(candidate)));
             let mut rows = Rows::new(&configured, &heirs, steps);
+            let only_one = rows.only_one_gone(&had_slots).filter(|_| nobody_is_slow);
             let succession = Succession::new(&base.slots, &base.runners_up, key);
-            for (index, slot) in Arc::make_mut(&mut slots).iter_mut().enumerate() {
-                if rows.keeps(*slot) {
-                    continue;
+            for (run, first) in Arc::make_mut(&mut slots).chunks_mut(RUN).zip((0..).step_by(RUN)) {
+                let lost = match only_one {
+                    Some(gone) => bits(&*run, |&slot| slot == gone),
+                    None => bits(&*run, |&slot| !rows.keeps(slot)),
+                };
+                for place in set(lost) {
+                    let index = first + place;
+                    let successor = succession.first(index, |id| rows.is_heir(id)).unwrap_or_else(|| {
+                        all_have_successors = false;
+                        self.remnant.update(&heirs, (table_size, key), made);
+                        self.remnant.slots.get(index).copied().unwrap_or(NO_BACKEND)
+                    });
+                    if let Some(slot) = run.get_mut(place) {
+                        *slot = successor;
+                    }
                 }
-                *slot = succession.first(index, |id| rows.is_heir(id)).unwrap_or_else(|| {
-                    all_have_successors = false;
-                    self.remnant.update(&heirs, (table_size, key), made);
-                    self.remnant.slots.get(index).copied().unwrap_or(NO_BACKEND)
-                });
             }
             if all_have_successors && nobody_is_slow {
                 let (base, steered) = (Arc::clone(&base.slots), shares.ids().collect());
@@ -301,6 +313,12 @@ impl Rows {
         let keeps = row.place < row.steps;
         row.place = (row.place + 1) % STEPS;
         keeps
+    }
+
+    /// The only one of these that is no heir, if there is one.
+    fn only_one_gone(&self, ids: &[u16]) -> Option<u16> {
+        let mut gone = ids.iter().copied().filter(|&id| !self.is_heir(id));
+        gone.next().filter(|_| gone.next().is_none())
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::map_types::{LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, SlotPlace};
-use balancer_core::io::ServiceId;
+use balancer_core::{bits::bits, io::ServiceId};
 use bytemuck::Zeroable as _;
 
 use super::{
@@ -222,11 +222,7 @@ impl Tables {
 
 /// A bit for each slot of a line that is another backend's than in `others`. Mostly none is.
 fn differing(backends: &[u16], others: &[u16]) -> u64 {
-    if backends == others {
-        return 0;
-    }
-    let differs = backends.iter().zip(others).map(|(one, other)| u64::from(one != other));
-    differs.enumerate().fold(0, |bits, (index, differs)| bits | differs << index)
+    if backends == others { 0 } else { bits(backends.iter().zip(others), |(one, other)| one != other) }
 }
 
 /// The flags of a line, which this controller alone writes.

@@ -566,22 +566,47 @@ impl Service {
             self.home = live.home;
         }
         if changed {
+            let is_as_long = self.live.len() == live.slots.len();
             self.live = live.slots;
             self.generation += 1;
+            self.count_slots(is_as_long.then_some(&moves));
         }
         self.shares = live.shares;
         let before = self.footing.replace(live.footing).unwrap_or(Footing::Primaries);
         let footing = (before != live.footing).then_some(live.footing);
 
-        let counts = counts(&self.live, &self.backends);
         let mut transitions = Vec::new();
         for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
-            backend.slots = counts.get(backend.id.0).copied().unwrap_or(0);
             backend.steered = self.shares.has(backend.id.0);
             transitions.extend(backend.enter(&self.settings.name, assessment, now));
         }
         self.due = self.backends.iter().filter_map(Backend::deadline).min();
+        debug_assert!(self.slots_are_counted(), "{}", self.name());
         Refreshed { swap, moves, transitions, footing }
+    }
+
+    /// Counts the slots of each backend: by what has moved from a table as long, or else anew.
+    fn count_slots(&mut self, moves: Option<&Moves>) {
+        let counts = match moves {
+            Some(moves) => {
+                let mut counts = ById::new(self.backends.iter().map(|backend| backend.id.0), 0u32);
+                self.backends.iter().for_each(|backend| counts.set(backend.id.0, |count| *count = backend.slots));
+                for &(from, to) in moves.pairs() {
+                    counts.set(from, |count| *count = count.wrapping_sub(1));
+                    counts.set(to, |count| *count = count.wrapping_add(1));
+                }
+                counts
+            }
+            None => counts(&self.live, &self.backends),
+        };
+        for backend in &mut self.backends {
+            backend.slots = counts.get(backend.id.0).copied().unwrap_or(0);
+        }
+    }
+
+    fn slots_are_counted(&self) -> bool {
+        let counts = counts(&self.live, &self.backends);
+        self.backends.iter().all(|backend| counts.get(backend.id.0).copied().unwrap_or(0) == backend.slots)
     }
 }
 

@@ -1,0 +1,42 @@
+//! Places in tables as bits, so that what is looked for in whole tables costs no branch that no processor could predict.
+
+/// How many places have bits together.
+pub const RUN: usize = 64;
+
+/// A bit for each of up to [`RUN`] places, the first one's the lowest: whether `is` holds for it.
+#[inline(always)]
+pub fn bits<T>(places: impl IntoIterator<Item = T>, mut is: impl FnMut(T) -> bool) -> u64 {
+    let mut all = [0; RUN];
+    // Compilers make vectors of this.
+    all.iter_mut().zip(places).for_each(|(one, place)| *one = u8::from(is(place)));
+    let (words, _) = all.as_chunks();
+    // Byte i times 2^(56 - 7i) is bit 56 + i, and no two others fall on one bit.
+    let pack = |word: &[u8; 8]| u64::from_le_bytes(*word).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    words.iter().zip(0..).fold(0, |bits, (word, index)| bits | pack(word) << (8 * index))
+}
+
+/// Which of these bits are set, in ascending order.
+#[inline(always)]
+pub fn set(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let first = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(first)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn each_place_has_its_bit(places in prop::collection::vec(any::<bool>(), 0..=RUN)) {
+            let bits = bits(&places, |place| *place);
+            let which: Vec<usize> = (0..places.len()).filter(|&index| places[index]).collect();
+            prop_assert_eq!(set(bits).collect::<Vec<_>>(), which);
+        }
+    }
+}
