@@ -129,6 +129,7 @@ impl Backend {
         self.assessment = before.assessment.take();
         self.since = before.since;
         self.transitions = before.transitions;
+        self.slots = before.slots;
         self.checks = before.checks;
         self.known = before.known;
         let fleet = before.fleet.take().unwrap_or_default();
