@@ -4,6 +4,7 @@
 //! should be is compared with what the shell was told (`settle.rs`), and the difference becomes commands.
 
 mod changes;
+mod concerned;
 mod configure;
 mod follow;
 mod foresight;
@@ -46,7 +47,7 @@ use crate::{
     service::{Backend, Service},
 };
 
-use self::sizes::Sizes;
+use self::{concerned::Concerned, sizes::Sizes};
 pub use self::{
     foresight::Foresight,
     services::{Iter, Services},
@@ -298,14 +299,16 @@ impl Controller {
         if self.role.follows() {
             return self.witness_all(events, now);
         }
-        let mut concerned = HashSet::new();
+        let mut concerned = Concerned::default();
         let mut sweeps = Vec::new();
         let mut ticked = false;
         let mut reached_otherwise = HashSet::new();
         for event in events {
             match event {
                 Event::Checked { backend, check, outcome, took } => {
-                    concerned.extend(self.checked(backend, (check, &outcome, took), now));
+                    if let Some((service, place)) = self.checked(backend, (check, &outcome, took), now) {
+                        concerned.add_checked(service, place);
+                    }
                 }
                 Event::NextHop { address, next_hop } => {
                     if self.hops.set(address, next_hop) {
@@ -326,7 +329,7 @@ impl Controller {
         concerned.extend(self.services_reaching(&reached_otherwise));
         let mut commands = Vec::new();
         if !concerned.is_empty() {
-            commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+            commands = self.settle_looking(|service| concerned.look(service), Vec::new(), None, now).commands;
         }
         if ticked || !sweeps.is_empty() {
             commands.extend(self.remove_those_that_left(now));
@@ -509,17 +512,17 @@ impl Controller {
         Refused::not_found("service", name, self.services.iter().map(Service::name))
     }
 
-    /// Counts a check. Gives the service if its table may change by it.
+    /// Counts a check. Gives the service, and the backend's place there, if its table may change by it.
     fn checked(
         &mut self,
         backend: BackendId,
         ended: (CheckNumber, &CheckOutcome, Duration),
         now: Instant,
-    ) -> Option<ServiceId> {
+    ) -> Option<(ServiceId, usize)> {
         let &id = self.owners.get(&backend)?;
         let service = self.services.with_id_mut(id)?;
-        let index = service.position(backend)?;
-        service.record(index, ended, &self.hops, now).then_some(id)
+        let place = service.position(backend)?;
+        service.record(place, ended, &self.hops, now).then_some((id, place))
     }
 
     fn services_with(&self, wanted: impl Fn(&Backend) -> bool) -> Vec<ServiceId> {

@@ -19,7 +19,7 @@ use crate::{
     moves::Moves,
     next_hops::NextHops,
     report,
-    service::{Backend, Service},
+    service::{Backend, Look, Service},
 };
 
 /// What became different.
@@ -35,6 +35,17 @@ impl Controller {
     pub(super) fn settle(
         &mut self,
         concerned: impl Fn(&Service) -> bool,
+        removed: Vec<Backend>,
+        subject: Option<&BackendName>,
+        now: Instant,
+    ) -> Settled {
+        self.settle_looking(|service| concerned(service).then_some(Look::Whole), removed, subject, now)
+    }
+
+    /// The same, where `look` says how much of a service something has happened to. All else of it is as it was told.
+    pub(super) fn settle_looking<'a>(
+        &mut self,
+        look: impl Fn(&Service) -> Option<Look<'a>>,
         mut removed: Vec<Backend>,
         subject: Option<&BackendName>,
         now: Instant,
@@ -46,7 +57,8 @@ impl Controller {
         let mut commands = Staged::default();
         let mut released = Vec::new();
 
-        for service in services.those_mut(&concerned) {
+        let whole = |service: &Service| look(service) == Some(Look::Whole);
+        for service in services.those_mut(whole) {
             for backend in service.backends_mut() {
                 let address = backend.address().ip();
                 if backend.told.watched != Some(address) {
@@ -61,18 +73,25 @@ impl Controller {
         let mut all_moves = HashMap::new();
         let is_published =
             |id: ServiceId| published.iter().flat_map(|specs| specs.iter()).any(|spec: &ServiceSpec| spec.id == id);
-        for service in services.those_mut(&concerned) {
-            tell_checks(service, last_check, &mut commands);
-            let refreshed = service.refresh(hops, now, foreseen.of(service.id()));
-            tell_rows(service, hops, &mut commands);
+        for service in services.those_mut(|service| look(service).is_some()) {
+            let look = look(service).unwrap_or(Look::Whole);
+            let places = service.places(look, now);
+            tell_checks(service, &places, last_check, &mut commands);
+            let refreshed = service.refresh(&places, hops, now, foreseen.of(service.id()));
+            // Whether all are as if they were up is said in the row of each.
+            let told = if refreshed.footing.is_some() { service.places(Look::Whole, now) } else { places };
+            tell_rows(service, &told, hops, &mut commands);
             if refreshed.swap {
                 commands.swap(service, is_published(service.id()));
             }
-            let specs = service.rule_specs();
-            if service.told_rules != specs {
-                service.told_rules = Arc::clone(&specs);
-                commands.set_rules(service.id(), specs);
+            if look == Look::Whole {
+                let specs = service.rule_specs();
+                if service.told_rules != specs {
+                    service.told_rules = Arc::clone(&specs);
+                    commands.set_rules(service.id(), specs);
+                }
             }
+            debug_assert!(is_told(service, hops, now), "{} is not as it was told", service.name());
             let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
             told.map(|transition| transition.report(&refreshed.moves, service.table_size()))
                 .chain(
@@ -84,7 +103,7 @@ impl Controller {
 
         // What is published of a service changes only with it, and there may be thousands.
         let is_same = |(spec, service): (&ServiceSpec, &Service)| {
-            spec.id == service.id() && (!concerned(service) || *spec == service.spec())
+            spec.id == service.id() && (!whole(service) || *spec == service.spec())
         };
         let all_same = |published: &Arc<Vec<ServiceSpec>>| {
             published.len() == services.len() && published.iter().zip(&*services).all(is_same)
@@ -139,9 +158,20 @@ impl Controller {
     }
 }
 
-/// The rows of a service's backends that differ from what the shell was told.
-fn tell_rows(service: &mut Service, hops: &NextHops, commands: &mut Staged) {
-    for index in 0..service.backends().len() {
+/// Whether nothing differs from what the shell was told, wherever something has happened.
+fn is_told(service: &Service, hops: &NextHops, now: Instant) -> bool {
+    service.is_assessed(hops, now)
+        && service.told_rules == service.rule_specs()
+        && service.backends().iter().all(|backend| {
+            backend.told.watched == Some(backend.address().ip())
+                && backend.told.row.as_deref() == Some(&service.row(backend, hops))
+                && backend.is_checked_as(service.check(backend))
+        })
+}
+
+/// The rows of a service's backends at these places that differ from what the shell was told.
+fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands: &mut Staged) {
+    for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };
         let row = service.row(backend, hops);
         let Some(backend) = service.backends_mut().get_mut(index) else { continue };
@@ -153,9 +183,9 @@ fn tell_rows(service: &mut Service, hops: &NextHops, commands: &mut Staged) {
     }
 }
 
-/// The checks of a service's backends that differ from what the shell was told.
-fn tell_checks(service: &mut Service, last: &mut CheckNumber, commands: &mut Staged) {
-    for index in 0..service.backends().len() {
+/// The checks of a service's backends at these places that differ from what the shell was told.
+fn tell_checks(service: &mut Service, places: &[usize], last: &mut CheckNumber, commands: &mut Staged) {
+    for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };
         let wanted = service.check(backend);
         if backend.is_checked_as(wanted) {

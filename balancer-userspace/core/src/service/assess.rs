@@ -76,6 +76,15 @@ impl Service {
         Assessment { health, standing, drains: situation.drains(), reason }
     }
 
+    /// Whether of every backend is known what follows for it.
+    pub(crate) fn is_assessed(&self, hops: &NextHops, now: Instant) -> bool {
+        self.backends.iter().all(|backend| {
+            let mut assessment = self.assess(backend, hops, now);
+            backend.explain(&mut assessment);
+            backend.assessment.as_ref() == Some(&assessment)
+        })
+    }
+
     /// Begins, advances and ends slow starts.
     pub(super) fn start_slowly(&mut self, assessments: &mut [Assessment], now: Instant) {
         let lasts = self.settings.slow_start;

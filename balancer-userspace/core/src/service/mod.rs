@@ -8,13 +8,14 @@ mod rules;
 mod tables;
 
 use std::{
+    collections::BTreeSet,
     mem,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use backend::Drain;
+use backend::{Assessment, Drain};
 use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 use balancer_model::{
     config::{AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig, WhenAllDown},
@@ -26,7 +27,6 @@ use balancer_model::{
 
 use crate::{
     agreed::Way,
-    by_id::ById,
     ids::place,
     io::{
         BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, RuleSpec, ServiceId,
@@ -78,6 +78,15 @@ pub struct Service {
     needless: u64,
     /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
     tick_seconds: u32,
+}
+
+/// What of a service something has happened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look<'a> {
+    /// Anything.
+    Whole,
+    /// These of its backends, by their places, and nothing but what their checks say.
+    Checked(&'a [usize]),
 }
 
 /// What a look at a service found changed.
@@ -521,33 +530,35 @@ impl Service {
         news
     }
 
-    /// Assesses every backend anew and brings the live table in line.
-    /// What of its tables is `made` already is not made again.
-    pub(crate) fn refresh(&mut self, hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
-        let remembers = self.remembers();
-        self.has_leaving = self.backends.iter().any(Backend::is_leaving);
-        let mut assessments = Vec::with_capacity(self.backends.len());
-        for index in 0..self.backends.len() {
-            let Some(backend) = self.backends.get(index) else { continue };
-            let mut assessment = self.assess(backend, hops, now);
-            let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
-            // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
-            let drain = if assessment.drains || backend.admin == Admin::Drain && remembers {
-                Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
-            } else {
-                Drain { timeout: backend.drain.timeout, ..Drain::default() }
-            };
-            if drain != backend.drain {
-                if let Some(backend) = self.backends.get_mut(index) {
-                    backend.drain = drain;
-                }
-                let Some(backend) = self.backends.get(index) else { continue };
-                assessment = self.assess(backend, hops, now);
+    /// The places of the backends that are to be looked at, in ascending order. By checks alone only what is said of those that
+    /// were checked changes, unless something is due or somebody starts slowly.
+    pub(crate) fn places(&self, look: Look<'_>, now: Instant) -> Vec<usize> {
+        match look {
+            Look::Checked(places) if self.settings.slow_start.is_zero() && self.due.is_none_or(|due| due > now) => {
+                places.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
             }
-            assessments.push(assessment);
+            Look::Checked(_) | Look::Whole => (0..self.backends.len()).collect(),
         }
-        self.start_slowly(&mut assessments, now);
-        let takes_new = self.counted(assessments.iter().map(|assessment| assessment.standing.takes_new), hops);
+    }
+
+    /// Assesses the backends at these `places` anew, and brings the live table in line.
+    /// What of its tables is `made` already is not made again.
+    pub(crate) fn refresh(&mut self, places: &[usize], hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
+        let is_whole = places.len() == self.backends.len();
+        let mut assessments: Vec<Assessment> =
+            places.iter().filter_map(|&place| self.look_at(place, hops, now)).collect();
+        if is_whole {
+            self.has_leaving = self.backends.iter().any(Backend::is_leaving);
+            self.start_slowly(&mut assessments, now);
+        }
+        let takes_new = |backend: &Backend| backend.assessment.as_ref().is_some_and(|of| of.standing.takes_new);
+        let mut takes_new: Vec<bool> = self.backends.iter().map(takes_new).collect();
+        for (&place, assessment) in places.iter().zip(&assessments) {
+            if let Some(takes_new) = takes_new.get_mut(place) {
+                *takes_new = assessment.standing.takes_new;
+            }
+        }
+        let takes_new = self.counted(takes_new.into_iter(), hops);
         let mut builder = mem::take(&mut self.builder);
         let live = self.build(&mut builder, &takes_new, made);
         self.builder = builder;
@@ -571,50 +582,42 @@ impl Service {
             self.generation += 1;
             self.count_slots(is_as_long.then_some(&moves));
         }
-        self.shares = live.shares;
+        self.steer(live.shares, is_whole);
         let before = self.footing.replace(live.footing).unwrap_or(Footing::Primaries);
         let footing = (before != live.footing).then_some(live.footing);
 
         let mut transitions = Vec::new();
-        for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
-            backend.steered = self.shares.has(backend.id.0);
-            transitions.extend(backend.enter(&self.settings.name, assessment, now));
+        for (&place, assessment) in places.iter().zip(assessments) {
+            if let Some(backend) = self.backends.get_mut(place) {
+                transitions.extend(backend.enter(&self.settings.name, assessment, now));
+            }
         }
         self.due = self.backends.iter().filter_map(Backend::deadline).min();
         debug_assert!(self.slots_are_counted(), "{}", self.name());
+        debug_assert!(
+            self.backends.iter().all(|backend| backend.steered == self.shares.has(backend.id.0)),
+            "{}",
+            self.name()
+        );
         Refreshed { swap, moves, transitions, footing }
     }
 
-    /// Counts the slots of each backend: by what has moved from a table as long, or else anew.
-    fn count_slots(&mut self, moves: Option<&Moves>) {
-        let counts = match moves {
-            Some(moves) => {
-                let mut counts = ById::new(self.backends.iter().map(|backend| backend.id.0), 0u32);
-                self.backends.iter().for_each(|backend| counts.set(backend.id.0, |count| *count = backend.slots));
-                for &(from, to) in moves.pairs() {
-                    counts.set(from, |count| *count = count.wrapping_sub(1));
-                    counts.set(to, |count| *count = count.wrapping_add(1));
-                }
-                counts
-            }
-            None => counts(&self.live, &self.backends),
+    /// Assesses the backend at a place, which begins to drain or ends it.
+    fn look_at(&mut self, place: usize, hops: &NextHops, now: Instant) -> Option<Assessment> {
+        let remembers = self.remembers();
+        let backend = self.backends.get(place)?;
+        let assessment = self.assess(backend, hops, now);
+        let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
+        // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
+        let drain = if assessment.drains || backend.admin == Admin::Drain && remembers {
+            Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
+        } else {
+            Drain { timeout: backend.drain.timeout, ..Drain::default() }
         };
-        for backend in &mut self.backends {
-            backend.slots = counts.get(backend.id.0).copied().unwrap_or(0);
+        if drain == backend.drain {
+            return Some(assessment);
         }
+        self.backends.get_mut(place)?.drain = drain;
+        Some(self.assess(self.backends.get(place)?, hops, now))
     }
-
-    fn slots_are_counted(&self) -> bool {
-        let counts = counts(&self.live, &self.backends);
-        self.backends.iter().all(|backend| counts.get(backend.id.0).copied().unwrap_or(0) == backend.slots)
-    }
-}
-
-/// How many slots of `table` each backend has. There may be thousands of tables, each with few of the ids that there are.
-fn counts(table: &[u16], backends: &[Backend]) -> ById<u32> {
-    let mut counts = ById::new(backends.iter().map(|backend| backend.id.0), 0);
-    for &entry in table {
-        counts.set(entry, |count| *count += 1);
-    }
-    counts
 }

@@ -1,12 +1,18 @@
 //! A service's lookup tables.
 
+use std::mem;
+
 use balancer_model::{renames::Named as _, states::Admin};
 
-use super::Service;
+use super::{Backend, Service};
 use crate::{
+    by_id::ById,
+    ids::place,
+    io::BackendId,
     maglev::Member,
+    moves::Moves,
     next_hops::NextHops,
-    table::{Builder, Candidate, Live, Made},
+    table::{Builder, Candidate, Live, Made, Shares},
 };
 
 impl Service {
@@ -38,4 +44,53 @@ impl Service {
     pub(crate) fn made(&self) -> Vec<Made> {
         self.builder.made()
     }
+
+    /// These are steered to; all others are not. What was not so before is written, or, where backends may be new, what is of all.
+    pub(super) fn steer(&mut self, shares: Shares, all: bool) {
+        let before = mem::replace(&mut self.shares, shares);
+        if all {
+            self.backends.iter_mut().for_each(|backend| backend.steered = self.shares.has(backend.id.0));
+            return;
+        }
+        for id in before.ids().chain(self.shares.ids()).filter(|&id| before.has(id) != self.shares.has(id)) {
+            if let Some(place) = place(&self.backends, BackendId(id), Backend::id)
+                && let Some(backend) = self.backends.get_mut(place)
+            {
+                backend.steered = self.shares.has(id);
+            }
+        }
+    }
+
+    /// Counts the slots of each backend: by what has moved from a table as long, or else anew.
+    pub(super) fn count_slots(&mut self, moves: Option<&Moves>) {
+        let counts = match moves {
+            Some(moves) => {
+                let mut counts = ById::new(self.backends.iter().map(|backend| backend.id.0), 0u32);
+                self.backends.iter().for_each(|backend| counts.set(backend.id.0, |count| *count = backend.slots));
+                for &(from, to) in moves.pairs() {
+                    counts.set(from, |count| *count = count.wrapping_sub(1));
+                    counts.set(to, |count| *count = count.wrapping_add(1));
+                }
+                counts
+            }
+            None => counts(&self.live, &self.backends),
+        };
+        for backend in &mut self.backends {
+            backend.slots = counts.get(backend.id.0).copied().unwrap_or(0);
+        }
+    }
+
+    pub(super) fn slots_are_counted(&self) -> bool {
+        let counts = counts(&self.live, &self.backends);
+        self.backends.iter().all(|backend| counts.get(backend.id.0).copied().unwrap_or(0) == backend.slots)
+    }
+}
+
+/// How many slots of `table` each backend has. There may be thousands of tables, each with few of the ids that there are.
+fn counts(table: &[u16], backends: &[Backend]) -> ById<u32> {
+    let mut counts = ById::new(backends.iter().map(|backend| backend.id.0), 0);
+    for &entry in table {
+        counts.set(entry, |count| *count += 1);
+    }
+    counts
 }
