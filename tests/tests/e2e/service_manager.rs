@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -118,6 +119,52 @@ fn the_units_capabilities_are_enough() {
         assert_eq!(site.homes(FAMILY, 1..=40).unwrap(), homes, "{forwarding:?}: known clients stay over a restart");
         site.controller().process().stop().unwrap();
         assert!(site.detach().unwrap().status.success());
+    }
+}
+
+/// The nice value of each thread of a process, by its name.
+fn nice_values(pid: u32) -> BTreeMap<String, i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+    let value = |thread: PathBuf| {
+        let stat = fs::read_to_string(thread.join("stat")).ok()?;
+        // Names may have spaces; what follows is the third field and those after it.
+        let (before, after) = stat.rsplit_once(") ")?;
+        let name = before.split_once('(')?.1.to_owned();
+        Some((name, after.split(' ').nth(16)?.parse().unwrap()))
+    };
+    threads.filter_map(value).collect()
+}
+
+/// The threads between a failed check and its effect come before other programs, where they may; what they start does not.
+#[test]
+fn failures_are_acted_on_before_other_programs_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let limit = UNIT.lines().find_map(|line| line.strip_prefix("LimitNICE=")).unwrap();
+    // The kernel counts from the other end.
+    let limit = format!("prlimit --pid $$ --nice={}", 20 - limit.parse::<i32>().unwrap());
+    let in_the_unit = |limit: &str| Some(as_in_the_unit(directory.path(), limit, ""));
+    for (binary, takes) in
+        [(None, true), (in_the_unit(&limit), true), (in_the_unit("prlimit --pid $$ --nice=0"), false)]
+    {
+        let as_root = binary.is_none();
+        let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, |settings, _| {
+            settings.binary = binary;
+            if as_root {
+                settings.check = r#"{ type = "exec", command = ["sh", "-c", "test $(nice) = 0"], interval = "400ms",
+                    timeout = "400ms", fall = 1, rise = 1 }"#
+                    .replace('\n', " ");
+                settings.service_lines = "start_down = true".to_owned();
+            }
+            Ok(())
+        })
+        .unwrap();
+        site.wait_state(1, &["up"]).unwrap();
+        let mut all = nice_values(site.controller().process().pid());
+        let wanted = Some(if takes { -10 } else { 0 });
+        assert_eq!(["balancer", "health-checks"].map(|name| all.remove(name)), [wanted; 2], "{all:?}");
+        assert!(all.len() > 1 && all.values().all(|&nice| nice == 0), "{all:?}");
+        let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
+        assert_eq!(log.contains("no precedence over other programs"), !takes, "{log}");
     }
 }
 
