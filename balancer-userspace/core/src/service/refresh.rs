@@ -1,0 +1,128 @@
+//! A look at a service: what follows for its backends, and the live table that is brought in line.
+
+use std::{collections::BTreeSet, mem, sync::Arc, time::Instant};
+
+use balancer_model::states::Admin;
+
+use super::{
+    Backend, Service,
+    backend::{Assessment, Drain},
+};
+use crate::{
+    moves::Moves,
+    next_hops::NextHops,
+    report::Transition,
+    table::{Footing, Made},
+};
+
+/// What of a service something has happened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look<'a> {
+    /// Anything.
+    Whole,
+    /// These of its backends, by their places, and nothing but what their checks say.
+    Checked(&'a [usize]),
+}
+
+/// What a look at a service found changed.
+pub(crate) struct Refreshed {
+    /// Whether the live table (or the base table below it) is another one than before.
+    pub(crate) swap: bool,
+    pub(crate) moves: Moves,
+    pub(crate) transitions: Vec<Transition>,
+    /// The ground it stands on, if it is another one than before (at first: than primary backends).
+    pub(crate) footing: Option<Footing>,
+}
+
+impl Service {
+    /// The places of the backends that are to be looked at, in ascending order. By checks alone only what is said of those that
+    /// were checked changes, unless something is due or somebody starts slowly.
+    pub(crate) fn places(&self, look: Look<'_>, now: Instant) -> Vec<usize> {
+        match look {
+            Look::Checked(places) if self.settings.slow_start.is_zero() && self.due.is_none_or(|due| due > now) => {
+                places.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
+            }
+            Look::Checked(_) | Look::Whole => (0..self.backends.len()).collect(),
+        }
+    }
+
+    /// Assesses the backends at these `places` anew, and brings the live table in line.
+    /// What of its tables is `made` already is not made again.
+    pub(crate) fn refresh(&mut self, places: &[usize], hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
+        let is_whole = places.len() == self.backends.len();
+        let mut assessments: Vec<Assessment> =
+            places.iter().filter_map(|&place| self.look_at(place, hops, now)).collect();
+        if is_whole {
+            self.has_leaving = self.backends.iter().any(Backend::is_leaving);
+            self.start_slowly(&mut assessments, now);
+        }
+        let takes_new = |backend: &Backend| backend.assessment.as_ref().is_some_and(|of| of.standing.takes_new);
+        let mut takes_new: Vec<bool> = self.backends.iter().map(takes_new).collect();
+        for (&place, assessment) in places.iter().zip(&assessments) {
+            if let Some(takes_new) = takes_new.get_mut(place) {
+                *takes_new = assessment.standing.takes_new;
+            }
+        }
+        let takes_new = self.counted(takes_new.into_iter(), hops);
+        let mut builder = mem::take(&mut self.builder);
+        let live = self.build(&mut builder, &takes_new, made);
+        self.builder = builder;
+
+        let changed = !Arc::ptr_eq(&self.live, &live.slots) && *self.live != *live.slots;
+        let moves = if changed {
+            Moves::between(&self.live, &self.shares, &live.slots, &live.shares)
+        } else {
+            Moves::default()
+        };
+        self.required += u64::from(moves.total() - moves.needless());
+        self.needless += u64::from(moves.needless());
+        let swap = changed || self.remembers() && self.home != live.home;
+        if swap {
+            // Without memory nobody asks for it; it is told once somebody does.
+            self.home = live.home;
+        }
+        if changed {
+            let is_as_long = self.live.len() == live.slots.len();
+            self.live = live.slots;
+            self.generation += 1;
+            self.count_slots(is_as_long.then_some(&moves));
+        }
+        self.steer(live.shares, is_whole);
+        let before = self.footing.replace(live.footing).unwrap_or(Footing::Primaries);
+        let footing = (before != live.footing).then_some(live.footing);
+
+        let mut transitions = Vec::new();
+        for (&place, assessment) in places.iter().zip(assessments) {
+            if let Some(backend) = self.backends.get_mut(place) {
+                transitions.extend(backend.enter(&self.settings.name, assessment, now));
+            }
+        }
+        self.due = self.backends.iter().filter_map(Backend::deadline).min();
+        debug_assert!(self.slots_are_counted(), "{}", self.name());
+        debug_assert!(
+            self.backends.iter().all(|backend| backend.steered == self.shares.has(backend.id.0)),
+            "{}",
+            self.name()
+        );
+        Refreshed { swap, moves, transitions, footing }
+    }
+
+    /// Assesses the backend at a place, which begins to drain or ends it.
+    fn look_at(&mut self, place: usize, hops: &NextHops, now: Instant) -> Option<Assessment> {
+        let remembers = self.remembers();
+        let backend = self.backends.get(place)?;
+        let assessment = self.assess(backend, hops, now);
+        let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
+        // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
+        let drain = if assessment.drains || backend.admin == Admin::Drain && remembers {
+            Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
+        } else {
+            Drain { timeout: backend.drain.timeout, ..Drain::default() }
+        };
+        if drain == backend.drain {
+            return Some(assessment);
+        }
+        self.backends.get_mut(place)?.drain = drain;
+        Some(self.assess(self.backends.get(place)?, hops, now))
+    }
+}
