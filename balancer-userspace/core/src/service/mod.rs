@@ -9,14 +9,11 @@ mod rules;
 mod tables;
 
 use std::{
-    collections::BTreeSet,
-    mem,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use backend::{Assessment, Drain};
 use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 use balancer_model::{
     config::{AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig, WhenAllDown},
@@ -36,9 +33,8 @@ use crate::{
     keys,
     moves::Moves,
     next_hops::{self, Hop, NextHops},
-    report::Transition,
     rules::Rules,
-    table::{Builder, Footing, Made, Shares},
+    table::{Builder, Footing, Shares},
 };
 pub use backend::Backend;
 pub(crate) use backend::ToldCheck;
