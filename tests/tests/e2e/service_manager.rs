@@ -149,15 +149,16 @@ fn failures_are_acted_on_before_other_programs_run() {
     let limit = UNIT.lines().find_map(|line| line.strip_prefix("LimitNICE=")).unwrap();
     // The kernel counts from the other end.
     let limit = format!("prlimit --pid $$ --nice={}", 20 - limit.parse::<i32>().unwrap());
-    let in_the_unit = |variables: &str| Some(as_in_the_unit(directory.path(), variables, ""));
-    let mut cases = vec![(None, true), (in_the_unit(""), false)];
+    // As root, or in the unit with these variables.
+    let mut cases = vec![(None, true), (Some(""), false)];
     if may_raise_limits() {
-        cases.push((in_the_unit(&limit), true));
+        cases.push((Some(limit.as_str()), true));
     } else {
         println!("without CAP_SYS_RESOURCE nobody here can have LimitNICE=: that case is left out");
     }
-    for (binary, takes) in cases {
-        let as_root = binary.is_none();
+    for (variables, takes) in cases {
+        let as_root = variables.is_none();
+        let binary = variables.map(|variables| as_in_the_unit(directory.path(), variables, ""));
         let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, |settings, _| {
             settings.binary = binary;
             if as_root {

@@ -257,6 +257,11 @@ impl Backend {
     /// Whether rules may pin clients to it: its weight, and whether a backup is needed, do not matter then.
     #[must_use]
     pub fn takes_pinned(&self) -> bool {
+        self.may_take_new()
+    }
+
+    /// Whether its standing lets it take new clients.
+    pub(super) fn may_take_new(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
     }
 

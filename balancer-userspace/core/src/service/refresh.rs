@@ -56,8 +56,7 @@ impl Service {
             self.has_leaving = self.backends.iter().any(Backend::is_leaving);
             self.start_slowly(&mut assessments, now);
         }
-        let takes_new = |backend: &Backend| backend.assessment.as_ref().is_some_and(|of| of.standing.takes_new);
-        let mut takes_new: Vec<bool> = self.backends.iter().map(takes_new).collect();
+        let mut takes_new: Vec<bool> = self.backends.iter().map(Backend::may_take_new).collect();
         for (&place, assessment) in places.iter().zip(&assessments) {
             if let Some(takes_new) = takes_new.get_mut(place) {
                 *takes_new = assessment.standing.takes_new;

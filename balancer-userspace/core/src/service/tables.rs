@@ -7,7 +7,6 @@ use balancer_model::{renames::Named as _, states::Admin};
 use super::{Backend, Service};
 use crate::{
     by_id::ById,
-    ids::place,
     io::BackendId,
     maglev::Member,
     moves::Moves,
@@ -53,7 +52,7 @@ impl Service {
             return;
         }
         for id in before.ids().chain(self.shares.ids()).filter(|&id| before.has(id) != self.shares.has(id)) {
-            if let Some(place) = place(&self.backends, BackendId(id), Backend::id)
+            if let Some(place) = self.position(BackendId(id))
                 && let Some(backend) = self.backends.get_mut(place)
             {
                 backend.steered = self.shares.has(id);
