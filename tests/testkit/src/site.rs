@@ -276,7 +276,20 @@ impl Site {
         family: Family,
         clients: impl IntoIterator<Item = u16> + Clone,
     ) -> Result<BTreeMap<u16, String>> {
-        let replies = self.ask(family, clients.clone(), PATIENCE)?;
+        self.homes_within(PATIENCE, family, clients)
+    }
+
+    /// [`Site::homes`], each answered within this time.
+    ///
+    /// # Errors
+    /// When a connection fails.
+    pub fn homes_within(
+        &self,
+        limit: Duration,
+        family: Family,
+        clients: impl IntoIterator<Item = u16> + Clone,
+    ) -> Result<BTreeMap<u16, String>> {
+        let replies = self.ask(family, clients.clone(), limit)?;
         let mut homes = BTreeMap::new();
         for (client, reply) in clients.into_iter().zip(replies) {
             let answer = reply.and_then(|reply| reply.answer()).with_context(|| format!("client {client}"))?;
