@@ -51,7 +51,7 @@ enum Finder {
     Merge,
     /// Several CPUs at once.
     Contention,
-    /// Packets against the controller, in orders that a scheduler chooses.
+    /// Packets against the controller, in orders that a scheduler chooses, and what changes between a look and its effect.
     Races,
     /// What happens between two parts of a pass over the client table that a change needs.
     Rereading,
@@ -91,7 +91,7 @@ impl Finder {
             Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
             Self::Rereading => ["--package=balancer-tests", "--test=dataplane", "rereading::"],
-            Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace)::/)"],
+            Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace|sweep)::/)"],
             Self::Packets => ["--package=balancer-tests", "--test=packets", "recent_hops::"],
             Self::Placement => ["--package=balancer-dataplane", "--lib", "placement::"],
             Self::Tables => ["--package=balancer-tests", "--test=packets", "full_tables::"],

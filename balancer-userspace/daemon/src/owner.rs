@@ -29,7 +29,7 @@ use balancer_core::{
     service::{Backend, Service},
     state::{SavedCounters, SavedEpoch},
 };
-use balancer_dataplane::Dataplane;
+use balancer_dataplane::{Dataplane, Swept};
 use balancer_model::{config::Config, listeners::Family, names::BackendName};
 use tokio::time::Instant;
 use tracing::{error, info};
@@ -52,6 +52,9 @@ use crate::{
     prober::Prober,
     restorable::Restorable,
 };
+
+/// How often it is asked whether something is over that takes a moment.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The core with everything that its commands act on.
 pub struct Owner<D> {
@@ -88,6 +91,8 @@ pub struct Owner<D> {
     epoch: Option<SavedEpoch>,
     /// Complete sweeps.
     sweeps: u64,
+    /// When to go on with the sweep's part that is under way.
+    sweeps_at: Option<Instant>,
 }
 
 impl<D: Dataplane> Owner<D> {
@@ -116,6 +121,7 @@ impl<D: Dataplane> Owner<D> {
             member: Member::default(),
             epoch: None,
             sweeps: 0,
+            sweeps_at: None,
         }
     }
 
@@ -433,12 +439,19 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
-    /// Advances the clocks of client memory and looks at the next part of the client table.
+    /// Advances the clocks of client memory and goes on with the sweep of the client table.
     pub fn sweep(&mut self) {
-        if let Some(known) = self.dataplane.sweep(self.started.elapsed()) {
+        let swept = self.dataplane.sweep(self.started.elapsed());
+        self.sweeps_at = matches!(swept, Swept::GoesOn).then(|| Instant::now() + PAUSE);
+        if let Swept::Ends(known) = swept {
             self.sweeps += 1;
             self.handle(Event::Swept { known });
         }
+    }
+
+    /// When to go on with the part of the sweep that is under way, if there is one.
+    pub const fn sweeps_at(&self) -> Option<Instant> {
+        self.sweeps_at
     }
 
     /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.

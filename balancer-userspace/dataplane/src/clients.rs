@@ -1,10 +1,4 @@
-//! The controller's side of the client table: counting, ageing, and taking back exceptions, a part at a time.
-//!
-//! A slot's exception flag may be taken back when no client of the slot is at another backend than the table's. One
-//! look is not enough: a packet on its way may write an entry that it has read before the sweep passed, and steer by a table
-//! that has been swapped since. So it takes two complete passes in a row without a swap in between, each begun after every
-//! packet that was on its way at the end of the last pass, or saw the old table, had left. And whatever the race, an entry
-//! that is found elsewhere has its slot flagged at once.
+//! The controller's side of the client table: whose it is, who is known, and who is forgotten.
 
 use std::{
     collections::HashMap,
@@ -25,80 +19,11 @@ use balancer_core::io::{BackendId, ServiceId};
 
 use super::{Forgotten, mapped::MappedArray, memory::Memory};
 
-/// The slots of one service in which some client is elsewhere.
-#[derive(Clone, Debug)]
-struct Elsewhere {
-    swaps: u64,
-    /// Slots of the service.
-    size: usize,
-    /// By slot, whether one is; empty: none is anywhere.
-    slots: Vec<bool>,
-}
-
-impl Elsewhere {
-    /// Takes note of one; whether it is the first of its slot.
-    fn found(&mut self, slot: u32) -> bool {
-        if self.slots.is_empty() {
-            self.slots = vec![false; self.size];
-        }
-        self.slots.get_mut(slot as usize).is_some_and(|is| !std::mem::replace(is, true))
-    }
-
-    fn is_in(&self, slot: u32) -> bool {
-        self.slots.get(slot as usize).copied().unwrap_or(false)
-    }
-}
-
-/// The mapped client table and how far the sweep has come.
+/// The mapped client table.
 pub(super) struct ClientTable {
     buckets: Arc<MappedArray<Bucket>>,
-    /// By backend id: the service it belongs to.
-    services: Vec<Option<ServiceId>>,
-    next: usize,
-    known: Vec<u64>,
-    this_pass: HashMap<ServiceId, Elsewhere>,
-    last_pass: HashMap<ServiceId, Elsewhere>,
-    /// Forgotten since the pass began: for the next one.
-    forgotten: Again,
-    again: Again,
-    entries: u64,
-}
-
-/// Who has been forgotten. A packet that was on its way may have written the entry once more; if that says what it said, and
-/// the table has said something else all the time, it is no newcomer's.
-#[derive(Debug, Default)]
-struct Again {
-    /// By bucket and tag: the backend, and the number of the service's last swap.
-    clients: HashMap<(usize, u32), (u16, u64)>,
-    /// All clients of a backend.
-    backends: HashMap<u16, u64>,
-}
-
-impl Again {
-    fn is_empty(&self) -> bool {
-        self.clients.is_empty() && self.backends.is_empty()
-    }
-
-    fn names(&self, bucket: usize, entry: Entry, swaps: u64) -> bool {
-        self.backends.get(&entry.backend()) == Some(&swaps)
-            || self.clients.get(&(bucket, entry.tag())) == Some(&(entry.backend(), swaps))
-    }
-}
-
-/// What a part of a pass found.
-pub(super) struct Part {
-    /// Slots in which a client is elsewhere, each once in a pass.
-    pub(super) elsewhere: Vec<(ServiceId, u32)>,
-    /// With the last part.
-    pub(super) pass: Option<Pass>,
-}
-
-/// What a complete pass found.
-pub(super) struct Pass {
-    /// Known clients, in rising order of ids.
-    pub(super) known: Vec<(BackendId, u64)>,
-    /// Slots without exceptions, by service.
-    pub(super) settled: Vec<(ServiceId, Vec<u32>)>,
+    /// By backend id: the service it belongs to. Shared with looks that are being taken.
+    services: Arc<Vec<Option<ServiceId>>>,
 }
 
 /// One bucket for a look from user space.
@@ -153,7 +78,7 @@ pub(super) fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<E
 }
 
 /// What forgetting this entry comes to. An expired one is no known client.
-fn count(entry: Entry, memory: &Memory) -> Forgotten {
+pub(super) fn count(entry: Entry, memory: &Memory) -> Forgotten {
     if memory.clock.is_none_or(|clock| entry.age(memory.tick) > clock.remember) {
         return Forgotten::default();
     }
@@ -169,32 +94,21 @@ pub(super) fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
 impl ClientTable {
     /// Of backends whose ids are below `backends`.
     pub(super) fn new(buckets: MappedArray<Bucket>, backends: usize) -> Self {
-        Self {
-            buckets: Arc::new(buckets),
-            services: vec![None; backends],
-            next: 0,
-            known: vec![0; backends],
-            this_pass: HashMap::new(),
-            last_pass: HashMap::new(),
-            forgotten: Again::default(),
-            again: Again::default(),
-            entries: 0,
-        }
-    }
-
-    /// Known clients at the last complete pass.
-    pub(super) const fn entries(&self) -> u64 {
-        self.entries
-    }
-
-    pub(super) const fn at_start_of_pass(&self) -> bool {
-        self.next == 0
+        Self { buckets: Arc::new(buckets), services: Arc::new(vec![None; backends]) }
     }
 
     pub(super) fn belongs(&mut self, backend: BackendId, service: Option<ServiceId>) {
-        if let Some(of) = self.services.get_mut(usize::from(backend.0)) {
+        let place = usize::from(backend.0);
+        if self.services.get(place).is_some_and(|of| *of != service)
+            && let Some(of) = Arc::make_mut(&mut self.services).get_mut(place)
+        {
             *of = service;
         }
+    }
+
+    /// The entries, as packets change them, and the service of each backend by its id, as it is now.
+    pub(super) fn shared(&self) -> (Arc<MappedArray<Bucket>>, Arc<Vec<Option<ServiceId>>>) {
+        (Arc::clone(&self.buckets), Arc::clone(&self.services))
     }
 
     /// All entries, as packets change them.
@@ -203,20 +117,13 @@ impl ClientTable {
     }
 
     /// The service of each backend, by its id.
-    pub(super) fn services(&self) -> impl Iterator<Item = Option<ServiceId>> {
+    pub(super) fn services(&self) -> impl ExactSizeIterator<Item = Option<ServiceId>> {
         self.services.iter().copied()
     }
 
     /// The service of a backend.
     pub(super) fn service_of(&self, backend: u16) -> Option<ServiceId> {
         self.services.get(usize::from(backend)).copied().flatten()
-    }
-
-    /// A client of this slot has come to be elsewhere, where the present pass may have been already.
-    pub(super) fn found_elsewhere(&mut self, service: ServiceId, slot: u32) {
-        if let Some(pass) = self.this_pass.get_mut(&service) {
-            pass.found(slot);
-        }
     }
 
     /// The number of buckets.
@@ -243,97 +150,38 @@ impl ClientTable {
 
     /// The entry of a client, and its index.
     pub(super) fn find(&self, hash: u64) -> Option<(usize, Entry)> {
-        let bucket = hash as usize & (self.buckets.len() - 1);
+        let bucket = self.bucket(hash);
         let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
         find(&Look(words), (hash >> 32) as u32).map(|(place, entry)| (bucket * BUCKET_ENTRIES + place, entry))
     }
 
-    /// Looks at up to `words` entries. Where no slot of a service `is_flagged`, none is to be settled.
-    pub(super) fn sweep(
-        &mut self,
-        words: usize,
-        services: &HashMap<ServiceId, Memory>,
-        is_flagged: impl Fn(ServiceId) -> bool,
-    ) -> Part {
-        if self.next == 0 {
-            self.begin(services);
-        }
-        let all = self.buckets.words();
-        let end = (self.next + words).min(all.len());
-        // By number, so that the inner loop needs no hashing.
-        let highest = services.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0);
-        let mut by_number: Vec<Option<(&Memory, Clock, Option<&mut Elsewhere>)>> = Vec::new();
-        by_number.resize_with(highest, || None);
-        let mut elsewhere: HashMap<ServiceId, &mut Elsewhere> =
-            self.this_pass.iter_mut().map(|(&id, elsewhere)| (id, elsewhere)).collect();
-        for (id, memory) in services {
-            if let (Some(clock), Some(place)) = (memory.clock, by_number.get_mut(usize::from(id.0))) {
-                *place = Some((memory, clock, elsewhere.remove(id)));
-            }
-        }
-        let mut found = Vec::new();
-        for (index, word) in (self.next..).zip(all.get(self.next..end).unwrap_or_default()) {
-            let raw = word.load(Ordering::Relaxed);
-            let entry = Entry(raw);
-            if entry.is_empty() {
-                continue;
-            }
-            let id = usize::from(entry.backend());
-            let service = self.services.get(id).copied().flatten();
-            let of = service.and_then(|service| by_number.get_mut(usize::from(service.0))).and_then(Option::as_mut);
-            let Some((service, (memory, _, elsewhere))) =
-                service.zip(of.filter(|of| entry.age(of.0.tick) <= of.1.remember))
-            else {
-                // Only if nobody has touched it since.
-                let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
-                continue;
-            };
-            let place = slot(raw, memory.table.len() as u32);
-            if memory.table.get(place as usize) != Some(&entry.backend()) {
-                if !self.again.is_empty() && self.again.names(index / BUCKET_ENTRIES, entry, memory.swaps) {
-                    let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
-                    continue;
-                }
-                if elsewhere.as_mut().is_some_and(|elsewhere| elsewhere.found(place)) {
-                    found.push((service, place));
-                }
-            }
-            if let Some(known) = self.known.get_mut(id) {
-                *known += 1;
-            }
-        }
-        self.next = end;
-        let pass = (end == all.len()).then(|| self.end(services, is_flagged));
-        Part { elsewhere: found, pass }
+    /// The bucket of a hash.
+    pub(super) fn bucket(&self, hash: u64) -> usize {
+        hash as usize & (self.buckets.len() - 1)
     }
 
-    /// Forgets the client of a hash. The next pass looks again.
-    pub(super) fn forget(&mut self, hash: u64, memory: &Memory) -> Forgotten {
-        let bucket = hash as usize & (self.buckets.len() - 1);
-        let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES);
+    /// Forgets the client of a hash, and gives what was known of it.
+    pub(super) fn forget(&self, hash: u64) -> Option<Entry> {
+        let bucket = self.bucket(hash);
+        let words = self.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
         let tag = (hash >> 32) as u32;
         let is_it = |entry: Entry| !entry.is_empty() && entry.tag() == tag;
         // Two CPUs may have recorded it, each in a place of its own; the first one is what packets find.
-        let all = words.unwrap_or_default().iter().filter_map(|word| take(word, is_it));
-        let Some(entry) = all.reduce(|first, _| first) else { return Forgotten::default() };
-        self.forgotten.clients.insert((bucket, tag), (entry.backend(), memory.swaps));
-        count(entry, memory)
+        words.iter().filter_map(|word| take(word, is_it)).reduce(|first, _| first)
     }
 
-    /// Forgets the clients of a backend in `words` entries from `from` on, and says where the next part begins. The pass
-    /// after the last part looks again.
+    /// Forgets the clients of a backend in `words` entries from `from` on, where its service remembers by `memory`, and says
+    /// where the next part begins.
     pub(super) fn forget_all(
-        &mut self,
+        &self,
         backend: BackendId,
         from: usize,
         words: usize,
-        services: &HashMap<ServiceId, Memory>,
+        memory: &Memory,
     ) -> (Forgotten, Option<usize>) {
         let mut sum = Forgotten::default();
-        let service = self.services.get(usize::from(backend.0)).copied().flatten();
-        let Some(memory) = service.and_then(|service| services.get(&service)) else { return (sum, None) };
-        let all = self.buckets.words();
-        let end = (from + words).min(all.len());
+        let all = self.words();
+        let end = from.saturating_add(words).min(all.len());
         for word in all.get(from..end).unwrap_or_default() {
             if let Some(entry) = take(word, |entry| !entry.is_empty() && entry.backend() == backend.0) {
                 let one = count(entry, memory);
@@ -341,42 +189,6 @@ impl ClientTable {
                 sum.moved += one.moved;
             }
         }
-        let following = (end < all.len()).then_some(end);
-        if following.is_none() {
-            self.forgotten.backends.insert(backend.0, memory.swaps);
-        }
-        (sum, following)
-    }
-
-    fn begin(&mut self, services: &HashMap<ServiceId, Memory>) {
-        self.known.fill(0);
-        self.again = std::mem::take(&mut self.forgotten);
-        self.this_pass = services
-            .iter()
-            .filter(|(_, memory)| memory.clock.is_some())
-            .map(|(&id, memory)| (id, Elsewhere { swaps: memory.swaps, size: memory.table.len(), slots: Vec::new() }))
-            .collect();
-    }
-
-    fn end(&mut self, services: &HashMap<ServiceId, Memory>, is_flagged: impl Fn(ServiceId) -> bool) -> Pass {
-        self.next = 0;
-        let this = std::mem::take(&mut self.this_pass);
-        let mut settled = Vec::new();
-        for (&id, now) in this.iter().filter(|&(&id, _)| is_flagged(id)) {
-            let unchanged = services.get(&id).is_some_and(|memory| memory.swaps == now.swaps);
-            let Some(before) = self.last_pass.get(&id).filter(|before| unchanged && before.swaps == now.swaps) else {
-                continue;
-            };
-            let slots = 0..now.size as u32;
-            settled.push((id, slots.filter(|&slot| !before.is_in(slot) && !now.is_in(slot)).collect()));
-        }
-        self.last_pass = this;
-        let known: Vec<_> = (0..=u16::MAX)
-            .zip(&self.known)
-            .filter(|&(_, &count)| count > 0)
-            .map(|(id, &count)| (BackendId(id), count))
-            .collect();
-        self.entries = known.iter().map(|&(_, count)| count).sum();
-        Pass { known, settled }
+        (sum, (end < all.len()).then_some(end))
     }
 }

@@ -38,7 +38,7 @@ use ipnet::IpNet;
 use log::Log;
 
 use super::{
-    Dataplane, Forgotten, KnownClient, Reread,
+    Dataplane, Forgotten, KnownClient, Reread, Swept,
     attach::{Attacher, Attachment},
     backend_counters::BackendCounters,
     backends::Backends,
@@ -65,8 +65,10 @@ use super::{
     stickiness::Stickiness,
 };
 
-/// Entries looked at in one part of a sweep: about an eighth of a millisecond's work, for which a failure may have to wait.
-const SWEEP_PART: usize = 1 << 15;
+/// Entries looked at in one part of a sweep, by another thread: about a millisecond's work.
+const SWEEP_PART: usize = 1 << 18;
+/// Entries gone through at a time for a change: about an eighth of a millisecond's work, for which a failure may have to wait.
+const CHANGE_PART: usize = 1 << 15;
 /// Why there is no program.
 const TAKEN: &str = "the kernel program was handed on before";
 
@@ -509,11 +511,11 @@ impl Dataplane for KernelDataplane {
         self.counters.interface(ifindex)
     }
 
-    fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
+    fn sweep(&mut self, elapsed: Duration) -> Swept {
         self.advance(elapsed);
         // Ages are not in ticks of their clocks yet.
         if self.rereading.is_some() {
-            return None;
+            return Swept::Rests;
         }
         self.stickiness.sweep(SWEEP_PART, |service| self.rules.pins(service))
     }
@@ -548,7 +550,7 @@ impl Dataplane for KernelDataplane {
 
     fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>) {
         self.reread_all();
-        let part = self.stickiness.forget_all(backend, from, SWEEP_PART);
+        let part = self.stickiness.forget_all(backend, from, CHANGE_PART);
         if part.1.is_none() {
             let salt = self.seen.next(self.elapsed);
             self.begin_period(salt);
@@ -559,7 +561,7 @@ impl Dataplane for KernelDataplane {
     fn memory(&self) -> anyhow::Result<MemorySnapshot> {
         Ok(MemorySnapshot {
             capacity: u64::from(self.capacity.clients),
-            entries: self.stickiness.clients.entries(),
+            entries: self.stickiness.sweep.entries(),
             exceptions: self.stickiness.tables.exceptions(),
             stats: self.counters.memory()?,
             samples: self.counters.samples()?,

@@ -41,6 +41,7 @@ mod rules;
 mod seen;
 mod sharing;
 mod stickiness;
+mod sweep;
 mod tables;
 mod threads;
 
@@ -101,6 +102,17 @@ pub enum Reread {
     GoesOn,
     /// Nothing is left; so many clients of backends were forgotten.
     Ends(Vec<(BackendId, Forgotten)>),
+}
+
+/// How far the sweep of the client table has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Swept {
+    /// This is all for now: a part is over, or packets are on their way that the next pass has to wait for.
+    Rests,
+    /// A part is under way, which goes on in a moment.
+    GoesOn,
+    /// A pass is over; so many known clients each backend has, in rising order of ids.
+    Ends(Vec<(BackendId, u64)>),
 }
 
 /// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
@@ -194,10 +206,10 @@ pub trait Dataplane {
     /// When the kernel refuses the read.
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats>;
 
-    /// Sets the clocks of client memory to `elapsed` since the data path was made, and looks at the next part of the
-    /// client table: forgets expired clients, flags slots that have exceptions and takes back flags of those that have none
-    /// any more. With the last part: how many known clients each backend has, in rising order of ids.
-    fn sweep(&mut self, elapsed: Duration) -> Option<Vec<(BackendId, u64)>>;
+    /// Sets the clocks of client memory to `elapsed` since the data path was made, and goes on with the sweep of the client
+    /// table: expired clients are forgotten, slots that have exceptions are flagged, and flags of those that have none any more
+    /// are taken back. Another thread looks at the table meanwhile.
+    fn sweep(&mut self, elapsed: Duration) -> Swept;
 
     /// What is remembered of a client.
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient>;

@@ -167,8 +167,12 @@ impl KernelDataplane {
     pub fn import_clients(&mut self, told: &Told, epoch: u32, emptied: &Emptied) -> ImportedClients {
         self.reread_all();
         let mut sum = ImportedClients::default();
-        let Self { stickiness: Stickiness { clients, memories, tables, .. }, backends, sharing: Some(sharing), .. } =
-            self
+        let Self {
+            stickiness: Stickiness { clients, sweep, memories, tables, .. },
+            backends,
+            sharing: Some(sharing),
+            ..
+        } = self
         else {
             return sum;
         };
@@ -198,7 +202,7 @@ impl KernelDataplane {
             }
         }
         for (service, place) in elsewhere {
-            clients.found_elsewhere(service, place);
+            sweep.found_elsewhere(service, place);
         }
         sum
     }

@@ -32,6 +32,7 @@ use crate::contest::{hold_newcomers, map_of};
 use balancer_testkit::{
     frame::{Frame, SYN, Transport},
     prog_run,
+    sweep::sweep,
 };
 
 const XDP_TX: u32 = 3;
@@ -330,7 +331,7 @@ impl World {
 
     /// How many of so many looks at the client table, in a row and at the present time, end a pass over it.
     pub fn passes(&mut self, looks: u32) -> u32 {
-        (0..looks).map(|_| u32::from(self.dataplane.sweep(self.elapsed).is_some())).sum()
+        (0..looks).map(|_| u32::from(sweep(&mut self.dataplane, self.elapsed).is_some())).sum()
     }
 
     /// Forgets a client.
@@ -417,7 +418,7 @@ impl World {
                 self.execute(commands)?;
             }
             let known = loop {
-                if let Some(known) = self.dataplane.sweep(self.elapsed) {
+                if let Some(known) = sweep(&mut self.dataplane, self.elapsed) {
                     break known;
                 }
                 // Between passes it waits for packets to leave.
@@ -544,7 +545,7 @@ impl World {
     /// Lets `seconds` pass, and whether a sweep of the client table ended meanwhile.
     pub fn wait(&mut self, seconds: u64) -> bool {
         self.elapsed += Duration::from_secs(seconds);
-        self.dataplane.sweep(self.elapsed).is_some()
+        sweep(&mut self.dataplane, self.elapsed).is_some()
     }
 
     /// Known clients that changes made strangers so far.

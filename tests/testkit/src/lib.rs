@@ -16,6 +16,7 @@ pub mod prog_run;
 pub mod rig;
 pub mod site;
 pub mod stop;
+pub mod sweep;
 pub mod transfer;
 pub mod users;
 pub mod variable;

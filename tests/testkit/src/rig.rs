@@ -29,7 +29,10 @@ use ipnet::IpNet;
 use log::Log;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::prog_run::{self, Ran};
+use crate::{
+    prog_run::{self, Ran},
+    sweep::sweep,
+};
 
 /// Slots of every table: small, and prime like real ones.
 pub const TABLE_SIZE: usize = 251;
@@ -225,7 +228,7 @@ impl Rig {
 
     /// Lets time pass for the controller.
     pub fn pass_time(&mut self, since_start: Duration) {
-        self.dataplane.sweep(since_start);
+        sweep(&mut self.dataplane, since_start);
     }
 
     /// Makes this all that is known of interfaces: `DEVICE_*` by index.

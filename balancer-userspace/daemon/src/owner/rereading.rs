@@ -1,7 +1,7 @@
 //! What a change leaves to be done in the client table, a part at a time between other things: whoever made it hears of it
 //! at the end, with how many clients were forgotten.
 
-use std::{collections::HashSet, thread, time::Duration};
+use std::{collections::HashSet, thread};
 
 use balancer_api::model::Changed;
 use balancer_core::{
@@ -12,7 +12,7 @@ use balancer_dataplane::{Dataplane, Reread};
 use balancer_model::{names::BackendName, words::counted};
 use tokio::time::Instant;
 
-use super::Owner;
+use super::{Owner, PAUSE};
 
 /// What is left of the last change.
 pub(super) struct Rereading {
@@ -23,9 +23,6 @@ pub(super) struct Rereading {
     /// When to go on.
     pub(super) at: Instant,
 }
-
-/// How often it is asked whether packets on their way have left.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// A change that was made.
 pub(super) struct Report {

@@ -44,10 +44,8 @@ use crate::{
 
 /// Events that may wait for the controller; whoever has more to say waits.
 pub(super) const EVENTS: usize = 1024;
-/// How often a part of the client table is swept, at least, where there are many.
-const SWEEP: Duration = Duration::from_millis(31);
-/// How long a sweep of the whole takes, about, at least.
-const SWEEP_FEW: Duration = Duration::from_millis(250);
+/// How often a part of the client table is swept, at least.
+const SWEEP: Duration = Duration::from_millis(250);
 /// How long a sweep of the whole takes, about, at most.
 const SWEEP_ALL: Duration = Duration::from_secs(8);
 /// How often the owner sees to what has failed.
@@ -109,7 +107,7 @@ impl Running {
             ticks
         });
         loop {
-            let (deadline, rereads) = (owner.next_deadline(), owner.rereads_at());
+            let (deadline, sweeps, rereads) = (owner.next_deadline(), owner.sweeps_at(), owner.rereads_at());
             tokio::select! {
                 biased;
                 () = manager.keep_alive_due() => manager.keep_alive(),
@@ -142,6 +140,7 @@ impl Running {
                 Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
                 _ = upkeep.tick() => owner.keep_up(),
                 _ = sweep.tick() => owner.sweep(),
+                () = until(sweeps) => owner.sweep(),
                 Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
                 present = host.changed() => {
                     owner.set_present(present);
@@ -245,7 +244,7 @@ async fn heard(fleet: &mut Option<Fleet>) -> Input {
 /// How often one of so many parts of the client table is swept.
 fn sweeps(parts: usize) -> Duration {
     let parts = u32::try_from(parts).unwrap_or(u32::MAX).max(1);
-    SWEEP.max(SWEEP_FEW / parts).min(SWEEP_ALL / parts)
+    SWEEP.min(SWEEP_ALL / parts)
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -284,7 +283,7 @@ mod tests {
 
     #[test]
     fn sweeps_take_from_a_quarter_of_a_second_to_eight_seconds() {
-        for (parts, milliseconds) in [(0, 250), (1, 250), (4, 250), (64, 1984), (512, 8000), (8192, 8000)] {
+        for (parts, milliseconds) in [(0, 250), (1, 250), (4, 1000), (32, 8000), (64, 8000), (1024, 8000)] {
             let all = sweeps(parts) * u32::try_from(parts.max(1)).unwrap();
             let off = all.abs_diff(Duration::from_millis(milliseconds));
             assert!(off < Duration::from_millis(10), "{parts} parts take {all:?}");

@@ -5,7 +5,7 @@ use std::{collections::HashMap, mem::offset_of, sync::atomic::Ordering};
 use balancer_common::map_types::ServiceRow;
 use balancer_core::io::{ServiceId, ServiceSpec};
 
-use super::{KernelDataplane, SWEEP_PART};
+use super::{CHANGE_PART, KernelDataplane};
 use crate::{
     Reread,
     memory::Memory,
@@ -43,7 +43,7 @@ impl KernelDataplane {
         }
         let Stickiness { clients, memories, .. } = &self.stickiness;
         if !rereading.is_over(clients) {
-            rereading.part(clients, memories, SWEEP_PART);
+            rereading.part(clients, memories, CHANGE_PART);
             if !rereading.is_over(clients) {
                 return Reread::GoesOn;
             }

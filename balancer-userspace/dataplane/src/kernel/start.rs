@@ -40,6 +40,7 @@ use crate::{
     rules::RuleTable,
     seen::Seen,
     stickiness::Stickiness,
+    sweep::Scanner,
     tables::Tables,
     threads::{Threads, Unwatched},
 };
@@ -108,7 +109,7 @@ impl KernelDataplane {
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
         let tables = Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
         let clients = ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?, capacity.backends as usize);
-        let stickiness = Stickiness::new(tables, clients, Arc::clone(&grace_periods));
+        let stickiness = Stickiness::new(tables, clients, Scanner::spawn(threads)?, Arc::clone(&grace_periods));
         let mut this = Self {
             control,
             listeners: Halves::new(take(&mut ebpf, "LISTENERS")?)?,

@@ -1,7 +1,7 @@
 //! Who is known where, and the tables that would send them elsewhere: what packets, swaps and sweeps race for.
 //!
 //! A slot without an exception is steered from the live table alone. The flag is set before a client of the slot can be
-//! elsewhere, and taken back as [`super::clients`] says.
+//! elsewhere, and taken back as [`super::sweep`] says.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,12 +9,16 @@ use balancer_common::map_types::LiveTable;
 use balancer_core::io::{BackendId, ServiceId};
 
 use super::{
-    Forgotten,
-    clients::{ClientTable, Part},
+    Forgotten, Swept,
+    clients::{ClientTable, count},
     grace::{Grace, GracePeriods},
     memory::Memory,
+    sweep::{Scanner, Sweep},
     tables::{Known, Tables},
 };
+
+/// How much of what a sweep has found is acted on at a time: less than a tenth of a millisecond's work.
+const AT_ONCE: usize = 4096;
 
 #[cfg(test)]
 mod races;
@@ -23,6 +27,8 @@ mod races;
 pub(super) struct Stickiness {
     pub(super) tables: Tables,
     pub(super) clients: ClientTable,
+    pub(super) sweep: Sweep,
+    scanner: Scanner,
     /// What is remembered by whom, of every service that has a table.
     pub(super) memories: HashMap<ServiceId, Memory>,
     grace_periods: Arc<GracePeriods>,
@@ -32,8 +38,14 @@ pub(super) struct Stickiness {
 
 impl Stickiness {
     /// No service's yet.
-    pub(super) fn new(tables: Tables, clients: ClientTable, grace_periods: Arc<GracePeriods>) -> Self {
-        Self { tables, clients, memories: HashMap::new(), grace_periods, next_pass: None }
+    pub(super) fn new(
+        tables: Tables,
+        clients: ClientTable,
+        scanner: Scanner,
+        grace_periods: Arc<GracePeriods>,
+    ) -> Self {
+        let sweep = Sweep::new(clients.services().len());
+        Self { tables, clients, sweep, scanner, memories: HashMap::new(), grace_periods, next_pass: None }
     }
 
     /// Makes `table` a service's live table, by `publish` if the service is published. `adopted`: an earlier controller
@@ -77,44 +89,62 @@ impl Stickiness {
         self.next_pass = Some(self.grace_periods.begin());
     }
 
-    /// Looks at up to `words` entries of the client table, and flags what it finds. Of services in which a rule `pins`
-    /// clients no flag is taken back. With the last part of a pass: known clients by backend.
-    pub(super) fn sweep(&mut self, words: usize, pins: impl Fn(ServiceId) -> bool) -> Option<Vec<(BackendId, u64)>> {
-        if self.clients.at_start_of_pass()
-            && let Some(grace) = self.next_pass
-        {
-            if !self.grace_periods.is_over(grace) {
-                return None;
+    /// Goes on with the sweep, in parts of `words` entries: has a look taken at the next one, or acts on what it has found. Of
+    /// services in which a rule `pins` clients no flag is taken back.
+    pub(super) fn sweep(&mut self, words: usize, pins: impl Fn(ServiceId) -> bool) -> Swept {
+        let Self { tables, clients, sweep, scanner, memories, .. } = self;
+        if sweep.rests() {
+            if sweep.begins_pass() {
+                if self.next_pass.is_some_and(|grace| !self.grace_periods.is_over(grace)) {
+                    return Swept::Rests;
+                }
+                self.next_pass = None;
             }
-            self.next_pass = None;
+            scanner.begin(sweep.part(words, clients, memories));
+            return Swept::GoesOn;
         }
-        let Part { elsewhere, pass } =
-            self.clients.sweep(words, &self.memories, |service| self.tables.has_exceptions(service));
-        for (service, slot) in elsewhere {
-            self.tables.flag(service, slot);
+        if sweep.looks() {
+            match scanner.found() {
+                Some(scanned) => sweep.found(scanned),
+                None => return Swept::GoesOn,
+            }
         }
-        let pass = pass?;
-        self.wait_for_packets();
+        for (service, slot) in sweep.act(AT_ONCE, clients, memories) {
+            tables.flag(service, slot);
+        }
+        if !sweep.rests() {
+            return Swept::GoesOn;
+        }
+        let Some(pass) = sweep.end(clients, memories, |service| tables.has_exceptions(service)) else {
+            return Swept::Rests;
+        };
         for (service, slots) in pass.settled {
             if !pins(service) {
-                self.tables.take_back_exceptions(service, &slots);
+                tables.take_back_exceptions(service, &slots);
             }
         }
-        Some(pass.known)
+        self.wait_for_packets();
+        Swept::Ends(pass.known)
     }
 
     /// Forgets the client of a hash.
     pub(super) fn forget(&mut self, service: ServiceId, hash: u64) -> Forgotten {
         let Some(memory) = self.memories.get(&service) else { return Forgotten::default() };
-        let forgotten = self.clients.forget(hash, memory);
+        let forgotten = self.clients.forget(hash).map(|entry| {
+            self.sweep.forgot(self.clients.bucket(hash), entry, memory.swaps);
+            count(entry, memory)
+        });
         self.wait_for_packets();
-        forgotten
+        forgotten.unwrap_or_default()
     }
 
     /// Forgets the clients of a backend in `words` entries from `from` on, and says where the next part begins.
     pub(super) fn forget_all(&mut self, backend: BackendId, from: usize, words: usize) -> (Forgotten, Option<usize>) {
-        let part = self.clients.forget_all(backend, from, words, &self.memories);
+        let memory = self.clients.service_of(backend.0).and_then(|service| self.memories.get(&service));
+        let Some(memory) = memory else { return (Forgotten::default(), None) };
+        let part = self.clients.forget_all(backend, from, words, memory);
         if part.1.is_none() {
+            self.sweep.forgot_all(backend, memory.swaps);
             self.wait_for_packets();
         }
         part

@@ -35,7 +35,8 @@ use shuttle::{
 
 use super::Stickiness;
 use crate::{
-    clients::ClientTable, grace::GracePeriods, mapped::MappedArray, memory::Memory, tables::Tables, threads::Shuttled,
+    Swept, clients::ClientTable, grace::GracePeriods, mapped::MappedArray, memory::Memory, sweep::Scanner,
+    tables::Tables, threads::Shuttled,
 };
 
 const SERVICE: ServiceId = ServiceId(1);
@@ -235,7 +236,8 @@ impl Controller {
         let mut clients = ClientTable::new(buckets, BACKENDS);
         (1..BACKENDS).for_each(|id| clients.belongs(BackendId(id as u16), Some(SERVICE)));
         let tables = Tables::new(slots, lines, Arc::clone(&periods));
-        let mut this = Self { stickiness: Stickiness::new(tables, clients, periods), packets };
+        let scanner = Scanner::spawn(&Shuttled).unwrap();
+        let mut this = Self { stickiness: Stickiness::new(tables, clients, scanner, periods), packets };
         this.swap(table);
         let first = this.stickiness.tables.location(SERVICE).unwrap();
         this.packets.table.store(first.to_word(), SeqCst);
@@ -259,16 +261,26 @@ impl Controller {
         self.stickiness.swap(SERVICE, (Arc::from(table), Some(table)), false, begin, publish).unwrap();
     }
 
-    fn sweep(&mut self) -> bool {
-        self.stickiness.sweep(PART, |_| false).is_some()
+    fn sweep(&mut self) -> Swept {
+        self.stickiness.sweep(PART, |_| false)
+    }
+
+    /// A whole part.
+    fn sweep_part(&mut self) -> Swept {
+        loop {
+            match self.sweep() {
+                Swept::GoesOn => thread::yield_now(),
+                over @ (Swept::Rests | Swept::Ends(_)) => return over,
+            }
+        }
     }
 
     /// Ends a pass, or makes one: whether nobody was found at a backend.
     fn sweep_finds_nobody_at(&mut self, backend: BackendId) -> bool {
         loop {
-            match self.stickiness.sweep(PART, |_| false) {
-                Some(known) => return known.iter().all(|&(id, _)| id != backend),
-                None => thread::yield_now(),
+            match self.sweep() {
+                Swept::Ends(known) => return known.iter().all(|&(id, _)| id != backend),
+                Swept::Rests | Swept::GoesOn => thread::yield_now(),
             }
         }
     }
@@ -276,16 +288,17 @@ impl Controller {
     /// Complete passes, with nothing else to do.
     fn sweep_passes(&mut self, count: usize) {
         for _ in 0..count {
-            while !self.sweep() {
-                thread::yield_now();
-            }
+            self.sweep_finds_nobody_at(BackendId(NO_BACKEND));
         }
     }
 
-    /// Fewer parts than `most`, if passes may begin.
+    /// Fewer parts than `most`, if passes may begin and looks are taken. One that is being taken when this ends is acted on after
+    /// whatever comes next.
     fn sweep_parts(&mut self, most: usize) {
-        for _ in 0..thread_rng().gen_range(0..most) {
-            self.sweep();
+        for _ in 0..thread_rng().gen_range(0..2 * most) {
+            if self.sweep() == Swept::GoesOn && thread_rng().gen_bool(0.7) {
+                thread::yield_now();
+            }
         }
     }
 
@@ -454,7 +467,7 @@ fn once_a_failure_is_told_no_packet_goes_to_the_failed_backend() {
                 }
             })
         });
-        controller.sweep();
+        controller.sweep_part();
         // Those who hold it must be let go before the table that they then follow can name it no more, or after.
         if thread_rng().gen_bool(0.5) {
             controller.swap(&[1, 3, 1, 3]);
@@ -478,7 +491,7 @@ fn all_moves_from_a_removed_backend_are_counted_before_its_id_is_free() {
         let mut controller = Controller::new(3, &HERE);
         let client = Client::new(0, 0, 0);
         // The pass under way has left the bucket before the client is known.
-        assert!(!controller.sweep() && !controller.sweep());
+        assert_eq!([controller.sweep_part(), controller.sweep_part()], [Swept::Rests, Swept::Rests]);
         controller.packets.send(client);
         controller.swap(&THERE);
         controller.packets.keeps_known[usize::from(REMOVED.0)].store(false, SeqCst);

@@ -19,7 +19,7 @@ use balancer_model::{
     config::Failback,
     listeners::{Family, Listener},
 };
-use balancer_testkit::prog_run;
+use balancer_testkit::{prog_run, sweep::sweep};
 
 use crate::{
     feeder::feeder,
@@ -174,7 +174,7 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
     for second in 1..=u64::from(clients.div_ceil(at_once)) {
         for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
             openers.iter_mut().try_for_each(|opener| opener.open(at_once))?;
-            while scene.dataplane.sweep(Duration::from_secs(second)).is_none() {}
+            while sweep(&mut scene.dataplane, Duration::from_secs(second)).is_none() {}
         }
         // By the kernel's clock: 2^30 ns.
         thread::sleep(Duration::from_millis(1100));

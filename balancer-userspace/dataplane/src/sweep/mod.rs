@@ -1,0 +1,296 @@
+//! Sweeps: passes over the client table that count clients, forget the expired, and take back exceptions, a part at a time.
+//!
+//! A thread of its own takes a look at each part, and changes nothing. Whoever owns the table acts on what it has found, a
+//! little at a time, so that nothing waits for a sweep. Things may have changed since the look, so an entry is emptied only
+//! where it is to be by what holds then. A flag too many, as of a slot of the table before, does no harm.
+//!
+//! A slot's exception flag may be taken back when no client of the slot is at another backend than the table's. One
+//! look is not enough: a packet on its way may write an entry that it has read before the sweep passed, and steer by a table
+//! that has been swapped since. So it takes two complete passes in a row without a swap in between, each begun after every
+//! packet that was on its way at the end of the last pass, or saw the old table, had left. And whatever the race, an entry
+//! that is found elsewhere has its slot flagged.
+
+mod scan;
+mod scanner;
+
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{Arc, atomic::Ordering},
+};
+
+use balancer_common::{
+    client::slot,
+    client_table::{BUCKET_ENTRIES, Entry},
+};
+use balancer_core::io::{BackendId, ServiceId};
+
+pub(super) use scan::{Scan, Scanned};
+pub(super) use scanner::Scanner;
+
+use super::{clients::ClientTable, memory::Memory};
+
+#[cfg(test)]
+mod tests;
+
+/// Some slots of a service.
+#[derive(Clone, Debug)]
+struct SlotSet {
+    size: usize,
+    /// By slot, whether it is one; empty: none is.
+    slots: Vec<bool>,
+}
+
+impl SlotSet {
+    /// None of so many.
+    const fn of(size: usize) -> Self {
+        Self { size, slots: Vec::new() }
+    }
+
+    /// Takes note of one; whether it is new.
+    fn insert(&mut self, slot: u32) -> bool {
+        if self.slots.is_empty() {
+            self.slots = vec![false; self.size];
+        }
+        self.slots.get_mut(slot as usize).is_some_and(|is| !mem::replace(is, true))
+    }
+
+    fn contains(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).copied().unwrap_or(false)
+    }
+}
+
+/// The slots of one service in which some client is elsewhere.
+#[derive(Clone, Debug)]
+struct Elsewhere {
+    /// The number of the service's last swap when the pass began.
+    swaps: u64,
+    slots: SlotSet,
+}
+
+/// Who has been forgotten. A packet that was on its way may have written the entry once more; if that says what it said, and
+/// the table has said something else all the time, it is no newcomer's.
+#[derive(Debug, Default)]
+struct Again {
+    /// By bucket and tag: the backend, and the number of the service's last swap.
+    clients: HashMap<(usize, u32), (u16, u64)>,
+    /// All clients of a backend.
+    backends: HashMap<u16, u64>,
+}
+
+impl Again {
+    fn names(&self, bucket: usize, entry: Entry, swaps: u64) -> bool {
+        self.backends.get(&entry.backend()) == Some(&swaps)
+            || self.clients.get(&(bucket, entry.tag())) == Some(&(entry.backend(), swaps))
+    }
+}
+
+/// What a complete pass found.
+pub(super) struct Pass {
+    /// Known clients, in rising order of ids.
+    pub(super) known: Vec<(BackendId, u64)>,
+    /// Slots without exceptions, by service.
+    pub(super) settled: Vec<(ServiceId, Vec<u32>)>,
+}
+
+/// What is under way.
+enum Stage {
+    /// Nothing.
+    Rests,
+    /// A look at a part.
+    Looks,
+    /// What it has found.
+    Acts(Scanned),
+}
+
+/// How far the sweep has come.
+pub(super) struct Sweep {
+    stage: Stage,
+    /// Where the next part begins.
+    next: usize,
+    /// By backend id.
+    known: Vec<u64>,
+    this_pass: HashMap<ServiceId, Elsewhere>,
+    last_pass: HashMap<ServiceId, Elsewhere>,
+    /// Forgotten since the pass began: for the next one.
+    forgotten: Again,
+    again: Arc<Again>,
+    entries: u64,
+}
+
+impl Sweep {
+    /// Of backends whose ids are below `backends`.
+    pub(super) fn new(backends: usize) -> Self {
+        Self {
+            stage: Stage::Rests,
+            next: 0,
+            known: vec![0; backends],
+            this_pass: HashMap::new(),
+            last_pass: HashMap::new(),
+            forgotten: Again::default(),
+            again: Arc::default(),
+            entries: 0,
+        }
+    }
+
+    /// Known clients at the last complete pass.
+    pub(super) const fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Whether nothing is under way, so that a part may begin.
+    pub(super) const fn rests(&self) -> bool {
+        matches!(self.stage, Stage::Rests)
+    }
+
+    /// Whether a look is being taken.
+    pub(super) const fn looks(&self) -> bool {
+        matches!(self.stage, Stage::Looks)
+    }
+
+    /// Whether the next part is the first one of a pass.
+    pub(super) const fn begins_pass(&self) -> bool {
+        self.next == 0
+    }
+
+    /// A client of this slot has come to be elsewhere, where the present pass may have been already.
+    pub(super) fn found_elsewhere(&mut self, service: ServiceId, slot: u32) {
+        if let Some(pass) = self.this_pass.get_mut(&service) {
+            pass.slots.insert(slot);
+        }
+    }
+
+    /// A client of this hash has been forgotten. The next pass looks again.
+    pub(super) fn forgot(&mut self, bucket: usize, entry: Entry, swaps: u64) {
+        self.forgotten.clients.insert((bucket, entry.tag()), (entry.backend(), swaps));
+    }
+
+    /// All clients of a backend have been forgotten. The next pass looks again.
+    pub(super) fn forgot_all(&mut self, backend: BackendId, swaps: u64) {
+        self.forgotten.backends.insert(backend.0, swaps);
+    }
+
+    /// The look at the next part, of up to `words` entries, which somebody is to take now.
+    pub(super) fn part(&mut self, words: usize, clients: &ClientTable, memories: &HashMap<ServiceId, Memory>) -> Scan {
+        if self.begins_pass() {
+            self.begin(memories);
+        }
+        self.stage = Stage::Looks;
+        let end = self.next.saturating_add(words).min(clients.words().len());
+        Scan::new(clients, self.next..end, memories, Arc::clone(&self.again))
+    }
+
+    /// The look is over.
+    pub(super) fn found(&mut self, scanned: Scanned) {
+        for &(id, count) in &scanned.known {
+            if let Some(known) = self.known.get_mut(usize::from(id)) {
+                *known += count;
+            }
+        }
+        self.stage = Stage::Acts(scanned);
+    }
+
+    /// Acts on up to `most` of what was found. Gives slots to be flagged; after the last of what was found, nothing is under
+    /// way any more.
+    pub(super) fn act(
+        &mut self,
+        most: usize,
+        clients: &ClientTable,
+        memories: &HashMap<ServiceId, Memory>,
+    ) -> Vec<(ServiceId, u32)> {
+        let Stage::Acts(mut scanned) = mem::replace(&mut self.stage, Stage::Rests) else { return Vec::new() };
+        let last = scanned.elsewhere.len().saturating_sub(most);
+        let slots = scanned.elsewhere.split_off(last);
+        let mut elsewhere: Vec<_> = slots.into_iter().filter(|&(service, slot)| self.is_first(service, slot)).collect();
+        let last = scanned.doubtful.len().saturating_sub(most);
+        for index in scanned.doubtful.split_off(last) {
+            elsewhere.extend(self.look_again(index, clients, memories));
+        }
+        if scanned.elsewhere.is_empty() && scanned.doubtful.is_empty() {
+            self.next = scanned.end;
+        } else {
+            self.stage = Stage::Acts(scanned);
+        }
+        elsewhere
+    }
+
+    /// The end of the pass, if that was its last part. Where no slot of a service `is_flagged`, none is to be settled.
+    pub(super) fn end(
+        &mut self,
+        clients: &ClientTable,
+        memories: &HashMap<ServiceId, Memory>,
+        is_flagged: impl Fn(ServiceId) -> bool,
+    ) -> Option<Pass> {
+        if self.next < clients.words().len() {
+            return None;
+        }
+        self.next = 0;
+        let this = mem::take(&mut self.this_pass);
+        let mut settled = Vec::new();
+        for (&id, now) in this.iter().filter(|&(&id, _)| is_flagged(id)) {
+            let unchanged = memories.get(&id).is_some_and(|memory| memory.swaps == now.swaps);
+            let Some(before) = self.last_pass.get(&id).filter(|before| unchanged && before.swaps == now.swaps) else {
+                continue;
+            };
+            let slots = 0..now.slots.size as u32;
+            settled
+                .push((id, slots.filter(|&slot| !before.slots.contains(slot) && !now.slots.contains(slot)).collect()));
+        }
+        self.last_pass = this;
+        let known: Vec<_> = (0..=u16::MAX)
+            .zip(&self.known)
+            .filter(|&(_, &count)| count > 0)
+            .map(|(id, &count)| (BackendId(id), count))
+            .collect();
+        self.entries = known.iter().map(|&(_, count)| count).sum();
+        Some(Pass { known, settled })
+    }
+
+    fn begin(&mut self, memories: &HashMap<ServiceId, Memory>) {
+        self.known.fill(0);
+        self.again = Arc::new(mem::take(&mut self.forgotten));
+        let begin = |memory: &Memory| Elsewhere { swaps: memory.swaps, slots: SlotSet::of(memory.table.len()) };
+        let remembering = memories.iter().filter(|(_, memory)| memory.clock.is_some());
+        self.this_pass = remembering.map(|(&id, memory)| (id, begin(memory))).collect();
+    }
+
+    /// Whether nobody has been found elsewhere in this slot during this pass, until now.
+    fn is_first(&mut self, service: ServiceId, slot: u32) -> bool {
+        self.this_pass.get_mut(&service).is_some_and(|pass| pass.slots.insert(slot))
+    }
+
+    /// Counts a client, or forgets it if it is not remembered. Gives its slot, if that is to be flagged.
+    fn look_again(
+        &mut self,
+        index: usize,
+        clients: &ClientTable,
+        memories: &HashMap<ServiceId, Memory>,
+    ) -> Option<(ServiceId, u32)> {
+        let word = clients.words().get(index)?;
+        let raw = word.load(Ordering::Relaxed);
+        let entry = Entry(raw);
+        if entry.is_empty() {
+            return None;
+        }
+        // Only if nobody has touched it since.
+        let forget = || {
+            let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
+        };
+        let of = clients.service_of(entry.backend()).and_then(|id| Some((id, memories.get(&id)?)));
+        let remembers = |memory: &Memory| memory.clock.is_some_and(|clock| entry.age(memory.tick) <= clock.remember);
+        let Some((service, memory)) = of.filter(|(_, memory)| remembers(memory)) else {
+            forget();
+            return None;
+        };
+        let place = slot(raw, memory.table.len() as u32);
+        let is_elsewhere = memory.table.get(place as usize) != Some(&entry.backend());
+        if is_elsewhere && self.again.names(index / BUCKET_ENTRIES, entry, memory.swaps) {
+            forget();
+            return None;
+        }
+        if let Some(known) = self.known.get_mut(usize::from(entry.backend())) {
+            *known += 1;
+        }
+        (is_elsewhere && self.is_first(service, place)).then_some((service, place))
+    }
+}

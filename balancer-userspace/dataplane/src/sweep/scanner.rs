@@ -1,0 +1,39 @@
+//! The thread that takes looks at the client table.
+
+use anyhow::Context as _;
+
+#[cfg(not(test))]
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+#[cfg(test)]
+use shuttle::sync::mpsc::{Receiver, Sender, channel};
+
+use super::scan::{Scan, Scanned};
+use crate::threads::Threads;
+
+/// The thread, which ends when this is dropped.
+pub(in super::super) struct Scanner {
+    wanted: Sender<Scan>,
+    found: Receiver<Scanned>,
+}
+
+impl Scanner {
+    /// # Errors
+    /// When there can be no more threads.
+    pub(in super::super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
+        let ((wanted, scans), (finds, found)) = (channel(), channel());
+        let work = move || while scans.recv().is_ok_and(|scan: Scan| finds.send(scan.run()).is_ok()) {};
+        threads.start("the sweep", Box::new(work)).context("cannot start the thread that sweeps the client table")?;
+        Ok(Self { wanted, found })
+    }
+
+    /// Has a look taken. Where the thread is gone nothing comes of it.
+    pub(in super::super) fn begin(&self, scan: Scan) {
+        let _ = self.wanted.send(scan);
+    }
+
+    /// What it has found, once it is over.
+    pub(in super::super) fn found(&self) -> Option<Scanned> {
+        self.found.try_recv().ok()
+    }
+}
