@@ -87,7 +87,7 @@ impl Finder {
     const fn arguments(self) -> [&'static str; 3] {
         match self {
             Self::Contest => ["--package=balancer-tests", "--test=dataplane", "model::"],
-            Self::Core => ["--package=balancer-core", "--lib", "model_test::"],
+            Self::Core => ["--package=balancer-core", "--lib", "--filterset=test(/(model|drain)_test::/)"],
             Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
             Self::Rereading => ["--package=balancer-tests", "--test=dataplane", "rereading::"],

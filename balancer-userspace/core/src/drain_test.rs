@@ -91,6 +91,16 @@ fn a_drain_ends_at_its_deadline() {
 }
 
 #[test]
+fn a_drain_that_is_due_ends_with_the_check_of_another_backend() {
+    let mut bench = bench();
+    drain(&mut bench, None);
+    bench.now += TIMEOUT;
+    let commands = bench.refuse("web/web2");
+    assert!(kept(&commands).contains(&Err(MoveCause::Drain)), "{commands:?}");
+    assert_eq!((state(&bench), bench.controller.next_deadline()), (BackendState::Drained, None));
+}
+
+#[test]
 fn a_drain_without_time_is_over_at_once() {
     let mut bench = bench();
     let (_, commands) = drain(&mut bench, Some(Duration::ZERO));
