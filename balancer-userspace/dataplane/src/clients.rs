@@ -79,7 +79,7 @@ pub(super) fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<E
 
 /// What forgetting this entry comes to. An expired one is no known client.
 pub(super) fn count(entry: Entry, memory: &Memory) -> Forgotten {
-    if memory.clock.is_none_or(|clock| entry.age(memory.tick) > clock.remember) {
+    if !memory.remembers(entry) {
         return Forgotten::default();
     }
     Forgotten { clients: 1, moved: u64::from(goes_elsewhere(entry, memory)) }

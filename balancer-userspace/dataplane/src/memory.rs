@@ -77,6 +77,11 @@ impl Memory {
         }
     }
 
+    /// Whether a client of this service is remembered.
+    pub(super) fn remembers(&self, entry: Entry) -> bool {
+        self.clock.is_some_and(|clock| entry.age(self.tick) <= clock.remember)
+    }
+
     /// What an entry tells after `elapsed`, which `is_reread` or has its age as it was. `None`: it is expired.
     pub(super) fn known(&self, entry: Entry, is_reread: bool, elapsed: Duration) -> Option<KnownClient> {
         let written = self.written.filter(|_| !is_reread);

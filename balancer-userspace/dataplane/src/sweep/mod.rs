@@ -277,8 +277,7 @@ impl Sweep {
             let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
         };
         let of = clients.service_of(entry.backend()).and_then(|id| Some((id, memories.get(&id)?)));
-        let remembers = |memory: &Memory| memory.clock.is_some_and(|clock| entry.age(memory.tick) <= clock.remember);
-        let Some((service, memory)) = of.filter(|(_, memory)| remembers(memory)) else {
+        let Some((service, memory)) = of.filter(|(_, memory)| memory.remembers(entry)) else {
             forget();
             return None;
         };

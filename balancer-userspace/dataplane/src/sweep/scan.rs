@@ -9,21 +9,11 @@ use std::{
 use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Bucket, Entry},
-    clock::Clock,
 };
 use balancer_core::io::ServiceId;
 
 use super::{Again, SlotSet};
 use crate::{clients::ClientTable, mapped::MappedArray, memory::Memory};
-
-/// What is known of a service when a look begins.
-struct Facts {
-    id: ServiceId,
-    table: Arc<[u16]>,
-    clock: Clock,
-    tick: u16,
-    swaps: u64,
-}
 
 /// Part of a pass over the client table, with all that a look at it takes.
 pub(in super::super) struct Scan {
@@ -31,8 +21,8 @@ pub(in super::super) struct Scan {
     entries: Range<usize>,
     /// By backend id: the service it belongs to.
     services: Arc<Vec<Option<ServiceId>>>,
-    /// By the number of the service; `None`: there is none that remembers.
-    facts: Vec<Option<Facts>>,
+    /// By the number of the service, as it is when the look begins.
+    memories: Vec<Option<Memory>>,
     again: Arc<Again>,
 }
 
@@ -56,24 +46,23 @@ impl Scan {
         memories: &HashMap<ServiceId, Memory>,
         again: Arc<Again>,
     ) -> Self {
-        let mut facts = Vec::new();
+        let mut by_number = Vec::new();
         // By number, so that the loop needs no hashing.
-        facts.resize_with(memories.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0), || None);
-        for (&id, memory) in memories {
-            if let (Some(clock), Some(place)) = (memory.clock, facts.get_mut(usize::from(id.0))) {
-                let table = Arc::clone(&memory.table);
-                *place = Some(Facts { id, table, clock, tick: memory.tick, swaps: memory.swaps });
+        by_number.resize_with(memories.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0), || None);
+        for (id, memory) in memories {
+            if let Some(place) = by_number.get_mut(usize::from(id.0)) {
+                *place = Some(memory.clone());
             }
         }
         let (buckets, services) = clients.shared();
-        Self { buckets, entries, services, facts, again }
+        Self { buckets, entries, services, memories: by_number, again }
     }
 
     /// Looks at each entry once.
     pub(super) fn run(&self) -> Scanned {
         let mut known = vec![0u64; self.services.len()];
-        let mut found: Vec<Option<SlotSet>> = Vec::new();
-        found.resize_with(self.facts.len(), || None);
+        let slots = |memory: &Option<Memory>| SlotSet::of(memory.as_ref().map_or(0, |memory| memory.table.len()));
+        let mut found: Vec<SlotSet> = self.memories.iter().map(slots).collect();
         let (mut elsewhere, mut doubtful) = (Vec::new(), Vec::new());
         let words = self.buckets.words().get(self.entries.clone()).unwrap_or_default();
         for (index, word) in self.entries.clone().zip(words) {
@@ -81,20 +70,18 @@ impl Scan {
             if entry.is_empty() {
                 continue;
             }
-            let Some(facts) = self.facts(entry) else {
+            let Some((service, memory)) = self.memory(entry) else {
                 doubtful.push(index);
                 continue;
             };
-            let place = slot(entry.0, facts.table.len() as u32);
-            if facts.table.get(place as usize) != Some(&entry.backend()) {
-                if self.again.names(index / BUCKET_ENTRIES, entry, facts.swaps) {
+            let place = slot(entry.0, memory.table.len() as u32);
+            if memory.table.get(place as usize) != Some(&entry.backend()) {
+                if self.again.names(index / BUCKET_ENTRIES, entry, memory.swaps) {
                     doubtful.push(index);
                     continue;
                 }
-                let found = found.get_mut(usize::from(facts.id.0));
-                if found.is_some_and(|found| found.get_or_insert_with(|| SlotSet::of(facts.table.len())).insert(place))
-                {
-                    elsewhere.push((facts.id, place));
+                if found.get_mut(usize::from(service.0)).is_some_and(|found| found.insert(place)) {
+                    elsewhere.push((service, place));
                 }
             }
             if let Some(known) = known.get_mut(usize::from(entry.backend())) {
@@ -105,10 +92,10 @@ impl Scan {
         Scanned { end: self.entries.end, known, elsewhere, doubtful }
     }
 
-    /// Of the service that an entry names, which is one that remembers it.
-    fn facts(&self, entry: Entry) -> Option<&Facts> {
+    /// The service that an entry names, if it remembers that.
+    fn memory(&self, entry: Entry) -> Option<(ServiceId, &Memory)> {
         let service = self.services.get(usize::from(entry.backend())).copied().flatten()?;
-        let facts = self.facts.get(usize::from(service.0))?.as_ref()?;
-        (entry.age(facts.tick) <= facts.clock.remember).then_some(facts)
+        let memory = self.memories.get(usize::from(service.0))?.as_ref()?;
+        memory.remembers(entry).then_some((service, memory))
     }
 }
