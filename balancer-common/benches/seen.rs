@@ -1,7 +1,7 @@
 //! How probably a known client that sends sparse packets is forgotten, by the filter of clients that have been seen.
 //!
 //! The worst phase: whoever is looked at sends last, when all other clients have sent a packet in the same period. It loses
-//! that period if another one has its bit, and is forgotten after as many lost in a row as it sends packets in `remember`:
+//! that period if others have its bits, and is forgotten after as many lost in a row as it sends packets in `remember`:
 //! eight, if that is one in each eighth. Everybody is looked at.
 
 use balancer_common::seen;
@@ -44,17 +44,18 @@ fn line(clients: u64, made_for: u64) {
         for packet in 1..=longest {
             let salt = seen::salt(round * longest + packet);
             owners.fill(0);
-            let bit = |client: u64| {
+            let bits = |client: u64| {
                 // Looks as random as a hash, which it is the finish of.
-                let (word, bit) = seen::place(seen::salt(client) ^ client & 1, salt, buckets - 1);
-                word as usize * 64 + bit.trailing_zeros() as usize
+                let (word, bits) = seen::place(seen::salt(client) ^ client & 1, salt, buckets - 1);
+                let [first, second] = [bits.trailing_zeros(), 63 - bits.leading_zeros()];
+                let second = (second != first).then_some(second);
+                std::iter::once(first).chain(second).map(move |bit| word as usize * 64 + bit as usize)
             };
-            for client in 0..clients {
-                let count = &mut owners[bit(client)];
-                *count = count.saturating_add(1);
+            for bit in (0..clients).flat_map(bits) {
+                owners[bit] = owners[bit].saturating_add(1);
             }
             for (client, in_a_row) in (0..).zip(&mut lost_in_a_row) {
-                if owners[bit(client)] > 1 {
+                if bits(client).all(|bit| owners[bit] > 1) {
                     lost += 1;
                     *in_a_row += u8::from(u64::from(*in_a_row) + 1 == packet);
                 }

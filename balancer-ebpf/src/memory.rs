@@ -34,29 +34,29 @@ static CLIENT_BUCKET_MASK: Global<u32> = Global::new(0);
 #[map]
 static SEEN: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The word of the filter that holds a client's bit, and the bit.
+/// The word of the filter that holds a client's bits, and the bits.
 #[inline(always)]
 fn seen_place(control: &'static Control, hash: u64) -> Option<(*mut u64, u64)> {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
     let salt = unsafe { (&raw const control.seen_salt).read_volatile() };
-    let (word, bit) = seen::place(hash, salt, CLIENT_BUCKET_MASK.load());
-    Some((SEEN.get_ptr_mut(word)?, bit))
+    let (word, bits) = seen::place(hash, salt, CLIENT_BUCKET_MASK.load());
+    Some((SEEN.get_ptr_mut(word)?, bits))
 }
 
 /// Whether a known client has been seen in this period.
 #[inline(always)]
 pub(crate) fn seen(control: &'static Control, hash: u64) -> bool {
     // SAFETY: a map value; other CPUs and the controller replace it in one piece.
-    seen_place(control, hash).is_some_and(|(word, bit)| unsafe { word.read_volatile() } & bit != 0)
+    seen_place(control, hash).is_some_and(|(word, bits)| unsafe { word.read_volatile() } & bits == bits)
 }
 
 /// Notes that a known client has been seen. Another CPU that writes the same word meanwhile may undo this, and the controller
 /// that clears it may be undone: an entry that is read once more, and bits that are somebody's under the salt before.
 #[inline(always)]
 fn mark(control: &'static Control, hash: u64) {
-    if let Some((word, bit)) = seen_place(control, hash) {
+    if let Some((word, bits)) = seen_place(control, hash) {
         // SAFETY: as in `seen`.
-        unsafe { word.write_volatile(word.read_volatile() | bit) };
+        unsafe { word.write_volatile(word.read_volatile() | bits) };
     }
 }
 

@@ -48,18 +48,18 @@ impl Seen {
         self.salt()
     }
 
-    /// Nobody has been seen. What packets still note under the salt before is somebody's bit, for a period.
+    /// Nobody has been seen. What packets still note under the salt before are somebody's bits, for a period.
     pub(super) fn clear(&self) {
         for word in self.words.words() {
             word.store(0, Ordering::Relaxed);
         }
     }
 
-    /// The client of this hash has not been seen.
+    /// The client of this hash has not been seen, nor have those who share a bit with it: they are looked up once more.
     pub(super) fn forget(&self, hash: u64) {
-        let (word, bit) = seen::place(hash, self.salt(), self.bucket_mask);
+        let (word, bits) = seen::place(hash, self.salt(), self.bucket_mask);
         if let Some(word) = self.words.words().get(word as usize) {
-            word.fetch_and(!bit, Ordering::Relaxed);
+            word.fetch_and(!bits, Ordering::Relaxed);
         }
     }
 }

@@ -50,7 +50,7 @@ pub const SEEN_WORDS: usize = seen::words(BUCKETS as u32) as usize;
 /// The clients that have been seen in this period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Which bit is whose.
+    /// Which bits are whose.
     pub salt: u64,
     /// Their bits.
     pub words: [u64; SEEN_WORDS],
@@ -58,13 +58,13 @@ pub struct Seen {
 
 impl Seen {
     pub(super) const fn contains(&self, hash: u64) -> bool {
-        let (word, bit) = seen::place(hash, self.salt, BUCKETS as u32 - 1);
-        self.words[word as usize] & bit != 0
+        let (word, bits) = seen::place(hash, self.salt, BUCKETS as u32 - 1);
+        self.words[word as usize] & bits == bits
     }
 
     pub(super) const fn insert(&mut self, hash: u64) {
-        let (word, bit) = seen::place(hash, self.salt, BUCKETS as u32 - 1);
-        self.words[word as usize] |= bit;
+        let (word, bits) = seen::place(hash, self.salt, BUCKETS as u32 - 1);
+        self.words[word as usize] |= bits;
     }
 }
 
