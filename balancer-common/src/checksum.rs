@@ -7,11 +7,16 @@
 #[inline(always)]
 #[must_use]
 pub const fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+    fold_short((sum & 0xffff_ffff) + (sum >> 32))
+}
+
+/// The same of a sum below 2^48, in two instructions: the highest of four words of the product is the sum of the three words of
+/// `sum`, with the carry of the word below it, which is what goes around.
+#[inline(always)]
+#[must_use]
+pub const fn fold_short(sum: u64) -> u16 {
+    debug_assert!(sum < 1 << 48);
+    (sum.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16
 }
 
 /// What replacing the word `old` by `new` adds to the complemented checksum, unfolded.
@@ -40,11 +45,11 @@ pub const fn replace_address(old: &[u32; 4], new: &[u32; 4]) -> u64 {
         + replace_u32(old[3], new[3])
 }
 
-/// The checksum field after a change worth `delta` (a sum of `replace_*` values).
+/// The checksum field after a change worth `delta` (a sum of `replace_*` values), below 2^47.
 #[inline(always)]
 #[must_use]
 pub const fn apply(check: u16, delta: u64) -> u16 {
-    !fold((!check) as u64 + delta)
+    !fold_short((!check) as u64 + delta)
 }
 
 /// [`apply`] for a UDP checksum field: 0 (no checksum) stays 0, and a computed 0 is sent as all ones (RFC 768).
@@ -97,6 +102,21 @@ mod tests {
         !fold(sum(data))
     }
 
+    /// The same by the definition.
+    fn around(mut sum: u64) -> u16 {
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    /// Sums of three words each of which is at one of its ends, or anywhere.
+    fn edges() -> impl Strategy<Value = u64> {
+        let word =
+            || prop_oneof![Just(0u64), Just(1), Just(0x7fff), Just(0x8000), Just(0xfffe), Just(0xffff), 0u64..0x1_0000];
+        (word(), word(), word()).prop_map(|(a, b, c)| a | b << 16 | c << 32)
+    }
+
     #[test]
     fn rfc_1624_worked_example() {
         // RFC 1624 section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285 gives 0x0000, where RFC 1141 gave 0xFFFF.
@@ -136,8 +156,15 @@ mod tests {
         }
 
         #[test]
-        fn fold_is_the_sum_modulo_ffff(sum in any::<u64>()) {
-            prop_assert_eq!(fold(sum) as u64 % 0xffff, sum % 0xffff);
+        fn fold_goes_around_until_nothing_is_left_over(sum in any::<u64>(), bits in 0u32..64) {
+            let sum = sum >> bits;
+            prop_assert_eq!(fold(sum), around(sum));
+        }
+
+        #[test]
+        fn a_short_sum_folds_to_the_same(near in edges(), offset in -4i64..=4) {
+            let sum = near.saturating_add_signed(offset).min((1 << 48) - 1);
+            prop_assert_eq!(fold_short(sum), around(sum));
         }
     }
 }

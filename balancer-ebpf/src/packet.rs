@@ -49,20 +49,20 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     #[must_use]
     pub fn holds(self, bytes: usize) -> bool {
-        self.start + bytes <= self.end
+        beyond(self.start, bytes) <= self.end
     }
 
     /// The view without its first `by` bytes. Going beyond the end is no error until something is loaded there.
     #[inline(always)]
     #[must_use]
     pub fn skip(self, by: usize) -> Self {
-        Self { start: self.start + by, ..self }
+        Self { start: beyond(self.start, by), ..self }
     }
 
     #[inline(always)]
     fn pointer<T>(self, at: usize) -> Option<*mut T> {
-        let start = self.start + at;
-        if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
+        let start = beyond(self.start, at);
+        if beyond(start, size_of::<T>()) > self.end { None } else { Some(start as *mut T) }
     }
 
     /// The value at byte `at`, in memory order, at any alignment; `None` beyond the end.
@@ -83,6 +83,14 @@ impl<'a> Packet<'a> {
         unsafe { pointer.write_unaligned(value) };
         Some(())
     }
+}
+
+/// The address `by` bytes further on. That it does not wrap around tells the compiler which comparisons with the end say
+/// what one before them has said.
+#[inline(always)]
+fn beyond(address: usize, by: usize) -> usize {
+    // SAFETY: frames lie far from the last addresses, and every length in them is a number of 16 bits or less.
+    unsafe { address.unchecked_add(by) }
 }
 
 #[cfg(test)]

@@ -127,12 +127,12 @@ pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
 fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u64) -> Option<()> {
     const TTL: usize = offset_of!(Ipv4Hdr, ttl);
     const CHECK: usize = offset_of!(Ipv4Hdr, check);
+    /// A hop, in the word of TTL and protocol. As there is one more, nothing is borrowed from the protocol.
+    const HOP: u16 = u16::from_ne_bytes([1, 0]);
     let ttl_protocol: u16 = ip.header.load(TTL)?;
-    let [ttl, protocol] = ttl_protocol.to_ne_bytes();
-    let hop_less = u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]);
-    let delta = address_delta + checksum::replace_u16(ttl_protocol, hop_less);
+    let delta = address_delta + checksum::replace_u16(HOP, 0);
     let check: u16 = ip.header.load(CHECK)?;
-    ip.header.store(TTL, hop_less)?;
+    ip.header.store(TTL, ttl_protocol.wrapping_sub(HOP))?;
     ip.header.store(CHECK, checksum::apply(check, delta))
 }
 
