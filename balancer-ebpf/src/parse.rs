@@ -15,8 +15,6 @@ use network_types::{
 
 use crate::{order, packet::Packet};
 
-/// A shorter frame has no IP packet in it.
-pub const SHORTEST_FRAME: usize = EthHdr::LEN + Ipv4Hdr::LEN;
 const VLAN_TAG_LEN: usize = 4;
 /// Tags that are read.
 pub const MAX_VLAN_TAGS: usize = 2;

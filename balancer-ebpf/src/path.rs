@@ -21,8 +21,7 @@ use crate::{
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Step {
     let frame = ingress.frame();
-    // One comparison for all that is read up to where every IP packet has its addresses.
-    if !frame.holds(parse::SHORTEST_FRAME) || !station::is_ours(ingress, frame) {
+    if !station::is_ours(ingress, frame) {
         return Step::PASS;
     }
     let step = plain(ingress, frame);
