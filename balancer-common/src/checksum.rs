@@ -13,8 +13,7 @@ pub const fn fold(sum: u64) -> u16 {
 /// The same of a sum below 2^48, in two instructions: the highest of four words of the product is the sum of the three words of
 /// `sum`, with the carry of the word below it, which is what goes around.
 #[inline(always)]
-#[must_use]
-pub const fn fold_short(sum: u64) -> u16 {
+const fn fold_short(sum: u64) -> u16 {
     debug_assert!(sum < 1 << 48);
     (sum.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16
 }

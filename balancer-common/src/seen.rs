@@ -9,7 +9,7 @@
 //! the filter.
 
 /// Bits for each bucket of the client table: four for each client that the table is made for.
-pub const BITS_PER_BUCKET: u32 = 8;
+const BITS_PER_BUCKET: u32 = 8;
 /// Buckets whose share of the bits is one word.
 const BUCKETS_PER_WORD: u32 = u64::BITS / BITS_PER_BUCKET;
 
@@ -24,7 +24,7 @@ const LONGEST_PERIOD: u32 = 8;
 /// Words of 64 bits of the filter for a client table of `buckets`, a power of two.
 #[must_use]
 pub const fn words(buckets: u32) -> u32 {
-    if buckets < BUCKETS_PER_WORD { 1 } else { buckets / BUCKETS_PER_WORD }
+    buckets.div_ceil(BUCKETS_PER_WORD)
 }
 
 /// A client's bits under `salt`: their word, and the bits in that, two that may be the same. `bucket_mask` is the number of
