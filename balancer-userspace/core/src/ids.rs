@@ -9,10 +9,15 @@ use balancer_common::map_types::{FEWEST_BACKEND_ROWS, LAST_BACKEND, MOST_BACKEND
 
 use crate::io::BackendId;
 
-/// Where in `all` the one with this id is. What came together has rising ids, so that is tried first.
-pub(crate) fn place<T, Id: Copy + Ord>(all: &[T], id: Id, id_of: impl Fn(&T) -> Id) -> Option<usize> {
-    let guess = all.binary_search_by_key(&id, &id_of).ok();
-    guess.or_else(|| all.iter().position(|one| id_of(one) == id))
+/// Where in `all` the one with this id is. What came together has ids that follow each other, so that is tried first; then
+/// that they rise.
+pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<usize> {
+    let after_first = usize::from(id.wrapping_sub(id_of(all.first()?)));
+    if all.get(after_first).is_some_and(|one| id_of(one) == id) {
+        return Some(after_first);
+    }
+    let among_rising = all.binary_search_by_key(&id, &id_of).ok();
+    among_rising.or_else(|| all.iter().position(|one| id_of(one) == id))
 }
 
 /// The free backend ids. One that is given back is the last to be given out again, so that whatever still holds it has
@@ -154,6 +159,22 @@ mod tests {
 
     fn all(mut ids: Ids) -> Vec<u16> {
         std::iter::from_fn(|| ids.take()).map(|id| id.0).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn an_id_is_found_in_whatever_order_they_are(
+            ids in prop_oneof![
+                prop::collection::hash_set(any::<u16>(), 0..40).prop_map(Vec::from_iter),
+                prop::collection::btree_set(any::<u16>(), 0..40).prop_map(Vec::from_iter),
+                (any::<u16>(), 0..40u16).prop_map(|(first, count)| (first..first.saturating_add(count)).collect()),
+            ],
+            absent in any::<u16>(),
+        ) {
+            for id in ids.iter().copied().chain([absent]) {
+                prop_assert_eq!(place(&ids, id, |&id| id), ids.iter().position(|&one| one == id));
+            }
+        }
     }
 
     #[test]

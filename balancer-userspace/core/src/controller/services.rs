@@ -64,7 +64,7 @@ impl Services {
     }
 
     fn place(&self, id: ServiceId) -> Option<usize> {
-        place(&self.0, id, |service| service.id())
+        place(&self.0, id.0, |service| service.id().0)
     }
 
     /// Those `wanted`, to change them. The others stay shared.

@@ -250,7 +250,7 @@ impl Service {
 
     /// Where among them the one with this id is.
     pub(crate) fn position(&self, id: BackendId) -> Option<usize> {
-        place(&self.backends, id, Backend::id)
+        place(&self.backends, id.0, |backend| backend.id.0)
     }
 
     /// The live table: M backend ids, or `NO_BACKEND` or `ALL_DOWN`.

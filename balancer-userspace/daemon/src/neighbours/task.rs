@@ -27,7 +27,8 @@ use super::{
 };
 use crate::layers;
 
-/// How often everything is read anew, in case a change was missed, and unconfirmed neighbours are confirmed.
+/// How often links, neighbours and some of the routes are read anew, in case of a change that is not told, and unconfirmed
+/// neighbours are confirmed.
 const RESYNC: Duration = Duration::from_secs(10);
 /// How often the routes are searched for gateways; there may be very many routes.
 const GATEWAYS: Duration = Duration::from_secs(60);
@@ -55,6 +56,8 @@ pub(super) struct Task {
     tracker: Tracker,
     limiter: Limiter,
     resync_at: Instant,
+    /// Changes may have been missed since everything was last read.
+    missed: bool,
     gateways_at: Instant,
 }
 
@@ -78,6 +81,7 @@ impl Task {
             tracker: Tracker::default(),
             limiter: Limiter::new(now),
             resync_at: now,
+            missed: true,
             gateways_at: now,
         })
     }
@@ -147,6 +151,7 @@ impl Task {
             }
             Err(lost) => {
                 tracing::debug!("netlink: {lost}");
+                self.missed = true;
                 if matches!(lost, Lost::Broken(_)) {
                     self.monitor = None;
                 }
@@ -159,6 +164,7 @@ impl Task {
     async fn resync(&mut self) {
         self.resync_at = Instant::now() + RESYNC;
         if self.monitor.is_none() {
+            self.missed = true;
             self.monitor = Monitor::open().ok();
         }
         if self.changes.is_none() {
@@ -182,7 +188,7 @@ impl Task {
             self.tracker.set_gateways(self.netlink.gateways().await?);
             self.gateways_at = now + GATEWAYS;
         }
-        self.tracker.resync(links, neighbours, Instant::now());
+        self.tracker.resync(links, neighbours, std::mem::take(&mut self.missed), Instant::now());
         self.tell_layers();
         // A change of theirs may have been missed as well.
         self.tell_devices();
@@ -254,6 +260,7 @@ impl Task {
         let at = Instant::now() + RECOVERY;
         self.tracker.postpone(at);
         self.resync_at = at;
+        self.missed = true;
         if let Ok(netlink) = Netlink::connect() {
             self.netlink = netlink;
         }

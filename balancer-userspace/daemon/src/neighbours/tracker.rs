@@ -12,6 +12,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
+    ops::Bound,
     time::Duration,
 };
 
@@ -27,6 +28,8 @@ use crate::interfaces::Link;
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// How long a neighbour may leave the first questions unanswered.
 pub(super) const PATIENCE: Duration = Duration::from_millis(2500);
+/// How many routes are looked up again though nothing was heard of them, at a time: some 10 µs each.
+const AGAIN: usize = 4096;
 /// How long a change waits for more of its kind.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
@@ -71,6 +74,8 @@ pub(super) struct Tracker {
     watches: BTreeMap<IpAddr, Box<Watch>>,
     /// Addresses whose route must be looked up.
     stale_routes: BTreeSet<IpAddr>,
+    /// Up to where they were last looked up again.
+    again: Option<IpAddr>,
     /// Addresses of which there may be news.
     news: BTreeSet<IpAddr>,
     /// Neighbours that next hops rest on or wait for, and gateways.
@@ -143,13 +148,33 @@ impl Tracker {
         self.due.get_or_insert(now + DEBOUNCE);
     }
 
-    /// Replaces the tables by fresh copies of the kernel's and wants every route looked up.
-    pub(super) fn resync(&mut self, links: Vec<Link>, neighbours: Vec<(NeighbourKey, Neighbour)>, now: Instant) {
+    /// Replaces the tables by fresh copies of the kernel's. Wants every route looked up if changes were `missed`, or links
+    /// are not as changes told; else some, others each time, as not everything that a route depends on is told.
+    pub(super) fn resync(
+        &mut self,
+        links: Vec<Link>,
+        neighbours: Vec<(NeighbourKey, Neighbour)>,
+        missed: bool,
+        now: Instant,
+    ) {
+        let links = links.into_iter().map(|link| (link.ifindex, link)).collect();
+        if missed || self.tables.links != links {
+            self.stale_routes.extend(self.watches.keys());
+        } else {
+            self.look_up_again();
+        }
         self.links_changed = true;
-        self.tables.links = links.into_iter().map(|link| (link.ifindex, link)).collect();
+        self.tables.links = links;
         self.tables.neighbours = neighbours.into_iter().collect();
-        self.stale_routes.extend(self.watches.keys());
         self.due = Some(now);
+    }
+
+    fn look_up_again(&mut self) {
+        let from = self.again.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.watches.range((from, Bound::Unbounded));
+        let next: Vec<IpAddr> = rest.map(|(&address, _)| address).take(AGAIN).collect();
+        self.again = next.last().copied().filter(|_| next.len() == AGAIN);
+        self.stale_routes.extend(next);
     }
 
     /// Takes note of this machine's gateways, all of them.
@@ -307,6 +332,8 @@ impl Tracker {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::{
         super::resolve::tests::{OWN_MAC, PEER_MAC, entry, key, link, on_link},
         *,
@@ -324,7 +351,7 @@ mod tests {
         /// `ADDRESS` is watched, on link of eth0 (2), and has been asked for; eth1 (3) exists too.
         fn new() -> Self {
             let mut bench = Self { tracker: Tracker::default(), now: Instant::now() };
-            bench.tracker.resync(vec![link(2, "eth0"), link(3, "eth1")], Vec::new(), bench.now);
+            bench.tracker.resync(vec![link(2, "eth0"), link(3, "eth1")], Vec::new(), true, bench.now);
             bench.tracker.watch(address(), bench.now);
             bench.route(on_link(2));
             assert_eq!(bench.evaluate(), [key(2, ADDRESS)]);
@@ -507,10 +534,38 @@ mod tests {
     fn a_resync_finds_what_was_missed() {
         let mut bench = Bench::known();
         let moved = Neighbour { state: NeighbourState::Stale, mac: Some(OTHER_MAC) };
-        bench.tracker.resync(vec![link(2, "eth0")], vec![(key(2, ADDRESS), moved)], bench.now);
+        bench.tracker.resync(vec![link(2, "eth0")], vec![(key(2, ADDRESS), moved)], false, bench.now);
         bench.route(on_link(2));
         assert_eq!(bench.settle(), Some(Ok(hop(2, OTHER_MAC))));
         assert_eq!(bench.tracker.unconfirmed(), [key(2, ADDRESS)]);
+    }
+
+    #[test]
+    fn resyncs_look_up_some_routes_at_a_time_and_all_in_turn() {
+        const MANY: u32 = 2 * AGAIN as u32 + 7;
+        let mut tracker = Tracker::default();
+        let now = Instant::now();
+        let all: BTreeSet<IpAddr> = (0..MANY).map(|n| Ipv4Addr::from_bits(0x0a00_0000 + n).into()).collect();
+        let links = || vec![link(2, "eth0")];
+        all.iter().for_each(|&address| tracker.watch(address, now));
+        let mut looked_up = |missed: bool, links: Vec<Link>| {
+            tracker.resync(links, Vec::new(), missed, now);
+            let stale = tracker.stale_routes();
+            stale.iter().for_each(|&address| tracker.set_route(address, on_link(2)));
+            stale
+        };
+        assert_eq!(looked_up(true, links()).len(), all.len(), "none is known");
+        let mut seen = BTreeSet::new();
+        for expected in [AGAIN, AGAIN, 7] {
+            let stale = looked_up(false, links());
+            assert_eq!(stale.len(), expected);
+            seen.extend(stale);
+        }
+        assert_eq!(seen, all);
+        assert_eq!(looked_up(false, links()).len(), AGAIN, "from the first on");
+        assert_eq!(looked_up(true, links()).len(), all.len(), "changes were missed");
+        let down = vec![Link { up: false, ..link(2, "eth0") }];
+        assert_eq!(looked_up(false, down).len(), all.len(), "nobody told of the link");
     }
 
     #[test]
