@@ -42,6 +42,25 @@ fn a_dsr_backend_behind_a_gateway_is_down() {
     until(&mut site, "far", "down", "no next hop: no neighbour: 10.9.0.1 does not answer on eth0");
 }
 
+/// Routes that name a next hop by its id stay what they are when it is replaced.
+#[test]
+fn a_next_hop_object_that_is_replaced_is_noticed() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |_, _| Ok(())).unwrap();
+    let gateway = site.topology().backend_address(Family::V4, 1);
+    let balancer = site.topology().balancer();
+    balancer.sysctl("net/ipv4/nexthop_compat_mode", "0").unwrap();
+    balancer.ip(&format!("nexthop add id 7 via {gateway} dev eth0")).unwrap();
+    balancer.ip("route add 10.9.0.0/16 nhid 7").unwrap();
+    site.cli(&["backend", "add", "web/far", "10.9.0.1"]).unwrap();
+    let through = format!("10.9.0.1 is reached through gateway {gateway}");
+    until(&mut site, "far", "down", &through);
+
+    site.topology().balancer().ip("nexthop replace id 7 dev eth0").unwrap();
+    until(&mut site, "far", "down", "no next hop: no neighbour: 10.9.0.1 does not answer on eth0");
+    site.topology().balancer().ip(&format!("nexthop replace id 7 via {gateway} dev eth0")).unwrap();
+    until(&mut site, "far", "down", &through);
+}
+
 #[test]
 fn a_tunnel_without_a_source_address_is_down() {
     for forwarding in [Forwarding::Ipip, Forwarding::Gue] {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::interfaces::Link;
 
-const GROUPS: [MulticastGroup; 8] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Route,
@@ -23,6 +23,9 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
+    // Next hops that routes name by their id (`ip nexthop`). With `net.ipv4.nexthop_compat_mode=0` nothing is told of the
+    // routes when one is replaced.
+    MulticastGroup::Nexthop,
 ];
 
 /// Room for bursts, in bytes; what does not fit is lost, and said to be.
@@ -70,7 +73,8 @@ impl Monitor {
     }
 }
 
-/// The changes in a datagram of one or more messages. One that cannot be read may be of any kind.
+/// The changes in a datagram of one or more messages. One that cannot be read may be of any kind, and messages about next
+/// hops are among those.
 pub(super) fn updates(datagram: &mut BytesMut) -> Vec<Update> {
     let mut updates = Vec::new();
     while datagram.len() >= HEADER {
@@ -184,5 +188,14 @@ mod tests {
         assert_eq!(updates(&mut truncated), [Update::Routes(None)]);
         let mut endless = BytesMut::zeroed(64);
         assert_eq!(updates(&mut endless), [Update::Routes(None)]);
+    }
+
+    #[test]
+    fn a_next_hop_of_its_own_may_be_any_routes() {
+        // linux/rtnetlink.h
+        const RTM_NEWNEXTHOP: u16 = 104;
+        let mut message = bytes(vec![RouteNetlinkMessage::NewRoute(RouteMessage::default())]);
+        message[4..6].copy_from_slice(&RTM_NEWNEXTHOP.to_ne_bytes());
+        assert_eq!(updates(&mut message), [Update::Routes(None)]);
     }
 }
