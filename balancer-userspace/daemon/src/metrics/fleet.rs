@@ -50,7 +50,7 @@ fn records(encoder: &mut Text<'_>, fleet: &FleetSnapshot) {
     let records = &fleet.records;
     let kinds = [("told", records.told), ("taken_over", records.taken_over)];
     let kinds = kinds.into_iter().map(|(kind, count)| ([("kind", kind)], count));
-    gauges(encoder, "fleet_records", "Clients that members tell each other of, since the start.", kinds);
+    counters(encoder, "fleet_records", "Records of clients that members have exchanged.", kinds);
     let dropped = records.dropped.iter().map(|(reason, &count)| ([("reason", reason.as_str())], count));
     counters(encoder, "fleet_records_dropped", "Records of other members that were not taken over.", dropped);
     let conflicts = std::iter::once(([], records.conflicts));
