@@ -97,6 +97,24 @@ impl SavedState {
         self.gone.iter_mut().for_each(|gone| gone.known = 0);
     }
 
+    /// Has all counters begin at 0, because the maps with their latest values are gone. The file may be minutes old, and a
+    /// counter that went on from it could go backwards, which Prometheus takes for a reset and counts twice. What a fleet
+    /// has counted together (`agreed`) stays.
+    pub fn restart_counters(&mut self, agreed: bool) {
+        self.departed.clear();
+        self.repeated_moves.clear();
+        for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
+            backend.checks = [0; 3];
+        }
+        if agreed {
+            return;
+        }
+        for service in &mut self.services {
+            (service.slots_moved_required, service.slots_moved_needless) = (0, 0);
+            service.backends.iter_mut().for_each(|backend| backend.transitions.fill(0));
+        }
+    }
+
     /// Everything that a controller counts on.
     pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
         let services = self

@@ -119,8 +119,9 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         let (withdrawn, epoch, state) = (false, None, None);
         return Ok(Resumed { controller, departed, repeated_moves, withdrawn, file, largest, epoch, state });
     };
-    if let (Some(pins), Some(_)) = (pins, notes) {
-        Histories::open(pins)?.bring_up_to_date(&mut state);
+    match (pins, notes) {
+        (Some(pins), Some(_)) => Histories::open(pins)?.bring_up_to_date(&mut state),
+        _ => state.restart_counters(config.fleet.is_some()),
     }
     let saved = config.fleet.is_some().then(|| (*state).clone());
     let SavedState { hash_key, key_fingerprint, departed, repeated_moves, withdrawn, epoch, .. } = (*state).clone();

@@ -13,11 +13,13 @@ use std::{
 use balancer_api::statistics::{PeriodView, StatsView};
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
-    site::{PATIENCE, Site},
+    site::{PATIENCE, QUICK_CHECK, Site},
     topology::{Family, Shape},
     users::find_the_way_to_the_clients,
 };
 use serde_json::Value;
+
+use crate::support::wait;
 
 const FAMILY: Family = Family::V4;
 const PORT: u16 = 5300;
@@ -200,4 +202,31 @@ fn the_last_minute_and_hour_go_on() {
         assert!(hour.seconds.unwrap() <= anew.elapsed().as_secs(), "{hour:?} is of other maps");
         site.kill_and_restart(|_| {}).unwrap();
     }
+}
+
+/// What the checks of all backends, the moved slots and the backends that are gone have counted.
+fn counted(site: &Site) -> [f64; 4] {
+    let metrics = site.metrics().unwrap();
+    let names = ["health_checks_total", "backend_transitions_total", "table_slots_moved_total", "connections_total"];
+    names.map(|name| metrics.sum(name, &[]).unwrap_or_default())
+}
+
+#[test]
+fn when_the_maps_are_gone_then_all_counters_begin_at_0() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.check = QUICK_CHECK.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    (1..=2).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    site.homes(FAMILY, VISITORS).unwrap();
+    site.cli(&["backend", "remove", "web/web2", "--force"]).unwrap();
+    wait("the checks are not counted", || counted(&site)[0] >= 30.0);
+    let before = counted(&site);
+    assert!(before.iter().all(|&count| count > 0.0), "{before:?}");
+    // Nothing of it can be as late as what was last seen, whatever the state file says.
+    site.restart(|settings| settings.check = r#"{ type = "tcp", interval = "1h" }"#.to_owned()).unwrap();
+    let after = counted(&site);
+    assert!(after[0] <= 4.0 && after[1..].iter().zip(&before[1..]).all(|(after, before)| after < before), "{after:?}");
+    assert_eq!(after[3], 0.0, "{after:?}");
 }
