@@ -34,12 +34,18 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
+    sync::LazyLock,
 };
 
 use anyhow::Context as _;
 use balancer_api::client::{Client, ClientError};
+use balancer_common::map_types::LAYOUT_VERSION;
 use balancer_model::{file::ConfigErrors, value};
 use clap::{CommandFactory as _, Parser, Subcommand};
+
+/// The second line is what `packaging/debian/preinst` reads before an upgrade.
+static LONG_VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{}\nlayout of kept maps: {LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")));
 
 const FAILED: u8 = 1;
 const WRONG_USAGE: u8 = 2;
@@ -48,7 +54,8 @@ const WAIT_TIMED_OUT: u8 = 4;
 
 /// Sticky layer-4 load balancer in XDP
 #[derive(Debug, Parser)]
-#[command(name = "balancer", version, arg_required_else_help = true, after_help = help::topics())]
+#[command(name = "balancer", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true)]
+#[command(after_help = help::topics())]
 struct Cli {
     /// Control socket; with `run`, instead of the configuration's [default: /run/balancer/balancer.sock]
     #[arg(long, global = true, env = "BALANCER_SOCKET", value_name = "PATH", value_parser = socket)]

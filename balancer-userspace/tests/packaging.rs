@@ -46,7 +46,7 @@ fn every_file_of_the_package_exists_or_is_generated() {
         assert!(installed.contains(&file.as_str().unwrap().to_owned()), "{file} is not installed: {installed:?}");
     }
     let scripts = root().join("balancer-userspace").join(deb["maintainer-scripts"].as_str().unwrap());
-    for script in ["postinst", "prerm", "postrm"] {
+    for script in ["preinst", "postinst", "prerm", "postrm"] {
         let check = Command::new("sh").arg("-n").arg(scripts.join(script)).output().unwrap();
         assert!(check.status.success(), "{script}: {}", String::from_utf8_lossy(&check.stderr));
     }
@@ -54,6 +54,19 @@ fn every_file_of_the_package_exists_or_is_generated() {
     for path in ["/usr/sbin/balancer", "/etc/balancer/balancer.toml"] {
         assert!(unit.contains(path) && installed.iter().any(|file| file == path), "{path}");
     }
+}
+
+#[test]
+fn when_the_package_is_upgraded_then_its_script_and_its_program_name_the_same_layout_of_maps() {
+    let script = packaging("debian/preinst");
+    let layout = script.lines().find_map(|line| line.strip_prefix("layout=")).unwrap();
+    let words = String::from_utf8(balancer(&["--version"]).stdout).unwrap();
+    let lines: Vec<&str> = words.lines().collect();
+    let [version, told] = lines[..] else { unreachable!("{words}") };
+    assert_eq!(version, concat!("balancer ", env!("CARGO_PKG_VERSION")));
+    let prefix = "layout of kept maps: ";
+    assert_eq!(told, format!("{prefix}{layout}"));
+    assert!(script.contains(&format!("s/^{prefix}//p")), "the script reads this line");
 }
 
 #[test]

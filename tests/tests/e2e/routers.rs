@@ -233,6 +233,13 @@ fn a_pair_hands_its_vips_over() {
     let homes = Family::BOTH.map(|family| pair.homes(family));
     assert!(!pair.has_vips(1));
 
+    // A restart of the first one's balancer is no reason to move.
+    pair.controllers[0].process().signal(Signal::SIGTERM).unwrap();
+    wait("it does not end", || pair.controllers[0].process().exited().unwrap().is_some());
+    pair.start_again(0);
+    thread::sleep(Duration::from_secs(4));
+    assert!(pair.has_vips(0) && !pair.has_vips(1));
+
     // The first one's balancer dies: it is not ready, and the second one takes over.
     pair.controllers[0].process().kill().unwrap();
     wait("the second one does not take over", || pair.has_vips(1) && !pair.has_vips(0));

@@ -10,7 +10,7 @@ use crate::operator::Operator;
 /// Does something and checks it. Gives what is worth telling.
 type Step = fn(&mut Operator) -> Result<String>;
 
-pub(crate) const STEPS: [(&str, Step); 19] = [
+pub(crate) const STEPS: [(&str, Step); 21] = [
     ("install", install),
     ("start without a configuration", start_in_vain),
     ("start", start),
@@ -24,6 +24,8 @@ pub(crate) const STEPS: [(&str, Step); 19] = [
     ("watchdog", watchdog),
     ("assigned VIP", assigned_vip),
     ("upgrade", upgrade),
+    ("upgrade to another layout of maps", upgrade_of_another_layout),
+    ("upgrade to a program that does not start", upgrade_in_vain),
     ("stop and start", stop_and_start),
     ("run by hand in between", run_by_hand),
     ("programs of checks", programs_of_checks),
@@ -230,6 +232,42 @@ fn upgrade(operator: &mut Operator) -> Result<String> {
     let after = operator.types("dpkg-query --show --showformat '${Version}' balancer")?;
     ensure!(before != after, "still {before}");
     Ok(format!("{before} → {after}; {traffic}"))
+}
+
+/// Makes another package of the upgrade's contents, changed by a shell `line`.
+fn repack(operator: &Operator, name: &str, line: &str) -> Result<()> {
+    operator.types(&format!(
+        "rm -rf ~/contents && dpkg-deb --raw-extract ~/upgrade.deb ~/contents && cd ~/contents && {line} && \
+         dpkg-deb --build ~/contents ~/{name} && rm -r ~/contents"
+    ))?;
+    Ok(())
+}
+
+fn upgrade_of_another_layout(operator: &mut Operator) -> Result<String> {
+    repack(operator, "layout.deb", "sed -i 's/^layout=.*/layout=9999/' DEBIAN/preinst")?;
+    let main = operator.property("MainPID")?;
+    let (words, traffic) =
+        operator.under_traffic(|operator| operator.types_in_vain("dpkg --install ~/layout.deb 2>&1"))?;
+    for part in ["needs layout 9999", "Nothing has been changed", "balancer detach"] {
+        ensure!(words.contains(part), "the refusal does not say {part:?}: {words}");
+    }
+    ensure!(operator.property("MainPID")? == main, "another process");
+    operator.reads("dpkg-query --show --showformat '${db:Status-Abbrev}' balancer", &["ii"])?;
+    Ok(format!("refused in words; {traffic}"))
+}
+
+fn upgrade_in_vain(operator: &mut Operator) -> Result<String> {
+    let program = "printf '#!/bin/sh\\nexit 1\\n' > usr/sbin/balancer";
+    repack(operator, "broken.deb", program)?;
+    let ((), traffic) = operator.under_traffic(|operator| {
+        let words = operator.types_in_vain("dpkg --install ~/broken.deb 2>&1")?;
+        for part in ["the new program does not start", "nothing checks the backends"] {
+            ensure!(words.contains(part), "the upgrade does not say {part:?}: {words}");
+        }
+        operator.types("dpkg --install ~/upgrade.deb && systemctl reset-failed balancer; systemctl start balancer")?;
+        operator.types("balancer wait web/web1 up --timeout 30s").map(|_| ())
+    })?;
+    Ok(traffic)
 }
 
 fn stop_and_start(operator: &mut Operator) -> Result<String> {
