@@ -1,10 +1,14 @@
-//! Direct server return: only the link-layer addresses change.
+//! Direct server return: the link-layer addresses change, and the packet loses a hop, so that no set-up of balancers that
+//! send to each other can loop.
 
 use balancer_common::{map_types::BackendRow, verdict::DropReason};
 
-use crate::{forward::rewrite, packet::Packet};
+use crate::{forward::rewrite, packet::Packet, parse::Ip};
 
 #[inline(always)]
-pub(crate) fn to_backend(frame: Packet<'_>, row: &BackendRow) -> Result<(), DropReason> {
-    rewrite::macs_to(frame, row).ok_or(DropReason::Malformed)
+pub(crate) fn to_backend(frame: Packet<'_>, ip: &Ip<'_>, row: &BackendRow) -> Result<(), DropReason> {
+    if ip.ttl() <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    rewrite::one_hop_less(ip).and_then(|()| rewrite::macs_to(frame, row)).ok_or(DropReason::Malformed)
 }

@@ -90,7 +90,7 @@ fn write(
         return Err(Step::to(IcmpError::TooBig(row.mtu)));
     }
     let written = if row.mode() == Forwarding::Dsr as u8 {
-        dsr::to_backend(frame, row)
+        dsr::to_backend(frame, ip, row)
     } else {
         nat::to_backend(frame, ip, carries, backend, port)
     };
@@ -142,7 +142,7 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
         return Step::drop(DropReason::TooBig);
     }
     let written = if row.mode() == Forwarding::Dsr as u8 {
-        dsr::to_backend(*frame, row)
+        dsr::to_backend(*frame, ip, row)
     } else {
         nat::error_to_backend(*frame, ip, &inner, backend, port)
     };

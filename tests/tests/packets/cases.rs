@@ -176,13 +176,13 @@ pub(crate) fn handed(rig: &Rig, frame: &Frame, handed: Handed) -> Frame {
 pub(crate) fn dsr(rig: &Rig, frame: &Frame) -> Frame {
     let index = rig.service(&frame.destination.to_string()).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };
-    Frame { destination_mac: backend_mac(index), source_mac, ..frame.clone() }
+    Frame { destination_mac: backend_mac(index), source_mac, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
 /// What `frame` looks like on its way out of the interface it came in by, to the backend of the service at `service`.
 pub(crate) fn to_backend_mac(rig: &Rig, frame: &Frame, service: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
-    Frame { destination_mac: backend_mac(index), source_mac: IN_MAC, ..frame.clone() }
+    Frame { destination_mac: backend_mac(index), source_mac: IN_MAC, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
 /// What `frame` to a `nat` service looks like on its way to the backend at `address`.

@@ -1,5 +1,6 @@
-//! Direct server return: only the link-layer addresses change.
+//! Direct server return: the link-layer addresses change, and the packet loses a hop.
 
+use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{ACK, Frame, SYN};
 
 use crate::cases::{Case, Then, dsr, run};
@@ -8,7 +9,7 @@ const CLIENTS: [(&str, &str); 2] =
     [("203.0.113.7:40000", "198.51.100.10"), ("[2001:db8:c::7]:40000", "[2001:db8::10]")];
 
 #[test]
-fn forwarded_with_nothing_but_macs_changed() {
+fn when_a_packet_is_forwarded_then_its_macs_and_its_ttl_change_and_nothing_else() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, vip) in CLIENTS {
@@ -29,9 +30,16 @@ fn forwarded_with_nothing_but_macs_changed() {
                 ..Frame::tcp(client, &format!("{vip}:80"), ACK)
             };
             cases.push(Case::new(format!("{vip} full segment"), &full, Then::Tx(dsr(rig, &full).bytes())));
-            for ttl in [1, 2, 255] {
+            for ttl in [2, 3, 128, 255] {
                 let frame = Frame { ttl, ..Frame::tcp(client, &format!("{vip}:80"), SYN) };
-                cases.push(Case::new(format!("{vip} TTL {ttl} is no hop"), &frame, Then::Tx(dsr(rig, &frame).bytes())));
+                let out = dsr(rig, &frame);
+                assert_eq!(out.ttl, ttl - 1);
+                cases.push(Case::new(format!("{vip} TTL {ttl} loses a hop"), &frame, Then::Tx(out.bytes())));
+            }
+            for (ttl, port) in [(0, 80), (1, 80), (0, 81), (1, 81)] {
+                let frame = Frame { ttl, ..Frame::tcp(client, &format!("{vip}:{port}"), SYN) };
+                let then = Then::Drop(DropReason::TtlExceeded);
+                cases.push(Case::new(format!("{vip} port {port} TTL {ttl} is used up"), &frame, then));
             }
             for vlans in [vec![5], vec![7, 4094]] {
                 let frame = Frame { vlans: vlans.clone(), ..Frame::tcp(client, &format!("{vip}:80"), SYN) };
@@ -56,6 +64,7 @@ fn forwarded_with_nothing_but_macs_changed() {
         let out = Frame {
             destination_mac: balancer_testkit::rig::backend_mac(index),
             source_mac: balancer_testkit::rig::IN_MAC,
+            ttl: any.ttl - 1,
             ..any.clone()
         };
         cases.push(Case::new("every port", &any, Then::Tx(out.bytes())));

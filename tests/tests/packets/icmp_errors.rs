@@ -70,12 +70,6 @@ pub(crate) fn error(
     }
 }
 
-/// The same error as the backend has to see it: about a packet that it sent itself.
-fn for_backend(rig: &Rig, out: &Frame, service: &str) -> Frame {
-    let sent = to_backend_mac(rig, out, service);
-    Frame { ttl: sent.ttl - 1, ..sent }
-}
-
 /// Quotes as long as routers make them: the least of RFC 792, more, all.
 const LENGTHS: [usize; 5] = [28, 36, 40, 48, 1500];
 
@@ -94,11 +88,13 @@ fn to_the_backend_of_the_quoted_client() {
                     let frame = error(router, &quoted, 548, kind);
                     let out = to_backend_mac(rig, &frame, &at_dsr);
                     cases.push(Case::new(format!("dsr {name}"), &frame, Then::Tx(out.bytes())));
+                    let used_up = Frame { ttl: 1, ..frame.clone() };
+                    cases.push(Case::new(format!("dsr {name} TTL"), &used_up, Then::Drop(DropReason::TtlExceeded)));
                     let quoted = Frame { source: address(&at_nat), ..quoted };
                     let sent = Frame { source: address(&backend(to.0, to.1)), ..quoted.clone() };
                     for length in LENGTHS {
                         let frame = error(router, &quoted, length + shift, kind);
-                        let out = for_backend(rig, &error(router, &sent, length + shift, kind), &at_nat);
+                        let out = to_backend_mac(rig, &error(router, &sent, length + shift, kind), &at_nat);
                         cases.push(Case::new(
                             format!("nat {name}, {length} bytes quoted"),
                             &frame,
@@ -112,7 +108,7 @@ fn to_the_backend_of_the_quoted_client() {
                 Frame { payload: vec![5; 64], ..Frame::new(&vip("20", 53), client, Transport::UdpWithoutChecksum) };
             let sent = Frame { source: address(&backend("22", 5353)), ..quoted.clone() };
             let (frame, out) = (error(router, &quoted, 60, kind), error(router, &sent, 60, kind));
-            let out = for_backend(rig, &out, &vip("20", 53));
+            let out = to_backend_mac(rig, &out, &vip("20", 53));
             cases.push(Case::new(format!("{router} nat udp without checksum"), &frame, Then::Tx(out.bytes())));
             for vlans in [vec![2], vec![2, 3]] {
                 let frame = Frame { vlans: vlans.clone(), ..frame.clone() };
@@ -129,7 +125,7 @@ fn to_the_backend_of_the_quoted_client() {
             )
             .bytes();
             let sent = Frame::tcp(&backend("21", 8080), client, ACK);
-            let mut out = for_backend(rig, &error(router, &sent, 28 + shift, kind), &vip("20", 80)).bytes();
+            let mut out = to_backend_mac(rig, &error(router, &sent, 28 + shift, kind), &vip("20", 80)).bytes();
             padded.extend([0xee; 20]);
             out.extend([0xee; 20]);
             cases.push(Case { name: format!("{router} padding is no quote"), frame: padded, then: Then::Tx(out) });
@@ -150,21 +146,21 @@ fn to_the_backend_of_the_quoted_client() {
         let [v4, v6] = &FAMILIES;
         let any = Frame::tcp("198.51.100.31:777", v4.client, ACK);
         let sent = Frame::tcp("10.0.0.32:777", v4.client, ACK);
-        let out = for_backend(rig, &error(v4.router, &sent, 60, v4.errors[0]), "198.51.100.31:0");
+        let out = to_backend_mac(rig, &error(v4.router, &sent, 60, v4.errors[0]), "198.51.100.31:0");
         cases.push(Case::new("nat, every port", &error(v4.router, &any, 60, v4.errors[0]), Then::Tx(out.bytes())));
         let options4 = vec![1; 8];
         let quoted = Frame { options: options4.clone(), ..Frame::tcp("198.51.100.20:80", v4.client, ACK) };
         let sent = Frame { options: options4, ..Frame::tcp("10.0.0.21:8080", v4.client, ACK) };
         let frame = Frame { options: vec![1; 4], ..error(v4.router, &quoted, 60, v4.errors[0]) };
         let out = Frame { options: vec![1; 4], ..error(v4.router, &sent, 60, v4.errors[0]) };
-        let out = for_backend(rig, &out, "198.51.100.20:80");
+        let out = to_backend_mac(rig, &out, "198.51.100.20:80");
         cases.push(Case::new("IPv4 options outside and inside", &frame, Then::Tx(out.bytes())));
         let extensions = vec![options(DESTINATION_OPTIONS, 1)];
         let quoted = Frame { extensions: extensions.clone(), ..Frame::tcp("[2001:db8::20]:80", v6.client, ACK) };
         let sent = Frame { extensions: extensions.clone(), ..Frame::tcp("[fd00::21]:8080", v6.client, ACK) };
         let frame = Frame { extensions: extensions.clone(), ..error(v6.router, &quoted, 100, v6.errors[0]) };
         let out = Frame { extensions, ..error(v6.router, &sent, 100, v6.errors[0]) };
-        let out = for_backend(rig, &out, "[2001:db8::20]:80");
+        let out = to_backend_mac(rig, &out, "[2001:db8::20]:80");
         cases.push(Case::new("IPv6 extension headers outside and inside", &frame, Then::Tx(out.bytes())));
         cases
     });
@@ -207,7 +203,7 @@ fn about_fragments() {
             let sent = Frame { payload, ..Frame::udp(&backend("71", 5353), client) };
             for (index, (part, sent)) in whole.fragments(40, 3).iter().zip(sent.fragments(40, 3)).enumerate() {
                 let frame = error(router, part, 1000, kind);
-                let out = for_backend(rig, &error(router, &sent, 1000, kind), &vip("71", 53));
+                let out = to_backend_mac(rig, &error(router, &sent, 1000, kind), &vip("71", 53));
                 cases.push(Case::new(format!("{router} nat, about part {index}"), &frame, Then::Tx(out.bytes())));
             }
             let tcp = Frame { payload: vec![1; 64], ..Frame::tcp(&vip("10", 80), client, ACK) };

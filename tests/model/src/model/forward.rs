@@ -85,7 +85,10 @@ impl State {
             _ if hop.ifindex != arrival.ingress && packet.length > hop.mtu as usize => {
                 return self.tell_too_big(arrival, packet, hop.mtu as usize);
             }
-            Forwarding::Dsr => arrival.frame.to_vec(),
+            Forwarding::Dsr => {
+                one_hop_is_left(packet)?;
+                with_a_hop_less(arrival.frame, packet)
+            }
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
                 let port = match carries {
@@ -157,6 +160,14 @@ pub(super) fn write_macs(frame: &mut [u8], destination: Mac, source: Mac) {
 }
 
 /// `frame` with one end replaced and one hop less.
+/// The frame with one hop taken off, and nothing else changed.
+pub(super) fn with_a_hop_less(frame: &[u8], packet: &Packet) -> Vec<u8> {
+    let mut out = frame.to_vec();
+    take_a_hop(&mut out, packet);
+    renew_header(frame, &mut out, packet);
+    out
+}
+
 fn translated(frame: &[u8], packet: &Packet, new: New, carries: Carries) -> Vec<u8> {
     let mut out = frame.to_vec();
     replace_address(&mut out, packet, new);

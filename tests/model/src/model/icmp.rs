@@ -7,7 +7,7 @@ use super::{
     checksum::{self, Covered, pseudo_header},
     forward::{
         End, New, Way, one_hop_is_left, renew_header, renew_segment, replace_address, replace_port, take_a_hop,
-        write_macs,
+        with_a_hop_less, write_macs,
     },
     parse::{self, Packet, TCP, UDP},
     state::Portless,
@@ -92,7 +92,10 @@ impl State {
                 self.wrap(arrival, packet, &backend)?.map_err(|_fits| DropReason::TooBig)?
             }
             _ if hop.ifindex != arrival.ingress && packet.length > hop.mtu as usize => return Err(DropReason::TooBig),
-            Forwarding::Dsr => arrival.frame.to_vec(),
+            Forwarding::Dsr => {
+                one_hop_is_left(packet)?;
+                with_a_hop_less(arrival.frame, packet)
+            }
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
                 let outer = New { end: End::Destination, address: backend.address.ip(), port: 0 };
