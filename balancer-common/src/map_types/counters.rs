@@ -45,6 +45,22 @@ impl core::ops::AddAssign<&Self> for BackendStats {
     }
 }
 
+impl BackendStats {
+    /// The part that was counted after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut later = *self;
+        later.packets = self.packets.saturating_sub(earlier.packets);
+        later.bytes = self.bytes.saturating_sub(earlier.bytes);
+        later.connections = self.connections.saturating_sub(earlier.connections);
+        let counters = earlier.decisions.iter().chain(&earlier.moves);
+        for (count, before) in later.decisions.iter_mut().chain(&mut later.moves).zip(counters) {
+            *count = count.saturating_sub(*before);
+        }
+        later
+    }
+}
+
 /// A packet forwarded to a backend, one of many: sent to the controller, to tell heavy clients by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -7,6 +7,7 @@ mod look;
 mod member;
 mod proposal;
 mod rereading;
+mod retired;
 mod show;
 
 use std::{
@@ -32,7 +33,7 @@ use balancer_core::{
 use balancer_dataplane::{Dataplane, Swept};
 use balancer_model::{config::Config, listeners::Family, names::BackendName};
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 pub use self::{
     beginning::Beginning,
@@ -43,6 +44,7 @@ pub use self::{
 use self::{
     member::Member,
     rereading::{Report, Rereading},
+    retired::{RecentlyRetired, Retired},
 };
 use crate::{
     clocks,
@@ -70,6 +72,7 @@ pub struct Owner<D> {
     /// Which service each backend's counters belong to, and the backend's name.
     owners: HashMap<BackendId, (ServiceId, String)>,
     departed: Departed,
+    recently_retired: RecentlyRetired,
     /// Moves that other members of the fleet count, by cause.
     repeated_moves: HashMap<ServiceId, [u64; MOVE_COUNTERS]>,
     last_changes: LastChanges,
@@ -109,6 +112,7 @@ impl<D: Dataplane> Owner<D> {
             builds: HashMap::new(),
             owners: HashMap::new(),
             departed: Departed::default(),
+            recently_retired: RecentlyRetired::default(),
             repeated_moves: HashMap::new(),
             last_changes: LastChanges::default(),
             started: Instant::now(),
@@ -190,6 +194,7 @@ impl<D: Dataplane> Owner<D> {
             // Ids mean something else than they did.
             (backends, listeners, ruled) = (Vec::new(), Vec::new(), Vec::new());
             self.departed = Departed::default();
+            self.recently_retired = RecentlyRetired::default();
             self.repeated_moves.clear();
         }
         self.dataplane.adopt(&backends, &listeners, &ruled)?;
@@ -459,7 +464,20 @@ impl<D: Dataplane> Owner<D> {
         if self.out_of_step {
             self.resync();
         }
+        let retired = self.recently_retired.take_final(Instant::now().into_std());
+        self.count_the_last_packets(retired);
         self.sum_up_departed();
+    }
+
+    /// Adds what packets have counted for backends since these were retired.
+    fn count_the_last_packets(&mut self, all: impl IntoIterator<Item = Retired>) {
+        for Retired { id, service, name, counted, at } in all {
+            match self.dataplane.backend_stats(id) {
+                Ok(stats) if stats != counted => self.departed.add(service, name, &stats.since(&counted), at),
+                Ok(_) => {}
+                Err(why) => warn!("the last packets of {name} are not counted: {why:#}"),
+            }
+        }
     }
 
     fn sum_up_departed(&mut self) {
@@ -529,6 +547,8 @@ impl<D: Dataplane> Owner<D> {
     fn carry_out(&mut self, command: &Command, since: Instant) -> anyhow::Result<()> {
         match command {
             Command::WriteBackend(backend) => {
+                let had_its_id = self.recently_retired.take_id(backend.id);
+                self.count_the_last_packets(had_its_id);
                 self.dataplane.write_backend(backend).with_context(|| format!("backend {}", backend.address))?;
                 self.prober.set_way(Arc::clone(backend));
                 if let Some(name) = self.controller.name_of(backend.id) {
@@ -540,7 +560,9 @@ impl<D: Dataplane> Owner<D> {
                 self.dataplane.retire_backend(*id).context("retiring a backend")?;
                 self.prober.forget_way(*id);
                 if let Some((service, name)) = self.owners.remove(id) {
-                    self.departed.add(service, name, &stats, Instant::now().into_std());
+                    let at = Instant::now().into_std();
+                    self.departed.add(service, name.clone(), &stats, at);
+                    self.recently_retired.add(Retired { id: *id, service, name, counted: stats, at });
                 }
             }
             Command::SwapTable { service, table, home } => {

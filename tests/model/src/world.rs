@@ -55,6 +55,8 @@ pub struct World {
     backends: HashMap<[u8; 2], String>,
     /// What backends that are gone have counted.
     departed: Counters,
+    /// Ids that are free. A packet that was on its way when its backend was retired counts afterwards.
+    retired: Vec<BackendId>,
     held: Held,
     /// Known clients that changes made strangers.
     forgotten: u64,
@@ -147,6 +149,7 @@ impl World {
             elapsed: Duration::ZERO,
             backends: HashMap::new(),
             departed: Counters::default(),
+            retired: Vec::new(),
             held: Held::default(),
             forgotten: 0,
             leaves_rereading: false,
@@ -180,11 +183,16 @@ impl World {
 
     fn carry_out(&mut self, command: &Command) -> anyhow::Result<()> {
         match command {
-            Command::WriteBackend(backend) => self.dataplane.write_backend(backend)?,
+            Command::WriteBackend(backend) => {
+                if let Some(place) = self.retired.iter().position(|&id| id == backend.id) {
+                    self.retired.swap_remove(place);
+                    self.departed.add(&self.dataplane.backend_stats(backend.id)?);
+                }
+                self.dataplane.write_backend(backend)?;
+            }
             Command::RetireBackend(id) => {
-                let stats = self.dataplane.backend_stats(*id)?;
-                self.departed.add(&stats);
                 self.dataplane.retire_backend(*id)?;
+                self.retired.push(*id);
             }
             Command::SwapTable { service, table, home } => {
                 self.dataplane.swap_table(*service, Arc::clone(table), home.clone())?;
@@ -511,7 +519,7 @@ impl World {
 
     fn counting(&self) -> impl Iterator<Item = BackendId> {
         let present = self.controller.services().iter().flat_map(|service| service.backends()).map(|b| b.id());
-        present.chain(self.controller.gone().iter().map(|gone| gone.row.id))
+        present.chain(self.controller.gone().iter().map(|gone| gone.row.id)).chain(self.retired.iter().copied())
     }
 
     /// From now on what changes leave to be done in the client table waits for [`World::reread`].

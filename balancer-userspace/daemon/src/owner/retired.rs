@@ -1,0 +1,68 @@
+//! Backends that were retired a moment ago. A packet that was on its way then counts afterwards, so their counters are read
+//! once more before their ids count for other backends.
+
+use std::time::{Duration, Instant};
+
+use balancer_common::map_types::BackendStats;
+use balancer_core::io::{BackendId, ServiceId};
+
+/// Longer than any packet is on its way through the program.
+const PACKETS_ARE_OVER: Duration = Duration::from_millis(100);
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct RecentlyRetired(Vec<Retired>);
+
+#[derive(Debug)]
+pub(super) struct Retired {
+    pub(super) id: BackendId,
+    pub(super) service: ServiceId,
+    pub(super) name: String,
+    /// The counters when the backend was retired.
+    pub(super) counted: BackendStats,
+    pub(super) at: Instant,
+}
+
+impl RecentlyRetired {
+    pub(super) fn add(&mut self, retired: Retired) {
+        self.0.push(retired);
+    }
+
+    /// Takes the backends for which no packet can count any more.
+    pub(super) fn take_final(&mut self, now: Instant) -> Vec<Retired> {
+        self.0.extract_if(.., |of| now.saturating_duration_since(of.at) >= PACKETS_ARE_OVER).collect()
+    }
+
+    /// Takes the backend that had an id which now becomes the id of another one.
+    pub(super) fn take_id(&mut self, id: BackendId) -> Option<Retired> {
+        let place = self.0.iter().position(|of| of.id == id)?;
+        Some(self.0.swap_remove(place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_backend_was_retired_then_it_is_read_again_once_and_not_at_once() {
+        let now = Instant::now();
+        let retired = |id, at| Retired {
+            id: BackendId(id),
+            service: ServiceId(0),
+            name: format!("web{id}"),
+            counted: BackendStats::default(),
+            at,
+        };
+        let mut all = RecentlyRetired::default();
+        all.add(retired(1, now));
+        all.add(retired(2, now + Duration::from_millis(80)));
+        all.add(retired(3, now));
+        assert!(all.take_final(now + Duration::from_millis(99)).is_empty());
+        assert_eq!(all.take_id(BackendId(3)).map(|of| of.name).as_deref(), Some("web3"));
+        let ids = |taken: Vec<Retired>| taken.iter().map(|of| of.id.0).collect::<Vec<_>>();
+        assert_eq!(ids(all.take_final(now + PACKETS_ARE_OVER)), [1]);
+        assert_eq!(ids(all.take_final(now + 2 * PACKETS_ARE_OVER)), [2]);
+        assert!(all.take_id(BackendId(2)).is_none());
+    }
+}
