@@ -5,7 +5,8 @@
 //! `CONTENTION_SEED` has the controller do the same again (when packets come is another matter).
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    fmt,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
@@ -124,6 +125,30 @@ fn load(program: &OwnedFd, cpu: usize, mut random: Rng, shared: &Shared) -> Resu
     Ok(())
 }
 
+/// The last things that happened, each with its time since the beginning, for the message of a failure.
+struct Recorder {
+    begun: Instant,
+    last: VecDeque<(Duration, String)>,
+}
+
+impl Recorder {
+    const KEPT: usize = 200;
+
+    fn note(&mut self, what: String) {
+        if self.last.len() == Self::KEPT {
+            self.last.pop_front();
+        }
+        self.last.push_back((self.begun.elapsed(), what));
+    }
+}
+
+impl fmt::Display for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "what happened before:")?;
+        self.last.iter().try_for_each(|(at, what)| writeln!(f, "{:>12.6} s  {what}", at.as_secs_f64()))
+    }
+}
+
 /// The world, and what the test knows of it.
 struct Contest {
     world: World,
@@ -138,6 +163,7 @@ struct Contest {
     staying: BTreeMap<u32, Mac>,
     packets: u64,
     opened: u64,
+    recorder: Recorder,
 }
 
 impl Contest {
@@ -154,6 +180,7 @@ impl Contest {
             staying: BTreeMap::new(),
             packets: 0,
             opened: 0,
+            recorder: Recorder { begun: Instant::now(), last: VecDeque::new() },
         };
         new.reigns.push(new.reign(Instant::now()));
         Ok(new)
@@ -181,7 +208,9 @@ impl Contest {
         let name = format!("web{}", self.random.u8(1..BACKENDS));
         let refused = CheckOutcome::Hard("connect: refused".to_owned());
         let world = &mut self.world;
-        match self.random.u8(0..20) {
+        let action = self.random.u8(0..20);
+        self.recorder.note(format!("action {action} on {name} begins"));
+        match action {
             0..=4 => drop(world.change_weight(&name, self.random.u16(1..300))?),
             5..=6 => drop(world.admin(&name, Admin::Drain, None)?),
             7 => drop(world.admin(&name, Admin::Maint, None)?),
@@ -212,11 +241,13 @@ impl Contest {
     fn come_and_go(&mut self) -> Result<()> {
         if self.added.len() > 2 {
             let name = named(&self.added.remove(0));
+            self.recorder.note(format!("{name} is removed"));
             self.world.change(Change::Remove { name, force: true })?;
         } else {
             let host = self.random.u8(1..=250);
             let name = format!("more{host}");
             if !self.added.contains(&name) {
+                self.recorder.note(format!("{name} is added"));
                 self.world.add(&name, host)?;
                 self.added.push(name);
             }
@@ -258,6 +289,8 @@ impl Contest {
             }
         }
         self.all_packets_are_counted()?;
+        let backends = self.world.connections_by_backend()?;
+        self.recorder.note(format!("all agree at rest after {} packets; connections {backends:?}", self.packets));
         let entries = self.world.entries()?;
         self.staying = self.known(&entries, Entry::established);
         Ok(known.len())
@@ -370,9 +403,12 @@ fn contend(time: Duration, seed: u64) -> Result<()> {
                 thread::sleep(Duration::from_micros(100));
             }
             let packets = std::mem::take(&mut *shared.packets.lock().map_err(|_| anyhow::anyhow!("poisoned"))?);
-            contest.look_at(packets).with_context(|| format!("in round {}", done.rounds))?;
+            let looked = contest.look_at(packets);
+            looked.with_context(|| format!("in round {}; {}", done.rounds, contest.recorder))?;
             done.stayed += contest.staying.len();
-            done.known += contest.at_rest().with_context(|| format!("at the end of round {}", done.rounds))?;
+            let known = contest.at_rest();
+            done.known +=
+                known.with_context(|| format!("at the end of round {}; {}", done.rounds, contest.recorder))?;
             done.rounds += 1;
             shared.pause.store(false, Ordering::Release);
             while shared.waiting.load(Ordering::Acquire) > 0 {
