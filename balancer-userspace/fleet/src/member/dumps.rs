@@ -17,7 +17,8 @@ impl Member {
     /// Takes over the clients that were dumped for it.
     pub(super) fn learn_clients(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
-        let asks = self.applied.is_some() && self.applying.is_none()
+        let asks = self.applied.is_some()
+            && self.applying.is_none()
             && !session.waits_for(&Purpose::Clients)
             && !self.pauses.hold(Errand::Clients, now);
         if self.clients != Clients::Wanted || !asks {
@@ -115,11 +116,9 @@ impl Member {
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Dump, Vec::new(), vec![put])));
         }
     }
-
 }
 
 /// Takes away what was dumped for a member.
 pub(super) fn without_dump(name: &str) -> [Write; 2] {
     [Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))]
 }
-

@@ -413,7 +413,12 @@ impl Member {
     pub fn next_deadline(&self, now: Instant) -> Instant {
         let tells = now + Self::TELLS_EVERY / 4;
         let lead = self.leading.next_deadline();
-        lead.into_iter().chain(self.wishes.next_deadline()).chain(self.pauses.next_deadline(now)).chain([tells]).min().unwrap_or(tells)
+        lead.into_iter()
+            .chain(self.wishes.next_deadline())
+            .chain(self.pauses.next_deadline(now))
+            .chain([tells])
+            .min()
+            .unwrap_or(tells)
     }
 
     /// Its name.
@@ -450,6 +455,12 @@ impl Member {
     #[must_use]
     pub const fn is_connected(&self) -> bool {
         self.session.is_some()
+    }
+
+    /// Why it does not take part, though it reaches the engine.
+    #[must_use]
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     /// Why the engine, which it reaches, takes no writes of it, in the engine's words.

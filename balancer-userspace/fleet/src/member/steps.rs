@@ -355,7 +355,6 @@ impl Member {
         self.incoming = Some((epoch, state.clone(), at));
         outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines });
     }
-
 }
 
 pub(super) fn put(key: &str, value: Vec<u8>, leased: bool) -> Write {

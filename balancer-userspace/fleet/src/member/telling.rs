@@ -3,11 +3,7 @@
 use std::time::Instant;
 
 use super::{Member, Output, pauses::Errand, steps::put};
-use crate::{
-    engine::Write,
-    keys,
-    session::Purpose,
-};
+use crate::{engine::Write, keys, session::Purpose};
 
 /// Batches whose answers are waited for at once. The others wait here, and not in the engine's queue.
 const UNDER_WAY: usize = 8;

@@ -199,7 +199,8 @@ impl Store {
         if self.lines[member].may_not_write {
             return Some("permission denied");
         }
-        (self.full && writes.iter().any(|write| matches!(write, Write::Put { .. }))).then_some("database space exceeded")
+        (self.full && writes.iter().any(|write| matches!(write, Write::Put { .. })))
+            .then_some("database space exceeded")
     }
 
     fn answer(&mut self, member: usize, ticket: Ticket, answer: Answer, now: Time, rng: &mut fastrand::Rng) {
