@@ -42,14 +42,18 @@ pub(super) async fn found(client: &Client) -> Result<Option<FleetSnapshot>, Fail
 pub(super) fn line(fleet: &FleetSnapshot) -> String {
     let ready = fleet.members.iter().filter(|member| member.ready == "ready").count();
     let epoch = fleet.epoch.map_or_else(|| "no epoch yet".to_owned(), |epoch| format!("epoch {}", grouped(epoch)));
-    let engine = if fleet.engine.reachable { "" } else { ", etcd is out of reach" };
+    let engine = match (&fleet.engine.denial, fleet.engine.reachable) {
+        (Some(_), _) => ", etcd takes no writes",
+        (None, false) => ", etcd is out of reach",
+        (None, true) => "",
+    };
     let (name, member, members) = (&fleet.name, &fleet.member, fleet.members.len());
     format!("fleet {name}: this is {member}, {epoch}, {ready} of {members} members ready{engine}")
 }
 
 fn render(fleet: &FleetSnapshot) -> String {
     let mut text = format!("{}\n", line(fleet));
-    for trouble in &fleet.troubles {
+    for trouble in fleet.troubles.iter().chain(&fleet.engine.warnings) {
         text.push_str(&format!("WARNING: {trouble}\n"));
     }
     text.push('\n');
@@ -77,12 +81,17 @@ fn members(fleet: &FleetSnapshot) -> String {
 
 fn engine(fleet: &FleetSnapshot) -> String {
     let engine = &fleet.engine;
-    let state = if engine.reachable { "reachable" } else { "out of reach" };
+    let state = match (&engine.denial, engine.reachable) {
+        (Some(why), _) => format!("takes no writes ({why})"),
+        (None, true) => "reachable".to_owned(),
+        (None, false) => "out of reach".to_owned(),
+    };
+    let quota = engine.database_quota_bytes.map(|quota| format!(" of {}", grouped(quota))).unwrap_or_default();
     let endpoint = engine.endpoint.as_deref().unwrap_or("no endpoint");
     let leader = engine.leader.as_deref().unwrap_or("not known");
     let trouble = engine.trouble.as_ref().map(|trouble| format!("etcd: {trouble}\n")).unwrap_or_default();
     format!(
-        "\netcd {} at {endpoint}: {state}, its leader {leader}, database {} bytes, {} bytes sent, {} received\n{trouble}",
+        "\netcd {} at {endpoint}: {state}, its leader {leader}, database {}{quota} bytes, {} bytes sent, {} received\n{trouble}",
         engine.version,
         grouped(engine.database_bytes),
         grouped(engine.bytes_sent),

@@ -62,8 +62,17 @@ pub struct FleetEngine {
     pub bytes_sent: u64,
     /// Bytes received from it since the start.
     pub bytes_received: u64,
+    /// Why it takes no writes, in its own words; `None`: it does, as far as is known.
+    #[serde(default)]
+    pub denial: Option<String>,
     /// What the server's database takes on disk.
     pub database_bytes: u64,
+    /// How large the database may become, where the server tells.
+    #[serde(default)]
+    pub database_quota_bytes: Option<u64>,
+    /// What should be done about it before it fails, a sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Records since the start.
@@ -118,7 +127,10 @@ impl FleetSnapshot {
                 trouble: None,
                 bytes_sent: 4_000,
                 bytes_received: 9_000,
+                denial: None,
                 database_bytes: 20_480,
+                database_quota_bytes: Some(2 << 30),
+                warnings: Vec::new(),
             },
             records: FleetRecords { told: 90, taken_over: 80, dropped: [("full".to_owned(), 1)].into(), conflicts: 2 },
             commit_seconds: Some(0.125),

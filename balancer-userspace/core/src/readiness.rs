@@ -85,7 +85,15 @@ pub struct FleetFacts {
     pub joined: bool,
     /// Whether the engine answers.
     pub engine_reachable: bool,
-    /// Whether it has not answered for longer than the lease.
+    /// What stands in the way of that, where it does not.
+    pub engine_trouble: Option<String>,
+    /// Why the engine, which answers, takes no writes, in its own words.
+    pub denial: Option<String>,
+    /// Why this member does not take part, though it could.
+    pub refused: Option<String>,
+    /// What should be done about the engine before it fails, a sentence each.
+    pub engine_warnings: Vec<String>,
+    /// Whether it has not answered, or taken writes, for longer than the lease.
     pub alone: bool,
     /// What becomes of VIPs then.
     pub when_alone: WhenAlone,
@@ -97,7 +105,27 @@ impl FleetFacts {
     /// Of a member that has heard nothing yet.
     #[must_use]
     pub const fn stranger(when_alone: WhenAlone) -> Self {
-        Self { joined: false, engine_reachable: false, alone: false, when_alone, unreachable_here: Vec::new() }
+        Self {
+            joined: false,
+            engine_reachable: false,
+            engine_trouble: None,
+            denial: None,
+            refused: None,
+            engine_warnings: Vec::new(),
+            alone: false,
+            when_alone,
+            unreachable_here: Vec::new(),
+        }
+    }
+
+    /// What is wrong with the engine, if something is.
+    fn engine(&self) -> Option<String> {
+        let because = |why: &Option<String>| why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        match &self.denial {
+            Some(why) => Some(format!("etcd takes no writes ({why})")),
+            None if self.engine_reachable => None,
+            None => Some(format!("etcd is out of reach{}", because(&self.engine_trouble))),
+        }
     }
 }
 
@@ -149,13 +177,14 @@ impl Facts {
             reasons.push("the program is on no interface".to_owned());
         }
         match &self.fleet {
-            Some(fleet) if !fleet.joined => reasons.push(if fleet.engine_reachable {
-                "it has not joined the fleet yet: it has no epoch, or not all records of clients".to_owned()
-            } else {
-                "it has not joined the fleet yet: etcd is out of reach".to_owned()
-            }),
+            Some(fleet) if !fleet.joined => {
+                let no_records = || "it has no epoch, or not all records of clients".to_owned();
+                let why = fleet.refused.clone().or_else(|| fleet.engine()).unwrap_or_else(no_records);
+                reasons.push(format!("it has not joined the fleet yet: {why}"));
+            }
             Some(fleet) if fleet.alone && fleet.when_alone == WhenAlone::Withdraw => {
-                reasons.push("etcd is out of reach for longer than the lease (when_alone = \"withdraw\")".to_owned())
+                let why = fleet.engine().unwrap_or_else(|| "etcd was out of reach".to_owned());
+                reasons.push(format!("{why} for longer than the lease (when_alone = \"withdraw\")"));
             }
             Some(_) | None => {}
         }
@@ -173,9 +202,9 @@ impl Facts {
         }
         reasons.extend(self.troubles.iter().cloned());
         let Some(fleet) = &self.fleet else { return reasons };
-        if !fleet.engine_reachable {
-            reasons.push("etcd is out of reach: changes are refused".to_owned());
-        }
+        reasons.extend(fleet.engine().map(|why| format!("{why}: changes are refused")));
+        reasons.extend(fleet.refused.as_ref().map(|why| format!("it is no member of the fleet: {why}")));
+        reasons.extend(fleet.engine_warnings.iter().cloned());
         if !fleet.unreachable_here.is_empty() {
             reasons.push(format!("it cannot reach {}, which the fleet holds up", some(&fleet.unreachable_here)));
         }
@@ -242,6 +271,39 @@ mod tests {
                 }),
                 NotReady,
                 &["etcd is out of reach for longer than the lease (when_alone = \"withdraw\")"],
+            ),
+            (
+                fleet(|fleet| (fleet.engine_reachable, fleet.engine_trouble) = (false, Some("refused".to_owned()))),
+                Degraded,
+                &["etcd is out of reach (refused): changes are refused"],
+            ),
+            (
+                fleet(|fleet| fleet.denial = Some("mvcc: database space exceeded".to_owned())),
+                Degraded,
+                &["etcd takes no writes (mvcc: database space exceeded): changes are refused"],
+            ),
+            (
+                fleet(|fleet| {
+                    (fleet.denial, fleet.alone) = (Some("permission denied".to_owned()), true);
+                    fleet.when_alone = WhenAlone::Withdraw;
+                }),
+                NotReady,
+                &["etcd takes no writes (permission denied) for longer than the lease (when_alone = \"withdraw\")"],
+            ),
+            (
+                fleet(|fleet| (fleet.joined, fleet.refused) = (false, Some("lb1 is there already".to_owned()))),
+                NotReady,
+                &["it has not joined the fleet yet: lb1 is there already"],
+            ),
+            (
+                fleet(|fleet| fleet.refused = Some("lb1 is there already".to_owned())),
+                Degraded,
+                &["it is no member of the fleet: lb1 is there already"],
+            ),
+            (
+                fleet(|fleet| fleet.engine_warnings = vec!["etcd's database is nearly full".to_owned()]),
+                Degraded,
+                &["etcd's database is nearly full"],
             ),
             (
                 fleet(|fleet| fleet.unreachable_here = (1..=7).map(|number| format!("web/web{number}")).collect()),

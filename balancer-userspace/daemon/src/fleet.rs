@@ -48,6 +48,7 @@ use crate::{
     call::{self, Request, Tallies},
     clocks::clocks,
     owner::Owner,
+    supervisor::{Supervisor, Task},
 };
 
 /// How long a start waits for the fleet's state. Then it goes on with what it has.
@@ -65,6 +66,8 @@ pub(crate) struct Fleet {
     config: FleetConfig,
     member: Member,
     engine: Engine,
+    /// What the engine's driver does.
+    driving: Task<()>,
     /// The fleet's key, once it is known.
     key: Option<HashKey>,
     /// What the protocol said before there was anybody to do it.
@@ -97,15 +100,20 @@ impl Fleet {
         config: &Config,
         key: HashKey,
         held: Option<Held>,
+        supervisor: &Supervisor,
     ) -> anyhow::Result<Self> {
         let name = fleet.member_name().map_err(anyhow::Error::msg)?;
-        let engine = Engine::start(balancer_engine::Settings {
+        let (engine, driver) = Engine::new(balancer_engine::Settings {
             fleet: fleet.name.clone(),
             endpoints: fleet.endpoints.clone(),
             ca: fleet.ca.clone(),
             cert: fleet.cert.clone(),
             key: fleet.key.clone(),
             lease: fleet.lease,
+        });
+        let driving = supervisor.spawn("the way to the fleet's engine", async {
+            driver.await;
+            Ok(())
         });
         let settings = Settings {
             name,
@@ -117,11 +125,13 @@ impl Fleet {
             key,
             key_is_configured: config.hash_key.is_some(),
             share_clients: fleet.share_clients,
+            lease: fleet.lease,
         };
         let mut this = Self {
             config: fleet.clone(),
             member: Member::new(settings, held),
             engine,
+            driving,
             key: None,
             early: VecDeque::new(),
             wishes: HashMap::new(),
@@ -143,9 +153,11 @@ impl Fleet {
         let deadline = Instant::now() + FIRST_STATE;
         loop {
             let Ok(input) = timeout_at(deadline, self.next()).await else {
-                let trouble = self.engine.facts.borrow().trouble.clone();
-                let why = trouble.unwrap_or_else(|| "nobody has written one yet".to_owned());
-                warn!("no state of the fleet within {} s: {why}; going on without", FIRST_STATE.as_secs());
+                warn!(
+                    "no state of the fleet within {} s: {}; going on without",
+                    FIRST_STATE.as_secs(),
+                    self.what_is_missing()
+                );
                 return;
             };
             for output in self.member.handle(input, clocks()) {
@@ -170,6 +182,20 @@ impl Fleet {
                 return;
             }
         }
+    }
+
+    /// Why there is no state to follow.
+    fn what_is_missing(&self) -> String {
+        let engine = self.engine.facts.borrow();
+        let refused = self.member.troubles().into_iter().next();
+        let why = refused.or_else(|| engine.denial.clone()).or_else(|| engine.trouble.clone());
+        why.unwrap_or_else(|| {
+            if self.member.holding().is_some() {
+                "it is not here yet".to_owned()
+            } else {
+                "no member has written one yet".to_owned()
+            }
+        })
     }
 
     fn ask_early(&mut self, request: Ask) {
@@ -200,7 +226,7 @@ impl Fleet {
         tokio::select! {
             news = self.engine.news.recv() => match news {
                 Some(news) => Input::News(news),
-                // Its task ends with this process only.
+                // Its task has ended, which its supervisor tells.
                 None => pending().await,
             },
             () = sleep_until(deadline) => Input::Tick,
@@ -274,10 +300,16 @@ impl Fleet {
         // Once it has been in step, clients go on being sent to it while it comes back.
         let joined =
             member.epoch().is_some() && (member.is_in_step() || !member.is_connected() || member.has_been_in_step());
+        let engine = self.engine.facts.borrow();
+        let is_reachable = self.member.is_connected() || engine.reachable && engine.denial.is_some();
         FleetFacts {
             joined,
-            engine_reachable: self.member.is_connected(),
-            alone: self.alone && !self.member.is_connected(),
+            engine_reachable: is_reachable,
+            engine_trouble: engine.trouble.clone(),
+            denial: engine.denial.as_deref().filter(|_| is_reachable).map(shown::in_its_words),
+            refused: self.member.refused().map(ToOwned::to_owned),
+            engine_warnings: engine.warnings(),
+            alone: self.alone && (!self.member.is_connected() || self.member.denial().is_some()),
             when_alone: self.config.when_alone,
             unreachable_here: owner.unreachable_here(),
         }
@@ -395,6 +427,7 @@ impl Fleet {
 
     /// Ends the session, so that nobody waits for this member.
     pub(crate) async fn leave(self) {
+        self.driving.release();
         self.engine.stop().await;
     }
 }

@@ -19,6 +19,7 @@ use super::{
     clocks::{as_saved, clocks},
     fleet::Fleet,
     state_file::{Loaded, StateFile},
+    supervisor::Supervisor,
 };
 
 /// A controller that has not started, and where its state is kept.
@@ -46,13 +47,14 @@ impl Resumed {
         fleet: &config::Fleet,
         config: &Config,
         pins: Option<&Pins>,
+        supervisor: &Supervisor,
     ) -> anyhow::Result<Fleet> {
         let key = self.controller.key();
         let epoch = self.epoch;
         let held = epoch.zip(self.state.clone()).map(|(SavedEpoch { lineage, number, at }, state)| {
             (Epoch { lineage, number }, SavedState { next_hops: Vec::new(), clock: None, ..state }, at)
         });
-        let member = Fleet::join(fleet, config, key, held).await?;
+        let member = Fleet::join(fleet, config, key, held, supervisor).await?;
         let now = Instant::now().into_std();
         let settings = config.clone();
         let fleets = member.key().unwrap_or(key);

@@ -30,10 +30,74 @@ pub struct Facts {
     pub leader: u64,
     /// What the server's database takes on disk, in bytes.
     pub database_bytes: u64,
+    /// Bytes of these that hold something. A defragmentation gives the others back.
+    pub database_bytes_used: u64,
+    /// How large the database may become, where the server tells (etcd 3.6 and newer).
+    pub database_quota: Option<u64>,
+    /// What the server says of itself that is wrong, in its own words.
+    pub errors: Vec<String>,
+    /// Why whatever is written is refused, in the server's words.
+    pub denial: Option<String>,
+    /// Whether changes that are long past can still be read: nothing compacts the history.
+    pub keeps_history: bool,
     /// What stood in the way last; `None` while there is a session.
     pub trouble: Option<String>,
     /// Keys and values that were not passed on since the start: keys that are not UTF-8, values that are too long.
     pub skipped: u64,
+}
+
+/// The largest database of an etcd that is told nothing else.
+const DEFAULT_QUOTA: u64 = 2 << 30;
+/// From this part of its quota on, in percent, the database is warned of.
+const NEARLY_FULL: u64 = 80;
+
+impl Facts {
+    /// What should be done about the engine before it fails, a sentence each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self.errors.iter().map(|error| explained(error)).collect();
+        warnings.dedup();
+        let quota = self.database_quota.unwrap_or(DEFAULT_QUOTA);
+        let is_full = self.errors.iter().any(|error| error.contains(NO_SPACE));
+        if !is_full && self.database_bytes.saturating_mul(100) >= quota.saturating_mul(NEARLY_FULL) {
+            let which =
+                if self.database_quota.is_some() { "the" } else { "etcd's default, as this version does not tell its" };
+            warnings.push(format!(
+                "etcd's database takes {} of {} MiB ({which} quota), {} MiB of it in use: compact its history and \
+                 defragment it (`etcdctl defrag`), or it will take no writes",
+                self.database_bytes >> 20,
+                quota >> 20,
+                self.database_bytes_used >> 20
+            ));
+        }
+        if self.keeps_history {
+            warnings.push(format!(
+                "etcd keeps the history of its keys for more than {HISTORY} changes: start it with \
+                 --auto-compaction-retention=5m, or its database grows until it is full"
+            ));
+        }
+        warnings
+    }
+}
+
+/// How many changes back the history need not reach: with retention of five minutes, more than 300 changes a second.
+pub(crate) const HISTORY: i64 = 100_000;
+
+const NO_SPACE: &str = "alarm:NOSPACE";
+
+/// What etcd says of itself, with what it means.
+fn explained(error: &str) -> String {
+    let error = error.trim();
+    if error.contains(NO_SPACE) {
+        "etcd's database has reached its quota (alarm NOSPACE), so that etcd takes no writes: compact its history, \
+         defragment it (`etcdctl defrag`), and then `etcdctl alarm disarm`"
+            .to_owned()
+    } else if error.contains("alarm:CORRUPT") {
+        "etcd finds its data corrupt (alarm CORRUPT), so that etcd takes no writes: replace the member whose data differ"
+            .to_owned()
+    } else {
+        format!("etcd says of itself: {}", error.trim_start_matches("etcdserver: "))
+    }
 }
 
 /// Bytes to and from the engine since the start, below TLS.

@@ -13,6 +13,15 @@ use crate::{
 /// A lease that is longer is treated as if it were not.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// Why no lease is granted.
+#[derive(Debug)]
+pub(crate) enum NotGranted {
+    /// Another server may do.
+    Broken(String),
+    /// The server said no.
+    Denied(String),
+}
+
 /// A lease as granted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lease {
@@ -23,7 +32,7 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(crate) async fn grant(links: &Links, link: &Link) -> Result<Self, String> {
+    pub(crate) async fn grant(links: &Links, link: &Link) -> Result<Self, NotGranted> {
         let settings = links.settings();
         let seconds = settings.lease.as_secs_f64().ceil().max(1.0);
         #[expect(clippy::cast_possible_truncation, reason = "whole seconds of a lease, and the cast saturates")]
@@ -32,9 +41,10 @@ impl Lease {
         let granting = timeout(settings.limit(), link.working.grant(seconds)).await;
         let granted = match granting {
             Ok(Ok(granted)) if granted.error.is_empty() && granted.ttl > 0 => granted,
-            Ok(Ok(granted)) => return Err(format!("etcd grants no lease: {}", granted.error)),
-            Ok(Err(status)) => return Err(words::status(&status)),
-            Err(_) => return Err(no_answer(settings.limit())),
+            Ok(Ok(granted)) => return Err(NotGranted::Broken(format!("etcd grants no lease: {}", granted.error))),
+            Ok(Err(status)) if words::is_denial(&status) => return Err(NotGranted::Denied(words::status(&status))),
+            Ok(Err(status)) => return Err(NotGranted::Broken(words::status(&status))),
+            Err(_) => return Err(NotGranted::Broken(no_answer(settings.limit()))),
         };
         let ttl = Duration::from_secs(granted.ttl.unsigned_abs()).min(LONGEST);
         Ok(Self { id: granted.id, ttl, asked })

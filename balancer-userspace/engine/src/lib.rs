@@ -15,6 +15,7 @@ mod lease;
 mod link;
 mod links;
 mod message;
+mod persist;
 mod session;
 mod tls;
 mod words;
@@ -22,14 +23,21 @@ mod work;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{oneshot, watch},
+    time::sleep,
+};
 
 pub use facts::{Facts, Traffic};
 pub use handle::{Newsfeed, Requests, Unsent};
 
 use keys::Keys;
 use links::Links;
+use persist::{Persistent, persist};
 use session::Sessions;
+
+/// How long to wait after a fault in the driver, which the next session may run into as well.
+const AFTER_A_PANIC: Duration = Duration::from_secs(2);
 
 /// Where the engine is, and how it is used.
 #[derive(Clone, Debug)]
@@ -81,32 +89,53 @@ pub struct Engine {
     /// What it costs.
     pub traffic: Arc<Traffic>,
     /// Ends when the driver has stopped.
-    pub task: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
 }
 
 impl Engine {
     /// Starts a driver on the current tokio runtime. It tries for ever: what stands in the way is in `facts`.
     #[must_use]
     pub fn start(settings: Settings) -> Self {
+        let (this, work) = Self::new(settings);
+        tokio::spawn(work);
+        this
+    }
+
+    /// A driver, and its work, which has to be polled. That ends when the driver is stopped, and at no other time: a fault
+    /// in it costs the session.
+    #[must_use]
+    pub fn new(settings: Settings) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (requests, asked, sender, news) = handle::queues();
         let traffic = Arc::<Traffic>::default();
         let (facts, watched) = watch::channel(Facts::default());
         let keys = Keys::new(&settings.fleet);
         let links = Links::new(settings, facts, Arc::clone(&traffic));
-        let task = tokio::spawn(async move {
-            let sessions = Sessions { links: &links, keys, news: sender, requests: asked, stale: None };
-            tokio::select! {
-                () = links.keep() => {}
-                () = sessions.run() => {}
-            }
-        });
-        Self { requests, news, facts: watched, traffic, task }
+        let (ends, ended) = oneshot::channel::<()>();
+        let work = async move {
+            persist(&mut Sessions { links: &links, keys, news: sender, requests: asked, stale: None }).await;
+            drop(ends);
+        };
+        (Self { requests, news, facts: watched, traffic, ended }, work)
     }
 
     /// Ends the session, revokes the lease, and waits until that is done.
     pub async fn stop(self) {
         drop(self.news);
-        // It neither panics nor is it cancelled.
-        let _ = self.task.await;
+        // An error says that the other end is gone, which is the end.
+        let _ = self.ended.await;
+    }
+}
+
+impl Persistent for Sessions<'_> {
+    async fn work(&mut self) {
+        tokio::select! {
+            () = self.links.keep() => {}
+            () = self.run() => {}
+        }
+    }
+
+    async fn clean_up(&mut self, panic: String) {
+        self.give_up(panic).await;
+        sleep(AFTER_A_PANIC).await;
     }
 }

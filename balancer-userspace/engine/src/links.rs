@@ -24,6 +24,7 @@ use crate::{
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT_WHEN_REFUSED: Duration = Duration::from_secs(5);
 
 /// The link in use, if there is one, and the search for another.
 #[derive(Debug)]
@@ -109,6 +110,21 @@ impl Links {
         self.facts.send_modify(|facts| facts.trouble = Some(why));
     }
 
+    /// The engine refuses whatever is written.
+    pub(crate) fn denies(&self, why: String) {
+        self.facts.send_if_modified(|facts| facts.denial.replace(why.clone()).is_none_or(|known| known != why));
+    }
+
+    /// The engine has written something.
+    pub(crate) fn takes_writes(&self) {
+        self.facts.send_if_modified(|facts| facts.denial.take().is_some());
+    }
+
+    /// Whether the history of keys reaches back further than any member needs it.
+    pub(crate) fn keeps_history(&self, keeps: bool) {
+        self.facts.send_if_modified(|facts| std::mem::replace(&mut facts.keeps_history, keeps) != keeps);
+    }
+
     pub(crate) fn skipped(&self, count: u64) {
         if count > 0 {
             self.facts.send_modify(|facts| facts.skipped += count);
@@ -185,6 +201,9 @@ impl Links {
             facts.member = status.header.as_ref().map_or(0, |header| header.member_id);
             facts.leader = status.leader;
             facts.database_bytes = status.db_size.try_into().unwrap_or(0);
+            facts.database_bytes_used = status.db_size_in_use.try_into().unwrap_or(0);
+            facts.database_quota = status.db_size_quota.try_into().ok().filter(|quota| *quota > 0);
+            facts.errors.clone_from(&status.errors);
             *facts != before
         });
     }
@@ -197,6 +216,12 @@ pub(crate) fn wait(failures: u32) -> Duration {
     }
     let longest = SHORTEST_WAIT.saturating_mul(1 << (failures - 1).min(8)).min(LONGEST_WAIT);
     SHORTEST_WAIT.max(longest.mul_f64(fastrand::f64().mul_add(0.5, 0.5)))
+}
+
+/// How long to wait after so many refusals in a row, each of which costs the engine a little.
+pub(crate) fn wait_longer(refusals: u32) -> Duration {
+    let longest = SHORTEST_WAIT.saturating_mul(1 << refusals.min(8)).min(LONGEST_WAIT_WHEN_REFUSED);
+    longest.mul_f64(fastrand::f64().mul_add(0.5, 0.5))
 }
 
 #[cfg(test)]

@@ -231,6 +231,15 @@ pub(crate) struct StatusResponse {
     /// 0: none is known.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
+    /// What is wrong, such as `memberID:10501334649042878790 alarm:NOSPACE`.
+    #[prost(string, repeated, tag = "8")]
+    pub(crate) errors: Vec<String>,
+    /// Bytes that hold something. The others are given back by a defragmentation only.
+    #[prost(int64, tag = "9")]
+    pub(crate) db_size_in_use: i64,
+    /// How large the database may become; 0: etcd before 3.6 does not say.
+    #[prost(int64, tag = "12")]
+    pub(crate) db_size_quota: i64,
 }
 
 #[cfg(test)]

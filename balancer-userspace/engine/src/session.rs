@@ -8,24 +8,29 @@ use std::{
 use balancer_fleet::engine::{LIVE, News};
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tonic::Code;
 
 use crate::{
     changes::Changes,
     copy,
+    facts::HISTORY,
     handle::{Asked, NewsSender},
-    keys::Keys,
-    lease::Lease,
-    link::NO_LEADER,
-    links::{Failure, Links, wait},
+    keys::{Keys, end},
+    lease::{Lease, NotGranted},
+    link::{Link, NO_LEADER},
+    links::{Failure, Links, wait, wait_longer},
+    message::RangeRequest,
     words,
     work::{Over, Work},
 };
 
 /// How long to wait when there is something that makes every attempt fail, and each is dear.
 const LONG: Duration = Duration::from_secs(10);
+
+/// How often the length of the history is looked at.
+const LOOKS_AT_HISTORY_EVERY: Duration = Duration::from_secs(60);
 
 /// Has sessions until nobody listens.
 pub(crate) struct Sessions<'a> {
@@ -38,7 +43,7 @@ pub(crate) struct Sessions<'a> {
 }
 
 impl Sessions<'_> {
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(&mut self) {
         let mut failures = 0;
         loop {
             self.news.next();
@@ -47,6 +52,10 @@ impl Sessions<'_> {
                 Over::Stopped => return,
                 Over::Lost(reason) => (reason, None),
                 Over::Hopeless(reason) => (reason, Some(LONG)),
+                Over::Denied(reason) => {
+                    self.links.denies(reason.clone());
+                    (reason, Some(wait_longer(failures)))
+                }
             };
             self.links.trouble(reason.clone());
             let began = began.into_inner();
@@ -56,14 +65,28 @@ impl Sessions<'_> {
                 if !self.news.send(News::Lost { reason }).await {
                     return;
                 }
-            } else {
+            } else if failures == 1 {
                 tracing::warn!("the engine: no session: {reason}");
+            } else {
+                tracing::debug!("the engine: no session: {reason}");
             }
             tokio::select! {
                 () = sleep(pause.unwrap_or(wait(failures))) => {}
                 () = self.news.closed() => return,
             }
         }
+    }
+
+    /// Tells of a fault in the driver, which has cost the session.
+    pub(crate) async fn give_up(&mut self, why: String) {
+        let reason = format!("a fault in the driver of the engine: {why}");
+        tracing::error!("{reason}");
+        if let Some(link) = self.links.now() {
+            self.links.broken(&link, &reason);
+        }
+        self.links.trouble(reason.clone());
+        // If nobody listens, the driver is about to stop.
+        let _ = self.news.send(News::Lost { reason }).await;
     }
 
     async fn next(&mut self, began: &AtomicBool) -> Over {
@@ -82,9 +105,14 @@ impl Sessions<'_> {
                 self.revoke_stale().await;
                 over
             }
-            Err(why) => {
+            Err(NotGranted::Broken(why)) => {
                 links.broken(&link, &why);
                 Over::Lost(why)
+            }
+            // Another server would say the same.
+            Err(NotGranted::Denied(why)) => {
+                links.proved();
+                Over::Denied(why)
             }
         };
         links.expect(0);
@@ -115,7 +143,7 @@ impl Sessions<'_> {
             over = work.carry_out(requests) => over,
             over = following => over,
             () = news.closed() => Over::Stopped,
-            () = feel_pulse(links) => Over::Stopped,
+            () = feel_pulse(links, keys) => Over::Stopped,
         }
     }
 
@@ -132,16 +160,39 @@ impl Sessions<'_> {
 
 /// Finds out whether the server still lives, on the connection that the watch is on, which says nothing of it itself.
 /// Never returns.
-async fn feel_pulse(links: &Links) {
+async fn feel_pulse(links: &Links, keys: &Keys) {
     let beat = links.settings().patience() / 2;
+    let mut looked: Option<Instant> = None;
     loop {
         let link = links.link().await;
         sleep(beat).await;
         match links.attempt(&link, beat, link.watching.status()).await {
             Ok(status) if status.leader == 0 => links.broken(&link, NO_LEADER),
-            Ok(status) => links.heard(&status),
+            Ok(status) => {
+                links.heard(&status);
+                if looked.is_none_or(|looked| looked.elapsed() >= LOOKS_AT_HISTORY_EVERY) {
+                    looked = Some(Instant::now());
+                    look_at_history(links, keys, &link, status.header.map_or(0, |header| header.revision)).await;
+                }
+            }
             Err(Failure::Refused(status)) => links.broken(&link, &words::status(&status)),
             Err(Failure::Broken(_)) => {}
         }
+    }
+}
+
+/// Finds out whether what was long ago can still be read.
+async fn look_at_history(links: &Links, keys: &Keys, link: &Link, revision: i64) {
+    let long_ago = revision - HISTORY;
+    if long_ago <= 0 {
+        return links.keeps_history(false);
+    }
+    let key = keys.full(LIVE);
+    let request = RangeRequest { range_end: end(&key), key, limit: 1, revision: long_ago, keys_only: true };
+    match links.attempt(link, links.settings().limit(), link.working.range(request)).await {
+        Ok(_) => links.keeps_history(true),
+        Err(Failure::Refused(status)) if status.code() == Code::OutOfRange => links.keeps_history(false),
+        // Whether it can be read is not known.
+        Err(Failure::Refused(_) | Failure::Broken(_)) => {}
     }
 }

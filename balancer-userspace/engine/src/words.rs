@@ -39,6 +39,24 @@ pub(crate) fn is_broken(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Cancelled)
 }
 
+/// Whether the server says for certain that it carries the request out neither now nor later.
+pub(crate) fn is_denial(status: &Status) -> bool {
+    !is_broken(status)
+        && matches!(
+            status.code(),
+            Code::ResourceExhausted
+                | Code::PermissionDenied
+                | Code::Unauthenticated
+                | Code::InvalidArgument
+                | Code::FailedPrecondition
+        )
+}
+
+/// Whether other writes are refused as well, rather than one that is not as it should be.
+pub(crate) fn concerns_all_writes(status: &Status) -> bool {
+    matches!(status.code(), Code::ResourceExhausted | Code::PermissionDenied | Code::Unauthenticated)
+}
+
 /// With what it means, where TLS' own words do not say whose certificate it is.
 fn explained(words: String) -> String {
     let refused =

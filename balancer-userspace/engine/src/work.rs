@@ -37,6 +37,8 @@ pub(crate) enum Over {
     Lost(String),
     /// The same would happen to the next session.
     Hopeless(String),
+    /// The server refuses what a session needs.
+    Denied(String),
 }
 
 impl Work<'_> {
@@ -53,6 +55,7 @@ impl Work<'_> {
                     }
                 }
                 Request::Read { ticket, prefix } => (ticket, self.read(&prefix).await),
+                Request::End { reason } => return Over::Lost(reason),
             };
             if !self.news.send(News::Answered(ticket, answer)).await {
                 break;
@@ -67,15 +70,28 @@ impl Work<'_> {
         let Ok(link) = timeout(limit, self.links.link()).await else {
             return Ok(Answer::Unknown("no endpoint can be reached".to_owned()));
         };
+        let puts = writes.iter().any(|write| matches!(write, Write::Put { .. }));
         let request = TxnRequest {
             compare: conditions.into_iter().map(|condition| self.compare(condition)).collect(),
             success: writes.into_iter().map(|write| self.write(write)).collect(),
         };
         Ok(match self.links.attempt(&link, limit, link.working.txn(request)).await {
-            Ok(answer) if answer.succeeded => Answer::Made(Revision(answer.header.map_or(0, |header| header.revision))),
+            Ok(answer) if answer.succeeded => {
+                if puts {
+                    self.links.takes_writes();
+                }
+                Answer::Made(Revision(answer.header.map_or(0, |header| header.revision)))
+            }
             Ok(_) => Answer::Refused,
             Err(Failure::Refused(status)) if status.code() == Code::NotFound && status.message().contains("lease") => {
                 return Err("the lease has run out".to_owned());
+            }
+            Err(Failure::Refused(status)) if words::is_denial(&status) => {
+                let why = words::status(&status);
+                if words::concerns_all_writes(&status) {
+                    self.links.denies(why.clone());
+                }
+                Answer::Denied(why)
             }
             Err(Failure::Refused(status)) => Answer::Unknown(words::status(&status)),
             Err(Failure::Broken(why)) => Answer::Unknown(why),

@@ -90,6 +90,12 @@ pub enum Request {
         /// Below [`BULK`].
         prefix: String,
     },
+    /// Ends the session: nothing leased stays, as soon as the engine knows, or the lease has run out. Has no answer;
+    /// [`News::Lost`] follows.
+    End {
+        /// In a few words.
+        reason: String,
+    },
 }
 
 /// How a request ended.
@@ -101,6 +107,8 @@ pub enum Answer {
     Refused,
     /// What was read.
     Read(Vec<Entry>),
+    /// The engine does not carry it out, and has changed nothing; in its own words.
+    Denied(String),
     /// Nobody knows whether the request was carried out: no answer came.
     Unknown(String),
 }

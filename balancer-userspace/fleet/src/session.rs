@@ -34,6 +34,12 @@ pub(crate) enum Purpose {
     Orphans,
     /// That these records are told.
     Records(u64),
+    /// That the records up to these are deleted.
+    Forget(u64),
+    /// A part of what was dumped for another member.
+    Dump,
+    /// What this member has counted.
+    Tally,
     /// Nobody waits for it.
     Other,
     /// The clients that were dumped for this member.
@@ -183,6 +189,11 @@ impl Session {
     /// Who waits for what members have counted.
     pub(crate) fn who_wait_for_tallies(&self) -> impl Iterator<Item = u64> {
         self.asked.values().filter_map(|purpose| if let Purpose::Tallies(id) = purpose { Some(*id) } else { None })
+    }
+
+    /// How many requests wait for answers that are for this.
+    pub(crate) fn under_way(&self, is: impl Fn(&Purpose) -> bool) -> usize {
+        self.asked.values().filter(|purpose| is(purpose)).count()
     }
 
     /// Whether something is asked for this, and not answered.

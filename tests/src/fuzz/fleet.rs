@@ -149,6 +149,7 @@ impl World {
             key: KEY,
             key_is_configured: false,
             share_clients: true,
+            lease: Duration::from_secs(5),
         };
         let mut plane = Controller::follower(config, KEY, begin);
         let _ = plane.start_following(begin);
@@ -206,6 +207,8 @@ impl World {
                 let found = Answer::Read(found.map(|(key, stored)| entry(key, stored)).collect());
                 self.inputs.push_back(Input::News(News::Answered(ticket, found)));
             }
+            // Nothing is denied here.
+            Output::Ask(Request::End { reason }) => unreachable!("{reason}"),
             Output::Follow { epoch, state, .. } => {
                 let result = self.follow(*state);
                 self.inputs.push_back(Input::Applied(epoch, result));

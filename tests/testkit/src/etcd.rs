@@ -12,13 +12,16 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_demo::etcd::{Server, Tls, servers};
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
 use crate::namespace::{Namespace, run};
 
 /// How long members may take to agree that they are well.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The common name of the client's certificate, which etcd takes for the name of a user.
+pub const CLIENT: &str = "client";
 
 /// Several members that are one etcd. They end with it.
 pub struct EtcdCluster {
@@ -198,12 +201,14 @@ impl Certificates {
         };
         let signed = |name: &str, names: Vec<String>| {
             let key = KeyPair::generate()?;
-            let certificate = CertificateParams::new(names)?.signed_by(&key, &authority)?;
+            let mut params = CertificateParams::new(names)?;
+            params.distinguished_name.push(DnType::CommonName, name);
+            let certificate = params.signed_by(&key, &authority)?;
             let cert = write(&format!("{name}.pem"), certificate.pem())?;
             anyhow::Ok((cert, write(&format!("{name}.key"), key.serialize_pem())?))
         };
         let (server_cert, server_key) = signed("server", servers.iter().map(ToString::to_string).collect())?;
-        let (cert, key) = signed("client", vec!["balancer".to_owned()])?;
+        let (cert, key) = signed(CLIENT, vec!["balancer".to_owned()])?;
         let ca = write("ca.pem", authority.pem())?;
         Ok(Self { server: Tls { ca: ca.clone(), cert: server_cert, key: server_key }, ca, cert, key })
     }

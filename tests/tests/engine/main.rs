@@ -8,6 +8,7 @@
 
 mod lab;
 
+mod denials;
 mod failures;
 mod foreign;
 mod leases;

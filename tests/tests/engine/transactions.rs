@@ -91,10 +91,11 @@ fn what_etcd_refuses_is_said_and_nothing_else_happens() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(5).await;
         let answer = driver.transaction(vec![], vec![put("live/a", vec![0; 1_600_000])]).await;
-        assert_eq!(answer, Answer::Unknown("etcd answers: request is too large".to_owned()));
+        assert_eq!(answer, Answer::Denied("etcd answers: request is too large".to_owned()));
         let answer = driver.transaction(vec![], vec![put("live/a", "1"), put("live/a", "2")]).await;
-        assert_eq!(answer, Answer::Unknown("etcd answers: duplicate key given in txn request".to_owned()));
+        assert_eq!(answer, Answer::Denied("etcd answers: duplicate key given in txn request".to_owned()));
         driver.made(vec![put("live/a", "3")]).await;
+        assert_eq!(driver.engine.facts.borrow().denial, None, "other writes are taken");
     });
 }
 

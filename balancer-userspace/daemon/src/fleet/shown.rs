@@ -134,8 +134,14 @@ fn differs(backend: &Backend, opinion: &Opinion) -> bool {
     }
 }
 
+/// Why etcd refuses, without who says so.
+pub(super) fn in_its_words(why: &str) -> String {
+    why.trim_start_matches("etcd answers: ").to_owned()
+}
+
 /// The engine as its driver and the protocol see it.
 pub(super) fn engine(facts: Facts, traffic: &Traffic, connected: bool) -> FleetEngine {
+    let warnings = facts.warnings();
     FleetEngine {
         reachable: connected && facts.reachable,
         endpoint: facts.endpoint,
@@ -144,6 +150,9 @@ pub(super) fn engine(facts: Facts, traffic: &Traffic, connected: bool) -> FleetE
         trouble: facts.trouble,
         bytes_sent: traffic.sent(),
         bytes_received: traffic.received(),
+        denial: facts.denial.as_deref().map(in_its_words),
         database_bytes: facts.database_bytes,
+        database_quota_bytes: facts.database_quota,
+        warnings,
     }
 }

@@ -60,6 +60,12 @@ fn records(encoder: &mut Text<'_>, fleet: &FleetSnapshot) {
 fn engine(encoder: &mut Text<'_>, fleet: &FleetSnapshot) {
     let reachable = std::iter::once(([], u64::from(fleet.engine.reachable)));
     gauges(encoder, "fleet_engine_reachable", "Whether etcd can be used.", reachable);
+    let writable = std::iter::once(([], u64::from(fleet.engine.denial.is_none())));
+    gauges(encoder, "fleet_engine_writable", "Whether etcd takes writes, as far as is known.", writable);
+    let size = std::iter::once(([], fleet.engine.database_bytes));
+    gauges(encoder, "fleet_engine_database_bytes", "What etcd's database takes on disk.", size);
+    let quota = fleet.engine.database_quota_bytes.into_iter().map(|quota| ([], quota));
+    gauges(encoder, "fleet_engine_database_quota_bytes", "How large etcd's database may become.", quota);
     let bytes = [("sent", fleet.engine.bytes_sent), ("received", fleet.engine.bytes_received)];
     let bytes = bytes.into_iter().map(|(direction, count)| ([("direction", direction)], count));
     counters(encoder, "fleet_engine_bytes", "Bytes to and from etcd.", bytes);

@@ -83,7 +83,7 @@ impl Startup {
         let pins = pins(&config)?;
         let mut resumed = resume(&config, as_written, pins.as_ref())?;
         let fleet = match &config.fleet {
-            Some(settings) => Some(resumed.join(settings, &config, pins.as_ref()).await?),
+            Some(settings) => Some(resumed.join(settings, &config, pins.as_ref(), &supervisor).await?),
             None => None,
         };
         let metrics = match config.metrics_listen {

@@ -23,7 +23,7 @@ use balancer_core::{
 };
 
 use self::writing::{Then, Writing};
-use super::{Member, Output};
+use super::{Member, Output, pauses::Errand};
 use crate::{
     cards::{self, Epoch, Line, Member as Card, Request, StateCard, Wish},
     emptied::Emptied,
@@ -135,7 +135,10 @@ impl Member {
                 }
             }
             let orphans = orphans(session, &members);
-            if !orphans.is_empty() && !session.waits_for(&Purpose::Orphans) {
+            if !orphans.is_empty()
+                && !session.waits_for(&Purpose::Orphans)
+                && !self.pauses.hold(Errand::Orphans, clocks.now)
+            {
                 let request = session.ask(&mut self.last_ticket, Purpose::Orphans, vec![lead.is_leader()], orphans);
                 outputs.push(Output::Ask(request));
             }

@@ -9,10 +9,14 @@
 //! tells the others of the clients in slots that are about to change, and says so on its card. Cards and records are in
 //! one order for everybody, so whoever sees the epoch has seen all records that were told for it.
 
+mod card;
+mod dumps;
 mod lead;
 mod others;
+mod pauses;
 mod steps;
 mod tallies;
+mod telling;
 mod wishes;
 
 use std::{
@@ -31,12 +35,15 @@ use balancer_model::config::Config;
 use crate::{
     cards::{Ballot, Epoch, Leader, Line, Member as Card, Wish},
     emptied::Emptied,
-    engine::{News, Request, Ticket},
+    engine::{News, Request, Ticket, Write},
     keys,
     records::Record,
     session::Session,
 };
+use card::OwnCard;
 use lead::Leading;
+use pauses::Pauses;
+use telling::{Batch, Preparing};
 use wishes::Wishes;
 
 /// What a member is.
@@ -60,6 +67,8 @@ pub struct Settings {
     pub key_is_configured: bool,
     /// Whether clients are told of.
     pub share_clients: bool,
+    /// How long the engine keeps what is leased to a member that it does not hear of.
+    pub lease: Duration,
 }
 
 /// Something that happened.
@@ -211,15 +220,6 @@ enum Clients {
     Known,
 }
 
-/// Records that were told, until everybody has seen them: who finds the fleet again tells its last ones once more.
-#[derive(Debug)]
-struct Batch {
-    number: u64,
-    value: Vec<u8>,
-    /// When they were told, if the store has them.
-    kept: Option<Instant>,
-}
-
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Member {
@@ -244,6 +244,8 @@ pub struct Member {
     others: BTreeSet<String>,
     /// The document whose clients it has told.
     prepared: Option<u64>,
+    /// The document whose clients it is putting into the store.
+    preparing: Option<Preparing>,
     /// Whether it is telling, and for which document.
     telling: Option<Option<u64>>,
     /// When it last told.
@@ -261,13 +263,18 @@ pub struct Member {
     alone: bool,
     /// Members it dumps for, by their processes.
     dumping: BTreeMap<String, (u64, Instant)>,
-    written: Option<Card>,
+    /// What it has dumped, to be put into the store.
+    dumps: VecDeque<Write>,
+    card: OwnCard,
+    pauses: Pauses,
     ballot: Ballot,
     sweeps: u64,
     known: Vec<(BackendId, u64)>,
     readiness: String,
     /// What it has counted, as told last.
     tally: Option<Vec<u8>>,
+    /// Whether the store was asked to take it, and has not said no.
+    tally_is_told: bool,
     wishes: Wishes,
     leading: Leading,
     /// Lineages that it has begun: each has another name, as the store may have been lost right after.
@@ -313,6 +320,7 @@ impl Member {
     /// A member that applies `held`, an epoch from before, or nothing yet.
     #[must_use]
     pub fn new(settings: Settings, held: Option<(Epoch, SavedState, Moment)>) -> Self {
+        let pauses = Pauses::new(settings.instance);
         Self {
             settings,
             session: None,
@@ -327,6 +335,7 @@ impl Member {
             failed: None,
             others: BTreeSet::new(),
             prepared: None,
+            preparing: None,
             telling: None,
             told: None,
             batches: VecDeque::new(),
@@ -337,12 +346,15 @@ impl Member {
             been_in_step: false,
             alone: true,
             dumping: BTreeMap::new(),
-            written: None,
+            dumps: VecDeque::new(),
+            card: OwnCard::default(),
+            pauses,
             ballot: Ballot::default(),
             sweeps: 0,
             known: Vec::new(),
             readiness: "not_ready".to_owned(),
             tally: None,
+            tally_is_told: false,
             wishes: Wishes::default(),
             leading: Leading::No,
             founded: 0,
@@ -377,8 +389,8 @@ impl Member {
         match input {
             Input::News(news) => self.hear(news, clocks, &mut outputs),
             Input::Applied(epoch, result) => self.has_applied(epoch, result, &mut outputs),
-            Input::Told { document, batches } => self.has_told(document, batches, clocks.now, &mut outputs),
-            Input::Dumped { to, instance, batches } => self.has_dumped(&to, instance, batches, &mut outputs),
+            Input::Told { document, batches } => self.has_told(document, batches, clocks.now),
+            Input::Dumped { to, instance, batches } => self.has_dumped(&to, instance, batches),
             Input::Ballot(ballot) => self.ballot = ballot,
             Input::Swept(known) => {
                 self.sweeps += 1;
@@ -401,7 +413,12 @@ impl Member {
     pub fn next_deadline(&self, now: Instant) -> Instant {
         let tells = now + Self::TELLS_EVERY / 4;
         let lead = self.leading.next_deadline();
-        lead.into_iter().chain(self.wishes.next_deadline()).chain([tells]).min().unwrap_or(tells)
+        lead.into_iter()
+            .chain(self.wishes.next_deadline())
+            .chain(self.pauses.next_deadline(now))
+            .chain([tells])
+            .min()
+            .unwrap_or(tells)
     }
 
     /// Its name.
@@ -438,6 +455,18 @@ impl Member {
     #[must_use]
     pub const fn is_connected(&self) -> bool {
         self.session.is_some()
+    }
+
+    /// Why it does not take part, though it reaches the engine.
+    #[must_use]
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// Why the engine, which it reaches, takes no writes of it, in the engine's words.
+    #[must_use]
+    pub fn denial(&self) -> Option<&str> {
+        self.card.denial()
     }
 
     /// Whether it decides.

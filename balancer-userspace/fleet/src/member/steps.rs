@@ -4,9 +4,9 @@ use std::{mem, sync::Arc, time::Instant};
 
 use balancer_core::state::{Clocks, Moment, SavedState};
 
-use super::{Batch, Clients, Member, Output, Told, lead::Leading};
+use super::{Clients, Member, Output, Told, card::OwnCard, dumps::without_dump, lead::Leading, pauses::Errand};
 use crate::{
-    cards::{self, Ballot, Common, Dump, Epoch, FORMAT, Line, Member as Card},
+    cards::{self, Ballot, Common, Epoch, FORMAT, Line},
     engine::{Answer, Condition, Entry, News, Write},
     keys, records,
     session::{Purpose, Session},
@@ -37,7 +37,7 @@ impl Member {
         let batches = session.take_below(keys::RECORDS);
         self.session = Some(session);
         self.hear_of_clients(&batches, outputs);
-        self.tell_again(outputs);
+        self.tell_again();
         self.put_tally(outputs);
         outputs.push(Output::Log { warning: false, message: "the fleet's engine is reached".to_owned() });
     }
@@ -68,8 +68,11 @@ impl Member {
             self.clients = Clients::Known;
         }
         self.in_step = false;
+        self.preparing = None;
         self.dumping.clear();
-        self.written = None;
+        self.dumps.clear();
+        self.card = OwnCard::default();
+        self.pauses.clear();
         self.leading = Leading::No;
     }
 
@@ -116,7 +119,7 @@ impl Member {
         outputs.push(Output::Log { warning: true, message: message.to_owned() });
     }
 
-    fn take_over(&mut self, batch: &Entry, outputs: &mut Vec<Output>) {
+    pub(super) fn take_over(&mut self, batch: &Entry, outputs: &mut Vec<Output>) {
         match records::read(&batch.value) {
             Ok(records) => {
                 let asker = batch.key.strip_prefix(keys::RECORDS).and_then(|key| key.split('/').next());
@@ -144,42 +147,52 @@ impl Member {
     }
 
     fn answered(&mut self, purpose: Purpose, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
+        if matches!((&purpose, &answer), (Purpose::Records(_) | Purpose::Dump | Purpose::Tally, Answer::Denied(_))) {
+            // Perhaps nothing of this member is written any more.
+            self.card.probe();
+        }
+        let is_made = matches!(answer, Answer::Made(_));
         match (purpose, answer) {
-            (Purpose::Records(number), Answer::Made(_)) => {
-                for batch in self.batches.iter_mut().filter(|batch| batch.number == number) {
-                    batch.kept.get_or_insert(now);
-                }
-            }
-            (Purpose::Records(number), Answer::Unknown(_) | Answer::Refused | Answer::Read(_)) => {
-                // Told again: to hear of a client twice is harmless.
-                if let Some(index) = self.batches.iter().position(|batch| batch.number == number) {
-                    self.put_batch(index, outputs);
-                }
-            }
-            (Purpose::Card, Answer::Refused | Answer::Unknown(_)) => self.written = None,
+            (Purpose::Records(number), _) => self.batch_answered(number, is_made, now),
+            (Purpose::Forget(last), _) => self.batches_forgotten(last, is_made, now),
+            (Purpose::Tally, Answer::Denied(_) | Answer::Unknown(_)) => self.tally_is_told = false,
+            (Purpose::Card, answer) => self.card_answered(answer, now, outputs),
             (Purpose::Campaign | Purpose::Barrier, Answer::Made(revision)) => self.leading.elected(revision),
             (Purpose::Campaign | Purpose::Barrier, Answer::Refused) => self.leading = Leading::No,
-            (Purpose::Campaign, Answer::Unknown(_)) => self.leading = Leading::No,
-            (Purpose::Barrier, Answer::Unknown(_)) => self.leading = Leading::Doubts,
-            (Purpose::Lead, Answer::Made(revision)) => self.leading.has_written(revision),
-            (Purpose::Lead, Answer::Refused | Answer::Unknown(_)) => self.leading = Leading::Doubts,
-            (Purpose::Wish(id), Answer::Unknown(_)) => self.wish_again(id, outputs),
-            (Purpose::Clients, Answer::Read(entries)) => self.read_clients(&entries, outputs),
-            (Purpose::Clients, Answer::Refused | Answer::Unknown(_) | Answer::Made(_)) => {
+            (Purpose::Campaign, Answer::Denied(_) | Answer::Unknown(_)) => {
+                self.pauses.failed(Errand::Lead, now);
+                self.leading = Leading::No;
+            }
+            (Purpose::Lead, Answer::Made(revision)) => {
+                self.pauses.succeeded(Errand::Lead);
+                self.leading.has_written(revision);
+            }
+            (Purpose::Barrier, Answer::Denied(_) | Answer::Unknown(_))
+            | (Purpose::Lead, Answer::Refused | Answer::Denied(_) | Answer::Unknown(_)) => {
+                self.pauses.failed(Errand::Lead, now);
+                self.leading = Leading::Doubts;
+            }
+            (Purpose::Wish(id), answer) => self.wish_answered(id, answer, now, outputs),
+            (Purpose::Clients, Answer::Read(entries)) => self.read_clients(&entries, now, outputs),
+            (Purpose::Clients, Answer::Refused | Answer::Denied(_) | Answer::Unknown(_) | Answer::Made(_)) => {
+                self.pauses.failed(Errand::Clients, now);
                 if self.clients == Clients::Reading {
                     self.clients = Clients::Wanted;
                 }
             }
             (Purpose::Tallies(id), answer) => outputs.push(super::tallies::answer(id, answer)),
+            (Purpose::Common, Answer::Denied(_) | Answer::Unknown(_)) => self.pauses.failed(Errand::Common, now),
+            (Purpose::Orphans, Answer::Denied(_) | Answer::Unknown(_)) => self.pauses.failed(Errand::Orphans, now),
+            (Purpose::Orphans, Answer::Made(_)) => self.pauses.succeeded(Errand::Orphans),
             (
                 Purpose::Common
-                | Purpose::Card
                 | Purpose::Orphans
+                | Purpose::Tally
+                | Purpose::Dump
                 | Purpose::Other
                 | Purpose::Campaign
                 | Purpose::Barrier
-                | Purpose::Lead
-                | Purpose::Wish(_),
+                | Purpose::Lead,
                 _,
             ) => {}
         }
@@ -190,27 +203,30 @@ impl Member {
         if self.session.is_none() {
             return;
         }
-        if self.has_in_common(outputs) {
+        self.see_to_denial(clocks.now, outputs);
+        if self.has_in_common(clocks.now, outputs) {
             self.apply(outputs);
             self.import(outputs);
             self.tell(clocks.now, outputs);
-            self.learn_clients(outputs);
+            self.put_batches(clocks.now, outputs);
+            self.learn_clients(clocks.now, outputs);
             self.dump(clocks.now, outputs);
+            self.put_dumps(outputs);
             self.lead(clocks, outputs);
             self.is_in_step_now(clocks.now, outputs);
             self.compare(outputs);
         }
         self.answer_wishes(clocks.now, outputs);
-        self.write_card(outputs);
+        self.write_card(clocks, outputs);
     }
 
     /// Whether this member and the fleet have in common what they must; the first member says what that is.
-    fn has_in_common(&mut self, outputs: &mut Vec<Output>) -> bool {
+    fn has_in_common(&mut self, now: Instant, outputs: &mut Vec<Output>) -> bool {
         let Some(session) = &mut self.session else { return false };
         let settings = &self.settings;
         let common = match session.common().cloned() {
             None => {
-                if !session.waits_for(&Purpose::Common) {
+                if !session.waits_for(&Purpose::Common) && !self.pauses.hold(Errand::Common, now) {
                     let common =
                         Common { format: FORMAT, buckets: settings.buckets, key: self.key.unwrap_or(settings.key) };
                     let put = put(keys::FLEET, cards::write(&common), false);
@@ -312,177 +328,6 @@ impl Member {
         }
     }
 
-    /// Has clients told of: for a state that is prepared at once, otherwise every second.
-    fn tell(&mut self, now: Instant, outputs: &mut Vec<Output>) {
-        let Some(session) = &mut self.session else { return };
-        if self.telling.is_some() || self.applied.is_none() || self.applying.is_some() {
-            return;
-        }
-        let next = session.next();
-        #[cfg(test)]
-        if next.is_none() && self.mutation == Some(super::Mutation::TellsNothingByItself) {
-            return;
-        }
-        match next.filter(|next| self.prepared != Some(next.document)) {
-            Some(next) => {
-                let Some(state) = session.state(next) else { return };
-                // One that cannot be read cannot be applied either; nobody waits for it here.
-                let state = state.ok().map(|state| (Box::new(state), next.at));
-                let document = Some(next.document);
-                self.telling = Some(document);
-                outputs.push(Output::Tell { document, state });
-            }
-            None if self.settings.share_clients && self.told.is_none_or(|told| told + Self::TELLS_EVERY <= now) => {
-                self.telling = Some(None);
-                outputs.push(Output::Tell { document: None, state: None });
-            }
-            None => {}
-        }
-        let asker = keys::asker(&self.settings.name, self.settings.instance);
-        let is_old = |batch: &Batch| batch.kept.is_some_and(|kept| kept + Self::BATCH_STAYS <= now);
-        while self.batches.front().is_some_and(is_old)
-            && let Some(batch) = self.batches.pop_front()
-        {
-            let delete = Write::Delete(keys::records(&asker, batch.number));
-            outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), vec![delete])));
-        }
-    }
-
-    pub(super) fn has_told(
-        &mut self,
-        document: Option<u64>,
-        batches: Vec<Vec<u8>>,
-        now: Instant,
-        outputs: &mut Vec<Output>,
-    ) {
-        if self.telling.take() != Some(document) {
-            return;
-        }
-        self.told = Some(now);
-        for value in batches {
-            self.last_batch += 1;
-            self.batches.push_back(Batch { number: self.last_batch, value, kept: None });
-            self.put_batch(self.batches.len() - 1, outputs);
-        }
-        if document.is_some() {
-            // On the card, which is written after the batches.
-            self.prepared = document;
-        }
-    }
-
-    /// This process of the member, in keys.
-    pub(super) fn asker(&self) -> String {
-        keys::asker(&self.settings.name, self.settings.instance)
-    }
-
-    fn put_batch(&mut self, index: usize, outputs: &mut Vec<Output>) {
-        let asker = self.asker();
-        let (Some(session), Some(batch)) = (&mut self.session, self.batches.get(index)) else { return };
-        let put = put(&keys::records(&asker, batch.number), batch.value.clone(), true);
-        let purpose = Purpose::Records(batch.number);
-        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, purpose, Vec::new(), vec![put])));
-    }
-
-    /// What was told last may have reached nobody before the session ended, and has vanished with it.
-    fn tell_again(&mut self, outputs: &mut Vec<Output>) {
-        for index in 0..self.batches.len() {
-            self.put_batch(index, outputs);
-        }
-    }
-
-    /// Takes over the clients that were dumped for it.
-    fn learn_clients(&mut self, outputs: &mut Vec<Output>) {
-        let Some(session) = &mut self.session else { return };
-        let asks = self.applied.is_some() && self.applying.is_none() && !session.waits_for(&Purpose::Clients);
-        if self.clients != Clients::Wanted || !asks {
-            return;
-        }
-        let dump = session.card::<Dump>(&keys::dump(&self.settings.name)).and_then(Result::ok);
-        if dump.is_some_and(|dump| dump.instance == self.settings.instance) {
-            self.clients = Clients::Reading;
-            let prefix = keys::dump_parts(&self.settings.name);
-            outputs.push(Output::Ask(session.read(&mut self.last_ticket, Purpose::Clients, prefix)));
-            return;
-        }
-        // Nobody knows more than the leader, if nobody is in step.
-        let somebody = session.members().values().any(|member| member.in_step);
-        if !somebody && matches!(self.leading, Leading::Leads(_)) {
-            self.clients = Clients::Known;
-        }
-    }
-
-    fn read_clients(&mut self, entries: &[Entry], outputs: &mut Vec<Output>) {
-        let Some(session) = self.session.as_mut().filter(|_| self.clients == Clients::Reading) else { return };
-        let name = &self.settings.name;
-        let dump = session.card::<Dump>(&keys::dump(name)).and_then(Result::ok);
-        if dump.is_none_or(|dump| dump.instance != self.settings.instance || dump.parts != entries.len()) {
-            // Another one is made.
-            self.clients = Clients::Wanted;
-            let delete = vec![Write::Delete(keys::dump(name))];
-            outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), delete)));
-            return;
-        }
-        // Whoever dumps may have come later than what was told before: only what is in the dump is known to others.
-        outputs.push(Output::Doubt);
-        for entry in entries {
-            self.take_over(entry, outputs);
-        }
-        let Some(session) = &mut self.session else { return };
-        self.clients = Clients::Read;
-        let writes = without_dump(&self.settings.name).into();
-        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));
-    }
-
-    /// Dumps its clients for members that join, if it is the first in step.
-    fn dump(&mut self, now: Instant, outputs: &mut Vec<Output>) {
-        let Some(session) = &self.session else { return };
-        if !self.in_step {
-            return;
-        }
-        let members = session.members();
-        let first = members.iter().find(|(_, member)| member.in_step).map(|(name, _)| name);
-        self.dumping.retain(|name, (instance, since)| {
-            let wants = |member: &Card| member.instance == *instance && member.wants_clients;
-            members.get(name).is_some_and(wants) && *since + Self::DUMP_TAKES > now
-        });
-        if first != Some(&self.settings.name) {
-            return;
-        }
-        let needless = session.below(keys::DUMPS).filter(|(name, entry)| {
-            let member = members.get(*name).filter(|member| !member.in_step);
-            let dump = cards::read::<Dump>(&entry.value).ok();
-            member.zip(dump).is_none_or(|(member, dump)| member.instance != dump.instance)
-        });
-        let needless: Vec<Write> = needless.take(10).flat_map(|(name, _)| without_dump(name)).collect();
-        for (name, member) in members.iter().filter(|(_, member)| member.wants_clients) {
-            let there = session.card::<Dump>(&keys::dump(name)).and_then(Result::ok);
-            let is_there = there.is_some_and(|dump| dump.instance == member.instance);
-            if !is_there && !self.dumping.contains_key(name) {
-                self.dumping.insert(name.clone(), (member.instance, now));
-                outputs.push(Output::Dump { to: name.clone(), instance: member.instance });
-            }
-        }
-        let Some(session) = &mut self.session else { return };
-        if !needless.is_empty() && !session.waits_for(&Purpose::Orphans) {
-            outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Orphans, Vec::new(), needless)));
-        }
-    }
-
-    pub(super) fn has_dumped(&mut self, to: &str, instance: u64, batches: Vec<Vec<u8>>, outputs: &mut Vec<Output>) {
-        let Some(session) =
-            self.session.as_mut().filter(|_| self.dumping.get(to).is_some_and(|(of, _)| *of == instance))
-        else {
-            return;
-        };
-        let parts = batches.len();
-        for (part, batch) in batches.into_iter().enumerate() {
-            let put = put(&format!("{}{part:06}", keys::dump_parts(to)), batch, true);
-            outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), vec![put])));
-        }
-        let put = put(&keys::dump(to), cards::write(&Dump { format: FORMAT, instance, parts }), true);
-        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), vec![put])));
-    }
-
     /// Whether it has the epoch that holds and everybody's clients. Once it has, it stays in step while the session
     /// lasts: it is told everything that comes.
     fn is_in_step_now(&mut self, now: Instant, outputs: &mut Vec<Output>) {
@@ -492,7 +337,7 @@ impl Member {
             self.in_step = true;
             self.been_in_step = true;
         }
-        if self.in_step && self.alone && self.joined.is_some_and(|joined| joined + Self::HOLDS <= now) {
+        if self.in_step && self.alone && self.card.since().is_some_and(|since| since + Self::HOLDS <= now) {
             self.alone = false;
             outputs.push(Output::Alone(false));
             self.follow_again(outputs);
@@ -510,39 +355,6 @@ impl Member {
         self.incoming = Some((epoch, state.clone(), at));
         outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines });
     }
-
-    fn write_card(&mut self, outputs: &mut Vec<Output>) {
-        let card = Card {
-            format: FORMAT,
-            version: self.settings.version.clone(),
-            steering: self.settings.steering,
-            instance: self.settings.instance,
-            epoch: self.epoch(),
-            prepared: self.prepared,
-            in_step: self.in_step,
-            wants_clients: self.clients == Clients::Wanted && self.applied.is_some() && self.applying.is_none(),
-            readiness: self.readiness.clone(),
-            sweeps: self.sweeps,
-            known: self.known.clone(),
-            ballot: self.ballot.clone(),
-        };
-        let Some(session) = self.session.as_mut().filter(|_| self.refused.is_none()) else { return };
-        if self.written.as_ref() == Some(&card) || session.waits_for(&Purpose::Card) {
-            return;
-        }
-        #[cfg(not(test))]
-        let leased = true;
-        #[cfg(test)]
-        let leased = self.mutation != Some(super::Mutation::StaysWithoutLease);
-        let put = put(&keys::member(&self.settings.name), cards::write(&card), leased);
-        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, Vec::new(), vec![put])));
-        self.written = Some(card);
-    }
-}
-
-/// Takes away what was dumped for a member.
-fn without_dump(name: &str) -> [Write; 2] {
-    [Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))]
 }
 
 pub(super) fn put(key: &str, value: Vec<u8>, leased: bool) -> Write {

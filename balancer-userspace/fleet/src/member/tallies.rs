@@ -9,7 +9,7 @@ use crate::{
 
 impl Member {
     pub(super) fn tally(&mut self, tally: Vec<u8>, outputs: &mut Vec<Output>) {
-        if self.tally.as_ref() != Some(&tally) {
+        if self.tally.as_ref() != Some(&tally) || !self.tally_is_told {
             self.tally = Some(tally);
             self.put_tally(outputs);
         }
@@ -18,7 +18,8 @@ impl Member {
     pub(super) fn put_tally(&mut self, outputs: &mut Vec<Output>) {
         let (Some(session), Some(tally)) = (&mut self.session, &self.tally) else { return };
         let put = put(&keys::tally(&self.settings.name), tally.clone(), true);
-        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), vec![put])));
+        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Tally, Vec::new(), vec![put])));
+        self.tally_is_told = true;
     }
 
     pub(super) fn ask_tallies(&mut self, id: u64, outputs: &mut Vec<Output>) {
@@ -41,7 +42,7 @@ impl Member {
 pub(super) fn answer(id: u64, answer: Answer) -> Output {
     let result = match answer {
         Answer::Read(entries) => Ok(entries.into_iter().filter_map(of_member).collect()),
-        Answer::Unknown(why) => Err(why),
+        Answer::Denied(why) | Answer::Unknown(why) => Err(why),
         Answer::Made(_) | Answer::Refused => Err("the fleet's engine does not say".to_owned()),
     };
     Output::Tallies { id, result }

@@ -8,10 +8,10 @@ use std::{
 
 use balancer_core::io::Refused;
 
-use super::{Done, Member, Output, steps::put};
+use super::{Done, Member, Output, pauses::Errand, steps::put};
 use crate::{
     cards::{self, Answer, Epoch, FORMAT, Member as Card, Request, Wish},
-    engine::{Condition, Request as Ask, Ticket, Write},
+    engine::{self, Condition, Request as Ask, Ticket, Write},
     keys,
     session::{Purpose, Session},
 };
@@ -31,6 +31,8 @@ struct Waiting {
     until: Instant,
     /// Whether it was asked for more than once.
     repeated: bool,
+    /// Why it has to be asked for again, where it has to.
+    lost: Option<String>,
     granted: Option<(String, Epoch)>,
 }
 
@@ -77,6 +79,9 @@ impl Member {
         if let Some(why) = &self.refused {
             return outputs.push(refuse(format!("not a member of the fleet: {why}")));
         }
+        if let Some(why) = self.card.denial() {
+            return outputs.push(refuse(format!("nothing is changed: the fleet's engine takes no writes: {why}")));
+        }
         let asker = self.asker();
         let Some(session) = &mut self.session else {
             return outputs.push(refuse(
@@ -86,19 +91,48 @@ impl Member {
         self.wishes.last += 1;
         let key = keys::request(&asker, self.wishes.last);
         let request = cards::write(&Request { format: FORMAT, wish, if_generation });
-        let waiting = Waiting { key, request, until: now + PATIENCE, repeated: false, granted: None };
+        let waiting = Waiting { key, request, until: now + PATIENCE, repeated: false, lost: None, granted: None };
         outputs.push(Output::Ask(waiting.ask(id, session, &mut self.last_ticket)));
         self.wishes.waiting.insert(id, waiting);
     }
 
-    /// Nobody knows whether the request was written: a server of the engine has failed, say.
-    pub(super) fn wish_again(&mut self, id: u64, outputs: &mut Vec<Output>) {
-        let (Some(session), Some(waiting)) = (&mut self.session, self.wishes.waiting.get_mut(&id)) else { return };
-        waiting.repeated = true;
-        outputs.push(Output::Ask(waiting.ask(id, session, &mut self.last_ticket)));
+    /// What became of a request that was to be written.
+    pub(super) fn wish_answered(&mut self, id: u64, answer: engine::Answer, now: Instant, outputs: &mut Vec<Output>) {
+        match answer {
+            engine::Answer::Denied(why) => {
+                let repeated = self.wishes.waiting.remove(&id).is_some_and(|waiting| waiting.repeated);
+                self.pauses.succeeded(Errand::Wish(id));
+                // What was asked for before may have been written.
+                let end = if repeated { "whether the change is made is not known" } else { "nothing was changed" };
+                let why = format!("{end}: the fleet's engine does not take the request: {why}");
+                outputs.push(Output::Answer { id, result: Err(Refused::Conflict(why)) });
+            }
+            // A server of the engine has failed, say: whether the request was written is not known.
+            engine::Answer::Unknown(why) => {
+                if let Some(waiting) = self.wishes.waiting.get_mut(&id) {
+                    (waiting.repeated, waiting.lost) = (true, Some(why));
+                    self.pauses.failed(Errand::Wish(id), now);
+                }
+            }
+            engine::Answer::Made(_) | engine::Answer::Refused | engine::Answer::Read(_) => {
+                self.pauses.succeeded(Errand::Wish(id));
+                self.wishes.waiting.get_mut(&id).into_iter().for_each(|waiting| waiting.lost = None);
+            }
+        }
+    }
+
+    /// Asks again for what was lost.
+    fn wish_again(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+        let Self { session: Some(session), wishes, pauses, last_ticket, .. } = self else { return };
+        for (&id, waiting) in &mut wishes.waiting {
+            if waiting.lost.is_some() && !session.waits_for(&Purpose::Wish(id)) && !pauses.hold(Errand::Wish(id), now) {
+                outputs.push(Output::Ask(waiting.ask(id, session, last_ticket)));
+            }
+        }
     }
 
     pub(super) fn answer_wishes(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+        self.wish_again(now, outputs);
         let Some(session) = &mut self.session else { return };
         let members = session.members();
         let mut answered = Vec::new();
@@ -115,8 +149,9 @@ impl Member {
                         answered.push((id, Err(Refused::Conflict(why))));
                     }
                     None if waiting.until <= now => {
+                        let lost = waiting.lost.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
                         let why = format!(
-                            "the fleet has not answered within {} s; the change may still be made",
+                            "the fleet has not answered within {} s{lost}; the change may still be made",
                             PATIENCE.as_secs()
                         );
                         answered.push((id, Err(Refused::Conflict(why))));
@@ -140,10 +175,11 @@ impl Member {
         let own = format!("{}{}/", keys::ANSWERS, keys::asker(&self.settings.name, self.settings.instance));
         let late = session.below(&own).map(|(_, entry)| entry.key.clone());
         let late: Vec<Write> = late.filter(|key| !wanted.contains(key)).map(Write::Delete).take(50).collect();
-        if !late.is_empty() && !session.waits_for(&Purpose::Orphans) {
+        if !late.is_empty() && !session.waits_for(&Purpose::Orphans) && !self.pauses.hold(Errand::Orphans, now) {
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Orphans, Vec::new(), late)));
         }
         for (id, result) in answered {
+            self.pauses.succeeded(Errand::Wish(id));
             if let Some(waiting) = self.wishes.waiting.remove(&id) {
                 let answer = keys::answer(&waiting.key);
                 let mut deletes = vec![Write::Delete(waiting.key)];

@@ -2,6 +2,7 @@
 //!
 //! A hundred thousand of them: `cargo xtask soak`. One alone, by its seed: `FLEET_FIRST_SEED=… FLEET_SEEDS=1`.
 
+mod denials;
 mod directed;
 mod flaps;
 mod node;

@@ -86,6 +86,7 @@ impl Node {
             key: fixture::KEY,
             key_is_configured: true,
             share_clients: true,
+            lease: Duration::from_secs(5),
         };
         let skew = Duration::from_secs(7 * index as u64);
         let mut this = Self {

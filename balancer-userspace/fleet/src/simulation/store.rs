@@ -32,6 +32,8 @@ pub(crate) struct Line {
     late: Vec<(Time, u64, Request)>,
     joined: bool,
     pub(crate) cut: bool,
+    /// The store refuses everything that this member writes.
+    pub(crate) may_not_write: bool,
 }
 
 /// See the [module](self).
@@ -43,6 +45,10 @@ pub(crate) struct Store {
     last_lease: u64,
     pub(crate) lines: Vec<Line>,
     pub(crate) down: bool,
+    /// It answers, and takes only what makes it smaller.
+    pub(crate) full: bool,
+    /// Requests that were answered.
+    pub(crate) asked: u64,
     pub(crate) lease_time: Time,
     /// One request in so many gets no answer; 0: all do.
     pub(crate) loses_answers: u32,
@@ -65,6 +71,8 @@ impl Store {
             last_lease: 0,
             lines: (0..members).map(|_| Line::default()).collect(),
             down: false,
+            full: false,
+            asked: 0,
             lease_time: 5000,
             loses_answers: 0,
             delays: None,
@@ -146,10 +154,17 @@ impl Store {
         while self.lines[member].up.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, request)) = self.lines[member].up.pop_front() else { break };
             let Some(lease) = self.lines[member].lease else { break };
+            self.asked += 1;
             let ticket = match &request {
                 Request::Transaction { ticket, .. } | Request::Read { ticket, .. } => *ticket,
+                Request::End { .. } => {
+                    self.end_session(member, now);
+                    break;
+                }
             };
-            let answer = if let Some((_, time)) = self.delays.take_if(|(key, _)| puts(&request, key)) {
+            let answer = if let Some(why) = self.denial(member, &request) {
+                Answer::Denied(why.to_owned())
+            } else if let Some((_, time)) = self.delays.take_if(|(key, _)| puts(&request, key)) {
                 self.lines[member].late.push((now + time, lease, request));
                 Answer::Unknown("no answer".to_owned())
             } else if self.loses_answers > 0 && rng.u32(..self.loses_answers) == 0 {
@@ -168,6 +183,26 @@ impl Store {
         }
     }
 
+    /// What is leased to the member goes, unless it may not even have that: then it goes with the lease.
+    fn end_session(&mut self, member: usize, now: Time) {
+        let line = &mut self.lines[member];
+        line.lost_at = now;
+        if !line.may_not_write
+            && let Some(expires) = line.lease.and_then(|lease| self.leases.get_mut(&lease))
+        {
+            *expires = now;
+        }
+    }
+
+    fn denial(&self, member: usize, request: &Request) -> Option<&'static str> {
+        let Request::Transaction { writes, .. } = request else { return None };
+        if self.lines[member].may_not_write {
+            return Some("permission denied");
+        }
+        (self.full && writes.iter().any(|write| matches!(write, Write::Put { .. })))
+            .then_some("database space exceeded")
+    }
+
     fn answer(&mut self, member: usize, ticket: Ticket, answer: Answer, now: Time, rng: &mut fastrand::Rng) {
         let line = &mut self.lines[member];
         let at = later(line.answers.back().map(|(at, _)| *at), now, self.slowest, rng);
@@ -176,6 +211,7 @@ impl Store {
 
     pub(super) fn make(&mut self, request: Request, lease: u64, now: Time, rng: &mut fastrand::Rng) -> Answer {
         match request {
+            Request::End { .. } => Answer::Unknown("no request that is answered".to_owned()),
             Request::Read { prefix, .. } => {
                 let entries = self.keys.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
                 Answer::Read(entries.map(|(key, stored)| entry(key, stored)).collect())
@@ -281,7 +317,7 @@ impl Store {
     }
 
     fn deliver(&mut self, member: usize, now: Time, rng: &mut fastrand::Rng, news: &mut Vec<(usize, News)>) {
-        let (down, lease_time) = (self.down, self.lease_time);
+        let (down, full, lease_time) = (self.down, self.full, self.lease_time);
         let line = &mut self.lines[member];
         let over = line.lease.is_none_or(|lease| !self.leases.contains_key(&lease)) && !line.cut && !down;
         if line.joined && (line.lost_at <= now || over) {
@@ -293,7 +329,7 @@ impl Store {
             return;
         }
         if !line.joined {
-            if line.cut || down || rng.u8(..10) > 0 {
+            if line.cut || down || full || rng.u8(..10) > 0 {
                 return;
             }
             // The lease of the process, or of the session, before runs out by itself.
@@ -341,7 +377,7 @@ fn puts(request: &Request, key: &str) -> bool {
         Request::Transaction { writes, .. } => {
             writes.iter().any(|write| matches!(write, Write::Put { key: of, .. } if of == key))
         }
-        Request::Read { .. } => false,
+        Request::Read { .. } | Request::End { .. } => false,
     }
 }
 

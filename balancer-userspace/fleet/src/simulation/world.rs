@@ -494,9 +494,11 @@ impl World {
         self.note("calm".to_owned());
         self.store.down = false;
         self.store.loses_answers = 0;
+        self.store.full = false;
         self.cut.clear();
         for line in &mut self.store.lines {
             line.cut = false;
+            line.may_not_write = false;
         }
         for index in 0..self.nodes.len() {
             if self.nodes[index].is_none() {

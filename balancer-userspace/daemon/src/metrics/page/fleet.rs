@@ -9,7 +9,7 @@ pub(super) fn fleet(fleet: &FleetSnapshot) -> Markup {
         section aria-labelledby="fleet" {
             h2 #fleet { "Fleet " (fleet.name) }
             p { (line(fleet)) }
-            @for trouble in &fleet.troubles { p { (trouble) } }
+            @for trouble in fleet.troubles.iter().chain(&fleet.engine.warnings) { p { (trouble) } }
             table {
                 caption { "Members" }
                 thead { tr {
@@ -27,7 +27,11 @@ pub(super) fn fleet(fleet: &FleetSnapshot) -> Markup {
 
 fn line(fleet: &FleetSnapshot) -> String {
     let epoch = fleet.epoch.map_or_else(|| "no epoch yet".to_owned(), |epoch| format!("epoch {}", grouped(epoch)));
-    let etcd = if fleet.engine.reachable { "etcd is reachable" } else { "etcd is out of reach: changes are refused" };
+    let etcd = match (&fleet.engine.denial, fleet.engine.reachable) {
+        (Some(why), _) => format!("etcd takes no writes ({why}): changes are refused"),
+        (None, true) => "etcd is reachable".to_owned(),
+        (None, false) => "etcd is out of reach: changes are refused".to_owned(),
+    };
     format!("This is {}, {epoch}; {etcd}.", fleet.member)
 }
 

@@ -13,7 +13,7 @@ use crate::{
     emptied::Emptied,
     engine::{Condition, Entry, Revision},
     keys,
-    member::{Member, Output, steps::put},
+    member::{Member, Output, pauses::Errand, steps::put},
     session::{Purpose, Session},
 };
 
@@ -21,6 +21,9 @@ impl Member {
     /// Stands for leader where there is none.
     pub(super) fn stand(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
+        if self.card.is_denied() || self.pauses.hold(Errand::Lead, clocks.now) {
+            return;
+        }
         let name = keys::LEADER.to_owned();
         let card = Leader { format: FORMAT, member: self.settings.name.clone(), instance: self.settings.instance };
         let write = put(keys::LEADER, cards::write(&card), true);

@@ -136,6 +136,7 @@ impl Light {
             key: KEY,
             key_is_configured: true,
             share_clients: true,
+            lease: Duration::from_secs(5),
         };
         Self {
             number,

@@ -1,0 +1,152 @@
+//! The member's own card: the sign of its life for all others.
+
+use std::time::Instant;
+
+use balancer_core::state::Clocks;
+
+use super::{Clients, Member, Output, pauses::Errand, steps::put};
+use crate::{
+    cards::{self, FORMAT, Member as Card},
+    engine::{Answer, Request, Revision},
+    keys,
+    session::Purpose,
+};
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct OwnCard {
+    /// As the engine was asked last to write it; `None`: it has to be written.
+    written: Option<Card>,
+    /// When this process put it last; `None`: that is not known.
+    revision: Option<Revision>,
+    /// Since when it is in the store, put by this session.
+    since: Option<Instant>,
+    denial: Option<Denial>,
+}
+
+/// The engine answers, and does not write the card.
+#[derive(Debug)]
+struct Denial {
+    since: Instant,
+    /// In the engine's words.
+    why: String,
+    /// Whether the engine has said no, rather than nothing.
+    is_certain: bool,
+    /// Whether it has lasted for as long as a lease.
+    lasts: bool,
+}
+
+impl OwnCard {
+    /// Whether the engine has not written it for longer than the lease.
+    pub(super) fn is_denied(&self) -> bool {
+        self.denial.as_ref().is_some_and(|denial| denial.lasts)
+    }
+
+    /// Why the engine takes no writes of this member, as far as is known.
+    pub(super) fn denial(&self) -> Option<&str> {
+        self.denial.as_ref().filter(|denial| denial.is_certain || denial.lasts).map(|denial| denial.why.as_str())
+    }
+
+    /// Has it written again, to find out whether it can be.
+    pub(super) fn probe(&mut self) {
+        self.written = None;
+    }
+
+    /// Since when others can see this member.
+    pub(super) const fn since(&self) -> Option<Instant> {
+        self.since
+    }
+}
+
+impl Member {
+    pub(super) fn write_card(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
+        let card = Card {
+            format: FORMAT,
+            version: self.settings.version.clone(),
+            steering: self.settings.steering,
+            instance: self.settings.instance,
+            epoch: self.epoch(),
+            prepared: self.prepared,
+            in_step: self.in_step,
+            wants_clients: self.clients == Clients::Wanted && self.applied.is_some() && self.applying.is_none(),
+            readiness: self.readiness.clone(),
+            sweeps: self.sweeps,
+            known: self.known.clone(),
+            ballot: self.ballot.clone(),
+        };
+        let key = keys::member(&self.settings.name);
+        let Some(session) = self.session.as_mut().filter(|_| self.refused.is_none()) else { return };
+        if self.card.written.as_ref() == Some(&card)
+            || session.waits_for(&Purpose::Card)
+            || self.pauses.hold(Errand::Card, clocks.now)
+        {
+            return;
+        }
+        let conditions = Vec::new();
+        #[cfg(not(test))]
+        let leased = true;
+        #[cfg(test)]
+        let leased = self.mutation != Some(super::Mutation::StaysWithoutLease);
+        let put = put(&key, cards::write(&card), leased);
+        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, conditions, vec![put])));
+        self.card.written = Some(card);
+    }
+
+    /// What became of the card.
+    pub(super) fn card_answered(&mut self, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
+        let (why, is_certain) = match answer {
+            Answer::Made(revision) => return self.card_is_written(revision, now, outputs),
+            // Another process has put one, which this one is about to hear of.
+            Answer::Refused | Answer::Read(_) => {
+                self.card.written = None;
+                self.card.revision = None;
+                return self.pauses.failed(Errand::Card, now);
+            }
+            Answer::Denied(why) => (why, true),
+            Answer::Unknown(why) => (why, false),
+        };
+        self.card.written = None;
+        self.card.revision = None;
+        self.pauses.failed(Errand::Card, now);
+        let known = self.card.denial.take();
+        if is_certain && known.as_ref().is_none_or(|known| !known.is_certain) {
+            let message = format!("the fleet's engine takes no writes of this balancer: {why}");
+            outputs.push(Output::Log { warning: true, message });
+        }
+        let (since, lasts) = known.as_ref().map_or((now, false), |known| (known.since, known.lasts));
+        let is_certain = is_certain || known.is_some_and(|known| known.is_certain);
+        self.card.denial = Some(Denial { since, why, is_certain, lasts });
+    }
+
+    fn card_is_written(&mut self, revision: Revision, now: Instant, outputs: &mut Vec<Output>) {
+        self.pauses.succeeded(Errand::Card);
+        self.card.revision = Some(revision);
+        self.card.since.get_or_insert(now);
+        if self.card.denial.take().is_some_and(|denial| denial.is_certain || denial.lasts) {
+            let message = "the fleet's engine takes writes of this balancer again".to_owned();
+            outputs.push(Output::Log { warning: false, message });
+        }
+    }
+
+    /// A member whose card is not written for as long as its lease lasts is alone, as one is that does not reach the
+    /// engine. What it has put into the store is to go, because the others would wait for it, and count its old votes.
+    pub(super) fn see_to_denial(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+        let lease = self.settings.lease;
+        let Some(denial) = self.card.denial.as_mut().filter(|denial| !denial.lasts && denial.since + lease <= now)
+        else {
+            return;
+        };
+        denial.lasts = true;
+        let reason = format!("it takes no writes of this balancer: {}", denial.why);
+        if !self.alone {
+            self.alone = true;
+            outputs.push(Output::Alone(true));
+        }
+        if self.card.since.take().is_some() {
+            outputs.push(Output::Ask(Request::End { reason }));
+        } else {
+            let message = format!("the fleet's engine is of no use: {reason}");
+            outputs.push(Output::Log { warning: true, message });
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! How a member tells the others of the clients that it knows.
+
+use std::time::Instant;
+
+use super::{Member, Output, pauses::Errand, steps::put};
+use crate::{engine::Write, keys, session::Purpose};
+
+/// Batches whose answers are waited for at once. The others wait here, and not in the engine's queue.
+const UNDER_WAY: usize = 8;
+/// Batches that one transaction deletes.
+const DELETED_AT_ONCE: usize = 50;
+
+/// Records that were told, until every member has seen them: a member that finds the fleet again tells its last ones once
+/// more.
+#[derive(Debug)]
+pub(super) struct Batch {
+    number: u64,
+    value: Vec<u8>,
+    state: BatchState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BatchState {
+    /// It is to be put into the store.
+    Waits,
+    /// The store was asked to take it.
+    Asked,
+    /// The store has it since then.
+    Kept(Instant),
+}
+
+/// What the records were told for, which the card is to say once the store has all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Preparing {
+    pub(super) document: u64,
+    last_batch: u64,
+}
+
+impl Member {
+    /// Has clients told of: for a state that is prepared at once, otherwise every second.
+    pub(super) fn tell(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+        let Some(session) = &mut self.session else { return };
+        if self.telling.is_some() || self.applied.is_none() || self.applying.is_some() || self.card.is_denied() {
+            return;
+        }
+        let next = session.next();
+        #[cfg(test)]
+        if next.is_none() && self.mutation == Some(super::Mutation::TellsNothingByItself) {
+            return;
+        }
+        let told_for = self.preparing.map(|preparing| preparing.document).or(self.prepared);
+        match next.filter(|next| told_for != Some(next.document)) {
+            Some(next) => {
+                let Some(state) = session.state(next) else { return };
+                // A state that cannot be read cannot be applied either; nobody waits for it here.
+                let state = state.ok().map(|state| (Box::new(state), next.at));
+                let document = Some(next.document);
+                self.telling = Some(document);
+                outputs.push(Output::Tell { document, state });
+            }
+            None if self.settings.share_clients && self.told.is_none_or(|told| told + Self::TELLS_EVERY <= now) => {
+                self.telling = Some(None);
+                outputs.push(Output::Tell { document: None, state: None });
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn has_told(&mut self, document: Option<u64>, batches: Vec<Vec<u8>>, now: Instant) {
+        if self.telling.take() != Some(document) {
+            return;
+        }
+        self.told = Some(now);
+        for value in batches {
+            self.last_batch += 1;
+            self.batches.push_back(Batch { number: self.last_batch, value, state: BatchState::Waits });
+        }
+        if let Some(document) = document {
+            self.preparing = Some(Preparing { document, last_batch: self.last_batch });
+        }
+    }
+
+    /// Puts batches into the store, some at a time, and takes those out that every member has seen.
+    pub(super) fn put_batches(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+        let asker = self.asker();
+        let Some(session) = &mut self.session else { return };
+        if !self.pauses.hold(Errand::Records, now) {
+            let under_way = self.batches.iter().filter(|batch| batch.state == BatchState::Asked).count();
+            let waiting = self.batches.iter_mut().filter(|batch| batch.state == BatchState::Waits);
+            for batch in waiting.take(UNDER_WAY.saturating_sub(under_way)) {
+                batch.state = BatchState::Asked;
+                let put = put(&keys::records(&asker, batch.number), batch.value.clone(), true);
+                let purpose = Purpose::Records(batch.number);
+                outputs.push(Output::Ask(session.ask(&mut self.last_ticket, purpose, Vec::new(), vec![put])));
+            }
+        }
+        let forgets = session.under_way(|purpose| matches!(purpose, Purpose::Forget(_))) > 0;
+        if !forgets && !self.pauses.hold(Errand::Orphans, now) {
+            let is_old = |batch: &&Batch| matches!(batch.state, BatchState::Kept(at) if at + Self::BATCH_STAYS <= now);
+            let old: Vec<u64> =
+                self.batches.iter().take_while(is_old).map(|batch| batch.number).take(DELETED_AT_ONCE).collect();
+            if let Some(&last) = old.last() {
+                let deletes = old.iter().map(|number| Write::Delete(keys::records(&asker, *number))).collect();
+                let request = session.ask(&mut self.last_ticket, Purpose::Forget(last), Vec::new(), deletes);
+                outputs.push(Output::Ask(request));
+            }
+        }
+        // On the card, which is written after all of them are in the store.
+        let is_there = |preparing: &mut Preparing| {
+            let mut told = self.batches.iter().take_while(|batch| batch.number <= preparing.last_batch);
+            told.all(|batch| matches!(batch.state, BatchState::Kept(_)))
+        };
+        if let Some(preparing) = self.preparing.take_if(is_there) {
+            self.prepared = Some(preparing.document);
+        }
+    }
+
+    /// What became of a batch.
+    pub(super) fn batch_answered(&mut self, number: u64, is_kept: bool, now: Instant) {
+        let state = if is_kept {
+            self.pauses.succeeded(Errand::Records);
+            BatchState::Kept(now)
+        } else {
+            // It is told again: to hear of a client twice is harmless.
+            self.pauses.failed(Errand::Records, now);
+            BatchState::Waits
+        };
+        self.batches.iter_mut().filter(|batch| batch.number == number).for_each(|batch| batch.state = state);
+    }
+
+    /// What became of the batches up to this one, which were to be deleted.
+    pub(super) fn batches_forgotten(&mut self, last: u64, are_gone: bool, now: Instant) {
+        if !are_gone {
+            return self.pauses.failed(Errand::Orphans, now);
+        }
+        self.pauses.succeeded(Errand::Orphans);
+        while self.batches.pop_front_if(|batch| batch.number <= last).is_some() {}
+    }
+
+    /// What was told last may have reached no member before the session ended, and has vanished with it.
+    pub(super) fn tell_again(&mut self) {
+        self.batches.iter_mut().for_each(|batch| batch.state = BatchState::Waits);
+    }
+
+    /// This process of the member, in keys.
+    pub(super) fn asker(&self) -> String {
+        keys::asker(&self.settings.name, self.settings.instance)
+    }
+}
