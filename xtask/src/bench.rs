@@ -1,11 +1,12 @@
 //! `cargo xtask bench`.
 
+mod against;
 mod page;
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 
 use crate::{
     build::{Aim, programs},
@@ -13,7 +14,11 @@ use crate::{
     setup::{Purpose, classics, setup},
 };
 
-pub(crate) use self::page::Page;
+use self::against::Against;
+pub(crate) use self::{
+    against::{build_baseline, check_paths},
+    page::Page,
+};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -44,36 +49,8 @@ pub(crate) enum Benchmark {
     Proxy,
 }
 
-/// What is done with ratios of the kernel program's speed to yardsticks that are measured beside it.
-#[derive(Clone, Copy, Debug, Default, Args)]
-#[group(multiple = false)]
-pub(crate) struct Gate {
-    /// Of `path`: fail if a path is more than 15% slower, in comparison with its yardstick, than tests/bench/path.json says.
-    #[arg(long, requires = "only")]
-    check: bool,
-    /// Of `path`: write tests/bench/path.json.
-    #[arg(long, requires = "only")]
-    record: bool,
-}
-
-impl Gate {
-    fn option(self) -> Option<&'static str> {
-        match self {
-            Self { check: true, .. } => Some("--check"),
-            Self { record: true, .. } => Some("--record"),
-            Self { check: false, record: false } => None,
-        }
-    }
-}
-
 /// The program that measures the kernel program.
 pub(crate) const PATH: &str = "bench-path";
-
-/// Compares the kernel program's speed with what is committed, by the unoptimized [`PATH`] that is built beside the
-/// tests: the kernel program is optimized in every build, and the time is the kernel's.
-pub(crate) fn check_paths() -> Result<()> {
-    run(program(built("debug")?.join(PATH)).arg("--check"))
-}
 
 /// Benchmarks that are programs of their own, and need root; with what makes a program do this one.
 const BINARIES: [(Benchmark, &str, &[&str]); 8] = [
@@ -109,14 +86,14 @@ fn install_classics() {
 }
 
 /// Sets up and runs one benchmark, or all that make a page.
-pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &[String]) -> Result<()> {
+pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page, options: &[String]) -> Result<()> {
     let Some(only) = only else { return page.make() };
-    if let Some(option) = gate.option() {
-        ensure!(only == Benchmark::Path, "{option} is about the kernel program: `cargo xtask bench path {option}`");
-        ensure_root("a benchmark of the kernel program", &format!("bench path {option}"))?;
-        setup(Purpose::Run)?;
-        programs(&[PATH], Aim::Test)?;
-        return run(program(built("debug")?.join(PATH)).arg(option).args(options));
+    if let Some(revision) = against {
+        ensure!(
+            only == Benchmark::Path,
+            "--against is about the kernel program: `cargo xtask bench path --against REV`"
+        );
+        return beside(&Against::revision(revision)?, options);
     }
     if let Some((_, bench)) = BENCHES.iter().find(|(benchmark, _)| *benchmark == only) {
         setup(Purpose::Run)?;
@@ -132,4 +109,13 @@ pub(crate) fn bench(only: Option<Benchmark>, gate: Gate, page: &Page, options: &
     // With the balancer that it may run.
     programs(&["balancer", binary], Aim::Release)?;
     run(program(built("release")?.join(binary)).args(*what).args(options))
+}
+
+/// Measures the kernel program beside another commit's.
+fn beside(other: &Against, options: &[String]) -> Result<()> {
+    ensure_root("a benchmark of the kernel program", "bench path --against REV")?;
+    setup(Purpose::Run)?;
+    programs(&[PATH], Aim::Test)?;
+    other.build()?;
+    other.compare(&built("debug")?.join(PATH), options)
 }

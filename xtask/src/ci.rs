@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    bench::{PATH, check_paths},
+    bench::{PATH, build_baseline, check_paths},
     book::book,
     build::Aim,
     command::{built, cargo, ensure_root, program, run, shown},
@@ -32,6 +32,8 @@ pub(crate) enum Part {
     Checks,
     /// The package, of the tests' programs: those of a release would take minutes of all processors.
     Package,
+    /// The kernel program that this one's speed is compared with.
+    Baseline,
     /// What runs it.
     Tests,
 }
@@ -45,8 +47,10 @@ pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     match part {
         Some(Part::Checks) => return checks(),
         Some(Part::Package) => return try_package(SUITE, Aim::Test),
+        Some(Part::Baseline) => return build_baseline(),
         Some(Part::Tests) => {
             test::test(Some(PATH))?;
+            build_baseline()?;
             return check_paths();
         }
         None => quick_checks()?,
@@ -54,9 +58,10 @@ pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     let tests = test::build(Some(PATH))?;
     let checks = Beside::begin(Part::Checks, "clippy, documentation, book, loading on older kernels and Miri")?;
     let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;
+    let baseline = Beside::begin(Part::Baseline, "the kernel program of the baseline")?;
     let tested = tests.run();
-    let (checked, packed) = (checks.end(), package.end());
-    tested.and(checked).and(packed)?;
+    let (checked, packed, built) = (checks.end(), package.end(), baseline.end());
+    tested.and(checked).and(packed).and(built)?;
     // When nothing runs beside it.
     check_paths()
 }

@@ -101,8 +101,10 @@ enum Chore {
         only: Option<bench::Benchmark>,
         #[command(flatten)]
         page: bench::Page,
-        #[command(flatten)]
-        gate: bench::Gate,
+        /// Of `path`: measure in turns with the kernel program of this commit, and fail if a path has become more than 7%
+        /// slower, twice.
+        #[arg(long, value_name = "REV", requires = "only")]
+        against: Option<String>,
         /// Of its program, such as --json; --help says which there are.
         #[arg(last = true, requires = "only")]
         options: Vec<String>,
@@ -166,7 +168,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
-        Chore::Bench { only, page, gate, options } => bench::bench(only, gate, &page, &options),
+        Chore::Bench { only, page, against, options } => bench::bench(only, against.as_deref(), &page, &options),
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),

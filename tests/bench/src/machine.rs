@@ -48,17 +48,6 @@ pub fn describe() -> String {
     Machine::here().describe()
 }
 
-/// What the kernel calls the processor, and which one that is: a virtual machine may call several generations the same.
-#[must_use]
-pub fn generation() -> String {
-    generation_in(&cpu_info())
-}
-
-fn generation_in(info: &str) -> String {
-    let number = |name| field(info, name).unwrap_or("?");
-    format!("{}, family {}, model {}", processor_in(info), number("cpu family"), number("model"))
-}
-
 fn processor_in(info: &str) -> String {
     field(info, "model name").unwrap_or("unknown processor").to_owned()
 }
@@ -81,7 +70,7 @@ fn cpu_info() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{generation_in, is_virtual, processor_in};
+    use super::{is_virtual, processor_in};
 
     #[test]
     fn a_hypervisor_is_a_flag() {
@@ -89,13 +78,5 @@ mod tests {
         assert!(is_virtual(info) && !is_virtual("flags\t\t: fpu\n") && !is_virtual(""));
         assert_eq!(processor_in(info), "A: B");
         assert_eq!(processor_in(""), "unknown processor");
-    }
-
-    #[test]
-    fn generations_of_one_name_differ() {
-        let info = |family| format!("processor\t: 0\ncpu family\t: {family}\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n");
-        assert_eq!(generation_in(&info(25)), "AMD EPYC, family 25, model 17");
-        assert_ne!(generation_in(&info(25)), generation_in(&info(26)));
-        assert_eq!(generation_in(""), "unknown processor, family ?, model ?");
     }
 }

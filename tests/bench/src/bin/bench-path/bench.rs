@@ -12,15 +12,17 @@ use nix::time::{ClockId, clock_gettime};
 use crate::{
     XDP_TX,
     feeder::feeder,
-    gate::{Figure, TOLERANCE, TOLERANCE_OF_MISSES},
+    gate::Took,
     ground,
     paths::{self, Path},
-    scene::Scene,
-    yardsticks::{self, LRU_HASH, Yardstick},
+    scene::{SCENES, Scene},
+    yardsticks::{self, Yardstick},
 };
 
 /// Packets of one run: ten of them see a million clients.
 const PACKETS: u32 = 100_000;
+/// Turns in which the empty program runs once.
+const TURNS_PER_EMPTY: usize = 4;
 
 /// A program, the frame it gets next, and what its runs took.
 struct Runner {
@@ -63,6 +65,8 @@ struct Measured {
     path: Path,
     full: Runner,
     empty: Runner,
+    /// Whether every client has been seen.
+    is_warm: bool,
 }
 
 impl Measured {
@@ -70,7 +74,7 @@ impl Measured {
         let frame = path.frame();
         let Some(feed) = &path.feed else {
             let (full, empty) = (Runner::new(program, &frame)?, Runner::new(empty, &frame)?);
-            return Ok(Self { path, full, empty });
+            return Ok(Self { path, full, empty, is_warm: false });
         };
         let grower;
         let nothing = if path.grows == 0 {
@@ -89,14 +93,20 @@ impl Measured {
                 .with_context(|| format!("{}: the feeder", path.name))?;
             Ok(Runner { _next: Some(next), ..Runner::new(feeder.as_fd(), &fed)? })
         };
-        Ok(Self { full: behind(program)?, empty: behind(nothing)?, path })
+        Ok(Self { full: behind(program)?, empty: behind(nothing)?, path, is_warm: false })
     }
 
-    /// Has every client seen once.
+    /// Has every client seen once: the first packet of a client in a period of the memory reads its entry. No period ends here,
+    /// as nobody sweeps.
     fn warm_up(&mut self) -> Result<()> {
+        if self.is_warm {
+            return Ok(());
+        }
+        self.is_warm = true;
         for _ in 0..self.path.clients().div_ceil(PACKETS) {
             self.full.run()?;
         }
+        self.full.runs.clear();
         Ok(())
     }
 
@@ -110,8 +120,13 @@ impl Measured {
         Ok(())
     }
 
+    /// A turn: a run of each program.
     fn run_in(&mut self, scene: &Scene) -> Result<()> {
         self.run_empty()?;
+        self.run_full(scene)
+    }
+
+    fn run_full(&mut self, scene: &Scene) -> Result<()> {
         if let Some(frame) = self.path.before() {
             ground::run(self.full.program.as_fd(), &frame, 1)?;
         }
@@ -166,25 +181,9 @@ pub(crate) struct Series {
     pub(crate) paths: Vec<Row>,
 }
 
-impl Series {
-    /// Every path beside the yardstick.
-    pub(crate) fn figures(&self) -> Result<Vec<Figure>> {
-        let yardstick = self.yardsticks.iter().find(|row| row.path.name == LRU_HASH);
-        let yardstick = yardstick.with_context(|| format!("{LRU_HASH} was not measured"))?;
-        let figure = |row: &Row| Figure {
-            path: row.path.name.clone(),
-            ns: row.net,
-            yardstick: yardstick.path.name.clone(),
-            yardstick_ns: yardstick.net,
-            tolerance: if row.path.varies() { TOLERANCE_OF_MISSES } else { TOLERANCE },
-        };
-        Ok(self.paths.iter().map(figure).collect())
-    }
-}
-
-/// Everything that is measured, loaded and warm.
+/// Everything that is measured, loaded.
 pub(crate) struct Bench {
-    scenes: [Scene; 5],
+    scenes: [Scene; SCENES],
     yardsticks: Vec<(Measured, bool)>,
     paths: Vec<Measured>,
     moves: [Runner; 2],
@@ -205,11 +204,31 @@ impl Bench {
             paths.push(Measured::new(path, program, empty.as_fd())?);
         }
         let moves = [Runner::new(moving(1)?.as_fd(), &[0; 64])?, Runner::new(moving(3)?.as_fd(), &[0; 64])?];
-        // The first packet of a client in a period of the memory reads its entry. No period ends here, as nobody sweeps.
-        for measured in yardsticks.iter_mut().map(|(measured, _)| measured).chain(&mut paths) {
-            measured.warm_up()?;
-        }
         Ok(Self { scenes, yardsticks, paths, moves })
+    }
+
+    /// The names of all paths.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.paths.iter().map(|measured| &*measured.path.name)
+    }
+
+    /// One run of a path. The kernel makes each wait, so that the empty program has its turn only in some.
+    pub(crate) fn once(&mut self, path: &str) -> Result<Took> {
+        let Self { scenes, paths, moves, .. } = self;
+        let found = paths.iter_mut().find(|measured| measured.path.name == path);
+        let measured = found.with_context(|| format!("there is no path {path}"))?;
+        measured.warm_up()?;
+        let grows = measured.path.grows != 0;
+        if measured.full.runs.len().is_multiple_of(TURNS_PER_EMPTY) {
+            measured.run_empty()?;
+            if grows {
+                moves.iter_mut().try_for_each(|runner| runner.run().map(drop))?;
+            }
+        }
+        measured.run_full(&scenes[measured.path.scene as usize])?;
+        let last = |runner: &Runner| runner.runs.last().copied().context("a run was recorded");
+        let head = if grows { head(moves) } else { 0.0 };
+        Ok(Took { full: last(&measured.full)?, empty: last(&measured.empty)? - head })
     }
 
     /// Runs all yardsticks and the paths that are `wanted` by name in turns, so many times; their fastest runs count.
@@ -219,6 +238,7 @@ impl Bench {
         for measured in
             yardsticks.iter_mut().map(|(measured, _)| measured).chain(paths.iter_mut().map(|path| &mut **path))
         {
+            measured.warm_up()?;
             measured.forget();
         }
         for runner in moves.iter_mut() {
@@ -235,13 +255,17 @@ impl Bench {
                 measured.run_in(&scenes[measured.path.scene as usize])?;
             }
         }
-        // Two moves there and back more.
-        let head = (moves[1].best() - moves[0].best()) / 4.0;
+        let head = head(moves);
         Ok(Series {
             yardsticks: yardsticks.iter().map(|(measured, _)| measured.row(head)).collect(),
             paths: paths.iter().map(|measured| measured.row(head)).collect(),
         })
     }
+}
+
+/// What it takes to move the start of the frame: two moves there and back more.
+fn head([once, thrice]: &[Runner; 2]) -> f64 {
+    (thrice.best() - once.best()) / 4.0
 }
 
 /// A program that moves the start of the frame there and back so many times.

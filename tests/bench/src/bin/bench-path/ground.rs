@@ -11,6 +11,8 @@ use crate::scene::OWN_MAC;
 pub(crate) const INTERFACE: u32 = 7;
 /// The index of another one, of which nothing is known.
 pub(crate) const OTHER_INTERFACE: u32 = 8;
+/// The index of one that neither clients nor backends are behind, with VLAN interfaces on top.
+pub(crate) const TAGGED_INTERFACE: u32 = 9;
 
 /// Moves this thread there for good: a namespace of its own, which goes with the thread.
 pub(crate) fn enter() -> Result<()> {

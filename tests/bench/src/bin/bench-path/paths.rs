@@ -13,7 +13,7 @@ use crate::{
     scene::Place,
     services::{
         DATAGRAMS, ELSEWHERE, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN, PLAIN_V6,
-        REMEMBERED_DATAGRAMS, RULED, RULED_NEARBY, SERVICES, backend, backends,
+        REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, backend, backends,
     },
 };
 
@@ -264,6 +264,11 @@ pub(crate) fn known_over_v6() -> Path {
     to("known clients over IPv6", MEMORY_V6).of_many()
 }
 
+/// The same of a service with a rule that pins others.
+pub(crate) fn known_beside_a_rule() -> Path {
+    to("known clients beside a rule", RULED_MEMORY).of_many()
+}
+
 /// The same of datagrams.
 pub(crate) fn known_by_datagrams() -> Path {
     to("known clients of datagrams", REMEMBERED_DATAGRAMS).of_many()
@@ -291,7 +296,18 @@ pub(crate) fn of_a_million_clients(name: &str) -> Path {
 
 /// Every path, in the order of the report.
 pub(crate) fn all() -> Vec<Path> {
-    [not_ours(), remembering_nobody(), remembering(), datagrams(), ruled(), translated(), tunnelled(), rare()].concat()
+    [
+        not_ours(),
+        remembering_nobody(),
+        remembering(),
+        datagrams(),
+        ruled(),
+        translated(),
+        tunnelled(),
+        known_devices(),
+        rare(),
+    ]
+    .concat()
 }
 
 fn not_ours() -> Vec<Path> {
@@ -344,7 +360,29 @@ fn ruled() -> Vec<Path> {
         to("IPv4 TCP dsr, a rule for others", RULED).wanted("no memory + 4"),
         to("IPv4 TCP dsr, a rule for neighbours", RULED_NEARBY),
         to("IPv4 TCP dsr, memory, pinned by a rule", PINNED),
+        to("IPv4 TCP dsr, memory settled, a pin for others, 1 client", RULED_MEMORY)
+            .at(Place::Ruled)
+            .wanted("settled + 1"),
+        known_beside_a_rule()
+            .named("IPv4 TCP dsr, memory settled, a pin for others, 1M clients (fed)")
+            .at(Place::Ruled)
+            .wanted("settled + 1"),
     ]
+}
+
+/// Where something is known of the interface.
+fn known_devices() -> Vec<Path> {
+    let v4 = [MAC, TYPE, V4_TTL];
+    let all = vec![
+        to("IPv4 TCP dsr, no memory, known interface", PLAIN).wanted("dsr + 2"),
+        to("IPv4 TCP dsr, no memory, known interface, VLAN tag", PLAIN).tagged(),
+        to("IPv4 TCP dsr, no memory, known interface, redirect", ELSEWHERE).wanted("redirect + 2"),
+        to("IPv4 TCP dsr, memory, known interface, 1 client", MEMORY).wanted("settled + 2"),
+        to("IPv4 TCP nat, known interface (fed)", NAT).fed(1, &[V4_TTL, V4_PORTS]).wanted("nat + 2"),
+        to("IPv4 TCP ipip, known interface (fed)", IPIP).fed(1, &v4).growing(20).wanted("ipip + 2"),
+        to("IPv4 TCP gue, known interface (fed)", GUE).fed(1, &v4).growing(28).wanted("gue + 2"),
+    ];
+    all.into_iter().map(|path| path.at(Place::Devices)).collect()
 }
 
 fn translated() -> Vec<Path> {

@@ -10,8 +10,9 @@ use balancer_bench::{
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 
 use crate::{
+    against::Looked,
     bench::{Row, Series},
-    gate::Judged,
+    gate::Compared,
     paths::{Path, REFERENCE},
     scene::Place,
     yardsticks::LRU_HASH,
@@ -68,8 +69,10 @@ fn print_table(series: &Series) -> Result<()> {
             "",
         ]);
     }
-    for (row, figure) in series.paths.iter().zip(series.figures()?) {
-        let in_yardsticks = ratio(figure.ratio());
+    let yardstick = series.yardsticks.iter().find(|row| row.path.name == LRU_HASH);
+    let yardstick = yardstick.with_context(|| format!("{LRU_HASH} was not measured"))?.net;
+    for row in &series.paths {
+        let in_yardsticks = ratio(row.net / yardstick);
         table.add_row([&row.path.name, &tenths(row.net), &ratio(row.net / reference), &in_yardsticks, row.path.wanted]);
     }
     println!("{}", machine::describe());
@@ -78,25 +81,16 @@ fn print_table(series: &Series) -> Result<()> {
     Ok(())
 }
 
-/// Prints what paths cost in yardsticks, and what is committed.
-pub(crate) fn print_judged(series: &Series, judged: &[Judged]) {
-    println!("{}", machine::describe());
-    for row in &series.yardsticks {
-        println!("yardstick {}: {:.1} ns", row.path.name, row.net);
-    }
-    let mut table = table(&["path", "net ns", &format!("in {LRU_HASH}"), "committed", "difference"], 2..=4);
-    for Judged { figure, committed, .. } in judged {
-        let difference = format!("{:+.0}%", (figure.ratio() / committed - 1.0) * 100.0);
-        let (measured, committed) = (ratio(figure.ratio()), ratio(*committed));
-        table.add_row([&figure.path, &tenths(figure.ns), &measured, &committed, &difference]);
+/// Prints what paths cost before and after.
+pub(crate) fn print_compared(looked: &[Looked]) {
+    let mut table = table(&["path", "before", "after", "ratio", "in turns", "spread"], 1..=5);
+    for Looked { path, outcome } in looked {
+        let Ok(compared) = outcome else { continue };
+        let &Compared { before, after, middle, spread: (low, high) } = compared;
+        let spread = format!("{low:.2}–{high:.2}");
+        table.add_row([path, &tenths(before), &tenths(after), &ratio(compared.ratio()), &ratio(middle), &spread]);
     }
     println!("{table}");
-    for Judged { figure, committed, .. } in judged.iter().filter(|judged| judged.faster) {
-        let (path, measured) = (&figure.path, figure.ratio());
-        println!(
-            "{path}: {measured:.2} where {committed:.2} is committed: `cargo xtask bench path --record` keeps it so"
-        );
-    }
 }
 
 fn reference(series: &Series) -> Result<f64> {

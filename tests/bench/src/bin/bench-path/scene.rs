@@ -9,12 +9,15 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_bench::asm::ProgramArray;
-use balancer_common::verdict::MoveCause;
+use balancer_common::{
+    map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES},
+    verdict::MoveCause,
+};
 use balancer_core::{
     io::{BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
-use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers};
+use balancer_dataplane::{Capacity, Dataplane as _, Devices, KernelDataplane, Layers};
 use balancer_model::{
     config::Failback,
     listeners::{Family, Listener},
@@ -23,7 +26,7 @@ use balancer_testkit::{prog_run, sweep::sweep};
 
 use crate::{
     feeder::feeder,
-    ground::{INTERFACE, OTHER_INTERFACE},
+    ground::{INTERFACE, OTHER_INTERFACE, TAGGED_INTERFACE},
     many,
     paths::{self, End, Path},
     services::{self, BACKENDS, SERVICES, Service, backends, tunnel_source},
@@ -33,6 +36,10 @@ use crate::{
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Clients that may be recorded in a second: an eighth of what the table is made for.
 const NEWCOMERS: u32 = 125_000;
+/// Passes after which a flag is taken back that can be: two that agree, after the one in which a table came.
+const SETTLING_SWEEPS: u32 = 4;
+/// When all clients are known.
+const AFTER_CLIENTS: Duration = Duration::from_secs(60);
 
 /// In which state a path is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +54,14 @@ pub(crate) enum Place {
     OverV6,
     /// There are a thousand services, of each of which one client is known.
     ManyServices,
+    /// The interface takes no redirected frames, and one on top of it tags frames; nobody is known.
+    Devices,
+    /// As settled, but clients of a service with a rule for others.
+    Ruled,
 }
+
+/// How many [`Place`]s there are.
+pub(crate) const SCENES: usize = 7;
 
 /// A loaded program.
 pub(crate) struct Scene {
@@ -59,19 +73,24 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// One for every [`Place`], in its order.
-    pub(crate) fn all() -> Result<[Self; 5]> {
+    pub(crate) fn all() -> Result<[Self; SCENES]> {
         let one = || Self::new(&SERVICES, INTERFACE, 8 * NEWCOMERS);
         let many: Vec<_> = (0..many::SERVICES).map(many::service).collect();
-        let mut scenes = [one()?, one()?, one()?, one()?, Self::new(&many, INTERFACE, NEWCOMERS)?];
+        let few = |services| Self::new(services, INTERFACE, NEWCOMERS);
+        let mut scenes = [one()?, one()?, one()?, one()?, few(&many)?, few(&SERVICES)?, one()?];
         let known = [
             vec![paths::known()],
             vec![paths::known()],
             vec![paths::known_by_datagrams()],
             vec![paths::known_over_v6()],
             vec![paths::to_each_service()],
+            Vec::new(),
+            vec![paths::known_beside_a_rule()],
         ];
         make_known(&mut scenes, &known)?;
         scenes[Place::Exceptions as usize].move_everybody()?;
+        scenes[Place::Devices as usize].meet_devices()?;
+        scenes[Place::Ruled as usize].settle();
         Ok(scenes)
     }
 
@@ -118,6 +137,21 @@ impl Scene {
         let flagged = self.dataplane.memory()?.exceptions;
         ensure!(flagged == remembering, "{flagged} slots are flagged, not {remembering}");
         Ok(())
+    }
+
+    /// Takes note that the interface takes no redirected frames, and that another one carries tags.
+    fn meet_devices(&mut self) -> Result<()> {
+        let known = [(INTERFACE, DEVICE_TAKES_NO_FRAMES), (TAGGED_INTERFACE, DEVICE_CARRIES_TAGS)];
+        self.dataplane.set_devices(&Devices::from(known))
+    }
+
+    /// Sweeps until every flag has been taken back that can be.
+    fn settle(&mut self) {
+        for _ in 0..SETTLING_SWEEPS {
+            while sweep(&mut self.dataplane, AFTER_CLIENTS).is_none() {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     /// The program.

@@ -112,10 +112,12 @@ pub(crate) const RULED: usize = 13;
 pub(crate) const RULED_NEARBY: usize = 14;
 /// With a rule that pins the clients.
 pub(crate) const PINNED: usize = 15;
+/// With memory, and a rule that pins others, whose addresses are nowhere near.
+pub(crate) const RULED_MEMORY: usize = 16;
 
 /// Every service; their index is their id. No VIP has the bit of a path's first client, whose SYN would have to ask whether the
 /// client is a VIP ([`balancer_common::service_table::vip_bit`]).
-pub(crate) const SERVICES: [Service; 16] = [
+pub(crate) const SERVICES: [Service; 17] = [
     Service::tcp(v4(1), Forwarding::Dsr),
     Service::tcp(v6(1), Forwarding::Dsr),
     Service::tcp(v4(2), Forwarding::Dsr).remembering(),
@@ -132,6 +134,7 @@ pub(crate) const SERVICES: [Service; 16] = [
     Service::tcp(v4(7), Forwarding::Dsr).denying("192.0.2.0/24"),
     Service::tcp(v4(8), Forwarding::Dsr).denying("172.16.255.0/24"),
     Service::tcp(v4(10), Forwarding::Dsr).remembering().pinning("172.16.0.0/24"),
+    Service::tcp(v4(11), Forwarding::Dsr).remembering().pinning("192.0.2.0/24"),
 ];
 
 /// Backends of each service.

@@ -1,0 +1,112 @@
+//! Measuring run by run, at another process's word: how two kernel programs are measured in turns, each by the benchmark that
+//! was built with it. Each line of the input names a path, each of the output says what one run of it took.
+
+use std::{
+    io::{BufRead as _, BufReader, Lines, Write as _, stdin, stdout},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{bench::Bench, gate::Took};
+
+/// The option that makes this program serve.
+pub(crate) const OPTION: &str = "--serve";
+
+/// The first line: everything is loaded.
+#[derive(Serialize, Deserialize)]
+struct Ready {
+    /// The paths that can be measured.
+    paths: Vec<String>,
+}
+
+/// What became of one run.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Took { full: f64, empty: f64 },
+    Failed(String),
+}
+
+/// Measures what the input names until it ends.
+pub(crate) fn serve() -> Result<()> {
+    let mut bench = Bench::new()?;
+    say(&Ready { paths: bench.names().map(str::to_owned).collect() })?;
+    for path in stdin().lock().lines() {
+        say(&match bench.once(&path?) {
+            Ok(Took { full, empty }) => Answer::Took { full, empty },
+            Err(error) => Answer::Failed(format!("{error:#}")),
+        })?;
+    }
+    Ok(())
+}
+
+fn say(line: &impl Serialize) -> Result<()> {
+    let mut output = stdout().lock();
+    writeln!(output, "{}", serde_json::to_string(line)?)?;
+    Ok(output.flush()?)
+}
+
+/// A process that serves. It ends with its input.
+pub(crate) struct Server {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: Lines<BufReader<ChildStdout>>,
+    /// The paths that it can measure.
+    pub(crate) paths: Vec<String>,
+}
+
+impl Server {
+    /// Starts several at once, and waits until all have loaded their programs.
+    pub(crate) fn start<const COUNT: usize>(programs: [&Path; COUNT]) -> Result<[Self; COUNT]> {
+        let mut servers = Vec::new();
+        for program in programs {
+            servers.push(Self::spawn(program)?);
+        }
+        for (server, program) in servers.iter_mut().zip(programs) {
+            let ready = server.listen().with_context(|| {
+                format!("{} cannot be driven: a benchmark of before there was {OPTION}?", program.display())
+            })?;
+            let Ready { paths } = serde_json::from_str(&ready).context("what is there to be measured")?;
+            server.paths = paths;
+        }
+        servers.try_into().ok().context("as many servers as programs")
+    }
+
+    fn spawn(program: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.arg(OPTION).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let output = child.stdout.take().context("the output is piped")?;
+        let input = child.stdin.take();
+        Ok(Self { child, input, output: BufReader::new(output).lines(), paths: Vec::new() })
+    }
+
+    /// What one run of a path takes; an inner error is about this path alone.
+    pub(crate) fn run(&mut self, path: &str) -> Result<Result<Took, String>> {
+        writeln!(self.input.as_mut().context("the input is piped")?, "{path}").context("asking for a run")?;
+        let line = self.listen()?;
+        Ok(match serde_json::from_str(&line).with_context(|| format!("what a run took: {line}"))? {
+            Answer::Took { full, empty } => {
+                ensure!(full > 0.0, "{path}: a run that took no time");
+                Ok(Took { full, empty })
+            }
+            Answer::Failed(why) => Err(why),
+        })
+    }
+
+    fn listen(&mut self) -> Result<String> {
+        Ok(self.output.next().context("it has ended")??)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.input.take();
+        if let Err(error) = self.child.wait() {
+            eprintln!("waiting for a benchmark's end: {error}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The kernel program beside that of another commit: `cargo xtask bench path --against REV`, and the gate of `cargo xtask ci`.
+//!
+//! The other commit lies, without its history, in target/baseline/tree, and is built into a target directory of its own, which
+//! begins with the dependencies that this tree has built already. Its programs are measured by this tree's benchmark, so that
+//! both sides have the same paths; where that does not compile there, by its own.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::PATH;
+use crate::command::{built, cargo, output, program, root, run};
+
+/// Names the commit that the kernel program is compared with.
+const BASELINE: &str = "tests/bench/baseline";
+/// The benchmarks.
+const BENCHMARKS: &str = "tests/bench";
+
+/// What decides what the kernel program does and how it is loaded.
+const PROGRAM: [&str; 6] = [
+    "balancer-common",
+    "balancer-ebpf",
+    "balancer-userspace/dataplane",
+    "Cargo.lock",
+    "Cargo.toml",
+    "rust-toolchain.toml",
+];
+
+/// A commit that this tree is compared with.
+pub(crate) struct Against {
+    commit: String,
+}
+
+impl Against {
+    /// The commit of this name.
+    pub(crate) fn revision(name: &str) -> Result<Self> {
+        let found = output(git().args(["rev-parse", "--verify", "--quiet"]).arg(format!("{name}^{{commit}}")));
+        let commit = found.with_context(|| {
+            format!("{name} names no commit of this repository; a shallow clone lacks most: `git fetch --unshallow`")
+        })?;
+        Ok(Self { commit })
+    }
+
+    /// The commit that is named in [`BASELINE`].
+    pub(crate) fn baseline() -> Result<Self> {
+        let text = fs::read_to_string(root().join(BASELINE)).with_context(|| format!("cannot read {BASELINE}"))?;
+        Self::revision(text.trim()).with_context(|| format!("the commit in {BASELINE}"))
+    }
+
+    /// Whether the kernel program may be another one.
+    pub(crate) fn differs(&self) -> Result<bool> {
+        let unchanged = git().args(["diff", "--quiet", &self.commit, "--"]).args(PROGRAM).status()?.success();
+        let added = output(git().args(["ls-files", "--others", "--exclude-standard", "--"]).args(PROGRAM));
+        Ok(!unchanged || !added.context("`git ls-files` failed")?.is_empty())
+    }
+
+    /// Builds the other commit's benchmark.
+    pub(crate) fn build(&self) -> Result<()> {
+        let place = Place::new()?;
+        self.extract(&place)?;
+        place.seed()?;
+        place.overlay()?;
+        if let Err(error) = place.build() {
+            println!("{error:#}\nThis tree's benchmark does not fit {}; measured by its own:", self.commit);
+            self.extract_anew(&place)?;
+            place.build()?;
+        }
+        Ok(())
+    }
+
+    /// Measures with `own`, this tree's benchmark, and the one that [`Self::build`] has made.
+    pub(crate) fn compare(&self, own: &Path, options: &[String]) -> Result<()> {
+        println!("before: {}, after: this tree", self.commit);
+        run(program(own).arg("--against").arg(Place::new()?.benchmark()).args(options))
+    }
+
+    /// Leaves an extracted tree as it is, so that little is built a second time.
+    fn extract(&self, place: &Place) -> Result<()> {
+        let is_there = fs::read_to_string(place.stamp()).is_ok_and(|commit| commit == self.commit);
+        if is_there { Ok(()) } else { self.extract_anew(place) }
+    }
+
+    fn extract_anew(&self, place: &Place) -> Result<()> {
+        for old in [place.stamp(), place.archive()] {
+            gone(fs::remove_file(&old)).with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+        gone(fs::remove_dir_all(place.tree())).context("cannot remove the tree of before")?;
+        fs::create_dir_all(place.tree()).with_context(|| format!("cannot make {}", place.tree().display()))?;
+        run(git().args(["archive", "--format", "tar", "--output"]).arg(place.archive()).arg(&self.commit))?;
+        // Files are as new as they are here: by the commit's times, what is built would seem to be newer.
+        run(program("tar")
+            .arg("--extract")
+            .arg("--touch")
+            .arg("--file")
+            .arg(place.archive())
+            .arg("-C")
+            .arg(place.tree()))?;
+        fs::write(place.stamp(), &self.commit).context("noting which commit it is")
+    }
+}
+
+/// Where the other commit lies.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Result<Self> {
+        Ok(Self(built("baseline")?))
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.0.join("tree")
+    }
+
+    fn archive(&self) -> PathBuf {
+        self.0.join("tree.tar")
+    }
+
+    /// Names the commit.
+    fn stamp(&self) -> PathBuf {
+        self.0.join("commit")
+    }
+
+    fn target(&self) -> PathBuf {
+        self.0.join("target")
+    }
+
+    fn benchmark(&self) -> PathBuf {
+        self.target().join("debug").join(PATH)
+    }
+
+    /// Puts this tree's benchmarks in place of the other's.
+    fn overlay(&self) -> Result<()> {
+        let place = self.tree().join(BENCHMARKS);
+        gone(fs::remove_dir_all(&place)).with_context(|| format!("cannot remove {}", place.display()))?;
+        run(program("cp").arg("--recursive").arg(root().join(BENCHMARKS)).arg(place))
+    }
+
+    fn build(&self) -> Result<()> {
+        let mut command = cargo();
+        command.args(["build", "--package", "balancer-bench", "--bin", PATH]).current_dir(self.tree());
+        // It is built once; and only what is the project's own has debug information.
+        command.args(["--config", "profile.dev.debug=false"]).env("CARGO_INCREMENTAL", "0");
+        run(command.env("CARGO_TARGET_DIR", self.target()))
+    }
+
+    /// Has the first build begin with what this tree has built of other people's crates.
+    fn seed(&self) -> Result<()> {
+        if self.target().exists() {
+            return Ok(());
+        }
+        let own = built("debug")?;
+        let own = own.parent().context("a profile lies in a target directory")?;
+        for profile in ["debug", "bpf/release", "bpf/bpfel-unknown-none/release"] {
+            let (from, to) = (own.join(profile), self.target().join(profile));
+            // Compilers replace these files, so that one that has two names can be shared.
+            share(&from.join("deps"), &to.join("deps"), &["--link"], |path| {
+                path.extension().and_then(OsStr::to_str).is_some_and(|end| ["rlib", "rmeta", "so", "d"].contains(&end))
+            })?;
+            for folder in [".fingerprint", "build"] {
+                share(&from.join(folder), &to.join(folder), &[], |_| true)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies what is `wanted` in one folder to another, with its times, but for what is made of the project's own crates.
+fn share(from: &Path, to: &Path, options: &[&str], wanted: impl Fn(&Path) -> bool) -> Result<()> {
+    let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    let mut all = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if wanted(&path) && !path.file_name().and_then(OsStr::to_str).is_none_or(is_own) {
+            all.push(path);
+        }
+    }
+    for some in all.chunks(256) {
+        run(program("cp").arg("--archive").args(options).args(some).arg("-t").arg(to))?;
+    }
+    Ok(())
+}
+
+/// Whether a file of a target directory is made of one of the project's own crates.
+fn is_own(name: &str) -> bool {
+    let name = name.strip_prefix("lib").unwrap_or(name);
+    ["balancer", "xtask"].iter().any(|own| name.starts_with(own))
+}
+
+fn git() -> Command {
+    program("git")
+}
+
+/// It is as well if there was nothing to remove.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The part of the gate that takes long, and may run beside the tests: builds the baseline, if there is anything to compare.
+pub(crate) fn build_baseline() -> Result<()> {
+    let baseline = Against::baseline()?;
+    if baseline.differs()? { baseline.build() } else { Ok(()) }
+}
+
+/// The gate: compares the unoptimized [`PATH`] that is built beside the tests with the baseline's. The kernel program is
+/// optimized in every build, and the time is the kernel's.
+pub(crate) fn check_paths() -> Result<()> {
+    let baseline = Against::baseline()?;
+    if !baseline.differs()? {
+        println!("The kernel program is that of {}: nothing to compare", baseline.commit);
+        return Ok(());
+    }
+    baseline.compare(&built("debug")?.join(PATH), &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Against, is_own};
+
+    #[test]
+    fn the_projects_own_crates_are_not_shared() {
+        for name in ["libbalancer_core-01ab.rlib", "balancer-ebpf-77", "balancer_bench-1.d", "xtask-0"] {
+            assert!(is_own(name), "{name}");
+        }
+        for name in ["libaya-01ab.rlib", "libc-77", "tokio-1"] {
+            assert!(!is_own(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn when_a_name_is_no_commit_then_it_is_refused() {
+        let error = Against::revision("no-such-branch").err().unwrap().to_string();
+        assert!(error.starts_with("no-such-branch names no commit of this repository"), "{error}");
+    }
+}
