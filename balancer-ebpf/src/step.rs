@@ -67,6 +67,8 @@ pub(crate) enum Kind {
     ErrorToBackend,
     ToClient,
     ErrorToClient,
+    /// To this machine itself, or nowhere.
+    Own,
     Encapsulate,
     Reject,
     IcmpError,
@@ -344,6 +346,8 @@ impl Step {
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
     /// An ICMP message: see [`crate::icmp`].
     pub(crate) const ICMP: Self = Self(Kind::Icmp as u64);
+    /// To this machine itself, or nowhere: see [`crate::forward::sockets`].
+    pub(crate) const OWN: Self = Self(Kind::Own as u64);
     /// To the backend that the memory says: see [`crate::memory`].
     pub(crate) const CONSULT: Self = Self(Kind::Consult as u64);
 

@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::xdp_md;
 
 use crate::{
-    forward::{self, encapsulate, nat},
+    forward::{self, encapsulate, nat, sockets},
     found::Found,
     icmp::{self, too_big},
     ingress::Ingress,
@@ -68,6 +68,7 @@ steps! {
     ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
     ToClient => balancer_to_client(Found, told) nat::to_client;
     ErrorToClient => balancer_error_to_client(Found, told) nat::error_to_client;
+    Own => balancer_own(Found) sockets::pass;
     Encapsulate => balancer_encapsulate(Ingress, told) encapsulate::to_backend;
     Reject => balancer_reject(Found, told) reject::answer;
     IcmpError => balancer_icmp_error(Found, told) too_big::answer;

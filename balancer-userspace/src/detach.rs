@@ -9,21 +9,24 @@ use balancer_model::words::counted;
 
 use super::Failure;
 
-/// Takes programs that outlived their controllers off the interfaces of this network namespace, and removes their maps.
-pub(super) fn run() -> Result<(), Failure> {
+/// Takes programs that outlived their controllers off the interfaces of this network namespace, or of `all`, and removes
+/// their maps.
+pub(super) fn run(all: bool) -> Result<(), Failure> {
     privileges::check()?;
     let (free, held) = Pins::all()?;
-    let mut interfaces = 0;
-    let directories = free.len();
+    let (free, elsewhere): (Vec<_>, Vec<_>) = free.into_iter().partition(|pins| all || pins.here());
+    let (mut interfaces, directories) = (0, free.len());
     for mut pins in free {
         match pins.notes() {
-            Ok(notes) => host::put_back(notes.unwrap_or_default().host),
-            // Of another version: whoever wrote them is the only one to know what to put back.
+            // Switches and addresses of another network namespace are out of reach, or went with it.
+            Ok(notes) if pins.here() => host::put_back(notes.unwrap_or_default().host),
+            Ok(_) => {}
+            // Of another version, which alone knows what to put back.
             Err(error) => writeln!(io::stderr(), "balancer: {error:#}")?,
         }
         interfaces += pins.detach()?;
     }
-    if let Some(notes) = held.first() {
+    if let Some((_, notes)) = held.iter().find(|(here, _)| all || *here) {
         return Err(anyhow!(
             "a controller (process {}) is running with pinned maps: stop it first, then detach",
             notes.process
@@ -31,10 +34,16 @@ pub(super) fn run() -> Result<(), Failure> {
         .into());
     }
     let mut out = io::stdout().lock();
-    if directories == 0 {
-        writeln!(out, "nothing to detach: no controller left anything pinned in this network namespace")?;
-    } else {
+    if directories > 0 {
         writeln!(out, "detached from {}, pinned maps removed", counted(interfaces, "interface"))?;
+        return Ok(());
     }
+    let whereabouts = if all { "on this machine" } else { "in this network namespace" };
+    write!(out, "nothing to detach: no controller left anything pinned {whereabouts}")?;
+    if !elsewhere.is_empty() {
+        let others = counted(elsewhere.len(), "controller");
+        write!(out, " ({others} did in other network namespaces: `balancer detach --all` removes that)")?;
+    }
+    writeln!(out)?;
     Ok(())
 }

@@ -125,7 +125,11 @@ enum Verb {
     Demo(demo::Args),
     /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
     #[command(after_help = help::see("restarts"))]
-    Detach,
+    Detach {
+        /// In every network namespace of this machine, also in those that are gone
+        #[arg(long)]
+        all: bool,
+    },
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Take VIPs away when the balancer that started this has ended
@@ -195,7 +199,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
         Verb::Decap(args) => decap::run(args),
         Verb::Demo(args) => demo::run(args),
-        Verb::Detach => detach::run(),
+        Verb::Detach { all } => detach::run(all),
         Verb::GuardVips { interfaces } => {
             balancer_daemon::host::guard_vips(interfaces.into_iter().collect());
             Ok(())

@@ -8,6 +8,7 @@ pub(crate) mod neighbour;
 mod recent_hops;
 pub mod rewrite;
 mod sent;
+pub(crate) mod sockets;
 mod tunnel;
 mod waiting;
 

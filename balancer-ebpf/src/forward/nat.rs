@@ -178,7 +178,7 @@ fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
     let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
     let way = neighbour::route(ingress, ip, &row.vip);
-    if way.is(Kind::Pass) {
+    if way.is(Kind::Pass) || way.is(Kind::Own) {
         way
     } else if !expected {
         Step::drop(DropReason::WrongInterface)

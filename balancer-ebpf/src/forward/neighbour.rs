@@ -4,7 +4,8 @@ use core::{ffi::c_void, mem, ptr};
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup as FibLookup,
     },
     helpers::bpf_fib_lookup,
     macros::map,
@@ -95,7 +96,8 @@ pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option
 }
 
 /// How a packet from `source` to `ip`'s destination leaves: a step that sends it, to the [`macs`] that are known from then
-/// on. Or what becomes of it otherwise; it passes where the kernel takes it, as this machine's own.
+/// on. Or what becomes of it otherwise; it passes where the kernel takes it, as this machine's own, and a step has still to
+/// find that out where it is not said.
 #[inline(always)]
 pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Step {
     let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source) else {
@@ -117,6 +119,10 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Step {
         BPF_FIB_LKUP_RET_NO_NEIGH if balancer_hand_over_waiting() != 0 => Step::HANDED,
         BPF_FIB_LKUP_RET_NO_NEIGH => Step::drop(DropReason::NoNeighbour),
         BPF_FIB_LKUP_RET_NOT_FWDED => Step::PASS,
+        BPF_FIB_LKUP_RET_FWD_DISABLED => {
+            puzzles::tell(Puzzle::NoRoute, answer);
+            Step::OWN
+        }
         _ => {
             puzzles::tell(Puzzle::NoRoute, answer);
             Step::drop(DropReason::NoRoute)

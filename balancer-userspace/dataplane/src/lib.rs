@@ -25,6 +25,7 @@ mod listeners;
 mod load;
 mod mapped;
 mod memory;
+mod network_namespace;
 mod object;
 pub mod offload;
 mod pinned_link;

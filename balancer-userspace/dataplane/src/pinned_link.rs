@@ -16,6 +16,7 @@ use tracing::warn;
 
 /// Commands of the system call `bpf`, as `linux/bpf.h` has them.
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Takes the program off its interface and removes the pin. The program is off when this returns: without its pin alone the
@@ -28,6 +29,49 @@ pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
         warn!("the program of {} goes off its interface later: {error}", pin.display());
     }
     fs::remove_file(pin).with_context(|| format!("removing the pin of a link, {}", pin.display()))
+}
+
+/// Whether the interface of a pinned link is gone.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
+    let link = open(pin)?;
+    let mut info = LinkInfo { kind: 0, id: 0, program: 0, padding: 0, ifindex: 0, rest: [0; 11] };
+    let question = InfoQuestion {
+        bpf_fd: link.as_raw_fd().cast_unsigned(),
+        info_len: size_of::<LinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the question points to room of the length that it says, and both live through the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            &raw const question,
+            size_of::<InfoQuestion>() as libc::c_uint,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(info.ifindex == 0) }
+}
+
+/// What `BPF_OBJ_GET_INFO_BY_FD` reads of `union bpf_attr`.
+#[repr(C)]
+struct InfoQuestion {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// `struct bpf_link_info` of a program on an interface.
+#[repr(C, align(8))]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    ifindex: u32,
+    rest: [u32; 11],
 }
 
 /// What `BPF_OBJ_GET` reads of `union bpf_attr`.

@@ -1,11 +1,11 @@
 //! What outlives the controller: maps, links and notes, pinned in a directory of their own.
 //!
-//! There is one directory for each network namespace and state file, `balancer/NAMESPACE-STATEFILE` below the BPF file
-//! system. Whoever works with it holds a lock on it.
+//! There is one directory for each network namespace and state file, `balancer/INODE-cCOOKIE-STATEFILE` below the BPF file
+//! system. The process that works with it holds a lock on it.
 
 use std::{
     fs, io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     handover,
     link_pins::{LinkPin, LinkPins},
-    pinned_link::take_off,
+    network_namespace::{NetworkNamespace, is_deserted},
+    pinned_link::{is_defunct, take_off},
 };
 use crate::{
     HostChanges,
@@ -50,6 +51,8 @@ const NOTES: &str = "NOTES";
 pub struct Pins {
     bpffs: Bpffs,
     name: String,
+    /// Whether they are of this network namespace.
+    here: bool,
     /// Made by this process, for a controller that has not started yet.
     unfinished: bool,
     /// What the controller before wrote down.
@@ -99,11 +102,13 @@ impl Pins {
     /// what to do.
     pub fn find(state_file: &Path) -> anyhow::Result<Option<Self>> {
         let Some(bpffs) = Bpffs::find() else { return Ok(None) };
-        let name = name(network_namespace()?, state_file);
-        if !bpffs.path(DIRECTORY).join(&name).exists() {
+        let here = NetworkNamespace::here()?;
+        Self::clear_dead(here)?;
+        let (name, former) = names(here, state_file);
+        let mut pins = Self::of(bpffs, name, here);
+        if !pins.directory().exists() && !pins.take_former(former)? {
             return Ok(None);
         }
-        let mut pins = Self { bpffs, name, unfinished: false, left: None, lock: None };
         pins.lock()?;
         pins.left = pins.notes()?;
         match &pins.left {
@@ -125,39 +130,108 @@ impl Pins {
     /// When there is no BPF file system and none can be mounted, and when a living controller has the directory.
     pub fn create(state_file: &Path) -> anyhow::Result<Self> {
         let bpffs = Bpffs::find_or_mount()?;
-        let name = name(network_namespace()?, state_file);
-        let mut pins = Self { bpffs, name, unfinished: true, left: None, lock: None };
+        let here = NetworkNamespace::here()?;
+        let (name, _) = names(here, state_file);
+        let mut pins = Self::of(bpffs, name, here);
+        pins.unfinished = true;
         fs::create_dir_all(pins.directory()).context("making a directory for pins in the BPF file system")?;
         pins.lock()?;
         Ok(pins)
     }
 
-    /// The pins of this network namespace that no living controller has, and the notes of those that one has.
+    /// The pins of every network namespace that no living controller has, and the notes of those that one has. With the
+    /// latter, whether they are of this network namespace.
     ///
     /// # Errors
     /// When the file system cannot be read.
-    pub fn all() -> anyhow::Result<(Vec<Self>, Vec<Notes>)> {
+    pub fn all() -> anyhow::Result<(Vec<Self>, Vec<(bool, Notes)>)> {
         let (mut free, mut held) = (Vec::new(), Vec::new());
-        let Some(first) = Bpffs::find() else { return Ok((free, held)) };
-        let prefix = format!("{}-", network_namespace()?);
-        let entries = match fs::read_dir(first.path(DIRECTORY)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((free, held)),
-            Err(error) => return Err(error).context("reading the directory of pins"),
-        };
-        for entry in entries {
-            let name = entry.context("reading the directory of pins")?.file_name().to_string_lossy().into_owned();
-            if !name.starts_with(&prefix) {
-                continue;
-            }
-            let bpffs = Bpffs::find().context("the BPF file system went away")?;
-            let mut pins = Self { bpffs, name, unfinished: false, left: None, lock: None };
+        let here = NetworkNamespace::here()?;
+        Self::clear_dead(here)?;
+        for mut pins in Self::every(here)? {
             match pins.lock() {
                 Ok(()) => free.push(pins),
-                Err(_) => held.push(pins.notes().ok().flatten().unwrap_or_default()),
+                Err(_) => held.push((pins.here, pins.notes().ok().flatten().unwrap_or_default())),
             }
         }
         Ok((free, held))
+    }
+
+    /// Whether they are of this network namespace.
+    #[must_use]
+    pub const fn here(&self) -> bool {
+        self.here
+    }
+
+    /// Every directory of pins, without a lock.
+    fn every(here: NetworkNamespace) -> anyhow::Result<Vec<Self>> {
+        let Some(first) = Bpffs::find() else { return Ok(Vec::new()) };
+        let entries = match fs::read_dir(first.path(DIRECTORY)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).context("reading the directory of pins"),
+        };
+        let mut every = Vec::new();
+        for entry in entries {
+            let name = entry.context("reading the directory of pins")?.file_name().to_string_lossy().into_owned();
+            let bpffs = Bpffs::find().context("the BPF file system went away")?;
+            every.push(Self::of(bpffs, name, here));
+        }
+        Ok(every)
+    }
+
+    fn of(bpffs: Bpffs, name: String, here: NetworkNamespace) -> Self {
+        let here = Named::read(&name).is_some_and(|named| named.is_of(here));
+        Self { bpffs, name, here, unfinished: false, left: None, lock: None }
+    }
+
+    /// Removes what was left in network namespaces that are certainly gone. Their programs went with their interfaces; only
+    /// the memory of the maps is still taken.
+    fn clear_dead(here: NetworkNamespace) -> anyhow::Result<()> {
+        for mut pins in Self::every(here)? {
+            let is_dead = Named::read(&pins.name).is_some_and(|named| pins.are_dead(named, here));
+            if is_dead && pins.lock().is_ok() {
+                match pins.remove() {
+                    Ok(()) => {
+                        tracing::info!("removed the maps that a balancer left in a network namespace that is gone")
+                    }
+                    Err(error) => tracing::warn!("maps of a network namespace that is gone stay: {error:#}"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn are_dead(&self, Named { inode, cookie }: Named, here: NetworkNamespace) -> bool {
+        match cookie {
+            // Two namespaces cannot have an inode at once.
+            Some(cookie) if inode == here.inode => cookie != here.cookie,
+            Some(_) => self.are_defunct() && is_deserted(inode),
+            None => false,
+        }
+    }
+
+    /// Whether there are links, and the interfaces of all of them are gone.
+    fn are_defunct(&self) -> bool {
+        let links = self.links();
+        !links.is_empty() && links.iter().all(|link| is_defunct(&link.path).unwrap_or(false))
+    }
+
+    /// Takes over the pins of an earlier version, whose directory was named by the inode alone. Whether there are some. Those
+    /// whose interfaces are gone may be another namespace's, which had the inode before, and are removed.
+    fn take_former(&self, former: String) -> anyhow::Result<bool> {
+        let bpffs = Bpffs::find().context("the BPF file system went away")?;
+        let mut former = Self { bpffs, name: former, here: true, unfinished: false, left: None, lock: None };
+        if !former.directory().exists() {
+            return Ok(false);
+        }
+        former.lock()?;
+        if former.are_defunct() {
+            former.remove()?;
+            return Ok(false);
+        }
+        fs::rename(former.directory(), self.directory()).context("renaming the directory of pins")?;
+        Ok(true)
     }
 
     /// From now on they stay when this is dropped. Links to interfaces that are not among `ifindexes` go.
@@ -231,7 +305,9 @@ impl Pins {
         links.iter().try_for_each(|link| take_off(&link.path))?;
         for link in &links {
             self.link_pins().handovers(link.ifindex).iter().try_for_each(|pin| take_off(pin))?;
-            handover::remove_filters(link.ifindex);
+            if self.here {
+                handover::remove_filters(link.ifindex);
+            }
         }
         self.remove()?;
         Ok(links.len())
@@ -300,17 +376,55 @@ fn adoptable(notes: &Notes) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn network_namespace() -> anyhow::Result<u64> {
-    Ok(fs::metadata("/proc/self/ns/net").context("looking at the network namespace")?.ino())
+/// Which network namespace a directory's name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Named {
+    inode: u64,
+    /// `None`: it is an earlier version's.
+    cookie: Option<u64>,
 }
 
-fn name(namespace: u64, state_file: &Path) -> String {
+impl Named {
+    fn read(name: &str) -> Option<Self> {
+        let (inode, rest) = name.split_once('-')?;
+        let cookie = rest.strip_prefix('c').and_then(|rest| rest.split_once('-')).map(|(cookie, _)| cookie.parse());
+        Some(Self { inode: inode.parse().ok()?, cookie: cookie.transpose().ok()? })
+    }
+
+    fn is_of(self, namespace: NetworkNamespace) -> bool {
+        self.inode == namespace.inode && self.cookie.is_none_or(|cookie| cookie == namespace.cookie)
+    }
+}
+
+/// The name of the directory, and the name that earlier versions gave it.
+fn names(NetworkNamespace { inode, cookie }: NetworkNamespace, state_file: &Path) -> (String, String) {
     use std::os::unix::ffi::OsStrExt as _;
 
-    format!("{namespace}-{:016x}", fnv1a(state_file.as_os_str().as_bytes()))
+    let hash = fnv1a(state_file.as_os_str().as_bytes());
+    (format!("{inode}-c{cookie}-{hash:016x}"), format!("{inode}-{hash:016x}"))
 }
 
 /// FNV-1a: the same in every version, unlike the standard library's hashes.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_says_whose_it_is() {
+        let here = NetworkNamespace { inode: 4_026_531_840, cookie: 7 };
+        let other = NetworkNamespace { cookie: 8, ..here };
+        // A state file whose hash begins with the letter of a cookie.
+        for number in 0..64 {
+            let (name, former) = names(here, Path::new(&format!("/var/lib/balancer/{number}")));
+            assert_eq!(Named::read(&name), Some(Named { inode: here.inode, cookie: Some(7) }), "{name}");
+            assert_eq!(Named::read(&former), Some(Named { inode: here.inode, cookie: None }), "{former}");
+            assert!(Named::read(&name).unwrap().is_of(here) && !Named::read(&name).unwrap().is_of(other));
+            assert!(Named::read(&former).unwrap().is_of(other), "it may be");
+        }
+        assert_eq!([Named::read("x"), Named::read("x-1"), Named::read("1-cx-2")], [None; 3]);
+    }
 }

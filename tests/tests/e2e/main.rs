@@ -23,6 +23,7 @@ mod next_hops;
 mod operations;
 mod page;
 mod path_mtu;
+mod pins;
 mod puzzles;
 mod real_clients;
 mod real_servers;

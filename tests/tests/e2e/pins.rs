@@ -1,0 +1,118 @@
+//! What is pinned belongs to one network namespace, and goes when that is gone.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
+
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    binaries,
+    namespace::Namespace,
+    site::Site,
+    topology::{Family, Shape},
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+use crate::{
+    restart::{own_pins, pins},
+    support::wait,
+};
+
+/// From now on this thread and what it starts have a BPF file system of their own, so that no other test's pins are met.
+fn own_file_system() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).unwrap();
+}
+
+fn site() -> Site {
+    Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.on_exit = "keep";
+        settings.remember = "1h";
+        Ok(())
+    })
+    .unwrap()
+}
+
+/// A site whose balancer was killed, and what that left.
+fn killed() -> (Site, PathBuf) {
+    let mut site = site();
+    site.homes(Family::V4, 1..=20).unwrap();
+    site.controller().process().kill().unwrap();
+    let left = pins(&site);
+    (site, left)
+}
+
+fn inode(host: &Namespace) -> u64 {
+    host.run_in_thread(|| fs::metadata("/proc/thread-self/ns/net").unwrap().ino()).unwrap()
+}
+
+/// What `balancer detach` says.
+fn detach(host: &Namespace, options: &[&str]) -> String {
+    let output = host.command(binaries::balancer().unwrap()).arg("detach").args(options).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn when_a_network_namespace_is_gone_then_the_next_balancer_clears_its_maps() {
+    own_file_system();
+    let (gone, left) = killed();
+    let mut other = site();
+    assert!(left.exists(), "it was cleared while its namespace lived");
+    drop(gone);
+    wait("its maps stay", || {
+        other.kill_and_restart(|_| {}).unwrap();
+        !left.exists()
+    });
+    assert_eq!(own_pins(other.topology().balancer()).len(), 1);
+}
+
+/// The kernel gives a namespace the inode of one that is gone.
+#[test]
+fn when_a_namespace_has_the_inode_of_one_that_is_gone_then_a_balancer_starts_there_without_its_maps() {
+    own_file_system();
+    let (first, left) = killed();
+    let second = site();
+    let name = left.file_name().unwrap().to_str().unwrap();
+    let (_, rest) = name.split_once('-').unwrap();
+    let renamed = left.with_file_name(format!("{}-{rest}", inode(second.topology().balancer())));
+    fs::rename(&left, &renamed).unwrap();
+    let mut second = second;
+    second.kill_and_restart(|_| {}).unwrap();
+    assert!(!renamed.exists());
+    assert_eq!(second.homes(Family::V4, 1..=20).unwrap().len(), 20);
+    drop(first);
+}
+
+#[test]
+fn when_an_earlier_version_named_the_pins_then_they_are_taken_over() {
+    own_file_system();
+    let (mut site, left) = killed();
+    let name = left.file_name().unwrap().to_str().unwrap();
+    let [inode, _, hash]: [&str; 3] = name.split('-').collect::<Vec<_>>().try_into().unwrap();
+    fs::rename(&left, left.with_file_name(format!("{inode}-{hash}"))).unwrap();
+    site.start_again().unwrap();
+    let known =
+        || -> u64 { site.status().unwrap().services[0].backends.iter().map(|backend| backend.known_clients).sum() };
+    wait("the clients are not known any more", || known() == 20);
+    assert_eq!(own_pins(site.topology().balancer()), [left]);
+}
+
+#[test]
+fn detach_says_what_was_left_elsewhere_and_with_all_removes_it() {
+    own_file_system();
+    let (site, left) = killed();
+    let elsewhere = Namespace::new("elsewhere").unwrap();
+    let words = detach(&elsewhere, &[]);
+    assert!(words.starts_with("nothing to detach") && words.contains("1 controller did in other"), "{words}");
+    assert!(left.exists());
+    assert_eq!(detach(&elsewhere, &["--all"]), "detached from 1 interface, pinned maps removed\n");
+    assert!(!left.exists());
+    let shown = site.topology().balancer().ip("-details link show dev eth0").unwrap();
+    assert!(!shown.contains("prog/xdp"), "{shown}");
+    assert!(detach(&elsewhere, &["--all"]).contains("on this machine"));
+}
