@@ -3,19 +3,29 @@
 use core::ptr;
 
 use aya_ebpf::{macros::map, maps::HashMap};
-use balancer_common::map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, MAX_DEVICES};
+use balancer_common::map_types::{BackendRow, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, MAX_DEVICES};
 use network_types::eth::EthHdr;
 
-use crate::{control, parse::Ip};
+use crate::{control, ingress::Ingress, parse::Ip};
 
 #[map]
 static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
 
+/// Whether [`kernel_sends`] must be asked about a frame to a backend.
+#[inline(always)]
+pub(crate) fn must_be_asked(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
+    row.asks(ingress.ifindex(), is_tagged(ip))
+}
+
 /// Whether the kernel has to send a frame that came in by `ingress` and leaves by `egress`.
 #[inline(always)]
 pub(crate) fn kernel_sends(ip: &Ip<'_>, ingress: u32, egress: u32) -> bool {
-    let tagged = ip.l3_offset > EthHdr::LEN;
-    ingress != egress && is(egress, DEVICE_TAKES_NO_FRAMES) || tagged && is(ingress, DEVICE_CARRIES_TAGS)
+    ingress != egress && is(egress, DEVICE_TAKES_NO_FRAMES) || is_tagged(ip) && is(ingress, DEVICE_CARRIES_TAGS)
+}
+
+#[inline(always)]
+fn is_tagged(ip: &Ip<'_>) -> bool {
+    ip.l3_offset > EthHdr::LEN
 }
 
 #[inline(always)]

@@ -55,8 +55,8 @@ pub struct BackendRow {
     pub port: u16,
     /// A [`Forwarding`](super::Forwarding), and perhaps [`FORWARDING_ASKS`].
     pub forwarding: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// `ASKS_*`: with [`FORWARDING_ASKS`], of which frames it must be asked.
+    pub asking: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
     /// A [`BackendStanding`], which is replaced in one piece; 0 in the second of [`BackendRows`].
@@ -79,6 +79,16 @@ impl BackendRow {
     #[must_use]
     pub const fn mode(&self) -> u8 {
         self.forwarding & !FORWARDING_ASKS
+    }
+
+    /// Whether it must be asked whether the kernel has to send a frame that came in by `ingress`, with a VLAN tag or
+    /// without. A frame without a tag that leaves by the interface it came in by never has to be asked about.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asks(&self, ingress: u32, is_tagged: bool) -> bool {
+        self.forwarding & FORWARDING_ASKS != 0
+            && (self.ifindex != ingress && self.asking & ASKS_OF_TAGGED == 0
+                || is_tagged && self.asking & ASKS_OF_REDIRECTED == 0)
     }
 }
 
@@ -112,6 +122,10 @@ impl BackendStanding {
 /// `BackendRow::forwarding`: with this bit, beside a [`Forwarding`](super::Forwarding), it must be asked whether the kernel
 /// has to send its frames, see `DEVICE_*`. Above every `Forwarding` without it.
 pub const FORWARDING_ASKS: u8 = 0x80;
+/// `BackendRow::asking`: only of frames with a VLAN tag, as the egress interface takes whatever XDP sends.
+pub const ASKS_OF_TAGGED: u8 = 1;
+/// `BackendRow::asking`: only of frames that leave by another interface, as none carries tags of others.
+pub const ASKS_OF_REDIRECTED: u8 = 2;
 
 /// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
 #[repr(C, align(64))]
@@ -155,3 +169,19 @@ const _: () = {
     assert!(FEWEST_BACKEND_ROWS.is_power_of_two() && MOST_BACKEND_ROWS.is_power_of_two());
     assert!((LAST_BACKEND as u32) < MOST_BACKEND_ROWS);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_frames_that_an_interface_may_concern_are_asked_about() {
+        let row = |forwarding, asking| BackendRow { ifindex: 7, forwarding, asking, ..BackendRow::zeroed() };
+        // By the interface that they leave by or another, without a tag or with one.
+        let asked = |row: BackendRow| [(7, false), (8, false), (7, true), (8, true)].map(|(by, tag)| row.asks(by, tag));
+        assert_eq!(asked(row(0, 0)), [false; 4]);
+        assert_eq!(asked(row(FORWARDING_ASKS, ASKS_OF_TAGGED)), [false, false, true, true]);
+        assert_eq!(asked(row(FORWARDING_ASKS, ASKS_OF_REDIRECTED)), [false, true, false, true]);
+        assert_eq!(asked(row(FORWARDING_ASKS, 0)), [false, true, true, true]);
+    }
+}

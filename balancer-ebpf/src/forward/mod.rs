@@ -19,6 +19,7 @@ use balancer_common::{
 
 use crate::{
     backends::{Reachable, reachable},
+    devices,
     found::Found,
     fragments::{self, Way},
     ingress::Ingress,
@@ -62,11 +63,15 @@ fn rewritten(
 ) -> Result<Step, Step> {
     let row = backend.row;
     let carries = Carries::Header;
-    let added = if row.forwarding <= Forwarding::Nat as u8 {
+    let asks = devices::must_be_asked(ingress, ip, row);
+    let added = if !is_tunnel(row) {
+        if asks {
+            return Ok(Step::to(ToBackend { choice, carries, port }));
+        }
         write(ingress, frame, ip, carries, backend, port)?;
         0
-    } else if !is_tunnel(row) {
-        return Ok(Step::to(ToBackend { choice, carries, port }));
+    } else if asks {
+        return Ok(Step::to(Encapsulate { choice, answerable: Answerable::Yes }));
     } else {
         match tunnel::wrap_plain(ingress, &ip.again(ingress.frame()), backend) {
             Some(wrapped) => wrapped?,

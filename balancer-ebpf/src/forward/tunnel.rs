@@ -48,7 +48,7 @@ pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> O
     let ip = &Ip { l3_offset: EthHdr::LEN, ..*ip };
     // Compiled for each tunnel, so that what is constant for it costs nothing.
     let v6 = backend.flags & BACKEND_V6 != 0;
-    match row.forwarding {
+    match row.mode() {
         IPIP if v6 => wrap_fitting(ingress, ip, row, Tunnel { gue: false, v6: true }),
         IPIP => wrap_fitting(ingress, ip, row, Tunnel { gue: false, v6: false }),
         GUE if v6 => wrap_fitting(ingress, ip, row, Tunnel { gue: true, v6: true }),

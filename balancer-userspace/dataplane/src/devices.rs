@@ -7,7 +7,10 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData},
 };
-use balancer_common::map_types::{BackendRow, Control, DEVICE_CARRIES_TAGS, FORWARDING_ASKS};
+use balancer_common::map_types::{
+    ASKS_OF_REDIRECTED, ASKS_OF_TAGGED, BackendRow, Control, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES,
+    FORWARDING_ASKS,
+};
 
 use super::{backends::Backends, mapped::MappedArray};
 
@@ -31,14 +34,15 @@ impl DeviceTable {
 
     /// `row`, with a note that interfaces must be asked about where its frames may meet one of which something is known.
     pub(super) fn asking(&self, row: BackendRow) -> BackendRow {
-        let forwarding = self.forwarding(&row);
-        BackendRow { forwarding, ..row }
-    }
-
-    fn forwarding(&self, row: &BackendRow) -> u8 {
         let tags = self.known.values().any(|flags| flags & DEVICE_CARRIES_TAGS != 0);
-        let asks = row.ifindex != 0 && (tags || self.known.contains_key(&row.ifindex));
-        if asks { row.mode() | FORWARDING_ASKS } else { row.mode() }
+        let refuses = self.known.get(&row.ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
+        let (asks, asking) = match (row.ifindex != 0 && tags, row.ifindex != 0 && refuses) {
+            (false, false) => (0, 0),
+            (true, false) => (FORWARDING_ASKS, ASKS_OF_TAGGED),
+            (false, true) => (FORWARDING_ASKS, ASKS_OF_REDIRECTED),
+            (true, true) => (FORWARDING_ASKS, 0),
+        };
+        BackendRow { forwarding: row.mode() | asks, asking, ..row }
     }
 
     /// Replaces what is known, in the map and in the rows of `backends`.

@@ -127,6 +127,34 @@ fn tags_of_an_interface_with_vlans() {
     );
 }
 
+/// Only what may concern a frame is asked about: its tag, or that it leaves by another interface.
+#[test]
+fn when_both_are_known_then_only_frames_with_tags_and_redirected_ones_are_handed_over() {
+    run_with(
+        |rig| rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS), (rig.out_ifindex, DEVICE_TAKES_NO_FRAMES)]),
+        |rig| {
+            let mut cases = Vec::new();
+            for vlans in [vec![], vec![10]] {
+                let near = Frame::tcp("203.0.113.7:40000", "198.51.100.10:80", ACK);
+                let near = Frame { vlans: vlans.clone(), ..near };
+                let out = dsr(rig, &near);
+                let then = if vlans.is_empty() {
+                    Then::Tx(out.bytes())
+                } else {
+                    Then::Handed(handed(rig, &out, to(rig, "198.51.100.10:80")).bytes())
+                };
+                cases.push(Case::new(format!("near {vlans:?}"), &near, then));
+                for (name, frame, service, out) in beyond(rig) {
+                    let frame = Frame { vlans: vlans.clone(), ..frame };
+                    let out = handed(rig, &Frame { vlans: vlans.clone(), ..out }, to(rig, service));
+                    cases.push(Case::new(format!("{name} {vlans:?}"), &frame, Then::Handed(out.bytes())));
+                }
+            }
+            cases
+        },
+    );
+}
+
 #[test]
 fn what_is_known_of_interfaces_can_be_taken_back() {
     run_with(
