@@ -1,6 +1,10 @@
 //! `balancer apply`.
 
-use std::{fs::File, io::Read as _, path::PathBuf};
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 use balancer_api::{
@@ -18,12 +22,15 @@ pub(super) struct Args {
     /// Change nothing; show what would change and which slots would move
     #[arg(long)]
     dry_run: bool,
+    /// In a fleet, take the file over although it is older than the newest change
+    #[arg(long)]
+    force: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-pub(super) async fn run(client: &Client, Args { file, dry_run, json }: Args) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, Args { file, dry_run, force, json }: Args) -> Result<(), Failure> {
     let mut bytes = Vec::new();
     File::open(&file)
         .and_then(|file| file.take(file::MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
@@ -34,7 +41,11 @@ pub(super) async fn run(client: &Client, Args { file, dry_run, json }: Args) -> 
         Ok(text) => return Err(refuse(&file, text.as_bytes())),
         Err(error) => return Err(refuse(&file, error.as_bytes())),
     };
-    let configuration = ApplyConfiguration { file: file.display().to_string(), text, dry_run };
+    // What is no file, such as a pipe, is as old as now.
+    let age =
+        fs::metadata(&file).ok().filter(fs::Metadata::is_file).and_then(|file| file.modified().ok()?.elapsed().ok());
+    let age_seconds = age.map(|age| age.as_secs_f64());
+    let configuration = ApplyConfiguration { file: file.display().to_string(), text, dry_run, age_seconds, force };
     let applied = client.apply(&configuration).await?;
     if json {
         return Ok(output::print_json(&applied)?);

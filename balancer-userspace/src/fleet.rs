@@ -47,8 +47,10 @@ pub(super) fn line(fleet: &FleetSnapshot) -> String {
         (None, false) => ", etcd is out of reach",
         (None, true) => "",
     };
+    let differs = fleet.members.iter().any(|member| member.name == fleet.member && member.file_differs);
+    let file = if differs { ", its file says other services than the fleet's last one" } else { "" };
     let (name, member, members) = (&fleet.name, &fleet.member, fleet.members.len());
-    format!("fleet {name}: this is {member}, {epoch}, {ready} of {members} members ready{engine}")
+    format!("fleet {name}: this is {member}, {epoch}, {ready} of {members} members ready{engine}{file}")
 }
 
 fn render(fleet: &FleetSnapshot) -> String {
@@ -65,7 +67,7 @@ fn render(fleet: &FleetSnapshot) -> String {
 
 fn members(fleet: &FleetSnapshot) -> String {
     let mut table = Table::new(&["MEMBER", "VERSION", "STATE", ">EPOCH", ">LAG", "VOTES THAT DIFFER"]);
-    for FleetMember { name, version, ready, epoch, lag_seconds, votes_differ } in &fleet.members {
+    for FleetMember { name, version, ready, epoch, lag_seconds, votes_differ, .. } in &fleet.members {
         let leads = if fleet.leader.as_ref() == Some(name) { " (leads)" } else { "" };
         table.row([
             format!("{name}{leads}"),

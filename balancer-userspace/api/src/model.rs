@@ -387,6 +387,12 @@ pub struct ApplyConfiguration {
     /// Change nothing, and say what would be.
     #[serde(default)]
     pub dry_run: bool,
+    /// How long ago the file was last changed, in seconds. In a fleet, one that is older than its newest change is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<f64>,
+    /// Also if the file is older than the newest change in the fleet.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// The answer to a new configuration.

@@ -43,6 +43,15 @@ pub struct FleetMember {
     pub lag_seconds: f64,
     /// Backends of which it sees something else than the fleet holds, as `service/backend`.
     pub votes_differ: Vec<String>,
+    /// How far its clock is ahead of this one's; `None`: that is not known, or it is this one's.
+    #[serde(default)]
+    pub clock_ahead_seconds: Option<f64>,
+    /// Whether its configuration file says other services than the fleet's last one.
+    #[serde(default)]
+    pub file_differs: bool,
+    /// Its address, as the engine sees it; empty where it does not say.
+    #[serde(default)]
+    pub address: String,
 }
 
 /// The engine as seen from here.
@@ -110,6 +119,9 @@ impl FleetSnapshot {
             epoch: Some(epoch),
             lag_seconds,
             votes_differ: Vec::new(),
+            clock_ahead_seconds: (name != "lb1").then_some(0.25),
+            file_differs: false,
+            address: "192.0.2.11".to_owned(),
         };
         let mut members = vec![member("lb1", "ready", 7, 0.0), member("lb2", "degraded", 6, 2.5)];
         members[1].votes_differ = vec!["web/web2".to_owned()];

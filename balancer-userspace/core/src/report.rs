@@ -30,6 +30,9 @@ pub(crate) fn resized(before: u32, after: u32) -> String {
     format!("; the table {how} from {} to {} slots", grouped(before), grouped(after))
 }
 
+/// What a configuration is answered with that says nothing new.
+pub const NOTHING_CHANGED: &str = "configuration applied: nothing changed";
+
 /// Known clients that are strangers from now on, as a part of a sentence; nothing where there are none.
 pub fn clients_forgotten(clients: u64) -> String {
     match clients {

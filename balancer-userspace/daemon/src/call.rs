@@ -1,6 +1,6 @@
 //! What the control API and the metrics listener ask of the one task that owns the controller.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use balancer_api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView};
 use balancer_core::{
@@ -9,7 +9,7 @@ use balancer_core::{
     readiness::Announcement,
     snapshot::{Coming, Snapshot},
 };
-use balancer_model::names::BackendName;
+use balancer_model::{config::Config, names::BackendName};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::events::Events;
@@ -19,6 +19,9 @@ use crate::events::Events;
 pub enum Wish {
     /// To change what clients find.
     Change(Change),
+    /// To take over the configuration file, which was read again. Of a member of a fleet that is what is its own: services
+    /// are asked for by [`Call::FileRead`].
+    Reread(Box<Config>),
     /// To have this machine's VIPs taken away (`true`), or brought back.
     Withdraw(bool),
 }
@@ -97,6 +100,20 @@ pub enum Call {
     Tallies {
         /// As they told it, or why that is not known.
         reply: oneshot::Sender<Result<Tallies, Refused>>,
+    },
+    /// The configuration file was read again: its services become the fleet's, if they are newer than those.
+    FileRead {
+        /// What it says.
+        config: Box<Config>,
+        /// When it was last changed, if that is known.
+        modified: Option<SystemTime>,
+        /// What was done; `None`: the services stay as they are.
+        reply: oneshot::Sender<Result<Option<Changed>, Refused>>,
+    },
+    /// When a user last changed something in the fleet.
+    FleetChanged {
+        /// On the clock of this machine; `None`: it is in no fleet, or that is not known.
+        reply: oneshot::Sender<Option<SystemTime>>,
     },
     /// Tell the other members what this one has counted.
     Tell(Vec<u8>),

@@ -1,6 +1,8 @@
 //! This balancer as a member of a fleet: what the engine says goes to the protocol (`balancer-fleet`), and what that says
 //! is done here.
 
+mod file;
+mod home;
 mod shown;
 mod tallies;
 
@@ -32,7 +34,6 @@ use balancer_model::{
     config::{Config, Fleet as FleetConfig},
     names::BackendName,
     states::Admin,
-    validate::Valid,
     words::grouped,
 };
 use tokio::{
@@ -41,6 +42,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use file::OwnFile;
 use shown::Shown;
 pub(crate) use tallies::tell as tell_tallies;
 
@@ -81,8 +83,7 @@ pub(crate) struct Fleet {
     sweeps: u64,
     readiness: String,
     alone: bool,
-    /// What the own file says of services, until that was compared with what the fleet's last said.
-    file: Option<Valid>,
+    file: OwnFile,
     shown: Shown,
 }
 
@@ -126,6 +127,7 @@ impl Fleet {
             key_is_configured: config.hash_key.is_some(),
             share_clients: fleet.share_clients,
             lease: fleet.lease,
+            home: home::of_this_process(&config.state_file),
         };
         let mut this = Self {
             config: fleet.clone(),
@@ -141,7 +143,7 @@ impl Fleet {
             sweeps: 0,
             readiness: "not_ready".to_owned(),
             alone: true,
-            file: Some(config.services.clone()),
+            file: OwnFile::new(config.services.clone()),
             shown: Shown::default(),
         };
         this.await_state().await;
@@ -160,6 +162,9 @@ impl Fleet {
                 );
                 return;
             };
+            if matches!(input, Input::News(News::Joined { .. })) {
+                self.tell_address();
+            }
             for output in self.member.handle(input, clocks()) {
                 match output {
                     Output::Ask(request) => self.ask_early(request),
@@ -255,6 +260,9 @@ impl Fleet {
 
     fn handle_all(&mut self, mut inputs: VecDeque<Input>, owner: &mut Owner<KernelDataplane>) {
         while let Some(input) = inputs.pop_front() {
+            if matches!(input, Input::News(News::Joined { .. })) {
+                self.tell_address();
+            }
             for output in self.member.handle(input, clocks()) {
                 self.obey(output, owner, &mut inputs);
             }
@@ -263,14 +271,11 @@ impl Fleet {
 
     /// Tells the protocol what has become different here.
     pub(crate) fn look(&mut self, owner: &mut Owner<KernelDataplane>) {
-        if self.member.is_in_step() && self.file.take().is_some_and(|file| *owner.controller().file() != file) {
-            owner.events().warn(
-                "the configuration file says other services than the fleet's last one: the fleet's hold; `balancer apply` \
-                 makes the file's the fleet's",
-            );
-        }
         self.shown.look(&self.member);
         let mut inputs = VecDeque::new();
+        if let Some(differs) = self.compare_file(owner) {
+            inputs.push_back(Input::FileDiffers(differs));
+        }
         let ballot = ballot(owner);
         if ballot != self.ballot {
             self.ballot = ballot.clone();
@@ -319,11 +324,14 @@ impl Fleet {
         match output {
             Output::Ask(request) => self.ask(request, inputs),
             Output::Key(key) => self.key = Some(key),
-            Output::Follow { epoch, state, at, lines } => {
+            Output::Follow { epoch, state, at, age, changed, lines } => {
                 let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
-                let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at };
-                let result = owner.follow(*state, saved, clocks_at(at));
+                // As this machine's clock would have told it, as it tells the moments of the state that is saved.
+                let decided = clocks().moment(clocks().now).0.saturating_sub(age);
+                let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at: Moment(decided) };
+                let result = owner.follow(*state, saved, clocks_at(at, age));
                 if result.is_ok() {
+                    self.file.fleet_has_changed(changed);
                     if is_news {
                         self.shown.applied(at);
                     }
@@ -336,7 +344,9 @@ impl Fleet {
                 inputs.push_back(Input::Applied(epoch, result));
             }
             Output::Tell { document, state } => {
-                let changed = state.map(|(state, at)| owner.changed_slots(*state, clocks_at(at))).unwrap_or_default();
+                let changed = state
+                    .map(|(state, at)| owner.changed_slots(*state, clocks_at(at, Duration::ZERO)))
+                    .unwrap_or_default();
                 let records = owner.dataplane().tell_clients(self.epoch(), &changed, NEWCOMERS);
                 self.shown.told(records.len());
                 inputs.push_back(Input::Told { document, batches: records::batches(&records) });
@@ -379,10 +389,27 @@ impl Fleet {
         }
     }
 
+    /// Tells the protocol under which address the engine sees this machine.
+    fn tell_address(&mut self) {
+        let Some(address) = self.engine.facts.borrow().local.map(|local| local.to_string()) else { return };
+        self.member.note_address(address);
+    }
+
+    /// Why the engine, which answers, takes no writes.
+    fn engine_denial(&self) -> Option<String> {
+        let engine = self.engine.facts.borrow();
+        engine.denial.as_deref().filter(|_| engine.reachable).map(shown::in_its_words)
+    }
+
     /// Asks the fleet for a change.
     pub(crate) fn wish(&mut self, request: Request, owner: &mut Owner<KernelDataplane>) {
         let Request { wish, uid, if_generation, reply } = request;
         let call::Wish::Change(change) = wish else { return };
+        if let Some(why) = self.engine_denial().filter(|_| !self.member.is_connected()) {
+            let why = format!("nothing is changed: the fleet's etcd takes no writes ({why})");
+            let _ = reply.send(Err(Refused::Conflict(why)));
+            return;
+        }
         let about = crate::events::subject(&change);
         let wish = if let Change::Reload(config) = change {
             Wish::Services(config.services.copies())
@@ -419,6 +446,9 @@ impl Fleet {
             epoch: self.member.epoch().map(|epoch| epoch.number),
             lag_seconds: 0.0,
             votes_differ: Vec::new(),
+            clock_ahead_seconds: None,
+            file_differs: self.file.differs(),
+            address: String::new(),
         };
         let facts = self.engine.facts.borrow().clone();
         let engine = shown::engine(facts, &self.engine.traffic, self.member.is_connected());
@@ -446,9 +476,10 @@ fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
     Ballot::of(owner.controller().opinions().map(|(_, backend, opinion)| (backend.id(), opinion)))
 }
 
-/// Now, as of the moment that something was decided at on the leader's clock.
-fn clocks_at(at: Moment) -> Clocks {
-    Clocks { wall: UNIX_EPOCH + at.0, ..clocks() }
+/// When something was decided, so long ago, and what the leader's clock said then.
+fn clocks_at(at: Moment, age: Duration) -> Clocks {
+    let now = clocks().now;
+    Clocks { now: now.checked_sub(age).unwrap_or(now), wall: UNIX_EPOCH + at.0 }
 }
 
 impl Owner<KernelDataplane> {

@@ -1,9 +1,9 @@
 //! The configuration file, read again when SIGHUP asks for it: by a task of its own, because a file may take its time.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf, time::SystemTime};
 
-use balancer_core::io::Change;
-use tokio::{signal::unix::Signal, sync::oneshot};
+use balancer_model::config::Config;
+use tokio::{signal::unix::Signal, sync::oneshot, task::spawn_blocking};
 use tracing::{error, warn};
 
 use super::{
@@ -29,6 +29,7 @@ pub(super) async fn follow(mut hangup: Signal, calls: Calls, configurations: Con
 /// How many services there are now, or why nothing was changed.
 async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -> Option<Result<usize, String>> {
     let path = file.display().to_string();
+    let modified = last_changed(file.clone()).await;
     let (config, warnings) = match configurations.load(file).await {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(errors)) => {
@@ -42,16 +43,37 @@ async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -
         }
     };
     warnings.iter().for_each(|warning| warn!("{warning}"));
+    let is_of_fleet = config.fleet.is_some();
+    let file_read = config.clone();
     let services = config.services.len();
     let (reply, answer) = oneshot::channel();
-    let request =
-        Request { wish: Wish::Change(Change::Reload(Box::new(config))), uid: None, if_generation: None, reply };
+    let request = Request { wish: Wish::Reread(Box::new(config)), uid: None, if_generation: None, reply };
     calls.send(Call::Change(request)).await.ok()?;
     match answer.await.ok()? {
+        Ok(_) if is_of_fleet => hand_to_fleet(calls, file_read, modified).await,
         Ok(_) => Some(Ok(services)),
         Err(refused) => {
             error!("SIGHUP: nothing was changed: {refused}");
             Some(Err(refused.to_string()))
         }
     }
+}
+
+/// Has the fleet take over the services of the file, if they are newer than its own.
+async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTime>) -> Option<Result<usize, String>> {
+    let services = config.services.len();
+    let (reply, answer) = oneshot::channel();
+    calls.send(Call::FileRead { config: Box::new(config), modified, reply }).await.ok()?;
+    match answer.await.ok()? {
+        Ok(_) => Some(Ok(services)),
+        Err(refused) => {
+            error!("SIGHUP: what is this member's own was taken over, the services of the file were not: {refused}");
+            Some(Err(refused.to_string()))
+        }
+    }
+}
+
+/// When a file was last changed. One that does not come holds up nothing else.
+async fn last_changed(file: PathBuf) -> Option<SystemTime> {
+    spawn_blocking(move || fs::metadata(file)?.modified()).await.ok()?.ok()
 }

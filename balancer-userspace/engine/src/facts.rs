@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -22,6 +23,8 @@ pub struct Facts {
     pub reachable: bool,
     /// The endpoint in use, or the last one that was.
     pub endpoint: Option<String>,
+    /// The address that it sees this machine under, if it is not translated on the way.
+    pub local: Option<IpAddr>,
     /// Its version, such as `3.4.23`.
     pub version: String,
     /// Its number in its cluster.

@@ -1,6 +1,6 @@
 //! Connections to one endpoint.
 
-use std::{io, sync::Arc, sync::Mutex, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, sync::Mutex, time::Duration};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -39,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) working: Calls,
     /// Where this endpoint belongs.
     pub(crate) cluster: u64,
+    /// This end's address.
+    pub(crate) local: Option<IpAddr>,
 }
 
 /// Connects to an endpoint, and asks the server how it is.
@@ -50,7 +52,7 @@ pub(crate) async fn connect(
 ) -> Result<(Link, StatusResponse), String> {
     let limit = settings.patience();
     let connecting = async {
-        let (watching, working) =
+        let ((watching, local), (working, _)) =
             tokio::try_join!(channel(settings, endpoint, traffic), channel(settings, endpoint, traffic))?;
         let working = Calls::new(working);
         let status = working.status().await.map_err(|status| first_words(endpoint, &status))?;
@@ -58,14 +60,19 @@ pub(crate) async fn connect(
             return Err(NO_LEADER.to_owned());
         }
         let cluster = status.header.as_ref().map_or(0, |header| header.cluster_id);
-        let link = Link { number, endpoint: endpoint.to_owned(), watching: Calls::new(watching), working, cluster };
+        let link =
+            Link { number, endpoint: endpoint.to_owned(), watching: Calls::new(watching), working, cluster, local };
         Ok((link, status))
     };
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(no_answer(limit)))
 }
 
 /// A connection that is made once: when it ends, calls fail.
-async fn channel(settings: &Settings, endpoint: &str, traffic: &Arc<Traffic>) -> Result<Channel, String> {
+async fn channel(
+    settings: &Settings,
+    endpoint: &str,
+    traffic: &Arc<Traffic>,
+) -> Result<(Channel, Option<IpAddr>), String> {
     let uri: Uri = endpoint.parse().map_err(|error| format!("not a URL: {error}"))?;
     let host = uri.host().ok_or("a URL without a host")?.trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = uri.port_u16().unwrap_or(PORT);
@@ -77,12 +84,14 @@ async fn channel(settings: &Settings, endpoint: &str, traffic: &Arc<Traffic>) ->
     }
     let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| error.to_string())?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let local = stream.local_addr().ok().map(|local| local.ip());
     let once = Mutex::new(Some(Counted::new(stream, Arc::clone(traffic))));
     let connector = tower::service_fn(move |_: Uri| {
         let stream = once.lock().ok().and_then(|mut stream| stream.take());
         async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::other("the connection has ended")) }
     });
-    connection.connect_with_connector(connector).await.map_err(|error| words::chain(&error))
+    let channel = connection.connect_with_connector(connector).await.map_err(|error| words::chain(&error))?;
+    Ok((channel, local))
 }
 
 /// Why the first call failed. A server that speaks TLS ends other connections without a word.

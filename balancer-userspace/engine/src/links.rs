@@ -189,6 +189,7 @@ impl Links {
         self.facts.send_modify(|facts| {
             facts.reachable = true;
             facts.endpoint = Some(link.endpoint.clone());
+            facts.local = link.local;
         });
         self.current.send_replace(Some(link));
     }

@@ -18,6 +18,9 @@ use crate::emptied::Emptied;
 /// The format written. What says a later one is refused.
 pub const FORMAT: u32 = 1;
 
+/// Failures of each kind whose reasons a ballot says.
+const REASONS: usize = 1000;
+
 /// Why a card cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCard {
@@ -74,6 +77,12 @@ pub struct StateCard {
     pub at: Moment,
     /// The document's name, which no other state has.
     pub document: u64,
+    /// Who decided it: the clock of this member tells its moments.
+    #[serde(default)]
+    pub by: String,
+    /// When a user last changed something, on the same clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Moment>,
     /// In how many parts.
     pub parts: usize,
     /// Which backends could not keep their clients, and when.
@@ -147,6 +156,18 @@ pub struct Member {
     pub known: Vec<(BackendId, u64)>,
     /// What it says of backends.
     pub ballot: Ballot,
+    /// Where the process runs: another process of the same place takes this one's place. 0: it does not say.
+    #[serde(default)]
+    pub home: u64,
+    /// Its address as the engine sees it.
+    #[serde(default)]
+    pub address: String,
+    /// When it was written, on its own clock.
+    #[serde(default)]
+    pub wall: Option<Moment>,
+    /// Whether its configuration file says other services than the fleet's last one.
+    #[serde(default)]
+    pub file_differs: bool,
 }
 
 /// What a member says of the backends of its epoch. Of those that are not listed: that they are up.
@@ -180,6 +201,9 @@ impl Ballot {
                 Opinion::NoWay(why) => ballot.no_way.push((id, why)),
             }
         }
+        // Where thousands are down, the first ones' reasons tell enough, and the card stays small.
+        ballot.down.iter_mut().skip(REASONS).for_each(|(.., reason)| reason.clear());
+        ballot.no_way.iter_mut().skip(REASONS).for_each(|(_, why)| why.clear());
         ballot
     }
 
@@ -217,8 +241,9 @@ pub enum Wish {
 pub struct Request {
     /// [`FORMAT`].
     pub format: u32,
-    /// What.
-    pub wish: Wish,
+    /// What; `None`: it is packed, under a key of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wish: Option<Wish>,
     /// The generation that it was made for.
     pub if_generation: Option<u64>,
 }
@@ -327,6 +352,17 @@ mod tests {
         assert!(card(|card| card["colour"] = "red".into()).is_ok());
         assert_eq!(card(|card| card["format"] = 2.into()), Err(BadCard::Later(2)));
         assert!(matches!(card(|card| card["at"] = "now".into()), Err(BadCard::Unreadable(_))));
+    }
+
+    #[test]
+    fn when_fifty_thousand_backends_are_down_then_the_ballot_fits_into_one_value() {
+        let reason = "connect: no answer within 2,000 ms from 10.0.0.1:8080";
+        let down = |id| (BackendId(id), Opinion::Down { kind: FailureKind::Hard, reason: reason.to_owned() });
+        let ballot = Ballot::of((1..=50_000).map(down));
+        let size = write(&ballot).len();
+        assert!(size < crate::engine::LONGEST_VALUE, "{size} bytes");
+        assert!(matches!(ballot.opinion(BackendId(49_000)), Opinion::Down { kind: FailureKind::Hard, .. }));
+        assert_eq!(ballot.opinion(BackendId(1)), down(1).1);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! live/members/NAME               what a member is doing                       the member's lease
 //! live/records/NAME.PROCESS/NUMBER    clients that a member knows              the member's lease
 //! live/requests/NAME.PROCESS/NUMBER   a change that is asked for               the member's lease
+//! live/parts/NAME.PROCESS/NUMBER      a change that is too large for its request, packed   the member's lease
 //! live/answers/NAME.PROCESS/NUMBER    what has become of it                    the leader's lease
 //! live/dumps/NAME                 where all clients are, for one that joins    the dumping member's lease
 //! bulk/dumps/NAME/PART            these clients                                the dumping member's lease
@@ -29,6 +30,8 @@ pub const MEMBERS: &str = "live/members/";
 pub const RECORDS: &str = "live/records/";
 /// Changes that are asked for.
 pub const REQUESTS: &str = "live/requests/";
+/// Changes that are too large for their requests.
+pub const PARTS: &str = "live/parts/";
 /// What has become of them.
 pub const ANSWERS: &str = "live/answers/";
 /// Where dumps are.
@@ -79,6 +82,12 @@ pub fn request(asker: &str, number: u64) -> String {
 #[must_use]
 pub fn answer(request: &str) -> String {
     format!("{ANSWERS}{}", request.strip_prefix(REQUESTS).unwrap_or(request))
+}
+
+/// The change of a request that is too large for it, by the request's key.
+#[must_use]
+pub fn part(request: &str) -> String {
+    format!("{PARTS}{}", request.strip_prefix(REQUESTS).unwrap_or(request))
 }
 
 /// Where the dump for a member is.

@@ -150,6 +150,7 @@ impl World {
             key_is_configured: false,
             share_clients: true,
             lease: Duration::from_secs(5),
+            home: 1,
         };
         let mut plane = Controller::follower(config, KEY, begin);
         let _ = plane.start_following(begin);

@@ -7,9 +7,10 @@ use std::{
 };
 
 use balancer_model::{
-    config::{BackendConfig, ServiceConfig},
+    config::{BackendConfig, Config, ServiceConfig},
     names::BackendName,
     states::{Admin, Forced},
+    validate::Valid,
     words::counted,
 };
 
@@ -32,6 +33,11 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why nothing was changed.
     pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
+        let change = match change {
+            // Its services are for the fleet to decide.
+            Change::Reload(config) if self.is_follower() => return self.take_over_settings(*config),
+            change => change,
+        };
         self.refuse_as_follower()?;
         let done = self.make(change, now)?;
         self.generation += 1;
@@ -94,6 +100,20 @@ impl Controller {
                 Ok(done)
             }
         }
+    }
+
+    /// Takes over what a configuration says beyond its services.
+    fn take_over_settings(&mut self, config: Config) -> Result<(String, Vec<Command>), Refused> {
+        let differences = self.settings.differences(&config);
+        if !differences.refused.is_empty() {
+            return Err(Refused::Conflict(differences.refused.join("; ")));
+        }
+        self.settings.take_over(Config { services: Valid::default(), ..config });
+        let message = match differences.changed.as_slice() {
+            [] => report::NOTHING_CHANGED.to_owned(),
+            changed => format!("configuration applied, {} changed", changed.join(", ")),
+        };
+        Ok((message, differences.reports().collect()))
     }
 
     /// Settles the service of a backend that was changed.

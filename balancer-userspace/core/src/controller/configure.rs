@@ -14,11 +14,17 @@ use balancer_model::{
 };
 use foldhash::{HashMap, HashSet};
 
-use super::{Controller, Services, settings::Differences, settle::Settled, sizes::Sizes};
+use super::{
+    Controller, Services,
+    settings::{Differences, noted},
+    settle::Settled,
+    sizes::Sizes,
+};
 use crate::{
-    io::{BackendId, Command, ListenerId, Refused, Report, ReportLevel, ServiceId},
+    io::{BackendId, Command, ListenerId, Refused, ServiceId},
     merge::merge,
     moves::Moves,
+    report,
     rules::Rule,
     service::{Backend, Service},
 };
@@ -76,17 +82,11 @@ impl Controller {
             commands.extend(settled.commands);
             all_moves.extend(settled.moves.into_values());
         }
-        commands.extend(
-            settings
-                .lines
-                .iter()
-                .cloned()
-                .chain(merged.differences)
-                .map(|message| Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None })),
-        );
+        commands.extend(settings.reports());
+        commands.extend(merged.differences.into_iter().map(noted));
         let services = difference.services != [0; 3] || difference.backends != [0; 3];
         if !services && settings.changed.is_empty() {
-            return Ok(("configuration applied: nothing changed".to_owned(), commands));
+            return Ok((report::NOTHING_CHANGED.to_owned(), commands));
         }
         let mut message = "configuration applied".to_owned();
         if !settings.changed.is_empty() {

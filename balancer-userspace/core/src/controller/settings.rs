@@ -7,6 +7,8 @@ use balancer_model::{
     validate::Valid,
 };
 
+use crate::io::{Command, Report, ReportLevel};
+
 /// The settings that hold now.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -109,6 +111,11 @@ impl Settings {
 }
 
 impl Differences {
+    /// The lines as they are told.
+    pub(super) fn reports(&self) -> impl Iterator<Item = Command> {
+        self.lines.iter().cloned().map(noted)
+    }
+
     fn restart(&mut self, key: &str, same: bool) {
         if !same {
             self.refused
@@ -122,6 +129,11 @@ impl Differences {
             self.lines.push(format!("{key}: {before} → {after}"));
         }
     }
+}
+
+/// A line for the log and the events.
+pub(super) const fn noted(message: String) -> Command {
+    Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None })
 }
 
 /// A member is of its fleet from its start to its end.

@@ -22,6 +22,7 @@ use balancer_core::{
     io::Change,
     plan::clients_moved,
     readiness::Readiness,
+    report::NOTHING_CHANGED,
     rules::Action,
     snapshot::{Coming, Snapshot},
 };
@@ -40,6 +41,7 @@ use super::{
 };
 use crate::{
     call::{Call, Calls, Request, Wish},
+    clocks::wall,
     configuration::Configurations,
 };
 
@@ -370,22 +372,44 @@ async fn apply(
     body: Body,
 ) -> Outcome<Applied> {
     let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
-    let ApplyConfiguration { file, text, dry_run } = read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
-    let parsed = configurations.parse(file.into(), text).await;
+    let ApplyConfiguration { file, text, dry_run, age_seconds, force } =
+        read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
+    let parsed = configurations.parse(file.clone().into(), text).await;
     let (config, warnings) = parsed
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
         .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
     let reload = Change::Reload(Box::new(config));
+    let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
+    let is_older = planned.message != NOTHING_CHANGED && is_older(&calls, age_seconds).await?;
     let mut applied = if dry_run {
-        Applied::from(ask(&calls, |reply| Call::Plan { change: reload, reply }).await??)
+        Applied::from(planned)
+    } else if is_older && !force {
+        let would = format!("{}{}", planned.message, clients_moved(&planned.services));
+        return Err(Failure::new(
+            StatusCode::CONFLICT,
+            format!(
+                "nothing was changed: {file} is older than the newest change in the fleet; if it is to hold all the same, \
+                 use --force, which would come to: {would}"
+            ),
+        ));
     } else {
-        let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
         let Json(Changed { message }) = change(&calls, asker, reload).await?;
         let message = message + &clients_moved(&planned.services);
         Applied { message, differences: Vec::new(), ..Applied::from(planned) }
     };
+    if dry_run && is_older {
+        let older = format!("warning: {file} is older than the newest change in the fleet: it takes --force");
+        applied.differences.insert(0, older);
+    }
     applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
     Ok(Json(applied))
+}
+
+/// Whether a file of this age is older than what was last changed in the fleet.
+async fn is_older(calls: &Calls, age_seconds: Option<f64>) -> Result<bool, Failure> {
+    let Some(age) = age_seconds.and_then(|age| Duration::try_from_secs_f64(age).ok()) else { return Ok(false) };
+    let changed = ask(calls, |reply| Call::FleetChanged { reply }).await?;
+    Ok(changed.zip(wall().checked_sub(age)).is_some_and(|(changed, modified)| modified < changed))
 }
 
 async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Outcome<PlanView> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_core::{
-    agreed::Opinion,
+    agreed::{Opinion, Way},
     fleet::{FleetEngine, FleetMember, FleetRecords, FleetSnapshot},
     health::Verdict,
     service::Backend,
@@ -96,6 +96,9 @@ impl Shown {
                 epoch: card.epoch.map(|epoch| epoch.number),
                 lag_seconds: lag.as_secs_f64(),
                 votes_differ: differing(card, member, owner),
+                clock_ahead_seconds: member.clock_ahead(name),
+                file_differs: card.file_differs,
+                address: card.address.clone(),
             };
             (name.clone(), shown)
         }));
@@ -129,7 +132,7 @@ fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Ve
 fn differs(backend: &Backend, opinion: &Opinion) -> bool {
     match opinion {
         Opinion::Down { .. } | Opinion::NoWay(_) => backend.unreachable_here(opinion).is_some(),
-        Opinion::Up => matches!(backend.health().verdict(), Verdict::Down { .. }),
+        Opinion::Up => matches!(backend.agreed(), (Way::Closed(_), _) | (_, Verdict::Down { .. })),
         Opinion::Waiting | Opinion::Unknown => false,
     }
 }

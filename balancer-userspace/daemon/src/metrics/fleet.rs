@@ -36,6 +36,11 @@ fn members(encoder: &mut Text<'_>, fleet: &FleetSnapshot) {
     gauges(encoder, "fleet_members", "Members by what they say of themselves.", members);
     let lags = fleet.members.iter().map(|member| ([("member", member.name.as_str())], member.lag_seconds));
     gauges(encoder, "fleet_lag_seconds", "How long a member has not applied the epoch that holds.", lags);
+    let clocks = fleet
+        .members
+        .iter()
+        .filter_map(|member| Some(([("member", member.name.as_str())], member.clock_ahead_seconds?)));
+    gauges(encoder, "fleet_clock_ahead_seconds", "How far a member's clock is ahead of this one's.", clocks);
     let commit = fleet.commit_seconds.into_iter().map(|seconds| ([], seconds));
     gauges(encoder, "fleet_commit_seconds", "The last epoch: from its decision until it was applied here.", commit);
     let votes = fleet.votes_that_differ();

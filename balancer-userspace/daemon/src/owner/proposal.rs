@@ -43,6 +43,9 @@ impl Proposing {
             Wish::Change(change) => {
                 state.controller.change(change, state.clocks.now)?;
             }
+            Wish::Reread(config) => {
+                state.controller.change(Change::Reload(config), state.clocks.now)?;
+            }
             Wish::Withdraw(withdrawn) => state.withdrawn = withdrawn,
         }
         let wanted = place.wanted(&state.controller, state.withdrawn);

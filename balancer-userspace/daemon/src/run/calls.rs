@@ -76,6 +76,15 @@ pub(super) fn answer(
                 let _ = reply.send(Err(Refused::NotFound(none.to_owned())));
             }
         },
+        Call::FileRead { config, modified, reply } => match fleet {
+            Some(fleet) => fleet.file_was_read(config, modified, reply, owner),
+            None => {
+                let _ = reply.send(Ok(None));
+            }
+        },
+        Call::FleetChanged { reply } => {
+            let _ = reply.send(fleet.and_then(|fleet| fleet.changed()));
+        }
         Call::Tell(tally) => {
             if let Some(fleet) = fleet {
                 fleet.handle(Input::Tally(tally), owner);
@@ -83,7 +92,7 @@ pub(super) fn answer(
         }
         Call::Change(request) => match (fleet, &request.wish) {
             (Some(fleet), Wish::Change(_)) => fleet.wish(request, owner),
-            (Some(_) | None, Wish::Change(_) | Wish::Withdraw(_)) => keeper.ask(request),
+            (Some(_) | None, Wish::Change(_) | Wish::Reread(_) | Wish::Withdraw(_)) => keeper.ask(request),
         },
     }
 }
@@ -104,6 +113,7 @@ pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, re
     let Request { wish, uid, reply, .. } = request;
     let change = match wish {
         Wish::Change(change) => change,
+        Wish::Reread(config) => Change::Reload(config),
         Wish::Withdraw(withdrawn) => {
             let changed = owner.set_withdrawn(withdrawn, uid);
             prepared.into_iter().for_each(Prepared::made);

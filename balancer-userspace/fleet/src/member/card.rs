@@ -7,7 +7,7 @@ use balancer_core::state::Clocks;
 use super::{Clients, Member, Output, pauses::Errand, steps::put};
 use crate::{
     cards::{self, FORMAT, Member as Card},
-    engine::{Answer, Request, Revision},
+    engine::{Answer, Condition, Request, Revision},
     keys,
     session::Purpose,
 };
@@ -73,6 +73,10 @@ impl Member {
             sweeps: self.sweeps,
             known: self.known.clone(),
             ballot: self.ballot.clone(),
+            home: self.settings.home,
+            address: self.address.clone(),
+            wall: None,
+            file_differs: self.file_differs,
         };
         let key = keys::member(&self.settings.name);
         let Some(session) = self.session.as_mut().filter(|_| self.refused.is_none()) else { return };
@@ -82,14 +86,35 @@ impl Member {
         {
             return;
         }
-        let conditions = Vec::new();
+        // Another process of this name must not be overwritten, which may have come at the same moment.
+        let condition = match (self.card.revision, session.get(&key)) {
+            (Some(revision), _) => Condition::Modified(key.clone(), revision),
+            (None, Some(entry)) => Condition::Modified(key.clone(), entry.modified),
+            (None, None) => Condition::Absent(key.clone()),
+        };
         #[cfg(not(test))]
         let leased = true;
         #[cfg(test)]
         let leased = self.mutation != Some(super::Mutation::StaysWithoutLease);
-        let put = put(&key, cards::write(&card), leased);
-        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, conditions, vec![put])));
+        let dated = Card { wall: Some(clocks.moment(clocks.now)), ..card.clone() };
+        let put = put(&key, cards::write(&dated), leased);
+        outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, vec![condition], vec![put])));
         self.card.written = Some(card);
+    }
+
+    /// Why this process may not have its name: another one has it, elsewhere.
+    pub(super) fn name_is_taken(&self) -> Option<String> {
+        let (members, settings) = (self.cards(), &self.settings);
+        let other = members.get(&settings.name).filter(|other| other.instance != settings.instance)?;
+        // What one has left behind that has ended where this one runs goes with its lease.
+        if other.home == settings.home || other.home == 0 {
+            return None;
+        }
+        let at = if other.address.is_empty() { String::new() } else { format!(" at {}", other.address) };
+        Some(format!(
+            "another balancer is {} already (instance {:016x}{at}): give this one another `fleet.member`, or end that one",
+            settings.name, other.instance
+        ))
     }
 
     /// What became of the card.

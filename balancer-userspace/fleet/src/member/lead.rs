@@ -22,10 +22,11 @@ use balancer_core::{
     state::Clocks,
 };
 
-use self::writing::{Then, Writing};
+use self::writing::{Then, Writing, bounded};
 use super::{Member, Output, pauses::Errand};
 use crate::{
     cards::{self, Epoch, Line, Member as Card, Request, StateCard, Wish},
+    documents,
     emptied::Emptied,
     engine::{Revision, Write},
     keys,
@@ -87,6 +88,10 @@ pub(super) struct Lead {
     /// Sweeps that were counted, by member.
     sweeps: BTreeMap<String, u64>,
     deadline: Option<Instant>,
+    /// Its own name.
+    name: String,
+    /// When a user last changed something.
+    changed: Instant,
     #[cfg(test)]
     mutation: Option<super::Mutation>,
 }
@@ -229,7 +234,7 @@ impl Lead {
             #[cfg(test)]
             let ready = |card: &Card| self.mutation == Some(super::Mutation::CommitsWithoutWaiting) || ready(card);
             if members.values().all(ready) {
-                let card = StateCard { lines: mem::take(&mut self.lines), ..prepared.clone() };
+                let card = StateCard { lines: bounded(mem::take(&mut self.lines)), ..prepared.clone() };
                 self.commit_card(card, Vec::new(), self.decided.clone(), true);
             }
             return Ok(());
@@ -285,27 +290,42 @@ impl Lead {
                 continue;
             }
             let done = match cards::read::<Request>(&entry.value) {
-                Ok(request) => self.grant(request, now),
+                Ok(request) => {
+                    wish(&request, session, &entry.key).and_then(|wish| self.grant(wish, request.if_generation, now))
+                }
                 Err(err) => Err(cards::Denied::Invalid(format!("the request {err}"))),
             };
             self.answers.push((entry.key.clone(), done));
         }
     }
 
-    fn grant(&mut self, request: Request, now: Instant) -> Result<String, cards::Denied> {
+    fn grant(&mut self, wish: Wish, if_generation: Option<u64>, now: Instant) -> Result<String, cards::Denied> {
         let generation = self.decided.generation();
-        if request.if_generation.is_some_and(|wanted| wanted != generation) {
+        if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(cards::Denied::Stale(generation));
         }
-        let decided = match request.wish {
+        let decided = match wish {
             Wish::Change(change) => self.decided.decide_change(change, now),
             Wish::Services(services) => self.decided.decide_services(services, now),
         };
         let (message, commands) = decided?;
+        if self.decided.generation() != generation {
+            self.changed = now;
+        }
         self.lines.push(Line { warning: false, about: None, message: message.clone() });
         self.lines.extend(lines(commands));
         Ok(message)
     }
+}
+
+/// What a request is for.
+fn wish(request: &Request, session: &Session, key: &str) -> Result<Wish, cards::Denied> {
+    if let Some(wish) = &request.wish {
+        return Ok(wish.clone());
+    }
+    let packed = session.get(&keys::part(key));
+    let packed = packed.ok_or_else(|| cards::Denied::Conflict("a part of the request is not there".to_owned()))?;
+    documents::unpack(&packed.value, "the request").map_err(cards::Denied::Invalid)
 }
 
 /// Answers whose askers have gone.

@@ -17,6 +17,7 @@ mod pauses;
 mod steps;
 mod tallies;
 mod telling;
+mod time;
 mod wishes;
 
 use std::{
@@ -44,6 +45,7 @@ use card::OwnCard;
 use lead::Leading;
 use pauses::Pauses;
 use telling::{Batch, Preparing};
+use time::{Heard, Skews};
 use wishes::Wishes;
 
 /// What a member is.
@@ -69,6 +71,8 @@ pub struct Settings {
     pub share_clients: bool,
     /// How long the engine keeps what is leased to a member that it does not hear of.
     pub lease: Duration,
+    /// Where its process runs: a process that starts in the same place takes the place of one that has ended there.
+    pub home: u64,
 }
 
 /// Something that happened.
@@ -100,6 +104,8 @@ pub enum Input {
     Swept(Vec<(BackendId, u64)>),
     /// What it says of itself: `ready`, `degraded`, `not_ready`, `withdrawn`.
     Readiness(String),
+    /// Whether its configuration file says other services than the fleet's last one.
+    FileDiffers(bool),
     /// A user wants something.
     Wish {
         /// To tell answers apart.
@@ -130,8 +136,12 @@ pub enum Output {
         epoch: Epoch,
         /// What it says, as of when.
         state: Box<SavedState>,
-        /// As of when.
+        /// As of when, on the clock of the member that decided.
         at: Moment,
+        /// How long ago that is.
+        age: Duration,
+        /// How long ago a user has changed something, if that is known.
+        changed: Option<Duration>,
         /// What happened.
         lines: Vec<Line>,
     },
@@ -233,6 +243,9 @@ pub struct Member {
     key: Option<HashKey>,
     /// The epoch that it applies, and its state.
     applied: Option<(Epoch, SavedState, Moment)>,
+    /// When it heard of the epoch that holds.
+    heard: Option<Heard>,
+    skews: Skews,
     /// Which backends could not keep their clients, by the epoch that holds, as last heard.
     emptied: Arc<Emptied>,
     /// The epoch that it is being brought to, and its state.
@@ -271,12 +284,18 @@ pub struct Member {
     sweeps: u64,
     known: Vec<(BackendId, u64)>,
     readiness: String,
+    /// Its address, as the engine sees it.
+    address: String,
+    /// Whether its configuration file says other services than the fleet's last one.
+    file_differs: bool,
     /// What it has counted, as told last.
     tally: Option<Vec<u8>>,
     /// Whether the store was asked to take it, and has not said no.
     tally_is_told: bool,
     wishes: Wishes,
     leading: Leading,
+    /// Why the engine does not write what it decides.
+    lead_denial: Option<String>,
     /// Lineages that it has begun: each has another name, as the store may have been lost right after.
     founded: u64,
     #[cfg(test)]
@@ -329,6 +348,8 @@ impl Member {
             refused: None,
             key: None,
             applied: held,
+            heard: None,
+            skews: Skews::default(),
             emptied: Arc::default(),
             applying: None,
             incoming: None,
@@ -353,10 +374,13 @@ impl Member {
             sweeps: 0,
             known: Vec::new(),
             readiness: "not_ready".to_owned(),
+            address: String::new(),
+            file_differs: false,
             tally: None,
             tally_is_told: false,
             wishes: Wishes::default(),
             leading: Leading::No,
+            lead_denial: None,
             founded: 0,
             #[cfg(test)]
             mutation: None,
@@ -397,6 +421,7 @@ impl Member {
                 self.known = known;
             }
             Input::Readiness(readiness) => self.readiness = readiness,
+            Input::FileDiffers(differs) => self.file_differs = differs,
             Input::Wish { id, wish, if_generation } => {
                 self.wish(id, wish, if_generation, clocks.now, &mut outputs);
             }
@@ -406,6 +431,11 @@ impl Member {
         }
         self.step(clocks, &mut outputs);
         outputs
+    }
+
+    /// Takes note of its address, as the engine sees it.
+    pub fn note_address(&mut self, address: String) {
+        self.address = address;
     }
 
     /// When to send [`Input::Tick`] at the latest.
@@ -493,7 +523,20 @@ impl Member {
     pub fn troubles(&self) -> Vec<String> {
         let failed = self.failed.as_ref().map(|(epoch, why)| format!("epoch {} is not applied: {why}", epoch.number));
         let others = self.others.iter().map(|name| others::steers_otherwise(name));
-        self.refused.iter().cloned().chain(failed).chain(others).collect()
+        let files = self.cards();
+        let files = files.iter().filter(|(_, card)| card.file_differs).map(|(name, _)| {
+            format!("the configuration file of {name} says other services than the fleet's last one; the fleet's hold")
+        });
+        let denied = self.lead_denial.iter().map(|why| format!("what it decides for the fleet is not written: {why}"));
+        self.refused
+            .iter()
+            .cloned()
+            .chain(denied)
+            .chain(failed)
+            .chain(others)
+            .chain(self.clock_troubles())
+            .chain(files)
+            .collect()
     }
 
     /// The members' cards, by name, as last heard.

@@ -1,8 +1,14 @@
 //! What every member does.
 
-use std::{mem, sync::Arc, time::Instant};
+use std::{
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use balancer_common::client_table::BUCKET_ENTRIES;
 use balancer_core::state::{Clocks, Moment, SavedState};
+use balancer_model::words::grouped;
 
 use super::{Clients, Member, Output, Told, card::OwnCard, dumps::without_dump, lead::Leading, pauses::Errand};
 use crate::{
@@ -12,14 +18,26 @@ use crate::{
     session::{Purpose, Session},
 };
 
+/// How many clients a table of so many buckets has room for.
+fn clients(buckets: u32) -> u64 {
+    u64::from(buckets) * BUCKET_ENTRIES as u64
+}
+
 /// Records that wait for their epoch at most: some 100 MB.
 const MOST_EARLY: usize = if cfg!(test) { 500 } else { 4 << 20 };
 
 impl Member {
     pub(super) fn hear(&mut self, news: News, clocks: Clocks, outputs: &mut Vec<Output>) {
         match news {
-            News::Joined { revision, entries } => self.join(Session::new(revision, entries), clocks.now, outputs),
-            News::Changed { revision, put, deleted } => self.change(revision, put, &deleted, outputs),
+            News::Joined { revision, entries } => {
+                self.join(Session::new(revision, entries), clocks.now, outputs);
+                self.note_epoch(false, clocks);
+            }
+            News::Changed { revision, put, deleted } => {
+                self.note_time(&put, clocks);
+                self.change(revision, put, &deleted, outputs);
+                self.note_epoch(true, clocks);
+            }
             News::Answered(ticket, answer) => {
                 let answered = self.session.as_mut().and_then(|session| session.answered(ticket, answer));
                 if let Some((purpose, answer)) = answered {
@@ -72,6 +90,7 @@ impl Member {
         self.dumping.clear();
         self.dumps.clear();
         self.card = OwnCard::default();
+        self.lead_denial = None;
         self.pauses.clear();
         self.leading = Leading::No;
     }
@@ -151,6 +170,9 @@ impl Member {
             // Perhaps nothing of this member is written any more.
             self.card.probe();
         }
+        if let (Purpose::Lead, Answer::Denied(why)) = (&purpose, &answer) {
+            self.lead_is_denied(why, outputs);
+        }
         let is_made = matches!(answer, Answer::Made(_));
         match (purpose, answer) {
             (Purpose::Records(number), _) => self.batch_answered(number, is_made, now),
@@ -165,6 +187,7 @@ impl Member {
             }
             (Purpose::Lead, Answer::Made(revision)) => {
                 self.pauses.succeeded(Errand::Lead);
+                self.lead_denial = None;
                 self.leading.has_written(revision);
             }
             (Purpose::Barrier, Answer::Denied(_) | Answer::Unknown(_))
@@ -198,6 +221,15 @@ impl Member {
         }
     }
 
+    /// The engine does not write what was decided: its own card may be written all the same.
+    fn lead_is_denied(&mut self, why: &str, outputs: &mut Vec<Output>) {
+        if self.lead_denial.as_deref() != Some(why) {
+            let message = format!("what this balancer decides for the fleet is not written: {why}");
+            outputs.push(Output::Log { warning: true, message });
+        }
+        self.lead_denial = Some(why.to_owned());
+    }
+
     /// Does what follows from all that is known.
     pub(super) fn step(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         if self.session.is_none() {
@@ -205,7 +237,7 @@ impl Member {
         }
         self.see_to_denial(clocks.now, outputs);
         if self.has_in_common(clocks.now, outputs) {
-            self.apply(outputs);
+            self.apply(clocks, outputs);
             self.import(outputs);
             self.tell(clocks.now, outputs);
             self.put_batches(clocks.now, outputs);
@@ -213,8 +245,9 @@ impl Member {
             self.dump(clocks.now, outputs);
             self.put_dumps(outputs);
             self.lead(clocks, outputs);
-            self.is_in_step_now(clocks.now, outputs);
+            self.is_in_step_now(clocks, outputs);
             self.compare(outputs);
+            self.compare_clocks(outputs);
         }
         self.answer_wishes(clocks.now, outputs);
         self.write_card(clocks, outputs);
@@ -222,6 +255,7 @@ impl Member {
 
     /// Whether this member and the fleet have in common what they must; the first member says what that is.
     fn has_in_common(&mut self, now: Instant, outputs: &mut Vec<Output>) -> bool {
+        let taken = self.name_is_taken();
         let Some(session) = &mut self.session else { return false };
         let settings = &self.settings;
         let common = match session.common().cloned() {
@@ -244,9 +278,12 @@ impl Member {
         };
         let why_not = match common {
             Err(err) => Some(format!("{} in the store {err}", keys::FLEET)),
+            Ok(_) if taken.is_some() => taken,
             Ok(common) if common.buckets != settings.buckets => Some(format!(
-                "the fleet's client tables have {} buckets, this one's has {}: set client_table.capacity to the fleet's",
-                common.buckets, settings.buckets
+                "the fleet's client tables have room for {} clients, this one's for {}: set client_table.capacity to {}",
+                grouped(clients(common.buckets)),
+                grouped(clients(settings.buckets)),
+                clients(common.buckets)
             )),
             Ok(common) if settings.key_is_configured && common.key != settings.key => {
                 Some("the fleet has another hash key: set hash.key to the fleet's, or leave it out".to_owned())
@@ -271,7 +308,7 @@ impl Member {
     }
 
     /// Brings itself to the epoch that holds.
-    fn apply(&mut self, outputs: &mut Vec<Output>) {
+    fn apply(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         let Some(card) = session.epoch() else { return };
         let card = match card {
@@ -295,7 +332,9 @@ impl Member {
             Some(Err(why)) => self.cannot_apply(epoch, why, outputs),
             Some(Ok(state)) => {
                 let lines = card.lines.clone();
-                self.follow((epoch, state, at), lines, outputs);
+                let as_of = self.as_of(epoch, at, &card.by, clocks);
+                let changed = card.changed.map(|changed| at.0.saturating_sub(changed.0));
+                self.follow((epoch, state, at), (as_of, changed, lines), clocks, outputs);
             }
         }
     }
@@ -330,30 +369,40 @@ impl Member {
 
     /// Whether it has the epoch that holds and everybody's clients. Once it has, it stays in step while the session
     /// lasts: it is told everything that comes.
-    fn is_in_step_now(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+    fn is_in_step_now(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         let holds = session.holding();
         if holds.is_some() && holds == self.epoch() && self.clients == Clients::Known {
             self.in_step = true;
             self.been_in_step = true;
         }
-        if self.in_step && self.alone && self.card.since().is_some_and(|since| since + Self::HOLDS <= now) {
+        if self.in_step && self.alone && self.card.since().is_some_and(|since| since + Self::HOLDS <= clocks.now) {
             self.alone = false;
             outputs.push(Output::Alone(false));
-            self.follow_again(outputs);
+            self.follow_again(clocks, outputs);
         }
     }
 
     /// What it has decided for itself while it was alone is forgotten.
-    fn follow_again(&mut self, outputs: &mut Vec<Output>) {
+    fn follow_again(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let (Some(applied), None) = (self.applied.clone(), self.applying) else { return };
-        self.follow(applied, Vec::new(), outputs);
+        let by = self.session.as_ref().and_then(|session| session.epoch()?.as_ref().ok()).map(|card| card.by.clone());
+        let as_of = self.as_of(applied.0, applied.2, &by.unwrap_or_default(), clocks);
+        self.follow(applied, (as_of, None, Vec::new()), clocks, outputs);
     }
 
-    fn follow(&mut self, (epoch, state, at): (Epoch, SavedState, Moment), lines: Vec<Line>, outputs: &mut Vec<Output>) {
+    fn follow(
+        &mut self,
+        (epoch, state, at): (Epoch, SavedState, Moment),
+        (as_of, changed, lines): (Clocks, Option<Duration>, Vec<Line>),
+        clocks: Clocks,
+        outputs: &mut Vec<Output>,
+    ) {
         self.applying = Some(epoch);
         self.incoming = Some((epoch, state.clone(), at));
-        outputs.push(Output::Follow { epoch, state: Box::new(state), at, lines });
+        let age = clocks.now.saturating_duration_since(as_of.now);
+        let changed = changed.map(|ago| age + ago);
+        outputs.push(Output::Follow { epoch, state: Box::new(state), at, age, changed, lines });
     }
 }
 

@@ -7,14 +7,19 @@ use std::{
 };
 
 use balancer_core::io::Refused;
+use balancer_model::words::grouped;
 
 use super::{Done, Member, Output, pauses::Errand, steps::put};
 use crate::{
     cards::{self, Answer, Epoch, FORMAT, Member as Card, Request, Wish},
-    engine::{self, Condition, Request as Ask, Ticket, Write},
+    documents,
+    engine::{self, Condition, LONGEST_VALUE, Request as Ask, Ticket, Write},
     keys,
     session::{Purpose, Session},
 };
+
+/// A request that is larger is packed, in bytes. Members of versions that cannot read that are not asked for so much.
+const LARGE: usize = 256 << 10;
 
 /// How long the leader has.
 const PATIENCE: Duration = Duration::from_secs(7);
@@ -28,6 +33,8 @@ const ANSWER_STAYS: Duration = Duration::from_secs(30);
 struct Waiting {
     key: String,
     request: Vec<u8>,
+    /// What does not fit into the request.
+    part: Option<Vec<u8>>,
     until: Instant,
     /// Whether it was asked for more than once.
     repeated: bool,
@@ -41,7 +48,9 @@ impl Waiting {
     /// is there, it is refused.
     fn ask(&self, id: u64, session: &mut Session, last: &mut Ticket) -> Ask {
         let absent = vec![Condition::Absent(self.key.clone()), Condition::Absent(keys::answer(&self.key))];
-        session.ask(last, Purpose::Wish(id), absent, vec![put(&self.key, self.request.clone(), true)])
+        let part = self.part.as_ref().map(|part| put(&keys::part(&self.key), part.clone(), true));
+        let writes = part.into_iter().chain([put(&self.key, self.request.clone(), true)]).collect();
+        session.ask(last, Purpose::Wish(id), absent, writes)
     }
 }
 
@@ -90,8 +99,11 @@ impl Member {
         };
         self.wishes.last += 1;
         let key = keys::request(&asker, self.wishes.last);
-        let request = cards::write(&Request { format: FORMAT, wish, if_generation });
-        let waiting = Waiting { key, request, until: now + PATIENCE, repeated: false, lost: None, granted: None };
+        let (request, part) = match written(wish, if_generation) {
+            Ok(written) => written,
+            Err(why) => return outputs.push(refuse(why)),
+        };
+        let waiting = Waiting { key, request, part, until: now + PATIENCE, repeated: false, lost: None, granted: None };
         outputs.push(Output::Ask(waiting.ask(id, session, &mut self.last_ticket)));
         self.wishes.waiting.insert(id, waiting);
     }
@@ -182,7 +194,8 @@ impl Member {
             self.pauses.succeeded(Errand::Wish(id));
             if let Some(waiting) = self.wishes.waiting.remove(&id) {
                 let answer = keys::answer(&waiting.key);
-                let mut deletes = vec![Write::Delete(waiting.key)];
+                let part = waiting.part.as_ref().map(|_| Write::Delete(keys::part(&waiting.key)));
+                let mut deletes: Vec<Write> = part.into_iter().chain([Write::Delete(waiting.key)]).collect();
                 if waiting.repeated {
                     self.wishes.staying.push_back((answer, now + ANSWER_STAYS));
                 } else {
@@ -193,6 +206,24 @@ impl Member {
             outputs.push(Output::Answer { id, result });
         }
     }
+}
+
+/// A request as it is stored, and what of it is too large for that.
+fn written(wish: Wish, if_generation: Option<u64>) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
+    let request = cards::write(&Request { format: FORMAT, wish: Some(wish.clone()), if_generation });
+    if request.len() <= LARGE {
+        return Ok((request, None));
+    }
+    let packed = documents::pack(&wish, "the change")?;
+    if packed.len() > LONGEST_VALUE {
+        return Err(format!(
+            "nothing was changed: the change takes {} bytes, packed, and the fleet's engine takes {} at once: make it in \
+             several steps",
+            grouped(packed.len() as u64),
+            grouped(LONGEST_VALUE as u64)
+        ));
+    }
+    Ok((cards::write(&Request { format: FORMAT, wish: None, if_generation }), Some(packed)))
 }
 
 fn done(message: String, wanted: Epoch, members: &BTreeMap<String, Card>) -> Done {

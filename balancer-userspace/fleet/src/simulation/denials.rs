@@ -65,7 +65,9 @@ fn when_the_store_takes_no_writes_then_members_act_on_what_they_see_and_ask_seld
         // What was known of before is told: 25 new clients a second at each member.
         let busiest = (0..20)
             .map(|second| {
-                (0..75).for_each(|client| drop(world.packet_at(client as usize % 3, 1000 + second * 75 + client)));
+                (0..75).for_each(|client| {
+                    let _ = world.packet_at(client as usize % 3, 1000 + second * 75 + client);
+                });
                 busiest_second(&mut world, 1)
             })
             .max()

@@ -2,13 +2,16 @@
 //!
 //! A hundred thousand of them: `cargo xtask soak`. One alone, by its seed: `FLEET_FIRST_SEED=… FLEET_SEEDS=1`.
 
+mod clocks;
 mod denials;
 mod directed;
 mod flaps;
 mod node;
 mod plane;
+mod sizes;
 mod store;
 mod story;
+mod twins;
 mod upgrades;
 mod vandals;
 mod world;

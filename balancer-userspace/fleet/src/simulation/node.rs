@@ -41,7 +41,7 @@ pub(crate) struct Node {
     sharing: Sharing,
     /// When its clock began; clocks of members differ.
     begin: Instant,
-    skew: Duration,
+    pub(crate) skew: Duration,
     checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
     watched: HashSet<IpAddr>,
     ballot: Ballot,
@@ -67,7 +67,7 @@ fn hop() -> NextHop {
 impl Node {
     /// `before`: what another process of this member has left behind.
     pub(crate) fn start(
-        index: usize,
+        (index, name): (usize, usize),
         instance: u64,
         config: Config,
         begin: Instant,
@@ -77,7 +77,7 @@ impl Node {
     ) -> Self {
         let (plane, held) = before.map_or_else(|| (Plane::new(), None), |(plane, held)| (plane, held));
         let settings = Settings {
-            name: format!("lb{index}"),
+            name: format!("lb{name}"),
             instance,
             version: "1".to_owned(),
             steering: 1 + u32::from(plane.is_another_version()),
@@ -87,6 +87,7 @@ impl Node {
             key_is_configured: true,
             share_clients: true,
             lease: Duration::from_secs(5),
+            home: 1 + index as u64,
         };
         let skew = Duration::from_secs(7 * index as u64);
         let mut this = Self {
@@ -166,9 +167,11 @@ impl Node {
         match output {
             Output::Ask(request) => store.ask(self.index, request, now, rng),
             Output::Key(key) => assert_eq!(key, fixture::KEY),
-            Output::Follow { epoch, state, at, lines } => {
+            Output::Follow { epoch, state, at, age, lines, .. } => {
                 self.log.extend(lines.into_iter().map(|line| line.message));
-                let result = self.controller.follow(*state, self.as_of(at, now));
+                let now = self.clocks(now).now;
+                let as_of = Clocks { now: now - age, wall: SystemTime::UNIX_EPOCH + at.0 };
+                let result = self.controller.follow(*state, as_of);
                 let result = result.map(|commands| {
                     self.carry_out(commands);
                     self.ballot = self.ballot_now();

@@ -7,6 +7,9 @@ use crate::{
     keys,
 };
 
+/// The largest transaction, in bytes.
+const LARGEST: usize = 3 << 19;
+
 /// Milliseconds since the beginning of the world.
 pub(crate) type Time = u64;
 
@@ -198,6 +201,10 @@ impl Store {
         let Request::Transaction { writes, .. } = request else { return None };
         if self.lines[member].may_not_write {
             return Some("permission denied");
+        }
+        let size = |write: &Write| if let Write::Put { key, value, .. } = write { key.len() + value.len() } else { 0 };
+        if writes.iter().map(size).sum::<usize>() > LARGEST {
+            return Some("request is too large");
         }
         (self.full && writes.iter().any(|write| matches!(write, Write::Put { .. })))
             .then_some("database space exceeded")

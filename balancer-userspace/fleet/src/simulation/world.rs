@@ -59,6 +59,8 @@ pub(crate) struct World {
     wishes: HashMap<u64, (usize, Time)>,
     last_wish: u64,
     instances: u64,
+    /// Members that are called as others are.
+    pub(crate) names: HashMap<usize, usize>,
     mutation: Option<Mutation>,
     pub(crate) skewed: u64,
     pub(crate) moved: u64,
@@ -125,6 +127,7 @@ impl World {
             wishes: HashMap::new(),
             last_wish: 0,
             instances: 0,
+            names: HashMap::new(),
             mutation,
             skewed: 0,
             moved: 0,
@@ -148,7 +151,16 @@ impl World {
         self.instances += 1;
         let before = self.left[index].take();
         self.note(format!("lb{index} starts, {} what was before", if before.is_some() { "with" } else { "without" }));
-        let node = Node::start(index, self.instances, self.config.clone(), self.begin, self.now, before, self.mutation);
+        let name = self.names.get(&index).copied().unwrap_or(index);
+        let node = Node::start(
+            (index, name),
+            self.instances,
+            self.config.clone(),
+            self.begin,
+            self.now,
+            before,
+            self.mutation,
+        );
         self.nodes[index] = Some(node);
     }
 
@@ -388,6 +400,15 @@ impl World {
         self.note(format!("wish {id} at lb{index}: {change:?}"));
         self.wishes.insert(id, (index, self.now));
         self.tell(index, Input::Wish { id, wish: Wish::Change(change), if_generation: None });
+    }
+
+    /// A user wants these services.
+    pub(crate) fn apply(&mut self, index: usize, services: Vec<ServiceConfig>) {
+        self.last_wish += 1;
+        let id = self.last_wish;
+        self.note(format!("wish {id} at lb{index}: {} services", services.len()));
+        self.wishes.insert(id, (index, self.now));
+        self.tell(index, Input::Wish { id, wish: Wish::Services(services), if_generation: None });
     }
 
     /// Something goes wrong, or right again.

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod changes;
+mod denials;
 mod engine;
+mod files;
 mod many_clients;
 mod members;
 mod modes;
@@ -46,11 +48,13 @@ struct Plan {
     lease: &'static str,
     /// Whether `web` takes datagrams as well.
     datagrams: bool,
+    /// More arguments of etcd.
+    etcd: Vec<String>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { forwarding: Forwarding::Dsr, members: 3, lease: "2s", datagrams: false }
+        Self { forwarding: Forwarding::Dsr, members: 3, lease: "2s", datagrams: false, etcd: Vec::new() }
     }
 }
 
@@ -83,7 +87,9 @@ impl Fleet {
             ENGINES.map(|host| topology.add_host(&format!("etcd{host}"), host).unwrap()).into();
         let places: Vec<(&Namespace, IpAddr)> =
             engines.iter().zip(ENGINES.map(|host| Topology::host_address(Family::V4, host))).collect();
-        let options = Options { tls: true, arguments: vec!["--unsafe-no-fsync".to_owned()] };
+        let mut arguments = plan.etcd.clone();
+        arguments.push("--unsafe-no-fsync".to_owned());
+        let options = Options { tls: true, arguments };
         let etcd = EtcdCluster::start(&places, &options).unwrap();
         let mut settings = Settings::new(&topology, forwarding, BACKENDS - 1);
         settings.families = Family::BOTH.to_vec();
@@ -146,13 +152,18 @@ impl Fleet {
     }
 
     fn start(&self, number: usize) -> Controller {
+        self.start_as(number, number + 1)
+    }
+
+    /// Starts the balancer of a host as the member of this number.
+    fn start_as(&self, number: usize, member: usize) -> Controller {
         let files = self.files.path().join(format!("lb{}", number + 1));
         fs::create_dir_all(&files).unwrap();
         let certificates = self.etcd.certificates().unwrap();
         let fleet = format!(
             "[fleet]\nname = \"site1\"\nmember = \"lb{}\"\nendpoints = {:?}\nlease = {:?}\n\
              ca = {:?}\ncert = {:?}\nkey = {:?}\n",
-            number + 1,
+            member,
             self.etcd.endpoints(),
             self.plan.lease,
             certificates.ca,

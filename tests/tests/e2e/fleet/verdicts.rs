@@ -113,6 +113,14 @@ fn a_backend_that_two_of_three_cannot_reach_loses_its_clients_once() {
     fleet.wait_for("web2", "down");
     // The third one, which sees it up, does as the others.
     wait("lb3 does not differ", || fleet.differs(2, &["web/web2", "web6/web2"]));
+    // So does lb3 itself see it: it alone is in the minority.
+    wait("lb3 shows others that differ", || {
+        let differing = |member: &&balancer_api::model::FleetMember| !member.votes_differ.is_empty();
+        let shown = fleet.shown(2).members;
+        shown.iter().filter(differing).map(|member| member.name.as_str()).collect::<Vec<_>>() == ["lb3"]
+    });
+    let votes = "balancer_fleet_votes_differ{service=\"web\",backend=\"web2\"} 1";
+    (0..3).for_each(|number| wait("a member counts other votes", || fleet.metrics(number).contains(votes)));
     let leaving = homes.iter().flatten().filter(|home| *home == "web2").count();
     let heard = [0, 1].map(|member| fleet.taken_over(member));
     fleet.route(&[2]);

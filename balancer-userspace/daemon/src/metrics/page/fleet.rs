@@ -36,7 +36,7 @@ fn line(fleet: &FleetSnapshot) -> String {
 }
 
 fn member(fleet: &FleetSnapshot, member: &FleetMember) -> Markup {
-    let FleetMember { name, version: _, ready, epoch, lag_seconds, votes_differ } = member;
+    let FleetMember { name, ready, epoch, lag_seconds, votes_differ, .. } = member;
     html! {
         tr {
             th scope="row" { (name) @if fleet.leader.as_ref() == Some(name) { " (leads)" } }

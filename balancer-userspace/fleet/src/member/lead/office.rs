@@ -90,19 +90,24 @@ impl Member {
     fn new_lead(&self, session: &Session, fence: Revision, clocks: Clocks) -> Result<Option<Lead>, String> {
         let (config, key) = (self.settings.config.clone(), self.key.unwrap_or(self.settings.key));
         // As it was written: what has become due since is decided with the first step, and written.
-        let from =
-            |state: SavedState, at: Moment| Controller::decider_from(config.clone(), key, state, clocks.as_of(at));
+        let from = |state: SavedState, epoch: Epoch, at: Moment, by: &str| {
+            Controller::decider_from(config.clone(), key, state, self.as_of(epoch, at, by, clocks))
+        };
+        let mut changed = clocks.now;
         let (controller, epoch, document, emptied, lineage) = match session.epoch() {
             Some(card) => {
                 let card = card.as_ref().map_err(|err| format!("{} in the store {err}", keys::EPOCH))?;
                 let Some(state) = session.state(card) else { return Ok(None) };
                 let written = session.get(keys::EPOCH).map(|entry| entry.modified).unwrap_or_default();
                 let (epoch, document) = (Some((card.epoch, written)), Some(card.document));
-                (from(state?, card.at)?, epoch, document, card.emptied.clone(), card.epoch.lineage)
+                let as_of = self.as_of(card.epoch, card.at, &card.by, clocks);
+                changed = card.changed.map_or(as_of.now, |changed| as_of.instant(changed));
+                let controller = from(state?, card.epoch, card.at, &card.by)?;
+                (controller, epoch, document, card.emptied.clone(), card.epoch.lineage)
             }
             None => {
                 let controller = match &self.applied {
-                    Some((_, state, at)) => from(state.clone(), *at)?,
+                    Some((epoch, state, at)) => from(state.clone(), *epoch, *at, "")?,
                     None => Controller::decider(config, key, clocks.now),
                 };
                 // Far from those that another process would begin.
@@ -138,6 +143,8 @@ impl Member {
             since_all: epoch.map_or(0, |(epoch, _)| epoch.number),
             sweeps: BTreeMap::new(),
             deadline: None,
+            name: self.settings.name.clone(),
+            changed,
             #[cfg(test)]
             mutation: self.mutation,
         }))

@@ -12,6 +12,7 @@ use balancer_core::{
     service::{Backend, Service},
     state::Clocks,
 };
+use balancer_model::words::grouped;
 
 use super::{Lead, keeping, lines};
 use crate::{
@@ -43,6 +44,9 @@ type Transaction = (Vec<Condition>, Vec<Write>);
 /// Bytes of documents in a transaction.
 const LARGE: usize = LONGEST_VALUE / 2 + 1;
 
+/// The most that an epoch says of what happened, in bytes.
+const TOLD: usize = 128 << 10;
+
 /// Documents deleted in a transaction.
 const MOST_GARBAGE: usize = 8;
 
@@ -55,7 +59,7 @@ impl Lead {
 
     /// Writes a controller's state as the epoch that holds.
     pub(super) fn commit(&mut self, controller: Controller, is_decided: bool, clocks: Clocks) -> Result<(), String> {
-        let lines = mem::take(&mut self.lines);
+        let lines = bounded(mem::take(&mut self.lines));
         let (card, parts) = self.state_card(&controller, lines, clocks)?;
         self.commit_card(card, parts, controller, is_decided);
         Ok(())
@@ -102,6 +106,8 @@ impl Lead {
             epoch,
             at: clocks.moment(clocks.now),
             document: self.document,
+            by: self.name.clone(),
+            changed: Some(clocks.moment(self.changed)),
             parts: parts.len(),
             emptied: self.emptied_by(controller, epoch),
             lines,
@@ -196,6 +202,26 @@ impl Lead {
             }
         }
     }
+}
+
+/// Lines that fit on an epoch's card: a change of thousands of backends has as many.
+pub(super) fn bounded(mut lines: Vec<Line>) -> Vec<Line> {
+    let mut total = 0;
+    let mut fits = |line: &Line| {
+        total += line.message.len() + 100;
+        total <= TOLD
+    };
+    let fitting = lines.iter().take_while(|line| fits(line)).count();
+    let left_out = lines.split_off(fitting);
+    if !left_out.is_empty() {
+        let warning = left_out.iter().any(|line| line.warning);
+        lines.push(Line {
+            warning,
+            about: None,
+            message: format!("and {} more of that kind", grouped(left_out.len() as u64)),
+        });
+    }
+    lines
 }
 
 /// Where backends are reached and checked.

@@ -137,6 +137,7 @@ impl Light {
             key_is_configured: true,
             share_clients: true,
             lease: Duration::from_secs(5),
+            home: number as u64 + 1,
         };
         Self {
             number,

@@ -50,7 +50,13 @@ pub(super) fn clients(
     for round in 0..rounds {
         let remember = format!("remember = \"{}\"", REMEMBER[(usize::from(round) + 1) % 2]);
         let text = site.text.replace(&format!("remember = \"{}\"", REMEMBER[0]), &remember);
-        let configuration = ApplyConfiguration { file: "balancer.toml".to_owned(), text, dry_run: false };
+        let configuration = ApplyConfiguration {
+            file: "balancer.toml".to_owned(),
+            text,
+            dry_run: false,
+            age_seconds: None,
+            force: false,
+        };
         let (took, waited) = meanwhile(&api, || timed(|| runtime.block_on(api.apply(&configuration))))?;
         changes.push(took);
         waits.push(waited);

@@ -167,7 +167,13 @@ impl Site {
             weight.push(timed(|| runtime.block_on(api.set_weight(&self.last, 50 + round)))?);
             let changed = self.text.replacen("weight = 100", &format!("weight = {}", 200 + round), 1);
             let apply = |text: String| {
-                let configuration = ApplyConfiguration { file: "balancer.toml".to_owned(), text, dry_run: false };
+                let configuration = ApplyConfiguration {
+                    file: "balancer.toml".to_owned(),
+                    text,
+                    dry_run: false,
+                    age_seconds: None,
+                    force: false,
+                };
                 timed(|| runtime.block_on(api.apply(&configuration)))
             };
             applied.push(apply(changed.clone())?);

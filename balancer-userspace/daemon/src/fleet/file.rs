@@ -1,0 +1,148 @@
+//! The member's own configuration file beside what the fleet's last one said of services.
+
+use std::time::{Duration, SystemTime};
+
+use balancer_api::model::Changed;
+use balancer_core::io::{Change, Refused};
+use balancer_dataplane::KernelDataplane;
+use balancer_fleet::cards::Epoch;
+use balancer_model::{config::Config, validate::Valid};
+use tokio::sync::oneshot;
+
+use super::Fleet;
+use crate::{
+    call::{Request, Wish},
+    clocks::wall,
+    owner::Owner,
+};
+
+/// See the [module](self).
+pub(super) struct OwnFile {
+    /// What it says of services, as it was last read.
+    services: Valid,
+    /// The epoch whose file it was compared with.
+    compared: Option<Epoch>,
+    differs: bool,
+    /// When a user last changed something in the fleet, on the clock of this machine.
+    changed: Option<SystemTime>,
+}
+
+impl OwnFile {
+    pub(super) const fn new(services: Valid) -> Self {
+        Self { services, compared: None, differs: false, changed: None }
+    }
+
+    /// Whether it says something else than the fleet's.
+    pub(super) const fn differs(&self) -> bool {
+        self.differs
+    }
+
+    /// A user has changed something so long ago.
+    pub(super) fn fleet_has_changed(&mut self, ago: Option<Duration>) {
+        let changed = ago.and_then(|ago| wall().checked_sub(ago));
+        self.changed = self.changed.max(changed);
+    }
+
+    /// Takes note of what it says now; says whether that is newer than what the fleet has.
+    fn read(&mut self, services: Valid, modified: Option<SystemTime>) -> bool {
+        // A file that was copied back is no news, however late.
+        let is_edited = services != self.services;
+        self.services = services;
+        self.compared = None;
+        is_edited && is_newer(modified, self.changed)
+    }
+}
+
+fn is_newer(modified: Option<SystemTime>, changed: Option<SystemTime>) -> bool {
+    modified.zip(changed).is_none_or(|(modified, changed)| modified > changed)
+}
+
+impl Fleet {
+    /// When a user last changed something in the fleet, on the clock of this machine.
+    pub(crate) const fn changed(&self) -> Option<SystemTime> {
+        self.file.changed
+    }
+
+    /// The file was read again. What it says of services becomes the fleet's, if it is newer.
+    pub(crate) fn file_was_read(
+        &mut self,
+        config: Box<Config>,
+        modified: Option<SystemTime>,
+        reply: oneshot::Sender<Result<Option<Changed>, Refused>>,
+        owner: &mut Owner<KernelDataplane>,
+    ) {
+        let is_newer = self.file.read(config.services.clone(), modified);
+        if !is_newer || *owner.controller().file() == config.services {
+            // A caller that has gone away does not want its answer.
+            let _ = reply.send(Ok(None));
+            return;
+        }
+        let (asked, answer) = oneshot::channel();
+        let wish = Wish::Change(Change::Reload(config));
+        self.wish(Request { wish, uid: None, if_generation: None, reply: asked }, owner);
+        tokio::spawn(async {
+            if let Ok(answer) = answer.await {
+                let _ = reply.send(answer.map(Some));
+            }
+        });
+    }
+
+    /// Whether the file has begun to say something else than the fleet's, or does no longer.
+    pub(super) fn compare_file(&mut self, owner: &Owner<KernelDataplane>) -> Option<bool> {
+        let epoch = self.member.epoch().filter(|_| self.member.is_in_step())?;
+        let was_read = self.file.compared.is_none();
+        if self.file.compared.replace(epoch) == Some(epoch) {
+            return None;
+        }
+        let differs = *owner.controller().file() != self.file.services;
+        if differs && (was_read || !self.file.differs) {
+            owner.events().warn(
+                "the configuration file says other services than the fleet's last one: the fleet's hold; `balancer apply` \
+                 makes the file's the fleet's",
+            );
+        }
+        (std::mem::replace(&mut self.file.differs, differs) != differs).then_some(differs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_model::file;
+
+    use super::*;
+
+    fn services(weight: u16) -> Valid {
+        let text = format!(
+            "interfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"dsr\"\n\
+             [[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\nweight = {weight}\n"
+        );
+        file::parse("test.toml".as_ref(), text.as_bytes()).unwrap().0.services
+    }
+
+    #[test]
+    fn when_a_file_is_read_again_then_only_one_that_was_edited_since_the_fleets_last_change_is_newer() {
+        let second = Duration::from_secs(1);
+        for (said, modified_before_change, newer) in
+            [(1, None, false), (1, Some(false), false), (2, Some(true), false), (2, Some(false), true), (2, None, true)]
+        {
+            let mut file = OwnFile::new(services(1));
+            file.fleet_has_changed(Some(second * 60));
+            let changed = file.changed.unwrap();
+            let modified =
+                modified_before_change.map(|before| if before { changed - second } else { changed + second });
+            assert_eq!(file.read(services(said), modified), newer, "{said} {modified_before_change:?}");
+            assert!(!file.read(services(said), Some(changed + second)), "it was read already");
+        }
+    }
+
+    #[test]
+    fn when_several_changes_are_heard_of_then_the_latest_counts() {
+        let mut file = OwnFile::new(services(1));
+        file.fleet_has_changed(None);
+        assert_eq!(file.changed, None);
+        file.fleet_has_changed(Some(Duration::from_secs(10)));
+        let latest = file.changed;
+        file.fleet_has_changed(Some(Duration::from_secs(100)));
+        assert_eq!(file.changed, latest);
+    }
+}

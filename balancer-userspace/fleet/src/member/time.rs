@@ -1,0 +1,134 @@
+//! How long ago something was decided, though the clocks of members differ.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use balancer_core::state::{Clocks, Moment};
+
+use super::{Member, Output};
+use crate::{
+    cards::{self, Epoch, Member as Card},
+    engine::Entry,
+    keys,
+};
+
+/// From this difference on a clock is warned of, in seconds.
+const WARNED_OF: f64 = 2.0;
+/// Cards of a member by which its clock is compared.
+const SAMPLES: usize = 4;
+
+/// When a member heard of an epoch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    epoch: Epoch,
+    at: Instant,
+    wall: SystemTime,
+    /// Whether it was decided just then, rather than before the session began.
+    live: bool,
+}
+
+/// How far the clocks of other members are ahead of this one's, in seconds. A card that comes late makes a clock look
+/// slower than it is, so that the highest of the latest comparisons counts.
+#[derive(Debug, Default)]
+pub(super) struct Skews {
+    samples: BTreeMap<String, VecDeque<f64>>,
+    /// The members whose clocks are warned of.
+    warned: BTreeMap<String, f64>,
+}
+
+impl Skews {
+    fn note(&mut self, name: &str, ahead: f64) {
+        let samples = self.samples.entry(name.to_owned()).or_default();
+        samples.push_back(ahead);
+        if samples.len() > SAMPLES {
+            samples.pop_front();
+        }
+    }
+
+    fn ahead(&self, name: &str) -> Option<f64> {
+        self.samples.get(name)?.iter().copied().reduce(f64::max)
+    }
+}
+
+impl Member {
+    /// Takes note of what changes tell of clocks, and of when the epoch that holds was decided.
+    pub(super) fn note_time(&mut self, put: &[Entry], clocks: Clocks) {
+        let own = keys::member(&self.settings.name);
+        for entry in put.iter().filter(|entry| entry.key != own) {
+            let Some(name) = entry.key.strip_prefix(keys::MEMBERS) else { continue };
+            let Ok(Card { wall: Some(wall), .. }) = cards::read(&entry.value) else { continue };
+            self.skews.note(name, wall.0.as_secs_f64() - clocks.moment(clocks.now).0.as_secs_f64());
+        }
+    }
+
+    pub(super) fn note_epoch(&mut self, live: bool, clocks: Clocks) {
+        let Some(epoch) = self.holding() else { return };
+        if self.heard.is_none_or(|heard| heard.epoch != epoch) {
+            self.heard = Some(Heard { epoch, at: clocks.now, wall: clocks.wall, live });
+        }
+    }
+
+    /// How long ago an epoch was decided that its leader, `by`, says to be of `at` on its own clock.
+    pub(super) fn age_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Duration {
+        let heard = self.heard.filter(|heard| heard.epoch == epoch);
+        let Some(Heard { at: heard, wall, live, .. }) = heard else { return since(at, clocks.wall) };
+        let known = clocks.now.saturating_duration_since(heard);
+        if live {
+            return known;
+        }
+        let ahead = if by == self.settings.name { 0.0 } else { self.skews.ahead(by).unwrap_or(0.0) };
+        known + since(at, shifted(wall, ahead))
+    }
+
+    /// Both clocks as they were when an epoch was decided: the wall's is its leader's.
+    pub(super) fn as_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Clocks {
+        let age = self.age_of(epoch, at, by, clocks);
+        Clocks { now: clocks.now.checked_sub(age).unwrap_or(clocks.now), wall: UNIX_EPOCH + at.0 }
+    }
+
+    /// How far a member's clock is ahead of this one's, in seconds, where that is known.
+    #[must_use]
+    pub fn clock_ahead(&self, name: &str) -> Option<f64> {
+        self.skews.ahead(name)
+    }
+
+    /// Says whose clock has begun to differ, or does no longer.
+    pub(super) fn compare_clocks(&mut self, outputs: &mut Vec<Output>) {
+        let members = self.cards();
+        self.skews.samples.retain(|name, _| members.contains_key(name));
+        let differs = |name: &&String| self.skews.ahead(name).is_some_and(|ahead| ahead.abs() >= WARNED_OF);
+        let warned: BTreeMap<String, f64> =
+            members.keys().filter(differs).filter_map(|name| Some((name.clone(), self.skews.ahead(name)?))).collect();
+        for (name, ahead) in warned.iter().filter(|(name, _)| !self.skews.warned.contains_key(*name)) {
+            outputs.push(Output::Log { warning: true, message: differs_by(name, *ahead) });
+        }
+        if warned.is_empty() && !self.skews.warned.is_empty() {
+            outputs.push(Output::Log { warning: false, message: "the clocks of all members agree".to_owned() });
+        }
+        self.skews.warned = warned;
+    }
+
+    pub(super) fn clock_troubles(&self) -> impl Iterator<Item = String> {
+        self.skews.warned.iter().map(|(name, ahead)| differs_by(name, *ahead))
+    }
+}
+
+fn differs_by(name: &str, ahead: f64) -> String {
+    let how = if ahead > 0.0 { "ahead of" } else { "behind" };
+    format!(
+        "the clock of {name} is {:.0} s {how} this balancer's: times in events and logs do not compare; synchronize both",
+        ahead.abs()
+    )
+}
+
+fn since(at: Moment, wall: SystemTime) -> Duration {
+    wall.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(at.0)
+}
+
+fn shifted(wall: SystemTime, ahead: f64) -> SystemTime {
+    let by = Duration::try_from_secs_f64(ahead.abs()).unwrap_or_default();
+    let shifted = if ahead < 0.0 { wall.checked_sub(by) } else { wall.checked_add(by) };
+    shifted.unwrap_or(wall)
+}
