@@ -214,7 +214,13 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Tallies { reply } => {
                 let _ = reply.send(Ok(tallies()));
             }
-            Call::Tell(_) => {}
+            Call::Tell(_) | Call::FileApplied { .. } => {}
+            Call::FileRead { reply, .. } => {
+                let _ = reply.send(Ok(None));
+            }
+            Call::FleetChanged { reply } => {
+                let _ = reply.send(None);
+            }
             Call::Ready { reply } => {
                 let _ = reply.send(Announcement { readiness: readiness(admin), withdrawn });
             }
@@ -222,6 +228,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 seen.lock().unwrap().push((wish.clone(), uid));
                 let change = match wish {
                     Wish::Change(change) => change,
+                    Wish::Reread(config) => Change::Reload(config),
                     Wish::Withdraw(withdraw) => {
                         withdrawn = withdraw;
                         let _ = reply.send(Ok(Changed { message: "done".to_owned() }));
