@@ -45,7 +45,8 @@ pub(super) async fn run(client: &Client, Args { file, dry_run, force, json }: Ar
     let age =
         fs::metadata(&file).ok().filter(fs::Metadata::is_file).and_then(|file| file.modified().ok()?.elapsed().ok());
     let age_seconds = age.map(|age| age.as_secs_f64());
-    let configuration = ApplyConfiguration { file: file.display().to_string(), text, dry_run, age_seconds, force };
+    let (path, file) = (fs::canonicalize(&file).ok(), file.display().to_string());
+    let configuration = ApplyConfiguration { file, text, dry_run, age_seconds, force, path };
     let applied = client.apply(&configuration).await?;
     if json {
         return Ok(output::print_json(&applied)?);

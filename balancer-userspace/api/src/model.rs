@@ -1,6 +1,6 @@
 //! Bodies of the control API. Field names are the product's words.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 pub use balancer_core::{
     fleet::{FleetMember, FleetSnapshot},
@@ -393,6 +393,9 @@ pub struct ApplyConfiguration {
     /// Also if the file is older than the newest change in the fleet.
     #[serde(default)]
     pub force: bool,
+    /// Where the file is on the balancer's machine, without links, to tell whether it is the balancer's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 /// The answer to a new configuration.

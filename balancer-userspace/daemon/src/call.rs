@@ -1,6 +1,6 @@
 //! What the control API and the metrics listener ask of the one task that owns the controller.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
 use balancer_api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView};
 use balancer_core::{
@@ -9,7 +9,7 @@ use balancer_core::{
     readiness::Announcement,
     snapshot::{Coming, Snapshot},
 };
-use balancer_model::{config::Config, names::BackendName};
+use balancer_model::{config::Config, names::BackendName, validate::Valid};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::events::Events;
@@ -109,6 +109,13 @@ pub enum Call {
         modified: Option<SystemTime>,
         /// What was done; `None`: the services stay as they are.
         reply: oneshot::Sender<Result<Option<Changed>, Refused>>,
+    },
+    /// A configuration file was applied, perhaps the own one.
+    FileApplied {
+        /// Which, without links.
+        path: PathBuf,
+        /// What it says.
+        services: Valid,
     },
     /// When a user last changed something in the fleet.
     FleetChanged {

@@ -103,7 +103,6 @@ impl Engine {
 
     /// A driver, and its work, which has to be polled. That ends when the driver is stopped, and at no other time: a fault
     /// in it costs the session.
-    #[must_use]
     pub fn new(settings: Settings) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (requests, asked, sender, news) = handle::queues();
         let traffic = Arc::<Traffic>::default();

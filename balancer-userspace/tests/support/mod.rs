@@ -214,7 +214,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Tallies { reply } => {
                 let _ = reply.send(Ok(tallies()));
             }
-            Call::Tell(_) => {}
+            Call::Tell(_) | Call::FileApplied { .. } => {}
             Call::FileRead { reply, .. } => {
                 let _ = reply.send(Ok(None));
             }

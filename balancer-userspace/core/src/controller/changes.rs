@@ -33,11 +33,12 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why nothing was changed.
     pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
-        let change = match change {
+        if let Change::Reload(config) = &change
+            && self.is_follower()
+        {
             // Its services are for the fleet to decide.
-            Change::Reload(config) if self.is_follower() => return self.take_over_settings(*config),
-            change => change,
-        };
+            return self.take_over_settings(Config::clone(config));
+        }
         self.refuse_as_follower()?;
         let done = self.make(change, now)?;
         self.generation += 1;

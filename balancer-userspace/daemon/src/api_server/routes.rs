@@ -372,12 +372,13 @@ async fn apply(
     body: Body,
 ) -> Outcome<Applied> {
     let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
-    let ApplyConfiguration { file, text, dry_run, age_seconds, force } =
+    let ApplyConfiguration { file, text, dry_run, age_seconds, force, path } =
         read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
     let parsed = configurations.parse(file.clone().into(), text).await;
     let (config, warnings) = parsed
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
         .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
+    let services = config.services.clone();
     let reload = Change::Reload(Box::new(config));
     let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
     let is_older = planned.message != NOTHING_CHANGED && is_older(&calls, age_seconds).await?;
@@ -394,6 +395,9 @@ async fn apply(
         ));
     } else {
         let Json(Changed { message }) = change(&calls, asker, reload).await?;
+        if let Some(path) = path {
+            calls.send(Call::FileApplied { path, services }).await.map_err(|_| Failure::stopping())?;
+        }
         let message = message + &clients_moved(&planned.services);
         Applied { message, differences: Vec::new(), ..Applied::from(planned) }
     };

@@ -1,6 +1,10 @@
 //! The member's own configuration file beside what the fleet's last one said of services.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use balancer_api::model::Changed;
 use balancer_core::io::{Change, Refused};
@@ -18,6 +22,8 @@ use crate::{
 
 /// See the [module](self).
 pub(super) struct OwnFile {
+    /// Where it is, without links, if that is known.
+    path: Option<PathBuf>,
     /// What it says of services, as it was last read.
     services: Valid,
     /// The epoch whose file it was compared with.
@@ -29,7 +35,7 @@ pub(super) struct OwnFile {
 
 impl OwnFile {
     pub(super) const fn new(services: Valid) -> Self {
-        Self { services, compared: None, differs: false, changed: None }
+        Self { path: None, services, compared: None, differs: false, changed: None }
     }
 
     /// Whether it says something else than the fleet's.
@@ -61,6 +67,18 @@ impl Fleet {
     /// When a user last changed something in the fleet, on the clock of this machine.
     pub(crate) const fn changed(&self) -> Option<SystemTime> {
         self.file.changed
+    }
+
+    /// Which file is its own.
+    pub(crate) fn set_file(&mut self, file: &Path) {
+        self.file.path = fs::canonicalize(file).ok();
+    }
+
+    /// A file was applied here: if it is the own one, it was read with that.
+    pub(crate) fn file_was_applied(&mut self, path: &Path, services: Valid) {
+        if self.file.path.as_deref() == Some(path) {
+            (self.file.services, self.file.compared) = (services, None);
+        }
     }
 
     /// The file was read again. What it says of services becomes the fleet's, if it is newer.

@@ -82,6 +82,11 @@ pub(super) fn answer(
                 let _ = reply.send(Ok(None));
             }
         },
+        Call::FileApplied { path, services } => {
+            if let Some(fleet) = fleet {
+                fleet.file_was_applied(&path, services);
+            }
+        }
         Call::FleetChanged { reply } => {
             let _ = reply.send(fleet.and_then(|fleet| fleet.changed()));
         }

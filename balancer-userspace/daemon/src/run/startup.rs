@@ -161,6 +161,7 @@ impl Startup {
             owner.set_epoch(epoch);
         }
         if let Some(fleet) = &mut fleet {
+            fleet.set_file(&file);
             fleet.catch_up(&mut owner);
         }
         await_next_hops(&mut owner, found, &mut events, patience).await;
