@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use anyhow::anyhow;
 use balancer_daemon::host;
-use balancer_dataplane::{Pins, privileges};
+use balancer_dataplane::{AllPins, Pins, privileges};
 use balancer_model::words::counted;
 
 use super::Failure;
@@ -13,7 +13,7 @@ use super::Failure;
 /// their maps.
 pub(super) fn run(all: bool) -> Result<(), Failure> {
     privileges::check()?;
-    let (free, held) = Pins::all()?;
+    let AllPins { free, held } = Pins::all()?;
     let (free, elsewhere): (Vec<_>, Vec<_>) = free.into_iter().partition(|pins| all || pins.here());
     let (mut interfaces, directories) = (0, free.len());
     for mut pins in free {

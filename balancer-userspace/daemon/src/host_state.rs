@@ -10,7 +10,7 @@ use balancer_core::controller::Controller;
 use balancer_dataplane::Attachment;
 use balancer_model::{
     config::{OnExit, XdpMode},
-    listeners::Family,
+    listeners::{Family, PortRange},
 };
 
 /// What is wanted of this machine.
@@ -27,6 +27,8 @@ pub struct Wanted {
     /// The VIPs that this machine is to have, with the names of their interfaces; `None`: the first, where they are
     /// announced.
     pub vips: BTreeSet<(Option<String>, IpAddr)>,
+    /// Addresses of which services take every port.
+    pub whole: BTreeSet<IpAddr>,
     /// The names of interfaces that VIPs may come to, beside the first.
     pub vip_interfaces: BTreeSet<String>,
     /// Whether all its VIPs are to go, however the process ends, unless the data path outlives it. Those on
@@ -55,6 +57,7 @@ impl Wanted {
             v4: translates(Family::V4),
             v6: translates(Family::V6),
             vips: controller.assigned_vips(ready),
+            whole: whole(controller),
             vip_interfaces: controller.vip_interfaces(),
             guarded: settings.fleet.is_some(),
             keep: settings.on_exit == OnExit::Keep,
@@ -62,6 +65,11 @@ impl Wanted {
             group: settings.socket_group.clone(),
         }
     }
+}
+
+fn whole(controller: &Controller) -> BTreeSet<IpAddr> {
+    let listeners = controller.services().iter().flat_map(|service| service.listeners());
+    listeners.filter(|(at, _)| at.ports == PortRange::EVERY).map(|(at, _)| at.address).collect()
 }
 
 /// Where metrics are served, and whether with a page for people.

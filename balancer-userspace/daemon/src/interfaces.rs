@@ -1,6 +1,6 @@
 //! The machine's network interfaces, as rtnetlink shows them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, bail};
 use balancer_common::map_types::Mac;
@@ -46,6 +46,8 @@ pub(super) struct Link {
     pub(super) lower: Option<u32>,
     /// The bridge, bond or the like that it is a part of.
     pub(super) master: Option<u32>,
+    /// How often its carrier has come.
+    pub(super) carrier_ups: u32,
 }
 
 impl Link {
@@ -64,6 +66,7 @@ impl Link {
             kind: None,
             lower: None,
             master: None,
+            carrier_ups: 0,
         };
         let mut elsewhere = false;
         for attribute in &message.attributes {
@@ -77,6 +80,8 @@ impl Link {
                 link.mac = Mac::try_from(address.as_slice()).ok();
             } else if let LinkAttribute::Link(lower) = attribute {
                 link.lower = Some(*lower);
+            } else if let LinkAttribute::CarrierUpCount(count) = attribute {
+                link.carrier_ups = *count;
             } else if let LinkAttribute::LinkNetNsId(_) = attribute {
                 elsewhere = true;
             } else if let LinkAttribute::Controller(master) = attribute {
@@ -113,6 +118,42 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     let links = links(&handle).await;
     connection.abort();
     select(names, &links?)
+}
+
+/// The indices of those of the interfaces `names` that exist, and of what they are made of.
+///
+/// # Errors
+/// When none exists, and otherwise as [`resolve`].
+pub(super) async fn resolve_present(names: &[String]) -> anyhow::Result<Vec<u32>> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let links = links(&handle).await;
+    connection.abort();
+    let links = links?;
+    let there: Vec<String> =
+        names.iter().filter(|name| links.iter().any(|link| link.name == **name)).cloned().collect();
+    let found = select(if there.is_empty() { names } else { &there }, &links)?;
+    let with_parts = |interface: &Interface| -> Vec<u32> {
+        let parts = parts(interface.ifindex, &links).map(|part| part.ifindex);
+        std::iter::once(interface.ifindex).chain(parts).collect()
+    };
+    Ok(found.iter().flat_map(with_parts).collect())
+}
+
+/// The devices that a bond or team is made of. The driver has them run the program that is attached to it, under their own
+/// indices.
+pub(super) fn parts(ifindex: u32, links: &[Link]) -> impl Iterator<Item = &Link> {
+    let is_made_of_others =
+        links.iter().any(|link| link.ifindex == ifindex && matches!(link.kind, Some(InfoKind::Bond | InfoKind::Team)));
+    links.iter().filter(move |link| is_made_of_others && link.master == Some(ifindex))
+}
+
+/// An interface, or what it is made of, if VLANs lie upon it: these carry tags. By index and name.
+pub(super) fn tagged(ifindex: u32, links: &[Link]) -> BTreeMap<u32, String> {
+    let carries = links.iter().any(|link| link.kind == Some(InfoKind::Vlan) && link.lower == Some(ifindex));
+    let own = links.iter().filter(|link| link.ifindex == ifindex);
+    let all = own.chain(parts(ifindex, links)).filter(|_| carries);
+    all.map(|link| (link.ifindex, link.name.clone())).collect()
 }
 
 /// As [`resolve`], among `links`.
@@ -197,6 +238,24 @@ mod tests {
         assert!(error(&["tun0"]).contains("no Ethernet frames"));
         let none = select(&names(&["eth0"]), &[]).unwrap_err().to_string();
         assert_eq!(none, "interface eth0 does not exist: this machine has no Ethernet interface");
+    }
+
+    #[test]
+    fn a_bond_and_a_team_have_parts_and_a_bridge_has_none() {
+        for (kind, expected) in [(InfoKind::Bond, &[2, 3][..]), (InfoKind::Team, &[2, 3]), (InfoKind::Bridge, &[])] {
+            let part = |ifindex, name| Link { master: Some(9), ..link(ifindex, name) };
+            let links = [
+                part(2, "eth0"),
+                part(3, "eth1"),
+                Link { kind: Some(kind.clone()), ..link(9, "one0") },
+                Link { master: Some(10), ..link(4, "eth2") },
+                Link { kind: Some(InfoKind::Vlan), lower: Some(9), ..link(11, "one0.7") },
+            ];
+            assert_eq!(parts(9, &links).map(|part| part.ifindex).collect::<Vec<_>>(), expected, "{kind:?}");
+            let tagged: Vec<u32> = tagged(9, &links).into_keys().collect();
+            assert_eq!(tagged, [expected, &[9]].concat(), "{kind:?}: a VLAN lies upon it");
+            assert_eq!(parts(11, &links).count() + parts(10, &links).count() + parts(2, &links).count(), 0);
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Attaching the program to interfaces, and saying what stands in the way.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -23,7 +24,7 @@ use super::{
     handover::Handover,
     link_pins::{LinkPin, LinkPins},
     object::program,
-    offload::ReceiveOffload,
+    offload::{Offload, SwitchedOff},
     pinned_link::take_off,
     pins::Pins,
 };
@@ -37,6 +38,8 @@ pub struct Attachment {
     pub ifindex: u32,
     /// Whether the driver runs the program; otherwise the kernel's generic hook does.
     pub native: bool,
+    /// What it is made of, by index, if it is a bond or team: packets may come in by these.
+    pub parts: BTreeSet<u32>,
 }
 
 impl Attachment {
@@ -44,6 +47,11 @@ impl Attachment {
     #[must_use]
     pub const fn mode(&self) -> &'static str {
         if self.native { "native" } else { "generic" }
+    }
+
+    /// The indices that packets which the program sees there come in by.
+    pub fn ways_in(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.ifindex).chain(self.parts.iter().copied())
     }
 }
 
@@ -54,27 +62,77 @@ pub struct Attached {
     pub at: Attachment,
     /// Whether it was attached by an earlier controller, and only the program was replaced.
     pub adopted: bool,
+    /// What the interface is called now.
+    called: String,
     /// Closed when this is dropped: the program is then off the interface, unless the link is pinned.
     link: Option<XdpLink>,
     pin: Option<PathBuf>,
     /// What generic mode must not have, until the program is off.
-    offload: Option<ReceiveOffload>,
+    offload: Option<SwitchedOff>,
+    /// The same of the stripping of VLAN tags, by interface: this one, or what it is made of. `None`: it is off anyway, or
+    /// cannot be switched.
+    tags: BTreeMap<u32, Option<SwitchedOff>>,
     /// Sends what the program cannot. Attached before it, and taken off after it.
     handover: Option<Handover>,
 }
 
 impl Attached {
+    /// What the interface is called now.
+    #[must_use]
+    pub fn called(&self) -> &str {
+        &self.called
+    }
+
+    /// The interface has this name now.
+    pub fn call(&mut self, name: String) {
+        if let Some(offload) = &mut self.offload {
+            offload.follow(&name);
+        }
+        self.called = name;
+    }
+
     /// Whether this process switched the interface's receive offload off, or has taken that over.
     #[must_use]
     pub const fn receive_offload_off(&self) -> bool {
         self.offload.is_some()
     }
 
+    /// Interfaces of which this process has switched the stripping of VLAN tags off, or has taken that over.
+    pub fn keep_tags(&self) -> impl Iterator<Item = &str> {
+        self.tags.values().flatten().map(SwitchedOff::interface)
+    }
+
+    /// What merges packets or takes tags off stays off, or goes off: `tagged` carry VLANs, by index and name. Those that an
+    /// earlier process has told to keep tags are taken out of `inherited`.
+    pub fn settle_offloads(&mut self, tagged: &BTreeMap<u32, String>, inherited: &mut Vec<String>) {
+        match &self.offload {
+            Some(offload) => offload.again(),
+            None if !self.at.native => self.offload = SwitchedOff::new(Offload::Merging, &self.called),
+            None => {}
+        }
+        self.tags.retain(|ifindex, _| tagged.contains_key(ifindex));
+        for (&ifindex, name) in tagged {
+            match self.tags.get_mut(&ifindex) {
+                Some(Some(offload)) => {
+                    offload.follow(name);
+                    offload.again();
+                }
+                Some(None) => {}
+                None => {
+                    let left = inherited.iter().position(|left| left == name).map(|left| inherited.remove(left));
+                    let left = left.map(|name| SwitchedOff::left_off(Offload::TagStripping, name));
+                    let off = left.or_else(|| SwitchedOff::new(Offload::TagStripping, name));
+                    self.tags.insert(ifindex, off);
+                }
+            }
+        }
+    }
+
     /// Takes over that an earlier process has switched the receive offload off. Where generic mode is gone, it is switched
     /// on again.
     pub fn take_over_receive_offload(&mut self) {
         if self.offload.is_none() {
-            let offload = ReceiveOffload::left_off(self.at.name.clone());
+            let offload = SwitchedOff::left_off(Offload::Merging, self.called.clone());
             self.offload = (!self.at.native).then_some(offload);
         }
     }
@@ -84,9 +142,7 @@ impl Attached {
         if let Some(handover) = self.handover {
             handover.leave();
         }
-        if let Some(offload) = self.offload {
-            offload.leave_off();
-        }
+        self.offload.into_iter().chain(self.tags.into_values().flatten()).for_each(SwitchedOff::leave_off);
     }
 
     /// Takes the program off.
@@ -175,15 +231,24 @@ impl Attacher {
     /// # Errors
     /// When another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
-        let row = |ifindex| interface_row(ifindex, self.interface_multiplier);
-        if others.iter().any(|&other| row(other) == row(ifindex)) {
-            bail!("interface {name} cannot be told from another in counters: restart the balancer");
-        }
+        self.tell_apart(name, ifindex, others)?;
         let links = self.links.as_ref();
         let handover = Handover::attach(&mut self.ebpf, name, ifindex, self.handover_key, links)?;
         let attached = attach(program(&mut self.ebpf)?, name, ifindex, mode, links)?;
         handover.alone(name, ifindex, links);
         Ok(Attached { handover: Some(handover), ..attached })
+    }
+
+    /// Whether an interface's counters can be beside those of the interfaces `others`.
+    ///
+    /// # Errors
+    /// When they cannot.
+    pub fn tell_apart(&self, name: &str, ifindex: u32, others: &[u32]) -> anyhow::Result<()> {
+        let row = |ifindex| interface_row(ifindex, self.interface_multiplier);
+        if others.iter().any(|&other| row(other) == row(ifindex)) {
+            bail!("interface {name} cannot be told from another in counters: restart the balancer");
+        }
+        Ok(())
     }
 }
 
@@ -200,11 +265,13 @@ pub(super) fn attach(
     pins: Option<&LinkPins>,
 ) -> anyhow::Result<Attached> {
     let attached = |native, adopted, link, pin| Attached {
-        at: Attachment { name: name.to_owned(), ifindex, native },
+        at: Attachment { name: name.to_owned(), ifindex, native, parts: BTreeSet::new() },
         adopted,
+        called: name.to_owned(),
         link: Some(link),
         pin,
-        offload: if native { None } else { ReceiveOffload::off(name) },
+        offload: if native { None } else { SwitchedOff::new(Offload::Merging, name) },
+        tags: BTreeMap::new(),
         handover: None,
     };
     for pin in pins.into_iter().flat_map(LinkPins::links).filter(|pin| pin.ifindex == ifindex) {

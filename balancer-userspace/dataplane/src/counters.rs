@@ -1,6 +1,9 @@
 //! The counters that packets keep: for each CPU, added up when somebody asks.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, anyhow};
 use aya::{
@@ -13,7 +16,7 @@ use balancer_common::map_types::{
 };
 use balancer_core::io::{BackendId, ListenerId};
 
-use super::{backend_counters::BackendCounters, cpu_rows::CpuRows};
+use super::{attach::Attachment, backend_counters::BackendCounters, cpu_rows::CpuRows};
 
 /// All but those of rules, which are in [`super::rules`].
 pub(super) struct Counters {
@@ -29,6 +32,9 @@ pub(super) struct Counters {
     /// The same for listeners.
     listening: HashSet<ListenerId>,
     interface_multiplier: u32,
+    /// What bonds and teams are or were made of, by index. Counters of a part that has left stay counted, so that those of
+    /// the whole never fall.
+    parts: HashMap<u32, BTreeSet<u32>>,
 }
 
 impl Counters {
@@ -45,6 +51,7 @@ impl Counters {
             counted: HashSet::new(),
             listening: HashSet::new(),
             interface_multiplier,
+            parts: HashMap::new(),
         })
     }
 
@@ -108,13 +115,22 @@ impl Counters {
         Arc::clone(&self.backends)
     }
 
+    /// The program is on these interfaces now.
+    pub(super) fn count_by_parts(&mut self, attached: &[Attachment]) {
+        follow_parts(&mut self.parts, attached);
+    }
+
+    /// An interface's counters, with those of its parts.
     pub(super) fn interface(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
-        let row = interface_row(ifindex, self.interface_multiplier);
-        let cpus = self.interfaces.get(&row, 0).context("reading an interface's counters")?;
-        Ok(cpus.iter().fold(InterfaceStats::default(), |mut sum, cpu| {
-            add(&mut sum.verdicts, &cpu.verdicts);
-            sum
-        }))
+        let parts = self.parts.get(&ifindex).into_iter().flatten().copied();
+        let rows: BTreeSet<u32> =
+            parts.chain([ifindex]).map(|ifindex| interface_row(ifindex, self.interface_multiplier)).collect();
+        let mut sum = InterfaceStats::default();
+        for row in rows {
+            let cpus = self.interfaces.get(&row, 0).context("reading an interface's counters")?;
+            cpus.iter().for_each(|cpu| add(&mut sum.verdicts, &cpu.verdicts));
+        }
+        Ok(sum)
     }
 
     pub(super) fn memory(&self) -> anyhow::Result<MemoryStats> {
@@ -152,6 +168,17 @@ impl Counters {
             add(&mut sum.reasons, &cpu.reasons);
             sum
         }))
+    }
+}
+
+fn follow_parts(known: &mut HashMap<u32, BTreeSet<u32>>, attached: &[Attachment]) {
+    let counting: BTreeSet<u32> = attached.iter().flat_map(Attachment::ways_in).collect();
+    known.retain(|whole, _| attached.iter().any(|attached| attached.ifindex == *whole));
+    for Attachment { ifindex, parts, .. } in attached {
+        let known = known.entry(*ifindex).or_default();
+        // One that has left and counts elsewhere is that one's.
+        known.retain(|part| parts.contains(part) || !counting.contains(part));
+        known.extend(parts);
     }
 }
 
@@ -193,6 +220,28 @@ pub(super) fn interface_multiplier(ifindexes: &[u32], others: &[u32], before: Op
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_a_part_leaves_a_bond_then_what_it_counted_stays_the_bonds_unless_it_counts_elsewhere() {
+        let on = |ifindex, parts: &[u32]| Attachment {
+            name: format!("if{ifindex}"),
+            ifindex,
+            native: true,
+            parts: parts.iter().copied().collect(),
+        };
+        let mut known = HashMap::new();
+        for (attached, of_bond) in [
+            (vec![on(9, &[2, 3])], Some(&[2, 3][..])),
+            (vec![on(9, &[3])], Some(&[2, 3])),
+            (vec![on(9, &[3, 4])], Some(&[2, 3, 4])),
+            (vec![on(9, &[3, 4]), on(2, &[])], Some(&[3, 4])),
+            (vec![on(9, &[4]), on(10, &[3])], Some(&[4])),
+            (vec![on(10, &[3])], None),
+        ] {
+            follow_parts(&mut known, &attached);
+            assert_eq!(known.get(&9), of_bond.map(|parts| parts.iter().copied().collect()).as_ref(), "{attached:?}");
+        }
+    }
 
     #[test]
     fn interfaces_that_may_be_attached_to_later_have_rows_of_their_own() {

@@ -15,6 +15,9 @@ pub struct HostChanges {
     pub vips_on: BTreeSet<u32>,
     /// Interfaces whose generic receive offload was switched off.
     pub receive_offload: Vec<String>,
+    /// Interfaces that were told to leave VLAN tags where they are.
+    #[serde(default)]
+    pub tag_stripping: Vec<String>,
 }
 
 /// A switch that was changed.

@@ -4,7 +4,7 @@ mod rereading;
 mod start;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem::offset_of,
     net::IpAddr,
     path::Path,
@@ -198,9 +198,10 @@ impl KernelDataplane {
 
     /// The program is now on these interfaces.
     pub fn set_attached(&mut self, attached: Vec<Attachment>) {
-        let there = |ifindex| attached.iter().any(|attached| attached.ifindex == ifindex);
-        self.interfaces.remove(|ifindex| !there(ifindex));
-        attached.iter().for_each(|attached| self.interfaces.add(attached.ifindex));
+        let there: BTreeSet<u32> = attached.iter().flat_map(Attachment::ways_in).collect();
+        self.interfaces.remove(|ifindex| !there.contains(&ifindex));
+        there.iter().for_each(|&ifindex| self.interfaces.add(ifindex));
+        self.counters.count_by_parts(&attached);
         self.write_ways_in();
         self.attached = attached;
     }

@@ -69,7 +69,7 @@ pub use host_changes::{HostChanges, SwitchChange};
 pub use kept::{Histories, Kept, NotesWriter};
 pub use kernel::{HostEnds, KernelDataplane};
 pub use layers::Layers;
-pub use pins::{Notes, Pins};
+pub use pins::{AllPins, Notes, Pins};
 pub use sharing::ImportedClients;
 pub use threads::Threads;
 

@@ -28,6 +28,10 @@ pub(super) fn not_loaded(error: EbpfError) -> anyhow::Error {
             "; maps count in the memory limit of a control group (MemoryMax= of a unit): raise it, or make \
              [client_table] capacity smaller"
         }
+        Some(libc::EPERM) if privileges::in_user_namespace() => {
+            "; this process is in a user namespace, where the kernel takes no maps and programs whatever capabilities it \
+             has: run it outside (a container: privileged, and without a mapping of users)"
+        }
         _ => "",
     };
     anyhow!("the kernel does not make the map {name}: {io_error}{advice}")

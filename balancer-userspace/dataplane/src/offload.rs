@@ -1,8 +1,13 @@
-//! Receive offload of interfaces in generic mode.
+//! What an interface does with frames before the program sees them, and must not.
 //!
 //! The generic hook sees packets after generic receive offload has merged them: larger than any MTU, and with the
-//! checksum of a merged packet left unfinished, which an incremental update would ruin. So it is switched off, and on
-//! again at the end. (Large receive offload goes off by itself when a generic program is attached.)
+//! checksum of a merged packet left unfinished, which an incremental update would ruin. (Large receive offload goes off by
+//! itself when a generic program is attached.)
+//!
+//! A card that takes VLAN tags off gives them to the kernel beside the frame, where the program does not see them: what it
+//! sends back by the same interface would leave without a tag.
+//!
+//! Both are switched off, and on again at the end.
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -11,6 +16,9 @@ use tracing::{info, warn};
 
 const ETHTOOL_GGRO: u32 = 0x2b;
 const ETHTOOL_SGRO: u32 = 0x2c;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_SFLAGS: u32 = 0x26;
+const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
 /// `struct ethtool_value`.
 #[repr(C)]
@@ -19,40 +27,111 @@ struct EthtoolValue {
     data: u32,
 }
 
-/// Generic receive offload that was switched off; dropping this switches it on again.
+/// What is switched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// Packets are merged.
+    Merging,
+    /// VLAN tags are taken off.
+    TagStripping,
+}
+
+impl Offload {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Merging => "generic receive offload",
+            Self::TagStripping => "the stripping of VLAN tags",
+        }
+    }
+
+    const fn why(self) -> &'static str {
+        match self {
+            Self::Merging => "generic mode sees merged packets with it",
+            Self::TagStripping => "the program does not see tags that the card takes off",
+        }
+    }
+
+    const fn harm(self) -> &'static str {
+        match self {
+            Self::Merging => "merged packets will have wrong checksums or be too large; try `ethtool -K {} gro off`",
+            Self::TagStripping => {
+                "what goes back by the interface that it came in by leaves without a tag; name the VLAN's own interface \
+                 instead, or try `ethtool -K {} rxvlan off`"
+            }
+        }
+    }
+
+    fn is_on(self, interface: &str) -> io::Result<bool> {
+        match self {
+            Self::Merging => ethtool(interface, ETHTOOL_GGRO, 0).map(|on| on != 0),
+            Self::TagStripping => ethtool(interface, ETHTOOL_GFLAGS, 0).map(|flags| flags & ETH_FLAG_RXVLAN != 0),
+        }
+    }
+
+    fn switch(self, interface: &str, on: bool) -> io::Result<()> {
+        match self {
+            Self::Merging => ethtool(interface, ETHTOOL_SGRO, u32::from(on))?,
+            Self::TagStripping => {
+                let others = ethtool(interface, ETHTOOL_GFLAGS, 0)? & !ETH_FLAG_RXVLAN;
+                ethtool(interface, ETHTOOL_SFLAGS, others | if on { ETH_FLAG_RXVLAN } else { 0 })?
+            }
+        };
+        // Some drivers have wishes of their own.
+        if self.is_on(interface)? == on { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+    }
+}
+
+/// An offload that was switched off; dropping this switches it on again.
 #[derive(Debug)]
-pub(super) struct ReceiveOffload {
+pub(super) struct SwitchedOff {
+    offload: Offload,
     interface: String,
 }
 
-impl ReceiveOffload {
+impl SwitchedOff {
     /// Switches it off. `None`: it was off, or cannot be switched, which is warned of.
-    pub(super) fn off(interface: &str) -> Option<Self> {
-        let switched = ethtool(interface, ETHTOOL_GGRO, 0).and_then(|on| {
-            if on != 0 {
-                ethtool(interface, ETHTOOL_SGRO, 0)?;
+    pub(super) fn new(offload: Offload, interface: &str) -> Option<Self> {
+        let switched = offload.is_on(interface).and_then(|on| {
+            if on {
+                offload.switch(interface, false)?;
             }
-            Ok(on != 0)
+            Ok(on)
         });
         match switched {
             Ok(true) => {
-                info!("generic receive offload of {interface} switched off: generic mode sees merged packets with it");
-                Some(Self { interface: interface.to_owned() })
+                info!("{} of {interface} switched off: {}", offload.name(), offload.why());
+                Some(Self { offload, interface: interface.to_owned() })
             }
             Ok(false) => None,
             Err(error) => {
-                warn!(
-                    "generic receive offload of {interface} cannot be switched off ({error}): merged packets \
-                     will have wrong checksums or be too large; try `ethtool -K {interface} gro off`"
-                );
+                let harm = offload.harm().replace("{}", interface);
+                warn!("{} of {interface} cannot be switched off ({error}): {harm}", offload.name());
                 None
             }
         }
     }
 
     /// As an earlier process left it.
-    pub(super) const fn left_off(interface: String) -> Self {
-        Self { interface }
+    pub(super) const fn left_off(offload: Offload, interface: String) -> Self {
+        Self { offload, interface }
+    }
+
+    /// Switches it off where another program has switched it on.
+    pub(super) fn again(&self) {
+        let Self { offload, interface } = self;
+        if offload.is_on(interface).unwrap_or(false) && offload.switch(interface, false).is_ok() {
+            info!("{} of {interface} switched off again: {}", offload.name(), offload.why());
+        }
+    }
+
+    /// The interface has another name.
+    pub(super) fn follow(&mut self, name: &str) {
+        name.clone_into(&mut self.interface);
+    }
+
+    /// Of which interface.
+    pub(super) fn interface(&self) -> &str {
+        &self.interface
     }
 
     /// Leaves it off.
@@ -61,18 +140,19 @@ impl ReceiveOffload {
     }
 }
 
-/// Switches the generic receive offload of an interface on again that an earlier process left off.
-pub fn switch_on(interface: String) {
-    drop(ReceiveOffload::left_off(interface));
+/// Switches an offload of an interface on again that an earlier process left off.
+pub fn switch_on(offload: Offload, interface: String) {
+    drop(SwitchedOff::left_off(offload, interface));
 }
 
-impl Drop for ReceiveOffload {
+impl Drop for SwitchedOff {
     fn drop(&mut self) {
-        if self.interface.is_empty() {
+        let Self { offload, interface } = self;
+        if interface.is_empty() {
             return;
         }
-        if let Err(error) = ethtool(&self.interface, ETHTOOL_SGRO, 1) {
-            warn!("generic receive offload of {} stays off: {error}", self.interface);
+        if let Err(error) = offload.switch(interface, true) {
+            warn!("{} of {interface} stays off: {error}", offload.name());
         }
     }
 }

@@ -60,6 +60,15 @@ pub struct Pins {
     lock: Option<Flock<OwnedFd>>,
 }
 
+/// Every directory of pins.
+#[derive(Debug)]
+pub struct AllPins {
+    /// Those that no living controller has.
+    pub free: Vec<Pins>,
+    /// The notes of the others, and whether they are of this network namespace.
+    pub held: Vec<(bool, Notes)>,
+}
+
 /// What a controller writes down for the next one, and for `balancer detach`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
@@ -139,12 +148,11 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The pins of every network namespace that no living controller has, and the notes of those that one has. With the
-    /// latter, whether they are of this network namespace.
+    /// The pins of every network namespace.
     ///
     /// # Errors
     /// When the file system cannot be read.
-    pub fn all() -> anyhow::Result<(Vec<Self>, Vec<(bool, Notes)>)> {
+    pub fn all() -> anyhow::Result<AllPins> {
         let (mut free, mut held) = (Vec::new(), Vec::new());
         let here = NetworkNamespace::here()?;
         Self::clear_dead(here)?;
@@ -154,7 +162,7 @@ impl Pins {
                 Err(_) => held.push((pins.here, pins.notes().ok().flatten().unwrap_or_default())),
             }
         }
-        Ok((free, held))
+        Ok(AllPins { free, held })
     }
 
     /// Whether they are of this network namespace.

@@ -1,6 +1,6 @@
 //! Whether this process and this kernel can carry the data path.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt as _};
 
 use anyhow::{Context as _, bail};
 
@@ -31,6 +31,13 @@ pub fn check() -> anyhow::Result<()> {
     check_kernel(&kernel()?)?;
     let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
     check_capabilities(&status)
+}
+
+/// Whether this process lives in another user namespace than the machine's first: capabilities mean less there.
+pub(super) fn in_user_namespace() -> bool {
+    /// `PROC_USER_INIT_INO` of `linux/proc_ns.h`.
+    const FIRST: u64 = 0xefff_fffd;
+    fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() != FIRST)
 }
 
 /// The running kernel's version, as `uname -r` says it.

@@ -18,6 +18,8 @@ use balancer_testkit::{
 };
 use nix::sys::signal::Signal;
 
+use crate::support::wait;
+
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=30;
 const MODES: [Forwarding; 4] = [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue];
 
@@ -136,6 +138,95 @@ fn behind_a_vlan_one_legged() {
 #[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
 fn behind_a_vlan_two_legged() {
     served_by_the_kernel(Shape::TwoLegged, vlan);
+}
+
+/// While VLANs lie upon an interface, its card leaves their tags where the program sees them.
+#[test]
+#[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
+fn behind_a_vlan_tags_are_not_stripped_while_the_balancer_runs() {
+    let strips = |topology: &Topology| {
+        let output = topology.balancer().command("ethtool").args(["-k", "eth0"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains("rx-vlan-offload: on")
+    };
+    for on_exit in ["detach", "keep"] {
+        let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, topology| {
+            settings.on_exit = on_exit;
+            assert!(strips(topology));
+            topology.balancer().ip("link add link eth0 name eth0.7 type vlan id 7").map(drop)
+        })
+        .unwrap();
+        assert!(!strips(site.topology()));
+        // Another program wants it on; a restart knows what it was.
+        let on = site.topology().balancer().command("ethtool").args(["-K", "eth0", "rxvlan", "on"]).status().unwrap();
+        assert!(on.success());
+        wait("tags are stripped", || !strips(site.topology()));
+        if on_exit == "keep" {
+            site.kill_and_restart(|_| {}).unwrap();
+        }
+        // No VLAN is left.
+        site.topology().balancer().ip("link del eth0.7").unwrap();
+        wait("tags are not stripped any more", || strips(site.topology()));
+        site.topology().balancer().ip("link add link eth0 name eth0.7 type vlan id 7").unwrap();
+        wait("tags are stripped", || !strips(site.topology()));
+        site.controller().process().stop().unwrap();
+        if on_exit == "keep" {
+            assert!(site.detach().unwrap().status.success());
+        }
+        assert!(strips(site.topology()));
+    }
+}
+
+/// The balancer's interface becomes a part of a bond, with another one to the same segment.
+fn bond(topology: &Topology, shape: Shape, mode: &str) -> Result<()> {
+    let (port, balancer, switch) = (port(shape), topology.balancer(), topology.switch());
+    balancer.ip(&format!("link add bond0 type bond mode {mode} miimon 50"))?;
+    balancer.ip(&format!("link add more0 type veth peer name more0 netns {}", switch.name()))?;
+    switch.ip("link set more0 master br0 up")?;
+    // As the other ends of the pairs do elsewhere: they poll, and checksums are complete.
+    for (host, name) in [(switch, "more0"), (balancer, "more0")] {
+        let set = host.command("ethtool").args(["-K", name, "gro", "on", "tx", "off"]).output()?;
+        ensure!(set.status.success(), "{set:?}");
+    }
+    for part in [port, "more0"] {
+        balancer.ip(&format!("link set {part} down"))?;
+        balancer.ip(&format!("link set {part} master bond0"))?;
+    }
+    give_addresses(topology, shape, "bond0")
+}
+
+/// Frames come in by what the bond is made of, and that may change.
+#[test]
+#[ignore = "needs the module bonding, as the kernels of `cargo xtask test --kernels` have it"]
+fn on_a_bond() {
+    let (backup, lacp) = ("active-backup", "802.3ad");
+    for (mode, forwarding) in [(backup, Forwarding::Nat), (lacp, Forwarding::Nat), (backup, Forwarding::Dsr)] {
+        let shape = Shape::OneLegged;
+        let mut site = Site::start(shape, forwarding, 2, |settings, topology| {
+            settings.families = Family::BOTH.to_vec();
+            settings.check = r#"{ type = "tcp", interval = "500ms" }"#.to_owned();
+            settings.interfaces = vec!["bond0".to_owned()];
+            settings.xdp_mode = "native";
+            bond(topology, shape, mode)
+        })
+        .unwrap();
+        wait_up(&mut site);
+        let homes = served(&site);
+        let seen = counted(&site, "tx") + counted(&site, "redirect");
+        assert!(seen > 100.0, "{mode} {forwarding:?}: {seen} packets were sent");
+        println!("{mode} {forwarding:?}: {seen} packets were sent");
+        // One leaves: the counters of the bond do not fall.
+        let balancer = site.topology().balancer();
+        balancer.ip("link set eth0 nomaster").unwrap();
+        until_served_as(&site, &homes, |_| true);
+        let after = counted(&site, "tx") + counted(&site, "redirect");
+        assert!(after > seen, "{mode} {forwarding:?}: {after} after {seen}");
+        // And comes back, alone.
+        let balancer = site.topology().balancer();
+        balancer.ip("link set eth0 down").unwrap();
+        balancer.ip("link set eth0 master bond0").unwrap();
+        balancer.ip("link set more0 nomaster").unwrap();
+        until_served_as(&site, &homes, |_| true);
+    }
 }
 
 const CARDS: [&str; 2] = ["card0", "card1"];

@@ -1,7 +1,13 @@
 //! What the balancer changes on its machine follows what the configuration wants, while it runs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, net::TcpListener, os::unix::fs::MetadataExt as _, thread, time::Duration};
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::MetadataExt as _,
+    thread,
+    time::{Duration, Instant},
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
@@ -264,4 +270,84 @@ fn a_configuration_that_takes_its_time_holds_up_nobody() {
     thread::sleep(Duration::from_millis(300));
     assert!(site.controller().process().stop().unwrap().success());
     fs::remove_file(&path).unwrap();
+}
+
+/// The backends' answers to checks are for this machine itself, so they come through although it forwards nothing.
+#[test]
+fn when_another_program_keeps_forwarding_off_then_answers_to_checks_still_arrive() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        settings.check = QUICK_CHECK.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    site.wait_state(2, &["up"]).unwrap();
+    let dropped = |site: &Site| site.metrics().unwrap().sum("drops_total", &["reason=\"no_route\""]).unwrap();
+    let checks = |site: &Site, result: &str| {
+        let result = format!("result=\"{result}\"");
+        site.metrics().unwrap().sum("health_checks_total", &[&result]).unwrap()
+    };
+    let before = checks(&site, "passed");
+    wait("no checks are made", || {
+        for _ in 0..20 {
+            site.topology().forward(false).unwrap();
+            thread::sleep(Duration::from_millis(5));
+        }
+        checks(&site, "passed") > before + 40.0
+    });
+    assert_eq!([dropped(&site), checks(&site, "soft"), checks(&site, "hard")], [0.0; 3]);
+}
+
+#[test]
+fn when_another_program_switches_forwarding_off_then_it_is_on_again_long_before_the_next_look_at_everything() {
+    let site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        Ok(())
+    })
+    .unwrap();
+    for round in 1..=5 {
+        site.topology().forward(false).unwrap();
+        let begin = Instant::now();
+        while switches(&site) != ["1", "1", "2"] {
+            assert!(begin.elapsed() < PATIENCE / 5, "forwarding stays off");
+            thread::sleep(Duration::from_millis(2));
+        }
+        println!("round {round}: forwarding was off for {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn when_an_interface_is_renamed_then_it_is_steered_whatever_takes_its_name() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        Ok(())
+    })
+    .unwrap();
+    let before = site.homes(Family::V4, 1..=20).unwrap();
+    // Whatever the names, the addresses and routes are the interface's.
+    let balancer = site.topology().balancer();
+    if balancer.ip("link set eth0 name lan0").is_err() {
+        println!("before Linux 6.2 an interface that is up keeps its name");
+        return;
+    }
+    let ready = |site: &Site| site.cli(&["ready"]).unwrap();
+    wait("it does not say the new name", || ready(&site).contains("interface eth0 is called lan0 now"));
+    balancer.ip("link add eth0 type veth peer name eth9").unwrap();
+    balancer.ip("link set eth0 up").unwrap();
+    balancer.ip("link set eth9 up").unwrap();
+    for round in 1..=3 {
+        assert_eq!(site.homes(Family::V4, 1..=20).unwrap(), before, "round {round}");
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!((attached(&site, "lan0"), attached(&site, "eth0")), ("native".to_owned(), String::new()));
+    assert_eq!(switch(&site, "net.ipv4.conf.lan0.forwarding"), "1");
+    // The configuration follows.
+    site.apply(|settings| settings.interfaces = names(&["lan0", "eth1"])).unwrap();
+    wait("it says the old name", || ready(&site).starts_with("ready"));
+    assert_eq!(interfaces(&site)[0].0, "lan0");
+    assert_eq!(site.homes(Family::V4, 1..=20).unwrap(), before);
+    assert!(site.controller().process().stop().unwrap().success());
+    for key in ["net.ipv4.conf.lan0.forwarding", "net.ipv6.conf.lan0.forwarding"] {
+        assert_eq!(switch(&site, key), "0", "{key}");
+    }
 }

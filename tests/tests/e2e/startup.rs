@@ -24,7 +24,7 @@ use balancer_testkit::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::restart::own_pins;
+use crate::{restart::own_pins, support::wait};
 
 const FAMILY: Family = Family::V4;
 
@@ -154,6 +154,50 @@ fn a_missing_interface_is_refused_with_the_nearest_name() {
     assert!(words.contains("interface eht0 does not exist: did you mean eth0?"), "{words}");
     settings.interfaces = vec!["lo".to_owned()];
     assert!(refused(&topology, &settings, files.path()).contains("loopback"));
+}
+
+#[test]
+fn when_one_of_several_interfaces_is_missing_at_a_restart_then_it_steers_on_the_others_and_waits() {
+    for on_exit in ["detach", "keep"] {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let more = |topology: &Topology| topology.balancer().ip("link add more0 type veth peer name more1").map(drop);
+        let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, topology| {
+            settings.on_exit = on_exit;
+            settings.interfaces = names(&["more0", "eth0", "eth1"]);
+            more(topology)
+        })
+        .unwrap();
+        let homes = site.homes(FAMILY, 1..=20).unwrap();
+        let ready = |site: &Site| site.cli(&["ready"]).unwrap();
+        assert!(ready(&site).starts_with("ready"));
+        for kill in [true, false] {
+            site.topology().balancer().ip("link del more0").unwrap();
+            if kill {
+                site.kill_and_restart(|_| {}).unwrap();
+            } else {
+                site.restart(|_| {}).unwrap();
+            }
+            assert!(ready(&site).contains("degraded: the program is not on more0"), "{}", ready(&site));
+            assert_eq!(site.homes(FAMILY, 1..=20).unwrap(), homes, "{on_exit}");
+            more(site.topology()).unwrap();
+            wait("more0 is not attached to", || has_program(site.topology(), "more0"));
+            wait("it stays degraded", || ready(&site).starts_with("ready"));
+        }
+        // A VIP's interface is waited for as well.
+        site.topology().balancer().ip("link add dummy0 type veth peer name dummy1").unwrap();
+        site.apply(|settings| settings.service_lines = "assign_vip = \"dummy0\"".to_owned()).unwrap();
+        site.topology().balancer().ip("link del dummy0").unwrap();
+        site.kill_and_restart(|_| {}).unwrap();
+        assert!(ready(&site).contains("degraded: assign_vip: interface dummy0 does not exist"), "{}", ready(&site));
+    }
+}
+
+#[test]
+fn when_no_interface_is_there_then_the_start_fails() {
+    let (topology, mut settings, files) = one_leg();
+    settings.interfaces = vec!["more0".to_owned(), "more1".to_owned()];
+    let words = refused(&topology, &settings, files.path());
+    assert!(words.contains("interface more0 does not exist"), "{words}");
 }
 
 #[test]
@@ -431,5 +475,72 @@ fn a_broken_configuration_starts_nothing() {
         let place = format!("{}:", config.display());
         assert!(words.lines().all(|line| line.starts_with(&place)) && words.contains(what), "{words}");
         assert_eq!(traces(&topology), before, "{words}");
+    }
+}
+
+/// Every port of an address that this machine's own programs use.
+#[test]
+fn when_a_service_takes_every_port_of_the_machines_own_address_then_it_is_warned_of_once() {
+    let (topology, settings, _) = one_leg();
+    let warned = |controller: &mut Controller| {
+        controller.process().tail(100).unwrap().matches("10.0.0.1 is this machine's own address on eth0").count()
+    };
+    for (address, expected) in [("10.0.0.1:0", 1), ("10.0.0.1:8080", 0)] {
+        let lines = format!(
+            "[[service]]\nname = \"own\"\naddress = \"{address}\"\nforwarding = \"nat\"\ncheck = {{ type = \"none\" }}\n\
+             [[service.backend]]\nname = \"own1\"\naddress = \"10.0.0.99\"\n"
+        );
+        let settings = Settings { lines, ..settings.clone() };
+        // With a log of its own.
+        let files = tempfile::tempdir().unwrap();
+        let mut controller = started(&topology, &settings, files.path());
+        // Another look at everything.
+        topology.balancer().ip("link set eth0 mtu 1400").unwrap();
+        topology.balancer().ip("link set eth0 mtu 1500").unwrap();
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(warned(&mut controller), expected, "{address}");
+        controller.process().signal(Signal::SIGTERM).unwrap();
+        assert_eq!(end(controller.process()).code(), Some(0));
+    }
+}
+
+#[test]
+fn in_a_user_namespace_the_start_says_that_it_must_be_outside() {
+    let (topology, settings, files) = one_leg();
+    let config = write_config(&topology, &settings, files.path()).unwrap();
+    let mut command = topology.balancer().command("unshare");
+    command
+        .args(["--user", "--map-root-user"])
+        .arg(binaries::balancer().unwrap())
+        .arg("run")
+        .arg("--config")
+        .arg(&config);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.lines().last().unwrap().contains("this process is in a user namespace"), "{words}");
+}
+
+#[test]
+fn when_switches_cannot_be_written_then_all_of_them_are_named_at_once() {
+    let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
+    let mut settings = Settings::new(&topology, Forwarding::Nat, 1);
+    settings.families = Family::BOTH.to_vec();
+    let files = tempfile::tempdir().unwrap();
+    let config = write_config(&topology, &settings, files.path()).unwrap();
+    let program = binaries::balancer().unwrap();
+    let script = format!(
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec {} run --config {}",
+        program.display(),
+        config.display()
+    );
+    let output = topology.balancer().command("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let words = String::from_utf8(output.stderr).unwrap();
+    for interface in ["eth0", "eth1"] {
+        for switch in ["ipv4.conf.NAME.forwarding=1", "ipv6.conf.NAME.accept_ra=2", "ipv6.conf.NAME.forwarding=1"] {
+            let switch = switch.replace("NAME", interface);
+            assert!(words.contains(&format!(" net.{switch}")), "{switch}: {words}");
+        }
     }
 }

@@ -29,8 +29,19 @@ const OLDEST: [u32; 2] = [6, 1];
 /// A kernel's package; newer kernels come in several.
 const PARTS: [&str; 4] = ["image", "binary", "base", "modules"];
 /// What the tests' hosts are made of. Debian may have built some into the kernel.
-const MODULES: [&str; 10] =
-    ["veth", "bridge", "8021q", "dummy", "tun", "sch_netem", "sch_ingress", "cls_bpf", "virtio_pci", "virtio_net"];
+const MODULES: [&str; 11] = [
+    "veth",
+    "bridge",
+    "8021q",
+    "bonding",
+    "dummy",
+    "tun",
+    "sch_netem",
+    "sch_ingress",
+    "cls_bpf",
+    "virtio_pci",
+    "virtio_net",
+];
 
 /// A kernel, unpacked.
 #[derive(Debug)]

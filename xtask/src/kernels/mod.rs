@@ -92,7 +92,7 @@ struct Suite {
 
 const LOADING: Suite = Suite { name: "verifier", program: "dataplane", only: "verifier::", environment: &[] };
 
-const SUITES: [Suite; 12] = [
+const SUITES: [Suite; 13] = [
     LOADING,
     Suite { name: "packets", program: "packets", only: "", environment: &[] },
     Suite { name: "known_clients", program: "dataplane", only: "known_clients::", environment: &[] },
@@ -110,6 +110,7 @@ const SUITES: [Suite; 12] = [
     Suite { name: "demo", program: "balancer", only: "demo --once", environment: &[] },
     Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
     Suite { name: "cards", program: "e2e", only: "devices::on_network_cards --include-ignored", environment: &[] },
+    Suite { name: "bond", program: "e2e", only: "devices::on_a_bond --include-ignored", environment: &[] },
     Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },
 ];
 

@@ -2,6 +2,7 @@
 //! advertisements (RFC 4861 section 7.2.6).
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
@@ -11,10 +12,17 @@ use std::{
 use balancer_common::map_types::Mac;
 use etherparse::{ArpEthIpv4Packet, ArpOperation, Icmpv6Type, PacketBuilder, icmpv6::NeighborAdvertisementHeader};
 use socket2::{Socket, Type};
-use tokio::time::sleep;
-use tracing::debug;
+use tokio::{task::AbortHandle, time::sleep};
+use tracing::{debug, warn};
 
-use crate::packet_socket::{self, link_address};
+use super::{
+    plan::{self, Sign},
+    vips::Place,
+};
+use crate::{
+    interfaces::Link,
+    packet_socket::{self, link_address},
+};
 
 /// An announcement may be lost, the more so where a link has just come up: it comes again after each of these.
 const PAUSES: [Duration; 4] =
@@ -27,13 +35,83 @@ const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// Shows that no router has forwarded it.
 const HOP_LIMIT: u8 = 255;
 
+/// Announcements on their way for the other times. Dropping this ends them.
+#[derive(Debug)]
+struct Repeats(AbortHandle);
+
+impl Drop for Repeats {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What neighbours have been told.
+#[derive(Debug, Default)]
+pub(super) struct Announcements {
+    announcer: Announcer,
+    told: BTreeMap<Place, Sign>,
+    repeats: BTreeMap<Place, Repeats>,
+}
+
+impl Announcements {
+    /// An address was not there for a while: another machine may have had it.
+    pub(super) fn forget(&mut self, place: Place) {
+        self.told.remove(&place);
+    }
+
+    /// Tells the neighbours what they do not know yet: see [`plan::announcements`].
+    pub(super) fn tell(
+        &mut self,
+        ours: &BTreeSet<Place>,
+        others: &BTreeSet<Place>,
+        links: &[Link],
+        native: impl Fn(u32) -> Option<bool>,
+    ) {
+        let up = links.iter().filter(|link| link.up && link.running);
+        let signs: BTreeMap<u32, Sign> = up
+            .filter_map(|link| {
+                let Link { ifindex, mac, carrier_ups, .. } = *link;
+                Some((ifindex, Sign { mac: mac?, carrier_ups, native: native(ifindex) }))
+            })
+            .collect();
+        let due = plan::announcements(&self.told, ours, others, &signs);
+        // One whose link is down is told of when it is up again.
+        self.told
+            .retain(|place, _| others.contains(place) || ours.contains(place) && signs.contains_key(&place.ifindex));
+        self.repeats.retain(|place, _| self.told.contains_key(place));
+        for place in ours | others {
+            let Some(&sign) = signs.get(&place.ifindex) else { continue };
+            self.told.insert(place, sign);
+            if due.contains(&place) {
+                self.tell_one(place, sign.mac, links);
+            }
+        }
+    }
+
+    fn tell_one(&mut self, place: Place, mac: Mac, links: &[Link]) {
+        let Place { ifindex, address } = place;
+        let link = links.iter().find(|link| link.ifindex == ifindex);
+        let interface = link.map_or_else(String::new, |link| link.name.clone());
+        self.repeats.remove(&place);
+        if let Err(error) = self.announcer.announce(ifindex, mac, address) {
+            warn!(
+                "{address} on {interface} is not announced ({error}; it takes CAP_NET_RAW): neighbours that knew it \
+                 elsewhere follow when their own entries run out"
+            );
+            return;
+        }
+        let again = self.announcer.clone().again(interface, ifindex, mac, address);
+        self.repeats.insert(place, Repeats(tokio::spawn(again).abort_handle()));
+    }
+}
+
 /// Sends announcements. One socket does for all, because closing one takes the kernel a grace period.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Announcer(Arc<Mutex<Option<Socket>>>);
+struct Announcer(Arc<Mutex<Option<Socket>>>);
 
 impl Announcer {
     /// Announces an address once.
-    pub(super) fn announce(&self, ifindex: u32, mac: Mac, address: IpAddr) -> io::Result<()> {
+    fn announce(&self, ifindex: u32, mac: Mac, address: IpAddr) -> io::Result<()> {
         let frame = match address {
             IpAddr::V4(address) => arp(mac, address)?,
             IpAddr::V6(address) => advertisement(mac, address)?,
@@ -47,7 +125,7 @@ impl Announcer {
     }
 
     /// Announces it the other times.
-    pub(super) async fn again(self, interface: String, ifindex: u32, mac: Mac, address: IpAddr) {
+    async fn again(self, interface: String, ifindex: u32, mac: Mac, address: IpAddr) {
         for pause in PAUSES {
             sleep(pause).await;
             if let Err(error) = self.announce(ifindex, mac, address) {

@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, thread};
 
 use anyhow::Context as _;
-use balancer_dataplane::{HostChanges, offload};
+use balancer_dataplane::{
+    HostChanges,
+    offload::{self, Offload},
+};
 use tracing::{info, warn};
 
 use super::{plan, switches::Switches, vips};
@@ -16,7 +19,8 @@ pub fn put_back(changes: HostChanges) {
     let mut switches = Switches::new(changes.forwarding);
     switches.settle();
     drop(switches);
-    changes.receive_offload.into_iter().for_each(offload::switch_on);
+    changes.receive_offload.into_iter().for_each(|name| offload::switch_on(Offload::Merging, name));
+    changes.tag_stripping.into_iter().for_each(|name| offload::switch_on(Offload::TagStripping, name));
 }
 
 /// In a thread that waits for the kernel.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use balancer_dataplane::{Attached, Attacher, Attachment, HostChanges, HostEnds, NotesWriter, Pins, offload};
+use balancer_dataplane::{
+    Attached, Attacher, Attachment, HostChanges, HostEnds, NotesWriter, Pins,
+    offload::{self, Offload},
+};
 use balancer_model::config::XdpMode;
 use futures_util::{StreamExt as _, stream};
 use rtnetlink::Handle;
@@ -17,11 +20,11 @@ use tracing::warn;
 
 use super::{
     Present, Target,
-    announce::Announcer,
+    announce::Announcements,
     guard::Guard,
     plan::{self, On},
     switches::Switches,
-    vips::{self, Place},
+    vips::{self, Found, Place},
 };
 use crate::{
     events::Events,
@@ -37,12 +40,10 @@ const NAMED: usize = 4;
 /// [`remove_vips`](Self::remove_vips).
 pub(super) struct Machine {
     handle: Handle,
-    announcer: Announcer,
+    announcements: Announcements,
     guard: Guard,
     /// Addresses that a balancer has added, as they were found last.
     vips: BTreeSet<(IpAddr, String)>,
-    /// Addresses that the neighbours know of, since their link is up.
-    announced: BTreeSet<Place>,
     attacher: Attacher,
     attached: Vec<Attached>,
     /// Where what outlives this process is pinned, if anything does.
@@ -56,6 +57,10 @@ pub(super) struct Machine {
     vips_on: BTreeSet<u32>,
     /// Interfaces whose receive offload an earlier process left off, until this one has settled.
     receive_offload: Vec<String>,
+    /// The same of those that it has told to leave VLAN tags where they are.
+    tag_stripping: Vec<String>,
+    /// This machine's own addresses that were [warned of](Self::warn_of_own).
+    warned: BTreeSet<IpAddr>,
     /// Addresses that were added before this process has settled.
     fresh: Vec<Place>,
     notes: NotesWriter,
@@ -78,13 +83,12 @@ impl Machine {
         inherited: HostChanges,
         events: Events,
     ) -> Self {
-        let HostChanges { forwarding, vips_on, receive_offload } = inherited;
+        let HostChanges { forwarding, vips_on, receive_offload, tag_stripping } = inherited;
         Self {
             handle,
-            announcer: Announcer::default(),
+            announcements: Announcements::default(),
             guard: Guard::default(),
             vips: BTreeSet::new(),
-            announced: BTreeSet::new(),
             attacher,
             attached: Vec::new(),
             pins,
@@ -93,6 +97,8 @@ impl Machine {
             switches: Switches::new(forwarding),
             vips_on,
             receive_offload,
+            tag_stripping,
+            warned: BTreeSet::new(),
             fresh: Vec::new(),
             notes,
             events,
@@ -125,7 +131,7 @@ impl Machine {
     ) -> anyhow::Result<()> {
         let links = interfaces::links(&self.handle).await?;
         interfaces::select(must, &links)?;
-        let names = present(target, &links);
+        let names = self.forwarding(target, &links);
         block_in_place(|| self.switches.set(&names, target.v4, target.v6))?;
         self.change_modes(target.mode, mode_before)?;
         for (name, ifindex) in self.not_entered(target, &links) {
@@ -146,13 +152,36 @@ impl Machine {
             match added {
                 Ok(()) => {
                     ours.insert(place);
+                    self.announcements.forget(place);
                     self.fresh.push(place);
                 }
                 Err(error) => done = done.and(Err(error)),
             }
         }
-        self.announce(&(&ours & &announced), &links);
+        self.announce(&(&ours & &announced), &found, &links);
         done
+    }
+
+    /// The first time: interfaces that are not there are waited for, as long as there is one.
+    ///
+    /// # Errors
+    /// As of [`extend`](Self::extend); and when the program is on no interface.
+    pub(super) async fn begin(&mut self, target: &Target) -> anyhow::Result<()> {
+        self.extend(target, &[], target.mode).await?;
+        let links = interfaces::links(&self.handle).await?;
+        for name in &target.interfaces {
+            if self.attached.iter().any(|attached| attached.at.name == *name) {
+                continue;
+            }
+            let missing = interfaces::select(std::slice::from_ref(name), &links).err();
+            let missing = missing.unwrap_or_else(|| anyhow!("interface {name} has only just come"));
+            if self.attached.is_empty() {
+                return Err(missing);
+            }
+            self.events.warn(&format!("{missing:#}; what comes in by it is not steered until it is there"));
+            self.missed.insert(name.clone());
+        }
+        Ok(())
     }
 
     /// The first round has failed: removes the addresses that were added.
@@ -176,7 +205,7 @@ impl Machine {
         for name in mem::take(&mut self.receive_offload) {
             match self.attached.iter_mut().find(|attached| attached.at.name == name) {
                 Some(attached) => attached.take_over_receive_offload(),
-                None => offload::switch_on(name),
+                None => offload::switch_on(Offload::Merging, name),
             }
         }
         Ok(())
@@ -252,11 +281,20 @@ impl Machine {
                 return self.end_round();
             }
         };
-        let names = present(target, &links);
+        let renamed = self.attached.iter().filter_map(|attached| {
+            let link =
+                links.iter().find(|link| link.ifindex == attached.at.ifindex && link.name != attached.called())?;
+            Some((attached.called().to_owned(), link.name.clone()))
+        });
+        self.switches.follow(&renamed.collect::<Vec<_>>());
+        let names = self.forwarding(target, &links);
         if let Err(error) = block_in_place(|| self.switches.set(&names, target.v4, target.v6)) {
             self.trouble("forwarding", &error);
         }
         self.settle_interfaces(target, &links);
+        self.follow_parts(&links);
+        self.follow_names(&links);
+        self.settle_offloads(&links);
         if let Err(error) = self.settle_vips(target, &links).await {
             self.trouble("VIPs", &error);
         }
@@ -291,6 +329,92 @@ impl Machine {
                 Ok(()) => self.events.note(&format!("detached from {name}")),
                 Err(error) => warn!("{error:#}"),
             }
+        }
+    }
+
+    /// The interfaces that packets come in by: those wanted that there are, and what they are made of.
+    fn forwarding<'a>(&self, target: &Target, links: &'a [Link]) -> Vec<&'a str> {
+        let wanted = |link: &&Link| {
+            let attached = self.attached.iter().find(|attached| attached.at.ifindex == link.ifindex);
+            let name = attached.map_or(&link.name, |attached| &attached.at.name);
+            target.interfaces.contains(name)
+        };
+        let wanted = links.iter().filter(wanted);
+        let with_parts = wanted.flat_map(|link| std::iter::once(link).chain(interfaces::parts(link.ifindex, links)));
+        with_parts.map(|link| link.name.as_str()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Has nothing merge packets or take VLAN tags off before the program sees them.
+    fn settle_offloads(&mut self, links: &[Link]) {
+        for attached in &mut self.attached {
+            let tagged = interfaces::tagged(attached.at.ifindex, links);
+            block_in_place(|| attached.settle_offloads(&tagged, &mut self.tag_stripping));
+        }
+        for name in mem::take(&mut self.tag_stripping) {
+            offload::switch_on(Offload::TagStripping, name);
+        }
+    }
+
+    /// Warns of addresses of which services take every port, and which are this machine's own: the connections of its other
+    /// programs would be steered as well.
+    fn warn_of_own(&mut self, target: &Target, found: &[Found], links: &[Link]) {
+        let own = found.iter().filter(|found| {
+            let link = links.iter().find(|link| link.ifindex == found.place.ifindex);
+            found.subnet && target.whole.contains(&found.place.address) && link.is_some_and(|link| !link.loopback)
+        });
+        let own: BTreeMap<IpAddr, u32> = own.map(|found| (found.place.address, found.place.ifindex)).collect();
+        for (address, ifindex) in own.iter().filter(|(address, _)| !self.warned.contains(address)) {
+            self.events.warn(&format!(
+                "{address} is this machine's own address on {}, and a service takes every port of it: what comes in for this \
+                 machine by that address, ssh among it, goes to backends; give the service an address of its own, or name \
+                 its ports",
+                named(*ifindex, links)
+            ));
+        }
+        self.warned = own.into_keys().collect();
+    }
+
+    /// Says of an interface that it is called otherwise than in the configuration, which the next start goes by.
+    fn follow_names(&mut self, links: &[Link]) {
+        let mut troubles = Vec::new();
+        for attached in &mut self.attached {
+            let now = named(attached.at.ifindex, links);
+            let before = &attached.at.name;
+            if now != *before && links.iter().any(|link| link.ifindex == attached.at.ifindex) {
+                let trouble = anyhow!(
+                    "interface {before} is called {now} now, and still steered: name it so in `interfaces`, by which the \
+                     next start goes"
+                );
+                troubles.push((before.clone(), trouble));
+            }
+            attached.call(now);
+        }
+        for (name, trouble) in troubles {
+            self.trouble(&name, &trouble);
+        }
+    }
+
+    /// Takes note of what bonds and teams are made of now.
+    fn follow_parts(&mut self, links: &[Link]) {
+        let mut taken: Vec<u32> = self.attached.iter().map(|attached| attached.at.ifindex).collect();
+        let mut troubles = Vec::new();
+        for attached in &mut self.attached {
+            attached.at.parts.clear();
+            for part in interfaces::parts(attached.at.ifindex, links) {
+                if taken.contains(&part.ifindex) {
+                    continue;
+                }
+                match self.attacher.tell_apart(&part.name, part.ifindex, &taken) {
+                    Ok(()) => {
+                        taken.push(part.ifindex);
+                        attached.at.parts.insert(part.ifindex);
+                    }
+                    Err(error) => troubles.push((part.name.clone(), error)),
+                }
+            }
+        }
+        for (name, error) in troubles {
+            self.trouble(&name, &error);
         }
     }
 
@@ -380,6 +504,7 @@ impl Machine {
             self.trouble("guard", &error);
         }
         let found = vips::found(&self.handle).await?;
+        self.warn_of_own(target, &found, links);
         let plan = plan::addresses(&wanted, &found, &self.vips_on);
         let mut ours = plan::ours(&wanted, &found);
         let mut stay = BTreeSet::new();
@@ -393,6 +518,7 @@ impl Machine {
             match added {
                 Ok(()) => {
                     ours.insert(place);
+                    self.announcements.forget(place);
                 }
                 Err(error) => self.trouble(&place.address.to_string(), &error),
             }
@@ -403,7 +529,7 @@ impl Machine {
                 self.trouble(name, &error);
             }
         }
-        self.announce(&(&ours & &announced), links);
+        self.announce(&(&ours & &announced), &found, links);
         if self.round.is_empty() {
             self.vips_on = wanted.iter().map(|place| place.ifindex).collect();
         }
@@ -455,24 +581,15 @@ impl Machine {
         }
     }
 
-    /// Tells the neighbours of addresses that are new, or whose link has just come up.
-    fn announce(&mut self, ours: &BTreeSet<Place>, links: &[Link]) {
-        let link = |ifindex| links.iter().find(|link| link.ifindex == ifindex && link.up && link.running);
-        self.announced.retain(|place| ours.contains(place) && link(place.ifindex).is_some());
-        for place in ours.difference(&self.announced.clone()) {
-            let &Place { ifindex, address } = place;
-            let Some((link, mac)) = link(ifindex).and_then(|link| Some((link, link.mac?))) else { continue };
-            self.announced.insert(*place);
-            if let Err(error) = self.announcer.announce(ifindex, mac, address) {
-                warn!(
-                    "{address} on {} is not announced ({error}; it takes CAP_NET_RAW): neighbours that knew it elsewhere \
-                     follow when their own entries run out",
-                    link.name
-                );
-            } else {
-                tokio::spawn(self.announcer.clone().again(link.name.clone(), ifindex, mac, address));
-            }
-        }
+    /// Tells the neighbours where addresses are, if they do not know.
+    fn announce(&mut self, ours: &BTreeSet<Place>, found: &[Found], links: &[Link]) {
+        let native = |ifindex| {
+            let attached = self.attached.iter().find(|attached| attached.at.ifindex == ifindex);
+            attached.map(|attached| attached.at.native)
+        };
+        let others = found.iter().filter(|found| found.settled && native(found.place.ifindex).is_some());
+        let others: BTreeSet<Place> = others.map(|found| found.place).filter(|place| !ours.contains(place)).collect();
+        self.announcements.tell(ours, &others, links, native);
     }
 
     async fn remove(&self, places: Vec<Place>, links: &[Link]) -> Vec<(Place, anyhow::Result<()>)> {
@@ -523,11 +640,14 @@ impl Machine {
     fn write_notes(&mut self) -> anyhow::Result<()> {
         let off = self.attached.iter().filter(|attached| attached.receive_offload_off());
         let mut receive_offload = self.receive_offload.clone();
-        receive_offload.extend(off.map(|attached| attached.at.name.clone()));
+        receive_offload.extend(off.map(|attached| attached.called().to_owned()));
+        let mut tag_stripping = self.tag_stripping.clone();
+        tag_stripping.extend(self.attached.iter().flat_map(Attached::keep_tags).map(str::to_owned));
         self.notes.write(HostChanges {
             forwarding: self.switches.changes().to_vec(),
             vips_on: self.vips_on.clone(),
             receive_offload,
+            tag_stripping,
         })
     }
 
@@ -563,12 +683,6 @@ fn names(links: &[Link]) -> Vec<(String, u32)> {
 
 fn borrowed(on: &[(String, u32)]) -> Vec<On<'_>> {
     on.iter().map(|(name, ifindex)| On { name, ifindex: *ifindex }).collect()
-}
-
-/// Those of the interfaces wanted that there are.
-fn present<'a>(target: &'a Target, links: &[Link]) -> Vec<&'a str> {
-    let there = |name: &&String| links.iter().any(|link| link.name == **name);
-    target.interfaces.iter().filter(there).map(String::as_str).collect()
 }
 
 fn named(ifindex: u32, links: &[Link]) -> String {

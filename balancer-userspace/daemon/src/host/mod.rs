@@ -9,6 +9,7 @@ mod announce;
 mod changes;
 mod guard;
 mod machine;
+mod news;
 mod plan;
 mod scrapes;
 mod switches;
@@ -24,13 +25,11 @@ use std::{
 use anyhow::Context as _;
 use balancer_dataplane::{HostChanges, HostEnds};
 use balancer_model::config::XdpMode;
-use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use rtnetlink::MulticastGroup;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tracing::warn;
 
@@ -38,7 +37,7 @@ pub use self::{
     changes::put_back,
     guard::{VERB as GUARD_VIPS, guard_vips},
 };
-use self::{machine::Machine, scrapes::Scrapes};
+use self::{machine::Machine, news::News, scrapes::Scrapes};
 use super::{
     api_server::socket,
     call::Calls,
@@ -51,8 +50,6 @@ use super::{
 const PERIOD: Duration = Duration::from_secs(10);
 /// How soon after a failure.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long more changes of the same kind are waited for.
-const TOGETHER: Duration = Duration::from_millis(50);
 
 /// What is [wanted](Wanted) by interface, so that two can be joined.
 #[derive(Clone, Debug)]
@@ -62,6 +59,8 @@ struct Target {
     v4: bool,
     v6: bool,
     vips: BTreeSet<WantedVip>,
+    /// Addresses of which services take every port.
+    whole: BTreeSet<IpAddr>,
     /// Whether they are to go however the process ends.
     guarded: bool,
 }
@@ -78,7 +77,7 @@ struct WantedVip {
 impl From<&Wanted> for Target {
     fn from(wanted: &Wanted) -> Self {
         // What is no target is done once, when it changes.
-        let Wanted { interfaces, mode, v4, v6, vips, vip_interfaces: _, guarded, keep, metrics: _, group: _ } =
+        let Wanted { interfaces, mode, v4, v6, vips, whole, vip_interfaces: _, guarded, keep, metrics: _, group: _ } =
             wanted.clone();
         let first = interfaces.first();
         let vips = vips.into_iter().filter_map(|(on, address)| {
@@ -87,7 +86,7 @@ impl From<&Wanted> for Target {
         });
         let vips: BTreeSet<WantedVip> = vips.collect();
         let guarded = !keep && (guarded || vips.iter().any(|vip| !vip.announced));
-        Self { vips, interfaces, mode, v4, v6, guarded }
+        Self { vips, whole, interfaces, mode, v4, v6, guarded }
     }
 }
 
@@ -100,6 +99,7 @@ impl Target {
         self.v6 |= other.v6;
         self.guarded |= other.guarded;
         self.vips.extend(other.vips.iter().cloned());
+        self.whole.extend(&other.whole);
         self
     }
 }
@@ -196,9 +196,8 @@ impl Host {
     /// What stands in the way. Nothing is changed then, and what an earlier process changed is left.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
         let Surroundings { ends, state_file, inherited, events, calls, metrics, socket, supervisor } = surroundings;
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (connection, handle, messages) =
-            rtnetlink::new_multicast_connection(&groups).context("opening a netlink socket")?;
+        let news = News::open().context("opening a netlink socket")?;
+        let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
         tokio::spawn(connection);
         let mut machine = Machine::new(handle, ends, state_file, inherited, events);
         let (asks, asked) = mpsc::unbounded_channel();
@@ -210,8 +209,7 @@ impl Host {
         let task = supervisor.spawn("the keeping of this machine", async move {
             let target = Target::from(&now);
             let started = async {
-                machine.check(&[], &now.vip_interfaces).await?;
-                machine.extend(&target, &target.interfaces, target.mode).await?;
+                machine.begin(&target).await?;
                 machine.take_over()?;
                 Scrapes::start(now.metrics, metrics, calls, watched)
             };
@@ -221,7 +219,7 @@ impl Host {
                     told.send_replace(machine.present());
                     let _ = ready.send(Ok(()));
                     let this = Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well };
-                    this.serve(asked, messages, told).await;
+                    this.serve(asked, news, told).await;
                 }
                 Err(error) => {
                     machine.undo_first().await;
@@ -311,12 +309,7 @@ struct Keeping {
 }
 
 impl Keeping {
-    async fn serve<T>(
-        mut self,
-        mut asked: mpsc::UnboundedReceiver<Ask>,
-        mut messages: impl Stream<Item = T> + Unpin,
-        told: watch::Sender<Present>,
-    ) {
+    async fn serve(mut self, mut asked: mpsc::UnboundedReceiver<Ask>, mut news: News, told: watch::Sender<Present>) {
         let mut looked = Instant::now();
         loop {
             let next = looked + if self.well { PERIOD } else { AGAIN };
@@ -325,11 +318,7 @@ impl Keeping {
                     Some(ask) => Some(ask),
                     None => return,
                 },
-                Some(_) = messages.next() => {
-                    sleep(TOGETHER).await;
-                    while messages.next().now_or_never().flatten().is_some() {}
-                    None
-                }
+                () = news.next() => None,
                 () = sleep_until(next) => None,
             };
             match ask {
@@ -468,6 +457,7 @@ mod tests {
                     None => (None, vip.parse().unwrap()),
                 })
                 .collect(),
+            whole: BTreeSet::new(),
             vip_interfaces: BTreeSet::new(),
             guarded: false,
             keep: false,

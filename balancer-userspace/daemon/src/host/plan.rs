@@ -1,7 +1,8 @@
 //! From what is wanted of this machine and what is found to what is to be done. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use balancer_common::map_types::Mac;
 use balancer_model::config::XdpMode;
 
 use super::vips::{Found, Place};
@@ -22,31 +23,34 @@ pub(super) struct InterfacePlan<'a> {
     pub(super) leave: Vec<u32>,
     /// Names of those that the program is not on, with their indices.
     pub(super) enter: Vec<On<'a>>,
-    /// Those that go by another name now.
+    /// Those that are wanted by the name that they have got.
     pub(super) renamed: Vec<On<'a>>,
 }
 
-/// `there`: every interface of the network namespace.
+/// `there`: every interface of the network namespace. An interface that the program is on is known by its index, whatever
+/// it is called meanwhile; a name of the configuration counts when the program goes on it.
 pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(String, u32)]) -> InterfacePlan<'a> {
     let mut plan = InterfacePlan::default();
     let exists = |ifindex: u32| there.iter().any(|&(_, other)| other == ifindex);
+    let by_index = |ifindex: u32| on.iter().find(|on| on.ifindex == ifindex);
     let mut stays = BTreeSet::new();
     for name in wanted {
-        let found = there.iter().find(|(other, _)| other == name).map(|&(_, ifindex)| ifindex);
-        // One that was renamed away from its name stays, as long as nobody else goes by it.
-        let known = on.iter().find(|on| match found {
-            Some(ifindex) => on.ifindex == ifindex,
-            None => on.name == name && exists(on.ifindex),
-        });
-        match (known, found) {
-            (Some(known), _) => {
-                stays.insert(known.ifindex);
-                if known.name != name {
-                    plan.renamed.push(On { name, ifindex: known.ifindex });
-                }
+        if let Some(known) = on.iter().find(|on| on.name == name && exists(on.ifindex)) {
+            stays.insert(known.ifindex);
+            continue;
+        }
+        let Some(ifindex) = there.iter().find(|(other, _)| other == name).map(|&(_, ifindex)| ifindex) else {
+            continue;
+        };
+        match by_index(ifindex) {
+            None => plan.enter.push(On { name, ifindex }),
+            Some(known) if wanted.iter().any(|name| name == known.name) => {
+                // It is wanted by the name that it had, too.
             }
-            (None, Some(ifindex)) => plan.enter.push(On { name, ifindex }),
-            (None, None) => {}
+            Some(known) => {
+                stays.insert(known.ifindex);
+                plan.renamed.push(On { name, ifindex: known.ifindex });
+            }
         }
     }
     for on in on {
@@ -78,6 +82,35 @@ pub(super) fn addresses(wanted: &BTreeSet<Place>, found: &[Found], own: &BTreeSe
 /// Those of `wanted` that a balancer has added.
 pub(super) fn ours(wanted: &BTreeSet<Place>, found: &[Found]) -> BTreeSet<Place> {
     found.iter().filter(|found| found.ours && wanted.contains(&found.place)).map(|found| found.place).collect()
+}
+
+/// What neighbours are told again when it changes: they would send elsewhere, or a switch has forgotten the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sign {
+    pub(super) mac: Mac,
+    /// How often the carrier has come.
+    pub(super) carrier_ups: u32,
+    /// Whether the driver runs the program, which may take the link down for a moment to change that.
+    pub(super) native: Option<bool>,
+}
+
+/// Which addresses the neighbours must be told of, because they are new or go by another sign than was `told`.
+///
+/// `ours` are told of at once. `others` are the operator's, which the kernel or another program has told of: they matter only
+/// when the MAC address changes, of which the kernel says nothing. `signs`: of interfaces whose link is up.
+pub(super) fn announcements(
+    told: &BTreeMap<Place, Sign>,
+    ours: &BTreeSet<Place>,
+    others: &BTreeSet<Place>,
+    signs: &BTreeMap<u32, Sign>,
+) -> BTreeSet<Place> {
+    let sign = |place: &Place| signs.get(&place.ifindex);
+    let new = ours.iter().filter(|place| sign(place).is_some_and(|sign| told.get(place) != Some(sign)));
+    let moved = others.iter().filter(|place| {
+        let before = told.get(place);
+        sign(place).zip(before).is_some_and(|(now, before)| now.mac != before.mac)
+    });
+    new.chain(moved).copied().collect()
 }
 
 /// Whether the program must go off an interface and on again for `mode`, which was `before`.
@@ -112,8 +145,10 @@ mod tests {
             ("made anew", &["a"], &[("a", 2)], &[("a", 9)], [&[2], &[], &[9], &[]]),
             ("renamed", &["a"], &[("a", 2)], &[("c", 2)], [&[], &[], &[], &[]]),
             ("renamed, wanted by the new name", &["c"], &[("a", 2)], &[("c", 2)], [&[], &[], &[], &[2]]),
-            ("names swapped", &["a", "b"], &[("a", 2), ("b", 3)], &[("b", 2), ("a", 3)], [&[], &[], &[], &[3, 2]]),
-            ("another goes by its name", &["a"], &[("a", 2)], &[("c", 2), ("a", 3)], [&[], &[2], &[3], &[]]),
+            ("names swapped", &["a", "b"], &[("a", 2), ("b", 3)], &[("b", 2), ("a", 3)], [&[], &[], &[], &[]]),
+            ("another goes by its name", &["a"], &[("a", 2)], &[("c", 2), ("a", 3)], [&[], &[], &[], &[]]),
+            ("wanted by both names", &["a", "c"], &[("a", 2)], &[("c", 2)], [&[], &[], &[], &[]]),
+            ("gone, and another has its name", &["a"], &[("a", 2)], &[("a", 3)], [&[2], &[], &[3], &[]]),
         ];
         for (what, wanted, on, found, expected) in cases {
             let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
@@ -146,10 +181,37 @@ mod tests {
         ];
         for (what, wanted, found, added, removed) in cases {
             let wanted = wanted.iter().map(|text| place(text)).collect();
-            let found: Vec<_> = found.iter().map(|&(text, ours)| Found { place: place(text), ours }).collect();
+            let found: Vec<_> = found
+                .iter()
+                .map(|&(text, ours)| Found { place: place(text), ours, settled: true, subnet: false })
+                .collect();
             let plan = addresses(&wanted, &found, &[2, 3].into());
             let places = |texts: &[&str]| texts.iter().map(|text| place(text)).collect();
             assert_eq!(plan, Addresses { add: places(added), remove: places(removed) }, "{what}");
+        }
+    }
+
+    #[test]
+    fn neighbours_are_told_of_what_is_new_and_of_every_change_of_the_link() {
+        let sign = |mac, carrier_ups, native| Sign { mac: [2, 0, 0, 0, 0, mac], carrier_ups, native };
+        let first = sign(1, 1, Some(true));
+        let (ours, others) = ([place("2 192.0.2.1")].into(), [place("2 192.0.2.9")].into());
+        for (what, told, now, expected) in [
+            ("new", None, Some(first), &["2 192.0.2.1"][..]),
+            ("the link is down", None, None, &[]),
+            ("told", Some(first), Some(first), &[]),
+            ("another MAC address", Some(first), Some(sign(2, 1, Some(true))), &["2 192.0.2.1", "2 192.0.2.9"]),
+            ("the carrier was away", Some(first), Some(sign(1, 2, Some(true))), &["2 192.0.2.1"]),
+            ("another mode", Some(first), Some(sign(1, 1, Some(false))), &["2 192.0.2.1"]),
+            ("down since", Some(first), None, &[]),
+        ] {
+            let told: BTreeMap<Place, Sign> = told
+                .into_iter()
+                .flat_map(|sign| [(place("2 192.0.2.1"), sign), (place("2 192.0.2.9"), sign)])
+                .collect();
+            let signs = now.into_iter().map(|sign| (2, sign)).collect();
+            let expected: BTreeSet<Place> = expected.iter().map(|text| place(text)).collect();
+            assert_eq!(announcements(&told, &ours, &others, &signs), expected, "{what}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, bail};
 use balancer_dataplane::SwitchChange;
 
 const PROC_SYS: &str = "/proc/sys";
@@ -81,45 +81,78 @@ impl Switches {
         self.changes.clear();
     }
 
-    fn switch_all_on(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
-        if v4 {
-            interfaces.iter().try_for_each(|name| self.switch_on(&forwarding("ipv4", name)))?;
-        }
-        if v6 { self.ensure_v6(interfaces) } else { Ok(()) }
-    }
-
-    fn ensure_v6(&mut self, interfaces: &[&str]) -> anyhow::Result<()> {
-        interfaces.iter().try_for_each(|name| self.keep_accepting_routers(name))?;
-        let mut off = Vec::new();
-        for key in interfaces.iter().map(|name| forwarding("ipv6", name)) {
-            if self.read(&key)? == "0" {
-                off.push(key);
+    /// Interfaces have other names, from and to, and their switches with them.
+    pub(super) fn follow(&mut self, renamed: &[(String, String)]) {
+        let parts = renamed.iter().map(|(before, now)| (format!("/conf/{before}/"), format!("/conf/{now}/")));
+        let parts: Vec<_> = parts.collect();
+        for change in &mut self.changes {
+            if let Some((before, now)) = parts.iter().find(|(before, _)| change.key.contains(before)) {
+                change.key = change.key.replace(before, now);
             }
         }
-        if off.is_empty() {
-            return Ok(());
+    }
+
+    fn switch_all_on(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
+        let mut due = Vec::new();
+        if v4 {
+            for name in interfaces {
+                due.extend(self.due(forwarding("ipv4", name), "0", "1")?);
+            }
         }
-        // Switching it on for any interface makes the kernel forget the advertised routers of all interfaces, except
-        // where accept_ra is 2. So the others are at 2 for that moment.
+        let mut keeps_routers = Vec::new();
+        if v6 {
+            let mut off = Vec::new();
+            for name in interfaces {
+                due.extend(self.due(accept_ra(name), "1", "2")?);
+                off.extend(self.due(forwarding("ipv6", name), "0", "1")?);
+            }
+            // Switching it on for any interface makes the kernel forget the advertised routers of all interfaces, except
+            // where accept_ra is 2. So the others are at 2 for that moment.
+            if !off.is_empty() {
+                keeps_routers = self.interfaces_v6();
+                keeps_routers.retain(|name| !interfaces.contains(&name.as_str()));
+            }
+            due.extend(off);
+        }
         let mut bystanders = Self::below(self.root.clone(), Vec::new());
-        for name in self.interfaces_v6() {
-            if !interfaces.contains(&name.as_str())
-                && let Err(error) = bystanders.keep_accepting_routers(&name)
-            {
+        for name in keeps_routers {
+            let kept = bystanders
+                .due(accept_ra(&name), "1", "2")
+                .and_then(|due| bystanders.write_all(due.into_iter().collect()));
+            if let Err(error) = kept {
                 tracing::warn!("interface {name} may lose its IPv6 router until the next advertisement: {error:#}");
             }
         }
-        off.iter().try_for_each(|key| self.switch_on(key))
+        self.write_all(due)
     }
 
-    fn keep_accepting_routers(&mut self, interface: &str) -> anyhow::Result<()> {
-        let key = accept_ra(interface);
-        if self.read(&key)? == "1" { self.write(&key, "1", "2") } else { Ok(()) }
+    /// The change that sets a switch to `after`, if it is at `before`.
+    fn due(&self, key: String, before: &str, after: &str) -> anyhow::Result<Option<SwitchChange>> {
+        let is_due = self.read(&key)? == before;
+        Ok(is_due.then(|| SwitchChange { key, before: before.to_owned(), after: after.to_owned() }))
     }
 
-    fn switch_on(&mut self, key: &str) -> anyhow::Result<()> {
-        let before = self.read(key)?;
-        if before == "0" { self.write(key, &before, "1") } else { Ok(()) }
+    /// Makes all these changes.
+    ///
+    /// # Errors
+    /// When some cannot be made; the error gives the command for all of them.
+    fn write_all(&mut self, changes: Vec<SwitchChange>) -> anyhow::Result<()> {
+        let mut first = None;
+        let mut by_hand = String::new();
+        for change in changes {
+            let path = self.root.join(&change.key);
+            if let Err(error) = fs::write(&path, &change.after) {
+                first.get_or_insert((path, error));
+                by_hand += &format!(" {}={}", sysctl(&change.key), change.after);
+            } else if self.changes.iter().any(|made| made.key == change.key) {
+                // The interface was made anew, or another program has switched it back.
+                tracing::info!("{} set to {} again", sysctl(&change.key), change.after);
+            } else {
+                self.changes.push(change);
+            }
+        }
+        let Some((path, error)) = first else { return Ok(()) };
+        bail!("cannot write {}: {error}; run `sysctl -w{by_hand}` before the start", path.display())
     }
 
     fn interfaces_v6(&self) -> Vec<String> {
@@ -136,24 +169,6 @@ impl Switches {
                 .with_context(|| format!("{}: is IPv6 switched off on this machine or interface?", path.display())),
             Err(error) => Err(error).with_context(|| path.display().to_string()),
         }
-    }
-
-    fn write(&mut self, key: &str, before: &str, after: &str) -> anyhow::Result<()> {
-        let path = self.root.join(key);
-        fs::write(&path, after).map_err(|error| {
-            anyhow!(
-                "cannot write {}: {error}; run `sysctl -w {}={after}` before the start",
-                path.display(),
-                sysctl(key)
-            )
-        })?;
-        if self.changes.iter().any(|change| change.key == key) {
-            // The interface was made anew, or somebody has switched it back.
-            tracing::info!("{} set to {after} again", sysctl(key));
-        } else {
-            self.changes.push(SwitchChange { key: key.to_owned(), before: before.to_owned(), after: after.to_owned() });
-        }
-        Ok(())
     }
 
     fn put_back(&self, change: &SwitchChange) {
@@ -352,10 +367,39 @@ mod tests {
         assert_eq!(tree.state("wan0"), ["1", "0", "1"]);
         assert_eq!(tree.get("net/ipv4/conf/eth1.100/forwarding"), "0");
         assert_eq!(sysctl("net/ipv4/conf/eth1.100/forwarding"), "net.ipv4.conf.eth1/100.forwarding");
+    }
 
-        // A directory cannot be written to, whoever asks.
-        let error = switches.write("net/ipv4/conf/eth0", "0", "1").unwrap_err().to_string();
-        assert!(error.contains("sysctl -w net.ipv4.conf.eth0=1"), "{error}");
+    #[test]
+    fn switches_that_cannot_be_written_are_all_named_at_once() {
+        let tree = Tree::new();
+        // A directory cannot be written to, by root either.
+        let change = |key: &str| SwitchChange { key: key.to_owned(), before: "0".to_owned(), after: "1".to_owned() };
+        let mut switches = tree.switches();
+        let error = switches
+            .write_all(vec![
+                change("net/ipv4/conf/eth1.100"),
+                change("net/ipv4/conf/wan0/forwarding"),
+                change("net/ipv6/conf/eth0"),
+            ])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`sysctl -w net.ipv4.conf.eth1/100=1 net.ipv6.conf.eth0=1`"), "{error}");
         assert_eq!(switches.changes().len(), 1);
+    }
+
+    #[test]
+    fn when_an_interface_is_renamed_then_its_switches_are_put_back_under_the_new_name() {
+        let tree = Tree::new();
+        let mut switches = tree.switches();
+        switches.set(&["eth0"], true, true).unwrap();
+        for family in ["ipv4", "ipv6"] {
+            let conf = tree.0.path().join(format!("net/{family}/conf"));
+            fs::rename(conf.join("eth0"), conf.join("lan0")).unwrap();
+        }
+        switches.follow(&[("eth0".to_owned(), "lan0".to_owned())]);
+        switches.set(&["lan0"], true, true).unwrap();
+        assert_eq!(tree.state("lan0"), ["1", "1", "2"]);
+        drop(switches);
+        assert_eq!(tree.state("lan0"), ["0", "0", "1"]);
     }
 }

@@ -33,6 +33,10 @@ pub(super) struct Found {
     pub(super) place: Place,
     /// Whether a balancer has added it.
     pub(super) ours: bool,
+    /// Whether it is this machine's for certain: no other one on the link may have it.
+    pub(super) settled: bool,
+    /// Whether it comes with a network, as a machine's own does.
+    pub(super) subnet: bool,
 }
 
 /// Every address of the network namespace.
@@ -55,7 +59,10 @@ fn read(message: &AddressMessage) -> Option<Found> {
     let attributes = || message.attributes.iter();
     let address = attributes().find_map(own).or_else(|| attributes().find_map(any))?;
     let ours = message.attributes.contains(&AddressAttribute::Protocol(MARK));
-    Some(Found { place: Place { ifindex: message.header.index, address }, ours })
+    let unsettled = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    let subnet = message.header.prefix_len < if address.is_ipv4() { 32 } else { 128 };
+    let settled = !message.header.flags.intersects(unsettled);
+    Some(Found { place: Place { ifindex: message.header.index, address }, ours, settled, subnet })
 }
 
 /// Adds an address.

@@ -182,6 +182,7 @@ pub(crate) mod tests {
             kind: None,
             lower: None,
             master: None,
+            carrier_ups: 0,
         }
     }
 

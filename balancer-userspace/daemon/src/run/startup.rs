@@ -77,8 +77,7 @@ impl Startup {
         let (supervisor, endings) = Supervisor::new();
         let signals = Signals::new().context("catching signals")?;
         let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
-        let interfaces = interfaces::resolve(&config.interfaces).await?;
-        let ifindexes = interfaces.iter().map(|interface| interface.ifindex).collect();
+        let ifindexes = interfaces::resolve_present(&config.interfaces).await?;
         let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
         let pins = pins(&config)?;
         let mut resumed = resume(&config, as_written, pins.as_ref())?;
