@@ -62,15 +62,17 @@ fn rewritten(
 ) -> Result<Step, Step> {
     let row = backend.row;
     let carries = Carries::Header;
-    let asks = devices::must_be_asked(ingress, ip, row);
-    let added = if !is_tunnel(row) {
-        if asks {
-            return Ok(Step::to(ToBackend { choice, carries, port }));
-        }
+    // One comparison for most.
+    let more = row.forwarding > Forwarding::Nat as u8;
+    let asks = more && devices::must_be_asked(ingress, ip, row);
+    let tunnels = more && is_tunnel(row);
+    let added = if asks && tunnels {
+        return Ok(Step::to(Encapsulate { choice, answerable: Answerable::Yes }));
+    } else if asks {
+        return Ok(Step::to(ToBackend { choice, carries, port }));
+    } else if !tunnels {
         write(ingress, frame, ip, carries, backend, port)?;
         0
-    } else if asks {
-        return Ok(Step::to(Encapsulate { choice, answerable: Answerable::Yes }));
     } else {
         match tunnel::wrap_plain(ingress, &ip.again(ingress.frame()), backend) {
             Some(wrapped) => wrapped?,
