@@ -62,15 +62,10 @@ fn rewritten(
 ) -> Result<Step, Step> {
     let row = backend.row;
     let carries = Carries::Header;
-    // One comparison for most.
-    let more = row.forwarding > Forwarding::Nat as u8;
-    let asks = more && devices::must_be_asked(ingress, ip, row);
-    let tunnels = more && is_tunnel(row);
-    let added = if asks && tunnels {
-        return Ok(Step::to(Encapsulate { choice, answerable: Answerable::Yes }));
-    } else if asks {
-        return Ok(Step::to(ToBackend { choice, carries, port }));
-    } else if !tunnels {
+    let added = if !is_tunnel(row) {
+        if row.forwarding > Forwarding::Nat as u8 && devices::must_be_asked(ingress, ip, row) {
+            return Ok(Step::to(ToBackend { choice, carries, port }));
+        }
         write(ingress, frame, ip, carries, backend, port)?;
         0
     } else {
