@@ -3,7 +3,9 @@
 use core::ptr;
 
 use aya_ebpf::{macros::map, maps::HashMap};
-use balancer_common::map_types::{BackendRow, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, MAX_DEVICES};
+use balancer_common::map_types::{
+    BackendRow, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, FORWARDING_ASKS, MAX_DEVICES,
+};
 use network_types::eth::EthHdr;
 
 use crate::{control, ingress::Ingress, parse::Ip};
@@ -13,8 +15,14 @@ static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
 
 /// Whether [`kernel_sends`] must be asked about a frame to a backend.
 #[inline(always)]
-pub(crate) fn must_be_asked(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
-    row.asks(ingress.ifindex(), is_tagged(ip))
+pub(crate) fn must_be_asked(ingress: Ingress, ip: &Ip<'_>, row: &'static BackendRow) -> bool {
+    row.forwarding & FORWARDING_ASKS != 0 && asks(row, ingress.ifindex(), is_tagged(ip)) != 0
+}
+
+/// A function, as the plain path has no room on the stack for what it needs.
+#[inline(never)]
+extern "C" fn asks(row: &'static BackendRow, ingress: u32, is_tagged: bool) -> u64 {
+    row.asks(ingress, is_tagged).into()
 }
 
 /// Whether the kernel has to send a frame that came in by `ingress` and leaves by `egress`.

@@ -35,11 +35,19 @@ pub(crate) struct Ruled(u64);
 
 impl Ruled {
     pub(crate) const NONE: Self = Self(0);
+    /// It pins to a backend that takes no clients: as if there were none, but that its clients may be anywhere.
+    const FALLS: Self = Self(u16::MAX as u64);
 
     /// The backend that the client is pinned to, which takes clients.
     #[inline(always)]
     pub(crate) const fn pin(self) -> Option<u16> {
         if self.0 as u16 == RULE_PIN { Some((self.0 >> 16) as u16) } else { None }
+    }
+
+    /// The client may have been pinned until now, so that its entry must be read.
+    #[inline(always)]
+    pub(crate) const fn falls(self) -> bool {
+        self.0 == Self::FALLS.0
     }
 
     /// Its connections are spread.
@@ -135,7 +143,7 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
             stats.packets += 1;
         }
     }
-    if falls { Ruled::NONE.0 } else { word(row) }
+    if falls { Ruled::FALLS.0 } else { word(row) }
 }
 
 /// Action and backend of a rule as in [`Ruled`]. Read from the row each time, whose kind is never changed in place, as

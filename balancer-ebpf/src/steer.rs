@@ -181,7 +181,10 @@ fn steer<Answer>(
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return Ok(chosen(Choice { backend, decision }));
     }
-    let always = pin.is_some() || packet.peeks || (slot.flags as u16 | service.flags) & SERVICE_READS_ALWAYS != 0;
+    let always = pin.is_some()
+        || ruled.falls()
+        || packet.peeks
+        || (slot.flags as u16 | service.flags) & SERVICE_READS_ALWAYS != 0;
     if !always && !packet.opens && memory::seen(control, hash) {
         return Ok(chosen(Choice { backend, decision: DecisionIndex::NONE }));
     }

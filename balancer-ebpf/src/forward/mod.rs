@@ -63,15 +63,12 @@ fn rewritten(
 ) -> Result<Step, Step> {
     let row = backend.row;
     let carries = Carries::Header;
-    let asks = devices::must_be_asked(ingress, ip, row);
     let added = if !is_tunnel(row) {
-        if asks {
+        if row.forwarding > Forwarding::Nat as u8 && devices::must_be_asked(ingress, ip, row) {
             return Ok(Step::to(ToBackend { choice, carries, port }));
         }
         write(ingress, frame, ip, carries, backend, port)?;
         0
-    } else if asks {
-        return Ok(Step::to(Encapsulate { choice, answerable: Answerable::Yes }));
     } else {
         match tunnel::wrap_plain(ingress, &ip.again(ingress.frame()), backend) {
             Some(wrapped) => wrapped?,

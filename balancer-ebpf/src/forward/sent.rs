@@ -1,6 +1,6 @@
 //! What is done with every packet that reaches its backend, and with those that do not.
 
-use balancer_common::{handover::Handed, verdict::DropReason};
+use balancer_common::{handover::Handed, map_types::FORWARDING_ASKS, verdict::DropReason};
 
 use crate::{
     backends::Reachable,
@@ -52,7 +52,7 @@ pub(super) fn finish_by_any(
 ) -> Step {
     let step = finish(ingress, ip, backend, choice, sender);
     let row = backend.row;
-    if !devices::must_be_asked(ingress, ip, row) || !devices::kernel_sends(ip, ingress.ifindex(), row.ifindex) {
+    if row.forwarding & FORWARDING_ASKS == 0 || !devices::kernel_sends(ip, ingress.ifindex(), row.ifindex) {
         return step;
     }
     match mark::put(frame, Handed::Backend(choice.backend)) {

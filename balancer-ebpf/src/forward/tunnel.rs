@@ -19,6 +19,7 @@ use network_types::{
 
 use crate::{
     backends::Reachable,
+    devices,
     forward::rewrite,
     ingress::Ingress,
     link::{self, V4, V6},
@@ -42,7 +43,7 @@ static IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[inline(always)]
 pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> Option<Result<usize, Step>> {
     let row = backend.row;
-    if ip.l3_offset != EthHdr::LEN || ip.ttl() <= 1 {
+    if ip.l3_offset != EthHdr::LEN || ip.ttl() <= 1 || devices::must_be_asked(ingress, ip, row) {
         return None;
     }
     let ip = &Ip { l3_offset: EthHdr::LEN, ..*ip };

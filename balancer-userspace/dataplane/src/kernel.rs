@@ -430,7 +430,7 @@ impl Dataplane for KernelDataplane {
             }
         }
         for spec in services {
-            if self.rules.pins(spec.id) {
+            if pins_in_part(&self.rules, spec) {
                 self.stickiness.flag_all(spec.id);
             }
         }
@@ -446,14 +446,18 @@ impl Dataplane for KernelDataplane {
     }
 
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
-        let pinned = self.rules.pins(service);
-        let pins = rules.iter().any(|rule| matches!(rule.action, RuleAction::Pin(_)));
-        if pins {
-            // Before the first client is pinned. The sweep takes no flag back while there is such a rule.
+        let pins = |rule: &&RuleSpec| matches!(rule.action, RuleAction::Pin(_));
+        let wanted: BTreeSet<IpNet> = rules.iter().filter(pins).map(|rule| rule.prefix).collect();
+        let pinned: BTreeSet<IpNet> = self.rules.pinned(service).collect();
+        let spec = self.directory.iter().find(|spec| spec.id == service);
+        let in_part = spec.is_some_and(|spec| wanted.iter().any(|&prefix| is_part(prefix, spec)));
+        if in_part || !pinned.is_subset(&wanted) {
+            // Before the first client that was pinned follows the table: it stays where it is. While rules pin a client, all
+            // its packets read its entry; one that only a part of is pinned has its entry read by the flag.
             self.stickiness.flag_all(service);
         }
         let set = self.rules.set(service, rules, &self.kept);
-        if pins || pinned {
+        if !wanted.is_empty() || !pinned.is_empty() {
             // A packet on its way may still obey the old rules.
             self.stickiness.distrust(service);
         }
@@ -480,6 +484,10 @@ impl Dataplane for KernelDataplane {
             self.stickiness.clients.belongs(id, Some(service));
         }
         self.stickiness.clients.forget_strangers();
+        if self.rules.pinned_before() {
+            // Tables of this controller begin with all flags, and those of the one before are read until then.
+            self.stickiness.tables.flag_everything();
+        }
         self.rules.forget_left(|service| ruled.contains(&service), &self.kept)
     }
 
@@ -518,7 +526,9 @@ impl Dataplane for KernelDataplane {
         if self.rereading.is_some() {
             return Swept::Rests;
         }
-        self.stickiness.sweep(SWEEP_PART, |service| self.rules.pins(service))
+        let Self { stickiness, rules, directory, .. } = self;
+        let keeps = |service| directory.iter().any(|spec| spec.id == service && pins_in_part(rules, spec));
+        stickiness.sweep(SWEEP_PART, keeps)
     }
 
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
@@ -580,4 +590,14 @@ impl Dataplane for KernelDataplane {
     fn drop_stats(&self) -> anyhow::Result<DropStats> {
         self.counters.drops()
     }
+}
+
+/// Whether a rule of a service pins less than a client, whose entry is then that of clients that are not pinned.
+fn pins_in_part(rules: &RuleTable, spec: &ServiceSpec) -> bool {
+    rules.pinned(spec.id).any(|prefix| is_part(prefix, spec))
+}
+
+/// Whether a prefix holds less than a client of a service.
+fn is_part(prefix: IpNet, spec: &ServiceSpec) -> bool {
+    prefix.prefix_len() > spec.client_prefix
 }

@@ -131,9 +131,15 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Whether a service has rules that pin clients.
-    pub(super) fn pins(&self, service: ServiceId) -> bool {
-        self.services.get(&service).is_some_and(|of| of.rules.values().any(|row| row.action == RULE_PIN))
+    /// The prefixes whose clients are pinned.
+    pub(super) fn pinned(&self, service: ServiceId) -> impl Iterator<Item = IpNet> {
+        let rules = self.services.get(&service).into_iter().flat_map(|of| &of.rules);
+        rules.filter(|(_, row)| row.action == RULE_PIN).map(|(&prefix, _)| prefix)
+    }
+
+    /// Whether a rule of an earlier controller that nobody has asked for yet pins clients.
+    pub(super) fn pinned_before(&self) -> bool {
+        self.left.values().any(|row| row.action == RULE_PIN)
     }
 
     /// The counters of one rule.

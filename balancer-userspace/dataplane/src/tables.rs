@@ -168,6 +168,13 @@ impl Tables {
         .collect()
     }
 
+    /// Flags every slot of the map, of tables of an earlier controller as well.
+    pub(super) fn flag_everything(&self) {
+        for line in 0..self.slots.len() {
+            self.slots.word64(line, offset_of!(SlotLine, flags)).fetch_or(EXCEPTIONS, Ordering::Release);
+        }
+    }
+
     /// Flags every slot of a service.
     pub(super) fn flag_all(&mut self, service: ServiceId) {
         let size = self.of.get(&service).map_or(0, |table| table.size);

@@ -99,6 +99,76 @@ fn a_pin_moves_its_prefix_once_and_its_end_moves_nobody() -> Result<()> {
     Ok(())
 }
 
+/// Segments of clients that no rule concerns are steered by the table alone, as without the rule.
+#[test]
+fn when_a_rule_pins_some_then_only_their_slots_have_exceptions() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    add(&mut world, PREFIX, pin("web2"), None)?;
+    connect_all(&mut world)?;
+    for _ in 0..4 {
+        world.pass(5)?;
+    }
+    let exceptions = world.dataplane().memory()?.exceptions;
+    assert!((100..=256).contains(&exceptions), "{exceptions} slots have exceptions, where 256 clients are pinned");
+    Ok(())
+}
+
+#[test]
+fn when_the_backend_of_a_pin_takes_no_new_clients_then_those_pinned_stay_there() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    let homes = connect_all(&mut world)?;
+    for _ in 0..4 {
+        world.pass(5)?;
+    }
+    // Seen at home in this period, so that the table alone steers their segments.
+    (0..CLIENTS).try_for_each(|number| world.send(client(number), ACK).map(drop))?;
+    add(&mut world, PREFIX, pin("web2"), None)?;
+    let pinned = connect_all(&mut world)?;
+    assert_eq!(moved(&homes, &pinned), concerned(&homes, "web2"));
+    world.admin("web2", Admin::Drain, None)?;
+    for number in 0..CLIENTS {
+        assert_eq!(world.send(client(number), ACK)?.as_ref(), pinned.get(&number), "{number}");
+    }
+    assert_eq!(connect_all(&mut world)?, pinned);
+    Ok(())
+}
+
+#[test]
+fn when_a_pin_ends_before_any_sweep_then_segments_of_those_pinned_stay_there() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    connect_all(&mut world)?;
+    for _ in 0..4 {
+        world.pass(5)?;
+    }
+    (0..CLIENTS).try_for_each(|number| world.send(client(number), ACK).map(drop))?;
+    add(&mut world, PREFIX, pin("web2"), None)?;
+    let pinned = connect_all(&mut world)?;
+    remove(&mut world, PREFIX)?;
+    for number in 0..CLIENTS {
+        assert_eq!(world.send(client(number), ACK)?.as_ref(), pinned.get(&number), "{number}");
+    }
+    Ok(())
+}
+
+/// The other addresses of the prefix are the same client, and have the same entry.
+#[test]
+fn when_a_rule_pins_a_part_of_a_client_then_all_of_it_goes_where_that_is() -> Result<()> {
+    let mut world = World::new(&format!("{REMEMBER}\nclient_prefix = {{ v4 = 24 }}"), 4, 262_144)?;
+    let home = world.connect(client(0x301))?;
+    for _ in 0..4 {
+        world.pass(5)?;
+    }
+    world.send(client(0x302), ACK)?;
+    let other = ["web1", "web2", "web3", "web4"].into_iter().find(|name| *name != home).expect("four backends");
+    add(&mut world, &format!("{}/32", std::net::IpAddr::from(client(0x301))), pin(other), None)?;
+    assert_eq!(world.connect(client(0x301))?, other);
+    for _ in 0..4 {
+        assert_eq!(world.send(client(0x302), ACK)?.as_deref(), Some(other));
+        world.pass(5)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_client_pinned_while_the_rule_stands_stays_when_it_ends_by_itself() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;

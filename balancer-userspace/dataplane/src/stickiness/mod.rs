@@ -68,8 +68,7 @@ impl Stickiness {
         self.memories.get(&service).is_some_and(|memory| memory.clock.is_some())
     }
 
-    /// Flags every slot of a service with memory: rules send clients where the table does not, and are not there, or not
-    /// active, for ever.
+    /// Flags every slot of a service with memory: rules have sent clients where the table does not.
     pub(super) fn flag_all(&mut self, service: ServiceId) {
         if self.remembers(service) {
             self.tables.flag_all(service);
@@ -90,8 +89,8 @@ impl Stickiness {
     }
 
     /// Goes on with the sweep, in parts of `words` entries: has a look taken at the next one, or acts on what it has found. Of
-    /// services in which a rule `pins` clients no flag is taken back.
-    pub(super) fn sweep(&mut self, words: usize, pins: impl Fn(ServiceId) -> bool) -> Swept {
+    /// services that `keep` their flags none is taken back.
+    pub(super) fn sweep(&mut self, words: usize, keep: impl Fn(ServiceId) -> bool) -> Swept {
         let Self { tables, clients, sweep, scanner, memories, .. } = self;
         if sweep.rests() {
             if sweep.begins_pass() {
@@ -119,7 +118,7 @@ impl Stickiness {
             return Swept::Rests;
         };
         for (service, slots) in pass.settled {
-            if !pins(service) {
+            if !keep(service) {
                 tables.take_back_exceptions(service, &slots);
             }
         }

@@ -15,6 +15,8 @@ pub(super) enum Rule {
     Spread,
     /// Dropped.
     Deny,
+    /// As if there were none, but that the client may have been pinned.
+    Fallen,
 }
 
 impl State {
@@ -33,30 +35,30 @@ impl State {
         let holding = service.rules.iter().filter(|rule| rule.prefix.contains(&source));
         let &RuleSpec { prefix, action } = holding.max_by_key(|rule| rule.prefix.prefix_len())?;
         let rule = match action {
-            RuleAction::Spread => Some(Rule::Spread),
-            RuleAction::Deny => Some(Rule::Deny),
+            RuleAction::Spread => Rule::Spread,
+            RuleAction::Deny => Rule::Deny,
             RuleAction::Pin(backend) => backend
                 .and_then(|id| self.backends.get(&id.0))
                 .filter(|backend| backend.takes_pinned)
-                .map(|backend| Rule::Pin(backend.id.0)),
+                .map_or(Rule::Fallen, |backend| Rule::Pin(backend.id.0)),
         };
         let said = &mut self.counters.ruled[usize::from(peeks)];
         match rule {
-            Some(Rule::Pin(_)) => said.pinned += 1,
-            Some(Rule::Spread) => said.spread += 1,
-            Some(Rule::Deny) => said.denied += 1,
-            None => said.fallen_back += 1,
+            Rule::Pin(_) => said.pinned += 1,
+            Rule::Spread => said.spread += 1,
+            Rule::Deny => said.denied += 1,
+            Rule::Fallen => said.fallen_back += 1,
         }
         if !peeks {
             let id = service.spec.id.0;
             let stats = self.counters.rules.entry((id, prefix)).or_default();
-            if rule.is_some() {
-                stats.packets += 1;
-            } else {
+            if rule == Rule::Fallen {
                 stats.fallbacks += 1;
                 *self.counters.fallbacks.entry(id).or_default() += 1;
+            } else {
+                stats.packets += 1;
             }
         }
-        rule
+        Some(rule)
     }
 }

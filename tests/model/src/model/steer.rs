@@ -100,11 +100,11 @@ impl State {
         let hash = match rule {
             Some(Rule::Deny) => return Err(DropReason::Denied),
             Some(Rule::Spread) => connection_hash(service, source, port.ok_or(DropReason::FragmentUnknown)?),
-            Some(Rule::Pin(_)) | None => client_hash(service, source),
+            Some(Rule::Pin(_) | Rule::Fallen) | None => client_hash(service, source),
         };
         let pin = match rule {
             Some(Rule::Pin(backend)) => Some(backend),
-            Some(Rule::Spread | Rule::Deny) | None => None,
+            Some(Rule::Spread | Rule::Deny | Rule::Fallen) | None => None,
         };
         let slot = service.slots[slot_of(hash, service.slots.len())];
         let (live, nobody) = match slot.backend {
@@ -122,6 +122,7 @@ impl State {
         // The gate: in a slot without exceptions, only these need the client's entry.
         let datagram = opening.is_some_and(|opening| opening.datagram);
         let always = pin.is_some()
+            || rule == Some(Rule::Fallen)
             || slot.flags & SLOT_EXCEPTIONS != 0
             || opening.is_none()
             || service.spec.remember.as_secs() < u64::from(seen::SHORTEST_MEMORY);

@@ -25,8 +25,9 @@ impl Looked {
     }
 }
 
-/// How often both programs are loaded anew: where things lie in memory makes a difference to all paths of a program.
-const LOADS: u32 = 3;
+/// How often both programs are loaded anew: where things lie in memory makes a difference to all paths of a program. An even
+/// number, as the one that is loaded first is favoured.
+const LOADS: u32 = 4;
 
 /// Measures this program's paths and those of the program `before` in turns. What is slower is measured again; fails if it is
 /// slower then as well.
@@ -68,14 +69,21 @@ fn slower(looked: &[Looked]) -> Vec<&str> {
 fn look(programs: [&Path; 2], rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<Looked>> {
     let mut all = Vec::new();
     for load in 0..LOADS {
-        let [mut before, mut after] = Server::start(programs)?;
+        let [before, after] = programs;
+        let (mut before, mut after) = if load % 2 == 0 {
+            let [before, after] = Server::start([before, after])?;
+            (before, after)
+        } else {
+            let [after, before] = Server::start([after, before])?;
+            (before, after)
+        };
         if load == 0 {
             all = common(&before.paths, &after.paths, &wanted);
         }
         for round in 0..rounds.div_ceil(LOADS) {
             for (path, turns) in &mut all {
                 if let Ok(known) = turns
-                    && let Err(why) = turn(&mut before, &mut after, (load + round) % 2 == 0, path, known)?
+                    && let Err(why) = turn(&mut before, &mut after, round % 2 == 0, path, known)?
                 {
                     *turns = Err(why);
                 }

@@ -19,6 +19,7 @@ use self::{
     wire::Wire,
 };
 use crate::{
+    go_first,
     paths::{self, Path},
     scene::Scene,
     yardsticks::floor_by_arrays,
@@ -54,6 +55,7 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
         lanes.push(Lane::new(&path.name.clone(), path, &of_balancer, Some(&scene))?);
     }
     let mut measured: Vec<_> = lanes.iter().map(|lane| Measured::new(&lane.name, lane.scene.is_some())).collect();
+    go_first();
     // The first round finds every client's row.
     for round in 0..=rounds {
         for (lane, measured) in lanes.iter().zip(&mut measured) {

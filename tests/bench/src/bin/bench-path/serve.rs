@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{bench::Bench, gate::Took};
+use crate::{bench::Bench, gate::Took, go_first};
 
 /// The option that makes this program serve.
 pub(crate) const OPTION: &str = "--serve";
@@ -33,6 +33,7 @@ enum Answer {
 /// Measures what the input names until it ends.
 pub(crate) fn serve() -> Result<()> {
     let mut bench = Bench::new()?;
+    go_first();
     say(&Ready { paths: bench.names().map(str::to_owned).collect() })?;
     for path in stdin().lock().lines() {
         say(&match bench.once(&path?) {
