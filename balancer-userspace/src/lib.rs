@@ -23,6 +23,7 @@ mod ready;
 mod rule;
 mod run;
 mod service;
+mod simulate;
 mod stats;
 mod status;
 mod wait;
@@ -117,6 +118,9 @@ enum Verb {
     /// Show how well clients stick, and how evenly they are spread
     #[command(after_help = help::see("statistics"))]
     Stats(stats::Args),
+    /// Show from an access log where its clients would go, and which of them changes would move; needs no controller
+    #[command(after_help = help::see("simulation"))]
+    Simulate(simulate::Args),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     #[command(after_help = help::see("forwarding"))]
     Decap(decap::Args),
@@ -197,6 +201,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Health(verb) => wait_for(health::run(&client(), verb)),
         Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
         Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
+        Verb::Simulate(args) => simulate::run(&args),
         Verb::Decap(args) => decap::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Detach { all } => detach::run(all),

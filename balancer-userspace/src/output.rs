@@ -29,6 +29,11 @@ impl Table {
         self.0.add_row(cells);
     }
 
+    /// The same where the number of columns is not known beforehand.
+    pub(super) fn cells(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.add_row(cells);
+    }
+
     /// The table's lines, each ended.
     pub(super) fn render(&self) -> String {
         self.0.lines().map(|line| format!("{}\n", line.trim_end())).collect()

@@ -13,7 +13,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-const CRATES: [&str; 17] = [
+const CRATES: [&str; 18] = [
     "balancer-ebpf",
     "balancer-common",
     "balancer-userspace",
@@ -26,6 +26,7 @@ const CRATES: [&str; 17] = [
     "balancer-userspace/fleet",
     "balancer-userspace/lab",
     "balancer-userspace/model",
+    "balancer-userspace/simulate",
     "tests",
     "tests/bench",
     "tests/model",

@@ -1,0 +1,232 @@
+//! The clients of a log.
+
+use std::{
+    io::{self, Read},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use foldhash::{HashMap, HashMapExt as _, fast::FixedState};
+use std::hash::BuildHasher as _;
+
+use crate::{
+    address::masked,
+    format::{Hit, Reader},
+    gaps::Gaps,
+    lines::{Lines, Piece},
+};
+
+/// How much of a line that cannot be read is shown.
+const SHOWN: usize = 120;
+
+/// What is kept of an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// How often it is in the log.
+    pub requests: u32,
+    /// The last time, in seconds since 1970; 0: the log does not tell.
+    pub last: u32,
+    /// A bit for each user agent, by its hash: two of them fall together once in 32 times.
+    agents: u32,
+}
+
+impl Client {
+    /// Whether it calls itself by several names.
+    #[must_use]
+    pub const fn has_several_agents(&self) -> bool {
+        self.agents.count_ones() > 1
+    }
+}
+
+/// A line of which nothing could be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its number in its file, from 1; empty lines are not counted.
+    pub line: u64,
+    /// What it begins with.
+    pub text: String,
+}
+
+/// What became of the lines of one file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Lines that are not empty.
+    pub lines: u64,
+    /// Those among them of which nothing could be made.
+    pub unreadable: u64,
+    /// The first one of these.
+    pub first: Option<Unreadable>,
+}
+
+/// The clients of one log or several.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    v4: HashMap<u32, Client>,
+    v6: HashMap<u128, Client>,
+    /// Requests of all clients.
+    pub requests: u64,
+    /// The earliest and the latest time, in seconds since 1970. `None`: the log has no times.
+    pub times: Option<(u32, u32)>,
+    /// How long clients pause.
+    pub gaps: Gaps,
+    /// Whether some line tells the user agent.
+    pub has_agents: bool,
+    /// Requests without a time.
+    pub timeless: u64,
+}
+
+impl Census {
+    /// Counts the clients of the lines that `reader` understands.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn read(&mut self, lines: Lines<impl Read>, reader: &mut Reader) -> io::Result<Tally> {
+        let mut tally = Tally::default();
+        lines.each(|piece| {
+            tally.lines += 1;
+            let text = match piece {
+                Piece::Line(line) => match reader.read(line) {
+                    Some(hit) => return self.count(&hit),
+                    None => line,
+                },
+                Piece::TooLong => b"(a line of more than 1 MiB)",
+            };
+            tally.unreadable += 1;
+            if tally.first.is_none() {
+                tally.first = Some(Unreadable { line: tally.lines, text: shown(text) });
+            }
+        })?;
+        Ok(tally)
+    }
+
+    /// Counts what one line tells.
+    pub fn count(&mut self, hit: &Hit<'_>) {
+        let client = match hit.address {
+            IpAddr::V4(address) => self.v4.entry(address.to_bits()).or_default(),
+            IpAddr::V6(address) => self.v6.entry(address.to_bits()).or_default(),
+        };
+        client.requests = client.requests.saturating_add(hit.requests);
+        self.requests += u64::from(hit.requests);
+        if let Some(agent) = hit.agent {
+            self.has_agents = true;
+            // The same in each run.
+            client.agents |= 1 << (FixedState::default().hash_one(agent) % 32);
+        }
+        let Some(at) = hit.at.and_then(|at| u32::try_from(at).ok()).filter(|&at| at > 0) else {
+            self.timeless += u64::from(hit.requests);
+            return;
+        };
+        // Lines are written when requests end, so times go back now and then.
+        if client.last != 0 && at > client.last {
+            self.gaps.count(at - client.last);
+        }
+        client.last = client.last.max(at);
+        let (first, last) = self.times.unwrap_or((at, at));
+        self.times = Some((first.min(at), last.max(at)));
+    }
+
+    /// All clients, in no order.
+    pub fn clients(&self) -> impl Iterator<Item = (IpAddr, Client)> {
+        let v4 = self.v4.iter().map(|(&bits, &client)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), client));
+        let v6 = self.v6.iter().map(|(&bits, &client)| (IpAddr::V6(Ipv6Addr::from_bits(bits)), client));
+        v4.chain(v6)
+    }
+
+    /// How many IPv4 and how many IPv6 addresses there are.
+    #[must_use]
+    pub fn addresses(&self) -> (u64, u64) {
+        (self.v4.len() as u64, self.v6.len() as u64)
+    }
+}
+
+/// The beginning of a line, for a terminal: what a client has sent may have control characters.
+#[must_use]
+pub fn shown(line: &[u8]) -> String {
+    let start = line.get(..SHOWN).unwrap_or(line);
+    String::from_utf8_lossy(start)
+        .chars()
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect()
+}
+
+/// Addresses and requests of a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Its addresses in the log.
+    pub addresses: u64,
+    /// Their requests.
+    pub requests: u64,
+}
+
+impl Census {
+    /// The networks of these lengths.
+    #[must_use]
+    pub fn networks(&self, v4: u8, v6: u8) -> HashMap<IpAddr, Network> {
+        let mut networks = HashMap::new();
+        for (address, client) in self.clients() {
+            let network: &mut Network = networks.entry(masked(address, v4, v6)).or_default();
+            network.addresses += 1;
+            network.requests += u64::from(client.requests);
+        }
+        networks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::format::Format;
+
+    fn census(format: Format, log: &str) -> (Census, Tally) {
+        let mut census = Census::default();
+        let lines = Lines::new(log.as_bytes()).unwrap();
+        let tally = census.read(lines, &mut Reader::new(format)).unwrap();
+        (census, tally)
+    }
+
+    proptest! {
+        #[test]
+        fn totals_agree(hosts in prop::collection::vec((0u8..8, any::<bool>(), 0u32..5), 0..200)) {
+            let mut log = String::new();
+            for (host, is_v6, number) in &hosts {
+                log += &match (number, is_v6) {
+                    (0, _) => "nothing\n".to_owned(),
+                    (number, false) => format!("{number} 203.0.113.{host}\n"),
+                    (number, true) => format!("{number} 2001:db8:{host}::1\n"),
+                };
+            }
+            let (census, tally) = census(Format::List, &log);
+            let requests: u64 = hosts.iter().map(|&(_, _, number)| u64::from(number)).sum();
+            prop_assert_eq!(census.requests, requests);
+            prop_assert_eq!(census.clients().map(|(_, client)| u64::from(client.requests)).sum::<u64>(), requests);
+            prop_assert_eq!(census.clients().count() as u64, census.addresses().0 + census.addresses().1);
+            prop_assert_eq!(tally.lines, hosts.len() as u64);
+            prop_assert_eq!(tally.unreadable, hosts.iter().filter(|&&(_, _, number)| number == 0).count() as u64);
+            let networks = census.networks(24, 56);
+            prop_assert_eq!(networks.values().map(|network| network.requests).sum::<u64>(), requests);
+        }
+    }
+
+    #[test]
+    fn times_pauses_and_programs_are_counted_by_client() {
+        let line = |address: &str, time: &str, agent: &str| {
+            format!("{address} - - [10/Oct/2000:{time} +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"{agent}\"\n")
+        };
+        let log = [
+            line("203.0.113.7", "12:00:00", "curl"),
+            line("203.0.113.8", "12:00:01", "curl"),
+            line("203.0.113.7", "12:00:00", "curl"),
+            line("203.0.113.7", "12:10:00", "wget"),
+            line("203.0.113.7", "12:09:00", "wget"),
+            "what\x1b[2J\n".to_owned(),
+        ];
+        let (census, tally) = census(Format::Combined, &log.concat());
+        assert_eq!((census.gaps.total(), census.gaps.at_least(590)), (1, 1));
+        assert_eq!(census.times.map(|(first, last)| last - first), Some(600));
+        let several: Vec<IpAddr> =
+            census.clients().filter(|(_, client)| client.has_several_agents()).map(|(address, _)| address).collect();
+        assert_eq!(several, ["203.0.113.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(tally.first, Some(Unreadable { line: 6, text: "what\u{fffd}[2J".to_owned() }));
+    }
+}

@@ -1,0 +1,116 @@
+//! `ADDRESS - USER [10/Oct/2000:13:55:36 -0700] "REQUEST" 200 2326 "REFERER" "USER AGENT"`.
+
+use memchr::{memchr, memchr_iter};
+
+use super::Hit;
+use crate::{address, time::Clock};
+
+pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
+    let (first, rest) = split(line, b' ')?;
+    let (address, rest) = match address::parse(first) {
+        Some(address) => (address, rest),
+        // Behind the virtual host.
+        None => {
+            let (second, rest) = split(rest, b' ')?;
+            (address::parse(second)?, rest)
+        }
+    };
+    // A user may be called anything, with brackets as well.
+    let (at, rest) = memchr_iter(b'[', rest).find_map(|open| {
+        let (time, rest) = rest.get(open + 1..)?.split_at_checked(26)?;
+        let at = clock.read(time, time.get(21..))?;
+        Some((at, rest.strip_prefix(b"]")?))
+    })?;
+    let agent = quoted(rest).and_then(|(_, rest)| quoted(rest)).and_then(|(_, rest)| quoted(rest));
+    Some(Hit { address, at: Some(at), agent: agent.map(|(agent, _)| agent), requests: 1 })
+}
+
+/// The next text in quotes, in which a backslash stands before quotes that do not end it; and what follows it.
+fn quoted(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let text = text.get(memchr(b'"', text)? + 1..)?;
+    let end = memchr_iter(b'"', text).find(|&end| {
+        let before = text.get(..end).unwrap_or_default();
+        before.iter().rev().take_while(|&&byte| byte == b'\\').count().is_multiple_of(2)
+    })?;
+    Some((text.get(..end)?, text.get(end + 1..)?))
+}
+
+fn split(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let place = memchr(at, text)?;
+    Some((text.get(..place)?, text.get(place + 1..)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(line: &str) -> Option<(String, Option<i64>, String)> {
+        let hit = read(line.as_bytes(), &mut Clock::default())?;
+        Some((hit.address.to_string(), hit.at, String::from_utf8_lossy(hit.agent.unwrap_or(b"none")).into_owned()))
+    }
+
+    fn is(line: &str, address: &str, at: i64, agent: &str) {
+        assert_eq!(shown(line), Some((address.to_owned(), Some(at), agent.to_owned())), "{line}");
+    }
+
+    /// The examples of the manuals of Apache and nginx, and what is odd in real logs.
+    #[test]
+    fn lines_of_nginx_and_apache_are_read() {
+        is(
+            r#"127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326 "http://www.example.com/start.html" "Mozilla/4.08 [en] (Win98; I ;Nav)""#,
+            "127.0.0.1",
+            971_211_336,
+            "Mozilla/4.08 [en] (Win98; I ;Nav)",
+        );
+        // Common: without referer and user agent.
+        is(
+            r#"127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326"#,
+            "127.0.0.1",
+            971_211_336,
+            "none",
+        );
+        // nginx's `main`, with $http_x_forwarded_for.
+        is(
+            r#"2001:db8::7 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/2.0" 304 0 "-" "curl/8.5.0" "-""#,
+            "2001:db8::7",
+            971_211_336,
+            "curl/8.5.0",
+        );
+        // Apache's `vhost_combined`.
+        is(
+            r#"www.example.com:443 203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5 "-" "-""#,
+            "203.0.113.7",
+            971_211_336,
+            "-",
+        );
+        // A request that is none; quotes in the user agent; a user with blanks and brackets.
+        is(
+            r#"203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] "\x16\x03\x01" 400 0 "-" "-""#,
+            "203.0.113.7",
+            971_211_336,
+            "-",
+        );
+        is(
+            r#"203.0.113.7 - a [b] c [10/Oct/2000:20:55:36 +0000] "GET /\"q\" HTTP/1.1" 200 5 "-" "say \"hi\" \\""#,
+            "203.0.113.7",
+            971_211_336,
+            r#"say \"hi\" \\"#,
+        );
+        is(r#"203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] """#, "203.0.113.7", 971_211_336, "none");
+    }
+
+    #[test]
+    fn other_lines_are_not() {
+        for line in [
+            "",
+            "203.0.113.7",
+            "- - - [10/Oct/2000:13:55:36 -0700] \"GET / HTTP/1.0\" 200 1",
+            "203.0.113.7 - - [10/Oct/2000:13:55 -0700] \"GET / HTTP/1.0\" 200 1",
+            "203.0.113.7 - - [10/Oct/2000:13:55:36 -0700",
+            "host.example - - [10/Oct/2000:13:55:36 -0700] \"GET / HTTP/1.0\" 200 1",
+            "Feb  6 12:12:56 localhost haproxy[14387]: 203.0.113.7:33313 [06/Feb/2009:12:12:51.443] fnt bck/srv1 0/0/5007 212",
+        ] {
+            assert_eq!(shown(line), None, "{line}");
+        }
+    }
+}

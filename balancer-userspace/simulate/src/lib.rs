@@ -1,0 +1,17 @@
+//! Where the clients of an access log would go under the rules of several balancers, and which of them a change would move.
+//! Reads from what it is given, reads no clock, and prints nothing.
+
+pub mod census;
+pub mod compare;
+pub mod format;
+pub mod gaps;
+pub mod lines;
+pub mod product;
+pub mod report;
+pub mod rules;
+pub mod servers;
+
+mod address;
+mod heavy;
+mod suggest;
+mod time;

@@ -1,0 +1,209 @@
+//! The lines of a log, one after the other, without a copy of each; compressed by gzip or not.
+
+use std::io::{self, BufReader, Chain, Cursor, Read};
+
+use flate2::bufread::MultiGzDecoder;
+
+/// What is read at a time, and the longest line.
+const BUFFER: usize = 1 << 20;
+
+/// A source of lines.
+pub struct Lines<R> {
+    from: Source<R>,
+    buffer: Vec<u8>,
+    /// What of the buffer has been read and not been given yet.
+    filled: std::ops::Range<usize>,
+    ended: bool,
+    /// The rest of a line that was too long is skipped.
+    skips: bool,
+}
+
+enum Source<R> {
+    Plain(Chain<Cursor<Vec<u8>>, R>),
+    Gzip(MultiGzDecoder<BufReader<Chain<Cursor<Vec<u8>>, R>>>),
+}
+
+impl<R> std::fmt::Debug for Lines<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lines").field("filled", &self.filled).finish_non_exhaustive()
+    }
+}
+
+/// A piece of a log.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// A line without its end.
+    Line(&'a [u8]),
+    /// There is a line of more than 1 MiB here.
+    TooLong,
+}
+
+impl<R: Read> Lines<R> {
+    /// The lines of what `from` gives.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn new(mut from: R) -> io::Result<Self> {
+        let mut start = Vec::new();
+        (&mut from).take(2).read_to_end(&mut start)?;
+        let is_gzip = start == [0x1f, 0x8b];
+        let all = Cursor::new(start).chain(from);
+        let from = if is_gzip {
+            Source::Gzip(MultiGzDecoder::new(BufReader::with_capacity(BUFFER, all)))
+        } else {
+            Source::Plain(all)
+        };
+        Ok(Self { from, buffer: vec![0; BUFFER], filled: 0..0, ended: false, skips: false })
+    }
+
+    /// The first lines, up to `count` of them, as far as they are within the first 1 MiB. They are given again by
+    /// [`each`](Self::each).
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn peek(&mut self, count: usize) -> io::Result<Vec<Vec<u8>>> {
+        let mut lines = 0;
+        while !self.ended && self.filled.end < BUFFER && lines < count {
+            lines += memchr::memchr_iter(b'\n', self.fill()?).count();
+        }
+        let known = self.buffer.get(self.filled.clone()).unwrap_or_default();
+        Ok(known.split(|&byte| byte == b'\n').take(count).map(|line| trimmed(line).to_vec()).collect())
+    }
+
+    /// Calls `take` with each line that is not empty.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or is not what gzip writes.
+    pub fn each(mut self, mut take: impl FnMut(Piece<'_>)) -> io::Result<()> {
+        loop {
+            let known = self.buffer.get(self.filled.clone()).unwrap_or_default();
+            let mut begins = 0;
+            for end in memchr::memchr_iter(b'\n', known) {
+                let line = trimmed(known.get(begins..end).unwrap_or_default());
+                begins = end + 1;
+                if !std::mem::take(&mut self.skips) && !line.is_empty() {
+                    take(Piece::Line(line));
+                }
+            }
+            let rest = known.get(begins..).unwrap_or_default();
+            if self.ended {
+                let line = trimmed(rest);
+                if !self.skips && !line.is_empty() {
+                    take(Piece::Line(line));
+                }
+                return Ok(());
+            }
+            self.filled = self.filled.start + begins..self.filled.end;
+            if self.filled.len() == BUFFER {
+                if !std::mem::replace(&mut self.skips, true) {
+                    take(Piece::TooLong);
+                }
+                self.filled = 0..0;
+            }
+            self.fill()?;
+        }
+    }
+
+    /// Reads more behind what is known, which comes to the front; gives what was read.
+    fn fill(&mut self) -> io::Result<&[u8]> {
+        if self.filled.start > 0 {
+            self.buffer.copy_within(self.filled.clone(), 0);
+            self.filled = 0..self.filled.len();
+        }
+        let from = self.filled.end;
+        let room = self.buffer.get_mut(from..).unwrap_or_default();
+        let count = loop {
+            match self.from.read(room) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        self.ended = count == 0 && !room.is_empty();
+        self.filled.end += count;
+        Ok(self.buffer.get(from..from + count).unwrap_or_default())
+    }
+}
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(from) => from.read(into),
+            Self::Gzip(from) => from.read(into),
+        }
+    }
+}
+
+fn trimmed(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Gives few bytes at a time.
+    struct Slow<'a>(&'a [u8], usize);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let count = self.1.min(into.len());
+            (&mut self.0).take(count as u64).read(into)
+        }
+    }
+
+    fn read(from: impl Read) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        Lines::new(from)
+            .unwrap()
+            .each(|piece| {
+                all.push(match piece {
+                    Piece::Line(line) => line.to_vec(),
+                    Piece::TooLong => b"too long".to_vec(),
+                })
+            })
+            .unwrap();
+        all
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn lines_are_those_of_the_text(text in "[ab\r\n]{0,200}", step in 1usize..20, peeked in 0usize..10) {
+            let expected: Vec<&str> = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).collect();
+            let mut lines = Lines::new(Slow(text.as_bytes(), step)).unwrap();
+            let first = lines.peek(peeked).unwrap();
+            prop_assert_eq!(first.len(), peeked.min(expected.len()).min(first.len()));
+            let is_so = first.iter().zip(&expected).take(peeked.saturating_sub(1)).all(|(line, expected)| line == expected.as_bytes());
+            prop_assert!(is_so);
+            let mut all = Vec::new();
+            lines.each(|piece| if let Piece::Line(line) = piece { all.push(line.to_vec()) }).unwrap();
+            let expected: Vec<Vec<u8>> =
+                expected.iter().filter(|line| !line.is_empty()).map(|line| line.as_bytes().to_vec()).collect();
+            prop_assert_eq!(all, expected);
+        }
+    }
+
+    #[test]
+    fn gzip_is_found_by_its_first_bytes_and_members_follow_each_other() {
+        let all = [gzip(b"one\ntw"), gzip(b"o\nthree")].concat();
+        assert_eq!(read(all.as_slice()), [b"one".to_vec(), b"two".to_vec(), b"three".to_vec()]);
+        let cut = Lines::new(&all[..all.len() - 9]).unwrap().each(|_| {});
+        assert!(cut.is_err(), "a file that ends early is told of");
+    }
+
+    #[test]
+    fn a_line_without_end_is_passed_over() {
+        let text = [b"one\n".to_vec(), vec![b'x'; 3 * BUFFER], b"\ntwo\n".to_vec()].concat();
+        assert_eq!(read(text.as_slice()), [b"one".to_vec(), b"too long".to_vec(), b"two".to_vec()]);
+    }
+}

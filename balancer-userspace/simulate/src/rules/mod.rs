@@ -1,0 +1,34 @@
+//! How other balancers choose a server.
+
+pub mod haproxy;
+pub mod nginx;
+
+#[cfg(test)]
+pub(crate) mod measured;
+
+/// A server as these rules see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// As its line says.
+    pub weight: u32,
+    /// Whether it takes clients.
+    pub up: bool,
+}
+
+impl Peer {
+    /// A server that takes clients, of the weight that it has where no weight is written.
+    pub const UP: Self = Self { weight: 1, up: true };
+}
+
+/// Weights without their greatest common divisor.
+pub(crate) fn reduced(weights: impl Iterator<Item = u32> + Clone) -> impl Iterator<Item = u32> {
+    let divisor = weights.clone().fold(0, gcd).max(1);
+    weights.map(move |weight| weight / divisor)
+}
+
+const fn gcd(mut one: u32, mut other: u32) -> u32 {
+    while other != 0 {
+        (one, other) = (other, one % other);
+    }
+    one
+}

@@ -1,0 +1,84 @@
+//! Which server nginx's `ip_hash` chooses: the rule of `ngx_http_upstream_get_ip_hash_peer`.
+
+use std::net::IpAddr;
+
+use super::Peer;
+
+/// Hashes that are tried again before nginx takes turns.
+const TRIES: usize = 20;
+
+/// The server of a client, as an index into `peers`, all of which have a weight. `None`: nginx takes turns. Only the first three
+/// bytes of an IPv4 address count.
+#[must_use]
+pub fn ip_hash(client: IpAddr, peers: &[Peer]) -> Option<usize> {
+    match client {
+        IpAddr::V4(address) => {
+            let [network @ .., _host] = address.octets();
+            choose(&network, peers)
+        }
+        IpAddr::V6(address) => choose(&address.octets(), peers),
+    }
+}
+
+fn choose(bytes: &[u8], peers: &[Peer]) -> Option<usize> {
+    let total: u64 = peers.iter().map(|peer| u64::from(peer.weight)).sum();
+    let mut hash = 89;
+    for _ in 0..=TRIES {
+        hash = bytes.iter().fold(hash, |hash: u64, &byte| (hash * 113 + u64::from(byte)) % 6271);
+        let mut place = hash.checked_rem(total)?;
+        let chosen = peers.iter().position(|peer| {
+            let weight = u64::from(peer.weight);
+            let is_here = place < weight;
+            place = place.saturating_sub(weight);
+            is_here
+        });
+        if let Some(chosen) = chosen.filter(|&chosen| peers.get(chosen).is_some_and(|peer| peer.up)) {
+            return Some(chosen);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::rules::measured;
+
+    fn server(client: &str, peers: &[Peer]) -> Option<usize> {
+        ip_hash(client.parse().unwrap(), peers)
+    }
+
+    #[test]
+    fn a_network_of_256_addresses_is_one_client_and_each_ipv6_address_is_one() {
+        assert_eq!(server("203.0.113.1", &[Peer::UP; 4]), server("203.0.113.254", &[Peer::UP; 4]));
+        let all = (0..64).map(|host| server(&format!("2001:db8::{host:x}"), &[Peer::UP; 4]));
+        assert!((0..4).all(|peer| all.clone().any(|of| of == Some(peer))));
+    }
+
+    #[test]
+    fn without_a_server_that_is_up_it_takes_turns() {
+        let down = Peer { up: false, ..Peer::UP };
+        assert_eq!(ip_hash(Ipv4Addr::LOCALHOST.into(), &[down; 3]), None);
+        assert_eq!(ip_hash(Ipv4Addr::LOCALHOST.into(), &[]), None);
+    }
+
+    /// `docs/src/performance.md#stickiness` has what nginx 1.22.1 did.
+    #[test]
+    fn the_clients_of_the_benchmark_move_as_they_did_behind_nginx() {
+        let ten = Peer { weight: 10, up: true };
+        let all = [ten; 4];
+        let is = |after: &[(usize, Peer)], own: (usize, usize), others: usize| {
+            let moves = measured::moves(ip_hash, &all, after);
+            assert_eq!(moves, (own, others), "{after:?}");
+        };
+        is(&[(0, ten), (2, ten), (3, ten)], (1_009, 1_009), 1_985);
+        is(&[(0, ten), (1, Peer { weight: 5, up: true }), (2, ten), (3, ten)], (1_009, 855), 2_122);
+        is(&[(0, ten), (1, Peer { weight: 10, up: false }), (2, ten), (3, ten)], (1_009, 1_009), 0);
+        let (own, others) = measured::moves(ip_hash, &all, &[(3, ten), (2, ten), (1, ten), (0, ten)]);
+        assert_eq!(own.1 + others, 4_000);
+        let (own, others) = measured::moves(ip_hash, &all, &[(0, ten), (1, ten), (2, ten), (3, ten), (4, ten)]);
+        assert_eq!(own.1 + others, 3_193);
+    }
+}
