@@ -410,7 +410,7 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
 
 /// What this balancer says of the backends that it follows.
 fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
-    Ballot::of(owner.controller().opinions().map(|(_, backend, opinion)| (backend.id(), opinion)))
+    Ballot::of(owner.controller())
 }
 
 /// Now, as of the moment that something was decided at on the leader's clock.

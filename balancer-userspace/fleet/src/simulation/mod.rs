@@ -5,6 +5,7 @@
 mod directed;
 mod flaps;
 mod node;
+mod outages;
 mod plane;
 mod store;
 mod story;
