@@ -72,6 +72,7 @@ fn defaults() {
             slow_start: Duration::ZERO,
             drain_timeout: Duration::from_secs(300),
             on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
+            outage: Outage::default(),
             start_down: false,
             reject: false,
             assign_vip: AssignVip::No,
@@ -156,6 +157,7 @@ fn every_key() {
     assert_eq!(web.client_prefix, ClientPrefix { v4: 24, v6: 56 });
     assert_eq!((web.failback, web.when_all_down, web.start_down), (Failback::Return, WhenAllDown::Drop, true));
     assert!(web.reject);
+    assert_eq!(web.outage, Outage { share: 0.75 });
     assert_eq!(web.drain_timeout, Duration::from_secs(600));
     assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });
     let http = HttpCheck {

@@ -97,7 +97,10 @@ pub struct ServiceView {
     pub table_size: u32,
     /// How often the live table was replaced.
     pub table_generation: u64,
-    /// What somebody should look at, a line each: one client that is most of a backend's load.
+    /// How long it has had an outage: so many backends fail that known clients stay where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outage_seconds: Option<u64>,
+    /// What somebody should look at, a line each: an outage, one client that is most of a backend's load.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Its backends, in configuration order, runtime additions last.

@@ -72,7 +72,8 @@ impl From<ServiceSnapshot> for ServiceView {
             forwarding: forwarding_word(service.forwarding).to_owned(),
             table_size: service.table_size,
             table_generation: service.table_generation,
-            warnings: service.statistics.warnings,
+            outage_seconds: service.outage.as_ref().map(|outage| outage.lasted.as_secs()),
+            warnings: service.outage.map(|outage| outage.line).into_iter().chain(service.statistics.warnings).collect(),
             backends: service.backends.into_iter().map(Into::into).collect(),
         }
     }

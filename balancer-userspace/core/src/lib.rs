@@ -36,6 +36,7 @@ pub mod top;
 mod by_id;
 mod ids;
 mod next_hops;
+mod outage;
 pub mod report;
 mod runners_up;
 mod succession;
@@ -52,6 +53,8 @@ mod forced_test;
 mod foresight_test;
 #[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod outage_test;
 #[cfg(test)]
 mod slow_start_test;
 #[cfg(test)]

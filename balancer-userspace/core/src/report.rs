@@ -114,8 +114,49 @@ pub(crate) fn footing(footing: Footing) -> &'static str {
 /// A service that stands on another ground than before.
 pub(crate) fn footing_report(service: &str, label: &str, now: Footing) -> Report {
     let level = if now == Footing::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
+    about_service(service, level, format!("service {label} {}", footing(now)))
+}
+
+/// An outage that has begun: so many of so many eligible backends fail.
+pub(crate) fn outage_began(service: &str, label: &str, (failing, eligible): (usize, usize), known: u64) -> Report {
+    let message = format!(
+        "outage of {label}: {} of {} fail, {} kept",
+        grouped(failing as u64),
+        counted(eligible, "backend"),
+        counted(known as usize, "known client")
+    );
+    about_service(service, ReportLevel::Warn, message)
+}
+
+/// An outage that is over; `down` are those of its backends that have not come back.
+pub(crate) fn outage_ended(service: &str, label: &str, lasted: Duration, down: &[&str], moved: u64) -> Report {
+    const NAMED: usize = 5;
+    let still = match down {
+        [] => String::new(),
+        [one] => format!(" from {one}, which is still down"),
+        some if some.len() <= NAMED => format!(" from {}, which are still down", some.join(", ")),
+        many => format!(" from {} backends, which are still down", grouped(many.len() as u64)),
+    };
+    let lasted = humantime::format_duration(Duration::from_secs(lasted.as_secs()));
+    let moved = counted(moved as usize, "known client");
+    let level = if down.is_empty() { ReportLevel::Info } else { ReportLevel::Warn };
+    about_service(service, level, format!("outage of {label} over after {lasted}: {moved} moved{still}"))
+}
+
+/// An outage that lasts; `held` of its backends are down.
+pub(crate) fn outage_lasts(label: &str, lasted: Duration, held: usize, backends: usize, known: u64) -> String {
+    format!(
+        "outage of {label} for {}: {} of {} down, {} kept",
+        humantime::format_duration(Duration::from_secs(lasted.as_secs())),
+        grouped(held as u64),
+        counted(backends, "backend"),
+        counted(known as usize, "known client")
+    )
+}
+
+fn about_service(service: &str, level: ReportLevel, message: String) -> Report {
     let about = Some(BackendName { service: service.to_owned(), backend: String::new() });
-    Report { level, about, message: format!("service {label} {}", footing(now)), moves: None }
+    Report { level, about, message, moves: None }
 }
 
 #[cfg(test)]

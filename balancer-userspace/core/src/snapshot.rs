@@ -197,6 +197,15 @@ pub struct TableSnapshot {
     pub base: Option<Arc<[u16]>>,
 }
 
+/// An outage of a service: so many of its backends fail that known clients stay where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutageSnapshot {
+    /// How long it has lasted.
+    pub lasted: Duration,
+    /// How many backends are down, and how many clients kept.
+    pub line: String,
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
@@ -226,6 +235,8 @@ pub struct ServiceSnapshot {
     pub slots_moved_needless: u64,
     /// How long the last table build took.
     pub table_build: Duration,
+    /// An outage that it has.
+    pub outage: Option<OutageSnapshot>,
     /// Whether clients are remembered.
     pub remembers: bool,
     /// Packets that a rule pinned to a backend that took no clients.

@@ -69,6 +69,17 @@ pub struct Situation {
     pub remembers: bool,
     /// Whether a drain has come to its end: its deadline passed, or no known client is left.
     pub drained: bool,
+    /// Whether, and why, it keeps its clients although it has failed.
+    pub held: Option<Held>,
+}
+
+/// Why a backend that has failed keeps its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// So many fail that it may be an outage of all.
+    Suspect,
+    /// It is one.
+    Outage,
 }
 
 /// What becomes of a backend's clients.
@@ -96,6 +107,10 @@ impl Situation {
         let drains = self.remembers && !self.drained;
         let (takes_new, keeps_known, cause, state) = match (self.admin, failure) {
             (Admin::Maint, _) => (false, false, MoveCause::Maint, BackendState::Maint),
+            (Admin::Ready, Some(action)) if let Some(held) = self.held => return self.held(held, action),
+            (Admin::Drain, Some(FailureAction::Move)) if self.held.is_some() => {
+                (false, drains, MoveCause::Drain, if drains { BackendState::Draining } else { BackendState::Drained })
+            }
             (Admin::Ready | Admin::Drain, Some(FailureAction::Move)) => {
                 (false, false, MoveCause::Down, BackendState::Down)
             }
@@ -118,10 +133,25 @@ impl Situation {
         Standing { takes_new, keeps_known: keeps_known && self.remembers, cause, state }
     }
 
+    /// The standing of one that has failed with so many others that its clients are better off where they are. Without
+    /// memory they stay only if its slots do.
+    const fn held(self, held: Held, action: FailureAction) -> Standing {
+        let (cause, drains) = match action {
+            FailureAction::Move => (MoveCause::Down, false),
+            FailureAction::Drain => (MoveCause::Drain, self.remembers && !self.drained),
+        };
+        let state = match held {
+            Held::Suspect if self.remembers => BackendState::DrainingHealth,
+            Held::Outage if drains => BackendState::DrainingHealth,
+            Held::Suspect | Held::Outage => BackendState::Down,
+        };
+        Standing { takes_new: !self.remembers, keeps_known: self.remembers, cause, state }
+    }
+
     /// Whether known clients are kept only for a while, were the drain not over.
     #[must_use]
     pub const fn drains(self) -> bool {
-        let beginning = Self { drained: false, ..self };
+        let beginning = Self { drained: false, held: None, ..self };
         match beginning.standing().state {
             BackendState::Draining | BackendState::DrainingHealth => true,
             BackendState::Up
@@ -186,7 +216,8 @@ mod tests {
                     for start_down in [false, true] {
                         for (remembers, drained) in [(false, false), (false, true), (true, false), (true, true)] {
                             let on_failure = OnFailure { hard, soft };
-                            let situation = Situation { admin, health, start_down, on_failure, remembers, drained };
+                            let situation =
+                                Situation { admin, health, start_down, on_failure, remembers, drained, held: None };
                             let rows: Vec<_> = TABLE
                                 .iter()
                                 .filter(|row| row.0 == admin && row.1.contains(&health))
@@ -221,6 +252,30 @@ mod tests {
             }
         }
         assert_eq!(seen.len(), BackendState::ALL.len(), "every state can be reached");
+    }
+
+    #[test]
+    fn when_failures_are_an_outage_then_known_clients_stay_and_without_memory_the_slots() {
+        let shown = |admin, (action, drained), held, remembers| {
+            let on_failure = OnFailure { hard: action, soft: action };
+            let health = HealthFact::Down(FailureKind::Hard);
+            let situation =
+                Situation { admin, health, start_down: false, on_failure, remembers, drained, held: Some(held) };
+            let standing = situation.standing();
+            (standing.takes_new, standing.keeps_known, standing.state.word())
+        };
+        for (admin, action, drained, held, word) in [
+            (Admin::Ready, MOVE, false, Held::Suspect, "draining (health)"),
+            (Admin::Ready, MOVE, false, Held::Outage, "down"),
+            (Admin::Ready, DRAIN, false, Held::Outage, "draining (health)"),
+            (Admin::Ready, DRAIN, true, Held::Outage, "down"),
+            (Admin::Drain, MOVE, false, Held::Outage, "draining"),
+        ] {
+            assert_eq!(shown(admin, (action, drained), held, true), (false, true, word), "{admin:?} {action:?}");
+        }
+        assert_eq!(shown(Admin::Drain, (MOVE, true), Held::Outage, true), (false, false, "drained"));
+        assert_eq!(shown(Admin::Maint, (MOVE, false), Held::Outage, true), (false, false, "maint"));
+        assert_eq!(shown(Admin::Ready, (MOVE, false), Held::Outage, false), (true, false, "down"));
     }
 
     #[test]

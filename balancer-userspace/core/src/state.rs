@@ -15,7 +15,7 @@ use std::{
 
 use balancer_common::client::HashKey;
 use balancer_model::{
-    config::{BackendConfig, ServiceConfig},
+    config::{BackendConfig, CheckConfig, ServiceConfig},
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
 };
@@ -134,6 +134,18 @@ impl SavedState {
     /// that may have been set since then.
     pub fn bound(&mut self, now: Moment) {
         for service in &mut self.services {
+            if let Some(outage) = &mut service.outage {
+                outage.since = outage.since.min(now);
+                let checks = service.backends.iter().filter_map(|backend| backend.config.check.as_deref());
+                let checks = || checks.clone().chain([&service.settings.check]);
+                let latest =
+                    |lasts: fn(&CheckConfig) -> Duration| Moment(now.0 + checks().map(lasts).max().unwrap_or_default());
+                match &mut outage.phase {
+                    SavedPhase::Suspected { until } => *until = (*until).min(latest(CheckConfig::fast_round)),
+                    SavedPhase::Ebbing { until, .. } => *until = (*until).min(latest(CheckConfig::return_takes)),
+                    SavedPhase::Lasts => {}
+                }
+            }
             for backend in &mut service.backends {
                 let timeout = backend.drain_timeout.unwrap_or(service.settings.drain_timeout);
                 let latest = Moment(now.0 + timeout);
@@ -182,8 +194,42 @@ pub struct SavedService {
     /// Its rules for client prefixes.
     #[serde(default)]
     pub rules: Vec<SavedRule>,
+    /// An outage of it, or what may be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outage: Option<SavedOutage>,
     /// Its backends, in their order.
     pub backends: Vec<SavedBackend>,
+}
+
+/// An outage of a service, or what may be one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedOutage {
+    /// How far it has come.
+    pub phase: SavedPhase,
+    /// When it began.
+    pub since: Moment,
+    /// The backends that keep their known clients although they are down.
+    pub held: Vec<BackendId>,
+}
+
+/// How far an outage has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SavedPhase {
+    /// It may be one.
+    Suspected {
+        /// When that is decided.
+        until: Moment,
+    },
+    /// It is one.
+    Lasts,
+    /// Some of its backends are back.
+    Ebbing {
+        /// How long the others are waited for.
+        until: Moment,
+        /// Whether it was one, not only suspected.
+        declared: bool,
+    },
 }
 
 /// A rule for a client prefix.

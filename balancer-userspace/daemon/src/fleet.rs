@@ -473,7 +473,7 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
 
 /// What this balancer says of the backends that it follows.
 fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
-    Ballot::of(owner.controller().opinions().map(|(_, backend, opinion)| (backend.id(), opinion)))
+    Ballot::of(owner.controller())
 }
 
 /// When something was decided, so long ago, and what the leader's clock said then.

@@ -168,6 +168,7 @@ mod tests {
                 forwarding: "nat".to_owned(),
                 table_size: 65_537,
                 table_generation: 1,
+                outage_seconds: None,
                 warnings: Vec::new(),
                 backends: vec![backend("web1", "up"), backend("web2", "down")],
             }],

@@ -6,6 +6,7 @@ use std::time::Duration;
 use balancer_common::client::HashKey;
 use balancer_core::{
     agreed::Opinion,
+    controller::Controller,
     health::FailureKind,
     io::{BackendId, Change, Refused},
     state::Moment,
@@ -185,14 +186,17 @@ pub struct Ballot {
     /// It knows no way to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_way: Vec<(BackendId, String)>,
+    /// Their latest checks failed, with those of so many others of their service that it looks like an outage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<BackendId>,
 }
 
 impl Ballot {
     /// Of all that a member thinks.
     #[must_use]
-    pub fn of(opinions: impl Iterator<Item = (BackendId, Opinion)>) -> Self {
-        let mut ballot = Self::default();
-        for (id, opinion) in opinions {
+    pub fn of(controller: &Controller) -> Self {
+        let mut ballot = Self { failing: controller.failing_in_numbers(), ..Self::default() };
+        for (id, opinion) in controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion)) {
             match opinion {
                 Opinion::Waiting => ballot.waiting.push(id),
                 Opinion::Unknown => ballot.unknown.push(id),
@@ -205,6 +209,14 @@ impl Ballot {
         ballot.down.iter_mut().skip(REASONS).for_each(|(.., reason)| reason.clear());
         ballot.no_way.iter_mut().skip(REASONS).for_each(|(_, why)| why.clear());
         ballot
+    }
+
+    /// Whether it says that a backend's latest check failed.
+    #[must_use]
+    pub fn fails(&self, id: BackendId) -> bool {
+        self.failing.contains(&id)
+            || self.down.iter().any(|(of, ..)| *of == id)
+            || self.no_way.iter().any(|(of, _)| *of == id)
     }
 
     /// What it says of a backend.

@@ -29,6 +29,23 @@ pub struct CheckConfig {
     pub rise: u32,
 }
 
+impl CheckConfig {
+    /// How far an interval may be off either way, as a part of it.
+    pub const JITTER: f64 = 0.1;
+
+    /// The longest that a round of checks takes while verdicts are pending.
+    #[must_use]
+    pub fn fast_round(&self) -> Duration {
+        self.fast_interval.mul_f64(1.0 + Self::JITTER) + self.timeout
+    }
+
+    /// How long after the first of several backends that came back together the last one may be found up.
+    #[must_use]
+    pub fn return_takes(&self) -> Duration {
+        (self.interval * self.rise).mul_f64(1.0 + Self::JITTER) + self.timeout
+    }
+}
+
 /// Which way a health check goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

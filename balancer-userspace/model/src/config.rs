@@ -11,7 +11,8 @@ pub use crate::{
     fleet::{Fleet, LINGER, WhenAlone},
     protocol::Protocol,
     service::{
-        BackendConfig, ClientPrefix, Failback, FailureAction, OnFailure, ServiceConfig, WhenAllDown, forwarding_word,
+        BackendConfig, ClientPrefix, Failback, FailureAction, OnFailure, Outage, ServiceConfig, WhenAllDown,
+        forwarding_word,
     },
     vip::AssignVip,
 };

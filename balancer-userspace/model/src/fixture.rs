@@ -13,7 +13,7 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 use crate::{
     config::{
         AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit,
-        OnFailure, Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
+        OnFailure, Outage, Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
     },
     listeners::Listener,
     names::BackendName,
@@ -90,6 +90,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         slow_start: Duration::ZERO,
         drain_timeout: Duration::from_secs(300),
         on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
+        outage: Outage::default(),
         start_down: false,
         reject: false,
         assign_vip: AssignVip::No,

@@ -41,6 +41,9 @@ pub struct ServiceConfig {
     pub drain_timeout: Duration,
     /// What a failed health check does.
     pub on_failure: OnFailure,
+    /// When failures are those of no single backend.
+    #[serde(default)]
+    pub outage: Outage,
     /// Whether a backend counts as down until its first verdict.
     pub start_down: bool,
     /// Whether clients that nobody takes are told so.
@@ -79,6 +82,7 @@ impl ServiceConfig {
             slow_start,
             drain_timeout,
             on_failure,
+            outage,
             start_down,
             reject,
             assign_vip,
@@ -98,6 +102,7 @@ impl ServiceConfig {
             && *slow_start == other.slow_start
             && *drain_timeout == other.drain_timeout
             && *on_failure == other.on_failure
+            && *outage == other.outage
             && *start_down == other.start_down
             && *reject == other.reject
             && *assign_vip == other.assign_vip
@@ -164,6 +169,35 @@ pub struct OnFailure {
     pub soft: FailureAction,
 }
 
+/// When failures are those of no single backend.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outage {
+    /// More than this part of the eligible backends fail. Above 0, at most 1; of 1 there is never more.
+    pub share: f64,
+}
+
+impl Outage {
+    /// Whether so many of the eligible backends are more than the share.
+    #[must_use]
+    pub fn is_exceeded(self, failing: usize, eligible: usize) -> bool {
+        // Products such as 0.57 * 100 are not exact.
+        const ROUNDING: f64 = 1e-9;
+        failing as f64 > (eligible as f64).mul_add(self.share, ROUNDING)
+    }
+
+    /// Whether the rule applies at all.
+    #[must_use]
+    pub fn is_on(self) -> bool {
+        self.share < 1.0
+    }
+}
+
+impl Default for Outage {
+    fn default() -> Self {
+        Self { share: 0.5 }
+    }
+}
+
 /// What becomes of the known clients of a failed backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -182,5 +216,28 @@ pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
         Forwarding::Nat => "nat",
         Forwarding::Ipip => "ipip",
         Forwarding::Gue => "gue",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_exactly_the_share_fails_then_it_is_not_exceeded() {
+        for (share, failing, eligible, exceeded) in [
+            (0.5, 1, 2, false),
+            (0.5, 2, 3, true),
+            (0.5, 2, 4, false),
+            (0.5, 3, 4, true),
+            (0.5, 1, 1, true),
+            (0.5, 0, 0, false),
+            (0.57, 57, 100, false),
+            (0.57, 58, 100, true),
+            (0.7, 7, 10, false),
+            (1.0, 4, 4, false),
+        ] {
+            assert_eq!(Outage { share }.is_exceeded(failing, eligible), exceeded, "{failing} of {eligible}, {share}");
+        }
     }
 }

@@ -315,6 +315,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         slots_moved_required: 0,
         slots_moved_needless: 0,
         table_build: Duration::from_millis(1),
+        outage: None,
         remembers: false,
         rule_fallbacks: 0,
         departed: Vec::new(),

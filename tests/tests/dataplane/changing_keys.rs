@@ -136,6 +136,7 @@ fn cases() -> Vec<Case> {
                 Moved(MoveCause::Down),
             )
         },
+        case("outage", ("", "outage = { share = 0.9 }"), Stay),
         case("start_down", ("", "start_down = true"), Stay),
         case("reject", ("", "reject = true"), Stay),
         case("assign_vip", ("", "assign_vip = true"), Stay),
@@ -213,6 +214,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         slow_start: _,
         drain_timeout: _,
         on_failure: _,
+        outage: _,
         start_down: _,
         reject: _,
         assign_vip: _,
@@ -236,6 +238,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "slow_start",
         "drain",
         "on_failure",
+        "outage",
         "start_down",
         "reject",
         "assign_vip",

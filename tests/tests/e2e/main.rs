@@ -21,6 +21,7 @@ mod metrics;
 mod neighbours;
 mod next_hops;
 mod operations;
+mod outages;
 mod page;
 mod path_mtu;
 mod pins;

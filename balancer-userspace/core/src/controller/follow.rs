@@ -213,9 +213,35 @@ impl Controller {
         let Role::Follows { alone, .. } = self.role else { return Vec::new() };
         let Self { services, hops, .. } = self;
         let others = services.those_mut(|service| service.is_to_be_overruled(hops, alone));
-        let concerned: HashSet<_> =
-            others.filter_map(|service| service.overrule(hops, alone).then_some(service.id())).collect();
-        self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
+        let mut concerned = HashSet::new();
+        let mut reports = Vec::new();
+        for service in others {
+            let (news, report) = service.overrule(hops, alone, now);
+            if news {
+                concerned.insert(service.id());
+            }
+            reports.extend(report.map(Command::Report));
+        }
+        let settled = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now);
+        settled.commands.into_iter().chain(reports).collect()
+    }
+
+    /// When [`Event::Tick`] is due for what is decided here although another balancer decides for the fleet.
+    pub(super) fn deadline_alone(&self) -> Option<Instant> {
+        self.services.iter().filter_map(Service::deadline_alone).min()
+    }
+
+    /// The backends whose latest check failed here, in services where so many fail that it looks like an outage.
+    #[must_use]
+    pub fn failing_in_numbers(&self) -> Vec<BackendId> {
+        self.services.iter().flat_map(|service| service.failing_in_numbers(&self.hops)).collect()
+    }
+
+    /// Takes note of which backends' latest checks failed, as most members of the fleet say.
+    pub fn note_failing(&mut self, failing: &HashSet<BackendId>) {
+        self.services
+            .those_mut(|service| service.differs_in_failing(failing))
+            .for_each(|service| service.note_failing(failing));
     }
 
     /// Takes note of events as one that follows: what checks and next hops say is an opinion, and a way for packets.

@@ -321,7 +321,8 @@ impl Controller {
                     sweeps.push(known);
                 }
                 Event::Tick => {
-                    concerned.extend(self.services_with(|backend| backend.deadline().is_some_and(|at| at <= now)));
+                    let is_due = |service: &&Service| service.is_due(now);
+                    concerned.extend(self.services.iter().filter(is_due).map(Service::id).collect::<Vec<_>>());
                     ticked = true;
                 }
             }
@@ -382,7 +383,7 @@ impl Controller {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.role.follows() {
-            return None;
+            return self.deadline_alone();
         }
         self.services.iter().filter_map(Service::deadline).min()
     }

@@ -18,6 +18,7 @@ use crate::{
     io::{BackendSpec, CheckNumber, Command, ServiceId, ServiceSpec},
     moves::Moves,
     next_hops::NextHops,
+    outage::Turn,
     report,
     service::{Backend, Look, Service},
 };
@@ -51,6 +52,7 @@ impl Controller {
         now: Instant,
     ) -> Settled {
         let now = self.role.time(now);
+        let judges = !self.role.follows();
         let Self { services, hops, owners, ids, published, gone, last_check, foreseen, .. } = self;
         let remembering: HashSet<ServiceId> =
             services.iter().filter(|service| service.remembers()).map(Service::id).collect();
@@ -75,6 +77,9 @@ impl Controller {
             |id: ServiceId| published.iter().flat_map(|specs| specs.iter()).any(|spec: &ServiceSpec| spec.id == id);
         for service in services.those_mut(|service| look(service).is_some()) {
             let look = look(service).unwrap_or(Look::Whole);
+            let turn = if judges { service.judge_outage(hops, now) } else { Turn::default() };
+            // Whom an outage keeps clients for depends on all of them.
+            let look = if turn.changed { Look::Whole } else { look };
             let places = service.places(look, now);
             tell_checks(service, &places, last_check, &mut commands);
             let refreshed = service.refresh(&places, hops, now, foreseen.of(service.id()));
@@ -91,12 +96,14 @@ impl Controller {
                     commands.set_rules(service.id(), specs);
                 }
             }
+            let outage = turn.news.map(|news| service.outage_report(&news));
             debug_assert!(is_told(service, hops, now), "{} is not as it was told", service.name());
             let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
             told.map(|transition| transition.report(&refreshed.moves, service.table_size()))
                 .chain(
                     refreshed.footing.map(|footing| report::footing_report(service.name(), &service.label(), footing)),
                 )
+                .chain(outage)
                 .for_each(|report| commands.add(Stage::Reports, Command::Report(report)));
             all_moves.insert(service.id(), refreshed.moves);
         }

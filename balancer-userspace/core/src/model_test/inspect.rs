@@ -39,6 +39,24 @@ struct Drain {
     empty_sweeps: u32,
 }
 
+/// Backends that fail in an outage, or what may be one, and keep their clients.
+fn held(service: &Service, backend: &Backend) -> bool {
+    service.holds(backend.id()) && backend.admin() != Admin::Maint && backend.forced() != Some(Forced::Down)
+}
+
+/// Whether one that new clients may come to has not failed, as far as is known.
+fn anybody_stands(service: &Service, plane: &DataPlane) -> bool {
+    let config = service.config();
+    let primaries = service.backends().iter().any(|backend| may_serve(backend) && !backend.is_backup());
+    let counts = |backend: &&Backend| may_serve(backend) && !(primaries && backend.is_backup());
+    let fails = |backend: &Backend| failure(&config, backend, &plane.watched[&backend.address().ip()]).is_some();
+    service.backends().iter().filter(counts).any(|backend| !fails(backend))
+}
+
+fn may_serve(backend: &Backend) -> bool {
+    backend.admin() == Admin::Ready && backend.weight() > 0 && backend.forced() != Some(Forced::Down)
+}
+
 /// Every backend's drain.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drains(BTreeMap<BackendId, Drain>);
@@ -48,6 +66,8 @@ struct Standing {
     takes_new: bool,
     keeps_known: bool,
     cause: MoveCause,
+    /// Whether it keeps them although its drain is over.
+    beyond: bool,
 }
 
 /// What a failure does with known clients; `None`: it has not failed.
@@ -124,7 +144,9 @@ impl Drains {
     }
 
     /// The table of the manual: administrative state × health × memory.
-    fn standing(&self, config: &ServiceConfig, backend: &Backend, hop: &Hop, waits: bool, now: Instant) -> Standing {
+    fn standing(&self, service: &Service, backend: &Backend, plane: &DataPlane, waits: bool, now: Instant) -> Standing {
+        let hop = &plane.watched[&backend.address().ip()];
+        let config = &service.config();
         let remembers = !config.remember.is_zero();
         let drain = &self.0[&backend.id()];
         let over = drain.until.is_none_or(|until| until <= now) || drain.empty_sweeps >= 2;
@@ -132,14 +154,23 @@ impl Drains {
         let unknown = *backend.health().verdict() == Verdict::Unknown
             && backend.forced().is_none()
             && check.kind != CheckKind::None;
-        let (takes_new, keeps_known, cause) = match (backend.admin(), failure(config, backend, hop)) {
+        let failed = failure(config, backend, hop);
+        // Without memory a backend of an outage keeps its slots, as long as not all are down.
+        let keeps_slots = !remembers && anybody_stands(service, plane);
+        let held = held(service, backend) && failed.is_some() && (remembers || keeps_slots);
+        let (takes_new, keeps_known, cause) = match (backend.admin(), failed) {
             (Admin::Maint, _) => (false, false, MoveCause::Maint),
+            (Admin::Ready, Some(action)) if held => {
+                let moves = action == FailureAction::Move;
+                (!remembers && !waits, true, if moves { MoveCause::Down } else { MoveCause::Drain })
+            }
+            (Admin::Drain, Some(FailureAction::Move)) if held => (false, !over, MoveCause::Drain),
             (_, Some(FailureAction::Move)) => (false, false, MoveCause::Down),
             (Admin::Drain, _) | (_, Some(FailureAction::Drain)) => (false, !over, MoveCause::Drain),
             (Admin::Ready, None) => (!(waits || unknown && config.start_down), true, MoveCause::Down),
         };
         let cause = if remembers { cause } else { MoveCause::Down };
-        Standing { takes_new, keeps_known: keeps_known && remembers, cause }
+        Standing { takes_new, keeps_known: keeps_known && remembers, cause, beyond: held && over }
     }
 }
 
@@ -223,7 +254,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
 
     let waits = |backend: &Backend| controller.waits(backend);
     let hop = |backend: &Backend| &plane.watched[&backend.address().ip()];
-    let standing = |backend: &Backend| drains.standing(&config, backend, hop(backend), waits(backend), now);
+    let standing = |backend: &Backend| drains.standing(service, backend, plane, waits(backend), now);
     let all_wait = backends.iter().all(waits);
     let usable = |backup: bool, usable: &dyn Fn(&Backend) -> bool| -> BTreeSet<u16> {
         let of = backends.iter().filter(|backend| backend.is_backup() == backup && backend.weight() > 0);
@@ -267,7 +298,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
             tunnel_source: None,
         };
         assert_eq!(*plane.rows[&id], row, "{backend:?}");
-        let drains = drains.0[&id].until.filter(|_| standing.keeps_known);
+        let drains = drains.0[&id].until.filter(|_| standing.keeps_known && !standing.beyond);
         assert_eq!(backend.drain_deadline(), drains, "{backend:?}");
     }
 

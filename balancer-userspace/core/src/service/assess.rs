@@ -15,7 +15,7 @@ use crate::{
     agreed::Way,
     health::{FailureKind, Verdict},
     next_hops::NextHops,
-    standing::{HealthFact, Situation, Standing},
+    standing::{HealthFact, Held, Situation, Standing},
     table::STEPS,
 };
 
@@ -29,6 +29,7 @@ impl Service {
             Verdict::Up => (HealthFact::Up, String::new()),
             Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
         };
+        let held = self.outage.holds(backend.id).filter(|_| self.may_be_held(backend));
         let way = backend.overruled().map(str::to_owned).map_or_else(|| self.judged_way(backend, hops), Way::Closed);
         let (health, mut reason) = match (way, backend.forced) {
             (Way::Closed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
@@ -53,11 +54,19 @@ impl Service {
             on_failure: self.settings.on_failure,
             remembers: self.remembers(),
             drained: backend.drain.is_over(now),
+            held,
         };
         let mut standing = situation.standing();
         if backend.waits_for_next_hop(hops) && standing.takes_new {
             standing = Standing { takes_new: false, state: BackendState::Checking, ..standing };
             reason = "its next hop is not known yet".to_owned();
+        }
+        if let (Some(held), HealthFact::Down(_)) = (held, health) {
+            reason = match held {
+                Held::Suspect => format!("suspect, too many others fail as well: {reason}"),
+                Held::Outage if self.remembers() => format!("outage, known clients stay: {reason}"),
+                Held::Outage => format!("outage, clients stay: {reason}"),
+            };
         }
         if backend.admin == Admin::Maint {
             reason.clear();
@@ -95,6 +104,8 @@ impl Service {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
             // One that follows is told.
             let begins = backend.witness().is_none() && backend.begins(assessment);
+            // Of an outage all come back as new as each other.
+            let begins = begins && !self.outage.has_returned(backend.id);
             let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
             let slow_start = backend.slow_start.as_deref().copied().or(begins).filter(|_| may);
             let advanced = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));

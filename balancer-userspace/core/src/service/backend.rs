@@ -69,6 +69,8 @@ pub(super) struct InFleet {
     pub(super) witness: Option<Health>,
     /// Why it counts as failed, whatever the fleet agreed on before it was out of reach.
     pub(super) overruled: Option<String>,
+    /// Whether its latest checks failed, as most members see it.
+    pub(super) fails: bool,
 }
 
 /// What the shell was last told about a backend.
@@ -302,6 +304,11 @@ impl Backend {
         self.fleet.as_ref()?.overruled.as_deref()
     }
 
+    /// Whether its latest checks failed, as most members of its fleet see it.
+    pub(super) fn fails_for_the_fleet(&self) -> bool {
+        self.fleet.as_ref().is_some_and(|fleet| fleet.fails)
+    }
+
     /// What it has in its fleet, which there is.
     pub(super) fn in_fleet(&mut self) -> &mut InFleet {
         self.fleet.get_or_insert_default()
@@ -451,8 +458,11 @@ impl Backend {
     /// When a drain under way ends at the latest.
     #[must_use]
     pub fn drain_deadline(&self) -> Option<Instant> {
-        let keeps = self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known);
-        self.drain.until.filter(|_| keeps)
+        // One that is down and keeps them nevertheless does so beyond its deadline, because of an outage.
+        let drains = self.assessment.as_ref().is_some_and(|assessment| {
+            assessment.standing.keeps_known && assessment.standing.state != BackendState::Down
+        });
+        self.drain.until.filter(|_| drains)
     }
 
     /// When something about it is due.

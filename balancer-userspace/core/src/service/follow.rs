@@ -1,5 +1,7 @@
 //! A service whose state others decide.
 
+use std::time::Instant;
+
 use balancer_common::map_types::ALL_DOWN;
 use balancer_model::config::CheckKind;
 
@@ -7,7 +9,9 @@ use super::{Backend, Service};
 use crate::{
     agreed::{Judgement, Opinion, Way},
     health::{FailureKind, Health, Verdict},
+    io::Report,
     next_hops::{Hop, NextHops},
+    outage::Outage,
 };
 
 impl Service {
@@ -15,6 +19,7 @@ impl Service {
     /// only this balancer knows.
     pub(crate) fn succeed(&mut self, before: Self) {
         self.told_rules = before.told_rules;
+        self.outage_seen_alone = before.outage_seen_alone;
         self.builder = before.builder;
         self.live = before.live;
         self.home = before.home;
@@ -64,22 +69,36 @@ impl Service {
         }
     }
 
-    /// Where nobody else decides, a backend that fails hard here counts as failed. True if that is news.
-    pub(crate) fn overrule(&mut self, hops: &NextHops, alone: bool) -> bool {
+    /// Where nobody else decides, a backend that fails hard here counts as failed, unless so many do that it is an outage.
+    /// Whether that is news, and what there is to tell of an outage.
+    pub(crate) fn overrule(&mut self, hops: &NextHops, alone: bool, now: Instant) -> (bool, Option<Report>) {
+        let report = if alone {
+            let facts = self.facts_seen_here(hops);
+            let turn = self.outage_seen_alone.judge(&facts, self.settings.outage, now);
+            turn.news.map(|news| self.outage_report(&news))
+        } else {
+            self.outage_seen_alone = Outage::default();
+            None
+        };
         let mut news = false;
         for index in 0..self.backends.len() {
             let Some(backend) = self.backends.get(index) else { continue };
             let fails = self.fails_here(backend, hops, alone);
+            let fails = fails.filter(|_| self.outage_seen_alone.holds(backend.id).is_none());
             let Some(backend) = self.backends.get_mut(index) else { continue };
             news |= fails.is_some() != backend.overruled().is_some();
             backend.overrule(fails);
         }
-        news
+        (news, report)
     }
 
     /// Whether [`overrule`](Self::overrule) would change anything.
     pub(crate) fn is_to_be_overruled(&self, hops: &NextHops, alone: bool) -> bool {
-        self.backends.iter().any(|backend| self.fails_here(backend, hops, alone).as_deref() != backend.overruled())
+        self.outage_seen_alone.is_under_way()
+            || self
+                .backends
+                .iter()
+                .any(|backend| self.fails_here(backend, hops, alone).as_deref() != backend.overruled())
     }
 
     fn fails_here(&self, backend: &Backend, hops: &NextHops, alone: bool) -> Option<String> {

@@ -3,6 +3,7 @@
 mod assess;
 mod backend;
 mod follow;
+mod outage;
 mod refresh;
 mod restore;
 mod rules;
@@ -33,6 +34,7 @@ use crate::{
     keys,
     moves::Moves,
     next_hops::{self, Hop, NextHops},
+    outage::Outage,
     rules::Rules,
     table::{Builder, Footing, Shares},
 };
@@ -60,6 +62,9 @@ pub struct Service {
     table_key: HashKey,
     backends: Vec<Backend>,
     rules: Rules,
+    outage: Outage,
+    /// The same by this balancer's own checks, while it is alone in its fleet.
+    outage_seen_alone: Outage,
     /// What the shell was last told of them.
     pub(crate) told_rules: Arc<[RuleSpec]>,
     /// Whether one of its backends is being removed.
@@ -92,6 +97,8 @@ impl Service {
             configured_as: None,
             backends: Vec::new(),
             rules: Rules::default(),
+            outage: Outage::default(),
+            outage_seen_alone: Outage::default(),
             told_rules: Arc::default(),
             has_leaving: false,
             due: None,
@@ -245,7 +252,17 @@ impl Service {
     /// When something about it is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         debug_assert_eq!(self.due, self.backends.iter().filter_map(Backend::deadline).min(), "{}", self.name());
-        self.due.into_iter().chain(self.rules.next_end()).min()
+        self.due.into_iter().chain(self.rules.next_end()).chain(self.outage.deadline()).min()
+    }
+
+    /// When something is due that is decided here although another balancer decides for the fleet.
+    pub(crate) fn deadline_alone(&self) -> Option<Instant> {
+        self.outage_seen_alone.deadline()
+    }
+
+    /// Whether something about its backends is due.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.due.into_iter().chain(self.outage.deadline()).any(|due| due <= now)
     }
 
     /// Where among them the one with this id is.
@@ -270,10 +287,11 @@ impl Service {
         self.settings.failback
     }
 
-    /// Whether it is worth sending clients to: somebody takes them, or keeps those that are known, or the operator wants
-    /// them steered whatever the checks say.
+    /// Whether it is worth sending clients to: somebody takes them, or keeps those that are known and works, or the
+    /// operator wants them steered whatever the checks say.
     pub(crate) fn has_somebody(&self) -> bool {
-        let takes = |backend: &Backend| backend.takes_new_clients() || backend.keeps_known();
+        let keeps = |backend: &Backend| backend.keeps_known() && self.outage.holds(backend.id).is_none();
+        let takes = |backend: &Backend| backend.takes_new_clients() || keeps(backend);
         self.settings.when_all_down == WhenAllDown::Open || self.backends.iter().any(takes)
     }
 

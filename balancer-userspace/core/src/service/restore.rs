@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     next_hops::NextHops,
+    outage::Outage,
     rules::Rule,
     state::{Clocks, SavedBackend, SavedRule, SavedService, SavedSlowStart},
 };
@@ -35,6 +36,7 @@ impl Service {
                     ends: rule.ends.map(|ends| clocks.moment(ends)),
                 })
                 .collect(),
+            outage: self.outage.export(clocks),
             backends: self.backends.iter().map(|backend| backend.export(clocks)).collect(),
         }
     }
@@ -49,6 +51,7 @@ impl Service {
             && (self.required, self.needless) == (before.required, before.needless)
             && self.tick_seconds == before.tick_seconds
             && self.rules.iter().eq(before.rules.iter())
+            && self.outage.is_saved_as(&before.outage)
             && self.backends.len() == before.backends.len()
             && self.backends.iter().zip(&before.backends).all(|(now, before)| now.is_saved_as(before))
     }
@@ -74,6 +77,8 @@ impl Service {
             Backend::restored(backend, reached, clocks)
         };
         this.backends = state.backends.into_iter().map(restored).collect();
+        this.outage = Outage::restored(state.outage, clocks);
+        this.outage.take_for_granted(&this.facts(hops));
         this.has_leaving = this.backends.iter().any(Backend::is_leaving);
         for (index, shown) in shown.into_iter().enumerate() {
             this.reassess(index, shown, hops, clocks.now);

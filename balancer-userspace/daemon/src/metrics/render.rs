@@ -225,6 +225,12 @@ fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     );
     gauges(
         encoder,
+        "outage",
+        "Whether so many backends fail that known clients stay where they are.",
+        services.iter().map(|s| (service(s), u64::from(s.outage.is_some()))),
+    );
+    gauges(
+        encoder,
         "table_generation",
         "How often the lookup table was replaced.",
         services.iter().map(|s| (service(s), s.table_generation)),
@@ -473,6 +479,7 @@ pub(super) mod tests {
             slots_moved_required: 20_000,
             slots_moved_needless: 12,
             table_build: Duration::from_micros(1800),
+            outage: None,
             remembers: false,
             rule_fallbacks: 0,
             departed: Vec::new(),
@@ -545,6 +552,7 @@ pub(super) mod tests {
             "balancer_imbalance_ratio{service=\"web\"} 1.3333333333333335",
             "# TYPE balancer_table_slots gauge",
             "balancer_table_slots{service=\"web\",backend=\"web3\"} 20000",
+            "balancer_outage{service=\"web\"} 0",
             "balancer_table_generation{service=\"web\"} 4",
             "balancer_table_slots_moved_total{service=\"web\",kind=\"required\"} 20000",
             "balancer_table_slots_moved_total{service=\"web\",kind=\"needless\"} 12",

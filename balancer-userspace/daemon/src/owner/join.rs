@@ -2,7 +2,7 @@
 
 use std::iter;
 
-use balancer_core::snapshot::{BackendSnapshot, ServiceSnapshot};
+use balancer_core::snapshot::{BackendSnapshot, OutageSnapshot, ServiceSnapshot};
 use balancer_model::states::BackendState;
 
 /// Puts the parts of services together, which lie next to each other.
@@ -25,6 +25,12 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     first.slots_moved_needless += other.slots_moved_needless;
     first.table_build = first.table_build.max(other.table_build);
     first.rule_fallbacks += other.rule_fallbacks;
+    first.outage = match (first.outage.take(), other.outage) {
+        (Some(one), Some(other)) => {
+            Some(OutageSnapshot { lasted: one.lasted.max(other.lasted), line: format!("{}; {}", one.line, other.line) })
+        }
+        (one, other) => one.or(other),
+    };
     if other.last_change.as_ref().map(|change| change.at) > first.last_change.as_ref().map(|change| change.at) {
         first.last_change = other.last_change;
     }

@@ -11,8 +11,8 @@ use balancer_core::{
     last_changes::LastChange,
     service::{Backend, Service},
     snapshot::{
-        BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, ServiceSnapshot,
-        ServiceStatistics, TableSnapshot,
+        BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, OutageSnapshot,
+        ServiceSnapshot, ServiceStatistics, TableSnapshot,
     },
 };
 
@@ -49,6 +49,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         slots_moved_required,
         slots_moved_needless,
         table_build: aside.table_build,
+        outage: service.outage(now).map(|(lasted, line)| OutageSnapshot { lasted, line }),
         remembers: service.remembers(),
         rule_fallbacks: aside.rule_fallbacks,
         departed: aside.departed,

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use balancer_model::config::CheckConfig;
 use tokio::time::Instant;
 
 /// The longest wait before the first check.
 const FIRST: Duration = Duration::from_millis(500);
-/// How far an interval may be off either way, as a share of it.
-const JITTER: f64 = 0.1;
 /// Checks that are due within so short a time come together: one wake-up does for all of them.
 const TOGETHER: Duration = Duration::from_millis(5);
 
@@ -31,7 +30,8 @@ impl Pace {
 
     /// When the check after that of `last` comes.
     pub(super) fn next(&mut self, last: Instant, interval: Duration) -> Instant {
-        let wait = interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * self.random.f64());
+        let jitter = CheckConfig::JITTER;
+        let wait = interval.mul_f64(1.0 - jitter + 2.0 * jitter * self.random.f64());
         self.shared(last + wait)
     }
 

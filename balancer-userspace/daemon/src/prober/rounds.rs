@@ -4,14 +4,17 @@ use std::{
     collections::{HashMap, VecDeque},
     future::pending,
     io, panic,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use balancer_core::io::{BackendId, CheckNumber, CheckOutcome, CheckSpec, Event};
+use balancer_core::{
+    health::Verdict,
+    io::{BackendId, CheckNumber, CheckOutcome, CheckSpec, Event},
+};
 use balancer_model::config::CheckConfig;
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until},
 };
@@ -26,6 +29,9 @@ use super::{
 const HELD: Duration = Duration::from_millis(100);
 /// How many outcomes may wait; checks wait when there are more.
 const FOUND: usize = 1024;
+
+/// Told to the checks of a service's backends when one of them begins to fail: an outage of all shows before its verdict.
+type Alarm = watch::Sender<Option<Instant>>;
 
 /// What is to be checked.
 #[derive(Debug)]
@@ -51,6 +57,8 @@ pub(super) struct Rounds {
     ways: Ways,
     permits: Arc<Semaphore>,
     tasks: HashMap<BackendId, (CheckNumber, AbortHandle)>,
+    /// By service.
+    alarms: HashMap<String, Weak<Alarm>>,
     running: JoinSet<()>,
     origin: Instant,
     held: VecDeque<(BackendId, Event)>,
@@ -61,9 +69,9 @@ pub(super) struct Rounds {
 impl Rounds {
     /// None yet. No more than `at_once` are under way; others wait until one of them has ended.
     pub(super) fn new(events: mpsc::Sender<Event>, ways: Ways, at_once: usize) -> Self {
-        let (tasks, held) = (HashMap::new(), VecDeque::new());
+        let (tasks, alarms, held) = (HashMap::new(), HashMap::new(), VecDeque::new());
         let permits = Arc::new(Semaphore::new(at_once));
-        Self { events, ways, permits, tasks, running: JoinSet::new(), origin: Instant::now(), held, due: None }
+        Self { events, ways, permits, tasks, alarms, running: JoinSet::new(), origin: Instant::now(), held, due: None }
     }
 
     /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
@@ -120,9 +128,21 @@ impl Rounds {
             let pace = Pace::new(fastrand::Rng::new(), self.origin);
             let number = spec.number;
             let permits = Arc::clone(&self.permits);
-            let task = self.running.spawn(run(*spec, self.ways.clone(), pace, permits, found.clone()));
+            let alarm = self.alarm(&spec.name.service);
+            let task = self.running.spawn(run(*spec, self.ways.clone(), (pace, alarm), permits, found.clone()));
             self.tasks.insert(backend, (number, task));
         }
+    }
+
+    /// That of a service, which lives as long as one of its backends is checked.
+    fn alarm(&mut self, service: &str) -> Arc<Alarm> {
+        if let Some(alarm) = self.alarms.get(service).and_then(Weak::upgrade) {
+            return alarm;
+        }
+        self.alarms.retain(|_, alarm| alarm.strong_count() > 0);
+        let alarm = Arc::new(watch::Sender::new(None));
+        self.alarms.insert(service.to_owned(), Arc::downgrade(&alarm));
+        alarm
     }
 
     /// Whether the controller is to be told at once.
@@ -137,11 +157,18 @@ impl Rounds {
 }
 
 /// The checks of one backend.
-async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, permits: Arc<Semaphore>, found: mpsc::Sender<Found>) {
+async fn run(
+    spec: CheckSpec,
+    ways: Ways,
+    (mut pace, alarm): (Pace, Arc<Alarm>),
+    permits: Arc<Semaphore>,
+    found: mpsc::Sender<Found>,
+) {
     let CheckSpec { backend, number, name, target, check: config, mut health } = spec;
     let first = if health.is_pending() { config.fast_interval } else { config.interval };
     sleep_until(pace.first(Instant::now(), first)).await;
     let whom = Whom { backend, name, target, ways };
+    let mut alarms = alarm.subscribe();
     let mut check = None;
     let mut hindered = false;
     loop {
@@ -162,13 +189,39 @@ async fn run(spec: CheckSpec, ways: Ways, mut pace: Pace, permits: Arc<Semaphore
         // The controller gets the same outcomes and counts them in the same way.
         let (verdict, was_pending) = (health.verdict().clone(), health.is_pending());
         health.record(&outcome, &config);
+        let failed_before = was_pending || matches!(verdict, Verdict::Down { .. });
+        let begins_to_fail = !failed_before && matches!(outcome, CheckOutcome::Soft(_) | CheckOutcome::Hard(_));
         let matters = was_pending || health.is_pending() || *health.verdict() != verdict;
         if found.send(Found { backend, number, outcome, took: start.elapsed(), matters }).await.is_err() {
             return;
         }
-        let interval = if health.is_pending() { config.fast_interval } else { config.interval };
-        sleep_until(pace.next(start, interval)).await;
+        if begins_to_fail {
+            raise(&alarm, config.interval);
+            alarms.mark_unchanged();
+        }
+        if health.is_pending() {
+            sleep_until(pace.next(start, config.fast_interval)).await;
+            alarms.mark_unchanged();
+            continue;
+        }
+        let next = pace.next(start, config.interval);
+        tokio::select! {
+            () = sleep_until(next) => {}
+            Ok(()) = alarms.changed() => sleep_until(next.min(pace.first(Instant::now(), config.fast_interval))).await,
+        }
     }
+}
+
+/// Has the others of a service checked soon, at most once in an `interval`: one that flaps does not have all checked fast.
+fn raise(alarm: &Alarm, interval: Duration) {
+    let now = Instant::now();
+    alarm.send_if_modified(|last| {
+        let may = last.is_none_or(|last| now.saturating_duration_since(last) >= interval);
+        if may {
+            *last = Some(now);
+        }
+        may
+    });
 }
 
 /// Checks once, by what was made ready before if it could be.
@@ -253,13 +306,40 @@ pub(super) mod tests {
         }
     }
 
+    /// Of three backends one begins to fail; the others are checked long before their next check would come.
+    #[tokio::test]
+    async fn when_one_of_a_service_begins_to_fail_then_the_others_are_checked_soon() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (works, fails) = (listener.local_addr().unwrap(), "127.0.0.1:1".parse().unwrap());
+        let (events, mut told) = mpsc::channel(64);
+        let (orders, given) = mpsc::unbounded_channel();
+        tokio::spawn(Rounds::new(events, Ways::default(), 8).follow(given));
+        let hour = Duration::from_secs(3600);
+        let check =
+            CheckConfig { interval: hour, fast_interval: Duration::from_millis(100), fall: 1, ..fixture::check() };
+        let mut order = |number, target| {
+            orders.send(Order::Start(Box::new(spec(number, target, check.clone())))).unwrap();
+        };
+        (order(1, works), order(2, works));
+        let mut next = async || match told.recv().await {
+            Some(Event::Checked { backend, outcome, .. }) => (backend.0, outcome == CheckOutcome::Passed),
+            other => panic!("{other:?}"),
+        };
+        let first: HashSet<_> = [next().await, next().await].into();
+        assert_eq!(first, [(1, true), (2, true)].into());
+        order(3, fails);
+        let then: HashSet<_> = [next().await, next().await, next().await].into();
+        assert_eq!(then, [(1, true), (2, true), (3, false)].into());
+    }
+
     /// One that waits for its next check; there may be 60,000.
     #[tokio::test]
     async fn a_check_that_waits_is_small() {
         let spec = spec(1, "127.0.0.1:1".parse().unwrap(), fixture::check());
         let (found, _told) = mpsc::channel(1);
         let pace = Pace::new(fastrand::Rng::new(), Instant::now());
-        let size = size_of_val(&run(spec, Ways::default(), pace, Arc::new(Semaphore::new(1)), found));
+        let alarm = Arc::new(watch::Sender::new(None));
+        let size = size_of_val(&run(spec, Ways::default(), (pace, alarm), Arc::new(Semaphore::new(1)), found));
         assert!(size < 2048, "{size} bytes");
     }
 

@@ -163,6 +163,9 @@ impl Lead {
         if self.epoch.is_none() {
             return;
         }
+        let failing = self.failing(members);
+        self.committed.note_failing(&failing);
+        self.decided.note_failing(&failing);
         let (downs, mut gives): (Vec<_>, Vec<_>) = self.judgements(members).into_iter().partition(is_down);
         let (takes, keeps) = self.that_take(downs, clocks.now);
         gives.extend(keeps);
@@ -188,6 +191,15 @@ impl Lead {
         let _ = after.judge(&downs, now);
         let keeping = keeping(&after);
         downs.into_iter().partition(|judgement| !keeping[usize::from(judgement.backend.0)])
+    }
+
+    /// Backends whose latest checks failed, as more than half of the members that vote say.
+    fn failing(&self, members: &BTreeMap<String, Card>) -> HashSet<BackendId> {
+        let votes = |card: &&Card| card.in_step && card.epoch.is_some_and(|epoch| epoch.lineage == self.lineage);
+        let ballots: Vec<_> = members.values().filter(votes).map(|card| &card.ballot).collect();
+        let named: HashSet<BackendId> = ballots.iter().flat_map(|ballot| ballot.failing.iter().copied()).collect();
+        let by = |id: BackendId| ballots.iter().filter(|ballot| ballot.fails(id)).count();
+        named.into_iter().filter(|&id| by(id) * 2 > ballots.len()).collect()
     }
 
     /// What members' opinions come to, where that is news.

@@ -7,6 +7,7 @@ mod denials;
 mod directed;
 mod flaps;
 mod node;
+mod outages;
 mod plane;
 mod sizes;
 mod store;

@@ -272,7 +272,7 @@ impl Node {
     }
 
     fn ballot_now(&self) -> Ballot {
-        Ballot::of(self.controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion)))
+        Ballot::of(&self.controller)
     }
 
     /// Its checks run once: `reaches` says whom it reaches.

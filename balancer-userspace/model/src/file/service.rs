@@ -17,8 +17,8 @@ use super::{
 use crate::{
     addresses::{implied_check_port, port_zero},
     config::{
-        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Protocol,
-        ServiceConfig, Via, WhenAllDown, forwarding_word,
+        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Outage,
+        Protocol, ServiceConfig, Via, WhenAllDown, forwarding_word,
     },
     listeners::{Family, Listener, PortRange},
     primes::{MAX_TABLE_SIZE, is_prime},
@@ -96,6 +96,10 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let on_failure = section
         .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
         .map(|section| on_failure(section, findings));
+    let outage = section
+        .table("outage", "outage", "{ share = 0.5 }", findings)
+        .map(|section| outage(section, findings))
+        .unwrap_or_default();
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let reject = section.boolean("reject", findings).unwrap_or(false);
     let assign_vip = match section.boolean_or("assign_vip", VIP_ON, findings, value::interface) {
@@ -175,6 +179,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
         drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
         on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
+        outage,
         start_down,
         reject,
         assign_vip,
@@ -265,6 +270,18 @@ fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailur
     let (hard, soft) = (action("hard", FailureAction::Move), action("soft", FailureAction::Drain));
     section.finish(findings);
     OnFailure { hard, soft }
+}
+
+fn outage(mut section: Section<'_>, findings: &mut Findings<'_>) -> Outage {
+    let share = section.part("share", findings);
+    section.finish(findings);
+    if let Some(share) = &share
+        && share.value <= 0.0
+    {
+        let text = "share = 0 would make an outage of every failure; give more than 0, such as 0.5, or 1 for none";
+        findings.error(share.at, text.to_owned());
+    }
+    share.map_or_else(Outage::default, |share| Outage { share: share.value })
 }
 
 /// Warns of too few slots for what the backends' weights promise.

@@ -141,6 +141,9 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
                 }
             }
         }
+        @if let Some(outage) = &service.outage {
+            p.bad { (outage.line) }
+        }
         @if !service.statistics.warnings.is_empty() {
             p.wait { "Some clients are heavy for their backend; balancer stats " (service.name) " names them." }
         }
