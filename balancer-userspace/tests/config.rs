@@ -8,8 +8,8 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
         AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback,
-        FailureAction, Fleet, HttpCheck, OnExit, OnFailure, Protocol, ServiceConfig, StatisticsConfig, StatusRanges,
-        Tls, Via, WhenAllDown, WhenAlone, XdpMode,
+        FailureAction, Fleet, HttpCheck, OnExit, OnFailure, Outage, Protocol, ServiceConfig, StatisticsConfig,
+        StatusRanges, Tls, Via, WhenAllDown, WhenAlone, XdpMode,
     },
     file,
     listeners::{Family, Listener},

@@ -195,8 +195,13 @@ impl Ballot {
     /// Of all that a member thinks.
     #[must_use]
     pub fn of(controller: &Controller) -> Self {
-        let mut ballot = Self { failing: controller.failing_in_numbers(), ..Self::default() };
-        for (id, opinion) in controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion)) {
+        let opinions = controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion));
+        Self { failing: controller.failing_in_numbers(), ..Self::of_opinions(opinions) }
+    }
+
+    fn of_opinions(opinions: impl Iterator<Item = (BackendId, Opinion)>) -> Self {
+        let mut ballot = Self::default();
+        for (id, opinion) in opinions {
             match opinion {
                 Opinion::Waiting => ballot.waiting.push(id),
                 Opinion::Unknown => ballot.unknown.push(id),
@@ -370,7 +375,7 @@ mod tests {
     fn when_fifty_thousand_backends_are_down_then_the_ballot_fits_into_one_value() {
         let reason = "connect: no answer within 2,000 ms from 10.0.0.1:8080";
         let down = |id| (BackendId(id), Opinion::Down { kind: FailureKind::Hard, reason: reason.to_owned() });
-        let ballot = Ballot::of((1..=50_000).map(down));
+        let ballot = Ballot::of_opinions((1..=50_000).map(down));
         let size = write(&ballot).len();
         assert!(size < crate::engine::LONGEST_VALUE, "{size} bytes");
         assert!(matches!(ballot.opinion(BackendId(49_000)), Opinion::Down { kind: FailureKind::Hard, .. }));

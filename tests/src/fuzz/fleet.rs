@@ -238,7 +238,7 @@ impl World {
         }
         let clocks = self.clocks();
         let _ = self.plane.follow(state, clocks)?;
-        Ok(Ballot::of(self.plane.opinions().map(|(_, backend, opinion)| (backend.id(), opinion))))
+        Ok(Ballot::of(&self.plane))
     }
 
     fn transaction(&mut self, ticket: Ticket, conditions: &[Condition], writes: Vec<Write>) {

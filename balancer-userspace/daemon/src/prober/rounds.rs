@@ -317,7 +317,7 @@ pub(super) mod tests {
         let hour = Duration::from_secs(3600);
         let check =
             CheckConfig { interval: hour, fast_interval: Duration::from_millis(100), fall: 1, ..fixture::check() };
-        let mut order = |number, target| {
+        let order = |number, target| {
             orders.send(Order::Start(Box::new(spec(number, target, check.clone())))).unwrap();
         };
         (order(1, works), order(2, works));

@@ -317,8 +317,7 @@ impl Light {
         let events: Vec<Event> = hops.chain(checks).collect();
         let commands = self.controller.handle_all(events, Instant::now());
         self.carry_out(commands);
-        let opinions = self.controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion));
-        let ballot = Ballot::of(opinions);
+        let ballot = Ballot::of(&self.controller);
         let news = ballot != self.ballot;
         if news {
             self.ballot = ballot;
