@@ -123,6 +123,12 @@ fn cases() -> Vec<Case> {
         Case {
             before: Before::AllFailed,
             with: check,
+            ..case("when_all_down", (r#"when_all_down = "open""#, r#"when_all_down = "drop""#), Stay)
+        },
+        Case {
+            before: Before::AllFailed,
+            with: r#"check = { type = "tcp" }
+outage = { share = 1 }"#,
             ..case("when_all_down", (r#"when_all_down = "open""#, r#"when_all_down = "drop""#), TurnedAway)
         },
         case("slow_start", ("", r#"slow_start = "30s""#), Stay),
