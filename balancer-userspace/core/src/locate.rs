@@ -109,7 +109,8 @@ impl Service {
         let entry = self.live_table().get(slot as usize).copied().unwrap_or(ALL_DOWN);
         let backend = self.backends().iter().find(|backend| backend.id().0 == entry);
         let backend = backend.map(|backend| backend.name().to_owned());
-        let rule = self.rules().longest(address).filter(|rule| self.inactive(rule).is_none());
+        let rule = self.rules().longest(address, |rule| !self.is_part_of_a_client(rule));
+        let rule = rule.filter(|rule| self.inactive(rule).is_none());
         let (backend, why) = match rule.map(|rule| &rule.action) {
             Some(Action::Pin { backend }) => (Some(backend.clone()), Why::Rule),
             Some(Action::Spread | Action::Deny) => (None, Why::Rule),

@@ -105,11 +105,11 @@ impl Rules {
         }
     }
 
-    /// The rule that decides about `client`: the one with the longest prefix that holds it.
-    #[must_use]
-    pub fn longest(&self, client: IpAddr) -> Option<&Rule> {
+    /// The rule that decides about `client`: the one with the longest prefix that holds it, of those that `count`.
+    pub fn longest(&self, client: IpAddr, count: impl Fn(&Rule) -> bool) -> Option<&Rule> {
         let bits = if client.is_ipv4() { 32 } else { 128 };
-        (0..=bits).rev().find_map(|length| self.0.get(&IpNet::new(client, length).ok()?.trunc()))
+        let rule = |length| self.0.get(&IpNet::new(client, length).ok()?.trunc()).filter(|rule| count(rule));
+        (0..=bits).rev().find_map(rule)
     }
 
     /// Whether some rule pins clients.
@@ -177,7 +177,7 @@ mod tests {
             assert_eq!(rules.set(rule(prefix, Action::Pin { backend: backend.to_owned() }, None)), None);
         }
         rules.set(rule("2001:db8::/32", Action::Deny, None));
-        let of = |client: &str| rules.longest(client.parse().unwrap()).map(|rule| rule.action.to_string());
+        let of = |client: &str| rules.longest(client.parse().unwrap(), |_| true).map(|rule| rule.action.to_string());
         for (client, action) in [
             ("192.0.2.1", "pin a"),
             ("10.2.2.3", "pin b"),

@@ -152,20 +152,37 @@ fn when_a_pin_ends_before_any_sweep_then_segments_of_those_pinned_stay_there() -
 
 /// The other addresses of the prefix are the same client, and have the same entry.
 #[test]
-fn when_a_rule_pins_a_part_of_a_client_then_all_of_it_goes_where_that_is() -> Result<()> {
+fn when_a_pin_names_a_part_of_a_client_then_it_is_refused_and_nobody_moves() -> Result<()> {
     let mut world = World::new(&format!("{REMEMBER}\nclient_prefix = {{ v4 = 24 }}"), 4, 262_144)?;
     let home = world.connect(client(0x301))?;
-    for _ in 0..4 {
-        world.pass(5)?;
+    let other = ["web1", "web2", "web3", "web4"].into_iter().find(|name| *name != home).expect("four backends");
+    let address = format!("{}/32", std::net::IpAddr::from(client(0x301)));
+    let refused = add(&mut world, &address, pin(other), None).expect_err("a pin of a part").to_string();
+    assert!(refused.contains("by their first 24 bits") && refused.contains("pin that"), "{refused}");
+    for number in [0x301, 0x302] {
+        assert_eq!(world.connect(client(number))?, home);
     }
-    world.send(client(0x302), ACK)?;
+    // What needs no entry may name a part.
+    add(&mut world, &address, Action::Deny, None)?;
+    assert_eq!(world.connect(client(0x302))?, home);
+    Ok(())
+}
+
+#[test]
+fn when_clients_become_larger_than_a_pin_then_it_is_not_active_until_they_are_smaller_again() -> Result<()> {
+    let mut world = World::new(REMEMBER, 4, 262_144)?;
+    let home = world.connect(client(0x301))?;
     let other = ["web1", "web2", "web3", "web4"].into_iter().find(|name| *name != home).expect("four backends");
     add(&mut world, &format!("{}/32", std::net::IpAddr::from(client(0x301))), pin(other), None)?;
     assert_eq!(world.connect(client(0x301))?, other);
-    for _ in 0..4 {
-        assert_eq!(world.send(client(0x302), ACK)?.as_deref(), Some(other));
-        world.pass(5)?;
-    }
+    world.reload(&format!("{REMEMBER}\nclient_prefix = {{ v4 = 24 }}"), 4, 262_144)?;
+    let whole = world.connect(client(0x302))?;
+    assert_eq!(world.connect(client(0x301))?, whole, "one client, one place");
+    let service = &world.controller().services()[0];
+    let reason = service.rules().iter().find_map(|rule| service.inactive(rule)).expect("a reason");
+    assert!(reason.contains("is a part of the client 172.16.3.0/24"), "{reason}");
+    world.reload(REMEMBER, 4, 262_144)?;
+    assert_eq!(world.connect(client(0x301))?, other);
     Ok(())
 }
 

@@ -33,6 +33,12 @@ impl Controller {
             return Err(rules::too_many());
         }
         let rule = Rule { prefix, action, ends: ttl.map(|ttl| now + ttl) };
+        if of.is_part_of_a_client(&rule) {
+            let (why, length) = (of.less_than_a_client(prefix), prefix.prefix_len());
+            return Err(Refused::Invalid(format!(
+                "{why}, all of which would move: pin that, or have clients told apart by {length} bits (client_prefix)"
+            )));
+        }
         let mut message = format!("rule {service} {prefix} {}", rule.action);
         if let Some(ttl) = ttl {
             message += &format!(" for {}", humantime::format_duration(ttl));

@@ -25,7 +25,7 @@ use crate::{
     keys,
     maglev::Member,
     next_hops::Hop,
-    rules::Action,
+    rules::{Action, Rule},
     service::{Backend, Service},
     table::Footing,
 };
@@ -217,6 +217,12 @@ fn inspect_rules(service: &Service, plane: &DataPlane) {
     let rules = plane.rules.get(&service.id()).cloned().unwrap_or_default();
     let ours: Vec<_> =
         service.rules().iter().filter(|rule| Family::of(rule.prefix.addr()) == service.family()).collect();
+    let is_part = |rule: &&&Rule| {
+        let (config, pins) = (service.config(), matches!(rule.action, Action::Pin { .. }));
+        let length = if service.family() == Family::V4 { config.client_prefix.v4 } else { config.client_prefix.v6 };
+        pins && !config.remember.is_zero() && rule.prefix.prefix_len() > length
+    };
+    let ours: Vec<&Rule> = ours.iter().filter(|rule| !is_part(rule)).copied().collect();
     assert_eq!(rules.len(), ours.len());
     for (rule, told) in ours.into_iter().zip(&*rules) {
         let action = match &rule.action {

@@ -507,7 +507,11 @@ impl World {
                     }
                 };
                 let ttl = (kind == 1).then_some(Duration::from_secs(3));
-                self.change(Change::AddRule { service, prefix, action, ttl }).unwrap();
+                let leg = self.controller.leg(&service, Family::V4);
+                let is_part = leg.is_some_and(|leg| leg.remembers() && prefix.prefix_len() > leg.client_prefix());
+                let pins = matches!(action, Action::Pin { .. });
+                let added = self.change(Change::AddRule { service, prefix, action, ttl });
+                assert_eq!(added.is_err(), pins && is_part, "{added:?}");
             }
             Step::Listen(index, at, add) => {
                 if self.controller.services().is_empty() {
@@ -674,7 +678,8 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
         }
         Edit::Prefix(index) => {
             if let Some(place) = place(index) {
-                services[place].client_prefix.v4 ^= 1;
+                // Shorter than some prefixes of rules, or longer than all.
+                services[place].client_prefix.v4 ^= 32 ^ 20;
             }
         }
         Edit::Policy(index, bits) => {

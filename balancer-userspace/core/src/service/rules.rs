@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use balancer_model::listeners::Family;
+use ipnet::IpNet;
 
 use super::{Backend, Service};
 use crate::{
@@ -27,6 +28,9 @@ impl Service {
         if Family::of(rule.prefix.addr()) != self.family {
             return Some(format!("service {} has no clients of its family", self.name()));
         }
+        if self.is_part_of_a_client(rule) {
+            return Some(self.less_than_a_client(rule.prefix));
+        }
         let Action::Pin { backend: name } = &rule.action else { return None };
         match self.backends.iter().find(|backend| backend.name() == name) {
             None => Some(format!("there is no backend {name}")),
@@ -38,9 +42,28 @@ impl Service {
         }
     }
 
+    /// Whether a pin holds only a part of a remembered client. One entry of the client table says where all of a client
+    /// is, so that the pin would move all of it, and two such pins would move it with every packet.
+    pub(crate) fn is_part_of_a_client(&self, rule: &Rule) -> bool {
+        let pins = matches!(rule.action, Action::Pin { .. });
+        pins && self.remembers()
+            && Family::of(rule.prefix.addr()) == self.family
+            && rule.prefix.prefix_len() > self.client_prefix()
+    }
+
+    /// Why a pin of a part of a client is of no use.
+    pub(crate) fn less_than_a_client(&self, prefix: IpNet) -> String {
+        let (name, length) = (self.name(), self.client_prefix());
+        let whole = IpNet::new(prefix.addr(), length).map_or(prefix, |whole| whole.trunc());
+        format!(
+            "service {name} remembers clients by their first {length} bits, and {prefix} is a part of the client {whole}"
+        )
+    }
+
     /// What the kernel should know of its rules.
     pub(crate) fn rule_specs(&self) -> Arc<[RuleSpec]> {
         let ours = self.rules.iter().filter(|rule| Family::of(rule.prefix.addr()) == self.family);
+        let ours = ours.filter(|rule| !self.is_part_of_a_client(rule));
         ours.map(|rule| RuleSpec {
             prefix: rule.prefix,
             action: match &rule.action {
