@@ -41,8 +41,10 @@ pub struct ServiceHistory {
     pub reserved: [u64; 3],
 }
 
-/// Services whose counters outlive the controller.
-pub const MAX_SERVICE_HISTORIES: u32 = 4096;
+/// Rows of [`ServiceHistory`] that there are at least.
+pub const FEWEST_SERVICE_HISTORIES: u32 = 4096;
+/// One for each id that a service can have.
+pub const MOST_SERVICE_HISTORIES: u32 = 1 << 16;
 
 const _: () = {
     assert!(size_of::<BackendHistory>() == 128);

@@ -8,7 +8,7 @@ const PERIOD_BITS: u32 = 30;
 #[map]
 static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(BUDGETS, 0);
 
-/// ICMP errors and resets sent in a period. The controller divides what the machine may by its CPUs; so below.
+/// "Too big" errors sent in a period. The controller divides what the machine may by its CPUs; so below.
 #[unsafe(no_mangle)]
 static ERROR_BUDGET: Global<u32> = Global::new(1000);
 
@@ -24,10 +24,21 @@ static FRAGMENT_BUDGET: Global<u32> = Global::new(1000);
 #[unsafe(no_mangle)]
 static WAITING_BUDGET: Global<u32> = Global::new(1000);
 
-/// Whether this CPU may send another ICMP error or reset.
+/// Resets and "unreachable" errors sent.
+#[unsafe(no_mangle)]
+static REJECTION_BUDGET: Global<u32> = Global::new(1000);
+
+/// Whether this CPU may tell another sender what fits. A flood at a service that rejects takes nothing of it: path MTU
+/// discovery of all services depends on it.
 #[inline(always)]
 pub(crate) fn may_send_error() -> bool {
     spend(&BUDGET, 0, ERROR_BUDGET.load())
+}
+
+/// Whether this CPU may reject another packet with an answer.
+#[inline(always)]
+pub(crate) fn may_reject() -> bool {
+    spend(&BUDGET, 4, REJECTION_BUDGET.load())
 }
 
 /// Whether this CPU may answer another echo request.

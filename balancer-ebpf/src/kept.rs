@@ -1,7 +1,7 @@
 //! What a controller leaves to the next one. No packet touches these maps; they are here because the object makes all maps.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use balancer_common::kept::{BackendHistory, MAX_SERVICE_HISTORIES, NotesRow, ServiceHistory};
+use balancer_common::kept::{BackendHistory, FEWEST_SERVICE_HISTORIES, NotesRow, ServiceHistory};
 
 #[map]
 static NOTES: Array<NotesRow> = Array::with_max_entries(1, 0);
@@ -11,4 +11,4 @@ static NOTES: Array<NotesRow> = Array::with_max_entries(1, 0);
 static BACKEND_HISTORY: Array<BackendHistory> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-static SERVICE_HISTORY: Array<ServiceHistory> = Array::with_max_entries(MAX_SERVICE_HISTORIES, BPF_F_MMAPABLE);
+static SERVICE_HISTORY: Array<ServiceHistory> = Array::with_max_entries(FEWEST_SERVICE_HISTORIES, BPF_F_MMAPABLE);

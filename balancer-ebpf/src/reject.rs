@@ -85,7 +85,7 @@ fn reset(found: &Found) -> Option<()> {
         && known
         && !is_group(*frame)
         && is_one_host(&ip.source, ip.family)
-        && budget::may_send_error();
+        && budget::may_reject();
     if !told {
         return None;
     }

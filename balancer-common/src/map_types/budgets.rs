@@ -28,4 +28,4 @@ pub struct Budget {
 }
 
 /// Kinds of [`Budget`], at most.
-pub const BUDGETS: u32 = 4;
+pub const BUDGETS: u32 = 5;

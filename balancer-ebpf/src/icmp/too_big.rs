@@ -20,7 +20,7 @@ use crate::{
     step::{IcmpError, Payload as _, Step, Told},
 };
 
-/// An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and its quote here a multiple of eight.
+/// An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and the longest quote here a multiple of eight.
 const MAX_QUOTE_V4: usize = 544;
 /// An error is at most 1280 bytes long (RFC 4443 section 2.4).
 const MAX_QUOTE_V6: usize = 1232;
@@ -74,15 +74,20 @@ fn is_denied(reason: DropIndex) -> bool {
 #[inline(always)]
 fn reply(found: &Found, told: Told<IcmpError>) -> Option<()> {
     let Found { ingress, frame, ip } = *found;
-    let is_told =
-        !ip.fragment.is_later() && !is_group(frame) && is_one_host(&ip.source, ip.family) && budget::may_send_error();
-    if !is_told {
+    if ip.fragment.is_later() || is_group(frame) || !is_one_host(&ip.source, ip.family) {
+        return None;
+    }
+    let may = match told.get() {
+        IcmpError::TooBig(_) => budget::may_send_error(),
+        IcmpError::Unreachable(_) => budget::may_reject(),
+    };
+    if !may {
         return None;
     }
     let (header, most) =
         if ip.family == FAMILY_V4 { (Ipv4Hdr::LEN, MAX_QUOTE_V4) } else { (Ipv6Hdr::LEN, MAX_QUOTE_V6) };
-    let there = frame.len().wrapping_sub(ip.l3_offset).min(ip.length).min(most);
-    let quote = there & !(STEP - 1);
+    // Of a short packet all: Linux wants eight bytes behind the IP header, which the UDP header of an empty datagram has.
+    let quote = frame.len().wrapping_sub(ip.l3_offset).min(ip.length).min(most);
     let added = header + ICMP_HEADER_LEN;
     ingress.cut_tail(ingress.frame_length().checked_sub(ip.l3_offset + quote)?)?;
     ingress.grow_head(added as i32)?;
@@ -123,16 +128,34 @@ fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     Some(addresses + u64::from((length as u16).to_be()) + u64::from(u16::from(ICMP_V6).to_be()))
 }
 
-/// The sum of the first `length` bytes, a multiple of eight, as 16-bit words: unfolded. They end where the frame ends.
+/// The sum of the first `length` bytes as 16-bit words: unfolded. They end where the frame ends.
 #[inline(always)]
 fn sum(bytes: Packet<'_>, length: usize) -> u64 {
-    let mut sum = 0;
+    let mut sum = tail(bytes.skip(length & !(STEP - 1)), length & (STEP - 1));
     for step in 0..=STEPS {
-        if step * STEP >= length {
+        if (step + 1) * STEP > length {
             break;
         }
         let Some([low, high]) = bytes.load::<[u32; 2]>(step * STEP) else { break };
         sum += u64::from(low) + u64::from(high);
+    }
+    sum
+}
+
+/// The sum of the last bytes, fewer than eight.
+#[inline(always)]
+fn tail(bytes: Packet<'_>, length: usize) -> u64 {
+    let (mut sum, mut at) = (0, 0);
+    if length & 4 != 0 {
+        sum += u64::from(bytes.load::<u32>(at).unwrap_or(0));
+        at = 4;
+    }
+    if length & 2 != 0 {
+        sum += u64::from(bytes.load::<u16>(at).unwrap_or(0));
+        at += 2;
+    }
+    if length & 1 != 0 {
+        sum += u64::from(u16::from_ne_bytes([bytes.load::<u8>(at).unwrap_or(0), 0]));
     }
     sum
 }

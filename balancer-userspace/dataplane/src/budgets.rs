@@ -3,8 +3,10 @@
 /// In a period of 2^30 ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
-    /// ICMP errors and resets sent.
+    /// Senders told that a packet is too big.
     pub errors: u32,
+    /// Packets rejected with a reset or an ICMP error.
+    pub rejections: u32,
     /// Echo requests to VIPs answered.
     pub echo: u32,
     /// First fragments remembered.
@@ -14,8 +16,8 @@ pub struct Budgets {
 }
 
 /// What the machine may do. One that has very many CPUs does more: a single CPU may get all packets of a kind.
-const MACHINE: Budgets = Budgets { errors: 8000, echo: 8000, fragments: 65_536, waiting: 8000 };
-const LEAST: Budgets = Budgets { errors: 250, echo: 250, fragments: 2048, waiting: 250 };
+const MACHINE: Budgets = Budgets { errors: 8000, rejections: 8000, echo: 8000, fragments: 65_536, waiting: 8000 };
+const LEAST: Budgets = Budgets { errors: 250, rejections: 250, echo: 250, fragments: 2048, waiting: 250 };
 
 impl Budgets {
     /// Of each of `cpus`.
@@ -24,6 +26,7 @@ impl Budgets {
         let share = |machine: u32, least: u32| (machine / u32::try_from(cpus.max(1)).unwrap_or(u32::MAX)).max(least);
         Self {
             errors: share(MACHINE.errors, LEAST.errors),
+            rejections: share(MACHINE.rejections, LEAST.rejections),
             echo: share(MACHINE.echo, LEAST.echo),
             fragments: share(MACHINE.fragments, LEAST.fragments),
             waiting: share(MACHINE.waiting, LEAST.waiting),
@@ -45,7 +48,10 @@ mod tests {
     fn cpus_share_what_the_machine_may() {
         assert_eq!(Budgets::of_each(0), MACHINE);
         assert_eq!(Budgets::of_each(1), MACHINE);
-        assert_eq!(Budgets::of_each(4), Budgets { errors: 2000, echo: 2000, fragments: 16_384, waiting: 2000 });
+        assert_eq!(
+            Budgets::of_each(4),
+            Budgets { errors: 2000, rejections: 2000, echo: 2000, fragments: 16_384, waiting: 2000 }
+        );
         assert_eq!(Budgets::of_each(4096), LEAST);
     }
 }

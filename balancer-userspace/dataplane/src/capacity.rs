@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket},
+    kept::{FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES},
     map_types::{FEWEST_BACKEND_ROWS, Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
 };
 use balancer_core::controller::Largest;
@@ -14,7 +15,7 @@ use balancer_model::config::{Config, ServiceConfig};
 pub struct Capacity {
     /// Slots of all live tables, old ones on their way out included.
     pub slots: u32,
-    /// Services, one for each family of a configured one.
+    /// Services, one for each family of a configured one; the ids of all are below.
     pub services: u32,
     /// Listeners and VIP addresses.
     pub listeners: u32,
@@ -62,6 +63,11 @@ impl Capacity {
         u64::from(self.buckets()) * size_of::<Bucket>() as u64
     }
 
+    /// Rows for what outlives the controller of each service: a power of two.
+    pub(super) fn service_histories(&self) -> u32 {
+        self.services.clamp(FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES).next_power_of_two()
+    }
+
     /// Room for what `config` holds and for as much again; for half as many slots again, and for three quarters of the ways
     /// back.
     #[must_use]
@@ -88,7 +94,7 @@ impl Capacity {
             // One half again: these are most of the memory where there are thousands of backends. Besides the longest table
             // while it is replaced, also where what is free does not lie together.
             slots: total.saturating_add(total / 2).saturating_add(longest.saturating_mul(2)).max(1 << 20),
-            services: at_least(2 * services.len(), 128),
+            services: at_least(2 * services.len(), 128).max(u32::from(largest.highest_service) + 1),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),
             // Most of the memory beside slots: 60,000 backends with one listener each have a power of two.
@@ -128,10 +134,19 @@ mod tests {
             (usize::MAX, u16::MAX, 65_536),
         ] {
             assert_eq!(
-                backend_rows(&Largest { services: Vec::new(), ids, highest_id }),
+                backend_rows(&Largest { ids, highest_id, ..Largest::default() }),
                 rows,
                 "{ids} ids, {highest_id}"
             );
+        }
+    }
+
+    #[test]
+    fn when_there_are_many_services_then_each_has_a_history() {
+        for (services, rows) in [(128, 4096), (4096, 4096), (4097, 8192), (u32::MAX / 4, 65_536)] {
+            let capacity =
+                Capacity { slots: 0, services, listeners: 0, ranges: 0, returns: 0, backends: 0, clients: 1 };
+            assert_eq!(capacity.service_histories(), rows, "{services}");
         }
     }
 

@@ -264,8 +264,11 @@ impl KernelDataplane {
         // Between these stores a packet may see new listeners with old returns. Every order is safe for a connection
         // that exists in both; a new service's replies are only sent after its first packet.
         self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
-        self.control.word32(0, offset_of!(Control, flags)).store(flags, Ordering::Release);
+        // A flag says that something is looked at: it comes before what needs it, and goes after that.
+        let looks = self.control.word32(0, offset_of!(Control, flags));
+        looks.store(looks.load(Ordering::Acquire) | flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
+        looks.store(flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, vips)).store(vips, Ordering::Release);
         let second = listeners.base != 0;
         self.listeners.second_active = second;

@@ -1,17 +1,21 @@
-//! Pinned maps of backends' counters, where there are more or fewer rows than an earlier controller had.
+//! Pinned maps with a row for each backend or service, where there are more or fewer rows than an earlier controller had.
 
 use std::{fs, path::PathBuf};
 
 use anyhow::Context as _;
 use aya::maps::MapData;
-use balancer_common::{kept::BackendHistory, map_types::BackendStats};
+use balancer_common::{
+    kept::{BackendHistory, ServiceHistory},
+    map_types::BackendStats,
+};
+use bytemuck::Pod;
 use tracing::info;
 
-use super::{cpu_rows::CpuRows, mapped::MappedArray, pins::Pins};
+use super::{capacity::Capacity, cpu_rows::CpuRows, mapped::MappedArray, pins::Pins};
 
-/// Those that have a row for each backend.
-const BY_BACKEND: [&str; 2] = [HISTORY, "BACKEND_STATS"];
-const HISTORY: &str = "BACKEND_HISTORY";
+const BACKENDS: &str = "BACKEND_HISTORY";
+const SERVICES: &str = "SERVICE_HISTORY";
+const COUNTERS: &str = "BACKEND_STATS";
 
 /// Maps that are made anew, with what was counted. Until all of that is in them, the pins of those from before stay.
 pub(super) struct Replaced(Vec<One>);
@@ -22,14 +26,17 @@ struct One {
     pin: PathBuf,
     /// Where the map that is to replace it is pinned at first.
     new: PathBuf,
-    rows: u32,
+    /// How many rows it had, and is to have.
+    rows: (u32, u32),
 }
 
 impl Replaced {
-    /// Those of the pinned maps that have not as many `rows`, or have counters of another number of CPUs' `blocks`.
-    pub(super) fn before_load(pins: &Pins, rows: u32, blocks: u32) -> anyhow::Result<Self> {
+    /// Those of the pinned maps that have not as many rows as `capacity` says, or have counters of another number of CPUs'
+    /// `blocks`.
+    pub(super) fn before_load(pins: &Pins, capacity: &Capacity, blocks: u32) -> anyhow::Result<Self> {
         let mut replaced = Vec::new();
-        for (name, each) in BY_BACKEND.into_iter().zip([1, blocks]) {
+        let (backends, services) = (capacity.backends, capacity.service_histories());
+        for (name, rows, each) in [(BACKENDS, backends, 1), (SERVICES, services, 1), (COUNTERS, backends, blocks)] {
             let temporary = format!("NEW-{name}");
             // Of a controller that was killed on its way.
             pins.make_anew(&temporary)?;
@@ -39,7 +46,7 @@ impl Replaced {
             }
             let before = open(&pin)?.info().context("reading the map's description")?.max_entries();
             if before != each * rows {
-                replaced.push(One { name, pin, new, rows: before / each });
+                replaced.push(One { name, pin, new, rows: (before / each, rows) });
             }
         }
         Ok(Self(replaced))
@@ -51,11 +58,15 @@ impl Replaced {
     }
 
     /// Copies what there is room for, and has the new maps take the places of those from before.
-    pub(super) fn carry_over(self, room: u32) -> anyhow::Result<()> {
-        for One { name, pin, new, rows } in self.0 {
+    pub(super) fn carry_over(self) -> anyhow::Result<()> {
+        for One { name, pin, new, rows: (rows, room) } in self.0 {
             let (from, to) = (open(&pin)?, open(&new)?);
-            if name == HISTORY { copy_history(from, to) } else { copy_counters((from, rows), (to, room)) }
-                .with_context(|| format!("carrying over the map {name}"))?;
+            match name {
+                BACKENDS => copy_rows::<BackendHistory>(from, to),
+                SERVICES => copy_rows::<ServiceHistory>(from, to),
+                _ => copy_counters((from, rows), (to, room)),
+            }
+            .with_context(|| format!("carrying over the map {name}"))?;
             fs::rename(&new, &pin).with_context(|| format!("pinning the map {name}"))?;
             info!(
                 "{name} has {room} rows instead of {rows}: what was counted is carried over, but for what is counted until \
@@ -70,8 +81,8 @@ fn open(pin: &PathBuf) -> anyhow::Result<MapData> {
     MapData::from_pin(pin).with_context(|| format!("opening the pinned map {}", pin.display()))
 }
 
-fn copy_history(from: MapData, to: MapData) -> anyhow::Result<()> {
-    let (from, mut to) = (MappedArray::<BackendHistory>::new(from)?, MappedArray::<BackendHistory>::new(to)?);
+fn copy_rows<Row: Pod>(from: MapData, to: MapData) -> anyhow::Result<()> {
+    let (from, mut to) = (MappedArray::<Row>::new(from)?, MappedArray::<Row>::new(to)?);
     for row in 0..from.len().min(to.len()) {
         to.store(row, from.load(row));
     }

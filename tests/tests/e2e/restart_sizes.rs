@@ -15,7 +15,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     metrics::Metrics,
     site::{PATIENCE, Settings, Site},
-    topology::Family,
+    topology::{Family, Shape},
     users::Users,
 };
 use serde_json::Value;
@@ -36,6 +36,46 @@ fn bulk(backends: u32) -> String {
         write!(text, "[[service.backend]]\nname = \"b{number}\"\naddress = \"{address}\"\n").unwrap();
     }
     text
+}
+
+/// So many services, which nobody can reach, in front of the one that is visited.
+fn services(count: u32) -> String {
+    let mut text = String::new();
+    for number in 0..count {
+        let vip = Ipv4Addr::from(0x0a63_0000 + number);
+        write!(
+            text,
+            "[[service]]\nname = \"s{number}\"\naddress = \"{vip}:99\"\nforwarding = \"dsr\"\ntable_size = 2\n\
+             check = {{ type = \"none\" }}\n[[service.backend]]\nname = \"b\"\naddress = \"172.31.0.1\"\n"
+        )
+        .unwrap();
+    }
+    text
+}
+
+#[test]
+fn when_a_service_has_an_id_beyond_4096_then_its_clients_are_known_after_a_restart() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+        settings.on_exit = "keep";
+        settings.remember = "1h";
+        settings.lines = services(4200);
+        Ok(())
+    })
+    .unwrap();
+    let up = |site: &Site| {
+        (1..=4).for_each(|number| {
+            site.cli(&["wait", &format!("web/web{number}"), "up", "--timeout", "60s"]).unwrap();
+        })
+    };
+    up(&site);
+    let homes = site.homes(Family::V4, 1..=100).unwrap();
+    // Most would go elsewhere if they were not known.
+    site.cli(&["backend", "weight", "web/web1", "1"]).unwrap();
+    for killed in [false, true] {
+        if killed { site.kill_and_restart(|_| {}) } else { site.restart(|_| {}) }.unwrap();
+        up(&site);
+        assert_eq!(site.homes(Family::V4, 1..=100).unwrap(), homes, "killed: {killed}");
+    }
 }
 
 /// How many rows the pinned maps of backends have, that of counters for each CPU.

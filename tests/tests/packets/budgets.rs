@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use crate::cases::services;
 
 /// So few that a test sees their end within the second.
-const FEW: Budgets = Budgets { errors: 20, echo: 20, fragments: 20, waiting: 20 };
+const FEW: Budgets = Budgets { errors: 20, rejections: 20, echo: 20, fragments: 20, waiting: 20 };
 const SENT: u64 = 4000;
 
 const XDP_DROP: u32 = 1;

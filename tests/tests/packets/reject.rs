@@ -54,7 +54,7 @@ fn rejecting(budgets: Budgets, test: impl FnOnce(Rig) + Send + 'static) {
     thread.join().expect("the thread panicked");
 }
 
-const PLENTY: Budgets = Budgets { errors: 1_000_000, echo: 0, fragments: 1_000_000, waiting: 0 };
+const PLENTY: Budgets = Budgets { errors: 1_000_000, rejections: 1_000_000, echo: 0, fragments: 1_000_000, waiting: 0 };
 
 fn run(rig: &Rig, frame: &[u8]) -> Ran {
     rig.run(frame).expect("a run")
@@ -161,7 +161,7 @@ fn error(frame: &Frame, [kind, code]: [u8; 2]) -> Vec<u8> {
     let portless = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let v4 = frame.source.is_ipv4();
     let mut quote = frame.packet();
-    quote.truncate((quote.len() / 8 * 8).min(if v4 { 544 } else { 1232 }));
+    quote.truncate(if v4 { 544 } else { 1232 });
     Frame {
         destination_mac: frame.source_mac,
         source_mac: frame.destination_mac,
@@ -195,6 +195,8 @@ fn senders_of_datagrams_are_told() {
                     Frame { payload: vec![1; 1400], ..plain.clone() },
                     Frame { vlans: vec![3, 4], ..plain.clone() },
                 ];
+                // Short ones are quoted whole, or Linux takes no notice.
+                frames.extend((0..20).map(|length| Frame { payload: vec![7; length], ..plain.clone() }));
                 if family == 0 {
                     frames.push(Frame { options: vec![1; 8], ..plain.clone() });
                 }
@@ -286,7 +288,7 @@ fn nobody_is_told_unless_the_service_says_so() {
 
 #[test]
 fn answers_are_limited() {
-    rejecting(Budgets { errors: 20, ..PLENTY }, |rig| {
+    rejecting(Budgets { rejections: 20, errors: 0, ..PLENTY }, |rig| {
         const SENT: u64 = 4000;
         let syn = Frame::tcp(CLIENTS[0], EMPTY[0][0], SYN).bytes();
         let datagram = Frame::udp(CLIENTS[1], EMPTY[1][1]).bytes();
@@ -297,5 +299,22 @@ fn answers_are_limited() {
         let dropped = rig.drops(DropReason::NoBackend).expect("counters");
         assert_eq!(told + dropped, SENT);
         assert!(told >= 20 && dropped > 0, "{told} and {dropped}");
+    });
+}
+
+/// A service that rejects, and one with a tunnel that long packets do not fit.
+#[test]
+fn when_a_flood_is_rejected_then_senders_of_long_packets_are_told_all_the_same() {
+    rejecting(Budgets { errors: 20, rejections: 20, ..PLENTY }, |rig| {
+        let syn = Frame::tcp(CLIENTS[0], EMPTY[0][0], SYN).bytes();
+        let datagram = Frame::udp(CLIENTS[0], EMPTY[0][1]).bytes();
+        let long = Frame { payload: vec![1; 1460], ..Frame::tcp(CLIENTS[0], TAKES[0][0], ACK) }.bytes();
+        for _ in 0..1000 {
+            run(&rig, &syn);
+            run(&rig, &datagram);
+        }
+        assert!(rig.drops(DropReason::NoBackend).expect("counters") > 0, "the flood is beyond its budget");
+        assert_eq!(run(&rig, &long).action, XDP_TX);
+        assert_eq!(rig.replies().expect("counters").too_big, 1);
     });
 }

@@ -39,7 +39,7 @@ pub(crate) fn told(frame: &Frame, mtu: usize) -> Frame {
         extensions: Vec::new(),
         dont_fragment: true,
         transport,
-        payload: packet[..packet.len().min(quote) & !7].to_vec(),
+        payload: packet[..packet.len().min(quote)].to_vec(),
         ..frame.clone()
     }
 }
@@ -154,7 +154,7 @@ fn replies_too_big_for_the_clients_interface() {
 #[test]
 fn answers_are_counted_and_limited() {
     std::thread::spawn(|| {
-        let budgets = Budgets { errors: 20, echo: 0, fragments: 0, waiting: 0 };
+        let budgets = Budgets { errors: 20, rejections: 0, echo: 0, fragments: 0, waiting: 0 };
         let rig = Rig::limited(&services(), budgets).expect("a rig");
         let frame = segment("203.0.113.7:40000", "198.51.100.50:80", 1500).bytes();
         const SENT: u64 = 4000;

@@ -106,6 +106,8 @@ pub struct Largest {
     pub ids: usize,
     /// The highest of those that are in use already.
     pub highest_id: u16,
+    /// The highest id of a service that is in use already.
+    pub highest_service: u16,
 }
 
 impl Largest {
@@ -114,12 +116,13 @@ impl Largest {
         self.services.extend(other.services);
         self.ids = self.ids.max(other.ids);
         self.highest_id = self.highest_id.max(other.highest_id);
+        self.highest_service = self.highest_service.max(other.highest_service);
     }
 }
 
 impl From<Vec<Arc<ServiceConfig>>> for Largest {
     fn from(services: Vec<Arc<ServiceConfig>>) -> Self {
-        Self { ids: ids_of(&services), highest_id: 0, services }
+        Self { ids: ids_of(&services), highest_id: 0, highest_service: 0, services }
     }
 }
 
@@ -176,6 +179,7 @@ impl Controller {
         Largest {
             ids: ids_of(&services) + self.gone.len(),
             highest_id: self.owners.keys().copied().chain(gone).max().map_or(0, |id| id.0),
+            highest_service: self.services.iter().map(|service| service.id().0).max().unwrap_or(0),
             services,
         }
     }

@@ -156,11 +156,11 @@ impl Numbers<'_> {
     /// Makes the maps, or takes those that are pinned.
     fn load(&self, pins: Option<&Pins>, whose: Option<&Whose>) -> anyhow::Result<Ebpf> {
         let Self { capacity, budgets, buckets, interface_multiplier, handover_key, tells } = self;
-        let Budgets { errors, echo, fragments, waiting } = budgets;
+        let Budgets { errors, rejections, echo, fragments, waiting } = budgets;
         let mask = buckets - 1;
         let (log_level, log_size) = log_settings(*tells)?;
         let blocks = cpu_rows::blocks()?;
-        let replaced = pins.map(|pins| Replaced::before_load(pins, capacity.backends, blocks)).transpose()?;
+        let replaced = pins.map(|pins| Replaced::before_load(pins, capacity, blocks)).transpose()?;
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, replaced.as_ref().and_then(|replaced| replaced.path(name)).unwrap_or(path));
@@ -170,6 +170,7 @@ impl Numbers<'_> {
         }
         let ebpf = loader
             .override_global("ERROR_BUDGET", errors, true)
+            .override_global("REJECTION_BUDGET", rejections, true)
             .override_global("ECHO_BUDGET", echo, true)
             .override_global("FRAGMENT_BUDGET", fragments, true)
             .override_global("WAITING_BUDGET", waiting, true)
@@ -192,10 +193,11 @@ impl Numbers<'_> {
             .map_max_entries("RULE_STATS", blocks * MAX_RULES)
             .map_max_entries("RECENT_HOPS", blocks * RECENT_HOPS_OF_CPU)
             .map_max_entries("BACKEND_HISTORY", capacity.backends)
+            .map_max_entries("SERVICE_HISTORY", capacity.service_histories())
             .load(OBJECT)
             .map_err(not_loaded)?;
         if let Some(replaced) = replaced {
-            replaced.carry_over(capacity.backends)?;
+            replaced.carry_over()?;
         }
         Ok(ebpf)
     }

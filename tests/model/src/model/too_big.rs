@@ -51,11 +51,11 @@ pub(super) fn is_one_host(address: IpAddr) -> bool {
 
 /// The ICMP error with these first eight bytes of `message` to the sender of `packet`, which it quotes.
 ///
-/// A choice: quotes are a multiple of eight bytes, so that an IPv4 error has at most 572 of its 576 (RFC 1812 section
-/// 4.3.2.3) and an IPv6 error 1280 (RFC 4443 section 2.4).
+/// A choice: the longest quotes are a multiple of eight bytes, so that an IPv4 error has at most 572 of its 576 (RFC 1812
+/// section 4.3.2.3) and an IPv6 error 1280 (RFC 4443 section 2.4).
 pub(super) fn error(frame: &[u8], packet: &Packet, mut message: Vec<u8>) -> Vec<u8> {
     let most = if packet.v6 { 1232 } else { 544 };
-    let quote = packet.length.min(most) / 8 * 8;
+    let quote = packet.length.min(most);
     message.extend(&frame[packet.start..packet.start + quote]);
 
     let mut out = [&frame[6..12], &frame[..6], &frame[12..packet.start]].concat();
