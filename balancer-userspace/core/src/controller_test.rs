@@ -525,8 +525,8 @@ fn a_reload_keeps_what_stays_and_restarts_what_moved() {
         "{message}"
     );
     let order = [
-        "watch", "write", "swap", "publish", "swap", "uncheck", "retire", "uncheck", "retire", "unwatch", "check",
-        "report",
+        "watch", "write", "swap", "publish", "write", "swap", "uncheck", "retire", "uncheck", "retire", "unwatch",
+        "check", "report",
     ];
     assert_eq!(kinds(&commands), order);
     assert_eq!(bench.controller.services().iter().map(Service::name).collect::<Vec<_>>(), ["new", "web"]);
@@ -707,4 +707,16 @@ fn ten_failures_in_one_batch_are_one_swap() {
     assert_eq!((swaps, lines(&commands).len()), (1, 10), "{commands:?}");
     assert_eq!((bench.service().table_generation(), bench.service().slots_moved().1), (2, 0));
     assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == BackendState::Down));
+}
+
+/// Replies of another port are the VIP's once the directory says so: before the first packet goes there.
+#[test]
+fn when_a_backend_is_reached_otherwise_then_the_way_back_is_there_before_the_way_to_it() {
+    let (mut bench, _) = Bench::new(vec![web()]);
+    let mut file = web();
+    file.backends[0].address = address("10.0.0.11:9090");
+    let (_, commands) = bench.reload(vec![file]).unwrap();
+    let place = |wanted: fn(&Command) -> bool| commands.iter().position(wanted).unwrap();
+    let row = place(|command| matches!(command, Command::WriteBackend(row) if row.address.port() == 9090));
+    assert!(place(|command| matches!(command, Command::PublishServices(_))) < row, "{commands:?}");
 }

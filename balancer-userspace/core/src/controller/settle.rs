@@ -184,8 +184,9 @@ fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands:
         let Some(backend) = service.backends_mut().get_mut(index) else { continue };
         if backend.told.row.as_deref() != Some(&row) {
             let row = Arc::new(row);
-            backend.told.row = Some(Arc::clone(&row));
-            commands.add(Stage::Rows, Command::WriteBackend(row));
+            let before = backend.told.row.replace(Arc::clone(&row));
+            let moves = before.is_some_and(|before| before.address != row.address);
+            commands.add(if moves { Stage::MovedRows } else { Stage::Rows }, Command::WriteBackend(row));
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) enum Stage {
     FirstTables,
     /// The directory of services, if something came to it: the way back of replies is there before the way to it.
     LargerDirectory,
+    /// Rows of backends that are reached otherwise: replies come from there with the first packet that goes there.
+    MovedRows,
     /// Tables of the other services.
     Tables,
     /// The directory of services, if something only left it.

@@ -63,7 +63,17 @@ impl DataPlane {
                 assert!((1..=LAST_BACKEND).contains(&spec.id.0));
                 // One that is removed may have been without anything already.
                 let bare = spec.next_hop.is_none() && !spec.keeps_known;
-                assert!(again || bare || self.rows.get(&spec.id) != Some(&spec), "a row is written for nothing");
+                let before = self.rows.get(&spec.id);
+                assert!(again || bare || before != Some(&spec), "a row is written for nothing");
+                let moves =
+                    before.is_some_and(|before| before.address != spec.address && before.service == spec.service);
+                let published = self.services.iter().flat_map(|service| service.backends.iter());
+                let way_back = published.into_iter().find(|backend| backend.0 == spec.id).map(|backend| backend.1);
+                assert!(
+                    again || !moves || way_back.is_none_or(|way_back| way_back == spec.address),
+                    "packets go to {} before replies find back from there",
+                    spec.address
+                );
                 self.rows.insert(spec.id, spec);
             }
             Command::RetireBackend(id) => {
@@ -93,9 +103,8 @@ impl DataPlane {
             Command::PublishServices(services) => {
                 for service in &services {
                     assert!(self.tables.contains_key(&service.id), "a service is published without a table");
-                    for (id, address) in service.backends.iter() {
-                        assert_eq!(self.rows[id].address, *address, "the way back differs from the way to");
-                    }
+                    let mut backends = service.backends.iter();
+                    assert!(backends.all(|(id, _)| self.rows.contains_key(id)), "a backend is published without a row");
                     let ruled = self.rules.get(&service.id).is_some_and(|rules| !rules.is_empty());
                     assert!(service.rules || !ruled, "a service with rules is published as one without");
                 }
