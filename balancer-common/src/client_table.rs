@@ -11,8 +11,10 @@
 //!
 //! *Who goes when a bucket is full*: an empty or expired entry (of the newcomer's service: another's clock runs at another
 //! speed), else the oldest that is not yet *established*, which a
-//! client becomes when it is seen again in a later tick. A newcomer never pushes out an established client, so a flood
-//! of sources that are each seen once churns among itself (scan resistance, as the A1 queue of 2Q: Johnson, Shasha 1994).
+//! client becomes when it is seen again in a later tick, and had some ticks to. Else the oldest established one of the
+//! newcomer's service that is *stale*, which has not been seen for an eighth of the time that clients are remembered for; else
+//! a newcomer that is *young*. So a flood of sources that are each seen once churns among itself (scan resistance, as the A1
+//! queue of 2Q: Johnson, Shasha 1994), and one that makes itself established holds its places for that eighth and no longer.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -163,14 +165,28 @@ pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
     None
 }
 
+/// Ticks from which on an established entry may be replaced. A client that sends a packet in each eighth of `remember` is
+/// never so old: a period, after which its entry is brought up to date, takes a part in 32.
+#[inline(always)]
+#[must_use]
+pub const fn stale_after(remember: u16) -> u16 {
+    remember / 8 + remember / 32 + 1
+}
+
+/// Ticks in which a client that has been seen once may come again before others take its place.
+pub const YOUNG: u16 = 4;
+
 /// Position of the entry that a newcomer replaces, and whether that forgets a client: the maximum of one packed score.
-/// `None`: every entry is established. `now` and `remember` say nothing of entries of backends that are not `ours`.
+/// `None`: every entry is established and not stale. `now` and `remember` say nothing of entries of backends that are not
+/// `ours`.
 #[inline(always)]
 #[must_use]
 pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16) -> bool) -> Option<(usize, bool)> {
-    const EXPENDABLE: u32 = 1 << 17;
-    const EXPIRED: u32 = 2 << 17;
-    const EMPTY: u32 = 3 << 17;
+    const FRESH: u32 = 1 << 17;
+    const STALE: u32 = 2 << 17;
+    const EXPENDABLE: u32 = 3 << 17;
+    const EXPIRED: u32 = 4 << 17;
+    const EMPTY: u32 = 5 << 17;
     let mut best = 0;
     let mut index = 0;
     while index < BUCKET_ENTRIES {
@@ -181,7 +197,9 @@ pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16)
         } else if age > remember && ours(entry.backend()) {
             EXPIRED
         } else if !entry.established() {
-            EXPENDABLE
+            if age > YOUNG { EXPENDABLE } else { FRESH }
+        } else if age > stale_after(remember) && ours(entry.backend()) {
+            STALE
         } else {
             0
         };
@@ -192,7 +210,7 @@ pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16)
         best = bucket.forget(u64::from(best)) as u32;
         index += 1;
     }
-    if best < EXPENDABLE { None } else { Some(((best & 7) as usize, best < EXPIRED)) }
+    if best < FRESH { None } else { Some(((best & 7) as usize, best < EXPIRED)) }
 }
 
 #[cfg(test)]
@@ -240,21 +258,27 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn a_newcomer_never_pushes_out_an_established_client(
+        fn when_a_bucket_is_full_then_the_oldest_goes_that_is_not_established_or_else_is_stale(
             entries in prop::array::uniform8((any::<u32>(), 1u16.., 0u16..4096, any::<bool>())),
         ) {
             let now = 5000;
             let entries = entries.map(|(tag, backend, age, established)| {
                 Entry::new(tag, backend, now - age).0 | if established { ESTABLISHED } else { 0 }
             });
+            let all = || entries.iter().map(|&entry| Entry(entry));
+            let is_stale = |entry: &Entry| entry.age(now) > stale_after(4096);
             match victim(&Cells::of(entries), now, 4096, |_| true) {
                 Some((index, forgets)) => {
                     let chosen = Entry(entries[index]);
-                    prop_assert!(!chosen.established() && forgets);
-                    let oldest = entries.iter().map(|&e| Entry(e)).filter(|e| !e.established());
-                    prop_assert_eq!(Some(chosen.age(now)), oldest.map(|e| e.age(now)).max());
+                    prop_assert!(forgets && (!chosen.established() || is_stale(&chosen)));
+                    let waits = |entry: &Entry| !entry.established() && entry.age(now) <= YOUNG;
+                    prop_assert!(!chosen.established() || all().all(|entry| entry.established() || waits(&entry)));
+                    prop_assert!(!waits(&chosen) || all().all(|entry| waits(&entry) || !is_stale(&entry)));
+                    let alike = |entry: &Entry| (entry.established(), waits(entry)) == (chosen.established(), waits(&chosen));
+                    let oldest = all().filter(alike);
+                    prop_assert_eq!(Some(chosen.age(now)), oldest.map(|entry| entry.age(now)).max());
                 }
-                None => prop_assert!(entries.iter().all(|&entry| Entry(entry).established())),
+                None => prop_assert!(all().all(|entry| entry.established() && !is_stale(&entry))),
             }
         }
 
@@ -283,7 +307,8 @@ pub(crate) mod tests {
                 Some((index, forgets)) => {
                     let chosen = Entry(entries[index]);
                     prop_assert_eq!(expired(chosen), !forgets);
-                    prop_assert!(expired(chosen) || !chosen.established() && !all.any(expired));
+                    prop_assert!(expired(chosen) || !all.any(expired));
+                    prop_assert!(!chosen.established() || ours(chosen.backend()), "another's clock says nothing");
                 }
                 None => prop_assert!(all.all(|entry| entry.established() && !expired(entry))),
             }

@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_flood_leaves_established_clients_alone() {
-        let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(950).0));
+        let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(970).0));
         let before: Vec<_> = (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect();
         for tag in 1000..2000 {
             let answer = consult(&bucket, &Query { hash: tag << 32, ..QUERY }, serving, || true);
@@ -397,6 +397,17 @@ mod tests {
         assert_eq!(before, (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect::<Vec<_>>());
         let limited = consult(&bucket, &Query { hash: 5000 << 32, ..QUERY }, serving, || false);
         assert_eq!((limited.backend, limited.recorded), (Some(5), Recorded::Limited));
+    }
+
+    #[test]
+    fn when_established_clients_have_not_been_seen_for_an_eighth_then_newcomers_take_the_oldest_places() {
+        let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 700).touched(800 + i as u16).0));
+        for tag in 1000..1008 {
+            let answer = consult(&bucket, &Query { hash: tag << 32, ..QUERY }, serving, || true);
+            assert_eq!((answer.backend, answer.recorded), (Some(5), Recorded::Evicted));
+            let place = tag as usize - 1000;
+            assert_eq!(bucket.load(place).tag(), tag as u32, "the oldest first");
+        }
     }
 
     #[test]

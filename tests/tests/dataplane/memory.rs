@@ -12,7 +12,7 @@ use balancer_common::{
     client_table::{BUCKET_ENTRIES, Entry},
     verdict::{Decision, MoveCause},
 };
-use balancer_core::io::{Change, CheckOutcome};
+use balancer_core::io::{Change, CheckOutcome, ServiceId};
 use balancer_dataplane::{Dataplane as _, Forgotten};
 use balancer_model::states::Admin;
 use balancer_packet_model::world::{VIP, World, client, named};
@@ -453,6 +453,37 @@ fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
     let memory = world.dataplane().memory()?;
     assert!(memory.stats.limited > 0, "the rate of newcomers is bounded: {memory:?}");
     assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
+    Ok(())
+}
+
+/// Two packets of each forged source make it established, and there are more than the table has room for.
+#[test]
+fn when_a_flood_has_established_itself_then_real_clients_are_remembered_an_eighth_of_the_time_later() -> Result<()> {
+    const ROOM: u32 = 4096;
+    const REAL: u32 = 3000;
+    let mut world = World::new("remember = \"1h\"", 4, ROOM)?;
+    for round in 0..8 {
+        for part in [SYN, ACK] {
+            for number in 0..ROOM {
+                world.send(Ipv4Addr::from(0x2000_0000 + round * ROOM + number), part)?;
+            }
+            world.pass(3)?;
+        }
+        // So many newcomers are recorded in a second of the kernel's clock.
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    let full = world.dataplane().memory()?.stats.full;
+    assert!(full > 0, "the flood does not fill any bucket");
+    world.pass(3600 / 8 + 3600 / 32 + 10)?;
+    let known = |world: &World, number| world.dataplane().client(ServiceId(0), client(number).into()).is_some();
+    // They go on with what they have begun a moment later.
+    for first in (0..REAL).step_by(300) {
+        (first..first + 300).try_for_each(|number| world.connect(client(number)).map(drop))?;
+        world.pass(2)?;
+        (first..first + 300).try_for_each(|number| world.send(client(number), ACK).map(drop))?;
+    }
+    let remembered = (0..REAL).filter(|&number| known(&world, number)).count();
+    assert!(remembered * 100 >= REAL as usize * 99, "{remembered} of {REAL} real clients are known");
     Ok(())
 }
 

@@ -191,8 +191,9 @@ fn goes(asked: &Asked, known: Known, keeps: bool, lost: MoveCause, opens: bool) 
     }
 }
 
-/// Gives a newcomer an empty place, or that of a client who is forgotten, or of the one who was seen once and longest ago.
-/// Who was seen twice keeps its place. Between equals the program takes the last.
+/// Gives a newcomer an empty place, or that of a client who is forgotten, or of the one who was seen once and longest ago, more
+/// than four ticks, or of the one of this service who was seen twice, and not for an eighth of the time, a period and a tick, or
+/// of another who was seen once. Between equals the program takes the last.
 fn record(bucket: &mut [u64; BUCKET_ENTRIES], new: Known, asked: &Asked, is_ours: impl Fn(&Known) -> bool) -> Newcomer {
     let expired = |known: &Known| is_ours(known) && known.age(asked.now) > asked.remember;
     let oldest = |wanted: &dyn Fn(&Known) -> bool| {
@@ -200,10 +201,15 @@ fn record(bucket: &mut [u64; BUCKET_ENTRIES], new: Known, asked: &Asked, is_ours
         places.filter(|(_, known)| wanted(known)).max_by_key(|(_, known)| known.age(asked.now)).map(|(place, _)| place)
     };
     let empty = (0..BUCKET_ENTRIES).rfind(|&place| bucket[place] == 0);
-    let (place, forgets_another) = match (empty, oldest(&expired), oldest(&|known| !known.established)) {
-        (Some(place), _, _) | (None, Some(place), _) => (place, false),
-        (None, None, Some(place)) => (place, true),
-        (None, None, None) => return Newcomer::Full,
+    let patience = asked.remember / 8 + asked.remember / 32 + 1;
+    let stale = |known: &Known| is_ours(known) && known.age(asked.now) > patience;
+    let once = |known: &Known| !known.established;
+    let once_and_gone = |known: &Known| once(known) && known.age(asked.now) > 4;
+    let another = oldest(&once_and_gone).or_else(|| oldest(&stale)).or_else(|| oldest(&once));
+    let (place, forgets_another) = match (empty.or_else(|| oldest(&expired)), another) {
+        (Some(place), _) => (place, false),
+        (None, Some(place)) => (place, true),
+        (None, None) => return Newcomer::Full,
     };
     bucket[place] = new.write();
     Newcomer::Recorded { forgets_another }
