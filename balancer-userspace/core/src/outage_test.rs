@@ -377,7 +377,10 @@ fn when_the_operator_acts_in_an_outage_then_it_is_done() {
     let mut bench = site(remembering());
     fail(&mut bench, &ALL);
     bench.admin("web/web2", Admin::Drain);
-    assert_eq!((bench.shown("web/web2").0, keeping(&bench)[1]), (BackendState::Draining, true));
+    assert_eq!((bench.shown("web/web2").0, keeping(&bench)), (BackendState::Draining, vec![true; 4]));
+
+    let mut bench = site(remembering());
+    fail(&mut bench, &ALL);
     bench.force("web/web4", Some(Forced::Down));
     assert_eq!(keeping(&bench)[..3], [true; 3]);
     bench.force("web/web3", Some(Forced::Up));

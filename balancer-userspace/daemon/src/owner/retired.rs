@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn when_a_backend_was_retired_then_it_is_read_again_once_and_not_at_once() {
-        let now = Instant::now();
+        let now = tokio::time::Instant::now().into_std();
         let retired = |id, at| Retired {
             id: BackendId(id),
             service: ServiceId(0),

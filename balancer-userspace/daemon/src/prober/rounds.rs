@@ -320,7 +320,8 @@ pub(super) mod tests {
         let order = |number, target| {
             orders.send(Order::Start(Box::new(spec(number, target, check.clone())))).unwrap();
         };
-        (order(1, works), order(2, works));
+        order(1, works);
+        order(2, works);
         let mut next = async || match told.recv().await {
             Some(Event::Checked { backend, outcome, .. }) => (backend.0, outcome == CheckOutcome::Passed),
             other => panic!("{other:?}"),
