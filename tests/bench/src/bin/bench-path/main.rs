@@ -1,10 +1,10 @@
 //! What the kernel program costs per packet: nanoseconds by `BPF_PROG_TEST_RUN`, net of a program that does nothing.
 //!
-//! The kernel gives a program its own output again on each repeat. For what leaves a packet as it was but for its MACs
-//! that is the same packet again. Everything else runs behind a *feeder*, a small program that makes the frame what it
-//! was (and its source the next client's), then goes on with the program by a tail call; the same feeder in front of the
-//! empty program is what is taken off. Where the program puts an outer header in front, the empty program moves the start
-//! of the frame as well, and what that costs, measured by itself, is added again.
+//! The kernel gives a program its own output again on each repeat, so that a forwarded packet's TTL would run out. A
+//! *feeder*, a small program, therefore restores the frame (with the next client's source address) and continues with the
+//! measured program by a tail call. The same feeder in front of the empty program is what is subtracted. Where the measured
+//! program adds an outer header, the empty program moves the start of the frame as well, and the cost of that move, measured
+//! by itself, is added again. Packets that the program passes need no feeder.
 //!
 //! Every run is checked against the program's counters: all its packets forwarded, or all passed.
 //!

@@ -27,9 +27,9 @@ const V6_DESTINATION_SITE: i16 = 38;
 /// An outer header is written over it, and whether a frame is for this machine is read from eight bytes.
 const MAC: (i16, Size) = (0, Size::Double);
 const TYPE: (i16, Size) = (12, Size::Half);
-const V4_TTL: (i16, Size) = (22, Size::Half);
+/// Bytes of a VLAN tag.
+const TAG: i16 = 4;
 const V4_PORTS: (i16, Size) = (34, Size::Word);
-const V6_HOP_LIMIT: (i16, Size) = (20, Size::Half);
 const V6_SOURCE: [(i16, Size); 2] = [(22, Size::Double), (30, Size::Double)];
 const V6_DESTINATION: [(i16, Size); 2] = [(38, Size::Double), (46, Size::Double)];
 const V6_PORTS: (i16, Size) = (54, Size::Word);
@@ -57,7 +57,7 @@ pub(crate) struct Path {
     packet: Frame,
     /// What the program gets once before each run.
     before: Option<Frame>,
-    /// What makes the next packet; `None`: the program's own output.
+    /// What makes the next packet; `None`: the program leaves its packets as they are.
     pub(crate) feed: Option<Feed>,
     /// Bytes that the program puts in front.
     pub(crate) grows: i32,
@@ -101,7 +101,8 @@ impl Path {
         let is_tcp = matches!(self.packet.transport, Transport::Tcp(_));
         let transport = if is_tcp { Transport::Tcp(SYN) } else { self.packet.transport };
         let opening = Frame { transport, ..self.packet.clone() };
-        (opening.bytes(), Feed { clients: self.clients, restores: Vec::new() })
+        let restores = vec![ttl(&opening)];
+        (opening.bytes(), Feed { clients: self.clients, restores })
     }
 
     /// How many clients its packets come from.
@@ -115,13 +116,17 @@ impl Path {
     }
 
     fn new(name: &str, end: End, packet: Frame) -> Self {
-        let (beside, first) = if packet.source.is_ipv4() { (V4_DESTINATION, FIRST_V4) } else { (V6_SITE, FIRST_V6) };
+        let (beside, first) = match packet.source.ip() {
+            IpAddr::V4(address) => (V4_DESTINATION, address.to_bits()),
+            IpAddr::V6(address) => (V6_SITE, (address.to_bits() >> 64) as u32),
+        };
+        let clients = Clients { at: SOURCE, beside, first, count: 1 };
         Self {
             name: name.to_owned(),
             wanted: "",
             scene: Place::Settled,
             end,
-            clients: Clients { at: SOURCE, beside, first, count: 1 },
+            clients,
             packet,
             before: None,
             feed: None,
@@ -149,9 +154,11 @@ impl Path {
         Self { before: Some(before), ..self }
     }
 
+    /// Whatever is forwarded has a lower TTL afterwards.
     fn fed(mut self, count: u32, restores: &[(i16, Size)]) -> Self {
         self.clients.count = count;
-        self.feed = Some(Feed { clients: self.clients, restores: restores.to_vec() });
+        let restores = [&[ttl(&self.packet)], restores].concat();
+        self.feed = Some(Feed { clients: self.clients, restores });
         self
     }
 
@@ -166,8 +173,17 @@ impl Path {
 
     fn tagged(mut self) -> Self {
         self.packet.vlans = vec![100];
-        self
+        let at = |offset| offset + TAG;
+        let Clients { at: address, beside, .. } = self.clients;
+        self.clients = Clients { at: at(address), beside: at(beside), ..self.clients };
+        self.fed(1, &[])
     }
+}
+
+/// Where a frame has its TTL or hop limit, with what the program reads and writes together with it: protocol and checksum.
+fn ttl(frame: &Frame) -> (i16, Size) {
+    let tags = if frame.vlans.is_empty() { 0 } else { TAG };
+    if frame.source.is_ipv4() { (22 + tags, Size::Word) } else { (20 + tags, Size::Half) }
 }
 
 fn frame(source: &str, destination: &str, transport: Transport) -> Frame {
@@ -186,11 +202,7 @@ fn to(name: &str, service: usize) -> Path {
         Protocol::Tcp if SERVICES[service].is_v6() => (CLIENT_V6.to_owned(), Transport::Tcp(ACK)),
         Protocol::Tcp => (client_v4(FIRST_V4), Transport::Tcp(ACK)),
     };
-    let mut path = Path::new(name, End::AtBackend(service), frame(&source, &address, transport));
-    if SERVICES[service].protocol == Protocol::Udp {
-        path.clients.first = FIRST_OF_DATAGRAMS;
-    }
-    path
+    Path::new(name, End::AtBackend(service), frame(&source, &address, transport)).fed(1, &[])
 }
 
 /// A packet that concerns no service.
@@ -205,12 +217,7 @@ fn reply(name: &str, service: usize) -> Path {
         backends(service).map(|id| backend(id, v6)).next().unwrap_or(SocketAddr::new(IpAddr::from([0; 4]), 0));
     let client = if v6 { CLIENT_V6.to_owned() } else { client_v4(FIRST_V4) };
     let packet = frame(&backend.to_string(), &client, Transport::Tcp(ACK));
-    let mut path = Path::new(name, End::Sent, packet);
-    path.clients.first = match backend.ip() {
-        IpAddr::V4(address) => address.to_bits(),
-        IpAddr::V6(address) => (address.to_bits() >> 64) as u32,
-    };
-    path
+    Path::new(name, End::Sent, packet)
 }
 
 /// The same to a million clients in turn, whose next hops nobody has asked for in this moment.
@@ -218,10 +225,10 @@ fn reply_to_many(name: &str, service: usize) -> Path {
     let mut path = reply(name, service);
     if SERVICES[service].is_v6() {
         path.clients = Clients { at: V6_DESTINATION_SITE + 4, beside: V6_DESTINATION_SITE, first: FIRST_V6, count: 1 };
-        path.fed(MILLION, &[V6_HOP_LIMIT, V6_SOURCE[0], V6_SOURCE[1], V6_PORTS])
+        path.fed(MILLION, &[V6_SOURCE[0], V6_SOURCE[1], V6_PORTS])
     } else {
         path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: FIRST_V4, count: 1 };
-        path.fed(MILLION, &[V4_TTL, V4_PORTS])
+        path.fed(MILLION, &[V4_PORTS])
     }
 }
 
@@ -229,7 +236,7 @@ fn reply_to_many(name: &str, service: usize) -> Path {
 pub(crate) fn to_each_service() -> Path {
     let vip = many::service(0).address.to_string();
     let packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
-    let mut path = Path::new("IPv4 TCP dsr, memory settled, 1,000 services (fed)", End::Sent, packet);
+    let mut path = Path::new("IPv4 TCP dsr, memory settled, 1,000 services", End::Sent, packet);
     path.scene = Place::ManyServices;
     path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: many::FIRST_VIP, count: 1 };
     path.fed(many::SERVICES.into(), &[])
@@ -320,8 +327,7 @@ fn not_ours() -> Vec<Path> {
 fn remembering_nobody() -> Vec<Path> {
     vec![
         to(REFERENCE, PLAIN).wanted("17"),
-        to("IPv4 TCP dsr, no memory, 1 client (fed)", PLAIN).fed(1, &[]).wanted("17"),
-        to("IPv4 TCP dsr, no memory, 1M clients (fed)", PLAIN).of_many().wanted("19"),
+        to("IPv4 TCP dsr, no memory, 1M clients", PLAIN).of_many().wanted("19"),
         to("IPv6 TCP dsr, no memory", PLAIN_V6),
         to("IPv4 TCP dsr, no memory, VLAN tag", PLAIN).tagged(),
         to("IPv4 TCP dsr, no memory, redirect", ELSEWHERE),
@@ -332,25 +338,23 @@ fn remembering() -> Vec<Path> {
     let exceptions = |name| to(name, MEMORY).at(Place::Exceptions);
     vec![
         to("IPv4 TCP dsr, memory settled, 1 client", MEMORY).wanted("17"),
-        to("IPv4 TCP dsr, memory settled, 1 client (fed)", MEMORY).fed(1, &[]).wanted("17"),
-        to("IPv4 TCP dsr, memory settled, 1M clients (fed)", MEMORY).of_many().wanted("22"),
+        to("IPv4 TCP dsr, memory settled, 1M clients", MEMORY).of_many().wanted("22"),
         to("IPv6 TCP dsr, memory settled, 1 client", MEMORY_V6).wanted("20"),
-        known_over_v6().named("IPv6 TCP dsr, memory settled, 1M clients (fed)").at(Place::OverV6).wanted("25"),
+        known_over_v6().named("IPv6 TCP dsr, memory settled, 1M clients").at(Place::OverV6).wanted("25"),
         to_each_service(),
         exceptions("IPv4 TCP dsr, all exceptions, 1 client"),
-        exceptions("IPv4 TCP dsr, all exceptions, 1M clients (fed)").of_many(),
+        exceptions("IPv4 TCP dsr, all exceptions, 1M clients").of_many(),
         to("IPv4 TCP dsr, memory, SYN, 1 client", MEMORY).opening_each().wanted("35"),
-        to("IPv4 TCP dsr, memory, SYN, 1M clients (fed)", MEMORY).opening_each().of_many().wanted("170"),
+        to("IPv4 TCP dsr, memory, SYN, 1M clients", MEMORY).opening_each().of_many().wanted("170"),
         to("IPv6 TCP dsr, memory, SYN, 1 client", MEMORY_V6).opening_each(),
     ]
 }
 
 fn datagrams() -> Vec<Path> {
-    let many = known_by_datagrams().named("IPv4 UDP dsr, memory, 1M clients (fed)");
+    let many = known_by_datagrams().named("IPv4 UDP dsr, memory, 1M clients");
     vec![
         to("IPv4 UDP dsr, no memory", DATAGRAMS),
         to("IPv4 UDP dsr, memory, 1 client", REMEMBERED_DATAGRAMS).wanted("30"),
-        to("IPv4 UDP dsr, memory, 1 client (fed)", REMEMBERED_DATAGRAMS).fed(1, &[]).wanted("30"),
         many.at(Place::Datagrams).wanted("60"),
     ]
 }
@@ -364,7 +368,7 @@ fn ruled() -> Vec<Path> {
             .at(Place::Ruled)
             .wanted("settled + 1"),
         known_beside_a_rule()
-            .named("IPv4 TCP dsr, memory settled, a pin for others, 1M clients (fed)")
+            .named("IPv4 TCP dsr, memory settled, a pin for others, 1M clients")
             .at(Place::Ruled)
             .wanted("settled + 1"),
     ]
@@ -372,41 +376,40 @@ fn ruled() -> Vec<Path> {
 
 /// Where something is known of the interface.
 fn known_devices() -> Vec<Path> {
-    let v4 = [MAC, TYPE, V4_TTL];
+    let below = [MAC, TYPE];
     let all = vec![
         to("IPv4 TCP dsr, no memory, known interface", PLAIN).wanted("dsr + 2"),
         to("IPv4 TCP dsr, no memory, known interface, VLAN tag", PLAIN).tagged(),
         to("IPv4 TCP dsr, no memory, known interface, redirect", ELSEWHERE).wanted("redirect + 2"),
         to("IPv4 TCP dsr, memory, known interface, 1 client", MEMORY).wanted("settled + 2"),
-        to("IPv4 TCP nat, known interface (fed)", NAT).fed(1, &[V4_TTL, V4_PORTS]).wanted("nat + 2"),
-        to("IPv4 TCP ipip, known interface (fed)", IPIP).fed(1, &v4).growing(20).wanted("ipip + 2"),
-        to("IPv4 TCP gue, known interface (fed)", GUE).fed(1, &v4).growing(28).wanted("gue + 2"),
+        to("IPv4 TCP nat, known interface", NAT).fed(1, &[V4_PORTS]).wanted("nat + 2"),
+        to("IPv4 TCP ipip, known interface", IPIP).fed(1, &below).growing(20).wanted("ipip + 2"),
+        to("IPv4 TCP gue, known interface", GUE).fed(1, &below).growing(28).wanted("gue + 2"),
     ];
     all.into_iter().map(|path| path.at(Place::Devices)).collect()
 }
 
 fn translated() -> Vec<Path> {
     vec![
-        to("IPv4 TCP nat (fed)", NAT).fed(1, &[V4_TTL, V4_PORTS]).wanted("dsr + 4"),
-        to("IPv4 TCP nat, 1M clients (fed)", NAT).fed(MILLION, &[V4_TTL, V4_PORTS]).wanted("dsr + 4"),
-        to("IPv6 TCP nat (fed)", NAT_V6).fed(1, &[V6_HOP_LIMIT, V6_DESTINATION[0], V6_DESTINATION[1], V6_PORTS]),
-        reply("IPv4 TCP nat, reply (fed)", NAT).fed(1, &[V4_TTL, V4_PORTS]).wanted("60"),
-        reply_to_many("IPv4 TCP nat, reply, 1M clients (fed)", NAT),
-        reply("IPv6 TCP nat, reply (fed)", NAT_V6).fed(1, &[V6_HOP_LIMIT, V6_SOURCE[1], V6_PORTS]),
-        reply_to_many("IPv6 TCP nat, reply, 1M clients (fed)", NAT_V6),
+        to("IPv4 TCP nat", NAT).fed(1, &[V4_PORTS]).wanted("dsr + 4"),
+        to("IPv4 TCP nat, 1M clients", NAT).fed(MILLION, &[V4_PORTS]).wanted("dsr + 4"),
+        to("IPv6 TCP nat", NAT_V6).fed(1, &[V6_DESTINATION[0], V6_DESTINATION[1], V6_PORTS]),
+        reply("IPv4 TCP nat, reply", NAT).fed(1, &[V4_PORTS]).wanted("60"),
+        reply_to_many("IPv4 TCP nat, reply, 1M clients", NAT),
+        reply("IPv6 TCP nat, reply", NAT_V6).fed(1, &[V6_SOURCE[1], V6_PORTS]),
+        reply_to_many("IPv6 TCP nat, reply, 1M clients", NAT_V6),
     ]
 }
 
 fn tunnelled() -> Vec<Path> {
-    let v4 = [MAC, TYPE, V4_TTL];
-    let v6 = [MAC, TYPE, V6_HOP_LIMIT];
+    let below = [MAC, TYPE];
     vec![
-        to("IPv4 TCP ipip (fed)", IPIP).fed(1, &v4).growing(20).wanted("34"),
-        to("IPv4 TCP ipip, 1M clients (fed)", IPIP).fed(MILLION, &v4).growing(20).wanted("40"),
-        to("IPv6 TCP ipip (fed)", IPIP_V6).fed(1, &v6).growing(40),
-        to("IPv4 TCP gue (fed)", GUE).fed(1, &v4).growing(28).wanted("38"),
-        to("IPv4 TCP gue, 1M clients (fed)", GUE).fed(MILLION, &v4).growing(28).wanted("44"),
-        to("IPv6 TCP gue (fed)", GUE_V6).fed(1, &v6).growing(48),
+        to("IPv4 TCP ipip", IPIP).fed(1, &below).growing(20).wanted("34"),
+        to("IPv4 TCP ipip, 1M clients", IPIP).fed(MILLION, &below).growing(20).wanted("40"),
+        to("IPv6 TCP ipip", IPIP_V6).fed(1, &below).growing(40),
+        to("IPv4 TCP gue", GUE).fed(1, &below).growing(28).wanted("38"),
+        to("IPv4 TCP gue, 1M clients", GUE).fed(MILLION, &below).growing(28).wanted("44"),
+        to("IPv6 TCP gue", GUE_V6).fed(1, &below).growing(48),
     ]
 }
 
@@ -414,11 +417,14 @@ fn tunnelled() -> Vec<Path> {
 fn rare() -> Vec<Path> {
     let [first, later] = fragments();
     let end = End::AtBackend(DATAGRAMS);
-    vec![
+    [
         Path::new("IPv4 UDP dsr, first fragment, beyond the limit", end, first.clone()),
         Path::new("IPv4 UDP dsr, later fragment", end, later).after(first),
         Path::new("IPv4 ICMP error about a reply, dsr", End::AtBackend(PLAIN), error_about_a_reply()),
     ]
+    .into_iter()
+    .map(|path| path.fed(1, &[]))
+    .collect()
 }
 
 /// The first client of each path to a service.

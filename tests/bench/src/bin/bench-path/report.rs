@@ -53,7 +53,7 @@ fn heading(path: &Path) -> Option<String> {
     if path.varies() {
         return (path.scene != Place::ManyServices).then(|| "each packet another of a million clients'".to_owned());
     }
-    let twin = ["IPv6", "not ours", "1 client (fed)"].iter().any(|part| name.contains(part));
+    let twin = ["IPv6", "not ours"].iter().any(|part| name.contains(part));
     (!twin).then(|| "one client".to_owned())
 }
 

@@ -56,13 +56,13 @@ const PARSE: &str = "parse";
 /// What steering by an array costs.
 const ARRAYS: &str = "arrays";
 /// The same, with a million clients.
-const ARRAYS_OF_MANY: &str = "arrays, 1M clients (fed)";
+const ARRAYS_OF_MANY: &str = "arrays, 1M clients";
 /// What steering by the kernel's LRU hash costs. Paths are compared with it: it is of their size, and as they do, it
 /// computes a hash and looks up what is in the cache. The two above are a few ns, a tenth of what is taken off. With a
 /// million clients it waits for memory, and comes out between 120 and 180 ns without anything having changed.
 pub(crate) const LRU_HASH: &str = "LRU_HASH";
 /// The same, with a million clients.
-const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients (fed)";
+const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients";
 
 /// Every yardstick, in the order of the report.
 pub(crate) fn all() -> Result<Vec<Yardstick>> {
