@@ -64,6 +64,18 @@ pub const fn apply_udp(check: u16, delta: u64) -> u16 {
     }
 }
 
+/// The word of TTL, protocol and checksum of an IPv4 header, in memory order, with one hop less (RFC 1624, equation 3, as
+/// RFC 1141 simplifies it for a hop). The TTL must be above 0.
+#[inline(always)]
+#[must_use]
+pub const fn one_hop_less(word: u32) -> u32 {
+    let word = u32::from_le(word);
+    let check = (word >> 16) + 1;
+    // From 0xffff on the sum goes around: a checksum of ones is never the result.
+    let check = check + ((check + 1) >> 16);
+    ((word & 0xffff) - 1 | check << 16).to_le()
+}
+
 /// The unfolded sum of a 32-bit field in memory order.
 #[inline(always)]
 #[must_use]
@@ -141,6 +153,15 @@ mod tests {
             data[at..at + 4].copy_from_slice(&new.to_ne_bytes());
             prop_assume!(data.iter().any(|&b| b != 0));
             prop_assert_eq!(apply(check, replace_u32(old, new)), full(&data));
+        }
+
+        #[test]
+        fn a_hop_less_is_what_replacing_the_ttl_does(ttl in 1u8.., protocol in any::<u8>(), check in any::<[u8; 2]>()) {
+            let old = u16::from_ne_bytes([ttl, protocol]);
+            let new = u16::from_ne_bytes([ttl - 1, protocol]);
+            let expected = apply(u16::from_ne_bytes(check), replace_u16(old, new)).to_ne_bytes();
+            let word = one_hop_less(u32::from_ne_bytes([ttl, protocol, check[0], check[1]]));
+            prop_assert_eq!(word.to_ne_bytes(), [ttl - 1, protocol, expected[0], expected[1]]);
         }
 
         #[test]

@@ -120,7 +120,12 @@ pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
 #[inline(always)]
 #[must_use]
 pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
-    if ip.family == FAMILY_V4 { v4_one_hop_less(ip, 0) } else { v6_one_hop_less(ip) }
+    const WORD: usize = offset_of!(Ipv4Hdr, ttl);
+    if ip.family == FAMILY_V4 {
+        ip.header.store(WORD, checksum::one_hop_less(ip.header.load(WORD)?))
+    } else {
+        v6_one_hop_less(ip)
+    }
 }
 
 #[inline(always)]
