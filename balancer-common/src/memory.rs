@@ -111,6 +111,7 @@ pub struct BackendFacts {
 
 /// What became of a newcomer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Recorded {
     /// It was no newcomer.
     Known,
@@ -122,6 +123,21 @@ pub enum Recorded {
     Full,
     /// It has none: too many newcomers at once.
     Limited,
+}
+
+impl Recorded {
+    /// The inverse of `as u8`; [`Self::Known`] for any other number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_number(number: u8) -> Self {
+        match number {
+            1 => Self::Inserted,
+            2 => Self::Evicted,
+            3 => Self::Full,
+            4 => Self::Limited,
+            _ => Self::Known,
+        }
+    }
 }
 
 /// The answer to a [`Query`].
@@ -150,6 +166,18 @@ pub fn consult(
     query: &Query,
     backend: impl Fn(u16) -> Option<BackendFacts>,
     may_record: impl FnOnce() -> bool,
+) -> Answer {
+    let record = |live| if may_record() { record(bucket, query, live, &backend) } else { Recorded::Limited };
+    consult_with(bucket, query, &backend, record)
+}
+
+/// [`consult`] where `newcomer` records a client without an entry at the backend that it is given.
+#[inline(always)]
+pub fn consult_with(
+    bucket: &impl Entries,
+    query: &Query,
+    backend: impl Fn(u16) -> Option<BackendFacts>,
+    newcomer: impl FnOnce(u16) -> Recorded,
 ) -> Answer {
     // Not left in an option, whose content is undefined where there is none: the verifier refuses to see that copied.
     let (index, old) = match find(bucket, query.tag()) {
@@ -186,7 +214,6 @@ pub fn consult(
         failback: query.failback,
         now: query.now,
     });
-    let ours = |id| backend(id).is_some_and(|of| of.service == query.service);
     let (moved_from, cause) = match steered.moved {
         Some(cause) => (old.backend(), cause),
         None => (NO_BACKEND, CauseIndex(0)),
@@ -202,31 +229,40 @@ pub fn consult(
         }
         Recorded::Known
     } else if let (None, Some(live)) = (entry, steered.backend) {
-        let newcomer = Entry::new(query.tag(), live, query.now);
         if own {
             // Its own entry, expired.
-            bucket.store(index, newcomer);
+            bucket.store(index, Entry::new(query.tag(), live, query.now));
             Recorded::Inserted
         } else if !old.is_empty() {
             // Another service's client has the same bucket and tag, as one in 2^32 does. This service's clock does not say
             // whether it is expired; the sweep does. Until then the newcomer goes by the table.
             Recorded::Full
-        } else if !may_record() {
-            Recorded::Limited
         } else {
-            match victim(bucket, query.now, query.remember, ours) {
-                None => Recorded::Full,
-                Some((index, forgets)) => {
-                    bucket.store(index, newcomer);
-                    if forgets { Recorded::Evicted } else { Recorded::Inserted }
-                }
-            }
+            newcomer(live)
         }
     } else {
         Recorded::Known
     };
     let decision = if opens { Some(steered.decision) } else { None };
     Answer { backend: steered.backend, decision, moved_from, cause, recorded, known }
+}
+
+/// Records a client without an entry at its backend, `live`.
+#[inline(always)]
+pub fn record(
+    bucket: &impl Entries,
+    query: &Query,
+    live: u16,
+    backend: impl Fn(u16) -> Option<BackendFacts>,
+) -> Recorded {
+    let ours = |id| backend(id).is_some_and(|of| of.service == query.service);
+    match victim(bucket, query.now, query.remember, ours) {
+        None => Recorded::Full,
+        Some((index, forgets)) => {
+            bucket.store(index, Entry::new(query.tag(), live, query.now));
+            if forgets { Recorded::Evicted } else { Recorded::Inserted }
+        }
+    }
 }
 
 #[cfg(test)]
