@@ -16,4 +16,5 @@ pub mod query;
 pub mod rule_filter;
 pub mod seen;
 pub mod service_table;
+pub mod signs;
 pub mod verdict;

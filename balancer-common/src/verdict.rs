@@ -83,6 +83,22 @@ labelled! {
         Martian = "martian",
         /// An echo request to a VIP, of which too many came at once.
         EchoLimited = "echo_limited",
+        /// A reset by which a `nat` backend refuses a connection, while that backend is checked.
+        Withheld = "withheld",
+    }
+}
+
+labelled! {
+    /// What packets say of a backend that may have failed, as counted in `balancer_signals_total`.
+    Signal {
+        /// It refuses a connection with a reset.
+        Refused = "refused",
+        /// It, or a router on the way to it, says that it cannot be reached.
+        Unreachable = "unreachable",
+        /// Clients do not go on with connections that they have begun.
+        Unanswered = "unanswered",
+        /// Another member of the fleet finds that it fails.
+        Member = "member",
     }
 }
 

@@ -37,6 +37,7 @@ mod rules;
 mod samples;
 mod service;
 mod shared;
+mod signs;
 mod station;
 pub mod stats;
 mod steer;

@@ -239,7 +239,7 @@ impl<'a> Ip<'a> {
 pub struct Ports {
     /// Both as one word of the packet, which the compiler keeps in one register.
     ends: u32,
-    /// SYN and ACK as they are in a TCP header, or [`Ports::DATAGRAM`]. A truth value would be made at once, for all packets.
+    /// SYN, RST and ACK as they are in a TCP header, or [`Ports::DATAGRAM`]. A truth value would be made at once, for all packets.
     opening: u32,
 }
 
@@ -261,16 +261,32 @@ impl Ports {
     }
 
     const OPENS: u32 = SYN as u32;
+    const HANDSHAKE: u32 = (SYN | ACK) as u32;
+    const RESETS: u32 = RST as u32;
     const DATAGRAM: u32 = 0x100;
 
     /// Whether it is a TCP segment that opens a connection: SYN without ACK.
     #[inline(always)]
     #[must_use]
     pub const fn opens(&self) -> bool {
-        self.opening == Self::OPENS
+        self.opening & Self::HANDSHAKE == Self::OPENS
     }
 
-    /// The same, or a datagram, which may open one.
+    /// Whether it is a TCP segment that ends a connection, or refuses one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn resets(&self) -> bool {
+        self.opening & Self::RESETS != 0
+    }
+
+    /// Whether it is a TCP segment.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_segment(&self) -> bool {
+        self.opening != Self::DATAGRAM
+    }
+
+    /// [`Self::opens`], or a datagram, which may open one.
     #[inline(always)]
     #[must_use]
     pub const fn may_open(&self) -> bool {
@@ -478,6 +494,7 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
 
 /// The bit of a TCP header.
 pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
 /// The bit of a TCP header.
 pub(crate) const ACK: u8 = 0x10;
 
@@ -492,7 +509,7 @@ pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
         let [offset, control, ..] = control;
         let header_length = (offset >> 4) as usize * 4;
         let fits = header_length >= TcpHdr::LEN && (header_length <= ip.l4_length() || first_fragment);
-        let opening = u32::from(control & (SYN | ACK));
+        let opening = u32::from(control & (SYN | RST | ACK));
         let ports = Ports { ends: u32::from_ne_bytes(ends), opening };
         (fits && ip.l4_length() >= TcpHdr::LEN).then_some(ports)
     } else if ip.protocol == UDP {

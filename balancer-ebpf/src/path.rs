@@ -11,8 +11,8 @@ use crate::{
     ingress::Ingress,
     martian,
     packet::Packet,
-    parse::{self, Ip},
-    returns, rules, service, station, steer,
+    parse::{self, Ip, Ports},
+    returns, rules, service, signs, station, steer,
     step::{Carries, Step, ToClient},
     steps,
 };
@@ -51,7 +51,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
     let Some(listener) = service::of_port(control, control::listeners(control), ip, ports.destination()) else {
-        return not_for_a_service(control, ingress, ip, ports.source());
+        return not_for_a_service(control, ingress, ip, ports);
     };
     let service = listener.service;
     if rules::may_concern(service, ip.family, &ip.source) {
@@ -62,20 +62,26 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return Step::drop(DropReason::Martian);
     }
     match steer::choose(control, service, ip, ports) {
-        Ok(choice) => match backends::reachable(choice.backend) {
-            Some(backend) => forward::to_backend(ingress, frame, ip, choice, backend, listener.listening.port),
-            None => steer::unreachable(service, choice),
-        },
+        Ok(choice) => {
+            if signs::watches(control, ports) {
+                signs::watch(ip, ports, choice.backend);
+            }
+            match backends::reachable(choice.backend) {
+                Some(backend) => forward::to_backend(ingress, frame, ip, choice, backend, listener.listening.port),
+                None => steer::unreachable(service, choice),
+            }
+        }
         Err(reason) => steer::nobody(service, reason),
     }
 }
 
 #[inline(always)]
-fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, source_port: u16) -> Step {
+fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, ports: Ports) -> Step {
     if control.flags & CONTROL_RETURNS == 0 {
         return Step::PASS;
     }
-    let Some(row) = returns::find(control, ip, source_port) else { return Step::PASS };
+    let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });
-    forward::nat::to_client_again(ingress, ip, row, step)
+    // A reset may be withheld.
+    if ports.resets() { step } else { forward::nat::to_client_again(ingress, ip, row, step) }
 }

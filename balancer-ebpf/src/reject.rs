@@ -12,13 +12,12 @@ use crate::{
     found::Found,
     link::{self, V4, V6},
     packet::Packet,
-    parse::{ACK, Ip, SYN, TCP},
+    parse::{ACK, Ip, RST, SYN, TCP},
     stats,
     step::{IcmpError, Payload as _, Reject, Step, Told},
 };
 
 const FIN: u8 = 0x01;
-const RST: u8 = 0x04;
 
 /// The shortest frame on a link, without its check sequence.
 const SHORTEST: usize = 60;

@@ -231,7 +231,7 @@ fn take(row: u32, period: u64, limit: u32) -> bool {
 /// # Safety
 /// The pointer is valid for reads and writes, and aligned.
 #[inline(always)]
-unsafe fn add_one(word: *mut u64) {
+pub(crate) unsafe fn add_one(word: *mut u64) {
     #[cfg(target_arch = "bpf")]
     // SAFETY: one instruction, which changes that word. The target has no atomic operations but in assembly.
     unsafe {

@@ -42,6 +42,7 @@ fn defaults() {
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         fast_interval: Duration::from_millis(500),
+        passive: true,
         fall: 3,
         rise: 2,
     };
@@ -72,6 +73,7 @@ fn defaults() {
             slow_start: Duration::ZERO,
             drain_timeout: Duration::from_secs(300),
             on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
+            withhold: Duration::from_secs(1),
             outage: Outage::default(),
             start_down: false,
             reject: false,
@@ -112,6 +114,7 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
         interval: Duration::from_secs(5),
         timeout: Duration::from_secs(1),
         fast_interval: Duration::from_millis(200),
+        passive: true,
         fall: 2,
         rise: 2,
     };
@@ -175,6 +178,7 @@ fn every_key() {
         interval: Duration::from_millis(500),
         timeout: Duration::from_millis(250),
         fast_interval: Duration::from_millis(125),
+        passive: true,
         fall: 5,
         rise: 1,
     };

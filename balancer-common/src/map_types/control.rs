@@ -23,8 +23,9 @@ pub struct Control {
     pub newcomers_common: u32,
     /// One in so many forwarded packets is sampled, on average; 0: none.
     pub sample_interval: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The handshakes of clients that have one of these bits in their port (network order) are not watched: see
+    /// [`crate::signs`].
+    pub unsampled: u32,
     /// Bit `ifindex % 64`: something may be known of that interface, see `DEVICE_*`.
     pub devices: u64,
     /// A bit for each VIP, see [`crate::service_table::vip_bit`].

@@ -13,11 +13,12 @@ mod interfaces;
 mod listeners;
 mod rules;
 mod services;
+mod signs;
 mod tables;
 
 pub use self::{
     backends::*, budgets::*, control::*, counters::*, decap::*, fragments::*, interfaces::*, listeners::*, rules::*,
-    services::*, tables::*,
+    services::*, signs::*, tables::*,
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
@@ -47,6 +48,7 @@ mod user {
         SlotLine,
         BackendRows,
         ReturnRow,
+        Signs,
         Control,
         InterfaceRow,
         InterfaceStats,

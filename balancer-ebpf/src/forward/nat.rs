@@ -1,11 +1,14 @@
 //! Network address translation without state: the way there by the backend's row, the way back by the return table.
 
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
     map_types::{ReturnRow, ServiceKey},
     verdict::DropReason,
 };
+use network_types::tcp::TcpHdr;
 
 use crate::{
     backends::Reachable,
@@ -16,10 +19,11 @@ use crate::{
         rewrite::{self, End, Translation},
     },
     found::Found,
+    icmp,
     ingress::Ingress,
     packet::Packet,
-    parse::Ip,
-    returns, station,
+    parse::{ACK, Ip, RST, SYN, TCP},
+    returns, signs, station,
     step::{Carries, ErrorToClient, Kind, Step, ToClient, Told},
 };
 
@@ -117,6 +121,9 @@ pub(crate) fn to_client(found: &Found, told: Told<ToClient>) -> Step {
     if !way.sends() {
         return way;
     }
+    if matches!(carries, Carries::Header) && refuses(ip) && signs::withholds(row.backend) {
+        return Step::drop(DropReason::Withheld);
+    }
     let written = rewrite::translate(ip, carries, &back(row, End::Source));
     send(way, *frame, written)
 }
@@ -161,11 +168,25 @@ pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step 
     if !way.sends() {
         return way;
     }
+    if icmp::says_unreachable(ip) {
+        signs::unreachable(row.backend);
+    }
     let Some(left) = rewrite::leaving(ip, End::Source) else { return Step::drop(DropReason::Malformed) };
     let source_delta = left + checksum::sum_address(&row.vip);
     let written = rewrite::translate_ip(ip, End::Source, &row.vip, source_delta)
         .and_then(|()| rewrite::translate_quoted(ip, &inner, source_delta, &back(row, End::Destination)));
     send(way, *frame, written)
+}
+
+/// Whether a segment refuses a connection: a reset that answers a segment without an ACK has a sequence number of 0 (RFC 9293,
+/// 3.10.7.1), and one that ends a connection has no ACK.
+#[inline(always)]
+fn refuses(ip: &Ip<'_>) -> bool {
+    if ip.protocol != TCP {
+        return false;
+    }
+    let flags = ip.l4.load::<[u8; 2]>(offset_of!(TcpHdr, ack_seq) + 4).map_or(0, |[_, flags]| flags);
+    flags & (SYN | RST | ACK) == RST | ACK && ip.l4.load::<u32>(offset_of!(TcpHdr, seq)) == Some(0)
 }
 
 /// How a packet leaves for the client. One for this machine itself (the answer to a health check) passes unchanged, and the

@@ -271,6 +271,16 @@ pub struct BackendSpec {
     /// `ipip` and `gue`: this machine's address on the way to the backend, of the backend's family. A backend that needs
     /// one and has none is unreachable.
     pub tunnel_source: Option<IpAddr>,
+    /// What follows from packets that say that it may have failed; `None`: nothing.
+    #[serde(default)]
+    pub passive: Option<Passive>,
+}
+
+/// What follows where packets say that a backend may have failed. It is checked at once in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Passive {
+    /// `nat`: for how long resets that refuse connections are withheld meanwhile; zero: they are not.
+    pub withhold: Duration,
 }
 
 /// What the kernel must know of a service.

@@ -353,6 +353,8 @@ pub struct BackendSnapshot {
     pub eligible: bool,
     /// Counters, all CPUs.
     pub stats: BackendStats,
+    /// Resets that refused connections and were withheld from clients.
+    pub withheld: u64,
     /// Health checks passed, failed softly, failed hard.
     pub checks: [u64; 3],
     /// How long the last health check took.

@@ -9,6 +9,7 @@ mod proposal;
 mod rereading;
 mod retired;
 mod show;
+mod suspects;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -45,6 +46,7 @@ use self::{
     member::Member,
     rereading::{Report, Rereading},
     retired::{RecentlyRetired, Retired},
+    suspects::Suspects,
 };
 use crate::{
     clocks,
@@ -90,6 +92,7 @@ pub struct Owner<D> {
     /// Whether bringing it to what it should be has failed, so that it is to be tried again.
     out_of_step: bool,
     member: Member,
+    suspects: Suspects,
     /// Which state of a fleet it follows.
     epoch: Option<SavedEpoch>,
     /// Complete sweeps.
@@ -123,6 +126,7 @@ impl<D: Dataplane> Owner<D> {
             told: VecDeque::new(),
             out_of_step: false,
             member: Member::default(),
+            suspects: Suspects::default(),
             epoch: None,
             sweeps: 0,
             sweeps_at: None,
@@ -251,7 +255,13 @@ impl<D: Dataplane> Owner<D> {
     /// The same for all events that wait, so that each service's table is replaced at most once.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
-        let commands = self.controller.handle_all(events, now.into_std());
+        let Self { controller, dataplane, suspects, .. } = self;
+        let events = events.into_iter().inspect(|event| {
+            if let Some(id) = suspects.passes(event) {
+                dataplane.works(id);
+            }
+        });
+        let commands = controller.handle_all(events, now.into_std());
         self.changed |= !commands.is_empty();
         self.last_changes.note(&commands, None, &self.controller, now.into_std());
         if let Err(error) = self.execute(commands, now) {
@@ -461,6 +471,7 @@ impl<D: Dataplane> Owner<D> {
 
     /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.
     pub fn keep_up(&mut self) {
+        self.dataplane.watch_handshakes(self.started.elapsed());
         if self.out_of_step {
             self.resync();
         }

@@ -62,6 +62,7 @@ use super::{
     rows,
     rules::RuleTable,
     seen::Seen,
+    signs::SignTable,
     stickiness::Stickiness,
 };
 
@@ -102,6 +103,7 @@ pub struct KernelDataplane {
     handover_key: u64,
     devices: DeviceTable,
     redirect_errors: RedirectErrors,
+    signs: SignTable,
     kept: Kept,
     /// What the other members of a fleet know of the clients; none where there is no fleet.
     pub(super) sharing: Option<Sharing>,
@@ -229,6 +231,19 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
+    /// Signs of backends that may have failed. Can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn take_suspects(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let map = self
+            .ebpf
+            .as_mut()
+            .and_then(|ebpf| ebpf.take_map("SUSPECTS"))
+            .context("the ring buffer of suspects was taken before")?;
+        Ok(map.try_into()?)
+    }
+
     /// Packets sampled of what is forwarded. Can be taken once.
     ///
     /// # Errors
@@ -311,9 +326,11 @@ impl Dataplane for KernelDataplane {
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
         let id = backend.id;
         self.check_backend(id)?;
-        if self.counters.begin(id) {
+        let begins = self.counters.begin(id);
+        if begins {
             self.kept.forget_backend(id);
         }
+        self.signs.set(id, backend.passive, begins);
         self.stickiness.clients.belongs(id, Some(backend.service));
         // Before the first packet goes another way.
         let egress = backend.next_hop.map(|hop| hop.ifindex);
@@ -509,6 +526,23 @@ impl Dataplane for KernelDataplane {
 
     fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
         Ok(self.counters.listener(id))
+    }
+
+    fn works(&self, id: BackendId) {
+        if self.check_backend(id).is_ok() {
+            self.signs.works(id);
+        }
+    }
+
+    fn withheld(&self, id: BackendId) -> u64 {
+        if self.check_backend(id).is_ok() { self.signs.withheld(id) } else { 0 }
+    }
+
+    fn watch_handshakes(&mut self, elapsed: Duration) {
+        let stats = self.attached.iter().filter_map(|attached| self.counters.interface(attached.ifindex).ok());
+        let packets = stats.flat_map(|stats| stats.verdicts).sum();
+        let unsampled = self.signs.unsampled(packets, elapsed);
+        self.control.word32(0, offset_of!(Control, unsampled)).store(unsampled, Ordering::Relaxed);
     }
 
     fn backend_counters(&self) -> Arc<BackendCounters> {

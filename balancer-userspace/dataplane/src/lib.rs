@@ -41,6 +41,7 @@ mod rule_filter;
 mod rules;
 mod seen;
 mod sharing;
+mod signs;
 mod stickiness;
 mod sweep;
 mod tables;
@@ -243,6 +244,15 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<u32, u64>>;
+
+    /// A backend that packets had suspected was checked and works: resets of its own intent are not withheld any more.
+    fn works(&self, id: BackendId);
+
+    /// Resets of a backend that were withheld from clients since this data path was made.
+    fn withheld(&self, id: BackendId) -> u64;
+
+    /// Watches the handshakes of as many clients as there is time for, by what has come in until `elapsed`.
+    fn watch_handshakes(&mut self, elapsed: Duration);
 
     /// The counters of many backends, to be read by another thread.
     fn backend_counters(&self) -> Arc<BackendCounters>;

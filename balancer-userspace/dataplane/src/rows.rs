@@ -238,6 +238,7 @@ mod tests {
             keeps_known: false,
             cause: MoveCause::Down,
             takes_pinned: false,
+            passive: None,
             tunnel_source: tunnel_source.map(|source| source.parse().unwrap()),
         });
         standing

@@ -23,6 +23,9 @@ pub struct CheckConfig {
     pub timeout: Duration,
     /// Instead of `interval` while a verdict is pending; at least 100 ms, at most `interval`.
     pub fast_interval: Duration,
+    /// Whether a backend is checked at once when packets say that it may have failed.
+    #[serde(default = "CheckConfig::passive_by_default")]
+    pub passive: bool,
     /// Consecutive failures that make a backend down; at least 1.
     pub fall: u32,
     /// Consecutive successes that make a backend up; at least 1.
@@ -32,6 +35,12 @@ pub struct CheckConfig {
 impl CheckConfig {
     /// How far an interval may be off either way, as a part of it.
     pub const JITTER: f64 = 0.1;
+
+    /// [`Self::passive`] where nothing is said.
+    #[must_use]
+    pub const fn passive_by_default() -> bool {
+        true
+    }
 
     /// The longest that a round of checks takes while verdicts are pending.
     #[must_use]

@@ -54,6 +54,7 @@ pub fn check() -> CheckConfig {
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         fast_interval: Duration::from_millis(500),
+        passive: true,
         fall: 3,
         rise: 2,
     }
@@ -90,6 +91,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         slow_start: Duration::ZERO,
         drain_timeout: Duration::from_secs(300),
         on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
+        withhold: ServiceConfig::withhold_by_default(),
         outage: Outage::default(),
         start_down: false,
         reject: false,

@@ -41,6 +41,10 @@ pub struct ServiceConfig {
     pub drain_timeout: Duration,
     /// What a failed health check does.
     pub on_failure: OnFailure,
+    /// `nat`: for how long resets that refuse connections are withheld from clients while their backend is checked; zero: they
+    /// are not.
+    #[serde(default = "ServiceConfig::withhold_by_default", with = "humantime_serde")]
+    pub withhold: Duration,
     /// When failures are those of no single backend.
     #[serde(default)]
     pub outage: Outage,
@@ -59,6 +63,12 @@ pub struct ServiceConfig {
 }
 
 impl ServiceConfig {
+    /// [`Self::withhold`] where nothing is said.
+    #[must_use]
+    pub const fn withhold_by_default() -> Duration {
+        Duration::from_secs(1)
+    }
+
     /// Slots of its lookup table, once all of its backends are reachable.
     #[must_use]
     pub fn slots(&self) -> u32 {
@@ -82,6 +92,7 @@ impl ServiceConfig {
             slow_start,
             drain_timeout,
             on_failure,
+            withhold,
             outage,
             start_down,
             reject,
@@ -102,6 +113,7 @@ impl ServiceConfig {
             && *slow_start == other.slow_start
             && *drain_timeout == other.drain_timeout
             && *on_failure == other.on_failure
+            && *withhold == other.withhold
             && *outage == other.outage
             && *start_down == other.start_down
             && *reject == other.reject

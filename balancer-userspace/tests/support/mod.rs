@@ -284,6 +284,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         drain_deadline: (state == BackendState::Draining).then_some(Duration::from_secs(192)),
         eligible: true,
         stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
+        withheld: 0,
         checks: [10, 0, 1],
         last_check: Some(Duration::from_millis(3)),
         check: vec![CheckSnapshot {

@@ -10,15 +10,20 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use aya::programs::ProgramInfo;
+use aya::{
+    maps::{MapData, RingBuf},
+    programs::ProgramInfo,
+};
 use aya_log::EbpfLogger;
 use balancer_common::{
     client::HashKey,
     handover,
-    map_types::{Forwarding, LAST_BACKEND, MOST_BACKEND_ROWS, ReplyStats},
+    map_types::{Forwarding, LAST_BACKEND, MOST_BACKEND_ROWS, ReplyStats, Sign},
     verdict::{DropReason, MoveCause, Verdict},
 };
-use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, RuleSpec, ServiceId, ServiceSpec};
+use balancer_core::io::{
+    BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, Passive, RuleSpec, ServiceId, ServiceSpec,
+};
 use balancer_daemon::supervisor::Supervisor;
 use balancer_dataplane::{Budgets, Capacity, Dataplane as _, KernelDataplane, Layers};
 use balancer_model::{
@@ -212,6 +217,11 @@ impl Rig {
     /// # Errors
     /// When there is no such service, or the kernel refuses.
     pub fn move_backend(&mut self, address: &str, at: &str, ifindex: Option<u32>) -> anyhow::Result<()> {
+        let row = self.moved(address, at, ifindex)?;
+        self.dataplane.write_backend(&row)
+    }
+
+    fn moved(&self, address: &str, at: &str, ifindex: Option<u32>) -> anyhow::Result<BackendSpec> {
         let index = self.service(address).context("no such service")?;
         let next_hop = ifindex.map(|ifindex| NextHop {
             gateway: None,
@@ -221,9 +231,7 @@ impl Rig {
             mtu: 1500,
             source: None,
         });
-        let forwarding = self.services[index].forwarding;
-        let id = backend_id(index);
-        self.dataplane.write_backend(&backend(id, index, forwarding, at.parse()?, next_hop))
+        Ok(backend(backend_id(index), index, self.services[index].forwarding, at.parse()?, next_hop))
     }
 
     /// Lets time pass for the controller.
@@ -295,6 +303,39 @@ impl Rig {
             self.dataplane.swap_table(ServiceId(index as u16), table.into(), None)?;
         }
         Ok(())
+    }
+
+    /// Says what follows where packets say that the backend, at `at`, of the service at `address` may have failed, and watches
+    /// the handshakes of all clients.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn suspect(&mut self, address: &str, at: &str, passive: Option<Passive>) -> anyhow::Result<()> {
+        let row = self.moved(address, at, Some(self.in_ifindex))?;
+        self.dataplane.write_backend(&BackendSpec { passive, ..row })?;
+        // The second look knows that there are few packets.
+        self.dataplane.watch_handshakes(Duration::ZERO);
+        self.dataplane.watch_handshakes(Duration::from_secs(1));
+        Ok(())
+    }
+
+    /// The backend of the service at `index` is checked, and works.
+    pub fn works(&self, index: usize) {
+        self.dataplane.works(backend_id(index));
+    }
+
+    /// Resets of the backend of the service at `index` that were withheld.
+    #[must_use]
+    pub fn withheld(&self, index: usize) -> u64 {
+        self.dataplane.withheld(backend_id(index))
+    }
+
+    /// What the program tells of backends that may have failed. Can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn suspects(&mut self) -> anyhow::Result<Suspects> {
+        Ok(Suspects(self.dataplane.take_suspects()?))
     }
 
     /// Makes `rules` those of the service at `address`; a pin names a backend's number.
@@ -507,6 +548,22 @@ fn backend(
         cause: MoveCause::Down,
         takes_pinned: true,
         tunnel_source: Some(if address.is_ipv4() { TUNNEL_SOURCE_V4.into() } else { TUNNEL_SOURCE_V6.into() }),
+        passive: None,
+    }
+}
+
+/// What the program tells of backends that may have failed.
+pub struct Suspects(RingBuf<MapData>);
+
+impl Suspects {
+    /// The numbers of backends that it has told of since this was last asked, with its reasons.
+    pub fn told(&mut self) -> Vec<(BackendId, u16)> {
+        let mut told = Vec::new();
+        while let Some(item) = self.0.next() {
+            let sign = bytemuck::try_pod_read_unaligned::<Sign>(&item).expect("a sign");
+            told.push((BackendId(sign.backend), sign.signal));
+        }
+        told
     }
 }
 

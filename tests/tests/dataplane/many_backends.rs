@@ -117,5 +117,6 @@ fn backend(id: u16) -> BackendSpec {
         cause: MoveCause::Down,
         tunnel_source: None,
         takes_pinned: false,
+        passive: None,
     }
 }

@@ -23,6 +23,7 @@ mod next_hops;
 mod operations;
 mod outages;
 mod page;
+mod passive;
 mod path_mtu;
 mod pins;
 mod puzzles;

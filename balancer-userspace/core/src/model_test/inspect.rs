@@ -21,7 +21,7 @@ use super::{plain_maglev, plane::DataPlane};
 use crate::{
     controller::Controller,
     health::{FailureKind, Verdict},
-    io::{BackendId, BackendSpec, CheckSpec, RuleAction},
+    io::{BackendId, BackendSpec, CheckSpec, Passive, RuleAction},
     keys,
     maglev::Member,
     next_hops::Hop,
@@ -292,6 +292,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         let standing = standing(backend);
         let as_if_up = footing == Footing::AsIfUp && backend.admin() != Admin::Maint && !config.remember.is_zero();
         let next_hop = if let Hop::Resolved(next_hop) = hop(backend) { Some(*next_hop) } else { None };
+        let check = backend.config().check.as_deref().unwrap_or(&config.check);
         let row = BackendSpec {
             id,
             forwarding: config.forwarding,
@@ -302,6 +303,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
             cause: standing.cause,
             takes_pinned: pinned && standing.takes_new,
             tunnel_source: None,
+            passive: (check.kind != CheckKind::None).then_some(Passive { withhold: config.withhold }),
         };
         assert_eq!(*plane.rows[&id], row, "{backend:?}");
         let drains = drains.0[&id].until.filter(|_| standing.keeps_known && !standing.beyond);

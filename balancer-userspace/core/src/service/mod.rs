@@ -28,8 +28,8 @@ use crate::{
     agreed::Way,
     ids::place,
     io::{
-        BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, RuleSpec, ServiceId,
-        ServiceSpec,
+        BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, Passive, RuleSpec,
+        ServiceId, ServiceSpec,
     },
     keys,
     moves::Moves,
@@ -440,7 +440,14 @@ impl Service {
             address: self.row_address(backend),
             tunnel_source: next_hop.and_then(|next_hop| next_hop.source),
             next_hop,
+            passive: self.passive(backend),
         }
+    }
+
+    /// What follows from packets that say that a backend may have failed: nothing where nobody could check that.
+    fn passive(&self, backend: &Backend) -> Option<Passive> {
+        let check = self.check_config(backend);
+        (check.kind != CheckKind::None && check.passive).then_some(Passive { withhold: self.settings.withhold })
     }
 
     /// The way to a backend, if its service's kind of forwarding can go it.

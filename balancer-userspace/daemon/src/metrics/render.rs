@@ -289,6 +289,12 @@ fn traffic(encoder: &mut Text<'_>, services: &[ServiceSnapshot], backends: &[Lab
     counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections));
     counters(encoder, "packets", "Packets forwarded.", counted(|b| b.stats.packets));
     counters(encoder, "bytes", "Bytes forwarded, from the Ethernet header on.", counted(|b| b.stats.bytes));
+    counters(
+        encoder,
+        "withheld",
+        "Resets of refused connections that were not sent to clients while the backend was checked.",
+        counted(|backend| backend.withheld),
+    );
     gauges(
         encoder,
         "table_slots",
@@ -438,6 +444,7 @@ pub(super) mod tests {
                 took: None,
                 rise_fall: None,
             }],
+            withheld: 0,
             transitions: [1, 1, 0, 0, 0, 0, 0],
         }
     }

@@ -21,6 +21,8 @@ pub(super) struct Aside {
     pub(super) last_change: Option<LastChange>,
     pub(super) listeners: Vec<ListenerSnapshot>,
     pub(super) rule_fallbacks: u64,
+    /// Of each backend, resets that were withheld.
+    pub(super) withheld: Vec<u64>,
     /// What backends that are gone for good have counted, by name.
     pub(super) departed: Vec<(String, BackendStats)>,
     /// Moves that other members of the fleet count, by cause.
@@ -55,7 +57,9 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),
-        backends: service.backends().iter().map(|backend| show_backend(service, backend, &check, now)).collect(),
+        backends: (service.backends().iter().zip(aside.withheld))
+            .map(|(backend, withheld)| show_backend(service, backend, withheld, &check, now))
+            .collect(),
     }
 }
 
@@ -63,7 +67,13 @@ fn show_gone(gone: &Gone) -> GoneSnapshot {
     GoneSnapshot { id: gone.row.id, name: gone.name.clone(), known_clients: gone.known, stats: BackendStats::default() }
 }
 
-fn show_backend(service: &Service, backend: &Backend, check: &Arc<str>, now: Instant) -> BackendSnapshot {
+fn show_backend(
+    service: &Service,
+    backend: &Backend,
+    withheld: u64,
+    check: &Arc<str>,
+    now: Instant,
+) -> BackendSnapshot {
     BackendSnapshot {
         ids: vec![backend.id()],
         families: families(service, backend),
@@ -80,6 +90,7 @@ fn show_backend(service: &Service, backend: &Backend, check: &Arc<str>, now: Ins
         drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
         eligible: backend.takes_new_clients(),
         stats: BackendStats::default(),
+        withheld,
         checks: backend.checks(),
         last_check: backend.last_check().map(|check| check.took),
         check: vec![check_snapshot(service, backend, check, now)],

@@ -20,6 +20,7 @@ use super::{exec::Program, http::Question, service_path::Ways};
 const PIPE: usize = 64 * 1024;
 
 /// Who is checked.
+#[derive(Clone)]
 pub(super) struct Whom {
     pub(super) backend: BackendId,
     pub(super) name: BackendName,

@@ -61,7 +61,16 @@ fn http() -> HttpCheck {
 }
 
 fn config(kind: CheckKind, timeout: Duration) -> CheckConfig {
-    CheckConfig { kind, via: Via::Backend, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 }
+    CheckConfig {
+        kind,
+        via: Via::Backend,
+        interval: timeout,
+        timeout,
+        fast_interval: timeout,
+        passive: true,
+        fall: 1,
+        rise: 1,
+    }
 }
 
 const LONG: Duration = Duration::from_secs(30);

@@ -19,8 +19,16 @@ fn user() -> User {
 async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
     let command = command.iter().map(|&word| word.to_owned()).collect();
     let kind = CheckKind::Exec(ExecCheck { port: None, command, user: user().name });
-    let config =
-        CheckConfig { kind, via: Via::Backend, interval: timeout, timeout, fast_interval: timeout, fall: 1, rise: 1 };
+    let config = CheckConfig {
+        kind,
+        via: Via::Backend,
+        interval: timeout,
+        timeout,
+        fast_interval: timeout,
+        passive: true,
+        fall: 1,
+        rise: 1,
+    };
     let target = "[2001:db8::9]:8080".parse().unwrap();
     Check::new(&Whom::at(target), &config).await.unwrap().run().await.unwrap()
 }
@@ -112,6 +120,7 @@ async fn root_has_no_capabilities_either() {
         interval: LONG,
         timeout: LONG,
         fast_interval: LONG,
+        passive: true,
         fall: 1,
         rise: 1,
     };

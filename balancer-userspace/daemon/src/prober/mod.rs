@@ -9,6 +9,7 @@ mod exec_test;
 mod http;
 mod pace;
 mod rounds;
+mod series;
 mod service_path;
 mod tls;
 
@@ -122,6 +123,12 @@ impl Prober {
     /// All VIPs: addresses that no check comes from, since backends hold them as well.
     pub fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.ways.set_vips(vips);
+    }
+
+    /// Has a backend that packets suspect checked at once, and then every 50 ms, until `fall` checks in a row have failed or
+    /// one has passed; at most once in a second.
+    pub fn suspect(&self, backend: BackendId) {
+        self.order(Order::Suspect(backend));
     }
 
     /// Ends the checks of `backend`. An outcome may still be under way in the channel.

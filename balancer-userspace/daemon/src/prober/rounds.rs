@@ -9,12 +9,12 @@ use std::{
 };
 
 use balancer_core::{
-    health::Verdict,
+    health::{Health, Verdict},
     io::{BackendId, CheckNumber, CheckOutcome, CheckSpec, Event},
 };
-use balancer_model::config::CheckConfig;
+use balancer_model::{config::CheckConfig, names::BackendName};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until},
 };
@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     check::{Check, Whom},
     pace::Pace,
+    series::{self, Series},
     service_path::Ways,
 };
 
@@ -38,17 +39,26 @@ type Alarm = watch::Sender<Option<Instant>>;
 pub(super) enum Order {
     Start(Box<CheckSpec>),
     Stop(BackendId),
+    /// Packets say that it may have failed.
+    Suspect(BackendId),
+}
+
+/// The task that checks a backend.
+struct Checks {
+    number: CheckNumber,
+    task: AbortHandle,
+    suspected: Arc<Notify>,
 }
 
 /// How a check ended.
-struct Found {
-    backend: BackendId,
+pub(super) struct Found {
+    pub(super) backend: BackendId,
     /// Which of its checks says so.
-    number: CheckNumber,
-    outcome: CheckOutcome,
-    took: Duration,
+    pub(super) number: CheckNumber,
+    pub(super) outcome: CheckOutcome,
+    pub(super) took: Duration,
     /// Whether it may change what the controller thinks of the backend.
-    matters: bool,
+    pub(super) matters: bool,
 }
 
 /// The tasks, and what they found that the controller has not been told.
@@ -56,7 +66,7 @@ pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
     ways: Ways,
     permits: Arc<Semaphore>,
-    tasks: HashMap<BackendId, (CheckNumber, AbortHandle)>,
+    tasks: HashMap<BackendId, Checks>,
     /// By service.
     alarms: HashMap<String, Weak<Alarm>>,
     running: JoinSet<()>,
@@ -119,9 +129,15 @@ impl Rounds {
         let backend = match &order {
             Order::Start(spec) => spec.backend,
             Order::Stop(backend) => *backend,
+            Order::Suspect(backend) => {
+                if let Some(checks) = self.tasks.get(backend) {
+                    checks.suspected.notify_one();
+                }
+                return;
+            }
         };
-        if let Some((_, task)) = self.tasks.remove(&backend) {
-            task.abort();
+        if let Some(checks) = self.tasks.remove(&backend) {
+            checks.task.abort();
             self.held.retain(|(held, _)| *held != backend);
         }
         if let Order::Start(spec) = order {
@@ -129,8 +145,10 @@ impl Rounds {
             let number = spec.number;
             let permits = Arc::clone(&self.permits);
             let alarm = self.alarm(&spec.name.service);
-            let task = self.running.spawn(run(*spec, self.ways.clone(), (pace, alarm), permits, found.clone()));
-            self.tasks.insert(backend, (number, task));
+            let suspected = Arc::new(Notify::new());
+            let news = News { alarm, suspected: Arc::clone(&suspected) };
+            let task = self.running.spawn(run(*spec, self.ways.clone(), (pace, news), permits, found.clone()));
+            self.tasks.insert(backend, Checks { number, task, suspected });
         }
     }
 
@@ -148,7 +166,7 @@ impl Rounds {
     /// Whether the controller is to be told at once.
     fn hold(&mut self, found: Found) -> bool {
         let Found { backend, number, outcome, took, matters } = found;
-        if self.tasks.get(&backend).is_some_and(|(current, _)| *current == number) {
+        if self.tasks.get(&backend).is_some_and(|checks| checks.number == number) {
             self.held.push_back((backend, Event::Checked { backend, check: number, outcome, took }));
             self.due.get_or_insert_with(|| Instant::now() + HELD);
         }
@@ -156,59 +174,118 @@ impl Rounds {
     }
 }
 
+/// What has a backend checked sooner.
+struct News {
+    alarm: Arc<Alarm>,
+    suspected: Arc<Notify>,
+}
+
 /// The checks of one backend.
 async fn run(
     spec: CheckSpec,
     ways: Ways,
-    (mut pace, alarm): (Pace, Arc<Alarm>),
+    (mut pace, News { alarm, suspected }): (Pace, News),
     permits: Arc<Semaphore>,
     found: mpsc::Sender<Found>,
 ) {
-    let CheckSpec { backend, number, name, target, check: config, mut health } = spec;
+    let CheckSpec { backend, number, name, target, check: config, health } = spec;
     let first = if health.is_pending() { config.fast_interval } else { config.interval };
-    sleep_until(pace.first(Instant::now(), first)).await;
+    let due = pace.first(Instant::now(), first);
     let whom = Whom { backend, name, target, ways };
     let mut alarms = alarm.subscribe();
     let mut check = None;
-    let mut hindered = false;
+    let mut count = Count { backend, number, name: whom.name.clone(), config, health, hindered: false, found, alarm };
+    let mut series = Series::new(suspected);
+    tokio::select! {
+        () = sleep_until(due) => {}
+        () = series.asked() => {}
+    }
     loop {
         let Ok(permit) = permits.acquire().await else { return };
-        let start = Instant::now();
-        let outcome = once(&mut check, &whom, &config).await.unwrap_or_else(|error| {
+        let mut start = Instant::now();
+        // A check that runs into its timeout is given up for those of a series.
+        let outcome = tokio::select! {
+            biased;
+            outcome = once(&mut check, &whom, &count.config) => Some(outcome),
+            () = series.asked() => None,
+        };
+        drop(permit);
+        let told = match outcome {
+            Some(outcome) => count.add(outcome, start, false).await,
+            None => Box::pin(series::run(&whom, &mut count, &permits)).await,
+        };
+        if told.is_err() {
+            return;
+        }
+        alarms.mark_unchanged();
+        loop {
+            let is_pending = count.health.is_pending();
+            let next = pace.next(start, if is_pending { count.config.fast_interval } else { count.config.interval });
+            tokio::select! {
+                () = sleep_until(next) => break,
+                Ok(()) = alarms.changed(), if !is_pending => {
+                    sleep_until(next.min(pace.first(Instant::now(), count.config.fast_interval))).await;
+                    break;
+                }
+                () = series.asked() => {
+                    start = Instant::now();
+                    if Box::pin(series::run(&whom, &mut count, &permits)).await.is_err() {
+                        return;
+                    }
+                    alarms.mark_unchanged();
+                }
+            }
+        }
+        alarms.mark_unchanged();
+    }
+}
+
+/// What the checks of a backend have found.
+pub(super) struct Count {
+    backend: BackendId,
+    number: CheckNumber,
+    name: BackendName,
+    pub(super) config: CheckConfig,
+    /// The controller gets the same outcomes and counts them in the same way.
+    pub(super) health: Health,
+    hindered: bool,
+    found: mpsc::Sender<Found>,
+    alarm: Arc<Alarm>,
+}
+
+/// Nobody wants to know any more.
+pub(super) struct Ended;
+
+impl Count {
+    /// Counts a check that began at `start`, and tells the controller: at once if that may do something, or has `asked`.
+    pub(super) async fn add(
+        &mut self,
+        outcome: io::Result<CheckOutcome>,
+        start: Instant,
+        asked: bool,
+    ) -> Result<(), Ended> {
+        let outcome = outcome.unwrap_or_else(|error| {
             let why = error.to_string();
-            if !hindered {
+            if !self.hindered {
                 tracing::warn!(
                     "backend {} cannot be checked: {why} on this machine; its health stays as it is",
-                    whom.name
+                    self.name
                 );
             }
             CheckOutcome::Hindered(why)
         });
-        drop(permit);
-        hindered = matches!(outcome, CheckOutcome::Hindered(_));
-        // The controller gets the same outcomes and counts them in the same way.
-        let (verdict, was_pending) = (health.verdict().clone(), health.is_pending());
-        health.record(&outcome, &config);
+        self.hindered = matches!(outcome, CheckOutcome::Hindered(_));
+        let (verdict, was_pending) = (self.health.verdict().clone(), self.health.is_pending());
+        self.health.record(&outcome, &self.config);
         let failed_before = was_pending || matches!(verdict, Verdict::Down { .. });
         let begins_to_fail = !failed_before && matches!(outcome, CheckOutcome::Soft(_) | CheckOutcome::Hard(_));
-        let matters = was_pending || health.is_pending() || *health.verdict() != verdict;
-        if found.send(Found { backend, number, outcome, took: start.elapsed(), matters }).await.is_err() {
-            return;
-        }
+        let matters = asked || was_pending || self.health.is_pending() || *self.health.verdict() != verdict;
+        let found = Found { backend: self.backend, number: self.number, outcome, took: start.elapsed(), matters };
+        self.found.send(found).await.map_err(|_| Ended)?;
         if begins_to_fail {
-            raise(&alarm, config.interval);
-            alarms.mark_unchanged();
+            raise(&self.alarm, self.config.interval);
         }
-        if health.is_pending() {
-            sleep_until(pace.next(start, config.fast_interval)).await;
-            alarms.mark_unchanged();
-            continue;
-        }
-        let next = pace.next(start, config.interval);
-        tokio::select! {
-            () = sleep_until(next) => {}
-            Ok(()) = alarms.changed() => sleep_until(next.min(pace.first(Instant::now(), config.fast_interval))).await,
-        }
+        Ok(())
     }
 }
 
@@ -241,7 +318,6 @@ pub(super) mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use balancer_core::health::Health;
     use balancer_model::{
         config::{CheckKind, HttpCheck, StatusRanges},
         fixture,
@@ -333,14 +409,76 @@ pub(super) mod tests {
         assert_eq!(then, [(1, true), (2, true), (3, false)].into());
     }
 
+    /// A server that dies between two checks, which are an hour apart.
+    #[tokio::test]
+    async fn when_a_dead_backend_is_suspected_then_its_verdict_is_there_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        let (events, mut told) = mpsc::channel(64);
+        let (orders, given) = mpsc::unbounded_channel();
+        tokio::spawn(Rounds::new(events, Ways::default(), 8).follow(given));
+        let hour = Duration::from_secs(3600);
+        let check = CheckConfig { interval: hour, fast_interval: hour, fall: 3, ..fixture::check() };
+        orders.send(Order::Start(Box::new(spec(1, target, check)))).unwrap();
+        let mut next = async || match tokio::time::timeout(Duration::from_secs(30), told.recv()).await {
+            Ok(Some(Event::Checked { outcome, .. })) => Some(outcome == CheckOutcome::Passed),
+            _ => None,
+        };
+        assert_eq!(next().await, Some(true));
+        // It works: one check says so.
+        orders.send(Order::Suspect(BackendId(1))).unwrap();
+        assert_eq!(next().await, Some(true));
+        drop(listener);
+        // A second series must not begin before a second is over.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        orders.send(Order::Suspect(BackendId(1))).unwrap();
+        assert_eq!([next().await, next().await, next().await], [Some(false); 3]);
+        // There is a verdict, and nothing left to be found out.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        orders.send(Order::Suspect(BackendId(1))).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(500), next()).await.is_err());
+    }
+
+    /// A server that takes connections and says nothing: checks run into their timeouts side by side.
+    #[tokio::test]
+    async fn when_a_check_hangs_as_its_backend_is_suspected_then_others_run_beside_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        let (events, mut told) = mpsc::channel(64);
+        let (orders, given) = mpsc::unbounded_channel();
+        tokio::spawn(Rounds::new(events, Ways::default(), 8).follow(given));
+        let (interval, timeout) = (Duration::from_millis(100), Duration::from_secs(3600));
+        let http = HttpCheck {
+            port: None,
+            tls: None,
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            host: None,
+            expect_status: StatusRanges(vec![(200, 399)]),
+            expect_body: None,
+        };
+        let check =
+            CheckConfig { kind: CheckKind::Http(http), interval, timeout, fast_interval: interval, ..fixture::check() };
+        orders.send(Order::Start(Box::new(spec(1, target, CheckConfig { fall: 3, ..check })))).unwrap();
+        let hanging = listener.accept().await.unwrap();
+        orders.send(Order::Suspect(BackendId(1))).unwrap();
+        let series =
+            [listener.accept().await.unwrap(), listener.accept().await.unwrap(), listener.accept().await.unwrap()];
+        drop((hanging, series));
+        for _ in 0..3 {
+            let event = tokio::time::timeout(Duration::from_secs(30), told.recv()).await.unwrap();
+            assert!(matches!(event, Some(Event::Checked { outcome: CheckOutcome::Hard(_), .. })), "{event:?}");
+        }
+    }
+
     /// One that waits for its next check; there may be 60,000.
     #[tokio::test]
     async fn a_check_that_waits_is_small() {
         let spec = spec(1, "127.0.0.1:1".parse().unwrap(), fixture::check());
         let (found, _told) = mpsc::channel(1);
         let pace = Pace::new(fastrand::Rng::new(), Instant::now());
-        let alarm = Arc::new(watch::Sender::new(None));
-        let size = size_of_val(&run(spec, Ways::default(), (pace, alarm), Arc::new(Semaphore::new(1)), found));
+        let news = News { alarm: Arc::new(watch::Sender::new(None)), suspected: Arc::new(Notify::new()) };
+        let size = size_of_val(&run(spec, Ways::default(), (pace, news), Arc::new(Semaphore::new(1)), found));
         assert!(size < 2048, "{size} bytes");
     }
 

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     future::{pending, ready},
+    marker::PhantomData,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -11,11 +12,12 @@ use std::{
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use balancer_common::map_types::NeighbourWanted;
-use balancer_core::io::Event;
+use balancer_common::map_types::{NeighbourWanted, Sign};
+use balancer_core::io::{BackendId, Event};
 use balancer_dataplane::{Devices, KernelDataplane, Layers};
 use balancer_fleet::member::Input;
 use balancer_model::config::StatisticsConfig;
+use bytemuck::AnyBitPattern;
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
@@ -63,7 +65,8 @@ pub(super) struct Running {
     pub(super) calls: mpsc::Receiver<Call>,
     pub(super) layers: watch::Receiver<Layers>,
     pub(super) devices: watch::Receiver<Devices>,
-    pub(super) wanted: NeighbourRing,
+    pub(super) wanted: Ring<NeighbourWanted>,
+    pub(super) suspects: Ring<Sign>,
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
     pub(super) watching: Attended<()>,
@@ -90,6 +93,7 @@ impl Running {
             layers,
             devices,
             wanted,
+            suspects,
             host,
             statistics,
             fleet,
@@ -155,6 +159,7 @@ impl Running {
                     }
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
+                signs = suspects.next() => signs.iter().for_each(|sign| owner.suspect(BackendId(sign.backend))),
                 // Ready for as long as something is left, and so the last.
                 () = until(rereads) => owner.reread(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
@@ -256,24 +261,28 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// The neighbours that the kernel program asks for.
-pub(super) struct NeighbourRing(AsyncFd<RingBuf<MapData>>);
+/// What the kernel program tells.
+pub(super) struct Ring<T> {
+    ring: AsyncFd<RingBuf<MapData>>,
+    tells: PhantomData<T>,
+}
 
-impl NeighbourRing {
+impl<T: AnyBitPattern> Ring<T> {
     pub(super) fn new(ring: RingBuf<MapData>) -> anyhow::Result<Self> {
         // SAFETY: the ring buffer owns its descriptor, which stays the same and open for as long as it lives.
-        Ok(Self(unsafe { AsyncFd::register(ring) }.context("watching the ring buffer")?))
+        let ring = unsafe { AsyncFd::register(ring) }.context("watching the ring buffer")?;
+        Ok(Self { ring, tells: PhantomData })
     }
 
-    async fn next(&mut self) -> Vec<NeighbourWanted> {
-        let Ok(mut ready) = self.0.readable_mut().await else { return pending().await };
+    async fn next(&mut self) -> Vec<T> {
+        let Ok(mut ready) = self.ring.readable_mut().await else { return pending().await };
         let ring = ready.get_inner_mut();
-        let mut wanted = Vec::new();
+        let mut told = Vec::new();
         while let Some(item) = ring.next() {
-            wanted.extend(bytemuck::try_pod_read_unaligned::<NeighbourWanted>(&item).ok());
+            told.extend(bytemuck::try_pod_read_unaligned::<T>(&item).ok());
         }
         ready.clear_ready();
-        wanted
+        told
     }
 }
 

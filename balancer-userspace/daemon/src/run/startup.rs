@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use super::{
     FIRST_NEXT_HOPS, Launch,
     preparation::{Loading, Prepared},
-    running::{Api, EVENTS, NeighbourRing, Running},
+    running::{Api, EVENTS, Ring, Running},
 };
 use crate::{
     api_server::ControlSocket,
@@ -138,13 +138,13 @@ impl Startup {
         let Prepared { beginning, neighbours, prober, mut events, found } = prepared;
         tell_of(&mut dataplane, &config, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
-        let neighbours_wanted = dataplane.take_neighbours_wanted()?;
+        let (neighbours_wanted, suspects) = (dataplane.take_neighbours_wanted()?, dataplane.take_suspects()?);
         let samples = dataplane.take_samples()?;
         if puzzles::wanted() {
             puzzles::read(&mut dataplane, &supervisor)?;
         }
         dataplane.sample_every(config.statistics.sample_interval);
-        let wanted = NeighbourRing::new(neighbours_wanted)?;
+        let (wanted, suspects) = (Ring::new(neighbours_wanted)?, Ring::new(suspects)?);
 
         let (calls_in, calls) = mpsc::channel(CALLS);
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
@@ -210,6 +210,7 @@ impl Startup {
             layers,
             devices,
             wanted,
+            suspects,
             history,
             reloads,
             watching,

@@ -8,6 +8,7 @@ use aya_log::Level;
 use balancer_common::{
     map_types::{
         Control, LAYOUT_VERSION, MAX_LISTENERS, MAX_RULES, RECENT_HOPS_OF_CPU, SAMPLE_INTERVAL, SLOTS_PER_LINE,
+        WATCH_NO_HANDSHAKE,
     },
     seen,
     service_table::TableView,
@@ -39,6 +40,7 @@ use crate::{
     replaced::Replaced,
     rules::RuleTable,
     seen::Seen,
+    signs::SignTable,
     stickiness::Stickiness,
     sweep::Scanner,
     tables::Tables,
@@ -135,6 +137,7 @@ impl KernelDataplane {
             handover_key,
             devices: DeviceTable::new(&mut ebpf)?,
             redirect_errors: RedirectErrors::new(&mut ebpf)?,
+            signs: SignTable::new(take(&mut ebpf, "SIGNS")?)?,
             kept,
             sharing: None,
             ebpf: Some(ebpf),
@@ -187,6 +190,7 @@ impl Numbers<'_> {
             .map_max_entries("SERVICES", 2 * capacity.services)
             .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
             .map_max_entries("BACKENDS", capacity.backends)
+            .map_max_entries("SIGNS", capacity.backends)
             .override_global("BACKEND_ROWS", &capacity.backends, true)
             .map_max_entries("BACKEND_STATS", blocks * capacity.backends)
             .map_max_entries("LISTENER_STATS", blocks * MAX_LISTENERS)
@@ -239,6 +243,7 @@ fn first_control(seen_salt: u64) -> Control {
         seen_salt,
         layout_version: LAYOUT_VERSION,
         sample_interval: SAMPLE_INTERVAL,
+        unsampled: WATCH_NO_HANDSHAKE,
         ..Control::zeroed()
     }
 }

@@ -32,7 +32,7 @@ const MAX_ARGUMENTS: usize = 64;
 const MAX_ARGUMENT: usize = 4096;
 
 /// Keys by the type of check they belong to.
-const TIMING: [&str; 5] = ["interval", "timeout", "fast_interval", "fall", "rise"];
+const TIMING: [&str; 6] = ["interval", "timeout", "fast_interval", "passive", "fall", "rise"];
 const VIA: [(&str, Via); 2] = [("backend", Via::Backend), ("service", Via::Service)];
 const HTTP: [&str; 6] = ["method", "path", "host", "expect_status", "expect_body", "expect_body_regex"];
 
@@ -70,6 +70,7 @@ pub(super) struct Keys {
     interval: Option<Duration>,
     timeout: Option<Duration>,
     fast_interval: Option<Duration>,
+    passive: Option<bool>,
     fall: Option<u32>,
     rise: Option<u32>,
     port: Option<u16>,
@@ -91,6 +92,7 @@ impl Keys {
             interval: None,
             timeout: None,
             fast_interval: None,
+            passive: None,
             fall: None,
             rise: None,
             port: None,
@@ -118,9 +120,9 @@ impl Keys {
         if kind == self.kind || kind.is_http() && self.kind.is_http() {
             return Self { kind, ..self.clone() };
         }
-        let Self { interval, timeout, fast_interval, fall, rise, .. } = *self;
+        let Self { interval, timeout, fast_interval, passive, fall, rise, .. } = *self;
         let via = self.via.filter(|_| kind.connects());
-        Self { via, interval, timeout, fast_interval, fall, rise, ..Self::of(kind) }
+        Self { via, interval, timeout, fast_interval, passive, fall, rise, ..Self::of(kind) }
     }
 
     /// Whether it goes to the backends' own addresses because nobody has said which way.
@@ -137,6 +139,7 @@ impl Keys {
             interval,
             timeout: self.timeout.unwrap_or(TIMEOUT.min(interval)),
             fast_interval: self.fast_interval.unwrap_or(fast),
+            passive: self.passive.unwrap_or_else(CheckConfig::passive_by_default),
             fall: self.fall.unwrap_or(FALL),
             rise: self.rise.unwrap_or(RISE),
             kind: match self.kind {
@@ -243,6 +246,7 @@ fn times(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>
     let fast_interval = section.text("fast_interval", findings, |text| time("fast_interval", text));
     let fall = section.integer("fall", findings, (1, MAX_COUNT));
     let rise = section.integer("rise", findings, (1, MAX_COUNT));
+    keys.passive = section.boolean("passive", findings).or(keys.passive);
     keys.fall = fall.map(|fall| fall.value).or(keys.fall);
     keys.rise = rise.map(|rise| rise.value).or(keys.rise);
     keys.interval = interval.map(|interval| interval.value).or(keys.interval);

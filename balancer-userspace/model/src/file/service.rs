@@ -35,6 +35,7 @@ const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
 const VIP_ON: &str = "true, false, or the name of an interface such as \"lo\"";
 const MIN_SLOW_START: Duration = Duration::from_secs(1);
+const MAX_WITHHOLD: Duration = Duration::from_secs(5);
 
 /// A service with the places its relations to other services are reported at.
 #[derive(Debug)]
@@ -100,6 +101,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .table("outage", "outage", "{ share = 0.5 }", findings)
         .map(|section| outage(section, findings))
         .unwrap_or_default();
+    let withhold = section.text("withhold", findings, withhold);
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let reject = section.boolean("reject", findings).unwrap_or(false);
     let assign_vip = match section.boolean_or("assign_vip", VIP_ON, findings, value::interface) {
@@ -107,6 +109,12 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         Some(Either::Boolean(true)) => AssignVip::First,
         Some(Either::Text(interface)) => AssignVip::On(interface),
     };
+    if let (Some(withhold), Some(forwarding)) = (&withhold, &forwarding)
+        && forwarding.value != Forwarding::Nat
+    {
+        let text = "withhold has an effect with forwarding = \"nat\" alone: in other modes resets do not pass through the balancer";
+        findings.warn(withhold.at, text.to_owned());
+    }
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -179,6 +187,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
         drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
         on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
+        withhold: withhold.map_or_else(ServiceConfig::withhold_by_default, |withhold| withhold.value),
         outage,
         start_down,
         reject,
@@ -254,6 +263,14 @@ fn slow_start(text: &str) -> Result<Duration, String> {
         return Err(format!("slow_start = {} is too short; give \"0s\", or \"1s\" and more", value::quoted(text)));
     }
     Ok(slow_start)
+}
+
+fn withhold(text: &str) -> Result<Duration, String> {
+    let withhold = value::duration(text)?;
+    if withhold > MAX_WITHHOLD {
+        return Err(format!("withhold = {} is too long; give \"0s\" to \"5s\"", value::quoted(text)));
+    }
+    Ok(withhold)
 }
 
 fn drain_timeout(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Duration> {

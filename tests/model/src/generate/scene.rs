@@ -118,6 +118,7 @@ impl Scene {
                 keeps_known: true,
                 cause: MoveCause::Down,
                 tunnel_source,
+                passive: None,
                 takes_pinned: false,
             };
             self.backends.push(self.change_of(rng, &spec));

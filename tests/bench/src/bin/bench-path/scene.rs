@@ -23,6 +23,7 @@ use balancer_model::{
     listeners::{Family, Listener},
 };
 use balancer_testkit::{prog_run, sweep::sweep};
+use serde_json::json;
 
 use crate::{
     feeder::feeder,
@@ -249,17 +250,20 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
             source: None,
             gateway: None,
         };
-        dataplane.write_backend(&BackendSpec {
-            id: backend,
-            forwarding: service.forwarding,
-            address,
-            next_hop: Some(next_hop),
-            service: id,
-            keeps_known: true,
-            cause: MoveCause::Down,
-            takes_pinned: true,
-            tunnel_source: Some(tunnel_source(v6)),
-        })?;
+        // By the names of the fields, so that earlier programs, which lack some, can be measured as well.
+        let spec: BackendSpec = serde_json::from_value(json!({
+            "id": backend,
+            "forwarding": service.forwarding,
+            "address": address,
+            "next_hop": next_hop,
+            "service": id,
+            "keeps_known": true,
+            "cause": MoveCause::Down,
+            "takes_pinned": true,
+            "tunnel_source": tunnel_source(v6),
+            "passive": { "withhold": { "secs": 1, "nanos": 0 } },
+        }))?;
+        dataplane.write_backend(&spec)?;
         addresses.push((backend, address));
     }
     dataplane.swap_table(id, table(index, service, 0)?, None)?;

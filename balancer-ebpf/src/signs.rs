@@ -1,0 +1,172 @@
+//! Signs that a backend may have failed: see [`balancer_common::signs`]. The controller checks it at once.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::map,
+    maps::{Array, RingBuf},
+};
+use balancer_common::{
+    map_types::{Control, SIGN_PERIOD, Sign, Signs},
+    signs::{HANDSHAKES as PLACES, Handshake, Handshaker},
+    verdict::Signal,
+};
+
+use crate::{
+    parse::{Ip, Ports},
+    stats::add_one,
+};
+
+/// By backend. The controller sets the real number of rows when it loads the program.
+#[map]
+static SIGNS: Array<Signs> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static HANDSHAKES: Array<u64> = Array::with_max_entries(PLACES, 0);
+
+/// To the controller. If it is full, the next packet tells again.
+#[map]
+static SUSPECTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+/// Whether the handshakes of a segment's client are watched. Where packets are many, those of few clients are.
+#[inline(always)]
+pub(crate) fn watches(control: &'static Control, ports: Ports) -> bool {
+    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    let unsampled = unsafe { (&raw const control.unsampled).read_volatile() };
+    u32::from(ports.source()) & unsampled == 0
+}
+
+/// Takes note of a packet to `backend` of a client whose handshakes are watched.
+#[inline(always)]
+pub(crate) fn watch(ip: &Ip<'_>, ports: Ports, backend: u16) {
+    if !ports.is_segment() {
+        return;
+    }
+    let client = Handshaker::new(&ip.source, ports.source());
+    balancer_watch(client.word(), u64::from(backend) | u64::from(ports.opens()) << 16);
+}
+
+/// A global function: the verifier looks at it once, and the paths that lead here are as short as they were.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_watch(client: u64, what: u64) -> u64 {
+    let client = Handshaker::of_word(client);
+    let Some(place) = HANDSHAKES.get_ptr_mut(client.place()) else { return 0 };
+    // SAFETY: a map value, which other CPUs replace in one piece.
+    let handshake = Handshake(unsafe { place.read_volatile() });
+    let is_there = handshake.is_of(client);
+    let opens = what >> 16 != 0;
+    if !opens && !is_there {
+        return 0;
+    }
+    let now = now();
+    let new = if opens { Handshake::new(client, what as u16, now) } else { Handshake::NONE };
+    if !opens {
+        // SAFETY: as above.
+        unsafe { place.write_volatile(new.0) };
+        answered(handshake.backend(), handshake.age(now));
+        return 0;
+    }
+    let same = is_there && handshake.backend() == new.backend();
+    let again = same && handshake.comes_again(now);
+    if !same {
+        // SAFETY: as above.
+        unsafe { place.write_volatile(new.0) };
+    }
+    begun(new.backend(), now, again);
+    0
+}
+
+#[inline(always)]
+fn begun(backend: u16, now: u64, again: bool) {
+    let Some(signs) = SIGNS.get_ptr_mut(backend.into()) else { return };
+    // SAFETY: a map value; other CPUs write the same words, and what one overwrites is said again.
+    let (waiting, is_sign) = unsafe { signs.read_volatile() }.waiting().begin(now, again);
+    // SAFETY: as above.
+    unsafe {
+        (&raw mut (*signs).waiting_since).write_volatile(waiting.since);
+        (&raw mut (*signs).begun).write_volatile(waiting.begun);
+    }
+    if is_sign {
+        tell(signs, backend, Signal::Unanswered, now);
+    }
+}
+
+#[inline(always)]
+fn answered(backend: u16, took: u16) {
+    let Some(signs) = SIGNS.get_ptr_mut(backend.into()) else { return };
+    // SAFETY: as in `begun`.
+    let waiting = unsafe { signs.read_volatile() }.waiting().end(took);
+    // SAFETY: as in `begun`.
+    unsafe {
+        (&raw mut (*signs).waiting_since).write_volatile(waiting.since);
+        (&raw mut (*signs).begun).write_volatile(waiting.begun);
+        (&raw mut (*signs).usual).write_volatile(waiting.usual);
+    }
+}
+
+/// A `nat` backend refuses a connection with a reset. Whether that is withheld from the client.
+#[inline(always)]
+pub(crate) fn withholds(backend: u16) -> bool {
+    balancer_refused(backend.into()) != 0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_refused(backend: u64) -> u64 {
+    let backend = backend as u16;
+    let Some(signs) = SIGNS.get_ptr_mut(backend.into()) else { return 0 };
+    let now = now();
+    // SAFETY: as in `begun`.
+    let row = unsafe { signs.read_volatile() };
+    let (refusals, withheld) = row.refusals().refuse(now, row.withhold);
+    // SAFETY: as in `begun`; the counter is added to in one instruction.
+    unsafe {
+        (&raw mut (*signs).refused_since).write_volatile(refusals.since);
+        (&raw mut (*signs).passed).write_volatile(refusals.passed);
+        if withheld {
+            add_one(&raw mut (*signs).withheld);
+        }
+    }
+    tell(signs, backend, Signal::Refused, now);
+    withheld.into()
+}
+
+/// An ICMP error says that nothing can be delivered to the backend.
+#[inline(always)]
+pub(crate) fn unreachable(backend: u16) {
+    balancer_unreachable(backend.into());
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_unreachable(backend: u64) -> u64 {
+    let backend = backend as u16;
+    if let Some(signs) = SIGNS.get_ptr_mut(backend.into()) {
+        tell(signs, backend, Signal::Unreachable, now());
+    }
+    0
+}
+
+/// Tells the controller, once in a period for each backend.
+#[inline(always)]
+fn tell(signs: *mut Signs, backend: u16, signal: Signal, now: u64) {
+    // SAFETY: as in `begun`.
+    let (tells, told) =
+        unsafe { ((&raw const (*signs).tells).read_volatile(), (&raw const (*signs).told).read_volatile()) };
+    if tells == 0 || now.wrapping_sub(told) < SIGN_PERIOD {
+        return;
+    }
+    // SAFETY: as in `begun`.
+    unsafe { (&raw mut (*signs).told).write_volatile(now) };
+    if let Some(mut entry) = SUSPECTS.reserve::<Sign>(0) {
+        entry.write(Sign { backend, signal: signal as u16 });
+        entry.submit(0);
+    }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a plain helper call.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}

@@ -1,0 +1,209 @@
+//! What packets say of backends that may have failed: the controller is told, and resets that refuse connections are withheld.
+
+use std::{thread::sleep, time::Duration};
+
+use balancer_common::{
+    map_types::Forwarding,
+    verdict::{DropReason, Signal},
+};
+use balancer_core::io::{BackendId, Passive};
+use balancer_model::config::Protocol;
+use balancer_testkit::{
+    frame::{ACK, Frame, SYN},
+    rig::{Rig, Service, Suspects, Target, backend_id},
+};
+
+const XDP_DROP: u32 = 1;
+const XDP_TX: u32 = 3;
+const RST: u8 = 4;
+/// More than the clock that the program reads may be behind.
+const CLOCK: Duration = Duration::from_millis(20);
+
+/// Of a family: the service, its backend, a client without its port.
+const NAT: [(&str, &str, &str); 2] =
+    [("198.51.100.10:80", "10.0.0.11:80", "203.0.113.7"), ("[2001:db8::10]:80", "[fd00::11]:80", "[2001:db8:c::7]")];
+const DSR: (&str, &str, &str) = ("198.51.100.20:80", "10.0.0.21:80", "203.0.113.7");
+
+fn services() -> Vec<Service> {
+    let of = |(address, at, _), forwarding| Service {
+        address,
+        protocol: Protocol::Tcp,
+        forwarding,
+        target: Target::SameInterface(at),
+    };
+    vec![of(NAT[0], Forwarding::Nat), of(NAT[1], Forwarding::Nat), of(DSR, Forwarding::Dsr)]
+}
+
+/// In a namespace of its own, with resets withheld for so long.
+fn with_rig(withhold: Option<Duration>, test: impl FnOnce(Rig, Suspects) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let mut rig = Rig::new(&services()).expect("a rig");
+        let suspects = rig.suspects().expect("a ring");
+        for (address, at, _) in NAT.into_iter().chain([DSR]) {
+            rig.suspect(address, at, withhold.map(|withhold| Passive { withhold })).expect("a backend");
+        }
+        test(rig, suspects);
+    });
+    thread.join().expect("the thread panicked");
+}
+
+/// A segment of the backend to the client at `port`, with this sequence number.
+fn answer((_, at, client): (&str, &str, &str), port: u16, flags: u8, sequence: u32) -> Vec<u8> {
+    let frame = Frame::tcp(at, &format!("{client}:{port}"), flags);
+    let header = if frame.source.is_ipv4() { 34 } else { 54 };
+    let mut bytes = frame.bytes();
+    bytes[header + 4..header + 8].copy_from_slice(&sequence.to_be_bytes());
+    bytes
+}
+
+fn syn((vip, _, client): (&str, &str, &str), port: u16) -> Vec<u8> {
+    Frame::tcp(&format!("{client}:{port}"), vip, SYN).bytes()
+}
+
+fn action(rig: &Rig, frame: &[u8]) -> u32 {
+    rig.run(frame).expect("a run").action
+}
+
+fn signs(index: usize, signal: Signal) -> Vec<(BackendId, u16)> {
+    vec![(backend_id(index), signal as u16)]
+}
+
+#[test]
+fn when_a_backend_refuses_a_connection_then_the_reset_is_withheld_and_the_controller_told_once() {
+    with_rig(Some(Duration::from_secs(5)), |rig, mut suspects| {
+        for (index, case) in NAT.into_iter().enumerate() {
+            for port in 40_000..40_100 {
+                assert_eq!(action(&rig, &answer(case, port, RST | ACK, 0)), XDP_DROP, "{case:?}");
+            }
+            assert_eq!(suspects.told(), signs(index, Signal::Refused));
+            assert_eq!(rig.withheld(index), 100);
+            assert_eq!(rig.drops(DropReason::Withheld).expect("counters"), 100 * (index as u64 + 1));
+        }
+    });
+}
+
+#[test]
+fn when_a_reset_ends_a_connection_then_it_reaches_the_client() {
+    with_rig(Some(Duration::from_secs(5)), |rig, mut suspects| {
+        for case in NAT {
+            for (flags, sequence) in [(RST, 7), (RST, 0), (RST | ACK, 7), (ACK, 0), (SYN | ACK, 0)] {
+                assert_eq!(
+                    action(&rig, &answer(case, 40_000, flags, sequence)),
+                    XDP_TX,
+                    "{case:?}: {flags}, {sequence}"
+                );
+            }
+        }
+        assert_eq!(suspects.told(), []);
+    });
+}
+
+#[test]
+fn when_the_backend_works_then_the_next_reset_reaches_the_client() {
+    with_rig(Some(Duration::from_secs(5)), |rig, _| {
+        for (index, case) in NAT.into_iter().enumerate() {
+            let refused = |port| action(&rig, &answer(case, port, RST | ACK, 0));
+            assert_eq!(refused(40_000), XDP_DROP);
+            rig.works(index);
+            assert_eq!([refused(40_001), refused(40_002)], [XDP_TX; 2], "{case:?}");
+            assert_eq!(rig.withheld(index), 1);
+        }
+    });
+}
+
+#[test]
+fn when_the_time_is_over_then_resets_reach_the_client() {
+    with_rig(Some(Duration::from_millis(200)), |rig, _| {
+        let refused = || action(&rig, &answer(NAT[0], 40_000, RST | ACK, 0));
+        assert_eq!(refused(), XDP_DROP);
+        sleep(Duration::from_millis(200) + CLOCK);
+        assert_eq!([refused(), refused()], [XDP_TX; 2]);
+    });
+}
+
+#[test]
+fn when_it_is_switched_off_then_nothing_is_withheld_and_nobody_told() {
+    with_rig(None, |rig, mut suspects| {
+        for case in NAT {
+            assert_eq!(action(&rig, &answer(case, 40_000, RST | ACK, 0)), XDP_TX, "{case:?}");
+        }
+        for port in 40_000..40_010 {
+            assert_eq!(action(&rig, &syn(DSR, port)), XDP_TX);
+        }
+        sleep(Duration::from_millis(200) + CLOCK);
+        assert_eq!(action(&rig, &syn(DSR, 50_000)), XDP_TX);
+        assert_eq!(suspects.told(), []);
+    });
+    with_rig(Some(Duration::ZERO), |rig, mut suspects| {
+        assert_eq!(action(&rig, &answer(NAT[0], 40_000, RST | ACK, 0)), XDP_TX);
+        assert_eq!(suspects.told(), signs(0, Signal::Refused), "it is checked all the same");
+    });
+}
+
+#[test]
+fn when_nobody_goes_on_with_its_handshake_then_the_controller_is_told() {
+    with_rig(Some(Duration::ZERO), |rig, mut suspects| {
+        for (index, case) in NAT.into_iter().chain([DSR]).enumerate() {
+            for port in 40_000..40_003 {
+                assert_eq!(action(&rig, &syn(case, port)), XDP_TX);
+            }
+            assert_eq!(suspects.told(), [], "they may be about to be answered");
+            sleep(Duration::from_millis(200) + CLOCK);
+            action(&rig, &syn(case, 40_003));
+            assert_eq!(suspects.told(), signs(index, Signal::Unanswered), "{case:?}");
+            action(&rig, &syn(case, 40_004));
+            assert_eq!(suspects.told(), [], "once in a second");
+        }
+    });
+}
+
+#[test]
+fn when_clients_go_on_with_their_handshakes_then_the_backend_is_left_alone() {
+    with_rig(Some(Duration::ZERO), |rig, mut suspects| {
+        for case in NAT.into_iter().chain([DSR]) {
+            for round in 0..4 {
+                for port in 40_000..40_010 {
+                    action(&rig, &syn(case, port));
+                }
+                // One is enough: it answers.
+                let (vip, _, client) = case;
+                action(&rig, &Frame::tcp(&format!("{client}:{}", 40_000 + round), vip, ACK).bytes());
+                sleep(Duration::from_millis(100));
+            }
+        }
+        assert_eq!(suspects.told(), []);
+    });
+}
+
+#[test]
+fn when_the_only_client_sends_its_syn_again_then_the_controller_is_told() {
+    with_rig(Some(Duration::ZERO), |rig, mut suspects| {
+        action(&rig, &syn(DSR, 40_000));
+        action(&rig, &syn(DSR, 40_000));
+        sleep(Duration::from_millis(950));
+        assert_eq!(suspects.told(), []);
+        action(&rig, &syn(DSR, 40_000));
+        assert_eq!(suspects.told(), signs(2, Signal::Unanswered));
+    });
+}
+
+#[test]
+fn when_an_error_says_that_a_backend_cannot_be_reached_then_the_controller_is_told() {
+    with_rig(Some(Duration::ZERO), |rig, mut suspects| {
+        for (index, (_, at, client)) in NAT.into_iter().enumerate() {
+            let client = format!("{client}:40000");
+            let error = |message, code| {
+                let mut quoted = Frame::tcp(&client, at, SYN).packet();
+                quoted.truncate(48);
+                let source = at.replace(":80", ":0");
+                let destination = client.replace(":40000", ":0");
+                Frame { payload: quoted, ..Frame::icmp(&source, &destination, message, code, [0; 4]) }.bytes()
+            };
+            let (too_big, unreachable) = if index == 0 { ((3, 4), (3, 3)) } else { ((2, 0), (1, 4)) };
+            assert_eq!(action(&rig, &error(too_big.0, too_big.1)), XDP_TX);
+            assert_eq!(suspects.told(), []);
+            assert_eq!(action(&rig, &error(unreachable.0, unreachable.1)), XDP_TX);
+            assert_eq!(suspects.told(), signs(index, Signal::Unreachable));
+        }
+    });
+}
