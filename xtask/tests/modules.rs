@@ -24,6 +24,7 @@ const CRATES: [&str; 18] = [
     "balancer-userspace/demo",
     "balancer-userspace/engine",
     "balancer-userspace/fleet",
+    "balancer-userspace/import",
     "balancer-userspace/lab",
     "balancer-userspace/model",
     "balancer-userspace/simulate",

@@ -1,0 +1,7 @@
+//! HAProxy: `listen`, `frontend` and `backend`.
+
+mod convert;
+mod parse;
+mod server;
+
+pub(crate) use convert::convert;
