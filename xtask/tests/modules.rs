@@ -13,7 +13,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-const CRATES: [&str; 18] = [
+const CRATES: [&str; 19] = [
     "balancer-ebpf",
     "balancer-common",
     "balancer-userspace",

@@ -1,167 +1,284 @@
 //! The rules that `ipvsadm -Sn` prints.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
-    address::{numeric, shown},
-    service::{Backend, Conversion, Forwarding, Listener, NotUnderstood, Place, Service},
+    address::{as_name, mask, numeric, shown, unspecified},
+    error::NotUnderstood,
+    notes::Conversion,
+    place::{Place, named},
+    service::{Backend, Check, Forwarding, Listener, Service},
 };
 
-pub(crate) fn convert(files: &[(String, String)]) -> Result<Conversion, NotUnderstood> {
-    let mut conversion = Conversion::default();
-    let mut services: BTreeMap<String, Service> = BTreeMap::new();
+const ADDED: &str = "IPVS checks nothing, so this check is an addition; type = \"none\" switches it off";
+
+/// Services by what their rules name, in the order of the file.
+#[derive(Default)]
+struct Services {
+    places: BTreeMap<String, usize>,
+    services: Vec<Service>,
+}
+
+pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -> Result<(), NotUnderstood> {
+    let mut services = Services::default();
     for (name, text) in files {
-        let file: Option<Rc<str>> = (files.len() > 1).then(|| Rc::from(name.as_str()));
+        let file = named(files, name);
         for (number, line) in text.lines().enumerate() {
             let place = Place { line: number + 1, file: file.clone() };
             let words: Vec<&str> = line.split_whitespace().collect();
-            match words.first() {
-                None => {}
-                Some(word) if word.starts_with('#') => {}
-                Some(&("-A" | "--add-service")) => {
-                    if let Some((key, service)) = service(&mut conversion, &place, &words) {
-                        services.insert(key, service);
-                    }
-                }
-                Some(&("-a" | "--add-server")) => server(&mut conversion, &place, &words, &mut services),
-                Some(word) => {
-                    return Err(NotUnderstood::at(
-                        &place,
-                        format!("`{word}` is not known; `ipvsadm -Sn` prints -A and -a"),
-                    ));
+            match words.as_slice() {
+                [] => {}
+                [word, ..] if word.starts_with('#') => {}
+                ["-A" | "--add-service", rest @ ..] => add_service(conversion, &place, rest, &mut services),
+                ["-a" | "--add-server", rest @ ..] => add_server(conversion, &place, rest, &mut services),
+                [word, ..] => {
+                    let what = format!("`{word}` begins no rule; `ipvsadm -Sn` prints lines with -A and -a");
+                    return Err(NotUnderstood::at(&place, what));
                 }
             }
         }
     }
-    let mut services: Vec<_> = services.into_values().collect();
-    services.sort_by_key(|service| (service.place.file.clone(), service.place.line));
-    services.into_iter().for_each(|service| conversion.add(service));
-    Ok(conversion)
+    for mut service in services.services {
+        give_port(&mut service);
+        conversion.add(service);
+    }
+    Ok(())
 }
 
-/// The words of the service itself: `-t ADDRESS:PORT`, `-u ADDRESS:PORT` or `-f MARK`.
-fn which<'a>(words: &[&'a str]) -> Option<(&'a str, &'a str)> {
-    words.windows(2).find_map(|pair| match pair {
-        [
-            kind @ ("-t" | "-u" | "-f" | "--tcp-service" | "--udp-service" | "--fwmark-service" | "--sctp-service"),
-            value,
-        ] => Some((*kind, *value)),
-        _ => None,
+/// What selects the packets of a service.
+#[derive(Clone, Copy)]
+enum Selector<'a> {
+    Address { text: &'a str, udp: bool },
+    Sctp,
+    Mark(&'a str),
+}
+
+impl Selector<'_> {
+    /// The same for the rule of the service and those of its servers.
+    fn key(self) -> String {
+        match self {
+            Self::Address { text, udp } => format!("{} {text}", if udp { "-u" } else { "-t" }),
+            Self::Sctp => "--sctp-service".to_owned(),
+            Self::Mark(mark) => format!("-f {mark}"),
+        }
+    }
+}
+
+/// Takes what selects the service from options.
+fn selector<'a>(option: &str, rest: &mut impl Iterator<Item = &'a &'a str>) -> Option<Selector<'a>> {
+    let mut value = || rest.next().copied().unwrap_or_default();
+    Some(match option {
+        "-t" | "--tcp-service" => Selector::Address { text: value(), udp: false },
+        "-u" | "--udp-service" => Selector::Address { text: value(), udp: true },
+        "-f" | "--fwmark-service" => Selector::Mark(value()),
+        "--sctp-service" => {
+            value();
+            Selector::Sctp
+        }
+        _ => return None,
     })
 }
 
-fn service(conversion: &mut Conversion, place: &Place, words: &[&str]) -> Option<(String, Service)> {
-    let text = words.join(" ");
-    let (kind, value) = which(words)?;
-    if kind.starts_with("-f") || kind.starts_with("--f") {
-        conversion.needs_you(
-            place,
-            text,
-            "marks of the firewall are not read; write what the mark selects as `listen`",
-        );
-        return None;
-    }
-    let Some((address, Some(port))) = numeric(value).filter(|_| kind != "--sctp-service") else {
-        conversion.needs_you(place, text, "this is no numeric address and port of TCP or UDP; print the rules with -n");
-        return None;
-    };
-    let udp = kind.contains('u');
-    let mut service = Service {
-        place: place.clone(),
-        name: format!("{}-{}{port}", address.to_string().replace(':', "-"), if udp { "udp-" } else { "" }),
-        listeners: vec![Listener { address, first: port, last: port, udp }],
-        forwarding: Forwarding::Nat,
-        remember: None,
-        prefix: None,
-        check: None,
-        backends: Vec::new(),
-    };
-    let mut rest = words.iter().skip(1);
+fn add_service(conversion: &mut Conversion, place: &Place, words: &[&str], services: &mut Services) {
+    conversion.has_candidates = true;
+    let mut service = Service::new(place, "");
+    let (mut found, mut is_v4) = (None, true);
+    let mut rest = words.iter();
     while let Some(word) = rest.next() {
+        if let Some(selector) = selector(word, &mut rest) {
+            found = Some(selector);
+            continue;
+        }
         match *word {
-            "-t" | "-u" | "--tcp-service" | "--udp-service" => drop(rest.next()),
-            "-s" | "--scheduler" => {
-                let scheduler = rest.next().copied().unwrap_or_default();
-                if !["sh", "mh"].contains(&scheduler) {
-                    conversion.needs_you(place, format!("-s {scheduler}"), "clients are assigned by a hash of their address, and remembered; look at `balancer stats`, and give weights");
-                }
-            }
+            "-6" | "--ipv6" => is_v4 = false,
+            "-s" | "--scheduler" => scheduler(conversion, place, rest.next().copied().unwrap_or_default()),
             "-p" | "--persistent" => {
-                service.remember = rest.next().and_then(|seconds| seconds.parse().ok()).or(Some(300))
+                let seconds = rest.clone().next().and_then(|seconds| seconds.parse().ok());
+                if seconds.is_some() {
+                    rest.next();
+                }
+                service.remember = seconds.or(Some(300));
             }
-            "-M" | "--netmask" => match rest.next().and_then(|mask| prefix(mask)) {
+            "-M" | "--netmask" => match rest.next().and_then(|text| mask(text)) {
                 Some(prefix) => service.prefix = Some(prefix),
                 None => conversion.needs_you(place, "-M", "this is no prefix; write `client_prefix`"),
             },
-            word => conversion.needs_you(place, word, "it has no counterpart; look whether it matters"),
+            "-b" | "--sched-flags" => {
+                let flags = rest.next().copied().unwrap_or_default();
+                conversion.not_needed(place, format!("-b {flags}"), FLAGS);
+            }
+            "-o" | "--ops" => conversion.not_needed(place, *word, "each datagram is steered by itself; nothing to do"),
+            "--pe" => {
+                let engine = rest.next().copied().unwrap_or_default();
+                conversion.needs_you(place, format!("--pe {engine}"), PERSISTENCE_ENGINE);
+            }
+            word => conversion.needs_you(place, word, "this option is not known; look whether it matters"),
         }
     }
-    Some((format!("{udp}{value}"), service))
-}
-
-/// The lengths that a mask in dotted notation, or a length for IPv6, gives.
-fn prefix(mask: &str) -> Option<(u8, u8)> {
-    if let Ok(length) = mask.parse::<u8>() {
-        return (1..=128).contains(&length).then_some((32, length));
+    let text = || format!("-A {}", words.join(" "));
+    let Some(selector) = found else {
+        return conversion.needs_you(place, text(), "it names no service; write -t, -u or -f");
+    };
+    match selector {
+        Selector::Sctp => return conversion.needs_you(place, text(), SCTP),
+        Selector::Mark(mark) => {
+            conversion.needs_you(place, format!("-f {mark}"), MARK);
+            service.name = format!("mark-{mark}");
+            service.listeners = vec![Listener { address: unspecified(is_v4), first: 0, last: 0, udp: false }];
+        }
+        Selector::Address { text: value, udp } => {
+            let Some((address, Some(port))) = numeric(value) else {
+                return conversion.needs_you(
+                    place,
+                    text(),
+                    "this is no numeric address and port; print the rules with -n",
+                );
+            };
+            service.name = service_name(address, port, udp);
+            service.listeners = vec![Listener { address, first: port, last: port, udp }];
+        }
     }
-    let bits = u32::from(mask.parse::<std::net::Ipv4Addr>().ok()?);
-    let ones = bits.leading_ones();
-    (ones > 0 && ones == bits.count_ones()).then_some((u8::try_from(ones).ok()?, 64))
+    services.places.insert(selector.key(), services.services.len());
+    services.services.push(service);
 }
 
-fn server(conversion: &mut Conversion, place: &Place, words: &[&str], services: &mut BTreeMap<String, Service>) {
-    let text = words.join(" ");
-    let found = which(words).and_then(|(kind, value)| services.get_mut(&format!("{}{value}", kind.contains('u'))));
-    let after = |names: [&str; 2]| {
-        words
-            .windows(2)
-            .find_map(|pair| pair.first().is_some_and(|one| names.contains(one)).then(|| pair.get(1).copied())?)
+pub(crate) const FLAGS: &str =
+    "clients are hashed by their address alone, and go to another backend where one fails; nothing to do";
+pub(crate) const PERSISTENCE_ENGINE: &str =
+    "clients are remembered by their address alone; keep IPVS where what is in the packets decides";
+pub(crate) const SCTP: &str = "TCP and UDP are steered; keep IPVS for SCTP";
+pub(crate) const MARK: &str =
+    "marks of the firewall are not read; write what its rule selects as `listen` of the service below";
+pub(crate) const LIMIT: &str = "connections are not counted; set the limit in the server itself";
+
+/// A name for a service, from its address.
+pub(crate) fn service_name(address: IpAddr, port: u16, udp: bool) -> String {
+    format!("{}-{}{port}", as_name(&address.to_string()), if udp { "udp-" } else { "" })
+}
+
+/// Says what becomes of a scheduler.
+pub(crate) fn scheduler(conversion: &mut Conversion, place: &Place, scheduler: &str) {
+    let why = match scheduler {
+        "sh" | "mh" => return,
+        "rr" | "wrr" => "clients are spread evenly by a hash of their address, by the servers' weights; nothing to do",
+        _ => {
+            return conversion.needs_you(
+                place,
+                format!("scheduler {scheduler}"),
+                "clients are assigned by a hash of their address, and remembered; look at `balancer stats`, and give weights",
+            );
+        }
     };
-    let Some(service) = found else {
-        conversion.needs_you(place, text, "its service could not be converted, or is not there; see the line with -A");
-        return;
+    conversion.not_needed(place, format!("scheduler {scheduler}"), why);
+}
+
+/// What is known of a server.
+#[derive(Default)]
+struct Server<'a> {
+    service: Option<Selector<'a>>,
+    address: &'a str,
+    forwarding: Option<Forwarding>,
+    tunnel: &'a str,
+    weight: Option<u32>,
+}
+
+fn add_server(conversion: &mut Conversion, place: &Place, words: &[&str], services: &mut Services) {
+    let server = server(conversion, place, words);
+    let text = format!("-a {}", words.join(" "));
+    let at = server.service.and_then(|selector| services.places.get(&selector.key()));
+    let Some(service) = at.and_then(|&at| services.services.get_mut(at)) else {
+        return conversion.needs_you(
+            place,
+            text,
+            "its service could not be converted, or is not there; see the line with -A",
+        );
     };
-    let Some((address, port)) = after(["-r", "--real-server"]).and_then(numeric) else {
-        conversion.needs_you(place, text, "this is no numeric address; print the rules with -n");
-        return;
+    let Some((address, port)) = numeric(server.address) else {
+        return conversion.needs_you(place, text, "this is no numeric address; print the rules with -n");
     };
-    let has = |names: [&str; 2]| words.iter().any(|word| names.contains(word));
-    let forwarding = if has(["-m", "--masquerading"]) {
-        Forwarding::Nat
-    } else if !has(["-i", "--ipip"]) {
-        Forwarding::Dsr
-    } else if after(["--tun-type", "--tun-type"]) == Some("gue") {
-        Forwarding::Gue
-    } else {
-        Forwarding::Ipip
+    let forwarding = match (server.forwarding, server.tunnel) {
+        (Some(Forwarding::Ipip), "" | "ipip") => Forwarding::Ipip,
+        (Some(Forwarding::Ipip), "gue") => Forwarding::Gue,
+        (Some(Forwarding::Ipip), _) => {
+            return conversion.needs_you(place, text, "tunnels are ipip or gue; let the server take one of them");
+        }
+        (forwarding, _) => forwarding.unwrap_or(Forwarding::Dsr),
     };
     if service.backends.is_empty() {
         service.forwarding = forwarding;
     } else if service.forwarding != forwarding {
-        conversion.needs_you(
+        return conversion.needs_you(
             place,
             text,
             "all backends of a service are reached in the same way; make a service for it",
         );
-        return;
     }
-    let weight: Option<u32> = after(["-w", "--weight"]).and_then(|weight| weight.parse().ok());
+    let udp = service.listeners.iter().any(|listener| listener.udp || listener.first == 0);
+    service.about_check = (!udp).then_some(ADDED);
     service.backends.push(Backend {
         place: place.clone(),
-        name: shown(address, port).replace(['[', ']'], "").replace(':', "-"),
+        name: as_name(&shown(address, port)),
         address,
         port,
-        weight,
+        weight: server.weight,
         backup: false,
         disabled: false,
-        checked: false,
+        check: (!udp).then(Check::default),
     });
-    for (name, why) in [
-        ("-x", "connections are not counted; set the limit in the server itself"),
-        ("-y", "connections are not counted; set the limit in the server itself"),
-    ] {
-        if let Some(value) = after([name, name]).filter(|value| *value != "0") {
-            conversion.needs_you(place, format!("{name} {value}"), why);
-        }
+}
+
+/// A service by a mark has the port that its servers have.
+pub(crate) fn give_port(service: &mut Service) {
+    let Some(port) = service.backends.first().and_then(|backend| backend.port) else { return };
+    let is_common = service.backends.iter().all(|backend| backend.port == Some(port));
+    for listener in service.listeners.iter_mut().filter(|listener| listener.address.is_unspecified()) {
+        (listener.first, listener.last) = if is_common { (port, port) } else { (0, 0) };
     }
 }
+
+fn server<'a>(conversion: &mut Conversion, place: &Place, words: &'a [&'a str]) -> Server<'a> {
+    let mut server = Server::default();
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        if let Some(selector) = selector(word, &mut rest) {
+            server.service = Some(selector);
+            continue;
+        }
+        let mut value = || rest.next().copied().unwrap_or_default();
+        match *word {
+            "-6" | "--ipv6" => {}
+            "-r" | "--real-server" => server.address = value(),
+            "-m" | "--masquerading" => server.forwarding = Some(Forwarding::Nat),
+            "-g" | "--gatewaying" => server.forwarding = Some(Forwarding::Dsr),
+            "-i" | "--ipip" => server.forwarding = Some(Forwarding::Ipip),
+            "--tun-type" => server.tunnel = value(),
+            "--tun-port" => {
+                let port = value();
+                if port != "6080" {
+                    conversion.needs_you(place, format!("--tun-port {port}"), GUE_PORT);
+                }
+            }
+            "--tun-nocsum" => {}
+            "--tun-csum" | "--tun-remcsum" => {
+                conversion.not_needed(place, *word, "the outer header is the balancer's own; nothing to do");
+            }
+            "-w" | "--weight" => {
+                let weight = value();
+                server.weight = weight.parse().ok();
+                if server.weight.is_none() {
+                    conversion.needs_you(place, format!("-w {weight}"), "this is no weight; write a number");
+                }
+            }
+            "-x" | "--u-threshold" | "-y" | "--l-threshold" => {
+                let limit = value();
+                if limit != "0" {
+                    conversion.needs_you(place, format!("{word} {limit}"), LIMIT);
+                }
+            }
+            word => conversion.needs_you(place, word, "this option is not known; look whether it matters"),
+        }
+    }
+    server
+}
+
+pub(crate) const GUE_PORT: &str = "gue goes to port 6080; let the servers listen there";

@@ -1,62 +1,29 @@
-//! Converts configurations of nginx, HAProxy and `ipvsadm` to the balancer's: text in, text out.
+//! Converts configurations of nginx, HAProxy, keepalived and `ipvsadm` to the balancer's: text in, text out.
 
 mod address;
+mod dialect;
+mod error;
 mod haproxy;
 mod ipvsadm;
+mod keepalived;
 mod nginx;
+mod notes;
+mod place;
 mod service;
+mod tree;
 mod valid;
 mod writer;
 
-use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
 
-pub use service::{Conversion, NotUnderstood};
+pub use dialect::Dialect;
+pub use error::NotUnderstood;
+pub use notes::Conversion;
 
-/// The program that a configuration belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// `nginx.conf`, or the output of `nginx -T`.
-    Nginx,
-    /// `haproxy.cfg` and files in its style.
-    Haproxy,
-    /// The output of `ipvsadm -Sn`.
-    Ipvsadm,
-}
+/// Reads the files that an `include` names: from the name of a file and a pattern, names and texts.
+pub type Include<'a> = &'a mut dyn FnMut(&str, &str) -> Result<Vec<(String, String)>, String>;
 
-impl Display for Dialect {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nginx => "nginx",
-            Self::Haproxy => "haproxy",
-            Self::Ipvsadm => "ipvsadm",
-        })
-    }
-}
-
-impl Dialect {
-    /// Guesses by the first words of lines.
-    #[must_use]
-    pub fn guess(text: &str) -> Option<Self> {
-        let firsts = || text.lines().map(|line| line.split_whitespace().next().unwrap_or_default());
-        if firsts().any(|word| ["-A", "--add-service"].contains(&word)) {
-            return Some(Self::Ipvsadm);
-        }
-        let is_section = |word: &str| ["global", "defaults", "frontend", "backend", "listen"].contains(&word);
-        // nginx ends directives with ; and opens blocks with {.
-        if text.contains('{') && text.contains('}') && !firsts().any(|word| word.starts_with("virtual_server")) {
-            let blocks = ["http", "stream", "upstream", "server"];
-            if firsts().any(|word| blocks.contains(&word.trim_end_matches('{'))) && text.contains(';') {
-                return Some(Self::Nginx);
-            }
-        }
-        firsts().any(is_section).then_some(Self::Haproxy)
-    }
-}
-
-/// Reads the files that a pattern of `include` names: each with its name and text.
-pub type Include<'a> = &'a mut dyn FnMut(&str) -> Result<Vec<(String, String)>, String>;
-
-/// Converts files of one dialect, given as name and text.
+/// Converts files of one dialect, given as name and text. `addresses` stand for listeners on every address.
 ///
 /// # Errors
 ///
@@ -64,16 +31,21 @@ pub type Include<'a> = &'a mut dyn FnMut(&str) -> Result<Vec<(String, String)>, 
 pub fn convert(
     dialect: Dialect,
     files: &[(String, String)],
+    addresses: &[IpAddr],
     include: Include<'_>,
 ) -> Result<Conversion, NotUnderstood> {
-    let mut conversion = match dialect {
-        Dialect::Nginx => nginx::convert(files, include)?,
-        Dialect::Haproxy => haproxy::convert(files)?,
-        Dialect::Ipvsadm => ipvsadm::convert(files)?,
+    let mut conversion = Conversion::new(addresses);
+    let converted = match dialect {
+        Dialect::Nginx => nginx::convert(&mut conversion, files, include),
+        Dialect::Haproxy => haproxy::convert(&mut conversion, files),
+        Dialect::Keepalived => keepalived::convert(&mut conversion, files, include),
+        Dialect::Ipvsadm => ipvsadm::convert(&mut conversion, files),
     };
-    conversion.make_valid();
-    if conversion.services().is_empty() {
-        return Err(conversion.nothing(dialect));
-    }
+    let checked = converted.and_then(|()| match conversion.has_candidates {
+        true => conversion.make_valid(),
+        false => Err(NotUnderstood::whole(format!("read as {dialect}, {}", dialect.lacks()))),
+    });
+    let name = files.first().map_or("", |(name, _)| name.as_str());
+    checked.map_err(|error| error.or_in(name))?;
     Ok(conversion)
 }

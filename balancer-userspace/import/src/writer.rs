@@ -1,10 +1,11 @@
 //! Writes the balancer's configuration.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use crate::{
     address::shown,
-    service::{Backend, Check, CheckKind, Conversion, Forwarding, Listener, Service},
+    notes::Conversion,
+    service::{Backend, Check, CheckKind, Forwarding, Listener, Service},
 };
 
 const NAT: &str = "\
@@ -13,6 +14,28 @@ const NAT: &str = "\
 ";
 const DSR: &str = "# dsr: each backend has the service's address on an interface that answers no ARP, as with IPVS.\n";
 const TUNNEL: &str = "# Each backend needs a tunnel interface with the service's address, as with IPVS.\n";
+const WAITING: &str = "# This service lacks addresses, see above. Put them in, and take each `# ` away.\n";
+
+const DAY_MS: u64 = 86_400_000;
+const YEAR: u64 = 31_536_000;
+
+/// What the services' check has, so that a backend's own has to say otherwise.
+fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: &Service) -> Check {
+    let mut whole = whole(check);
+    let common_port = common.and_then(|common| common.port);
+    let listener = service.listeners.first().map(|listener| listener.first);
+    whole.port = whole.port.or_else(|| common_port.and(backend.port.or(listener)));
+    if let (CheckKind::Http(own), Some(CheckKind::Http(common))) = (&mut whole.kind, common.map(|common| &common.kind))
+    {
+        if common.host.is_some() {
+            own.host.get_or_insert_with(|| shown(backend.address, backend.port));
+        }
+        if common.body_regex.is_some() {
+            own.body_regex.get_or_insert_default();
+        }
+    }
+    whole
+}
 
 impl Conversion {
     /// The configuration, with comments.
@@ -21,16 +44,33 @@ impl Conversion {
         let mut text =
             String::from("# Check this file with `balancer check`, and read the comments before it is used.\n");
         text += "# interfaces = [\"eth0\"]   # name the interface that clients' packets come in through\n";
-        if !self.notes().is_empty() {
+        if !self.notes.is_empty() {
             text.push('\n');
         }
-        for note in self.notes() {
+        for note in &self.notes {
             let line = format!("# not converted ({}): {}: {}", note.place, note.directive, note.why);
             text += &line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
             text.push('\n');
         }
-        for each in self.services() {
+        let mut said = BTreeSet::new();
+        for each in &self.services {
+            text.push('\n');
+            if said.insert(each.forwarding) {
+                text.push_str(about(each.forwarding));
+            }
             service(&mut text, each);
+        }
+        for each in &self.waiting {
+            text.push('\n');
+            if said.insert(each.forwarding) {
+                text.push_str(about(each.forwarding));
+            }
+            text.push_str(WAITING);
+            let mut lacking = String::new();
+            service(&mut lacking, each);
+            for line in lacking.lines() {
+                let _ = writeln!(text, "{}", format!("# {line}").trim_end());
+            }
         }
         text
     }
@@ -43,65 +83,118 @@ pub(crate) fn alone(each: &Service) -> String {
     text
 }
 
+/// What backends need, said once.
+fn about(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::Nat => NAT,
+        Forwarding::Dsr => DSR,
+        Forwarding::Ipip | Forwarding::Gue => TUNNEL,
+    }
+}
+
+/// A time in its largest whole unit.
+fn duration(ms: u64) -> String {
+    let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
+    let whole = units.into_iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit));
+    whole.map_or_else(|| "0s".to_owned(), |(unit, name)| format!("{}{name}", ms / unit))
+}
+
 fn service(text: &mut String, service: &Service) {
-    let (forwarding, comment) = match service.forwarding {
-        Forwarding::Nat => ("nat", NAT),
-        Forwarding::Dsr => ("dsr", DSR),
-        Forwarding::Ipip => ("ipip", TUNNEL),
-        Forwarding::Gue => ("gue", TUNNEL),
+    let forwarding = match service.forwarding {
+        Forwarding::Nat => "nat",
+        Forwarding::Dsr => "dsr",
+        Forwarding::Ipip => "ipip",
+        Forwarding::Gue => "gue",
     };
-    let _ = write!(text, "\n{comment}[[service]]\nname = {}\n", quoted(&service.name));
+    let _ = write!(text, "[[service]]\nname = {}\n", quoted(&service.name));
     let listeners: Vec<_> = service.listeners.iter().map(|each| quoted(&listener(each))).collect();
     let _ = writeln!(text, "listen = [{}]\nforwarding = \"{forwarding}\"", listeners.join(", "));
     if let Some((v4, v6)) = service.prefix {
         let _ = writeln!(text, "client_prefix = {{ v4 = {v4}, v6 = {v6} }}");
     }
     if let Some(seconds) = service.remember {
-        let _ = writeln!(text, "remember = \"{}s\"", seconds.min(31_536_000));
+        let _ = writeln!(text, "remember = \"{}\"", duration(1000 * seconds.min(YEAR)));
     }
-    if let Some(check) = &service.check {
-        write_check(text, check);
+    if service.start_down {
+        text.push_str("start_down = true\n");
     }
-    let is_checked = service.check.as_ref().is_some_and(|check| check.kind != CheckKind::None);
+    let check = service.check();
+    text.push_str("\n  [service.check]\n");
+    if let Some(about) = service.about_check {
+        let _ = writeln!(text, "  # {about}");
+    }
+    for (key, value) in check.map_or_else(|| vec![("type", quoted("none"))], keys) {
+        let _ = writeln!(text, "  {key} = {value}");
+    }
     let weighted = service.backends.iter().any(|backend| backend.weight.is_some());
     for each in &service.backends {
-        backend(text, service, each, weighted, is_checked);
+        backend(text, service, each, weighted);
+        let own = if each.check.as_ref() == check {
+            continue;
+        } else {
+            each.check
+                .as_ref()
+                .map_or_else(|| vec![("type", quoted("none"))], |own| keys(&differing(own, check, each, service)))
+        };
+        let own: Vec<_> = own.into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        let _ = writeln!(text, "  check = {{ {} }}", own.join(", "));
     }
 }
 
-fn write_check(text: &mut String, check: &Check) {
-    text.push_str("\n  [service.check]\n");
-    let mut key = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            let _ = writeln!(text, "  {name} = {value}");
-        }
-    };
+/// A check that leaves nothing to be taken over from another one.
+fn whole(check: &Check) -> Check {
+    let mut whole = check.clone();
+    whole.interval_ms = whole.interval_ms.or(Some(2000));
+    whole.fall = whole.fall.or(Some(3));
+    whole.rise = whole.rise.or(Some(2));
+    if let CheckKind::Http(http) = &mut whole.kind {
+        http.method.get_or_insert_with(|| "GET".to_owned());
+        http.path.get_or_insert_with(|| "/".to_owned());
+        http.status.get_or_insert_with(|| "200-399".to_owned());
+    }
+    whole
+}
+
+/// The keys of a check, with their values.
+fn keys(check: &Check) -> Vec<(&'static str, String)> {
+    let mut keys = Vec::new();
+    let mut key = |name: &'static str, value: Option<String>| keys.extend(value.map(|value| (name, value)));
     let kind = match &check.kind {
-        CheckKind::None => return key("type", Some(quoted("none"))),
         CheckKind::Tcp => "tcp",
-        CheckKind::Http { https, .. } => {
-            if *https {
-                "https"
-            } else {
-                "http"
-            }
-        }
+        CheckKind::Http(http) if http.https => "https",
+        CheckKind::Http(_) => "http",
+        CheckKind::Exec { .. } => "exec",
     };
+    let interval = check.interval_ms.map(|ms| ms.clamp(100, DAY_MS));
+    let within = |ms: u64| ms.clamp(100, interval.unwrap_or(2000));
+    let time = |ms: u64| quoted(&duration(ms));
     key("type", Some(quoted(kind)));
-    key("interval", check.interval_ms.map(|ms| quoted(&format!("{}ms", ms.clamp(100, 86_400_000)))));
+    key("interval", interval.map(time));
+    key("timeout", check.timeout_ms.map(within).map(time));
+    key("fast_interval", check.fast_ms.map(within).map(time));
     key("fall", check.fall.map(|fall| fall.clamp(1, 1000).to_string()));
     key("rise", check.rise.map(|rise| rise.clamp(1, 1000).to_string()));
     key("port", check.port.filter(|port| *port != 0).map(|port| port.to_string()));
-    if let CheckKind::Http { method, path, host, status, .. } = &check.kind {
-        let string = |value: &Option<String>| value.as_deref().map(quoted);
-        key("method", string(method));
-        key("path", string(path));
-        key("host", string(host));
-        key("expect_status", string(status));
+    match &check.kind {
+        CheckKind::Tcp => {}
+        CheckKind::Http(http) => {
+            let string = |value: &Option<String>| value.as_deref().map(quoted);
+            key("method", string(&http.method));
+            key("path", string(&http.path));
+            key("host", string(&http.host));
+            key("expect_status", string(&http.status));
+            key("expect_body_regex", string(&http.body_regex));
+        }
+        CheckKind::Exec { command, user } => {
+            let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
+            key("command", Some(format!("[{}]", words.join(", "))));
+            key("user", user.as_deref().map(quoted));
+        }
     }
+    keys
 }
 
-fn backend(text: &mut String, service: &Service, backend: &Backend, weighted: bool, is_checked: bool) {
+fn backend(text: &mut String, service: &Service, backend: &Backend, weighted: bool) {
     let _ = writeln!(text, "\n  [[service.backend]]\n  name = {}", quoted(&backend.name));
     let _ = writeln!(text, "  address = {}", quoted(&shown(backend.address, backend.port)));
     if backend.disabled {
@@ -116,14 +209,16 @@ fn backend(text: &mut String, service: &Service, backend: &Backend, weighted: bo
     if backend.backup {
         text.push_str("  backup = true\n");
     }
-    if is_checked && !backend.checked {
-        text.push_str("  check = { type = \"none\" }\n");
-    }
 }
 
 /// A listener as the file has it.
 pub(crate) fn listener(listener: &Listener) -> String {
-    let mut text = shown(listener.address, Some(listener.first));
+    let mut text = if listener.address.is_unspecified() {
+        let host = if listener.address.is_ipv4() { "ADDRESS" } else { "[ADDRESS]" };
+        if listener.first == 0 { format!("{host}:PORT") } else { format!("{host}:{}", listener.first) }
+    } else {
+        shown(listener.address, Some(listener.first))
+    };
     if listener.last != listener.first {
         let _ = write!(text, "-{}", listener.last);
     }

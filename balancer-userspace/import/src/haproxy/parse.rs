@@ -1,8 +1,9 @@
 //! The text of HAProxy's configuration as sections of lines.
 
-use std::rc::Rc;
-
-use crate::service::{NotUnderstood, Place};
+use crate::{
+    error::NotUnderstood,
+    place::{Place, named},
+};
 
 #[derive(Clone, Debug)]
 pub(super) struct Line {
@@ -58,7 +59,7 @@ const SECTIONS: [&str; 21] = [
 pub(super) fn parse(files: &[(String, String)]) -> Result<Vec<Section>, NotUnderstood> {
     let mut sections: Vec<Section> = Vec::new();
     for (name, text) in files {
-        let file = (files.len() > 1).then(|| Rc::from(name.as_str()));
+        let file = named(files, name);
         for (number, text) in text.lines().enumerate() {
             let place = Place { line: number + 1, file: file.clone() };
             let words = words(text).map_err(|what| NotUnderstood::at(&place, what))?;

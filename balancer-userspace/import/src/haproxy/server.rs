@@ -1,24 +1,26 @@
 //! `server`, `server-template` and `default-server`.
 
+use std::net::IpAddr;
+
 use super::parse::Line;
 use crate::{
     address::{numeric, refusal, split},
-    service::{Backend, Check, Conversion},
+    notes::Conversion,
+    service::{Backend, Check, CheckKind, Http},
 };
-
-const MOST: usize = 65_534;
 
 /// What `default-server` sets, and a server changes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
-    pub(super) weight: Option<u32>,
+    weight: Option<u32>,
     backup: bool,
     disabled: bool,
-    pub(super) check: bool,
-    pub(super) timing: Check,
+    is_checked: bool,
+    over_tls: bool,
+    check: Check,
 }
 
-/// A time, in milliseconds; without a unit `unit` milliseconds.
+/// A time in milliseconds, which is also what a number without a unit counts.
 pub(super) fn time(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let scale = match text.get(digits.len()..)? {
@@ -39,25 +41,56 @@ impl Options {
         let mut words = line.after(at).iter().map(String::as_str);
         let label = if at > 1 { format!("{} {}", line.word(0), line.word(1)) } else { line.word(0).to_owned() };
         while let Some(word) = words.next() {
+            if self.flag(word) {
+                continue;
+            }
             let mut value = || words.next().unwrap_or_default();
             match word {
-                "check" => self.check = true,
-                "no-check" => self.check = false,
-                "backup" => self.backup = true,
-                "no-backup" => self.backup = false,
-                "disabled" => self.disabled = true,
-                "enabled" => self.disabled = false,
-                "weight" => self.weight = value().parse().ok(),
-                "inter" => self.timing.interval_ms = time(value()),
-                "fall" => self.timing.fall = value().parse().ok(),
-                "rise" => self.timing.rise = value().parse().ok(),
-                "port" => self.timing.port = value().parse().ok(),
+                "weight" | "inter" | "fastinter" | "fall" | "rise" | "port" => {
+                    let value = value();
+                    if self.number(word, value).is_none() {
+                        let why = "this is no value that it can have; write a number, or a time";
+                        conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
+                    }
+                }
                 word => other(conversion, line, &label, word, value),
             }
         }
     }
 
-    fn backend(&self, line: &Line, name: &str, address: std::net::IpAddr, port: Option<u16>) -> Backend {
+    /// Sets what is switched by a word alone; `false`: it is another word.
+    fn flag(&mut self, word: &str) -> bool {
+        match word {
+            "check" => self.is_checked = true,
+            "no-check" => self.is_checked = false,
+            "check-ssl" => self.over_tls = true,
+            "no-check-ssl" => self.over_tls = false,
+            "backup" => self.backup = true,
+            "no-backup" => self.backup = false,
+            "disabled" => self.disabled = true,
+            "enabled" => self.disabled = false,
+            _ => return false,
+        }
+        true
+    }
+
+    fn number(&mut self, word: &str, value: &str) -> Option<()> {
+        match word {
+            "weight" => self.weight = Some(value.parse().ok()?),
+            "inter" => self.check.interval_ms = Some(time(value)?),
+            "fastinter" => self.check.fast_ms = Some(time(value)?),
+            "fall" => self.check.fall = Some(value.parse().ok()?),
+            "rise" => self.check.rise = Some(value.parse().ok()?),
+            _ => self.check.port = Some(value.parse().ok()?),
+        }
+        Some(())
+    }
+
+    fn backend(&self, line: &Line, name: &str, address: IpAddr, port: Option<u16>) -> Backend {
+        let mut check = self.check.clone();
+        if self.over_tls {
+            check.kind = CheckKind::Http(Http { https: true, ..Http::default() });
+        }
         Backend {
             place: line.place.clone(),
             name: name.to_owned(),
@@ -66,7 +99,7 @@ impl Options {
             weight: self.weight,
             backup: self.backup,
             disabled: self.disabled,
-            checked: self.check,
+            check: self.is_checked.then_some(check),
         }
     }
 
@@ -91,12 +124,16 @@ impl Options {
         }
         let (first, last) = line.word(2).split_once('-').unwrap_or(("1", line.word(2)));
         match (first.parse::<usize>(), last.parse::<usize>()) {
-            (Ok(first), Ok(last)) if first <= last && last - first < MOST => {
+            (Ok(first), Ok(last)) if first <= last && conversion.has_room_for(last - first) => {
                 let name = |number| format!("{}{number}", line.word(1));
                 (first..=last).map(|number| self.backend(line, &name(number), address, port)).collect()
             }
             _ => {
-                conversion.needs_you(&line.place, line.text(), "this is no number of servers; write 1 to 65534");
+                conversion.needs_you(
+                    &line.place,
+                    line.text(),
+                    "this is no number of servers, or they are too many; write 1 to 65534 in all",
+                );
                 Vec::new()
             }
         }
@@ -104,32 +141,32 @@ impl Options {
 }
 
 fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, mut value: impl FnMut() -> &'a str) {
-    let mut tell = |text: String, why: &str| conversion.needs_you(&line.place, format!("{label} {text}"), why);
-    match word {
-        "cookie" => tell(
-            format!("cookie {}", value()),
+    let (with_value, why) = match word {
+        "cookie" => (
+            true,
             "cookies are layer 7, which this balancer does not do; it remembers clients by address, or keep HAProxy as the backend",
         ),
-        "ssl" | "send-proxy" | "send-proxy-v2" | "check-ssl" | "send-proxy-v2-ssl" | "ssl-reuse"
-        | "check-send-proxy" => {
-            tell(
-                word.to_owned(),
-                "nothing is added to or encrypted in connections here; let clients and backends do without it, or keep HAProxy as the backend",
-            );
-        }
-        "slowstart" => tell(format!("slowstart {}", value()), "it is a key of the service here; write `slow_start`"),
-        "maxconn" | "minconn" | "maxqueue" => tell(
-            format!("{word} {}", value()),
-            "connections are not counted or queued; set the limit in the server itself",
+        "ssl" | "send-proxy" | "send-proxy-v2" | "send-proxy-v2-ssl" | "check-send-proxy" => (
+            false,
+            "nothing is added to or encrypted in connections here; let clients and backends do without it, or keep HAProxy as the backend",
         ),
-        "agent-check" => tell(word.to_owned(), "agents are not asked; use a check of type `exec`"),
-        "source" | "resolvers" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track"
-        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "verify" | "ca-file" | "crt" | "sni"
-        | "alpn" | "proto" | "id" | "init-addr" | "resolve-prefer" | "error-limit" | "redir" | "fastinter"
-        | "downinter" | "pool-max-conn" | "check-sni" | "check-alpn" | "resolve-opts" | "resolve-net" | "namespace"
-        | "usesrc" => {
-            tell(format!("{word} {}", value()), "it has no counterpart; look whether it matters");
+        "slowstart" => (true, "it is a key of the service here; write `slow_start`"),
+        "maxconn" | "minconn" | "maxqueue" => {
+            (true, "connections are not counted or queued; set the limit in the server itself")
         }
-        _ => tell(word.to_owned(), "it has no counterpart; look whether it matters"),
-    }
+        "agent-check" => (false, "agents are not asked; use a check of type `exec`"),
+        "downinter" => (true, "the interval is the same while a backend is down; look whether it matters"),
+        "verify" => (true, "`tls_verify` of a check says whether the certificate is looked at"),
+        "source" | "resolvers" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track"
+        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "ca-file" | "crt" | "sni" | "alpn" | "proto"
+        | "id" | "init-addr" | "resolve-prefer" | "error-limit" | "redir" | "pool-max-conn" | "check-sni"
+        | "check-alpn" | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay"
+        | "pool-low-conn" | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "check-proto" | "socks4" | "ws"
+        | "log-proto" | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
+            (!word.starts_with("force-"), "it has no counterpart; look whether it matters")
+        }
+        _ => (false, "it has no counterpart; look whether it matters"),
+    };
+    let directive = if with_value { format!("{label} {word} {}", value()) } else { format!("{label} {word}") };
+    conversion.needs_you(&line.place, directive, why);
 }

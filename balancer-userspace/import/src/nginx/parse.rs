@@ -2,44 +2,11 @@
 
 use std::{iter::Peekable, rc::Rc, str::Chars};
 
-use crate::{
-    Include,
-    service::{NotUnderstood, Place},
-};
+use crate::{Include, error::NotUnderstood, place::Place, tree::Directive};
 
 /// nginx's own blocks are five deep.
 const DEEPEST: usize = 32;
 const MOST_FILES: usize = 4096;
-
-#[derive(Debug)]
-pub(super) struct Directive {
-    pub(super) place: Place,
-    /// The name and the arguments.
-    pub(super) words: Vec<String>,
-    pub(super) block: Option<Vec<Directive>>,
-}
-
-impl Directive {
-    pub(super) fn name(&self) -> &str {
-        self.words.first().map_or("", String::as_str)
-    }
-
-    pub(super) fn arguments(&self) -> &[String] {
-        self.words.get(1..).unwrap_or_default()
-    }
-
-    pub(super) fn argument(&self) -> &str {
-        self.words.get(1).map_or("", String::as_str)
-    }
-
-    pub(super) fn children(&self) -> &[Self] {
-        self.block.as_deref().unwrap_or_default()
-    }
-
-    pub(super) fn text(&self) -> String {
-        self.words.join(" ")
-    }
-}
 
 #[derive(Debug, PartialEq, Eq)]
 enum Token {
@@ -114,6 +81,8 @@ impl Lexer<'_> {
 /// Reads files, each with what it includes.
 pub(super) struct Reader<'a> {
     pub(super) include: Include<'a>,
+    /// The file that names in `include` are relative to.
+    pub(super) main: String,
     pub(super) files: usize,
     pub(super) unread: Vec<(Place, String, String)>,
 }
@@ -184,7 +153,7 @@ impl Reader<'_> {
         if depth >= DEEPEST {
             return Err(NotUnderstood::at(&directive.place, "files include each other too deeply"));
         }
-        match (self.include)(directive.argument()) {
+        match (self.include)(&self.main, directive.argument()) {
             Ok(files) => {
                 for (name, text) in files {
                     self.files += 1;
