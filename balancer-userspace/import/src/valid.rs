@@ -244,7 +244,14 @@ fn lacking(service: &mut Service) -> Vec<Listener> {
 
 /// Ports by address and protocol.
 #[derive(Default)]
-struct Ports(BTreeMap<(IpAddr, bool), BTreeSet<(u16, u16)>>);
+struct Ports(BTreeMap<(IpAddr, bool), Occupied>);
+
+/// Most listeners have one port, and there may be as many as there are ports.
+#[derive(Default)]
+struct Occupied {
+    single: BTreeSet<u16>,
+    wide: Vec<(u16, u16)>,
+}
 
 impl Ports {
     fn range(listener: &Listener) -> (u16, u16) {
@@ -252,13 +259,18 @@ impl Ports {
     }
 
     fn take(&mut self, listener: &Listener) {
-        self.0.entry((listener.address, listener.udp)).or_default().insert(Self::range(listener));
+        let occupied = self.0.entry((listener.address, listener.udp)).or_default();
+        match Self::range(listener) {
+            (first, last) if first == last => drop(occupied.single.insert(first)),
+            range => occupied.wide.push(range),
+        }
     }
 
     fn has(&self, listener: &Listener, is_in_the_way: fn((u16, u16), (u16, u16)) -> bool) -> bool {
-        let range = Self::range(listener);
-        let Some(taken) = self.0.get(&(listener.address, listener.udp)) else { return false };
-        taken.contains(&range) || taken.iter().any(|&other| is_in_the_way(other, range))
+        let range @ (first, last) = Self::range(listener);
+        let Some(Occupied { single, wide }) = self.0.get(&(listener.address, listener.udp)) else { return false };
+        first <= last && single.range(first..=last).any(|&port| is_in_the_way((port, port), range))
+            || wide.iter().any(|&other| is_in_the_way(other, range))
     }
 }
 

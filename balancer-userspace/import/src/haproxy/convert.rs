@@ -12,24 +12,52 @@ use crate::{error::NotUnderstood, notes::Conversion, service::Service};
 
 type Backends<'a> = BTreeMap<&'a str, (&'a Section, Vec<Line>)>;
 
+/// What sections take over: from the `defaults` that stand before them, or from those that they name.
+#[derive(Default)]
+struct Defaults<'a> {
+    last: Vec<Line>,
+    named: BTreeMap<&'a str, Vec<Line>>,
+}
+
+impl<'a> Defaults<'a> {
+    /// `defaults [NAME] [from NAME]`.
+    fn add(&mut self, section: &'a Section) {
+        let mut lines = self.from(section).cloned().unwrap_or_default();
+        lines.extend(section.lines.iter().filter(|line| inherits(line)).cloned());
+        if !["", "from"].contains(&section.head.word(1)) {
+            self.named.insert(section.head.word(1), lines.clone());
+        }
+        self.last = lines;
+    }
+
+    fn from(&self, section: &Section) -> Option<&Vec<Line>> {
+        let mut words = section.head.words.iter().skip_while(|word| *word != "from").skip(1);
+        self.named.get(words.next()?.as_str())
+    }
+
+    fn of(&self, section: &Section) -> Vec<Line> {
+        self.from(section).unwrap_or(&self.last).clone()
+    }
+}
+
 pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -> Result<(), NotUnderstood> {
     let sections = parse(files)?;
-    let mut defaults: Vec<Line> = Vec::new();
+    let mut defaults = Defaults::default();
     let mut backends: Backends<'_> = BTreeMap::new();
     let mut fronts = Vec::new();
     for section in &sections {
         match section.head.word(0) {
             "defaults" => {
-                defaults = section.lines.iter().filter(|line| inherits(line)).cloned().collect();
+                defaults.add(section);
                 section.lines.iter().filter(|line| !inherits(line)).for_each(|line| other(conversion, line));
             }
             _ if section.lines.iter().any(|line| line.word(0) == "disabled") => {
                 conversion.not_needed(&section.head.place, section.head.text(), "it is disabled; nothing to do");
             }
             "backend" => {
-                backends.insert(section.head.word(1), (section, defaults.clone()));
+                backends.insert(section.head.word(1), (section, defaults.of(section)));
             }
-            "frontend" | "listen" => fronts.push((section, defaults.clone())),
+            "frontend" | "listen" => fronts.push((section, defaults.of(section))),
             "global" => section.lines.iter().for_each(|line| conversion.not_needed(&line.place, line.text(), OWN)),
             "peers" => conversion.needs_you(
                 &section.head.place,

@@ -67,10 +67,12 @@ pub(super) fn other(conversion: &mut Conversion, line: &Line) {
         Err(
             "no header is added; let the backends take the address that the connection comes from, which is the client's own",
         )
-    } else if option == "persist" || option == "allbackups" {
-        Err(
-            "it has no counterpart; `when_all_down` says what happens without a backend, and all backups share the clients",
-        )
+    } else if option == "allbackups" {
+        Ok("all backups share the clients here as well; nothing to do")
+    } else if option == "persist" {
+        Err("it has no counterpart; `when_all_down` says what happens without a backend")
+    } else if word.starts_with('.') {
+        Err("conditions are not looked at; take away what is not for this machine")
     } else if word == "source" {
         Err("backends see the clients' own addresses; let them accept these")
     } else if LAYER_7.contains(&word) {

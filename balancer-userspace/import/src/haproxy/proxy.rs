@@ -21,6 +21,15 @@ pub(super) fn inherits(line: &Line) -> bool {
     }
 }
 
+/// Where HAProxy would use one backup at a time.
+fn one_backup(conversion: &mut Conversion, service: &Service) {
+    if let Some(second) = service.backends.iter().filter(|backend| backend.backup).nth(1) {
+        let why =
+            "HAProxy uses its backups one after another, and here all share the clients; keep one where that matters";
+        conversion.needs_you(&second.place, format!("server {} backup", second.name), why);
+    }
+}
+
 pub(super) fn fill<'a>(
     conversion: &mut Conversion,
     service: &mut Service,
@@ -28,6 +37,7 @@ pub(super) fn fill<'a>(
     inherited: &'a [Line],
 ) {
     let (mut default, mut http, mut timeout) = (Options::default(), None::<Http>, None);
+    let mut all_backups = false;
     for line in inherited.iter().chain(lines) {
         match line.word(0) {
             "default-server" => default.read(conversion, line, 1),
@@ -48,8 +58,14 @@ pub(super) fn fill<'a>(
             ),
             "stick-table" => stick_table(conversion, service, line),
             "stick" => stick(conversion, service, line),
-            _ => other(conversion, line),
+            _ => {
+                all_backups |= line.word(0) == "option" && line.word(1) == "allbackups";
+                other(conversion, line);
+            }
         }
+    }
+    if !all_backups {
+        one_backup(conversion, service);
     }
     for backend in &mut service.backends {
         let Some(check) = &mut backend.check else { continue };

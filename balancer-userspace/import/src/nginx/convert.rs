@@ -165,6 +165,16 @@ fn server<'a>(
         conversion.needs_you(&pass.place, pass.text(), format!("it chooses the server by the request; {BEHIND}"));
         return None;
     }
+    for pass in &passes {
+        if pass
+            .argument()
+            .split_once("://")
+            .and_then(|(_, rest)| rest.split_once('/'))
+            .is_some_and(|(_, path)| !path.is_empty())
+        {
+            conversion.needs_you(&pass.place, pass.text(), format!("it changes the path of requests; {BEHIND}"));
+        }
+    }
     let udp = listeners.iter().any(|listener| listener.udp);
     let mut service = Service::new(&server.place, *target);
     service.listeners = listeners;

@@ -180,6 +180,61 @@ fn when_haproxy_sticks_to_a_prefix_then_it_is_the_clients_prefix() {
 }
 
 #[test]
+fn when_a_section_of_haproxy_names_its_defaults_then_it_takes_over_these() {
+    let text = "defaults slow\n default-server inter 9s\ndefaults quick from slow\n default-server fall 7\n\
+                defaults\n default-server inter 1s\n\
+                listen web from quick\n bind 198.51.100.10:80\n server a 10.0.0.1:80 check\n";
+    let conversion = converted(Dialect::Haproxy, text);
+    assert_eq!(conversion.summary(), "1 service, 1 backend; 0 directives need you");
+    assert_has(&checked(&conversion), &["  interval = \"9s\"\n  fall = 7\n"]);
+}
+
+#[test]
+fn when_haproxy_would_use_one_backup_at_a_time_then_it_is_said() {
+    let text = "listen web\n bind 198.51.100.10:80\n server a 10.0.0.1:80\n server b 10.0.0.2:80 backup\n server c 10.0.0.3:80 backup\n";
+    let conversion = converted(Dialect::Haproxy, text);
+    assert_has(
+        &checked(&conversion),
+        &["# not converted (line 5): server c backup: HAProxy uses its backups one after another"],
+    );
+    let conversion = converted(Dialect::Haproxy, &format!("{text} option allbackups\n"));
+    assert_eq!(conversion.summary(), "1 service, 3 backends; 0 directives need you");
+}
+
+#[test]
+fn when_nginx_changes_paths_then_it_is_said() {
+    let text = |path: &str| {
+        format!(
+            "http {{ server {{ listen 198.51.100.10:80; location / {{ proxy_pass http://10.0.0.1:80{path}; }} }} }}"
+        )
+    };
+    for (path, need) in [("", 0), ("/", 0), ("/shop/", 1)] {
+        assert_eq!(converted(Dialect::Nginx, &text(path)).need_you(), need, "{path}");
+    }
+}
+
+#[test]
+fn when_a_virtual_server_is_not_plain_then_it_is_said_what_lacks() {
+    let server = |head: &str, inside: &str| {
+        format!("virtual_server {head} {{\n {inside}\n real_server 10.0.0.11 80 {{\n TCP_CHECK {{\n }}\n }}\n}}\n")
+    };
+    for (head, inside, wanted) in [
+        ("198.51.100.10 80", "protocol SCTP", "TCP and UDP are steered; keep IPVS for SCTP"),
+        ("198.51.100.10 80", "lb_kind TUN type gre", "methods are NAT, DR, and TUN with ipip or gue"),
+        ("198.51.100.10 80", "quorum 2", "backups take over when no other backend is eligible"),
+        ("group shop", "lb_kind DR", "there is no such `virtual_server_group`; name one"),
+        ("198.51.100.x 80", "lb_kind DR", "this is no numeric address or range; write one"),
+        ("198.51.100.10 http", "lb_kind DR", "this is no port; write one, 1 to 65535"),
+        ("198.51.100.10 80", "delay_loop soon", "this is no value that it can have; write a number"),
+        ("198.51.100.10 80", "quorum_down \"/usr/bin/mail -s down\"", "no program is started; read `balancer events"),
+    ] {
+        let conversion = converted(Dialect::Keepalived, &server(head, inside));
+        assert!(conversion.need_you() > 0, "{head} {inside}");
+        assert_has(&checked(&conversion), &[wanted]);
+    }
+}
+
+#[test]
 fn when_parameters_of_keepalived_stand_for_several_lines_then_they_are_put_in() {
     let text = "$SERVER= \\\n real_server 10.0.0.${LAST} 80 { \\\n TCP_CHECK { \\\n } \\\n }\n\
                 virtual_server 198.51.100.10 80 {\n lb_kind DR\n $LAST=11\n $SERVER\n $LAST=12\n $SERVER\n}\n";
