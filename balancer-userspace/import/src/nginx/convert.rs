@@ -88,8 +88,14 @@ struct Parts<'a> {
 
 fn parts<'a>(conversion: &mut Conversion, server: &'a Directive) -> Parts<'a> {
     let mut parts = Parts::default();
+    let passes_in = |one: &Directive| one.children().iter().any(|each| each.name() == "proxy_pass");
+    let passes = passes_in(server) || server.children().iter().any(passes_in);
     for each in server.children() {
         match each.name() {
+            "listen" if !passes => {
+                parts.listens = true;
+                conversion.not_needed(&each.place, each.text(), "its server passes to no other one, see there");
+            }
             "listen" => {
                 parts.listens = true;
                 parts.listeners.extend(listen(conversion, each));
@@ -141,7 +147,7 @@ fn server<'a>(
     stream: bool,
 ) -> Option<&'a str> {
     let Parts { mut listeners, passes, listens } = parts(conversion, server);
-    if !listens && !stream {
+    if !listens && !stream && !passes.is_empty() {
         let default = Directive { place: server.place.clone(), words: vec!["listen".into(), "80".into()], block: None };
         listeners = listen(conversion, &default);
     }

@@ -214,6 +214,16 @@ fn when_nginx_changes_paths_then_it_is_said() {
 }
 
 #[test]
+fn when_nginx_serves_files_then_no_address_is_asked_for() {
+    let conversion = converted(Dialect::Nginx, "http { server { listen 80; location / { try_files $uri =404; } } }");
+    assert_has(
+        &conversion.toml(),
+        &["listen 80: its server passes to no other one", "server: it passes to no other server; "],
+    );
+    assert!(!conversion.toml().contains("--address"), "{}", conversion.toml());
+}
+
+#[test]
 fn when_a_virtual_server_is_not_plain_then_it_is_said_what_lacks() {
     let server = |head: &str, inside: &str| {
         format!("virtual_server {head} {{\n {inside}\n real_server 10.0.0.11 80 {{\n TCP_CHECK {{\n }}\n }}\n}}\n")
